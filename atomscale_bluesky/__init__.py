@@ -1,0 +1,1 @@
+"""Stream Bluesky runs to Atomscale while the plan runs."""

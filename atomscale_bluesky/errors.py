@@ -1,0 +1,70 @@
+"""Every error this package raises, grouped by what the caller can do about it.
+
+A text names the thing, what was expected and the remedy. None of them ever leaves `AtomscaleCallback.__call__`:
+a callback that raises would abort the run it listens to.
+"""
+
+from __future__ import annotations
+
+
+class AtomscaleBlueskyError(Exception):
+    """Any error of this package; catch one of its kinds instead, where you can tell them apart."""
+
+
+class SettingsError(AtomscaleBlueskyError, ValueError):
+    """A setting cannot be used; raised when the callback or the command starts, before any run."""
+
+
+class MetadataError(AtomscaleBlueskyError, ValueError):
+    """A start document's metadata cannot be used to initialize a metrology stream."""
+
+
+class ChannelError(AtomscaleBlueskyError, ValueError):
+    """A descriptor or a value cannot become channels of a metrology stream."""
+
+
+class SpoolError(AtomscaleBlueskyError, OSError):
+    """The spool cannot be used, or two owners claim the same run."""
+
+
+class SpoolFullError(SpoolError):
+    """There is no room for more; nothing that was kept before is touched."""
+
+
+class ApiError(AtomscaleBlueskyError):
+    """Atomscale did not do what was asked of it.
+
+    `status` is the HTTP status of its answer, None where there was no answer of the API's.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ApiUnavailableError(ApiError):
+    """No answer of the API's, or one that can clear by itself; the same request may succeed later.
+
+    `retry_after_s` is how long the server asks to be left alone, in seconds from now; None where it does not say.
+    `may_have_been_applied` is False only where the request surely never reached the API.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+        may_have_been_applied: bool = True,
+    ) -> None:
+        super().__init__(message, status=status)
+        self.retry_after_s = retry_after_s
+        self.may_have_been_applied = may_have_been_applied
+
+
+class ApiKeyError(ApiError):
+    """401 or 403: the API key is missing, wrong, revoked or lacks a right. Everything waits for a key that works."""
+
+
+class ApiRefusedError(ApiError):
+    """Any other 4xx: this request will never be taken as it is."""
