@@ -1,0 +1,291 @@
+"""Append-only files of checksummed lines: append, read on, cut a torn tail. Knows nothing of runs.
+
+A line is the CRC-32 of what follows as eight hexadecimal digits, a space, one JSON value, a newline. So a pager shows
+it, a line that was cut short or changed by the disk is recognised, and costs itself and no other.
+
+A journal is a sequence of segments, `journal-0001.jsonl`, `journal-0002.jsonl` …; a position names a segment and an
+offset in it. Each `append` is one `write` to a descriptor that stays open: once it returns the lines survive a killed
+process, and once `sync` returns they survive a power cut. A write that the disk takes only in part is taken back before
+anything else is written, so that there is never half a line before a whole one.
+
+One process appends; any number may read, at any time. Reading is in blocks of bounded size.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from .errors import SpoolError, SpoolFullError
+
+# Segments keep single files handy for a person, and let the confirmed part of a long run go first when room is short.
+SEGMENT_BYTES = 64 * 2**20
+# How much of a journal is in memory while it is read; a longer line is read whole.
+BLOCK_BYTES = 2**20
+
+_O_BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate newlines without it
+_O_CLOEXEC = getattr(os, "O_CLOEXEC", 0)  # a started program must not keep our files open
+_PREFIX = 9  # eight digits and a space
+
+
+def line(payload: bytes) -> bytes:
+    """A whole line for `payload`, one JSON value without a newline in it."""
+    return b"%08x %b\n" % (zlib.crc32(payload), payload)
+
+
+def payload_of(text: bytes) -> bytes | None:
+    """What a line without its newline holds, or None if it is damaged."""
+    payload = text[_PREFIX:]
+    try:
+        intact = text[8:_PREFIX] == b" " and int(text[:8], 16) == zlib.crc32(payload)
+    except ValueError:
+        return None
+    return payload if intact else None
+
+
+def sync_file(descriptor: int) -> None:
+    """Have the file's content survive a power cut, by the strongest means the platform offers."""
+    if sys.platform == "darwin":
+        # fsync there leaves the data in the drive's own cache; only F_FULLFSYNC does not.
+        import fcntl
+
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+        except OSError:  # some network file systems do not know it
+            os.fsync(descriptor)
+    elif hasattr(os, "fdatasync"):
+        os.fdatasync(descriptor)
+    else:
+        os.fsync(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in `folder` survive a power cut, where the platform lets a folder be synced."""
+    if os.name == "nt":
+        return  # Windows has no such call; its journaling file system keeps names by itself
+    descriptor = os.open(folder, os.O_RDONLY | _O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class LineFile:
+    """One file of lines, open for appending by its only writer.
+
+    Opening cuts off a torn tail: whatever stands after the last newline was never acknowledged to anybody.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _O_BINARY | _O_CLOEXEC, 0o600)
+        try:
+            self.size = self._cut_torn_tail()
+        except OSError:
+            os.close(self._descriptor)
+            raise
+        self._torn = False
+
+    def append(self, lines: bytes) -> None:
+        """Write whole lines, all of them or none.
+
+        Raises:
+            SpoolFullError: The disk has no room for them; the file is as it was before.
+            SpoolError: The disk failed in another way; the file is as it was, or is cut back before the next append.
+        """
+        if self._torn:
+            self._take_back()
+        try:
+            written = os.write(self._descriptor, lines)
+        except OSError as error:
+            raise SpoolFullError(f"{self.path} cannot take more: {error.strerror}. Free some space.") from error
+        if written != len(lines):
+            self._torn = True
+            self._take_back()
+            raise SpoolFullError(f"{self.path} took only {written} of {len(lines)} bytes. Free some space on its disk.")
+        self.size += written
+
+    def sync(self) -> None:
+        """Have everything appended so far survive a power cut; may take as long as the disk needs."""
+        sync_file(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _take_back(self) -> None:
+        try:
+            os.ftruncate(self._descriptor, self.size)
+        except OSError as error:
+            raise SpoolError(f"{self.path} holds half a line that cannot be taken back: {error.strerror}") from error
+        self._torn = False
+
+    def _cut_torn_tail(self) -> int:
+        size = os.lseek(self._descriptor, 0, os.SEEK_END)
+        whole = size
+        while whole > 0:
+            start = max(0, whole - BLOCK_BYTES)
+            os.lseek(self._descriptor, start, os.SEEK_SET)
+            block = os.read(self._descriptor, whole - start)
+            newline = block.rfind(b"\n")
+            if newline >= 0:
+                whole = start + newline + 1
+                break
+            whole = start
+        if whole != size:
+            os.ftruncate(self._descriptor, whole)
+        return whole
+
+
+class Position(NamedTuple):
+    """A place in a journal: a segment's number, from 1, and an offset in bytes; positions compare in journal order."""
+
+    segment: int
+    offset: int
+
+
+START = Position(1, 0)
+
+
+class Line(NamedTuple):
+    """One intact line as read back: where it begins, and its JSON text."""
+
+    position: Position
+    payload: bytes
+
+
+def segment_path(folder: Path, segment: int) -> Path:
+    """The file of a journal's `segment`."""
+    return folder / f"journal-{segment:04d}.jsonl"
+
+
+def segments(folder: Path) -> list[int]:
+    """The numbers of the segments that a folder holds, in order."""
+    return sorted(int(path.stem.partition("-")[2]) for path in folder.glob("journal-[0-9]*.jsonl"))
+
+
+class JournalWriter:
+    """The writing end of a journal; goes on in the last segment that is there."""
+
+    def __init__(self, folder: Path, *, segment_bytes: int = SEGMENT_BYTES) -> None:
+        self._folder = folder
+        self._segment_bytes = segment_bytes
+        self._segment = max(segments(folder), default=1)
+        self._file = LineFile(segment_path(folder, self._segment))
+        self._unsynced: list[LineFile] = []  # segments left behind since the last sync
+
+    def append(self, lines: bytes) -> None:
+        """Write whole lines, all or none; they survive a killed process once this returns.
+
+        Raises:
+            SpoolFullError: There is no room; nothing of `lines` was kept.
+            SpoolError: The file cannot be written.
+        """
+        if self._file.size >= self._segment_bytes:
+            self._next_segment()
+        self._file.append(lines)
+
+    def sync(self) -> None:
+        """Have every line appended before this call survive a power cut. Another thread may be appending meanwhile."""
+        while self._unsynced:
+            left_behind = self._unsynced[0]
+            left_behind.sync()
+            left_behind.close()
+            self._unsynced.pop(0)
+        self._file.sync()
+
+    def close(self) -> None:
+        """Close the files; idempotent."""
+        for file in [*self._unsynced, self._file]:
+            file.close()
+
+    def _next_segment(self) -> None:
+        try:
+            following = LineFile(segment_path(self._folder, self._segment + 1))
+        except OSError as error:
+            raise SpoolFullError(f"{self._folder} takes no further file: {error.strerror}") from error
+        self._unsynced.append(self._file)
+        self._segment += 1
+        self._file = following
+
+
+class JournalReader:
+    """The reading end of a journal: each intact line once, from a position on, as far as it is written.
+
+    `damaged` counts the lines that failed their checksum, which were passed over.
+    """
+
+    def __init__(self, folder: Path, position: Position = START) -> None:
+        self._folder = folder
+        self.position = position
+        self.damaged = 0
+        self._descriptor = -1
+        self._synced_segment = position.segment
+        self._rest = b""  # the beginning of a line whose end is not there yet
+
+    def read(self) -> Iterator[Line]:
+        """The lines written since the last call; ends where no whole line follows. Bounded memory."""
+        while True:
+            block = self._block()
+            if not block:
+                following = next((n for n in segments(self._folder) if n > self.position.segment), None)
+                if following is None:
+                    return
+                # The writer never comes back to a segment once the next one is there; what it wrote in between counts.
+                block = self._block()
+                if not block:
+                    self._on_to(following)
+                    continue
+            yield from self._lines(block)
+
+    def sync(self) -> None:
+        """Have all that was read so far survive a power cut, also what another process wrote."""
+        for segment in segments(self._folder):
+            if self._synced_segment <= segment <= self.position.segment:
+                descriptor = os.open(segment_path(self._folder, segment), os.O_RDWR | _O_BINARY | _O_CLOEXEC)
+                try:
+                    sync_file(descriptor)
+                finally:
+                    os.close(descriptor)
+        self._synced_segment = self.position.segment
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _block(self) -> bytes:
+        if self._descriptor < 0:
+            try:
+                self._descriptor = os.open(
+                    segment_path(self._folder, self.position.segment), os.O_RDONLY | _O_BINARY | _O_CLOEXEC
+                )
+            except FileNotFoundError:
+                return b""
+            os.lseek(self._descriptor, self.position.offset, os.SEEK_SET)
+        return os.read(self._descriptor, BLOCK_BYTES)
+
+    def _lines(self, block: bytes) -> Iterator[Line]:
+        *texts, self._rest = (self._rest + block).split(b"\n")
+        for text in texts:
+            begin = self.position
+            self.position = Position(begin.segment, begin.offset + len(text) + 1)
+            payload = payload_of(text)
+            if payload is None:
+                self.damaged += 1
+            else:
+                yield Line(begin, payload)
+
+    def _on_to(self, segment: int) -> None:
+        if self._rest:
+            self.damaged += 1
+            self._rest = b""
+        self.close()
+        self.position = Position(segment, 0)

@@ -1,0 +1,275 @@
+"""Every line that a run's files may hold, as a type: this module is the format of the spool.
+
+The journal, written by the callback, holds a `Header`, `Layout`s, rows, `LeftOut`s and at last a `Stop`. The ledger,
+written by the uploader, holds what became of each metrology stream and chunk. An order is what a person asked for.
+Rows are JSON arrays, `[layout, row, time, event uid, values]`, followed by an object of gaps where a value could not
+become a point; everything else is an object whose `kind` names its type. A kind or member that this version does not
+know makes the line unreadable, which is an error of its own, never a guess.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+import orjson
+
+from .errors import SpoolError
+
+# Raised when a file of an older version would be read wrongly; what is newer than this is left alone.
+FORMAT = 1
+
+
+class _Line(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, forbid_unknown_fields=True):
+    """What all lines but rows share."""
+
+
+# ---- journal ---------------------------------------------------------------------------------------------------------
+
+
+class Links(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a metrology stream is linked to in Atomscale."""
+
+    synth_source_id: int | None = None
+    physical_sample_id: str | None = None
+    project_id: str | None = None
+
+
+class Header(_Line, frozen=True, tag="header"):
+    """The first line of a run's journal: everything its delivery needs to know, from the start document and settings."""
+
+    format: int
+    run_uid: str
+    started: float  # the start document's time, Unix seconds
+    label: str  # of the run's streams, before what tells them apart is added
+    points_per_chunk: int
+    primary: str  # the event stream that goes into the metrology stream the start document initializes
+    endpoint: str  # the origin that this run's requests may go to
+    non_finite: str  # what becomes of gaps: own_stream, null or drop_row
+    links: Links = Links()
+    problem: str | None = None  # why the metadata cannot be used; parks the run until somebody mends it
+    content: str = ""  # a digest of the start document, which tells a replay from another run of the same uid
+
+
+class Channel(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One named scalar series, made from one data key (or one element of an array-valued one)."""
+
+    name: str  # as Atomscale shows it
+    key: str  # the data key
+    unit: str | None = None
+    element: int | None = None  # index into a one-dimensional array, None for a scalar
+
+
+class Layout(_Line, frozen=True, tag="layout"):
+    """Which channels the values of the rows that name it belong to, in order."""
+
+    layout: int
+    event_stream: str
+    time_base: str  # what rows are numbered by; the event stream's name, unless its keys have times of their own
+    channels: tuple[Channel, ...]
+    left_out: dict[str, str] = {}  # data key → why its readings never become points
+
+
+class LeftOut(_Line, frozen=True, tag="left_out"):
+    """Readings that never became rows, since the last such line."""
+
+    event_stream: str
+    reason: str
+    readings: int
+    keys: dict[str, int] = {}
+
+
+class Stop(_Line, frozen=True, tag="stop"):
+    """The run ended; nothing follows. `interrupted` says that no stop document came."""
+
+    time: float
+    exit_status: str
+    reason: str = ""
+    interrupted: bool = False
+
+
+class Row(msgspec.Struct, frozen=True):
+    """The values of all channels of a layout at one instant; None where there is a gap."""
+
+    layout: int
+    number: int  # counts from 0 within its time base
+    time: float  # Unix seconds
+    event_uid: str
+    values: list[float | None]
+    gaps: dict[str, str] = {}  # channel name → why its value is None
+
+
+# ---- ledger ----------------------------------------------------------------------------------------------------------
+
+Why = Literal["run start", "event stream", "gap", "late channel", "closed by the server", "too large"]
+
+
+class Opened(_Line, frozen=True, tag="opened"):
+    """An opening: a metrology stream of the run, before anything is done about it."""
+
+    stream: int  # counts from 0 within the run
+    time_base: str
+    from_row: int
+    why: Why
+    label: str  # unique: it ends in the run's uid and a token of this stream's own
+    token: str
+    points_per_chunk: int
+    channels: tuple[str, ...] | None = None  # None: those of the time base's first layout
+    skip_gaps: bool = False  # a stream of one channel that has gaps: its points are the rows where it has none
+
+
+class Initializing(_Line, frozen=True, tag="initializing"):
+    """A request to initialize is about to leave: from here on the stream may exist."""
+
+    stream: int
+
+
+class Initialized(_Line, frozen=True, tag="initialized"):
+    """Atomscale has given the stream an id."""
+
+    stream: int
+    data_id: str
+    family: str
+
+
+class Left(_Line, frozen=True, tag="left"):
+    """A channel ends in this stream: no row from `from_row` on gives it a point here."""
+
+    stream: int
+    channel: str
+    from_row: int
+
+
+class Tried(_Line, frozen=True, tag="tried"):
+    """A chunk is about to be pushed for the first time: which rows it is made of, for ever."""
+
+    stream: int
+    index: int
+    first_row: int
+    last_row: int
+    points: int  # per channel
+    channels: tuple[str, ...]
+    segment: int  # where its first row stands in the journal
+    offset: int
+    last_time: float  # of its last point
+
+
+class Confirmed(_Line, frozen=True, tag="confirmed"):
+    """Atomscale holds the chunk; of the channels named, or of all that it has."""
+
+    stream: int
+    index: int
+    time: float
+    channels: tuple[str, ...] | None = None
+
+
+class Refused(_Line, frozen=True, tag="refused"):
+    """Atomscale will not take these channels of the chunk as they are."""
+
+    stream: int
+    index: int
+    channels: tuple[str, ...]
+    status: int | None
+    reason: str
+
+
+class Discarded(_Line, frozen=True, tag="discarded"):
+    """A person gave up what this run still had waiting or refused."""
+
+    time: float
+
+
+class Parked(_Line, frozen=True, tag="parked"):
+    """The stream (or, without one, the run) waits for a person."""
+
+    reason: str
+    stream: int | None = None
+
+
+class Unparked(_Line, frozen=True, tag="unparked"):
+    """A person mended what had parked it; refused chunks wait again."""
+
+    stream: int | None = None
+
+
+class Edited(_Line, frozen=True, tag="edited"):
+    """A person corrected what the run's streams are to be initialized with."""
+
+    links: Links
+    points_per_chunk: int | None = None
+
+
+class Finalizing(_Line, frozen=True, tag="finalizing"):
+    """A request to finalize is about to leave: nothing is pushed to the stream any more."""
+
+    stream: int
+
+
+class Finalized(_Line, frozen=True, tag="finalized"):
+    """Atomscale has closed the stream, complete."""
+
+    stream: int
+    time: float
+
+
+# ---- reading and writing ---------------------------------------------------------------------------------------------
+
+JournalLine = Header | Layout | LeftOut | Stop
+LedgerLine = (
+    Opened
+    | Initializing
+    | Initialized
+    | Left
+    | Tried
+    | Confirmed
+    | Refused
+    | Discarded
+    | Parked
+    | Unparked
+    | Edited
+    | Finalizing
+    | Finalized
+)
+
+_journal_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(JournalLine)
+_ledger_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(LedgerLine)
+
+
+def encode(value: JournalLine | LedgerLine) -> bytes:
+    """The JSON text of a line that is not a row."""
+    return msgspec.json.encode(value)
+
+
+def encode_row(layout: int, number: int, time: float, event_uid: str, values: bytes, gaps: dict[str, str]) -> bytes:
+    """The JSON text of a row whose `values` are encoded already."""
+    if gaps:
+        return b'[%d,%d,%b,%b,%b,%b]' % (
+            layout, number, repr(time).encode(), orjson.dumps(event_uid), values, orjson.dumps(gaps),
+        )  # fmt: skip
+    return b"[%d,%d,%b,%b,%b]" % (layout, number, repr(time).encode(), orjson.dumps(event_uid), values)
+
+
+def decode_journal(payload: bytes) -> JournalLine | Row:
+    """A journal's line as its type.
+
+    Raises:
+        SpoolError: The line is intact, but of a kind or shape that this version does not know.
+    """
+    try:
+        if payload.startswith(b"["):
+            return Row(*orjson.loads(payload))
+        return _journal_decoder.decode(payload)
+    except (msgspec.DecodeError, orjson.JSONDecodeError, TypeError) as error:
+        raise SpoolError(f"a journal's line is not understood: {error}; was it written by a newer version?") from error
+
+
+def decode_ledger(payload: bytes) -> LedgerLine:
+    """A ledger's line as its type.
+
+    Raises:
+        SpoolError: The line is intact, but of a kind or shape that this version does not know.
+    """
+    try:
+        return _ledger_decoder.decode(payload)
+    except msgspec.DecodeError as error:
+        raise SpoolError(f"a ledger's line is not understood: {error}; was it written by a newer version?") from error

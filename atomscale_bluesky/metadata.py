@@ -1,0 +1,198 @@
+"""A start document in, what to initialize out. Pure.
+
+`synth_source_id`, `physical_sample_id`, `project_id`, `stream_name` and `points_per_chunk` are read at the top level of
+the start document, where other keys are nobody's business, or in a dict under `atomscale`, which wins and in which an
+unknown key is an error. None and the empty text count as absent. Numbers may come as text or numpy integers.
+
+Whatever else a start document holds stays on this machine, and may be anything at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import orjson
+
+from .errors import MetadataError
+from .lines import Links
+
+# No limit is documented for a stream's name; other names end at 255, so this one is kept below that too.
+MAX_LABEL = 240
+NAMESPACE = "atomscale"
+
+
+class RunMetadata(msgspec.Struct, frozen=True):
+    """What a run's metadata say about its metrology streams."""
+
+    links: Links
+    label: str | None  # as the run names it; None where the template applies
+    points_per_chunk: int | None
+
+
+def validate_metadata(md: Mapping[str, Any]) -> None:
+    """Accept or refuse a run's metadata before anything moves: `RE.md_validator = validate_metadata`.
+
+    Raises:
+        MetadataError: The run's streams could not be initialized with them.
+    """
+    read_metadata(md)
+
+
+def read_metadata(start: Mapping[str, Any]) -> RunMetadata:
+    """What a start document, or the metadata that will become one, say about the run's streams.
+
+    Raises:
+        MetadataError: A value cannot be used, or the `atomscale` dict holds a key that means nothing.
+    """
+    given = {name: start.get(name) for name in _READERS}
+    own = start.get(NAMESPACE)
+    if isinstance(own, Mapping):
+        unknown = sorted(str(key) for key in own if key not in _READERS)
+        if unknown:
+            raise MetadataError(
+                f"metadata {NAMESPACE!r} holds {_shown(unknown[0])}, which means nothing here; "
+                f"it may hold {', '.join(_READERS)}"
+            )
+        given.update({name: value for name, value in own.items() if not _absent(value)})
+    elif own is not None:
+        raise MetadataError(f"metadata {NAMESPACE!r} is {_shown(own)}; expected a dict, or leave it out")
+    read = {name: _READERS[name](name, value) for name, value in given.items() if not _absent(value)}
+    return RunMetadata(
+        links=Links(
+            synth_source_id=read.get("synth_source_id"),
+            physical_sample_id=read.get("physical_sample_id"),
+            project_id=read.get("project_id"),
+        ),
+        label=read.get("stream_name"),
+        points_per_chunk=read.get("points_per_chunk"),
+    )
+
+
+def run_label(start: Mapping[str, Any], template: str) -> str:
+    """A run's readable name by a template such as `"{plan_name} {scan_id} {date}"`; never fails, at most 200 characters.
+
+    `{date}` is the day of the start document's time in the local time zone; a key that the document lacks gives nothing.
+    """
+    try:
+        text = template.format_map(_Start(start))
+    except (ValueError, IndexError, AttributeError, TypeError, KeyError, OverflowError, OSError):
+        text = str(start.get("plan_name") or "run")
+    text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return _shortened(text or "run", 200)
+
+
+def stream_label(label: str, *, event_stream: str | None, number: int, run_uid: str, token: str) -> str:
+    """The name of one metrology stream, unlike any other's: it ends in the run's uid and a token of its own.
+
+    Args:
+        label: The run's.
+        event_stream: What to add for an event stream that is not the primary one.
+        number: 1 for the first of its time base; continuations count up.
+        run_uid: Its first eight characters are shown.
+        token: Makes the name unique, so that a stream whose creation was never answered can be found again.
+    """
+    tail = f" · {event_stream}" if event_stream else ""
+    tail += f" ({number})" if number > 1 else ""
+    tail = f"{_shortened(tail, 120)} [{run_uid[:8]}-{token}]"
+    return _shortened(label, MAX_LABEL - len(tail)) + tail
+
+
+def content_digest(start: Mapping[str, Any]) -> str:
+    """Tells two start documents of one uid apart, whatever they hold; the same for a document and its stored copy."""
+    options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+    text = b""
+    for key in sorted(start, key=str):
+        try:
+            text += orjson.dumps([str(key), start[key]], default=_placeholder, option=options)
+        except orjson.JSONEncodeError:  # cyclic, deeper than the encoder goes, or a number beyond 64 bits
+            text += str(key).encode(errors="replace")
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def _placeholder(value: object) -> str:
+    """What stands for an object that no encoder takes: its type, because its repr may hold an address in memory."""
+    return type(value).__name__
+
+
+class _Start(dict[str, Any]):
+    """A start document as a template sees it."""
+
+    def __init__(self, start: Mapping[str, Any]) -> None:
+        super().__init__(start)
+        time = start.get("time")
+        if isinstance(time, int | float):
+            self.setdefault("date", datetime.fromtimestamp(time).astimezone().strftime("%Y-%m-%d"))
+
+    def __missing__(self, key: str) -> str:
+        return ""
+
+
+def _shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _shown(value: object) -> str:
+    """A value as an error may show it: short, on one line, without control characters."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a foreign object's repr may do anything
+        text = f"<{type(value).__name__}>"
+    return _shortened(text, 80)
+
+
+def _absent(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _integer(name: str, value: object) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = int(value.strip()) if isinstance(value, str) else operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise MetadataError(f"metadata {name!r} is {_shown(value)}; expected a whole number such as 42") from None
+    return number
+
+
+def _source_id(name: str, value: object) -> int:
+    number = _integer(name, value)
+    if not 0 <= number < 2**31:
+        raise MetadataError(f"metadata {name!r} is {number}; expected the id of a growth instrument, 0 or more")
+    return number
+
+
+def _points(name: str, value: object) -> int:
+    number = _integer(name, value)
+    if not 1 <= number <= 100_000:
+        raise MetadataError(f"metadata {name!r} is {number}; expected 1 to 100000")
+    return number
+
+
+def _uuid(name: str, value: object) -> str:
+    try:
+        return str(value if isinstance(value, uuid.UUID) else uuid.UUID(value.strip()))  # type: ignore[attr-defined]
+    except (ValueError, AttributeError):
+        raise MetadataError(
+            f"metadata {name!r} is {_shown(value)}; expected a UUID such as '6f0e2c1a-93c4-4b7e-8d55-0a1b2c3d4e5f'"
+        ) from None
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise MetadataError(f"metadata {name!r} is {_shown(value)}; expected printable text on one line")
+    return _shortened(value.strip(), 200)
+
+
+_READERS: dict[str, Callable[[str, Any], Any]] = {
+    "synth_source_id": _source_id,
+    "physical_sample_id": _uuid,
+    "project_id": _uuid,
+    "stream_name": _text,
+    "points_per_chunk": _points,
+}

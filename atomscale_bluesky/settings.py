@@ -1,0 +1,259 @@
+"""What a site may choose, in one place: arguments over environment over file over default.
+
+`Settings.load` gathers the three sources, checks every value and gives a frozen `Settings`; whatever cannot be used
+raises `SettingsError`, which names the setting, where it came from, what was given and what is expected.
+
+Environment: `ATOMSCALE_API_KEY` or `AS_API_KEY`, `ATOMSCALE_API_ENDPOINT` or `AS_API_ENDPOINT` (the first one that is
+set and not empty), and `ATOMSCALE_BLUESKY_<NAME>` for every other setting. File: `settings.toml` in the user's
+configuration folder for `atomscale-bluesky`, or the one that `ATOMSCALE_BLUESKY_SETTINGS` names.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+import platformdirs
+from msgspec import Meta
+
+from .errors import SettingsError
+
+APP = "atomscale-bluesky"
+DEFAULT_ENDPOINT = "https://api.atomscale.ai"
+
+_KEY_VARIABLES = ("ATOMSCALE_API_KEY", "AS_API_KEY")
+_ENDPOINT_VARIABLES = ("ATOMSCALE_API_ENDPOINT", "AS_API_ENDPOINT")
+_PREFIX = "ATOMSCALE_BLUESKY_"
+_FILE_VARIABLE = _PREFIX + "SETTINGS"
+
+Api = Literal["auto", "metrology", "tool-state"]
+NonFinite = Literal["own_stream", "null", "drop_row"]
+Timestamps = Literal["auto", "event", "reading"]
+Durability = Literal["interval", "event"]
+
+
+def _setting(text: str, **bounds: Any) -> Meta:
+    return Meta(description=text, **bounds)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything a site may choose; each field's description is its line in the reference."""
+
+    api_key: Annotated[
+        str | None, _setting("Key of your Atomscale account. Without one, readings are spooled until there is.")
+    ] = None
+    endpoint: Annotated[str, _setting("Origin of the Atomscale API; plain http only to a loopback address.")] = (
+        DEFAULT_ENDPOINT
+    )
+    synth_source_id: Annotated[int | None, _setting("Growth instrument for runs whose metadata name none.", ge=0)] = (
+        None
+    )
+    points_per_chunk: Annotated[
+        int, _setting("Points of each channel in a chunk, for runs whose metadata say nothing.", ge=1, le=100_000)
+    ] = 100
+    spool_dir: Annotated[
+        str | None, _setting("Folder that holds the runs not yet finalized. Default: in the user's state folder.")
+    ] = None
+    spool_max_bytes: Annotated[
+        int, _setting("Size of the spool from which on new readings are left out.", ge=1_000_000)
+    ] = 20 * 10**9
+    spool_min_free_bytes: Annotated[
+        int, _setting("Free space on the spool's disk below which new readings are left out.", ge=0)
+    ] = 500 * 10**6
+    event_streams: Annotated[
+        tuple[str, ...],
+        _setting("Event streams to take, as shell-style patterns; `!pattern` leaves out. The last match decides."),
+    ] = ("*", "!baseline", "!interruptions")
+    primary: Annotated[
+        str, _setting("Event stream that goes into the metrology stream which the start document initializes.")
+    ] = "primary"
+    monitors: Annotated[
+        tuple[str, ...],
+        _setting("Event streams that are monitors, as patterns: their points have the readings' own times."),
+    ] = ("*_monitor",)
+    channels: Annotated[
+        tuple[str, ...],
+        _setting("Data keys to take, as patterns; `!pattern` leaves out; `hints` alone takes the hinted fields."),
+    ] = ("*",)
+    rename: Annotated[dict[str, str], _setting("Channel names by data key, where they should differ.")] = {}
+    max_elements: Annotated[
+        int, _setting("Longest one-dimensional array that becomes one channel per element.", ge=0, le=1000)
+    ] = 16
+    timestamps: Annotated[
+        Timestamps,
+        _setting("Time of a point: the event's, the reading's own, or by kind of event stream."),
+    ] = "auto"
+    non_finite: Annotated[
+        NonFinite,
+        _setting("A channel with NaN, infinite or missing values goes on in a stream of its own, or is sent as null "
+                 "(not promised by the API), or its rows are dropped."),
+    ] = "own_stream"  # fmt: skip
+    durability: Annotated[
+        Durability,
+        _setting("Sync accepted readings to disk every 250 ms, or before each call returns."),
+    ] = "interval"
+    api: Annotated[Api, _setting("Path family: the documented one, the one newer clients use, or found out.")] = "auto"
+    max_connections: Annotated[int, _setting("Requests under way at the same time.", ge=1, le=64)] = 8
+    max_body_bytes: Annotated[int, _setting("Larger requests are split by channels.", ge=10_000)] = 2**20
+    request_timeout_s: Annotated[float, _setting("Limit of one request from first to last byte.", gt=0, le=3600)] = 60.0
+    exit_timeout_s: Annotated[
+        float, _setting("How long the interpreter's exit may wait for what is still under way.", ge=0, le=3600)
+    ] = 10.0
+    ca_bundle: Annotated[
+        str | None, _setting("File or folder of certificate authorities to trust instead of the usual ones.")
+    ] = None
+    allow_http: Annotated[
+        bool, _setting("Permit plain http to a host that is not loopback; the API key travels readable.")
+    ] = False
+    label: Annotated[
+        str, _setting("Name of a run's streams in Atomscale; `{key}` takes a value of the start document, `{date}` its day.")
+    ] = "{plan_name} {scan_id} {date}"  # fmt: skip
+    offline: Annotated[bool, _setting("Spool only; send nothing.")] = False
+
+    def __repr__(self) -> str:
+        """All settings but the key, which is only said to be there."""
+        shown = {name: getattr(self, name) for name in self.__struct_fields__}
+        shown["api_key"] = "<set>" if self.api_key else None
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    __str__ = __repr__
+
+    @property
+    def spool_path(self) -> Path:
+        """The spool's folder."""
+        if self.spool_dir is not None:
+            return Path(self.spool_dir).expanduser().absolute()
+        return platformdirs.user_state_path(APP, appauthor=False) / "spool"
+
+    @classmethod
+    def load(cls, *, environ: Mapping[str, str] | None = None, file: Path | None = None, **arguments: Any) -> Settings:
+        """Gather and check all settings; an argument that is None counts as not given.
+
+        Args:
+            environ: Instead of `os.environ`.
+            file: Instead of the user's `settings.toml`; a file named here or by the environment must exist.
+            **arguments: Settings by name.
+
+        Raises:
+            SettingsError: A setting is unknown or its value cannot be used.
+        """
+        environ = os.environ if environ is None else environ
+        merged = _from_file(file, environ)
+        merged.update(_from_environment(environ))
+        merged.update({name: (value, "argument") for name, value in arguments.items() if value is not None})
+        settings = cls(**{name: _checked(name, value, source) for name, (value, source) in merged.items()})
+        if settings.endpoint.startswith("http:") and not is_loopback(settings.endpoint) and not settings.allow_http:
+            raise SettingsError(
+                f"setting 'endpoint' is {settings.endpoint!r}: plain http would carry the API key readable over the "
+                f"network. Use https, or set allow_http if this is what you want."
+            )
+        return settings
+
+
+FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
+
+
+def _from_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    if file is None and environ.get(_FILE_VARIABLE):
+        file = Path(environ[_FILE_VARIABLE]).expanduser()
+    path = file or platformdirs.user_config_path(APP, appauthor=False) / "settings.toml"
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if file is None:
+            return {}
+        raise SettingsError(f"there is no settings file {str(path)!r}; make it, or do not name it") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"settings file {str(path)!r} cannot be read: {error}") from error
+    return {name: (value, f"file {path}") for name, value in content.items()}
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    found: dict[str, tuple[Any, str]] = {}
+    for name in FIELDS:
+        variables = {"api_key": _KEY_VARIABLES, "endpoint": _ENDPOINT_VARIABLES}.get(name, (_PREFIX + name.upper(),))
+        for variable in variables:
+            if environ.get(variable):
+                found[name] = (_from_text(name, environ[variable]), f"environment variable {variable}")
+                break
+    return found
+
+
+def _from_text(name: str, text: str) -> Any:
+    """A variable's text as the setting's kind of value: lists separated by commas, mappings as `a=b, c=d`."""
+    default = FIELDS[name].default
+    if isinstance(default, tuple):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if FIELDS[name].default_factory is not msgspec.NODEFAULT:
+        return dict(part.strip().partition("=")[::2] for part in text.split(",") if part.strip())
+    return text
+
+
+def _checked(name: str, value: Any, source: str) -> Any:
+    field = FIELDS.get(name)
+    if field is None:
+        raise SettingsError(f"there is no setting {name!r} ({source}); there are {', '.join(sorted(FIELDS))}")
+    shown = "<not shown>" if name == "api_key" else repr(value)
+    if isinstance(value, bool) and not isinstance(field.default, bool):
+        raise SettingsError(f"setting {name!r} ({source}) is {shown}, which is no value for it")
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(field.default, tuple) and isinstance(value, str):
+        value = [value]
+    try:
+        checked = msgspec.convert(value, field.type, strict=False)
+    except msgspec.ValidationError as error:
+        expected = str(error).partition(" - at ")[0].replace("`", "")
+        raise SettingsError(f"setting {name!r} ({source}) is {shown}: {expected}") from None
+    try:
+        return _CHECKS[name](checked) if name in _CHECKS else checked
+    except ValueError as error:
+        raise SettingsError(f"setting {name!r} ({source}) is {shown}: {error}") from None
+
+
+def _api_key(key: str | None) -> str | None:
+    key = (key or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError("expected printable ASCII characters, as the dashboard shows the key")
+    return key or None
+
+
+def _endpoint(text: str) -> str:
+    parts = urlsplit(text.strip())
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(f"expected an address such as {DEFAULT_ENDPOINT!r}")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("expected an address without user, password, query or fragment")
+    _ = parts.port  # raises ValueError for a port that is none
+    return text.strip().rstrip("/")
+
+
+def _label(text: str) -> str:
+    try:
+        text.format_map(_AnyKey())
+    except (ValueError, IndexError, AttributeError, TypeError, KeyError) as error:
+        raise ValueError(f"expected text with names in braces, such as '{{plan_name}} {{scan_id}}' ({error})") from None
+    return text
+
+
+class _AnyKey(dict[str, Any]):
+    def __missing__(self, key: str) -> str:
+        return ""
+
+
+_CHECKS: dict[str, Any] = {"api_key": _api_key, "endpoint": _endpoint, "label": _label}
+
+
+def is_loopback(endpoint: str) -> bool:
+    """Whether an endpoint is on this machine."""
+    host = urlsplit(endpoint).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
