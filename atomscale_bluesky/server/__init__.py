@@ -1,0 +1,35 @@
+"""A local Atomscale: a real HTTP server with a real database that refuses what the API does not promise to take.
+
+It speaks the streaming calls under both path families, reads back what it stored, and has the catalogue, instruments,
+physical samples, projects, tags and clock that a streaming client meets. With `control` it can be looked into and
+made to misbehave, by faults described as data. It is made for tests, demonstrations and dry runs on one machine;
+it analyses nothing.
+"""
+
+from .control import ChannelPoints, Control, ServerInfo, StreamState
+from .faults import LOGIN_PAGE, CallName, Fault, FaultState
+from .options import DEFAULT_INSTRUMENTS, Family, Instrument
+from .request_log import RequestCounts, RequestRecord
+from .rules import Rule
+from .run import DEFAULT_API_KEY, DEFAULT_PORT, LocalServer, serve
+
+__all__ = [
+    "DEFAULT_API_KEY",
+    "DEFAULT_INSTRUMENTS",
+    "DEFAULT_PORT",
+    "LOGIN_PAGE",
+    "CallName",
+    "ChannelPoints",
+    "Control",
+    "Family",
+    "Fault",
+    "FaultState",
+    "Instrument",
+    "LocalServer",
+    "RequestCounts",
+    "RequestRecord",
+    "Rule",
+    "ServerInfo",
+    "StreamState",
+    "serve",
+]

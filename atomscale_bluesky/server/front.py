@@ -1,0 +1,339 @@
+"""Where every request enters: its body is read up to the limit, named, logged, and met by a fault if one is due.
+
+Sits before the routes as plain ASGI. An answer is composed whole before any of it is sent, which is what makes it
+possible to lose it, spoil it or drip it. Requests that are delayed, or applied later, end with the server: what was
+not applied then never is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from .faults import CallName, Fault, FaultTable, Request
+from .options import Family, Options
+from .request_log import RequestLog, RequestRecord
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# The name under which `gate` puts the function that resets the connection into a request's extensions.
+ABORT = "atomscale_bluesky.abort"
+# A body above the limit is read on so far, and thrown away: answering in the middle would reset the connection.
+DRAINED_BYTES = 64 * 1024 * 1024
+LOGGED_HEADERS = (
+    *("content-type", "content-length", "content-encoding", "user-agent", "accept", "cache-control", "connection"),
+    "host",
+)
+FAMILIES = {family.value for family in Family}
+NAMES: dict[tuple[str, ...], CallName] = {
+    ("data_entries",): CallName.CATALOGUE,
+    ("data_entries", "physical_sample"): CallName.LINK_SAMPLE,
+    ("instruments", "synthesis"): CallName.INSTRUMENTS,
+    ("physical_samples",): CallName.SAMPLES,
+    ("projects",): CallName.PROJECTS,
+    ("tags",): CallName.TAGS,
+    ("tags", "data-items"): CallName.ATTACH_TAGS,
+    ("gateway", "time"): CallName.TIME,
+}
+
+
+class _Peek(msgspec.Struct):
+    """The members of a streaming body that say what it is about; its numbers are skipped."""
+
+    data_id: str | None = None
+    chunk_index: int | None = None
+    channel_name: str | None = None
+    channels: dict[str, msgspec.Raw] = {}
+    stream_name: str | None = None
+
+
+@dataclass(slots=True)
+class Answer:
+    """A response, whole."""
+
+    status: int = 500
+    headers: list[tuple[bytes, bytes]] | None = None
+    body: bytes = b""
+
+
+class Front:
+    """The ASGI application that the server's port speaks to."""
+
+    def __init__(
+        self,
+        app: App,
+        options: Options,
+        faults: FaultTable,
+        log: RequestLog,
+        label_of: Callable[[str], str | None],
+    ) -> None:
+        self._app = app
+        self._options = options
+        self._faults = faults
+        self._log = log
+        self._label_of = label_of
+        self._closing = asyncio.Event()
+        self._later: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """End the waits of delayed requests, and forget those that were to be applied later."""
+        self._closing.set()
+        for task in list(self._later):
+            task.cancel()
+        await asyncio.gather(*self._later, return_exceptions=True)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body = await self._read(receive)
+        if body is None:
+            return
+        record, request = self._name(scope, body)
+        self._log.begin(record)
+        started = time.monotonic()
+        try:
+            drawn = self._faults.draw(request)
+            if drawn is not None:
+                record.fault, fault = drawn
+                await self._misbehave(fault, request, record, scope, body, receive, send)
+            else:
+                await self._send(await self._handle(scope, body, record), record, send)
+        finally:
+            self._log.end(record, time.monotonic() - started)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The body, with one byte more than allowed for any larger one; None where the client left before its end."""
+        parts: list[bytes] = []
+        size, limit = 0, self._options.max_body_bytes
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return None
+            part = message.get("body", b"")
+            size += len(part)
+            if size <= limit:
+                parts.append(part)
+            elif size > DRAINED_BYTES:
+                return bytes(limit + 1)
+            if not message.get("more_body", False):
+                return b"".join(parts) if size <= limit else bytes(limit + 1)
+
+    def _name(self, scope: Scope, body: bytes) -> tuple[RequestRecord, Request]:
+        parts = tuple(part for part in scope["path"].split("/") if part)
+        call, family, data_id = _call_of(parts)
+        peek = _Peek()
+        if call in (CallName.INITIALIZE, CallName.CHUNK, CallName.CHUNK_MULTI):
+            with suppress(msgspec.DecodeError, UnicodeDecodeError):
+                peek = msgspec.json.decode(body, type=_Peek)
+        data_id = data_id or peek.data_id
+        label = peek.stream_name
+        if label is None and data_id is not None:
+            label = self._label_of(data_id)
+        channels = (peek.channel_name,) if peek.channel_name is not None else tuple(peek.channels)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        request = Request(call, family, data_id, peek.chunk_index, channels, label, len(body))
+        record = RequestRecord(
+            number=0,
+            time=time.time(),
+            method=scope["method"],
+            path=scope["path"],
+            query=scope["query_string"].decode("latin-1"),
+            headers={name: value for name, value in headers.items() if name in LOGGED_HEADERS},
+            key=_key_of(headers, self._options.api_key),
+            client_port=(scope.get("client") or ("", 0))[1],
+            size=len(body),
+            call=call.value,
+            family=family,
+            data_id=data_id,
+            label=label,
+            chunk_index=peek.chunk_index,
+            channels=channels,
+        )
+        return record, request
+
+    async def _handle(self, scope: Scope, body: bytes, record: RequestRecord) -> Answer:
+        """Let the routes apply the request."""
+        if len(body) > self._options.max_body_bytes:
+            detail = f"the body has more than {self._options.max_body_bytes} bytes"
+            answer = Answer(413, _json_headers(), msgspec.json.encode({"detail": detail}))
+            record.handled = answer.status
+            return answer
+        answer = Answer()
+        given = False
+
+        async def receive() -> Message:
+            nonlocal given
+            if given:
+                await self._closing.wait()
+                return {"type": "http.disconnect"}
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answer.status, answer.headers = message["status"], list(message.get("headers", ()))
+            elif message["type"] == "http.response.body":
+                answer.body += message.get("body", b"")
+
+        await self._app(scope, receive, send)
+        record.handled = answer.status
+        if record.call == CallName.INITIALIZE.value and answer.status == 200:
+            record.data_id = msgspec.json.decode(answer.body)["data_id"]
+        return answer
+
+    async def _misbehave(
+        self,
+        fault: Fault,
+        request: Request,
+        record: RequestRecord,
+        scope: Scope,
+        body: bytes,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        if fault.delay_s and not await self._wait(fault.delay_s):
+            return
+        if fault.partly is not None and request.call is CallName.CHUNK_MULTI:
+            body = _first_channels(body, fault.partly)
+        if fault.hang:
+            await _until_gone(receive)
+        elif fault.reset_before:
+            await _abort(scope, receive)
+        elif fault.reset_after:
+            await self._handle(scope, body, record)
+            await _abort(scope, receive)
+        elif fault.apply_later_s is not None:
+            task = asyncio.create_task(self._apply_later(fault.apply_later_s, scope, body, record))
+            self._later.add(task)
+            task.add_done_callback(self._later.discard)
+            await _abort(scope, receive)
+        elif fault.status is not None or fault.body is not None:
+            if fault.applied:
+                await self._handle(scope, body, record)
+            await self._send(_canned(fault, request), record, send)
+        else:
+            answer = await self._handle(scope, body, record)
+            if fault.garble is not None:
+                answer = _garbled(answer, fault.garble)
+            await self._send(answer, record, send, pause_s=fault.drip_s)
+
+    async def _apply_later(self, seconds: float, scope: Scope, body: bytes, record: RequestRecord) -> None:
+        if await self._wait(seconds):
+            await self._handle(scope, body, record)
+
+    async def _wait(self, seconds: float) -> bool:
+        """True after the wait, False where the server ends first."""
+        try:
+            await asyncio.wait_for(self._closing.wait(), seconds)
+        except TimeoutError:
+            return True
+        return False
+
+    async def _send(self, answer: Answer, record: RequestRecord, send: Send, *, pause_s: float | None = None) -> None:
+        record.status = answer.status
+        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers or []})
+        if pause_s is not None:
+            for byte in answer.body:
+                await send({"type": "http.response.body", "body": bytes([byte]), "more_body": True})
+                if not await self._wait(pause_s):
+                    break
+            else:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
+        await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+
+
+def _call_of(parts: tuple[str, ...]) -> tuple[CallName, str | None, str | None]:
+    """The call, its family and the data_id in its path."""
+    if parts and parts[0] in FAMILIES:
+        family = parts[0]
+        match parts[1:]:
+            case ("stream", "initialize"):
+                return CallName.INITIALIZE, family, None
+            case ("stream", "chunk"):
+                return CallName.CHUNK, family, None
+            case ("stream", "chunk", "multi"):
+                return CallName.CHUNK_MULTI, family, None
+            case ("stream", data_id, "finalize"):
+                return CallName.FINALIZE, family, data_id
+            case (data_id, "timeseries"):
+                return CallName.READ, family, data_id
+        return CallName.OTHER, family, None
+    if len(parts) > 2 and parts[0] == "projects":
+        return (CallName.TRACK_SAMPLE if parts[-1] == "tracking_samples" else CallName.PROJECTS), None, None
+    return NAMES.get(parts, CallName.OTHER), None, None
+
+
+def _key_of(headers: dict[str, str], right: str) -> Any:
+    if "x-api-key" not in headers:
+        return "absent"
+    return "right" if hmac.compare_digest(headers["x-api-key"].encode(), right.encode()) else "wrong"
+
+
+def _json_headers() -> list[tuple[bytes, bytes]]:
+    return [(b"content-type", b"application/json")]
+
+
+def _canned(fault: Fault, request: Request) -> Answer:
+    """The answer that a fault gives instead; its length is declared by the framing alone, unless it says otherwise."""
+    status = 200 if fault.status is None else fault.status
+    if fault.body is not None:
+        body = fault.body.encode()
+    elif status in (204, 304):
+        body = b""
+    else:
+        about = f" about channel {fault.channel!r}" if fault.channel is not None else ""
+        body = msgspec.json.encode({"detail": f"a fault was ordered for {request.call.value}{about}"})
+    headers = {"content-type": fault.content_type, "content-length": str(len(body))}
+    if status in (204, 304):
+        headers = {}
+    headers |= {name.lower(): value for name, value in fault.headers.items()}
+    return Answer(status, [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()], body)
+
+
+def _garbled(answer: Answer, how: str) -> Answer:
+    if how == "empty":
+        body = b""
+    elif how == "half":
+        body = answer.body[: len(answer.body) // 2]
+    else:
+        value = msgspec.json.decode(answer.body)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, dict) and isinstance(item.get("chunk_index"), int):
+                item["chunk_index"] += 1
+        body = msgspec.json.encode(value)
+    headers = [header for header in answer.headers or [] if header[0].lower() != b"content-length"]
+    return Answer(answer.status, [*headers, (b"content-length", str(len(body)).encode())], body)
+
+
+def _first_channels(body: bytes, count: int) -> bytes:
+    try:
+        value = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        channels = msgspec.json.decode(value["channels"], type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, KeyError):
+        return body
+    kept = dict(list(channels.items())[:count])
+    return msgspec.json.encode({**value, "channels": kept})
+
+
+async def _abort(scope: Scope, receive: Receive) -> None:
+    scope["extensions"][ABORT]()
+    await _until_gone(receive)
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
