@@ -231,6 +231,7 @@ class JournalReader:
 
     def read(self) -> Iterator[Line]:
         """The lines written since the last call; ends where no whole line follows. Bounded memory."""
+        self._rest = b""  # read again: its writer may have taken half a line back meanwhile
         while True:
             block = self._block()
             if not block:
@@ -269,7 +270,7 @@ class JournalReader:
                 )
             except FileNotFoundError:
                 return b""
-            os.lseek(self._descriptor, self.position.offset, os.SEEK_SET)
+        os.lseek(self._descriptor, self.position.offset + len(self._rest), os.SEEK_SET)
         return os.read(self._descriptor, BLOCK_BYTES)
 
     def _lines(self, block: bytes) -> Iterator[Line]:
@@ -280,8 +281,8 @@ class JournalReader:
             payload = payload_of(text)
             if payload is None:
                 self.damaged += 1
-            else:
-                yield Line(begin, payload)
+                continue
+            yield Line(begin, payload)
 
     def _on_to(self, segment: int) -> None:
         if self._rest:

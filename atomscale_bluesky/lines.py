@@ -114,8 +114,10 @@ class Opened(_Line, frozen=True, tag="opened"):
     label: str  # unique: it ends in the run's uid and a token of this stream's own
     token: str
     points_per_chunk: int
+    segment: int  # where to read the journal from, to find its first row
+    offset: int
     channels: tuple[str, ...] | None = None  # None: those of the time base's first layout
-    skip_gaps: bool = False  # a stream of one channel that has gaps: its points are the rows where it has none
+    own: bool = False  # the own stream of a channel that has gaps: its points are the rows where it has none
 
 
 class Initializing(_Line, frozen=True, tag="initializing"):

@@ -191,7 +191,7 @@ def _from_text(name: str, text: str) -> Any:
     if isinstance(default, tuple):
         return [part.strip() for part in text.split(",") if part.strip()]
     if FIELDS[name].default_factory is not msgspec.NODEFAULT:
-        return dict(part.strip().partition("=")[::2] for part in text.split(",") if part.strip())
+        return {key.strip(): value.strip() for key, _, value in (part.partition("=") for part in text.split(","))}
     return text
 
 

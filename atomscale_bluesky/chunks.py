@@ -1,0 +1,246 @@
+"""Rows in, chunks out: which rows make chunk k of which metrology stream. Pure.
+
+A `Cutter` takes the rows of one time base in order and gives chunks of `points_per_chunk` points; only a stream's last
+chunk is shorter. Which rows make a chunk is a function of the journal and the ledger alone: whoever reads the same
+files cuts the same chunks, so a chunk never changes under its index.
+
+What a channel's gaps do is the run's policy. With `own_stream` a channel leaves its stream at the boundary before the
+chunk in which it has a gap, and goes on, without the gaps, in a stream of its own that opens with its next finite
+value; a channel that never has one opens nothing. With `null` gaps are sent as null, and with `drop_row` rows that have
+one are passed over. Channels that appear late share a stream that begins with them.
+
+Memory holds at most the rows of one unfinished chunk per metrology stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from .journal import Position
+from .lines import Layout, Left, Opened, Row, Tried, Why
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One channel's part of a chunk; as many values as the chunk has times, None only where the policy is `null`."""
+
+    name: str
+    unit: str | None
+    values: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive points of the channels of one metrology stream, under an index that is theirs for ever."""
+
+    stream: int
+    index: int
+    times: tuple[float, ...]  # Unix seconds, in order of arrival
+    columns: tuple[Column, ...]
+    first_row: int
+    last_row: int
+    position: Position  # where the first row stands in the journal
+
+    @property
+    def points(self) -> int:
+        """How many points each channel has."""
+        return len(self.times)
+
+    def only(self, names: Iterable[str]) -> Chunk:
+        """The same chunk with the named channels alone, in its own order."""
+        wanted = frozenset(names)
+        columns = tuple(column for column in self.columns if column.name in wanted)
+        return Chunk(self.stream, self.index, self.times, columns, self.first_row, self.last_row, self.position)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its channels."""
+        return tuple(column.name for column in self.columns)
+
+
+class Decisions(Protocol):
+    """Who notes what the cutter decides, before anything is done about it."""
+
+    def open(self, *, why: Why, from_row: int, position: Position, channels: tuple[str, ...], own: bool) -> Opened:
+        """A further metrology stream of this time base begins."""
+        ...
+
+    def leave(self, left: Left) -> None:
+        """A channel ends in a stream."""
+        ...
+
+    def noted(self, stream: int, index: int) -> Tried | None:
+        """The range of rows of a chunk that was tried before; its boundary stays where it was."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """Where the cutting of a metrology stream goes on."""
+
+    opening: Opened
+    index: int = 0  # of the next chunk
+    from_row: int = 0  # rows before this one are in earlier chunks
+    left: frozenset[str] = frozenset()  # channels that are no longer in it
+
+
+class _Stream:
+    """A metrology stream as it is being cut: its channels that are left, and the rows of its unfinished chunk."""
+
+    def __init__(self, resumed: Resumed, first_layout: Layout) -> None:
+        names = resumed.opening.channels or tuple(channel.name for channel in first_layout.channels)
+        self.opening = resumed.opening
+        self.channels = [name for name in names if name not in resumed.left]
+        self.index = resumed.index
+        self.from_row = resumed.from_row
+        self.rows: list[tuple[Position, Row]] = []
+
+
+class Cutter:
+    """Rows of one time base in, chunks of its metrology streams out.
+
+    Args:
+        layout: The time base's first layout.
+        non_finite: The policy for gaps: `own_stream`, `null` or `drop_row`.
+        decisions: Where openings and leavings are noted.
+        streams: The metrology streams of this time base so far.
+        waiting: Channels that left a stream and have none of their own yet.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        non_finite: str,
+        decisions: Decisions,
+        streams: Iterable[Resumed],
+        waiting: Iterable[str] = (),
+    ) -> None:
+        self._policy = non_finite
+        self._decisions = decisions
+        self._index: dict[int, dict[str, int]] = {}  # layout → channel name → place in its rows' values
+        self._units: dict[str, str | None] = {}
+        self._waiting = dict.fromkeys(waiting)
+        self._first_layout = layout
+        self._know(layout)
+        self._streams = [_Stream(resumed, layout) for resumed in streams]
+        self._own = {stream.channels[0] for stream in self._streams if stream.opening.own}
+
+    def layout(self, layout: Layout, *, from_row: int, position: Position) -> None:
+        """Rows that name this layout follow, from `from_row` on; channels it adds share a stream that begins there."""
+        late = tuple(channel.name for channel in layout.channels if channel.name not in self._units)
+        self._know(layout)
+        opened = {name for stream in self._streams for name in stream.opening.channels or ()}
+        late = tuple(name for name in late if name not in opened)
+        if late:
+            self._open("late channel", from_row, position, late, own=False)
+
+    def row(self, position: Position, row: Row) -> Iterator[Chunk]:
+        """The chunks that this row completes; rows come in order of their numbers."""
+        for name in [name for name in self._waiting if self._value(row, name) is not None]:
+            self._open("gap", row.number, position, (name,), own=True)
+        for stream in tuple(self._streams):
+            yield from self._add(stream, position, row)
+
+    def finish(self) -> Iterator[Chunk]:
+        """The last, short chunks; nothing comes after them."""
+        for stream in self._streams:  # grows while a last chunk sends channels into streams of their own
+            yield from self._cut(stream)
+
+    def _know(self, layout: Layout) -> None:
+        self._index[layout.layout] = {channel.name: i for i, channel in enumerate(layout.channels)}
+        for channel in layout.channels:
+            self._units.setdefault(channel.name, channel.unit)
+
+    def _open(self, why: Why, from_row: int, position: Position, channels: tuple[str, ...], *, own: bool) -> _Stream:
+        opening = self._decisions.open(why=why, from_row=from_row, position=position, channels=channels, own=own)
+        for name in channels:
+            self._waiting.pop(name, None)
+        stream = _Stream(Resumed(opening, from_row=from_row), self._first_layout)
+        self._streams.append(stream)
+        self._own.update(channels if own else ())
+        return stream
+
+    def _add(self, stream: _Stream, position: Position, row: Row) -> Iterator[Chunk]:
+        if row.number < stream.from_row or not stream.channels:
+            return
+        if stream.opening.own:
+            value = self._value(row, stream.channels[0])
+            if value is None:
+                return
+            row = Row(_OWN, row.number, row.time, row.event_uid, [value])
+        elif self._policy == "drop_row" and any(self._value(row, name) is None for name in stream.channels):
+            return
+        noted = self._decisions.noted(stream.opening.stream, stream.index)
+        if noted and row.number > noted.last_row:  # the row that ended it then is damaged now
+            yield from self._cut(stream)
+            noted = self._decisions.noted(stream.opening.stream, stream.index)
+        stream.rows.append((position, row))
+        if row.number == noted.last_row if noted else len(stream.rows) >= stream.opening.points_per_chunk:
+            yield from self._cut(stream)
+
+    def _cut(self, stream: _Stream) -> Iterator[Chunk]:
+        """Make a chunk of the rows at hand; channels with a gap in them leave before it."""
+        rows, stream.rows = stream.rows, []
+        if not rows:
+            return
+        noted = self._decisions.noted(stream.opening.stream, stream.index)
+        columns = self._transposed(stream, [row for _, row in rows])
+        first_position, first = rows[0]
+        last = rows[-1][1]
+        staying = [name for name in columns if self._stays(name, columns[name], noted)]
+        leaving = [name for name in columns if name not in staying and name not in self._own]
+        for name in leaving:
+            self._decisions.leave(Left(stream.opening.stream, name, first.number))
+            self._waiting[name] = None
+        stream.channels = staying
+        stream.from_row = last.number + 1
+        if staying:
+            yield Chunk(
+                stream=stream.opening.stream,
+                index=stream.index,
+                times=tuple(row.time for _, row in rows),
+                columns=tuple(Column(name, self._units[name], columns[name]) for name in staying),
+                first_row=first.number,
+                last_row=last.number,
+                position=first_position,
+            )
+            stream.index += 1
+        yield from self._again(rows, leaving)
+
+    def _stays(self, name: str, values: tuple[float | None, ...], noted: Tried | None) -> bool:
+        if noted:
+            return name in noted.channels
+        return self._policy != "own_stream" or None not in values
+
+    def _again(self, rows: list[tuple[Position, Row]], names: Iterable[str]) -> Iterator[Chunk]:
+        """Give the points that these channels do have in rows already seen to streams of their own."""
+        for name in names:
+            own: _Stream | None = None
+            for position, row in rows:
+                if own is None:
+                    if self._value(row, name) is None:
+                        continue
+                    own = self._open("gap", row.number, position, (name,), own=True)
+                yield from self._add(own, position, row)
+
+    def _transposed(self, stream: _Stream, rows: list[Row]) -> dict[str, tuple[float | None, ...]]:
+        layouts = {row.layout for row in rows}
+        if layouts == {_OWN}:
+            return {stream.channels[0]: tuple(row.values[0] for row in rows)}
+        if len(layouts) == 1:
+            index = self._index[rows[0].layout]
+            if all(name in index for name in stream.channels):
+                columns = tuple(zip(*(row.values for row in rows), strict=True))
+                return {name: columns[index[name]] for name in stream.channels}
+        return {name: tuple(self._value(row, name) for row in rows) for name in stream.channels}
+
+    def _value(self, row: Row, name: str) -> float | None:
+        place = self._index[row.layout].get(name)
+        return None if place is None else row.values[place]
+
+
+# Stands for the layout of a row that was reduced to the one value of a stream of one channel.
+_OWN = -1

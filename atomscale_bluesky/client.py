@@ -1,0 +1,212 @@
+"""One method per API call: answers become results or errors. Never retries, never waits but for the answer.
+
+A client belongs to one thread; it keeps its connection. Every request has a time limit from first to last byte and reads
+a bounded answer. Redirects are not followed, netrc is not read, and the API key goes to the configured endpoint only:
+proxies and certificate authorities come from the settings or the usual environment variables, except for an endpoint on
+this machine, which is asked directly.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError, InvalidHeader
+from urllib3.util.retry import Retry
+
+from . import wire
+from .chunks import Chunk
+from .errors import ApiKeyError, ApiRefusedError, ApiUnavailableError
+from .lines import Links
+from .settings import Settings, is_loopback
+
+_logger = logging.getLogger(__name__)
+
+MAX_ANSWER_BYTES = 2**20
+MAX_CATALOGUE_BYTES = 32 * 2**20
+MAX_READ_BACK_BYTES = 2**30
+
+# Statuses that can clear by themselves: time-outs, too early, too many requests, and all of 5xx.
+_TRANSIENT = frozenset({408, 425, 429})
+
+try:
+    _USER_AGENT = f"atomscale-bluesky/{version('atomscale-bluesky')}"
+except PackageNotFoundError:  # a source tree on the path, not installed
+    _USER_AGENT = "atomscale-bluesky"
+
+
+T = TypeVar("T")
+
+
+class Pushed(NamedTuple):
+    """What became of the channels of a chunk that was pushed."""
+
+    confirmed: tuple[str, ...]
+    refused: dict[str, ApiRefusedError]
+    unavailable: ApiUnavailableError | None = None  # what kept the others from being answered
+
+
+class Client:
+    """The API at the settings' endpoint, for one thread.
+
+    Raises:
+        ApiUnavailableError: From every method: no answer of the API's, 408, 425, 429 or 5xx; the same may succeed later.
+        ApiKeyError: From every method: 401 or 403.
+        ApiRefusedError: From every method: any other 4xx.
+    """
+
+    def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._endpoint = settings.endpoint
+        self._timeout_s = settings.request_timeout_s
+        self._max_body_bytes = settings.max_body_bytes
+        self._clock = clock
+        self._session = requests.Session()
+        self._session.trust_env = not is_loopback(settings.endpoint)
+        self._session.auth = _no_auth  # with none set, requests would look into netrc
+        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=0)
+        self._session.mount("https://", adapter)
+        self._session.mount("http://", adapter)
+        self._session.headers.update({"User-Agent": _USER_AGENT, "Accept": "application/json"})
+        # An answer that unpacks to many times its size must not: ask for none, and refuse one all the same.
+        self._session.headers["Accept-Encoding"] = "identity"
+        if settings.api_key:
+            self._session.headers["X-API-KEY"] = settings.api_key
+        if settings.ca_bundle:
+            self._session.verify = settings.ca_bundle
+
+    def initialize(self, family: str, *, label: str, points_per_chunk: int, links: Links) -> str:
+        """Create a metrology stream and give its `data_id`. Not idempotent: each success makes a new one."""
+        request = wire.initialize(family, label=label, points_per_chunk=points_per_chunk, links=links)
+        return self._read(self._send(request), wire.read_initialized)
+
+    def link_sample(self, data_id: str, physical_sample_id: str) -> None:
+        """Link a stream to a physical sample; again changes nothing."""
+        self._send(wire.link_sample(data_id, physical_sample_id))
+
+    def find(self, label: str) -> wire.Entry | None:
+        """The catalogue's entry with exactly this label, if the catalogue's search finds it."""
+        entries = self._read(self._send(wire.search(label), MAX_CATALOGUE_BYTES), wire.read_entries)
+        return next((entry for entry in entries if entry.label == label), None)
+
+    def entry(self, data_id: str) -> wire.Entry | None:
+        """The catalogue's entry of a stream, None if it has none."""
+        entries = self._read(self._send(wire.look_up(data_id), MAX_CATALOGUE_BYTES), wire.read_entries)
+        return next((entry for entry in entries if entry.data_id == data_id), None)
+
+    def push(self, family: str, data_id: str, chunk: Chunk) -> None:
+        """Push all channels of a chunk in one request; pushing it again is harmless."""
+        answer = self._send(wire.push(family, data_id, chunk))
+        self._read(answer, lambda body: wire.check_confirmed(body, data_id, chunk, chunk.names))
+
+    def push_channels(self, family: str, data_id: str, chunk: Chunk) -> Pushed:
+        """Push the channels of a chunk one by one; stops at the first that is not answered."""
+        confirmed: list[str] = []
+        refused: dict[str, ApiRefusedError] = {}
+        for column in chunk.columns:
+            try:
+                answer = self._send(wire.push_channel(family, data_id, chunk, column))
+                self._read(answer, lambda body, name=column.name: wire.check_confirmed(body, data_id, chunk, [name]))
+            except ApiRefusedError as error:
+                refused[column.name] = error
+            except ApiUnavailableError as error:
+                return Pushed(tuple(confirmed), refused, error)
+            else:
+                confirmed.append(column.name)
+        return Pushed(tuple(confirmed), refused)
+
+    def finalize(self, family: str, data_id: str) -> None:
+        """Close a stream, complete."""
+        self._read(self._send(wire.finalize(family, data_id)), lambda body: wire.check_finalized(body, data_id))
+
+    def points(self, family: str, data_id: str) -> dict[str, tuple[str | None, list[float | None], list[float | None]]]:
+        """All points of a stream: channel name → unit, times in Unix seconds, values."""
+        return self._read(self._send(wire.read_back(family, data_id), MAX_READ_BACK_BYTES), wire.read_points)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._session.close()
+
+    def _send(self, request: wire.Request, max_bytes: int = MAX_ANSWER_BYTES) -> bytes:
+        """The body of a 2xx answer."""
+        deadline = self._clock() + self._timeout_s
+        what = f"{request.method} {urlsplit(request.path).path}"
+        try:
+            with self._session.request(
+                request.method,
+                f"{self._endpoint}/{request.path}",
+                data=request.body,
+                headers={"Content-Type": "application/json"} if request.body is not None else None,
+                timeout=(min(10.0, self._timeout_s), self._timeout_s),
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                body = self._body(response, deadline, max_bytes)
+        except requests.exceptions.ConnectTimeout as error:
+            raise ApiUnavailableError(f"{what}: no connection in time", may_have_been_applied=False) from error
+        except (requests.exceptions.ConnectionError, HTTPError, OSError) as error:
+            raise ApiUnavailableError(f"{what}: {_reason(error)}") from error
+        except requests.exceptions.RequestException as error:
+            raise ApiUnavailableError(f"{what}: {type(error).__name__}") from error
+        self._judge(what, response, body)
+        return body
+
+    def _body(self, response: requests.Response, deadline: float, max_bytes: int) -> bytes:
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise ApiUnavailableError("an answer in an encoding that was not asked for", status=response.status_code)
+        parts: list[bytes] = []
+        size = 0
+        while part := response.raw.read1(2**16, decode_content=False):
+            parts.append(part)
+            size += len(part)
+            if size > max_bytes:
+                raise ApiUnavailableError(f"an answer of more than {max_bytes} bytes", status=response.status_code)
+            if self._clock() > deadline:
+                raise ApiUnavailableError(f"no whole answer within {self._timeout_s:g} s", status=response.status_code)
+        return b"".join(parts)
+
+    def _judge(self, what: str, response: requests.Response, body: bytes) -> None:
+        status = response.status_code
+        if 200 <= status < 300:
+            return
+        text = f"{what} was answered {status}: {wire.detail(body)}"
+        if status in {401, 403}:
+            raise ApiKeyError(text, status=status)
+        if status in _TRANSIENT or status >= 500:
+            raise ApiUnavailableError(text, status=status, retry_after_s=_retry_after(response))
+        if status < 400:
+            raise ApiUnavailableError(f"{what} was answered {status}, a redirect, which is not followed", status=status)
+        raise ApiRefusedError(text, status=status)
+
+    def _read(self, body: bytes, read: Callable[[bytes], T]) -> T:
+        try:
+            return read(body)
+        except wire.AnswerError as error:
+            raise ApiUnavailableError(f"{error}; is a proxy between here and {self._endpoint}?", status=200) from error
+
+
+def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
+def _reason(error: BaseException) -> str:
+    """What kept a request from being answered: the innermost cause, without the request that the others quote."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _retry_after(response: requests.Response) -> float | None:
+    text = response.headers.get("Retry-After")
+    if not text:
+        return None
+    try:
+        seconds = Retry(0).parse_retry_after(text)
+    except (InvalidHeader, ValueError, OverflowError):
+        return None
+    return max(0.0, seconds)

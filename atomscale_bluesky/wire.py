@@ -1,0 +1,220 @@
+"""Atomscale's spelling: paths, bodies and answers of the API, and the only place that knows them. Pure.
+
+Each function gives a `Request`, or reads the body of an answer. An answer that is not what the documentation describes,
+or that speaks of something else than was asked, raises `AnswerError`: nothing is taken for done on a status code alone.
+
+Two path families speak the same bodies: `metrology/stream/…`, which is documented, and `tool-state/stream/…`, which
+newer clients of the vendor use. What is called a label here is `stream_name` there. Times go out in seconds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+import orjson
+
+from .chunks import Chunk, Column
+from .errors import AtomscaleBlueskyError
+from .lines import Links
+
+FAMILIES = ("metrology", "tool-state")
+
+# A `data_id` becomes part of a path, so it has to look like one: a UUID in the documentation.
+_DATA_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
+
+
+class AnswerError(AtomscaleBlueskyError):
+    """An answer is not one that the API gives to what was asked."""
+
+
+class Request(NamedTuple):
+    """What to send: a path below the endpoint, with its query, and a JSON body."""
+
+    method: str
+    path: str
+    body: bytes | None = None
+
+
+class Entry(NamedTuple):
+    """A catalogue entry, as far as a delivery asks for it."""
+
+    data_id: str
+    label: str
+    status: str
+
+
+def initialize(family: str, *, label: str, points_per_chunk: int, links: Links) -> Request:
+    """Create a metrology stream.
+
+    The documented family takes the physical sample too; the other is linked to it by `link_sample`.
+    """
+    body: dict[str, Any] = {"stream_name": label, "points_per_chunk": points_per_chunk}
+    if links.synth_source_id is not None:
+        body["synth_source_id"] = links.synth_source_id
+    if links.project_id is not None:
+        body["project_id"] = links.project_id
+    if links.physical_sample_id is not None and family == "metrology":
+        body["physical_sample_id"] = links.physical_sample_id
+    return Request("POST", f"{family}/stream/initialize", orjson.dumps(body))
+
+
+def link_sample(data_id: str, physical_sample_id: str) -> Request:
+    """Link a stream that exists to a physical sample; doing so again changes nothing."""
+    body = {"data_ids": [data_id], "physical_sample_id": physical_sample_id}
+    return Request("POST", "data_entries/physical_sample", orjson.dumps(body))
+
+
+def push(family: str, data_id: str, chunk: Chunk) -> Request:
+    """Every channel of a chunk in one request."""
+    times = _array(chunk.times)
+    body = {
+        "data_id": data_id,
+        "chunk_index": chunk.index,
+        "channels": {column.name: _series(times, column) for column in chunk.columns},
+    }
+    return Request("POST", f"{family}/stream/chunk/multi", orjson.dumps(body))
+
+
+def push_channel(family: str, data_id: str, chunk: Chunk, column: Column) -> Request:
+    """One channel of a chunk."""
+    body = {
+        "data_id": data_id,
+        "chunk_index": chunk.index,
+        "channel_name": column.name,
+        **_series(_array(chunk.times), column),
+    }
+    return Request("POST", f"{family}/stream/chunk", orjson.dumps(body))
+
+
+def finalize(family: str, data_id: str) -> Request:
+    """Close a stream, complete; it takes no data afterwards."""
+    return Request("POST", f"{family}/stream/{data_id}/finalize")
+
+
+def search(keywords: str) -> Request:
+    """The catalogue's entries that a text finds, whatever their status."""
+    return Request("GET", "data_entries/?" + urlencode({"keywords": keywords, "status": "all"}))
+
+
+def look_up(data_id: str) -> Request:
+    """The catalogue's entry of one stream."""
+    return Request("GET", "data_entries/?" + urlencode({"data_ids": data_id, "status": "all"}))
+
+
+def read_back(family: str, data_id: str) -> Request:
+    """All points of a stream."""
+    return Request("GET", f"{family}/{data_id}/timeseries/")
+
+
+def read_initialized(body: bytes) -> str:
+    """The id of the stream that was created."""
+    return _data_id(_object(body).get("data_id"))
+
+
+def check_confirmed(body: bytes, data_id: str, chunk: Chunk, names: Iterable[str]) -> None:
+    """Make sure that an answer confirms these channels of this chunk of this stream, and no other.
+
+    Raises:
+        AnswerError: It does not.
+    """
+    answer = _json(body)
+    confirmations = answer if isinstance(answer, list) else [answer]
+    confirmed = {
+        one.get("channel_name")
+        for one in confirmations
+        if isinstance(one, dict) and one.get("data_id") == data_id and one.get("chunk_index") == chunk.index
+    }
+    missing = [name for name in names if name not in confirmed]
+    if missing:
+        raise AnswerError(f"the answer does not confirm chunk {chunk.index} of channel {missing[0]!r}")
+
+
+def check_finalized(body: bytes, data_id: str) -> None:
+    """Make sure that an answer speaks of this stream.
+
+    Raises:
+        AnswerError: It does not.
+    """
+    if _object(body).get("data_id") != data_id:
+        raise AnswerError("the answer does not name the stream that was to be finalized")
+
+
+def read_entries(body: bytes) -> list[Entry]:
+    """The entries of a catalogue answer; one without an id is left out."""
+    answer = _json(body)
+    if not isinstance(answer, list):
+        raise AnswerError("the catalogue's answer is no list")
+    return [
+        Entry(one["data_id"], str(one.get("raw_name") or ""), str(one.get("pipeline_status") or ""))
+        for one in answer
+        if isinstance(one, dict) and isinstance(one.get("data_id"), str) and _DATA_ID.fullmatch(one["data_id"])
+    ]
+
+
+def read_points(body: bytes) -> dict[str, tuple[str | None, list[float | None], list[float | None]]]:
+    """Read-back points: channel name → unit, times in Unix seconds, values.
+
+    Raises:
+        AnswerError: The answer has not the shape of the current API.
+    """
+    properties = _object(body).get("properties")
+    if not isinstance(properties, dict):
+        raise AnswerError("the answer has no 'properties'")
+    try:
+        return {
+            name: (
+                series.get("units"),
+                [None if ms is None else ms / 1000 for ms in series["unix_timestamp_ms"]],
+                series["values"],
+            )
+            for name, series in properties.items()
+        }
+    except (AttributeError, KeyError, TypeError) as error:
+        raise AnswerError(f"a series of the answer is not understood: {error!r}") from error
+
+
+def detail(body: bytes) -> str:
+    """What an error's answer says, in one short line; it came from outside, so it is quoted."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        answer = body[:200].decode(errors="replace")
+    if isinstance(answer, dict):
+        answer = answer.get("detail", answer)
+    text = answer if isinstance(answer, str) else orjson.dumps(answer).decode(errors="replace")
+    return repr(text if len(text) <= 300 else text[:299] + "…")
+
+
+def _series(times: orjson.Fragment, column: Column) -> dict[str, Any]:
+    series: dict[str, Any] = {"timestamps": times, "values": column.values}
+    if column.unit is not None:
+        series["units"] = column.unit
+    return series
+
+
+def _array(values: Iterable[float]) -> orjson.Fragment:
+    """Numbers encoded once, to stand in several places of a body."""
+    return orjson.Fragment(orjson.dumps(values))
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise AnswerError(f"the answer is no JSON: {body[:60]!r}") from error
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    answer = _json(body)
+    if not isinstance(answer, dict):
+        raise AnswerError("the answer is no JSON object")
+    return answer
+
+
+def _data_id(value: Any) -> str:
+    if not isinstance(value, str) or not _DATA_ID.fullmatch(value):
+        raise AnswerError(f"the answer's 'data_id' is {value!r:.80}, which looks like none")
+    return value
