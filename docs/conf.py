@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import builtins
 import importlib.metadata
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "atomscale-bluesky"
 author = "the atomscale-bluesky developers"
@@ -13,6 +17,7 @@ version = release.split("+")[0]
 
 extensions = [
     "myst_parser",
+    "settings_table",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
@@ -23,7 +28,7 @@ extensions = [
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}  # the latter for what autosummary writes
 root_doc = "index"
 default_role = "code"  # docstrings write `name`, as the prose does
-exclude_patterns = ["_build", "_scripts", "_static"]
+exclude_patterns = ["_build", "_ext", "_scripts", "_static"]
 
 # Every cross-reference has to lead somewhere. Names of other projects cannot, since their inventories would have to
 # be fetched; they are let through by name, so that a misspelt name of ours still fails the build.

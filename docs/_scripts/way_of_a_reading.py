@@ -107,7 +107,7 @@ def draw():
     arrow(ax, (6.05, low + 0.15), (7.1, top - 0.4))
     note(ax, 6.32, 3.25, "rows on\nthe disk", ha="right")
     arrow(ax, (7.6, top - 0.4), (8.75, low + 0.4))
-    note(ax, 7.5, 2.75, "which rows,\nnoted first")
+    note(ax, 7.4, 2.72, "which rows,\nnoted first")
     arrow(ax, (9.3, low + 0.4), (9.6, top - 0.4))
     note(ax, 9.3, 2.95, "what\nwaits", ha="right")
     arrow(ax, (10.6, top + 0.1), (11.45, top + 0.1))
