@@ -73,7 +73,7 @@ class Gate:
         if self._held is not None:
             return
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        # asyncio sends small answers at once (TCP_NODELAY) only where the protocol is named; without it each takes 40 ms
+        # asyncio sends small answers at once (TCP_NODELAY) only where the protocol is named; else each takes 40 ms
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             if sys.platform == "win32":
