@@ -1,1 +1,48 @@
-"""Stream Bluesky runs to Atomscale while the plan runs."""
+"""Stream Bluesky runs to Atomscale while the plan runs.
+
+from bluesky import RunEngine
+from atomscale_bluesky import AtomscaleCallback
+
+RE = RunEngine({"synth_source_id": 42})
+RE.subscribe(AtomscaleCallback())
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from .callback import AtomscaleCallback
+from .errors import (
+    ApiError,
+    ApiKeyError,
+    ApiRefusedError,
+    ApiUnavailableError,
+    AtomscaleBlueskyError,
+    ChannelError,
+    MetadataError,
+    SettingsError,
+    SpoolError,
+    SpoolFullError,
+)
+from .metadata import validate_metadata
+from .settings import Settings
+
+try:
+    __version__ = version("atomscale-bluesky")
+except PackageNotFoundError:  # a source tree on the path, not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "ApiError",
+    "ApiKeyError",
+    "ApiRefusedError",
+    "ApiUnavailableError",
+    "AtomscaleBlueskyError",
+    "AtomscaleCallback",
+    "ChannelError",
+    "MetadataError",
+    "Settings",
+    "SettingsError",
+    "SpoolError",
+    "SpoolFullError",
+    "__version__",
+    "validate_metadata",
+]

@@ -417,7 +417,7 @@ def _converted(source: _Source, value: Any) -> list[float | str]:
 
 
 def _only_numbers(text: bytes) -> bool:
-    """Whether an encoded array holds finite numbers only: text, objects, literals and nested arrays all leave traces."""
+    """Whether an encoded array holds finite numbers only: text, objects, literals and nested arrays leave traces."""
     return (
         text.find(b'"') < 0
         and text.find(b"u") < 0  # null, true
@@ -469,7 +469,7 @@ def _hinted(descriptor: Mapping[str, Any]) -> set[str]:
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether the last pattern that matches takes the name; `!pattern` leaves out. A list of `!` alone starts from all."""
+    """Whether the last pattern that matches takes the name; `!pattern` leaves out. With `!` only, all start in."""
     taken = bool(patterns) and all(pattern.startswith("!") for pattern in patterns)
     for pattern in patterns:
         if fnmatchcase(name, pattern.removeprefix("!")):

@@ -1,9 +1,9 @@
 """One method per API call: answers become results or errors. Never retries, never waits but for the answer.
 
-A client belongs to one thread; it keeps its connection. Every request has a time limit from first to last byte and reads
-a bounded answer. Redirects are not followed, netrc is not read, and the API key goes to the configured endpoint only:
-proxies and certificate authorities come from the settings or the usual environment variables, except for an endpoint on
-this machine, which is asked directly.
+A client belongs to one thread; it keeps its connection. Every request has a time limit from first to last byte and
+reads a bounded answer. Redirects are not followed, netrc is not read, and the API key goes to the configured endpoint
+only: proxies and certificate authorities come from the settings or the usual environment variables, except for an
+endpoint on this machine, which is asked directly.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Client:
     """The API at the settings' endpoint, for one thread.
 
     Raises:
-        ApiUnavailableError: From every method: no answer of the API's, 408, 425, 429 or 5xx; the same may succeed later.
+        ApiUnavailableError: From every method: no answer of the API's, 408, 425, 429 or 5xx; try again later.
         ApiKeyError: From every method: 401 or 403.
         ApiRefusedError: From every method: any other 4xx.
     """
@@ -149,10 +149,8 @@ class Client:
                 body = self._body(response, deadline, max_bytes)
         except requests.exceptions.ConnectTimeout as error:
             raise ApiUnavailableError(f"{what}: no connection in time", may_have_been_applied=False) from error
-        except (requests.exceptions.ConnectionError, HTTPError, OSError) as error:
+        except (HTTPError, OSError) as error:  # requests' own errors are OSErrors
             raise ApiUnavailableError(f"{what}: {_reason(error)}") from error
-        except requests.exceptions.RequestException as error:
-            raise ApiUnavailableError(f"{what}: {type(error).__name__}") from error
         self._judge(what, response, body)
         return body
 

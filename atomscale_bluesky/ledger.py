@@ -116,7 +116,8 @@ class LedgerState:
                     )
                 self.streams[fact.stream] = StreamState(fact)
             case Initializing():
-                self._stream(fact.stream, Life.OPENED, Life.INITIALIZING).life = Life.INITIALIZING
+                stream = self._stream(fact.stream, Life.OPENED, Life.INITIALIZING)
+                stream.life, stream.family = Life.INITIALIZING, fact.family
             case Initialized():
                 stream = self._stream(fact.stream, Life.OPENED, Life.INITIALIZING)
                 stream.life, stream.data_id, stream.family = Life.INITIALIZED, fact.data_id, fact.family

@@ -36,7 +36,7 @@ class Links(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Header(_Line, frozen=True, tag="header"):
-    """The first line of a run's journal: everything its delivery needs to know, from the start document and settings."""
+    """The first line of a journal: everything that a run's delivery needs to know, from start document and settings."""
 
     format: int
     run_uid: str
@@ -121,9 +121,10 @@ class Opened(_Line, frozen=True, tag="opened"):
 
 
 class Initializing(_Line, frozen=True, tag="initializing"):
-    """A request to initialize is about to leave: from here on the stream may exist."""
+    """A request to initialize is about to leave for this path family: from here on the stream may exist."""
 
     stream: int
+    family: str
 
 
 class Initialized(_Line, frozen=True, tag="initialized"):

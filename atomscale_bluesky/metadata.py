@@ -75,9 +75,9 @@ def read_metadata(start: Mapping[str, Any]) -> RunMetadata:
 
 
 def run_label(start: Mapping[str, Any], template: str) -> str:
-    """A run's readable name by a template such as `"{plan_name} {scan_id} {date}"`; never fails, at most 200 characters.
+    """A run's readable name by a template such as `"{plan_name} {scan_id} {date}"`: never fails, up to 200 characters.
 
-    `{date}` is the day of the start document's time in the local time zone; a key that the document lacks gives nothing.
+    `{date}` is the day of the start document's time in the local time zone; a key that the document lacks gives none.
     """
     try:
         text = template.format_map(_Start(start))

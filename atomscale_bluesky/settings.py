@@ -112,7 +112,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         bool, _setting("Permit plain http to a host that is not loopback; the API key travels readable.")
     ] = False
     label: Annotated[
-        str, _setting("Name of a run's streams in Atomscale; `{key}` takes a value of the start document, `{date}` its day.")
+        str,
+        _setting("Name of a run's streams in Atomscale; `{key}` takes a value of the start document, `{date}` the day."),
     ] = "{plan_name} {scan_id} {date}"  # fmt: skip
     offline: Annotated[bool, _setting("Spool only; send nothing.")] = False
 
@@ -147,13 +148,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         merged = _from_file(file, environ)
         merged.update(_from_environment(environ))
         merged.update({name: (value, "argument") for name, value in arguments.items() if value is not None})
-        settings = cls(**{name: _checked(name, value, source) for name, (value, source) in merged.items()})
-        if settings.endpoint.startswith("http:") and not is_loopback(settings.endpoint) and not settings.allow_http:
-            raise SettingsError(
-                f"setting 'endpoint' is {settings.endpoint!r}: plain http would carry the API key readable over the "
-                f"network. Use https, or set allow_http if this is what you want."
-            )
-        return settings
+        return _together(cls(**{name: _checked(name, value, source) for name, (value, source) in merged.items()}))
+
+    def replaced(self, **arguments: Any) -> Settings:
+        """These settings with others for the arguments that are not None.
+
+        Raises:
+            SettingsError: A setting is unknown or its value cannot be used.
+        """
+        given = {name: _checked(name, value, "argument") for name, value in arguments.items() if value is not None}
+        return _together(msgspec.structs.replace(self, **given))
 
 
 FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
@@ -248,6 +252,16 @@ class _AnyKey(dict[str, Any]):
 
 
 _CHECKS: dict[str, Any] = {"api_key": _api_key, "endpoint": _endpoint, "label": _label}
+
+
+def _together(settings: Settings) -> Settings:
+    """Check what only several settings tell."""
+    if settings.endpoint.startswith("http:") and not is_loopback(settings.endpoint) and not settings.allow_http:
+        raise SettingsError(
+            f"setting 'endpoint' is {settings.endpoint!r}: plain http would carry the API key readable over the "
+            f"network. Use https, or set allow_http if this is what you want."
+        )
+    return settings
 
 
 def is_loopback(endpoint: str) -> bool:

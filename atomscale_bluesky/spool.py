@@ -140,6 +140,7 @@ class Spool:
         self._writers: list[RunWriter] = []
         self._closing: list[RunWriter] = []
         self._stopping = threading.Event()
+        self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._guard = threading.Lock()  # around the thread's start and end, held for memory operations only
         _prepare_folder(path)
@@ -181,12 +182,15 @@ class Spool:
                 self._writers.remove(writer)
                 self._closing.append(writer)
             running = self._thread is not None and self._thread.is_alive()
-        if not running:
+        if running:
+            self._wake.set()
+        else:
             self._sync_all()
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """Sync everything and stop the thread; writers stay usable, and sync within each call from now on."""
         self._stopping.set()
+        self._wake.set()
         with self._guard:
             thread = self._thread
         if thread is not None:
@@ -203,6 +207,7 @@ class Spool:
         self._writers, self._closing = [], []
         self._thread = None
         self._stopping = threading.Event()
+        self._wake = threading.Event()
 
     def _start_thread(self) -> None:
         if self._thread is None and not self._stopping.is_set():
@@ -211,7 +216,9 @@ class Spool:
 
     def _loop(self) -> None:
         looked = time.monotonic()
-        while not self._stopping.wait(SYNC_INTERVAL_S):
+        while not self._stopping.is_set():
+            self._wake.wait(SYNC_INTERVAL_S)
+            self._wake.clear()
             self._sync_all()
             if time.monotonic() - looked >= ROOM_INTERVAL_S:
                 looked = time.monotonic()
@@ -273,6 +280,14 @@ class Spool:
         except BaseException:
             lock.release()
             raise
+
+    def writer_alive(self, folder: Path) -> bool:
+        """Whether a process holds the run open for writing."""
+        lock = RunLock(folder / _WRITER_LOCK)
+        if lock.acquire():
+            lock.release()
+            return False
+        return True
 
     def history(self) -> list[dict[str, Any]]:
         """What is kept of finished runs, oldest first."""

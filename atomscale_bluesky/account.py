@@ -1,0 +1,245 @@
+"""What became of every reading of a run: seen = delivered + waiting + refused + discarded + left out, and lost = 0.
+
+An `Account` takes a run's journal in, line by line, at the cost of a look at most rows, and is joined with what the
+ledger tells. So it is the same whether the run's own process, another one, or nobody delivers the run, and it needs no
+bookkeeping of its own that could be wrong. Points are counted per channel; what never becomes a point is counted with
+its reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .errors import SpoolError
+from .ledger import LedgerState, Life, StreamState
+from .lines import Header, Layout, LeftOut, Row, Stop, decode_journal
+
+ROW_DROPPED = "row with a gap dropped"
+EVENT_STREAM = "event stream not selected"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Points by what became of them."""
+
+    seen: int = 0
+    delivered: int = 0
+    waiting: int = 0
+    refused: int = 0
+    discarded: int = 0
+    lost: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)  # by reason
+
+    def __add__(self, other: Counts) -> Counts:
+        """Both together."""
+        return Counts(
+            seen=self.seen + other.seen,
+            delivered=self.delivered + other.delivered,
+            waiting=self.waiting + other.waiting,
+            refused=self.refused + other.refused,
+            discarded=self.discarded + other.discarded,
+            lost=self.lost + other.lost,
+            left_out=dict(Counter(self.left_out) + Counter(other.left_out)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStatus:
+    """One metrology stream of a run."""
+
+    label: str
+    event_stream: str
+    why: str
+    state: str  # opened, initializing, initialized, finalizing, finalized; or parked
+    data_id: str | None
+    problem: str | None  # why it is parked, or what was refused last
+    chunks_confirmed: int
+    chunks_refused: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """One run of the spool."""
+
+    run_uid: str
+    label: str
+    started: float  # Unix seconds
+    state: str  # running, delivering, parked, finalized or interrupted
+    points: Counts
+    channels: Mapping[str, Counts]
+    streams: tuple[StreamStatus, ...]
+    problem: str | None
+    oldest_waiting: float | None  # time of the oldest point that waits, Unix seconds
+
+    @property
+    def data_ids(self) -> tuple[str, ...]:
+        """The ids of its metrology streams that Atomscale has given so far."""
+        return tuple(stream.data_id for stream in self.streams if stream.data_id)
+
+
+class Account:
+    """A run's journal in, what it amounts to out."""
+
+    def __init__(self) -> None:
+        self.header: Header | None = None
+        self.layouts: dict[int, Layout] = {}
+        self.stop: Stop | None = None
+        self.rows: Counter[int] = Counter()  # by layout
+        self.next_row: dict[str, int] = {}  # by time base
+        self.rows_missing: Counter[int] = Counter()  # by layout: numbers that were passed over, because damaged
+        self.damaged = 0
+        self._gaps: Counter[tuple[int, str, str]] = Counter()  # layout, channel, reason
+        self._left_out: Counter[tuple[str, str]] = Counter()  # key, reason
+
+    def take(self, payload: bytes) -> Header | Layout | LeftOut | Stop | None:
+        """Take in one line of the journal; gives it back as its type unless it is a row.
+
+        Raises:
+            SpoolError: The line is not understood.
+        """
+        if payload.startswith(b"["):
+            if payload.endswith(b"}]"):
+                row = decode_journal(payload)
+                assert isinstance(row, Row)  # noqa: S101 - a line that begins with a bracket is one
+                self.take_row(row)
+            else:
+                layout, number, _ = payload[1:64].split(b",", 2)
+                self._number(int(layout), int(number))
+            return None
+        found = decode_journal(payload)
+        match found:
+            case Header():
+                self.header = found
+            case Layout():
+                self.layouts[found.layout] = found
+                self.next_row.setdefault(found.time_base, 0)
+            case LeftOut():
+                for key, n in found.keys.items():
+                    self._left_out[key, found.reason] += n
+            case Stop():
+                self.stop = found
+            case Row():
+                self.take_row(found)
+        return found if not isinstance(found, Row) else None
+
+    def take_row(self, row: Row) -> None:
+        """Take in a row that is decoded already."""
+        self._number(row.layout, row.number)
+        for name, reason in row.gaps.items():
+            self._gaps[row.layout, name, reason] += 1
+        if row.gaps and self.header is not None and self.header.non_finite == "drop_row":
+            for channel in self.layouts[row.layout].channels:
+                if channel.name not in row.gaps:
+                    self._gaps[row.layout, channel.name, ROW_DROPPED] += 1
+
+    def _number(self, layout: int, number: int) -> None:
+        known = self.layouts.get(layout)
+        if known is None:
+            raise SpoolError(f"a row names layout {layout}, which the journal does not have")
+        self.rows[layout] += 1
+        expected = self.next_row[known.time_base]
+        if number > expected:
+            self.rows_missing[layout] += number - expected
+        self.next_row[known.time_base] = number + 1
+
+    def channels(self, ledger: LedgerState) -> dict[str, Counts]:
+        """What became of the points of each channel, and of each data key that is none, under its own name."""
+        delivered = Counter[tuple[str, str]]()
+        refused = Counter[tuple[str, str]]()
+        for stream in ledger.streams.values():
+            for names, points in stream.delivered.items():
+                for name in names:
+                    delivered[name, stream.opening.time_base] += points
+            for index, refusal in stream.refused.items():
+                for name in refusal.channels:
+                    refused[name, stream.opening.time_base] += stream.tried[index].points
+        nulls_go_out = self.header is not None and self.header.non_finite == "null"
+        result: dict[str, Counts] = {}
+        by_channel: dict[tuple[str, str], list[int]] = {}
+        for number, layout in self.layouts.items():
+            for channel in layout.channels:
+                by_channel.setdefault((channel.name, layout.time_base), []).append(number)
+            for key, reason in layout.left_out.items():
+                n = self.rows[number] + self.rows_missing[number]
+                result[key] = result.get(key, Counts()) + Counts(seen=n, left_out={reason: n} if n else {})
+        for (name, time_base), numbers in by_channel.items():
+            lost = sum(self.rows_missing[number] for number in numbers)
+            seen = sum(self.rows[number] for number in numbers) + lost
+            left_out = Counter[str]()
+            for (layout, channel, reason), n in self._gaps.items():
+                if channel == name and layout in numbers and not nulls_go_out:
+                    left_out[reason] += n
+            done = delivered[name, time_base]
+            no = refused[name, time_base]
+            rest = seen - lost - left_out.total() - done - no
+            counts = Counts(
+                seen=seen,
+                delivered=done,
+                waiting=0 if ledger.discarded else rest,
+                refused=0 if ledger.discarded else no,
+                discarded=rest + no if ledger.discarded else 0,
+                lost=lost,
+                left_out=dict(left_out),
+            )
+            shown = name if name not in result else f"{time_base}: {name}"
+            result[shown] = counts
+        for (key, reason), n in self._left_out.items():
+            result[key] = result.get(key, Counts()) + Counts(seen=n, left_out={reason: n})
+        return result
+
+    def status(self, ledger: LedgerState, *, writer_alive: bool = True) -> RunStatus:
+        """The run as people and programs see it.
+
+        Raises:
+            SpoolError: The journal has no header.
+        """
+        header = self.header
+        if header is None:
+            raise SpoolError("the journal has no header")
+        channels = self.channels(ledger)
+        problem = ledger.parked or (header.problem if ledger.edited is None else None)
+        streams = tuple(_stream_status(stream, self) for stream in ledger.streams.values())
+        parked = problem or next((stream.problem for stream in streams if stream.state == "parked"), None)
+        if ledger.streams and all(stream.life is Life.FINALIZED for stream in ledger.streams.values()):
+            state = "finalized"
+        elif parked:
+            state = "parked"
+        elif self.stop is None:
+            state = "running" if writer_alive else "interrupted"
+        else:
+            state = "delivering"
+        points = sum(channels.values(), Counts())
+        confirmed = [stream.last.last_time for stream in ledger.streams.values() if stream.last and stream.settled]
+        return RunStatus(
+            run_uid=header.run_uid,
+            label=header.label,
+            started=header.started,
+            state=state,
+            points=points,
+            channels=channels,
+            streams=streams,
+            problem=parked,
+            oldest_waiting=(min(confirmed, default=header.started) if points.waiting else None),
+        )
+
+
+def _stream_status(stream: StreamState, account: Account) -> StreamStatus:
+    opening = stream.opening
+    event_stream = next(
+        (layout.event_stream for layout in account.layouts.values() if layout.time_base == opening.time_base),
+        opening.time_base,
+    )
+    refusal = next(iter(stream.refused.values()), None)
+    problem = stream.parked or (refusal.reason if refusal else None)
+    return StreamStatus(
+        label=opening.label,
+        event_stream=event_stream,
+        why=opening.why,
+        state="parked" if problem else stream.life.value,
+        data_id=stream.data_id,
+        problem=problem,
+        chunks_confirmed=stream.chunks_confirmed,
+        chunks_refused=len(stream.refused),
+    )

@@ -1,0 +1,507 @@
+"""The front door: what `RE.subscribe` calls.
+
+    RunEngine ──document──▶ AtomscaleCallback ──line──▶ the run's journal        (the plan's time)
+                                                          └──▶ Uploader ──▶ Atomscale   (our own)
+
+`__call__` routes a document by its run, turns an event into one line and appends it with one write. It does no network
+I/O, never raises, and waits for nothing but the local file system; several threads may be in it at once. When it
+returns from an event the readings survive a killed process. Everything else happens in the uploader's threads, or in
+another process that shares the spool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import Counter, OrderedDict, deque
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .account import Account, Counts, RunStatus
+from .channels import EventStream, Selection
+from .errors import AtomscaleBlueskyError, ChannelError, MetadataError, SettingsError, SpoolError, SpoolFullError
+from .journal import JournalReader
+from .ledger import read_ledger
+from .lines import FORMAT, Header, LeftOut, Links, Stop, encode
+from .metadata import content_digest, read_metadata, run_label
+from .settings import Settings
+from .spool import LEDGER, RunWriter, Spool
+from .uploader import Uploader
+
+_logger = logging.getLogger(__name__)
+
+# The same event may come twice (two subscriptions, a bus that delivers again); so many uids of each run are remembered.
+REMEMBERED_EVENTS = 10_000
+# Documents of a run that has ended may still come, from a device's thread; its uid is remembered to say so.
+REMEMBERED_RUNS = 1000
+
+NO_ROOM = "no room in the spool"
+UNREADABLE = "malformed document"
+NOT_SELECTED = "event stream not selected"
+
+
+class Status(tuple[RunStatus, ...]):
+    """The runs that are not finalized, oldest first, and what they come to together."""
+
+    __slots__ = ()
+
+    @property
+    def runs(self) -> tuple[RunStatus, ...]:
+        """One entry per run."""
+        return tuple(self)
+
+    @property
+    def points(self) -> Counts:
+        """All runs together."""
+        return sum((run.points for run in self), Counts())
+
+
+class AtomscaleCallback:
+    """Streams every run of a RunEngine to Atomscale: `RE.subscribe(AtomscaleCallback())`.
+
+    A run's start document initializes a metrology stream linked to `synth_source_id`, its readings arrive there in
+    chunks while the plan runs, and its stop document finalizes it. Readings are spooled to disk first, so an outage, a
+    crash or a missing key costs nothing but time: what is left is sent when things are well again, also by the next
+    process.
+
+    Construction checks the settings and opens the spool; it needs no network and starts no request of its own but for
+    what earlier runs have left.
+
+    Args:
+        api_key: Key of the Atomscale account; without one, from `ATOMSCALE_API_KEY` or `AS_API_KEY`, readings are
+            spooled until there is one.
+        endpoint: Origin of the API.
+        synth_source_id: Growth instrument for runs whose metadata name none.
+        points_per_chunk: Points of each channel in a chunk, for runs whose metadata say nothing; 100 by default.
+        spool_dir: Folder of the runs not yet finalized; by default in the user's state folder.
+        event_streams: Event streams to take, as shell-style patterns; `!pattern` leaves out.
+        channels: Data keys to take, as shell-style patterns; `!pattern` leaves out; `"hints"` takes the hinted fields.
+        settings: Instead of environment and file; the other arguments win over it. `Settings.load` makes one.
+
+    Raises:
+        SettingsError: A setting cannot be used, the spool's folder among them; names it and what is expected.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_key: str | None = None,
+        endpoint: str | None = None,
+        synth_source_id: int | None = None,
+        points_per_chunk: int | None = None,
+        spool_dir: str | Path | None = None,
+        event_streams: str | list[str] | tuple[str, ...] | None = None,
+        channels: str | list[str] | tuple[str, ...] | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        arguments = {
+            "api_key": api_key,
+            "endpoint": endpoint,
+            "synth_source_id": synth_source_id,
+            "points_per_chunk": points_per_chunk,
+            "spool_dir": spool_dir,
+            "event_streams": event_streams,
+            "channels": channels,
+        }
+        self.settings = Settings.load(**arguments) if settings is None else settings.replaced(**arguments)
+        try:
+            self._spool = Spool(
+                self.settings.spool_path,
+                max_bytes=self.settings.spool_max_bytes,
+                min_free_bytes=self.settings.spool_min_free_bytes,
+                sync_each=self.settings.durability == "event",
+            )
+        except SpoolError as error:
+            raise SettingsError(str(error)) from error
+        self._selection = Selection(
+            event_streams=self.settings.event_streams,
+            channels=self.settings.channels,
+            monitors=self.settings.monitors,
+            rename=self.settings.rename,
+            max_elements=self.settings.max_elements,
+            timestamps=self.settings.timestamps,
+        )
+        self._lock = threading.Lock()  # around all state of the front half; held for memory operations and one write
+        self._runs: dict[str, _Run] = {}  # open runs by uid
+        self._streams: dict[str, tuple[_Run, EventStream | None]] = {}  # by descriptor uid; None: not selected
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._said: set[str] = set()
+        self._ignored: Counter[str] = Counter()
+        self._uploader = self._make_uploader()
+        # Bounded, at the interpreter's exit or when nobody holds the callback any more; the spool makes it safe.
+        self._end = weakref.finalize(self, _end, self._uploader, self._spool, self.settings.exit_timeout_s)
+        if hasattr(os, "register_at_fork"):
+            _at_fork(self)
+
+    def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Take one document; never raises, whatever it holds."""
+        try:
+            if name == "event":
+                self._event(doc)
+            elif name == "event_page":
+                self._event_page(doc)
+            elif name == "start":
+                self._start(doc)
+            elif name == "descriptor":
+                self._descriptor(doc)
+            elif name == "stop":
+                self._stop(doc)
+        except Exception as error:  # noqa: BLE001 - an exception here would end the plan
+            self._count_broken(name, error)
+
+    def __enter__(self) -> AtomscaleCallback:
+        """The callback itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """Where it sends to and where it spools."""
+        return f"<AtomscaleCallback to {self.settings.endpoint}, spool {str(self._spool.path)!r}>"
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until everything that can be delivered is; for scripts, not for plans.
+
+        Returns:
+            True when every stopped run is finalized and every full chunk of the open ones confirmed; False at the
+            time-out, or at once when what is left cannot move by itself: no key, offline, parked, refused.
+        """
+        return self._uploader is not None and self._uploader.drain(timeout_s)
+
+    def status(self) -> Status:
+        """What became of every reading of the runs that are not finalized; may be called from any thread."""
+        runs = self._uploader.status() if self._uploader else None
+        if runs is None:
+            runs = read_status(self._spool)
+        return Status(sorted(runs, key=lambda run: run.started))
+
+    @property
+    def ignored(self) -> Mapping[str, int]:
+        """How many documents belonged to no run or descriptor that is known, or could not be read, by kind."""
+        with self._lock:
+            return dict(self._ignored)
+
+    def close(self, timeout_s: float = 10.0) -> bool:
+        """Drain for at most this long, then stop the threads; True if nothing was left to deliver.
+
+        What waits stays spooled. Later documents are still journaled, and delivered by the next callback or
+        `atomscale-bluesky upload`. Idempotent.
+        """
+        if not self._end.alive:
+            return True
+        self._end.detach()
+        return _end(self._uploader, self._spool, timeout_s)
+
+    # ---- documents -------------------------------------------------------------------------------------------------
+
+    def _start(self, doc: Mapping[str, Any]) -> None:
+        uid = str(doc["uid"])
+        with self._lock:
+            if uid in self._runs:
+                self._ignore("start", f"a second start document of run {uid} is ignored")
+                return
+            run = _Run(uid, float(doc["time"]))
+            self._runs[uid] = run
+        header = self._header(doc, uid)
+        try:
+            run.writer = self._spool.create(header)
+        except SpoolError as error:
+            _logger.error("run %s is not kept, the plan goes on: %s", uid, error)
+            return
+        if header.problem:
+            _logger.error(
+                "run %s is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit %s …`",
+                uid, header.problem, uid[:8],
+            )  # fmt: skip
+        else:
+            source = header.links.synth_source_id
+            _logger.info("run %s opened for synth_source_id %s", uid, source)
+            if source is None:
+                self._say_once(
+                    "unlinked", "no synth_source_id in a run's metadata or the settings: it is streamed unlinked"
+                )
+        if self._uploader:
+            self._uploader.start()
+            self._uploader.add(run.writer.folder)
+
+    def _header(self, doc: Mapping[str, Any], uid: str) -> Header:
+        problem = None
+        links, points, label = Links(), self.settings.points_per_chunk, None
+        try:
+            metadata = read_metadata(doc)
+        except MetadataError as error:
+            problem = str(error)
+        else:
+            links, label = metadata.links, metadata.label
+            points = metadata.points_per_chunk or points
+        if links.synth_source_id is None and problem is None:
+            links = Links(self.settings.synth_source_id, links.physical_sample_id, links.project_id)
+        return Header(
+            format=FORMAT,
+            run_uid=uid,
+            started=float(doc["time"]),
+            label=label or run_label(doc, self.settings.label),
+            points_per_chunk=points,
+            primary=self.settings.primary,
+            endpoint=self.settings.endpoint,
+            non_finite=self.settings.non_finite,
+            links=links,
+            problem=problem,
+            content=content_digest(doc),
+        )
+
+    def _descriptor(self, doc: Mapping[str, Any]) -> None:
+        run_uid, uid = str(doc["run_start"]), str(doc["uid"])
+        with self._lock:
+            run = self._runs.get(run_uid)
+            if run is None:
+                self._ignore("descriptor", f"a descriptor of run {run_uid}, whose start never came, is ignored")
+                return
+            name = str(doc.get("name") or "")
+            if name not in run.event_streams:
+                taken = self._selection.takes_event_stream(name)
+                run.event_streams[name] = (
+                    EventStream(doc, self._selection, started=run.started, next_layout=run.next_layout)
+                    if taken
+                    else None
+                )
+                if not taken:
+                    _logger.info("event stream %r of run %s is left out by the settings", name, run_uid)
+            self._streams[uid] = (run, run.event_streams[name])
+
+    def _event(self, doc: Mapping[str, Any]) -> None:
+        with self._lock:
+            known = self._streams.get(doc["descriptor"])
+            if known is None:
+                self._ignore("event", f"an event of descriptor {doc['descriptor']}, which never came, is ignored")
+                return
+            run, event_stream = known
+            if event_stream is None:
+                run.leave_out(NOT_SELECTED, doc.get("data") or ())
+                return
+            uid = doc["uid"]
+            if uid in run.seen:
+                self._ignored["event seen before"] += 1
+                return
+            payloads = event_stream.event(doc, time.time())
+            self._keep(run, event_stream, payloads, 1, doc.get("data") or ())
+            run.remember(uid)
+
+    def _event_page(self, doc: Mapping[str, Any]) -> None:
+        with self._lock:
+            known = self._streams.get(doc["descriptor"])
+            if known is None:
+                self._ignore("event_page", f"a page of descriptor {doc['descriptor']}, which never came, is ignored")
+                return
+            run, event_stream = known
+            uids = list(doc["uid"])
+            if event_stream is None:
+                run.leave_out(NOT_SELECTED, doc.get("data") or (), len(uids))
+                return
+            if any(uid in run.seen for uid in uids):
+                doc = _without(doc, [i for i, uid in enumerate(uids) if uid in run.seen])
+                self._ignored["event seen before"] += len(uids) - len(doc["uid"])
+                uids = list(doc["uid"])
+            payloads = event_stream.event_page(doc, time.time())
+            if payloads:
+                self._keep(run, event_stream, payloads, len(uids), doc.get("data") or ())
+            for uid in uids:
+                run.remember(uid)
+
+    def _keep(self, run: _Run, event_stream: EventStream, payloads: list[bytes], events: int, keys: Any) -> None:
+        """Append a document's lines, or count its readings as left out; called with the lock held."""
+        if run.writer is None:
+            run.leave_out(NO_ROOM, keys, events)
+            return
+        try:
+            run.writer.append(payloads)
+        except SpoolFullError as error:
+            run.leave_out(NO_ROOM, keys, events)
+            self._say_once(f"no room {run.uid}", f"new readings of run {run.uid} are left out: {error}", logging.ERROR)
+            return
+        first = event_stream.rows == 0
+        event_stream.accepted()
+        if first and event_stream.left_out:
+            said = ", ".join(f"{key} ({reason})" for key, reason in event_stream.left_out.items())
+            _logger.info("event stream %r of run %s leaves out %s", event_stream.name, run.uid, said)
+        run.unannounced += events
+        if self._uploader and (first or run.unannounced >= self.settings.points_per_chunk):
+            run.unannounced = 0
+            self._uploader.wake()
+
+    def _stop(self, doc: Mapping[str, Any]) -> None:
+        uid = str(doc["run_start"])
+        with self._lock:
+            run = self._runs.pop(uid, None)
+            if run is None:
+                self._ignore("stop", f"a stop document of run {uid}, whose start never came, is ignored")
+                return
+            self._streams = {key: value for key, value in self._streams.items() if value[0] is not run}
+            self._ended[uid] = None
+            if len(self._ended) > REMEMBERED_RUNS:
+                self._ended.popitem(last=False)
+            if run.writer is None:
+                return
+            stop = Stop(
+                time=float(doc.get("time") or time.time()),
+                exit_status=str(doc.get("exit_status") or ""),
+                reason=str(doc.get("reason") or "")[:500],
+            )
+            try:
+                run.writer.append([*run.left_out_lines(), encode(stop)], always=True)
+            except SpoolError as error:
+                # Without its stop in the journal the run counts as interrupted once its lock is free, and is completed.
+                _logger.error("the stop of run %s could not be written: %s", uid, error)
+            self._spool.release(run.writer)
+            if self._uploader:
+                self._uploader.stopped(run.writer.folder)
+
+    # ---- oddities --------------------------------------------------------------------------------------------------
+
+    def _ignore(self, kind: str, text: str) -> None:
+        self._ignored[kind] += 1
+        self._say_once(text, text)
+
+    def _say_once(self, about: str, text: str, level: int = logging.WARNING) -> None:
+        if about not in self._said and len(self._said) < 1000:
+            self._said.add(about)
+            _logger.log(level, "%s", text)
+
+    def _count_broken(self, name: str, error: Exception) -> None:
+        """A document that cannot be read costs a count and a line in the log, and nothing beside it."""
+        self._ignored[UNREADABLE] += 1
+        expected = isinstance(error, AtomscaleBlueskyError | KeyError | TypeError | ValueError)
+        if f"broken {name}" not in self._said:
+            self._said.add(f"broken {name}")
+            shown = error if isinstance(error, ChannelError) else f"{type(error).__name__}: {error}"
+            _logger.error("a %r document could not be used, the run goes on: %s", name, shown, exc_info=not expected)
+
+    # ---- process ---------------------------------------------------------------------------------------------------
+
+    def _make_uploader(self) -> Uploader | None:
+        if self.settings.offline or not self.settings.api_key:
+            why = "offline by setting" if self.settings.offline else "no API key (ATOMSCALE_API_KEY)"
+            _logger.warning(
+                "%s: readings are spooled in %s and sent by a later session that has one", why, self._spool.path
+            )
+            return None
+        uploader = Uploader(self._spool, self.settings)
+        uploader.start()
+        return uploader
+
+    def _after_fork_in_child(self) -> None:
+        """The parent's runs and threads are the parent's; a child that gets documents spools runs of its own."""
+        self._lock = threading.Lock()
+        self._runs, self._streams = {}, {}
+        self._spool.forget_after_fork()
+        self._uploader = None
+        self._end.detach()
+
+
+class _Run:
+    """What the front half knows of an open run."""
+
+    def __init__(self, uid: str, started: float) -> None:
+        self.uid = uid
+        self.started = started
+        self.writer: RunWriter | None = None  # None: the spool had no room for it
+        self.event_streams: dict[str, EventStream | None] = {}
+        self.seen: set[str] = set()
+        self.unannounced = 0  # rows since the uploader was woken
+        self._recent: deque[str] = deque()
+        self._layouts = 0
+        self._left_out: Counter[tuple[str, str]] = Counter()  # reason, key
+
+    def next_layout(self) -> int:
+        """A number for a layout, unique in this run."""
+        self._layouts += 1
+        return self._layouts - 1
+
+    def remember(self, uid: str) -> None:
+        """Note an event's uid, and forget the oldest when there are many."""
+        self.seen.add(uid)
+        self._recent.append(uid)
+        if len(self._recent) > REMEMBERED_EVENTS:
+            self.seen.discard(self._recent.popleft())
+
+    def leave_out(self, reason: str, keys: Any, events: int = 1) -> None:
+        """Count readings that do not reach the journal."""
+        for key in keys:
+            self._left_out[reason, str(key)] += events
+
+    def left_out_lines(self) -> list[bytes]:
+        """What was counted, as lines for the journal."""
+        by_reason: dict[str, dict[str, int]] = {}
+        for (reason, key), n in self._left_out.items():
+            by_reason.setdefault(reason, {})[key] = n
+        return [
+            encode(LeftOut(event_stream="", reason=reason, readings=sum(keys.values()), keys=keys))
+            for reason, keys in by_reason.items()
+        ]
+
+
+def read_status(spool: Spool) -> list[RunStatus]:
+    """The runs of a spool as their files tell, whoever writes and delivers them."""
+    found: list[RunStatus] = []
+    for folder in spool.run_folders():
+        account = Account()
+        reader = JournalReader(folder)
+        try:
+            state, _ = read_ledger(folder / LEDGER)
+            for line in reader.read():
+                account.take(line.payload)
+            if account.header is not None:
+                found.append(account.status(state, writer_alive=spool.writer_alive(folder)))
+        except FileNotFoundError:  # finished meanwhile
+            continue
+        finally:
+            reader.close()
+    return found
+
+
+def _without(page: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
+    """An event page without some of its rows."""
+    gone = set(rows)
+
+    def kept(column: Any) -> list[Any]:
+        return [value for i, value in enumerate(column) if i not in gone]
+
+    out = dict(page)
+    for member in ("uid", "time", "seq_num"):
+        if member in page:
+            out[member] = kept(page[member])
+    for member in ("data", "timestamps", "filled"):
+        out[member] = {key: kept(column) for key, column in (page.get(member) or {}).items()}
+    return out
+
+
+def _end(uploader: Uploader | None, spool: Spool, timeout_s: float) -> bool:
+    """Drain up to the limit and stop the threads."""
+    deadline = time.monotonic() + timeout_s
+    drained = uploader is None or uploader.drain(timeout_s)
+    if uploader is not None:
+        uploader.stop(max(0.5, deadline - time.monotonic()))
+    spool.close()
+    return drained
+
+
+def _at_fork(callback: AtomscaleCallback) -> None:
+    alive = weakref.ref(callback)
+
+    def in_child() -> None:
+        callback = alive()
+        if callback is not None:
+            with contextlib.suppress(Exception):
+                callback._after_fork_in_child()  # noqa: SLF001 - the same trade, split only for the weak reference
+
+    os.register_at_fork(after_in_child=in_child)

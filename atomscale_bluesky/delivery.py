@@ -1,0 +1,492 @@
+"""One run on its way: its journal read on, cut into chunks, and each next thing to do handed out as a task.
+
+A `Delivery` owns a claimed run and belongs to one thread. `next_task` says what can be done now, and notes in the
+ledger what must be known before it is done; `initialized`, `pushed` and the others note what came of it. Nothing here
+waits, sends or decides when to try again: that is the uploader's trade.
+
+    metrology stream 0 opens with the run          → INITIALIZE
+    a full chunk of an initialized stream          → PUSH     (rows synced, range of rows noted first)
+    stopped, all read, every chunk confirmed       → FINALIZE (noted and synced first)
+
+Whoever opens the run next, after any crash, reads the same two files and goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+from .account import Account, RunStatus
+from .chunks import Chunk, Cutter, Resumed
+from .errors import ApiRefusedError
+from .journal import START, JournalReader, Line, Position
+from .ledger import LedgerState, Life, StreamState
+from .lines import (
+    Confirmed,
+    Finalized,
+    Finalizing,
+    Initialized,
+    Initializing,
+    Layout,
+    LedgerLine,
+    Left,
+    Links,
+    Opened,
+    Parked,
+    Refused,
+    Row,
+    Tried,
+    Why,
+    decode_journal,
+)
+from .metadata import stream_label
+from .spool import Claim
+
+_logger = logging.getLogger(__name__)
+
+# How many lines one look into the journal may take, so that a run with a long backlog does not hold up the others.
+LINES_PER_LOOK = 20_000
+# How many chunks of a run may have failed and wait for another attempt before no further one is begun.
+MAX_FAILED = 8
+# Channels with gaps get streams of their own up to this number per run, so that a broken sensor head with a thousand
+# channels does not make a thousand streams.
+MAX_OWN_STREAMS = 50
+
+
+class Kind(Enum):
+    """What a task asks of Atomscale."""
+
+    INITIALIZE = "initialize"
+    PUSH = "push"
+    FINALIZE = "finalize"
+
+
+@dataclass(slots=True)
+class Task:
+    """One thing to do for a metrology stream, and how often it was tried already."""
+
+    kind: Kind
+    stream: int
+    label: str
+    links: Links
+    points_per_chunk: int
+    data_id: str = ""
+    family: str = ""
+    chunk: Chunk | None = None
+    attempts: int = 0
+    not_before: float = 0.0  # monotonic
+    may_exist: bool = False  # an earlier attempt to initialize may have made the stream
+    apart: frozenset[str] = field(default_factory=frozenset)  # channels refused before: pushed one by one
+
+    def __str__(self) -> str:
+        """What a log line calls it."""
+        what = f"chunk {self.chunk.index} of " if self.chunk else ""
+        return f"{self.kind.value} {what}{self.label!r}"
+
+
+class Delivery:
+    """A claimed run, from where its files say it stands.
+
+    Raises:
+        SpoolError: From every method: the run's files cannot be read or written, or contradict each other.
+    """
+
+    def __init__(self, claim: Claim, *, now: Callable[[], float] = time.time) -> None:
+        self.claim = claim
+        self.header = claim.header
+        self.account = Account()
+        self.in_flight = 0
+        self.more_to_read = False  # the last look into the journal did not reach its end
+        self.failed: deque[Task] = deque()
+        self.last_error: str | None = None
+        self._now = now
+        self._ready: deque[Chunk] = deque()
+        self._cutters: dict[str, Cutter] = {}
+        self._resume: dict[int, tuple[int, int, Position]] = {}
+        self._apart: dict[int, set[str]] = {}
+        self._under_way: set[int] = set()  # streams being initialized or finalized, failed attempts included
+        self._read_all = False  # to the run's stop, and its last chunks cut
+        self._reader = JournalReader(claim.folder, START)
+        self._lines: Iterator[Line] = iter(())
+        self._synced_to = START
+        for stream in self.state.streams.values():
+            self._resume[stream.opening.stream] = stream.resume()
+        self._from = min((position for _, _, position in self._resume.values()), default=START)
+        if not (self.state.streams or self.parked):
+            self.open_stream(
+                why="run start", time_base=self.header.primary, from_row=0, position=START, channels=None, own=False
+            )
+
+    @property
+    def state(self) -> LedgerState:
+        """What the ledger tells."""
+        return self.claim.ledger.state
+
+    @property
+    def finished(self) -> bool:
+        """Whether every metrology stream of the stopped run is finalized."""
+        streams = self.state.streams.values()
+        return self._read_all and all(stream.life is Life.FINALIZED for stream in streams)
+
+    @property
+    def parked(self) -> str | None:
+        """Why the whole run waits for a person, if it does."""
+        return self.state.parked or (self.header.problem if self.state.edited is None else None)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the journal, as far as it was read, holds the run's stop."""
+        return self.account.stop is not None
+
+    def status(self) -> RunStatus:
+        """The run as people and programs see it."""
+        return self.account.status(self.state)
+
+    def settle_if_interrupted(self) -> bool:
+        """If the run's writer is gone without a stop, note that; whether it was so."""
+        if self.stopped or not self.claim.settle_if_interrupted():
+            return False
+        _logger.info("run %s was interrupted: no stop document came; it is being completed", self.header.run_uid)
+        return True
+
+    def next_task(self, now: float) -> Task | None:
+        """What can be done at this moment, if anything; the caller has it done and reports to `done`.
+
+        Args:
+            now: Monotonic time; failed tasks come back when their time has come.
+        """
+        if self.parked or self.state.discarded:
+            self._look(count_only=True)
+            return None
+        task = self._initialize() or self._failed_again(now)
+        if task is None and len(self.failed) < MAX_FAILED:
+            task = self._push()
+        return self._taken(task or self._finalize())
+
+    def due(self) -> float | None:
+        """When the next failed task may be tried again, monotonic; None if none has failed."""
+        return min((task.not_before for task in self.failed), default=None)
+
+    # ---- outcomes --------------------------------------------------------------------------------------------------
+
+    def about_to_initialize(self, task: Task, family: str) -> None:
+        """The request is about to leave for this path family."""
+        if self.state.streams[task.stream].family != family:
+            self.note(Initializing(task.stream, family), sync=True)
+        task.family = family
+
+    def initialized(self, task: Task, data_id: str, family: str) -> None:
+        """Atomscale has created the stream."""
+        self._returned(task)
+        self.note(Initialized(task.stream, data_id, family), sync=True)
+        self._under_way.discard(task.stream)
+
+    def pushed(self, task: Task, confirmed: tuple[str, ...], refused: dict[str, ApiRefusedError]) -> None:
+        """Atomscale has answered for these channels of a chunk."""
+        self._returned(task)
+        chunk = task.chunk
+        if chunk is None:
+            return
+        whole = set(confirmed) >= set(chunk.names)
+        for name, error in refused.items():
+            self.note(Refused(task.stream, chunk.index, (name,), error.status, str(error)))
+            self._apart.setdefault(task.stream, set()).add(name)
+            self.last_error = str(error)
+            _logger.error(
+                "chunk %d of channel %r in %r was refused and is kept: %s; see `atomscale-bluesky status`",
+                chunk.index, name, task.label, error,
+            )  # fmt: skip
+        if confirmed:
+            self.note(Confirmed(task.stream, chunk.index, self._now(), None if whole else confirmed))
+
+    def finalized(self, task: Task) -> None:
+        """Atomscale has closed the stream."""
+        self._returned(task)
+        self.note(Finalized(task.stream, self._now()), sync=True)
+        self._under_way.discard(task.stream)
+
+    def failed_attempt(
+        self, task: Task, not_before: float, error: Exception, *, confirmed: tuple[str, ...] = ()
+    ) -> None:
+        """An attempt failed in a way that can clear; the task comes back from `next_task` when its time has come."""
+        self._returned(task)
+        self.last_error = str(error)
+        if confirmed and task.chunk is not None:
+            self.note(Confirmed(task.stream, task.chunk.index, self._now(), confirmed))
+            task.chunk = task.chunk.only(name for name in task.chunk.names if name not in confirmed)
+        task.attempts += 1
+        task.not_before = not_before
+        self.failed.append(task)
+
+    def park(self, task: Task, reason: str) -> None:
+        """The stream cannot go on without a person; its data are kept."""
+        self._returned(task)
+        self.last_error = reason
+        self.note(Parked(reason, task.stream), sync=True)
+        self._under_way.discard(task.stream)
+        self._ready = deque(chunk for chunk in self._ready if chunk.stream != task.stream)
+        self.failed = deque(other for other in self.failed if other.stream != task.stream)
+        _logger.error(
+            "%r is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit` or `retry`",
+            task.label, reason,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Let go of the run as it is."""
+        self._reader.close()
+        self.claim.close()
+
+    def finish(self) -> bool:
+        """Move the finished run into the history; False while its writer still has files open."""
+        self._reader.close()
+        status = self.status()
+        entry = {
+            "run_uid": status.run_uid,
+            "label": status.label,
+            "started": status.started,
+            "finished": self._now(),
+            "data_ids": list(status.data_ids),
+            "delivered": status.points.delivered,
+            "left_out": dict(status.points.left_out),
+            "lost": status.points.lost,
+            "interrupted": bool(self.account.stop and self.account.stop.interrupted),
+            "exit_status": self.account.stop.exit_status if self.account.stop else "",
+            "content": self.header.content,
+            "endpoint": self.header.endpoint,
+        }
+        if not self.claim.finish(entry):
+            return False
+        left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(status.points.left_out.items())) or "none"
+        _logger.info(
+            "run %s finalized: %d points delivered to %s; left out: %s",
+            status.run_uid, status.points.delivered, ", ".join(status.data_ids), left_out,
+        )  # fmt: skip
+        return True
+
+    # ---- what can be done ------------------------------------------------------------------------------------------
+
+    def _initialize(self) -> Task | None:
+        for number, stream in self.state.streams.items():
+            if stream.life not in {Life.OPENED, Life.INITIALIZING} or stream.parked or number in self._under_way:
+                continue
+            self._under_way.add(number)
+            return self._task(Kind.INITIALIZE, stream, may_exist=stream.life is Life.INITIALIZING)
+        return None
+
+    def _failed_again(self, now: float) -> Task | None:
+        for task in self.failed:
+            if task.not_before <= now:
+                self.failed.remove(task)
+                return task
+        return None
+
+    def _push(self) -> Task | None:
+        if not (self._ready or self._read_all):
+            self._look()
+        for chunk in self._ready:
+            stream = self.state.streams[chunk.stream]
+            if stream.life is not Life.INITIALIZED:
+                continue  # its time comes with its data_id
+            self._ready.remove(chunk)
+            self._sync_journal_to(chunk)
+            if chunk.index >= stream.next_index:
+                self.note(_tried(chunk))
+            return self._task(Kind.PUSH, stream, chunk=self._unconfirmed(stream, chunk))
+        return None
+
+    def _finalize(self) -> Task | None:
+        if not self._read_all or self._ready or self.failed:
+            return None
+        for number, stream in self.state.streams.items():
+            if number in self._under_way or stream.parked or not stream.settled:
+                continue
+            if stream.life is Life.INITIALIZED:
+                self.note(Finalizing(number), sync=True)
+            elif stream.life is not Life.FINALIZING:
+                continue
+            self._under_way.add(number)
+            return self._task(Kind.FINALIZE, stream)
+        return None
+
+    def _task(self, kind: Kind, stream: StreamState, *, chunk: Chunk | None = None, may_exist: bool = False) -> Task:
+        edited = self.state.edited
+        return Task(
+            kind=kind,
+            stream=stream.opening.stream,
+            label=stream.opening.label,
+            links=edited.links if edited else self.header.links,
+            points_per_chunk=stream.opening.points_per_chunk,
+            data_id=stream.data_id or "",
+            family=stream.family or "",
+            chunk=chunk,
+            may_exist=may_exist,
+            apart=frozenset(self._apart.get(stream.opening.stream, ())),
+        )
+
+    def _taken(self, task: Task | None) -> Task | None:
+        self.in_flight += task is not None
+        return task
+
+    def _returned(self, task: Task) -> None:
+        self.in_flight -= 1
+
+    def _unconfirmed(self, stream: StreamState, chunk: Chunk) -> Chunk:
+        """What is left to push of a chunk that was pushed in part before."""
+        confirmed = stream.confirmed_channels.get(chunk.index)
+        return chunk.only(name for name in chunk.names if name not in confirmed) if confirmed else chunk
+
+    # ---- reading and cutting ---------------------------------------------------------------------------------------
+
+    def _look(self, *, count_only: bool = False) -> None:
+        """Read the journal on until a chunk is ready, its present end, or for a good while."""
+        self.more_to_read = False
+        for _ in range(LINES_PER_LOOK):
+            found = next(self._lines, None)
+            if found is None:
+                self._lines = self._reader.read()
+                found = next(self._lines, None)
+                if found is None:
+                    return
+            self._take(found, count_only)
+            if self._ready or self._read_all:
+                return
+        self.more_to_read = True
+
+    def _take(self, found: Line, count_only: bool) -> None:
+        if found.payload.startswith(b"[") and found.position >= self._from and not count_only:
+            row = decode_journal(found.payload)
+            if isinstance(row, Row):
+                self.account.take_row(row)
+                time_base = self.account.layouts[row.layout].time_base
+                self._collect(self._cutters[time_base].row(found.position, row))
+            return
+        line = self.account.take(found.payload)
+        if count_only:
+            return
+        if isinstance(line, Layout):
+            self._layout(line, found.position)
+        elif self.stopped:
+            for cutter in self._cutters.values():
+                self._collect(cutter.finish())
+            self._read_all = True
+
+    def _layout(self, layout: Layout, position: Position) -> None:
+        cutter = self._cutters.get(layout.time_base)
+        if cutter is not None:
+            cutter.layout(layout, from_row=self.account.next_row[layout.time_base], position=position)
+            return
+        streams = [s for s in self.state.streams.values() if s.opening.time_base == layout.time_base]
+        if not streams and layout.channels:
+            self.open_stream(
+                why="event stream", time_base=layout.time_base, from_row=0, position=position, channels=None, own=False
+            )
+            streams = [s for s in self.state.streams.values() if s.opening.time_base == layout.time_base]
+        own = {name for stream in streams if stream.opening.own for name in stream.opening.channels or ()}
+        self._cutters[layout.time_base] = Cutter(
+            layout,
+            non_finite=self.header.non_finite,
+            decisions=_Decisions(self, layout.time_base),
+            streams=[self._resumed(stream) for stream in streams],
+            waiting={name for stream in streams for name in stream.left if name not in own},
+        )
+
+    def _resumed(self, stream: StreamState) -> Resumed:
+        index, from_row, _ = self._resume.get(stream.opening.stream) or stream.resume()
+        left = frozenset(name for name, row in stream.left.items() if row < from_row)
+        return Resumed(stream.opening, index, from_row, left)
+
+    def _collect(self, chunks: Iterator[Chunk]) -> None:
+        """Keep the chunks that are still to be pushed; those of before that are confirmed or refused are not."""
+        for chunk in chunks:
+            stream = self.state.streams[chunk.stream]
+            waits = chunk.index >= stream.next_index or chunk.index in stream.tried
+            if waits and chunk.index not in stream.refused and not stream.parked:
+                self._ready.append(chunk)
+
+    def _sync_journal_to(self, chunk: Chunk) -> None:
+        """What is sent must be on disk: after a power cut the same rows have to make the same chunk."""
+        if self._reader.position > self._synced_to:
+            self._reader.sync()
+            self._synced_to = self._reader.position
+
+    # ---- decisions -------------------------------------------------------------------------------------------------
+
+    def open_stream(
+        self,
+        *,
+        why: Why,
+        time_base: str,
+        from_row: int,
+        position: Position,
+        channels: tuple[str, ...] | None,
+        own: bool,
+    ) -> Opened:
+        """Begin a further metrology stream of the run."""
+        number = len(self.state.streams)
+        token = secrets.token_hex(4)
+        earlier = sum(stream.opening.time_base == time_base for stream in self.state.streams.values())
+        edited = self.state.edited
+        opening = Opened(
+            stream=number,
+            time_base=time_base,
+            from_row=from_row,
+            why=why,
+            label=stream_label(
+                self.header.label,
+                event_stream=None if time_base == self.header.primary else time_base,
+                number=earlier + 1,
+                run_uid=self.header.run_uid,
+                token=token,
+            ),
+            token=token,
+            points_per_chunk=(edited and edited.points_per_chunk) or self.header.points_per_chunk,
+            segment=position.segment,
+            offset=position.offset,
+            channels=channels,
+            own=own,
+        )
+        self.note(opening, sync=True)
+        return opening
+
+    def note(self, fact: LedgerLine, *, sync: bool = False) -> None:
+        """Write a fact into the ledger."""
+        self.claim.ledger.note(fact, sync=sync)
+
+
+@dataclass(slots=True)
+class _Decisions:
+    """What the cutter of one time base decides, noted in the run's ledger."""
+
+    delivery: Delivery
+    time_base: str
+
+    def open(self, *, why: Why, from_row: int, position: Position, channels: tuple[str, ...], own: bool) -> Opened:
+        return self.delivery.open_stream(
+            why=why, time_base=self.time_base, from_row=from_row, position=position, channels=channels, own=own
+        )
+
+    def leave(self, left: Left) -> None:
+        if left.channel not in self.delivery.state.streams[left.stream].left:
+            self.delivery.note(left)
+
+    def noted(self, stream: int, index: int) -> Tried | None:
+        return self.delivery.state.streams[stream].tried.get(index)
+
+
+def _tried(chunk: Chunk) -> Tried:
+    return Tried(
+        stream=chunk.stream,
+        index=chunk.index,
+        first_row=chunk.first_row,
+        last_row=chunk.last_row,
+        points=chunk.points,
+        channels=chunk.names,
+        segment=chunk.position.segment,
+        offset=chunk.position.offset,
+        last_time=chunk.times[-1],
+    )

@@ -1,0 +1,567 @@
+"""The spool's runs in, everything that was accepted at Atomscale out; owns the threads and the one retry loop.
+
+One thread, the pump, owns every delivery: it reads the journals on, cuts, writes the ledgers and decides what is tried
+when. Up to `max_connections` workers do nothing but send one task each and report what came of it. They talk through
+queues, so there is no lock, and the RunEngine's thread can wait for nothing here: `wake` and `add` put a message down.
+
+Nothing is given up: a failure that can clear is tried again without end, with a pause that all runs share, doubled
+from failure to failure and cut by chance; `Retry-After` is obeyed up to a limit. While nothing succeeds one request at
+a time asks whether things are well again. A wrong key makes everything wait, slowly and loudly.
+
+Bounded: as many chunks in memory as there are connections and failed attempts of at most `MAX_ACTIVE` runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from .account import RunStatus
+from .chunks import Chunk
+from .client import Client, Pushed
+from .delivery import Delivery, Kind, Task
+from .errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError, SpoolError
+from .settings import Settings
+from .spool import Spool, read_header
+from .wire import FAMILIES
+
+_logger = logging.getLogger(__name__)
+
+# Runs delivered at the same time; more wait in the spool for their turn.
+MAX_ACTIVE = 64
+# How often the journals of runs are looked at without having been asked to: for points of other processes.
+POLL_S = 0.5
+# How often the spool is searched for runs that nobody delivers, and for writers that are gone.
+SCAN_S = 2.0
+# A finished run's files are closed by their writer a moment after its stop.
+FINISH_S = 0.02
+
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 30.0
+FIRST_KEY_PAUSE_S = 5.0
+LONGEST_KEY_PAUSE_S = 300.0
+LONGEST_RETRY_AFTER_S = 600.0
+# After how long the same trouble is said again.
+NAG_S = (60.0, 300.0, 900.0, 3600.0)
+
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of one task."""
+
+    delivery: Delivery
+    task: Task
+    error: ApiError | None = None
+    data_id: str = ""
+    confirmed: tuple[str, ...] = ()
+    refused: dict[str, ApiRefusedError] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Knowledge:
+    """What has been found out about the server; each is a plain flag that any worker may set."""
+
+    family: str | None = None  # the one that streams are made in
+    single_only: set[str] = field(default_factory=set)  # families without chunk/multi
+
+
+class Pause:
+    """How long to leave the server alone after failures; one for all runs."""
+
+    def __init__(self, jitter: Callable[[], float] = random.random) -> None:
+        self.failures = 0
+        self.until = 0.0
+        self._jitter = jitter
+        self._obliged_until = 0.0  # the server named this time itself
+
+    def failed(self, now: float, error: ApiError) -> float:
+        """Count a failure; until when the request that failed should wait."""
+        self.failures += 1
+        first, longest = FIRST_PAUSE_S, LONGEST_PAUSE_S
+        if isinstance(error, ApiKeyError):
+            first, longest = FIRST_KEY_PAUSE_S, LONGEST_KEY_PAUSE_S
+        delay = min(longest, first * 2.0 ** min(self.failures - 1, 20)) * (0.5 + self._jitter() / 2)
+        asked = error.retry_after_s if isinstance(error, ApiUnavailableError) else None
+        if asked is not None:
+            delay = max(min(asked, LONGEST_RETRY_AFTER_S), 0.05)
+            self._obliged_until = max(self._obliged_until, now + delay)
+        self.until = max(self.until, now + delay)
+        return self.until
+
+    def succeeded(self) -> None:
+        """The server answers: no need to wait, unless it asked for it."""
+        self.failures = 0
+        self.until = self._obliged_until
+
+    def over(self, now: float) -> bool:
+        """Whether requests may leave."""
+        return now >= self.until
+
+
+class Uploader:
+    """Delivers the runs of a spool to the settings' endpoint.
+
+    Args:
+        spool: Whose runs; several uploaders may share one, each run has one deliverer.
+        settings: Endpoint, key and limits.
+        adopt: Whether to take over runs that nobody delivers.
+        now, monotonic, jitter: The clocks and the chance that tests hand in.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        settings: Settings,
+        *,
+        adopt: bool = True,
+        now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._spool = spool
+        self._settings = settings
+        self._adopt = adopt
+        self._now = now
+        self._monotonic = monotonic
+        self._pause = Pause(jitter)
+        self._knowledge = Knowledge(None if settings.api == "auto" else settings.api)
+        self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[tuple[Delivery, Task] | None] = queue.SimpleQueue()
+        self._deliveries: dict[Path, Delivery] = {}
+        self._turn: deque[Path] = deque()  # whose task comes next
+        self._own: set[Path] = set()  # runs whose writer is in this process
+        self._foreign: set[Path] = set()  # runs for another endpoint, said once
+        self._workers: list[threading.Thread] = []
+        self._in_flight = 0
+        self._next_scan = 0.0
+        self._trouble_since: float | None = None
+        self._nags = 0
+        self._next_nag = 0.0
+        self._drains: list[_Question] = []
+        self._thread: threading.Thread | None = None
+        self.last_error: str | None = None
+
+    # ---- from any thread -------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> bool:
+        """Whether the pump's thread lives."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self) -> None:
+        """Start delivering; idempotent until `stop`."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name="atomscale-uploader", daemon=True)
+            self._thread.start()
+
+    def add(self, folder: Path) -> None:
+        """A run of this process begins in `folder`; does not wait."""
+        self._inbox.put(_Added(folder))
+
+    def wake(self) -> None:
+        """A journal has grown by something worth a look; does not wait."""
+        self._inbox.put(None)
+
+    def stopped(self, folder: Path) -> None:
+        """The writer in this process is done with the run; does not wait."""
+        self._inbox.put(_WriterGone(folder))
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until nothing can move any more.
+
+        Returns:
+            Whether every stopped run is finalized, and every full chunk of the others confirmed; False at the time-out
+            too, and at once when what is left waits for a person.
+        """
+        return self._ask(_Question("drain"), timeout_s) is True
+
+    def status(self, timeout_s: float = 5.0) -> list[RunStatus] | None:
+        """The runs being delivered here; None if the pump does not answer in time."""
+        answer = self._ask(_Question("status"), timeout_s)
+        return answer if isinstance(answer, list) else None
+
+    def stop(self, timeout_s: float = 5.0) -> bool:
+        """Stop after the requests under way; True if the threads ended in time. What waits stays spooled."""
+        if self._thread is None:
+            return True
+        deadline = self._monotonic() + timeout_s
+        self._inbox.put(_STOP)
+        self._thread.join(timeout_s)
+        for worker in self._workers:
+            worker.join(max(0.0, deadline - self._monotonic()))
+        return not any(thread.is_alive() for thread in [self._thread, *self._workers])
+
+    def _ask(self, question: _Question, timeout_s: float) -> object:
+        if not self.running:
+            return None
+        self._inbox.put(question)
+        if not question.answered.wait(timeout_s):
+            question.given_up = True
+            return None
+        return question.answer
+
+    # ---- the pump --------------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        try:
+            while self._step():
+                pass
+        finally:
+            for _ in self._workers:
+                self._tasks.put(None)
+            for delivery in self._deliveries.values():
+                delivery.close()
+            self._answer_all(False)
+
+    def _step(self) -> bool:
+        """Take the messages that are there, hand out what can be done, and wait for the next; False to end."""
+        now = self._monotonic()
+        if self._adopt and now >= self._next_scan:
+            self._scan()
+            self._next_scan = self._monotonic() + SCAN_S
+        busy = self._hand_out()
+        self._finish_runs()
+        self._answer_drains(busy)
+        try:
+            message = self._inbox.get(timeout=self._wait_s(busy))
+            while True:
+                if message is _STOP:
+                    return False
+                self._receive(message)
+                message = self._inbox.get_nowait()
+        except queue.Empty:
+            return True
+
+    def _receive(self, message: object) -> None:
+        match message:
+            case Outcome():
+                self._in_flight -= 1
+                self._guarded(message.delivery, lambda: self._came_back(message))
+            case _Added():
+                self._own.add(message.folder)
+                self._claim(message.folder)
+            case _WriterGone():
+                self._own.discard(message.folder)
+            case _Question(kind="status"):
+                statuses = [delivery.status() for delivery in self._deliveries.values()]
+                message.reply(statuses)
+            case _Question():
+                self._drains.append(message)
+            case _:
+                pass
+
+    def _hand_out(self) -> bool:
+        """Give tasks to workers while there are tasks and workers; whether anything is under way or may be at once."""
+        now = self._monotonic()
+        limit = self._settings.max_connections if not self._pause.failures else 1
+        idle_turns = 0
+        while self._turn and self._in_flight < limit and idle_turns < len(self._turn) and self._pause.over(now):
+            folder = self._turn[0]
+            self._turn.rotate(-1)
+            delivery = self._deliveries[folder]
+            task = self._guarded(delivery, lambda delivery=delivery: delivery.next_task(now))
+            if task is None:
+                idle_turns += 1
+                continue
+            idle_turns = 0
+            self._send(delivery, task)
+        return self._in_flight > 0 or any(delivery.more_to_read for delivery in self._deliveries.values())
+
+    def _send(self, delivery: Delivery, task: Task) -> None:
+        if task.kind is Kind.INITIALIZE and not task.family:
+            family = self._knowledge.family or FAMILIES[0]
+            if self._guarded(delivery, lambda: delivery.about_to_initialize(task, family) or True) is None:
+                return
+        self._in_flight += 1
+        self._tasks.put((delivery, task))
+        if len(self._workers) < min(self._in_flight, self._settings.max_connections):
+            worker = threading.Thread(target=self._work, name=f"atomscale-sender-{len(self._workers)}", daemon=True)
+            self._workers.append(worker)
+            worker.start()
+
+    def _wait_s(self, busy: bool) -> float:
+        """How long nothing needs to be done unless a message comes."""
+        now = self._monotonic()
+        if not self._pause.over(now):
+            return max(0.0, min(self._pause.until - now, POLL_S))
+        if any(delivery.more_to_read for delivery in self._deliveries.values()):
+            return 0.0
+        times = [POLL_S]
+        times += [due - now for delivery in self._deliveries.values() if (due := delivery.due()) is not None]
+        if not busy and any(delivery.finished for delivery in self._deliveries.values()):
+            times.append(FINISH_S)
+        return max(0.0, min(times))
+
+    def _finish_runs(self) -> None:
+        for folder, delivery in list(self._deliveries.items()):
+            if delivery.finished and delivery.in_flight == 0 and self._guarded(delivery, delivery.finish):
+                self._forget(folder)
+
+    def _answer_drains(self, busy: bool) -> None:
+        if not self._drains:
+            return
+        can_move = busy or any(
+            delivery.in_flight or delivery.failed or delivery.finished for delivery in self._deliveries.values()
+        )
+        if can_move or not self._pause.over(self._monotonic()):
+            self._drains = [question for question in self._drains if not question.given_up]
+            return
+        left = any(
+            delivery.stopped or delivery.parked or any(s.parked or s.refused for s in delivery.state.streams.values())
+            for delivery in self._deliveries.values()
+        )
+        self._answer_all(not left)
+
+    def _answer_all(self, answer: bool) -> None:
+        for question in self._drains:
+            question.reply(answer)
+        self._drains = []
+
+    # ---- runs ------------------------------------------------------------------------------------------------------
+
+    def _scan(self) -> None:
+        """Take over runs that nobody delivers, and settle those whose writer is gone."""
+        for folder, delivery in list(self._deliveries.items()):
+            if folder not in self._own and not delivery.stopped:
+                self._guarded(delivery, delivery.settle_if_interrupted)
+        try:
+            folders = self._spool.run_folders()
+        except OSError as error:
+            _logger.warning("spool %s cannot be read: %s", self._spool.path, error)
+            return
+        for folder in folders:
+            if len(self._deliveries) >= MAX_ACTIVE:
+                return
+            if folder not in self._deliveries:
+                self._claim(folder)
+
+    def _claim(self, folder: Path) -> None:
+        if folder in self._deliveries:
+            return
+        try:
+            header = read_header(folder)
+            if header is not None and header.endpoint != self._settings.endpoint:
+                if folder not in self._foreign:
+                    self._foreign.add(folder)
+                    _logger.warning(
+                        "run %s was spooled for %s and waits for an uploader with that endpoint",
+                        header.run_uid, header.endpoint,
+                    )  # fmt: skip
+                return
+            claim = self._spool.claim(folder)
+            if claim is None:
+                return
+            delivery = Delivery(claim, now=self._now)
+            if folder not in self._own:
+                _logger.info("run %s found in the spool; its delivery goes on", claim.header.run_uid)
+                delivery.settle_if_interrupted()
+        except (SpoolError, OSError) as error:
+            self._trouble(folder, error)
+            return
+        self._deliveries[folder] = delivery
+        self._turn.append(folder)
+
+    def _forget(self, folder: Path) -> None:
+        del self._deliveries[folder]
+        self._turn.remove(folder)
+        self._own.discard(folder)
+
+    def _guarded(self, delivery: Delivery, step: Callable[[], T]) -> T | None:
+        """Take a step of one run; if its files cannot be used, let go of it: a later scan starts again from them."""
+        try:
+            return step()
+        except (SpoolError, OSError) as error:
+            folder = delivery.claim.folder
+            self._trouble(folder, error)
+            if folder in self._deliveries:
+                delivery.close()
+                self._forget(folder)
+            return None
+
+    def _trouble(self, folder: Path, error: Exception) -> None:
+        self.last_error = str(error)
+        if folder not in self._foreign:
+            self._foreign.add(folder)
+            _logger.error("run in %s cannot be delivered now, it is kept: %s", folder, error)
+
+    # ---- outcomes --------------------------------------------------------------------------------------------------
+
+    def _came_back(self, outcome: Outcome) -> None:
+        delivery, task, error = outcome.delivery, outcome.task, outcome.error
+        if self._deliveries.get(delivery.claim.folder) is not delivery:
+            return  # let go of meanwhile; whoever goes on with it asks again
+        if isinstance(error, ApiRefusedError):
+            self._answered()
+            self._refused(delivery, task, error)
+        elif error is not None:
+            self._failed(outcome, error)
+        else:
+            self._answered()
+            match task.kind:
+                case Kind.INITIALIZE:
+                    self._knowledge.family = self._knowledge.family or task.family
+                    delivery.initialized(task, outcome.data_id, task.family)
+                    _logger.info("metrology stream %r is %s", task.label, outcome.data_id)
+                case Kind.PUSH:
+                    delivery.pushed(task, outcome.confirmed, outcome.refused)
+                case Kind.FINALIZE:
+                    delivery.finalized(task)
+
+    def _refused(self, delivery: Delivery, task: Task, error: ApiRefusedError) -> None:
+        if task.kind is Kind.INITIALIZE and error.status in {404, 405} and self._knowledge.family is None:
+            following = FAMILIES[FAMILIES.index(task.family) + 1 :]
+            if following:
+                # The route may not exist here. If it is the instrument or project that was not found, the other family
+                # will not find it either.
+                delivery.about_to_initialize(task, following[0])
+                task.may_exist = False
+                delivery.failed_attempt(task, self._monotonic(), error)
+                return
+        delivery.park(task, str(error))
+
+    def _failed(self, outcome: Outcome, error: ApiError) -> None:
+        now = self._monotonic()
+        task = outcome.task
+        if task.kind is Kind.INITIALIZE and not (
+            isinstance(error, ApiKeyError)
+            or (isinstance(error, ApiUnavailableError) and not error.may_have_been_applied)
+        ):
+            task.may_exist = True
+        not_before = self._pause.failed(now, error)
+        _logger.debug("attempt %d to %s failed: %s", task.attempts + 1, task, error)
+        outcome.delivery.failed_attempt(task, not_before, error, confirmed=outcome.confirmed)
+        self._nag(now, error)
+
+    def _nag(self, now: float, error: ApiError) -> None:
+        """Say that data wait, once, and again at growing intervals."""
+        self.last_error = str(error)
+        if self._trouble_since is None:
+            self._trouble_since, self._nags, self._next_nag = now, 0, now
+        if now < self._next_nag:
+            return
+        advice = "check the API key" if isinstance(error, ApiKeyError) else "it is tried again until it works"
+        _logger.warning(
+            "Atomscale at %s does not take data (for %.0f s now); readings are kept in %s, %s: %s",
+            self._settings.endpoint, now - self._trouble_since, self._spool.path, advice, error,
+        )  # fmt: skip
+        self._next_nag = now + NAG_S[min(self._nags, len(NAG_S) - 1)]
+        self._nags += 1
+
+    def _answered(self) -> None:
+        self._pause.succeeded()
+        if self._trouble_since is not None:
+            _logger.info("Atomscale at %s takes data again", self._settings.endpoint)
+            self._trouble_since = None
+
+    # ---- the workers -----------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        client = Client(self._settings)
+        try:
+            while (work := self._tasks.get()) is not None:
+                delivery, task = work
+                outcome = Outcome(delivery, task)
+                try:
+                    _perform(client, task, outcome, self._knowledge)
+                except ApiError as error:
+                    outcome.error = error
+                self._inbox.put(outcome)
+        finally:
+            client.close()
+
+
+def _perform(client: Client, task: Task, outcome: Outcome, knowledge: Knowledge) -> None:
+    """Do one task; what came of it is in `outcome`, or raised."""
+    match task.kind:
+        case Kind.INITIALIZE:
+            outcome.data_id = _initialize(client, task)
+        case Kind.FINALIZE:
+            _finalize(client, task)
+        case Kind.PUSH if task.chunk is not None:
+            pushed = _push(client, task, task.chunk, knowledge)
+            outcome.confirmed, outcome.refused = pushed.confirmed, pushed.refused
+            outcome.error = pushed.unavailable
+
+
+def _initialize(client: Client, task: Task) -> str:
+    data_id = None
+    if task.may_exist:
+        # An earlier request may have been applied though its answer never came: look before making another.
+        entry = client.find(task.label)
+        data_id = entry.data_id if entry else None
+    if data_id is None:
+        data_id = client.initialize(
+            task.family, label=task.label, points_per_chunk=task.points_per_chunk, links=task.links
+        )
+    if task.links.physical_sample_id is not None and task.family != "metrology":
+        client.link_sample(data_id, task.links.physical_sample_id)
+    return data_id
+
+
+def _finalize(client: Client, task: Task) -> None:
+    try:
+        client.finalize(task.family, task.data_id)
+    except ApiRefusedError:
+        # Refused because it was done: an earlier answer may have been lost.
+        entry = client.entry(task.data_id)
+        if entry is None or entry.status != "success":
+            raise
+
+
+def _push(client: Client, task: Task, chunk: Chunk, knowledge: Knowledge) -> Pushed:
+    """Push all channels at once; one by one where that does not exist, or to find the ones that are not taken."""
+    apart = [name for name in chunk.names if name in task.apart]
+    together = chunk.only(name for name in chunk.names if name not in task.apart)
+    if not together.columns or task.family in knowledge.single_only:
+        return client.push_channels(task.family, task.data_id, chunk)
+    try:
+        client.push(task.family, task.data_id, together)
+    except ApiRefusedError as error:
+        one_by_one = client.push_channels(task.family, task.data_id, chunk)
+        if error.status in {404, 405} and one_by_one.confirmed:
+            knowledge.single_only.add(task.family)
+        return one_by_one
+    if not apart:
+        return Pushed(chunk.names, {})
+    rest = client.push_channels(task.family, task.data_id, chunk.only(apart))
+    return Pushed(together.names + rest.confirmed, rest.refused, rest.unavailable)
+
+
+class _Question:
+    """Something a caller waits to be told by the pump."""
+
+    __match_args__ = ("kind",)
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.answered = threading.Event()
+        self.answer: object = None
+        self.given_up = False
+
+    def reply(self, answer: object) -> None:
+        self.answer = answer
+        self.answered.set()
+
+
+@dataclass(frozen=True, slots=True)
+class _Added:
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _WriterGone:
+    folder: Path
+
+
+_STOP = object()
