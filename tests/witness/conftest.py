@@ -1,0 +1,116 @@
+"""The vendor's client, each version in a virtual environment of its own that is made once and kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import pytest
+from filelock import FileLock
+
+from atomscale_bluesky.server import LocalServer
+
+DRIVE = Path(__file__).with_name("drive.py")
+REQUIRE_ALL = "ATOMSCALE_BLUESKY_REQUIRE_ALL"
+INSTALL_TIMEOUT_S = 600
+DRIVE_TIMEOUT_S = 60
+
+
+def _python_of(folder: Path) -> Path:
+    return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def _environment(version: str) -> Path:
+    """The interpreter that has `atomscale` in `version`; made on first use, by one test process at a time."""
+    cache = platformdirs.user_cache_path("atomscale-bluesky") / "witness"
+    cache.mkdir(parents=True, exist_ok=True)
+    folder = cache / f"atomscale-{version}-python-{sys.version_info.major}.{sys.version_info.minor}"
+    done = folder / "complete"
+    with FileLock(f"{folder}.lock", timeout=INSTALL_TIMEOUT_S):
+        if not done.exists():
+            venv.create(folder, with_pip=True, clear=True)
+            subprocess.run(
+                [_python_of(folder), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+                + [f"atomscale=={version}"],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=INSTALL_TIMEOUT_S,
+            )
+            done.touch()
+    return _python_of(folder)
+
+
+@pytest.fixture(scope="session")
+def python_with() -> Callable[[str], Path]:
+    """The interpreter of a version's environment; skips, or fails where everything is required, without one."""
+
+    def find(version: str) -> Path:
+        try:
+            return _environment(version)
+        except (OSError, subprocess.SubprocessError) as error:
+            told = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [repr(error)]
+            reason = f"atomscale {version} could not be installed: {told[-1]}"
+            if os.environ.get(REQUIRE_ALL) == "1":
+                pytest.fail(reason)
+            pytest.skip(reason)
+
+    return find
+
+
+@pytest.fixture
+def drive(python_with: Callable[[str], Path]) -> Callable[..., dict[str, Any]]:
+    """Run the vendor's client against a server; its account of what happened."""
+
+    def run(
+        version: str, server: LocalServer, chunks: list[dict[str, Any]], *, sync_clock: bool = False, **order: Any
+    ) -> dict[str, Any]:
+        family = "metrology" if version == "0.16.0" else "tool-state"
+        order = {"points_per_chunk": 4} | order
+        order |= {"url": server.url, "key": server.api_key, "family": family, "chunks": chunks}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.upper().endswith("_PROXY") and not name.startswith(("AS_", "ATOMSCALE_", "PYTHON"))
+        }
+        done = subprocess.run(
+            [python_with(version), DRIVE],
+            input=json.dumps(order),
+            env=inherited | ({} if sync_clock else {"ATOMSCALE_SKIP_CLOCK_SYNC": "1"}),
+            capture_output=True,
+            text=True,
+            timeout=DRIVE_TIMEOUT_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+@pytest.fixture
+def make_server() -> Any:
+    """A server of both families, with control; closed after the test."""
+    made: list[LocalServer] = []
+
+    def make(**options: Any) -> LocalServer:
+        made.append(LocalServer(control=True, **options))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for server in made:
+        assert server.close()
+
+
+@pytest.fixture
+def server(make_server: Callable[..., LocalServer]) -> LocalServer:
+    """A strict server."""
+    return make_server()

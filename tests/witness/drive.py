@@ -1,0 +1,83 @@
+"""Drive the vendor's client as one JSON order on standard input says; one JSON account goes to standard output.
+
+Runs in an environment of its own, where only that client and what it brings is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+import urllib.request
+
+
+def read_back(order, data_id):
+    """The raw answer of the read-back route."""
+    request = urllib.request.Request(
+        f"{order['url']}/{order['family']}/{data_id}/timeseries/", headers={"X-API-KEY": order["key"]}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)["properties"]
+
+
+def wait_until_delivered(order, data_id):
+    """Until every channel reads back with as many points as were pushed; False after a limit."""
+    wanted = {}
+    for chunk in order["chunks"]:
+        for name, channel in chunk["channels"].items():
+            wanted[name] = wanted.get(name, 0) + len(channel["values"])
+    pause, end = threading.Event(), time.monotonic() + order.get("limit_s", 10)
+    while time.monotonic() < end:
+        held = read_back(order, data_id)
+        if {name: len(channel["values"]) for name, channel in held.items()} == wanted:
+            return True
+        pause.wait(0.02)
+    return False
+
+
+def main():
+    order = json.load(sys.stdin)
+    from atomscale import Client
+    from atomscale.streaming import TimeseriesStreamer
+
+    streamer = TimeseriesStreamer(order["key"], endpoint=order["url"], points_per_chunk=order["points_per_chunk"])
+    account = {}
+    try:
+        data_id = streamer.initialize(**order.get("initialize", {}))
+    except Exception as error:  # noqa: BLE001 - whatever it raises is part of the account
+        json.dump({"error": f"{type(error).__name__}: {error}"}, sys.stdout)
+        return
+    account["data_id"] = data_id
+    for chunk in order["chunks"]:
+        if len(chunk["channels"]) == 1 and not chunk.get("multi"):
+            [(name, channel)] = chunk["channels"].items()
+            streamer.push(data_id, chunk["index"], name, channel["timestamps"], channel["values"], channel.get("units"))
+        else:
+            streamer.push_multi(data_id, chunk["index"], chunk["channels"])
+    if order.get("wait", True):
+        account["delivered"] = wait_until_delivered(order, data_id)
+    if order.get("clock"):
+        account["clock"] = streamer.clock_status()
+    try:
+        streamer.finalize(data_id)
+    except Exception as error:  # noqa: BLE001 - whatever it raises is part of the account
+        account["finalize_error"] = f"{type(error).__name__}: {error}"
+
+    client = Client(api_key=order["key"], endpoint=order["url"], mute_bars=True)
+    found = client.search(keywords=order.get("search") or data_id)
+    account["search"] = json.loads(found.to_json(orient="records", default_handler=str))
+    results = client.get(data_id)
+    account["results"] = []
+    for result in results:
+        told = {"kind": type(result).__name__}
+        frame = getattr(result, "timeseries_data", None)
+        if frame is not None:
+            told["columns"] = [str(column) for column in frame.columns]
+            told["rows"] = json.loads(frame.reset_index().to_json(orient="records", double_precision=15))
+        account["results"].append(told)
+    account["instruments"] = client.list_growth_instruments()
+    json.dump(account, sys.stdout)
+
+
+main()
