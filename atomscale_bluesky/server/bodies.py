@@ -148,7 +148,7 @@ def decode(body: bytes, kind: type[B], options: Options) -> B:
         value = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise Refusal(422, f"the body is not understood: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         value = _decode_lenient(body, kind, options, error)
     if not options.relaxed(Rule.UNKNOWN_MEMBER):
         _only_known(body, kind)

@@ -131,11 +131,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
         """The calls it is about; none means all."""
         if self.call is None:
             return ()
-        return (
-            (self.call.value if isinstance(self.call, CallName) else self.call,)
-            if isinstance(self.call, str)
-            else self.call
-        )
+        return (str(self.call),) if isinstance(self.call, str) else self.call
 
     def matches(self, request: Request) -> bool:
         """True for a request that this rule is about, however often it was used."""

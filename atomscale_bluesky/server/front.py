@@ -48,6 +48,10 @@ NAMES: dict[tuple[str, ...], CallName] = {
 }
 
 
+class _EndingError(Exception):
+    """The server ends while a request waits: its connection is reset, as any server's would be."""
+
+
 class _Peek(msgspec.Struct):
     """The members of a streaming body that say what it is about; its numbers are skipped."""
 
@@ -111,6 +115,8 @@ class Front:
                 await self._misbehave(fault, request, record, scope, body, receive, send)
             else:
                 await self._send(await self._handle(scope, body, record), record, send)
+        except _EndingError:
+            await _abort(scope, receive)
         finally:
             self._log.end(record, time.monotonic() - started)
 
@@ -136,7 +142,7 @@ class Front:
         call, family, data_id = _call_of(parts)
         peek = _Peek()
         if call in (CallName.INITIALIZE, CallName.CHUNK, CallName.CHUNK_MULTI):
-            with suppress(msgspec.DecodeError, UnicodeDecodeError):
+            with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 peek = msgspec.json.decode(body, type=_Peek)
         data_id = data_id or peek.data_id
         label = peek.stream_name
@@ -204,12 +210,12 @@ class Front:
         receive: Receive,
         send: Send,
     ) -> None:
-        if fault.delay_s and not await self._wait(fault.delay_s):
-            return
+        if fault.delay_s:
+            await self._wait(fault.delay_s)
         if fault.partly is not None and request.call is CallName.CHUNK_MULTI:
             body = _first_channels(body, fault.partly)
         if fault.hang:
-            await _until_gone(receive)
+            await self._hang(receive)
         elif fault.reset_before:
             await _abort(scope, receive)
         elif fault.reset_after:
@@ -231,16 +237,27 @@ class Front:
             await self._send(answer, record, send, pause_s=fault.drip_s)
 
     async def _apply_later(self, seconds: float, scope: Scope, body: bytes, record: RequestRecord) -> None:
-        if await self._wait(seconds):
+        with suppress(_EndingError):
+            await self._wait(seconds)
             await self._handle(scope, body, record)
 
-    async def _wait(self, seconds: float) -> bool:
-        """True after the wait, False where the server ends first."""
+    async def _wait(self, seconds: float) -> None:
+        """Wait, unless the server ends first."""
         try:
             await asyncio.wait_for(self._closing.wait(), seconds)
         except TimeoutError:
-            return True
-        return False
+            return
+        raise _EndingError
+
+    async def _hang(self, receive: Receive) -> None:
+        """Do nothing until the client leaves, or the server ends."""
+        gone, ending = asyncio.ensure_future(_until_gone(receive)), asyncio.ensure_future(self._closing.wait())
+        await asyncio.wait({gone, ending}, return_when=asyncio.FIRST_COMPLETED)
+        for waiting in gone, ending:
+            waiting.cancel()
+        await asyncio.gather(gone, ending, return_exceptions=True)
+        if self._closing.is_set():
+            raise _EndingError
 
     async def _send(self, answer: Answer, record: RequestRecord, send: Send, *, pause_s: float | None = None) -> None:
         record.status = answer.status
@@ -248,10 +265,8 @@ class Front:
         if pause_s is not None:
             for byte in answer.body:
                 await send({"type": "http.response.body", "body": bytes([byte]), "more_body": True})
-                if not await self._wait(pause_s):
-                    break
-            else:
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                await self._wait(pause_s)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
         await send({"type": "http.response.body", "body": answer.body, "more_body": False})
 

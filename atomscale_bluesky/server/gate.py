@@ -1,6 +1,6 @@
 """A port that can be opened and shut while the program runs, and connections that can be reset.
 
-Shut, the port is held without listening: a connection is refused, and no other program can take the port meanwhile.
+Shut for an outage, the port is held without listening: connections are refused, and no other program can take it.
 """
 
 from __future__ import annotations
@@ -76,10 +76,9 @@ class Gate:
         # asyncio sends small answers at once (TCP_NODELAY) only where the protocol is named; else each takes 40 ms
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
-            if sys.platform == "win32":
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-            else:
-                # lets the same port be opened again at once; a port that somebody listens on stays taken
+            if sys.platform != "win32":
+                # lets the same port be opened again at once; a port that somebody listens on stays taken. On Windows
+                # both is so without the option, which there would let two programs share a port.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((self.host, self.port))
         except OSError as error:
@@ -128,10 +127,11 @@ class Gate:
         self._ticking = asyncio.create_task(_tick(server))
 
     async def shut(self, *, reset: bool = False) -> None:
-        """Stop listening, and hold the port on.
+        """Stop listening.
 
         Args:
-            reset: Reset every connection, whatever goes on in it; otherwise requests under way get a moment to end.
+            reset: Reset every connection, whatever goes on in it, and hold the port on; otherwise requests under way
+                get a moment to end, and the port is free afterwards.
         """
         server, self._server = self._server, None
         if server is None:
@@ -141,19 +141,17 @@ class Gate:
             await asyncio.gather(self._ticking, return_exceptions=True)
         for listening in server.servers:
             listening.close()
-        self.bind()
-        connections = list(server.server_state.connections)
-        for connection in connections:
+        for connection in list(server.server_state.connections):
             if reset and isinstance(connection, AbortableProtocol):
                 connection.abort()
             else:
                 connection.shutdown()
-        if not reset:
-            await _until(lambda: not server.server_state.connections, GRACE_S)
-            for connection in list(server.server_state.connections):
-                connection.transport.abort()
-        # what is still handled has lost its connection, or was told that the server ends
         await _until(lambda: not server.server_state.connections, GRACE_S)
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()
+        await _until(lambda: not server.server_state.connections and not server.server_state.tasks, GRACE_S)
+        if reset:
+            self.bind()
 
 
 async def _tick(server: uvicorn.Server) -> None:

@@ -73,7 +73,7 @@ class Store:
         try:
             # The thread changes when a server is stopped and started again; never are there two at a time.
             self._db = sqlite3.connect(
-                ":memory:" if path is None else path, isolation_level=None, check_same_thread=False, timeout=1.0
+                ":memory:" if path is None else path, isolation_level=None, check_same_thread=False, timeout=0.5
             )
         except sqlite3.Error as error:
             raise SettingsError(f"the server's data file {str(path)!r} cannot be opened: {error}") from error

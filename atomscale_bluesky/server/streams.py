@@ -255,7 +255,7 @@ class Streams:
                 "relative_time_seconds": [
                     None if time is None else round(time - start, 6) for time in channel["times"]
                 ],
-                "unix_timestamp_ms": [None if time is None else round(time * 1000) for time in channel["times"]],
+                "unix_timestamp_ms": [_milliseconds(time) for time in channel["times"]],
                 "values": channel["values"],
                 "units": channel["units"],
             }
@@ -311,6 +311,11 @@ class Streams:
     def _demand(self, rule: Rule, detail: str) -> None:
         if not self._options.relaxed(rule):
             raise refused(rule, detail)
+
+
+def _milliseconds(time: float | None) -> int | None:
+    """Whole milliseconds; None where there is no such integer of 53 bits."""
+    return round(time * 1000) if time is not None and abs(time) < 2**53 / 1000 else None
 
 
 def _text(value: object) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
@@ -253,3 +254,28 @@ def test_a_fault_is_data(server):
     assert msgspec.json.decode(msgspec.json.encode(fault), type=Fault) == fault
     server.misbehave(fault)
     assert server.faults()[0].fault == fault
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(hang=True), Fault(delay_s=600), Fault(drip_s=600)], ids=["hang", "delay", "drip"]
+)
+def test_a_client_that_waits_is_reset_at_once_when_the_server_stops(server, api, wait_for, caplog, fault):
+    server.misbehave(fault)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(api.entries)
+        wait_for(lambda: server.requests("catalogue"))
+        started = time.monotonic()
+        assert server.stop(timeout_s=5)
+        with pytest.raises(requests.RequestException):
+            asked.result(timeout=5)
+    assert time.monotonic() - started < 1
+    assert caplog.records == []
+
+
+def test_a_request_to_be_applied_later_is_not_when_the_server_stops_before(server, api):
+    server.misbehave(Fault(call="initialize", apply_later_s=600, times=1))
+    with pytest.raises(requests.ConnectionError):
+        api.initialize()
+    assert server.stop(timeout_s=5)
+    server.start()
+    assert server.streams() == []

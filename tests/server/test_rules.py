@@ -296,3 +296,18 @@ def test_without_the_right_key_there_is_only_401(api, headers):
 def test_the_key_is_an_option(make_server, make_api):
     server = make_server(api_key="other")
     assert make_api(server).entries().status_code == 200
+
+
+def test_a_body_nested_too_deep_is_refused(api):
+    body = b'{"points_per_chunk": 4, "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    answer = api.session.post(
+        f"{api.server.url}/metrology/stream/initialize", data=body, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 422
+
+
+def test_a_time_beyond_all_milliseconds_reads_back_as_null(api):
+    data_id = api.initialize()
+    assert api.chunk(data_id, 0, timestamps=[T0, 1e300, -1e308, 1.7e308]).status_code == 200
+    answer = api.read(data_id)
+    assert answer.json()["properties"]["T"]["unix_timestamp_ms"] == [T0 * 1000, None, None, None]

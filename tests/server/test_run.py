@@ -321,3 +321,19 @@ def test_the_description_and_its_page_need_no_other_host(server):
     assert "http" not in page.replace(server.url, "")
     assert "<script" not in page
     assert json.dumps(schema).count("$defs") == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the file of a killed process stays locked for a moment there")
+def test_a_killed_server_has_kept_what_it_answered(tmp_path, make_server, make_api):
+    path = tmp_path / "data"
+    child = subprocess.Popen([sys.executable, "-c", SCRIPT, "0", str(path)], stdout=subprocess.PIPE, text=True)
+    with child:
+        assert child.stdout is not None
+        url, _ = child.stdout.readline().split()
+        headers = {"X-API-KEY": "local-key"}
+        answer = requests.post(
+            f"{url}/metrology/stream/initialize", json={"points_per_chunk": 4}, headers=headers, timeout=5
+        )
+        child.kill()
+    server = make_server(data=path)
+    assert server.streams()[0].data_id == answer.json()["data_id"]
