@@ -23,16 +23,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .account import Account, Counts, RunStatus
 from .channels import EventStream, Selection
 from .errors import AtomscaleBlueskyError, ChannelError, MetadataError, SettingsError, SpoolError, SpoolFullError
-from .journal import JournalReader
-from .ledger import read_ledger
 from .lines import FORMAT, Header, LeftOut, Links, Stop, encode
 from .metadata import content_digest, read_metadata, run_label
 from .settings import Settings
-from .spool import LEDGER, RunWriter, Spool
+from .spool import RunWriter, Spool
 from .uploader import Uploader
+from .watch import SpoolWatch, Status
 
 _logger = logging.getLogger(__name__)
 
@@ -44,22 +42,6 @@ REMEMBERED_RUNS = 1000
 NO_ROOM = "no room in the spool"
 UNREADABLE = "malformed document"
 NOT_SELECTED = "event stream not selected"
-
-
-class Status(tuple[RunStatus, ...]):
-    """The runs that are not finalized, oldest first, and what they come to together."""
-
-    __slots__ = ()
-
-    @property
-    def runs(self) -> tuple[RunStatus, ...]:
-        """One entry per run."""
-        return tuple(self)
-
-    @property
-    def points(self) -> Counts:
-        """All runs together."""
-        return sum((run.points for run in self), Counts())
 
 
 class AtomscaleCallback:
@@ -133,6 +115,7 @@ class AtomscaleCallback:
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._said: set[str] = set()
         self._ignored: Counter[str] = Counter()
+        self._watch = SpoolWatch(self._spool)
         self._uploader = self._make_uploader()
         # Bounded, at the interpreter's exit or when nobody holds the callback any more; the spool makes it safe.
         self._end = weakref.finalize(self, _end, self._uploader, self._spool, self.settings.exit_timeout_s)
@@ -179,11 +162,11 @@ class AtomscaleCallback:
         return self._uploader is not None and self._uploader.drain(timeout_s)
 
     def status(self) -> Status:
-        """What became of every reading of the runs that are not finalized; may be called from any thread."""
-        runs = self._uploader.status() if self._uploader else None
-        if runs is None:
-            runs = read_status(self._spool)
-        return Status(sorted(runs, key=lambda run: run.started))
+        """What became of every reading of the runs that are not finalized; may be called from any thread.
+
+        Reads on in the spool's files, so it tells the same as `atomscale-bluesky status`; not for the plan's thread.
+        """
+        return self._watch.status()
 
     @property
     def ignored(self) -> Mapping[str, int]:
@@ -448,25 +431,6 @@ class _Run:
             encode(LeftOut(event_stream="", reason=reason, readings=sum(keys.values()), keys=keys))
             for reason, keys in by_reason.items()
         ]
-
-
-def read_status(spool: Spool) -> list[RunStatus]:
-    """The runs of a spool as their files tell, whoever writes and delivers them."""
-    found: list[RunStatus] = []
-    for folder in spool.run_folders():
-        account = Account()
-        reader = JournalReader(folder)
-        try:
-            state, _ = read_ledger(folder / LEDGER)
-            for line in reader.read():
-                account.take(line.payload)
-            if account.header is not None:
-                found.append(account.status(state, writer_alive=spool.writer_alive(folder)))
-        except FileNotFoundError:  # finished meanwhile
-            continue
-        finally:
-            reader.close()
-    return found
 
 
 def _without(page: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:

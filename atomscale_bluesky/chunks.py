@@ -18,8 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from .journal import Position
-from .lines import Layout, Left, Opened, Row, Tried, Why
+from .lines import Layout, Left, Opened, Position, Row, Tried, Why
 
 
 @dataclass(frozen=True, slots=True)

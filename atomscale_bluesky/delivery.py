@@ -24,7 +24,7 @@ from enum import Enum
 from .account import Account, RunStatus
 from .chunks import Chunk, Cutter, Resumed
 from .errors import ApiRefusedError
-from .journal import START, JournalReader, Line, Position
+from .journal import START, JournalReader, Line
 from .ledger import LedgerState, Life, StreamState
 from .lines import (
     Confirmed,
@@ -38,6 +38,7 @@ from .lines import (
     Links,
     Opened,
     Parked,
+    Position,
     Refused,
     Row,
     Tried,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .errors import SpoolError, SpoolFullError
+from .lines import Position
 
 # Segments keep single files handy for a person, and let the confirmed part of a long run go first when room is short.
 SEGMENT_BYTES = 64 * 2**20
@@ -141,13 +142,6 @@ class LineFile:
         if whole != size:
             os.ftruncate(self._descriptor, whole)
         return whole
-
-
-class Position(NamedTuple):
-    """A place in a journal: a segment's number, from 1, and an offset in bytes; positions compare in journal order."""
-
-    segment: int
-    offset: int
 
 
 START = Position(1, 0)

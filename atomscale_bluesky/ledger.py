@@ -17,7 +17,7 @@ from enum import Enum
 from pathlib import Path
 
 from .errors import SpoolError
-from .journal import BLOCK_BYTES, LineFile, Position, line, payload_of
+from .journal import BLOCK_BYTES, LineFile, line, payload_of
 from .lines import (
     Confirmed,
     Discarded,
@@ -30,6 +30,7 @@ from .lines import (
     Left,
     Opened,
     Parked,
+    Position,
     Refused,
     Tried,
     Unparked,
@@ -207,7 +208,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self._file = LineFile(path)
         try:
-            self.state, self.damaged = read_ledger(path)
+            self.state = LedgerReader(path).read_on()
         except BaseException:
             self._file.close()
             raise
@@ -229,23 +230,38 @@ class Ledger:
         self._file.close()
 
 
-def read_ledger(path: Path) -> tuple[LedgerState, int]:
-    """The state that a ledger tells, and how many of its lines are damaged; an absent file tells nothing.
+class LedgerReader:
+    """The state that a ledger tells to whoever does not write it, read on from call to call.
 
-    Raises:
-        SpoolError: A line is not understood, or contradicts those before it.
+    `damaged` counts the lines that failed their checksum, which were passed over.
     """
-    state, damaged, rest = LedgerState(), 0, b""
-    try:
-        with path.open("rb") as file:
+
+    def __init__(self, path: Path) -> None:
+        self.state = LedgerState()
+        self.damaged = 0
+        self._path = path
+        self._offset = 0
+
+    def read_on(self) -> LedgerState:
+        """Take in the lines written since the last call; an absent file tells nothing.
+
+        Raises:
+            SpoolError: A line is not understood, or contradicts those before it.
+        """
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            return self.state
+        with file:
+            file.seek(self._offset)
+            rest = b""
             while block := file.read(BLOCK_BYTES):
                 *texts, rest = (rest + block).split(b"\n")
                 for text in texts:
+                    self._offset += len(text) + 1
                     payload = payload_of(text)
                     if payload is None:
-                        damaged += 1
+                        self.damaged += 1
                     else:
-                        state.apply(decode_ledger(payload))
-    except FileNotFoundError:
-        pass
-    return state, damaged
+                        self.state.apply(decode_ledger(payload))
+        return self.state

@@ -9,7 +9,7 @@ know makes the line unreadable, which is an error of its own, never a guess.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import orjson
@@ -18,6 +18,13 @@ from .errors import SpoolError
 
 # Raised when a file of an older version would be read wrongly; what is newer than this is left alone.
 FORMAT = 1
+
+
+class Position(NamedTuple):
+    """A place in a journal: a segment's number, from 1, and an offset in bytes; positions compare in journal order."""
+
+    segment: int
+    offset: int
 
 
 class _Line(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, forbid_unknown_fields=True):

@@ -113,7 +113,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = False
     label: Annotated[
         str,
-        _setting("Name of a run's streams in Atomscale; `{key}` takes a value of the start document, `{date}` the day."),
+        _setting("Name of a run's streams in Atomscale; `{key}` is a value of the start document, `{date}` the day."),
     ] = "{plan_name} {scan_id} {date}"  # fmt: skip
     offline: Annotated[bool, _setting("Spool only; send nothing.")] = False
 

@@ -22,7 +22,6 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,8 @@ import msgspec
 
 from .errors import SpoolError, SpoolFullError
 from .journal import JournalReader, JournalWriter, line, payload_of, sync_folder
-from .ledger import Ledger, LedgerState, read_ledger
-from .lines import FORMAT, Header, Row, Stop, decode_journal, encode
+from .ledger import Ledger
+from .lines import FORMAT, Header, Stop, decode_journal, encode
 
 _logger = logging.getLogger(__name__)
 
@@ -400,21 +399,6 @@ def read_header(folder: Path) -> Header | None:
     finally:
         reader.close()
     return None
-
-
-def read_run(folder: Path) -> tuple[Iterator[Any], LedgerState]:
-    """Everything a run's files tell, without any claim on it: the journal's lines as types, and the ledger's state."""
-    state, _ = read_ledger(folder / LEDGER)
-    return _journal(folder), state
-
-
-def _journal(folder: Path) -> Iterator[Header | Row | Any]:
-    reader = JournalReader(folder)
-    try:
-        for found in reader.read():
-            yield decode_journal(found.payload)
-    finally:
-        reader.close()
 
 
 def _prepare_folder(path: Path) -> None:

@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from .account import RunStatus
 from .chunks import Chunk
 from .client import Client, Pushed
 from .delivery import Delivery, Kind, Task
@@ -148,7 +147,7 @@ class Uploader:
         self._trouble_since: float | None = None
         self._nags = 0
         self._next_nag = 0.0
-        self._drains: list[_Question] = []
+        self._drains: list[_Drain] = []
         self._thread: threading.Thread | None = None
         self.last_error: str | None = None
 
@@ -184,12 +183,13 @@ class Uploader:
             Whether every stopped run is finalized, and every full chunk of the others confirmed; False at the time-out
             too, and at once when what is left waits for a person.
         """
-        return self._ask(_Question("drain"), timeout_s) is True
-
-    def status(self, timeout_s: float = 5.0) -> list[RunStatus] | None:
-        """The runs being delivered here; None if the pump does not answer in time."""
-        answer = self._ask(_Question("status"), timeout_s)
-        return answer if isinstance(answer, list) else None
+        if not self.running:
+            return False
+        drain = _Drain()
+        self._inbox.put(drain)
+        if not drain.answered.wait(timeout_s):
+            drain.given_up = True
+        return drain.answer
 
     def stop(self, timeout_s: float = 5.0) -> bool:
         """Stop after the requests under way; True if the threads ended in time. What waits stays spooled."""
@@ -201,15 +201,6 @@ class Uploader:
         for worker in self._workers:
             worker.join(max(0.0, deadline - self._monotonic()))
         return not any(thread.is_alive() for thread in [self._thread, *self._workers])
-
-    def _ask(self, question: _Question, timeout_s: float) -> object:
-        if not self.running:
-            return None
-        self._inbox.put(question)
-        if not question.answered.wait(timeout_s):
-            question.given_up = True
-            return None
-        return question.answer
 
     # ---- the pump --------------------------------------------------------------------------------------------------
 
@@ -253,10 +244,7 @@ class Uploader:
                 self._claim(message.folder)
             case _WriterGone():
                 self._own.discard(message.folder)
-            case _Question(kind="status"):
-                statuses = [delivery.status() for delivery in self._deliveries.values()]
-                message.reply(statuses)
-            case _Question():
+            case _Drain():
                 self._drains.append(message)
             case _:
                 pass
@@ -315,7 +303,7 @@ class Uploader:
             delivery.in_flight or delivery.failed or delivery.finished for delivery in self._deliveries.values()
         )
         if can_move or not self._pause.over(self._monotonic()):
-            self._drains = [question for question in self._drains if not question.given_up]
+            self._drains = [drain for drain in self._drains if not drain.given_up]
             return
         left = any(
             delivery.stopped or delivery.parked or any(s.parked or s.refused for s in delivery.state.streams.values())
@@ -324,8 +312,8 @@ class Uploader:
         self._answer_all(not left)
 
     def _answer_all(self, answer: bool) -> None:
-        for question in self._drains:
-            question.reply(answer)
+        for drain in self._drains:
+            drain.reply(answer)
         self._drains = []
 
     # ---- runs ------------------------------------------------------------------------------------------------------
@@ -538,18 +526,15 @@ def _push(client: Client, task: Task, chunk: Chunk, knowledge: Knowledge) -> Pus
     return Pushed(together.names + rest.confirmed, rest.refused, rest.unavailable)
 
 
-class _Question:
-    """Something a caller waits to be told by the pump."""
+class _Drain:
+    """Somebody waits to be told that nothing can move any more."""
 
-    __match_args__ = ("kind",)
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self) -> None:
         self.answered = threading.Event()
-        self.answer: object = None
+        self.answer = False
         self.given_up = False
 
-    def reply(self, answer: object) -> None:
+    def reply(self, answer: bool) -> None:
         self.answer = answer
         self.answered.set()
 

@@ -1,0 +1,78 @@
+"""What became of every reading of the runs in a spool, told by its files, read on from call to call.
+
+It needs no claim on a run and disturbs nobody: the same for the process that writes a run, the one that delivers it,
+and a person who asks from a terminal after both have died.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from .account import Account, Counts, RunStatus
+from .journal import JournalReader
+from .ledger import LedgerReader
+from .spool import LEDGER, Spool
+
+
+class Status(tuple[RunStatus, ...]):
+    """The runs that are not finalized, oldest first, and what they come to together."""
+
+    __slots__ = ()
+
+    @property
+    def runs(self) -> tuple[RunStatus, ...]:
+        """One entry per run."""
+        return tuple(self)
+
+    @property
+    def points(self) -> Counts:
+        """All runs together."""
+        return sum((run.points for run in self), Counts())
+
+
+class SpoolWatch:
+    """Tells the status of a spool's runs as often as one likes, at the cost of what was written in between."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._runs: dict[Path, _RunWatch] = {}
+        self._lock = threading.Lock()  # one call at a time reads on
+
+    def status(self) -> Status:
+        """The runs that are in the spool now.
+
+        Raises:
+            SpoolError: A run's files are not understood, for instance because a newer version wrote them.
+        """
+        with self._lock:
+            folders = self._spool.run_folders()
+            for gone in self._runs.keys() - set(folders):
+                self._runs.pop(gone).close()
+            runs = [self._runs.setdefault(folder, _RunWatch(folder)).status(self._spool) for folder in folders]
+            return Status(sorted((run for run in runs if run is not None), key=lambda run: run.started))
+
+
+class _RunWatch:
+    """One run's files, and how far they were read."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._account = Account()
+        self._journal = JournalReader(folder)
+        self._ledger = LedgerReader(folder / LEDGER)
+
+    def status(self, spool: Spool) -> RunStatus | None:
+        """None while the run has no header, because it is just being made or removed."""
+        # The ledger first: what it confirms is in the journal already, so nothing is delivered before it was seen.
+        ledger = self._ledger.read_on()
+        for line in self._journal.read():
+            self._account.take(line.payload)
+        self._journal.close()
+        if self._account.header is None:
+            return None
+        alive = self._account.stop is None and spool.writer_alive(self._folder)
+        return self._account.status(ledger, writer_alive=alive)
+
+    def close(self) -> None:
+        self._journal.close()

@@ -1,0 +1,56 @@
+"""Recorded readings, and what a server must hold in the end: told by the documents alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from event_model import compose_run
+
+from atomscale_bluesky.server import LocalServer
+
+Document = tuple[str, dict[str, Any]]
+
+
+class Recorder:
+    """A subscriber that keeps every document, as a neighbour of the callback."""
+
+    def __init__(self) -> None:
+        self.documents: list[Document] = []
+
+    def __call__(self, name: str, doc: dict[str, Any]) -> None:
+        self.documents.append((name, doc))
+
+    def points(self, event_stream: str = "primary") -> dict[str, list[tuple[float, float]]]:
+        """Time and value of every reading of an event stream, by data key."""
+        found: dict[str, list[tuple[float, float]]] = {}
+        names = {doc["uid"]: doc["name"] for name, doc in self.documents if name == "descriptor"}
+        for name, doc in self.documents:
+            if name == "event" and names[doc["descriptor"]] == event_stream:
+                for key, value in doc["data"].items():
+                    found.setdefault(key, []).append((doc["time"], float(value)))
+        return found
+
+
+def growth(points: int, *, keys: int = 2, start_metadata: Mapping[str, Any] | None = None) -> Iterator[Document]:
+    """The documents of one run of `points` events with `keys` numeric data keys, `k0`, `k1` …."""
+    run = compose_run(metadata={"synth_source_id": 42, "plan_name": "grow", **(start_metadata or {})})
+    yield "start", run.start_doc
+    described = {f"k{i}": {"source": "sim", "dtype": "number", "shape": [], "units": "K"} for i in range(keys)}
+    stream = run.compose_descriptor(name="primary", data_keys=described)
+    yield "descriptor", stream.descriptor_doc
+    for n in range(points):
+        data = {f"k{i}": n + i / 10 for i in range(keys)}
+        stamp = run.start_doc["time"] + n / 100
+        event = stream.compose_event(data=data, timestamps=dict.fromkeys(data, stamp), time=stamp)
+        yield "event", event
+    yield "stop", run.compose_stop()
+
+
+def held(server: LocalServer) -> dict[str, list[float]]:
+    """All values that the server holds, by channel, over all streams in the order they were made."""
+    found: dict[str, list[float]] = {}
+    for stream in server.streams():
+        for name, series in server.points(stream.data_id).items():
+            found.setdefault(name, []).extend(series.values)
+    return found
