@@ -1,0 +1,158 @@
+"""A server that is not the bottleneck: valid answers to the streaming calls, and nothing behind them.
+
+`python -m benchmarks.sink` prints the port it took and serves until its input ends, so it goes when its parent does.
+It keeps no points and looks into a body no further than it must: the channels of a stream are read from its first
+chunk, later chunks of it are answered from their index. Whether what arrives is right is the local server's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import orjson
+
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+_INDEX = b'"chunk_index":'
+_ID = b'"data_id":'
+
+
+class Counted(NamedTuple):
+    """What has arrived, and what it cost the sink."""
+
+    requests: int
+    chunks: int
+    bytes: int
+    cpu_s: float
+
+
+class _Sink(asyncio.Protocol):
+    channels: dict[bytes, list[bytes]] = {}  # data_id → the answers for its channels, up to the index  # noqa: RUF012
+    requests = chunks = received = 0
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._data = bytearray()
+        self._needed = 0
+
+    def data_received(self, data: bytes) -> None:
+        _Sink.received += len(data)
+        self._data += data
+        while len(self._data) >= self._needed:
+            end = self._data.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            head = bytes(self._data[:end])
+            length, expects = _length(head)
+            if expects and not self._needed:
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._needed = end + 4 + length
+            if len(self._data) < self._needed:
+                return
+            body = bytes(memoryview(self._data)[end + 4 : self._needed])
+            del self._data[: self._needed]
+            self._needed = 0
+            answer = self._answer(head[: head.index(b"\r\n")].split(b" ")[1], body)
+            self._transport.write(_HEAD % (len(answer), answer))
+
+    def _answer(self, path: bytes, body: bytes) -> bytes:
+        _Sink.requests += 1
+        if path.endswith(b"/chunk/multi"):
+            return self._multi(body)
+        if path.endswith(b"/chunk"):
+            _Sink.chunks += 1
+            return b'{"data_id":%b,"chunk_index":%b,"channel_name":%b}' % (
+                _text(body, _ID), _number(body, _INDEX), _text(body, b'"channel_name":'),
+            )  # fmt: skip
+        if path.endswith(b"/initialize"):
+            return b'{"data_id":"%b"}' % str(uuid.uuid4()).encode()
+        if path.endswith(b"/finalize"):
+            return b'{"data_id":"%b","status":"success"}' % path.split(b"/")[-2]
+        if path == b"/counted":
+            import time
+
+            counted = Counted(_Sink.requests, _Sink.chunks, _Sink.received, time.process_time())
+            return orjson.dumps(counted)
+        return b"[]"
+
+    def _multi(self, body: bytes) -> bytes:
+        _Sink.chunks += 1
+        data_id, index = _text(body, _ID), _number(body, _INDEX)
+        names = _Sink.channels.get(data_id)
+        if names is None:
+            names = [orjson.dumps(name) for name in orjson.loads(body)["channels"]]
+            _Sink.channels[data_id] = names
+        begin = b'{"data_id":%b,"chunk_index":%b,"channel_name":' % (data_id, index)
+        return b"[" + b",".join([begin + name + b"}" for name in names]) + b"]"
+
+
+def _length(head: bytes) -> tuple[int, bool]:
+    lower = head.lower()
+    at = lower.find(b"content-length:")
+    length = int(lower[at + 15 :].partition(b"\r\n")[0]) if at >= 0 else 0
+    return length, b"100-continue" in lower
+
+
+def _value(body: bytes, name: bytes) -> bytes:
+    at = body.find(name, 0, 400)
+    if at < 0:
+        at = body.rfind(name)
+    begin = at + len(name)
+    return body[begin : begin + 400].lstrip()
+
+
+def _text(body: bytes, name: bytes) -> bytes:
+    value = _value(body, name)
+    return value[: value.index(b'"', 1) + 1]
+
+
+def _number(body: bytes, name: bytes) -> bytes:
+    value = _value(body, name)
+    end = 0
+    while value[end : end + 1].isdigit():
+        end += 1
+    return value[:end]
+
+
+async def _serve() -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(_Sink, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await loop.run_in_executor(None, sys.stdin.buffer.read)
+
+
+@contextlib.contextmanager
+def sink() -> Iterator[str]:
+    """A sink in a process of its own; its URL."""
+    with serving([sys.executable, "-m", "benchmarks.sink"]) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def serving(command: list[str]) -> Iterator[str]:
+    """A server that prints one line when it listens and ends when its input does; that line."""
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        if process.stdin is None or process.stdout is None:
+            raise RuntimeError("a started program has no pipes")
+        yield process.stdout.readline().strip()
+    finally:
+        if process.stdin:
+            process.stdin.close()
+        try:
+            process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_serve())
