@@ -9,6 +9,7 @@ from pathlib import Path
 
 PROGRAMS = {
     "event": "what one event costs on the RunEngine's thread",
+    "drain": "how fast a backlog goes from the disk to the last confirmation",
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from event_model import compose_run
@@ -29,11 +30,17 @@ def keys(count: int) -> list[str]:
     return [f"chamber_signal_{i:04d}" for i in range(count)]
 
 
-def run(channels: int, events: int, *, metadata: dict[str, Any] | None = None) -> RunDocuments:
-    """A run whose primary event stream has this many data keys and events."""
+def run(channels: int, events: int) -> RunDocuments:
+    """A run whose primary event stream has this many data keys and events, all in memory."""
+    opening, coming, stop = stream(channels, events)
+    return RunDocuments(opening, list(coming), stop)
+
+
+def stream(channels: int, events: int) -> tuple[list[tuple[str, Document]], Iterator[Document], Document]:
+    """The same with its events made one by one, for runs that are longer than memory."""
     names = keys(channels)
-    bundle = compose_run(metadata={"plan_name": "count", "scan_id": 1, **(metadata or {})}, validate=False)
-    stream = bundle.compose_descriptor(
+    bundle = compose_run(metadata={"plan_name": "count", "scan_id": 1}, validate=False)
+    primary = bundle.compose_descriptor(
         name="primary",
         data_keys={
             name: {"dtype": "number", "shape": [], "source": f"PV:{name}", "units": "degC", "precision": 3}
@@ -41,21 +48,6 @@ def run(channels: int, events: int, *, metadata: dict[str, Any] | None = None) -
         },
         validate=False,
     )
-    chance = random.Random(channels)
-    prepared = []
-    for i in range(events):
-        now = time.time()
-        prepared.append(
-            {
-                "uid": str(uuid.uuid4()),
-                "time": now,
-                "data": {name: chance.random() * 1000.0 for name in names},
-                "timestamps": {name: now - chance.random() for name in names},
-                "seq_num": i + 1,
-                "filled": {},
-                "descriptor": stream.descriptor_doc["uid"],
-            }
-        )
     stop = {
         "uid": str(uuid.uuid4()),
         "time": time.time(),
@@ -64,7 +56,23 @@ def run(channels: int, events: int, *, metadata: dict[str, Any] | None = None) -
         "reason": "",
         "num_events": {"primary": events},
     }
-    return RunDocuments([("start", bundle.start_doc), ("descriptor", stream.descriptor_doc)], prepared, stop)
+    opening = [("start", bundle.start_doc), ("descriptor", primary.descriptor_doc)]
+    return opening, _events(names, events, primary.descriptor_doc["uid"]), stop
+
+
+def _events(names: list[str], events: int, descriptor: str) -> Iterator[Document]:
+    chance = random.Random(len(names)).random
+    for i in range(events):
+        now = time.time()
+        yield {
+            "uid": str(uuid.uuid4()),
+            "time": now,
+            "data": {name: chance() * 1000.0 for name in names},
+            "timestamps": {name: now - chance() for name in names},
+            "seq_num": i + 1,
+            "filled": {},
+            "descriptor": descriptor,
+        }
 
 
 def pages(prepared: RunDocuments, rows: int) -> RunDocuments:

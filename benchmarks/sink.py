@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import subprocess
 import sys
+import time
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -23,7 +25,7 @@ _ID = b'"data_id":'
 
 
 class Counted(NamedTuple):
-    """What has arrived, and what it cost the sink."""
+    """What a sink has received, and what that cost it."""
 
     requests: int
     chunks: int
@@ -70,14 +72,16 @@ class _Sink(asyncio.Protocol):
                 _text(body, _ID), _number(body, _INDEX), _text(body, b'"channel_name":'),
             )  # fmt: skip
         if path.endswith(b"/initialize"):
-            return b'{"data_id":"%b"}' % str(uuid.uuid4()).encode()
+            data_id = str(uuid.uuid4()).encode()
+            return b'{"data_id":"%b","processed_data_id":"%b"}' % (data_id, data_id)
         if path.endswith(b"/finalize"):
             return b'{"data_id":"%b","status":"success"}' % path.split(b"/")[-2]
+        if path == b"/gateway/time":
+            now = time.time() * 1000.0
+            return orjson.dumps({"receivedAtUnixMs": now, "transmittedAtUnixMs": now})
         if path == b"/counted":
-            import time
-
             counted = Counted(_Sink.requests, _Sink.chunks, _Sink.received, time.process_time())
-            return orjson.dumps(counted)
+            return orjson.dumps(tuple(counted))
         return b"[]"
 
     def _multi(self, body: bytes) -> bytes:
@@ -126,6 +130,13 @@ async def _serve() -> None:
     await loop.run_in_executor(None, sys.stdin.buffer.read)
 
 
+def counted(url: str) -> Counted:
+    """What a sink has counted so far."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(f"{url}/counted", timeout=10.0) as answer:
+        return Counted(*orjson.loads(answer.read()))
+
+
 @contextlib.contextmanager
 def sink() -> Iterator[str]:
     """A sink in a process of its own; its URL."""
@@ -135,7 +146,7 @@ def sink() -> Iterator[str]:
 
 @contextlib.contextmanager
 def serving(command: list[str]) -> Iterator[str]:
-    """A server that prints one line when it listens and ends when its input does; that line."""
+    """A server that prints one line when it listens; that line. It is ended with the block."""
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         if process.stdin is None or process.stdout is None:
@@ -144,6 +155,7 @@ def serving(command: list[str]) -> Iterator[str]:
     finally:
         if process.stdin:
             process.stdin.close()
+        process.terminate()
         try:
             process.wait(5.0)
         except subprocess.TimeoutExpired:
