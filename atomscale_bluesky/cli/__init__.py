@@ -1,0 +1,38 @@
+"""The command line `atomscale-bluesky`: arguments in, exit code out.
+
+One module per command; each imports what it needs when it runs, so that `--help` is quick and a missing extra is
+missed only by the commands that need it. Exit codes: 0 all is well; 1 it is not, as the command says; 2 it could not
+be begun: a wrong argument or setting, a port that is taken, an extra that is not installed; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import click
+
+from .demo import demo
+from .serve import serve
+from .status import status
+from .upload import upload
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="atomscale-bluesky", message="%(prog)s %(version)s")
+def commands() -> None:
+    """Stream Bluesky runs to Atomscale while the plan runs.
+
+    In a Bluesky session no command is needed:
+
+    \b
+        from atomscale_bluesky import AtomscaleCallback
+        RE.subscribe(AtomscaleCallback())
+
+    These commands are for looking and for lending a hand. New here? Begin with `atomscale-bluesky demo`.
+
+    The API key comes from the environment variable ATOMSCALE_API_KEY, or AS_API_KEY, and never from the command line.
+    """
+
+
+for _command in (demo, status, upload, serve):
+    commands.add_command(_command)
+
+__all__ = ["commands"]

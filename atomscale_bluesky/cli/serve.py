@@ -1,0 +1,96 @@
+"""`atomscale-bluesky serve`: the local server, in the foreground."""
+
+from __future__ import annotations
+
+import _thread
+import json
+import sys
+import threading
+from pathlib import Path
+
+import click
+
+from .text import console
+
+
+@click.command
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8042, show_default=True, help="0 takes any free port.")
+@click.option(
+    "--data", type=click.Path(dir_okay=False, path_type=Path), help="Keep the data in this file; else in memory."
+)
+@click.option("--relax", multiple=True, metavar="RULE", help="A rule not to insist on; may be repeated.")
+@click.option(
+    "--family",
+    "families",
+    multiple=True,
+    type=click.Choice(["metrology", "tool-state"]),
+    help="Path family to speak; may be repeated. Default: both.",
+)
+@click.option("--no-multi", is_flag=True, help="Have no chunk/multi: every channel comes in a request of its own.")
+@click.option("--max-body-bytes", type=int, help="Answer a larger body with 413.  [default: 1 MiB]")
+@click.option("--silence", "silence_s", type=float, metavar="SECONDS", help="End a stream that is silent for so long.")
+@click.option("--control", is_flag=True, help="Let tests and demonstrations look into it and make it misbehave.")
+@click.option("--control-port", type=click.IntRange(0, 65535), default=0, help="Loopback port of the control.")
+@click.option("--allow-remote", is_flag=True, help="Permit a --host that other machines can reach.")
+@click.option("--json", "as_json", is_flag=True, help="Say where it listens as one line of JSON.")
+@click.option("--until-eof", is_flag=True, help="Stop when the standard input ends, as it does with its parent.")
+def serve(
+    host: str,
+    port: int,
+    data: Path | None,
+    relax: tuple[str, ...],
+    families: tuple[str, ...],
+    no_multi: bool,
+    max_body_bytes: int | None,
+    silence_s: float | None,
+    control: bool,
+    control_port: int,
+    allow_remote: bool,
+    as_json: bool,
+    until_eof: bool,
+) -> None:
+    """Run a local Atomscale server to try things on.
+
+    It speaks the streaming calls of the API, keeps what it is sent, gives it back, and refuses what the API does not
+    promise to take. It analyses nothing. Its key is the word `local-key`, and protects nothing.
+    """
+    from ..server import DEFAULT_API_KEY
+    from ..server import serve as run
+
+    def ready(url: str, control_url: str | None) -> None:
+        if as_json:
+            click.echo(json.dumps({"url": url, "control_url": control_url}))
+            return
+        out = console()
+        out.print(f"A local Atomscale server listens on {url}; stop it with Ctrl-C.", soft_wrap=True)
+        if control_url:
+            out.print(f"Its control is at {control_url}.", soft_wrap=True)
+        out.print(f"Data are kept in {str(data)!r}." if data else "Data are kept in memory, and end with it.")
+        out.print("To stream to it, set in the environment of your Bluesky session:", soft_wrap=True)
+        out.print(f"    ATOMSCALE_API_ENDPOINT={url}", soft_wrap=True)
+        out.print(f"    ATOMSCALE_API_KEY={DEFAULT_API_KEY}", soft_wrap=True)
+
+    if until_eof:
+        threading.Thread(target=_interrupt_at_eof, name="stdin", daemon=True).start()
+    more = {"max_body_bytes": max_body_bytes} if max_body_bytes is not None else {}
+    run(
+        ready=ready,
+        host=host,
+        port=port,
+        data=data,
+        relax=relax,
+        families=families or ("metrology", "tool-state"),
+        multi=not no_multi,
+        silence_s=silence_s,
+        control=control,
+        control_port=control_port,
+        allow_remote=allow_remote,
+        **more,
+    )
+
+
+def _interrupt_at_eof() -> None:
+    while sys.stdin.buffer.read1(4096):
+        pass
+    _thread.interrupt_main()

@@ -1,0 +1,382 @@
+"""What happens in the demo, one thing after the other.
+
+    server starts → growth streams, the server is unreachable for a while → drain → read back → compare
+
+The RunEngine has the main thread, as in a user's session; a second thread looks ten times a second how things stand,
+tells the display, and takes the server away and waits for it to come back.
+"""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any, Protocol
+
+from bluesky import RunEngine
+from bluesky.utils import RunEngineInterrupted
+
+from ..callback import AtomscaleCallback
+from ..client import Client
+from ..errors import ApiError, ApiRefusedError, SettingsError
+from ..server import DEFAULT_API_KEY, Control
+from ..settings import Settings
+from ..sim import QUANTUM_WELL, QUICK, SimulatedChamber, grow
+from ..spool import Spool
+from ..wire import FAMILIES
+from .comparison import Comparison, Emitted, Series, compare, joined
+from .server_process import ServerProcess
+
+# The local server knows this growth instrument.
+INSTRUMENT = 42
+# Small, so that there is something to see arriving; 100 is the default.
+POINTS_PER_CHUNK = 25
+LOOK_PERIOD_S = 0.1
+DRAIN_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What a person may choose."""
+
+    endpoint: str | None = None
+    """Stream to this server, with the key of the environment, instead of to a local one; without an outage."""
+    synth_source_id: int | None = None
+    """Growth instrument; None: the local server's, and none elsewhere."""
+    quick: bool = False
+    """A shorter growth and outage: some seconds in all."""
+    port: int = 0
+    """Of the local server; 0 takes any free one."""
+    keep: bool = False
+    """Leave the local server running."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """How things stand."""
+
+    elapsed_s: float
+    seen: int
+    confirmed: int
+    waiting: int
+    data_ids: tuple[str, ...]
+    reachable: bool | None
+    """Whether the local server can be reached; None for a server that is not ours."""
+    away_s: float
+    """For how long it has been unreachable."""
+    held: int | None
+    """How many points the local server says it has."""
+
+
+class Display(Protocol):
+    """Where the demo tells what happens; any thread may call it."""
+
+    def step(self, text: str) -> None:
+        """Something begins."""
+
+    def moment(self, moment: Moment) -> None:
+        """How things stand now; ten times a second."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of it."""
+
+    comparisons: list[Comparison]
+    run_uid: str
+    started: float
+    data_ids: tuple[str, ...]
+    endpoint: str
+    drained: bool
+    growth_s: float
+    moments: list[Moment]
+    outage: tuple[float, float] | None
+    """From when to when the server was unreachable, in seconds since the run's start."""
+    kept_server: ServerProcess | None
+    problem: str | None = None
+    """Why not everything was delivered."""
+    longest_pause_s: float = 0.0
+    """Between two readings."""
+    longest_pause_in_outage_s: float = 0.0
+    instrument: int | None = None
+
+    @property
+    def points(self) -> int:
+        """How many were emitted, over all channels."""
+        return sum(len(comparison.emitted) for comparison in self.comparisons)
+
+    @property
+    def equal(self) -> bool:
+        """Whether something was measured, and all of it arrived as it was."""
+        return self.drained and self.points > 0 and all(comparison.equal for comparison in self.comparisons)
+
+
+def run_demo(choices: Choices, display: Display) -> Outcome:
+    """Run it; returns after some 25 s. For the main thread, where Ctrl-C can stop it.
+
+    Raises:
+        SettingsError: No server could be started, or the one named cannot be used.
+        ApiError: The server named does not answer, or refuses the key.
+        KeyboardInterrupt: Somebody pressed Ctrl-C; the run was aborted and everything ended.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="atomscale-demo-", ignore_cleanup_errors=True))
+        server = None
+        if choices.endpoint is None:
+            display.step("starting a local Atomscale server, in a process of its own")
+            server = stack.enter_context(ServerProcess(port=choices.port, keep=choices.keep))
+            settings = Settings.load(
+                environ={},
+                endpoint=server.url,
+                api_key=DEFAULT_API_KEY,
+                spool_dir=folder,
+                spool_min_free_bytes=0,
+                points_per_chunk=POINTS_PER_CHUNK,
+            )
+            display.step(f"it listens on {server.url}")
+        else:
+            settings = Settings.load(
+                endpoint=choices.endpoint, spool_dir=folder, spool_min_free_bytes=0, points_per_chunk=POINTS_PER_CHUNK
+            )
+            _check(settings)
+            display.step(f"streaming to {settings.endpoint}")
+        return _grow(choices, display, settings, server, stack)
+
+
+def _check(settings: Settings) -> None:
+    """Ask a server that is not ours for something small, before a growth that it will not take."""
+    if settings.api_key is None:
+        raise SettingsError("no API key: put the key of your Atomscale account into ATOMSCALE_API_KEY")
+    client = Client(settings)
+    try:
+        client.find("atomscale-bluesky demo")
+    finally:
+        client.close()
+
+
+def _grow(
+    choices: Choices, display: Display, settings: Settings, server: ServerProcess | None, stack: ExitStack
+) -> Outcome:
+    # A shorter growth takes place three times as fast, so that it still has RHEED oscillations to show.
+    recipe, speed, period_s, outage_s = (QUICK, 60.0, 0.01, 1.0) if choices.quick else (QUANTUM_WELL, 20.0, 0.015, 4.5)
+    instrument = choices.synth_source_id or (INSTRUMENT if server else None)
+
+    # What a user's session does, but for `context_managers`: Ctrl-C shall end the demo, not pause the plan.
+    callback = AtomscaleCallback(settings=settings)
+    stack.callback(callback.close, timeout_s=0.0)
+    engine = RunEngine({"synth_source_id": instrument} if instrument else {}, context_managers=[_pause_on_ctrl_c])
+    engine.subscribe(callback)
+    emitted = Emitted()
+    engine.subscribe(emitted)
+
+    spool = Spool(settings.spool_path)  # to read what is kept of finished runs
+    watcher = _Watcher(callback, spool, display, Control(server.control_url) if server else None, outage_s)
+    stack.callback(watcher.stop)
+
+    def on_step(text: str) -> None:
+        display.step(text)
+        if "layer 2 of" in text:
+            watcher.take_server_away()
+
+    chamber = stack.enter_context(SimulatedChamber(speed=speed))
+    watcher.start()
+    began = time.monotonic()
+    try:
+        engine(grow(chamber, recipe, period_s=period_s, on_step=on_step))
+    except RunEngineInterrupted:
+        engine.abort(reason="Ctrl-C")
+        raise KeyboardInterrupt from None
+    growth_s = time.monotonic() - began
+
+    display.step("the run has stopped; waiting until all of it has arrived")
+    drained = callback.drain(DRAIN_TIMEOUT_S)
+    left = next((run for run in callback.status() if run.run_uid == emitted.run_uid), None)
+    data_ids = left.data_ids if left else _finished(spool, emitted.run_uid)
+    watcher.stop()
+    watcher.look()
+
+    display.step("reading it back through the API, and comparing every point")
+    arrived, problem = _read_back(settings, data_ids)
+    if left is not None:
+        problem = left.problem or f"{left.points.waiting} points still wait"
+    outage = watcher.outage
+    return Outcome(
+        comparisons=compare(emitted.channels, arrived),
+        run_uid=emitted.run_uid,
+        started=emitted.started,
+        data_ids=data_ids,
+        endpoint=settings.endpoint,
+        drained=drained and left is None,
+        growth_s=growth_s,
+        moments=watcher.moments(emitted.started),
+        outage=None if outage is None else (outage[0] - emitted.started, outage[1] - emitted.started),
+        kept_server=server if choices.keep else None,
+        problem=problem,
+        longest_pause_s=_longest_pause(emitted.times, outage, inside=False),
+        longest_pause_in_outage_s=_longest_pause(emitted.times, outage, inside=True),
+        instrument=instrument,
+    )
+
+
+def _finished(spool: Spool, run_uid: str) -> tuple[str, ...]:
+    """The ids of the streams of a run that was delivered whole."""
+    return next((tuple(entry["data_ids"]) for entry in spool.history() if entry["run_uid"] == run_uid), ())
+
+
+def _read_back(settings: Settings, data_ids: tuple[str, ...]) -> tuple[dict[str, Series], str | None]:
+    """Everything that the server holds of these streams, and what kept us from reading it."""
+    client = Client(settings)
+    try:
+        return joined([_points(client, data_id) for data_id in data_ids]), None
+    except ApiError as error:
+        return {}, f"it could not be read back: {error}"
+    finally:
+        client.close()
+
+
+def _points(client: Client, data_id: str) -> Any:
+    for family in FAMILIES[:-1]:
+        try:
+            return client.points(family, data_id)
+        except ApiRefusedError:  # this server may know the stream under the other path family only
+            continue
+    return client.points(FAMILIES[-1], data_id)
+
+
+def _longest_pause(times: list[float], outage: tuple[float, float] | None, *, inside: bool) -> float:
+    """The longest time between two readings, during the outage or outside of it."""
+    begin, end = outage or (float("inf"), float("inf"))
+    pauses = zip(times, times[1:], strict=False)
+    return max((b - a for a, b in pauses if (begin <= b <= end) is inside), default=0.0)
+
+
+class _Watcher:
+    """Looks how things stand, and takes the local server away for a while."""
+
+    def __init__(
+        self,
+        callback: AtomscaleCallback,
+        spool: Spool,
+        display: Display,
+        control: Control | None,
+        outage_s: float,
+    ) -> None:
+        self.outage: tuple[float, float] | None = None  # Unix seconds
+        self._callback = callback
+        self._spool = spool
+        self._display = display
+        self._control = control
+        self._outage_s = outage_s
+        self._away = threading.Event()
+        self._stopping = threading.Event()
+        self._began = time.time()
+        self._moments: list[tuple[float, Moment]] = []
+        self._last = (0, 0, 0)  # seen, confirmed, waiting
+        self._data_ids: tuple[str, ...] = ()
+        self._gone_since: float | None = None
+        self._thread = threading.Thread(target=self._loop, name="demo watcher", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._began = time.time()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more; idempotent. Returns when the thread has ended."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(20.0)
+
+    def take_server_away(self) -> None:
+        """Have the local server unreachable from the next look on; nothing happens to any other server."""
+        self._away.set()
+
+    def moments(self, since: float) -> list[Moment]:
+        """All that was seen, with times in seconds since then."""
+        return [_at(moment, now - since) for now, moment in list(self._moments)]
+
+    def look(self) -> None:
+        """Look once, and tell the display."""
+        now = time.time()
+        status = self._callback.status()
+        if status:
+            points = status.points
+            self._last = (points.seen, points.delivered, points.waiting)
+            self._data_ids = tuple(data_id for run in status for data_id in run.data_ids)
+        elif finished := self._spool.history():  # it has left the spool: all of it is confirmed
+            delivered = sum(entry["delivered"] for entry in finished)
+            self._last = (delivered, delivered, 0)
+        reachable, held = None, None
+        if self._control is not None:
+            reachable = self._control.info().reachable
+            held = sum(stream.points for stream in self._control.streams())
+        seen, confirmed, waiting = self._last
+        moment = Moment(
+            elapsed_s=now - self._began,
+            seen=seen,
+            confirmed=confirmed,
+            waiting=waiting,
+            data_ids=self._data_ids,
+            reachable=reachable,
+            away_s=now - self._gone_since if self._gone_since is not None else 0.0,
+            held=held,
+        )
+        self._moments.append((now, moment))
+        self._display.moment(moment)
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._outage()
+                self.look()
+            except ApiError as error:  # the server process was ended by somebody else; the plan goes on
+                self._display.step(str(error))
+                self._control = None
+            self._stopping.wait(LOOK_PERIOD_S)
+
+    def _outage(self) -> None:
+        control = self._control
+        if control is None or not self._away.is_set() or self.outage is not None:
+            return
+        if self._gone_since is None:
+            control.unreachable(self._outage_s)
+            self._gone_since = time.time()
+            self._display.step(f"the server is made unreachable for {self._outage_s:g} s; the plan goes on")
+        elif control.info().reachable:
+            self.outage = (self._gone_since, time.time())
+            self._gone_since = None
+            self._display.step("the server can be reached again")
+
+
+def _at(moment: Moment, elapsed_s: float) -> Moment:
+    return replace(moment, elapsed_s=elapsed_s)
+
+
+@contextmanager
+def _pause_on_ctrl_c(engine: RunEngine) -> Iterator[None]:
+    """While a plan runs, let Ctrl-C pause it at once, without a word; whoever called the RunEngine then aborts it."""
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        # Not here: the request waits for the RunEngine's thread, and may not do so in a signal handler.
+        threading.Thread(target=_quietly(engine.request_pause), daemon=True).start()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _quietly(request: Callable[[], Any]) -> Callable[[], None]:
+    def call() -> None:
+        try:
+            request()
+        except RuntimeError:  # bluesky's TransitionError: asked for twice, or it has just ended
+            return
+
+    return call
