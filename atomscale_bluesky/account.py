@@ -66,7 +66,7 @@ class RunStatus:
     run_uid: str
     label: str
     started: float  # Unix seconds
-    state: str  # running, delivering, parked, finalized or interrupted
+    state: str  # running, delivering, parked, interrupted, finalized or discarded
     points: Counts
     channels: Mapping[str, Counts]
     streams: tuple[StreamStatus, ...]
@@ -202,7 +202,10 @@ class Account:
         problem = ledger.parked or (header.problem if ledger.edited is None else None)
         streams = tuple(_stream_status(stream, self) for stream in ledger.streams.values())
         parked = problem or next((stream.problem for stream in streams if stream.state == "parked"), None)
-        if ledger.streams and all(stream.life is Life.FINALIZED for stream in ledger.streams.values()):
+        over = {Life.FINALIZED, Life.CLOSED}
+        if ledger.discarded:
+            state = "discarded"
+        elif ledger.streams and all(stream.life in over for stream in ledger.streams.values()):
             state = "finalized"
         elif parked:
             state = "parked"

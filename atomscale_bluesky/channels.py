@@ -75,6 +75,8 @@ def number(value: Any) -> float | str:
 
     Booleans are 0 and 1; numpy scalars and arrays or lists of one element are that element.
     """
+    if isinstance(value, np.datetime64 | np.timedelta64):
+        return NOT_NUMERIC  # before `item`, which makes a bare count of nanoseconds of some
     if isinstance(value, np.generic):
         value = value.item()
         if isinstance(value, np.generic):  # a longdouble stays what it is
@@ -82,7 +84,7 @@ def number(value: Any) -> float | str:
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, float):
-        return value if math.isfinite(value) else NOT_FINITE
+        return float(value) if math.isfinite(value) else NOT_FINITE
     if isinstance(value, int):
         try:
             return float(value)
@@ -93,7 +95,10 @@ def number(value: Any) -> float | str:
     if isinstance(value, str):
         return TEXT
     if isinstance(value, np.ndarray):
-        return number(value.reshape(-1)[0]) if value.size == 1 else ARRAY
+        if value.size != 1:
+            return ARRAY
+        # Of a subclass, a masked array or one with units, an element may be an array again.
+        return NO_VALUE if np.ma.is_masked(value) else number(np.asarray(value).reshape(-1)[0])
     if isinstance(value, list | tuple):
         return number(value[0]) if len(value) == 1 else ARRAY
     return NOT_NUMERIC
@@ -124,7 +129,7 @@ class EventStream:
         self._bases: list[_TimeBase] = []
         self._watched: tuple[str, ...] = ()  # left out as text; may yet become numbers
         self._left_out: dict[str, str] = {}
-        self._names: dict[str, str] = {}  # channel names in lower case → the data key (and element) that has it
+        self._names: dict[str, tuple[str, int | None]] = {}  # channel names in lower case → data key and element
 
     @property
     def left_out(self) -> Mapping[str, str]:
@@ -250,7 +255,7 @@ class EventStream:
         if described.get("external") and (filled is not True or isinstance(value, str) or value is None):
             return EXTERNAL
         dtype, choices = described.get("dtype"), described.get("choices") or ()
-        unit = described.get("units") if isinstance(described.get("units"), str) else None
+        unit = _fitting(units, MAX_NAME) if isinstance(units := described.get("units"), str) else None
         if isinstance(value, str):
             is_choice = _plain(value) in choices
             return self._scalar(key, unit, _choice(choices)) if is_choice else TEXT
@@ -280,14 +285,13 @@ class EventStream:
 
     def _name(self, key: str, element: int | None) -> str:
         """A name that the API takes and that no other channel of this event stream has, whatever the case."""
-        source = key if element is None else f"{key}[{element}]"
         wanted = self._selection.rename.get(key, key).strip() or "channel"
         suffix = "" if element is None else f"[{element}]"
         attempt = 1
         while True:
             end = suffix if attempt == 1 else f"{suffix} ({attempt})"
             name = _fitting(wanted, MAX_NAME - len(end.encode())) + end
-            if self._names.setdefault(name.lower(), source) == source:
+            if self._names.setdefault(name.lower(), (key, element)) == (key, element):
                 return name
             attempt += 1
 
@@ -453,14 +457,17 @@ def _plain(value: Any) -> Any:
 
 def _length(value: Any, described: Mapping[str, Any]) -> int | None:
     """How many channels a one-dimensional array of numbers gives; None for what is no array, or one of one element."""
+    length = 0
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "biuf":
-        return int(value.size) if value.size != 1 else None
-    if isinstance(value, list | tuple) and not any(isinstance(item, list | tuple | str | dict) for item in value[:1]):
-        return len(value) if len(value) != 1 else None
+        length = int(value.size)
+    elif isinstance(value, list | tuple) and not any(isinstance(item, list | tuple | str | dict) for item in value[:1]):
+        length = len(value)
+    elif value is not None:
+        return None
     shape = described.get("shape")
-    if value is None and described.get("dtype") == "array" and isinstance(shape, list | tuple) and len(shape) == 1:
-        return shape[0] if isinstance(shape[0], int) else None
-    return None
+    if not length and described.get("dtype") == "array" and isinstance(shape, list | tuple) and len(shape) == 1:
+        length = shape[0] if isinstance(shape[0], int) else 0  # nothing was seen yet, so the promise has to do
+    return length if length > 1 else None
 
 
 def _hinted(descriptor: Mapping[str, Any]) -> set[str]:

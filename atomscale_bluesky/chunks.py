@@ -14,9 +14,9 @@ Memory holds at most the rows of one unfinished chunk per metrology stream.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 from .lines import Layout, Left, Opened, Position, Row, Tried, Why
 
@@ -75,6 +75,15 @@ class Decisions(Protocol):
         ...
 
 
+class Span(NamedTuple):
+    """Consecutive chunks of a stream, and the rows that they are made of; each end included."""
+
+    first_index: int
+    last_index: int
+    first_row: int
+    last_row: int
+
+
 @dataclass(frozen=True, slots=True)
 class Resumed:
     """Where the cutting of a metrology stream goes on."""
@@ -82,7 +91,8 @@ class Resumed:
     opening: Opened
     index: int = 0  # of the next chunk
     from_row: int = 0  # rows before this one are in earlier chunks
-    left: frozenset[str] = frozenset()  # channels that are no longer in it
+    left: Mapping[str, int] = field(default_factory=dict)  # channels that end in it → the row from which on
+    ahead: tuple[Span, ...] = ()  # later chunks that are settled already
 
 
 class _Stream:
@@ -91,10 +101,19 @@ class _Stream:
     def __init__(self, resumed: Resumed, first_layout: Layout) -> None:
         names = resumed.opening.channels or tuple(channel.name for channel in first_layout.channels)
         self.opening = resumed.opening
-        self.channels = [name for name in names if name not in resumed.left]
-        self.index = resumed.index
-        self.from_row = resumed.from_row
+        self.channels = list(names)
         self.rows: list[tuple[Position, Row]] = []
+        self._left = resumed.left
+        self._ahead = list(resumed.ahead)
+        self.go_on(resumed.index, resumed.from_row)
+
+    def go_on(self, index: int, from_row: int) -> None:
+        """The next chunk is this one, after those that are settled already."""
+        while self._ahead and self._ahead[0].first_index == index:
+            span = self._ahead.pop(0)
+            index, from_row = span.last_index + 1, span.last_row + 1
+        self.index, self.from_row = index, from_row
+        self.channels = [name for name in self.channels if self._left.get(name, from_row + 1) > from_row]
 
 
 class Cutter:
@@ -104,8 +123,9 @@ class Cutter:
         layout: The time base's first layout.
         non_finite: The policy for gaps: `own_stream`, `null` or `drop_row`.
         decisions: Where openings and leavings are noted.
-        streams: The metrology streams of this time base so far.
-        waiting: Channels that left a stream and have none of their own yet.
+        streams: The metrology streams of this time base that go on.
+        waiting: Channels that left a stream and have none of their own yet → the row from which on they want one.
+        known: Channels that were given a stream before, also one that has ended.
     """
 
     def __init__(
@@ -115,13 +135,15 @@ class Cutter:
         non_finite: str,
         decisions: Decisions,
         streams: Iterable[Resumed],
-        waiting: Iterable[str] = (),
+        waiting: Mapping[str, int] | None = None,
+        known: Iterable[str] = (),
     ) -> None:
         self._policy = non_finite
         self._decisions = decisions
         self._index: dict[int, dict[str, int]] = {}  # layout → channel name → place in its rows' values
         self._units: dict[str, str | None] = {}
-        self._waiting = dict.fromkeys(waiting)
+        self._waiting = dict(waiting or {})
+        self._known = set(known)
         self._first_layout = layout
         self._know(layout)
         self._streams = [_Stream(resumed, layout) for resumed in streams]
@@ -131,14 +153,14 @@ class Cutter:
         """Rows that name this layout follow, from `from_row` on; channels it adds share a stream that begins there."""
         late = tuple(channel.name for channel in layout.channels if channel.name not in self._units)
         self._know(layout)
-        opened = {name for stream in self._streams for name in stream.opening.channels or ()}
-        late = tuple(name for name in late if name not in opened)
+        late = tuple(name for name in late if name not in self._known)
         if late:
             self._open("late channel", from_row, position, late, own=False)
 
     def row(self, position: Position, row: Row) -> Iterator[Chunk]:
         """The chunks that this row completes; rows come in order of their numbers."""
-        for name in [name for name in self._waiting if self._value(row, name) is not None]:
+        wanting = [name for name, from_row in self._waiting.items() if row.number >= from_row]
+        for name in [name for name in wanting if self._value(row, name) is not None]:
             self._open("gap", row.number, position, (name,), own=True)
         for stream in tuple(self._streams):
             yield from self._add(stream, position, row)
@@ -160,10 +182,13 @@ class Cutter:
         stream = _Stream(Resumed(opening, from_row=from_row), self._first_layout)
         self._streams.append(stream)
         self._own.update(channels if own else ())
+        self._known.update(channels)
         return stream
 
     def _add(self, stream: _Stream, position: Position, row: Row) -> Iterator[Chunk]:
         if row.number < stream.from_row or not stream.channels:
+            return
+        if any(first <= row.number <= last for first, last in stream.opening.skip):
             return
         if stream.opening.own:
             value = self._value(row, stream.channels[0])
@@ -193,9 +218,8 @@ class Cutter:
         leaving = [name for name in columns if name not in staying and name not in self._own]
         for name in leaving:
             self._decisions.leave(Left(stream.opening.stream, name, first.number))
-            self._waiting[name] = None
+            self._waiting[name] = last.number + 1
         stream.channels = staying
-        stream.from_row = last.number + 1
         if staying:
             yield Chunk(
                 stream=stream.opening.stream,
@@ -206,7 +230,7 @@ class Cutter:
                 last_row=last.number,
                 position=first_position,
             )
-            stream.index += 1
+        stream.go_on(stream.index + bool(staying), last.number + 1)
         yield from self._again(rows, leaving)
 
     def _stays(self, name: str, values: tuple[float | None, ...], noted: Tried | None) -> bool:

@@ -16,18 +16,23 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
 from .account import Account, RunStatus
-from .chunks import Chunk, Cutter, Resumed
+from .chunks import Chunk, Column, Cutter, Resumed
 from .errors import ApiRefusedError
 from .journal import START, JournalReader, Line
 from .ledger import LedgerState, Life, StreamState
 from .lines import (
     Confirmed,
+    Discard,
+    Discarded,
+    Edit,
+    Edited,
+    Ended,
     Finalized,
     Finalizing,
     Initialized,
@@ -40,8 +45,10 @@ from .lines import (
     Parked,
     Position,
     Refused,
+    Retry,
     Row,
     Tried,
+    Unparked,
     Why,
     decode_journal,
 )
@@ -59,11 +66,16 @@ MAX_FAILED = 8
 MAX_OWN_STREAMS = 50
 
 
+# Points as they were read back: channel name → unit, times, values.
+Points = dict[str, tuple[str | None, list[float | None], list[float | None]]]
+
+
 class Kind(Enum):
     """What a task asks of Atomscale."""
 
     INITIALIZE = "initialize"
     PUSH = "push"
+    READ_BACK = "read back"
     FINALIZE = "finalize"
 
 
@@ -83,11 +95,21 @@ class Task:
     not_before: float = 0.0  # monotonic
     may_exist: bool = False  # an earlier attempt to initialize may have made the stream
     apart: frozenset[str] = field(default_factory=frozenset)  # channels refused before: pushed one by one
+    forbidden_at: float | None = None  # monotonic: when it was first answered 403
 
     def __str__(self) -> str:
         """What a log line calls it."""
         what = f"chunk {self.chunk.index} of " if self.chunk else ""
         return f"{self.kind.value} {what}{self.label!r}"
+
+
+@dataclass(slots=True)
+class _Ending:
+    """A stream that takes no more, until nothing of it is under way."""
+
+    why: Why
+    points_per_chunk: int  # of what goes on
+    doubtful: list[Chunk]  # pushed, and perhaps taken although that was never answered
 
 
 class Delivery:
@@ -102,6 +124,7 @@ class Delivery:
         self.header = claim.header
         self.account = Account()
         self.in_flight = 0
+        self.at_end = False  # the journal was read to its present end
         self.more_to_read = False  # the last look into the journal did not reach its end
         self.failed: deque[Task] = deque()
         self.last_error: str | None = None
@@ -110,12 +133,15 @@ class Delivery:
         self._cutters: dict[str, Cutter] = {}
         self._resume: dict[int, tuple[int, int, Position]] = {}
         self._apart: dict[int, set[str]] = {}
+        self._flying: Counter[int] = Counter()  # tasks under way, by stream
+        self._ending: dict[int, _Ending] = {}
         self._under_way: set[int] = set()  # streams being initialized or finalized, failed attempts included
+        self._again = False  # orders were noted that change what this object has read already
         self._read_all = False  # to the run's stop, and its last chunks cut
         self._reader = JournalReader(claim.folder, START)
         self._lines: Iterator[Line] = iter(())
         self._synced_to = START
-        for stream in self.state.streams.values():
+        for stream in self._going_on():
             self._resume[stream.opening.stream] = stream.resume()
         self._from = min((position for _, _, position in self._resume.values()), default=START)
         if not (self.state.streams or self.parked):
@@ -131,13 +157,20 @@ class Delivery:
     @property
     def finished(self) -> bool:
         """Whether every metrology stream of the stopped run is finalized."""
-        streams = self.state.streams.values()
-        return self._read_all and all(stream.life is Life.FINALIZED for stream in streams)
+        if self.state.discarded:
+            return self.stopped and self.in_flight == 0
+        over = {Life.FINALIZED, Life.CLOSED}
+        return self._read_all and all(stream.life in over for stream in self.state.streams.values())
 
     @property
     def parked(self) -> str | None:
         """Why the whole run waits for a person, if it does."""
         return self.state.parked or (self.header.problem if self.state.edited is None else None)
+
+    @property
+    def to_start_again(self) -> bool:
+        """Whether the files now say something that has to be read anew, and nothing is under way."""
+        return self._again and self.in_flight == 0
 
     @property
     def stopped(self) -> bool:
@@ -161,10 +194,12 @@ class Delivery:
         Args:
             now: Monotonic time; failed tasks come back when their time has come.
         """
+        if self._again:
+            return None
         if self.parked or self.state.discarded:
             self._look(count_only=True)
             return None
-        task = self._initialize() or self._failed_again(now)
+        task = self._end_streams() or self._initialize() or self._failed_again(now)
         if task is None and len(self.failed) < MAX_FAILED:
             task = self._push()
         return self._taken(task or self._finalize())
@@ -237,6 +272,44 @@ class Delivery:
             task.label, reason,
         )  # fmt: skip
 
+    def end_stream(self, task: Task, why: Why, points_per_chunk: int | None = None) -> None:
+        """The stream takes no more: as soon as nothing of it is under way, the rest goes on in a continuation."""
+        self._returned(task)
+        ending = self._ending.setdefault(task.stream, _Ending(why, points_per_chunk or task.points_per_chunk, []))
+        ours = [other for other in self.failed if other.stream == task.stream]
+        self.failed = deque(other for other in self.failed if other.stream != task.stream)
+        if why == "closed by the server":
+            next_index = self.state.streams[task.stream].next_index
+            ending.doubtful += [other.chunk for other in [task, *ours] if other.chunk is not None and other.attempts]
+            ending.doubtful += [c for c in self._ready if c.stream == task.stream and c.index < next_index]
+
+    def read_back(self, task: Task, points: Points) -> None:
+        """Atomscale has told what the ended stream holds: what is there of the chunks in doubt counts as confirmed."""
+        self._returned(task)
+        for chunk in self._ending[task.stream].doubtful:
+            confirmed = tuple(column.name for column in chunk.columns if _holds(points, chunk, column))
+            if confirmed:
+                self.note(Confirmed(task.stream, chunk.index, self._now(), confirmed))
+        self._ending[task.stream].doubtful = []
+
+    def obey(self) -> None:
+        """Note what people have ordered since; `to_start_again` says when that takes effect.
+
+        Raises:
+            SpoolError: The run's files cannot be read or written.
+        """
+        orders = self.claim.orders()
+        for number, order in enumerate(orders[self.state.orders_obeyed :], start=self.state.orders_obeyed + 1):
+            match order:
+                case Discard():
+                    self.note(Discarded(self._now(), number), sync=True)
+                case Edit():
+                    self.note(Edited(order.links, number, order.points_per_chunk), sync=True)
+                case Retry():
+                    self.note(Unparked(number), sync=True)
+            _logger.info("run %s: %s, as ordered", self.header.run_uid, type(order).__name__.lower())
+            self._again = True
+
     def close(self) -> None:
         """Let go of the run as it is."""
         self._reader.close()
@@ -255,6 +328,7 @@ class Delivery:
             "delivered": status.points.delivered,
             "left_out": dict(status.points.left_out),
             "lost": status.points.lost,
+            "discarded": status.points.discarded,
             "interrupted": bool(self.account.stop and self.account.stop.interrupted),
             "exit_status": self.account.stop.exit_status if self.account.stop else "",
             "content": self.header.content,
@@ -291,14 +365,19 @@ class Delivery:
             self._look()
         for chunk in self._ready:
             stream = self.state.streams[chunk.stream]
-            if stream.life is not Life.INITIALIZED:
-                continue  # its time comes with its data_id
+            if stream.life is not Life.INITIALIZED or chunk.stream in self._ending:
+                continue  # its time comes with its data_id, or with that of its continuation
+            if not stream.answered and (self._flying[chunk.stream] or self._has_failed(chunk.stream)):
+                continue  # the first chunk goes alone: it shows whether the server takes chunks of this kind and size
             self._ready.remove(chunk)
             self._sync_journal_to(chunk)
             if chunk.index >= stream.next_index:
                 self.note(_tried(chunk))
             return self._task(Kind.PUSH, stream, chunk=self._unconfirmed(stream, chunk))
         return None
+
+    def _has_failed(self, stream: int) -> bool:
+        return any(task.stream == stream for task in self.failed)
 
     def _finalize(self) -> Task | None:
         if not self._read_all or self._ready or self.failed:
@@ -313,6 +392,37 @@ class Delivery:
             self._under_way.add(number)
             return self._task(Kind.FINALIZE, stream)
         return None
+
+    def _end_streams(self) -> Task | None:
+        """Give what an ended stream does not hold to continuations, channels with the same rest together."""
+        for number, ending in list(self._ending.items()):
+            if self._flying[number]:
+                continue
+            stream = self.state.streams[number]
+            if ending.doubtful:
+                return self._task(Kind.READ_BACK, stream)
+            del self._ending[number]
+            why = ending.why
+            rests = stream.rests(stream.opening.channels or self._first_channels(stream.opening.time_base))
+            self.note(Ended(number, why), sync=True)
+            for (from_row, skip, position), channels in rests.items():
+                self.open_stream(
+                    why=why,
+                    time_base=stream.opening.time_base,
+                    from_row=from_row,
+                    position=position,
+                    channels=channels,
+                    own=stream.opening.own,
+                    skip=skip,
+                    points_per_chunk=ending.points_per_chunk,
+                )
+            _logger.warning("%r ended (%s); its run goes on in a further stream", stream.opening.label, why)
+            self._again = True
+        return None
+
+    def _first_channels(self, time_base: str) -> tuple[str, ...]:
+        layouts = (layout for layout in self.account.layouts.values() if layout.time_base == time_base)
+        return tuple(channel.name for layout in layouts for channel in layout.channels)
 
     def _task(self, kind: Kind, stream: StreamState, *, chunk: Chunk | None = None, may_exist: bool = False) -> Task:
         edited = self.state.edited
@@ -330,11 +440,14 @@ class Delivery:
         )
 
     def _taken(self, task: Task | None) -> Task | None:
-        self.in_flight += task is not None
+        if task is not None:
+            self.in_flight += 1
+            self._flying[task.stream] += 1
         return task
 
     def _returned(self, task: Task) -> None:
         self.in_flight -= 1
+        self._flying[task.stream] -= 1
 
     def _unconfirmed(self, stream: StreamState, chunk: Chunk) -> Chunk:
         """What is left to push of a chunk that was pushed in part before."""
@@ -345,16 +458,18 @@ class Delivery:
 
     def _look(self, *, count_only: bool = False) -> None:
         """Read the journal on until a chunk is ready, its present end, or for a good while."""
-        self.more_to_read = False
+        self.more_to_read = self.at_end = False
         for _ in range(LINES_PER_LOOK):
             found = next(self._lines, None)
             if found is None:
                 self._lines = self._reader.read()
                 found = next(self._lines, None)
                 if found is None:
+                    self.at_end = True
                     return
             self._take(found, count_only)
             if self._ready or self._read_all:
+                self.at_end = self._read_all
                 return
         self.more_to_read = True
 
@@ -381,25 +496,33 @@ class Delivery:
         if cutter is not None:
             cutter.layout(layout, from_row=self.account.next_row[layout.time_base], position=position)
             return
-        streams = [s for s in self.state.streams.values() if s.opening.time_base == layout.time_base]
+        streams = self._streams_of(layout.time_base)
         if not streams and layout.channels:
             self.open_stream(
                 why="event stream", time_base=layout.time_base, from_row=0, position=position, channels=None, own=False
             )
-            streams = [s for s in self.state.streams.values() if s.opening.time_base == layout.time_base]
+            streams = self._streams_of(layout.time_base)
         own = {name for stream in streams if stream.opening.own for name in stream.opening.channels or ()}
+        going_on = self._going_on()
         self._cutters[layout.time_base] = Cutter(
             layout,
             non_finite=self.header.non_finite,
             decisions=_Decisions(self, layout.time_base),
-            streams=[self._resumed(stream) for stream in streams],
-            waiting={name for stream in streams for name in stream.left if name not in own},
+            streams=[self._resumed(stream) for stream in streams if stream in going_on],
+            waiting={name: row for stream in streams for name, row in stream.left.items() if name not in own},
+            known={name for stream in streams for name in stream.opening.channels or ()},
         )
+
+    def _streams_of(self, time_base: str) -> list[StreamState]:
+        return [stream for stream in self.state.streams.values() if stream.opening.time_base == time_base]
+
+    def _going_on(self) -> list[StreamState]:
+        """The metrology streams that take further chunks."""
+        return [stream for stream in self.state.streams.values() if not stream.ended]
 
     def _resumed(self, stream: StreamState) -> Resumed:
         index, from_row, _ = self._resume.get(stream.opening.stream) or stream.resume()
-        left = frozenset(name for name, row in stream.left.items() if row < from_row)
-        return Resumed(stream.opening, index, from_row, left)
+        return Resumed(stream.opening, index, from_row, stream.left, tuple(stream.ahead))
 
     def _collect(self, chunks: Iterator[Chunk]) -> None:
         """Keep the chunks that are still to be pushed; those of before that are confirmed or refused are not."""
@@ -426,6 +549,8 @@ class Delivery:
         position: Position,
         channels: tuple[str, ...] | None,
         own: bool,
+        skip: tuple[tuple[int, int], ...] = (),
+        points_per_chunk: int | None = None,
     ) -> Opened:
         """Begin a further metrology stream of the run."""
         number = len(self.state.streams)
@@ -445,7 +570,8 @@ class Delivery:
                 token=token,
             ),
             token=token,
-            points_per_chunk=(edited and edited.points_per_chunk) or self.header.points_per_chunk,
+            points_per_chunk=points_per_chunk or (edited and edited.points_per_chunk) or self.header.points_per_chunk,
+            skip=skip,
             segment=position.segment,
             offset=position.offset,
             channels=channels,
@@ -477,6 +603,13 @@ class _Decisions:
 
     def noted(self, stream: int, index: int) -> Tried | None:
         return self.delivery.state.streams[stream].tried.get(index)
+
+
+def _holds(points: Points, chunk: Chunk, column: Column) -> bool:
+    """Whether points that were read back, with times to the millisecond, include these of a chunk."""
+    _, times, values = points.get(column.name, (None, [], []))
+    held = {(round(at * 1000), value) for at, value in zip(times, values, strict=False) if at is not None}
+    return all((round(at * 1000), value) in held for at, value in zip(chunk.times, column.values, strict=True))
 
 
 def _tried(chunk: Chunk) -> Tried:

@@ -1,6 +1,7 @@
 """What became of a run's metrology streams and chunks: one line per fact, folded into the present state.
 
     metrology stream   opened → initializing → initialized → finalizing → finalized
+                       initialized → closed, by the server or with a hole; the rest goes on in a continuation
                        parked, with a reason, until somebody mends or discards it
     chunk              tried → confirmed | refused;  refused → tried again after a person unparked it
 
@@ -15,13 +16,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import NamedTuple
 
+from .chunks import Span
 from .errors import SpoolError
 from .journal import BLOCK_BYTES, LineFile, line, payload_of
 from .lines import (
     Confirmed,
     Discarded,
     Edited,
+    Ended,
     Finalized,
     Finalizing,
     Initialized,
@@ -47,6 +51,7 @@ class Life(Enum):
     INITIALIZED = "initialized"
     FINALIZING = "finalizing"
     FINALIZED = "finalized"
+    CLOSED = "closed"
 
 
 @dataclass(slots=True)
@@ -58,6 +63,17 @@ class Refusal:
     reason: str
 
 
+class Rest(NamedTuple):
+    """What a stream does not hold of a channel: from a row on, but for some; and where the journal has that row."""
+
+    from_row: int
+    skip: tuple[tuple[int, int], ...]
+    position: Position
+
+
+_FOR_EVER = 2**62  # a row number that no run reaches
+
+
 @dataclass(slots=True)
 class StreamState:
     """One metrology stream, as far as the ledger tells."""
@@ -67,10 +83,12 @@ class StreamState:
     data_id: str | None = None
     family: str | None = None
     parked: str | None = None
+    ended: str | None = None  # why it takes no further chunk
     left: dict[str, int] = field(default_factory=dict)  # channel → row from which on it is no longer here
     tried: dict[int, Tried] = field(default_factory=dict)  # chunks not settled
     refused: dict[int, Refusal] = field(default_factory=dict)
     confirmed_channels: dict[int, set[str]] = field(default_factory=dict)  # of chunks that are confirmed in part
+    ahead: list[Span] = field(default_factory=list)  # settled chunks above one that is not
     next_index: int = 0
     last: Tried | None = None  # the chunk with the highest index
     delivered: Counter[tuple[str, ...]] = field(default_factory=Counter)  # points, by the channels that have them
@@ -83,15 +101,72 @@ class StreamState:
         """Whether every chunk tried so far is confirmed whole."""
         return not self.tried and not self.refused
 
+    @property
+    def answered(self) -> bool:
+        """Whether Atomscale has said yes or no to any chunk."""
+        return bool(self.chunks_confirmed or self.confirmed_channels or self.refused)
+
+    def rests(self, channels: tuple[str, ...]) -> dict[Rest, tuple[str, ...]]:
+        """What of these channels this stream does not hold: from which row on, but for which rows, by channel."""
+        rests: dict[Rest, tuple[str, ...]] = {}
+        for name in channels:
+            missing = [
+                tried
+                for index, tried in sorted(self.tried.items())
+                if name in tried.channels and name not in self.confirmed_channels.get(index, ())
+            ]
+            if name in self.left and not missing:
+                continue
+            if missing:
+                first = missing[0]
+                skip = [held for held in self._held(name) if held[0] > first.first_row]
+                from_row, position = first.first_row, Position(first.segment, first.offset)
+            else:
+                skip = []
+                from_row, position = self._end()
+            if name in self.left:
+                skip.append((self.left[name], _FOR_EVER))
+            rest = Rest(from_row, tuple(skip), position)
+            rests[rest] = (*rests.get(rest, ()), name)
+        return rests
+
+    def _held(self, name: str) -> list[tuple[int, int]]:
+        """The rows of a channel that this stream holds, above the first chunk that it does not hold whole."""
+        ranges = [(span.first_row, span.last_row) for span in self.ahead]
+        for index, tried in self.tried.items():
+            if name in self.confirmed_channels.get(index, ()):
+                ranges.append((tried.first_row, tried.last_row))
+        return sorted(ranges)
+
+    def _end(self) -> tuple[int, Position]:
+        """The row after the last chunk that was tried, and from where on the journal has it."""
+        if self.last is None:
+            return self.opening.from_row, Position(self.opening.segment, self.opening.offset)
+        return self.last.last_row + 1, Position(self.last.segment, self.last.offset)
+
     def resume(self) -> tuple[int, int, Position]:
         """The chunk to go on with, its first row, and where to read the journal from."""
         unsettled = [tried for index, tried in self.tried.items() if index not in self.refused]
         if unsettled:
             first = min(unsettled, key=lambda tried: tried.index)
             return first.index, first.first_row, Position(first.segment, first.offset)
-        if self.last is not None:
-            return self.last.index + 1, self.last.last_row + 1, Position(self.last.segment, self.last.offset)
-        return 0, self.opening.from_row, Position(self.opening.segment, self.opening.offset)
+        return self.next_index, *self._end()
+
+    def settle(self, tried: Tried) -> None:
+        """The chunk is confirmed whole."""
+        del self.tried[tried.index]
+        self.chunks_confirmed += 1
+        merged = Span(tried.index, tried.index, tried.first_row, tried.last_row)
+        apart: list[Span] = []
+        for span in self.ahead:
+            if span.last_index + 1 == merged.first_index:
+                merged = Span(span.first_index, merged.last_index, span.first_row, merged.last_row)
+            elif merged.last_index + 1 == span.first_index:
+                merged = Span(merged.first_index, span.last_index, merged.first_row, span.last_row)
+            else:
+                apart.append(span)
+        lowest = min(self.tried, default=self.next_index)
+        self.ahead = sorted(span for span in [*apart, merged] if span.last_index > lowest)
 
 
 class LedgerState:
@@ -102,6 +177,7 @@ class LedgerState:
         self.parked: str | None = None  # why the whole run waits for a person
         self.edited: Edited | None = None
         self.discarded: float | None = None
+        self.orders_obeyed = 0
 
     def apply(self, fact: LedgerLine) -> None:
         """Take one fact into account.
@@ -137,12 +213,16 @@ class LedgerState:
                 self.parked = fact.reason
             case Parked():
                 self._stream(fact.stream or 0).parked = fact.reason
+            case Ended():
+                self._ended(fact)
             case Unparked():
-                self._unparked(fact)
+                self._obeyed(fact.order)
             case Edited():
                 self.edited = fact
+                self._obeyed(fact.order)
             case Discarded():
                 self.discarded = fact.time
+                self.orders_obeyed = fact.order
             case Finalizing():
                 stream = self._stream(fact.stream, Life.INITIALIZED, Life.FINALIZING)
                 if not stream.settled:
@@ -188,18 +268,26 @@ class LedgerState:
             if not refusal.channels:
                 del stream.refused[fact.index]
         if before | now >= set(tried.channels):
-            del stream.tried[fact.index]
-            stream.chunks_confirmed += 1
+            stream.settle(tried)
         else:
             stream.confirmed_channels[fact.index] = before | now
 
-    def _unparked(self, fact: Unparked) -> None:
-        if fact.stream is None:
-            self.parked = None
-        for number, stream in self.streams.items():
-            if fact.stream in {None, number}:
-                stream.parked = None
-                stream.refused.clear()
+    def _ended(self, fact: Ended) -> None:
+        stream = self._stream(fact.stream, Life.INITIALIZED)
+        stream.ended = fact.why
+        if fact.why == "closed by the server" or stream.ahead or stream.confirmed_channels:
+            stream.life = Life.CLOSED  # what has a hole is never finalized
+        stream.tried.clear()
+        stream.refused.clear()
+        stream.confirmed_channels.clear()
+
+    def _obeyed(self, order: int) -> None:
+        """What was parked or refused is tried again."""
+        self.orders_obeyed = order
+        self.parked = None
+        for stream in self.streams.values():
+            stream.parked = None
+            stream.refused.clear()
 
 
 class Ledger:

@@ -125,6 +125,7 @@ class Opened(_Line, frozen=True, tag="opened"):
     offset: int
     channels: tuple[str, ...] | None = None  # None: those of the time base's first layout
     own: bool = False  # the own stream of a channel that has gaps: its points are the rows where it has none
+    skip: tuple[tuple[int, int], ...] = ()  # first and last rows that an earlier stream holds already
 
 
 class Initializing(_Line, frozen=True, tag="initializing"):
@@ -183,10 +184,18 @@ class Refused(_Line, frozen=True, tag="refused"):
     reason: str
 
 
+class Ended(_Line, frozen=True, tag="ended"):
+    """The stream takes no further chunk; what it does not hold goes on in a continuation."""
+
+    stream: int
+    why: Why
+
+
 class Discarded(_Line, frozen=True, tag="discarded"):
     """A person gave up what this run still had waiting or refused."""
 
     time: float
+    order: int
 
 
 class Parked(_Line, frozen=True, tag="parked"):
@@ -197,15 +206,16 @@ class Parked(_Line, frozen=True, tag="parked"):
 
 
 class Unparked(_Line, frozen=True, tag="unparked"):
-    """A person mended what had parked it; refused chunks wait again."""
+    """A person asked to try again what was parked or refused."""
 
-    stream: int | None = None
+    order: int
 
 
 class Edited(_Line, frozen=True, tag="edited"):
     """A person corrected what the run's streams are to be initialized with."""
 
     links: Links
+    order: int
     points_per_chunk: int | None = None
 
 
@@ -222,6 +232,24 @@ class Finalized(_Line, frozen=True, tag="finalized"):
     time: float
 
 
+# ---- orders ----------------------------------------------------------------------------------------------------------
+
+
+class Retry(_Line, frozen=True, tag="retry"):
+    """Try again what is parked or refused."""
+
+
+class Discard(_Line, frozen=True, tag="discard"):
+    """Give up what is not delivered; what is stays, in streams that are not finalized."""
+
+
+class Edit(_Line, frozen=True, tag="edit"):
+    """Initialize the run's streams with these values instead of what its metadata said."""
+
+    links: Links
+    points_per_chunk: int | None = None
+
+
 # ---- reading and writing ---------------------------------------------------------------------------------------------
 
 JournalLine = Header | Layout | LeftOut | Stop
@@ -233,6 +261,7 @@ LedgerLine = (
     | Tried
     | Confirmed
     | Refused
+    | Ended
     | Discarded
     | Parked
     | Unparked
@@ -242,10 +271,13 @@ LedgerLine = (
 )
 
 _journal_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(JournalLine)
+OrderLine = Retry | Discard | Edit
+
+_order_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(OrderLine)
 _ledger_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(LedgerLine)
 
 
-def encode(value: JournalLine | LedgerLine) -> bytes:
+def encode(value: JournalLine | LedgerLine | OrderLine) -> bytes:
     """The JSON text of a line that is not a row."""
     return msgspec.json.encode(value)
 
@@ -271,6 +303,18 @@ def decode_journal(payload: bytes) -> JournalLine | Row:
         return _journal_decoder.decode(payload)
     except (msgspec.DecodeError, orjson.JSONDecodeError, TypeError) as error:
         raise SpoolError(f"a journal's line is not understood: {error}; was it written by a newer version?") from error
+
+
+def decode_order(payload: bytes) -> OrderLine:
+    """An order as its type.
+
+    Raises:
+        SpoolError: The line is intact, but of a kind or shape that this version does not know.
+    """
+    try:
+        return _order_decoder.decode(payload)
+    except msgspec.DecodeError as error:
+        raise SpoolError(f"an order is not understood: {error}; was it written by a newer version?") from error
 
 
 def decode_ledger(payload: bytes) -> LedgerLine:

@@ -1,11 +1,12 @@
 """The folder that holds the runs not yet finalized: their journals and ledgers, locks, limits and history.
 
-    <spool>/<run folder>/journal-NNNN.jsonl, ledger.jsonl, writer.lock, uploader.lock
+    <spool>/<run folder>/journal-NNNN.jsonl, ledger.jsonl, orders.jsonl, writer.lock, uploader.lock
     <spool>/history.jsonl      one line per finished run
 
 Two owners share a run, each behind a lock of the operating system that ends with its process: the writer appends to the
 journal, the uploader to the ledger. A free writer lock and no stop means that the run was interrupted; a free uploader
-lock, that whoever asks next may deliver the run. Folders are named by time and chance, never from a document; folders
+lock, that whoever asks next may deliver the run. What a person orders is a line in a third file, obeyed by the
+uploader. Folders are named by time and chance, never from a document; folders
 are 0700 and files 0600.
 
 Appending is one `write`. A thread of the spool's own syncs what was appended every 250 ms, which bounds what a power
@@ -29,9 +30,9 @@ from typing import Any
 import msgspec
 
 from .errors import SpoolError, SpoolFullError
-from .journal import JournalReader, JournalWriter, line, payload_of, sync_folder
+from .journal import JournalReader, JournalWriter, LineFile, line, payload_of, sync_folder
 from .ledger import Ledger
-from .lines import FORMAT, Header, Stop, decode_journal, encode
+from .lines import FORMAT, Header, OrderLine, Stop, decode_journal, decode_order, encode
 
 _logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ SYNC_INTERVAL_S = 0.25
 ROOM_INTERVAL_S = 1.0
 
 LEDGER = "ledger.jsonl"
+ORDERS = "orders.jsonl"
 HISTORY = "history.jsonl"
 _WRITER_LOCK = "writer.lock"
 _UPLOADER_LOCK = "uploader.lock"
@@ -288,6 +290,22 @@ class Spool:
             return False
         return True
 
+    def order(self, folder: Path, order: OrderLine) -> None:
+        """Ask for something to be done with a run; whoever delivers it obeys, within seconds if it is somebody now.
+
+        Raises:
+            SpoolError: The file cannot be written.
+        """
+        from filelock import FileLock
+
+        with FileLock(folder / "orders.lock", mode=0o600):
+            file = LineFile(folder / ORDERS)
+            try:
+                file.append(line(encode(order)))
+                file.sync()
+            finally:
+                file.close()
+
     def history(self) -> list[dict[str, Any]]:
         """What is kept of finished runs, oldest first."""
         try:
@@ -304,8 +322,6 @@ class Spool:
             SpoolError: The file cannot be written.
         """
         from filelock import FileLock
-
-        from .journal import LineFile
 
         with FileLock(self.path / "history.lock", mode=0o600):
             file = LineFile(self.path / HISTORY)
@@ -361,6 +377,18 @@ class Claim:
         finally:
             lock.release()
         return True
+
+    def orders(self) -> list[OrderLine]:
+        """Everything that was asked for so far, in order.
+
+        Raises:
+            SpoolError: An order is not understood.
+        """
+        try:
+            texts = (self.folder / ORDERS).read_bytes().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return []
+        return [decode_order(payload) for text in texts if (payload := payload_of(text)) is not None]
 
     def finish(self, entry: dict[str, Any]) -> bool:
         """Move a run that is finalized whole into the history; False while its writer still has files open."""

@@ -26,11 +26,11 @@ from typing import TypeVar
 
 from .chunks import Chunk
 from .client import Client, Pushed
-from .delivery import Delivery, Kind, Task
+from .delivery import Delivery, Kind, Points, Task
 from .errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError, SpoolError
 from .settings import Settings
 from .spool import Spool, read_header
-from .wire import FAMILIES
+from .wire import CLOSED, FAMILIES, push_bytes
 
 _logger = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ class Outcome:
     data_id: str = ""
     confirmed: tuple[str, ...] = ()
     refused: dict[str, ApiRefusedError] = field(default_factory=dict)
+    closed: bool = False  # the server has closed the stream
+    points: Points = field(default_factory=dict)  # as read back
 
 
 @dataclass(slots=True)
@@ -144,6 +146,7 @@ class Uploader:
         self._workers: list[threading.Thread] = []
         self._in_flight = 0
         self._next_scan = 0.0
+        self._succeeded_at = 0.0
         self._trouble_since: float | None = None
         self._nags = 0
         self._next_nag = 0.0
@@ -223,6 +226,7 @@ class Uploader:
             self._next_scan = self._monotonic() + SCAN_S
         busy = self._hand_out()
         self._finish_runs()
+        self._start_again_where_due()
         self._answer_drains(busy)
         try:
             message = self._inbox.get(timeout=self._wait_s(busy))
@@ -296,11 +300,21 @@ class Uploader:
             if delivery.finished and delivery.in_flight == 0 and self._guarded(delivery, delivery.finish):
                 self._forget(folder)
 
+    def _start_again_where_due(self) -> None:
+        for folder, delivery in list(self._deliveries.items()):
+            if delivery.to_start_again:
+                delivery.close()
+                del self._deliveries[folder]
+                self._turn.remove(folder)
+                self._claim(folder)
+                self.wake()
+
     def _answer_drains(self, busy: bool) -> None:
         if not self._drains:
             return
         can_move = busy or any(
-            delivery.in_flight or delivery.failed or delivery.finished for delivery in self._deliveries.values()
+            delivery.in_flight or delivery.failed or delivery.finished or not delivery.at_end
+            for delivery in self._deliveries.values()
         )
         if can_move or not self._pause.over(self._monotonic()):
             self._drains = [drain for drain in self._drains if not drain.given_up]
@@ -321,7 +335,8 @@ class Uploader:
     def _scan(self) -> None:
         """Take over runs that nobody delivers, and settle those whose writer is gone."""
         for folder, delivery in list(self._deliveries.items()):
-            if folder not in self._own and not delivery.stopped:
+            self._guarded(delivery, delivery.obey)
+            if folder not in self._own and not delivery.stopped and folder in self._deliveries:
                 self._guarded(delivery, delivery.settle_if_interrupted)
         try:
             folders = self._spool.run_folders()
@@ -351,6 +366,7 @@ class Uploader:
             if claim is None:
                 return
             delivery = Delivery(claim, now=self._now)
+            delivery.obey()
             if folder not in self._own:
                 _logger.info("run %s found in the spool; its delivery goes on", claim.header.run_uid)
                 delivery.settle_if_interrupted()
@@ -402,9 +418,21 @@ class Uploader:
                     delivery.initialized(task, outcome.data_id, task.family)
                     _logger.info("metrology stream %r is %s", task.label, outcome.data_id)
                 case Kind.PUSH:
-                    delivery.pushed(task, outcome.confirmed, outcome.refused)
+                    self._pushed(outcome)
+                case Kind.READ_BACK:
+                    delivery.read_back(task, outcome.points)
                 case Kind.FINALIZE:
                     delivery.finalized(task)
+
+    def _pushed(self, outcome: Outcome) -> None:
+        delivery, task = outcome.delivery, outcome.task
+        too_large = outcome.refused and all(error.status == 413 for error in outcome.refused.values())
+        if outcome.closed:
+            delivery.end_stream(task, "closed by the server")
+        elif too_large and not outcome.confirmed and task.points_per_chunk > 1:
+            delivery.end_stream(task, "too large", max(1, task.points_per_chunk // 2))
+        else:
+            delivery.pushed(task, outcome.confirmed, outcome.refused)
 
     def _refused(self, delivery: Delivery, task: Task, error: ApiRefusedError) -> None:
         if task.kind is Kind.INITIALIZE and error.status in {404, 405} and self._knowledge.family is None:
@@ -416,7 +444,10 @@ class Uploader:
                 task.may_exist = False
                 delivery.failed_attempt(task, self._monotonic(), error)
                 return
-        delivery.park(task, str(error))
+        if task.kind is Kind.READ_BACK:
+            delivery.read_back(task, {})  # it cannot be read, so nothing of it counts as there
+        else:
+            delivery.park(task, str(error))
 
     def _failed(self, outcome: Outcome, error: ApiError) -> None:
         now = self._monotonic()
@@ -426,6 +457,11 @@ class Uploader:
             or (isinstance(error, ApiUnavailableError) and not error.may_have_been_applied)
         ):
             task.may_exist = True
+        if error.status == 403:
+            if task.forbidden_at is not None and self._succeeded_at > task.forbidden_at:
+                outcome.delivery.park(task, f"forbidden, while others are taken: {error}")
+                return
+            task.forbidden_at = task.forbidden_at or now
         not_before = self._pause.failed(now, error)
         _logger.debug("attempt %d to %s failed: %s", task.attempts + 1, task, error)
         outcome.delivery.failed_attempt(task, not_before, error, confirmed=outcome.confirmed)
@@ -447,6 +483,7 @@ class Uploader:
         self._nags += 1
 
     def _answered(self) -> None:
+        self._succeeded_at = self._monotonic()
         self._pause.succeeded()
         if self._trouble_since is not None:
             _logger.info("Atomscale at %s takes data again", self._settings.endpoint)
@@ -476,10 +513,14 @@ def _perform(client: Client, task: Task, outcome: Outcome, knowledge: Knowledge)
             outcome.data_id = _initialize(client, task)
         case Kind.FINALIZE:
             _finalize(client, task)
+        case Kind.READ_BACK:
+            outcome.points = client.points(task.family, task.data_id)
         case Kind.PUSH if task.chunk is not None:
             pushed = _push(client, task, task.chunk, knowledge)
             outcome.confirmed, outcome.refused = pushed.confirmed, pushed.refused
             outcome.error = pushed.unavailable
+            if pushed.refused and not pushed.confirmed and pushed.unavailable is None:
+                outcome.closed = _is_closed(client, task)
 
 
 def _initialize(client: Client, task: Task) -> str:
@@ -507,15 +548,25 @@ def _finalize(client: Client, task: Task) -> None:
             raise
 
 
+def _is_closed(client: Client, task: Task) -> bool:
+    """Whether the server has closed the stream: the catalogue tells that from a chunk that is refused for itself."""
+    entry = client.entry(task.data_id)
+    return entry is not None and entry.status in CLOSED
+
+
 def _push(client: Client, task: Task, chunk: Chunk, knowledge: Knowledge) -> Pushed:
     """Push all channels at once; one by one where that does not exist, or to find the ones that are not taken."""
     apart = [name for name in chunk.names if name in task.apart]
     together = chunk.only(name for name in chunk.names if name not in task.apart)
     if not together.columns or task.family in knowledge.single_only:
         return client.push_channels(task.family, task.data_id, chunk)
+    if len(together.columns) > 1 and push_bytes(together) > client.max_body_bytes:
+        return _push_halves(client, task, chunk, knowledge)
     try:
         client.push(task.family, task.data_id, together)
     except ApiRefusedError as error:
+        if error.status == 413 and len(together.columns) > 1:
+            return _push_halves(client, task, chunk, knowledge)
         one_by_one = client.push_channels(task.family, task.data_id, chunk)
         if error.status in {404, 405} and one_by_one.confirmed:
             knowledge.single_only.add(task.family)
@@ -524,6 +575,16 @@ def _push(client: Client, task: Task, chunk: Chunk, knowledge: Knowledge) -> Pus
         return Pushed(chunk.names, {})
     rest = client.push_channels(task.family, task.data_id, chunk.only(apart))
     return Pushed(together.names + rest.confirmed, rest.refused, rest.unavailable)
+
+
+def _push_halves(client: Client, task: Task, chunk: Chunk, knowledge: Knowledge) -> Pushed:
+    """Push a chunk that is too large for one request in two, under the same index."""
+    half = len(chunk.names) // 2
+    first = _push(client, task, chunk.only(chunk.names[:half]), knowledge)
+    if first.unavailable:
+        return first
+    second = _push(client, task, chunk.only(chunk.names[half:]), knowledge)
+    return Pushed(first.confirmed + second.confirmed, first.refused | second.refused, second.unavailable)
 
 
 class _Drain:

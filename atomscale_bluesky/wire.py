@@ -22,6 +22,9 @@ from .lines import Links
 
 FAMILIES = ("metrology", "tool-state")
 
+# Catalogue statuses of a stream that takes no more data. The list of statuses is open; any other one tells nothing.
+CLOSED = frozenset({"success", "error", "stream_error", "stream_interrupted", "stream_finalizing"})
+
 # A `data_id` becomes part of a path, so it has to look like one: a UUID in the documentation.
 _DATA_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
@@ -76,6 +79,11 @@ def push(family: str, data_id: str, chunk: Chunk) -> Request:
         "channels": {column.name: _series(times, column) for column in chunk.columns},
     }
     return Request("POST", f"{family}/stream/chunk/multi", orjson.dumps(body))
+
+
+def push_bytes(chunk: Chunk) -> int:
+    """About how large the request for a chunk will be: a time and a value per point, up to 18 digits each."""
+    return chunk.points * len(chunk.columns) * 38
 
 
 def push_channel(family: str, data_id: str, chunk: Chunk, column: Column) -> Request:

@@ -1,0 +1,187 @@
+"""How a run gets through when the server, or a person, changes the course."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from runs import growth, held
+from waiting import wait_until
+
+from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky.lines import Discard, Edit, Links, OrderLine, Retry
+from atomscale_bluesky.server import Fault, LocalServer
+from atomscale_bluesky.spool import Spool
+
+MakeCallback = Callable[..., AtomscaleCallback]
+
+
+def order(callback: AtomscaleCallback, what: OrderLine) -> None:
+    """Ask for something to be done with the one run in the callback's spool, as the command line does."""
+    spool = Spool(callback.settings.spool_path)
+    (folder,) = spool.run_folders()
+    spool.order(folder, what)
+
+
+def test_a_stream_that_the_server_closed_goes_on_in_a_further_one(
+    make_callback: MakeCallback, caplog: pytest.LogCaptureFixture
+) -> None:
+    with LocalServer(control=True, silence_s=0.3) as server:
+        callback = make_callback(endpoint=server.url)
+        documents = list(growth(points=47))
+        for name, doc in documents[:25]:
+            callback(name, doc)
+        wait_until(lambda: [stream.status for stream in server.streams()] == ["stream_error"])
+
+        for name, doc in documents[25:]:
+            callback(name, doc)
+
+        assert callback.drain(timeout_s=15)
+        first, *further = server.streams()
+        assert (first.status, first.points) == ("stream_error", 40)
+        assert {stream.status for stream in further} <= {"success", "stream_error"}
+        assert "(2)" in further[0].label
+        assert held(server)["k0"] == [float(n) for n in range(47)]
+        callback.close()
+
+
+def test_what_a_closed_stream_took_without_answering_is_not_sent_again(make_callback: MakeCallback) -> None:
+    with LocalServer(control=True) as server:
+        callback = make_callback(endpoint=server.url, max_connections=1)
+        # The second chunk is applied but its answer is lost; then the stream is finalized from outside.
+        server.misbehave(Fault(call="chunk_multi", chunk_index=1, reset_after=True, times=1))
+        documents = list(growth(points=35))
+        for name, doc in documents[:12]:
+            callback(name, doc)
+        (stream,) = wait_until(server.streams)
+        wait_until(lambda: server.streams()[0].points == 20)
+        server.misbehave(Fault(call="chunk_multi", chunk_index=1, delay_s=0.5, status=409, times=1))
+        for name, doc in documents[12:22]:
+            callback(name, doc)
+        wait_until(lambda: server.streams()[0].points == 40)
+        import requests
+
+        requests.post(
+            f"{server.url}/metrology/stream/{stream.data_id}/finalize",
+            headers={"X-API-KEY": server.api_key},
+            timeout=5,
+        ).raise_for_status()
+        for name, doc in documents[22:]:
+            callback(name, doc)
+
+        assert callback.drain(timeout_s=15)
+        assert held(server)["k0"] == [float(n) for n in range(35)]
+        callback.close()
+
+
+def test_a_chunk_too_large_for_one_request_is_split_by_channels(make_callback: MakeCallback) -> None:
+    with LocalServer(control=True, max_body_bytes=2000) as server:
+        callback = make_callback(endpoint=server.url)
+        for name, doc in growth(points=25, keys=12):
+            callback(name, doc)
+
+        assert callback.drain(timeout_s=10)
+        (stream,) = server.streams()
+        assert (stream.status, stream.points) == ("success", 25 * 12)
+        callback.close()
+
+
+def test_channels_too_large_alone_go_on_with_fewer_points_per_chunk(make_callback: MakeCallback) -> None:
+    with LocalServer(control=True, max_body_bytes=2000) as server:
+        callback = make_callback(endpoint=server.url, points_per_chunk=200)
+        for name, doc in growth(points=450):
+            callback(name, doc)
+
+        assert callback.drain(timeout_s=10)
+        assert [stream.points_per_chunk for stream in server.streams()] == [200, 100, 50]
+        assert [stream.status for stream in server.streams()] == ["success"] * 3
+        assert held(server)["k0"] == [float(n) for n in range(450)]
+        callback.close()
+
+
+def test_bodies_are_kept_below_the_limit_of_the_settings(make_callback: MakeCallback, server: LocalServer) -> None:
+    callback = make_callback(max_body_bytes=10_000, points_per_chunk=100)
+
+    for name, doc in growth(points=100, keys=10):
+        callback(name, doc)
+
+    assert callback.drain(timeout_s=10)
+    assert max(len(request.channels) for request in server.requests("chunk_multi")) == 2
+    assert [stream.points for stream in server.streams()] == [1000]
+
+
+def test_a_channel_with_gaps_goes_on_in_a_stream_of_its_own_and_the_others_stay_whole(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    documents = list(growth(points=40))
+    for name, doc in documents:
+        if name == "event" and 13 <= doc["data"]["k0"] < 17:
+            doc["data"]["k1"] = float("nan")
+        callback(name, doc)
+
+    assert callback.drain(timeout_s=10)
+    whole, own = server.streams()
+    assert {name: len(series.values) for name, series in server.points(whole.data_id).items()} == {"k0": 40, "k1": 10}
+    assert {name: len(series.values) for name, series in server.points(own.data_id).items()} == {"k1": 26}
+    assert held(server)["k1"] == [n + 0.1 for n in range(40) if not 13 <= n < 17]
+
+
+def test_a_refused_chunk_is_pushed_again_when_a_person_says_so(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    server.misbehave(Fault(call=("chunk", "chunk_multi"), chunk_index=1, channel="k1", status=422))
+    for name, doc in growth(points=30):
+        callback(name, doc)
+    assert not callback.drain(timeout_s=10)
+    server.behave()
+
+    order(callback, Retry())
+
+    wait_until(lambda: not callback.status())
+    assert held(server)["k1"] == [n + 0.1 for n in range(30)]
+    assert [(stream.status, stream.changed) for stream in server.streams()] == [("success", 0)]
+
+
+def test_a_run_with_unusable_metadata_goes_through_once_they_are_edited(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    for name, doc in growth(points=30, start_metadata={"synth_source_id": "GEN-II"}):
+        callback(name, doc)
+    assert not callback.drain(timeout_s=10)
+
+    order(callback, Edit(Links(synth_source_id=42)))
+
+    wait_until(lambda: not callback.status())
+    assert [(stream.status, stream.points, stream.synth_source_id) for stream in server.streams()] == [
+        ("success", 60, 42)
+    ]
+
+
+def test_a_discarded_run_leaves_the_spool_and_its_stream_stays_unfinalized(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    server.misbehave(Fault(call=("chunk", "chunk_multi"), chunk_index=1, status=422))
+    for name, doc in growth(points=30):
+        callback(name, doc)
+    assert not callback.drain(timeout_s=10)
+
+    order(callback, Discard())
+
+    wait_until(lambda: not callback.status())
+    assert [(stream.status, stream.points) for stream in server.streams()] == [("stream_active", 40)]
+    (entry,) = Spool(callback.settings.spool_path).history()
+    assert (entry["delivered"], entry["discarded"]) == (40, 20)
+
+
+def test_one_stream_that_is_forbidden_does_not_hold_up_the_others(
+    callback: AtomscaleCallback, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.misbehave(Fault(call=("chunk", "chunk_multi"), label="forbidden", status=403))
+    runs = [growth(points=12, start_metadata={"stream_name": name}) for name in ("forbidden", "welcome", "too")]
+
+    for run in runs:
+        for name, doc in run:
+            callback(name, doc)
+
+    wait_until(lambda: sorted(stream.points for stream in server.streams()) == [0, 24, 24], timeout_s=20)
+    wait_until(lambda: [run.state for run in callback.status()] == ["parked"], timeout_s=20)
