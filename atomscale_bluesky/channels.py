@@ -149,10 +149,10 @@ class EventStream:
             now: The present time, to tell an impossible time stamp.
 
         Raises:
-            ChannelError: The document lacks what an event must have.
+            ChannelError: The document lacks what an event must have, a finite time among it.
         """
         try:
-            data, time, uid = doc["data"], doc["time"], doc["uid"]
+            data, time, uid = doc["data"], self._finite(doc["time"]), doc["uid"]
         except KeyError as error:
             raise ChannelError(
                 f"an event of event stream {self.name!r} has no {error.args[0]!r}; it is left out"
@@ -177,9 +177,9 @@ class EventStream:
         """The lines for all rows of an event page, after the layouts that are new.
 
         Raises:
-            ChannelError: The columns of the page are not of one length.
+            ChannelError: The columns of the page are not of one length, or one of its times is not finite.
         """
-        uids, times = doc["uid"], _as_list(doc["time"])
+        uids, times = doc["uid"], [self._finite(time) for time in _as_list(doc["time"])]
         columns = {key: _as_list(column) for key, column in (doc.get("data") or {}).items()}
         stamps = {key: _as_list(column) for key, column in (doc.get("timestamps") or {}).items()}
         for key, column in columns.items():
@@ -327,6 +327,16 @@ class EventStream:
             base.change(stay, self._layout(base.layout.time_base, stay, base.layout.left_out))
             for sources in leave:
                 self._add_base(sources, {})
+
+    def _finite(self, time: Any) -> float:
+        """An event's time; without one its readings would stand nowhere."""
+        try:
+            at = float(time)
+        except (TypeError, ValueError, OverflowError):
+            at = math.nan
+        if not math.isfinite(at):
+            raise ChannelError(f"an event of event stream {self.name!r} has no finite time; it is left out")
+        return at
 
     def _time(self, own: Any, event_time: float, now: float) -> float:
         """A reading's own time, unless no clock could have shown it during this run."""
