@@ -257,7 +257,7 @@ def test_every_value_of_a_row_is_kept_exactly_or_is_a_gap_with_its_reason(first:
 @given(columns=st.lists(st.lists(VALUES, min_size=3, max_size=3), min_size=1, max_size=4))
 def test_a_page_says_the_same_as_its_events_one_by_one(columns: list[list[Any]]) -> None:
     keys = {f"k{i}": NUMBER for i in range(len(columns))}
-    numbers = {key: 0.5 for key in keys}
+    numbers = dict.fromkeys(keys, 0.5)
     by_event, by_page = Told(keys, Selection(timestamps="event")), Told(keys, Selection(timestamps="event"))
     by_event.event(numbers)
     by_page.event(numbers)
@@ -590,7 +590,9 @@ def test_names_that_differ_only_in_case_are_told_apart() -> None:
 
 
 def test_a_channel_can_be_renamed_and_a_name_that_is_taken_is_counted_up() -> None:
-    told = Told({"a": NUMBER, "b": NUMBER, "c": NUMBER}, Selection(rename={"a": " pressure ", "b": "Pressure", "c": " "}))
+    told = Told(
+        {"a": NUMBER, "b": NUMBER, "c": NUMBER}, Selection(rename={"a": " pressure ", "b": "Pressure", "c": " "})
+    )
 
     told.event({"a": 1, "b": 2, "c": 3})
 
