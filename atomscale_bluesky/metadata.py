@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+import numpy as np
 import orjson
 
 from .errors import MetadataError
@@ -81,10 +82,10 @@ def run_label(start: Mapping[str, Any], template: str) -> str:
     """
     try:
         text = template.format_map(_Start(start))
-    except (ValueError, IndexError, AttributeError, TypeError, KeyError, OverflowError, OSError):
-        text = str(start.get("plan_name") or "run")
-    text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return _shortened(text or "run", 200)
+    except Exception:  # noqa: BLE001 - formats foreign objects, which may do anything
+        plan_name = start.get("plan_name")
+        text = plan_name if isinstance(plan_name, str) else ""
+    return _shortened(_one_line(text) or "run", 200)
 
 
 def stream_label(label: str, *, event_stream: str | None, number: int, run_uid: str, token: str) -> str:
@@ -97,15 +98,15 @@ def stream_label(label: str, *, event_stream: str | None, number: int, run_uid: 
         run_uid: Its first eight characters are shown.
         token: Makes the name unique, so that a stream whose creation was never answered can be found again.
     """
-    tail = f" · {event_stream}" if event_stream else ""
+    tail = f" · {_shortened(_one_line(event_stream), 100)}" if event_stream else ""
     tail += f" ({number})" if number > 1 else ""
-    tail = f"{_shortened(tail, 120)} [{run_uid[:8]}-{token}]"
+    tail += f" [{_one_line(run_uid[:8])}-{token}]"
     return _shortened(label, MAX_LABEL - len(tail)) + tail
 
 
 def content_digest(start: Mapping[str, Any]) -> str:
     """Tells two start documents of one uid apart, whatever they hold; the same for a document and its stored copy."""
-    options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+    options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
     text = b""
     for key in sorted(start, key=str):
         try:
@@ -115,9 +116,13 @@ def content_digest(start: Mapping[str, Any]) -> str:
     return hashlib.sha256(text).hexdigest()[:16]
 
 
-def _placeholder(value: object) -> str:
-    """What stands for an object that no encoder takes: its type, because its repr may hold an address in memory."""
-    return type(value).__name__
+def _placeholder(value: object) -> object:
+    """What stands for an object that the encoder does not take.
+
+    Arrays and numbers of numpy are what a stored copy has; of anything else the type, because its repr may hold an
+    address in memory.
+    """
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else type(value).__name__
 
 
 class _Start(dict[str, Any]):
@@ -131,6 +136,11 @@ class _Start(dict[str, Any]):
 
     def __missing__(self, key: str) -> str:
         return ""
+
+
+def _one_line(text: str) -> str:
+    """Text without control characters, and with single blanks."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 def _shortened(text: str, limit: int) -> str:
@@ -163,21 +173,21 @@ def _integer(name: str, value: object) -> int:
 def _source_id(name: str, value: object) -> int:
     number = _integer(name, value)
     if not 0 <= number < 2**31:
-        raise MetadataError(f"metadata {name!r} is {number}; expected the id of a growth instrument, 0 or more")
+        raise MetadataError(f"metadata {name!r} is {_shown(number)}; expected the id of a growth instrument, 0 or more")
     return number
 
 
 def _points(name: str, value: object) -> int:
     number = _integer(name, value)
     if not 1 <= number <= 100_000:
-        raise MetadataError(f"metadata {name!r} is {number}; expected 1 to 100000")
+        raise MetadataError(f"metadata {name!r} is {_shown(number)}; expected 1 to 100000")
     return number
 
 
 def _uuid(name: str, value: object) -> str:
     try:
         return str(value if isinstance(value, uuid.UUID) else uuid.UUID(value.strip()))  # type: ignore[attr-defined]
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, TypeError):
         raise MetadataError(
             f"metadata {name!r} is {_shown(value)}; expected a UUID such as '6f0e2c1a-93c4-4b7e-8d55-0a1b2c3d4e5f'"
         ) from None

@@ -144,6 +144,7 @@ class Uploader:
         self._own: set[Path] = set()  # runs whose writer is in this process
         self._foreign: set[Path] = set()  # runs for another endpoint, said once
         self._workers: list[threading.Thread] = []
+        self._clients: list[Client] = []  # one per worker
         self._in_flight = 0
         self._next_scan = 0.0
         self._succeeded_at = 0.0
@@ -221,6 +222,8 @@ class Uploader:
     def _step(self) -> bool:
         """Take the messages that are there, hand out what can be done, and wait for the next; False to end."""
         now = self._monotonic()
+        for client in self._clients:
+            client.cut_if_late()
         if self._adopt and now >= self._next_scan:
             self._scan()
             self._next_scan = self._monotonic() + SCAN_S
@@ -493,6 +496,7 @@ class Uploader:
 
     def _work(self) -> None:
         client = Client(self._settings)
+        self._clients.append(client)
         try:
             while (work := self._tasks.get()) is not None:
                 delivery, task = work

@@ -131,7 +131,7 @@ def check_confirmed(body: bytes, data_id: str, chunk: Chunk, names: Iterable[str
     answer = _json(body)
     confirmations = answer if isinstance(answer, list) else [answer]
     confirmed = {
-        one.get("channel_name")
+        str(one.get("channel_name"))
         for one in confirmations
         if isinstance(one, dict) and one.get("data_id") == data_id and one.get("chunk_index") == chunk.index
     }
