@@ -9,7 +9,10 @@ from pathlib import Path
 
 PROGRAMS = {
     "event": "what one event costs on the RunEngine's thread",
+    "plan": "how much longer a plan takes because our callback is subscribed",
     "drain": "how fast a backlog goes from the disk to the last confirmation",
+    "memory": "how far the process grows in a long run, and while a backlog drains",
+    "worst": "how long a call can take at worst, beside a draining backlog",
 }
 
 
