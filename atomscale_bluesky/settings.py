@@ -13,7 +13,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -51,9 +51,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     endpoint: Annotated[str, _setting("Origin of the Atomscale API; plain http only to a loopback address.")] = (
         DEFAULT_ENDPOINT
     )
-    synth_source_id: Annotated[int | None, _setting("Growth instrument for runs whose metadata name none.", ge=0)] = (
-        None
-    )
+    synth_source_id: Annotated[
+        Annotated[int, Meta(ge=0, lt=2**31)] | None, _setting("Growth instrument for runs whose metadata name none.")
+    ] = None
     points_per_chunk: Annotated[
         int, _setting("Points of each channel in a chunk, for runs whose metadata say nothing.", ge=1, le=100_000)
     ] = 100
@@ -119,11 +119,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __repr__(self) -> str:
         """All settings but the key, which is only said to be there."""
-        shown = {name: getattr(self, name) for name in self.__struct_fields__}
-        shown["api_key"] = "<set>" if self.api_key else None
-        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
     __str__ = __repr__
+
+    def __rich_repr__(self) -> Iterator[tuple[str, Any]]:
+        """The same for rich, which would show the key otherwise."""
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            yield name, ("<set>" if name == "api_key" and value else value)
 
     @property
     def spool_path(self) -> Path:
@@ -183,8 +187,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
     for name in FIELDS:
         variables = {"api_key": _KEY_VARIABLES, "endpoint": _ENDPOINT_VARIABLES}.get(name, (_PREFIX + name.upper(),))
         for variable in variables:
-            if environ.get(variable):
-                found[name] = (_from_text(name, environ[variable]), f"environment variable {variable}")
+            if text := environ.get(variable, "").strip():
+                found[name] = (_from_text(name, text), f"environment variable {variable}")
                 break
     return found
 
@@ -195,7 +199,9 @@ def _from_text(name: str, text: str) -> Any:
     if isinstance(default, tuple):
         return [part.strip() for part in text.split(",") if part.strip()]
     if FIELDS[name].default_factory is not msgspec.NODEFAULT:
-        return {key.strip(): value.strip() for key, _, value in (part.partition("=") for part in text.split(","))}
+        pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+        if all(separator for _, separator, _ in pairs):
+            return {key.strip(): value.strip() for key, _, value in pairs}
     return text
 
 
@@ -214,6 +220,8 @@ def _checked(name: str, value: Any, source: str) -> Any:
         checked = msgspec.convert(value, field.type, strict=False)
     except msgspec.ValidationError as error:
         expected = str(error).partition(" - at ")[0].replace("`", "")
+        if isinstance(value, str) and field.default_factory is not msgspec.NODEFAULT:
+            expected = "expected pairs such as a=b, c=d"
         raise SettingsError(f"setting {name!r} ({source}) is {shown}: {expected}") from None
     try:
         return _CHECKS[name](checked) if name in _CHECKS else checked
@@ -247,7 +255,14 @@ def _label(text: str) -> str:
 
 
 class _AnyKey(dict[str, Any]):
-    def __missing__(self, key: str) -> str:
+    def __missing__(self, key: str) -> Any:
+        return _AnyValue()
+
+
+class _AnyValue:
+    """Stands for a start document's value: may be a number, which `{scan_id:04d}` asks for, or text."""
+
+    def __format__(self, spec: str) -> str:
         return ""
 
 
