@@ -1,0 +1,342 @@
+"""Where settings come from, and what a wrong one is told."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from atomscale_bluesky import Settings, SettingsError
+from atomscale_bluesky.settings import is_loopback
+
+KEY = "k3y-that-must-not-be-seen"
+
+
+@pytest.fixture
+def toml(tmp_path: Path):
+    def write(text: str) -> Path:
+        path = tmp_path / "settings.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_without_any_source_the_defaults_hold() -> None:
+    settings = Settings.load(environ={})
+
+    assert settings == Settings()
+    assert settings.endpoint == "https://api.atomscale.ai"
+    assert settings.api_key is None
+
+
+def test_arguments_win_over_the_environment_and_that_over_the_file(toml: Any) -> None:
+    file = toml("points_per_chunk = 1\nmax_connections = 2\nprimary = 'fly'\n")
+    environ = {"ATOMSCALE_BLUESKY_POINTS_PER_CHUNK": "10", "ATOMSCALE_BLUESKY_MAX_CONNECTIONS": "20"}
+
+    settings = Settings.load(environ=environ, file=file, points_per_chunk=100)
+
+    assert (settings.points_per_chunk, settings.max_connections, settings.primary) == (100, 20, "fly")
+
+
+def test_an_argument_that_is_none_counts_as_not_given() -> None:
+    settings = Settings.load(environ={"ATOMSCALE_BLUESKY_PRIMARY": "fly"}, primary=None)
+
+    assert settings.primary == "fly"
+    assert settings.replaced(primary=None) == settings
+
+
+@pytest.mark.parametrize(
+    ("environ", "key"),
+    [
+        ({"ATOMSCALE_API_KEY": "a", "AS_API_KEY": "b"}, "a"),
+        ({"AS_API_KEY": "b"}, "b"),
+        ({"ATOMSCALE_API_KEY": "", "AS_API_KEY": "b"}, "b"),
+        ({"ATOMSCALE_API_KEY": " \n", "AS_API_KEY": " b\n"}, "b"),
+        ({"ATOMSCALE_API_KEY": "a", "AS_API_KEY": ""}, "a"),
+        ({"ATOMSCALE_API_KEY": "", "AS_API_KEY": ""}, None),
+    ],
+)
+def test_the_key_comes_from_the_first_variable_that_is_not_empty(environ: dict[str, str], key: str | None) -> None:
+    assert Settings.load(environ=environ).api_key == key
+
+
+def test_the_endpoint_has_two_variables_too() -> None:
+    environ = {"ATOMSCALE_API_ENDPOINT": "", "AS_API_ENDPOINT": "https://eu.example.org/"}
+
+    assert Settings.load(environ=environ).endpoint == "https://eu.example.org"
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    assert Settings.load(environ={"ATOMSCALE_BLUESKY_POINTS_PER_CHUNK": ""}).points_per_chunk == 100
+
+
+def test_a_variables_text_becomes_the_settings_kind_of_value() -> None:
+    environ = {
+        "ATOMSCALE_BLUESKY_SYNTH_SOURCE_ID": "42",
+        "ATOMSCALE_BLUESKY_EVENT_STREAMS": "primary, *_monitor ,",
+        "ATOMSCALE_BLUESKY_RENAME": "det1 = flux, det2=gauge,",
+        "ATOMSCALE_BLUESKY_OFFLINE": "true",
+        "ATOMSCALE_BLUESKY_REQUEST_TIMEOUT_S": "2.5",
+        "ATOMSCALE_BLUESKY_DURABILITY": "event",
+    }
+
+    settings = Settings.load(environ=environ)
+
+    assert settings.synth_source_id == 42
+    assert settings.event_streams == ("primary", "*_monitor")
+    assert settings.rename == {"det1": "flux", "det2": "gauge"}
+    assert settings.offline is True
+    assert settings.request_timeout_s == 2.5
+    assert settings.durability == "event"
+
+
+def test_one_pattern_may_be_given_as_text() -> None:
+    assert Settings.load(environ={}, channels="hints").channels == ("hints",)
+
+
+def test_the_environment_is_the_processes_own_unless_another_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_PRIMARY", "fly")
+
+    assert Settings.load().primary == "fly"
+
+
+def test_the_users_file_is_read_from_the_configuration_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    folder = tmp_path / "atomscale-bluesky"
+    folder.mkdir()
+    (folder / "settings.toml").write_text("[rename]\ndet1 = 'flux'\n")
+
+    assert Settings.load(environ={}).rename == {"det1": "flux"}
+
+
+def test_the_environment_may_name_the_file(toml: Any) -> None:
+    path = toml("max_connections = 3")
+
+    assert Settings.load(environ={"ATOMSCALE_BLUESKY_SETTINGS": str(path)}).max_connections == 3
+
+
+def test_a_file_that_was_named_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"there is no settings file '.*absent.toml'; make it, or do not name it"):
+        Settings.load(environ={}, file=tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize("content", ["points_per_chunk = ", "a" * 10, "= 1"])
+def test_a_file_that_is_no_toml_is_named(toml: Any, content: str) -> None:
+    with pytest.raises(SettingsError, match=r"settings file '.*settings.toml' cannot be read"):
+        Settings.load(environ={}, file=toml(content))
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_bytes(b"primary = '\xff'")
+
+    with pytest.raises(SettingsError, match=r"settings file '.*settings.toml' cannot be read"):
+        Settings.load(environ={}, file=path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("points_per_chunk", 0, ">= 1"),
+        ("points_per_chunk", 100_001, "<= 100000"),
+        ("points_per_chunk", "many", "Expected int"),
+        ("points_per_chunk", 1.5, "Expected int"),
+        ("points_per_chunk", True, "no value for it"),
+        ("synth_source_id", -1, ">= 0"),
+        ("synth_source_id", "MBE 2", "Expected int"),
+        ("synth_source_id", False, "no value for it"),
+        ("spool_max_bytes", 10, ">= 1000000"),
+        ("request_timeout_s", 0, "> 0"),
+        ("request_timeout_s", math.nan, "> 0"),
+        ("request_timeout_s", math.inf, "<= 3600"),
+        ("exit_timeout_s", math.nan, ">= 0"),
+        ("max_connections", 65, "<= 64"),
+        ("timestamps", "server", "'server'"),
+        ("non_finite", "zero", "'zero'"),
+        ("durability", "never", "'never'"),
+        ("api", "v2", "'v2'"),
+        ("offline", "perhaps", "Expected bool"),
+        ("channels", 5, "Expected array"),
+        ("channels", [5], "Expected str"),
+        ("rename", "det1", "expected pairs such as a=b, c=d"),
+        ("rename", {"a": 1}, "Expected str"),
+        ("endpoint", "api.atomscale.ai", "expected an address such as"),
+        ("endpoint", "ftp://api.atomscale.ai", "expected an address such as"),
+        ("endpoint", "https://", "expected an address such as"),
+        ("endpoint", "https://user@host", "without user, password, query or fragment"),
+        ("endpoint", "https://host?x=1", "without user, password, query or fragment"),
+        ("endpoint", "https://host:port", "port"),
+        ("endpoint", "https://[::1", "IPv6"),
+        ("label", "{", "names in braces"),
+        ("label", "{0}", "names in braces"),
+        ("label", "{a.b}", "names in braces"),
+        ("spool_dir", 5, "Expected str"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named_with_its_source_and_what_is_expected(
+    name: str, value: Any, expected: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(environ={}, **{name: value})
+
+    text = str(caught.value)
+    assert text.startswith(f"setting {name!r} (argument) is {value!r}")
+    assert expected in text
+
+
+def test_the_source_of_a_wrong_value_is_told(toml: Any) -> None:
+    file = toml("points_per_chunk = 0")
+
+    with pytest.raises(SettingsError, match=rf"setting 'points_per_chunk' \(file {file}\) is 0"):
+        Settings.load(environ={}, file=file)
+    with pytest.raises(
+        SettingsError, match=r"\(environment variable ATOMSCALE_BLUESKY_RENAME\) is 'a:b': expected pairs"
+    ):
+        Settings.load(environ={"ATOMSCALE_BLUESKY_RENAME": "a:b"})
+    with pytest.raises(SettingsError, match=r"\(environment variable AS_API_ENDPOINT\) is 'nowhere'"):
+        Settings.load(environ={"AS_API_ENDPOINT": "nowhere"})
+
+
+def test_a_setting_that_does_not_exist_is_named_with_those_that_do(toml: Any) -> None:
+    with pytest.raises(
+        SettingsError, match=r"there is no setting 'point_per_chunk' \(argument\); there are .*points_per"
+    ):
+        Settings.load(environ={}, point_per_chunk=5)
+    with pytest.raises(SettingsError, match=r"there is no setting 'colour' \(file "):
+        Settings.load(environ={}, file=toml("colour = 'red'"))
+
+
+def test_the_texts_of_documents_may_be_formatted_as_numbers_in_a_label() -> None:
+    assert Settings.load(environ={}, label="{scan_id:04d} {plan_name:>8}").label == "{scan_id:04d} {plan_name:>8}"
+
+
+# ---- the key ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_text_of_the_settings_shows_the_key() -> None:
+    settings = Settings.load(environ={"ATOMSCALE_API_KEY": KEY})
+    console = Console(file=io.StringIO(), width=200)
+    console.print(settings)
+
+    assert settings.api_key == KEY
+    for text in (repr(settings), str(settings), f"{settings}", "%s" % settings, console.file.getvalue()):  # noqa: UP031
+        assert KEY not in text
+        assert "<set>" in text
+    assert "api_key=None" in repr(Settings())
+
+
+@pytest.mark.parametrize("key", [KEY + "ü", KEY + "\x00", KEY + "\nX-Other: 1", KEY.encode(), [KEY], 10**30])
+def test_a_key_that_cannot_be_used_is_refused_unseen(key: Any) -> None:
+    with pytest.raises(SettingsError, match=r"setting 'api_key' \(argument\) is <not shown>") as caught:
+        Settings.load(environ={}, api_key=key)
+
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert KEY not in str(error)
+        assert str(10**30) not in str(error)
+        error = None if error.__suppress_context__ else error.__context__
+
+
+def test_blanks_around_a_key_are_not_part_of_it() -> None:
+    assert Settings.load(environ={}, api_key=f" {KEY}\r\n").api_key == KEY
+    assert Settings.load(environ={}, api_key="   ").api_key is None
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Settings().api_key = KEY  # type: ignore[misc]
+    assert msgspec.structs.replace(Settings(), primary="fly") != Settings()
+
+
+# ---- the endpoint ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://127.0.0.1:8042", "http://localhost:8042", "http://[::1]:8042", "https://api.example.org"]
+)
+def test_plain_http_may_go_to_this_machine(endpoint: str) -> None:
+    assert Settings.load(environ={}, endpoint=endpoint).endpoint == endpoint
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://api.example.org", "http://192.168.1.5:8042", "http://localhost.example.org"]
+)
+def test_plain_http_to_another_machine_has_to_be_permitted(endpoint: str) -> None:
+    with pytest.raises(SettingsError, match=r"plain http would carry the API key readable.*allow_http"):
+        Settings.load(environ={}, endpoint=endpoint)
+    with pytest.raises(SettingsError, match="plain http"):
+        Settings().replaced(endpoint=endpoint)
+
+    assert Settings.load(environ={}, endpoint=endpoint, allow_http=True).endpoint == endpoint
+
+
+def test_the_slash_at_the_end_of_an_endpoint_is_not_part_of_it() -> None:
+    assert Settings.load(environ={}, endpoint=" https://host/api/ ").endpoint == "https://host/api"
+
+
+def test_this_machine_is_known_by_its_names() -> None:
+    assert is_loopback("http://127.8.9.1")
+    assert is_loopback("http://LOCALHOST:1")
+    assert not is_loopback("http://10.0.0.1")
+    assert not is_loopback("nonsense")
+
+
+def test_the_spool_is_in_the_users_state_folder_unless_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+    assert Settings().spool_path == tmp_path / "atomscale-bluesky" / "spool"
+    assert Settings.load(environ={}, spool_dir=tmp_path / "x").spool_path == tmp_path / "x"
+    assert Settings.load(environ={}, spool_dir="~/x").spool_path == tmp_path / "home" / "x"
+    assert Settings.load(environ={}, spool_dir="x").spool_path == tmp_path / "x"
+
+
+EXAMPLES: dict[str, tuple[str, Any]] = {
+    "api_key": ("k", "k"),
+    "endpoint": ("https://host", "https://host"),
+    "synth_source_id": ("0", 0),
+    "points_per_chunk": ("5", 5),
+    "spool_dir": ("x", "x"),
+    "spool_max_bytes": ("1000000", 1_000_000),
+    "spool_min_free_bytes": ("0", 0),
+    "event_streams": ("a,b", ("a", "b")),
+    "primary": ("fly", "fly"),
+    "monitors": ("m*", ("m*",)),
+    "channels": ("hints", ("hints",)),
+    "rename": ("a=b", {"a": "b"}),
+    "max_elements": ("0", 0),
+    "timestamps": ("reading", "reading"),
+    "non_finite": ("null", "null"),
+    "durability": ("event", "event"),
+    "api": ("tool-state", "tool-state"),
+    "max_connections": ("1", 1),
+    "max_body_bytes": ("10000", 10_000),
+    "request_timeout_s": ("0.5", 0.5),
+    "exit_timeout_s": ("0", 0.0),
+    "ca_bundle": ("/ca.pem", "/ca.pem"),
+    "allow_http": ("1", True),
+    "label": ("{scan_id}", "{scan_id}"),
+    "offline": ("true", True),
+}
+
+
+@pytest.mark.parametrize("name", Settings.__struct_fields__)
+def test_every_setting_can_be_given_in_every_way(toml: Any, name: str) -> None:
+    text, value = EXAMPLES[name]
+    special = {"api_key": "ATOMSCALE_API_KEY", "endpoint": "ATOMSCALE_API_ENDPOINT"}
+    variable = special.get(name, f"ATOMSCALE_BLUESKY_{name.upper()}")
+    file = toml(f"{name} = {json.dumps(value, separators=(', ', ' = '))}")
+
+    assert getattr(Settings.load(environ={}, **{name: value}), name) == value
+    assert getattr(Settings.load(environ={variable: text}), name) == value
+    assert getattr(Settings.load(environ={}, file=file), name) == value
