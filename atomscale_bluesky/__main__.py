@@ -54,7 +54,7 @@ def _run(arguments: list[str] | None) -> int:
 
     from .cli import commands
     from .cli.text import plain
-    from .errors import AtomscaleBlueskyError, SettingsError
+    from .errors import ApiKeyError, AtomscaleBlueskyError, SettingsError
 
     try:
         # Not standalone: there click would turn Ctrl-C into exit code 1.
@@ -67,6 +67,8 @@ def _run(arguments: list[str] | None) -> int:
         return _say("stopped", INTERRUPTED)
     except SettingsError as error:
         return _say(plain(error, limit=2000), NOT_BEGUN)
+    except ApiKeyError as error:
+        return _say(f"{plain(error, limit=2000)}; check the key in ATOMSCALE_API_KEY", FAILED)
     except AtomscaleBlueskyError as error:
         return _say(plain(error, limit=2000), FAILED)
     except BrokenPipeError:  # whoever read our output has read enough

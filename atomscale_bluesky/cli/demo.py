@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,12 +59,14 @@ def demo(
 
     A simulated growth chamber runs a recipe under a real RunEngine, and streams it to a local server. In the middle the
     server is made unreachable for some seconds: the plan does not notice. In the end everything is read back, and every
-    point compared with what the RunEngine emitted. Nothing leaves this machine.
+    point compared with what the RunEngine emitted. Without --endpoint nothing leaves this machine.
 
     The exit code is 0 only if every point is equal.
     """
     if endpoint is not None and (keep or port):
         raise click.UsageError("--keep and --port are about the local server, which --endpoint replaces")
+    out = console()
+    out.print("A simulated growth is streamed while it runs; in the end every point is compared.")
     from ..demo import Choices, run_demo  # needs bluesky, ophyd and the server
 
     if not no_plot:
@@ -73,23 +77,11 @@ def demo(
     else:
         draw = None
 
-    out = console()
-    logger = logging.getLogger("atomscale_bluesky")
     display = DemoDisplay(out)
-    log = DemoLog(display)
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(log)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        with display:
-            outcome = run_demo(
-                Choices(endpoint=endpoint, synth_source_id=synth_source_id, quick=quick, keep=keep, port=port), display
-            )
-    finally:
-        logger.removeHandler(log)
-        logger.setLevel(level)
-        logger.propagate = propagate
+    with _logged(display), display:
+        outcome = run_demo(
+            Choices(endpoint=endpoint, synth_source_id=synth_source_id, quick=quick, keep=keep, port=port), display
+        )
     _report(out, outcome)
     if draw is not None:
         try:
@@ -100,6 +92,25 @@ def demo(
             out.print(f"The picture of it is {plain(plot)}.", soft_wrap=True)
     _farewell(out, outcome)
     return 0 if outcome.equal else 1
+
+
+@contextmanager
+def _logged(display: DemoDisplay) -> Iterator[None]:
+    """While it lasts, what the package logs appears among the demo's lines, and bluesky's traceback of an abort not."""
+    ours, blueskys = logging.getLogger("atomscale_bluesky"), logging.getLogger("bluesky")
+    log, silence = DemoLog(display), logging.NullHandler()
+    before = ours.level, ours.propagate
+    ours.addHandler(log)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    blueskys.addHandler(silence)
+    try:
+        yield
+    finally:
+        blueskys.removeHandler(silence)
+        ours.removeHandler(log)
+        ours.setLevel(before[0])
+        ours.propagate = before[1]
 
 
 def _report(out: Console, outcome: Outcome) -> None:
@@ -121,13 +132,13 @@ def _report(out: Console, outcome: Outcome) -> None:
             Text.assemble(
                 ("All ", "bold green"),
                 (number(outcome.points), "bold green"),
-                (f" points of {channels} channels arrived as they were measured: ", "bold green"),
+                (f" points of {channels} channels arrived as measured: ", "bold green"),
                 "value, time to the millisecond, unit and order.",
             )
         )
     else:
         unequal = sum(not one.equal for one in outcome.comparisons)
-        text = f"{unequal} of {channels} channels did not arrive as they were measured."
+        text = f"{unequal} of {channels} channels did not arrive as measured."
         if outcome.problem:
             text += f" {plain(outcome.problem)}."
         out.print(Text(text, style="bold red"))

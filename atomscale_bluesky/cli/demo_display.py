@@ -60,8 +60,15 @@ class DemoDisplay:
 
     def line(self, text: Text) -> None:
         """A line that stays, with the time before it."""
-        since = Text(f"{time.monotonic() - self._began:5.1f} s  ", style="dim")
-        self._console.print(since + text, soft_wrap=self._live is None)
+        since = Text(f"{time.monotonic() - self._began:5.1f} s", style="dim")
+        if self._live is None:
+            self._console.print(Text("  ").join((since, text)), soft_wrap=True)  # one line, however long
+            return
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(no_wrap=True)
+        grid.add_column(overflow="fold")
+        grid.add_row(since, text)
+        self._console.print(grid)
 
     def moment(self, moment: Moment) -> None:
         """How things stand now."""

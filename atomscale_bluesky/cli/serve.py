@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import json
+import os
 import sys
 import threading
 from pathlib import Path
@@ -57,6 +58,7 @@ def serve(
     """
     from ..server import DEFAULT_API_KEY
     from ..server import serve as run
+    from ..server.options import MAX_BODY_BYTES
 
     def ready(url: str, control_url: str | None) -> None:
         if as_json:
@@ -73,7 +75,6 @@ def serve(
 
     if until_eof:
         threading.Thread(target=_interrupt_at_eof, name="stdin", daemon=True).start()
-    more = {"max_body_bytes": max_body_bytes} if max_body_bytes is not None else {}
     run(
         ready=ready,
         host=host,
@@ -86,11 +87,11 @@ def serve(
         control=control,
         control_port=control_port,
         allow_remote=allow_remote,
-        **more,
+        max_body_bytes=MAX_BODY_BYTES if max_body_bytes is None else max_body_bytes,
     )
 
 
 def _interrupt_at_eof() -> None:
-    while sys.stdin.buffer.read1(4096):
+    while os.read(sys.stdin.fileno(), 4096):
         pass
     _thread.interrupt_main()

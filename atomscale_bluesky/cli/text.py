@@ -70,4 +70,6 @@ class ConsoleLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print it."""
         style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else "dim"
-        self._console.print(Text(plain(record.getMessage(), limit=1000), style=style))
+        self._console.print(
+            Text(plain(record.getMessage(), limit=1000), style=style), soft_wrap=not self._console.is_terminal
+        )

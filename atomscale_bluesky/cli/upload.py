@@ -1,5 +1,209 @@
-"""stub"""
+"""`atomscale-bluesky upload`: deliver what processes that are gone have left in the spool.
+
+It is the uploader of the callback, without a callback. Runs that a living process delivers are left to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
 import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from .status import open_spool
+from .text import ConsoleLog, console, counted, number, plain
+
+if TYPE_CHECKING:
+    from ..settings import Settings
+    from ..spool import Spool
+    from ..uploader import Uploader
+    from ..watch import SpoolWatch
+
+LOOK_PERIOD_S = 0.2
+# Where the output is no terminal, how many looks from one line to the next.
+LOOKS_PER_LINE = 25
+
+
 @click.command
-def upload() -> None:
-    """x"""
+@click.option("--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="Deliver the runs of this spool.")
+@click.option("--endpoint", metavar="URL", help="Origin of the API; only runs that were spooled for it are delivered.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Stop after so long. Default: never.",
+)
+def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None) -> int:
+    """Deliver what earlier sessions have left.
+
+    Takes over the runs of processes that are gone, completes those that were interrupted, and delivers them. While the
+    network is down it waits and tries again. Ctrl-C is safe at any time: what is not delivered stays in the spool, and
+    goes on from there the next time.
+
+    The exit code is 0 only if nothing is left in the spool that waits.
+    """
+    from ..client import Client
+    from ..errors import ApiUnavailableError, SettingsError
+    from ..settings import Settings
+    from ..watch import SpoolWatch
+
+    settings = Settings.load(spool_dir=spool_dir, endpoint=endpoint)
+    out = console()
+    spool = open_spool(settings)
+    if spool is None or not spool.run_folders():
+        out.print(Text(f"Nothing waits in {plain(settings.spool_path)}."), soft_wrap=True)
+        return 0
+    if settings.offline:
+        raise SettingsError("setting 'offline' is on, so nothing may be sent; turn it off for this command")
+    if settings.api_key is None:
+        raise SettingsError("no API key: put the key of your Atomscale account into ATOMSCALE_API_KEY")
+    client = Client(settings)
+    try:
+        client.find("atomscale-bluesky")  # a key that does not work would be waited for, but here nobody can change it
+    except ApiUnavailableError:
+        pass  # the uploader goes on asking
+    finally:
+        client.close()
+
+    watch = SpoolWatch(spool)
+    try:
+        with _logged(out):
+            _deliver(out, settings, spool, watch, timeout_s)
+    except KeyboardInterrupt:
+        out.print("Stopped. What is not delivered stays in the spool; begin again whenever you like.", soft_wrap=True)
+        return 130
+    return _report(out, spool, watch)
+
+
+@contextmanager
+def _logged(out: Console) -> Iterator[None]:
+    """While it lasts, what the package logs is shown."""
+    logger, log = logging.getLogger("atomscale_bluesky"), ConsoleLog(out, logging.INFO)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(log)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(log)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def _deliver(out: Console, settings: Settings, spool: Spool, watch: SpoolWatch, timeout_s: float | None) -> None:
+    """Drain until nothing moves any more. In rounds: an uploader takes up so many runs at a time."""
+    from ..uploader import Uploader
+
+    ending = threading.Event()
+    if timeout_s is not None:
+        timer = threading.Timer(timeout_s, ending.set)
+        timer.daemon = True
+        timer.start()
+    with _Bar(out, watch) as bar:
+        while not ending.is_set():
+            before = set(spool.run_folders())
+            uploader = Uploader(spool, settings)
+            uploader.start()
+            answer: SimpleQueue[bool] = SimpleQueue()
+            threading.Thread(target=_drain, args=(uploader, answer), name="drain", daemon=True).start()
+            try:
+                while not ending.is_set():
+                    try:
+                        answer.get(timeout=LOOK_PERIOD_S)
+                        break
+                    except Empty:
+                        bar.look()
+            finally:
+                uploader.stop()
+            bar.look()
+            if before <= set(spool.run_folders()):
+                return
+
+
+def _drain(uploader: Uploader, answer: SimpleQueue[bool]) -> None:
+    answer.put(uploader.drain(threading.TIMEOUT_MAX))
+
+
+class _Bar:
+    """How much of what waited at the beginning has been delivered."""
+
+    def __init__(self, out: Console, watch: SpoolWatch) -> None:
+        self._out = out
+        self._watch = watch
+        self._looks = 0
+        self._first: dict[str, int] = {}  # waiting points of each run when it was first seen
+        self._waiting: dict[str, int] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[points]}"),
+            TimeElapsedColumn(),
+            console=out,
+            disable=not out.is_terminal,
+        )
+        self._task: TaskID = self._progress.add_task("uploading", total=None, points="")
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        self.look()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def look(self) -> None:
+        """Look how far it is."""
+        now = {run.run_uid: run.points.waiting + run.points.refused for run in self._watch.status()}
+        for uid, waiting in now.items():
+            self._first.setdefault(uid, waiting)
+        total = sum(max(first, now.get(uid, 0)) for uid, first in self._first.items())
+        waiting = sum(now.values())
+        points = f"{number(total - waiting)} of {counted(total, 'point')}"
+        self._progress.update(self._task, total=max(total, 1), completed=total - waiting, points=points)
+        if not self._out.is_terminal and self._looks % LOOKS_PER_LINE == 0:
+            self._out.print(Text(points))
+        self._looks += 1
+
+
+def _report(out: Console, spool: Spool, watch: SpoolWatch) -> int:
+    left = [run for run in watch.status() if run.points.waiting or run.points.refused or run.state != "running"]
+    if not left:
+        out.print(Text("All of it is delivered.", style="green"))
+        return 0
+    for run in left:
+        text = f"{plain(run.label, limit=200)} (run {plain(run.run_uid[:8])}), {plain(run.state)}: "
+        text += f"{counted(run.points.waiting, 'point')} waiting"
+        if run.points.refused:
+            text += f", {number(run.points.refused)} refused"
+        if run.problem:
+            text += f"; {plain(run.problem)}"
+        out.print(Text(text, style="bold red" if run.problem else "yellow"), soft_wrap=True)
+    elsewhere = sum(_delivered_elsewhere(spool, folder) for folder in spool.run_folders())
+    if elsewhere:
+        out.print(f"Of these, {counted(elsewhere, 'run')} in the hands of another process, which goes on with it.")
+    out.print("Not all of it is delivered; `atomscale-bluesky status` tells more.")
+    return 1
+
+
+def _delivered_elsewhere(spool: Spool, folder: Path) -> bool:
+    from ..errors import SpoolError
+
+    try:
+        claim = spool.claim(folder)
+    except SpoolError:
+        return False
+    if claim is None:
+        return True
+    claim.close()
+    return False

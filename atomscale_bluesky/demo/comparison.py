@@ -77,8 +77,12 @@ class Comparison:
         return self.difference is None
 
 
-def joined(streams: Iterable[Mapping[str, tuple[str | None, list[float | None], list[float | None]]]]) -> dict[str, Series]:
-    """The channels of a run's metrology streams, each in the order of the streams; as `Client.points` gives them."""
+# As `Client.points` gives a stream: by channel, its unit, times and values.
+Points = Mapping[str, tuple[str | None, list[float | None], list[float | None]]]
+
+
+def joined(streams: Iterable[Points]) -> dict[str, Series]:
+    """The channels of a run's metrology streams, each in the order of the streams."""
     found: dict[str, Series] = {}
     for stream in streams:
         for name, (unit, times, values) in stream.items():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from .story import Outcome
 
 DPI = 110
+_LEFT, _RIGHT = 0.085, 0.865
 
 # Pale for what was measured, dark for what arrived, so that each can be seen where they agree.
 _BLUE, _RED, _GOLD, _GREEN, _VIOLET = (
@@ -30,7 +32,7 @@ _BLUE, _RED, _GOLD, _GREEN, _VIOLET = (
 )
 _INK, _GREY, _AWAY = "#222222", "#777777", "#e9e6e0"
 
-_STYLE = {
+_STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": _INK,
@@ -53,25 +55,30 @@ def draw(outcome: Outcome, path: Path) -> None:
         OSError: The file cannot be written.
     """
     with rc_context(_STYLE):
-        figure = Figure(figsize=(10, 11.2), facecolor="white")
-        rows = figure.subplots(6, 1, gridspec_kw={"height_ratios": [1.5, 1.5, 1.5, 0.75, 1.0, 1.5]})
-        closeup, *shared = rows
+        figure = Figure(figsize=(10, 10.4), dpi=DPI, facecolor="white")
+        closeup = figure.subplots(gridspec_kw={"left": _LEFT, "right": _RIGHT, "top": 0.895, "bottom": 0.765})
+        shared = figure.subplots(
+            5,
+            sharex=True,
+            gridspec_kw={
+                "left": _LEFT,
+                "right": _RIGHT,
+                "top": 0.705,
+                "bottom": 0.05,
+                "hspace": 0.16,
+                "height_ratios": [1.5, 1.4, 0.75, 0.9, 1.6],
+            },
+        )
         picture = _Picture(outcome)
         picture.headline(figure)
         picture.closeup(closeup)
-        for panel, axes in zip(
-            (picture.rheed, picture.temperatures, picture.shutters, picture.thickness, picture.delivery),
-            shared,
-            strict=True,
-        ):
+        panels = (picture.rheed, picture.temperatures, picture.shutters, picture.thickness, picture.delivery)
+        for panel, axes in zip(panels, shared, strict=True):
             panel(axes)
-            picture.outage(axes, said=axes is shared[-1])
-            axes.set_xlim(0, picture.end_s)
-            if axes is not shared[-1]:
-                axes.tick_params(labelbottom=False)
+            picture.outage(axes, said=axes is shared[0])
+        shared[-1].set_xlim(0, picture.end_s)
         shared[-1].set_xlabel("seconds since the run's start")
-        figure.align_ylabels(rows)
-        figure.subplots_adjust(left=0.085, right=0.865, top=0.905, bottom=0.05, hspace=0.32)
+        figure.align_ylabels([closeup, *shared])
         FigureCanvasAgg(figure).print_png(path, metadata={"Software": None}, pil_kwargs={"optimize": True})
 
 
@@ -88,18 +95,19 @@ class _Picture:
     def headline(self, figure: Any) -> None:
         """What it is, and how it ended."""
         outcome = self._outcome
-        figure.text(0.085, 0.975, "A growth and what arrived of it", fontsize=17, fontweight="bold", va="top")
+        figure.text(_LEFT, 0.982, "A growth and what arrived of it", fontsize=17, fontweight="bold", va="top")
         verdict = (
-            f"All {outcome.points:,} points of {len(outcome.comparisons)} channels arrived as they were measured."
+            f"All {_number(outcome.points)} points of {len(outcome.comparisons)} channels arrived as measured."
             if outcome.equal
-            else "Not everything arrived as it was measured."
+            else "Not everything arrived as measured."
         )
-        figure.text(
-            0.085, 0.944, verdict, fontsize=10.5, va="top", color=_GREEN[1] if outcome.equal else _RED[1]
-        )  # fmt: skip
-        figure.text(
-            0.865, 0.944, "broad and pale: measured     thin and dark: read back through the API",
-            fontsize=8.5, va="top", ha="right", color=_GREY,
+        colour = _GREEN[1] if outcome.equal else _RED[1]
+        figure.text(_LEFT, 0.949, verdict, fontsize=10.5, va="top", color=colour)
+        pale, dark = _BLUE
+        figure.legend(
+            [Line2D([], [], color=pale, linewidth=4), Line2D([], [], color=dark, linewidth=0.9)],
+            ["measured by the plan", "read back through the API"],
+            loc="upper right", bbox_to_anchor=(_RIGHT + 0.008, 0.985), frameon=False, labelcolor=_GREY,
         )  # fmt: skip
 
     def closeup(self, axes: Any) -> None:
@@ -109,7 +117,7 @@ class _Picture:
         axes.set_xlim(begin, end)
         axes.set_ylabel("a.u.")
         axes.margins(y=0.1)
-        self._title(axes, "RHEED while the first layer begins: one oscillation per monolayer, every point a reading")
+        self._title(axes, "RHEED while the first layer begins: one oscillation per monolayer, one dot per point")
 
     def rheed(self, axes: Any) -> None:
         """RHEED throughout."""
@@ -127,8 +135,12 @@ class _Picture:
 
     def shutters(self, axes: Any) -> None:
         """Open or closed, one lane each."""
-        lanes = (("as_cell_shutter", _VIOLET, "As"), ("al_cell_shutter", _GREEN, "Al"), ("ga_cell_shutter", _BLUE, "Ga"))
-        for lane, (name, (pale, dark), label) in enumerate(lanes):
+        lanes = (
+            ("as_cell_shutter", _VIOLET, "As"),
+            ("al_cell_shutter", _GREEN, "Al"),
+            ("ga_cell_shutter", _BLUE, "Ga"),
+        )
+        for lane, (name, (pale, dark), _label) in enumerate(lanes):
             one = self._channels.get(name)
             if one is None:
                 continue
@@ -161,15 +173,15 @@ class _Picture:
         axes.plot(times, confirmed, color=_GREEN[1], linewidth=1.3)
         axes.set_ylim(bottom=0)
         axes.set_ylabel("points")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(round(value))))
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         if moments:
             self._label(axes, seen[-1], "seen", _BLUE[1], up=5)
             self._label(axes, confirmed[-1], "confirmed", _GREEN[1], up=-6)
             worst = max(moments, key=lambda moment: moment.waiting)
             axes.annotate(
-                f"{worst.waiting:,} waiting", (worst.elapsed_s, (worst.seen + worst.confirmed) / 2), (-8, 0),
-                textcoords="offset points", ha="right", va="center", fontsize=8.5, color=_GOLD[1],
+                f"up to {_number(worst.waiting)} waiting", (worst.elapsed_s, worst.confirmed), (12, 2),
+                textcoords="offset points", va="bottom", fontsize=8.5, color=_GOLD[1],
             )  # fmt: skip
 
     def outage(self, axes: Any, *, said: bool) -> None:
@@ -180,8 +192,8 @@ class _Picture:
         axes.axvspan(begin, end, color=_AWAY, linewidth=0, zorder=0)
         if said:
             axes.text(
-                (begin + end) / 2, 0.96, "server unreachable", transform=axes.get_xaxis_transform(),
-                ha="center", va="top", fontsize=8.5, color=_GREY,
+                (begin + end) / 2, 1.03, "server unreachable", transform=axes.get_xaxis_transform(),
+                ha="center", va="bottom", fontsize=8.5, color=_GREY,
             )  # fmt: skip
 
     def _series(
@@ -229,3 +241,8 @@ class _Picture:
         ]
         begin = max(0.0, min(opened, default=0.0) - 0.15)
         return begin, begin + 1.5
+
+
+def _number(count: int) -> str:
+    """A count with its thousands set apart."""
+    return f"{count:,}".replace(",", "\N{NO-BREAK SPACE}")

@@ -189,6 +189,7 @@ def _grow(
     try:
         engine(grow(chamber, recipe, period_s=period_s, on_step=on_step))
     except RunEngineInterrupted:
+        display.step("Ctrl-C: the run is aborted, and everything that was started is ended")
         engine.abort(reason="Ctrl-C")
         raise KeyboardInterrupt from None
     growth_s = time.monotonic() - began
