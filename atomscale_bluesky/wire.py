@@ -131,9 +131,10 @@ def check_confirmed(body: bytes, data_id: str, chunk: Chunk, names: Iterable[str
     answer = _json(body)
     confirmations = answer if isinstance(answer, list) else [answer]
     confirmed = {
-        str(one.get("channel_name"))
+        name
         for one in confirmations
         if isinstance(one, dict) and one.get("data_id") == data_id and one.get("chunk_index") == chunk.index
+        if isinstance(name := one.get("channel_name"), str)
     }
     missing = [name for name in names if name not in confirmed]
     if missing:
@@ -172,16 +173,15 @@ def read_points(body: bytes) -> dict[str, tuple[str | None, list[float | None], 
     if not isinstance(properties, dict):
         raise AnswerError("the answer has no 'properties'")
     try:
-        return {
-            name: (
-                series.get("units"),
-                [None if ms is None else ms / 1000 for ms in series["unix_timestamp_ms"]],
-                series["values"],
-            )
-            for name, series in properties.items()
-        }
-    except (AttributeError, KeyError, TypeError) as error:
+        return {name: _points(series) for name, series in properties.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise AnswerError(f"a series of the answer is not understood: {error!r}") from error
+
+
+def _points(series: dict[str, Any]) -> tuple[str | None, list[float | None], list[float | None]]:
+    pairs = list(zip(series["unix_timestamp_ms"], series["values"], strict=True))
+    times = [None if ms is None else ms / 1000 for ms, _ in pairs]
+    return series.get("units"), times, [None if value is None else float(value) for _, value in pairs]
 
 
 def detail(body: bytes) -> str:
