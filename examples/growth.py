@@ -1,0 +1,36 @@
+"""A growth that says of itself, in its metadata, what it belongs to.
+
+    export ATOMSCALE_API_KEY=...
+    python examples/growth.py
+
+The chamber is a simulated one. Under `atomscale` stands what is meant for Atomscale; everything else stays here.
+"""
+
+from bluesky import RunEngine
+
+from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky.sim import QUICK, SimulatedChamber, grow
+
+RE = RunEngine()
+callback = AtomscaleCallback()
+RE.subscribe(callback)
+
+metadata = {
+    "operator": "B. Bunsen",
+    "wafer": "W1234",
+    "atomscale": {
+        "synth_source_id": 42,
+        "stream_name": "W1234 first growth",
+        "points_per_chunk": 50,
+    },
+}
+
+with SimulatedChamber(speed=0.0) as chamber:
+    RE(grow(chamber, QUICK, metadata, period_s=None, on_step=print))
+
+if callback.drain(timeout_s=30.0):
+    print("All of it is delivered.")
+else:
+    for run in callback.status():
+        print(f"{run.points.waiting} points of {run.label!r} wait in the spool; they go out with the next session.")
+callback.close()
