@@ -72,8 +72,8 @@ def _drained(contestants: dict[str, tuple[str, str]], order: dict[str, object], 
             before = counted(str(order["url"]))
             found = _run(python, who, {**order, "spool": str(spool)})
             after = counted(str(order["url"]))
-            if after.chunks - before.chunks != chunks:
-                raise RuntimeError(f"{name} pushed {after.chunks - before.chunks} chunks of {chunks}")
+            if after.series - before.series != chunks * channels:
+                raise RuntimeError(f"{name} pushed {after.series - before.series} series of {chunks * channels}")
             took[name].append({**found, "sink_s": after.cpu_s - before.cpu_s, "bytes": after.bytes - before.bytes})
             shutil.rmtree(spool, ignore_errors=True)
         names.append(names.pop(0))

@@ -112,7 +112,7 @@ def _paced(
     done, pause, took = threading.Event(), threading.Event(), []
     waiting = threading.Thread(target=lambda: draining and (draining.drain(60.0), done.set()))
     waiting.start()
-    before, begin = counted(url).chunks, perf_counter_ns()
+    before, begin = counted(url).series, perf_counter_ns()
     for doc in prepared[1:]:
         pause.wait(PACE_S)
         if done.is_set():
@@ -121,7 +121,7 @@ def _paced(
         call("event", doc)
         took.append((perf_counter_ns() - start) / 1000)
     seconds = (perf_counter_ns() - begin) / 1e9
-    chunks = counted(url).chunks - before if draining else 0
+    series = counted(url).series - before if draining else 0
     call("stop", stop)
     waiting.join()
-    return took, chunks * CHANNELS * POINTS_PER_CHUNK / seconds / 1e6
+    return took, series * POINTS_PER_CHUNK / seconds / 1e6
