@@ -11,8 +11,10 @@ another process that shares the spool.
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import logging
+import multiprocessing
+import multiprocessing.util
 import os
 import threading
 import time
@@ -29,7 +31,7 @@ from .lines import FORMAT, Header, LeftOut, Links, Stop, encode
 from .metadata import content_digest, read_metadata, run_label
 from .settings import Settings
 from .spool import RunWriter, Spool
-from .uploader import Uploader
+from .uploader import Drain, Uploader
 from .watch import SpoolWatch, Status
 
 _logger = logging.getLogger(__name__)
@@ -117,10 +119,10 @@ class AtomscaleCallback:
         self._ignored: Counter[str] = Counter()
         self._watch = SpoolWatch(self._spool)
         self._uploader = self._make_uploader()
-        # Bounded, at the interpreter's exit or when nobody holds the callback any more; the spool makes it safe.
-        self._end = weakref.finalize(self, _end, self._uploader, self._spool, self.settings.exit_timeout_s)
-        if hasattr(os, "register_at_fork"):
-            _at_fork(self)
+        self._closed = False
+        # When nobody holds the callback any more, its threads complete what it left, and end.
+        weakref.finalize(self, _retire, self._uploader, self._spool).atexit = False
+        _look_after(self, self._uploader)
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take one document; never raises, whatever it holds."""
@@ -161,6 +163,10 @@ class AtomscaleCallback:
         """
         return self._uploader is not None and self._uploader.drain(timeout_s)
 
+    def ask_whether_drained(self) -> Drain | None:
+        """Ask what `drain` waits for without waiting; None where nothing is sent: no key, offline, closed."""
+        return self._uploader.ask_whether_drained() if self._uploader else None
+
     def status(self) -> Status:
         """What became of every reading of the runs that are not finalized; may be called from any thread.
 
@@ -177,13 +183,25 @@ class AtomscaleCallback:
     def close(self, timeout_s: float = 10.0) -> bool:
         """Drain for at most this long, then stop the threads; True if nothing was left to deliver.
 
-        What waits stays spooled. Later documents are still journaled, and delivered by the next callback or
-        `atomscale-bluesky upload`. Idempotent.
+        A run whose stop document has not come counts as interrupted and is completed; should documents of it follow all
+        the same, they are kept as a run of their own. What waits stays spooled, and is delivered by the next callback
+        or `atomscale-bluesky upload`. Idempotent.
         """
-        if not self._end.alive:
+        if self._closed:
             return True
-        self._end.detach()
-        return _end(self._uploader, self._spool, timeout_s)
+        self._closed = True
+        self.settle_open_runs()
+        deadline = time.monotonic() + timeout_s
+        drained = self._uploader is None or self._uploader.drain(timeout_s)
+        _stop_threads(self._uploader, self._spool, max(0.5, deadline - time.monotonic()))
+        return drained
+
+    def settle_open_runs(self) -> None:
+        """Complete the runs whose stop document has not come, as interrupted."""
+        with self._lock:
+            for run in self._runs.values():
+                if run.writer is not None:
+                    self._end_run(run, Stop(time.time(), "", "closed before its stop document came", interrupted=True))
 
     # ---- documents -------------------------------------------------------------------------------------------------
 
@@ -195,12 +213,9 @@ class AtomscaleCallback:
                 return
             run = _Run(uid, float(doc["time"]))
             self._runs[uid] = run
-        header = self._header(doc, uid)
-        try:
-            run.writer = self._spool.create(header)
-        except SpoolError as error:
-            _logger.error("run %s is not kept, the plan goes on: %s", uid, error)
-            return
+        header = run.header = self._header(doc, uid)
+        with self._lock:
+            self._open_run(run)
         if header.problem:
             _logger.error(
                 "run %s is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit %s …`",
@@ -213,8 +228,21 @@ class AtomscaleCallback:
                 self._say_once(
                     "unlinked", "no synth_source_id in a run's metadata or the settings: it is streamed unlinked"
                 )
+
+    def _open_run(self, run: _Run) -> None:
+        """Make the run's folder in the spool; called with the lock held."""
+        if run.header is None:
+            return
+        try:
+            run.writer = self._spool.create(run.header)
+        except SpoolError as error:
+            _logger.error("run %s is not kept, the plan goes on: %s", run.uid, error)
+            return
+        run.settled = False
+        for event_stream in run.event_streams.values():
+            if event_stream is not None:
+                event_stream.start_over()
         if self._uploader:
-            self._uploader.start()
             self._uploader.add(run.writer.folder)
 
     def _header(self, doc: Mapping[str, Any], uid: str) -> Header:
@@ -276,6 +304,8 @@ class AtomscaleCallback:
             if uid in run.seen:
                 self._ignored["event seen before"] += 1
                 return
+            if run.settled:
+                self._open_run(run)
             payloads = event_stream.event(doc, time.time())
             self._keep(run, event_stream, payloads, 1, doc.get("data") or ())
             run.remember(uid)
@@ -295,6 +325,8 @@ class AtomscaleCallback:
                 doc = _without(doc, [i for i, uid in enumerate(uids) if uid in run.seen])
                 self._ignored["event seen before"] += len(uids) - len(doc["uid"])
                 uids = list(doc["uid"])
+            if run.settled:
+                self._open_run(run)
             payloads = event_stream.event_page(doc, time.time())
             if payloads:
                 self._keep(run, event_stream, payloads, len(uids), doc.get("data") or ())
@@ -333,21 +365,27 @@ class AtomscaleCallback:
             self._ended[uid] = None
             if len(self._ended) > REMEMBERED_RUNS:
                 self._ended.popitem(last=False)
-            if run.writer is None:
-                return
-            stop = Stop(
-                time=float(doc.get("time") or time.time()),
-                exit_status=str(doc.get("exit_status") or ""),
-                reason=str(doc.get("reason") or "")[:500],
-            )
-            try:
-                run.writer.append([*run.left_out_lines(), encode(stop)], always=True)
-            except SpoolError as error:
-                # Without its stop in the journal the run counts as interrupted once its lock is free, and is completed.
-                _logger.error("the stop of run %s could not be written: %s", uid, error)
-            self._spool.release(run.writer)
-            if self._uploader:
-                self._uploader.stopped(run.writer.folder)
+            if run.writer is not None:
+                stop = Stop(
+                    time=float(doc.get("time") or time.time()),
+                    exit_status=str(doc.get("exit_status") or ""),
+                    reason=str(doc.get("reason") or "")[:500],
+                )
+                self._end_run(run, stop)
+
+    def _end_run(self, run: _Run, stop: Stop) -> None:
+        """Write how the run ended and let go of its files; called with the lock held."""
+        writer, run.writer, run.settled = run.writer, None, True
+        if writer is None:
+            return
+        try:
+            writer.append([*run.left_out_lines(), encode(stop)], always=True)
+        except SpoolError as error:
+            # Without its stop in the journal the run counts as interrupted once its lock is free, and is completed.
+            _logger.error("the stop of run %s could not be written: %s", run.uid, error)
+        self._spool.release(writer)
+        if self._uploader:
+            self._uploader.stopped(writer.folder)
 
     # ---- oddities --------------------------------------------------------------------------------------------------
 
@@ -382,13 +420,12 @@ class AtomscaleCallback:
         uploader.start()
         return uploader
 
-    def _after_fork_in_child(self) -> None:
+    def after_fork_in_child(self) -> None:
         """The parent's runs and threads are the parent's; a child that gets documents spools runs of its own."""
         self._lock = threading.Lock()
         self._runs, self._streams = {}, {}
         self._spool.forget_after_fork()
         self._uploader = None
-        self._end.detach()
 
 
 class _Run:
@@ -397,7 +434,9 @@ class _Run:
     def __init__(self, uid: str, started: float) -> None:
         self.uid = uid
         self.started = started
-        self.writer: RunWriter | None = None  # None: the spool had no room for it
+        self.header: Header | None = None
+        self.writer: RunWriter | None = None  # None: the spool had no room for it, or it is settled
+        self.settled = False  # its files say how it ended
         self.event_streams: dict[str, EventStream | None] = {}
         self.seen: set[str] = set()
         self.unannounced = 0  # rows since the uploader was woken
@@ -423,10 +462,11 @@ class _Run:
             self._left_out[reason, str(key)] += events
 
     def left_out_lines(self) -> list[bytes]:
-        """What was counted, as lines for the journal."""
+        """What was counted, as lines for the journal; begins to count anew."""
         by_reason: dict[str, dict[str, int]] = {}
         for (reason, key), n in self._left_out.items():
             by_reason.setdefault(reason, {})[key] = n
+        self._left_out.clear()
         return [
             encode(LeftOut(event_stream="", reason=reason, readings=sum(keys.values()), keys=keys))
             for reason, keys in by_reason.items()
@@ -449,23 +489,54 @@ def _without(page: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
     return out
 
 
-def _end(uploader: Uploader | None, spool: Spool, timeout_s: float) -> bool:
-    """Drain up to the limit and stop the threads."""
-    deadline = time.monotonic() + timeout_s
-    drained = uploader is None or uploader.drain(timeout_s)
+def _stop_threads(uploader: Uploader | None, spool: Spool, timeout_s: float) -> None:
     if uploader is not None:
-        uploader.stop(max(0.5, deadline - time.monotonic()))
-    spool.close()
-    return drained
+        uploader.stop(timeout_s)
+    spool.close(timeout_s)
 
 
-def _at_fork(callback: AtomscaleCallback) -> None:
-    alive = weakref.ref(callback)
+def _retire(uploader: Uploader | None, spool: Spool) -> None:
+    spool.retire()
+    if uploader is not None and uploader.running:
+        uploader.retire()
 
-    def in_child() -> None:
-        callback = alive()
-        if callback is not None:
-            with contextlib.suppress(Exception):
-                callback._after_fork_in_child()  # noqa: SLF001 - the same trade, split only for the weak reference
 
-    os.register_at_fork(after_in_child=in_child)
+# ---- the process's life ----------------------------------------------------------------------------------------------
+
+_callbacks: weakref.WeakSet[AtomscaleCallback] = weakref.WeakSet()
+_uploaders: weakref.WeakSet[Uploader] = weakref.WeakSet()  # their threads hold them while they run
+_looked_after_in: int | None = None  # the process whose end and forks are looked after
+
+
+def _look_after(callback: AtomscaleCallback, uploader: Uploader | None) -> None:
+    """Have the callback closed when the process ends, and made inert in a forked child."""
+    global _looked_after_in
+    _callbacks.add(callback)
+    if uploader is not None:
+        _uploaders.add(uploader)
+    if _looked_after_in == os.getpid():
+        return
+    if _looked_after_in is None:
+        atexit.register(_close_all)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_forget_all)
+    _looked_after_in = os.getpid()
+    if multiprocessing.parent_process() is not None:
+        # A worker made by multiprocessing, bluesky-queueserver's among them, ends without running atexit.
+        multiprocessing.util.Finalize(None, _close_all, exitpriority=10)
+
+
+def _close_all() -> None:
+    """Complete what can be completed, within the time that the settings allow, and tell a terminal if it takes long."""
+    for callback in list(_callbacks):
+        callback.settle_open_runs()
+    for uploader in list(_uploaders):
+        uploader.close_at_exit()
+    for callback in list(_callbacks):
+        callback.close(0.0)
+
+
+def _forget_all() -> None:
+    _uploaders.clear()
+    for callback in list(_callbacks):
+        callback.after_fork_in_child()

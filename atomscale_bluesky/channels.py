@@ -218,6 +218,12 @@ class EventStream:
             base.offered = 0
             base.declared = True
 
+    def start_over(self) -> None:
+        """The next rows go to another journal: number them from 0, under layouts that are declared again."""
+        for base in self._bases:
+            base.rows = base.offered = 0
+            base.declared = False
+
     # ---- which keys become channels --------------------------------------------------------------------------------
 
     def _arrange(self, data: Mapping[str, Any], filled: Mapping[str, Any], stamps: Mapping[str, Any] | None) -> None:

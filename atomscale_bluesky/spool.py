@@ -140,6 +140,7 @@ class Spool:
         self._free_enough = True
         self._writers: list[RunWriter] = []
         self._closing: list[RunWriter] = []
+        self._retired = False
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -188,6 +189,18 @@ class Spool:
         else:
             self._sync_all()
 
+    def retire(self) -> None:
+        """Nobody writes any more: end the thread soon. Takes no lock, so it may be called by the garbage collector."""
+        self._retired = True
+
+    def close_writers(self) -> None:
+        """Close what nobody writes to any more, and let go of those runs."""
+        with self._guard:
+            writers = self._writers + self._closing
+            self._writers, self._closing = [], []
+        for writer in writers:
+            writer.close()
+
     def close(self, timeout_s: float = 5.0) -> bool:
         """Sync everything and stop the thread; writers stay usable, and sync within each call from now on."""
         self._stopping.set()
@@ -217,7 +230,7 @@ class Spool:
 
     def _loop(self) -> None:
         looked = time.monotonic()
-        while not self._stopping.is_set():
+        while not (self._stopping.is_set() or self._retired):
             self._wake.wait(SYNC_INTERVAL_S)
             self._wake.clear()
             self._sync_all()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import queue
 import random
+import sys
 import threading
 import time
 from collections import deque
@@ -147,11 +148,12 @@ class Uploader:
         self._clients: list[Client] = []  # one per worker
         self._in_flight = 0
         self._next_scan = 0.0
+        self._retired = False
         self._succeeded_at = 0.0
         self._trouble_since: float | None = None
         self._nags = 0
         self._next_nag = 0.0
-        self._drains: list[_Drain] = []
+        self._drains: list[Drain] = []
         self._thread: threading.Thread | None = None
         self.last_error: str | None = None
 
@@ -180,6 +182,10 @@ class Uploader:
         """The writer in this process is done with the run; does not wait."""
         self._inbox.put(_WriterGone(folder))
 
+    def retire(self) -> None:
+        """The callback is gone: complete what it left, then end. May be called by the garbage collector."""
+        self._inbox.put(_RETIRE)
+
     def drain(self, timeout_s: float) -> bool:
         """Wait until nothing can move any more.
 
@@ -187,13 +193,20 @@ class Uploader:
             Whether every stopped run is finalized, and every full chunk of the others confirmed; False at the time-out
             too, and at once when what is left waits for a person.
         """
-        if not self.running:
+        drain = self.ask_whether_drained()
+        if drain is None:
             return False
-        drain = _Drain()
-        self._inbox.put(drain)
         if not drain.answered.wait(timeout_s):
             drain.given_up = True
-        return drain.answer
+        return drain.answer is True
+
+    def ask_whether_drained(self) -> Drain | None:
+        """Ask what `drain` waits for and go on; None if the uploader does not run."""
+        if not self.running:
+            return None
+        drain = Drain()
+        self._inbox.put(drain)
+        return drain
 
     def stop(self, timeout_s: float = 5.0) -> bool:
         """Stop after the requests under way; True if the threads ended in time. What waits stays spooled."""
@@ -207,6 +220,16 @@ class Uploader:
         return not any(thread.is_alive() for thread in [self._thread, *self._workers])
 
     # ---- the pump --------------------------------------------------------------------------------------------------
+
+    def close_at_exit(self) -> None:
+        """Drain and stop at the interpreter's exit, within `exit_timeout_s`; a terminal is told if it takes long."""
+        limit_s = self._settings.exit_timeout_s
+        soon_s = min(0.5, limit_s)
+        if self.running and not self.drain(soon_s) and limit_s > soon_s:
+            if sys.stderr is not None and sys.stderr.isatty():
+                sys.stderr.write(f"atomscale: up to {limit_s:g} s for what is under way; the rest stays spooled\n")
+            self.drain(limit_s - soon_s)
+        self.stop(0.5)
 
     def _loop(self) -> None:
         try:
@@ -230,7 +253,10 @@ class Uploader:
         busy = self._hand_out()
         self._finish_runs()
         self._start_again_where_due()
-        self._answer_drains(busy)
+        can_move = self._can_move(busy)
+        self._answer_drains(can_move)
+        if self._retired and not can_move:
+            return False
         try:
             message = self._inbox.get(timeout=self._wait_s(busy))
             while True:
@@ -249,9 +275,15 @@ class Uploader:
             case _Added():
                 self._own.add(message.folder)
                 self._claim(message.folder)
+            case _Retire():
+                self._retired = True
+                self._own.clear()
+                self._spool.close_writers()
+                for delivery in list(self._deliveries.values()):
+                    self._guarded(delivery, delivery.settle_if_interrupted)
             case _WriterGone():
                 self._own.discard(message.folder)
-            case _Drain():
+            case Drain():
                 self._drains.append(message)
             case _:
                 pass
@@ -312,14 +344,17 @@ class Uploader:
                 self._claim(folder)
                 self.wake()
 
-    def _answer_drains(self, busy: bool) -> None:
-        if not self._drains:
-            return
-        can_move = busy or any(
+    def _can_move(self, busy: bool) -> bool:
+        """Whether anything will change without a new document or a person."""
+        if busy or not self._pause.over(self._monotonic()):
+            return True
+        return any(
             delivery.in_flight or delivery.failed or delivery.finished or not delivery.at_end
             for delivery in self._deliveries.values()
         )
-        if can_move or not self._pause.over(self._monotonic()):
+
+    def _answer_drains(self, can_move: bool) -> None:
+        if can_move:
             self._drains = [drain for drain in self._drains if not drain.given_up]
             return
         left = any(
@@ -591,15 +626,16 @@ def _push_halves(client: Client, task: Task, chunk: Chunk, knowledge: Knowledge)
     return Pushed(first.confirmed + second.confirmed, first.refused | second.refused, second.unavailable)
 
 
-class _Drain:
-    """Somebody waits to be told that nothing can move any more."""
+class Drain:
+    """Somebody waits to be told that nothing can move any more; `answer` is None until then."""
 
     def __init__(self) -> None:
         self.answered = threading.Event()
-        self.answer = False
+        self.answer: bool | None = None
         self.given_up = False
 
     def reply(self, answer: bool) -> None:
+        """Tell who waits."""
         self.answer = answer
         self.answered.set()
 
@@ -614,4 +650,9 @@ class _WriterGone:
     folder: Path
 
 
+class _Retire:
+    """Nobody writes any more."""
+
+
 _STOP = object()
+_RETIRE = _Retire()

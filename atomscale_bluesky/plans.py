@@ -1,0 +1,49 @@
+"""Plan stubs: what a plan may ask of the callback without holding up its RunEngine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Any
+
+from .callback import AtomscaleCallback
+from .errors import ApiUnavailableError
+
+# How long the plan sleeps between looks; the RunEngine stays free to pause or abort it meanwhile.
+LOOK_S = 0.2
+
+
+def wait_until_delivered(
+    callback: AtomscaleCallback, timeout_s: float, *, fail: bool = False
+) -> Generator[Any, Any, bool]:
+    """Sleep, as a plan does, until every stopped run of the callback is finalized in Atomscale.
+
+    Use it between runs, where the next one should start only when the last has arrived:
+
+        delivered = yield from wait_until_delivered(callback, timeout_s=60)
+
+    Of a run that is still open every full chunk counts.
+
+    Args:
+        callback: The one that is subscribed.
+        timeout_s: How long to sleep at most.
+        fail: Whether to fail the plan when it is not delivered in time.
+
+    Returns:
+        Whether everything is delivered; False at the time-out, or as soon as what is left cannot move by itself.
+
+    Raises:
+        ApiUnavailableError: With `fail`, instead of returning False.
+    """
+    from bluesky.plan_stubs import sleep
+
+    end = time.monotonic() + timeout_s
+    question = callback.ask_whether_drained()
+    while question is not None and question.answer is None and time.monotonic() < end:
+        yield from sleep(LOOK_S)
+    delivered = question is not None and question.answer is True
+    if fail and not delivered:
+        raise ApiUnavailableError(
+            f"not everything was delivered within {timeout_s:g} s; it stays spooled, see `atomscale-bluesky status`"
+        )
+    return delivered
