@@ -1,0 +1,488 @@
+"""Append-only files: what a full disk, a flipped bit, a torn tail and a looking reader do to them, with real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import textwrap
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from atomscale_bluesky import SpoolFullError
+from atomscale_bluesky.journal import (
+    BLOCK_BYTES,
+    START,
+    JournalReader,
+    JournalWriter,
+    LineFile,
+    line,
+    payload_of,
+    segment_path,
+    segments,
+)
+from atomscale_bluesky.lines import Position
+
+
+def payload(n: int, size: int = 0) -> bytes:
+    return json.dumps([n, "x" * size]).encode()
+
+
+def numbers(reader: JournalReader) -> list[int]:
+    return [json.loads(found.payload)[0] for found in reader.read()]
+
+
+@pytest.fixture
+def open_writer(tmp_path: Path) -> Iterator[Callable[..., JournalWriter]]:
+    made: list[JournalWriter] = []
+
+    def make(**arguments: int) -> JournalWriter:
+        made.append(JournalWriter(tmp_path, **arguments))
+        return made[-1]
+
+    yield make
+    for writer in made:
+        writer.close()
+
+
+@pytest.fixture
+def open_reader(tmp_path: Path) -> Iterator[Callable[..., JournalReader]]:
+    made: list[JournalReader] = []
+
+    def make(position: Position = START) -> JournalReader:
+        made.append(JournalReader(tmp_path, position))
+        return made[-1]
+
+    yield make
+    for reader in made:
+        reader.close()
+
+
+Writers = Callable[..., JournalWriter]
+Readers = Callable[..., JournalReader]
+
+
+# ---- one line --------------------------------------------------------------------------------------------------------
+
+
+@given(st.binary().filter(lambda text: b"\n" not in text))
+def test_a_line_holds_its_payload_behind_a_checksum(content: bytes) -> None:
+    text = line(content)
+
+    assert text == b"%08x %b\n" % (zlib.crc32(content), content)
+    assert payload_of(text[:-1]) == content
+
+
+@given(content=st.binary(min_size=1, max_size=40).filter(lambda text: b"\n" not in text), data=st.data())
+def test_a_line_in_which_any_one_bit_is_flipped_is_known_to_be_damaged(content: bytes, data: st.DataObject) -> None:
+    text = bytearray(line(content)[:-1])
+    bit = data.draw(st.integers(0, 8 * len(text) - 1))
+    text[bit // 8] ^= 1 << bit % 8
+
+    found = payload_of(bytes(text))
+
+    # A checksum whose digits are spelled in another way is the same number, and what it protects is intact.
+    assert found is None or (bit < 64 and found == content)
+
+
+@pytest.mark.parametrize("text", [b"", b" ", b"00000000", b"0000000g x", b"00000000x", b"0x000000 a"])
+def test_what_is_no_line_is_damaged(text: bytes) -> None:
+    assert payload_of(text) is None
+
+
+def test_a_pager_shows_a_line(tmp_path: Path, open_writer: Writers) -> None:
+    open_writer().append(line(b'{"kind":"header"}'))
+
+    checksum = format(zlib.crc32(b'{"kind":"header"}'), "08x")
+    assert segment_path(tmp_path, 1).read_text() == checksum + ' {"kind":"header"}\n'
+
+
+# ---- writing and reading on ------------------------------------------------------------------------------------------
+
+
+def test_lines_are_read_once_in_order_as_far_as_they_are_written(open_writer: Writers, open_reader: Readers) -> None:
+    writer, reader = open_writer(), open_reader()
+    assert numbers(reader) == []
+
+    writer.append(line(payload(0)) + line(payload(1)))
+    assert numbers(reader) == [0, 1]
+    assert numbers(reader) == []
+
+    writer.append(line(payload(2)))
+    assert numbers(reader) == [2]
+    assert reader.damaged == 0
+
+
+def test_a_reader_goes_on_from_any_line_that_another_one_read(open_writer: Writers, open_reader: Readers) -> None:
+    writer = open_writer(segment_bytes=100)
+    for n in range(40):
+        writer.append(line(payload(n)))
+    found = list(open_reader().read())
+
+    for n, one in enumerate(found):
+        assert numbers(open_reader(one.position)) == list(range(n, 40))
+    assert [one.position for one in found] == sorted(one.position for one in found)
+
+
+def test_segments_follow_each_other_and_are_read_on(tmp_path: Path, open_writer: Writers, open_reader: Readers) -> None:
+    writer, reader = open_writer(segment_bytes=200), open_reader()
+    seen: list[int] = []
+    for n in range(100):
+        writer.append(line(payload(n, size=20)))
+        if n % 7 == 0:
+            seen += numbers(reader)
+    seen += numbers(reader)
+
+    assert seen == list(range(100))
+    assert segments(tmp_path) == list(range(1, 1 + len(segments(tmp_path))))
+    assert len(segments(tmp_path)) > 10
+    assert all(segment_path(tmp_path, n).stat().st_size < 300 for n in segments(tmp_path))
+
+
+def test_a_writer_goes_on_in_the_last_segment(tmp_path: Path, open_writer: Writers, open_reader: Readers) -> None:
+    first = open_writer(segment_bytes=50)
+    for n in range(5):
+        first.append(line(payload(n)))
+    first.close()
+    before = segments(tmp_path)
+
+    open_writer(segment_bytes=10_000).append(line(payload(5)))
+
+    assert segments(tmp_path) == before
+    assert numbers(open_reader()) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_reader_passes_over_segments_that_are_gone(
+    tmp_path: Path, open_writer: Writers, open_reader: Readers
+) -> None:
+    writer = open_writer(segment_bytes=1)
+    for n in range(5):
+        writer.append(line(payload(n)))
+    segment_path(tmp_path, 1).unlink()
+    segment_path(tmp_path, 3).unlink()
+
+    assert numbers(open_reader()) == [1, 3, 4]
+
+
+def test_the_ten_thousandth_segment_comes_after_the_last_with_four_digits(tmp_path: Path, open_reader: Readers) -> None:
+    for number in (9999, 10_000, 10_001):
+        segment_path(tmp_path, number).write_bytes(line(payload(number)))
+
+    assert numbers(open_reader()) == [9999, 10_000, 10_001]
+
+
+def test_a_line_longer_than_a_block_is_read_whole(open_writer: Writers, open_reader: Readers) -> None:
+    writer = open_writer()
+    for n, size in enumerate([10, BLOCK_BYTES - 30, 3 * BLOCK_BYTES, BLOCK_BYTES, 0]):
+        writer.append(line(payload(n, size)))
+
+    assert numbers(open_reader()) == [0, 1, 2, 3, 4]
+
+
+def test_a_folder_without_a_journal_has_no_lines(tmp_path: Path, open_reader: Readers) -> None:
+    assert numbers(open_reader()) == []
+    assert segments(tmp_path) == []
+
+
+def test_closing_twice_is_closing_once(open_writer: Writers, open_reader: Readers) -> None:
+    writer, reader = open_writer(segment_bytes=1), open_reader()
+    writer.append(line(payload(0)))
+    writer.append(line(payload(1)))
+    numbers(reader)
+
+    for _ in range(2):
+        writer.close()
+        reader.close()
+
+
+def test_lines_survive_a_killed_process_once_they_were_appended(tmp_path: Path, open_reader: Readers) -> None:
+    program = """
+        import os, signal, sys
+        from pathlib import Path
+        from atomscale_bluesky.journal import JournalWriter, line
+        writer = JournalWriter(Path(sys.argv[1]), segment_bytes=100)
+        for n in range(50):
+            writer.append(line(b"[%d]" % n))
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program), str(tmp_path)], check=False)
+
+    assert numbers(open_reader()) == list(range(50))
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o007])
+def test_files_are_for_their_owner_alone_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        writer = JournalWriter(tmp_path, segment_bytes=1)
+        writer.append(line(payload(0)))
+        writer.append(line(payload(1)))
+        writer.close()
+    finally:
+        os.umask(before)
+
+    assert [oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()] == ["0o600", "0o600"]
+
+
+def test_syncing_is_possible_at_any_time_from_either_end(open_writer: Writers, open_reader: Readers) -> None:
+    writer, reader = open_writer(segment_bytes=1), open_reader()
+    writer.sync()
+    reader.sync()
+    for n in range(5):
+        writer.append(line(payload(n)))
+        if n % 2:
+            writer.sync()
+            numbers(reader)
+            reader.sync()
+    writer.sync()
+
+    assert numbers(reader) == [4]
+
+
+# ---- a reader beside a writer ----------------------------------------------------------------------------------------
+
+
+def test_a_reader_sees_each_line_once_while_a_writer_appends(open_writer: Writers, open_reader: Readers) -> None:
+    writer, reader = open_writer(segment_bytes=4000), open_reader()
+    done = threading.Event()
+    chance = random.Random(5)
+    sizes = [chance.choice([0, 10, 500, 5000]) for _ in range(3000)]
+
+    def write() -> None:
+        for n, size in enumerate(sizes):
+            writer.append(line(payload(n, size)))
+        done.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    seen: list[int] = []
+    while not done.is_set():
+        seen += numbers(reader)
+    thread.join()
+    seen += numbers(reader)
+
+    assert seen == list(range(3000))
+    assert reader.damaged == 0
+
+
+def test_one_thread_may_sync_while_another_appends(open_writer: Writers, open_reader: Readers) -> None:
+    writer = open_writer(segment_bytes=500)
+    done = threading.Event()
+
+    def sync() -> None:
+        while not done.is_set():
+            writer.sync()
+
+    thread = threading.Thread(target=sync)
+    thread.start()
+    for n in range(2000):
+        writer.append(line(payload(n)))
+    done.set()
+    thread.join()
+    writer.sync()
+
+    assert numbers(open_reader()) == list(range(2000))
+
+
+def test_half_a_line_is_not_read_until_it_is_whole(tmp_path: Path, open_reader: Readers) -> None:
+    path, reader = segment_path(tmp_path, 1), open_reader()
+    whole = line(payload(0)) + line(payload(1, size=50))
+    seen: list[list[int]] = []
+    for end in range(0, len(whole) + 1, 5):
+        path.write_bytes(whole[:end])
+        seen.append(numbers(reader))
+    path.write_bytes(whole)
+    seen.append(numbers(reader))
+
+    assert sum(seen, []) == [0, 1]  # noqa: RUF017 - a handful
+    assert reader.damaged == 0
+
+
+def test_half_a_line_that_is_taken_back_between_two_looks_leaves_no_trace(tmp_path: Path, open_reader: Readers) -> None:
+    path, reader = segment_path(tmp_path, 1), open_reader()
+    path.write_bytes(line(payload(0)) + line(payload(1, size=30))[:20])
+    assert numbers(reader) == [0]
+
+    path.write_bytes(line(payload(0)) + line(payload(2)))
+
+    assert numbers(reader) == [2]
+    assert reader.damaged == 0
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_costs_one_line_and_no_other(tmp_path: Path, open_writer: Writers, open_reader: Readers) -> None:
+    writer = open_writer()
+    for n in range(20):
+        writer.append(line(payload(n, size=10)))
+    begins = [found.position.offset for found in open_reader().read()]
+    path = segment_path(tmp_path, 1)
+    content = bytearray(path.read_bytes())
+    for n in (0, 7, 8, 19):
+        content[begins[n] + 12] ^= 0x10
+    path.write_bytes(content)
+
+    reader = open_reader()
+
+    assert numbers(reader) == [n for n in range(20) if n not in {0, 7, 8, 19}]
+    assert reader.damaged == 4
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(flips=st.lists(st.integers(0, 8 * 400 - 1), max_size=4), cut=st.none() | st.integers(0, 400))
+def test_no_damage_makes_a_line_that_was_not_written(
+    tmp_path_factory: pytest.TempPathFactory, flips: list[int], cut: int | None
+) -> None:
+    folder = tmp_path_factory.mktemp("journal")
+    written = [payload(n, size=n) for n in range(12)]
+    content = bytearray(b"".join(map(line, written)))
+    for flip in flips:
+        if flip // 8 < len(content):
+            content[flip // 8] ^= 1 << flip % 8
+    segment_path(folder, 1).write_bytes(content[:cut])
+    reader = JournalReader(folder)
+
+    found = [one.payload for one in reader.read()]
+    reader.close()
+
+    # A flip may make or take a newline, so one damages two lines at most; what is read was written, in its order.
+    assert set(found) <= set(written)
+    assert found == sorted(found, key=written.index)
+    if cut is None:
+        assert len(found) >= 12 - 2 * len(flips)
+
+
+def test_a_torn_tail_is_cut_off_when_its_file_is_opened_again(tmp_path: Path, open_reader: Readers) -> None:
+    whole = line(payload(0)) + line(payload(1))
+    for torn in (line(payload(2))[:-1], b"0", b"\x00" * 5000, b"x" * (3 * BLOCK_BYTES)):
+        segment_path(tmp_path, 1).write_bytes(whole + torn)
+        writer = JournalWriter(tmp_path)
+        assert segment_path(tmp_path, 1).read_bytes() == whole
+        writer.append(line(payload(3)))
+        writer.close()
+        assert numbers(open_reader()) == [0, 1, 3]
+
+
+@pytest.mark.parametrize("torn", [b"x", b"x" * 10, b"x" * (2 * BLOCK_BYTES + 1), b"x" * BLOCK_BYTES])
+def test_a_file_that_holds_nothing_but_a_torn_line_becomes_empty(tmp_path: Path, torn: bytes) -> None:
+    path = segment_path(tmp_path, 1)
+    path.write_bytes(torn)
+
+    LineFile(path).close()
+
+    assert path.read_bytes() == b""
+
+
+def test_a_torn_tail_before_the_next_segment_counts_as_one_damaged_line(tmp_path: Path, open_reader: Readers) -> None:
+    segment_path(tmp_path, 1).write_bytes(line(payload(0)) + b"torn")
+    segment_path(tmp_path, 2).write_bytes(line(payload(1)))
+    reader = open_reader()
+
+    assert numbers(reader) == [0, 1]
+    assert reader.damaged == 1
+
+
+# ---- a disk without room ---------------------------------------------------------------------------------------------
+
+
+LIMITED = """
+    import json, resource, signal, sys
+    from pathlib import Path
+    from atomscale_bluesky import SpoolFullError
+    from atomscale_bluesky.journal import JournalReader, JournalWriter, line
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    folder, limit = Path(sys.argv[1]), int(sys.argv[2])
+    writer, reader = JournalWriter(folder), JournalReader(folder)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    kept, refused, seen = [], [], []
+    for n in range(40):
+        try:
+            writer.append(line(json.dumps([n, "x" * (30 * (n % 3))]).encode()))
+            kept.append(n)
+        except SpoolFullError as error:
+            refused.append([n, str(error)])
+        seen += [json.loads(found.payload)[0] for found in reader.read()]
+    size = (folder / "journal-0001.jsonl").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    writer.append(line(b"[1000]"))
+    seen += [json.loads(found.payload)[0] for found in reader.read()]
+    print(json.dumps({"kept": kept, "refused": refused, "seen": seen, "size": size, "damaged": reader.damaged}))
+"""
+
+
+@pytest.mark.parametrize("limit", [500, 501, 512, 530, 555, 577])
+def test_a_write_that_the_disk_takes_in_part_is_taken_back_and_refused(tmp_path: Path, limit: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(LIMITED), str(tmp_path), str(limit)],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    told = json.loads(done.stdout)
+
+    assert told["kept"] + [n for n, _ in told["refused"]] != told["kept"]
+    assert sorted([*told["kept"], *(n for n, _ in told["refused"])]) == list(range(40))
+    assert told["seen"] == [*told["kept"], 1000]
+    assert told["damaged"] == 0
+    assert told["size"] <= limit
+    # In part, and then not at all: the journal ends in whole lines either way.
+    texts = {text.partition("jsonl ")[2].split()[0] for _, text in told["refused"]}
+    assert texts <= {"took", "cannot"}
+    assert "took" in texts
+    assert all("Free some space" in text for _, text in told["refused"])
+    content = segment_path(tmp_path, 1).read_bytes()
+    assert all(payload_of(text) is not None for text in content.splitlines())
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_disk_without_any_room_refuses_the_line_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "full").symlink_to("/dev/full")
+    file = LineFile(tmp_path / "full")
+
+    with pytest.raises(SpoolFullError, match=r"full cannot take more: No space left on device. Free some space"):
+        file.append(line(payload(0)))
+
+    assert file.size == 0
+    file.close()
+
+
+def test_a_folder_that_takes_no_further_file_refuses_new_lines_and_keeps_the_old(tmp_path: Path) -> None:
+    program = """
+        import resource, sys
+        from pathlib import Path
+        from atomscale_bluesky import SpoolFullError
+        from atomscale_bluesky.journal import JournalReader, JournalWriter, line
+
+        writer = JournalWriter(Path(sys.argv[1]), segment_bytes=1)
+        writer.append(line(b"[0]"))
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            writer.append(line(b"[1]"))
+        except SpoolFullError as error:
+            print(error)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        writer.append(line(b"[2]"))
+        writer.sync()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)], check=True, capture_output=True, text=True
+    )
+
+    assert "takes no further file: Too many open files" in done.stdout
+    reader = JournalReader(tmp_path)
+    assert [found.payload for found in reader.read()] == [b"[0]", b"[2]"]
+    reader.close()
+
+
+def test_a_journal_of_which_nothing_can_be_opened_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file or directory"):
+        JournalWriter(tmp_path / "absent")

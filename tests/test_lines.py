@@ -1,0 +1,157 @@
+"""The format of a run's files: what was written is read back as it was, and nothing is guessed."""
+
+from __future__ import annotations
+
+import math
+import typing
+from typing import Any
+
+import msgspec
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atomscale_bluesky import SpoolError, lines
+from atomscale_bluesky.lines import (
+    Channel,
+    Header,
+    JournalLine,
+    Layout,
+    LedgerLine,
+    Links,
+    Row,
+    decode_journal,
+    decode_ledger,
+    encode,
+    encode_row,
+)
+
+JOURNAL_TYPES = typing.get_args(JournalLine)
+LEDGER_TYPES = typing.get_args(LedgerLine)
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+
+HEADER = Header(
+    format=1,
+    run_uid="b7c2e9f1",
+    started=1_760_000_000.1,
+    label="grow · 17 °C",
+    points_per_chunk=100,
+    primary="primary",
+    endpoint="https://api.atomscale.ai",
+    non_finite="own_stream",
+    links=Links(42, None, "0b9c7c52-4a55-4d0e-9a53-2c1f4b8e7d60"),
+)
+
+
+def example(kind: Any) -> Any:
+    """A line of this kind with something in every member."""
+    return msgspec.convert({field.encode_name: _value(field.type) for field in msgspec.structs.fields(kind)}, kind)
+
+
+def _value(kind: Any) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return msgspec.to_builtins(example(kind))
+    if origin is typing.Literal:
+        return arguments[-1]
+    if origin is dict:
+        return {"k": _value(arguments[1])}
+    if origin is tuple:
+        return [_value(argument) for argument in arguments if argument is not ...]
+    if arguments:
+        return _value(arguments[0])
+    return {int: 7, float: 1.5, str: 'a "quoted"\nword', bool: True}[kind]
+
+
+@pytest.mark.parametrize("kind", JOURNAL_TYPES, ids=lambda kind: kind.__name__)
+def test_each_line_of_a_journal_is_read_back_as_it_was(kind: Any) -> None:
+    line = example(kind)
+
+    assert decode_journal(encode(line)) == line
+
+
+@pytest.mark.parametrize("kind", LEDGER_TYPES, ids=lambda kind: kind.__name__)
+def test_each_line_of_a_ledger_is_read_back_as_it_was(kind: Any) -> None:
+    line = example(kind)
+
+    assert decode_ledger(encode(line)) == line
+
+
+@pytest.mark.parametrize("kind", [*JOURNAL_TYPES, *LEDGER_TYPES], ids=lambda kind: kind.__name__)
+def test_each_line_is_one_line_of_json_that_says_its_kind(kind: Any) -> None:
+    text = encode(example(kind))
+
+    assert b"\n" not in text
+    assert orjson.loads(text)["kind"] == kind.__struct_config__.tag
+
+
+def test_no_two_kinds_of_a_file_share_a_tag() -> None:
+    for kinds in (JOURNAL_TYPES, LEDGER_TYPES):
+        assert len({kind.__struct_config__.tag for kind in kinds}) == len(kinds)
+
+
+def test_what_has_its_default_is_not_written() -> None:
+    layout = Layout(layout=0, event_stream="primary", time_base="primary", channels=(Channel("T", "t"),))
+
+    assert orjson.loads(encode(layout)) == {
+        "kind": "layout", "layout": 0, "event_stream": "primary", "time_base": "primary",
+        "channels": [{"name": "T", "key": "t"}],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "future"},
+        {"kind": None},
+        {"compression": "zstd"},
+        {"format": "one"},
+        {"started": None},
+    ],
+)
+def test_a_kind_or_member_that_is_not_known_is_an_error_and_never_a_guess(change: dict[str, Any]) -> None:
+    payload = orjson.dumps(orjson.loads(encode(HEADER)) | change)
+
+    with pytest.raises(
+        SpoolError, match=r"a journal's line is not understood: .*; was it written by a newer version\?"
+    ):
+        decode_journal(payload)
+    with pytest.raises(SpoolError, match=r"a ledger's line is not understood: .*; was it written by a newer version\?"):
+        decode_ledger(payload)
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"null", b"7", b"{}", b"[", b"[0]", b"[0,0,1.0,nan]", b"[0,0,1,2,3,4,5]", b"\xff"]
+)
+def test_a_line_of_no_kind_is_an_error(payload: bytes) -> None:
+    with pytest.raises(SpoolError, match="is not understood"):
+        decode_journal(payload)
+
+
+@given(
+    layout=st.integers(0, 10**6),
+    number=st.integers(0, 2**53),
+    time=FINITE,
+    uid=TEXTS,
+    values=st.lists(st.none() | FINITE, max_size=5),
+    gaps=st.dictionaries(TEXTS, TEXTS, max_size=3),
+)
+def test_a_row_is_read_back_exactly(
+    layout: int, number: int, time: float, uid: str, values: list[float | None], gaps: dict[str, str]
+) -> None:
+    text = encode_row(layout, number, time, uid, orjson.dumps(values), gaps)
+
+    row = decode_journal(text)
+
+    assert row == Row(layout, number, time, uid, values, gaps)
+    assert isinstance(row, Row)
+    assert [math.copysign(1, v) for v in row.values if v is not None] == [
+        math.copysign(1, v) for v in values if v is not None
+    ]
+    assert b"\n" not in text
+
+
+def test_the_format_has_a_number() -> None:
+    assert lines.FORMAT == 1
