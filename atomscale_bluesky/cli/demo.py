@@ -42,7 +42,7 @@ DEFAULT_PLOT = Path("atomscale-demo.png")
 )
 @click.option(
     "--synth-source-id",
-    type=click.IntRange(1),
+    type=click.IntRange(0),
     metavar="NUMBER",
     help="Growth instrument to link the stream to.  [default: the local server's]",
 )
@@ -122,7 +122,7 @@ def _report(out: Console, outcome: Outcome) -> None:
     table.add_column("last", justify="right")
     table.add_column("arrived")
     for one in outcome.comparisons:
-        said = Text("equal", style="green") if one.equal else Text(plain(one.difference), style="bold red")
+        said = Text("equal", style="green") if one.equal else Text("not equal", style="bold red")
         table.add_row(Text(plain(one.channel)), number(len(one.emitted)), Text(plain(_unit(one))), *_ends(one), said)
     out.print()
     out.print(Padding(table, (0, 0, 1, 0)))
@@ -142,6 +142,9 @@ def _report(out: Console, outcome: Outcome) -> None:
         if outcome.problem:
             text += f" {plain(outcome.problem)}."
         out.print(Text(text, style="bold red"))
+        for one in outcome.comparisons:
+            if not one.equal:
+                out.print(Text(f"  {plain(one.channel)}: {plain(one.difference)}", style="red"), soft_wrap=True)
     if outcome.outage is not None:
         begin, end = outcome.outage
         inside, outside = outcome.longest_pause_in_outage_s, outcome.longest_pause_s
@@ -182,7 +185,7 @@ def _farewell(out: Console, outcome: Outcome) -> None:
     out.print()
     lines = (
         "from atomscale_bluesky import AtomscaleCallback",
-        f'RE.md["synth_source_id"] = {outcome.instrument or 42}  # your growth instrument',
+        f'RE.md["synth_source_id"] = {42 if outcome.instrument is None else outcome.instrument}  # your growth instrument',
         "RE.subscribe(AtomscaleCallback())",
     )
     for line in lines:

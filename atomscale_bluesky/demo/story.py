@@ -164,12 +164,16 @@ def _grow(
 ) -> Outcome:
     # A shorter growth takes place three times as fast, so that it still has RHEED oscillations to show.
     recipe, speed, period_s, outage_s = (QUICK, 60.0, 0.01, 1.0) if choices.quick else (QUANTUM_WELL, 20.0, 0.015, 4.5)
-    instrument = choices.synth_source_id or (INSTRUMENT if server else None)
+    instrument = choices.synth_source_id
+    if instrument is None and server is not None:
+        instrument = INSTRUMENT
 
     # What a user's session does, but for `context_managers`: Ctrl-C shall end the demo, not pause the plan.
     callback = AtomscaleCallback(settings=settings)
     stack.callback(callback.close, timeout_s=0.0)
-    engine = RunEngine({"synth_source_id": instrument} if instrument else {}, context_managers=[_pause_on_ctrl_c])
+    engine = RunEngine(
+        {} if instrument is None else {"synth_source_id": instrument}, context_managers=[_pause_on_ctrl_c]
+    )
     engine.subscribe(callback)
     emitted = Emitted()
     engine.subscribe(emitted)
