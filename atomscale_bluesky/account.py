@@ -16,6 +16,7 @@ from .errors import SpoolError
 from .ledger import LedgerState, Life, StreamState
 from .lines import Header, Layout, LeftOut, Row, Stop, decode_journal
 
+GIVEN_UP = "too many channels with gaps"
 ROW_DROPPED = "row with a gap dropped"
 EVENT_STREAM = "event stream not selected"
 
@@ -174,6 +175,11 @@ class Account:
             done = delivered[name, time_base]
             no = refused[name, time_base]
             rest = seen - lost - left_out.total() - done - no
+            if (time_base, name) in ledger.given_up:
+                tried = (chunk for stream in ledger.streams.values() for chunk in stream.tried.values())
+                under_way = sum(chunk.points for chunk in tried if name in chunk.channels)
+                left_out[GIVEN_UP] += rest - min(rest, under_way)
+                rest = min(rest, under_way)
             counts = Counts(
                 seen=seen,
                 delivered=done,

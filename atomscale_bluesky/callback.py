@@ -38,8 +38,10 @@ _logger = logging.getLogger(__name__)
 
 # The same event may come twice (two subscriptions, a bus that delivers again); so many uids of each run are remembered.
 REMEMBERED_EVENTS = 10_000
-# Documents of a run that has ended may still come, from a device's thread; its uid is remembered to say so.
+# Runs that have ended are remembered, to recognise one that is replayed.
 REMEMBERED_RUNS = 1000
+# A start document older than this is no run that begins now: whether it was sent before is looked up in the spool.
+REPLAY_AGE_S = 5.0
 
 NO_ROOM = "no room in the spool"
 UNREADABLE = "malformed document"
@@ -114,7 +116,9 @@ class AtomscaleCallback:
         self._lock = threading.Lock()  # around all state of the front half; held for memory operations and one write
         self._runs: dict[str, _Run] = {}  # open runs by uid
         self._streams: dict[str, tuple[_Run, EventStream | None]] = {}  # by descriptor uid; None: not selected
-        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._ended: OrderedDict[str, str] = OrderedDict()  # uid → digest of the start document
+        self._skipped: set[str] = set()  # runs taken before, being replayed
+        self._streams_skipped: set[str] = set()  # their descriptors
         self._said: set[str] = set()
         self._ignored: Counter[str] = Counter()
         self._watch = SpoolWatch(self._spool)
@@ -196,12 +200,12 @@ class AtomscaleCallback:
         _stop_threads(self._uploader, self._spool, max(0.5, deadline - time.monotonic()))
         return drained
 
-    def settle_open_runs(self) -> None:
-        """Complete the runs whose stop document has not come, as interrupted."""
+    def settle_open_runs(self, folder: Path | None = None) -> None:
+        """Complete the runs whose stop document has not come, or the one in `folder`, as interrupted."""
         with self._lock:
             for run in self._runs.values():
-                if run.writer is not None:
-                    self._end_run(run, Stop(time.time(), "", "closed before its stop document came", interrupted=True))
+                if run.writer is not None and folder in {None, run.writer.folder}:
+                    self._end_run(run, Stop(time.time(), "", "no stop document", interrupted=True))
 
     # ---- documents -------------------------------------------------------------------------------------------------
 
@@ -210,6 +214,8 @@ class AtomscaleCallback:
         with self._lock:
             if uid in self._runs:
                 self._ignore("start", f"a second start document of run {uid} is ignored")
+                return
+            if not self.settings.resend and self._was_seen(uid, doc):
                 return
             run = _Run(uid, float(doc["time"]))
             self._runs[uid] = run
@@ -228,6 +234,21 @@ class AtomscaleCallback:
                 self._say_once(
                     "unlinked", "no synth_source_id in a run's metadata or the settings: it is streamed unlinked"
                 )
+
+    def _was_seen(self, uid: str, doc: Mapping[str, Any]) -> bool:
+        """Whether this run was taken before, here or by an earlier process; says so. Called with the lock held."""
+        before = self._ended.get(uid)
+        if before is None and time.time() - float(doc["time"]) > REPLAY_AGE_S:
+            before = self._spool.content_of(uid)
+        if before is None:
+            return False
+        if before == content_digest(doc):
+            _logger.warning("run %s was taken before and is not sent again; `resend` would", uid)
+        else:
+            _logger.error("run %s was taken before with other content: this one is refused; give it its own uid", uid)
+        self._ignored["run taken before"] += 1
+        self._skipped.add(uid)
+        return True
 
     def _open_run(self, run: _Run) -> None:
         """Make the run's folder in the spool; called with the lock held."""
@@ -275,6 +296,9 @@ class AtomscaleCallback:
         run_uid, uid = str(doc["run_start"]), str(doc["uid"])
         with self._lock:
             run = self._runs.get(run_uid)
+            if run is None and run_uid in self._skipped:
+                self._streams_skipped.add(uid)
+                return
             if run is None:
                 self._ignore("descriptor", f"a descriptor of run {run_uid}, whose start never came, is ignored")
                 return
@@ -293,6 +317,8 @@ class AtomscaleCallback:
     def _event(self, doc: Mapping[str, Any]) -> None:
         with self._lock:
             known = self._streams.get(doc["descriptor"])
+            if known is None and doc["descriptor"] in self._streams_skipped:
+                return
             if known is None:
                 self._ignore("event", f"an event of descriptor {doc['descriptor']}, which never came, is ignored")
                 return
@@ -313,6 +339,8 @@ class AtomscaleCallback:
     def _event_page(self, doc: Mapping[str, Any]) -> None:
         with self._lock:
             known = self._streams.get(doc["descriptor"])
+            if known is None and doc["descriptor"] in self._streams_skipped:
+                return
             if known is None:
                 self._ignore("event_page", f"a page of descriptor {doc['descriptor']}, which never came, is ignored")
                 return
@@ -358,11 +386,15 @@ class AtomscaleCallback:
         uid = str(doc["run_start"])
         with self._lock:
             run = self._runs.pop(uid, None)
+            if run is None and uid in self._skipped:
+                self._skipped.discard(uid)
+                self._streams_skipped.clear()
+                return
             if run is None:
                 self._ignore("stop", f"a stop document of run {uid}, whose start never came, is ignored")
                 return
             self._streams = {key: value for key, value in self._streams.items() if value[0] is not run}
-            self._ended[uid] = None
+            self._ended[uid] = run.header.content if run.header else ""
             if len(self._ended) > REMEMBERED_RUNS:
                 self._ended.popitem(last=False)
             if run.writer is not None:
@@ -416,7 +448,15 @@ class AtomscaleCallback:
                 "%s: readings are spooled in %s and sent by a later session that has one", why, self._spool.path
             )
             return None
-        uploader = Uploader(self._spool, self.settings)
+        # Weakly: the uploader's threads must not keep a callback alive that nobody else holds.
+        this = weakref.ref(self)
+
+        def settle(folder: Path) -> None:
+            callback = this()
+            if callback is not None:
+                callback.settle_open_runs(folder)
+
+        uploader = Uploader(self._spool, self.settings, settle=settle)
         uploader.start()
         return uploader
 

@@ -62,8 +62,10 @@ class Chunk:
 class Decisions(Protocol):
     """Who notes what the cutter decides, before anything is done about it."""
 
-    def open(self, *, why: Why, from_row: int, position: Position, channels: tuple[str, ...], own: bool) -> Opened:
-        """A further metrology stream of this time base begins."""
+    def open(
+        self, *, why: Why, from_row: int, position: Position, channels: tuple[str, ...], own: bool
+    ) -> Opened | None:
+        """A further metrology stream of this time base begins; None if these channels are to get none."""
         ...
 
     def leave(self, left: Left) -> None:
@@ -175,10 +177,14 @@ class Cutter:
         for channel in layout.channels:
             self._units.setdefault(channel.name, channel.unit)
 
-    def _open(self, why: Why, from_row: int, position: Position, channels: tuple[str, ...], *, own: bool) -> _Stream:
+    def _open(
+        self, why: Why, from_row: int, position: Position, channels: tuple[str, ...], *, own: bool
+    ) -> _Stream | None:
         opening = self._decisions.open(why=why, from_row=from_row, position=position, channels=channels, own=own)
         for name in channels:
             self._waiting.pop(name, None)
+        if opening is None:
+            return None
         stream = _Stream(Resumed(opening, from_row=from_row), self._first_layout)
         self._streams.append(stream)
         self._own.update(channels if own else ())
@@ -247,6 +253,8 @@ class Cutter:
                     if self._value(row, name) is None:
                         continue
                     own = self._open("gap", row.number, position, (name,), own=True)
+                    if own is None:
+                        break
                 yield from self._add(own, position, row)
 
     def _transposed(self, stream: _Stream, rows: list[Row]) -> dict[str, tuple[float | None, ...]]:

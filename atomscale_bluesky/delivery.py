@@ -35,18 +35,21 @@ from .lines import (
     Ended,
     Finalized,
     Finalizing,
+    GivenUp,
     Initialized,
     Initializing,
     Layout,
     LedgerLine,
     Left,
     Links,
+    Obeyed,
     Opened,
     Parked,
     Position,
     Refused,
     Retry,
     Row,
+    Settle,
     Tried,
     Unparked,
     Why,
@@ -124,6 +127,7 @@ class Delivery:
         self.header = claim.header
         self.account = Account()
         self.in_flight = 0
+        self.to_settle = False  # a person says that the stop document will never come
         self.at_end = False  # the journal was read to its present end
         self.more_to_read = False  # the last look into the journal did not reach its end
         self.failed: deque[Task] = deque()
@@ -307,8 +311,11 @@ class Delivery:
                     self.note(Edited(order.links, number, order.points_per_chunk), sync=True)
                 case Retry():
                     self.note(Unparked(number), sync=True)
+                case Settle():
+                    self.note(Obeyed(number), sync=True)
+                    self.to_settle = True
             _logger.info("run %s: %s, as ordered", self.header.run_uid, type(order).__name__.lower())
-            self._again = True
+            self._again = self._again or not isinstance(order, Settle)
 
     def close(self) -> None:
         """Let go of the run as it is."""
@@ -337,9 +344,11 @@ class Delivery:
         if not self.claim.finish(entry):
             return False
         left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(status.points.left_out.items())) or "none"
+        took = [s.confirmed_at - s.last.last_time for s in self.state.streams.values() if s.confirmed_at and s.last]
         _logger.info(
-            "run %s finalized: %d points delivered to %s; left out: %s",
-            status.run_uid, status.points.delivered, ", ".join(status.data_ids), left_out,
+            "run %s %s: %d points delivered to %s; left out: %s; discarded: %d; the last point took %.1f s",
+            status.run_uid, status.state, status.points.delivered, ", ".join(status.data_ids) or "no stream", left_out,
+            status.points.discarded, max(took, default=0.0),
         )  # fmt: skip
         return True
 
@@ -580,6 +589,19 @@ class Delivery:
         self.note(opening, sync=True)
         return opening
 
+    def gives_up(self, time_base: str, channel: str) -> bool:
+        """Whether the run has so many streams of single channels that this one gets none."""
+        given_up = self.state.given_up
+        if (time_base, channel) not in given_up:
+            if sum(stream.opening.own for stream in self.state.streams.values()) < MAX_OWN_STREAMS:
+                return False
+            self.note(GivenUp(time_base, channel))
+            _logger.error(
+                "channel %r of run %s has gaps, as %d others have: its further points are left out",
+                channel, self.header.run_uid, MAX_OWN_STREAMS,
+            )  # fmt: skip
+        return True
+
     def note(self, fact: LedgerLine, *, sync: bool = False) -> None:
         """Write a fact into the ledger."""
         self.claim.ledger.note(fact, sync=sync)
@@ -592,7 +614,11 @@ class _Decisions:
     delivery: Delivery
     time_base: str
 
-    def open(self, *, why: Why, from_row: int, position: Position, channels: tuple[str, ...], own: bool) -> Opened:
+    def open(
+        self, *, why: Why, from_row: int, position: Position, channels: tuple[str, ...], own: bool
+    ) -> Opened | None:
+        if own and self.delivery.gives_up(self.time_base, channels[0]):
+            return None
         return self.delivery.open_stream(
             why=why, time_base=self.time_base, from_row=from_row, position=position, channels=channels, own=own
         )

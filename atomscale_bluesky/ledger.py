@@ -28,10 +28,12 @@ from .lines import (
     Ended,
     Finalized,
     Finalizing,
+    GivenUp,
     Initialized,
     Initializing,
     LedgerLine,
     Left,
+    Obeyed,
     Opened,
     Parked,
     Position,
@@ -177,6 +179,7 @@ class LedgerState:
         self.parked: str | None = None  # why the whole run waits for a person
         self.edited: Edited | None = None
         self.discarded: float | None = None
+        self.given_up: set[tuple[str, str]] = set()  # time bases and channels that get no stream any more
         self.orders_obeyed = 0
 
     def apply(self, fact: LedgerLine) -> None:
@@ -213,6 +216,10 @@ class LedgerState:
                 self.parked = fact.reason
             case Parked():
                 self._stream(fact.stream or 0).parked = fact.reason
+            case GivenUp():
+                self.given_up.add((fact.time_base, fact.channel))
+            case Obeyed():
+                self.orders_obeyed = fact.order
             case Ended():
                 self._ended(fact)
             case Unparked():

@@ -184,11 +184,24 @@ class Refused(_Line, frozen=True, tag="refused"):
     reason: str
 
 
+class GivenUp(_Line, frozen=True, tag="given_up"):
+    """A channel with gaps would need one metrology stream too many: it gets none, and its points are left out."""
+
+    time_base: str
+    channel: str
+
+
 class Ended(_Line, frozen=True, tag="ended"):
     """The stream takes no further chunk; what it does not hold goes on in a continuation."""
 
     stream: int
     why: Why
+
+
+class Obeyed(_Line, frozen=True, tag="obeyed"):
+    """An order was carried out that changes nothing here."""
+
+    order: int
 
 
 class Discarded(_Line, frozen=True, tag="discarded"):
@@ -250,6 +263,10 @@ class Edit(_Line, frozen=True, tag="edit"):
     points_per_chunk: int | None = None
 
 
+class Settle(_Line, frozen=True, tag="settle"):
+    """Complete the run although its stop document has not come: it never will."""
+
+
 # ---- reading and writing ---------------------------------------------------------------------------------------------
 
 JournalLine = Header | Layout | LeftOut | Stop
@@ -261,8 +278,10 @@ LedgerLine = (
     | Tried
     | Confirmed
     | Refused
+    | GivenUp
     | Ended
     | Discarded
+    | Obeyed
     | Parked
     | Unparked
     | Edited
@@ -271,7 +290,7 @@ LedgerLine = (
 )
 
 _journal_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(JournalLine)
-OrderLine = Retry | Discard | Edit
+OrderLine = Retry | Discard | Edit | Settle
 
 _order_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(OrderLine)
 _ledger_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(LedgerLine)

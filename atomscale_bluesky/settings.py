@@ -13,7 +13,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -115,6 +115,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str,
         _setting("Name of a run's streams in Atomscale; `{key}` is a value of the start document, `{date}` the day."),
     ] = "{plan_name} {scan_id} {date}"  # fmt: skip
+    resend: Annotated[
+        bool, _setting("Send a run again that was sent before, for instance when recorded documents are replayed.")
+    ] = False
     offline: Annotated[bool, _setting("Spool only; send nothing.")] = False
 
     def __repr__(self) -> str:
@@ -123,11 +126,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     __str__ = __repr__
 
-    def __rich_repr__(self) -> Iterator[tuple[str, Any]]:
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
         """The same for rich, which would show the key otherwise."""
-        for name in self.__struct_fields__:
-            value = getattr(self, name)
-            yield name, ("<set>" if name == "api_key" and value else value)
+        shown = {name: getattr(self, name) for name in self.__struct_fields__}
+        shown["api_key"] = "<set>" if self.api_key else None
+        return list(shown.items())
 
     @property
     def spool_path(self) -> Path:

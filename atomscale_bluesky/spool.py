@@ -328,6 +328,17 @@ class Spool:
         payloads = (payload_of(text) for text in texts)
         return [msgspec.json.decode(payload) for payload in payloads if payload is not None]
 
+    def content_of(self, run_uid: str) -> str | None:
+        """The digest of the start document of a run that is in the spool or its history; None if it is in neither."""
+        for entry in self.history():
+            if entry.get("run_uid") == run_uid:
+                return str(entry.get("content", ""))
+        for folder in self.run_folders():
+            header = read_header(folder)
+            if header is not None and header.run_uid == run_uid:
+                return header.content
+        return None
+
     def add_to_history(self, entry: dict[str, Any]) -> None:
         """Note a finished run; several processes may do so at once.
 

@@ -118,6 +118,7 @@ class Uploader:
         spool: Whose runs; several uploaders may share one, each run has one deliverer.
         settings: Endpoint, key and limits.
         adopt: Whether to take over runs that nobody delivers.
+        settle: Has the writer in this process complete the run in a folder whose stop document never came.
         now, monotonic, jitter: The clocks and the chance that tests hand in.
     """
 
@@ -127,6 +128,7 @@ class Uploader:
         settings: Settings,
         *,
         adopt: bool = True,
+        settle: Callable[[Path], None] = lambda folder: None,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
@@ -134,6 +136,7 @@ class Uploader:
         self._spool = spool
         self._settings = settings
         self._adopt = adopt
+        self._settle = settle
         self._now = now
         self._monotonic = monotonic
         self._pause = Pause(jitter)
@@ -374,6 +377,8 @@ class Uploader:
         """Take over runs that nobody delivers, and settle those whose writer is gone."""
         for folder, delivery in list(self._deliveries.items()):
             self._guarded(delivery, delivery.obey)
+            if delivery.to_settle and folder in self._own:
+                self._settle(folder)
             if folder not in self._own and not delivery.stopped and folder in self._deliveries:
                 self._guarded(delivery, delivery.settle_if_interrupted)
         try:
