@@ -11,12 +11,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError, InvalidHeader
 from urllib3.util.retry import Retry
 
@@ -25,6 +25,7 @@ from .chunks import Chunk
 from .errors import ApiKeyError, ApiRefusedError, ApiUnavailableError
 from .lines import Links
 from .settings import Settings, is_loopback
+from .transport import DeadlineAdapter
 
 _logger = logging.getLogger(__name__)
 
@@ -64,14 +65,14 @@ class Client:
     def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._endpoint = settings.endpoint
         self._timeout_s = settings.request_timeout_s
-        self._max_body_bytes = settings.max_body_bytes
+        self.max_body_bytes = settings.max_body_bytes
         self._clock = clock
         self._session = requests.Session()
         self._session.trust_env = not is_loopback(settings.endpoint)
         self._session.auth = _no_auth  # with none set, requests would look into netrc
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=0)
-        self._session.mount("https://", adapter)
-        self._session.mount("http://", adapter)
+        self._adapter = DeadlineAdapter()
+        self._session.mount("https://", self._adapter)
+        self._session.mount("http://", self._adapter)
         self._session.headers.update({"User-Agent": _USER_AGENT, "Accept": "application/json"})
         # An answer that unpacks to many times its size must not: ask for none, and refuse one all the same.
         self._session.headers["Accept-Encoding"] = "identity"
@@ -128,6 +129,10 @@ class Client:
         """All points of a stream: channel name → unit, times in Unix seconds, values."""
         return self._read(self._send(wire.read_back(family, data_id), MAX_READ_BACK_BYTES), wire.read_points)
 
+    def cut_if_late(self) -> None:
+        """Break off a request that is past its time limit; to be called from another thread, every second or so."""
+        self._adapter.cut_if_late(self._clock())
+
     def close(self) -> None:
         """Close the connection."""
         self._session.close()
@@ -136,6 +141,7 @@ class Client:
         """The body of a 2xx answer."""
         deadline = self._clock() + self._timeout_s
         what = f"{request.method} {urlsplit(request.path).path}"
+        self._adapter.begin(deadline)
         try:
             with self._session.request(
                 request.method,
@@ -150,7 +156,11 @@ class Client:
         except requests.exceptions.ConnectTimeout as error:
             raise ApiUnavailableError(f"{what}: no connection in time", may_have_been_applied=False) from error
         except (HTTPError, OSError) as error:  # requests' own errors are OSErrors
+            self._check_time(what, deadline)
             raise ApiUnavailableError(f"{what}: {_reason(error)}") from error
+        finally:
+            self._adapter.end()
+        self._check_time(what, deadline)  # a connection that was cut looks like the end of an answer
         self._judge(what, response, body)
         return body
 
@@ -164,9 +174,12 @@ class Client:
             size += len(part)
             if size > max_bytes:
                 raise ApiUnavailableError(f"an answer of more than {max_bytes} bytes", status=response.status_code)
-            if self._clock() > deadline:
-                raise ApiUnavailableError(f"no whole answer within {self._timeout_s:g} s", status=response.status_code)
+            self._check_time("the answer", deadline)
         return b"".join(parts)
+
+    def _check_time(self, what: str, deadline: float) -> None:
+        if self._clock() > deadline:
+            raise ApiUnavailableError(f"{what}: no whole answer within {self._timeout_s:g} s")
 
     def _judge(self, what: str, response: requests.Response, body: bytes) -> None:
         status = response.status_code
@@ -204,7 +217,11 @@ def _retry_after(response: requests.Response) -> float | None:
     if not text:
         return None
     try:
-        seconds = Retry(0).parse_retry_after(text)
-    except (InvalidHeader, ValueError, OverflowError):
+        if text.strip().isdigit():
+            return Retry(0).parse_retry_after(text)
+        # A date is the server's: its own clock, told by its Date header, says how far away that is.
+        then = parsedate_to_datetime(text).timestamp()
+        date = response.headers.get("Date")
+        return max(0.0, then - (parsedate_to_datetime(date).timestamp() if date else time.time()))
+    except (InvalidHeader, ValueError, TypeError, OverflowError):
         return None
-    return max(0.0, seconds)
