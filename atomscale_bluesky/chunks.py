@@ -111,9 +111,10 @@ class _Stream:
 
     def go_on(self, index: int, from_row: int) -> None:
         """The next chunk is this one, after those that are settled already."""
-        while self._ahead and self._ahead[0].first_index == index:
+        while self._ahead and self._ahead[0].first_index <= index:
             span = self._ahead.pop(0)
-            index, from_row = span.last_index + 1, span.last_row + 1
+            if span.last_index >= index:
+                index, from_row = span.last_index + 1, span.last_row + 1
         self.index, self.from_row = index, from_row
         self.channels = [name for name in self.channels if self._left.get(name, from_row + 1) > from_row]
 
@@ -162,7 +163,7 @@ class Cutter:
     def row(self, position: Position, row: Row) -> Iterator[Chunk]:
         """The chunks that this row completes; rows come in order of their numbers."""
         wanting = [name for name, from_row in self._waiting.items() if row.number >= from_row]
-        for name in [name for name in wanting if self._value(row, name) is not None]:
+        for name in [name for name in wanting if self._has_point(row, name)]:
             self._open("gap", row.number, position, (name,), own=True)
         for stream in tuple(self._streams):
             yield from self._add(stream, position, row)
@@ -197,16 +198,20 @@ class Cutter:
         if any(first <= row.number <= last for first, last in stream.opening.skip):
             return
         if stream.opening.own:
-            value = self._value(row, stream.channels[0])
-            if value is None:
+            if not self._has_point(row, stream.channels[0]):
                 return
-            row = Row(_OWN, row.number, row.time, row.event_uid, [value])
-        elif self._policy == "drop_row" and any(self._value(row, name) is None for name in stream.channels):
+            row = Row(_OWN, row.number, row.time, row.event_uid, [self._value(row, stream.channels[0])])
+        elif self._policy == "drop_row" and any(self._is_gap(row, name) for name in stream.channels):
             return
         noted = self._decisions.noted(stream.opening.stream, stream.index)
-        if noted and row.number > noted.last_row:  # the row that ended it then is damaged now
-            yield from self._cut(stream)
+        while noted and row.number > noted.last_row:  # the row that ended it then is damaged now
+            if stream.rows:
+                yield from self._cut(stream)
+            else:  # all of it is damaged, and no other rows may go under its index
+                stream.go_on(noted.index + 1, noted.last_row + 1)
             noted = self._decisions.noted(stream.opening.stream, stream.index)
+        if row.number < stream.from_row:
+            return
         stream.rows.append((position, row))
         if row.number == noted.last_row if noted else len(stream.rows) >= stream.opening.points_per_chunk:
             yield from self._cut(stream)
@@ -220,7 +225,8 @@ class Cutter:
         columns = self._transposed(stream, [row for _, row in rows])
         first_position, first = rows[0]
         last = rows[-1][1]
-        staying = [name for name in columns if self._stays(name, columns[name], noted)]
+        present = set(columns).intersection(*(self._index[row.layout] for _, row in rows if row.layout != _OWN))
+        staying = [name for name in columns if self._stays(name, columns[name], noted, name in present)]
         leaving = [name for name in columns if name not in staying and name not in self._own]
         for name in leaving:
             self._decisions.leave(Left(stream.opening.stream, name, first.number))
@@ -239,10 +245,11 @@ class Cutter:
         stream.go_on(stream.index + bool(staying), last.number + 1)
         yield from self._again(rows, leaving)
 
-    def _stays(self, name: str, values: tuple[float | None, ...], noted: Tried | None) -> bool:
+    def _stays(self, name: str, values: tuple[float | None, ...], noted: Tried | None, present: bool) -> bool:
         if noted:
             return name in noted.channels
-        return self._policy != "own_stream" or None not in values
+        # A channel that went over to another time base leaves whatever the policy: it has no more values here.
+        return present and (self._policy != "own_stream" or None not in values)
 
     def _again(self, rows: list[tuple[Position, Row]], names: Iterable[str]) -> Iterator[Chunk]:
         """Give the points that these channels do have in rows already seen to streams of their own."""
@@ -250,7 +257,7 @@ class Cutter:
             own: _Stream | None = None
             for position, row in rows:
                 if own is None:
-                    if self._value(row, name) is None:
+                    if not self._has_point(row, name):
                         continue
                     own = self._open("gap", row.number, position, (name,), own=True)
                     if own is None:
@@ -267,6 +274,15 @@ class Cutter:
                 columns = tuple(zip(*(row.values for row in rows), strict=True))
                 return {name: columns[index[name]] for name in stream.channels}
         return {name: tuple(self._value(row, name) for row in rows) for name in stream.channels}
+
+    def _has_point(self, row: Row, name: str) -> bool:
+        """Whether a stream of the channel's own has this row."""
+        if self._policy == "null":
+            return name in self._index[row.layout]
+        return self._value(row, name) is not None
+
+    def _is_gap(self, row: Row, name: str) -> bool:
+        return name in self._index[row.layout] and self._value(row, name) is None
 
     def _value(self, row: Row, name: str) -> float | None:
         place = self._index[row.layout].get(name)
