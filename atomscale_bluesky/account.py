@@ -93,6 +93,8 @@ class Account:
         self.damaged = 0
         self._gaps: Counter[tuple[int, str, str]] = Counter()  # layout, channel, reason
         self._left_out: Counter[tuple[str, str]] = Counter()  # key, reason
+        # Time base and channel → its first layout: channels that came together share a stream, and its dropped rows.
+        self._first: dict[tuple[str, str], int] = {}
 
     def take(self, payload: bytes) -> Header | Layout | LeftOut | Stop | None:
         """Take in one line of the journal; gives it back as its type unless it is a row.
@@ -116,6 +118,8 @@ class Account:
             case Layout():
                 self.layouts[found.layout] = found
                 self.next_row.setdefault(found.time_base, 0)
+                for channel in found.channels:
+                    self._first.setdefault((found.time_base, channel.name), found.layout)
             case LeftOut():
                 for key, n in found.keys.items():
                     self._left_out[key, found.reason] += n
@@ -131,9 +135,12 @@ class Account:
         for name, reason in row.gaps.items():
             self._gaps[row.layout, name, reason] += 1
         if row.gaps and self.header is not None and self.header.non_finite == "drop_row":
-            for channel in self.layouts[row.layout].channels:
-                if channel.name not in row.gaps:
-                    self._gaps[row.layout, channel.name, ROW_DROPPED] += 1
+            layout = self.layouts[row.layout]
+            first = {channel.name: self._first[layout.time_base, channel.name] for channel in layout.channels}
+            dropped = {first[name] for name in row.gaps}
+            for name in first:
+                if name not in row.gaps and first[name] in dropped:
+                    self._gaps[row.layout, name, ROW_DROPPED] += 1
 
     def _number(self, layout: int, number: int) -> None:
         known = self.layouts.get(layout)
