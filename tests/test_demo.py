@@ -150,6 +150,15 @@ def test_a_point_that_comes_back_changed_fails_the_demo_and_is_named(
     assert "1 of 21 channels did not arrive as measured" in ended.stdout
 
 
+def test_what_a_site_has_chosen_to_leave_out_does_not_reach_the_demo(
+    demo: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "settings.toml").write_text('channels = ["!*"]\nendpoint = "https://atomscale.invalid"\n')
+    ended = demo("--quick", "--no-plot", ATOMSCALE_BLUESKY_SETTINGS=str(tmp_path / "settings.toml"))
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 def test_the_demo_says_in_one_line_that_a_port_is_taken(
     demo: Callable[..., subprocess.CompletedProcess[str]], server: LocalServer
 ) -> None:

@@ -183,9 +183,10 @@ def _farewell(out: Console, outcome: Outcome) -> None:
     out.print()
     out.print("To use it for real, put your key into ATOMSCALE_API_KEY, and in your Bluesky session:")
     out.print()
+    instrument = 42 if outcome.instrument is None else outcome.instrument
     lines = (
         "from atomscale_bluesky import AtomscaleCallback",
-        f'RE.md["synth_source_id"] = {42 if outcome.instrument is None else outcome.instrument}  # your growth instrument',
+        f'RE.md["synth_source_id"] = {instrument}  # your growth instrument',
         "RE.subscribe(AtomscaleCallback())",
     )
     for line in lines:

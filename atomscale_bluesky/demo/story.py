@@ -130,21 +130,23 @@ def run_demo(choices: Choices, display: Display) -> Outcome:
         if choices.endpoint is None:
             display.step("starting a local Atomscale server, in a process of its own")
             server = stack.enter_context(ServerProcess(port=choices.port, keep=choices.keep))
-            settings = Settings.load(
-                environ={},
-                endpoint=server.url,
-                api_key=DEFAULT_API_KEY,
-                spool_dir=folder,
-                spool_min_free_bytes=0,
-                points_per_chunk=POINTS_PER_CHUNK,
-            )
+            connection = Settings(endpoint=server.url, api_key=DEFAULT_API_KEY)
             display.step(f"it listens on {server.url}")
         else:
-            settings = Settings.load(
-                endpoint=choices.endpoint, spool_dir=folder, spool_min_free_bytes=0, points_per_chunk=POINTS_PER_CHUNK
-            )
-            _check(settings)
-            display.step(f"streaming to {settings.endpoint}")
+            connection = Settings.load(endpoint=choices.endpoint)
+            _check(connection)
+            display.step(f"streaming to {connection.endpoint}")
+        # Of a site's settings only those of the connection: what it leaves out or renames has no place here.
+        settings = Settings(
+            endpoint=connection.endpoint,
+            api_key=connection.api_key,
+            api=connection.api,
+            ca_bundle=connection.ca_bundle,
+            allow_http=connection.allow_http,
+            spool_dir=folder,
+            spool_min_free_bytes=0,
+            points_per_chunk=POINTS_PER_CHUNK,
+        )
         return _grow(choices, display, settings, server, stack)
 
 
