@@ -11,11 +11,7 @@ another process that shares the spool.
 
 from __future__ import annotations
 
-import atexit
 import logging
-import multiprocessing
-import multiprocessing.util
-import os
 import threading
 import time
 import weakref
@@ -25,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from . import process
 from .channels import EventStream, Selection
 from .errors import AtomscaleBlueskyError, ChannelError, MetadataError, SettingsError, SpoolError, SpoolFullError
 from .lines import FORMAT, Header, LeftOut, Links, Stop, encode
@@ -126,7 +123,7 @@ class AtomscaleCallback:
         self._closed = False
         # When nobody holds the callback any more, its threads complete what it left, and end.
         weakref.finalize(self, _retire, self._uploader, self._spool).atexit = False
-        _look_after(self, self._uploader)
+        process.look_after(self, self._uploader)
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take one document; never raises, whatever it holds."""
@@ -539,44 +536,3 @@ def _retire(uploader: Uploader | None, spool: Spool) -> None:
     spool.retire()
     if uploader is not None and uploader.running:
         uploader.retire()
-
-
-# ---- the process's life ----------------------------------------------------------------------------------------------
-
-_callbacks: weakref.WeakSet[AtomscaleCallback] = weakref.WeakSet()
-_uploaders: weakref.WeakSet[Uploader] = weakref.WeakSet()  # their threads hold them while they run
-_looked_after_in: int | None = None  # the process whose end and forks are looked after
-
-
-def _look_after(callback: AtomscaleCallback, uploader: Uploader | None) -> None:
-    """Have the callback closed when the process ends, and made inert in a forked child."""
-    global _looked_after_in
-    _callbacks.add(callback)
-    if uploader is not None:
-        _uploaders.add(uploader)
-    if _looked_after_in == os.getpid():
-        return
-    if _looked_after_in is None:
-        atexit.register(_close_all)
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_forget_all)
-    _looked_after_in = os.getpid()
-    if multiprocessing.parent_process() is not None:
-        # A worker made by multiprocessing, bluesky-queueserver's among them, ends without running atexit.
-        multiprocessing.util.Finalize(None, _close_all, exitpriority=10)
-
-
-def _close_all() -> None:
-    """Complete what can be completed, within the time that the settings allow, and tell a terminal if it takes long."""
-    for callback in list(_callbacks):
-        callback.settle_open_runs()
-    for uploader in list(_uploaders):
-        uploader.close_at_exit()
-    for callback in list(_callbacks):
-        callback.close(0.0)
-
-
-def _forget_all() -> None:
-    _uploaders.clear()
-    for callback in list(_callbacks):
-        callback.after_fork_in_child()

@@ -21,17 +21,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from .chunks import Chunk
-from .client import Client, Pushed
-from .delivery import Delivery, Kind, Points, Task
+from .client import Client
+from .delivery import Delivery, Kind, Task
 from .errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError, SpoolError
+from .pause import Pause
+from .sender import Knowledge, Outcome, perform
 from .settings import Settings
 from .spool import Spool, read_header
-from .wire import CLOSED, FAMILIES, push_bytes
+from .wire import FAMILIES
 
 _logger = logging.getLogger(__name__)
 
@@ -44,71 +45,11 @@ SCAN_S = 2.0
 # A finished run's files are closed by their writer a moment after its stop.
 FINISH_S = 0.02
 
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 30.0
-FIRST_KEY_PAUSE_S = 5.0
-LONGEST_KEY_PAUSE_S = 300.0
-LONGEST_RETRY_AFTER_S = 600.0
 # After how long the same trouble is said again.
 NAG_S = (60.0, 300.0, 900.0, 3600.0)
 
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What came of one task."""
-
-    delivery: Delivery
-    task: Task
-    error: ApiError | None = None
-    data_id: str = ""
-    confirmed: tuple[str, ...] = ()
-    refused: dict[str, ApiRefusedError] = field(default_factory=dict)
-    closed: bool = False  # the server has closed the stream
-    points: Points = field(default_factory=dict)  # as read back
-
-
-@dataclass(slots=True)
-class Knowledge:
-    """What has been found out about the server; each is a plain flag that any worker may set."""
-
-    family: str | None = None  # the one that streams are made in
-    single_only: set[str] = field(default_factory=set)  # families without chunk/multi
-
-
-class Pause:
-    """How long to leave the server alone after failures; one for all runs."""
-
-    def __init__(self, jitter: Callable[[], float] = random.random) -> None:
-        self.failures = 0
-        self.until = 0.0
-        self._jitter = jitter
-        self._obliged_until = 0.0  # the server named this time itself
-
-    def failed(self, now: float, error: ApiError) -> float:
-        """Count a failure; until when the request that failed should wait."""
-        self.failures += 1
-        first, longest = FIRST_PAUSE_S, LONGEST_PAUSE_S
-        if isinstance(error, ApiKeyError):
-            first, longest = FIRST_KEY_PAUSE_S, LONGEST_KEY_PAUSE_S
-        delay = min(longest, first * 2.0 ** min(self.failures - 1, 20)) * (0.5 + self._jitter() / 2)
-        asked = error.retry_after_s if isinstance(error, ApiUnavailableError) else None
-        if asked is not None:
-            delay = max(min(asked, LONGEST_RETRY_AFTER_S), 0.05)
-            self._obliged_until = max(self._obliged_until, now + delay)
-        self.until = max(self.until, now + delay)
-        return self.until
-
-    def succeeded(self) -> None:
-        """The server answers: no need to wait, unless it asked for it."""
-        self.failures = 0
-        self.until = self._obliged_until
-
-    def over(self, now: float) -> bool:
-        """Whether requests may leave."""
-        return now >= self.until
 
 
 class Uploader:
@@ -222,8 +163,6 @@ class Uploader:
             worker.join(max(0.0, deadline - self._monotonic()))
         return not any(thread.is_alive() for thread in [self._thread, *self._workers])
 
-    # ---- the pump --------------------------------------------------------------------------------------------------
-
     def close_at_exit(self) -> None:
         """Drain and stop at the interpreter's exit, within `exit_timeout_s`; a terminal is told if it takes long."""
         limit_s = self._settings.exit_timeout_s
@@ -233,6 +172,8 @@ class Uploader:
                 sys.stderr.write(f"atomscale: up to {limit_s:g} s for what is under way; the rest stays spooled\n")
             self.drain(limit_s - soon_s)
         self.stop(0.5)
+
+    # ---- the pump --------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
         try:
@@ -272,9 +213,9 @@ class Uploader:
 
     def _receive(self, message: object) -> None:
         match message:
-            case Outcome():
+            case _Done():
                 self._in_flight -= 1
-                self._guarded(message.delivery, lambda: self._came_back(message))
+                self._guarded(message.delivery, lambda: self._came_back(message.delivery, message.outcome))
             case _Added():
                 self._own.add(message.folder)
                 self._claim(message.folder)
@@ -444,15 +385,15 @@ class Uploader:
 
     # ---- outcomes --------------------------------------------------------------------------------------------------
 
-    def _came_back(self, outcome: Outcome) -> None:
-        delivery, task, error = outcome.delivery, outcome.task, outcome.error
+    def _came_back(self, delivery: Delivery, outcome: Outcome) -> None:
+        task, error = outcome.task, outcome.error
         if self._deliveries.get(delivery.claim.folder) is not delivery:
             return  # let go of meanwhile; whoever goes on with it asks again
         if isinstance(error, ApiRefusedError):
             self._answered()
             self._refused(delivery, task, error)
         elif error is not None:
-            self._failed(outcome, error)
+            self._failed(delivery, outcome, error)
         else:
             self._answered()
             match task.kind:
@@ -461,14 +402,14 @@ class Uploader:
                     delivery.initialized(task, outcome.data_id, task.family)
                     _logger.info("metrology stream %r is %s", task.label, outcome.data_id)
                 case Kind.PUSH:
-                    self._pushed(outcome)
+                    self._pushed(delivery, outcome)
                 case Kind.READ_BACK:
                     delivery.read_back(task, outcome.points)
                 case Kind.FINALIZE:
                     delivery.finalized(task)
 
-    def _pushed(self, outcome: Outcome) -> None:
-        delivery, task = outcome.delivery, outcome.task
+    def _pushed(self, delivery: Delivery, outcome: Outcome) -> None:
+        task = outcome.task
         too_large = outcome.refused and all(error.status == 413 for error in outcome.refused.values())
         if outcome.closed:
             delivery.end_stream(task, "closed by the server")
@@ -492,7 +433,7 @@ class Uploader:
         else:
             delivery.park(task, str(error))
 
-    def _failed(self, outcome: Outcome, error: ApiError) -> None:
+    def _failed(self, delivery: Delivery, outcome: Outcome, error: ApiError) -> None:
         now = self._monotonic()
         task = outcome.task
         if task.kind is Kind.INITIALIZE and not (
@@ -502,12 +443,12 @@ class Uploader:
             task.may_exist = True
         if error.status == 403:
             if task.forbidden_at is not None and self._succeeded_at > task.forbidden_at:
-                outcome.delivery.park(task, f"forbidden, while others are taken: {error}")
+                delivery.park(task, f"forbidden, while others are taken: {error}")
                 return
             task.forbidden_at = task.forbidden_at or now
         not_before = self._pause.failed(now, error)
         _logger.debug("attempt %d to %s failed: %s", task.attempts + 1, task, error)
-        outcome.delivery.failed_attempt(task, not_before, error, confirmed=outcome.confirmed)
+        delivery.failed_attempt(task, not_before, error, confirmed=outcome.confirmed)
         self._nag(now, error)
 
     def _nag(self, now: float, error: ApiError) -> None:
@@ -540,95 +481,9 @@ class Uploader:
         try:
             while (work := self._tasks.get()) is not None:
                 delivery, task = work
-                outcome = Outcome(delivery, task)
-                try:
-                    _perform(client, task, outcome, self._knowledge)
-                except ApiError as error:
-                    outcome.error = error
-                self._inbox.put(outcome)
+                self._inbox.put(_Done(delivery, perform(client, task, self._knowledge)))
         finally:
             client.close()
-
-
-def _perform(client: Client, task: Task, outcome: Outcome, knowledge: Knowledge) -> None:
-    """Do one task; what came of it is in `outcome`, or raised."""
-    match task.kind:
-        case Kind.INITIALIZE:
-            outcome.data_id = _initialize(client, task)
-        case Kind.FINALIZE:
-            _finalize(client, task)
-        case Kind.READ_BACK:
-            outcome.points = client.points(task.family, task.data_id)
-        case Kind.PUSH if task.chunk is not None:
-            pushed = _push(client, task, task.chunk, knowledge)
-            outcome.confirmed, outcome.refused = pushed.confirmed, pushed.refused
-            outcome.error = pushed.unavailable
-            if pushed.refused and not pushed.confirmed and pushed.unavailable is None:
-                outcome.closed = _is_closed(client, task)
-
-
-def _initialize(client: Client, task: Task) -> str:
-    data_id = None
-    if task.may_exist:
-        # An earlier request may have been applied though its answer never came: look before making another.
-        entry = client.find(task.label)
-        data_id = entry.data_id if entry else None
-    if data_id is None:
-        data_id = client.initialize(
-            task.family, label=task.label, points_per_chunk=task.points_per_chunk, links=task.links
-        )
-    if task.links.physical_sample_id is not None and task.family != "metrology":
-        client.link_sample(data_id, task.links.physical_sample_id)
-    return data_id
-
-
-def _finalize(client: Client, task: Task) -> None:
-    try:
-        client.finalize(task.family, task.data_id)
-    except ApiRefusedError:
-        # Refused because it was done: an earlier answer may have been lost.
-        entry = client.entry(task.data_id)
-        if entry is None or entry.status != "success":
-            raise
-
-
-def _is_closed(client: Client, task: Task) -> bool:
-    """Whether the server has closed the stream: the catalogue tells that from a chunk that is refused for itself."""
-    entry = client.entry(task.data_id)
-    return entry is not None and entry.status in CLOSED
-
-
-def _push(client: Client, task: Task, chunk: Chunk, knowledge: Knowledge) -> Pushed:
-    """Push all channels at once; one by one where that does not exist, or to find the ones that are not taken."""
-    apart = [name for name in chunk.names if name in task.apart]
-    together = chunk.only(name for name in chunk.names if name not in task.apart)
-    if not together.columns or task.family in knowledge.single_only:
-        return client.push_channels(task.family, task.data_id, chunk)
-    if len(together.columns) > 1 and push_bytes(together) > client.max_body_bytes:
-        return _push_halves(client, task, chunk, knowledge)
-    try:
-        client.push(task.family, task.data_id, together)
-    except ApiRefusedError as error:
-        if error.status == 413 and len(together.columns) > 1:
-            return _push_halves(client, task, chunk, knowledge)
-        one_by_one = client.push_channels(task.family, task.data_id, chunk)
-        if error.status in {404, 405} and one_by_one.confirmed:
-            knowledge.single_only.add(task.family)
-        return one_by_one
-    if not apart:
-        return Pushed(chunk.names, {})
-    rest = client.push_channels(task.family, task.data_id, chunk.only(apart))
-    return Pushed(together.names + rest.confirmed, rest.refused, rest.unavailable)
-
-
-def _push_halves(client: Client, task: Task, chunk: Chunk, knowledge: Knowledge) -> Pushed:
-    """Push a chunk that is too large for one request in two, under the same index."""
-    half = len(chunk.names) // 2
-    first = _push(client, task, chunk.only(chunk.names[:half]), knowledge)
-    if first.unavailable:
-        return first
-    second = _push(client, task, chunk.only(chunk.names[half:]), knowledge)
-    return Pushed(first.confirmed + second.confirmed, first.refused | second.refused, second.unavailable)
 
 
 class Drain:
@@ -643,6 +498,12 @@ class Drain:
         """Tell who waits."""
         self.answer = answer
         self.answered.set()
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    delivery: Delivery
+    outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)

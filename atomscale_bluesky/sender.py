@@ -1,0 +1,127 @@
+"""One task in, the requests it takes, what came of it out.
+
+What one thing to do may need more than one request for is decided here: to look for a stream before it is made again,
+to ask the catalogue whether a refused stream was closed or finalized, to push a chunk in parts or channel by channel.
+Nothing is repeated, noted or waited for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .chunks import Chunk
+from .client import Client, Pushed
+from .delivery import Kind, Points, Task
+from .errors import ApiError, ApiRefusedError
+from .wire import CLOSED, push_bytes
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of one task."""
+
+    task: Task
+    error: ApiError | None = None
+    data_id: str = ""
+    confirmed: tuple[str, ...] = ()
+    refused: dict[str, ApiRefusedError] = field(default_factory=dict)
+    closed: bool = False  # the server has closed the stream
+    points: Points = field(default_factory=dict)  # as read back
+
+
+@dataclass(slots=True)
+class Knowledge:
+    """What has been found out about the server; each is a plain flag that any worker may set."""
+
+    family: str | None = None  # the one that streams are made in
+    single_only: set[str] = field(default_factory=set)  # families without chunk/multi
+
+
+def perform(client: Client, task: Task, knowledge: Knowledge) -> Outcome:
+    """Do one task, and tell what came of it; an error of the API is part of that."""
+    outcome = Outcome(task)
+    try:
+        _perform(client, task, outcome, knowledge)
+    except ApiError as error:
+        outcome.error = error
+    return outcome
+
+
+def _perform(client: Client, task: Task, outcome: Outcome, knowledge: Knowledge) -> None:
+    match task.kind:
+        case Kind.INITIALIZE:
+            outcome.data_id = _initialize(client, task)
+        case Kind.FINALIZE:
+            _finalize(client, task)
+        case Kind.READ_BACK:
+            outcome.points = client.points(task.family, task.data_id)
+        case Kind.PUSH if task.chunk is not None:
+            pushed = _push(client, task, task.chunk, knowledge)
+            outcome.confirmed, outcome.refused = pushed.confirmed, pushed.refused
+            outcome.error = pushed.unavailable
+            if pushed.refused and not pushed.confirmed and pushed.unavailable is None:
+                outcome.closed = _is_closed(client, task)
+
+
+def _initialize(client: Client, task: Task) -> str:
+    data_id = None
+    if task.may_exist:
+        # An earlier request may have been applied though its answer never came: look before making another.
+        entry = client.find(task.label)
+        data_id = entry.data_id if entry else None
+    if data_id is None:
+        data_id = client.initialize(
+            task.family, label=task.label, points_per_chunk=task.points_per_chunk, links=task.links
+        )
+    if task.links.physical_sample_id is not None and task.family != "metrology":
+        client.link_sample(data_id, task.links.physical_sample_id)
+    return data_id
+
+
+def _finalize(client: Client, task: Task) -> None:
+    try:
+        client.finalize(task.family, task.data_id)
+    except ApiRefusedError:
+        # Refused because it was done: an earlier answer may have been lost.
+        entry = client.entry(task.data_id)
+        if entry is None or entry.status != "success":
+            raise
+
+
+def _is_closed(client: Client, task: Task) -> bool:
+    """Whether the server has closed the stream: the catalogue tells that from a chunk that is refused for itself."""
+    entry = client.entry(task.data_id)
+    return entry is not None and entry.status in CLOSED
+
+
+def _push(client: Client, task: Task, chunk: Chunk, knowledge: Knowledge) -> Pushed:
+    """Push all channels at once; one by one where that does not exist, or to find the ones that are not taken."""
+    apart = [name for name in chunk.names if name in task.apart]
+    together = chunk.only(name for name in chunk.names if name not in task.apart)
+    if not together.columns or task.family in knowledge.single_only:
+        return client.push_channels(task.family, task.data_id, chunk)
+    if len(together.columns) > 1 and push_bytes(together) > client.max_body_bytes:
+        return _push_halves(client, task, chunk, knowledge)
+    try:
+        client.push(task.family, task.data_id, together)
+    except ApiRefusedError as error:
+        if error.status == 413 and len(together.columns) > 1:
+            return _push_halves(client, task, chunk, knowledge)
+        one_by_one = client.push_channels(task.family, task.data_id, chunk)
+        if error.status in {404, 405} and one_by_one.confirmed:
+            knowledge.single_only.add(task.family)
+        return one_by_one
+    if not apart:
+        return Pushed(chunk.names, {})
+    rest = client.push_channels(task.family, task.data_id, chunk.only(apart))
+    return Pushed(together.names + rest.confirmed, rest.refused, rest.unavailable)
+
+
+def _push_halves(client: Client, task: Task, chunk: Chunk, knowledge: Knowledge) -> Pushed:
+    """Push a chunk that is too large for one request in two, under the same index."""
+    half = len(chunk.names) // 2
+    first = _push(client, task, chunk.only(chunk.names[:half]), knowledge)
+    if first.unavailable:
+        return first
+    second = _push(client, task, chunk.only(chunk.names[half:]), knowledge)
+    return Pushed(first.confirmed + second.confirmed, first.refused | second.refused, second.unavailable)
