@@ -87,7 +87,7 @@ class _Sink(asyncio.Protocol):
         return b"[]"
 
     def _multi(self, body: bytes) -> bytes:
-        data_id, index, first = _text(body, _ID), _number(body, _INDEX), _text(body, b'"channels":{')
+        data_id, index, first = _text(body, _ID), _number(body, _INDEX), _text(body, b'"channels":')
         names, size = _Sink.channels.get((data_id, first), ([], 0))
         # Chunks of a stream have the same channels, unless a large one comes in parts.
         if abs(len(body) - size) > 0.03 * size:
@@ -111,7 +111,7 @@ def _value(body: bytes, name: bytes) -> bytes:
     if at < 0:
         at = body.rfind(name)
     begin = at + len(name)
-    return body[begin : begin + 400].lstrip()
+    return body[begin : begin + 400].lstrip(b" {")
 
 
 def _text(body: bytes, name: bytes) -> bytes:
