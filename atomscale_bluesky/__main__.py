@@ -19,7 +19,6 @@ _EXTRAS = {
     "uvicorn": "server",
     "bluesky": "demo",
     "matplotlib": "demo",
-    "numpy": "demo",
     "ophyd": "demo",
 }
 
