@@ -145,6 +145,7 @@ class Cutter:
         self._decisions = decisions
         self._index: dict[int, dict[str, int]] = {}  # layout → channel name → place in its rows' values
         self._units: dict[str, str | None] = {}
+        self._came: dict[str, int] = {}  # channel name → its first layout
         self._waiting = dict(waiting or {})
         self._known = set(known)
         self._first_layout = layout
@@ -177,6 +178,7 @@ class Cutter:
         self._index[layout.layout] = {channel.name: i for i, channel in enumerate(layout.channels)}
         for channel in layout.channels:
             self._units.setdefault(channel.name, channel.unit)
+            self._came.setdefault(channel.name, layout.layout)
 
     def _open(
         self, why: Why, from_row: int, position: Position, channels: tuple[str, ...], *, own: bool
@@ -201,7 +203,7 @@ class Cutter:
             if not self._has_point(row, stream.channels[0]):
                 return
             row = Row(_OWN, row.number, row.time, row.event_uid, [self._value(row, stream.channels[0])])
-        elif self._policy == "drop_row" and any(self._is_gap(row, name) for name in stream.channels):
+        elif self._is_dropped(row, stream.channels[0]):
             return
         noted = self._decisions.noted(stream.opening.stream, stream.index)
         while noted and row.number > noted.last_row:  # the row that ended it then is damaged now
@@ -279,10 +281,14 @@ class Cutter:
         """Whether a stream of the channel's own has this row."""
         if self._policy == "null":
             return name in self._index[row.layout]
-        return self._value(row, name) is not None
+        return self._value(row, name) is not None and not self._is_dropped(row, name)
 
-    def _is_gap(self, row: Row, name: str) -> bool:
-        return name in self._index[row.layout] and self._value(row, name) is None
+    def _is_dropped(self, row: Row, name: str) -> bool:
+        """Whether the policy passes over the row: a channel that came together with this one has a gap in it."""
+        if self._policy != "drop_row":
+            return False
+        index, came = self._index[row.layout], self._came[name]
+        return any(row.values[place] is None and self._came[other] == came for other, place in index.items())
 
     def _value(self, row: Row, name: str) -> float | None:
         place = self._index[row.layout].get(name)
