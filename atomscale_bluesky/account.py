@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from .errors import SpoolError
 from .ledger import LedgerState, Life, StreamState
@@ -67,12 +68,13 @@ class RunStatus:
     run_uid: str
     label: str
     started: float  # Unix seconds
-    state: str  # running, delivering, parked, interrupted, finalized or discarded
+    state: str  # running, delivering, parked, interrupted, finalized, discarded or unreadable
     points: Counts
     channels: Mapping[str, Counts]
     streams: tuple[StreamStatus, ...]
     problem: str | None
     oldest_waiting: float | None  # time of the oldest point that waits, Unix seconds
+    folder: Path = Path()  # where the run is in the spool
 
     @property
     def data_ids(self) -> tuple[str, ...]:
@@ -169,9 +171,6 @@ class Account:
         for number, layout in self.layouts.items():
             for channel in layout.channels:
                 by_channel.setdefault((channel.name, layout.time_base), []).append(number)
-            for key, reason in layout.left_out.items():
-                n = self.rows[number] + self.rows_missing[number]
-                result[key] = result.get(key, Counts()) + Counts(seen=n, left_out={reason: n} if n else {})
         for (name, time_base), numbers in by_channel.items():
             lost = sum(self.rows_missing[number] for number in numbers)
             seen = sum(self.rows[number] for number in numbers) + lost
@@ -198,11 +197,15 @@ class Account:
             )
             shown = name if name not in result else f"{time_base}: {name}"
             result[shown] = counts
+        for number, layout in self.layouts.items():
+            n = self.rows[number] + self.rows_missing[number]
+            for key, reason in layout.left_out.items():
+                result[key] = result.get(key, Counts()) + Counts(seen=n, left_out={reason: n} if n else {})
         for (key, reason), n in self._left_out.items():
             result[key] = result.get(key, Counts()) + Counts(seen=n, left_out={reason: n})
         return result
 
-    def status(self, ledger: LedgerState, *, writer_alive: bool = True) -> RunStatus:
+    def status(self, ledger: LedgerState, *, writer_alive: bool = True, folder: Path = Path()) -> RunStatus:
         """The run as people and programs see it.
 
         Raises:
@@ -229,6 +232,7 @@ class Account:
         points = sum(channels.values(), Counts())
         confirmed = [stream.last.last_time for stream in ledger.streams.values() if stream.last and stream.settled]
         return RunStatus(
+            folder=folder,
             run_uid=header.run_uid,
             label=header.label,
             started=header.started,
@@ -239,6 +243,22 @@ class Account:
             problem=parked,
             oldest_waiting=(min(confirmed, default=header.started) if points.waiting else None),
         )
+
+
+def unreadable(folder: Path, problem: str) -> RunStatus:
+    """A run of which no more can be told than why."""
+    return RunStatus(
+        run_uid=folder.name,
+        label="",
+        started=0.0,
+        state="unreadable",
+        points=Counts(),
+        channels={},
+        streams=(),
+        problem=problem,
+        oldest_waiting=None,
+        folder=folder,
+    )
 
 
 def _stream_status(stream: StreamState, account: Account) -> StreamStatus:
