@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import PurePath
 
 from .errors import SpoolError
 from .ledger import LedgerState, Life, StreamState
@@ -74,7 +74,7 @@ class RunStatus:
     streams: tuple[StreamStatus, ...]
     problem: str | None
     oldest_waiting: float | None  # time of the oldest point that waits, Unix seconds
-    folder: Path = Path()  # where the run is in the spool
+    folder: str = ""  # where the run is in the spool
 
     @property
     def data_ids(self) -> tuple[str, ...]:
@@ -205,7 +205,7 @@ class Account:
             result[key] = result.get(key, Counts()) + Counts(seen=n, left_out={reason: n})
         return result
 
-    def status(self, ledger: LedgerState, *, writer_alive: bool = True, folder: Path = Path()) -> RunStatus:
+    def status(self, ledger: LedgerState, *, writer_alive: bool = True, folder: str = "") -> RunStatus:
         """The run as people and programs see it.
 
         Raises:
@@ -245,10 +245,10 @@ class Account:
         )
 
 
-def unreadable(folder: Path, problem: str) -> RunStatus:
+def unreadable(folder: str, problem: str) -> RunStatus:
     """A run of which no more can be told than why."""
     return RunStatus(
-        run_uid=folder.name,
+        run_uid=PurePath(folder).name,
         label="",
         started=0.0,
         state="unreadable",

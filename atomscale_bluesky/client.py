@@ -53,6 +53,16 @@ class Pushed(NamedTuple):
     unavailable: ApiUnavailableError | None = None  # what kept the others from being answered
 
 
+class ClockReading(NamedTuple):
+    """What to add to this host's time to get the server's, and how long the exchange was under way.
+
+    The offset is right to half of the delay.
+    """
+
+    offset_s: float
+    delay_s: float
+
+
 class Client:
     """The API at the settings' endpoint, for one thread.
 
@@ -128,6 +138,21 @@ class Client:
     def points(self, family: str, data_id: str) -> dict[str, tuple[str | None, list[float | None], list[float | None]]]:
         """All points of a stream: channel name → unit, times in Unix seconds, values."""
         return self._read(self._send(wire.read_back(family, data_id), MAX_READ_BACK_BYTES), wire.read_points)
+
+    def instruments(self) -> dict[int, str]:
+        """The organisation's growth instruments: id → name."""
+        return self._read(self._send(wire.instruments(), MAX_CATALOGUE_BYTES), wire.read_instruments)
+
+    def clock(self) -> ClockReading:
+        """How far this host's clock is from the server's, by one exchange of four time stamps."""
+        sent = time.time()
+        answer = self._send(wire.clock())
+        back = time.time()
+        server_received, server_sent = self._read(answer, wire.read_clock)
+        return ClockReading(
+            offset_s=((server_received - sent) + (server_sent - back)) / 2,
+            delay_s=(back - sent) - (server_sent - server_received),
+        )
 
     def cut_if_late(self) -> None:
         """Break off a request that is past its time limit; to be called from another thread, every second or so."""

@@ -164,6 +164,19 @@ def segments(folder: Path) -> list[int]:
     return sorted(int(path.stem.partition("-")[2]) for path in folder.glob("journal-[0-9]*.jsonl"))
 
 
+def last_line(folder: Path) -> bytes | None:
+    """The JSON text of a journal's last intact line, of up to `BLOCK_BYTES`; None if there is none."""
+    for segment in reversed(segments(folder)):
+        with segment_path(folder, segment).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - BLOCK_BYTES))
+            for text in reversed(file.read().split(b"\n")[:-1]):
+                payload = payload_of(text)
+                if payload is not None:
+                    return payload
+    return None
+
+
 class JournalWriter:
     """The writing end of a journal; goes on in the last segment that is there."""
 

@@ -30,9 +30,9 @@ from typing import Any
 import msgspec
 
 from .errors import SpoolError, SpoolFullError
-from .journal import JournalReader, JournalWriter, LineFile, line, payload_of, sync_folder
+from .journal import JournalReader, JournalWriter, LineFile, last_line, line, payload_of, sync_folder
 from .ledger import Ledger
-from .lines import FORMAT, Header, OrderLine, Stop, decode_journal, decode_order, encode
+from .lines import FORMAT, Header, Links, OrderLine, Stop, decode_journal, decode_order, encode
 
 _logger = logging.getLogger(__name__)
 
@@ -230,6 +230,12 @@ class Spool:
 
     def _loop(self) -> None:
         looked = time.monotonic()
+        kind = network_file_system(self.path)
+        if kind:
+            _logger.warning(
+                "spool %s is on a network file system (%s): what a crash keeps depends on it; set `spool_dir` to a "
+                "local disk", self.path, kind,
+            )  # fmt: skip
         while not (self._stopping.is_set() or self._retired):
             self._wake.wait(SYNC_INTERVAL_S)
             self._wake.clear()
@@ -252,10 +258,17 @@ class Spool:
         for writer in closing:
             writer.close()
 
+    def measure(self) -> tuple[int, int]:
+        """How large the spool is, and how much is free on its disk, in bytes.
+
+        Raises:
+            OSError: The folder cannot be read.
+        """
+        return sum(_size(folder) for folder in self.run_folders()), shutil.disk_usage(self.path).free
+
     def _look_after_room(self) -> None:
         try:
-            self.used_bytes = sum(_size(folder) for folder in self.run_folders())
-            free = shutil.disk_usage(self.path).free
+            self.used_bytes, free = self.measure()
         except OSError as error:
             _logger.warning("spool %s cannot be measured: %s", self.path, error)
             return
@@ -297,11 +310,16 @@ class Spool:
 
     def writer_alive(self, folder: Path) -> bool:
         """Whether a process holds the run open for writing."""
-        lock = RunLock(folder / _WRITER_LOCK)
-        if lock.acquire():
-            lock.release()
-            return False
-        return True
+        return _is_held(folder / _WRITER_LOCK)
+
+    def uploader_alive(self, folder: Path) -> bool:
+        """Whether a process delivers the run."""
+        return _is_held(folder / _UPLOADER_LOCK)
+
+    def links_of(self, folder: Path) -> Links:
+        """What a run's metadata say that its streams are linked to."""
+        header = read_header(folder)
+        return header.links if header else Links()
 
     def order(self, folder: Path, order: OrderLine) -> None:
         """Ask for something to be done with a run; whoever delivers it obeys, within seconds if it is somebody now.
@@ -386,11 +404,13 @@ class Claim:
         self._lock = lock
 
     def settle_if_interrupted(self) -> bool:
-        """Write the stop of a run whose writer is gone without one; False while the writer lives."""
+        """Write the stop of a run whose writer is gone without one; False while it lives, or where there is a stop."""
         lock = RunLock(self.folder / _WRITER_LOCK)
         if not lock.acquire():
             return False
         try:
+            if has_stop(self.folder):
+                return False
             journal = JournalWriter(self.folder)
             try:
                 stop = Stop(time=time.time(), exit_status="", reason="no stop document", interrupted=True)
@@ -435,6 +455,37 @@ class Claim:
         self._lock.release()
 
 
+# File systems of other machines: their locks and syncs are what the network makes of them.
+_NETWORK = frozenset(
+    {"nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "afs", "afpfs", "lustre", "gpfs", "beegfs", "ceph", "9p",
+     "fuse.sshfs", "fuse.glusterfs", "webdav", "davfs"}
+)  # fmt: skip
+
+
+def network_file_system(path: Path) -> str | None:
+    """The kind of file system if `path` is on one of another machine, None if it is on this one."""
+    import psutil
+
+    here = path.resolve()
+    best = ("", "", "")
+    for partition in psutil.disk_partitions(all=True):
+        mount = Path(partition.mountpoint)
+        if (here == mount or mount in here.parents) and len(partition.mountpoint) >= len(best[0]):
+            best = (partition.mountpoint, partition.fstype.lower(), partition.opts)
+    _, kind, options = best
+    return kind if kind in _NETWORK or "remote" in options.split(",") else None
+
+
+def has_stop(folder: Path) -> bool:
+    """Whether a run's journal ends with its stop.
+
+    Raises:
+        SpoolError: Its last line is not understood.
+    """
+    payload = last_line(folder)
+    return payload is not None and not payload.startswith(b"[") and isinstance(decode_journal(payload), Stop)
+
+
 def read_header(folder: Path) -> Header | None:
     """A run's header, or None where there is no whole one yet.
 
@@ -471,6 +522,16 @@ def _prepare_folder(path: Path) -> None:
         raise SpoolError(
             f"spool folder {str(path)!r} cannot be written ({error.strerror}); choose another `spool_dir`"
         ) from error
+
+
+def _is_held(path: Path) -> bool:
+    if not path.exists():
+        return False
+    lock = RunLock(path)
+    if lock.acquire():
+        lock.release()
+        return False
+    return True
 
 
 def _size(folder: Path) -> int:

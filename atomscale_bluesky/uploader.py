@@ -92,6 +92,7 @@ class Uploader:
         self._clients: list[Client] = []  # one per worker
         self._in_flight = 0
         self._next_scan = 0.0
+        self._more_runs = False  # the spool holds more than are delivered at a time
         self._retired = False
         self._succeeded_at = 0.0
         self._trouble_since: float | None = None
@@ -290,7 +291,7 @@ class Uploader:
 
     def _can_move(self, busy: bool) -> bool:
         """Whether anything will change without a new document or a person."""
-        if busy or not self._pause.over(self._monotonic()):
+        if busy or self._more_runs or not self._pause.over(self._monotonic()):
             return True
         return any(
             delivery.in_flight or delivery.failed or delivery.finished or not delivery.at_end
@@ -327,11 +328,14 @@ class Uploader:
         except OSError as error:
             _logger.warning("spool %s cannot be read: %s", self._spool.path, error)
             return
+        self._more_runs = False
         for folder in folders:
+            if folder in self._deliveries:
+                continue
             if len(self._deliveries) >= MAX_ACTIVE:
+                self._more_runs = True  # looked at as soon as one is finished
                 return
-            if folder not in self._deliveries:
-                self._claim(folder)
+            self._claim(folder)
 
     def _claim(self, folder: Path) -> None:
         if folder in self._deliveries:
@@ -364,6 +368,8 @@ class Uploader:
         del self._deliveries[folder]
         self._turn.remove(folder)
         self._own.discard(folder)
+        if self._more_runs:
+            self._next_scan = 0.0
 
     def _guarded(self, delivery: Delivery, step: Callable[[], T]) -> T | None:
         """Take a step of one run; if its files cannot be used, let go of it: a later scan starts again from them."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from .account import Account, Counts, RunStatus
+from .account import Account, Counts, RunStatus, unreadable
+from .errors import SpoolError
 from .journal import JournalReader
 from .ledger import LedgerReader
 from .spool import LEDGER, Spool
@@ -40,11 +41,7 @@ class SpoolWatch:
         self._lock = threading.Lock()  # one call at a time reads on
 
     def status(self) -> Status:
-        """The runs that are in the spool now.
-
-        Raises:
-            SpoolError: A run's files are not understood, for instance because a newer version wrote them.
-        """
+        """The runs that are in the spool now; one whose files are not understood is there as `unreadable`."""
         with self._lock:
             folders = self._spool.run_folders()
             for gone in self._runs.keys() - set(folders):
@@ -64,6 +61,13 @@ class _RunWatch:
 
     def status(self, spool: Spool) -> RunStatus | None:
         """None while the run has no header, because it is just being made or removed."""
+        try:
+            return self._read(spool)
+        except SpoolError as error:
+            self._journal.close()
+            return unreadable(str(self._folder), str(error))
+
+    def _read(self, spool: Spool) -> RunStatus | None:
         # The ledger first: what it confirms is in the journal already, so nothing is delivered before it was seen.
         ledger = self._ledger.read_on()
         for line in self._journal.read():
@@ -72,7 +76,7 @@ class _RunWatch:
         if self._account.header is None:
             return None
         alive = self._account.stop is None and spool.writer_alive(self._folder)
-        return self._account.status(ledger, writer_alive=alive)
+        return self._account.status(ledger, writer_alive=alive, folder=str(self._folder))
 
     def close(self) -> None:
         self._journal.close()

@@ -117,6 +117,16 @@ def read_back(family: str, data_id: str) -> Request:
     return Request("GET", f"{family}/{data_id}/timeseries/")
 
 
+def instruments() -> Request:
+    """The growth instruments of the organisation."""
+    return Request("GET", "instruments/synthesis")
+
+
+def clock() -> Request:
+    """The server's reference clock; public, so no key is needed."""
+    return Request("GET", "gateway/time")
+
+
 def read_initialized(body: bytes) -> str:
     """The id of the stream that was created."""
     return _data_id(_object(body).get("data_id"))
@@ -182,6 +192,27 @@ def _points(series: dict[str, Any]) -> tuple[str | None, list[float | None], lis
     pairs = list(zip(series["unix_timestamp_ms"], series["values"], strict=True))
     times = [None if ms is None else ms / 1000 for ms, _ in pairs]
     return series.get("units"), times, [None if value is None else float(value) for _, value in pairs]
+
+
+def read_instruments(body: bytes) -> dict[int, str]:
+    """Growth instruments: id → name."""
+    answer = _json(body)
+    if not isinstance(answer, list):
+        raise AnswerError("the list of instruments is none")
+    return {
+        one["synth_source_id"]: str(one.get("source_name") or "")
+        for one in answer
+        if isinstance(one, dict) and isinstance(one.get("synth_source_id"), int)
+    }
+
+
+def read_clock(body: bytes) -> tuple[float, float]:
+    """When the server received the question and sent the answer, Unix seconds."""
+    answer = _object(body)
+    received, sent = answer.get("receivedAtUnixMs"), answer.get("transmittedAtUnixMs")
+    if not isinstance(received, int | float) or not isinstance(sent, int | float):
+        raise AnswerError("the clock's answer has no times")
+    return received / 1000, sent / 1000
 
 
 def detail(body: bytes) -> str:

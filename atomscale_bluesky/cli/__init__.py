@@ -10,6 +10,8 @@ from __future__ import annotations
 import click
 
 from .demo import demo
+from .doctor import doctor
+from .orders import discard, edit, retry, settle
 from .serve import serve
 from .status import status
 from .upload import upload
@@ -32,7 +34,7 @@ def commands() -> None:
     """
 
 
-for _command in (demo, status, upload, serve):
+for _command in (demo, status, upload, doctor, retry, edit, discard, settle, serve):
     commands.add_command(_command)
 
 __all__ = ["commands"]

@@ -1,0 +1,43 @@
+"""`atomscale-bluesky doctor`: is everything in place for a run?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from .text import console, plain
+
+_STYLES = {"passed": "green", "warning": "yellow", "failed": "bold red"}
+
+
+@click.command
+@click.option("--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="Look at this spool.")
+@click.option("--endpoint", metavar="URL", help="Ask the API there.")
+@click.option("--json", "as_json", is_flag=True, help="Say it as JSON.")
+def doctor(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
+    """Check key, server, TLS, clock, instrument and spool, and say what to do.
+
+    Nothing is changed and nothing is created. The exit code is 1 if a check failed, and 0 otherwise, warnings included.
+    """
+    from ..doctor import Result, examine
+    from ..settings import Settings
+
+    checks = list(examine(Settings.load(spool_dir=spool_dir, endpoint=endpoint)))
+    if as_json:
+        click.echo(json.dumps([asdict(check) | {"result": check.result.value} for check in checks], indent=2))
+    else:
+        table = Table(box=None, pad_edge=False)
+        for title in ("check", "result", "found", "what to do"):
+            table.add_column(title, overflow="fold")
+        for check in checks:
+            result = check.result.value
+            table.add_row(
+                check.what, Text(result, style=_STYLES[result]), Text(plain(check.found)), Text(plain(check.remedy))
+            )
+        console().print(table)
+    return int(any(check.result is Result.FAILED for check in checks))

@@ -1,0 +1,161 @@
+"""`retry`, `discard`, `edit`, `settle`: what a person may ask to be done with a run.
+
+An order is a line in the run's folder. Who delivers the run obeys it within seconds, be it a living RunEngine's
+process; a run that nobody delivers waits for the next session or `atomscale-bluesky upload`, which obey it first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.text import Text
+
+from .text import console, counted, plain
+
+if TYPE_CHECKING:
+    from ..account import RunStatus
+    from ..lines import OrderLine
+    from ..spool import Spool
+
+_run = click.argument("run", metavar="RUN")
+_spool_dir = click.option(
+    "--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="The spool that the run is in."
+)
+
+
+@click.command
+@_run
+@_spool_dir
+def retry(run: str, spool_dir: Path | None) -> int:
+    """Try again what is parked or refused.
+
+    RUN is the beginning of a run's uid, as `status` shows it. Use it when the reason has passed: an instrument was
+    registered, a right was given, the server was mended. A chunk keeps its number and its content.
+    """
+    from ..lines import Retry
+
+    return _order(run, spool_dir, Retry(), "is tried again")
+
+
+@click.command
+@_run
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_spool_dir
+def discard(run: str, yes: bool, spool_dir: Path | None) -> int:
+    """Give up what a run has not delivered.
+
+    RUN is the beginning of a run's uid, as `status` shows it. What waits or was refused is deleted here and never sent;
+    what was delivered stays in Atomscale, in streams that are not finalized.
+    """
+    from ..lines import Discard
+
+    spool = _spool(spool_dir)
+    found = _find(spool, run)
+    left = found.points.waiting + found.points.refused
+    if not yes:
+        click.confirm(f"Give up {counted(left, 'point')} of run {found.run_uid[:8]} for good?", abort=True)
+    return _order(run, spool_dir, Discard(), "is given up as soon as it has stopped")
+
+
+@click.command
+@_run
+@click.option("--synth-source-id", type=int, help="The growth instrument.")
+@click.option("--physical-sample-id", help="The physical sample, a UUID.")
+@click.option("--project-id", help="The project, a UUID.")
+@click.option("--points-per-chunk", type=int, help="Points of each channel in a chunk.")
+@_spool_dir
+def edit(
+    run: str,
+    synth_source_id: int | None,
+    physical_sample_id: str | None,
+    project_id: str | None,
+    points_per_chunk: int | None,
+    spool_dir: Path | None,
+) -> int:
+    """Correct what a run's streams are initialized with.
+
+    RUN is the beginning of a run's uid, as `status` shows it. What is not given stays as the run's metadata say.
+    Refused for a run that Atomscale has a stream of already: what that was initialized with is changed there.
+    """
+    from ..errors import MetadataError
+    from ..lines import Edit, Links
+    from ..metadata import read_metadata
+
+    given = {
+        "synth_source_id": synth_source_id,
+        "physical_sample_id": physical_sample_id,
+        "project_id": project_id,
+        "points_per_chunk": points_per_chunk,
+    }
+    if not any(value is not None for value in given.values()):
+        raise click.UsageError("nothing to edit; give one of the options")
+    try:
+        metadata = read_metadata({"atomscale": given})
+    except MetadataError as error:
+        raise click.UsageError(plain(error)) from None
+    spool = _spool(spool_dir)
+    found = _find(spool, run)
+    if found.data_ids:
+        raise click.ClickException(
+            f"run {found.run_uid[:8]} is in Atomscale already as {', '.join(found.data_ids)}; change it there"
+        )
+    before = spool.links_of(Path(found.folder))
+    links = Links(
+        synth_source_id=before.synth_source_id if synth_source_id is None else metadata.links.synth_source_id,
+        physical_sample_id=metadata.links.physical_sample_id or before.physical_sample_id,
+        project_id=metadata.links.project_id or before.project_id,
+    )
+    return _order(run, spool_dir, Edit(links, metadata.points_per_chunk), "goes on with what you gave")
+
+
+@click.command
+@_run
+@_spool_dir
+def settle(run: str, spool_dir: Path | None) -> int:
+    """Complete a run whose stop document never comes.
+
+    RUN is the beginning of a run's uid, as `status` shows it. Only for a run that a living process holds open although
+    its plan is over, because another subscriber raised on the stop document; a run whose process has died is completed
+    by itself.
+    """
+    from ..lines import Settle
+
+    return _order(run, spool_dir, Settle(), "is completed as interrupted")
+
+
+def _order(run: str, spool_dir: Path | None, order: OrderLine, outcome: str) -> int:
+    spool = _spool(spool_dir)
+    found = _find(spool, run)
+    folder = Path(found.folder)
+    spool.order(folder, order)
+    who = (
+        "by the process that delivers it, within seconds"
+        if spool.uploader_alive(folder)
+        else "by the next session, or now by `atomscale-bluesky upload`"
+    )
+    console().print(Text(f"Run {found.run_uid[:8]} ({plain(found.label)}) {outcome}, {who}."), soft_wrap=True)
+    return 0
+
+
+def _spool(spool_dir: Path | None) -> Spool:
+    from ..settings import Settings
+    from .status import open_spool
+
+    settings = Settings.load(spool_dir=spool_dir)
+    spool = open_spool(settings)
+    if spool is None:
+        raise click.ClickException(f"there is no spool in {plain(settings.spool_path)}")
+    return spool
+
+
+def _find(spool: Spool, run: str) -> RunStatus:
+    from ..watch import SpoolWatch
+
+    found = [status for status in SpoolWatch(spool).status() if status.run_uid.startswith(run)]
+    if not found:
+        raise click.ClickException(f"no run in the spool begins with {plain(run)!r}; see `atomscale-bluesky status`")
+    if len({status.run_uid for status in found}) > 1:
+        raise click.ClickException(f"{counted(len(found), 'run')} begin with {plain(run)!r}; give more of the uid")
+    return found[0]

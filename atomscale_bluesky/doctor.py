@@ -1,0 +1,165 @@
+"""Is everything in place for a run? Each check passes, warns or fails, with a reason and what to do.
+
+Nothing is changed anywhere: the spool is looked at, and the API is asked for its clock, for a search that finds nothing
+and for the list of instruments.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from urllib.parse import urlsplit
+
+from .client import Client
+from .errors import ApiError, ApiKeyError, SpoolError
+from .settings import Settings, is_loopback
+from .spool import Spool, network_file_system
+from .watch import SpoolWatch
+
+# Of this many exchanges with the server's clock, the least delayed one counts.
+CLOCK_READINGS = 4
+# Beyond this the points of two hosts no longer line up for a person who looks at a plot.
+CLOCK_WARNS_S = 1.0
+
+
+class Result(Enum):
+    """How a check ended."""
+
+    PASSED = "passed"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at, what was found, and what to do about it."""
+
+    what: str
+    result: Result
+    found: str
+    remedy: str = ""
+
+
+def examine(settings: Settings) -> Iterator[Check]:
+    """Check after check, each as soon as it is done; asks the API at most seven times."""
+    yield _key_is_there(settings)
+    yield from _spool(settings)
+    if settings.offline:
+        yield Check("server", Result.WARNING, "not asked: `offline` is set", "unset it to send what is spooled")
+        return
+    client = Client(settings)
+    try:
+        yield from _server(settings, client)
+    finally:
+        client.close()
+
+
+def _key_is_there(settings: Settings) -> Check:
+    if settings.api_key:
+        return Check("API key", Result.PASSED, "set")
+    return Check(
+        "API key",
+        Result.FAILED,
+        "not set: readings are spooled, none is sent",
+        "put the key of your Atomscale account into ATOMSCALE_API_KEY",
+    )
+
+
+def _server(settings: Settings, client: Client) -> Iterator[Check]:
+    host = urlsplit(settings.endpoint).hostname
+    try:
+        clock = min((client.clock() for _ in range(CLOCK_READINGS)), key=lambda reading: reading.delay_s)
+    except ApiError as error:
+        yield Check(
+            "server", Result.FAILED, str(error), "check the network, the proxy and `endpoint`; runs are spooled"
+        )
+        return
+    yield Check("server", Result.PASSED, f"{settings.endpoint} answers in {clock.delay_s * 1e3:.0f} ms")
+    if settings.endpoint.startswith("https:"):
+        yield Check("TLS", Result.PASSED, f"the certificate of {host} is trusted")
+    elif is_loopback(settings.endpoint):
+        yield Check("TLS", Result.PASSED, "none needed: the server is on this machine")
+    else:
+        yield Check("TLS", Result.WARNING, "the API key travels readable over plain http", "use an https endpoint")
+    off = abs(clock.offset_s) > CLOCK_WARNS_S + clock.delay_s / 2
+    yield Check(
+        "clock",
+        Result.WARNING if off else Result.PASSED,
+        f"this host is {abs(clock.offset_s):.3f} s {'behind' if clock.offset_s > 0 else 'ahead of'} the server "
+        f"(± {clock.delay_s / 2:.3f} s)",
+        "let the host's clock be set by NTP" if off else "",
+    )
+    if settings.api_key:
+        yield from _key_works(settings, client)
+
+
+def _key_works(settings: Settings, client: Client) -> Iterator[Check]:
+    try:
+        client.find("atomscale-bluesky doctor")
+        instruments = client.instruments()
+    except ApiKeyError as error:
+        yield Check("key works", Result.FAILED, str(error), "make a new key in the dashboard, or ask for its rights")
+        return
+    except ApiError as error:
+        yield Check("key works", Result.WARNING, str(error), "try again")
+        return
+    yield Check("key works", Result.PASSED, "the catalogue can be read")
+    wanted = settings.synth_source_id
+    shown = ", ".join(f"{number} ({name})" for number, name in sorted(instruments.items())) or "none"
+    if wanted is None:
+        yield Check("instrument", Result.PASSED, f"`synth_source_id` comes from each run's metadata; there are {shown}")
+    elif wanted in instruments:
+        yield Check("instrument", Result.PASSED, f"{wanted} is {instruments[wanted]}")
+    else:
+        yield Check("instrument", Result.FAILED, f"there is no instrument {wanted}; there are {shown}",
+                    "set `synth_source_id` to one of them")  # fmt: skip
+
+
+def _spool(settings: Settings) -> Iterator[Check]:
+    path = settings.spool_path
+    try:
+        spool = Spool(path)
+    except SpoolError as error:
+        yield Check("spool", Result.FAILED, str(error), "choose another `spool_dir`, or mend its permissions")
+        return
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if os.name != "nt" and mode & 0o077:
+        yield Check("spool", Result.WARNING, f"{path} may be read by others ({mode:03o})", f"chmod 700 {path}")
+    else:
+        yield Check("spool", Result.PASSED, f"{path} can be written, by you alone")
+    kind = network_file_system(path)
+    yield Check(
+        "file system",
+        Result.WARNING if kind else Result.PASSED,
+        f"a network file system ({kind})" if kind else "on this machine",
+        "set `spool_dir` to a folder on a local disk" if kind else "",
+    )
+    used, free = spool.measure()
+    room = f"{used / 1e6:.0f} MB of {settings.spool_max_bytes / 1e6:.0f} MB used, {free / 1e9:.1f} GB free on the disk"
+    if used >= settings.spool_max_bytes or free < settings.spool_min_free_bytes:
+        yield Check("room", Result.FAILED, f"{room}: new readings are left out",
+                    "free some space, deliver what waits, or raise the limits")  # fmt: skip
+    elif used > 0.8 * settings.spool_max_bytes or free < 2 * settings.spool_min_free_bytes:
+        yield Check("room", Result.WARNING, room, "deliver what waits, or free some space")
+    else:
+        yield Check("room", Result.PASSED, room)
+    yield _leftovers(spool)
+
+
+def _leftovers(spool: Spool) -> Check:
+    try:
+        runs = SpoolWatch(spool).status()
+    except SpoolError as error:
+        return Check("leftovers", Result.FAILED, str(error), "update the package, or move that run's folder away")
+    parked = [run for run in runs if run.state == "parked"]
+    if parked:
+        return Check("leftovers", Result.WARNING, f"{len(parked)} runs wait for a person: {parked[0].problem}",
+                     "see `atomscale-bluesky status`; mend with `edit`, `retry` or `discard`")  # fmt: skip
+    waiting = runs.points.waiting
+    if waiting:
+        return Check("leftovers", Result.WARNING, f"{waiting} points of {len(runs)} runs wait",
+                     "they are sent by the next session, or by `atomscale-bluesky upload`")  # fmt: skip
+    return Check("leftovers", Result.PASSED, "nothing waits")

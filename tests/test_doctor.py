@@ -1,0 +1,187 @@
+"""Checks before a run, and what a person can order afterwards, through the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from runs import growth, held
+from waiting import wait_until
+
+from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky.server import Fault, LocalServer
+
+MakeCallback = Callable[..., AtomscaleCallback]
+
+
+def run(*arguments: str, url: str, key: str, spool_dir: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "atomscale_bluesky", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        env=os.environ
+        | {
+            "ATOMSCALE_API_ENDPOINT": url,
+            "ATOMSCALE_API_KEY": key,
+            "ATOMSCALE_BLUESKY_SPOOL_DIR": str(spool_dir),
+            "ATOMSCALE_BLUESKY_SPOOL_MIN_FREE_BYTES": "0",
+        }
+        | more,
+    )
+
+
+def doctor(server: LocalServer, spool_dir: Path, **more: str) -> tuple[int, dict[str, dict[str, str]]]:
+    done = run("doctor", "--json", url=server.url, key=more.pop("key", server.api_key), spool_dir=spool_dir, **more)
+    assert done.stdout, done.stderr
+    return done.returncode, {check["what"]: check for check in json.loads(done.stdout)}
+
+
+def test_when_all_is_well_every_check_passes(server: LocalServer, spool_dir: Path) -> None:
+    code, checks = doctor(server, spool_dir, ATOMSCALE_BLUESKY_SYNTH_SOURCE_ID="42")
+
+    assert code == 0
+    assert {check["result"] for check in checks.values()} == {"passed"}
+    assert set(checks) == {
+        "API key", "spool", "file system", "room", "leftovers", "server", "TLS", "clock", "key works", "instrument",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "what", "found"),
+    [
+        ({"key": ""}, "API key", "not set"),
+        ({"key": "wrong"}, "key works", "401"),
+        ({"ATOMSCALE_BLUESKY_SYNTH_SOURCE_ID": "999"}, "instrument", "there is no instrument 999; there are 7"),
+        ({"ATOMSCALE_BLUESKY_SPOOL_MIN_FREE_BYTES": str(10**18)}, "room", "new readings are left out"),
+    ],
+)
+def test_what_keeps_a_run_from_arriving_fails_its_check(
+    server: LocalServer, spool_dir: Path, more: dict[str, str], what: str, found: str
+) -> None:
+    code, checks = doctor(server, spool_dir, **more)
+
+    assert code == 1
+    assert checks[what]["result"] == "failed"
+    assert found in checks[what]["found"]
+    assert checks[what]["remedy"]
+
+
+def test_a_server_that_is_not_there_fails_with_a_remedy(server: LocalServer, spool_dir: Path) -> None:
+    server.unreachable()
+    code, checks = doctor(server, spool_dir)
+
+    assert (code, checks["server"]["result"]) == (1, "failed")
+    assert "refused" in checks["server"]["found"]
+
+
+def test_a_clock_that_is_far_off_is_warned_about(server: LocalServer, spool_dir: Path) -> None:
+    body = '{"receivedAtUnixMs": 1000, "transmittedAtUnixMs": 1000}'
+    server.misbehave(Fault(call="time", status=200, body=body))
+
+    code, checks = doctor(server, spool_dir)
+
+    assert (code, checks["clock"]["result"]) == (0, "warning")
+    assert "ahead of the server" in checks["clock"]["found"]
+
+
+def test_points_that_wait_are_warned_about(server: LocalServer, spool_dir: Path, make_callback: MakeCallback) -> None:
+    with make_callback(offline=True) as callback:
+        for name, doc in growth(points=25):
+            callback(name, doc)
+
+    _, checks = doctor(server, spool_dir)
+
+    assert checks["leftovers"]["result"] == "warning"
+    assert "50 points of 1 runs wait" in checks["leftovers"]["found"]
+
+
+@pytest.fixture
+def refused(callback: AtomscaleCallback, server: LocalServer) -> str:
+    """A run one of whose chunks was refused; its uid."""
+    server.misbehave(Fault(call=("chunk", "chunk_multi"), chunk_index=1, channel="k1", status=422))
+    documents = list(growth(points=30))
+    for name, doc in documents:
+        callback(name, doc)
+    assert not callback.drain(timeout_s=10)
+    server.behave()
+    return documents[0][1]["uid"]
+
+
+def test_retry_reaches_the_living_process(
+    refused: str, callback: AtomscaleCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    done = run("retry", refused[:8], url=server.url, key=server.api_key, spool_dir=spool_dir)
+
+    assert done.returncode == 0, done.stderr
+    assert "within seconds" in done.stdout
+    wait_until(lambda: not callback.status())
+    assert held(server)["k1"] == [n + 0.1 for n in range(30)]
+
+
+def test_discard_asks_first_and_does_nothing_without_an_answer(
+    refused: str, callback: AtomscaleCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    asked = run("discard", refused[:8], url=server.url, key=server.api_key, spool_dir=spool_dir)
+    assert "Give up 10 points" in asked.stdout + asked.stderr
+    assert asked.returncode != 0
+
+    done = run("discard", refused[:8], "--yes", url=server.url, key=server.api_key, spool_dir=spool_dir)
+
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: not callback.status())
+    assert [stream.status for stream in server.streams()] == ["stream_active"]
+
+
+def test_edit_mends_the_metadata_of_a_parked_run(
+    callback: AtomscaleCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    documents = list(growth(points=30, start_metadata={"synth_source_id": "GEN-II"}))
+    for name, doc in documents:
+        callback(name, doc)
+    assert not callback.drain(timeout_s=10)
+    uid = documents[0][1]["uid"][:8]
+
+    bad = run("edit", uid, "--project-id", "nonsense", url=server.url, key=server.api_key, spool_dir=spool_dir)
+    assert (bad.returncode, "expected a UUID" in bad.stderr) == (2, True)
+    done = run("edit", uid, "--synth-source-id", "42", url=server.url, key=server.api_key, spool_dir=spool_dir)
+
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: not callback.status())
+    assert [(stream.status, stream.synth_source_id) for stream in server.streams()] == [("success", 42)]
+
+
+def test_edit_is_refused_for_what_atomscale_has_already(refused: str, server: LocalServer, spool_dir: Path) -> None:
+    done = run("edit", refused[:8], "--synth-source-id", "7", url=server.url, key=server.api_key, spool_dir=spool_dir)
+
+    assert done.returncode == 1
+    assert server.streams()[0].data_id in done.stderr
+
+
+def test_settle_completes_a_run_whose_stop_never_came(
+    callback: AtomscaleCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    *documents, _stop = growth(points=25)
+    for name, doc in documents:
+        callback(name, doc)
+    assert callback.drain(timeout_s=10)
+
+    done = run("settle", documents[0][1]["uid"], url=server.url, key=server.api_key, spool_dir=spool_dir)
+
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: not callback.status())
+    assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 50)]
+
+
+def test_a_run_that_is_not_there_is_said_so(server: LocalServer, spool_dir: Path) -> None:
+    spool_dir.mkdir()
+    done = run("retry", "nothing", url=server.url, key=server.api_key, spool_dir=spool_dir)
+
+    assert done.returncode == 1
+    assert "no run in the spool begins with 'nothing'" in done.stderr
