@@ -1,0 +1,833 @@
+"""What the callback makes of the documents that RunEngines, flyers, buses and broken neighbours give it."""
+
+from __future__ import annotations
+
+import math
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import bluesky.plan_stubs as bps
+import bluesky.plans as bp
+import bluesky.preprocessors as bpp
+import numpy as np
+import pytest
+from bluesky import RunEngine
+from bluesky.utils import RunEngineInterrupted
+from event_model import compose_run, compose_stream_resource
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ophyd import Signal
+from ophyd.sim import det1, det2, motor, trivial_flyer
+from runs import Recorder
+
+from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky.account import RunStatus
+from atomscale_bluesky.server import ChannelPoints, LocalServer, StreamState
+
+MakeCallback = Callable[..., AtomscaleCallback]
+NUMBER = {"source": "sim", "dtype": "number", "shape": [], "units": "K"}
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def engine(callback: AtomscaleCallback, recorder: Recorder) -> RunEngine:
+    engine = RunEngine({"synth_source_id": 42}, context_managers=[])
+    engine.subscribe(callback)
+    engine.subscribe(recorder)
+    return engine
+
+
+@pytest.fixture
+def quiet(make_callback: MakeCallback) -> AtomscaleCallback:
+    """A callback that only spools, for what is about documents alone."""
+    return make_callback(offline=True)
+
+
+class Run:
+    """One run's documents, composed as event-model says, handed over one by one."""
+
+    def __init__(self, callback: AtomscaleCallback, **metadata: Any) -> None:
+        self.callback = callback
+        self.composed = compose_run(metadata={"synth_source_id": 42, **metadata})
+        self.start: dict[str, Any] = self.composed.start_doc
+        self.uid: str = self.start["uid"]
+        self.time: float = self.start["time"]
+        self.sent: list[tuple[str, Any]] = []
+        self.give("start", self.start)
+
+    def give(self, name: str, doc: Any) -> Any:
+        self.sent.append((name, doc))
+        self.callback(name, doc)
+        return doc
+
+    def describe(self, *keys: str, name: str = "primary", **more: Any) -> Any:
+        described = dict.fromkeys(keys, NUMBER) | more
+        composed = self.composed.compose_descriptor(name=name, data_keys=described)
+        self.give("descriptor", composed.descriptor_doc)
+        return composed
+
+    def event(self, composed: Any, *, after: float = 0.0, **data: Any) -> Any:
+        event = composed.compose_event(
+            data=data, timestamps=dict.fromkeys(data, self.time + after), time=self.time + after, validate=False
+        )
+        return self.give("event", event)
+
+    def stop(self, **members: Any) -> Any:
+        return self.give("stop", self.composed.compose_stop(**members))
+
+
+def streams_of(server: LocalServer) -> dict[str, StreamState]:
+    """Streams by the event stream that their labels name, `""` for the run's own."""
+    named = {stream.label.partition(" [")[0].partition(" · ")[2]: stream for stream in server.streams() if stream.label}
+    assert len(named) == len(server.streams())
+    return named
+
+
+def values(points: Mapping[str, ChannelPoints]) -> dict[str, list[float | None]]:
+    return {name: series.values for name, series in points.items()}
+
+
+def status_of(callback: AtomscaleCallback, run: Run) -> RunStatus:
+    (status,) = [one for one in callback.status() if one.run_uid == run.uid]
+    return status
+
+
+def assert_adds_up(status: RunStatus) -> None:
+    for counts in (status.points, *status.channels.values()):
+        parts = counts.delivered + counts.waiting + counts.refused + counts.discarded + counts.lost
+        assert counts.seen == parts + sum(counts.left_out.values())
+        assert counts.lost == 0
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_several_runs_of_one_call_each_have_their_own_stream(
+    engine: RunEngine, callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    def three() -> Iterator[Any]:
+        for n in (1, 2, 3):
+            yield from bp.count([det1], num=n)
+
+    engine(three())
+
+    assert callback.drain(timeout_s=10)
+    assert [stream.points for stream in server.streams()] == [1, 2, 3]
+    assert {stream.status for stream in server.streams()} == {"success"}
+
+
+def test_interleaved_runs_are_told_apart_by_their_descriptors(callback: AtomscaleCallback, server: LocalServer) -> None:
+    one, other = Run(callback, stream_name="one"), Run(callback, stream_name="other")
+    primary = one.describe("a")
+    one.event(primary, a=1)
+    secondary = other.describe("a")
+    other.event(secondary, a=10)
+    one.event(primary, a=2)
+    other.event(secondary, a=20)
+    one.stop()
+    other.event(secondary, a=30)
+    other.stop()
+
+    assert callback.drain(timeout_s=10)
+    held = {(stream.label or "")[:3]: values(server.points(stream.data_id)) for stream in server.streams()}
+    assert held == {"one": {"a": [1, 2]}, "oth": {"a": [10, 20, 30]}}
+
+
+def test_an_empty_run_leaves_an_empty_stream_that_is_finalized(
+    engine: RunEngine, callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    engine(bpp.run_wrapper(bps.null()))
+
+    assert callback.drain(timeout_s=10)
+    (stream,) = server.streams()
+    assert (stream.status, stream.points, stream.channels) == ("success", 0, ())
+    assert callback.status() == ()
+
+
+def test_a_descriptor_without_events_is_no_loss(callback: AtomscaleCallback, server: LocalServer) -> None:
+    run = Run(callback)
+    run.describe("a")
+    run.describe("b", name="second")
+    run.stop()
+
+    assert callback.drain(timeout_s=10)
+    assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 0)]
+
+
+@pytest.mark.parametrize("exit_status", ["success", "abort", "fail"])
+def test_however_a_run_ends_its_stream_is_complete(
+    callback: AtomscaleCallback, server: LocalServer, exit_status: str
+) -> None:
+    run = Run(callback)
+    run.event(run.describe("a"), a=1)
+    run.stop(exit_status=exit_status, reason="because" * 1000)
+
+    assert callback.drain(timeout_s=10)
+    assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 1)]
+
+
+def test_a_plan_that_fails_keeps_what_it_read(
+    engine: RunEngine, callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    def failing() -> Iterator[Any]:
+        yield from bps.open_run()
+        for _ in range(3):
+            yield from bps.trigger_and_read([det1])
+        raise RuntimeError("shutter stuck")
+
+    with pytest.raises(RuntimeError, match="shutter stuck"):
+        engine(failing())
+
+    assert callback.drain(timeout_s=10)
+    assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 3)]
+
+
+# ---- event streams ---------------------------------------------------------------------------------------------------
+
+
+def test_each_further_event_stream_has_a_metrology_stream_of_its_own(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    run = Run(callback, stream_name="grow")
+    primary, dark = run.describe("a", "b"), run.describe("a", name="dark")
+    for n in range(12):
+        run.event(primary, a=n, b=-n)
+        run.event(dark, a=100 + n)
+    run.stop()
+
+    assert callback.drain(timeout_s=10)
+    named = streams_of(server)
+    assert values(server.points(named[""].data_id)) == {
+        "a": [float(n) for n in range(12)], "b": [float(-n) for n in range(12)],
+    }  # fmt: skip
+    assert values(server.points(named["dark"].data_id)) == {"a": [100.0 + n for n in range(12)]}
+    assert {stream.status for stream in named.values()} == {"success"}
+
+
+def test_a_run_without_its_primary_event_stream_leaves_that_one_empty(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    run = Run(callback)
+    run.event(run.describe("a", name="dark"), a=1)
+    run.stop()
+
+    assert callback.drain(timeout_s=10)
+    assert {name: (stream.status, stream.points) for name, stream in streams_of(server).items()} == {
+        "": ("success", 0), "dark": ("success", 1),
+    }  # fmt: skip
+
+
+def test_another_event_stream_may_be_the_primary_one(make_callback: MakeCallback, server: LocalServer) -> None:
+    run = Run(make_callback(primary="fly"))
+    run.event(run.describe("a", name="fly"), a=1)
+    run.stop()
+
+    assert run.callback.drain(timeout_s=10)
+    assert [stream.points for stream in server.streams()] == [1]
+
+
+def test_the_baseline_is_left_out_unless_asked_for(
+    engine: RunEngine, make_callback: MakeCallback, callback: AtomscaleCallback, server: LocalServer, tmp_path: Any
+) -> None:
+    asked = make_callback(event_streams=["*"], spool_dir=str(tmp_path / "other"))
+    engine.subscribe(asked)
+
+    engine(bpp.baseline_wrapper(bp.count([det1], num=2), [motor]))
+
+    assert callback.drain(timeout_s=10)
+    assert asked.drain(timeout_s=10)
+    assert sorted(stream.points for stream in server.streams()) == [2, 2, 4]
+
+
+def test_what_is_not_selected_is_counted_with_its_reason(quiet: AtomscaleCallback) -> None:
+    run = Run(quiet)
+    baseline = run.describe("a", "b", name="baseline")
+    run.event(run.describe("a"), a=1)
+    run.event(baseline, a=2, b=3)
+    page = {
+        "descriptor": baseline.descriptor_doc["uid"], "uid": ["1", "2"], "time": [run.time] * 2, "seq_num": [2, 3],
+        "data": {"a": [4, 5], "b": [6, 7]}, "timestamps": {}, "filled": {},
+    }  # fmt: skip
+    run.give("event_page", page)
+    run.stop()
+
+    status = status_of(quiet, run)
+    assert_adds_up(status)
+    assert status.channels["b"].left_out == {"event stream not selected": 3}
+    assert status.points.waiting == 1
+
+
+def test_monitors_on_a_devices_threads_lose_nothing_and_keep_their_own_times(
+    engine: RunEngine, callback: AtomscaleCallback, recorder: Recorder, server: LocalServer
+) -> None:
+    gauge = Signal(name="gauge", value=0.0)
+    hammers = 2
+
+    def hammer(number: int, ready: threading.Barrier) -> None:
+        ready.wait()
+        for n in range(150):
+            gauge.put(1000.0 * number + n)
+
+    def plan() -> Iterator[Any]:
+        yield from bps.open_run()
+        yield from bps.monitor(gauge, name="gauge_monitor")
+        ready = threading.Barrier(hammers + 1)
+        threads = [threading.Thread(target=hammer, args=(n, ready)) for n in range(hammers)]
+        for thread in threads:
+            thread.start()
+        ready.wait()
+        for _ in range(20):
+            yield from bps.trigger_and_read([det1])
+        for thread in threads:
+            thread.join()
+        yield from bps.unmonitor(gauge)
+        yield from bps.close_run()
+
+    engine(plan())
+
+    assert callback.drain(timeout_s=20)
+    stream = streams_of(server)["gauge_monitor"]
+    points = server.points(stream.data_id)["gauge"]
+    names = {doc["uid"]: doc["name"] for name, doc in recorder.documents if name == "descriptor"}
+    told = [
+        (doc["timestamps"]["gauge"], float(doc["data"]["gauge"]))
+        for name, doc in recorder.documents
+        if name == "event" and names[doc["descriptor"]] == "gauge_monitor"
+    ]
+    assert len(told) > 150  # ophyd may pass over a value that another thread has overtaken
+    assert sorted(zip(points.times, points.values, strict=True)) == sorted(told)
+    assert all(length == 10 for _, length in points.chunks[:-1])
+    assert callback.status() == ()
+
+
+def test_a_changed_configuration_goes_on_in_the_same_stream(callback: AtomscaleCallback, server: LocalServer) -> None:
+    run = Run(callback)
+    for n in range(3):
+        composed = run.describe("a")  # the same event stream, described anew
+        run.event(composed, a=n)
+    run.stop()
+
+    assert callback.drain(timeout_s=10)
+    (stream,) = server.streams()
+    assert values(server.points(stream.data_id)) == {"a": [0, 1, 2]}
+
+
+# ---- flyers ----------------------------------------------------------------------------------------------------------
+
+
+def page_of(composed: Any, first: int, **columns: Any) -> dict[str, Any]:
+    times, data = columns.pop("times"), columns
+    rows = len(next(iter(data.values())))
+    return {
+        "descriptor": composed.descriptor_doc["uid"],
+        "uid": [str(uuid.uuid4()) for _ in range(rows)],
+        "time": [times[-1]] * rows,
+        "seq_num": list(range(first, first + rows)),
+        "data": data,
+        "timestamps": dict.fromkeys(data, times),
+        "filled": {},
+    }
+
+
+def test_a_flyers_pages_are_cut_into_chunks_with_the_flyers_own_times(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    run = Run(callback)
+    fly = run.describe("a", "b", name="fly")
+    times = [run.time + n / 100 for n in range(35)]
+    run.give("event_page", page_of(fly, 1, a=list(range(30)), b=np.arange(30.0), times=times[:30]))
+    run.give("event_page", page_of(fly, 31, a=[30] * 5, b=[31] * 5, times=np.array(times[30:])))
+    run.stop()
+
+    assert callback.drain(timeout_s=10)
+    points = server.points(streams_of(server)["fly"].data_id)
+    assert points["a"].values == [*map(float, range(30)), 30, 30, 30, 30, 30]
+    assert points["a"].times == pytest.approx(times)
+    assert [length for _, length in points["b"].chunks] == [10, 10, 10, 5]
+
+
+def test_channels_of_a_flyer_with_times_of_their_own_share_no_stream(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    run = Run(callback)
+    fly = run.describe("a", "b", name="fly")
+    page = page_of(fly, 1, a=[1, 2], b=[3, 4], times=[run.time, run.time + 1])
+    page["timestamps"] = page["timestamps"] | {"b": [run.time + 2, run.time + 3]}
+    run.give("event_page", page)
+    run.stop()
+
+    assert callback.drain(timeout_s=10)
+    named = streams_of(server)
+    assert server.points(named["fly"].data_id)["a"].times == [run.time, run.time + 1]
+    assert server.points(named["fly/b"].data_id)["b"].times == [run.time + 2, run.time + 3]
+
+
+def test_keys_of_a_flyer_that_part_after_a_while_lose_nothing(callback: AtomscaleCallback, server: LocalServer) -> None:
+    run = Run(callback)
+    fly = run.describe("a", "b", name="fly")
+    for n in range(25):
+        page = page_of(fly, n, a=[n], b=[-n], times=[run.time + n])
+        if n >= 13:
+            page["timestamps"]["b"] = [run.time + n + 0.5]
+        run.give("event_page", page)
+    run.stop()
+
+    assert callback.drain(timeout_s=10)
+    held: dict[str, list[float | None]] = {}
+    for stream in server.streams():
+        assert stream.status == "success"
+        for name, series in server.points(stream.data_id).items():
+            held.setdefault(name, []).extend(series.values)
+    assert held["a"] == [float(n) for n in range(25)]
+    assert sorted(held["b"], key=abs) == [float(-n) for n in range(25)]
+
+
+def test_a_flyer_without_data_keys_has_nothing_to_send(
+    engine: RunEngine, callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    engine(bp.fly([trivial_flyer]))
+
+    assert callback.drain(timeout_s=10)
+    assert {stream.points for stream in server.streams()} == {0}
+    assert dict(callback.ignored) == {}
+
+
+# ---- external data ---------------------------------------------------------------------------------------------------
+
+
+def test_stream_assets_are_no_points_and_no_loss(quiet: AtomscaleCallback) -> None:
+    run = Run(quiet)
+    image = {"source": "file", "dtype": "array", "shape": [1, 4, 4], "external": "STREAM:"}
+    primary = run.describe("a", image=image)
+    only_assets = run.describe(name="fly", image=image)
+    bundle = compose_stream_resource(
+        start=run.start, mimetype="application/x-hdf5", uri="file://localhost/x.h5", data_key="image", parameters={}
+    )
+    run.give("stream_resource", bundle.stream_resource_doc)
+    for n in range(3):
+        descriptor = only_assets if n == 2 else primary
+        seq_nums, indices = {"start": n + 1, "stop": n + 2}, {"start": n, "stop": n + 1}
+        datum = bundle.compose_stream_datum(seq_nums=seq_nums, indices=indices, descriptor=descriptor.descriptor_doc)
+        run.give("stream_datum", datum)
+    run.give("event", primary.compose_event(data={"a": 1}, timestamps={"a": run.time}, filled={}, validate=False))
+    run.stop()
+
+    status = status_of(quiet, run)
+    assert_adds_up(status)
+    assert status.points.waiting == 1
+    assert status.channels["image"].left_out == {"external data": 1}
+    assert dict(quiet.ignored) == {}
+
+
+def test_a_datum_id_is_left_out_and_its_event_is_not(quiet: AtomscaleCallback) -> None:
+    run = Run(quiet)
+    image = {"source": "file", "dtype": "array", "shape": [4, 4], "external": "FILESTORE:"}
+    primary = run.describe("a", image=image)
+    run.give("resource", {"uid": "r", "run_start": run.uid})
+    run.give("datum", {"datum_id": "r/0", "resource": "r", "datum_kwargs": {}})
+    event = primary.compose_event(
+        data={"a": 1, "image": "r/0"}, timestamps={"a": run.time, "image": run.time}, filled={"image": False}
+    )
+    run.give("event", event)
+
+    assert status_of(quiet, run).channels["image"].left_out == {"external data": 1}
+    assert status_of(quiet, run).channels["a"].waiting == 1
+
+
+# ---- the same again --------------------------------------------------------------------------------------------------
+
+
+def test_readings_that_a_pause_has_taken_again_are_both_kept(
+    engine: RunEngine, callback: AtomscaleCallback, recorder: Recorder, server: LocalServer
+) -> None:
+    paused = False
+
+    def plan() -> Iterator[Any]:
+        nonlocal paused
+        yield from bps.open_run()
+        for n in range(3):
+            yield from bps.checkpoint()
+            yield from bps.trigger_and_read([det1])
+            yield from bps.trigger_and_read([det1])
+            if n == 1 and not paused:
+                paused = True
+                yield from bps.pause()
+        yield from bps.close_run()
+
+    with pytest.raises(RunEngineInterrupted):
+        engine(plan())
+    engine.resume()
+
+    numbers = [doc["seq_num"] for name, doc in recorder.documents if name == "event"]
+    assert numbers == [1, 2, 3, 4, 3, 4, 5, 6]
+    assert callback.drain(timeout_s=10)
+    (stream,) = server.streams()
+    assert stream.points == 8
+    series = server.points(stream.data_id)["det1"]
+    assert list(zip(series.times, series.values, strict=True)) == recorder.points()["det1"]
+
+
+def test_an_event_that_comes_twice_is_taken_once(callback: AtomscaleCallback, server: LocalServer) -> None:
+    run = Run(callback)
+    primary = run.describe("a")
+    for n in range(3):
+        event = run.event(primary, a=n)
+        run.give("event", event)
+        run.give("event", dict(event))
+    run.stop()
+
+    assert callback.drain(timeout_s=10)
+    assert [stream.points for stream in server.streams()] == [3]
+    assert callback.ignored == {"event seen before": 6}
+
+
+def test_rows_of_a_page_that_came_before_are_taken_once(callback: AtomscaleCallback, server: LocalServer) -> None:
+    run = Run(callback)
+    fly = run.describe("a", "b", name="fly")
+    page = page_of(fly, 1, a=[1, 2, 3], b=np.array([1.0, 2, 3]), times=[run.time, run.time + 1, run.time + 2])
+    first = {
+        key: (value[:1] if isinstance(value, list) else value) for key, value in page.items() if key != "descriptor"
+    } | {"descriptor": page["descriptor"]}
+    first["data"] = {key: column[:1] for key, column in page["data"].items()}
+    first["timestamps"] = {key: column[:1] for key, column in page["timestamps"].items()}
+    run.give("event_page", first)
+    run.give("event_page", page)
+    run.give("event_page", page)
+    run.stop()
+
+    assert callback.drain(timeout_s=10)
+    assert values(server.points(streams_of(server)["fly"].data_id)) == {"a": [1, 2, 3], "b": [1, 2, 3]}
+    assert callback.ignored == {"event seen before": 4}
+
+
+def test_the_same_start_again_changes_nothing(callback: AtomscaleCallback, server: LocalServer) -> None:
+    run = Run(callback)
+    primary = run.describe("a")
+    run.event(primary, a=1)
+    run.give("start", run.start)
+    run.give("descriptor", primary.descriptor_doc)
+    run.event(primary, a=2)
+    run.stop()
+
+    assert callback.drain(timeout_s=10)
+    assert [values(server.points(stream.data_id)) for stream in server.streams()] == [{"a": [1, 2]}]
+
+
+def test_every_document_twice_is_as_good_as_once(
+    engine: RunEngine, callback: AtomscaleCallback, recorder: Recorder, server: LocalServer
+) -> None:
+    engine.subscribe(lambda name, doc: callback(name, doc))
+
+    engine(bp.scan([det1, det2], motor, -1, 1, 12))
+
+    assert callback.drain(timeout_s=10)
+    points = [server.points(stream.data_id) for stream in server.streams() if stream.points]
+    assert len(points) == 1
+    assert {name: len(series.values) for name, series in points[0].items()} == dict.fromkeys(recorder.points(), 12)
+
+
+# ---- what belongs to nothing that is known ---------------------------------------------------------------------------
+
+
+def test_documents_of_a_run_whose_start_never_came_are_counted_and_said_once(
+    callback: AtomscaleCallback, caplog: pytest.LogCaptureFixture, server: LocalServer
+) -> None:
+    missed = compose_run()
+    descriptor = missed.compose_descriptor(name="primary", data_keys={"a": NUMBER})
+    events = [descriptor.compose_event(data={"a": n}, timestamps={"a": n}) for n in range(3)]
+
+    callback("descriptor", descriptor.descriptor_doc)
+    for event in events:
+        callback("event", event)
+    callback("event_page", page_of(descriptor, 4, a=[1], times=[1.0]))
+    callback("stop", missed.compose_stop())
+    callback("stop", {"uid": "x", "run_start": missed.start_doc["uid"], "time": 1.0, "exit_status": "success"})
+
+    assert callback.ignored == {"descriptor": 1, "event": 3, "event_page": 1, "stop": 2}
+    assert len([record for record in caplog.records if "never came" in record.message]) <= 4
+    assert callback.status() == ()
+    assert callback.drain(timeout_s=5)
+    assert server.streams() == []
+
+
+def test_events_that_come_after_their_runs_stop_are_counted_and_break_nothing(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    run = Run(callback)
+    primary = run.describe("a")
+    run.event(primary, a=1)
+    late = primary.compose_event(data={"a": 2}, timestamps={"a": run.time})
+    run.stop()
+    run.give("event", late)
+
+    assert callback.drain(timeout_s=10)
+    assert [stream.points for stream in server.streams()] == [1]
+    assert callback.ignored == {"event": 1}
+
+
+def test_a_descriptor_that_never_came_costs_its_events_and_no_others(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    run = Run(callback)
+    primary = run.describe("a")
+    unseen = run.composed.compose_descriptor(name="second", data_keys={"b": NUMBER})
+    run.event(primary, a=1)
+    run.event(unseen, b=2)
+    run.event(primary, a=3)
+    run.stop()
+
+    assert callback.drain(timeout_s=10)
+    assert [values(server.points(stream.data_id)) for stream in server.streams()] == [{"a": [1, 3]}]
+
+
+def test_a_neighbour_that_breaks_the_plan_costs_nothing_that_came_before(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    engine = RunEngine({"synth_source_id": 42}, context_managers=[])
+    engine.subscribe(callback)
+
+    def fragile(name: str, doc: Any) -> None:
+        if name == "event" and doc["seq_num"] == 4:
+            raise RuntimeError("a neighbour's trouble")
+
+    engine.subscribe(fragile)
+
+    with pytest.raises(RuntimeError, match="a neighbour's trouble"):
+        engine(bp.count([det1], num=10))
+
+    assert callback.drain(timeout_s=10)
+    assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 4)]
+
+
+# ---- metadata --------------------------------------------------------------------------------------------------------
+
+
+class Unwritable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_metadata_that_no_encoder_takes_do_no_harm(
+    engine: RunEngine, callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    cyclic: list[Any] = []
+    cyclic.append(cyclic)
+    metadata = {"thing": object(), "function": lambda: None, "array": np.arange(3), "gap": math.nan, "none": None}
+
+    engine(bp.count([det1], num=2), **metadata, huge=10**400, odd={1, 2})
+    run = Run(callback, **metadata, cyclic=cyclic, unwritable=Unwritable(), bytes=b"\xff", half="\ud800")
+    run.event(run.describe("a"), a=1)
+    run.stop()
+
+    assert callback.drain(timeout_s=10)
+    assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 2), ("success", 1)]
+
+
+def test_a_document_is_never_changed(quiet: AtomscaleCallback) -> None:
+    run = Run(quiet, atomscale={"points_per_chunk": 7}, hints={"dimensions": [(("a",), "primary")]})
+    primary = run.describe("a", "b", flux={"source": "sim", "dtype": "array", "shape": [2]})
+    run.event(primary, a=1, b=math.nan, flux=np.array([1.0, 2.0]))
+    run.event(primary, a=1, b="text", flux=[1])
+    run.give("event_page", page_of(primary, 3, a=[1], b=[None], flux=[[3, 4]], times=[run.time]))
+    before = repr(run.sent)
+    for name, doc in run.sent:
+        quiet(name, doc)
+    run.stop()
+
+    assert repr(run.sent[:-1]) == before
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{"synth_source_id": "MBE 2"}, {"atomscale": {"synth_source": 42}}, {"project_id": b"x"}, {"points_per_chunk": 0}],
+)
+def test_unusable_metadata_park_the_run_and_keep_its_readings(
+    callback: AtomscaleCallback, server: LocalServer, metadata: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(callback, **metadata)
+    primary = run.describe("a")
+    for n in range(25):
+        run.event(primary, a=n)
+    run.stop()
+
+    assert not callback.drain(timeout_s=10)
+    status = status_of(callback, run)
+    assert status.state == "parked"
+    assert status.problem is not None
+    assert next(iter(metadata)) in status.problem
+    assert status.points.waiting == 25
+    assert_adds_up(status)
+    assert server.streams() == []
+    assert "atomscale-bluesky edit" in caplog.text
+
+
+# ---- values ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_channel_with_gaps_goes_on_alone_and_the_others_stay_complete(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    run = Run(callback)
+    primary = run.describe("a", "b", "never", state={"source": "sim", "dtype": "string", "shape": []})
+    for n in range(35):
+        run.event(primary, after=n, a=n, b=math.nan if n in {14, 15, 30} else -n, never=None, state="ok")
+    status = status_of(callback, run)
+    run.stop()
+
+    assert callback.drain(timeout_s=10)
+    assert_adds_up(status)
+    assert status.channels["b"].left_out == {"not finite": 3}
+    assert status.channels["never"].left_out == {"no value": 35}
+    assert status.channels["state"].left_out == {"text": 35}
+    held: dict[str, list[tuple[float | None, float | None]]] = {}
+    for stream in server.streams():
+        assert stream.status == "success"
+        for name, series in server.points(stream.data_id).items():
+            held.setdefault(name, []).extend(zip(series.times, series.values, strict=True))
+    assert held["a"] == [(run.time + n, n) for n in range(35)]
+    assert held["b"] == [(run.time + n, -n) for n in range(35) if n not in {14, 15, 30}]
+    assert set(held) == {"a", "b"}
+
+
+def test_a_signal_that_leaves_its_type_is_followed_value_by_value(
+    engine: RunEngine, callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    soft = Signal(name="soft", value=0)
+
+    def plan() -> Iterator[Any]:
+        yield from bps.open_run()
+        for value in (1, 2.5, True, None, "text", math.inf, np.float32(0.1)):
+            soft.put(value)
+            yield from bps.trigger_and_read([soft, det1])
+        yield from bps.close_run()
+
+    engine(plan())
+
+    assert callback.drain(timeout_s=10)
+    held: dict[str, list[float | None]] = {}
+    for stream in server.streams():
+        for name, series in server.points(stream.data_id).items():
+            held.setdefault(name, []).extend(series.values)
+    assert held["soft"] == [1.0, 2.5, 1.0, 0.10000000149011612]
+    assert len(held["det1"]) == 7
+
+
+def test_a_thousand_channels_arrive(make_callback: MakeCallback, server: LocalServer) -> None:
+    run = Run(make_callback(points_per_chunk=3))
+    primary = run.describe(*(f"k{n}" for n in range(1000)))
+    for row in range(4):
+        run.event(primary, **{f"k{n}": n + row / 8 for n in range(1000)})
+    run.stop()
+
+    assert run.callback.drain(timeout_s=30)
+    (stream,) = server.streams()
+    assert (stream.status, stream.points) == ("success", 4000)
+
+
+# ---- malformed documents ---------------------------------------------------------------------------------------------
+
+
+ODD = [None, 5, "text", b"", [], {}, math.nan, object(), {"uid": None}, [1], {"a": {"b": object()}}, ...]
+
+
+def variants(doc: Mapping[str, Any]) -> Iterable[Any]:
+    """A document with one member gone, or of another kind; then no document at all."""
+    for member in doc:
+        yield {key: value for key, value in doc.items() if key != member}
+        for odd in ODD:
+            yield {**doc, member: odd}
+    yield from ODD
+
+
+@pytest.mark.parametrize("kind", ["start", "descriptor", "event", "event_page", "stop"])
+def test_no_malformed_document_ever_raises_and_runs_beside_it_go_on(
+    callback: AtomscaleCallback, server: LocalServer, kind: str
+) -> None:
+    healthy = Run(callback)
+    primary = healthy.describe("a")
+    sick = compose_run(metadata={"synth_source_id": 42})
+    described = sick.compose_descriptor(name="primary", data_keys={"a": NUMBER})
+    docs: dict[str, Any] = {
+        "start": sick.start_doc,
+        "descriptor": described.descriptor_doc,
+        "event": described.compose_event(data={"a": 1}, timestamps={"a": 1.0}),
+        "event_page": page_of(described, 2, a=[1, 2], times=[1.0, 2.0]),
+        "stop": sick.compose_stop(),
+    }
+    order = list(docs)
+    for n, broken in enumerate(variants(docs[kind])):
+        for name in order[: order.index(kind)]:
+            callback(name, docs[name])
+        callback(kind, broken)
+        healthy.event(primary, a=n)
+    callback("stop", docs["stop"])
+    healthy.stop()
+
+    waited = status_of(callback, healthy).points if callback.status() else None
+    assert waited is None or waited.lost == 0
+    callback.drain(timeout_s=5)
+    series = [server.points(s.data_id) for s in server.streams() if s.points > n]
+    assert any(values(points).get("a") == [float(i) for i in range(n + 1)] for points in series)
+
+
+@pytest.mark.parametrize("name", ["", "bulk_events", "datum_page", "EVENT", None, 7, b"event", ("event",)])
+def test_documents_of_other_kinds_are_nobodys_business(quiet: AtomscaleCallback, name: Any) -> None:
+    quiet(name, {"uid": "x"})
+    quiet(name, None)  # type: ignore[arg-type]
+
+    assert dict(quiet.ignored) == {}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["start", "descriptor", "event", "event_page", "stop"]),
+            st.integers(0, 1),
+            st.booleans(),
+        ),
+        max_size=30,
+    )
+)
+def test_documents_in_any_order_never_raise_and_the_account_adds_up(
+    tmp_path_factory: pytest.TempPathFactory, order: list[tuple[str, int, bool]]
+) -> None:
+    callback = AtomscaleCallback(spool_dir=tmp_path_factory.mktemp("spool"), points_per_chunk=3)
+    runs = [compose_run(metadata={"synth_source_id": n}) for n in range(2)]
+    described = [run.compose_descriptor(name="primary", data_keys={"a": NUMBER}) for run in runs]
+    taken = 0
+    open_runs: set[int] = set()
+    ready: set[int] = set()
+    for n, (name, which, odd) in enumerate(order):
+        if name == "start":
+            doc: Any = runs[which].start_doc
+            open_runs.add(which)
+        elif name == "descriptor":
+            doc = described[which].descriptor_doc
+            ready |= {which} & open_runs
+        elif name == "stop":
+            doc = {"run_start": runs[which].start_doc["uid"], "uid": str(n), "time": 5.0, "exit_status": "success"}
+            open_runs.discard(which)
+            ready.discard(which)
+        elif name == "event":
+            value = "text" if odd else 1.5
+            doc = {"descriptor": described[which].descriptor_doc["uid"], "uid": str(n), "time": 5.0, "seq_num": 1}
+            doc |= {"data": {"a": value}, "timestamps": {"a": 5.0}, "filled": {}}
+            taken += which in ready
+        else:
+            doc = page_of(described[which], 1, a=[1, "x"] if odd else [1, 2], times=[5.0, 6.0])
+            taken += 2 * (which in ready)
+        callback(name, doc)
+
+    statuses = callback.status()
+    callback.close(timeout_s=0)
+
+    for status in statuses:
+        assert_adds_up(status)
+    assert sum(status.points.seen for status in statuses) == taken
