@@ -430,8 +430,8 @@ class Delivery:
         return None
 
     def _first_channels(self, time_base: str) -> tuple[str, ...]:
-        layouts = (layout for layout in self.account.layouts.values() if layout.time_base == time_base)
-        return tuple(channel.name for layout in layouts for channel in layout.channels)
+        first = next(layout for layout in self.account.layouts.values() if layout.time_base == time_base)
+        return tuple(channel.name for channel in first.channels)
 
     def _task(self, kind: Kind, stream: StreamState, *, chunk: Chunk | None = None, may_exist: bool = False) -> Task:
         edited = self.state.edited
