@@ -90,6 +90,7 @@ class LineFile:
             os.close(self._descriptor)
             raise
         self._torn = False
+        self._named = False  # whether its name in the folder survives a power cut too
 
     def append(self, lines: bytes) -> None:
         """Write whole lines, all of them or none.
@@ -113,6 +114,9 @@ class LineFile:
     def sync(self) -> None:
         """Have everything appended so far survive a power cut; may take as long as the disk needs."""
         sync_file(self._descriptor)
+        if not self._named:
+            sync_folder(self.path.parent)
+            self._named = True
 
     def close(self) -> None:
         """Close the file; idempotent."""
@@ -234,11 +238,12 @@ class JournalReader:
         self.damaged = 0
         self._descriptor = -1
         self._synced_segment = position.segment
+        self._named = False  # whether the folder was synced
         self._rest = b""  # the beginning of a line whose end is not there yet
 
     def read(self) -> Iterator[Line]:
         """The lines written since the last call; ends where no whole line follows. Bounded memory."""
-        self._rest = b""  # read again: its writer may have taken half a line back meanwhile
+        self._rest = b""
         while True:
             block = self._block()
             if not block:
@@ -261,6 +266,9 @@ class JournalReader:
                     sync_file(descriptor)
                 finally:
                     os.close(descriptor)
+        if self._synced_segment != self.position.segment or not self._named:
+            sync_folder(self._folder)  # the names of the segments
+            self._named = True
         self._synced_segment = self.position.segment
 
     def close(self) -> None:
@@ -277,11 +285,16 @@ class JournalReader:
                 )
             except FileNotFoundError:
                 return b""
-        os.lseek(self._descriptor, self.position.offset + len(self._rest), os.SEEK_SET)
-        return os.read(self._descriptor, BLOCK_BYTES)
+        # From the line's beginning: its writer may have taken half of it back meanwhile and written another there.
+        os.lseek(self._descriptor, self.position.offset, os.SEEK_SET)
+        block = os.read(self._descriptor, BLOCK_BYTES + len(self._rest))
+        if len(block) <= len(self._rest) and b"\n" not in block:
+            self._rest = block
+            return b""
+        return block
 
     def _lines(self, block: bytes) -> Iterator[Line]:
-        *texts, self._rest = (self._rest + block).split(b"\n")
+        *texts, self._rest = block.split(b"\n")
         for text in texts:
             begin = self.position
             self.position = Position(begin.segment, begin.offset + len(text) + 1)
