@@ -519,6 +519,27 @@ def test_the_same_start_again_changes_nothing(callback: AtomscaleCallback, serve
     assert [values(server.points(stream.data_id)) for stream in server.streams()] == [{"a": [1, 2]}]
 
 
+def test_a_run_that_is_replayed_is_not_sent_again(
+    callback: AtomscaleCallback, server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(callback)
+    primary = run.describe("a")
+    run.event(primary, a=1)
+    run.stop()
+    assert callback.drain(timeout_s=10)
+
+    for name, doc in list(run.sent):
+        callback(name, dict(doc))
+    other = [("start", run.start | {"more": "content"}), *run.sent[1:]]
+    for name, doc in other:
+        callback(name, doc)
+
+    assert callback.drain(timeout_s=10)
+    assert [stream.points for stream in server.streams()] == [1]
+    assert "was taken before and is not sent again" in caplog.text
+    assert "was taken before with other content" in caplog.text
+
+
 def test_every_document_twice_is_as_good_as_once(
     engine: RunEngine, callback: AtomscaleCallback, recorder: Recorder, server: LocalServer
 ) -> None:
@@ -803,16 +824,18 @@ def test_documents_in_any_order_never_raise_and_the_account_adds_up(
     described = [run.compose_descriptor(name="primary", data_keys={"a": NUMBER}) for run in runs]
     taken = 0
     open_runs: set[int] = set()
+    ended: set[int] = set()
     ready: set[int] = set()
     for n, (name, which, odd) in enumerate(order):
         if name == "start":
             doc: Any = runs[which].start_doc
-            open_runs.add(which)
+            open_runs |= {which} - ended  # a run that was taken to its end is not taken again
         elif name == "descriptor":
             doc = described[which].descriptor_doc
             ready |= {which} & open_runs
         elif name == "stop":
             doc = {"run_start": runs[which].start_doc["uid"], "uid": str(n), "time": 5.0, "exit_status": "success"}
+            ended |= {which} & open_runs
             open_runs.discard(which)
             ready.discard(which)
         elif name == "event":
