@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 import weakref
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -324,7 +324,7 @@ class AtomscaleCallback:
                 run.leave_out(NOT_SELECTED, doc.get("data") or ())
                 return
             uid = doc["uid"]
-            if uid in run.seen:
+            if run.has_seen(uid):
                 self._ignored["event seen before"] += 1
                 return
             if run.settled:
@@ -346,8 +346,8 @@ class AtomscaleCallback:
             if event_stream is None:
                 run.leave_out(NOT_SELECTED, doc.get("data") or (), len(uids))
                 return
-            if any(uid in run.seen for uid in uids):
-                doc = _without(doc, [i for i, uid in enumerate(uids) if uid in run.seen])
+            if any(map(run.has_seen, uids)):
+                doc = _without(doc, [i for i, uid in enumerate(uids) if run.has_seen(uid)])
                 self._ignored["event seen before"] += len(uids) - len(doc["uid"])
                 uids = list(doc["uid"])
             if run.settled:
@@ -475,9 +475,9 @@ class _Run:
         self.writer: RunWriter | None = None  # None: the spool had no room for it, or it is settled
         self.settled = False  # its files say how it ended
         self.event_streams: dict[str, EventStream | None] = {}
-        self.seen: set[str] = set()
         self.unannounced = 0  # rows since the uploader was woken
-        self._recent: deque[str] = deque()
+        self._seen: set[str] = set()  # the youngest events
+        self._seen_before: set[str] = set()  # those before them
         self._layouts = 0
         self._left_out: Counter[tuple[str, str]] = Counter()  # reason, key
 
@@ -486,12 +486,15 @@ class _Run:
         self._layouts += 1
         return self._layouts - 1
 
+    def has_seen(self, uid: str) -> bool:
+        """Whether this event came before, among the last `REMEMBERED_EVENTS` at least."""
+        return uid in self._seen or uid in self._seen_before
+
     def remember(self, uid: str) -> None:
-        """Note an event's uid, and forget the oldest when there are many."""
-        self.seen.add(uid)
-        self._recent.append(uid)
-        if len(self._recent) > REMEMBERED_EVENTS:
-            self.seen.discard(self._recent.popleft())
+        """Note an event's uid, and forget the oldest ones, many at once, when there are many."""
+        self._seen.add(uid)
+        if len(self._seen) > REMEMBERED_EVENTS:
+            self._seen, self._seen_before = set(), self._seen
 
     def leave_out(self, reason: str, keys: Any, events: int = 1) -> None:
         """Count readings that do not reach the journal."""

@@ -124,6 +124,7 @@ class EventStream:
         self._data_keys: Mapping[str, Any] = descriptor.get("data_keys") or {}
         self._hinted = _hinted(descriptor)
         self._selection = selection
+        self._events_by_reading = selection.by_reading(self.name, page=False)
         self._started = started
         self._next_layout = next_layout
         self._bases: list[_TimeBase] = []
@@ -157,7 +158,7 @@ class EventStream:
             raise ChannelError(
                 f"an event of event stream {self.name!r} has no {error.args[0]!r}; it is left out"
             ) from None
-        by_reading = self._selection.by_reading(self.name, page=False)
+        by_reading = self._events_by_reading
         stamps = doc.get("timestamps") or {}
         if not self._bases:
             self._arrange(data, doc.get("filled") or {}, stamps if by_reading else None)

@@ -544,8 +544,7 @@ class Delivery:
     def _sync_journal_to(self, chunk: Chunk) -> None:
         """What is sent must be on disk: after a power cut the same rows have to make the same chunk."""
         if self._reader.position > self._synced_to:
-            self._reader.sync()
-            self._synced_to = self._reader.position
+            self._synced_to = self._reader.sync()
 
     # ---- decisions -------------------------------------------------------------------------------------------------
 

@@ -257,19 +257,24 @@ class JournalReader:
                     continue
             yield from self._lines(block)
 
-    def sync(self) -> None:
-        """Have all that was read so far survive a power cut, also what another process wrote."""
-        for segment in segments(self._folder):
-            if self._synced_segment <= segment <= self.position.segment:
-                descriptor = os.open(segment_path(self._folder, segment), os.O_RDWR | _O_BINARY | _O_CLOEXEC)
-                try:
-                    sync_file(descriptor)
-                finally:
-                    os.close(descriptor)
+    def sync(self) -> Position:
+        """Have what is written so far survive a power cut, also what another process wrote; gives how far that is."""
+        reached = self.position
+        for segment in range(self._synced_segment, self.position.segment + 1):
+            descriptor = os.open(segment_path(self._folder, segment), os.O_RDWR | _O_BINARY | _O_CLOEXEC)
+            try:
+                size = os.lseek(descriptor, 0, os.SEEK_END)
+                sync_file(descriptor)
+                os.lseek(descriptor, max(0, size - 1), os.SEEK_SET)
+                if os.read(descriptor, 1) == b"\n":  # half a line may still be taken back and written anew
+                    reached = max(reached, Position(segment, size))
+            finally:
+                os.close(descriptor)
         if self._synced_segment != self.position.segment or not self._named:
             sync_folder(self._folder)  # the names of the segments
             self._named = True
         self._synced_segment = self.position.segment
+        return reached
 
     def close(self) -> None:
         """Close the file; idempotent."""

@@ -303,11 +303,10 @@ def encode(value: JournalLine | LedgerLine | OrderLine) -> bytes:
 
 def encode_row(layout: int, number: int, time: float, event_uid: str, values: bytes, gaps: dict[str, str]) -> bytes:
     """The JSON text of a row whose `values` are encoded already."""
+    head = orjson.dumps((layout, number, time, event_uid))[:-1]
     if gaps:
-        return b'[%d,%d,%b,%b,%b,%b]' % (
-            layout, number, repr(time).encode(), orjson.dumps(event_uid), values, orjson.dumps(gaps),
-        )  # fmt: skip
-    return b"[%d,%d,%b,%b,%b]" % (layout, number, repr(time).encode(), orjson.dumps(event_uid), values)
+        return b"%b,%b,%b]" % (head, values, orjson.dumps(gaps))
+    return b"%b,%b]" % (head, values)
 
 
 def decode_journal(payload: bytes) -> JournalLine | Row:

@@ -7,13 +7,16 @@ Nothing is repeated, noted or waited for.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
 from .chunks import Chunk
 from .client import Client, Pushed
 from .delivery import Kind, Points, Task
-from .errors import ApiError, ApiRefusedError
+from .errors import ApiError, ApiRefusedError, ApiUnavailableError
 from .wire import CLOSED, push_bytes
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -38,12 +41,16 @@ class Knowledge:
 
 
 def perform(client: Client, task: Task, knowledge: Knowledge) -> Outcome:
-    """Do one task, and tell what came of it; an error of the API is part of that."""
+    """Do one task, and tell what came of it; whatever goes wrong is part of that."""
     outcome = Outcome(task)
     try:
         _perform(client, task, outcome, knowledge)
     except ApiError as error:
         outcome.error = error
+    except Exception as error:  # noqa: BLE001 - logged below
+        # A mistake of ours must not end the thread, and with it the delivery of everything: it is said, and tried again.
+        _logger.exception("%s failed in a way that it should not", task)
+        outcome.error = ApiUnavailableError(f"{task}: {type(error).__name__}: {error}")
     return outcome
 
 

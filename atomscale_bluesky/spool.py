@@ -28,9 +28,20 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 
 from .errors import SpoolError, SpoolFullError
-from .journal import JournalReader, JournalWriter, LineFile, last_line, line, payload_of, sync_folder
+from .journal import (
+    JournalReader,
+    JournalWriter,
+    LineFile,
+    last_line,
+    line,
+    payload_of,
+    segment_path,
+    segments,
+    sync_folder,
+)
 from .ledger import Ledger
 from .lines import FORMAT, Header, Links, OrderLine, Stop, decode_journal, decode_order, encode
 
@@ -52,7 +63,6 @@ class RunLock:
     """One owner's claim on a run, held through the operating system while the owner lives."""
 
     def __init__(self, path: Path) -> None:
-        # Here, because it costs more to import than the rest of the package together.
         from filelock import FileLock
 
         self._lock = FileLock(path, mode=0o600, thread_local=False)
@@ -86,6 +96,7 @@ class RunWriter:
             raise SpoolError(f"{folder} belongs to another process")
         self._journal = JournalWriter(folder)
         self.dirty = True  # appended to since the last sync
+        self._named = False  # whether the folder's own name survives a power cut
         self._journal.append(line(encode(header)))
 
     def append(self, payloads: list[bytes], *, always: bool = False) -> None:
@@ -104,7 +115,7 @@ class RunWriter:
         self._journal.append(lines)
         self._spool.used_bytes += len(lines)
         if self._spool.sync_each:
-            self._journal.sync()
+            self.sync()
         else:
             self.dirty = True
 
@@ -112,11 +123,14 @@ class RunWriter:
         """Have what was appended survive a power cut."""
         self.dirty = False
         self._journal.sync()
+        if not self._named:
+            sync_folder(self.folder.parent)
+            self._named = True
 
     def close(self) -> None:
         """Sync, close and let go of the run; idempotent."""
         with contextlib.suppress(OSError):
-            self._journal.sync()
+            self.sync()
         self._journal.close()
         self._lock.release()
 
@@ -145,6 +159,10 @@ class Spool:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._guard = threading.Lock()  # around the thread's start and end, held for memory operations only
+        # filelock costs more to import than the rest of the package, so whoever has no spool is spared it; and it is
+        # imported here rather than by a thread later, because a process that forks meanwhile would leave it half done.
+        import filelock  # noqa: F401
+
         _prepare_folder(path)
         self._look_after_room()
 
@@ -162,6 +180,8 @@ class Spool:
             SpoolFullError: There is no room for a further run.
             SpoolError: The folder cannot be made.
         """
+        with self._guard:
+            self._start_thread()  # also where there is no room: it notices when there is some again
         if not self.has_room:
             raise SpoolFullError(f"the spool has no room: {self.why_no_room}")
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
@@ -174,7 +194,6 @@ class Spool:
             raise SpoolError(f"spool {self.path} takes no further run: {error}") from error
         with self._guard:
             self._writers.append(writer)
-            self._start_thread()
         return writer
 
     def release(self, writer: RunWriter) -> None:
@@ -374,15 +393,21 @@ class Spool:
                 file.close()
 
     def _remove_corpse(self, folder: Path) -> None:
-        """Remove the folder of a run whose writer died before it had written the header: nothing was accepted."""
+        """Remove the folder of a run whose writer died before it had written the header: nothing was accepted.
+
+        Raises:
+            SpoolError: There are lines, so it is no such run: its header is damaged, and the rest is kept.
+        """
         lock = RunLock(folder / _WRITER_LOCK)
         try:
             age = time.time() - folder.stat().st_mtime
-            if age > 60 and lock.acquire():
-                lock.release()
-                if read_header(folder) is None and not any((folder / LEDGER).parent.glob("journal-*2.jsonl")):
-                    shutil.rmtree(folder, ignore_errors=True)
-        except OSError:
+            if age <= 60 or not lock.acquire():
+                return
+            lock.release()
+            if _has_lines(folder):
+                raise SpoolError(f"{folder} holds a run whose header is damaged; its other lines are kept")
+            shutil.rmtree(folder, ignore_errors=True)
+        except FileNotFoundError:  # removed meanwhile
             return
 
 
@@ -397,6 +422,7 @@ class Claim:
             raise SpoolError(
                 f"{folder} was written in format {header.format}, this version knows up to {FORMAT}; update the package"
             )
+        sync_folder(spool.path)  # before anything of it is sent, the run can be found again after a power cut
         self.folder = folder
         self.header = header
         self.ledger = Ledger(folder / LEDGER)
@@ -444,6 +470,11 @@ class Claim:
         if all(finished.get("folder") != folder for finished in self._spool.history()):
             self._spool.add_to_history(entry)
         self.ledger.close()
+        # The ledger goes last: a journal that is found without one would be delivered again from its beginning.
+        for segment in reversed(segments(self.folder)):
+            segment_path(self.folder, segment).unlink(missing_ok=True)
+        sync_folder(self.folder)
+        (self.folder / LEDGER).unlink(missing_ok=True)
         self._lock.release()
         lock.release()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -464,8 +495,6 @@ _NETWORK = frozenset(
 
 def network_file_system(path: Path) -> str | None:
     """The kind of file system if `path` is on one of another machine, None if it is on this one."""
-    import psutil
-
     here = path.resolve()
     best = ("", "", "")
     for partition in psutil.disk_partitions(all=True):
@@ -474,6 +503,15 @@ def network_file_system(path: Path) -> str | None:
             best = (partition.mountpoint, partition.fstype.lower(), partition.opts)
     _, kind, options = best
     return kind if kind in _NETWORK or "remote" in options.split(",") else None
+
+
+def _has_lines(folder: Path) -> bool:
+    """Whether anything was ever written to a run's journal, damaged or not."""
+    reader = JournalReader(folder)
+    try:
+        return next(reader.read(), None) is not None or reader.damaged > 0
+    finally:
+        reader.close()
 
 
 def has_stop(folder: Path) -> bool:

@@ -79,8 +79,7 @@ def test_the_example_with_a_monitor_gives_it_a_stream_of_its_own_in_each_run(
     for stream in monitored:
         assert stream.channels == ("chamber_pressure",)
         times = server.points(stream.data_id)["chamber_pressure"].times
-        assert len(times) > 1
-        assert times == sorted(times)
+        assert len(times) > 1  # in order of arrival, which two threads of a device may mix
 
 
 def test_the_start_up_file_gives_a_runengine_that_streams_and_refuses_unusable_metadata(
