@@ -68,6 +68,7 @@ class Ending(msgspec.Struct):
 class Told:
     """What the parent has read of a child's reports."""
 
+    plain: bool = True  # nothing of the bench, and no sync, lengthens its calls
     returned: int = 0  # documents whose call returned
     calls: list[tuple[str, float]] = field(default_factory=list)  # kind of document, seconds
     at: list[float] = field(default_factory=list)  # monotonic: when each returned

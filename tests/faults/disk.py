@@ -224,7 +224,7 @@ def after_power_cut(log: list[dict[str, Any]], target: Path, *, strict: bool, se
         if op == "create":
             current[path] = f"{path}#{entry['n']}"
             files[current[path]] = _File()
-        if op in {"create", "mkdir", "unlink", "rmdir", "rename"}:
+        if op in {"create", "mkdir", "unlink", "rmdir", "rename"} and path:  # the root itself is safe
             names.append(entry | {"file": current.get(path)})
         if op == "rename":
             current[entry["to"]] = current.pop(path, "")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from atomscale_bluesky.server import LOGIN_PAGE, Fault
 
+from . import disk
 from .bench import Bench, Result, bench
 from .story import Doc
 
@@ -442,3 +445,223 @@ def two_processes_one_spool(b: Bench) -> None:
     told = [b.ended(child.wait()) for child in children]
     accepted = [doc for story, t in zip(stories, told, strict=True) for doc in story.documents()[: t.returned]]
     _recovered(b, accepted, [])
+
+
+# ---- no room ---------------------------------------------------------------------------------------------------------
+
+
+def _left_out_openly(b: Bench, documents: list[Doc], reason: str = "no room in the spool") -> None:
+    """What is not there must be counted as left out for want of room; nothing else may be missing."""
+    verdict = b.judge(documents, lost=False)
+    counted = sum(entry["left_out"].get(reason, 0) for entry in b.history())
+    texts = _numeric_only(documents, verdict.lost_points)
+    b.check(counted >= verdict.lost, f"{verdict.lost} points are missing, {counted} readings are counted as left out")
+    b.check(counted <= verdict.lost + texts, f"{verdict.lost} points are missing, but {counted} are counted")
+    b.result.allowed_lost += verdict.lost
+    b.result.counts["readings left out openly"] += counted
+
+
+def _numeric_only(documents: list[Doc], lost: list[Any]) -> int:
+    """How many readings of the documents that left points out are none: text, gaps, and repeats of a document."""
+    missing = {point.document for _, point in lost}
+    readings = 0
+    for number, (_, kind, doc) in enumerate(documents):
+        if kind == "event" and number in missing:
+            readings += len(doc["data"])
+        elif kind == "event_page" and number in missing:
+            readings += sum(len(column) for column in doc["data"].values())
+    return readings + sum(len(doc["data"]) for _, kind, doc in documents if kind == "event" and "note" in doc["data"])
+
+
+@scenario("A file that takes no more: readings are left out and counted, what was kept arrives.")
+def disk_full(b: Bench) -> None:
+    story = b.story(points=b.chance.randrange(60, 200), repeats=0.0)
+    documents = story.documents()
+    limit = b.chance.randrange(2000, 12_000)
+    told = b.ended(b.child(story, file_limit=limit, drain_s=0.0, settings={"offline": True}).wait())
+    b.check(told.returned == len(documents), "the plan did not come to its end")
+    ending = b.recover()
+    b.check(ending is not None and ending.drained, f"not drained: {ending}")
+    if any(entry["interrupted"] for entry in b.history()):
+        # Not even the stop found room, nor did the count of what was left out.
+        b.result.counts["the stop found no room"] += 1
+        b.result.allowed_lost += b.judge(documents, lost=False).lost
+    else:
+        _left_out_openly(b, documents)
+
+
+@scenario("The spool's limit: new readings are left out and counted, and taken again when there is room.")
+def spool_limit(b: Bench) -> None:
+    story = b.story(runs=1, points=4000, keys=10, gaps=0.0, repeats=0.0, late=False)
+    documents = story.documents()
+    b.server.unreachable()
+    filler = b.spool / "20000101T000000-filler00"
+    filler.mkdir(parents=True)
+    kept = filler / "filler"
+    kept.write_bytes(bytes(b.chance.randrange(700_000, 980_000)))
+    callback = b.callback(spool_max_bytes=1_000_000, points_per_chunk=100)
+    b.play(callback, documents[:3000])
+    b.check(not callback._spool.has_room, "the limit was not noticed")
+    kept.unlink()
+    filler.rmdir()
+    b.check(_until(lambda: callback._spool.has_room, 5.0), "the room was not noticed")
+    b.server.reachable()
+    b.play(callback, documents[3000:])
+    b.check(callback.drain(30.0), f"not drained: {_left(callback)}")
+    _left_out_openly(b, documents)
+    b.check(b.result.verdict.held > 100 * 10, "nothing was taken again")
+
+
+@scenario("A spool that is full from the start takes readings as soon as there is room.")
+def spool_full_from_the_start(b: Bench) -> None:
+    filler = b.spool / "20000101T000000-filler00"
+    filler.mkdir(parents=True)
+    (filler / "filler").write_bytes(bytes(2_000_000))
+    callback = b.callback(spool_max_bytes=1_000_000)
+    first, second = b.story(points=20), b.story(points=20)
+    b.play(callback, first.documents())
+    (filler / "filler").unlink()
+    filler.rmdir()
+    b.check(_until(lambda: callback._spool.has_room, 3.0), "the room was not noticed")
+    b.play(callback, second.documents())
+    b.check(callback.drain(30.0), f"not drained: {_left(callback)}")
+    b.judge(second.documents())
+
+
+# ---- power cuts ------------------------------------------------------------------------------------------------------
+
+SYNC_S = 0.25
+# What a machine that does two things at once may add to it: the sync itself, and the thread's turn.
+SLACK_S = 0.15
+
+
+def _power_cut(b: Bench, *, durability: str, settings: dict[str, Any] | None = None, **choices: Any) -> None:
+    story = b.story(runs=b.chance.randrange(1, 3), at_once=True, points=b.chance.randrange(20, 200), **choices)
+    documents = story.documents()
+    log = b.folder / "disk.log"
+    if b.chance.random() < 0.3:
+        b.server.misbehave(*_weather(b, 0.3))
+    child = b.child(
+        story,
+        drain_s=20.0,
+        pace_s=b.chance.choice([0.0, 0.001, 0.005]),
+        record=str(log),
+        cut_at=b.chance.randrange(3, 6 * len(documents)) if b.chance.random() < 0.5 else None,
+        segment_bytes=b.chance.choice([None, None, 4096]),
+        settings={"durability": durability} | (settings or {}),
+    )
+    if b.chance.random() < 0.7:
+        child.read(timeout_s=b.chance.random() * 1.2)
+    else:
+        child.read(until=lambda told: told.ending is not None, timeout_s=20.0)
+    told = b.ended(child.kill())
+    b.result.counts["power cuts"] += 1
+    b.server.behave()
+    entries = disk.read_log(log)
+    cut = max([*(entry["t"] for entry in entries[-1:]), *told.at[-1:]])
+    strict = b.chance.random() < 0.5
+    b.spool = b.folder / "after"
+    disk.after_power_cut(entries, b.spool, strict=strict, seed=b.result.seed)
+    ending = b.recover(spool=b.spool)
+    b.check(ending is not None and ending.drained, f"not drained: {ending}")
+    accepted = documents[: told.returned]
+    verdict = b.judge(
+        accepted, begun=documents[told.returned : told.returned + 1], lost=False, forgiven=False, orphans=9
+    )
+    ages = [cut - told.at[point.document] for _, point in verdict.lost_points]
+    b.result.allowed_lost += verdict.lost
+    b.result.counts["power cuts that took something"] += bool(ages)
+    b.result.oldest_lost_s = max(ages, default=0.0)
+    limit = 0.0 if durability == "event" else SYNC_S + SLACK_S
+    way = "strict names" if strict else "journalled names"
+    b.check(max(ages, default=0.0) <= limit, f"lost readings {max(ages, default=0.0):.3f} s old ({way})")
+    b.check(verdict.orphans == 0 or strict, f"{verdict.orphans} orphans")
+
+
+@scenario("A power cut takes at most the readings of the last 250 ms; nothing is false or doubled afterwards.")
+def power_cut(b: Bench) -> None:
+    _power_cut(b, durability="interval")
+
+
+@scenario('With durability = "event" a power cut takes nothing that was accepted.')
+def power_cut_with_durability_event(b: Bench) -> None:
+    _power_cut(b, durability="event")
+
+
+# ---- damaged spools --------------------------------------------------------------------------------------------------
+
+
+@scenario("Damage in one run's files costs that run's damaged lines and no other run; nothing false, nothing twice.")
+def damaged_spool(b: Bench) -> None:
+    story = b.story(runs=3, at_once=True, points=b.chance.randrange(15, 80), stops=True)
+    documents = story.documents()
+    delivered = b.chance.random() < 0.6
+    if delivered:  # part of it was delivered before
+        b.server.misbehave(Fault(call=CHUNKS, skip=b.chance.randrange(1, 25), hang=True))
+        child = b.child(story, drain_s=30.0)
+        child.read(until=lambda told: told.returned >= len(documents))
+        _until(lambda: b.server.faults()[0].acted > 0, 1.0)
+        b.ended(child.kill(), killed=True)
+        b.server.behave()
+    else:
+        b.ended(b.child(story, drain_s=0.0, settings={"offline": True}).wait())
+    folders = sorted(path.parent for path in b.spool.glob("*/journal-0001.jsonl"))
+    if not folders:
+        return
+    folder = b.chance.choice(folders)
+    header = (folder / "journal-0001.jsonl").read_text()
+    victim = next(run for run in range(3) if story.uid(run) in header)
+    kind, most = _damage(b, folder)
+    b.result.counts[f"damage: {kind}"] += 1
+    # A day later, so that nothing is spared for being young.
+    for path in [folder, *folder.iterdir()]:
+        os.utime(path, (time.time() - 86_400, time.time() - 86_400))
+    ending = b.recover(timeout_s=6.0)
+    accepted = documents
+    # A chunk that was tried and has lost a row since is refused as changed: better than two truths.
+    verdict = b.judge(accepted, lost=False, forgiven=True, orphans=9, changed=False)
+    others = [point for channel, point in verdict.lost_points if channel.run != story.uid(victim)[:8]]
+    b.check(not others, f"{kind}: {len(others)} points of other runs are not there")
+    kept = folder.exists() and any(folder.glob("journal*"))
+    if kept:
+        b.result.counts["damaged run kept for a person"] += 1
+    else:
+        rows = {point.document for _, point in verdict.lost_points}
+        b.check(len(rows) <= most, f"{kind}: {len(rows)} documents are lost of a run that is gone")
+        counted = sum(entry["lost"] for entry in b.history())
+        b.result.counts["points lost to damage"] += verdict.lost
+        b.check(counted >= verdict.lost or most > 1, f"{kind}: {verdict.lost} points lost, {counted} counted")
+    b.result.allowed_lost += verdict.lost
+    b.check(ending is not None, "the recovering process fell")
+
+
+def _damage(b: Bench, folder: Path) -> tuple[str, int]:
+    """Damage a run; what was done, and how many documents that may cost."""
+    journals = sorted(folder.glob("journal-*.jsonl"))
+    ledger = folder / "ledger.jsonl"
+    ways = ["bit in a row", "bit in a line", "header", "journal cut"]
+    if ledger.exists():
+        ways += ["bit in the ledger", "ledger cut", "ledger line gone"]
+    way = b.chance.choice(ways)
+    path = ledger if "ledger" in way else journals[-1]
+    content = bytearray(path.read_bytes())
+    if way in {"bit in a row", "bit in a line", "bit in the ledger"}:
+        lines = content.split(b"\n")[:-1]
+        rows = [n for n, text in enumerate(lines) if text[9:10] == b"["] if way == "bit in a row" else []
+        chosen = b.chance.choice(rows or range(len(lines)))
+        begin = sum(len(text) + 1 for text in lines[:chosen])
+        at = begin + b.chance.randrange(len(lines[chosen]))
+        content[at] ^= 1 << b.chance.randrange(8)
+        most = 2 if way == "bit in a row" else 10**9
+    elif way == "header":
+        content[b.chance.randrange(9, content.index(b"\n"))] ^= 1
+        most = 0
+    elif way == "ledger line gone":
+        lines = content.split(b"\n")
+        del lines[b.chance.randrange(len(lines) - 1)]
+        content, most = bytearray(b"\n".join(lines)), 0
+    else:
+        content = content[: b.chance.randrange(content.index(b"\n"), len(content))]
+        most = 10**9
+    path.write_bytes(bytes(content))
+    return way, most
