@@ -48,7 +48,7 @@ def perform(client: Client, task: Task, knowledge: Knowledge) -> Outcome:
     except ApiError as error:
         outcome.error = error
     except Exception as error:  # noqa: BLE001 - logged below
-        # A mistake of ours must not end the thread, and with it the delivery of everything: it is said, and tried again.
+        # A mistake of ours must not end the thread and with it the delivery of everything: it is said, and tried again.
         _logger.exception("%s failed in a way that it should not", task)
         outcome.error = ApiUnavailableError(f"{task}: {type(error).__name__}: {error}")
     return outcome

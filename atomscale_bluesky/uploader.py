@@ -372,10 +372,10 @@ class Uploader:
             self._next_scan = 0.0
 
     def _guarded(self, delivery: Delivery, step: Callable[[], T]) -> T | None:
-        """Take a step of one run; if its files cannot be used, let go of it: a later scan starts again from them."""
+        """Take a step of one run; if it cannot go on, let go of it: a later scan starts again from its files."""
         try:
             return step()
-        except (SpoolError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - one run's files, or a mistake of ours, must not stop all the others
             folder = delivery.claim.folder
             self._trouble(folder, error)
             if folder in self._deliveries:
@@ -387,7 +387,8 @@ class Uploader:
         self.last_error = str(error)
         if folder not in self._foreign:
             self._foreign.add(folder)
-            _logger.error("run in %s cannot be delivered now, it is kept: %s", folder, error)
+            expected = isinstance(error, OSError)  # a SpoolError is one
+            _logger.error("run in %s cannot be delivered now, it is kept: %s", folder, error, exc_info=not expected)
 
     # ---- outcomes --------------------------------------------------------------------------------------------------
 
