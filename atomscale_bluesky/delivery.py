@@ -14,17 +14,16 @@ Whoever opens the run next, after any crash, reads the same two files and goes o
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from .account import Account, RunStatus
-from .chunks import Chunk, Column, Cutter, Resumed
+from .account import RunStatus
+from .chunks import Chunk, Column
+from .cutting import Cutting
 from .errors import ApiRefusedError
-from .journal import START, JournalReader, Line
+from .journal import START
 from .ledger import LedgerState, Life, StreamState
 from .lines import (
     Confirmed,
@@ -35,75 +34,24 @@ from .lines import (
     Ended,
     Finalized,
     Finalizing,
-    GivenUp,
     Initialized,
     Initializing,
-    Layout,
-    LedgerLine,
-    Left,
-    Links,
     Obeyed,
-    Opened,
     Parked,
-    Position,
     Refused,
     Retry,
-    Row,
     Settle,
     Tried,
     Unparked,
     Why,
-    decode_journal,
 )
-from .metadata import stream_label
 from .spool import Claim
+from .tasks import Kind, Points, Task
 
 _logger = logging.getLogger(__name__)
 
-# How many lines one look into the journal may take, so that a run with a long backlog does not hold up the others.
-LINES_PER_LOOK = 20_000
 # How many chunks of a run may have failed and wait for another attempt before no further one is begun.
 MAX_FAILED = 8
-# Channels with gaps get streams of their own up to this number per run, so that a broken sensor head with a thousand
-# channels does not make a thousand streams.
-MAX_OWN_STREAMS = 50
-
-
-# Points as they were read back: channel name → unit, times, values.
-Points = dict[str, tuple[str | None, list[float | None], list[float | None]]]
-
-
-class Kind(Enum):
-    """What a task asks of Atomscale."""
-
-    INITIALIZE = "initialize"
-    PUSH = "push"
-    READ_BACK = "read back"
-    FINALIZE = "finalize"
-
-
-@dataclass(slots=True)
-class Task:
-    """One thing to do for a metrology stream, and how often it was tried already."""
-
-    kind: Kind
-    stream: int
-    label: str
-    links: Links
-    points_per_chunk: int
-    data_id: str = ""
-    family: str = ""
-    chunk: Chunk | None = None
-    attempts: int = 0
-    not_before: float = 0.0  # monotonic
-    may_exist: bool = False  # an earlier attempt to initialize may have made the stream
-    apart: frozenset[str] = field(default_factory=frozenset)  # channels refused before: pushed one by one
-    forbidden_at: float | None = None  # monotonic: when it was first answered 403
-
-    def __str__(self) -> str:
-        """What a log line calls it."""
-        what = f"chunk {self.chunk.index} of " if self.chunk else ""
-        return f"{self.kind.value} {what}{self.label!r}"
 
 
 @dataclass(slots=True)
@@ -125,31 +73,19 @@ class Delivery:
     def __init__(self, claim: Claim, *, now: Callable[[], float] = time.time) -> None:
         self.claim = claim
         self.header = claim.header
-        self.account = Account()
         self.in_flight = 0
         self.to_settle = False  # a person says that the stop document will never come
-        self.at_end = False  # the journal was read to its present end
-        self.more_to_read = False  # the last look into the journal did not reach its end
         self.failed: deque[Task] = deque()
         self.last_error: str | None = None
         self._now = now
-        self._ready: deque[Chunk] = deque()
-        self._cutters: dict[str, Cutter] = {}
-        self._resume: dict[int, tuple[int, int, Position]] = {}
         self._apart: dict[int, set[str]] = {}
         self._flying: Counter[int] = Counter()  # tasks under way, by stream
         self._ending: dict[int, _Ending] = {}
         self._under_way: set[int] = set()  # streams being initialized or finalized, failed attempts included
         self._again = False  # orders were noted that change what this object has read already
-        self._read_all = False  # to the run's stop, and its last chunks cut
-        self._reader = JournalReader(claim.folder, START)
-        self._lines: Iterator[Line] = iter(())
-        self._synced_to = START
-        for stream in self._going_on():
-            self._resume[stream.opening.stream] = stream.resume()
-        self._from = min((position for _, _, position in self._resume.values()), default=START)
+        self.cutting = Cutting(claim.folder, claim.header, claim.ledger)
         if not (self.state.streams or self.parked):
-            self.open_stream(
+            self.cutting.open_stream(
                 why="run start", time_base=self.header.primary, from_row=0, position=START, channels=None, own=False
             )
 
@@ -164,7 +100,7 @@ class Delivery:
         if self.state.discarded:
             return self.stopped and self.in_flight == 0
         over = {Life.FINALIZED, Life.CLOSED}
-        return self._read_all and all(stream.life in over for stream in self.state.streams.values())
+        return self.cutting.read_all and all(stream.life in over for stream in self.state.streams.values())
 
     @property
     def parked(self) -> str | None:
@@ -179,11 +115,11 @@ class Delivery:
     @property
     def stopped(self) -> bool:
         """Whether the journal, as far as it was read, holds the run's stop."""
-        return self.account.stop is not None
+        return self.cutting.account.stop is not None
 
     def status(self) -> RunStatus:
         """The run as people and programs see it."""
-        return self.account.status(self.state)
+        return self.cutting.account.status(self.state)
 
     def settle_if_interrupted(self) -> bool:
         """If the run's writer is gone without a stop, note that; whether it was so."""
@@ -201,7 +137,7 @@ class Delivery:
         if self._again:
             return None
         if self.parked or self.state.discarded:
-            self._look(count_only=True)
+            self.cutting.look(count_only=True)
             return None
         task = self._end_streams() or self._initialize() or self._failed_again(now)
         if task is None and len(self.failed) < MAX_FAILED:
@@ -217,13 +153,13 @@ class Delivery:
     def about_to_initialize(self, task: Task, family: str) -> None:
         """The request is about to leave for this path family."""
         if self.state.streams[task.stream].family != family:
-            self.note(Initializing(task.stream, family), sync=True)
+            self.claim.ledger.note(Initializing(task.stream, family), sync=True)
         task.family = family
 
     def initialized(self, task: Task, data_id: str, family: str) -> None:
         """Atomscale has created the stream."""
         self._returned(task)
-        self.note(Initialized(task.stream, data_id, family), sync=True)
+        self.claim.ledger.note(Initialized(task.stream, data_id, family), sync=True)
         self._under_way.discard(task.stream)
 
     def pushed(self, task: Task, confirmed: tuple[str, ...], refused: dict[str, ApiRefusedError]) -> None:
@@ -234,7 +170,7 @@ class Delivery:
             return
         whole = set(confirmed) >= set(chunk.names)
         for name, error in refused.items():
-            self.note(Refused(task.stream, chunk.index, (name,), error.status, str(error)))
+            self.claim.ledger.note(Refused(task.stream, chunk.index, (name,), error.status, str(error)))
             self._apart.setdefault(task.stream, set()).add(name)
             self.last_error = str(error)
             _logger.error(
@@ -242,12 +178,12 @@ class Delivery:
                 chunk.index, name, task.label, error,
             )  # fmt: skip
         if confirmed:
-            self.note(Confirmed(task.stream, chunk.index, self._now(), None if whole else confirmed))
+            self.claim.ledger.note(Confirmed(task.stream, chunk.index, self._now(), None if whole else confirmed))
 
     def finalized(self, task: Task) -> None:
         """Atomscale has closed the stream."""
         self._returned(task)
-        self.note(Finalized(task.stream, self._now()), sync=True)
+        self.claim.ledger.note(Finalized(task.stream, self._now()), sync=True)
         self._under_way.discard(task.stream)
 
     def failed_attempt(
@@ -257,7 +193,7 @@ class Delivery:
         self._returned(task)
         self.last_error = str(error)
         if confirmed and task.chunk is not None:
-            self.note(Confirmed(task.stream, task.chunk.index, self._now(), confirmed))
+            self.claim.ledger.note(Confirmed(task.stream, task.chunk.index, self._now(), confirmed))
             task.chunk = task.chunk.only(name for name in task.chunk.names if name not in confirmed)
         task.attempts += 1
         task.not_before = not_before
@@ -267,9 +203,9 @@ class Delivery:
         """The stream cannot go on without a person; its data are kept."""
         self._returned(task)
         self.last_error = reason
-        self.note(Parked(reason, task.stream), sync=True)
+        self.claim.ledger.note(Parked(reason, task.stream), sync=True)
         self._under_way.discard(task.stream)
-        self._ready = deque(chunk for chunk in self._ready if chunk.stream != task.stream)
+        self.cutting.ready = deque(chunk for chunk in self.cutting.ready if chunk.stream != task.stream)
         self.failed = deque(other for other in self.failed if other.stream != task.stream)
         _logger.error(
             "%r is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit` or `retry`",
@@ -285,7 +221,7 @@ class Delivery:
         if why == "closed by the server":
             next_index = self.state.streams[task.stream].next_index
             ending.doubtful += [other.chunk for other in [task, *ours] if other.chunk is not None and other.attempts]
-            ending.doubtful += [c for c in self._ready if c.stream == task.stream and c.index < next_index]
+            ending.doubtful += [c for c in self.cutting.ready if c.stream == task.stream and c.index < next_index]
 
     def read_back(self, task: Task, points: Points) -> None:
         """Atomscale has told what the ended stream holds: what is there of the chunks in doubt counts as confirmed."""
@@ -293,7 +229,7 @@ class Delivery:
         for chunk in self._ending[task.stream].doubtful:
             confirmed = tuple(column.name for column in chunk.columns if _holds(points, chunk, column))
             if confirmed:
-                self.note(Confirmed(task.stream, chunk.index, self._now(), confirmed))
+                self.claim.ledger.note(Confirmed(task.stream, chunk.index, self._now(), confirmed))
         self._ending[task.stream].doubtful = []
 
     def obey(self) -> None:
@@ -306,25 +242,25 @@ class Delivery:
         for number, order in enumerate(orders[self.state.orders_obeyed :], start=self.state.orders_obeyed + 1):
             match order:
                 case Discard():
-                    self.note(Discarded(self._now(), number), sync=True)
+                    self.claim.ledger.note(Discarded(self._now(), number), sync=True)
                 case Edit():
-                    self.note(Edited(order.links, number, order.points_per_chunk), sync=True)
+                    self.claim.ledger.note(Edited(order.links, number, order.points_per_chunk), sync=True)
                 case Retry():
-                    self.note(Unparked(number), sync=True)
+                    self.claim.ledger.note(Unparked(number), sync=True)
                 case Settle():
-                    self.note(Obeyed(number), sync=True)
+                    self.claim.ledger.note(Obeyed(number), sync=True)
                     self.to_settle = True
             _logger.info("run %s: %s, as ordered", self.header.run_uid, type(order).__name__.lower())
             self._again = self._again or not isinstance(order, Settle)
 
     def close(self) -> None:
         """Let go of the run as it is."""
-        self._reader.close()
+        self.cutting.close()
         self.claim.close()
 
     def finish(self) -> bool:
         """Move the finished run into the history; False while its writer still has files open."""
-        self._reader.close()
+        self.cutting.close()
         status = self.status()
         entry = {
             "run_uid": status.run_uid,
@@ -336,8 +272,8 @@ class Delivery:
             "left_out": dict(status.points.left_out),
             "lost": status.points.lost,
             "discarded": status.points.discarded,
-            "interrupted": bool(self.account.stop and self.account.stop.interrupted),
-            "exit_status": self.account.stop.exit_status if self.account.stop else "",
+            "interrupted": bool(self.cutting.account.stop and self.cutting.account.stop.interrupted),
+            "exit_status": self.cutting.account.stop.exit_status if self.cutting.account.stop else "",
             "content": self.header.content,
             "endpoint": self.header.endpoint,
         }
@@ -370,18 +306,18 @@ class Delivery:
         return None
 
     def _push(self) -> Task | None:
-        if not (self._ready or self._read_all):
-            self._look()
-        for chunk in self._ready:
+        if not (self.cutting.ready or self.cutting.read_all):
+            self.cutting.look()
+        for chunk in self.cutting.ready:
             stream = self.state.streams[chunk.stream]
             if stream.life is not Life.INITIALIZED or chunk.stream in self._ending:
                 continue  # its time comes with its data_id, or with that of its continuation
             if not stream.answered and (self._flying[chunk.stream] or self._has_failed(chunk.stream)):
                 continue  # the first chunk goes alone: it shows whether the server takes chunks of this kind and size
-            self._ready.remove(chunk)
-            self._sync_journal_to(chunk)
+            self.cutting.ready.remove(chunk)
+            self.cutting.sync()
             if chunk.index >= stream.next_index:
-                self.note(_tried(chunk))
+                self.claim.ledger.note(_tried(chunk))
             return self._task(Kind.PUSH, stream, chunk=self._unconfirmed(stream, chunk))
         return None
 
@@ -389,13 +325,13 @@ class Delivery:
         return any(task.stream == stream for task in self.failed)
 
     def _finalize(self) -> Task | None:
-        if not self._read_all or self._ready or self.failed:
+        if not self.cutting.read_all or self.cutting.ready or self.failed:
             return None
         for number, stream in self.state.streams.items():
             if number in self._under_way or stream.parked or not stream.settled:
                 continue
             if stream.life is Life.INITIALIZED:
-                self.note(Finalizing(number), sync=True)
+                self.claim.ledger.note(Finalizing(number), sync=True)
             elif stream.life is not Life.FINALIZING:
                 continue
             self._under_way.add(number)
@@ -412,10 +348,10 @@ class Delivery:
                 return self._task(Kind.READ_BACK, stream)
             del self._ending[number]
             why = ending.why
-            rests = stream.rests(stream.opening.channels or self._first_channels(stream.opening.time_base))
-            self.note(Ended(number, why), sync=True)
+            rests = stream.rests(stream.opening.channels or self.cutting.first_channels(stream.opening.time_base))
+            self.claim.ledger.note(Ended(number, why), sync=True)
             for (from_row, skip, position), channels in rests.items():
-                self.open_stream(
+                self.cutting.open_stream(
                     why=why,
                     time_base=stream.opening.time_base,
                     from_row=from_row,
@@ -428,10 +364,6 @@ class Delivery:
             _logger.warning("%r ended (%s); its run goes on in a further stream", stream.opening.label, why)
             self._again = True
         return None
-
-    def _first_channels(self, time_base: str) -> tuple[str, ...]:
-        first = next(layout for layout in self.account.layouts.values() if layout.time_base == time_base)
-        return tuple(channel.name for channel in first.channels)
 
     def _task(self, kind: Kind, stream: StreamState, *, chunk: Chunk | None = None, may_exist: bool = False) -> Task:
         edited = self.state.edited
@@ -462,172 +394,6 @@ class Delivery:
         """What is left to push of a chunk that was pushed in part before."""
         confirmed = stream.confirmed_channels.get(chunk.index)
         return chunk.only(name for name in chunk.names if name not in confirmed) if confirmed else chunk
-
-    # ---- reading and cutting ---------------------------------------------------------------------------------------
-
-    def _look(self, *, count_only: bool = False) -> None:
-        """Read the journal on until a chunk is ready, its present end, or for a good while."""
-        self.more_to_read = self.at_end = False
-        for _ in range(LINES_PER_LOOK):
-            found = next(self._lines, None)
-            if found is None:
-                self._lines = self._reader.read()
-                found = next(self._lines, None)
-                if found is None:
-                    self.at_end = True
-                    return
-            self._take(found, count_only)
-            if self._ready or self._read_all:
-                self.at_end = self._read_all
-                return
-        self.more_to_read = True
-
-    def _take(self, found: Line, count_only: bool) -> None:
-        if found.payload.startswith(b"[") and found.position >= self._from and not count_only:
-            row = decode_journal(found.payload)
-            if isinstance(row, Row):
-                self.account.take_row(row)
-                time_base = self.account.layouts[row.layout].time_base
-                self._collect(self._cutters[time_base].row(found.position, row))
-            return
-        line = self.account.take(found.payload)
-        if count_only:
-            return
-        if isinstance(line, Layout):
-            self._layout(line, found.position)
-        elif self.stopped:
-            for cutter in self._cutters.values():
-                self._collect(cutter.finish())
-            self._read_all = True
-
-    def _layout(self, layout: Layout, position: Position) -> None:
-        cutter = self._cutters.get(layout.time_base)
-        if cutter is not None:
-            cutter.layout(layout, from_row=self.account.next_row[layout.time_base], position=position)
-            return
-        streams = self._streams_of(layout.time_base)
-        if not streams and layout.channels:
-            self.open_stream(
-                why="event stream", time_base=layout.time_base, from_row=0, position=position, channels=None, own=False
-            )
-            streams = self._streams_of(layout.time_base)
-        own = {name for stream in streams if stream.opening.own for name in stream.opening.channels or ()}
-        going_on = self._going_on()
-        self._cutters[layout.time_base] = Cutter(
-            layout,
-            non_finite=self.header.non_finite,
-            decisions=_Decisions(self, layout.time_base),
-            streams=[self._resumed(stream) for stream in streams if stream in going_on],
-            waiting={name: row for stream in streams for name, row in stream.left.items() if name not in own},
-            known={name for stream in streams for name in stream.opening.channels or ()},
-        )
-
-    def _streams_of(self, time_base: str) -> list[StreamState]:
-        return [stream for stream in self.state.streams.values() if stream.opening.time_base == time_base]
-
-    def _going_on(self) -> list[StreamState]:
-        """The metrology streams that take further chunks."""
-        return [stream for stream in self.state.streams.values() if not stream.ended]
-
-    def _resumed(self, stream: StreamState) -> Resumed:
-        index, from_row, _ = self._resume.get(stream.opening.stream) or stream.resume()
-        return Resumed(stream.opening, index, from_row, stream.left, tuple(stream.ahead))
-
-    def _collect(self, chunks: Iterator[Chunk]) -> None:
-        """Keep the chunks that are still to be pushed; those of before that are confirmed or refused are not."""
-        for chunk in chunks:
-            stream = self.state.streams[chunk.stream]
-            waits = chunk.index >= stream.next_index or chunk.index in stream.tried
-            if waits and chunk.index not in stream.refused and not stream.parked:
-                self._ready.append(chunk)
-
-    def _sync_journal_to(self, chunk: Chunk) -> None:
-        """What is sent must be on disk: after a power cut the same rows have to make the same chunk."""
-        if self._reader.position > self._synced_to:
-            self._synced_to = self._reader.sync()
-
-    # ---- decisions -------------------------------------------------------------------------------------------------
-
-    def open_stream(
-        self,
-        *,
-        why: Why,
-        time_base: str,
-        from_row: int,
-        position: Position,
-        channels: tuple[str, ...] | None,
-        own: bool,
-        skip: tuple[tuple[int, int], ...] = (),
-        points_per_chunk: int | None = None,
-    ) -> Opened:
-        """Begin a further metrology stream of the run."""
-        number = len(self.state.streams)
-        token = secrets.token_hex(4)
-        earlier = sum(stream.opening.time_base == time_base for stream in self.state.streams.values())
-        edited = self.state.edited
-        opening = Opened(
-            stream=number,
-            time_base=time_base,
-            from_row=from_row,
-            why=why,
-            label=stream_label(
-                self.header.label,
-                event_stream=None if time_base == self.header.primary else time_base,
-                number=earlier + 1,
-                run_uid=self.header.run_uid,
-                token=token,
-            ),
-            token=token,
-            points_per_chunk=points_per_chunk or (edited and edited.points_per_chunk) or self.header.points_per_chunk,
-            skip=skip,
-            segment=position.segment,
-            offset=position.offset,
-            channels=channels,
-            own=own,
-        )
-        self.note(opening, sync=True)
-        return opening
-
-    def gives_up(self, time_base: str, channel: str) -> bool:
-        """Whether the run has so many streams of single channels that this one gets none."""
-        given_up = self.state.given_up
-        if (time_base, channel) not in given_up:
-            if sum(stream.opening.own for stream in self.state.streams.values()) < MAX_OWN_STREAMS:
-                return False
-            self.note(GivenUp(time_base, channel))
-            _logger.error(
-                "channel %r of run %s has gaps, as %d others have: its further points are left out",
-                channel, self.header.run_uid, MAX_OWN_STREAMS,
-            )  # fmt: skip
-        return True
-
-    def note(self, fact: LedgerLine, *, sync: bool = False) -> None:
-        """Write a fact into the ledger."""
-        self.claim.ledger.note(fact, sync=sync)
-
-
-@dataclass(slots=True)
-class _Decisions:
-    """What the cutter of one time base decides, noted in the run's ledger."""
-
-    delivery: Delivery
-    time_base: str
-
-    def open(
-        self, *, why: Why, from_row: int, position: Position, channels: tuple[str, ...], own: bool
-    ) -> Opened | None:
-        if own and self.delivery.gives_up(self.time_base, channels[0]):
-            return None
-        return self.delivery.open_stream(
-            why=why, time_base=self.time_base, from_row=from_row, position=position, channels=channels, own=own
-        )
-
-    def leave(self, left: Left) -> None:
-        if left.channel not in self.delivery.state.streams[left.stream].left:
-            self.delivery.note(left)
-
-    def noted(self, stream: int, index: int) -> Tried | None:
-        return self.delivery.state.streams[stream].tried.get(index)
 
 
 def _holds(points: Points, chunk: Chunk, column: Column) -> bool:

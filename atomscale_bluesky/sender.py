@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from .chunks import Chunk
 from .client import Client, Pushed
-from .delivery import Kind, Points, Task
 from .errors import ApiError, ApiRefusedError, ApiUnavailableError
+from .tasks import Kind, Points, Task
 from .wire import CLOSED, push_bytes
 
 _logger = logging.getLogger(__name__)

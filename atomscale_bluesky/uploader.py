@@ -26,12 +26,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from .client import Client
-from .delivery import Delivery, Kind, Task
+from .delivery import Delivery
 from .errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError, SpoolError
 from .pause import Pause
 from .sender import Knowledge, Outcome, perform
 from .settings import Settings
 from .spool import Spool, read_header
+from .tasks import Kind, Task
 from .wire import FAMILIES
 
 _logger = logging.getLogger(__name__)
@@ -248,7 +249,7 @@ class Uploader:
                 continue
             idle_turns = 0
             self._send(delivery, task)
-        return self._in_flight > 0 or any(delivery.more_to_read for delivery in self._deliveries.values())
+        return self._in_flight > 0 or any(delivery.cutting.more_to_read for delivery in self._deliveries.values())
 
     def _send(self, delivery: Delivery, task: Task) -> None:
         if task.kind is Kind.INITIALIZE and not task.family:
@@ -267,7 +268,7 @@ class Uploader:
         now = self._monotonic()
         if not self._pause.over(now):
             return max(0.0, min(self._pause.until - now, POLL_S))
-        if any(delivery.more_to_read for delivery in self._deliveries.values()):
+        if any(delivery.cutting.more_to_read for delivery in self._deliveries.values()):
             return 0.0
         times = [POLL_S]
         times += [due - now for delivery in self._deliveries.values() if (due := delivery.due()) is not None]
@@ -294,7 +295,7 @@ class Uploader:
         if busy or self._more_runs or not self._pause.over(self._monotonic()):
             return True
         return any(
-            delivery.in_flight or delivery.failed or delivery.finished or not delivery.at_end
+            delivery.in_flight or delivery.failed or delivery.finished or not delivery.cutting.at_end
             for delivery in self._deliveries.values()
         )
 

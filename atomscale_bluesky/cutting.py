@@ -1,0 +1,225 @@
+"""A run's journal in, its chunks out: read on as far as it is written, and cut for every metrology stream.
+
+A `Cutting` goes on where the ledger says that it stood: what is confirmed is not cut again, what was tried is cut as it
+was. It opens metrology streams, which is a line in the ledger before anything is done about it. Rows are counted for
+the run's account on the way. Bounded: it holds the chunks that are ready, a few, and the rows of unfinished ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .account import Account
+from .chunks import Chunk, Cutter, Resumed
+from .journal import START, JournalReader, Line
+from .ledger import Ledger, StreamState
+from .lines import GivenUp, Header, Layout, Left, Opened, Position, Row, Tried, Why, decode_journal
+from .metadata import stream_label
+
+_logger = logging.getLogger(__name__)
+
+# How many lines one look into the journal may take, so that a run with a long backlog does not hold up the others.
+LINES_PER_LOOK = 20_000
+# Channels with gaps get streams of their own up to this number per run, so that a broken sensor head with a thousand
+# channels does not make a thousand streams.
+MAX_OWN_STREAMS = 50
+
+
+class Cutting:
+    """One run's journal as it is read and cut.
+
+    Args:
+        folder: The run's.
+        header: The journal's first line.
+        ledger: Where openings are noted, and what tells how far the run has got.
+
+    Raises:
+        SpoolError: From every method: the run's files cannot be read or written, or contradict each other.
+    """
+
+    def __init__(self, folder: Path, header: Header, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.account = Account()
+        self.ready: deque[Chunk] = deque()
+        self.at_end = False  # the journal was read to its present end
+        self.more_to_read = False  # the last look did not reach its end
+        self.read_all = False  # to the run's stop, and its last chunks cut
+        self._header = header
+        self._cutters: dict[str, Cutter] = {}
+        self._resume = {stream.opening.stream: stream.resume() for stream in self.going_on()}
+        self._from = min((position for _, _, position in self._resume.values()), default=START)
+        self._reader = JournalReader(folder, START)
+        self._lines: Iterator[Line] = iter(())
+        self._synced_to = START
+
+    def look(self, *, count_only: bool = False) -> None:
+        """Read the journal on until a chunk is ready, its present end, or for a good while; or count its rows only."""
+        self.more_to_read = self.at_end = False
+        for _ in range(LINES_PER_LOOK):
+            found = next(self._lines, None)
+            if found is None:
+                self._lines = self._reader.read()
+                found = next(self._lines, None)
+                if found is None:
+                    self.at_end = True
+                    return
+            self._take(found, count_only)
+            if self.ready or self.read_all:
+                self.at_end = self.read_all
+                return
+        self.more_to_read = True
+
+    def sync(self) -> None:
+        """Have what was read so far survive a power cut: the same rows have to make the same chunk afterwards."""
+        if self._reader.position > self._synced_to:
+            self._synced_to = self._reader.sync()
+
+    def going_on(self) -> list[StreamState]:
+        """The metrology streams that take further chunks."""
+        return [stream for stream in self.ledger.state.streams.values() if not stream.ended]
+
+    def first_channels(self, time_base: str) -> tuple[str, ...]:
+        """The channels that a time base began with."""
+        first = next(layout for layout in self.account.layouts.values() if layout.time_base == time_base)
+        return tuple(channel.name for channel in first.channels)
+
+    def open_stream(
+        self,
+        *,
+        why: Why,
+        time_base: str,
+        from_row: int,
+        position: Position,
+        channels: tuple[str, ...] | None,
+        own: bool,
+        skip: tuple[tuple[int, int], ...] = (),
+        points_per_chunk: int | None = None,
+    ) -> Opened:
+        """Begin a further metrology stream of the run."""
+        number = len(self.ledger.state.streams)
+        token = secrets.token_hex(4)
+        earlier = sum(stream.opening.time_base == time_base for stream in self.ledger.state.streams.values())
+        edited = self.ledger.state.edited
+        opening = Opened(
+            stream=number,
+            time_base=time_base,
+            from_row=from_row,
+            why=why,
+            label=stream_label(
+                self._header.label,
+                event_stream=None if time_base == self._header.primary else time_base,
+                number=earlier + 1,
+                run_uid=self._header.run_uid,
+                token=token,
+            ),
+            token=token,
+            points_per_chunk=points_per_chunk or (edited and edited.points_per_chunk) or self._header.points_per_chunk,
+            skip=skip,
+            segment=position.segment,
+            offset=position.offset,
+            channels=channels,
+            own=own,
+        )
+        self.ledger.note(opening, sync=True)
+        return opening
+
+    def gives_up(self, time_base: str, channel: str) -> bool:
+        """Whether the run has so many streams of single channels that this one gets none."""
+        given_up = self.ledger.state.given_up
+        if (time_base, channel) not in given_up:
+            if sum(stream.opening.own for stream in self.ledger.state.streams.values()) < MAX_OWN_STREAMS:
+                return False
+            self.ledger.note(GivenUp(time_base, channel))
+            _logger.error(
+                "channel %r of run %s has gaps, as %d others have: its further points are left out",
+                channel, self._header.run_uid, MAX_OWN_STREAMS,
+            )  # fmt: skip
+        return True
+
+    def close(self) -> None:
+        """Close the journal."""
+        self._reader.close()
+
+    def _take(self, found: Line, count_only: bool) -> None:
+        if found.payload.startswith(b"[") and found.position >= self._from and not count_only:
+            row = decode_journal(found.payload)
+            if isinstance(row, Row):
+                self.account.take_row(row)
+                time_base = self.account.layouts[row.layout].time_base
+                self._collect(self._cutters[time_base].row(found.position, row))
+            return
+        line = self.account.take(found.payload)
+        if count_only:
+            return
+        if isinstance(line, Layout):
+            self._layout(line, found.position)
+        elif self.account.stop is not None:
+            for cutter in self._cutters.values():
+                self._collect(cutter.finish())
+            self.read_all = True
+
+    def _layout(self, layout: Layout, position: Position) -> None:
+        cutter = self._cutters.get(layout.time_base)
+        if cutter is not None:
+            cutter.layout(layout, from_row=self.account.next_row[layout.time_base], position=position)
+            return
+        streams = self._streams_of(layout.time_base)
+        if not streams and layout.channels:
+            self.open_stream(
+                why="event stream", time_base=layout.time_base, from_row=0, position=position, channels=None, own=False
+            )
+            streams = self._streams_of(layout.time_base)
+        own = {name for stream in streams if stream.opening.own for name in stream.opening.channels or ()}
+        going_on = self.going_on()
+        self._cutters[layout.time_base] = Cutter(
+            layout,
+            non_finite=self._header.non_finite,
+            decisions=_Decisions(self, layout.time_base),
+            streams=[self._resumed(stream) for stream in streams if stream in going_on],
+            waiting={name: row for stream in streams for name, row in stream.left.items() if name not in own},
+            known={name for stream in streams for name in stream.opening.channels or ()},
+        )
+
+    def _streams_of(self, time_base: str) -> list[StreamState]:
+        return [stream for stream in self.ledger.state.streams.values() if stream.opening.time_base == time_base]
+
+    def _resumed(self, stream: StreamState) -> Resumed:
+        index, from_row, _ = self._resume.get(stream.opening.stream) or stream.resume()
+        return Resumed(stream.opening, index, from_row, stream.left, tuple(stream.ahead))
+
+    def _collect(self, chunks: Iterator[Chunk]) -> None:
+        """Keep the chunks that are still to be pushed; those of before that are confirmed or refused are not."""
+        for chunk in chunks:
+            stream = self.ledger.state.streams[chunk.stream]
+            waits = chunk.index >= stream.next_index or chunk.index in stream.tried
+            if waits and chunk.index not in stream.refused and not stream.parked:
+                self.ready.append(chunk)
+
+
+@dataclass(slots=True)
+class _Decisions:
+    """What the cutter of one time base decides, noted in the run's ledger."""
+
+    cutting: Cutting
+    time_base: str
+
+    def open(
+        self, *, why: Why, from_row: int, position: Position, channels: tuple[str, ...], own: bool
+    ) -> Opened | None:
+        if own and self.cutting.gives_up(self.time_base, channels[0]):
+            return None
+        return self.cutting.open_stream(
+            why=why, time_base=self.time_base, from_row=from_row, position=position, channels=channels, own=own
+        )
+
+    def leave(self, left: Left) -> None:
+        if left.channel not in self.cutting.ledger.state.streams[left.stream].left:
+            self.cutting.ledger.note(left)
+
+    def noted(self, stream: int, index: int) -> Tried | None:
+        return self.cutting.ledger.state.streams[stream].tried.get(index)
