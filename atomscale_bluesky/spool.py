@@ -96,6 +96,7 @@ class RunWriter:
             raise SpoolError(f"{folder} belongs to another process")
         self._journal = JournalWriter(folder)
         self.dirty = True  # appended to since the last sync
+        self._sync_failed = False  # said once
         self._named = False  # whether the folder's own name survives a power cut
         self._journal.append(line(encode(header)))
 
@@ -114,10 +115,16 @@ class RunWriter:
             raise SpoolFullError(f"the spool has no room: {self._spool.why_no_room}")
         self._journal.append(lines)
         self._spool.used_bytes += len(lines)
+        self.dirty = True
         if self._spool.sync_each:
-            self.sync()
-        else:
-            self.dirty = True
+            try:
+                self.sync()
+            except OSError as error:
+                # The lines are in the file and keep their numbers, so they are accepted; the next sync tries again.
+                self.dirty = True
+                if not self._sync_failed:
+                    self._sync_failed = True
+                    _logger.error("journal in %s could not be synced, a power cut may take it: %s", self.folder, error)
 
     def sync(self) -> None:
         """Have what was appended survive a power cut."""
