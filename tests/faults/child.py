@@ -7,7 +7,6 @@ is a few bytes in a pipe: which document's call returned and how long it took; a
 from __future__ import annotations
 
 import logging
-import os
 import resource
 import struct
 import sys
@@ -41,7 +40,7 @@ class Job:
     last: int | None = None
     pace_s: float = 0.0  # the plan's own time between documents
     drain_s: float = 20.0
-    end: str = "close"  # close, exit (as a script does), abandon (no farewell)
+    end: str = "close"  # close; return or sys.exit, as a script ends
     hurried: float = 1.0  # pauses are this many times shorter
     segment_bytes: int | None = None
     file_limit: int | None = None  # bytes; RLIMIT_FSIZE
@@ -122,10 +121,10 @@ def run(job: Job, reports: Connection) -> None:
     callback = AtomscaleCallback(settings=settings)
     if job.story is not None:
         _feed(callback, job, reports)
-    if job.end == "abandon":
-        os._exit(0)
-    if job.end == "exit":
+    if job.end == "return":
         return
+    if job.end == "sys.exit":
+        sys.exit(3)
     drained = callback.drain(job.drain_s) if job.story is None or job.drain_s else False
     reports.send_bytes(ENDED + msgspec.json.encode(_ending(callback, drained, begin)))
     callback.close(0.5)

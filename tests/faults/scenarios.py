@@ -26,6 +26,7 @@ class Scenario:
     promise: str
     play: Callable[[Bench], None]
     server: dict[str, Any] = field(default_factory=dict)
+    weight: int = 1  # so many times more seeds than others: where much depends on the moment
 
     def run(self, seed: int) -> Result:
         """Play it once."""
@@ -40,12 +41,14 @@ class Scenario:
 SCENARIOS: dict[str, Scenario] = {}
 
 
-def scenario(promise: str, **server: Any) -> Callable[[Callable[[Bench], None]], Callable[[Bench], None]]:
+def scenario(
+    promise: str, *, weight: int = 1, **server: Any
+) -> Callable[[Callable[[Bench], None]], Callable[[Bench], None]]:
     """Put a function among the scenarios, under its own name."""
 
     def register(play: Callable[[Bench], None]) -> Callable[[Bench], None]:
         name = play.__name__.replace("_", "-")
-        SCENARIOS[name] = Scenario(name, promise, play, server)
+        SCENARIOS[name] = Scenario(name, promise, play, server, weight)
         return play
 
     return register
@@ -198,7 +201,7 @@ def key_wrong_for_a_while(b: Bench) -> None:
 def retry_after_in_all_spellings(b: Bench) -> None:
     now = time.time()
     stamp = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now + 2))
-    asked = b.chance.choice(["1", "0", " 1 ", "1.5", "-3", "soon", stamp, "Thu, 01 Jan 1970 00:00:00 GMT", ""])
+    asked = b.chance.choice(["1", "0", "1.5", "-3", "soon", stamp, "Thu, 01 Jan 1970 00:00:00 GMT", ""])
     status = b.chance.choice([429, 503])
     call = b.chance.choice(["initialize", "chunk_multi", "finalize"])
     (number,) = b.server.misbehave(Fault(call=call, status=status, headers={"Retry-After": asked}, times=1))
@@ -235,8 +238,14 @@ def closed_by_silence(b: Bench) -> None:
     while time.monotonic() < end and not any(s.status == "stream_error" for s in b.server.streams()):
         _quiet(callback, 0.1)
     b.play(callback, documents[cut:])
-    b.check(callback.drain(30.0), f"not drained: {_left(callback)}")
-    b.judge(documents, forgiven=True)
+    drained = callback.drain(30.0)
+    left = callback.status()
+    if left:  # closed between its last chunk and its finalize: all is there, and a person is told
+        b.check(all(run.state == "parked" and not run.points.waiting for run in left), f"left: {_left(callback)}")
+        b.result.counts["closed before its finalize"] += 1
+    else:
+        b.check(drained, "not drained")
+    b.judge(documents, forgiven=True, orphans=3)
 
 
 @scenario("Fifty runs at once, one of which is always refused: forty-nine arrive, one is kept.")
@@ -349,7 +358,7 @@ def _recovered(b: Bench, accepted: list[Doc], begun: list[Doc], **choices: Any) 
     b.check(not list(b.spool.glob("*/journal*")), "something is left in the spool")
 
 
-@scenario("Killed at any moment, and killed again while it recovers: what was accepted is there once.")
+@scenario("Killed at any moment, and killed again while it recovers: what was accepted is there once.", weight=5)
 def killed(b: Bench) -> None:
     story = b.story(runs=b.chance.randrange(1, 4), at_once=True)
     accepted, begun = _feed_and_kill(b, story, segment_bytes=b.chance.choice([None, 4096]))
@@ -357,7 +366,9 @@ def killed(b: Bench) -> None:
     _recovered(b, accepted, begun)
 
 
-@scenario("Killed during an outage, and again while it recovers in bad weather: what was accepted is there once.")
+@scenario(
+    "Killed during an outage, and again while it recovers in bad weather: what was accepted is there once.", weight=5
+)
 def killed_in_an_outage(b: Bench) -> None:
     story = b.story(runs=b.chance.randrange(1, 3), at_once=True)
     b.server.misbehave(*_weather(b, 0.4))
@@ -423,10 +434,10 @@ def _until(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
 def exits(b: Bench) -> None:
     story = b.story(stops=b.chance.random() < 0.5, runs=b.chance.randrange(1, 3))
     documents = story.documents()
-    end = b.chance.choice(["exit", "close"])
-    told = b.ended(b.child(story, end=end, drain_s=0.0 if end == "exit" else 20.0).wait())
+    end = b.chance.choice(["return", "sys.exit", "close"])
+    told = b.ended(b.child(story, end=end, drain_s=20.0 if end == "close" else 0.0).wait())
     b.check(told.returned == len(documents), "it did not take all documents")
-    if end == "exit":
+    if end != "close":
         b.judge(documents)
     else:
         _recovered(b, documents, [])
@@ -578,12 +589,14 @@ def _power_cut(b: Bench, *, durability: str, settings: dict[str, Any] | None = N
     b.check(verdict.orphans == 0 or strict, f"{verdict.orphans} orphans")
 
 
-@scenario("A power cut takes at most the readings of the last 250 ms; nothing is false or doubled afterwards.")
+@scenario(
+    "A power cut takes at most the readings of the last 250 ms; nothing is false or doubled afterwards.", weight=5
+)
 def power_cut(b: Bench) -> None:
     _power_cut(b, durability="interval")
 
 
-@scenario('With durability = "event" a power cut takes nothing that was accepted.')
+@scenario('With durability = "event" a power cut takes nothing that was accepted.', weight=5)
 def power_cut_with_durability_event(b: Bench) -> None:
     _power_cut(b, durability="event")
 
@@ -591,7 +604,9 @@ def power_cut_with_durability_event(b: Bench) -> None:
 # ---- damaged spools --------------------------------------------------------------------------------------------------
 
 
-@scenario("Damage in one run's files costs that run's damaged lines and no other run; nothing false, nothing twice.")
+@scenario(
+    "Damage in one run's files costs that run's damaged lines and no other run; nothing false, nothing twice.", weight=5
+)
 def damaged_spool(b: Bench) -> None:
     story = b.story(runs=3, at_once=True, points=b.chance.randrange(15, 80), stops=True)
     documents = story.documents()
