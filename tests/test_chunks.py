@@ -300,7 +300,7 @@ def deliver(story: Story, *, crashes: int) -> tuple[Shelf, Delivery]:
                     if task is not None:
                         under_way.append(task)
                         begin(shelf, delivery, task, applied=chance.random() < 0.7)
-                    elif not (lines or under_way or delivery.more_to_read or delivery.finished):
+                    elif not (lines or under_way or delivery.cutting.more_to_read or delivery.finished):
                         idle += 1
                         assert idle < 3, "nothing moves any more"
                 elif deed == "end" and under_way:

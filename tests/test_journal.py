@@ -317,6 +317,18 @@ def test_half_a_line_that_is_taken_back_between_two_looks_leaves_no_trace(tmp_pa
     assert reader.damaged == 0
 
 
+def test_half_a_line_that_is_taken_back_within_one_look_leaves_no_trace(tmp_path: Path, open_reader: Readers) -> None:
+    path, reader = segment_path(tmp_path, 1), open_reader()
+    path.write_bytes(line(payload(0)) + line(payload(1, size=30))[:20])
+    lines = reader.read()
+    assert json.loads(next(lines).payload)[0] == 0  # the rest of the look comes later
+
+    path.write_bytes(line(payload(0)) + line(payload(2, size=60)))
+
+    assert [json.loads(found.payload)[0] for found in lines] == [2]
+    assert reader.damaged == 0
+
+
 # ---- damage ----------------------------------------------------------------------------------------------------------
 
 
