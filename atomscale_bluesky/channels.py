@@ -128,7 +128,7 @@ class EventStream:
         self._started = started
         self._next_layout = next_layout
         self._bases: list[_TimeBase] = []
-        self._watched: tuple[str, ...] = ()  # left out as text; may yet become numbers
+        self._watched: tuple[str, ...] = ()  # left out for their values, which may yet become numbers
         self._left_out: dict[str, str] = {}
         self._names: dict[str, tuple[str, int | None]] = {}  # channel names in lower case → data key and element
 
@@ -237,7 +237,7 @@ class EventStream:
             else:
                 shared = None if stamps is None else _hashable(stamps.get(key))
                 groups.setdefault(shared, []).append(source)
-        self._watched = tuple(key for key, reason in self._left_out.items() if reason == TEXT)
+        self._watched = tuple(key for key, reason in self._left_out.items() if reason in {TEXT, NOT_NUMERIC})
         for i, sources in enumerate(groups.values() or [[]]):
             self._add_base(sources, self._left_out if i == 0 else {})
 

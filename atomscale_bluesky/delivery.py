@@ -141,7 +141,7 @@ class Delivery:
             return None
         task = self._end_streams() or self._initialize() or self._failed_again(now)
         if task is None and len(self.failed) < MAX_FAILED:
-            task = self._push()
+            task = self._push() or self._initialize()  # reading on may have opened a stream
         return self._taken(task or self._finalize())
 
     def due(self) -> float | None:
