@@ -13,7 +13,9 @@ class Chamber(PVGroup):
 
     temperature = pvproperty(value=300.0, units="K", precision=2, doc="A float")
     cycles = pvproperty(value=0, units="cycles", doc="An integer")
-    shutter = pvproperty(value="Closed", enum_strings=["Closed", "Open", "Fault"], dtype=ChannelType.ENUM, record="mbbi")
+    shutter = pvproperty(
+        value="Closed", enum_strings=["Closed", "Open", "Fault"], dtype=ChannelType.ENUM, record="mbbi"
+    )
     material = pvproperty(value="Ga", dtype=ChannelType.STRING)
     zones = pvproperty(value=[1.0, 2.0, 3.0], max_length=3, units="W", doc="A short waveform")
     spectrum = pvproperty(value=[0.0] * LONG, max_length=LONG, doc="A long waveform")

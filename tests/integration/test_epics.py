@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from integration.expected import LONGEST_ARRAY, assert_held
+from integration.expected import assert_held
 from integration.needs import need_module
 from integration.recording import recorded
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,15 +39,16 @@ def profile(tmp_path: Path) -> Path:
 
 def type_into_ipython(profile: Path, environment: dict[str, str], typed: str) -> subprocess.CompletedProcess[str]:
     """What a person types, to the end of it."""
+    options = [f"--profile-dir={profile}", "--simple-prompt", "--no-banner", "--no-confirm-exit"]
     return subprocess.run(
-        [sys.executable, "-m", "IPython", f"--profile-dir={profile}", "--simple-prompt", "--no-banner", "--no-confirm-exit"],
+        [sys.executable, "-m", "IPython", *options],
         input=typed,
         capture_output=True,
         text=True,
         timeout=60,
         env=environment | {"IPYTHONDIR": str(profile.parent), "TERM": "dumb"},
         cwd=profile.parent,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("end", ["exit\n", "", "import sys\nsys.exit()\n"], ids=["exit", "end of input", "sys.exit"])
