@@ -29,7 +29,6 @@ source_suffix = {".md": "markdown", ".rst": "restructuredtext"}  # the latter fo
 root_doc = "index"
 default_role = "code"  # docstrings write `name`, as the prose does
 exclude_patterns = ["_build", "_ext", "_scripts", "_static"]
-suppress_warnings = ["toc.empty_glob"]  # a page that is being written elsewhere may be missing from a table of contents
 
 # Every cross-reference has to lead somewhere. Names of other projects cannot, since their inventories would have to
 # be fetched; they are let through by name, so that a misspelt name of ours still fails the build.

@@ -68,17 +68,17 @@ def note(ax, x, y, text, **kwargs):
 
 def draw():
     """Return the finished figure."""
-    fig, ax = plt.subplots(figsize=(12.6, 5.1))
-    ax.set(xlim=(0, 15.4), ylim=(0, 6.2))
+    fig, ax = plt.subplots(figsize=(16.4, 5.2))
+    ax.set(xlim=(0, 18.3), ylim=(0, 6.2))
     ax.axis("off")
 
     # The two halves, and the disk that both stand on.
-    ax.add_patch(Rectangle((0.1, 2.3), 6.0, 3.8, fc=FRONT, ec="none"))
-    ax.add_patch(Rectangle((6.2, 2.3), 6.9, 3.8, fc=BACK, ec="none"))
-    ax.add_patch(Rectangle((0.1, 0.1), 13.0, 2.1, fc=DISK, ec="none"))
+    ax.add_patch(Rectangle((0.1, 2.3), 5.7, 3.8, fc=FRONT, ec="none"))
+    ax.add_patch(Rectangle((5.9, 2.3), 10.1, 3.8, fc=BACK, ec="none"))
+    ax.add_patch(Rectangle((0.1, 0.1), 13.2, 2.1, fc=DISK, ec="none"))
     for x, color, title, thread, manner in (
         (0.3, FRONT_EDGE, "Front half: on the plan's time", FRONT_THREADS, "microseconds; one local write, no network"),
-        (6.4, BACK_EDGE, "Back half: on our own time", BACK_THREADS, "may wait and repeat, for days if need be"),
+        (6.1, BACK_EDGE, "Back half: on our own time", BACK_THREADS, "may wait and repeat, for days if need be"),
     ):
         ax.text(x, 5.8, title, fontsize=12.5, weight="bold", color=color, va="center")
         ax.text(x, 5.45, thread, fontsize=9.6, color=color, va="center")
@@ -88,39 +88,51 @@ def draw():
 
     # Rooms.
     top, low = 4.05, 1.4
-    ax.text(0.85, top, "document", ha="center", va="center", fontsize=12, color=INK, style="italic")
-    room(ax, 2.75, top, "callback", "finds the run", edge=FRONT_EDGE)
-    room(ax, 5.1, top, "channels", "values to floats", edge=FRONT_EDGE, width=1.6)
-    room(ax, 5.1, low, "journal", "rows, append only", edge=DISK_EDGE, width=1.9)
-    room(ax, 7.3, top, "chunks", "cuts rows", edge=BACK_EDGE)
-    room(ax, 9.55, low, "ledger", "fates, append only", edge=DISK_EDGE, width=1.9)
-    room(ax, 9.85, top, "uploader", "one retry loop", edge=BACK_EDGE)
-    room(ax, 12.2, top, "client", "one call each", edge=BACK_EDGE)
-    room(ax, 14.45, top, "Atomscale", "or local server", edge=INK, width=1.6)
+    ax.text(0.75, top, "document", ha="center", va="center", fontsize=12, color=INK, style="italic")
+    room(ax, 2.5, top, "callback", "finds the run", edge=FRONT_EDGE)
+    room(ax, 4.85, top, "channels", "values to floats", edge=FRONT_EDGE, width=1.6)
+    room(ax, 4.85, low, "journal", "rows, append only", edge=DISK_EDGE, width=1.9)
+    room(ax, 6.9, top, "cutting", "rows to chunks", edge=BACK_EDGE)
+    room(ax, 9.15, top, "delivery", "what is next", edge=BACK_EDGE)
+    room(ax, 11.25, top, "uploader", "one retry loop", edge=BACK_EDGE)
+    room(ax, 13.2, top, "sender", "one task", edge=BACK_EDGE, width=1.3)
+    room(ax, 15.1, top, "client", "one request", edge=BACK_EDGE, width=1.4)
+    room(ax, 8.9, low, "ledger", "fates, append only", edge=DISK_EDGE, width=1.9)
+    room(ax, 11.75, low, "orders", "what a person asked", edge=DISK_EDGE, width=2.1)
+    room(ax, 14.85, low, "watch", "the account", edge=INK, width=1.5)
+    room(ax, 17.3, top, "Atomscale", "or local server", edge=INK, width=1.7)
 
     # The way out.
-    arrow(ax, (1.58, top), (2.0, top))
-    arrow(ax, (3.5, top), (4.3, top))
-    note(ax, 3.88, top + 0.2, "event")
-    arrow(ax, (5.1, top - 0.4), (5.1, low + 0.4))
-    note(ax, 4.98, 2.95, "one row,\none write", ha="right")
-    arrow(ax, (6.05, low + 0.15), (7.1, top - 0.4))
-    note(ax, 6.32, 3.25, "rows on\nthe disk", ha="right")
-    arrow(ax, (7.6, top - 0.4), (8.75, low + 0.4))
-    note(ax, 7.4, 2.72, "which rows,\nnoted first")
-    arrow(ax, (9.3, low + 0.4), (9.6, top - 0.4))
-    note(ax, 9.3, 2.95, "what\nwaits", ha="right")
-    arrow(ax, (10.6, top + 0.1), (11.45, top + 0.1))
-    note(ax, 11.02, top + 0.32, "chunk")
-    arrow(ax, (12.95, top + 0.1), (13.65, top + 0.1))
-    note(ax, 13.3, top + 0.32, "HTTP")
+    arrow(ax, (1.45, top), (1.75, top))
+    arrow(ax, (3.25, top), (4.05, top))
+    note(ax, 3.65, top + 0.2, "event")
+    arrow(ax, (4.85, top - 0.4), (4.85, low + 0.4))
+    note(ax, 4.73, 2.95, "one row,\none write", ha="right")
+    arrow(ax, (5.6, low + 0.4), (6.7, top - 0.4))
+    note(ax, 5.95, 2.98, "rows", ha="right")
+    arrow(ax, (7.65, top), (8.4, top))
+    note(ax, 8.02, top + 0.2, "chunk")
+    for left, right, word in ((9.9, 10.5, "task"), (12.0, 12.55, "task"), (13.85, 14.4, "")):
+        arrow(ax, (left, top + 0.12), (right, top + 0.12))
+        arrow(ax, (right, top - 0.14), (left, top - 0.14), dashed=True, color=FAINT)
+        note(ax, (left + right) / 2, top + 0.32, word)
+    arrow(ax, (15.8, top + 0.12), (16.45, top + 0.12))
+    arrow(ax, (16.45, top - 0.14), (15.8, top - 0.14), dashed=True, color=FAINT)
+    note(ax, 16.12, top + 0.32, "HTTP")
 
-    # The way back: an answer becomes a line in the ledger.
-    arrow(ax, (13.65, top - 0.14), (12.95, top - 0.14), dashed=True, color=FAINT)
-    arrow(ax, (11.45, top - 0.14), (10.6, top - 0.14), dashed=True, color=FAINT)
-    note(ax, 11.02, top - 0.36, "answer")
-    arrow(ax, (10.2, top - 0.4), (9.9, low + 0.4), dashed=True, color=FAINT)
-    note(ax, 10.25, 2.95, "confirmed,\nrefused, finalized", ha="left")
+    # What is about to be done is noted first, and what came of it when the answer is there.
+    arrow(ax, (8.8, top - 0.4), (8.6, low + 0.4))
+    note(ax, 8.58, 2.95, "noted before\nit is done", ha="right")
+    arrow(ax, (9.25, top - 0.4), (9.1, low + 0.4), dashed=True, color=FAINT)
+    note(ax, 9.3, 2.95, "what came\nof it", ha="left")
+    arrow(ax, (11.5, low + 0.4), (9.85, top - 0.4))
+    note(ax, 10.95, 2.95, "obeyed", ha="left")
+
+    # Whoever asks reads the files, and disturbs nobody.
+    arrow(ax, (13.32, low), (14.1, low))
+    note(ax, 13.7, low + 0.2, "reads")
+    arrow(ax, (15.6, low), (16.2, low))
+    note(ax, 16.3, low, "status", ha="left")
     return fig
 
 
