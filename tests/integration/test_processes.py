@@ -14,7 +14,7 @@ from integration.recording import recorded
 from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
-from atomscale_bluesky.server import LocalServer
+from atomscale_bluesky.server import Fault, LocalServer
 
 MakeCallback = Callable[..., AtomscaleCallback]
 StartScript = Callable[..., "subprocess.Popen[str]"]
@@ -134,6 +134,46 @@ def test_a_killed_session_is_completed_by_the_same_script_started_again(
     (interrupted,), (told,) = found.values(), emitted(killed).values()
     for channel, readings in told.items():
         assert interrupted[channel][: len(readings)] == readings
+
+
+@pytest.mark.parametrize("hanging", [False, True], ids=["server answers", "server hangs"])
+def test_a_session_that_is_interrupted_from_the_keyboard_pauses_at_once_and_keeps_its_run(
+    hanging: bool,
+    start_script: StartScript,
+    server: LocalServer,
+    documents_file: Path,
+    make_callback: MakeCallback,
+    output: Callable[[], str],
+) -> None:
+    if hanging:
+        server.misbehave(Fault(hang=True))
+    session = start_script(
+        SESSION.replace(", context_managers=[]", "") + "\nRE(steps())\n",
+        ATOMSCALE_BLUESKY_EXIT_TIMEOUT_S="1" if hanging else "20",
+    )
+    wait_until(lambda: len(recorded(documents_file)) > 60, timeout_s=30)
+    session.send_signal(signal.SIGINT)
+    assert session.wait(30) == 1, output()
+    assert "RunEngineInterrupted" in output()
+
+    if hanging:
+        server.behave()
+        assert make_callback().drain(timeout_s=20)
+    assert_held(server, recorded(documents_file))
+
+
+def test_two_sessions_at_once_share_a_spool(
+    start_script: StartScript, server: LocalServer, documents_file: Path, tmp_path: Path, output: Callable[[], str]
+) -> None:
+    files = [tmp_path / f"{name}.jsonl" for name in ("first", "second")]
+    sessions = [
+        start_script(SESSION + "\nRE(steps(333))\nRE(count([det1, det2], num=25))\n", RECORDED_DOCUMENTS=str(file))
+        for file in files
+    ]
+
+    assert [session.wait(40) for session in sessions] == [0, 0], output()
+    assert_held(server, [document for file in files for document in recorded(file)])
+    assert len(server.streams()) == 4
 
 
 def assert_held_but_for_the_last_event(server: LocalServer, documents: list) -> None:

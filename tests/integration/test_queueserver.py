@@ -143,12 +143,23 @@ def redis(start_process: StartProcess, free_port: Callable[[], int], tmp_path: P
 
 
 @pytest.fixture
+def worker_options(request: pytest.FixtureRequest) -> list[str]:
+    """Command-line options that choose another worker than the usual one."""
+    return getattr(request, "param", [])
+
+
+@pytest.fixture
 def manager(
-    redis: str, start_process: StartProcess, free_port: Callable[[], int], tmp_path: Path, output: Callable[[], str]
+    redis: str,
+    start_process: StartProcess,
+    free_port: Callable[[], int],
+    worker_options: list[str],
+    tmp_path: Path,
+    output: Callable[[], str],
 ) -> Iterator[Manager]:
     need_module("bluesky_queueserver", "bluesky-queueserver")
-    startup = tmp_path / "startup"
-    startup.mkdir()
+    startup = tmp_path / "profile_beamline" / "startup"  # laid out as IPython has it, which one kind of worker asks for
+    startup.mkdir(parents=True)
     (startup / "00-engine.py").write_text(textwrap.dedent(STARTUP))
     (startup / "user_group_permissions.yaml").write_text(textwrap.dedent(PERMISSIONS))
     address = f"tcp://127.0.0.1:{free_port()}"
@@ -161,6 +172,7 @@ def manager(
         f"--zmq-control-addr={address}",
         f"--zmq-info-addr=tcp://127.0.0.1:{free_port()}",
         "--zmq-publish-console=OFF",
+        *worker_options,
         ATOMSCALE_BLUESKY_EXIT_TIMEOUT_S="30",
     )
     manager = Manager(address, process, output)
@@ -170,6 +182,9 @@ def manager(
         process.wait(20)
 
 
+@pytest.mark.parametrize(
+    "worker_options", [[], ["--use-ipython-kernel=ON"]], ids=["plain worker", "IPython worker"], indirect=True
+)
 def test_queued_plans_are_delivered_by_the_end_of_the_worker_with_the_metadata_of_their_items(
     manager: Manager, server: LocalServer, documents_file: Path
 ) -> None:
