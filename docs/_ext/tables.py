@@ -57,6 +57,8 @@ def lines_table(union: str) -> str:
         )
         said = (inspect.getdoc(kind) or "").partition("\n")[0]
         rows.append(f"| `{kind.__struct_config__.tag}` | {_cell(said)} | {members or '–'} |")
+    if union == "LedgerLine":
+        rows += ["", "`why` is one of " + ", ".join(f'"{why}"' for why in typing.get_args(lines.Why)) + "."]
     return "\n".join(rows)
 
 
