@@ -89,6 +89,7 @@ class Uploader:
         self._turn: deque[Path] = deque()  # whose task comes next
         self._own: set[Path] = set()  # runs whose writer is in this process
         self._foreign: set[Path] = set()  # runs for another endpoint, said once
+        self._troubled: set[Path] = set()  # runs let go of until a later scan: not drained
         self._workers: list[threading.Thread] = []
         self._clients: list[Client] = []  # one per worker
         self._in_flight = 0
@@ -307,7 +308,7 @@ class Uploader:
             delivery.stopped or delivery.parked or any(s.parked or s.refused for s in delivery.state.streams.values())
             for delivery in self._deliveries.values()
         )
-        self._answer_all(not left)
+        self._answer_all(not (left or self._troubled))
 
     def _answer_all(self, answer: bool) -> None:
         for drain in self._drains:
@@ -330,6 +331,7 @@ class Uploader:
             _logger.warning("spool %s cannot be read: %s", self._spool.path, error)
             return
         self._more_runs = False
+        self._troubled.intersection_update(folders)
         for folder in folders:
             if folder in self._deliveries:
                 continue
@@ -354,14 +356,19 @@ class Uploader:
             claim = self._spool.claim(folder)
             if claim is None:
                 return
-            delivery = Delivery(claim, now=self._now)
-            delivery.obey()
-            if folder not in self._own:
-                _logger.info("run %s found in the spool; its delivery goes on", claim.header.run_uid)
-                delivery.settle_if_interrupted()
+            try:
+                delivery = Delivery(claim, now=self._now)
+                delivery.obey()
+                if folder not in self._own:
+                    _logger.info("run %s found in the spool; its delivery goes on", claim.header.run_uid)
+                    delivery.settle_if_interrupted()
+            except BaseException:
+                claim.close()  # tried again from scan to scan, so nothing may stay open
+                raise
         except (SpoolError, OSError) as error:
             self._trouble(folder, error)
             return
+        self._troubled.discard(folder)
         self._deliveries[folder] = delivery
         self._turn.append(folder)
 
@@ -386,6 +393,7 @@ class Uploader:
 
     def _trouble(self, folder: Path, error: Exception) -> None:
         self.last_error = str(error)
+        self._troubled.add(folder)
         if folder not in self._foreign:
             self._foreign.add(folder)
             expected = isinstance(error, OSError)  # a SpoolError is one
