@@ -181,6 +181,8 @@ class Account:
             done = delivered[name, time_base]
             no = refused[name, time_base]
             rest = seen - lost - left_out.total() - done - no
+            if rest < 0:  # delivered before their rows were damaged here
+                lost, rest = lost + rest, 0
             if (time_base, name) in ledger.given_up:
                 tried = (chunk for stream in ledger.streams.values() for chunk in stream.tried.values())
                 under_way = sum(chunk.points for chunk in tried if name in chunk.channels)
@@ -230,7 +232,9 @@ class Account:
         else:
             state = "delivering"
         points = sum(channels.values(), Counts())
-        confirmed = [stream.last.last_time for stream in ledger.streams.values() if stream.last and stream.settled]
+        since = [stream.last.last_time for stream in ledger.streams.values() if stream.last]
+        tried = [chunk for stream in ledger.streams.values() for chunk in stream.tried.values()]
+        since += [chunk.first_time for chunk in tried if chunk.first_time is not None]
         return RunStatus(
             folder=folder,
             run_uid=header.run_uid,
@@ -241,7 +245,7 @@ class Account:
             channels=channels,
             streams=streams,
             problem=parked,
-            oldest_waiting=(min(confirmed, default=header.started) if points.waiting else None),
+            oldest_waiting=(min(since, default=header.started) if points.waiting else None),
         )
 
 

@@ -12,6 +12,7 @@ another process that shares the spool.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import weakref
@@ -214,7 +215,7 @@ class AtomscaleCallback:
                 return
             if not self.settings.resend and self._was_seen(uid, doc):
                 return
-            run = _Run(uid, float(doc["time"]))
+            run = _Run(uid, _time(doc))
             self._runs[uid] = run
         header = run.header = self._header(doc, uid)
         with self._lock:
@@ -235,7 +236,7 @@ class AtomscaleCallback:
     def _was_seen(self, uid: str, doc: Mapping[str, Any]) -> bool:
         """Whether this run was taken before, here or by an earlier process; says so. Called with the lock held."""
         before = self._ended.get(uid)
-        if before is None and time.time() - float(doc["time"]) > REPLAY_AGE_S:
+        if before is None and time.time() - _time(doc) > REPLAY_AGE_S:
             before = self._spool.content_of(uid)
         if before is None:
             return False
@@ -278,7 +279,7 @@ class AtomscaleCallback:
         return Header(
             format=FORMAT,
             run_uid=uid,
-            started=float(doc["time"]),
+            started=_time(doc),
             label=label or run_label(doc, self.settings.label),
             points_per_chunk=points,
             primary=self.settings.primary,
@@ -396,9 +397,9 @@ class AtomscaleCallback:
                 self._ended.popitem(last=False)
             if run.writer is not None:
                 stop = Stop(
-                    time=float(doc.get("time") or time.time()),
-                    exit_status=str(doc.get("exit_status") or ""),
-                    reason=str(doc.get("reason") or "")[:500],
+                    time=_time(doc),
+                    exit_status=_text(doc.get("exit_status")),
+                    reason=_text(doc.get("reason")),
                 )
                 self._end_run(run, stop)
 
@@ -511,6 +512,20 @@ class _Run:
             encode(LeftOut(event_stream="", reason=reason, readings=sum(keys.values()), keys=keys))
             for reason, keys in by_reason.items()
         ]
+
+
+def _time(doc: Mapping[str, Any]) -> float:
+    """A document's time, or the present one if it has none that is."""
+    try:
+        at = float(doc.get("time"))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return time.time()
+    return at if math.isfinite(at) else time.time()
+
+
+def _text(value: object) -> str:
+    """Text that a file can hold, of bounded length."""
+    return str(value or "")[:500].encode(errors="replace").decode()
 
 
 def _without(page: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:

@@ -384,9 +384,9 @@ class _TimeBase:
         self._has_arrays = any(source.is_array for source in sources)
 
     def declare(self, out: list[bytes]) -> None:
-        """Put the layout before the first row that names it."""
+        """Put the layout before the first row that names it; twice, for the rows are worth nothing without it."""
         if not self.declared:
-            out.append(encode(self.layout))
+            out += [encode(self.layout)] * 2
 
     def encoded(self, data: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
         """One row's values as a JSON array, and the gaps in it: channel name → reason."""

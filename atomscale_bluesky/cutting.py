@@ -46,6 +46,7 @@ class Cutting:
         self.ledger = ledger
         self.account = Account()
         self.ready: deque[Chunk] = deque()
+        self.damaged: list[Chunk] = []  # tried before, and no longer whole in the journal: these never go out
         self.at_end = False  # the journal was read to its present end
         self.more_to_read = False  # the last look did not reach its end
         self.read_all = False  # to the run's stop, and its last chunks cut
@@ -196,8 +197,12 @@ class Cutting:
         """Keep the chunks that are still to be pushed; those of before that are confirmed or refused are not."""
         for chunk in chunks:
             stream = self.ledger.state.streams[chunk.stream]
-            waits = chunk.index >= stream.next_index or chunk.index in stream.tried
-            if waits and chunk.index not in stream.refused and not stream.parked:
+            noted = stream.tried.get(chunk.index)
+            if (noted is None and chunk.index < stream.next_index) or chunk.index in stream.refused or stream.parked:
+                continue
+            if noted is not None and chunk.points < noted.points:
+                self.damaged.append(chunk)
+            else:
                 self.ready.append(chunk)
 
 

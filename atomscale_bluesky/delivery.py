@@ -139,6 +139,7 @@ class Delivery:
         if self.parked or self.state.discarded:
             self.cutting.look(count_only=True)
             return None
+        self._end_damaged_streams()
         task = self._end_streams() or self._initialize() or self._failed_again(now)
         if task is None and len(self.failed) < MAX_FAILED:
             task = self._push() or self._initialize()  # reading on may have opened a stream
@@ -338,6 +339,19 @@ class Delivery:
             return self._task(Kind.FINALIZE, stream)
         return None
 
+    def _end_damaged_streams(self) -> None:
+        """A chunk that was tried and is no longer whole in the journal can go out under its index no more."""
+        for chunk in self.cutting.damaged:
+            points = self.state.streams[chunk.stream].opening.points_per_chunk
+            self._ending.setdefault(chunk.stream, _Ending("damaged", points, [])).doubtful.append(chunk)
+        self.cutting.damaged = []
+        if not self.cutting.read_all or self.cutting.ready or self.failed or self.in_flight:
+            return
+        for number, stream in self.state.streams.items():
+            if stream.life is Life.INITIALIZED and not stream.parked and stream.tried.keys() - stream.refused.keys():
+                # All has been read and pushed, and yet it waits: not one of its rows is left.
+                self._ending.setdefault(number, _Ending("damaged", stream.opening.points_per_chunk, []))
+
     def _end_streams(self) -> Task | None:
         """Give what an ended stream does not hold to continuations, channels with the same rest together."""
         for number, ending in list(self._ending.items()):
@@ -413,5 +427,6 @@ def _tried(chunk: Chunk) -> Tried:
         channels=chunk.names,
         segment=chunk.position.segment,
         offset=chunk.position.offset,
+        first_time=chunk.times[0],
         last_time=chunk.times[-1],
     )

@@ -111,6 +111,11 @@ class LineFile:
             raise SpoolFullError(f"{self.path} took only {written} of {len(lines)} bytes. Free some space on its disk.")
         self.size += written
 
+    def cut(self, size: int) -> None:
+        """Give up what stands after the first `size` bytes."""
+        os.ftruncate(self._descriptor, size)
+        self.size = size
+
     def sync(self) -> None:
         """Have everything appended so far survive a power cut; may take as long as the disk needs."""
         sync_file(self._descriptor)
@@ -165,7 +170,8 @@ def segment_path(folder: Path, segment: int) -> Path:
 
 def segments(folder: Path) -> list[int]:
     """The numbers of the segments that a folder holds, in order."""
-    return sorted(int(path.stem.partition("-")[2]) for path in folder.glob("journal-[0-9]*.jsonl"))
+    names = (path.stem.partition("-")[2] for path in folder.glob("journal-[0-9]*.jsonl"))
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def last_line(folder: Path) -> bytes | None:

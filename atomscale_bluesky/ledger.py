@@ -209,6 +209,8 @@ class LedgerState:
                 self._confirmed(fact)
             case Refused():
                 stream = self._stream(fact.stream, Life.INITIALIZED)
+                if fact.index not in stream.tried:
+                    raise SpoolError(f"chunk {fact.index} of metrology stream {fact.stream} is not under way")
                 known = stream.refused.get(fact.index)
                 channels = frozenset(fact.channels) | (known.channels if known else frozenset())
                 stream.refused[fact.index] = Refusal(channels, fact.status, fact.reason)
@@ -303,6 +305,9 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self._file = LineFile(path)
         try:
+            size = _sound_bytes(path)
+            if size < self._file.size:
+                self._file.cut(size)
             self.state = LedgerReader(path).read_on()
         except BaseException:
             self._file.close()
@@ -323,6 +328,29 @@ class Ledger:
     def close(self) -> None:
         """Close the file; idempotent."""
         self._file.close()
+
+
+# Facts that are noted without a sync: each can be found out again, from the journal or by pushing once more.
+_UNSYNCED = (Left, Tried, Confirmed, Refused, GivenUp)
+
+
+def _sound_bytes(path: Path) -> int:
+    """How much of a ledger stands, which is all of it but for what a power cut has left of its end.
+
+    The disk may have later blocks of what was not synced and lack earlier ones. What follows such a damaged line cannot
+    be understood without it and is given up, as if it had not been written. Where a fact follows that was synced, it
+    was no power cut: then the damaged line is passed over like any other.
+    """
+    size, sound = 0, None
+    with path.open("rb") as file:
+        for text in file:
+            payload = payload_of(text.removesuffix(b"\n"))
+            if payload is None:
+                sound = size if sound is None else sound
+            elif sound is not None and not isinstance(decode_ledger(payload), _UNSYNCED):
+                return path.stat().st_size
+            size += len(text)
+    return size if sound is None else sound
 
 
 class LedgerReader:

@@ -34,7 +34,7 @@ class _Line(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, f
 # ---- journal ---------------------------------------------------------------------------------------------------------
 
 
-class Links(msgspec.Struct, frozen=True, omit_defaults=True):
+class Links(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """What a metrology stream is linked to in Atomscale."""
 
     synth_source_id: int | None = None
@@ -58,7 +58,7 @@ class Header(_Line, frozen=True, tag="header"):
     content: str = ""  # a digest of the start document, which tells a replay from another run of the same uid
 
 
-class Channel(msgspec.Struct, frozen=True, omit_defaults=True):
+class Channel(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One named scalar series, made from one data key (or one element of an array-valued one)."""
 
     name: str  # as Atomscale shows it
@@ -108,7 +108,7 @@ class Row(msgspec.Struct, frozen=True):
 
 # ---- ledger ----------------------------------------------------------------------------------------------------------
 
-Why = Literal["run start", "event stream", "gap", "late channel", "closed by the server", "too large"]
+Why = Literal["run start", "event stream", "gap", "late channel", "closed by the server", "too large", "damaged"]
 
 
 class Opened(_Line, frozen=True, tag="opened"):
@@ -163,6 +163,7 @@ class Tried(_Line, frozen=True, tag="tried"):
     segment: int  # where its first row stands in the journal
     offset: int
     last_time: float  # of its last point
+    first_time: float | None = None
 
 
 class Confirmed(_Line, frozen=True, tag="confirmed"):

@@ -98,7 +98,7 @@ class RunWriter:
         self.dirty = True  # appended to since the last sync
         self._sync_failed = False  # said once
         self._named = False  # whether the folder's own name survives a power cut
-        self._journal.append(line(encode(header)))
+        self._journal.append(line(encode(header)) * 2)  # twice, for the run is worth nothing without it
 
     def append(self, payloads: list[bytes], *, always: bool = False) -> None:
         """Keep these lines, all or none; they survive a killed process once this returns.
@@ -408,12 +408,13 @@ class Spool:
         lock = RunLock(folder / _WRITER_LOCK)
         try:
             age = time.time() - folder.stat().st_mtime
-            if age <= 60 or not lock.acquire():
-                return
+            if not lock.acquire():
+                return  # it is just being made
             lock.release()
             if _has_lines(folder):
                 raise SpoolError(f"{folder} holds a run whose header is damaged; its other lines are kept")
-            shutil.rmtree(folder, ignore_errors=True)
+            if age > 60:
+                shutil.rmtree(folder, ignore_errors=True)
         except FileNotFoundError:  # removed meanwhile
             return
 
@@ -429,7 +430,9 @@ class Claim:
             raise SpoolError(
                 f"{folder} was written in format {header.format}, this version knows up to {FORMAT}; update the package"
             )
-        sync_folder(spool.path)  # before anything of it is sent, the run can be found again after a power cut
+        # Before anything is asked for it, the run can be found again after a power cut, with its header.
+        JournalReader(folder).sync()
+        sync_folder(spool.path)
         self.folder = folder
         self.header = header
         self.ledger = Ledger(folder / LEDGER)

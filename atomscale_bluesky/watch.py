@@ -74,7 +74,7 @@ class _RunWatch:
             self._account.take(line.payload)
         self._journal.close()
         if self._account.header is None:
-            return None
+            return unreadable(str(self._folder), "its header is damaged") if self._journal.damaged else None
         alive = self._account.stop is None and spool.writer_alive(self._folder)
         return self._account.status(ledger, writer_alive=alive, folder=str(self._folder))
 

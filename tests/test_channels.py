@@ -114,7 +114,10 @@ class Told:
 
     @property
     def layouts(self) -> list[Layout]:
-        return [line for line in self.lines if isinstance(line, Layout)]
+        """Each layout once; it stands twice in a journal."""
+        layouts = [line for line in self.lines if isinstance(line, Layout)]
+        assert layouts[::2] == layouts[1::2]
+        return layouts[::2]
 
     @property
     def rows(self) -> list[Row]:
