@@ -27,6 +27,7 @@ extensions = [
 ]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}  # the latter for what autosummary writes
 root_doc = "index"
+smartquotes_action = "qe"  # quotes and ellipses, and no dashes: `--option` stays what a terminal takes
 default_role = "code"  # docstrings write `name`, as the prose does
 exclude_patterns = ["_build", "_ext", "_scripts", "_static"]
 
