@@ -119,7 +119,7 @@ def test_the_pages_of_a_flyer_arrive_whole_and_at_their_own_times(
     flyer = PageFlyer(6200, arrays=arrays, skewed=skewed)
     make_engine(callback)(flown(flyer))
 
-    assert callback.drain(timeout_s=20)
+    assert callback.drain(timeout_s=30)
     assert sum(name == "event_page" for name, _ in recorder.documents) == 3
     (channels,) = assert_held(server, recorder.documents).values()
     assert {name: len(points) for name, points in channels.items()} == dict.fromkeys(
@@ -136,7 +136,7 @@ def test_events_that_the_engine_packs_into_a_page_arrive_at_the_flyers_times(
     flyer = EventFlyer(333)
     engine(fly([flyer]))
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=20)
     (channels,) = assert_held(server, recorder.documents).values()
     assert [point.time for point in channels["flux"]] == [flyer.began + n / 1000 for n in range(333)]
 
@@ -146,7 +146,7 @@ def test_a_flyer_without_data_leaves_an_empty_run(
 ) -> None:
     engine(fly([trivial_flyer]))
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=20)
     assert emitted(recorder.documents) == {}
     assert_held(server, recorder.documents)
 
@@ -160,7 +160,7 @@ def test_pictures_in_files_are_left_out_and_the_numbers_beside_them_arrive(
 
     engine(count([camera, det1], num=13))
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=20)
     kinds = {name for name, _ in recorder.documents}
     assert {"resource", "datum"} <= kinds
     filled = [doc["filled"] for name, doc in recorder.documents if name == "event"]

@@ -11,7 +11,7 @@ from integration.expected import assert_held
 from integration.needs import need_module
 from integration.recording import recorded
 
-from atomscale_bluesky.server import LocalServer
+from atomscale_bluesky.server import Fault, LocalServer
 
 pytestmark = pytest.mark.integration
 
@@ -55,6 +55,7 @@ def type_into_ipython(profile: Path, environment: dict[str, str], typed: str) ->
 def test_all_runs_of_an_ipython_session_are_delivered_when_it_ends(
     end: str, profile: Path, environment: dict[str, str], server: LocalServer, documents_file: Path
 ) -> None:
+    server.misbehave(Fault(call=("chunk", "chunk_multi"), delay_s=0.5))  # so that the end has something to wait for
     done = type_into_ipython(
         profile, environment, "RE(scan([det1, det2], motor, -1, 1, 25))\nRE(count([det1], num=3))\n" + end
     )

@@ -106,7 +106,7 @@ def test_a_reading_of_each_type_arrives_as_a_number_or_is_left_out(
 
     engine(plan())
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=20)
     (channels,) = assert_held(server, recorder.documents).values()
     assert {name: [point.value for point in points] for name, points in channels.items()} == {
         "cell-temperature": [1173.0 + n / 4 for n in range(17)],
@@ -141,7 +141,7 @@ def test_monitored_signals_arrive_at_the_times_of_their_readings(
 
     engine(monitor_during_wrapper(plan(), [cell.shutter, cell.temperature]))
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=20)
     held = assert_held(server, recorder.documents)
     (run,) = {source.run for source in held}
     shutter = held[Source(run, "cell-shutter_monitor")]["cell-shutter"]
@@ -161,7 +161,7 @@ def test_a_step_scan_of_a_simulated_motor_and_detector_arrives(
 
     engine(plan())
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=20)
     (channels,) = assert_held(server, recorder.documents).values()
     assert [point.value for point in channels["stage"]] == pytest.approx(np.linspace(-2, 2, 15))
     assert channels["stage"][0].units == "mm"
@@ -186,7 +186,7 @@ def test_a_detector_that_writes_frames_leaves_the_numbers_beside_them(
 
     engine(plan())
 
-    assert callback.drain(timeout_s=20)
+    assert callback.drain(timeout_s=30)
     assert {"stream_resource", "stream_datum"} <= {name for name, _ in recorder.documents}
     (channels,) = assert_held(server, recorder.documents).values()
     assert len(channels["cell-temperature"]) == 11
@@ -216,7 +216,7 @@ def test_a_fly_scan_that_gives_files_alone_leaves_an_empty_run(
 
     engine(plan())
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=20)
     names = {name for name, _ in recorder.documents}
     assert "stream_datum" in names
     assert not names & {"event", "event_page"}

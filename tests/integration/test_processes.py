@@ -84,7 +84,7 @@ def test_a_session_that_was_paused_and_then_left_unsent_is_delivered_by_the_next
     assert session.wait(30) == 0, output()
     server.reachable()
 
-    assert make_callback().drain(timeout_s=20)
+    assert make_callback().drain(timeout_s=30)
     assert_held(server, recorded(documents_file))
 
 
@@ -107,7 +107,7 @@ def test_a_session_killed_in_mid_run_loses_no_point_and_the_next_one_completes_i
     (run,) = make_callback(offline=True).status()
     assert run.state == "interrupted"
     again = make_callback()
-    assert again.drain(timeout_s=20)
+    assert again.drain(timeout_s=30)
 
     assert_held_but_for_the_last_event(server, recorded(documents_file))
     assert again.status() == ()
@@ -158,7 +158,7 @@ def test_a_session_that_is_interrupted_from_the_keyboard_pauses_at_once_and_keep
 
     if hanging:
         server.behave()
-        assert make_callback().drain(timeout_s=20)
+        assert make_callback().drain(timeout_s=30)
     assert_held(server, recorded(documents_file))
 
 

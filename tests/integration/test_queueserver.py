@@ -87,7 +87,7 @@ class Manager:
             socket.send_json({"method": method, "params": parameters})
             return socket.recv_json() if socket.poll(5000) else None
 
-    def wait_for(self, timeout_s: float = 30.0, **state: Any) -> dict[str, Any]:
+    def wait_for(self, timeout_s: float = 40.0, **state: Any) -> dict[str, Any]:
         """The manager's status once it has these values."""
 
         def reached() -> dict[str, Any] | None:
@@ -188,20 +188,40 @@ def manager(
 def test_queued_plans_are_delivered_by_the_end_of_the_worker_with_the_metadata_of_their_items(
     manager: Manager, server: LocalServer, documents_file: Path
 ) -> None:
-    server.misbehave(Fault(call="finalize", status=503))
+    server.misbehave(Fault(call="initialize", status=503))
     manager.open_environment()
     manager.enqueue("count", ["det1", "det2"], num=25, meta={"synth_source_id": 42})
     manager.enqueue("scan", ["det1"], "motor", -1, 1, 13, meta=[{"atomscale": {"synth_source_id": 7}}, {"sample": "A"}])
     manager.run_queue()
-    assert {stream.status for stream in server.streams()} == {"stream_active"}
+    assert server.streams() == []
     manager.ask("environment_close")
     server.behave()
+    server.misbehave(Fault(call=("chunk", "chunk_multi"), delay_s=1.0))  # so the worker's end has something to wait for
+    # The manager waits half a second for the process to end, counts it as closed then and lets it be.
     manager.wait_for(worker_environment_exists=False, manager_state="idle")
+    wait_until(lambda: [stream.status for stream in server.streams()] == ["success"] * 2, timeout_s=30)
 
     documents = recorded(documents_file)
     assert sum(name == "stop" for name, _ in documents) == 2
     assert_held(server, documents)
-    assert [stream.synth_source_id for stream in server.streams()] == [42, 7]
+    assert {stream.synth_source_id: stream.points for stream in server.streams()} == {42: 50, 7: 39}
+
+
+def test_an_environment_opened_while_the_one_before_still_delivers_disturbs_nothing(
+    manager: Manager, server: LocalServer, documents_file: Path
+) -> None:
+    server.misbehave(Fault(call=("chunk", "chunk_multi"), label="(count)", delay_s=2.0))
+    manager.open_environment()
+    manager.enqueue("count", ["det1", "det2"], num=25, meta={"synth_source_id": 42, "stream_name": "(count)"})
+    manager.run_queue()
+    manager.close_environment()
+    manager.open_environment()
+    manager.enqueue("scan", ["det1"], "motor", -1, 1, 13, meta={"synth_source_id": 7})
+    manager.run_queue()
+    manager.close_environment()
+
+    wait_until(lambda: [stream.status for stream in server.streams()] == ["success"] * 2, timeout_s=30)
+    assert_held(server, recorded(documents_file))
 
 
 def test_a_run_of_a_destroyed_environment_is_completed_by_the_callback_of_the_next(
@@ -210,14 +230,14 @@ def test_a_run_of_a_destroyed_environment_is_completed_by_the_callback_of_the_ne
     manager.open_environment()
     manager.enqueue("grow", meta={"synth_source_id": 42})
     manager.ask("queue_start")
-    wait_until(lambda: [stream for stream in server.streams() if stream.points > 100], timeout_s=20)
+    wait_until(lambda: [stream for stream in server.streams() if stream.points > 100], timeout_s=30)
     manager.ask("environment_destroy")
     manager.wait_for(worker_environment_exists=False, manager_state="idle")
 
     (run,) = make_callback(offline=True).status()
     assert run.state == "interrupted"
     manager.open_environment()
-    wait_until(lambda: [stream.status for stream in server.streams()] == ["success"], timeout_s=20)
+    wait_until(lambda: [stream.status for stream in server.streams()] == ["success"], timeout_s=30)
 
     (channels,), (expected,) = held(server).values(), emitted(recorded(documents_file)).values()
     for channel, points in expected.items():
@@ -253,7 +273,8 @@ def test_a_queue_is_paused_resumed_and_stopped_by_its_operator(
     manager.enqueue("grow", meta={"synth_source_id": 42})
     manager.ask("queue_start")
     for points in (50, 150):
-        wait_until(lambda: [stream for stream in server.streams() if stream.points > points], timeout_s=20)  # noqa: B023
+        wait_until(lambda: [stream for stream in server.streams() if stream.points > points], timeout_s=30)  # noqa: B023
+        manager.wait_for(re_state="running")
         manager.ask("re_pause", option="deferred" if points == 50 else "immediate")
         manager.wait_for(manager_state="paused")
         manager.ask("re_resume" if points == 50 else "re_stop")

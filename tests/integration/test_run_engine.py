@@ -99,7 +99,7 @@ def test_monitors_and_baseline_of_supplemental_data_are_taken_as_the_settings_sa
 
     engine(plan())
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=20)
     held = assert_held(server, recorder.documents, leave_out=())
     (run,) = {source.run for source in held}
     assert [point.value for point in held[Source(run, "baseline")]["motor"]] == [0, 22]
@@ -113,7 +113,7 @@ def test_baseline_is_left_out_unless_it_is_asked_for(
 
     engine(count([det1], num=12))
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=20)
     assert [source.event_stream for source in assert_held(server, recorder.documents)] == ["primary"]
 
 
@@ -131,7 +131,7 @@ def test_plans_that_are_only_simulated_leave_no_trace(
     summarize_plan(scan([det1], motor, -1, 1, 5))
 
     assert "Open Run" in capsys.readouterr().out
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=20)
     assert_held(server, recorder.documents)
     assert len(server.streams()) == 1
 
@@ -146,7 +146,7 @@ def test_a_point_taken_again_after_a_pause_from_another_thread_is_kept_twice(
 
     engine.resume()
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=20)
     assert [event["seq_num"] for event in events(recorder)] == [*range(1, 9), *range(8, 26)]
     held = assert_held(server, recorder.documents)
     assert [len(points) for channels in held.values() for points in channels.values()] == [26, 26]
@@ -174,7 +174,7 @@ def test_a_monitor_keeps_what_it_saw_before_and_after_a_pause(
     pressure.put(99.0)
     engine.resume()
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=20)
     held = assert_held(server, recorder.documents)
     (monitored,) = [channels["pressure"] for source, channels in held.items() if source.event_stream != "primary"]
     numbers = [event["seq_num"] for event in events(recorder) if "pressure" in event["data"]]
@@ -191,7 +191,7 @@ def test_a_run_that_is_ended_early_is_delivered_and_finalized(
 
     getattr(engine, ending)()
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=20)
     assert recorder.documents[-1][0] == "stop"
     assert recorder.documents[-1][1]["exit_status"] == ("success" if ending == "stop" else "abort")
     held = assert_held(server, recorder.documents)
@@ -210,7 +210,7 @@ def test_a_plan_that_raises_leaves_a_whole_run_behind(
     with pytest.raises(RuntimeError, match="the shutter is stuck"):
         engine(plan())
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=20)
     assert len(events(recorder)) == 12
     assert_held(server, recorder.documents)
 
@@ -231,7 +231,7 @@ def test_points_taken_again_after_a_suspension_are_kept(
     engine(points_with(gate, det1))
     engine.clear_suspenders()
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=20)
     assert events(recorder)[-1]["seq_num"] == 25
     assert len(events(recorder)) == 26
     assert_held(server, recorder.documents)
@@ -247,7 +247,7 @@ def test_recorded_interruptions_are_text_and_disturb_nothing(
         engine(points_with(Gate(engine.request_pause), det1))
     engine.resume()
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=20)
     assert [event["data"]["interruption"] for event in events(recorder) if "interruption" in event["data"]] == [
         "pause",
         "resume",
@@ -262,7 +262,7 @@ def test_two_engines_at_once_with_a_callback_each_share_a_spool(
     engines = [make_engine(callback) for callback in callbacks]
     run_at_once([(engine, count([detector], num=57)) for engine, detector in zip(engines, (det1, det2), strict=True)])
 
-    assert all(callback.drain(timeout_s=10) for callback in callbacks)
+    assert all(callback.drain(timeout_s=20) for callback in callbacks)
     assert len(server.streams()) == 2
     assert_held(server, recorder.documents)
 
@@ -273,7 +273,7 @@ def test_two_engines_at_once_may_share_a_callback(
     engines = [make_engine(callback), make_engine(callback)]
     run_at_once([(engine, count([detector], num=57)) for engine, detector in zip(engines, (det1, det2), strict=True)])
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=20)
     assert len(server.streams()) == 2
     assert_held(server, recorder.documents)
 
@@ -319,7 +319,7 @@ def test_the_validator_refuses_metadata_before_any_device_moves(
     assert recorder.documents == []
     engine(scan([det1], motor, 3, 5, 5), synth_source_id=7)
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=20)
     assert [stream.synth_source_id for stream in server.streams()] == [7]
     assert_held(server, recorder.documents)
 
@@ -345,7 +345,7 @@ def test_runs_within_a_run_have_streams_and_metadata_of_their_own(
 
     engine(outer())
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=20)
     assert_held(server, recorder.documents)
     streams = {str(stream.label).partition(" [")[0]: stream for stream in server.streams()}
     assert {name: (stream.points, stream.synth_source_id) for name, stream in streams.items()} == {
@@ -364,7 +364,7 @@ def test_a_callback_for_one_call_takes_that_call_alone(
     engine(count([det1], num=12), [callback, recorder])
     engine(count([det1], num=13))
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=20)
     assert [stream.points for stream in server.streams()] == [12]
     assert run_of(server.streams()[0].label) == recorder.documents[0][1]["uid"][:8]
     assert_held(server, recorder.documents)
