@@ -305,10 +305,14 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self._file = LineFile(path)
         try:
-            size = _sound_bytes(path)
-            if size < self._file.size:
+            try:
+                self.state = LedgerReader(path).read_on()
+            except SpoolError:
+                size = _sound_bytes(path)
+                if size == self._file.size:
+                    raise
                 self._file.cut(size)
-            self.state = LedgerReader(path).read_on()
+                self.state = LedgerReader(path).read_on()
         except BaseException:
             self._file.close()
             raise
