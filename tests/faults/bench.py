@@ -187,10 +187,11 @@ class Bench:
         amplification: float | None = None,
         lost: bool = True,
         changed: bool = True,
+        doubled: bool = True,
     ) -> Verdict:
         """Compare with the oracle; whatever differs is a problem unless it is allowed here."""
         verdict = self.result.verdict = judge(self.server, accepted, begun=list(begun), forgiven=forgiven)
-        judged = {"lost": lost, "changed": changed}
+        judged = {"lost": lost, "changed": changed, "doubled": doubled}
         for what in ("lost", "doubled", "wrong", "unfinished", "changed", "early_finalize"):
             if not judged.get(what, True):
                 continue
