@@ -255,7 +255,9 @@ class AtomscaleCallback:
         try:
             run.writer = self._spool.create(run.header)
         except SpoolError as error:
-            _logger.error("run %s is not kept, the plan goes on: %s", run.uid, error)
+            self._say_once(
+                f"not kept {run.uid}", f"run {run.uid} is not kept until there is room: {error}", logging.ERROR
+            )
             return
         run.settled = False
         for event_stream in run.event_streams.values():
@@ -328,7 +330,7 @@ class AtomscaleCallback:
             if run.has_seen(uid):
                 self._ignored["event seen before"] += 1
                 return
-            if run.settled:
+            if run.writer is None and (run.settled or self._spool.has_room):
                 self._open_run(run)
             payloads = event_stream.event(doc, time.time())
             self._keep(run, event_stream, payloads, 1, doc.get("data") or ())
@@ -351,7 +353,7 @@ class AtomscaleCallback:
                 doc = _without(doc, [i for i, uid in enumerate(uids) if run.has_seen(uid)])
                 self._ignored["event seen before"] += len(uids) - len(doc["uid"])
                 uids = list(doc["uid"])
-            if run.settled:
+            if run.writer is None and (run.settled or self._spool.has_room):
                 self._open_run(run)
             payloads = event_stream.event_page(doc, time.time())
             if payloads:
@@ -395,6 +397,14 @@ class AtomscaleCallback:
             self._ended[uid] = run.header.content if run.header else ""
             if len(self._ended) > REMEMBERED_RUNS:
                 self._ended.popitem(last=False)
+            if run.writer is None and not run.settled:
+                _logger.error("run %s ended without having been kept: the spool had no room for it", uid)
+            for event_stream in run.event_streams.values():
+                if event_stream is not None and event_stream.replaced_times:
+                    _logger.warning(
+                        "event stream %r of run %s: %d readings had impossible times and got their event's",
+                        event_stream.name, uid, event_stream.replaced_times,
+                    )  # fmt: skip
             if run.writer is not None:
                 stop = Stop(
                     time=_time(doc),

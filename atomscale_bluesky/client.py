@@ -210,14 +210,15 @@ class Client:
         status = response.status_code
         if 200 <= status < 300:
             return
-        text = f"{what} was answered {status}: {wire.detail(body)}"
+        detail = wire.detail(body)
+        text = f"{what} was answered {status}: {detail}"
         if status in {401, 403}:
             raise ApiKeyError(text, status=status)
         if status in _TRANSIENT or status >= 500:
             raise ApiUnavailableError(text, status=status, retry_after_s=_retry_after(response))
         if status < 400:
             raise ApiUnavailableError(f"{what} was answered {status}, a redirect, which is not followed", status=status)
-        raise ApiRefusedError(text, status=status)
+        raise ApiRefusedError(text, status=status, detail=detail)
 
     def _read(self, body: bytes, read: Callable[[bytes], T]) -> T:
         try:

@@ -285,7 +285,7 @@ class Delivery:
         _logger.info(
             "run %s %s: %d points delivered to %s; left out: %s; discarded: %d; the last point took %.1f s",
             status.run_uid, status.state, status.points.delivered, ", ".join(status.data_ids) or "no stream", left_out,
-            status.points.discarded, max(took, default=0.0),
+            status.points.discarded, max([0.0, *took]),
         )  # fmt: skip
         return True
 

@@ -1,7 +1,7 @@
 """Is everything in place for a run? Each check passes, warns or fails, with a reason and what to do.
 
-Nothing is changed anywhere: the spool is looked at, and the API is asked for its clock, for a search that finds nothing
-and for the list of instruments.
+Nothing is made or sent: the spool is looked at, and closed to others if it is not; the API is asked for its clock, for
+a search that finds nothing and for the list of instruments.
 """
 
 from __future__ import annotations
@@ -120,14 +120,17 @@ def _key_works(settings: Settings, client: Client) -> Iterator[Check]:
 
 def _spool(settings: Settings) -> Iterator[Check]:
     path = settings.spool_path
+    if not path.exists():
+        yield Check("spool", Result.PASSED, f"{path} is made when it is first needed")
+        return
+    mode = stat.S_IMODE(path.stat().st_mode)
     try:
         spool = Spool(path)
     except SpoolError as error:
         yield Check("spool", Result.FAILED, str(error), "choose another `spool_dir`, or mend its permissions")
         return
-    mode = stat.S_IMODE(path.stat().st_mode)
     if os.name != "nt" and mode & 0o077:
-        yield Check("spool", Result.WARNING, f"{path} may be read by others ({mode:03o})", f"chmod 700 {path}")
+        yield Check("spool", Result.WARNING, f"{path} could be read by others ({mode:03o}); now it cannot")
     else:
         yield Check("spool", Result.PASSED, f"{path} can be written, by you alone")
     kind = network_file_system(path)
@@ -156,10 +159,10 @@ def _leftovers(spool: Spool) -> Check:
         return Check("leftovers", Result.FAILED, str(error), "update the package, or move that run's folder away")
     parked = [run for run in runs if run.state == "parked"]
     if parked:
-        return Check("leftovers", Result.WARNING, f"{len(parked)} runs wait for a person: {parked[0].problem}",
+        return Check("leftovers", Result.WARNING, f"runs that wait for a person: {len(parked)}; {parked[0].problem}",
                      "see `atomscale-bluesky status`; mend with `edit`, `retry` or `discard`")  # fmt: skip
     waiting = runs.points.waiting
     if waiting:
-        return Check("leftovers", Result.WARNING, f"{waiting} points of {len(runs)} runs wait",
+        return Check("leftovers", Result.WARNING, f"{waiting} points wait, of runs in the spool: {len(runs)}",
                      "they are sent by the next session, or by `atomscale-bluesky upload`")  # fmt: skip
     return Check("leftovers", Result.PASSED, "nothing waits")

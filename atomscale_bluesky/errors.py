@@ -34,12 +34,14 @@ class SpoolFullError(SpoolError):
 class ApiError(AtomscaleBlueskyError):
     """Atomscale did not do what was asked of it.
 
-    `status` is the HTTP status of its answer, None where there was no answer of the API's.
+    `status` is the HTTP status of its answer, None where there was no answer of the API's; `detail` is what the answer
+    said, quoted and cut to a length.
     """
 
-    def __init__(self, message: str, *, status: int | None = None) -> None:
+    def __init__(self, message: str, *, status: int | None = None, detail: str = "") -> None:
         super().__init__(message)
         self.status = status
+        self.detail = detail
 
 
 class ApiUnavailableError(ApiError):

@@ -76,6 +76,9 @@ def _initialize(client: Client, task: Task) -> str:
         # An earlier request may have been applied though its answer never came: look before making another.
         entry = client.find(task.label)
         data_id = entry.data_id if entry else None
+        _logger.info(
+            "%r %s", task.label, "was found in the catalogue" if entry else "is not in the catalogue; made anew"
+        )
     if data_id is None:
         data_id = client.initialize(
             task.family, label=task.label, points_per_chunk=task.points_per_chunk, links=task.links

@@ -37,6 +37,7 @@ class Task:
     not_before: float = 0.0  # monotonic
     may_exist: bool = False  # an earlier attempt to initialize may have made the stream
     apart: frozenset[str] = field(default_factory=frozenset)  # channels refused before: pushed one by one
+    refusal: str = ""  # why another path family refused it before
     forbidden_at: float | None = None  # monotonic: when it was first answered 403
 
     def __str__(self) -> str:

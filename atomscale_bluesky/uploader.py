@@ -33,7 +33,7 @@ from .sender import Knowledge, Outcome, perform
 from .settings import Settings
 from .spool import Spool, read_header
 from .tasks import Kind, Task
-from .wire import FAMILIES
+from .wire import FAMILIES, is_about_the_route
 
 _logger = logging.getLogger(__name__)
 
@@ -435,19 +435,21 @@ class Uploader:
             delivery.pushed(task, outcome.confirmed, outcome.refused)
 
     def _refused(self, delivery: Delivery, task: Task, error: ApiRefusedError) -> None:
-        if task.kind is Kind.INITIALIZE and error.status in {404, 405} and self._knowledge.family is None:
-            following = FAMILIES[FAMILIES.index(task.family) + 1 :]
+        if task.kind is Kind.INITIALIZE and self._knowledge.family is None:
+            routeless = error.status in {404, 405} and is_about_the_route(error.detail, task.links)
+            following = FAMILIES[FAMILIES.index(task.family) + 1 :] if routeless else ()
             if following:
-                # The route may not exist here. If it is the instrument or project that was not found, the other family
-                # will not find it either.
+                task.refusal = str(error)
                 delivery.about_to_initialize(task, following[0])
                 task.may_exist = False
                 delivery.failed_attempt(task, self._monotonic(), error)
                 return
+            if task.family != FAMILIES[0]:
+                delivery.about_to_initialize(task, FAMILIES[0])  # what a person mends begins from the beginning
         if task.kind is Kind.READ_BACK:
             delivery.read_back(task, {})  # it cannot be read, so nothing of it counts as there
         else:
-            delivery.park(task, str(error))
+            delivery.park(task, f"{task.refusal}; {error}" if task.refusal else str(error))
 
     def _failed(self, delivery: Delivery, outcome: Outcome, error: ApiError) -> None:
         now = self._monotonic()

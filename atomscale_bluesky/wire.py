@@ -227,6 +227,15 @@ def detail(body: bytes) -> str:
     return repr(text if len(text) <= 300 else text[:299] + "…")
 
 
+def is_about_the_route(detail: str, links: Links) -> bool:
+    """Whether a 404 or 405 may mean that the path does not exist, rather than something that the request named."""
+    named = [links.synth_source_id, links.physical_sample_id, links.project_id]
+    text = detail.lower()
+    return not any(str(one).lower() in text for one in named if one is not None) and not any(
+        word in text for word in ("instrument", "synth", "sample", "project")
+    )
+
+
 def _series(times: orjson.Fragment, column: Column) -> dict[str, Any]:
     series: dict[str, Any] = {"timestamps": times, "values": column.values}
     if column.unit is not None:

@@ -16,7 +16,6 @@ callback = AtomscaleCallback()
 RE.subscribe(callback)
 
 metadata = {
-    "operator": "B. Bunsen",
     "wafer": "W1234",
     "atomscale": {
         "synth_source_id": 42,

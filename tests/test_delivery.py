@@ -185,3 +185,45 @@ def test_one_stream_that_is_forbidden_does_not_hold_up_the_others(
 
     wait_until(lambda: sorted(stream.points for stream in server.streams()) == [0, 24, 24], timeout_s=20)
     wait_until(lambda: [run.state for run in callback.status()] == ["parked"], timeout_s=20)
+
+
+@pytest.mark.parametrize("families", [("metrology",), ("tool-state",), ("metrology", "tool-state")])
+def test_an_unknown_instrument_parks_with_its_reason_and_can_be_mended_in_any_family(
+    make_callback: MakeCallback, families: tuple[str, ...]
+) -> None:
+    with LocalServer(control=True, families=families) as server:
+        callback = make_callback(endpoint=server.url)
+        for name, doc in growth(points=12, start_metadata={"synth_source_id": 999}):
+            callback(name, doc)
+        assert not callback.drain(timeout_s=10)
+        (run,) = callback.status()
+        assert "999" in (run.problem or "")
+
+        order(callback, Edit(Links(synth_source_id=42)))
+
+        wait_until(lambda: not callback.status())
+        assert [(stream.status, stream.family) for stream in server.streams()] == [("success", families[0])]
+        callback.close()
+
+
+def test_a_run_that_began_without_room_is_kept_from_when_there_is(
+    make_callback: MakeCallback, server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = make_callback(offline=True, spool_max_bytes=1_000_000)
+    for name, doc in growth(points=1500, keys=100):
+        full(name, doc)
+    full.close()
+
+    callback = make_callback(spool_max_bytes=1_000_000)
+    documents = list(growth(points=40, start_metadata={"stream_name": "late"}))
+    for name, doc in documents[:12]:
+        callback(name, doc)
+    assert "is not kept until there is room" in caplog.text
+    wait_until(lambda: callback._spool.has_room, timeout_s=30)
+    for name, doc in documents[12:]:
+        callback(name, doc)
+
+    assert callback.drain(timeout_s=10)
+    late = next(stream for stream in server.streams() if stream.label.startswith("late"))
+    assert late.status == "success"
+    assert late.points == 56

@@ -38,6 +38,7 @@ def run(*arguments: str, url: str, key: str, spool_dir: Path, **more: str) -> su
 
 
 def doctor(server: LocalServer, spool_dir: Path, **more: str) -> tuple[int, dict[str, dict[str, str]]]:
+    spool_dir.mkdir(mode=0o700, exist_ok=True)
     done = run("doctor", "--json", url=server.url, key=more.pop("key", server.api_key), spool_dir=spool_dir, **more)
     assert done.stdout, done.stderr
     return done.returncode, {check["what"]: check for check in json.loads(done.stdout)}
@@ -99,7 +100,7 @@ def test_points_that_wait_are_warned_about(server: LocalServer, spool_dir: Path,
     _, checks = doctor(server, spool_dir)
 
     assert checks["leftovers"]["result"] == "warning"
-    assert "50 points of 1 runs wait" in checks["leftovers"]["found"]
+    assert "50 points wait" in checks["leftovers"]["found"]
 
 
 @pytest.fixture

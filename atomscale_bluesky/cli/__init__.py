@@ -20,11 +20,11 @@ from .upload import upload
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="atomscale-bluesky", message="%(prog)s %(version)s")
 def commands() -> None:
-    r"""Stream Bluesky runs to Atomscale while the plan runs.
+    """Stream Bluesky runs to Atomscale while the plan runs.
 
     In a Bluesky session no command is needed:
 
-    \b
+    
         from atomscale_bluesky import AtomscaleCallback
         RE.subscribe(AtomscaleCallback())
 

@@ -29,6 +29,8 @@ _STATES = {
     "interrupted": "yellow",
     "parked": "bold red",
     "finalized": "green",
+    "discarded": "yellow",
+    "unreadable": "bold red",
 }
 
 
@@ -121,9 +123,12 @@ def _show_run(out: Console, run: RunStatus, now: float) -> None:
 
 def _show_finished(out: Console, entry: dict[str, Any]) -> None:
     points = int(entry.get("delivered") or 0)
-    _headline(out, entry.get("label"), "finalized", entry.get("run_uid"), float(entry.get("started") or 0.0))
+    discarded = int(entry.get("discarded") or 0)
+    state = "discarded" if discarded else "finalized"
+    _headline(out, entry.get("label"), state, entry.get("run_uid"), float(entry.get("started") or 0.0))
     table = _table()
-    table.add_row("points", Text(f"{number(points)} delivered, all of them, by {moment(entry.get('finished') or 0.0)}"))
+    share = f"{number(discarded)} given up" if discarded else "all of them"
+    table.add_row("points", Text(f"{number(points)} delivered, {share}, by {moment(entry.get('finished') or 0.0)}"))
     for reason, count in (entry.get("left_out") or {}).items():
         table.add_row("left out", Text(f"{number(count)} {plain(reason)}"))
     if entry.get("lost"):
