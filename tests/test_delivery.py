@@ -226,4 +226,4 @@ def test_a_run_that_began_without_room_is_kept_from_when_there_is(
     assert callback.drain(timeout_s=10)
     late = next(stream for stream in server.streams() if stream.label.startswith("late"))
     assert late.status == "success"
-    assert late.points == 56
+    assert late.points == 60
