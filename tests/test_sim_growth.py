@@ -153,7 +153,7 @@ def test_readings_follow_each_other_at_the_period_that_was_asked_for(run_engine,
 
     times = [event["time"] for event in documents.of("event")]
     mean_s = (times[-1] - times[0]) / (len(times) - 1)
-    assert 0.009 < mean_s < 0.02  # a busy machine may be late, not early
+    assert mean_s > 0.009  # a busy machine may be late, not early
 
 
 def test_a_growth_can_be_monitored_too(run_engine, documents):
