@@ -6,6 +6,7 @@ It is the uploader of the callback, without a callback. Runs that a living proce
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,10 +76,24 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
         client.close()
 
     watch = SpoolWatch(spool)
+    ending, interrupted = threading.Event(), threading.Event()
+
+    def interrupt(_number: int, _frame: object) -> None:
+        # Not as an exception: one that is raised while Python tidies up an object is lost.
+        interrupted.set()
+        ending.set()
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    if timeout_s is not None:
+        timer = threading.Timer(timeout_s, ending.set)
+        timer.daemon = True
+        timer.start()
     try:
         with _logged(out):
-            _deliver(out, settings, spool, watch, timeout_s)
-    except KeyboardInterrupt:
+            _deliver(out, settings, spool, watch, ending)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted.is_set():
         out.print("Stopped. What is not delivered stays in the spool; begin again whenever you like.", soft_wrap=True)
         return 130
     return _report(out, spool, watch)
@@ -100,15 +115,10 @@ def _logged(out: Console) -> Iterator[None]:
         logger.propagate = propagate
 
 
-def _deliver(out: Console, settings: Settings, spool: Spool, watch: SpoolWatch, timeout_s: float | None) -> None:
-    """Drain until nothing moves any more. In rounds: an uploader takes up so many runs at a time."""
+def _deliver(out: Console, settings: Settings, spool: Spool, watch: SpoolWatch, ending: threading.Event) -> None:
+    """Drain until nothing moves any more, or `ending`. In rounds: an uploader takes up so many runs at a time."""
     from ..uploader import Uploader
 
-    ending = threading.Event()
-    if timeout_s is not None:
-        timer = threading.Timer(timeout_s, ending.set)
-        timer.daemon = True
-        timer.start()
     with _Bar(out, watch) as bar:
         while not ending.is_set():
             before = set(spool.run_folders())
