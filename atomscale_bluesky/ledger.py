@@ -345,14 +345,19 @@ def _sound_bytes(path: Path) -> int:
     be understood without it and is given up, as if it had not been written. Where a fact follows that was synced, it
     was no power cut: then the damaged line is passed over like any other.
     """
-    size, sound = 0, None
+    size, sound, opened = 0, None, False
     with path.open("rb") as file:
         for text in file:
             payload = payload_of(text.removesuffix(b"\n"))
             if payload is None:
                 sound = size if sound is None else sound
-            elif sound is not None and not isinstance(decode_ledger(payload), _UNSYNCED):
-                return path.stat().st_size
+            elif sound is not None:
+                if opened:  # something was noted after it, so its sync had come back
+                    return path.stat().st_size
+                fact = decode_ledger(payload)
+                opened = isinstance(fact, Opened)  # with nothing after it, nothing was done about it either
+                if not opened and not isinstance(fact, _UNSYNCED):
+                    return path.stat().st_size
             size += len(text)
     return size if sound is None else sound
 
