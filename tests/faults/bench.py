@@ -188,10 +188,11 @@ class Bench:
         lost: bool = True,
         changed: bool = True,
         doubled: bool = True,
+        early_finalize: bool = True,
     ) -> Verdict:
         """Compare with the oracle; whatever differs is a problem unless it is allowed here."""
         verdict = self.result.verdict = judge(self.server, accepted, begun=list(begun), forgiven=forgiven)
-        judged = {"lost": lost, "changed": changed, "doubled": doubled}
+        judged = {"lost": lost, "changed": changed, "doubled": doubled, "early_finalize": early_finalize}
         for what in ("lost", "doubled", "wrong", "unfinished", "changed", "early_finalize"):
             if not judged.get(what, True):
                 continue

@@ -666,7 +666,9 @@ def damaged_spool(b: Bench) -> None:
     # A chunk that was tried and has lost a row since is refused as changed: better than two truths.
     # Facts that are gone without a trace, of a synced ledger, cannot be missed: what they told is done again.
     traceless = kind in {"ledger cut", "ledger line gone"}
-    verdict = b.judge(accepted, lost=False, forgiven=True, orphans=9, changed=False, doubled=not traceless)
+    # A chunk that was tried, never answered and is damaged altogether never will be.
+    spared = {"lost": False, "changed": False, "early_finalize": False, "doubled": not traceless}
+    verdict = b.judge(accepted, forgiven=True, orphans=9, **spared)
     b.result.counts["doubled by facts gone without a trace"] += verdict.doubled
     others = [point for channel, point in verdict.lost_points if channel.run != story.uid(victim)[:8]]
     b.check(not others, f"{kind}: {len(others)} points of other runs are not there")
