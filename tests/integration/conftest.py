@@ -57,6 +57,7 @@ def environment(server: LocalServer, spool_dir: Path, documents_file: Path, tmp_
     """The environment of a process whose callback sends to the test's server."""
     return os.environ | {
         "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONFAULTHANDLER": "1",
         "HOME": str(tmp_path),
         "ATOMSCALE_API_ENDPOINT": server.url,
         "ATOMSCALE_API_KEY": server.api_key,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -98,12 +99,18 @@ def assert_held(
     for source, channels in expected.items():
         assert found[source].keys() == channels.keys(), source
         for channel, points in channels.items():
-            assert found[source][channel] == points, (source, channel)
+            assert found[source][channel] == points, (source, channel, *_difference(points, found[source][channel]))
     states = [(stream.label, stream.status, stream.finalize_calls, stream.changed) for stream in server.streams()]
     assert states == [(stream.label, "success", 1, 0) for stream in server.streams()]
     starts = {doc["uid"][:8] for name, doc in documents if name == "start"}
     assert {run_of(stream.label) for stream in server.streams()} == starts
     return found
+
+
+def _difference(expected: list[Point], found: list[Point]) -> tuple[str, str]:
+    """The first points that one list has more often than the other, for the message of a test that fails."""
+    missing, extra = Counter(expected) - Counter(found), Counter(found) - Counter(expected)
+    return f"missing: {list(missing.elements())[:5]}", f"extra: {list(extra.elements())[:5]}"
 
 
 def run_of(label: str | None) -> str:

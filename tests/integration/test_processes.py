@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from integration.ends import exit_code
 from integration.expected import assert_held, emitted, held
 from integration.recording import recorded
 from waiting import wait_until
@@ -66,7 +67,7 @@ def test_a_session_that_ends_while_paused_has_delivered_its_run(
 ) -> None:
     session = start_script(SESSION + PAUSED)
 
-    assert session.wait(30) == 0, output()
+    assert exit_code(session) == 0, output()
     documents = recorded(documents_file)
     assert sum(name == "event" for name, _ in documents) == 25
     assert_held(server, documents)
@@ -81,7 +82,7 @@ def test_a_session_that_was_paused_and_then_left_unsent_is_delivered_by_the_next
 ) -> None:
     server.unreachable()
     session = start_script(SESSION + PAUSED, ATOMSCALE_BLUESKY_EXIT_TIMEOUT_S="0.2")
-    assert session.wait(30) == 0, output()
+    assert exit_code(session) == 0, output()
     server.reachable()
 
     assert make_callback().drain(timeout_s=30)
@@ -102,7 +103,7 @@ def test_a_session_killed_in_mid_run_loses_no_point_and_the_next_one_completes_i
     session = start_script(SESSION + "\nRE(steps())\n")
     wait_until(lambda: session.poll() is not None or len(recorded(documents_file)) > points + 1, timeout_s=30)
     session.send_signal(how)
-    assert session.wait(10) == -how, output()
+    assert exit_code(session) == -how, output()
 
     (run,) = make_callback(offline=True).status()
     assert run.state == "interrupted"
@@ -123,7 +124,7 @@ def test_a_killed_session_is_completed_by_the_same_script_started_again(
     killed = recorded(documents_file)
 
     second = start_script(SESSION + "\nRE(count([det1, det2], num=25))\n")
-    assert second.wait(30) == 0, output()
+    assert exit_code(second) == 0, output()
 
     streams = server.streams()
     assert [stream.status for stream in streams] == ["success"] * 2
@@ -153,7 +154,7 @@ def test_a_session_that_is_interrupted_from_the_keyboard_pauses_at_once_and_keep
     )
     wait_until(lambda: len(recorded(documents_file)) > 60, timeout_s=30)
     session.send_signal(signal.SIGINT)
-    assert session.wait(30) == 1, output()
+    assert exit_code(session) == 1, output()
     assert "RunEngineInterrupted" in output()
 
     if hanging:
@@ -171,7 +172,7 @@ def test_two_sessions_at_once_share_a_spool(
         for file in files
     ]
 
-    assert [session.wait(40) for session in sessions] == [0, 0], output()
+    assert [exit_code(session) for session in sessions] == [0, 0], output()
     assert_held(server, [document for file in files for document in recorded(file)])
     assert len(server.streams()) == 4
 
