@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .account import Account
 from .chunks import Chunk, Cutter, Resumed
+from .errors import SpoolError
 from .journal import START, JournalReader, Line
 from .ledger import Ledger, StreamState
 from .lines import GivenUp, Header, Layout, Left, Opened, Position, Row, Tried, Why, decode_journal
@@ -86,7 +87,10 @@ class Cutting:
 
     def first_channels(self, time_base: str) -> tuple[str, ...]:
         """The channels that a time base began with."""
-        first = next(layout for layout in self.account.layouts.values() if layout.time_base == time_base)
+        layouts = (layout for layout in self.account.layouts.values() if layout.time_base == time_base)
+        first = next(layouts, None)
+        if first is None:
+            raise SpoolError(f"the layout of {time_base!r}, which the ledger has opened, is not in the journal")
         return tuple(channel.name for channel in first.channels)
 
     def open_stream(
