@@ -291,7 +291,7 @@ def _weather(b: Bench, probability: float) -> list[Fault]:
     return faults
 
 
-@scenario("With 30 % of all requests failing everything arrives, for at most 1.6 times the requests.")
+@scenario("With 30 % of all requests failing everything arrives, over many seeds for at most 1.6 times the requests.")
 def thirty_percent_fail(b: Bench) -> None:
     deliver(b, *_weather(b, 0.3), amplification=None, points=b.chance.randrange(150, 400))
     b.result.counts["at 30 %: requests"] += b.result.verdict.requests
