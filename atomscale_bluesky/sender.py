@@ -92,10 +92,14 @@ def _finalize(client: Client, task: Task) -> None:
     try:
         client.finalize(task.family, task.data_id)
     except ApiRefusedError:
-        # Refused because it was done: an earlier answer may have been lost.
+        # Refused because it was done: an answer may have been lost, or the server closed a stream that was silent.
         entry = client.entry(task.data_id)
-        if entry is None or entry.status != "success":
+        if entry is None or entry.status not in CLOSED:
             raise
+        if entry.status != "success":
+            _logger.warning(
+                "%r was closed by the server as %s before it was finalized; it is whole", task.label, entry.status
+            )
 
 
 def _is_closed(client: Client, task: Task) -> bool:

@@ -45,6 +45,21 @@ def test_a_stream_that_the_server_closed_goes_on_in_a_further_one(
         callback.close()
 
 
+def test_a_stream_that_the_server_closed_after_its_last_chunk_keeps_no_run_waiting(make_callback: MakeCallback) -> None:
+    with LocalServer(control=True, silence_s=0.3) as server:
+        callback = make_callback(endpoint=server.url)
+        *documents, stop = growth(points=20)
+        for name, doc in documents:
+            callback(name, doc)
+        wait_until(lambda: [(stream.status, stream.points) for stream in server.streams()] == [("stream_error", 40)])
+
+        callback(*stop)
+
+        assert callback.drain(timeout_s=15)
+        assert callback.status() == ()
+        callback.close()
+
+
 def test_what_a_closed_stream_took_without_answering_is_not_sent_again(make_callback: MakeCallback) -> None:
     with LocalServer(control=True) as server:
         callback = make_callback(endpoint=server.url, max_connections=1)
