@@ -92,7 +92,6 @@ class Account:
         self.rows: Counter[int] = Counter()  # by layout
         self.next_row: dict[str, int] = {}  # by time base
         self.rows_missing: Counter[int] = Counter()  # by layout: numbers that were passed over, because damaged
-        self.damaged = 0
         self._gaps: Counter[tuple[int, str, str]] = Counter()  # layout, channel, reason
         self._left_out: Counter[tuple[str, str]] = Counter()  # key, reason
         # Time base and channel → its first layout: channels that came together share a stream, and its dropped rows.
@@ -127,6 +126,8 @@ class Account:
                     self._left_out[key, found.reason] += n
             case Stop():
                 self.stop = found
+                for time_base, rows in found.rows.items():
+                    self._count_missing_at_the_end(time_base, rows)
             case Row():
                 self.take_row(found)
         return found if not isinstance(found, Row) else None
@@ -143,6 +144,13 @@ class Account:
             for name in first:
                 if name not in row.gaps and first[name] in dropped:
                     self._gaps[row.layout, name, ROW_DROPPED] += 1
+
+    def _count_missing_at_the_end(self, time_base: str, rows: int) -> None:
+        layouts = [number for number, layout in self.layouts.items() if layout.time_base == time_base]
+        missing = rows - self.next_row.get(time_base, 0)
+        if layouts and missing > 0:
+            self.rows_missing[layouts[-1]] += missing
+            self.next_row[time_base] = rows
 
     def _number(self, layout: int, number: int) -> None:
         known = self.layouts.get(layout)

@@ -418,6 +418,9 @@ class AtomscaleCallback:
         writer, run.writer, run.settled = run.writer, None, True
         if writer is None:
             return
+        for event_stream in run.event_streams.values():
+            if event_stream is not None:
+                stop.rows.update(event_stream.rows_by_time_base)
         try:
             writer.append([*run.left_out_lines(), encode(stop)], always=True)
         except SpoolError as error:

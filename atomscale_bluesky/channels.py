@@ -142,6 +142,11 @@ class EventStream:
         """How many rows were accepted, over all time bases."""
         return sum(base.rows for base in self._bases)
 
+    @property
+    def rows_by_time_base(self) -> dict[str, int]:
+        """How many rows each time base has given."""
+        return {base.layout.time_base: base.rows for base in self._bases}
+
     def event(self, doc: Mapping[str, Any], now: float) -> list[bytes]:
         """The lines for one event: its row in each time base, after the layouts that are new.
 

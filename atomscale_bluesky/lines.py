@@ -93,6 +93,7 @@ class Stop(_Line, frozen=True, tag="stop"):
     exit_status: str
     reason: str = ""
     interrupted: bool = False
+    rows: dict[str, int] = {}  # by time base: how many there are, which tells when the last ones are damaged
 
 
 class Row(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from runs import growth, held
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.journal import segment_path
 from atomscale_bluesky.server import Fault, LocalServer
+from atomscale_bluesky.spool import Spool
 
 MakeCallback = Callable[..., AtomscaleCallback]
 
@@ -83,15 +84,18 @@ def test_drain_is_not_true_while_a_run_that_is_damaged_is_undelivered(
     assert [run.state for run in callback.status()] == ["unreadable"]
 
 
+@pytest.mark.parametrize("row", [0, 7, 24])
 def test_a_flipped_bit_in_a_row_costs_that_row_and_is_counted_as_lost(
-    make_callback: MakeCallback, server: LocalServer, spool_dir: Path
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, row: int
 ) -> None:
     journal = spooled(make_callback, spool_dir)
-    flip(journal, b"[0,7,")
+    flip(journal, b"[0,%d," % row)
 
     callback = make_callback()
     assert callback.drain(timeout_s=10)
-    assert held(server)["k0"] == [float(n) for n in range(25) if n != 7]
+    assert held(server)["k0"] == [float(n) for n in range(25) if n != row]
+    (entry,) = Spool(spool_dir).history()
+    assert (entry["delivered"], entry["lost"]) == (48, 2)
 
 
 def test_a_row_damaged_after_its_chunk_was_tried_costs_itself_and_doubles_nothing(
