@@ -251,8 +251,13 @@ class Spool:
 
     def _start_thread(self) -> None:
         if self._thread is None and not self._stopping.is_set():
-            self._thread = threading.Thread(target=self._loop, name="atomscale-spool", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._loop, name="atomscale-spool", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the interpreter is ending: sync within each call instead
+                self.sync_each = True
+                return
+            self._thread = thread
 
     def _loop(self) -> None:
         looked = time.monotonic()

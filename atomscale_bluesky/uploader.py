@@ -116,6 +116,7 @@ class Uploader:
         if self._thread is None:
             self._thread = threading.Thread(target=self._loop, name="atomscale-uploader", daemon=True)
             self._thread.start()
+            self._hire()  # at the interpreter's exit, when the last chunks leave, no thread starts any more
 
     def add(self, folder: Path) -> None:
         """A run of this process begins in `folder`; does not wait."""
@@ -260,9 +261,7 @@ class Uploader:
         self._in_flight += 1
         self._tasks.put((delivery, task))
         if len(self._workers) < min(self._in_flight, self._settings.max_connections):
-            worker = threading.Thread(target=self._work, name=f"atomscale-sender-{len(self._workers)}", daemon=True)
-            self._workers.append(worker)
-            worker.start()
+            self._hire()
 
     def _wait_s(self, busy: bool) -> float:
         """How long nothing needs to be done unless a message comes."""
@@ -492,6 +491,14 @@ class Uploader:
             self._trouble_since = None
 
     # ---- the workers -----------------------------------------------------------------------------------------------
+
+    def _hire(self) -> None:
+        worker = threading.Thread(target=self._work, name=f"atomscale-sender-{len(self._workers)}", daemon=True)
+        try:
+            worker.start()
+        except RuntimeError:  # the interpreter is ending, or there are too many threads: those that are there go on
+            return
+        self._workers.append(worker)
 
     def _work(self) -> None:
         client = Client(self._settings)
