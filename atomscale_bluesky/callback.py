@@ -115,6 +115,7 @@ class AtomscaleCallback:
         self._runs: dict[str, _Run] = {}  # open runs by uid
         self._streams: dict[str, tuple[_Run, EventStream | None]] = {}  # by descriptor uid; None: not selected
         self._ended: OrderedDict[str, str] = OrderedDict()  # uid → digest of the start document
+        self._late: OrderedDict[str, str] = OrderedDict()  # descriptor uid → uid of the run, which has ended
         self._skipped: set[str] = set()  # runs taken before, being replayed
         self._streams_skipped: set[str] = set()  # their descriptors
         self._said: set[str] = set()
@@ -319,6 +320,13 @@ class AtomscaleCallback:
             known = self._streams.get(doc["descriptor"])
             if known is None and doc["descriptor"] in self._streams_skipped:
                 return
+            if known is None and doc["descriptor"] in self._late:
+                run_uid = self._late[doc["descriptor"]]
+                self._ignored["event behind its run's stop"] += 1
+                self._say_once(
+                    f"late {run_uid}", f"an event of run {run_uid} came behind its stop document and is left out"
+                )
+                return
             if known is None:
                 self._ignore("event", f"an event of descriptor {doc['descriptor']}, which never came, is ignored")
                 return
@@ -393,7 +401,11 @@ class AtomscaleCallback:
             if run is None:
                 self._ignore("stop", f"a stop document of run {uid}, whose start never came, is ignored")
                 return
-            self._streams = {key: value for key, value in self._streams.items() if value[0] is not run}
+            for descriptor in [key for key, value in self._streams.items() if value[0] is run]:
+                del self._streams[descriptor]
+                self._late[descriptor] = uid
+            while len(self._late) > REMEMBERED_RUNS:
+                self._late.popitem(last=False)
             self._ended[uid] = run.header.content if run.header else ""
             if len(self._ended) > REMEMBERED_RUNS:
                 self._ended.popitem(last=False)

@@ -405,3 +405,16 @@ def test_the_key_is_in_no_log_line_repr_or_file(
     files = "".join(path.read_text(errors="replace") for path in spool_dir.rglob("*") if path.is_file())
     for text in (caplog.text, repr(callback), repr(callback.settings), str(callback.status()), files):
         assert server.api_key not in text
+
+
+def test_an_event_behind_its_runs_stop_is_left_out_and_said_so(
+    callback: AtomscaleCallback, server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    *documents, late, stop = growth(points=12)
+    for name, doc in [*documents, stop, late]:
+        callback(name, doc)
+
+    assert callback.drain(timeout_s=10)
+    assert [stream.points for stream in server.streams()] == [22]
+    assert callback.ignored == {"event behind its run's stop": 1}
+    assert "came behind its stop document" in caplog.text
