@@ -209,7 +209,9 @@ class AtomscaleCallback:
     # ---- documents -------------------------------------------------------------------------------------------------
 
     def _start(self, doc: Mapping[str, Any]) -> None:
-        uid = str(doc["uid"])
+        uid = doc["uid"]
+        if not isinstance(uid, str) or not uid:
+            raise ChannelError(f"a start document's uid is a {type(uid).__name__}, expected text; its run is left out")
         with self._lock:
             if uid in self._runs:
                 self._ignore("start", f"a second start document of run {uid} is ignored")

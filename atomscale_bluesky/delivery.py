@@ -76,7 +76,6 @@ class Delivery:
         self.in_flight = 0
         self.to_settle = False  # a person says that the stop document will never come
         self.failed: deque[Task] = deque()
-        self.last_error: str | None = None
         self._now = now
         self._apart: dict[int, set[str]] = {}
         self._flying: Counter[int] = Counter()  # tasks under way, by stream
@@ -173,7 +172,6 @@ class Delivery:
         for name, error in refused.items():
             self.claim.ledger.note(Refused(task.stream, chunk.index, (name,), error.status, str(error)))
             self._apart.setdefault(task.stream, set()).add(name)
-            self.last_error = str(error)
             _logger.error(
                 "chunk %d of channel %r in %r was refused and is kept: %s; see `atomscale-bluesky status`",
                 chunk.index, name, task.label, error,
@@ -192,7 +190,6 @@ class Delivery:
     ) -> None:
         """An attempt failed in a way that can clear; the task comes back from `next_task` when its time has come."""
         self._returned(task)
-        self.last_error = str(error)
         if confirmed and task.chunk is not None:
             self.claim.ledger.note(Confirmed(task.stream, task.chunk.index, self._now(), confirmed))
             task.chunk = task.chunk.only(name for name in task.chunk.names if name not in confirmed)
@@ -203,7 +200,6 @@ class Delivery:
     def park(self, task: Task, reason: str) -> None:
         """The stream cannot go on without a person; its data are kept."""
         self._returned(task)
-        self.last_error = reason
         self.claim.ledger.note(Parked(reason, task.stream), sync=True)
         self._under_way.discard(task.stream)
         self.cutting.ready = deque(chunk for chunk in self.cutting.ready if chunk.stream != task.stream)

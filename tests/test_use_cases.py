@@ -418,3 +418,16 @@ def test_an_event_behind_its_runs_stop_is_left_out_and_said_so(
     assert [stream.points for stream in server.streams()] == [22]
     assert callback.ignored == {"event behind its run's stop": 1}
     assert "came behind its stop document" in caplog.text
+
+
+@pytest.mark.parametrize("uid", [object(), 7, None, ""])
+def test_a_start_document_without_a_uid_begins_no_run(
+    callback: AtomscaleCallback, server: LocalServer, uid: object
+) -> None:
+    callback("start", {"uid": uid, "time": 1.0})
+    for name, doc in growth(points=3):
+        callback(name, doc)
+
+    assert callback.drain(timeout_s=10)
+    assert [stream.points for stream in server.streams()] == [6]
+    assert callback.ignored == {"malformed document": 1}
