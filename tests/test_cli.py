@@ -17,8 +17,7 @@ from event_model import compose_run
 from runs import growth
 from waiting import wait_until
 
-from atomscale_bluesky import AtomscaleCallback
-from atomscale_bluesky import uploader as uploader_module
+from atomscale_bluesky import AtomscaleCallback, roster
 from atomscale_bluesky.__main__ import main
 from atomscale_bluesky.cli.text import age, plain
 from atomscale_bluesky.server import Fault, LocalServer
@@ -316,7 +315,7 @@ def test_upload_has_nothing_to_do_where_nothing_waits(say: Say) -> None:
 def test_upload_delivers_more_runs_than_are_delivered_at_a_time(
     say: Say, server: LocalServer, spooled: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploader_module, "MAX_ACTIVE", 2)
+    monkeypatch.setattr(roster, "MAX_ACTIVE", 2)
     for _ in range(5):
         spooled(5)
     code, _, _ = say("upload")

@@ -1,0 +1,132 @@
+"""What came of a task in, what it means for its run noted: confirmed, refused, parked, or tried again, and when.
+
+The one retry loop is here and in nothing else: a failure that can clear is tried again without end, with a pause that
+all runs share. A wrong key makes everything wait, slowly and loudly. Waiting itself is the uploader's trade.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from .delivery import Delivery
+from .errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
+from .pause import Pause
+from .sender import Knowledge, Outcome
+from .tasks import Kind, Task
+from .wire import FAMILIES, is_about_the_route
+
+_logger = logging.getLogger(__name__)
+
+# After how long the same trouble is said again.
+NAG_S = (60.0, 300.0, 900.0, 3600.0)
+
+
+class Answers:
+    """How one server answers, over all runs; belongs to the pump's thread.
+
+    Args:
+        knowledge: What has been found out about the server; shared with the senders.
+        where: What a warning says of the server and of where the readings are kept meanwhile.
+        monotonic, jitter: The clock and the chance that tests hand in.
+    """
+
+    def __init__(
+        self, knowledge: Knowledge, where: tuple[str, str], monotonic: Callable[[], float], jitter: Callable[[], float]
+    ) -> None:
+        self.pause = Pause(jitter)
+        self._knowledge = knowledge
+        self._endpoint, self._spool = where
+        self._monotonic = monotonic
+        self._succeeded_at = 0.0
+        self._trouble_since: float | None = None
+        self._nags = 0
+        self._next_nag = 0.0
+
+    def came_back(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Note what came of a task in its run."""
+        task, error = outcome.task, outcome.error
+        if isinstance(error, ApiRefusedError):
+            self._answered()
+            self._refused(delivery, task, error)
+        elif error is not None:
+            self._failed(delivery, outcome, error)
+        else:
+            self._answered()
+            match task.kind:
+                case Kind.INITIALIZE:
+                    self._knowledge.family = self._knowledge.family or task.family
+                    delivery.initialized(task, outcome.data_id, task.family)
+                    _logger.info("metrology stream %r is %s", task.label, outcome.data_id)
+                case Kind.PUSH:
+                    self._pushed(delivery, outcome)
+                case Kind.READ_BACK:
+                    delivery.read_back(task, outcome.points)
+                case Kind.FINALIZE:
+                    delivery.finalized(task)
+
+    def _pushed(self, delivery: Delivery, outcome: Outcome) -> None:
+        task = outcome.task
+        too_large = outcome.refused and all(error.status == 413 for error in outcome.refused.values())
+        if outcome.closed:
+            delivery.end_stream(task, "closed by the server")
+        elif too_large and not outcome.confirmed and task.points_per_chunk > 1:
+            delivery.end_stream(task, "too large", max(1, task.points_per_chunk // 2))
+        else:
+            delivery.pushed(task, outcome.confirmed, outcome.refused)
+
+    def _refused(self, delivery: Delivery, task: Task, error: ApiRefusedError) -> None:
+        if task.kind is Kind.INITIALIZE and self._knowledge.family is None:
+            routeless = error.status in {404, 405} and is_about_the_route(error.detail, task.links)
+            following = FAMILIES[FAMILIES.index(task.family) + 1 :] if routeless else ()
+            if following:
+                task.refusal = str(error)
+                delivery.about_to_initialize(task, following[0])
+                task.may_exist = False
+                delivery.failed_attempt(task, self._monotonic(), error)
+                return
+            if task.family != FAMILIES[0]:
+                delivery.about_to_initialize(task, FAMILIES[0])  # what a person mends begins from the beginning
+        if task.kind is Kind.READ_BACK:
+            delivery.read_back(task, {})  # it cannot be read, so nothing of it counts as there
+        else:
+            delivery.park(task, f"{task.refusal}; {error}" if task.refusal else str(error))
+
+    def _failed(self, delivery: Delivery, outcome: Outcome, error: ApiError) -> None:
+        now = self._monotonic()
+        task = outcome.task
+        if task.kind is Kind.INITIALIZE and not (
+            isinstance(error, ApiKeyError)
+            or (isinstance(error, ApiUnavailableError) and not error.may_have_been_applied)
+        ):
+            task.may_exist = True
+        if error.status == 403:
+            if task.forbidden_at is not None and self._succeeded_at > task.forbidden_at:
+                delivery.park(task, f"forbidden, while others are taken: {error}")
+                return
+            task.forbidden_at = task.forbidden_at or now
+        not_before = self.pause.failed(now, error)
+        _logger.debug("attempt %d to %s failed: %s", task.attempts + 1, task, error)
+        delivery.failed_attempt(task, not_before, error, confirmed=outcome.confirmed)
+        self._nag(now, error)
+
+    def _nag(self, now: float, error: ApiError) -> None:
+        """Say that data wait, once, and again at growing intervals."""
+        if self._trouble_since is None:
+            self._trouble_since, self._nags, self._next_nag = now, 0, now
+        if now < self._next_nag:
+            return
+        advice = "check the API key" if isinstance(error, ApiKeyError) else "it is tried again until it works"
+        _logger.warning(
+            "Atomscale at %s does not take data (for %.0f s now); readings are kept in %s, %s: %s",
+            self._endpoint, now - self._trouble_since, self._spool, advice, error,
+        )  # fmt: skip
+        self._next_nag = now + NAG_S[min(self._nags, len(NAG_S) - 1)]
+        self._nags += 1
+
+    def _answered(self) -> None:
+        self._succeeded_at = self._monotonic()
+        self.pause.succeeded()
+        if self._trouble_since is not None:
+            _logger.info("Atomscale at %s takes data again", self._endpoint)
+            self._trouble_since = None

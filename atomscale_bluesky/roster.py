@@ -1,0 +1,186 @@
+"""The runs that one uploader delivers: taken over from the spool, let go of when they are finished or cannot go on.
+
+A run is claimed through its lock, so no two uploaders have the same one. What goes wrong with one run's files costs
+that run its turn and no other's: it is let go of, and a later scan starts again from what its files say.
+
+Bounded: at most `MAX_ACTIVE` runs; more wait in the spool for their turn.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from .delivery import Delivery
+from .errors import SpoolError
+from .spool import Spool, read_header
+
+_logger = logging.getLogger(__name__)
+
+# Runs delivered at the same time.
+MAX_ACTIVE = 64
+
+T = TypeVar("T")
+
+
+class Roster:
+    """The deliveries of one uploader; belongs to its pump's thread.
+
+    Args:
+        spool: Whose runs.
+        endpoint: Where they are to go; those for another one are left alone.
+        settle: Has the writer in this process complete the run in a folder whose stop document never came.
+        now: The clock that tests hand in.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        endpoint: str,
+        *,
+        settle: Callable[[Path], None] = lambda folder: None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.more_runs = False  # the spool holds more than are delivered at a time
+        self.own: set[Path] = set()  # runs whose writer is in this process
+        self._spool = spool
+        self._endpoint = endpoint
+        self._settle = settle
+        self._now = now
+        self._deliveries: dict[Path, Delivery] = {}
+        self._turn: deque[Path] = deque()  # whose task comes next
+        self._foreign: set[Path] = set()  # runs for another endpoint, said once
+        self._troubled: set[Path] = set()  # runs let go of until a later scan: not drained
+
+    def __iter__(self) -> Iterator[Delivery]:
+        """The deliveries of this moment; it may be changed meanwhile."""
+        return iter(list(self._deliveries.values()))
+
+    def __len__(self) -> int:
+        return len(self._deliveries)
+
+    def holds(self, delivery: Delivery) -> bool:
+        """Whether it is still ours, and has not been let go of or begun anew."""
+        return self._deliveries.get(delivery.claim.folder) is delivery
+
+    def in_turn(self) -> Delivery:
+        """The delivery whose turn it is; the next call gives the one after it."""
+        folder = self._turn[0]
+        self._turn.rotate(-1)
+        return self._deliveries[folder]
+
+    @property
+    def anything_left(self) -> bool:
+        """Whether a run of these is not delivered as far as it could be; asked when nothing moves any more."""
+        return bool(self._troubled) or any(
+            delivery.stopped or delivery.parked or any(s.parked or s.refused for s in delivery.state.streams.values())
+            for delivery in self
+        )
+
+    def scan(self) -> None:
+        """Take over runs that nobody delivers, and settle those whose writer is gone."""
+        for delivery in self:
+            folder = delivery.claim.folder
+            self.guarded(delivery, delivery.obey)
+            if delivery.to_settle and folder in self.own:
+                self._settle(folder)
+            if folder not in self.own and not delivery.stopped and folder in self._deliveries:
+                self.guarded(delivery, delivery.settle_if_interrupted)
+        try:
+            folders = self._spool.run_folders()
+        except OSError as error:
+            _logger.warning("spool %s cannot be read: %s", self._spool.path, error)
+            return
+        self.more_runs = False
+        self._troubled.intersection_update(folders)
+        for folder in folders:
+            if folder in self._deliveries:
+                continue
+            if len(self._deliveries) >= MAX_ACTIVE:
+                self.more_runs = True  # looked at as soon as one is finished
+                return
+            self.claim(folder)
+
+    def claim(self, folder: Path) -> None:
+        """Begin to deliver the run in a folder, unless somebody else does, or it is for another endpoint."""
+        if folder in self._deliveries:
+            return
+        try:
+            header = read_header(folder)
+            if header is not None and header.endpoint != self._endpoint:
+                if folder not in self._foreign:
+                    self._foreign.add(folder)
+                    _logger.warning(
+                        "run %s was spooled for %s and waits for an uploader with that endpoint",
+                        header.run_uid, header.endpoint,
+                    )  # fmt: skip
+                return
+            claim = self._spool.claim(folder)
+            if claim is None:
+                return
+            try:
+                delivery = Delivery(claim, now=self._now)
+                delivery.obey()
+                if folder not in self.own:
+                    _logger.info("run %s found in the spool; its delivery goes on", claim.header.run_uid)
+                    delivery.settle_if_interrupted()
+            except BaseException:
+                claim.close()  # tried again from scan to scan, so nothing may stay open
+                raise
+        except (SpoolError, OSError) as error:
+            self._trouble(folder, error)
+            return
+        self._troubled.discard(folder)
+        self._deliveries[folder] = delivery
+        self._turn.append(folder)
+
+    def finish_runs(self) -> bool:
+        """Move the runs that are finalized whole into the history; whether there is room for others again."""
+        finished = False
+        for delivery in self:
+            if delivery.finished and delivery.in_flight == 0 and self.guarded(delivery, delivery.finish):
+                self._forget(delivery.claim.folder)
+                finished = True
+        return finished and self.more_runs
+
+    def start_again_where_due(self) -> bool:
+        """Read the files of runs anew where orders have changed what they mean; whether there were any."""
+        again = [delivery.claim.folder for delivery in self if delivery.to_start_again]
+        for folder in again:
+            self._deliveries.pop(folder).close()
+            self._turn.remove(folder)
+            self.claim(folder)
+        return bool(again)
+
+    def guarded(self, delivery: Delivery, step: Callable[[], T]) -> T | None:
+        """Take a step of one run; if it cannot go on, let go of it: a later scan starts again from its files."""
+        try:
+            return step()
+        except Exception as error:  # noqa: BLE001 - one run's files, or a mistake of ours, must not stop all the others
+            folder = delivery.claim.folder
+            self._trouble(folder, error)
+            if folder in self._deliveries:
+                delivery.close()
+                self._forget(folder)
+            return None
+
+    def close(self) -> None:
+        """Let go of every run as it is."""
+        for delivery in self:
+            delivery.close()
+
+    def _forget(self, folder: Path) -> None:
+        del self._deliveries[folder]
+        self._turn.remove(folder)
+        self.own.discard(folder)
+
+    def _trouble(self, folder: Path, error: Exception) -> None:
+        self._troubled.add(folder)
+        if folder not in self._foreign:
+            self._foreign.add(folder)
+            expected = isinstance(error, OSError)  # a SpoolError is one
+            _logger.error("run in %s cannot be delivered now, it is kept: %s", folder, error, exc_info=not expected)

@@ -1,0 +1,83 @@
+"""The threads that send: each takes one task at a time, has it done over a connection of its own, and reports.
+
+They decide nothing and know nothing of runs. Bounded: as many as `max_connections`, hired as they are needed.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from .client import Client
+from .delivery import Delivery
+from .sender import Knowledge, Outcome, perform
+from .settings import Settings
+from .tasks import Task
+
+
+class Senders:
+    """Up to `max_connections` threads that send.
+
+    Args:
+        settings: Endpoint, key and limits.
+        knowledge: What has been found out about the server.
+        report: Called in a sender's thread with what came of each task.
+    """
+
+    def __init__(self, settings: Settings, knowledge: Knowledge, report: Callable[[Delivery, Outcome], None]) -> None:
+        self.in_flight = 0  # given and not yet `returned`; counted by the pump alone
+        self._settings = settings
+        self._knowledge = knowledge
+        self._report = report
+        self._tasks: queue.SimpleQueue[tuple[Delivery, Task] | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._clients: list[Client] = []  # one per thread
+
+    def give(self, delivery: Delivery, task: Task) -> None:
+        """Have a task done; does not wait."""
+        self.in_flight += 1
+        self._tasks.put((delivery, task))
+        if len(self._threads) < min(self.in_flight, self._settings.max_connections):
+            self.hire()
+
+    def returned(self) -> None:
+        """What came of a task has been reported and received."""
+        self.in_flight -= 1
+
+    def hire(self) -> None:
+        """Start one more thread."""
+        thread = threading.Thread(target=self._work, name=f"atomscale-sender-{len(self._threads)}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is ending, or there are too many threads: those that are there go on
+            return
+        self._threads.append(thread)
+
+    def cut_if_late(self) -> None:
+        """Break off requests that are past their time limit; to be called every second or so."""
+        for client in self._clients:
+            client.cut_if_late()
+
+    def dismiss(self) -> None:
+        """Have every thread end after the task that it has."""
+        for _ in self._threads:
+            self._tasks.put(None)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until they have ended, so long at most; whether they have."""
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _work(self) -> None:
+        client = Client(self._settings)
+        self._clients.append(client)
+        try:
+            while (work := self._tasks.get()) is not None:
+                delivery, task = work
+                self._report(delivery, perform(client, task, self._knowledge))
+        finally:
+            client.close()
