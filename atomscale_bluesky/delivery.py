@@ -178,6 +178,7 @@ class Delivery:
             )  # fmt: skip
         if confirmed:
             self.claim.ledger.note(Confirmed(task.stream, chunk.index, self._now(), None if whole else confirmed))
+            self._apart.get(task.stream, set()).difference_update(confirmed)  # it is taken again, so with the others
 
     def finalized(self, task: Task) -> None:
         """Atomscale has closed the stream."""

@@ -109,7 +109,7 @@ def _is_closed(client: Client, task: Task) -> bool:
 
 
 def _push(client: Client, task: Task, chunk: Chunk, knowledge: Knowledge) -> Pushed:
-    """Push all channels at once; one by one where that does not exist, or to find the ones that are not taken."""
+    """Push all channels at once; one by one where that does not exist, in halves to find the ones that are not taken."""
     apart = [name for name in chunk.names if name in task.apart]
     together = chunk.only(name for name in chunk.names if name not in task.apart)
     if not together.columns or task.family in knowledge.single_only:
@@ -119,20 +119,29 @@ def _push(client: Client, task: Task, chunk: Chunk, knowledge: Knowledge) -> Pus
     try:
         client.push(task.family, task.data_id, together)
     except ApiRefusedError as error:
-        if error.status == 413 and len(together.columns) > 1:
+        if error.status in {404, 405}:
+            one_by_one = client.push_channels(task.family, task.data_id, chunk)
+            if one_by_one.confirmed:
+                knowledge.single_only.add(task.family)
+            return one_by_one
+        if len(together.columns) > 1:
+            if error.status != 413 and chunk is task.chunk and _is_closed(client, task):
+                return Pushed((), dict.fromkeys(chunk.names, error))  # all of it would be refused, one by one
             return _push_halves(client, task, chunk, knowledge)
-        one_by_one = client.push_channels(task.family, task.data_id, chunk)
-        if error.status in {404, 405} and one_by_one.confirmed:
-            knowledge.single_only.add(task.family)
-        return one_by_one
+        pushed = Pushed((), {together.names[0]: error})
+    else:
+        pushed = Pushed(together.names, {})
     if not apart:
-        return Pushed(chunk.names, {})
+        return pushed
     rest = client.push_channels(task.family, task.data_id, chunk.only(apart))
-    return Pushed(together.names + rest.confirmed, rest.refused, rest.unavailable)
+    return Pushed(pushed.confirmed + rest.confirmed, pushed.refused | rest.refused, rest.unavailable)
 
 
 def _push_halves(client: Client, task: Task, chunk: Chunk, knowledge: Knowledge) -> Pushed:
-    """Push a chunk that is too large for one request in two, under the same index."""
+    """Push a chunk that is too large for one request, or refused as a whole, in two, under the same index.
+
+    One refused channel of n is found, and all others are through, after about 2 log2(n) requests.
+    """
     half = len(chunk.names) // 2
     first = _push(client, task, chunk.only(chunk.names[:half]), knowledge)
     if first.unavailable:

@@ -114,6 +114,41 @@ def test_channels_too_large_alone_go_on_with_fewer_points_per_chunk(make_callbac
         callback.close()
 
 
+def test_one_refused_channel_of_many_is_found_by_halves_and_pushed_apart_while_it_is_refused(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    server.misbehave(
+        *(Fault(call=("chunk", "chunk_multi"), chunk_index=n, channel="k13", status=422) for n in (0, 1, 2))
+    )
+    documents = list(growth(points=60, keys=32))
+    for part in (documents[:42], documents[42:52], documents[52:]):  # two of start and descriptor, and 40 events
+        for name, doc in part:
+            callback(name, doc)
+        assert not callback.drain(timeout_s=10)
+
+    points = callback.status().points
+    assert (points.delivered, points.refused, points.waiting) == (60 * 32 - 30, 30, 0)
+    pushes = [request for request in server.requests() if request.call in {"chunk", "chunk_multi"}]
+    by_chunk = [sum(request.chunk_index == n for request in pushes) for n in range(6)]
+    assert by_chunk[0] == 1 + 2 * 5  # the whole, and two halves of each of five halvings
+    assert by_chunk[1:4] == [2, 2, 2]  # the others together, and it alone
+    assert by_chunk[5] == 1  # it was taken, so it goes with the others again
+
+
+def test_many_refused_channels_are_each_found_and_the_others_go_through(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    bad = {f"k{n}" for n in (0, 3, 4, 11)}
+    server.misbehave(*(Fault(call=("chunk", "chunk_multi"), channel=name, status=422) for name in bad))
+    for name, doc in growth(points=25, keys=12):
+        callback(name, doc)
+    assert not callback.drain(timeout_s=10)
+
+    (run,) = callback.status()
+    assert {name for name, counts in run.channels.items() if counts.refused == 25} == bad
+    assert {name for name, counts in run.channels.items() if counts.delivered == 25} == set(run.channels) - bad
+
+
 def test_bodies_are_kept_below_the_limit_of_the_settings(make_callback: MakeCallback, server: LocalServer) -> None:
     callback = make_callback(max_body_bytes=10_000, points_per_chunk=100)
 

@@ -190,7 +190,8 @@ def one_channel_of_twenty_refused(b: Bench) -> None:
     b.check(not any(stream.finalize_calls for stream in b.server.streams()), "finalized although a chunk is refused")
     b.result.allowed_lost += 10
     b.result.counts["extra requests"] += verdict.requests - verdict.needed + 1
-    b.check(verdict.requests - verdict.needed <= 30, f"{verdict.requests} requests instead of {verdict.needed}")
+    # Five halvings find it; a look into the catalogue tells that the stream is open; later chunks may carry it apart.
+    b.check(verdict.requests - verdict.needed <= 18, f"{verdict.requests} requests instead of {verdict.needed}")
 
 
 @scenario("A key that is wrong for a while stops everything and loses nothing.")
