@@ -211,6 +211,9 @@ class Account:
             n = self.rows[number] + self.rows_missing[number]
             for key, reason in layout.left_out.items():
                 result[key] = result.get(key, Counts()) + Counts(seen=n, left_out={reason: n} if n else {})
+        for time_base, n in (self.stop.rows if self.stop else {}).items():
+            if n and time_base not in self.next_row:  # not one line tells what its rows were
+                result[time_base] = result.get(time_base, Counts()) + Counts(seen=n, lost=n)
         for (key, reason), n in self._left_out.items():
             result[key] = result.get(key, Counts()) + Counts(seen=n, left_out={reason: n})
         return result

@@ -17,10 +17,11 @@ from pathlib import Path
 from .account import Account
 from .chunks import Chunk, Cutter, Resumed
 from .errors import SpoolError
-from .journal import START, JournalReader, Line
+from .journal import START, Line
 from .ledger import Ledger, StreamState
 from .lines import GivenUp, Header, Layout, Left, Opened, Position, Row, Tried, Why, decode_journal
 from .metadata import stream_label
+from .reading import RunReader
 
 _logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Cutting:
         self._cutters: dict[str, Cutter] = {}
         self._resume = {stream.opening.stream: stream.resume() for stream in self.going_on()}
         self._from = min((position for _, _, position in self._resume.values()), default=START)
-        self._reader = JournalReader(folder, START)
+        self._reader = RunReader(folder)
         self._lines: Iterator[Line] = iter(())
         self._synced_to = START
 

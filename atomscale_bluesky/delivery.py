@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from .account import RunStatus
 from .chunks import Chunk, Column
+from .claim import Claim
 from .cutting import Cutting
 from .errors import ApiRefusedError
 from .journal import START
@@ -45,7 +46,6 @@ from .lines import (
     Unparked,
     Why,
 )
-from .spool import Claim
 from .tasks import Kind, Points, Task
 
 _logger = logging.getLogger(__name__)

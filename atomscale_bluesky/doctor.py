@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 from .client import Client
 from .errors import ApiError, ApiKeyError, SpoolError
+from .room import network_file_system
 from .settings import Settings, is_loopback
-from .spool import Spool, network_file_system
+from .spool import Spool
 from .watch import SpoolWatch
 
 # Of this many exchanges with the server's clock, the least delayed one counts.

@@ -362,6 +362,17 @@ def _sound_bytes(path: Path) -> int:
     return size if sound is None else sound
 
 
+def is_delivered(path: Path) -> bool:
+    """Whether a ledger says that nothing of its run is left to deliver.
+
+    Raises:
+        SpoolError: A line is not understood.
+    """
+    state = LedgerReader(path).read_on()
+    over = {Life.FINALIZED, Life.CLOSED}
+    return bool(state.discarded or (state.streams and all(stream.life in over for stream in state.streams.values())))
+
+
 class LedgerReader:
     """The state that a ledger tells to whoever does not write it, read on from call to call.
 

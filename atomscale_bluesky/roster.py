@@ -17,7 +17,8 @@ from typing import TypeVar
 
 from .delivery import Delivery
 from .errors import SpoolError
-from .spool import Spool, read_header
+from .reading import read_header
+from .spool import Spool
 
 _logger = logging.getLogger(__name__)
 

@@ -109,7 +109,7 @@ def _is_closed(client: Client, task: Task) -> bool:
 
 
 def _push(client: Client, task: Task, chunk: Chunk, knowledge: Knowledge) -> Pushed:
-    """Push all channels at once; one by one where that does not exist, in halves to find the ones that are not taken."""
+    """Push all channels at once; singly where that does not exist, in halves to find those that are not taken."""
     apart = [name for name in chunk.names if name in task.apart]
     together = chunk.only(name for name in chunk.names if name not in task.apart)
     if not together.columns or task.family in knowledge.single_only:

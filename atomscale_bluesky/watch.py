@@ -11,9 +11,9 @@ from pathlib import Path
 
 from .account import Account, Counts, RunStatus, unreadable
 from .errors import SpoolError
-from .journal import JournalReader
-from .ledger import LedgerReader
-from .spool import LEDGER, Spool
+from .ledger import LedgerReader, is_delivered
+from .reading import LEDGER, RunReader, was_synced
+from .spool import Spool
 
 
 class Status(tuple[RunStatus, ...]):
@@ -56,7 +56,7 @@ class _RunWatch:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._account = Account()
-        self._journal = JournalReader(folder)
+        self._journal = RunReader(folder)
         self._ledger = LedgerReader(folder / LEDGER)
 
     def status(self, spool: Spool) -> RunStatus | None:
@@ -74,7 +74,8 @@ class _RunWatch:
             self._account.take(line.payload)
         self._journal.close()
         if self._account.header is None:
-            return unreadable(str(self._folder), "its header is damaged") if self._journal.damaged else None
+            lost = was_synced(self._folder) and not is_delivered(self._folder / LEDGER)
+            return unreadable(str(self._folder), "its header is damaged or gone") if lost else None
         alive = self._account.stop is None and spool.writer_alive(self._folder)
         return self._account.status(ledger, writer_alive=alive, folder=str(self._folder))
 

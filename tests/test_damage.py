@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from runs import growth, held
+from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.journal import segment_path
@@ -42,10 +44,10 @@ def test_a_run_with_an_odd_start_or_stop_is_delivered_all_the_same(
     assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 6)]
 
 
-def spooled(make_callback: MakeCallback, spool_dir: Path) -> Path:
+def spooled(make_callback: MakeCallback, spool_dir: Path, points: int = 25) -> Path:
     """The journal of a run of 25 points that waits in the spool."""
     with make_callback(offline=True) as callback:
-        for name, doc in growth(points=25):
+        for name, doc in growth(points=points):
             callback(name, doc)
     (folder,) = [path for path in spool_dir.iterdir() if path.is_dir()]
     return segment_path(folder, 1)
@@ -76,8 +78,70 @@ def test_drain_is_not_true_while_a_run_that_is_damaged_is_undelivered(
     make_callback: MakeCallback, server: LocalServer, spool_dir: Path, kind: str
 ) -> None:
     journal = spooled(make_callback, spool_dir)
-    for _ in range(2):
-        flip(journal, b'"kind":"%s"' % kind.encode())
+    for path in (journal, journal, journal.with_name("head.jsonl")):
+        flip(path, b'"kind":"%s"' % kind.encode())
+
+    callback = make_callback()
+    assert not callback.drain(timeout_s=5)
+    assert [run.state for run in callback.status()] == ["unreadable"]
+
+
+@pytest.mark.parametrize("block", [0, 1, 2, "last"])
+def test_a_block_that_the_disk_has_lost_costs_its_rows_and_is_counted(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, block: int | str
+) -> None:
+    journal = spooled(make_callback, spool_dir, points=250)
+    content = bytearray(journal.read_bytes())
+    begin = 4096 * (len(content) // 4096 if block == "last" else int(block))
+    end = min(begin + 4096, len(content))
+    content[begin:end] = bytes(end - begin)
+    journal.write_bytes(content)
+
+    callback = make_callback()
+    assert callback.drain(timeout_s=10)
+    values = held(server)["k0"]
+    assert 150 < len(values) < 250
+    assert values == sorted(set(values))
+    (entry,) = Spool(spool_dir).history()
+    # Where the stop went too, nobody knows how many rows there were behind the last one that is left.
+    assert entry["delivered"] + (0 if block == "last" else entry["lost"]) == (
+        2 * len(values) if block == "last" else 500
+    )
+
+
+@pytest.mark.parametrize("kind", ["header", "layout"])
+def test_what_a_power_cut_took_the_beginning_of_is_given_up(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = spooled(make_callback, spool_dir)
+    content = journal.read_bytes()
+    first_row = content.index(b"[0,0,") - 9
+    begin = 0 if kind == "header" else content.index(b'{"kind":"layout"') - 9
+    journal.write_bytes(content[:begin] + bytes(first_row - begin) + content[first_row:])
+    copies = journal.with_name("head.jsonl").read_bytes().splitlines(keepends=True)
+    journal.with_name("head.jsonl").unlink()  # it is written when the journal has been synced, which never came to be
+    if kind == "layout":
+        journal.with_name("head.jsonl").write_bytes(copies[0])
+    for path in (journal.parent, *journal.parent.iterdir()):
+        os.utime(path, (0, 0))
+
+    callback = make_callback()
+    assert callback.drain(timeout_s=10)
+    assert held(server) == {}
+    wait_until(lambda: not journal.parent.exists())
+    if kind == "header":
+        assert "whose beginning a power cut took" in caplog.text
+        assert server.streams() == []
+    else:
+        (entry,) = Spool(spool_dir).history()
+        assert (entry["delivered"], entry["lost"]) == (0, 25)  # rows: nobody knows of which channels
+
+
+def test_a_run_whose_journal_is_gone_is_kept_and_said_so(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    journal = spooled(make_callback, spool_dir)
+    journal.unlink()
 
     callback = make_callback()
     assert not callback.drain(timeout_s=5)

@@ -1,0 +1,139 @@
+"""The delivering end of one run: its header, its ledger, what people ordered, and its way into the history."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from .errors import SpoolError
+from .journal import (
+    JournalReader,
+    JournalWriter,
+    LineFile,
+    line,
+    payload_of,
+    segment_path,
+    segments,
+    sync_folder,
+)
+from .ledger import Ledger
+from .lines import FORMAT, Header, OrderLine, Stop, decode_order, encode
+from .locks import WRITER_LOCK, RunLock
+from .reading import HEAD, LEDGER, described_lines, has_stop, keep_copies
+
+ORDERS = "orders.jsonl"
+HISTORY = "history.jsonl"
+
+
+class History:
+    """What is kept of the finished runs of a spool: one line each."""
+
+    def __init__(self, spool: Path) -> None:
+        self._path = spool / HISTORY
+
+    def entries(self) -> list[dict[str, Any]]:
+        """All of them, oldest first."""
+        try:
+            texts = self._path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        payloads = (payload_of(text) for text in texts)
+        return [msgspec.json.decode(payload) for payload in payloads if payload is not None]
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Note a finished run; several processes may do so at once.
+
+        Raises:
+            SpoolError: The file cannot be written.
+        """
+        from filelock import FileLock
+
+        with FileLock(self._path.with_suffix(".lock"), mode=0o600):
+            file = LineFile(self._path)
+            try:
+                file.append(line(msgspec.json.encode(entry)))
+                file.sync()
+            finally:
+                file.close()
+
+
+class Claim:
+    """A run that is ours to deliver, until `close`."""
+
+    def __init__(self, folder: Path, header: Header, lock: RunLock, history: History) -> None:
+        if header.format > FORMAT:
+            raise SpoolError(
+                f"{folder} was written in format {header.format}, this version knows up to {FORMAT}; update the package"
+            )
+        # Before anything is asked for it, the run can be found again after a power cut, with its header.
+        JournalReader(folder).sync()
+        sync_folder(folder.parent)
+        self.folder = folder
+        self.header = header
+        self.ledger = Ledger(folder / LEDGER)
+        self._history = history
+        self._lock = lock
+
+    def settle_if_interrupted(self) -> bool:
+        """Write the stop of a run whose writer is gone without one; False while it lives, or where there is a stop."""
+        lock = RunLock(self.folder / WRITER_LOCK)
+        if not lock.acquire():
+            return False
+        try:
+            if has_stop(self.folder):
+                return False
+            journal = JournalWriter(self.folder)
+            try:
+                stop = Stop(time=time.time(), exit_status="", reason="no stop document", interrupted=True)
+                journal.append(line(encode(stop)))
+                journal.sync()
+            finally:
+                journal.close()
+            if not (self.folder / HEAD).exists():  # killed before its writer's first sync
+                keep_copies(self.folder, described_lines(self.folder))
+        finally:
+            lock.release()
+        return True
+
+    def orders(self) -> list[OrderLine]:
+        """Everything that was asked for so far, in order.
+
+        Raises:
+            SpoolError: An order is not understood.
+        """
+        try:
+            texts = (self.folder / ORDERS).read_bytes().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return []
+        return [decode_order(payload) for text in texts if (payload := payload_of(text)) is not None]
+
+    def finish(self, entry: dict[str, Any]) -> bool:
+        """Move a run that is finalized whole into the history; False while its writer still has files open."""
+        lock = RunLock(self.folder / WRITER_LOCK)
+        if not lock.acquire():
+            return False
+        folder = entry["folder"] = self.folder.name
+        # A process that died between these two steps leaves the run in both places; whoever comes next only removes it.
+        if all(finished.get("folder") != folder for finished in self._history.entries()):
+            self._history.add(entry)
+        self.ledger.close()
+        # The copy goes first, so that it tells of a journal that should be there; the ledger goes last: a journal that
+        # is found without one would be delivered again from its beginning.
+        (self.folder / HEAD).unlink(missing_ok=True)
+        for segment in reversed(segments(self.folder)):
+            segment_path(self.folder, segment).unlink(missing_ok=True)
+        sync_folder(self.folder)
+        (self.folder / LEDGER).unlink(missing_ok=True)
+        self._lock.release()
+        lock.release()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return True
+
+    def close(self) -> None:
+        """Let go of the run as it is; idempotent."""
+        self.ledger.close()
+        self._lock.release()

@@ -1,0 +1,42 @@
+"""Who owns what of a run, through locks of the operating system: they end with the process that holds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+WRITER_LOCK = "writer.lock"
+UPLOADER_LOCK = "uploader.lock"
+
+
+class RunLock:
+    """One owner's claim on a run, held through the operating system while the owner lives."""
+
+    def __init__(self, path: Path) -> None:
+        from filelock import FileLock
+
+        self._lock = FileLock(path, mode=0o600, thread_local=False)
+
+    def acquire(self) -> bool:
+        """Take the lock if it is free; never waits."""
+        from filelock import Timeout
+
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Give it back; idempotent."""
+        self._lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process has the lock of this file; a file that is not there, nobody."""
+    if not path.exists():
+        return False
+    lock = RunLock(path)
+    if lock.acquire():
+        lock.release()
+        return False
+    return True

@@ -1,0 +1,88 @@
+"""How much room a spool has: its size limit, its disk's free-space floor, and whether the disk is this machine's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import psutil
+
+_logger = logging.getLogger(__name__)
+
+# How often the disk is asked for the spool's size and its free space; in between our own writing is counted.
+ROOM_INTERVAL_S = 1.0
+
+
+class Room:
+    """The room of the spool in a folder.
+
+    `used_bytes` is what the folder held at the last look, and what was written since then, which whoever writes adds.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int, min_free_bytes: int) -> None:
+        self.used_bytes = 0
+        self.why_none = ""
+        self._path = path
+        self._max_bytes = max_bytes
+        self._min_free_bytes = min_free_bytes
+        self._free_enough = True
+
+    @property
+    def there_is(self) -> bool:
+        """Whether new readings can be kept; costs nothing to ask."""
+        return self._free_enough and self.used_bytes < self._max_bytes
+
+    def measure(self) -> tuple[int, int]:
+        """How large the spool is, and how much is free on its disk, in bytes.
+
+        Raises:
+            OSError: The folder cannot be read.
+        """
+        with os.scandir(self._path) as entries:
+            folders = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        return sum(map(_size, folders)), shutil.disk_usage(self._path).free
+
+    def look(self) -> None:
+        """Ask the disk."""
+        try:
+            self.used_bytes, free = self.measure()
+        except OSError as error:
+            _logger.warning("spool %s cannot be measured: %s", self._path, error)
+            return
+        self._free_enough = free >= self._min_free_bytes
+        if not self._free_enough:
+            self.why_none = (
+                f"its disk has {free / 1e6:.0f} MB free, and {self._min_free_bytes / 1e6:.0f} MB are to stay free "
+                f"(spool_min_free_bytes)"
+            )
+        else:
+            self.why_none = f"it holds {self.used_bytes / 1e6:.0f} of {self._max_bytes / 1e6:.0f} MB (spool_max_bytes)"
+
+
+def _size(folder: str) -> int:
+    try:
+        with os.scandir(folder) as entries:
+            return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
+    except FileNotFoundError:  # finished meanwhile
+        return 0
+
+
+# File systems of other machines: their locks and syncs are what the network makes of them.
+_NETWORK = frozenset(
+    {"nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "afs", "afpfs", "lustre", "gpfs", "beegfs", "ceph", "9p",
+     "fuse.sshfs", "fuse.glusterfs", "webdav", "davfs"}
+)  # fmt: skip
+
+
+def network_file_system(path: Path) -> str | None:
+    """The kind of file system if `path` is on one of another machine, None if it is on this one."""
+    here = path.resolve()
+    best = ("", "", "")
+    for partition in psutil.disk_partitions(all=True):
+        mount = Path(partition.mountpoint)
+        if (here == mount or mount in here.parents) and len(partition.mountpoint) >= len(best[0]):
+            best = (partition.mountpoint, partition.fstype.lower(), partition.opts)
+    _, kind, options = best
+    return kind if kind in _NETWORK or "remote" in options.split(",") else None

@@ -1,0 +1,88 @@
+"""The writing end of one run: what the callback keeps of it, behind a lock that ends with its process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+
+from .errors import SpoolError, SpoolFullError
+from .journal import JournalWriter, line, sync_folder
+from .lines import Header, encode
+from .locks import WRITER_LOCK, RunLock
+from .reading import describes, keep_copies
+from .room import Room
+
+_logger = logging.getLogger(__name__)
+
+
+class RunWriter:
+    """The writing end of one run: what the callback keeps of it.
+
+    `append` may be called by one thread at a time.
+    """
+
+    def __init__(self, folder: Path, header: Header, room: Room, *, sync_each: bool) -> None:
+        self.folder = folder
+        self.sync_each = sync_each
+        self._room = room
+        self._lock = RunLock(folder / WRITER_LOCK)
+        if not self._lock.acquire():
+            raise SpoolError(f"{folder} belongs to another process")
+        self._journal = JournalWriter(folder)
+        self.dirty = True  # appended to since the last sync
+        self._sync_failed = False  # said once
+        self._named = False  # whether the folder's own name survives a power cut
+        payload = encode(header)
+        self._described = [payload]  # header and layouts that are not in their copy yet
+        self._journal.append(line(payload) * 2)  # twice, for the run is worth nothing without it
+
+    def append(self, payloads: list[bytes], *, always: bool = False) -> None:
+        """Keep these lines, all or none; they survive a killed process once this returns.
+
+        With `durability = "event"` they survive a power cut too. With `always` the spool's limits do not count, only
+        the disk's: for the few bytes that tell how a run ended.
+
+        Raises:
+            SpoolFullError: There is no room; the journal is as it was.
+            SpoolError: The file cannot be written.
+        """
+        lines = b"".join(map(line, payloads)) if len(payloads) > 1 else line(payloads[0])
+        if not (always or self._room.there_is):
+            raise SpoolFullError(f"the spool has no room: {self._room.why_none}")
+        self._journal.append(lines)
+        self._room.used_bytes += len(lines)
+        if len(payloads) > 1:
+            self._described += dict.fromkeys(filter(describes, payloads))
+        self.dirty = True
+        if self.sync_each:
+            try:
+                self.sync()
+            except OSError as error:
+                # The lines are in the file and keep their numbers, so they are accepted; the next sync tries again.
+                self.dirty = True
+                if not self._sync_failed:
+                    self._sync_failed = True
+                    _logger.error("journal in %s could not be synced, a power cut may take it: %s", self.folder, error)
+
+    def sync(self) -> None:
+        """Have what was appended survive a power cut."""
+        self.dirty = False
+        described = len(self._described)  # another thread may append meanwhile
+        self._journal.sync()
+        if not self._named:
+            sync_folder(self.folder.parent)
+            self._named = True
+        if described:
+            # After the journal: what the copy lacks tells what was never synced. Where the disk does not take it, the
+            # next sync tries again.
+            with contextlib.suppress(OSError):
+                keep_copies(self.folder, self._described[:described])
+                del self._described[:described]
+
+    def close(self) -> None:
+        """Sync, close and let go of the run; idempotent."""
+        with contextlib.suppress(OSError):
+            self.sync()
+        self._journal.close()
+        self._lock.release()
