@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple, TypeVar
@@ -143,6 +143,57 @@ class Client:
         """The organisation's growth instruments: id → name."""
         return self._read(self._send(wire.instruments(), MAX_CATALOGUE_BYTES), wire.read_instruments)
 
+    def samples(self, physical_sample_id: str | None = None) -> list[wire.Item]:
+        """The organisation's physical samples, or the one with this id; paging is not documented, so some may lack."""
+        return self._items(wire.samples(physical_sample_id))
+
+    def projects(self) -> list[wire.Item]:
+        """The organisation's projects."""
+        return self._items(wire.projects())
+
+    def project_samples(self, project_id: str) -> list[wire.Item]:
+        """A project's physical samples."""
+        return self._items(wire.project_samples(project_id))
+
+    def tags(self) -> list[wire.Item]:
+        """The organisation's tags."""
+        return self._items(wire.tags())
+
+    def create_sample(self, name: str) -> str:
+        """The id of a physical sample of this name: a new one, or the one that has the name by now.
+
+        Raises:
+            ApiRefusedError: Also with 409, where the answer does not name the one that has the name.
+        """
+        try:
+            answer = self._send(wire.create_sample(name))
+        except ApiRefusedError as error:
+            taken = wire.read_taken(error.answer) if error.status == 409 else None
+            if taken is None:
+                raise
+            return taken
+        return self._read(answer, wire.read_created)
+
+    def create_tag(self, name: str) -> str:
+        """The id of a new tag.
+
+        Raises:
+            ApiRefusedError: Also where there is a tag of this name, which the vendor's client knows as 400.
+        """
+        return self._read(self._send(wire.create_tag(name)), wire.read_created)
+
+    def attach_tags(self, data_id: str, tag_ids: Iterable[str]) -> None:
+        """Attach tags to a stream; again changes nothing."""
+        self._send(wire.attach_tags(data_id, tag_ids))
+
+    def track_sample(self, project_id: str, physical_sample_id: str, *, active: bool) -> None:
+        """Have a project track a sample; with `active` it is the one that everybody's growth monitoring follows."""
+        self._send(wire.track_sample(project_id, physical_sample_id, active=active))
+
+    def rename(self, data_id: str, label: str) -> None:
+        """Give a stream's catalogue entry another label."""
+        self._send(wire.rename(data_id, label))
+
     def clock(self) -> ClockReading:
         """How far this host's clock is from the server's, by one exchange of four time stamps."""
         sent = time.time()
@@ -161,6 +212,9 @@ class Client:
     def close(self) -> None:
         """Close the connection."""
         self._session.close()
+
+    def _items(self, request: wire.Request) -> list[wire.Item]:
+        return self._read(self._send(request, MAX_CATALOGUE_BYTES), wire.read_items)
 
     def _send(self, request: wire.Request, max_bytes: int = MAX_ANSWER_BYTES) -> bytes:
         """The body of a 2xx answer."""
@@ -218,7 +272,7 @@ class Client:
             raise ApiUnavailableError(text, status=status, retry_after_s=_retry_after(response))
         if status < 400:
             raise ApiUnavailableError(f"{what} was answered {status}, a redirect, which is not followed", status=status)
-        raise ApiRefusedError(text, status=status, detail=detail)
+        raise ApiRefusedError(text, status=status, detail=detail, answer=body)
 
     def _read(self, body: bytes, read: Callable[[bytes], T]) -> T:
         try:

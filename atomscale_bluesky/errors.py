@@ -35,13 +35,14 @@ class ApiError(AtomscaleBlueskyError):
     """Atomscale did not do what was asked of it.
 
     `status` is the HTTP status of its answer, None where there was no answer of the API's; `detail` is what the answer
-    said, quoted and cut to a length.
+    said, quoted and cut to a length; `answer` the body of a refusal as it came.
     """
 
-    def __init__(self, message: str, *, status: int | None = None, detail: str = "") -> None:
+    def __init__(self, message: str, *, status: int | None = None, detail: str = "", answer: bytes = b"") -> None:
         super().__init__(message)
         self.status = status
         self.detail = detail
+        self.answer = answer
 
 
 class ApiUnavailableError(ApiError):

@@ -47,6 +47,17 @@ class Entry(NamedTuple):
     data_id: str
     label: str
     status: str
+    synth_source_id: int | None = None
+    physical_sample_id: str | None = None
+    project_ids: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()  # names, or ids where the catalogue gives no names
+
+
+class Item(NamedTuple):
+    """A physical sample, a project or a tag."""
+
+    id: str
+    name: str
 
 
 def initialize(family: str, *, label: str, points_per_chunk: int, links: Links) -> Request:
@@ -122,6 +133,53 @@ def instruments() -> Request:
     return Request("GET", "instruments/synthesis")
 
 
+def samples(physical_sample_id: str | None = None) -> Request:
+    """The physical samples of the organisation, or the one with this id."""
+    query = {} if physical_sample_id is None else {"physical_sample_id": physical_sample_id}
+    return Request("GET", "physical_samples/" + (f"?{urlencode(query)}" if query else ""))
+
+
+def create_sample(name: str) -> Request:
+    """Create a physical sample; refused with 409 where the name is taken, whatever its case."""
+    return Request("POST", "physical_samples/", orjson.dumps({"name": name}))
+
+
+def projects() -> Request:
+    """The projects of the organisation."""
+    return Request("GET", "projects/")
+
+
+def project_samples(project_id: str) -> Request:
+    """The physical samples of a project; not found where there is no such project."""
+    return Request("GET", f"projects/{project_id}/physical_samples")
+
+
+def track_sample(project_id: str, physical_sample_id: str, *, active: bool) -> Request:
+    """Add a sample to those that a project tracks, and make it *the* one that growth monitoring follows."""
+    body = {"physical_sample_id": physical_sample_id, "set_active": active}
+    return Request("POST", f"projects/{project_id}/configuration/tracking_samples", orjson.dumps(body))
+
+
+def tags() -> Request:
+    """The tags of the organisation."""
+    return Request("GET", "tags/")
+
+
+def create_tag(name: str) -> Request:
+    """Create a tag; refused with 400 where the name exists, whatever its case."""
+    return Request("POST", "tags/", orjson.dumps({"name": name}))
+
+
+def attach_tags(data_id: str, tag_ids: Iterable[str]) -> Request:
+    """Attach tags to a stream; doing so again changes nothing."""
+    return Request("POST", "tags/data-items/", orjson.dumps({"data_ids": [data_id], "tag_ids": list(tag_ids)}))
+
+
+def rename(data_id: str, label: str) -> Request:
+    """Give a stream's entry another label."""
+    return Request("PATCH", f"data_entries/{data_id}", orjson.dumps({"raw_name": label}))
+
+
 def clock() -> Request:
     """The server's reference clock; public, so no key is needed."""
     return Request("GET", "gateway/time")
@@ -129,7 +187,7 @@ def clock() -> Request:
 
 def read_initialized(body: bytes) -> str:
     """The id of the stream that was created."""
-    return _data_id(_object(body).get("data_id"))
+    return _id(_object(body).get("data_id"), "data_id")
 
 
 def check_confirmed(body: bytes, data_id: str, chunk: Chunk, names: Iterable[str]) -> None:
@@ -167,10 +225,45 @@ def read_entries(body: bytes) -> list[Entry]:
     if not isinstance(answer, list):
         raise AnswerError("the catalogue's answer is no list")
     return [
-        Entry(one["data_id"], str(one.get("raw_name") or ""), str(one.get("pipeline_status") or ""))
+        Entry(
+            one["data_id"],
+            str(one.get("raw_name") or ""),
+            str(one.get("pipeline_status") or ""),
+            source if isinstance(source := one.get("synth_source_id"), int) else None,
+            sample if isinstance(sample := one.get("physical_sample_id"), str) else None,
+            tuple(item.id for item in _items(one.get("projects"))),
+            _tags(one.get("tags")),
+        )
         for one in answer
         if isinstance(one, dict) and isinstance(one.get("data_id"), str) and _DATA_ID.fullmatch(one["data_id"])
     ]
+
+
+def read_items(body: bytes) -> list[Item]:
+    """Physical samples, projects or tags; one without an id that looks like one is left out.
+
+    Raises:
+        AnswerError: It is no list.
+    """
+    answer = _json(body)
+    if not isinstance(answer, list):
+        raise AnswerError("the answer is no list")
+    return _items(answer)
+
+
+def read_created(body: bytes) -> str:
+    """The id of the physical sample or tag that was created."""
+    answer = _object(body)
+    return _id(answer.get("id") or answer.get("physical_sample_id"), "id")
+
+
+def read_taken(body: bytes) -> str | None:
+    """The id of the physical sample that has the name already, where a refusal names it."""
+    try:
+        detail = _object(body).get("detail")
+        return _id(detail.get("physical_sample_id"), "physical_sample_id") if isinstance(detail, dict) else None
+    except AnswerError:
+        return None
 
 
 def read_points(body: bytes) -> dict[str, tuple[str | None, list[float | None], list[float | None]]]:
@@ -262,7 +355,22 @@ def _object(body: bytes) -> dict[str, Any]:
     return answer
 
 
-def _data_id(value: Any) -> str:
+def _id(value: Any, member: str) -> str:
     if not isinstance(value, str) or not _DATA_ID.fullmatch(value):
-        raise AnswerError(f"the answer's 'data_id' is {value!r:.80}, which looks like none")
+        raise AnswerError(f"the answer's {member!r} is {value!r:.80}, which looks like none")
     return value
+
+
+def _items(answer: Any) -> list[Item]:
+    return [
+        Item(one["id"], str(one.get("name") or ""))
+        for one in (answer if isinstance(answer, list) else ())
+        if isinstance(one, dict) and isinstance(one.get("id"), str) and _DATA_ID.fullmatch(one["id"])
+    ]
+
+
+def _tags(answer: Any) -> tuple[str, ...]:
+    """The tags of a catalogue entry, of which nobody says whether each is text or an object."""
+    given = answer if isinstance(answer, list) else ()
+    tags = (tag.get("name") or tag.get("id") if isinstance(tag, dict) else tag for tag in given)
+    return tuple(tag for tag in tags if isinstance(tag, str))

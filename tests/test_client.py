@@ -44,6 +44,39 @@ def test_a_stream_is_initialized_pushed_finalized_and_read_back(client: Client) 
     assert client.find("a label") == client.entry(data_id)
 
 
+def test_samples_tags_and_projects_are_listed_made_and_linked(client: Client, server: LocalServer) -> None:
+    data_id = initialize(client)
+    sample, tag = client.create_sample("GaN-0417"), client.create_tag("night shift")
+    (project,) = client.projects()
+
+    client.link_sample(data_id, sample)
+    client.attach_tags(data_id, [tag])
+    client.track_sample(project.id, sample, active=True)
+    client.rename(data_id, "another label")
+
+    assert [(item.id, item.name) for item in client.samples()] == [(sample, "GaN-0417")]
+    assert client.samples(sample) == client.samples() == client.project_samples(project.id)
+    assert [(item.id, item.name) for item in client.tags()] == [(tag, "night shift")]
+    entry = client.entry(data_id)
+    assert entry is not None
+    assert (entry.label, entry.physical_sample_id, entry.tags) == ("another label", sample, ("night shift",))
+
+
+def test_creating_a_sample_whose_name_is_taken_gives_the_one_that_has_it(client: Client, server: LocalServer) -> None:
+    sample = client.create_sample("GaN-0417")
+    assert client.create_sample(" gan-0417 ") == sample
+
+    server.misbehave(Fault(call="samples", method="POST", status=409, body='{"detail": "taken"}', times=1))
+    with pytest.raises(ApiRefusedError, match="answered 409"):
+        client.create_sample("GaN-0417")
+
+
+def test_creating_a_tag_that_exists_is_refused(client: Client) -> None:
+    client.create_tag("night shift")
+    with pytest.raises(ApiRefusedError, match="answered 400"):
+        client.create_tag("Night shift")
+
+
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 301, 302, 307, 308])
 def test_these_statuses_may_clear_by_themselves(client: Client, server: LocalServer, status: int) -> None:
     server.misbehave(Fault(call="initialize", status=status, headers={"Location": "http://127.0.0.1:9/"}, times=1))

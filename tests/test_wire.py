@@ -99,6 +99,74 @@ def test_a_physical_sample_is_linked_as_the_reference_says() -> None:
     assert_spelled(wire.link_sample(said["request"]["data_ids"][0], said["request"]["physical_sample_id"]), said)
 
 
+def test_samples_projects_and_tags_are_listed_as_the_reference_says() -> None:
+    for name, request in (
+        ("physical-samples-list", wire.samples()),
+        ("projects-list", wire.projects()),
+        ("projects-physical-samples", wire.project_samples("0b9c7c52-4a55-4d0e-9a53-2c1f4b8e7d60")),
+        ("tags-list", wire.tags()),
+    ):
+        said = exchange(name)
+        assert_spelled(request, said)
+        assert wire.read_items(answer(said)) == [wire.Item(one["id"], one["name"]) for one in said["response"]]
+
+
+def test_samples_and_tags_are_created_as_the_reference_says() -> None:
+    for name, request in (("physical-samples-create", wire.create_sample), ("tags-create", wire.create_tag)):
+        said = exchange(name)
+        assert_spelled(request(said["request"]["name"]), said)
+        assert wire.read_created(answer(said)) == said["response"]["id"]
+
+
+def test_a_sample_may_be_told_by_the_other_spelling_of_its_id() -> None:
+    assert wire.read_created(json.dumps({"physical_sample_id": SAMPLE}).encode()) == SAMPLE
+
+
+def test_the_answer_that_a_samples_name_is_taken_tells_which_one_has_it() -> None:
+    assert wire.read_taken(answer(exchange("physical-samples-conflict"))) == SAMPLE
+    for body in (
+        b'{"detail": "taken"}',
+        b'{"detail": {}}',
+        b"[]",
+        b"no",
+        b'{"detail": {"physical_sample_id": "../x"}}',
+    ):
+        assert wire.read_taken(body) is None
+
+
+def test_tags_tracking_and_names_go_out_as_the_reference_says() -> None:
+    attach = exchange("tags-data-items")
+    track = exchange("projects-tracking-samples")
+    rename = exchange("data-entries-rename")
+    assert_spelled(wire.attach_tags(attach["request"]["data_ids"][0], attach["request"]["tag_ids"]), attach)
+    assert_spelled(wire.track_sample("0b9c7c52-4a55-4d0e-9a53-2c1f4b8e7d60", SAMPLE, active=False), track)
+    assert_spelled(wire.rename(rename["path"].split("/")[-1], rename["request"]["raw_name"]), rename)
+
+
+@pytest.mark.parametrize(
+    ("body", "items"),
+    [
+        ([], []),
+        ([{"id": "../x", "name": "a"}, {"name": "b"}, 7, None, {"id": 5, "name": "c"}], []),
+        ([{"id": SAMPLE}], [wire.Item(SAMPLE, "")]),
+    ],
+)
+def test_what_a_list_holds_without_a_usable_id_is_passed_over(body: Any, items: list[wire.Item]) -> None:
+    assert wire.read_items(json.dumps(body).encode()) == items
+
+
+@pytest.mark.parametrize("tags", [["anneal"], [{"id": SAMPLE, "name": "anneal"}], [{"name": "anneal"}, None, 7]])
+def test_an_entry_tells_its_links_however_its_tags_are_spelled(tags: list[Any]) -> None:
+    body = [
+        {"data_id": DATA_ID, "synth_source_id": 42, "physical_sample_id": SAMPLE, "projects": [{"id": SAMPLE}],
+         "tags": tags}
+    ]  # fmt: skip
+
+    (entry,) = wire.read_entries(json.dumps(body).encode())
+
+    assert entry == wire.Entry(DATA_ID, "", "", 42, SAMPLE, (SAMPLE,), ("anneal",))
+
+
 @FAMILIES
 def test_all_channels_of_a_chunk_are_pushed_as_the_reference_says(family: str) -> None:
     said = exchange(f"{family}-chunk-multi")
@@ -213,6 +281,10 @@ def test_what_is_no_answer_of_the_apis_confirms_nothing(body: bytes) -> None:
         wire.read_initialized(body)
     with pytest.raises(wire.AnswerError):
         wire.read_entries(body)
+    with pytest.raises(wire.AnswerError):
+        wire.read_items(body)
+    with pytest.raises(wire.AnswerError):
+        wire.read_created(body)
     with pytest.raises(wire.AnswerError):
         wire.read_points(body)
 

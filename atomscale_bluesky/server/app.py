@@ -19,6 +19,7 @@ from fastapi.responses import HTMLResponse, Response
 from .bodies import (
     AttachBody,
     ChunkBody,
+    EntryBody,
     InitializeBody,
     InstrumentBody,
     LinkBody,
@@ -203,6 +204,11 @@ def _lab_routes(lab: Lab, options: Options) -> APIRouter:
     async def link_sample(request: Request) -> Response:
         """Tie data items to a physical sample."""
         return Answer(lab.link_sample(decode(await _body(request, options), LinkBody, options)))
+
+    @router.patch("/data_entries/{data_id}", tags=["catalogue"], openapi_extra=_takes(EntryBody))
+    async def change_entry(data_id: str, request: Request) -> Response:
+        """Give an entry another label."""
+        return Answer(lab.change_entry(data_id, decode(await _body(request, options), EntryBody, options)))
 
     @router.get("/instruments/synthesis", tags=["instruments"])
     async def read_instruments() -> Response:

@@ -82,6 +82,14 @@ class SampleBody(Struct):
     detail_notes_id: UUID | None = None
 
 
+class EntryBody(Struct):
+    """`PATCH /data_entries/{data_id}`."""
+
+    raw_name: str | None = None
+    char_source_type: str | None = None
+    pipeline_status: str | None = None
+
+
 class LinkBody(Struct):
     """`POST /data_entries/physical_sample`."""
 
@@ -115,6 +123,7 @@ BODIES: tuple[type[Struct], ...] = (
     MultiBody,
     InstrumentBody,
     SampleBody,
+    EntryBody,
     LinkBody,
     TrackBody,
     TagBody,

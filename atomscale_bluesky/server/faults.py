@@ -28,6 +28,7 @@ class CallName(StrEnum):
     FINALIZE = "finalize"
     READ = "read"
     CATALOGUE = "catalogue"
+    CHANGE_ENTRY = "change_entry"
     LINK_SAMPLE = "link_sample"
     INSTRUMENTS = "instruments"
     SAMPLES = "samples"
@@ -44,6 +45,7 @@ class Request:
     """What a fault looks at."""
 
     call: CallName
+    method: str = "POST"
     family: str | None = None
     data_id: str | None = None
     chunk_index: int | None = None
@@ -55,8 +57,9 @@ class Request:
 class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """One rule of misbehaviour. What is left out matches everything, and does nothing.
 
-    Which requests: `call` (one name or several), `family`, `data_id`, `chunk_index`, `channel` (is among the
-    request's), `label` (a part of the stream's label), `above_bytes` (a body larger than this).
+    Which requests: `call` (one name or several), `method` (tells a list from what is added to it), `family`,
+    `data_id`, `chunk_index`, `channel` (is among the request's), `label` (a part of the stream's label),
+    `above_bytes` (a body larger than this).
 
     How often: not for the first `skip` that match, then for `times` of them (None: for ever), each with
     `probability` (drawn from `seed`).
@@ -76,6 +79,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     """
 
     call: str | tuple[str, ...] | None = None
+    method: str | None = None
     family: str | None = None
     data_id: str | None = None
     chunk_index: int | None = None
@@ -137,6 +141,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
         """True for a request that this rule is about, however often it was used."""
         return (
             (not self.calls or request.call.value in self.calls)
+            and self.method in (None, request.method)
             and self.family in (None, request.family)
             and self.data_id in (None, request.data_id)
             and self.chunk_index in (None, request.chunk_index)

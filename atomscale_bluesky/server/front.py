@@ -150,7 +150,7 @@ class Front:
             label = self._label_of(data_id)
         channels = (peek.channel_name,) if peek.channel_name is not None else tuple(peek.channels)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        request = Request(call, family, data_id, peek.chunk_index, channels, label, len(body))
+        request = Request(call, scope["method"], family, data_id, peek.chunk_index, channels, label, len(body))
         record = RequestRecord(
             number=0,
             time=time.time(),
@@ -289,6 +289,8 @@ def _call_of(parts: tuple[str, ...]) -> tuple[CallName, str | None, str | None]:
         return CallName.OTHER, family, None
     if len(parts) > 2 and parts[0] == "projects":
         return (CallName.TRACK_SAMPLE if parts[-1] == "tracking_samples" else CallName.PROJECTS), None, None
+    if parts not in NAMES and len(parts) == 2 and parts[0] == "data_entries":
+        return CallName.CHANGE_ENTRY, None, parts[1]
     return NAMES.get(parts, CallName.OTHER), None, None
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from .bodies import AttachBody, InstrumentBody, LinkBody, SampleBody, TagBody, TrackBody, check_text
+from .bodies import AttachBody, EntryBody, InstrumentBody, LinkBody, SampleBody, TagBody, TrackBody, check_text
 from .options import Family, Options
 from .rules import Refusal, Rule, refused
 from .store import Store
@@ -117,6 +117,18 @@ class Lab:
             "bucket_file_name": None,
         }
 
+    def change_entry(self, data_id: str, body: EntryBody) -> dict[str, Any]:
+        """Give a stream another label; the entry. Its type and status are the server's own."""
+        row = self._store.first("SELECT * FROM streams WHERE data_id = ?", data_id)
+        if row is None:
+            raise Refusal(404, f"there is no data item {data_id}")
+        if body.char_source_type is not None or body.pipeline_status is not None:
+            raise Refusal(422, "only raw_name can be changed here")
+        if body.raw_name is not None:
+            check_text("raw_name", body.raw_name, self._options)
+            self._store.execute("UPDATE streams SET label = ? WHERE id = ?", body.raw_name, row["id"])
+        return self.entries(data_ids=[data_id])[0]
+
     # growth instruments
 
     def instruments(self) -> list[dict[str, Any]]:
@@ -192,6 +204,7 @@ class Lab:
         name = body.name.strip()
         if not name:
             raise Refusal(422, "the physical sample's name is blank")
+        check_text("the physical sample's name", name, self._options)
         if row := self._store.first("SELECT id FROM samples WHERE folded = ?", name.casefold()):
             message = f"a physical sample named {name!r} exists"
             raise Refusal(409, {"message": message, "physical_sample_id": row["id"]})

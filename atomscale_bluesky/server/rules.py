@@ -47,7 +47,11 @@ class Rule(StrEnum):
     UNEQUAL_LENGTHS = "unequal_lengths", 422, "`timestamps` and `values` have the same length."
     CHANNEL_NAME = "channel_name", 422, "A channel name has 1 to 255 characters, and no more bytes in UTF-8."
     CHANGED_UNITS = "changed_units", 409, "A channel keeps its units from chunk to chunk."
-    TEXT_LENGTH = "text_length", 422, "`stream_name`, units and tags have at most 255 characters."
+    TEXT_LENGTH = (
+        "text_length",
+        422,
+        "`stream_name`, units, and names of tags and physical samples have at most 255 characters.",
+    )
     UNKNOWN_MEMBER = "unknown_member", 422, "A body has only the members that the API names."
     CONTENT_TYPE = "content_type", 415, "A body is plain JSON and says so: `application/json`, not compressed."
     UNKNOWN_INSTRUMENT = "unknown_instrument", 404, "`synth_source_id` is an instrument of the organisation."
