@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from .errors import SpoolError
-from .ledger import LedgerState, Life, StreamState
+from .ledger import LedgerState, StreamState
 from .lines import Header, Layout, LeftOut, Row, Stop, decode_journal
 
 GIVEN_UP = "too many channels with gaps"
@@ -79,7 +79,7 @@ class RunStatus:
     @property
     def data_ids(self) -> tuple[str, ...]:
         """The ids of its metrology streams that Atomscale has given so far."""
-        return tuple(stream.data_id for stream in self.streams if stream.data_id)
+        return tuple(dict.fromkeys(stream.data_id for stream in self.streams if stream.data_id))
 
 
 class Account:
@@ -231,10 +231,9 @@ class Account:
         problem = ledger.parked or (header.problem if ledger.edited is None else None)
         streams = tuple(_stream_status(stream, self) for stream in ledger.streams.values())
         parked = problem or next((stream.problem for stream in streams if stream.state == "parked"), None)
-        over = {Life.FINALIZED, Life.CLOSED}
         if ledger.discarded:
             state = "discarded"
-        elif ledger.streams and all(stream.life in over for stream in ledger.streams.values()):
+        elif ledger.streams and all(stream.over for stream in ledger.streams.values()):
             state = "finalized"
         elif parked:
             state = "parked"

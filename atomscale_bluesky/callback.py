@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from . import process
-from .channels import EventStream, Selection
+from .channels import EventStream, Names, Selection
 from .errors import AtomscaleBlueskyError, ChannelError, MetadataError, SettingsError, SpoolError, SpoolFullError
 from .lines import FORMAT, Header, LeftOut, Links, Stop, encode
 from .metadata import content_digest, read_metadata, run_label
@@ -110,6 +110,7 @@ class AtomscaleCallback:
             rename=self.settings.rename,
             max_elements=self.settings.max_elements,
             timestamps=self.settings.timestamps,
+            unprefixed=self.settings.primary if self.settings.layout == "run" else None,
         )
         self._lock = threading.Lock()  # around all state of the front half; held for memory operations and one write
         self._runs: dict[str, _Run] = {}  # open runs by uid
@@ -290,6 +291,7 @@ class AtomscaleCallback:
             primary=self.settings.primary,
             endpoint=self.settings.endpoint,
             non_finite=self.settings.non_finite,
+            layout=self.settings.layout,
             links=links,
             problem=problem,
             content=content_digest(doc),
@@ -309,7 +311,7 @@ class AtomscaleCallback:
             if name not in run.event_streams:
                 taken = self._selection.takes_event_stream(name)
                 run.event_streams[name] = (
-                    EventStream(doc, self._selection, started=run.started, next_layout=run.next_layout)
+                    EventStream(doc, self._selection, started=run.started, next_layout=run.next_layout, names=run.names)
                     if taken
                     else None
                 )
@@ -503,6 +505,7 @@ class _Run:
         self.writer: RunWriter | None = None  # None: the spool had no room for it, or it is settled
         self.settled = False  # its files say how it ended
         self.event_streams: dict[str, EventStream | None] = {}
+        self.names: Names = {}  # of all channels
         self.unannounced = 0  # rows since the uploader was woken
         self._seen: set[str] = set()  # the youngest events
         self._seen_before: set[str] = set()  # those before them

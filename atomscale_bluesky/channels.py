@@ -43,6 +43,10 @@ LONG_ARRAY = "array too long"
 MISSING = "missing"
 
 
+# Channel names in lower case → event stream, data key and element.
+Names = dict[str, tuple[str, str, int | None]]
+
+
 class Selection(NamedTuple):
     """Which event streams and data keys to take, and how; the settings that this module needs."""
 
@@ -52,6 +56,8 @@ class Selection(NamedTuple):
     rename: Mapping[str, str] = {}
     max_elements: int = 16
     timestamps: str = "auto"
+    # Where all event streams of a run share a metrology stream, the one whose channels are named as they are.
+    unprefixed: str | None = None
 
     def takes_event_stream(self, name: str) -> bool:
         """Whether readings of this event stream are wanted."""
@@ -118,6 +124,7 @@ class EventStream:
         *,
         started: float,
         next_layout: Callable[[], int],
+        names: Names | None = None,
     ) -> None:
         self.name = str(descriptor.get("name") or "")
         self.replaced_times = 0  # readings whose own time was impossible and which got the event's instead
@@ -130,7 +137,9 @@ class EventStream:
         self._bases: list[_TimeBase] = []
         self._watched: tuple[str, ...] = ()  # left out for their values, which may yet become numbers
         self._left_out: dict[str, str] = {}
-        self._names: dict[str, tuple[str, int | None]] = {}  # channel names in lower case → data key and element
+        shares = selection.unprefixed is not None
+        self._prefix = f"{self.name}/" if shares and self.name != selection.unprefixed else ""
+        self._names: Names = names if shares and names is not None else {}
 
     @property
     def left_out(self) -> Mapping[str, str]:
@@ -296,14 +305,15 @@ class EventStream:
         )
 
     def _name(self, key: str, element: int | None) -> str:
-        """A name that the API takes and that no other channel of this event stream has, whatever the case."""
-        wanted = self._selection.rename.get(key, key).strip() or "channel"
+        """A name that the API takes and that no other channel of its metrology stream has, whatever the case."""
+        wanted = f"{self._prefix}{self._selection.rename.get(key, key).strip() or 'channel'}"
         suffix = "" if element is None else f"[{element}]"
         attempt = 1
         while True:
             end = suffix if attempt == 1 else f"{suffix} ({attempt})"
             name = _fitting(wanted, MAX_NAME - len(end.encode())) + end
-            if self._names.setdefault(name.lower(), (key, element)) == (key, element):
+            mine = (self.name, key, element)
+            if self._names.setdefault(name.lower(), mine) == mine:
                 return name
             attempt += 1
 

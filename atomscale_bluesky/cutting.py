@@ -10,15 +10,14 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from .account import Account
 from .chunks import Chunk, Cutter, Resumed
-from .errors import SpoolError
 from .journal import START, Line
-from .ledger import Ledger, StreamState
+from .ledger import Ledger, Life, StreamState
 from .lines import GivenUp, Header, Layout, Left, Opened, Position, Row, Tried, Why, decode_journal
 from .metadata import stream_label
 from .reading import RunReader
@@ -86,13 +85,11 @@ class Cutting:
         """The metrology streams that take further chunks."""
         return [stream for stream in self.ledger.state.streams.values() if not stream.ended]
 
-    def first_channels(self, time_base: str) -> tuple[str, ...]:
-        """The channels that a time base began with."""
-        layouts = (layout for layout in self.account.layouts.values() if layout.time_base == time_base)
-        first = next(layouts, None)
-        if first is None:
-            raise SpoolError(f"the layout of {time_base!r}, which the ledger has opened, is not in the journal")
-        return tuple(channel.name for channel in first.channels)
+    def channels_of(self, opening: Opened) -> tuple[str, ...]:
+        """The channels that an opening takes; none while its time base has no layout in the journal."""
+        if opening.channels is not None:
+            return opening.channels
+        return self._first_channels(opening.time_base)
 
     def open_stream(
         self,
@@ -107,32 +104,65 @@ class Cutting:
         points_per_chunk: int | None = None,
     ) -> Opened:
         """Begin a further metrology stream of the run."""
-        number = len(self.ledger.state.streams)
-        token = secrets.token_hex(4)
-        earlier = sum(stream.opening.time_base == time_base for stream in self.ledger.state.streams.values())
+        streams = self.ledger.state.streams
         edited = self.ledger.state.edited
+        points = points_per_chunk or (edited and edited.points_per_chunk) or self._header.points_per_chunk
+        host = None
+        if streams and self._header.layout == "run":
+            host = self._host(self._first_channels(time_base) if channels is None else channels, points)
+        token = host.token if host else secrets.token_hex(4)
         opening = Opened(
-            stream=number,
+            stream=len(streams),
             time_base=time_base,
             from_row=from_row,
             why=why,
-            label=stream_label(
-                self._header.label,
-                event_stream=None if time_base == self._header.primary else time_base,
-                number=earlier + 1,
-                run_uid=self._header.run_uid,
-                token=token,
-            ),
+            label=host.label if host else self._label(time_base, token),
             token=token,
-            points_per_chunk=points_per_chunk or (edited and edited.points_per_chunk) or self._header.points_per_chunk,
+            points_per_chunk=points,
             skip=skip,
             segment=position.segment,
             offset=position.offset,
             channels=channels,
             own=own,
+            joins=host.stream if host else None,
         )
         self.ledger.note(opening, sync=True)
         return opening
+
+    def _host(self, channels: Iterable[str], points_per_chunk: int) -> Opened | None:
+        """The metrology stream that these channels go into, numbered from 0; None if they need a new one.
+
+        It holds none of them yet, and none that was made after it does: what a channel gave later is in a later stream.
+        """
+        takes = {Life.OPENED, Life.INITIALIZING, Life.INITIALIZED}
+        for stream in reversed(self.ledger.state.streams.values()):
+            if stream.opening.joins is not None:
+                continue
+            if not {name for one in stream.group for name in self.channels_of(one.opening)}.isdisjoint(channels):
+                return None
+            ended = stream.blocked or any(one.ended for one in stream.group)
+            if stream.life in takes and not ended and stream.opening.points_per_chunk == points_per_chunk:
+                return stream.opening
+        return None
+
+    def _first_channels(self, time_base: str) -> tuple[str, ...]:
+        layouts = (layout for layout in self.account.layouts.values() if layout.time_base == time_base)
+        first = next(layouts, None)
+        return tuple(channel.name for channel in first.channels) if first else ()
+
+    def _label(self, time_base: str, token: str) -> str:
+        """The name of a further metrology stream: for its event stream, or for the run where it takes all of them."""
+        earlier = [stream for stream in self.ledger.state.streams.values() if stream.opening.joins is None]
+        if self._header.layout != "run":
+            earlier = [stream for stream in earlier if stream.opening.time_base == time_base]
+        shown = None if time_base == self._header.primary or self._header.layout == "run" else time_base
+        return stream_label(
+            self._header.label,
+            event_stream=shown,
+            number=len(earlier) + 1,
+            run_uid=self._header.run_uid,
+            token=token,
+        )
 
     def gives_up(self, time_base: str, channel: str) -> bool:
         """Whether the run has so many streams of single channels that this one gets none."""
@@ -203,7 +233,7 @@ class Cutting:
         for chunk in chunks:
             stream = self.ledger.state.streams[chunk.stream]
             noted = stream.tried.get(chunk.index)
-            if (noted is None and chunk.index < stream.next_index) or chunk.index in stream.refused or stream.parked:
+            if (noted is None and chunk.index < stream.next_index) or chunk.index in stream.refused or stream.blocked:
                 continue
             if noted is not None and chunk.points < noted.points:
                 self.damaged.append(chunk)

@@ -98,8 +98,7 @@ class Delivery:
         """Whether every metrology stream of the stopped run is finalized."""
         if self.state.discarded:
             return self.stopped and self.in_flight == 0
-        over = {Life.FINALIZED, Life.CLOSED}
-        return self.cutting.read_all and all(stream.life in over for stream in self.state.streams.values())
+        return self.cutting.read_all and all(stream.over for stream in self.state.streams.values())
 
     @property
     def parked(self) -> str | None:
@@ -203,8 +202,9 @@ class Delivery:
         self._returned(task)
         self.claim.ledger.note(Parked(reason, task.stream), sync=True)
         self._under_way.discard(task.stream)
-        self.cutting.ready = deque(chunk for chunk in self.cutting.ready if chunk.stream != task.stream)
-        self.failed = deque(other for other in self.failed if other.stream != task.stream)
+        together = {one.opening.stream for one in self.state.streams[task.stream].group}
+        self.cutting.ready = deque(chunk for chunk in self.cutting.ready if chunk.stream not in together)
+        self.failed = deque(other for other in self.failed if other.stream not in together)
         _logger.error(
             "%r is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit` or `retry`",
             task.label, reason,
@@ -213,13 +213,18 @@ class Delivery:
     def end_stream(self, task: Task, why: Why, points_per_chunk: int | None = None) -> None:
         """The stream takes no more: as soon as nothing of it is under way, the rest goes on in a continuation."""
         self._returned(task)
-        ending = self._ending.setdefault(task.stream, _Ending(why, points_per_chunk or task.points_per_chunk, []))
-        ours = [other for other in self.failed if other.stream == task.stream]
-        self.failed = deque(other for other in self.failed if other.stream != task.stream)
-        if why == "closed by the server":
-            next_index = self.state.streams[task.stream].next_index
-            ending.doubtful += [other.chunk for other in [task, *ours] if other.chunk is not None and other.attempts]
-            ending.doubtful += [c for c in self.cutting.ready if c.stream == task.stream and c.index < next_index]
+        for stream in self.state.streams[task.stream].group:
+            if stream.ended:
+                continue
+            number = stream.opening.stream
+            ending = self._ending.setdefault(number, _Ending(why, points_per_chunk or task.points_per_chunk, []))
+            ours = [other for other in [task, *self.failed] if other.stream == number]
+            self.failed = deque(other for other in self.failed if other.stream != number)
+            if why == "closed by the server":
+                ending.doubtful += [other.chunk for other in ours if other.chunk is not None and other.attempts]
+                ending.doubtful += [
+                    chunk for chunk in self.cutting.ready if chunk.stream == number and chunk.index < stream.next_index
+                ]
 
     def read_back(self, task: Task, points: Points) -> None:
         """Atomscale has told what the ended stream holds: what is there of the chunks in doubt counts as confirmed."""
@@ -292,6 +297,8 @@ class Delivery:
         for number, stream in self.state.streams.items():
             if stream.life not in {Life.OPENED, Life.INITIALIZING} or stream.parked or number in self._under_way:
                 continue
+            if stream.opening.joins is not None:
+                continue  # initialized with the one that it joins
             self._under_way.add(number)
             return self._task(Kind.INITIALIZE, stream, may_exist=stream.life is Life.INITIALIZING)
         return None
@@ -326,7 +333,9 @@ class Delivery:
         if not self.cutting.read_all or self.cutting.ready or self.failed:
             return None
         for number, stream in self.state.streams.items():
-            if number in self._under_way or stream.parked or not stream.settled:
+            if number in self._under_way or stream.opening.joins is not None:
+                continue
+            if stream.blocked or any(not one.settled or one.life is Life.CLOSED for one in stream.group):
                 continue
             if stream.life is Life.INITIALIZED:
                 self.claim.ledger.note(Finalizing(number), sync=True)
@@ -352,14 +361,16 @@ class Delivery:
     def _end_streams(self) -> Task | None:
         """Give what an ended stream does not hold to continuations, channels with the same rest together."""
         for number, ending in list(self._ending.items()):
-            if self._flying[number]:
-                continue
             stream = self.state.streams[number]
-            if ending.doubtful:
-                return self._task(Kind.READ_BACK, stream)
+            together = [one.opening.stream for one in stream.group]
+            if any(self._flying[one] for one in together):
+                continue
+            for one in together:
+                if one in self._ending and self._ending[one].doubtful:
+                    return self._task(Kind.READ_BACK, self.state.streams[one])
             del self._ending[number]
             why = ending.why
-            rests = stream.rests(stream.opening.channels or self.cutting.first_channels(stream.opening.time_base))
+            rests = stream.rests(self.cutting.channels_of(stream.opening))
             self.claim.ledger.note(Ended(number, why), sync=True)
             for (from_row, skip, position), channels in rests.items():
                 self.cutting.open_stream(
@@ -367,7 +378,7 @@ class Delivery:
                     time_base=stream.opening.time_base,
                     from_row=from_row,
                     position=position,
-                    channels=channels,
+                    channels=channels or None,
                     own=stream.opening.own,
                     skip=skip,
                     points_per_chunk=ending.points_per_chunk,

@@ -97,6 +97,19 @@ class StreamState:
     chunks_confirmed: int = 0
     confirmed_at: float | None = None
     finalized_at: float | None = None
+    # All that go into one metrology stream of Atomscale's, the first of which has initialized it and finalizes it.
+    group: list[StreamState] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is to be done for it any more."""
+        left_open = self.settled and any(stream.life is Life.CLOSED for stream in self.group)
+        return left_open or self.life in {Life.FINALIZED, Life.CLOSED}
+
+    @property
+    def blocked(self) -> str | None:
+        """Why it, or what shares its metrology stream, waits for a person; None if nothing does."""
+        return next((stream.parked for stream in self.group if stream.parked), None)
 
     @property
     def settled(self) -> bool:
@@ -109,7 +122,13 @@ class StreamState:
         return bool(self.chunks_confirmed or self.confirmed_channels or self.refused)
 
     def rests(self, channels: tuple[str, ...]) -> dict[Rest, tuple[str, ...]]:
-        """What of these channels this stream does not hold: from which row on, but for which rows, by channel."""
+        """What of these channels this stream does not hold: from which row on, but for which rows, by channel.
+
+        No channels, because nothing of them came yet, have all of the rows as their rest.
+        """
+        if not channels:
+            from_row, position = self._end()
+            return {Rest(from_row, (), position): ()}
         rests: dict[Rest, tuple[str, ...]] = {}
         for name in channels:
             missing = [
@@ -194,13 +213,14 @@ class LedgerState:
                     raise SpoolError(
                         f"metrology stream {fact.stream} is open already; do two uploaders share this run?"
                     )
-                self.streams[fact.stream] = StreamState(fact)
+                self._opened(fact)
             case Initializing():
                 stream = self._stream(fact.stream, Life.OPENED, Life.INITIALIZING)
                 stream.life, stream.family = Life.INITIALIZING, fact.family
             case Initialized():
                 stream = self._stream(fact.stream, Life.OPENED, Life.INITIALIZING)
-                stream.life, stream.data_id, stream.family = Life.INITIALIZED, fact.data_id, fact.family
+                for one in stream.group:
+                    one.life, one.data_id, one.family = Life.INITIALIZED, fact.data_id, fact.family
             case Left():
                 self._stream(fact.stream).left.setdefault(fact.channel, fact.from_row)
             case Tried():
@@ -234,12 +254,24 @@ class LedgerState:
                 self.orders_obeyed = fact.order
             case Finalizing():
                 stream = self._stream(fact.stream, Life.INITIALIZED, Life.FINALIZING)
-                if not stream.settled:
+                if not all(one.settled for one in stream.group):
                     raise SpoolError(f"metrology stream {fact.stream} has chunks that are not confirmed; it stays open")
-                stream.life = Life.FINALIZING
+                for one in stream.group:
+                    one.life = Life.FINALIZING
             case Finalized():
                 stream = self._stream(fact.stream, Life.FINALIZING)
-                stream.life, stream.finalized_at = Life.FINALIZED, fact.time
+                for one in stream.group:
+                    one.life, one.finalized_at = Life.FINALIZED, fact.time
+
+    def _opened(self, fact: Opened) -> None:
+        stream = self.streams[fact.stream] = StreamState(fact)
+        if fact.joins is None:
+            stream.group = [stream]
+            return
+        host = self._stream(fact.joins, Life.OPENED, Life.INITIALIZING, Life.INITIALIZED)
+        stream.group = host.group
+        stream.group.append(stream)
+        stream.life, stream.data_id, stream.family = host.life, host.data_id, host.family
 
     def _stream(self, number: int, *lives: Life) -> StreamState:
         stream = self.streams.get(number)

@@ -53,6 +53,7 @@ class Header(_Line, frozen=True, tag="header"):
     primary: str  # the event stream that goes into the metrology stream the start document initializes
     endpoint: str  # the origin that this run's requests may go to
     non_finite: str  # what becomes of gaps: own_stream, null or drop_row
+    layout: str = "time_base"  # one metrology stream per time base, or one for the run
     links: Links = Links()
     problem: str | None = None  # why the metadata cannot be used; parks the run until somebody mends it
     content: str = ""  # a digest of the start document, which tells a replay from another run of the same uid
@@ -127,6 +128,7 @@ class Opened(_Line, frozen=True, tag="opened"):
     channels: tuple[str, ...] | None = None  # None: those of the time base's first layout
     own: bool = False  # the own stream of a channel that has gaps: its points are the rows where it has none
     skip: tuple[tuple[int, int], ...] = ()  # first and last rows that an earlier stream holds already
+    joins: int | None = None  # the opening whose metrology stream it goes into, instead of one of its own
 
 
 class Initializing(_Line, frozen=True, tag="initializing"):

@@ -36,6 +36,7 @@ Api = Literal["auto", "metrology", "tool-state"]
 NonFinite = Literal["own_stream", "null", "drop_row"]
 Timestamps = Literal["auto", "event", "reading"]
 Durability = Literal["interval", "event"]
+LayoutChoice = Literal["time_base", "run"]
 
 
 def _setting(text: str, **bounds: Any) -> Meta:
@@ -94,6 +95,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _setting("A channel with NaN, infinite or missing values goes on in a stream of its own, or is sent as null "
                  "(not promised by the API), or its rows are dropped."),
     ] = "own_stream"  # fmt: skip
+    layout: Annotated[
+        LayoutChoice,
+        _setting("One metrology stream per time base, or one for all event streams of a run, whose channels are named "
+                 "`<event stream>/<key>` (several times in one stream are not promised by the API)."),
+    ] = "time_base"  # fmt: skip
     durability: Annotated[
         Durability,
         _setting("Sync accepted readings to disk every 250 ms, or before each call returns."),

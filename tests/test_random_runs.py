@@ -63,8 +63,9 @@ def plain_number(value: Any) -> float | None:
 class Composed:
     """One run as it is composed, and what has to arrive of it."""
 
-    def __init__(self, dice: random.Random) -> None:
+    def __init__(self, dice: random.Random, layout: str) -> None:
         self.dice = dice
+        self.layout = layout
         self.run = compose_run(time=START, metadata={"synth_source_id": 42, "plan_name": "random"})
         self.uid = self.run.start_doc["uid"]
         self.streams: dict[str, Any] = {}
@@ -118,13 +119,14 @@ class Composed:
         return data, dict.fromkeys(data, own), self.time
 
     def _note(self, name: str, data: dict[str, Any], at: float) -> None:
+        prefix = f"{name}/" if self.layout == "run" and name != "primary" else ""
         for key, value in data.items():
             length = self.keys[name][key]
             elements = enumerate(value) if length else [(None, value)]
             for i, element in elements:
                 number = plain_number(element)
                 if number is not None:
-                    self.expected[key if i is None else f"{key}[{i}]"].append((at, number))
+                    self.expected[prefix + (key if i is None else f"{key}[{i}]")].append((at, number))
 
     def _event(self, name: str) -> tuple[str, dict[str, Any]]:
         data, stamps, at = self._row(name)
@@ -178,9 +180,10 @@ class Atomscale:
                 delivery.pushed(task, task.chunk.names, {})
             case Kind.FINALIZE:
                 chunks = self.streams[task.data_id]
-                assert sorted(chunks) == list(range(len(chunks)))
-                lengths = [len(next(iter(chunk.values()))) for _, chunk in sorted(chunks.items())]
-                assert all(length == self.points[task.data_id] for length in lengths[:-1])
+                for name in {name for chunk in chunks.values() for name in chunk}:
+                    mine = {index: chunk[name] for index, chunk in sorted(chunks.items()) if name in chunk}
+                    assert list(mine) == list(range(len(mine)))
+                    assert all(len(points) == self.points[task.data_id] for points in list(mine.values())[:-1])
                 self.finalized.add(task.data_id)
                 delivery.finalized(task)
             case Kind.READ_BACK:
@@ -228,6 +231,7 @@ def check(seed: int) -> None:
     dice = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "spool"
+        layout = dice.choice(["time_base", "run"])
         callback = AtomscaleCallback(
             settings=Settings.load(
                 environ={},
@@ -235,10 +239,11 @@ def check(seed: int) -> None:
                 offline=True,
                 spool_min_free_bytes=0,
                 points_per_chunk=dice.choice([1, 2, 3, 5, 8]),
+                layout=layout,
                 resend=True,
             )
         )
-        runs = [Composed(dice) for _ in range(dice.randint(1, 3))]
+        runs = [Composed(dice, layout) for _ in range(dice.randint(1, 3))]
         pending = [doc for run in runs for doc in run.start()]
         for _ in range(dice.randint(0, 60)):
             pending += dice.choice(runs).step() if dice.random() < 0.93 else [dice.choice(MALFORMED)]

@@ -317,6 +317,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "max_elements": ("0", 0),
     "timestamps": ("reading", "reading"),
     "non_finite": ("null", "null"),
+    "layout": ("run", "run"),
     "durability": ("event", "event"),
     "api": ("tool-state", "tool-state"),
     "max_connections": ("1", 1),
