@@ -75,6 +75,7 @@ class RunStatus:
     problem: str | None
     oldest_waiting: float | None  # time of the oldest point that waits, Unix seconds
     folder: str = ""  # where the run is in the spool
+    rounded: Mapping[str, int] = field(default_factory=dict)  # by channel: integers beyond 2**53 that lost digits
 
     @property
     def data_ids(self) -> tuple[str, ...]:
@@ -92,6 +93,7 @@ class Account:
         self.rows: Counter[int] = Counter()  # by layout
         self.next_row: dict[str, int] = {}  # by time base
         self.rows_missing: Counter[int] = Counter()  # by layout: numbers that were passed over, because damaged
+        self.rounded: Counter[str] = Counter()  # by channel
         self._gaps: Counter[tuple[int, str, str]] = Counter()  # layout, channel, reason
         self._left_out: Counter[tuple[str, str]] = Counter()  # key, reason
         # Time base and channel → its first layout: channels that came together share a stream, and its dropped rows.
@@ -104,7 +106,7 @@ class Account:
             SpoolError: The line is not understood.
         """
         if payload.startswith(b"["):
-            if payload.endswith(b"}]"):
+            if payload.endswith((b"}]", b'"]]')):  # gaps, or integers that lost digits
                 row = decode_journal(payload)
                 assert isinstance(row, Row)  # noqa: S101 - a line that begins with a bracket is one
                 self.take_row(row)
@@ -135,6 +137,7 @@ class Account:
     def take_row(self, row: Row) -> None:
         """Take in a row that is decoded already."""
         self._number(row.layout, row.number)
+        self.rounded.update(row.rounded)
         for name, reason in row.gaps.items():
             self._gaps[row.layout, name, reason] += 1
         if row.gaps and self.header is not None and self.header.non_finite == "drop_row":
@@ -255,6 +258,7 @@ class Account:
             channels=channels,
             streams=streams,
             problem=parked,
+            rounded=dict(self.rounded),
             oldest_waiting=(min(since, default=header.started) if points.waiting else None),
         )
 

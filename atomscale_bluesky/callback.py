@@ -384,7 +384,7 @@ class AtomscaleCallback:
             run.leave_out(NO_ROOM, keys, events)
             self._say_once(f"no room {run.uid}", f"new readings of run {run.uid} are left out: {error}", logging.ERROR)
             return
-        first = event_stream.rows == 0
+        first = not event_stream.begun
         event_stream.accepted()
         if first and event_stream.left_out:
             said = ", ".join(f"{key} ({reason})" for key, reason in event_stream.left_out.items())

@@ -3,12 +3,14 @@
 The journal, written by the callback, holds a `Header`, `Layout`s, rows, `LeftOut`s and at last a `Stop`. The ledger,
 written by the uploader, holds what became of each metrology stream and chunk. An order is what a person asked for.
 Rows are JSON arrays, `[layout, row, time, event uid, values]`, followed by an object of gaps where a value could not
-become a point; everything else is an object whose `kind` names its type. A kind or member that this version does not
-know makes the line unreadable, which is an error of its own, never a guess.
+become a point, and by an array of channels where an integer lost digits; everything else is an object whose `kind`
+names its type. A kind or member that this version does not know makes the line unreadable, which is an error of its
+own, never a guess.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -106,6 +108,7 @@ class Row(msgspec.Struct, frozen=True):
     event_uid: str
     values: list[float | None]
     gaps: dict[str, str] = {}  # channel name → why its value is None
+    rounded: list[str] = []  # channels whose value was an integer that a float cannot hold exactly
 
 
 # ---- ledger ----------------------------------------------------------------------------------------------------------
@@ -305,9 +308,19 @@ def encode(value: JournalLine | LedgerLine | OrderLine) -> bytes:
     return msgspec.json.encode(value)
 
 
-def encode_row(layout: int, number: int, time: float, event_uid: str, values: bytes, gaps: dict[str, str]) -> bytes:
+def encode_row(
+    layout: int,
+    number: int,
+    time: float,
+    event_uid: str,
+    values: bytes,
+    gaps: Mapping[str, str] | None = None,
+    rounded: Sequence[str] = (),
+) -> bytes:
     """The JSON text of a row whose `values` are encoded already."""
     head = orjson.dumps((layout, number, time, event_uid))[:-1]
+    if rounded:
+        return b"%b,%b,%b,%b]" % (head, values, orjson.dumps(gaps or {}), orjson.dumps(rounded))
     if gaps:
         return b"%b,%b,%b]" % (head, values, orjson.dumps(gaps))
     return b"%b,%b]" % (head, values)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
+from array import array
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -76,7 +77,10 @@ def _events(names: list[str], events: int, descriptor: str) -> Iterator[Document
 
 
 def pages(prepared: RunDocuments, rows: int) -> RunDocuments:
-    """The same run with its events in pages of so many rows, with one time stamp per row as a flyer gives them."""
+    """The same run with its events in pages of so many rows, with one time stamp per row as a flyer gives them.
+
+    Each column's values are made one after the other, as they are where a device hands over its buffer.
+    """
     out = []
     for begin in range(0, len(prepared.events), rows):
         events = prepared.events[begin : begin + rows]
@@ -86,7 +90,7 @@ def pages(prepared: RunDocuments, rows: int) -> RunDocuments:
                 "uid": [event["uid"] for event in events],
                 "time": [event["time"] for event in events],
                 "seq_num": [event["seq_num"] for event in events],
-                "data": {name: [event["data"][name] for event in events] for name in names},
+                "data": {name: array("d", [event["data"][name] for event in events]).tolist() for name in names},
                 "timestamps": {name: [event["time"] for event in events] for name in names},
                 "filled": {},
                 "descriptor": events[0]["descriptor"],

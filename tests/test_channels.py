@@ -20,23 +20,24 @@ from ophyd import Signal
 from ophyd import sim as ophyd_sim
 from ophyd_async.core import StrictEnum, soft_signal_rw
 
-from atomscale_bluesky.channels import (
+from atomscale_bluesky.channels import EventStream, Selection
+from atomscale_bluesky.errors import ChannelError
+from atomscale_bluesky.lines import Layout, Row, decode_journal
+from atomscale_bluesky.values import (
     ARRAY,
     EXTERNAL,
     LONG_ARRAY,
     MISSING,
+    NAMELESS,
     NO_VALUE,
     NOT_FINITE,
     NOT_NUMERIC,
     NOT_SELECTED,
     TEXT,
     TOO_LARGE,
-    EventStream,
-    Selection,
+    Rounded,
     number,
 )
-from atomscale_bluesky.errors import ChannelError
-from atomscale_bluesky.lines import Layout, Row, decode_journal
 
 NUMBER = {"source": "sim", "dtype": "number", "shape": []}
 INTEGER = {"source": "sim", "dtype": "integer", "shape": []}
@@ -166,7 +167,7 @@ class OwnFloat(float):
         (3, 3.0),
         (2.5, 2.5),
         (np.int32(-4), -4.0),
-        (np.uint64(2**64 - 1), float(2**64 - 1)),
+        (np.uint64(2**64 - 1), Rounded(2**64 - 1)),
         (np.float32(0.1), 0.10000000149011612),
         (np.float64(0.1), 0.1),
         (np.float16(1.5), 1.5),
@@ -182,7 +183,7 @@ class OwnFloat(float):
         (np.array([[5.5]]), 5.5),
         ([6], 6.0),
         ((7.5,), 7.5),
-        (2**53 + 1, float(2**53)),
+        (2**53 + 1, Rounded(2**53)),
         (2**70, float(2**70)),
         (10**400, TOO_LARGE),
         (math.nan, NOT_FINITE),
@@ -283,6 +284,18 @@ def test_an_integer_that_no_float_can_tell_apart_is_rounded_and_never_refused() 
         float(2**53), float(2**63), float(2**70), None,
     ]  # fmt: skip
     assert told.gaps()[-1] == {"count": TOO_LARGE}
+    assert [row.rounded for row in told.rows] == [["count"], [], [], []]
+
+
+@pytest.mark.parametrize("value", [2**53 + 1, np.int64(2**53 + 1), np.array(2**53 + 1), [-(2**53) - 1]])
+def test_an_integer_that_loses_digits_is_noted_wherever_it_stands(value: Any) -> None:
+    told = Told({"count": INTEGER, "other": NUMBER, "wave": NUMBER})
+    told.event({"count": 1, "other": 2.5, "wave": [1, 2]})
+    told.event({"count": value, "other": 2.5, "wave": [2**53 + 3, 2]})
+    told.page({"count": [value, 7], "other": [1, 1], "wave": [[1, 2], [1, 2**63 + 1]]})
+
+    assert [row.rounded for row in told.rows] == [[], ["count", "wave[0]"], ["count"], ["wave[1]"]]
+    assert told.gaps() == [{}] * 4
 
 
 # ---- which keys become channels --------------------------------------------------------------------------------------
@@ -352,6 +365,74 @@ def test_a_key_that_the_descriptor_does_not_know_is_taken_when_the_first_event_h
     told.event({"a": 1, "extra": 2})
 
     assert told.values() == {"a": [1], "extra": [2]}
+
+
+@pytest.mark.parametrize("key", [7, None, math.nan, ("a", "b"), b"a"], ids=repr)
+def test_a_key_that_is_no_text_is_left_out_and_the_others_are_not(key: Any) -> None:
+    told = Told({"a": NUMBER})
+    told.event({"a": 1.5, key: 2.5})
+    told.page({"a": [2.5], key: [3.5]})
+
+    assert told.values() == {"a": [1.5, 2.5]}
+    assert list(told.stream.left_out.values()) == [NAMELESS]
+
+
+def test_a_name_that_no_file_can_hold_is_made_one_that_it_can() -> None:
+    told = Told({"a": NUMBER})
+    told.event({"a": 1.5, "bad \ud800 key": 2.5, "text \ud800": "x"})
+    told.event({"a": 1.5, "bad \ud800 key": 3.5})
+
+    assert told.values() == {"a": [1.5, 1.5], "bad ? key": [2.5, 3.5]}
+    assert told.stream.left_out == {"text ?": TEXT}
+
+
+class Hostile:
+    """Raises whatever it is asked."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+def test_a_value_that_raises_when_it_is_looked_at_costs_itself_alone() -> None:
+    told = Told({"a": NUMBER, "b": NUMBER})
+    told.event({"a": 1, "b": 2})
+    told.event({"a": 3, "b": Hostile()})
+    told.event({"a": 4, "b": 5})
+
+    assert told.values() == {"a": [1, 3, 4], "b": [2, 5]}
+    assert told.gaps()[1] == {"b": NOT_NUMERIC}
+
+
+def test_a_value_that_raises_at_first_is_left_out_and_the_others_are_not() -> None:
+    told = Told({"a": NUMBER, "b": NUMBER})
+    told.event({"a": 1, "b": Hostile()})
+
+    assert told.values() == {"a": [1]}
+    assert told.stream.left_out == {"b": NOT_NUMERIC}
+
+
+def test_a_list_that_holds_itself_is_no_number() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    told = Told({"a": NUMBER, "b": NUMBER})
+    told.event({"a": 1, "b": endless})
+    told.event({"a": 2, "b": 3})
+
+    assert told.values()["a"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "described", [{}, {"choices": 5}, {"choices": [{}, None, "x"]}, {"shape": [None]}, {"units": b"K"}, None, 7, "text"]
+)
+def test_a_data_key_described_in_an_odd_way_is_taken_by_its_value(described: Any) -> None:
+    told = Told({"a": NUMBER, "b": NUMBER})
+    told.stream = EventStream(
+        {"data_keys": {"a": NUMBER, "b": described}, "hints": {"dev": {"fields": 7}}, "name": "primary"},
+        Selection(), started=told.now, next_layout=itertools.count().__next__,
+    )  # fmt: skip
+    told.event({"a": 1, "b": 2})
+
+    assert told.values() == {"a": [1], "b": [2]}
 
 
 def test_an_event_without_data_keys_is_an_empty_row() -> None:

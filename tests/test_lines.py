@@ -123,7 +123,7 @@ def test_a_kind_or_member_that_is_not_known_is_an_error_and_never_a_guess(change
 
 
 @pytest.mark.parametrize(
-    "payload", [b"", b"null", b"7", b"{}", b"[", b"[0]", b"[0,0,1.0,nan]", b"[0,0,1,2,3,4,5]", b"\xff"]
+    "payload", [b"", b"null", b"7", b"{}", b"[", b"[0]", b"[0,0,1.0,nan]", b"[0,0,1,2,3,4,5,6]", b"\xff"]
 )
 def test_a_line_of_no_kind_is_an_error(payload: bytes) -> None:
     with pytest.raises(SpoolError, match="is not understood"):
