@@ -236,7 +236,7 @@ class Account:
         parked = problem or next((stream.problem for stream in streams if stream.state == "parked"), None)
         if ledger.discarded:
             state = "discarded"
-        elif ledger.streams and all(stream.over for stream in ledger.streams.values()):
+        elif ledger.streams and all(stream.over for stream in ledger.streams.values()) and not ledger.parked:
             state = "finalized"
         elif parked:
             state = "parked"

@@ -11,12 +11,16 @@ from collections.abc import Callable
 
 from .delivery import Delivery
 from .errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
-from .pause import Pause
+from .pause import LONGEST_PAUSE_S, Pause
 from .sender import Knowledge, Outcome
 from .tasks import Kind, Task
+from .verify import Verification
 from .wire import FAMILIES, is_about_the_route
 
 _logger = logging.getLogger(__name__)
+
+# How often a finalized run is read back before a difference counts: a minute and a half, in growing pauses.
+VERIFY_LOOKS = 8
 
 # After how long the same trouble is said again.
 NAG_S = (60.0, 300.0, 900.0, 3600.0)
@@ -38,7 +42,6 @@ class Answers:
         self._knowledge = knowledge
         self._endpoint, self._spool = where
         self._monotonic = monotonic
-        self.key_refused_since: float | None = None  # monotonic; None while it is taken, or was not asked for
         self._succeeded_at = 0.0
         self._trouble_since: float | None = None
         self._nags = 0
@@ -65,6 +68,12 @@ class Answers:
                     delivery.read_back(task, outcome.points)
                 case Kind.FINALIZE:
                     delivery.finalized(task)
+                case Kind.CLOCK:
+                    delivery.clock_fixed(task, outcome.clock)
+                case Kind.VERIFY if outcome.verification is not None:
+                    self._verified(delivery, task, outcome.verification)
+                case Kind.VERIFY:
+                    pass
 
     def _pushed(self, delivery: Delivery, outcome: Outcome) -> None:
         task = outcome.task
@@ -75,6 +84,17 @@ class Answers:
             delivery.end_stream(task, "too large", max(1, task.points_per_chunk // 2))
         else:
             delivery.pushed(task, outcome.confirmed, outcome.refused)
+
+    def _verified(self, delivery: Delivery, task: Task, found: Verification) -> None:
+        if found.equal:
+            delivery.verified(task)
+        elif task.looks < VERIFY_LOOKS:
+            # What was stored may take a while until it can be read; that is no trouble of the server's.
+            delay_s = min(0.5 * 2.0**task.looks, LONGEST_PAUSE_S)
+            task.looks += 1
+            delivery.failed_attempt(task, self._monotonic() + delay_s, ApiUnavailableError(str(found)))
+        else:
+            delivery.park_run(task, f"read back, and not equal: {found}")
 
     def _refused(self, delivery: Delivery, task: Task, error: ApiRefusedError) -> None:
         if task.kind is Kind.INITIALIZE and self._knowledge.family is None:
@@ -90,6 +110,8 @@ class Answers:
                 delivery.about_to_initialize(task, FAMILIES[0])  # what a person mends begins from the beginning
         if task.kind is Kind.READ_BACK:
             delivery.read_back(task, {})  # it cannot be read, so nothing of it counts as there
+        elif task.kind is Kind.VERIFY:
+            delivery.park_run(task, str(error))
         else:
             delivery.park(task, f"{task.refusal}; {error}" if task.refusal else str(error))
 
@@ -106,8 +128,6 @@ class Answers:
                 delivery.park(task, f"forbidden, while others are taken: {error}")
                 return
             task.forbidden_at = task.forbidden_at or now
-        if isinstance(error, ApiKeyError) and self.key_refused_since is None:
-            self.key_refused_since = now
         not_before = self.pause.failed(now, error)
         _logger.debug("attempt %d to %s failed: %s", task.attempts + 1, task, error)
         delivery.failed_attempt(task, not_before, error, confirmed=outcome.confirmed)
@@ -130,7 +150,6 @@ class Answers:
     def _answered(self) -> None:
         self._succeeded_at = self._monotonic()
         self.pause.succeeded()
-        self.key_refused_since = None
         if self._trouble_since is not None:
             _logger.info("Atomscale at %s takes data again", self._endpoint)
             self._trouble_since = None

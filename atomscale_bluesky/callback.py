@@ -6,7 +6,7 @@
 `__call__` routes a document by its run, turns an event into one line and appends it with one write. It does no network
 I/O, never raises, and waits for nothing but the local file system; several threads may be in it at once. When it
 returns from an event the readings survive a killed process. Everything else happens in the uploader's threads, or in
-another process that shares the spool: the setting `uploader` says which.
+another process that shares the spool.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from typing import Any
 
 from . import process
 from .channels import EventStream, Names, Selection
-from .elsewhere import Elsewhere
+from .client import Client
 from .errors import AtomscaleBlueskyError, ChannelError, MetadataError, SettingsError, SpoolError, SpoolFullError
 from .lines import FORMAT, Header, LeftOut, Links, Stop, encode
 from .metadata import content_digest, read_metadata, run_label
 from .settings import Settings
 from .spool import RunWriter, Spool
 from .uploader import Drain, Uploader
+from .verify import Verification, verify_run
 from .watch import SpoolWatch, Status
 
 _logger = logging.getLogger(__name__)
@@ -179,6 +180,31 @@ class AtomscaleCallback:
         """
         return self._watch.status()
 
+    def verify(self, run_uid: str, *, patience_s: float = 30.0) -> Verification:
+        """Read a run back from Atomscale and compare every point with the run's journal; for scripts, not for plans.
+
+        Asks Atomscale, so it blocks. Of a run under way, what was confirmed so far is compared. A run is in the spool
+        until it is finalized, or, with `keep = "verified"`, until it was read back and is equal.
+
+        Args:
+            run_uid: The run's uid, or its beginning.
+            patience_s: How long to go on reading while something that was confirmed cannot be read yet.
+
+        Returns:
+            What was compared and what differs; `equal` says whether the whole run is in Atomscale, point by point.
+
+        Raises:
+            SpoolError: No run of the spool, or several, begin with `run_uid`; or its files cannot be read.
+            ApiKeyError: The key may not read.
+            ApiUnavailableError: There was no answer of the API's in time.
+        """
+        folder = Path(self._watch.find(run_uid).folder)
+        client = Client(self.settings)
+        try:
+            return verify_run(folder, client, patience_s=patience_s)
+        finally:
+            client.close()
+
     @property
     def ignored(self) -> Mapping[str, int]:
         """How many documents belonged to no run or descriptor that is known, or could not be read, by kind."""
@@ -296,6 +322,8 @@ class AtomscaleCallback:
             links=links,
             problem=problem,
             content=content_digest(doc),
+            keep=self.settings.keep,
+            clock=self.settings.clock,
         )
 
     def _descriptor(self, doc: Mapping[str, Any]) -> None:
@@ -469,9 +497,8 @@ class AtomscaleCallback:
 
     # ---- process ---------------------------------------------------------------------------------------------------
 
-    def _make_uploader(self) -> Uploader | Elsewhere | None:
-        place = self.settings.uploader
-        if self.settings.offline or not (self.settings.api_key or place == "none"):
+    def _make_uploader(self) -> Uploader | None:
+        if self.settings.offline or not self.settings.api_key:
             why = "offline by setting" if self.settings.offline else "no API key (ATOMSCALE_API_KEY)"
             _logger.warning(
                 "%s: readings are spooled in %s and sent by a later session that has one", why, self._spool.path
@@ -485,11 +512,7 @@ class AtomscaleCallback:
             if callback is not None:
                 callback.settle_open_runs(folder)
 
-        uploader = (
-            Uploader(self._spool, self.settings, settle=settle)
-            if place == "thread"
-            else Elsewhere(self._spool, self.settings, start=place == "process", settle=settle)
-        )
+        uploader = Uploader(self._spool, self.settings, settle=settle)
         uploader.start()
         return uploader
 
@@ -498,8 +521,6 @@ class AtomscaleCallback:
         self._lock = threading.Lock()
         self._runs, self._streams = {}, {}
         self._spool.forget_after_fork()
-        if isinstance(self._uploader, Elsewhere):
-            self._uploader.after_fork_in_child()
         self._uploader = None
 
 
@@ -582,13 +603,13 @@ def _without(page: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
     return out
 
 
-def _stop_threads(uploader: Uploader | Elsewhere | None, spool: Spool, timeout_s: float) -> None:
+def _stop_threads(uploader: Uploader | None, spool: Spool, timeout_s: float) -> None:
     if uploader is not None:
         uploader.stop(timeout_s)
     spool.close(timeout_s)
 
 
-def _retire(uploader: Uploader | Elsewhere | None, spool: Spool) -> None:
+def _retire(uploader: Uploader | None, spool: Spool) -> None:
     spool.retire()
     if uploader is not None and uploader.running:
         uploader.retire()

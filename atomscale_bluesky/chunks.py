@@ -15,7 +15,7 @@ Memory holds at most the rows of one unfinished chunk per metrology stream.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from .lines import Layout, Left, Opened, Position, Row, Tried, Why
@@ -52,6 +52,10 @@ class Chunk:
         wanted = frozenset(names)
         columns = tuple(column for column in self.columns if column.name in wanted)
         return Chunk(self.stream, self.index, self.times, columns, self.first_row, self.last_row, self.position)
+
+    def shifted(self, offset_s: float) -> Chunk:
+        """The same chunk with all times later by so much."""
+        return replace(self, times=tuple(time + offset_s for time in self.times)) if offset_s else self
 
     @property
     def names(self) -> tuple[str, ...]:

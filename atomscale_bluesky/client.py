@@ -86,6 +86,7 @@ class Client:
         self._session.headers.update({"User-Agent": _USER_AGENT, "Accept": "application/json"})
         # An answer that unpacks to many times its size must not: ask for none, and refuse one all the same.
         self._session.headers["Accept-Encoding"] = "identity"
+        self._session.headers["Cache-Control"] = "no-store"  # a proxy's copy would tell an old time, or old points
         if settings.api_key:
             self._session.headers["X-API-KEY"] = settings.api_key
         if settings.ca_bundle:

@@ -22,11 +22,13 @@ from dataclasses import dataclass
 from .account import RunStatus
 from .chunks import Chunk, Column
 from .claim import Claim
+from .client import ClockReading
 from .cutting import Cutting
 from .errors import ApiRefusedError
 from .journal import START
 from .ledger import LedgerState, Life, StreamState
 from .lines import (
+    ClockFixed,
     Confirmed,
     Discard,
     Discarded,
@@ -44,6 +46,7 @@ from .lines import (
     Settle,
     Tried,
     Unparked,
+    Verified,
     Why,
 )
 from .tasks import Kind, Points, Task
@@ -81,6 +84,7 @@ class Delivery:
         self._flying: Counter[int] = Counter()  # tasks under way, by stream
         self._ending: dict[int, _Ending] = {}
         self._under_way: set[int] = set()  # streams being initialized or finalized, failed attempts included
+        self._out: set[Kind] = set()  # what is under way about the whole run
         self._again = False  # orders were noted that change what this object has read already
         self.cutting = Cutting(claim.folder, claim.header, claim.ledger)
         if not (self.state.streams or self.parked):
@@ -95,9 +99,13 @@ class Delivery:
 
     @property
     def finished(self) -> bool:
-        """Whether every metrology stream of the stopped run is finalized."""
+        """Whether every metrology stream of the stopped run is finalized, and read back if that is to be."""
         if self.state.discarded:
             return self.stopped and self.in_flight == 0
+        return self._delivered and (self.header.keep != "verified" or self.state.verified is not None)
+
+    @property
+    def _delivered(self) -> bool:
         return self.cutting.read_all and all(stream.over for stream in self.state.streams.values())
 
     @property
@@ -138,10 +146,10 @@ class Delivery:
             self.cutting.look(count_only=True)
             return None
         self._end_damaged_streams()
-        task = self._end_streams() or self._initialize() or self._failed_again(now)
+        task = self._end_streams() or self._initialize() or self._failed_again(now) or self._measure_clock()
         if task is None and len(self.failed) < MAX_FAILED:
             task = self._push() or self._initialize()  # reading on may have opened a stream
-        return self._taken(task or self._finalize())
+        return self._taken(task or self._finalize() or self._verify())
 
     def due(self) -> float | None:
         """When the next failed task may be tried again, monotonic; None if none has failed."""
@@ -185,6 +193,33 @@ class Delivery:
         self.claim.ledger.note(Finalized(task.stream, self._now()), sync=True)
         self._under_way.discard(task.stream)
 
+    def clock_fixed(self, task: Task, reading: ClockReading | None) -> None:
+        """The server's clock was measured, or cannot be: from here on the run's times go out shifted by that."""
+        self._returned(task)
+        offset_s, delay_s = (0.0, None) if reading is None else reading
+        self.claim.ledger.note(ClockFixed(offset_s, self._now(), delay_s), sync=True)
+        if reading is None:
+            _logger.warning(
+                "the server's clock cannot be measured: the times of run %s go out as this host recorded them",
+                self.header.run_uid,
+            )
+        else:
+            _logger.info("the times of run %s go out later by %.6f s", self.header.run_uid, offset_s)
+
+    def verified(self, task: Task) -> None:
+        """The run was read back whole, and is equal."""
+        self._returned(task)
+        self.claim.ledger.note(Verified(self._now()), sync=True)
+
+    def park_run(self, task: Task, reason: str) -> None:
+        """The run stays in the spool until a person has looked."""
+        self._returned(task)
+        self.claim.ledger.note(Parked(reason), sync=True)
+        _logger.error(
+            "run %s is parked and stays in the spool: %s; after a look, `atomscale-bluesky retry` has it read again",
+            self.header.run_uid, reason,
+        )  # fmt: skip
+
     def failed_attempt(
         self, task: Task, not_before: float, error: Exception, *, confirmed: tuple[str, ...] = ()
     ) -> None:
@@ -222,9 +257,8 @@ class Delivery:
             self.failed = deque(other for other in self.failed if other.stream != number)
             if why == "closed by the server":
                 ending.doubtful += [other.chunk for other in ours if other.chunk is not None and other.attempts]
-                ending.doubtful += [
-                    chunk for chunk in self.cutting.ready if chunk.stream == number and chunk.index < stream.next_index
-                ]
+                ready = [c for c in self.cutting.ready if c.stream == number and c.index < stream.next_index]
+                ending.doubtful += map(self._as_sent, ready)
 
     def read_back(self, task: Task, points: Points) -> None:
         """Atomscale has told what the ended stream holds: what is there of the chunks in doubt counts as confirmed."""
@@ -276,6 +310,7 @@ class Delivery:
             "lost": status.points.lost,
             "discarded": status.points.discarded,
             "interrupted": bool(self.cutting.account.stop and self.cutting.account.stop.interrupted),
+            "verified": self.state.verified is not None,
             "exit_status": self.cutting.account.stop.exit_status if self.cutting.account.stop else "",
             "content": self.header.content,
             "endpoint": self.header.endpoint,
@@ -313,6 +348,8 @@ class Delivery:
     def _push(self) -> Task | None:
         if not (self.cutting.ready or self.cutting.read_all):
             self.cutting.look()
+        if self._clock_is_open:
+            return None  # what a chunk is to be shifted by is noted before its first attempt
         for chunk in self.cutting.ready:
             stream = self.state.streams[chunk.stream]
             if stream.life is not Life.INITIALIZED or chunk.stream in self._ending:
@@ -323,8 +360,39 @@ class Delivery:
             self.cutting.sync()
             if chunk.index >= stream.next_index:
                 self.claim.ledger.note(_tried(chunk))
-            return self._task(Kind.PUSH, stream, chunk=self._unconfirmed(stream, chunk))
+            return self._task(Kind.PUSH, stream, chunk=self._as_sent(self._unconfirmed(stream, chunk)))
         return None
+
+    @property
+    def _clock_is_open(self) -> bool:
+        """Whether it is not known yet by how much the run's times are to be shifted."""
+        return self.header.clock == "reference" and self.state.clock is None
+
+    def _as_sent(self, chunk: Chunk) -> Chunk:
+        """A chunk with its times as they go out."""
+        return chunk.shifted(self.state.clock.offset_s) if self.state.clock else chunk
+
+    def _measure_clock(self) -> Task | None:
+        if not self._clock_is_open or self._is_out(Kind.CLOCK):
+            return None
+        for stream in self.state.streams.values():
+            if stream.life is Life.INITIALIZED:
+                self._out.add(Kind.CLOCK)
+                return self._task(Kind.CLOCK, stream)
+        return None
+
+    def _verify(self) -> Task | None:
+        if self.header.keep != "verified" or not self._delivered or self.state.verified or self._is_out(Kind.VERIFY):
+            return None
+        for stream in self.state.streams.values():
+            self._out.add(Kind.VERIFY)
+            task = self._task(Kind.VERIFY, stream)
+            task.folder = str(self.claim.folder)
+            return task
+        return None
+
+    def _is_out(self, kind: Kind) -> bool:
+        return kind in self._out or any(task.kind is kind for task in self.failed)
 
     def _has_failed(self, stream: int) -> bool:
         return any(task.stream == stream for task in self.failed)
@@ -349,7 +417,7 @@ class Delivery:
         """A chunk that was tried and is no longer whole in the journal can go out under its index no more."""
         for chunk in self.cutting.damaged:
             points = self.state.streams[chunk.stream].opening.points_per_chunk
-            self._ending.setdefault(chunk.stream, _Ending("damaged", points, [])).doubtful.append(chunk)
+            self._ending.setdefault(chunk.stream, _Ending("damaged", points, [])).doubtful.append(self._as_sent(chunk))
         self.cutting.damaged = []
         if not self.cutting.read_all or self.cutting.ready or self.failed or self.in_flight:
             return
@@ -410,6 +478,7 @@ class Delivery:
 
     def _returned(self, task: Task) -> None:
         self.in_flight -= 1
+        self._out.discard(task.kind)
         self._flying[task.stream] -= 1
 
     def _unconfirmed(self, stream: StreamState, chunk: Chunk) -> Chunk:

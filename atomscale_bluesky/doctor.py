@@ -14,16 +14,12 @@ from enum import Enum
 from urllib.parse import urlsplit
 
 from .client import Client
+from .clock import CLOCK_WARNS_S, measure, told
 from .errors import ApiError, ApiKeyError, SpoolError
 from .room import network_file_system
 from .settings import Settings, is_loopback
 from .spool import Spool
 from .watch import SpoolWatch
-
-# Of this many exchanges with the server's clock, the least delayed one counts.
-CLOCK_READINGS = 4
-# Beyond this the points of two hosts no longer line up for a person who looks at a plot.
-CLOCK_WARNS_S = 1.0
 
 
 class Result(Enum):
@@ -72,7 +68,7 @@ def _key_is_there(settings: Settings) -> Check:
 def _server(settings: Settings, client: Client) -> Iterator[Check]:
     host = urlsplit(settings.endpoint).hostname
     try:
-        clock = min((client.clock() for _ in range(CLOCK_READINGS)), key=lambda reading: reading.delay_s)
+        clock = measure(client)
     except ApiError as error:
         yield Check(
             "server", Result.FAILED, str(error), "check the network, the proxy and `endpoint`; runs are spooled"
@@ -89,8 +85,7 @@ def _server(settings: Settings, client: Client) -> Iterator[Check]:
     yield Check(
         "clock",
         Result.WARNING if off else Result.PASSED,
-        f"this host is {abs(clock.offset_s):.3f} s {'behind' if clock.offset_s > 0 else 'ahead of'} the server "
-        f"(± {clock.delay_s / 2:.3f} s)",
+        told(clock.offset_s, clock.delay_s),
         "let the host's clock be set by NTP" if off else "",
     )
     if settings.api_key:

@@ -22,6 +22,7 @@ from .chunks import Span
 from .errors import SpoolError
 from .journal import BLOCK_BYTES, LineFile, line, payload_of
 from .lines import (
+    ClockFixed,
     Confirmed,
     Discarded,
     Edited,
@@ -40,6 +41,7 @@ from .lines import (
     Refused,
     Tried,
     Unparked,
+    Verified,
     decode_ledger,
     encode,
 )
@@ -200,6 +202,8 @@ class LedgerState:
         self.discarded: float | None = None
         self.given_up: set[tuple[str, str]] = set()  # time bases and channels that get no stream any more
         self.orders_obeyed = 0
+        self.clock: ClockFixed | None = None
+        self.verified: float | None = None
 
     def apply(self, fact: LedgerLine) -> None:
         """Take one fact into account.
@@ -262,6 +266,12 @@ class LedgerState:
                 stream = self._stream(fact.stream, Life.FINALIZING)
                 for one in stream.group:
                     one.life, one.finalized_at = Life.FINALIZED, fact.time
+            case ClockFixed():
+                if self.clock is not None:
+                    raise SpoolError("the clock of this run is fixed already; do two uploaders share this run?")
+                self.clock = fact
+            case Verified():
+                self.verified = fact.time
 
     def _opened(self, fact: Opened) -> None:
         stream = self.streams[fact.stream] = StreamState(fact)

@@ -59,6 +59,8 @@ class Header(_Line, frozen=True, tag="header"):
     links: Links = Links()
     problem: str | None = None  # why the metadata cannot be used; parks the run until somebody mends it
     content: str = ""  # a digest of the start document, which tells a replay from another run of the same uid
+    keep: str = "finalized"  # until when the run stays in the spool: finalized, or verified
+    clock: str = "host"  # whose times go out: the host's as they were recorded, or shifted to the reference
 
 
 class Channel(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -252,6 +254,20 @@ class Finalized(_Line, frozen=True, tag="finalized"):
     time: float
 
 
+class ClockFixed(_Line, frozen=True, tag="clock_fixed"):
+    """What all times of the run are shifted by as they go out, to the server's clock; subtract it to undo that."""
+
+    offset_s: float
+    time: float  # when it was measured
+    delay_s: float | None = None  # of the exchange; right to half of it. None: it could not be measured, so nothing
+
+
+class Verified(_Line, frozen=True, tag="verified"):
+    """The whole run was read back, and all of it is equal."""
+
+    time: float
+
+
 # ---- orders ----------------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +310,8 @@ LedgerLine = (
     | Edited
     | Finalizing
     | Finalized
+    | ClockFixed
+    | Verified
 )
 
 _journal_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(JournalLine)

@@ -8,15 +8,22 @@ Nothing is repeated, noted or waited for.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from .chunks import Chunk
-from .client import Client, Pushed
-from .errors import ApiError, ApiRefusedError, ApiUnavailableError
+from .client import Client, ClockReading, Pushed
+from .clock import measure
+from .errors import ApiError, ApiRefusedError, ApiUnavailableError, SpoolError
 from .tasks import Kind, Points, Task
+from .verify import Verification, verify_run
 from .wire import CLOSED, push_bytes
 
 _logger = logging.getLogger(__name__)
+
+# After so many attempts a run whose times are to be shifted goes without, if the server answers other requests.
+CLOCK_ATTEMPTS = 4
 
 
 @dataclass(slots=True)
@@ -30,6 +37,8 @@ class Outcome:
     refused: dict[str, ApiRefusedError] = field(default_factory=dict)
     closed: bool = False  # the server has closed the stream
     points: Points = field(default_factory=dict)  # as read back
+    clock: ClockReading | None = None  # None: it cannot be measured
+    verification: Verification | None = None
 
 
 @dataclass(slots=True)
@@ -37,6 +46,7 @@ class Knowledge:
     """What has been found out about the server; each is a plain flag that any worker may set."""
 
     family: str | None = None  # the one that streams are made in
+    clock_measured: float = -math.inf  # when, monotonic
     single_only: set[str] = field(default_factory=set)  # families without chunk/multi
 
 
@@ -62,6 +72,13 @@ def _perform(client: Client, task: Task, outcome: Outcome, knowledge: Knowledge)
             _finalize(client, task)
         case Kind.READ_BACK:
             outcome.points = client.points(task.family, task.data_id)
+        case Kind.CLOCK:
+            outcome.clock = _clock(client, task)
+        case Kind.VERIFY:
+            try:
+                outcome.verification = verify_run(Path(task.folder), client, patience_s=0)
+            except SpoolError as error:
+                raise ApiRefusedError(f"the run cannot be verified: {error}") from error
         case Kind.PUSH if task.chunk is not None:
             pushed = _push(client, task, task.chunk, knowledge)
             outcome.confirmed, outcome.refused = pushed.confirmed, pushed.refused
@@ -100,6 +117,19 @@ def _finalize(client: Client, task: Task) -> None:
             _logger.warning(
                 "%r was closed by the server as %s before it was finalized; it is whole", task.label, entry.status
             )
+
+
+def _clock(client: Client, task: Task) -> ClockReading | None:
+    """The server's clock; None where the server has none, or does not tell it while it answers other requests."""
+    try:
+        return measure(client)
+    except ApiRefusedError:
+        return None
+    except ApiError as error:
+        if task.attempts + 1 < CLOCK_ATTEMPTS:
+            raise ApiUnavailableError(str(error), status=error.status) from error
+        client.entry(task.data_id)  # raises where the server does not answer this either: then all waits anyway
+        return None
 
 
 def _is_closed(client: Client, task: Task) -> bool:

@@ -9,12 +9,18 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
-from .client import Client
+from .client import Client, ClockReading
+from .clock import measure
 from .delivery import Delivery
+from .errors import ApiError
 from .sender import Knowledge, Outcome, perform
 from .settings import Settings
 from .tasks import Task
+
+# How often the server's clock is looked at, for `status` to tell: NTP corrects a host's within minutes.
+CLOCK_INTERVAL_S = 3600.0
 
 
 class Senders:
@@ -24,13 +30,21 @@ class Senders:
         settings: Endpoint, key and limits.
         knowledge: What has been found out about the server.
         report: Called in a sender's thread with what came of each task.
+        report_clock: Called in a sender's thread with the server's clock, now and then.
     """
 
-    def __init__(self, settings: Settings, knowledge: Knowledge, report: Callable[[Delivery, Outcome], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        knowledge: Knowledge,
+        report: Callable[[Delivery, Outcome], None],
+        report_clock: Callable[[ClockReading], None],
+    ) -> None:
         self.in_flight = 0  # given and not yet `returned`; counted by the pump alone
         self._settings = settings
         self._knowledge = knowledge
         self._report = report
+        self._report_clock = report_clock
         self._tasks: queue.SimpleQueue[tuple[Delivery, Task] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._clients: list[Client] = []  # one per thread
@@ -78,6 +92,18 @@ class Senders:
         try:
             while (work := self._tasks.get()) is not None:
                 delivery, task = work
-                self._report(delivery, perform(client, task, self._knowledge))
+                outcome = perform(client, task, self._knowledge)
+                self._report(delivery, outcome)
+                if outcome.error is None:
+                    self._look_at_the_clock(client)
         finally:
             client.close()
+
+    def _look_at_the_clock(self, client: Client) -> None:
+        """Measure how far this host's clock is off, rarely; nothing waits for it, and that it fails is no trouble."""
+        now = time.monotonic()
+        if now - self._knowledge.clock_measured < CLOCK_INTERVAL_S:
+            return
+        self._knowledge.clock_measured = now
+        with suppress(ApiError):
+            self._report_clock(measure(client))

@@ -37,7 +37,8 @@ NonFinite = Literal["own_stream", "null", "drop_row"]
 Timestamps = Literal["auto", "event", "reading"]
 Durability = Literal["interval", "event"]
 LayoutChoice = Literal["time_base", "run"]
-UploaderPlace = Literal["thread", "process", "none"]
+Keep = Literal["finalized", "verified"]
+ClockOf = Literal["host", "reference"]
 
 
 def _setting(text: str, **bounds: Any) -> Meta:
@@ -105,11 +106,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Durability,
         _setting("Sync accepted readings to disk every 250 ms, or before each call returns."),
     ] = "interval"
-    uploader: Annotated[
-        UploaderPlace,
-        _setting("Deliver in threads of the RunEngine's process, in a process of its own that is started and watched, "
-                 "or not at all: somebody else runs `atomscale-bluesky upload`."),
-    ] = "thread"  # fmt: skip
     api: Annotated[Api, _setting("Path family: the documented one, the one newer clients use, or found out.")] = "auto"
     max_connections: Annotated[int, _setting("Requests under way at the same time.", ge=1, le=64)] = 8
     max_body_bytes: Annotated[int, _setting("Larger requests are split by channels.", ge=10_000)] = 2**20
@@ -127,6 +123,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str,
         _setting("Name of a run's streams in Atomscale; `{key}` is a value of the start document, `{date}` the day."),
     ] = "{plan_name} {scan_id} {date}"  # fmt: skip
+    keep: Annotated[
+        Keep,
+        _setting("Until when a run stays in the spool: until its streams are finalized, or until it was read back too "
+                 "and every point is equal."),
+    ] = "finalized"  # fmt: skip
+    clock: Annotated[
+        ClockOf,
+        _setting("Times as Bluesky recorded them on this host, or shifted to the server's clock, by the same for all "
+                 "of a run."),
+    ] = "host"  # fmt: skip
     resend: Annotated[
         bool, _setting("Send a run again that was sent before, for instance when recorded documents are replayed.")
     ] = False

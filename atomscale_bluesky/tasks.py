@@ -19,6 +19,8 @@ class Kind(Enum):
     PUSH = "push"
     READ_BACK = "read back"
     FINALIZE = "finalize"
+    CLOCK = "measure the clock for"
+    VERIFY = "verify"
 
 
 @dataclass(slots=True)
@@ -38,6 +40,8 @@ class Task:
     may_exist: bool = False  # an earlier attempt to initialize may have made the stream
     apart: frozenset[str] = field(default_factory=frozenset)  # channels refused before: pushed one by one
     refusal: str = ""  # why another path family refused it before
+    folder: str = ""  # of the run, where it is read back to be verified
+    looks: int = 0  # how often it was read back and not equal
     forbidden_at: float | None = None  # monotonic: when it was first answered 403
 
     def __str__(self) -> str:

@@ -49,6 +49,21 @@ class SpoolWatch:
             runs = [self._runs.setdefault(folder, _RunWatch(folder)).status(self._spool) for folder in folders]
             return Status(sorted((run for run in runs if run is not None), key=lambda run: run.started))
 
+    def find(self, run: str) -> RunStatus:
+        """The run whose uid begins with a text.
+
+        Raises:
+            SpoolError: There is none, or several do.
+        """
+        found = [status for status in self.status() if run and status.run_uid.startswith(run)]
+        if not found:
+            gone = [entry for entry in self._spool.history() if run and str(entry.get("run_uid")).startswith(run)]
+            more = "; it is finished and has left the spool" if gone else "; see `atomscale-bluesky status`"
+            raise SpoolError(f"no run in the spool begins with {run!r}{more}")
+        if len({status.run_uid for status in found}) > 1:
+            raise SpoolError(f"{len(found)} runs in the spool begin with {run!r}; give more of the uid")
+        return found[0]
+
 
 class _RunWatch:
     """One run's files, and how far they were read."""

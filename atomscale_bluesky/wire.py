@@ -269,22 +269,44 @@ def read_taken(body: bytes) -> str | None:
 def read_points(body: bytes) -> dict[str, tuple[str | None, list[float | None], list[float | None]]]:
     """Read-back points: channel name → unit, times in Unix seconds, values.
 
+    Takes the current shape, a series per channel, and the older one, a list of rows. Times may be null, and values
+    fewer than times: what is missing is None.
+
     Raises:
-        AnswerError: The answer has not the shape of the current API.
+        AnswerError: The answer has neither shape.
     """
-    properties = _object(body).get("properties")
-    if not isinstance(properties, dict):
-        raise AnswerError("the answer has no 'properties'")
+    answer = _object(body)
+    properties, rows = answer.get("properties"), answer.get("series")
     try:
-        return {name: _points(series) for name, series in properties.items()}
+        if isinstance(properties, dict):
+            return {name: _points(series) for name, series in properties.items()}
+        if isinstance(rows, list):
+            return _points_of_rows(rows)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise AnswerError(f"a series of the answer is not understood: {error!r}") from error
+    raise AnswerError("the answer has no 'properties'")
 
 
 def _points(series: dict[str, Any]) -> tuple[str | None, list[float | None], list[float | None]]:
-    pairs = list(zip(series["unix_timestamp_ms"], series["values"], strict=True))
-    times = [None if ms is None else ms / 1000 for ms, _ in pairs]
-    return series.get("units"), times, [None if value is None else float(value) for _, value in pairs]
+    stamps, values = series["unix_timestamp_ms"], series["values"]
+    if len(values) > len(stamps):
+        raise ValueError(f"{len(values)} values have {len(stamps)} times")
+    values = [None if value is None else float(value) for value in values]
+    times = [None if ms is None else ms / 1000 for ms in stamps]
+    return series.get("units"), times, values + [None] * (len(times) - len(values))
+
+
+def _points_of_rows(rows: list[dict[str, Any]]) -> dict[str, tuple[str | None, list[float | None], list[float | None]]]:
+    found: dict[str, tuple[str | None, list[float | None], list[float | None]]] = {}
+    for row in rows:
+        ms = row["unix_timestamp_ms"]
+        for name, value in row.items():
+            if name in {"unix_timestamp_ms", "relative_time_seconds", "time_seconds"}:
+                continue
+            _, times, values = found.setdefault(name, (None, [], []))
+            times.append(None if ms is None else ms / 1000)
+            values.append(None if value is None else float(value))
+    return found
 
 
 def read_instruments(body: bytes) -> dict[int, str]:

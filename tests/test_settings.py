@@ -302,6 +302,8 @@ def test_the_spool_is_in_the_users_state_folder_unless_it_is_named(
 
 
 EXAMPLES: dict[str, tuple[str, Any]] = {
+    "keep": ("verified", "verified"),
+    "clock": ("reference", "reference"),
     "api_key": ("k", "k"),
     "endpoint": ("https://host", "https://host"),
     "synth_source_id": ("0", 0),
@@ -319,7 +321,6 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "non_finite": ("null", "null"),
     "layout": ("run", "run"),
     "durability": ("event", "event"),
-    "uploader": ("process", "process"),
     "api": ("tool-state", "tool-state"),
     "max_connections": ("1", 1),
     "max_body_bytes": ("10000", 10_000),

@@ -362,7 +362,7 @@ def test_catalogue_entries_without_a_usable_id_are_passed_over() -> None:
         {"unix_timestamp_ms": 5, "values": [1]},
         {"unix_timestamp_ms": ["noon"], "values": [1]},
         {"unix_timestamp_ms": [1000], "values": ["high"]},
-        {"unix_timestamp_ms": [1000, 2000], "values": [1]},
+        {"unix_timestamp_ms": [1000], "values": [1, 2]},
     ],
 )
 def test_points_that_are_not_of_the_apis_shape_are_refused(series: Any) -> None:
@@ -374,6 +374,30 @@ def test_points_that_the_server_holds_as_missing_read_back_as_none() -> None:
     body = {"properties": {"T": {"unix_timestamp_ms": [1000, None], "values": [None, 2]}}}
 
     assert wire.read_points(json.dumps(body).encode()) == {"T": (None, [1.0, None], [None, 2])}
+
+
+def test_values_fewer_than_their_times_read_back_as_missing_at_the_end() -> None:
+    body = {"properties": {"T": {"unix_timestamp_ms": [1000, 2000, 3000], "values": [1]}}}
+
+    assert wire.read_points(json.dumps(body).encode()) == {"T": (None, [1.0, 2.0, 3.0], [1, None, None])}
+
+
+def test_the_older_shape_of_rows_reads_back_by_channel() -> None:
+    rows = [
+        {"unix_timestamp_ms": 1000, "relative_time_seconds": 0.0, "T": 1.5, "p": 7},
+        {"unix_timestamp_ms": 2000, "relative_time_seconds": 1.0, "T": None},
+    ]
+
+    assert wire.read_points(json.dumps({"series": rows}).encode()) == {
+        "T": (None, [1.0, 2.0], [1.5, None]),
+        "p": (None, [1.0], [7.0]),
+    }
+
+
+@pytest.mark.parametrize("rows", [[5], [{"T": 1.0}], [{"unix_timestamp_ms": "noon", "T": 1}], [[]]])
+def test_rows_that_are_not_of_the_apis_shape_are_refused(rows: Any) -> None:
+    with pytest.raises(wire.AnswerError, match="is not understood"):
+        wire.read_points(json.dumps({"series": rows}).encode())
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------

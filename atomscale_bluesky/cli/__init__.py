@@ -15,6 +15,7 @@ from .orders import discard, edit, retry, settle
 from .serve import serve
 from .status import status
 from .upload import upload
+from .verify import verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,7 +35,7 @@ def commands() -> None:
     """
 
 
-for _command in (demo, status, upload, doctor, retry, edit, discard, settle, serve):
+for _command in (demo, status, upload, verify, doctor, retry, edit, discard, settle, serve):
     commands.add_command(_command)
 
 __all__ = ["commands"]

@@ -151,11 +151,10 @@ def _spool(spool_dir: Path | None) -> Spool:
 
 
 def _find(spool: Spool, run: str) -> RunStatus:
+    from ..errors import SpoolError
     from ..watch import SpoolWatch
 
-    found = [status for status in SpoolWatch(spool).status() if status.run_uid.startswith(run)]
-    if not found:
-        raise click.ClickException(f"no run in the spool begins with {plain(run)!r}; see `atomscale-bluesky status`")
-    if len({status.run_uid for status in found}) > 1:
-        raise click.ClickException(f"{counted(len(found), 'run')} begin with {plain(run)!r}; give more of the uid")
-    return found[0]
+    try:
+        return SpoolWatch(spool).find(run)
+    except SpoolError as error:
+        raise click.ClickException(plain(error)) from None

@@ -87,10 +87,17 @@ def needs_a_person(run: RunStatus) -> bool:
 
 
 def _show(out: Console, settings: Settings, runs: list[RunStatus], finished: list[dict[str, Any]], now: float) -> None:
+    from ..clock import CLOCK_WARNS_S, read_note, told
+
     for run in runs:
         _show_run(out, run, now)
     for entry in finished:
         _show_finished(out, entry)
+    note = read_note(settings.spool_path)
+    if note is not None and note.endpoint == settings.endpoint:
+        off = abs(note.offset_s) > CLOCK_WARNS_S + note.delay_s / 2
+        text = f"Clock: {told(note.offset_s, note.delay_s)}, measured {age(now - note.measured)} ago."
+        out.print(Text(text, style="yellow" if off else "dim"), soft_wrap=True)
     waiting = sum(run.points.waiting for run in runs)
     text = f"Spool {plain(settings.spool_path)}: "
     if not runs:
@@ -201,6 +208,8 @@ def _as_json(
 ) -> dict[str, Any]:
     import msgspec
 
+    from ..clock import read_note
+
     told: dict[str, Any] = {
         "spool": str(settings.spool_path),
         "points": msgspec.to_builtins(sum((run.points for run in runs), _nothing())),
@@ -210,6 +219,9 @@ def _as_json(
             for run in runs
         ],
     }
+    note = read_note(settings.spool_path)
+    if note is not None and note.endpoint == settings.endpoint:
+        told["clock"] = msgspec.to_builtins(note)
     if finished is not None:
         told["finished"] = finished
     return told

@@ -1,30 +1,17 @@
-"""What the RunEngine emitted against what the API gives back, point by point. Pure.
+"""What the RunEngine emitted, and per channel whether it arrived.
 
 The emitted side is collected by `Emitted`, a subscriber of its own that shares no code with the callback: it takes the
-documents at their word. The other side is whatever the server hands out. A channel counts as equal when it has the same
-points in the same order, each with exactly its value and its time to the millisecond that the API keeps, and its unit.
+documents at their word. The other side is whatever the server hands out. What counts as equal is said by
+`comparison`, which `atomscale-bluesky verify` goes by too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-# The API keeps milliseconds; a hair more, since a time in seconds since 1970 as a float is good to 0.2 microseconds.
-TIME_TOLERANCE_S = 0.001 + 1e-6
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """The points of one channel, in order."""
-
-    unit: str | None = None
-    times: list[float | None] = field(default_factory=list)
-    values: list[float | None] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.values)
+from ..comparison import Series, differences
 
 
 class Emitted:
@@ -77,21 +64,6 @@ class Comparison:
         return self.difference is None
 
 
-# As `Client.points` gives a stream: by channel, its unit, times and values.
-Points = Mapping[str, tuple[str | None, list[float | None], list[float | None]]]
-
-
-def joined(streams: Iterable[Points]) -> dict[str, Series]:
-    """The channels of a run's metrology streams, each in the order of the streams."""
-    found: dict[str, Series] = {}
-    for stream in streams:
-        for name, (unit, times, values) in stream.items():
-            series = found.setdefault(name, Series(unit=unit))
-            series.times.extend(times)
-            series.values.extend(values)
-    return found
-
-
 def compare(emitted: Mapping[str, Series], arrived: Mapping[str, Series]) -> list[Comparison]:
     """Every channel of either side: those that were emitted, in their order, then those that were not."""
     names = [*emitted, *(name for name in arrived if name not in emitted)]
@@ -102,22 +74,5 @@ def compare(emitted: Mapping[str, Series], arrived: Mapping[str, Series]) -> lis
 
 
 def _difference(name: str, emitted: Mapping[str, Series], arrived: Mapping[str, Series]) -> str | None:
-    if name not in emitted:
-        return "was never emitted"
-    if name not in arrived:
-        return "did not arrive"
-    ours, theirs = emitted[name], arrived[name]
-    if ours.unit != theirs.unit:
-        return f"unit {ours.unit!r} arrived as {theirs.unit!r}"
-    for nth in range(min(len(ours), len(theirs))):
-        if ours.values[nth] != theirs.values[nth]:
-            return f"point {nth}: {ours.values[nth]!r} arrived as {theirs.values[nth]!r}"
-        if not _same_time(ours.times[nth], theirs.times[nth]):
-            return f"point {nth}: time {ours.times[nth]!r} arrived as {theirs.times[nth]!r}"
-    if len(ours) != len(theirs):
-        return f"{len(theirs)} of {len(ours)} points arrived"
-    return None
-
-
-def _same_time(ours: float | None, theirs: float | None) -> bool:
-    return ours is not None and theirs is not None and abs(ours - theirs) <= TIME_TOLERANCE_S
+    first = next(differences(name, emitted.get(name), arrived.get(name)), None)
+    return None if first is None else str(first)

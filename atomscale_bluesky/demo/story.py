@@ -23,13 +23,14 @@ from bluesky.utils import RunEngineInterrupted
 
 from ..callback import AtomscaleCallback
 from ..client import Client
+from ..comparison import Series, joined
 from ..errors import ApiError, ApiRefusedError, SettingsError
 from ..server import DEFAULT_API_KEY, Control
 from ..settings import Settings
 from ..sim import QUANTUM_WELL, QUICK, SimulatedChamber, grow
 from ..spool import Spool
 from ..wire import FAMILIES
-from .comparison import Comparison, Emitted, Series, compare, joined
+from .comparison import Comparison, Emitted, compare
 from .server_process import ServerProcess
 
 # The local server knows this growth instrument.

@@ -1,0 +1,161 @@
+"""`atomscale-bluesky verify`: did a run arrive, point by point?"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from .status import open_spool
+from .text import ConsoleLog, console, counted, number, plain
+
+if TYPE_CHECKING:
+    from ..settings import Settings
+    from ..verify import Verification
+
+
+@click.command
+@click.argument("run", metavar="RUN")
+@click.option(
+    "--file",
+    "recording",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Compare with this recorded run, JSON lines of documents, instead of the run's journal.",
+)
+@click.option("--data-id", "data_ids", multiple=True, help="With --file: a metrology stream that the run became.")
+@click.option(
+    "--patience",
+    "patience_s",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to go on reading while something is missing.",
+)
+@click.option("--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="The spool that the run is in.")
+@click.option("--endpoint", metavar="URL", help="Ask the API there.")
+@click.option("--json", "as_json", is_flag=True, help="Say it as JSON.")
+def verify(
+    run: str,
+    recording: Path | None,
+    data_ids: tuple[str, ...],
+    patience_s: float,
+    spool_dir: Path | None,
+    endpoint: str | None,
+    as_json: bool,
+) -> int:
+    """Read a run back from Atomscale and compare every point.
+
+    RUN is the beginning of a run's uid, as `status` shows it. While the run is in the spool it is compared with the
+    run's journal: value, time to the millisecond, unit, order and count. A run is there until it is finalized, or, with
+    the setting `keep = "verified"`, until it was read back and is equal. A run that has left the spool is compared with
+    its recorded documents, given by --file; its streams are those that the spool's history names, or --data-id.
+
+    The exit code is 0 only if the whole run is in Atomscale, and all of it equal. It is 1 if something differs, is
+    missing, waits, was refused or could not be compared.
+    """
+    from ..errors import ApiUnavailableError
+    from ..settings import Settings
+
+    settings = Settings.load(spool_dir=spool_dir, endpoint=endpoint)
+    try:
+        found = (
+            _with_journal(settings, run, patience_s)
+            if recording is None
+            else _with_recording(settings, run, recording, data_ids, patience_s)
+        )
+    except ApiUnavailableError as error:
+        raise click.ClickException(f"it could not be read back: {plain(error)}") from None
+    if as_json:
+        click.echo(json.dumps(_as_json(found), indent=2))
+    else:
+        _show(found)
+    return int(not found.equal)
+
+
+def _with_journal(settings: Settings, run: str, patience_s: float) -> Verification:
+    from ..client import Client
+    from ..errors import SpoolError
+    from ..verify import verify_run
+    from ..watch import SpoolWatch
+
+    spool = open_spool(settings)
+    if spool is None:
+        raise click.ClickException(f"there is no spool in {plain(settings.spool_path)}")
+    client = Client(settings)
+    try:
+        return verify_run(Path(SpoolWatch(spool).find(run).folder), client, patience_s=patience_s)
+    except SpoolError as error:
+        raise click.ClickException(f"{plain(error)}; a recorded run can be given by --file") from None
+    finally:
+        client.close()
+
+
+def _with_recording(
+    settings: Settings, run: str, recording: Path, data_ids: tuple[str, ...], patience_s: float
+) -> Verification:
+    from ..recorded import RecordingError, one_run, read_documents, verify_recorded
+
+    out = ConsoleLog(console(stderr=True), logging.ERROR)
+    logging.getLogger("atomscale_bluesky").addHandler(out)
+    try:
+        uid, documents = one_run(read_documents(recording), run)
+        streams = data_ids or _known_streams(settings, uid)
+        if not streams:
+            raise click.UsageError(f"the spool knows no streams of run {plain(uid)}; name them by --data-id")
+        return verify_recorded(documents, streams, settings, patience_s=patience_s)
+    except RecordingError as error:
+        raise click.UsageError(plain(error)) from None
+    finally:
+        logging.getLogger("atomscale_bluesky").removeHandler(out)
+
+
+def _known_streams(settings: Settings, uid: str) -> tuple[str, ...]:
+    """What the spool or its history knows a run to have become."""
+    from ..watch import SpoolWatch
+
+    spool = open_spool(settings)
+    if spool is None:
+        return ()
+    here = next((status.data_ids for status in SpoolWatch(spool).status() if status.run_uid == uid), ())
+    return here or next((tuple(entry["data_ids"]) for entry in spool.history() if entry.get("run_uid") == uid), ())
+
+
+def _show(found: Verification) -> None:
+    out = console()
+    table = Table(box=None, pad_edge=False)
+    for title in ("stream", "channels", "points", "arrived"):
+        table.add_column(title, justify="right" if title in {"channels", "points"} else "left", overflow="fold")
+    for stream in found.streams:
+        equal = not (stream.different or stream.uncompared or stream.problem)
+        said = stream.problem or (f"{counted(stream.uncompared, 'point')} not compared" if stream.uncompared else "")
+        said = counted(stream.different, "difference") if stream.different else said
+        table.add_row(
+            Text(plain(stream.data_id)),
+            number(stream.channels),
+            number(stream.points),
+            Text("equal", style="green") if equal else Text(plain(said), style="bold red"),
+        )
+    out.print(table)
+    for one in found.differences:
+        out.print(Text(f"  {plain(one.data_id)} {plain(one.channel)}: {plain(one)}", style="red"), soft_wrap=True)
+    if found.different > len(found.differences):
+        out.print(Text(f"  and {number(found.different - len(found.differences))} more", style="red"))
+    style = "bold green" if found.equal else "yellow" if found.arrived else "bold red"
+    out.print(Text(f"Run {plain(found.run_uid[:8])}: {plain(found)}.", style=style), soft_wrap=True)
+
+
+def _as_json(found: Verification) -> dict[str, Any]:
+    import msgspec
+
+    return msgspec.to_builtins(found) | {
+        "equal": found.equal,
+        "points": found.points,
+        "different": found.different,
+        "uncompared": found.uncompared,
+    }

@@ -1,0 +1,78 @@
+"""This host's clock against the server's reference: measured by a few exchanges, noted where `status` finds it.
+
+An exchange has four time stamps: when the question left, when the server received it and sent its answer, and when that
+arrived. Of several the least delayed is kept, since its offset is right to half of its delay. One with a negative
+delay, because a clock was set meanwhile, is passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+import msgspec
+
+from .client import Client, ClockReading
+from .errors import ApiUnavailableError
+
+# Of this many exchanges the least delayed one counts.
+EXCHANGES = 4
+# Beyond this the points of two hosts no longer line up for a person who looks at a plot.
+CLOCK_WARNS_S = 1.0
+NOTE = "clock.json"
+
+
+class ClockNote(msgspec.Struct, frozen=True):
+    """What an uploader has measured last."""
+
+    endpoint: str
+    offset_s: float  # what to add to this host's time to get the server's
+    delay_s: float
+    measured: float  # Unix seconds, this host's
+
+
+def measure(client: Client) -> ClockReading:
+    """The least delayed of a few exchanges with the server's clock.
+
+    Raises:
+        ApiUnavailableError: There was no answer, or the stamps of each contradict each other.
+        ApiRefusedError: The server has no such clock.
+        ApiKeyError: It is asked for a key that works.
+    """
+    readings = [reading for reading in (client.clock() for _ in range(EXCHANGES)) if reading.delay_s >= 0]
+    if not readings:
+        raise ApiUnavailableError("the time stamps of the server's clock contradict this host's; was a clock just set?")
+    return min(readings, key=lambda reading: reading.delay_s)
+
+
+def write_note(spool: Path, note: ClockNote) -> None:
+    """Keep what was measured in the spool's folder, instead of what was there; whole or not at all.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    fresh = spool / f".{NOTE}-{secrets.token_hex(4)}"
+    try:
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(msgspec.json.encode(note))
+        fresh.replace(spool / NOTE)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
+
+
+def read_note(spool: Path) -> ClockNote | None:
+    """What was measured last; None where nothing was, or it cannot be read."""
+    try:
+        return msgspec.json.decode((spool / NOTE).read_bytes(), type=ClockNote)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def told(offset_s: float, delay_s: float) -> str:
+    """An offset in words."""
+    side = "behind" if offset_s > 0 else "ahead of"
+    return f"this host is {abs(offset_s):.3f} s {side} the server (\N{PLUS-MINUS SIGN} {delay_s / 2:.3f} s)"

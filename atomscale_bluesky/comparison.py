@@ -1,0 +1,109 @@
+"""What should be there against what is, point by point: value, time to the millisecond, unit, order, count. Pure.
+
+It is the one place that says what counts as equal. A value has to be exactly the same, a time may differ by what the
+milliseconds of the API cannot hold, whether they are rounded or cut. Differences come one by one, so whoever asks for
+the first few pays for those alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+# The API keeps milliseconds; a hair more, since a time in seconds since 1970 as a float is good to 0.2 microseconds.
+TIME_TOLERANCE_S = 0.001 + 1e-6
+
+# As `Client.points` gives a stream: by channel, its unit, times and values.
+Points = Mapping[str, tuple[str | None, list[float | None], list[float | None]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The points of one channel, in order."""
+
+    unit: str | None = None
+    times: list[float | None] = field(default_factory=list)
+    values: list[float | None] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that is not as it should be."""
+
+    channel: str
+    what: str  # value, time, unit, points (their count) or channel
+    index: int | None  # the point's, counted from 0 within its channel; None where it is about the channel
+    ours: float | str | None  # what should be there
+    theirs: float | str | None  # what is
+
+    def __str__(self) -> str:
+        """In words, without the channel."""
+        match self.what:
+            case "channel":
+                return "did not arrive" if self.theirs is None else "was never emitted"
+            case "points":
+                return f"{self.theirs} of {self.ours} points arrived"
+            case "unit":
+                return f"unit {self.ours!r} arrived as {self.theirs!r}"
+            case "time":
+                return f"point {self.index}: time {self.ours!r} arrived as {self.theirs!r}"
+            case _:
+                return f"point {self.index}: {self.ours!r} arrived as {self.theirs!r}"
+
+
+def differences(channel: str, ours: Series | None, theirs: Series | None) -> Iterator[Difference]:
+    """Everything in which a channel differs, lazily: its presence, its unit, its points in order, their count.
+
+    Args:
+        channel: Its name.
+        ours: What should be there; None where nothing should.
+        theirs: What is there; None where nothing is.
+    """
+    if ours is None or theirs is None:
+        if ours is not theirs:
+            mine, other = None if ours is None else len(ours), None if theirs is None else len(theirs)
+            yield Difference(channel, "channel", None, mine, other)
+        return
+    if ours.unit != theirs.unit:
+        yield Difference(channel, "unit", None, ours.unit, theirs.unit)
+    points = zip(ours.times, ours.values, theirs.times, theirs.values, strict=False)
+    for index, (time, value, their_time, their_value) in enumerate(points):
+        if value != their_value:
+            yield Difference(channel, "value", index, value, their_value)
+        elif not same_time(time, their_time):
+            yield Difference(channel, "time", index, time, their_time)
+    if len(ours) != len(theirs):
+        yield Difference(channel, "points", None, len(ours), len(theirs))
+
+
+def same_points(
+    times: Sequence[float | None],
+    values: Sequence[float | None],
+    their_times: Sequence[float | None],
+    their_values: Sequence[float | None],
+) -> bool:
+    """Whether two sequences of points are equal."""
+    return (
+        len(times) == len(their_times)
+        and list(values) == list(their_values)
+        and all(map(same_time, times, their_times))
+    )
+
+
+def same_time(ours: float | None, theirs: float | None) -> bool:
+    """Whether a time that was read back is the one that was sent; None, a time that got lost, never is."""
+    return ours is not None and theirs is not None and abs(ours - theirs) <= TIME_TOLERANCE_S
+
+
+def joined(streams: Iterable[Points]) -> dict[str, Series]:
+    """The channels of a run's metrology streams, each in the order of the streams."""
+    found: dict[str, Series] = {}
+    for stream in streams:
+        for name, (unit, times, values) in stream.items():
+            series = found.setdefault(name, Series(unit=unit))
+            series.times.extend(times)
+            series.values.extend(values)
+    return found

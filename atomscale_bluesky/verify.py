@@ -1,0 +1,419 @@
+"""What Atomscale holds of a run against what must have arrived, point by point, while the spool still has the run.
+
+What must have arrived is told by the run's files alone: the ledger says which rows made each chunk that was tried, and
+the journal has the rows. They are cut again by the same rules as when they were sent, with nothing noted and nothing
+sent, so it makes no difference who delivers the run or whether anybody does. A chunk that was confirmed must be there;
+one that was tried and never answered may be.
+
+Reading disturbs nobody, and may be done at any time: of a run under way, what was confirmed so far is compared. Memory
+holds one metrology stream at a time, what must be there and what is; the journal is read once per stream.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from .account import Account, Counts
+from .chunks import Chunk, Cutter, Resumed
+from .client import Client
+from .comparison import Difference, Points, Series, differences, same_points
+from .errors import ApiRefusedError, ApiUnavailableError, SpoolError
+from .journal import JournalReader, payload_of
+from .ledger import LedgerState, StreamState
+from .lines import Confirmed, Layout, LedgerLine, Left, Opened, Position, Row, Tried, decode_journal, decode_ledger
+from .reading import LEDGER, RunReader
+
+# How many differences are told; the others are counted.
+MAX_DIFFERENCES = 20
+# How long what was confirmed may take until it can be read: nobody documents it.
+PATIENCE_S = 30.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamDifference(Difference):
+    """One thing that is not as it should be, and where."""
+
+    data_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamVerified:
+    """One metrology stream as it was read back."""
+
+    data_id: str
+    label: str
+    channels: int
+    points: int  # that were compared, over all channels
+    different: int  # how many things were not equal
+    uncompared: int = 0  # points whose lines in the journal are damaged
+    problem: str | None = None  # what kept it from being read
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What came of reading a run back."""
+
+    run_uid: str
+    label: str
+    streams: tuple[StreamVerified, ...]
+    differences: tuple[StreamDifference, ...]  # the first ones
+    waiting: int = 0  # points that are not confirmed, so nothing can be said about them
+    refused: int = 0
+    discarded: int = 0
+    lost: int = 0
+
+    @property
+    def points(self) -> int:
+        """How many points were compared."""
+        return sum(stream.points for stream in self.streams)
+
+    @property
+    def different(self) -> int:
+        """How many things were not equal, also those beyond the `differences` that are told."""
+        return sum(stream.different for stream in self.streams)
+
+    @property
+    def uncompared(self) -> int:
+        """How many points could not be compared, because their lines in the journal are damaged."""
+        return sum(stream.uncompared for stream in self.streams)
+
+    @property
+    def problem(self) -> str | None:
+        """What kept a stream from being read."""
+        return next((stream.problem for stream in self.streams if stream.problem), None)
+
+    @property
+    def arrived(self) -> bool:
+        """Whether everything that was confirmed could be read and is equal."""
+        return not (self.different or self.uncompared or self.problem)
+
+    @property
+    def equal(self) -> bool:
+        """Whether the whole run is in Atomscale, and all of it equal."""
+        return self.arrived and not (self.waiting or self.refused or self.discarded or self.lost)
+
+    def __str__(self) -> str:
+        """In one line."""
+        if self.problem:
+            return f"it could not be read back: {self.problem}"
+        if self.different:
+            first = self.differences[0]
+            more = f", and {self.different - 1} further differences" if self.different > 1 else ""
+            return f"channel {first.channel!r} of {first.data_id}: {first}{more}"
+        if self.uncompared:
+            return f"{self.uncompared} points could not be compared, their lines in the journal are damaged"
+        rest = {"waiting": self.waiting, "refused": self.refused, "discarded": self.discarded, "lost": self.lost}
+        left = ", ".join(f"{n} {what}" for what, n in rest.items() if n)
+        return f"all {self.points} points that were confirmed are equal" + (f"; {left}" if left else "")
+
+
+def verify_run(
+    folder: Path,
+    client: Client,
+    *,
+    patience_s: float = PATIENCE_S,
+    wait: Callable[[float], object] | None = None,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> Verification:
+    """Compare what Atomscale holds of the run in a spool's folder with what must have arrived.
+
+    Args:
+        folder: The run's; nothing in it is changed.
+        client: Whom to ask.
+        patience_s: How long to go on reading while something is missing or there is no answer.
+        wait: Waits so many seconds between two looks.
+        monotonic: The clock that patience goes by.
+
+    Raises:
+        SpoolError: The folder holds no run that can be read, or the run left the spool meanwhile.
+        ApiKeyError: The key may not read.
+        ApiUnavailableError: There was no answer of the API's within `patience_s`.
+    """
+    wait = wait or threading.Event().wait
+    try:
+        run = _Run(folder)
+        end = monotonic() + patience_s
+        told: list[StreamDifference] = []
+        streams = tuple(
+            _verify_stream(run, stream, client, told, lambda: end - monotonic(), wait)
+            for stream in run.state.streams.values()
+            if stream.data_id is not None and stream.opening.joins is None
+        )
+        counts = run.counts
+    except FileNotFoundError as error:
+        raise SpoolError(f"the run in {folder} left the spool while it was read") from error
+    return Verification(
+        run_uid=run.header.run_uid,
+        label=run.header.label,
+        streams=streams,
+        differences=tuple(told),
+        waiting=counts.waiting,
+        refused=counts.refused,
+        discarded=counts.discarded,
+        lost=counts.lost,
+    )
+
+
+class Part(NamedTuple):
+    """Points that are in one chunk: they are there together or not at all."""
+
+    points: int
+    required: bool  # False: it was never answered, so it may be there
+    times: Sequence[float | None] | None  # None: not known, because lines of the journal are damaged
+    values: Sequence[float | None]
+
+
+def read_back(
+    client: Client,
+    families: tuple[str, ...],
+    data_id: str,
+    *,
+    is_whole: Callable[[Points], bool],
+    left_s: Callable[[], float],
+    wait: Callable[[float], object],
+) -> tuple[Points, str | None]:
+    """A stream's points, read again while something is missing and there is time; and why they could not be read.
+
+    Raises:
+        ApiKeyError: The key may not read.
+        ApiUnavailableError: There was no answer of the API's in time.
+    """
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        points: Points = {}
+        problem: str | None = None
+        last = left_s() <= pause_s
+        for family in families:
+            try:
+                points = client.points(family, data_id)
+            except ApiRefusedError as error:  # not found, or not yet, or not under this family
+                problem = problem or str(error)
+            except ApiUnavailableError:
+                if last:
+                    raise
+                problem = "no answer"
+            else:
+                problem = None
+                break
+        if last or (problem is None and is_whole(points)):
+            return points, problem
+        wait(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def aligned(parts: list[Part], theirs: Series) -> Series:
+    """What must be there of a channel, as far as it can be told.
+
+    Parts that may be missing are left out where they are missing; what is not known is taken from the other side.
+    """
+    ours = Series(theirs.unit)
+    required = sum(part.points for part in parts if part.required)  # from this part on
+    for part in parts:
+        at, end = len(ours), len(ours) + part.points
+        there = part.required
+        if part.times is None:
+            there = there or len(theirs) - at > required
+            times, values = theirs.times[at:end], theirs.values[at:end]
+        else:
+            times, values = part.times, part.values
+            there = there or same_points(times, values, theirs.times[at:end], theirs.values[at:end])
+        if there:
+            ours.times.extend(times)
+            ours.values.extend(values)
+        required -= part.points if part.required else 0
+    return ours
+
+
+def is_long_enough(parts: dict[str, list[Part]], points: Points) -> bool:
+    """Whether every channel has as many points as it must."""
+    return all(
+        sum(part.points for part in ours if part.required) <= len(points[name][1] if name in points else ())
+        for name, ours in parts.items()
+    )
+
+
+def tell(data_id: str, found: Iterator[Difference], told: list[StreamDifference]) -> int:
+    """Note the first differences of all, and count them."""
+    count = 0
+    for one in found:
+        count += 1
+        if len(told) < MAX_DIFFERENCES:
+            told.append(StreamDifference(one.channel, one.what, one.index, one.ours, one.theirs, data_id))
+    return count
+
+
+def _verify_stream(
+    run: _Run,
+    stream: StreamState,
+    client: Client,
+    told: list[StreamDifference],
+    left_s: Callable[[], float],
+    wait: Callable[[float], object],
+) -> StreamVerified:
+    data_id, family = stream.data_id or "", stream.family or ""
+    due = run.must_be_there(stream)
+    points, problem = read_back(
+        client, (family,), data_id, is_whole=lambda points: is_long_enough(due.parts, points), left_s=left_s, wait=wait
+    )
+    different, compared = 0, 0
+    names = [*due.parts, *(name for name in points if name not in due.parts)] if problem is None else []
+    for name in names:
+        theirs = Series(*points[name]) if name in points else None
+        ours = aligned(due.parts.get(name, []), theirs or Series())
+        ours = Series(due.units.get(name), ours.times, ours.values)
+        compared += min(len(ours), len(theirs or ()))
+        if ours or theirs:  # a channel without a point may be shown or not
+            different += tell(data_id, differences(name, ours or None, theirs), told)
+    return StreamVerified(
+        data_id=data_id,
+        label=stream.opening.label,
+        channels=len(due.parts),
+        points=max(0, compared - due.uncompared),
+        different=different,
+        uncompared=due.uncompared if problem is None else 0,
+        problem=problem,
+    )
+
+
+@dataclass(slots=True)
+class _Due:
+    """What must be there of one metrology stream."""
+
+    parts: dict[str, list[Part]] = field(default_factory=dict)
+    units: dict[str, str | None] = field(default_factory=dict)
+    uncompared: int = 0
+
+
+class _Run:
+    """A run's files as they stand: the ledger first, for what it tells of is in the journal already."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.state = LedgerState()
+        self._tried: dict[int, dict[int, Tried]] = {}  # by stream and index
+        self._confirmed: dict[tuple[int, int], set[str]] = {}
+        for fact in _facts(folder / LEDGER):
+            self.state.apply(fact)
+            if isinstance(fact, Tried):
+                self._tried.setdefault(fact.stream, {})[fact.index] = fact
+            elif isinstance(fact, Confirmed):
+                names = fact.channels or self._tried[fact.stream][fact.index].channels
+                self._confirmed.setdefault((fact.stream, fact.index), set()).update(names)
+        account = Account()
+        reader = RunReader(folder)
+        try:
+            for line in reader.read():
+                account.take(line.payload)
+        finally:
+            reader.close()
+        if account.header is None:
+            raise SpoolError(f"{folder} holds no run")
+        self.header = account.header
+        self._layouts = account.layouts
+        self.counts = sum(account.channels(self.state).values(), Counts())
+
+    def must_be_there(self, stream: StreamState) -> _Due:
+        """What a metrology stream must hold, channel by channel, in the order of its chunks."""
+        due = _Due()
+        for one in stream.group:
+            self._collect(one, due)
+        return due
+
+    def _collect(self, stream: StreamState, due: _Due) -> None:
+        """Add what one opening has put into its metrology stream."""
+        opening = stream.opening
+        tried = self._tried.get(opening.stream, {})
+        offset_s = self.state.clock.offset_s if self.state.clock else 0.0
+        again = {chunk.index: chunk.shifted(offset_s) for chunk in self._cut_again(opening, stream.left, tried)}
+        units = {channel.name: channel.unit for one in reversed(self._layouts.values()) for channel in one.channels}
+        for index, noted in tried.items():
+            chunk = again.pop(index, None)
+            confirmed = self._confirmed.get((opening.stream, index), set())
+            whole = chunk is not None and chunk.points == noted.points
+            columns = {column.name: column for column in chunk.columns} if chunk is not None and whole else {}
+            times = list(chunk.times) if chunk is not None and whole else None
+            for name in noted.channels:
+                due.units[name] = units.get(name)
+                values = list(columns[name].values) if name in columns else []
+                part = Part(noted.points, name in confirmed, times if name in columns else None, values)
+                due.parts.setdefault(name, []).append(part)
+                due.uncompared += noted.points if part.times is None and part.required else 0
+
+    def _cut_again(self, opening: Opened, left: dict[str, int], tried: dict[int, Tried]) -> Iterator[Chunk]:
+        """The chunks that were tried for a stream, as they were cut then."""
+        layouts = [layout for layout in self._layouts.values() if layout.time_base == opening.time_base]
+        if not tried or not layouts:
+            return
+        cutter = _cutter(layouts, self.header.non_finite, opening, left, tried)
+        last_row = max(one.last_row for one in tried.values())
+        numbers = {layout.layout for layout in layouts}
+        for position, payload in _lines(self._folder, Position(opening.segment, opening.offset)):
+            if not payload.startswith(b"["):
+                continue
+            row = decode_journal(payload)
+            if isinstance(row, Row) and row.layout in numbers:
+                if row.number > last_row:
+                    break
+                yield from cutter.row(position, row)
+        yield from cutter.finish()
+
+
+def _cutter(
+    layouts: list[Layout], non_finite: str, opening: Opened, left: dict[str, int], tried: dict[int, Tried]
+) -> Cutter:
+    """A cutter for one metrology stream alone, which takes the boundaries that were noted and opens nothing."""
+    cutter = Cutter(
+        layouts[0],
+        non_finite=non_finite,
+        decisions=_Noted(tried),
+        streams=[Resumed(opening, from_row=opening.from_row, left=left)],
+        known={channel.name for layout in layouts for channel in layout.channels},
+    )
+    for layout in layouts[1:]:
+        cutter.layout(layout, from_row=0, position=Position(1, 0))
+    return cutter
+
+
+@dataclass(slots=True)
+class _Noted:
+    """What was decided when the chunks were cut first."""
+
+    tried: dict[int, Tried]
+
+    def open(self, **_: object) -> None:
+        """Nothing opens any more."""
+
+    def leave(self, left: Left) -> None:
+        """It was noted then."""
+
+    def noted(self, stream: int, index: int) -> Tried | None:
+        """The boundary that a chunk had."""
+        return self.tried.get(index)
+
+
+def _facts(path: Path) -> Iterator[LedgerLine]:
+    """The facts of a ledger; none where there is no ledger yet. A damaged line is passed over."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for text in file:
+            payload = payload_of(text[:-1]) if text.endswith(b"\n") else None
+            if payload is not None:
+                yield decode_ledger(payload)
+
+
+def _lines(folder: Path, position: Position) -> Iterator[tuple[Position, bytes]]:
+    reader = JournalReader(folder, position)
+    try:
+        for found in reader.read():
+            yield found.position, found.payload
+    finally:
+        reader.close()
