@@ -15,7 +15,7 @@ from pathlib import PurePath
 
 from .errors import SpoolError
 from .ledger import LedgerState, StreamState
-from .lines import Header, Layout, LeftOut, Row, Stop, decode_journal
+from .lines import Header, Layout, LeftOut, Row, Rows, Stop, decode_journal
 
 GIVEN_UP = "too many channels with gaps"
 ROW_DROPPED = "row with a gap dropped"
@@ -147,6 +147,13 @@ class Account:
             for name in first:
                 if name not in row.gaps and first[name] in dropped:
                     self._gaps[row.layout, name, ROW_DROPPED] += 1
+
+    def take_rows(self, rows: Rows) -> None:
+        """Take in consecutive rows without a gap."""
+        self._number(rows.layout, rows.number)
+        more = len(rows.times) - 1
+        self.rows[rows.layout] += more
+        self.next_row[self.layouts[rows.layout].time_base] += more
 
     def _count_missing_at_the_end(self, time_base: str, rows: int) -> None:
         layouts = [number for number, layout in self.layouts.items() if layout.time_base == time_base]

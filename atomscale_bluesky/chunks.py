@@ -18,16 +18,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
-from .lines import Layout, Left, Opened, Position, Row, Tried, Why
+import numpy as np
+from numpy.typing import NDArray
+
+from .lines import Layout, Left, Opened, Position, Row, Rows, Tried, Why
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """One channel's part of a chunk; as many values as the chunk has times, None only where the policy is `null`."""
 
     name: str
     unit: str | None
-    values: tuple[float | None, ...]
+    values: tuple[float | None, ...] | NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,35 @@ class Cutter:
             self._open("gap", row.number, position, (name,), own=True)
         for stream in tuple(self._streams):
             yield from self._add(stream, position, row)
+
+    def whole_chunk(self, layout: int, number: int) -> int:
+        """How many `Rows`, from this one on, are the next chunk and all that comes of them; 0 if that is not so."""
+        taking = [stream for stream in self._streams if stream.channels]
+        if len(taking) != 1 or self._waiting:
+            return 0
+        stream, opening = taking[0], taking[0].opening
+        if stream.rows or opening.own or opening.skip or number < stream.from_row:
+            return 0
+        if self._decisions.noted(opening.stream, stream.index) or not self._index[layout].keys() >= {*stream.channels}:
+            return 0
+        return opening.points_per_chunk
+
+    def rows(self, position: Position, rows: Rows) -> Chunk:
+        """The chunk that these rows are, after `whole_chunk` said so: what `row` makes of them one by one."""
+        stream = next(stream for stream in self._streams if stream.channels)
+        columns, index = np.ascontiguousarray(rows.values.T), self._index[rows.layout]
+        last_row = rows.number + len(rows.times) - 1
+        chunk = Chunk(
+            stream=stream.opening.stream,
+            index=stream.index,
+            times=rows.times,
+            columns=tuple([Column(name, self._units[name], columns[index[name]]) for name in stream.channels]),
+            first_row=rows.number,
+            last_row=last_row,
+            position=position,
+        )
+        stream.go_on(stream.index + 1, last_row + 1)
+        return chunk
 
     def finish(self) -> Iterator[Chunk]:
         """The last, short chunks; nothing comes after them."""

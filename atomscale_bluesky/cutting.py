@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,21 @@ from .account import Account
 from .chunks import Chunk, Cutter, Resumed
 from .journal import START, Line
 from .ledger import Ledger, Life, StreamState
-from .lines import GivenUp, Header, Layout, Left, Opened, Position, Row, Tried, Why, decode_journal
+from .lines import (
+    GivenUp,
+    Header,
+    Layout,
+    Left,
+    Opened,
+    Position,
+    Row,
+    Rows,
+    Tried,
+    Why,
+    decode_journal,
+    decode_rows,
+    joined,
+)
 from .metadata import stream_label
 from .reading import RunReader
 
@@ -26,6 +41,8 @@ _logger = logging.getLogger(__name__)
 
 # How many lines one look into the journal may take, so that a run with a long backlog does not hold up the others.
 LINES_PER_LOOK = 20_000
+# How many points are decoded without letting another thread have the interpreter: some tenths of a millisecond.
+POINTS_AT_ONCE = 10_000
 # Channels with gaps get streams of their own up to this number per run, so that a broken sensor head with a thousand
 # channels does not make a thousand streams.
 MAX_OWN_STREAMS = 50
@@ -58,11 +75,17 @@ class Cutting:
         self._reader = RunReader(folder)
         self._lines: Iterator[Line] = iter(())
         self._synced_to = START
+        self._present: Layout | None = None  # that the last row named
+        self._one_by_one = 0  # lines that are known not to be `Rows`
 
     def look(self, *, count_only: bool = False) -> None:
         """Read the journal on until a chunk is ready, its present end, or for a good while; or count its rows only."""
         self.more_to_read = self.at_end = False
         for _ in range(LINES_PER_LOOK):
+            if not count_only and self._take_whole_chunk():
+                if self.ready:
+                    return
+                continue
             found = next(self._lines, None)
             if found is None:
                 self._lines = self._reader.read()
@@ -70,6 +93,7 @@ class Cutting:
                 if found is None:
                     self.at_end = True
                     return
+            self._one_by_one -= 1
             self._take(found, count_only)
             if self.ready or self.read_all:
                 self.at_end = self.read_all
@@ -181,13 +205,46 @@ class Cutting:
         """Close the journal."""
         self._reader.close()
 
+    def _take_whole_chunk(self) -> bool:
+        """Take the rows of the next chunk at once if nothing about them is special; whether it was so."""
+        layout, position = self._present, self._reader.position
+        if layout is None or self._one_by_one > 0 or position < self._from:
+            return False
+        cutter, number = self._cutters[layout.time_base], self.account.next_row[layout.time_base]
+        wanted = cutter.whole_chunk(layout.layout, number)
+        if not wanted:
+            return False
+        rows = self._rows_ahead(wanted, len(layout.channels))
+        if rows is None or (rows.layout, rows.number) != (layout.layout, number):
+            self._one_by_one = wanted
+            return False
+        self._reader.skip(wanted)
+        self.account.take_rows(rows)
+        self._collect([cutter.rows(position, rows)])
+        return True
+
+    def _rows_ahead(self, wanted: int, channels: int) -> Rows | None:
+        payloads = self._reader.ahead(wanted)
+        if payloads is None:
+            return None
+        at_once = max(1, POINTS_AT_ONCE // max(1, channels))
+        parts: list[Rows] = []
+        for begin in range(0, wanted, at_once):
+            if begin:
+                time.sleep(0)  # no waiting: a plan in this process may have the interpreter now
+            part = decode_rows(payloads[begin : begin + at_once])
+            if part is None:
+                return None
+            parts.append(part)
+        return joined(parts)
+
     def _take(self, found: Line, count_only: bool) -> None:
         if found.payload.startswith(b"[") and found.position >= self._from and not count_only:
             row = decode_journal(found.payload)
             if isinstance(row, Row):
                 self.account.take_row(row)
-                time_base = self.account.layouts[row.layout].time_base
-                self._collect(self._cutters[time_base].row(found.position, row))
+                self._present = self.account.layouts[row.layout]
+                self._collect(self._cutters[self._present.time_base].row(found.position, row))
             return
         line = self.account.take(found.payload)
         if count_only:
@@ -200,6 +257,7 @@ class Cutting:
             self.read_all = True
 
     def _layout(self, layout: Layout, position: Position) -> None:
+        self._present = layout
         cutter = self._cutters.get(layout.time_base)
         if cutter is not None:
             cutter.layout(layout, from_row=self.account.next_row[layout.time_base], position=position)
@@ -228,7 +286,7 @@ class Cutting:
         index, from_row, _ = self._resume.get(stream.opening.stream) or stream.resume()
         return Resumed(stream.opening, index, from_row, stream.left, tuple(stream.ahead))
 
-    def _collect(self, chunks: Iterator[Chunk]) -> None:
+    def _collect(self, chunks: Iterable[Chunk]) -> None:
         """Keep the chunks that are still to be pushed; those of before that are confirmed or refused are not."""
         for chunk in chunks:
             stream = self.ledger.state.streams[chunk.stream]

@@ -14,6 +14,7 @@ One process appends; any number may read, at any time. Reading is in blocks of b
 from __future__ import annotations
 
 import os
+import struct
 import sys
 import zlib
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from .lines import Position
 SEGMENT_BYTES = 64 * 2**20
 # How much of a journal is in memory while it is read; a longer line is read whole.
 BLOCK_BYTES = 2**20
+# How much of it may be looked at ahead: what a chunk of a thousand channels needs, and no more.
+MOST_AHEAD_BYTES = 8 * 2**20
 
 _O_BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate newlines without it
 _O_CLOEXEC = getattr(os, "O_CLOEXEC", 0)  # a started program must not keep our files open
@@ -46,6 +49,18 @@ def payload_of(text: bytes) -> bytes | None:
     except ValueError:
         return None
     return payload if intact else None
+
+
+def payloads_of(texts: list[bytes]) -> list[bytes] | None:
+    """What lines without their newlines hold; None unless all of them are whole. At a fraction of one by one."""
+    payloads = [text[_PREFIX:] for text in texts]
+    try:
+        said = struct.unpack(f">{len(texts)}I", bytes.fromhex(b"".join([text[:8] for text in texts]).decode("ascii")))
+    except (ValueError, struct.error):
+        return None
+    if said != tuple(map(zlib.crc32, payloads)) or {text[8:_PREFIX] for text in texts} != {b" "}:
+        return None
+    return payloads
 
 
 def sync_file(descriptor: int) -> None:
@@ -246,10 +261,13 @@ class JournalReader:
         self._synced_segment = position.segment
         self._named = False  # whether the folder was synced
         self._rest = b""  # the beginning of a line whose end is not there yet
+        self._texts: list[bytes] = []  # lines of the block at hand, from the position on …
+        self._next = 0  # … where the first of them stands in the list
+        self._ahead_bytes = BLOCK_BYTES
 
     def read(self) -> Iterator[Line]:
         """The lines written since the last call; ends where no whole line follows. Bounded memory."""
-        self._rest = b""
+        self._rest, self._texts, self._next = b"", [], 0
         while True:
             block = self._block()
             if not block:
@@ -261,7 +279,34 @@ class JournalReader:
                 if not block:
                     self._on_to(following)
                     continue
-            yield from self._lines(block)
+            self._split(block)
+            yield from self._lines()
+
+    def ahead(self, lines: int) -> list[bytes] | None:
+        """What the next lines hold, without taking them: `read` gives them too, unless `skip` passes over them.
+
+        None where so many are not there, not whole, not in this segment, or more than is to be in memory; and after
+        any damage, which `read` alone knows to handle. To be called between two lines of `read`.
+        """
+        if self.damaged:
+            return None
+        while len(self._texts) - self._next < lines:
+            block = self._block(self._ahead_bytes)
+            if not block:
+                return None
+            whole = len(block) < self._ahead_bytes
+            self._split(block)
+            if len(self._texts) < lines:
+                if whole or self._ahead_bytes >= MOST_AHEAD_BYTES:
+                    return None
+                self._ahead_bytes *= 2
+        return payloads_of(self._texts[self._next : self._next + lines])
+
+    def skip(self, lines: int) -> None:
+        """Pass over lines that `ahead` has shown."""
+        passed = self._texts[self._next : self._next + lines]
+        self._next += lines
+        self.position = Position(self.position.segment, self.position.offset + sum(map(len, passed)) + len(passed))
 
     def sync(self) -> Position:
         """Have what is written so far survive a power cut, also what another process wrote; gives how far that is."""
@@ -288,7 +333,7 @@ class JournalReader:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _block(self) -> bytes:
+    def _block(self, size: int = BLOCK_BYTES) -> bytes:
         if self._descriptor < 0:
             try:
                 self._descriptor = os.open(
@@ -298,15 +343,21 @@ class JournalReader:
                 return b""
         # From the line's beginning: its writer may have taken half of it back meanwhile and written another there.
         os.lseek(self._descriptor, self.position.offset, os.SEEK_SET)
-        block = os.read(self._descriptor, BLOCK_BYTES + len(self._rest))
+        block = os.read(self._descriptor, size + len(self._rest))
         if len(block) <= len(self._rest) and b"\n" not in block:
             self._rest = block
             return b""
         return block
 
-    def _lines(self, block: bytes) -> Iterator[Line]:
-        *texts, self._rest = block.split(b"\n")
-        for text in texts:
+    def _split(self, block: bytes) -> None:
+        self._texts = block.split(b"\n")
+        self._rest = self._texts.pop()
+        self._next = 0
+
+    def _lines(self) -> Iterator[Line]:
+        while self._next < len(self._texts):
+            text = self._texts[self._next]
+            self._next += 1
             begin = self.position
             self.position = Position(begin.segment, begin.offset + len(text) + 1)
             payload = payload_of(text)

@@ -309,10 +309,14 @@ class LedgerState:
                 f"chunk {fact.index} of metrology stream {fact.stream} is not under way, so it cannot become "
                 f"confirmed; do two uploaders share this run?"
             )
+        stream.confirmed_at = fact.time
+        if fact.channels is None and fact.index not in stream.confirmed_channels and fact.index not in stream.refused:
+            stream.delivered[tried.channels] += tried.points  # whole at once, as nearly always
+            stream.settle(tried)
+            return
         before = stream.confirmed_channels.pop(fact.index, set())
         now = set(fact.channels if fact.channels is not None else tried.channels) - before
         stream.delivered[tuple(name for name in tried.channels if name in now)] += tried.points
-        stream.confirmed_at = fact.time
         refusal = stream.refused.get(fact.index)
         if refusal is not None:
             refusal.channels -= now

@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from .errors import SpoolError
 
@@ -111,6 +113,15 @@ class Row(msgspec.Struct, frozen=True):
     values: list[float | None]
     gaps: dict[str, str] = {}  # channel name → why its value is None
     rounded: list[str] = []  # channels whose value was an integer that a float cannot hold exactly
+
+
+class Rows(NamedTuple):
+    """Consecutive rows of one layout, each with a value for every channel."""
+
+    layout: int
+    number: int  # of the first
+    times: tuple[float, ...]
+    values: NDArray[np.float64]  # row by channel
 
 
 # ---- ledger ----------------------------------------------------------------------------------------------------------
@@ -356,6 +367,38 @@ def decode_journal(payload: bytes) -> JournalLine | Row:
         return _journal_decoder.decode(payload)
     except (msgspec.DecodeError, orjson.JSONDecodeError, TypeError) as error:
         raise SpoolError(f"a journal's line is not understood: {error}; was it written by a newer version?") from error
+
+
+def decode_rows(payloads: list[bytes]) -> Rows | None:
+    """A journal's lines as rows, all at once and so at a fraction of the price; None unless they are `Rows`.
+
+    Whoever gets None decodes them one by one, which takes everything that there is.
+    """
+    try:
+        rows = orjson.loads(b"[%b]" % b",".join(payloads))
+        if set(map(type, rows)) != {list} or set(map(len, rows)) != {5}:
+            return None
+        layouts, numbers, times, _, values = zip(*rows, strict=True)
+        array = np.array(values, dtype=np.float64)
+    except (orjson.JSONDecodeError, TypeError, ValueError):
+        return None
+    consecutive = numbers == tuple(range(numbers[0], numbers[0] + len(numbers)))
+    if len(set(layouts)) > 1 or not consecutive or array.ndim != 2 or not np.isfinite(array).all():
+        return None
+    return Rows(layouts[0], numbers[0], times, array)
+
+
+def joined(parts: list[Rows]) -> Rows | None:
+    """Rows that follow each other as one; None if they do not."""
+    first, number = parts[0], parts[0].number
+    for part in parts:
+        if (part.layout, part.number) != (first.layout, number) or part.values.shape[1:] != first.values.shape[1:]:
+            return None
+        number += len(part.times)
+    if len(parts) == 1:
+        return first
+    times = tuple(time for part in parts for time in part.times)
+    return Rows(first.layout, first.number, times, np.concatenate([part.values for part in parts]))
 
 
 def decode_order(payload: bytes) -> OrderLine:

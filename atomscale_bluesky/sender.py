@@ -140,8 +140,8 @@ def _is_closed(client: Client, task: Task) -> bool:
 
 def _push(client: Client, task: Task, chunk: Chunk, knowledge: Knowledge) -> Pushed:
     """Push all channels at once; singly where that does not exist, in halves to find those that are not taken."""
-    apart = [name for name in chunk.names if name in task.apart]
-    together = chunk.only(name for name in chunk.names if name not in task.apart)
+    apart = [name for name in chunk.names if name in task.apart] if task.apart else []
+    together = chunk.only(name for name in chunk.names if name not in task.apart) if apart else chunk
     if not together.columns or task.family in knowledge.single_only:
         return client.push_channels(task.family, task.data_id, chunk)
     if len(together.columns) > 1 and push_bytes(together) > client.max_body_bytes:

@@ -247,7 +247,7 @@ class Shelf:
     def push(self, data_id: str, chunk: Chunk) -> None:
         assert data_id not in self.finalized
         for column in chunk.columns:
-            content = (chunk.times, column.values)
+            content = (chunk.times, tuple(column.values))
             assert self.held[data_id].setdefault((chunk.index, column.name), content) == content
 
     def series(self) -> dict[str, list[tuple[float, float | None]]]:

@@ -26,6 +26,7 @@ from atomscale_bluesky.journal import (
     LineFile,
     line,
     payload_of,
+    payloads_of,
     segment_path,
     segments,
 )
@@ -79,6 +80,19 @@ def test_a_line_holds_its_payload_behind_a_checksum(content: bytes) -> None:
 
     assert text == b"%08x %b\n" % (zlib.crc32(content), content)
     assert payload_of(text[:-1]) == content
+
+
+@given(st.lists(st.binary().filter(lambda content: b"\n" not in content), min_size=1), st.data())
+def test_many_lines_are_whole_together_only_when_each_is(contents: list[bytes], data: st.DataObject) -> None:
+    texts = [line(content)[:-1] for content in contents]
+    assert payloads_of(texts) == contents
+
+    i = data.draw(st.integers(0, len(texts) - 1))
+    at = data.draw(st.integers(0, len(texts[i]) - 1))
+    texts[i] = texts[i][:at] + data.draw(st.binary(max_size=2)) + texts[i][at + 1 :]
+    each = [payload_of(text) for text in texts]
+
+    assert payloads_of(texts) in ([None] if None in each else [None, each])  # one by one decides where it says None
 
 
 @given(content=st.binary(min_size=1, max_size=40).filter(lambda text: b"\n" not in text), data=st.data())
@@ -498,3 +512,59 @@ def test_a_folder_that_takes_no_further_file_refuses_new_lines_and_keeps_the_old
 def test_a_journal_of_which_nothing_can_be_opened_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file or directory"):
         JournalWriter(tmp_path / "absent")
+
+
+# ---- looking ahead ---------------------------------------------------------------------------------------------------
+
+
+def test_lines_seen_ahead_are_read_all_the_same_unless_they_are_skipped(
+    open_writer: Writers, open_reader: Readers
+) -> None:
+    writer, reader = open_writer(), open_reader()
+    writer.append(b"".join(line(payload(n)) for n in range(10)))
+    lines = reader.read()
+
+    assert next(lines).payload == payload(0)
+    assert reader.ahead(3) == [payload(1), payload(2), payload(3)]
+    assert next(lines).payload == payload(1)
+    reader.skip(len(reader.ahead(4) or []))
+    assert reader.position == open_reader(reader.position).position
+    assert next(open_reader(reader.position).read()).payload == payload(6)
+    assert [found.payload for found in lines] == [payload(n) for n in range(6, 10)]
+    assert reader.ahead(1) is None
+    writer.append(line(payload(10)))
+    assert reader.ahead(1) == [payload(10)]
+    assert numbers(reader) == [10]
+
+
+def test_lines_that_fill_several_blocks_can_be_seen_ahead_up_to_a_limit(
+    open_writer: Writers, open_reader: Readers
+) -> None:
+    writer, reader = open_writer(), open_reader()
+    for n in range(40):
+        writer.append(line(payload(n, 300_000)))
+
+    assert reader.ahead(20) == [payload(n, 300_000) for n in range(20)]
+    assert reader.ahead(40) is None  # 12 MB are too much to have in memory at a time
+    reader.skip(20)
+    assert numbers(reader) == list(range(20, 40))
+
+
+def test_nothing_is_seen_ahead_across_a_segments_end_or_through_damage(
+    tmp_path: Path, open_writer: Writers, open_reader: Readers
+) -> None:
+    writer = open_writer(segment_bytes=100)
+    for n in range(10):
+        writer.append(line(payload(n)))
+    per_segment = next(n for n in range(2, 10) if open_reader().ahead(n) is None) - 1
+    reader = open_reader()
+    reader.skip(len(reader.ahead(per_segment) or []))
+    assert numbers(reader) == list(range(per_segment, 10))
+
+    flipped = bytearray(segment_path(tmp_path, 1).read_bytes())
+    flipped[12] ^= 1
+    segment_path(tmp_path, 1).write_bytes(flipped)
+    reader = open_reader()
+    assert reader.ahead(2) is None
+    assert numbers(reader) == list(range(1, 10))
+    assert reader.damaged == 1
