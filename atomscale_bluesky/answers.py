@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 from .delivery import Delivery
 from .errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
 from .pause import LONGEST_PAUSE_S, Pause
 from .sender import Knowledge, Outcome
 from .tasks import Kind, Task
+from .trouble import TroubleNote
 from .verify import Verification
 from .wire import FAMILIES, is_about_the_route
 
@@ -43,6 +45,7 @@ class Answers:
         self._endpoint, self._spool = where
         self._monotonic = monotonic
         self._succeeded_at = 0.0
+        self._note = TroubleNote(Path(self._spool), self._endpoint)
         self._trouble_since: float | None = None
         self._nags = 0
         self._next_nag = 0.0
@@ -135,6 +138,7 @@ class Answers:
 
     def _nag(self, now: float, error: ApiError) -> None:
         """Say that data wait, once, and again at growing intervals."""
+        self._note.failed(str(error))
         if self._trouble_since is None:
             self._trouble_since, self._nags, self._next_nag = now, 0, now
         if now < self._next_nag:
@@ -150,6 +154,7 @@ class Answers:
     def _answered(self) -> None:
         self._succeeded_at = self._monotonic()
         self.pause.succeeded()
+        self._note.answered()
         if self._trouble_since is not None:
             _logger.info("Atomscale at %s takes data again", self._endpoint)
             self._trouble_since = None

@@ -160,14 +160,46 @@ class AtomscaleCallback:
         """Where it sends to and where it spools."""
         return f"<AtomscaleCallback to {self.settings.endpoint}, spool {str(self._spool.path)!r}>"
 
-    def drain(self, timeout_s: float) -> bool:
+    def drain(self, timeout_s: float, *, progress: bool = False) -> bool:
         """Wait until everything that can be delivered is; for scripts, not for plans.
+
+        Args:
+            timeout_s: How long to wait at most.
+            progress: Whether to show a bar on the terminal meanwhile: points, rate and remaining time.
 
         Returns:
             True when every stopped run is finalized and every full chunk of the open ones confirmed; False at the
             time-out, or at once when what is left cannot move by itself: no key, offline, parked, refused.
+
+        Raises:
+            SettingsError: `progress` is asked for and the extra that draws it, `cli`, is not installed.
         """
-        return self._uploader is not None and self._uploader.drain(timeout_s)
+        if self._uploader is None:
+            return False
+        if not progress:
+            return self._uploader.drain(timeout_s)
+        return self._drain_with_bar(timeout_s)
+
+    def _drain_with_bar(self, timeout_s: float) -> bool:
+        from .progress import LOOK_PERIOD_S, Bar
+
+        try:
+            from rich.console import Console
+        except ImportError as error:
+            raise SettingsError(
+                "a progress bar needs rich: `pip install 'atomscale-bluesky[cli]'`, or leave out `progress`"
+            ) from error
+        end = time.monotonic() + timeout_s
+        with Bar(Console(markup=False, emoji=False, highlight=False, stderr=True), self._watch) as bar:
+            question = self.ask_whether_drained()
+            while question is not None and (left_s := end - time.monotonic()) > 0:
+                if question.answered.wait(min(LOOK_PERIOD_S, left_s)):
+                    break
+                bar.look()
+            bar.look()
+        if question is not None and question.answer is None:
+            question.given_up = True
+        return question is not None and question.answer is True
 
     def ask_whether_drained(self) -> Drain | None:
         """Ask what `drain` waits for without waiting; None where nothing is sent: no key, offline, closed."""

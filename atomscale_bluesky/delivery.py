@@ -317,14 +317,25 @@ class Delivery:
         }
         if not self.claim.finish(entry):
             return False
-        left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(status.points.left_out.items())) or "none"
-        took = [s.confirmed_at - s.last.last_time for s in self.state.streams.values() if s.confirmed_at and s.last]
-        _logger.info(
-            "run %s %s: %d points delivered to %s; left out: %s; discarded: %d; the last point took %.1f s",
-            status.run_uid, status.state, status.points.delivered, ", ".join(status.data_ids) or "no stream", left_out,
-            status.points.discarded, max([0.0, *took]),
-        )  # fmt: skip
+        self._say_summary(status)
         return True
+
+    def say_what_is_left(self) -> None:
+        """One line about a run that has stopped and is let go of before it is finalized whole."""
+        if self.stopped and not self.finished:
+            self._say_summary(self.status())
+
+    def _say_summary(self, status: RunStatus) -> None:
+        points = status.points
+        left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(points.left_out.items())) or "none"
+        took = [s.confirmed_at - s.last.last_time for s in self.state.streams.values() if s.confirmed_at and s.last]
+        _logger.log(
+            logging.WARNING if points.waiting or points.refused or points.lost else logging.INFO,
+            "run %s %s: %d points delivered to %s; waiting: %d; refused: %d; left out: %s; discarded: %d; lost: %d; "
+            "the last point took %.1f s",
+            status.run_uid, status.state, points.delivered, ", ".join(status.data_ids) or "no stream", points.waiting,
+            points.refused, left_out, points.discarded, points.lost, max([0.0, *took]),
+        )  # fmt: skip
 
     # ---- what can be done ------------------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ class RunReader(JournalReader):
             number = _described(found.payload)
             if number is not None:
                 self._known.add(number)
-            elif self.damaged:
+            elif self.damaged or found.position.segment > 1:  # something may be missing before this line
                 yield from self._mended(_HEADER, found)
                 layout = _layout_of(found.payload)
                 if layout is not None and layout not in self._known:
@@ -53,7 +53,7 @@ class RunReader(JournalReader):
                         continue
             yield found
         if self.damaged:
-            yield from self._mended(_HEADER, Line(self.position, b""))
+            yield from self._mended(_HEADER, Line(self.position, b""))  # also where no other line is left
 
     def _mended(self, number: int, before: Line) -> Iterator[Line]:
         """The copy of the header or a layout, unless it was read already or there is none."""

@@ -172,6 +172,7 @@ class Roster:
     def close(self) -> None:
         """Let go of every run as it is."""
         for delivery in self:
+            self.guarded(delivery, delivery.say_what_is_left)
             delivery.close()
 
     def _forget(self, folder: Path) -> None:

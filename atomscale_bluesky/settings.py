@@ -104,7 +104,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = "time_base"  # fmt: skip
     durability: Annotated[
         Durability,
-        _setting("Sync accepted readings to disk every 250 ms, or before each call returns."),
+        _setting("Sync accepted readings to disk within 250 ms, or before each call returns."),
     ] = "interval"
     api: Annotated[Api, _setting("Path family: the documented one, the one newer clients use, or found out.")] = "auto"
     max_connections: Annotated[int, _setting("Requests under way at the same time.", ge=1, le=64)] = 8

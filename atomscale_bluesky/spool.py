@@ -8,8 +8,8 @@ journal, the uploader to the ledger. A free writer lock and no stop means that t
 lock, that whoever asks next may deliver the run. What a person orders is a line in a third file, obeyed by the
 uploader. Folders are named by time and chance, never from a document; folders are 0700 and files 0600.
 
-Appending is one `write`. A thread of the spool's own syncs what was appended every 250 ms, which bounds what a power
-cut can take, and looks after the room: at the spool's size limit or its disk's free-space floor new readings are left
+Appending is one `write`. A thread of the spool's own syncs what was appended, which bounds what a power cut can take to
+250 ms, and looks after the room: at the spool's size limit or its disk's free-space floor new readings are left
 out until there is room again, and what was kept before stays.
 """
 
@@ -37,8 +37,9 @@ from .writer import RunWriter
 
 _logger = logging.getLogger(__name__)
 
-# What a power cut may take: short enough to shrug at, long enough to batch the disk's work.
-SYNC_INTERVAL_S = 0.25
+# What a power cut may take is 250 ms, short enough to shrug at, long enough to batch the disk's work; of these the sync
+# itself and the thread's turn need a part.
+SYNC_INTERVAL_S = 0.15
 
 
 class Spool:

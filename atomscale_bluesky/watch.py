@@ -7,6 +7,7 @@ and a person who asks from a terminal after both have died.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 from .account import Account, Counts, RunStatus, unreadable
@@ -14,12 +15,31 @@ from .errors import SpoolError
 from .ledger import LedgerReader, is_delivered
 from .reading import LEDGER, RunReader, was_synced
 from .spool import Spool
+from .trouble import Trouble, read_trouble
 
 
 class Status(tuple[RunStatus, ...]):
     """The runs that are not finalized, oldest first, and what they come to together."""
 
-    __slots__ = ()
+    trouble: Trouble | None
+
+    def __new__(cls, runs: Iterable[RunStatus] = (), trouble: Trouble | None = None) -> Status:
+        """The runs, and what keeps them from leaving."""
+        self = super().__new__(cls, runs)
+        self.trouble = trouble
+        return self
+
+    @property
+    def last_error(self) -> str | None:
+        """Why Atomscale takes no data, as whichever process delivers has met it; else what waits for a person."""
+        if self.trouble is not None:
+            return self.trouble.error
+        return next((run.problem for run in reversed(self) if run.problem), None)
+
+    @property
+    def oldest_waiting(self) -> float | None:
+        """Time of the oldest point that waits, Unix seconds; None if none does."""
+        return min((run.oldest_waiting for run in self if run.oldest_waiting is not None), default=None)
 
     @property
     def runs(self) -> tuple[RunStatus, ...]:
@@ -47,7 +67,8 @@ class SpoolWatch:
             for gone in self._runs.keys() - set(folders):
                 self._runs.pop(gone).close()
             runs = [self._runs.setdefault(folder, _RunWatch(folder)).status(self._spool) for folder in folders]
-            return Status(sorted((run for run in runs if run is not None), key=lambda run: run.started))
+            found = sorted((run for run in runs if run is not None), key=lambda run: run.started)
+            return Status(found, read_trouble(self._spool.path))
 
     def find(self, run: str) -> RunStatus:
         """The run whose uid begins with a text.

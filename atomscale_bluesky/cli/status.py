@@ -7,12 +7,18 @@ died.
 from __future__ import annotations
 
 import json
+import signal
+import sys
+import threading
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +28,10 @@ if TYPE_CHECKING:
     from ..account import Counts, RunStatus, StreamStatus
     from ..settings import Settings
     from ..spool import Spool
+    from ..watch import Status
+
+# How often `--watch` looks.
+LOOK_PERIOD_S = 1.0
 
 _STATES = {
     "running": "green",
@@ -37,8 +47,9 @@ _STATES = {
 @click.command
 @click.option("--all", "with_finished", is_flag=True, help="Show the finished runs too.")
 @click.option("--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="Look at this spool.")
-@click.option("--json", "as_json", is_flag=True, help="Say it as JSON, channel by channel.")
-def status(with_finished: bool, spool_dir: Path | None, as_json: bool) -> int:
+@click.option("--json", "as_json", is_flag=True, help="Say it as JSON, channel by channel; with --watch, one per line.")
+@click.option("--watch", "watched", is_flag=True, help="Keep it on screen until Ctrl-C; in a pipe, say each change.")
+def status(with_finished: bool, spool_dir: Path | None, as_json: bool, watched: bool) -> int:
     """Tell what became of every reading.
 
     Shows the runs that are not delivered whole: what was seen, delivered, waits, was refused or left out, and why; and
@@ -48,18 +59,94 @@ def status(with_finished: bool, spool_dir: Path | None, as_json: bool) -> int:
     lost. It is 0 otherwise, also while points wait.
     """
     from ..settings import Settings
-    from ..watch import SpoolWatch
 
-    settings = Settings.load(spool_dir=spool_dir)
-    spool = open_spool(settings)
-    runs: list[RunStatus] = list(SpoolWatch(spool).status()) if spool is not None else []
-    finished = spool.history() if spool is not None and with_finished else []
-    now = time.time()
+    look = _Look(Settings.load(spool_dir=spool_dir), with_finished)
+    if watched:
+        _watch(look, as_json)
+        return look.exit_code
+    look.again()
     if as_json:
-        click.echo(json.dumps(_as_json(settings, runs, finished if with_finished else None, now), indent=2))
+        click.echo(json.dumps(look.as_json(), indent=2))
     else:
-        _show(console(), settings, runs, finished, now)
-    return 1 if any(needs_a_person(run) for run in runs) else 0
+        _print(console(), look.shown())
+    return look.exit_code
+
+
+class _Look:
+    """The spool as it is at one moment."""
+
+    def __init__(self, settings: Settings, with_finished: bool) -> None:
+        from ..watch import SpoolWatch, Status
+
+        self._settings = settings
+        self._spool: Spool | None = None
+        self._watch: SpoolWatch | None = None
+        self._with_finished = with_finished
+        self.now = 0.0
+        self.found: tuple[Status, list[dict[str, Any]]] = (Status(), [])
+
+    def again(self) -> None:
+        """Look again; there may be a spool now that was not there before."""
+        from ..watch import SpoolWatch
+
+        if self._spool is None:
+            self._spool = open_spool(self._settings)
+        if self._spool is not None:
+            self._watch = self._watch or SpoolWatch(self._spool)
+            self.found = (self._watch.status(), self._spool.history() if self._with_finished else [])
+        self.now = time.time()
+
+    @property
+    def found_to_tell(self) -> tuple[object, ...]:
+        """What is worth another line when it changes."""
+        runs, finished = self.found
+        return tuple(runs), runs.trouble and runs.trouble.since, finished
+
+    @property
+    def exit_code(self) -> int:
+        """1 if something needs a person."""
+        return 1 if any(needs_a_person(run) for run in self.found[0]) else 0
+
+    def shown(self) -> Iterator[RenderableType]:
+        """It, for a person."""
+        return _shown(self._settings, *self.found, self.now)
+
+    def as_json(self) -> dict[str, Any]:
+        """It, for a program."""
+        runs, finished = self.found
+        return _as_json(self._settings, runs, finished if self._with_finished else None, self.now)
+
+
+def _watch(look: _Look, as_json: bool) -> None:
+    """Look every second, until Ctrl-C: on a terminal in place, in a pipe whenever something has changed."""
+    ending, out = threading.Event(), console()
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: ending.set())
+    try:
+        with ExitStack() as stack:
+            live = None
+            if out.is_terminal and not as_json:
+                live = stack.enter_context(Live(console=out, auto_refresh=False))
+            said: Any = None
+            while True:
+                look.again()
+                if live is not None:
+                    live.update(Group(*look.shown()), refresh=True)
+                elif look.found_to_tell != said:
+                    said = look.found_to_tell
+                    if as_json:
+                        click.echo(json.dumps(look.as_json()))
+                    else:
+                        _print(out, [Text(moment(look.now)), *look.shown()])
+                    sys.stdout.flush()
+                if ending.wait(LOOK_PERIOD_S):
+                    return
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _print(out: Console, shown: Iterable[RenderableType]) -> None:
+    for part in shown:
+        out.print(part, soft_wrap=isinstance(part, Text))
 
 
 def open_spool(settings: Settings) -> Spool | None:
@@ -86,31 +173,38 @@ def needs_a_person(run: RunStatus) -> bool:
     return run.state == "parked" or run.points.refused > 0 or run.points.lost > 0
 
 
-def _show(out: Console, settings: Settings, runs: list[RunStatus], finished: list[dict[str, Any]], now: float) -> None:
+def _shown(settings: Settings, runs: Status, finished: list[dict[str, Any]], now: float) -> Iterator[RenderableType]:
     from ..clock import CLOCK_WARNS_S, read_note, told
 
     for run in runs:
-        _show_run(out, run, now)
+        yield from _run(run, now)
     for entry in finished:
-        _show_finished(out, entry)
+        yield from _finished(entry)
     note = read_note(settings.spool_path)
     if note is not None and note.endpoint == settings.endpoint:
         off = abs(note.offset_s) > CLOCK_WARNS_S + note.delay_s / 2
         text = f"Clock: {told(note.offset_s, note.delay_s)}, measured {age(now - note.measured)} ago."
-        out.print(Text(text, style="yellow" if off else "dim"), soft_wrap=True)
+        yield Text(text, style="yellow" if off else "dim")
     waiting = sum(run.points.waiting for run in runs)
     text = f"Spool {plain(settings.spool_path)}: "
     if not runs:
         text += "nothing waits."
     else:
         text += f"{counted(len(runs), 'run')}, {counted(waiting, 'point')} waiting."
-    out.print(Text(text), soft_wrap=True)
+    yield Text(text)
+    if runs and runs.trouble is not None:
+        trouble = runs.trouble
+        yield Text(
+            f"Atomscale at {plain(trouble.endpoint)} has taken no data for {age(now - trouble.since)}, "
+            f"since {moment(trouble.since)}: {plain(trouble.error)}",
+            style="yellow",
+        )
     if waiting and not settings.api_key and not settings.offline:
-        out.print(Text("There is no API key here (ATOMSCALE_API_KEY); `atomscale-bluesky upload` will need one."))
+        yield Text("There is no API key here (ATOMSCALE_API_KEY); `atomscale-bluesky upload` will need one.")
 
 
-def _show_run(out: Console, run: RunStatus, now: float) -> None:
-    _headline(out, run.label, run.state, run.run_uid, run.started)
+def _run(run: RunStatus, now: float) -> Iterator[RenderableType]:
+    yield _headline(run.label, run.state, run.run_uid, run.started)
     table = _table()
     table.add_row("points", _sum_of(run.points))
     if run.points.lost:
@@ -124,15 +218,15 @@ def _show_run(out: Console, run: RunStatus, now: float) -> None:
         table.add_row("stream", _stream(stream))
     if run.problem:
         table.add_row("problem", Text(plain(run.problem, limit=1000), style="bold red"))
-    out.print(table)
-    out.print()
+    yield table
+    yield Text()
 
 
-def _show_finished(out: Console, entry: dict[str, Any]) -> None:
+def _finished(entry: dict[str, Any]) -> Iterator[RenderableType]:
     points = int(entry.get("delivered") or 0)
     discarded = int(entry.get("discarded") or 0)
     state = "discarded" if discarded else "finalized"
-    _headline(out, entry.get("label"), state, entry.get("run_uid"), float(entry.get("started") or 0.0))
+    yield _headline(entry.get("label"), state, entry.get("run_uid"), float(entry.get("started") or 0.0))
     table = _table()
     share = f"{number(discarded)} given up" if discarded else "all of them"
     table.add_row("points", Text(f"{number(points)} delivered, {share}, by {moment(entry.get('finished') or 0.0)}"))
@@ -144,17 +238,14 @@ def _show_finished(out: Console, entry: dict[str, Any]) -> None:
         table.add_row("", Text("interrupted: no stop document came", style="yellow"))
     for data_id in entry.get("data_ids") or ():
         table.add_row("stream", Text(plain(data_id)))
-    out.print(table)
-    out.print()
+    yield table
+    yield Text()
 
 
-def _headline(out: Console, label: Any, state: str, uid: Any, started: float) -> None:
-    out.print(
-        Text.assemble(
-            (plain(label, limit=200), "bold"), "  ", (plain(state), _STATES.get(state, "")), "  ",
-            (f"run {plain(str(uid)[:8])}, started {moment(started)}", "dim"),
-        ),
-        soft_wrap=True,
+def _headline(label: Any, state: str, uid: Any, started: float) -> Text:
+    return Text.assemble(
+        (plain(label, limit=200), "bold"), "  ", (plain(state), _STATES.get(state, "")), "  ",
+        (f"run {plain(str(uid)[:8])}, started {moment(started)}", "dim"),
     )  # fmt: skip
 
 
@@ -203,9 +294,7 @@ def _stream(stream: StreamStatus) -> Text:
     return text
 
 
-def _as_json(
-    settings: Settings, runs: list[RunStatus], finished: list[dict[str, Any]] | None, now: float
-) -> dict[str, Any]:
+def _as_json(settings: Settings, runs: Status, finished: list[dict[str, Any]] | None, now: float) -> dict[str, Any]:
     import msgspec
 
     from ..clock import read_note
@@ -218,6 +307,8 @@ def _as_json(
             | {"oldest_waiting_s": None if run.oldest_waiting is None else max(0.0, now - run.oldest_waiting)}
             for run in runs
         ],
+        "last_error": runs.last_error,
+        "trouble": msgspec.to_builtins(runs.trouble),
     }
     note = read_note(settings.spool_path)
     if note is not None and note.endpoint == settings.endpoint:

@@ -13,6 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from ..progress import counted as counted
+from ..progress import number as number
+
 
 def console(*, stderr: bool = False) -> Console:
     """A console that takes nothing in a text for markup, an emoji or a number to be coloured."""
@@ -25,16 +28,6 @@ def plain(value: Any, *, limit: int = 500) -> str:
     if len(text) > limit:
         text = text[: limit - 1] + "…"
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
-
-
-def number(count: int) -> str:
-    """A count with its thousands set apart."""
-    return f"{count:,}".replace(",", "\N{NO-BREAK SPACE}")
-
-
-def counted(count: int, noun: str) -> str:
-    """A count with its noun: 1 run, 2 runs."""
-    return f"{number(count)} {noun}{'' if count == 1 else 's'}"
 
 
 def age(seconds: float) -> str:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from ..progress import LOOK_PERIOD_S, Bar
 from .status import open_spool
 from .text import ConsoleLog, console, counted, number, plain
 
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from ..spool import Spool
     from ..uploader import Uploader
     from ..watch import SpoolWatch
-
-LOOK_PERIOD_S = 0.2
-# Where the output is no terminal, how many looks from one line to the next.
-LOOKS_PER_LINE = 25
 
 
 @click.command
@@ -119,7 +115,7 @@ def _deliver(out: Console, settings: Settings, spool: Spool, watch: SpoolWatch, 
     """Drain until nothing moves any more, or `ending`. In rounds: an uploader takes up so many runs at a time."""
     from ..uploader import Uploader
 
-    with _Bar(out, watch) as bar:
+    with Bar(out, watch) as bar:
         while not ending.is_set():
             before = set(spool.run_folders())
             uploader = Uploader(spool, settings)
@@ -142,48 +138,6 @@ def _deliver(out: Console, settings: Settings, spool: Spool, watch: SpoolWatch, 
 
 def _drain(uploader: Uploader, answer: SimpleQueue[bool]) -> None:
     answer.put(uploader.drain(threading.TIMEOUT_MAX))
-
-
-class _Bar:
-    """How much of what waited at the beginning has been delivered."""
-
-    def __init__(self, out: Console, watch: SpoolWatch) -> None:
-        self._out = out
-        self._watch = watch
-        self._looks = 0
-        self._first: dict[str, int] = {}  # waiting points of each run when it was first seen
-        self._waiting: dict[str, int] = {}
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[points]}"),
-            TimeElapsedColumn(),
-            console=out,
-            disable=not out.is_terminal,
-        )
-        self._task: TaskID = self._progress.add_task("uploading", total=None, points="")
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        self.look()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def look(self) -> None:
-        """Look how far it is."""
-        now = {run.run_uid: run.points.waiting + run.points.refused for run in self._watch.status()}
-        for uid, waiting in now.items():
-            self._first.setdefault(uid, waiting)
-        total = sum(max(first, now.get(uid, 0)) for uid, first in self._first.items())
-        waiting = sum(now.values())
-        points = f"{number(total - waiting)} of {counted(total, 'point')}"
-        self._progress.update(self._task, total=max(total, 1), completed=total - waiting, points=points)
-        if not self._out.is_terminal and self._looks % LOOKS_PER_LINE == 0:
-            self._out.print(Text(points))
-        self._looks += 1
 
 
 def _report(out: Console, spool: Spool, watch: SpoolWatch) -> int:

@@ -30,6 +30,7 @@ def main() -> int:
     parser.add_argument("--scenario", action="append", help=f"one of {', '.join(SCENARIOS)}; may be repeated")
     parser.add_argument("--jobs", type=int, default=2, help="processes at the same time")
     parser.add_argument("--json", type=Path, help="write all results to this file")
+    parser.add_argument("--keep", type=Path, help="keep spools and disks of failed seeds in this folder")
     parser.add_argument("--list", action="store_true", help="say what there is, and end")
     given = parser.parse_args()
     if given.list:
@@ -40,7 +41,7 @@ def main() -> int:
     results: list[Result] = []
     with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
         jobs = [
-            pool.submit(play_seed, name, seed)
+            pool.submit(play_seed, name, seed, given.keep)
             for name in names
             for seed in range(given.first, given.first + given.seeds * SCENARIOS[name].weight)
         ]

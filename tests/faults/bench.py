@@ -221,8 +221,8 @@ class Bench:
 
 
 @contextlib.contextmanager
-def bench(scenario: str, seed: int, **server: Any) -> Iterator[Bench]:
-    """A bench with a server of its own; its folder goes with it."""
+def bench(scenario: str, seed: int, *, keep: Path | None = None, **server: Any) -> Iterator[Bench]:
+    """A bench with a server of its own; its folder goes with it, unless there is a problem and a place to keep it."""
     folder = Path(tempfile.mkdtemp(prefix="fault-bench-"))
     begin = time.monotonic()
     child.hurry(HURRIED)
@@ -245,4 +245,6 @@ def bench(scenario: str, seed: int, **server: Any) -> Iterator[Bench]:
     finally:
         logger.removeHandler(quiet)
         child.hurry(1.0)
+        if keep is not None and made.result.problems:
+            shutil.copytree(folder, keep / f"{scenario}-{seed}", dirs_exist_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
