@@ -8,6 +8,7 @@ its reason.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -92,6 +93,7 @@ class Account:
         self.stop: Stop | None = None
         self.rows: Counter[int] = Counter()  # by layout
         self.next_row: dict[str, int] = {}  # by time base
+        self.until: dict[str, float] = {}  # by time base: the latest time of a row
         self.rows_missing: Counter[int] = Counter()  # by layout: numbers that were passed over, because damaged
         self.rounded: Counter[str] = Counter()  # by channel
         self._gaps: Counter[tuple[int, str, str]] = Counter()  # layout, channel, reason
@@ -111,8 +113,8 @@ class Account:
                 assert isinstance(row, Row)  # noqa: S101 - a line that begins with a bracket is one
                 self.take_row(row)
             else:
-                layout, number, _ = payload[1:64].split(b",", 2)
-                self._number(int(layout), int(number))
+                layout, number, time, _ = payload[1:80].split(b",", 3)
+                self._number(int(layout), int(number), float(time))
             return None
         found = decode_journal(payload)
         match found:
@@ -136,7 +138,7 @@ class Account:
 
     def take_row(self, row: Row) -> None:
         """Take in a row that is decoded already."""
-        self._number(row.layout, row.number)
+        self._number(row.layout, row.number, row.time)
         self.rounded.update(row.rounded)
         for name, reason in row.gaps.items():
             self._gaps[row.layout, name, reason] += 1
@@ -162,7 +164,7 @@ class Account:
             self.rows_missing[layouts[-1]] += missing
             self.next_row[time_base] = rows
 
-    def _number(self, layout: int, number: int) -> None:
+    def _number(self, layout: int, number: int, time: float) -> None:
         known = self.layouts.get(layout)
         if known is None:
             raise SpoolError(f"a row names layout {layout}, which the journal does not have")
@@ -171,6 +173,8 @@ class Account:
         if number > expected:
             self.rows_missing[layout] += number - expected
         self.next_row[known.time_base] = number + 1
+        if time > self.until.get(known.time_base, -math.inf):
+            self.until[known.time_base] = time
 
     def channels(self, ledger: LedgerState) -> dict[str, Counts]:
         """What became of the points of each channel, and of each data key that is none, under its own name."""

@@ -12,40 +12,35 @@ another process that shares the spool.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 import weakref
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from . import process
-from .channels import EventStream, Names, Selection
+from .channels import EventStream, Selection
 from .client import Client
-from .errors import AtomscaleBlueskyError, ChannelError, MetadataError, SettingsError, SpoolError, SpoolFullError
-from .lines import FORMAT, Header, LeftOut, Links, Stop, encode
-from .metadata import content_digest, read_metadata, run_label
+from .errors import SettingsError, SpoolError, SpoolFullError
+from .lines import Header, Stop, encode
+from .oddities import BEHIND_STOP, SEEN_BEFORE, TAKEN_BEFORE, Oddities
+from .past import Past, past_of
+from .runs import NO_ROOM, NOT_SELECTED, OpenRun, header_of, text_of, time_of, uid_of, without
 from .settings import Settings
-from .spool import RunWriter, Spool
+from .spool import Spool
 from .uploader import Drain, Uploader
 from .verify import Verification, verify_run
 from .watch import SpoolWatch, Status
 
 _logger = logging.getLogger(__name__)
 
-# The same event may come twice (two subscriptions, a bus that delivers again); so many uids of each run are remembered.
-REMEMBERED_EVENTS = 10_000
 # Runs that have ended are remembered, to recognise one that is replayed.
 REMEMBERED_RUNS = 1000
 # A start document older than this is no run that begins now: whether it was sent before is looked up in the spool.
 REPLAY_AGE_S = 5.0
-
-NO_ROOM = "no room in the spool"
-UNREADABLE = "malformed document"
-NOT_SELECTED = "event stream not selected"
 
 
 class AtomscaleCallback:
@@ -115,14 +110,13 @@ class AtomscaleCallback:
             unprefixed=self.settings.primary if self.settings.layout == "run" else None,
         )
         self._lock = threading.Lock()  # around all state of the front half; held for memory operations and one write
-        self._runs: dict[str, _Run] = {}  # open runs by uid
-        self._streams: dict[str, tuple[_Run, EventStream | None]] = {}  # by descriptor uid; None: not selected
+        self._runs: dict[str, OpenRun] = {}  # open runs by uid
+        self._streams: dict[str, tuple[OpenRun, EventStream | None]] = {}  # by descriptor uid; None: not selected
         self._ended: OrderedDict[str, str] = OrderedDict()  # uid → digest of the start document
         self._late: OrderedDict[str, str] = OrderedDict()  # descriptor uid → uid of the run, which has ended
         self._skipped: set[str] = set()  # runs taken before, being replayed
         self._streams_skipped: set[str] = set()  # their descriptors
-        self._said: set[str] = set()
-        self._ignored: Counter[str] = Counter()
+        self._oddities = Oddities()
         self._watch = SpoolWatch(self._spool)
         self._uploader = self._make_uploader()
         self._closed = False
@@ -144,7 +138,7 @@ class AtomscaleCallback:
             elif name == "stop":
                 self._stop(doc)
         except Exception as error:  # noqa: BLE001 - an exception here would end the plan
-            self._count_broken(name, error)
+            self._oddities.broken(name, error)
 
     def __enter__(self) -> AtomscaleCallback:
         """The callback itself."""
@@ -241,7 +235,7 @@ class AtomscaleCallback:
     def ignored(self) -> Mapping[str, int]:
         """How many documents belonged to no run or descriptor that is known, or could not be read, by kind."""
         with self._lock:
-            return dict(self._ignored)
+            return dict(self._oddities.counts)
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """Drain for at most this long, then stop the threads; True if nothing was left to deliver.
@@ -269,94 +263,61 @@ class AtomscaleCallback:
     # ---- documents -------------------------------------------------------------------------------------------------
 
     def _start(self, doc: Mapping[str, Any]) -> None:
-        uid = doc["uid"]
-        if not isinstance(uid, str) or not uid:
-            raise ChannelError(f"a start document's uid is a {type(uid).__name__}, expected text; its run is left out")
+        uid = uid_of(doc)
+        header = header_of(doc, uid, self.settings)
+        past = None
+        if not self.settings.resend and time.time() - header.started > REPLAY_AGE_S:
+            past = past_of(self._spool, uid)
         with self._lock:
             if uid in self._runs:
-                self._ignore("start", f"a second start document of run {uid} is ignored")
+                self._oddities.ignore("start", f"a second start document of run {uid} is ignored")
                 return
-            if not self.settings.resend and self._was_seen(uid, doc):
+            if uid in self._ended and not self.settings.resend:
+                past = Past(self._ended[uid], ended=True)
+            if past is not None and (past.ended or past.content != header.content):
+                self._skip(uid, same=past.content == header.content)
                 return
-            run = _Run(uid, _time(doc))
-            self._runs[uid] = run
-        header = run.header = self._header(doc, uid)
-        with self._lock:
+            run = self._runs[uid] = OpenRun(uid, header, past.until if past else None)
             self._open_run(run)
+        self._tell_opened(header, goes_on=past is not None)
+
+    def _skip(self, uid: str, *, same: bool) -> None:
+        """Take nothing of a run that was taken before; called with the lock held."""
+        if same:
+            _logger.warning("run %s was taken before and is not sent again; `resend` would", uid)
+        else:
+            _logger.error("run %s was taken before with other content: this one is refused; give it its own uid", uid)
+        self._oddities.counts[TAKEN_BEFORE] += 1
+        self._skipped.add(uid)
+
+    def _tell_opened(self, header: Header, *, goes_on: bool) -> None:
+        uid, source = header.run_uid, header.links.synth_source_id
+        if goes_on:
+            _logger.warning("run %s goes on where it was interrupted: what was kept of it is not taken again", uid)
         if header.problem:
             _logger.error(
                 "run %s is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit %s …`",
                 uid, header.problem, uid[:8],
             )  # fmt: skip
-        else:
-            source = header.links.synth_source_id
-            _logger.info("run %s opened for synth_source_id %s", uid, source)
-            if source is None:
-                self._say_once(
-                    "unlinked", "no synth_source_id in a run's metadata or the settings: it is streamed unlinked"
-                )
-
-    def _was_seen(self, uid: str, doc: Mapping[str, Any]) -> bool:
-        """Whether this run was taken before, here or by an earlier process; says so. Called with the lock held."""
-        before = self._ended.get(uid)
-        if before is None and time.time() - _time(doc) > REPLAY_AGE_S:
-            before = self._spool.content_of(uid)
-        if before is None:
-            return False
-        if before == content_digest(doc):
-            _logger.warning("run %s was taken before and is not sent again; `resend` would", uid)
-        else:
-            _logger.error("run %s was taken before with other content: this one is refused; give it its own uid", uid)
-        self._ignored["run taken before"] += 1
-        self._skipped.add(uid)
-        return True
-
-    def _open_run(self, run: _Run) -> None:
-        """Make the run's folder in the spool; called with the lock held."""
-        if run.header is None:
             return
+        _logger.info("run %s opened for synth_source_id %s", uid, source)
+        if source is None:
+            self._oddities.say_once(
+                "unlinked", "no synth_source_id in a run's metadata or the settings: it is streamed unlinked"
+            )
+
+    def _open_run(self, run: OpenRun) -> None:
+        """Make the run's folder in the spool; called with the lock held."""
         try:
-            run.writer = self._spool.create(run.header)
+            writer = self._spool.create(run.header)
         except SpoolError as error:
-            self._say_once(
+            self._oddities.say_once(
                 f"not kept {run.uid}", f"run {run.uid} is not kept until there is room: {error}", logging.ERROR
             )
             return
-        run.settled = False
-        for event_stream in run.event_streams.values():
-            if event_stream is not None:
-                event_stream.start_over()
+        run.begin_again(writer)
         if self._uploader:
-            self._uploader.add(run.writer.folder)
-
-    def _header(self, doc: Mapping[str, Any], uid: str) -> Header:
-        problem = None
-        links, points, label = Links(), self.settings.points_per_chunk, None
-        try:
-            metadata = read_metadata(doc)
-        except MetadataError as error:
-            problem = str(error)
-        else:
-            links, label = metadata.links, metadata.label
-            points = metadata.points_per_chunk or points
-        if links.synth_source_id is None and problem is None:
-            links = Links(self.settings.synth_source_id, links.physical_sample_id, links.project_id)
-        return Header(
-            format=FORMAT,
-            run_uid=uid,
-            started=_time(doc),
-            label=label or run_label(doc, self.settings.label),
-            points_per_chunk=points,
-            primary=self.settings.primary,
-            endpoint=self.settings.endpoint,
-            non_finite=self.settings.non_finite,
-            layout=self.settings.layout,
-            links=links,
-            problem=problem,
-            content=content_digest(doc),
-            keep=self.settings.keep,
-            clock=self.settings.clock,
-        )
+            self._uploader.add(writer.folder)
 
     def _descriptor(self, doc: Mapping[str, Any]) -> None:
         run_uid, uid = str(doc["run_start"]), str(doc["uid"])
@@ -366,18 +327,13 @@ class AtomscaleCallback:
                 self._streams_skipped.add(uid)
                 return
             if run is None:
-                self._ignore("descriptor", f"a descriptor of run {run_uid}, whose start never came, is ignored")
-                return
-            name = str(doc.get("name") or "")
-            if name not in run.event_streams:
-                taken = self._selection.takes_event_stream(name)
-                run.event_streams[name] = (
-                    EventStream(doc, self._selection, started=run.started, next_layout=run.next_layout, names=run.names)
-                    if taken
-                    else None
+                self._oddities.ignore(
+                    "descriptor", f"a descriptor of run {run_uid}, whose start never came, is ignored"
                 )
-                if not taken:
-                    _logger.info("event stream %r of run %s is left out by the settings", name, run_uid)
+                return
+            name = text_of(doc.get("name"))
+            if name not in run.event_streams and not run.describe(doc, name, self._selection):
+                _logger.info("event stream %r of run %s is left out by the settings", name, run_uid)
             self._streams[uid] = (run, run.event_streams[name])
 
     def _event(self, doc: Mapping[str, Any]) -> None:
@@ -387,13 +343,15 @@ class AtomscaleCallback:
                 return
             if known is None and doc["descriptor"] in self._late:
                 run_uid = self._late[doc["descriptor"]]
-                self._ignored["event behind its run's stop"] += 1
-                self._say_once(
+                self._oddities.counts[BEHIND_STOP] += 1
+                self._oddities.say_once(
                     f"late {run_uid}", f"an event of run {run_uid} came behind its stop document and is left out"
                 )
                 return
             if known is None:
-                self._ignore("event", f"an event of descriptor {doc['descriptor']}, which never came, is ignored")
+                self._oddities.ignore(
+                    "event", f"an event of descriptor {doc['descriptor']}, which never came, is ignored"
+                )
                 return
             run, event_stream = known
             if event_stream is None:
@@ -401,12 +359,15 @@ class AtomscaleCallback:
                 return
             uid = doc["uid"]
             if run.has_seen(uid):
-                self._ignored["event seen before"] += 1
+                self._oddities.counts[SEEN_BEFORE] += 1
                 return
             if run.writer is None and (run.settled or self._spool.has_room):
                 self._open_run(run)
             payloads = event_stream.event(doc, time.time())
-            self._keep(run, event_stream, payloads, 1, doc.get("data") or ())
+            if payloads:
+                self._keep(run, event_stream, payloads, 1, doc["data"])
+            else:  # of a run that goes on, up to where it was interrupted
+                self._oddities.counts[SEEN_BEFORE] += 1
             run.remember(uid)
 
     def _event_page(self, doc: Mapping[str, Any]) -> None:
@@ -415,7 +376,9 @@ class AtomscaleCallback:
             if known is None and doc["descriptor"] in self._streams_skipped:
                 return
             if known is None:
-                self._ignore("event_page", f"a page of descriptor {doc['descriptor']}, which never came, is ignored")
+                self._oddities.ignore(
+                    "event_page", f"a page of descriptor {doc['descriptor']}, which never came, is ignored"
+                )
                 return
             run, event_stream = known
             uids = list(doc["uid"])
@@ -423,8 +386,8 @@ class AtomscaleCallback:
                 run.leave_out(NOT_SELECTED, doc.get("data") or (), len(uids))
                 return
             if any(map(run.has_seen, uids)):
-                doc = _without(doc, [i for i, uid in enumerate(uids) if run.has_seen(uid)])
-                self._ignored["event seen before"] += len(uids) - len(doc["uid"])
+                doc = without(doc, [i for i, uid in enumerate(uids) if run.has_seen(uid)])
+                self._oddities.counts[SEEN_BEFORE] += len(uids) - len(doc["uid"])
                 uids = list(doc["uid"])
             if run.writer is None and (run.settled or self._spool.has_room):
                 self._open_run(run)
@@ -434,7 +397,7 @@ class AtomscaleCallback:
             for uid in uids:
                 run.remember(uid)
 
-    def _keep(self, run: _Run, event_stream: EventStream, payloads: list[bytes], events: int, keys: Any) -> None:
+    def _keep(self, run: OpenRun, event_stream: EventStream, payloads: list[bytes], events: int, keys: Any) -> None:
         """Append a document's lines, or count its readings as left out; called with the lock held."""
         if run.writer is None:
             run.leave_out(NO_ROOM, keys, events)
@@ -443,7 +406,9 @@ class AtomscaleCallback:
             run.writer.append(payloads)
         except SpoolFullError as error:
             run.leave_out(NO_ROOM, keys, events)
-            self._say_once(f"no room {run.uid}", f"new readings of run {run.uid} are left out: {error}", logging.ERROR)
+            self._oddities.say_once(
+                f"no room {run.uid}", f"new readings of run {run.uid} are left out: {error}", logging.ERROR
+            )
             return
         first = not event_stream.begun
         event_stream.accepted()
@@ -464,40 +429,33 @@ class AtomscaleCallback:
                 self._streams_skipped.clear()
                 return
             if run is None:
-                self._ignore("stop", f"a stop document of run {uid}, whose start never came, is ignored")
+                self._oddities.ignore("stop", f"a stop document of run {uid}, whose start never came, is ignored")
                 return
             for descriptor in [key for key, value in self._streams.items() if value[0] is run]:
                 del self._streams[descriptor]
                 self._late[descriptor] = uid
             while len(self._late) > REMEMBERED_RUNS:
                 self._late.popitem(last=False)
-            self._ended[uid] = run.header.content if run.header else ""
+            self._ended[uid] = run.header.content
             if len(self._ended) > REMEMBERED_RUNS:
                 self._ended.popitem(last=False)
             if run.writer is None and not run.settled:
                 _logger.error("run %s ended without having been kept: the spool had no room for it", uid)
-            for event_stream in run.event_streams.values():
-                if event_stream is not None and event_stream.replaced_times:
-                    _logger.warning(
-                        "event stream %r of run %s: %d readings had impossible times and got their event's",
-                        event_stream.name, uid, event_stream.replaced_times,
-                    )  # fmt: skip
+            run.tell_what_was_odd()
             if run.writer is not None:
                 stop = Stop(
-                    time=_time(doc),
-                    exit_status=_text(doc.get("exit_status")),
-                    reason=_text(doc.get("reason")),
+                    time=time_of(doc),
+                    exit_status=text_of(doc.get("exit_status")),
+                    reason=text_of(doc.get("reason")),
                 )
                 self._end_run(run, stop)
 
-    def _end_run(self, run: _Run, stop: Stop) -> None:
+    def _end_run(self, run: OpenRun, stop: Stop) -> None:
         """Write how the run ended and let go of its files; called with the lock held."""
         writer, run.writer, run.settled = run.writer, None, True
         if writer is None:
             return
-        for event_stream in run.event_streams.values():
-            if event_stream is not None:
-                stop.rows.update(event_stream.rows_by_time_base)
+        stop.rows.update(run.rows())
         try:
             writer.append([*run.left_out_lines(), encode(stop)], always=True)
         except SpoolError as error:
@@ -506,26 +464,6 @@ class AtomscaleCallback:
         self._spool.release(writer)
         if self._uploader:
             self._uploader.stopped(writer.folder)
-
-    # ---- oddities --------------------------------------------------------------------------------------------------
-
-    def _ignore(self, kind: str, text: str) -> None:
-        self._ignored[kind] += 1
-        self._say_once(text, text)
-
-    def _say_once(self, about: str, text: str, level: int = logging.WARNING) -> None:
-        if about not in self._said and len(self._said) < 1000:
-            self._said.add(about)
-            _logger.log(level, "%s", text)
-
-    def _count_broken(self, name: str, error: Exception) -> None:
-        """A document that cannot be read costs a count and a line in the log, and nothing beside it."""
-        self._ignored[UNREADABLE] += 1
-        expected = isinstance(error, AtomscaleBlueskyError | KeyError | TypeError | ValueError)
-        if f"broken {name}" not in self._said:
-            self._said.add(f"broken {name}")
-            shown = error if isinstance(error, ChannelError) else f"{type(error).__name__}: {error}"
-            _logger.error("a %r document could not be used, the run goes on: %s", name, shown, exc_info=not expected)
 
     # ---- process ---------------------------------------------------------------------------------------------------
 
@@ -554,85 +492,6 @@ class AtomscaleCallback:
         self._runs, self._streams = {}, {}
         self._spool.forget_after_fork()
         self._uploader = None
-
-
-class _Run:
-    """What the front half knows of an open run."""
-
-    def __init__(self, uid: str, started: float) -> None:
-        self.uid = uid
-        self.started = started
-        self.header: Header | None = None
-        self.writer: RunWriter | None = None  # None: the spool had no room for it, or it is settled
-        self.settled = False  # its files say how it ended
-        self.event_streams: dict[str, EventStream | None] = {}
-        self.names: Names = {}  # of all channels
-        self.unannounced = 0  # rows since the uploader was woken
-        self._seen: set[str] = set()  # the youngest events
-        self._seen_before: set[str] = set()  # those before them
-        self._layouts = 0
-        self._left_out: Counter[tuple[str, str]] = Counter()  # reason, key
-
-    def next_layout(self) -> int:
-        """A number for a layout, unique in this run."""
-        self._layouts += 1
-        return self._layouts - 1
-
-    def has_seen(self, uid: str) -> bool:
-        """Whether this event came before, among the last `REMEMBERED_EVENTS` at least."""
-        return uid in self._seen or uid in self._seen_before
-
-    def remember(self, uid: str) -> None:
-        """Note an event's uid, and forget the oldest ones, many at once, when there are many."""
-        self._seen.add(uid)
-        if len(self._seen) > REMEMBERED_EVENTS:
-            self._seen, self._seen_before = set(), self._seen
-
-    def leave_out(self, reason: str, keys: Any, events: int = 1) -> None:
-        """Count readings that do not reach the journal."""
-        for key in keys:
-            self._left_out[reason, str(key)] += events
-
-    def left_out_lines(self) -> list[bytes]:
-        """What was counted, as lines for the journal; begins to count anew."""
-        by_reason: dict[str, dict[str, int]] = {}
-        for (reason, key), n in self._left_out.items():
-            by_reason.setdefault(reason, {})[key] = n
-        self._left_out.clear()
-        return [
-            encode(LeftOut(event_stream="", reason=reason, readings=sum(keys.values()), keys=keys))
-            for reason, keys in by_reason.items()
-        ]
-
-
-def _time(doc: Mapping[str, Any]) -> float:
-    """A document's time, or the present one if it has none that is."""
-    try:
-        at = float(doc.get("time"))  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        return time.time()
-    return at if math.isfinite(at) else time.time()
-
-
-def _text(value: object) -> str:
-    """Text that a file can hold, of bounded length."""
-    return str(value or "")[:500].encode(errors="replace").decode()
-
-
-def _without(page: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
-    """An event page without some of its rows."""
-    gone = set(rows)
-
-    def kept(column: Any) -> list[Any]:
-        return [value for i, value in enumerate(column) if i not in gone]
-
-    out = dict(page)
-    for member in ("uid", "time", "seq_num"):
-        if member in page:
-            out[member] = kept(page[member])
-    for member in ("data", "timestamps", "filled"):
-        out[member] = {key: kept(column) for key, column in (page.get(member) or {}).items()}
-    return out
 
 
 def _stop_threads(uploader: Uploader | None, spool: Spool, timeout_s: float) -> None:

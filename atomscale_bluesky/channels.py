@@ -128,6 +128,11 @@ class EventStream:
         return sum(base.rows for base in self._bases)
 
     @property
+    def rounded(self) -> list[str]:
+        """Channels of which an integer ever lost digits."""
+        return sorted(name for base in self._bases for name in base.rounded)
+
+    @property
     def rows_by_time_base(self) -> dict[str, int]:
         """How many rows each time base has given."""
         return {base.layout.time_base: base.rows for base in self._bases}

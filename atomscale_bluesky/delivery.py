@@ -311,6 +311,7 @@ class Delivery:
             "discarded": status.points.discarded,
             "interrupted": bool(self.cutting.account.stop and self.cutting.account.stop.interrupted),
             "verified": self.state.verified is not None,
+            "until": self.cutting.account.until,
             "exit_status": self.cutting.account.stop.exit_status if self.cutting.account.stop else "",
             "content": self.header.content,
             "endpoint": self.header.endpoint,

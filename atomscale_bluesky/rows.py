@@ -69,6 +69,7 @@ class TimeBase:
     def __init__(self, layout: Layout, sources: list[Source]) -> None:
         self.rows = 0
         self.offered = 0
+        self.rounded: set[str] = set()  # channels of which an integer ever lost digits
         self.after = -math.inf  # rows up to this time were kept before
         self.change(sources, layout)
 
@@ -144,6 +145,7 @@ class TimeBase:
                     row.append(None)
                 elif type(value) is Rounded:
                     rounded.append(channel.name)
+                    self.rounded.add(channel.name)
                     row.append(float(value))
                 else:
                     row.append(value)

@@ -257,17 +257,6 @@ class Spool:
         """What is kept of finished runs, oldest first."""
         return self._history.entries()
 
-    def content_of(self, run_uid: str) -> str | None:
-        """The digest of the start document of a run that is in the spool or its history; None if it is in neither."""
-        for entry in self.history():
-            if entry.get("run_uid") == run_uid:
-                return str(entry.get("content", ""))
-        for folder in self.run_folders():
-            header = read_header(folder)
-            if header is not None and header.run_uid == run_uid:
-                return header.content
-        return None
-
     def _remove_corpse(self, folder: Path) -> None:
         """Remove the folder of a run of which there is no header, because its writer or its machine died at once.
 

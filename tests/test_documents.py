@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -12,15 +13,16 @@ import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import bluesky.preprocessors as bpp
 import numpy as np
+import orjson
 import pytest
 from bluesky import RunEngine
 from bluesky.utils import RunEngineInterrupted
-from event_model import compose_run, compose_stream_resource
+from event_model import compose_run, compose_stream_resource, unpack_event_page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ophyd import Signal
 from ophyd.sim import det1, det2, motor, trivial_flyer
-from runs import Recorder
+from runs import Recorder, held
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.account import RunStatus
@@ -52,9 +54,9 @@ def quiet(make_callback: MakeCallback) -> AtomscaleCallback:
 class Run:
     """One run's documents, composed as event-model says, handed over one by one."""
 
-    def __init__(self, callback: AtomscaleCallback, **metadata: Any) -> None:
+    def __init__(self, callback: AtomscaleCallback, *, age_s: float = 0.0, **metadata: Any) -> None:
         self.callback = callback
-        self.composed = compose_run(metadata={"synth_source_id": 42, **metadata})
+        self.composed = compose_run(time=time.time() - age_s, metadata={"synth_source_id": 42, **metadata})
         self.start: dict[str, Any] = self.composed.start_doc
         self.uid: str = self.start["uid"]
         self.time: float = self.start["time"]
@@ -540,6 +542,94 @@ def test_a_run_that_is_replayed_is_not_sent_again(
     assert "was taken before with other content" in caplog.text
 
 
+def as_tiled_gives_it(documents: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """A run as a catalogue replays it: uids of events made up, pages as events, tuples as lists."""
+    for name, doc in documents:
+        if name == "event":
+            yield name, {**doc, "uid": f"event-{doc['descriptor']}-{doc['seq_num']}"}
+        elif name == "event_page":
+            for event in unpack_event_page(doc):
+                yield "event", {**event, "uid": f"event-{doc['descriptor']}-{event['seq_num']}"}
+        else:
+            yield name, orjson.loads(orjson.dumps(doc))
+
+
+def interrupted_run(callback: AtomscaleCallback) -> Run:
+    """A run of two event streams whose second half the callback never saw."""
+    run = Run(callback, age_s=60)
+    primary, monitor = run.describe("a", "b"), run.describe("m", name="m_monitor")
+    for n in range(12):
+        if n == 6:
+            callback.close(timeout_s=10)  # as the next process does for one that was killed
+            run.callback = lambda *_: None  # type: ignore[assignment]
+        run.event(primary, after=float(n), a=n, b=-n)
+        run.event(monitor, after=n + 0.5, m=n)
+    run.stop()
+    return run
+
+
+@pytest.mark.parametrize("replayed", [list, as_tiled_gives_it], ids=["from a bus or file", "from a catalogue"])
+@pytest.mark.parametrize("delivered", [True, False], ids=["delivered before", "still spooled"])
+def test_a_run_that_was_interrupted_goes_on_when_it_is_replayed_and_nothing_arrives_twice(
+    make_callback: MakeCallback, server: LocalServer, replayed: Any, delivered: bool
+) -> None:
+    run = interrupted_run(make_callback(offline=not delivered))
+    callback = make_callback(offline=not delivered)
+    for name, doc in replayed(run.sent):
+        callback(name, doc)
+    callback.close(timeout_s=10)
+    assert callback.ignored["event seen before"] == 12
+
+    last = make_callback()
+    assert last.drain(timeout_s=10)
+    assert sorted(n for n in held(server)["a"]) == list(range(12))
+    assert sorted(n for n in held(server)["b"]) == list(range(-11, 1))
+    assert sorted(n for n in held(server)["m"]) == list(range(12))
+    before = len(server.streams())
+    for name, doc in replayed(run.sent):  # once more: now it is whole
+        last(name, doc)
+    assert last.drain(timeout_s=10)
+    assert len(server.streams()) == before
+    assert last.ignored == {"run taken before": 1}
+
+
+def test_pages_of_an_interrupted_run_go_on_with_the_first_row_that_is_new(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    first = make_callback()
+    run = Run(first, age_s=60)
+    flyer = run.describe("a", name="fly")
+    run.give("event_page", page_of(flyer, 1, a=[0, 1, 2], times=[run.time + n for n in range(3)]))
+    first.close(timeout_s=10)
+
+    callback = run.callback = make_callback()
+    callback("start", run.start)
+    callback(*run.sent[1])
+    run.give("event_page", page_of(flyer, 1, a=[0, 1, 2, 3, 4], times=[run.time + n for n in range(5)]))
+    run.stop()
+
+    assert callback.drain(timeout_s=10)
+    assert sorted(held(server)["a"]) == [0, 1, 2, 3, 4]
+
+
+def test_a_run_that_another_process_takes_just_now_is_not_taken_twice(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    taking = Run(make_callback(), age_s=60)
+    primary = taking.describe("a")
+    taking.event(primary, a=1)
+
+    other = make_callback()
+    for name, doc in taking.sent:
+        other(name, doc)
+    taking.event(primary, a=2)
+    taking.stop()
+
+    assert taking.callback.drain(timeout_s=10)
+    assert held(server) == {"a": [1, 2]}
+    assert other.ignored == {"run taken before": 1}
+
+
 def test_every_document_twice_is_as_good_as_once(
     engine: RunEngine, callback: AtomscaleCallback, recorder: Recorder, server: LocalServer
 ) -> None:
@@ -737,6 +827,23 @@ def test_a_signal_that_leaves_its_type_is_followed_value_by_value(
             held.setdefault(name, []).extend(series.values)
     assert held["soft"] == [1.0, 2.5, 1.0, 0.10000000149011612]
     assert len(held["det1"]) == 7
+
+
+def test_integers_that_lose_digits_arrive_rounded_and_are_counted_and_said_once(
+    callback: AtomscaleCallback, server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(callback)
+    primary = run.describe("ticks", "exact")
+    for n in range(3):
+        run.event(primary, ticks=2**60 + n, exact=2**60)
+    assert status_of(callback, run).rounded == {"ticks": 2}  # 2**60 itself is a float
+    run.stop()
+
+    assert callback.drain(timeout_s=10)
+    assert held(server) == {"ticks": [2.0**60] * 3, "exact": [2.0**60] * 3}
+    assert [r.message.split(": ")[1] for r in caplog.records if "lost digits" in r.message] == [
+        "integers beyond 2**53 lost digits in ticks; `status` has the counts"
+    ]
 
 
 def test_a_thousand_channels_arrive(make_callback: MakeCallback, server: LocalServer) -> None:

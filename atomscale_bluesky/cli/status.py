@@ -214,6 +214,9 @@ def _run(run: RunStatus, now: float) -> Iterator[RenderableType]:
     for reason, keys in _left_out(run).items():
         count = sum(keys.values())
         table.add_row("left out", Text(f"{number(count)} {plain(reason)}: {plain(', '.join(keys))}"))
+    if run.rounded:
+        count = sum(run.rounded.values())
+        table.add_row("rounded", Text(f"{number(count)} integers beyond 2**53: {plain(', '.join(run.rounded))}"))
     for stream in run.streams:
         table.add_row("stream", _stream(stream))
     if run.problem:

@@ -1,0 +1,51 @@
+"""What came and could not be used: counted by kind, and said once in the log. Takes no lock of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+from .errors import AtomscaleBlueskyError, ChannelError
+
+_logger = logging.getLogger("atomscale_bluesky.callback")
+
+UNREADABLE = "malformed document"
+SEEN_BEFORE = "event seen before"
+TAKEN_BEFORE = "run taken before"
+BEHIND_STOP = "event behind its run's stop"
+
+# A log that says more kinds of things than this would be read by nobody.
+MAX_SAID = 1000
+
+
+class Oddities:
+    """Counts of odd documents, and the memory of what was said about them."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._said: set[str] = set()
+
+    def ignore(self, kind: str, text: str) -> None:
+        """Count a document that belongs to nothing that is known."""
+        self.counts[kind] += 1
+        self.say_once(text, text)
+
+    def say_once(self, about: str, text: str, level: int = logging.WARNING) -> None:
+        """Say something unless it was said about the same before."""
+        if about not in self._said and len(self._said) < MAX_SAID:
+            self._said.add(about)
+            _logger.log(level, "%s", text)
+
+    def broken(self, name: str, error: Exception) -> None:
+        """A document that cannot be read costs a count and a line in the log, and nothing beside it."""
+        self.counts[UNREADABLE] += 1
+        expected = isinstance(error, AtomscaleBlueskyError | LookupError | TypeError | ValueError)
+        if f"broken {name}" not in self._said:
+            self._said.add(f"broken {name}")
+            try:
+                shown = str(error) if isinstance(error, ChannelError) else f"{type(error).__name__}: {error}"
+            except Exception:  # noqa: BLE001 - a foreign exception may have no text
+                shown = type(error).__name__
+            _logger.error(
+                "a %r document could not be used, the run goes on: %s", name, shown[:1000], exc_info=not expected
+            )

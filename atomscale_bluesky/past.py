@@ -1,0 +1,67 @@
+"""What the spool and its history know of a run whose start document comes again, by a replay or a bus.
+
+A run that has ended is recognised and not taken again. One that was interrupted, because its process was killed or its
+bus delivers again from an earlier place, goes on: what was kept of it is told by the time of the last row of each time
+base, for replays do not keep the uids of events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .account import Account
+from .errors import SpoolError
+from .reading import RunReader, read_header
+from .spool import Spool
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What is left of a run that was taken before, by whichever process."""
+
+    content: str  # the digest of its start document
+    ended: bool  # by a stop document; or somebody else is taking it right now
+    until: dict[str, float] = field(default_factory=dict)  # by time base, the time of the last row that was kept
+
+
+def past_of(spool: Spool, run_uid: str) -> Past | None:
+    """What is known of a run; None if it is in neither spool nor history. Reads what is in the spool of it."""
+    # The spool first: what leaves it meanwhile is in the history by then.
+    found = [*_in_spool(spool, run_uid), *_in_history(spool, run_uid)]
+    if not found:
+        return None
+    until: dict[str, float] = {}
+    for past in found:
+        for time_base, time in past.until.items():
+            until[time_base] = max(time, until.get(time_base, time))
+    return Past(found[0].content, any(past.ended for past in found), until)
+
+
+def _in_history(spool: Spool, run_uid: str) -> Iterator[Past]:
+    for entry in spool.history():
+        if entry.get("run_uid") == run_uid:
+            yield Past(str(entry.get("content", "")), not entry.get("interrupted"), dict(entry.get("until") or {}))
+
+
+def _in_spool(spool: Spool, run_uid: str) -> Iterator[Past]:
+    for folder in spool.run_folders():
+        header = read_header(folder)
+        if header is not None and header.run_uid == run_uid:
+            yield _as_kept(spool, folder, header.content)
+
+
+def _as_kept(spool: Spool, folder: Path, content: str) -> Past:
+    if spool.writer_alive(folder):
+        return Past(content, ended=True)
+    account = Account()
+    reader = RunReader(folder)
+    try:
+        for line in reader.read():
+            account.take(line.payload)
+    except SpoolError:  # a line that is not understood: what stands before it has to do
+        pass
+    finally:
+        reader.close()
+    return Past(content, account.stop is not None and not account.stop.interrupted, dict(account.until))
