@@ -152,7 +152,7 @@ class Account:
 
     def take_rows(self, rows: Rows) -> None:
         """Take in consecutive rows without a gap."""
-        self._number(rows.layout, rows.number)
+        self._number(rows.layout, rows.number, max(rows.times))
         more = len(rows.times) - 1
         self.rows[rows.layout] += more
         self.next_row[self.layouts[rows.layout].time_base] += more
