@@ -44,6 +44,7 @@ class Answers:
         self._knowledge = knowledge
         self._endpoint, self._spool = where
         self._monotonic = monotonic
+        self.key_refused_since: float | None = None  # monotonic; None while it is taken, or was not asked for
         self._succeeded_at = 0.0
         self._note = TroubleNote(Path(self._spool), self._endpoint)
         self._trouble_since: float | None = None
@@ -131,6 +132,8 @@ class Answers:
                 delivery.park(task, f"forbidden, while others are taken: {error}")
                 return
             task.forbidden_at = task.forbidden_at or now
+        if isinstance(error, ApiKeyError) and self.key_refused_since is None:
+            self.key_refused_since = now
         not_before = self.pause.failed(now, error)
         _logger.debug("attempt %d to %s failed: %s", task.attempts + 1, task, error)
         delivery.failed_attempt(task, not_before, error, confirmed=outcome.confirmed)
@@ -155,6 +158,7 @@ class Answers:
         self._succeeded_at = self._monotonic()
         self.pause.succeeded()
         self._note.answered()
+        self.key_refused_since = None
         if self._trouble_since is not None:
             _logger.info("Atomscale at %s takes data again", self._endpoint)
             self._trouble_since = None

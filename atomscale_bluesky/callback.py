@@ -6,7 +6,7 @@
 `__call__` routes a document by its run, turns an event into one line and appends it with one write. It does no network
 I/O, never raises, and waits for nothing but the local file system; several threads may be in it at once. When it
 returns from an event the readings survive a killed process. Everything else happens in the uploader's threads, or in
-another process that shares the spool.
+another process that shares the spool: the setting `uploader` says which.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 from . import process
 from .channels import EventStream, Selection
 from .client import Client
+from .elsewhere import Elsewhere
 from .errors import SettingsError, SpoolError, SpoolFullError
 from .lines import Header, Stop, encode
 from .oddities import BEHIND_STOP, SEEN_BEFORE, TAKEN_BEFORE, Oddities
@@ -467,8 +468,9 @@ class AtomscaleCallback:
 
     # ---- process ---------------------------------------------------------------------------------------------------
 
-    def _make_uploader(self) -> Uploader | None:
-        if self.settings.offline or not self.settings.api_key:
+    def _make_uploader(self) -> Uploader | Elsewhere | None:
+        place = self.settings.uploader
+        if self.settings.offline or not (self.settings.api_key or place == "none"):
             why = "offline by setting" if self.settings.offline else "no API key (ATOMSCALE_API_KEY)"
             _logger.warning(
                 "%s: readings are spooled in %s and sent by a later session that has one", why, self._spool.path
@@ -482,7 +484,11 @@ class AtomscaleCallback:
             if callback is not None:
                 callback.settle_open_runs(folder)
 
-        uploader = Uploader(self._spool, self.settings, settle=settle)
+        uploader = (
+            Uploader(self._spool, self.settings, settle=settle)
+            if place == "thread"
+            else Elsewhere(self._spool, self.settings, start=place == "process", settle=settle)
+        )
         uploader.start()
         return uploader
 
@@ -491,16 +497,18 @@ class AtomscaleCallback:
         self._lock = threading.Lock()
         self._runs, self._streams = {}, {}
         self._spool.forget_after_fork()
+        if isinstance(self._uploader, Elsewhere):
+            self._uploader.after_fork_in_child()
         self._uploader = None
 
 
-def _stop_threads(uploader: Uploader | None, spool: Spool, timeout_s: float) -> None:
+def _stop_threads(uploader: Uploader | Elsewhere | None, spool: Spool, timeout_s: float) -> None:
     if uploader is not None:
         uploader.stop(timeout_s)
     spool.close(timeout_s)
 
 
-def _retire(uploader: Uploader | None, spool: Spool) -> None:
+def _retire(uploader: Uploader | Elsewhere | None, spool: Spool) -> None:
     spool.retire()
     if uploader is not None and uploader.running:
         uploader.retire()

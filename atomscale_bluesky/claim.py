@@ -105,11 +105,7 @@ class Claim:
         Raises:
             SpoolError: An order is not understood.
         """
-        try:
-            texts = (self.folder / ORDERS).read_bytes().split(b"\n")[:-1]
-        except FileNotFoundError:
-            return []
-        return [decode_order(payload) for text in texts if (payload := payload_of(text)) is not None]
+        return read_orders(self.folder)
 
     def finish(self, entry: dict[str, Any]) -> bool:
         """Move a run that is finalized whole into the history; False while its writer still has files open."""
@@ -137,3 +133,16 @@ class Claim:
         """Let go of the run as it is; idempotent."""
         self.ledger.close()
         self._lock.release()
+
+
+def read_orders(folder: Path) -> list[OrderLine]:
+    """Everything that people have asked to be done with the run in a folder, in order.
+
+    Raises:
+        SpoolError: An order is not understood.
+    """
+    try:
+        texts = (folder / ORDERS).read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    return [decode_order(payload) for text in texts if (payload := payload_of(text)) is not None]

@@ -13,8 +13,6 @@ import os
 import weakref
 from typing import Protocol
 
-from .uploader import Uploader
-
 
 class Subscriber(Protocol):
     """What is asked of a callback when its process ends or forks."""
@@ -36,12 +34,24 @@ class Subscriber(Protocol):
         ...
 
 
+class Background(Protocol):
+    """What is asked of whatever delivers, or sees to it, when the process ends."""
+
+    def close_at_exit(self) -> None:
+        """End, within the time that the settings allow."""
+        ...
+
+    def __hash__(self) -> int:
+        """By identity."""
+        ...
+
+
 _callbacks: weakref.WeakSet[Subscriber] = weakref.WeakSet()
-_uploaders: weakref.WeakSet[Uploader] = weakref.WeakSet()  # their threads hold them while they run
+_uploaders: weakref.WeakSet[Background] = weakref.WeakSet()  # their threads hold them while they run
 _looked_after_in: int | None = None  # the process whose end and forks are looked after
 
 
-def look_after(callback: Subscriber, uploader: Uploader | None) -> None:
+def look_after(callback: Subscriber, uploader: Background | None) -> None:
     """Have the callback closed when the process ends, and made inert in a forked child."""
     global _looked_after_in
     _callbacks.add(callback)

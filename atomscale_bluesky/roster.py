@@ -46,6 +46,7 @@ class Roster:
         settle: Callable[[Path], None] = lambda folder: None,
         now: Callable[[], float] = time.time,
     ) -> None:
+        self.unready = False  # a run that is just beginning had no header yet when the spool was searched
         self.more_runs = False  # the spool holds more than are delivered at a time
         self.own: set[Path] = set()  # runs whose writer is in this process
         self._spool = spool
@@ -82,6 +83,11 @@ class Roster:
             for delivery in self
         )
 
+    @property
+    def anything_open(self) -> bool:
+        """Whether a run of these may still get readings."""
+        return self.unready or any(not (delivery.stopped or delivery.parked) for delivery in self)
+
     def scan(self) -> None:
         """Take over runs that nobody delivers, and settle those whose writer is gone."""
         for delivery in self:
@@ -96,7 +102,7 @@ class Roster:
         except OSError as error:
             _logger.warning("spool %s cannot be read: %s", self._spool.path, error)
             return
-        self.more_runs = False
+        self.more_runs = self.unready = False
         self._troubled.intersection_update(folders)
         for folder in folders:
             if folder in self._deliveries:
@@ -112,6 +118,7 @@ class Roster:
             return
         try:
             header = read_header(folder)
+            self.unready = self.unready or header is None
             if header is not None and header.endpoint != self._endpoint:
                 if folder not in self._foreign:
                     self._foreign.add(folder)

@@ -39,6 +39,7 @@ Durability = Literal["interval", "event"]
 LayoutChoice = Literal["time_base", "run"]
 Keep = Literal["finalized", "verified"]
 ClockOf = Literal["host", "reference"]
+UploaderPlace = Literal["thread", "process", "none"]
 
 
 def _setting(text: str, **bounds: Any) -> Meta:
@@ -106,6 +107,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Durability,
         _setting("Sync accepted readings to disk within 250 ms, or before each call returns."),
     ] = "interval"
+    uploader: Annotated[
+        UploaderPlace,
+        _setting("Deliver in threads of the RunEngine's process, in a process of its own that is started and watched, "
+                 "or not at all: somebody else runs `atomscale-bluesky upload`."),
+    ] = "thread"  # fmt: skip
     api: Annotated[Api, _setting("Path family: the documented one, the one newer clients use, or found out.")] = "auto"
     max_connections: Annotated[int, _setting("Requests under way at the same time.", ge=1, le=64)] = 8
     max_body_bytes: Annotated[int, _setting("Larger requests are split by channels.", ge=10_000)] = 2**20

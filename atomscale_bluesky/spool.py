@@ -205,6 +205,13 @@ class Spool:
         with os.scandir(self.path) as entries:
             return sorted(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
 
+    def changed_at(self) -> int:
+        """When a run last came or went, as its file system tells; for comparing only."""
+        try:
+            return self.path.stat().st_mtime_ns
+        except OSError:
+            return 0
+
     def claim(self, folder: Path) -> Claim | None:
         """Become the one who delivers a run; None while somebody else does, or where there is no run in the folder.
 

@@ -42,6 +42,9 @@ _logger = logging.getLogger(__name__)
 
 # How often the journals of runs are looked at without having been asked to: for points of other processes.
 POLL_S = 0.5
+# How often where all the journals are written by other processes: while one of their runs is open, and otherwise.
+FOLLOW_OPEN_S = 0.05
+FOLLOW_S = 0.2
 # How often the spool is searched for runs that nobody delivers, and for writers that are gone.
 SCAN_S = 2.0
 # A finished run's files are closed by their writer a moment after its stop.
@@ -55,6 +58,7 @@ class Uploader:
         spool: Whose runs; several uploaders may share one, each run has one deliverer.
         settings: Endpoint, key and limits.
         adopt: Whether to take over runs that nobody delivers.
+        follow: Whether it serves other processes, which say nothing when they begin a run or write on: so it looks.
         settle: Has the writer in this process complete the run in a folder whose stop document never came.
         now, monotonic, jitter: The clocks and the chance that tests hand in.
     """
@@ -65,6 +69,7 @@ class Uploader:
         settings: Settings,
         *,
         adopt: bool = True,
+        follow: bool = False,
         settle: Callable[[Path], None] = lambda folder: None,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -73,6 +78,9 @@ class Uploader:
         self._spool = spool
         self._settings = settings
         self._adopt = adopt
+        self._follow = follow
+        self._spool_changed_at = 0
+        self.idle_since: float | None = None  # monotonic: since when nothing moves, and nobody writes a run of these
         self._monotonic = monotonic
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._knowledge = Knowledge(None if settings.api == "auto" else settings.api)
@@ -90,6 +98,12 @@ class Uploader:
     def running(self) -> bool:
         """Whether the pump's thread lives."""
         return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def key_refused_s(self) -> float:
+        """For how long the server has taken nothing because of the API key; 0 if it is not so."""
+        since = self._answers.key_refused_since
+        return 0.0 if since is None else self._monotonic() - since
 
     def start(self) -> None:
         """Start delivering; idempotent until `stop`."""
@@ -170,7 +184,7 @@ class Uploader:
     def _step(self) -> bool:
         """Take the messages that are there, hand out what can be done, and wait for the next; False to end."""
         self._senders.cut_if_late()
-        if self._adopt and self._monotonic() >= self._next_scan:
+        if self._adopt and (self._monotonic() >= self._next_scan or (self._follow and self._spool_has_changed())):
             self._roster.scan()
             self._next_scan = self._monotonic() + SCAN_S
         busy = self._hand_out()
@@ -180,6 +194,10 @@ class Uploader:
             self.wake()
         can_move = self._can_move(busy)
         self._answer_drains(can_move)
+        if can_move or self._roster.anything_open:
+            self.idle_since = None
+        elif self.idle_since is None:
+            self.idle_since = self._monotonic()
         if self._retired and not can_move:
             return False
         try:
@@ -250,15 +268,25 @@ class Uploader:
     def _more_to_read(self) -> bool:
         return any(delivery.cutting.more_to_read for delivery in self._roster)
 
+    def _spool_has_changed(self) -> bool:
+        """Whether a run has come or gone since the last call, or one that came has no header yet."""
+        before, self._spool_changed_at = self._spool_changed_at, self._spool.changed_at()
+        return before != self._spool_changed_at or self._roster.unready
+
+    def _poll_s(self) -> float:
+        if not self._follow:
+            return POLL_S
+        return FOLLOW_OPEN_S if self._roster.anything_open else FOLLOW_S
+
     def _wait_s(self, busy: bool) -> float:
         """How long nothing needs to be done unless a message comes."""
         now = self._monotonic()
         pause = self._answers.pause
         if not pause.over(now):
-            return max(0.0, min(pause.until - now, POLL_S))
+            return max(0.0, min(pause.until - now, self._poll_s()))
         if self._more_to_read:
             return 0.0
-        times = [POLL_S]
+        times = [self._poll_s()]
         times += [due - now for delivery in self._roster if (due := delivery.due()) is not None]
         if not busy and any(delivery.finished for delivery in self._roster):
             times.append(FINISH_S)

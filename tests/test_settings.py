@@ -321,6 +321,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "non_finite": ("null", "null"),
     "layout": ("run", "run"),
     "durability": ("event", "event"),
+    "uploader": ("process", "process"),
     "api": ("tool-state", "tool-state"),
     "max_connections": ("1", 1),
     "max_body_bytes": ("10000", 10_000),

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="Stop after so long. Default: never.",
 )
-def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None) -> int:
+@click.option("--follow", is_flag=True, help="Stay, and deliver every run as it goes on; for a service.")
+def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None, follow: bool) -> int:
     """Deliver what earlier sessions have left.
 
     Takes over the runs of processes that are gone, completes those that were interrupted, and delivers them. While the
@@ -47,22 +48,25 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
     goes on from there the next time.
 
     The exit code is 0 only if nothing is left in the spool that waits.
+
+    With --follow it serves the spool until it is told to end (SIGTERM, Ctrl-C), for RunEngines whose setting `uploader`
+    is `none`, and says what it does on its standard error. The exit codes are then 0 when it was told to end, 75 where
+    the spool is served already, 77 when the API key is refused for half a minute, 1 when it failed.
     """
     from ..client import Client
-    from ..errors import ApiUnavailableError, SettingsError
+    from ..errors import ApiUnavailableError
     from ..settings import Settings
     from ..watch import SpoolWatch
 
     settings = Settings.load(spool_dir=spool_dir, endpoint=endpoint)
+    if follow:
+        return _follow(settings, timeout_s)
     out = console()
     spool = open_spool(settings)
     if spool is None or not spool.run_folders():
         out.print(Text(f"Nothing waits in {plain(settings.spool_path)}."), soft_wrap=True)
         return 0
-    if settings.offline:
-        raise SettingsError("setting 'offline' is on, so nothing may be sent; turn it off for this command")
-    if settings.api_key is None:
-        raise SettingsError("no API key: put the key of your Atomscale account into ATOMSCALE_API_KEY")
+    _check_that_it_may_send(settings)
     client = Client(settings)
     try:
         client.find("atomscale-bluesky")  # a key that does not work would be waited for, but here nobody can change it
@@ -93,6 +97,39 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
         out.print("Stopped. What is not delivered stays in the spool; begin again whenever you like.", soft_wrap=True)
         return 130
     return _report(out, spool, watch)
+
+
+def _check_that_it_may_send(settings: Settings) -> None:
+    from ..errors import SettingsError
+
+    if settings.offline:
+        raise SettingsError("setting 'offline' is on, so nothing may be sent; turn it off for this command")
+    if settings.api_key is None:
+        raise SettingsError("no API key: put the key of your Atomscale account into ATOMSCALE_API_KEY")
+
+
+def _follow(settings: Settings, timeout_s: float | None) -> int:
+    from ..service import LOG_FORMAT, serve, stop_on_signals
+
+    _check_that_it_may_send(settings)
+    handler = logging.StreamHandler()  # to standard error, where services are expected to speak
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    logger = logging.getLogger("atomscale_bluesky")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    ending = threading.Event()
+    take_back = stop_on_signals(ending)
+    if timeout_s is not None:
+        timer = threading.Timer(timeout_s, ending.set)
+        timer.daemon = True
+        timer.start()
+    try:
+        return serve(settings, ending=ending)
+    finally:
+        take_back()
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -359,7 +359,8 @@ def _recovered(b: Bench, accepted: list[Doc], begun: list[Doc], **choices: Any) 
     ending = b.recover()
     b.check(ending is not None and ending.drained, f"not drained: {ending}")
     b.judge(accepted, begun=begun, **choices)
-    b.check(not list(b.spool.glob("*/journal*")), "something is left in the spool")
+    # A process killed before its run's header leaves an empty file, which goes when it is a minute old.
+    b.check(not any(path.stat().st_size for path in b.spool.glob("*/journal*")), "something is left in the spool")
 
 
 @scenario("Killed at any moment, and killed again while it recovers: what was accepted is there once.", weight=5)
