@@ -77,17 +77,29 @@ class ClockReading(NamedTuple):
 class Client:
     """The API at the settings' endpoint, for one thread.
 
+    Args:
+        settings: Endpoint, key and limits.
+        clock: Monotonic.
+        make_way: Called around what takes Python's lock for long.
+
     Raises:
         ApiUnavailableError: From every method: no answer of the API's, 408, 425, 429 or 5xx; try again later.
         ApiKeyError: From every method: 401 or 403.
         ApiRefusedError: From every method: any other 4xx.
     """
 
-    def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        make_way: Callable[[], None] = lambda: None,
+    ) -> None:
         self._endpoint = settings.endpoint
         self._timeout_s = settings.request_timeout_s
         self.max_body_bytes = settings.max_body_bytes
         self._clock = clock
+        self._make_way = make_way
         self._session = requests.Session()
         self._session.trust_env = not is_loopback(settings.endpoint)
         self._session.auth = _no_auth  # with none set, requests would look into netrc
@@ -125,7 +137,10 @@ class Client:
 
     def push(self, family: str, data_id: str, chunk: Chunk) -> None:
         """Push all channels of a chunk in one request; pushing it again is harmless."""
-        answer = self._send(wire.push(family, data_id, chunk, pause=_let_others))
+        self._make_way()
+        request = wire.push(family, data_id, chunk, pause=self._make_way)
+        self._make_way()
+        answer = self._send(request)
         self._read(answer, lambda body: wire.check_confirmed(body, data_id, chunk, chunk.names))
 
     def push_channels(self, family: str, data_id: str, chunk: Chunk) -> Pushed:
@@ -311,10 +326,6 @@ class Client:
             return read(body)
         except wire.AnswerError as error:
             raise ApiUnavailableError(f"{error}; is a proxy between here and {self._endpoint}?", status=200) from error
-
-
-def _let_others() -> None:
-    time.sleep(0)  # no waiting: another thread, a plan's above all, may have the interpreter now
 
 
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:

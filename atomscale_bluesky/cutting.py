@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from .account import Account
 from .chunks import Chunk, Cutter, Resumed
+from .courtesy import Courtesy
 from .journal import START, Line
 from .ledger import Ledger, Life, StreamState
 from .lines import (
@@ -55,12 +55,13 @@ class Cutting:
         folder: The run's.
         header: The journal's first line.
         ledger: Where openings are noted, and what tells how far the run has got.
+        courtesy: Makes way for a plan's thread between one piece of work and the next.
 
     Raises:
         SpoolError: From every method: the run's files cannot be read or written, or contradict each other.
     """
 
-    def __init__(self, folder: Path, header: Header, ledger: Ledger) -> None:
+    def __init__(self, folder: Path, header: Header, ledger: Ledger, courtesy: Courtesy | None = None) -> None:
         self.ledger = ledger
         self.account = Account()
         self.ready: deque[Chunk] = deque()
@@ -69,6 +70,7 @@ class Cutting:
         self.more_to_read = False  # the last look did not reach its end
         self.read_all = False  # to the run's stop, and its last chunks cut
         self._header = header
+        self._courtesy = courtesy or Courtesy()
         self._cutters: dict[str, Cutter] = {}
         self._resume = {stream.opening.stream: stream.resume() for stream in self.going_on()}
         self._from = min((position for _, _, position in self._resume.values()), default=START)
@@ -95,6 +97,7 @@ class Cutting:
                     return
             self._one_by_one -= 1
             self._take(found, count_only)
+            self._courtesy.worked_through(len(found.payload))
             if self.ready or self.read_all:
                 self.at_end = self.read_all
                 return
@@ -218,8 +221,10 @@ class Cutting:
         if rows is None or (rows.layout, rows.number) != (layout.layout, number):
             self._one_by_one = wanted
             return False
+        self._courtesy.make_way()
         self._reader.skip(wanted)
         self.account.take_rows(rows)
+        self._courtesy.make_way()
         self._collect([cutter.rows(position, rows)])
         return True
 
@@ -231,7 +236,7 @@ class Cutting:
         parts: list[Rows] = []
         for begin in range(0, wanted, at_once):
             if begin:
-                time.sleep(0)  # no waiting: a plan in this process may have the interpreter now
+                self._courtesy.make_way()
             part = decode_rows(payloads[begin : begin + at_once])
             if part is None:
                 return None

@@ -23,6 +23,7 @@ from .account import RunStatus
 from .chunks import Chunk, Column
 from .claim import Claim
 from .client import ClockReading
+from .courtesy import Courtesy
 from .cutting import Cutting
 from .errors import ApiRefusedError
 from .journal import START
@@ -73,7 +74,7 @@ class Delivery:
         SpoolError: From every method: the run's files cannot be read or written, or contradict each other.
     """
 
-    def __init__(self, claim: Claim, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, claim: Claim, *, now: Callable[[], float] = time.time, courtesy: Courtesy | None = None) -> None:
         self.claim = claim
         self.header = claim.header
         self.in_flight = 0
@@ -86,7 +87,7 @@ class Delivery:
         self._under_way: set[int] = set()  # streams being initialized or finalized, failed attempts included
         self._out: set[Kind] = set()  # what is under way about the whole run
         self._again = False  # orders were noted that change what this object has read already
-        self.cutting = Cutting(claim.folder, claim.header, claim.ledger)
+        self.cutting = Cutting(claim.folder, claim.header, claim.ledger, courtesy)
         if not (self.state.streams or self.parked):
             self.cutting.open_stream(
                 why="run start", time_base=self.header.primary, from_row=0, position=START, channels=None, own=False

@@ -24,9 +24,10 @@ import msgspec
 from .account import RunStatus
 from .claim import read_orders
 from .errors import SpoolError
+from .ledger import LedgerReader
 from .lines import Settle
 from .locks import RunLock
-from .reading import read_header
+from .reading import LEDGER, read_header
 from .service import ALREADY_SERVED, KEY_REFUSED, LOG, Order, is_served, served_by
 from .settings import Settings
 from .spool import Spool
@@ -76,6 +77,7 @@ class Elsewhere:
         self._watch = SpoolWatch(spool)
         self._own: set[Path] = set()  # runs that are open here
         self._drains: list[Drain] = []
+        self._ledgers: dict[Path, LedgerReader] = {}  # of the runs that a drain waits for
         self._retired = False
         self._wake = threading.Event()
         self._ending = threading.Event()
@@ -198,12 +200,27 @@ class Elsewhere:
         self._drains = [drain for drain in self._drains if not drain.given_up]
         if not self._drains:
             return
+        if any(self._is_under_way(folder) for folder in self._spool.run_folders()):
+            return
         left = [run for run in self._watch.status() if self._is_ours(run)]
         moving = [run for run in left if not _waits_for_a_person(run)]
         if all(self._holds_no_full_chunk(run) for run in moving):
-            answered, self._drains = self._drains, []
+            answered, self._drains, self._ledgers = self._drains, [], {}
             for drain in answered:
                 drain.reply(len(moving) == len(left))
+
+    def _is_under_way(self, folder: Path) -> bool:
+        """Whether a stopped run of ours will leave the spool by itself, told without reading its journal."""
+        try:
+            header = read_header(folder)
+            if header is None or header.endpoint != self._settings.endpoint or self._spool.writer_alive(folder):
+                return False
+            ledger = self._ledgers.setdefault(folder, LedgerReader(folder / LEDGER)).read_on()
+        except SpoolError:
+            return False
+        if ledger.parked or (header.problem and ledger.edited is None):
+            return False
+        return not any(stream.parked or stream.refused for stream in ledger.streams.values())
 
     def _is_ours(self, run: RunStatus) -> bool:
         try:

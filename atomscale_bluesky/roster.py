@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from .courtesy import Courtesy
 from .delivery import Delivery
 from .errors import SpoolError
 from .reading import read_header
@@ -35,6 +36,7 @@ class Roster:
         spool: Whose runs.
         endpoint: Where they are to go; those for another one are left alone.
         settle: Has the writer in this process complete the run in a folder whose stop document never came.
+        courtesy: Makes way for a plan's thread.
         now: The clock that tests hand in.
     """
 
@@ -44,6 +46,7 @@ class Roster:
         endpoint: str,
         *,
         settle: Callable[[Path], None] = lambda folder: None,
+        courtesy: Courtesy | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.unready = False  # a run that is just beginning had no header yet when the spool was searched
@@ -52,6 +55,7 @@ class Roster:
         self._spool = spool
         self._endpoint = endpoint
         self._settle = settle
+        self._courtesy = courtesy
         self._now = now
         self._deliveries: dict[Path, Delivery] = {}
         self._turn: deque[Path] = deque()  # whose task comes next
@@ -131,7 +135,7 @@ class Roster:
             if claim is None:
                 return
             try:
-                delivery = Delivery(claim, now=self._now)
+                delivery = Delivery(claim, now=self._now, courtesy=self._courtesy)
                 delivery.obey()
                 if folder not in self.own:
                     _logger.info("run %s found in the spool; its delivery goes on", claim.header.run_uid)

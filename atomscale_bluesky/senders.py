@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from .client import Client, ClockReading
 from .clock import measure
+from .courtesy import Courtesy
 from .delivery import Delivery
 from .errors import ApiError
 from .sender import Knowledge, Outcome, perform
@@ -31,6 +32,7 @@ class Senders:
         knowledge: What has been found out about the server.
         report: Called in a sender's thread with what came of each task.
         report_clock: Called in a sender's thread with the server's clock, now and then.
+        courtesy: Makes way for a plan's thread.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class Senders:
         knowledge: Knowledge,
         report: Callable[[Delivery, Outcome], None],
         report_clock: Callable[[ClockReading], None],
+        courtesy: Courtesy | None = None,
     ) -> None:
         self.in_flight = 0  # given and not yet `returned`; counted by the pump alone
         self._settings = settings
         self._knowledge = knowledge
         self._report = report
         self._report_clock = report_clock
+        self._courtesy = courtesy or Courtesy()
         self._tasks: queue.SimpleQueue[tuple[Delivery, Task] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._clients: list[Client] = []  # one per thread
@@ -87,7 +91,7 @@ class Senders:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
-        client = Client(self._settings)
+        client = Client(self._settings, make_way=self._courtesy.make_way)
         self._clients.append(client)
         try:
             while (work := self._tasks.get()) is not None:

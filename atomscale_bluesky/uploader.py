@@ -29,6 +29,7 @@ from pathlib import Path
 from .answers import Answers
 from .client import ClockReading
 from .clock import ClockNote, write_note
+from .courtesy import Courtesy
 from .delivery import Delivery
 from .roster import Roster
 from .sender import Knowledge, Outcome
@@ -84,9 +85,16 @@ class Uploader:
         self._monotonic = monotonic
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._knowledge = Knowledge(None if settings.api == "auto" else settings.api)
-        self._roster = Roster(spool, settings.endpoint, settle=settle, now=now)
+        self._courtesy = Courtesy()
+        self._roster = Roster(spool, settings.endpoint, settle=settle, now=now, courtesy=self._courtesy)
         self._answers = Answers(self._knowledge, (settings.endpoint, str(spool.path)), monotonic, jitter)
-        self._senders = Senders(settings, self._knowledge, lambda *done: self._inbox.put(_Done(*done)), self._inbox.put)
+        self._senders = Senders(
+            settings,
+            self._knowledge,
+            lambda *done: self._inbox.put(_Done(*done)),
+            self._inbox.put,
+            courtesy=self._courtesy,
+        )
         self._next_scan = 0.0
         self._retired = False
         self._drains: list[Drain] = []
@@ -183,6 +191,7 @@ class Uploader:
 
     def _step(self) -> bool:
         """Take the messages that are there, hand out what can be done, and wait for the next; False to end."""
+        self._courtesy.asked = bool(self._roster.own)
         self._senders.cut_if_late()
         if self._adopt and (self._monotonic() >= self._next_scan or (self._follow and self._spool_has_changed())):
             self._roster.scan()
