@@ -57,7 +57,7 @@ class StreamStatus:
     why: str
     state: str  # opened, initializing, initialized, finalizing, finalized; or parked
     data_id: str | None
-    problem: str | None  # why it is parked, or what was refused last
+    problem: str | None  # why it is parked, or what was refused last: a chunk, or a link
     chunks_confirmed: int
     chunks_refused: int
 
@@ -242,7 +242,7 @@ class Account:
         if header is None:
             raise SpoolError("the journal has no header")
         channels = self.channels(ledger)
-        problem = ledger.parked or (header.problem if ledger.edited is None else None)
+        problem = ledger.parked or (header.problem if ledger.edited is None else None) or ledger.unresolved
         streams = tuple(_stream_status(stream, self) for stream in ledger.streams.values())
         parked = problem or next((stream.problem for stream in streams if stream.state == "parked"), None)
         if ledger.discarded:
@@ -297,7 +297,7 @@ def _stream_status(stream: StreamState, account: Account) -> StreamStatus:
         opening.time_base,
     )
     refusal = next(iter(stream.refused.values()), None)
-    problem = stream.parked or (refusal.reason if refusal else None)
+    problem = stream.parked or (refusal.reason if refusal else None) or next(iter(stream.links_refused.values()), None)
     return StreamStatus(
         label=opening.label,
         event_stream=event_stream,

@@ -26,6 +26,7 @@ VERIFY_LOOKS = 8
 
 # After how long the same trouble is said again.
 NAG_S = (60.0, 300.0, 900.0, 3600.0)
+LONGEST_LINK_PAUSE_S = 60.0
 
 
 class Answers:
@@ -62,6 +63,11 @@ class Answers:
         else:
             self._answered()
             match task.kind:
+                case Kind.RESOLVE if outcome.links is not None:
+                    delivery.resolved(task, outcome.links)
+                case Kind.LINK:
+                    refused = {link: str(reason) for link, reason in outcome.links_refused.items()}
+                    delivery.linked(task, outcome.made, refused)
                 case Kind.INITIALIZE:
                     self._knowledge.family = self._knowledge.family or task.family
                     delivery.initialized(task, outcome.data_id, task.family)
@@ -136,7 +142,10 @@ class Answers:
             self.key_refused_since = now
         not_before = self.pause.failed(now, error)
         _logger.debug("attempt %d to %s failed: %s", task.attempts + 1, task, error)
-        delivery.failed_attempt(task, not_before, error, confirmed=outcome.confirmed)
+        if task.kind is Kind.LINK:
+            # Chunks may well be taken meanwhile, and each failure makes all of them pause: so ever less often.
+            not_before = max(not_before, now + min(LONGEST_LINK_PAUSE_S, 0.5 * 2.0 ** min(task.attempts, 20)))
+        delivery.failed_attempt(task, not_before, error, confirmed=outcome.confirmed, made=outcome.made)
         self._nag(now, error)
 
     def _nag(self, now: float, error: ApiError) -> None:

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from . import process
+from .account import StreamStatus
 from .channels import EventStream, Selection
 from .client import Client
 from .elsewhere import Elsewhere
@@ -206,6 +207,14 @@ class AtomscaleCallback:
         Reads on in the spool's files, so it tells the same as `atomscale-bluesky status`; not for the plan's thread.
         """
         return self._watch.status()
+
+    def streams(self, run_uid: str) -> tuple[StreamStatus, ...]:
+        """The metrology streams that a run became, be it under way, waiting or finished; for plans and notebooks.
+
+        Each has its `data_id`, None until Atomscale has given one, its `label`, its `event_stream` and its `state`.
+        Empty for a run that is not known here. Reads the spool's files, and waits for nothing else.
+        """
+        return self._watch.streams(run_uid)
 
     def verify(self, run_uid: str, *, patience_s: float = 30.0) -> Verification:
         """Read a run back from Atomscale and compare every point with the run's journal; for scripts, not for plans.

@@ -4,9 +4,11 @@ A `Delivery` owns a claimed run and belongs to one thread. `next_task` says what
 ledger what must be known before it is done; `initialized`, `pushed` and the others note what came of it. Nothing here
 waits, sends or decides when to try again: that is the uploader's trade.
 
+    the run is to be linked to something           → RESOLVE  (once, before its first stream is made)
     metrology stream 0 opens with the run          → INITIALIZE
+    a stream exists, and its links do not          → LINK     (beside the chunks, each noted once it is made)
     a full chunk of an initialized stream          → PUSH     (rows synced, range of rows noted first)
-    stopped, all read, every chunk confirmed       → FINALIZE (noted and synced first)
+    stopped, every chunk confirmed, all linked     → FINALIZE (noted and synced first)
 
 Whoever opens the run next, after any crash, reads the same two files and goes on from there.
 """
@@ -16,8 +18,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import msgspec
 
 from .account import RunStatus
 from .chunks import Chunk, Column
@@ -40,17 +44,24 @@ from .lines import (
     Finalizing,
     Initialized,
     Initializing,
+    Linked,
+    LinkRefused,
+    Links,
     Obeyed,
     Parked,
     Refused,
+    Resolved,
     Retry,
     Settle,
     Tried,
     Unparked,
+    Unresolved,
     Verified,
     Why,
 )
-from .tasks import Kind, Points, Task
+from .linking import Linking
+from .reading import stop_of
+from .tasks import RUN, Kind, Link, Patience, Points, Task
 
 _logger = logging.getLogger(__name__)
 
@@ -86,6 +97,10 @@ class Delivery:
         self._ending: dict[int, _Ending] = {}
         self._under_way: set[int] = set()  # streams being initialized or finalized, failed attempts included
         self._out: set[Kind] = set()  # what is under way about the whole run
+        self._being_linked: set[int] = set()  # likewise
+        self._pushing: Counter[int] = Counter()  # chunks under way, by stream
+        self._patience = Patience()
+        self.linking = Linking(claim.header, claim.ledger.state)
         self._again = False  # orders were noted that change what this object has read already
         self.cutting = Cutting(claim.folder, claim.header, claim.ledger, courtesy)
         if not (self.state.streams or self.parked):
@@ -107,11 +122,21 @@ class Delivery:
 
     @property
     def _delivered(self) -> bool:
-        return self.cutting.read_all and all(stream.over for stream in self.state.streams.values())
+        return (
+            self.cutting.read_all
+            and all(stream.over for stream in self.state.streams.values())
+            and not self.linking.to_resolve
+            and not any(self._links_open(stream) for stream in self.state.streams.values())
+        )
 
     @property
     def parked(self) -> str | None:
         """Why the whole run waits for a person, if it does."""
+        return self._parked_by_hand or (None if self.state.exists else self.state.unresolved)
+
+    @property
+    def _parked_by_hand(self) -> str | None:
+        """The same, where nothing but a person can mend it."""
         return self.state.parked or (self.header.problem if self.state.edited is None else None)
 
     @property
@@ -145,11 +170,12 @@ class Delivery:
             return None
         if self.parked or self.state.discarded:
             self.cutting.look(count_only=True)
-            return None
+            return self._taken(self._resolve(now))
         self._end_damaged_streams()
-        task = self._end_streams() or self._initialize() or self._failed_again(now) or self._measure_clock()
+        task = self._end_streams() or self._resolve(now) or self._initialize(now)
+        task = task or self._failed_again(now) or self._measure_clock() or self._link(now)
         if task is None and len(self.failed) < MAX_FAILED:
-            task = self._push() or self._initialize()  # reading on may have opened a stream
+            task = self._push() or self._initialize(now)  # reading on may have opened a stream
         return self._taken(task or self._finalize() or self._verify())
 
     def due(self) -> float | None:
@@ -157,6 +183,31 @@ class Delivery:
         return min((task.not_before for task in self.failed), default=None)
 
     # ---- outcomes --------------------------------------------------------------------------------------------------
+
+    def resolved(self, task: Task, links: Links) -> None:
+        """Atomscale has told what the names of the run's links stand for."""
+        self._returned(task)
+        self._under_way.discard(RUN)
+        if task.order == self.linking.order:
+            # What was only counted while the run waited for this has to be read for its chunks.
+            self._again = self._again or self.state.unresolved is not None
+            self.claim.ledger.note(Resolved(links, task.order), sync=True)
+
+    def linked(self, task: Task, made: list[Link], refused: dict[Link, str]) -> None:
+        """Atomscale has answered for these links of a stream."""
+        self._returned(task)
+        self._being_linked.discard(task.stream)
+        self._note_links(task, made)
+        known = self.state.streams[task.stream].links_refused
+        new = {link: reason for link, reason in refused.items() if known.get(link) != reason}
+        for link, reason in new.items():
+            self.claim.ledger.note(LinkRefused(task.stream, link.kind, link.to, reason), sync=True)
+        if new:
+            _logger.error(
+                "%r is not linked (%s), its readings are delivered and it stays unfinalized: %s; "
+                "mend it with `atomscale-bluesky edit` or `retry`",
+                task.label, ", ".join(link.kind for link in new), next(iter(new.values())),
+            )  # fmt: skip
 
     def about_to_initialize(self, task: Task, family: str) -> None:
         """The request is about to leave for this path family."""
@@ -167,6 +218,8 @@ class Delivery:
     def initialized(self, task: Task, data_id: str, family: str) -> None:
         """Atomscale has created the stream."""
         self._returned(task)
+        if self.state.streams[task.stream].parked:
+            self._again = True  # its chunks were passed over meanwhile
         self.claim.ledger.note(Initialized(task.stream, data_id, family), sync=True)
         self._under_way.discard(task.stream)
 
@@ -222,20 +275,37 @@ class Delivery:
         )  # fmt: skip
 
     def failed_attempt(
-        self, task: Task, not_before: float, error: Exception, *, confirmed: tuple[str, ...] = ()
+        self,
+        task: Task,
+        not_before: float,
+        error: Exception,
+        *,
+        confirmed: tuple[str, ...] = (),
+        made: Sequence[Link] = (),
     ) -> None:
         """An attempt failed in a way that can clear; the task comes back from `next_task` when its time has come."""
         self._returned(task)
         if confirmed and task.chunk is not None:
             self.claim.ledger.note(Confirmed(task.stream, task.chunk.index, self._now(), confirmed))
             task.chunk = task.chunk.only(name for name in task.chunk.names if name not in confirmed)
+        self._note_links(task, made)
+        task.to_link = tuple(link for link in task.to_link if link not in made)
         task.attempts += 1
         task.not_before = not_before
         self.failed.append(task)
 
     def park(self, task: Task, reason: str) -> None:
-        """The stream cannot go on without a person; its data are kept."""
+        """The stream cannot go on without a person, or what is missing in Atomscale; its data are kept."""
+        if task.kind is Kind.LINK:
+            self.linked(task, [], dict.fromkeys(task.to_link, reason))
+            return
         self._returned(task)
+        if task.kind is Kind.RESOLVE:
+            self._unresolved(task, reason)
+            return
+        if self.state.streams[task.stream].parked == reason:  # asked for again, and answered as before
+            self._under_way.discard(task.stream)
+            return
         self.claim.ledger.note(Parked(reason, task.stream), sync=True)
         self._under_way.discard(task.stream)
         together = {one.opening.stream for one in self.state.streams[task.stream].group}
@@ -245,6 +315,20 @@ class Delivery:
             "%r is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit` or `retry`",
             task.label, reason,
         )  # fmt: skip
+
+    def _unresolved(self, task: Task, reason: str) -> None:
+        self._under_way.discard(RUN)
+        if task.order != self.linking.order or self.state.unresolved == reason:
+            return
+        self.claim.ledger.note(Unresolved(reason), sync=True)
+        _logger.error(
+            "run %s is parked, its readings are kept: %s; it is looked for again by itself, now and then",
+            self.header.run_uid, reason,
+        )  # fmt: skip
+
+    def _note_links(self, task: Task, made: Sequence[Link]) -> None:
+        for link in made:
+            self.claim.ledger.note(Linked(task.stream, link.kind, link.to), sync=True)
 
     def end_stream(self, task: Task, why: Why, points_per_chunk: int | None = None) -> None:
         """The stream takes no more: as soon as nothing of it is under way, the rest goes on in a continuation."""
@@ -306,6 +390,7 @@ class Delivery:
             "started": status.started,
             "finished": self._now(),
             "data_ids": list(status.data_ids),
+            "streams": msgspec.to_builtins(status.streams),
             "delivered": status.points.delivered,
             "left_out": dict(status.points.left_out),
             "lost": status.points.lost,
@@ -341,14 +426,48 @@ class Delivery:
 
     # ---- what can be done ------------------------------------------------------------------------------------------
 
-    def _initialize(self) -> Task | None:
+    def _resolve(self, now: float) -> Task | None:
+        """What the names of the run's links stand for; asked once, and again now and then where one is not there."""
+        if not self.linking.to_resolve or RUN in self._under_way or self._parked_by_hand or self.state.discarded:
+            return None
+        if self.state.unresolved and not self._patience.is_over(RUN, now):
+            return None
+        self._under_way.add(RUN)
+        return Task(Kind.RESOLVE, RUN, self.header.label, self.linking.given, 0, order=self.linking.order)
+
+    def _initialize(self, now: float) -> Task | None:
+        if not self.linking.may_initialize:
+            return None
         for number, stream in self.state.streams.items():
-            if stream.life not in {Life.OPENED, Life.INITIALIZING} or stream.parked or number in self._under_way:
+            if stream.life not in {Life.OPENED, Life.INITIALIZING} or number in self._under_way:
                 continue
             if stream.opening.joins is not None:
                 continue  # initialized with the one that it joins
+            if stream.parked and not self._patience.is_over(number, now):
+                continue
             self._under_way.add(number)
             return self._task(Kind.INITIALIZE, stream, may_exist=stream.life is Life.INITIALIZING)
+        return None
+
+    def _links_open(self, stream: StreamState) -> list[Link]:
+        return self.linking.open(stream, self.cutting.account.stop)
+
+    def _link(self, now: float) -> Task | None:
+        for number, stream in self.state.streams.items():
+            if number in self._being_linked or number in self._ending:
+                continue
+            to_link = tuple(
+                link
+                for link in self._links_open(stream)
+                if link not in stream.links_refused or self._patience.is_over((number, link), now)
+            )
+            if to_link:
+                self._being_linked.add(number)
+                task = self._task(Kind.LINK, stream)
+                task.to_link = to_link
+                stop = stop_of(self.claim.folder)  # which this object may not have read yet
+                task.stopped_at = stop.time if stop else None
+                return task
         return None
 
     def _failed_again(self, now: float) -> Task | None:
@@ -367,7 +486,7 @@ class Delivery:
             stream = self.state.streams[chunk.stream]
             if stream.life is not Life.INITIALIZED or chunk.stream in self._ending:
                 continue  # its time comes with its data_id, or with that of its continuation
-            if not stream.answered and (self._flying[chunk.stream] or self._has_failed(chunk.stream)):
+            if not stream.answered and (self._pushing[chunk.stream] or self._has_failed(chunk.stream)):
                 continue  # the first chunk goes alone: it shows whether the server takes chunks of this kind and size
             self.cutting.ready.remove(chunk)
             self.cutting.sync()
@@ -408,7 +527,7 @@ class Delivery:
         return kind in self._out or any(task.kind is kind for task in self.failed)
 
     def _has_failed(self, stream: int) -> bool:
-        return any(task.stream == stream for task in self.failed)
+        return any(task.stream == stream and task.kind is Kind.PUSH for task in self.failed)
 
     def _finalize(self) -> Task | None:
         if not self.cutting.read_all or self.cutting.ready or self.failed:
@@ -417,6 +536,8 @@ class Delivery:
             if number in self._under_way or stream.opening.joins is not None:
                 continue
             if stream.blocked or any(not one.settled or one.life is Life.CLOSED for one in stream.group):
+                continue
+            if number in self._being_linked or self.linking.to_resolve or self._links_open(stream):
                 continue
             if stream.life is Life.INITIALIZED:
                 self.claim.ledger.note(Finalizing(number), sync=True)
@@ -469,12 +590,11 @@ class Delivery:
         return None
 
     def _task(self, kind: Kind, stream: StreamState, *, chunk: Chunk | None = None, may_exist: bool = False) -> Task:
-        edited = self.state.edited
         return Task(
             kind=kind,
             stream=stream.opening.stream,
             label=stream.opening.label,
-            links=edited.links if edited else self.header.links,
+            links=self.linking.links,
             points_per_chunk=stream.opening.points_per_chunk,
             data_id=stream.data_id or "",
             family=stream.family or "",
@@ -487,12 +607,14 @@ class Delivery:
         if task is not None:
             self.in_flight += 1
             self._flying[task.stream] += 1
+            self._pushing[task.stream] += task.kind is Kind.PUSH
         return task
 
     def _returned(self, task: Task) -> None:
         self.in_flight -= 1
         self._out.discard(task.kind)
         self._flying[task.stream] -= 1
+        self._pushing[task.stream] -= task.kind is Kind.PUSH
 
     def _unconfirmed(self, stream: StreamState, chunk: Chunk) -> Chunk:
         """What is left to push of a chunk that was pushed in part before."""

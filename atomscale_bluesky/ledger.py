@@ -2,7 +2,8 @@
 
     metrology stream   opened → initializing → initialized → finalizing → finalized
                        initialized → closed, by the server or with a hole; the rest goes on in a continuation
-                       parked, with a reason, until somebody mends or discards it
+                       parked, with a reason, until somebody mends or discards it, or what was missing is there
+    links of a stream  linked | refused;  refused → linked when the reason has passed
     chunk              tried → confirmed | refused;  refused → tried again after a person unparked it
 
 Every fact is appended before anything is done that builds on it, and `LedgerState` guards each move: two uploaders
@@ -34,13 +35,17 @@ from .lines import (
     Initializing,
     LedgerLine,
     Left,
+    Linked,
+    LinkRefused,
     Obeyed,
     Opened,
     Parked,
     Position,
     Refused,
+    Resolved,
     Tried,
     Unparked,
+    Unresolved,
     Verified,
     decode_ledger,
     encode,
@@ -99,6 +104,8 @@ class StreamState:
     chunks_confirmed: int = 0
     confirmed_at: float | None = None
     finalized_at: float | None = None
+    linked: set[tuple[str, str]] = field(default_factory=set)  # what is linked, and to what
+    links_refused: dict[tuple[str, str], str] = field(default_factory=dict)  # … and why not
     # All that go into one metrology stream of Atomscale's, the first of which has initialized it and finalizes it.
     group: list[StreamState] = field(default_factory=list, repr=False, compare=False)
 
@@ -199,11 +206,18 @@ class LedgerState:
         self.streams: dict[int, StreamState] = {}
         self.parked: str | None = None  # why the whole run waits for a person
         self.edited: Edited | None = None
+        self.resolved: Resolved | None = None  # what the links' names stand for
+        self.unresolved: str | None = None  # why that cannot be told
         self.discarded: float | None = None
         self.given_up: set[tuple[str, str]] = set()  # time bases and channels that get no stream any more
         self.orders_obeyed = 0
         self.clock: ClockFixed | None = None
         self.verified: float | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether Atomscale has a stream of the run."""
+        return any(stream.data_id is not None for stream in self.streams.values())
 
     def apply(self, fact: LedgerLine) -> None:
         """Take one fact into account.
@@ -225,6 +239,7 @@ class LedgerState:
                 stream = self._stream(fact.stream, Life.OPENED, Life.INITIALIZING)
                 for one in stream.group:
                     one.life, one.data_id, one.family = Life.INITIALIZED, fact.data_id, fact.family
+                    one.parked = None  # what kept it from being made has passed
             case Left():
                 self._stream(fact.stream).left.setdefault(fact.channel, fact.from_row)
             case Tried():
@@ -256,6 +271,16 @@ class LedgerState:
             case Discarded():
                 self.discarded = fact.time
                 self.orders_obeyed = fact.order
+            case Resolved():
+                self.resolved, self.unresolved = fact, None
+            case Unresolved():
+                self.unresolved = fact.reason
+            case Linked():
+                stream = self._stream(fact.stream)
+                stream.linked.add((fact.link, fact.to))
+                stream.links_refused.pop((fact.link, fact.to), None)
+            case LinkRefused():
+                self._stream(fact.stream).links_refused[fact.link, fact.to] = fact.reason
             case Finalizing():
                 stream = self._stream(fact.stream, Life.INITIALIZED, Life.FINALIZING)
                 if not all(one.settled for one in stream.group):
@@ -339,10 +364,13 @@ class LedgerState:
     def _obeyed(self, order: int) -> None:
         """What was parked or refused is tried again."""
         self.orders_obeyed = order
-        self.parked = None
+        self.parked = self.unresolved = None
+        if not self.exists:
+            self.resolved = None  # what a name stood for may be gone
         for stream in self.streams.values():
             stream.parked = None
             stream.refused.clear()
+            stream.links_refused.clear()
 
 
 class Ledger:

@@ -44,6 +44,9 @@ class Links(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     synth_source_id: int | None = None
     physical_sample_id: str | None = None
     project_id: str | None = None
+    physical_sample: str | None = None  # a name, to be found in Atomscale or created there
+    tags: tuple[str, ...] = ()  # names, or ids; those of a stream that has any tell how its run ended, too
+    track_sample: bool = False  # make the sample the one that the project's growth monitoring follows
 
 
 class Header(_Line, frozen=True, tag="header"):
@@ -252,6 +255,36 @@ class Edited(_Line, frozen=True, tag="edited"):
     points_per_chunk: int | None = None
 
 
+class Resolved(_Line, frozen=True, tag="resolved"):
+    """What the names of the run's links stand for in Atomscale: the same ids for every stream of the run."""
+
+    links: Links  # with ids for names
+    order: int = 0  # the edit that gave the names; 0 for the run's metadata
+
+
+class Unresolved(_Line, frozen=True, tag="unresolved"):
+    """Something that the run is to be linked to is not in Atomscale, and cannot be made there."""
+
+    reason: str
+
+
+class Linked(_Line, frozen=True, tag="linked"):
+    """Atomscale has taken one link of a stream that exists."""
+
+    stream: int
+    link: str  # sample, project, tracking, tags, ending or label
+    to: str
+
+
+class LinkRefused(_Line, frozen=True, tag="link_refused"):
+    """Atomscale does not take one link; the stream's chunks go on, and it is not finalized."""
+
+    stream: int
+    link: str
+    to: str
+    reason: str
+
+
 class Finalizing(_Line, frozen=True, tag="finalizing"):
     """A request to finalize is about to leave: nothing is pushed to the stream any more."""
 
@@ -319,6 +352,10 @@ LedgerLine = (
     | Parked
     | Unparked
     | Edited
+    | Resolved
+    | Unresolved
+    | Linked
+    | LinkRefused
     | Finalizing
     | Finalized
     | ClockFixed

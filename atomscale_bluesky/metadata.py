@@ -1,8 +1,9 @@
 """A start document in, what to initialize out. Pure.
 
-`synth_source_id`, `physical_sample_id`, `project_id`, `stream_name` and `points_per_chunk` are read at the top level of
-the start document, where other keys are nobody's business, or in a dict under `atomscale`, which wins and in which an
-unknown key is an error. None and the empty text count as absent. Numbers may come as text or numpy integers.
+`synth_source_id`, `physical_sample` or `physical_sample_id`, `project_id`, `tags`, `track_sample`, `stream_name` and
+`points_per_chunk` are read at the top level of the start document, where other keys are nobody's business, or in a
+dict under `atomscale`, which wins and in which an unknown key is an error. None and the empty text count as absent.
+Numbers may come as text or numpy integers.
 
 Whatever else a start document holds stays on this machine, and may be anything at all.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import operator
-import uuid
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
@@ -22,6 +22,7 @@ import orjson
 
 from .errors import MetadataError
 from .lines import Links
+from .names import is_uuid, name_of, tags_of, uuid_of
 
 # No limit is documented for a stream's name; other names end at 255, so this one is kept below that too.
 MAX_LABEL = 240
@@ -45,8 +46,12 @@ def validate_metadata(md: Mapping[str, Any]) -> None:
     read_metadata(md)
 
 
-def read_metadata(start: Mapping[str, Any]) -> RunMetadata:
+def read_metadata(start: Mapping[str, Any], defaults: Links | None = None) -> RunMetadata:
     """What a start document, or the metadata that will become one, say about the run's streams.
+
+    Args:
+        start: The document, or the metadata.
+        defaults: What a run is linked to where they say nothing; None where that is not known.
 
     Raises:
         MetadataError: A value cannot be used, or the `atomscale` dict holds a key that means nothing.
@@ -60,19 +65,45 @@ def read_metadata(start: Mapping[str, Any]) -> RunMetadata:
                 f"metadata {NAMESPACE!r} holds {_shown(unknown[0])}, which means nothing here; "
                 f"it may hold {', '.join(_READERS)}"
             )
-        given.update({name: value for name, value in own.items() if not _absent(value)})
+        own = {name: value for name, value in own.items() if not _absent(value)}
+        if own.keys() & {"physical_sample", "physical_sample_id"}:  # one thing with two keys
+            given |= {"physical_sample": None, "physical_sample_id": None}
+        given.update(own)
     elif own is not None:
         raise MetadataError(f"metadata {NAMESPACE!r} is {_shown(own)}; expected a dict, or leave it out")
     read = {name: _READERS[name](name, value) for name, value in given.items() if not _absent(value)}
     return RunMetadata(
-        links=Links(
-            synth_source_id=read.get("synth_source_id"),
-            physical_sample_id=read.get("physical_sample_id"),
-            project_id=read.get("project_id"),
-        ),
+        links=_links(read, defaults),
         label=read.get("stream_name"),
         points_per_chunk=read.get("points_per_chunk"),
     )
+
+
+def _links(read: Mapping[str, Any], defaults: Links | None) -> Links:
+    name, sample_id = read.get("physical_sample"), read.get("physical_sample_id")
+    if name is not None and is_uuid(name):
+        name, sample_id = None, sample_id or name
+    if name is not None and sample_id is not None:
+        raise MetadataError(
+            f"metadata 'physical_sample' is {_shown(name)} and 'physical_sample_id' is {_shown(sample_id)}; "
+            f"name one physical sample, in one of them"
+        )
+    default = defaults or Links()
+    links = Links(
+        synth_source_id=read.get("synth_source_id", default.synth_source_id),
+        physical_sample_id=sample_id,
+        project_id=read.get("project_id", default.project_id),
+        physical_sample=name,
+        tags=read.get("tags", default.tags),
+        track_sample=read.get("track_sample", False),
+    )
+    has_sample = bool(name or sample_id)
+    if links.track_sample and not (has_sample and (links.project_id or defaults is None)):
+        raise MetadataError(
+            f"metadata 'track_sample' is True, and no {'project' if has_sample else 'physical sample'} is named; a "
+            f"project tracks a sample: give both `project_id` and `physical_sample`, or leave `track_sample` out"
+        )
+    return links
 
 
 def run_label(start: Mapping[str, Any], template: str) -> str:
@@ -102,6 +133,14 @@ def stream_label(label: str, *, event_stream: str | None, number: int, run_uid: 
     tail += f" ({number})" if number > 1 else ""
     tail += f" [{_one_line(run_uid[:8])}-{token}]"
     return _shortened(label, MAX_LABEL - len(tail)) + tail
+
+
+def label_with_reason(label: str, reason: str) -> str:
+    """A stream's label with the reason why its run ended before what makes the label unique, which stays whole."""
+    name, bracket, tail = label.rpartition(" [")
+    shown = _shortened(_one_line(reason), 100)
+    room = MAX_LABEL - len(shown) - len(tail) - 5
+    return f"{_shortened(name, room)} · {shown}{bracket}{tail}"
 
 
 def content_digest(start: Mapping[str, Any]) -> str:
@@ -184,13 +223,22 @@ def _points(name: str, value: object) -> int:
     return number
 
 
-def _uuid(name: str, value: object) -> str:
-    try:
-        return str(value if isinstance(value, uuid.UUID) else uuid.UUID(value.strip()))  # type: ignore[attr-defined]
-    except (ValueError, AttributeError, TypeError):
-        raise MetadataError(
-            f"metadata {name!r} is {_shown(value)}; expected a UUID such as '6f0e2c1a-93c4-4b7e-8d55-0a1b2c3d4e5f'"
-        ) from None
+def _checked(read: Callable[[object], Any]) -> Callable[[str, object], Any]:
+    """A reader that says which key of the metadata is wrong."""
+
+    def reader(name: str, value: object) -> Any:
+        try:
+            return read(value)
+        except ValueError as error:
+            raise MetadataError(f"metadata {name!r} is {_shown(value)}; {error}") from None
+
+    return reader
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise MetadataError(f"metadata {name!r} is {_shown(value)}; expected True or False")
+    return bool(value)
 
 
 def _text(name: str, value: object) -> str:
@@ -201,8 +249,11 @@ def _text(name: str, value: object) -> str:
 
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "synth_source_id": _source_id,
-    "physical_sample_id": _uuid,
-    "project_id": _uuid,
+    "physical_sample": _checked(name_of),
+    "physical_sample_id": _checked(uuid_of),
+    "project_id": _checked(uuid_of),
+    "tags": _checked(tags_of),
+    "track_sample": _flag,
     "stream_name": _text,
     "points_per_chunk": _points,
 }

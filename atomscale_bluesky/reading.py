@@ -121,8 +121,20 @@ def has_stop(folder: Path) -> bool:
     Raises:
         SpoolError: Its last line is not understood.
     """
+    return stop_of(folder) is not None
+
+
+def stop_of(folder: Path) -> Stop | None:
+    """The stop that a run's journal ends with; None if it goes on.
+
+    Raises:
+        SpoolError: Its last line is not understood.
+    """
     payload = last_line(folder)
-    return payload is not None and not payload.startswith(b"[") and isinstance(decode_journal(payload), Stop)
+    if payload is None or payload.startswith(b"["):
+        return None
+    line = decode_journal(payload)
+    return line if isinstance(line, Stop) else None
 
 
 def described_lines(folder: Path) -> list[bytes]:

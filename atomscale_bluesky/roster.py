@@ -83,7 +83,9 @@ class Roster:
     def anything_left(self) -> bool:
         """Whether a run of these is not delivered as far as it could be; asked when nothing moves any more."""
         return bool(self._troubled) or any(
-            delivery.stopped or delivery.parked or any(s.parked or s.refused for s in delivery.state.streams.values())
+            delivery.stopped
+            or delivery.parked
+            or any(s.parked or s.refused or s.links_refused for s in delivery.state.streams.values())
             for delivery in self
         )
 

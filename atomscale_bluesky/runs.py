@@ -145,8 +145,9 @@ def uid_of(start: Mapping[str, Any]) -> str:
 def header_of(start: Mapping[str, Any], uid: str, settings: Settings) -> Header:
     """The first line of a run's journal, whatever its start document holds: what cannot be used parks the run."""
     problem, links, points, label = None, Links(), settings.points_per_chunk, None
+    defaults = Links(synth_source_id=settings.synth_source_id, project_id=settings.project_id, tags=settings.tags)
     try:
-        metadata = read_metadata(start)
+        metadata = read_metadata(start, defaults)
     except MetadataError as error:
         problem = str(error)
     except Exception as error:  # noqa: BLE001 - a foreign object may do anything when it is asked for its value
@@ -154,8 +155,6 @@ def header_of(start: Mapping[str, Any], uid: str, settings: Settings) -> Header:
     else:
         links, label = metadata.links, metadata.label
         points = metadata.points_per_chunk or points
-        if links.synth_source_id is None:
-            links = Links(settings.synth_source_id, links.physical_sample_id, links.project_id)
     return Header(
         format=FORMAT,
         run_uid=uid,

@@ -16,7 +16,9 @@ from .chunks import Chunk
 from .client import Client, ClockReading, Pushed
 from .clock import measure
 from .errors import ApiError, ApiRefusedError, ApiUnavailableError, SpoolError
-from .tasks import Kind, Points, Task
+from .lines import Links
+from .linker import make, resolve
+from .tasks import Kind, Link, Points, Task
 from .verify import Verification, verify_run
 from .wire import CLOSED, push_bytes
 
@@ -39,6 +41,9 @@ class Outcome:
     points: Points = field(default_factory=dict)  # as read back
     clock: ClockReading | None = None  # None: it cannot be measured
     verification: Verification | None = None
+    links: Links | None = None  # with ids for names
+    made: list[Link] = field(default_factory=list)
+    links_refused: dict[Link, ApiRefusedError] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -66,8 +71,12 @@ def perform(client: Client, task: Task, knowledge: Knowledge) -> Outcome:
 
 def _perform(client: Client, task: Task, outcome: Outcome, knowledge: Knowledge) -> None:
     match task.kind:
+        case Kind.RESOLVE:
+            outcome.links = resolve(client, task.links)
         case Kind.INITIALIZE:
             outcome.data_id = _initialize(client, task)
+        case Kind.LINK:
+            make(client, task, outcome.made, outcome.links_refused)
         case Kind.FINALIZE:
             _finalize(client, task)
         case Kind.READ_BACK:
@@ -100,8 +109,6 @@ def _initialize(client: Client, task: Task) -> str:
         data_id = client.initialize(
             task.family, label=task.label, points_per_chunk=task.points_per_chunk, links=task.links
         )
-    if task.links.physical_sample_id is not None and task.family != "metrology":
-        client.link_sample(data_id, task.links.physical_sample_id)
     return data_id
 
 

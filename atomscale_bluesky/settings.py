@@ -23,6 +23,7 @@ import platformdirs
 from msgspec import Meta
 
 from .errors import SettingsError
+from .names import tags_of, uuid_of
 
 APP = "atomscale-bluesky"
 DEFAULT_ENDPOINT = "https://api.atomscale.ai"
@@ -58,6 +59,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     synth_source_id: Annotated[
         Annotated[int, Meta(ge=0, lt=2**31)] | None, _setting("Growth instrument for runs whose metadata name none.")
     ] = None
+    project_id: Annotated[str | None, _setting("Project, a UUID, for runs whose metadata name none.")] = None
+    tags: Annotated[
+        tuple[str, ...],
+        _setting("Tags of runs whose metadata name none. The streams of a run that has tags tell how it ended, too."),
+    ] = ()  # fmt: skip
     points_per_chunk: Annotated[
         int, _setting("Points of each channel in a chunk, for runs whose metadata say nothing.", ge=1, le=100_000)
     ] = 100
@@ -293,7 +299,17 @@ class _AnyValue:
         return ""
 
 
-_CHECKS: dict[str, Any] = {"api_key": _api_key, "endpoint": _endpoint, "label": _label}
+def _project_id(text: str | None) -> str | None:
+    return uuid_of(text) if text and text.strip() else None
+
+
+_CHECKS: dict[str, Any] = {
+    "api_key": _api_key,
+    "endpoint": _endpoint,
+    "label": _label,
+    "project_id": _project_id,
+    "tags": tags_of,
+}
 
 
 def _together(settings: Settings) -> Settings:

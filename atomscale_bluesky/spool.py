@@ -25,11 +25,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .claim import ORDERS, Claim, History
+from .claim import ORDERS, Claim, History, read_orders
 from .errors import SpoolError, SpoolFullError
 from .journal import LineFile, line, sync_folder
 from .ledger import is_delivered
-from .lines import Header, Links, OrderLine, encode
+from .lines import Edit, Header, Links, OrderLine, encode
 from .locks import UPLOADER_LOCK, WRITER_LOCK, RunLock, is_held
 from .reading import LEDGER, has_lines, read_header, was_synced
 from .room import ROOM_INTERVAL_S, Room, network_file_system
@@ -240,9 +240,14 @@ class Spool:
         return is_held(folder / UPLOADER_LOCK)
 
     def links_of(self, folder: Path) -> Links:
-        """What a run's metadata say that its streams are linked to."""
+        """What a run's streams are to be linked to, by its metadata or by what a person has put in their place.
+
+        Raises:
+            SpoolError: The run's files cannot be read.
+        """
+        edits = [order.links for order in read_orders(folder) if isinstance(order, Edit)]
         header = read_header(folder)
-        return header.links if header else Links()
+        return edits[-1] if edits else header.links if header else Links()
 
     def order(self, folder: Path, order: OrderLine) -> None:
         """Ask for something to be done with a run; whoever delivers it obeys, within seconds if it is somebody now.

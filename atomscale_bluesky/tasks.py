@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from .chunks import Chunk
 from .lines import Links
@@ -12,20 +14,54 @@ from .lines import Links
 Points = dict[str, tuple[str | None, list[float | None], list[float | None]]]
 
 
+# What Atomscale has refused because something is not there is asked for again, in case somebody has put it there.
+FIRST_WAIT_S = 60.0
+LONGEST_WAIT_S = 3600.0
+
+
 class Kind(Enum):
     """What a task asks of Atomscale."""
 
+    RESOLVE = "resolve the links of"
     INITIALIZE = "initialize"
     PUSH = "push"
+    LINK = "link"
     READ_BACK = "read back"
     FINALIZE = "finalize"
     CLOCK = "measure the clock for"
     VERIFY = "verify"
 
 
+class Link(NamedTuple):
+    """One link of a stream that exists; `linking` tells which there are."""
+
+    kind: str
+    to: str
+
+
+class Patience:
+    """When to ask again, by itself, for what was refused: after a minute, and ever less often."""
+
+    def __init__(self) -> None:
+        self._waits: dict[Hashable, tuple[float, float]] = {}
+
+    def is_over(self, what: Hashable, now: float) -> bool:
+        """Whether to ask for it again now, monotonic; the first time that this is asked begins the wait."""
+        at, wait_s = self._waits.setdefault(what, (now + FIRST_WAIT_S, FIRST_WAIT_S))
+        if now < at:
+            return False
+        longer_s = min(2 * wait_s, LONGEST_WAIT_S)
+        self._waits[what] = (now + longer_s, longer_s)
+        return True
+
+
+# The stream of a task that is about the whole run.
+RUN = -1
+
+
 @dataclass(slots=True)
 class Task:
-    """One thing to do for a metrology stream, and how often it was tried already."""
+    """One thing to do for a metrology stream, or for the run before it has one; and how often it was tried already."""
 
     kind: Kind
     stream: int
@@ -35,6 +71,9 @@ class Task:
     data_id: str = ""
     family: str = ""
     chunk: Chunk | None = None
+    to_link: tuple[Link, ...] = ()
+    stopped_at: float | None = None  # when the run had stopped, as far as was known; Unix seconds
+    order: int = 0  # the edit whose links are to be resolved
     attempts: int = 0
     not_before: float = 0.0  # monotonic
     may_exist: bool = False  # an earlier attempt to initialize may have made the stream

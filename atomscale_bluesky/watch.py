@@ -10,7 +10,9 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from .account import Account, Counts, RunStatus, unreadable
+import msgspec
+
+from .account import Account, Counts, RunStatus, StreamStatus, unreadable
 from .errors import SpoolError
 from .ledger import LedgerReader, is_delivered
 from .reading import LEDGER, RunReader, was_synced
@@ -84,6 +86,16 @@ class SpoolWatch:
         if len({status.run_uid for status in found}) > 1:
             raise SpoolError(f"{len(found)} runs in the spool begin with {run!r}; give more of the uid")
         return found[0]
+
+    def streams(self, run_uid: str) -> tuple[StreamStatus, ...]:
+        """What a run became in Atomscale, be it under way, waiting or finished; empty for one that is not known."""
+        found = [stream for run in self.status() if run.run_uid == run_uid for stream in run.streams]
+        known = {stream.label for stream in found}
+        for entry in self._spool.history():  # read last: a run that is finished meanwhile is here
+            if entry.get("run_uid") == run_uid:
+                streams = msgspec.convert(entry.get("streams") or [], list[StreamStatus])
+                found += [stream for stream in streams if stream.label not in known]
+        return tuple(found)
 
 
 class _RunWatch:

@@ -77,6 +77,29 @@ def test_the_first_stream_of_the_tutorial_survives_an_outage(
     assert [line.split("]")[1].split()[:3] for line in printed] == [["success", "det", "250"]] * 2
 
 
+def test_the_run_of_the_guide_is_linked_and_tells_what_it_became(
+    server: LocalServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RE = RunEngine()  # noqa: N806
+    uids: list[str] = []
+    with AtomscaleCallback() as callback:
+        RE.subscribe(callback)
+        RE.subscribe(lambda _, doc: uids.append(doc["uid"]), "start")
+        session = {"RE": RE, "growth_plan": lambda: count([det], num=5), "callback": callback, "uid": None}
+        session["project_id"] = server.add_project("Nitrides")
+        page = (ROOT / "docs/how-to/link-a-run.md").read_text(encoding="utf-8")
+        run, told = [code for _, code in STEP.findall(page)]
+        exec(run, session)  # noqa: S102 - it is our own documentation
+        assert callback.drain(timeout_s=20)
+        session["uid"] = uids[0]
+        exec(told, session)  # noqa: S102
+
+    (stream,) = server.streams()
+    assert stream.project_id == session["project_id"]
+    assert set(stream.tags) == {"night shift", "recipe 12", "bluesky: success"}
+    assert f"primary {stream.data_id} {stream.label} finalized" in capsys.readouterr().out
+
+
 def test_the_reader_of_the_spools_files_reads_them(server: LocalServer, spool_dir: Path) -> None:
     server.unreachable()
     RE = RunEngine()  # noqa: N806

@@ -14,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atomscale_bluesky import MetadataError, validate_metadata
+from atomscale_bluesky.lines import Links
 from atomscale_bluesky.metadata import (
     MAX_LABEL,
     RunMetadata,
     content_digest,
+    label_with_reason,
     read_metadata,
     run_label,
     stream_label,
@@ -62,6 +64,19 @@ def read(name: str, metadata: RunMetadata) -> Any:
         ("physical_sample_id", uuid.UUID(SAMPLE), SAMPLE),
         ("physical_sample_id", "", None),
         ("project_id", SAMPLE, SAMPLE),
+        ("physical_sample", " GaN-0417 ", "GaN-0417"),
+        ("physical_sample", "Mu\u0308nchen", "M\u00fcnchen"),
+        ("physical_sample", "x" * 255, "x" * 255),
+        ("physical_sample", "  ", None),
+        ("tags", "night shift", ("night shift",)),
+        ("tags", [" night shift ", "", "Night Shift", "recipe 12"], ("night shift", "recipe 12")),
+        ("tags", ("a", "b"), ("a", "b")),
+        ("tags", {"b", "a"}, ("a", "b")),
+        ("tags", [], ()),
+        ("tags", None, ()),
+        ("tags", SAMPLE.upper(), (SAMPLE,)),
+        ("track_sample", False, False),
+        ("track_sample", np.bool_(False), False),
         ("stream_name", "GaAs on Si, 3°", "GaAs on Si, 3°"),
         ("stream_name", " padded ", "padded"),
         ("stream_name", "x" * 500, "x" * 199 + "…"),
@@ -102,6 +117,19 @@ def test_a_value_is_read_as_plans_write_it(at: Any, name: str, value: Any, expec
         ("project_id", SAMPLE + "0", "a UUID such as"),
         ("project_id", {"id": SAMPLE}, "a UUID such as"),
         ("project_id", Odd(), "a UUID such as"),
+        ("physical_sample", 417, "printable text on one line"),
+        ("physical_sample", "GaN\n0417", "printable text on one line"),
+        ("physical_sample", {"name": "GaN-0417"}, "printable text on one line"),
+        ("physical_sample", "x" * 300, "up to 255 characters, there are 300"),
+        ("tags", "night\nshift", "printable text on one line"),
+        ("tags", ["ok", "night\rshift"], "printable text on one line"),
+        ("tags", ["x" * 256], "up to 255 characters, there are 256"),
+        ("tags", [12], "12 is none"),
+        ("tags", 12, "text or a list of texts"),
+        ("tags", {"a": 1}, "text or a list of texts"),
+        ("tags", [f"tag {n}" for n in range(51)], "up to 50 tags, there are 51"),
+        ("track_sample", "yes", "True or False"),
+        ("track_sample", 1, "True or False"),
         ("stream_name", 17, "printable text on one line"),
         ("stream_name", "two\nlines", "printable text on one line"),
         ("stream_name", "bell\a", "printable text on one line"),
@@ -282,3 +310,52 @@ def test_metadata_of_any_kind_are_read_or_refused_and_digested(value: Any) -> No
             read_metadata(start)
         except MetadataError as error:
             assert "metadata '" in str(error)  # noqa: PT017 - either outcome is right, no other is
+
+
+def test_a_sample_named_by_its_id_is_that_sample() -> None:
+    assert read_metadata({"physical_sample": f" {SAMPLE.upper()}"}).links.physical_sample_id == SAMPLE
+
+
+@LEVELS
+def test_two_physical_samples_are_one_too_many(at: Any) -> None:
+    with pytest.raises(MetadataError, match="name one physical sample"):
+        validate_metadata(at({"physical_sample": "GaN-0417", "physical_sample_id": SAMPLE}))
+
+
+def test_the_sample_of_our_own_dict_wins_over_that_of_the_top_level_however_each_is_named() -> None:
+    named, given = {"physical_sample": "GaN-0417"}, {"physical_sample_id": SAMPLE}
+
+    assert read_metadata(given | {"atomscale": named}).links.physical_sample == "GaN-0417"
+    assert read_metadata(given | {"atomscale": named}).links.physical_sample_id is None
+    assert read_metadata(named | {"atomscale": given}).links.physical_sample is None
+
+
+def test_to_track_a_sample_takes_a_sample_and_a_project() -> None:
+    both = {"physical_sample": "GaN-0417", "project_id": SAMPLE, "track_sample": True}
+    assert read_metadata(both, Links()).links.track_sample
+    assert read_metadata({"physical_sample": "x", "track_sample": True}, Links(project_id=SAMPLE)).links.track_sample
+
+    with pytest.raises(MetadataError, match="no project is named"):
+        read_metadata({"physical_sample": "GaN-0417", "track_sample": True}, Links())
+    with pytest.raises(MetadataError, match="no physical sample is named"):
+        validate_metadata({"project_id": SAMPLE, "track_sample": True})
+    validate_metadata({"physical_sample": "GaN-0417", "track_sample": True})  # the project may be the site's
+
+
+def test_what_a_run_says_of_its_links_wins_over_the_site() -> None:
+    site = Links(synth_source_id=7, project_id=SAMPLE, tags=("chamber 3",))
+
+    assert read_metadata({}, site).links == site
+    assert read_metadata({"tags": [], "synth_source_id": 0}, site).links == Links(0, None, SAMPLE)
+
+
+@pytest.mark.parametrize("reason", ["", "heater tripped", "x" * 500, "two\nlines\x1b[31m"])
+@pytest.mark.parametrize("name", ["grow", "x" * 300])
+def test_a_reason_in_a_label_leaves_what_makes_it_unique_whole(name: str, reason: str) -> None:
+    label = stream_label(name, event_stream=None, number=1, run_uid="abbf00f1-22", token="1234abcd")
+
+    told = label_with_reason(label, reason)
+
+    assert told.endswith(" [abbf00f1-1234abcd]")
+    assert len(told) <= MAX_LABEL
+    assert told.isprintable()

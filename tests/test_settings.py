@@ -307,6 +307,8 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "api_key": ("k", "k"),
     "endpoint": ("https://host", "https://host"),
     "synth_source_id": ("0", 0),
+    "project_id": ("0b9c7c52-4a55-4d0e-9a53-2c1f4b8e7d60", "0b9c7c52-4a55-4d0e-9a53-2c1f4b8e7d60"),
+    "tags": ("night shift,recipe 12", ("night shift", "recipe 12")),
     "points_per_chunk": ("5", 5),
     "spool_dir": ("x", "x"),
     "spool_max_bytes": ("1000000", 1_000_000),

@@ -7,7 +7,7 @@ process; a run that nobody delivers waits for the next session or `atomscale-blu
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.text import Text
@@ -62,51 +62,64 @@ def discard(run: str, yes: bool, spool_dir: Path | None) -> int:
 @click.command
 @_run
 @click.option("--synth-source-id", type=int, help="The growth instrument.")
+@click.option("--physical-sample", help="The physical sample, by its name; created if it is new.")
 @click.option("--physical-sample-id", help="The physical sample, a UUID.")
+@click.option("--no-sample", is_flag=True, help="Link no physical sample.")
 @click.option("--project-id", help="The project, a UUID.")
+@click.option("--no-project", is_flag=True, help="Name no project.")
+@click.option(
+    "--track-sample/--no-track-sample", default=None, help="Make the sample the project's active one, or not."
+)
+@click.option("--tag", "tags", multiple=True, help="A tag instead of those of the run; may be given several times.")
+@click.option("--no-tags", is_flag=True, help="Attach no tags.")
 @click.option("--points-per-chunk", type=int, help="Points of each channel in a chunk.")
 @_spool_dir
 def edit(
     run: str,
-    synth_source_id: int | None,
-    physical_sample_id: str | None,
-    project_id: str | None,
-    points_per_chunk: int | None,
+    no_sample: bool,
+    no_project: bool,
+    no_tags: bool,
+    tags: tuple[str, ...],
     spool_dir: Path | None,
+    **one: Any,
 ) -> int:
-    """Correct what a run's streams are initialized with.
+    """Correct what a run's streams are initialized with and linked to.
 
-    RUN is the beginning of a run's uid, as `status` shows it. What is not given stays as the run's metadata say.
-    Refused for a run that Atomscale has a stream of already: what that was initialized with is changed there.
+    RUN is the beginning of a run's uid, as `status` shows it. What is not given stays as the run's metadata say. Once
+    Atomscale has a stream of the run, its instrument, project and points per chunk are changed there; sample, tags
+    and tracking can be given anew until the run is finalized.
     """
+    import msgspec
+
     from ..errors import MetadataError
     from ..lines import Edit, Links
     from ..metadata import read_metadata
 
-    given = {
-        "synth_source_id": synth_source_id,
-        "physical_sample_id": physical_sample_id,
-        "project_id": project_id,
-        "points_per_chunk": points_per_chunk,
-    }
-    if not any(value is not None for value in given.values()):
+    given: dict[str, Any] = {name: value for name, value in one.items() if value is not None}
+    if no_sample or given.keys() & {"physical_sample", "physical_sample_id"}:
+        given = {"physical_sample": None, "physical_sample_id": None} | given
+    if no_project:
+        given = {"project_id": None} | given
+    if no_sample or no_project:
+        given = {"track_sample": False} | given
+    if no_tags or tags:
+        given["tags"] = list(tags)
+    if not given:
         raise click.UsageError("nothing to edit; give one of the options")
-    try:
-        metadata = read_metadata({"atomscale": given})
-    except MetadataError as error:
-        raise click.UsageError(plain(error)) from None
     spool = _spool(spool_dir)
     found = _find(spool, run)
-    if found.data_ids:
+    fixed = sorted(given.keys() & {"synth_source_id", "project_id", "points_per_chunk"})
+    if found.data_ids and fixed:
         raise click.ClickException(
-            f"run {found.run_uid[:8]} is in Atomscale already as {', '.join(found.data_ids)}; change it there"
+            f"run {found.run_uid[:8]} is in Atomscale already as {', '.join(found.data_ids)}, "
+            f"with the {fixed[0]} that it has; change it there"
         )
-    before = spool.links_of(Path(found.folder))
-    links = Links(
-        synth_source_id=before.synth_source_id if synth_source_id is None else metadata.links.synth_source_id,
-        physical_sample_id=metadata.links.physical_sample_id or before.physical_sample_id,
-        project_id=metadata.links.project_id or before.project_id,
-    )
+    before = msgspec.to_builtins(spool.links_of(Path(found.folder)))
+    try:
+        metadata = read_metadata({"atomscale": before | given}, Links())
+    except MetadataError as error:
+        raise click.UsageError(plain(error)) from None
+    links = metadata.links
     return _order(run, spool_dir, Edit(links, metadata.points_per_chunk), "goes on with what you gave")
 
 
