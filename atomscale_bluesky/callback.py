@@ -421,13 +421,11 @@ class AtomscaleCallback:
             )
             return
         first = not event_stream.begun
-        event_stream.accepted()
+        full = event_stream.accepted(run.header.points_per_chunk if run.header else 1)
         if first and event_stream.left_out:
             said = ", ".join(f"{key} ({reason})" for key, reason in event_stream.left_out.items())
             _logger.info("event stream %r of run %s leaves out %s", event_stream.name, run.uid, said)
-        run.unannounced += events
-        if self._uploader and (first or run.unannounced >= self.settings.points_per_chunk):
-            run.unannounced = 0
+        if self._uploader and (first or full):
             self._uploader.wake()
 
     def _stop(self, doc: Mapping[str, Any]) -> None:

@@ -229,13 +229,20 @@ class EventStream:
             base.offered = row - base.rows
         return out
 
-    def accepted(self) -> None:
-        """What the last `event` or `event_page` gave was kept: the next one goes on from there."""
+    def accepted(self, points_per_chunk: int = 1) -> bool:
+        """What the last `event` or `event_page` gave was kept: the next one goes on from there.
+
+        Returns:
+            Whether a chunk of so many rows became full.
+        """
         self.begun = True
+        full = False
         for base in self._bases:
-            base.rows += base.offered
+            before, base.rows = base.rows, base.rows + base.offered
+            full = full or before // points_per_chunk != base.rows // points_per_chunk
             base.offered = 0
             base.declared = True
+        return full
 
     def start_over(self) -> None:
         """The next rows go to another journal: number them from 0, under layouts that are declared again."""

@@ -43,7 +43,6 @@ class OpenRun:
         self.settled = False  # its files say how it ended
         self.event_streams: dict[str, EventStream | None] = {}  # None: not selected
         self.names: Names = {}  # of all channels
-        self.unannounced = 0  # rows since the uploader was woken
         self._after = after
         self._seen: set[str] = set()  # the youngest events
         self._seen_before: set[str] = set()  # those before them

@@ -92,14 +92,18 @@ def push(family: str, data_id: str, chunk: Chunk, *, pause: Callable[[], object]
     """Every channel of a chunk in one request; encoded in steps of some 10 000 points, with a `pause` between."""
     times = _array(chunk.times)
     at_once = max(1, POINTS_AT_ONCE // max(1, chunk.points))
+    body: dict[str, Any] = {"data_id": data_id, "chunk_index": chunk.index, "channels": {}}
     steps: list[bytes] = []
-    for begin in range(0, len(chunk.columns), at_once):
+    for begin in range(0, max(1, len(chunk.columns)), at_once):
         if begin:
             pause()
         columns = chunk.columns[begin : begin + at_once]
-        steps.append(_dumps({column.name: _series(times, column) for column in columns})[1:-1])
-    head = orjson.dumps({"data_id": data_id, "chunk_index": chunk.index})[:-1]
-    return Request("POST", f"{family}/stream/chunk/multi", b'%b,"channels":{%b}}' % (head, b",".join(steps)))
+        body["channels"] = {column.name: _series(times, column) for column in columns}
+        if len(columns) == len(chunk.columns):
+            return Request("POST", f"{family}/stream/chunk/multi", _dumps(body))
+        # What is around the channels goes out with the first ones and the last ones.
+        steps.append(_dumps(body)[: -len(b"}}")] if not begin else _dumps(body["channels"])[1:-1])
+    return Request("POST", f"{family}/stream/chunk/multi", b",".join(steps) + b"}}")
 
 
 def push_bytes(chunk: Chunk) -> int:

@@ -12,6 +12,9 @@ PROGRAMS = {
     "plan": "how much longer a plan takes because our callback is subscribed",
     "drain": "how fast a backlog goes from the disk to the last confirmation",
     "memory": "how far the process grows in a long run, and while a backlog drains",
+    "outage": "what a hundred million points of an outage take in memory and on disk, and draining them",
+    "latency": "how long the last event of a chunk takes to its confirmation",
+    "link": "how much of a slow link's connections is used, and how many there are",
     "worst": "how long a call can take at worst, beside a draining backlog",
 }
 

@@ -62,13 +62,13 @@ def _in_a_process(what: str, spool: Path, url: str, events: int) -> list[float |
 
 
 def _work(what: str, spool: Path, url: str, events: int) -> list[float | str]:
-    begin = _resident()
+    begin = resident()
     if begin is None:
         return ["unknown"] * 6
     grown: list[float] = []
 
     def look() -> None:
-        grown.append((_resident() or 0.0) - begin)
+        grown.append((resident() or 0.0) - begin)
 
     callback = AtomscaleCallback(settings=connected(spool, url))
     if what.startswith("a backlog"):
@@ -95,10 +95,10 @@ def _work(what: str, spool: Path, url: str, events: int) -> list[float | str]:
     look()
     callback.close(0.0)
     quarter, half = grown[len(grown) // 4], grown[len(grown) // 2]
-    return [begin, quarter, half, grown[-1], (_resident("VmHWM") or 0.0) - begin, size]
+    return [begin, quarter, half, grown[-1], (resident("VmHWM") or 0.0) - begin, size]
 
 
-def _resident(line: str = "VmRSS") -> float | None:
+def resident(line: str = "VmRSS") -> float | None:
     """This process's size, MB."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")

@@ -32,13 +32,22 @@ class Counted(NamedTuple):
     series: int  # channels of chunks
     bytes: int
     cpu_s: float
+    connections: int  # the most that there were at a time, this question's among them
+    chunks_s: float  # from the arrival of the first chunk to the answer to the last one
 
 
 class _Sink(asyncio.Protocol):
     channels: ClassVar[dict[tuple[bytes, bytes], tuple[list[bytes], int]]] = {}  # stream, channel → all beside it, size
-    requests = chunks = series = received = 0
+    delay_s = 0.0  # before a chunk is answered
+    requests = chunks = series = received = now = most = 0
+    first = last = 0.0  # when the first chunk came, and the last one was answered
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        _Sink.now -= 1
 
     def connection_made(self, transport: Any) -> None:
+        _Sink.now += 1
+        _Sink.most = max(_Sink.most, _Sink.now)
         self._transport = transport
         self._data = bytearray()
         self._needed = 0
@@ -60,8 +69,20 @@ class _Sink(asyncio.Protocol):
             body = bytes(memoryview(self._data)[end + 4 : self._needed])
             del self._data[: self._needed]
             self._needed = 0
-            answer = self._answer(head[: head.index(b"\r\n")].split(b" ")[1], body)
-            self._transport.write(_HEAD % (len(answer), answer))
+            path = head[: head.index(b"\r\n")].split(b" ")[1]
+            chunk = b"/chunk" in path
+            if chunk:
+                _Sink.first = _Sink.first or time.perf_counter()
+            answer = self._answer(path, body)
+            if chunk and _Sink.delay_s:
+                asyncio.get_running_loop().call_later(_Sink.delay_s, self._tell, answer)
+            else:
+                self._tell(answer, chunk=chunk)
+
+    def _tell(self, answer: bytes, *, chunk: bool = True) -> None:
+        self._transport.write(_HEAD % (len(answer), answer))
+        if chunk:
+            _Sink.last = time.perf_counter()
 
     def _answer(self, path: bytes, body: bytes) -> bytes:
         _Sink.requests += 1
@@ -82,7 +103,8 @@ class _Sink(asyncio.Protocol):
             now = time.time() * 1000.0
             return orjson.dumps({"receivedAtUnixMs": now, "transmittedAtUnixMs": now})
         if path == b"/counted":
-            counted = Counted(_Sink.requests, _Sink.chunks, _Sink.series, _Sink.received, time.process_time())
+            told = (_Sink.requests, _Sink.chunks, _Sink.series, _Sink.received, time.process_time())
+            counted = Counted(*told, _Sink.most, _Sink.last - _Sink.first)
             return orjson.dumps(tuple(counted))
         return b"[]"
 
@@ -142,9 +164,9 @@ def counted(url: str) -> Counted:
 
 
 @contextlib.contextmanager
-def sink() -> Iterator[str]:
-    """A sink in a process of its own; its URL."""
-    with serving([sys.executable, "-m", "benchmarks.sink"]) as port:
+def sink(delay_s: float = 0.0) -> Iterator[str]:
+    """A sink in a process of its own, which answers each chunk after this delay; its URL."""
+    with serving([sys.executable, "-m", "benchmarks.sink", str(delay_s)]) as port:
         yield f"http://127.0.0.1:{port}"
 
 
@@ -170,5 +192,6 @@ def serving(command: list[str]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
+    _Sink.delay_s = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve())

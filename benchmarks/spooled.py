@@ -11,8 +11,7 @@ from . import documents
 
 def spool_run(folder: Path, url: str, channels: int, events: int, points_per_chunk: int = 100) -> int:
     """Spool one stopped run for the endpoint at `url`; how many points it has."""
-    settings = Settings(spool_dir=str(folder), endpoint=url, offline=True, points_per_chunk=points_per_chunk)
-    with AtomscaleCallback(settings=settings) as callback:
+    with AtomscaleCallback(settings=offline(folder, url, points_per_chunk=points_per_chunk)) as callback:
         opening, coming, stop = documents.stream(channels, events)
         for name, doc in opening:
             callback(name, doc)
@@ -20,6 +19,11 @@ def spool_run(folder: Path, url: str, channels: int, events: int, points_per_chu
             callback("event", doc)
         callback("stop", stop)
     return channels * events
+
+
+def offline(folder: Path, url: str, **more: object) -> Settings:
+    """Settings of a callback that spools in `folder` for the endpoint at `url`, and delivers nothing."""
+    return Settings(spool_dir=str(folder), endpoint=url, offline=True, **more)  # type: ignore[arg-type]
 
 
 def connected(folder: Path, url: str, **more: object) -> Settings:
