@@ -24,7 +24,7 @@ def main() -> int:
         "--seeds",
         type=int,
         default=20,
-        help="seeds of each scenario; kills, power cuts and damage get five times as many",
+        help="seeds of each scenario; kills get ten times, power cuts twenty times, damage five times as many",
     )
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--scenario", action="append", help=f"one of {', '.join(SCENARIOS)}; may be repeated")

@@ -363,7 +363,7 @@ def _recovered(b: Bench, accepted: list[Doc], begun: list[Doc], **choices: Any) 
     b.check(not any(path.stat().st_size for path in b.spool.glob("*/journal*")), "something is left in the spool")
 
 
-@scenario("Killed at any moment, and killed again while it recovers: what was accepted is there once.", weight=5)
+@scenario("Killed at any moment, and killed again while it recovers: what was accepted is there once.", weight=10)
 def killed(b: Bench) -> None:
     story = b.story(runs=b.chance.randrange(1, 4), at_once=True)
     accepted, begun = _feed_and_kill(b, story, segment_bytes=b.chance.choice([None, 4096]))
@@ -372,7 +372,7 @@ def killed(b: Bench) -> None:
 
 
 @scenario(
-    "Killed during an outage, and again while it recovers in bad weather: what was accepted is there once.", weight=5
+    "Killed during an outage, and again while it recovers in bad weather: what was accepted is there once.", weight=10
 )
 def killed_in_an_outage(b: Bench) -> None:
     story = b.story(runs=b.chance.randrange(1, 3), at_once=True)
@@ -623,13 +623,13 @@ def _power_cut(b: Bench, *, durability: str, settings: dict[str, Any] | None = N
 
 
 @scenario(
-    "A power cut takes at most the readings of the last 250 ms; nothing is false or doubled afterwards.", weight=5
+    "A power cut takes at most the readings of the last 250 ms; nothing is false or doubled afterwards.", weight=20
 )
 def power_cut(b: Bench) -> None:
     _power_cut(b, durability="interval")
 
 
-@scenario('With durability = "event" a power cut takes nothing that was accepted.', weight=5)
+@scenario('With durability = "event" a power cut takes nothing that was accepted.', weight=20)
 def power_cut_with_durability_event(b: Bench) -> None:
     _power_cut(b, durability="event")
 
