@@ -113,8 +113,8 @@ class Client:
         self._session.headers["Cache-Control"] = "no-store"  # a proxy's copy would tell an old time, or old points
         if settings.api_key:
             self._session.headers["X-API-KEY"] = settings.api_key
-        if settings.ca_bundle:
-            self._session.verify = settings.ca_bundle
+        # Given with each request: what a session verifies by, requests lets the environment override.
+        self._verify = settings.ca_bundle or None
 
     def initialize(self, family: str, *, label: str, points_per_chunk: int, links: Links) -> str:
         """Create a metrology stream and give its `data_id`. Not idempotent: each success makes a new one."""
@@ -271,6 +271,7 @@ class Client:
             headers={"Content-Type": "application/json"} if request.body is not None else None,
             timeout=(min(10.0, self._timeout_s), self._timeout_s),
             allow_redirects=False,
+            verify=self._verify,
             stream=True,
         ) as response:
             if request.path.endswith(wire.PUSHES):

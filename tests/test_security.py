@@ -1,0 +1,426 @@
+"""Nothing leaks and nothing from outside is trusted: one test for each sentence of that promise."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import gzip
+import os
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from runs import growth
+from waiting import wait_until
+
+import atomscale_bluesky
+from atomscale_bluesky import ApiUnavailableError, AtomscaleCallback, Settings, SettingsError
+from atomscale_bluesky.client import Client
+from atomscale_bluesky.server import Fault, LocalServer
+
+MakeCallback = Callable[..., AtomscaleCallback]
+
+KEY = "key-1e9c4a17-that-nobody-may-see"
+NASTY = "\x1b[31mred\x1b[0m\r\n\x07 \u202edlrow"
+
+
+# ---- the key ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keyed(spool_dir: Path) -> Iterator[tuple[LocalServer, Callable[..., AtomscaleCallback]]]:
+    """A server that takes `KEY` alone, and callbacks that have it."""
+    made: list[AtomscaleCallback] = []
+    with LocalServer(control=True, api_key=KEY) as server:
+
+        def make(**settings: Any) -> AtomscaleCallback:
+            given = {"endpoint": server.url, "api_key": KEY, "spool_dir": str(spool_dir), "spool_min_free_bytes": 0}
+            made.append(AtomscaleCallback(settings=Settings.load(environ={}, **given | settings)))
+            return made[-1]
+
+        yield server, make
+        for callback in made:
+            callback.close(timeout_s=0)
+
+
+def test_the_key_is_in_no_log_of_any_level_also_not_of_the_libraries_below(
+    keyed: tuple[LocalServer, MakeCallback], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, make = keyed
+    caplog.set_level(0)
+    for name in ("urllib3", "requests", "atomscale_bluesky"):
+        caplog.set_level(1, logger=name)
+    server.misbehave(
+        Fault(call="initialize", status=500, times=1),
+        Fault(call="chunk_multi", reset_after=True, times=1),
+        Fault(call="chunk_multi", status=401, times=1),
+        Fault(call="finalize", status=422, body='{"detail": "no"}', times=1),
+    )
+    callback = make(points_per_chunk=10, offline=False)
+    for name, doc in growth(points=25):
+        callback(name, doc)
+    callback.drain(timeout_s=8)
+
+    assert "urllib3" in {record.name.partition(".")[0] for record in caplog.records}
+    said = caplog.text + "".join(capsys.readouterr())
+    said += "".join(repr(record.__dict__) for record in caplog.records)
+    assert KEY not in said
+
+
+def test_the_key_is_in_no_representation(keyed: tuple[LocalServer, MakeCallback]) -> None:
+    _, make = keyed
+    callback = make()
+    client = Client(callback.settings)
+
+    for thing in (callback, callback.settings, client, callback.status(), vars(callback)["_uploader"]):
+        assert KEY not in repr(thing)
+        assert KEY not in str(thing)
+    assert KEY not in f"{callback.settings}"
+    client.close()
+
+
+def test_the_key_is_in_no_exception(keyed: tuple[LocalServer, MakeCallback]) -> None:
+    server, make = keyed
+    server.misbehave(Fault(status=503))
+    client = Client(make(offline=True).settings)
+
+    with pytest.raises(ApiUnavailableError) as raised:
+        client.find("anything")
+    error: BaseException | None = raised.value
+    while error is not None:
+        assert KEY not in repr(error)
+        error = error.__cause__ or error.__context__
+    client.close()
+
+
+def test_the_key_is_in_no_file_of_the_spool_and_in_no_status(
+    keyed: tuple[LocalServer, MakeCallback], spool_dir: Path
+) -> None:
+    server, make = keyed
+    server.misbehave(Fault(call="chunk_multi", status=401))
+    callback = make(points_per_chunk=10)
+    for name, doc in growth(points=25):
+        callback(name, doc)
+    callback.drain(timeout_s=1)
+    environment = os.environ | {
+        "ATOMSCALE_API_ENDPOINT": server.url,
+        "ATOMSCALE_API_KEY": KEY,
+        "ATOMSCALE_BLUESKY_SPOOL_DIR": str(spool_dir),
+    }
+    said = ""
+    for command in (["status"], ["status", "--json", "--all"], ["doctor"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "atomscale_bluesky", *command], env=environment, capture_output=True, text=True
+        )
+        said += done.stdout + done.stderr
+
+    assert "50" in said
+    assert KEY not in said
+    for path in spool_dir.rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks into /proc")
+def test_the_key_is_on_no_command_line_of_a_process(keyed: tuple[LocalServer, MakeCallback]) -> None:
+    server, make = keyed
+    callback = make(points_per_chunk=10)
+    for name, doc in growth(points=25):
+        callback(name, doc)
+        for command in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                assert KEY.encode() not in command.read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+        if name == "descriptor":
+            wait_until(server.streams)
+
+
+# ---- where requests go -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("kind", ["port", "host", "scheme"])
+def test_no_redirect_is_followed_to_another_port_host_or_scheme(
+    make_callback: MakeCallback, server: LocalServer, status: int, kind: str
+) -> None:
+    with LocalServer(control=True) as elsewhere:
+        location = {
+            "port": elsewhere.url,
+            "host": elsewhere.url.replace("127.0.0.1", "localhost"),
+            "scheme": elsewhere.url.replace("http:", "https:"),
+        }[kind]
+        location += "/metrology/stream/chunk/multi"
+        server.misbehave(Fault(call="chunk_multi", status=status, headers={"Location": location}, times=1))
+        callback = make_callback()
+        for name, doc in growth(points=15):
+            callback(name, doc)
+
+        assert callback.drain(timeout_s=10)
+        assert [stream.points for stream in server.streams()] == [30]
+        assert elsewhere.requests() == []
+
+
+@pytest.fixture
+def tls() -> Iterator[tuple[str, str, list[dict[str, str]]]]:
+    """A server behind TLS under a name that is not this machine's; its endpoint, its authority, the headers it got."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("atomscale.test").configure_cert(context)
+    got: list[dict[str, str]] = []
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # noqa: N802
+            got.append(dict(self.headers))
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that trusts it not breaks off
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    with authority.cert_pem.tempfile() as path:
+        yield f"https://atomscale.test:{server.server_address[1]}", path, got
+    server.shutdown()
+    server.server_close()
+    thread.join(10)
+
+
+@pytest.fixture
+def _named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`atomscale.test` leads to this machine."""
+    real = socket.getaddrinfo
+
+    def look_up(host: Any, *args: Any, **more: Any) -> Any:
+        return real("127.0.0.1" if host == "atomscale.test" else host, *args, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def ask(endpoint: str, **settings: Any) -> None:
+    client = Client(Settings.load(environ={}, endpoint=endpoint, api_key=KEY, **settings))
+    try:
+        client.find("anything")
+    finally:
+        client.close()
+
+
+@pytest.mark.usefixtures("_named")
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"PYTHONHTTPSVERIFY": "0"},
+        {"REQUESTS_CA_BUNDLE": ""},
+        {"CURL_CA_BUNDLE": ""},
+        {"REQUESTS_CA_BUNDLE": "0", "CURL_CA_BUNDLE": "false"},
+        {"REQUESTS_CA_BUNDLE": "False"},
+        {"SSL_CERT_FILE": "/dev/null", "SSL_CERT_DIR": "/dev/null"},
+        {"GIT_SSL_NO_VERIFY": "1", "NODE_TLS_REJECT_UNAUTHORIZED": "0", "SSL_NO_VERIFY": "1"},
+    ],
+    ids=str,
+)
+def test_no_environment_variable_switches_verification_off(
+    tls: tuple[str, str, list[dict[str, str]]], monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    endpoint, _, got = tls
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(ApiUnavailableError):
+        ask(endpoint)
+    assert got == []
+
+
+@pytest.mark.usefixtures("_named")
+def test_an_authority_of_ones_own_is_trusted_by_its_explicit_path(tls: tuple[str, str, list[dict[str, str]]]) -> None:
+    endpoint, authority, got = tls
+
+    ask(endpoint, ca_bundle=authority)
+
+    assert [headers["X-API-KEY"] for headers in got] == [KEY]
+
+
+@pytest.mark.usefixtures("_named")
+def test_the_explicit_path_wins_over_the_environment(
+    tls: tuple[str, str, list[dict[str, str]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    endpoint, authority, got = tls
+    other = tmp_path / "other.pem"
+    trustme.CA().cert_pem.write_to_path(str(other))
+
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(other))
+    ask(endpoint, ca_bundle=authority)
+    assert len(got) == 1
+
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", authority)
+    with pytest.raises(ApiUnavailableError, match="certificate"):
+        ask(endpoint, ca_bundle=str(other))
+    assert len(got) == 1
+
+
+@pytest.mark.usefixtures("_named")
+def test_a_certificate_for_another_name_is_refused(tls: tuple[str, str, list[dict[str, str]]]) -> None:
+    endpoint, authority, got = tls
+
+    with pytest.raises(ApiUnavailableError, match="certificate|mismatch"):
+        ask(endpoint.replace("atomscale.test", "localhost"), ca_bundle=authority)
+    assert got == []
+
+
+# ---- what comes from outside -----------------------------------------------------------------------------------------
+
+
+def test_what_a_server_says_reaches_the_log_quoted_and_cut(
+    callback: AtomscaleCallback, server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(1)
+    server.misbehave(Fault(call="chunk_multi", status=422, body=NASTY + "x" * 100_000))
+    for name, doc in growth(points=15, start_metadata={"plan_name": NASTY, "synth_source_id": 42}):
+        callback(name, doc)
+    assert not callback.drain(timeout_s=10)
+
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("atomscale_bluesky")]
+    assert any("was answered 422" in text for text in ours)
+    assert all(character.isprintable() for text in ours for character in text)
+    assert max(map(len, ours)) < 2000
+
+
+def test_an_answer_that_unpacks_to_many_times_its_size_is_not_unpacked(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    bomb = gzip.compress(bytes(200 * 2**20), 9)
+    listening = socket.create_server(("127.0.0.1", 0))
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n".encode()
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(65536)
+            with contextlib.suppress(OSError):  # whoever asked has seen enough
+                connection.sendall(head + bomb)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    client = Client(Settings.load(environ={}, endpoint=f"http://127.0.0.1:{listening.getsockname()[1]}", api_key=KEY))
+    with pytest.raises(ApiUnavailableError, match="encoding"):
+        client.find("anything")
+    client.close()
+    listening.close()
+    thread.join(10)
+
+
+@pytest.mark.parametrize(
+    "data_id", ["../../admin", "a/b", "https://evil.invalid", "x" * 1000, "", "a?b", "a\nb", "%2e%2e"]
+)
+def test_a_data_id_that_looks_like_none_never_becomes_part_of_a_path(
+    callback: AtomscaleCallback, server: LocalServer, data_id: str
+) -> None:
+    import json
+
+    server.misbehave(Fault(call="initialize", status=200, body=json.dumps({"data_id": data_id}), times=1))
+    for name, doc in growth(points=15):
+        callback(name, doc)
+
+    assert callback.drain(timeout_s=10)
+    (stream,) = [stream for stream in server.streams() if stream.points]
+    assert all(request.data_id in {None, stream.data_id} for request in server.requests())
+
+
+@pytest.mark.parametrize("uid", ["../../escape", "/etc/passwd", "a\x00b", "con", "x" * 5000])
+def test_nothing_of_a_document_becomes_part_of_a_path(make_callback: MakeCallback, tmp_path: Path, uid: str) -> None:
+    callback = make_callback(offline=True)
+    for name, doc in growth(points=3, start_metadata={"plan_name": uid, "sample": uid}):
+        callback(name, doc | ({"uid": uid} if name == "start" else {"run_start": uid} if "run_start" in doc else {}))
+    callback.close()
+
+    paths = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
+    assert any(path.startswith("spool/") for path in paths)
+    assert all(uid[:20] not in path for path in paths)
+    assert all(path == "spool" or path.startswith("spool/") for path in paths)
+
+
+def test_nothing_that_comes_from_outside_can_become_code() -> None:
+    forbidden_modules = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml"}
+    forbidden_calls = {"eval", "exec", "compile", "__import__"}
+    found: list[str] = []
+    for path in Path(atomscale_bluesky.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names: set[str] = set()
+            if isinstance(node, ast.Import):
+                names = {alias.name.partition(".")[0] for alias in node.names} & forbidden_modules
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = {node.module.partition(".")[0]} & forbidden_modules
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                names = {node.func.id} & forbidden_calls
+            found += [f"{path.name}: {name}" for name in names]
+    assert found == []
+
+
+# ---- the spool's folder ----------------------------------------------------------------------------------------------
+
+posix = pytest.mark.skipif(os.name == "nt", reason="modes and owners of POSIX")
+
+
+@posix
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777])
+def test_folders_are_0700_and_files_0600_whatever_the_umask(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, umask: int
+) -> None:
+    if umask == 0o777 and os.getuid() != 0:
+        pytest.skip("who is not root could not open its own files")
+    server.misbehave(Fault(call="finalize", status=503))
+    before = os.umask(umask)
+    try:
+        callback = make_callback()
+        for name, doc in growth(points=25):
+            callback(name, doc)
+        wait_until(lambda: server.requests("finalize"))
+        wait_until(lambda: list(spool_dir.glob("*/head.jsonl")))
+        wait_until(lambda: (spool_dir / "trouble.json").exists())
+        modes = {
+            path.relative_to(spool_dir).as_posix(): (path.is_dir(), stat.S_IMODE(path.stat().st_mode))
+            for path in [spool_dir, *spool_dir.rglob("*")]
+        }
+        server.behave()
+        assert callback.drain(timeout_s=20)
+        wait_until(lambda: (spool_dir / "history.jsonl").exists())
+    finally:
+        os.umask(before)
+
+    assert len(modes) >= 7
+    allowed = {(True, 0o700), (False, 0o600)} | ({(True, 0o700 & ~umask), (False, 0o600 & ~umask)})
+    assert set(modes.values()) <= allowed, modes
+    assert all(stat.S_IMODE(path.stat().st_mode) & 0o177 == 0 for path in spool_dir.glob("history*"))
+
+
+@posix
+@pytest.mark.skipif(os.name != "nt" and os.getuid() != 0, reason="only root gives folders away")
+def test_a_spool_that_belongs_to_another_user_is_refused(make_callback: MakeCallback, spool_dir: Path) -> None:
+    spool_dir.mkdir()
+    os.chown(spool_dir, 12345, 12345)
+
+    with pytest.raises(SettingsError, match="belongs to another user"):
+        make_callback()
+
+
+def test_without_tls_the_key_leaves_for_no_other_machine() -> None:
+    with pytest.raises(SettingsError, match="http"):
+        Settings.load(environ={}, endpoint="http://api.example.org", api_key=KEY)
