@@ -22,6 +22,7 @@ from .errors import ChannelError
 from .lines import Channel, Layout, encode_row
 from .rows import Source, TimeBase
 from .values import (
+    ARRAY,
     EXTERNAL,
     LONG_ARRAY,
     NAMELESS,
@@ -34,7 +35,6 @@ from .values import (
     choice,
     length_of,
     number,
-    plain,
 )
 
 MAX_NAME = 255  # characters, and bytes too, since the API does not say which it counts
@@ -162,10 +162,10 @@ class EventStream:
                 raise ChannelError(f"the data of an event of event stream {self.name!r} are no mapping; it is left out")
             own = {key: self._own_time(stamp, now) for key, stamp in stamps.items()}
             self._arrange(data, _mapping(doc.get("filled")), own if by_reading else None)
-        elif by_reading:
-            self._split_where_times_differ(stamps, now)
         if self._watched:
             self._welcome_late_channels({key: (data[key],) for key in self._watched if key in data})
+        if by_reading:
+            self._split_where_times_differ(stamps, now)
         out: list[bytes] = []
         for base in self._bases:
             at = time
@@ -206,11 +206,11 @@ class EventStream:
             filled = {key: all(_as_list(flags)) for key, flags in _mapping(doc.get("filled")).items()}
             first = {key: column[0] for key, column in columns.items()}
             self._arrange(first, filled, own if by_reading else None)
-        elif by_reading:
-            for base in list(self._bases):
-                self._split(base, own)
         if self._watched:
             self._welcome_late_channels({key: columns[key] for key in self._watched if key in columns})
+        if by_reading:
+            for base in list(self._bases):
+                self._split(base, own)
         out: list[bytes] = []
         for base in self._bases:
             at = times
@@ -264,7 +264,7 @@ class EventStream:
                 self._left_out[_sound(key)] = source
             else:
                 sources.append(source)
-        self._watched = tuple(key for key, reason in self._left_out.items() if reason in {TEXT, NOT_NUMERIC})
+        self._watched = tuple(key for key, reason in self._left_out.items() if reason in {TEXT, NOT_NUMERIC, ARRAY})
         groups = [sources] if own is None else _sharing(sources, own)
         for i, group in enumerate(groups or [[]]):
             self._add_base(group, self._left_out if i == 0 else {})
@@ -300,8 +300,7 @@ class EventStream:
         dtype, choices = described.get("dtype"), _choices(described)
         unit = _fitting(_sound(units), MAX_NAME) if isinstance(units := described.get("units"), str) else None
         if isinstance(value, str):
-            is_choice = plain(value) in choices
-            return self._scalar(key, unit, choice(choices)) if is_choice else TEXT
+            return self._scalar(key, unit, choice(choices)) if choices else TEXT
         length = length_of(value, described)
         if length is not None:
             if length > self._selection.max_elements:

@@ -52,7 +52,7 @@ class Source(NamedTuple):
         """The same for the encoder, which has an eye on all that is no number itself."""
         if self.convert:
             converted = self.convert(value)
-            return (None if isinstance(converted, str) else converted,)
+            return (converted if type(converted) is float else None,)
         if isinstance(value, np.ndarray):
             value = value.tolist()
         return value if isinstance(value, list | tuple) and len(value) == len(self.channels) else _NO_NUMBERS

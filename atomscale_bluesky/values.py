@@ -25,6 +25,8 @@ LONG_ARRAY = "array too long"
 MISSING = "missing"
 NAMELESS = "its name is no text"
 
+# A list that holds nothing else is a table, or text.
+_NO_ELEMENTS = (list, tuple, str, dict)
 # Lists of one element within lists of one element are looked into so far; one that holds itself has no end.
 MAX_DEPTH = 8
 
@@ -94,7 +96,7 @@ def length_of(value: Any, described: Mapping[str, Any]) -> int | None:
     length = 0
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "biuf":
         length = int(value.size)
-    elif isinstance(value, list | tuple) and not any(isinstance(item, list | tuple | str | dict) for item in value[:1]):
+    elif isinstance(value, list | tuple) and (not value or any(not isinstance(item, _NO_ELEMENTS) for item in value)):
         length = len(value)
     elif value is not None:
         return None

@@ -350,6 +350,35 @@ def test_text_that_becomes_a_number_within_a_page_joins_before_the_page() -> Non
     assert told.gaps() == [{}, {"state": TEXT}, {}]
 
 
+@pytest.mark.parametrize("page", [False, True], ids=["events", "pages"])
+def test_a_late_channel_has_its_own_times_from_its_first_point_on(page: bool) -> None:
+    told = Told({"a": NUMBER, "b": TEXT_KEY}, name="x_monitor")
+    for value, later in (("warming up", 0.0), (5.0, 0.25)):
+        stamps = {"a": told.now, "b": told.now + later}
+        if page:
+            told.page({"a": [1], "b": [value]}, timestamps={key: [stamp] for key, stamp in stamps.items()})
+        else:
+            told.event({"a": 1, "b": value}, timestamps=stamps)
+
+    assert told.points() == {"a": [(told.now, 1), (told.now, 1)], "b": [(told.now + 0.25, 5)]}
+
+
+def test_an_array_of_which_an_element_is_text_at_first_has_a_gap_there() -> None:
+    told = Told({"wave": {"source": "sim", "dtype": "array", "shape": [2]}})
+    told.event({"wave": ["text", 2.5]})
+    told.event({"wave": [1.5, 3.5]})
+
+    assert told.values() == {"wave[0]": [1.5], "wave[1]": [2.5, 3.5]}
+
+
+def test_a_list_of_texts_that_becomes_numbers_joins_as_late_channels() -> None:
+    told = Told({"wave": {"source": "sim", "dtype": "array", "shape": [2]}})
+    told.event({"wave": ["off", "off"]})
+    told.event({"wave": [1.5, 2.5]})
+
+    assert told.values() == {"wave[0]": [1.5], "wave[1]": [2.5]}
+
+
 def test_a_key_that_an_event_does_not_have_is_missing_in_its_row() -> None:
     told = Told({"a": NUMBER, "b": NUMBER})
     told.event({"a": 1, "b": 2})
@@ -530,6 +559,23 @@ def test_an_ophyd_async_enum_that_has_no_value_at_first_is_a_channel_all_the_sam
     told.event({"mode": Mode.IDLE})
 
     assert told.values() == {"mode": [2]}
+
+
+def test_an_enum_whose_first_value_is_none_of_its_choices_is_a_channel_all_the_same() -> None:
+    told = Told({"mode": {**TEXT_KEY, "choices": ["hold", "ramp"]}})
+    for value in ("unknown", "ramp"):
+        told.event({"mode": value})
+
+    assert told.gaps() == [{"mode": TEXT}, {}]
+    assert told.values() == {"mode": [1]}
+
+
+def test_an_integer_that_loses_digits_is_noted_in_a_channel_that_began_as_a_flag() -> None:
+    told = Told({"flag": BOOLEAN})
+    for value in (True, 2**53 + 1):
+        told.event({"flag": value})
+
+    assert [row.rounded for row in told.rows] == [[], ["flag"]]
 
 
 def test_booleans_of_both_ophyds_are_zero_and_one() -> None:
