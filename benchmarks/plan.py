@@ -31,6 +31,7 @@ from .sink import serving
 
 # Signals → events in one run.
 EVENTS = {10: 500, 100: 300, 1000: 100}
+SHORT_EVENTS = {10: 20, 100: 10}
 TURNS = 10
 SERVE = (
     "from atomscale_bluesky.server.run import serve; serve(port=0, ready=lambda url, control: print(url, flush=True))"
@@ -75,7 +76,7 @@ def ophyd_device(signals: int) -> Any:
 
 def measure(*, short: bool, rounds: int | None, with_peers: bool = True) -> Report:
     """Measure with the server up and with the server down."""
-    rounds = rounds or (2 if short else TURNS)
+    rounds = rounds or (1 if short else TURNS)
     report = Report(f"How much longer a plan takes with our callback, {rounds} turns")
     engine = RunEngine({}, call_returns_result=False)
     with tempfile.TemporaryDirectory() as name, serving([sys.executable, "-c", SERVE]) as url:
@@ -120,8 +121,7 @@ def _measured(
             "least, µs",
         ],  # fmt: skip
     )
-    for signals, events in EVENTS.items():
-        events = max(10, events // 10) if short else events
+    for signals, events in (SHORT_EVENTS if short else EVENTS).items():
         without, empty, ours, inside = _turns(engine, make(signals), events, url, folder, rounds, up=up)
         longer = [100.0 * (b - a) / a for a, b in zip(without, ours, strict=True)]
         of_empty = [100.0 * (b - a) / a for a, b in zip(without, empty, strict=True)]
