@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PROGRAMS = ("event", "plan", "drain", "memory", "outage", "latency", "link", "worst", "startup", "scale")
 
 
-@pytest.mark.parametrize("name", ["event", "plan", "drain", "memory", "worst", "outage", "latency", "link"])
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_a_benchmark_runs_in_its_short_form_and_prints_its_tables(name, tmp_path):
     command = [sys.executable, "-m", "benchmarks", name, "--short", "--without-peers"]
     command += ["--json", str(tmp_path / "found.json"), "--markdown", str(tmp_path / "found.md")]
