@@ -8,9 +8,13 @@ floor, which knows nothing of us, is timed in the same way beside the same backl
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +22,7 @@ from time import perf_counter_ns
 from typing import Any
 
 from atomscale_bluesky import AtomscaleCallback, Settings
+from atomscale_bluesky.service import is_served
 
 from . import documents
 from .event import Floor
@@ -50,6 +55,7 @@ def measure(*, short: bool, rounds: int | None, with_peers: bool = True) -> Repo
         who: dict[str, Callable[[], tuple[list[float], float]]] = {
             "our callback, nothing else to do": lambda: _ours(folder, url, events, backlog=False),
             "our callback, its own backlog draining": lambda: _ours(folder, url, events, backlog=True),
+            "our callback, a process of its own draining": lambda: _process(folder, url, events),
             "our callback offline, another's backlog draining": lambda: _beside(folder, url, events, "offline"),
             "floor (orjson + write), a backlog draining": lambda: _beside(folder, url, events, "floor"),
             "an empty function, a backlog draining": lambda: _beside(folder, url, events, "empty"),
@@ -79,6 +85,31 @@ def _ours(folder: Path, url: str, events: int, *, backlog: bool) -> tuple[list[f
         found = _paced(callback, events, callback if backlog else None, url)
         callback.drain(60.0)
     shutil.rmtree(folder / "spool")
+    return found
+
+
+def _process(folder: Path, url: str, events: int) -> tuple[list[float], float]:
+    """With the uploader in a process of its own, as a site would run it; it is there before the first event."""
+    spool = folder / "spool"
+    shutil.copytree(folder / "backlog", spool)
+    settings = connected(spool, url, uploader="none")
+    environment = {
+        "ATOMSCALE_API_KEY": "none",
+        "ATOMSCALE_API_ENDPOINT": url,
+        "ATOMSCALE_BLUESKY_SPOOL_DIR": str(spool),
+    }
+    command = [sys.executable, "-m", "atomscale_bluesky", "upload", "--follow"]
+    with AtomscaleCallback(settings=settings) as callback:
+        serving = subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.DEVNULL)
+        try:
+            while not is_served(settings):
+                time.sleep(0.01)
+            found = _paced(callback, events, callback, url)
+            callback.drain(60.0)
+        finally:
+            serving.terminate()
+            serving.wait(30.0)
+    shutil.rmtree(spool)
     return found
 
 
