@@ -80,6 +80,10 @@ def serve(
             if not uploader.running:
                 code = FAILED  # its own log line says why
                 break
+            if not served_by(settings).exists():
+                _logger.error("spool %s was removed; this process ends", spool.path)
+                code = FAILED
+                break
             if uploader.key_refused_s > KEY_PATIENCE_S:
                 _logger.warning("the API key is refused; this process ends, and one with another key may begin")
                 code = KEY_REFUSED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -587,6 +588,24 @@ def test_follow_with_a_refused_key_ends_with_exit_code_77(
 
     assert service_process.returncode == service.KEY_REFUSED
     assert "check the API key" in log
+
+
+@posix
+def test_follow_ends_where_its_spool_is_removed(
+    follow: Callable[..., subprocess.Popen[str]], make_callback: MakeCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    server.misbehave(Fault(call="chunk_multi", status=503))  # so that there is a run which it would go on with
+    callback = make_callback(uploader="none")
+    for name, doc in growth(points=25):
+        callback(name, doc)
+    service_process = follow()
+    wait_until(lambda: server.requests("chunk_multi"), 20)
+
+    shutil.rmtree(spool_dir)
+    _, log = service_process.communicate(timeout=20)
+
+    assert service_process.returncode == service.FAILED
+    assert f"spool {spool_dir} was removed" in log
 
 
 def test_follow_ends_with_exit_code_75_where_the_spool_is_served_already(
