@@ -77,6 +77,7 @@ class RunStatus:
     oldest_waiting: float | None  # time of the oldest point that waits, Unix seconds
     folder: str = ""  # where the run is in the spool
     rounded: Mapping[str, int] = field(default_factory=dict)  # by channel: integers beyond 2**53 that lost digits
+    endpoint: str = ""  # where it is delivered to
 
     @property
     def data_ids(self) -> tuple[str, ...]:
@@ -270,6 +271,7 @@ class Account:
             streams=streams,
             problem=parked,
             rounded=dict(self.rounded),
+            endpoint=ledger.endpoint or header.endpoint,
             oldest_waiting=(min(since, default=header.started) if points.waiting else None),
         )
 

@@ -21,7 +21,7 @@ from .journal import (
     sync_folder,
 )
 from .ledger import Ledger
-from .lines import FORMAT, Header, OrderLine, Stop, decode_order, encode
+from .lines import FORMAT, Header, Move, Moved, OrderLine, Stop, decode_order, encode
 from .locks import WRITER_LOCK, RunLock
 from .reading import HEAD, LEDGER, described_lines, has_stop, keep_copies
 
@@ -77,6 +77,24 @@ class Claim:
         self.ledger = Ledger(folder / LEDGER)
         self._history = history
         self._lock = lock
+        try:
+            self._begin_anew_if_moved()
+        except BaseException:
+            self.ledger.close()
+            raise
+
+    def _begin_anew_if_moved(self) -> None:
+        """Where a person has moved the run since, what the endpoint before has of it counts no more."""
+        obeyed = self.ledger.state.orders_obeyed
+        for number, order in enumerate(self.orders()[obeyed:], start=obeyed + 1):
+            if not isinstance(order, Move):
+                return  # it is to be obeyed first
+            self.ledger.note(Moved(order.endpoint, number), sync=True)
+
+    @property
+    def endpoint(self) -> str:
+        """Where the run's requests may go."""
+        return self.ledger.state.endpoint or self.header.endpoint
 
     def settle_if_interrupted(self) -> bool:
         """Write the stop of a run whose writer is gone without one; False while it lives, or where there is a stop."""
@@ -133,6 +151,16 @@ class Claim:
         """Let go of the run as it is; idempotent."""
         self.ledger.close()
         self._lock.release()
+
+
+def endpoint_of(folder: Path, header: Header) -> str:
+    """Where a run's requests may go: where it was spooled for, or where a person has moved it since.
+
+    Raises:
+        SpoolError: An order is not understood.
+    """
+    moves = [order.endpoint for order in read_orders(folder) if isinstance(order, Move)]
+    return moves[-1] if moves else header.endpoint
 
 
 def read_orders(folder: Path) -> list[OrderLine]:

@@ -47,6 +47,7 @@ from .lines import (
     Linked,
     LinkRefused,
     Links,
+    Move,
     Obeyed,
     Parked,
     Refused,
@@ -116,6 +117,8 @@ class Delivery:
     @property
     def finished(self) -> bool:
         """Whether every metrology stream of the stopped run is finalized, and read back if that is to be."""
+        if self._again:
+            return False
         if self.state.discarded:
             return self.stopped and self.in_flight == 0
         return self._delivered and (self.header.keep != "verified" or self.state.verified is not None)
@@ -372,6 +375,9 @@ class Delivery:
                 case Settle():
                     self.claim.ledger.note(Obeyed(number), sync=True)
                     self.to_settle = True
+                case Move():
+                    self._again = True  # whoever delivers to that endpoint notes it, and begins anew
+                    return
             _logger.info("run %s: %s, as ordered", self.header.run_uid, type(order).__name__.lower())
             self._again = self._again or not isinstance(order, Settle)
 
@@ -400,7 +406,7 @@ class Delivery:
             "until": self.cutting.account.until,
             "exit_status": self.cutting.account.stop.exit_status if self.cutting.account.stop else "",
             "content": self.header.content,
-            "endpoint": self.header.endpoint,
+            "endpoint": self.claim.endpoint,
         }
         if not self.claim.finish(entry):
             return False

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from .account import RunStatus
-from .claim import read_orders
+from .claim import endpoint_of, read_orders
 from .errors import SpoolError
 from .ledger import LedgerReader
 from .lines import Settle
@@ -213,7 +213,9 @@ class Elsewhere:
         """Whether a stopped run of ours will leave the spool by itself, told without reading its journal."""
         try:
             header = read_header(folder)
-            if header is None or header.endpoint != self._settings.endpoint or self._spool.writer_alive(folder):
+            if header is None or endpoint_of(folder, header) != self._settings.endpoint:
+                return False
+            if self._spool.writer_alive(folder):
                 return False
             ledger = self._ledgers.setdefault(folder, LedgerReader(folder / LEDGER)).read_on()
         except SpoolError:
@@ -224,10 +226,11 @@ class Elsewhere:
 
     def _is_ours(self, run: RunStatus) -> bool:
         try:
-            header = read_header(Path(run.folder))
+            folder = Path(run.folder)
+            header = read_header(folder)
+            return header is None or endpoint_of(folder, header) == self._settings.endpoint
         except SpoolError:
             return True
-        return header is None or header.endpoint == self._settings.endpoint
 
     def _holds_no_full_chunk(self, run: RunStatus) -> bool:
         if run.state != "running":

@@ -37,6 +37,7 @@ from .lines import (
     Left,
     Linked,
     LinkRefused,
+    Moved,
     Obeyed,
     Opened,
     Parked,
@@ -203,14 +204,19 @@ class LedgerState:
     """The fold of a run's ledger."""
 
     def __init__(self) -> None:
+        self.endpoint: str | None = None  # where a person has moved the run
+        self.edited: Edited | None = None
+        self.orders_obeyed = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing of the run has reached its endpoint yet."""
         self.streams: dict[int, StreamState] = {}
         self.parked: str | None = None  # why the whole run waits for a person
-        self.edited: Edited | None = None
         self.resolved: Resolved | None = None  # what the links' names stand for
         self.unresolved: str | None = None  # why that cannot be told
         self.discarded: float | None = None
         self.given_up: set[tuple[str, str]] = set()  # time bases and channels that get no stream any more
-        self.orders_obeyed = 0
         self.clock: ClockFixed | None = None
         self.verified: float | None = None
 
@@ -268,6 +274,10 @@ class LedgerState:
             case Edited():
                 self.edited = fact
                 self._obeyed(fact.order)
+            case Moved():
+                self._begin()
+                self.endpoint = fact.endpoint
+                self.orders_obeyed = fact.order
             case Discarded():
                 self.discarded = fact.time
                 self.orders_obeyed = fact.order

@@ -255,6 +255,13 @@ class Edited(_Line, frozen=True, tag="edited"):
     points_per_chunk: int | None = None
 
 
+class Moved(_Line, frozen=True, tag="moved"):
+    """A person moved the run to another endpoint: nothing that was noted before holds there."""
+
+    endpoint: str
+    order: int
+
+
 class Resolved(_Line, frozen=True, tag="resolved"):
     """What the names of the run's links stand for in Atomscale: the same ids for every stream of the run."""
 
@@ -334,6 +341,12 @@ class Settle(_Line, frozen=True, tag="settle"):
     """Complete the run although its stop document has not come: it never will."""
 
 
+class Move(_Line, frozen=True, tag="move"):
+    """Deliver the run to another endpoint, from its first row on; what the one before has stays there."""
+
+    endpoint: str
+
+
 # ---- reading and writing ---------------------------------------------------------------------------------------------
 
 JournalLine = Header | Layout | LeftOut | Stop
@@ -352,6 +365,7 @@ LedgerLine = (
     | Parked
     | Unparked
     | Edited
+    | Moved
     | Resolved
     | Unresolved
     | Linked
@@ -363,7 +377,7 @@ LedgerLine = (
 )
 
 _journal_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(JournalLine)
-OrderLine = Retry | Discard | Edit | Settle
+OrderLine = Retry | Discard | Edit | Settle | Move
 
 _order_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(OrderLine)
 _ledger_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(LedgerLine)

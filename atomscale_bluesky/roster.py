@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from .claim import endpoint_of
 from .courtesy import Courtesy
 from .delivery import Delivery
 from .errors import SpoolError
@@ -125,16 +126,20 @@ class Roster:
         try:
             header = read_header(folder)
             self.unready = self.unready or header is None
-            if header is not None and header.endpoint != self._endpoint:
+            endpoint = endpoint_of(folder, header) if header else self._endpoint
+            if header is not None and endpoint != self._endpoint:
                 if folder not in self._foreign:
                     self._foreign.add(folder)
                     _logger.warning(
-                        "run %s was spooled for %s and waits for an uploader with that endpoint",
-                        header.run_uid, header.endpoint,
+                        "run %s was %s %s and waits for an uploader with that endpoint",
+                        header.run_uid, "spooled for" if endpoint == header.endpoint else "moved to", endpoint,
                     )  # fmt: skip
                 return
             claim = self._spool.claim(folder)
             if claim is None:
+                return
+            if claim.endpoint != self._endpoint:  # moved just now
+                claim.close()
                 return
             try:
                 delivery = Delivery(claim, now=self._now, courtesy=self._courtesy)

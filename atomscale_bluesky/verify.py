@@ -25,7 +25,19 @@ from .comparison import Difference, Points, Series, differences, same_points
 from .errors import ApiRefusedError, ApiUnavailableError, SpoolError
 from .journal import JournalReader, payload_of
 from .ledger import LedgerState, StreamState
-from .lines import Confirmed, Layout, LedgerLine, Left, Opened, Position, Row, Tried, decode_journal, decode_ledger
+from .lines import (
+    Confirmed,
+    Layout,
+    LedgerLine,
+    Left,
+    Moved,
+    Opened,
+    Position,
+    Row,
+    Tried,
+    decode_journal,
+    decode_ledger,
+)
 from .reading import LEDGER, RunReader
 
 # How many differences are told; the others are counted.
@@ -300,7 +312,9 @@ class _Run:
         self._confirmed: dict[tuple[int, int], set[str]] = {}
         for fact in _facts(folder / LEDGER):
             self.state.apply(fact)
-            if isinstance(fact, Tried):
+            if isinstance(fact, Moved):
+                self._tried, self._confirmed = {}, {}
+            elif isinstance(fact, Tried):
                 self._tried.setdefault(fact.stream, {})[fact.index] = fact
             elif isinstance(fact, Confirmed):
                 names = fact.channels or self._tried[fact.stream][fact.index].channels

@@ -11,7 +11,7 @@ import click
 
 from .demo import demo
 from .doctor import doctor
-from .orders import discard, edit, retry, settle
+from .orders import discard, edit, move, retry, settle
 from .serve import serve
 from .status import status
 from .upload import upload
@@ -35,7 +35,7 @@ def commands() -> None:
     """
 
 
-for _command in (demo, status, upload, verify, doctor, retry, edit, discard, settle, serve):
+for _command in (demo, status, upload, verify, doctor, retry, edit, discard, settle, move, serve):
     commands.add_command(_command)
 
 __all__ = ["commands"]

@@ -1,4 +1,4 @@
-"""`retry`, `discard`, `edit`, `settle`: what a person may ask to be done with a run.
+"""`retry`, `discard`, `edit`, `settle`, `move`: what a person may ask to be done with a run.
 
 An order is a line in the run's folder. Who delivers the run obeys it within seconds, be it a living RunEngine's
 process; a run that nobody delivers waits for the next session or `atomscale-bluesky upload`, which obey it first.
@@ -136,6 +136,40 @@ def settle(run: str, spool_dir: Path | None) -> int:
     from ..lines import Settle
 
     return _order(run, spool_dir, Settle(), "is completed as interrupted")
+
+
+@click.command
+@_run
+@click.option("--to", "endpoint", metavar="URL", required=True, help="Origin of the API that the run is to go to.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_spool_dir
+def move(run: str, endpoint: str, yes: bool, spool_dir: Path | None) -> int:
+    """Deliver a run to another endpoint than the one it was spooled for.
+
+    RUN is the beginning of a run's uid, as `status` shows it. The whole run goes to the new endpoint, from its first
+    reading on, into new metrology streams; what the old one has of it stays there, in streams that are not finalized.
+    Who delivers it needs a key for the new endpoint.
+    """
+    from ..lines import Move
+    from ..reading import stop_of
+    from ..settings import Settings
+
+    endpoint = Settings.load(endpoint=endpoint).endpoint
+    spool = _spool(spool_dir)
+    found = _find(spool, run)
+    if found.state in {"discarded", "unreadable"}:
+        raise click.ClickException(f"run {found.run_uid[:8]} is {found.state}; there is nothing to move")
+    folder = Path(found.folder)
+    if stop_of(folder) is None and spool.writer_alive(folder):
+        raise click.ClickException(f"run {found.run_uid[:8]} goes on; move it when it has stopped")
+    if found.endpoint == endpoint:
+        raise click.ClickException(f"run {found.run_uid[:8]} is for {plain(endpoint)} already")
+    if not yes:
+        told = f"Send all of run {found.run_uid[:8]} ({plain(found.label)}) to {plain(endpoint)}"
+        if found.points.delivered:
+            told += f", beside the {counted(found.points.delivered, 'point')} that {plain(found.endpoint)} has"
+        click.confirm(f"{told}?", abort=True)
+    return _order(run, spool_dir, Move(endpoint), f"goes to {plain(endpoint)}")
 
 
 def _order(run: str, spool_dir: Path | None, order: OrderLine, outcome: str) -> int:

@@ -177,7 +177,7 @@ def _shown(settings: Settings, runs: Status, finished: list[dict[str, Any]], now
     from ..clock import CLOCK_WARNS_S, read_note, told
 
     for run in runs:
-        yield from _run(run, now)
+        yield from _run(run, now, settings.endpoint)
     for entry in finished:
         yield from _finished(entry)
     note = read_note(settings.spool_path)
@@ -203,9 +203,11 @@ def _shown(settings: Settings, runs: Status, finished: list[dict[str, Any]], now
         yield Text("There is no API key here (ATOMSCALE_API_KEY); `atomscale-bluesky upload` will need one.")
 
 
-def _run(run: RunStatus, now: float) -> Iterator[RenderableType]:
+def _run(run: RunStatus, now: float, endpoint: str) -> Iterator[RenderableType]:
     yield _headline(run.label, run.state, run.run_uid, run.started)
     table = _table()
+    if run.endpoint not in {"", endpoint}:
+        table.add_row("endpoint", Text(f"{plain(run.endpoint)}, not {plain(endpoint)}", style="yellow"))
     table.add_row("points", _sum_of(run.points))
     if run.points.lost:
         table.add_row("lost", Text(f"{counted(run.points.lost, 'point')}, from damaged lines", style="bold red"))
