@@ -124,6 +124,16 @@ def test_several_runs_of_one_call_each_have_their_own_stream(
     assert {stream.status for stream in server.streams()} == {"success"}
 
 
+def test_a_later_run_may_have_other_keys_in_the_same_event_stream(
+    engine: RunEngine, callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    engine(bp.count([det1], num=2))
+    engine(bp.count([det1, det2], num=2))
+
+    assert callback.drain(timeout_s=10)
+    assert [sorted(server.points(stream.data_id)) for stream in server.streams()] == [["det1"], ["det1", "det2"]]
+
+
 def test_interleaved_runs_are_told_apart_by_their_descriptors(callback: AtomscaleCallback, server: LocalServer) -> None:
     one, other = Run(callback, stream_name="one"), Run(callback, stream_name="other")
     primary = one.describe("a")
@@ -473,6 +483,63 @@ def test_readings_that_a_pause_has_taken_again_are_both_kept(
     assert stream.points == 8
     series = server.points(stream.data_id)["det1"]
     assert list(zip(series.times, series.values, strict=True)) == recorder.points()["det1"]
+
+
+class Stubborn(Signal):
+    """A signal that cannot be triggered the first time."""
+
+    refused = 0
+
+    def trigger(self) -> Any:
+        if not self.refused:
+            self.refused += 1
+            raise OSError("no answer from the device")
+        return super().trigger()
+
+
+def test_a_point_that_a_plan_has_tried_again_is_there_once(
+    engine: RunEngine, callback: AtomscaleCallback, recorder: Recorder, server: LocalServer
+) -> None:
+    stubborn = Stubborn(name="stubborn", value=1.5)
+
+    def plan() -> Iterator[Any]:
+        yield from bps.open_run()
+        for _ in range(2):
+            try:
+                yield from bps.trigger_and_read([det1, stubborn])
+            except OSError:
+                yield from bps.trigger_and_read([det1, stubborn])
+        yield from bps.close_run()
+
+    engine(plan())
+
+    assert stubborn.refused == 1
+    assert callback.drain(timeout_s=10)
+    (stream,) = server.streams()
+    assert values(server.points(stream.data_id))["stubborn"] == [1.5, 1.5]
+    assert len(recorder.points()["det1"]) == 2
+
+
+def test_a_reading_that_a_plan_drops_leaves_no_hole(
+    engine: RunEngine, callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    number = Signal(name="number", value=0)
+
+    def plan() -> Iterator[Any]:
+        yield from bps.open_run()
+        for n in range(5):
+            number.put(n)
+            yield from bps.create()
+            yield from bps.read(number)
+            yield from bps.drop() if n == 2 else bps.save()
+        yield from bps.close_run()
+
+    engine(plan())
+
+    assert callback.drain(timeout_s=10)
+    (stream,) = server.streams()
+    assert values(server.points(stream.data_id)) == {"number": [0, 1, 3, 4]}
+    assert (stream.status, stream.doubled) == ("success", 0)
 
 
 def test_an_event_that_comes_twice_is_taken_once(callback: AtomscaleCallback, server: LocalServer) -> None:
@@ -846,16 +913,74 @@ def test_integers_that_lose_digits_arrive_rounded_and_are_counted_and_said_once(
     ]
 
 
-def test_a_thousand_channels_arrive(make_callback: MakeCallback, server: LocalServer) -> None:
+def test_thousands_of_channels_arrive(make_callback: MakeCallback, server: LocalServer) -> None:
     run = Run(make_callback(points_per_chunk=3))
-    primary = run.describe(*(f"k{n}" for n in range(1000)))
+    primary = run.describe(*(f"k{n}" for n in range(5000)))
     for row in range(4):
-        run.event(primary, **{f"k{n}": n + row / 8 for n in range(1000)})
+        run.event(primary, **{f"k{n}": n + row / 8 for n in range(5000)})
     run.stop()
 
     assert run.callback.drain(timeout_s=30)
     (stream,) = server.streams()
-    assert (stream.status, stream.points) == ("success", 4000)
+    assert (stream.status, stream.points) == ("success", 20_000)
+
+
+def test_a_page_of_a_hundred_thousand_rows_crosses_many_chunks(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    rows = 100_000
+    run = Run(make_callback(points_per_chunk=4000))
+    primary = run.describe("a", "b")
+    times = (run.time + np.arange(rows) / 1000).tolist()
+    columns = {"a": np.arange(rows, dtype=float), "b": (np.arange(rows) / 8).tolist()}
+    page = primary.compose_event_page(
+        data=columns, timestamps=dict.fromkeys(columns, times), seq_num=list(range(1, rows + 1)), time=times,
+        filled={}, uid=[str(n) for n in range(rows)], validate=False,
+    )  # fmt: skip
+    run.give("event_page", page)
+    run.stop()
+
+    assert run.callback.drain(timeout_s=60)
+    (stream,) = server.streams()
+    assert (stream.status, stream.points) == ("success", 2 * rows)
+    points = server.points(stream.data_id)
+    assert points["a"].values == list(map(float, range(rows)))
+    assert points["b"].values == columns["b"]
+    assert points["b"].times == pytest.approx(times, abs=1e-6)
+
+
+def test_a_page_for_which_there_is_no_room_is_left_out_whole(make_callback: MakeCallback) -> None:
+    run = Run(make_callback(offline=True, spool_max_bytes=1_000_000))
+    primary = run.describe("a")
+    run.event(primary, a=1)
+    rows = 2000
+    for _ in range(10):
+        page = primary.compose_event_page(
+            data={"a": list(range(rows))}, timestamps={"a": [run.time] * rows}, seq_num=list(range(rows)),
+            time=[run.time] * rows, filled={}, uid=[str(uuid.uuid4()) for _ in range(rows)], validate=False,
+        )  # fmt: skip
+        run.give("event_page", page)
+    run.stop()
+
+    status = status_of(run.callback, run)
+    assert_adds_up(status)
+    assert status.points.seen == 10 * rows + 1
+    assert status.points.waiting % rows == 1
+    left_out = dict(status.points.left_out)
+    assert left_out.pop("no room in the spool") >= rows
+    assert not left_out
+
+
+def test_a_value_of_ten_megabytes_costs_no_point_beside_it(callback: AtomscaleCallback, server: LocalServer) -> None:
+    run = Run(callback)
+    primary = run.describe("a", text={"source": "sim", "dtype": "string", "shape": []})
+    for n in range(3):
+        run.event(primary, a=n, text="x" * 10**7)
+    run.stop()
+
+    assert callback.drain(timeout_s=10)
+    (stream,) = server.streams()
+    assert values(server.points(stream.data_id)) == {"a": [0, 1, 2]}
 
 
 # ---- malformed documents ---------------------------------------------------------------------------------------------
