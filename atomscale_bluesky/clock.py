@@ -7,15 +7,13 @@ delay, because a clock was set meanwhile, is passed over.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
 from pathlib import Path
 
 import msgspec
 
 from .client import Client, ClockReading
 from .errors import ApiUnavailableError
+from .notes import keep
 
 # Of this many exchanges the least delayed one counts.
 EXCHANGES = 4
@@ -53,15 +51,7 @@ def write_note(spool: Path, note: ClockNote) -> None:
     Raises:
         OSError: The folder cannot be written.
     """
-    fresh = spool / f".{NOTE}-{secrets.token_hex(4)}"
-    try:
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(msgspec.json.encode(note))
-        fresh.replace(spool / NOTE)
-    except OSError:
-        with contextlib.suppress(OSError):
-            fresh.unlink()
-        raise
+    keep(spool / NOTE, msgspec.json.encode(note))
 
 
 def read_note(spool: Path) -> ClockNote | None:

@@ -11,6 +11,7 @@ configuration folder for `atomscale-bluesky`, or the one that `ATOMSCALE_BLUESKY
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import tomllib
 from collections.abc import Mapping
@@ -23,7 +24,10 @@ import platformdirs
 from msgspec import Meta
 
 from .errors import SettingsError
+from .findings import read_findings
 from .names import tags_of, uuid_of
+
+_logger = logging.getLogger(__name__)
 
 APP = "atomscale-bluesky"
 DEFAULT_ENDPOINT = "https://api.atomscale.ai"
@@ -145,6 +149,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _setting("Times as Bluesky recorded them on this host, or shifted to the server's clock, by the same for all "
                  "of a run."),
     ] = "host"  # fmt: skip
+    probed: Annotated[
+        bool,
+        _setting("Take what `atomscale-bluesky probe` has found that this endpoint permits, for the settings that are "
+                 "not given otherwise."),
+    ] = False  # fmt: skip
     resend: Annotated[
         bool, _setting("Send a run again that was sent before, for instance when recorded documents are replayed.")
     ] = False
@@ -185,7 +194,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         merged = _from_file(file, environ)
         merged.update(_from_environment(environ))
         merged.update({name: (value, "argument") for name, value in arguments.items() if value is not None})
-        return _together(cls(**{name: _checked(name, value, source) for name, (value, source) in merged.items()}))
+        given = {name: _checked(name, value, source) for name, (value, source) in merged.items()}
+        settings = cls(**given)
+        if settings.probed:
+            settings = msgspec.structs.replace(settings, **_permitted(settings) | given)
+        return _together(settings)
 
     def replaced(self, **arguments: Any) -> Settings:
         """These settings with others for the arguments that are not None.
@@ -194,10 +207,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             SettingsError: A setting is unknown or its value cannot be used.
         """
         given = {name: _checked(name, value, "argument") for name, value in arguments.items() if value is not None}
+        if self.probed and given.get("endpoint", self.endpoint) != self.endpoint:
+            raise SettingsError("setting 'probed' is on, for another endpoint: give the endpoint to Settings.load")
         return _together(msgspec.structs.replace(self, **given))
 
 
 FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
+
+
+def _permitted(settings: Settings) -> dict[str, Any]:
+    """What a probe of the endpoint has found to be permitted."""
+    found = read_findings(settings.spool_path, settings.endpoint)
+    if found is None:
+        _logger.warning(
+            "nothing is known of what %s permits, so nothing that is not documented is used: run `atomscale-bluesky "
+            "probe`, or leave out the setting `probed`", settings.endpoint,
+        )  # fmt: skip
+        return {}
+    return {name: _checked(name, value, "probe") for name, value in found.permitted.items() if name in FIELDS}
 
 
 def _from_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:

@@ -7,13 +7,13 @@ connection to the process that delivers, and still tells what is wrong and since
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+
+from .notes import keep
 
 _NAME = "trouble.json"
 # The same trouble with other words (a port number, a request's path) is not written more often than this.
@@ -59,16 +59,8 @@ class TroubleNote:
         self._written_at = self._monotonic()
         self._perhaps_there = True
         text = msgspec.json.encode(Trouble(self._since, now, error[:1000], self._endpoint))
-        new = self._path.with_name(f".{_NAME}-{secrets.token_hex(4)}")
         with contextlib.suppress(OSError):
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                os.write(descriptor, text)
-            finally:
-                os.close(descriptor)
-            os.replace(new, self._path)  # whoever reads sees all of it or what was there before
-        with contextlib.suppress(OSError):
-            new.unlink(missing_ok=True)
+            keep(self._path, text)
 
     def answered(self) -> None:
         """Atomscale takes data again."""

@@ -332,6 +332,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "ca_bundle": ("/ca.pem", "/ca.pem"),
     "allow_http": ("1", True),
     "label": ("{scan_id}", "{scan_id}"),
+    "probed": ("true", True),
     "resend": ("true", True),
     "offline": ("true", True),
 }

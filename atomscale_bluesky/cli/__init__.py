@@ -11,7 +11,9 @@ import click
 
 from .demo import demo
 from .doctor import doctor
+from .lists import instruments, projects, samples
 from .orders import discard, edit, move, retry, settle
+from .probe import probe
 from .serve import serve
 from .status import status
 from .upload import upload
@@ -35,7 +37,9 @@ def commands() -> None:
     """
 
 
-for _command in (demo, status, upload, verify, doctor, retry, edit, discard, settle, move, serve):
+_LOOK = (demo, status, upload, verify, doctor, probe, instruments, samples, projects)
+_LEND_A_HAND = (retry, edit, discard, settle, move, serve)
+for _command in (*_LOOK, *_LEND_A_HAND):
     commands.add_command(_command)
 
 __all__ = ["commands"]
