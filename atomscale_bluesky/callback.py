@@ -28,7 +28,7 @@ from .client import Client
 from .elsewhere import Elsewhere
 from .errors import SettingsError, SpoolError, SpoolFullError
 from .lines import Header, Stop, encode
-from .oddities import BEHIND_STOP, SEEN_BEFORE, TAKEN_BEFORE, Oddities
+from .oddities import BEHIND_STOP, SEEN_BEFORE, TAKEN_BEFORE, Oddities, plain
 from .past import Past, past_of
 from .runs import NO_ROOM, NOT_SELECTED, OpenRun, header_of, text_of, time_of, uid_of, without
 from .settings import Settings
@@ -423,7 +423,7 @@ class AtomscaleCallback:
         first = not event_stream.begun
         full = event_stream.accepted(run.header.points_per_chunk if run.header else 1)
         if first and event_stream.left_out:
-            said = ", ".join(f"{key} ({reason})" for key, reason in event_stream.left_out.items())
+            said = plain(", ".join(f"{key} ({reason})" for key, reason in event_stream.left_out.items()))
             _logger.info("event stream %r of run %s leaves out %s", event_stream.name, run.uid, said)
         if self._uploader and (first or full):
             self._uploader.wake()

@@ -28,13 +28,14 @@ class Oddities:
     def ignore(self, kind: str, text: str) -> None:
         """Count a document that belongs to nothing that is known."""
         self.counts[kind] += 1
+        text = plain(text)  # it quotes a uid from outside, which may be anything, and it is remembered
         self.say_once(text, text)
 
     def say_once(self, about: str, text: str, level: int = logging.WARNING) -> None:
         """Say something unless it was said about the same before."""
         if about not in self._said and len(self._said) < MAX_SAID:
             self._said.add(about)
-            _logger.log(level, "%s", text)
+            _logger.log(level, "%s", plain(text))
 
     def broken(self, name: str, error: Exception) -> None:
         """A document that cannot be read costs a count and a line in the log, and nothing beside it."""
@@ -47,5 +48,13 @@ class Oddities:
             except Exception:  # noqa: BLE001 - a foreign exception may have no text
                 shown = type(error).__name__
             _logger.error(
-                "a %r document could not be used, the run goes on: %s", name, shown[:1000], exc_info=not expected
-            )
+                "a %s document could not be used, the run goes on: %s",
+                plain(repr(name), 80), plain(shown), exc_info=not expected,
+            )  # fmt: skip
+
+
+def plain(text: str, limit: int = 1000) -> str:
+    """Text with something from outside in it, for one line of a log: unprintable characters as Python writes them."""
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -13,6 +13,7 @@ from .channels import EventStream, Names, Selection
 from .errors import ChannelError, MetadataError
 from .lines import FORMAT, Header, LeftOut, Links, encode
 from .metadata import content_digest, read_metadata, run_label
+from .oddities import plain
 from .settings import Settings
 from .writer import RunWriter
 
@@ -115,7 +116,7 @@ class OpenRun:
             if event_stream.rounded:
                 _logger.warning(
                     "event stream %r of run %s: integers beyond 2**53 lost digits in %s; `status` has the counts",
-                    event_stream.name, self.uid, ", ".join(event_stream.rounded),
+                    event_stream.name, self.uid, plain(", ".join(event_stream.rounded)),
                 )  # fmt: skip
 
     def _next_layout(self) -> int:

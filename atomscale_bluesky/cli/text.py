@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from ..oddities import plain as in_one_line
 from ..progress import counted as counted
 from ..progress import number as number
 
@@ -24,10 +25,7 @@ def console(*, stderr: bool = False) -> Console:
 
 def plain(value: Any, *, limit: int = 500) -> str:
     """Text from outside in one line: what is not printable as Python writes it, what is too long cut off."""
-    text = str(value)
-    if len(text) > limit:
-        text = text[: limit - 1] + "…"
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return in_one_line(str(value), limit)
 
 
 def age(seconds: float) -> str:
