@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from atomscale_bluesky.server import LocalServer
 
-DRIVE = Path(__file__).with_name("drive.py")
+DRIVE, LOOK = (Path(__file__).with_name(name) for name in ("drive.py", "look.py"))
 REQUIRE_ALL = "ATOMSCALE_BLUESKY_REQUIRE_ALL"
 INSTALL_TIMEOUT_S = 600
 DRIVE_TIMEOUT_S = 60
@@ -65,9 +65,29 @@ def python_with() -> Callable[[str], Path]:
     return find
 
 
+def _run(python: Path, script: Path, order: dict[str, Any], **environment: str) -> dict[str, Any]:
+    """A script's account of what it was ordered, in an environment that says nothing of this machine's user."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.upper().endswith("_PROXY") and not name.startswith(("AS_", "ATOMSCALE_", "PYTHON"))
+    }
+    done = subprocess.run(
+        [python, script],
+        input=json.dumps(order),
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        timeout=DRIVE_TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.fixture
 def drive(python_with: Callable[[str], Path]) -> Callable[..., dict[str, Any]]:
-    """Run the vendor's client against a server; its account of what happened."""
+    """Have the vendor's client stream to a server; its account of what happened."""
 
     def run(
         version: str, server: LocalServer, chunks: list[dict[str, Any]], *, sync_clock: bool = False, **order: Any
@@ -75,22 +95,18 @@ def drive(python_with: Callable[[str], Path]) -> Callable[..., dict[str, Any]]:
         family = "metrology" if version == "0.16.0" else "tool-state"
         order = {"points_per_chunk": 4} | order
         order |= {"url": server.url, "key": server.api_key, "family": family, "chunks": chunks}
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.upper().endswith("_PROXY") and not name.startswith(("AS_", "ATOMSCALE_", "PYTHON"))
-        }
-        done = subprocess.run(
-            [python_with(version), DRIVE],
-            input=json.dumps(order),
-            env=inherited | ({} if sync_clock else {"ATOMSCALE_SKIP_CLOCK_SYNC": "1"}),
-            capture_output=True,
-            text=True,
-            timeout=DRIVE_TIMEOUT_S,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        clock = {} if sync_clock else {"ATOMSCALE_SKIP_CLOCK_SYNC": "1"}
+        return _run(python_with(version), DRIVE, order, **clock)
+
+    return run
+
+
+@pytest.fixture
+def look(python_with: Callable[[str], Path]) -> Callable[..., dict[str, Any]]:
+    """Have the vendor's client look at what is on a server; its account of what it shows."""
+
+    def run(version: str, server: LocalServer, **order: Any) -> dict[str, Any]:
+        return _run(python_with(version), LOOK, order | {"url": server.url, "key": server.api_key})
 
     return run
 

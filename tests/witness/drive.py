@@ -11,6 +11,8 @@ import threading
 import time
 import urllib.request
 
+from look import look
+
 
 def read_back(order, data_id):
     """The raw answer of the read-back route."""
@@ -65,18 +67,7 @@ def main():
         account["finalize_error"] = f"{type(error).__name__}: {error}"
 
     client = Client(api_key=order["key"], endpoint=order["url"], mute_bars=True)
-    found = client.search(keywords=order.get("search") or data_id)
-    account["search"] = json.loads(found.to_json(orient="records", default_handler=str))
-    results = client.get(data_id)
-    account["results"] = []
-    for result in results:
-        told = {"kind": type(result).__name__}
-        frame = getattr(result, "timeseries_data", None)
-        if frame is not None:
-            told["columns"] = [str(column) for column in frame.columns]
-            told["rows"] = json.loads(frame.reset_index().to_json(orient="records", double_precision=15))
-        account["results"].append(told)
-    account["instruments"] = client.list_growth_instruments()
+    account |= look(client, [data_id], order.get("search") or data_id)
     json.dump(account, sys.stdout)
 
 
