@@ -32,21 +32,23 @@ WITNESSES = [
 POINTS = 11
 
 
+def sensor(name: str, scale: float) -> SynSignal:
+    """A device whose every reading is another fraction."""
+    count = itertools.count(1)
+    return SynSignal(name=name, func=lambda: scale / next(count))
+
+
 class Streamed:
     """A run of a real engine as the callback has streamed it, and as its documents tell."""
 
     def __init__(self, server: LocalServer, callback: AtomscaleCallback) -> None:
         self.project = server.add_project("Nitrides")
         self.recorder = Recorder()
-        temperature, pressure = (
-            SynSignal(name=name, func=lambda count=itertools.count(1), step=step: step / next(count))
-            for name, step in (("temperature", 600.1), ("pressure", 1e-7))
-        )
         engine = RunEngine({"synth_source_id": 42}, context_managers=[])
         engine.subscribe(self.recorder)
         engine.subscribe(callback)
         engine(
-            bp.count([temperature, pressure], num=POINTS),
+            bp.count([sensor("temperature", 600.1), sensor("pressure", 1e-7)], num=POINTS),
             physical_sample="GaN-0417",
             project_id=self.project,
             tags=["night shift", "recipe 12"],
