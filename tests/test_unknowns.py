@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from event_model import compose_run
@@ -155,21 +154,22 @@ def test_labels_units_and_channels_of_any_length_leave_as_ones_that_are_below_25
 
 
 def test_a_project_that_the_catalogue_does_not_show_is_said_and_keeps_nothing_waiting(
-    callback: AtomscaleCallback, server: LocalServer, caplog: pytest.LogCaptureFixture
+    make_callback: MakeCallback, server: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     project = server.add_project("Nitrides")
-    documents = growth(points=15, start_metadata={"project_id": project})
     server.misbehave(Fault(call="catalogue", status=503))
-    feed(callback, iter([next(documents)]))
-    (stream,) = wait_until(server.streams)
+    with make_callback() as callback:
+        uid = feed(callback, growth(points=15, start_metadata={"project_id": project}))
+        wait_until(lambda: callback.streams(uid) and callback.streams(uid)[0].data_id)
+        callback.close(timeout_s=0)
     server.behave()
+    (stream,) = server.streams()
     entry = [{"data_id": stream.data_id, "raw_name": stream.label, "pipeline_status": "stream_active", "projects": []}]
     server.misbehave(Fault(call="catalogue", body=json.dumps(entry)))
 
-    feed(callback, documents)
+    assert make_callback().drain(timeout_s=20)
 
-    assert callback.drain(timeout_s=20)
-    assert [stream.status for stream in server.streams()] == ["success"]
+    assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 30)]
     said = [record.getMessage() for record in caplog.records if "does not show it there" in record.getMessage()]
     assert len(said) == 1
     assert project in said[0]
