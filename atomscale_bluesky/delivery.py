@@ -178,7 +178,8 @@ class Delivery:
         task = self._end_streams() or self._resolve(now) or self._initialize(now)
         task = task or self._failed_again(now) or self._measure_clock() or self._link(now)
         if task is None and len(self.failed) < MAX_FAILED:
-            task = self._push() or self._initialize(now)  # reading on may have opened a stream
+            # Reading on may have opened a stream, or brought the stop, which is told by a tag.
+            task = self._push() or self._initialize(now) or self._link(now)
         return self._taken(task or self._finalize() or self._verify())
 
     def due(self) -> float | None:

@@ -521,6 +521,21 @@ def test_a_tagged_stream_tells_how_its_run_ended(
     assert server.streams()[0].tags == (f"bluesky: {exit_status}", "night shift")
 
 
+def test_draining_right_after_the_stop_waits_for_the_tag_that_tells_how_the_run_ended(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    for n in range(3):
+        *documents, stop = growth(20, start_metadata={"tags": ["night shift"]})
+        for name, doc in documents:
+            callback(name, doc)
+        assert callback.drain(timeout_s=20)  # every point is there, in full chunks
+
+        callback(*stop)
+
+        assert callback.drain(timeout_s=20)
+        assert (server.streams()[n].status, server.streams()[n].tags[0]) == ("success", "bluesky: success")
+
+
 def test_why_a_run_failed_stands_in_the_label_and_makes_no_tag_of_its_own(
     callback: AtomscaleCallback, server: LocalServer
 ) -> None:
