@@ -123,7 +123,8 @@ class Answers:
         elif task.kind is Kind.VERIFY:
             delivery.park_run(task, str(error))
         else:
-            delivery.park(task, f"{task.refusal}; {error}" if task.refusal else str(error))
+            reason = f"{task.refusal}; {error}" if task.refusal else str(error)
+            delivery.park(task, reason + _what_it_named(task, reason))
 
     def _failed(self, delivery: Delivery, outcome: Outcome, error: ApiError) -> None:
         now = self._monotonic()
@@ -171,3 +172,16 @@ class Answers:
         if self._trouble_since is not None:
             _logger.info("Atomscale at %s takes data again", self._endpoint)
             self._trouble_since = None
+
+
+def _what_it_named(task: Task, reason: str) -> str:
+    """What a refused stream was to be linked to, as far as the refusal does not say it itself."""
+    if task.kind is not Kind.INITIALIZE:
+        return ""
+    named = {
+        "synth_source_id": task.links.synth_source_id,
+        "physical_sample_id": task.links.physical_sample_id,
+        "project_id": task.links.project_id,
+    }
+    unsaid = [f"{name} {value}" for name, value in named.items() if value is not None and str(value) not in reason]
+    return f"; the run names {', '.join(unsaid)}" if unsaid else ""

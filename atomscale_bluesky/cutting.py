@@ -98,7 +98,7 @@ class Cutting:
             self._one_by_one -= 1
             self._take(found, count_only)
             self._courtesy.worked_through(len(found.payload))
-            if self.ready or self.read_all:
+            if not count_only and (self.ready or self.read_all):
                 self.at_end = self.read_all
                 return
         self.more_to_read = True

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from .client import Client
-from .errors import ApiRefusedError
+from .errors import ApiKeyError, ApiRefusedError
 from .lines import Links
 from .names import folded, is_uuid
 from .tasks import Link, Task
@@ -37,11 +37,8 @@ def resolve(client: Client, links: Links) -> Links:
     sample = links.physical_sample_id
     if links.physical_sample is not None:
         sample = _sample(client, links.physical_sample)
-    elif sample is not None and not any(item.id.lower() == sample for item in client.samples(sample)):
-        raise ApiRefusedError(
-            f"there is no physical sample {sample} that this key can see; correct it with `edit`, or name it by "
-            f"`--physical-sample`"
-        )
+    elif sample is not None:
+        _find_sample(client, sample)
     return msgspec.structs.replace(
         links, physical_sample=None, physical_sample_id=sample, tags=_tags(client, links.tags)
     )
@@ -63,11 +60,27 @@ def _find_project(client: Client, project_id: str) -> None:
         return
     try:
         client.project_samples(project_id)  # the list may be one page of several
-    except ApiRefusedError as error:
+    except (ApiKeyError, ApiRefusedError) as error:
+        if error.status == 401:
+            raise
+        # A key that may list the projects and not look into this one is in another organisation.
         raise ApiRefusedError(
             f"there is no project {project_id} that this key can see ({error}); correct it with `edit --project-id`, "
             f"or leave it out with `edit --no-project`"
         ) from error
+
+
+def _find_sample(client: Client, sample: str) -> None:
+    why = ""
+    try:
+        if any(item.id.lower() == sample for item in client.samples(sample)):
+            return
+    except ApiRefusedError as error:
+        why = f" ({error})"
+    raise ApiRefusedError(
+        f"there is no physical sample {sample} that this key can see{why}; correct it with `edit "
+        f"--physical-sample-id`, name it by `edit --physical-sample`, or leave it out with `edit --no-sample`"
+    )
 
 
 def _sample(client: Client, name: str) -> str:
@@ -128,7 +141,7 @@ def _named(items: list[Item], name: str) -> str | None:
 
 def _link_sample(client: Client, task: Task, sample: str) -> None:
     entry = client.entry(task.data_id)
-    if entry is None or (entry.physical_sample_id or "").lower() != sample:
+    if entry is None or (entry.physical_sample_id or "").lower() != sample.lower():
         client.link_sample(task.data_id, sample)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from .chunks import Chunk
 from .client import Client, ClockReading, Pushed
 from .clock import measure
-from .errors import ApiError, ApiRefusedError, ApiUnavailableError, SpoolError
+from .errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError, SpoolError
 from .lines import Links
 from .linker import make, resolve
 from .tasks import Kind, Link, Points, Task
@@ -106,10 +106,34 @@ def _initialize(client: Client, task: Task) -> str:
             "%r %s", task.label, "was found in the catalogue" if entry else "is not in the catalogue; made anew"
         )
     if data_id is None:
-        data_id = client.initialize(
-            task.family, label=task.label, points_per_chunk=task.points_per_chunk, links=task.links
-        )
+        try:
+            data_id = client.initialize(
+                task.family, label=task.label, points_per_chunk=task.points_per_chunk, links=task.links
+            )
+        except ApiKeyError as error:
+            _check_instrument(client, task.links.synth_source_id, error)
+            raise
     return data_id
+
+
+def _check_instrument(client: Client, source_id: int | None, error: ApiKeyError) -> None:
+    """Tell a key that may not write from one that may, but not for somebody else's instrument.
+
+    Raises:
+        ApiRefusedError: The instrument is not among those that the key can see.
+    """
+    if error.status != 403 or source_id is None:
+        return
+    try:
+        known = client.instruments()
+    except ApiError:
+        return
+    if source_id not in known:
+        raise ApiRefusedError(
+            f"growth instrument {source_id} is not one that this key can see ({error}); correct it with "
+            f"`edit --synth-source-id`",
+            status=error.status,
+        ) from error
 
 
 def _finalize(client: Client, task: Task) -> None:

@@ -322,6 +322,19 @@ def test_readings_go_on_being_kept_while_a_run_waits_for_its_project(
     assert held(server)["k1"] == [n + 0.1 for n in range(35)]
 
 
+def test_draining_a_run_that_waits_for_its_project_says_no_at_once_however_long_it_is(
+    callback: AtomscaleCallback,
+) -> None:
+    run(callback, 2000, project_id=NOBODY)
+    wait_until(lambda: [one.state for one in callback.status()] == ["parked"])
+
+    question = callback.ask_whether_drained()
+
+    assert question is not None
+    assert question.answered.wait(60)
+    assert question.answer is False
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A minute is a tenth of a second."""
