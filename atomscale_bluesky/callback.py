@@ -233,6 +233,7 @@ class AtomscaleCallback:
             SpoolError: No run of the spool, or several, begin with `run_uid`; or its files cannot be read.
             ApiKeyError: The key may not read.
             ApiUnavailableError: There was no answer of the API's in time.
+            ApiTooLargeError: A stream is more than can be held in memory.
         """
         folder = Path(self._watch.find(run_uid).folder)
         client = Client(self.settings)

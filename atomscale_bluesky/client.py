@@ -8,6 +8,7 @@ endpoint on this machine, which is asked directly.
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +23,7 @@ from urllib3.util.retry import Retry
 
 from . import wire
 from .chunks import Chunk
-from .errors import ApiKeyError, ApiRefusedError, ApiUnavailableError
+from .errors import ApiKeyError, ApiRefusedError, ApiTooLargeError, ApiUnavailableError
 from .lines import Links
 from .settings import Settings, is_loopback
 from .transport import DeadlineAdapter, head_of
@@ -62,6 +63,10 @@ class Answer(NamedTuple):
     status: int
     headers: Headers
     body: bytes
+
+
+class _EndlessError(ApiUnavailableError):
+    """An answer that is larger than any of its kind should be."""
 
 
 class ClockReading(NamedTuple):
@@ -163,9 +168,19 @@ class Client:
         """Close a stream, complete."""
         self._read(self._send(wire.finalize(family, data_id)), lambda body: wire.check_finalized(body, data_id))
 
-    def points(self, family: str, data_id: str) -> dict[str, tuple[str | None, list[float | None], list[float | None]]]:
-        """All points of a stream: channel name → unit, times in Unix seconds, values."""
-        return self._read(self._send(wire.read_back(family, data_id), MAX_READ_BACK_BYTES), wire.read_points)
+    def points(self, family: str, data_id: str) -> wire.Points:
+        """All points of a stream: channel name → unit, times in Unix seconds, values.
+
+        No way to ask for a part of them is documented, so all of the answer is in memory until it is read.
+
+        Raises:
+            ApiTooLargeError: It is more than `MAX_READ_BACK_BYTES`.
+        """
+        try:
+            answer = self._send(wire.read_back(family, data_id), MAX_READ_BACK_BYTES)
+        except _EndlessError as error:
+            raise ApiTooLargeError(f"stream {data_id} cannot be read back: {error}") from error
+        return self._read(answer, lambda body: wire.read_points(body, pause=self._make_way))
 
     def instruments(self) -> dict[int, str]:
         """The organisation's growth instruments: id → name."""
@@ -298,15 +313,13 @@ class Client:
     ) -> Answer:
         if headers.get("Content-Encoding", "identity") != "identity":
             raise ApiUnavailableError("an answer in an encoding that was not asked for", status=status)
-        parts: list[bytes] = []
-        size = 0
+        body = io.BytesIO()  # its value is given without a copy, and an answer may be large
         while part := read(2**16):
-            parts.append(part)
-            size += len(part)
-            if size > max_bytes:
-                raise ApiUnavailableError(f"an answer of more than {max_bytes} bytes", status=status)
+            body.write(part)
+            if body.tell() > max_bytes:
+                raise _EndlessError(f"an answer of more than {max_bytes} bytes", status=status)
             self._check_time("the answer", deadline)
-        return Answer(status, headers, b"".join(parts))
+        return Answer(status, headers, body.getvalue())
 
     def _check_time(self, what: str, deadline: float) -> None:
         if self._clock() > deadline:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 TIME_TOLERANCE_S = 0.001 + 1e-6
 
 # As `Client.points` gives a stream: by channel, its unit, times and values.
-Points = Mapping[str, tuple[str | None, list[float | None], list[float | None]]]
+Points = Mapping[str, tuple[str | None, Sequence[float | None], Sequence[float | None]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,11 @@ class Series:
     unit: str | None = None
     times: list[float | None] = field(default_factory=list)
     values: list[float | None] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, unit: str | None, times: Iterable[float | None], values: Iterable[float | None]) -> Series:
+        """The points of one channel as they were read back."""
+        return cls(unit, list(times), list(values))
 
     def __len__(self) -> int:
         return len(self.values)

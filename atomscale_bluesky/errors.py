@@ -71,3 +71,7 @@ class ApiKeyError(ApiError):
 
 class ApiRefusedError(ApiError):
     """Any other 4xx: this request will never be taken as it is."""
+
+
+class ApiTooLargeError(ApiRefusedError):
+    """What was asked for is more than can be held in memory."""

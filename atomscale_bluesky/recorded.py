@@ -156,7 +156,7 @@ class _Held:
 
     def __init__(self, data_id: str, points: Points, problem: str | None) -> None:
         self.data_id = data_id
-        self.channels = {name: Series(*series) for name, series in points.items()}
+        self.channels = {name: Series.of(*series) for name, series in points.items()}
         self.at = dict.fromkeys(self.channels, 0)  # the next point of each channel
         self.compared = self.different = 0
         self.problem = problem

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from .chunks import Chunk
 from .lines import Links
 
 # Points as they were read back: channel name → unit, times, values.
-Points = dict[str, tuple[str | None, list[float | None], list[float | None]]]
+Points = dict[str, tuple[str | None, Sequence[float | None], Sequence[float | None]]]
 
 
 # What Atomscale has refused because something is not there is asked for again, in case somebody has put it there.

@@ -6,11 +6,13 @@ A value decides for itself: what a descriptor promises about it is only the firs
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 # Why a reading does not become a point. These texts stand in the account of every run.
 NOT_FINITE = "not finite"
@@ -33,6 +35,13 @@ MAX_DEPTH = 8
 
 class Rounded(float):
     """What an integer beyond 2**53 became: the nearest float, which is not the integer itself."""
+
+
+def packed(numbers: Sequence[float | None] | NDArray[np.float64]) -> Sequence[float | None]:
+    """The same numbers at eight bytes each, where none is missing."""
+    if isinstance(numbers, np.ndarray):
+        return array("d", numbers.tolist())
+    return numbers if None in numbers else array("d", numbers)  # type: ignore[arg-type]
 
 
 def number(value: Any, depth: int = MAX_DEPTH) -> float | str:

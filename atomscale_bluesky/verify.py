@@ -6,7 +6,8 @@ sent, so it makes no difference who delivers the run or whether anybody does. A 
 one that was tried and never answered may be.
 
 Reading disturbs nobody, and may be done at any time: of a run under way, what was confirmed so far is compared. Memory
-holds one metrology stream at a time, what must be there and what is; the journal is read once per stream.
+holds one metrology stream at a time, what must be there and what is, since no way to read a part of it is documented;
+the journal is read once per stream.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .account import Account, Counts
 from .chunks import Chunk, Cutter, Resumed
 from .client import Client
 from .comparison import Difference, Points, Series, differences, same_points
-from .errors import ApiRefusedError, ApiUnavailableError, SpoolError
+from .errors import ApiRefusedError, ApiTooLargeError, ApiUnavailableError, SpoolError
 from .journal import JournalReader, payload_of
 from .ledger import LedgerState, StreamState
 from .lines import (
@@ -39,6 +40,7 @@ from .lines import (
     decode_ledger,
 )
 from .reading import LEDGER, RunReader
+from .values import packed
 
 # How many differences are told; the others are counted.
 MAX_DIFFERENCES = 20
@@ -146,6 +148,7 @@ def verify_run(
         SpoolError: The folder holds no run that can be read, or the run left the spool meanwhile.
         ApiKeyError: The key may not read.
         ApiUnavailableError: There was no answer of the API's within `patience_s`.
+        ApiTooLargeError: A stream is more than can be held in memory.
     """
     wait = wait or threading.Event().wait
     try:
@@ -195,6 +198,7 @@ def read_back(
     Raises:
         ApiKeyError: The key may not read.
         ApiUnavailableError: There was no answer of the API's in time.
+        ApiTooLargeError: It is more than can be held in memory.
     """
     pause_s = _FIRST_PAUSE_S
     while True:
@@ -204,6 +208,8 @@ def read_back(
         for family in families:
             try:
                 points = client.points(family, data_id)
+            except ApiTooLargeError:
+                raise
             except ApiRefusedError as error:  # not found, or not yet, or not under this family
                 problem = problem or str(error)
             except ApiUnavailableError:
@@ -276,7 +282,7 @@ def _verify_stream(
     different, compared = 0, 0
     names = [*due.parts, *(name for name in points if name not in due.parts)] if problem is None else []
     for name in names:
-        theirs = Series(*points[name]) if name in points else None
+        theirs = Series.of(*points[name]) if name in points else None
         ours = aligned(due.parts.get(name, []), theirs or Series())
         ours = Series(due.units.get(name), ours.times, ours.values)
         compared += min(len(ours), len(theirs or ()))
@@ -351,10 +357,10 @@ class _Run:
             confirmed = self._confirmed.get((opening.stream, index), set())
             whole = chunk is not None and chunk.points == noted.points
             columns = {column.name: column for column in chunk.columns} if chunk is not None and whole else {}
-            times = list(chunk.times) if chunk is not None and whole else None
+            times = packed(chunk.times) if chunk is not None and whole else None
             for name in noted.channels:
                 due.units[name] = units.get(name)
-                values = list(columns[name].values) if name in columns else []
+                values = packed(columns[name].values) if name in columns else ()
                 part = Part(noted.points, name in confirmed, times if name in columns else None, values)
                 due.parts.setdefault(name, []).append(part)
                 due.uncompared += noted.points if part.times is None and part.required else 0

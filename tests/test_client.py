@@ -40,7 +40,8 @@ def test_a_stream_is_initialized_pushed_finalized_and_read_back(client: Client) 
     client.push("metrology", data_id, CHUNK)
     client.finalize("metrology", data_id)
 
-    assert client.points("metrology", data_id) == {"t": ("K", [1.0, 2.0], [3.0, 4.0])}
+    ((name, (unit, times, values)),) = client.points("metrology", data_id).items()
+    assert (name, unit, list(times), list(values)) == ("t", "K", [1.0, 2.0], [3.0, 4.0])
     assert client.find("a label") == client.entry(data_id)
 
 

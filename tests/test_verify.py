@@ -17,7 +17,7 @@ from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.client import Client
-from atomscale_bluesky.errors import ApiUnavailableError, SpoolError
+from atomscale_bluesky.errors import ApiTooLargeError, ApiUnavailableError, SpoolError
 from atomscale_bluesky.lines import Retry
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool import Spool
@@ -408,6 +408,28 @@ def test_a_run_that_reads_back_different_is_parked_and_a_person_may_have_it_read
     Spool(spool_dir).order(Path(run.folder), Retry())
     wait_until(lambda: not callback.status())
     assert Spool(spool_dir).history()[0]["verified"] is True
+
+
+def test_a_stream_that_is_too_large_to_be_read_back_keeps_its_run_and_holds_up_no_other(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atomscale_bluesky.client.MAX_READ_BACK_BYTES", 10_000)
+    callback = make_callback(keep="verified")
+    uid = feed(callback, list(growth(points=400)))
+    wait_until(lambda: [run.state for run in callback.status()] == ["parked"])
+
+    feed(callback, list(growth(points=20)))
+
+    assert not callback.drain(timeout_s=20)
+    (run,) = callback.status()
+    assert (run.run_uid, run.points.delivered) == (uid, 800)
+    assert "cannot be read back: an answer of more than 10000 bytes" in str(run.problem)
+    assert Spool(spool_dir).history()[0]["verified"] is True
+    with pytest.raises(ApiTooLargeError, match="cannot be read back"):
+        callback.verify(uid)
+    monkeypatch.undo()
+    Spool(spool_dir).order(Path(run.folder), Retry())
+    wait_until(lambda: not callback.status())
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------
