@@ -15,6 +15,7 @@ import pytest
 from bluesky import RunEngine
 from bluesky.plans import count
 from ophyd.sim import det
+from runs import growth
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.server import LocalServer
@@ -98,6 +99,23 @@ def test_the_run_of_the_guide_is_linked_and_tells_what_it_became(
     assert stream.project_id == session["project_id"]
     assert set(stream.tags) == {"night shift", "recipe 12", "bluesky: success"}
     assert f"primary {stream.data_id} {stream.label} finalized" in capsys.readouterr().out
+
+
+def test_the_run_of_the_guide_is_read_back_and_is_there(
+    server: LocalServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with AtomscaleCallback(points_per_chunk=2) as callback:
+        *documents, stop = growth(5)
+        for name, doc in documents:
+            callback(name, doc)
+        assert callback.drain(timeout_s=20)
+
+        assert run_page(
+            "docs/how-to/check-that-it-arrived.md", server, {"callback": callback, "uid": documents[0][1]["uid"]}
+        )
+
+        callback(*stop)
+    assert capsys.readouterr().out.strip() == "all 8 points that were confirmed are equal; 2 waiting"
 
 
 def test_the_reader_of_the_spools_files_reads_them(server: LocalServer, spool_dir: Path) -> None:
