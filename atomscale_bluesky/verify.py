@@ -203,7 +203,7 @@ def read_back(
     pause_s = _FIRST_PAUSE_S
     while True:
         points: Points = {}
-        problem: str | None = None
+        problems: list[str] = []
         last = left_s() <= pause_s
         for family in families:
             try:
@@ -211,14 +211,15 @@ def read_back(
             except ApiTooLargeError:
                 raise
             except ApiRefusedError as error:  # not found, or not yet, or not under this family
-                problem = problem or str(error)
+                problems.append(str(error))
             except ApiUnavailableError:
                 if last:
                     raise
-                problem = "no answer"
-            else:
-                problem = None
+                problems.append("no answer")
+            if points:
                 break
+        # One family that answers is enough, though it may hold nothing of a stream of the other.
+        problem = problems[0] if len(problems) == len(families) else None
         if last or (problem is None and is_whole(points)):
             return points, problem
         wait(pause_s)

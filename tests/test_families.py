@@ -11,7 +11,7 @@ import pytest
 from bluesky import RunEngine, SupplementalData
 from ophyd import Signal
 from ophyd.sim import det1, motor
-from runs import Recorder
+from runs import Recorder, growth, held
 from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
@@ -126,4 +126,31 @@ def test_a_family_that_the_server_lacks_is_asked_for_by_the_first_run_of_a_sessi
         assert in_vain[0] >= 1
         assert in_vain == in_vain[:1] * 3
         assert {stream.status for stream in server.streams()} == {"success"}
+        callback.close()
+
+
+@pytest.mark.parametrize("family", ["metrology", "tool-state"])
+def test_a_continuation_is_linked_like_the_stream_that_it_goes_on_from(
+    make_callback: MakeCallback, family: str
+) -> None:
+    with LocalServer(control=True, silence_s=0.3) as server:
+        callback = make_callback(endpoint=server.url, api=family, points_per_chunk=5)
+        project = server.add_project("Nitrides")
+        md = {"physical_sample": "GaN-0417", "project_id": project, "tags": ["night shift"]}
+        documents = list(growth(25, start_metadata=md))
+        for name, doc in documents[:12]:
+            callback(name, doc)
+        wait_until(lambda: [stream.status for stream in server.streams()] == ["stream_error"])
+        for name, doc in documents[12:]:
+            callback(name, doc)
+
+        assert callback.drain(timeout_s=30)
+
+        closed, *further = server.streams()
+        assert further
+        assert {stream.family for stream in server.streams()} == {family}
+        assert {stream.physical_sample_id for stream in further} == {closed.physical_sample_id} != {None}
+        assert {stream.project_id for stream in server.streams()} == {project}
+        assert {stream.tags for stream in server.streams()} == {("bluesky: success", "night shift")}
+        assert held(server)["k0"] == [float(n) for n in range(25)]
         callback.close()

@@ -501,6 +501,24 @@ def test_a_run_that_has_left_the_spool_is_compared_with_its_recorded_documents(
     assert (without.returncode, "--file" in without.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("other", [{"status": 404}, {"body": '{"properties": {}}'}], ids=["not found", "empty"])
+def test_the_recorded_documents_of_a_run_are_compared_in_the_family_that_holds_it(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    documents = list(growth(points=15))
+    callback = make_callback(api="tool-state")
+    uid = feed(callback, documents)
+    assert callback.drain(timeout_s=10)
+    recording = tmp_path / "run.jsonl"
+    recording.write_text(lines(documents))
+    server.misbehave(Fault(call="read", family="metrology", **other))
+
+    done = run_verify(server, spool_dir, uid[:8], "--file", str(recording), "--patience", "0")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "all 30 points that were confirmed are equal" in done.stdout
+
+
 def test_a_recorded_run_of_other_values_is_not_equal(
     callback: AtomscaleCallback, server: LocalServer, spool_dir: Path, tmp_path: Path
 ) -> None:

@@ -51,7 +51,11 @@ def main():
         json.dump({"error": f"{type(error).__name__}: {error}"}, sys.stdout)
         return
     account["data_id"] = data_id
-    for chunk in order["chunks"]:
+    if "run" in order:  # one channel, by the call that takes an iterator and waits
+        name = order["run"]
+        parts = [chunk["channels"][name] for chunk in order["chunks"]]
+        streamer.run(data_id, name, ((part["timestamps"], part["values"]) for part in parts), parts[0].get("units"))
+    for chunk in () if "run" in order else order["chunks"]:
         if len(chunk["channels"]) == 1 and not chunk.get("multi"):
             [(name, channel)] = chunk["channels"].items()
             streamer.push(data_id, chunk["index"], name, channel["timestamps"], channel["values"], channel.get("units"))

@@ -57,6 +57,19 @@ def test_every_point_the_client_sends_is_stored_to_the_last_bit(server, drive, v
     assert "finalize_error" not in account
 
 
+@pytest.mark.parametrize("version", BOTH)
+def test_the_client_hands_an_iterator_over_whole_and_waits_for_its_chunks(server, drive, version):
+    chunks = [chunk(0, "sample_T"), chunk(1, "sample_T"), chunk(2, "sample_T", count=3)]
+    account = drive(version, server, chunks, run="sample_T", wait=False)
+
+    [stream] = server.streams()
+    series = server.points(account["data_id"])["sample_T"]
+    assert (series.times, series.values) == sent(chunks, "sample_T")
+    assert (series.units, stream.status, stream.points) == ("K", "success", 11)
+    last = [record.number for record in server.requests("chunk")][-1]
+    assert all(record.number > last for record in server.requests("finalize"))
+
+
 def test_the_client_reads_back_in_milliseconds_what_it_sent(server, drive):
     account = drive(TOOL_STATE, server, CHUNKS)
 
