@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,9 @@ from filelock import FileLock
 
 from atomscale_bluesky.server import LocalServer
 
-DRIVE, LOOK = (Path(__file__).with_name(name) for name in ("drive.py", "look.py"))
+DRIVE = Path(__file__).with_name("drive.py")
 REQUIRE_ALL = "ATOMSCALE_BLUESKY_REQUIRE_ALL"
 INSTALL_TIMEOUT_S = 600
-DRIVE_TIMEOUT_S = 60
 
 
 def _python_of(folder: Path) -> Path:
@@ -65,28 +65,62 @@ def python_with() -> Callable[[str], Path]:
     return find
 
 
-def _run(python: Path, script: Path, order: dict[str, Any], **environment: str) -> dict[str, Any]:
-    """A script's account of what it was ordered, in an environment that says nothing of this machine's user."""
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.upper().endswith("_PROXY") and not name.startswith(("AS_", "ATOMSCALE_", "PYTHON"))
-    }
-    done = subprocess.run(
-        [python, script],
-        input=json.dumps(order),
-        env=inherited | environment,
-        capture_output=True,
-        text=True,
-        timeout=DRIVE_TIMEOUT_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+class Witness:
+    """A process with one version of the vendor's client, which takes one order after the other."""
+
+    def __init__(self, python: Path, **environment: str) -> None:
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.upper().endswith("_PROXY") and not name.startswith(("AS_", "ATOMSCALE_", "PYTHON"))
+        }
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
+        self._process = subprocess.Popen(
+            [python, DRIVE],
+            env=inherited | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+        )
+
+    def ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        """What came of an order."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        account = self._process.stdout.readline()
+        if not account:
+            self._process.wait()
+            self._said.seek(0)
+            pytest.fail(self._said.read().decode(errors="replace"))
+        return json.loads(account)
+
+    def close(self) -> None:
+        """End it, with whatever it has under way."""
+        self._process.kill()
+        self._process.communicate()
+        self._said.close()
+
+
+@pytest.fixture(scope="session")
+def witness(python_with: Callable[[str], Path]) -> Iterator[Callable[[str], Witness]]:
+    """The process of a version, shared by all tests: its client takes seconds to be imported."""
+    known: dict[str, Witness] = {}
+
+    def find(version: str) -> Witness:
+        if version not in known:
+            known[version] = Witness(python_with(version), ATOMSCALE_SKIP_CLOCK_SYNC="1")
+        return known[version]
+
+    yield find
+    for one in known.values():
+        one.close()
 
 
 @pytest.fixture
-def drive(python_with: Callable[[str], Path]) -> Callable[..., dict[str, Any]]:
+def drive(witness: Callable[[str], Witness], python_with: Callable[[str], Path]) -> Callable[..., dict[str, Any]]:
     """Have the vendor's client stream to a server; its account of what happened."""
 
     def run(
@@ -95,18 +129,23 @@ def drive(python_with: Callable[[str], Path]) -> Callable[..., dict[str, Any]]:
         family = "metrology" if version == "0.16.0" else "tool-state"
         order = {"points_per_chunk": 4} | order
         order |= {"url": server.url, "key": server.api_key, "family": family, "chunks": chunks}
-        clock = {} if sync_clock else {"ATOMSCALE_SKIP_CLOCK_SYNC": "1"}
-        return _run(python_with(version), DRIVE, order, **clock)
+        if not sync_clock:
+            return witness(version).ask(order)
+        alone = Witness(python_with(version))
+        try:
+            return alone.ask(order)
+        finally:
+            alone.close()
 
     return run
 
 
 @pytest.fixture
-def look(python_with: Callable[[str], Path]) -> Callable[..., dict[str, Any]]:
+def look(witness: Callable[[str], Witness]) -> Callable[..., dict[str, Any]]:
     """Have the vendor's client look at what is on a server; its account of what it shows."""
 
     def run(version: str, server: LocalServer, **order: Any) -> dict[str, Any]:
-        return _run(python_with(version), LOOK, order | {"url": server.url, "key": server.api_key})
+        return witness(version).ask(order | {"url": server.url, "key": server.api_key})
 
     return run
 

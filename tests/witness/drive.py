@@ -1,4 +1,4 @@
-"""Drive the vendor's client as one JSON order on standard input says; one JSON account goes to standard output.
+"""Drive the vendor's client as JSON orders on standard input say, one a line; an account of each goes out likewise.
 
 Runs in an environment of its own, where only that client and what it brings is installed.
 """
@@ -6,12 +6,13 @@ Runs in an environment of its own, where only that client and what it brings is 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
 import urllib.request
 
-from look import look
+from look import look, look_at
 
 
 def read_back(order, data_id):
@@ -38,8 +39,8 @@ def wait_until_delivered(order, data_id):
     return False
 
 
-def main():
-    order = json.load(sys.stdin)
+def drive(order):
+    """Stream what the order says, finalize it, and look at it."""
     from atomscale import Client
     from atomscale.streaming import TimeseriesStreamer
 
@@ -48,8 +49,7 @@ def main():
     try:
         data_id = streamer.initialize(**order.get("initialize", {}))
     except Exception as error:  # noqa: BLE001 - whatever it raises is part of the account
-        json.dump({"error": f"{type(error).__name__}: {error}"}, sys.stdout)
-        return
+        return {"error": f"{type(error).__name__}: {error}"}
     account["data_id"] = data_id
     if "run" in order:  # one channel, by the call that takes an iterator and waits
         name = order["run"]
@@ -69,10 +69,18 @@ def main():
         streamer.finalize(data_id)
     except Exception as error:  # noqa: BLE001 - whatever it raises is part of the account
         account["finalize_error"] = f"{type(error).__name__}: {error}"
-
     client = Client(api_key=order["key"], endpoint=order["url"], mute_bars=True)
-    account |= look(client, [data_id], order.get("search") or data_id)
-    json.dump(account, sys.stdout)
+    return account | look(client, [data_id], order.get("search") or data_id)
+
+
+def main():
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever the client may print is no account
+    for line in sys.stdin:
+        order = json.loads(line)
+        json.dump(drive(order) if "chunks" in order else look_at(order), out)
+        out.write("\n")
+        out.flush()
 
 
 main()

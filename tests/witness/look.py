@@ -1,12 +1,8 @@
-"""What the vendor's `Client` shows of some streams, as one JSON order on standard input says; one account goes out.
-
-Runs in an environment of its own, where only that client and what it brings is installed.
-"""
+"""What the vendor's `Client` shows of some streams; for `drive.py`."""
 
 from __future__ import annotations
 
 import json
-import sys
 
 
 def records(frame):
@@ -43,16 +39,10 @@ def look_around(client, sample):
     }
 
 
-def main():
-    order = json.load(sys.stdin)
+def look_at(order):
+    """What a user finds out about the streams of an order."""
     from atomscale import Client
 
     client = Client(api_key=order["key"], endpoint=order["url"], mute_bars=True)
     account = look(client, order["data_ids"], order["search"])
-    if "sample" in order:
-        account |= look_around(client, order["sample"])
-    json.dump(account, sys.stdout)
-
-
-if __name__ == "__main__":
-    main()
+    return account | (look_around(client, order["sample"]) if "sample" in order else {})

@@ -173,7 +173,7 @@ def test_the_newer_client_tries_a_chunk_three_times_and_the_older_once(server, d
 def test_the_newer_client_sends_a_chunk_again_after_its_answer_was_lost(server, drive):
     server.misbehave(
         Fault(call="chunk_multi", chunk_index=0, reset_after=True, times=1),
-        Fault(call="chunk_multi", chunk_index=1, status=503, times=2),  # so that the process lives long enough
+        Fault(call="chunk_multi", chunk_index=1, status=503, times=2),  # so that the streamer lives long enough
     )
     chunks = [chunk(0, "a", "b"), chunk(1, "a", "b")]
     account = drive(TOOL_STATE, server, chunks)
