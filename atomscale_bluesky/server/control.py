@@ -87,7 +87,7 @@ class Project(msgspec.Struct, frozen=True):
 class Control:
     """What `control_url` offers; every method is one short request and may be called from any thread."""
 
-    def __init__(self, url: str, *, timeout_s: float = 10.0) -> None:
+    def __init__(self, url: str, *, timeout_s: float = 60.0) -> None:
         self.url = url.rstrip("/")
         self._timeout_s = timeout_s
 
