@@ -107,16 +107,18 @@ class Answers:
             delivery.park_run(task, f"read back, and not equal: {found}")
 
     def _refused(self, delivery: Delivery, task: Task, error: ApiRefusedError) -> None:
-        if task.kind is Kind.INITIALIZE and self._knowledge.family is None:
+        known = self._knowledge.family
+        if task.kind is Kind.INITIALIZE and known != task.family:
+            # The family was a guess; meanwhile another stream may have found out which one it is.
             routeless = error.status in {404, 405} and is_about_the_route(error.detail, task.links)
-            following = FAMILIES[FAMILIES.index(task.family) + 1 :] if routeless else ()
-            if following:
+            following = FAMILIES[FAMILIES.index(task.family) + 1 :] if known is None else (known,)
+            if routeless and following:
                 task.refusal = str(error)
                 delivery.about_to_initialize(task, following[0])
                 task.may_exist = False
                 delivery.failed_attempt(task, self._monotonic(), error)
                 return
-            if task.family != FAMILIES[0]:
+            if known is None and task.family != FAMILIES[0]:
                 delivery.about_to_initialize(task, FAMILIES[0])  # what a person mends begins from the beginning
         if task.kind is Kind.READ_BACK:
             delivery.read_back(task, {})  # it cannot be read, so nothing of it counts as there

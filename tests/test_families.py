@@ -15,7 +15,7 @@ from runs import Recorder, growth, held
 from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
-from atomscale_bluesky.server import LocalServer
+from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool import Spool
 from atomscale_bluesky.verify import Verification
 
@@ -154,3 +154,17 @@ def test_a_continuation_is_linked_like_the_stream_that_it_goes_on_from(
         assert {stream.tags for stream in server.streams()} == {("bluesky: success", "night shift")}
         assert held(server)["k0"] == [float(n) for n in range(25)]
         callback.close()
+
+
+def test_streams_that_are_made_at_once_all_find_the_family_that_is_served(make_callback: MakeCallback) -> None:
+    with LocalServer(control=True, families=["tool-state"]) as server:
+        # The second run's 404 comes when the first one has found out already.
+        server.misbehave(Fault(call="initialize", family="metrology", skip=1, delay_s=1.0))
+        callback = make_callback(endpoint=server.url, api_key=server.api_key)
+        both = zip(growth(20), growth(20), strict=True)
+        for one, other in both:
+            callback(*one)
+            callback(*other)
+
+        assert callback.drain(timeout_s=30)
+        assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 40)] * 2
