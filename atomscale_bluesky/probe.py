@@ -262,9 +262,26 @@ class Probe:
         label = f"{LABEL} {time.strftime('%Y-%m-%d')} [{secrets.token_hex(4)}]"
         body = {"stream_name": label, "points_per_chunk": POINTS, **more}
         request = wire.Request("POST", f"{family}/stream/initialize", orjson.dumps(body))
-        data_id = self._patiently(lambda: self._client.ask(request, wire.read_initialized))
+        try:
+            data_id = self._patiently(lambda: self._client.ask(request, wire.read_initialized))
+        except (ApiUnavailableError, KeyboardInterrupt) as error:
+            made = self._made_unseen(family, label)
+            if made is None or isinstance(error, KeyboardInterrupt):
+                raise
+            return made
+        return self._keep(family, data_id, label)
+
+    def _keep(self, family: str, data_id: str, label: str) -> _Stream:
         self.streams.append(_Stream(family, data_id, label, math.floor(time.time()) - 100.0))
         return self.streams[-1]
+
+    def _made_unseen(self, family: str, label: str) -> _Stream | None:
+        """The stream that was made although its id did not reach us; it is to be finalized like the others."""
+        with contextlib.suppress(ApiError):
+            entry = self._client.find(label)
+            if entry is not None:
+                return self._keep(family, entry.data_id, label)
+        return None
 
     def _push(self, stream: _Stream, index: int, channels: Mapping[str, Series], *, size: int = 0) -> None:
         """Push a chunk as it stands, whatever the API promises; with blanks up to `size` bytes."""

@@ -153,6 +153,17 @@ def test_a_server_that_asks_to_be_left_alone_is_asked_again(serve: Callable[...,
     assert len(server.streams()) == 5
 
 
+def test_a_stream_that_was_made_while_its_answer_was_lost_is_found_and_finalized(
+    serve: Callable[..., LocalServer], found: Found
+) -> None:
+    server = serve(relax=["short_chunk"])
+    server.misbehave(Fault(call="initialize", reset_after=True, times=1))
+
+    assert found()["metrology"] is True
+    assert len(server.streams()) == 5
+    assert {stream.status for stream in server.streams()} == {"success"}
+
+
 def test_what_could_not_be_found_out_is_unknown_and_permits_nothing(
     serve: Callable[..., LocalServer], capsys: pytest.CaptureFixture[str], spool_dir: Path
 ) -> None:
