@@ -132,7 +132,7 @@ class Probe:
         yield self._chunk("null", "is null taken as a value?", stream, 1, a=(times, [None, *values[1:]]))
         times, values = stream.full(2)
         own = ([at + 0.25 for at in times], values)
-        yield self._chunk("times", "may channels of a chunk have times of their own?", stream, 2, b=own)
+        yield self._chunk("times", "may channels of a chunk have times of their own?", stream, 2, apart=True, b=own)
         times, values = stream.full(3)
         longer = ([*times, times[-1] + 0.5], [*values, 0.5])
         yield self._chunk("over_length", "may a chunk be too long?", stream, 3, a=longer, b=longer)
@@ -208,12 +208,18 @@ class Probe:
             return None, "the catalogue has no entry of the stream"
         return entry.physical_sample_id == self._sample, f"the entry says {entry.physical_sample_id}"
 
-    def _chunk(self, name: str, question: str, stream: _Stream, index: int, **odd: Series) -> Fact:
-        """Push a chunk of which some channels are odd; where it is refused, push it as it should be."""
+    def _chunk(
+        self, name: str, question: str, stream: _Stream, index: int, *, apart: bool = False, **odd: Series
+    ) -> Fact:
+        """Push a chunk of which some channels are odd; where it is refused, push it as it should be.
+
+        With `apart` its channels go in requests of their own, as those of different event streams would.
+        """
         sent = stream.both(index) | odd
 
         def pushed() -> Answer:
-            self._push(stream, index, sent)
+            for part in [{channel: series} for channel, series in sent.items()] if apart else [sent]:
+                self._push(stream, index, part)
             return self._told_by_reading(stream, sent)
 
         fact = self._ask(name, question, pushed)
