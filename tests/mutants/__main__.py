@@ -1,0 +1,104 @@
+"""`python -m tests.mutants --room journal --sample 30 --seed 1`: which small mistakes the tests do not notice."""
+
+# ruff: noqa: T201 - it is a program that speaks to a person
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from difflib import unified_diff
+from pathlib import Path
+
+from .mistakes import Mistake, mistakes
+from .trial import PACKAGE, run
+
+ROOT = Path(__file__).parents[2]
+ROOMS = {
+    "journal": ("journal", "writer", "reading", "lines"),
+    "chunks": ("chunks", "cutting"),
+    "spool": ("spool", "claim", "room", "locks"),
+    "uploader": ("uploader", "senders", "sender", "answers", "roster", "delivery", "pause"),
+}
+
+
+def main() -> int:
+    """Note which test runs which line, or try mistakes and print those that no test notices."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Which mistakes the tests notice.")
+    parser.add_argument("--room", action="append", choices=ROOMS, help="whose code; may be repeated")
+    parser.add_argument("--sample", type=int, default=30, help="how many mistakes of each room, at random")
+    parser.add_argument("--seed", type=int, default=1, help="which sample")
+    parser.add_argument("--seconds", type=float, default=60, help="how much of the tests each one gets, fastest first")
+    parser.add_argument("--first", type=int, default=0, help="leave out so many of the sample")
+    parser.add_argument("--only", type=int, action="append", help="of the sample, the one of this number")
+    parser.add_argument("--notes", type=Path, default=ROOT / ".coverage.mutants.json", help="which test runs which line")
+    parser.add_argument("--note", nargs="+", metavar="TESTS", help="write the notes, from these test files, and end")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        tree = _copy(Path(folder))
+        if given.note:
+            _, code = run(tree, given.note, notes=given.notes)
+            print((tree / "pytest.log").read_text()[-2000:])
+            return code or 0
+        notes = json.loads(given.notes.read_text())
+        survived = 0
+        for room in given.room or ROOMS:
+            every = [m for name in ROOMS[room] for m in mistakes(f"{name}.py", _source(ROOT, f"{name}.py"))]
+            sample = random.Random(given.seed).sample(every, given.sample)
+            print(f"{room}: {len(sample)} of {len(every)}, seed {given.seed}", flush=True)
+            for number, mistake in enumerate(sample):
+                if number >= given.first and (not given.only or number in given.only):
+                    survived += _try(tree, number, mistake, _tests(notes, mistake, given.seconds))
+    return 1 if survived else 0
+
+
+def _copy(folder: Path) -> Path:
+    """The tree without what is not part of it; the mistakes are made here."""
+    unneeded = shutil.ignore_patterns(".*", "__pycache__", "docs", "*.egg-info", "build")
+    return Path(shutil.copytree(ROOT, folder / "tree", ignore=unneeded))
+
+
+def _source(tree: Path, module: str) -> str:
+    return (tree / PACKAGE / module).read_text()
+
+
+def _tests(notes: dict, mistake: Mistake, seconds: float) -> list[str]:
+    """The tests that run the line, fastest first; for a line that runs at import, those that run any of its module."""
+    by_line = notes["lines"][mistake.module]
+    names = {name for name in by_line.get(str(mistake.line), []) if name}
+    names = names or {name for found in by_line.values() for name in found if name}
+    chosen: list[str] = []
+    for name in sorted(names & notes["seconds"].keys(), key=notes["seconds"].__getitem__):
+        seconds -= notes["seconds"][name]
+        if seconds >= 0:
+            chosen.append(name)
+    return chosen
+
+
+def _try(tree: Path, number: int, mistake: Mistake, tests: list[str]) -> bool:
+    """Make one mistake and run tests; whether none notices."""
+    path = tree / PACKAGE / mistake.module
+    right = path.read_text()
+    wrong = mistake.made_in(right)
+    path.write_text(wrong)
+    began = time.monotonic()
+    failed, code = run(tree, tests, limit_s=240)
+    path.write_text(right)
+    took_s = time.monotonic() - began
+    if code:
+        print(f"{number:3d} killed by {failed or 'an error'} ({mistake.module}:{mistake.line}, {took_s:.0f} s)", flush=True)
+        return False
+    if code is None:
+        print(f"{number:3d} killed, it hangs ({mistake.module}:{mistake.line}, {took_s:.0f} s)", flush=True)
+        return False
+    print(f"{number:3d} SURVIVED {len(tests)} tests ({mistake.module}:{mistake.line}, {mistake.operator}, {took_s:.0f} s)")
+    print("".join(line for line in unified_diff(*([t.splitlines(True) for t in (right, wrong)]), n=0) if line[:3] not in {"---", "+++"}), flush=True)
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())
