@@ -58,7 +58,7 @@ def main() -> int:
 
 def _copy(folder: Path) -> Path:
     """The tree without what is not part of it; the mistakes are made here."""
-    unneeded = shutil.ignore_patterns(".*", "__pycache__", "docs", "*.egg-info", "build")
+    unneeded = shutil.ignore_patterns(".git", ".venv*", "__pycache__", "*.egg-info", "build", "_build")
     return Path(shutil.copytree(ROOT, folder / "tree", ignore=unneeded))
 
 

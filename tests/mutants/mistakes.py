@@ -35,9 +35,10 @@ def mistakes(module: str, source: str) -> Iterator[Mistake]:
     tree, idle = parso.parse(source), list(_idle(ast.parse(source)))
     for name in sorted(set(operator_names()) - _WITH_ARGUMENTS):
         operator = get_operator(name)()
-        places = (place for node in ast_nodes(tree) for place, _ in operator.mutation_positions(node))
-        for occurrence, place in enumerate(places):
-            if not any(begin <= place < end for begin, end in idle):
+        found = ((node, place) for node in ast_nodes(tree) for place, _ in operator.mutation_positions(node))
+        for occurrence, (node, place) in enumerate(found):
+            lone_star = node.parent is not None and node.parent.type == "parameters"
+            if not lone_star and not any(begin <= place < end for begin, end in idle):
                 yield Mistake(module, name, occurrence, place[0])
 
 

@@ -1,0 +1,430 @@
+"""How much is under way at a time, what is said of a lasting trouble, and what one run has done when."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import orjson
+import pytest
+from runs import growth, held
+from waiting import wait_until
+
+from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky.answers import Answers
+from atomscale_bluesky.delivery import MAX_FAILED, Delivery
+from atomscale_bluesky.errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
+from atomscale_bluesky.lines import Channel, Edit, Header, Layout, Links, Retry, Stop, encode, encode_row
+from atomscale_bluesky.roster import MAX_ACTIVE
+from atomscale_bluesky.sender import Knowledge, Outcome
+from atomscale_bluesky.server import Fault, LocalServer
+from atomscale_bluesky.spool import Spool
+from atomscale_bluesky.tasks import Kind, Task
+
+MakeCallback = Callable[..., AtomscaleCallback]
+T0 = 1_760_000_000.0
+DOWN = ApiUnavailableError("no answer")
+ENDPOINT = "https://api.atomscale.ai"
+
+
+# ---- with a server ---------------------------------------------------------------------------------------------------
+
+
+def test_as_many_requests_are_under_way_as_the_setting_says_and_no_more(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    server.misbehave(Fault(call="chunk_multi", delay_s=1.0, times=3))
+    callback = make_callback(max_connections=3)
+    for _ in range(7):
+        for name, doc in growth(points=25):
+            callback(name, doc)
+
+    assert callback.drain(timeout_s=30)
+    assert [stream.status for stream in server.streams()] == ["success"] * 7
+    assert server.counts().most_under_way == 3
+    assert server.counts().connections == 3
+
+
+def test_while_nothing_succeeds_one_request_at_a_time_asks_whether_things_are_well_again(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    callback = make_callback(max_connections=4)
+    runs = [list(growth(points=30)) for _ in range(6)]
+    for documents in runs:
+        for name, doc in documents[:3]:
+            callback(name, doc)
+    wait_until(lambda: len(server.streams()) == 6 and callback.drain(timeout_s=10))
+    before = server.requests()[-1].number
+    server.misbehave(Fault(status=503, headers={"Retry-After": "0"}, delay_s=0.2))
+
+    for documents in runs:
+        for name, doc in documents[3:]:
+            callback(name, doc)
+    wait_until(lambda: len(server.requests(after=before)) >= 10, timeout_s=30)
+
+    asking = server.requests(after=before)[4:]  # the first four had left when the first failure came
+    assert all(later.time - earlier.time >= 0.2 for earlier, later in pairwise(asking))
+    server.behave()
+    assert callback.drain(timeout_s=30)
+    assert [stream.status for stream in server.streams()] == ["success"] * 6
+
+
+def test_more_runs_than_are_delivered_at_a_time_have_their_turn_one_after_the_other(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    runs = MAX_ACTIVE + 6
+    without_key = make_callback(api_key="", max_connections=2)
+    for _ in range(runs):
+        for name, doc in growth(points=3, keys=1):
+            without_key(name, doc)
+    without_key.close(timeout_s=5)
+
+    callback = make_callback()
+
+    assert callback.drain(timeout_s=60)
+    assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 3)] * runs
+    assert callback.status() == ()
+
+
+def test_a_finished_run_has_a_line_in_the_log_and_one_in_the_history(
+    callback: AtomscaleCallback, server: LocalServer, spool_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    documents = list(growth(points=25))
+    with caplog.at_level(logging.INFO):
+        for name, doc in documents:
+            callback(name, doc)
+        assert callback.drain(timeout_s=10)
+
+    (stream,) = server.streams()
+    uid, started = documents[0][1]["uid"], documents[0][1]["time"]
+    said = re.search(rf"run {uid} finalized: 50 points delivered to {stream.data_id}; (.*)", caplog.text)
+    assert said is not None
+    expected = r"waiting: 0; refused: 0; left out: none; discarded: 0; lost: 0; the last point took \d+\.\d s"
+    assert re.fullmatch(expected, said[1])
+    (entry,) = Spool(spool_dir).history()
+    assert started <= entry["finished"]
+    assert {key: entry[key] for key in ("run_uid", "started", "data_ids", "delivered", "left_out", "lost")} == {
+        "run_uid": uid,
+        "started": started,
+        "data_ids": [stream.data_id],
+        "delivered": 50,
+        "left_out": {},
+        "lost": 0,
+    }
+    assert (entry["discarded"], entry["interrupted"], entry["verified"]) == (0, False, False)
+    assert (entry["exit_status"], entry["endpoint"]) == ("success", server.url)
+
+
+def test_a_run_without_a_stop_is_said_to_be_interrupted_in_the_history(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    callback = make_callback()
+    *documents, _ = growth(points=5)
+    for name, doc in documents:
+        callback(name, doc)
+
+    callback.close(timeout_s=10)
+
+    assert make_callback().drain(timeout_s=10)
+    (entry,) = Spool(spool_dir).history()
+    assert (entry["interrupted"], entry["delivered"], entry["exit_status"]) == (True, 10, "")
+    assert held(server)["k0"] == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+# ---- one run, step by step -------------------------------------------------------------------------------------------
+
+Deliver = Callable[..., Delivery]
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    spool = Spool(tmp_path / "spool")
+    yield spool
+    spool.close()
+
+
+@pytest.fixture
+def deliver(spool: Spool) -> Iterator[Deliver]:
+    made: list[Delivery] = []
+
+    def make(points: int, *, stopped: bool = True, channels: int = 1) -> Delivery:
+        writer = spool.create(Header(1, "b7c2e9f1-0000", T0, "growth", 10, "primary", ENDPOINT, "null"))
+        names = tuple(Channel(f"c{n}", f"c{n}") for n in range(channels))
+        writer.append([encode(Layout(layout=0, event_stream="primary", time_base="primary", channels=names))])
+        for number in range(points):
+            values = orjson.dumps([number + n / 10 for n in range(channels)])
+            writer.append([encode_row(0, number, T0 + number, "uid", values)])
+        if stopped:
+            writer.append([encode(Stop(time=T0 + 1000, exit_status="success"))])
+        spool.release(writer)
+        claim = spool.claim(writer.folder)
+        assert claim is not None
+        made.append(Delivery(claim))
+        return made[-1]
+
+    yield make
+    for delivery in made:
+        delivery.close()
+
+
+def tasks(delivery: Delivery, now: float = 0.0) -> list[Task]:
+    """All that can be done at a moment."""
+    found: list[Task] = []
+    while (task := delivery.next_task(now)) is not None:
+        found.append(task)
+    return found
+
+
+def what(found: list[Task]) -> list[tuple[Kind, int | None]]:
+    return [(task.kind, task.chunk.index if task.chunk else None) for task in found]
+
+
+def initialized(delivery: Delivery) -> Delivery:
+    (task,) = tasks(delivery)
+    assert task.kind is Kind.INITIALIZE
+    delivery.about_to_initialize(task, "metrology")
+    delivery.initialized(task, "id-0", "metrology")
+    return delivery
+
+
+def begun_anew(delivery: Delivery, spool: Spool) -> Delivery:
+    """The same run, read again after something has changed what its files mean."""
+    assert (tasks(delivery), delivery.to_start_again) == ([], True)
+    delivery.close()
+    claim = spool.claim(delivery.claim.folder)
+    assert claim is not None
+    return Delivery(claim)
+
+
+def confirm(delivery: Delivery, task: Task) -> None:
+    assert task.chunk is not None
+    delivery.pushed(task, task.chunk.names, {})
+
+
+def test_the_first_chunk_goes_alone_and_then_several_at_a_time_and_finalize_last(deliver: Deliver) -> None:
+    delivery = initialized(deliver(35))
+
+    (first,) = tasks(delivery)
+    assert first.chunk is not None
+    assert (first.chunk.index, delivery.in_flight) == (0, 1)
+    confirm(delivery, first)
+    rest = tasks(delivery)
+    assert what(rest) == [(Kind.PUSH, 1), (Kind.PUSH, 2), (Kind.PUSH, 3)]
+    for task in reversed(rest):
+        assert tasks(delivery) == []
+        confirm(delivery, task)
+    (last,) = tasks(delivery)
+    assert (last.kind, delivery.finished) == (Kind.FINALIZE, False)
+    delivery.finalized(last)
+    assert (tasks(delivery), delivery.finished, delivery.in_flight) == ([], True, 0)
+
+
+def test_a_first_chunk_that_failed_is_still_alone(deliver: Deliver) -> None:
+    delivery = initialized(deliver(35))
+    (first,) = tasks(delivery)
+
+    delivery.failed_attempt(first, 7.0, DOWN)
+
+    assert (tasks(delivery, 6.9), delivery.due()) == ([], 7.0)
+    assert what(tasks(delivery, 7.0)) == [(Kind.PUSH, 0)]
+    assert (first.attempts, delivery.due()) == (1, None)
+
+
+def test_no_further_chunk_is_begun_while_too_many_have_failed(deliver: Deliver) -> None:
+    delivery = initialized(deliver(10 * (MAX_FAILED + 5), stopped=False))
+    (first,) = tasks(delivery)
+    confirm(delivery, first)
+    begun = 0
+    while (task := delivery.next_task(0.0)) is not None:
+        begun += 1
+        delivery.failed_attempt(task, 100.0 - begun, DOWN)
+
+    assert begun == MAX_FAILED
+    assert delivery.due() == 100.0 - MAX_FAILED
+    again = tasks(delivery, 100.0)
+    assert sorted(number or 0 for _, number in what(again)) == list(range(1, MAX_FAILED + 5))
+
+
+def test_what_was_confirmed_of_a_failed_chunk_is_not_pushed_again(deliver: Deliver) -> None:
+    delivery = initialized(deliver(10, channels=3))
+    (task,) = tasks(delivery)
+
+    delivery.failed_attempt(task, 0.0, DOWN, confirmed=("c1",))
+
+    (again,) = tasks(delivery)
+    assert again.chunk is not None
+    assert again.chunk.names == ("c0", "c2")
+    delivery.pushed(again, ("c0",), {"c2": ApiRefusedError("not this one", status=422)})
+    points = delivery.status().points
+    assert (points.delivered, points.refused, points.waiting) == (20, 10, 0)
+    assert tasks(delivery) == []  # a stream with a refused chunk is not finalized
+
+
+def test_a_refused_chunk_is_pushed_again_by_whoever_reads_the_files_after_the_order(
+    deliver: Deliver, spool: Spool
+) -> None:
+    delivery = initialized(deliver(10))
+    (task,) = tasks(delivery)
+    delivery.pushed(task, (), {"c0": ApiRefusedError("not this one", status=422)})
+    delivery.obey()
+    assert not delivery.to_start_again
+
+    spool.order(delivery.claim.folder, Retry())
+    delivery.obey()
+
+    fresh = begun_anew(delivery, spool)
+    fresh.obey()
+    assert not fresh.to_start_again  # an order is obeyed once
+    assert what(tasks(fresh)) == [(Kind.PUSH, 0)]
+    fresh.close()
+
+
+def test_orders_wait_for_what_is_under_way(deliver: Deliver, spool: Spool) -> None:
+    delivery = initialized(deliver(35))
+    (task,) = tasks(delivery)
+    spool.order(delivery.claim.folder, Edit(Links(synth_source_id=7)))
+
+    delivery.obey()
+
+    assert (delivery.to_start_again, delivery.in_flight) == (False, 1)
+    confirm(delivery, task)
+    assert (delivery.to_start_again, delivery.in_flight, tasks(delivery)) == (True, 0, [])
+
+
+# ---- what came of it -------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """How one run's tasks are answered, by a clock of the test's own."""
+
+    def __init__(self, delivery: Delivery, spool: Path) -> None:
+        self.now = 0.0
+        self.knowledge = Knowledge()
+        self.answers = Answers(self.knowledge, (ENDPOINT, str(spool)), lambda: self.now, lambda: 1.0)
+        self.delivery = delivery
+
+    def task(self) -> Task:
+        task = self.delivery.next_task(self.now)
+        assert task is not None
+        if task.kind is Kind.INITIALIZE:
+            self.delivery.about_to_initialize(task, task.family or "metrology")
+        return task
+
+    def fails(self, error: ApiError) -> Task:
+        task = self.task()
+        self.answers.came_back(self.delivery, Outcome(task, error=error))
+        return task
+
+    def initializes(self) -> None:
+        self.answers.came_back(self.delivery, Outcome(self.task(), data_id="id-0"))
+
+
+@pytest.fixture
+def answering(deliver: Deliver, tmp_path: Path) -> Server:
+    return Server(deliver(35), tmp_path)
+
+
+def test_that_readings_wait_is_said_at_once_and_again_at_growing_intervals(
+    answering: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    said: list[float] = []
+    answering.now = 1000.0
+    while answering.now < 1000.0 + 3 * 3600:
+        caplog.clear()
+        answering.fails(DOWN)
+        if "does not take data" in caplog.text:
+            said.append(answering.now - 1000.0)
+            assert f"(for {said[-1]:.0f} s now)" in caplog.text
+            assert "it is tried again until it works" in caplog.text
+        answering.now += 30.0
+
+    assert said == [0.0, 60.0, 360.0, 1260.0, 4860.0, 8460.0]
+
+
+def test_a_trouble_that_is_over_is_said_to_be_and_the_next_one_is_said_at_once(
+    answering: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    answering.fails(DOWN)
+    answering.now = 10.0
+    answering.fails(DOWN)
+    assert caplog.text.count("does not take data") == 1
+
+    answering.now = 40.0
+    answering.initializes()
+    assert caplog.text.count("takes data again") == 1
+    answering.fails(DOWN)
+    assert caplog.text.count("does not take data") == 2
+    assert caplog.text.count("(for 0 s now)") == 2
+
+
+def test_a_key_that_is_refused_is_known_to_be_from_when_until_an_answer_comes(
+    answering: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert answering.answers.key_refused_since is None
+    for now in (5.0, 10.0, 100.0):
+        answering.now = now
+        answering.fails(ApiKeyError("no such key", status=401))
+    assert answering.answers.key_refused_since == 5.0
+    assert "check the API key" in caplog.text
+
+    answering.now = 1000.0
+    answering.initializes()
+    assert answering.answers.key_refused_since is None
+
+
+@pytest.mark.parametrize(
+    ("error", "may_exist"),
+    [
+        (DOWN, True),
+        (ApiUnavailableError("refused connection", may_have_been_applied=False), False),
+        (ApiKeyError("no such key", status=401), False),
+    ],
+)
+def test_a_stream_may_exist_after_a_failure_unless_the_request_surely_did_nothing(
+    answering: Server, error: ApiError, may_exist: bool
+) -> None:
+    assert answering.fails(error).may_exist is may_exist
+
+
+def test_what_is_forbidden_while_others_are_taken_waits_for_a_person_and_else_for_better_days(
+    answering: Server, deliver: Deliver
+) -> None:
+    forbidden = ApiKeyError("not yours", status=403)
+    for _ in range(3):  # everything is forbidden: that is the key's fault, not the stream's
+        answering.now += 400.0
+        answering.fails(forbidden)
+    assert answering.delivery.state.streams[0].parked is None
+
+    first, answering.delivery = answering.delivery, deliver(5)
+    answering.initializes()
+    answering.delivery = first
+    answering.now += 400.0
+    answering.fails(forbidden)
+    assert "forbidden, while others are taken" in (first.state.streams[0].parked or "")
+
+
+def test_the_family_that_the_first_stream_was_made_in_is_kept_for_all(answering: Server) -> None:
+    assert answering.knowledge.family is None
+    answering.initializes()
+    assert answering.knowledge.family == "metrology"
+
+
+def test_a_chunk_too_large_alone_halves_the_points_and_at_one_point_it_is_refused(
+    answering: Server, spool: Spool
+) -> None:
+    too_large = ApiRefusedError("too large", status=413)
+    for points in (10, 5, 2, 1):
+        answering.initializes()
+        if points < 10:  # its rows have to be cut anew
+            answering.delivery = begun_anew(answering.delivery, spool)
+        task = answering.task()
+        assert task.chunk is not None
+        assert (task.points_per_chunk, task.chunk.points) == (points, points)
+        answering.answers.came_back(answering.delivery, Outcome(task, refused={"c0": too_large}))
+
+    assert answering.delivery.status().points.refused == 1
+    answering.delivery.close()
