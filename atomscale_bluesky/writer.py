@@ -82,7 +82,7 @@ class RunWriter:
 
     def close(self) -> None:
         """Sync, close and let go of the run; idempotent."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # the disk fails, or it is closed already
             self.sync()
         self._journal.close()
         self._lock.release()

@@ -31,7 +31,9 @@ from atomscale_bluesky.lines import (
 from atomscale_bluesky.spool import Spool
 
 T0 = 1_760_000_000.0
-LAYOUT = Layout(layout=0, event_stream="primary", time_base="primary", channels=(Channel("a", "a"), Channel("b", "b", "K")))
+LAYOUT = Layout(
+    layout=0, event_stream="primary", time_base="primary", channels=(Channel("a", "a"), Channel("b", "b", "K"))
+)
 SMALLER = Layout(layout=1, event_stream="primary", time_base="primary", channels=(Channel("a", "a"),))
 
 
@@ -115,7 +117,8 @@ def smaller() -> Cutter:
         pytest.param(lambda: (cutter(Resumed(opening()), waiting={"c": 50}), 0), id="a channel without a stream"),
         pytest.param(lambda: (cutter(), 0), id="no stream"),
         pytest.param(
-            lambda: (cutter(Resumed(opening(channels=("a",))), Resumed(opening(5, channels=("b",)))), 0), id="two streams"
+            lambda: (cutter(Resumed(opening(channels=("a",))), Resumed(opening(5, channels=("b",)))), 0),
+            id="two streams",
         ),
         pytest.param(
             lambda: (cutter(Resumed(opening()), noted=(Tried(4, 0, 10, 12, 3, ("a", "b"), 1, 0, T0),)), 0),
@@ -125,7 +128,9 @@ def smaller() -> Cutter:
         pytest.param(lambda: (smaller(), 1), id="a layout without one of the channels"),
     ],
 )
-def test_rows_are_taken_one_by_one_where_they_may_not_be_the_next_chunk(special: Callable[[], tuple[Cutter, int]]) -> None:
+def test_rows_are_taken_one_by_one_where_they_may_not_be_the_next_chunk(
+    special: Callable[[], tuple[Cutter, int]],
+) -> None:
     special_cutter, layout = special()
 
     assert special_cutter.whole_chunk(layout, 10) == 0
@@ -134,7 +139,9 @@ def test_rows_are_taken_one_by_one_where_they_may_not_be_the_next_chunk(special:
 
 def test_a_continuation_takes_every_row_but_those_that_an_earlier_stream_holds() -> None:
     continuation = cutter(Resumed(opening(skip=((3, 5), (8, 8))), from_row=1))
-    chunks = [chunk for number in range(12) for chunk in continuation.row(START, row(number))] + [*continuation.finish()]
+    chunks = [chunk for number in range(12) for chunk in continuation.row(START, row(number))] + [
+        *continuation.finish()
+    ]
 
     assert [[int(time - T0) for time in chunk.times] for chunk in chunks] == [[1, 2, 6, 7, 9], [10, 11]]
 

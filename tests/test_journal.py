@@ -24,6 +24,7 @@ from atomscale_bluesky.journal import (
     JournalReader,
     JournalWriter,
     LineFile,
+    last_line,
     line,
     payload_of,
     payloads_of,
@@ -568,3 +569,127 @@ def test_nothing_is_seen_ahead_across_a_segments_end_or_through_damage(
     assert reader.ahead(2) is None
     assert numbers(reader) == list(range(1, 10))
     assert reader.damaged == 1
+
+
+# ---- ends and borders ------------------------------------------------------------------------------------------------
+
+
+def test_a_sync_tells_up_to_which_whole_line_the_journal_is_safe(
+    tmp_path: Path, open_writer: Writers, open_reader: Readers
+) -> None:
+    writer, reader = open_writer(), open_reader()
+    writer.append(line(payload(0)))
+    assert numbers(reader) == [0]
+    assert reader.sync() == reader.position == Position(1, len(line(payload(0))))
+
+    writer.append(line(payload(1)))
+    safe = reader.sync()
+    assert safe == Position(1, 2 * len(line(payload(0)))) > reader.position
+
+    with segment_path(tmp_path, 1).open("ab") as file:
+        file.write(line(payload(2))[:-1])
+    assert reader.sync() == reader.position  # half a line may still be taken back
+
+
+def test_a_sync_reaches_through_all_segments_that_were_read(open_writer: Writers, open_reader: Readers) -> None:
+    writer, reader = open_writer(segment_bytes=20), open_reader()
+    for number in range(7):
+        writer.append(line(payload(number)))
+        if number in {0, 4}:
+            assert numbers(reader)[-1] == number
+            assert reader.sync() == reader.position
+    assert reader.position.segment < 7
+    assert numbers(reader) == [5, 6]
+    assert reader.sync() == reader.position
+    assert reader.sync() == reader.position
+
+
+@pytest.mark.parametrize("torn", [1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 2 * BLOCK_BYTES + 5])
+@pytest.mark.parametrize("whole", [b"", line(b"[0]"), line(payload(0)) + line(payload(1, BLOCK_BYTES))])
+def test_a_torn_tail_of_any_length_is_cut_off_after_the_last_newline(tmp_path: Path, whole: bytes, torn: int) -> None:
+    path = tmp_path / "file.jsonl"
+    path.write_bytes(whole + b"x" * torn)
+
+    file = LineFile(path)
+    assert file.size == path.stat().st_size == len(whole)
+    file.append(line(b"[1]"))
+    assert (file.size, path.read_bytes()) == (len(whole) + len(line(b"[1]")), whole + line(b"[1]"))
+    file.close()
+
+
+def test_what_stands_after_a_cut_is_gone_and_the_next_line_follows_there(tmp_path: Path) -> None:
+    file = LineFile(tmp_path / "file.jsonl")
+    file.append(line(b"[0]"))
+    size = file.size
+    file.append(line(b"[1]"))
+
+    file.cut(size)
+
+    assert file.size == size
+    file.append(line(b"[2]"))
+    assert (tmp_path / "file.jsonl").read_bytes() == line(b"[0]") + line(b"[2]")
+    file.close()
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ([], None),
+        ([b""], None),
+        ([b"torn"], None),
+        ([line(b"[0]")], b"[0]"),
+        ([line(b"[0]") + line(b"[1]")], b"[1]"),
+        ([line(b"[0]") + line(b"[1]")[:-1]], b"[0]"),
+        ([line(b"[0]") + b"00000000 [1]\n"], b"[0]"),
+        ([line(b"[0]"), b""], b"[0]"),
+        ([line(b"[0]"), b"00000000 [1]\n" + b"torn"], b"[0]"),
+        ([line(b"[0]"), line(b"[1]")], b"[1]"),
+        ([line(b"[0]") + line(b"[" + b"1" * (BLOCK_BYTES - 12) + b"]")], b"[" + b"1" * (BLOCK_BYTES - 12) + b"]"),
+        ([line(b"[0]" + b" " * BLOCK_BYTES) + line(b"[1]")], b"[1]"),
+    ],
+)
+def test_a_journals_last_line_is_its_last_intact_one(
+    tmp_path: Path, files: list[bytes], expected: bytes | None
+) -> None:
+    for number, content in enumerate(files, start=1):
+        segment_path(tmp_path, number).write_bytes(content)
+
+    assert last_line(tmp_path) == expected
+
+
+def test_a_segment_is_left_when_it_has_reached_its_size_and_not_before(tmp_path: Path, open_writer: Writers) -> None:
+    size = len(line(payload(0)))
+    writer = open_writer(segment_bytes=2 * size)
+    for number in range(5):
+        writer.append(line(payload(number)))
+
+    assert [segment_path(tmp_path, n).stat().st_size for n in segments(tmp_path)] == [2 * size, 2 * size, size]
+
+
+def test_what_is_no_segment_is_not_read_as_one(tmp_path: Path) -> None:
+    for name in ("journal-0002.jsonl", "journal-0010.jsonl", "journal-0001.jsonl", "journal-1x.jsonl", "head.jsonl"):
+        (tmp_path / name).write_bytes(b"")
+
+    assert segments(tmp_path) == [1, 2, 10]
+
+
+def test_a_line_that_ends_with_its_block_is_read_once(open_writer: Writers, open_reader: Readers) -> None:
+    writer, reader = open_writer(), open_reader()
+    first = b"[" + b"1" * (BLOCK_BYTES - 12) + b"]"
+    writer.append(line(first) + line(b"[2]"))
+    assert len(line(first)) == BLOCK_BYTES
+
+    assert [found.payload for found in reader.read()] == [first, b"[2]"]
+    assert reader.position == Position(1, BLOCK_BYTES + len(line(b"[2]")))
+
+
+def test_lines_are_read_on_where_the_last_look_at_a_segment_ended(open_writer: Writers, open_reader: Readers) -> None:
+    writer, reader = open_writer(segment_bytes=20), open_reader()
+    found: list[int] = []
+    for number in range(12):
+        writer.append(line(payload(number)))
+        found += numbers(reader)
+        assert list(reader.read()) == []
+
+    assert found == list(range(12))
+    assert reader.damaged == 0

@@ -7,6 +7,7 @@ import typing
 from typing import Any
 
 import msgspec
+import numpy as np
 import orjson
 import pytest
 from hypothesis import given
@@ -20,11 +21,16 @@ from atomscale_bluesky.lines import (
     Layout,
     LedgerLine,
     Links,
+    OrderLine,
     Row,
+    Rows,
     decode_journal,
     decode_ledger,
+    decode_order,
+    decode_rows,
     encode,
     encode_row,
+    joined,
 )
 
 JOURNAL_TYPES = typing.get_args(JournalLine)
@@ -151,6 +157,96 @@ def test_a_row_is_read_back_exactly(
         math.copysign(1, v) for v in values if v is not None
     ]
     assert b"\n" not in text
+
+
+@pytest.mark.parametrize("gaps", [None, {}, {"a": "not finite"}])
+def test_a_row_tells_which_integers_lost_digits(gaps: dict[str, str] | None) -> None:
+    row = decode_journal(encode_row(3, 7, 1.5, "uid", b"[1.0,2.0]", gaps, ["b"]))
+
+    assert row == Row(3, 7, 1.5, "uid", [1.0, 2.0], gaps or {}, ["b"])
+
+
+@pytest.mark.parametrize("kind", typing.get_args(OrderLine))
+def test_each_order_is_read_back_as_it_was(kind: Any) -> None:
+    assert decode_order(encode(example(kind))) == example(kind)
+
+
+@pytest.mark.parametrize("payload", [b"", b"{}", b"[0]", b'{"kind":"explode"}', b'{"kind":"retry","hard":true}'])
+def test_an_order_that_is_not_known_is_an_error(payload: bytes) -> None:
+    with pytest.raises(SpoolError, match=r"an order is not understood: .*; was it written by a newer version\?"):
+        decode_order(payload)
+
+
+# ---- many rows at once -----------------------------------------------------------------------------------------------
+
+
+def plain(number: int, layout: int = 0) -> bytes:
+    return encode_row(layout, number, number / 4, "uid", orjson.dumps([number + 0.5, -number]))
+
+
+def shown(rows: Rows | None) -> Any:
+    return None if rows is None else (rows.layout, rows.number, rows.times, rows.values.tolist())
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_plain_rows_that_follow_each_other_are_read_at_once(count: int) -> None:
+    rows = decode_rows([plain(number, 6) for number in range(3, 3 + count)])
+
+    numbers = range(3, 3 + count)
+    assert shown(rows) == (6, 3, tuple(n / 4 for n in numbers), [[n + 0.5, -n] for n in numbers])
+    assert rows is not None
+    assert rows.values.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    "payloads",
+    [
+        pytest.param([plain(0), plain(2)], id="a number is missing"),
+        pytest.param([plain(1), plain(0)], id="out of order"),
+        pytest.param([plain(0), plain(0)], id="a number twice"),
+        pytest.param([plain(0, 1), plain(1, 2)], id="two layouts"),
+        pytest.param([plain(0), encode_row(0, 1, 1.0, "uid", b"[1.0,null]", {"b": "gap"})], id="a gap"),
+        pytest.param([encode_row(0, 0, 1.0, "uid", b"[1.0,null]")], id="a value that is none"),
+        pytest.param([encode_row(0, 0, 1.0, "uid", b"[1.0,1e400]")], id="a value that is not finite"),
+        pytest.param([encode_row(0, 0, 1.0, "uid", b'["x",1]')], id="a text"),
+        pytest.param([plain(0), encode_row(0, 1, 1.0, "uid", b"[1.0]")], id="fewer values"),
+        pytest.param([encode_row(0, 0, 1.0, "uid", b"1.0")], id="no array of values"),
+        pytest.param([plain(0), encode(HEADER)], id="another line"),
+        pytest.param([plain(0), b"[0,1,0.25,"], id="half a line"),
+        pytest.param([b"[0,0,1.0]"], id="fewer members"),
+        pytest.param([], id="nothing"),
+    ],
+)
+def test_rows_of_which_one_is_not_plain_are_read_one_by_one(payloads: list[bytes]) -> None:
+    assert decode_rows(payloads) is None
+
+
+def test_parts_that_follow_each_other_are_joined() -> None:
+    whole = decode_rows([plain(number, 2) for number in range(10, 20)])
+    parts = [decode_rows([plain(n, 2) for n in range(begin, end)]) for begin, end in ((10, 11), (11, 16), (16, 20))]
+
+    assert shown(joined([part for part in parts if part])) == shown(whole)
+    assert whole is not None
+    assert joined([whole]) is whole
+
+
+@pytest.mark.parametrize(
+    "following",
+    [
+        [plain(3)],
+        [plain(1)],
+        [plain(0)],
+        [plain(2, 1)],
+        [encode_row(0, 2, 1.0, "uid", b"[1.0]")],
+        [encode_row(0, 2, 1.0, "uid", b"[1.0,2.0,3.0]")],
+    ],
+)
+def test_parts_that_do_not_follow_each_other_are_not_joined(following: list[bytes]) -> None:
+    first, second = decode_rows([plain(0), plain(1)]), decode_rows(following)
+
+    assert first is not None
+    assert second is not None
+    assert joined([first, second]) is None
 
 
 def test_the_format_has_a_number() -> None:

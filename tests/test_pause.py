@@ -73,7 +73,12 @@ def test_requests_leave_again_at_the_end_of_a_pause_and_not_before() -> None:
     assert pause.over(NOW)
     until = pause.failed(NOW, DOWN)
 
-    assert (pause.over(NOW), pause.over(until - 0.01), pause.over(until), pause.over(until + 1)) == (False, False, True, True)
+    assert (pause.over(NOW), pause.over(until - 0.01), pause.over(until), pause.over(until + 1)) == (
+        False,
+        False,
+        True,
+        True,
+    )
 
 
 def test_after_a_success_nothing_waits_and_the_next_pause_is_short_again() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +17,9 @@ from waiting import wait_until
 from atomscale_bluesky import SpoolError, SpoolFullError
 from atomscale_bluesky.claim import Claim, History
 from atomscale_bluesky.journal import line
-from atomscale_bluesky.lines import FORMAT, Discard, Edit, Header, Links, Retry, Stop, decode_journal, encode
+from atomscale_bluesky.lines import FORMAT, Discard, Edit, Header, Layout, Links, Retry, Stop, decode_journal, encode
 from atomscale_bluesky.reading import has_stop, stop_of
+from atomscale_bluesky.room import Room
 from atomscale_bluesky.spool import Spool
 from atomscale_bluesky.writer import RunWriter
 
@@ -173,6 +177,59 @@ def test_that_runs_come_and_go_is_seen(spool: Spool, tmp_path: Path) -> None:
     spool.close_writers()
     spool.path.rename(tmp_path / "moved")
     assert spool.changed_at() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another call syncs a file there")
+def test_a_disk_that_cannot_be_synced_costs_no_reading_and_is_tried_again(
+    make_spool: MakeSpool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    writer = make_spool(sync_each=True).create(header())
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fdatasync", broken)
+        for number in range(3):
+            writer.append([row(number)])
+            assert writer.dirty
+        assert caplog.text.count("a power cut may take it: [Errno 5] Input/output error") == 1
+
+    wait_until(lambda: not writer.dirty)  # the spool's own thread has tried again
+    assert [
+        json.loads(text[9:])[1] for text in (writer.folder / "journal-0001.jsonl").read_bytes().splitlines()[2:]
+    ] == [
+        0,
+        1,
+        2,
+    ]
+
+
+def test_a_copy_of_the_header_that_the_disk_did_not_take_is_written_by_a_later_sync(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "head.jsonl").mkdir()  # nothing can be written there
+    room = Room(tmp_path, max_bytes=10**6, min_free_bytes=0)
+    writer = RunWriter(tmp_path / "run", header(), room, sync_each=False)
+    layout = encode(Layout(layout=0, event_stream="primary", time_base="primary", channels=()))
+    writer.append([layout, layout, row(0)])
+    writer.sync()
+    assert not writer.dirty
+
+    (tmp_path / "run" / "head.jsonl").rmdir()
+    writer.sync()
+    writer.sync()
+
+    assert (tmp_path / "run" / "head.jsonl").read_bytes() == line(encode(header())) + line(layout)
+    size = (tmp_path / "run" / "journal-0001.jsonl").stat().st_size
+    assert room.used_bytes == size - 2 * len(line(encode(header())))
+    writer.close()
+    writer.close()
+
+
+def test_a_run_has_one_writer_at_a_time(spool: Spool) -> None:
+    writer = spool.create(header())
+
+    with pytest.raises(SpoolError, match="belongs to another process"):
+        RunWriter(writer.folder, header(), Room(spool.path, max_bytes=1, min_free_bytes=0), sync_each=False)
 
 
 # ---- delivering ------------------------------------------------------------------------------------------------------

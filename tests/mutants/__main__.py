@@ -35,8 +35,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60, help="how much of the tests each one gets, fastest first")
     parser.add_argument("--first", type=int, default=0, help="leave out so many of the sample")
     parser.add_argument("--only", type=int, action="append", help="of the sample, the one of this number")
-    parser.add_argument("--notes", type=Path, default=ROOT / ".coverage.mutants.json", help="which test runs which line")
-    parser.add_argument("--note", nargs="+", metavar="TESTS", help="write the notes, from these test files, and end")
+    parser.add_argument(
+        "--notes", type=Path, default=ROOT / ".coverage.mutants.json", help="which test runs which line"
+    )
+    parser.add_argument(
+        "--note", nargs="+", metavar="TESTS", help="add what these test files run to the notes, and end"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         tree = _copy(Path(folder))
@@ -90,13 +94,25 @@ def _try(tree: Path, number: int, mistake: Mistake, tests: list[str]) -> bool:
     path.write_text(right)
     took_s = time.monotonic() - began
     if code:
-        print(f"{number:3d} killed by {failed or 'an error'} ({mistake.module}:{mistake.line}, {took_s:.0f} s)", flush=True)
+        print(
+            f"{number:3d} killed by {failed or 'an error'} ({mistake.module}:{mistake.line}, {took_s:.0f} s)",
+            flush=True,
+        )
         return False
     if code is None:
         print(f"{number:3d} killed, it hangs ({mistake.module}:{mistake.line}, {took_s:.0f} s)", flush=True)
         return False
-    print(f"{number:3d} SURVIVED {len(tests)} tests ({mistake.module}:{mistake.line}, {mistake.operator}, {took_s:.0f} s)")
-    print("".join(line for line in unified_diff(*([t.splitlines(True) for t in (right, wrong)]), n=0) if line[:3] not in {"---", "+++"}), flush=True)
+    print(
+        f"{number:3d} SURVIVED {len(tests)} tests ({mistake.module}:{mistake.line}, {mistake.operator}, {took_s:.0f} s)"
+    )
+    print(
+        "".join(
+            line
+            for line in unified_diff(*([t.splitlines(True) for t in (right, wrong)]), n=0)
+            if line[:3] not in {"---", "+++"}
+        ),
+        flush=True,
+    )
     return True
 
 

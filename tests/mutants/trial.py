@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,7 +19,9 @@ _FORKS.set_forkserver_preload(["bluesky.run_engine", "ophyd.sim", "fastapi", "uv
 PACKAGE = "atomscale_bluesky"
 
 
-def run(tree: Path, tests: list[str], *, limit_s: float | None = None, notes: Path | None = None) -> tuple[str, int | None]:
+def run(
+    tree: Path, tests: list[str], *, limit_s: float | None = None, notes: Path | None = None
+) -> tuple[str, int | None]:
     """The first test that fails, or "", and pytest's exit code; None if it was still running after `limit_s`."""
     said = tree / "failed.txt"
     said.write_text("")
@@ -26,10 +29,8 @@ def run(tree: Path, tests: list[str], *, limit_s: float | None = None, notes: Pa
     process.start()
     process.join(limit_s)
     hangs = process.is_alive()
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # with whatever it has started
-    except ProcessLookupError:
-        pass
     process.join()
     return said.read_text(), None if hangs else process.exitcode
 
@@ -86,5 +87,10 @@ class _Notes:
         self._coverage.stop()
         data = self._coverage.get_data()
         files = [file for file in data.measured_files() if Path(file).parent.name == PACKAGE]
-        lines = {Path(file).name: data.contexts_by_lineno(file) for file in files}
-        self._path.write_text(json.dumps({"seconds": self._seconds, "lines": lines}))
+        notes = json.loads(self._path.read_text()) if self._path.exists() else {"seconds": {}, "lines": {}}
+        notes["seconds"] |= self._seconds
+        for file in files:
+            lines = notes["lines"].setdefault(Path(file).name, {})
+            for number, tests in data.contexts_by_lineno(file).items():
+                lines[str(number)] = sorted({*lines.get(str(number), ()), *tests})
+        self._path.write_text(json.dumps(notes))
