@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
+import sys
+import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 from runs import growth, held
 from waiting import wait_until
 
-from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky import AtomscaleCallback, Settings
 from atomscale_bluesky.answers import Answers
 from atomscale_bluesky.delivery import MAX_FAILED, Delivery
 from atomscale_bluesky.errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
@@ -23,6 +26,7 @@ from atomscale_bluesky.sender import Knowledge, Outcome
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool import Spool
 from atomscale_bluesky.tasks import Kind, Task
+from atomscale_bluesky.uploader import Uploader
 
 MakeCallback = Callable[..., AtomscaleCallback]
 T0 = 1_760_000_000.0
@@ -428,3 +432,142 @@ def test_a_chunk_too_large_alone_halves_the_points_and_at_one_point_it_is_refuse
 
     assert answering.delivery.status().points.refused == 1
     answering.delivery.close()
+
+
+# ---- the uploader's own life -----------------------------------------------------------------------------------------
+
+MakeUploader = Callable[..., Uploader]
+
+
+@pytest.fixture
+def make_uploader(server: LocalServer, spool: Spool) -> Iterator[MakeUploader]:
+    made: list[Uploader] = []
+
+    def make(**settings: object) -> Uploader:
+        given = {"endpoint": server.url, "api_key": server.api_key, "spool_dir": str(spool.path)}
+        given |= {"request_timeout_s": 2} | settings
+        made.append(Uploader(spool, Settings.load(environ={}, **given)))
+        return made[-1]
+
+    yield make
+    server.behave()
+    for uploader in made:
+        assert uploader.stop(timeout_s=20)
+
+
+def spooled(spool: Spool, server: LocalServer, points: int = 25) -> Path:
+    """A run that has stopped and waits for somebody to deliver it."""
+    writer = spool.create(Header(1, "b7c2e9f1-0000", T0, "growth", 10, "primary", server.url, "null"))
+    layout = Layout(layout=0, event_stream="primary", time_base="primary", channels=(Channel("c0", "c0"),))
+    writer.append([encode(layout)])
+    for number in range(points):
+        writer.append([encode_row(0, number, T0 + number, "uid", b"[%d]" % number)])
+    writer.append([encode(Stop(time=T0 + 1000, exit_status="success"))])
+    spool.release(writer)
+    return writer.folder
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("limit_s", "said"), [(1.0, "atomscale: up to 1 s for what is under way"), (0.25, "")])
+def test_a_terminal_is_told_when_the_exit_waits(
+    make_uploader: MakeUploader,
+    spool: Spool,
+    server: LocalServer,
+    monkeypatch: pytest.MonkeyPatch,
+    limit_s: float,
+    said: str,
+) -> None:
+    server.misbehave(Fault(call="initialize", hang=True))
+    spooled(spool, server)
+    uploader = make_uploader(exit_timeout_s=limit_s)
+    uploader.start()
+    monkeypatch.setattr(sys, "stderr", Terminal())
+
+    uploader.close_at_exit()
+
+    assert isinstance(sys.stderr, Terminal)
+    assert sys.stderr.getvalue().startswith(said)
+    assert bool(sys.stderr.getvalue()) is bool(said)
+    assert len(spool.run_folders()) == 1
+
+
+def test_nobody_is_told_of_an_exit_that_need_not_wait(
+    make_uploader: MakeUploader, spool: Spool, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spooled(spool, server)
+    uploader = make_uploader()
+    uploader.start()
+    assert uploader.drain(timeout_s=10)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+
+    uploader.close_at_exit()
+
+    assert isinstance(sys.stderr, Terminal)
+    assert sys.stderr.getvalue() == ""
+    assert not uploader.running
+
+
+def test_an_uploader_that_does_not_run_drains_nothing_and_is_stopped_already(make_uploader: MakeUploader) -> None:
+    uploader = make_uploader()
+
+    assert (uploader.running, uploader.drain(timeout_s=0), uploader.ask_whether_drained()) == (False, False, None)
+    assert uploader.stop()
+    uploader.start()
+    uploader.start()
+    assert uploader.running
+    assert uploader.drain(timeout_s=10)
+    assert uploader.stop(timeout_s=10)
+    assert not uploader.running
+
+
+def test_stopping_tells_whether_a_request_is_still_under_way(
+    make_uploader: MakeUploader, spool: Spool, server: LocalServer
+) -> None:
+    server.misbehave(Fault(call="initialize", hang=True))
+    spooled(spool, server)
+    uploader = make_uploader(request_timeout_s=3)
+    uploader.start()
+    wait_until(lambda: server.counts().under_way == 1)
+
+    assert uploader.stop(timeout_s=0.2) is False
+    assert uploader.stop(timeout_s=20) is True
+
+
+def test_for_how_long_a_key_has_been_refused_is_told_until_it_is_not(
+    make_uploader: MakeUploader, spool: Spool, server: LocalServer
+) -> None:
+    uploader = make_uploader()
+    assert uploader.key_refused_s == 0.0
+    server.misbehave(Fault(call="initialize", status=401, times=1))
+    spooled(spool, server)
+    uploader.start()
+
+    wait_until(lambda: uploader.key_refused_s > 0)
+    assert uploader.key_refused_s < 3600
+    assert uploader.drain(timeout_s=20)
+    assert uploader.key_refused_s == 0.0
+
+
+def test_an_uploader_is_idle_once_everything_is_delivered_and_not_before(
+    make_uploader: MakeUploader, spool: Spool, server: LocalServer
+) -> None:
+    server.unreachable()
+    folder = spooled(spool, server)
+    uploader = make_uploader()
+    uploader.start()
+    wait_until(lambda: spool.uploader_alive(folder))
+    assert uploader.idle_since is None
+
+    server.reachable()
+    assert uploader.drain(timeout_s=20)
+
+    begin = time.monotonic()
+    assert wait_until(lambda: uploader.idle_since) <= begin + 10
+    since = uploader.idle_since
+    uploader.wake()
+    assert uploader.drain(timeout_s=10)
+    assert uploader.idle_since == since
