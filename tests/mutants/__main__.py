@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from difflib import unified_diff
+from itertools import islice
 from pathlib import Path
 
 from .mistakes import Mistake, mistakes
@@ -52,7 +53,8 @@ def main() -> int:
         survived = 0
         for room in given.room or ROOMS:
             every = [m for name in ROOMS[room] for m in mistakes(f"{name}.py", _source(ROOT, f"{name}.py"))]
-            sample = random.Random(given.seed).sample(every, given.sample)
+            random.Random(given.seed).shuffle(every)
+            sample = list(islice(filter(_compiles, every), given.sample))
             print(f"{room}: {len(sample)} of {len(every)}, seed {given.seed}", flush=True)
             for number, mistake in enumerate(sample):
                 if number >= given.first and (not given.only or number in given.only):
@@ -68,6 +70,14 @@ def _copy(folder: Path) -> Path:
 
 def _source(tree: Path, module: str) -> str:
     return (tree / PACKAGE / module).read_text()
+
+
+def _compiles(mistake: Mistake) -> bool:
+    try:
+        compile(mistake.made_in(_source(ROOT, mistake.module)), mistake.module, "exec")
+    except SyntaxError:
+        return False
+    return True
 
 
 def _tests(notes: dict, mistake: Mistake, seconds: float) -> list[str]:
