@@ -497,9 +497,12 @@ class Delivery:
                 continue  # the first chunk goes alone: it shows whether the server takes chunks of this kind and size
             self.cutting.ready.remove(chunk)
             self.cutting.sync()
-            if chunk.index >= stream.next_index:
+            task = self._task(Kind.PUSH, stream, chunk=self._as_sent(self._unconfirmed(stream, chunk)))
+            if chunk.index < stream.next_index:
+                task.attempts = 1  # by a process that died, or before a person said to try again: it may be there
+            else:
                 self.claim.ledger.note(_tried(chunk))
-            return self._task(Kind.PUSH, stream, chunk=self._as_sent(self._unconfirmed(stream, chunk)))
+            return task
         return None
 
     @property

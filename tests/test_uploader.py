@@ -286,6 +286,44 @@ def test_a_refused_chunk_is_pushed_again_by_whoever_reads_the_files_after_the_or
     fresh.close()
 
 
+def test_what_a_process_that_died_has_sent_to_a_stream_that_closed_since_is_read_back_and_not_sent_again(
+    deliver: Deliver, spool: Spool
+) -> None:
+    delivery = initialized(deliver(45))
+    confirm(delivery, tasks(delivery)[0])
+    first, _, third, _ = tasks(delivery)  # it dies when the first and the third of these are taken and not answered
+    assert first.chunk is not None
+    assert third.chunk is not None
+    points = {"c0": (None, [], [])}
+    for chunk in (first.chunk, third.chunk):
+        points["c0"][1].extend(chunk.times)
+        points["c0"][2].extend(chunk.columns[0].values)
+    delivery.close()
+    claim = spool.claim(delivery.claim.folder)
+    assert claim is not None
+    delivery = Delivery(claim)
+
+    for task in tasks(delivery):
+        delivery.end_stream(task, "closed by the server")
+
+    (look,) = tasks(delivery)
+    assert look.kind is Kind.READ_BACK
+    delivery.read_back(look, points)
+    (task,) = tasks(delivery)
+    assert task.kind is Kind.INITIALIZE
+    delivery.about_to_initialize(task, "metrology")
+    delivery.initialized(task, "id-1", "metrology")
+    delivery = begun_anew(delivery, spool)
+    (again,) = tasks(delivery)
+    assert again.chunk is not None
+    assert [time - T0 for time in again.chunk.times] == [20, 21, 22, 23, 24, 25, 26, 27, 28, 29]
+    confirm(delivery, again)
+    (last,) = tasks(delivery)
+    assert last.chunk is not None
+    assert [time - T0 for time in last.chunk.times] == [40, 41, 42, 43, 44]
+    delivery.close()
+
+
 def test_orders_wait_for_what_is_under_way(deliver: Deliver, spool: Spool) -> None:
     delivery = initialized(deliver(35))
     (task,) = tasks(delivery)

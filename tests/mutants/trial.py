@@ -70,6 +70,7 @@ class _Notes:
 
         self._path = path
         self._seconds: dict[str, float] = {}
+        self._failed: set[str] = set()
         self._coverage = coverage.Coverage(data_file=str(path) + ".coverage", source=[PACKAGE])
         self._coverage.start()
 
@@ -81,14 +82,14 @@ class _Notes:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._seconds[report.nodeid] = self._seconds.get(report.nodeid, 0.0) + report.duration
         if report.failed:
-            del self._seconds[report.nodeid]
+            self._failed.add(report.nodeid)
 
     def pytest_sessionfinish(self) -> None:
         self._coverage.stop()
         data = self._coverage.get_data()
         files = [file for file in data.measured_files() if Path(file).parent.name == PACKAGE]
         notes = json.loads(self._path.read_text()) if self._path.exists() else {"seconds": {}, "lines": {}}
-        notes["seconds"] |= self._seconds
+        notes["seconds"] |= {name: took for name, took in self._seconds.items() if name not in self._failed}
         for file in files:
             lines = notes["lines"].setdefault(Path(file).name, {})
             for number, tests in data.contexts_by_lineno(file).items():
