@@ -345,9 +345,19 @@ class Delivery:
             ours = [other for other in [task, *self.failed] if other.stream == number]
             self.failed = deque(other for other in self.failed if other.stream != number)
             if why == "closed by the server":
+                self._cut_what_was_tried(stream)
                 ending.doubtful += [other.chunk for other in ours if other.chunk is not None and other.attempts]
                 ready = [c for c in self.cutting.ready if c.stream == number and c.index < stream.next_index]
                 ending.doubtful += map(self._as_sent, ready)
+                self.cutting.ready = deque(chunk for chunk in self.cutting.ready if chunk.stream != number)
+
+    def _cut_what_was_tried(self, stream: StreamState) -> None:
+        """Have every chunk at hand that a process before this one may have pushed."""
+        last_row = max((tried.last_row for tried in stream.tried.values()), default=-1)
+        while self.cutting.account.next_row.get(stream.opening.time_base, 0) <= last_row:
+            self.cutting.look()
+            if self.cutting.at_end:
+                return
 
     def read_back(self, task: Task, points: Points) -> None:
         """Atomscale has told what the ended stream holds: what is there of the chunks in doubt counts as confirmed."""
