@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 import pytest
 
-from atomscale_bluesky.chunks import Chunk, Cutter, Resumed
+from atomscale_bluesky.chunks import Chunk, Cutter, Resumed, Span
 from atomscale_bluesky.cutting import LINES_PER_LOOK, MAX_OWN_STREAMS, Cutting
 from atomscale_bluesky.delivery import Delivery
 from atomscale_bluesky.journal import START
@@ -135,6 +135,26 @@ def test_rows_are_taken_one_by_one_where_they_may_not_be_the_next_chunk(
 
     assert special_cutter.whole_chunk(layout, 10) == 0
     assert cutter(Resumed(opening(), from_row=10)).whole_chunk(0, 10) == 5  # nothing special
+
+
+def test_a_stream_of_some_of_the_channels_takes_rows_at_once_too() -> None:
+    some = cutter(Resumed(opening(channels=("b",))))
+
+    assert some.whole_chunk(0, 0) == 5
+    (column,) = some.rows(START, rows(0, 5)).columns
+    assert (column.name, column.unit, list(column.values)) == ("b", "K", [n / 8 for n in range(5)])
+
+
+def test_chunks_that_are_settled_already_are_passed_over_with_their_rows() -> None:
+    settled = (Span(1, 3, 5, 19), Span(5, 5, 25, 29))
+    one_by_one, at_once = (cutter(Resumed(opening(), ahead=settled)) for _ in range(2))
+
+    chunks = [chunk for number in range(35) for chunk in one_by_one.row(START, row(number))]
+    assert [(chunk.index, chunk.first_row, chunk.last_row) for chunk in chunks] == [(0, 0, 4), (4, 20, 24), (6, 30, 34)]
+    for index, first in ((0, 0), (4, 20), (6, 30)):
+        assert at_once.whole_chunk(0, first) == 5
+        assert at_once.rows(START, rows(first, 5)).index == index
+        assert at_once.whole_chunk(0, first + 5) == (0 if index < 6 else 5)
 
 
 def test_a_continuation_takes_every_row_but_those_that_an_earlier_stream_holds() -> None:

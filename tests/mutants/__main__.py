@@ -81,10 +81,15 @@ def _compiles(mistake: Mistake) -> bool:
 
 
 def _tests(notes: dict, mistake: Mistake, seconds: float) -> list[str]:
-    """The tests that run the line, fastest first; for a line that runs at import, those that run any of its module."""
+    """The tests that run the line, fastest first.
+
+    For a line that runs at import these are the tests that run any line of its module, or none of the package.
+    """
     by_line = notes["lines"][mistake.module]
     names = {name for name in by_line.get(str(mistake.line), []) if name}
-    names = names or {name for found in by_line.values() for name in found if name}
+    if not names:
+        elsewhere = {name for lines in notes["lines"].values() for found in lines.values() for name in found}
+        names = {name for found in by_line.values() for name in found if name} | (notes["seconds"].keys() - elsewhere)
     chosen: list[str] = []
     for name in sorted(names & notes["seconds"].keys(), key=notes["seconds"].__getitem__):
         seconds -= notes["seconds"][name]
