@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import orjson
 import pytest
+from waiting import wait_until
 
 from atomscale_bluesky.chunks import Chunk, Cutter, Resumed, Span
 from atomscale_bluesky.cutting import LINES_PER_LOOK, MAX_OWN_STREAMS, Cutting
@@ -28,6 +31,7 @@ from atomscale_bluesky.lines import (
     encode,
     encode_row,
 )
+from atomscale_bluesky.locks import WRITER_LOCK, is_held
 from atomscale_bluesky.spool import Spool
 
 T0 = 1_760_000_000.0
@@ -261,6 +265,29 @@ def test_counting_a_parked_runs_rows_makes_no_chunks(deliver: Deliver) -> None:
 
     assert (list(cutting.ready), cutting.at_end, cutting.read_all) == ([], True, False)
     assert cutting.account.stop is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another call syncs a file there")
+def test_the_rows_of_a_chunk_are_synced_before_it_is_pushed_for_the_first_time(
+    deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivery = deliver([layout(1), *(text(n, [1.0]) for n in range(25)), STOP])
+    folder = delivery.claim.folder
+    wait_until(lambda: not is_held(folder / WRITER_LOCK))  # its writer has closed, and syncs nothing any more
+    journal, synced, sync = (folder / "journal-0001.jsonl").stat().st_ino, [], os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda file: (synced.append(os.fstat(file).st_ino), sync(file)))
+
+    task = delivery.next_task(0.0)
+    assert task is not None
+    delivery.initialized(task, "id", "metrology")
+    assert journal not in synced
+    task = delivery.next_task(0.0)
+    assert task is not None
+    assert task.chunk is not None
+    assert synced.count(journal) == 1
+    delivery.pushed(task, task.chunk.names, {})
+    assert delivery.next_task(0.0) is not None
+    assert synced.count(journal) == 1  # to its end, as it was then
 
 
 def open_stream(cutting: Cutting, time_base: str) -> str:

@@ -75,7 +75,7 @@ def _source(tree: Path, module: str) -> str:
 def _compiles(mistake: Mistake) -> bool:
     try:
         compile(mistake.made_in(_source(ROOT, mistake.module)), mistake.module, "exec")
-    except SyntaxError:
+    except (SyntaxError, AttributeError):  # the latter from cosmic-ray, for an exception with a dot in its name
         return False
     return True
 
