@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
 
-from atomscale_bluesky import answers, cutting, journal, spool
+from atomscale_bluesky import Settings, answers, cutting, journal, spool
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -34,3 +35,10 @@ def test_a_figure_in_the_manual_is_the_codes(page: str, said: str) -> None:
 def test_a_power_cut_takes_less_than_the_manual_says() -> None:
     assert 0.05 <= spool.SYNC_INTERVAL_S < 0.25
     assert answers.NAG_S[-1] == 3600
+
+
+def test_a_spool_without_limits_of_its_own_has_those_of_the_settings() -> None:
+    defaults = inspect.signature(spool.Spool).parameters
+
+    assert defaults["max_bytes"].default == Settings.load(environ={}).spool_max_bytes
+    assert defaults["sync_each"].default is False

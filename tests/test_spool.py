@@ -348,13 +348,29 @@ def left(spool: Spool, name: str, age_s: float) -> Path:
     return folder
 
 
-def test_a_folder_that_died_before_its_first_line_is_removed_when_it_cannot_be_a_beginning(spool: Spool) -> None:
+def test_a_folder_that_died_before_its_first_line_is_removed_when_it_cannot_be_a_beginning(
+    spool: Spool, caplog: pytest.LogCaptureFixture
+) -> None:
     young, old = left(spool, "young", age_s=30), left(spool, "old", age_s=90)
 
     assert (spool.claim(young), spool.claim(old)) == (None, None)
 
     assert (young.exists(), old.exists()) == (True, False)
     assert spool.claim(old) is None  # removed meanwhile by somebody else
+    assert caplog.text == ""
+
+
+def test_rows_whose_header_a_power_cut_took_are_removed_and_that_is_said_once(
+    spool: Spool, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = left(spool, "run", age_s=0)
+    (folder / "journal-0001.jsonl").write_bytes(line(row(0)))
+    assert (spool.claim(folder), spool.claim(folder)) == (None, None)
+    assert caplog.text.count("holds the rest of a run whose beginning a power cut took; it is removed") == 1
+
+    os.utime(folder, (T0, T0))
+    assert spool.claim(folder) is None
+    assert not folder.exists()
 
 
 def test_a_run_that_is_just_being_made_is_left_alone(spool: Spool) -> None:
