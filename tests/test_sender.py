@@ -16,6 +16,7 @@ from atomscale_bluesky.lines import Links, Position
 from atomscale_bluesky.sender import CLOCK_ATTEMPTS, Knowledge, Outcome, perform
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.tasks import Kind, Task
+from atomscale_bluesky.wire import push_bytes
 
 T0 = 1_760_000_000.0
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -182,6 +183,19 @@ def test_a_chunk_larger_than_the_limit_goes_in_parts_without_being_refused_first
     assert outcome.confirmed == names
     assert {request.status for request in server.requests("chunk_multi")} == {200}
     assert all(request.size <= 10_000 for request in server.requests("chunk_multi"))
+    client.close()
+
+
+def test_a_chunk_of_exactly_the_limit_goes_in_one_request(server: LocalServer) -> None:
+    names = tuple(f"channel {n:03}" for n in range(150))
+    limit = push_bytes(chunk(names))
+    client = Client(Settings.load(environ={}, endpoint=server.url, api_key=server.api_key, max_body_bytes=limit))
+    data_id = initialize(client)
+
+    assert push(client, data_id, names).confirmed == names
+    assert calls(server) == ["initialize", "chunk_multi"]
+    assert push(client, data_id, (*names, "one more")).confirmed == (*names, "one more")
+    assert calls(server)[2:] == ["chunk_multi", "chunk_multi"]
     client.close()
 
 
