@@ -58,7 +58,6 @@ class Uploader:
     Args:
         spool: Whose runs; several uploaders may share one, each run has one deliverer.
         settings: Endpoint, key and limits.
-        adopt: Whether to take over runs that nobody delivers.
         follow: Whether it serves other processes, which say nothing when they begin a run or write on: so it looks.
         settle: Has the writer in this process complete the run in a folder whose stop document never came.
         now, monotonic, jitter: The clocks and the chance that tests hand in.
@@ -69,7 +68,6 @@ class Uploader:
         spool: Spool,
         settings: Settings,
         *,
-        adopt: bool = True,
         follow: bool = False,
         settle: Callable[[Path], None] = lambda folder: None,
         now: Callable[[], float] = time.time,
@@ -78,7 +76,6 @@ class Uploader:
     ) -> None:
         self._spool = spool
         self._settings = settings
-        self._adopt = adopt
         self._follow = follow
         self._spool_changed_at = 0
         self.idle_since: float | None = None  # monotonic: since when nothing moves, and nobody writes a run of these
@@ -193,7 +190,7 @@ class Uploader:
         """Take the messages that are there, hand out what can be done, and wait for the next; False to end."""
         self._courtesy.asked = bool(self._roster.own)
         self._senders.cut_if_late()
-        if self._adopt and (self._monotonic() >= self._next_scan or (self._follow and self._spool_has_changed())):
+        if self._monotonic() >= self._next_scan or (self._follow and self._spool_has_changed()):
             self._roster.scan()
             self._next_scan = self._monotonic() + SCAN_S
         busy = self._hand_out()

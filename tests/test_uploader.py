@@ -483,10 +483,10 @@ MakeUploader = Callable[..., Uploader]
 def make_uploader(server: LocalServer, spool: Spool) -> Iterator[MakeUploader]:
     made: list[Uploader] = []
 
-    def make(*, adopt: bool = True, **settings: object) -> Uploader:
+    def make(**settings: object) -> Uploader:
         given = {"endpoint": server.url, "api_key": server.api_key, "spool_dir": str(spool.path)}
         given |= {"request_timeout_s": 2} | settings
-        made.append(Uploader(spool, Settings.load(environ={}, **given), adopt=adopt))
+        made.append(Uploader(spool, Settings.load(environ={}, **given)))
         return made[-1]
 
     yield make
@@ -611,17 +611,3 @@ def test_an_uploader_is_idle_once_everything_is_delivered_and_not_before(
     uploader.wake()
     assert uploader.drain(timeout_s=10)
     assert uploader.idle_since == since
-
-
-def test_an_uploader_that_is_not_to_take_over_runs_delivers_those_that_it_is_given(
-    make_uploader: MakeUploader, spool: Spool, server: LocalServer
-) -> None:
-    another, given = spooled(spool, server), spooled(spool, server)
-    uploader = make_uploader(adopt=False)
-    uploader.add(given)
-    uploader.start()
-
-    wait_until(lambda: not given.exists())
-    assert uploader.drain(timeout_s=10)
-    assert spool.run_folders() == [another]
-    assert not spool.uploader_alive(another)
