@@ -27,6 +27,7 @@ from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool import Spool
 from atomscale_bluesky.tasks import Kind, Task
 from atomscale_bluesky.uploader import Uploader
+from atomscale_bluesky.verify import Verification
 
 MakeCallback = Callable[..., AtomscaleCallback]
 T0 = 1_760_000_000.0
@@ -154,8 +155,8 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
 def deliver(spool: Spool) -> Iterator[Deliver]:
     made: list[Delivery] = []
 
-    def make(points: int, *, stopped: bool = True, channels: int = 1) -> Delivery:
-        writer = spool.create(Header(1, "b7c2e9f1-0000", T0, "growth", 10, "primary", ENDPOINT, "null"))
+    def make(points: int, *, stopped: bool = True, channels: int = 1, keep: str = "finalized") -> Delivery:
+        writer = spool.create(Header(1, "b7c2e9f1-0000", T0, "growth", 10, "primary", ENDPOINT, "null", keep=keep))
         names = tuple(Channel(f"c{n}", f"c{n}") for n in range(channels))
         writer.append([encode(Layout(layout=0, event_stream="primary", time_base="primary", channels=names))])
         for number in range(points):
@@ -472,6 +473,40 @@ def test_a_chunk_too_large_alone_halves_the_points_and_at_one_point_it_is_refuse
 
     assert answering.delivery.status().points.refused == 1
     answering.delivery.close()
+
+
+def test_a_run_that_is_read_back_and_not_equal_is_looked_at_for_a_minute_and_a_half_and_then_parked(
+    answering: Server, deliver: Deliver
+) -> None:
+    delivery = answering.delivery = deliver(5, keep="verified")
+    answering.initializes()
+    confirm(delivery, answering.task())
+    delivery.finalized(answering.task())
+    missing = Verification(delivery.header.run_uid, "growth", (), (), waiting=5)
+    pauses: list[float] = []
+    while delivery.parked is None:
+        task = answering.task()
+        assert task.kind is Kind.VERIFY
+        answering.answers.came_back(delivery, Outcome(task, verification=missing))
+        if (due := delivery.due()) is not None:
+            pauses.append(due - answering.now)
+            answering.now = due
+
+    assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert "read back, and not equal" in delivery.parked
+    assert (delivery.finished, answering.answers.pause.failures) == (False, 0)
+
+
+def test_a_run_that_is_equal_in_the_end_is_finished(answering: Server, deliver: Deliver) -> None:
+    delivery = answering.delivery = deliver(0, keep="verified")
+    answering.initializes()
+    delivery.finalized(answering.task())
+    assert not delivery.finished
+    equal = Verification(delivery.header.run_uid, "growth", (), ())
+
+    answering.answers.came_back(delivery, Outcome(answering.task(), verification=equal))
+
+    assert delivery.finished
 
 
 # ---- the uploader's own life -----------------------------------------------------------------------------------------
