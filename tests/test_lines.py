@@ -93,6 +93,15 @@ def test_each_line_is_one_line_of_json_that_says_its_kind(kind: Any) -> None:
     assert orjson.loads(text)["kind"] == kind.__struct_config__.tag
 
 
+@pytest.mark.parametrize("kind", [*JOURNAL_TYPES, *LEDGER_TYPES, *typing.get_args(OrderLine), Links, Channel])
+def test_a_line_that_was_read_cannot_be_changed(kind: Any) -> None:
+    line = example(kind)
+
+    for name in kind.__struct_fields__ or ("kind",):
+        with pytest.raises(AttributeError):
+            setattr(line, name, None)
+
+
 def test_no_two_kinds_of_a_file_share_a_tag() -> None:
     for kinds in (JOURNAL_TYPES, LEDGER_TYPES):
         assert len({kind.__struct_config__.tag for kind in kinds}) == len(kinds)
