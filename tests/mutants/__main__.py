@@ -108,6 +108,9 @@ def _lives(tree: Path, number: int, mistake: Mistake, tests: list[str]) -> bool:
     began = time.monotonic()
     failed, code = run(tree, tests, limit_s=LIMIT_S)
     path.write_text(right)
+    log = (tree / "pytest.log").read_text()
+    if "ERROR: not found" in log and "ERROR collecting" not in log:
+        raise SystemExit(f"the notes name tests that are not there any more; write them anew\n{log[-500:]}")
     lives = code == 0
     came = f"LIVES through {len(tests)} tests" if lives else f"is noticed by {failed or 'an error at import'}"
     came = "is noticed, it hangs" if code is None else came
