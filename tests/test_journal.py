@@ -538,6 +538,18 @@ def test_lines_seen_ahead_are_read_all_the_same_unless_they_are_skipped(
     assert numbers(reader) == [10]
 
 
+def test_the_position_after_skipping_is_where_the_next_line_begins(open_writer: Writers, open_reader: Readers) -> None:
+    writer = open_writer()
+    writer.append(b"".join(line(payload(n, n)) for n in range(20)))
+    for count in range(1, 20):
+        reader = open_reader()
+        reader.skip(len(reader.ahead(count) or []))
+
+        begin = Position(1, sum(len(line(payload(n, n))) for n in range(count)))
+        assert reader.position == begin
+        assert next(reader.read()) == (begin, payload(count, count))
+
+
 def test_lines_that_fill_several_blocks_can_be_seen_ahead_up_to_a_limit(
     open_writer: Writers, open_reader: Readers
 ) -> None:
