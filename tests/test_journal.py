@@ -617,7 +617,11 @@ def test_a_sync_reaches_through_all_segments_that_were_read(open_writer: Writers
 
 
 @pytest.mark.parametrize("torn", [1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 2 * BLOCK_BYTES + 5])
-@pytest.mark.parametrize("whole", [b"", line(b"[0]"), line(payload(0)) + line(payload(1, BLOCK_BYTES))])
+@pytest.mark.parametrize(
+    "whole",
+    [b"", line(b"[0]"), line(payload(0)) + line(payload(1, BLOCK_BYTES))],
+    ids=["nothing", "a line", "a line longer than a block"],
+)
 def test_a_torn_tail_of_any_length_is_cut_off_after_the_last_newline(tmp_path: Path, whole: bytes, torn: int) -> None:
     path = tmp_path / "file.jsonl"
     path.write_bytes(whole + b"x" * torn)
@@ -659,6 +663,7 @@ def test_what_stands_after_a_cut_is_gone_and_the_next_line_follows_there(tmp_pat
         ([line(b"[0]") + line(b"[" + b"1" * (BLOCK_BYTES - 12) + b"]")], b"[" + b"1" * (BLOCK_BYTES - 12) + b"]"),
         ([line(b"[0]" + b" " * BLOCK_BYTES) + line(b"[1]")], b"[1]"),
     ],
+    ids=[f"journal {n}" for n in range(12)],
 )
 def test_a_journals_last_line_is_its_last_intact_one(
     tmp_path: Path, files: list[bytes], expected: bytes | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,15 @@ def test_a_spool_is_as_large_as_the_files_of_its_runs(tmp_path: Path) -> None:
 
     assert used == 37
     assert free > 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a link needs rights there")
+def test_what_a_link_in_the_spool_leads_to_is_not_part_of_it(tmp_path: Path) -> None:
+    elsewhere = spool_of(tmp_path / "elsewhere", 1000)
+    room = Room(spool_of(tmp_path / "spool", 10), max_bytes=100, min_free_bytes=0)
+    (tmp_path / "spool" / "link").symlink_to(elsewhere / "run")
+
+    assert room.measure()[0] == 10
 
 
 def test_there_is_room_until_the_limit_is_reached_also_between_two_looks(tmp_path: Path) -> None:

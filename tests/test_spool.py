@@ -325,6 +325,18 @@ def test_a_run_that_is_in_the_history_already_is_only_removed(spool: Spool) -> N
     assert [entry["delivered"] for entry in spool.history()] == [1]
 
 
+def test_a_run_finds_its_place_in_the_history_whichever_others_are_there(spool: Spool) -> None:
+    writer = finished(spool, "one")
+    spool.release(writer)
+    wait_until(lambda: not spool.writer_alive(writer.folder))
+    for other in ("20000101T000000-00000000", "29991231T235959-ffffffff"):
+        History(spool.path).add({"run_uid": other, "folder": other})
+
+    assert claimed(spool, writer.folder).finish({"run_uid": "one"})
+
+    assert [entry["run_uid"] for entry in spool.history()][2:] == ["one"]
+
+
 def test_damage_to_one_line_of_the_history_costs_no_other(spool: Spool) -> None:
     history = History(spool.path)
     for number in range(3):
