@@ -74,6 +74,8 @@ class Answers:
                     _logger.info("metrology stream %r is %s", task.label, outcome.data_id)
                 case Kind.PUSH:
                     self._pushed(delivery, outcome)
+                case Kind.PREVIEW:
+                    self._previewed(delivery, outcome)
                 case Kind.READ_BACK:
                     delivery.read_back(task, outcome.points)
                 case Kind.FINALIZE:
@@ -94,6 +96,14 @@ class Answers:
             delivery.end_stream(task, "too large", max(1, task.points_per_chunk // 2))
         else:
             delivery.pushed(task, outcome.confirmed, outcome.refused)
+
+    def _previewed(self, delivery: Delivery, outcome: Outcome) -> None:
+        if outcome.closed:
+            delivery.end_stream(outcome.task, "closed by the server")
+        elif outcome.refused:
+            delivery.preview_refused(outcome.task, next(iter(outcome.refused.values())), outcome.confirmed)
+        else:
+            delivery.previewed(outcome.task)
 
     def _verified(self, delivery: Delivery, task: Task, found: Verification) -> None:
         if found.equal:
@@ -144,6 +154,13 @@ class Answers:
         if isinstance(error, ApiKeyError) and self.key_refused_since is None:
             self.key_refused_since = now
         not_before = self.pause.failed(now, error)
+        if task.kind is Kind.PREVIEW:
+            not_applied = isinstance(error, ApiKeyError) or (
+                isinstance(error, ApiUnavailableError) and not error.may_have_been_applied
+            )
+            delivery.preview_failed(task, in_doubt=bool(outcome.confirmed) or not not_applied)
+            self._nag(now, error)
+            return
         _logger.debug("attempt %d to %s failed: %s", task.attempts + 1, task, error)
         if task.kind is Kind.LINK:
             # Chunks may well be taken meanwhile, and each failure makes all of them pause: so ever less often.

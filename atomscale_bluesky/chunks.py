@@ -6,7 +6,8 @@ files cuts the same chunks, so a chunk never changes under its index.
 
 What a channel's gaps do is the run's policy. With `own_stream` a channel leaves its stream at the boundary before the
 chunk in which it has a gap, and goes on, without the gaps, in a stream of its own that opens with its next finite
-value; a channel that never has one opens nothing. With `null` gaps are sent as null, and with `drop_row` rows that have
+value; a channel that never has one opens nothing. Where a preview has shown the beginning of that chunk, the chunk ends
+with it instead, and its stream too: what was shown neither vanishes nor changes. With `null` gaps are sent as null, and with `drop_row` rows that have
 one are passed over. Channels that appear late share a stream that begins with them.
 
 Memory holds at most the rows of one unfinished chunk per metrology stream.
@@ -21,7 +22,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .lines import Layout, Left, Opened, Position, Row, Rows, Tried, Why
+from .lines import Layout, Left, Opened, Position, Previewed, Row, Rows, Tried, Why
 
 
 class Column(NamedTuple):
@@ -82,6 +83,18 @@ class Decisions(Protocol):
         """The range of rows of a chunk that was tried before; its boundary stays where it was."""
         ...
 
+    def shown(self, stream: int, index: int) -> Previewed | None:
+        """What a preview has shown of a chunk that was not tried yet."""
+        ...
+
+    def cut_short(self, stream: int) -> None:
+        """The chunk ends with what was shown of it, and its stream takes no more."""
+        ...
+
+    def outgrown(self, stream: int) -> None:
+        """There is a row for a stream that takes no more."""
+        ...
+
 
 class Span(NamedTuple):
     """Consecutive chunks of a stream, and the rows that they are made of; each end included."""
@@ -101,6 +114,7 @@ class Resumed:
     from_row: int = 0  # rows before this one are in earlier chunks
     left: Mapping[str, int] = field(default_factory=dict)  # channels that end in it → the row from which on
     ahead: tuple[Span, ...] = ()  # later chunks that are settled already
+    over: bool = False  # its last chunk was cut short: it takes no more
 
 
 class _Stream:
@@ -111,6 +125,7 @@ class _Stream:
         self.opening = resumed.opening
         self.channels = list(names)
         self.rows: list[tuple[Position, Row]] = []
+        self.over = resumed.over
         self._left = resumed.left
         self._ahead = list(resumed.ahead)
         self.go_on(resumed.index, resumed.from_row)
@@ -181,7 +196,7 @@ class Cutter:
         if len(taking) != 1 or self._waiting:
             return 0
         stream, opening = taking[0], taking[0].opening
-        if stream.rows or opening.own or opening.skip or number < stream.from_row:
+        if stream.rows or stream.over or opening.own or opening.skip or number < stream.from_row:
             return 0
         if self._decisions.noted(opening.stream, stream.index) or not self._index[layout].keys() >= {*stream.channels}:
             return 0
@@ -208,6 +223,20 @@ class Cutter:
         """The last, short chunks; nothing comes after them."""
         for stream in self._streams:  # grows while a last chunk sends channels into streams of their own
             yield from self._cut(stream)
+
+    def begun(self) -> Iterator[tuple[int, int, int]]:
+        """The streams with an unfinished chunk, its index, and the number of its newest row."""
+        for stream in self._streams:
+            if stream.rows:
+                yield stream.opening.stream, stream.index, stream.rows[-1][1].number
+
+    def so_far(self, number: int) -> list[Chunk]:
+        """The unfinished chunk of a stream as it is now; and chunks of others, to which channels with gaps go over.
+
+        Without the first where it is not to be shown; then the decisions tell why.
+        """
+        stream = next(stream for stream in self._streams if stream.opening.stream == number)
+        return list(self._cut(stream, unfinished=True))
 
     def _know(self, layout: Layout) -> None:
         self._index[layout.layout] = {channel.name: i for i, channel in enumerate(layout.channels)}
@@ -249,12 +278,15 @@ class Cutter:
             noted = self._decisions.noted(stream.opening.stream, stream.index)
         if row.number < stream.from_row:
             return
+        if stream.over:
+            self._decisions.outgrown(stream.opening.stream)
+            return
         stream.rows.append((position, row))
         if row.number == noted.last_row if noted else len(stream.rows) >= stream.opening.points_per_chunk:
             yield from self._cut(stream)
 
-    def _cut(self, stream: _Stream) -> Iterator[Chunk]:
-        """Make a chunk of the rows at hand; channels with a gap in them leave before it."""
+    def _cut(self, stream: _Stream, *, unfinished: bool = False) -> Iterator[Chunk]:
+        """Make a chunk of the rows at hand; channels with a gap in them leave before it, or before it is shown."""
         rows, stream.rows = stream.rows, []
         if not rows:
             return
@@ -265,6 +297,12 @@ class Cutter:
         present = set(columns).intersection(*(self._index[row.layout] for _, row in rows if row.layout != _OWN))
         staying = [name for name in columns if self._stays(name, columns[name], noted, name in present)]
         leaving = [name for name in columns if name not in staying and name not in self._own]
+        shown = None if noted else self._decisions.shown(stream.opening.stream, stream.index)
+        if shown and not (set(staying) >= set(shown.channels) and _begins_with(rows, shown)):
+            stream.over = True  # and what there is beyond it is read again, for a further stream
+            self._decisions.cut_short(stream.opening.stream)
+            self._decisions.outgrown(stream.opening.stream)
+            return
         for name in leaving:
             self._decisions.leave(Left(stream.opening.stream, name, first.number))
             self._waiting[name] = last.number + 1
@@ -279,7 +317,11 @@ class Cutter:
                 last_row=last.number,
                 position=first_position,
             )
-        stream.go_on(stream.index + bool(staying), last.number + 1)
+        if unfinished and staying:
+            stream.rows = rows
+        else:
+            stream.over = noted is not None and noted.cut_short
+            stream.go_on(stream.index + bool(staying), last.number + 1)
         yield from self._again(rows, leaving)
 
     def _stays(self, name: str, values: tuple[float | None, ...], noted: Tried | None, present: bool) -> bool:
@@ -328,6 +370,11 @@ class Cutter:
     def _value(self, row: Row, name: str) -> float | None:
         place = self._index[row.layout].get(name)
         return None if place is None else row.values[place]
+
+
+def _begins_with(rows: list[tuple[Position, Row]], shown: Previewed) -> bool:
+    """Whether all rows that were shown are there; not where some are damaged since."""
+    return sum(row.number <= shown.last_row for _, row in rows) == shown.points
 
 
 # Stands for the layout of a row that was reduced to the one value of a stream of one channel.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from email.utils import parsedate_to_datetime
@@ -274,7 +275,9 @@ class Client:
             raise ApiUnavailableError(f"{what}: no connection in time", may_have_been_applied=False) from error
         except (HTTPError, HTTPException, OSError) as error:  # requests' own errors are OSErrors
             self._check_time(what, deadline)
-            raise ApiUnavailableError(f"{what}: {_reason(error)}") from error
+            innermost = _innermost(error)
+            never_left = isinstance(innermost, ConnectionRefusedError | socket.gaierror)
+            raise ApiUnavailableError(f"{what}: {_reason(innermost)}", may_have_been_applied=not never_left) from error
         finally:
             self._adapter.end()
         self._check_time(what, deadline)  # a connection that was cut looks like the end of an answer
@@ -350,10 +353,14 @@ def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
 
-def _reason(error: BaseException) -> str:
-    """What kept a request from being answered: the innermost cause, without the request that the others quote."""
+def _innermost(error: BaseException) -> BaseException:
+    """What kept a request from being answered, without the request that the errors around it quote."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
+    return error
+
+
+def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

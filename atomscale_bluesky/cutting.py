@@ -26,6 +26,7 @@ from .lines import (
     Left,
     Opened,
     Position,
+    Previewed,
     Row,
     Rows,
     Tried,
@@ -66,6 +67,8 @@ class Cutting:
         self.account = Account()
         self.ready: deque[Chunk] = deque()
         self.damaged: list[Chunk] = []  # tried before, and no longer whole in the journal: these never go out
+        self.to_cut_short: set[int] = set()  # streams whose unfinished chunk cannot grow beyond what was shown of it
+        self.outgrown: set[int] = set()  # streams that take no more, and there is more
         self.at_end = False  # the journal was read to its present end
         self.more_to_read = False  # the last look did not reach its end
         self.read_all = False  # to the run's stop, and its last chunks cut
@@ -107,6 +110,18 @@ class Cutting:
         """Have what was read so far survive a power cut: the same rows have to make the same chunk afterwards."""
         if self._reader.position > self._synced_to:
             self._synced_to = self._reader.sync()
+
+    def begun(self) -> Iterator[tuple[int, int, int]]:
+        """The metrology streams with an unfinished chunk, its index, and the number of its newest row."""
+        for cutter in self._cutters.values():
+            yield from cutter.begun()
+
+    def so_far(self, stream: StreamState) -> Chunk | None:
+        """The unfinished chunk of a stream as it is now; None where it is not to be shown."""
+        chunks = self._cutters[stream.opening.time_base].so_far(stream.opening.stream)
+        shown = [chunk for chunk in chunks if chunk.stream == stream.opening.stream]
+        self._collect(chunk for chunk in chunks if chunk not in shown)
+        return shown[0] if shown else None
 
     def going_on(self) -> list[StreamState]:
         """The metrology streams that take further chunks."""
@@ -289,7 +304,8 @@ class Cutting:
 
     def _resumed(self, stream: StreamState) -> Resumed:
         index, from_row, _ = self._resume.get(stream.opening.stream) or stream.resume()
-        return Resumed(stream.opening, index, from_row, stream.left, tuple(stream.ahead))
+        over = stream.last is not None and stream.last.cut_short and index > stream.last.index
+        return Resumed(stream.opening, index, from_row, stream.left, tuple(stream.ahead), over)
 
     def _collect(self, chunks: Iterable[Chunk]) -> None:
         """Keep the chunks that are still to be pushed; those of before that are confirmed or refused are not."""
@@ -326,3 +342,13 @@ class _Decisions:
 
     def noted(self, stream: int, index: int) -> Tried | None:
         return self.cutting.ledger.state.streams[stream].tried.get(index)
+
+    def shown(self, stream: int, index: int) -> Previewed | None:
+        state = self.cutting.ledger.state.streams[stream]
+        return state.shown if state.shown is not None and state.shown.index == index else None
+
+    def cut_short(self, stream: int) -> None:
+        self.cutting.to_cut_short.add(stream)
+
+    def outgrown(self, stream: int) -> None:
+        self.cutting.outgrown.add(stream)

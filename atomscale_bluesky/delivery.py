@@ -8,6 +8,7 @@ waits, sends or decides when to try again: that is the uploader's trade.
     metrology stream 0 opens with the run          → INITIALIZE
     a stream exists, and its links do not          → LINK     (beside the chunks, each noted once it is made)
     a full chunk of an initialized stream          → PUSH     (rows synced, range of rows noted first)
+    points that wait too long for a full one       → PREVIEW  (if wanted; likewise, and the note synced)
     stopped, every chunk confirmed, all linked     → FINALIZE (noted and synced first)
 
 Whoever opens the run next, after any crash, reads the same two files and goes on from there.
@@ -61,6 +62,7 @@ from .lines import (
     Why,
 )
 from .linking import Linking
+from .previews import Previews, cut_short_in_doubt
 from .reading import stop_of
 from .tasks import RUN, Kind, Link, Patience, Points, Task
 
@@ -102,8 +104,10 @@ class Delivery:
         self._pushing: Counter[int] = Counter()  # chunks under way, by stream
         self._patience = Patience()
         self.linking = Linking(claim.header, claim.ledger.state)
-        self._again = False  # orders were noted that change what this object has read already
+        self._again = False  # something was noted that changes what this object has read already
+        cut_short_in_doubt(claim.ledger)
         self.cutting = Cutting(claim.folder, claim.header, claim.ledger, courtesy)
+        self.previews = Previews(claim.header, claim.ledger, self.cutting, now)
         if not (self.state.streams or self.parked):
             self.cutting.open_stream(
                 why="run start", time_base=self.header.primary, from_row=0, position=START, channels=None, own=False
@@ -169,22 +173,26 @@ class Delivery:
         Args:
             now: Monotonic time; failed tasks come back when their time has come.
         """
+        self.previews.asked_at = now
         if self._again:
             return None
         if self.parked or self.state.discarded:
             self.cutting.look(count_only=True)
             return self._taken(self._resolve(now))
         self._end_damaged_streams()
+        self._end_outgrown_streams()
         task = self._end_streams() or self._resolve(now) or self._initialize(now)
         task = task or self._failed_again(now) or self._measure_clock() or self._link(now)
         if task is None and len(self.failed) < MAX_FAILED:
             # Reading on may have opened a stream, or brought the stop, which is told by a tag.
-            task = self._push() or self._initialize(now) or self._link(now)
+            task = self._push(now) or self._initialize(now) or self._link(now) or self._preview(now)
         return self._taken(task or self._finalize() or self._verify())
 
     def due(self) -> float | None:
-        """When the next failed task may be tried again, monotonic; None if none has failed."""
-        return min((task.not_before for task in self.failed), default=None)
+        """When the next failed task may be tried again, or a preview leave, monotonic; None if there is none."""
+        times = [task.not_before for task in self.failed]
+        preview = self.previews.due()
+        return min(times if preview is None else [*times, preview], default=None)
 
     # ---- outcomes --------------------------------------------------------------------------------------------------
 
@@ -234,6 +242,11 @@ class Delivery:
         if chunk is None:
             return
         whole = set(confirmed) >= set(chunk.names)
+        if refused and not confirmed and set(refused) >= set(chunk.names):
+            reason = str(next(iter(refused.values())))
+            if self.previews.chunk_refused(self.state.streams[task.stream], chunk.index, reason):
+                self._again = True
+                return
         for name, error in refused.items():
             self.claim.ledger.note(Refused(task.stream, chunk.index, (name,), error.status, str(error)))
             self._apart.setdefault(task.stream, set()).add(name)
@@ -244,6 +257,24 @@ class Delivery:
         if confirmed:
             self.claim.ledger.note(Confirmed(task.stream, chunk.index, self._now(), None if whole else confirmed))
             self._apart.get(task.stream, set()).difference_update(confirmed)  # it is taken again, so with the others
+
+    def previewed(self, task: Task) -> None:
+        """Atomscale shows what there is so far of a chunk."""
+        self._returned(task)
+        self.previews.taken(task.stream)
+
+    def preview_refused(self, task: Task, error: ApiRefusedError, confirmed: tuple[str, ...]) -> None:
+        """Atomscale does not take a chunk that is not full, or not again with more points."""
+        if confirmed:  # of some channels it does: that cannot be taken back, so it is the chunk
+            self.preview_failed(task, in_doubt=True)
+            return
+        self._returned(task)
+        self._again = self.previews.refused(task.stream, str(error)) or self._again
+
+    def preview_failed(self, task: Task, *, in_doubt: bool) -> None:
+        """A preview was not answered; in doubt if it may be applied all the same."""
+        self._returned(task)
+        self._again = self.previews.failed(task.stream, in_doubt=in_doubt) or self._again
 
     def finalized(self, task: Task) -> None:
         """Atomscale has closed the stream."""
@@ -346,7 +377,9 @@ class Delivery:
             self.failed = deque(other for other in self.failed if other.stream != number)
             if why == "closed by the server":
                 self._cut_what_was_tried(stream)
-                ending.doubtful += [other.chunk for other in ours if other.chunk is not None and other.attempts]
+                ending.doubtful += [
+                    other.chunk for other in ours if other.chunk is not None and (other.attempts or other.may_exist)
+                ]
                 ready = [c for c in self.cutting.ready if c.stream == number and c.index < stream.next_index]
                 ending.doubtful += map(self._as_sent, ready)
                 self.cutting.ready = deque(chunk for chunk in self.cutting.ready if chunk.stream != number)
@@ -494,26 +527,41 @@ class Delivery:
                 return task
         return None
 
-    def _push(self) -> Task | None:
+    def _push(self, now: float) -> Task | None:
         if not (self.cutting.ready or self.cutting.read_all):
             self.cutting.look()
+            if self.cutting.at_end:
+                self.previews.looked(now)
         if self._clock_is_open:
             return None  # what a chunk is to be shifted by is noted before its first attempt
         for chunk in self.cutting.ready:
             stream = self.state.streams[chunk.stream]
             if stream.life is not Life.INITIALIZED or chunk.stream in self._ending:
                 continue  # its time comes with its data_id, or with that of its continuation
+            if self.previews.is_out(chunk.stream):
+                continue
             if not stream.answered and (self._pushing[chunk.stream] or self._has_failed(chunk.stream)):
                 continue  # the first chunk goes alone: it shows whether the server takes chunks of this kind and size
             self.cutting.ready.remove(chunk)
             self.cutting.sync()
-            task = self._task(Kind.PUSH, stream, chunk=self._as_sent(self._unconfirmed(stream, chunk)))
-            if chunk.index < stream.next_index:
-                task.attempts = 1  # by a process that died, or before a person said to try again: it may be there
-            else:
+            tried_before = chunk.index < stream.next_index
+            if not tried_before:
                 self.claim.ledger.note(_tried(chunk))
-            return task
+            chunk = self._as_sent(self._unconfirmed(stream, chunk))
+            return self._task(Kind.PUSH, stream, chunk=chunk, may_exist=tried_before)
         return None
+
+    def _preview(self, now: float) -> Task | None:
+        if self._clock_is_open or self.cutting.ready or not self.cutting.at_end:
+            return None
+        chunk = self.previews.next_chunk(now, self._is_quiet)
+        if chunk is None:
+            return None
+        return self._task(Kind.PREVIEW, self.state.streams[chunk.stream], chunk=self._as_sent(chunk))
+
+    def _is_quiet(self, stream: int) -> bool:
+        """Whether nothing of a stream is under way."""
+        return not (self._flying[stream] or self._has_failed(stream) or stream in self._ending)
 
     @property
     def _clock_is_open(self) -> bool:
@@ -580,6 +628,16 @@ class Delivery:
                 # All has been read and pushed, and yet it waits: not one of its rows is left.
                 self._ending.setdefault(number, _Ending("damaged", stream.opening.points_per_chunk, []))
 
+    def _end_outgrown_streams(self) -> None:
+        """Where a chunk ends with what was shown of it, what comes after goes on in a further stream."""
+        for number in self.cutting.to_cut_short:
+            self.previews.cut_short(self.state.streams[number])
+        self.cutting.to_cut_short.clear()
+        for number in self.cutting.outgrown:
+            stream = self.state.streams[number]
+            if stream.settled and not (stream.ended or stream.blocked):
+                self._ending.setdefault(number, _Ending("preview", stream.opening.points_per_chunk, []))
+
     def _end_streams(self) -> Task | None:
         """Give what an ended stream does not hold to continuations, channels with the same rest together."""
         for number, ending in list(self._ending.items()):
@@ -592,6 +650,7 @@ class Delivery:
                     return self._task(Kind.READ_BACK, self.state.streams[one])
             del self._ending[number]
             why = ending.why
+            self.previews.cut_short(stream)
             rests = stream.rests(self.cutting.channels_of(stream.opening))
             self.claim.ledger.note(Ended(number, why), sync=True)
             for (from_row, skip, position), channels in rests.items():

@@ -5,6 +5,7 @@
                        parked, with a reason, until somebody mends or discards it, or what was missing is there
     links of a stream  linked | refused;  refused → linked when the reason has passed
     chunk              tried → confirmed | refused;  refused → tried again after a person unparked it
+    preview            previewed → answered: shown | not taken, before the next one and before its chunk is tried
 
 Every fact is appended before anything is done that builds on it, and `LedgerState` guards each move: two uploaders
 that share a run would be noticed here. What is settled is kept as counts, so memory holds the chunks still under way,
@@ -42,6 +43,9 @@ from .lines import (
     Opened,
     Parked,
     Position,
+    PreviewAnswered,
+    Previewed,
+    PreviewsEnded,
     Refused,
     Resolved,
     Tried,
@@ -101,6 +105,8 @@ class StreamState:
     ahead: list[Span] = field(default_factory=list)  # settled chunks above one that is not
     next_index: int = 0
     last: Tried | None = None  # the chunk with the highest index
+    previewed: Previewed | None = None  # the last preview of the chunk that is not confirmed yet …
+    shown: Previewed | None = None  # … and the last one that Atomscale has taken
     delivered: Counter[tuple[str, ...]] = field(default_factory=Counter)  # points, by the channels that have them
     chunks_confirmed: int = 0
     confirmed_at: float | None = None
@@ -186,6 +192,8 @@ class StreamState:
     def settle(self, tried: Tried) -> None:
         """The chunk is confirmed whole."""
         del self.tried[tried.index]
+        if self.previewed is not None and self.previewed.index == tried.index:
+            self.previewed = self.shown = None
         self.chunks_confirmed += 1
         merged = Span(tried.index, tried.index, tried.first_row, tried.last_row)
         apart: list[Span] = []
@@ -218,6 +226,7 @@ class LedgerState:
         self.discarded: float | None = None
         self.given_up: set[tuple[str, str]] = set()  # time bases and channels that get no stream any more
         self.clock: ClockFixed | None = None
+        self.previews_ended: str | None = None  # why no further preview is made
         self.verified: float | None = None
 
     @property
@@ -250,6 +259,17 @@ class LedgerState:
                 self._stream(fact.stream).left.setdefault(fact.channel, fact.from_row)
             case Tried():
                 self._tried(fact)
+            case Previewed():
+                self._previewed(fact)
+            case PreviewAnswered():
+                stream = self._stream(fact.stream)
+                if stream.previewed is not None and stream.previewed.index == fact.index:
+                    if fact.taken:
+                        stream.shown = stream.previewed
+                    else:
+                        stream.previewed = stream.shown
+            case PreviewsEnded():
+                self.previews_ended = fact.reason
             case Confirmed():
                 self._confirmed(fact)
             case Refused():
@@ -329,12 +349,26 @@ class LedgerState:
 
     def _tried(self, fact: Tried) -> None:
         stream = self._stream(fact.stream)
+        if fact.cut_short and fact.index in stream.tried and fact.index not in stream.confirmed_channels:
+            del stream.tried[fact.index]  # tried whole, and not taken so
+            stream.refused.pop(fact.index, None)
+            stream.next_index = fact.index
         if fact.index != stream.next_index:
             raise SpoolError(
                 f"chunk {fact.index} of metrology stream {fact.stream} cannot follow {stream.next_index - 1}"
             )
         stream.tried[fact.index] = stream.last = fact
         stream.next_index += 1
+
+    def _previewed(self, fact: Previewed) -> None:
+        stream = self._stream(fact.stream, Life.INITIALIZED)
+        before = stream.previewed
+        if fact.index != stream.next_index or before is not stream.shown or (before and before.points >= fact.points):
+            raise SpoolError(
+                f"a preview of chunk {fact.index} of metrology stream {fact.stream} with {fact.points} points cannot "
+                f"follow what was sent before; do two uploaders share this run?"
+            )
+        stream.previewed = fact
 
     def _confirmed(self, fact: Confirmed) -> None:
         stream = self._stream(fact.stream, Life.INITIALIZED)
@@ -370,6 +404,7 @@ class LedgerState:
         stream.tried.clear()
         stream.refused.clear()
         stream.confirmed_channels.clear()
+        stream.previewed = stream.shown = None
 
     def _obeyed(self, order: int) -> None:
         """What was parked or refused is tried again."""
@@ -419,7 +454,7 @@ class Ledger:
 
 
 # Facts that are noted without a sync: each can be found out again, from the journal or by pushing once more.
-_UNSYNCED = (Left, Tried, Confirmed, Refused, GivenUp)
+_UNSYNCED = (Left, Tried, PreviewAnswered, Confirmed, Refused, GivenUp)
 
 
 def _sound_bytes(path: Path) -> int:

@@ -66,6 +66,7 @@ class Header(_Line, frozen=True, tag="header"):
     content: str = ""  # a digest of the start document, which tells a replay from another run of the same uid
     keep: str = "finalized"  # until when the run stays in the spool: finalized, or verified
     clock: str = "host"  # whose times go out: the host's as they were recorded, or shifted to the reference
+    max_latency_s: float = 0.0  # after how long points that wait for a full chunk are shown in a preview; 0: never
 
 
 class Channel(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -129,7 +130,9 @@ class Rows(NamedTuple):
 
 # ---- ledger ----------------------------------------------------------------------------------------------------------
 
-Why = Literal["run start", "event stream", "gap", "late channel", "closed by the server", "too large", "damaged"]
+Why = Literal[
+    "run start", "event stream", "gap", "late channel", "closed by the server", "too large", "damaged", "preview"
+]
 
 
 class Opened(_Line, frozen=True, tag="opened"):
@@ -173,8 +176,8 @@ class Left(_Line, frozen=True, tag="left"):
     from_row: int
 
 
-class Tried(_Line, frozen=True, tag="tried"):
-    """A chunk is about to be pushed for the first time: which rows it is made of, for ever."""
+class _Range(_Line, frozen=True):
+    """Consecutive rows of a metrology stream under one index."""
 
     stream: int
     index: int
@@ -186,6 +189,34 @@ class Tried(_Line, frozen=True, tag="tried"):
     offset: int
     last_time: float  # of its last point
     first_time: float | None = None
+
+
+class Tried(_Range, frozen=True, tag="tried"):
+    """A chunk is about to be pushed for the first time: which rows it is made of, for ever."""
+
+    cut_short: bool = False  # it ends with what a preview has shown, and the metrology stream with it
+
+
+class Previewed(_Range, frozen=True, tag="previewed"):
+    """A preview is about to leave: the chunk of this index begins with these rows, for ever."""
+
+    def as_tried(self, *, cut_short: bool) -> Tried:
+        """The same rows as a chunk that is tried."""
+        return Tried(**msgspec.structs.asdict(self), cut_short=cut_short)
+
+
+class PreviewAnswered(_Line, frozen=True, tag="preview_answered"):
+    """Atomscale shows the last preview; or surely does not, and what it showed before stands."""
+
+    stream: int
+    index: int
+    taken: bool
+
+
+class PreviewsEnded(_Line, frozen=True, tag="previews_ended"):
+    """The run makes no further preview."""
+
+    reason: str
 
 
 class Confirmed(_Line, frozen=True, tag="confirmed"):
@@ -356,6 +387,9 @@ LedgerLine = (
     | Initialized
     | Left
     | Tried
+    | Previewed
+    | PreviewAnswered
+    | PreviewsEnded
     | Confirmed
     | Refused
     | GivenUp

@@ -170,6 +170,7 @@ def header_of(start: Mapping[str, Any], uid: str, settings: Settings) -> Header:
         content=content_digest(start),
         keep=settings.keep,
         clock=settings.clock,
+        max_latency_s=settings.max_latency_s,
     )
 
 

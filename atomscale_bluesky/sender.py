@@ -88,7 +88,7 @@ def _perform(client: Client, task: Task, outcome: Outcome, knowledge: Knowledge)
                 outcome.verification = verify_run(Path(task.folder), client, patience_s=0)
             except SpoolError as error:
                 raise ApiRefusedError(f"the run cannot be verified: {error}") from error
-        case Kind.PUSH if task.chunk is not None:
+        case Kind.PUSH | Kind.PREVIEW if task.chunk is not None:
             pushed = _push(client, task, task.chunk, knowledge)
             outcome.confirmed, outcome.refused = pushed.confirmed, pushed.refused
             outcome.error = pushed.unavailable
@@ -185,6 +185,8 @@ def _push(client: Client, task: Task, chunk: Chunk, knowledge: Knowledge) -> Pus
             if one_by_one.confirmed:
                 knowledge.single_only.add(task.family)
             return one_by_one
+        if task.kind is Kind.PREVIEW:
+            return Pushed((), dict.fromkeys(chunk.names, error))  # nobody has to know which channel it is
         if len(together.columns) > 1:
             if error.status != 413 and chunk is task.chunk and _is_closed(client, task):
                 return Pushed((), dict.fromkeys(chunk.names, error))  # all of it would be refused, one by one

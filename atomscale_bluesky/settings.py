@@ -113,6 +113,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _setting("One metrology stream per time base, or one for all event streams of a run, whose channels are named "
                  "`<event stream>/<key>` (several times in one stream are not promised by the API)."),
     ] = "time_base"  # fmt: skip
+    max_latency_s: Annotated[
+        float,
+        _setting("How long a point may wait for its chunk to be full before it is shown in a preview, for which the "
+                 "chunk is sent as far as it is (not promised by the API). 0: until the chunk is full.", ge=0, le=86_400),
+    ] = 0.0  # fmt: skip
     durability: Annotated[
         Durability,
         _setting("Sync accepted readings to disk within 250 ms, or before each call returns."),

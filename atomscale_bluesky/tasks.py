@@ -25,6 +25,7 @@ class Kind(Enum):
     RESOLVE = "resolve the links of"
     INITIALIZE = "initialize"
     PUSH = "push"
+    PREVIEW = "show what there is so far of"
     LINK = "link"
     READ_BACK = "read back"
     FINALIZE = "finalize"
@@ -76,7 +77,7 @@ class Task:
     order: int = 0  # the edit whose links are to be resolved
     attempts: int = 0
     not_before: float = 0.0  # monotonic
-    may_exist: bool = False  # an earlier attempt to initialize may have made the stream
+    may_exist: bool = False  # an earlier attempt may have made the stream, or brought the chunk
     apart: frozenset[str] = field(default_factory=frozenset)  # channels refused before: pushed one by one
     refusal: str = ""  # why another path family refused it before
     folder: str = ""  # of the run, where it is read back to be verified

@@ -251,9 +251,8 @@ class Uploader:
         """Give tasks to senders while there are tasks and senders; whether anything is under way or may be at once."""
         now = self._monotonic()
         pause = self._answers.pause
-        limit = self._settings.max_connections if not pause.failures else 1
         idle_turns = 0
-        while self._senders.in_flight < limit and idle_turns < len(self._roster) and pause.over(now):
+        while self._senders.in_flight < self._limit and idle_turns < len(self._roster) and pause.over(now):
             delivery = self._roster.in_turn()
             task = self._roster.guarded(delivery, lambda delivery=delivery: delivery.next_task(now))
             if task is None:
@@ -269,6 +268,11 @@ class Uploader:
             if self._roster.guarded(delivery, lambda: delivery.about_to_initialize(task, family) or True) is None:
                 return
         self._senders.give(delivery, task)
+
+    @property
+    def _limit(self) -> int:
+        """How many tasks may be under way."""
+        return self._settings.max_connections if not self._answers.pause.failures else 1
 
     @property
     def _more_to_read(self) -> bool:
@@ -290,6 +294,8 @@ class Uploader:
         pause = self._answers.pause
         if not pause.over(now):
             return max(0.0, min(pause.until - now, self._poll_s()))
+        if self._senders.in_flight >= self._limit:
+            return self._poll_s()  # a message comes when one is done
         if self._more_to_read:
             return 0.0
         times = [self._poll_s()]

@@ -34,6 +34,7 @@ from .lines import (
     Moved,
     Opened,
     Position,
+    Previewed,
     Row,
     Tried,
     decode_journal,
@@ -326,6 +327,10 @@ class _Run:
             elif isinstance(fact, Confirmed):
                 names = fact.channels or self._tried[fact.stream][fact.index].channels
                 self._confirmed.setdefault((fact.stream, fact.index), set()).update(names)
+        for number, stream in self.state.streams.items():
+            shown = stream.shown or stream.previewed
+            if shown is not None and shown.index == stream.next_index:  # there, and confirmed with its chunk only
+                self._tried.setdefault(number, {})[shown.index] = shown.as_tried(cut_short=False)
         account = Account()
         reader = RunReader(folder)
         try:
@@ -416,6 +421,15 @@ class _Noted:
     def noted(self, stream: int, index: int) -> Tried | None:
         """The boundary that a chunk had."""
         return self.tried.get(index)
+
+    def shown(self, stream: int, index: int) -> Previewed | None:
+        """What was shown is a boundary like any other here."""
+
+    def cut_short(self, stream: int) -> None:
+        """It was noted then."""
+
+    def outgrown(self, stream: int) -> None:
+        """What follows is in another stream."""
 
 
 def _facts(path: Path) -> Iterator[LedgerLine]:
