@@ -6,9 +6,9 @@ files cuts the same chunks, so a chunk never changes under its index.
 
 What a channel's gaps do is the run's policy. With `own_stream` a channel leaves its stream at the boundary before the
 chunk in which it has a gap, and goes on, without the gaps, in a stream of its own that opens with its next finite
-value; a channel that never has one opens nothing. Where a preview has shown the beginning of that chunk, the chunk ends
-with it instead, and its stream too: what was shown neither vanishes nor changes. With `null` gaps are sent as null, and with `drop_row` rows that have
-one are passed over. Channels that appear late share a stream that begins with them.
+value; a channel that never has one opens nothing. Where a preview has shown the beginning of that chunk, the chunk and
+its stream end with it instead: what was shown neither vanishes nor changes. With `null` gaps are sent as null, and with
+`drop_row` rows that have one are passed over. Channels that appear late share a stream that begins with them.
 
 Memory holds at most the rows of one unfinished chunk per metrology stream.
 """

@@ -180,13 +180,12 @@ class Delivery:
             self.cutting.look(count_only=True)
             return self._taken(self._resolve(now))
         self._end_damaged_streams()
-        self._end_outgrown_streams()
         task = self._end_streams() or self._resolve(now) or self._initialize(now)
         task = task or self._failed_again(now) or self._measure_clock() or self._link(now)
         if task is None and len(self.failed) < MAX_FAILED:
             # Reading on may have opened a stream, or brought the stop, which is told by a tag.
             task = self._push(now) or self._initialize(now) or self._link(now) or self._preview(now)
-        return self._taken(task or self._finalize() or self._verify())
+        return self._taken(task or self._end_outgrown_streams() or self._finalize() or self._verify())
 
     def due(self) -> float | None:
         """When the next failed task may be tried again, or a preview leave, monotonic; None if there is none."""
@@ -607,6 +606,8 @@ class Delivery:
                 continue
             if number in self._being_linked or self.linking.to_resolve or self._links_open(stream):
                 continue
+            if any(one.opening.stream in self.cutting.outgrown for one in stream.group):
+                continue  # what comes after it has no stream yet
             if stream.life is Life.INITIALIZED:
                 self.claim.ledger.note(Finalizing(number), sync=True)
             elif stream.life is not Life.FINALIZING:
@@ -628,7 +629,7 @@ class Delivery:
                 # All has been read and pushed, and yet it waits: not one of its rows is left.
                 self._ending.setdefault(number, _Ending("damaged", stream.opening.points_per_chunk, []))
 
-    def _end_outgrown_streams(self) -> None:
+    def _end_outgrown_streams(self) -> Task | None:
         """Where a chunk ends with what was shown of it, what comes after goes on in a further stream."""
         for number in self.cutting.to_cut_short:
             self.previews.cut_short(self.state.streams[number])
@@ -637,6 +638,7 @@ class Delivery:
             stream = self.state.streams[number]
             if stream.settled and not (stream.ended or stream.blocked):
                 self._ending.setdefault(number, _Ending("preview", stream.opening.points_per_chunk, []))
+        return self._end_streams()
 
     def _end_streams(self) -> Task | None:
         """Give what an ended stream does not hold to continuations, channels with the same rest together."""

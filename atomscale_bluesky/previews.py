@@ -1,13 +1,13 @@
-"""The newest points of slow streams, shown before their chunk is full: when a preview is due, and what it leaves behind.
+"""The newest points of slow streams, shown before their chunk is full: when, and what comes of it.
 
-A preview is the beginning of a chunk, up to the newest row, sent under the chunk's own index; the chunk replaces it when
-it is full. Its rows are synced and its range is noted and synced before it leaves, so whatever happens, what is sent
-under an index only ever grows, and always from the same first points. It confirms nothing by itself.
+A preview is the beginning of a chunk, up to the newest row, sent under the chunk's own index; the chunk replaces it
+when it is full. Its rows are synced and its range is noted and synced before it leaves, so whatever happens, what is
+sent under an index only ever grows, and always from the same first points. It confirms nothing by itself.
 
 One request per index is under way at a time, and the next one leaves only after the last was answered. Where that
 cannot be (no answer came, so it may be applied at any later time; the server takes no more points under an index that
-it holds; a channel has a gap beyond what was shown), the chunk is cut short: it ends with what was shown, for ever,
-and the rest goes on in a further stream. So a request that is applied late finds what it would write.
+it holds; a channel has a gap beyond what was shown), the chunk is cut short: it ends with what was shown, for ever, and
+the rest goes on in a further stream. So a request that is applied late finds what it would write.
 
 Bounded: a run whose previews have cost it `MOST_FURTHER_STREAMS` makes no more of them.
 """
@@ -156,7 +156,7 @@ class Previews:
         return True
 
     def cut_short(self, stream: StreamState) -> bool:
-        """Let the chunk of which something was shown end with that, and so be confirmed; whether there is such a one."""
+        """Let a chunk of which something was shown end with that, which confirms it; whether there is such a one."""
         shown = stream.shown
         if shown is None or stream.ended or shown.index in stream.confirmed_channels:
             return False
@@ -173,8 +173,8 @@ class Previews:
         if self._state.previews_ended is None:
             self._ledger.note(PreviewsEnded(reason), sync=True)
             _logger.warning(
-                "run %s makes no more previews, its points are shown chunk by chunk: %s; set max_latency_s to 0 if this "
-                "server never takes a chunk that has grown",
+                "run %s makes no more previews, its points are shown chunk by chunk: %s; set max_latency_s to 0 "
+                "if this server never takes a chunk that has grown",
                 self._header.run_uid, reason,
             )  # fmt: skip
 

@@ -115,8 +115,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = "time_base"  # fmt: skip
     max_latency_s: Annotated[
         float,
-        _setting("How long a point may wait for its chunk to be full before it is shown in a preview, for which the "
-                 "chunk is sent as far as it is (not promised by the API). 0: until the chunk is full.", ge=0, le=86_400),
+        _setting("How long a point may wait for its chunk to be full before the chunk is sent as far as it is, and "
+                 "again when it has grown (not promised by the API). 0: until the chunk is full.", ge=0, le=86_400),
     ] = 0.0  # fmt: skip
     durability: Annotated[
         Durability,

@@ -145,6 +145,9 @@ class Notes:
     def noted(self, stream: int, index: int) -> Tried | None:
         return self.state.streams[stream].tried.get(index)
 
+    def shown(self, stream: int, index: int) -> None:
+        """No previews here."""
+
 
 def cut(story: Story) -> list[Chunk]:
     """The chunks of a story, cut in one go."""

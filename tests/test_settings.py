@@ -322,6 +322,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "timestamps": ("reading", "reading"),
     "non_finite": ("null", "null"),
     "layout": ("run", "run"),
+    "max_latency_s": ("2.5", 2.5),
     "durability": ("event", "event"),
     "uploader": ("process", "process"),
     "api": ("tool-state", "tool-state"),
