@@ -84,7 +84,7 @@ class Decisions(Protocol):
         ...
 
     def shown(self, stream: int, index: int) -> Previewed | None:
-        """What a preview has shown of a chunk that was not tried yet."""
+        """What the last preview shows, or is about to show, of a chunk that was not tried yet."""
         ...
 
     def cut_short(self, stream: int) -> None:

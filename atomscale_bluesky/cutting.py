@@ -67,7 +67,7 @@ class Cutting:
         self.account = Account()
         self.ready: deque[Chunk] = deque()
         self.damaged: list[Chunk] = []  # tried before, and no longer whole in the journal: these never go out
-        self.to_cut_short: set[int] = set()  # streams whose unfinished chunk cannot grow beyond what was shown of it
+        self.to_cut_short: set[int] = set()  # streams whose next chunk cannot hold more than a preview shows of it
         self.outgrown: set[int] = set()  # streams that take no more, and there is more
         self.at_end = False  # the journal was read to its present end
         self.more_to_read = False  # the last look did not reach its end
@@ -345,7 +345,7 @@ class _Decisions:
 
     def shown(self, stream: int, index: int) -> Previewed | None:
         state = self.cutting.ledger.state.streams[stream]
-        return state.shown if state.shown is not None and state.shown.index == index else None
+        return state.previewed if state.previewed is not None and state.previewed.index == index else None
 
     def cut_short(self, stream: int) -> None:
         self.cutting.to_cut_short.add(stream)

@@ -631,12 +631,14 @@ class Delivery:
 
     def _end_outgrown_streams(self) -> Task | None:
         """Where a chunk ends with what was shown of it, what comes after goes on in a further stream."""
-        for number in self.cutting.to_cut_short:
-            self.previews.cut_short(self.state.streams[number])
-        self.cutting.to_cut_short.clear()
+        for number in [one for one in self.cutting.to_cut_short if not self.previews.is_out(one)]:
+            self.cutting.to_cut_short.discard(number)
+            if not self.previews.cut_short(self.state.streams[number]):
+                self._again = True  # the preview was not taken, so nothing keeps the chunk from being cut as usual
         for number in self.cutting.outgrown:
             stream = self.state.streams[number]
-            if stream.settled and not (stream.ended or stream.blocked):
+            cut_short = stream.last is not None and stream.last.cut_short
+            if cut_short and stream.settled and not (stream.ended or stream.blocked):
                 self._ending.setdefault(number, _Ending("preview", stream.opening.points_per_chunk, []))
         return self._end_streams()
 
@@ -654,18 +656,19 @@ class Delivery:
             why = ending.why
             self.previews.cut_short(stream)
             rests = stream.rests(self.cutting.channels_of(stream.opening))
-            self.claim.ledger.note(Ended(number, why), sync=True)
-            for (from_row, skip, position), channels in rests.items():
-                self.cutting.open_stream(
-                    why=why,
-                    time_base=stream.opening.time_base,
-                    from_row=from_row,
-                    position=position,
-                    channels=channels or None,
-                    own=stream.opening.own,
-                    skip=skip,
-                    points_per_chunk=ending.points_per_chunk,
-                )
+            with self.claim.ledger.together():
+                self.claim.ledger.note(Ended(number, why))
+                for (from_row, skip, position), channels in rests.items():
+                    self.cutting.open_stream(
+                        why=why,
+                        time_base=stream.opening.time_base,
+                        from_row=from_row,
+                        position=position,
+                        channels=channels or None,
+                        own=stream.opening.own,
+                        skip=skip,
+                        points_per_chunk=ending.points_per_chunk,
+                    )
             _logger.warning("%r ended (%s); its run goes on in a further stream", stream.opening.label, why)
             self._again = True
         return None

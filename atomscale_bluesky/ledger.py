@@ -15,6 +15,8 @@ however long the run. Facts survive a killed process once noted; those that a po
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -48,6 +50,7 @@ from .lines import (
     PreviewsEnded,
     Refused,
     Resolved,
+    Together,
     Tried,
     Unparked,
     Unresolved,
@@ -156,10 +159,10 @@ class StreamState:
                 continue
             if missing:
                 first = missing[0]
-                skip = [held for held in self._held(name) if held[0] > first.first_row]
+                skip = [*self.opening.skip, *(held for held in self._held(name) if held[0] > first.first_row)]
                 from_row, position = first.first_row, Position(first.segment, first.offset)
             else:
-                skip = []
+                skip = [*self.opening.skip]
                 from_row, position = self._end()
             if name in self.left:
                 skip.append((self.left[name], _FOR_EVER))
@@ -327,6 +330,9 @@ class LedgerState:
                 self.clock = fact
             case Verified():
                 self.verified = fact.time
+            case Together():
+                for one in fact.facts:
+                    self.apply(one)
 
     def _opened(self, fact: Opened) -> None:
         stream = self.streams[fact.stream] = StreamState(fact)
@@ -423,6 +429,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._file = LineFile(path)
+        self._together: list[LedgerLine] | None = None
         try:
             try:
                 self.state = LedgerReader(path).read_on()
@@ -444,9 +451,27 @@ class Ledger:
                 ahead of the file: close this ledger and open it again.
         """
         self.state.apply(fact)
+        if self._together is not None:
+            self._together.append(fact)
+            return
         self._file.append(line(encode(fact)))
         if sync:
             self._file.sync()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is noted within is one line: a crash leaves all of it, or nothing. Synced at the end.
+
+        Raises:
+            SpoolError: As `note`; what was noted within is not in the file then.
+        """
+        self._together = noted = []
+        try:
+            yield
+        finally:
+            self._together = None
+        self._file.append(line(encode(Together(tuple(noted)))))
+        self._file.sync()
 
     def close(self) -> None:
         """Close the file; idempotent."""

@@ -350,6 +350,12 @@ class Verified(_Line, frozen=True, tag="verified"):
     time: float
 
 
+class Together(_Line, frozen=True, tag="together"):
+    """Facts that hold together: a crash leaves all of them, or none."""
+
+    facts: tuple[LedgerLine, ...]
+
+
 # ---- orders ----------------------------------------------------------------------------------------------------------
 
 
@@ -408,6 +414,7 @@ LedgerLine = (
     | Finalized
     | ClockFixed
     | Verified
+    | Together
 )
 
 _journal_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(JournalLine)

@@ -35,8 +35,9 @@ def cut_short_in_doubt(ledger: Ledger) -> bool:
     """
     found = False
     for stream in ledger.state.streams.values():
-        if stream.previewed is not stream.shown and stream.previewed is not None:
-            ledger.note(stream.previewed.as_tried(cut_short=True), sync=True)
+        sent = stream.previewed
+        if sent is not None and sent is not stream.shown and sent.index == stream.next_index:
+            ledger.note(sent.as_tried(cut_short=True), sync=True)
             found = True
     return found
 
@@ -160,8 +161,9 @@ class Previews:
         shown = stream.shown
         if shown is None or stream.ended or shown.index in stream.confirmed_channels:
             return False
-        self._ledger.note(shown.as_tried(cut_short=True), sync=True)
-        self._ledger.note(Confirmed(shown.stream, shown.index, self._now()))
+        with self._ledger.together():
+            self._ledger.note(shown.as_tried(cut_short=True))
+            self._ledger.note(Confirmed(shown.stream, shown.index, self._now()))
         return True
 
     def _note_answer(self, stream: int, *, taken: bool) -> None:

@@ -36,6 +36,7 @@ from .lines import (
     Position,
     Previewed,
     Row,
+    Together,
     Tried,
     decode_journal,
     decode_ledger,
@@ -442,7 +443,8 @@ def _facts(path: Path) -> Iterator[LedgerLine]:
         for text in file:
             payload = payload_of(text[:-1]) if text.endswith(b"\n") else None
             if payload is not None:
-                yield decode_ledger(payload)
+                fact = decode_ledger(payload)
+                yield from fact.facts if isinstance(fact, Together) else (fact,)
 
 
 def _lines(folder: Path, position: Position) -> Iterator[tuple[Position, bytes]]:

@@ -448,6 +448,60 @@ def exits(b: Bench) -> None:
         _recovered(b, documents, [])
 
 
+# ---- previews --------------------------------------------------------------------------------------------------------
+
+
+def _previews(b: Bench, *faults: Fault) -> None:
+    """A story at a slow pace with a small `max_latency_s`, killed or not; what is sent under an index only grows."""
+    story = b.story(points=b.chance.randrange(5, 60), runs=b.chance.randrange(1, 3), at_once=True)
+    documents = story.documents()
+    b.server.misbehave(*faults)
+    settings = {"max_latency_s": b.chance.choice([0.01, 0.03, 0.1])}
+    child = b.child(story, drain_s=0.0, pace_s=b.chance.choice([0.003, 0.01]), end="close", settings=settings)
+    if b.chance.random() < 0.6:
+        stop = b.chance.randrange(len(documents) + 1)
+        child.read(until=lambda told: told.returned >= stop)
+        told = b.ended(child.kill(), killed=True)
+    else:
+        told = b.ended(child.wait())
+    _kill_recoveries(b, b.chance.randrange(0, 3))
+    b.server.behave()
+    accepted, begun = documents[: told.returned], documents[told.returned : told.returned + 1]
+    # A chunk that comes again with more points is what a preview is.
+    _recovered(b, accepted, begun, changed=False)
+    sizes: dict[Any, int] = {}
+    for request in b.server.requests():
+        if request.call in CHUNKS and request.handled == 200:
+            which = (request.data_id, request.chunk_index, request.channels)
+            b.check(request.size >= sizes.get(which, 0), f"chunk {which} came again with fewer points")
+            sizes[which] = request.size
+            b.result.counts["previews and chunks that came again"] += 1
+    b.result.counts["streams that ended at a preview"] += sum(
+        stream["why"] == "preview" for entry in b.history() for stream in entry["streams"]
+    )
+
+
+@scenario(
+    "Previews that are lost, unanswered or applied after everything else, with kills among them: no stream shrinks.",
+    weight=4,
+    relax=("grown_chunk", "changed_chunk", "short_chunk"),
+)
+def previews(b: Bench) -> None:
+    later = b.chance.choice([0.05, 0.3, 0.8])
+    _previews(
+        b,
+        Fault(call=CHUNKS, apply_later_s=later, probability=0.2, seed=b.result.seed, times=3),
+        Fault(call=CHUNKS, reset_after=True, probability=0.1, seed=b.result.seed + 1, times=2),
+        Fault(call=CHUNKS, reset_before=True, probability=0.1, seed=b.result.seed + 2, times=2),
+        Fault(call=CHUNKS, status=502, applied=True, probability=0.1, seed=b.result.seed + 3, times=2),
+    )
+
+
+@scenario("A server that takes no chunk again with more points gets every point once, previews and kills or not.")
+def previews_refused(b: Bench) -> None:
+    _previews(b, Fault(call=CHUNKS, reset_after=True, probability=0.1, seed=b.result.seed, times=2))
+
+
 # ---- two processes ---------------------------------------------------------------------------------------------------
 
 
@@ -576,7 +630,9 @@ PROMISED_S = 0.25
 SLACK_S = 0.15
 
 
-def _power_cut(b: Bench, *, durability: str, settings: dict[str, Any] | None = None, **choices: Any) -> None:
+def _power_cut(
+    b: Bench, *, durability: str, settings: dict[str, Any] | None = None, changed: bool = True, **choices: Any
+) -> None:
     story = b.story(runs=b.chance.randrange(1, 3), at_once=True, points=b.chance.randrange(20, 200), **choices)
     documents = story.documents()
     log = b.folder / "disk.log"
@@ -609,7 +665,12 @@ def _power_cut(b: Bench, *, durability: str, settings: dict[str, Any] | None = N
     b.check(ending is not None and ending.drained, f"not drained: {ending}")
     accepted = documents[: told.returned]
     verdict = b.judge(
-        accepted, begun=documents[told.returned : told.returned + 1], lost=False, forgiven=False, orphans=9
+        accepted,
+        begun=documents[told.returned : told.returned + 1],
+        lost=False,
+        forgiven=False,
+        orphans=9,
+        changed=changed,
     )
     # In the process's own time: where the machine gave it no turn, it could not sync.
     ages = [disk.BEAT_S * sum(beat > told.at[point.document] for beat in beats) for _, point in verdict.lost_points]
@@ -632,6 +693,15 @@ def power_cut(b: Bench) -> None:
 @scenario('With durability = "event" a power cut takes nothing that was accepted.', weight=20)
 def power_cut_with_durability_event(b: Bench) -> None:
     _power_cut(b, durability="event")
+
+
+@scenario(
+    "A power cut among previews: what was shown stands, and nothing is false or doubled.",
+    weight=5,
+    relax=("grown_chunk",),
+)
+def previews_and_a_power_cut(b: Bench) -> None:
+    _power_cut(b, durability="interval", settings={"max_latency_s": b.chance.choice([0.01, 0.05])}, changed=False)
 
 
 # ---- damaged spools --------------------------------------------------------------------------------------------------
