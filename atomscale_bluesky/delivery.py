@@ -545,7 +545,8 @@ class Delivery:
             self.cutting.sync()
             tried_before = chunk.index < stream.next_index
             if not tried_before:
-                self.claim.ledger.note(_tried(chunk))
+                # After a power cut that took this note, what was shown before would be sent again, which is less.
+                self.claim.ledger.note(_tried(chunk), sync=stream.previewed is not None)
             chunk = self._as_sent(self._unconfirmed(stream, chunk))
             return self._task(Kind.PUSH, stream, chunk=chunk, may_exist=tried_before)
         return None
