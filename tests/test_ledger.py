@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from atomscale_bluesky import SpoolError
 from atomscale_bluesky.journal import line
-from atomscale_bluesky.ledger import Ledger, LedgerReader, LedgerState, Life, StreamState
+from atomscale_bluesky.ledger import Ledger, LedgerReader, LedgerState, Life, Rest, StreamState
 from atomscale_bluesky.lines import (
     Confirmed,
     Finalized,
@@ -27,6 +27,8 @@ from atomscale_bluesky.lines import (
     Opened,
     Parked,
     Position,
+    PreviewAnswered,
+    Previewed,
     Refused,
     Tried,
     encode,
@@ -114,6 +116,68 @@ def test_a_move_that_cannot_follow_is_refused_and_changes_nothing(before: int, f
         state.apply(fact)
 
     assert repr(state.streams) == shown
+
+
+def previewed(index: int, points: int) -> Previewed:
+    return Previewed(0, index, 10 * index, 10 * index + points - 1, points, ("a", "b"), 1, 100 * index, 5.0)
+
+
+SHOWN = PreviewAnswered(0, 0, taken=True)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        [previewed(1, 4)],
+        [tried(0), previewed(0, 4)],
+        [previewed(0, 4), previewed(0, 5)],
+        [previewed(0, 4), SHOWN, previewed(0, 4)],
+        [previewed(0, 4), SHOWN, previewed(0, 3)],
+        [previewed(0, 4), PreviewAnswered(0, 0, taken=False), previewed(0, 5), previewed(0, 6)],
+    ],
+    ids=["of a later chunk", "of a tried chunk", "before an answer", "without more", "with fewer", "before another"],
+)
+def test_a_preview_only_ever_grows_and_waits_for_the_answer_to_the_last_one(facts: list[LedgerLine]) -> None:
+    stream_of(*facts[:-1])
+    with pytest.raises(SpoolError, match="cannot follow"):
+        stream_of(*facts)
+
+
+def test_a_preview_that_was_not_taken_leaves_what_was_shown_before() -> None:
+    stream = stream_of(previewed(0, 4), SHOWN, previewed(0, 6), PreviewAnswered(0, 0, taken=False))
+
+    assert stream.shown == stream.previewed == previewed(0, 4)
+    assert stream.delivered.total() == 0
+
+
+def test_a_chunk_that_is_cut_short_replaces_the_one_that_was_tried_whole_and_is_the_last() -> None:
+    short = previewed(0, 4).as_tried(cut_short=True)
+    stream = stream_of(
+        previewed(0, 4), SHOWN, tried(0), Refused(0, 0, ("a", "b"), 409, "grown"), short, Confirmed(0, 0, 9.0)
+    )
+
+    assert stream.settled
+    assert stream.delivered == {("a", "b"): 4}
+    assert stream.last == short
+    assert stream.rests(("a", "b")) == {Rest(4, (), Position(1, 0)): ("a", "b")}
+
+
+def test_facts_noted_together_are_all_there_after_a_crash_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    for fact in (OPENED, INITIALIZING, INITIALIZED):
+        ledger.note(fact)
+    before = path.stat().st_size
+    with ledger.together():
+        ledger.note(tried(0))
+        ledger.note(Confirmed(0, 0, 9.0))
+        assert path.stat().st_size == before
+    ledger.close()
+
+    assert LedgerReader(path).read_on().streams[0].chunks_confirmed == 1
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 5)
+    assert LedgerReader(path).read_on().streams[0].last is None
 
 
 def test_what_a_refused_move_says_names_the_stream_and_the_likely_cause() -> None:

@@ -78,7 +78,8 @@ def _fields(cls: type) -> list[tuple[str, str, str]]:
     source = inspect.getsource(cls)
     texts = source.splitlines()
     body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
-    found: list[tuple[str, str, str]] = []
+    ours = [base for base in cls.__bases__ if base.__module__ == cls.__module__]
+    found: list[tuple[str, str, str]] = [one for base in ours for one in _fields(base)]
     for node, following in zip(body, [*body[1:], None], strict=True):
         if not isinstance(node, ast.AnnAssign):
             continue
