@@ -195,6 +195,7 @@ def test_no_connection_says_so_without_the_key(tmp_path: Path) -> None:
         initialize(client)
 
     assert "local-key" not in repr(raised.value)
+    assert not raised.value.may_have_been_applied
     client.close()
 
 
