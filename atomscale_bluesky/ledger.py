@@ -155,7 +155,7 @@ class StreamState:
                 for index, tried in sorted(self.tried.items())
                 if name in tried.channels and name not in self.confirmed_channels.get(index, ())
             ]
-            if name in self.left and not missing:
+            if name in self.left and not missing and not self._cut_short_before(self.left[name]):
                 continue
             if missing:
                 first = missing[0]
@@ -169,6 +169,10 @@ class StreamState:
             rest = Rest(from_row, tuple(skip), position)
             rests[rest] = (*rests.get(rest, ()), name)
         return rests
+
+    def _cut_short_before(self, row: int) -> bool:
+        """Whether the last chunk ends with what was shown of it, so that rows before this one are in no chunk."""
+        return self.last is not None and self.last.cut_short and self.last.last_row + 1 < row
 
     def _held(self, name: str) -> list[tuple[int, int]]:
         """The rows of a channel that this stream holds, above the first chunk that it does not hold whole."""

@@ -162,6 +162,17 @@ def test_a_chunk_that_is_cut_short_replaces_the_one_that_was_tried_whole_and_is_
     assert stream.rests(("a", "b")) == {Rest(4, (), Position(1, 0)): ("a", "b")}
 
 
+def test_a_channel_that_left_behind_a_chunk_that_was_cut_short_goes_on_up_to_where_it_left() -> None:
+    short = previewed(0, 4).as_tried(cut_short=True)
+    stream = stream_of(previewed(0, 4), SHOWN, tried(0), Left(0, "b", 10), short, Confirmed(0, 0, 9.0))
+
+    rests = {
+        channels: (rest.from_row, [first for first, _ in rest.skip])
+        for rest, channels in stream.rests(("a", "b")).items()
+    }
+    assert rests == {("a",): (4, []), ("b",): (4, [10])}
+
+
 def test_facts_noted_together_are_all_there_after_a_crash_or_none(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     ledger = Ledger(path)
