@@ -537,7 +537,7 @@ class Delivery:
             stream = self.state.streams[chunk.stream]
             if stream.life is not Life.INITIALIZED or chunk.stream in self._ending:
                 continue  # its time comes with its data_id, or with that of its continuation
-            if self.previews.is_out(chunk.stream):
+            if self.previews.is_out(chunk.stream) or stream.may_be_cut_short_before(chunk.index):
                 continue
             if not stream.answered and (self._pushing[chunk.stream] or self._has_failed(chunk.stream)):
                 continue  # the first chunk goes alone: it shows whether the server takes chunks of this kind and size

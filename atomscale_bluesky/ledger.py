@@ -170,6 +170,11 @@ class StreamState:
             rests[rest] = (*rests.get(rest, ()), name)
         return rests
 
+    def may_be_cut_short_before(self, index: int) -> bool:
+        """Whether an earlier chunk was shown and is not answered, so that it may turn out to be the last one."""
+        shown = self.previewed
+        return shown is not None and shown.index < index and shown.index not in self.refused
+
     def _cut_short_before(self, row: int) -> bool:
         """Whether the last chunk ends with what was shown of it, so that rows before this one are in no chunk."""
         return self.last is not None and self.last.cut_short and self.last.last_row + 1 < row
