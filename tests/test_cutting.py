@@ -59,6 +59,9 @@ class Ledger:
     def noted(self, stream: int, index: int) -> Tried | None:
         return self._noted.get(index)
 
+    def shown(self, stream: int, index: int) -> None:
+        return None
+
 
 def opening(number: int = 4, *, own: bool = False, **changed: tuple) -> Opened:
     return Opened(number, "primary", 0, "run start", "label", "token", 5, 1, 0, own=own, **changed)
