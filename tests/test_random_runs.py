@@ -182,7 +182,10 @@ class Composed:
             gaps = (None, math.nan, -math.inf, "text", 2**53 + 1)
             # The first one tells how many channels there are; later ones may be of another length.
             length = key.length if name not in self.begun or dice.random() < 0.8 else dice.randint(0, key.length + 2)
-            return [dice.choice(gaps) if dice.random() < 0.1 else dice.random() for _ in range(length)]
+            values = [dice.choice(gaps) if dice.random() < 0.1 else dice.random() for _ in range(length)]
+            if name not in self.begun and values and all(one == "text" for one in values):
+                values[0] = 0.5  # a list of texts is no array of numbers yet, whatever its length
+            return values
         if key.kind == "choice":
             return dice.choice((*CHOICES, "none of them", None))
         if key.kind == "flag":
