@@ -29,7 +29,7 @@ from .elsewhere import Elsewhere
 from .errors import SettingsError, SpoolError, SpoolFullError
 from .lines import Header, Stop, encode
 from .oddities import BEHIND_STOP, SEEN_BEFORE, TAKEN_BEFORE, Oddities, plain
-from .past import Past, past_of
+from .past import Past, PastRuns
 from .runs import NO_ROOM, NOT_SELECTED, OpenRun, header_of, text_of, time_of, uid_of, without
 from .settings import Settings
 from .spool import Spool
@@ -119,6 +119,7 @@ class AtomscaleCallback:
         self._skipped: set[str] = set()  # runs taken before, being replayed
         self._streams_skipped: set[str] = set()  # their descriptors
         self._oddities = Oddities()
+        self._past = PastRuns(self._spool)
         self._watch = SpoolWatch(self._spool)
         self._uploader = self._make_uploader()
         self._closed = False
@@ -278,7 +279,7 @@ class AtomscaleCallback:
         header = header_of(doc, uid, self.settings)
         past = None
         if not self.settings.resend and time.time() - header.started > REPLAY_AGE_S:
-            past = past_of(self._spool, uid)
+            past = self._past.of(uid)
         with self._lock:
             if uid in self._runs:
                 self._oddities.ignore("start", f"a second start document of run {uid} is ignored")

@@ -37,12 +37,21 @@ class History:
 
     def entries(self) -> list[dict[str, Any]]:
         """All of them, oldest first."""
-        try:
-            texts = self._path.read_bytes().splitlines()
-        except FileNotFoundError:
+        return _decoded(self._read().splitlines())
+
+    def entries_with(self, name: str, value: str) -> list[dict[str, Any]]:
+        """Those in which `name` is this text; of the others, however many there are, none is decoded."""
+        text, sought = self._read(), msgspec.json.encode({name: value})[1:-1]
+        if sought not in text:
             return []
-        payloads = (payload_of(text) for text in texts)
-        return [msgspec.json.decode(payload) for payload in payloads if payload is not None]
+        found = _decoded([one for one in text.splitlines() if sought in one])
+        return [entry for entry in found if entry.get(name) == value]
+
+    def _read(self) -> bytes:
+        try:
+            return self._path.read_bytes()
+        except FileNotFoundError:
+            return b""
 
     def add(self, entry: dict[str, Any]) -> None:
         """Note a finished run; several processes may do so at once.
@@ -59,6 +68,10 @@ class History:
                 file.sync()
             finally:
                 file.close()
+
+
+def _decoded(lines: list[bytes]) -> list[dict[str, Any]]:
+    return [msgspec.json.decode(payload) for one in lines if (payload := payload_of(one)) is not None]
 
 
 class Claim:
@@ -132,7 +145,7 @@ class Claim:
             return False
         folder = entry["folder"] = self.folder.name
         # A process that died between these two steps leaves the run in both places; whoever comes next only removes it.
-        if all(finished.get("folder") != folder for finished in self._history.entries()):
+        if not self._history.entries_with("folder", folder):
             self._history.add(entry)
         self.ledger.close()
         # The copy goes first, so that it tells of a journal that should be there; the ledger goes last: a journal that

@@ -26,6 +26,7 @@ from . import wire
 from .chunks import Chunk
 from .errors import ApiKeyError, ApiRefusedError, ApiTooLargeError, ApiUnavailableError
 from .lines import Links
+from .oddities import plain
 from .settings import Settings, is_loopback
 from .transport import DeadlineAdapter, head_of
 
@@ -106,7 +107,7 @@ class Client:
         self.max_body_bytes = settings.max_body_bytes
         self._clock = clock
         self._make_way = make_way
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.trust_env = not is_loopback(settings.endpoint)
         self._session.auth = _no_auth  # with none set, requests would look into netrc
         self._adapter = DeadlineAdapter()
@@ -349,6 +350,13 @@ class Client:
             raise ApiUnavailableError(f"{error}; is a proxy between here and {self._endpoint}?", status=200) from error
 
 
+class _Session(requests.Session):
+    """Does not look where a redirect leads: for that requests would unpack all of its body, however large that is."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None, as for an answer that is no redirect."""
+
+
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
@@ -361,7 +369,8 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    """An error in one line; it may quote what a server sent in the place of HTTP."""
+    return plain(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, 300)
 
 
 def _retry_after(headers: Headers) -> float | None:

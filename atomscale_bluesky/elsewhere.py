@@ -27,6 +27,7 @@ from .errors import SpoolError
 from .ledger import LedgerReader
 from .lines import Settle
 from .locks import RunLock
+from .oddities import plain
 from .reading import LEDGER, read_header
 from .service import ALREADY_SERVED, KEY_REFUSED, LOG, Order, is_served, served_by
 from .settings import Settings
@@ -297,7 +298,7 @@ class Elsewhere:
             words = (self._settings.spool_path / LAST_WORDS).read_text(errors="replace").strip()
         except OSError:
             return ""
-        return f" ({words.splitlines()[-1][:500]})" if words else ""
+        return f" ({plain(words.splitlines()[-1], 500)})" if words else ""
 
     def _starting_is_over(self) -> None:
         if self._starting is not None:
@@ -381,7 +382,7 @@ class _LogOf:
         for text in texts:
             parts = text.decode(errors="replace").split(" ", 3)  # date, time, level, message
             if len(parts) == 4 and parts[2] in {"WARNING", "ERROR"}:
-                _logger.log(logging.getLevelName(parts[2]), "%s", parts[3])
+                _logger.log(logging.getLevelName(parts[2]), "%s", plain(parts[3]))
 
     def _size(self) -> int:
         try:

@@ -26,30 +26,54 @@ class Past:
     until: dict[str, float] = field(default_factory=dict)  # by time base, the time of the last row that was kept
 
 
-def past_of(spool: Spool, run_uid: str) -> Past | None:
-    """What is known of a run; None if it is in neither spool nor history. Reads what is in the spool of it."""
-    # The spool first: what leaves it meanwhile is in the history by then.
-    found = [*_in_spool(spool, run_uid), *_in_history(spool, run_uid)]
-    if not found:
-        return None
-    until: dict[str, float] = {}
-    for past in found:
-        for time_base, time in past.until.items():
-            until[time_base] = max(time, until.get(time_base, time))
-    return Past(found[0].content, any(past.ended for past in found), until)
+class PastRuns:
+    """The runs of a spool and its history by their uids. Each header is read once, those of now at construction.
 
+    So what a start document waits for does not grow with the runs that wait: of these it reads one folder's names.
+    """
 
-def _in_history(spool: Spool, run_uid: str) -> Iterator[Past]:
-    for entry in spool.history():
-        if entry.get("run_uid") == run_uid:
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._uids: dict[str, str] = {}  # by folder name
+        self._look()
+
+    def of(self, run_uid: str) -> Past | None:
+        """What is known of a run; None if it is in neither spool nor history. Reads what is in the spool of it."""
+        # The spool first: what leaves it meanwhile is in the history by then.
+        found = [*self._in_spool(run_uid), *self._in_history(run_uid)]
+        if not found:
+            return None
+        until: dict[str, float] = {}
+        for past in found:
+            for time_base, time in past.until.items():
+                until[time_base] = max(time, until.get(time_base, time))
+        return Past(found[0].content, any(past.ended for past in found), until)
+
+    def _look(self) -> None:
+        # A new one in the place of the old: several threads may ask, and none waits for another.
+        known = self._uids
+        self._uids = {name: known.get(name) or _uid_in(self._spool.path / name) for name in self._spool.run_names()}
+
+    def _in_history(self, run_uid: str) -> Iterator[Past]:
+        for entry in self._spool.history_of(run_uid):
             yield Past(str(entry.get("content", "")), not entry.get("interrupted"), dict(entry.get("until") or {}))
 
+    def _in_spool(self, run_uid: str) -> Iterator[Past]:
+        self._look()
+        for name in [name for name, uid in self._uids.items() if uid == run_uid]:
+            folder = self._spool.path / name
+            header = read_header(folder)
+            if header is not None:
+                yield _as_kept(self._spool, folder, header.content)
 
-def _in_spool(spool: Spool, run_uid: str) -> Iterator[Past]:
-    for folder in spool.run_folders():
+
+def _uid_in(folder: Path) -> str:
+    """The uid of the run in a folder; none while it has no header that can be read, which concerns no other run."""
+    try:
         header = read_header(folder)
-        if header is not None and header.run_uid == run_uid:
-            yield _as_kept(spool, folder, header.content)
+    except OSError:  # a SpoolError is one
+        return ""
+    return header.run_uid if header else ""
 
 
 def _as_kept(spool: Spool, folder: Path, content: str) -> Past:

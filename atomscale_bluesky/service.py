@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
@@ -109,11 +110,24 @@ def is_served(settings: Settings) -> bool:
     return is_held(served_by(settings))
 
 
+class _PrivateLog(RotatingFileHandler):
+    """A log for its owner alone, whatever the umask; one that is there already is closed to others."""
+
+    def _open(self) -> TextIOWrapper:
+        def private(path: str, flags: int) -> int:
+            descriptor = os.open(path, flags, 0o600)
+            if hasattr(os, "fchmod"):
+                os.fchmod(descriptor, 0o600)
+            return descriptor
+
+        return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=private)
+
+
 def main() -> int:
     """The process that a callback starts: its order is one line of JSON, and the end of the input that callback's."""
     with open(0, "rb", closefd=False) as given:  # noqa: SIM115, PTH123 - a descriptor
         order = msgspec.json.decode(given.readline(), type=Order)
-    handler = RotatingFileHandler(order.settings.spool_path / LOG, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
+    handler = _PrivateLog(order.settings.spool_path / LOG, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     logger = logging.getLogger("atomscale_bluesky")
     logger.addHandler(handler)

@@ -202,8 +202,12 @@ class Spool:
 
     def run_folders(self) -> list[Path]:
         """The folders of the runs that are not finished, oldest first."""
+        return [self.path / name for name in sorted(self.run_names())]
+
+    def run_names(self) -> list[str]:
+        """The names of these folders, in no order; for thousands of runs a tenth of the price."""
         with os.scandir(self.path) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
     def changed_at(self) -> int:
         """When a run last came or went, as its file system tells; for comparing only."""
@@ -268,6 +272,10 @@ class Spool:
     def history(self) -> list[dict[str, Any]]:
         """What is kept of finished runs, oldest first."""
         return self._history.entries()
+
+    def history_of(self, run_uid: str) -> list[dict[str, Any]]:
+        """What is kept of one finished run, of each time that it was taken."""
+        return self._history.entries_with("run_uid", run_uid)
 
     def _remove_corpse(self, folder: Path) -> None:
         """Remove the folder of a run of which there is no header, because its writer or its machine died at once.

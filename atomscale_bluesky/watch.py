@@ -93,10 +93,9 @@ class SpoolWatch:
         """What a run became in Atomscale, be it under way, waiting or finished; empty for one that is not known."""
         found = [stream for run in self.status() if run.run_uid == run_uid for stream in run.streams]
         known = {stream.label for stream in found}
-        for entry in self._spool.history():  # read last: a run that is finished meanwhile is here
-            if entry.get("run_uid") == run_uid:
-                streams = msgspec.convert(entry.get("streams") or [], list[StreamStatus])
-                found += [stream for stream in streams if stream.label not in known]
+        for entry in self._spool.history_of(run_uid):  # read last: a run that is finished meanwhile is here
+            streams = msgspec.convert(entry.get("streams") or [], list[StreamStatus])
+            found += [stream for stream in streams if stream.label not in known]
         return tuple(found)
 
 
