@@ -7,6 +7,7 @@ all runs share. A wrong key makes everything wait, slowly and loudly. Waiting it
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,9 @@ VERIFY_LOOKS = 8
 
 # After how long the same trouble is said again.
 NAG_S = (60.0, 300.0, 900.0, 3600.0)
+# A trouble that comes back so soon after it was over is the same one, which comes and goes; but one that lasts for the
+# first of the intervals above is said, whatever was said before.
+CALM_S = 300.0
 LONGEST_LINK_PAUSE_S = 60.0
 
 
@@ -49,6 +53,9 @@ class Answers:
         self._succeeded_at = 0.0
         self._note = TroubleNote(Path(self._spool), self._endpoint)
         self._trouble_since: float | None = None
+        self._trouble_was = (-math.inf, 0.0)  # when it was over last, and since when it came and went
+        self._unrest_since = 0.0  # the present trouble's beginning, or that of the first of those that come and go
+        self._said = False  # whether the present trouble was said
         self._nags = 0
         self._next_nag = 0.0
 
@@ -172,14 +179,20 @@ class Answers:
         """Say that data wait, once, and again at growing intervals."""
         self._note.failed(str(error))
         if self._trouble_since is None:
-            self._trouble_since, self._nags, self._next_nag = now, 0, now
-        if now < self._next_nag:
+            self._trouble_since = now
+            over, since = self._trouble_was
+            self._unrest_since = since if now - over < CALM_S else now
+            if self._unrest_since == now:
+                self._nags, self._next_nag = 0, now
+        if now < self._next_nag and (self._said or now - self._trouble_since < NAG_S[0]):
             return
         advice = "check the API key" if isinstance(error, ApiKeyError) else "it is tried again until it works"
+        on_and_off = "on and off " if self._unrest_since < self._trouble_since else ""
         _logger.warning(
-            "Atomscale at %s does not take data (for %.0f s now); readings are kept in %s, %s: %s",
-            self._endpoint, now - self._trouble_since, self._spool, advice, error,
+            "Atomscale at %s does not take data (%sfor %.0f s now); readings are kept in %s, %s: %s",
+            self._endpoint, on_and_off, now - self._unrest_since, self._spool, advice, error,
         )  # fmt: skip
+        self._said = True
         self._next_nag = now + NAG_S[min(self._nags, len(NAG_S) - 1)]
         self._nags += 1
 
@@ -189,8 +202,10 @@ class Answers:
         self._note.answered()
         self.key_refused_since = None
         if self._trouble_since is not None:
-            _logger.info("Atomscale at %s takes data again", self._endpoint)
-            self._trouble_since = None
+            if self._said:
+                _logger.info("Atomscale at %s takes data again", self._endpoint)
+            self._trouble_since, self._said = None, False
+            self._trouble_was = (self._succeeded_at, self._unrest_since)
 
 
 def _what_it_named(task: Task, reason: str) -> str:

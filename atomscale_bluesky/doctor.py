@@ -11,11 +11,12 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from .client import Client
 from .clock import CLOCK_WARNS_S, measure, told
-from .errors import ApiError, ApiKeyError, SpoolError
+from .errors import ApiError, ApiKeyError, ApiRefusedError, SpoolError
 from .room import network_file_system
 from .settings import Settings, is_loopback
 from .spool import Spool
@@ -66,30 +67,41 @@ def _key_is_there(settings: Settings) -> Check:
 
 
 def _server(settings: Settings, client: Client) -> Iterator[Check]:
-    host = urlsplit(settings.endpoint).hostname
     try:
         clock = measure(client)
+    except (ApiKeyError, ApiRefusedError) as error:  # it answers all the same
+        yield Check("server", Result.PASSED, f"{settings.endpoint} answers")
+        yield _tls(settings)
+        yield Check("clock", Result.WARNING, f"the server does not tell its time: {error}",
+                    "see yourself that the host's clock is set by NTP")  # fmt: skip
     except ApiError as error:
-        yield Check(
-            "server", Result.FAILED, str(error), "check the network, the proxy and `endpoint`; runs are spooled"
-        )
+        if "certificate" in str(error).lower():
+            yield Check("TLS", Result.FAILED, str(error),
+                        "name your site's own authority by `ca_bundle`; else somebody is in between")  # fmt: skip
+        else:
+            yield Check("server", Result.FAILED, str(error),
+                        "check the network, the proxy and `endpoint`; runs are spooled")  # fmt: skip
         return
-    yield Check("server", Result.PASSED, f"{settings.endpoint} answers in {clock.delay_s * 1e3:.0f} ms")
-    if settings.endpoint.startswith("https:"):
-        yield Check("TLS", Result.PASSED, f"the certificate of {host} is trusted")
-    elif is_loopback(settings.endpoint):
-        yield Check("TLS", Result.PASSED, "none needed: the server is on this machine")
     else:
-        yield Check("TLS", Result.WARNING, "the API key travels readable over plain http", "use an https endpoint")
-    off = abs(clock.offset_s) > CLOCK_WARNS_S + clock.delay_s / 2
-    yield Check(
-        "clock",
-        Result.WARNING if off else Result.PASSED,
-        told(clock.offset_s, clock.delay_s),
-        "let the host's clock be set by NTP" if off else "",
-    )
+        yield Check("server", Result.PASSED, f"{settings.endpoint} answers in {clock.delay_s * 1e3:.0f} ms")
+        yield _tls(settings)
+        off = abs(clock.offset_s) > CLOCK_WARNS_S + clock.delay_s / 2
+        yield Check(
+            "clock",
+            Result.WARNING if off else Result.PASSED,
+            told(clock.offset_s, clock.delay_s),
+            "let the host's clock be set by NTP" if off else "",
+        )
     if settings.api_key:
         yield from _key_works(settings, client)
+
+
+def _tls(settings: Settings) -> Check:
+    if settings.endpoint.startswith("https:"):
+        return Check("TLS", Result.PASSED, f"the certificate of {urlsplit(settings.endpoint).hostname} is trusted")
+    if is_loopback(settings.endpoint):
+        return Check("TLS", Result.PASSED, "none needed: the server is on this machine")
+    return Check("TLS", Result.WARNING, "the API key travels readable over plain http", "use an https endpoint")
 
 
 def _key_works(settings: Settings, client: Client) -> Iterator[Check]:
@@ -117,7 +129,7 @@ def _key_works(settings: Settings, client: Client) -> Iterator[Check]:
 def _spool(settings: Settings) -> Iterator[Check]:
     path = settings.spool_path
     if not path.exists():
-        yield Check("spool", Result.PASSED, f"{path} is made when it is first needed")
+        yield _can_be_made(path)
         return
     mode = stat.S_IMODE(path.stat().st_mode)
     try:
@@ -148,11 +160,24 @@ def _spool(settings: Settings) -> Iterator[Check]:
     yield _leftovers(spool)
 
 
+def _can_be_made(path: Path) -> Check:
+    above = next(folder for folder in path.parents if folder.exists())
+    if above.is_dir() and os.access(above, os.W_OK | os.X_OK):
+        return Check("spool", Result.PASSED, f"{path} is made when it is first needed")
+    why = "cannot be written" if above.is_dir() else "is no folder"
+    return Check("spool", Result.FAILED, f"{path} cannot be made: {above} {why}", "choose another `spool_dir`")
+
+
 def _leftovers(spool: Spool) -> Check:
     try:
         runs = SpoolWatch(spool).status()
     except SpoolError as error:
         return Check("leftovers", Result.FAILED, str(error), "update the package, or move that run's folder away")
+    damaged = [run for run in runs if run.state == "unreadable"]
+    if damaged:
+        return Check("leftovers", Result.WARNING,
+                     f"runs that cannot be read: {len(damaged)}; {damaged[0].folder}: {damaged[0].problem}",
+                     "they are kept; update the package, or move their folders away")  # fmt: skip
     parked = [run for run in runs if run.state == "parked"]
     if parked:
         return Check("leftovers", Result.WARNING, f"runs that wait for a person: {len(parked)}; {parked[0].problem}",

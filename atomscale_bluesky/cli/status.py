@@ -55,8 +55,8 @@ def status(with_finished: bool, spool_dir: Path | None, as_json: bool, watched: 
     Shows the runs that are not delivered whole: what was seen, delivered, waits, was refused or left out, and why; and
     for how long the oldest point has been waiting. Works while the RunEngine's process lives, and after it has died.
 
-    The exit code is 1 if something needs a person: a run that is parked, a chunk that was refused, a point that was
-    lost. It is 0 otherwise, also while points wait.
+    The exit code is 1 if something needs a person: a run that is parked or cannot be read, a chunk that was refused, a
+    point that was lost. It is 0 otherwise, also while points wait.
     """
     from ..settings import Settings
 
@@ -170,7 +170,7 @@ def open_spool(settings: Settings) -> Spool | None:
 
 def needs_a_person(run: RunStatus) -> bool:
     """Whether something of the run does not move by itself."""
-    return run.state == "parked" or run.points.refused > 0 or run.points.lost > 0
+    return run.state in {"parked", "unreadable"} or run.points.refused > 0 or run.points.lost > 0
 
 
 def _shown(settings: Settings, runs: Status, finished: list[dict[str, Any]], now: float) -> Iterator[RenderableType]:
@@ -204,8 +204,14 @@ def _shown(settings: Settings, runs: Status, finished: list[dict[str, Any]], now
 
 
 def _run(run: RunStatus, now: float, endpoint: str) -> Iterator[RenderableType]:
-    yield _headline(run.label, run.state, run.run_uid, run.started)
     table = _table()
+    if run.state == "unreadable":
+        yield Text.assemble((f"a run in {plain(run.folder)}", "bold"), "  ", (run.state, _STATES[run.state]))
+        table.add_row("problem", Text(plain(run.problem, limit=1000), style="bold red"))
+        yield table
+        yield Text()
+        return
+    yield _headline(run.label, run.state, run.run_uid, run.started)
     if run.endpoint not in {"", endpoint}:
         table.add_row("endpoint", Text(f"{plain(run.endpoint)}, not {plain(endpoint)}", style="yellow"))
     table.add_row("points", _sum_of(run.points))
