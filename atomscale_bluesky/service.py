@@ -120,7 +120,7 @@ class _PrivateLog(RotatingFileHandler):
                 os.fchmod(descriptor, 0o600)
             return descriptor
 
-        return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=private)
+        return open(self.baseFilename, "a", encoding=self.encoding, errors=self.errors, opener=private)
 
 
 def main() -> int:

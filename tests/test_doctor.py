@@ -103,6 +103,49 @@ def test_points_that_wait_are_warned_about(server: LocalServer, spool_dir: Path,
     assert "50 points wait" in checks["leftovers"]["found"]
 
 
+def test_a_run_that_cannot_be_read_is_warned_about_and_needs_a_person(server: LocalServer, spool_dir: Path) -> None:
+    folder = spool_dir / "20260101T020000-deadbeef"
+    folder.mkdir(parents=True)
+    for name in ("journal-0001.jsonl", "head.jsonl"):
+        (folder / name).write_bytes(b"damaged\n")
+
+    _, checks = doctor(server, spool_dir)
+    status = run("status", url=server.url, key=server.api_key, spool_dir=spool_dir, COLUMNS="500")
+
+    assert checks["leftovers"]["result"] == "warning"
+    assert folder.name in checks["leftovers"]["found"]
+    assert checks["leftovers"]["remedy"]
+    assert status.returncode == 1
+    assert f"{folder}  unreadable" in status.stdout
+    assert "1970" not in status.stdout
+
+
+def test_a_spool_that_cannot_be_made_fails_before_a_run_finds_out(server: LocalServer, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "spool"
+    done = run("doctor", "--json", url=server.url, key=server.api_key, spool_dir=path)
+    (check,) = [check for check in json.loads(done.stdout) if check["what"] == "spool"]
+
+    assert (done.returncode, check["result"]) == (1, "failed")
+    assert f"{tmp_path / 'file'} is no folder" in check["found"]
+    assert "spool_dir" in check["remedy"]
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_server_that_does_not_tell_its_time_answers_all_the_same(
+    server: LocalServer, spool_dir: Path, status: int
+) -> None:
+    server.misbehave(Fault(call="time", status=status))
+
+    code, checks = doctor(server, spool_dir)
+
+    assert code == 0
+    assert {what: checks[what]["result"] for what in ("server", "TLS", "clock", "key works")} == {
+        "server": "passed", "TLS": "passed", "clock": "warning", "key works": "passed",
+    }  # fmt: skip
+    assert str(status) in checks["clock"]["found"]
+
+
 @pytest.fixture
 def refused(callback: AtomscaleCallback, server: LocalServer) -> str:
     """A run one of whose chunks was refused; its uid."""

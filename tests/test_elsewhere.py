@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -134,6 +135,40 @@ def test_the_key_is_in_no_command_line_environment_or_log_of_the_process(
     for path in (Path(f"/proc/{pid}/cmdline"), Path(f"/proc/{pid}/environ"), spool_dir / service.LOG):
         if path.exists():
             assert server.api_key.encode() not in path.read_bytes()
+
+
+@posix
+def test_what_the_process_writes_is_for_its_owner_alone_whatever_the_umask(
+    make_callback: MakeCallback, spool_dir: Path, server: LocalServer
+) -> None:
+    spool_dir.mkdir()
+    (spool_dir / service.LOG).touch(mode=0o644)  # by a version that let others read it
+    before = os.umask(0)
+    try:
+        callback = make_callback(uploader="process")
+        for name, doc in growth(points=25):
+            callback(name, doc)
+        assert serving(spool_dir)
+        assert callback.drain(timeout_s=20)
+    finally:
+        os.umask(before)
+
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in spool_dir.rglob("*") if path.is_file()}
+    assert {service.LOG, elsewhere.LAST_WORDS} <= modes.keys()
+    assert set(modes.values()) == {0o600}, modes
+
+
+def test_what_is_passed_on_from_its_log_is_printable(
+    make_callback: MakeCallback, spool_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_callback(uploader="process")
+    serving(spool_dir)
+    with (spool_dir / service.LOG).open("a", encoding="utf-8") as log:
+        log.write("2026-01-01 02:00:00,000 WARNING \x1b[31mred\x07\n")
+
+    wait_until(lambda: "red" in caplog.text)
+    (said,) = [record.getMessage() for record in caplog.records if "red" in record.getMessage()]
+    assert said == "\\x1b[31mred\\x07"
 
 
 def test_the_process_ends_by_itself_when_all_is_delivered_and_its_starter_is_gone(

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +26,8 @@ from waiting import wait_until
 import atomscale_bluesky
 from atomscale_bluesky import ApiUnavailableError, AtomscaleCallback, Settings, SettingsError
 from atomscale_bluesky.client import Client
+from atomscale_bluesky.doctor import Result, examine
+from atomscale_bluesky.findings import Findings, write_findings
 from atomscale_bluesky.server import Fault, LocalServer
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -277,6 +280,20 @@ def test_the_explicit_path_wins_over_the_environment(
 
 
 @pytest.mark.usefixtures("_named")
+def test_doctor_tells_a_certificate_that_is_not_trusted_from_a_server_that_is_not_there(
+    tls: tuple[str, str, list[dict[str, str]]], tmp_path: Path
+) -> None:
+    settings = Settings.load(environ={}, endpoint=tls[0], api_key=KEY, spool_dir=str(tmp_path))
+
+    checks = {check.what: check for check in examine(settings)}
+
+    assert checks["TLS"].result is Result.FAILED
+    assert "certificate" in checks["TLS"].found
+    assert "ca_bundle" in checks["TLS"].remedy
+    assert "server" not in checks
+
+
+@pytest.mark.usefixtures("_named")
 def test_a_certificate_for_another_name_is_refused(tls: tuple[str, str, list[dict[str, str]]]) -> None:
     endpoint, authority, got = tls
 
@@ -303,28 +320,67 @@ def test_what_a_server_says_reaches_the_log_quoted_and_cut(
     assert max(map(len, ours)) < 2000
 
 
-def test_an_answer_that_unpacks_to_many_times_its_size_is_not_unpacked(
-    make_callback: MakeCallback, server: LocalServer
-) -> None:
+def test_an_answer_that_unpacks_to_many_times_its_size_is_not_unpacked() -> None:
     bomb = gzip.compress(bytes(200 * 2**20), 9)
-    listening = socket.create_server(("127.0.0.1", 0))
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n".encode()
+    for endpoint in answering(head + bomb):
+        with pytest.raises(ApiUnavailableError, match="encoding"):
+            ask(endpoint)
+
+
+def answering(answer: bytes) -> Iterator[str]:
+    """The address of a server that answers one request with these bytes, whatever they are."""
+    listening = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
         connection, _ = listening.accept()
         with connection:
             connection.recv(65536)
             with contextlib.suppress(OSError):  # whoever asked has seen enough
-                connection.sendall(head + bomb)
+                connection.sendall(answer)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
-    client = Client(Settings.load(environ={}, endpoint=f"http://127.0.0.1:{listening.getsockname()[1]}", api_key=KEY))
-    with pytest.raises(ApiUnavailableError, match="encoding"):
-        client.find("anything")
-    client.close()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     listening.close()
     thread.join(10)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\x1b[31mEVIL\x07 " + b"x" * 60_000 + b"\r\n\r\n",
+        b"HTTP/1.1 \x1b[31m200 OK\r\n\r\n",
+        b"HTTP/1.1 200 \x1b[31m\r\nContent-Length: \x1b[31m\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\x1b[31m" + b"z" * 3000 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: \x1b[31m\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 \x1b[31m\r\nLocation: http://[\x1b[31m/\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 503 \x1b[31m\r\nRetry-After: \x1b[31m" + b"9" * 5000 + b"\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 503 Busy\r\nRetry-After: " + b"9" * 5000 + b"\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 500 No\r\nContent-Length: 6\r\n\r\n\x1b[31mx",
+    ],
+    ids=lambda answer: repr(answer[:40]),
+)
+def test_what_a_server_sends_in_the_place_of_an_answer_is_an_error_in_one_printable_short_line(answer: bytes) -> None:
+    for endpoint in answering(answer):
+        with pytest.raises(ApiUnavailableError) as raised:
+            ask(endpoint)
+        assert str(raised.value).isprintable()
+        assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_the_body_of_a_redirect_is_not_unpacked_either(status: int) -> None:
+    bomb = gzip.compress(bytes(200 * 2**20), 9)
+    head = f"HTTP/1.1 {status} Go\r\nLocation: /there\r\nContent-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n"
+    for endpoint in answering(head.encode() + bomb):
+        tracemalloc.start()
+        try:
+            with pytest.raises(ApiUnavailableError):
+                ask(endpoint)
+            assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
@@ -419,13 +475,17 @@ def test_folders_are_0700_and_files_0600_whatever_the_umask(
         server.behave()
         assert callback.drain(timeout_s=20)
         wait_until(lambda: (spool_dir / "history.jsonl").exists())
+        wait_until(lambda: (spool_dir / "clock.json").exists())
+        write_findings(spool_dir, Findings(server.url, 0.0, "1", ()))
+        notes = [path for path in spool_dir.iterdir() if path.is_file()]
     finally:
         os.umask(before)
 
     assert len(modes) >= 7
     allowed = {(True, 0o700), (False, 0o600)} | ({(True, 0o700 & ~umask), (False, 0o600 & ~umask)})
     assert set(modes.values()) <= allowed, modes
-    assert all(stat.S_IMODE(path.stat().st_mode) & 0o177 == 0 for path in spool_dir.glob("history*"))
+    assert len(notes) >= 4
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) & 0o177 for path in notes} == {path.name: 0 for path in notes}
 
 
 @posix
@@ -441,3 +501,5 @@ def test_a_spool_that_belongs_to_another_user_is_refused(make_callback: MakeCall
 def test_without_tls_the_key_leaves_for_no_other_machine() -> None:
     with pytest.raises(SettingsError, match="http"):
         Settings.load(environ={}, endpoint="http://api.example.org", api_key=KEY)
+
+    assert Settings.load(environ={}, endpoint="http://api.example.org", api_key=KEY, allow_http=True)

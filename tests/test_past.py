@@ -1,0 +1,93 @@
+"""What is known of a run whose start document comes again, and what looking it up costs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import Document, growth
+
+from atomscale_bluesky import AtomscaleCallback
+
+MakeCallback = Callable[..., AtomscaleCallback]
+
+
+def old(points: int = 3, age_s: float = 3600.0) -> list[Document]:
+    """The documents of a run that began an hour ago."""
+    return [(name, doc | {"time": doc["time"] - age_s} if name == "start" else doc) for name, doc in growth(points)]
+
+
+@pytest.mark.parametrize("waiting", [1, 30])
+def test_a_start_that_may_have_come_before_opens_no_file_of_the_runs_that_wait(
+    make_callback: MakeCallback, monkeypatch: pytest.MonkeyPatch, waiting: int
+) -> None:
+    before = make_callback(offline=True)
+    for _ in range(waiting):
+        for name, doc in old():
+            before(name, doc)
+    before.close()
+    callback = make_callback(offline=True)
+    known = {run.folder for run in callback.status()}
+    opened: list[str] = []
+    real = os.open
+
+    def noted(path: Any, *args: Any, **more: Any) -> int:
+        opened.append(str(path))
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(os, "open", noted)
+    (_, start), *_ = old()
+    callback("start", start)
+    monkeypatch.undo()
+
+    assert len(known) == waiting
+    assert [path for path in opened if str(Path(path).parent) in known] == []
+    assert len(callback.status()) == waiting + 1
+
+
+def test_a_run_that_another_process_has_begun_since_is_known_all_the_same(make_callback: MakeCallback) -> None:
+    documents = old()
+    callback, other = make_callback(offline=True), make_callback(offline=True)
+    for name, doc in documents:
+        other(name, doc)
+    for name, doc in documents:
+        callback(name, doc)
+
+    assert callback.ignored == {"run taken before": 1}
+
+
+def test_a_damaged_run_in_the_spool_keeps_no_other_from_beginning(make_callback: MakeCallback, spool_dir: Path) -> None:
+    folder = spool_dir / "20260101T020000-deadbeef"
+    folder.mkdir(parents=True)
+    (folder / "journal-0001.jsonl").write_bytes(b'6faacdeb {"kind":"from a newer version"}\n')
+    callback = make_callback(offline=True)
+    for name, doc in old():
+        callback(name, doc)
+
+    assert callback.ignored == {}
+    assert sum(run.points.seen for run in callback.status()) == 6
+
+
+def test_of_a_long_history_the_one_run_is_found_whatever_the_others_quote(
+    make_callback: MakeCallback, spool_dir: Path
+) -> None:
+    callback = make_callback()
+    documents = old()
+    uid = documents[0][1]["uid"]
+    for name, doc in documents:
+        callback(name, doc)
+    assert callback.drain(timeout_s=10)
+    for label in (uid, f'"run_uid":"{uid}"'):  # another run whose label quotes it
+        for name, doc in growth(points=1, start_metadata={"plan_name": label}):
+            callback(name, doc)
+    assert callback.drain(timeout_s=10)
+    callback.close()
+
+    again = make_callback()
+    assert len(again.streams(uid)) == 1
+    for name, doc in documents:
+        again(name, doc)
+    assert again.ignored == {"run taken before": 1}
