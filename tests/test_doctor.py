@@ -223,6 +223,31 @@ def test_settle_completes_a_run_whose_stop_never_came(
     assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 50)]
 
 
+def test_a_run_that_has_stopped_needs_no_settling(refused: str, server: LocalServer, spool_dir: Path) -> None:
+    done = run("settle", refused, url=server.url, key=server.api_key, spool_dir=spool_dir)
+
+    assert done.returncode == 1
+    assert "there is nothing to settle" in done.stderr
+
+
+def test_a_status_says_whether_anybody_delivers_what_waits(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    def said() -> str:
+        return run("status", url=server.url, key=server.api_key, spool_dir=spool_dir).stdout
+
+    server.unreachable()
+    with make_callback() as callback:
+        for name, doc in growth(points=25):
+            callback(name, doc)
+        wait_until(lambda: list(spool_dir.glob("*/ledger.jsonl")))
+        living = said()
+        callback.close(timeout_s=0)
+    assert "50 points waiting" in living
+    assert "Nobody delivers" not in living
+    assert "Nobody delivers at present" in said()
+
+
 def test_a_run_that_is_not_there_is_said_so(server: LocalServer, spool_dir: Path) -> None:
     spool_dir.mkdir()
     done = run("retry", "nothing", url=server.url, key=server.api_key, spool_dir=spool_dir)

@@ -134,7 +134,11 @@ def settle(run: str, spool_dir: Path | None) -> int:
     by itself.
     """
     from ..lines import Settle
+    from ..reading import stop_of
 
+    found = _find(_spool(spool_dir), run)
+    if found.state != "unreadable" and stop_of(Path(found.folder)) is not None:
+        raise click.ClickException(f"run {found.run_uid[:8]} has its stop document; there is nothing to settle")
     return _order(run, spool_dir, Settle(), "is completed as interrupted")
 
 

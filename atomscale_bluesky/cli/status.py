@@ -83,6 +83,7 @@ class _Look:
         self._watch: SpoolWatch | None = None
         self._with_finished = with_finished
         self.now = 0.0
+        self.delivered_by_somebody = False
         self.found: tuple[Status, list[dict[str, Any]]] = (Status(), [])
 
     def again(self) -> None:
@@ -94,13 +95,15 @@ class _Look:
         if self._spool is not None:
             self._watch = self._watch or SpoolWatch(self._spool)
             self.found = (self._watch.status(), self._spool.history() if self._with_finished else [])
+            folders = (Path(run.folder) for run in self.found[0])
+            self.delivered_by_somebody = any(map(self._spool.uploader_alive, folders))
         self.now = time.time()
 
     @property
     def found_to_tell(self) -> tuple[object, ...]:
         """What is worth another line when it changes."""
         runs, finished = self.found
-        return tuple(runs), runs.trouble and runs.trouble.since, finished
+        return tuple(runs), runs.trouble and runs.trouble.since, finished, self.delivered_by_somebody
 
     @property
     def exit_code(self) -> int:
@@ -109,7 +112,9 @@ class _Look:
 
     def shown(self) -> Iterator[RenderableType]:
         """It, for a person."""
-        return _shown(self._settings, *self.found, self.now)
+        yield from _shown(self._settings, *self.found, self.now)
+        if self.found[0].points.waiting and not self.delivered_by_somebody:
+            yield Text("Nobody delivers at present: the next session will, or now `atomscale-bluesky upload`.")
 
     def as_json(self) -> dict[str, Any]:
         """It, for a program."""
