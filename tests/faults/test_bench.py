@@ -38,6 +38,12 @@ def test_the_oracle_sees_points_that_are_lost_doubled_or_wrong() -> None:
         assert judge(b.server, late).wrong > 0
 
 
+def test_the_bench_waits_long_for_what_it_asks_the_server_itself() -> None:
+    with bench("patience", 1) as b:
+        assert b.server.streams() == []
+        assert b.server.control._timeout_s > 10 * b.settings()["request_timeout_s"]
+
+
 def _later(event: dict[str, Any]) -> dict[str, Any]:
     later = {key: stamp + 0.001 for key, stamp in event["timestamps"].items()}
     return event | {"time": event["time"] + 0.001, "timestamps": later}
