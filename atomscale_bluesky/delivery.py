@@ -94,6 +94,7 @@ class Delivery:
         self.in_flight = 0
         self.to_settle = False  # a person says that the stop document will never come
         self.failed: deque[Task] = deque()
+        self._idle = False  # asked for a task it had none, and nothing has come since
         self._now = now
         self._apart: dict[int, set[str]] = {}
         self._flying: Counter[int] = Counter()  # tasks under way, by stream
@@ -156,6 +157,12 @@ class Delivery:
         """Whether the journal, as far as it was read, holds the run's stop."""
         return self.cutting.account.stop is not None
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether the stopped run stays as it is until a person has mended something, or a good while has passed."""
+        moves = self.in_flight or self.failed or self.finished or self._again or not self.cutting.at_end
+        return self.stopped and self._idle and not moves
+
     def status(self) -> RunStatus:
         """The run as people and programs see it."""
         return self.cutting.account.status(self.state)
@@ -174,8 +181,11 @@ class Delivery:
             now: Monotonic time; failed tasks come back when their time has come.
         """
         self.previews.asked_at = now
-        if self._again:
-            return None
+        task = None if self._again else self._next_task(now)
+        self._idle = task is None
+        return task
+
+    def _next_task(self, now: float) -> Task | None:
         if self.parked or self.state.discarded:
             self.cutting.look(count_only=True)
             return self._taken(self._resolve(now))
@@ -697,6 +707,7 @@ class Delivery:
 
     def _returned(self, task: Task) -> None:
         self.in_flight -= 1
+        self._idle = False
         self._out.discard(task.kind)
         self._flying[task.stream] -= 1
         self._pushing[task.stream] -= task.kind is Kind.PUSH

@@ -3,7 +3,8 @@
 A run is claimed through its lock, so no two uploaders have the same one. What goes wrong with one run's files costs
 that run its turn and no other's: it is let go of, and a later scan starts again from what its files say.
 
-Bounded: at most `MAX_ACTIVE` runs; more wait in the spool for their turn.
+Bounded: at most `MAX_ACTIVE` runs; more wait in the spool for their turn. A run that waits for a person keeps no other
+from its turn: it is set aside, and taken up again when a person orders something, or when there is room.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from .claim import endpoint_of
+from .claim import endpoint_of, read_orders
 from .courtesy import Courtesy
 from .delivery import Delivery
 from .errors import SpoolError
@@ -61,6 +62,7 @@ class Roster:
         self._deliveries: dict[Path, Delivery] = {}
         self._turn: deque[Path] = deque()  # whose task comes next
         self._foreign: set[Path] = set()  # runs for another endpoint, said once
+        self._aside: dict[Path, int] = {}  # runs that made way for others, and how many orders they had obeyed
         self._troubled: set[Path] = set()  # runs let go of until a later scan: not drained
 
     def __iter__(self) -> Iterator[Delivery]:
@@ -83,7 +85,7 @@ class Roster:
     @property
     def anything_left(self) -> bool:
         """Whether a run of these is not delivered as far as it could be; asked when nothing moves any more."""
-        return bool(self._troubled) or any(
+        return bool(self._troubled or self._aside) or any(
             delivery.stopped
             or delivery.parked
             or any(s.parked or s.refused or s.links_refused for s in delivery.state.streams.values())
@@ -111,12 +113,17 @@ class Roster:
             return
         self.more_runs = self.unready = False
         self._troubled.intersection_update(folders)
+        for gone in self._aside.keys() - set(folders):
+            del self._aside[gone]
         for folder in folders:
-            if folder in self._deliveries:
+            if folder in self._deliveries or self._rests(folder):
                 continue
-            if len(self._deliveries) >= MAX_ACTIVE:
+            if len(self._deliveries) >= MAX_ACTIVE and not self._make_room():
                 self.more_runs = True  # looked at as soon as one is finished
                 return
+            self.claim(folder)
+        for folder in list(self._aside)[: max(0, MAX_ACTIVE - len(self._deliveries))]:
+            del self._aside[folder]
             self.claim(folder)
 
     def claim(self, folder: Path) -> None:
@@ -156,6 +163,39 @@ class Roster:
         self._troubled.discard(folder)
         self._deliveries[folder] = delivery
         self._turn.append(folder)
+
+    @property
+    def can_make_room(self) -> bool:
+        """Whether runs wait for their turn, and one that waits for a person may make way for them."""
+        return self.more_runs and any(map(self._may_make_way, self))
+
+    def _make_room(self) -> bool:
+        """Let go of a run that waits for a person; whether there was one."""
+        delivery = next(filter(self._may_make_way, self), None)
+        if delivery is None:
+            return False
+        folder = delivery.claim.folder
+        self._aside[folder] = delivery.state.orders_obeyed
+        self.guarded(delivery, delivery.say_what_is_left)
+        if self.holds(delivery):
+            delivery.close()
+            self._forget(folder)
+        return True
+
+    def _may_make_way(self, delivery: Delivery) -> bool:
+        return delivery.at_rest and delivery.claim.folder not in self.own
+
+    def _rests(self, folder: Path) -> bool:
+        """Whether a run was set aside, and nobody has ordered anything since."""
+        if folder not in self._aside:
+            return False
+        try:
+            if len(read_orders(folder)) == self._aside[folder]:
+                return True
+        except (SpoolError, OSError):
+            pass  # said when it is taken up
+        del self._aside[folder]
+        return False
 
     def finish_runs(self) -> bool:
         """Move the runs that are finalized whole into the history; whether there is room for others again."""

@@ -194,7 +194,7 @@ class Uploader:
             self._roster.scan()
             self._next_scan = self._monotonic() + SCAN_S
         busy = self._hand_out()
-        if self._roster.finish_runs():
+        if self._roster.finish_runs() or self._roster.can_make_room:
             self._next_scan = 0.0
         if self._roster.start_again_where_due():
             self.wake()
