@@ -27,6 +27,8 @@ VERIFY_LOOKS = 8
 
 # After how long the same trouble is said again.
 NAG_S = (60.0, 300.0, 900.0, 3600.0)
+# A failure after which nothing is tried for so long is told at once to who asks: a refused key, a server that asks to wait.
+LASTING_S = 2.0
 # A trouble that comes back so soon after it was over is the same one, which comes and goes; but one that lasts for the
 # first of the intervals above is said, whatever was said before.
 CALM_S = 300.0
@@ -177,7 +179,7 @@ class Answers:
 
     def _nag(self, now: float, error: ApiError) -> None:
         """Say that data wait, once, and again at growing intervals."""
-        self._note.failed(str(error))
+        self._note.failed(str(error), lasting=self.pause.until - now >= LASTING_S)
         if self._trouble_since is None:
             self._trouble_since = now
             over, since = self._trouble_was

@@ -27,6 +27,7 @@ class Bar:
         self._out = out
         self._watch = watch
         self._looks = 0
+        self._points = ""
         self._first: dict[str, int] = {}  # waiting points of each run when it was first seen
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -47,8 +48,10 @@ class Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the last state on the terminal."""
+        """Leave the last state."""
         self._progress.stop()
+        if not self._out.is_terminal:
+            self._out.print(self._points)
 
     def look(self) -> None:
         """Look how far it is."""
@@ -57,7 +60,7 @@ class Bar:
             self._first.setdefault(uid, waiting)
         total = sum(max(first, now.get(uid, 0)) for uid, first in self._first.items())
         waiting = sum(now.values())
-        points = f"{number(total - waiting)} of {counted(total, 'point')}"
+        points = self._points = f"{number(total - waiting)} of {counted(total, 'point')}"
         task = next(task for task in self._progress.tasks if task.id == self._task)
         rate = f"{number(round(task.speed))}/s" if task.speed else ""
         self._progress.update(self._task, total=max(total, 1), completed=total - waiting, points=points, rate=rate)

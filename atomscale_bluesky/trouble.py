@@ -48,12 +48,15 @@ class TroubleNote:
         self._written_at: float | None = None
         self._perhaps_there = True  # an uploader before us may have left it
 
-    def failed(self, error: str) -> None:
-        """An attempt failed in a way that keeps everything waiting; a single one is no trouble yet."""
+    def failed(self, error: str, *, lasting: bool = False) -> None:
+        """An attempt failed in a way that keeps everything waiting; a single one is no trouble yet, unless `lasting`."""
         now = self._now()
         if self._since is None:
-            self._since = now
-            return
+            before = read_trouble(self._path.parent)
+            goes_on = before is not None and before.endpoint == self._endpoint  # nobody has got through since
+            self._since = before.since if before is not None and goes_on else now
+            if not (goes_on or lasting):
+                return
         if self._written_at is not None and self._monotonic() - self._written_at < REWRITE_S:
             return
         self._written_at = self._monotonic()

@@ -86,19 +86,18 @@ def test_a_run_that_made_way_for_others_is_taken_up_again_when_a_person_mends_it
     assert callback.drain(timeout_s=60)
 
 
-def test_it_is_taken_up_again_by_itself_when_there_is_room(
-    make_callback: MakeCallback, spool_dir: Path, parked: list[str]
-) -> None:
-    callback = make_callback()
+@pytest.mark.usefixtures("parked")
+def test_it_is_taken_up_again_by_itself_when_there_is_room(make_callback: MakeCallback, spool_dir: Path) -> None:
+    callback, spool = make_callback(), Spool(spool_dir)
     assert not callback.drain(timeout_s=60)
-    first, second = (Path(run.folder) for run in callback.status()[:2])
-    spool = Spool(spool_dir)
-    assert not spool.uploader_alive(first)  # they made way
-    for uid in parked[2:]:
-        order(spool_dir, callback, uid, Discard())
+    first = {folder for folder in spool.run_folders() if spool.uploader_alive(folder)}
+    assert len(first) == 2
+    for folder in first:
+        spool.order(folder, Discard())
 
-    wait_until(lambda: spool.uploader_alive(first) and spool.uploader_alive(second), timeout_s=60)
-    assert len(callback.status()) == 2
+    wait_until(lambda: not first & set(spool.run_folders()), timeout_s=60)
+    wait_until(lambda: sum(map(spool.uploader_alive, spool.run_folders())) == 2, timeout_s=60)
+    assert len(callback.status()) == 3
 
 
 def test_what_is_left_of_a_run_that_makes_way_is_said(

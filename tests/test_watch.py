@@ -80,6 +80,34 @@ def test_what_an_uploader_that_died_has_left_of_its_trouble_goes_with_the_next_a
     assert read_trouble(spool_dir) is None
 
 
+@pytest.mark.parametrize(
+    "fault", [Fault(status=401), Fault(status=503, headers={"Retry-After": "3600"})], ids=["a dead key", "an hour off"]
+)
+def test_one_failure_is_told_at_once_where_the_next_attempt_is_a_while_away(
+    callback: AtomscaleCallback, server: LocalServer, spool_dir: Path, fault: Fault
+) -> None:
+    server.misbehave(fault)
+    for name, doc in growth(points=25):
+        callback(name, doc)
+
+    trouble = wait_until(lambda: read_trouble(spool_dir))
+    assert f"was answered {fault.status}" in trouble.error
+    assert trouble.since == trouble.time  # no second attempt was needed
+
+
+def test_a_trouble_that_a_restart_did_not_end_is_told_since_it_began(spool_dir: Path) -> None:
+    spool_dir.mkdir()
+    for begin in (1000.0, 5000.0):  # two processes, one after the other
+        now = [begin]
+        note = TroubleNote(spool_dir, "https://a.invalid", now=lambda: now[0], monotonic=lambda: now[0])
+        note.failed("no route", lasting=begin == 1000.0)
+
+    elsewhere = TroubleNote(spool_dir, "https://b.invalid", now=lambda: 6000.0)
+    assert (read_trouble(spool_dir).since, read_trouble(spool_dir).time) == (1000.0, 5000.0)
+    elsewhere.failed("no route", lasting=True)
+    assert read_trouble(spool_dir).since == 6000.0
+
+
 def test_a_lasting_trouble_is_written_seldom_and_keeps_its_beginning(spool_dir: Path) -> None:
     spool_dir.mkdir()
     now = [1000.0]
@@ -207,7 +235,8 @@ def test_draining_with_a_bar_tells_how_far_it_is(
         callback(name, doc)
 
     assert callback.drain(timeout_s=10, progress=True)
-    assert "points" in capsys.readouterr().err.replace("\N{NO-BREAK SPACE}", " ")
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == "50 of 50 points"  # where there is no terminal, now and then a line, and one at the end
 
 
 def test_draining_with_a_bar_ends_at_the_time_out(callback: AtomscaleCallback, server: LocalServer) -> None:
