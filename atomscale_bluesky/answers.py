@@ -27,7 +27,7 @@ VERIFY_LOOKS = 8
 
 # After how long the same trouble is said again.
 NAG_S = (60.0, 300.0, 900.0, 3600.0)
-# A failure after which nothing is tried for so long is told at once to who asks: a refused key, a server that asks to wait.
+# A failure after which nothing is tried for so long is told at once to who asks for the status: a refused key, say.
 LASTING_S = 2.0
 # A trouble that comes back so soon after it was over is the same one, which comes and goes; but one that lasts for the
 # first of the intervals above is said, whatever was said before.

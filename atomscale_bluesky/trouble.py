@@ -49,7 +49,7 @@ class TroubleNote:
         self._perhaps_there = True  # an uploader before us may have left it
 
     def failed(self, error: str, *, lasting: bool = False) -> None:
-        """An attempt failed in a way that keeps everything waiting; a single one is no trouble yet, unless `lasting`."""
+        """An attempt failed in a way that keeps everything waiting; a single one is no trouble unless `lasting`."""
         now = self._now()
         if self._since is None:
             before = read_trouble(self._path.parent)

@@ -17,7 +17,7 @@ from runs import growth, held
 from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback, Settings
-from atomscale_bluesky.answers import Answers
+from atomscale_bluesky.answers import CALM_S, Answers
 from atomscale_bluesky.delivery import MAX_FAILED, Delivery
 from atomscale_bluesky.errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
 from atomscale_bluesky.lines import Channel, Edit, Header, Layout, Links, Retry, Stop, encode, encode_row
@@ -389,7 +389,7 @@ def test_that_readings_wait_is_said_at_once_and_again_at_growing_intervals(
     assert said == [0.0, 60.0, 360.0, 1260.0, 4860.0, 8460.0]
 
 
-def test_a_trouble_that_is_over_is_said_to_be_and_the_next_one_is_said_at_once(
+def test_a_trouble_that_is_over_is_said_to_be_and_the_next_one_after_a_calm_is_said_at_once(
     answering: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -401,6 +401,7 @@ def test_a_trouble_that_is_over_is_said_to_be_and_the_next_one_is_said_at_once(
     answering.now = 40.0
     answering.initializes()
     assert caplog.text.count("takes data again") == 1
+    answering.now += CALM_S
     answering.fails(DOWN)
     assert caplog.text.count("does not take data") == 2
     assert caplog.text.count("(for 0 s now)") == 2

@@ -98,8 +98,7 @@ def test_one_failure_is_told_at_once_where_the_next_attempt_is_a_while_away(
 def test_a_trouble_that_a_restart_did_not_end_is_told_since_it_began(spool_dir: Path) -> None:
     spool_dir.mkdir()
     for begin in (1000.0, 5000.0):  # two processes, one after the other
-        now = [begin]
-        note = TroubleNote(spool_dir, "https://a.invalid", now=lambda: now[0], monotonic=lambda: now[0])
+        note = TroubleNote(spool_dir, "https://a.invalid", now=iter([begin]).__next__)
         note.failed("no route", lasting=begin == 1000.0)
 
     elsewhere = TroubleNote(spool_dir, "https://b.invalid", now=lambda: 6000.0)
