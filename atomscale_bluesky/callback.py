@@ -354,11 +354,7 @@ class AtomscaleCallback:
             if known is None and doc["descriptor"] in self._streams_skipped:
                 return
             if known is None and doc["descriptor"] in self._late:
-                run_uid = self._late[doc["descriptor"]]
-                self._oddities.counts[BEHIND_STOP] += 1
-                self._oddities.say_once(
-                    f"late {run_uid}", f"an event of run {run_uid} came behind its stop document and is left out"
-                )
+                self._leave_out_late(doc["descriptor"], 1)
                 return
             if known is None:
                 self._oddities.ignore(
@@ -387,6 +383,9 @@ class AtomscaleCallback:
             known = self._streams.get(doc["descriptor"])
             if known is None and doc["descriptor"] in self._streams_skipped:
                 return
+            if known is None and doc["descriptor"] in self._late:
+                self._leave_out_late(doc["descriptor"], len(doc["uid"]))
+                return
             if known is None:
                 self._oddities.ignore(
                     "event_page", f"a page of descriptor {doc['descriptor']}, which never came, is ignored"
@@ -408,6 +407,14 @@ class AtomscaleCallback:
                 self._keep(run, event_stream, payloads, len(uids), doc.get("data") or ())
             for uid in uids:
                 run.remember(uid)
+
+    def _leave_out_late(self, descriptor: str, events: int) -> None:
+        """Count events behind their run's stop; called with the lock held."""
+        run_uid = self._late[descriptor]
+        self._oddities.counts[BEHIND_STOP] += events
+        self._oddities.say_once(
+            f"late {run_uid}", f"an event of run {run_uid} came behind its stop document and is left out"
+        )
 
     def _keep(self, run: OpenRun, event_stream: EventStream, payloads: list[bytes], events: int, keys: Any) -> None:
         """Append a document's lines, or count its readings as left out; called with the lock held."""

@@ -26,6 +26,8 @@ from .names import is_uuid, name_of, tags_of, uuid_of
 
 # No limit is documented for a stream's name; other names end at 255, so this one is kept below that too.
 MAX_LABEL = 240
+# A text of megabytes is not looked at whole to make a name of it: the plan waits meanwhile.
+MAX_LOOKED_AT = 4000
 NAMESPACE = "atomscale"
 
 
@@ -37,13 +39,22 @@ class RunMetadata(msgspec.Struct, frozen=True):
     points_per_chunk: int | None
 
 
-def validate_metadata(md: Mapping[str, Any]) -> None:
+def validate_metadata(md: Mapping[str, Any], *, require_synth_source_id: bool = False) -> None:
     """Accept or refuse a run's metadata before anything moves: `RE.md_validator = validate_metadata`.
 
+    Args:
+        md: The metadata that will become the start document.
+        require_synth_source_id: Whether to refuse a run that names no growth instrument, too:
+            `RE.md_validator = functools.partial(validate_metadata, require_synth_source_id=True)`.
+
     Raises:
-        MetadataError: The run's streams could not be initialized with them.
+        MetadataError: The run's streams could not be initialized with them, or name no growth instrument.
     """
-    read_metadata(md)
+    if read_metadata(md).links.synth_source_id is None and require_synth_source_id:
+        raise MetadataError(
+            "metadata 'synth_source_id' is missing; name the growth instrument of this run, as in "
+            "`RE(plan, synth_source_id=42)`: `atomscale-bluesky instruments` lists them with their numbers"
+        )
 
 
 def read_metadata(start: Mapping[str, Any], defaults: Links | None = None) -> RunMetadata:
@@ -178,8 +189,8 @@ class _Start(dict[str, Any]):
 
 
 def _one_line(text: str) -> str:
-    """Text without control characters, and with single blanks."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    """Text without control characters, and with single blanks; of a very long one the beginning."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text[:MAX_LOOKED_AT]).split())
 
 
 def _shortened(text: str, limit: int) -> str:

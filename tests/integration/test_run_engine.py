@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -322,6 +323,25 @@ def test_the_validator_refuses_metadata_before_any_device_moves(
     assert callback.drain(timeout_s=20)
     assert [stream.synth_source_id for stream in server.streams()] == [7]
     assert_held(server, recorder.documents)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"synth_source_id": " "}, {"atomscale": {"synth_source_id": None}}])
+def test_the_validator_can_refuse_a_run_that_names_no_instrument_before_any_device_moves(
+    metadata: dict[str, Any], callback: AtomscaleCallback, motor: SynAxis, recorder: Recorder, server: LocalServer
+) -> None:
+    engine = RunEngine(context_managers=[])
+    engine.subscribe(callback)
+    engine.subscribe(recorder)
+    engine.md_validator = partial(validate_metadata, require_synth_source_id=True)
+
+    with pytest.raises(MetadataError, match=r"name the growth instrument of this run, as in `RE\(plan, synth_source_id"):
+        engine(scan([det1], motor, 3, 5, 5), **metadata)
+    assert motor.position == 0
+    assert recorder.documents == []
+    engine(scan([det1], motor, 3, 5, 5), atomscale={"synth_source_id": 7})
+
+    assert callback.drain(timeout_s=20)
+    assert [stream.synth_source_id for stream in server.streams()] == [7]
 
 
 def test_runs_within_a_run_have_streams_and_metadata_of_their_own(
