@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import bluesky.plan_stubs as bps
@@ -26,6 +27,7 @@ from runs import Recorder, held
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.account import RunStatus
+from atomscale_bluesky.metadata import MAX_LABEL
 from atomscale_bluesky.server import ChannelPoints, LocalServer, StreamState
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -743,10 +745,11 @@ def test_events_that_come_after_their_runs_stop_are_counted_and_break_nothing(
     late = primary.compose_event(data={"a": 2}, timestamps={"a": run.time})
     run.stop()
     run.give("event", late)
+    run.give("event_page", page_of(primary, 3, a=[3, 4], times=[run.time, run.time]))
 
     assert callback.drain(timeout_s=10)
     assert [stream.points for stream in server.streams()] == [1]
-    assert callback.ignored == {"event behind its run's stop": 1}
+    assert callback.ignored == {"event behind its run's stop": 3}
 
 
 def test_a_descriptor_that_never_came_costs_its_events_and_no_others(
@@ -805,6 +808,40 @@ def test_metadata_that_no_encoder_takes_do_no_harm(
 
     assert callback.drain(timeout_s=10)
     assert sorted((stream.status, stream.points) for stream in server.streams()) == [("success", 1), ("success", 2)]
+
+
+def test_of_a_start_document_only_what_is_needed_is_kept_and_so_can_leave_the_machine(
+    quiet: AtomscaleCallback, spool_dir: Path
+) -> None:
+    run = Run(
+        quiet, plan_name="grow", tags=["night shift"], recipe="confidential", operator={"name": "confidential"},
+        sample="confidential", plan_args={"notes": ["confidential"]},
+    )  # fmt: skip
+    run.event(run.describe("a"), a=1)
+    run.stop(exit_status="success", reason="")
+
+    kept = b"".join(path.read_bytes() for path in spool_dir.rglob("*") if path.is_file())
+    assert b"night shift" in kept
+    assert b"grow" in kept
+    assert b"confidential" not in kept
+
+
+def test_texts_of_ten_megabytes_in_metadata_and_names_are_cut_and_cost_no_point(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    long = "x" * 10**7
+    run = Run(callback, plan_name=long, recipe=long, sample=long)
+    primary = run.describe(long, a={**NUMBER, "units": long})
+    for n in range(3):
+        run.event(primary, **{long: n, "a": n})
+    run.stop(exit_status="fail", reason=long)
+
+    assert callback.drain(timeout_s=10)
+    (stream,) = server.streams()
+    assert (stream.status, stream.points) == ("success", 6)
+    assert stream.label is not None
+    assert len(stream.label) <= MAX_LABEL
+    assert sorted(map(len, server.points(stream.data_id))) == [1, 253]
 
 
 def test_a_document_is_never_changed(quiet: AtomscaleCallback) -> None:
@@ -1000,7 +1037,7 @@ def variants(doc: Mapping[str, Any]) -> Iterable[Any]:
 
 @pytest.mark.parametrize("kind", ["start", "descriptor", "event", "event_page", "stop"])
 def test_no_malformed_document_ever_raises_and_runs_beside_it_go_on(
-    callback: AtomscaleCallback, server: LocalServer, kind: str
+    callback: AtomscaleCallback, server: LocalServer, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     healthy = Run(callback)
     primary = healthy.describe("a")
@@ -1021,6 +1058,10 @@ def test_no_malformed_document_ever_raises_and_runs_beside_it_go_on(
         healthy.event(primary, a=n)
     callback("stop", docs["stop"])
     healthy.stop()
+
+    assert callback.ignored["malformed document"] >= len(ODD)
+    said = [record.message for record in caplog.records if "could not be used, the run goes on" in record.message]
+    assert len([line for line in said if line.startswith(f"a {kind!r} document")]) == 1
 
     waited = status_of(callback, healthy).points if callback.status() else None
     assert waited is None or waited.lost == 0

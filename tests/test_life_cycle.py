@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bluesky import RunEngine
-from bluesky.plan_stubs import close_run, create, mv, open_run, read, save
+from bluesky import Msg, RunEngine
+from bluesky.plan_stubs import close_run, create, monitor, mv, open_run, read, save, unmonitor
 from bluesky.plans import count
 from ophyd import Signal
 from ophyd.sim import det1, motor
@@ -188,11 +188,26 @@ def test_a_forked_child_neither_uploads_nor_takes_the_parents_locks_with_it(
     assert streams.get("child", ("success", 24)) == ("success", 24)
 
 
-def test_a_hundred_subscriptions_leave_no_threads_behind(make_callback: MakeCallback) -> None:
+def test_a_hundred_subscriptions_start_no_threads(callback: AtomscaleCallback, server: LocalServer) -> None:
+    engine = RunEngine({"synth_source_id": 42}, context_managers=[])
+    before = set(threading.enumerate())
+    for n in range(100):
+        token = engine.subscribe(callback)
+        if n % 25 == 0:
+            engine(count([det1], num=1))
+        engine.unsubscribe(token)
+    assert callback.drain(timeout_s=10)
+
+    assert [stream.points for stream in server.streams()] == [1] * 4
+    more = {thread.name for thread in set(threading.enumerate()) - before}
+    assert len(more) <= callback.settings.max_connections
+
+
+def test_a_hundred_callbacks_one_after_the_other_leave_no_threads_behind(make_callback: MakeCallback) -> None:
     engine = RunEngine(context_managers=[])
     before = threading.active_count()
     for _ in range(100):
-        with make_callback(offline=True) as callback:
+        with make_callback() as callback:
             token = engine.subscribe(callback)
             engine.unsubscribe(token)
 
@@ -245,10 +260,39 @@ def test_subscribed_for_good_and_for_the_call_it_takes_each_event_once(
     assert len(held(server)["det1"]) == 12
 
 
-@pytest.mark.parametrize("broken_on", ["start", "descriptor", "event", "stop"])
+def test_subscribed_within_a_run_it_takes_the_next_one(callback: AtomscaleCallback, server: LocalServer) -> None:
+    engine = RunEngine({"synth_source_id": 42}, context_managers=[])
+
+    def plan():
+        for _ in range(2):
+            yield from open_run()
+            for n in range(15):
+                yield from create()
+                yield from read(det1)
+                yield from save()
+                if n == 5:
+                    yield Msg("subscribe", None, callback, "all")
+            yield from close_run()
+
+    engine(plan())
+
+    assert callback.drain(timeout_s=10)
+    assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 15)]
+    assert callback.ignored == {"event": 9, "stop": 1}
+
+
+@pytest.mark.parametrize(
+    ("broken_on", "before_us", "after_us"),
+    [("start", None, 0), ("descriptor", 0, 0), ("event", 0, 1), ("stop", 12, 12)],
+)
 @pytest.mark.parametrize("first", [True, False])
 def test_a_neighbour_that_raises_costs_what_it_costs_the_engine_and_nothing_more(
-    make_callback: MakeCallback, server: LocalServer, broken_on: str, first: bool
+    make_callback: MakeCallback,
+    server: LocalServer,
+    broken_on: str,
+    before_us: int | None,
+    after_us: int,
+    first: bool,
 ) -> None:
     def neighbour(name: str, doc: dict) -> None:
         if name == broken_on:
@@ -258,17 +302,38 @@ def test_a_neighbour_that_raises_costs_what_it_costs_the_engine_and_nothing_more
     engine = RunEngine({"synth_source_id": 42}, context_managers=[])
     for subscriber in (neighbour, callback) if first else (callback, neighbour):
         engine.subscribe(subscriber)
-    recorder = Recorder()
     with pytest.raises(RuntimeError, match="not ours"):
-        engine(count([det1], num=12), recorder)
-    engine.reset()
+        engine(count([det1], num=12))
 
-    callback.close(timeout_s=5)
-    again = make_callback()
-    assert again.drain(timeout_s=10)
-    values = held(server).get("det1", [])
-    events = sum(name == "event" for name, _ in recorder.documents)
-    assert len(values) in {events, events + 1, 0}
+    assert callback.close(timeout_s=10)
+    points = before_us if first else after_us
+    expected = [] if points is None else [("success", points)]  # before us it kept the start document from us
+    assert [(stream.status, stream.points) for stream in server.streams()] == expected
+
+
+def test_a_neighbour_that_raises_on_a_monitors_readings_costs_none_that_came_to_us_before(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    signal = Signal(name="pressure", value=0.0)
+    engine = RunEngine({"synth_source_id": 42}, context_managers=[])
+    engine.subscribe(callback)
+
+    def neighbour(name: str, doc: dict) -> None:
+        if name == "event" and doc["data"]["pressure"]:
+            raise RuntimeError("not ours")
+
+    def plan():
+        yield from open_run()
+        yield from monitor(signal, name="pressure_monitor")
+        for n in range(1, 26):
+            yield from mv(signal, float(n))
+        yield from unmonitor(signal)
+        yield from close_run()
+
+    engine(plan(), neighbour)
+
+    assert callback.drain(timeout_s=10)
+    assert held(server)["pressure"] == [float(n) for n in range(1, 26)]
 
 
 def test_two_device_threads_hammering_monitored_signals_lose_nothing(
@@ -286,8 +351,6 @@ def test_two_device_threads_hammering_monitored_signals_lose_nothing(
 
     def plan():
         yield from open_run()
-        from bluesky.plan_stubs import monitor, unmonitor
-
         for signal in signals:
             yield from monitor(signal, name=f"{signal.name}_monitor")
         threads = [threading.Thread(target=hammer, args=(signal,)) for signal in signals]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +31,7 @@ from bluesky.plans import count, scan
 from bluesky.preprocessors import monitor_during_wrapper
 from integration.expected import Source, assert_held
 from integration.needs import need_module
+from ophyd import Signal
 from ophyd_async.core import (
     Array1D,
     StandardReadable,
@@ -147,6 +149,44 @@ def test_monitored_signals_arrive_at_the_times_of_their_readings(
     shutter = held[Source(run, "cell-shutter_monitor")]["cell-shutter"]
     assert [point.value for point in shutter] == [1, *(n % 3 for n in range(12))]
     assert len(held[Source(run, "cell-temperature_monitor")]["cell-temperature"]) == 13
+
+
+def test_threads_that_hammer_monitored_signals_of_both_ophyds_lose_nothing(
+    engine: RunEngine, callback: AtomscaleCallback, cell: Cell, recorder: Recorder, server: LocalServer
+) -> None:
+    classic = Signal(name="pressure", value=0.0)
+
+    def hammer_classic() -> None:
+        for n in range(1, 501):
+            classic.put(float(n))
+
+    def hammer_async() -> None:
+        for n in range(1, 501):
+            asyncio.run_coroutine_threadsafe(set_temperature(n), engine.loop).result(30)
+
+    async def set_temperature(n: int) -> None:
+        await cell.temperature.set(float(n))
+
+    def plan() -> Iterator[Msg]:
+        threads = [threading.Thread(target=hammer) for hammer in (hammer_classic, hammer_async)]
+        yield from open_run()
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            yield from create()
+            yield from read(cell.turns)
+            yield from save()
+        yield from close_run()
+
+    engine(monitor_during_wrapper(plan(), [classic, cell.temperature]))
+
+    assert callback.drain(timeout_s=30)
+    held = assert_held(server, recorder.documents)
+    (run,) = {source.run for source in held}
+    numbers = [float(n) for n in range(1, 501)]
+    assert [point.value for point in held[Source(run, "pressure_monitor")]["pressure"]] == numbers
+    temperatures = held[Source(run, "cell-temperature_monitor")]["cell-temperature"]
+    assert [point.value for point in temperatures] == [1173.0, *numbers]
 
 
 def test_a_step_scan_of_a_simulated_motor_and_detector_arrives(
