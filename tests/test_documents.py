@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+import tracemalloc
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -984,6 +985,24 @@ def test_a_page_of_a_hundred_thousand_rows_crosses_many_chunks(
     assert points["a"].values == list(map(float, range(rows)))
     assert points["b"].values == columns["b"]
     assert points["b"].times == pytest.approx(times, abs=1e-6)
+
+
+def test_a_page_of_a_hundred_thousand_rows_is_taken_in_bounded_memory(quiet: AtomscaleCallback) -> None:
+    rows = 100_000
+    run = Run(quiet)
+    primary = run.describe("a", "b")
+    column = (np.arange(rows) / 8).tolist()
+    page = page_of(primary, 1, a=column, b=column, times=[run.time + n / 1000 for n in range(rows)])
+    tracemalloc.start()
+    try:
+        run.give("event_page", page)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert status_of(quiet, run).points.waiting == 2 * rows
+    assert peak < 80 * 2**20
+    run.stop()
 
 
 def test_a_page_for_which_there_is_no_room_is_left_out_whole(make_callback: MakeCallback) -> None:

@@ -334,7 +334,7 @@ def test_the_validator_can_refuse_a_run_that_names_no_instrument_before_any_devi
     engine.subscribe(recorder)
     engine.md_validator = partial(validate_metadata, require_synth_source_id=True)
 
-    with pytest.raises(MetadataError, match=r"name the growth instrument of this run, as in `RE\(plan, synth_source_id"):
+    with pytest.raises(MetadataError, match="name the growth instrument of this run, as in"):
         engine(scan([det1], motor, 3, 5, 5), **metadata)
     assert motor.position == 0
     assert recorder.documents == []
