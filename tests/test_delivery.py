@@ -26,7 +26,7 @@ def order(callback: AtomscaleCallback, what: OrderLine) -> None:
 def test_a_stream_that_the_server_closed_goes_on_in_a_further_one(
     make_callback: MakeCallback, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with LocalServer(control=True, silence_s=0.3) as server:
+    with LocalServer(control=True, silence_s=1.0) as server:
         callback = make_callback(endpoint=server.url)
         documents = list(growth(points=47))
         for name, doc in documents[:25]:
@@ -46,7 +46,7 @@ def test_a_stream_that_the_server_closed_goes_on_in_a_further_one(
 
 
 def test_a_stream_that_the_server_closed_after_its_last_chunk_keeps_no_run_waiting(make_callback: MakeCallback) -> None:
-    with LocalServer(control=True, silence_s=0.3) as server:
+    with LocalServer(control=True, silence_s=1.0) as server:
         callback = make_callback(endpoint=server.url)
         *documents, stop = growth(points=20)
         for name, doc in documents:

@@ -133,7 +133,7 @@ def test_a_family_that_the_server_lacks_is_asked_for_by_the_first_run_of_a_sessi
 def test_a_continuation_is_linked_like_the_stream_that_it_goes_on_from(
     make_callback: MakeCallback, family: str
 ) -> None:
-    with LocalServer(control=True, silence_s=0.3) as server:
+    with LocalServer(control=True, silence_s=1.5) as server:
         callback = make_callback(endpoint=server.url, api=family, points_per_chunk=5)
         project = server.add_project("Nitrides")
         md = {"physical_sample": "GaN-0417", "project_id": project, "tags": ["night shift"]}

@@ -157,7 +157,7 @@ def test_channels_with_gaps_share_one_further_stream(callback: AtomscaleCallback
 def test_what_follows_a_stream_that_the_server_closed_goes_on_in_one_further_stream(
     make_callback: MakeCallback,
 ) -> None:
-    with LocalServer(control=True, relax=[Rule.TIME_BASE], silence_s=0.3) as server:
+    with LocalServer(control=True, relax=[Rule.TIME_BASE], silence_s=1.5) as server:
         callback = make_callback(layout="run", endpoint=server.url, points_per_chunk=2)
         run = Run(callback)
         for n in range(3):

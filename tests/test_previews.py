@@ -368,7 +368,7 @@ def test_a_run_under_way_is_verified_with_what_is_shown_of_it(make_callback: Mak
 
 
 def test_a_stream_that_the_server_closed_after_it_showed_points_holds_them_once(make_callback: MakeCallback) -> None:
-    with LocalServer(control=True, relax=[Rule.GROWN_CHUNK], silence_s=0.3) as server:
+    with LocalServer(control=True, relax=[Rule.GROWN_CHUNK], silence_s=1.5) as server:
         callback = make_callback(endpoint=server.url, max_latency_s=SOON_S)
         plan = Plan(callback)
         plan.events(3)

@@ -85,7 +85,7 @@ def test_finalizing_what_is_open_and_refused_or_not_there_is_refused(client: Cli
 
 
 def test_a_stream_that_the_server_closed_is_whole_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    with LocalServer(control=True, silence_s=0.1) as server:
+    with LocalServer(control=True, silence_s=1.0) as server:
         client = Client(Settings.load(environ={}, endpoint=server.url, api_key=server.api_key))
         data_id = initialize(client)
         push(client, data_id, "a")

@@ -70,7 +70,7 @@ def test_of_a_run_under_way_what_was_confirmed_is_equal_and_the_rest_waits(callb
 def test_a_run_with_gaps_further_event_streams_and_a_continuation_is_equal(
     make_callback: MakeCallback, spool_dir: Path
 ) -> None:
-    with LocalServer(control=True, silence_s=0.3) as server:
+    with LocalServer(control=True, silence_s=1.0) as server:
         callback = make_callback(endpoint=server.url, keep="verified", max_connections=1)
         run = compose_run(metadata={"synth_source_id": 42})
         keys = {key: {"source": "sim", "dtype": "number", "shape": [], "units": "K"} for key in ("T", "p")}
