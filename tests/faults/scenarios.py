@@ -734,7 +734,7 @@ def damaged_spool(b: Bench) -> None:
     # A day later, so that nothing is spared for being young.
     for path in [folder, *folder.iterdir()]:
         os.utime(path, (time.time() - 86_400, time.time() - 86_400))
-    ending = b.recover(timeout_s=6.0)
+    ending = b.recover()
     accepted = documents
     # A chunk that was tried and has lost a row since is refused as changed: better than two truths.
     # Facts that are gone without a trace, of a synced ledger, cannot be missed: what they told is done again.
