@@ -85,7 +85,7 @@ class Manager:
             socket.linger = 0
             socket.connect(self._address)
             socket.send_json({"method": method, "params": parameters})
-            return socket.recv_json() if socket.poll(5000) else None
+            return socket.recv_json() if socket.poll(20_000) else None
 
     def wait_for(self, timeout_s: float = 40.0, **state: Any) -> dict[str, Any]:
         """The manager's status once it has these values."""
@@ -274,7 +274,7 @@ def test_a_queue_is_paused_resumed_and_stopped_by_its_operator(
     manager.ask("queue_start")
     for points in (50, 150):
         wait_until(lambda: [stream for stream in server.streams() if stream.points > points], timeout_s=30)  # noqa: B023
-        manager.wait_for(re_state="running")
+        manager.wait_for(manager_state="executing_queue", re_state="running")
         manager.ask("re_pause", option="deferred" if points == 50 else "immediate")
         manager.wait_for(manager_state="paused")
         manager.ask("re_resume" if points == 50 else "re_stop")
