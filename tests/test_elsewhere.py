@@ -439,10 +439,14 @@ def test_what_the_process_says_never_fills_the_plans_output(server: LocalServer,
         child.communicate(timeout=20)
 
 
+# Whoever runs the tests in the background may have them, and their children, ignore it.
+HEARS_CTRL_C = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
 @posix
 def test_ctrl_c_in_the_plans_terminal_does_not_reach_the_process(server: LocalServer, spool_dir: Path) -> None:
     child = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(GROW) + "import time\ntime.sleep(60)"],
+        [sys.executable, "-c", HEARS_CTRL_C + textwrap.dedent(GROW) + "import time\ntime.sleep(60)"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=os.environ | environment(server, spool_dir),
