@@ -21,7 +21,7 @@ from .journal import (
     sync_folder,
 )
 from .ledger import Ledger
-from .lines import FORMAT, Header, Move, Moved, OrderLine, Stop, decode_order, encode
+from .lines import FORMAT, Edit, Edited, Header, Move, Moved, OrderLine, Stop, decode_order, encode
 from .locks import WRITER_LOCK, RunLock
 from .reading import HEAD, LEDGER, described_lines, has_stop, keep_copies
 
@@ -98,11 +98,18 @@ class Claim:
 
     def _begin_anew_if_moved(self) -> None:
         """Where a person has moved the run since, what the endpoint before has of it counts no more."""
-        obeyed = self.ledger.state.orders_obeyed
-        for number, order in enumerate(self.orders()[obeyed:], start=obeyed + 1):
-            if not isinstance(order, Move):
-                return  # it is to be obeyed first
-            self.ledger.note(Moved(order.endpoint, number), sync=True)
+        orders, obeyed = self.orders(), self.ledger.state.orders_obeyed
+        last = max((i for i, order in enumerate(orders) if isinstance(order, Move)), default=-1)
+        if last < obeyed:
+            return
+        for number, order in enumerate(orders[obeyed : last + 1], start=obeyed + 1):
+            match order:
+                case Edit():  # the one order before it that means something there, too
+                    self.ledger.note(Edited(order.links, number, order.points_per_chunk))
+                case Move() if number == last + 1:
+                    self.ledger.note(Moved(order.endpoint, number), sync=True)
+                case _:
+                    pass
 
     @property
     def endpoint(self) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -16,7 +15,7 @@ import msgspec
 from .account import Account, Counts, RunStatus, StreamStatus, unreadable
 from .claim import endpoint_of
 from .errors import SpoolError
-from .ledger import LedgerReader, is_delivered
+from .ledger import LedgerReader, LedgerState, is_delivered
 from .reading import LEDGER, RunReader, was_synced
 from .spool import Spool
 from .trouble import Trouble, read_trouble
@@ -126,9 +125,12 @@ class _RunWatch:
             lost = was_synced(self._folder) and not is_delivered(self._folder / LEDGER)
             return unreadable(str(self._folder), "its header is damaged or gone") if lost else None
         alive = self._account.stop is None and spool.writer_alive(self._folder)
-        status = self._account.status(ledger, writer_alive=alive, folder=str(self._folder))
-        # Ahead of the ledger, which tells it once an uploader has obeyed.
-        return replace(status, endpoint=endpoint_of(self._folder, self._account.header))
+        endpoint = endpoint_of(self._folder, self._account.header)
+        if endpoint != (ledger.endpoint or self._account.header.endpoint):
+            # Moved: what the ledger tells of the endpoint before counts no more, also until an uploader has noted that.
+            edited, ledger = ledger.edited, LedgerState()
+            ledger.edited, ledger.endpoint = edited, endpoint
+        return self._account.status(ledger, writer_alive=alive, folder=str(self._folder))
 
     def close(self) -> None:
         self._journal.close()

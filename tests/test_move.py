@@ -159,6 +159,34 @@ def test_a_run_is_moved_back_and_forth_as_often_as_one_likes(
     assert new.streams() == []
 
 
+@pytest.mark.parametrize("first", ["edit", "move", "retry"])
+def test_other_orders_before_and_after_a_move_are_obeyed_too(
+    make_callback: MakeCallback, server: LocalServer, new: LocalServer, say: Say, first: str
+) -> None:
+    uid = taken_in_part(make_callback, server)
+    edit, move = ("edit", uid[:8], "--tag", "moved"), ("move", uid[:8], "--to", new.url, "--yes")
+    for order in {"edit": (edit, move), "move": (move, edit), "retry": (("retry", uid[:8]), move, edit)}[first]:
+        assert say(new, *order)[0] == 0
+
+    assert say(new, "upload")[0] == 0
+    (stream,) = new.streams()
+    assert (stream.status, stream.points) == ("success", 70)
+    assert "moved" in stream.tags
+
+
+def test_a_run_that_was_moved_is_not_in_atomscale_yet_so_its_instrument_may_be_edited(
+    make_callback: MakeCallback, server: LocalServer, new: LocalServer, say: Say
+) -> None:
+    uid = taken_in_part(make_callback, server)
+    assert "is in Atomscale already" in say(server, "edit", uid[:8], "--synth-source-id", "7")[2]
+
+    say(new, "move", uid[:8], "--to", new.url, "--yes")
+    assert "70 seen = 0 delivered + 70 waiting" in say(new, "status")[1]
+    assert say(new, "edit", uid[:8], "--synth-source-id", "7")[0] == 0
+    assert say(new, "upload")[0] == 0
+    assert [(stream.synth_source_id, stream.points) for stream in new.streams()] == [(7, 70)]
+
+
 def test_status_names_the_endpoint_of_a_run_that_waits_for_another_one(
     make_callback: MakeCallback, server: LocalServer, new: LocalServer, say: Say
 ) -> None:
