@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .lines import Layout, Left, Opened, Position, Previewed, Row, Rows, Tried, Why
+
+Noted = TypeVar("Noted", Tried, Previewed)
 
 
 class Column(NamedTuple):
@@ -64,6 +66,21 @@ class Chunk:
     def names(self) -> tuple[str, ...]:
         """The names of its channels."""
         return tuple(column.name for column in self.columns)
+
+    def noted_as(self, kind: type[Noted]) -> Noted:
+        """Which rows it is made of, as a line of the ledger."""
+        return kind(
+            stream=self.stream,
+            index=self.index,
+            first_row=self.first_row,
+            last_row=self.last_row,
+            points=self.points,
+            channels=self.names,
+            segment=self.position.segment,
+            offset=self.position.offset,
+            first_time=self.times[0],
+            last_time=self.times[-1],
+        )
 
 
 class Decisions(Protocol):

@@ -556,7 +556,7 @@ class Delivery:
             tried_before = chunk.index < stream.next_index
             if not tried_before:
                 # After a power cut that took this note, what was shown before would be sent again, which is less.
-                self.claim.ledger.note(_tried(chunk), sync=stream.previewed is not None)
+                self.claim.ledger.note(chunk.noted_as(Tried), sync=stream.previewed is not None)
             chunk = self._as_sent(self._unconfirmed(stream, chunk))
             return self._task(Kind.PUSH, stream, chunk=chunk, may_exist=tried_before)
         return None
@@ -723,18 +723,3 @@ def _holds(points: Points, chunk: Chunk, column: Column) -> bool:
     _, times, values = points.get(column.name, (None, [], []))
     held = {(round(at * 1000), value) for at, value in zip(times, values, strict=False) if at is not None}
     return all((round(at * 1000), value) in held for at, value in zip(chunk.times, column.values, strict=True))
-
-
-def _tried(chunk: Chunk) -> Tried:
-    return Tried(
-        stream=chunk.stream,
-        index=chunk.index,
-        first_row=chunk.first_row,
-        last_row=chunk.last_row,
-        points=chunk.points,
-        channels=chunk.names,
-        segment=chunk.position.segment,
-        offset=chunk.position.offset,
-        first_time=chunk.times[0],
-        last_time=chunk.times[-1],
-    )

@@ -117,7 +117,7 @@ class Previews:
             chunk = self._cutting.so_far(stream)
             if chunk is not None:
                 self._cutting.sync()
-                self._ledger.note(_previewed(chunk), sync=True)
+                self._ledger.note(chunk.noted_as(Previewed), sync=True)
                 self._out.add(number)
                 return chunk
         return None
@@ -179,18 +179,3 @@ class Previews:
                 "if this server never takes a chunk that has grown",
                 self._header.run_uid, reason,
             )  # fmt: skip
-
-
-def _previewed(chunk: Chunk) -> Previewed:
-    return Previewed(
-        stream=chunk.stream,
-        index=chunk.index,
-        first_row=chunk.first_row,
-        last_row=chunk.last_row,
-        points=chunk.points,
-        channels=chunk.names,
-        segment=chunk.position.segment,
-        offset=chunk.position.offset,
-        first_time=chunk.times[0],
-        last_time=chunk.times[-1],
-    )
