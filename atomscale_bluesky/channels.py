@@ -178,7 +178,7 @@ class EventStream:
             if at <= base.after:
                 continue
             base.declare(out)
-            out.append(encode_row(base.layout.layout, base.rows, at, uid, *base.encoded(data)))
+            out.append(encode_row(base.layout.layout, base.rows, at, uid, *base.packed(data)))
             base.offered = 1
         return out
 

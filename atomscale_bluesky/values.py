@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from enum import Enum
 from typing import Any
 
@@ -47,9 +48,11 @@ def packed(numbers: Sequence[float | None] | NDArray[np.float64]) -> Sequence[fl
 def number(value: Any, depth: int = MAX_DEPTH) -> float | str:
     """A value as a finite float, or the reason why it is none.
 
-    Booleans are 0 and 1; numpy scalars and arrays or lists of one element are that element. An integer that loses
-    digits as a float comes as `Rounded`.
+    Booleans are 0 and 1, a Decimal the nearest float; numpy scalars and arrays or lists of one element are that
+    element. An integer that loses digits as a float comes as `Rounded`.
     """
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else NOT_FINITE
     if isinstance(value, np.datetime64 | np.timedelta64):
         return NOT_NUMERIC  # before `item`, which makes a bare count of nanoseconds of some
     if isinstance(value, np.generic):
@@ -58,7 +61,7 @@ def number(value: Any, depth: int = MAX_DEPTH) -> float | str:
             value = float(value) if isinstance(value, np.floating) else NOT_NUMERIC
     if isinstance(value, Enum):
         value = value.value
-    if isinstance(value, float):
+    if isinstance(value, float | Decimal):
         return float(value) if math.isfinite(value) else NOT_FINITE
     if isinstance(value, int):
         try:

@@ -6,7 +6,6 @@ import math
 import random
 from dataclasses import replace
 
-import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,6 +32,7 @@ from atomscale_bluesky.lines import (
     Tried,
     encode,
     encode_row,
+    packed,
 )
 
 T0 = 1_760_000_000.0
@@ -56,7 +56,7 @@ def layout_of(number: int, names: str, left_out: dict[str, str] | None = None, t
 def row(layout: Layout, number: int, *values: float | None) -> bytes:
     names = [channel.name for channel in layout.channels]
     gaps = {name: "not finite" for name, value in zip(names, values, strict=True) if value is None}
-    return encode_row(layout.layout, number, T0 + number, f"uid {number}", orjson.dumps(values), gaps)
+    return encode_row(layout.layout, number, T0 + number, f"uid {number}", packed(values), gaps)
 
 
 def account_of(*payloads: bytes, header: Header = HEADER) -> Account:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,6 +30,7 @@ from atomscale_bluesky.lines import (
     Why,
     encode,
     encode_row,
+    packed,
 )
 from atomscale_bluesky.spool import Spool
 
@@ -266,7 +266,7 @@ def texts(found: Layout | Row, story: Story) -> bytes:
         return encode(found)
     names = [channel.name for channel in story.layouts[found.layout].channels]
     gaps = {name: "not finite" for name, value in zip(names, found.values, strict=True) if value is None}
-    return encode_row(found.layout, found.number, found.time, found.event_uid, orjson.dumps(found.values), gaps)
+    return encode_row(found.layout, found.number, found.time, found.event_uid, packed(found.values), gaps)
 
 
 def deliver(story: Story, *, crashes: int) -> tuple[Shelf, Delivery]:

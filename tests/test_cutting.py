@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import orjson
 import pytest
 from waiting import wait_until
 
@@ -30,6 +29,7 @@ from atomscale_bluesky.lines import (
     Tried,
     encode,
     encode_row,
+    packed,
 )
 from atomscale_bluesky.locks import WRITER_LOCK, is_held
 from atomscale_bluesky.spool import Spool
@@ -203,7 +203,7 @@ def deliver(tmp_path: Path) -> Iterator[Deliver]:
 
 def text(number: int, values: list[float | None]) -> bytes:
     gaps = {f"c{place}": "not finite" for place, value in enumerate(values) if value is None}
-    return encode_row(0, number, T0 + number, f"uid {number}", orjson.dumps(values), gaps)
+    return encode_row(0, number, T0 + number, f"uid {number}", packed(values), gaps)
 
 
 def layout(channels: int) -> bytes:

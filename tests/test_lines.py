@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import struct
 import typing
 from typing import Any
 
@@ -31,6 +33,7 @@ from atomscale_bluesky.lines import (
     encode,
     encode_row,
     joined,
+    packed,
 )
 
 JOURNAL_TYPES = typing.get_args(JournalLine)
@@ -156,7 +159,7 @@ def test_a_line_of_no_kind_is_an_error(payload: bytes) -> None:
 def test_a_row_is_read_back_exactly(
     layout: int, number: int, time: float, uid: str, values: list[float | None], gaps: dict[str, str]
 ) -> None:
-    text = encode_row(layout, number, time, uid, orjson.dumps(values), gaps)
+    text = encode_row(layout, number, time, uid, packed(values), gaps)
 
     row = decode_journal(text)
 
@@ -170,7 +173,7 @@ def test_a_row_is_read_back_exactly(
 
 @pytest.mark.parametrize("gaps", [None, {}, {"a": "not finite"}])
 def test_a_row_tells_which_integers_lost_digits(gaps: dict[str, str] | None) -> None:
-    row = decode_journal(encode_row(3, 7, 1.5, "uid", b"[1.0,2.0]", gaps, ["b"]))
+    row = decode_journal(encode_row(3, 7, 1.5, "uid", packed([1.0, 2.0]), gaps, ["b"]))
 
     assert row == Row(3, 7, 1.5, "uid", [1.0, 2.0], gaps or {}, ["b"])
 
@@ -190,7 +193,7 @@ def test_an_order_that_is_not_known_is_an_error(payload: bytes) -> None:
 
 
 def plain(number: int, layout: int = 0) -> bytes:
-    return encode_row(layout, number, number / 4, "uid", orjson.dumps([number + 0.5, -number]))
+    return encode_row(layout, number, number / 4, "uid", packed([number + 0.5, -number]))
 
 
 def shown(rows: Rows | None) -> Any:
@@ -214,12 +217,14 @@ def test_plain_rows_that_follow_each_other_are_read_at_once(count: int) -> None:
         pytest.param([plain(1), plain(0)], id="out of order"),
         pytest.param([plain(0), plain(0)], id="a number twice"),
         pytest.param([plain(0, 1), plain(1, 2)], id="two layouts"),
-        pytest.param([plain(0), encode_row(0, 1, 1.0, "uid", b"[1.0,null]", {"b": "gap"})], id="a gap"),
-        pytest.param([encode_row(0, 0, 1.0, "uid", b"[1.0,null]")], id="a value that is none"),
-        pytest.param([encode_row(0, 0, 1.0, "uid", b"[1.0,1e400]")], id="a value that is not finite"),
-        pytest.param([encode_row(0, 0, 1.0, "uid", b'["x",1]')], id="a text"),
-        pytest.param([plain(0), encode_row(0, 1, 1.0, "uid", b"[1.0]")], id="fewer values"),
-        pytest.param([encode_row(0, 0, 1.0, "uid", b"1.0")], id="no array of values"),
+        pytest.param([plain(0), encode_row(0, 1, 1.0, "uid", packed([1.0, None]), {"b": "gap"})], id="a gap"),
+        pytest.param([encode_row(0, 0, 1.0, "uid", packed([1.0, None]))], id="a value that is none"),
+        pytest.param([encode_row(0, 0, 1.0, "uid", packed([1.0, math.inf]))], id="a value that is not finite"),
+        pytest.param([encode_row(0, 0, 1.0, "uid", b"x" * 16)], id="a text"),
+        pytest.param([plain(0), encode_row(0, 1, 1.0, "uid", packed([1.0]))], id="fewer values"),
+        pytest.param([encode_row(0, 0, 1.0, "uid", packed([1.0])[:-1])], id="half a value"),
+        pytest.param([b'[0,0,1.0,"uid",1.0]'], id="no values"),
+        pytest.param([b'[0,0,1.0,"uid",[1.0,2.0]]'], id="as they were in format 1"),
         pytest.param([plain(0), encode(HEADER)], id="another line"),
         pytest.param([plain(0), b"[0,1,0.25,"], id="half a line"),
         pytest.param([b"[0,0,1.0]"], id="fewer members"),
@@ -246,8 +251,8 @@ def test_parts_that_follow_each_other_are_joined() -> None:
         [plain(1)],
         [plain(0)],
         [plain(2, 1)],
-        [encode_row(0, 2, 1.0, "uid", b"[1.0]")],
-        [encode_row(0, 2, 1.0, "uid", b"[1.0,2.0,3.0]")],
+        [encode_row(0, 2, 1.0, "uid", packed([1.0]))],
+        [encode_row(0, 2, 1.0, "uid", packed([1.0, 2.0, 3.0]))],
     ],
 )
 def test_parts_that_do_not_follow_each_other_are_not_joined(following: list[bytes]) -> None:
@@ -259,4 +264,20 @@ def test_parts_that_do_not_follow_each_other_are_not_joined(following: list[byte
 
 
 def test_the_format_has_a_number() -> None:
-    assert lines.FORMAT == 1
+    assert lines.FORMAT == 2
+
+
+def test_a_row_of_format_1_is_read() -> None:
+    row = decode_journal(b'[3,7,1.5,"uid",[1.0,null],{"b":"not finite"}]')
+
+    assert row == Row(3, 7, 1.5, "uid", [1.0, None], {"b": "not finite"})
+
+
+def test_a_person_reads_values_as_the_documentation_says() -> None:
+    text = json.loads(encode_row(0, 0, 1.0, "uid", packed([1.0, -0.1, None])))[4]
+
+    values = struct.unpack(f">{len(text) // 16}d", bytes.fromhex(text))
+
+    assert text.startswith("3ff0000000000000")
+    assert values[:2] == (1.0, -0.1)
+    assert math.isnan(values[2])

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
-import orjson
 import pytest
 from runs import growth, held
 from waiting import wait_until
@@ -20,7 +19,7 @@ from atomscale_bluesky import AtomscaleCallback, Settings
 from atomscale_bluesky.answers import CALM_S, Answers
 from atomscale_bluesky.delivery import MAX_FAILED, Delivery
 from atomscale_bluesky.errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
-from atomscale_bluesky.lines import Channel, Edit, Header, Layout, Links, Retry, Stop, encode, encode_row
+from atomscale_bluesky.lines import Channel, Edit, Header, Layout, Links, Retry, Stop, encode, encode_row, packed
 from atomscale_bluesky.roster import MAX_ACTIVE
 from atomscale_bluesky.sender import Knowledge, Outcome
 from atomscale_bluesky.server import Fault, LocalServer
@@ -160,7 +159,7 @@ def deliver(spool: Spool) -> Iterator[Deliver]:
         names = tuple(Channel(f"c{n}", f"c{n}") for n in range(channels))
         writer.append([encode(Layout(layout=0, event_stream="primary", time_base="primary", channels=names))])
         for number in range(points):
-            values = orjson.dumps([number + n / 10 for n in range(channels)])
+            values = packed([number + n / 10 for n in range(channels)])
             writer.append([encode_row(0, number, T0 + number, "uid", values)])
         if stopped:
             writer.append([encode(Stop(time=T0 + 1000, exit_status="success"))])
@@ -537,7 +536,7 @@ def spooled(spool: Spool, server: LocalServer, points: int = 25) -> Path:
     layout = Layout(layout=0, event_stream="primary", time_base="primary", channels=(Channel("c0", "c0"),))
     writer.append([encode(layout)])
     for number in range(points):
-        writer.append([encode_row(0, number, T0 + number, "uid", b"[%d]" % number)])
+        writer.append([encode_row(0, number, T0 + number, "uid", packed([number]))])
     writer.append([encode(Stop(time=T0 + 1000, exit_status="success"))])
     spool.release(writer)
     return writer.folder

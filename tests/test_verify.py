@@ -18,7 +18,7 @@ from waiting import wait_until
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.client import Client
 from atomscale_bluesky.errors import ApiTooLargeError, ApiUnavailableError, SpoolError
-from atomscale_bluesky.lines import Retry
+from atomscale_bluesky.lines import Retry, packed
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool import Spool
 from atomscale_bluesky.verify import MAX_DIFFERENCES, verify_run
@@ -335,7 +335,7 @@ def test_a_line_that_is_damaged_in_the_journal_costs_its_chunk_and_is_said(
     uid = under_way(callback)
     (journal,) = spool_dir.glob("*/journal-0001.jsonl")
     text = bytearray(journal.read_bytes())
-    text[text.index(b"[13.0,") + 1] ^= 1
+    text[text.index(packed([13.0]))] ^= 1
     journal.write_bytes(bytes(text))
 
     found = callback.verify(uid, patience_s=0)
