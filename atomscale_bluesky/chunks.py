@@ -222,7 +222,7 @@ class Cutter:
     def rows(self, position: Position, rows: Rows) -> Chunk:
         """The chunk that these rows are, after `whole_chunk` said so: what `row` makes of them one by one."""
         stream = next(stream for stream in self._streams if stream.channels)
-        columns, index = np.ascontiguousarray(rows.values.T), self._index[rows.layout]
+        columns, index = list(np.ascontiguousarray(rows.values.T)), self._index[rows.layout]
         last_row = rows.number + len(rows.times) - 1
         chunk = Chunk(
             stream=stream.opening.stream,

@@ -24,8 +24,9 @@ class Courtesy:
         self._since = 0  # bytes; several threads may count wrongly here, and it does not matter
 
     def make_way(self) -> None:
-        """Let another thread go first; no waiting where no run is open, only a chance for whoever else is there."""
-        time.sleep(REST_S if self.asked else 0)
+        """Let another thread go first, while asked to; else whoever works goes on, which is cheapest for all."""
+        if self.asked:
+            time.sleep(REST_S)
 
     def worked_through(self, size: int) -> None:
         """Count work, and make way after every step's worth."""

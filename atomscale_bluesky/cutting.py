@@ -17,7 +17,7 @@ from pathlib import Path
 from .account import Account
 from .chunks import Chunk, Cutter, Resumed
 from .courtesy import Courtesy
-from .journal import START, Line
+from .journal import START, Line, table_of
 from .ledger import Ledger, Life, StreamState
 from .lines import (
     GivenUp,
@@ -244,15 +244,17 @@ class Cutting:
         return True
 
     def _rows_ahead(self, wanted: int, channels: int) -> Rows | None:
-        payloads = self._reader.ahead(wanted)
-        if payloads is None:
+        lines = self._reader.ahead(wanted)
+        if lines is None:
             return None
-        at_once = max(1, POINTS_AT_ONCE // max(1, channels))
+        width = len(lines) // wanted
+        at_once = max(1, POINTS_AT_ONCE // max(1, channels)) * width
         parts: list[Rows] = []
-        for begin in range(0, wanted, at_once):
+        for begin in range(0, len(lines), at_once):
             if begin:
                 self._courtesy.make_way()
-            part = decode_rows(payloads[begin : begin + at_once])
+            payloads = table_of(lines[begin : begin + at_once], width)
+            part = None if payloads is None else decode_rows(payloads)
             if part is None:
                 return None
             parts.append(part)

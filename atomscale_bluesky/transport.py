@@ -6,23 +6,34 @@ the time is over; the one that waits then sees a broken connection. Never retrie
 
 Requests and urllib3 take some 350 µs of a processor per request, of which nearly all is deciding again what was decided
 for the one before: proxy, certificates, headers, cookies. `exchange` sends a further one of the same kind over the
-connection that they have made, for some 50 µs.
+connection that they have made, for some 50 µs. Every call that waits gives Python's lock away and has to queue for it
+again, so the usual exchange makes two: one that sends and one that receives.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
+import math
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from http.client import HTTPResponse, IncompleteRead
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from requests import PreparedRequest
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
+
+# Up to here a copy of the body is cheaper than a second call.
+_ONE_SEND_BYTES = 2**19
+_RECEIVED_BYTES = 2**16
+# A server does not close a connection so soon after an answer without saying so in it.
+_RESTED_S = 1.0
+_NOT_PLAIN = frozenset({b"transfer-encoding", b"content-encoding", b"connection"})
 
 
 class DeadlineAdapter(HTTPAdapter):
@@ -37,6 +48,7 @@ class DeadlineAdapter(HTTPAdapter):
         self._socket: socket.socket | None = None
         self._connection: HTTPConnection | None = None
         self._deadline: float | None = None
+        self._used_at = -math.inf  # monotonic: when an exchange ended well
         super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
 
     def begin(self, deadline: float) -> None:
@@ -60,7 +72,7 @@ class DeadlineAdapter(HTTPAdapter):
             return late
 
     @contextlib.contextmanager
-    def exchange(self, head: bytes, body: bytes, timeout_s: float) -> Iterator[HTTPResponse | None]:
+    def exchange(self, head: bytes, body: bytes, timeout_s: float) -> Iterator[Response | None]:
         """Send a request over the connection that an earlier one has left open; gives the answer, to be read.
 
         None where there is no such connection, or one through a proxy: then requests knows what to do. A connection
@@ -75,22 +87,22 @@ class DeadlineAdapter(HTTPAdapter):
             OSError, http.client.HTTPException: No answer, or none that HTTP knows.
         """
         connection = self._connection
-        if connection is None or not connection.is_connected or connection.proxy is not None:
+        if connection is None or connection.proxy is not None or not self._is_open(connection):
             yield None
             return
         sound = False
         try:
-            connection.sock.settimeout(timeout_s)
-            # A server may answer and close before it has read all: then its answer is what counts.
-            with contextlib.suppress(BrokenPipeError):
-                connection.sock.sendall(b"%bContent-Length: %d\r\n\r\n" % (head, len(body)))
-                connection.sock.sendall(body)
-            with contextlib.closing(HTTPResponse(connection.sock, method="POST")) as response:
+            begin = _asked(connection.sock, b"%bContent-Length: %d\r\n\r\n" % (head, len(body)), body, timeout_s)
+            response = _Plain.of(begin, connection.sock)
+            if response is None:  # chunked, say: all of HTTP is the library's trade
+                response = HTTPResponse(_Begun(begin, connection.sock), method="POST")  # pyright: ignore[reportArgumentType]
                 response.begin()
+            with contextlib.closing(response):
                 yield response
                 if response.length:
                     raise IncompleteRead(b"", response.length)
                 sound = not response.will_close and (response.length == 0 or response.isclosed())  # read to its end
+                self._used_at = time.monotonic()
         finally:
             if not sound:
                 connection.close()
@@ -126,10 +138,113 @@ class DeadlineAdapter(HTTPAdapter):
         manager.pool_classes_by_scheme = {"http": Pool, "https": SecurePool}
         return manager
 
+    def _is_open(self, connection: HTTPConnection) -> bool:
+        """Whether a connection is there; one that rested is asked whether the server has closed it meanwhile."""
+        if time.monotonic() - self._used_at < _RESTED_S:
+            return connection.sock is not None
+        return connection.is_connected
+
     def _connected(self, connection: HTTPConnection) -> None:
         with self._guard:
             self._connection = connection
             self._socket = connection.sock
+
+
+class Response(Protocol):
+    """What there is of an answer when its headers are read."""
+
+    status: int
+    headers: Any  # finds a name in any case
+    length: int | None  # of the body that is not read yet, if it is known
+    will_close: bool
+
+    def read1(self, size: int, /) -> bytes:
+        """Some of the body, empty at its end."""
+        ...
+
+    def isclosed(self) -> bool:
+        """Whether it was read to its end."""
+        ...
+
+    def close(self) -> None:
+        """Read no more of it."""
+        ...
+
+
+class _Plain:
+    """A success of known length over a connection that stays open, as nearly every answer is."""
+
+    status = 200
+    headers: Mapping[str, str] = {}  # none of those that matter is there
+
+    def __init__(self, length: int, body: bytes, sock: socket.socket) -> None:
+        self.length: int | None = length
+        self.will_close = len(body) > length  # nobody knows what the rest is
+        self._body = body
+        self._sock = sock
+
+    @classmethod
+    def of(cls, begin: bytes, sock: socket.socket) -> _Plain | None:
+        """The answer that begins like this; None if it is of another kind, or its headers go on."""
+        head, end, body = begin.partition(b"\r\n\r\n")
+        status, *lines = head.lower().split(b"\r\n")
+        if not end or not status.startswith(b"http/1.1 200 "):
+            return None
+        headers = {name: text.strip() for name, _, text in [line.partition(b":") for line in lines]}
+        length = headers.get(b"content-length", b"")
+        if len(headers) != len(lines) or not length.isdigit() or not headers.keys().isdisjoint(_NOT_PLAIN):
+            return None
+        return cls(int(length), body, sock)
+
+    def read1(self, size: int, /) -> bytes:
+        size = min(size, self.length or 0)
+        part = self._body[:size] if self._body else self._sock.recv(size) if size else b""
+        self._body = self._body[size:]
+        self.length = (self.length or 0) - len(part)
+        return part
+
+    def isclosed(self) -> bool:
+        return not self.length
+
+    def close(self) -> None:
+        self._body = b""
+
+
+class _Begun(io.RawIOBase):
+    """A socket of which something was received already, for the library to read."""
+
+    def __init__(self, begin: bytes, sock: socket.socket) -> None:
+        self._begin = begin
+        self._sock = sock
+
+    def makefile(self, *_: object) -> io.BufferedReader:
+        """What `HTTPResponse` reads from."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._begin:
+            return self._sock.recv_into(buffer)
+        size = min(len(buffer), len(self._begin))
+        buffer[:size] = self._begin[:size]
+        self._begin = self._begin[size:]
+        return size
+
+
+def _asked(sock: socket.socket, head: bytes, body: bytes, timeout_s: float) -> bytes:
+    """Send a request and give what the answer begins with."""
+    if sock.gettimeout() != timeout_s:
+        sock.settimeout(timeout_s)
+    # A server may answer and close before it has read all: then its answer is what counts.
+    with contextlib.suppress(BrokenPipeError):
+        if len(body) < _ONE_SEND_BYTES:
+            sock.sendall(head + body)
+        else:
+            sock.sendall(head)
+            sock.sendall(body)
+    return sock.recv(_RECEIVED_BYTES)
 
 
 def head_of(request: PreparedRequest) -> bytes:

@@ -242,9 +242,9 @@ def check_confirmed(body: bytes, data_id: str, chunk: Chunk, names: Iterable[str
         if isinstance(one, dict) and one.get("data_id") == data_id and one.get("chunk_index") == chunk.index
         if isinstance(name := one.get("channel_name"), str)
     }
-    missing = [name for name in names if name not in confirmed]
-    if missing:
-        raise AnswerError(f"the answer does not confirm chunk {chunk.index} of channel {missing[0]!r}")
+    if not confirmed.issuperset(names):
+        missing = next(name for name in names if name not in confirmed)
+        raise AnswerError(f"the answer does not confirm chunk {chunk.index} of channel {missing!r}")
 
 
 def check_finalized(body: bytes, data_id: str) -> None:

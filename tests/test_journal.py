@@ -27,15 +27,15 @@ from atomscale_bluesky.journal import (
     last_line,
     line,
     payload_of,
-    payloads_of,
     segment_path,
     segments,
+    table_of,
 )
 from atomscale_bluesky.lines import Position
 
 
 def payload(n: int, size: int = 0) -> bytes:
-    return json.dumps([n, "x" * size]).encode()
+    return f'[{n:2}, "{"x" * size}"]'.encode()  # as wide for 9 as for 10
 
 
 def numbers(reader: JournalReader) -> list[int]:
@@ -83,17 +83,26 @@ def test_a_line_holds_its_payload_behind_a_checksum(content: bytes) -> None:
     assert payload_of(text[:-1]) == content
 
 
-@given(st.lists(st.binary().filter(lambda content: b"\n" not in content), min_size=1), st.data())
+SAME_SIZE = st.integers(0, 30).flatmap(
+    lambda size: st.lists(st.binary(min_size=size, max_size=size).filter(lambda text: b"\n" not in text), min_size=1)
+)
+
+
+@given(SAME_SIZE, st.data())
 def test_many_lines_are_whole_together_only_when_each_is(contents: list[bytes], data: st.DataObject) -> None:
-    texts = [line(content)[:-1] for content in contents]
-    assert payloads_of(texts) == contents
+    lines, width = b"".join(map(line, contents)), len(line(contents[0]))
+    table = table_of(memoryview(lines), width)
+    assert table is not None
+    assert [row.tobytes() for row in table] == contents
 
-    i = data.draw(st.integers(0, len(texts) - 1))
-    at = data.draw(st.integers(0, len(texts[i]) - 1))
-    texts[i] = texts[i][:at] + data.draw(st.binary(max_size=2)) + texts[i][at + 1 :]
-    each = [payload_of(text) for text in texts]
+    damaged = bytearray(lines)
+    damaged[data.draw(st.integers(0, len(lines) - 1))] = data.draw(st.integers(0, 255))
+    each = [payload_of(text) for text in bytes(damaged).split(b"\n")[:-1]]
 
-    assert payloads_of(texts) in ([None] if None in each else [None, each])  # one by one decides where it says None
+    table = table_of(memoryview(bytes(damaged)), width)
+    found = None if table is None else [row.tobytes() for row in table]
+    # Where it says None, one by one decides.
+    assert found in ([None] if each != contents else [None, contents])
 
 
 @given(content=st.binary(min_size=1, max_size=40).filter(lambda text: b"\n" not in text), data=st.data())
@@ -518,6 +527,13 @@ def test_a_journal_of_which_nothing_can_be_opened_is_an_error(tmp_path: Path) ->
 # ---- looking ahead ---------------------------------------------------------------------------------------------------
 
 
+def seen_ahead(reader: JournalReader, count: int) -> list[bytes] | None:
+    """What the next lines hold, if so many can be taken together."""
+    lines = reader.ahead(count)
+    table = None if lines is None else table_of(lines, len(lines) // count)
+    return None if table is None else [row.tobytes() for row in table]
+
+
 def test_lines_seen_ahead_are_read_all_the_same_unless_they_are_skipped(
     open_writer: Writers, open_reader: Readers
 ) -> None:
@@ -526,28 +542,39 @@ def test_lines_seen_ahead_are_read_all_the_same_unless_they_are_skipped(
     lines = reader.read()
 
     assert next(lines).payload == payload(0)
-    assert reader.ahead(3) == [payload(1), payload(2), payload(3)]
+    assert seen_ahead(reader, 3) == [payload(1), payload(2), payload(3)]
     assert next(lines).payload == payload(1)
-    reader.skip(len(reader.ahead(4) or []))
+    assert seen_ahead(reader, 4)
+    reader.skip(4)
     assert reader.position == open_reader(reader.position).position
     assert next(open_reader(reader.position).read()).payload == payload(6)
     assert [found.payload for found in lines] == [payload(n) for n in range(6, 10)]
     assert reader.ahead(1) is None
     writer.append(line(payload(10)))
-    assert reader.ahead(1) == [payload(10)]
+    assert seen_ahead(reader, 1) == [payload(10)]
     assert numbers(reader) == [10]
 
 
 def test_the_position_after_skipping_is_where_the_next_line_begins(open_writer: Writers, open_reader: Readers) -> None:
     writer = open_writer()
-    writer.append(b"".join(line(payload(n, n)) for n in range(20)))
+    writer.append(b"".join(line(payload(n, 30)) for n in range(20)))
     for count in range(1, 20):
         reader = open_reader()
-        reader.skip(len(reader.ahead(count) or []))
+        assert seen_ahead(reader, count)
+        reader.skip(count)
 
-        begin = Position(1, sum(len(line(payload(n, n))) for n in range(count)))
+        begin = Position(1, count * len(line(payload(0, 30))))
         assert reader.position == begin
-        assert next(reader.read()) == (begin, payload(count, count))
+        assert next(reader.read()) == (begin, payload(count, 30))
+
+
+def test_lines_of_which_one_is_wider_are_not_seen_ahead(open_writer: Writers, open_reader: Readers) -> None:
+    writer, reader = open_writer(), open_reader()
+    writer.append(b"".join(line(payload(n, 31 if n == 5 else 30)) for n in range(10)))
+
+    assert seen_ahead(reader, 5) == [payload(n, 30) for n in range(5)]
+    assert seen_ahead(reader, 6) is None
+    assert numbers(reader) == list(range(10))
 
 
 def test_lines_that_fill_several_blocks_can_be_seen_ahead_up_to_a_limit(
@@ -557,7 +584,7 @@ def test_lines_that_fill_several_blocks_can_be_seen_ahead_up_to_a_limit(
     for n in range(40):
         writer.append(line(payload(n, 300_000)))
 
-    assert reader.ahead(20) == [payload(n, 300_000) for n in range(20)]
+    assert seen_ahead(reader, 20) == [payload(n, 300_000) for n in range(20)]
     assert reader.ahead(40) is None  # 12 MB are too much to have in memory at a time
     reader.skip(20)
     assert numbers(reader) == list(range(20, 40))
@@ -569,17 +596,18 @@ def test_nothing_is_seen_ahead_across_a_segments_end_or_through_damage(
     writer = open_writer(segment_bytes=100)
     for n in range(10):
         writer.append(line(payload(n)))
-    per_segment = next(n for n in range(2, 10) if open_reader().ahead(n) is None) - 1
+    per_segment = next(n for n in range(2, 10) if seen_ahead(open_reader(), n) is None) - 1
     reader = open_reader()
-    reader.skip(len(reader.ahead(per_segment) or []))
+    reader.skip(per_segment)
     assert numbers(reader) == list(range(per_segment, 10))
 
     flipped = bytearray(segment_path(tmp_path, 1).read_bytes())
     flipped[12] ^= 1
     segment_path(tmp_path, 1).write_bytes(flipped)
     reader = open_reader()
-    assert reader.ahead(2) is None
+    assert seen_ahead(reader, 2) is None
     assert numbers(reader) == list(range(1, 10))
+    assert reader.ahead(1) is None
     assert reader.damaged == 1
 
 
