@@ -351,15 +351,8 @@ class AtomscaleCallback:
     def _event(self, doc: Mapping[str, Any]) -> None:
         with self._lock:
             known = self._streams.get(doc["descriptor"])
-            if known is None and doc["descriptor"] in self._streams_skipped:
-                return
-            if known is None and doc["descriptor"] in self._late:
-                self._leave_out_late(doc["descriptor"], 1)
-                return
             if known is None:
-                self._oddities.ignore(
-                    "event", f"an event of descriptor {doc['descriptor']}, which never came, is ignored"
-                )
+                self._leave_out_unknown(doc["descriptor"], "event", 1)
                 return
             run, event_stream = known
             if event_stream is None:
@@ -381,15 +374,8 @@ class AtomscaleCallback:
     def _event_page(self, doc: Mapping[str, Any]) -> None:
         with self._lock:
             known = self._streams.get(doc["descriptor"])
-            if known is None and doc["descriptor"] in self._streams_skipped:
-                return
-            if known is None and doc["descriptor"] in self._late:
-                self._leave_out_late(doc["descriptor"], len(doc["uid"]))
-                return
             if known is None:
-                self._oddities.ignore(
-                    "event_page", f"a page of descriptor {doc['descriptor']}, which never came, is ignored"
-                )
+                self._leave_out_unknown(doc["descriptor"], "event_page", len(doc["uid"]))
                 return
             run, event_stream = known
             uids = list(doc["uid"])
@@ -408,9 +394,15 @@ class AtomscaleCallback:
             for uid in uids:
                 run.remember(uid)
 
-    def _leave_out_late(self, descriptor: str, events: int) -> None:
-        """Count events behind their run's stop; called with the lock held."""
-        run_uid = self._late[descriptor]
+    def _leave_out_unknown(self, descriptor: str, name: str, events: int) -> None:
+        """Take nothing of a document whose descriptor belongs to no open run; called with the lock held."""
+        if descriptor in self._streams_skipped:
+            return
+        run_uid = self._late.get(descriptor)
+        if run_uid is None:
+            what = "an event" if name == "event" else "a page"
+            self._oddities.ignore(name, f"{what} of descriptor {descriptor}, which never came, is ignored")
+            return
         self._oddities.counts[BEHIND_STOP] += events
         self._oddities.say_once(
             f"late {run_uid}", f"an event of run {run_uid} came behind its stop document and is left out"

@@ -177,7 +177,8 @@ class EventStream:
                     at = own_time
             if at <= base.after:
                 continue
-            base.declare(out)
+            if not base.declared:
+                base.declare(out)
             out.append(encode_row(base.layout.layout, base.rows, at, uid, *base.packed(data)))
             base.offered = 1
         return out
@@ -222,7 +223,7 @@ class EventStream:
             for time, uid, values in zip(at, uids, base.page(columns, len(uids)), strict=True):
                 if time <= base.after:
                     continue
-                if row == base.rows:
+                if row == base.rows and not base.declared:
                     base.declare(out)
                 out.append(encode_row(layout, row, time, uid, *values))
                 row += 1

@@ -17,6 +17,7 @@ import os
 import struct
 import sys
 import zlib
+from binascii import hexlify
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +42,7 @@ _PREFIX = 9  # eight digits and a space
 
 def line(payload: bytes) -> bytes:
     """A whole line for `payload`, one JSON value without a newline in it."""
-    return b"%08x %b\n" % (zlib.crc32(payload), payload)
+    return b"%b %b\n" % (hexlify(zlib.crc32(payload).to_bytes(4, "big")), payload)
 
 
 def payload_of(text: bytes) -> bytes | None:

@@ -90,8 +90,7 @@ class TimeBase:
 
     def declare(self, out: list[bytes]) -> None:
         """Put the layout before the first row that names it; twice, for the rows are worth nothing without it."""
-        if not self.declared:
-            out += [encode(self.layout)] * 2
+        out += [encode(self.layout)] * 2
 
     def packed(self, data: Mapping[str, Any]) -> Values:
         """The values of one event."""
@@ -101,7 +100,11 @@ class TimeBase:
                 values = list(values)
                 for i, source in self._special:
                     values[i : i + 1] = source.spread(values[i])
-            numbers = self._pack(*_plain(values))
+            try:
+                values = convert(values, _NUMBERS)
+            except ValidationError:  # of numpy, say, or a boolean
+                values = map(number, values)
+            numbers = self._pack(*values)
         except Exception:  # noqa: BLE001 - a key is missing, a value is no number, or a foreign object
             return self._value_by_value(data)
         if numbers[::8].translate(None, _COMMON):

@@ -20,47 +20,62 @@ from .report import Report, Table, middle, percentile, spread
 from .sink import counted, sink
 from .spooled import spool_run
 
-# Channels, points per chunk → chunks in a round.
-SIZES = {(10, 100): 1000, (100, 100): 300, (1000, 100): 30}
+# Channels, points per chunk → chunks in a round: all channels of a chunk in one request, and where that does not exist.
+SIZES = {(10, 100): 3000, (100, 100): 1000, (1000, 100): 100}
+SINGLE_SIZES = {(1, 100): 2000, (10, 100): 300}
+STREAMS = 50
 ROUNDS = 5
 SCRIPT = Path(__file__).with_name("drainers.py")
-OURS, PLAIN, VENDOR, CEILING = (
-    "AtomscaleCallback", "requests, json=, one by one", "atomscale 0.21.10, push_multi", "ceiling of the sink",
+OURS, PLAIN, VENDOR, VENDOR_OLD, CEILING = (
+    "AtomscaleCallback", "requests, json=, one by one", "atomscale 0.21.10, push_multi", "atomscale 0.16.0, push",
+    "ceiling of the sink",
 )  # fmt: skip
+Contestants = dict[str, tuple[str, str]]
 
 
 def measure(*, short: bool, rounds: int | None, with_peers: bool = True) -> Report:
-    """Drain backlogs of 10, 100 and 1000 channels."""
+    """Drain backlogs of 10, 100 and 1000 channels, of one run and of fifty, and channel by channel."""
     rounds = rounds or (1 if short else ROUNDS)
     report = Report(f"Draining a backlog: journal on disk to last confirmation, {rounds} rounds")
-    contestants = {OURS: ("ours", sys.executable), PLAIN: ("plain", sys.executable)}
-    python, problem = (
-        peers.environment("atomscale-0.21.10", *peers.ATOMSCALE) if with_peers else (None, "not asked for")
-    )
-    if python:
-        contestants[VENDOR] = ("vendor", str(python))
-    else:
-        report.notes.append(f"{VENDOR} is left out: {problem}")
-    contestants[CEILING] = ("ceiling", sys.executable)
-    with tempfile.TemporaryDirectory() as name, sink() as url:
-        for (channels, points), chunks in SIZES.items():
-            order = {"url": url, "channels": channels, "points_per_chunk": points}
-            order["chunks"] = max(2, chunks // 15) if short else chunks
-            report.tables.append(_drained(contestants, order, rounds, Path(name)))
+    new = _contestants(report, VENDOR, peers.ATOMSCALE, with_peers=with_peers)
+    old = _contestants(report, VENDOR_OLD, peers.ATOMSCALE_OLD, with_peers=with_peers)
+    for single, sizes, contestants in ((False, SIZES, new), (True, SINGLE_SIZES, old)):
+        with tempfile.TemporaryDirectory() as name, sink(single_only=single) as url:
+            for (channels, points), chunks in sizes.items():
+                order = {"url": url, "channels": channels, "points_per_chunk": points, "single": single}
+                order["chunks"] = max(2, chunks // 15) if short else chunks
+                report.tables.append(_drained(contestants, order, rounds, Path(name)))
+                if (channels, single) == (100, False):
+                    ours = {OURS: new[OURS]}
+                    order["chunks"] = STREAMS if short else chunks
+                    report.tables.append(_drained(ours, order, rounds, Path(name), runs=STREAMS))
     report.notes += [
         "speed: millions of points per second, median of the rounds and their middle half; CPU: seconds of the sending "
         "process per million points, all its threads; the sink's beside it",
         "ours includes opening the spool, initialize and finalize; the vendor's client starts its clock after "
-        "initialize, and is kept from running more than 64 chunks ahead of what has arrived",
+        "initialize, and is kept from running more than 64 requests ahead of what has arrived",
         "ceiling: bodies that are ready as bytes, down two sockets, four ahead of their answers",
+        "channel by channel: the server knows no other way, which ours finds out at the first chunk",
     ]
     return report
 
 
-def _drained(contestants: dict[str, tuple[str, str]], order: dict[str, object], rounds: int, folder: Path) -> Table:
+def _contestants(report: Report, vendor: str, requirement: tuple[str, ...], *, with_peers: bool) -> Contestants:
+    """Who takes part, and under which interpreter."""
+    found = {OURS: ("ours", sys.executable), PLAIN: ("plain", sys.executable)}
+    name = requirement[0].replace("==", "-")
+    python, problem = peers.environment(name, *requirement) if with_peers else (None, "not asked for")
+    if python:
+        found[vendor] = ("vendor", str(python))
+    else:
+        report.notes.append(f"{vendor} is left out: {problem}")
+    return found | {CEILING: ("ceiling", sys.executable)}
+
+
+def _drained(contestants: Contestants, order: dict[str, object], rounds: int, folder: Path, runs: int = 1) -> Table:
     channels, points, chunks = (int(str(order[key])) for key in ("channels", "points_per_chunk", "chunks"))
-    backlog = folder / f"backlog-{channels}"
-    total = spool_run(backlog, str(order["url"]), channels, points * chunks, points)
+    backlog = folder / f"backlog-{channels}-{runs}"
+    total = sum(spool_run(backlog, str(order["url"]), channels, points * chunks // runs, points) for _ in range(runs))
     took: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
     names = list(contestants)
     for _ in range(rounds):
@@ -78,7 +93,8 @@ def _drained(contestants: dict[str, tuple[str, str]], order: dict[str, object], 
             shutil.rmtree(spool, ignore_errors=True)
         names.append(names.pop(0))
     shutil.rmtree(backlog)
-    return _table(f"{channels} channels x {points} points per chunk, {chunks} chunks", took, total)
+    how = ", channel by channel" if order["single"] else f", {runs} runs" if runs > 1 else ""
+    return _table(f"{channels} channels x {points} points per chunk, {chunks} chunks{how}", took, total)
 
 
 def _run(python: str, who: str, order: dict[str, object]) -> dict[str, float]:

@@ -73,10 +73,15 @@ def plain(order: Order) -> None:
     base = f"{order['url']}/metrology/stream"
     data_id = session.post(f"{base}/initialize", json={"stream_name": "plain"}).json()["data_id"]
     for index, channels in chunks(order):
-        body = {"data_id": data_id, "chunk_index": index, "channels": channels}
-        answer = session.post(f"{base}/chunk/multi", json=body)
-        answer.raise_for_status()
-        answer.json()
+        chunk = {"data_id": data_id, "chunk_index": index}
+        if order["single"]:
+            bodies = [{**chunk, "channel_name": name, **channel} for name, channel in channels.items()]
+        else:
+            bodies = [{**chunk, "channels": channels}]
+        for body in bodies:
+            answer = session.post(f"{base}/chunk" if order["single"] else f"{base}/chunk/multi", json=body)
+            answer.raise_for_status()
+            answer.json()
     session.post(f"{base}/{data_id}/finalize").raise_for_status()
 
 
@@ -94,12 +99,19 @@ def vendor(order: Order) -> None:
 
     before = arrived()
     clocks.start()  # initialize may first measure the server's clock for some seconds
+    requests = looked = 0
     for index, channels in chunks(order):
-        streamer.push_multi(data_id, index, channels)
-        if index % (WINDOW // 2) == WINDOW // 2 - 1:
-            while arrived() - before < index + 1 - WINDOW:
+        if order["single"]:
+            for name, channel in channels.items():
+                streamer.push(data_id, index, name, channel["timestamps"], channel["values"], channel["units"])
+        else:
+            streamer.push_multi(data_id, index, channels)
+        requests += len(channels) if order["single"] else 1
+        if requests - looked >= WINDOW // 2:
+            looked = requests
+            while arrived() - before < requests - WINDOW:
                 time.sleep(0.001)
-    while arrived() - before < order["chunks"]:
+    while arrived() - before < requests:
         time.sleep(0.001)
     streamer.finalize(data_id)
 
@@ -109,12 +121,18 @@ def ceiling(order: Order) -> None:
     import socket
     import threading
 
-    body = json.dumps({"data_id": "ceiling", "chunk_index": 0, "channels": dict(next(chunks(order))[1])})
-    body = body.encode()
-    message = b"POST /metrology/stream/chunk/multi HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (
-        len(body),
-        body,
-    )
+    channels = dict(next(chunks(order))[1])
+    chunk: dict[str, Any] = {"data_id": "ceiling", "chunk_index": 0}
+    if order["single"]:
+        path, count = "chunk", order["chunks"] * len(channels)
+        [(name, channel), *_] = channels.items()
+        chunk |= {"channel_name": name, **channel}
+    else:
+        path, count = "chunk/multi", order["chunks"]
+        chunk["channels"] = channels
+    body = json.dumps(chunk).encode()
+    head = f"POST /metrology/stream/{path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    message = head.encode() + body
     host, port = order["url"].removeprefix("http://").split(":")
 
     def send(count: int) -> None:
@@ -130,8 +148,7 @@ def ceiling(order: Order) -> None:
             for _ in range(ahead):
                 _skip(reader)
 
-    half = order["chunks"] // 2
-    threads = [threading.Thread(target=send, args=(count,)) for count in (half, order["chunks"] - half)]
+    threads = [threading.Thread(target=send, args=(part,)) for part in (count // 2, count - count // 2)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -11,6 +11,8 @@ import platformdirs
 
 SUITCASE_JSONL = ("suitcase-jsonl==0.2.2", "suitcase-utils==0.5.4")
 ATOMSCALE = ("atomscale==0.21.10",)
+# The last version that pushes channel by channel to the documented paths.
+ATOMSCALE_OLD = ("atomscale==0.16.0",)
 
 
 def cache() -> Path:

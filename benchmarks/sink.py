@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import orjson
 
+_NO_ROUTE = b"HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
 _INDEX = b'"chunk_index":'
 _ID = b'"data_id":'
@@ -39,6 +40,7 @@ class Counted(NamedTuple):
 class _Sink(asyncio.Protocol):
     channels: ClassVar[dict[tuple[bytes, bytes], tuple[list[bytes], int]]] = {}  # stream, channel → all beside it, size
     delay_s = 0.0  # before a chunk is answered
+    single_only = False  # there is no way to push several channels at once
     requests = chunks = series = received = now = most = 0
     first = last = 0.0  # when the first chunk came, and the last one was answered
 
@@ -70,6 +72,9 @@ class _Sink(asyncio.Protocol):
             del self._data[: self._needed]
             self._needed = 0
             path = head[: head.index(b"\r\n")].split(b" ")[1]
+            if _Sink.single_only and path.endswith(b"/multi"):
+                self._transport.write(_NO_ROUTE)
+                continue
             chunk = b"/chunk" in path
             if chunk:
                 _Sink.first = _Sink.first or time.perf_counter()
@@ -164,9 +169,9 @@ def counted(url: str) -> Counted:
 
 
 @contextlib.contextmanager
-def sink(delay_s: float = 0.0) -> Iterator[str]:
+def sink(delay_s: float = 0.0, *, single_only: bool = False) -> Iterator[str]:
     """A sink in a process of its own, which answers each chunk after this delay; its URL."""
-    with serving([sys.executable, "-m", "benchmarks.sink", str(delay_s)]) as port:
+    with serving([sys.executable, "-m", "benchmarks.sink", str(delay_s), *["single"] * single_only]) as port:
         yield f"http://127.0.0.1:{port}"
 
 
@@ -193,5 +198,6 @@ def serving(command: list[str]) -> Iterator[str]:
 
 if __name__ == "__main__":
     _Sink.delay_s = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
+    _Sink.single_only = "single" in sys.argv[2:]
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve())

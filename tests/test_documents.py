@@ -134,7 +134,8 @@ def test_a_later_run_may_have_other_keys_in_the_same_event_stream(
     engine(bp.count([det1, det2], num=2))
 
     assert callback.drain(timeout_s=10)
-    assert [sorted(server.points(stream.data_id)) for stream in server.streams()] == [["det1"], ["det1", "det2"]]
+    channels = [sorted(server.points(stream.data_id)) for stream in server.streams()]
+    assert sorted(channels) == [["det1"], ["det1", "det2"]]  # which stream is made first is nobody's promise
 
 
 def test_interleaved_runs_are_told_apart_by_their_descriptors(callback: AtomscaleCallback, server: LocalServer) -> None:
