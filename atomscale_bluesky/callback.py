@@ -375,7 +375,7 @@ class AtomscaleCallback:
         with self._lock:
             known = self._streams.get(doc["descriptor"])
             if known is None:
-                self._leave_out_unknown(doc["descriptor"], "event_page", len(doc["uid"]))
+                self._leave_out_unknown(doc["descriptor"], "event_page", len(doc.get("uid") or ()))
                 return
             run, event_stream = known
             uids = list(doc["uid"])

@@ -82,6 +82,7 @@ class Cutting:
         self._synced_to = START
         self._present: Layout | None = None  # that the last row named
         self._one_by_one = 0  # lines that are known not to be `Rows`
+        self._too_few = False  # there are only rows ahead, and not enough of them for a chunk
 
     def look(self, *, count_only: bool = False) -> None:
         """Read the journal on until a chunk is ready, its present end, or for a good while; or count its rows only."""
@@ -91,6 +92,9 @@ class Cutting:
                 if self.ready:
                     return
                 continue
+            if self._too_few and not count_only:
+                self.at_end = True  # they are taken together when there are more, or something else
+                return
             found = next(self._lines, None)
             if found is None:
                 self._lines = self._reader.read()
@@ -225,6 +229,7 @@ class Cutting:
 
     def _take_whole_chunk(self) -> bool:
         """Take the rows of the next chunk at once if nothing about them is special; whether it was so."""
+        self._too_few = False
         layout, position = self._present, self._reader.position
         if layout is None or self._one_by_one > 0 or position < self._from:
             return False
@@ -233,6 +238,9 @@ class Cutting:
         if not wanted:
             return False
         rows = self._rows_ahead(wanted, len(layout.channels))
+        if rows is None and not self._header.max_latency_s and self._reader.ends_before(wanted, b'{"kind"'):
+            self._too_few = True
+            return False
         if rows is None or (rows.layout, rows.number) != (layout.layout, number):
             self._one_by_one = wanted
             return False
@@ -269,6 +277,8 @@ class Cutting:
                 self._collect(self._cutters[self._present.time_base].row(found.position, row))
             return
         line = self.account.take(found.payload)
+        if line is not None:
+            self._one_by_one = 0  # it was not the rows, but what stood before them
         if count_only:
             return
         if isinstance(line, Layout):

@@ -20,16 +20,14 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-import msgspec
 
 from .account import RunStatus
-from .chunks import Chunk, Column
+from .chunks import Chunk
 from .claim import Claim
 from .client import ClockReading
 from .courtesy import Courtesy
 from .cutting import Cutting
+from .endings import Endings
 from .errors import ApiRefusedError
 from .journal import START
 from .ledger import LedgerState, Life, StreamState
@@ -40,7 +38,6 @@ from .lines import (
     Discarded,
     Edit,
     Edited,
-    Ended,
     Finalized,
     Finalizing,
     Initialized,
@@ -64,21 +61,13 @@ from .lines import (
 from .linking import Linking
 from .previews import Previews, cut_short_in_doubt
 from .reading import stop_of
+from .summary import history_entry, say
 from .tasks import RUN, Kind, Link, Patience, Points, Task
 
 _logger = logging.getLogger(__name__)
 
 # How many chunks of a run may have failed and wait for another attempt before no further one is begun.
 MAX_FAILED = 8
-
-
-@dataclass(slots=True)
-class _Ending:
-    """A stream that takes no more, until nothing of it is under way."""
-
-    why: Why
-    points_per_chunk: int  # of what goes on
-    doubtful: list[Chunk]  # pushed, and perhaps taken although that was never answered
 
 
 class Delivery:
@@ -98,7 +87,6 @@ class Delivery:
         self._now = now
         self._apart: dict[int, set[str]] = {}
         self._flying: Counter[int] = Counter()  # tasks under way, by stream
-        self._ending: dict[int, _Ending] = {}
         self._under_way: set[int] = set()  # streams being initialized or finalized, failed attempts included
         self._out: set[Kind] = set()  # what is under way about the whole run
         self._being_linked: set[int] = set()  # likewise
@@ -109,6 +97,7 @@ class Delivery:
         cut_short_in_doubt(claim.ledger)
         self.cutting = Cutting(claim.folder, claim.header, claim.ledger, courtesy)
         self.previews = Previews(claim.header, claim.ledger, self.cutting, now)
+        self.endings = Endings(claim.ledger, self.cutting, now)
         if not (self.state.streams or self.parked):
             self.cutting.open_stream(
                 why="run start", time_base=self.header.primary, from_row=0, position=START, channels=None, own=False
@@ -381,17 +370,18 @@ class Delivery:
             if stream.ended:
                 continue
             number = stream.opening.stream
-            ending = self._ending.setdefault(number, _Ending(why, points_per_chunk or task.points_per_chunk, []))
             ours = [other for other in [task, *self.failed] if other.stream == number]
             self.failed = deque(other for other in self.failed if other.stream != number)
+            doubtful: list[Chunk] = []
             if why == "closed by the server":
                 self._cut_what_was_tried(stream)
-                ending.doubtful += [
+                doubtful += [
                     other.chunk for other in ours if other.chunk is not None and (other.attempts or other.may_exist)
                 ]
                 ready = [c for c in self.cutting.ready if c.stream == number and c.index < stream.next_index]
-                ending.doubtful += map(self._as_sent, ready)
+                doubtful += map(self._as_sent, ready)
                 self.cutting.ready = deque(chunk for chunk in self.cutting.ready if chunk.stream != number)
+            self.endings.begin(number, why, points_per_chunk or task.points_per_chunk, doubtful)
 
     def _cut_what_was_tried(self, stream: StreamState) -> None:
         """Have every chunk at hand that a process before this one may have pushed."""
@@ -404,11 +394,7 @@ class Delivery:
     def read_back(self, task: Task, points: Points) -> None:
         """Atomscale has told what the ended stream holds: what is there of the chunks in doubt counts as confirmed."""
         self._returned(task)
-        for chunk in self._ending[task.stream].doubtful:
-            confirmed = tuple(column.name for column in chunk.columns if _holds(points, chunk, column))
-            if confirmed:
-                self.claim.ledger.note(Confirmed(task.stream, chunk.index, self._now(), confirmed))
-        self._ending[task.stream].doubtful = []
+        self.endings.read_back(task.stream, points)
 
     def obey(self) -> None:
         """Note what people have ordered since; `to_start_again` says when that takes effect.
@@ -443,45 +429,18 @@ class Delivery:
         """Move the finished run into the history; False while its writer still has files open."""
         self.cutting.close()
         status = self.status()
-        entry = {
-            "run_uid": status.run_uid,
-            "label": status.label,
-            "started": status.started,
-            "finished": self._now(),
-            "data_ids": list(status.data_ids),
-            "streams": msgspec.to_builtins(status.streams),
-            "delivered": status.points.delivered,
-            "left_out": dict(status.points.left_out),
-            "lost": status.points.lost,
-            "discarded": status.points.discarded,
-            "interrupted": bool(self.cutting.account.stop and self.cutting.account.stop.interrupted),
-            "verified": self.state.verified is not None,
-            "until": self.cutting.account.until,
-            "exit_status": self.cutting.account.stop.exit_status if self.cutting.account.stop else "",
-            "content": self.header.content,
-            "endpoint": self.claim.endpoint,
-        }
+        entry = history_entry(
+            status, self.cutting.account, self.state, self.header, endpoint=self.claim.endpoint, finished=self._now()
+        )
         if not self.claim.finish(entry):
             return False
-        self._say_summary(status)
+        say(status, self.state)
         return True
 
     def say_what_is_left(self) -> None:
         """One line about a run that has stopped and is let go of before it is finalized whole."""
         if self.stopped and not self.finished:
-            self._say_summary(self.status())
-
-    def _say_summary(self, status: RunStatus) -> None:
-        points = status.points
-        left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(points.left_out.items())) or "none"
-        took = [s.confirmed_at - s.last.last_time for s in self.state.streams.values() if s.confirmed_at and s.last]
-        _logger.log(
-            logging.WARNING if points.waiting or points.refused or points.lost else logging.INFO,
-            "run %s %s: %d points delivered to %s; waiting: %d; refused: %d; left out: %s; discarded: %d; lost: %d; "
-            "the last point took %.1f s",
-            status.run_uid, status.state, points.delivered, ", ".join(status.data_ids) or "no stream", points.waiting,
-            points.refused, left_out, points.discarded, points.lost, max([0.0, *took]),
-        )  # fmt: skip
+            say(self.status(), self.state)
 
     # ---- what can be done ------------------------------------------------------------------------------------------
 
@@ -513,7 +472,7 @@ class Delivery:
 
     def _link(self, now: float) -> Task | None:
         for number, stream in self.state.streams.items():
-            if number in self._being_linked or number in self._ending:
+            if number in self._being_linked or number in self.endings:
                 continue
             to_link = tuple(
                 link
@@ -545,7 +504,7 @@ class Delivery:
             return None  # what a chunk is to be shifted by is noted before its first attempt
         for chunk in self.cutting.ready:
             stream = self.state.streams[chunk.stream]
-            if stream.life is not Life.INITIALIZED or chunk.stream in self._ending:
+            if stream.life is not Life.INITIALIZED or chunk.stream in self.endings:
                 continue  # its time comes with its data_id, or with that of its continuation
             if self.previews.is_out(chunk.stream) or stream.may_be_cut_short_before(chunk.index):
                 continue
@@ -571,7 +530,7 @@ class Delivery:
 
     def _is_quiet(self, stream: int) -> bool:
         """Whether nothing of a stream is under way."""
-        return not (self._flying[stream] or self._has_failed(stream) or stream in self._ending)
+        return not (self._flying[stream] or self._has_failed(stream) or stream in self.endings)
 
     @property
     def _clock_is_open(self) -> bool:
@@ -631,14 +590,14 @@ class Delivery:
         """A chunk that was tried and is no longer whole in the journal can go out under its index no more."""
         for chunk in self.cutting.damaged:
             points = self.state.streams[chunk.stream].opening.points_per_chunk
-            self._ending.setdefault(chunk.stream, _Ending("damaged", points, [])).doubtful.append(self._as_sent(chunk))
+            self.endings.begin(chunk.stream, "damaged", points, [self._as_sent(chunk)])
         self.cutting.damaged = []
         if not self.cutting.read_all or self.cutting.ready or self.failed or self.in_flight:
             return
         for number, stream in self.state.streams.items():
             if stream.life is Life.INITIALIZED and not stream.parked and stream.tried.keys() - stream.refused.keys():
                 # All has been read and pushed, and yet it waits: not one of its rows is left.
-                self._ending.setdefault(number, _Ending("damaged", stream.opening.points_per_chunk, []))
+                self.endings.begin(number, "damaged", stream.opening.points_per_chunk)
 
     def _end_outgrown_streams(self) -> Task | None:
         """Where a chunk ends with what was shown of it, what comes after goes on in a further stream."""
@@ -650,39 +609,17 @@ class Delivery:
             stream = self.state.streams[number]
             cut_short = stream.last is not None and stream.last.cut_short
             if cut_short and stream.settled and not (stream.ended or stream.blocked):
-                self._ending.setdefault(number, _Ending("preview", stream.opening.points_per_chunk, []))
+                self.endings.begin(number, "preview", stream.opening.points_per_chunk)
         return self._end_streams()
 
     def _end_streams(self) -> Task | None:
-        """Give what an ended stream does not hold to continuations, channels with the same rest together."""
-        for number, ending in list(self._ending.items()):
-            stream = self.state.streams[number]
-            together = [one.opening.stream for one in stream.group]
-            if any(self._flying[one] for one in together):
-                continue
-            for one in together:
-                if one in self._ending and self._ending[one].doubtful:
-                    return self._task(Kind.READ_BACK, self.state.streams[one])
-            del self._ending[number]
-            why = ending.why
-            self.previews.cut_short(stream)
-            rests = stream.rests(self.cutting.channels_of(stream.opening))
-            with self.claim.ledger.together():
-                self.claim.ledger.note(Ended(number, why))
-                for (from_row, skip, position), channels in rests.items():
-                    self.cutting.open_stream(
-                        why=why,
-                        time_base=stream.opening.time_base,
-                        from_row=from_row,
-                        position=position,
-                        channels=channels or None,
-                        own=stream.opening.own,
-                        skip=skip,
-                        points_per_chunk=ending.points_per_chunk,
-                    )
-            _logger.warning("%r ended (%s); its run goes on in a further stream", stream.opening.label, why)
-            self._again = True
-        return None
+        """Let streams end of which nothing is under way; one whose chunks are in doubt is read back first."""
+        in_doubt = self.endings.settle(lambda stream: self._flying[stream] > 0, self._stream_ended)
+        return None if in_doubt is None else self._task(Kind.READ_BACK, self.state.streams[in_doubt])
+
+    def _stream_ended(self, number: int) -> None:
+        self.previews.cut_short(self.state.streams[number])
+        self._again = True
 
     def _task(self, kind: Kind, stream: StreamState, *, chunk: Chunk | None = None, may_exist: bool = False) -> Task:
         return Task(
@@ -716,10 +653,3 @@ class Delivery:
         """What is left to push of a chunk that was pushed in part before."""
         confirmed = stream.confirmed_channels.get(chunk.index)
         return chunk.only(name for name in chunk.names if name not in confirmed) if confirmed else chunk
-
-
-def _holds(points: Points, chunk: Chunk, column: Column) -> bool:
-    """Whether points that were read back, with times to the millisecond, include these of a chunk."""
-    _, times, values = points.get(column.name, (None, [], []))
-    held = {(round(at * 1000), value) for at, value in zip(times, values, strict=False) if at is not None}
-    return all((round(at * 1000), value) in held for at, value in zip(chunk.times, column.values, strict=True))

@@ -32,7 +32,7 @@ from .lines import Position
 SEGMENT_BYTES = 64 * 2**20
 # How much of a journal is in memory while it is read; a longer line is read whole.
 BLOCK_BYTES = 2**20
-# How much of it may be looked at ahead: what a chunk of a thousand channels needs, and no more.
+# How much of it may be looked at ahead: 100 points of 5000 channels, and no more.
 MOST_AHEAD_BYTES = 8 * 2**20
 
 _O_BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate newlines without it
@@ -272,6 +272,7 @@ class JournalReader:
         self._named = False  # whether the folder was synced
         self._block = b""  # what was read last; from `_at` on it goes on at the position
         self._at = 0
+        self._to_the_end = False  # the block holds all that was written then
 
     def read(self) -> Iterator[Line]:
         """The lines written since the last call; ends where no whole line follows. Bounded memory."""
@@ -300,6 +301,21 @@ class JournalReader:
             self._fill(max(size, BLOCK_BYTES))
         found = memoryview(self._block)[self._at : self._at + size]
         return found if len(found) == size else None
+
+    def ends_before(self, lines: int, without: bytes) -> bool:
+        """Whether the journal ended, when it was read last, before so many further lines, none of them with this in it.
+
+        To be called after `ahead`. False where there is no further line, and where so many would be more than is to be
+        in memory.
+        """
+        return (
+            self._to_the_end
+            and lines * self._width() <= MOST_AHEAD_BYTES
+            and not self.damaged
+            and 0 < self._block.count(b"\n", self._at) < lines
+            and self._block.find(without, self._at) < 0
+            and segments(self._folder)[-1] == self.position.segment
+        )
 
     def skip(self, lines: int) -> None:
         """Pass over lines that `ahead` has shown."""
@@ -351,6 +367,7 @@ class JournalReader:
         # From the line's beginning: its writer may have taken half of it back meanwhile and written another there.
         os.lseek(self._descriptor, self.position.offset, os.SEEK_SET)
         self._block, self._at = os.read(self._descriptor, size + rest), 0
+        self._to_the_end = len(self._block) < size + rest
         return len(self._block) > rest or b"\n" in self._block
 
     def _lines(self) -> Iterator[Line]:

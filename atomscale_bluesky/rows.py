@@ -100,16 +100,12 @@ class TimeBase:
                 values = list(values)
                 for i, source in self._special:
                     values[i : i + 1] = source.spread(values[i])
-            try:
-                values = convert(values, _NUMBERS)
-            except ValidationError:  # of numpy, say, or a boolean
-                values = map(number, values)
-            numbers = self._pack(*values)
+            row = self._pack(*_plain(values))
         except Exception:  # noqa: BLE001 - a key is missing, a value is no number, or a foreign object
             return self._value_by_value(data)
-        if numbers[::8].translate(None, _COMMON):
+        if row[::8].translate(None, _COMMON):
             return self._value_by_value(data)
-        return hexlify(numbers), _NO_GAPS, ()
+        return hexlify(row), _NO_GAPS, ()
 
     def page(self, data: Mapping[str, Sequence[Any]], rows: int) -> Iterator[Values]:
         """The values of each event of a page; `data` holds columns of this many rows."""
@@ -133,7 +129,10 @@ class TimeBase:
             if column is None:
                 return None
             if source.convert or source.is_array:
-                spread = list(map(source.spread, column))
+                try:
+                    spread = list(map(source.spread, column))
+                except Exception:  # noqa: BLE001 - a foreign object
+                    return None
                 if any(values is _NO_NUMBERS for values in spread):
                     return None
                 columns += zip(*spread, strict=True)

@@ -31,9 +31,11 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 # Up to here a copy of the body is cheaper than a second call.
 _ONE_SEND_BYTES = 2**19
 _RECEIVED_BYTES = 2**16
-# A server does not close a connection so soon after an answer without saying so in it.
+# A server rarely closes a connection so soon after an answer without saying so in it, and asking costs a wait. Where it
+# does the request is not answered, and goes again like any other.
 _RESTED_S = 1.0
-_NOT_PLAIN = frozenset({b"transfer-encoding", b"content-encoding", b"connection"})
+_NOT_PLAIN = frozenset({b"transfer-encoding", b"content-encoding"})
+_LENGTH_DIGITS = 19  # of a length that is one
 
 
 class DeadlineAdapter(HTTPAdapter):
@@ -192,7 +194,9 @@ class _Plain:
             return None
         headers = {name: text.strip() for name, _, text in [line.partition(b":") for line in lines]}
         length = headers.get(b"content-length", b"")
-        if len(headers) != len(lines) or not length.isdigit() or not headers.keys().isdisjoint(_NOT_PLAIN):
+        if len(headers) != len(lines) or not (length.isdigit() and len(length) < _LENGTH_DIGITS):
+            return None
+        if headers.get(b"connection", b"keep-alive") != b"keep-alive" or not headers.keys().isdisjoint(_NOT_PLAIN):
             return None
         return cls(int(length), body, sock)
 

@@ -61,8 +61,11 @@ def number(value: Any, depth: int = MAX_DEPTH) -> float | str:
             value = float(value) if isinstance(value, np.floating) else NOT_NUMERIC
     if isinstance(value, Enum):
         value = value.value
-    if isinstance(value, float | Decimal):
+    if isinstance(value, float):
         return float(value) if math.isfinite(value) else NOT_FINITE
+    if isinstance(value, Decimal):
+        nearest = float(value) if value.is_finite() else math.nan
+        return NOT_FINITE if math.isnan(nearest) else nearest if math.isfinite(nearest) else TOO_LARGE
     if isinstance(value, int):
         try:
             nearest = float(value)

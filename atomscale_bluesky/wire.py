@@ -10,7 +10,7 @@ newer clients of the vendor use. What is called a label here is `stream_name` th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -228,7 +228,7 @@ def read_initialized(body: bytes) -> str:
     return _id(_object(body).get("data_id"), "data_id")
 
 
-def check_confirmed(body: bytes, data_id: str, chunk: Chunk, names: Iterable[str]) -> None:
+def check_confirmed(body: bytes, data_id: str, chunk: Chunk, names: Collection[str]) -> None:
     """Make sure that an answer confirms these channels of this chunk of this stream, and no other.
 
     Raises:

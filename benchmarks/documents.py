@@ -31,16 +31,18 @@ def keys(count: int) -> list[str]:
     return [f"chamber_signal_{i:04d}" for i in range(count)]
 
 
-def run(channels: int, events: int) -> RunDocuments:
+def run(channels: int, events: int, **metadata: Any) -> RunDocuments:
     """A run whose primary event stream has this many data keys and events, all in memory."""
-    opening, coming, stop = stream(channels, events)
+    opening, coming, stop = stream(channels, events, **metadata)
     return RunDocuments(opening, list(coming), stop)
 
 
-def stream(channels: int, events: int) -> tuple[list[tuple[str, Document]], Iterator[Document], Document]:
+def stream(
+    channels: int, events: int, **metadata: Any
+) -> tuple[list[tuple[str, Document]], Iterator[Document], Document]:
     """The same with its events made one by one, for runs that are longer than memory."""
     names = keys(channels)
-    bundle = compose_run(metadata={"plan_name": "count", "scan_id": 1}, validate=False)
+    bundle = compose_run(metadata={"plan_name": "count", "scan_id": 1, **metadata}, validate=False)
     primary = bundle.compose_descriptor(
         name="primary",
         data_keys={

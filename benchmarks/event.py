@@ -138,17 +138,13 @@ def measure(*, short: bool, rounds: int | None, with_peers: bool = True) -> Repo
     report.notes.append(
         "a run's first event decides which keys become channels; it is shown by itself and is in no other figure"
     )
-    report.notes.append(
-        "idle uploader: its threads run, the stream is initialized, and no chunk is full yet, so it only reads along"
-    )
+    report.notes.append("idle uploader: its threads run, the stream is initialized, and no chunk is full yet")
     return report
 
 
 def _contestants(folder: Path, stack: ExitStack, with_peers: bool) -> tuple[dict[str, Contestant], str | None]:
     offline = Settings(spool_dir=str(folder / "offline"), offline=True)
-    idle = Settings(
-        spool_dir=str(folder / "idle"), api_key="none", endpoint=stack.enter_context(sink()), points_per_chunk=100_000
-    )
+    idle = Settings(spool_dir=str(folder / "idle"), api_key="none", endpoint=stack.enter_context(sink()))
     found: dict[str, Contestant] = {
         FLOOR: Floor(folder),
         "AtomscaleCallback, offline": Ours(stack.enter_context(AtomscaleCallback(settings=offline))),
@@ -162,13 +158,14 @@ def _contestants(folder: Path, stack: ExitStack, with_peers: bool) -> tuple[dict
 
 
 def _events(contestants: dict[str, Contestant], channels: int, events: int, rounds: int) -> Table:
-    times = _rounds(contestants, "event", lambda: documents.run(channels, events), rounds)
+    times = _rounds(contestants, "event", lambda: documents.run(channels, events, points_per_chunk=events + 1), rounds)
     return _table(f"Events of {channels} keys, µs per event ({events} in a round)", times, 1, tails=True)
 
 
 def _pages(contestants: dict[str, Contestant], channels: int, count: int, rounds: int) -> Table:
     def prepare() -> RunDocuments:
-        return documents.pages(documents.run(channels, count * PAGE_ROWS), PAGE_ROWS)
+        rows = count * PAGE_ROWS
+        return documents.pages(documents.run(channels, rows, points_per_chunk=rows + 1), PAGE_ROWS)
 
     times = _rounds(contestants, "event_page", prepare, rounds)
     title = f"Event pages of {PAGE_ROWS} rows of {channels} keys, µs per row ({count} pages in a round)"

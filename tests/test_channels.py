@@ -206,6 +206,8 @@ class OwnFloat(float):
         ({"value": 1}, NOT_NUMERIC),
         (Decimal("1.5"), 1.5),
         (Decimal("nan"), NOT_FINITE),
+        (Decimal("snan"), NOT_FINITE),
+        (Decimal("1e400"), TOO_LARGE),
         (1 + 2j, NOT_NUMERIC),
         (np.complex128(1j), NOT_NUMERIC),
         (np.datetime64("2026-01-01"), NOT_NUMERIC),

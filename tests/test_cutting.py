@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from waiting import wait_until
 from atomscale_bluesky.chunks import Chunk, Cutter, Resumed, Span
 from atomscale_bluesky.cutting import LINES_PER_LOOK, MAX_OWN_STREAMS, Cutting
 from atomscale_bluesky.delivery import Delivery
-from atomscale_bluesky.journal import START
+from atomscale_bluesky.journal import START, JournalWriter, line
 from atomscale_bluesky.lines import (
     Channel,
     Header,
@@ -183,7 +184,7 @@ def deliver(tmp_path: Path) -> Iterator[Deliver]:
     spool = Spool(tmp_path / "spool")
     made: list[Delivery] = []
 
-    def make(lines: list[bytes], **header: str) -> Delivery:
+    def make(lines: list[bytes], **header: Any) -> Delivery:
         given = {"non_finite": "own_stream", "layout": "time_base"} | header
         writer = spool.create(
             Header(1, "b7c2e9f1-0000", T0, "growth", 10, "primary", "https://api.atomscale.ai", **given)
@@ -247,6 +248,27 @@ def test_a_look_ends_with_a_chunk_and_at_the_journals_present_end(deliver: Deliv
         cutting.ready.clear()
     cutting.look()
     assert (list(cutting.ready), cutting.at_end, cutting.more_to_read, cutting.read_all) == ([], True, False, False)
+
+
+def test_rows_that_are_too_few_for_a_chunk_are_left_until_there_are_more(deliver: Deliver) -> None:
+    delivery = deliver([layout(1), *(text(n, [1.0]) for n in range(14))])
+    cutting, writer = delivery.cutting, JournalWriter(delivery.claim.folder)
+
+    assert [chunk.points for chunk in all_chunks(cutting)] == [10]
+    assert cutting.account.next_row["primary"] == 10
+    writer.append(b"".join(line(text(n, [1.0])) for n in range(14, 23)))
+    assert [chunk.points for chunk in all_chunks(cutting)] == [10]
+    writer.append(line(STOP))
+    assert [(chunk.first_row, chunk.points) for chunk in all_chunks(cutting)] == [(20, 3)]
+    assert cutting.read_all
+    writer.close()
+
+
+def test_rows_that_a_preview_may_show_are_read_at_once(deliver: Deliver) -> None:
+    cutting = deliver([layout(1), *(text(n, [1.0]) for n in range(4))], max_latency_s=1.0).cutting
+
+    assert all_chunks(cutting) == []
+    assert cutting.account.next_row["primary"] == 4
 
 
 def test_a_long_backlog_is_read_in_parts_so_that_other_runs_have_their_turn(deliver: Deliver) -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from atomscale_bluesky import SpoolFullError
 from atomscale_bluesky.journal import (
     BLOCK_BYTES,
+    MOST_AHEAD_BYTES,
     START,
     JournalReader,
     JournalWriter,
@@ -609,6 +610,46 @@ def test_nothing_is_seen_ahead_across_a_segments_end_or_through_damage(
     assert numbers(reader) == list(range(1, 10))
     assert reader.ahead(1) is None
     assert reader.damaged == 1
+
+
+def test_a_journal_that_ends_before_so_many_lines_is_told_from_one_that_goes_on(
+    tmp_path: Path, open_writer: Writers, open_reader: Readers
+) -> None:
+    writer = open_writer(segment_bytes=10_000)
+    writer.append(b"".join(line(payload(n)) for n in range(3)))
+    reader = open_reader()
+
+    def ends_before(lines: int, without: bytes = b"kind") -> bool:
+        reader.ahead(lines)
+        return reader.ends_before(lines, without)
+
+    assert ends_before(4)
+    assert not ends_before(3)  # there they are
+    assert not ends_before(4, without=b"[ 2,")
+    assert not ends_before(MOST_AHEAD_BYTES // len(line(payload(0))) + 1)  # more than is to be in memory
+    writer.append(line(payload(3)))
+    assert ends_before(5)
+    assert numbers(reader) == [0, 1, 2, 3]
+    assert not ends_before(1)  # no line at all
+    writer.append(line(payload(4, 10_000)))
+    writer.append(line(payload(5)))
+    assert not ends_before(3)  # another segment follows
+    assert numbers(reader) == [4, 5]
+
+
+def test_a_damaged_journal_is_read_to_its_end_line_by_line(
+    tmp_path: Path, open_writer: Writers, open_reader: Readers
+) -> None:
+    writer = open_writer()
+    writer.append(line(payload(0))[:-2] + b"#\n" + line(payload(1)))
+    reader = open_reader()
+    lines = reader.read()
+
+    assert next(lines).payload == payload(1)
+    assert reader.damaged == 1
+    writer.append(line(payload(2)))
+    assert reader.ahead(5) is None
+    assert not reader.ends_before(5, b"kind")
 
 
 # ---- ends and borders ------------------------------------------------------------------------------------------------

@@ -152,8 +152,8 @@ class SimulatedClock:
 
     def _forget(self, tell: Callable[[], bool]) -> None:
         with self._lock:
-            # Asked again, as somebody may have subscribed since, and found it still listed. It reads, so the physics may
-            # move on meanwhile, and somebody else may have forgotten it.
+            # Asked again, as somebody may have subscribed since, and found it still listed. It reads, so the physics
+            # may move on meanwhile, and somebody else may have forgotten it.
             if tell in self._listeners and not tell() and tell in self._listeners:
                 self._listeners.remove(tell)
 
