@@ -238,7 +238,9 @@ class Cutting:
         if not wanted:
             return False
         rows = self._rows_ahead(wanted, len(layout.channels))
-        if rows is None and not self._header.max_latency_s and self._reader.ends_before(wanted, b'{"kind"'):
+        # What may be shown before it is a chunk is read, and so is what may complete a chunk of another time base.
+        may_wait = len(self._cutters) == 1 and not self._header.max_latency_s
+        if rows is None and may_wait and self._reader.ends_before(wanted, b'{"kind"'):
             self._too_few = True
             return False
         if rows is None or (rows.layout, rows.number) != (layout.layout, number):

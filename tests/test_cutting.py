@@ -254,14 +254,24 @@ def test_rows_that_are_too_few_for_a_chunk_are_left_until_there_are_more(deliver
     delivery = deliver([layout(1), *(text(n, [1.0]) for n in range(14))])
     cutting, writer = delivery.cutting, JournalWriter(delivery.claim.folder)
 
-    assert [chunk.points for chunk in all_chunks(cutting)] == [10]
+    assert [(chunk.first_row, chunk.points) for chunk in all_chunks(cutting)] == [(0, 10)]
     assert cutting.account.next_row["primary"] == 10
     writer.append(b"".join(line(text(n, [1.0])) for n in range(14, 23)))
-    assert [chunk.points for chunk in all_chunks(cutting)] == [10]
+    cutting.look()
+    assert [(chunk.first_row, chunk.points) for chunk in all_chunks(cutting)] == [(10, 10)]
     writer.append(line(STOP))
+    cutting.look()
     assert [(chunk.first_row, chunk.points) for chunk in all_chunks(cutting)] == [(20, 3)]
     assert cutting.read_all
     writer.close()
+
+
+def test_rows_of_two_time_bases_are_read_although_they_are_too_few_for_a_chunk_of_one(deliver: Deliver) -> None:
+    other = encode(Layout(layout=1, event_stream="gauge", time_base="gauge", channels=(Channel("g", "g"),)))
+    rows = [encode_row(n % 2, n // 2, T0 + n, f"uid {n}", packed([float(n)])) for n in range(24)]
+    cutting = deliver([layout(1), other, *rows]).cutting
+
+    assert [(chunk.first_row, chunk.points) for chunk in all_chunks(cutting)] == [(0, 10), (0, 10)]
 
 
 def test_rows_that_a_preview_may_show_are_read_at_once(deliver: Deliver) -> None:
