@@ -181,7 +181,7 @@ def _packed_rows(columns: list[Sequence[Any]], rows: int) -> list[bytes] | None:
         return None
     if by_column[::8].translate(None, _COMMON):
         return None
-    by_row = hexlify(np.frombuffer(by_column, dtype=">f8").reshape(len(columns), rows).T.tobytes())
+    by_row = hexlify(np.ascontiguousarray(np.frombuffer(by_column, dtype=">f8").reshape(len(columns), rows).T).data)
     size = 16 * len(columns)
     return [by_row[begin : begin + size] for begin in range(0, len(by_row), size)]
 

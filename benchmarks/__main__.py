@@ -11,6 +11,7 @@ PROGRAMS = {
     "event": "what one event costs on the RunEngine's thread",
     "plan": "how much longer a plan takes because our callback is subscribed",
     "drain": "how fast a backlog goes from the disk to the last confirmation",
+    "parts": "what the time goes into: the parts of an event, and those of a chunk",
     "memory": "how far the process grows in a long run, and while a backlog drains",
     "outage": "what a hundred million points of an outage take in memory and on disk, and draining them",
     "latency": "how long the last event of a chunk takes to its confirmation",

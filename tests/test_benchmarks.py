@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = ("event", "plan", "drain", "memory", "outage", "latency", "link", "worst", "startup", "scale")
+PROGRAMS = ("event", "plan", "drain", "memory", "outage", "latency", "link", "worst", "startup", "scale", "parts")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

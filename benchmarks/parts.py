@@ -1,0 +1,138 @@
+"""What the time goes into: the parts of an event, and those of a chunk, each timed by itself.
+
+Each part is called over and over with the same input, so it finds its data in the processor's caches, which is kinder
+than life: the parts do not add up to what `event` and `drain` tell, and the difference is the last row of each table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+import timeit
+import zlib
+from binascii import hexlify
+from collections.abc import Callable
+from operator import itemgetter
+from pathlib import Path
+from struct import Struct
+
+import numpy as np
+import orjson
+from msgspec import convert
+
+from atomscale_bluesky import AtomscaleCallback, journal, lines, wire
+from atomscale_bluesky.chunks import Chunk, Column
+from atomscale_bluesky.lines import Position
+
+from . import documents
+from .report import Report, Table
+from .spooled import offline
+
+SIZES = (10, 100, 1000)
+POINTS = 100  # per chunk
+ROUNDS = 7
+Part = Callable[[], object]
+
+
+def measure(*, short: bool, rounds: int | None, with_peers: bool = True) -> Report:
+    """Time the parts at each number of keys."""
+    rounds = rounds or (1 if short else ROUNDS)
+    report = Report(f"What the time goes into, the quickest of {rounds} rounds")
+    sizes = [str(size) for size in SIZES]
+    event = Table("An event, µs by its number of keys", ["", *sizes])
+    chunk = Table(f"A chunk of {POINTS} points of each channel, ns per point by the number of channels", ["", *sizes])
+    with tempfile.TemporaryDirectory() as name:
+        for size in SIZES:
+            _add(event, _event(size, Path(name), rounds, short=short), 1e6)
+            _add(chunk, _chunk(size, rounds, short=short), 1e9 / (size * POINTS))
+    report.tables += [event, chunk]
+    report.notes.append("all of the rest: calls of Python functions, uids that are remembered, and what is in no cache")
+    return report
+
+
+def _add(table: Table, took: dict[str, float], factor: float) -> None:
+    for number, (what, seconds) in enumerate(took.items()):
+        if len(table.rows) == number:
+            table.rows.append([what])
+        table.rows[number].append(seconds * factor)
+
+
+def _least(part: Part, rounds: int, *, short: bool) -> float:
+    """Seconds of one call, in the quickest round."""
+    timer = timeit.Timer(part)
+    once = max(timer.timeit(1), 1e-7)
+    number = max(1, int((0.001 if short else 0.03) / once))
+    return min(timer.repeat(rounds, number)) / number
+
+
+def _event(size: int, folder: Path, rounds: int, *, short: bool) -> dict[str, float]:
+    run = documents.run(size, 300)
+    data, uid = run.events[0]["data"], run.events[0]["uid"]
+    pick, pack = itemgetter(*data), Struct(f">{size}d").pack
+    values = pick(data)
+    numbers = pack(*values)
+    text = lines.encode_row(0, 1, 1.76e9, uid, hexlify(numbers))
+    line = journal.line(text)
+    common = bytes(range(0x43))
+    descriptor = os.open(folder / f"written-{size}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    parts: dict[str, Part] = {
+        "pick the channels' values": lambda: pick(data),
+        "see that they are plain numbers": lambda: convert(values, list[float]),
+        "pack them": lambda: pack(*values),
+        "see that they are finite, and not too large": lambda: numbers[::8].translate(None, common),
+        "hexadecimal digits": lambda: hexlify(numbers),
+        "put the row together": lambda: lines.encode_row(0, 1, 1.76e9, uid, b""),
+        "checksum, and put the line together": lambda: journal.line(text),
+        "`write`": lambda: os.write(descriptor, line),
+    }
+    took = {what: _least(part, rounds, short=short) for what, part in parts.items()}
+    os.close(descriptor)
+    whole = min(_called(run, folder / f"spool-{size}-{turn}") for turn in range(rounds))
+    return took | {"all of the rest": whole - sum(took.values()), "the call, whole": whole}
+
+
+def _called(run: documents.RunDocuments, folder: Path) -> float:
+    """Seconds of one call of ours with an event."""
+    with AtomscaleCallback(settings=offline(folder, "http://127.0.0.1:9")) as callback:
+        for name, doc in run.opening:
+            callback(name, doc)
+        callback("event", run.events[0])
+        begin = time.perf_counter()
+        for doc in run.events[1:]:
+            callback("event", doc)
+        took = (time.perf_counter() - begin) / (len(run.events) - 1)
+        callback("stop", run.stop)
+    return took
+
+
+def _chunk(size: int, rounds: int, *, short: bool) -> dict[str, float]:
+    names = documents.keys(size)
+    chance = np.random.default_rng(1).random((POINTS, size)) * 1000.0
+    times = tuple(1.76e9 + n / 10 for n in range(POINTS))
+    rows = [lines.encode_row(0, n, times[n], "0" * 36, lines.packed(chance[n].tolist())) for n in range(POINTS)]
+    text = memoryview(b"".join(map(journal.line, rows)))
+    width = len(text) // POINTS
+    table = journal.table_of(text, width)
+    if table is None:
+        raise RuntimeError("rows of one layout are not equally wide")
+    columns = tuple(
+        Column(name, "degC", column) for name, column in zip(names, np.ascontiguousarray(chance.T), strict=True)
+    )
+    chunk = Chunk(0, 0, times, columns, 0, POINTS - 1, Position(1, 0))
+    body = wire.push("metrology", "x", chunk).body or b""
+    answer = json.dumps([{"data_id": "x", "chunk_index": 0, "channel_name": name} for name in names]).encode()
+    parts: dict[str, Part] = {
+        "checksums of the lines": lambda: [zlib.crc32(text[i : i + width]) for i in range(0, len(text), width)],
+        "lines as a table, checksums included": lambda: journal.table_of(text, width),
+        "the table as numbers": lambda: lines.decode_rows(table),
+        "rows to columns": lambda: list(np.ascontiguousarray(chance.T)),
+        "the body of a request": lambda: wire.push("metrology", "x", chunk),
+        "of it, what orjson takes for the numbers alone": lambda: orjson.dumps(
+            chance.ravel(), option=orjson.OPT_SERIALIZE_NUMPY
+        ),
+        "copying the body once": lambda: bytes(bytearray(body)),
+        "the answer": lambda: wire.check_confirmed(answer, "x", chunk, names),
+    }
+    return {what: _least(part, rounds, short=short) for what, part in parts.items()}
