@@ -50,8 +50,8 @@ def measure(*, short: bool, rounds: int | None, with_peers: bool = True) -> Repo
             table.rows.append([int(1000 * delay_s), chunks, found.connections, rate, carried, 100 * rate / carried])
     report.tables.append(table)
     report.notes.append(
-        "the first chunk of a stream goes alone, which is in the figure; bare connections: as many sockets, and down each "
-        "a body that is ready as soon as the answer to the one before is there"
+        "the first chunk of a stream goes alone, which is in the figure; bare connections: as many sockets, and down "
+        "each a body that is ready as soon as the answer to the one before is there"
     )
     return report
 
