@@ -41,7 +41,7 @@ def main(source: str, out: str = str(OUT)) -> None:
     for who, points in curves(orjson.loads(Path(source).read_bytes())).items():
         colour, width = OURS if who.startswith("Atomscale") else FLOOR if who.startswith("floor") else OTHERS
         keys, cost = zip(*points, strict=True)
-        dashed = "--" if "idle" in who else "-"
+        dashed = "--" if "idle" in who else ":" if "suitcase" in who else "-"
         axes.plot(keys, cost, dashed, marker="o", ms=5, color=colour, lw=width, label=who)
     axes.set(xscale="log", yscale="log", xlabel="data keys of an event", ylabel="µs per event, median")
     axes.set_xticks([10, 100, 1000], ["10", "100", "1000"])
