@@ -41,8 +41,10 @@ def measure(*, short: bool, rounds: int | None, with_peers: bool = True) -> Repo
     rounds = rounds or (1 if short else ROUNDS)
     report = Report(f"What the time goes into, the quickest of {rounds} rounds")
     sizes = [str(size) for size in SIZES]
-    event = Table("An event, µs by its number of keys", ["", *sizes])
-    chunk = Table(f"A chunk of {POINTS} points of each channel, ns per point by the number of channels", ["", *sizes])
+    event = Table("AtomscaleCallback, an event, µs by its number of keys", ["", *sizes])
+    chunk = Table(
+        f"AtomscaleCallback, a chunk of {POINTS} points of each channel, ns per point by channels", ["", *sizes]
+    )
     with tempfile.TemporaryDirectory() as name:
         for size in SIZES:
             _add(event, _event(size, Path(name), rounds, short=short), 1e6)
