@@ -98,8 +98,9 @@ class DeadlineAdapter(HTTPAdapter):
             response = _Plain.of(begin, connection.sock)
             if response is None:  # chunked, say: all of HTTP is the library's trade
                 response = HTTPResponse(_Begun(begin, connection.sock), method="POST")  # pyright: ignore[reportArgumentType]
-                response.begin()
             with contextlib.closing(response):
+                if isinstance(response, HTTPResponse):
+                    response.begin()
                 yield response
                 if response.length:
                     raise IncompleteRead(b"", response.length)
