@@ -113,8 +113,22 @@ def test_further_chunks_go_over_the_same_connection_with_the_same_headers(served
         + b"\r\n0\r\n\r\n",
         b"HTTP/1.0 200 OK\r\n\r\n" + confirmation(1),
         answer(confirmation(1), "Connection: close"),
+        answer(confirmation(1), "Connection: Keep-Alive", "X-Folded: one", "\ttwo"),
+        answer(confirmation(1) + b" " * 200_000),
+        answer(confirmation(1), "X-Long: " + "x" * 60_000, "Y-Long: " + "y" * 60_000),
+        answer(confirmation(1), status="201 Created"),
     ],
-    ids=["with its length", "after a continue", "in pieces", "to the end of the connection", "and no more"],
+    ids=[
+        "with its length",
+        "after a continue",
+        "in pieces",
+        "to the end of the connection",
+        "and no more",
+        "and more",
+        "in several parts",
+        "with headers in several parts",
+        "of another kind",
+    ],
 )
 def test_an_answer_of_any_shape_is_read_and_the_next_chunk_goes_all_the_same(served: Serve, told: bytes) -> None:
     server, client = served(answer(confirmation(0)), told, answer(confirmation(2)), answer(confirmation(3)))
