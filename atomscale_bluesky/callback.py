@@ -321,7 +321,7 @@ class AtomscaleCallback:
     def _open_run(self, run: OpenRun) -> None:
         """Make the run's folder in the spool; called with the lock held."""
         try:
-            writer = self._spool.create(run.header)
+            writer = self._spool.create(run.header, to_deliver=isinstance(self._uploader, Uploader))
         except SpoolError as error:
             self._oddities.say_once(
                 f"not kept {run.uid}", f"run {run.uid} is not kept until there is room: {error}", logging.ERROR
@@ -329,7 +329,7 @@ class AtomscaleCallback:
             return
         run.begin_again(writer)
         if self._uploader:
-            self._uploader.add(writer.folder)
+            self._uploader.add(writer)
 
     def _descriptor(self, doc: Mapping[str, Any]) -> None:
         run_uid, uid = str(doc["run_start"]), str(doc["uid"])

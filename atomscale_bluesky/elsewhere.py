@@ -34,6 +34,7 @@ from .settings import Settings
 from .spool import Spool
 from .uploader import Drain
 from .watch import SpoolWatch
+from .writer import RunWriter
 
 _logger = logging.getLogger(__name__)
 
@@ -105,9 +106,9 @@ class Elsewhere:
             self._thread = threading.Thread(target=self._loop, name="atomscale-elsewhere", daemon=True)
             self._thread.start()
 
-    def add(self, folder: Path) -> None:
-        """A run of this process begins in `folder`; does not wait."""
-        self._own.add(folder)
+    def add(self, writer: RunWriter) -> None:
+        """A run of this process begins; does not wait."""
+        self._own.add(writer.folder)
 
     def wake(self) -> None:
         """A journal has grown: the other process looks by itself."""

@@ -7,6 +7,9 @@ from pathlib import Path
 WRITER_LOCK = "writer.lock"
 UPLOADER_LOCK = "uploader.lock"
 
+# Nobody owns a run that is just being made, but others look whether somebody does, and hold its lock meanwhile.
+A_LOOK_S = 0.5
+
 
 class RunLock:
     """One owner's claim on a run, held through the operating system while the owner lives."""
@@ -16,12 +19,12 @@ class RunLock:
 
         self._lock = FileLock(path, mode=0o600, thread_local=False)
 
-    def acquire(self) -> bool:
-        """Take the lock if it is free; never waits."""
+    def acquire(self, *, patience_s: float = 0.0) -> bool:
+        """Take the lock if it is free, or becomes free within this time."""
         from filelock import Timeout
 
         try:
-            self._lock.acquire(blocking=False)
+            self._lock.acquire(timeout=patience_s, poll_interval=0.001)
         except Timeout:
             return False
         return True

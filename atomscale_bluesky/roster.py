@@ -20,6 +20,7 @@ from .claim import endpoint_of, read_orders
 from .courtesy import Courtesy
 from .delivery import Delivery
 from .errors import SpoolError
+from .locks import RunLock
 from .reading import read_header
 from .spool import Spool
 
@@ -121,12 +122,19 @@ class Roster:
             if len(self._deliveries) >= MAX_ACTIVE and not self._make_room():
                 self.more_runs = True  # looked at as soon as one is finished
                 return
-            self.claim(folder)
+            self._claim(folder)
         for folder in list(self._aside)[: max(0, MAX_ACTIVE - len(self._deliveries))]:
             del self._aside[folder]
-            self.claim(folder)
+            self._claim(folder)
 
-    def claim(self, folder: Path) -> None:
+    def begin(self, folder: Path, lock: RunLock | None) -> None:
+        """A run begins whose writer is in this process; the lock is that of who delivers it, if it was free."""
+        self.own.add(folder)
+        self._claim(folder, lock)
+        if lock is not None and folder not in self._deliveries:
+            lock.release()
+
+    def _claim(self, folder: Path, lock: RunLock | None = None) -> None:
         """Begin to deliver the run in a folder, unless somebody else does, or it is for another endpoint."""
         if folder in self._deliveries:
             return
@@ -142,7 +150,7 @@ class Roster:
                         header.run_uid, "spooled for" if endpoint == header.endpoint else "moved to", endpoint,
                     )  # fmt: skip
                 return
-            claim = self._spool.claim(folder)
+            claim = self._spool.claim(folder, lock)
             if claim is None:
                 return
             if claim.endpoint != self._endpoint:  # moved just now
@@ -212,7 +220,7 @@ class Roster:
         for folder in again:
             self._deliveries.pop(folder).close()
             self._turn.remove(folder)
-            self.claim(folder)
+            self._claim(folder)
         return bool(again)
 
     def guarded(self, delivery: Delivery, step: Callable[[], T]) -> T | None:

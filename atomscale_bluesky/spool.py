@@ -30,7 +30,7 @@ from .errors import SpoolError, SpoolFullError
 from .journal import LineFile, line, sync_folder
 from .ledger import is_delivered
 from .lines import Edit, Header, Links, OrderLine, encode
-from .locks import UPLOADER_LOCK, WRITER_LOCK, RunLock, is_held
+from .locks import A_LOOK_S, UPLOADER_LOCK, WRITER_LOCK, RunLock, is_held
 from .reading import LEDGER, has_lines, read_header, was_synced
 from .room import ROOM_INTERVAL_S, Room, network_file_system
 from .writer import RunWriter
@@ -78,8 +78,10 @@ class Spool:
 
     # ---- writing ---------------------------------------------------------------------------------------------------
 
-    def create(self, header: Header) -> RunWriter:
+    def create(self, header: Header, *, to_deliver: bool = False) -> RunWriter:
         """A folder for a new run, with its header in it; ours until the writer is closed or this process ends.
+
+        With `to_deliver` the writer also has the lock of who delivers the run, taken before anybody else could.
 
         Raises:
             SpoolFullError: There is no room for a further run.
@@ -91,10 +93,15 @@ class Spool:
             raise SpoolFullError(f"the spool has no room: {self._room.why_none}")
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
         folder = self.path / name
+        delivering = RunLock(folder / UPLOADER_LOCK) if to_deliver else None
         try:
             folder.mkdir(mode=0o700)
-            writer = RunWriter(folder, header, self._room, sync_each=self.sync_each)
+            if delivering is not None and not delivering.acquire(patience_s=A_LOOK_S):
+                delivering = None  # whoever it is delivers it
+            writer = RunWriter(folder, header, self._room, sync_each=self.sync_each, delivering=delivering)
         except OSError as error:
+            if delivering is not None:
+                delivering.release()
             shutil.rmtree(folder, ignore_errors=True)
             raise SpoolError(f"spool {self.path} takes no further run: {error}") from error
         with self._guard:
@@ -216,8 +223,12 @@ class Spool:
         except OSError:
             return 0
 
-    def claim(self, folder: Path) -> Claim | None:
+    def claim(self, folder: Path, lock: RunLock | None = None) -> Claim | None:
         """Become the one who delivers a run; None while somebody else does, or where there is no run in the folder.
+
+        Args:
+            folder: The run's.
+            lock: That of who delivers it, if it is ours already; it is let go of where that does not succeed.
 
         Raises:
             SpoolError: The run's files cannot be read, or were written by a newer version.
@@ -226,9 +237,10 @@ class Spool:
         if header is None:
             self._remove_corpse(folder)
             return None
-        lock = RunLock(folder / UPLOADER_LOCK)
-        if not lock.acquire():
-            return None
+        if lock is None:
+            lock = RunLock(folder / UPLOADER_LOCK)
+            if not lock.acquire():
+                return None
         try:
             return Claim(folder, header, lock, self._history)
         except BaseException:

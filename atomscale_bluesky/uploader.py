@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from .client import ClockReading
 from .clock import ClockNote, write_note
 from .courtesy import Courtesy
 from .delivery import Delivery
+from .locks import RunLock
 from .roster import Roster
 from .sender import Knowledge, Outcome
 from .senders import Senders
@@ -38,6 +40,7 @@ from .settings import Settings
 from .spool import Spool
 from .tasks import Kind, Task
 from .wire import FAMILIES
+from .writer import RunWriter
 
 _logger = logging.getLogger(__name__)
 
@@ -94,6 +97,7 @@ class Uploader:
         )
         self._next_scan = 0.0
         self._retired = False
+        self._over = False  # the pump has ended and takes no further message
         self._drains: list[Drain] = []
         self._thread: threading.Thread | None = None
 
@@ -117,9 +121,11 @@ class Uploader:
             self._thread.start()
             self._senders.hire()  # at the interpreter's exit, when the last chunks leave, no thread starts any more
 
-    def add(self, folder: Path) -> None:
-        """A run of this process begins in `folder`; does not wait."""
-        self._inbox.put(_Added(folder))
+    def add(self, writer: RunWriter) -> None:
+        """A run of this process begins; does not wait."""
+        self._inbox.put(_Added(writer.folder, writer.delivering))
+        if self._over:
+            self._let_go_of_what_was_added()
 
     def wake(self) -> None:
         """A journal has grown by something worth a look; does not wait."""
@@ -185,6 +191,8 @@ class Uploader:
             self._senders.dismiss()
             self._roster.close()
             self._answer_all(False)
+            self._over = True
+            self._let_go_of_what_was_added()
 
     def _step(self) -> bool:
         """Take the messages that are there, hand out what can be done, and wait for the next; False to end."""
@@ -216,6 +224,14 @@ class Uploader:
         except queue.Empty:
             return True
 
+    def _let_go_of_what_was_added(self) -> None:
+        """Leave runs that nobody here delivers any more to others."""
+        with suppress(queue.Empty):
+            while True:
+                message = self._inbox.get_nowait()
+                if isinstance(message, _Added) and message.delivering is not None:
+                    message.delivering.release()
+
     def _receive(self, message: object) -> None:
         match message:
             case _Done(delivery, outcome):
@@ -223,8 +239,7 @@ class Uploader:
                 if self._roster.holds(delivery):  # else let go of meanwhile; whoever goes on with it asks again
                     self._roster.guarded(delivery, lambda: self._answers.came_back(delivery, outcome))
             case _Added():
-                self._roster.own.add(message.folder)
-                self._roster.claim(message.folder)
+                self._roster.begin(message.folder, message.delivering)
             case _Retire():
                 self._retired = True
                 self._roster.own.clear()
@@ -237,6 +252,7 @@ class Uploader:
                 self._note_clock(message)
             case Drain():
                 self._drains.append(message)
+                self._next_scan = 0.0  # somebody else may just have let go of a run
             case _:
                 pass
 
@@ -348,6 +364,7 @@ class _Done:
 @dataclass(frozen=True, slots=True)
 class _Added:
     folder: Path
+    delivering: RunLock | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from .errors import SpoolError, SpoolFullError
 from .journal import JournalWriter, line, sync_folder
 from .lines import Header, encode
-from .locks import WRITER_LOCK, RunLock
+from .locks import A_LOOK_S, WRITER_LOCK, RunLock
 from .reading import describes, keep_copies
 from .room import Room
 
@@ -19,15 +19,19 @@ _logger = logging.getLogger(__name__)
 class RunWriter:
     """The writing end of one run: what the callback keeps of it.
 
-    `append` may be called by one thread at a time.
+    `append` may be called by one thread at a time. `delivering` is the lock of who delivers the run, if it was taken
+    for this process: whoever delivers it here takes it over.
     """
 
-    def __init__(self, folder: Path, header: Header, room: Room, *, sync_each: bool) -> None:
+    def __init__(
+        self, folder: Path, header: Header, room: Room, *, sync_each: bool, delivering: RunLock | None = None
+    ) -> None:
         self.folder = folder
+        self.delivering = delivering
         self.sync_each = sync_each
         self._room = room
         self._lock = RunLock(folder / WRITER_LOCK)
-        if not self._lock.acquire():
+        if not self._lock.acquire(patience_s=A_LOOK_S):
             raise SpoolError(f"{folder} belongs to another process")
         self._journal = JournalWriter(folder)
         self.dirty = True  # appended to since the last sync

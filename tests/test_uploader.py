@@ -6,6 +6,7 @@ import io
 import logging
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -646,3 +647,58 @@ def test_an_uploader_is_idle_once_everything_is_delivered_and_not_before(
     uploader.wake()
     assert uploader.drain(timeout_s=10)
     assert uploader.idle_since == since
+
+
+# ---- several uploaders of one spool ----------------------------------------------------------------------------------
+
+
+def test_a_run_that_begins_is_delivered_by_its_own_uploader_whoever_else_looks(
+    make_callback: MakeCallback, spool_dir: Path, server: LocalServer
+) -> None:
+    callback, other = make_callback(), Spool(spool_dir)
+    for _ in range(20):
+        documents = list(growth(points=1))
+        callback(*documents[0])
+        assert not list(filter(None, map(other.claim, other.run_folders())))
+        for name, doc in documents[1:]:
+            callback(name, doc)
+
+    assert callback.drain(timeout_s=30)
+    assert [stream.status for stream in server.streams()] == ["success"] * 20
+    other.close()
+
+
+def test_a_drain_waits_also_for_the_run_that_another_has_just_let_go_of(
+    make_callback: MakeCallback, spool_dir: Path, server: LocalServer
+) -> None:
+    session, other = make_callback(uploader="none"), Spool(spool_dir)
+    for name, doc in growth(points=25):
+        session(name, doc)
+    session.close(timeout_s=0.1)
+    claim = other.claim(other.run_folders()[0])
+    assert claim is not None
+    callback = make_callback()
+    assert callback.drain(timeout_s=10)
+    assert not server.streams()
+
+    claim.close()
+
+    assert callback.drain(timeout_s=10)
+    assert [stream.status for stream in server.streams()] == ["success"]
+    other.close()
+
+
+def test_runs_that_begin_while_the_uploader_ends_are_left_to_others(
+    make_callback: MakeCallback, spool_dir: Path, server: LocalServer
+) -> None:
+    callback, other = make_callback(), make_callback()
+    ended = threading.Thread(target=callback.close)
+    ended.start()
+    for documents in [list(growth(points=3)) for _ in range(20)]:
+        for name, doc in documents:
+            callback(name, doc)
+    ended.join(10)
+
+    assert other.drain(timeout_s=30)
+    wait_until(lambda: not Spool(spool_dir).run_folders(), timeout_s=30)
+    assert [stream.status for stream in server.streams()] == ["success"] * 20
