@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .delivery import Delivery
 from .errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
@@ -17,8 +18,10 @@ from .pause import LONGEST_PAUSE_S, Pause
 from .sender import Knowledge, Outcome
 from .tasks import Kind, Task
 from .trouble import TroubleNote
-from .verify import Verification
 from .wire import FAMILIES, is_about_the_route
+
+if TYPE_CHECKING:
+    from .verify import Verification
 
 _logger = logging.getLogger(__name__)
 

@@ -19,13 +19,12 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import process
 from .account import StreamStatus
 from .channels import EventStream, Selection
 from .client import Client
-from .elsewhere import Elsewhere
 from .errors import SettingsError, SpoolError, SpoolFullError
 from .lines import Header, Stop, encode
 from .oddities import BEHIND_STOP, SEEN_BEFORE, TAKEN_BEFORE, Oddities, plain
@@ -34,8 +33,11 @@ from .runs import NO_ROOM, NOT_SELECTED, OpenRun, header_of, text_of, time_of, u
 from .settings import Settings
 from .spool import Spool
 from .uploader import Drain, Uploader
-from .verify import Verification, verify_run
 from .watch import SpoolWatch, Status
+
+if TYPE_CHECKING:
+    from .elsewhere import Elsewhere
+    from .verify import Verification
 
 _logger = logging.getLogger(__name__)
 
@@ -236,6 +238,8 @@ class AtomscaleCallback:
             ApiUnavailableError: There was no answer of the API's in time.
             ApiTooLargeError: A stream is more than can be held in memory.
         """
+        from .verify import verify_run  # takes a while, and few sessions ask
+
         folder = Path(self._watch.find(run_uid).folder)
         client = Client(self.settings)
         try:
@@ -492,11 +496,12 @@ class AtomscaleCallback:
             if callback is not None:
                 callback.settle_open_runs(folder)
 
-        uploader = (
-            Uploader(self._spool, self.settings, settle=settle)
-            if place == "thread"
-            else Elsewhere(self._spool, self.settings, start=place == "process", settle=settle)
-        )
+        if place == "thread":
+            uploader = Uploader(self._spool, self.settings, settle=settle)
+        else:
+            from .elsewhere import Elsewhere  # takes a while, and most sessions have a thread
+
+            uploader = Elsewhere(self._spool, self.settings, start=place == "process", settle=settle)
         uploader.start()
         return uploader
 
@@ -505,7 +510,7 @@ class AtomscaleCallback:
         self._lock = threading.Lock()
         self._runs, self._streams = {}, {}
         self._spool.forget_after_fork()
-        if isinstance(self._uploader, Elsewhere):
+        if self._uploader:
             self._uploader.after_fork_in_child()
         self._uploader = None
 

@@ -11,6 +11,7 @@ import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .chunks import Chunk
 from .client import Client, ClockReading, Pushed
@@ -19,8 +20,10 @@ from .errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError,
 from .lines import Links
 from .linker import make, resolve
 from .tasks import Kind, Link, Points, Task
-from .verify import Verification, verify_run
 from .wire import CLOSED, push_bytes
+
+if TYPE_CHECKING:
+    from .verify import Verification
 
 _logger = logging.getLogger(__name__)
 
@@ -84,6 +87,8 @@ def _perform(client: Client, task: Task, outcome: Outcome, knowledge: Knowledge)
         case Kind.CLOCK:
             outcome.clock = _clock(client, task)
         case Kind.VERIFY:
+            from .verify import verify_run  # takes a while, and few runs are read back
+
             try:
                 outcome.verification = verify_run(Path(task.folder), client, patience_s=0)
             except SpoolError as error:

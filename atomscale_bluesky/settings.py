@@ -13,7 +13,6 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -237,12 +236,15 @@ def _from_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, tuple
         file = Path(environ[_FILE_VARIABLE]).expanduser()
     path = file or platformdirs.user_config_path(APP, appauthor=False) / "settings.toml"
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        import tomllib  # takes a while, and few sessions have a file
+
+        content = tomllib.loads(text)
     except FileNotFoundError:
         if file is None:
             return {}
         raise SettingsError(f"there is no settings file {str(path)!r}; make it, or do not name it") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # it is no UTF-8, or no TOML
         raise SettingsError(f"settings file {str(path)!r} cannot be read: {error}") from error
     return {name: (value, f"file {path}") for name, value in content.items()}
 

@@ -24,8 +24,8 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from .answers import Answers
 from .client import ClockReading
@@ -180,6 +180,9 @@ class Uploader:
                 sys.stderr.write(f"atomscale: up to {limit_s:g} s for what is under way; the rest stays spooled\n")
             self.drain(limit_s - soon_s)
         self.stop(0.5)
+
+    def after_fork_in_child(self) -> None:
+        """The threads are the parent's: there is nothing to do."""
 
     # ---- the pump --------------------------------------------------------------------------------------------------
 
@@ -355,20 +358,17 @@ class Drain:
         self.answered.set()
 
 
-@dataclass(frozen=True, slots=True)
-class _Done:
+class _Done(NamedTuple):
     delivery: Delivery
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class _Added:
+class _Added(NamedTuple):
     folder: Path
     delivering: RunLock | None
 
 
-@dataclass(frozen=True, slots=True)
-class _WriterGone:
+class _WriterGone(NamedTuple):
     folder: Path
 
 
