@@ -16,9 +16,9 @@ Memory holds at most the rows of one unfinished chunk per metrology stream.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,8 +35,7 @@ class Column(NamedTuple):
     values: tuple[float | None, ...] | NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True):
     """Consecutive points of the channels of one metrology stream, under an index that is theirs for ever."""
 
     stream: int
@@ -60,7 +59,9 @@ class Chunk:
 
     def shifted(self, offset_s: float) -> Chunk:
         """The same chunk with all times later by so much."""
-        return replace(self, times=tuple(time + offset_s for time in self.times)) if offset_s else self
+        if not offset_s:
+            return self
+        return msgspec.structs.replace(self, times=tuple(time + offset_s for time in self.times))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -122,14 +123,13 @@ class Span(NamedTuple):
     last_row: int
 
 
-@dataclass(frozen=True, slots=True)
-class Resumed:
+class Resumed(msgspec.Struct, frozen=True):
     """Where the cutting of a metrology stream goes on."""
 
     opening: Opened
     index: int = 0  # of the next chunk
     from_row: int = 0  # rows before this one are in earlier chunks
-    left: Mapping[str, int] = field(default_factory=dict)  # channels that end in it → the row from which on
+    left: Mapping[str, int] = {}  # channels that end in it → the row from which on
     ahead: tuple[Span, ...] = ()  # later chunks that are settled already
     over: bool = False  # its last chunk was cut short: it takes no more
 

@@ -11,8 +11,9 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from .account import Account
 from .chunks import Chunk, Cutter, Resumed
@@ -334,8 +335,7 @@ class Cutting:
                 self.ready.append(chunk)
 
 
-@dataclass(slots=True)
-class _Decisions:
+class _Decisions(msgspec.Struct):
     """What the cutter of one time base decides, noted in the run's ledger."""
 
     cutting: Cutting

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from .chunks import Chunk, Column
 from .cutting import Cutting
@@ -21,13 +22,12 @@ from .tasks import Points
 _logger = logging.getLogger("atomscale_bluesky.delivery")
 
 
-@dataclass(slots=True)
-class _Ending:
+class _Ending(msgspec.Struct):
     """A stream that takes no more, until nothing of it is under way."""
 
     why: Why
     points_per_chunk: int  # of what goes on
-    doubtful: list[Chunk] = field(default_factory=list)  # pushed, and perhaps taken although that was never answered
+    doubtful: list[Chunk] = []  # pushed, and perhaps taken although that was never answered
 
 
 class Endings:

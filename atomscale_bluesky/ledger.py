@@ -22,6 +22,8 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from .chunks import Span
 from .errors import SpoolError
 from .journal import BLOCK_BYTES, LineFile, line, payload_of
@@ -71,8 +73,7 @@ class Life(Enum):
     CLOSED = "closed"
 
 
-@dataclass(slots=True)
-class Refusal:
+class Refusal(msgspec.Struct):
     """Channels of a chunk that Atomscale will not take as they are."""
 
     channels: frozenset[str]

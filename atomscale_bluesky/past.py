@@ -8,8 +8,9 @@ base, for replays do not keep the uids of events.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from .account import Account
 from .errors import SpoolError
@@ -17,13 +18,12 @@ from .reading import RunReader, read_header
 from .spool import Spool
 
 
-@dataclass(frozen=True, slots=True)
-class Past:
+class Past(msgspec.Struct, frozen=True):
     """What is left of a run that was taken before, by whichever process."""
 
     content: str  # the digest of its start document
     ended: bool  # by a stop document; or somebody else is taking it right now
-    until: dict[str, float] = field(default_factory=dict)  # by time base, the time of the last row that was kept
+    until: dict[str, float] = {}  # by time base, the time of the last row that was kept
 
 
 class PastRuns:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from .chunks import Chunk
 from .client import Client, ClockReading, Pushed
@@ -31,31 +32,29 @@ _logger = logging.getLogger(__name__)
 CLOCK_ATTEMPTS = 4
 
 
-@dataclass(slots=True)
-class Outcome:
+class Outcome(msgspec.Struct):
     """What came of one task."""
 
     task: Task
     error: ApiError | None = None
     data_id: str = ""
     confirmed: tuple[str, ...] = ()
-    refused: dict[str, ApiRefusedError] = field(default_factory=dict)
+    refused: dict[str, ApiRefusedError] = {}
     closed: bool = False  # the server has closed the stream
-    points: Points = field(default_factory=dict)  # as read back
+    points: Points = {}  # as read back
     clock: ClockReading | None = None  # None: it cannot be measured
     verification: Verification | None = None
     links: Links | None = None  # with ids for names
-    made: list[Link] = field(default_factory=list)
-    links_refused: dict[Link, ApiRefusedError] = field(default_factory=dict)
+    made: list[Link] = []
+    links_refused: dict[Link, ApiRefusedError] = {}
 
 
-@dataclass(slots=True)
-class Knowledge:
+class Knowledge(msgspec.Struct):
     """What has been found out about the server; each is a plain flag that any worker may set."""
 
     family: str | None = None  # the one that streams are made in
     clock_measured: float = -math.inf  # when, monotonic
-    single_only: set[str] = field(default_factory=set)  # families without chunk/multi
+    single_only: set[str] = set()  # families without chunk/multi
 
 
 def perform(client: Client, task: Task, knowledge: Knowledge) -> Outcome:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
+
+import msgspec
 
 from .chunks import Chunk
 from .lines import Links
@@ -60,8 +61,7 @@ class Patience:
 RUN = -1
 
 
-@dataclass(slots=True)
-class Task:
+class Task(msgspec.Struct, eq=False):
     """One thing to do for a metrology stream, or for the run before it has one; and how often it was tried already."""
 
     kind: Kind
@@ -78,7 +78,7 @@ class Task:
     attempts: int = 0
     not_before: float = 0.0  # monotonic
     may_exist: bool = False  # an earlier attempt may have made the stream, or brought the chunk
-    apart: frozenset[str] = field(default_factory=frozenset)  # channels refused before: pushed one by one
+    apart: frozenset[str] = frozenset()  # channels refused before: pushed one by one
     refusal: str = ""  # why another path family refused it before
     folder: str = ""  # of the run, where it is read back to be verified
     looks: int = 0  # how often it was read back and not equal
