@@ -81,6 +81,7 @@ class Delivery:
         self.claim = claim
         self.header = claim.header
         self.in_flight = 0
+        self.let_go = False
         self.to_settle = False  # a person says that the stop document will never come
         self.failed: deque[Task] = deque()
         self._idle = False  # asked for a task it had none, and nothing has come since
@@ -327,6 +328,14 @@ class Delivery:
         task.not_before = not_before
         self.failed.append(task)
 
+    def put_back(self, task: Task) -> None:
+        """A task was not begun after all; it comes back from `next_task`."""
+        if task.kind is Kind.PREVIEW:
+            self.preview_failed(task, in_doubt=False)
+        else:
+            self._returned(task)
+            self.failed.append(task)
+
     def park(self, task: Task, reason: str) -> None:
         """The stream cannot go on without a person, or what is missing in Atomscale; its data are kept."""
         if task.kind is Kind.LINK:
@@ -422,6 +431,7 @@ class Delivery:
 
     def close(self) -> None:
         """Let go of the run as it is."""
+        self.let_go = True
         self.cutting.close()
         self.claim.close()
 

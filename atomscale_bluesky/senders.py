@@ -1,6 +1,8 @@
 """The threads that send: each takes one task at a time, has it done over a connection of its own, and reports.
 
-They decide nothing and know nothing of runs. Bounded: as many as `max_connections`, hired as they are needed.
+They decide nothing and know nothing of runs. Bounded: as many as `max_connections`, hired as they are needed. So that
+none has to wait for the pump between one task and the next, as many tasks again may lie ready; what no thread has begun
+can be taken back, and whose task failed begins no other before that was seen to.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class Senders:
         self._report = report
         self._report_clock = report_clock
         self._courtesy = courtesy or Courtesy()
+        self._go_on = threading.Semaphore(0)  # for those who have reported a failure
         self._tasks: queue.SimpleQueue[tuple[Delivery, Task] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._clients: list[Client] = []  # one per thread
@@ -63,6 +66,20 @@ class Senders:
     def returned(self) -> None:
         """What came of a task has been reported and received."""
         self.in_flight -= 1
+
+    def go_on(self) -> None:
+        """A failure has been seen to: who reported it may begin another task."""
+        self._go_on.release()
+
+    def take_back(self) -> list[tuple[Delivery, Task]]:
+        """The tasks that no thread has begun; none of them will be."""
+        found: list[tuple[Delivery, Task]] = []
+        with suppress(queue.Empty):
+            while True:
+                work = self._tasks.get_nowait()
+                found += [work] if work else []
+        self.in_flight -= len(found)
+        return found
 
     def hire(self) -> None:
         """Start one more thread."""
@@ -82,6 +99,7 @@ class Senders:
         """Have every thread end after the task that it has."""
         for _ in self._threads:
             self._tasks.put(None)
+            self._go_on.release()
 
     def join(self, timeout_s: float) -> bool:
         """Wait until they have ended, so long at most; whether they have."""
@@ -96,10 +114,13 @@ class Senders:
         try:
             while (work := self._tasks.get()) is not None:
                 delivery, task = work
-                outcome = perform(client, task, self._knowledge)
+                # Of a run that was let go of meanwhile somebody else may have begun the same.
+                outcome = Outcome(task) if delivery.let_go else perform(client, task, self._knowledge)
                 self._report(delivery, outcome)
                 if outcome.error is None:
                     self._look_at_the_clock(client)
+                else:
+                    self._go_on.acquire()
         finally:
             client.close()
 

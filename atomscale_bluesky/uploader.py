@@ -11,7 +11,7 @@ queues, so there is no lock, and the RunEngine's thread can wait for nothing her
 
 Nothing is given up. While nothing succeeds one request at a time asks whether things are well again.
 
-Bounded: as many chunks in memory as there are connections and failed attempts of the runs on the roster.
+Bounded: twice as many chunks in memory as there are connections, and those of failed attempts.
 """
 
 from __future__ import annotations
@@ -191,6 +191,7 @@ class Uploader:
             while self._step():
                 pass
         finally:
+            self._senders.take_back()  # it stays in the spool
             self._senders.dismiss()
             self._roster.close()
             self._answer_all(False)
@@ -241,6 +242,10 @@ class Uploader:
                 self._senders.returned()
                 if self._roster.holds(delivery):  # else let go of meanwhile; whoever goes on with it asks again
                     self._roster.guarded(delivery, lambda: self._answers.came_back(delivery, outcome))
+                if outcome.error is not None:
+                    if self._answers.pause.failures:
+                        self._take_back()
+                    self._senders.go_on()
             case _Added():
                 self._roster.begin(message.folder, message.delivering)
             case _Retire():
@@ -288,10 +293,16 @@ class Uploader:
                 return
         self._senders.give(delivery, task)
 
+    def _take_back(self) -> None:
+        """The server does not do well: what no sender has begun waits with the rest."""
+        for delivery, task in self._senders.take_back():
+            if self._roster.holds(delivery):
+                self._roster.guarded(delivery, lambda delivery=delivery, task=task: delivery.put_back(task))
+
     @property
     def _limit(self) -> int:
-        """How many tasks may be under way."""
-        return self._settings.max_connections if not self._answers.pause.failures else 1
+        """How many tasks may be given to the senders: one each, and one that lies ready."""
+        return 2 * self._settings.max_connections if not self._answers.pause.failures else 1
 
     @property
     def _more_to_read(self) -> bool:

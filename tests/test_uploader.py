@@ -77,6 +77,29 @@ def test_while_nothing_succeeds_one_request_at_a_time_asks_whether_things_are_we
     assert [stream.status for stream in server.streams()] == ["success"] * 6
 
 
+def test_a_failure_keeps_back_what_lies_ready_for_the_connections(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    callback = make_callback(max_connections=2)
+    documents = list(growth(points=95))
+    for name, doc in documents[:12]:  # up to the first chunk, which goes alone
+        callback(name, doc)
+    assert callback.drain(timeout_s=10)
+    before = server.requests()[-1].number
+    server.misbehave(Fault(call="chunk_multi", status=503, headers={"Retry-After": "1"}, delay_s=0.3, times=2))
+
+    for name, doc in documents[12:]:
+        callback(name, doc)
+    wait_until(lambda: len(server.requests(after=before)) >= 3, timeout_s=30)
+
+    first, second, third = server.requests(after=before)[:3]
+    assert (first.status, second.status) == (503, 503)
+    assert third.time - max(first.time, second.time) >= 1.0
+    assert callback.drain(timeout_s=30)
+    assert [stream.status for stream in server.streams()] == ["success"]
+    assert held(server)["k0"] == list(range(95))
+
+
 def test_more_runs_than_are_delivered_at_a_time_have_their_turn_one_after_the_other(
     make_callback: MakeCallback, server: LocalServer
 ) -> None:
@@ -251,6 +274,20 @@ def test_no_further_chunk_is_begun_while_too_many_have_failed(deliver: Deliver) 
     assert delivery.due() == 100.0 - MAX_FAILED
     again = tasks(delivery, 100.0)
     assert sorted(number or 0 for _, number in what(again)) == list(range(1, MAX_FAILED + 5))
+
+
+def test_a_task_that_was_not_begun_comes_back_as_it_was(deliver: Deliver) -> None:
+    delivery = initialized(deliver(35))
+    confirm(delivery, tasks(delivery)[0])
+    rest = tasks(delivery)
+    assert [tasks(delivery), delivery.in_flight] == [[], 3]
+
+    for task in rest[1:]:
+        delivery.put_back(task)
+
+    assert delivery.in_flight == 1
+    assert tasks(delivery) == rest[1:]
+    assert [(task.attempts, task.may_exist) for task in rest] == [(0, False)] * 3
 
 
 def test_what_was_confirmed_of_a_failed_chunk_is_not_pushed_again(deliver: Deliver) -> None:
