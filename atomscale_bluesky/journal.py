@@ -30,8 +30,10 @@ from .lines import Position
 
 # Segments keep single files handy for a person, and let the confirmed part of a long run go first when room is short.
 SEGMENT_BYTES = 64 * 2**20
-# How much of a journal is in memory while it is read; a longer line is read whole.
+# How much of a file is looked at from its end, to find the last line.
 BLOCK_BYTES = 2**20
+# How much of a journal is in memory while it is read; a longer line is read whole.
+READ_BYTES = 2**18
 # How much of it may be looked at ahead: 100 points of 5000 channels, and no more.
 MOST_AHEAD_BYTES = 8 * 2**20
 
@@ -298,21 +300,20 @@ class JournalReader:
         if self.damaged or not 0 < size <= MOST_AHEAD_BYTES:
             return None
         if self._at + size > len(self._block):
-            self._fill(max(size, BLOCK_BYTES))
+            self._fill(max(size, READ_BYTES))
         found = memoryview(self._block)[self._at : self._at + size]
         return found if len(found) == size else None
 
     def ends_before(self, lines: int, without: bytes) -> bool:
         """Whether the journal ended, when it was read last, before so many further lines, none of them with this in it.
 
-        To be called after `ahead`. False where there is no further line, and where so many would be more than is to be
-        in memory.
+        To be called after `ahead`. False where so many would be more than is to be in memory.
         """
         return (
             self._to_the_end
             and lines * self._width() <= MOST_AHEAD_BYTES
             and not self.damaged
-            and 0 < self._block.count(b"\n", self._at) < lines
+            and self._block.count(b"\n", self._at) < lines
             and self._block.find(without, self._at) < 0
             and segments(self._folder)[-1] == self.position.segment
         )
@@ -354,7 +355,7 @@ class JournalReader:
             self._fill()
         return max(0, self._block.find(b"\n", self._at) + 1 - self._at)
 
-    def _fill(self, size: int = BLOCK_BYTES) -> bool:
+    def _fill(self, size: int = READ_BYTES) -> bool:
         """Read on, so much at most, from the position; whether there is more than before, or a whole line."""
         if self._descriptor < 0:
             try:

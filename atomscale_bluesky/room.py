@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+import psutil
+
 _logger = logging.getLogger(__name__)
 
 # How often the disk is asked for the spool's size and its free space; in between our own writing is counted.
@@ -78,8 +80,6 @@ def network_file_system(path: Path) -> str | None:
     """The kind of file system if `path` is on one of another machine, None if it is on this one."""
     here = path.resolve()
     best = ("", "", "")
-    import psutil  # takes a while; a thread asks, beside the session's beginning
-
     for partition in psutil.disk_partitions(all=True):
         mount = Path(partition.mountpoint)
         if (here == mount or mount in here.parents) and len(partition.mountpoint) >= len(best[0]):
