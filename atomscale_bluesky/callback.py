@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from . import process
 from .account import StreamStatus
-from .channels import EventStream, Selection
+from .channels import EventStream, Selection, mapping_of
 from .client import Client
 from .errors import SettingsError, SpoolError, SpoolFullError
 from .lines import Header, Stop, encode
-from .oddities import BEHIND_STOP, SEEN_BEFORE, TAKEN_BEFORE, Oddities, plain
+from .oddities import BEHIND_STOP, SEEN_BEFORE, TAKEN_BEFORE, UNREADABLE, Oddities, plain
 from .past import Past, PastRuns
 from .runs import NO_ROOM, NOT_SELECTED, OpenRun, header_of, text_of, time_of, uid_of, without
 from .settings import Settings
@@ -124,7 +124,7 @@ class AtomscaleCallback:
         self._past = PastRuns(self._spool)
         self._watch = SpoolWatch(self._spool)
         self._uploader = self._make_uploader()
-        self._closed = False
+        self._closed = self._all_delivered = False
         # When nobody holds the callback any more, its threads complete what it left, and end.
         weakref.finalize(self, _retire, self._uploader, self._spool).atexit = False
         process.look_after(self, self._uploader)
@@ -249,25 +249,30 @@ class AtomscaleCallback:
 
     @property
     def ignored(self) -> Mapping[str, int]:
-        """How many documents belonged to no run or descriptor that is known, or could not be read, by kind."""
+        """How many documents were not taken, by kind; since this callback was made.
+
+        Those of no run or descriptor that is known count under their name, `event` say. The others are a `malformed
+        document`, an `event seen before`, an `event behind its run's stop` and a `run taken before`.
+        """
         with self._lock:
             return dict(self._oddities.counts)
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """Drain for at most this long, then stop the threads; True if nothing was left to deliver.
 
+        Where nothing is sent (no key, offline) it is True if the spool is empty. Called again it gives the same answer.
         A run whose stop document has not come counts as interrupted and is completed; should documents of it follow all
         the same, they are kept as a run of their own. What waits stays spooled, and is delivered by the next callback
         or `atomscale-bluesky upload`. Idempotent.
         """
         if self._closed:
-            return True
+            return self._all_delivered
         self._closed = True
         self.settle_open_runs()
         deadline = time.monotonic() + timeout_s
-        drained = self._uploader is None or self._uploader.drain(timeout_s)
+        self._all_delivered = self._uploader.drain(timeout_s) if self._uploader else not self._spool.run_names()
         _stop_threads(self._uploader, self._spool, max(0.5, deadline - time.monotonic()))
-        return drained
+        return self._all_delivered
 
     def settle_open_runs(self, folder: Path | None = None) -> None:
         """Complete the runs whose stop document has not come, or the one in `folder`, as interrupted."""
@@ -368,7 +373,11 @@ class AtomscaleCallback:
                 return
             if run.writer is None and (run.settled or self._spool.has_room):
                 self._open_run(run)
-            payloads = event_stream.event(doc, time.time())
+            try:
+                payloads = event_stream.event(doc, time.time())
+            except Exception:
+                run.leave_out(UNREADABLE, mapping_of(doc.get("data")))
+                raise
             if payloads:
                 self._keep(run, event_stream, payloads, 1, doc["data"])
             else:  # of a run that goes on, up to where it was interrupted
@@ -392,7 +401,11 @@ class AtomscaleCallback:
                 uids = list(doc["uid"])
             if run.writer is None and (run.settled or self._spool.has_room):
                 self._open_run(run)
-            payloads = event_stream.event_page(doc, time.time())
+            try:
+                payloads = event_stream.event_page(doc, time.time())
+            except Exception:
+                run.leave_out(UNREADABLE, mapping_of(doc.get("data")), len(uids))
+                raise
             if payloads:
                 self._keep(run, event_stream, payloads, len(uids), doc.get("data") or ())
             for uid in uids:

@@ -103,7 +103,7 @@ class EventStream:
         self.name = _sound(str(descriptor.get("name") or ""))
         self.begun = False  # whether a row of it was ever kept
         self.replaced_times = 0  # readings whose own time was impossible and which got the event's instead
-        self._data_keys = _mapping(descriptor.get("data_keys"))
+        self._data_keys = mapping_of(descriptor.get("data_keys"))
         self._hinted = _hinted(descriptor)
         self._selection = selection
         self._events_by_reading = selection.by_reading(self.name, page=False)
@@ -156,12 +156,12 @@ class EventStream:
         if type(time) is not float or not math.isfinite(time):
             time = self._finite(time)
         by_reading = self._events_by_reading
-        stamps = _mapping(doc.get("timestamps")) if by_reading else {}
+        stamps = mapping_of(doc.get("timestamps")) if by_reading else {}
         if not self._bases:
             if not isinstance(data, Mapping):
                 raise ChannelError(f"the data of an event of event stream {self.name!r} are no mapping; it is left out")
             own = {key: self._own_time(stamp, now) for key, stamp in stamps.items()}
-            self._arrange(data, _mapping(doc.get("filled")), own if by_reading else None)
+            self._arrange(data, mapping_of(doc.get("filled")), own if by_reading else None)
         if self._watched:
             self._welcome_late_channels({key: (data[key],) for key in self._watched if key in data})
         if by_reading:
@@ -191,7 +191,7 @@ class EventStream:
         """
         uids = _as_list(doc["uid"])
         times = list(map(self._finite, _as_list(doc["time"])))
-        columns = {key: _as_list(column) for key, column in _mapping(doc.get("data")).items()}
+        columns = {key: _as_list(column) for key, column in mapping_of(doc.get("data")).items()}
         for what, column in {"the times": times, **{f"data key {key!r}": columns[key] for key in columns}}.items():
             if len(column) != len(uids):
                 raise ChannelError(
@@ -201,10 +201,10 @@ class EventStream:
         if not uids:
             return []
         by_reading = self._selection.by_reading(self.name, page=True)
-        stamps = _mapping(doc.get("timestamps")) if by_reading else {}
+        stamps = mapping_of(doc.get("timestamps")) if by_reading else {}
         own = self._own_times(stamps, len(uids), now)
         if not self._bases:
-            filled = {key: all(_as_list(flags)) for key, flags in _mapping(doc.get("filled")).items()}
+            filled = {key: all(_as_list(flags)) for key, flags in mapping_of(doc.get("filled")).items()}
             first = {key: column[0] for key, column in columns.items()}
             self._arrange(first, filled, own if by_reading else None)
         if self._watched:
@@ -293,7 +293,7 @@ class EventStream:
             return NOT_NUMERIC
 
     def _decide(self, key: str, value: Any, filled: Any) -> Source | str:
-        described = _mapping(self._data_keys.get(key))
+        described = mapping_of(self._data_keys.get(key))
         if not self._selection.takes_key(key, key in self._hinted):
             return NOT_SELECTED
         if described.get("external") and (filled is not True or isinstance(value, str) or value is None):
@@ -427,7 +427,7 @@ def _sharing(sources: Iterable[Source], own: Mapping[str, Any]) -> list[list[Sou
     return [members for _, members in groups]
 
 
-def _mapping(value: Any) -> Mapping[Any, Any]:
+def mapping_of(value: Any) -> Mapping[Any, Any]:
     """A member of a document that should be a mapping; what is none has nothing in it."""
     return value if isinstance(value, Mapping) else {}
 
@@ -439,8 +439,8 @@ def _choices(described: Mapping[str, Any]) -> list[str]:
 
 def _hinted(descriptor: Mapping[str, Any]) -> set[str]:
     fields: list[Any] = []
-    for hint in _mapping(descriptor.get("hints")).values():
-        hinted = _mapping(hint).get("fields")
+    for hint in mapping_of(descriptor.get("hints")).values():
+        hinted = mapping_of(hint).get("fields")
         fields += hinted if isinstance(hinted, list | tuple) else ()
     return {field for field in fields if isinstance(field, str)}
 

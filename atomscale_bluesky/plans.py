@@ -30,10 +30,11 @@ def wait_until_delivered(
         fail: Whether to fail the plan when it is not delivered in time.
 
     Returns:
-        Whether everything is delivered; False at the time-out, or as soon as what is left cannot move by itself.
+        Whether everything is delivered; False at the time-out, or as soon as what is left cannot move by itself: no
+        key, offline, parked, refused.
 
     Raises:
-        ApiUnavailableError: With `fail`, instead of returning False.
+        ApiUnavailableError: With `fail`, instead of returning False; says which of the two it was.
     """
     from bluesky.plan_stubs import sleep
 
@@ -43,7 +44,9 @@ def wait_until_delivered(
         yield from sleep(LOOK_S)
     delivered = question is not None and question.answer is True
     if fail and not delivered:
-        raise ApiUnavailableError(
-            f"not everything was delivered within {timeout_s:g} s; it stays spooled, see `atomscale-bluesky status`"
+        in_time = question is None or question.answer is False
+        why = (
+            "what is left cannot move by itself" if in_time else f"not everything was delivered within {timeout_s:g} s"
         )
+        raise ApiUnavailableError(f"{why}; it stays spooled, see `atomscale-bluesky status`")
     return delivered

@@ -15,7 +15,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 import msgspec
@@ -124,7 +124,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     uploader: Annotated[
         UploaderPlace,
         _setting("Deliver in threads of the RunEngine's process, in a process of its own that is started and watched, "
-                 "or not at all: somebody else runs `atomscale-bluesky upload`."),
+                 "or not at all: somebody else runs `atomscale-bluesky upload --follow`."),
     ] = "thread"  # fmt: skip
     api: Annotated[Api, _setting("Path family: the documented one, the one newer clients use, or found out.")] = "auto"
     max_connections: Annotated[int, _setting("Requests under way at the same time.", ge=1, le=64)] = 8
@@ -287,6 +287,8 @@ def _checked(name: str, value: Any, source: str) -> Any:
         checked = msgspec.convert(value, field.type, strict=False)
     except msgspec.ValidationError as error:
         expected = str(error).partition(" - at ")[0].replace("`", "")
+        if choices := _choices(field.type):
+            expected = f"expected one of {', '.join(map(repr, choices))}"
         if isinstance(value, str) and field.default_factory is not msgspec.NODEFAULT:
             expected = "expected pairs such as a=b, c=d"
         raise SettingsError(f"setting {name!r} ({source}) is {shown}: {expected}") from None
@@ -294,6 +296,18 @@ def _checked(name: str, value: Any, source: str) -> Any:
         return _CHECKS[name](checked) if name in _CHECKS else checked
     except ValueError as error:
         raise SettingsError(f"setting {name!r} ({source}) is {shown}: {error}") from None
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """What a setting may be, where that is one of a few words."""
+    plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    return get_args(plain) if get_origin(plain) is Literal else ()
+
+
+def _ca_bundle(text: str | None) -> str | None:
+    if text and not os.path.exists(text):
+        raise ValueError("expected a file or folder that exists, of certificate authorities")
+    return text or None
 
 
 def _api_key(key: str | None) -> str | None:
@@ -339,6 +353,7 @@ def _project_id(text: str | None) -> str | None:
 
 _CHECKS: dict[str, Any] = {
     "api_key": _api_key,
+    "ca_bundle": _ca_bundle,
     "endpoint": _endpoint,
     "label": _label,
     "project_id": _project_id,

@@ -1055,6 +1055,26 @@ def variants(doc: Mapping[str, Any]) -> Iterable[Any]:
     yield from ODD
 
 
+def test_readings_of_an_event_that_cannot_be_used_are_counted_in_the_account(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    run = compose_run(metadata={"synth_source_id": 42})
+    primary = run.compose_descriptor(name="primary", data_keys={"a": NUMBER})
+    callback("start", run.start_doc)
+    callback("descriptor", primary.descriptor_doc)
+    for n in range(2):
+        callback("event", primary.compose_event(data={"a": n}, timestamps={"a": 1.0}))
+    server.unreachable()
+    callback("event", {**primary.compose_event(data={"a": 2}, timestamps={"a": 1.0}), "time": math.nan})
+    callback("event_page", {**page_of(primary, 3, a=[3, 4, 5], times=[1.0, 2.0, 3.0]), "time": [1.0]})
+    callback("stop", run.compose_stop())
+
+    (status,) = callback.status()
+    counts = status.channels["a"]
+    assert (counts.seen, counts.waiting, counts.left_out) == (6, 2, {"malformed document": 4})
+    server.reachable()
+
+
 @pytest.mark.parametrize("kind", ["start", "descriptor", "event", "event_page", "stop"])
 def test_no_malformed_document_ever_raises_and_runs_beside_it_go_on(
     callback: AtomscaleCallback, server: LocalServer, kind: str, caplog: pytest.LogCaptureFixture

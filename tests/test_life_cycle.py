@@ -19,7 +19,7 @@ from bluesky.plan_stubs import close_run, create, monitor, mv, open_run, read, s
 from bluesky.plans import count
 from ophyd import Signal
 from ophyd.sim import det1, motor
-from runs import Recorder, held
+from runs import Recorder, growth, held
 
 from atomscale_bluesky import ApiUnavailableError, AtomscaleCallback
 from atomscale_bluesky.plans import wait_until_delivered
@@ -428,8 +428,35 @@ def test_a_plan_that_waits_in_vain_goes_on_unless_it_wants_to_fail(
         answers.append((yield from wait_until_delivered(callback, timeout_s=0.5, fail=fail)))
 
     engine(plan(fail=False))
-    with pytest.raises(ApiUnavailableError, match="atomscale-bluesky status"):
+    with pytest.raises(ApiUnavailableError, match=r"not everything .* within 0.5 s; .*atomscale-bluesky status"):
         engine(plan(fail=True))
 
     assert answers == [False]
     assert callback.status().points.waiting == 4
+
+
+def test_a_plan_that_waits_for_what_cannot_move_is_told_so_at_once(make_callback: MakeCallback) -> None:
+    callback = make_callback(api_key=None)
+    engine = RunEngine({"synth_source_id": 42}, context_managers=[])
+    engine.subscribe(callback)
+    begin = time.monotonic()
+
+    def plan():
+        yield from count([det1], num=2)
+        yield from wait_until_delivered(callback, timeout_s=60, fail=True)
+
+    with pytest.raises(ApiUnavailableError, match="what is left cannot move by itself"):
+        engine(plan())
+    assert time.monotonic() - begin < 30
+
+
+def test_closing_tells_whether_anything_is_left_each_time_that_it_is_asked(
+    make_callback: MakeCallback, tmp_path: Path
+) -> None:
+    for settings, answer in (({}, True), ({"api_key": None}, False), ({"offline": True}, False)):
+        callback = make_callback(**settings, spool_dir=str(tmp_path / f"spool-{settings}"))
+        for name, doc in growth(points=5):
+            callback(name, doc)
+        assert (callback.close(), callback.close()) == (answer, answer), settings
+    unused = make_callback(offline=True, spool_dir=str(tmp_path / "unused"))
+    assert unused.close()

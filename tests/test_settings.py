@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import certifi
 import msgspec
 import pytest
 from rich.console import Console
@@ -160,8 +161,11 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         ("max_connections", 65, "<= 64"),
         ("timestamps", "server", "'server'"),
         ("non_finite", "zero", "'zero'"),
-        ("durability", "never", "'never'"),
-        ("api", "v2", "'v2'"),
+        ("durability", "never", "expected one of 'interval', 'event'"),
+        ("uploader", "on", "expected one of 'thread', 'process', 'none'"),
+        ("keep", 5, "expected one of 'finalized', 'verified'"),
+        ("api", "v2", "expected one of 'auto', 'metrology', 'tool-state'"),
+        ("ca_bundle", "/nowhere/ca.pem", "expected a file or folder that exists"),
         ("offline", "perhaps", "Expected bool"),
         ("channels", 5, "Expected array"),
         ("channels", [5], "Expected str"),
@@ -330,7 +334,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "max_body_bytes": ("10000", 10_000),
     "request_timeout_s": ("0.5", 0.5),
     "exit_timeout_s": ("0", 0.0),
-    "ca_bundle": ("/ca.pem", "/ca.pem"),
+    "ca_bundle": (certifi.where(), certifi.where()),
     "allow_http": ("1", True),
     "label": ("{scan_id}", "{scan_id}"),
     "probed": ("true", True),
