@@ -55,7 +55,7 @@ class StreamStatus:
     label: str
     event_stream: str
     why: str
-    state: str  # opened, initializing, initialized, finalizing, finalized; or parked
+    state: str  # opened, initializing, initialized, finalizing, finalized; closed, if it ended early; or parked
     data_id: str | None
     problem: str | None  # why it is parked, or what was refused last: a chunk, or a link
     chunks_confirmed: int

@@ -59,8 +59,8 @@ class AtomscaleCallback:
     what earlier runs have left.
 
     Args:
-        api_key: Key of the Atomscale account; without one, from `ATOMSCALE_API_KEY` or `AS_API_KEY`, readings are
-            spooled until there is one.
+        api_key: Key of the Atomscale account; without one, here, in `ATOMSCALE_API_KEY` or `AS_API_KEY` or in the
+            settings' file, readings are spooled until there is one.
         endpoint: Origin of the API.
         synth_source_id: Growth instrument for runs whose metadata name none.
         points_per_chunk: Points of each channel in a chunk, for runs whose metadata say nothing; 100 by default.

@@ -30,8 +30,8 @@ def wait_until_delivered(
         fail: Whether to fail the plan when it is not delivered in time.
 
     Returns:
-        Whether everything is delivered; False at the time-out, or as soon as what is left cannot move by itself: no
-        key, offline, parked, refused.
+        Whether everything is delivered; False at the time-out, or as soon as what is left cannot move by itself (no
+        key, offline, parked, refused).
 
     Raises:
         ApiUnavailableError: With `fail`, instead of returning False; says which of the two it was.

@@ -32,7 +32,7 @@ class RunWriter:
         self._room = room
         self._lock = RunLock(folder / WRITER_LOCK)
         if not self._lock.acquire(patience_s=A_LOOK_S):
-            raise SpoolError(f"{folder} belongs to another process")
+            raise SpoolError(f"{folder} belongs to another process, which writes it; leave it alone until that ends")
         self._journal = JournalWriter(folder)
         self.dirty = True  # appended to since the last sync
         self._sync_failed = False  # said once

@@ -86,8 +86,8 @@ def edit(
     """Correct what a run's streams are initialized with and linked to.
 
     RUN is the beginning of a run's uid, as `status` shows it. What is not given stays as the run's metadata say. Once
-    Atomscale has a stream of the run, its instrument, project and points per chunk are changed there; sample, tags
-    and tracking can be given anew until the run is finalized.
+    Atomscale has a stream of the run, its instrument and project are changed there, and its points per chunk no more;
+    sample, tags and tracking can be given anew until the run is finalized.
     """
     import msgspec
 

@@ -96,7 +96,7 @@ def _cell(text: str) -> str:
 
 
 def _shown(default: object) -> str:
-    if default is None or default == {}:
+    if default in (None, {}, ()):
         return "–"
     if isinstance(default, tuple):
         return ", ".join(f"`{part}`" for part in default)
