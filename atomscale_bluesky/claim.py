@@ -167,6 +167,11 @@ class Claim:
         shutil.rmtree(self.folder, ignore_errors=True)
         return True
 
+    def hand_over(self) -> RunLock:
+        """Let go of the run's files, but not of the lock, with which it can be claimed again."""
+        self.ledger.close()
+        return self._lock
+
     def close(self) -> None:
         """Let go of the run as it is; idempotent."""
         self.ledger.close()

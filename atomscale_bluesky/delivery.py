@@ -59,6 +59,7 @@ from .lines import (
     Why,
 )
 from .linking import Linking
+from .locks import RunLock
 from .previews import Previews, cut_short_in_doubt
 from .reading import stop_of
 from .summary import history_entry, say
@@ -143,6 +144,11 @@ class Delivery:
         return self._again and self.in_flight == 0
 
     @property
+    def more_to_read(self) -> bool:
+        """Whether the last look did not reach the journal's present end, and another may be taken at once."""
+        return self.cutting.more_to_read and not self._again
+
+    @property
     def stopped(self) -> bool:
         """Whether the journal, as far as it was read, holds the run's stop."""
         return self.cutting.account.stop is not None
@@ -178,7 +184,7 @@ class Delivery:
     def _next_task(self, now: float) -> Task | None:
         if self.parked or self.state.discarded:
             self.cutting.look(count_only=True)
-            return self._taken(self._resolve(now))
+            return self._taken(self._resolve(now) or self._failed_again(now))
         self._end_damaged_streams()
         task = self._end_streams() or self._resolve(now) or self._initialize(now)
         task = task or self._failed_again(now) or self._measure_clock() or self._link(now)
@@ -189,6 +195,8 @@ class Delivery:
 
     def due(self) -> float | None:
         """When the next failed task may be tried again, or a preview leave, monotonic; None if there is none."""
+        if self._again:
+            return None
         times = [task.not_before for task in self.failed]
         preview = self.previews.due()
         return min(times if preview is None else [*times, preview], default=None)
@@ -382,7 +390,10 @@ class Delivery:
             ours = [other for other in [task, *self.failed] if other.stream == number]
             self.failed = deque(other for other in self.failed if other.stream != number)
             doubtful: list[Chunk] = []
-            if why == "closed by the server":
+            if why != "closed by the server":
+                # Pushed again they tell whether they were taken, and the stream ends after that.
+                self.failed += [other for other in ours if other is not task and (other.attempts or other.may_exist)]
+            else:
                 self._cut_what_was_tried(stream)
                 doubtful += [
                     other.chunk for other in ours if other.chunk is not None and (other.attempts or other.may_exist)
@@ -434,6 +445,12 @@ class Delivery:
         self.let_go = True
         self.cutting.close()
         self.claim.close()
+
+    def hand_over(self) -> RunLock:
+        """Let go of the run as it is, but not of the lock of who delivers it."""
+        self.let_go = True
+        self.cutting.close()
+        return self.claim.hand_over()
 
     def finish(self) -> bool:
         """Move the finished run into the history; False while its writer still has files open."""
@@ -624,8 +641,13 @@ class Delivery:
 
     def _end_streams(self) -> Task | None:
         """Let streams end of which nothing is under way; one whose chunks are in doubt is read back first."""
-        in_doubt = self.endings.settle(lambda stream: self._flying[stream] > 0, self._stream_ended)
+        in_doubt = self.endings.settle(self._is_under_way, self._stream_ended)
         return None if in_doubt is None else self._task(Kind.READ_BACK, self.state.streams[in_doubt])
+
+    def _is_under_way(self, stream: int) -> bool:
+        """Whether an answer that tells what the stream holds is still to come."""
+        kinds = {Kind.PUSH, Kind.READ_BACK}
+        return self._flying[stream] > 0 or any(task.stream == stream and task.kind in kinds for task in self.failed)
 
     def _stream_ended(self, number: int) -> None:
         self.previews.cut_short(self.state.streams[number])

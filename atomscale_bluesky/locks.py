@@ -20,12 +20,12 @@ class RunLock:
         self._lock = FileLock(path, mode=0o600, thread_local=False)
 
     def acquire(self, *, patience_s: float = 0.0) -> bool:
-        """Take the lock if it is free, or becomes free within this time."""
+        """Take the lock if it is free, or becomes free within this time; also False while its folder is removed."""
         from filelock import Timeout
 
         try:
             self._lock.acquire(timeout=patience_s, poll_interval=0.001)
-        except Timeout:
+        except (Timeout, FileNotFoundError, FileExistsError):
             return False
         return True
 

@@ -130,6 +130,10 @@ class Roster:
     def begin(self, folder: Path, lock: RunLock | None) -> None:
         """A run begins whose writer is in this process; the lock is that of who delivers it, if it was free."""
         self.own.add(folder)
+        self._claim_with(lock, folder)
+
+    def _claim_with(self, lock: RunLock | None, folder: Path) -> None:
+        """Begin to deliver a run whose lock is ours already, if there is one; else let go of that."""
         self._claim(folder, lock)
         if lock is not None and folder not in self._deliveries:
             lock.release()
@@ -165,7 +169,7 @@ class Roster:
             except BaseException:
                 claim.close()  # tried again from scan to scan, so nothing may stay open
                 raise
-        except (SpoolError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - one run's files, or a mistake of ours, must not stop all the others
             self._trouble(folder, error)
             return
         self._troubled.discard(folder)
@@ -218,9 +222,9 @@ class Roster:
         """Read the files of runs anew where orders have changed what they mean; whether there were any."""
         again = [delivery.claim.folder for delivery in self if delivery.to_start_again]
         for folder in again:
-            self._deliveries.pop(folder).close()
+            lock = self._deliveries.pop(folder).hand_over()
             self._turn.remove(folder)
-            self._claim(folder)
+            self._claim_with(lock, folder)
         return bool(again)
 
     def guarded(self, delivery: Delivery, step: Callable[[], T]) -> T | None:

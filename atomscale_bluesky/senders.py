@@ -17,7 +17,6 @@ from .client import Client, ClockReading
 from .clock import measure
 from .courtesy import Courtesy
 from .delivery import Delivery
-from .errors import ApiError
 from .sender import Knowledge, Outcome, perform
 from .settings import Settings
 from .tasks import Task
@@ -130,5 +129,5 @@ class Senders:
         if now - self._knowledge.clock_measured < CLOCK_INTERVAL_S:
             return
         self._knowledge.clock_measured = now
-        with suppress(ApiError):
+        with suppress(Exception):
             self._report_clock(measure(client))

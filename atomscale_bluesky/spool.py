@@ -241,6 +241,9 @@ class Spool:
             lock = RunLock(folder / UPLOADER_LOCK)
             if not lock.acquire():
                 return None
+            if read_header(folder) is None:  # whoever had it has just finished it
+                lock.release()
+                return None
         try:
             return Claim(folder, header, lock, self._history)
         except BaseException:

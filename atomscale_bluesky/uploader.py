@@ -117,15 +117,15 @@ class Uploader:
     def start(self) -> None:
         """Start delivering; idempotent until `stop`."""
         if self._thread is None:
+            self._senders.hire()  # at the interpreter's exit, when the last chunks leave, no thread starts any more
             self._thread = threading.Thread(target=self._loop, name="atomscale-uploader", daemon=True)
             self._thread.start()
-            self._senders.hire()  # at the interpreter's exit, when the last chunks leave, no thread starts any more
 
     def add(self, writer: RunWriter) -> None:
         """A run of this process begins; does not wait."""
         self._inbox.put(_Added(writer.folder, writer.delivering))
         if self._over:
-            self._let_go_of_what_was_added()
+            self._see_to_what_came_late()
 
     def wake(self) -> None:
         """A journal has grown by something worth a look; does not wait."""
@@ -159,6 +159,8 @@ class Uploader:
             return None
         drain = Drain()
         self._inbox.put(drain)
+        if self._over:
+            self._see_to_what_came_late()
         return drain
 
     def stop(self, timeout_s: float = 5.0) -> bool:
@@ -191,12 +193,14 @@ class Uploader:
             while self._step():
                 pass
         finally:
-            self._senders.take_back()  # it stays in the spool
-            self._senders.dismiss()
-            self._roster.close()
-            self._answer_all(False)
-            self._over = True
-            self._let_go_of_what_was_added()
+            try:
+                self._senders.take_back()  # it stays in the spool
+                self._senders.dismiss()
+                self._roster.close()
+            finally:
+                self._answer_all(False)
+                self._over = True
+                self._see_to_what_came_late()
 
     def _step(self) -> bool:
         """Take the messages that are there, hand out what can be done, and wait for the next; False to end."""
@@ -228,13 +232,15 @@ class Uploader:
         except queue.Empty:
             return True
 
-    def _let_go_of_what_was_added(self) -> None:
-        """Leave runs that nobody here delivers any more to others."""
+    def _see_to_what_came_late(self) -> None:
+        """Leave runs that nobody here delivers any more to others, and nobody without an answer."""
         with suppress(queue.Empty):
             while True:
                 message = self._inbox.get_nowait()
                 if isinstance(message, _Added) and message.delivering is not None:
                     message.delivering.release()
+                elif isinstance(message, Drain):
+                    message.reply(False)
 
     def _receive(self, message: object) -> None:
         match message:
@@ -306,7 +312,7 @@ class Uploader:
 
     @property
     def _more_to_read(self) -> bool:
-        return any(delivery.cutting.more_to_read for delivery in self._roster)
+        return any(delivery.more_to_read for delivery in self._roster)
 
     def _spool_has_changed(self) -> bool:
         """Whether a run has come or gone since the last call, or one that came has no header yet."""

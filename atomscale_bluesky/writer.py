@@ -33,13 +33,17 @@ class RunWriter:
         self._lock = RunLock(folder / WRITER_LOCK)
         if not self._lock.acquire(patience_s=A_LOOK_S):
             raise SpoolError(f"{folder} belongs to another process, which writes it; leave it alone until that ends")
-        self._journal = JournalWriter(folder)
         self.dirty = True  # appended to since the last sync
         self._sync_failed = False  # said once
         self._named = False  # whether the folder's own name survives a power cut
         payload = encode(header)
         self._described = [payload]  # header and layouts that are not in their copy yet
-        self._journal.append(line(payload) * 2)  # twice, for the run is worth nothing without it
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._lock.release)
+            self._journal = JournalWriter(folder)
+            undo.callback(self._journal.close)
+            self._journal.append(line(payload) * 2)  # twice, for the run is worth nothing without it
+            undo.pop_all()
 
     def append(self, payloads: list[bytes], *, always: bool = False) -> None:
         """Keep these lines, all or none; they survive a killed process once this returns.

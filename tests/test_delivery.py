@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from msgspec import structs
 from runs import growth, held
 from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky.client import Client
 from atomscale_bluesky.lines import Discard, Edit, Links, OrderLine, Retry
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool import Spool
@@ -277,3 +279,54 @@ def test_a_run_that_began_without_room_is_kept_from_when_there_is(
     late = next(stream for stream in server.streams() if stream.label.startswith("late"))
     assert late.status == "success"
     assert late.points == 60
+
+
+# ---- a stream that ends while answers are missing --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "unanswered", [Fault(reset_after=True, delay_s=0.5), Fault(status=503, delay_s=0.5)], ids=["reset", "503"]
+)
+def test_a_chunk_that_was_not_answered_when_its_stream_grew_too_large_is_there_once(
+    make_callback: MakeCallback, server: LocalServer, unanswered: Fault
+) -> None:
+    callback = make_callback(max_connections=2)
+    documents = list(growth(points=55, keys=1))
+    for name, doc in documents[:12]:
+        callback(name, doc)
+    assert callback.drain(timeout_s=10)
+    server.misbehave(
+        Fault(call="chunk_multi", chunk_index=1, status=413, delay_s=0.2, times=3),
+        structs.replace(unanswered, call="chunk_multi", chunk_index=2, times=1),
+    )
+
+    for name, doc in documents[12:]:
+        callback(name, doc)
+
+    wait_until(lambda: callback.drain(timeout_s=30))
+    assert sorted(held(server)["k0"]) == list(range(55))
+
+
+def test_a_chunk_that_was_applied_and_not_answered_is_there_once_though_its_stream_was_closed(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    callback = make_callback(max_connections=2, request_timeout_s=1.5)
+    documents = list(growth(points=55, keys=1))
+    for name, doc in documents[:12]:
+        callback(name, doc)
+    assert callback.drain(timeout_s=10)
+    (stream,) = server.streams()
+    server.misbehave(
+        Fault(call="chunk_multi", chunk_index=1, drip_s=5, times=1),  # its answer takes longer than a request may
+        Fault(call="chunk_multi", chunk_index=2, delay_s=0.6, times=1),
+    )
+
+    for name, doc in documents[12:]:
+        callback(name, doc)
+    wait_until(lambda: server.streams()[0].points == 20)
+    client = Client(callback.settings)
+    client.finalize(stream.family, stream.data_id)
+    client.close()
+
+    wait_until(lambda: callback.drain(timeout_s=40))
+    assert sorted(held(server)["k0"]) == list(range(55))

@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import re
+import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -447,3 +449,25 @@ def test_the_header_is_in_the_journal_twice_and_mends_itself(spool: Spool) -> No
     claim = claimed(spool, folder)
     assert claim.header == header("mine")
     claim.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_disk_that_takes_no_header_costs_no_open_file(tmp_path: Path) -> None:
+    program = """
+        import os, resource, signal, sys
+        from runs import growth
+        from atomscale_bluesky import AtomscaleCallback
+        callback = AtomscaleCallback(spool_dir=sys.argv[1])
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # as a quota does, which no look at the disk tells of
+        before = len(os.listdir("/proc/self/fd"))
+        for name, doc in growth(points=50):
+            callback(name, doc)
+        print(len(os.listdir("/proc/self/fd")) - before)
+    """
+    environment = os.environ | {"ATOMSCALE_BLUESKY_SPOOL_MIN_FREE_BYTES": "0", "ATOMSCALE_BLUESKY_OFFLINE": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "spool")],
+        capture_output=True, text=True, check=True, timeout=60, cwd=Path(__file__).parent, env=environment,
+    )  # fmt: skip
+    assert int(done.stdout) < 10

@@ -25,8 +25,8 @@ from atomscale_bluesky.roster import MAX_ACTIVE
 from atomscale_bluesky.sender import Knowledge, Outcome
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool import Spool
-from atomscale_bluesky.tasks import Kind, Task
-from atomscale_bluesky.uploader import Uploader
+from atomscale_bluesky.tasks import LONGEST_WAIT_S, Kind, Task
+from atomscale_bluesky.uploader import Drain, Uploader
 from atomscale_bluesky.verify import Verification
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -178,8 +178,13 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
 def deliver(spool: Spool) -> Iterator[Deliver]:
     made: list[Delivery] = []
 
-    def make(points: int, *, stopped: bool = True, channels: int = 1, keep: str = "finalized") -> Delivery:
-        writer = spool.create(Header(1, "b7c2e9f1-0000", T0, "growth", 10, "primary", ENDPOINT, "null", keep=keep))
+    def make(
+        points: int, *, stopped: bool = True, channels: int = 1, keep: str = "finalized", links: Links | None = None
+    ) -> Delivery:
+        header = Header(
+            1, "b7c2e9f1-0000", T0, "growth", 10, "primary", ENDPOINT, "null", keep=keep, links=links or Links()
+        )
+        writer = spool.create(header)
         names = tuple(Channel(f"c{n}", f"c{n}") for n in range(channels))
         writer.append([encode(Layout(layout=0, event_stream="primary", time_base="primary", channels=names))])
         for number in range(points):
@@ -362,6 +367,52 @@ def test_what_a_process_that_died_has_sent_to_a_stream_that_closed_since_is_read
     assert last.chunk is not None
     assert [time - T0 for time in last.chunk.times] == [40, 41, 42, 43, 44]
     delivery.close()
+
+
+def test_what_a_run_is_linked_to_is_looked_for_again_also_after_a_failure(deliver: Deliver) -> None:
+    delivery = deliver(5, links=Links(synth_source_id=1, physical_sample="wafer 7"))
+    (task,) = tasks(delivery)
+    delivery.park(task, "there is no such sample")
+    assert tasks(delivery, 0.0) == []
+    (again,) = tasks(delivery, LONGEST_WAIT_S)
+
+    delivery.failed_attempt(again, LONGEST_WAIT_S + 7.0, DOWN)
+
+    assert delivery.due() == LONGEST_WAIT_S + 7.0
+    assert tasks(delivery, LONGEST_WAIT_S + 6.0) == []
+    assert tasks(delivery, LONGEST_WAIT_S + 7.0) == [again]
+    delivery.put_back(again)
+    assert tasks(delivery, LONGEST_WAIT_S + 8.0) == [again]
+
+
+def test_a_run_that_is_to_be_read_anew_has_nothing_due(deliver: Deliver, spool: Spool) -> None:
+    delivery = initialized(deliver(35))
+    confirm(delivery, tasks(delivery)[0])
+    first, second, _ = tasks(delivery)
+    delivery.failed_attempt(first, 7.0, DOWN)
+    assert delivery.due() == 7.0
+
+    spool.order(delivery.claim.folder, Retry())
+    delivery.obey()
+
+    assert (delivery.due(), delivery.more_to_read, delivery.to_start_again) == (None, False, False)
+    confirm(delivery, second)
+
+
+def test_a_read_back_that_fails_is_one_task(deliver: Deliver) -> None:
+    delivery = initialized(deliver(35))
+    confirm(delivery, tasks(delivery)[0])
+    first, second, third = tasks(delivery)
+    first.attempts = 1
+    for task in (first, second, third):
+        delivery.end_stream(task, "closed by the server")
+    (read_back,) = tasks(delivery)
+    assert read_back.kind is Kind.READ_BACK
+
+    delivery.failed_attempt(read_back, 7.0, DOWN)
+
+    assert tasks(delivery, 6.0) == []
+    assert tasks(delivery, 7.0) == [read_back]
 
 
 def test_orders_wait_for_what_is_under_way(deliver: Deliver, spool: Spool) -> None:
@@ -686,6 +737,18 @@ def test_an_uploader_is_idle_once_everything_is_delivered_and_not_before(
     assert uploader.idle_since == since
 
 
+def test_whoever_asks_beside_the_uploaders_end_is_answered(make_callback: MakeCallback) -> None:
+    for _ in range(20):
+        callback = make_callback()
+        asked: list[Drain | None] = []
+        closing = threading.Thread(target=callback.close)
+        closing.start()
+        while closing.is_alive():
+            asked.append(callback.ask_whether_drained())
+        closing.join()
+        assert all(drain.answered.wait(10) for drain in asked if drain is not None)
+
+
 # ---- several uploaders of one spool ----------------------------------------------------------------------------------
 
 
@@ -739,3 +802,58 @@ def test_runs_that_begin_while_the_uploader_ends_are_left_to_others(
     assert other.drain(timeout_s=30)
     wait_until(lambda: not Spool(spool_dir).run_folders(), timeout_s=30)
     assert [stream.status for stream in server.streams()] == ["success"] * 20
+
+
+def test_a_run_that_is_read_anew_stays_its_own_uploaders(
+    make_callback: MakeCallback, spool_dir: Path, server: LocalServer
+) -> None:
+    callback, other = make_callback(), Spool(spool_dir)
+    documents = list(growth(points=200))
+    for name, doc in documents[:30]:
+        callback(name, doc)
+    (folder,) = other.run_folders()
+    ledger = folder / "ledger.jsonl"
+    wait_until(ledger.exists)
+    for order in range(1, 3):
+        other.order(folder, Retry())
+        end = time.monotonic() + 20
+        while f'"order":{order}' not in ledger.read_text() and time.monotonic() < end:
+            assert other.claim(folder) is None
+        for _ in range(50):
+            assert other.claim(folder) is None
+
+    for name, doc in documents[30:]:
+        callback(name, doc)
+    assert callback.drain(timeout_s=30)
+    assert held(server)["k0"] == list(range(200))
+    other.close()
+
+
+def test_locks_of_runs_that_are_being_finished_can_be_looked_at(
+    make_callback: MakeCallback, spool_dir: Path, server: LocalServer
+) -> None:
+    callback, other = make_callback(), Spool(spool_dir)
+    problems: list[Exception] = []
+    over = threading.Event()
+
+    def look() -> None:
+        try:
+            while not over.is_set():
+                for folder in other.run_folders():
+                    other.writer_alive(folder)
+                    other.uploader_alive(folder)
+        except Exception as error:  # noqa: BLE001 - whatever it is fails the test
+            problems.append(error)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    for _ in range(40):
+        for name, doc in growth(points=1):
+            callback(name, doc)
+    assert callback.drain(timeout_s=60)
+    over.set()
+    looking.join()
+
+    assert not problems
+    assert [stream.status for stream in server.streams()] == ["success"] * 40
+    other.close()
