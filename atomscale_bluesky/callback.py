@@ -270,7 +270,7 @@ class AtomscaleCallback:
         self._closed = True
         self.settle_open_runs()
         deadline = time.monotonic() + timeout_s
-        self._all_delivered = self._uploader.drain(timeout_s) if self._uploader else not self._spool.run_names()
+        self._all_delivered = self._uploader.drain(timeout_s) if self._uploader else self._spool.is_empty()
         _stop_threads(self._uploader, self._spool, max(0.5, deadline - time.monotonic()))
         return self._all_delivered
 

@@ -82,7 +82,7 @@ class Delivery:
         self.claim = claim
         self.header = claim.header
         self.in_flight = 0
-        self.let_go = False
+        self.let_go = False  # its files are closed: what still lies ready of it is not to be begun
         self.to_settle = False  # a person says that the stop document will never come
         self.failed: deque[Task] = deque()
         self._idle = False  # asked for a task it had none, and nothing has come since

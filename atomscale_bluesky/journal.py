@@ -315,7 +315,7 @@ class JournalReader:
             and not self.damaged
             and self._block.count(b"\n", self._at) < lines
             and self._block.find(without, self._at) < 0
-            and segments(self._folder)[-1] == self.position.segment
+            and segments(self._folder)[-1:] == [self.position.segment]
         )
 
     def skip(self, lines: int) -> None:

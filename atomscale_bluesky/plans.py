@@ -44,9 +44,8 @@ def wait_until_delivered(
         yield from sleep(LOOK_S)
     delivered = question is not None and question.answer is True
     if fail and not delivered:
-        in_time = question is None or question.answer is False
-        why = (
-            "what is left cannot move by itself" if in_time else f"not everything was delivered within {timeout_s:g} s"
-        )
+        timed_out = question is not None and question.answer is None
+        late = f"not everything was delivered within {timeout_s:g} s"
+        why = late if timed_out else "what is left cannot move by itself"
         raise ApiUnavailableError(f"{why}; it stays spooled, see `atomscale-bluesky status`")
     return delivered

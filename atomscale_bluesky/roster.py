@@ -130,9 +130,9 @@ class Roster:
     def begin(self, folder: Path, lock: RunLock | None) -> None:
         """A run begins whose writer is in this process; the lock is that of who delivers it, if it was free."""
         self.own.add(folder)
-        self._claim_with(lock, folder)
+        self._claim_with(folder, lock)
 
-    def _claim_with(self, lock: RunLock | None, folder: Path) -> None:
+    def _claim_with(self, folder: Path, lock: RunLock | None) -> None:
         """Begin to deliver a run whose lock is ours already, if there is one; else let go of that."""
         self._claim(folder, lock)
         if lock is not None and folder not in self._deliveries:
@@ -224,7 +224,7 @@ class Roster:
         for folder in again:
             lock = self._deliveries.pop(folder).hand_over()
             self._turn.remove(folder)
-            self._claim_with(lock, folder)
+            self._claim_with(folder, lock)
         return bool(again)
 
     def guarded(self, delivery: Delivery, step: Callable[[], T]) -> T | None:

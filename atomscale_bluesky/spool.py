@@ -216,6 +216,13 @@ class Spool:
         with os.scandir(self.path) as entries:
             return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
+    def is_empty(self) -> bool:
+        """Whether no run is left in it; False also where that cannot be told."""
+        try:
+            return not self.run_names()
+        except OSError:
+            return False
+
     def changed_at(self) -> int:
         """When a run last came or went, as its file system tells; for comparing only."""
         try:
@@ -228,7 +235,7 @@ class Spool:
 
         Args:
             folder: The run's.
-            lock: That of who delivers it, if it is ours already; it is let go of where that does not succeed.
+            lock: That of who delivers it, if it is ours already; whoever gave it lets go of it where None comes back.
 
         Raises:
             SpoolError: The run's files cannot be read, or were written by a newer version.

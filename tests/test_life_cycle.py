@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -453,10 +454,26 @@ def test_a_plan_that_waits_for_what_cannot_move_is_told_so_at_once(make_callback
 def test_closing_tells_whether_anything_is_left_each_time_that_it_is_asked(
     make_callback: MakeCallback, tmp_path: Path
 ) -> None:
-    for settings, answer in (({}, True), ({"api_key": None}, False), ({"offline": True}, False)):
-        callback = make_callback(**settings, spool_dir=str(tmp_path / f"spool-{settings}"))
+    for n, (settings, answer) in enumerate([({}, True), ({"api_key": None}, False), ({"offline": True}, False)]):
+        callback = make_callback(**settings, spool_dir=str(tmp_path / f"spool-{n}"))
         for name, doc in growth(points=5):
             callback(name, doc)
         assert (callback.close(), callback.close()) == (answer, answer), settings
     unused = make_callback(offline=True, spool_dir=str(tmp_path / "unused"))
     assert unused.close()
+
+
+@posix
+@pytest.mark.parametrize("settings", [{"offline": True}, {}], ids=["offline", "with a thread"])
+def test_closing_does_not_raise_where_the_spool_was_removed(
+    make_callback: MakeCallback, spool_dir: Path, settings: dict[str, bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = make_callback(**settings)
+    for name, doc in list(growth(points=5))[:4]:
+        callback(name, doc)
+    shutil.rmtree(spool_dir)
+    time.sleep(1.5)  # the uploader looks into the journal meanwhile
+
+    callback.close(timeout_s=1)
+
+    assert "Traceback" not in caplog.text
