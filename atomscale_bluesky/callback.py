@@ -97,7 +97,7 @@ class AtomscaleCallback:
         self.settings = Settings.load(**arguments) if settings is None else settings.replaced(**arguments)
         try:
             self._spool = Spool(
-                self.settings.spool_path,
+                self.settings.locate_spool(),
                 max_bytes=self.settings.spool_max_bytes,
                 min_free_bytes=self.settings.spool_min_free_bytes,
                 sync_each=self.settings.durability == "event",
@@ -288,7 +288,7 @@ class AtomscaleCallback:
         header = header_of(doc, uid, self.settings)
         past = None
         if not self.settings.resend and time.time() - header.started > REPLAY_AGE_S:
-            past = self._past.of(uid)
+            past = self._past_of(uid)
         with self._lock:
             if uid in self._runs:
                 self._oddities.ignore("start", f"a second start document of run {uid} is ignored")
@@ -301,6 +301,16 @@ class AtomscaleCallback:
             run = self._runs[uid] = OpenRun(uid, header, past.until if past else None)
             self._open_run(run)
         self._tell_opened(header, goes_on=past is not None)
+
+    def _past_of(self, uid: str) -> Past | None:
+        """What is known of a run; None also where that cannot be read, for a run taken twice is better than none."""
+        try:
+            return self._past.of(uid)
+        except OSError as error:  # a SpoolError is one
+            self._oddities.say_once(
+                "past", f"whether run {uid} was taken before cannot be told, so it is taken: {error}"
+            )
+            return None
 
     def _skip(self, uid: str, *, same: bool) -> None:
         """Take nothing of a run that was taken before; called with the lock held."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from .errors import SpoolError
+from .files import read_own, refuse_links_in
 from .journal import (
     JournalReader,
     JournalWriter,
@@ -22,8 +23,11 @@ from .journal import (
 )
 from .ledger import Ledger
 from .lines import FORMAT, Edit, Edited, Header, Move, Moved, OrderLine, Stop, decode_order, encode
-from .locks import WRITER_LOCK, RunLock
+from .locks import WRITER_LOCK, RunLock, locked, remove_folder
+from .oddities import plain
 from .reading import HEAD, LEDGER, described_lines, has_stop, keep_copies
+
+_logger = logging.getLogger(__name__)
 
 ORDERS = "orders.jsonl"
 HISTORY = "history.jsonl"
@@ -49,7 +53,7 @@ class History:
 
     def _read(self) -> bytes:
         try:
-            return self._path.read_bytes()
+            return read_own(self._path)
         except FileNotFoundError:
             return b""
 
@@ -59,9 +63,7 @@ class History:
         Raises:
             SpoolError: The file cannot be written.
         """
-        from filelock import FileLock
-
-        with FileLock(self._path.with_suffix(".lock"), mode=0o600):
+        with locked(self._path.with_suffix(".lock")):
             file = LineFile(self._path)
             try:
                 file.append(line(msgspec.json.encode(entry)))
@@ -82,6 +84,7 @@ class Claim:
             raise SpoolError(
                 f"{folder} was written in format {header.format}, this version knows up to {FORMAT}; update the package"
             )
+        refuse_links_in(folder)
         # Before anything is asked for it, the run can be found again after a power cut, with its header.
         JournalReader(folder).sync()
         sync_folder(folder.parent)
@@ -162,9 +165,12 @@ class Claim:
             segment_path(self.folder, segment).unlink(missing_ok=True)
         sync_folder(self.folder)
         (self.folder / LEDGER).unlink(missing_ok=True)
-        self._lock.release()
-        lock.release()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        foreign = remove_folder(self.folder, self._lock, lock)
+        if foreign:
+            _logger.warning(
+                "run %s is finished; its folder %s stays, for it holds what the package did not make: %s",
+                self.header.run_uid, self.folder, plain(", ".join(sorted(foreign))),
+            )  # fmt: skip
         return True
 
     def hand_over(self) -> RunLock:
@@ -195,7 +201,7 @@ def read_orders(folder: Path) -> list[OrderLine]:
         SpoolError: An order is not understood.
     """
     try:
-        texts = (folder / ORDERS).read_bytes().split(b"\n")[:-1]
+        texts = read_own(folder / ORDERS).split(b"\n")[:-1]
     except FileNotFoundError:
         return []
     return [decode_order(payload) for text in texts if (payload := payload_of(text)) is not None]

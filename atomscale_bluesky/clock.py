@@ -13,6 +13,7 @@ import msgspec
 
 from .client import Client, ClockReading
 from .errors import ApiUnavailableError
+from .files import read_own
 from .notes import keep
 
 # Of this many exchanges the least delayed one counts.
@@ -57,7 +58,7 @@ def write_note(spool: Path, note: ClockNote) -> None:
 def read_note(spool: Path) -> ClockNote | None:
     """What was measured last; None where nothing was, or it cannot be read."""
     try:
-        return msgspec.json.decode((spool / NOTE).read_bytes(), type=ClockNote)
+        return msgspec.json.decode(read_own(spool / NOTE), type=ClockNote)
     except (OSError, msgspec.DecodeError):
         return None
 

@@ -1,7 +1,7 @@
 """Is everything in place for a run? Each check passes, warns or fails, with a reason and what to do.
 
-Nothing is made or sent: the spool is looked at, and closed to others if it is not; the API is asked for its clock, for
-a search that finds nothing and for the list of instruments.
+Nothing is made, changed or sent. The spool is looked at; the API is asked for its clock, for a search that finds
+nothing and for the list of instruments.
 """
 
 from __future__ import annotations
@@ -127,20 +127,23 @@ def _key_works(settings: Settings, client: Client) -> Iterator[Check]:
 
 
 def _spool(settings: Settings) -> Iterator[Check]:
-    path = settings.spool_path
+    try:
+        path = settings.spool_path
+    except SpoolError as error:
+        yield Check("spool", Result.FAILED, str(error), "choose another `spool_dir`")
+        return
+    if path != settings.named_folder:
+        yield Check("spool", Result.WARNING, f"{settings.named_folder} holds other things, so the spool is {path}",
+                    "set `spool_dir` to that, or to a folder of its own")  # fmt: skip
     if not path.exists():
         yield _can_be_made(path)
         return
-    mode = stat.S_IMODE(path.stat().st_mode)
     try:
-        spool = Spool(path)
+        spool = Spool(path, read_only=True)
     except SpoolError as error:
         yield Check("spool", Result.FAILED, str(error), "choose another `spool_dir`, or mend its permissions")
         return
-    if os.name != "nt" and mode & 0o077:
-        yield Check("spool", Result.WARNING, f"{path} could be read by others ({mode:03o}); now it cannot")
-    else:
-        yield Check("spool", Result.PASSED, f"{path} can be written, by you alone")
+    yield _can_be_written(path)
     kind = network_file_system(path)
     yield Check(
         "file system",
@@ -158,6 +161,17 @@ def _spool(settings: Settings) -> Iterator[Check]:
     else:
         yield Check("room", Result.PASSED, room)
     yield _leftovers(spool)
+
+
+def _can_be_written(path: Path) -> Check:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if not os.access(path, os.W_OK | os.X_OK):
+        return Check("spool", Result.FAILED, f"{path} cannot be written",
+                     "choose another `spool_dir`, or mend its permissions")  # fmt: skip
+    if os.name != "nt" and mode & 0o022:
+        return Check("spool", Result.WARNING, f"others can rename and remove what is in {path} ({mode:04o})",
+                     "take that right from them, or set `spool_dir` to a folder of your own")  # fmt: skip
+    return Check("spool", Result.PASSED, f"{path} can be written, by you alone")
 
 
 def _can_be_made(path: Path) -> Check:

@@ -24,6 +24,7 @@ import msgspec
 from .account import RunStatus
 from .claim import endpoint_of, read_orders
 from .errors import SpoolError
+from .files import open_own, open_to_read, read_own
 from .ledger import LedgerReader
 from .lines import Settle
 from .locks import RunLock
@@ -90,6 +91,7 @@ class Elsewhere:
         self._started_at = 0.0
         self._failures = 0
         self._not_before = 0.0
+        self._trouble = ""  # logged last
         self._log = _LogOf(settings.spool_path / LOG)
 
     # ---- from any thread -------------------------------------------------------------------------------------------
@@ -191,6 +193,12 @@ class Elsewhere:
             self._settle_where_ordered()
             self._answer_drains()
         except OSError as error:  # a SpoolError is one
+            self._tell_trouble(error)
+
+    def _tell_trouble(self, error: OSError) -> None:
+        """Log what keeps it from looking after the process, not again while it lasts."""
+        if str(error) != self._trouble:
+            self._trouble = str(error)
             _logger.warning("the uploader's process cannot be looked after now: %s", error)
 
     def _settle_where_ordered(self) -> None:
@@ -245,7 +253,10 @@ class Elsewhere:
 
     def _start_process_if_due(self) -> None:
         with self._guard:
-            self._look_after_the_process(time.monotonic())
+            try:
+                self._look_after_the_process(time.monotonic())
+            except OSError as error:  # a SpoolError is one
+                self._tell_trouble(error)
 
     def _look_after_the_process(self, now: float) -> None:
         if self._process is not None:
@@ -296,7 +307,7 @@ class Elsewhere:
 
     def _last_words(self) -> str:
         try:
-            words = (self._settings.spool_path / LAST_WORDS).read_text(errors="replace").strip()
+            words = read_own(self._settings.spool_path / LAST_WORDS).decode(errors="replace").strip()
         except OSError:
             return ""
         return f" ({plain(words.splitlines()[-1], 500)})" if words else ""
@@ -327,7 +338,7 @@ def _started(settings: Settings) -> subprocess.Popen[bytes]:
     flags = 0
     if sys.platform == "win32":
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
-    with open(settings.spool_path / LAST_WORDS, "wb", opener=_private) as last_words:
+    with open(settings.spool_path / LAST_WORDS, "wb", opener=open_own) as last_words:
         process = subprocess.Popen(
             # What it is shows in the list of processes; the order, which holds the key, does not.
             [sys.executable, "-P", "-c", _BOOTSTRAP, "atomscale-bluesky-uploader", str(settings.spool_path)],
@@ -344,10 +355,6 @@ def _started(settings: Settings) -> subprocess.Popen[bytes]:
             # Two lines, together far below what a pipe takes at once, so this waits for nobody.
             process.stdin.write(json.dumps(path).encode() + b"\n" + msgspec.json.encode(order) + b"\n")
     return process
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _let_go(process: subprocess.Popen[bytes]) -> None:
@@ -376,7 +383,7 @@ class _LogOf:
             return
         if size < self._offset:
             self._offset = 0  # begun anew
-        with self.path.open("rb") as file:
+        with open_to_read(self.path) as file:
             file.seek(self._offset)
             *texts, _ = file.read(65536).split(b"\n")
         self._offset += sum(len(text) + 1 for text in texts)

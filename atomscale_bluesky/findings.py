@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from .files import read_own
 from .notes import keep
 
 # By the name of a fact that is true: the settings that it permits. Ten seconds are soon for a person who watches.
@@ -58,7 +59,7 @@ def write_findings(spool: Path, findings: Findings) -> None:
 def read_findings(spool: Path, endpoint: str) -> Findings | None:
     """What a probe of this endpoint has found; None where there was none, or its file cannot be read."""
     try:
-        found = msgspec.json.decode(_path(spool, endpoint).read_bytes(), type=Findings)
+        found = msgspec.json.decode(read_own(_path(spool, endpoint)), type=Findings)
     except (OSError, msgspec.DecodeError):
         return None
     return found if found.endpoint == endpoint else None

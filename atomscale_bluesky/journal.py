@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import SpoolError, SpoolFullError
+from .files import is_run_file, open_own, open_to_read
 from .lines import Position
 
 # Segments keep single files handy for a person, and let the confirmed part of a long run go first when room is short.
@@ -37,7 +38,6 @@ READ_BYTES = 2**18
 # How much of it may be looked at ahead: 100 points of 5000 channels, and no more.
 MOST_AHEAD_BYTES = 8 * 2**20
 
-_O_BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate newlines without it
 _O_CLOEXEC = getattr(os, "O_CLOEXEC", 0)  # a started program must not keep our files open
 _PREFIX = 9  # eight digits and a space
 
@@ -110,7 +110,7 @@ class LineFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _O_BINARY | _O_CLOEXEC, 0o600)
+        self._descriptor = open_own(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             self.size = self._cut_torn_tail()
         except OSError:
@@ -197,14 +197,14 @@ def segment_path(folder: Path, segment: int) -> Path:
 
 def segments(folder: Path) -> list[int]:
     """The numbers of the segments that a folder holds, in order."""
-    names = (path.stem.partition("-")[2] for path in folder.glob("journal-[0-9]*.jsonl"))
-    return sorted(int(name) for name in names if name.isdigit())
+    names = (path.stem.partition("-")[2] for path in folder.glob("journal-[0-9]*.jsonl") if is_run_file(path.name))
+    return sorted(map(int, names))
 
 
 def last_line(folder: Path) -> bytes | None:
     """The JSON text of a journal's last intact line, of up to `BLOCK_BYTES`; None if there is none."""
     for segment in reversed(segments(folder)):
-        with segment_path(folder, segment).open("rb") as file:
+        with open_to_read(segment_path(folder, segment)) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - BLOCK_BYTES))
             for text in reversed(file.read().split(b"\n")[:-1]):
@@ -328,7 +328,7 @@ class JournalReader:
         """Have what is written so far survive a power cut, also what another process wrote; gives how far that is."""
         reached = self.position
         for segment in range(self._synced_segment, self.position.segment + 1):
-            descriptor = os.open(segment_path(self._folder, segment), os.O_RDWR | _O_BINARY | _O_CLOEXEC)
+            descriptor = open_own(segment_path(self._folder, segment), os.O_RDWR)
             try:
                 size = os.lseek(descriptor, 0, os.SEEK_END)
                 sync_file(descriptor)
@@ -359,9 +359,7 @@ class JournalReader:
         """Read on, so much at most, from the position; whether there is more than before, or a whole line."""
         if self._descriptor < 0:
             try:
-                self._descriptor = os.open(
-                    segment_path(self._folder, self.position.segment), os.O_RDONLY | _O_BINARY | _O_CLOEXEC
-                )
+                self._descriptor = open_own(segment_path(self._folder, self.position.segment), os.O_RDONLY)
             except FileNotFoundError:
                 return False
         rest = len(self._block) - self._at

@@ -26,6 +26,7 @@ import msgspec
 
 from .chunks import Span
 from .errors import SpoolError
+from .files import open_to_read
 from .journal import BLOCK_BYTES, LineFile, line, payload_of
 from .lines import (
     ClockFixed,
@@ -500,7 +501,7 @@ def _sound_bytes(path: Path) -> int:
     was no power cut: then the damaged line is passed over like any other.
     """
     size, sound, opened = 0, None, False
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         for text in file:
             payload = payload_of(text.removesuffix(b"\n"))
             if payload is None:
@@ -546,7 +547,7 @@ class LedgerReader:
             SpoolError: A line is not understood, or contradicts those before it.
         """
         try:
-            file = self._path.open("rb")
+            file = open_to_read(self._path)
         except FileNotFoundError:
             return self.state
         with file:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+from .files import LOCK_SUFFIX, open_own, refuse_link, run_files
 
 WRITER_LOCK = "writer.lock"
 UPLOADER_LOCK = "uploader.lock"
@@ -17,12 +24,18 @@ class RunLock:
     def __init__(self, path: Path) -> None:
         from filelock import FileLock
 
+        self._path = path
         self._lock = FileLock(path, mode=0o600, thread_local=False)
 
     def acquire(self, *, patience_s: float = 0.0) -> bool:
-        """Take the lock if it is free, or becomes free within this time; also False while its folder is removed."""
+        """Take the lock if it is free, or becomes free within this time; also False while its folder is removed.
+
+        Raises:
+            SpoolError: Its file is a link.
+        """
         from filelock import Timeout
 
+        refuse_link(self._path)
         try:
             self._lock.acquire(timeout=patience_s, poll_interval=0.001)
         except (Timeout, FileNotFoundError, FileExistsError):
@@ -34,8 +47,40 @@ class RunLock:
         self._lock.release()
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock for the few lines that several processes may want to write; waits for it.
+
+    Raises:
+        SpoolError: Its file is a link.
+    """
+    from filelock import FileLock
+
+    refuse_link(path)
+    with FileLock(path, mode=0o600):
+        yield
+
+
 def is_held(path: Path) -> bool:
-    """Whether a living process has the lock of this file; a file that is not there, nobody."""
+    """Return True if a living process has the lock of this file; makes no file, and changes none."""
+    if sys.platform != "win32":
+        import fcntl
+
+        try:
+            descriptor = open_own(path, os.O_RDONLY)
+        except OSError:  # there is none; or what is there is refused, and says so, when it is to be taken
+            return False
+        try:
+            # Shared, so that two who look do not take each other for an owner.
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}:
+                return True
+        else:
+            return False
+        finally:
+            os.close(descriptor)
+    # Windows, or a file system without such locks, where filelock has another way.
     if not path.exists():
         return False
     lock = RunLock(path)
@@ -43,3 +88,36 @@ def is_held(path: Path) -> bool:
         lock.release()
         return False
     return True
+
+
+def remove_folder(folder: Path, *held: RunLock) -> list[str]:
+    """Remove a run's files and its folder, and give its locks back; anything else in it stays, and so the folder.
+
+    Args:
+        folder: The run's.
+        held: Its locks, all of them ours: what is removed under them is nobody's.
+
+    Returns:
+        The names of what the package did not make.
+    """
+    foreign: list[str] = []
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            own, foreign = run_files(folder)
+            own.sort(key=lambda name: name.endswith(LOCK_SUFFIX))
+            # Windows does not remove a file that is open.
+            _remove(folder, [name for name in own if os.name != "nt" or not name.endswith(LOCK_SUFFIX)])
+    finally:
+        for lock in held:
+            lock.release()
+    with contextlib.suppress(OSError):  # not empty; or an earlier failure, which a later look at the folder mends
+        if os.name == "nt":
+            _remove(folder, [name for name in run_files(folder)[0] if name.endswith(LOCK_SUFFIX)])
+        folder.rmdir()
+    return foreign
+
+
+def _remove(folder: Path, names: list[str]) -> None:
+    for name in names:
+        with contextlib.suppress(OSError):
+            (folder / name).unlink()

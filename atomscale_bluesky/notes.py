@@ -7,16 +7,20 @@ import os
 import secrets
 from pathlib import Path
 
+from .files import open_own, refuse_link
+
 
 def keep(path: Path, text: bytes) -> None:
     """Put `text` in the place of what was there; whoever reads sees all of it or what was before.
 
     Raises:
+        SpoolError: There is a link, which stays.
         OSError: The folder cannot be written.
     """
+    refuse_link(path)
     fresh = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with os.fdopen(open_own(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
             file.write(text)
         fresh.replace(path)
     except OSError:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import SpoolError
+from .files import read_own
 from .journal import JournalReader, Line, LineFile, last_line, line, payload_of
 from .lines import Header, Layout, Stop, decode_journal
 
@@ -153,7 +154,7 @@ def described_lines(folder: Path) -> list[bytes]:
 def _copied(folder: Path) -> tuple[dict[int, bytes], bool]:
     """What the copy holds, and whether it is whole, so that what it does not hold never was there."""
     try:
-        texts = (folder / HEAD).read_bytes().split(b"\n")[:-1]
+        texts = read_own(folder / HEAD).split(b"\n")[:-1]
     except FileNotFoundError:
         return {}, True
     payloads = [payload_of(text) for text in texts]

@@ -229,7 +229,7 @@ def _must_be_there(documents: list[Document], settings: Settings) -> tuple[str, 
         with AtomscaleCallback(settings=here) as callback:
             for name, doc in documents:
                 callback(name, doc)
-        spool = Spool(Path(folder))
+        spool = Spool(here.spool_path)
         for run_folder in spool.run_folders():
             claim = spool.claim(run_folder)
             if claim is not None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from .files import is_run_name
+
 _logger = logging.getLogger(__name__)
 
 # How often the disk is asked for the spool's size and its free space; in between our own writing is counted.
@@ -41,7 +43,9 @@ class Room:
             OSError: The folder cannot be read.
         """
         with os.scandir(self._path) as entries:
-            folders = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+            folders = [
+                entry.path for entry in entries if is_run_name(entry.name) and entry.is_dir(follow_symlinks=False)
+            ]
         return sum(map(_size, folders)), shutil.disk_usage(self._path).free
 
     def look(self) -> None:

@@ -144,7 +144,7 @@ class Roster:
             return
         try:
             header = read_header(folder)
-            self.unready = self.unready or header is None
+            self.unready = self.unready or (header is None and self._spool.is_beginning(folder))
             endpoint = endpoint_of(folder, header) if header else self._endpoint
             if header is not None and endpoint != self._endpoint:
                 if folder not in self._foreign:

@@ -27,6 +27,7 @@ from typing import Any
 
 import msgspec
 
+from .files import open_own
 from .locks import RunLock, is_held
 from .settings import Settings
 from .spool import Spool
@@ -67,7 +68,7 @@ def serve(
     Raises:
         SpoolError: The spool cannot be used.
     """
-    spool = Spool(settings.spool_path, min_free_bytes=settings.spool_min_free_bytes)
+    spool = Spool(settings.locate_spool(), min_free_bytes=settings.spool_min_free_bytes)
     lock = RunLock(served_by(settings))
     if not _acquired(lock, ending):
         _logger.info("spool %s is served by another process already", spool.path)
@@ -111,16 +112,16 @@ def is_served(settings: Settings) -> bool:
 
 
 class _PrivateLog(RotatingFileHandler):
-    """A log for its owner alone, whatever the umask; one that is there already is closed to others."""
+    """A log that is made for its owner alone, whatever the umask, and never follows a link."""
 
     def _open(self) -> TextIOWrapper:
-        def private(path: str, flags: int) -> int:
-            descriptor = os.open(path, flags, 0o600)
-            if hasattr(os, "fchmod"):
-                os.fchmod(descriptor, 0o600)
-            return descriptor
+        return open(self.baseFilename, "a", encoding=self.encoding, errors=self.errors, opener=open_own)
 
-        return open(self.baseFilename, "a", encoding=self.encoding, errors=self.errors, opener=private)
+    def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 - logging's name
+        """Whether it is to be begun anew; never where the older one, which goes then, is not a file."""
+        older = f"{self.baseFilename}.1"
+        is_a_file = os.path.isfile(older) and not os.path.islink(older)
+        return (is_a_file or not os.path.lexists(older)) and bool(super().shouldRollover(record))
 
 
 def main() -> int:

@@ -25,6 +25,7 @@ from msgspec import Meta
 from .errors import SettingsError
 from .findings import read_findings
 from .names import tags_of, uuid_of
+from .place import spool_folder, warn_if_elsewhere
 
 _logger = logging.getLogger(__name__)
 
@@ -71,8 +72,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, _setting("Points of each channel in a chunk, for runs whose metadata say nothing.", ge=1, le=100_000)
     ] = 100
     spool_dir: Annotated[
-        str | None, _setting("Folder that holds the runs not yet finalized. Default: in the user's state folder.")
-    ] = None
+        str | None,
+        _setting("Folder that holds the runs not yet finalized. Where it holds other things, its subfolder "
+                 "`atomscale-bluesky` does. Default: in the user's state folder."),
+    ] = None  # fmt: skip
     spool_max_bytes: Annotated[
         int, _setting("Size of the spool from which on new readings are left out.", ge=1_000_000)
     ] = 20 * 10**9
@@ -177,7 +180,26 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def spool_path(self) -> Path:
-        """The spool's folder."""
+        """The spool's folder: the one that is named, or its subfolder where other things are in it.
+
+        Raises:
+            SpoolError: Other things are wherever it could be.
+        """
+        return spool_folder(self.named_folder)
+
+    def locate_spool(self) -> Path:
+        """The spool's folder, for whoever opens it: warns, once per process, where it is not the one that is named.
+
+        Raises:
+            SpoolError: As `spool_path`.
+        """
+        path = self.spool_path
+        warn_if_elsewhere(self.named_folder, path)
+        return path
+
+    @property
+    def named_folder(self) -> Path:
+        """The folder that is named for the spool; `spool_path` is where it is."""
         if self.spool_dir is not None:
             return Path(self.spool_dir).expanduser().absolute()
         return platformdirs.user_state_path(APP, appauthor=False) / "spool"

@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import shutil
 import threading
 import time
 from datetime import UTC, datetime
@@ -27,10 +26,13 @@ from typing import Any
 
 from .claim import ORDERS, Claim, History, read_orders
 from .errors import SpoolError, SpoolFullError
+from .files import is_run_name, run_files
 from .journal import LineFile, line, sync_folder
 from .ledger import is_delivered
 from .lines import Edit, Header, Links, OrderLine, encode
-from .locks import A_LOOK_S, UPLOADER_LOCK, WRITER_LOCK, RunLock, is_held
+from .locks import A_LOOK_S, UPLOADER_LOCK, WRITER_LOCK, RunLock, is_held, locked, remove_folder
+from .oddities import plain
+from .place import mark
 from .reading import LEDGER, has_lines, read_header, was_synced
 from .room import ROOM_INTERVAL_S, Room, network_file_system
 from .writer import RunWriter
@@ -41,16 +43,32 @@ _logger = logging.getLogger(__name__)
 # itself and the thread's turn need a part.
 SYNC_INTERVAL_S = 0.15
 
+# The folder of a run that has no header after this long never gets one: whoever was making it has died.
+BEGINNING_S = 60.0
+
 
 class Spool:
     """The spool in one folder, for one callback or command.
 
+    Args:
+        path: The folder. It is made if it is not there; the mode of one that is there is left as it is.
+        max_bytes: The spool's size from which on it takes no new readings.
+        min_free_bytes: The free space on its disk below which it takes none.
+        sync_each: Whether each reading is to survive a power cut once it is accepted.
+        read_only: For a command that only looks: the folder has to be there, and nothing in it is made or written.
+
     Raises:
-        SpoolError: The folder cannot be made or written, or belongs to another user.
+        SpoolError: The folder cannot be made, written or read, or belongs to another user.
     """
 
     def __init__(
-        self, path: Path, *, max_bytes: int = 20 * 10**9, min_free_bytes: int = 0, sync_each: bool = False
+        self,
+        path: Path,
+        *,
+        max_bytes: int = 20 * 10**9,
+        min_free_bytes: int = 0,
+        sync_each: bool = False,
+        read_only: bool = False,
     ) -> None:
         self.path = path
         self.sync_each = sync_each
@@ -68,7 +86,10 @@ class Spool:
         # imported here rather than by a thread later, because a process that forks meanwhile would leave it half done.
         import filelock  # noqa: F401
 
-        _prepare_folder(path)
+        if read_only:
+            _check_folder(path)
+        else:
+            _prepare_folder(path)
         self._room.look()
 
     @property
@@ -94,15 +115,16 @@ class Spool:
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
         folder = self.path / name
         delivering = RunLock(folder / UPLOADER_LOCK) if to_deliver else None
+        made = False
         try:
             folder.mkdir(mode=0o700)
+            made = True
             if delivering is not None and not delivering.acquire(patience_s=A_LOOK_S):
                 delivering = None  # whoever it is delivers it
             writer = RunWriter(folder, header, self._room, sync_each=self.sync_each, delivering=delivering)
         except OSError as error:
-            if delivering is not None:
-                delivering.release()
-            shutil.rmtree(folder, ignore_errors=True)
+            if made:
+                remove_folder(folder, *([delivering] if delivering is not None else []))
             raise SpoolError(f"spool {self.path} takes no further run: {error}") from error
         with self._guard:
             self._writers.append(writer)
@@ -208,20 +230,35 @@ class Spool:
     # ---- reading and delivering ------------------------------------------------------------------------------------
 
     def run_folders(self) -> list[Path]:
-        """The folders of the runs that are not finished, oldest first."""
+        """The folders of the runs that are not finished, oldest first; those with other names are never looked at."""
         return [self.path / name for name in sorted(self.run_names())]
 
     def run_names(self) -> list[str]:
         """The names of these folders, in no order; for thousands of runs a tenth of the price."""
         with os.scandir(self.path) as entries:
-            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+            return [entry.name for entry in entries if is_run_name(entry.name) and entry.is_dir(follow_symlinks=False)]
 
     def is_empty(self) -> bool:
         """Whether no run is left in it; False also where that cannot be told."""
         try:
-            return not self.run_names()
+            return not any(self._holds_a_run(folder) for folder in self.run_folders())
         except OSError:
             return False
+
+    def is_beginning(self, folder: Path) -> bool:
+        """Return True if a run's folder without a header may get one yet."""
+        try:
+            return self._holds_a_run(folder) and time.time() - folder.stat().st_mtime <= BEGINNING_S
+        except OSError:  # removed meanwhile
+            return False
+
+    def _holds_a_run(self, folder: Path) -> bool:
+        """Return False for a run's folder that was left because it holds what the package did not make."""
+        try:
+            own, foreign = run_files(folder)
+        except FileNotFoundError:
+            return False
+        return bool(own) or not foreign
 
     def changed_at(self) -> int:
         """When a run last came or went, as its file system tells; for comparing only."""
@@ -281,9 +318,7 @@ class Spool:
         Raises:
             SpoolError: The file cannot be written.
         """
-        from filelock import FileLock
-
-        with FileLock(folder / "orders.lock", mode=0o600):
+        with locked(folder / "orders.lock"):
             file = LineFile(folder / ORDERS)
             try:
                 file.append(line(encode(order)))
@@ -302,41 +337,83 @@ class Spool:
     def _remove_corpse(self, folder: Path) -> None:
         """Remove the folder of a run of which there is no header, because its writer or its machine died at once.
 
+        One that holds anything which the package did not make is left as it is.
+
         Raises:
             SpoolError: It had a header that was safe on the disk, so that one is damaged, and the rest is kept.
         """
-        lock = RunLock(folder / WRITER_LOCK)
+        if not is_run_name(folder.name):
+            return
         try:
-            age = time.time() - folder.stat().st_mtime
-            if not lock.acquire():
+            age_s = time.time() - folder.stat().st_mtime
+            if is_held(folder / WRITER_LOCK):
                 return  # it is just being made
-            lock.release()
             if was_synced(folder) and not is_delivered(folder / LEDGER):
                 raise SpoolError(f"{folder} holds a run whose header is damaged or gone; its other lines are kept")
+            foreign = run_files(folder)[1]
             if has_lines(folder) and folder not in self._said:
                 self._said.add(folder)
-                _logger.warning("%s holds the rest of a run whose beginning a power cut took; it is removed", folder)
-            if age > 60:
-                shutil.rmtree(folder, ignore_errors=True)
+                _logger.warning(
+                    "%s holds the rest of a run whose beginning a power cut took; %s",
+                    folder, f"it stays, for it also holds {plain(', '.join(foreign))}" if foreign else "it is removed",
+                )  # fmt: skip
+            if age_s > BEGINNING_S and not foreign:
+                self._remove_unless_owned(folder)
         except FileNotFoundError:  # removed meanwhile
             return
 
+    def _remove_unless_owned(self, folder: Path) -> None:
+        """Remove a run's folder, unless somebody writes or delivers the run, or has begun to."""
+        locks: list[RunLock] = []
+        for name in (WRITER_LOCK, UPLOADER_LOCK):
+            lock = RunLock(folder / name)
+            if not lock.acquire():
+                break
+            locks.append(lock)
+        if len(locks) == 2 and read_header(folder) is None:
+            remove_folder(folder, *locks)
+        else:
+            for lock in locks:
+                lock.release()
+
+
+def _check_folder(path: Path) -> None:
+    """Make sure that a folder is this user's and can be read; changes nothing.
+
+    Raises:
+        SpoolError: It is not.
+    """
+    try:
+        _check_owner(path)
+        os.scandir(path).close()
+    except OSError as error:
+        raise _unusable(path, "read", error) from error
+
 
 def _prepare_folder(path: Path) -> None:
+    """Make a spool of a folder that is this user's; the mode of one that is there stays as it is.
+
+    Raises:
+        SpoolError: It cannot be one.
+    """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if hasattr(os, "getuid"):
-            owner = path.stat().st_uid
-            if owner != os.getuid():
-                raise SpoolError(f"spool folder {str(path)!r} belongs to another user; choose another `spool_dir`")
-            path.chmod(0o700)
+        _check_owner(path)
+        mark(path)  # before anything else is in it, so that nobody who looks meanwhile takes it for another's
         probe = path / f".probe-{secrets.token_hex(4)}"
-        probe.touch(mode=0o600)
+        probe.touch(mode=0o600, exist_ok=False)
         probe.unlink()
         sync_folder(path)
     except OSError as error:
-        if isinstance(error, SpoolError):
-            raise
-        raise SpoolError(
-            f"spool folder {str(path)!r} cannot be written ({error.strerror}); choose another `spool_dir`"
-        ) from error
+        raise _unusable(path, "written", error) from error
+
+
+def _check_owner(path: Path) -> None:
+    if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
+        raise SpoolError(f"spool folder {str(path)!r} belongs to another user; choose another `spool_dir`")
+
+
+def _unusable(path: Path, what: str, error: OSError) -> SpoolError:
+    if isinstance(error, SpoolError):
+        return error
+    return SpoolError(f"spool folder {str(path)!r} cannot be {what} ({error.strerror}); choose another `spool_dir`")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from .files import read_own, refuse_link
 from .notes import keep
 
 _NAME = "trouble.json"
@@ -70,6 +71,7 @@ class TroubleNote:
         self._since = self._written_at = None
         if self._perhaps_there:
             with contextlib.suppress(OSError):
+                refuse_link(self._path)
                 self._path.unlink(missing_ok=True)
                 self._perhaps_there = False
 
@@ -77,6 +79,6 @@ class TroubleNote:
 def read_trouble(spool: Path) -> Trouble | None:
     """What keeps the readings of this spool from leaving; None if nothing does, as far as anybody has tried."""
     try:
-        return msgspec.json.decode((spool / _NAME).read_bytes(), type=Trouble)
+        return msgspec.json.decode(read_own(spool / _NAME), type=Trouble)
     except (OSError, msgspec.DecodeError):
         return None

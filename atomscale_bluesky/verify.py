@@ -24,6 +24,7 @@ from .chunks import Chunk, Cutter, Resumed
 from .client import Client
 from .comparison import Difference, Points, Series, differences, same_points
 from .errors import ApiRefusedError, ApiTooLargeError, ApiUnavailableError, SpoolError
+from .files import open_to_read
 from .journal import JournalReader, payload_of
 from .ledger import LedgerState, StreamState
 from .lines import (
@@ -436,7 +437,7 @@ class _Noted:
 def _facts(path: Path) -> Iterator[LedgerLine]:
     """The facts of a ledger; none where there is no ledger yet. A damaged line is passed over."""
     try:
-        file = path.open("rb")
+        file = open_to_read(path)
     except FileNotFoundError:
         return
     with file:

@@ -15,6 +15,7 @@ import msgspec
 from .account import Account, Counts, RunStatus, StreamStatus, unreadable
 from .claim import endpoint_of
 from .errors import SpoolError
+from .files import refuse_links_in
 from .ledger import LedgerReader, LedgerState, is_delivered
 from .reading import LEDGER, RunReader, was_synced
 from .spool import Spool
@@ -116,6 +117,7 @@ class _RunWatch:
             return unreadable(str(self._folder), str(error))
 
     def _read(self, spool: Spool) -> RunStatus | None:
+        refuse_links_in(self._folder)
         # The ledger first: what it confirms is in the journal already, so nothing is delivered before it was seen.
         ledger = self._ledger.read_on()
         for line in self._journal.read():

@@ -154,7 +154,7 @@ def test_a_spool_that_cannot_be_used_is_one_line_and_exit_code_2(
 
     assert code == 2
     assert complaint.count("\n") == 1
-    assert "cannot be written" in complaint
+    assert "cannot be" in complaint
 
 
 # ---- status ----------------------------------------------------------------------------------------------------------

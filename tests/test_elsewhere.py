@@ -141,8 +141,6 @@ def test_the_key_is_in_no_command_line_environment_or_log_of_the_process(
 def test_what_the_process_writes_is_for_its_owner_alone_whatever_the_umask(
     make_callback: MakeCallback, spool_dir: Path, server: LocalServer
 ) -> None:
-    spool_dir.mkdir()
-    (spool_dir / service.LOG).touch(mode=0o644)  # by a version that let others read it
     before = os.umask(0)
     try:
         callback = make_callback(uploader="process")

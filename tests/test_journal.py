@@ -480,13 +480,18 @@ def test_a_write_that_the_disk_takes_in_part_is_taken_back_and_refused(tmp_path:
     assert all(payload_of(text) is not None for text in content.splitlines())
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.skipif(os.name == "nt", reason="limits the size of files as a quota does")
 def test_a_disk_without_any_room_refuses_the_line_and_says_so(tmp_path: Path) -> None:
-    (tmp_path / "full").symlink_to("/dev/full")
-    file = LineFile(tmp_path / "full")
+    import resource
 
-    with pytest.raises(SpoolFullError, match=r"full cannot take more: No space left on device. Free some space"):
-        file.append(line(payload(0)))
+    file = LineFile(tmp_path / "full")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(SpoolFullError, match=r"full cannot take more: File too large. Free some space"):
+            file.append(line(payload(0)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     assert file.size == 0
     file.close()

@@ -15,10 +15,12 @@ import pytest
 from atomscale_bluesky.locks import RunLock, is_held
 from atomscale_bluesky.room import Room, network_file_system
 
+RUN, ANOTHER, LINK = "20260101T020000-deadbeef", "20260101T020001-deadbeef", "20260101T020002-deadbeef"
+
 
 def spool_of(folder: Path, *sizes: int) -> Path:
     """A spool with one run whose files have these sizes, and with the files that are no run's."""
-    run = folder / "run"
+    run = folder / RUN
     run.mkdir(parents=True)
     for n, size in enumerate(sizes):
         (run / f"{n}.jsonl").write_bytes(b"x" * size)
@@ -28,8 +30,9 @@ def spool_of(folder: Path, *sizes: int) -> Path:
 
 def test_a_spool_is_as_large_as_the_files_of_its_runs(tmp_path: Path) -> None:
     room = Room(spool_of(tmp_path, 10, 20), max_bytes=100, min_free_bytes=0)
-    (tmp_path / "another").mkdir()
-    (tmp_path / "another" / "0.jsonl").write_bytes(b"x" * 7)
+    for name in (ANOTHER, "backup"):  # a person's own folder is no run
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.jsonl").write_bytes(b"x" * 7)
 
     used, free = room.measure()
 
@@ -41,7 +44,7 @@ def test_a_spool_is_as_large_as_the_files_of_its_runs(tmp_path: Path) -> None:
 def test_what_a_link_in_the_spool_leads_to_is_not_part_of_it(tmp_path: Path) -> None:
     elsewhere = spool_of(tmp_path / "elsewhere", 1000)
     room = Room(spool_of(tmp_path / "spool", 10), max_bytes=100, min_free_bytes=0)
-    (tmp_path / "spool" / "link").symlink_to(elsewhere / "run")
+    (tmp_path / "spool" / LINK).symlink_to(elsewhere / RUN)
 
     assert room.measure()[0] == 10
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import gzip
+import hashlib
 import os
 import socket
 import ssl
@@ -503,3 +504,134 @@ def test_without_tls_the_key_leaves_for_no_other_machine() -> None:
         Settings.load(environ={}, endpoint="http://api.example.org", api_key=KEY)
 
     assert Settings.load(environ={}, endpoint="http://api.example.org", api_key=KEY, allow_http=True)
+
+
+# ---- links in the place of files -------------------------------------------------------------------------------------
+
+OF_A_RUN = ["journal-0001.jsonl", "head.jsonl", "ledger.jsonl", "orders.jsonl"]
+LOCKS = ["writer.lock", "uploader.lock", "orders.lock"]
+
+
+@posix
+@pytest.mark.parametrize("name", [*OF_A_RUN, *LOCKS])
+def test_a_link_in_the_place_of_a_runs_file_is_not_followed_and_costs_that_run_alone(
+    make_callback: MakeCallback,
+    server: LocalServer,
+    spool_dir: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    victim = tmp_path / "precious"
+    victim.write_text("line one\nand no newline at its end")
+    victim.chmod(0o644)
+    before = victim.stat()
+    with make_callback(offline=True) as callback:
+        for kind, doc in growth(points=15):
+            callback(kind, doc)
+    (folder,) = [path for path in spool_dir.iterdir() if path.is_dir()]
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(victim)
+
+    callback = make_callback()
+    for kind, doc in growth(points=25):
+        callback(kind, doc)
+    wait_until(lambda: sum(stream.points for stream in server.streams()) == 50)
+    wait_until(lambda: "cannot be delivered now" in caplog.text)
+    callback.drain(timeout_s=1)
+
+    (status,) = callback.status()
+    assert (status.folder, status.state) == (str(folder), "unreadable")
+    for said in (status.problem, caplog.text):
+        assert f"{folder / name} is a link, which is not followed; remove the link" in said
+    callback.close(timeout_s=0)
+    after = victim.stat()
+    assert victim.read_text() == "line one\nand no newline at its end"
+    assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+    assert (folder / name).is_symlink()
+
+    if name != "journal-0001.jsonl":
+        (folder / name).unlink()
+        assert make_callback().drain(timeout_s=20)
+        assert sum(stream.points for stream in server.streams()) == 80
+
+
+@posix
+@pytest.mark.parametrize("uploader", ["thread", "process"])
+def test_links_in_the_place_of_the_files_beside_the_runs_are_not_followed(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, tmp_path: Path, uploader: str
+) -> None:
+    make_callback(offline=True).close()
+    endpoint = hashlib.sha256(server.url.encode()).hexdigest()[:8]
+    names = ["history.jsonl", "history.lock", "trouble.json", "clock.json", f"probed-{endpoint}.json"]
+    if uploader == "process":
+        names += ["uploader.log.1", "uploader.stderr"]
+    for name in names:
+        (tmp_path / name).write_text(f"{name} of somebody else")
+        (spool_dir / name).symlink_to(tmp_path / name)
+    before = {name: (tmp_path / name).stat().st_mtime_ns for name in names}
+    server.misbehave(Fault(status=503, times=3))
+
+    callback = make_callback(uploader=uploader)
+    for name, doc in growth(points=25):
+        callback(name, doc)
+    if uploader == "thread":
+        wait_until(lambda: sum(stream.points for stream in server.streams()) == 50, timeout_s=30)
+    assert not callback.drain(timeout_s=2)
+    callback.close(timeout_s=0)
+
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in names} == before
+    assert all((tmp_path / name).read_text() == f"{name} of somebody else" for name in names)
+    assert all((spool_dir / name).is_symlink() for name in names)
+    assert any(path.is_dir() for path in spool_dir.iterdir())  # the run is kept
+
+
+@posix
+def test_a_history_that_cannot_be_read_costs_no_run_that_begins(
+    make_callback: MakeCallback, spool_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_callback(offline=True).close()
+    (spool_dir / "history.jsonl").symlink_to(tmp_path / "nothing")
+    callback = make_callback(offline=True)
+    for name, doc in growth(points=5):
+        callback(name, doc | ({"time": 1_700_000_000.0} if name == "start" else {}))
+
+    assert [run.points.waiting for run in callback.status()] == [10]
+    assert "cannot be told, so it is taken" in caplog.text
+
+
+@posix
+@pytest.mark.parametrize("name", ["ledger.jsonl", "journal-0001.jsonl", "writer.lock"])
+def test_a_pipe_in_the_place_of_a_file_holds_nobody_up(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, name: str
+) -> None:
+    with make_callback(offline=True) as callback:
+        for kind, doc in growth(points=15):
+            callback(kind, doc)
+    (folder,) = [path for path in spool_dir.iterdir() if path.is_dir()]
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+
+    callback = make_callback()
+    for kind, doc in growth(points=25):
+        callback(kind, doc)
+    wait_until(lambda: sum(stream.points for stream in server.streams()) >= 50)
+    callback.status()
+    callback.drain(timeout_s=1)
+    assert (folder / name).is_fifo()
+
+
+@posix
+@pytest.mark.skipif(os.name != "nt" and os.getuid() != 0, reason="only root gives files away")
+def test_a_file_of_another_user_in_the_place_of_ours_is_refused(make_callback: MakeCallback, spool_dir: Path) -> None:
+    with make_callback(offline=True) as callback:
+        for name, doc in growth(points=15):
+            callback(name, doc)
+    (folder,) = [path for path in spool_dir.iterdir() if path.is_dir()]
+    (folder / "ledger.jsonl").touch()
+    os.chown(folder / "ledger.jsonl", 12345, 12345)
+
+    (status,) = make_callback(offline=True).status()
+
+    assert status.state == "unreadable"
+    assert "ledger.jsonl belongs to another user" in status.problem

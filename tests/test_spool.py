@@ -162,7 +162,7 @@ def test_what_is_no_folder_cannot_be_a_spool(tmp_path: Path) -> None:
 
 
 def test_looking_at_a_spool_leaves_nothing_in_it(spool: Spool) -> None:
-    assert [path.name for path in spool.path.iterdir()] == []
+    assert [path.name for path in spool.path.iterdir()] == ["atomscale-bluesky-spool.txt"]
     assert spool.run_folders() == []
     assert spool.history() == []
 
@@ -353,6 +353,9 @@ def test_damage_to_one_line_of_the_history_costs_no_other(spool: Spool) -> None:
 # ---- what a killed process or a power cut leaves ---------------------------------------------------------------------
 
 
+YOUNG, OLD = "20260101T020100-deadbeef", "20260101T020000-deadbeef"
+
+
 def left(spool: Spool, name: str, age_s: float) -> Path:
     """A run's folder in which nothing was written, as old as this."""
     folder = spool.path / name
@@ -365,7 +368,7 @@ def left(spool: Spool, name: str, age_s: float) -> Path:
 def test_a_folder_that_died_before_its_first_line_is_removed_when_it_cannot_be_a_beginning(
     spool: Spool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    young, old = left(spool, "young", age_s=30), left(spool, "old", age_s=90)
+    young, old = left(spool, YOUNG, age_s=30), left(spool, OLD, age_s=90)
 
     assert (spool.claim(young), spool.claim(old)) == (None, None)
 
@@ -377,7 +380,7 @@ def test_a_folder_that_died_before_its_first_line_is_removed_when_it_cannot_be_a
 def test_rows_whose_header_a_power_cut_took_are_removed_and_that_is_said_once(
     spool: Spool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = left(spool, "run", age_s=0)
+    folder = left(spool, YOUNG, age_s=0)
     (folder / "journal-0001.jsonl").write_bytes(line(row(0)))
     assert (spool.claim(folder), spool.claim(folder)) == (None, None)
     assert caplog.text.count("holds the rest of a run whose beginning a power cut took; it is removed") == 1
@@ -400,7 +403,7 @@ def test_a_run_that_is_just_being_made_is_left_alone(spool: Spool) -> None:
 
 @pytest.mark.parametrize("safe", ["head.jsonl", "ledger.jsonl"])
 def test_a_run_whose_header_was_safe_and_is_gone_is_kept_for_a_person(spool: Spool, safe: str) -> None:
-    folder = left(spool, "run", age_s=90)
+    folder = left(spool, OLD, age_s=90)
     (folder / safe).write_bytes(b"damaged\n")
 
     with pytest.raises(SpoolError, match="header is damaged or gone; its other lines are kept"):

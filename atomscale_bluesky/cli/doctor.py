@@ -22,7 +22,7 @@ _STYLES = {"passed": "green", "warning": "yellow", "failed": "bold red"}
 def doctor(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
     """Check key, server, TLS, clock, instrument and spool, and say what to do.
 
-    Nothing is made or sent; a spool that others could read is closed to them.
+    Nothing is made, changed or sent.
 
     The exit code is 1 if a check failed, and 0 otherwise, warnings included.
     """

@@ -195,7 +195,7 @@ def _spool(spool_dir: Path | None) -> Spool:
     from .status import open_spool
 
     settings = Settings.load(spool_dir=spool_dir)
-    spool = open_spool(settings)
+    spool = open_spool(settings, read_only=False)
     if spool is None:
         raise click.ClickException(f"there is no spool in {plain(settings.spool_path)}")
     return spool

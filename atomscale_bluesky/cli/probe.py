@@ -60,7 +60,7 @@ def probe(
             physical_sample_id = uuid_of(physical_sample_id)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--physical-sample-id") from None
-    spool = Spool(settings.spool_path, min_free_bytes=settings.spool_min_free_bytes)
+    spool = Spool(settings.locate_spool(), min_free_bytes=settings.spool_min_free_bytes)
     if not yes:
         streams = _STREAMS + 2 * (physical_sample_id is not None)
         click.confirm(f"Make {streams} small streams at {plain(settings.endpoint)}?", abort=True)

@@ -154,8 +154,8 @@ def _print(out: Console, shown: Iterable[RenderableType]) -> None:
         out.print(part, soft_wrap=isinstance(part, Text))
 
 
-def open_spool(settings: Settings) -> Spool | None:
-    """The spool as it is; None where nothing was ever spooled.
+def open_spool(settings: Settings, *, read_only: bool = True) -> Spool | None:
+    """The spool as it is; None where nothing was ever spooled. With `read_only` nothing in it is made or written.
 
     Raises:
         SettingsError: The folder cannot be used.
@@ -163,11 +163,15 @@ def open_spool(settings: Settings) -> Spool | None:
     from ..errors import SettingsError, SpoolError
     from ..spool import Spool
 
-    if not settings.spool_path.exists():
-        return None
     try:
+        path = settings.locate_spool()
+        if not path.exists():
+            return None
         return Spool(
-            settings.spool_path, max_bytes=settings.spool_max_bytes, min_free_bytes=settings.spool_min_free_bytes
+            path,
+            max_bytes=settings.spool_max_bytes,
+            min_free_bytes=settings.spool_min_free_bytes,
+            read_only=read_only,
         )
     except SpoolError as error:
         raise SettingsError(str(error)) from error

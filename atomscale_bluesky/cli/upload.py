@@ -67,6 +67,7 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
         out.print(Text(f"Nothing waits in {plain(settings.spool_path)}."), soft_wrap=True)
         return 0
     _check_that_it_may_send(settings)
+    spool = open_spool(settings, read_only=False) or spool
     client = Client(settings)
     try:
         client.find("atomscale-bluesky")  # a key that does not work would be waited for, but here nobody can change it

@@ -181,7 +181,7 @@ def _grow(
     emitted = Emitted()
     engine.subscribe(emitted)
 
-    spool = Spool(settings.spool_path)  # to read what is kept of finished runs
+    spool = Spool(settings.spool_path, read_only=True)  # to read what is kept of finished runs
     watcher = _Watcher(callback, spool, display, Control(server.control_url) if server else None, outage_s)
     stack.callback(watcher.stop)
 

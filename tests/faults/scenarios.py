@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from atomscale_bluesky.server import LOGIN_PAGE, Fault
+from atomscale_bluesky.spool import Spool
 
 from . import disk
 from .bench import Bench, Result, bench
@@ -560,14 +561,21 @@ def disk_full(b: Bench) -> None:
         _left_out_openly(b, documents)
 
 
+def _filler(b: Bench, size: int) -> Path:
+    """A spool with the folder of a run that takes so much of its room."""
+    Spool(b.spool).close()
+    filler = b.spool / "20000101T000000-f111e200"
+    filler.mkdir()
+    (filler / "filler").write_bytes(bytes(size))
+    return filler
+
+
 @scenario("The spool's limit: new readings are left out and counted, and taken again when there is room.")
 def spool_limit(b: Bench) -> None:
     story = b.story(runs=1, points=4000, keys=10, gaps=0.0, repeats=0.0, late=False)
     documents = story.documents()
     b.server.unreachable()
-    filler = b.spool / "20000101T000000-filler00"
-    filler.mkdir(parents=True)
-    (filler / "filler").write_bytes(bytes(b.chance.randrange(700_000, 980_000)))
+    filler = _filler(b, b.chance.randrange(700_000, 980_000))
     callback = b.callback(spool_max_bytes=1_000_000, points_per_chunk=100)
     b.play(callback, documents[:3000])
     b.check(not callback._spool.has_room, "the limit was not noticed")
@@ -582,9 +590,7 @@ def spool_limit(b: Bench) -> None:
 
 @scenario("A spool that is full from the start takes readings as soon as there is room.")
 def spool_full_from_the_start(b: Bench) -> None:
-    filler = b.spool / "20000101T000000-filler00"
-    filler.mkdir(parents=True)
-    (filler / "filler").write_bytes(bytes(2_000_000))
+    filler = _filler(b, 2_000_000)
     callback = b.callback(spool_max_bytes=1_000_000)
     first, second = b.story(points=20), b.story(points=20)
     b.play(callback, first.documents())
