@@ -1,0 +1,44 @@
+"""`python -m tests.front_door --seeds 10000 --jobs 2`: many seeds, and which of them had problems."""
+
+# ruff: noqa: T201 - it is a program that speaks to a person
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+from .seeds import play_many
+
+# So many seeds share a server, whose lists grow with what it holds.
+AT_ONCE = 20
+
+
+def main() -> int:
+    """Play the seeds and print what was wrong; 1 if anything was."""
+    parser = argparse.ArgumentParser(prog="python -m tests.front_door", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at the same time")
+    parser.add_argument("--keep", type=Path, help="keep the folders of failed seeds in this folder")
+    given = parser.parse_args()
+    begin, failed = time.monotonic(), 0
+    end = given.first + given.seeds
+    with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn"), max_tasks_per_child=10) as pool:
+        jobs = [
+            pool.submit(play_many, first, min(AT_ONCE, end - first), given.keep)
+            for first in range(given.first, end, AT_ONCE)
+        ]
+        for job in as_completed(jobs):
+            for seed, problems in job.result():
+                failed += 1
+                print(f"seed {seed}:", *problems, sep="\n    ", flush=True)
+    print(f"{given.seeds} seeds, {failed} with problems, {time.monotonic() - begin:.0f} s")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
