@@ -21,6 +21,8 @@ from .lines import Header, Layout, LeftOut, Row, Rows, Stop, decode_journal
 GIVEN_UP = "too many channels with gaps"
 ROW_DROPPED = "row with a gap dropped"
 EVENT_STREAM = "event stream not selected"
+# Stands for the channels of rows whose layout is gone; each of these rows counts as one reading.
+UNNAMED = "rows of a missing layout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class Account:
         self.next_row: dict[str, int] = {}  # by time base
         self.until: dict[str, float] = {}  # by time base: the latest time of a row
         self.rows_missing: Counter[int] = Counter()  # by layout: numbers that were passed over, because damaged
+        self.rows_unnamed = 0  # whose layout the journal does not have, and which no number or stop has counted yet
         self.rounded: Counter[str] = Counter()  # by channel
         self._gaps: Counter[tuple[int, str, str]] = Counter()  # layout, channel, reason
         self._left_out: Counter[tuple[str, str]] = Counter()  # key, reason
@@ -133,13 +136,19 @@ class Account:
                 self.stop = found
                 for time_base, rows in found.rows.items():
                     self._count_missing_at_the_end(time_base, rows)
+                if found.rows:  # which tells of every time base, also of one without a layout
+                    self.rows_unnamed = 0
             case Row():
                 self.take_row(found)
         return found if not isinstance(found, Row) else None
 
-    def take_row(self, row: Row) -> None:
-        """Take in a row that is decoded already."""
-        self._number(row.layout, row.number, row.time)
+    def take_row(self, row: Row) -> bool:
+        """Take in a row that is decoded already; return False if the journal does not have its layout.
+
+        Such a row costs itself alone: it counts as lost, since nobody can tell what its values are.
+        """
+        if not self._number(row.layout, row.number, row.time):
+            return False
         self.rounded.update(row.rounded)
         for name, reason in row.gaps.items():
             self._gaps[row.layout, name, reason] += 1
@@ -150,6 +159,7 @@ class Account:
             for name in first:
                 if name not in row.gaps and first[name] in dropped:
                     self._gaps[row.layout, name, ROW_DROPPED] += 1
+        return True
 
     def take_rows(self, rows: Rows) -> None:
         """Take in consecutive rows without a gap."""
@@ -165,17 +175,20 @@ class Account:
             self.rows_missing[layouts[-1]] += missing
             self.next_row[time_base] = rows
 
-    def _number(self, layout: int, number: int, time: float) -> None:
+    def _number(self, layout: int, number: int, time: float) -> bool:
         known = self.layouts.get(layout)
         if known is None:
-            raise SpoolError(f"a row names layout {layout}, which the journal does not have")
+            self.rows_unnamed += 1
+            return False
         self.rows[layout] += 1
         expected = self.next_row[known.time_base]
         if number > expected:
             self.rows_missing[layout] += number - expected
+            self.rows_unnamed = max(0, self.rows_unnamed - (number - expected))
         self.next_row[known.time_base] = number + 1
         if time > self.until.get(known.time_base, -math.inf):
             self.until[known.time_base] = time
+        return True
 
     def channels(self, ledger: LedgerState) -> dict[str, Counts]:
         """What became of the points of each channel, and of each data key that is none, under its own name."""
@@ -229,6 +242,8 @@ class Account:
         for time_base, n in (self.stop.rows if self.stop else {}).items():
             if n and time_base not in self.next_row:  # not one line tells what its rows were
                 result[time_base] = result.get(time_base, Counts()) + Counts(seen=n, lost=n)
+        if self.rows_unnamed:
+            result[UNNAMED] = Counts(seen=self.rows_unnamed, lost=self.rows_unnamed)
         for (key, reason), n in self._left_out.items():
             result[key] = result.get(key, Counts()) + Counts(seen=n, left_out={reason: n})
         return result

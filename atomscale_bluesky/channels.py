@@ -175,12 +175,13 @@ class EventStream:
                     self.replaced_times += 1
                 else:
                     at = own_time
+            base.offered = base.rows
             if at <= base.after:
                 continue
             if not base.declared:
                 base.declare(out)
             out.append(encode_row(base.layout.layout, base.rows, at, uid, *base.packed(data)))
-            base.offered = 1
+            base.offered += 1
         return out
 
     def event_page(self, doc: Mapping[str, Any], now: float) -> list[bytes]:
@@ -227,11 +228,11 @@ class EventStream:
                     base.declare(out)
                 out.append(encode_row(layout, row, time, uid, *values))
                 row += 1
-            base.offered = row - base.rows
+            base.offered = row
         return out
 
     def accepted(self, points_per_chunk: int = 1) -> bool:
-        """What the last `event` or `event_page` gave was kept: the next one goes on from there.
+        """Go on behind what the last `event` or `event_page` gave, because it was kept.
 
         Returns:
             Whether a chunk of so many rows became full.
@@ -239,10 +240,10 @@ class EventStream:
         self.begun = True
         full = False
         for base in self._bases:
-            before, base.rows = base.rows, base.rows + base.offered
-            full = full or before // points_per_chunk != base.rows // points_per_chunk
-            base.offered = 0
-            base.declared = True
+            before, base.rows = base.rows, base.offered
+            if base.rows > before:  # a time base without a row has not declared its layout either
+                base.declared = True
+                full = full or before // points_per_chunk != base.rows // points_per_chunk
         return full
 
     def start_over(self) -> None:

@@ -274,8 +274,7 @@ class Cutting:
     def _take(self, found: Line, count_only: bool) -> None:
         if found.payload.startswith(b"[") and found.position >= self._from and not count_only:
             row = decode_journal(found.payload)
-            if isinstance(row, Row):
-                self.account.take_row(row)
+            if isinstance(row, Row) and self.account.take_row(row):
                 self._present = self.account.layouts[row.layout]
                 self._collect(self._cutters[self._present.time_base].row(found.position, row))
             return

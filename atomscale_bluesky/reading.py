@@ -25,7 +25,8 @@ _HEADER = -1  # stands for the header among the numbers of the layouts
 class RunReader(JournalReader):
     """The reading end of a run's journal; gives the lines of the copy before the first line that needs them.
 
-    `damaged` counts rows that nobody can read any more, too.
+    A row whose layout was never there comes all the same, and the account counts it as lost. Where the layout was there
+    and all its copies are damaged, the run is kept as it is: somebody may be able to mend a bit.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,7 +39,7 @@ class RunReader(JournalReader):
         """The lines written since the last call.
 
         Raises:
-            SpoolError: A line is not understood.
+            SpoolError: A line is not understood, or a layout and its copies are damaged.
         """
         for found in super().read():
             number = _described(found.payload)
@@ -49,9 +50,9 @@ class RunReader(JournalReader):
                 layout = _layout_of(found.payload)
                 if layout is not None and layout not in self._known:
                     yield from self._mended(layout, found)
-                    if layout not in self._known and self._copy_is_whole:
-                        self.damaged += 1
-                        continue
+                    if layout not in self._known and not self._copy_is_whole:
+                        self.position = found.position  # whoever reads on meets it again
+                        raise SpoolError(f"layout {layout} is damaged in the journal and in its copy; the run is kept")
             yield found
         if self.damaged:
             yield from self._mended(_HEADER, Line(self.position, b""))  # also where no other line is left

@@ -71,7 +71,7 @@ class TimeBase:
 
     def __init__(self, layout: Layout, sources: list[Source]) -> None:
         self.rows = 0
-        self.offered = 0
+        self.offered = 0  # how many there are once the lines that were given last are kept
         self.rounded: set[str] = set()  # channels of which an integer ever lost digits
         self.after = -math.inf  # rows up to this time were kept before
         self.change(sources, layout)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atomscale_bluesky import SpoolError
-from atomscale_bluesky.account import ROW_DROPPED, Account, Counts
+from atomscale_bluesky.account import ROW_DROPPED, UNNAMED, Account, Counts
 from atomscale_bluesky.ledger import LedgerState
 from atomscale_bluesky.lines import (
     Channel,
@@ -180,9 +180,23 @@ def test_a_row_whose_line_was_damaged_is_lost_and_said_so() -> None:
     assert channels["note"] == Counts(seen=10, left_out={"text": 10})
 
 
-def test_a_row_of_a_layout_that_the_journal_does_not_have_is_an_error() -> None:
-    with pytest.raises(SpoolError, match="a row names layout 0, which the journal does not have"):
-        account_of(row(AB, 0, 1.0, 2.0))
+def test_a_row_of_a_missing_layout_counts_as_lost() -> None:
+    other = layout_of(7, "z", time_base="primary/z")
+    channels = account_of(*TEN, row(other, 0, 1.0), row(other, 1, 2.0)).channels(LedgerState())
+
+    assert channels["a"] == Counts(seen=10, waiting=10)
+    assert channels[UNNAMED] == Counts(seen=2, lost=2)
+
+
+def test_rows_of_a_missing_layout_are_counted_once_where_a_stop_or_a_number_tells_of_them() -> None:
+    other, later = layout_of(7, "z", time_base="primary/z"), layout_of(8, "zy", time_base="primary/z")
+    rows = (row(other, 0, 1.0), row(other, 1, 2.0))
+    stopped = account_of(*TEN, *rows, encode(Stop(T0, "success", rows={"primary": 10, "primary/z": 2})))
+    gone_on = account_of(*TEN, *rows, encode(later), row(later, 2, 1.0, 2.0))
+
+    assert stopped.channels(LedgerState())["primary/z"] == Counts(seen=2, lost=2)
+    assert gone_on.channels(LedgerState())["z"] == Counts(seen=3, waiting=1, lost=2)
+    assert UNNAMED not in stopped.channels(LedgerState()) | gone_on.channels(LedgerState())
 
 
 def test_a_journal_without_a_header_is_an_error() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from event_model import compose_run
 from runs import growth, held
 from waiting import wait_until
 
@@ -18,6 +19,7 @@ from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool import Spool
 
 MakeCallback = Callable[..., AtomscaleCallback]
+NUMBER = {"source": "sim", "dtype": "number", "shape": []}
 
 
 @pytest.mark.parametrize(
@@ -135,6 +137,50 @@ def test_what_a_power_cut_took_the_beginning_of_is_given_up(
     else:
         (entry,) = Spool(spool_dir).history()
         assert (entry["delivered"], entry["lost"]) == (0, 25)  # rows: nobody knows of which channels
+
+
+def without_a_layout(folder: Path, time_base: bytes) -> None:
+    """Take a layout out of a journal and its copy, as if it had never been written."""
+    for path in (segment_path(folder, 1), folder / "head.jsonl"):
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(one for one in lines if b'"time_base":"%s"' % time_base not in one))
+
+
+@pytest.mark.parametrize("keep", ["finalized", "verified"])
+@pytest.mark.parametrize("killed", [False, True], ids=["stopped", "without its stop"])
+def test_a_missing_layout_costs_its_own_rows_and_not_the_run(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, killed: bool, keep: str
+) -> None:
+    # As a version before this one has left runs that were replayed.
+    with make_callback(offline=True, keep=keep) as callback:
+        run = compose_run(metadata={"synth_source_id": 42})
+        gauge = run.compose_descriptor(name="gauge_monitor", data_keys={"fast": NUMBER, "slow": NUMBER})
+        callback("start", run.start_doc)
+        callback("descriptor", gauge.descriptor_doc)
+        for n in range(25):
+            at = run.start_doc["time"] + 1 + n
+            stamps = {"fast": at, "slow": run.start_doc["time"]}
+            event = gauge.compose_event(data={"fast": n, "slow": -n}, timestamps=stamps, time=at)
+            callback("event", event)
+        callback("stop", run.compose_stop())
+    (folder,) = [path for path in spool_dir.iterdir() if path.is_dir()]
+    without_a_layout(folder, b"gauge_monitor/slow")
+    if killed:
+        journal = segment_path(folder, 1)
+        journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+
+    callback = make_callback()
+    (status,) = callback.status()
+    assert (status.points.seen, status.points.lost) == (50, 25)
+    if keep == "finalized":
+        assert callback.drain(timeout_s=20)
+        (entry,) = Spool(spool_dir).history()
+        assert (entry["delivered"], entry["lost"]) == (25, 25)
+    else:  # it stays, since not all of it is there
+        wait_until(lambda: [run.state for run in callback.status()] == ["finalized"])
+        found = callback.verify(run.start_doc["uid"])
+        assert (found.arrived, found.points, found.lost) == (True, 25, 25)
+    assert held(server) == {"fast": [float(n) for n in range(25)]}
 
 
 def test_a_run_whose_journal_is_gone_is_kept_and_said_so(

@@ -664,6 +664,28 @@ def test_a_run_that_was_interrupted_goes_on_when_it_is_replayed_and_nothing_arri
     assert last.ignored == {"run taken before": 1}
 
 
+def test_a_replayed_run_can_be_read_when_a_signal_of_its_monitor_seldom_changes(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    run = Run(make_callback(), age_s=60)
+    gauge = run.describe("fast", "slow", name="gauge_monitor")
+    for n in range(30):
+        if n == 12:
+            run.callback.close(timeout_s=10)
+            run.callback = lambda *_: None  # type: ignore[assignment]
+        at, slow = run.time + n, run.time + (20.0 if n >= 20 else 0.0)
+        event = gauge.compose_event(data={"fast": n, "slow": -n}, timestamps={"fast": at, "slow": slow}, time=at)
+        run.give("event", event)
+    run.stop()
+
+    callback = make_callback()
+    for name, doc in run.sent:
+        callback(name, doc)
+
+    assert callback.drain(timeout_s=10)
+    assert sorted(held(server)["fast"]) == list(range(30))
+
+
 def test_pages_of_an_interrupted_run_go_on_with_the_first_row_that_is_new(
     make_callback: MakeCallback, server: LocalServer
 ) -> None:
