@@ -61,6 +61,7 @@ from .lines import (
     decode_ledger,
     encode,
 )
+from .names import FAMILIES, is_id
 
 
 class Life(Enum):
@@ -263,9 +264,12 @@ class LedgerState:
                 self._opened(fact)
             case Initializing():
                 stream = self._stream(fact.stream, Life.OPENED, Life.INITIALIZING)
+                _check_family(fact.family)
                 stream.life, stream.family = Life.INITIALIZING, fact.family
             case Initialized():
                 stream = self._stream(fact.stream, Life.OPENED, Life.INITIALIZING)
+                _check_ids(fact.data_id)
+                _check_family(fact.family)
                 for one in stream.group:
                     one.life, one.data_id, one.family = Life.INITIALIZED, fact.data_id, fact.family
                     one.parked = None  # what kept it from being made has passed
@@ -316,6 +320,7 @@ class LedgerState:
                 self.discarded = fact.time
                 self.orders_obeyed = fact.order
             case Resolved():
+                _check_ids(fact.links.project_id, fact.links.physical_sample_id, *fact.links.tags)
                 self.resolved, self.unresolved = fact, None
             case Unresolved():
                 self.unresolved = fact.reason
@@ -435,6 +440,33 @@ class LedgerState:
             stream.links_refused.clear()
 
 
+def _check_ids(*ids: str | None) -> None:
+    """Make sure that what a ledger names as ids can be some: they lead requests, which carry the API key.
+
+    Raises:
+        SpoolError: One cannot.
+    """
+    for one in ids:
+        if one is not None and not is_id(one):
+            raise SpoolError(
+                f"the ledger names {one!r:.80} as an id, which cannot be one, so nothing is sent for this run. Where "
+                f"did its folder come from? Move it away, or take the line out of `ledger.jsonl`"
+            )
+
+
+def _check_family(family: str) -> None:
+    """Make sure that what a ledger names as a path family is one.
+
+    Raises:
+        SpoolError: It is not.
+    """
+    if family not in FAMILIES:
+        raise SpoolError(
+            f"the ledger names {family!r:.80} as a path family, expected one of {', '.join(FAMILIES)}, so nothing is "
+            f"sent for this run. Where did its folder come from? Move it away, or update the package"
+        )
+
+
 class Ledger:
     """A run's ledger, open for its one writer, with the state it tells."""
 
@@ -539,13 +571,16 @@ class LedgerReader:
         self.damaged = 0
         self._path = path
         self._offset = 0
+        self._not_understood = ""  # what a line was that nothing after it can be told without
 
     def read_on(self) -> LedgerState:
         """Take in the lines written since the last call; an absent file tells nothing.
 
         Raises:
-            SpoolError: A line is not understood, or contradicts those before it.
+            SpoolError: A line is not understood, or contradicts those before it; so does each later call.
         """
+        if self._not_understood:
+            raise SpoolError(self._not_understood)
         try:
             file = open_to_read(self._path)
         except FileNotFoundError:
@@ -561,5 +596,12 @@ class LedgerReader:
                     if payload is None:
                         self.damaged += 1
                     else:
-                        self.state.apply(decode_ledger(payload))
+                        self._take(payload)
         return self.state
+
+    def _take(self, payload: bytes) -> None:
+        try:
+            self.state.apply(decode_ledger(payload))
+        except SpoolError as error:
+            self._not_understood = str(error)
+            raise

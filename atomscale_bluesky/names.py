@@ -7,6 +7,7 @@ be used raises ValueError with what was expected.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 import uuid
 from collections.abc import Iterable
@@ -16,6 +17,10 @@ from typing import Any
 MAX_NAME = 255
 # A stream that is found under fifty words is found; more is a mistake, such as a text taken for a list of letters.
 MAX_TAGS = 50
+# The path families of the API, the documented one first.
+FAMILIES = ("metrology", "tool-state")
+# A UUID in the documentation; whatever else it may be, it leads a request nowhere but to where it is meant to go.
+_ID = re.compile(r"[0-9A-Za-z._~:@+=,-]{1,255}")
 
 
 def uuid_of(value: object) -> str:
@@ -24,6 +29,11 @@ def uuid_of(value: object) -> str:
         return str(value if isinstance(value, uuid.UUID) else uuid.UUID(value.strip()))  # type: ignore[attr-defined]
     except (ValueError, AttributeError, TypeError):
         raise ValueError("expected a UUID such as '6f0e2c1a-93c4-4b7e-8d55-0a1b2c3d4e5f'") from None
+
+
+def is_id(text: str) -> bool:
+    """Return True if a text may stand for an id in the path of a request: it is one part of the path, and no other."""
+    return _ID.fullmatch(text) is not None and text != "." and ".." not in text
 
 
 def is_uuid(text: str) -> bool:

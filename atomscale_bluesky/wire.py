@@ -1,7 +1,9 @@
 """Atomscale's spelling: paths, bodies and answers of the API, and the only place that knows them. Pure.
 
-Each function gives a `Request`, or reads the body of an answer. An answer that is not what the documentation describes,
-or that speaks of something else than was asked, raises `AnswerError`: nothing is taken for done on a status code alone.
+Each function gives a `Request`, or reads the body of an answer. Ids and families come from files that somebody may have
+copied here: what cannot be one raises `ApiRefusedError`, and is part of no path. An answer that is not what the
+documentation describes, or that speaks of something else than was asked, raises `AnswerError`: nothing is taken for
+done on a status code alone.
 
 Two path families speak the same bodies: `metrology/stream/…`, which is documented, and `tool-state/stream/…`, which
 newer clients of the vendor use. What is called a label here is `stream_name` there. Times go out in seconds.
@@ -19,14 +21,13 @@ import numpy as np
 import orjson
 
 from .chunks import Chunk, Column
-from .errors import AtomscaleBlueskyError
+from .errors import ApiRefusedError, AtomscaleBlueskyError
 from .lines import Links
+from .names import FAMILIES, is_id
 from .values import packed
 
 # Encoding holds the interpreter's lock: for some tenths of a millisecond in one go, whatever a chunk's size.
 POINTS_AT_ONCE = 10_000
-
-FAMILIES = ("metrology", "tool-state")
 
 # How the paths of chunks end.
 PUSHES = ("/stream/chunk", "/stream/chunk/multi")
@@ -103,7 +104,7 @@ def initialize(family: str, *, label: str, points_per_chunk: int, links: Links) 
         body["project_id"] = links.project_id
     if links.physical_sample_id is not None and family == "metrology":
         body["physical_sample_id"] = links.physical_sample_id
-    return Request("POST", f"{family}/stream/initialize", orjson.dumps(body))
+    return Request("POST", f"{_family(family)}/stream/initialize", orjson.dumps(body))
 
 
 def link_sample(data_id: str, physical_sample_id: str) -> Request:
@@ -114,6 +115,7 @@ def link_sample(data_id: str, physical_sample_id: str) -> Request:
 
 def push(family: str, data_id: str, chunk: Chunk, *, pause: Callable[[], object] = lambda: None) -> Request:
     """Every channel of a chunk in one request; encoded in steps of some 10 000 points, with a `pause` between."""
+    path = f"{_family(family)}/stream/chunk/multi"
     times = _array(chunk.times)
     at_once = max(1, POINTS_AT_ONCE // max(1, chunk.points))
     body: dict[str, Any] = {"data_id": data_id, "chunk_index": chunk.index, "channels": {}}
@@ -124,10 +126,10 @@ def push(family: str, data_id: str, chunk: Chunk, *, pause: Callable[[], object]
         columns = chunk.columns[begin : begin + at_once]
         body["channels"] = {column.name: _series(times, column) for column in columns}
         if len(columns) == len(chunk.columns):
-            return Request("POST", f"{family}/stream/chunk/multi", _dumps(body))
+            return Request("POST", path, _dumps(body))
         # What is around the channels goes out with the first ones and the last ones.
         steps.append(_dumps(body)[: -len(b"}}")] if not begin else _dumps(body["channels"])[1:-1])
-    return Request("POST", f"{family}/stream/chunk/multi", b",".join(steps) + b"}}")
+    return Request("POST", path, b",".join(steps) + b"}}")
 
 
 def push_bytes(chunk: Chunk) -> int:
@@ -143,12 +145,12 @@ def push_channel(family: str, data_id: str, chunk: Chunk, column: Column) -> Req
         "channel_name": column.name,
         **_series(_array(chunk.times), column),
     }
-    return Request("POST", f"{family}/stream/chunk", _dumps(body))
+    return Request("POST", f"{_family(family)}/stream/chunk", _dumps(body))
 
 
 def finalize(family: str, data_id: str) -> Request:
     """Close a stream, complete; it takes no data afterwards."""
-    return Request("POST", f"{family}/stream/{data_id}/finalize")
+    return Request("POST", f"{_family(family)}/stream/{_part(data_id)}/finalize")
 
 
 def search(keywords: str) -> Request:
@@ -163,7 +165,7 @@ def look_up(data_id: str) -> Request:
 
 def read_back(family: str, data_id: str) -> Request:
     """All points of a stream."""
-    return Request("GET", f"{family}/{data_id}/timeseries/")
+    return Request("GET", f"{_family(family)}/{_part(data_id)}/timeseries/")
 
 
 def instruments() -> Request:
@@ -189,13 +191,13 @@ def projects() -> Request:
 
 def project_samples(project_id: str) -> Request:
     """The physical samples of a project; not found where there is no such project."""
-    return Request("GET", f"projects/{project_id}/physical_samples")
+    return Request("GET", f"projects/{_part(project_id)}/physical_samples")
 
 
 def track_sample(project_id: str, physical_sample_id: str, *, active: bool) -> Request:
     """Add a sample to those that a project tracks, and make it *the* one that growth monitoring follows."""
     body = {"physical_sample_id": physical_sample_id, "set_active": active}
-    return Request("POST", f"projects/{project_id}/configuration/tracking_samples", orjson.dumps(body))
+    return Request("POST", f"projects/{_part(project_id)}/configuration/tracking_samples", orjson.dumps(body))
 
 
 def tags() -> Request:
@@ -215,7 +217,7 @@ def attach_tags(data_id: str, tag_ids: Iterable[str]) -> Request:
 
 def rename(data_id: str, label: str) -> Request:
     """Give a stream's entry another label."""
-    return Request("PATCH", f"data_entries/{data_id}", orjson.dumps({"raw_name": label}))
+    return Request("PATCH", f"data_entries/{_part(data_id)}", orjson.dumps({"raw_name": label}))
 
 
 def clock() -> Request:
@@ -392,6 +394,22 @@ def is_about_the_route(detail: str, links: Links) -> bool:
     return not any(str(one).lower() in text for one in named if one is not None) and not any(
         word in text for word in ("instrument", "synth", "sample", "project")
     )
+
+
+def _family(family: str) -> str:
+    """Return a path family, as the beginning of a path."""
+    if family not in FAMILIES:
+        raise ApiRefusedError(
+            f"{family!r:.80} is no path family; expected one of {', '.join(FAMILIES)}; nothing was sent"
+        )
+    return family
+
+
+def _part(identifier: str) -> str:
+    """Return an id, as part of a path."""
+    if not is_id(identifier):
+        raise ApiRefusedError(f"{identifier!r:.80} cannot be an id; expected one such as a UUID; nothing was sent")
+    return identifier
 
 
 def _series(times: orjson.Fragment, column: Column) -> dict[str, Any]:

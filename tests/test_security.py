@@ -19,16 +19,30 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trustme
 from runs import growth
 from waiting import wait_until
 
 import atomscale_bluesky
-from atomscale_bluesky import ApiUnavailableError, AtomscaleCallback, Settings, SettingsError
+from atomscale_bluesky import ApiRefusedError, ApiUnavailableError, AtomscaleCallback, Settings, SettingsError
 from atomscale_bluesky.client import Client
 from atomscale_bluesky.doctor import Result, examine
 from atomscale_bluesky.findings import Findings, write_findings
+from atomscale_bluesky.journal import line
+from atomscale_bluesky.ledger import LedgerState
+from atomscale_bluesky.lines import (
+    Initialized,
+    Initializing,
+    LedgerLine,
+    Links,
+    Opened,
+    Resolved,
+    Together,
+    decode_journal,
+    encode,
+)
 from atomscale_bluesky.server import Fault, LocalServer
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -635,3 +649,110 @@ def test_a_file_of_another_user_in_the_place_of_ours_is_refused(make_callback: M
 
     assert status.state == "unreadable"
     assert "ledger.jsonl belongs to another user" in status.problem
+
+
+# ---- what a copied spool names ---------------------------------------------------------------------------------------
+
+EVIL_IDS = [
+    "../../tags/data-items/?x=", "a/b", "a?b", "a#b", "a%2fb", "..", ".", "a..b", "a b", "a\nb", "a\\b", "", "x" * 300,
+]  # fmt: skip
+
+
+def planted(spool_dir: Path, facts: list[LedgerLine]) -> Path:
+    """The folder of the one run in the spool, with a ledger that somebody else wrote."""
+    (folder,) = [path for path in spool_dir.iterdir() if path.is_dir()]
+    (folder / "ledger.jsonl").write_bytes(b"".join(line(encode(fact)) for fact in facts))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        *([Initialized(0, data_id, "metrology")] for data_id in EVIL_IDS),
+        *([Initialized(0, "id", family)] for family in ("../admin?x=", "", "metrology/..", "Metrology")),
+        [Initializing(0, "../admin?x=")],
+        *([Resolved(Links(project_id=project))] for project in ("../../admin?x=", "a b")),
+        [Resolved(Links(physical_sample_id="../x"))],
+        [Together((Initialized(0, "../x", "metrology"),))],
+    ],
+    ids=lambda facts: repr(facts[0])[:60],
+)
+def test_a_ledger_that_names_what_cannot_be_an_id_costs_its_run_and_leads_no_request(
+    make_callback: MakeCallback,
+    server: LocalServer,
+    spool_dir: Path,
+    caplog: pytest.LogCaptureFixture,
+    facts: list[LedgerLine],
+) -> None:
+    with make_callback(offline=True) as callback:
+        for name, doc in growth(points=15):
+            callback(name, doc)
+    opened = Opened(0, "primary", 0, "run start", "x", "aaaa", points_per_chunk=10, segment=1, offset=0)
+    folder = planted(spool_dir, [opened, *facts])
+    kept = (folder / "journal-0001.jsonl").read_bytes()
+
+    callback = make_callback()
+    for name, doc in growth(points=25):
+        callback(name, doc)
+    wait_until(lambda: sum(stream.points for stream in server.streams()) == 50)
+    wait_until(lambda: "cannot be delivered now" in caplog.text)
+
+    (status,) = wait_until(lambda: (runs := callback.status()) and len(runs) == 1 and runs)
+    assert status.state == "unreadable"
+    assert "nothing is sent for this run" in status.problem
+    assert status.problem.isprintable()
+    assert not callback.close(timeout_s=2)
+    paths = {request.path.partition("?")[0] for request in server.requests()}
+    ids = {stream.data_id for stream in server.streams()}
+    assert not [path for path in paths if "admin" in path or ".." in path or "/tags" in path]
+    assert len(ids) == 1
+    assert (folder / "journal-0001.jsonl").read_bytes() == kept
+
+
+@pytest.mark.parametrize("evil", EVIL_IDS)
+def test_a_client_puts_only_ids_into_a_path(server: LocalServer, evil: str) -> None:
+    client = Client(Settings.load(environ={}, endpoint=server.url, api_key=server.api_key))
+    before = len(server.requests())
+    for ask in (
+        lambda: client.finalize("metrology", evil),
+        lambda: client.points("metrology", evil),
+        lambda: client.rename(evil, "label"),
+        lambda: client.project_samples(evil),
+        lambda: client.track_sample(evil, "sample", active=False),
+        lambda: client.finalize(evil, "id"),
+        lambda: client.points(evil, "id"),
+        lambda: client.initialize(evil, label="x", points_per_chunk=10, links=Links()),
+    ):
+        with pytest.raises(ApiRefusedError, match="nothing was sent") as raised:
+            ask()
+        assert str(raised.value).isprintable()
+    assert len(server.requests()) == before
+    client.close()
+
+
+def test_a_header_that_names_a_project_which_cannot_be_one_parks_its_run(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    with make_callback(offline=True) as callback:
+        for name, doc in growth(points=15):
+            callback(name, doc)
+    (folder,) = [path for path in spool_dir.iterdir() if path.is_dir()]
+    journal = folder / "journal-0001.jsonl"
+    first, _, rest = journal.read_bytes().partition(b"\n")
+    header = msgspec.structs.replace(decode_journal(first[9:]), links=Links(project_id="../../admin?x="))
+    journal.write_bytes(line(encode(header)) * 2 + rest.partition(b"\n")[2])
+
+    callback = make_callback()
+    (status,) = wait_until(lambda: (runs := callback.status()) and runs[0].state == "parked" and runs)
+    assert "../../admin?x=" in status.problem
+    assert not callback.drain(timeout_s=5)
+    assert not [request for request in server.requests() if "admin" in request.path]
+
+
+@pytest.mark.parametrize("data_id", ["e81d0f3a-6d1e-4d5b-a3d4-51f0c2b97a10", "ds_1.2~3", "urn:uuid:1", "x" * 255])
+def test_an_id_of_another_form_is_taken_from_a_ledger(data_id: str) -> None:
+    state = LedgerState()
+    state.apply(Opened(0, "primary", 0, "run start", "x", "aaaa", points_per_chunk=10, segment=1, offset=0))
+    state.apply(Initialized(0, data_id, "tool-state"))
+
+    assert state.streams[0].data_id == data_id

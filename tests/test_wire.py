@@ -254,7 +254,10 @@ def test_numbers_and_names_go_out_exactly_and_never_as_what_is_no_json(
 def test_not_even_a_chunk_that_holds_nan_makes_a_body_that_is_no_json() -> None:
     chunk = Chunk(0, 0, (1.0, math.inf), (Column("T", None, (math.nan, -math.inf)),), 0, 1, Position(1, 0))
 
-    for request in (wire.push("metrology", DATA_ID, chunk), wire.push_channel("x", DATA_ID, chunk, chunk.columns[0])):
+    for request in (
+        wire.push("metrology", DATA_ID, chunk),
+        wire.push_channel("metrology", DATA_ID, chunk, chunk.columns[0]),
+    ):
         assert b"NaN" not in (request.body or b"")
         orjson.loads(request.body or b"")
 
