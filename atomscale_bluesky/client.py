@@ -8,6 +8,7 @@ endpoint on this machine, which is asked directly.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import socket
@@ -33,6 +34,7 @@ from .transport import DeadlineAdapter, head_of
 _logger = logging.getLogger(__name__)
 
 MAX_ANSWER_BYTES = 2**20
+MAX_REFUSAL_BYTES = 2**16  # of an answer that is no success: its status says what it means, so the rest is not read
 MAX_CATALOGUE_BYTES = 32 * 2**20
 MAX_READ_BACK_BYTES = 2**30
 
@@ -281,7 +283,8 @@ class Client:
             raise ApiUnavailableError(f"{what}: {_reason(innermost)}", may_have_been_applied=not never_left) from error
         finally:
             self._adapter.end()
-        self._check_time(what, deadline)  # a connection that was cut looks like the end of an answer
+        if _is_success(answer.status):
+            self._check_time(what, deadline)  # a connection that was cut looks like the end of an answer
         self._judge(what, answer)
         return answer.body
 
@@ -315,7 +318,10 @@ class Client:
     def _answer(
         self, status: int, headers: Headers, read: Callable[[int], bytes], deadline: float, max_bytes: int
     ) -> Answer:
-        if headers.get("Content-Encoding", "identity") != "identity":
+        packed = headers.get("Content-Encoding", "identity") != "identity"
+        if not _is_success(status):
+            return Answer(status, headers, b"" if packed else _beginning(read))
+        if packed:
             raise ApiUnavailableError("an answer in an encoding that was not asked for", status=status)
         body = io.BytesIO()  # its value is given without a copy, and an answer may be large
         while part := read(2**16):
@@ -331,7 +337,7 @@ class Client:
 
     def _judge(self, what: str, answer: Answer) -> None:
         status = answer.status
-        if 200 <= status < 300:
+        if _is_success(status):
             return
         detail = wire.detail(answer.body)
         text = f"{what} was answered {status}: {detail}"
@@ -339,6 +345,8 @@ class Client:
             raise ApiKeyError(text, status=status)
         if status in _TRANSIENT or status >= 500:
             raise ApiUnavailableError(text, status=status, retry_after_s=_retry_after(answer.headers))
+        if status < 200:
+            raise ApiUnavailableError(f"{what} was answered {status}, which no request here asks for", status=status)
         if status < 400:
             raise ApiUnavailableError(f"{what} was answered {status}, a redirect, which is not followed", status=status)
         raise ApiRefusedError(text, status=status, detail=detail, answer=answer.body)
@@ -346,7 +354,7 @@ class Client:
     def _read(self, body: bytes, read: Callable[[bytes], T]) -> T:
         try:
             return read(body)
-        except wire.AnswerError as error:
+        except (wire.AnswerError, RecursionError) as error:
             raise ApiUnavailableError(f"{error}; is a proxy between here and {self._endpoint}?", status=200) from error
 
 
@@ -355,6 +363,19 @@ class _Session(requests.Session):
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         """None, as for an answer that is no redirect."""
+
+
+def _is_success(status: int) -> bool:
+    return 200 <= status < 300
+
+
+def _beginning(read: Callable[[int], bytes]) -> bytes:
+    """Read the beginning of an answer that is no success; what comes of its body does not change what it means."""
+    body = bytearray()
+    with contextlib.suppress(HTTPError, HTTPException, OSError):
+        while len(body) < MAX_REFUSAL_BYTES and (part := read(MAX_REFUSAL_BYTES - len(body))):
+            body += part
+    return bytes(body)
 
 
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:

@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from http.client import HTTPResponse, IncompleteRead
+from http.client import CONTINUE, SWITCHING_PROTOCOLS, HTTPException, HTTPResponse, IncompleteRead
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -97,12 +97,12 @@ class DeadlineAdapter(HTTPAdapter):
             begin = _asked(connection.sock, b"%bContent-Length: %d\r\n\r\n" % (head, len(body)), body, timeout_s)
             response = _Plain.of(begin, connection.sock)
             if response is None:  # chunked, say: all of HTTP is the library's trade
-                response = HTTPResponse(_Begun(begin, connection.sock), method="POST")  # pyright: ignore[reportArgumentType]
+                response = _Final(_Begun(begin, connection.sock), method="POST")  # pyright: ignore[reportArgumentType]
             with contextlib.closing(response):
                 if isinstance(response, HTTPResponse):
                     response.begin()
                 yield response
-                if response.length:
+                if response.length and _is_success(response.status):  # of another one the beginning is enough
                     raise IncompleteRead(b"", response.length)
                 sound = not response.will_close and (response.length == 0 or response.isclosed())  # read to its end
                 self._used_at = time.monotonic()
@@ -123,11 +123,15 @@ class DeadlineAdapter(HTTPAdapter):
         connected = self._connected
 
         class Connection(HTTPConnection):
+            response_class = _Final
+
             def connect(self) -> None:
                 super().connect()
                 connected(self)
 
         class SecureConnection(HTTPSConnection):
+            response_class = _Final
+
             def connect(self) -> None:
                 super().connect()
                 connected(self)
@@ -172,6 +176,37 @@ class Response(Protocol):
     def close(self) -> None:
         """Read no more of it."""
         ...
+
+
+class _Final(HTTPResponse):
+    """The final answer to a request, whatever interim answers come before it.
+
+    http.client passes over "100 Continue" alone, and takes the first of several lengths.
+    """
+
+    length: int | None
+    will_close: bool
+
+    def _read_status(self) -> tuple[str, int, str]:
+        version, status, reason = super()._read_status()  # pyright: ignore[reportAttributeAccessIssue]
+        interim = 100 <= status < 200 and status != SWITCHING_PROTOCOLS
+        return version, CONTINUE if interim else status, reason
+
+    def begin(self) -> None:
+        """Read status and headers.
+
+        Raises:
+            HTTPException: Nobody can tell where the answer ends.
+        """
+        super().begin()
+        lengths = set(self.headers.get_all("Content-Length") or ())
+        if len(lengths) > 1:
+            if _is_success(self.status):
+                raise HTTPException(f"an answer with {len(lengths)} different lengths")
+            del self.headers["Content-Length"]
+            self.length = None
+        if len(lengths) > 1 or (self.chunked and lengths):  # for a proxy in between it may end elsewhere
+            self.will_close = True
 
 
 class _Plain:
@@ -258,6 +293,10 @@ def head_of(request: PreparedRequest) -> bytes:
     names.pop("Content-Length", None)
     headers = "".join(f"{name}: {_text(value)}\r\n" for name, value in names.items())
     return f"{request.method} {request.path_url} HTTP/1.1\r\n{headers}".encode("latin-1")
+
+
+def _is_success(status: int) -> bool:
+    return 200 <= status < 300
 
 
 def _text(value: str | bytes) -> str:

@@ -242,6 +242,7 @@ def check_confirmed(body: bytes, data_id: str, chunk: Chunk, names: Collection[s
         name
         for one in confirmations
         if isinstance(one, dict) and one.get("data_id") == data_id and one.get("chunk_index") == chunk.index
+        if not isinstance(one["chunk_index"], bool)  # which equals 0 or 1
         if isinstance(name := one.get("channel_name"), str)
     }
     if not confirmed.issuperset(names):
@@ -267,8 +268,8 @@ def read_entries(body: bytes) -> list[Entry]:
     return [
         Entry(
             one["data_id"],
-            str(one.get("raw_name") or ""),
-            str(one.get("pipeline_status") or ""),
+            _text(one.get("raw_name")),
+            _text(one.get("pipeline_status")),
             source if isinstance(source := one.get("synth_source_id"), int) else None,
             sample if isinstance(sample := one.get("physical_sample_id"), str) else None,
             tuple(item.id for item in _items(one.get("projects"))),
@@ -360,7 +361,7 @@ def read_instruments(body: bytes) -> dict[int, str]:
     if not isinstance(answer, list):
         raise AnswerError("the list of instruments is none")
     return {
-        one["synth_source_id"]: str(one.get("source_name") or "")
+        one["synth_source_id"]: _text(one.get("source_name"))
         for one in answer
         if isinstance(one, dict) and isinstance(one.get("synth_source_id"), int)
     }
@@ -376,14 +377,20 @@ def read_clock(body: bytes) -> tuple[float, float]:
 
 
 def detail(body: bytes) -> str:
-    """What an error's answer says, in one short line; it came from outside, so it is quoted."""
+    """Return what an error's answer says, in one short line; it came from outside, so it is quoted.
+
+    It never raises: whatever the body is, the status code tells what the answer means.
+    """
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
         answer = body[:200].decode(errors="replace")
     if isinstance(answer, dict):
         answer = answer.get("detail", answer)
-    text = answer if isinstance(answer, str) else orjson.dumps(answer).decode(errors="replace")
+    try:
+        text = answer if isinstance(answer, str) else orjson.dumps(answer).decode(errors="replace")
+    except (TypeError, ValueError, RecursionError):  # orjson reads deeper nesting than it writes
+        text = "an answer that cannot be read"
     return repr(text if len(text) <= 300 else text[:299] + "…")
 
 
@@ -447,13 +454,19 @@ def _object(body: bytes) -> dict[str, Any]:
 
 def _id(value: Any, member: str) -> str:
     if not isinstance(value, str) or not _DATA_ID.fullmatch(value):
-        raise AnswerError(f"the answer's {member!r} is {value!r:.80}, which looks like none")
+        given = repr(value)[:80] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+        raise AnswerError(f"the answer's {member!r} is {given}, which looks like none")
     return value
+
+
+def _text(value: Any) -> str:
+    """Return a member that should be text; anything but text and numbers is none."""
+    return str(value) if isinstance(value, str | int | float) else ""
 
 
 def _items(answer: Any) -> list[Item]:
     return [
-        Item(one["id"], str(one.get("name") or ""))
+        Item(one["id"], _text(one.get("name")))
         for one in (answer if isinstance(answer, list) else ())
         if isinstance(one, dict) and isinstance(one.get("id"), str) and _DATA_ID.fullmatch(one["id"])
     ]

@@ -7,10 +7,11 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 import pytest
 
-from atomscale_bluesky import ApiRefusedError, ApiUnavailableError, Settings
+from atomscale_bluesky import ApiKeyError, ApiRefusedError, ApiUnavailableError, Settings
 from atomscale_bluesky.chunks import Chunk, Column
 from atomscale_bluesky.client import Client
 from atomscale_bluesky.lines import Links, Position
@@ -59,15 +60,29 @@ class Scripted:
                 return
             number += 1
             with connection, connection.makefile("rb") as reader:
-                while self._answers and (head := b"".join(iter(reader.readline, b"\r\n"))[:65536]):
+                while self._answers and (head := _head(reader)):
                     length = next(int(one[15:]) for one in head.lower().split(b"\r\n") if one.startswith(b"content-l"))
                     self.asked.append((number, head, reader.read(length)))
                     told = self._answers.pop(0)
                     if told is None:
                         break
-                    connection.sendall(told)
+                    try:
+                        connection.sendall(told)
+                    except OSError:  # the client has read enough
+                        break
                     if b"connection: close" in told.lower() or b"HTTP/1.0" in told or b"TORN" in told:
                         break
+
+
+def _head(reader: BinaryIO) -> bytes:
+    """Return the next request's first line and headers; nothing where the client has gone."""
+    head = b""
+    try:
+        while (line := reader.readline()).strip():
+            head += line
+    except OSError:
+        return b""
+    return head
 
 
 @pytest.fixture
@@ -193,6 +208,75 @@ def test_a_server_that_drips_is_left_at_the_deadline_over_a_used_connection_too(
         ended.set()
         watcher.join()
         client.close()
+
+
+NESTED = b'{"detail": ' + b"[" * 400 + b"]" * 400 + b"}"
+ODD = {
+    "nested deeper than can be written": (NESTED,),
+    "nested deeper than can be read": (b"[" * 100_000,),
+    "text that is no UTF-8": (b'{"detail": "\xff\xfe"}',),
+    "a lone surrogate": (b'{"detail": "\\ud800"}',),
+    "control codes": (b'{"detail": "\\u001b[2J"}',),
+    "a page": (b"<html>sign in</html>",),
+    "nothing": (b"",),
+    "large": (b"x" * (4 * 2**20),),
+    "packed": (b"\x1f\x8b", "Content-Encoding: gzip"),
+    "cut short": (b"{", "Content-Length: 4000", "X: TORN"),
+    "of two lengths": (b"{", "Content-Length: 4000"),
+}
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["first", "over a used connection"])
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [("401 No", ApiKeyError), ("403 No", ApiKeyError), ("422 No", ApiRefusedError), ("503 No", ApiUnavailableError)],
+)
+@pytest.mark.parametrize("body", ODD.values(), ids=ODD.keys())
+def test_a_status_means_the_same_whatever_the_body(
+    served: Serve, body: tuple[bytes, str], status: str, error: type[Exception], used: bool
+) -> None:
+    first = [answer(confirmation(0))] if used else []
+    server, client = served(*first, answer(*body, status=status), answer(confirmation(2)))
+
+    if used:
+        client.push("metrology", "id", CHUNKS[0])
+    with pytest.raises(error, match=r"was answered \d+") as raised:
+        client.push("metrology", "id", CHUNKS[1])
+    client.push("metrology", "id", CHUNKS[2])
+
+    assert len(str(raised.value)) < 500
+    assert str(raised.value).isprintable()
+    assert len(server.asked) == 2 + used
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["first", "over a used connection"])
+@pytest.mark.parametrize(
+    "interim",
+    [b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", b"HTTP/1.1 102 Processing\r\n\r\n" * 3],
+    ids=["hints", "three times"],
+)
+def test_the_final_answer_counts_when_interim_ones_come_before_it(served: Serve, interim: bytes, used: bool) -> None:
+    first = [answer(confirmation(0))] if used else []
+    server, client = served(*first, interim + answer(confirmation(1)), answer(confirmation(2)))
+
+    if used:
+        client.push("metrology", "id", CHUNKS[0])
+    client.push("metrology", "id", CHUNKS[1])
+    client.push("metrology", "id", CHUNKS[2])
+
+    assert len({number for number, *_ in server.asked}) == 1
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["first", "over a used connection"])
+def test_a_success_with_two_lengths_counts_as_no_answer(served: Serve, used: bool) -> None:
+    first = [answer(confirmation(0))] if used else []
+    _, client = served(*first, answer(confirmation(1), "Content-Length: 5"), answer(confirmation(1)))
+
+    if used:
+        client.push("metrology", "id", CHUNKS[0])
+    with pytest.raises(ApiUnavailableError):
+        client.push("metrology", "id", CHUNKS[1])
+    client.push("metrology", "id", CHUNKS[1])
 
 
 def test_a_refusal_that_comes_before_the_body_was_read_is_a_refusal(served: Serve) -> None:

@@ -82,7 +82,13 @@ def test_what_an_uploader_that_died_has_left_of_its_trouble_goes_with_the_next_a
 
 
 @pytest.mark.parametrize(
-    "fault", [Fault(status=401), Fault(status=503, headers={"Retry-After": "3600"})], ids=["a dead key", "an hour off"]
+    "fault",
+    [
+        Fault(status=401),
+        Fault(status=401, body='{"detail": ' + "[" * 400 + "]" * 400 + "}"),
+        Fault(status=503, headers={"Retry-After": "3600"}),
+    ],
+    ids=["a dead key", "a dead key, told oddly", "an hour off"],
 )
 def test_one_failure_is_told_at_once_where_the_next_attempt_is_a_while_away(
     callback: AtomscaleCallback, server: LocalServer, spool_dir: Path, fault: Fault
