@@ -36,6 +36,7 @@ class Scripted:
     def __init__(self, answers: list[bytes | None]) -> None:
         self.asked: list[tuple[int, bytes, bytes]] = []  # connection, head, body
         self._answers = answers  # None: the connection is closed instead
+        self._connection: socket.socket | None = None
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
@@ -43,6 +44,11 @@ class Scripted:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+
+    def volunteer(self, data: bytes) -> None:
+        """Send something that nobody has asked for over the newest connection."""
+        assert self._connection is not None
+        self._connection.sendall(data)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -59,6 +65,8 @@ class Scripted:
             except OSError:
                 return
             number += 1
+            self._connection = connection
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is sent is there at once
             with connection, connection.makefile("rb") as reader:
                 while self._answers and (head := _head(reader)):
                     length = next(int(one[15:]) for one in head.lower().split(b"\r\n") if one.startswith(b"content-l"))
@@ -208,6 +216,31 @@ def test_a_server_that_drips_is_left_at_the_deadline_over_a_used_connection_too(
         ended.set()
         watcher.join()
         client.close()
+
+
+@pytest.mark.parametrize(
+    "stale",
+    [
+        answer(b'{"detail": "bad request"}', status="400 Bad Request"),
+        answer(confirmation(1)),
+        answer(b"{}", status="401 Unauthorized"),
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"\0",
+    ],
+    ids=["a refusal", "a confirmation of what comes next", "about the key", "an interim answer", "no HTTP"],
+)
+def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_pushs(served: Serve, stale: bytes) -> None:
+    server, client = served(*[answer(confirmation(i)) for i in range(4)])
+
+    client.push("metrology", "id", CHUNKS[0])
+    server.volunteer(stale)
+    client.push("metrology", "id", CHUNKS[1])
+    client.push("metrology", "id", CHUNKS[2])
+    server.volunteer(stale)
+    client.push("metrology", "id", CHUNKS[3])
+
+    assert [number for number, *_ in server.asked] == [1, 2, 2, 3]
+    assert [body for *_, body in server.asked] == [push("metrology", "id", chunk).body for chunk in CHUNKS]
 
 
 NESTED = b'{"detail": ' + b"[" * 400 + b"]" * 400 + b"}"
