@@ -11,7 +11,8 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 FIRST_KEY_PAUSE_S = 5.0
 LONGEST_KEY_PAUSE_S = 300.0
-LONGEST_RETRY_AFTER_S = 600.0
+# What a server may ask for, in whole seconds. Less than one, or a date that is over, asks for nothing.
+SHORTEST_RETRY_AFTER_S, LONGEST_RETRY_AFTER_S = 1.0, 600.0
 
 
 class Pause:
@@ -31,8 +32,8 @@ class Pause:
             first, longest = FIRST_KEY_PAUSE_S, LONGEST_KEY_PAUSE_S
         delay = min(longest, first * 2.0 ** min(self.failures - 1, 20)) * (0.5 + self._jitter() / 2)
         asked = error.retry_after_s if isinstance(error, ApiUnavailableError) else None
-        if asked is not None:
-            delay = max(min(asked, LONGEST_RETRY_AFTER_S), 0.05)
+        if asked is not None and asked >= SHORTEST_RETRY_AFTER_S:
+            delay = min(asked, LONGEST_RETRY_AFTER_S)
             self._obliged_until = max(self._obliged_until, now + delay)
         self.until = max(self.until, now + delay)
         return self.until

@@ -51,13 +51,20 @@ def test_chance_cuts_a_pause_by_up_to_half_so_that_hosts_do_not_ask_in_step() ->
     assert all(0.25 <= wait <= 0.5 for wait in waits)
 
 
-@pytest.mark.parametrize(
-    ("asks_for", "gets"), [(7.0, 7.0), (0.2, 0.2), (600.0, 600.0), (86_400.0, 600.0), (0.0, 0.05), (-5.0, 0.05)]
-)
+@pytest.mark.parametrize(("asks_for", "gets"), [(7.0, 7.0), (1.0, 1.0), (600.0, 600.0), (86_400.0, 600.0)])
 def test_the_server_is_left_alone_for_as_long_as_it_asks_within_a_limit(asks_for: float, gets: float) -> None:
     pause = longest()
 
     assert pause.failed(NOW, asked(asks_for)) == NOW + gets
+
+
+@pytest.mark.parametrize("asks_for", [0.0, -5.0, 0.2])
+def test_the_pause_grows_as_without_a_request_when_the_server_asks_for_less_than_a_second(asks_for: float) -> None:
+    pause = longest()
+
+    assert [pause.failed(NOW, asked(asks_for)) - NOW for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    pause.succeeded()
+    assert pause.over(NOW)
 
 
 def test_a_later_failure_does_not_shorten_a_pause() -> None:

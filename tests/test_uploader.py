@@ -63,7 +63,7 @@ def test_while_nothing_succeeds_one_request_at_a_time_asks_whether_things_are_we
             callback(name, doc)
     wait_until(lambda: len(server.streams()) == 6 and callback.drain(timeout_s=10))
     before = server.requests()[-1].number
-    server.misbehave(Fault(status=503, headers={"Retry-After": "0"}, delay_s=0.2))
+    server.misbehave(Fault(status=503, headers={"Retry-After": "1"}, delay_s=0.2))
 
     for documents in runs:
         for name, doc in documents[3:]:
@@ -75,6 +75,21 @@ def test_while_nothing_succeeds_one_request_at_a_time_asks_whether_things_are_we
     server.behave()
     assert callback.drain(timeout_s=30)
     assert [stream.status for stream in server.streams()] == ["success"] * 6
+
+
+@pytest.mark.parametrize("asked", ["0", "Thu, 01 Jan 2026 00:00:00 GMT"], ids=["zero", "a date that is over"])
+def test_the_pauses_grow_when_the_server_asks_to_be_asked_again_at_once(
+    make_callback: MakeCallback, server: LocalServer, asked: str
+) -> None:
+    callback = make_callback()
+    server.misbehave(Fault(status=503, headers={"Retry-After": asked}))
+    for name, doc in growth(points=30):
+        callback(name, doc)
+
+    wait_until(lambda: len(server.requests()) >= 5, timeout_s=30)
+
+    times = [request.time for request in server.requests()]
+    assert all(later - earlier >= 0.25 * 2**n for n, (earlier, later) in enumerate(pairwise(times)))
 
 
 def test_a_failure_keeps_back_what_lies_ready_for_the_connections(
