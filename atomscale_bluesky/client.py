@@ -16,10 +16,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPMessage
+from http.cookiejar import DefaultCookiePolicy
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple, TypeVar
 
 import requests
+from requests.exceptions import InvalidSchema, InvalidURL
 from urllib3.exceptions import HTTPError, InvalidHeader
 from urllib3.util.retry import Retry
 
@@ -112,6 +114,7 @@ class Client:
         self._session = _Session()
         self._session.trust_env = not is_loopback(settings.endpoint)
         self._session.auth = _no_auth  # with none set, requests would look into netrc
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # none is kept, and none is sent
         self._adapter = DeadlineAdapter()
         self._heads: dict[str, bytes] = {}  # of requests that are made over and over, by path
         self._session.mount("https://", self._adapter)
@@ -279,7 +282,7 @@ class Client:
         except (HTTPError, HTTPException, OSError) as error:  # requests' own errors are OSErrors
             self._check_time(what, deadline)
             innermost = _innermost(error)
-            never_left = isinstance(innermost, ConnectionRefusedError | socket.gaierror)
+            never_left = isinstance(innermost, ConnectionRefusedError | socket.gaierror | InvalidSchema | InvalidURL)
             raise ApiUnavailableError(f"{what}: {_reason(innermost)}", may_have_been_applied=not never_left) from error
         finally:
             self._adapter.end()

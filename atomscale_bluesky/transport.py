@@ -25,13 +25,18 @@ from urllib.parse import urlsplit
 
 from requests import PreparedRequest
 from requests.adapters import HTTPAdapter
+from requests.exceptions import InvalidProxyURL
+from requests.utils import get_auth_from_url, prepend_scheme_if_needed, select_proxy
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import LocationParseError
+from urllib3.util import parse_url
 
 # Up to here a copy of the body is cheaper than a second call.
 _ONE_SEND_BYTES = 2**19
 _RECEIVED_BYTES = 2**16
 _NOT_PLAIN = frozenset({b"transfer-encoding", b"content-encoding"})
+_PROXY_SCHEMES = frozenset({"http", "https", "socks4", "socks4a", "socks5", "socks5h"})
 _LENGTH_DIGITS = 19  # of a length that is one
 
 
@@ -108,6 +113,22 @@ class DeadlineAdapter(HTTPAdapter):
         finally:
             if not sound:
                 connection.close()
+
+    def get_connection_with_tls_context(
+        self, request: PreparedRequest, verify: Any, proxies: Any = None, cert: Any = None
+    ) -> Any:
+        """Choose the pool for a request.
+
+        Raises:
+            InvalidProxyURL: The environment names a proxy that cannot be used; the text does not quote it.
+        """
+        proxy = select_proxy(request.url or "", proxies)
+        if proxy and not _is_usable(proxy):
+            raise InvalidProxyURL(
+                "the proxy that the environment names cannot be used; HTTPS_PROXY, HTTP_PROXY or ALL_PROXY must be "
+                "like http://user:password@host:port, with all but letters and digits of user and password as %XX"
+            )
+        return super().get_connection_with_tls_context(request, verify, proxies, cert)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         """Make the pool of direct connections."""
@@ -269,6 +290,21 @@ class _Begun(io.RawIOBase):
         buffer[:size] = self._begin[:size]
         self._begin = self._begin[size:]
         return size
+
+
+def _is_usable(proxy: str) -> bool:
+    """Return True if everybody takes a proxy's URL apart alike.
+
+    The errors of requests and urllib3 quote one that they cannot read, with the password in it. One with a bare "/" or
+    "#" in its password has another host, and the rest of the password in its path.
+    """
+    try:
+        parts = parse_url(prepend_scheme_if_needed(proxy, "http"))
+        "".join(get_auth_from_url(proxy)).encode("latin-1")
+    except (LocationParseError, TypeError, ValueError):  # TypeError: of requests, where there is no host
+        return False
+    rest = (parts.path or "/", parts.query, parts.fragment)
+    return bool(parts.host) and (parts.scheme or "").lower() in _PROXY_SCHEMES and rest == ("/", None, None)
 
 
 def _asked(sock: socket.socket, head: bytes, body: bytes, timeout_s: float) -> bytes:

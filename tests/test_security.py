@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import threading
+import traceback
 import tracemalloc
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -43,7 +44,9 @@ from atomscale_bluesky.lines import (
     decode_journal,
     encode,
 )
+from atomscale_bluesky.sender import Knowledge, perform
 from atomscale_bluesky.server import Fault, LocalServer
+from atomscale_bluesky.tasks import Kind, Task
 
 MakeCallback = Callable[..., AtomscaleCallback]
 
@@ -160,6 +163,54 @@ def test_the_key_is_on_no_command_line_of_a_process(keyed: tuple[LocalServer, Ma
                 continue
         if name == "descriptor":
             wait_until(server.streams)
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http://grower:{}@127.0.0.1:1",
+        "http://grower:{}#{}@127.0.0.1:1",
+        "http://grower:{}/{}@127.0.0.1:1",
+        "http://grower:{}?{}@127.0.0.1:1",
+        "http://grower:{} {}@127.0.0.1:1",
+        "http://grower:{}:{}@127.0.0.1:1",
+        "http://grower:{}@@127.0.0.1:1",
+        "http://grower:{}\u20ac@127.0.0.1:1",
+        "http://grower:{}%E2%82%AC@127.0.0.1:1",
+        "http://grower:{}@[::1",
+        "http://grower:{}@127.0.0.1:99999",
+        "http://grower:{}@",
+        "http://:{}@",
+        "grower:{}@127.0.0.1:1",
+        "{}:grower@127.0.0.1:1",
+        "ftp://grower:{}@127.0.0.1:1",
+        "socks5://grower:{}@127.0.0.1:1",
+        "http:/grower:{}@127.0.0.1:1",
+        "//grower:{}@127.0.0.1:1",
+    ],
+)
+def test_a_proxys_password_is_in_no_log_error_or_traceback(
+    proxy: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = "hush8f2c"
+    monkeypatch.setenv("HTTPS_PROXY", proxy.replace("{}", secret))
+    monkeypatch.setenv("https_proxy", proxy.replace("{}", secret))
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    caplog.set_level("DEBUG")
+    settings = Settings.load(environ={}, endpoint="https://api.example.invalid", api_key=KEY, request_timeout_s=5)
+    client = Client(settings)
+
+    task = Task(Kind.FINALIZE, 0, "label", Links(), 2, data_id="id", family="metrology")
+    outcome = perform(client, task, Knowledge())
+    client.close()
+
+    assert isinstance(outcome.error, ApiUnavailableError)
+    assert not outcome.error.may_have_been_applied
+    told = caplog.text + "".join(traceback.format_exception(outcome.error)) + repr(client) + repr(settings)
+    assert secret not in told
+    assert KEY not in told
+    assert "Traceback" not in caplog.text
 
 
 # ---- where requests go -----------------------------------------------------------------------------------------------

@@ -218,6 +218,18 @@ def test_a_server_that_drips_is_left_at_the_deadline_over_a_used_connection_too(
         client.close()
 
 
+def test_cookies_are_not_kept_and_not_sent(served: Serve) -> None:
+    cookies = [f"Set-Cookie: c{i}={'v' * 200}; Path=/; Max-Age=99999" for i in range(20)]
+    told = [answer(confirmation(i), *cookies, *(["Connection: close"] if i % 2 else [])) for i in range(4)]
+    server, client = served(*told)
+
+    for chunk in CHUNKS:
+        client.push("metrology", "id", chunk)
+
+    assert [number for number, *_ in server.asked] == [1, 1, 2, 2]
+    assert not any(b"cookie" in head.lower() for _, head, _ in server.asked)
+
+
 @pytest.mark.parametrize(
     "stale",
     [
