@@ -4,13 +4,16 @@ An `Account` takes a run's journal in, line by line, at the cost of a look at mo
 ledger tells. So it is the same whether the run's own process, another one, or nobody delivers the run, and it needs no
 bookkeeping of its own that could be wrong. Points are counted per channel; what never becomes a point is counted with
 its reason.
+
+It is also what keeps half a run from looking complete: while it does not add up, no stream is finalized and the run
+does not leave the spool, whatever mistake led there.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
@@ -80,6 +83,7 @@ class RunStatus:
     folder: str = ""  # where the run is in the spool
     rounded: Mapping[str, int] = field(default_factory=dict)  # by channel: integers beyond 2**53 that lost digits
     endpoint: str = ""  # where it is delivered to
+    repeated_rows: int = 0  # rows with the number of an earlier one: not sent, and counted as lost
 
     @property
     def data_ids(self) -> tuple[str, ...]:
@@ -99,6 +103,9 @@ class Account:
         self.until: dict[str, float] = {}  # by time base: the latest time of a row
         self.rows_missing: Counter[int] = Counter()  # by layout: numbers that were passed over, because damaged
         self.rows_unnamed = 0  # whose layout the journal does not have, and which no number or stop has counted yet
+        # By layout: rows whose number had come before. A chunk's boundary rests on the first row of a number, so the
+        # others are not sent; no writer makes them on purpose.
+        self.rows_repeated: Counter[int] = Counter()
         self.rounded: Counter[str] = Counter()  # by channel
         self._gaps: Counter[tuple[int, str, str]] = Counter()  # layout, channel, reason
         self._left_out: Counter[tuple[str, str]] = Counter()  # key, reason
@@ -143,9 +150,11 @@ class Account:
         return found if not isinstance(found, Row) else None
 
     def take_row(self, row: Row) -> bool:
-        """Take in a row that is decoded already; return False if the journal does not have its layout.
+        """Take in a row that is decoded already.
 
-        Such a row costs itself alone: it counts as lost, since nobody can tell what its values are.
+        Returns:
+            False if it is damage and belongs to no chunk: its number came before, or the journal does not have its
+            layout, so that nobody can tell what its values are. Such a row costs itself alone: it counts as lost.
         """
         if not self._number(row.layout, row.number, row.time):
             return False
@@ -176,12 +185,16 @@ class Account:
             self.next_row[time_base] = rows
 
     def _number(self, layout: int, number: int, time: float) -> bool:
+        """Count a row; return False if its number came before, or its layout is missing."""
         known = self.layouts.get(layout)
         if known is None:
             self.rows_unnamed += 1
             return False
-        self.rows[layout] += 1
         expected = self.next_row[known.time_base]
+        if number < expected:
+            self.rows_repeated[layout] += 1
+            return False
+        self.rows[layout] += 1
         if number > expected:
             self.rows_missing[layout] += number - expected
             self.rows_unnamed = max(0, self.rows_unnamed - (number - expected))
@@ -190,8 +203,94 @@ class Account:
             self.until[known.time_base] = time
         return True
 
+    def contradiction(
+        self, ledger: LedgerState, streams: Iterable[StreamState] | None = None, beyond: Collection[int] = ()
+    ) -> dict[int, str]:
+        """Return why streams must not be finalized, by stream: empty where the account adds up.
+
+        To be asked when the whole journal was read and nothing of these streams is under way. A point may wait only in
+        a stream that waits for a person, or goes on elsewhere.
+
+        Args:
+            ledger: What became of the run's chunks.
+            streams: Those that are about to be finalized; None for all, when the run is about to leave the spool.
+            beyond: Streams after which the run goes on in streams that are not opened yet.
+        """
+        counts = self._by_channel(ledger)
+        everything = streams is None
+        found: dict[int, str] = {}
+        for stream in ledger.streams.values() if streams is None else streams:
+            keys = [(name, one.opening.time_base) for one in stream.group for name in self._channels_of(one)]
+            together = {one.opening.stream for one in stream.group}
+            others = [] if everything else [one for n, one in ledger.streams.items() if n not in together]
+            for key in keys:
+                here = counts.get(key, Counts())
+                waiting = here.waiting and here.waiting - sum(
+                    self._may_wait(one, *key, beyond=one.opening.stream in beyond) for one in others
+                )
+                if waiting > 0 or here.lost < 0 or (everything and here.refused):
+                    found[stream.opening.stream] = f"channel {key[0]!r}: {_told(here)}"
+                    break
+        if everything and not found:
+            unsent = next((key for key, count in counts.items() if count.waiting or count.refused), None)
+            if unsent is not None:  # of a channel that no stream has
+                found[0] = f"channel {unsent[0]!r}: {_told(counts[unsent])}"
+        return found
+
+    def _may_wait(self, stream: StreamState, name: str, time_base: str, *, beyond: bool) -> int:
+        """Return how many points of a channel may wait in a stream at most."""
+        if stream.opening.time_base != time_base or stream.ended or name not in self._channels_of(stream):
+            return 0
+        points = sum(
+            tried.points
+            for index, tried in stream.tried.items()
+            if name in tried.channels and index not in stream.refused
+        )
+        if stream.blocked or beyond:
+            points += max(0, self.next_row.get(time_base, 0) - stream.next_row)
+        return points
+
+    def _channels_of(self, stream: StreamState) -> tuple[str, ...]:
+        if stream.opening.channels is not None:
+            return stream.opening.channels
+        layouts = (layout for layout in self.layouts.values() if layout.time_base == stream.opening.time_base)
+        first = next(layouts, None)
+        return tuple(channel.name for channel in first.channels) if first else ()
+
     def channels(self, ledger: LedgerState) -> dict[str, Counts]:
         """What became of the points of each channel, and of each data key that is none, under its own name."""
+        result: dict[str, Counts] = {}
+        for (name, time_base), counts in self._by_channel(ledger).items():
+            result[name if name not in result else f"{time_base}: {name}"] = counts
+        for number, layout in self.layouts.items():
+            n = self.rows[number] + self.rows_missing[number] + self.rows_repeated[number]
+            for key, reason in layout.left_out.items():
+                result[key] = result.get(key, Counts()) + Counts(seen=n, left_out={reason: n} if n else {})
+        for time_base, n in (self.stop.rows if self.stop else {}).items():
+            if n and time_base not in self.next_row:  # not one line tells what its rows were
+                result[time_base] = result.get(time_base, Counts()) + Counts(seen=n, lost=n)
+        if self.rows_unnamed:
+            result[UNNAMED] = Counts(seen=self.rows_unnamed, lost=self.rows_unnamed)
+        for (key, reason), n in self._left_out.items():
+            result[key] = result.get(key, Counts()) + Counts(seen=n, left_out={reason: n})
+        return result
+
+    def _gone_at_the_end(self, ledger: LedgerState) -> Counter[int]:
+        """Return by layout how many rows the ledger knows beyond the journal's last one: damaged since."""
+        gone = Counter[int]()
+        if self.stop is None:
+            return gone
+        known: dict[str, int] = {}
+        for stream in ledger.streams.values():
+            time_base = stream.opening.time_base
+            known[time_base] = max(known.get(time_base, 0), 0 if stream.last is None else stream.next_row)
+        for number, layout in reversed(self.layouts.items()):
+            rows = known.pop(layout.time_base, 0)
+            gone[number] = max(0, rows - self.next_row[layout.time_base])
+        return gone
+
+    def _by_channel(self, ledger: LedgerState) -> dict[tuple[str, str], Counts]:
+        """Return what became of the points of each channel, by name and time base."""
         delivered = Counter[tuple[str, str]]()
         refused = Counter[tuple[str, str]]()
         for stream in ledger.streams.values():
@@ -202,17 +301,21 @@ class Account:
                 for name in refusal.channels:
                     refused[name, stream.opening.time_base] += stream.tried[index].points
         nulls_go_out = self.header is not None and self.header.non_finite == "null"
-        result: dict[str, Counts] = {}
+        result: dict[tuple[str, str], Counts] = {}
+        gaps: dict[str, list[tuple[int, str, int]]] = {}
+        for (layout, channel, reason), n in self._gaps.items():
+            gaps.setdefault(channel, []).append((layout, reason, n))
+        gone = self._gone_at_the_end(ledger)
         by_channel: dict[tuple[str, str], list[int]] = {}
         for number, layout in self.layouts.items():
             for channel in layout.channels:
                 by_channel.setdefault((channel.name, layout.time_base), []).append(number)
         for (name, time_base), numbers in by_channel.items():
-            lost = sum(self.rows_missing[number] for number in numbers)
+            lost = sum(self.rows_missing[number] + self.rows_repeated[number] + gone[number] for number in numbers)
             seen = sum(self.rows[number] for number in numbers) + lost
             left_out = Counter[str]()
-            for (layout, channel, reason), n in self._gaps.items():
-                if channel == name and layout in numbers and not nulls_go_out:
+            for layout, reason, n in gaps.get(name, ()):
+                if layout in numbers and not nulls_go_out:
                     left_out[reason] += n
             done = delivered[name, time_base]
             no = refused[name, time_base]
@@ -224,7 +327,7 @@ class Account:
                 under_way = sum(chunk.points for chunk in tried if name in chunk.channels)
                 left_out[GIVEN_UP] += rest - min(rest, under_way)
                 rest = min(rest, under_way)
-            counts = Counts(
+            result[name, time_base] = Counts(
                 seen=seen,
                 delivered=done,
                 waiting=0 if ledger.discarded else rest,
@@ -233,19 +336,6 @@ class Account:
                 lost=lost,
                 left_out=dict(left_out),
             )
-            shown = name if name not in result else f"{time_base}: {name}"
-            result[shown] = counts
-        for number, layout in self.layouts.items():
-            n = self.rows[number] + self.rows_missing[number]
-            for key, reason in layout.left_out.items():
-                result[key] = result.get(key, Counts()) + Counts(seen=n, left_out={reason: n} if n else {})
-        for time_base, n in (self.stop.rows if self.stop else {}).items():
-            if n and time_base not in self.next_row:  # not one line tells what its rows were
-                result[time_base] = result.get(time_base, Counts()) + Counts(seen=n, lost=n)
-        if self.rows_unnamed:
-            result[UNNAMED] = Counts(seen=self.rows_unnamed, lost=self.rows_unnamed)
-        for (key, reason), n in self._left_out.items():
-            result[key] = result.get(key, Counts()) + Counts(seen=n, left_out={reason: n})
         return result
 
     def status(self, ledger: LedgerState, *, writer_alive: bool = True, folder: str = "") -> RunStatus:
@@ -286,9 +376,23 @@ class Account:
             streams=streams,
             problem=parked,
             rounded=dict(self.rounded),
+            repeated_rows=self.rows_repeated.total(),
             endpoint=ledger.endpoint or header.endpoint,
             oldest_waiting=(min(since, default=header.started) if points.waiting else None),
         )
+
+
+def _told(counts: Counts) -> str:
+    """Return a sum in words, without what is nothing."""
+    sums = {
+        "seen": counts.seen,
+        "delivered": counts.delivered,
+        "waiting": counts.waiting,
+        "refused": counts.refused,
+        "left out": sum(counts.left_out.values()),
+        "lost": counts.lost,
+    }
+    return ", ".join(f"{name} {n}" for name, n in sums.items() if n)
 
 
 def unreadable(folder: str, problem: str) -> RunStatus:

@@ -289,6 +289,12 @@ class Cutting:
             for cutter in self._cutters.values():
                 self._collect(cutter.finish())
             self.read_all = True
+            repeated = self.account.rows_repeated.total()
+            if repeated:
+                _logger.error(
+                    "run %s: its journal has %d rows with the number of an earlier row; they are not sent and counted "
+                    "as lost", self._header.run_uid, repeated,
+                )  # fmt: skip
 
     def _layout(self, layout: Layout, position: Position) -> None:
         self._present = layout
@@ -328,6 +334,8 @@ class Cutting:
             noted = stream.tried.get(chunk.index)
             if (noted is None and chunk.index < stream.next_index) or chunk.index in stream.refused or stream.blocked:
                 continue
+            if stream.life in {Life.FINALIZING, Life.FINALIZED}:
+                continue  # it takes nothing more: these points wait, and the account says so
             if noted is not None and chunk.points < noted.points:
                 self.damaged.append(chunk)
             else:

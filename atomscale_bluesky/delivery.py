@@ -9,7 +9,7 @@ waits, sends or decides when to try again: that is the uploader's trade.
     a stream exists, and its links do not          → LINK     (beside the chunks, each noted once it is made)
     a full chunk of an initialized stream          → PUSH     (rows synced, range of rows noted first)
     points that wait too long for a full one       → PREVIEW  (if wanted; likewise, and the note synced)
-    stopped, every chunk confirmed, all linked     → FINALIZE (noted and synced first)
+    stopped, every chunk confirmed, all linked     → FINALIZE (noted and synced first; once the account adds up)
 
 Whoever opens the run next, after any crash, reads the same two files and goes on from there.
 """
@@ -96,6 +96,7 @@ class Delivery:
         self._patience = Patience()
         self.linking = Linking(claim.header, claim.ledger.state)
         self._again = False  # something was noted that changes what this object has read already
+        self._add_up: set[int] = set()  # streams that may be finalized by the account
         cut_short_in_doubt(claim.ledger)
         self.cutting = Cutting(claim.folder, claim.header, claim.ledger, courtesy)
         self.previews = Previews(claim.header, claim.ledger, self.cutting, now)
@@ -117,6 +118,8 @@ class Delivery:
             return False
         if self.state.discarded:
             return self.stopped and self.in_flight == 0
+        if self.state.parked:
+            return False
         return self._delivered and (self.header.keep != "verified" or self.state.verified is not None)
 
     @property
@@ -310,11 +313,17 @@ class Delivery:
     def park_run(self, task: Task, reason: str) -> None:
         """The run stays in the spool until a person has looked."""
         self._returned(task)
-        self.claim.ledger.note(Parked(reason), sync=True)
-        _logger.error(
-            "run %s is parked and stays in the spool: %s; after a look, `atomscale-bluesky retry` has it read again",
-            self.header.run_uid, reason,
-        )  # fmt: skip
+        self._park_run(reason, "after a look, `atomscale-bluesky retry` has it read again")
+
+    def _park_run(self, reason: str, remedy: str) -> None:
+        self.claim.ledger.note(Parked(f"{reason}; {remedy}"), sync=True)
+        _logger.error("run %s is parked and stays in the spool: %s; %s", self.header.run_uid, reason, remedy)
+
+    def _park_for_its_account(self, contradiction: str) -> None:
+        self._park_run(
+            f"its account does not add up ({contradiction}), so it is not finalized",
+            "compare it by `atomscale-bluesky verify`, then `move` it, which delivers all of it again, or `discard` it",
+        )
 
     def failed_attempt(
         self,
@@ -453,7 +462,11 @@ class Delivery:
         return self.claim.hand_over()
 
     def finish(self) -> bool:
-        """Move the finished run into the history; False while its writer still has files open."""
+        """Move the finished run into the history; False while its writer still has files open, or it has to stay."""
+        contradictions = {} if self.state.discarded else self.cutting.account.contradiction(self.state)
+        for contradiction in contradictions.values():
+            self._park_for_its_account(contradiction)
+            return False
         self.cutting.close()
         status = self.status()
         entry = history_entry(
@@ -596,22 +609,36 @@ class Delivery:
     def _finalize(self) -> Task | None:
         if not self.cutting.read_all or self.cutting.ready or self.failed:
             return None
-        for number, stream in self.state.streams.items():
-            if number in self._under_way or stream.opening.joins is not None:
+        ready = [stream for number, stream in self.state.streams.items() if self._may_be_finalized(number, stream)]
+        unknown = [stream for stream in ready if stream.opening.stream not in self._add_up]
+        contradictions: dict[int, str] = {}
+        if unknown:
+            beyond = {*self.cutting.outgrown, *(number for number in self.state.streams if number in self.endings)}
+            contradictions = self.cutting.account.contradiction(self.state, unknown, beyond)
+            self._add_up.update({stream.opening.stream for stream in unknown} - contradictions.keys())
+        for stream in ready:
+            number = stream.opening.stream
+            if number in contradictions:
                 continue
-            if stream.blocked or any(not one.settled or one.life is Life.CLOSED for one in stream.group):
-                continue
-            if number in self._being_linked or self.linking.to_resolve or self._links_open(stream):
-                continue
-            if any(one.opening.stream in self.cutting.outgrown for one in stream.group):
-                continue  # what comes after it has no stream yet
             if stream.life is Life.INITIALIZED:
                 self.claim.ledger.note(Finalizing(number), sync=True)
-            elif stream.life is not Life.FINALIZING:
-                continue
             self._under_way.add(number)
             return self._task(Kind.FINALIZE, stream)
+        if contradictions and not self.in_flight:
+            self._park_for_its_account(next(iter(contradictions.values())))
         return None
+
+    def _may_be_finalized(self, number: int, stream: StreamState) -> bool:
+        """Return True if nothing of a stream is left to do but to finalize it, whatever the account says."""
+        if number in self._under_way or stream.opening.joins is not None:
+            return False
+        if stream.blocked or any(not one.settled or one.life is Life.CLOSED for one in stream.group):
+            return False
+        if number in self._being_linked or self.linking.to_resolve or self._links_open(stream):
+            return False
+        if any(one.opening.stream in self.cutting.outgrown for one in stream.group):
+            return False  # what comes after it has no stream yet
+        return stream.life in {Life.INITIALIZED, Life.FINALIZING}
 
     def _end_damaged_streams(self) -> None:
         """A chunk that was tried and is no longer whole in the journal can go out under its index no more."""

@@ -139,6 +139,11 @@ class StreamState:
         return not self.tried and not self.refused
 
     @property
+    def next_row(self) -> int:
+        """The row after the last chunk that was tried."""
+        return self._end()[0]
+
+    @property
     def answered(self) -> bool:
         """Whether Atomscale has said yes or no to any chunk."""
         return bool(self.chunks_confirmed or self.confirmed_channels or self.refused)

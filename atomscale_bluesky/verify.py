@@ -381,6 +381,7 @@ class _Run:
         cutter = _cutter(layouts, self.header.non_finite, opening, left, tried)
         last_row = max(one.last_row for one in tried.values())
         numbers = {layout.layout for layout in layouts}
+        next_row = 0
         for position, payload in _lines(self._folder, Position(opening.segment, opening.offset)):
             if not payload.startswith(b"["):
                 continue
@@ -388,6 +389,9 @@ class _Run:
             if isinstance(row, Row) and row.layout in numbers:
                 if row.number > last_row:
                     break
+                if row.number < next_row:  # damage: it was not sent
+                    continue
+                next_row = row.number + 1
                 yield from cutter.row(position, row)
         yield from cutter.finish()
 

@@ -225,7 +225,10 @@ def _run(run: RunStatus, now: float, endpoint: str) -> Iterator[RenderableType]:
         table.add_row("endpoint", Text(f"{plain(run.endpoint)}, not {plain(endpoint)}", style="yellow"))
     table.add_row("points", _sum_of(run.points))
     if run.points.lost:
-        table.add_row("lost", Text(f"{counted(run.points.lost, 'point')}, from damaged lines", style="bold red"))
+        why = "from damaged lines"
+        if run.repeated_rows:
+            why += f"; {counted(run.repeated_rows, 'row')} had the number of an earlier one"
+        table.add_row("lost", Text(f"{counted(run.points.lost, 'point')}, {why}", style="bold red"))
     if run.oldest_waiting is not None:
         table.add_row("waiting", Text(f"the oldest point for {age(now - run.oldest_waiting)}"))
     for reason, keys in _left_out(run).items():
