@@ -89,7 +89,7 @@ class Answers:
                 case Kind.PREVIEW:
                     self._previewed(delivery, outcome)
                 case Kind.READ_BACK:
-                    delivery.read_back(task, outcome.points)
+                    self._read_back(delivery, outcome)
                 case Kind.FINALIZE:
                     delivery.finalized(task)
                 case Kind.CLOCK:
@@ -127,6 +127,17 @@ class Answers:
             delivery.failed_attempt(task, self._monotonic() + delay_s, ApiUnavailableError(str(found)))
         else:
             delivery.park_run(task, f"read back, and not equal: {found}")
+
+    def _read_back(self, delivery: Delivery, outcome: Outcome) -> None:
+        task = outcome.task
+        if task.looks < VERIFY_LOOKS and delivery.endings.is_short(task.stream, outcome.points):
+            # What is confirmed is not all readable yet, so what is in doubt may not be either.
+            delay_s = min(0.5 * 2.0**task.looks, LONGEST_PAUSE_S)
+            task.looks += 1
+            waits = ApiUnavailableError("fewer points can be read than are confirmed")
+            delivery.failed_attempt(task, self._monotonic() + delay_s, waits)
+        else:
+            delivery.read_back(task, outcome.points)
 
     def _refused(self, delivery: Delivery, task: Task, error: ApiRefusedError) -> None:
         known = self._knowledge.family

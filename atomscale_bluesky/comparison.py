@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 # The API keeps milliseconds; a hair more, since a time in seconds since 1970 as a float is good to 0.2 microseconds.
 TIME_TOLERANCE_S = 0.001 + 1e-6
@@ -82,6 +83,61 @@ def differences(channel: str, ours: Series | None, theirs: Series | None) -> Ite
             yield Difference(channel, "time", index, time, their_time)
     if len(ours) != len(theirs):
         yield Difference(channel, "points", None, len(ours), len(theirs))
+
+
+class Part(NamedTuple):
+    """Points of one channel that are in one chunk: they are there together or not at all."""
+
+    points: int
+    required: bool  # False: it was never answered, so it may be there
+    times: Sequence[float | None] | None  # None: not known, because lines of the journal are damaged
+    values: Sequence[float | None]
+    shown: tuple[int, ...] = ()  # how many of its first points may be there instead, from a preview
+    at_least: int = 0  # as many of them are there for sure
+
+    @property
+    def choices(self) -> list[int]:
+        """How many of its points may be there."""
+        if self.required:
+            return [self.points]
+        return sorted({self.points, *self.shown, self.at_least}, reverse=True)
+
+
+def arrangement(parts: Sequence[Part], theirs: Series, at: int = 0) -> list[int] | None:
+    """Return how many points of each part are there, in a stream that holds chunks in the order of their indices.
+
+    A point's place tells which chunk it belongs to, so points of one time and value are told apart. Of all choices that
+    give the number of points that is there, and in which each part that may be missing is equal or missing, the one
+    with the most equal points is taken; where several have as many, the earliest parts are there.
+
+    Args:
+        parts: Those that must or may be there, in the order of their indices.
+        theirs: All points of the channel as they were read back.
+        at: How many of these belong to chunks before the first part.
+
+    Returns:
+        None where no choice explains what is there.
+    """
+    reached: dict[int, tuple[int, tuple[int, ...]]] = {at: (0, ())}  # place → equal points, choices so far
+    for part in parts:
+        following: dict[int, tuple[int, tuple[int, ...]]] = {}
+        for place, (equal, chosen) in reached.items():
+            for count in part.choices:
+                end = place + count
+                if end > len(theirs):
+                    continue
+                same = part.times is not None and same_points(
+                    part.times[:count], part.values[:count], theirs.times[place:end], theirs.values[place:end]
+                )
+                if not (same or part.required or part.times is None):
+                    continue
+                found = (equal + count if same else equal, chosen if part.required else (*chosen, count))
+                following[end] = max(found, following.get(end, found))
+        reached = following
+    if len(theirs) not in reached:
+        return None
+    chosen = iter(reached[len(theirs)][1])
+    return [part.points if part.required else next(chosen) for part in parts]
 
 
 def same_points(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -38,6 +38,7 @@ from .lines import (
 )
 from .metadata import stream_label
 from .reading import RunReader
+from .recut import cut_again
 
 _logger = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class Cutting:
         self.at_end = False  # the journal was read to its present end
         self.more_to_read = False  # the last look did not reach its end
         self.read_all = False  # to the run's stop, and its last chunks cut
+        self._folder = folder
         self._header = header
         self._courtesy = courtesy or Courtesy()
         self._cutters: dict[str, Cutter] = {}
@@ -127,6 +129,13 @@ class Cutting:
         shown = [chunk for chunk in chunks if chunk.stream == stream.opening.stream]
         self._collect(chunk for chunk in chunks if chunk not in shown)
         return shown[0] if shown else None
+
+    def again(self, stream: StreamState, tried: Mapping[int, Tried]) -> Iterator[Chunk]:
+        """The chunks of a stream that were tried, cut once more; the journal is read from the first of them on."""
+        layouts = self.account.layouts.values()
+        for chunk in cut_again(self._folder, layouts, self._header.non_finite, stream.opening, stream.left, tried):
+            self._courtesy.make_way()
+            yield chunk
 
     def going_on(self) -> list[StreamState]:
         """The metrology streams that take further chunks."""

@@ -3,6 +3,10 @@
 A stream takes no more when the server has closed it, when its chunks are too large, damaged, or cut short by a preview.
 Once nothing of it is under way, what was pushed and perhaps taken is read back; then, in one line of the ledger, the
 stream ends and what it does not hold is given to further streams, channels with the same rest together.
+
+What a stream holds of a channel is its chunks in the order of their indices: those that were confirmed, and perhaps
+some of those in doubt. So a chunk in doubt is found by its place among the others, never by its points alone: many
+rows may have one time and value.
 """
 
 from __future__ import annotations
@@ -12,11 +16,13 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from .chunks import Chunk, Column
+from .chunks import Chunk
+from .comparison import Part, Series, arrangement
 from .cutting import Cutting
-from .ledger import Ledger
+from .ledger import Ledger, StreamState
 from .lines import Confirmed, Ended, Why
 from .tasks import Points
+from .values import packed
 
 # A stream's end is told by the delivery, whichever module words it.
 _logger = logging.getLogger("atomscale_bluesky.delivery")
@@ -53,13 +59,75 @@ class Endings:
         """The stream takes no more; of `doubtful` chunks nobody knows whether they were taken."""
         self._endings.setdefault(stream, _Ending(why, points_per_chunk)).doubtful.extend(doubtful)
 
-    def read_back(self, stream: int, points: Points) -> None:
-        """What the stream holds of the chunks in doubt counts as confirmed."""
-        doubtful, self._endings[stream].doubtful = self._endings[stream].doubtful, []
-        for chunk in doubtful:
-            confirmed = tuple(column.name for column in chunk.columns if _holds(points, chunk, column))
-            if confirmed:
-                self._ledger.note(Confirmed(stream, chunk.index, self._now(), confirmed))
+    def is_short(self, number: int, points: Points) -> bool:
+        """Return True if fewer points of a stream were read than are confirmed: they may not be readable yet."""
+        stream = self._ledger.state.streams[number]
+        due = {name for names in stream.delivered for name in names}
+        return any(_delivered(stream, name) > len(points[name][2] if name in points else ()) for name in due)
+
+    def read_back(self, number: int, points: Points) -> None:
+        """What the stream holds of the chunks in doubt counts as confirmed.
+
+        Where what was read does not fit what was confirmed, nothing of the channel counts as held.
+        """
+        doubtful, self._endings[number].doubtful = self._endings[number].doubtful, []
+        if not doubtful:
+            return
+        stream = self._ledger.state.streams[number]
+        at_hand = {chunk.index: chunk for chunk in doubtful}
+        parts = self._parts(stream, at_hand)
+        held: dict[int, list[str]] = {}
+        unclear: list[str] = []
+        for name in {name: None for chunk in doubtful for name in chunk.names}:
+            ours = parts.get(name, {})
+            theirs = Series.of(*points[name]) if name in points else Series()
+            required = sum(part.points for part in ours.values() if part.required)
+            there = arrangement([*ours.values()], theirs, _delivered(stream, name) - required)
+            if there is None:
+                unclear.append(name)
+                continue
+            for index, count in zip(ours, there, strict=True):
+                if index in at_hand and not ours[index].required and count == ours[index].points:
+                    held.setdefault(index, []).append(name)
+        if unclear and points:
+            _logger.warning(
+                "%r holds other points than it has confirmed (%s): its chunks in doubt are sent again",
+                stream.opening.label, ", ".join(unclear[:5]),
+            )  # fmt: skip
+        for index, names in sorted(held.items()):
+            self._ledger.note(Confirmed(number, index, self._now(), tuple(names)))
+
+    def _parts(self, stream: StreamState, at_hand: dict[int, Chunk]) -> dict[str, dict[int, Part]]:
+        """The chunks from the first one in doubt on, by channel and index."""
+        tried = self._ledger.ranges(stream.opening.stream, min(at_hand))
+        settled = {index: noted for index, noted in tried.items() if index not in stream.tried}
+        chunks = dict(at_hand)
+        clock = self._ledger.state.clock
+        if settled or stream.confirmed_channels or tried.keys() - at_hand.keys():
+            for chunk in self._cutting.again(stream, tried):
+                chunks.setdefault(chunk.index, chunk.shifted(clock.offset_s) if clock else chunk)
+        parts: dict[str, dict[int, Part]] = {}
+        for index, noted in tried.items():
+            chunk = chunks.get(index)
+            whole = chunk is not None and chunk.points == noted.points
+            columns = {column.name: column for column in chunk.columns} if chunk is not None and whole else {}
+            times = packed(chunk.times) if chunk is not None and whole else None
+            refusal = stream.refused.get(index)
+            for name in noted.channels:
+                if refusal is not None and name in refusal.channels:
+                    continue
+                required = index in settled or name in stream.confirmed_channels.get(index, ())
+                values = packed(columns[name].values) if name in columns else ()
+                shown, at_least = _shown(stream, index, name)
+                part = Part(noted.points, required, times if name in columns else None, values, shown, at_least)
+                parts.setdefault(name, {})[index] = part
+        preview = stream.previewed
+        if preview is not None and preview.index not in tried:
+            for name in preview.channels:
+                shown, at_least = _shown(stream, preview.index, name)
+                part = Part(preview.points, False, None, (), shown, at_least)
+                parts.setdefault(name, {})[preview.index] = part
+        return parts
 
     def settle(self, is_under_way: Callable[[int], bool], ended: Callable[[int], None]) -> int | None:
         """End the streams of which nothing is under way; `ended` is told which, just before.
@@ -95,8 +163,13 @@ class Endings:
         return None
 
 
-def _holds(points: Points, chunk: Chunk, column: Column) -> bool:
-    """Whether points that were read back, with times to the millisecond, include these of a chunk."""
-    _, times, values = points.get(column.name, (None, [], []))
-    held = {(round(at * 1000), value) for at, value in zip(times, values, strict=False) if at is not None}
-    return all((round(at * 1000), value) in held for at, value in zip(chunk.times, column.values, strict=True))
+def _delivered(stream: StreamState, name: str) -> int:
+    """How many points of a channel are confirmed in a stream."""
+    return sum(points for names, points in stream.delivered.items() if name in names)
+
+
+def _shown(stream: StreamState, index: int, name: str) -> tuple[tuple[int, ...], int]:
+    """How many points of a chunk's beginning previews may have put there, and how many are there for sure."""
+    sent = [one for one in (stream.previewed, stream.shown) if one and one.index == index and name in one.channels]
+    taken = [one.points for one in sent if one is stream.shown]
+    return tuple(one.points for one in sent), max(taken, default=0)

@@ -521,6 +521,20 @@ class Ledger:
         self._file.append(line(encode(Together(tuple(noted)))))
         self._file.sync()
 
+    def ranges(self, stream: int, from_index: int) -> dict[int, Tried]:
+        """The chunks of a stream that were tried, from one on, settled or not; read from the file.
+
+        Raises:
+            SpoolError: A line is not understood.
+        """
+        found: dict[int, Tried] = {}
+        for fact in facts_of(self._file.path):
+            if isinstance(fact, Moved):
+                found.clear()
+            elif isinstance(fact, Tried) and fact.stream == stream and fact.index >= from_index:
+                found[fact.index] = fact
+        return dict(sorted(found.items()))
+
     def close(self) -> None:
         """Close the file; idempotent."""
         self._file.close()
@@ -552,6 +566,24 @@ def _sound_bytes(path: Path) -> int:
                     return path.stat().st_size
             size += len(text)
     return size if sound is None else sound
+
+
+def facts_of(path: Path) -> Iterator[LedgerLine]:
+    """The facts of a ledger, one by one; none where there is no ledger yet. A damaged line is passed over.
+
+    Raises:
+        SpoolError: A line is not understood.
+    """
+    try:
+        file = open_to_read(path)
+    except FileNotFoundError:
+        return
+    with file:
+        for text in file:
+            payload = payload_of(text[:-1]) if text.endswith(b"\n") else None
+            if payload is not None:
+                fact = decode_ledger(payload)
+                yield from fact.facts if isinstance(fact, Together) else (fact,)
 
 
 def is_delivered(path: Path) -> bool:

@@ -14,35 +14,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from .account import Account, Counts
-from .chunks import Chunk, Cutter, Resumed
 from .client import Client
-from .comparison import Difference, Points, Series, differences, same_points
+from .comparison import Difference, Part, Points, Series, arrangement, differences, same_points
 from .errors import ApiRefusedError, ApiTooLargeError, ApiUnavailableError, SpoolError
-from .files import open_to_read
-from .journal import JournalReader, payload_of
-from .ledger import LedgerState, StreamState
+from .ledger import LedgerState, StreamState, facts_of
 from .lines import (
     Confirmed,
-    Layout,
-    LedgerLine,
-    Left,
     Moved,
-    Opened,
-    Position,
-    Previewed,
-    Row,
-    Together,
     Tried,
-    decode_journal,
-    decode_ledger,
 )
 from .reading import LEDGER, RunReader
+from .recut import cut_again
 from .values import packed
 
 # How many differences are told; the others are counted.
@@ -178,15 +165,6 @@ def verify_run(
     )
 
 
-class Part(NamedTuple):
-    """Points that are in one chunk: they are there together or not at all."""
-
-    points: int
-    required: bool  # False: it was never answered, so it may be there
-    times: Sequence[float | None] | None  # None: not known, because lines of the journal are damaged
-    values: Sequence[float | None]
-
-
 def read_back(
     client: Client,
     families: tuple[str, ...],
@@ -235,17 +213,17 @@ def aligned(parts: list[Part], theirs: Series) -> Series:
     Parts that may be missing are left out where they are missing; what is not known is taken from the other side.
     """
     ours = Series(theirs.unit)
+    there = None if all(part.required for part in parts) else arrangement(parts, theirs)
     required = sum(part.points for part in parts if part.required)  # from this part on
-    for part in parts:
+    for i, part in enumerate(parts):
         at, end = len(ours), len(ours) + part.points
-        there = part.required
         if part.times is None:
-            there = there or len(theirs) - at > required
+            is_there = part.required or len(theirs) - at > required
             times, values = theirs.times[at:end], theirs.values[at:end]
         else:
             times, values = part.times, part.values
-            there = there or same_points(times, values, theirs.times[at:end], theirs.values[at:end])
-        if there:
+            is_there = part.required or same_points(times, values, theirs.times[at:end], theirs.values[at:end])
+        if is_there if there is None else there[i]:
             ours.times.extend(times)
             ours.values.extend(values)
         required -= part.points if part.required else 0
@@ -320,7 +298,7 @@ class _Run:
         self.state = LedgerState()
         self._tried: dict[int, dict[int, Tried]] = {}  # by stream and index
         self._confirmed: dict[tuple[int, int], set[str]] = {}
-        for fact in _facts(folder / LEDGER):
+        for fact in facts_of(folder / LEDGER):
             self.state.apply(fact)
             if isinstance(fact, Moved):
                 self._tried, self._confirmed = {}, {}
@@ -358,7 +336,8 @@ class _Run:
         opening = stream.opening
         tried = self._tried.get(opening.stream, {})
         offset_s = self.state.clock.offset_s if self.state.clock else 0.0
-        again = {chunk.index: chunk.shifted(offset_s) for chunk in self._cut_again(opening, stream.left, tried)}
+        cut = cut_again(self._folder, self._layouts.values(), self.header.non_finite, opening, stream.left, tried)
+        again = {chunk.index: chunk.shifted(offset_s) for chunk in cut}
         units = {channel.name: channel.unit for one in reversed(self._layouts.values()) for channel in one.channels}
         for index, noted in tried.items():
             chunk = again.pop(index, None)
@@ -372,90 +351,3 @@ class _Run:
                 part = Part(noted.points, name in confirmed, times if name in columns else None, values)
                 due.parts.setdefault(name, []).append(part)
                 due.uncompared += noted.points if part.times is None and part.required else 0
-
-    def _cut_again(self, opening: Opened, left: dict[str, int], tried: dict[int, Tried]) -> Iterator[Chunk]:
-        """The chunks that were tried for a stream, as they were cut then."""
-        layouts = [layout for layout in self._layouts.values() if layout.time_base == opening.time_base]
-        if not tried or not layouts:
-            return
-        cutter = _cutter(layouts, self.header.non_finite, opening, left, tried)
-        last_row = max(one.last_row for one in tried.values())
-        numbers = {layout.layout for layout in layouts}
-        next_row = 0
-        for position, payload in _lines(self._folder, Position(opening.segment, opening.offset)):
-            if not payload.startswith(b"["):
-                continue
-            row = decode_journal(payload)
-            if isinstance(row, Row) and row.layout in numbers:
-                if row.number > last_row:
-                    break
-                if row.number < next_row:  # damage: it was not sent
-                    continue
-                next_row = row.number + 1
-                yield from cutter.row(position, row)
-        yield from cutter.finish()
-
-
-def _cutter(
-    layouts: list[Layout], non_finite: str, opening: Opened, left: dict[str, int], tried: dict[int, Tried]
-) -> Cutter:
-    """A cutter for one metrology stream alone, which takes the boundaries that were noted and opens nothing."""
-    cutter = Cutter(
-        layouts[0],
-        non_finite=non_finite,
-        decisions=_Noted(tried),
-        streams=[Resumed(opening, from_row=opening.from_row, left=left)],
-        known={channel.name for layout in layouts for channel in layout.channels},
-    )
-    for layout in layouts[1:]:
-        cutter.layout(layout, from_row=0, position=Position(1, 0))
-    return cutter
-
-
-@dataclass(slots=True)
-class _Noted:
-    """What was decided when the chunks were cut first."""
-
-    tried: dict[int, Tried]
-
-    def open(self, **_: object) -> None:
-        """Nothing opens any more."""
-
-    def leave(self, left: Left) -> None:
-        """It was noted then."""
-
-    def noted(self, stream: int, index: int) -> Tried | None:
-        """The boundary that a chunk had."""
-        return self.tried.get(index)
-
-    def shown(self, stream: int, index: int) -> Previewed | None:
-        """What was shown is a boundary like any other here."""
-
-    def cut_short(self, stream: int) -> None:
-        """It was noted then."""
-
-    def outgrown(self, stream: int) -> None:
-        """What follows is in another stream."""
-
-
-def _facts(path: Path) -> Iterator[LedgerLine]:
-    """The facts of a ledger; none where there is no ledger yet. A damaged line is passed over."""
-    try:
-        file = open_to_read(path)
-    except FileNotFoundError:
-        return
-    with file:
-        for text in file:
-            payload = payload_of(text[:-1]) if text.endswith(b"\n") else None
-            if payload is not None:
-                fact = decode_ledger(payload)
-                yield from fact.facts if isinstance(fact, Together) else (fact,)
-
-
-def _lines(folder: Path, position: Position) -> Iterator[tuple[Position, bytes]]:
-    reader = JournalReader(folder, position)
-    try:
-        for found in reader.read():
-            yield found.position, found.payload
-    finally:
-        reader.close()

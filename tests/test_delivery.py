@@ -330,3 +330,54 @@ def test_a_chunk_that_was_applied_and_not_answered_is_there_once_though_its_stre
 
     wait_until(lambda: callback.drain(timeout_s=40))
     assert sorted(held(server)["k0"]) == list(range(55))
+
+
+@pytest.mark.parametrize("applied", [True, False], ids=["applied", "not applied"])
+@pytest.mark.parametrize("ahead", [0, 1, 2], ids=lambda count: f"{count} confirmed behind it")
+@pytest.mark.parametrize("step_s", [0.0, 1e-5, 0.01])
+def test_a_chunk_in_doubt_is_told_from_others_of_the_same_points_when_its_stream_was_closed(
+    make_callback: MakeCallback, applied: bool, ahead: int, step_s: float
+) -> None:
+    """A flyer may give many rows one time, and a channel may be constant: then chunks are equal to the millisecond."""
+    with LocalServer(control=True, relax=["hole"]) as server:  # so that it can be closed with one
+        _close_with_a_chunk_in_doubt(make_callback, server, applied=applied, ahead=ahead, step_s=step_s)
+
+
+def _close_with_a_chunk_in_doubt(
+    make_callback: MakeCallback, server: LocalServer, *, applied: bool, ahead: int, step_s: float
+) -> None:
+    callback = make_callback(endpoint=server.url, max_connections=2)
+    documents = list(growth(points=55, keys=1))
+    start = documents[0][1]["time"]
+    events = [doc for name, doc in documents if name == "event"]
+    for n, event in enumerate(events):
+        event["data"]["k0"] = 7.0
+        event["time"] = event["timestamps"]["k0"] = start + n * step_s
+    for name, doc in documents[:12]:
+        callback(name, doc)
+    assert callback.drain(timeout_s=10)
+    server.misbehave(
+        Fault(call="chunk_multi", chunk_index=1, reset_after=applied, reset_before=not applied, times=1),
+        Fault(call="chunk_multi", chunk_index=1, status=503),
+    )
+
+    for name, doc in documents[12 : 22 + 10 * ahead]:
+        callback(name, doc)
+    asked = len(server.requests("chunk_multi"))
+    wait_until(lambda: len(server.requests("chunk_multi")) > asked + 1 and server.streams()[0].points >= 10 * ahead)
+    wait_until(lambda: server.streams()[0].points == 10 * (1 + applied + ahead))
+    (stream,) = server.streams()
+    client = Client(callback.settings)
+    client.finalize(stream.family, stream.data_id)
+    client.close()
+    server.behave()
+    for name, doc in documents[22 + 10 * ahead :]:
+        callback(name, doc)
+
+    assert callback.drain(timeout_s=40)
+    times = [at for one in server.streams() for at in server.points(one.data_id)["k0"].times]
+    assert len(times) == 55
+    # The server keeps the milliseconds of each of them: none is missing, none is there twice.
+    given = sorted(round(event["time"] * 1000) for event in events)
+    assert all(abs(a - b) <= 1 for a, b in zip(sorted(round(at * 1000) for at in times), given, strict=True))
+    callback.close(timeout_s=1)

@@ -349,12 +349,14 @@ def test_what_a_process_that_died_has_sent_to_a_stream_that_closed_since_is_read
     deliver: Deliver, spool: Spool, at_a_time: int
 ) -> None:
     delivery = initialized(deliver(45))
-    confirm(delivery, tasks(delivery)[0])
+    (confirmed,) = tasks(delivery)
+    confirm(delivery, confirmed)
     first, _, third, _ = tasks(delivery)  # it dies when the first and the third of these are taken and not answered
+    assert confirmed.chunk is not None
     assert first.chunk is not None
     assert third.chunk is not None
     points = {"c0": (None, [], [])}
-    for chunk in (first.chunk, third.chunk):
+    for chunk in (confirmed.chunk, first.chunk, third.chunk):
         points["c0"][1].extend(chunk.times)
         points["c0"][2].extend(chunk.columns[0].values)
     delivery.close()
