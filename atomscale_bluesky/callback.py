@@ -25,11 +25,11 @@ from . import process
 from .account import StreamStatus
 from .channels import EventStream, Selection, mapping_of
 from .client import Client
-from .errors import SettingsError, SpoolError, SpoolFullError
+from .errors import LineTooLongError, SettingsError, SpoolError, SpoolFullError
 from .lines import Header, Stop, encode
 from .oddities import BEHIND_STOP, SEEN_BEFORE, TAKEN_BEFORE, UNREADABLE, Oddities, plain
 from .past import Past, PastRuns
-from .runs import NO_ROOM, NOT_SELECTED, OpenRun, header_of, text_of, time_of, uid_of, without
+from .runs import NO_ROOM, NOT_SELECTED, TOO_LONG, OpenRun, header_of, text_of, time_of, uid_of, without
 from .settings import Settings
 from .spool import Spool
 from .uploader import Drain, Uploader
@@ -446,6 +446,12 @@ class AtomscaleCallback:
             run.leave_out(NO_ROOM, keys, events)
             self._oddities.say_once(
                 f"no room {run.uid}", f"new readings of run {run.uid} are left out: {error}", logging.ERROR
+            )
+            return
+        except LineTooLongError as error:
+            run.leave_out(TOO_LONG, keys, events)
+            self._oddities.say_once(
+                f"too long {run.uid}", f"run {run.uid}: a document's readings are left out: {error}", logging.ERROR
             )
             return
         first = not event_stream.begun

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from .errors import SpoolError
-from .files import read_own, refuse_links_in
+from .files import open_to_read, read_own, refuse_links_in
 from .journal import (
     JournalReader,
     JournalWriter,
@@ -20,6 +20,7 @@ from .journal import (
     segment_path,
     segments,
     sync_folder,
+    whole_lines,
 )
 from .ledger import Ledger
 from .lines import FORMAT, Edit, Edited, Header, Move, Moved, OrderLine, Stop, decode_order, encode
@@ -201,7 +202,9 @@ def read_orders(folder: Path) -> list[OrderLine]:
         SpoolError: An order is not understood.
     """
     try:
-        texts = read_own(folder / ORDERS).split(b"\n")[:-1]
+        file = open_to_read(folder / ORDERS)
     except FileNotFoundError:
         return []
-    return [decode_order(payload) for text in texts if (payload := payload_of(text)) is not None]
+    with file:
+        payloads = (payload_of(text) for _, text in whole_lines(file) if text is not None)
+        return [decode_order(payload) for payload in payloads if payload is not None]

@@ -31,6 +31,10 @@ class SpoolFullError(SpoolError):
     """There is no room for more; nothing that was kept before is touched."""
 
 
+class LineTooLongError(SpoolError):
+    """A document would make a line that no reader of the spool takes; nothing of it was kept."""
+
+
 class ApiError(AtomscaleBlueskyError):
     """Atomscale did not do what was asked of it.
 

@@ -8,7 +8,8 @@ offset in it. Each `append` is one `write` to a descriptor that stays open: once
 process, and once `sync` returns they survive a power cut. A write that the disk takes only in part is taken back before
 anything else is written, so that there is never half a line before a whole one.
 
-One process appends; any number may read, at any time. Reading is in blocks of bounded size.
+One process appends; any number may read, at any time. Reading takes time by the size of the file and memory by that of
+its longest line, whatever the disk has made of it: what has no newline for `MAX_LINE_BYTES` is passed over as damage.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import zlib
 from binascii import hexlify
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,9 @@ SEGMENT_BYTES = 64 * 2**20
 BLOCK_BYTES = 2**20
 # How much of a journal is in memory while it is read; a longer line is read whole.
 READ_BYTES = 2**18
+# No line is longer: a row of 100 000 channels has 1.6 MB, and with a gap in each some 30 MB. What is longer was not
+# written by this package, and is damage: zeros that a power cut has left, say.
+MAX_LINE_BYTES = 64 * 2**20
 # How much of it may be looked at ahead: 100 points of 5000 channels, and no more.
 MOST_AHEAD_BYTES = 8 * 2**20
 
@@ -165,19 +169,47 @@ class LineFile:
 
     def _cut_torn_tail(self) -> int:
         size = os.lseek(self._descriptor, 0, os.SEEK_END)
-        whole = size
-        while whole > 0:
-            start = max(0, whole - BLOCK_BYTES)
-            os.lseek(self._descriptor, start, os.SEEK_SET)
-            block = os.read(self._descriptor, whole - start)
-            newline = block.rfind(b"\n")
-            if newline >= 0:
-                whole = start + newline + 1
-                break
-            whole = start
+        whole = _end_of_lines(self._descriptor, size)
         if whole != size:
             os.ftruncate(self._descriptor, whole)
         return whole
+
+
+def _end_of_lines(descriptor: int, size: int) -> int:
+    """Return where the last whole line ends in a file of this size; in blocks, from the end."""
+    while size > 0:
+        start = max(0, size - BLOCK_BYTES)
+        os.lseek(descriptor, start, os.SEEK_SET)
+        newline = os.read(descriptor, size - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        size = start
+    return 0
+
+
+def whole_lines(file: BinaryIO, offset: int = 0) -> Iterator[tuple[int, bytes | None]]:
+    """Yield each whole line of a file from an offset on, without its newline, after the offset at which it ends.
+
+    A line longer than `MAX_LINE_BYTES` comes as None. What stands after the last newline does not come.
+    """
+    file.seek(offset)
+    held: list[bytes] = []  # the line that goes on, unless it is too long
+    length = 0
+    while block := file.read(BLOCK_BYTES):
+        *texts, rest = block.split(b"\n")
+        for text in texts:
+            length += len(text)
+            offset += length + 1
+            if length > MAX_LINE_BYTES:
+                yield offset, None
+            else:
+                yield offset, b"".join([*held, text]) if held else text
+            held, length = [], 0
+        length += len(rest)
+        if length > MAX_LINE_BYTES:
+            held = []
+        elif rest:
+            held.append(rest)
 
 
 START = Position(1, 0)
@@ -205,12 +237,14 @@ def last_line(folder: Path) -> bytes | None:
     """The JSON text of a journal's last intact line, of up to `BLOCK_BYTES`; None if there is none."""
     for segment in reversed(segments(folder)):
         with open_to_read(segment_path(folder, segment)) as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - BLOCK_BYTES))
-            for text in reversed(file.read().split(b"\n")[:-1]):
-                payload = payload_of(text)
-                if payload is not None:
-                    return payload
+            descriptor = file.fileno()
+            end = _end_of_lines(descriptor, os.lseek(descriptor, 0, os.SEEK_END))
+            os.lseek(descriptor, max(0, end - BLOCK_BYTES), os.SEEK_SET)
+            block = os.read(descriptor, min(end, BLOCK_BYTES))
+        for text in reversed(block.split(b"\n")[:-1]):
+            payload = payload_of(text)
+            if payload is not None:
+                return payload
     return None
 
 
@@ -275,17 +309,20 @@ class JournalReader:
         self._block = b""  # what was read last; from `_at` on it goes on at the position
         self._at = 0
         self._to_the_end = False  # the block holds all that was written then
+        self._skipping = False  # the position is within a line that is longer than any
+        self._torn: tuple[int, int, int] | None = None  # segment, size and time of a file that ends in a long half line
 
     def read(self) -> Iterator[Line]:
         """The lines written since the last call; ends where no whole line follows. Bounded memory."""
         self._block, self._at = b"", 0
         while True:
-            if not self._fill():
+            if not self._fill_line():
                 following = next((n for n in segments(self._folder) if n > self.position.segment), None)
                 if following is None:
                     return
                 # The writer never comes back to a segment once the next one is there; what it wrote in between counts.
-                if not self._fill():
+                self._torn = None
+                if not self._fill_line():
                     self._on_to(following)
                     continue
             yield from self._lines()
@@ -352,11 +389,60 @@ class JournalReader:
     def _width(self) -> int:
         """How many bytes the next line has; 0 where its end is not there."""
         if self._block.find(b"\n", self._at) < 0:
-            self._fill()
+            self._fill_line()
         return max(0, self._block.find(b"\n", self._at) + 1 - self._at)
 
+    def _fill_line(self) -> bool:
+        """Read on from the position; return True if a whole line is there.
+
+        Each attempt doubles what is read, so that a long line takes time by its length only. One that is longer than
+        any is passed over in blocks, as far as it goes.
+        """
+        while True:
+            if not self._skipping:
+                if self._is_known_to_be_torn():
+                    return False
+                before = len(self._block) - self._at
+                self._fill(min(max(READ_BYTES, before), MAX_LINE_BYTES + 1 - before))
+                if self._block.find(b"\n") >= 0:
+                    return True
+                if self._to_the_end or not self._block:
+                    self._note_if_torn()
+                    return False
+                if len(self._block) <= MAX_LINE_BYTES:
+                    continue
+                self._skipping = True
+                self.damaged += 1
+            elif not self._fill(READ_BYTES):
+                return False
+            self._pass_over(self._block.find(b"\n"))
+
+    def _pass_over(self, newline: int) -> None:
+        """Pass over what was read of a line that is too long, up to its end if that was read."""
+        passed = len(self._block) if newline < 0 else newline + 1
+        self.position = Position(self.position.segment, self.position.offset + passed)
+        self._block, self._at = b"", 0
+        self._skipping = newline < 0
+
+    def _note_if_torn(self) -> None:
+        """Remember a file that ends in a long half line, so that it is read again only when it has changed."""
+        self._torn = None
+        if len(self._block) > READ_BYTES and self._descriptor >= 0:
+            found = os.fstat(self._descriptor)
+            if found.st_size == self.position.offset + len(self._block):
+                self._torn = (self.position.segment, found.st_size, found.st_mtime_ns)
+
+    def _is_known_to_be_torn(self) -> bool:
+        if self._torn is None:
+            return False
+        try:
+            found = os.stat(segment_path(self._folder, self.position.segment))
+        except OSError:
+            return False
+        return self._torn == (self.position.segment, found.st_size, found.st_mtime_ns)
+
     def _fill(self, size: int = READ_BYTES) -> bool:
-        """Read on, so much at most, from the position; whether there is more than before, or a whole line."""
+        """Read on, so much at most, from the position; return True if there is anything."""
         if self._descriptor < 0:
             try:
                 self._descriptor = open_own(segment_path(self._folder, self.position.segment), os.O_RDONLY)
@@ -365,9 +451,10 @@ class JournalReader:
         rest = len(self._block) - self._at
         # From the line's beginning: its writer may have taken half of it back meanwhile and written another there.
         os.lseek(self._descriptor, self.position.offset, os.SEEK_SET)
+        self._block = b""  # never two of them at once
         self._block, self._at = os.read(self._descriptor, size + rest), 0
         self._to_the_end = len(self._block) < size + rest
-        return len(self._block) > rest or b"\n" in self._block
+        return bool(self._block)
 
     def _lines(self) -> Iterator[Line]:
         while (end := self._block.find(b"\n", self._at)) >= 0:
@@ -382,8 +469,9 @@ class JournalReader:
             yield Line(begin, payload)
 
     def _on_to(self, segment: int) -> None:
-        if self._at < len(self._block):
+        if self._at < len(self._block) and not self._skipping:
             self.damaged += 1
         self._block, self._at = b"", 0
+        self._skipping, self._torn = False, None
         self.close()
         self.position = Position(segment, 0)

@@ -27,7 +27,7 @@ import msgspec
 from .chunks import Span
 from .errors import SpoolError
 from .files import open_to_read
-from .journal import BLOCK_BYTES, LineFile, line, payload_of
+from .journal import LineFile, line, payload_of, whole_lines
 from .lines import (
     ClockFixed,
     Confirmed,
@@ -553,8 +553,8 @@ def _sound_bytes(path: Path) -> int:
     """
     size, sound, opened = 0, None, False
     with open_to_read(path) as file:
-        for text in file:
-            payload = payload_of(text.removesuffix(b"\n"))
+        for end, text in whole_lines(file):
+            payload = None if text is None else payload_of(text)
             if payload is None:
                 sound = size if sound is None else sound
             elif sound is not None:
@@ -564,7 +564,7 @@ def _sound_bytes(path: Path) -> int:
                 opened = isinstance(fact, Opened)  # with nothing after it, nothing was done about it either
                 if not opened and not isinstance(fact, _UNSYNCED):
                     return path.stat().st_size
-            size += len(text)
+            size = end
     return size if sound is None else sound
 
 
@@ -579,8 +579,8 @@ def facts_of(path: Path) -> Iterator[LedgerLine]:
     except FileNotFoundError:
         return
     with file:
-        for text in file:
-            payload = payload_of(text[:-1]) if text.endswith(b"\n") else None
+        for _, text in whole_lines(file):
+            payload = None if text is None else payload_of(text)
             if payload is not None:
                 fact = decode_ledger(payload)
                 yield from fact.facts if isinstance(fact, Together) else (fact,)
@@ -623,17 +623,13 @@ class LedgerReader:
         except FileNotFoundError:
             return self.state
         with file:
-            file.seek(self._offset)
-            rest = b""
-            while block := file.read(BLOCK_BYTES):
-                *texts, rest = (rest + block).split(b"\n")
-                for text in texts:
-                    self._offset += len(text) + 1
-                    payload = payload_of(text)
-                    if payload is None:
-                        self.damaged += 1
-                    else:
-                        self._take(payload)
+            for end, text in whole_lines(file, self._offset):
+                self._offset = end
+                payload = None if text is None else payload_of(text)
+                if payload is None:
+                    self.damaged += 1
+                else:
+                    self._take(payload)
         return self.state
 
     def _take(self, payload: bytes) -> None:

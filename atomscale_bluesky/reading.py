@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import SpoolError
-from .files import read_own
-from .journal import JournalReader, Line, LineFile, last_line, line, payload_of
+from .files import open_to_read
+from .journal import JournalReader, Line, LineFile, last_line, line, payload_of, whole_lines
 from .lines import Header, Layout, Stop, decode_journal
 
 HEAD = "head.jsonl"
@@ -155,10 +155,11 @@ def described_lines(folder: Path) -> list[bytes]:
 def _copied(folder: Path) -> tuple[dict[int, bytes], bool]:
     """What the copy holds, and whether it is whole, so that what it does not hold never was there."""
     try:
-        texts = read_own(folder / HEAD).split(b"\n")[:-1]
+        file = open_to_read(folder / HEAD)
     except FileNotFoundError:
         return {}, True
-    payloads = [payload_of(text) for text in texts]
+    with file:
+        payloads = [None if text is None else payload_of(text) for _, text in whole_lines(file)]
     found: dict[int, bytes] = {}
     for payload in payloads:
         number = None if payload is None else _described(payload)

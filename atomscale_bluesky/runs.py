@@ -26,6 +26,10 @@ MAX_UID = 255
 
 NO_ROOM = "no room in the spool"
 NOT_SELECTED = "event stream not selected"
+TOO_LONG = "document too long"
+
+# A line of the journal names no more keys than this, so that it is never too long.
+KEYS_PER_LINE = 10_000
 
 
 class OpenRun:
@@ -91,13 +95,17 @@ class OpenRun:
 
     def left_out_lines(self) -> list[bytes]:
         """What was counted, as lines for the journal; begins to count anew."""
-        by_reason: dict[str, dict[str, int]] = {}
+        by_reason: dict[str, list[dict[str, int]]] = {}
         for (reason, key), n in self._left_out.items():
-            by_reason.setdefault(reason, {})[key] = n
+            lines = by_reason.setdefault(reason, [{}])
+            if len(lines[-1]) >= KEYS_PER_LINE:
+                lines.append({})
+            lines[-1][key] = n
         self._left_out.clear()
         return [
             encode(LeftOut(event_stream="", reason=reason, readings=sum(keys.values()), keys=keys))
-            for reason, keys in by_reason.items()
+            for reason, lines in by_reason.items()
+            for keys in lines
         ]
 
     def rows(self) -> dict[str, int]:

@@ -6,8 +6,8 @@ import contextlib
 import logging
 from pathlib import Path
 
-from .errors import SpoolError, SpoolFullError
-from .journal import JournalWriter, line, sync_folder
+from .errors import LineTooLongError, SpoolError, SpoolFullError
+from .journal import MAX_LINE_BYTES, JournalWriter, line, sync_folder
 from .lines import Header, encode
 from .locks import A_LOOK_S, WRITER_LOCK, RunLock
 from .reading import describes, keep_copies
@@ -53,9 +53,12 @@ class RunWriter:
 
         Raises:
             SpoolFullError: There is no room; the journal is as it was.
+            LineTooLongError: One of them is longer than a reader takes; the journal is as it was.
             SpoolError: The file cannot be written.
         """
         lines = b"".join(map(line, payloads)) if len(payloads) > 1 else line(payloads[0])
+        if len(lines) > MAX_LINE_BYTES and max(map(len, payloads)) + len(line(b"")) > MAX_LINE_BYTES:
+            raise LineTooLongError(f"a line of {len(lines)} bytes is longer than the {MAX_LINE_BYTES} that it may have")
         if not (always or self._room.there_is):
             raise SpoolFullError(f"the spool has no room: {self._room.why_none}")
         self._journal.append(lines)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,3 +227,61 @@ def test_a_row_damaged_after_its_chunk_was_tried_costs_itself_and_doubles_nothin
     assert make_callback().drain(timeout_s=15)
     assert sorted(held(server)["k0"]) == [float(n) for n in range(45) if n != 13]
     assert all(stream.changed == 0 for stream in server.streams())
+
+
+# ---- zeros where lines should be -------------------------------------------------------------------------------------
+
+ZEROS = 100 * 10**6
+LONGEST_LINE = 64 * 2**20
+ENDS_IN_ZEROS = ["journal-0001.jsonl", "ledger.jsonl", "orders.jsonl", "head.jsonl", "../history.jsonl"]
+
+
+def bytes_read() -> int:
+    """How much this process has read from files so far, from the cache too."""
+    with open("/proc/self/io") as file:
+        return int(file.readline().removeprefix("rchar:"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what was read is told by Linux alone")
+@pytest.mark.parametrize(
+    "name", ["journal-0001.jsonl", "ledger.jsonl", "orders.jsonl", "head.jsonl", "../history.jsonl"]
+)
+def test_a_file_that_ends_in_zeros_is_read_in_linear_time_and_bounded_memory(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, name: str
+) -> None:
+    file = spooled(make_callback, spool_dir).parent / name
+    with file.open("ab") as opened:
+        opened.truncate(opened.tell() + ZEROS)
+    before = bytes_read()
+
+    tracemalloc.start()
+    try:
+        (run,) = make_callback(offline=True).status()
+        assert (run.state, run.points.waiting) == ("delivering", 50)
+        assert make_callback().drain(timeout_s=30)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert bytes_read() - before < 20 * ZEROS
+    assert peak < 3 * LONGEST_LINE
+    assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 50)]
+
+
+def test_zeros_in_the_middle_of_a_journal_cost_themselves_and_are_counted(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    journal = spooled(make_callback, spool_dir)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    whole = len(b"".join(lines[:-5]))
+    os.truncate(journal, whole)  # the last four rows and the stop are gone
+    os.truncate(journal, whole + ZEROS)
+    with journal.open("ab") as file:
+        file.write(b"\n" + b"".join(lines[-4:]))
+
+    callback = make_callback()
+    assert callback.drain(timeout_s=30)
+
+    (entry,) = Spool(spool_dir).history()
+    assert (entry["delivered"], entry["lost"]) == (48, 2)
+    assert sum(map(len, held(server).values())) == 48

@@ -1050,6 +1050,21 @@ def test_a_page_for_which_there_is_no_room_is_left_out_whole(make_callback: Make
     assert not left_out
 
 
+def test_an_event_too_long_for_any_line_is_left_out_and_counted(callback: AtomscaleCallback) -> None:
+    run = Run(callback)
+    primary = run.describe("a")
+    run.event(primary, a=1)
+    run.give("event", primary.compose_event(data={"a": 2}, timestamps={"a": run.time}, uid="x" * 70 * 2**20))
+    run.event(primary, a=3)
+    status = status_of(callback, run)
+    assert status.points.seen == 2
+    run.stop()
+
+    status = status_of(callback, run)
+    assert_adds_up(status)
+    assert dict(status.points.left_out) == {"document too long": 1}
+
+
 def test_a_value_of_ten_megabytes_costs_no_point_beside_it(callback: AtomscaleCallback, server: LocalServer) -> None:
     run = Run(callback)
     primary = run.describe("a", text={"source": "sim", "dtype": "string", "shape": []})

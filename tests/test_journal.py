@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from atomscale_bluesky import SpoolFullError
 from atomscale_bluesky.journal import (
     BLOCK_BYTES,
+    MAX_LINE_BYTES,
     MOST_AHEAD_BYTES,
     READ_BYTES,
     START,
@@ -211,6 +212,32 @@ def test_a_line_longer_than_a_block_is_read_whole(open_writer: Writers, open_rea
         writer.append(line(payload(n, size)))
 
     assert numbers(open_reader()) == [0, 1, 2, 3, 4]
+
+
+def test_a_line_longer_than_any_may_be_is_damage_up_to_its_newline(tmp_path: Path, open_reader: Readers) -> None:
+    path = segment_path(tmp_path, 1)
+    path.write_bytes(line(payload(0)))
+    os.truncate(path, path.stat().st_size + MAX_LINE_BYTES + 10)
+    reader = open_reader()
+    assert numbers(reader) == [0]
+
+    with path.open("ab") as file:
+        file.write(b"\n" + line(payload(1)))
+
+    assert numbers(reader) == [1]
+    assert reader.damaged == 1
+    assert numbers(open_reader()) == [0, 1]
+
+
+def test_a_half_line_that_grows_slowly_is_read_when_it_is_whole(tmp_path: Path, open_reader: Readers) -> None:
+    path, reader, whole = segment_path(tmp_path, 1), open_reader(), line(payload(0, 5 * READ_BYTES))
+    for begin in range(0, len(whole), READ_BYTES // 2):
+        assert numbers(reader) == []
+        with path.open("ab") as file:
+            file.write(whole[begin : begin + READ_BYTES // 2])
+
+    assert numbers(reader) == [0]
+    assert reader.damaged == 0
 
 
 def test_a_folder_without_a_journal_has_no_lines(tmp_path: Path, open_reader: Readers) -> None:
