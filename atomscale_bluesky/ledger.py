@@ -254,6 +254,11 @@ class LedgerState:
         """Whether Atomscale has a stream of the run."""
         return any(stream.data_id is not None for stream in self.streams.values())
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of the run is left to deliver."""
+        return bool(self.discarded or (self.streams and all(stream.over for stream in self.streams.values())))
+
     def apply(self, fact: LedgerLine) -> None:
         """Take one fact into account.
 
@@ -592,9 +597,7 @@ def is_delivered(path: Path) -> bool:
     Raises:
         SpoolError: A line is not understood.
     """
-    state = LedgerReader(path).read_on()
-    over = {Life.FINALIZED, Life.CLOSED}
-    return bool(state.discarded or (state.streams and all(stream.life in over for stream in state.streams.values())))
+    return LedgerReader(path).read_on().is_over
 
 
 class LedgerReader:

@@ -36,6 +36,7 @@ class PastRuns:
         self._spool = spool
         self._uids: dict[str, str] = {}  # by folder name
         self._look()
+        spool.read_history()
 
     def of(self, run_uid: str) -> Past | None:
         """What is known of a run; None if it is in neither spool nor history. Reads what is in the spool of it."""

@@ -332,7 +332,15 @@ class Spool:
 
     def history_of(self, run_uid: str) -> list[dict[str, Any]]:
         """What is kept of one finished run, of each time that it was taken."""
-        return self._history.entries_with("run_uid", run_uid)
+        return self._history.of(run_uid)
+
+    def has_finished(self, beginning: str) -> bool:
+        """Return True if a run whose uid begins with this text is in the history."""
+        return self._history.has_one_like(beginning)
+
+    def read_history(self) -> None:
+        """Read whose runs are in the history, so that `history_of` has to read on only."""
+        self._history.read_on()
 
     def _remove_corpse(self, folder: Path) -> None:
         """Remove the folder of a run of which there is no header, because its writer or its machine died at once.

@@ -82,7 +82,7 @@ class SpoolWatch:
         """
         found = [status for status in self.status() if run and status.run_uid.startswith(run)]
         if not found:
-            gone = [entry for entry in self._spool.history() if run and str(entry.get("run_uid")).startswith(run)]
+            gone = bool(run) and self._spool.has_finished(run)
             more = "; it is finished and has left the spool" if gone else "; see `atomscale-bluesky status`"
             raise SpoolError(f"no run in the spool begins with {run!r}{more}")
         if len({status.run_uid for status in found}) > 1:

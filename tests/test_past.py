@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,39 @@ def test_of_a_long_history_the_one_run_is_found_whatever_the_others_quote(
     for name, doc in documents:
         again(name, doc)
     assert again.ignored == {"run taken before": 1}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what was read is told by Linux alone")
+def test_a_long_history_is_not_read_by_a_run_a_status_or_a_start_that_may_have_come_before(
+    make_callback: MakeCallback, spool_dir: Path
+) -> None:
+    callback = make_callback()
+    for name, doc in growth(points=3):
+        callback(name, doc)
+    assert callback.drain(timeout_s=10)
+    history = spool_dir / "history.jsonl"
+    entry = history.read_bytes()
+    with history.open("ab") as file:
+        file.write(entry * (20_000_000 // len(entry)))
+    callback.close()
+    callback = make_callback()
+
+    def bytes_read() -> int:
+        with open("/proc/self/io") as told:
+            return int(told.readline().removeprefix("rchar:"))
+
+    before = bytes_read()
+    for documents in (growth(points=3), old(points=3)):
+        for name, doc in documents:
+            callback(name, doc)
+        assert callback.drain(timeout_s=10)
+        assert callback.status() == ()
+    assert callback.ignored == {}
+    assert bytes_read() - before < 2_000_000
+
+    assert (spool_dir / "history-1.jsonl").stat().st_size > 16 * 2**20  # it made way for a new one
+    assert history.stat().st_size < 10_000
+    again = make_callback()
+    for name, doc in old(points=3):
+        again(name, doc)
+    assert again.ignored == {}

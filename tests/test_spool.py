@@ -19,7 +19,19 @@ from waiting import wait_until
 from atomscale_bluesky import SpoolError, SpoolFullError
 from atomscale_bluesky.claim import Claim, History
 from atomscale_bluesky.journal import line
-from atomscale_bluesky.lines import FORMAT, Discard, Edit, Header, Layout, Links, Retry, Stop, decode_journal, encode
+from atomscale_bluesky.lines import (
+    FORMAT,
+    Discard,
+    Discarded,
+    Edit,
+    Header,
+    Layout,
+    Links,
+    Retry,
+    Stop,
+    decode_journal,
+    encode,
+)
 from atomscale_bluesky.reading import has_stop, stop_of
 from atomscale_bluesky.room import Room
 from atomscale_bluesky.spool import Spool
@@ -319,6 +331,9 @@ def test_a_run_that_is_in_the_history_already_is_only_removed(spool: Spool) -> N
     writer = finished(spool, "one")
     spool.release(writer)
     wait_until(lambda: not spool.writer_alive(writer.folder))
+    before = claimed(spool, writer.folder)
+    before.ledger.note(Discarded(T0, 1), sync=True)
+    before.close()  # killed just after it was noted in the history
     History(spool.path).add({"run_uid": "one", "folder": writer.folder.name, "delivered": 1})
 
     assert claimed(spool, writer.folder).finish({"run_uid": "one", "delivered": 0})
@@ -337,6 +352,31 @@ def test_a_run_finds_its_place_in_the_history_whichever_others_are_there(spool: 
     assert claimed(spool, writer.folder).finish({"run_uid": "one"})
 
     assert [entry["run_uid"] for entry in spool.history()][2:] == ["one"]
+
+
+def test_the_history_is_bounded_and_keeps_its_newest_runs(spool: Spool) -> None:
+    history = History(spool.path, max_bytes=1000)
+    for number in range(200):
+        history.add({"run_uid": f"run {number}"})
+
+    files = sorted(path.name for path in spool.path.glob("history*.jsonl"))
+    assert files == ["history-1.jsonl", "history.jsonl"]
+    assert all((spool.path / name).stat().st_size < 1100 for name in files)
+    kept = [entry["run_uid"] for entry in history.entries()]
+    assert kept == [f"run {number}" for number in range(200 - len(kept), 200)]
+    assert len(kept) * len(line(b'{"run_uid":"run 100"}')) >= 1000
+
+
+def test_a_run_is_found_in_the_history_wherever_it_stands_and_whoever_added_it(spool: Spool) -> None:
+    ours, other = History(spool.path, max_bytes=500), History(spool.path, max_bytes=500)
+    for number in range(60):
+        (ours if number % 2 else other).add({"run_uid": f'run "{number}"', "n": number})
+        found = [ours.of(f'run "{known}"') for known in range(number + 1)]
+        gone = next(n for n, entries in enumerate(found) if entries)
+        assert found[gone:] == [[{"run_uid": f'run "{n}"', "n": n}] for n in range(gone, number + 1)]
+        assert ours.of(f'run "{number + 1}"') == []
+        assert ours.has_one_like(f'run "{number}')
+        assert not ours.has_one_like(f"{number}")
 
 
 def test_damage_to_one_line_of_the_history_costs_no_other(spool: Spool) -> None:
