@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,8 +50,16 @@ class History:
     have twice as much at most, and nobody who looks something up reads more. May be used by several threads at once.
     """
 
-    def __init__(self, spool: Path, *, name: str = HISTORY, max_bytes: int = HISTORY_BYTES) -> None:
+    def __init__(
+        self,
+        spool: Path,
+        *,
+        name: str = HISTORY,
+        max_bytes: int = HISTORY_BYTES,
+        make_room: Callable[[], object] = lambda: None,
+    ) -> None:
         self._path = spool / name
+        self._make_room = make_room
         self._before = self._path.with_stem(f"{self._path.stem}-1")
         self._max_bytes = max_bytes
         self._uids: dict[tuple[int, int], _Uids] = {}  # by file
@@ -99,11 +107,11 @@ class History:
         Raises:
             SpoolError: The file cannot be written.
         """
-        with locked(self._path.with_suffix(".lock")):
+        with locked(self._path.with_suffix(".lock"), self._make_room):
             with contextlib.suppress(FileNotFoundError):
                 if self._path.stat().st_size >= self._max_bytes:
                     self._path.replace(self._before)
-            file = LineFile(self._path)
+            file = LineFile(self._path, make_room=self._make_room)
             try:
                 file.append(line(msgspec.json.encode(entry)))
                 file.sync()
@@ -152,9 +160,16 @@ class _Uids:
 
 
 class Claim:
-    """A run that is ours to deliver, until `close`."""
+    """A run that is ours to deliver, until `close`; `make_room` is called where the disk is full."""
 
-    def __init__(self, folder: Path, header: Header, lock: RunLock, history: History) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        header: Header,
+        lock: RunLock,
+        history: History,
+        make_room: Callable[[], object] = lambda: None,
+    ) -> None:
         if header.format > FORMAT:
             raise SpoolError(
                 f"{folder} was written in format {header.format}, this version knows up to {FORMAT}; update the package"
@@ -165,7 +180,8 @@ class Claim:
         sync_folder(folder.parent)
         self.folder = folder
         self.header = header
-        self.ledger = Ledger(folder / LEDGER)
+        self.ledger = Ledger(folder / LEDGER, make_room=make_room)
+        self._make_room = make_room
         # Where all was delivered before, whoever did it may have got as far as the history.
         self._perhaps_in_history = self.ledger.state.is_over
         self._history = history
@@ -204,7 +220,7 @@ class Claim:
         try:
             if has_stop(self.folder):
                 return False
-            journal = JournalWriter(self.folder)
+            journal = JournalWriter(self.folder, make_room=self._make_room)
             try:
                 stop = Stop(time=time.time(), exit_status="", reason="no stop document", interrupted=True)
                 journal.append(line(encode(stop)))
@@ -212,7 +228,7 @@ class Claim:
             finally:
                 journal.close()
             if not (self.folder / HEAD).exists():  # killed before its writer's first sync
-                keep_copies(self.folder, described_lines(self.folder))
+                keep_copies(self.folder, described_lines(self.folder), make_room=self._make_room)
         finally:
             lock.release()
         return True

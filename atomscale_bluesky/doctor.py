@@ -153,7 +153,7 @@ def _spool(settings: Settings) -> Iterator[Check]:
     )
     used, free = spool.measure()
     room = f"{used / 1e6:.0f} MB of {settings.spool_max_bytes / 1e6:.0f} MB used, {free / 1e9:.1f} GB free on the disk"
-    if used >= settings.spool_max_bytes or free < settings.spool_min_free_bytes:
+    if spool.why_no_room() or used >= settings.spool_max_bytes or free < settings.spool_min_free_bytes:
         yield Check("room", Result.FAILED, f"{room}: new readings are left out",
                     "free some space, deliver what waits, or raise the limits")  # fmt: skip
     elif used > 0.8 * settings.spool_max_bytes or free < 2 * settings.spool_min_free_bytes:

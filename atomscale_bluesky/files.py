@@ -25,7 +25,8 @@ LOCK_SUFFIX = ".lock"
 # can be written; a killed process leaves it behind.
 MARKER = "atomscale-bluesky-spool.txt"
 _NAMED = (
-    r"history(-1)?\.jsonl|(trouble|clock|probed-[0-9a-f]{8})\.json|history\.lock|uploader-[0-9a-f]{8}\.(lock|starting)"
+    r"history(-1)?\.jsonl|history\.lock|reserve\.bin|(trouble|clock|probed-[0-9a-f]{8})\.json"
+    r"|uploader-[0-9a-f]{8}\.(lock|starting)"
     r"|uploader\.(log|log\.1|stderr)"
 )
 _SPOOL_FILE = re.compile(rf"{re.escape(MARKER)}|{_NAMED}|\.({_NAMED})-[0-9a-f]{{8}}|\.probe-[0-9a-f]{{8}}")

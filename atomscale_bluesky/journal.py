@@ -14,12 +14,13 @@ its longest line, whatever the disk has made of it: what has no newline for `MAX
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import sys
 import zlib
 from binascii import hexlify
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from .errors import SpoolError, SpoolFullError
 from .files import is_run_file, open_own, open_to_read
 from .lines import Position
+from .reserve import with_room
 
 # Segments keep single files handy for a person, and let the confirmed part of a long run go first when room is short.
 SEGMENT_BYTES = 64 * 2**20
@@ -110,11 +112,17 @@ class LineFile:
     """One file of lines, open for appending by its only writer.
 
     Opening cuts off a torn tail: whatever stands after the last newline was never acknowledged to anybody.
+
+    Args:
+        path: Of the file; it is made where there is none.
+        make_room: Called where the disk is full, before what did not fit is written again.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, make_room: Callable[[], object] | None = None) -> None:
         self.path = path
-        self._descriptor = open_own(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        self._make_room = make_room
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        self._descriptor = with_room(lambda: open_own(path, flags), make_room or _nothing)
         try:
             self.size = self._cut_torn_tail()
         except OSError:
@@ -130,16 +138,23 @@ class LineFile:
             SpoolFullError: The disk has no room for them; the file is as it was before.
             SpoolError: The disk failed in another way; the file is as it was, or is cut back before the next append.
         """
+        if self._make_room is None:
+            self._append(lines)
+        else:
+            with_room(lambda: self._append(lines), self._make_room)
+
+    def _append(self, lines: bytes) -> None:
         if self._torn:
             self._take_back()
         try:
             written = os.write(self._descriptor, lines)
         except OSError as error:
-            raise SpoolFullError(f"{self.path} cannot take more: {error.strerror}. Free some space.") from error
+            raise _full(f"{self.path} cannot take more: {error.strerror}. Free some space.", error.errno) from error
         if written != len(lines):
             self._torn = True
             self._take_back()
-            raise SpoolFullError(f"{self.path} took only {written} of {len(lines)} bytes. Free some space on its disk.")
+            text = f"{self.path} took only {written} of {len(lines)} bytes. Free some space on its disk."
+            raise _full(text, errno.ENOSPC)
         self.size += written
 
     def cut(self, size: int) -> None:
@@ -173,6 +188,17 @@ class LineFile:
         if whole != size:
             os.ftruncate(self._descriptor, whole)
         return whole
+
+
+def _nothing() -> None:
+    """No room can be made."""
+
+
+def _full(text: str, number: int | None) -> SpoolFullError:
+    """An error that tells by its number whether it is the disk that is full."""
+    error = SpoolFullError(text)
+    error.errno = number
+    return error
 
 
 def _end_of_lines(descriptor: int, size: int) -> int:
@@ -251,11 +277,13 @@ def last_line(folder: Path) -> bytes | None:
 class JournalWriter:
     """The writing end of a journal; goes on in the last segment that is there."""
 
-    def __init__(self, folder: Path, *, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self, folder: Path, *, segment_bytes: int = SEGMENT_BYTES, make_room: Callable[[], object] | None = None
+    ) -> None:
         self._folder = folder
         self._segment_bytes = segment_bytes
         self._segment = max(segments(folder), default=1)
-        self._file = LineFile(segment_path(folder, self._segment))
+        self._file = LineFile(segment_path(folder, self._segment), make_room=make_room)
         self._unsynced: list[LineFile] = []  # segments left behind since the last sync
 
     def append(self, lines: bytes) -> None:
@@ -287,7 +315,7 @@ class JournalWriter:
         try:
             following = LineFile(segment_path(self._folder, self._segment + 1))
         except OSError as error:
-            raise SpoolFullError(f"{self._folder} takes no further file: {error.strerror}") from error
+            raise _full(f"{self._folder} takes no further file: {error.strerror}", error.errno) from error
         self._unsynced.append(self._file)
         self._segment += 1
         self._file = following

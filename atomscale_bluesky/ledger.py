@@ -15,7 +15,7 @@ however long the run. Facts survive a killed process once noted; those that a po
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -478,10 +478,15 @@ def _check_family(family: str) -> None:
 
 
 class Ledger:
-    """A run's ledger, open for its one writer, with the state it tells."""
+    """A run's ledger, open for its one writer, with the state it tells.
 
-    def __init__(self, path: Path) -> None:
-        self._file = LineFile(path)
+    Args:
+        path: Of the file; it is made where there is none.
+        make_room: Called where the disk is full, before what did not fit is written again.
+    """
+
+    def __init__(self, path: Path, *, make_room: Callable[[], object] | None = None) -> None:
+        self._file = LineFile(path, make_room=make_room)
         self._together: list[LedgerLine] | None = None
         try:
             try:

@@ -6,10 +6,11 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .files import LOCK_SUFFIX, open_own, refuse_link, run_files
+from .reserve import with_room
 
 WRITER_LOCK = "writer.lock"
 UPLOADER_LOCK = "uploader.lock"
@@ -48,8 +49,12 @@ class RunLock:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, make_room: Callable[[], object] | None = None) -> Iterator[None]:
     """Hold a lock for the few lines that several processes may want to write; waits for it.
+
+    Args:
+        path: The lock's file.
+        make_room: Called where the disk has no room for that file, before it is tried again.
 
     Raises:
         SpoolError: Its file is a link.
@@ -57,7 +62,8 @@ def locked(path: Path) -> Iterator[None]:
     from filelock import FileLock
 
     refuse_link(path)
-    with FileLock(path, mode=0o600):
+    lock = FileLock(path, mode=0o600)
+    with with_room(lock.acquire, make_room or (lambda: None)):
         yield
 
 

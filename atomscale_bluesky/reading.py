@@ -8,7 +8,7 @@ may take.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import SpoolError
@@ -74,13 +74,18 @@ def describes(payload: bytes) -> bool:
     return payload.startswith((b'{"kind":"layout"', b'{"kind":"header"'))
 
 
-def keep_copies(folder: Path, payloads: list[bytes]) -> None:
+def keep_copies(folder: Path, payloads: list[bytes], *, make_room: Callable[[], object] | None = None) -> None:
     """Add headers and layouts that the journal holds, synced, to their copy.
+
+    Args:
+        folder: The run's.
+        payloads: The lines.
+        make_room: Called where the disk is full, before they are written again.
 
     Raises:
         OSError: The disk does not take them.
     """
-    file = LineFile(folder / HEAD)
+    file = LineFile(folder / HEAD, make_room=make_room)
     try:
         file.append(b"".join(map(line, payloads)))
         file.sync()

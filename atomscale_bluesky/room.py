@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from .files import is_run_name
+from .reserve import Reserve, least_bytes
 
 _logger = logging.getLogger(__name__)
 
@@ -30,11 +31,24 @@ class Room:
         self._max_bytes = max_bytes
         self._min_free_bytes = min_free_bytes
         self._free_enough = True
+        self._refused = False  # the disk took no more, and the reserve was not made again since
+        self._reserve = Reserve(path)
 
     @property
     def there_is(self) -> bool:
         """Whether new readings can be kept; costs nothing to ask."""
         return self._free_enough and self.used_bytes < self._max_bytes
+
+    def disk_is_full(self) -> None:
+        """The disk took no more: new readings are left out from now on, until a look finds room again."""
+        self._refused = True
+        self._free_enough = False
+        self.why_none = "its disk is full"
+
+    def give_up_reserve(self) -> None:
+        """Make room for what delivery and people have to write, on a disk that is full."""
+        self.disk_is_full()
+        self._reserve.give_up()
 
     def measure(self) -> tuple[int, int]:
         """How large the spool is, and how much is free on its disk, in bytes.
@@ -48,15 +62,23 @@ class Room:
             ]
         return sum(map(_size, folders)), shutil.disk_usage(self._path).free
 
-    def look(self) -> None:
-        """Ask the disk."""
+    def look(self, *, keep_reserve: bool = False) -> None:
+        """Ask the disk; and make the reserve where it is missing and there is room for it, if that is wanted."""
         try:
             self.used_bytes, free = self.measure()
+            disk = shutil.disk_usage(self._path).total
+            if keep_reserve:
+                self._refused = not self._reserve.keep(self.used_bytes, free, disk)
+            free = shutil.disk_usage(self._path).free
         except OSError as error:
             _logger.warning("spool %s cannot be measured: %s", self._path, error)
             return
-        self._free_enough = free >= self._min_free_bytes
-        if not self._free_enough:
+        least = least_bytes(disk)
+        full = self._refused or free < (least if self._reserve.size() >= least else 2 * least)
+        self._free_enough = free >= self._min_free_bytes and not full
+        if full:
+            self.why_none = f"its disk is full ({free / 1e3:.0f} kB free)"
+        elif not self._free_enough:
             self.why_none = (
                 f"its disk has {free / 1e6:.0f} MB free, and {self._min_free_bytes / 1e6:.0f} MB are to stay free "
                 f"(spool_min_free_bytes)"

@@ -34,6 +34,7 @@ from .locks import A_LOOK_S, UPLOADER_LOCK, WRITER_LOCK, RunLock, is_held, locke
 from .oddities import plain
 from .place import mark
 from .reading import LEDGER, has_lines, read_header, was_synced
+from .reserve import is_full, with_room
 from .room import ROOM_INTERVAL_S, Room, network_file_system
 from .writer import RunWriter
 
@@ -73,7 +74,7 @@ class Spool:
         self.path = path
         self.sync_each = sync_each
         self._room = Room(path, max_bytes=max_bytes, min_free_bytes=min_free_bytes)
-        self._history = History(path)
+        self._history = History(path, make_room=self._room.give_up_reserve)
         self._said: set[Path] = set()
         self._writers: list[RunWriter] = []
         self._closing: list[RunWriter] = []
@@ -125,6 +126,8 @@ class Spool:
         except OSError as error:
             if made:
                 remove_folder(folder, *([delivering] if delivering is not None else []))
+            if is_full(error):
+                self._room.disk_is_full()
             raise SpoolError(f"spool {self.path} takes no further run: {error}") from error
         with self._guard:
             self._writers.append(writer)
@@ -191,6 +194,7 @@ class Spool:
 
     def _loop(self) -> None:
         looked = time.monotonic()
+        self._room.look(keep_reserve=True)
         kind = network_file_system(self.path)
         if kind:
             _logger.warning(
@@ -203,7 +207,7 @@ class Spool:
             self._sync_all()
             if time.monotonic() - looked >= ROOM_INTERVAL_S:
                 looked = time.monotonic()
-                self._room.look()
+                self._room.look(keep_reserve=True)
 
     def _sync_all(self) -> None:
         with self._guard:
@@ -226,6 +230,11 @@ class Spool:
             OSError: The folder cannot be read.
         """
         return self._room.measure()
+
+    def why_no_room(self) -> str:
+        """Return why new readings are left out at this moment; empty if they are not. Asks the disk."""
+        self._room.look()
+        return "" if self._room.there_is else self._room.why_none
 
     # ---- reading and delivering ------------------------------------------------------------------------------------
 
@@ -283,13 +292,13 @@ class Spool:
             return None
         if lock is None:
             lock = RunLock(folder / UPLOADER_LOCK)
-            if not lock.acquire():
+            if not with_room(lock.acquire, self._room.give_up_reserve):
                 return None
             if read_header(folder) is None:  # whoever had it has just finished it
                 lock.release()
                 return None
         try:
-            return Claim(folder, header, lock, self._history)
+            return Claim(folder, header, lock, self._history, self._room.give_up_reserve)
         except BaseException:
             lock.release()
             raise
@@ -318,8 +327,8 @@ class Spool:
         Raises:
             SpoolError: The file cannot be written.
         """
-        with locked(folder / "orders.lock"):
-            file = LineFile(folder / ORDERS)
+        with locked(folder / "orders.lock", self._room.give_up_reserve):
+            file = LineFile(folder / ORDERS, make_room=self._room.give_up_reserve)
             try:
                 file.append(line(encode(order)))
                 file.sync()

@@ -26,11 +26,13 @@ class Status(tuple[RunStatus, ...]):
     """The runs that are not finalized, oldest first, and what they come to together."""
 
     trouble: Trouble | None
+    no_room: str  # why new readings are left out at present; empty if they are not
 
-    def __new__(cls, runs: Iterable[RunStatus] = (), trouble: Trouble | None = None) -> Status:
-        """The runs, and what keeps them from leaving."""
+    def __new__(cls, runs: Iterable[RunStatus] = (), trouble: Trouble | None = None, no_room: str = "") -> Status:
+        """The runs, what keeps them from leaving, and what keeps new readings out."""
         self = super().__new__(cls, runs)
         self.trouble = trouble
+        self.no_room = no_room
         return self
 
     @property
@@ -72,7 +74,7 @@ class SpoolWatch:
                 self._runs.pop(gone).close()
             runs = [self._runs.setdefault(folder, _RunWatch(folder)).status(self._spool) for folder in folders]
             found = sorted((run for run in runs if run is not None), key=lambda run: run.started)
-            return Status(found, read_trouble(self._spool.path))
+            return Status(found, read_trouble(self._spool.path), self._spool.why_no_room())
 
     def find(self, run: str) -> RunStatus:
         """The run whose uid begins with a text.

@@ -11,6 +11,7 @@ from .journal import MAX_LINE_BYTES, JournalWriter, line, sync_folder
 from .lines import Header, encode
 from .locks import A_LOOK_S, WRITER_LOCK, RunLock
 from .reading import describes, keep_copies
+from .reserve import is_full
 from .room import Room
 
 _logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class RunWriter:
         """Keep these lines, all or none; they survive a killed process once this returns.
 
         With `durability = "event"` they survive a power cut too. With `always` the spool's limits do not count, only
-        the disk's: for the few bytes that tell how a run ended.
+        the disk's: for the few bytes that tell how a run ended, for which the reserve is given up.
 
         Raises:
             SpoolFullError: There is no room; the journal is as it was.
@@ -61,7 +62,16 @@ class RunWriter:
             raise LineTooLongError(f"a line of {len(lines)} bytes is longer than the {MAX_LINE_BYTES} that it may have")
         if not (always or self._room.there_is):
             raise SpoolFullError(f"the spool has no room: {self._room.why_none}")
-        self._journal.append(lines)
+        try:
+            self._journal.append(lines)
+        except SpoolFullError as error:
+            if not is_full(error):
+                raise
+            if not always:
+                self._room.disk_is_full()
+                raise
+            self._room.give_up_reserve()
+            self._journal.append(lines)
         self._room.used_bytes += len(lines)
         if len(payloads) > 1:
             self._described += dict.fromkeys(filter(describes, payloads))

@@ -56,7 +56,7 @@ def status(with_finished: bool, spool_dir: Path | None, as_json: bool, watched: 
     for how long the oldest point has been waiting. Works while the RunEngine's process lives, and after it has died.
 
     The exit code is 1 if something needs a person: a run that is parked or cannot be read, a chunk that was refused, a
-    point that was lost. It is 0 otherwise, also while points wait.
+    point that was lost, a disk or a spool that is full. It is 0 otherwise, also while points wait.
     """
     from ..settings import Settings
 
@@ -103,12 +103,14 @@ class _Look:
     def found_to_tell(self) -> tuple[object, ...]:
         """What is worth another line when it changes."""
         runs, finished = self.found
-        return tuple(runs), runs.trouble and runs.trouble.since, finished, self.delivered_by_somebody
+        no_room = bool(runs.no_room)  # by how much changes all the time
+        return tuple(runs), runs.trouble and runs.trouble.since, no_room, finished, self.delivered_by_somebody
 
     @property
     def exit_code(self) -> int:
         """1 if something needs a person."""
-        return 1 if any(needs_a_person(run) for run in self.found[0]) else 0
+        runs = self.found[0]
+        return 1 if runs.no_room or any(needs_a_person(run) for run in runs) else 0
 
     def shown(self) -> Iterator[RenderableType]:
         """It, for a person."""
@@ -201,6 +203,12 @@ def _shown(settings: Settings, runs: Status, finished: list[dict[str, Any]], now
     else:
         text += f"{counted(len(runs), 'run')}, {counted(waiting, 'point')} waiting."
     yield Text(text)
+    if runs.no_room:
+        yield Text(
+            f"No room, so new readings are left out: {plain(runs.no_room)}. Free some space; what is delivered makes "
+            f"room too.",
+            style="bold red",
+        )
     if runs and runs.trouble is not None:
         trouble = runs.trouble
         yield Text(
@@ -332,6 +340,7 @@ def _as_json(settings: Settings, runs: Status, finished: list[dict[str, Any]] | 
         ],
         "last_error": runs.last_error,
         "trouble": msgspec.to_builtins(runs.trouble),
+        "no_room": runs.no_room or None,
     }
     note = read_note(settings.spool_path)
     if note is not None and note.endpoint == settings.endpoint:

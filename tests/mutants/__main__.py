@@ -23,7 +23,7 @@ LIMIT_S = 240  # of one mistake's tests; what takes longer hangs
 ROOMS = {
     "journal": ("journal", "writer", "reading", "lines"),
     "chunks": ("chunks", "cutting"),
-    "spool": ("spool", "claim", "room", "locks"),
+    "spool": ("spool", "claim", "room", "reserve", "locks"),
     "uploader": ("uploader", "senders", "sender", "answers", "roster", "delivery", "pause"),
 }
 
