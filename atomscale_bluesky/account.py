@@ -91,6 +91,18 @@ class RunStatus:
         return tuple(dict.fromkeys(stream.data_id for stream in self.streams if stream.data_id))
 
 
+@dataclass(frozen=True, slots=True)
+class NotKept:
+    """A run that found no room in the spool from its start to its stop, so that nothing of it is there."""
+
+    run_uid: str
+    label: str
+    started: float  # Unix seconds
+    ended: float  # Unix seconds
+    readings: int  # how many were left out
+    reason: str
+
+
 class Account:
     """A run's journal in, what it amounts to out."""
 

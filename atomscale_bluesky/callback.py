@@ -27,7 +27,7 @@ from .channels import EventStream, Selection, mapping_of
 from .client import Client
 from .errors import LineTooLongError, SettingsError, SpoolError, SpoolFullError
 from .lines import Header, Stop, encode
-from .oddities import BEHIND_STOP, SEEN_BEFORE, TAKEN_BEFORE, UNREADABLE, Oddities, plain
+from .oddities import BEHIND_STOP, NOT_KEPT, SEEN_BEFORE, TAKEN_BEFORE, UNREADABLE, Oddities, plain
 from .past import Past, PastRuns
 from .runs import NO_ROOM, NOT_SELECTED, TOO_LONG, OpenRun, header_of, text_of, time_of, uid_of, without
 from .settings import Settings
@@ -252,7 +252,8 @@ class AtomscaleCallback:
         """How many documents were not taken, by kind; since this callback was made.
 
         Those of no run or descriptor that is known count under their name, `event` say. The others are a `malformed
-        document`, an `event seen before`, an `event behind its run's stop` and a `run taken before`.
+        document`, an `event seen before`, an `event behind its run's stop`, a `run taken before` and a `run not kept`,
+        of which `status` tells more.
         """
         with self._lock:
             return dict(self._oddities.counts)
@@ -278,7 +279,10 @@ class AtomscaleCallback:
         """Complete the runs whose stop document has not come, or the one in `folder`, as interrupted."""
         with self._lock:
             for run in self._runs.values():
-                if run.writer is not None and folder in {None, run.writer.folder}:
+                if run.writer is None and folder is None:
+                    self._note_not_kept(run)
+                    run.settled = True
+                elif run.writer is not None and folder in {None, run.writer.folder}:
                     self._end_run(run, Stop(time.time(), "", "no stop document", interrupted=True))
 
     # ---- documents -------------------------------------------------------------------------------------------------
@@ -342,6 +346,7 @@ class AtomscaleCallback:
         try:
             writer = self._spool.create(run.header, to_deliver=isinstance(self._uploader, Uploader))
         except SpoolError as error:
+            run.why_not_kept = str(error)
             self._oddities.say_once(
                 f"not kept {run.uid}", f"run {run.uid} is not kept until there is room: {error}", logging.ERROR
             )
@@ -478,11 +483,12 @@ class AtomscaleCallback:
                 self._late[descriptor] = uid
             while len(self._late) > REMEMBERED_RUNS:
                 self._late.popitem(last=False)
-            self._ended[uid] = run.header.content
+            if run.writer is not None or run.settled:  # else nothing of it is there, and a replay would be welcome
+                self._ended[uid] = run.header.content
             if len(self._ended) > REMEMBERED_RUNS:
                 self._ended.popitem(last=False)
-            if run.writer is None and not run.settled:
-                _logger.error("run %s ended without having been kept: the spool had no room for it", uid)
+            if run.writer is None:
+                self._note_not_kept(run)
             run.tell_what_was_odd()
             if run.writer is not None:
                 stop = Stop(
@@ -491,6 +497,17 @@ class AtomscaleCallback:
                     reason=text_of(doc.get("reason")),
                 )
                 self._end_run(run, stop)
+
+    def _note_not_kept(self, run: OpenRun) -> None:
+        """Count a run that ends without a journal; called with the lock held."""
+        not_kept = run.not_kept(time.time())
+        if not_kept is not None:
+            self._oddities.counts[NOT_KEPT] += 1
+            self._spool.not_kept(not_kept)
+            _logger.error(
+                "run %s ended without having been kept, %d readings of it are left out: %s; `status` shows it",
+                run.uid, not_kept.readings, not_kept.reason,
+            )  # fmt: skip
 
     def _end_run(self, run: OpenRun, stop: Stop) -> None:
         """Write how the run ended and let go of its files; called with the lock held."""

@@ -13,6 +13,7 @@ UNREADABLE = "malformed document"
 SEEN_BEFORE = "event seen before"
 TAKEN_BEFORE = "run taken before"
 BEHIND_STOP = "event behind its run's stop"
+NOT_KEPT = "run not kept"
 
 # A log that says more kinds of things than this would be read by nobody.
 MAX_SAID = 1000

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .account import NotKept
 from .channels import EventStream, Names, Selection
 from .errors import ChannelError, MetadataError
 from .lines import FORMAT, Header, LeftOut, Links, encode
@@ -46,6 +47,7 @@ class OpenRun:
         self.header = header
         self.writer: RunWriter | None = None  # None: the spool had no room for it, or it is settled
         self.settled = False  # its files say how it ended
+        self.why_not_kept = ""  # why the spool did not take it when it was asked last
         self.event_streams: dict[str, EventStream | None] = {}  # None: not selected
         self.names: Names = {}  # of all channels
         self._after = after
@@ -92,6 +94,24 @@ class OpenRun:
         """Count readings that do not reach the journal."""
         for key in keys:
             self._left_out[reason, text_of(key)] += events
+
+    def not_kept(self, ended: float) -> NotKept | None:
+        """What to note of a run that has no journal for what was left out; None where there is nothing to note.
+
+        Begins to count anew.
+        """
+        readings = sum(n for (reason, _), n in self._left_out.items() if reason == NO_ROOM)
+        if self.settled and not readings:
+            return None
+        self._left_out.clear()
+        return NotKept(
+            run_uid=self.uid,
+            label=self.header.label,
+            started=self.header.started,
+            ended=ended,
+            readings=readings,
+            reason=self.why_not_kept,
+        )
 
     def left_out_lines(self) -> list[bytes]:
         """What was counted, as lines for the journal; begins to count anew."""

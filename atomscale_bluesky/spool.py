@@ -20,10 +20,14 @@ import os
 import secrets
 import threading
 import time
+from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from .account import NotKept
 from .claim import ORDERS, Claim, History, read_orders
 from .errors import SpoolError, SpoolFullError
 from .files import is_run_name, run_files
@@ -46,6 +50,11 @@ SYNC_INTERVAL_S = 0.15
 
 # The folder of a run that has no header after this long never gets one: whoever was making it has died.
 BEGINNING_S = 60.0
+# The runs that found no room, one line each; some thousand of them.
+NOT_KEPT = "not-kept.jsonl"
+NOT_KEPT_BYTES = 2**18
+# So many are in memory while not even their lines find room.
+MOST_NOT_KEPT = 1000
 
 
 class Spool:
@@ -75,6 +84,8 @@ class Spool:
         self.sync_each = sync_each
         self._room = Room(path, max_bytes=max_bytes, min_free_bytes=min_free_bytes)
         self._history = History(path, make_room=self._room.give_up_reserve)
+        self._not_kept = History(path, name=NOT_KEPT, max_bytes=NOT_KEPT_BYTES, make_room=self._room.give_up_reserve)
+        self._not_noted: deque[NotKept] = deque(maxlen=MOST_NOT_KEPT)
         self._said: set[Path] = set()
         self._writers: list[RunWriter] = []
         self._closing: list[RunWriter] = []
@@ -178,6 +189,7 @@ class Spool:
         """In a forked child: the parent's runs are the parent's, so leave their files and locks alone."""
         self._guard = threading.Lock()
         self._writers, self._closing = [], []
+        self._not_noted.clear()
         self._thread = None
         self._stopping = threading.Event()
         self._wake = threading.Event()
@@ -208,6 +220,8 @@ class Spool:
             if time.monotonic() - looked >= ROOM_INTERVAL_S:
                 looked = time.monotonic()
                 self._room.look(keep_reserve=True)
+                self._note_not_kept()
+        self._note_not_kept()
 
     def _sync_all(self) -> None:
         with self._guard:
@@ -235,6 +249,35 @@ class Spool:
         """Return why new readings are left out at this moment; empty if they are not. Asks the disk."""
         self._room.look()
         return "" if self._room.there_is else self._room.why_none
+
+    def not_kept(self, run: NotKept) -> None:
+        """A run has ended that found no room: note that as soon as the disk takes a line. Does not wait for the disk.
+
+        Once the spool's thread has ended it does.
+        """
+        with self._guard:
+            self._not_noted.append(run)
+            running = self._thread is not None and self._thread.is_alive()
+        if not running:
+            self._note_not_kept()
+
+    def runs_not_kept(self) -> list[NotKept]:
+        """The runs that found no room, oldest first: the last thousand or so, whichever process they were of."""
+        with self._guard:
+            here = list(self._not_noted)
+        noted = [msgspec.convert(entry, NotKept) for entry in self._not_kept.entries()]
+        return list(dict.fromkeys([*noted, *here]))
+
+    def _note_not_kept(self) -> None:
+        try:
+            while self._not_noted:
+                run = self._not_noted[0]
+                self._not_kept.add(msgspec.to_builtins(run))
+                with self._guard:
+                    if self._not_noted and self._not_noted[0] is run:
+                        self._not_noted.popleft()
+        except OSError as error:  # a SpoolError is one
+            _logger.debug("%d runs that were not kept could not be noted: %s", len(self._not_noted), error)
 
     # ---- reading and delivering ------------------------------------------------------------------------------------
 

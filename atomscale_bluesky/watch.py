@@ -7,12 +7,13 @@ and a person who asks from a terminal after both have died.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
-from .account import Account, Counts, RunStatus, StreamStatus, unreadable
+from .account import Account, Counts, NotKept, RunStatus, StreamStatus, unreadable
 from .claim import endpoint_of
 from .errors import SpoolError
 from .files import refuse_links_in
@@ -21,18 +22,29 @@ from .reading import LEDGER, RunReader, was_synced
 from .spool import Spool
 from .trouble import Trouble, read_trouble
 
+# A run that found no room is in the status for a week, since nobody can do anything about it but replay it.
+NOT_KEPT_SHOWN_S = 7 * 86400.0
+
 
 class Status(tuple[RunStatus, ...]):
     """The runs that are not finalized, oldest first, and what they come to together."""
 
     trouble: Trouble | None
     no_room: str  # why new readings are left out at present; empty if they are not
+    not_kept: tuple[NotKept, ...]  # runs of the last seven days that found no room
 
-    def __new__(cls, runs: Iterable[RunStatus] = (), trouble: Trouble | None = None, no_room: str = "") -> Status:
-        """The runs, what keeps them from leaving, and what keeps new readings out."""
+    def __new__(
+        cls,
+        runs: Iterable[RunStatus] = (),
+        trouble: Trouble | None = None,
+        no_room: str = "",
+        not_kept: Iterable[NotKept] = (),
+    ) -> Status:
+        """The runs, what keeps them from leaving, and what keeps or kept new readings out."""
         self = super().__new__(cls, runs)
         self.trouble = trouble
         self.no_room = no_room
+        self.not_kept = tuple(not_kept)
         return self
 
     @property
@@ -74,7 +86,9 @@ class SpoolWatch:
                 self._runs.pop(gone).close()
             runs = [self._runs.setdefault(folder, _RunWatch(folder)).status(self._spool) for folder in folders]
             found = sorted((run for run in runs if run is not None), key=lambda run: run.started)
-            return Status(found, read_trouble(self._spool.path), self._spool.why_no_room())
+            since = time.time() - NOT_KEPT_SHOWN_S
+            not_kept = [run for run in self._spool.runs_not_kept() if run.ended >= since]
+            return Status(found, read_trouble(self._spool.path), self._spool.why_no_room(), not_kept)
 
     def find(self, run: str) -> RunStatus:
         """The run whose uid begins with a text.
@@ -86,6 +100,8 @@ class SpoolWatch:
         if not found:
             gone = bool(run) and self._spool.has_finished(run)
             more = "; it is finished and has left the spool" if gone else "; see `atomscale-bluesky status`"
+            if any(one.run_uid.startswith(run) for one in self._spool.runs_not_kept() if run):
+                more = "; it was not kept, because the spool had no room for it"
             raise SpoolError(f"no run in the spool begins with {run!r}{more}")
         if len({status.run_uid for status in found}) > 1:
             raise SpoolError(f"{len(found)} runs in the spool begin with {run!r}; give more of the uid")

@@ -15,6 +15,7 @@ from runs import growth, held
 from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky.account import NotKept
 from atomscale_bluesky.server import LocalServer
 from atomscale_bluesky.spool import Spool
 
@@ -213,6 +214,29 @@ def test_a_file_of_that_name_that_is_not_the_spools_is_left_alone(
     assert sum(map(len, held(server).values())) == 40
 
 
+def test_a_run_that_found_a_full_disk_is_counted_now_and_after_its_session(
+    make_callback: MakeCallback, disk: Disk
+) -> None:
+    callback = with_reserve(make_callback, disk, runs=1)
+    disk.fill()
+    wait_until(lambda: not callback._spool.has_room)
+    documents = list(growth(points=50, keys=4))
+    for name, doc in documents:
+        callback(name, doc)
+
+    (run,) = callback.status().not_kept
+    assert (run.run_uid, run.readings) == (documents[0][1]["uid"], 200)
+    assert "its disk is full" in run.reason
+    assert callback.ignored == {"run not kept": 1}
+    callback.close()
+
+    as_json, text = command(disk, "status", "--json"), command(disk, "status")
+    (told,) = json.loads(as_json.stdout)["not_kept"]
+    assert (told["run_uid"], told["readings"]) == (run.run_uid, 200)
+    assert f"Run {run.run_uid[:8]}" in text.stdout
+    assert "was not kept: 200 readings left out" in text.stdout
+
+
 # ---- everywhere ------------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +270,48 @@ def test_what_does_not_fit_is_written_once_room_was_made(tmp_path: Path) -> None
 
     assert done.stdout.split() == ["1"]
     assert len((tmp_path / "ledger.jsonl").read_bytes().splitlines()) == 30
+
+
+def test_a_run_that_found_no_room_is_counted_and_taken_when_it_is_replayed(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    full = make_callback(offline=True, spool_max_bytes=1_000_000)
+    for name, doc in growth(points=1500, keys=100):
+        full(name, doc)
+    full.close()
+    callback = make_callback(offline=True, spool_max_bytes=1_000_000)
+    documents = list(growth(points=30, start_metadata={"plan_name": "late"}))
+    for name, doc in documents:
+        callback(name, doc)
+    begun = list(growth(points=5))
+    for name, doc in begun[:-1]:  # its stop never comes
+        callback(name, doc)
+    callback.close()
+
+    later = make_callback(spool_max_bytes=10**9)
+    runs = [(run.run_uid, run.label.split()[0], run.readings) for run in later.status().not_kept]
+    assert runs == [(documents[0][1]["uid"], "late", 60), (begun[0][1]["uid"], "grow", 10)]
+    assert all("spool_max_bytes" in run.reason for run in later.status().not_kept)
+
+    assert later.drain(timeout_s=60)
+    for name, doc in documents:
+        later(name, doc)
+    assert later.drain(timeout_s=30)
+    assert later.ignored == {}
+    late = next(stream for stream in server.streams() if stream.label.startswith("late"))
+    assert (late.status, late.points) == ("success", 60)
+
+
+def test_the_list_of_runs_that_found_no_room_is_bounded(make_callback: MakeCallback, spool_dir: Path) -> None:
+    spool = Spool(spool_dir)
+    spool.close()
+    for n in range(4000):
+        spool.not_kept(NotKept(f"run {n}", "x" * 200, 0.0, float(n), n, "the spool has no room"))
+
+    kept = spool.runs_not_kept()
+    assert kept[-1].run_uid == "run 3999"
+    assert len(kept) >= 500
+    assert sum(path.stat().st_size for path in spool_dir.glob("not-kept*.jsonl")) < 600_000
 
 
 def test_the_reserve_is_real_space_for_its_owner_alone_and_made_when_a_run_begins(

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # How often `--watch` looks.
 LOOK_PERIOD_S = 1.0
+# So many runs that found no room are shown one by one.
+MOST_NOT_KEPT = 10
 
 _STATES = {
     "running": "green",
@@ -104,7 +106,8 @@ class _Look:
         """What is worth another line when it changes."""
         runs, finished = self.found
         no_room = bool(runs.no_room)  # by how much changes all the time
-        return tuple(runs), runs.trouble and runs.trouble.since, no_room, finished, self.delivered_by_somebody
+        since = runs.trouble and runs.trouble.since
+        return tuple(runs), since, no_room, runs.not_kept, finished, self.delivered_by_somebody
 
     @property
     def exit_code(self) -> int:
@@ -191,6 +194,15 @@ def _shown(settings: Settings, runs: Status, finished: list[dict[str, Any]], now
         yield from _run(run, now, settings.endpoint)
     for entry in finished:
         yield from _finished(entry)
+    for run in runs.not_kept[-MOST_NOT_KEPT:]:
+        yield Text(
+            f"Run {plain(run.run_uid[:8])} ({plain(run.label, limit=200)}), started {moment(run.started)}, was not "
+            f"kept: {counted(run.readings, 'reading')} left out, {plain(run.reason)}.",
+            style="yellow",
+        )
+    if len(runs.not_kept) > MOST_NOT_KEPT:
+        more = len(runs.not_kept) - MOST_NOT_KEPT
+        yield Text(f"{counted(more, 'other run')} of the last seven days found no room.", style="yellow")
     note = read_note(settings.spool_path)
     if note is not None and note.endpoint == settings.endpoint:
         off = abs(note.offset_s) > CLOCK_WARNS_S + note.delay_s / 2
@@ -341,6 +353,7 @@ def _as_json(settings: Settings, runs: Status, finished: list[dict[str, Any]] | 
         "last_error": runs.last_error,
         "trouble": msgspec.to_builtins(runs.trouble),
         "no_room": runs.no_room or None,
+        "not_kept": msgspec.to_builtins(runs.not_kept),
     }
     note = read_note(settings.spool_path)
     if note is not None and note.endpoint == settings.endpoint:
