@@ -370,7 +370,10 @@ class AtomscaleCallback:
             name = text_of(doc.get("name"))
             if name not in run.event_streams and not run.describe(doc, name, self._selection):
                 _logger.info("event stream %r of run %s is left out by the settings", name, run_uid)
-            self._streams[uid] = (run, run.event_streams[name])
+            event_stream = run.event_streams[name]
+            if event_stream is not None:
+                event_stream.described_again()
+            self._streams[uid] = (run, event_stream)
 
     def _event(self, doc: Mapping[str, Any]) -> None:
         with self._lock:

@@ -12,6 +12,7 @@ keys; monitors and event pages have a time per key, so that there may be several
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from .values import (
     ARRAY,
     EXTERNAL,
     LONG_ARRAY,
+    MISSING,
     NAMELESS,
     NO_VALUE,
     NOT_FINITE,
@@ -39,6 +41,9 @@ from .values import (
 
 MAX_NAME = 255  # characters, and bytes too, since the API does not say which it counts
 DAY_S = 86400.0
+# Keys that come later are counted one by one up to so many, and the others together.
+MAX_LATE_KEYS = 1000
+OTHER_KEYS = "(other keys)"
 
 
 # Channel names in lower case → event stream, data key and element.
@@ -113,6 +118,10 @@ class EventStream:
         self._bases: list[TimeBase] = []
         self._watched: tuple[str, ...] = ()  # left out for their values, which may yet become numbers
         self._left_out: dict[str, str] = {}
+        self.late: Counter[str] = Counter()  # readings of keys that neither the descriptor nor the first event has
+        self._known: set[Any] = set()  # all other keys
+        self._usual = -1  # how many keys an event has of which all are known
+        self._offered_late: dict[str, int] = {}
         shares = selection.unprefixed is not None
         self._prefix = f"{self.name}/" if shares and self.name != selection.unprefixed else ""
         self._names: Names = names if shares and names is not None else {}
@@ -162,6 +171,8 @@ class EventStream:
                 raise ChannelError(f"the data of an event of event stream {self.name!r} are no mapping; it is left out")
             own = {key: self._own_time(stamp, now) for key, stamp in stamps.items()}
             self._arrange(data, mapping_of(doc.get("filled")), own if by_reading else None)
+        if len(data) != self._usual:
+            self._count_unknown(data, 1)
         if self._watched:
             self._welcome_late_channels({key: (data[key],) for key in self._watched if key in data})
         if by_reading:
@@ -180,7 +191,10 @@ class EventStream:
                 continue
             if not base.declared:
                 base.declare(out)
-            out.append(encode_row(base.layout.layout, base.rows, at, uid, *base.packed(data)))
+            values = base.packed(data)
+            if values[1] and self._usual >= 0 and MISSING in values[1].values():
+                self._count_unknown(data, 1)  # another key may be in the place of the one that is missing
+            out.append(encode_row(base.layout.layout, base.rows, at, uid, *values))
             base.offered += 1
         return out
 
@@ -208,6 +222,7 @@ class EventStream:
             filled = {key: all(_as_list(flags)) for key, flags in mapping_of(doc.get("filled")).items()}
             first = {key: column[0] for key, column in columns.items()}
             self._arrange(first, filled, own if by_reading else None)
+        self._count_unknown(columns, len(uids))
         if self._watched:
             self._welcome_late_channels({key: columns[key] for key in self._watched if key in columns})
         if by_reading:
@@ -238,6 +253,9 @@ class EventStream:
             Whether a chunk of so many rows became full.
         """
         self.begun = True
+        if self._offered_late:
+            self.late.update(self._offered_late)
+            self._offered_late = {}
         full = False
         for base in self._bases:
             before, base.rows = base.rows, base.offered
@@ -245,6 +263,10 @@ class EventStream:
                 base.declared = True
                 full = full or before // points_per_chunk != base.rows // points_per_chunk
         return full
+
+    def described_again(self) -> None:
+        """A further descriptor has come: look whether the next event has keys that are not known."""
+        self._usual = -1
 
     def start_over(self) -> None:
         """The next rows go to another journal: number them from 0, under layouts that are declared again."""
@@ -266,10 +288,22 @@ class EventStream:
                 self._left_out[_sound(key)] = source
             else:
                 sources.append(source)
+        self._known = {*self._data_keys, *data}
         self._watched = tuple(key for key, reason in self._left_out.items() if reason in {TEXT, NOT_NUMERIC, ARRAY})
         groups = [sources] if own is None else _sharing(sources, own)
         for i, group in enumerate(groups or [[]]):
             self._add_base(group, self._left_out if i == 0 else {})
+
+    def _count_unknown(self, data: Mapping[Any, Any], rows: int) -> None:
+        """Count, once these rows are kept, the keys that are not known; they become no channel any more."""
+        unknown = [key for key in data if key not in self._known]
+        self._usual = -1 if unknown else len(data)
+        self._offered_late = {}
+        for key in unknown:
+            name = _sound(key)[:MAX_NAME] if isinstance(key, str) else type(key).__name__
+            if name not in self.late and len(self.late) >= MAX_LATE_KEYS:
+                name = OTHER_KEYS
+            self._offered_late[name] = self._offered_late.get(name, 0) + rows
 
     def _add_base(self, sources: list[Source], left_out: Mapping[str, str]) -> None:
         name = self.name if not self._bases else f"{self.name}/{sources[0].channels[0].key}"

@@ -16,6 +16,7 @@ from .lines import FORMAT, Header, LeftOut, Links, encode
 from .metadata import content_digest, read_metadata, run_label
 from .oddities import plain
 from .settings import Settings
+from .values import LATE
 from .writer import RunWriter
 
 _logger = logging.getLogger("atomscale_bluesky.callback")
@@ -115,6 +116,9 @@ class OpenRun:
 
     def left_out_lines(self) -> list[bytes]:
         """What was counted, as lines for the journal; begins to count anew."""
+        for event_stream in filter(None, self.event_streams.values()):
+            self._left_out.update({(LATE, key): n for key, n in event_stream.late.items()})
+            event_stream.late.clear()
         by_reason: dict[str, list[dict[str, int]]] = {}
         for (reason, key), n in self._left_out.items():
             lines = by_reason.setdefault(reason, [{}])
@@ -140,6 +144,11 @@ class OpenRun:
                 _logger.warning(
                     "event stream %r of run %s: %d readings had impossible times and got their event's",
                     event_stream.name, self.uid, event_stream.replaced_times,
+                )  # fmt: skip
+            if event_stream.late:
+                _logger.warning(
+                    "event stream %r of run %s: keys that its first event and descriptor did not have are left out: %s",
+                    event_stream.name, self.uid, plain(", ".join(event_stream.late)),
                 )  # fmt: skip
             if event_stream.rounded:
                 _logger.warning(

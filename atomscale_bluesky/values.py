@@ -27,6 +27,7 @@ ARRAY = "array"
 LONG_ARRAY = "array too long"
 MISSING = "missing"
 NAMELESS = "its name is no text"
+LATE = "not there at first"
 
 # A list that holds nothing else is a table, or text.
 _NO_ELEMENTS = (list, tuple, str, dict)

@@ -1050,6 +1050,68 @@ def test_a_page_for_which_there_is_no_room_is_left_out_whole(make_callback: Make
     assert not left_out
 
 
+@pytest.mark.parametrize("same_number", [False, True], ids=["one more", "in the place of another"])
+@pytest.mark.parametrize("page", [False, True], ids=["event", "page"])
+def test_a_key_that_comes_later_is_counted(callback: AtomscaleCallback, page: bool, same_number: bool) -> None:
+    run = Run(callback)
+    primary = run.describe("a", "b")
+
+    def give(**data: float) -> None:
+        if not page:
+            run.give("event", primary.compose_event(
+                data=data, timestamps=dict.fromkeys(data, run.time), time=run.time, validate=False))  # fmt: skip
+            return
+        run.give("event_page", primary.compose_event_page(
+            data={key: [value, value] for key, value in data.items()},
+            timestamps={key: [run.time] * 2 for key in data}, seq_num=[1, 2], time=[run.time] * 2, filled={},
+            uid=[str(uuid.uuid4()) for _ in range(2)], validate=False))  # fmt: skip
+
+    for n in range(3):
+        give(a=n, b=n)
+    for n in range(5):
+        give(a=n, late=n) if same_number else give(a=n, b=n, late=n)
+    give(a=1, b=1)
+    run.stop()
+
+    status = status_of(callback, run)
+    assert_adds_up(status)
+    rows = 2 if page else 1
+    assert dict(status.channels["late"].left_out) == {"not there at first": 5 * rows}
+    assert status.channels["a"].seen == 9 * rows
+
+
+def test_a_key_that_a_second_descriptor_adds_is_counted(callback: AtomscaleCallback) -> None:
+    run = Run(callback)
+    first, text = run.describe("a", note={"source": "sim", "dtype": "string", "shape": []}), "x"
+    run.event(first, a=1, note=text)
+    second = str(uuid.uuid4())
+    run.give("descriptor", {**first.descriptor_doc, "uid": second, "data_keys": dict.fromkeys("ab", NUMBER)})
+    for n in range(4):  # as many keys as before, and no channel is missing
+        event = first.compose_event(data={"a": n, "b": n}, timestamps={}, time=run.time, validate=False)
+        run.give("event", event | {"descriptor": second})
+    run.stop()
+
+    status = status_of(callback, run)
+    assert_adds_up(status)
+    assert dict(status.channels["b"].left_out) == {"not there at first": 4}
+    assert status.channels["a"].seen == 5
+
+
+def test_ever_new_keys_are_counted_in_bounded_memory(callback: AtomscaleCallback) -> None:
+    run = Run(callback)
+    primary = run.describe("a")
+    run.event(primary, a=0)
+    for n in range(1500):
+        data = {"a": n, f"image {n}": n}
+        run.give("event", primary.compose_event(data=data, timestamps={}, time=run.time, validate=False))
+    run.stop()
+
+    status = status_of(callback, run)
+    assert_adds_up(status)
+    assert dict(status.points.left_out) == {"not there at first": 1500}
+    assert status.channels["(other keys)"].seen == 500
+
+
 def test_an_event_too_long_for_any_line_is_left_out_and_counted(callback: AtomscaleCallback) -> None:
     run = Run(callback)
     primary = run.describe("a")
