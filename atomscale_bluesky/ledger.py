@@ -612,20 +612,21 @@ class LedgerReader:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        self._begin()
+
+    def _begin(self) -> None:
         self.state = LedgerState()
         self.damaged = 0
-        self._path = path
         self._offset = 0
-        self._not_understood = ""  # what a line was that nothing after it can be told without
 
     def read_on(self) -> LedgerState:
         """Take in the lines written since the last call; an absent file tells nothing.
 
         Raises:
-            SpoolError: A line is not understood, or contradicts those before it; so does each later call.
+            SpoolError: A line is not understood, or contradicts those before it; so does each later call, until the
+                file is mended.
         """
-        if self._not_understood:
-            raise SpoolError(self._not_understood)
         try:
             file = open_to_read(self._path)
         except FileNotFoundError:
@@ -643,6 +644,6 @@ class LedgerReader:
     def _take(self, payload: bytes) -> None:
         try:
             self.state.apply(decode_ledger(payload))
-        except SpoolError as error:
-            self._not_understood = str(error)
+        except SpoolError:
+            self._begin()  # or the next call would pass over the line
             raise

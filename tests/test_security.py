@@ -759,6 +759,11 @@ def test_a_ledger_that_names_what_cannot_be_an_id_costs_its_run_and_leads_no_req
     assert len(ids) == 1
     assert (folder / "journal-0001.jsonl").read_bytes() == kept
 
+    watching = make_callback(offline=True)
+    assert [run.state for _ in range(2) for run in watching.status()] == ["unreadable"] * 2
+    (folder / "ledger.jsonl").unlink()
+    assert [run.points.waiting for run in watching.status()] == [30]  # mended
+
 
 @pytest.mark.parametrize("evil", EVIL_IDS)
 def test_a_client_puts_only_ids_into_a_path(server: LocalServer, evil: str) -> None:
