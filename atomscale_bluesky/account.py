@@ -360,12 +360,12 @@ class Account:
         if header is None:
             raise SpoolError("the journal has no header")
         channels = self.channels(ledger)
-        problem = ledger.parked or (header.problem if ledger.edited is None else None) or ledger.unresolved
+        problem = ledger.stuck or (header.problem if ledger.edited is None else None) or ledger.unresolved
         streams = tuple(_stream_status(stream, self) for stream in ledger.streams.values())
         parked = problem or next((stream.problem for stream in streams if stream.state == "parked"), None)
         if ledger.discarded:
             state = "discarded"
-        elif ledger.streams and all(stream.over for stream in ledger.streams.values()) and not ledger.parked:
+        elif ledger.streams and all(stream.over for stream in ledger.streams.values()) and not ledger.stuck:
             state = "finalized"
         elif parked:
             state = "parked"

@@ -28,7 +28,7 @@ from .journal import (
     whole_lines,
 )
 from .ledger import Ledger
-from .lines import FORMAT, Edit, Edited, Header, Move, Moved, OrderLine, Stop, decode_order, encode
+from .lines import FORMAT, Edit, Edited, Header, Move, Moved, Obeyed, OrderLine, Parked, Stop, decode_order, encode
 from .locks import WRITER_LOCK, RunLock, locked, remove_folder
 from .oddities import plain
 from .reading import HEAD, LEDGER, described_lines, has_stop, keep_copies
@@ -194,6 +194,7 @@ class Claim:
 
     def _begin_anew_if_moved(self) -> None:
         """Where a person has moved the run since, what the endpoint before has of it counts no more."""
+        self._note_if_broken()
         orders, obeyed = self.orders(), self.ledger.state.orders_obeyed
         last = max((i for i, order in enumerate(orders) if isinstance(order, Move)), default=-1)
         if last < obeyed:
@@ -207,10 +208,23 @@ class Claim:
                 case _:
                     pass
 
+    def _note_if_broken(self) -> None:
+        """Note that the ledger cannot be understood, once: what is ordered after that is meant with that in mind."""
+        state = self.ledger.state
+        if state.broken is None or state.broken_was_noted:
+            return
+        if state.may_have_moved and len(self.orders()) > state.orders_obeyed:
+            # The line that is damaged may have told that the last move was obeyed: again would send all of it twice.
+            self.ledger.note(Obeyed(len(self.orders())))
+        self.ledger.note(Parked(state.broken), sync=True)
+
     @property
     def endpoint(self) -> str:
         """Where the run's requests may go."""
-        return self.ledger.state.endpoint or self.header.endpoint
+        state = self.ledger.state
+        if state.broken is not None and state.may_have_moved:
+            return endpoint_of(self.folder, self.header)
+        return state.endpoint or self.header.endpoint
 
     def settle_if_interrupted(self) -> bool:
         """Write the stop of a run whose writer is gone without one; False while it lives, or where there is a stop."""

@@ -97,10 +97,18 @@ class Delivery:
         self.linking = Linking(claim.header, claim.ledger.state)
         self._again = False  # something was noted that changes what this object has read already
         self._add_up: set[int] = set()  # streams that may be finalized by the account
-        cut_short_in_doubt(claim.ledger)
+        if self.state.broken is None:
+            cut_short_in_doubt(claim.ledger)
         self.cutting = Cutting(claim.folder, claim.header, claim.ledger, courtesy)
         self.previews = Previews(claim.header, claim.ledger, self.cutting, now)
         self.endings = Endings(claim.ledger, self.cutting, now)
+        if self.state.broken is not None:
+            _logger.error("run %s is parked and stays in the spool: %s", self.header.run_uid, self.state.broken)
+        elif self._clock_is_open and self.parked is None and self._has_sent_times:
+            self._park_run(
+                "the line of its ledger that tells the shift of its times is damaged, and a part of it was sent",
+                "`move` it to the same endpoint, which delivers all of it again as new streams, or `discard` it",
+            )
         if not (self.state.streams or self.parked):
             self.cutting.open_stream(
                 why="run start", time_base=self.header.primary, from_row=0, position=START, channels=None, own=False
@@ -118,7 +126,7 @@ class Delivery:
             return False
         if self.state.discarded:
             return self.stopped and self.in_flight == 0
-        if self.state.parked:
+        if self.state.stuck:
             return False
         return self._delivered and (self.header.keep != "verified" or self.state.verified is not None)
 
@@ -139,7 +147,7 @@ class Delivery:
     @property
     def _parked_by_hand(self) -> str | None:
         """The same, where nothing but a person can mend it."""
-        return self.state.parked or (self.header.problem if self.state.edited is None else None)
+        return self.state.stuck or (self.header.problem if self.state.edited is None else None)
 
     @property
     def to_start_again(self) -> bool:
@@ -576,6 +584,11 @@ class Delivery:
     def _clock_is_open(self) -> bool:
         """Whether it is not known yet by how much the run's times are to be shifted."""
         return self.header.clock == "reference" and self.state.clock is None
+
+    @property
+    def _has_sent_times(self) -> bool:
+        """Whether a part of the run was pushed, or may have been."""
+        return any(stream.last or stream.previewed for stream in self.state.streams.values())
 
     def _as_sent(self, chunk: Chunk) -> Chunk:
         """A chunk with its times as they go out."""

@@ -230,7 +230,7 @@ class Elsewhere:
             ledger = self._ledgers.setdefault(folder, LedgerReader(folder / LEDGER)).read_on()
         except SpoolError:
             return False
-        if ledger.parked or (header.problem and ledger.edited is None):
+        if ledger.stuck or (header.problem and ledger.edited is None):
             return False
         return not any(stream.parked or stream.refused for stream in ledger.streams.values())
 

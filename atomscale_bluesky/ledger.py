@@ -8,8 +8,12 @@
     preview            previewed → answered: shown | not taken, before the next one and before its chunk is tried
 
 Every fact is appended before anything is done that builds on it, and `LedgerState` guards each move: two uploaders
-that share a run would be noticed here. What is settled is kept as counts, so memory holds the chunks still under way,
-however long the run. Facts survive a killed process once noted; those that a power cut must not take are synced.
+that share a run would be noticed here. Each line is written twice, one after the other, so that a damaged one costs
+nothing. Where both are damaged, what surely follows from the others is taken; where nothing does, the run is `broken`:
+it waits for a person, who can have all of it delivered again.
+
+What is settled is kept as counts, so memory holds the chunks still under way, however long the run. Facts survive a
+killed process once noted; those that a power cut must not take are synced.
 """
 
 from __future__ import annotations
@@ -248,6 +252,15 @@ class LedgerState:
         self.clock: ClockFixed | None = None
         self.previews_ended: str | None = None  # why no further preview is made
         self.verified: float | None = None
+        # Why nothing that follows in the ledger can be understood: all that counts from there on is what people order.
+        self.broken: str | None = None
+        self.may_have_moved = False  # what is damaged there may have told of a move
+        self.broken_was_noted = False
+
+    @property
+    def stuck(self) -> str | None:
+        """Why the whole run waits for a person, whatever its header says."""
+        return self.broken or self.parked
 
     @property
     def exists(self) -> bool:
@@ -339,7 +352,9 @@ class LedgerState:
                 stream.linked.add((fact.link, fact.to))
                 stream.links_refused.pop((fact.link, fact.to), None)
             case LinkRefused():
-                self._stream(fact.stream).links_refused[fact.link, fact.to] = fact.reason
+                stream = self._stream(fact.stream)
+                if (fact.link, fact.to) not in stream.linked:
+                    stream.links_refused[fact.link, fact.to] = fact.reason
             case Finalizing():
                 stream = self._stream(fact.stream, Life.INITIALIZED, Life.FINALIZING)
                 if not all(one.settled for one in stream.group):
@@ -450,15 +465,19 @@ class LedgerState:
             stream.links_refused.clear()
 
 
+class NoIdError(SpoolError):
+    """A ledger names what cannot be an id or a path family; it was not written by this package."""
+
+
 def _check_ids(*ids: str | None) -> None:
     """Make sure that what a ledger names as ids can be some: they lead requests, which carry the API key.
 
     Raises:
-        SpoolError: One cannot.
+        NoIdError: One cannot.
     """
     for one in ids:
         if one is not None and not is_id(one):
-            raise SpoolError(
+            raise NoIdError(
                 f"the ledger names {one!r:.80} as an id, which cannot be one, so nothing is sent for this run. Where "
                 f"did its folder come from? Move it away, or take the line out of `ledger.jsonl`"
             )
@@ -468,10 +487,10 @@ def _check_family(family: str) -> None:
     """Make sure that what a ledger names as a path family is one.
 
     Raises:
-        SpoolError: It is not.
+        NoIdError: It is not.
     """
     if family not in FAMILIES:
-        raise SpoolError(
+        raise NoIdError(
             f"the ledger names {family!r:.80} as a path family, expected one of {', '.join(FAMILIES)}, so nothing is "
             f"sent for this run. Where did its folder come from? Move it away, or update the package"
         )
@@ -489,12 +508,8 @@ class Ledger:
         self._file = LineFile(path, make_room=make_room)
         self._together: list[LedgerLine] | None = None
         try:
-            try:
-                self.state = LedgerReader(path).read_on()
-            except SpoolError:
-                size = _sound_bytes(path)
-                if size == self._file.size:
-                    raise
+            self.state = LedgerReader(path).read_on()
+            if self.state.broken is not None and (size := _sound_bytes(path)) != self._file.size:
                 self._file.cut(size)
                 self.state = LedgerReader(path).read_on()
         except BaseException:
@@ -512,7 +527,7 @@ class Ledger:
         if self._together is not None:
             self._together.append(fact)
             return
-        self._file.append(line(encode(fact)))
+        self._file.append(line(encode(fact)) * 2)
         if sync:
             self._file.sync()
 
@@ -528,7 +543,7 @@ class Ledger:
             yield
         finally:
             self._together = None
-        self._file.append(line(encode(Together(tuple(noted)))))
+        self._file.append(line(encode(Together(tuple(noted)))) * 2)
         self._file.sync()
 
     def ranges(self, stream: int, from_index: int) -> dict[int, Tried]:
@@ -561,21 +576,44 @@ def _sound_bytes(path: Path) -> int:
     be understood without it and is given up, as if it had not been written. Where a fact follows that was synced, it
     was no power cut: then the damaged line is passed over like any other.
     """
-    size, sound, opened = 0, None, False
+    size, sound, opened, before = 0, None, False, b""
+    named: set[int] = set()  # streams of which the id is known, and those that join them
     with open_to_read(path) as file:
         for end, text in whole_lines(file):
             payload = None if text is None else payload_of(text)
             if payload is None:
                 sound = size if sound is None else sound
-            elif sound is not None:
+            elif sound is None:
+                fact = decode_ledger(payload)
+                for one in fact.facts if isinstance(fact, Together) else (fact,):
+                    if isinstance(one, Initialized) or (isinstance(one, Opened) and one.joins is not None):
+                        named.add(one.stream)
+            elif payload != before:
                 if opened:  # something was noted after it, so its sync had come back
                     return path.stat().st_size
                 fact = decode_ledger(payload)
+                if isinstance(fact, Tried) and fact.stream not in named:  # its id was synced before that
+                    return path.stat().st_size
                 opened = isinstance(fact, Opened)  # with nothing after it, nothing was done about it either
                 if not opened and not isinstance(fact, _UNSYNCED):
                     return path.stat().st_size
+            before = payload or before
             size = end
     return size if sound is None else sound
+
+
+def _payloads(text: bytes | None) -> list[bytes]:
+    """Return what a line without its newline holds: nothing if it is damaged, two if its newline was.
+
+    A newline that was changed joins the two copies of a line.
+    """
+    if text is None:
+        return []
+    whole = payload_of(text)
+    if whole is not None:
+        return [whole]
+    half = len(text) // 2
+    return [payload for part in (text[:half], text[half + 1 :]) if (payload := payload_of(part)) is not None]
 
 
 def facts_of(path: Path) -> Iterator[LedgerLine]:
@@ -589,11 +627,13 @@ def facts_of(path: Path) -> Iterator[LedgerLine]:
     except FileNotFoundError:
         return
     with file:
+        before = b""
         for _, text in whole_lines(file):
-            payload = None if text is None else payload_of(text)
-            if payload is not None:
-                fact = decode_ledger(payload)
-                yield from fact.facts if isinstance(fact, Together) else (fact,)
+            for payload in _payloads(text):
+                if payload != before:
+                    fact = decode_ledger(payload)
+                    yield from fact.facts if isinstance(fact, Together) else (fact,)
+                before = payload
 
 
 def is_delivered(path: Path) -> bool:
@@ -602,13 +642,15 @@ def is_delivered(path: Path) -> bool:
     Raises:
         SpoolError: A line is not understood.
     """
-    return LedgerReader(path).read_on().is_over
+    state = LedgerReader(path).read_on()
+    return state.broken is None and state.is_over
 
 
 class LedgerReader:
     """The state that a ledger tells to whoever does not write it, read on from call to call.
 
-    `damaged` counts the lines that failed their checksum, which were passed over.
+    A line that stands there twice counts once, wherever the second one stands. `damaged` counts the lines that failed
+    their checksum.
     """
 
     def __init__(self, path: Path) -> None:
@@ -619,12 +661,19 @@ class LedgerReader:
         self.state = LedgerState()
         self.damaged = 0
         self._offset = 0
+        self._lines = 0
+        self._first_damaged = 0  # line, counted from 1
+        self._before = b""  # the last line that was intact
+        self._began = 0  # where the facts begin that hold at the run's present endpoint
+        self._seen: set[int] | None = None  # the lines from there on, once one could not follow
 
     def read_on(self) -> LedgerState:
         """Take in the lines written since the last call; an absent file tells nothing.
 
+        Lines that contradict each other make the state `broken`.
+
         Raises:
-            SpoolError: A line is not understood, or contradicts those before it; so does each later call, until the
+            SpoolError: A line is not understood, or names an id that cannot be one; so does each later call, until the
                 file is mended.
         """
         try:
@@ -633,17 +682,91 @@ class LedgerReader:
             return self.state
         with file:
             for end, text in whole_lines(file, self._offset):
-                self._offset = end
-                payload = None if text is None else payload_of(text)
-                if payload is None:
+                self._lines += 1
+                payloads = _payloads(text)
+                if text is None or not payloads or len(payloads[0]) + 9 != len(text):
                     self.damaged += 1
-                else:
-                    self._take(payload)
+                    self._first_damaged = self._first_damaged or self._lines
+                for payload in payloads:
+                    if payload != self._before:
+                        self._take(payload)
+                        if self._seen is not None:
+                            self._seen.add(hash(payload))
+                    self._before = payload
+                self._offset = end
         return self.state
 
     def _take(self, payload: bytes) -> None:
+        fact, state = decode_ledger(payload), self.state
+        if isinstance(fact, Unparked | Edited | Moved | Discarded | Obeyed):
+            if fact.order <= state.orders_obeyed:
+                return  # it stands there for the second time: orders are numbered
+        elif state.broken is not None:
+            state.broken_was_noted = state.broken_was_noted or fact == Parked(state.broken)
+            return
         try:
-            self.state.apply(decode_ledger(payload))
-        except SpoolError:
+            if self.damaged:
+                self._derive(fact)
+            if isinstance(fact, Opened) and fact.stream > len(state.streams):
+                raise SpoolError(f"metrology stream {len(state.streams)} is unknown, and {fact.stream} opens")
+            state.apply(fact)
+        except NoIdError:
             self._begin()  # or the next call would pass over the line
             raise
+        except SpoolError as error:
+            if not self._came_before(payload):
+                self._break(fact, str(error).partition(";")[0])
+        if isinstance(fact, Moved):
+            self._began, self._first_damaged, self.damaged, self._seen = self._offset, 0, 0, None
+
+    def _derive(self, fact: LedgerLine) -> None:
+        """Take in what a damaged line must have told, as far as that is sure from the fact that follows.
+
+        Raises:
+            SpoolError: Something is missing without which the fact must not be believed.
+        """
+        state = self.state
+        match fact:
+            case Finalizing() if fact.stream in state.streams:
+                # It is noted only once every chunk is confirmed, and none is pushed after it.
+                for stream in state.streams[fact.stream].group:
+                    if stream.life is Life.INITIALIZED and not stream.refused:
+                        for index in sorted(stream.tried):
+                            state.apply(Confirmed(stream.opening.stream, index, stream.confirmed_at or 0.0))
+            case Finalized() if fact.stream in state.streams:
+                if state.streams[fact.stream].life is Life.INITIALIZED:
+                    self._derive(Finalizing(fact.stream))
+                    state.apply(Finalizing(fact.stream))
+            case Tried() if fact.stream in state.streams:
+                stream = state.streams[fact.stream]
+                if stream.data_id is None:
+                    raise SpoolError(f"metrology stream {fact.stream} has no id, and a chunk of it is tried")
+                before = stream.opening.channels if stream.last is None else stream.last.channels
+                for name in before or ():
+                    if name not in fact.channels:
+                        stream.left.setdefault(name, fact.first_row)
+            case _:
+                pass
+
+    def _came_before(self, payload: bytes) -> bool:
+        """Whether the line stood there before; asked of what cannot follow, for which all is read again once."""
+        if self._seen is None:
+            self._seen = set()
+            with open_to_read(self._path) as file:
+                at = self._began
+                for end, text in whole_lines(file, self._began):
+                    if at >= self._offset:
+                        break
+                    self._seen.update(map(hash, _payloads(text)))
+                    at = end
+        return hash(payload) in self._seen
+
+    def _break(self, fact: LedgerLine, why: str) -> None:
+        where = f"line {self._lines} of its ledger cannot follow those before it"
+        if self._first_damaged:
+            where = f"line {self._first_damaged} of its ledger is damaged, and line {self._lines} needs it"
+        self.state.broken = (
+            f"{where} ({why}), so it is not known what has arrived; its readings are kept: look at its streams, then "
+            f"`move` it to the same endpoint, which delivers all of it again as new ones, or `discard` it"
+        )
+        self.state.may_have_moved = isinstance(fact, Opened) and fact.stream == 0

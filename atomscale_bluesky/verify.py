@@ -22,7 +22,7 @@ from .account import Account, Counts
 from .client import Client
 from .comparison import Difference, Part, Points, Series, arrangement, differences, same_points
 from .errors import ApiRefusedError, ApiTooLargeError, ApiUnavailableError, SpoolError
-from .ledger import LedgerState, StreamState, facts_of
+from .ledger import LedgerReader, StreamState, facts_of
 from .lines import (
     Confirmed,
     Moved,
@@ -295,17 +295,17 @@ class _Run:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.state = LedgerState()
+        self.state = LedgerReader(folder / LEDGER).read_on()
         self._tried: dict[int, dict[int, Tried]] = {}  # by stream and index
         self._confirmed: dict[tuple[int, int], set[str]] = {}
         for fact in facts_of(folder / LEDGER):
-            self.state.apply(fact)
             if isinstance(fact, Moved):
                 self._tried, self._confirmed = {}, {}
             elif isinstance(fact, Tried):
                 self._tried.setdefault(fact.stream, {})[fact.index] = fact
             elif isinstance(fact, Confirmed):
-                names = fact.channels or self._tried[fact.stream][fact.index].channels
+                noted = self._tried.get(fact.stream, {}).get(fact.index)
+                names = fact.channels or (noted.channels if noted else ())
                 self._confirmed.setdefault((fact.stream, fact.index), set()).update(names)
         for number, stream in self.state.streams.items():
             shown = stream.shown or stream.previewed

@@ -146,7 +146,7 @@ class _RunWatch:
             return unreadable(str(self._folder), "its header is damaged or gone") if lost else None
         alive = self._account.stop is None and spool.writer_alive(self._folder)
         endpoint = endpoint_of(self._folder, self._account.header)
-        if endpoint != (ledger.endpoint or self._account.header.endpoint):
+        if endpoint != (ledger.endpoint or self._account.header.endpoint) and ledger.broken is None:
             # Moved: what the ledger tells of the endpoint before counts no more, also until an uploader has noted that.
             edited, ledger = ledger.edited, LedgerState()
             ledger.edited, ledger.endpoint = edited, endpoint

@@ -148,7 +148,7 @@ def settle(run: str, spool_dir: Path | None) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_spool_dir
 def move(run: str, endpoint: str, yes: bool, spool_dir: Path | None) -> int:
-    """Deliver a run to another endpoint than the one it was spooled for.
+    """Deliver a run to another endpoint than the one it was spooled for, or a parked one again to the same.
 
     RUN is the beginning of a run's uid, as `status` shows it. The whole run goes to the new endpoint, from its first
     reading on, into new metrology streams; what the old one has of it stays there, in streams that are not finalized.
@@ -166,7 +166,7 @@ def move(run: str, endpoint: str, yes: bool, spool_dir: Path | None) -> int:
     folder = Path(found.folder)
     if stop_of(folder) is None and spool.writer_alive(folder):
         raise click.ClickException(f"run {found.run_uid[:8]} goes on; move it when it has stopped")
-    if found.endpoint == endpoint:
+    if found.endpoint == endpoint and found.state != "parked":
         raise click.ClickException(f"run {found.run_uid[:8]} is for {plain(endpoint)} already")
     if not yes:
         told = f"Send all of run {found.run_uid[:8]} ({plain(found.label)}) to {plain(endpoint)}"
