@@ -83,7 +83,7 @@ class RunStatus:
     folder: str = ""  # where the run is in the spool
     rounded: Mapping[str, int] = field(default_factory=dict)  # by channel: integers beyond 2**53 that lost digits
     endpoint: str = ""  # where it is delivered to
-    repeated_rows: int = 0  # rows with the number of an earlier one: not sent, and counted as lost
+    repeated_rows: int = 0  # rows with the number of an earlier one; those that no chunk holds are lost
 
     @property
     def data_ids(self) -> tuple[str, ...]:
@@ -115,8 +115,9 @@ class Account:
         self.until: dict[str, float] = {}  # by time base: the latest time of a row
         self.rows_missing: Counter[int] = Counter()  # by layout: numbers that were passed over, because damaged
         self.rows_unnamed = 0  # whose layout the journal does not have, and which no number or stop has counted yet
-        # By layout: rows whose number had come before. A chunk's boundary rests on the first row of a number, so the
-        # others are not sent; no writer makes them on purpose.
+        # By layout: rows whose number had come before; no writer makes them on purpose. A chunk's boundary rests on the
+        # first row of a number, so one that repeats the number before it goes out where it is within a chunk, and is
+        # lost behind one. One that goes back is lost.
         self.rows_repeated: Counter[int] = Counter()
         self.rounded: Counter[str] = Counter()  # by channel
         self._gaps: Counter[tuple[int, str, str]] = Counter()  # layout, channel, reason
@@ -165,7 +166,7 @@ class Account:
         """Take in a row that is decoded already.
 
         Returns:
-            False if it is damage and belongs to no chunk: its number came before, or the journal does not have its
+            False if it is damage and belongs to no chunk: its number goes back, or the journal does not have its
             layout, so that nobody can tell what its values are. Such a row costs itself alone: it counts as lost.
         """
         if not self._number(row.layout, row.number, row.time):
@@ -197,7 +198,7 @@ class Account:
             self.next_row[time_base] = rows
 
     def _number(self, layout: int, number: int, time: float) -> bool:
-        """Count a row; return False if its number came before, or its layout is missing."""
+        """Count a row; return False if its number goes back behind the last one, or its layout is missing."""
         known = self.layouts.get(layout)
         if known is None:
             self.rows_unnamed += 1
@@ -205,7 +206,7 @@ class Account:
         expected = self.next_row[known.time_base]
         if number < expected:
             self.rows_repeated[layout] += 1
-            return False
+            return number == expected - 1
         self.rows[layout] += 1
         if number > expected:
             self.rows_missing[layout] += number - expected

@@ -299,7 +299,11 @@ class Cutter:
             self._decisions.outgrown(stream.opening.stream)
             return
         stream.rows.append((position, row))
-        if row.number == noted.last_row if noted else len(stream.rows) >= stream.opening.points_per_chunk:
+        if noted is None:
+            full = len(stream.rows) >= stream.opening.points_per_chunk
+        else:  # the last row's number may stand there twice
+            full = row.number == noted.last_row and len(stream.rows) >= noted.points
+        if full:
             yield from self._cut(stream)
 
     def _cut(self, stream: _Stream, *, unfinished: bool = False) -> Iterator[Chunk]:

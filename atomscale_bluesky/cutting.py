@@ -301,8 +301,8 @@ class Cutting:
             repeated = self.account.rows_repeated.total()
             if repeated:
                 _logger.error(
-                    "run %s: its journal has %d rows with the number of an earlier row; they are not sent and counted "
-                    "as lost", self._header.run_uid, repeated,
+                    "run %s: its journal has %d rows with the number of an earlier row; those behind a chunk's end are "
+                    "lost, and counted", self._header.run_uid, repeated,
                 )  # fmt: skip
 
     def _layout(self, layout: Layout, position: Position) -> None:

@@ -50,7 +50,7 @@ def cut_again(
     )
     for layout in own[1:]:
         cutter.layout(layout, from_row=0, position=Position(1, 0))
-    numbers, next_row = {layout.layout for layout in own}, 0
+    numbers, last = {layout.layout for layout in own}, 0
     for position, payload in _lines(folder, Position(first.segment, first.offset)):
         if not payload.startswith(b"["):
             continue
@@ -58,9 +58,9 @@ def cut_again(
         if isinstance(row, Row) and row.layout in numbers:
             if row.number > last_row:
                 break
-            if row.number < next_row:  # damage: it was not sent
+            if row.number < last:  # damage: it was not sent
                 continue
-            next_row = row.number + 1
+            last = row.number
             yield from cutter.row(position, row)
     yield from cutter.finish()
 
