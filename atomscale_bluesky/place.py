@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import re
+import stat
 from pathlib import Path
 
 import msgspec
@@ -95,8 +96,10 @@ def mark(folder: Path) -> None:
 
 
 def _is_marked(folder: Path) -> bool:
-    marker = folder / MARKER
-    return marker.is_file() and not marker.is_symlink()
+    try:
+        return stat.S_ISREG((folder / MARKER).lstat().st_mode)
+    except OSError:  # there is none; or the folder cannot be searched, which its opener reports
+        return False
 
 
 def _holds_other_things(folder: Path) -> bool:

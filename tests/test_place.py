@@ -319,6 +319,22 @@ def test_a_folder_full_of_folders_of_our_name_is_refused(make_callback: MakeCall
         make_callback(spool_dir=str(tmp_path))
 
 
+@posix
+def test_a_folder_that_may_not_be_searched_is_for_its_opener_to_report(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    Spool(closed).close()
+    settings = Settings.load(environ={}, spool_dir=closed)
+    closed.chmod(0)
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(12345)  # root may search everything
+    try:
+        assert settings.spool_path == closed
+    finally:
+        os.seteuid(before)
+        closed.chmod(0o700)
+
+
 # ---- what only looks -------------------------------------------------------------------------------------------------
 
 
