@@ -7,6 +7,11 @@
 I/O, never raises, and waits for nothing but the local file system; several threads may be in it at once. When it
 returns from an event the readings survive a killed process. Everything else happens in the uploader's threads, or in
 another process that shares the spool: the setting `uploader` says which.
+
+A signal may come at any moment. Where its handler raises, as Ctrl-C does, the exception leaves `__call__`, and the next
+call finds out from the journal what was written and counts that. Where its handler calls the callback, or a document's
+value does, which is foreign code, that call does not wait for itself: what it gives is taken when the present document
+is done. Nothing is logged while the lock is held.
 """
 
 from __future__ import annotations
@@ -15,8 +20,9 @@ import logging
 import threading
 import time
 import weakref
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -34,6 +40,7 @@ from .settings import Settings
 from .spool import Spool
 from .uploader import Drain, Uploader
 from .watch import SpoolWatch, Status
+from .writer import RunWriter
 
 if TYPE_CHECKING:
     from .elsewhere import Elsewhere
@@ -45,6 +52,11 @@ _logger = logging.getLogger(__name__)
 REMEMBERED_RUNS = 1000
 # A start document older than this is no run that begins now: whether it was sent before is looked up in the spool.
 REPLAY_AGE_S = 5.0
+
+
+# What is being done to a run's files: the run, whose lines are appended for which events, or how it ended; with neither
+# its journal is being made. At last, how much its journal held before. A plain tuple, because one is made per event.
+_Step = tuple[OpenRun, EventStream | None, list[bytes], Sequence[str], Stop | None, int]
 
 
 class AtomscaleCallback:
@@ -113,7 +125,12 @@ class AtomscaleCallback:
             timestamps=self.settings.timestamps,
             unprefixed=self.settings.primary if self.settings.layout == "run" else None,
         )
-        self._lock = threading.Lock()  # around all state of the front half; held for memory operations and one write
+        # Around all state of the front half; held for memory operations and one write. A signal's handler, or a
+        # document's value, may come back to it: `_inside` says so, and what it gives is put off.
+        self._lock = threading.RLock()
+        self._inside = False
+        self._put_off: deque[tuple[str | None, Any]] = deque()  # documents; and folders to settle, without a name
+        self._step: _Step | None = None  # that was begun; still there where a signal's exception interrupted it
         self._runs: dict[str, OpenRun] = {}  # open runs by uid
         self._streams: dict[str, tuple[OpenRun, EventStream | None]] = {}  # by descriptor uid; None: not selected
         self._ended: OrderedDict[str, str] = OrderedDict()  # uid → digest of the start document
@@ -130,20 +147,87 @@ class AtomscaleCallback:
         process.look_after(self, self._uploader)
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Take one document; never raises, whatever it holds."""
+        """Take one document; never raises, whatever it holds.
+
+        Called from within itself, by a signal's handler or a document's value, it takes the document after the present
+        one.
+        """
         try:
-            if name == "event":
-                self._event(doc)
-            elif name == "event_page":
-                self._event_page(doc)
-            elif name == "start":
-                self._start(doc)
-            elif name == "descriptor":
-                self._descriptor(doc)
-            elif name == "stop":
-                self._stop(doc)
-        except Exception as error:  # noqa: BLE001 - an exception here would end the plan
+            known = self._known_of(doc) if name == "start" else None
+            with self._lock:
+                if self._inside:
+                    self._put_off.append((name, doc))
+                    return
+                self._inside = True
+                try:
+                    if self._step is not None:
+                        self._make_up()
+                    if name == "event":
+                        self._event(doc)
+                    elif name == "event_page":
+                        self._event_page(doc)
+                    elif known is not None:
+                        self._start(*known)
+                    elif name == "descriptor":
+                        self._descriptor(doc)
+                    elif name == "stop":
+                        self._stop(doc)
+                except Exception as error:  # noqa: BLE001 - an exception here would end the plan
+                    self._oddities.broken(name, error)
+                finally:
+                    try:
+                        if self._put_off:
+                            self._take_what_was_put_off()
+                    finally:
+                        self._inside = False
+            if self._oddities.untold:
+                self._tell()
+        except Exception as error:  # noqa: BLE001 - a start document without a uid, say
             self._oddities.broken(name, error)
+            self._tell()
+
+    def _tell(self) -> None:
+        """Log what there is to say; called without the lock, since a log's handler is foreign code."""
+        with suppress(Exception):  # a handler that fails must not end the plan
+            self._oddities.tell()
+
+    def _take_what_was_put_off(self) -> None:
+        """Take what came from within the call that holds the lock; called at its end."""
+        while self._put_off:
+            name, doc = self._put_off[0]  # taken away when it is done: interrupted in between it is done again
+            try:
+                if self._step is not None:
+                    self._make_up()
+                if name is None:
+                    self._settle(doc)
+                elif name == "start":
+                    self._start(*self._known_of(doc))
+                else:
+                    takes = {
+                        "event": self._event, "event_page": self._event_page, "descriptor": self._descriptor,
+                        "stop": self._stop,
+                    }  # fmt: skip
+                    takes.get(name, lambda doc: None)(doc)
+            except Exception as error:  # noqa: BLE001 - as in a call of its own
+                self._oddities.broken(str(name), error)
+            self._put_off.popleft()
+
+    def _make_up(self) -> None:
+        """Finish what a signal's exception has interrupted: what counts is what the journal holds."""
+        if self._step is None:
+            return
+        run, event_stream, payloads, uids, stop, before = self._step
+        if stop is not None:
+            self._finish(run, stop)
+        elif event_stream is None:
+            self._announce(run)
+        elif run.writer is not None and _kept(run.writer, payloads, before):
+            event_stream.accepted()
+            for uid in uids:
+                run.remember(uid)
+            if self._uploader:
+                self._uploader.wake()
+        self._step = None
 
     def __enter__(self) -> AtomscaleCallback:
         """The callback itself."""
@@ -253,10 +337,9 @@ class AtomscaleCallback:
 
         Those of no run or descriptor that is known count under their name, `event` say. The others are a `malformed
         document`, an `event seen before`, an `event behind its run's stop`, a `run taken before` and a `run not kept`,
-        of which `status` tells more.
+        of which `status` tells more. Waits for nothing.
         """
-        with self._lock:
-            return dict(self._oddities.counts)
+        return dict(self._oddities.counts)
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """Drain for at most this long, then stop the threads; True if nothing was left to deliver.
@@ -265,45 +348,74 @@ class AtomscaleCallback:
         A run whose stop document has not come counts as interrupted and is completed; should documents of it follow all
         the same, they are kept as a run of their own. What waits stays spooled, and is delivered by the next callback
         or `atomscale-bluesky upload`. Idempotent.
+
+        A signal's handler may call it too. Where that interrupts a document, the open runs are completed right behind
+        that document, and delivered by the next callback; it is False then.
         """
         if self._closed:
             return self._all_delivered
         self._closed = True
-        self.settle_open_runs()
+        settled = self.settle_open_runs()
         deadline = time.monotonic() + timeout_s
-        self._all_delivered = self._uploader.drain(timeout_s) if self._uploader else self._spool.is_empty()
+        drained = self._uploader.drain(timeout_s) if self._uploader else self._spool.is_empty()
+        self._all_delivered = drained and settled
         _stop_threads(self._uploader, self._spool, max(0.5, deadline - time.monotonic()))
         return self._all_delivered
 
-    def settle_open_runs(self, folder: Path | None = None) -> None:
-        """Complete the runs whose stop document has not come, or the one in `folder`, as interrupted."""
+    def settle_open_runs(self, folder: Path | None = None) -> bool:
+        """Complete the runs whose stop document has not come, or the one in `folder`, as interrupted.
+
+        Returns:
+            False where it is called from within a document: it is done right behind that.
+        """
         with self._lock:
-            for run in self._runs.values():
-                if run.writer is None and folder is None:
-                    self._note_not_kept(run)
-                    run.settled = True
-                elif run.writer is not None and folder in {None, run.writer.folder}:
-                    self._end_run(run, Stop(time.time(), "", "no stop document", interrupted=True))
+            if self._inside:
+                self._put_off.append((None, folder))
+                return False
+            self._inside = True
+            try:
+                if self._step is not None:
+                    self._make_up()
+                self._settle(folder)
+            finally:
+                try:
+                    self._take_what_was_put_off()
+                finally:
+                    self._inside = False
+        self._tell()
+        return True
 
-    # ---- documents -------------------------------------------------------------------------------------------------
+    def _settle(self, folder: Path | None) -> None:
+        for run in list(self._runs.values()):
+            if run.writer is None and folder is None:
+                self._note_not_kept(run)
+            elif run.writer is not None and folder in {None, run.writer.folder}:
+                stop = Stop(time.time(), "", "no stop document", interrupted=True)
+                self._step = (run, None, [], (), stop, 0)
+                self._finish(run, stop)
+                self._step = None
 
-    def _start(self, doc: Mapping[str, Any]) -> None:
+    # ---- documents; all that follows is called with the lock held --------------------------------------------------
+
+    def _known_of(self, doc: Mapping[str, Any]) -> tuple[str, Header, Past | None]:
+        """A run's uid and header, and what was taken of it before. Needs no lock; may read the disk."""
         uid = uid_of(doc)
         header = header_of(doc, uid, self.settings)
-        past = None
-        if not self.settings.resend and time.time() - header.started > REPLAY_AGE_S:
-            past = self._past_of(uid)
-        with self._lock:
-            if uid in self._runs:
-                self._oddities.ignore("start", f"a second start document of run {uid} is ignored")
-                return
-            if uid in self._ended and not self.settings.resend:
-                past = Past(self._ended[uid], ended=True)
-            if past is not None and (past.ended or past.content != header.content):
-                self._skip(uid, same=past.content == header.content)
-                return
-            run = self._runs[uid] = OpenRun(uid, header, past.until if past else None)
-            self._open_run(run)
+        if self.settings.resend or time.time() - header.started <= REPLAY_AGE_S:
+            return uid, header, None
+        return uid, header, self._past_of(uid)
+
+    def _start(self, uid: str, header: Header, past: Past | None) -> None:
+        if uid in self._runs:
+            self._oddities.ignore("start", f"a second start document of run {uid} is ignored")
+            return
+        if uid in self._ended and not self.settings.resend:
+            past = Past(self._ended[uid], ended=True)
+        if past is not None and (past.ended or past.content != header.content):
+            self._skip(uid, same=past.content == header.content)
+            return
+        run = self._runs[uid] = OpenRun(uid, header, past.until if past else None)
+        self._open_run(run)
         self._tell_opened(header, goes_on=past is not None)
 
     def _past_of(self, uid: str) -> Past | None:
@@ -317,120 +429,128 @@ class AtomscaleCallback:
             return None
 
     def _skip(self, uid: str, *, same: bool) -> None:
-        """Take nothing of a run that was taken before; called with the lock held."""
+        """Take nothing of a run that was taken before."""
         if same:
-            _logger.warning("run %s was taken before and is not sent again; `resend` would", uid)
+            self._oddities.say(logging.WARNING, "run %s was taken before and is not sent again; `resend` would", uid)
         else:
-            _logger.error("run %s was taken before with other content: this one is refused; give it its own uid", uid)
+            self._oddities.say(
+                logging.ERROR,
+                "run %s was taken before with other content: this one is refused; give it its own uid", uid,
+            )  # fmt: skip
         self._oddities.counts[TAKEN_BEFORE] += 1
         self._skipped.add(uid)
 
     def _tell_opened(self, header: Header, *, goes_on: bool) -> None:
         uid, source = header.run_uid, header.links.synth_source_id
         if goes_on:
-            _logger.warning("run %s goes on where it was interrupted: what was kept of it is not taken again", uid)
+            self._oddities.say(
+                logging.WARNING, "run %s goes on where it was interrupted: what was kept of it is not taken again", uid
+            )
         if header.problem:
-            _logger.error(
+            self._oddities.say(
+                logging.ERROR,
                 "run %s is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit %s …`",
                 uid, header.problem, uid[:8],
             )  # fmt: skip
             return
-        _logger.info("run %s opened for synth_source_id %s", uid, source)
+        self._oddities.say(logging.INFO, "run %s opened for synth_source_id %s", uid, source)
         if source is None:
             self._oddities.say_once(
                 "unlinked", "no synth_source_id in a run's metadata or the settings: it is streamed unlinked"
             )
 
     def _open_run(self, run: OpenRun) -> None:
-        """Make the run's folder in the spool; called with the lock held."""
+        """Make the run's folder in the spool."""
+        self._step = (run, None, [], (), None, 0)
         try:
-            writer = self._spool.create(run.header, to_deliver=isinstance(self._uploader, Uploader))
+            self._spool.create(run.header, to_deliver=isinstance(self._uploader, Uploader), accept=run.begin_again)
         except SpoolError as error:
             run.why_not_kept = str(error)
             self._oddities.say_once(
                 f"not kept {run.uid}", f"run {run.uid} is not kept until there is room: {error}", logging.ERROR
             )
-            return
-        run.begin_again(writer)
-        if self._uploader:
-            self._uploader.add(writer)
+        self._announce(run)
+        self._step = None
+
+    def _announce(self, run: OpenRun) -> None:
+        """Have a new journal delivered; as often as one likes, it is done once."""
+        if run.to_announce and run.writer is not None and self._uploader:
+            self._uploader.add(run.writer)
+        run.to_announce = False
 
     def _descriptor(self, doc: Mapping[str, Any]) -> None:
         run_uid, uid = str(doc["run_start"]), str(doc["uid"])
-        with self._lock:
-            run = self._runs.get(run_uid)
-            if run is None and run_uid in self._skipped:
-                self._streams_skipped.add(uid)
-                return
-            if run is None:
-                self._oddities.ignore(
-                    "descriptor", f"a descriptor of run {run_uid}, whose start never came, is ignored"
-                )
-                return
-            name = text_of(doc.get("name"))
-            if name not in run.event_streams and not run.describe(doc, name, self._selection):
-                _logger.info("event stream %r of run %s is left out by the settings", name, run_uid)
-            event_stream = run.event_streams[name]
-            if event_stream is not None:
-                event_stream.described_again()
-            self._streams[uid] = (run, event_stream)
+        run = self._runs.get(run_uid)
+        if run is None and run_uid in self._skipped:
+            self._streams_skipped.add(uid)
+            return
+        if run is None:
+            self._oddities.ignore("descriptor", f"a descriptor of run {run_uid}, whose start never came, is ignored")
+            return
+        name = text_of(doc.get("name"))
+        if name not in run.event_streams and not run.describe(doc, name, self._selection):
+            self._oddities.say(logging.INFO, "event stream %r of run %s is left out by the settings", name, run_uid)
+        event_stream = run.event_streams[name]
+        if event_stream is not None:
+            event_stream.described_again()
+        self._streams[uid] = (run, event_stream)
 
     def _event(self, doc: Mapping[str, Any]) -> None:
-        with self._lock:
-            known = self._streams.get(doc["descriptor"])
-            if known is None:
-                self._leave_out_unknown(doc["descriptor"], "event", 1)
-                return
-            run, event_stream = known
-            if event_stream is None:
-                run.leave_out(NOT_SELECTED, doc.get("data") or ())
-                return
-            uid = doc["uid"]
-            if run.has_seen(uid):
-                self._oddities.counts[SEEN_BEFORE] += 1
-                return
-            if run.writer is None and (run.settled or self._spool.has_room):
-                self._open_run(run)
-            try:
-                payloads = event_stream.event(doc, time.time())
-            except Exception:
-                run.leave_out(UNREADABLE, mapping_of(doc.get("data")))
-                raise
-            if payloads:
-                self._keep(run, event_stream, payloads, 1, doc["data"])
-            else:  # of a run that goes on, up to where it was interrupted
-                self._oddities.counts[SEEN_BEFORE] += 1
-            run.remember(uid)
+        known = self._streams.get(doc["descriptor"])
+        if known is None:
+            self._leave_out_unknown(doc["descriptor"], "event", 1)
+            return
+        run, event_stream = known
+        if event_stream is None:
+            run.leave_out(NOT_SELECTED, doc.get("data") or ())
+            return
+        uid = doc["uid"]
+        if uid in run.seen or uid in run.seen_before:
+            self._oddities.counts[SEEN_BEFORE] += 1
+            return
+        if run.writer is None and (run.settled or self._spool.has_room):
+            self._open_run(run)
+        try:
+            payloads = event_stream.event(doc, time.time() if event_stream.by_reading else 0.0)
+        except Exception:
+            run.leave_out(UNREADABLE, mapping_of(doc.get("data")))
+            raise
+        if payloads:
+            self._keep(run, event_stream, payloads, (uid,), doc["data"])
+        else:  # of a run that goes on, up to where it was interrupted
+            self._oddities.counts[SEEN_BEFORE] += 1
+        run.remember(uid)
+        self._step = None
 
     def _event_page(self, doc: Mapping[str, Any]) -> None:
-        with self._lock:
-            known = self._streams.get(doc["descriptor"])
-            if known is None:
-                self._leave_out_unknown(doc["descriptor"], "event_page", len(doc.get("uid") or ()))
-                return
-            run, event_stream = known
+        known = self._streams.get(doc["descriptor"])
+        if known is None:
+            self._leave_out_unknown(doc["descriptor"], "event_page", len(doc.get("uid") or ()))
+            return
+        run, event_stream = known
+        uids = list(doc["uid"])
+        if event_stream is None:
+            run.leave_out(NOT_SELECTED, doc.get("data") or (), len(uids))
+            return
+        if any(map(run.has_seen, uids)):
+            doc = without(doc, [i for i, uid in enumerate(uids) if run.has_seen(uid)])
+            self._oddities.counts[SEEN_BEFORE] += len(uids) - len(doc["uid"])
             uids = list(doc["uid"])
-            if event_stream is None:
-                run.leave_out(NOT_SELECTED, doc.get("data") or (), len(uids))
-                return
-            if any(map(run.has_seen, uids)):
-                doc = without(doc, [i for i, uid in enumerate(uids) if run.has_seen(uid)])
-                self._oddities.counts[SEEN_BEFORE] += len(uids) - len(doc["uid"])
-                uids = list(doc["uid"])
-            if run.writer is None and (run.settled or self._spool.has_room):
-                self._open_run(run)
-            try:
-                payloads = event_stream.event_page(doc, time.time())
-            except Exception:
-                run.leave_out(UNREADABLE, mapping_of(doc.get("data")), len(uids))
-                raise
-            if payloads:
-                self._keep(run, event_stream, payloads, len(uids), doc.get("data") or ())
-            for uid in uids:
-                run.remember(uid)
+        if run.writer is None and (run.settled or self._spool.has_room):
+            self._open_run(run)
+        try:
+            payloads = event_stream.event_page(doc, time.time())
+        except Exception:
+            run.leave_out(UNREADABLE, mapping_of(doc.get("data")), len(uids))
+            raise
+        if payloads:
+            self._keep(run, event_stream, payloads, uids, doc.get("data") or ())
+        for uid in uids:
+            run.remember(uid)
+        self._step = None
 
     def _leave_out_unknown(self, descriptor: str, name: str, events: int) -> None:
-        """Take nothing of a document whose descriptor belongs to no open run; called with the lock held."""
+        """Take nothing of a document whose descriptor belongs to no open run."""
         if descriptor in self._streams_skipped:
             return
         run_uid = self._late.get(descriptor)
@@ -443,89 +563,115 @@ class AtomscaleCallback:
             f"late {run_uid}", f"an event of run {run_uid} came behind its stop document and is left out"
         )
 
-    def _keep(self, run: OpenRun, event_stream: EventStream, payloads: list[bytes], events: int, keys: Any) -> None:
-        """Append a document's lines, or count its readings as left out; called with the lock held."""
-        if run.writer is None:
-            run.leave_out(NO_ROOM, keys, events)
+    def _keep(
+        self, run: OpenRun, event_stream: EventStream, payloads: list[bytes], uids: Sequence[str], keys: Any
+    ) -> None:
+        """Append a document's lines, or count its readings as left out. The step is the caller's to end."""
+        writer = run.writer
+        if writer is None:
+            run.leave_out(NO_ROOM, keys, len(uids))
             return
+        self._step = (run, event_stream, payloads, uids, None, writer.written)
         try:
-            run.writer.append(payloads)
+            unsynced = writer.append(payloads)
         except SpoolFullError as error:
-            run.leave_out(NO_ROOM, keys, events)
+            run.leave_out(NO_ROOM, keys, len(uids))
             self._oddities.say_once(
                 f"no room {run.uid}", f"new readings of run {run.uid} are left out: {error}", logging.ERROR
             )
             return
         except LineTooLongError as error:
-            run.leave_out(TOO_LONG, keys, events)
+            run.leave_out(TOO_LONG, keys, len(uids))
             self._oddities.say_once(
                 f"too long {run.uid}", f"run {run.uid}: a document's readings are left out: {error}", logging.ERROR
             )
             return
         first = not event_stream.begun
         full = event_stream.accepted(run.header.points_per_chunk if run.header else 1)
+        if unsynced is not None:
+            self._oddities.say(
+                logging.ERROR, "journal in %s could not be synced, a power cut may take it: %s", writer.folder, unsynced
+            )
         if first and event_stream.left_out:
             said = plain(", ".join(f"{key} ({reason})" for key, reason in event_stream.left_out.items()))
-            _logger.info("event stream %r of run %s leaves out %s", event_stream.name, run.uid, said)
+            self._oddities.say(
+                logging.INFO, "event stream %r of run %s leaves out %s", event_stream.name, run.uid, said
+            )
         if self._uploader and (first or full):
             self._uploader.wake()
 
     def _stop(self, doc: Mapping[str, Any]) -> None:
         uid = str(doc["run_start"])
-        with self._lock:
-            run = self._runs.pop(uid, None)
-            if run is None and uid in self._skipped:
-                self._skipped.discard(uid)
-                self._streams_skipped.clear()
-                return
-            if run is None:
-                self._oddities.ignore("stop", f"a stop document of run {uid}, whose start never came, is ignored")
-                return
-            for descriptor in [key for key, value in self._streams.items() if value[0] is run]:
-                del self._streams[descriptor]
-                self._late[descriptor] = uid
-            while len(self._late) > REMEMBERED_RUNS:
-                self._late.popitem(last=False)
-            if run.writer is not None or run.settled:  # else nothing of it is there, and a replay would be welcome
-                self._ended[uid] = run.header.content
-            if len(self._ended) > REMEMBERED_RUNS:
-                self._ended.popitem(last=False)
-            if run.writer is None:
-                self._note_not_kept(run)
-            run.tell_what_was_odd()
-            if run.writer is not None:
-                stop = Stop(
-                    time=time_of(doc),
-                    exit_status=text_of(doc.get("exit_status")),
-                    reason=text_of(doc.get("reason")),
-                )
-                self._end_run(run, stop)
+        run = self._runs.get(uid)
+        if run is None and uid in self._skipped:
+            self._skipped.discard(uid)
+            self._streams_skipped.clear()
+            return
+        if run is None:
+            self._oddities.ignore("stop", f"a stop document of run {uid}, whose start never came, is ignored")
+            return
+        stop = Stop(
+            time=time_of(doc),
+            exit_status=text_of(doc.get("exit_status")),
+            reason=text_of(doc.get("reason")),
+        )
+        self._step = (run, None, [], (), stop, 0)
+        self._finish(run, stop)
+        self._step = None
 
     def _note_not_kept(self, run: OpenRun) -> None:
-        """Count a run that ends without a journal; called with the lock held."""
+        """Count a run that ends without a journal."""
         not_kept = run.not_kept(time.time())
         if not_kept is not None:
             self._oddities.counts[NOT_KEPT] += 1
             self._spool.not_kept(not_kept)
-            _logger.error(
+            self._oddities.say(
+                logging.ERROR,
                 "run %s ended without having been kept, %d readings of it are left out: %s; `status` shows it",
                 run.uid, not_kept.readings, not_kept.reason,
             )  # fmt: skip
 
-    def _end_run(self, run: OpenRun, stop: Stop) -> None:
-        """Write how the run ended and let go of its files; called with the lock held."""
-        writer, run.writer, run.settled = run.writer, None, True
-        if writer is None:
-            return
-        stop.rows.update(run.rows())
+    def _finish(self, run: OpenRun, stop: Stop) -> None:
+        """Have the run's files say how it ended; where it was interrupted, done again from its beginning."""
+        if not stop.interrupted:
+            if run.writer is None:
+                self._note_not_kept(run)
+            run.tell_what_was_odd(self._oddities)
+        if run.writer is not None:
+            self._end_run(run, run.writer, stop)
+        if not stop.interrupted:
+            self._forget(run)
+
+    def _end_run(self, run: OpenRun, writer: RunWriter, stop: Stop) -> None:
+        """Write how the run ended and let go of its files."""
+        self._announce(run)
+        if run.last_lines is None:
+            stop.rows.update(run.rows())
+            run.last_lines = ([*run.left_out_lines(), encode(stop)], writer.written)
+        lines, before = run.last_lines
         try:
-            writer.append([*run.left_out_lines(), encode(stop)], always=True)
+            if not writer.kept(lines, before):
+                writer.append(lines, always=True)
         except SpoolError as error:
             # Without its stop in the journal the run counts as interrupted once its lock is free, and is completed.
-            _logger.error("the stop of run %s could not be written: %s", run.uid, error)
+            self._oddities.say(logging.ERROR, "the stop of run %s could not be written: %s", run.uid, error)
         self._spool.release(writer)
         if self._uploader:
             self._uploader.stopped(writer.folder)
+        run.end()
+
+    def _forget(self, run: OpenRun) -> None:
+        """Know of a run only that it has ended."""
+        for descriptor in [key for key, value in self._streams.items() if value[0] is run]:
+            self._late[descriptor] = run.uid
+            del self._streams[descriptor]
+        while len(self._late) > REMEMBERED_RUNS:
+            self._late.popitem(last=False)
+        if run.settled:  # else nothing of it is there, and a replay would be welcome
+            self._ended[run.uid] = run.header.content
+        if len(self._ended) > REMEMBERED_RUNS:
+            self._ended.popitem(last=False)
+        self._runs.pop(run.uid, None)
 
     # ---- process ---------------------------------------------------------------------------------------------------
 
@@ -556,12 +702,22 @@ class AtomscaleCallback:
 
     def after_fork_in_child(self) -> None:
         """The parent's runs and threads are the parent's; a child that gets documents spools runs of its own."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._inside, self._step = False, None
+        self._put_off.clear()
+        self._watch = SpoolWatch(self._spool)
         self._runs, self._streams = {}, {}
         self._spool.forget_after_fork()
         if self._uploader:
             self._uploader.after_fork_in_child()
         self._uploader = None
+
+
+def _kept(writer: RunWriter, payloads: list[bytes], written_before: int) -> bool:
+    try:
+        return writer.kept(payloads, written_before)
+    except SpoolError:  # the disk fails: nothing is written behind it before half a line was taken back
+        return False
 
 
 def _stop_threads(uploader: Uploader | Elsewhere | None, spool: Spool, timeout_s: float) -> None:

@@ -111,7 +111,7 @@ class EventStream:
         self._data_keys = mapping_of(descriptor.get("data_keys"))
         self._hinted = _hinted(descriptor)
         self._selection = selection
-        self._events_by_reading = selection.by_reading(self.name, page=False)
+        self.by_reading = selection.by_reading(self.name, page=False)  # whether points have their readings' times
         self._started = started
         self._next_layout = next_layout
         self._after = after or {}
@@ -151,7 +151,7 @@ class EventStream:
 
         Args:
             doc: An `event` document of this event stream.
-            now: The present time, to tell an impossible time stamp.
+            now: The present time, to tell an impossible time stamp; looked at where points are `by_reading`.
 
         Raises:
             ChannelError: The document lacks what an event must have, a finite time among it.
@@ -164,7 +164,7 @@ class EventStream:
             ) from None
         if type(time) is not float or not math.isfinite(time):
             time = self._finite(time)
-        by_reading = self._events_by_reading
+        by_reading = self.by_reading
         stamps = mapping_of(doc.get("timestamps")) if by_reading else {}
         if not self._bases:
             if not isinstance(data, Mapping):
@@ -279,20 +279,23 @@ class EventStream:
     def _arrange(self, data: Mapping[Any, Any], filled: Mapping[str, Any], own: Mapping[str, Any] | None) -> None:
         """Decide, at the first event, which keys become channels, and which of them share their times."""
         sources: list[Source] = []
+        left_out: dict[str, str] = {}
         for key in dict.fromkeys([*self._data_keys, *data]):
             if not isinstance(key, str):
-                self._left_out[_sound(type(key).__name__)] = NAMELESS
+                left_out[_sound(type(key).__name__)] = NAMELESS
                 continue
             source = self._source(key, data.get(key), filled.get(key, True))
             if isinstance(source, str):
-                self._left_out[_sound(key)] = source
+                left_out[_sound(key)] = source
             else:
                 sources.append(source)
         self._known = {*self._data_keys, *data}
-        self._watched = tuple(key for key, reason in self._left_out.items() if reason in {TEXT, NOT_NUMERIC, ARRAY})
+        watched = tuple(key for key, reason in left_out.items() if reason in {TEXT, NOT_NUMERIC, ARRAY})
         groups = [sources] if own is None else _sharing(sources, own)
-        for i, group in enumerate(groups or [[]]):
-            self._add_base(group, self._left_out if i == 0 else {})
+        first, *others = groups or [[]]
+        bases = [self._base(self.name, first, left_out), *map(self._further_base, others)]
+        # What is decided is decided at once, also where a signal's exception interrupts this.
+        self._left_out, self._watched, self._bases = left_out, watched, bases
 
     def _count_unknown(self, data: Mapping[Any, Any], rows: int) -> None:
         """Count, once these rows are kept, the keys that are not known; they become no channel any more."""
@@ -305,11 +308,13 @@ class EventStream:
                 name = OTHER_KEYS
             self._offered_late[name] = self._offered_late.get(name, 0) + rows
 
-    def _add_base(self, sources: list[Source], left_out: Mapping[str, str]) -> None:
-        name = self.name if not self._bases else f"{self.name}/{sources[0].channels[0].key}"
+    def _further_base(self, sources: list[Source]) -> TimeBase:
+        return self._base(f"{self.name}/{sources[0].channels[0].key}", sources, {})
+
+    def _base(self, name: str, sources: list[Source], left_out: Mapping[str, str]) -> TimeBase:
         base = TimeBase(self._layout(name, sources, left_out), sources)
         base.after = self._after.get(name, -math.inf)
-        self._bases.append(base)
+        return base
 
     def _layout(self, time_base: str, sources: Iterable[Source], left_out: Mapping[str, str]) -> Layout:
         return Layout(
@@ -383,11 +388,12 @@ class EventStream:
                 source = self._source(key, value, True)
                 if isinstance(source, str):
                     continue
-                base = self._bases[0]
-                self._watched = tuple(other for other in self._watched if other != key)
-                del self._left_out[key]
+                base, *others = self._bases
+                watched = tuple(other for other in self._watched if other != key)
+                left_out = {other: reason for other, reason in self._left_out.items() if other != key}
                 sources = [*base.sources, source]
-                base.change(sources, self._layout(base.layout.time_base, sources, self._left_out))
+                base = base.changed(sources, self._layout(base.layout.time_base, sources, left_out))
+                self._left_out, self._watched, self._bases = left_out, watched, [base, *others]
                 break
 
     # ---- times -----------------------------------------------------------------------------------------------------
@@ -409,9 +415,9 @@ class EventStream:
         if len(groups) < 2:
             return
         stay, *leave = groups
-        base.change(stay, self._layout(base.layout.time_base, stay, base.layout.left_out))
-        for sources in leave:
-            self._add_base(sources, {})
+        less = base.changed(stay, self._layout(base.layout.time_base, stay, base.layout.left_out))
+        bases = [less if one is base else one for one in self._bases]
+        self._bases = [*bases, *map(self._further_base, leave)]
 
     def _finite(self, time: Any) -> float:
         """An event's time; without one its readings would stand nowhere."""

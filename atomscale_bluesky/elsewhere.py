@@ -27,7 +27,7 @@ from .errors import SpoolError
 from .files import open_own, open_to_read, read_own
 from .ledger import LedgerReader
 from .lines import Settle
-from .locks import RunLock
+from .locks import Bell, RunLock
 from .oddities import plain
 from .reading import LEDGER, read_header
 from .service import ALREADY_SERVED, KEY_REFUSED, LOG, Order, is_served, served_by
@@ -82,7 +82,7 @@ class Elsewhere:
         self._drains: list[Drain] = []
         self._ledgers: dict[Path, LedgerReader] = {}  # of the runs that a drain waits for
         self._retired = False
-        self._wake = threading.Event()
+        self._wake = Bell()
         self._ending = threading.Event()
         self._guard = threading.Lock()  # around the process: at the interpreter's exit two threads may look after it
         self._thread: threading.Thread | None = None
@@ -100,6 +100,11 @@ class Elsewhere:
     def running(self) -> bool:
         """Whether it looks after the process, and answers."""
         return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def _is_here(self) -> bool:
+        """Whether its own thread asks, in which a handler of the log has called the callback."""
+        return self._thread is threading.current_thread()
 
     def start(self) -> None:
         """Start the process if nobody serves the spool, and look after it from now on; idempotent."""
@@ -130,7 +135,7 @@ class Elsewhere:
             Whether every stopped run is finalized, and every full chunk of the others confirmed; False at the time-out
             too, and at once when what is left waits for a person.
         """
-        drain = self.ask_whether_drained()
+        drain = None if self._is_here else self.ask_whether_drained()
         if drain is None:
             return False
         if not drain.answered.wait(timeout_s):
@@ -143,14 +148,14 @@ class Elsewhere:
             return None
         drain = Drain()
         self._drains.append(drain)
-        self._wake.set()
+        self._wake.ring()
         return drain
 
     def stop(self, timeout_s: float = 5.0) -> bool:
         """Look after nothing any more; True if the thread ended in time. The other process finishes what is left."""
         self._ending.set()
-        self._wake.set()
-        if self._thread is not None:
+        self._wake.ring()
+        if self._thread is not None and not self._is_here:
             self._thread.join(timeout_s)
         return not self.running
 
@@ -173,7 +178,6 @@ class Elsewhere:
             while not (self._ending.is_set() or self._retired):
                 self._look()
                 self._wake.wait(DRAIN_LOOK_S if self._drains else LOOK_S)
-                self._wake.clear()
         finally:
             if self._retired:
                 self._spool.close_writers()

@@ -113,10 +113,15 @@ class LineFile:
 
     Opening cuts off a torn tail: whatever stands after the last newline was never acknowledged to anybody.
 
+    An exception that a signal raises may end `append` anywhere. What was written then is found in the file, by whatever
+    is asked of this object next.
+
     Args:
         path: Of the file; it is made where there is none.
         make_room: Called where the disk is full, before what did not fit is written again.
     """
+
+    _descriptor = -1  # for one that was never opened
 
     def __init__(self, path: Path, *, make_room: Callable[[], object] | None = None) -> None:
         self.path = path
@@ -126,9 +131,9 @@ class LineFile:
         try:
             self.size = self._cut_torn_tail()
         except OSError:
-            os.close(self._descriptor)
+            self.close()
             raise
-        self._torn = False
+        self._end = self.size  # another value while lines are being written: where the file ends when it has them
         self._named = False  # whether its name in the folder survives a power cut too
 
     def append(self, lines: bytes) -> None:
@@ -144,26 +149,42 @@ class LineFile:
             with_room(lambda: self._append(lines), self._make_room)
 
     def _append(self, lines: bytes) -> None:
-        if self._torn:
-            self._take_back()
+        if self._end != self.size:
+            self._settle()
+        self._end = end = self.size + len(lines)
         try:
             written = os.write(self._descriptor, lines)
         except OSError as error:
+            self._end = self.size
             raise _full(f"{self.path} cannot take more: {error.strerror}. Free some space.", error.errno) from error
         if written != len(lines):
-            self._torn = True
             self._take_back()
             text = f"{self.path} took only {written} of {len(lines)} bytes. Free some space on its disk."
             raise _full(text, errno.ENOSPC)
-        self.size += written
+        self.size = end
+
+    def settled_size(self) -> int:
+        """Return how many bytes of whole lines it has, also where the last `append` was interrupted.
+
+        Raises:
+            SpoolError: The file cannot be looked at, or half a line cannot be taken back.
+        """
+        if self._end != self.size:
+            self._settle()
+        return self.size
 
     def cut(self, size: int) -> None:
         """Give up what stands after the first `size` bytes."""
         os.ftruncate(self._descriptor, size)
-        self.size = size
+        self.size = self._end = size
 
     def sync(self) -> None:
-        """Have everything appended so far survive a power cut; may take as long as the disk needs."""
+        """Have everything appended so far survive a power cut; may take as long as the disk needs.
+
+        One that is closed was synced by whoever closed it.
+        """
+        if self._descriptor < 0:
+            return
         sync_file(self._descriptor)
         if not self._named:
             sync_folder(self.path.parent)
@@ -171,16 +192,32 @@ class LineFile:
 
     def close(self) -> None:
         """Close the file; idempotent."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        # Forgotten before it is closed: closed twice, the number may be another file's by then.
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        """Close one that nobody got, because opening it was interrupted."""
+        self.close()
+
+    def _settle(self) -> None:
+        """Find out how an append ended that was interrupted, or whose half line could not be taken back."""
+        try:
+            size = os.fstat(self._descriptor).st_size
+        except OSError as error:
+            raise SpoolError(f"{self.path} cannot be looked at: {error.strerror}") from error
+        if size == self._end:
+            self.size = size
+        else:
+            self._take_back()
 
     def _take_back(self) -> None:
         try:
             os.ftruncate(self._descriptor, self.size)
         except OSError as error:
             raise SpoolError(f"{self.path} holds half a line that cannot be taken back: {error.strerror}") from error
-        self._torn = False
+        self._end = self.size
 
     def _cut_torn_tail(self) -> int:
         size = os.lseek(self._descriptor, 0, os.SEEK_END)
@@ -284,6 +321,8 @@ class JournalWriter:
         self._segment_bytes = segment_bytes
         self._segment = max(segments(folder), default=1)
         self._file = LineFile(segment_path(folder, self._segment), make_room=make_room)
+        self.written = 0  # bytes of whole lines appended; too few where an append was interrupted, until `settle`
+        self._before = -self._file.size  # those in the segments left behind
         self._unsynced: list[LineFile] = []  # segments left behind since the last sync
 
     def append(self, lines: bytes) -> None:
@@ -296,6 +335,15 @@ class JournalWriter:
         if self._file.size >= self._segment_bytes:
             self._next_segment()
         self._file.append(lines)
+        self.written += len(lines)
+
+    def settle(self) -> None:
+        """Count what an interrupted `append` has written, or take back its half.
+
+        Raises:
+            SpoolError: The file cannot be looked at, or half a line cannot be taken back.
+        """
+        self.written = self._before + self._file.settled_size()
 
     def sync(self) -> None:
         """Have every line appended before this call survive a power cut. Another thread may be appending meanwhile."""
@@ -316,9 +364,11 @@ class JournalWriter:
             following = LineFile(segment_path(self._folder, self._segment + 1))
         except OSError as error:
             raise _full(f"{self._folder} takes no further file: {error.strerror}", error.errno) from error
-        self._unsynced.append(self._file)
-        self._segment += 1
-        self._file = following
+        # No signal comes between these: not to sync and close a file that is still written, nor to forget one.
+        behind = self._file
+        self._before += behind.size - following.size
+        self._segment, self._file = self._segment + 1, following
+        self._unsynced.append(behind)
 
 
 class JournalReader:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import queue
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from .files import LOCK_SUFFIX, open_own, refuse_link, run_files
@@ -17,6 +19,24 @@ UPLOADER_LOCK = "uploader.lock"
 
 # Nobody owns a run that is just being made, but others look whether somebody does, and hold its lock meanwhile.
 A_LOOK_S = 0.5
+
+
+class Bell:
+    """Wakes a thread that waits. Unlike an `Event` it may be rung by a signal's handler, whatever that interrupts."""
+
+    def __init__(self) -> None:
+        self._rung: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def ring(self) -> None:
+        """Have the thread go on; does not wait."""
+        self._rung.put(None)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until it was rung since the last call, for `timeout_s` at most."""
+        with suppress(queue.Empty):
+            self._rung.get(timeout=timeout_s)
+            while True:
+                self._rung.get_nowait()
 
 
 class RunLock:

@@ -17,11 +17,11 @@ from typing import Protocol
 class Subscriber(Protocol):
     """What is asked of a callback when its process ends or forks."""
 
-    def settle_open_runs(self) -> None:
+    def settle_open_runs(self) -> object:
         """Complete the runs whose stop document has not come."""
         ...
 
-    def close(self, timeout_s: float) -> bool:
+    def close(self, timeout_s: float) -> object:
         """End the threads."""
         ...
 

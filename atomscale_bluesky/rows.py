@@ -74,10 +74,6 @@ class TimeBase:
         self.offered = 0  # how many there are once the lines that were given last are kept
         self.rounded: set[str] = set()  # channels of which an integer ever lost digits
         self.after = -math.inf  # rows up to this time were kept before
-        self.change(sources, layout)
-
-    def change(self, sources: list[Source], layout: Layout) -> None:
-        """Go on with other channels; rows are numbered on."""
         self.sources = sources
         self.layout = layout
         self.declared = False
@@ -87,6 +83,15 @@ class TimeBase:
         # From the back, so that the elements of an array do not move what is still to come.
         special = [(i, source) for i, source in enumerate(sources) if source.convert or source.is_array]
         self._special = special[::-1]
+
+    def changed(self, sources: list[Source], layout: Layout) -> TimeBase:
+        """Return one with other channels, whose rows are numbered on.
+
+        One of its own, so that whoever is interrupted meanwhile has the one or the other, and none in between.
+        """
+        other = TimeBase(layout, sources)
+        other.rows, other.offered, other.after, other.rounded = self.rows, self.offered, self.after, self.rounded
+        return other
 
     def declare(self, out: list[bytes]) -> None:
         """Put the layout before the first row that names it; twice, for the rows are worth nothing without it."""

@@ -14,12 +14,10 @@ from .channels import EventStream, Names, Selection
 from .errors import ChannelError, MetadataError
 from .lines import FORMAT, Header, LeftOut, Links, encode
 from .metadata import content_digest, read_metadata, run_label
-from .oddities import plain
+from .oddities import Oddities, plain
 from .settings import Settings
 from .values import LATE
 from .writer import RunWriter
-
-_logger = logging.getLogger("atomscale_bluesky.callback")
 
 # The same event may come twice (two subscriptions, a bus that delivers again); so many uids of each run are remembered.
 REMEMBERED_EVENTS = 10_000
@@ -49,11 +47,15 @@ class OpenRun:
         self.writer: RunWriter | None = None  # None: the spool had no room for it, or it is settled
         self.settled = False  # its files say how it ended
         self.why_not_kept = ""  # why the spool did not take it when it was asked last
+        self._noted_as_not_kept = False
+        self.to_announce = False  # nobody who delivers was told of its journal
+        # Those that say how it ended, and how much its journal held before; while they are being written.
+        self.last_lines: tuple[list[bytes], int] | None = None
         self.event_streams: dict[str, EventStream | None] = {}  # None: not selected
         self.names: Names = {}  # of all channels
         self._after = after
-        self._seen: set[str] = set()  # the youngest events
-        self._seen_before: set[str] = set()  # those before them
+        self.seen: set[str] = set()  # the youngest events
+        self.seen_before: set[str] = set()  # those before them
         self._layouts = 0
         self._left_out: Counter[tuple[str, str]] = Counter()  # reason, key
 
@@ -76,20 +78,28 @@ class OpenRun:
 
     def begin_again(self, writer: RunWriter) -> None:
         """Go on in another journal, which begins with nothing."""
-        self.writer, self.settled = writer, False
         for event_stream in self.event_streams.values():
             if event_stream is not None:
                 event_stream.start_over()
+        # At once, and last: whoever is interrupted before begins again, with a further journal.
+        self.writer, self.settled, self.to_announce, writer.in_use = writer, False, True, True
+
+    def end(self) -> None:
+        """Forget the journal, which says how the run ended."""
+        left_out: Counter[tuple[str, str]] = Counter()
+        for event_stream in filter(None, self.event_streams.values()):
+            event_stream.late.clear()
+        self.writer, self.settled, self.last_lines, self._left_out = None, True, None, left_out
 
     def has_seen(self, uid: str) -> bool:
         """Whether this event came before, among the last `REMEMBERED_EVENTS` at least."""
-        return uid in self._seen or uid in self._seen_before
+        return uid in self.seen or uid in self.seen_before
 
     def remember(self, uid: str) -> None:
         """Note an event's uid, and forget the oldest ones, many at once, when there are many."""
-        self._seen.add(uid)
-        if len(self._seen) > REMEMBERED_EVENTS:
-            self._seen, self._seen_before = set(), self._seen
+        self.seen.add(uid)
+        if len(self.seen) > REMEMBERED_EVENTS:
+            self.seen, self.seen_before = set(), self.seen
 
     def leave_out(self, reason: str, keys: Iterable[Any], events: int = 1) -> None:
         """Count readings that do not reach the journal."""
@@ -102,8 +112,9 @@ class OpenRun:
         Begins to count anew.
         """
         readings = sum(n for (reason, _), n in self._left_out.items() if reason == NO_ROOM)
-        if self.settled and not readings:
+        if (self.settled or self._noted_as_not_kept) and not readings:
             return None
+        self._noted_as_not_kept = True
         self._left_out.clear()
         return NotKept(
             run_uid=self.uid,
@@ -115,17 +126,16 @@ class OpenRun:
         )
 
     def left_out_lines(self) -> list[bytes]:
-        """What was counted, as lines for the journal; begins to count anew."""
+        """What was counted, as lines for the journal."""
+        counted = dict(self._left_out)
         for event_stream in filter(None, self.event_streams.values()):
-            self._left_out.update({(LATE, key): n for key, n in event_stream.late.items()})
-            event_stream.late.clear()
+            counted |= {(LATE, key): n for key, n in event_stream.late.items()}
         by_reason: dict[str, list[dict[str, int]]] = {}
-        for (reason, key), n in self._left_out.items():
+        for (reason, key), n in counted.items():
             lines = by_reason.setdefault(reason, [{}])
             if len(lines[-1]) >= KEYS_PER_LINE:
                 lines.append({})
             lines[-1][key] = n
-        self._left_out.clear()
         return [
             encode(LeftOut(event_stream="", reason=reason, readings=sum(keys.values()), keys=keys))
             for reason, lines in by_reason.items()
@@ -137,21 +147,24 @@ class OpenRun:
         streams = (event_stream for event_stream in self.event_streams.values() if event_stream is not None)
         return {time_base: rows for stream in streams for time_base, rows in stream.rows_by_time_base.items()}
 
-    def tell_what_was_odd(self) -> None:
+    def tell_what_was_odd(self, oddities: Oddities) -> None:
         """Say, at the run's end, which readings arrived otherwise than they were read."""
         for event_stream in filter(None, self.event_streams.values()):
             if event_stream.replaced_times:
-                _logger.warning(
+                oddities.say(
+                    logging.WARNING,
                     "event stream %r of run %s: %d readings had impossible times and got their event's",
                     event_stream.name, self.uid, event_stream.replaced_times,
                 )  # fmt: skip
             if event_stream.late:
-                _logger.warning(
+                oddities.say(
+                    logging.WARNING,
                     "event stream %r of run %s: keys that its first event and descriptor did not have are left out: %s",
                     event_stream.name, self.uid, plain(", ".join(event_stream.late)),
                 )  # fmt: skip
             if event_stream.rounded:
-                _logger.warning(
+                oddities.say(
+                    logging.WARNING,
                     "event stream %r of run %s: integers beyond 2**53 lost digits in %s; `status` has the counts",
                     event_stream.name, self.uid, plain(", ".join(event_stream.rounded)),
                 )  # fmt: skip

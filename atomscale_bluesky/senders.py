@@ -100,6 +100,11 @@ class Senders:
             self._tasks.put(None)
             self._go_on.release()
 
+    @property
+    def is_here(self) -> bool:
+        """Whether one of these threads asks."""
+        return threading.current_thread() in self._threads
+
     def join(self, timeout_s: float) -> bool:
         """Wait until they have ended, so long at most; whether they have."""
         deadline = time.monotonic() + timeout_s

@@ -21,6 +21,7 @@ import secrets
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from .files import is_run_name, run_files
 from .journal import LineFile, line, sync_folder
 from .ledger import is_delivered
 from .lines import Edit, Header, Links, OrderLine, encode
-from .locks import A_LOOK_S, UPLOADER_LOCK, WRITER_LOCK, RunLock, is_held, locked, remove_folder
+from .locks import A_LOOK_S, UPLOADER_LOCK, WRITER_LOCK, Bell, RunLock, is_held, locked, remove_folder
 from .oddities import plain
 from .place import mark
 from .reading import LEDGER, has_lines, read_header, was_synced
@@ -91,9 +92,10 @@ class Spool:
         self._closing: list[RunWriter] = []
         self._retired = False
         self._stopping = threading.Event()
-        self._wake = threading.Event()
+        self._wake = Bell()
         self._thread: threading.Thread | None = None
-        self._guard = threading.Lock()  # around the thread's start and end, held for memory operations only
+        # Around the thread's start and end, held for memory operations only. A signal's handler may come back to it.
+        self._guard = threading.RLock()
         # filelock costs more to import than the rest of the package, so whoever has no spool is spared it; and it is
         # imported here rather than by a thread later, because a process that forks meanwhile would leave it half done.
         import filelock  # noqa: F401
@@ -111,10 +113,13 @@ class Spool:
 
     # ---- writing ---------------------------------------------------------------------------------------------------
 
-    def create(self, header: Header, *, to_deliver: bool = False) -> RunWriter:
+    def create(
+        self, header: Header, *, to_deliver: bool = False, accept: Callable[[RunWriter], None] | None = None
+    ) -> RunWriter:
         """A folder for a new run, with its header in it; ours until the writer is closed or this process ends.
 
-        With `to_deliver` the writer also has the lock of who delivers the run, taken before anybody else could.
+        With `to_deliver` the writer also has the lock of who delivers the run, taken before anybody else could. The
+        writer is handed to `accept`, which sets its `in_use`: nothing is left of a folder whose making was interrupted.
 
         Raises:
             SpoolFullError: There is no room for a further run.
@@ -128,31 +133,51 @@ class Spool:
         folder = self.path / name
         delivering = RunLock(folder / UPLOADER_LOCK) if to_deliver else None
         made = False
+        writer: RunWriter | None = None
         try:
             folder.mkdir(mode=0o700)
             made = True
             if delivering is not None and not delivering.acquire(patience_s=A_LOOK_S):
                 delivering = None  # whoever it is delivers it
             writer = RunWriter(folder, header, self._room, sync_each=self.sync_each, delivering=delivering)
-        except OSError as error:
+            with self._guard:
+                self._writers.append(writer)
+            if accept is None:
+                writer.in_use = True
+            else:
+                accept(writer)
+        except BaseException as error:
+            if writer is not None and writer.in_use:  # interrupted when it was done
+                raise
             if made:
-                remove_folder(folder, *([delivering] if delivering is not None else []))
-            if is_full(error):
-                self._room.disk_is_full()
-            raise SpoolError(f"spool {self.path} takes no further run: {error}") from error
-        with self._guard:
-            self._writers.append(writer)
+                self._give_up(folder, writer, delivering)
+            if isinstance(error, OSError):
+                if is_full(error):
+                    self._room.disk_is_full()
+                raise SpoolError(f"spool {self.path} takes no further run: {error}") from error
+            raise
         return writer
+
+    def _give_up(self, folder: Path, writer: RunWriter | None, delivering: RunLock | None) -> None:
+        """Leave nothing of a run's folder that was being made, and that nobody writes to."""
+        if writer is not None:
+            with self._guard:
+                if writer in self._writers:
+                    self._writers.remove(writer)
+            writer.close()
+        remove_folder(folder, *([delivering] if delivering is not None else []))
 
     def release(self, writer: RunWriter) -> None:
         """The run has ended: sync and close its files on the spool's own time."""
         with self._guard:
+            # In this order, and as often as one likes: an interruption leaves it in one of them at least.
+            if writer not in self._closing:
+                self._closing.append(writer)
             if writer in self._writers:
                 self._writers.remove(writer)
-                self._closing.append(writer)
             running = self._thread is not None and self._thread.is_alive()
         if running:
-            self._wake.set()
+            self._wake.ring()
         else:
             self._sync_all()
 
@@ -171,10 +196,10 @@ class Spool:
     def close(self, timeout_s: float = 5.0) -> bool:
         """Sync everything and stop the thread; writers stay usable, and sync within each call from now on."""
         self._stopping.set()
-        self._wake.set()
+        self._wake.ring()
         with self._guard:
             thread = self._thread
-        if thread is not None:
+        if thread is not None and thread is not threading.current_thread():  # a log's handler may close from there
             thread.join(timeout_s)
         ended = thread is None or not thread.is_alive()
         if ended:
@@ -187,22 +212,23 @@ class Spool:
 
     def forget_after_fork(self) -> None:
         """In a forked child: the parent's runs are the parent's, so leave their files and locks alone."""
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()
         self._writers, self._closing = [], []
         self._not_noted.clear()
         self._thread = None
         self._stopping = threading.Event()
-        self._wake = threading.Event()
+        self._wake = Bell()
 
     def _start_thread(self) -> None:
-        if self._thread is None and not self._stopping.is_set():
-            thread = threading.Thread(target=self._loop, name="atomscale-spool", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # the interpreter is ending: sync within each call instead
-                self.sync_each = True
-                return
-            self._thread = thread
+        if self._stopping.is_set() or (self._thread is not None and self._thread.ident is not None):
+            return
+        # Known before it starts: where starting it is interrupted, another takes its place and this one ends.
+        self._thread = threading.Thread(target=self._loop, name="atomscale-spool", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # the interpreter is ending: sync within each call instead
+            self.sync_each = True
+            self._thread = None
 
     def _loop(self) -> None:
         looked = time.monotonic()
@@ -213,9 +239,8 @@ class Spool:
                 "spool %s is on a network file system (%s): what a crash keeps depends on it; set `spool_dir` to a "
                 "local disk", self.path, kind,
             )  # fmt: skip
-        while not (self._stopping.is_set() or self._retired):
+        while not (self._stopping.is_set() or self._retired) and self._thread is threading.current_thread():
             self._wake.wait(SYNC_INTERVAL_S)
-            self._wake.clear()
             self._sync_all()
             if time.monotonic() - looked >= ROOM_INTERVAL_S:
                 looked = time.monotonic()

@@ -109,6 +109,11 @@ class Uploader:
         return self._thread is not None and self._thread.is_alive()
 
     @property
+    def _is_here(self) -> bool:
+        """Whether a thread of its own asks, in which a handler of the log has called the callback."""
+        return self._thread is threading.current_thread() or self._senders.is_here
+
+    @property
     def key_refused_s(self) -> float:
         """For how long the server has taken nothing because of the API key; 0 if it is not so."""
         since = self._answers.key_refused_since
@@ -146,7 +151,7 @@ class Uploader:
             Whether every stopped run is finalized, and every full chunk of the others confirmed; False at the time-out
             too, and at once when what is left waits for a person.
         """
-        drain = self.ask_whether_drained()
+        drain = None if self._is_here else self.ask_whether_drained()
         if drain is None:
             return False
         if not drain.answered.wait(timeout_s):
@@ -169,6 +174,8 @@ class Uploader:
             return True
         deadline = self._monotonic() + timeout_s
         self._inbox.put(_STOP)
+        if self._is_here:
+            return False
         self._thread.join(timeout_s)
         sent = self._senders.join(max(0.0, deadline - self._monotonic()))
         return sent and not self._thread.is_alive()

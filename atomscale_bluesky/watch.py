@@ -76,19 +76,42 @@ class SpoolWatch:
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._runs: dict[Path, _RunWatch] = {}
-        self._lock = threading.Lock()  # one call at a time reads on
+        self._lock = threading.RLock()  # one thread at a time reads on
+        self._calls = 0  # more than one: a handler, of a signal or of a log, has come back here
+        self._last = Status()
 
     def status(self) -> Status:
         """The runs that are in the spool now; one whose files are not understood is there as `unreadable`."""
         with self._lock:
-            folders = self._spool.run_folders()
-            for gone in self._runs.keys() - set(folders):
-                self._runs.pop(gone).close()
-            runs = [self._runs.setdefault(folder, _RunWatch(folder)).status(self._spool) for folder in folders]
-            found = sorted((run for run in runs if run is not None), key=lambda run: run.started)
-            since = time.time() - NOT_KEPT_SHOWN_S
-            not_kept = [run for run in self._spool.runs_not_kept() if run.ended >= since]
-            return Status(found, read_trouble(self._spool.path), self._spool.why_no_room(), not_kept)
+            if self._calls > 1:
+                return self._last
+            self._calls += 1
+            try:
+                if self._calls > 1:
+                    return SpoolWatch(self._spool).status()  # from the beginning, and leaves what is read on alone
+                self._last = self._read()
+                return self._last
+            except BaseException:  # also one that a signal raises: what was read in part is read again
+                self.close()
+                raise
+            finally:
+                self._calls -= 1
+
+    def close(self) -> None:
+        """Forget what was read; a later call reads it again."""
+        while self._runs:
+            _, run = self._runs.popitem()
+            run.close()
+
+    def _read(self) -> Status:
+        folders = self._spool.run_folders()
+        for gone in self._runs.keys() - set(folders):
+            self._runs.pop(gone).close()
+        runs = [self._runs.setdefault(folder, _RunWatch(folder)).status(self._spool) for folder in folders]
+        found = sorted((run for run in runs if run is not None), key=lambda run: run.started)
+        since = time.time() - NOT_KEPT_SHOWN_S
+        not_kept = [run for run in self._spool.runs_not_kept() if run.ended >= since]
+        return Status(found, read_trouble(self._spool.path), self._spool.why_no_room(), not_kept)
 
     def find(self, run: str) -> RunStatus:
         """The run whose uid begins with a text.

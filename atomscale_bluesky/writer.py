@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from pathlib import Path
 
 from .errors import LineTooLongError, SpoolError, SpoolFullError
@@ -13,8 +12,6 @@ from .locks import A_LOOK_S, WRITER_LOCK, RunLock
 from .reading import describes, keep_copies
 from .reserve import is_full
 from .room import Room
-
-_logger = logging.getLogger(__name__)
 
 
 class RunWriter:
@@ -34,6 +31,7 @@ class RunWriter:
         self._lock = RunLock(folder / WRITER_LOCK)
         if not self._lock.acquire(patience_s=A_LOOK_S):
             raise SpoolError(f"{folder} belongs to another process, which writes it; leave it alone until that ends")
+        self.in_use = False  # whoever wanted it has it
         self.dirty = True  # appended to since the last sync
         self._sync_failed = False  # said once
         self._named = False  # whether the folder's own name survives a power cut
@@ -46,11 +44,17 @@ class RunWriter:
             self._journal.append(line(payload) * 2)  # twice, for the run is worth nothing without it
             undo.pop_all()
 
-    def append(self, payloads: list[bytes], *, always: bool = False) -> None:
+    def append(self, payloads: list[bytes], *, always: bool = False) -> OSError | None:
         """Keep these lines, all or none; they survive a killed process once this returns.
 
         With `durability = "event"` they survive a power cut too. With `always` the spool's limits do not count, only
         the disk's: for the few bytes that tell how a run ended, for which the reserve is given up.
+
+        An exception that a signal raises may end it anywhere; `kept` finds out afterwards what came of it.
+
+        Returns:
+            Why the lines could not be synced, the first time that it is so. They are in the file and keep their
+            numbers, so they are accepted, and the next sync tries again.
 
         Raises:
             SpoolFullError: There is no room; the journal is as it was.
@@ -80,15 +84,43 @@ class RunWriter:
             try:
                 self.sync()
             except OSError as error:
-                # The lines are in the file and keep their numbers, so they are accepted; the next sync tries again.
-                self.dirty = True
                 if not self._sync_failed:
                     self._sync_failed = True
-                    _logger.error("journal in %s could not be synced, a power cut may take it: %s", self.folder, error)
+                    return error
+        return None
+
+    @property
+    def written(self) -> int:
+        """How much was appended so far, in bytes."""
+        return self._journal.written
+
+    def kept(self, payloads: list[bytes], written_before: int) -> bool:
+        """Return True if an `append` of these lines that was interrupted, or may have been, has written them.
+
+        Args:
+            payloads: The lines.
+            written_before: What `written` was before.
+
+        Raises:
+            SpoolError: The file cannot be looked at, or half a line cannot be taken back.
+        """
+        self._journal.settle()
+        if self._journal.written == written_before:
+            return False
+        self._described += dict.fromkeys(filter(describes, payloads))
+        self.dirty = True
+        return True
 
     def sync(self) -> None:
         """Have what was appended survive a power cut."""
         self.dirty = False
+        try:
+            self._sync()
+        except BaseException:  # also one that a signal raises: it was not synced
+            self.dirty = True
+            raise
+
+    def _sync(self) -> None:
         described = len(self._described)  # another thread may append meanwhile
         self._journal.sync()
         if not self._named:
