@@ -8,6 +8,7 @@ base, for replays do not keep the uids of events.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -36,7 +37,8 @@ class PastRuns:
         self._spool = spool
         self._uids: dict[str, str] = {}  # by folder name
         self._look()
-        spool.read_history()
+        with suppress(OSError):  # reported by whoever asks for a run
+            spool.read_history()
 
     def of(self, run_uid: str) -> Past | None:
         """What is known of a run; None if it is in neither spool nor history. Reads what is in the spool of it."""

@@ -16,16 +16,16 @@ from typing import Any
 from atomscale_bluesky import AtomscaleCallback, Settings
 from atomscale_bluesky.server import LocalServer
 
-from ..faults.child import hurry
-from ..faults.oracle import Points, points_of
-from ..faults.story import Doc, Story
+from .child import hurry
 from .life import HURRIED, LIFE_S, Plan, live
+from .oracle import Points, points_of
+from .story import Doc, Story
 
 DELIVERY_S = 30.0
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
-    ["atomscale_bluesky.callback", "event_model", "msgspec", "filelock", "tests.faults.child", "tests.front_door.life"]
+    ["atomscale_bluesky.callback", "event_model", "msgspec", "filelock", "tests.faults.child", "tests.faults.life"]
 )
 
 

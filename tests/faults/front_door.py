@@ -1,4 +1,8 @@
-"""`python -m tests.front_door --seeds 10000 --jobs 2`: many seeds, and which of them had problems."""
+"""The front door used at random: `python -m tests.faults.front_door --seeds 10000 --jobs 2`.
+
+Documents, signals, threads, `close`, forks, clock steps and kills in any order; then what was left is delivered and
+judged: each reading whose call returned is there exactly once.
+"""
 
 # ruff: noqa: T201 - it is a program that speaks to a person
 
@@ -19,7 +23,7 @@ AT_ONCE = 20
 
 def main() -> int:
     """Play the seeds and print what was wrong; 1 if anything was."""
-    parser = argparse.ArgumentParser(prog="python -m tests.front_door", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.front_door", description=__doc__)
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=2, help="processes at the same time")

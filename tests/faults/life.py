@@ -27,8 +27,8 @@ from typing import Any
 
 from atomscale_bluesky import AtomscaleCallback, Settings
 
-from ..faults.child import hurry
-from ..faults.story import Doc, Story
+from .child import hurry
+from .story import Doc, Story
 
 HURRIED = 20.0
 # A life that takes longer hangs: it writes down where, and ends.

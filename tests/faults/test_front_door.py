@@ -1,4 +1,4 @@
-"""A sample of the seeds that `python -m tests.front_door` plays."""
+"""A sample of the seeds that `python -m tests.faults.front_door` plays."""
 
 from __future__ import annotations
 
