@@ -28,6 +28,9 @@ from .names import is_uuid, name_of, tags_of, uuid_of
 MAX_LABEL = 240
 # A text of megabytes is not looked at whole to make a name of it: the plan waits meanwhile.
 MAX_LOOKED_AT = 4000
+# Nor is more than so many values of a start document, and the first ones of what holds more.
+MOST_DIGESTED = 20_000
+_FIRST = 20
 NAMESPACE = "atomscale"
 
 
@@ -155,15 +158,65 @@ def label_with_reason(label: str, reason: str) -> str:
 
 
 def content_digest(start: Mapping[str, Any]) -> str:
-    """Tells two start documents of one uid apart, whatever they hold; the same for a document and its stored copy."""
+    """Tells two start documents of one uid apart, whatever they hold; the same for a document and its stored copy.
+
+    Of a document that holds more than `MOST_DIGESTED`, what is too much is told by its size and its beginning only: the
+    plan waits meanwhile.
+    """
     options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
     text = b""
+    left = MOST_DIGESTED
     for key in sorted(start, key=str):
+        value = start[key]
+        size = _size(value, left)
+        if size is None:
+            value = _outline(value)
+        else:
+            left -= size
         try:
-            text += orjson.dumps([str(key), start[key]], default=_placeholder, option=options)
+            text += orjson.dumps([str(key), value], default=_placeholder, option=options)
         except orjson.JSONEncodeError:  # cyclic, deeper than the encoder goes, or a number beyond 64 bits
             text += str(key).encode(errors="replace")
     return hashlib.sha256(text).hexdigest()[:16]
+
+
+def _size(value: object, limit: int) -> int | None:
+    """How many values something holds, a text as one per 64 characters; None if they are more than a limit.
+
+    An array counts as the lists that it is stored as. It takes time by the limit, not by what there is.
+    """
+    size, left = 0, [value]
+    while left:
+        one = left.pop()
+        size += 1
+        if isinstance(one, str | bytes | bytearray):
+            size += len(one) // 64
+        elif isinstance(one, np.ndarray):
+            lists = 1
+            for length in one.shape:
+                lists *= length
+                size += lists
+        elif isinstance(one, Mapping | list | tuple):
+            if len(one) > limit - size:
+                return None
+            left.extend(one.values() if isinstance(one, Mapping) else one)
+        if size > limit:
+            return None
+    return size
+
+
+def _outline(value: object, depth: int = 3) -> object:
+    """What stands for something large: how much there is of it, and its beginning; of an array as of the same lists."""
+    if isinstance(value, str):
+        return value if len(value) <= MAX_LOOKED_AT else [len(value), value[:MAX_LOOKED_AT]]
+    if isinstance(value, Mapping):
+        if not depth or len(value) > _FIRST:
+            return ["mapping", len(value)]
+        return {str(key): _outline(one, depth - 1) for key, one in value.items()}
+    if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim):
+        first = [_outline(one, depth - 1) for one in value[:_FIRST]] if depth else []
+        return [len(value), *first]
+    return value
 
 
 def _placeholder(value: object) -> object:
@@ -200,7 +253,7 @@ def _shortened(text: str, limit: int) -> str:
 def _shown(value: object) -> str:
     """A value as an error may show it: short, on one line, without control characters."""
     try:
-        text = repr(value)
+        text = repr(value) if _size(value, _FIRST * _FIRST) else f"a {type(value).__name__} of {len(value)}"  # type: ignore[arg-type]
     except Exception:  # noqa: BLE001 - a foreign object's repr may do anything
         text = f"<{type(value).__name__}>"
     return _shortened(text, 80)

@@ -17,6 +17,8 @@ from typing import Any
 MAX_NAME = 255
 # A stream that is found under fifty words is found; more is a mistake, such as a text taken for a list of letters.
 MAX_TAGS = 50
+# … repetitions included.
+MOST_GIVEN = 1000
 # The path families of the API, the documented one first.
 FAMILIES = ("metrology", "tool-state")
 # A UUID in the documentation; whatever else it may be, it leads a request nowhere but to where it is meant to go.
@@ -59,6 +61,8 @@ def tags_of(value: object) -> tuple[str, ...]:
     given: Iterable[Any] = (value,) if isinstance(value, str) else value  # type: ignore[assignment]
     if not isinstance(value, str | list | tuple | set | frozenset):
         raise ValueError("expected text or a list of texts")
+    if not isinstance(value, str) and len(value) > MOST_GIVEN:
+        raise ValueError(f"expected up to {MAX_TAGS} tags, there are {len(value)}")
     if isinstance(value, set | frozenset):
         given = sorted(value, key=str)  # the order of a set differs from process to process
     tags: dict[str, str] = {}

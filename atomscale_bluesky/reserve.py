@@ -69,6 +69,7 @@ class Reserve:
     def __init__(self, spool: Path) -> None:
         self._path = spool / NAME
         self._not_before = 0.0  # monotonic
+        self._impossible = False  # there is none, for another reason than that the disk is full
 
     def size(self) -> int:
         """Return how many bytes it holds; 0 where there is none."""
@@ -92,6 +93,8 @@ class Reserve:
         """
         size, least = self.size(), least_bytes(disk_bytes)
         goal = max(least, min(MOST_BYTES, disk_bytes // 8, int(used_bytes * SHARE_OF_SPOOL)))
+        if self._impossible:
+            return True
         if size < least:
             # Twice as much has to fit: what was just given up must not come back at the price of what it was for.
             if free_bytes + size < 2 * least or time.monotonic() < self._not_before:
@@ -137,17 +140,17 @@ class Reserve:
             try:
                 _fill(descriptor, known, until)
             except OSError as error:
-                if not is_full(error):
-                    raise
-                full, size = True, known
+                size, full = known, is_full(error)
+                self._impossible = not full
                 self._not_before = time.monotonic() + AGAIN_S
             os.ftruncate(descriptor, size)
         except OSError as error:
             _logger.debug("%s cannot be written: %s", self._path, error)
+            self._impossible = True
             return True
         finally:
             os.close(descriptor)
-        if full and not size:
+        if not size:
             with contextlib.suppress(OSError):
                 self._path.unlink()
         return not full

@@ -57,6 +57,8 @@ class Source(NamedTuple):
             converted = self.convert(value)
             return (converted if type(converted) is float else None,)
         if isinstance(value, np.ndarray):
+            if value.shape != (len(self.channels),):
+                return _NO_NUMBERS  # before it is made a list, which may be a long one
             value = value.tolist()
         return value if isinstance(value, list | tuple) and len(value) == len(self.channels) else _NO_NUMBERS
 

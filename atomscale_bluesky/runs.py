@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 from .account import NotKept
@@ -236,6 +236,8 @@ def time_of(doc: Mapping[str, Any]) -> float:
 def text_of(value: object) -> str:
     """Text that a file can hold, of bounded length."""
     try:
+        if not isinstance(value, str) and isinstance(value, Sized) and len(value) > MAX_UID:
+            return type(value).__name__  # to write all of it takes its time, and the plan waits
         return str("" if value is None else value)[:500].encode(errors="replace").decode()
     except Exception:  # noqa: BLE001 - a foreign object's text may do anything
         return type(value).__name__

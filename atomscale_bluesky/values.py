@@ -31,6 +31,8 @@ LATE = "not there at first"
 
 # A list that holds nothing else is a table, or text.
 _NO_ELEMENTS = (list, tuple, str, dict)
+# A list that holds more than any array of channels is told by the first elements of it.
+MOST_LOOKED_AT = 1000
 # Lists of one element within lists of one element are looked into so far; one that holds itself has no end.
 MAX_DEPTH = 8
 
@@ -112,7 +114,7 @@ def length_of(value: Any, described: Mapping[str, Any]) -> int | None:
     length = 0
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "biuf":
         length = int(value.size)
-    elif isinstance(value, list | tuple) and (not value or any(not isinstance(item, _NO_ELEMENTS) for item in value)):
+    elif isinstance(value, list | tuple) and (not value or _has_elements(value)):
         length = len(value)
     elif value is not None:
         return None
@@ -122,10 +124,16 @@ def length_of(value: Any, described: Mapping[str, Any]) -> int | None:
     return length if length > 1 else None
 
 
+def _has_elements(values: Sequence[Any]) -> bool:
+    """Return True if any of a list's first elements may be a number."""
+    looked_at = values if len(values) <= MOST_LOOKED_AT else values[:MOST_LOOKED_AT]
+    return any(not isinstance(item, _NO_ELEMENTS) for item in looked_at)
+
+
 def numbers(values: Any, count: int) -> list[float | str]:
-    """The first `count` elements of an array as numbers, or the reasons why they are none."""
-    if isinstance(values, np.ndarray):
-        values = values.tolist()
+    """The first `count` elements of an array as numbers, or the reasons why they are none; no other is looked at."""
+    if isinstance(values, np.ndarray) and values.ndim:
+        values = values[:count].tolist() if values.ndim == 1 else list(values[:count])
     if not isinstance(values, list | tuple):
         return [MISSING] * count
     return [number(values[i]) if i < len(values) else MISSING for i in range(count)]

@@ -1127,6 +1127,41 @@ def test_an_event_too_long_for_any_line_is_left_out_and_counted(callback: Atomsc
     assert dict(status.points.left_out) == {"document too long": 1}
 
 
+@pytest.mark.parametrize(
+    ("first", "later", "points"),
+    [
+        (np.zeros(4), np.zeros(4 * 10**6), 12),
+        ([0.0] * 4, [0.0] * 4 * 10**6, 12),
+        (np.zeros(4), np.zeros((2048, 2048)), 4),
+        ([0.0] * 4, [[0.0] * 2048] * 2048, 4),
+        (["a"] * 10**6, ["a"] * 10**6, 0),
+        (np.zeros(10**6), np.zeros(10**6), 0),
+        (1.0, np.zeros((2048, 2048)), 1),
+    ],
+    ids=["array", "list", "picture", "rows", "texts", "long", "number"],
+)
+def test_a_value_of_any_size_holds_the_plan_for_a_moment(
+    callback: AtomscaleCallback, first: Any, later: Any, points: int
+) -> None:
+    run = Run(callback)
+    primary = run.describe("a", "b")
+    run.event(primary, a=1, b=1)  # what a session does once is done
+    other = run.describe("c", name="other")
+    took_s: list[float] = []
+    for value in (first, later, later):
+        begin = time.thread_time()
+        run.event(other, c=value)
+        took_s.append(time.thread_time() - begin)
+    run.stop()
+
+    assert max(took_s) < 0.1
+    status = status_of(callback, run)
+    assert_adds_up(status)
+    assert (
+        sum(counts.waiting + counts.delivered for name, counts in status.channels.items() if name[0] == "c") == points
+    )
+
+
 def test_a_value_of_ten_megabytes_costs_no_point_beside_it(callback: AtomscaleCallback, server: LocalServer) -> None:
     run = Run(callback)
     primary = run.describe("a", text={"source": "sim", "dtype": "string", "shape": []})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import uuid
 from decimal import Decimal
 from typing import Any
@@ -359,3 +360,56 @@ def test_a_reason_in_a_label_leaves_what_makes_it_unique_whole(name: str, reason
     assert told.endswith(" [abbf00f1-1234abcd]")
     assert len(told) <= MAX_LABEL
     assert told.isprintable()
+
+
+def test_the_digest_of_an_ordinary_document_stays_what_it_was() -> None:
+    start = {
+        "uid": "a", "time": 1.5, "plan_name": "scan", "none": None, "n": np.int64(4), "odd": object,
+        "plan_args": {"detectors": ["d1"], "positions": list(range(1000))},
+        "flat": np.arange(6.0).reshape(2, 3), "note": "x" * 5000,
+    }  # fmt: skip
+
+    assert content_digest(start) == "3406f1ca4ab1c15c"  # as spools hold it
+
+
+LARGE = {
+    "picture": np.zeros((2048, 2048)),
+    "floats": [0.5] * 10**6,
+    "text": "x" * 10**8,
+    "texts": ["x"] * 10**6,
+    "rows": [[0.5] * 1000] * 1000,
+    "nested": {"a": {"b": list(range(10**6))}},
+    "mapping": {str(n): n for n in range(10**6)},
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_start_document_of_any_size_is_digested_in_a_moment(kind: str) -> None:
+    start = {"uid": "a", "time": 1.5, "plan_args": LARGE[kind]}
+    begin = time.thread_time()
+    digest = content_digest(start)
+    took_s = time.thread_time() - begin
+
+    assert took_s < 0.05
+    assert digest == content_digest(start)
+    assert digest != content_digest(start | {"time": 2.5})
+
+
+def test_a_large_array_has_the_digest_of_its_stored_copy_and_not_of_another() -> None:
+    array = np.arange(300_000).reshape(300, 1000)
+    start = {"uid": "a", "array": array, "time": 1.5}
+
+    assert content_digest(start) == content_digest(start | {"array": array.tolist()})
+    assert content_digest(start) != content_digest(start | {"array": array.T})
+    assert content_digest(start) != content_digest(start | {"array": array + 1})
+
+
+@pytest.mark.parametrize("name", ["tags", "project_id", "synth_source_id", "stream_name"])
+def test_metadata_of_any_size_are_refused_in_a_moment(name: str) -> None:
+    begin = time.thread_time()
+    with pytest.raises(MetadataError) as caught:
+        validate_metadata({name: ["x"] * 10**6})
+    took_s = time.thread_time() - begin
+
+    assert took_s < 0.05
+    assert len(str(caught.value)) < 300
