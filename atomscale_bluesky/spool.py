@@ -9,7 +9,7 @@ lock, that whoever asks next may deliver the run. What a person orders is a line
 uploader. Folders are named by time and chance, never from a document; folders are 0700 and files 0600.
 
 Appending is one `write`. A thread of the spool's own syncs what was appended, which bounds what a power cut can take to
-250 ms, and looks after the room: at the spool's size limit or its disk's free-space floor new readings are left
+250 ms. Another one looks after the room: at the spool's size limit or its disk's free-space floor new readings are left
 out until there is room again, and what was kept before stays.
 """
 
@@ -40,7 +40,7 @@ from .oddities import plain
 from .place import mark
 from .reading import LEDGER, has_lines, read_header, was_synced
 from .reserve import is_full, with_room
-from .room import ROOM_INTERVAL_S, Room, network_file_system
+from .room import BEHIND_INTERVAL_S, ROOM_INTERVAL_S, Room, network_file_system
 from .writer import RunWriter
 
 _logger = logging.getLogger(__name__)
@@ -94,7 +94,8 @@ class Spool:
         self._stopping = threading.Event()
         self._wake = Bell()
         self._thread: threading.Thread | None = None
-        # Around the thread's start and end, held for memory operations only. A signal's handler may come back to it.
+        self._room_thread: threading.Thread | None = None
+        # Around the threads' start and end, held for memory operations only. A signal's handler may come back to it.
         self._guard = threading.RLock()
         # filelock costs more to import than the rest of the package, so whoever has no spool is spared it; and it is
         # imported here rather than by a thread later, because a process that forks meanwhile would leave it half done.
@@ -126,7 +127,7 @@ class Spool:
             SpoolError: The folder cannot be made.
         """
         with self._guard:
-            self._start_thread()  # also where there is no room: it notices when there is some again
+            self._start_threads()  # also where there is no room: it notices when there is some again
         if not self.has_room:
             raise SpoolFullError(f"the spool has no room: {self._room.why_none}")
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
@@ -198,9 +199,11 @@ class Spool:
         self._stopping.set()
         self._wake.ring()
         with self._guard:
-            thread = self._thread
-        if thread is not None and thread is not threading.current_thread():  # a log's handler may close from there
-            thread.join(timeout_s)
+            thread, room_thread = self._thread, self._room_thread
+        end = time.monotonic() + timeout_s
+        for one in filter(None, (thread, room_thread)):
+            if one is not threading.current_thread():  # a log's handler may close from there
+                one.join(max(0.0, end - time.monotonic()))
         ended = thread is None or not thread.is_alive()
         if ended:
             self._sync_all()
@@ -215,23 +218,33 @@ class Spool:
         self._guard = threading.RLock()
         self._writers, self._closing = [], []
         self._not_noted.clear()
-        self._thread = None
+        self._thread = self._room_thread = None
         self._stopping = threading.Event()
         self._wake = Bell()
 
-    def _start_thread(self) -> None:
-        if self._stopping.is_set() or (self._thread is not None and self._thread.ident is not None):
+    def _start_threads(self) -> None:
+        if self._stopping.is_set() or (self._room_thread is not None and self._room_thread.ident is not None):
             return
-        # Known before it starts: where starting it is interrupted, another takes its place and this one ends.
-        self._thread = threading.Thread(target=self._loop, name="atomscale-spool", daemon=True)
+        # Known before they start: where starting them is interrupted, others take their place and these end.
+        self._thread = threading.Thread(target=self._keep_synced, name="atomscale-spool", daemon=True)
+        self._room_thread = threading.Thread(target=self._keep_measured, name="atomscale-room", daemon=True)
         try:
             self._thread.start()
+            self._room_thread.start()
         except RuntimeError:  # the interpreter is ending: sync within each call instead
             self.sync_each = True
-            self._thread = None
+            self._thread = self._room_thread = None
 
-    def _loop(self) -> None:
-        looked = time.monotonic()
+    def _goes_on(self, thread: threading.Thread | None) -> bool:
+        return not (self._stopping.is_set() or self._retired) and thread is threading.current_thread()
+
+    def _keep_synced(self) -> None:
+        while self._goes_on(self._thread):
+            self._wake.wait(SYNC_INTERVAL_S)
+            self._sync_all()
+
+    def _keep_measured(self) -> None:
+        """Look after the room, in a thread of its own: however long the disk takes, no sync waits for it."""
         self._room.look(keep_reserve=True)
         kind = network_file_system(self.path)
         if kind:
@@ -239,14 +252,10 @@ class Spool:
                 "spool %s is on a network file system (%s): what a crash keeps depends on it; set `spool_dir` to a "
                 "local disk", self.path, kind,
             )  # fmt: skip
-        while not (self._stopping.is_set() or self._retired) and self._thread is threading.current_thread():
-            self._wake.wait(SYNC_INTERVAL_S)
-            self._sync_all()
-            if time.monotonic() - looked >= ROOM_INTERVAL_S:
-                looked = time.monotonic()
-                self._room.look(keep_reserve=True)
-                self._note_not_kept()
-        self._note_not_kept()
+        while self._goes_on(self._room_thread):
+            self._stopping.wait(BEHIND_INTERVAL_S if self._room.behind else ROOM_INTERVAL_S)
+            self._room.look(keep_reserve=True)
+            self._note_not_kept()
 
     def _sync_all(self) -> None:
         with self._guard:
@@ -254,6 +263,7 @@ class Spool:
             self._closing = []
         for writer in writers:
             if writer.dirty:
+                self._room.grown.append(writer.folder.name)
                 try:
                     writer.sync()
                 except OSError as error:

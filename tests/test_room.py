@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,42 @@ def test_there_is_room_until_the_limit_is_reached_also_between_two_looks(tmp_pat
 
     room.look()  # what was written in between is on the disk, or was not
     assert (room.used_bytes, room.there_is) == (30, True)
+
+
+def test_one_look_measures_few_of_many_runs_and_some_looks_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room(tmp_path, max_bytes=10**9, min_free_bytes=0)
+    for n in range(700):
+        (tmp_path / f"run-{n}").mkdir()
+        (tmp_path / f"run-{n}" / "journal-0001.jsonl").write_bytes(b"x")
+    measured: list[str] = []
+    real = os.scandir
+
+    def noted(path: str) -> os.ScandirIterator[str]:
+        measured.append(str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", noted)
+    room.look()
+    assert (room.behind, 400 < room.used_bytes < 700) == (True, True)
+    assert len(measured) == 1 + room.used_bytes
+    room.look()
+    assert (room.behind, room.used_bytes) == (False, 700)
+    measured.clear()
+    room.look()
+    assert len(measured) <= 1 + 64
+
+    (tmp_path / "run-7" / "journal-0001.jsonl").write_bytes(b"x" * 11)
+    room.grown.append("run-7")
+    room.look()
+    assert room.used_bytes == 710
+    for n in range(700):
+        (tmp_path / f"run-{n}" / "ledger.jsonl").write_bytes(b"x")
+    for _ in range(11):
+        room.look()
+    assert room.used_bytes == 1410
+    shutil.rmtree(tmp_path / "run-7")
+    room.look()
+    assert room.used_bytes == 1398
 
 
 def test_a_full_spool_says_how_full_and_which_setting_limits_it(tmp_path: Path) -> None:

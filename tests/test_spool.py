@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,6 +99,26 @@ def test_what_was_appended_is_synced_without_being_asked_for(spool: Spool) -> No
         writer.append([row(number)])
         assert wait_until(lambda: not writer.dirty)
     assert (writer.folder / "head.jsonl").read_bytes() == line(encode(header()))
+
+
+def test_a_disk_that_takes_long_to_be_measured_delays_no_sync(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = spool.create(header())
+    wait_until((writer.folder / "head.jsonl").exists)
+    over, measuring = threading.Event(), threading.Event()
+    real, here = os.scandir, threading.current_thread()
+
+    def slow(path: object) -> os.ScandirIterator[str]:
+        if threading.current_thread() is not here:
+            measuring.set()
+            over.wait(30)
+        return real(path)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(os, "scandir", slow)
+    assert measuring.wait(30)
+    other = spool.create(header())
+
+    wait_until((other.folder / "head.jsonl").exists, 10)  # it is written when the journal was synced
+    over.set()
 
 
 def test_a_released_run_is_closed_soon_and_nobody_writes_it_any_more(spool: Spool) -> None:
