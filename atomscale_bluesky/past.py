@@ -7,7 +7,7 @@ base, for replays do not keep the uids of events.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,16 +27,24 @@ class Past(msgspec.Struct, frozen=True):
     until: dict[str, float] = {}  # by time base, the time of the last row that was kept
 
 
-class PastRuns:
-    """The runs of a spool and its history by their uids. Each header is read once, those of now at construction.
+# How many headers are read at construction, in some 20 ms, and later at a time.
+AT_CONSTRUCTION, AT_A_TIME = 500, 100
 
-    So what a start document waits for does not grow with the runs that wait: of these it reads one folder's names.
+
+class PastRuns:
+    """The runs of a spool and its history by their uids. Each header is read once.
+
+    Those of the youngest runs are read at construction, where they are many the others in a thread of the spool's. So
+    what a start document waits for does not grow with the runs that wait: of these it reads one folder's names.
     """
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._uids: dict[str, str] = {}  # by folder name
-        self._look()
+        names = sorted(spool.run_names())
+        self._read(names[max(0, len(names) - AT_CONSTRUCTION) :])
+        if len(names) > AT_CONSTRUCTION:
+            spool.in_background(self._read_on)
         with suppress(OSError):  # reported by whoever asks for a run
             spool.read_history()
 
@@ -53,9 +61,20 @@ class PastRuns:
         return Past(found[0].content, any(past.ended for past in found), until)
 
     def _look(self) -> None:
+        self._read(self._spool.run_names())
+
+    def _read(self, names: Sequence[str]) -> None:
         # A new one in the place of the old: several threads may ask, and none waits for another.
         known = self._uids
-        self._uids = {name: known.get(name) or _uid_in(self._spool.path / name) for name in self._spool.run_names()}
+        self._uids = {name: known.get(name) or _uid_in(self._spool.path / name) for name in names}
+
+    def _read_on(self) -> bool:
+        """Read some of the headers that were not read yet; whether there are more."""
+        names = self._spool.run_names()
+        new = [name for name in names if name not in self._uids]
+        # Also a new one: another thread may be going through the old. What it reads meanwhile it may read once more.
+        self._uids = {**self._uids, **{name: _uid_in(self._spool.path / name) for name in new[:AT_A_TIME]}}
+        return len(new) > AT_A_TIME
 
     def _in_history(self, run_uid: str) -> Iterator[Past]:
         for entry in self._spool.history_of(run_uid):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .errors import SpoolError
 from .files import open_to_read
-from .journal import JournalReader, Line, LineFile, last_line, line, payload_of, whole_lines
+from .journal import JournalReader, Line, LineFile, first_line, last_line, line, payload_of, whole_lines
 from .lines import Header, Layout, Stop, decode_journal
 
 HEAD = "head.jsonl"
@@ -99,12 +99,15 @@ def read_header(folder: Path) -> Header | None:
     Raises:
         SpoolError: The journal does not begin with a header that this version understands.
     """
-    reader = RunReader(folder)
-    try:
-        first = next(reader.read(), None)
-    finally:
-        reader.close()
-    header = None if first is None else decode_journal(first.payload)
+    payload = first_line(folder)
+    if payload is None or not describes(payload):
+        reader = RunReader(folder)
+        try:
+            first = next(reader.read(), None)
+        finally:
+            reader.close()
+        payload = None if first is None else first.payload
+    header = None if payload is None else decode_journal(payload)
     return header if isinstance(header, Header) else None
 
 

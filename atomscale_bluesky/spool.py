@@ -95,6 +95,7 @@ class Spool:
         self._wake = Bell()
         self._thread: threading.Thread | None = None
         self._room_thread: threading.Thread | None = None
+        self._in_background: Callable[[], bool] | None = None
         # Around the threads' start and end, held for memory operations only. A signal's handler may come back to it.
         self._guard = threading.RLock()
         # filelock costs more to import than the rest of the package, so whoever has no spool is spared it; and it is
@@ -252,10 +253,25 @@ class Spool:
                 "spool %s is on a network file system (%s): what a crash keeps depends on it; set `spool_dir` to a "
                 "local disk", self.path, kind,
             )  # fmt: skip
+        more = True
         while self._goes_on(self._room_thread):
-            self._stopping.wait(BEHIND_INTERVAL_S if self._room.behind else ROOM_INTERVAL_S)
+            self._stopping.wait(BEHIND_INTERVAL_S if more or self._room.behind else ROOM_INTERVAL_S)
             self._room.look(keep_reserve=True)
             self._note_not_kept()
+            try:
+                more = self._in_background is not None and self._in_background()
+            except OSError as error:
+                _logger.warning("spool %s cannot be read: %s", self.path, error)
+                more = False
+            if not more:
+                self._in_background = None
+        self._note_not_kept()
+
+    def in_background(self, step: Callable[[], bool]) -> None:
+        """Have this called again and again in a thread of the spool's, until it returns False."""
+        self._in_background = step
+        with self._guard:
+            self._start_threads()
 
     def _sync_all(self) -> None:
         with self._guard:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from runs import Document, growth
+from waiting import wait_until
 
-from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky import AtomscaleCallback, past
 
 MakeCallback = Callable[..., AtomscaleCallback]
 
@@ -47,6 +49,54 @@ def test_a_start_that_may_have_come_before_opens_no_file_of_the_runs_that_wait(
     assert len(known) == waiting
     assert [path for path in opened if str(Path(path).parent) in known] == []
     assert len(callback.status()) == waiting + 1
+
+
+def test_of_many_runs_few_are_read_at_construction_and_the_others_soon_after(
+    make_callback: MakeCallback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(past, "AT_CONSTRUCTION", 4)
+    before = make_callback(offline=True)
+    runs = [old() for _ in range(30)]
+    for documents in runs:
+        for name, doc in documents:
+            before(name, doc)
+    before.close()
+    read: dict[int, set[str]] = {}
+    real = os.open
+
+    def noted(path: Any, *args: Any, **more: Any) -> int:
+        if str(path).endswith("journal-0001.jsonl"):
+            read.setdefault(threading.get_ident(), set()).add(str(path))
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(os, "open", noted)
+    callback = make_callback(offline=True)
+    here = read[threading.get_ident()]
+    assert len(here) == 4
+    wait_until(lambda: len(set().union(*read.values())) == 30)
+    for name, doc in runs[0]:
+        callback(name, doc)
+
+    assert callback.ignored == {"run taken before": 1}
+    assert len(here) == 5  # what was kept of it
+
+
+def test_a_run_whose_header_was_not_read_at_construction_is_known_at_once(
+    make_callback: MakeCallback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(past, "AT_CONSTRUCTION", 0)
+    before = make_callback(offline=True)
+    runs = [old() for _ in range(3)]
+    for documents in runs:
+        for name, doc in documents:
+            before(name, doc)
+    before.close()
+    callback = make_callback(offline=True)
+    for documents in runs:
+        for name, doc in documents:
+            callback(name, doc)
+
+    assert callback.ignored == {"run taken before": 3}
 
 
 def test_a_run_that_another_process_has_begun_since_is_known_all_the_same(make_callback: MakeCallback) -> None:
