@@ -35,7 +35,7 @@ from .errors import LineTooLongError, SettingsError, SpoolError, SpoolFullError
 from .lines import Header, Stop, encode
 from .oddities import BEHIND_STOP, NOT_KEPT, SEEN_BEFORE, TAKEN_BEFORE, UNREADABLE, Oddities, plain
 from .past import Past, PastRuns
-from .runs import NO_ROOM, NOT_SELECTED, TOO_LONG, OpenRun, header_of, text_of, time_of, uid_of, without
+from .runs import NO_ROOM, NOT_SELECTED, NOT_WRITTEN, TOO_LONG, OpenRun, header_of, text_of, time_of, uid_of, without
 from .settings import Settings
 from .spool import Spool
 from .uploader import Drain, Uploader
@@ -52,6 +52,8 @@ _logger = logging.getLogger(__name__)
 REMEMBERED_RUNS = 1000
 # A start document older than this is no run that begins now: whether it was sent before is looked up in the spool.
 REPLAY_AGE_S = 5.0
+# How long after a failure the files of a run are tried to be made again, where its plan does not wait for that.
+TRY_AGAIN_S = 1.0
 
 
 # What is being done to a run's files: the run, whose lines are appended for which events, or how it ended; with neither
@@ -463,11 +465,17 @@ class AtomscaleCallback:
         """Make the run's folder in the spool."""
         self._step = (run, None, [], (), None, 0)
         try:
-            self._spool.create(run.header, to_deliver=isinstance(self._uploader, Uploader), accept=run.begin_again)
+            to_deliver = isinstance(self._uploader, Uploader) and self._uploader.takes_up
+            self._spool.create(run.header, to_deliver=to_deliver, accept=run.begin_again)
         except SpoolError as error:
             run.why_not_kept = str(error)
+            run.why_none = NO_ROOM
+            if not isinstance(error, SpoolFullError):
+                run.why_none, run.try_again_at = NOT_WRITTEN, time.monotonic() + TRY_AGAIN_S
             self._oddities.say_once(
-                f"not kept {run.uid}", f"run {run.uid} is not kept until there is room: {error}", logging.ERROR
+                f"not kept {run.uid}",
+                f"run {run.uid} is not kept until its files can be made, its readings are counted: {error}",
+                logging.ERROR,
             )
         self._announce(run)
         self._step = None
@@ -477,6 +485,11 @@ class AtomscaleCallback:
         if run.to_announce and run.writer is not None and self._uploader:
             self._uploader.add(run.writer)
         run.to_announce = False
+
+    def _open_run_again(self, run: OpenRun) -> None:
+        """Make a folder for a run that has none, if that may succeed by now."""
+        if (run.settled or self._spool.has_room) and time.monotonic() >= run.try_again_at:
+            self._open_run(run)
 
     def _descriptor(self, doc: Mapping[str, Any]) -> None:
         run_uid, uid = str(doc["run_start"]), str(doc["uid"])
@@ -508,8 +521,8 @@ class AtomscaleCallback:
         if uid in run.seen or uid in run.seen_before:
             self._oddities.counts[SEEN_BEFORE] += 1
             return
-        if run.writer is None and (run.settled or self._spool.has_room):
-            self._open_run(run)
+        if run.writer is None:
+            self._open_run_again(run)
         try:
             payloads = event_stream.event(doc, time.time() if event_stream.by_reading else 0.0)
         except Exception:
@@ -536,8 +549,8 @@ class AtomscaleCallback:
             doc = without(doc, [i for i, uid in enumerate(uids) if run.has_seen(uid)])
             self._oddities.counts[SEEN_BEFORE] += len(uids) - len(doc["uid"])
             uids = list(doc["uid"])
-        if run.writer is None and (run.settled or self._spool.has_room):
-            self._open_run(run)
+        if run.writer is None:
+            self._open_run_again(run)
         try:
             payloads = event_stream.event_page(doc, time.time())
         except Exception:
@@ -569,7 +582,7 @@ class AtomscaleCallback:
         """Append a document's lines, or count its readings as left out. The step is the caller's to end."""
         writer = run.writer
         if writer is None:
-            run.leave_out(NO_ROOM, keys, len(uids))
+            run.leave_out(run.why_none, keys, len(uids))
             return
         self._step = (run, event_stream, payloads, uids, None, writer.written)
         try:
@@ -586,6 +599,12 @@ class AtomscaleCallback:
                 f"too long {run.uid}", f"run {run.uid}: a document's readings are left out: {error}", logging.ERROR
             )
             return
+        except SpoolError as error:
+            run.leave_out(NOT_WRITTEN, keys, len(uids))
+            self._oddities.say_once(
+                f"not written {run.uid}", f"new readings of run {run.uid} are left out: {error}", logging.ERROR
+            )
+            return
         first = not event_stream.begun
         full = event_stream.accepted(run.header.points_per_chunk if run.header else 1)
         if unsynced is not None:
@@ -598,7 +617,7 @@ class AtomscaleCallback:
                 logging.INFO, "event stream %r of run %s leaves out %s", event_stream.name, run.uid, said
             )
         if self._uploader and (first or full):
-            self._uploader.wake()
+            self._uploader.wake(writer.folder)
 
     def _stop(self, doc: Mapping[str, Any]) -> None:
         uid = str(doc["run_start"])
@@ -650,11 +669,12 @@ class AtomscaleCallback:
             run.last_lines = ([*run.left_out_lines(), encode(stop)], writer.written)
         lines, before = run.last_lines
         try:
-            if not writer.kept(lines, before):
-                writer.append(lines, always=True)
+            writer.end(lines, before)
         except SpoolError as error:
             # Without its stop in the journal the run counts as interrupted once its lock is free, and is completed.
-            self._oddities.say(logging.ERROR, "the stop of run %s could not be written: %s", run.uid, error)
+            self._oddities.say(
+                logging.ERROR, "the stop of run %s could not be written, it is tried again: %s", run.uid, error
+            )
         self._spool.release(writer)
         if self._uploader:
             self._uploader.stopped(writer.folder)

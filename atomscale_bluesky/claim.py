@@ -29,7 +29,7 @@ from .journal import (
 )
 from .ledger import Ledger
 from .lines import FORMAT, Edit, Edited, Header, Move, Moved, Obeyed, OrderLine, Parked, Stop, decode_order, encode
-from .locks import WRITER_LOCK, RunLock, locked, remove_folder
+from .locks import WRITER_LOCK, RunLock, locked, remove_folder, session_lives
 from .oddities import plain
 from .reading import HEAD, LEDGER, described_lines, has_stop, keep_copies
 
@@ -232,7 +232,7 @@ class Claim:
         if not lock.acquire():
             return False
         try:
-            if has_stop(self.folder):
+            if has_stop(self.folder) or session_lives(self.folder.parent, self.header.session):
                 return False
             journal = JournalWriter(self.folder, make_room=self._make_room)
             try:

@@ -89,6 +89,11 @@ class Cutting:
 
     def look(self, *, count_only: bool = False) -> None:
         """Read the journal on until a chunk is ready, its present end, or for a good while; or count its rows only."""
+        self._look(count_only)
+        if self.at_end:
+            self._reader.close()  # of many runs that have nothing to send none holds a file open
+
+    def _look(self, count_only: bool) -> None:
         self.more_to_read = self.at_end = False
         for _ in range(LINES_PER_LOOK):
             if not count_only and self._take_whole_chunk():
@@ -112,6 +117,10 @@ class Cutting:
                 self.at_end = self.read_all
                 return
         self.more_to_read = True
+
+    def everything_read(self) -> bool:
+        """Return True if the journal holds nothing that was not read yet."""
+        return self.read_all or self._reader.is_at_end()
 
     def sync(self) -> None:
         """Have what was read so far survive a power cut: the same rows have to make the same chunk afterwards."""

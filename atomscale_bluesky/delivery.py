@@ -165,10 +165,19 @@ class Delivery:
         return self.cutting.account.stop is not None
 
     @property
-    def at_rest(self) -> bool:
-        """Whether the stopped run stays as it is until a person has mended something, or a good while has passed."""
+    def idle(self) -> bool:
+        """Return True if nothing can be done until more is written, the operator acts, or a good while has passed."""
         moves = self.in_flight or self.failed or self.finished or self._again or not self.cutting.at_end
-        return self.stopped and self._idle and not moves
+        return self._idle and not moves and self.previews.due() is None
+
+    def look_again(self) -> None:
+        """Note that more may have been written, so that the run is not taken for idle before it was asked."""
+        self._idle = False
+
+    def close_files(self) -> None:
+        """Close what is open of the run until it is needed again, but not its lock."""
+        self.cutting.close()
+        self.claim.ledger.rest()
 
     def status(self) -> RunStatus:
         """The run as people and programs see it."""
@@ -194,7 +203,8 @@ class Delivery:
 
     def _next_task(self, now: float) -> Task | None:
         if self.parked or self.state.discarded:
-            self.cutting.look(count_only=True)
+            if not (self.stopped and self.cutting.at_end):
+                self.cutting.look(count_only=True)
             return self._taken(self._resolve(now) or self._failed_again(now))
         self._end_damaged_streams()
         task = self._end_streams() or self._resolve(now) or self._initialize(now)

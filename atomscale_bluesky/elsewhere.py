@@ -44,6 +44,8 @@ LAST_WORDS = "uploader.stderr"
 # How often it is asked whether somebody serves the spool, and how often what a drain waits for.
 LOOK_S = 1.0
 DRAIN_LOOK_S = 0.05
+# How many looks pass until every open run is looked into for an order of which nothing else tells.
+LOOKS_PER_ROUND = 30
 # How long a process that was started stays when its starter is gone and there is nothing to do.
 IDLE_S = 30.0
 # The pause after a process that could not be started or died early.
@@ -79,6 +81,8 @@ class Elsewhere:
         self._settle = settle
         self._watch = SpoolWatch(spool)
         self._own: set[Path] = set()  # runs that are open here
+        self._ordered_at = 0  # when an order was last given, as far as it was seen
+        self._looks = 0
         self._drains: list[Drain] = []
         self._ledgers: dict[Path, LedgerReader] = {}  # of the runs that a drain waits for
         self._retired = False
@@ -117,7 +121,7 @@ class Elsewhere:
         """A run of this process begins; does not wait."""
         self._own.add(writer.folder)
 
-    def wake(self) -> None:
+    def wake(self, folder: Path | None = None) -> None:
         """A journal has grown: the other process looks by itself."""
 
     def stopped(self, folder: Path) -> None:
@@ -206,6 +210,11 @@ class Elsewhere:
             _logger.warning("the uploader's process cannot be looked after now: %s", error)
 
     def _settle_where_ordered(self) -> None:
+        ordered_at = self._spool.ordered_at()
+        self._looks += 1
+        if ordered_at == self._ordered_at and self._looks % LOOKS_PER_ROUND:
+            return
+        self._ordered_at = ordered_at
         for folder in list(self._own):
             if any(isinstance(order, Settle) for order in read_orders(folder)):
                 self._settle(folder)

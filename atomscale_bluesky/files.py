@@ -25,7 +25,7 @@ LOCK_SUFFIX = ".lock"
 # can be written; a killed process leaves it behind.
 MARKER = "atomscale-bluesky-spool.txt"
 _NAMED = (
-    r"(history|not-kept)(-1)?\.jsonl|(history|not-kept)\.lock|reserve\.bin|(trouble|clock|probed-[0-9a-f]{8})\.json"
+    r"(history|not-kept)(-1)?\.jsonl|(history|not-kept)\.lock|reserve\.bin|orders\.touched|writers-[0-9a-f]{16}\.lock|(trouble|clock|probed-[0-9a-f]{8})\.json"
     r"|uploader-[0-9a-f]{8}\.(lock|starting)"
     r"|uploader\.(log|log\.1|stderr)"
 )

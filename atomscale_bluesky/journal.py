@@ -48,6 +48,7 @@ MOST_AHEAD_BYTES = 8 * 2**20
 
 _O_CLOEXEC = getattr(os, "O_CLOEXEC", 0)  # a started program must not keep our files open
 _PREFIX = 9  # eight digits and a space
+_CLOSED, _RESTING = -1, -2  # in the place of a descriptor
 
 
 def line(payload: bytes) -> bytes:
@@ -123,11 +124,12 @@ class LineFile:
         make_room: Called where the disk is full, before what did not fit is written again.
     """
 
-    _descriptor = -1  # for one that was never opened
+    _descriptor = _CLOSED  # for one that was never opened
 
     def __init__(self, path: Path, *, make_room: Callable[[], object] | None = None) -> None:
         self.path = path
         self._make_room = make_room
+        self._opened = 0  # how often it was closed to be opened again
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
         self._descriptor = with_room(lambda: open_own(path, flags), make_room or _nothing)
         try:
@@ -151,6 +153,8 @@ class LineFile:
             with_room(lambda: self._append(lines), self._make_room)
 
     def _append(self, lines: bytes) -> None:
+        if self._descriptor == _RESTING:
+            self._open_again()
         if self._end != self.size:
             self._settle()
         self._end = end = self.size + len(lines)
@@ -177,25 +181,48 @@ class LineFile:
 
     def cut(self, size: int) -> None:
         """Give up what stands after the first `size` bytes."""
+        if self._descriptor == _RESTING:
+            self._open_again()
         os.ftruncate(self._descriptor, size)
         self.size = self._end = size
 
     def sync(self) -> None:
         """Have everything appended so far survive a power cut; may take as long as the disk needs.
 
-        One that is closed was synced by whoever closed it.
+        Another thread may append meanwhile, or have the file rest. One that is closed was synced by whoever closed it.
         """
-        if self._descriptor < 0:
+        opened, descriptor = self._opened, self._descriptor
+        if descriptor == _CLOSED:
             return
-        sync_file(self._descriptor)
+        try:
+            if descriptor != _RESTING:
+                sync_file(descriptor)
+        except OSError:
+            if opened == self._opened:
+                raise
+        if descriptor == _RESTING or opened != self._opened:  # closed meanwhile: its number may mean another file
+            self._sync_by_name()
         if not self._named:
             sync_folder(self.path.parent)
             self._named = True
 
+    @property
+    def is_resting(self) -> bool:
+        """Return True if the next append has to open the file again."""
+        return self._descriptor == _RESTING
+
+    def rest(self) -> None:
+        """Close the file until it is written to again; not while another thread appends."""
+        if self._descriptor >= 0:
+            # In this order, so that a sync that has the number from before notices.
+            descriptor, self._descriptor = self._descriptor, _RESTING
+            self._opened += 1
+            os.close(descriptor)
+
     def close(self) -> None:
         """Close the file; idempotent."""
         # Forgotten before it is closed: closed twice, the number may be another file's by then.
-        descriptor, self._descriptor = self._descriptor, -1
+        descriptor, self._descriptor = self._descriptor, _CLOSED
         if descriptor >= 0:
             os.close(descriptor)
 
@@ -203,8 +230,23 @@ class LineFile:
         """Close one that nobody got, because opening it was interrupted."""
         self.close()
 
+    def _open_again(self) -> None:
+        try:
+            self._descriptor = open_own(self.path, os.O_RDWR | os.O_APPEND)
+        except OSError as error:
+            raise SpoolError(f"{self.path} cannot be opened again: {error.strerror}") from error
+
+    def _sync_by_name(self) -> None:
+        descriptor = open_own(self.path, os.O_RDWR)
+        try:
+            sync_file(descriptor)
+        finally:
+            os.close(descriptor)
+
     def _settle(self) -> None:
         """Find out how an append ended that was interrupted, or whose half line could not be taken back."""
+        if self._descriptor == _RESTING:
+            self._open_again()
         try:
             size = os.fstat(self._descriptor).st_size
         except OSError as error:
@@ -372,6 +414,15 @@ class JournalWriter:
             self._unsynced.pop(0)
         self._file.sync()
 
+    @property
+    def is_resting(self) -> bool:
+        """Return True if the next append has to open a file again."""
+        return self._file.is_resting
+
+    def rest(self) -> None:
+        """Close the file until it is written to again; not while another thread appends."""
+        self._file.rest()
+
     def close(self) -> None:
         """Close the files; idempotent."""
         for file in [*self._unsynced, self._file]:
@@ -476,8 +527,17 @@ class JournalReader:
         self._synced_segment = self.position.segment
         return reached
 
+    def is_at_end(self) -> bool:
+        """Return True if no more is written than was read, half a line at the end included."""
+        try:
+            size = segment_path(self._folder, self.position.segment).stat().st_size
+        except FileNotFoundError:
+            size = 0
+        read_to = self.position.offset + len(self._block) - self._at
+        return size <= read_to and segments(self._folder)[-1:] in ([], [self.position.segment])
+
     def close(self) -> None:
-        """Close the file; idempotent."""
+        """Close the file until more is read; idempotent."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

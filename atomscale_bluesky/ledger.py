@@ -560,6 +560,15 @@ class Ledger:
                 found[fact.index] = fact
         return dict(sorted(found.items()))
 
+    @property
+    def size(self) -> int:
+        """How long the file is, in bytes; grows with every fact."""
+        return self._file.size
+
+    def rest(self) -> None:
+        """Close the file until the next fact."""
+        self._file.rest()
+
     def close(self) -> None:
         """Close the file; idempotent."""
         self._file.close()

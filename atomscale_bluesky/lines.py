@@ -76,6 +76,7 @@ class Header(_Line, frozen=True, tag="header"):
     keep: str = "finalized"  # until when the run stays in the spool: finalized, or verified
     clock: str = "host"  # whose times go out: the host's as they were recorded, or shifted to the reference
     max_latency_s: float = 0.0  # after how long points that wait for a full chunk are shown in a preview; 0: never
+    session: str = ""  # the lock in the spool that its writer holds until it writes the stop; empty: writer.lock
 
 
 class Channel(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import queue
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,6 +17,9 @@ from .reserve import with_room
 
 WRITER_LOCK = "writer.lock"
 UPLOADER_LOCK = "uploader.lock"
+# The lock of a session that writes more runs than it has locks for: one in the spool stands for all of those.
+SESSION_LOCK = "writers-{}.lock"
+_SESSION_LOCK = re.compile(r"writers-[0-9a-f]{16}\.lock")
 
 # Nobody owns a run that is just being made, but others look whether somebody does, and hold its lock meanwhile.
 A_LOOK_S = 0.5
@@ -85,6 +89,16 @@ def locked(path: Path, make_room: Callable[[], object] | None = None) -> Iterato
     lock = FileLock(path, mode=0o600)
     with with_room(lock.acquire, make_room or (lambda: None)):
         yield
+
+
+def session_lives(spool: Path, name: str) -> bool:
+    """Return True if a living process has the session lock of this name; a file's text may be no such name."""
+    return bool(_SESSION_LOCK.fullmatch(name)) and is_held(spool / name)
+
+
+def session_locks(spool: Path) -> list[Path]:
+    """Return the session locks in a spool, also those of processes that have ended."""
+    return [path for path in spool.glob(SESSION_LOCK.format("*")) if _SESSION_LOCK.fullmatch(path.name)]
 
 
 def is_held(path: Path) -> bool:

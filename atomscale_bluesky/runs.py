@@ -25,6 +25,7 @@ REMEMBERED_EVENTS = 10_000
 MAX_UID = 255
 
 NO_ROOM = "no room in the spool"
+NOT_WRITTEN = "its file could not be written"
 NOT_SELECTED = "event stream not selected"
 TOO_LONG = "document too long"
 
@@ -51,6 +52,8 @@ class OpenRun:
         self.to_announce = False  # nobody who delivers was told of its journal
         # Those that say how it ended, and how much its journal held before; while they are being written.
         self.last_lines: tuple[list[bytes], int] | None = None
+        self.why_none = NO_ROOM  # why there is no writer
+        self.try_again_at = 0.0  # monotonic: when to try to make one again
         self.event_streams: dict[str, EventStream | None] = {}  # None: not selected
         self.names: Names = {}  # of all channels
         self._after = after
@@ -111,7 +114,7 @@ class OpenRun:
 
         Begins to count anew.
         """
-        readings = sum(n for (reason, _), n in self._left_out.items() if reason == NO_ROOM)
+        readings = sum(n for (reason, _), n in self._left_out.items() if reason in {NO_ROOM, NOT_WRITTEN})
         if (self.settled or self._noted_as_not_kept) and not readings:
             return None
         self._noted_as_not_kept = True

@@ -22,32 +22,52 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from .account import NotKept
 from .claim import ORDERS, Claim, History, read_orders
 from .errors import SpoolError, SpoolFullError
-from .files import is_run_name, run_files
-from .journal import LineFile, line, sync_folder
+from .files import is_run_name, open_own, run_files
+from .journal import LineFile, line, segment_path, sync_folder
 from .ledger import is_delivered
 from .lines import Edit, Header, Links, OrderLine, encode
-from .locks import A_LOOK_S, UPLOADER_LOCK, WRITER_LOCK, Bell, RunLock, is_held, locked, remove_folder
+from .locks import (
+    A_LOOK_S,
+    SESSION_LOCK,
+    UPLOADER_LOCK,
+    WRITER_LOCK,
+    Bell,
+    RunLock,
+    is_held,
+    locked,
+    remove_folder,
+    session_lives,
+    session_locks,
+)
 from .oddities import plain
 from .place import mark
-from .reading import LEDGER, has_lines, read_header, was_synced
+from .reading import LEDGER, has_lines, has_stop, read_header, was_synced
 from .reserve import is_full, with_room
 from .room import BEHIND_INTERVAL_S, ROOM_INTERVAL_S, Room, network_file_system
-from .writer import RunWriter
+from .writer import OpenJournals, RunWriter
 
 _logger = logging.getLogger(__name__)
 
+# Touched with every order, so that nobody has to look into every run for one.
+ORDERED = "orders.touched"
 # What a power cut may take is 250 ms, short enough to shrug at, long enough to batch the disk's work; of these the sync
 # itself and the thread's turn need a part.
 SYNC_INTERVAL_S = 0.15
+# How many open runs have a lock of their own; the lock of the session stands for those of all others.
+OWN_LOCKS = 16
+# How many runs that have ended may wait to be synced and closed; the end of a further one waits for one of them.
+MOST_CLOSING = 16
 
 # The folder of a run that has no header after this long never gets one: whoever was making it has died.
 BEGINNING_S = 60.0
@@ -90,6 +110,11 @@ class Spool:
         self._said: set[Path] = set()
         self._writers: list[RunWriter] = []
         self._closing: list[RunWriter] = []
+        self._unended: set[RunWriter] = set()  # of these, those whose last lines could not be written yet
+        self._locked: list[RunWriter] = []  # those with a lock of their own
+        self._journals = OpenJournals()
+        self._session: RunLock | None = None  # stands for the locks of further runs
+        self._session_name = ""
         self._retired = False
         self._stopping = threading.Event()
         self._wake = Bell()
@@ -112,6 +137,11 @@ class Spool:
     def has_room(self) -> bool:
         """Whether new readings can be kept; costs nothing to ask."""
         return self._room.there_is
+
+    @property
+    def has_unended(self) -> bool:
+        """Return True if a run has ended whose stop could not be written yet; it is tried again by itself."""
+        return bool(self._unended)
 
     # ---- writing ---------------------------------------------------------------------------------------------------
 
@@ -141,7 +171,19 @@ class Spool:
             made = True
             if delivering is not None and not delivering.acquire(patience_s=A_LOOK_S):
                 delivering = None  # whoever it is delivers it
-            writer = RunWriter(folder, header, self._room, sync_each=self.sync_each, delivering=delivering)
+            self._locked = [writer for writer in self._locked if writer.has_lock]
+            if len(self._locked) >= OWN_LOCKS:
+                header = replace(header, session=self._session_lock())
+            writer = RunWriter(
+                folder,
+                header,
+                self._room,
+                sync_each=self.sync_each,
+                delivering=delivering,
+                journals=self._journals,
+            )
+            if writer.has_lock:
+                self._locked.append(writer)
             with self._guard:
                 self._writers.append(writer)
             if accept is None:
@@ -167,10 +209,33 @@ class Spool:
                 if writer in self._writers:
                     self._writers.remove(writer)
             writer.close()
-        remove_folder(folder, *([delivering] if delivering is not None else []))
+        # By name, which opens nothing: there may be no descriptor left, and what stays would stay for ever.
+        for path in (segment_path(folder, 1), folder / WRITER_LOCK, folder / UPLOADER_LOCK):
+            with suppress(OSError):
+                path.unlink()
+        if delivering is not None:
+            delivering.release()
+        with suppress(OSError):
+            folder.rmdir()
+
+    def _session_lock(self) -> str:
+        """Return the name of the lock that stands for those of further runs, taken now if it was not before."""
+        if self._session is None:
+            for path in session_locks(self.path):  # of sessions that have ended
+                with suppress(OSError):
+                    if not is_held(path) and time.time() - path.stat().st_mtime > 60:
+                        path.unlink()
+            name = SESSION_LOCK.format(secrets.token_hex(8))
+            lock = RunLock(self.path / name)
+            if not lock.acquire():
+                raise SpoolError(f"{self.path / name} cannot be locked")
+            self._session, self._session_name = lock, name
+        return self._session_name
 
     def release(self, writer: RunWriter) -> None:
-        """The run has ended: sync and close its files on the spool's own time."""
+        """The run has ended: sync and close its files on the spool's own time, unless too many wait for that."""
+        oldest = None
+        writer.released()
         with self._guard:
             # In this order, and as often as one likes: an interruption leaves it in one of them at least.
             if writer not in self._closing:
@@ -178,10 +243,17 @@ class Spool:
             if writer in self._writers:
                 self._writers.remove(writer)
             running = self._thread is not None and self._thread.is_alive()
+            if writer.last:
+                self._unended.add(writer)
+            elif running and len(self._closing) - len(self._unended) > MOST_CLOSING:
+                oldest = next(one for one in self._closing if one not in self._unended)
+                self._closing.remove(oldest)
         if running:
             self._wake.ring()
         else:
             self._sync_all()
+        if oldest is not None:
+            oldest.close()
 
     def retire(self) -> None:
         """Nobody writes any more: end the thread soon. Takes no lock, so it may be called by the garbage collector."""
@@ -191,9 +263,15 @@ class Spool:
         """Close what nobody writes to any more, and let go of those runs."""
         with self._guard:
             writers = self._writers + self._closing
-            self._writers, self._closing = [], []
+            self._writers, self._closing, self._unended = [], [], set()
         for writer in writers:
+            writer.try_to_end()
             writer.close()
+        if self._session is not None:
+            self._session.release()
+            with suppress(OSError):
+                (self.path / self._session_name).unlink()
+            self._session = None
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """Sync everything and stop the thread; writers stay usable, and sync within each call from now on."""
@@ -207,7 +285,7 @@ class Spool:
                 one.join(max(0.0, end - time.monotonic()))
         ended = thread is None or not thread.is_alive()
         if ended:
-            self._sync_all()
+            self._sync_all(last_time=True)
             self.sync_each = True
             with self._guard:
                 for writer in self._writers:
@@ -217,7 +295,8 @@ class Spool:
     def forget_after_fork(self) -> None:
         """In a forked child: the parent's runs are the parent's, so leave their files and locks alone."""
         self._guard = threading.RLock()
-        self._writers, self._closing = [], []
+        self._writers, self._closing, self._locked, self._unended = [], [], [], set()
+        self._journals, self._session = OpenJournals(), None
         self._not_noted.clear()
         self._thread = self._room_thread = None
         self._stopping = threading.Event()
@@ -273,7 +352,7 @@ class Spool:
         with self._guard:
             self._start_threads()
 
-    def _sync_all(self) -> None:
+    def _sync_all(self, *, last_time: bool = False) -> None:
         with self._guard:
             writers, closing = list(self._writers), self._closing
             self._closing = []
@@ -282,11 +361,24 @@ class Spool:
                 self._room.grown.append(writer.folder.name)
                 try:
                     writer.sync()
+                    writer.sync_failed = False
                 except OSError as error:
                     writer.dirty = True
-                    _logger.warning("journal in %s could not be synced: %s", writer.folder, error)
+                    if not writer.sync_failed:
+                        writer.sync_failed = True
+                        _logger.warning(
+                            "journal in %s could not be synced, it is tried again: %s", writer.folder, error
+                        )
+        unwritten: list[RunWriter] = []
         for writer in closing:
-            writer.close()
+            if writer.try_to_end() or last_time:
+                writer.close()
+                self._unended.discard(writer)
+            else:
+                writer.rest()
+                unwritten.append(writer)
+        with self._guard:
+            self._closing[:0] = unwritten
 
     def measure(self) -> tuple[int, int]:
         """How large the spool is, and how much is free on its disk, in bytes.
@@ -370,6 +462,13 @@ class Spool:
         except OSError:
             return 0
 
+    def ordered_at(self) -> int:
+        """Return when a run was last given an order, in whichever process; for comparing only."""
+        try:
+            return (self.path / ORDERED).stat().st_mtime_ns
+        except OSError:
+            return 0
+
     def claim(self, folder: Path, lock: RunLock | None = None) -> Claim | None:
         """Become the one who delivers a run; None while somebody else does, or where there is no run in the folder.
 
@@ -399,7 +498,13 @@ class Spool:
 
     def writer_alive(self, folder: Path) -> bool:
         """Whether a process holds the run open for writing."""
-        return is_held(folder / WRITER_LOCK)
+        if is_held(folder / WRITER_LOCK):
+            return True
+        try:
+            header = read_header(folder)
+            return header is not None and session_lives(self.path, header.session) and not has_stop(folder)
+        except SpoolError:  # its lines are not understood
+            return False
 
     def uploader_alive(self, folder: Path) -> bool:
         """Whether a process delivers the run."""
@@ -428,6 +533,13 @@ class Spool:
                 file.sync()
             finally:
                 file.close()
+        with suppress(OSError):  # then it is seen a little later
+            descriptor = open_own(self.path / ORDERED, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            try:
+                os.write(descriptor, b".")  # changes the file's time on every platform
+                os.ftruncate(descriptor, 0)
+            finally:
+                os.close(descriptor)
 
     def history(self) -> list[dict[str, Any]]:
         """What is kept of finished runs, oldest first."""

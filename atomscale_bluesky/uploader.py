@@ -86,7 +86,10 @@ class Uploader:
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._knowledge = Knowledge(None if settings.api == "auto" else settings.api)
         self._courtesy = Courtesy()
-        self._roster = Roster(spool, settings.endpoint, settle=settle, now=now, courtesy=self._courtesy)
+        self._roster = Roster(
+            spool, settings.endpoint, settle=settle, now=now, monotonic=monotonic, courtesy=self._courtesy
+        )
+        self._told, self._heard = 0, 0  # runs that began here, as `add` was called and as the pump has seen
         self._answers = Answers(self._knowledge, (settings.endpoint, str(spool.path)), monotonic, jitter)
         self._senders = Senders(
             settings,
@@ -126,15 +129,21 @@ class Uploader:
             self._thread = threading.Thread(target=self._loop, name="atomscale-uploader", daemon=True)
             self._thread.start()
 
+    @property
+    def takes_up(self) -> bool:
+        """Return True if there is a place for a run that begins now: then its lock is to be taken with its folder."""
+        return self._told - self._heard < self._roster.places
+
     def add(self, writer: RunWriter) -> None:
         """A run of this process begins; does not wait."""
+        self._told += 1
         self._inbox.put(_Added(writer.folder, writer.delivering))
         if self._over:
             self._see_to_what_came_late()
 
-    def wake(self) -> None:
+    def wake(self, folder: Path | None = None) -> None:
         """A journal has grown by something worth a look; does not wait."""
-        self._inbox.put(None)
+        self._inbox.put(folder)
 
     def stopped(self, folder: Path) -> None:
         """The writer in this process is done with the run; does not wait."""
@@ -214,12 +223,13 @@ class Uploader:
         self._courtesy.asked = bool(self._roster.own)
         self._senders.cut_if_late()
         if self._monotonic() >= self._next_scan or (self._follow and self._spool_has_changed()):
-            self._roster.scan()
+            self._roster.scan(calm=not self._answers.pause.failures)
             self._next_scan = self._monotonic() + SCAN_S
         busy = self._hand_out()
-        if self._roster.finish_runs() or self._roster.can_make_room:
-            self._next_scan = 0.0
+        self._roster.finish_runs()
         if self._roster.start_again_where_due():
+            self.wake()
+        if self._roster.fill():
             self.wake()
         can_move = self._can_move(busy)
         self._answer_drains(can_move)
@@ -259,20 +269,22 @@ class Uploader:
                     if self._answers.pause.failures:
                         self._take_back()
                     self._senders.go_on()
+            case Path():
+                self._roster.written(message)
             case _Added():
+                self._heard += 1
                 self._roster.begin(message.folder, message.delivering)
             case _Retire():
                 self._retired = True
-                self._roster.own.clear()
                 self._spool.close_writers()
-                for delivery in self._roster:
-                    self._roster.guarded(delivery, delivery.settle_if_interrupted)
+                self._roster.writers_gone()
             case _WriterGone():
-                self._roster.own.discard(message.folder)
+                self._roster.writer_gone(message.folder)
             case ClockReading():
                 self._note_clock(message)
             case Drain():
                 self._drains.append(message)
+                self._roster.check_all()
                 self._next_scan = 0.0  # somebody else may just have let go of a run
             case _:
                 pass
@@ -357,7 +369,7 @@ class Uploader:
         )
 
     def _answer_drains(self, can_move: bool) -> None:
-        if can_move:
+        if can_move or self._spool.has_unended or (self._drains and self._roster.others_deliver_ours):
             self._drains = [drain for drain in self._drains if not drain.given_up]
         elif self._drains:
             self._answer_all(not self._roster.anything_left)

@@ -1,8 +1,15 @@
-"""The writing end of one run: what the callback keeps of it, behind a lock that ends with its process."""
+"""The writing end of one run: what the callback keeps of it, behind a lock that ends with its process.
+
+The plan's process has few descriptors, so only some of the runs that are open hold any: a bounded number have their
+journal open (the others open it again for the next line), and a bounded number a lock of their own. For the others the
+lock of the session stands, which their header names, until they end.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import random
+import threading
 from pathlib import Path
 
 from .errors import LineTooLongError, SpoolError, SpoolFullError
@@ -13,27 +20,71 @@ from .reading import describes, keep_copies
 from .reserve import is_full
 from .room import Room
 
+# How many journals of open runs have their file open.
+OPEN_JOURNALS = 56
+
+
+class OpenJournals:
+    """The writers of a spool whose journal has its file open. Which one makes way for another is left to chance.
+
+    So runs that are never written to again lose theirs, and a few more runs than files that are written in turns do not
+    all lose theirs before they come again.
+    """
+
+    def __init__(self) -> None:
+        self._writers: list[RunWriter] = []
+        self._guard = (
+            threading.RLock()
+        )  # a writer is closed in another thread than it is opened in, or by a signal's handler
+
+    def add(self, writer: RunWriter) -> None:
+        """Note that a journal is opened; by the thread that may append to any of them."""
+        with self._guard:
+            if writer in self._writers:  # it could not be opened the last time
+                return
+            too_many = len(self._writers) >= OPEN_JOURNALS
+            other = self._writers.pop(random.randrange(len(self._writers))) if too_many else None  # noqa: S311
+            self._writers.append(writer)
+        if other is not None:
+            other.rest()
+
+    def remove(self, writer: RunWriter) -> None:
+        """Note that a journal is closed."""
+        with self._guard, contextlib.suppress(ValueError):
+            self._writers.remove(writer)
+
 
 class RunWriter:
     """The writing end of one run: what the callback keeps of it.
 
-    `append` may be called by one thread at a time. `delivering` is the lock of who delivers the run, if it was taken
-    for this process: whoever delivers it here takes it over.
+    `append` may be called by one thread at a time, for all writers with the same `journals`. `delivering` is the lock
+    of who delivers the run, if it was taken for this process: whoever delivers it here takes it over.
     """
 
     def __init__(
-        self, folder: Path, header: Header, room: Room, *, sync_each: bool, delivering: RunLock | None = None
+        self,
+        folder: Path,
+        header: Header,
+        room: Room,
+        *,
+        sync_each: bool,
+        delivering: RunLock | None = None,
+        journals: OpenJournals | None = None,
     ) -> None:
         self.folder = folder
         self.delivering = delivering
         self.sync_each = sync_each
+        self.last: list[bytes] = []  # what could not be written when the run ended
+        self._last_from = 0
         self._room = room
+        self._journals = journals or OpenJournals()
         self._lock = RunLock(folder / WRITER_LOCK)
-        if not self._lock.acquire(patience_s=A_LOOK_S):
+        self.has_lock = not header.session
+        if self.has_lock and not self._lock.acquire(patience_s=A_LOOK_S):
             raise SpoolError(f"{folder} belongs to another process, which writes it; leave it alone until that ends")
         self.in_use = False  # whoever wanted it has it
         self.dirty = True  # appended to since the last sync
-        self._sync_failed = False  # said once
+        self.sync_failed = False  # said once
         self._named = False  # whether the folder's own name survives a power cut
         payload = encode(header)
         self._described = [payload]  # header and layouts that are not in their copy yet
@@ -43,6 +94,7 @@ class RunWriter:
             undo.callback(self._journal.close)
             self._journal.append(line(payload) * 2)  # twice, for the run is worth nothing without it
             undo.pop_all()
+        self._journals.add(self)
 
     def append(self, payloads: list[bytes], *, always: bool = False) -> OSError | None:
         """Keep these lines, all or none; they survive a killed process once this returns.
@@ -66,6 +118,8 @@ class RunWriter:
             raise LineTooLongError(f"a line of {len(lines)} bytes is longer than the {MAX_LINE_BYTES} that it may have")
         if not (always or self._room.there_is):
             raise SpoolFullError(f"the spool has no room: {self._room.why_none}")
+        if self._journal.is_resting:
+            self._journals.add(self)
         try:
             self._journal.append(lines)
         except SpoolFullError as error:
@@ -84,8 +138,8 @@ class RunWriter:
             try:
                 self.sync()
             except OSError as error:
-                if not self._sync_failed:
-                    self._sync_failed = True
+                if not self.sync_failed:
+                    self.sync_failed = True
                     return error
         return None
 
@@ -110,6 +164,41 @@ class RunWriter:
         self._described += dict.fromkeys(filter(describes, payloads))
         self.dirty = True
         return True
+
+    def end(self, payloads: list[bytes], written_before: int) -> None:
+        """Keep a run's last lines, once. Where that fails they are kept in memory, and tried again by `try_to_end`.
+
+        From here on the run has a lock of its own: it may be finished once that is free.
+
+        Args:
+            payloads: The lines.
+            written_before: What `written` was before the first attempt to write them.
+
+        Raises:
+            SpoolError: The lines could not be written yet.
+        """
+        self.last, self._last_from = payloads, written_before
+        with contextlib.suppress(OSError):
+            self.has_lock = self.has_lock or self._lock.acquire(patience_s=A_LOOK_S)
+        if not self.kept(payloads, written_before):
+            self.append(payloads, always=True)
+        self.last = []
+
+    def released(self) -> None:
+        """Note that only the spool uses it from here on: it closes no other's journal, and no other closes its own."""
+        self._journals.remove(self)
+        self._journals = OpenJournals()
+
+    def try_to_end(self) -> bool:
+        """Write the last lines if they could not be written before; False if they still cannot be."""
+        if self.last:
+            with contextlib.suppress(OSError):
+                self.end(self.last, self._last_from)
+        return not self.last
+
+    def rest(self) -> None:
+        """Close the journal until the next line."""
+        self._journal.rest()
 
     def sync(self) -> None:
         """Have what was appended survive a power cut."""
@@ -138,4 +227,6 @@ class RunWriter:
         with contextlib.suppress(OSError, ValueError):  # the disk fails, or it is closed already
             self.sync()
         self._journal.close()
+        self._journals.remove(self)
         self._lock.release()
+        self.has_lock = False
