@@ -349,12 +349,12 @@ class Roster:
                 return
             claim = self._spool.claim(folder, lock)
             if claim is None:
-                if header is None and not self._spool.is_beginning(folder):
-                    self._waiting.rest(folder, Rest(Why.EMPTY, marks))
-                elif folder.exists():
-                    self._waiting.rest(folder, Rest(Why.UNREADY if header is None else Why.HELD))
-                else:
+                if not folder.exists():
                     self._drop(folder)
+                elif header is None and not self._spool.is_beginning(folder):
+                    self._waiting.rest(folder, Rest(Why.EMPTY, marks))
+                else:
+                    self._waiting.rest(folder, Rest(Why.UNREADY if header is None else Why.HELD))
                 return
             if claim.endpoint != self._endpoint:  # moved just now
                 claim.close()
