@@ -219,16 +219,20 @@ class AtomscaleCallback:
         if self._step is None:
             return
         run, event_stream, payloads, uids, stop, before = self._step
-        if stop is not None:
-            self._finish(run, stop)
-        elif event_stream is None:
-            self._announce(run)
-        elif run.writer is not None and _kept(run.writer, payloads, before):
-            event_stream.accepted()
-            for uid in uids:
-                run.remember(uid)
-            if self._uploader:
-                self._uploader.wake()
+        try:
+            if stop is not None:
+                self._finish(run, stop)
+            elif event_stream is None:
+                self._announce(run)
+            elif run.writer is not None and _kept(run.writer, payloads, before):
+                event_stream.accepted()
+                for uid in uids:
+                    run.remember(uid)
+                if self._uploader:
+                    self._uploader.wake()
+        except Exception:  # what fails once more would fail for ever, and every document after it
+            self._step = None
+            raise
         self._step = None
 
     def __enter__(self) -> AtomscaleCallback:
