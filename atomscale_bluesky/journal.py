@@ -336,8 +336,12 @@ def segment_path(folder: Path, segment: int) -> Path:
 
 def segments(folder: Path) -> list[int]:
     """The numbers of the segments that a folder holds, in order."""
-    names = (path.stem.partition("-")[2] for path in folder.glob("journal-[0-9]*.jsonl") if is_run_file(path.name))
-    return sorted(map(int, names))
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # the run is finished meanwhile, or not ours
+        return []
+    journals = [name for name in names if name.startswith("journal-") and is_run_file(name)]
+    return sorted(int(name.removeprefix("journal-").removesuffix(".jsonl")) for name in journals)
 
 
 def first_line(folder: Path) -> bytes | None:

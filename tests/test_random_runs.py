@@ -284,15 +284,17 @@ class Atomscale:
     def __init__(self) -> None:
         self.streams: dict[str, dict[int, dict[str, list[tuple[float, float]]]]] = {}
         self.points: dict[str, int] = {}
+        self.data_ids: dict[str, str] = {}  # by label
         self.finalized: set[str] = set()
 
     def do(self, delivery: Delivery, task: Task) -> None:
         match task.kind:
             case Kind.INITIALIZE:
                 delivery.about_to_initialize(task, "metrology")
-                self.streams.setdefault(task.label, {})
-                self.points[task.label] = task.points_per_chunk
-                delivery.initialized(task, task.label, "metrology")
+                data_id = self.data_ids.setdefault(task.label, f"id-{len(self.data_ids)}")
+                self.streams.setdefault(data_id, {})
+                self.points[data_id] = task.points_per_chunk
+                delivery.initialized(task, data_id, "metrology")
             case Kind.PUSH:
                 assert task.chunk is not None
                 assert task.data_id not in self.finalized
@@ -317,8 +319,8 @@ class Atomscale:
     def arrived(self, run_uid: str) -> dict[str, list[list[tuple[float, float]]]]:
         """What a run became: by channel, the points of each of its streams that has any, in their order."""
         found: dict[str, list[list[tuple[float, float]]]] = defaultdict(list)
-        for label in (label for label in self.streams if f"[{run_uid[:8]}-" in label):
-            chunks = [chunk for _, chunk in sorted(self.streams[label].items())]
+        for data_id in (data_id for label, data_id in self.data_ids.items() if f"[{run_uid[:8]}-" in label):
+            chunks = [chunk for _, chunk in sorted(self.streams[data_id].items())]
             for name in {name for chunk in chunks for name in chunk}:
                 found[name].append([point for chunk in chunks for point in chunk.get(name, [])])
         return found
