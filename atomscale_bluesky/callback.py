@@ -32,6 +32,7 @@ from .account import StreamStatus
 from .channels import EventStream, Selection, mapping_of
 from .client import Client
 from .errors import LineTooLongError, SettingsError, SpoolError, SpoolFullError
+from .kept import KeptEvents, times_of
 from .lines import Header, Stop, encode
 from .oddities import BEHIND_STOP, NOT_KEPT, SEEN_BEFORE, TAKEN_BEFORE, UNREADABLE, Oddities, plain
 from .past import Past, PastRuns
@@ -409,20 +410,27 @@ class AtomscaleCallback:
         header = header_of(doc, uid, self.settings)
         if self.settings.resend or time.time() - header.started <= REPLAY_AGE_S:
             return uid, header, None
+        run = self._runs.get(uid)
+        writer = run.writer if run is not None else None
+        if writer is not None:
+            return uid, header, Past(header.content, ended=False, kept=self._past.of_open(writer.folder))
         return uid, header, self._past_of(uid)
 
     def _start(self, uid: str, header: Header, past: Past | None) -> None:
-        if uid in self._runs:
+        open_run = self._runs.get(uid)
+        if open_run is not None:
             self._oddities.ignore("start", f"a second start document of run {uid} is ignored")
+            if past is not None and past.kept is not None and open_run.kept is None:
+                open_run.kept = past.kept  # what comes now may have come before, longer ago than is remembered
             return
         if uid in self._ended and not self.settings.resend:
             past = Past(self._ended[uid], ended=True)
         if past is not None and (past.ended or past.content != header.content):
             self._skip(uid, same=past.content == header.content)
             return
-        run = self._runs[uid] = OpenRun(uid, header, past.until if past else None)
+        run = self._runs[uid] = OpenRun(uid, header, past.kept if past else None)
         self._open_run(run)
-        self._tell_opened(header, goes_on=past is not None)
+        self._tell_opened(header, run.kept)
 
     def _past_of(self, uid: str) -> Past | None:
         """What is known of a run; None also where that cannot be read, for a run taken twice is better than none."""
@@ -446,12 +454,18 @@ class AtomscaleCallback:
         self._oddities.counts[TAKEN_BEFORE] += 1
         self._skipped.add(uid)
 
-    def _tell_opened(self, header: Header, *, goes_on: bool) -> None:
+    def _tell_opened(self, header: Header, kept: KeptEvents | None) -> None:
         uid, source = header.run_uid, header.links.synth_source_id
-        if goes_on:
+        if kept is not None:
             self._oddities.say(
                 logging.WARNING, "run %s goes on where it was interrupted: what was kept of it is not taken again", uid
             )
+        if kept is not None and kept.beyond:
+            self._oddities.say(
+                logging.WARNING,
+                "run %s: %d of the events that were kept are too many to be known; they are taken again if they come",
+                uid, kept.beyond,
+            )  # fmt: skip
         if header.problem:
             self._oddities.say(
                 logging.ERROR,
@@ -522,7 +536,7 @@ class AtomscaleCallback:
             run.leave_out(NOT_SELECTED, doc.get("data") or ())
             return
         uid = doc["uid"]
-        if uid in run.seen or uid in run.seen_before:
+        if uid in run.seen or uid in run.seen_before or (run.kept and _is_kept(run.kept, event_stream, doc)):
             self._oddities.counts[SEEN_BEFORE] += 1
             return
         if run.writer is None:
@@ -532,10 +546,7 @@ class AtomscaleCallback:
         except Exception:
             run.leave_out(UNREADABLE, mapping_of(doc.get("data")))
             raise
-        if payloads:
-            self._keep(run, event_stream, payloads, (uid,), doc["data"])
-        else:  # of a run that goes on, up to where it was interrupted
-            self._oddities.counts[SEEN_BEFORE] += 1
+        self._keep(run, event_stream, payloads, (uid,), doc["data"])
         run.remember(uid)
         self._step = None
 
@@ -549,9 +560,12 @@ class AtomscaleCallback:
         if event_stream is None:
             run.leave_out(NOT_SELECTED, doc.get("data") or (), len(uids))
             return
-        if any(map(run.has_seen, uids)):
-            doc = without(doc, [i for i, uid in enumerate(uids) if run.has_seen(uid)])
-            self._oddities.counts[SEEN_BEFORE] += len(uids) - len(doc["uid"])
+        seen = [i for i, uid in enumerate(uids) if uid in run.seen or uid in run.seen_before]
+        if run.kept is not None:
+            seen = sorted({*seen, *_kept_rows(run.kept, event_stream, doc)})
+        if seen:
+            doc = without(doc, seen)
+            self._oddities.counts[SEEN_BEFORE] += len(seen)
             uids = list(doc["uid"])
         if run.writer is None:
             self._open_run_again(run)
@@ -735,6 +749,24 @@ class AtomscaleCallback:
         if self._uploader:
             self._uploader.after_fork_in_child()
         self._uploader = None
+
+
+def _is_kept(kept: KeptEvents, event_stream: EventStream, doc: Mapping[str, Any]) -> bool:
+    """Whether earlier journals of the run hold an event."""
+    stamps = mapping_of(doc.get("timestamps"))
+    return kept.has(event_stream.name, doc["uid"], times_of(doc.get("time"), *stamps.values()))
+
+
+def _kept_rows(kept: KeptEvents, event_stream: EventStream, page: Mapping[str, Any]) -> list[int]:
+    """The rows of a page that earlier journals of the run hold."""
+    uids = page["uid"]
+    columns = [page["time"], *mapping_of(page.get("timestamps")).values()]
+    columns = [column for column in columns if len(column) == len(uids)]  # another length is seen to later
+    return [
+        i
+        for i, uid in enumerate(uids)
+        if kept.has(event_stream.name, uid, times_of(*(column[i] for column in columns)))
+    ]
 
 
 def _kept(writer: RunWriter, payloads: list[bytes], written_before: int) -> bool:

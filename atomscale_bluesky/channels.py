@@ -91,8 +91,6 @@ class EventStream:
         started: The run's start, Unix seconds.
         next_layout: Gives a number that no other layout of the run has.
         names: The channel names of the run, where its event streams share a metrology stream.
-        after: By time base, the time of the last row that was kept before this run was interrupted; rows up to it are
-            not given again.
     """
 
     def __init__(
@@ -103,7 +101,6 @@ class EventStream:
         started: float,
         next_layout: Callable[[], int],
         names: Names | None = None,
-        after: Mapping[str, float] | None = None,
     ) -> None:
         self.name = _sound(str(descriptor.get("name") or ""))
         self.begun = False  # whether a row of it was ever kept
@@ -114,7 +111,6 @@ class EventStream:
         self.by_reading = selection.by_reading(self.name, page=False)  # whether points have their readings' times
         self._started = started
         self._next_layout = next_layout
-        self._after = after or {}
         self._bases: list[TimeBase] = []
         self._watched: tuple[str, ...] = ()  # left out for their values, which may yet become numbers
         self._left_out: dict[str, str] = {}
@@ -186,16 +182,13 @@ class EventStream:
                     self.replaced_times += 1
                 else:
                     at = own_time
-            base.offered = base.rows
-            if at <= base.after:
-                continue
             if not base.declared:
                 base.declare(out)
             values = base.packed(data)
             if values[1] and self._usual >= 0 and MISSING in values[1].values():
                 self._count_unknown(data, 1)  # another key may be in the place of the one that is missing
             out.append(encode_row(base.layout.layout, base.rows, at, uid, *values))
-            base.offered += 1
+            base.offered = base.rows + 1
         return out
 
     def event_page(self, doc: Mapping[str, Any], now: float) -> list[bytes]:
@@ -237,8 +230,6 @@ class EventStream:
                 at = [time if shown is None else shown for shown, time in zip(own_times, times, strict=True)]
             layout, row = base.layout.layout, base.rows
             for time, uid, values in zip(at, uids, base.page(columns, len(uids)), strict=True):
-                if time <= base.after:
-                    continue
                 if row == base.rows and not base.declared:
                     base.declare(out)
                 out.append(encode_row(layout, row, time, uid, *values))
@@ -312,9 +303,7 @@ class EventStream:
         return self._base(f"{self.name}/{sources[0].channels[0].key}", sources, {})
 
     def _base(self, name: str, sources: list[Source], left_out: Mapping[str, str]) -> TimeBase:
-        base = TimeBase(self._layout(name, sources, left_out), sources)
-        base.after = self._after.get(name, -math.inf)
-        return base
+        return TimeBase(self._layout(name, sources, left_out), sources)
 
     def _layout(self, time_base: str, sources: Iterable[Source], left_out: Mapping[str, str]) -> Layout:
         return Layout(

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from .courtesy import Courtesy
 from .errors import SpoolError
 from .files import open_to_read, refuse_links_in
 from .journal import (
@@ -27,6 +28,7 @@ from .journal import (
     sync_folder,
     whole_lines,
 )
+from .kept import keep_events
 from .ledger import Ledger
 from .lines import FORMAT, Edit, Edited, Header, Move, Moved, Obeyed, OrderLine, Parked, Stop, decode_order, encode
 from .locks import WRITER_LOCK, RunLock, locked, remove_folder, session_lives
@@ -255,14 +257,19 @@ class Claim:
         """
         return read_orders(self.folder)
 
-    def finish(self, entry: dict[str, Any]) -> bool:
-        """Move a run that is finalized whole into the history; False while its writer still has files open."""
+    def finish(self, entry: dict[str, Any], courtesy: Courtesy | None = None) -> bool:
+        """Move a run that is finalized whole into the history; False while its writer still has files open.
+
+        Which events an interrupted one has given stays known, in case it is delivered again.
+        """
         lock = RunLock(self.folder / WRITER_LOCK)
         if not lock.acquire():
             return False
         folder = entry["folder"] = self.folder.name
         # A process that died between these two steps leaves the run in both places; whoever comes next only removes it.
         if not (self._perhaps_in_history and self._history.entries_with("folder", folder)):
+            if entry.get("interrupted"):
+                entry["events"] = keep_events(self.folder, courtesy)
             self._history.add(entry)
         self.ledger.close()
         # The copy goes first, so that it tells of a journal that should be there; the ledger goes last: a journal that

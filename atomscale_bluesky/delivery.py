@@ -87,6 +87,7 @@ class Delivery:
         self.failed: deque[Task] = deque()
         self._idle = False  # asked for a task it had none, and nothing has come since
         self._now = now
+        self._courtesy = courtesy
         self._apart: dict[int, set[str]] = {}
         self._flying: Counter[int] = Counter()  # tasks under way, by stream
         self._under_way: set[int] = set()  # streams being initialized or finalized, failed attempts included
@@ -490,7 +491,7 @@ class Delivery:
         entry = history_entry(
             status, self.cutting.account, self.state, self.header, endpoint=self.claim.endpoint, finished=self._now()
         )
-        if not self.claim.finish(entry):
+        if not self.claim.finish(entry, self._courtesy):
             return False
         say(status, self.state)
         return True

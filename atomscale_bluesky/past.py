@@ -1,21 +1,20 @@
 """What the spool and its history know of a run whose start document comes again, by a replay or a bus.
 
 A run that has ended is recognised and not taken again. One that was interrupted, because its process was killed or its
-bus delivers again from an earlier place, goes on: what was kept of it is told by the time of the last row of each time
-base, for replays do not keep the uids of events.
+bus delivers again from an earlier place, goes on: what was kept of it is told event by event.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from .account import Account
-from .errors import SpoolError
-from .reading import RunReader, read_header
+from .kept import Events, KeptEvents, read_events, stored_events
+from .reading import read_header
 from .spool import Spool
 
 
@@ -24,7 +23,7 @@ class Past(msgspec.Struct, frozen=True):
 
     content: str  # the digest of its start document
     ended: bool  # by a stop document; or somebody else is taking it right now
-    until: dict[str, float] = {}  # by time base, the time of the last row that was kept
+    kept: KeptEvents | None = None  # the events of one that was interrupted
 
 
 # How many headers are read at construction, in some 20 ms, and later at a time.
@@ -50,15 +49,22 @@ class PastRuns:
 
     def of(self, run_uid: str) -> Past | None:
         """What is known of a run; None if it is in neither spool nor history. Reads what is in the spool of it."""
-        # The spool first: what leaves it meanwhile is in the history by then.
-        found = [*self._in_spool(run_uid), *self._in_history(run_uid)]
-        if not found:
+        # The spool first: what leaves it meanwhile is in the history by then, and what was read of it does not count.
+        found = self._in_spool(run_uid)
+        entries = self._spool.history_of(run_uid)
+        for entry in entries:
+            found.pop(str(entry.get("folder")), None)
+        if not found and not entries:
             return None
-        until: dict[str, float] = {}
-        for past in found:
-            for time_base, time in past.until.items():
-                until[time_base] = max(time, until.get(time_base, time))
-        return Past(found[0].content, any(past.ended for past in found), until)
+        contents = [content for content, _ in found.values()] + [str(entry.get("content", "")) for entry in entries]
+        parts = [events for _, events in found.values()]
+        if any(map(_has_ended, parts)) or not all(entry.get("interrupted") for entry in entries):
+            return Past(contents[0], ended=True)
+        return Past(contents[0], ended=False, kept=self._kept([part for part in parts if part is not None], entries))
+
+    def of_open(self, folder: Path) -> KeptEvents:
+        """Return the events of a run that is open, as far as they were written when this is called."""
+        return KeptEvents([read_events(folder)], uids_only=True)
 
     def _look(self) -> None:
         self._read(self._spool.run_names())
@@ -76,17 +82,31 @@ class PastRuns:
         self._uids = {**self._uids, **{name: _uid_in(self._spool.path / name) for name in new[:AT_A_TIME]}}
         return len(new) > AT_A_TIME
 
-    def _in_history(self, run_uid: str) -> Iterator[Past]:
-        for entry in self._spool.history_of(run_uid):
-            yield Past(str(entry.get("content", "")), not entry.get("interrupted"), dict(entry.get("until") or {}))
-
-    def _in_spool(self, run_uid: str) -> Iterator[Past]:
+    def _in_spool(self, run_uid: str) -> dict[str, tuple[str, Events | None]]:
+        """By folder name the run's content and its events; none where another process is writing it."""
         self._look()
+        found: dict[str, tuple[str, Events | None]] = {}
         for name in [name for name, uid in self._uids.items() if uid == run_uid]:
             folder = self._spool.path / name
             header = read_header(folder)
             if header is not None:
-                yield _as_kept(self._spool, folder, header.content)
+                found[name] = header.content, None if self._spool.writer_alive(folder) else read_events(folder)
+        return found
+
+    def _kept(self, parts: list[Events], entries: list[dict[str, Any]]) -> KeptEvents:
+        until: dict[str, float] = {}
+        for entry in entries:
+            events = stored_events(self._spool.path, str(entry.get("events")))
+            if events is not None:
+                parts.append(events)
+                continue
+            for time_base, time in dict(entry.get("until") or {}).items():
+                until[time_base] = max(time, until.get(time_base, time))
+        return KeptEvents(parts, until)
+
+
+def _has_ended(events: Events | None) -> bool:
+    return events is None or (events.stop is not None and not events.stop.interrupted)
 
 
 def _uid_in(folder: Path) -> str:
@@ -96,18 +116,3 @@ def _uid_in(folder: Path) -> str:
     except OSError:  # a SpoolError is one
         return ""
     return header.run_uid if header else ""
-
-
-def _as_kept(spool: Spool, folder: Path, content: str) -> Past:
-    if spool.writer_alive(folder):
-        return Past(content, ended=True)
-    account = Account()
-    reader = RunReader(folder)
-    try:
-        for line in reader.read():
-            account.take(line.payload)
-    except SpoolError:  # a line that is not understood: what stands before it has to do
-        pass
-    finally:
-        reader.close()
-    return Past(content, account.stop is not None and not account.stop.interrupted, dict(account.until))

@@ -7,7 +7,6 @@ goes value by value. The rows of a page are packed by column.
 
 from __future__ import annotations
 
-import math
 import struct
 from binascii import hexlify
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,7 +74,6 @@ class TimeBase:
         self.rows = 0
         self.offered = 0  # how many there are once the lines that were given last are kept
         self.rounded: set[str] = set()  # channels of which an integer ever lost digits
-        self.after = -math.inf  # rows up to this time were kept before
         self.sources = sources
         self.layout = layout
         self.declared = False
@@ -92,7 +90,7 @@ class TimeBase:
         One of its own, so that whoever is interrupted meanwhile has the one or the other, and none in between.
         """
         other = TimeBase(layout, sources)
-        other.rows, other.offered, other.after, other.rounded = self.rows, self.offered, self.after, self.rounded
+        other.rows, other.offered, other.rounded = self.rows, self.offered, self.rounded
         return other
 
     def declare(self, out: list[bytes]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from .account import NotKept
 from .channels import EventStream, Names, Selection
 from .errors import ChannelError, MetadataError
+from .kept import KeptEvents
 from .lines import FORMAT, Header, LeftOut, Links, encode
 from .metadata import content_digest, read_metadata, run_label
 from .oddities import Oddities, plain
@@ -39,10 +40,10 @@ class OpenRun:
     Args:
         uid: The run's.
         header: The first line of its journal.
-        after: By time base, the time of the last row kept before it was interrupted.
+        kept: The events that were kept before it was interrupted.
     """
 
-    def __init__(self, uid: str, header: Header, after: Mapping[str, float] | None = None) -> None:
+    def __init__(self, uid: str, header: Header, kept: KeptEvents | None = None) -> None:
         self.uid = uid
         self.header = header
         self.writer: RunWriter | None = None  # None: the spool had no room for it, or it is settled
@@ -56,8 +57,9 @@ class OpenRun:
         self.try_again_at = 0.0  # monotonic: when to try to make one again
         self.event_streams: dict[str, EventStream | None] = {}  # None: not selected
         self.names: Names = {}  # of all channels
-        self._after = after
-        self.seen: set[str] = set()  # the youngest events
+        self.kept = kept
+        # Events that came before, the last `REMEMBERED_EVENTS` at least.
+        self.seen: set[str] = set()  # the youngest
         self.seen_before: set[str] = set()  # those before them
         self._layouts = 0
         self._left_out: Counter[tuple[str, str]] = Counter()  # reason, key
@@ -72,7 +74,6 @@ class OpenRun:
                 started=self.header.started,
                 next_layout=self._next_layout,
                 names=self.names,
-                after=self._after,
             )
             if taken
             else None
@@ -93,10 +94,6 @@ class OpenRun:
         for event_stream in filter(None, self.event_streams.values()):
             event_stream.late.clear()
         self.writer, self.settled, self.last_lines, self._left_out = None, True, None, left_out
-
-    def has_seen(self, uid: str) -> bool:
-        """Whether this event came before, among the last `REMEMBERED_EVENTS` at least."""
-        return uid in self.seen or uid in self.seen_before
 
     def remember(self, uid: str) -> None:
         """Note an event's uid, and forget the oldest ones, many at once, when there are many."""
@@ -171,6 +168,20 @@ class OpenRun:
                     "event stream %r of run %s: integers beyond 2**53 lost digits in %s; `status` has the counts",
                     event_stream.name, self.uid, plain(", ".join(event_stream.rounded)),
                 )  # fmt: skip
+
+        if self.kept is not None and self.kept.by_time:
+            oddities.say(
+                logging.WARNING,
+                "run %s: %d events had new uids and were known by their times, so they were not taken again",
+                self.uid, self.kept.by_time,
+            )  # fmt: skip
+        if self.kept is not None and self.kept.in_doubt:
+            oddities.say(
+                logging.WARNING,
+                "run %s: the clock was set back and what was kept before is no longer known event by event; %d events "
+                "were taken that may be there twice",
+                self.uid, self.kept.in_doubt,
+            )  # fmt: skip
 
     def _next_layout(self) -> int:
         """A number for a layout, unique in this run."""

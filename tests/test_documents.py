@@ -19,7 +19,7 @@ import orjson
 import pytest
 from bluesky import RunEngine
 from bluesky.utils import RunEngineInterrupted
-from event_model import compose_run, compose_stream_resource, unpack_event_page
+from event_model import compose_run, compose_stream_resource, pack_event_page, unpack_event_page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ophyd import Signal
@@ -29,6 +29,7 @@ from runs import Recorder, held
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.account import RunStatus
 from atomscale_bluesky.metadata import MAX_LABEL
+from atomscale_bluesky.runs import REMEMBERED_EVENTS
 from atomscale_bluesky.server import ChannelPoints, LocalServer, StreamState
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -684,6 +685,95 @@ def test_a_replayed_run_can_be_read_when_a_signal_of_its_monitor_seldom_changes(
 
     assert callback.drain(timeout_s=10)
     assert sorted(held(server)["fast"]) == list(range(30))
+    assert sorted(held(server)["slow"]) == list(range(-29, 1))
+    assert callback.ignored == {"event seen before": 12}
+
+
+@pytest.mark.parametrize("replayed", [list, as_tiled_gives_it], ids=["from a bus or file", "from a catalogue"])
+@pytest.mark.parametrize("delivered", [True, False], ids=["delivered before", "still spooled"])
+@pytest.mark.parametrize("step", [-3600.0, -9.0, 0.0], ids=["an hour back", "a little back", "stands still"])
+def test_a_clock_that_was_set_back_costs_no_reading_of_a_run_that_is_replayed(
+    make_callback: MakeCallback, server: LocalServer, replayed: Any, delivered: bool, step: float
+) -> None:
+    run = Run(make_callback(offline=not delivered), age_s=7200)
+    primary, monitor = run.describe("a"), run.describe("m", name="m_monitor")
+    for n in range(30):
+        if n == 20:
+            run.callback.close(timeout_s=10)
+            run.callback = lambda *_: None  # type: ignore[assignment]
+        after = 60.0 + (n + (step if n >= 15 else 0.0)) * (step != 0.0)
+        run.event(primary, after=after, a=n)
+        run.event(monitor, after=after, m=n)
+    run.stop()
+
+    callback = make_callback()
+    for name, doc in replayed(run.sent):
+        callback(name, doc)
+
+    assert callback.drain(timeout_s=20)
+    assert {name: sorted(values) for name, values in held(server).items()} == {"a": [*range(30)], "m": [*range(30)]}
+    assert callback.ignored == {"event seen before": 40}
+
+
+def test_a_run_of_events_that_is_replayed_as_pages_arrives_once(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    run = Run(make_callback(), age_s=60)
+    primary = run.describe("a", "b")
+    for n in range(12):
+        if n == 6:
+            run.callback.close(timeout_s=10)
+            run.callback = lambda *_: None  # type: ignore[assignment]
+        stamps = {"a": run.time + n, "b": run.time + n / 2}  # which count in pages, and not in a plan's events
+        run.give("event", primary.compose_event(data={"a": n, "b": -n}, timestamps=stamps, time=run.time + n + 0.1))
+    run.stop()
+
+    callback = make_callback()
+    for name, doc in run.sent:
+        callback(*(("event_page", pack_event_page(doc)) if name == "event" else (name, doc)))
+
+    assert callback.drain(timeout_s=20)
+    assert {name: sorted(values) for name, values in held(server).items()} == {"a": [*range(12)], "b": [*range(-11, 1)]}
+
+
+@pytest.mark.parametrize("step", [0.0, -5.0], ids=["a steady clock", "a clock set back"])
+def test_where_the_events_of_an_interrupted_run_are_gone_nothing_is_lost_and_what_may_be_double_is_said(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, caplog: pytest.LogCaptureFixture, step: float
+) -> None:
+    run = Run(make_callback(), age_s=60)
+    primary = run.describe("a")
+    for n in range(30):
+        if n == 20:
+            run.callback.close(timeout_s=10)
+            run.callback = lambda *_: None  # type: ignore[assignment]
+        run.event(primary, after=n + (step if n >= 15 else 0.0), a=n)
+    run.stop()
+    for path in spool_dir.glob("*.events"):
+        path.unlink()
+
+    callback = make_callback()
+    for name, doc in run.sent:
+        callback(name, doc)
+
+    assert callback.drain(timeout_s=20)
+    twice = [] if step == 0.0 else [15, 16, 17, 18, 19]
+    assert sorted(held(server)["a"]) == sorted([*range(30), *twice])
+    assert ("5 events were taken that may be there twice" in caplog.text) == bool(twice)
+
+
+def test_an_event_that_memory_has_forgotten_is_known_from_the_journal_when_its_run_comes_again(
+    quiet: AtomscaleCallback,
+) -> None:
+    run = Run(quiet, age_s=3600)
+    fly = run.describe("a", name="fly")
+    rows = 2 * REMEMBERED_EVENTS + 5000
+    page = page_of(fly, 1, a=list(range(rows)), times=[run.time + n / 100 for n in range(rows)])
+    run.give("event_page", page)
+    for name, doc in [*run.sent, ("event_page", page_of(fly, rows + 1, a=[1, 2], times=[run.time, run.time + 1]))]:
+        quiet(name, doc)
+
+    assert quiet.ignored == {"start": 1, "event seen before": rows}
+    assert status_of(quiet, run).points.seen == rows + 2
 
 
 def test_pages_of_an_interrupted_run_go_on_with_the_first_row_that_is_new(
