@@ -31,6 +31,7 @@ from .text import console
 @click.option("--no-multi", is_flag=True, help="Have no chunk/multi: every channel comes in a request of its own.")
 @click.option("--max-body-bytes", type=int, help="Answer a larger body with 413.  [default: 1 MiB]")
 @click.option("--silence", "silence_s", type=float, metavar="SECONDS", help="End a stream that is silent for so long.")
+@click.option("--derived", is_flag=True, help="Give series of its own back beside those that were streamed.")
 @click.option("--control", is_flag=True, help="Let tests and demonstrations look into it and make it misbehave.")
 @click.option("--control-port", type=click.IntRange(0, 65535), default=0, help="Loopback port of the control.")
 @click.option("--allow-remote", is_flag=True, help="Permit a --host that other machines can reach.")
@@ -45,6 +46,7 @@ def serve(
     no_multi: bool,
     max_body_bytes: int | None,
     silence_s: float | None,
+    derived: bool,
     control: bool,
     control_port: int,
     allow_remote: bool,
@@ -84,6 +86,7 @@ def serve(
         families=families or ("metrology", "tool-state"),
         multi=not no_multi,
         silence_s=silence_s,
+        derived=derived,
         control=control,
         control_port=control_port,
         allow_remote=allow_remote,

@@ -56,6 +56,8 @@ class Options:
     max_body_bytes: int = MAX_BODY_BYTES
     silence_s: float | None = None
     """After so many seconds without a request about it, an active stream becomes `stream_error`; None: never."""
+    derived: bool = False
+    """Whether a stream reads back with series beside it that were never sent, numbers and text."""
     instruments: tuple[Instrument, ...] = field(default=DEFAULT_INSTRUMENTS)
     projects: tuple[str, ...] = DEFAULT_PROJECTS
 
@@ -72,6 +74,7 @@ def options_from(
     multi: bool,
     max_body_bytes: int,
     silence_s: float | None,
+    derived: bool,
     instruments: Iterable[Instrument],
     projects: Iterable[str],
 ) -> Options:
@@ -96,6 +99,7 @@ def options_from(
         multi=multi,
         max_body_bytes=max_body_bytes,
         silence_s=silence_s,
+        derived=derived,
         instruments=tuple(instruments),
         projects=tuple(projects),
     )

@@ -9,6 +9,7 @@ Both take the same choices:
     families       which of the two path families exist
     multi          whether chunk/multi exists
     max_body_bytes a larger body is answered with 413
+    derived        whether a stream reads back with series beside it, as Atomscale documents for its analyses
     silence_s      an active stream that nothing was sent to for so long becomes `stream_error`; None: never
     instruments, projects   what a new database holds
     control, control_port   whether it can be looked into and made to misbehave, on a loopback port of its own
@@ -64,6 +65,7 @@ class LocalServer:
         multi: bool = True,
         max_body_bytes: int = MAX_BODY_BYTES,
         silence_s: float | None = None,
+        derived: bool = False,
         instruments: Iterable[Instrument] = DEFAULT_INSTRUMENTS,
         projects: Iterable[str] = DEFAULT_PROJECTS,
         control: bool = False,
@@ -78,6 +80,7 @@ class LocalServer:
             multi=multi,
             max_body_bytes=max_body_bytes,
             silence_s=silence_s,
+            derived=derived,
             instruments=instruments,
             projects=projects,
         )
@@ -254,6 +257,7 @@ def serve(  # noqa: D417 - the arguments that both share are explained once, at 
     multi: bool = True,
     max_body_bytes: int = MAX_BODY_BYTES,
     silence_s: float | None = None,
+    derived: bool = False,
     instruments: Iterable[Instrument] = DEFAULT_INSTRUMENTS,
     projects: Iterable[str] = DEFAULT_PROJECTS,
     control: bool = False,
@@ -278,6 +282,7 @@ def serve(  # noqa: D417 - the arguments that both share are explained once, at 
         multi=multi,
         max_body_bytes=max_body_bytes,
         silence_s=silence_s,
+        derived=derived,
         instruments=instruments,
         projects=projects,
         control=control,

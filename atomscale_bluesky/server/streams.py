@@ -20,6 +20,8 @@ from .options import Family, Options
 from .rules import Refusal, Rule, refused
 from .store import Store
 
+# What the documentation of Atomscale's workflows derives from each property, but for the class, which is text.
+DERIVED_NUMBERS = ("anomaly_score", "forecast", "forecast_lower", "forecast_upper", "z_score", "ema_z_score")
 ACTIVE, SUCCESS, ERROR = "stream_active", "success", "stream_error"
 
 
@@ -261,6 +263,8 @@ class Streams:
             }
             for name, channel in points.items()
         }
+        if self._options.derived:
+            properties |= derived(properties)
         return {"properties": properties, "series_max_time": round(end - start, 6)}
 
     def points(self, stream: sqlite3.Row) -> dict[str, dict[str, Any]]:
@@ -311,6 +315,19 @@ class Streams:
     def _demand(self, rule: Rule, detail: str) -> None:
         if not self._options.relaxed(rule):
             raise refused(rule, detail)
+
+
+def derived(properties: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return series such as Atomscale's workflows put beside what was streamed; their values mean nothing."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, sent in properties.items():
+        count = len(sent["values"])
+        times = {key: sent[key] for key in ("relative_time_seconds", "unix_timestamp_ms")}
+        for what in DERIVED_NUMBERS:
+            found[f"{name}_{what}"] = times | {"values": [0.5] * count, "units": None}
+        found[f"{name}_anomaly_class"] = times | {"values": ["spike, or [step]"] * count, "units": None}
+    found["growth_quality_score"] = {"unix_timestamp_ms": [None], "values": [0.9], "units": None}
+    return found
 
 
 def _milliseconds(time: float | None) -> int | None:
