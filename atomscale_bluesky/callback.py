@@ -327,7 +327,7 @@ class AtomscaleCallback:
             SpoolError: No run of the spool, or several, begin with `run_uid`; or its files cannot be read.
             ApiKeyError: The key may not read.
             ApiUnavailableError: There was no answer of the API's in time.
-            ApiTooLargeError: A stream is more than can be held in memory.
+            ApiTooLargeError: An answer is far larger than its stream can be.
         """
         from .verify import verify_run  # takes a while, and few sessions ask
 

@@ -9,23 +9,22 @@ endpoint on this machine, which is asked directly.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPMessage
 from http.cookiejar import DefaultCookiePolicy
 from importlib.metadata import PackageNotFoundError, version
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import requests
 from requests.exceptions import InvalidSchema, InvalidURL
 from urllib3.exceptions import HTTPError, InvalidHeader
 from urllib3.util.retry import Retry
 
-from . import wire
+from . import readback, wire
 from .chunks import Chunk
 from .errors import ApiKeyError, ApiRefusedError, ApiTooLargeError, ApiUnavailableError
 from .lines import Links
@@ -38,7 +37,6 @@ _logger = logging.getLogger(__name__)
 MAX_ANSWER_BYTES = 2**20
 MAX_REFUSAL_BYTES = 2**16  # of an answer that is no success: its status says what it means, so the rest is not read
 MAX_CATALOGUE_BYTES = 32 * 2**20
-MAX_READ_BACK_BYTES = 2**30
 
 # Statuses that can clear by themselves: time-outs, too early, too many requests, and all of 5xx.
 _TRANSIENT = frozenset({408, 425, 429})
@@ -68,7 +66,8 @@ class Answer(NamedTuple):
 
     status: int
     headers: Headers
-    body: bytes
+    refusal: bytes = b""  # the beginning of the body of an answer that is no success
+    taken: Any = None  # what became of the body of a success
 
 
 class _EndlessError(ApiUnavailableError):
@@ -111,6 +110,7 @@ class Client:
         self.max_body_bytes = settings.max_body_bytes
         self._clock = clock
         self._make_way = make_way
+        self._deadline = 0.0  # of the request under way
         self._session = _Session()
         self._session.trust_env = not is_loopback(settings.endpoint)
         self._session.auth = _no_auth  # with none set, requests would look into netrc
@@ -175,19 +175,30 @@ class Client:
         """Close a stream, complete."""
         self._read(self._send(wire.finalize(family, data_id)), lambda body: wire.check_finalized(body, data_id))
 
-    def points(self, family: str, data_id: str) -> wire.Points:
-        """All points of a stream: channel name → unit, times in Unix seconds, values.
+    def points(self, family: str, data_id: str, due: Mapping[str, int]) -> readback.ReadBack:
+        """Read the points of some channels of a stream, and what else is there by name.
 
-        No way to ask for a part of them is documented, so all of the answer is in memory until it is read.
+        No way to ask for a part of a stream is documented. The answer is read a piece at a time, and of the channels
+        that are due alone something is kept: 16 bytes per point.
+
+        Args:
+            family: The path family that the stream was made in.
+            data_id: The stream.
+            due: Its channels that are to be read, and how many points each may have. They bound the answer's size.
 
         Raises:
-            ApiTooLargeError: It is more than `MAX_READ_BACK_BYTES`.
+            ApiTooLargeError: It is more than such a stream can hold.
         """
         try:
-            answer = self._send(wire.read_back(family, data_id), MAX_READ_BACK_BYTES)
-        except _EndlessError as error:
+            return self._take(
+                wire.read_back(family, data_id),
+                readback.max_bytes(due),
+                lambda parts: readback.read_points(parts, due, pause=self._make_way),
+            )
+        except (_EndlessError, readback.TooMuchError) as error:
             raise ApiTooLargeError(f"stream {data_id} cannot be read back: {error}") from error
-        return self._read(answer, lambda body: wire.read_points(body, pause=self._make_way))
+        except wire.AnswerError as error:
+            raise self._not_the_apis(error) from error
 
     def instruments(self) -> dict[int, str]:
         """The organisation's growth instruments: id → name."""
@@ -272,26 +283,33 @@ class Client:
 
     def _send(self, request: wire.Request, max_bytes: int = MAX_ANSWER_BYTES) -> bytes:
         """The body of a 2xx answer."""
-        deadline = self._clock() + self._timeout_s
+        return self._take(request, max_bytes, _whole)
+
+    def _take(self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], T]) -> T:
+        """What `take` makes of the parts of a 2xx answer's body."""
+        self._deadline = self._clock() + self._timeout_s
         what = f"{request.method} {request.path.partition('?')[0]}"
-        self._adapter.begin(deadline)
+        self._adapter.begin(self._deadline)
         try:
-            answer = self._ask_again(request, deadline, max_bytes) or self._ask(request, deadline, max_bytes)
+            answer = self._ask_again(request, max_bytes, take) or self._ask(request, max_bytes, take)
+        except wire.AnswerError:
+            self._check_time(what)  # a connection that was cut looks like the end of an answer
+            raise
         except requests.exceptions.ConnectTimeout as error:
             raise ApiUnavailableError(f"{what}: no connection in time", may_have_been_applied=False) from error
         except (HTTPError, HTTPException, OSError) as error:  # requests' own errors are OSErrors
-            self._check_time(what, deadline)
+            self._check_time(what)
             innermost = _innermost(error)
             never_left = isinstance(innermost, ConnectionRefusedError | socket.gaierror | InvalidSchema | InvalidURL)
             raise ApiUnavailableError(f"{what}: {_reason(innermost)}", may_have_been_applied=not never_left) from error
         finally:
             self._adapter.end()
         if _is_success(answer.status):
-            self._check_time(what, deadline)  # a connection that was cut looks like the end of an answer
+            self._check_time(what)
         self._judge(what, answer)
-        return answer.body
+        return answer.taken
 
-    def _ask(self, request: wire.Request, deadline: float, max_bytes: int) -> Answer:
+    def _ask(self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], object]) -> Answer:
         """Have requests ask: it chooses a proxy, sets up TLS, connects and puts the headers together."""
         with self._session.request(
             request.method,
@@ -306,9 +324,11 @@ class Client:
             if request.path.endswith(wire.PUSHES):
                 self._heads[request.path] = head_of(response.request)
             read = lambda size: response.raw.read1(size, decode_content=False)  # noqa: E731
-            return self._answer(response.status_code, response.headers, read, deadline, max_bytes)
+            return self._answer(response.status_code, response.headers, read, max_bytes, take)
 
-    def _ask_again(self, request: wire.Request, deadline: float, max_bytes: int) -> Answer | None:
+    def _ask_again(
+        self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], object]
+    ) -> Answer | None:
         """Ask as before, over the connection that is there, at a fraction of the price; None where that cannot be."""
         head = self._heads.get(request.path)
         if head is None or request.body is None:
@@ -316,33 +336,45 @@ class Client:
         with self._adapter.exchange(head, request.body, self._timeout_s) as response:
             if response is None:
                 return None
-            return self._answer(response.status, response.headers, response.read1, deadline, max_bytes)
+            return self._answer(response.status, response.headers, response.read1, max_bytes, take)
 
     def _answer(
-        self, status: int, headers: Headers, read: Callable[[int], bytes], deadline: float, max_bytes: int
+        self,
+        status: int,
+        headers: Headers,
+        read: Callable[[int], bytes],
+        max_bytes: int,
+        take: Callable[[Iterator[bytes]], object],
     ) -> Answer:
         packed = headers.get("Content-Encoding", "identity") != "identity"
         if not _is_success(status):
-            return Answer(status, headers, b"" if packed else _beginning(read))
+            return Answer(status, headers, refusal=b"" if packed else _beginning(read))
         if packed:
             raise ApiUnavailableError("an answer in an encoding that was not asked for", status=status)
-        body = io.BytesIO()  # its value is given without a copy, and an answer may be large
-        while part := read(2**16):
-            body.write(part)
-            if body.tell() > max_bytes:
-                raise _EndlessError(f"an answer of more than {max_bytes} bytes", status=status)
-            self._check_time("the answer", deadline)
-        return Answer(status, headers, body.getvalue())
+        return Answer(status, headers, taken=take(self._parts(read, max_bytes, status)))
 
-    def _check_time(self, what: str, deadline: float) -> None:
-        if self._clock() > deadline:
+    def _parts(self, read: Callable[[int], bytes], max_bytes: int, status: int) -> Iterator[bytes]:
+        """The parts of a body. The time limit is the server's: what is done with a part does not count."""
+        size = 0
+        while part := read(2**16):
+            size += len(part)
+            if size > max_bytes:
+                raise _EndlessError(f"an answer of more than {max_bytes} bytes", status=status)
+            self._check_time("the answer")
+            given = self._clock()
+            yield part
+            self._deadline += self._clock() - given
+            self._adapter.begin(self._deadline)
+
+    def _check_time(self, what: str) -> None:
+        if self._clock() > self._deadline:
             raise ApiUnavailableError(f"{what}: no whole answer within {self._timeout_s:g} s")
 
     def _judge(self, what: str, answer: Answer) -> None:
         status = answer.status
         if _is_success(status):
             return
-        detail = wire.detail(answer.body)
+        detail = wire.detail(answer.refusal)
         text = f"{what} was answered {status}: {detail}"
         if status in {401, 403}:
             raise ApiKeyError(text, status=status)
@@ -352,13 +384,16 @@ class Client:
             raise ApiUnavailableError(f"{what} was answered {status}, which no request here asks for", status=status)
         if status < 400:
             raise ApiUnavailableError(f"{what} was answered {status}, a redirect, which is not followed", status=status)
-        raise ApiRefusedError(text, status=status, detail=detail, answer=answer.body)
+        raise ApiRefusedError(text, status=status, detail=detail, answer=answer.refusal)
 
     def _read(self, body: bytes, read: Callable[[bytes], T]) -> T:
         try:
             return read(body)
         except (wire.AnswerError, RecursionError) as error:
-            raise ApiUnavailableError(f"{error}; is a proxy between here and {self._endpoint}?", status=200) from error
+            raise self._not_the_apis(error) from error
+
+    def _not_the_apis(self, error: Exception) -> ApiUnavailableError:
+        return ApiUnavailableError(f"{error}; is a proxy between here and {self._endpoint}?", status=200)
 
 
 class _Session(requests.Session):
@@ -366,6 +401,10 @@ class _Session(requests.Session):
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         """None, as for an answer that is no redirect."""
+
+
+def _whole(parts: Iterable[bytes]) -> bytes:
+    return b"".join(parts)
 
 
 def _is_success(status: int) -> bool:

@@ -693,7 +693,11 @@ class Delivery:
     def _end_streams(self) -> Task | None:
         """Let streams end of which nothing is under way; one whose chunks are in doubt is read back first."""
         in_doubt = self.endings.settle(self._is_under_way, self._stream_ended)
-        return None if in_doubt is None else self._task(Kind.READ_BACK, self.state.streams[in_doubt])
+        if in_doubt is None:
+            return None
+        task = self._task(Kind.READ_BACK, self.state.streams[in_doubt])
+        task.due = self.endings.due(in_doubt)
+        return task
 
     def _is_under_way(self, stream: int) -> bool:
         """Whether an answer that tells what the stream holds is still to come."""

@@ -129,6 +129,16 @@ class Endings:
                 parts.setdefault(name, {})[preview.index] = part
         return parts
 
+    def due(self, stream: int) -> dict[str, int]:
+        """Return the channels that are confirmed or in doubt, and how many points of each the stream may hold."""
+        doubtful = self._endings[stream].doubtful
+        names = [name for names in self._ledger.state.streams[stream].delivered for name in names]
+        most = sum(
+            one.opening.points_per_chunk * (1 + max(one.next_index, one.last.index if one.last else 0))
+            for one in self._ledger.state.streams[stream].group
+        )
+        return dict.fromkeys([*names, *(name for chunk in doubtful for name in chunk.names)], most)
+
     def settle(self, is_under_way: Callable[[int], bool], ended: Callable[[int], None]) -> int | None:
         """End the streams of which nothing is under way; `ended` is told which, just before.
 

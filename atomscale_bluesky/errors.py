@@ -78,4 +78,4 @@ class ApiRefusedError(ApiError):
 
 
 class ApiTooLargeError(ApiRefusedError):
-    """What was asked for is more than can be held in memory."""
+    """The answer about a stream is far larger than what was sent to it."""

@@ -321,8 +321,9 @@ class Probe:
     def _reads(self, stream: _Stream, sent: Mapping[str, Series]) -> bool:
         """Whether these points can be read in the end, null where null was sent."""
         end = time.monotonic() + self._patience_s
+        due = {name: len(times) for name, (times, _) in sent.items()}
         while True:
-            held = self._patiently(lambda: self._client.points(stream.family, stream.data_id))
+            held = self._patiently(lambda: self._client.points(stream.family, stream.data_id, due)).points
             if all(_holds(held.get(name), times, values) for name, (times, values) in sent.items()):
                 return True
             if time.monotonic() > end:

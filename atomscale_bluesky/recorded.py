@@ -22,10 +22,11 @@ from typing import Any
 
 from .callback import AtomscaleCallback
 from .client import Client
-from .comparison import Difference, Points, Series, differences, same_time
+from .comparison import Difference, Points, Series, same_time
 from .cutting import Cutting
 from .errors import AtomscaleBlueskyError
 from .journal import START
+from .readback import ReadBack
 from .settings import Settings
 from .spool import Claim, Spool
 from .verify import PATIENCE_S, StreamDifference, StreamVerified, Verification, read_back, tell
@@ -122,30 +123,34 @@ def verify_recorded(
     end = monotonic() + patience_s
     client = Client(settings)
     held: list[_Held] = []
+    counts = Counter[str]()  # a channel of several time bases is there several times
+    for name, series in due:
+        counts[name] += len(series)
     try:
         for data_id in dict.fromkeys(data_ids):
 
             def is_whole(points: Points, data_id: str = data_id) -> bool:
-                return _long_enough(due, [*held, _Held(data_id, points, None)])
+                return _long_enough(due, [*held, _Held(data_id, ReadBack(dict(points), {}), None)])
 
             # Only the last one can tell whether something is missing; the others have had their time by then.
             patient = data_id == list(data_ids)[-1]
-            points, problem = read_back(
+            found, problem = read_back(
                 client,
                 FAMILIES,
                 data_id,
+                counts,
                 is_whole=is_whole if patient else bool,
                 left_s=lambda: end - monotonic(),
                 wait=wait or threading.Event().wait,
             )
-            held.append(_Held(data_id, points, problem))
+            held.append(_Held(data_id, found, problem))
     finally:
         client.close()
     told: list[StreamDifference] = []
     for name, series in due:
         _compare(name, series, held, told)
     for one in held:
-        one.count_what_is_too_much({name for name, _ in due}, told)
+        one.count_what_is_too_much(told)
     return Verification(
         run_uid=uid, label=label, streams=tuple(one.verified() for one in held), differences=tuple(told)
     )
@@ -154,9 +159,10 @@ def verify_recorded(
 class _Held:
     """What a metrology stream was found to hold, and how far it was compared."""
 
-    def __init__(self, data_id: str, points: Points, problem: str | None) -> None:
+    def __init__(self, data_id: str, found: ReadBack, problem: str | None) -> None:
         self.data_id = data_id
-        self.channels = {name: Series.of(*series) for name, series in points.items()}
+        self.added = found.added
+        self.channels = {name: Series.of(*series) for name, series in found.points.items()}
         self.at = dict.fromkeys(self.channels, 0)  # the next point of each channel
         self.compared = self.different = 0
         self.problem = problem
@@ -174,17 +180,23 @@ class _Held:
         """Note what differs here."""
         self.different += tell(self.data_id, found, told)
 
-    def count_what_is_too_much(self, due: set[str], told: list[StreamDifference]) -> None:
+    def count_what_is_too_much(self, told: list[StreamDifference]) -> None:
         """Note the points that nobody recorded."""
         for name, series in self.channels.items():
-            if name not in due and len(series):
-                self.tell(differences(name, None, series), told)
-            elif self.has_next(name):
+            if self.has_next(name):
                 self.tell(iter([Difference(name, "points", None, self.at[name], len(series))]), told)
 
     def verified(self) -> StreamVerified:
         """As it is told."""
-        return StreamVerified(self.data_id, "", len(self.channels), self.compared, self.different, problem=self.problem)
+        return StreamVerified(
+            data_id=self.data_id,
+            label="",
+            channels=len(self.channels),
+            points=self.compared,
+            different=self.different,
+            problem=self.problem,
+            added=self.added,
+        )
 
 
 def _compare(name: str, due: Series, held: list[_Held], told: list[StreamDifference]) -> None:

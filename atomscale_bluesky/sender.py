@@ -82,7 +82,7 @@ def _perform(client: Client, task: Task, outcome: Outcome, knowledge: Knowledge)
         case Kind.FINALIZE:
             _finalize(client, task)
         case Kind.READ_BACK:
-            outcome.points = client.points(task.family, task.data_id)
+            outcome.points = client.points(task.family, task.data_id, task.due).points
         case Kind.CLOCK:
             outcome.clock = _clock(client, task)
         case Kind.VERIFY:

@@ -80,6 +80,7 @@ class Task(msgspec.Struct, eq=False):
     may_exist: bool = False  # an earlier attempt may have made the stream, or brought the chunk
     apart: frozenset[str] = frozenset()  # channels refused before: pushed one by one
     refusal: str = ""  # why another path family refused it before
+    due: dict[str, int] = {}  # to be read back: channels, and how many points of each may be there
     folder: str = ""  # of the run, where it is read back to be verified
     looks: int = 0  # how often it was read back and not equal
     forbidden_at: float | None = None  # monotonic: when it was first answered 403

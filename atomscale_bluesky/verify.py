@@ -6,15 +6,15 @@ sent, so it makes no difference who delivers the run or whether anybody does. A 
 one that was tried and never answered may be.
 
 Reading disturbs nobody, and may be done at any time: of a run under way, what was confirmed so far is compared. Memory
-holds one metrology stream at a time, what must be there and what is, since no way to read a part of it is documented;
-the journal is read once per stream.
+holds one metrology stream at a time, what must be there and what is of the same channels; the journal is read once per
+stream. What Atomscale adds to a stream, such as scores and forecasts, is named and counted, and is no difference.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from .lines import (
     Moved,
     Tried,
 )
+from .readback import ReadBack
 from .reading import LEDGER, RunReader
 from .recut import cut_again
 from .values import packed
@@ -57,6 +58,7 @@ class StreamVerified:
     different: int  # how many things were not equal
     uncompared: int = 0  # points whose lines in the journal are damaged
     problem: str | None = None  # what kept it from being read
+    added: dict[str, int] = field(default_factory=dict)  # series of the service's own: name, and how many values
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,15 @@ class Verification:
     def problem(self) -> str | None:
         """What kept a stream from being read."""
         return next((stream.problem for stream in self.streams if stream.problem), None)
+
+    @property
+    def added(self) -> dict[str, int]:
+        """Series that the service has added to the run's streams, and how many values each has; no difference."""
+        found: dict[str, int] = {}
+        for stream in self.streams:
+            for name, values in stream.added.items():
+                found[name] = found.get(name, 0) + values
+        return found
 
     @property
     def arrived(self) -> bool:
@@ -138,7 +149,7 @@ def verify_run(
         SpoolError: The folder holds no run that can be read, or the run left the spool meanwhile.
         ApiKeyError: The key may not read.
         ApiUnavailableError: There was no answer of the API's within `patience_s`.
-        ApiTooLargeError: A stream is more than can be held in memory.
+        ApiTooLargeError: An answer is far larger than its stream can be.
     """
     wait = wait or threading.Event().wait
     try:
@@ -169,26 +180,36 @@ def read_back(
     client: Client,
     families: tuple[str, ...],
     data_id: str,
+    due: Mapping[str, int],
     *,
     is_whole: Callable[[Points], bool],
     left_s: Callable[[], float],
     wait: Callable[[float], object],
-) -> tuple[Points, str | None]:
+) -> tuple[ReadBack, str | None]:
     """A stream's points, read again while something is missing and there is time; and why they could not be read.
+
+    Args:
+        client: Whom to ask.
+        families: The path families under which it may be.
+        data_id: The stream.
+        due: The channels to read, and how many points each should have.
+        is_whole: Whether nothing of these points is missing.
+        left_s: How much time there still is.
+        wait: Waits so many seconds.
 
     Raises:
         ApiKeyError: The key may not read.
         ApiUnavailableError: There was no answer of the API's in time.
-        ApiTooLargeError: It is more than can be held in memory.
+        ApiTooLargeError: The answer is far larger than the stream can be.
     """
     pause_s = _FIRST_PAUSE_S
     while True:
-        points: Points = {}
+        found = ReadBack({}, {})
         problems: list[str] = []
         last = left_s() <= pause_s
         for family in families:
             try:
-                points = client.points(family, data_id)
+                found = client.points(family, data_id, due)
             except ApiTooLargeError:
                 raise
             except ApiRefusedError as error:  # not found, or not yet, or not under this family
@@ -197,12 +218,12 @@ def read_back(
                 if last:
                     raise
                 problems.append("no answer")
-            if points:
+            if found.points:
                 break
         # One family that answers is enough, though it may hold nothing of a stream of the other.
         problem = problems[0] if len(problems) == len(families) else None
-        if last or (problem is None and is_whole(points)):
-            return points, problem
+        if last or (problem is None and is_whole(found.points)):
+            return found, problem
         wait(pause_s)
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
@@ -258,14 +279,19 @@ def _verify_stream(
 ) -> StreamVerified:
     data_id, family = stream.data_id or "", stream.family or ""
     due = run.must_be_there(stream)
-    points, problem = read_back(
-        client, (family,), data_id, is_whole=lambda points: is_long_enough(due.parts, points), left_s=left_s, wait=wait
+    found, problem = read_back(
+        client,
+        (family,),
+        data_id,
+        {name: sum(part.points for part in parts) for name, parts in due.parts.items()},
+        is_whole=lambda points: is_long_enough(due.parts, points),
+        left_s=left_s,
+        wait=wait,
     )
     different, compared = 0, 0
-    names = [*due.parts, *(name for name in points if name not in due.parts)] if problem is None else []
-    for name in names:
-        theirs = Series.of(*points[name]) if name in points else None
-        ours = aligned(due.parts.get(name, []), theirs or Series())
+    for name, parts in due.parts.items() if problem is None else ():
+        theirs = Series.of(*found.points[name]) if name in found.points else None
+        ours = aligned(parts, theirs or Series())
         ours = Series(due.units.get(name), ours.times, ours.values)
         compared += min(len(ours), len(theirs or ()))
         if ours or theirs:  # a channel without a point may be shown or not
@@ -278,6 +304,7 @@ def _verify_stream(
         different=different,
         uncompared=due.uncompared if problem is None else 0,
         problem=problem,
+        added=found.added,
     )
 
 

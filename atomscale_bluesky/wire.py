@@ -16,7 +16,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-import msgspec
 import numpy as np
 import orjson
 
@@ -24,7 +23,6 @@ from .chunks import Chunk, Column
 from .errors import ApiRefusedError, AtomscaleBlueskyError
 from .lines import Links
 from .names import FAMILIES, is_id
-from .values import packed
 
 # Encoding holds the interpreter's lock: for some tenths of a millisecond in one go, whatever a chunk's size.
 POINTS_AT_ONCE = 10_000
@@ -72,24 +70,6 @@ class Item(NamedTuple):
 
 # Points as they are read back: channel name → unit, times in Unix seconds, values.
 Points = dict[str, tuple[str | None, Sequence[float | None], Sequence[float | None]]]
-
-
-class _Series(msgspec.Struct):
-    """One channel as it is read back; other members are passed over."""
-
-    unix_timestamp_ms: list[float | None]
-    values: list[float | None]
-    units: str | None = None
-
-
-class _ReadBack(msgspec.Struct):
-    """The answer that holds a stream's points, in either shape; the channels are still text."""
-
-    properties: dict[str, msgspec.Raw] | None = None
-    series: list[Any] | None = None
-
-
-_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def initialize(family: str, *, label: str, points_per_chunk: int, links: Links) -> Request:
@@ -305,54 +285,6 @@ def read_taken(body: bytes) -> str | None:
         return _id(detail.get("physical_sample_id"), "physical_sample_id") if isinstance(detail, dict) else None
     except AnswerError:
         return None
-
-
-def read_points(body: bytes, *, pause: Callable[[], object] = lambda: None) -> Points:
-    """Read-back points; the channels are decoded one after the other, with a `pause` between, and packed.
-
-    Takes the current shape, a series per channel, and the older one, a list of rows. Times may be null, and values
-    fewer than times: what is missing is None.
-
-    Raises:
-        AnswerError: The answer has neither shape.
-    """
-    try:
-        answer = msgspec.json.decode(body, type=_ReadBack)
-    except _NOT_JSON as error:
-        raise AnswerError(f"the answer is no JSON object of points: {error}") from error
-    try:
-        if answer.properties is not None:
-            found: Points = {}
-            for name, series in answer.properties.items():
-                found[name] = _points(msgspec.json.decode(series, type=_Series))
-                pause()
-            return found
-        if answer.series is not None:
-            return _points_of_rows(answer.series)
-    except (AttributeError, KeyError, TypeError, ValueError, *_NOT_JSON) as error:
-        raise AnswerError(f"a series of the answer is not understood: {error!r}") from error
-    raise AnswerError("the answer has no 'properties'")
-
-
-def _points(series: _Series) -> tuple[str | None, Sequence[float | None], Sequence[float | None]]:
-    stamps, values = series.unix_timestamp_ms, series.values
-    if len(values) > len(stamps):
-        raise ValueError(f"{len(values)} values have {len(stamps)} times")
-    times = packed([None if ms is None else ms / 1000 for ms in stamps])
-    return series.units, times, packed(values + [None] * (len(stamps) - len(values)))
-
-
-def _points_of_rows(rows: list[dict[str, Any]]) -> Points:
-    found: dict[str, tuple[str | None, list[float | None], list[float | None]]] = {}
-    for row in rows:
-        ms = row["unix_timestamp_ms"]
-        for name, value in row.items():
-            if name in {"unix_timestamp_ms", "relative_time_seconds", "time_seconds"}:
-                continue
-            _, times, values = found.setdefault(name, (None, [], []))
-            times.append(None if ms is None else ms / 1000)
-            values.append(None if value is None else float(value))
-    return dict(found)
 
 
 def read_instruments(body: bytes) -> dict[int, str]:

@@ -40,7 +40,7 @@ def test_a_stream_is_initialized_pushed_finalized_and_read_back(client: Client) 
     client.push("metrology", data_id, CHUNK)
     client.finalize("metrology", data_id)
 
-    ((name, (unit, times, values)),) = client.points("metrology", data_id).items()
+    ((name, (unit, times, values)),) = client.points("metrology", data_id, {"t": 2}).points.items()
     assert (name, unit, list(times), list(values)) == ("t", "K", [1.0, 2.0], [3.0, 4.0])
     assert client.find("a label") == client.entry(data_id)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from msgspec import structs
@@ -44,6 +45,60 @@ def test_a_stream_that_the_server_closed_goes_on_in_a_further_one(
         assert {stream.status for stream in further} <= {"success", "stream_error"}
         assert "(2)" in further[0].label
         assert held(server)["k0"] == [float(n) for n in range(47)]
+        callback.close()
+
+
+def close_in_doubt(callback: AtomscaleCallback, server: LocalServer, *then: Fault) -> list[Any]:
+    """Stream a run until its second chunk is stored, that was never answered, and the server has closed the stream.
+
+    From then on the server has these faults. The documents that are left are returned.
+    """
+    documents = list(growth(points=47))
+    for name, doc in documents[:12]:
+        callback(name, doc)
+    assert callback.drain(timeout_s=10)
+    server.misbehave(
+        Fault(call="chunk_multi", reset_after=True, times=1), Fault(call=("chunk", "chunk_multi"), reset_before=True)
+    )
+    for name, doc in documents[12:25]:
+        callback(name, doc)
+    wait_until(lambda: server.streams()[0].points == 40)
+    wait_until(lambda: server.streams()[0].status == "stream_error")
+    server.unreachable()
+    server.behave()
+    server.misbehave(*then)
+    server.reachable()
+    return documents[25:]
+
+
+def test_a_chunk_in_doubt_is_found_beside_what_the_service_added(make_callback: MakeCallback) -> None:
+    with LocalServer(control=True, silence_s=1.0, derived=True) as server:
+        callback = make_callback(endpoint=server.url)
+
+        for name, doc in close_in_doubt(callback, server):
+            callback(name, doc)
+
+        assert callback.drain(timeout_s=20)
+        assert server.streams()[0].points == 40
+        assert held(server)["k0"] == [float(n) for n in range(47)]
+        assert server.counts().by_call["read"] == 1
+        callback.close()
+
+
+def test_an_answer_far_larger_than_the_stream_keeps_no_chunk_in_doubt_from_going_on(
+    make_callback: MakeCallback,
+) -> None:
+    with LocalServer(control=True, silence_s=1.0) as server:
+        callback = make_callback(endpoint=server.url)
+        bomb = '{"properties": {"k0": {"unix_timestamp_ms": [' + "0," * 3_000_000 + "0]}}}"
+
+        for name, doc in close_in_doubt(callback, server, Fault(call="read", body=bomb)):
+            callback(name, doc)
+
+        assert callback.drain(timeout_s=20)
+        first, *further = server.streams()
+        arrived = [at for stream in further for at in server.points(stream.data_id)["k0"].values]
+        assert (first.points, arrived) == (40, [float(n) for n in range(10, 47)])
         callback.close()
 
 

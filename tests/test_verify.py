@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -204,10 +204,6 @@ def _gone(body: dict[str, Any]) -> None:
     del body["properties"]["k1"]
 
 
-def _ghost(body: dict[str, Any]) -> None:
-    body["properties"]["ghost"] = body["properties"]["k1"]
-
-
 @pytest.mark.parametrize(
     ("change", "channel", "what", "index"),
     [
@@ -220,7 +216,6 @@ def _ghost(body: dict[str, Any]) -> None:
         (_cut, "k1", "points", None),
         (_doubled, "k1", "points", None),
         (_gone, "k1", "channel", None),
-        (_ghost, "ghost", "channel", None),
     ],
 )
 def test_what_differs_is_said_with_its_place(
@@ -410,26 +405,105 @@ def test_a_run_that_reads_back_different_is_parked_and_a_person_may_have_it_read
     assert Spool(spool_dir).history()[0]["verified"] is True
 
 
+@pytest.mark.parametrize(
+    ("bomb", "said"),
+    [
+        ('{"properties": {' + " " * 6_000_000 + "}}", "an answer of more than"),
+        (
+            '{"properties": {"k0": {"unix_timestamp_ms": [' + "0," * 3000 + "0]}}}",
+            "channel 'k0' has more than 1800 points",
+        ),
+    ],
+    ids=["bytes", "points"],
+)
 def test_a_stream_that_is_too_large_to_be_read_back_keeps_its_run_and_holds_up_no_other(
-    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, monkeypatch: pytest.MonkeyPatch
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, bomb: str, said: str
 ) -> None:
-    monkeypatch.setattr("atomscale_bluesky.client.MAX_READ_BACK_BYTES", 10_000)
     callback = make_callback(keep="verified")
-    uid = feed(callback, list(growth(points=400)))
+    documents = list(growth(points=400))
+    for name, doc in documents[:-1]:
+        callback(name, doc)
+    assert callback.drain(timeout_s=20)
+    server.misbehave(Fault(call="read", data_id=server.streams()[0].data_id, body=bomb))
+    callback(*documents[-1])
     wait_until(lambda: [run.state for run in callback.status()] == ["parked"])
 
     feed(callback, list(growth(points=20)))
 
     assert not callback.drain(timeout_s=20)
     (run,) = callback.status()
-    assert (run.run_uid, run.points.delivered) == (uid, 800)
-    assert "cannot be read back: an answer of more than 10000 bytes" in str(run.problem)
+    uid = run.run_uid
+    assert (uid, run.points.delivered) == (documents[0][1]["uid"], 800)
+    assert f"cannot be read back: {said}" in str(run.problem)
     assert Spool(spool_dir).history()[0]["verified"] is True
     with pytest.raises(ApiTooLargeError, match="cannot be read back"):
         callback.verify(uid)
-    monkeypatch.undo()
+    server.behave()
     Spool(spool_dir).order(Path(run.folder), Retry())
     wait_until(lambda: not callback.status())
+
+
+# ---- what the service adds -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deriving() -> Iterator[LocalServer]:
+    """A server that gives series of its own back beside those that were streamed, numbers and text."""
+    with LocalServer(control=True, derived=True) as server:
+        yield server
+
+
+def test_what_the_service_adds_is_named_and_is_no_difference(
+    make_callback: MakeCallback, deriving: LocalServer, spool_dir: Path
+) -> None:
+    callback = make_callback(endpoint=deriving.url, keep="verified")
+    documents = list(growth(points=20))
+    for name, doc in documents[:-1]:
+        callback(name, doc)
+    assert callback.drain(timeout_s=10)
+
+    found = callback.verify(str(documents[0][1]["uid"]), patience_s=0)
+
+    assert found.equal
+    assert (found.points, found.streams[0].channels) == (40, 2)
+    assert (found.added["k0_anomaly_score"], found.added["k1_anomaly_class"]) == (20, 20)
+    assert found.added["growth_quality_score"] == 1
+    assert set(found.added).isdisjoint({"k0", "k1"})
+    callback(*documents[-1])
+    assert callback.drain(timeout_s=20)
+    assert Spool(spool_dir).history()[0]["verified"] is True
+
+
+def test_the_command_names_what_the_service_added(
+    make_callback: MakeCallback, deriving: LocalServer, spool_dir: Path, tmp_path: Path
+) -> None:
+    callback = make_callback(endpoint=deriving.url)
+    documents = list(growth(points=20))
+    uid = feed(callback, documents)
+    assert callback.drain(timeout_s=10)
+    recording = tmp_path / "run.jsonl"
+    recording.write_text(lines(documents))
+
+    done = run_verify(deriving, spool_dir, uid[:8], "--file", str(recording))
+    told = run_verify(deriving, spool_dir, uid[:8], "--file", str(recording), "--json")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "added by the service: " in done.stdout
+    assert "k0_anomaly_class (20), k1_anomaly_score (20), and 7 more" in done.stdout
+    answer = json.loads(told.stdout)
+    assert answer["equal"] is True
+    assert answer["added"]["k0_z_score"] == 20
+    assert answer["streams"][0]["added"] == answer["added"]
+
+
+def test_a_channel_that_is_due_and_is_no_series_of_numbers_is_not_taken_for_an_added_one(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    uid = under_way(callback)
+    read_as(server, lambda body: body["properties"]["k1"].update(values=["high"] * 20))
+
+    with pytest.raises(ApiUnavailableError, match="is not understood"):
+        callback.verify(uid, patience_s=0)
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tracemalloc
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from atomscale_bluesky import wire
 from atomscale_bluesky.chunks import Chunk, Column
 from atomscale_bluesky.lines import Links, Position
+from atomscale_bluesky.readback import read_points
 
 WIRE = Path(__file__).parent / "wire"
 DATA_ID = "5c1d7e02-9a44-4f0b-8c3e-2b6f1d0a7e35"
@@ -222,7 +222,9 @@ def test_points_are_read_back_as_the_reference_says_in_seconds(family: str) -> N
     said = exchange(f"{family}-timeseries")
     data_id = said["path"].split("/")[2]
 
-    points = wire.read_points(answer(said))
+    due = {name: len(series["values"]) for name, series in said["response"]["properties"].items()}
+
+    points = read_points([answer(said)], due).points
 
     assert_spelled(wire.read_back(family, data_id), said)
     for name, series in said["response"]["properties"].items():
@@ -289,8 +291,6 @@ def test_what_is_no_answer_of_the_apis_confirms_nothing(body: bytes) -> None:
         wire.read_items(body)
     with pytest.raises(wire.AnswerError):
         wire.read_created(body)
-    with pytest.raises(wire.AnswerError):
-        wire.read_points(body)
 
 
 @pytest.mark.parametrize(
@@ -353,75 +353,6 @@ def test_catalogue_entries_without_a_usable_id_are_passed_over() -> None:
     entries = [{"data_id": DATA_ID}, {"data_id": 7}, {"data_id": "../x"}, "noise", None, {"raw_name": "no id"}]
 
     assert wire.read_entries(json.dumps(entries).encode()) == [wire.Entry(DATA_ID, "", "")]
-
-
-@pytest.mark.parametrize(
-    "series",
-    [
-        None,
-        [],
-        {},
-        {"values": [1]},
-        {"unix_timestamp_ms": [1000]},
-        {"unix_timestamp_ms": 5, "values": [1]},
-        {"unix_timestamp_ms": ["noon"], "values": [1]},
-        {"unix_timestamp_ms": [1000], "values": ["high"]},
-        {"unix_timestamp_ms": [1000], "values": [1, 2]},
-    ],
-)
-def test_points_that_are_not_of_the_apis_shape_are_refused(series: Any) -> None:
-    with pytest.raises(wire.AnswerError, match="a series of the answer is not understood"):
-        wire.read_points(json.dumps({"properties": {"T": series}}).encode())
-
-
-def test_points_that_the_server_holds_as_missing_read_back_as_none() -> None:
-    body = {"properties": {"T": {"unix_timestamp_ms": [1000, None], "values": [None, 2]}}}
-
-    assert wire.read_points(json.dumps(body).encode()) == {"T": (None, [1.0, None], [None, 2])}
-
-
-def test_values_fewer_than_their_times_read_back_as_missing_at_the_end() -> None:
-    body = {"properties": {"T": {"unix_timestamp_ms": [1000, 2000, 3000], "values": [1]}}}
-
-    unit, times, values = wire.read_points(json.dumps(body).encode())["T"]
-
-    assert (unit, list(times), list(values)) == (None, [1.0, 2.0, 3.0], [1, None, None])
-
-
-def test_points_that_are_read_back_take_little_more_memory_than_the_text_of_the_answer() -> None:
-    channel = {
-        "unix_timestamp_ms": [1_760_000_000_000 + n for n in range(5000)],
-        "values": [n / 7 for n in range(5000)],
-    }
-    body = json.dumps({"properties": {f"k{n}": channel for n in range(20)}}).encode()
-    tracemalloc.start()
-    try:
-        points = wire.read_points(body)
-        held, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-
-    assert len(points["k19"][1]) == 5000
-    assert held < 100_000 * 20  # a time and a value of eight bytes each
-    assert peak < 100_000 * 30  # and one channel on its way
-
-
-def test_the_older_shape_of_rows_reads_back_by_channel() -> None:
-    rows = [
-        {"unix_timestamp_ms": 1000, "relative_time_seconds": 0.0, "T": 1.5, "p": 7},
-        {"unix_timestamp_ms": 2000, "relative_time_seconds": 1.0, "T": None},
-    ]
-
-    assert wire.read_points(json.dumps({"series": rows}).encode()) == {
-        "T": (None, [1.0, 2.0], [1.5, None]),
-        "p": (None, [1.0], [7.0]),
-    }
-
-
-@pytest.mark.parametrize("rows", [[5], [{"T": 1.0}], [{"unix_timestamp_ms": "noon", "T": 1}], [[]]])
-def test_rows_that_are_not_of_the_apis_shape_are_refused(rows: Any) -> None:
-    with pytest.raises(wire.AnswerError, match="is not understood"):
-        wire.read_points(json.dumps({"series": rows}).encode())
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ..settings import Settings
     from ..verify import Verification
 
+MOST_NAMES = 8  # of series that the service has added; --json has all
+
 
 @click.command
 @click.argument("run", metavar="RUN")
@@ -146,6 +148,11 @@ def _show(found: Verification) -> None:
         out.print(Text(f"  {plain(one.data_id)} {plain(one.channel)}: {plain(one)}", style="red"), soft_wrap=True)
     if found.different > len(found.differences):
         out.print(Text(f"  and {number(found.different - len(found.differences))} more", style="red"))
+    for stream in found.streams:
+        if stream.added:
+            names = [f"{plain(name)} ({number(values)})" for name, values in [*stream.added.items()][:MOST_NAMES]]
+            names += [f"and {number(more)} more"] if (more := len(stream.added) - MOST_NAMES) > 0 else []
+            out.print(Text(f"  {plain(stream.data_id)} added by the service: {', '.join(names)}"), soft_wrap=True)
     style = "bold green" if found.equal else "yellow" if found.arrived else "bold red"
     out.print(Text(f"Run {plain(found.run_uid[:8])}: {plain(found)}.", style=style), soft_wrap=True)
 
@@ -158,4 +165,5 @@ def _as_json(found: Verification) -> dict[str, Any]:
         "points": found.points,
         "different": found.different,
         "uncompared": found.uncompared,
+        "added": found.added,
     }

@@ -12,7 +12,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -209,7 +209,7 @@ def _grow(
     watcher.look()
 
     display.step("reading it back through the API, and comparing every point")
-    arrived, problem = _read_back(settings, data_ids)
+    arrived, problem = _read_back(settings, data_ids, {name: len(series) for name, series in emitted.channels.items()})
     if left is not None:
         problem = left.problem or f"{left.points.waiting} points still wait"
     outage = watcher.outage
@@ -236,24 +236,26 @@ def _finished(spool: Spool, run_uid: str) -> tuple[str, ...]:
     return next((tuple(entry["data_ids"]) for entry in spool.history() if entry["run_uid"] == run_uid), ())
 
 
-def _read_back(settings: Settings, data_ids: tuple[str, ...]) -> tuple[dict[str, Series], str | None]:
-    """Everything that the server holds of these streams, and what kept us from reading it."""
+def _read_back(
+    settings: Settings, data_ids: tuple[str, ...], due: Mapping[str, int]
+) -> tuple[dict[str, Series], str | None]:
+    """What the server holds of these channels in these streams, and what kept us from reading it."""
     client = Client(settings)
     try:
-        return joined([_points(client, data_id) for data_id in data_ids]), None
+        return joined([_points(client, data_id, due) for data_id in data_ids]), None
     except ApiError as error:
         return {}, f"it could not be read back: {error}"
     finally:
         client.close()
 
 
-def _points(client: Client, data_id: str) -> Any:
+def _points(client: Client, data_id: str, due: Mapping[str, int]) -> Any:
     for family in FAMILIES[:-1]:
         try:
-            return client.points(family, data_id)
+            return client.points(family, data_id, due).points
         except ApiRefusedError:  # this server may know the stream under the other path family only
             continue
-    return client.points(FAMILIES[-1], data_id)
+    return client.points(FAMILIES[-1], data_id, due).points
 
 
 def _longest_pause(times: list[float], outage: tuple[float, float] | None, *, inside: bool) -> float:
