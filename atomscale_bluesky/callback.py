@@ -487,14 +487,12 @@ class AtomscaleCallback:
             self._spool.create(run.header, to_deliver=to_deliver, accept=run.begin_again)
         except SpoolError as error:
             run.why_not_kept = str(error)
-            run.why_none = NO_ROOM
+            run.why_none, until = NO_ROOM, "there is room"
             if not isinstance(error, SpoolFullError):
-                run.why_none, run.try_again_at = NOT_WRITTEN, time.monotonic() + TRY_AGAIN_S
-            self._oddities.say_once(
-                f"not kept {run.uid}",
-                f"run {run.uid} is not kept until its files can be made, its readings are counted: {error}",
-                logging.ERROR,
-            )
+                run.why_none, until = NOT_WRITTEN, "its files can be made"
+                run.try_again_at = time.monotonic() + TRY_AGAIN_S
+            text = f"run {run.uid} is not kept until {until}, its readings are counted: {error}"
+            self._oddities.say_once(f"not kept {run.uid}", text, logging.ERROR)
         self._announce(run)
         self._step = None
 
