@@ -119,6 +119,9 @@ def create_control(service: Service) -> FastAPI:
 
 
 async def _read(request: Request, kind: type[T]) -> T:
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != "application/json":  # anything else a web page can send without being allowed to
+        raise Refusal(415, f"the body is declared as {media or 'nothing'}, not as application/json")
     try:
         return msgspec.json.decode(await request.body(), type=kind)
     except (msgspec.DecodeError, ValueError) as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +18,9 @@ from typing import Any
 import msgspec
 
 from .faults import CallName, Fault, FaultTable, Request
+from .guard import App, Message, Receive, Scope, Send
 from .options import Family, Options
 from .request_log import RequestLog, RequestRecord
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # The name under which `gate` puts the function that resets the connection into a request's extensions.
 ABORT = "atomscale_bluesky.abort"

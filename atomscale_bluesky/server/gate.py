@@ -11,7 +11,6 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
-from ipaddress import ip_address
 from typing import Any
 
 import uvicorn
@@ -19,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import SettingsError
 from .front import ABORT, App
+from .guard import Guard, is_loopback
 
 # How long a request under way may go on when the server stops of its own accord.
 GRACE_S = 2.0
@@ -107,7 +107,7 @@ class Gate:
             return
         self.bind()
         config = uvicorn.Config(
-            app,
+            Guard(app, self.host),
             http=AbortableProtocol,
             ws="none",
             lifespan="off",
@@ -174,10 +174,7 @@ def check_host(host: str, *, allow_remote: bool) -> None:
     Raises:
         SettingsError: `host` is not this machine's loopback.
     """
-    loopback = host == "localhost"
-    with contextlib.suppress(ValueError):
-        loopback = loopback or ip_address(host).is_loopback
-    if not loopback and not allow_remote:
+    if not is_loopback(host) and not allow_remote:
         raise SettingsError(
             f"the local server would listen on {host}, where other machines reach it; "
             "use 127.0.0.1, or say `allow_remote` (--allow-remote) if that is meant"
