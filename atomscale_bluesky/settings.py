@@ -180,7 +180,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def spool_path(self) -> Path:
-        """The spool's folder: the one that is named, or its subfolder where other things are in it.
+        """The folder of the spool, the one that is named or its subfolder where other things are in it.
 
         Raises:
             SpoolError: Other things are wherever it could be.
@@ -188,7 +188,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return spool_folder(self.named_folder)
 
     def locate_spool(self) -> Path:
-        """The spool's folder, for whoever opens it: warns, once per process, where it is not the one that is named.
+        """The folder of the spool for whoever opens it; warns once per process where it is not the one that is named.
 
         Raises:
             SpoolError: As `spool_path`.
