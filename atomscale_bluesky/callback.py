@@ -230,7 +230,7 @@ class AtomscaleCallback:
                 for uid in uids:
                     run.remember(uid)
                 if self._uploader:
-                    self._uploader.wake()
+                    self._uploader.wake(run.writer.folder)
         except Exception:  # what fails once more would fail for ever, and every document after it
             self._step = None
             raise
