@@ -66,7 +66,7 @@ def test_events_beyond_the_bound_are_counted_and_not_known() -> None:
 def test_files_of_events_that_are_too_large_together_go_oldest_first_and_no_others(
     make_callback: MakeCallback, spool_dir: Path
 ) -> None:
-    spool_dir.mkdir()
+    Spool(spool_dir).close()
     names = ["20200101T000000-00000001.events", "20200102T000000-00000002.events", "mine.events"]
     for name in names:
         with (spool_dir / name).open("wb") as file:

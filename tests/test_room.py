@@ -66,9 +66,10 @@ def test_there_is_room_until_the_limit_is_reached_also_between_two_looks(tmp_pat
 
 def test_one_look_measures_few_of_many_runs_and_some_looks_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     room = Room(tmp_path, max_bytes=10**9, min_free_bytes=0)
-    for n in range(700):
-        (tmp_path / f"run-{n}").mkdir()
-        (tmp_path / f"run-{n}" / "journal-0001.jsonl").write_bytes(b"x")
+    runs = [f"20260101T000000-{n:08x}" for n in range(700)]
+    for run in runs:
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "journal-0001.jsonl").write_bytes(b"x")
     measured: list[str] = []
     real = os.scandir
 
@@ -86,16 +87,16 @@ def test_one_look_measures_few_of_many_runs_and_some_looks_all(tmp_path: Path, m
     room.look()
     assert len(measured) <= 1 + 64
 
-    (tmp_path / "run-7" / "journal-0001.jsonl").write_bytes(b"x" * 11)
-    room.grown.append("run-7")
+    (tmp_path / runs[7] / "journal-0001.jsonl").write_bytes(b"x" * 11)
+    room.grown.append(runs[7])
     room.look()
     assert room.used_bytes == 710
-    for n in range(700):
-        (tmp_path / f"run-{n}" / "ledger.jsonl").write_bytes(b"x")
+    for run in runs:
+        (tmp_path / run / "ledger.jsonl").write_bytes(b"x")
     for _ in range(11):
         room.look()
     assert room.used_bytes == 1410
-    shutil.rmtree(tmp_path / "run-7")
+    shutil.rmtree(tmp_path / runs[7])
     room.look()
     assert room.used_bytes == 1398
 

@@ -771,12 +771,12 @@ def test_a_client_puts_only_ids_into_a_path(server: LocalServer, evil: str) -> N
     before = len(server.requests())
     for ask in (
         lambda: client.finalize("metrology", evil),
-        lambda: client.points("metrology", evil),
+        lambda: client.points("metrology", evil, {"a": 1}),
         lambda: client.rename(evil, "label"),
         lambda: client.project_samples(evil),
         lambda: client.track_sample(evil, "sample", active=False),
         lambda: client.finalize(evil, "id"),
-        lambda: client.points(evil, "id"),
+        lambda: client.points(evil, "id", {"a": 1}),
         lambda: client.initialize(evil, label="x", points_per_chunk=10, links=Links()),
     ):
         with pytest.raises(ApiRefusedError, match="nothing was sent") as raised:
