@@ -52,7 +52,7 @@ from .locks import (
 )
 from .oddities import plain
 from .place import mark
-from .reading import LEDGER, has_lines, has_stop, read_header, was_synced
+from .reading import HEAD, LEDGER, has_lines, has_stop, read_header, was_synced
 from .reserve import is_full, with_room
 from .room import BEHIND_INTERVAL_S, ROOM_INTERVAL_S, Room, network_file_system
 from .writer import OpenJournals, RunWriter
@@ -210,7 +210,7 @@ class Spool:
                     self._writers.remove(writer)
             writer.close()
         # By name, which opens nothing: there may be no descriptor left, and what stays would stay for ever.
-        for path in (segment_path(folder, 1), folder / WRITER_LOCK, folder / UPLOADER_LOCK):
+        for path in (segment_path(folder, 1), folder / HEAD, folder / WRITER_LOCK, folder / UPLOADER_LOCK):
             with suppress(OSError):
                 path.unlink()
         if delivering is not None:
