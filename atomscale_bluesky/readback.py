@@ -97,7 +97,7 @@ def read_points(
     text = _Text(parts, pause, _MOST_MEMBERS + _MEMBERS_PER_CHANNEL * len(due))
     try:
         return _read(text, due)
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, OverflowError) as error:
+    except (msgspec.DecodeError, RecursionError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise AnswerError(f"a series of the answer is not understood: {error!r:.300}") from error
 
 
@@ -193,14 +193,13 @@ def _read_series(text: _Text, due: Mapping[str, int], added: dict[str, int]) -> 
                 count = passed if member == "values" else count
         else:
             text.skip()
-        if name in added or len(added) < MOST_ADDED:
-            added[name] = count
+        _note(added, name, count)
     return found
 
 
 def _read_rows(text: _Text, due: Mapping[str, int], added: dict[str, int]) -> dict[str, _Column]:
     found: dict[str, _Column] = {}
-    most = 2 * max(due.values(), default=0) + _SPARE_POINTS
+    most = 2 * sum(due.values()) + _SPARE_POINTS  # channels may have rows of their own each
     for count, _ in enumerate(text.elements()):
         if count >= most:
             raise TooMuchError(f"the answer has more than {most} rows")
@@ -211,9 +210,15 @@ def _read_rows(text: _Text, due: Mapping[str, int], added: dict[str, int]) -> di
                 column = found.setdefault(name, _Column(name, due[name]))
                 column.add_times([ms])
                 column.add_values([None if value is None else float(value)])
-            elif name not in _NO_CHANNELS and (name in added or len(added) < MOST_ADDED):
-                added[name] = added.get(name, 0) + 1
+            elif name not in _NO_CHANNELS:
+                _note(added, name, added.get(name, 0) + 1)
     return found
+
+
+def _note(added: dict[str, int], name: str, count: int) -> None:
+    """Note how many values an added series has; what has no name of a channel's length is passed over."""
+    if name in added or (len(added) < MOST_ADDED and len(name) <= _NAME_BYTES):
+        added[name] = count
 
 
 class _Text:
@@ -309,7 +314,7 @@ class _Text:
             self._advance(found.end() - self._at if found else 0)
             if self._at < len(self._held):
                 char = self._held[self._at : self._at + 1]
-                if not char.isspace():
+                if char not in b" \t\r\n":  # JSON's blanks; Python knows others
                     return char
             elif not self._more():
                 raise AnswerError("the answer ends too early")

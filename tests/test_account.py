@@ -7,7 +7,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atomscale_bluesky import SpoolError
@@ -247,7 +247,6 @@ def test_a_status_names_the_streams_and_what_was_refused() -> None:
     assert status.oldest_waiting is not None
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 2**32), policy=st.sampled_from(["own_stream", "null", "drop_row"]))
 def test_every_reading_is_in_exactly_one_place(seed: int, policy: str) -> None:
     chance = random.Random(seed)

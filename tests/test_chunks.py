@@ -186,13 +186,13 @@ def by_stream(chunks: list[Chunk]) -> dict[int, list[Chunk]]:
     return found
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(stories())
 def test_every_point_comes_out_exactly_once_in_order(story: Story) -> None:
     assert series_of(cut(story)) == story.series()
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(stories())
 def test_chunks_are_numbered_without_holes_and_only_a_streams_last_one_is_short(story: Story) -> None:
     for chunks in by_stream(cut(story)).values():
@@ -201,7 +201,7 @@ def test_chunks_are_numbered_without_holes_and_only_a_streams_last_one_is_short(
         assert 1 <= chunks[-1].points <= story.points_per_chunk
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(stories())
 def test_channels_of_a_chunk_share_its_times_and_none_joins_late_or_comes_back(story: Story) -> None:
     for chunks in by_stream(cut(story)).values():
@@ -216,7 +216,6 @@ def test_channels_of_a_chunk_share_its_times_and_none_joins_late_or_comes_back(s
             assert before.last_row < after.first_row
 
 
-@settings(deadline=None)
 @given(stories())
 def test_only_where_the_policy_asks_for_it_is_a_gap_sent(story: Story) -> None:
     sent = [value for chunk in cut(story) for column in chunk.columns for value in column.values]
@@ -224,7 +223,6 @@ def test_only_where_the_policy_asks_for_it_is_a_gap_sent(story: Story) -> None:
     assert story.policy == "null" or None not in sent
 
 
-@settings(deadline=None)
 @given(stories())
 def test_cutting_again_gives_the_same_chunks(story: Story) -> None:
     assert cut(story) == cut(story)
@@ -354,7 +352,7 @@ def end(shelf: Shelf, delivery: Delivery, task: Task, chance: random.Random) -> 
             delivery.pushed(task, task.chunk.names, {})
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(stories(), st.integers(0, 6))
 def test_a_delivery_that_dies_at_any_moment_goes_on_with_the_same_chunks(story: Story, crashes: int) -> None:
     shelf, delivery = deliver(story, crashes=crashes)

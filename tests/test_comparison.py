@@ -47,7 +47,7 @@ def test_a_part_is_there_if_it_is_in_its_place(parts: list[Part], held: str, exp
         assert arrangement(parts, theirs("zz" + held), at=2) == expected
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     chunks=st.lists(
         st.tuples(st.text("ab", min_size=1, max_size=3), st.sampled_from(["must", "is", "is not"])), max_size=7

@@ -1342,7 +1342,7 @@ def test_documents_of_other_kinds_are_nobodys_business(quiet: AtomscaleCallback,
     assert dict(quiet.ignored) == {}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(

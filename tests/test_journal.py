@@ -402,7 +402,7 @@ def test_a_flipped_bit_costs_one_line_and_no_other(tmp_path: Path, open_writer: 
     assert reader.damaged == 4
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(flips=st.lists(st.integers(0, 8 * 400 - 1), max_size=4), cut=st.none() | st.integers(0, 400))
 def test_no_damage_makes_a_line_that_was_not_written(
     tmp_path_factory: pytest.TempPathFactory, flips: list[int], cut: int | None

@@ -293,7 +293,7 @@ def told(state: LedgerState) -> Any:
     return members, state.streams
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), torn=st.integers(0, 30))
 def test_a_ledger_read_back_tells_what_was_known_in_memory(
     tmp_path_factory: pytest.TempPathFactory, seed: int, torn: int

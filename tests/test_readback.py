@@ -147,6 +147,7 @@ def number_of_values(told: Any) -> int:
 
 @given(st.binary(max_size=200), st.integers(0, 200))
 @example(b"", 7)
+@example(b"\v", 13)
 def test_an_answer_that_is_cut_or_spoilt_is_refused_or_read_and_never_anything_else(noise: bytes, at: int) -> None:
     body = json.dumps({"properties": {"T": series([1000, 2000], [1, 2], "K"), "S": series([1], ["a,]"])}}).encode()
 
@@ -176,6 +177,7 @@ def test_an_answer_that_is_cut_or_spoilt_is_refused_or_read_and_never_anything_e
         b'{"properties": {"T": {"unix_timestamp_ms": [1], "values": [' + b"9" * 20_000 + b"]}}}",
         b'{"properties": {"' + b"n" * 10_000 + b'": 1}}',
         b'{"series": [{"a": "' + b"n" * 2**21 + b'"}]}',
+        b'{"series": [{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]}",
     ],
     ids=lambda body: repr(body[:40]),
 )
@@ -242,9 +244,12 @@ def test_of_very_many_added_series_the_first_are_named() -> None:
         b'{"properties": {"T": {"unix_timestamp_ms": [], "values": [' + b"null," * 3_000_000 + b"0]}}}",
         b'{"series": [' + b'{"unix_timestamp_ms":1,"T":1},' * 50_000 + b"{}]}",
         b'{"series": [' + b'{"unix_timestamp_ms":1},' * 50_000 + b"{}]}",
+        b'{"series": ['
+        + b"".join(b'{"unix_timestamp_ms":1,"%05d%b":1},' % (n, b"x" * 5000) for n in range(1100))
+        + b"{}]}",
         b'{"properties": {' + b'"a":1,' * 200_000 + b'"b":1}}',
     ],
-    ids=["times", "values", "rows", "rows of nothing", "series"],
+    ids=["times", "values", "rows", "rows of nothing", "rows of long names", "series"],
 )
 def test_an_answer_with_far_more_than_can_be_there_is_not_read_to_its_end(bomb: bytes) -> None:
     peak, error = traced(bomb, {"T": 20})

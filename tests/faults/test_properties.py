@@ -60,7 +60,7 @@ RESTARTS = st.lists(st.floats(0, 1), max_size=3)
 
 
 @given(story=STORIES, faults=FAULTS, restarts=RESTARTS)
-@settings(max_examples=12, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, database=None, suppress_health_check=list(HealthCheck))
 def test_documents_faults_and_restarts_of_any_kind_end_with_each_point_there_once(
     story: Story, faults: list[Fault], restarts: list[float]
 ) -> None:
