@@ -353,13 +353,14 @@ class AtomscaleCallback:
 
         Where nothing is sent (no key, offline) it is True if the spool is empty. Called again it gives the same answer.
         A run whose stop document has not come counts as interrupted and is completed; should documents of it follow all
-        the same, they are kept as a run of their own. What waits stays spooled, and is delivered by the next callback
-        or `atomscale-bluesky upload`. Idempotent.
+        the same, they are kept as a run of their own, which the next `close` completes. What waits stays spooled, and
+        is delivered by the next callback or `atomscale-bluesky upload`. Idempotent.
 
         A signal's handler may call it too. Where that interrupts a document, the open runs are completed right behind
         that document, and delivered by the next callback; it is False then.
         """
         if self._closed:
+            self.settle_open_runs()  # of which documents have come since
             return self._all_delivered
         self._closed = True
         settled = self.settle_open_runs()
@@ -413,14 +414,14 @@ class AtomscaleCallback:
         run = self._runs.get(uid)
         writer = run.writer if run is not None else None
         if writer is not None:
-            return uid, header, Past(header.content, ended=False, kept=self._past.of_open(writer.folder))
+            return uid, header, Past(header.content, ended=False, kept=self._past.of_open(uid, writer.folder))
         return uid, header, self._past_of(uid)
 
     def _start(self, uid: str, header: Header, past: Past | None) -> None:
         open_run = self._runs.get(uid)
         if open_run is not None:
             self._oddities.ignore("start", f"a second start document of run {uid} is ignored")
-            if past is not None and past.kept is not None and open_run.kept is None:
+            if past is not None and past.kept is not None:
                 open_run.kept = past.kept  # what comes now may have come before, longer ago than is remembered
             return
         if uid in self._ended and not self.settings.resend:
@@ -535,6 +536,7 @@ class AtomscaleCallback:
             return
         uid = doc["uid"]
         if uid in run.seen or uid in run.seen_before or (run.kept and _is_kept(run.kept, event_stream, doc)):
+            run.remember(uid)  # one that its time told is told by its uid when it comes once more
             self._oddities.counts[SEEN_BEFORE] += 1
             return
         if run.writer is None:
@@ -562,6 +564,8 @@ class AtomscaleCallback:
         if run.kept is not None:
             seen = sorted({*seen, *_kept_rows(run.kept, event_stream, doc)})
         if seen:
+            for i in seen:
+                run.remember(uids[i])
             doc = without(doc, seen)
             self._oddities.counts[SEEN_BEFORE] += len(seen)
             uids = list(doc["uid"])

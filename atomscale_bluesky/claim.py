@@ -65,7 +65,7 @@ class History:
         self._before = self._path.with_stem(f"{self._path.stem}-1")
         self._max_bytes = max_bytes
         self._uids: dict[tuple[int, int], _Uids] = {}  # by file
-        self._lock = threading.Lock()  # around these
+        self._lock = threading.RLock()  # around these; a signal's handler may come back here in the middle of reading
 
     def entries(self) -> list[dict[str, Any]]:
         """All of them, oldest first."""
@@ -155,10 +155,10 @@ class _Uids:
     def read_on(self, file: BinaryIO) -> None:
         """Take in what follows."""
         for end, text in whole_lines(file, self.offset):
-            self.offset = end
             found = None if text is None else _RUN_UID.search(text)
             if found is not None:
                 self._hashes.add(hash(found[1]))
+            self.offset = end  # last: interrupted before, a line is taken in once more
 
 
 class Claim:

@@ -1,7 +1,7 @@
 """Which events of an interrupted run its journals hold, so that whatever delivers it again gives each reading once.
 
 An event is known by its uid. Some sources, catalogues above all, make up new ones for every replay; there it is known
-by its event stream and its exact time, and as often as the journals have that time. The rows of a journal tell both.
+by its event stream and its exact time, and as often as a journal has that time. The rows of a journal tell both.
 When an interrupted run leaves the spool its events stay behind as digests, in a file beside the history.
 
 Bounded: up to `MAX_EVENTS` events of a run, 20 bytes each in memory and 16 on disk; the files are `MAX_BYTES` together.
@@ -63,33 +63,24 @@ class KeptEvents:
     Args:
         parts: The events of these journals.
         until: By event stream, the time of the last row of a journal that is gone and of whose events no more is known.
-        uids_only: Whether events are known by their uids alone, because the same process gives them again.
+        by_uid: The events of a journal that are known by their uids alone, because the same process gives them again.
     """
 
     def __init__(
-        self, parts: Iterable[Events] = (), until: dict[str, float] | None = None, *, uids_only: bool = False
+        self, parts: Iterable[Events] = (), until: dict[str, float] | None = None, *, by_uid: Events | None = None
     ) -> None:
         self.by_time = 0  # how many were known by their times alone
         self.in_doubt = 0  # how many were taken although a journal that is gone may have had them
-        self._keep_uids: set[str] = set()  # event streams of which a uid was recognised: their source keeps them
-        self._uids_only = uids_only
+        self.beyond = 0  # events that are not remembered, since there are too many
         self._until = dict(until or {})
         self._latest: dict[str, float] = {}
         self._set_back: set[str] = set()
-        self._uids = array("Q")
-        self._times: dict[str, array[float]] = {}
-        self._taken: dict[str, array[int]] = {}  # by event stream: how often the time at this place was recognised
-        self.beyond = 0  # events that are not remembered, since there are too many
-        for part in parts:
-            room = max(0, MAX_EVENTS - len(self._uids))
+        self._journals: list[_Journal] = []
+        room = MAX_EVENTS
+        for part in [*parts, *([by_uid] if by_uid else [])]:
             self.beyond += part.beyond + max(0, len(part.uids) - room)
-            self._uids.extend(part.uids[:room])
-            for name, times in part.times.items():
-                self._times.setdefault(name, array("d")).extend(times[:room])
-        self._uids = array("Q", np.sort(np.array(self._uids, dtype=np.uint64)).tobytes())
-        for name, times in self._times.items():
-            self._times[name] = array("d", np.sort(np.array(times, dtype=np.float64)).tobytes())
-            self._taken[name] = array("I", [0]) * len(times)
+            self._journals.append(_Journal(part, room, by_uid=part is by_uid))
+            room -= min(room, len(part.uids))
 
     def has(self, event_stream: str, uid: Any, times: Sequence[float]) -> bool:
         """Return True if an event was kept before.
@@ -99,31 +90,15 @@ class KeptEvents:
             uid: Its uid.
             times: Its own time and those of its readings: the journal has one of them.
         """
-        if self._has_uid(uid):
-            self._keep_uids.add(event_stream)
+        digest = digest_of(uid)
+        if sum(journal.has_uid(digest) for journal in self._journals):  # each is asked, and notes it
             return True
-        if self._uids_only or event_stream in self._keep_uids:
-            return False
-        if any(self._has_time(event_stream, time) for time in times) or self._was_before(event_stream, times):
+        if any(journal.has_time(event_stream, times) for journal in self._journals) or self._was_before(
+            event_stream, times
+        ):
             self.by_time += 1
             return True
         return False
-
-    def _has_uid(self, uid: Any) -> bool:
-        digest = digest_of(uid)
-        at = bisect_left(self._uids, digest)
-        return at < len(self._uids) and self._uids[at] == digest
-
-    def _has_time(self, event_stream: str, time: float) -> bool:
-        times = self._times.get(event_stream)
-        if times is None:
-            return False
-        first = bisect_left(times, time)
-        taken = self._taken[event_stream]
-        if first == len(times) or times[first] != time or taken[first] == bisect_right(times, time) - first:
-            return False
-        taken[first] += 1
-        return True
 
     def _was_before(self, event_stream: str, times: Sequence[float]) -> bool:
         """Whether it is not later than the last row of a journal of which only that is known.
@@ -141,6 +116,41 @@ class KeptEvents:
             return False
         self.in_doubt += event_stream in self._set_back
         return event_stream not in self._set_back
+
+
+class _Journal:
+    """The events of one journal: up to `room` of them, in order of uid and of time.
+
+    Once a uid is recognised the source keeps uids, and times tell nothing any more: rows of two pages may have the
+    same. That holds for this journal alone, for another one may be of a replay that made up uids of its own.
+    """
+
+    def __init__(self, events: Events, room: int, *, by_uid: bool) -> None:
+        self._keeps_uids = by_uid
+        self._uids = array("Q", np.sort(np.array(events.uids[:room], dtype=np.uint64)).tobytes())
+        self._times: dict[str, array[float]] = {}
+        self._taken: dict[str, array[int]] = {}  # by event stream: how often the time at this place was recognised
+        for name, times in {} if by_uid else events.times.items():
+            self._times[name] = array("d", np.sort(np.array(times[:room], dtype=np.float64)).tobytes())
+            self._taken[name] = array("I", [0]) * len(self._times[name])
+
+    def has_uid(self, digest: int) -> bool:
+        at = bisect_left(self._uids, digest)
+        found = at < len(self._uids) and self._uids[at] == digest
+        self._keeps_uids = self._keeps_uids or found
+        return found
+
+    def has_time(self, event_stream: str, times: Sequence[float]) -> bool:
+        if self._keeps_uids or event_stream not in self._times:
+            return False
+        return any(self._takes(self._times[event_stream], self._taken[event_stream], time) for time in times)
+
+    def _takes(self, kept: array[float], taken: array[int], time: float) -> bool:
+        first = bisect_left(kept, time)
+        if first == len(kept) or kept[first] != time or taken[first] == bisect_right(kept, time) - first:
+            return False
+        taken[first] += 1
+        return True
 
 
 def digest_of(uid: Any) -> int:

@@ -49,11 +49,7 @@ class PastRuns:
 
     def of(self, run_uid: str) -> Past | None:
         """What is known of a run; None if it is in neither spool nor history. Reads what is in the spool of it."""
-        # The spool first: what leaves it meanwhile is in the history by then, and what was read of it does not count.
-        found = self._in_spool(run_uid)
-        entries = self._spool.history_of(run_uid)
-        for entry in entries:
-            found.pop(str(entry.get("folder")), None)
+        found, entries = self._found(run_uid)
         if not found and not entries:
             return None
         contents = [content for content, _ in found.values()] + [str(entry.get("content", "")) for entry in entries]
@@ -62,9 +58,10 @@ class PastRuns:
             return Past(contents[0], ended=True)
         return Past(contents[0], ended=False, kept=self._kept([part for part in parts if part is not None], entries))
 
-    def of_open(self, folder: Path) -> KeptEvents:
-        """Return the events of a run that is open, as far as they were written when this is called."""
-        return KeptEvents([read_events(folder)], uids_only=True)
+    def of_open(self, run_uid: str, folder: Path) -> KeptEvents:
+        """Return the events of a run that is open in `folder`, as far as they were written when this is called."""
+        found, entries = self._found(run_uid, but=folder.name)
+        return self._kept([events for _, events in found.values() if events is not None], entries, read_events(folder))
 
     def _look(self) -> None:
         self._read(self._spool.run_names())
@@ -82,18 +79,31 @@ class PastRuns:
         self._uids = {**self._uids, **{name: _uid_in(self._spool.path / name) for name in new[:AT_A_TIME]}}
         return len(new) > AT_A_TIME
 
-    def _in_spool(self, run_uid: str) -> dict[str, tuple[str, Events | None]]:
-        """By folder name the run's content and its events; none where another process is writing it."""
+    def _found(self, run_uid: str, but: str = "") -> tuple[dict[str, tuple[str, Events | None]], list[dict[str, Any]]]:
+        """What the spool has of a run, but for one folder, and the entries of what has left it."""
+        # The spool first: what leaves it meanwhile is in the history by then, and what was read of it does not count.
+        found = self._in_spool(run_uid, but)
+        entries = self._spool.history_of(run_uid)
+        for entry in entries:
+            found.pop(str(entry.get("folder")), None)
+        return found, entries
+
+    def _in_spool(self, run_uid: str, but: str) -> dict[str, tuple[str, Events | None]]:
+        """By folder name the run's content and its events; none where it is being written."""
         self._look()
         found: dict[str, tuple[str, Events | None]] = {}
-        for name in [name for name, uid in self._uids.items() if uid == run_uid]:
+        for name in [name for name, uid in self._uids.items() if uid == run_uid and name != but]:
             folder = self._spool.path / name
             header = read_header(folder)
-            if header is not None:
-                found[name] = header.content, None if self._spool.writer_alive(folder) else read_events(folder)
+            if header is None:
+                continue
+            written = self._spool.writer_alive(folder)
+            events = read_events(folder)
+            # Who has written its end may not have let go of it yet.
+            found[name] = header.content, events if events.stop is not None or not written else None
         return found
 
-    def _kept(self, parts: list[Events], entries: list[dict[str, Any]]) -> KeptEvents:
+    def _kept(self, parts: list[Events], entries: list[dict[str, Any]], by_uid: Events | None = None) -> KeptEvents:
         until: dict[str, float] = {}
         for entry in entries:
             events = stored_events(self._spool.path, str(entry.get("events")))
@@ -102,7 +112,7 @@ class PastRuns:
                 continue
             for time_base, time in dict(entry.get("until") or {}).items():
                 until[time_base] = max(time, until.get(time_base, time))
-        return KeptEvents(parts, until)
+        return KeptEvents(parts, until, by_uid=by_uid)
 
 
 def _has_ended(events: Events | None) -> bool:

@@ -1,6 +1,6 @@
 """A process that is interrupted at every place of the callback where a signal's handler may run, one run for each.
 
-    python interrupting.py raise|close|feed <every so many places> <settings as JSON>
+    python interrupting.py raise|close|feed|look <every so many places> <settings as JSON>
 
 It says in JSON which values it gave: those whose call returned, and those whose call was interrupted. Python runs a
 handler behind a call, at the beginning of a function, and where a loop goes back; an exception that the trace function
@@ -63,9 +63,9 @@ class Here:
         return self.trace
 
 
-def run_of(values: Iterator[int]) -> list[Document]:
+def run_of(values: Iterator[int], age_s: float = 0.0) -> list[Document]:
     """A run of two events of a plan, two of a monitor whose signals part, and a page."""
-    started, run = time.time(), str(uuid.uuid4())
+    started, run = time.time() - age_s, str(uuid.uuid4())
     documents: list[Document] = [("start", {"uid": run, "time": started})]
     for name, keys in (("primary", "a"), ("m_monitor", "ab")):
         keys_described = {key: {"dtype": "number", "shape": [], "source": "sim"} for key in keys}
@@ -120,12 +120,16 @@ def interrupt_everywhere(what: str, every: int, settings: dict[str, Any]) -> dic
             raise Interrupt
         if what == "close":
             callback.close(0)
+        if what == "look":
+            callback.status()
+            callback.streams("nobody's")
         for document in other if what == "feed" else []:
             give(document)
 
     for which in range(len(run_of(itertools.count()))):
         for nth in itertools.count(which % every, every):
-            documents = run_of(values)
+            # Of one that began long ago it is looked up whether it was taken before.
+            documents = run_of(values, 60.0 if what == "look" else 0.0)
             other = run_of(values) if what == "feed" else []
             here = Here(nth, act)
             for number, document in enumerate(documents):

@@ -48,7 +48,7 @@ def assert_each_reading_is_there_once(told: dict[str, Any], server: LocalServer,
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("what", ["raise", "close", "feed"])
+@pytest.mark.parametrize("what", ["raise", "close", "feed", "look"])
 def test_each_reading_is_kept_once_wherever_a_signal_comes(
     make_callback: MakeCallback, server: LocalServer, spool_dir: Path, what: str
 ) -> None:
@@ -71,7 +71,7 @@ def test_each_reading_is_kept_once_wherever_a_signal_comes_while_each_event_is_s
 @pytest.mark.long
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("durability", ["interval", "event"])
-@pytest.mark.parametrize("what", ["raise", "close", "feed"])
+@pytest.mark.parametrize("what", ["raise", "close", "feed", "look"])
 def test_each_reading_is_kept_once_at_every_single_place(
     make_callback: MakeCallback, server: LocalServer, spool_dir: Path, what: str, durability: str
 ) -> None:

@@ -33,6 +33,15 @@ def test_an_event_is_known_by_its_uid_or_as_often_as_its_time_was_kept() -> None
     assert kept.by_time == 3
 
 
+def test_a_replay_with_uids_of_its_own_tells_nothing_of_another_journal() -> None:
+    kept = KeptEvents([events_of("e1", "e2", primary=[1.0, 2.0]), events_of("f3", "f4", primary=[3.0, 4.0])])
+
+    assert [kept.has("primary", uid, [at]) for uid, at in [("f3", 3.0), ("f1", 1.0), ("f2", 2.0)]] == [True] * 3
+    assert not kept.has("primary", "f5", [4.0])  # another event at the time of f4, in the journal that keeps uids
+    assert not kept.has("primary", "f6", [2.0])
+    assert kept.by_time == 2
+
+
 @pytest.mark.parametrize("uid", ["", "\ud800", 'with "quotes" and \\', 7, None])
 def test_any_uid_has_a_digest(uid: object) -> None:
     assert 0 <= digest_of(uid) < 2**64

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Document, growth
+from runs import Document, growth, held
 from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback, past
+from atomscale_bluesky.server import LocalServer
 
 MakeCallback = Callable[..., AtomscaleCallback]
 
@@ -178,3 +180,74 @@ def test_a_long_history_is_not_read_by_a_run_a_status_or_a_start_that_may_have_c
     for name, doc in old(points=3):
         again(name, doc)
     assert again.ignored == {}
+
+
+def with_other_uids(documents: list[Document]) -> list[Document]:
+    """The same run as a catalogue gives it, which makes up new uids for its events."""
+    return [(name, doc | {"uid": str(uuid.uuid4())} if name == "event" else doc) for name, doc in documents]
+
+
+def values_in(server: LocalServer) -> list[float | None]:
+    return sorted(value for values in held(server).values() for value in values)
+
+
+def test_a_run_in_several_journals_is_sent_once_whichever_uids_come_again(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    documents = old(points=12)
+    again = with_other_uids(documents)
+    first = make_callback(offline=True)
+    for name, doc in documents[:6]:
+        first(name, doc)
+    first.close()
+    second = make_callback(offline=True)
+    for name, doc in again[:10]:  # of which four are known by their times, and four are kept with uids of their own
+        second(name, doc)
+    second.close()
+    third = make_callback()
+    for name, doc in again:
+        third(name, doc)
+
+    assert third.drain(20)
+    assert third.ignored == {"event seen before": 8}
+    assert values_in(server) == sorted(
+        value for name, doc in documents if name == "event" for value in doc["data"].values()
+    )
+
+
+def test_an_event_that_its_time_told_is_known_when_it_comes_once_more(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    documents = old(points=4)
+    again = with_other_uids(documents)
+    first = make_callback(offline=True)
+    for name, doc in documents[:-1]:
+        first(name, doc)
+    first.close()
+    second = make_callback()
+    for name, doc in [*again[:-1], *again[-3:]]:
+        second(name, doc)
+
+    assert second.drain(20)
+    assert second.ignored == {"event seen before": 6}
+    assert values_in(server) == sorted(
+        value for name, doc in documents if name == "event" for value in doc["data"].values()
+    )
+
+
+def test_closing_once_more_completes_what_came_behind_the_first_time(make_callback: MakeCallback) -> None:
+    documents = old(points=6)
+    first = make_callback(offline=True)
+    for name, doc in documents[:4]:
+        first(name, doc)
+    first.close()
+    for name, doc in documents[4:6]:
+        first(name, doc)
+    first.close()
+    second = make_callback(offline=True)
+    for name, doc in documents:
+        second(name, doc)
+    second.close()
+
+    assert second.ignored == {"event seen before": 4}
+    assert [run.points.waiting for run in second.status()] == [4, 4, 4]

@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,8 @@ ACTIONS = {
     "replace": 2,
 }
 
+_logger = logging.getLogger("tests.life")  # what it does, for whoever looks into a seed that failed
+
 
 class Interrupted(BaseException):
     """What a signal raises in the middle of a call, as Ctrl-C or a time limit does."""
@@ -65,6 +68,7 @@ class Plan:
     reports: Path
     problems: Path
     over: frozenset[int]  # runs that were fed to their end in an earlier life
+    ended: frozenset[int]  # those, and runs whose stop document was fed in a call that did not return
 
 
 @dataclass
@@ -74,6 +78,7 @@ class Run:
     documents: list[tuple[int, Doc]]
     at: int = 0
     busy: bool = False  # a thread feeds it
+    ended: bool = False  # its stop document was fed: what is fed now may be known to be a replay, and be left out
 
     @property
     def over(self) -> bool:
@@ -103,10 +108,9 @@ class Life:
         by_run: dict[int, list[tuple[int, Doc]]] = {}
         for number, doc in enumerate(self.plan.story.documents()):
             by_run.setdefault(doc.run, []).append((number, doc))
-        self.runs = [Run(documents) for run, documents in by_run.items() if run not in self.plan.over]
-        for run in self.plan.over:
-            if self._chance.random() < 0.3:  # it is replayed although all of it was taken
-                self.runs.append(Run(by_run[run]))
+        for run, documents in by_run.items():
+            if run not in self.plan.over or self._chance.random() < 0.3:  # some are replayed although all was taken
+                self.runs.append(Run(documents, ended=run in self.plan.ended))
         self._chance.shuffle(self.runs)
         real_time = time.time
         time.time = lambda: real_time() + self._clock_offset_s
@@ -120,6 +124,7 @@ class Life:
     # ---- what it does ----------------------------------------------------------------------------------------------
 
     def _do(self, action: str) -> None:
+        _logger.info("does: %s", action)
         match action:
             case "feed":
                 self._feed_one()
@@ -168,7 +173,9 @@ class Life:
     def _feed(self, run: Run, callback: AtomscaleCallback, *, guarded: bool = False) -> None:
         """Feed a run's next document; one that is interrupted may be fed again, and start and stop always are."""
         number, doc = run.documents[run.at]
+        _logger.info("feeds %d, %s of run %s", number, doc.name, self.plan.story.uid(doc.run)[:8])
         self._tell(f"begun {number}")
+        run.ended = run.ended or doc.name == "stop"
         begin = time.perf_counter()
         try:
             self._inside = guarded
@@ -180,7 +187,8 @@ class Life:
                 run.at += 1
             return
         self._call_s += 0.1 * (time.perf_counter() - begin - self._call_s)
-        self._tell(f"taken {number}")
+        if doc.name == "stop" or not run.ended:
+            self._tell(f"taken {number}")
         run.at += 1
 
     def _repeat(self) -> None:
@@ -189,6 +197,7 @@ class Life:
         fed = [doc for _, doc in run.documents[: run.at] if doc.name.startswith("event")] if run else []
         if fed:
             doc = self._chance.choice(fed[-20:])
+            _logger.info("repeats %r", doc.doc.get("seq_num"))
             self.callback(doc.name, doc.doc)
 
     def _with_alarm(self, what: Callable[[], None]) -> None:
@@ -290,6 +299,7 @@ class Life:
     # ---- how it ends -----------------------------------------------------------------------------------------------
 
     def _end(self, how: str) -> None:
+        _logger.info("ends: %s", how)
         self._tell("over")
         match how:
             case "killed":
@@ -329,9 +339,18 @@ def live(plan: Plan) -> None:
     life = Life(plan)
     logger = logging.getLogger("atomscale_bluesky")
     logger.addHandler(_Unexpected(life))
+    log = logging.FileHandler(plan.problems.with_name("log.txt"), delay=True)
+    log.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(process)d %(name)s: %(message)s", "%H:%M:%S"))
+    for noted in (logger, _logger):
+        noted.addHandler(log)
+        noted.setLevel(logging.INFO)
     hurry(HURRIED)
-    hung = open(plan.problems.with_name("hung.txt"), "w")  # noqa: SIM115 - open as long as the process lives
+    hung = open(plan.problems.with_name("hung.txt"), "a")  # noqa: SIM115 - open as long as the process lives
     faulthandler.dump_traceback_later(LIFE_S, exit=True, file=hung)
     sys.excepthook = lambda kind, error, _: life._problem(f"the process raised {kind.__name__}: {error}")
     threading.excepthook = lambda args: life._problem(f"a thread raised {args.exc_type.__name__}: {args.exc_value}")
-    life.play()
+    try:
+        life.play()
+    except BaseException as error:
+        life._problem(f"the life raised {error!r}: {traceback.format_exc()}")
+        raise

@@ -58,7 +58,8 @@ def play(seed: int, server: LocalServer, folder: Path) -> list[str]:
     found: list[str] = []
     for number in range(chance.randrange(1, 4)):
         key = {"api_key": server.api_key} if chance.random() < 0.6 else {}
-        plan = Plan(f"{seed} {number}", story, settings | key, reports, problems, _over(documents, taken))
+        over, ended = _ended(documents, taken), _ended(documents, taken | begun)
+        plan = Plan(f"{seed} {number}", story, settings | key, reports, problems, over, ended)
         found += _live(plan)
         _take(reports, begun, taken)
     found += _deliver(settings | {"api_key": server.api_key})
@@ -90,9 +91,9 @@ def _take(reports: Path, begun: set[int], taken: set[int]) -> None:
             (begun if what == "begun" else taken).add(int(number))
 
 
-def _over(documents: list[Doc], taken: set[int]) -> frozenset[int]:
-    """The runs whose stop document was taken."""
-    return frozenset(doc.run for number, doc in enumerate(documents) if doc.name == "stop" and number in taken)
+def _ended(documents: list[Doc], fed: set[int]) -> frozenset[int]:
+    """The runs whose stop document was fed."""
+    return frozenset(doc.run for number, doc in enumerate(documents) if doc.name == "stop" and number in fed)
 
 
 def _deliver(settings: dict[str, Any]) -> list[str]:

@@ -8,10 +8,7 @@ import pytest
 
 from .seeds import play_many
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="signals, forks and kills are made for Linux"),
-    pytest.mark.long,  # and it finds doubled readings still, where a callback is closed, used again and replaced
-]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals, forks and kills are made for Linux")
 
 
 @pytest.mark.parametrize("first", range(0, 12, 4))
