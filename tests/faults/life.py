@@ -78,6 +78,7 @@ class Run:
     documents: list[tuple[int, Doc]]
     at: int = 0
     busy: bool = False  # a thread feeds it
+    begun: bool = False  # this process has it open, or had
     ended: bool = False  # its stop document was fed: what is fed now may be known to be a replay, and be left out
 
     @property
@@ -175,6 +176,7 @@ class Life:
         number, doc = run.documents[run.at]
         _logger.info("feeds %d, %s of run %s", number, doc.name, self.plan.story.uid(doc.run)[:8])
         self._tell(f"begun {number}")
+        run.begun = True
         run.ended = run.ended or doc.name == "stop"
         begin = time.perf_counter()
         try:
@@ -251,7 +253,7 @@ class Life:
 
     def _fork(self) -> None:
         """A child of ours feeds a run that nobody has begun, while the runs of the parent stay the parent's."""
-        fresh = [run for run in self.runs if not run.at and not run.busy]
+        fresh = [run for run in self.runs if not run.begun]
         if not fresh:
             return
         run = self._chance.choice(fresh)
