@@ -281,7 +281,8 @@ class Spool:
             thread, room_thread = self._thread, self._room_thread
         end = time.monotonic() + timeout_s
         for one in filter(None, (thread, room_thread)):
-            if one is not threading.current_thread():  # a log's handler may close from there
+            # A log's handler may close from there; and one whose start was interrupted never runs.
+            if one is not threading.current_thread() and one.ident is not None:
                 one.join(max(0.0, end - time.monotonic()))
         ended = thread is None or not thread.is_alive()
         if ended:
