@@ -33,6 +33,9 @@ from .reading import RunReader
 
 # A run of three weeks at one event per second.
 MAX_EVENTS = 2_000_000
+# So many events that their times told, the last ones, are known by their uids too: one whose call was interrupted comes
+# again, and its time has been counted.
+MAX_TOLD = 100_000
 # Of the digests of interrupted runs that left the spool; the oldest ones go first, the newest stays whatever its size.
 MAX_BYTES = 64 * 2**20
 
@@ -75,6 +78,8 @@ class KeptEvents:
         self._until = dict(until or {})
         self._latest: dict[str, float] = {}
         self._set_back: set[str] = set()
+        self._told: set[int] = set()  # by uid: events that their times told, the youngest …
+        self._told_before: set[int] = set()  # … and those before them
         self._journals: list[_Journal] = []
         room = MAX_EVENTS
         for part in [*parts, *([by_uid] if by_uid else [])]:
@@ -93,11 +98,22 @@ class KeptEvents:
         digest = digest_of(uid)
         if sum(journal.has_uid(digest) for journal in self._journals):  # each is asked, and notes it
             return True
-        if any(journal.has_time(event_stream, times) for journal in self._journals) or self._was_before(
-            event_stream, times
-        ):
+        if digest in self._told or digest in self._told_before:
+            return True
+        if self._has_time(event_stream, digest, times) or self._was_before(event_stream, times):
             self.by_time += 1
             return True
+        return False
+
+    def _has_time(self, event_stream: str, digest: int, times: Sequence[float]) -> bool:
+        for journal in self._journals:
+            place = journal.place_of(event_stream, times)
+            if place is not None:
+                self._told.add(digest)  # first: interrupted behind it, a time is counted once too few
+                place[0][place[1]] += 1
+                if len(self._told) > MAX_TOLD:
+                    self._told, self._told_before = set(), self._told
+                return True
         return False
 
     def _was_before(self, event_stream: str, times: Sequence[float]) -> bool:
@@ -140,17 +156,16 @@ class _Journal:
         self._keeps_uids = self._keeps_uids or found
         return found
 
-    def has_time(self, event_stream: str, times: Sequence[float]) -> bool:
+    def place_of(self, event_stream: str, times: Sequence[float]) -> tuple[array[int], int] | None:
+        """Return where to count that an event with one of these times was recognised; None if the journal has none."""
         if self._keeps_uids or event_stream not in self._times:
-            return False
-        return any(self._takes(self._times[event_stream], self._taken[event_stream], time) for time in times)
-
-    def _takes(self, kept: array[float], taken: array[int], time: float) -> bool:
-        first = bisect_left(kept, time)
-        if first == len(kept) or kept[first] != time or taken[first] == bisect_right(kept, time) - first:
-            return False
-        taken[first] += 1
-        return True
+            return None
+        kept, taken = self._times[event_stream], self._taken[event_stream]
+        for time in times:
+            first = bisect_left(kept, time)
+            if first < len(kept) and kept[first] == time and taken[first] < bisect_right(kept, time) - first:
+                return taken, first
+        return None
 
 
 def digest_of(uid: Any) -> int:

@@ -55,7 +55,7 @@ from .place import mark
 from .reading import HEAD, LEDGER, has_lines, has_stop, read_header, was_synced
 from .reserve import is_full, with_room
 from .room import BEHIND_INTERVAL_S, ROOM_INTERVAL_S, Room, network_file_system
-from .writer import OpenJournals, RunWriter
+from .writer import FolderTakenError, OpenJournals, RunWriter
 
 _logger = logging.getLogger(__name__)
 
@@ -161,6 +161,12 @@ class Spool:
             self._start_threads()  # also where there is no room: it notices when there is some again
         if not self.has_room:
             raise SpoolFullError(f"the spool has no room: {self._room.why_none}")
+        try:
+            return self._create(header, to_deliver=to_deliver, accept=accept)
+        except FolderTakenError:  # under another name nobody has it
+            return self._create(header, to_deliver=to_deliver, accept=accept)
+
+    def _create(self, header: Header, *, to_deliver: bool, accept: Callable[[RunWriter], None] | None) -> RunWriter:
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
         folder = self.path / name
         delivering = RunLock(folder / UPLOADER_LOCK) if to_deliver else None
@@ -198,7 +204,8 @@ class Spool:
             if isinstance(error, OSError):
                 if is_full(error):
                     self._room.disk_is_full()
-                raise SpoolError(f"spool {self.path} takes no further run: {error}") from error
+                kind = FolderTakenError if isinstance(error, FolderTakenError) else SpoolError
+                raise kind(f"spool {self.path} takes no further run: {error}") from error
             raise
         return writer
 

@@ -24,6 +24,10 @@ from .room import Room
 OPEN_JOURNALS = 56
 
 
+class FolderTakenError(SpoolError):
+    """The new folder has another owner: somebody who looks at its lock for too long, or takes it for a left one."""
+
+
 class OpenJournals:
     """The writers of a spool whose journal has its file open. Which one makes way for another is left to chance.
 
@@ -81,7 +85,7 @@ class RunWriter:
         self._lock = RunLock(folder / WRITER_LOCK)
         self.has_lock = not header.session
         if self.has_lock and not self._lock.acquire(patience_s=A_LOOK_S):
-            raise SpoolError(f"{folder} belongs to another process, which writes it; leave it alone until that ends")
+            raise FolderTakenError(f"{folder} belongs to another process, which writes it; leave it to that")
         self.in_use = False  # whoever wanted it has it
         self.dirty = True  # appended to since the last sync
         self.sync_failed = False  # said once

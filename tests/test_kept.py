@@ -26,7 +26,7 @@ def test_an_event_is_known_by_its_uid_or_as_often_as_its_time_was_kept() -> None
 
     assert kept.has("primary", "new 1", [1.0])
     assert not kept.has("primary", "new 2", [1.0])
-    assert [kept.has("primary", f"new {n}", [0.5, 2.0]) for n in range(3)] == [True, True, False]
+    assert [kept.has("primary", f"newer {n}", [0.5, 2.0]) for n in range(3)] == [True, True, False]
     assert kept.has("fly", "e4", [5.0])
     assert not kept.has("fly", "new", [5.0])  # its source keeps uids, so this one is new
     assert not kept.has("other", "new", [5.0])
@@ -40,6 +40,13 @@ def test_a_replay_with_uids_of_its_own_tells_nothing_of_another_journal() -> Non
     assert not kept.has("primary", "f5", [4.0])  # another event at the time of f4, in the journal that keeps uids
     assert not kept.has("primary", "f6", [2.0])
     assert kept.by_time == 2
+
+
+def test_an_event_that_its_time_told_is_told_again_where_its_call_was_interrupted() -> None:
+    kept = KeptEvents([events_of("e1", primary=[1.0])])
+
+    assert [kept.has("primary", uid, [1.0]) for uid in ("new 1", "new 1", "new 2")] == [True, True, False]
+    assert kept.by_time == 1
 
 
 @pytest.mark.parametrize("uid", ["", "\ud800", 'with "quotes" and \\', 7, None])
