@@ -385,8 +385,7 @@ class JournalWriter:
         self._segment_bytes = segment_bytes
         self._segment = max(segments(folder), default=1)
         self._file = LineFile(segment_path(folder, self._segment), make_room=make_room)
-        self.written = 0  # bytes of whole lines appended; too few where an append was interrupted, until `settle`
-        self._before = -self._file.size  # those in the segments left behind
+        self._before = 0  # bytes in the segments left behind
         self._unsynced: list[LineFile] = []  # segments left behind since the last sync
 
     def append(self, lines: bytes) -> None:
@@ -399,15 +398,14 @@ class JournalWriter:
         if self._file.size >= self._segment_bytes:
             self._next_segment()
         self._file.append(lines)
-        self.written += len(lines)
 
-    def settle(self) -> None:
-        """Count what an interrupted `append` has written, or take back its half.
+    def settled_size(self) -> int:
+        """Return how many bytes of whole lines there are, also where the last `append` was interrupted.
 
         Raises:
             SpoolError: The file cannot be looked at, or half a line cannot be taken back.
         """
-        self.written = self._before + self._file.settled_size()
+        return self._before + self._file.settled_size()
 
     def sync(self) -> None:
         """Have every line appended before this call survive a power cut. Another thread may be appending meanwhile."""

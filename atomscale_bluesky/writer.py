@@ -97,6 +97,8 @@ class RunWriter:
             self._journal = JournalWriter(folder)
             undo.callback(self._journal.close)
             self._journal.append(line(payload) * 2)  # twice, for the run is worth nothing without it
+            # How much was appended so far; too little where an append was interrupted, until `kept` is asked.
+            self.written = self._journal.settled_size()
             undo.pop_all()
         self._journals.add(self)
 
@@ -134,6 +136,7 @@ class RunWriter:
                 raise
             self._room.give_up_reserve()
             self._journal.append(lines)
+        self.written += len(lines)
         self._room.used_bytes += len(lines)
         if len(payloads) > 1:
             self._described += dict.fromkeys(filter(describes, payloads))
@@ -147,11 +150,6 @@ class RunWriter:
                     return error
         return None
 
-    @property
-    def written(self) -> int:
-        """How much was appended so far, in bytes."""
-        return self._journal.written
-
     def kept(self, payloads: list[bytes], written_before: int) -> bool:
         """Return True if an `append` of these lines that was interrupted, or may have been, has written them.
 
@@ -162,8 +160,8 @@ class RunWriter:
         Raises:
             SpoolError: The file cannot be looked at, or half a line cannot be taken back.
         """
-        self._journal.settle()
-        if self._journal.written == written_before:
+        self.written = self._journal.settled_size()
+        if self.written == written_before:
             return False
         self._described += dict.fromkeys(filter(describes, payloads))
         self.dirty = True
