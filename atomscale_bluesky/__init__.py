@@ -10,6 +10,7 @@ RE.subscribe(AtomscaleCallback())
 from importlib.metadata import PackageNotFoundError, version
 
 from .callback import AtomscaleCallback
+from .documents.metadata import validate_metadata
 from .errors import (
     ApiError,
     ApiKeyError,
@@ -23,7 +24,6 @@ from .errors import (
     SpoolError,
     SpoolFullError,
 )
-from .metadata import validate_metadata
 from .settings import Settings
 
 try:

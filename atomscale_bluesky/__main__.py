@@ -52,7 +52,7 @@ def _run(arguments: list[str] | None) -> int:
     import click
 
     from .cli import commands
-    from .cli.text import plain
+    from .cli.formatting import plain
     from .errors import ApiKeyError, AtomscaleBlueskyError, SettingsError
 
     try:

@@ -27,25 +27,30 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from . import process
-from .account import StreamStatus
-from .channels import EventStream, Selection, mapping_of
-from .client import Client
+from .api.client import Client
+from .delivery import exit_hooks as process
+from .delivery.drain import Drain
+from .delivery.uploader import Uploader
+from .documents.event_stream import EventStream, mapping_of
+from .documents.known_runs import Past, PastRuns
+from .documents.open_run import NO_ROOM, NOT_SELECTED, NOT_WRITTEN, TOO_LONG, OpenRun, without
+from .documents.rejections import BEHIND_STOP, NOT_KEPT, SEEN_BEFORE, TAKEN_BEFORE, UNREADABLE, Oddities
+from .documents.selection import Selection
+from .documents.start_document import header_of, text_of, time_of, uid_of
 from .errors import LineTooLongError, SettingsError, SpoolError, SpoolFullError
-from .kept import KeptEvents, times_of
-from .lines import Header, Stop, encode
-from .oddities import BEHIND_STOP, NOT_KEPT, SEEN_BEFORE, TAKEN_BEFORE, UNREADABLE, Oddities, plain
-from .past import Past, PastRuns
-from .runs import NO_ROOM, NOT_SELECTED, NOT_WRITTEN, TOO_LONG, OpenRun, header_of, text_of, time_of, uid_of, without
+from .model.text import plain
 from .settings import Settings
-from .spool import Spool
-from .uploader import Drain, Uploader
-from .watch import SpoolWatch, Status
-from .writer import RunWriter
+from .spool.journal_format import Header, Stop
+from .spool.kept_events import KeptEvents, times_of
+from .spool.lines import encode
+from .spool.run_writer import RunWriter
+from .spool.spool import Spool
+from .status.account import StreamStatus
+from .status.spool_status import SpoolWatch, Status
 
 if TYPE_CHECKING:
-    from .elsewhere import Elsewhere
-    from .verify import Verification
+    from .checks.verification import Verification
+    from .delivery.uploader_process import Elsewhere
 
 _logger = logging.getLogger(__name__)
 
@@ -271,7 +276,7 @@ class AtomscaleCallback:
         return self._drain_with_bar(timeout_s)
 
     def _drain_with_bar(self, timeout_s: float) -> bool:
-        from .progress import LOOK_PERIOD_S, Bar
+        from .status.progress import LOOK_PERIOD_S, Bar
 
         try:
             from rich.console import Console
@@ -329,7 +334,7 @@ class AtomscaleCallback:
             ApiUnavailableError: There was no answer of the API's in time.
             ApiTooLargeError: An answer is far larger than its stream can be.
         """
-        from .verify import verify_run  # takes a while, and few sessions ask
+        from .checks.verification import verify_run  # takes a while, and few sessions ask
 
         folder = Path(self._watch.find(run_uid).folder)
         client = Client(self.settings)
@@ -734,7 +739,7 @@ class AtomscaleCallback:
         if place == "thread":
             uploader = Uploader(self._spool, self.settings, settle=settle)
         else:
-            from .elsewhere import Elsewhere  # takes a while, and most sessions have a thread
+            from .delivery.uploader_process import Elsewhere  # takes a while, and most sessions have a thread
 
             uploader = Elsewhere(self._spool, self.settings, start=place == "process", settle=settle)
         uploader.start()

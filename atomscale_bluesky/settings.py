@@ -23,9 +23,9 @@ import platformdirs
 from msgspec import Meta
 
 from .errors import SettingsError
-from .findings import read_findings
-from .names import tags_of, uuid_of
-from .place import spool_folder, warn_if_elsewhere
+from .model.identifiers import tags_of, uuid_of
+from .spool.place import spool_folder, warn_if_elsewhere
+from .status.probe_results import read_findings
 
 _logger = logging.getLogger(__name__)
 

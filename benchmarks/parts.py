@@ -22,9 +22,12 @@ import numpy as np
 import orjson
 from msgspec import convert
 
-from atomscale_bluesky import AtomscaleCallback, journal, lines, wire
-from atomscale_bluesky.chunks import Chunk, Column
-from atomscale_bluesky.lines import Position
+from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky.api import wire
+from atomscale_bluesky.model.chunk import Chunk, Column
+from atomscale_bluesky.model.rows import Position
+from atomscale_bluesky.spool import journal_format as lines
+from atomscale_bluesky.spool import lines as framing
 
 from . import documents
 from .report import Report, Table
@@ -76,7 +79,7 @@ def _event(size: int, folder: Path, rounds: int, *, short: bool) -> dict[str, fl
     values = pick(data)
     numbers = pack(*values)
     text = lines.encode_row(0, 1, 1.76e9, uid, hexlify(numbers))
-    line = journal.line(text)
+    line = framing.line(text)
     common = bytes(range(0x43))
     descriptor = os.open(folder / f"written-{size}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     parts: dict[str, Part] = {
@@ -86,7 +89,7 @@ def _event(size: int, folder: Path, rounds: int, *, short: bool) -> dict[str, fl
         "see that they are finite, and not too large": lambda: numbers[::8].translate(None, common),
         "hexadecimal digits": lambda: hexlify(numbers),
         "put the row together": lambda: lines.encode_row(0, 1, 1.76e9, uid, b""),
-        "checksum, and put the line together": lambda: journal.line(text),
+        "checksum, and put the line together": lambda: framing.line(text),
         "`write`": lambda: os.write(descriptor, line),
     }
     took = {what: _least(part, rounds, short=short) for what, part in parts.items()}
@@ -114,9 +117,9 @@ def _chunk(size: int, rounds: int, *, short: bool) -> dict[str, float]:
     chance = np.random.default_rng(1).random((POINTS, size)) * 1000.0
     times = tuple(1.76e9 + n / 10 for n in range(POINTS))
     rows = [lines.encode_row(0, n, times[n], "0" * 36, lines.packed(chance[n].tolist())) for n in range(POINTS)]
-    text = memoryview(b"".join(map(journal.line, rows)))
+    text = memoryview(b"".join(map(framing.line, rows)))
     width = len(text) // POINTS
-    table = journal.table_of(text, width)
+    table = framing.table_of(text, width)
     if table is None:
         raise RuntimeError("rows of one layout are not equally wide")
     columns = tuple(
@@ -127,7 +130,7 @@ def _chunk(size: int, rounds: int, *, short: bool) -> dict[str, float]:
     answer = json.dumps([{"data_id": "x", "chunk_index": 0, "channel_name": name} for name in names]).encode()
     parts: dict[str, Part] = {
         "checksums of the lines": lambda: [zlib.crc32(text[i : i + width]) for i in range(0, len(text), width)],
-        "lines as a table, checksums included": lambda: journal.table_of(text, width),
+        "lines as a table, checksums included": lambda: framing.table_of(text, width),
         "the table as numbers": lambda: lines.decode_rows(table),
         "rows to columns": lambda: list(np.ascontiguousarray(chance.T)),
         "the body of a request": lambda: wire.push("metrology", "x", chunk),

@@ -22,7 +22,7 @@ from time import perf_counter_ns
 from typing import Any
 
 from atomscale_bluesky import AtomscaleCallback, Settings
-from atomscale_bluesky.service import is_served
+from atomscale_bluesky.delivery.uploader_service import is_served
 
 from . import documents
 from .event import Floor

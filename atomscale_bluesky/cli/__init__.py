@@ -11,9 +11,9 @@ import click
 
 from .demo import demo
 from .doctor import doctor
-from .lists import instruments, projects, samples
 from .orders import discard, edit, move, retry, settle
 from .probe import probe
+from .resources import instruments, projects, samples
 from .serve import serve
 from .status import status
 from .upload import upload

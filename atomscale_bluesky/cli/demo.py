@@ -14,8 +14,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ..status.progress import number
 from .demo_display import DemoDisplay, DemoLog
-from .text import console, number, plain
+from .formatting import console, plain
 
 if TYPE_CHECKING:
     from ..demo import Comparison, Outcome

@@ -17,7 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .text import number, plain
+from ..status.progress import number
+from .formatting import plain
 
 if TYPE_CHECKING:
     from ..demo import Moment

@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from .text import console, plain
+from .formatting import console, plain
 
 _STYLES = {"passed": "green", "warning": "yellow", "failed": "bold red"}
 
@@ -26,7 +26,7 @@ def doctor(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
 
     The exit code is 1 if a check failed, and 0 otherwise, warnings included.
     """
-    from ..doctor import Result, examine
+    from ..checks.doctor import Result, examine
     from ..settings import Settings
 
     checks = list(examine(Settings.load(spool_dir=spool_dir, endpoint=endpoint)))

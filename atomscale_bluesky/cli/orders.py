@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
-from .text import console, counted, plain
+from ..status.progress import counted
+from .formatting import console, plain
 
 if TYPE_CHECKING:
-    from ..account import RunStatus
-    from ..lines import OrderLine
-    from ..spool import Spool
+    from ..spool.orders import OrderLine
+    from ..spool.spool import Spool
+    from ..status.account import RunStatus
 
 _run = click.argument("run", metavar="RUN")
 _spool_dir = click.option(
@@ -34,7 +35,7 @@ def retry(run: str, spool_dir: Path | None) -> int:
     RUN is the beginning of a run's uid, as `status` shows it. Use it when the reason has passed: an instrument was
     registered, a right was given, the server was mended. A chunk keeps its number and its content.
     """
-    from ..lines import Retry
+    from ..spool.orders import Retry
 
     return _order(run, spool_dir, Retry(), "is tried again")
 
@@ -49,7 +50,7 @@ def discard(run: str, yes: bool, spool_dir: Path | None) -> int:
     RUN is the beginning of a run's uid, as `status` shows it. What waits or was refused is deleted here and never sent;
     what was delivered stays in Atomscale, in streams that are not finalized.
     """
-    from ..lines import Discard
+    from ..spool.orders import Discard
 
     spool = _spool(spool_dir)
     found = _find(spool, run)
@@ -91,9 +92,10 @@ def edit(
     """
     import msgspec
 
+    from ..documents.metadata import read_metadata
     from ..errors import MetadataError
-    from ..lines import Edit, Links
-    from ..metadata import read_metadata
+    from ..model.links import Links
+    from ..spool.orders import Edit
 
     given: dict[str, Any] = {name: value for name, value in one.items() if value is not None}
     if no_sample or given.keys() & {"physical_sample", "physical_sample_id"}:
@@ -133,8 +135,8 @@ def settle(run: str, spool_dir: Path | None) -> int:
     its plan is over, because another subscriber raised on the stop document; a run whose process has died is completed
     by itself.
     """
-    from ..lines import Settle
-    from ..reading import stop_of
+    from ..spool.orders import Settle
+    from ..spool.run_reader import stop_of
 
     found = _find(_spool(spool_dir), run)
     if found.state != "unreadable" and stop_of(Path(found.folder)) is not None:
@@ -154,9 +156,9 @@ def move(run: str, endpoint: str, yes: bool, spool_dir: Path | None) -> int:
     reading on, into new metrology streams; what the old one has of it stays there, in streams that are not finalized.
     Who delivers it needs a key for the new endpoint.
     """
-    from ..lines import Move
-    from ..reading import stop_of
     from ..settings import Settings
+    from ..spool.orders import Move
+    from ..spool.run_reader import stop_of
 
     endpoint = Settings.load(endpoint=endpoint).endpoint
     spool = _spool(spool_dir)
@@ -203,7 +205,7 @@ def _spool(spool_dir: Path | None) -> Spool:
 
 def _find(spool: Spool, run: str) -> RunStatus:
     from ..errors import SpoolError
-    from ..watch import SpoolWatch
+    from ..status.spool_status import SpoolWatch
 
     try:
         return SpoolWatch(spool).find(run)

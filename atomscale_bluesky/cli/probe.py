@@ -11,10 +11,10 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from .text import console, plain
+from .formatting import console, plain
 
 if TYPE_CHECKING:
-    from ..findings import Fact, Findings
+    from ..status.probe_results import Fact, Findings
 
 _STREAMS = 5
 
@@ -45,12 +45,12 @@ def probe(
     The exit code is 1 if a question stayed open, and 0 otherwise.
     """
     from .. import __version__
-    from ..client import Client
-    from ..findings import Findings, write_findings
-    from ..names import uuid_of
-    from ..probe import Probe
+    from ..api.client import Client
+    from ..checks.probe import Probe
+    from ..model.identifiers import uuid_of
     from ..settings import Settings
-    from ..spool import Spool
+    from ..spool.spool import Spool
+    from ..status.probe_results import Findings, write_findings
 
     settings = Settings.load(endpoint=endpoint, spool_dir=spool_dir)
     if not settings.api_key:

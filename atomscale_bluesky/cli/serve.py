@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from .text import console
+from .formatting import console
 
 
 @click.command

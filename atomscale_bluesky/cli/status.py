@@ -22,13 +22,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from .text import age, console, counted, moment, number, plain
+from ..status.progress import counted, number
+from .formatting import age, console, moment, plain
 
 if TYPE_CHECKING:
-    from ..account import Counts, RunStatus, StreamStatus
     from ..settings import Settings
-    from ..spool import Spool
-    from ..watch import Status
+    from ..spool.spool import Spool
+    from ..status.account import Counts, RunStatus, StreamStatus
+    from ..status.spool_status import Status
 
 # How often `--watch` looks.
 LOOK_PERIOD_S = 1.0
@@ -78,7 +79,7 @@ class _Look:
     """The spool as it is at one moment."""
 
     def __init__(self, settings: Settings, with_finished: bool) -> None:
-        from ..watch import SpoolWatch, Status
+        from ..status.spool_status import SpoolWatch, Status
 
         self._settings = settings
         self._spool: Spool | None = None
@@ -90,7 +91,7 @@ class _Look:
 
     def again(self) -> None:
         """Look again; there may be a spool now that was not there before."""
-        from ..watch import SpoolWatch
+        from ..status.spool_status import SpoolWatch
 
         if self._spool is None:
             self._spool = open_spool(self._settings)
@@ -166,7 +167,7 @@ def open_spool(settings: Settings, *, read_only: bool = True) -> Spool | None:
         SettingsError: The folder cannot be used.
     """
     from ..errors import SettingsError, SpoolError
-    from ..spool import Spool
+    from ..spool.spool import Spool
 
     try:
         path = settings.locate_spool()
@@ -188,7 +189,7 @@ def needs_a_person(run: RunStatus) -> bool:
 
 
 def _shown(settings: Settings, runs: Status, finished: list[dict[str, Any]], now: float) -> Iterator[RenderableType]:
-    from ..clock import CLOCK_WARNS_S, read_note, told
+    from ..status.clock_note import CLOCK_WARNS_S, read_note, told
 
     for run in runs:
         yield from _run(run, now, settings.endpoint)
@@ -340,7 +341,7 @@ def _stream(stream: StreamStatus) -> Text:
 def _as_json(settings: Settings, runs: Status, finished: list[dict[str, Any]] | None, now: float) -> dict[str, Any]:
     import msgspec
 
-    from ..clock import read_note
+    from ..status.clock_note import read_note
 
     told: dict[str, Any] = {
         "spool": str(settings.spool_path),
@@ -364,6 +365,6 @@ def _as_json(settings: Settings, runs: Status, finished: list[dict[str, Any]] | 
 
 
 def _nothing() -> Counts:
-    from ..account import Counts
+    from ..status.account import Counts
 
     return Counts()

@@ -18,15 +18,15 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from ..progress import LOOK_PERIOD_S, Bar
+from ..status.progress import LOOK_PERIOD_S, Bar, counted, number
+from .formatting import ConsoleLog, console, plain
 from .status import open_spool
-from .text import ConsoleLog, console, counted, number, plain
 
 if TYPE_CHECKING:
+    from ..delivery.uploader import Uploader
     from ..settings import Settings
-    from ..spool import Spool
-    from ..uploader import Uploader
-    from ..watch import SpoolWatch
+    from ..spool.spool import Spool
+    from ..status.spool_status import SpoolWatch
 
 
 @click.command
@@ -53,10 +53,10 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
     is `none`, and says what it does on its standard error. The exit codes are then 0 when it was told to end, 75 where
     the spool is served already, 77 when the API key is refused for half a minute, 1 when it failed.
     """
-    from ..client import Client
+    from ..api.client import Client
     from ..errors import ApiUnavailableError
     from ..settings import Settings
-    from ..watch import SpoolWatch
+    from ..status.spool_status import SpoolWatch
 
     settings = Settings.load(spool_dir=spool_dir, endpoint=endpoint)
     if follow:
@@ -110,7 +110,7 @@ def _check_that_it_may_send(settings: Settings) -> None:
 
 
 def _follow(settings: Settings, timeout_s: float | None) -> int:
-    from ..service import LOG_FORMAT, serve, stop_on_signals
+    from ..delivery.uploader_service import LOG_FORMAT, serve, stop_on_signals
 
     _check_that_it_may_send(settings)
     handler = logging.StreamHandler()  # to standard error, where services are expected to speak
@@ -151,7 +151,7 @@ def _logged(out: Console) -> Iterator[None]:
 
 def _deliver(out: Console, settings: Settings, spool: Spool, watch: SpoolWatch, ending: threading.Event) -> None:
     """Drain until nothing moves any more, or `ending`. In rounds: an uploader takes up so many runs at a time."""
-    from ..uploader import Uploader
+    from ..delivery.uploader import Uploader
 
     with Bar(out, watch) as bar:
         while not ending.is_set():

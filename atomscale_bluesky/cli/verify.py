@@ -11,12 +11,13 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from ..status.progress import counted, number
+from .formatting import ConsoleLog, console, plain
 from .status import open_spool
-from .text import ConsoleLog, console, counted, number, plain
 
 if TYPE_CHECKING:
+    from ..checks.verification import Verification
     from ..settings import Settings
-    from ..verify import Verification
 
 MOST_NAMES = 8  # of series that the service has added; --json has all
 
@@ -81,10 +82,10 @@ def verify(
 
 
 def _with_journal(settings: Settings, run: str, patience_s: float) -> Verification:
-    from ..client import Client
+    from ..api.client import Client
+    from ..checks.verification import verify_run
     from ..errors import SpoolError
-    from ..verify import verify_run
-    from ..watch import SpoolWatch
+    from ..status.spool_status import SpoolWatch
 
     spool = open_spool(settings)
     if spool is None:
@@ -101,7 +102,7 @@ def _with_journal(settings: Settings, run: str, patience_s: float) -> Verificati
 def _with_recording(
     settings: Settings, run: str, recording: Path, data_ids: tuple[str, ...], patience_s: float
 ) -> Verification:
-    from ..recorded import RecordingError, one_run, read_documents, verify_recorded
+    from ..checks.recordings import RecordingError, one_run, read_documents, verify_recorded
 
     out = ConsoleLog(console(stderr=True), logging.ERROR)
     logging.getLogger("atomscale_bluesky").addHandler(out)
@@ -119,7 +120,7 @@ def _with_recording(
 
 def _known_streams(settings: Settings, uid: str) -> tuple[str, ...]:
     """What the spool or its history knows a run to have become."""
-    from ..watch import SpoolWatch
+    from ..status.spool_status import SpoolWatch
 
     spool = open_spool(settings)
     if spool is None:

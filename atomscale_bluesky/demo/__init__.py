@@ -8,8 +8,8 @@ in a `Display`; `draw` makes the picture. Everything that was started is ended, 
 
 from __future__ import annotations
 
-from ..comparison import Series, joined
-from .comparison import Comparison, Emitted, compare
+from ..checks.comparison import Series, joined
+from .emitted import Comparison, Emitted, compare
 from .story import Choices, Display, Moment, Outcome, run_demo
 
 __all__ = [

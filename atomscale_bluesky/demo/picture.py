@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 if TYPE_CHECKING:
-    from .comparison import Comparison
+    from .emitted import Comparison
     from .story import Outcome
 
 DPI = 110

@@ -21,16 +21,16 @@ from typing import Any, Protocol
 from bluesky import RunEngine
 from bluesky.utils import RunEngineInterrupted
 
+from ..api.client import Client
 from ..callback import AtomscaleCallback
-from ..client import Client
-from ..comparison import Series, joined
+from ..checks.comparison import Series, joined
 from ..errors import ApiError, ApiRefusedError, SettingsError
+from ..model.identifiers import FAMILIES
 from ..server import DEFAULT_API_KEY, Control
 from ..settings import Settings
 from ..sim import QUANTUM_WELL, QUICK, SimulatedChamber, grow
-from ..spool import Spool
-from ..wire import FAMILIES
-from .comparison import Comparison, Emitted, compare
+from ..spool.spool import Spool
+from .emitted import Comparison, Emitted, compare
 from .server_process import ServerProcess
 
 # The local server knows this growth instrument.

@@ -6,12 +6,12 @@ made to misbehave, by faults described as data. It is made for tests, demonstrat
 it analyses nothing.
 """
 
-from .control import ChannelPoints, Control, ServerInfo, StreamState
+from .control_client import ChannelPoints, Control, ServerInfo, StreamState
 from .faults import LOGIN_PAGE, CallName, Fault, FaultState
+from .local_server import DEFAULT_API_KEY, DEFAULT_PORT, LocalServer, serve
 from .options import DEFAULT_INSTRUMENTS, Family, Instrument
 from .request_log import RequestCounts, RequestRecord
 from .rules import Rule
-from .run import DEFAULT_API_KEY, DEFAULT_PORT, LocalServer, serve
 
 __all__ = [
     "DEFAULT_API_KEY",

@@ -15,8 +15,8 @@ from itertools import groupby
 from typing import Any
 from uuid import uuid4
 
-from .bodies import InitializeBody, Points, check_text, unpack
 from .options import Family, Options
+from .request_bodies import InitializeBody, Points, check_text, unpack
 from .rules import Refusal, Rule, refused
 from .store import Store
 

@@ -17,8 +17,12 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from atomscale_bluesky import lines, settings
+from atomscale_bluesky import settings
 from atomscale_bluesky.server import Rule
+from atomscale_bluesky.spool import journal_format, ledger_format, orders
+
+# Which file has the union of all lines of a kind of file.
+_UNIONS = {"JournalLine": journal_format, "LedgerLine": ledger_format, "OrderLine": orders}
 
 
 def settings_table() -> str:
@@ -51,14 +55,14 @@ def rules_table() -> str:
 def lines_table(union: str) -> str:
     """The kinds of line that a file of the spool may hold, for `JournalLine`, `LedgerLine` or `OrderLine`."""
     rows = ["| `kind` | what it says | members |", "|---|---|---|"]
-    for kind in typing.get_args(getattr(lines, union)):
+    for kind in typing.get_args(getattr(_UNIONS[union], union)):
         members = "; ".join(
             f"`{name}`" + (f": {_cell(comment)}" if comment else "") for name, _, comment in _fields(kind)
         )
         said = (inspect.getdoc(kind) or "").partition("\n")[0]
         rows.append(f"| `{kind.__struct_config__.tag}` | {_cell(said)} | {members or '–'} |")
     if union == "LedgerLine":
-        rows += ["", "`why` is one of " + ", ".join(f'"{why}"' for why in typing.get_args(lines.Why)) + "."]
+        rows += ["", "`why` is one of " + ", ".join(f'"{why}"' for why in typing.get_args(ledger_format.Why)) + "."]
     return "\n".join(rows)
 
 
@@ -111,7 +115,8 @@ class _Table(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         self.env.note_dependency(settings.__file__)
-        self.env.note_dependency(lines.__file__)
+        for module in _UNIONS.values():
+            self.env.note_dependency(module.__file__)
         return self.parse_text_to_nodes(type(self).table(*self.arguments))
 
 

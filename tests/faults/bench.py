@@ -18,7 +18,7 @@ from typing import Any
 
 from atomscale_bluesky import AtomscaleCallback, Settings
 from atomscale_bluesky.server import Control, LocalServer
-from atomscale_bluesky.spool import Spool
+from atomscale_bluesky.spool.spool import Spool
 
 from . import child
 from .child import Ending, Job, Told

@@ -21,7 +21,10 @@ from typing import Any
 
 import msgspec
 
-from atomscale_bluesky import AtomscaleCallback, Settings, journal, pause, uploader
+from atomscale_bluesky import AtomscaleCallback, Settings
+from atomscale_bluesky.delivery import backoff as pause
+from atomscale_bluesky.delivery import uploader
+from atomscale_bluesky.spool import journal
 
 from . import disk
 from .story import Story

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from atomscale_bluesky.server import LOGIN_PAGE, Fault
-from atomscale_bluesky.spool import Spool
+from atomscale_bluesky.spool.spool import Spool
 
 from . import disk
 from .bench import Bench, Result, bench

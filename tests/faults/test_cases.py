@@ -17,7 +17,7 @@ def test_every_case_names_scenarios_and_tests_that_exist() -> None:
     cases = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ") and "shown by" not in line]
     functions = {
         node.name
-        for path in (ROOT / "tests").glob("test_*.py")
+        for path in (ROOT / "tests").rglob("test_*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef)
     }

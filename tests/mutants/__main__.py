@@ -1,4 +1,4 @@
-"""`python -m tests.mutants --room journal --sample 30 --seed 1`: which small mistakes the tests do not notice."""
+"""`python -m tests.mutants --folder journal --sample 30 --seed 1`: which small mistakes the tests do not notice."""
 
 # ruff: noqa: T201 - it is a program that speaks to a person
 
@@ -20,19 +20,46 @@ from .trial import PACKAGE, run
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 240  # of one mistake's tests; what takes longer hangs
-ROOMS = {
-    "journal": ("journal", "writer", "reading", "lines"),
-    "chunks": ("chunks", "cutting"),
-    "spool": ("spool", "claim", "room", "reserve", "locks"),
-    "uploader": ("uploader", "senders", "sender", "answers", "roster", "delivery", "pause"),
+FOLDERS = {
+    "journal": (
+        "spool/journal",
+        "spool/line_file",
+        "spool/lines",
+        "spool/journal_format",
+        "spool/run_writer",
+        "spool/run_reader",
+    ),
+    "chunking": ("chunking/chunker", "chunking/run_chunker", "chunking/recut"),
+    "spool": (
+        "spool/spool",
+        "spool/run_claim",
+        "spool/history",
+        "spool/kept_events",
+        "spool/disk_space",
+        "spool/reserve",
+        "spool/locks",
+        "spool/place",
+        "spool/own_files",
+    ),
+    "ledger": ("spool/ledger", "spool/ledger_state"),
+    "delivery": (
+        "delivery/uploader",
+        "delivery/worker_pool",
+        "delivery/task_runner",
+        "delivery/outcomes",
+        "delivery/active_runs",
+        "delivery/waiting_runs",
+        "delivery/run_delivery",
+        "delivery/backoff",
+    ),
 }
 
 
 def main() -> int:
     """Note which test runs which line, or try mistakes and print those that no test notices."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Which mistakes the tests notice.")
-    parser.add_argument("--room", action="append", choices=ROOMS, help="whose code; may be repeated")
-    parser.add_argument("--sample", type=int, default=30, help="how many mistakes of each room, at random")
+    parser.add_argument("--folder", action="append", choices=FOLDERS, help="whose code; may be repeated")
+    parser.add_argument("--sample", type=int, default=30, help="how many mistakes of each folder, at random")
     parser.add_argument("--seed", type=int, default=1, help="which sample")
     parser.add_argument("--seconds", type=float, default=60, help="how much of the tests each one gets, fastest first")
     parser.add_argument("--only", type=int, action="append", help="of the sample, the one of this number")
@@ -43,22 +70,22 @@ def main() -> int:
         "--note", nargs="+", metavar="TESTS", help="add what these test files run to the notes, and end"
     )
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        tree = _copy(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="mutants-") as copy:
+        tree = _copy(Path(copy))
         if given.note:
             _, code = run(tree, given.note, notes=given.notes)
             print((tree / "pytest.log").read_text()[-2000:])
             return code or 0
         notes = json.loads(given.notes.read_text())
         alive = 0
-        for room in given.room or ROOMS:
-            every = [m for name in ROOMS[room] for m in mistakes(f"{name}.py", _source(ROOT, f"{name}.py"))]
+        for folder in given.folder or FOLDERS:
+            every = [m for name in FOLDERS[folder] for m in mistakes(f"{name}.py", _source(ROOT, f"{name}.py"))]
             random.Random(given.seed).shuffle(every)
             sample = list(islice(filter(_compiles, every), given.sample))
-            print(f"{room}: {len(sample)} of {len(every)}, seed {given.seed}", flush=True)
+            print(f"{folder}: {len(sample)} of {len(every)}, seed {given.seed}", flush=True)
             tried = [number for number in range(len(sample)) if not given.only or number in given.only]
             living = sum(_lives(tree, n, sample[n], _tests(notes, sample[n], given.seconds)) for n in tried)
-            print(f"{room}: {len(tried) - living} of {len(tried)} are noticed", flush=True)
+            print(f"{folder}: {len(tried) - living} of {len(tried)} are noticed", flush=True)
             alive += living
     return 1 if alive else 0
 

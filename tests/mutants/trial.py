@@ -87,11 +87,12 @@ class _Notes:
     def pytest_sessionfinish(self) -> None:
         self._coverage.stop()
         data = self._coverage.get_data()
-        files = [file for file in data.measured_files() if Path(file).parent.name == PACKAGE]
+        files = [file for file in data.measured_files() if PACKAGE in Path(file).parts]
         notes = json.loads(self._path.read_text()) if self._path.exists() else {"seconds": {}, "lines": {}}
         notes["seconds"] |= {name: took for name, took in self._seconds.items() if name not in self._failed}
         for file in files:
-            lines = notes["lines"].setdefault(Path(file).name, {})
+            module = Path(file).as_posix().rpartition(f"/{PACKAGE}/")[2]
+            lines = notes["lines"].setdefault(module, {})
             for number, tests in data.contexts_by_lineno(file).items():
                 lines[str(number)] = sorted({*lines.get(str(number), ()), *tests})
         self._path.write_text(json.dumps(notes))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-WIRE = Path(__file__).parent.parent / "wire"
+WIRE = Path(__file__).parents[1] / "api" / "wire"
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
 

@@ -1,0 +1,452 @@
+"""One method per API call: answers become results or errors. Never retries, never waits but for the answer.
+
+A client belongs to one thread; it keeps its connection. Every request has a time limit from first to last byte and
+reads a bounded answer. Redirects are not followed, netrc is not read, and the API key goes to the configured endpoint
+only: proxies and certificate authorities come from the settings or the usual environment variables, except for an
+endpoint on this machine, which is asked directly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException, HTTPMessage
+from http.cookiejar import DefaultCookiePolicy
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple, TypeVar
+
+import requests
+from requests.exceptions import InvalidSchema, InvalidURL
+from urllib3.exceptions import HTTPError, InvalidHeader
+from urllib3.util.retry import Retry
+
+from ..errors import ApiKeyError, ApiRefusedError, ApiTooLargeError, ApiUnavailableError
+from ..model.chunk import Chunk
+from ..model.links import Links
+from ..model.text import plain
+from ..settings import Settings, is_loopback
+from . import read_back as readback
+from . import wire
+from .transport import DeadlineAdapter, head_of
+
+_logger = logging.getLogger(__name__)
+
+MAX_ANSWER_BYTES = 2**20
+MAX_REFUSAL_BYTES = 2**16  # of an answer that is no success: its status says what it means, so the rest is not read
+MAX_CATALOGUE_BYTES = 32 * 2**20
+
+# Statuses that can clear by themselves: time-outs, too early, too many requests, and all of 5xx.
+_TRANSIENT = frozenset({408, 425, 429})
+
+try:
+    _USER_AGENT = f"atomscale-bluesky/{version('atomscale-bluesky')}"
+except PackageNotFoundError:  # a source tree on the path, not installed
+    _USER_AGENT = "atomscale-bluesky"
+
+
+T = TypeVar("T")
+
+
+class Pushed(NamedTuple):
+    """What became of the channels of a chunk that was pushed."""
+
+    confirmed: tuple[str, ...]
+    refused: dict[str, ApiRefusedError]
+    unavailable: ApiUnavailableError | None = None  # what kept the others from being answered
+
+
+Headers = Mapping[str, str] | HTTPMessage  # either finds a name in any case
+
+
+class Answer(NamedTuple):
+    """What a server answered."""
+
+    status: int
+    headers: Headers
+    refusal: bytes = b""  # the beginning of the body of an answer that is no success
+    taken: Any = None  # what became of the body of a success
+
+
+class _EndlessError(ApiUnavailableError):
+    """An answer that is larger than any of its kind should be."""
+
+
+class ClockReading(NamedTuple):
+    """What to add to this host's time to get the server's, and how long the exchange was under way.
+
+    The offset is right to half of the delay.
+    """
+
+    offset_s: float
+    delay_s: float
+
+
+class Client:
+    """The API at the settings' endpoint, for one thread.
+
+    Args:
+        settings: Endpoint, key and limits.
+        clock: Monotonic.
+        make_way: Called around what takes Python's lock for long.
+
+    Raises:
+        ApiUnavailableError: From every method: no answer of the API's, 408, 425, 429 or 5xx; try again later.
+        ApiKeyError: From every method: 401 or 403.
+        ApiRefusedError: From every method: any other 4xx.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        make_way: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._endpoint = settings.endpoint
+        self._timeout_s = settings.request_timeout_s
+        self.max_body_bytes = settings.max_body_bytes
+        self._clock = clock
+        self._make_way = make_way
+        self._deadline = 0.0  # of the request under way
+        self._session = _Session()
+        self._session.trust_env = not is_loopback(settings.endpoint)
+        self._session.auth = _no_auth  # with none set, requests would look into netrc
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # none is kept, and none is sent
+        self._adapter = DeadlineAdapter()
+        self._heads: dict[str, bytes] = {}  # of requests that are made over and over, by path
+        self._session.mount("https://", self._adapter)
+        self._session.mount("http://", self._adapter)
+        self._session.headers.update({"User-Agent": _USER_AGENT, "Accept": "application/json"})
+        # An answer that unpacks to many times its size must not: ask for none, and refuse one all the same.
+        self._session.headers["Accept-Encoding"] = "identity"
+        self._session.headers["Cache-Control"] = "no-store"  # a proxy's copy would tell an old time, or old points
+        if settings.api_key:
+            self._session.headers["X-API-KEY"] = settings.api_key
+        # Given with each request: what a session verifies by, requests lets the environment override.
+        self._verify = settings.ca_bundle or None
+
+    def initialize(self, family: str, *, label: str, points_per_chunk: int, links: Links) -> str:
+        """Create a metrology stream and give its `data_id`. Not idempotent: each success makes a new one."""
+        request = wire.initialize(family, label=label, points_per_chunk=points_per_chunk, links=links)
+        return self._read(self._send(request), wire.read_initialized)
+
+    def link_sample(self, data_id: str, physical_sample_id: str) -> None:
+        """Link a stream to a physical sample; again changes nothing."""
+        self._send(wire.link_sample(data_id, physical_sample_id))
+
+    def find(self, label: str) -> wire.Entry | None:
+        """The catalogue's entry with exactly this label, if the catalogue's search finds it."""
+        entries = self._read(self._send(wire.search(label), MAX_CATALOGUE_BYTES), wire.read_entries)
+        return next((entry for entry in entries if entry.label == label), None)
+
+    def entry(self, data_id: str) -> wire.Entry | None:
+        """The catalogue's entry of a stream, None if it has none."""
+        entries = self._read(self._send(wire.look_up(data_id), MAX_CATALOGUE_BYTES), wire.read_entries)
+        return next((entry for entry in entries if entry.data_id == data_id), None)
+
+    def push(self, family: str, data_id: str, chunk: Chunk) -> None:
+        """Push all channels of a chunk in one request; pushing it again is harmless."""
+        self._make_way()
+        request = wire.push(family, data_id, chunk, pause=self._make_way)
+        self._make_way()
+        answer = self._send(request)
+        self._read(answer, lambda body: wire.check_confirmed(body, data_id, chunk, chunk.names))
+
+    def push_channels(self, family: str, data_id: str, chunk: Chunk) -> Pushed:
+        """Push the channels of a chunk one by one; stops at the first that is not answered."""
+        confirmed: list[str] = []
+        refused: dict[str, ApiRefusedError] = {}
+        for column in chunk.columns:
+            try:
+                answer = self._send(wire.push_channel(family, data_id, chunk, column))
+                self._read(answer, lambda body, name=column.name: wire.check_confirmed(body, data_id, chunk, [name]))
+            except ApiRefusedError as error:
+                refused[column.name] = error
+            except ApiUnavailableError as error:
+                return Pushed(tuple(confirmed), refused, error)
+            else:
+                confirmed.append(column.name)
+        return Pushed(tuple(confirmed), refused)
+
+    def finalize(self, family: str, data_id: str) -> None:
+        """Close a stream, complete."""
+        self._read(self._send(wire.finalize(family, data_id)), lambda body: wire.check_finalized(body, data_id))
+
+    def points(self, family: str, data_id: str, due: Mapping[str, int]) -> readback.ReadBack:
+        """Read the points of some channels of a stream, and what else is there by name.
+
+        No way to ask for a part of a stream is documented. The answer is read a piece at a time, and of the channels
+        that are due alone something is kept: 16 bytes per point.
+
+        Args:
+            family: The path family that the stream was made in.
+            data_id: The stream.
+            due: Its channels that are to be read, and how many points each may have. They bound the answer's size.
+
+        Raises:
+            ApiTooLargeError: It is more than such a stream can hold.
+        """
+        try:
+            return self._take(
+                wire.read_back(family, data_id),
+                readback.max_bytes(due),
+                lambda parts: readback.read_points(parts, due, pause=self._make_way),
+            )
+        except (_EndlessError, readback.TooMuchError) as error:
+            raise ApiTooLargeError(f"stream {data_id} cannot be read back: {error}") from error
+        except wire.AnswerError as error:
+            raise self._not_the_apis(error) from error
+
+    def instruments(self) -> dict[int, str]:
+        """The organisation's growth instruments: id → name."""
+        return self._read(self._send(wire.instruments(), MAX_CATALOGUE_BYTES), wire.read_instruments)
+
+    def samples(self, physical_sample_id: str | None = None) -> list[wire.Item]:
+        """The organisation's physical samples, or the one with this id; paging is not documented, so some may lack."""
+        return self._items(wire.samples(physical_sample_id))
+
+    def projects(self) -> list[wire.Item]:
+        """The organisation's projects."""
+        return self._items(wire.projects())
+
+    def project_samples(self, project_id: str) -> list[wire.Item]:
+        """A project's physical samples."""
+        return self._items(wire.project_samples(project_id))
+
+    def tags(self) -> list[wire.Item]:
+        """The organisation's tags."""
+        return self._items(wire.tags())
+
+    def create_sample(self, name: str) -> str:
+        """The id of a physical sample of this name: a new one, or the one that has the name by now.
+
+        Raises:
+            ApiRefusedError: Also with 409, where the answer does not name the one that has the name.
+        """
+        try:
+            answer = self._send(wire.create_sample(name))
+        except ApiRefusedError as error:
+            taken = wire.read_taken(error.answer) if error.status == 409 else None
+            if taken is None:
+                raise
+            return taken
+        return self._read(answer, wire.read_created)
+
+    def create_tag(self, name: str) -> str:
+        """The id of a new tag.
+
+        Raises:
+            ApiRefusedError: Also where there is a tag of this name, which the vendor's client knows as 400.
+        """
+        return self._read(self._send(wire.create_tag(name)), wire.read_created)
+
+    def attach_tags(self, data_id: str, tag_ids: Iterable[str]) -> None:
+        """Attach tags to a stream; again changes nothing."""
+        self._send(wire.attach_tags(data_id, tag_ids))
+
+    def track_sample(self, project_id: str, physical_sample_id: str, *, active: bool) -> None:
+        """Have a project track a sample; with `active` it is the one that everybody's growth monitoring follows."""
+        self._send(wire.track_sample(project_id, physical_sample_id, active=active))
+
+    def rename(self, data_id: str, label: str) -> None:
+        """Give a stream's catalogue entry another label."""
+        self._send(wire.rename(data_id, label))
+
+    def clock(self) -> ClockReading:
+        """How far this host's clock is from the server's, by one exchange of four time stamps."""
+        sent = time.time()
+        answer = self._send(wire.clock())
+        back = time.time()
+        server_received, server_sent = self._read(answer, wire.read_clock)
+        return ClockReading(
+            offset_s=((server_received - sent) + (server_sent - back)) / 2,
+            delay_s=(back - sent) - (server_sent - server_received),
+        )
+
+    def ask(self, request: wire.Request, read: Callable[[bytes], T]) -> T:
+        """The 2xx answer to a request that is none of the others, as `read` understands it."""
+        return self._read(self._send(request), read)
+
+    def cut_if_late(self) -> None:
+        """Break off a request that is past its time limit; to be called from another thread, every second or so."""
+        self._adapter.cut_if_late(self._clock())
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._session.close()
+
+    def _items(self, request: wire.Request) -> list[wire.Item]:
+        return self._read(self._send(request, MAX_CATALOGUE_BYTES), wire.read_items)
+
+    def _send(self, request: wire.Request, max_bytes: int = MAX_ANSWER_BYTES) -> bytes:
+        """The body of a 2xx answer."""
+        return self._take(request, max_bytes, _whole)
+
+    def _take(self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], T]) -> T:
+        """What `take` makes of the parts of a 2xx answer's body."""
+        self._deadline = self._clock() + self._timeout_s
+        what = f"{request.method} {request.path.partition('?')[0]}"
+        self._adapter.begin(self._deadline)
+        try:
+            answer = self._ask_again(request, max_bytes, take) or self._ask(request, max_bytes, take)
+        except wire.AnswerError:
+            self._check_time(what)  # a connection that was cut looks like the end of an answer
+            raise
+        except requests.exceptions.ConnectTimeout as error:
+            raise ApiUnavailableError(f"{what}: no connection in time", may_have_been_applied=False) from error
+        except (HTTPError, HTTPException, OSError) as error:  # requests' own errors are OSErrors
+            self._check_time(what)
+            innermost = _innermost(error)
+            never_left = isinstance(innermost, ConnectionRefusedError | socket.gaierror | InvalidSchema | InvalidURL)
+            raise ApiUnavailableError(f"{what}: {_reason(innermost)}", may_have_been_applied=not never_left) from error
+        finally:
+            self._adapter.end()
+        if _is_success(answer.status):
+            self._check_time(what)
+        self._judge(what, answer)
+        return answer.taken
+
+    def _ask(self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], object]) -> Answer:
+        """Have requests ask: it chooses a proxy, sets up TLS, connects and puts the headers together."""
+        with self._session.request(
+            request.method,
+            f"{self._endpoint}/{request.path}",
+            data=request.body,
+            headers={"Content-Type": "application/json"} if request.body is not None else None,
+            timeout=(min(10.0, self._timeout_s), self._timeout_s),
+            allow_redirects=False,
+            verify=self._verify,
+            stream=True,
+        ) as response:
+            if request.path.endswith(wire.PUSHES):
+                self._heads[request.path] = head_of(response.request)
+            read = lambda size: response.raw.read1(size, decode_content=False)  # noqa: E731
+            return self._answer(response.status_code, response.headers, read, max_bytes, take)
+
+    def _ask_again(
+        self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], object]
+    ) -> Answer | None:
+        """Ask as before, over the connection that is there, at a fraction of the price; None where that cannot be."""
+        head = self._heads.get(request.path)
+        if head is None or request.body is None:
+            return None
+        with self._adapter.exchange(head, request.body, self._timeout_s) as response:
+            if response is None:
+                return None
+            return self._answer(response.status, response.headers, response.read1, max_bytes, take)
+
+    def _answer(
+        self,
+        status: int,
+        headers: Headers,
+        read: Callable[[int], bytes],
+        max_bytes: int,
+        take: Callable[[Iterator[bytes]], object],
+    ) -> Answer:
+        packed = headers.get("Content-Encoding", "identity") != "identity"
+        if not _is_success(status):
+            return Answer(status, headers, refusal=b"" if packed else _beginning(read))
+        if packed:
+            raise ApiUnavailableError("an answer in an encoding that was not asked for", status=status)
+        return Answer(status, headers, taken=take(self._parts(read, max_bytes, status)))
+
+    def _parts(self, read: Callable[[int], bytes], max_bytes: int, status: int) -> Iterator[bytes]:
+        """The parts of a body. The time limit is the server's: what is done with a part does not count."""
+        size = 0
+        while part := read(2**16):
+            size += len(part)
+            if size > max_bytes:
+                raise _EndlessError(f"an answer of more than {max_bytes} bytes", status=status)
+            self._check_time("the answer")
+            given = self._clock()
+            yield part
+            self._deadline += self._clock() - given
+            self._adapter.begin(self._deadline)
+
+    def _check_time(self, what: str) -> None:
+        if self._clock() > self._deadline:
+            raise ApiUnavailableError(f"{what}: no whole answer within {self._timeout_s:g} s")
+
+    def _judge(self, what: str, answer: Answer) -> None:
+        status = answer.status
+        if _is_success(status):
+            return
+        detail = wire.detail(answer.refusal)
+        text = f"{what} was answered {status}: {detail}"
+        if status in {401, 403}:
+            raise ApiKeyError(text, status=status)
+        if status in _TRANSIENT or status >= 500:
+            raise ApiUnavailableError(text, status=status, retry_after_s=_retry_after(answer.headers))
+        if status < 200:
+            raise ApiUnavailableError(f"{what} was answered {status}, which no request here asks for", status=status)
+        if status < 400:
+            raise ApiUnavailableError(f"{what} was answered {status}, a redirect, which is not followed", status=status)
+        raise ApiRefusedError(text, status=status, detail=detail, answer=answer.refusal)
+
+    def _read(self, body: bytes, read: Callable[[bytes], T]) -> T:
+        try:
+            return read(body)
+        except (wire.AnswerError, RecursionError) as error:
+            raise self._not_the_apis(error) from error
+
+    def _not_the_apis(self, error: Exception) -> ApiUnavailableError:
+        return ApiUnavailableError(f"{error}; is a proxy between here and {self._endpoint}?", status=200)
+
+
+class _Session(requests.Session):
+    """Does not look where a redirect leads: for that requests would unpack all of its body, however large that is."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None, as for an answer that is no redirect."""
+
+
+def _whole(parts: Iterable[bytes]) -> bytes:
+    return b"".join(parts)
+
+
+def _is_success(status: int) -> bool:
+    return 200 <= status < 300
+
+
+def _beginning(read: Callable[[int], bytes]) -> bytes:
+    """Read the beginning of an answer that is no success; what comes of its body does not change what it means."""
+    body = bytearray()
+    with contextlib.suppress(HTTPError, HTTPException, OSError):
+        while len(body) < MAX_REFUSAL_BYTES and (part := read(MAX_REFUSAL_BYTES - len(body))):
+            body += part
+    return bytes(body)
+
+
+def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What kept a request from being answered, without the request that the errors around it quote."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    """An error in one line; it may quote what a server sent in the place of HTTP."""
+    return plain(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, 300)
+
+
+def _retry_after(headers: Headers) -> float | None:
+    text = headers.get("Retry-After")
+    if not text:
+        return None
+    try:
+        if text.strip().isdigit():
+            return Retry(0).parse_retry_after(text)
+        # A date is the server's: its own clock, told by its Date header, says how far away that is.
+        then = parsedate_to_datetime(text).timestamp()
+        date = headers.get("Date")
+        return max(0.0, then - (parsedate_to_datetime(date).timestamp() if date else time.time()))
+    except (InvalidHeader, ValueError, TypeError, OverflowError):
+        return None

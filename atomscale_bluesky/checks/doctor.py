@@ -1,0 +1,204 @@
+"""Is everything in place for a run? Each check passes, warns or fails, with a reason and what to do.
+
+Nothing is made, changed or sent. The spool is looked at; the API is asked for its clock, for a search that finds
+nothing and for the list of instruments.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ..api.client import Client
+from ..api.clock import measure
+from ..errors import ApiError, ApiKeyError, ApiRefusedError, SpoolError
+from ..settings import Settings, is_loopback
+from ..spool.disk_space import network_file_system
+from ..spool.spool import Spool
+from ..status.clock_note import CLOCK_WARNS_S, told
+from ..status.spool_status import SpoolWatch
+
+
+class Result(Enum):
+    """How a check ended."""
+
+    PASSED = "passed"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at, what was found, and what to do about it."""
+
+    what: str
+    result: Result
+    found: str
+    remedy: str = ""
+
+
+def examine(settings: Settings) -> Iterator[Check]:
+    """Check after check, each as soon as it is done; asks the API at most seven times."""
+    yield _key_is_there(settings)
+    yield from _spool(settings)
+    if settings.offline:
+        yield Check("server", Result.WARNING, "not asked: `offline` is set", "unset it to send what is spooled")
+        return
+    client = Client(settings)
+    try:
+        yield from _server(settings, client)
+    finally:
+        client.close()
+
+
+def _key_is_there(settings: Settings) -> Check:
+    if settings.api_key:
+        return Check("API key", Result.PASSED, "set")
+    return Check(
+        "API key",
+        Result.FAILED,
+        "not set: readings are spooled, none is sent",
+        "put the key of your Atomscale account into ATOMSCALE_API_KEY",
+    )
+
+
+def _server(settings: Settings, client: Client) -> Iterator[Check]:
+    try:
+        clock = measure(client)
+    except (ApiKeyError, ApiRefusedError) as error:  # it answers all the same
+        yield Check("server", Result.PASSED, f"{settings.endpoint} answers")
+        yield _tls(settings)
+        yield Check("clock", Result.WARNING, f"the server does not tell its time: {error}",
+                    "see yourself that the host's clock is set by NTP")  # fmt: skip
+    except ApiError as error:
+        if "certificate" in str(error).lower():
+            yield Check("TLS", Result.FAILED, str(error),
+                        "name your site's own authority by `ca_bundle`; else somebody is in between")  # fmt: skip
+        else:
+            yield Check("server", Result.FAILED, str(error),
+                        "check the network, the proxy and `endpoint`; runs are spooled")  # fmt: skip
+        return
+    else:
+        yield Check("server", Result.PASSED, f"{settings.endpoint} answers in {clock.delay_s * 1e3:.0f} ms")
+        yield _tls(settings)
+        off = abs(clock.offset_s) > CLOCK_WARNS_S + clock.delay_s / 2
+        yield Check(
+            "clock",
+            Result.WARNING if off else Result.PASSED,
+            told(clock.offset_s, clock.delay_s),
+            "let the host's clock be set by NTP" if off else "",
+        )
+    if settings.api_key:
+        yield from _key_works(settings, client)
+
+
+def _tls(settings: Settings) -> Check:
+    if settings.endpoint.startswith("https:"):
+        return Check("TLS", Result.PASSED, f"the certificate of {urlsplit(settings.endpoint).hostname} is trusted")
+    if is_loopback(settings.endpoint):
+        return Check("TLS", Result.PASSED, "none needed: the server is on this machine")
+    return Check("TLS", Result.WARNING, "the API key travels readable over plain http", "use an https endpoint")
+
+
+def _key_works(settings: Settings, client: Client) -> Iterator[Check]:
+    try:
+        client.find("atomscale-bluesky doctor")
+        instruments = client.instruments()
+    except ApiKeyError as error:
+        yield Check("key works", Result.FAILED, str(error), "make a new key in the dashboard, or ask for its rights")
+        return
+    except ApiError as error:
+        yield Check("key works", Result.WARNING, str(error), "try again")
+        return
+    yield Check("key works", Result.PASSED, "the catalogue can be read")
+    wanted = settings.synth_source_id
+    shown = ", ".join(f"{number} ({name})" for number, name in sorted(instruments.items())) or "none"
+    if wanted is None:
+        yield Check("instrument", Result.PASSED, f"`synth_source_id` comes from each run's metadata; there are {shown}")
+    elif wanted in instruments:
+        yield Check("instrument", Result.PASSED, f"{wanted} is {instruments[wanted]}")
+    else:
+        yield Check("instrument", Result.FAILED, f"there is no instrument {wanted}; there are {shown}",
+                    "set `synth_source_id` to one of them")  # fmt: skip
+
+
+def _spool(settings: Settings) -> Iterator[Check]:
+    try:
+        path = settings.spool_path
+    except SpoolError as error:
+        yield Check("spool", Result.FAILED, str(error), "choose another `spool_dir`")
+        return
+    if path != settings.named_folder:
+        yield Check("spool", Result.WARNING, f"{settings.named_folder} holds other things, so the spool is {path}",
+                    "set `spool_dir` to that, or to a folder of its own")  # fmt: skip
+    if not path.exists():
+        yield _can_be_made(path)
+        return
+    try:
+        spool = Spool(path, read_only=True)
+    except SpoolError as error:
+        yield Check("spool", Result.FAILED, str(error), "choose another `spool_dir`, or mend its permissions")
+        return
+    yield _can_be_written(path)
+    kind = network_file_system(path)
+    yield Check(
+        "file system",
+        Result.WARNING if kind else Result.PASSED,
+        f"a network file system ({kind})" if kind else "on this machine",
+        "set `spool_dir` to a folder on a local disk" if kind else "",
+    )
+    used, free = spool.measure()
+    room = f"{used / 1e6:.0f} MB of {settings.spool_max_bytes / 1e6:.0f} MB used, {free / 1e9:.1f} GB free on the disk"
+    if spool.why_no_room() or used >= settings.spool_max_bytes or free < settings.spool_min_free_bytes:
+        yield Check("room", Result.FAILED, f"{room}: new readings are left out",
+                    "free some space, deliver what waits, or raise the limits")  # fmt: skip
+    elif used > 0.8 * settings.spool_max_bytes or free < 2 * settings.spool_min_free_bytes:
+        yield Check("room", Result.WARNING, room, "deliver what waits, or free some space")
+    else:
+        yield Check("room", Result.PASSED, room)
+    yield _leftovers(spool)
+
+
+def _can_be_written(path: Path) -> Check:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if not os.access(path, os.W_OK | os.X_OK):
+        return Check("spool", Result.FAILED, f"{path} cannot be written",
+                     "choose another `spool_dir`, or mend its permissions")  # fmt: skip
+    if os.name != "nt" and mode & 0o022:
+        return Check("spool", Result.WARNING, f"others can rename and remove what is in {path} ({mode:04o})",
+                     "take that right from them, or set `spool_dir` to a folder of your own")  # fmt: skip
+    return Check("spool", Result.PASSED, f"{path} can be written, by you alone")
+
+
+def _can_be_made(path: Path) -> Check:
+    above = next(folder for folder in path.parents if folder.exists())
+    if above.is_dir() and os.access(above, os.W_OK | os.X_OK):
+        return Check("spool", Result.PASSED, f"{path} is made when it is first needed")
+    why = "cannot be written" if above.is_dir() else "is no folder"
+    return Check("spool", Result.FAILED, f"{path} cannot be made: {above} {why}", "choose another `spool_dir`")
+
+
+def _leftovers(spool: Spool) -> Check:
+    try:
+        runs = SpoolWatch(spool).status()
+    except SpoolError as error:
+        return Check("leftovers", Result.FAILED, str(error), "update the package, or move that run's folder away")
+    damaged = [run for run in runs if run.state == "unreadable"]
+    if damaged:
+        return Check("leftovers", Result.WARNING,
+                     f"runs that cannot be read: {len(damaged)}; {damaged[0].folder}: {damaged[0].problem}",
+                     "they are kept; update the package, or move their folders away")  # fmt: skip
+    parked = [run for run in runs if run.state == "parked"]
+    if parked:
+        return Check("leftovers", Result.WARNING, f"runs that wait for a person: {len(parked)}; {parked[0].problem}",
+                     "see `atomscale-bluesky status`; mend with `edit`, `retry` or `discard`")  # fmt: skip
+    waiting = runs.points.waiting
+    if waiting:
+        return Check("leftovers", Result.WARNING, f"{waiting} points wait, of runs in the spool: {len(runs)}",
+                     "they are sent by the next session, or by `atomscale-bluesky upload`")  # fmt: skip
+    return Check("leftovers", Result.PASSED, "nothing waits")

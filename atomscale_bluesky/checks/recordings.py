@@ -1,0 +1,274 @@
+"""A run as somebody else recorded it, in a file of documents, against what Atomscale holds of it.
+
+For runs that have left the spool, and for whoever wants a witness that is not ours. The documents go through the
+callback into a spool of their own, with the settings given, and are cut as they would be for sending; nothing is sent.
+How the points were spread over metrology streams then may differ from how they would be now, since outages and closed
+streams leave their mark: so it is compared channel by channel that every point is in one of the run's streams, once,
+and that each stream has its points in the run's order.
+
+Memory holds the run's points and what was read back.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..api.client import Client
+from ..api.read_back import ReadBack
+from ..callback import AtomscaleCallback
+from ..chunking.run_chunker import Cutting
+from ..errors import AtomscaleBlueskyError
+from ..model.identifiers import FAMILIES
+from ..settings import Settings
+from ..spool.journal import START
+from ..spool.run_claim import Claim
+from ..spool.spool import Spool
+from .comparison import Difference, Points, Series, same_time
+from .verification import PATIENCE_S, StreamDifference, StreamVerified, Verification, read_back, tell
+
+Document = tuple[str, dict[str, Any]]
+
+
+class RecordingError(AtomscaleBlueskyError, ValueError):
+    """A file is no recorded run."""
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """The documents of a file of JSON lines, as bluesky's writers and suitcase-jsonl make them.
+
+    A line is `{"name": …, "doc": …}` or `[name, doc]`; the brackets and commas of bluesky's `JSONWriter` may be there.
+
+    Raises:
+        RecordingError: The file cannot be read, or a line is no document; names the line.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, text in enumerate(file, start=1):
+                text = text.strip().removesuffix(",")
+                if text not in {"", "[", "]"}:
+                    yield _document(text, f"{path}, line {number}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordingError(f"{path} cannot be read: {error}") from error
+
+
+def _document(text: str, where: str) -> Document:
+    try:
+        found = json.loads(text)
+        name, doc = (found["name"], found["doc"]) if isinstance(found, dict) else found
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise RecordingError(
+            f'{where} is no document ({type(error).__name__}); expected {{"name": …, "doc": …}} or [name, doc]'
+        ) from error
+    if not isinstance(name, str) or not isinstance(doc, dict):
+        raise RecordingError(f"{where} is no document: a {type(name).__name__} and a {type(doc).__name__}")
+    return name, doc
+
+
+def one_run(documents: Iterable[Document], run: str = "") -> tuple[str, list[Document]]:
+    """The uid and the documents of the run whose uid begins with a text, or of the only one.
+
+    Raises:
+        RecordingError: There is no such run, or more than one.
+    """
+    every = list(documents)
+    uids = [str(doc.get("uid")) for name, doc in every if name == "start"]
+    found = [uid for uid in uids if uid.startswith(run)]
+    if len(found) != 1:
+        shown = ", ".join(uid[:8] for uid in uids[:10]) or "none"
+        raise RecordingError(f"{len(found)} recorded runs begin with {run!r}; there are {shown}")
+    uid, descriptors, ours = found[0], set[str](), list[Document]()
+    for name, doc in every:
+        if name == "descriptor" and doc.get("run_start") == uid:
+            descriptors.add(str(doc.get("uid")))
+        mine = (name == "start" and doc.get("uid") == uid) or doc.get("run_start") == uid
+        if mine or doc.get("descriptor") in descriptors:
+            ours.append((name, doc))
+    return uid, ours
+
+
+def verify_recorded(
+    documents: Iterable[Document],
+    data_ids: Sequence[str],
+    settings: Settings,
+    *,
+    run: str = "",
+    patience_s: float = PATIENCE_S,
+    wait: Callable[[float], object] | None = None,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> Verification:
+    """Compare what Atomscale holds in some metrology streams with a recorded run.
+
+    Args:
+        documents: Of one run, or of several, from start document to stop document.
+        data_ids: The metrology streams that the run became.
+        settings: Those that the run was streamed with: they say which data keys are channels, and what gaps become.
+        run: The beginning of the run's uid, where there are several.
+        patience_s: How long to go on reading while something is missing or there is no answer.
+        wait: Waits so many seconds between two looks.
+        monotonic: The clock that patience goes by.
+
+    Raises:
+        RecordingError: There is no such run, or more than one.
+        ApiKeyError: The key may not read.
+        ApiUnavailableError: There was no answer of the API's in time.
+    """
+    uid, ours = one_run(documents, run)
+    label, due = _must_be_there(ours, settings)
+    end = monotonic() + patience_s
+    client = Client(settings)
+    held: list[_Held] = []
+    counts = Counter[str]()  # a channel of several time bases is there several times
+    for name, series in due:
+        counts[name] += len(series)
+    try:
+        for data_id in dict.fromkeys(data_ids):
+
+            def is_whole(points: Points, data_id: str = data_id) -> bool:
+                return _long_enough(due, [*held, _Held(data_id, ReadBack(dict(points), {}), None)])
+
+            # Only the last one can tell whether something is missing; the others have had their time by then.
+            patient = data_id == list(data_ids)[-1]
+            found, problem = read_back(
+                client,
+                FAMILIES,
+                data_id,
+                counts,
+                is_whole=is_whole if patient else bool,
+                left_s=lambda: end - monotonic(),
+                wait=wait or threading.Event().wait,
+            )
+            held.append(_Held(data_id, found, problem))
+    finally:
+        client.close()
+    told: list[StreamDifference] = []
+    for name, series in due:
+        _compare(name, series, held, told)
+    for one in held:
+        one.count_what_is_too_much(told)
+    return Verification(
+        run_uid=uid, label=label, streams=tuple(one.verified() for one in held), differences=tuple(told)
+    )
+
+
+class _Held:
+    """What a metrology stream was found to hold, and how far it was compared."""
+
+    def __init__(self, data_id: str, found: ReadBack, problem: str | None) -> None:
+        self.data_id = data_id
+        self.added = found.added
+        self.channels = {name: Series.of(*series) for name, series in found.points.items()}
+        self.at = dict.fromkeys(self.channels, 0)  # the next point of each channel
+        self.compared = self.different = 0
+        self.problem = problem
+
+    def has_next(self, name: str) -> bool:
+        """Whether there is a further point of a channel."""
+        return name in self.at and self.at[name] < len(self.channels[name])
+
+    def is_next(self, name: str, at: float | None, value: float | None) -> bool:
+        """Whether the next point of a channel is this one."""
+        series, nth = self.channels[name], self.at[name]
+        return series.values[nth] == value and same_time(at, series.times[nth])
+
+    def tell(self, found: Iterator[Difference], told: list[StreamDifference]) -> None:
+        """Note what differs here."""
+        self.different += tell(self.data_id, found, told)
+
+    def count_what_is_too_much(self, told: list[StreamDifference]) -> None:
+        """Note the points that nobody recorded."""
+        for name, series in self.channels.items():
+            if self.has_next(name):
+                self.tell(iter([Difference(name, "points", None, self.at[name], len(series))]), told)
+
+    def verified(self) -> StreamVerified:
+        """As it is told."""
+        return StreamVerified(
+            data_id=self.data_id,
+            label="",
+            channels=len(self.channels),
+            points=self.compared,
+            different=self.different,
+            problem=self.problem,
+            added=self.added,
+        )
+
+
+def _compare(name: str, due: Series, held: list[_Held], told: list[StreamDifference]) -> None:
+    """Find every point of a channel in one of the streams, in order."""
+    ours = [one for one in held if name in one.channels]
+    for one in ours:
+        if one.channels[name].unit != due.unit:
+            one.tell(iter([Difference(name, "unit", None, due.unit, one.channels[name].unit)]), told)
+    found = 0
+    for index, (at, value) in enumerate(zip(due.times, due.values, strict=True)):
+        open_ones = [one for one in ours if one.has_next(name)]
+        if not open_ones:
+            break
+        one = next((one for one in open_ones if one.is_next(name, at, value)), open_ones[0])
+        if not one.is_next(name, at, value):
+            series, nth = one.channels[name], one.at[name]
+            what = "time" if series.values[nth] == value else "value"
+            mine, other = (at, series.times[nth]) if what == "time" else (value, series.values[nth])
+            one.tell(iter([Difference(name, what, index, mine, other)]), told)
+        one.at[name] += 1
+        one.compared += 1
+        found += 1
+    if found < len(due) and not any(one.problem for one in held):
+        last = (ours or held)[-1]
+        what = Difference(name, "points" if ours else "channel", None, len(due), found if ours else None)
+        last.tell(iter([what]), told)
+
+
+def _long_enough(due: list[tuple[str, Series]], held: list[_Held]) -> bool:
+    need, have = Counter[str](), Counter[str]()
+    for name, series in due:
+        need[name] += len(series)
+    for one in held:
+        have.update({name: len(series) for name, series in one.channels.items()})
+    return need <= have
+
+
+def _must_be_there(documents: list[Document], settings: Settings) -> tuple[str, list[tuple[str, Series]]]:
+    """A run's label, and the points of each of its channels, time base after time base."""
+    with tempfile.TemporaryDirectory(prefix="atomscale-") as folder:
+        here = settings.replaced(spool_dir=folder, offline=True, resend=True, spool_min_free_bytes=0)
+        with AtomscaleCallback(settings=here) as callback:
+            for name, doc in documents:
+                callback(name, doc)
+        spool = Spool(here.spool_path)
+        for run_folder in spool.run_folders():
+            claim = spool.claim(run_folder)
+            if claim is not None:
+                try:
+                    return claim.header.label, _cut(claim)
+                finally:
+                    claim.close()
+    raise RecordingError("the documents make no run")
+
+
+def _cut(claim: Claim) -> list[tuple[str, Series]]:
+    cutting = Cutting(claim.folder, claim.header, claim.ledger)
+    due: dict[tuple[str, str], Series] = {}
+    try:
+        cutting.open_stream(
+            why="run start", time_base=claim.header.primary, from_row=0, position=START, channels=None, own=False
+        )
+        while not cutting.read_all:
+            cutting.look()
+            while cutting.ready:
+                chunk = cutting.ready.popleft()
+                time_base = claim.ledger.state.streams[chunk.stream].opening.time_base
+                for column in chunk.columns:
+                    series = due.setdefault((time_base, column.name), Series(column.unit))
+                    series.times.extend(chunk.times)
+                    series.values.extend(column.values)
+    finally:
+        cutting.close()
+    return [(name, series) for (_, name), series in due.items()]

@@ -1,0 +1,336 @@
+"""Rows in, chunks out: which rows make chunk k of which metrology stream. Pure.
+
+A `Cutter` takes the rows of one time base in order and gives chunks of `points_per_chunk` points; only a stream's last
+chunk is shorter. Which rows make a chunk is a function of the journal and the ledger alone: whoever reads the same
+files cuts the same chunks, so a chunk never changes under its index.
+
+What a channel's gaps do is the run's policy. With `own_stream` a channel leaves its stream at the boundary before the
+chunk in which it has a gap, and goes on, without the gaps, in a stream of its own that opens with its next finite
+value; a channel that never has one opens nothing. Where a preview has shown the beginning of that chunk, the chunk and
+its stream end with it instead: what was shown neither vanishes nor changes. With `null` gaps are sent as null, and with
+`drop_row` rows that have one are passed over. Channels that appear late share a stream that begins with them.
+
+Memory holds at most the rows of one unfinished chunk per metrology stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+from ..model.chunk import Chunk, Column, Span
+from ..model.rows import Position, Row, Rows
+from ..spool.journal_format import Layout
+from ..spool.ledger_format import Left, Opened, Previewed, Tried, Why
+
+
+class Decisions(Protocol):
+    """Who notes what the cutter decides, before anything is done about it."""
+
+    def open(
+        self, *, why: Why, from_row: int, position: Position, channels: tuple[str, ...], own: bool
+    ) -> Opened | None:
+        """A further metrology stream of this time base begins; None if these channels are to get none."""
+        ...
+
+    def leave(self, left: Left) -> None:
+        """A channel ends in a stream."""
+        ...
+
+    def noted(self, stream: int, index: int) -> Tried | None:
+        """The range of rows of a chunk that was tried before; its boundary stays where it was."""
+        ...
+
+    def shown(self, stream: int, index: int) -> Previewed | None:
+        """What the last preview shows, or is about to show, of a chunk that was not tried yet."""
+        ...
+
+    def cut_short(self, stream: int) -> None:
+        """The chunk ends with what was shown of it, and its stream takes no more."""
+        ...
+
+    def outgrown(self, stream: int) -> None:
+        """There is a row for a stream that takes no more."""
+        ...
+
+
+class Resumed(msgspec.Struct, frozen=True):
+    """Where the cutting of a metrology stream goes on."""
+
+    opening: Opened
+    index: int = 0  # of the next chunk
+    from_row: int = 0  # rows before this one are in earlier chunks
+    left: Mapping[str, int] = {}  # channels that end in it → the row from which on
+    ahead: tuple[Span, ...] = ()  # later chunks that are settled already
+    over: bool = False  # its last chunk was cut short: it takes no more
+
+
+class _Stream:
+    """A metrology stream as it is being cut: its channels that are left, and the rows of its unfinished chunk."""
+
+    def __init__(self, resumed: Resumed, first_layout: Layout) -> None:
+        names = resumed.opening.channels or tuple(channel.name for channel in first_layout.channels)
+        self.opening = resumed.opening
+        self.channels = list(names)
+        self.rows: list[tuple[Position, Row]] = []
+        self.over = resumed.over
+        self._left = resumed.left
+        self._ahead = list(resumed.ahead)
+        self.go_on(resumed.index, resumed.from_row)
+
+    def go_on(self, index: int, from_row: int) -> None:
+        """The next chunk is this one, after those that are settled already."""
+        while self._ahead and self._ahead[0].first_index <= index:
+            span = self._ahead.pop(0)
+            if span.last_index >= index:
+                index, from_row = span.last_index + 1, span.last_row + 1
+        self.index, self.from_row = index, from_row
+        self.channels = [name for name in self.channels if self._left.get(name, from_row + 1) > from_row]
+
+
+class Cutter:
+    """Rows of one time base in, chunks of its metrology streams out.
+
+    Args:
+        layout: The time base's first layout.
+        non_finite: The policy for gaps: `own_stream`, `null` or `drop_row`.
+        decisions: Where openings and leavings are noted.
+        streams: The metrology streams of this time base that go on.
+        waiting: Channels that left a stream and have none of their own yet → the row from which on they want one.
+        known: Channels that were given a stream before, also one that has ended.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        non_finite: str,
+        decisions: Decisions,
+        streams: Iterable[Resumed],
+        waiting: Mapping[str, int] | None = None,
+        known: Iterable[str] = (),
+    ) -> None:
+        self._policy = non_finite
+        self._decisions = decisions
+        self._index: dict[int, dict[str, int]] = {}  # layout → channel name → place in its rows' values
+        self._units: dict[str, str | None] = {}
+        self._came: dict[str, int] = {}  # channel name → its first layout
+        self._waiting = dict(waiting or {})
+        self._known = set(known)
+        self._first_layout = layout
+        self._know(layout)
+        self._streams = [_Stream(resumed, layout) for resumed in streams]
+        self._own = {stream.channels[0] for stream in self._streams if stream.opening.own}
+
+    def layout(self, layout: Layout, *, from_row: int, position: Position) -> None:
+        """Rows that name this layout follow, from `from_row` on; channels it adds share a stream that begins there."""
+        late = tuple(channel.name for channel in layout.channels if channel.name not in self._units)
+        self._know(layout)
+        late = tuple(name for name in late if name not in self._known)
+        if late:
+            self._open("late channel", from_row, position, late, own=False)
+
+    def row(self, position: Position, row: Row) -> Iterator[Chunk]:
+        """The chunks that this row completes; rows come in order of their numbers."""
+        wanting = [name for name, from_row in self._waiting.items() if row.number >= from_row]
+        for name in [name for name in wanting if self._has_point(row, name)]:
+            self._open("gap", row.number, position, (name,), own=True)
+        for stream in tuple(self._streams):
+            yield from self._add(stream, position, row)
+
+    def whole_chunk(self, layout: int, number: int) -> int:
+        """How many `Rows`, from this one on, are the next chunk and all that comes of them; 0 if that is not so."""
+        taking = [stream for stream in self._streams if stream.channels]
+        if len(taking) != 1 or self._waiting:
+            return 0
+        stream, opening = taking[0], taking[0].opening
+        if stream.rows or stream.over or opening.own or opening.skip or number < stream.from_row:
+            return 0
+        if self._decisions.noted(opening.stream, stream.index) or not self._index[layout].keys() >= {*stream.channels}:
+            return 0
+        return opening.points_per_chunk
+
+    def rows(self, position: Position, rows: Rows) -> Chunk:
+        """The chunk that these rows are, after `whole_chunk` said so: what `row` makes of them one by one."""
+        stream = next(stream for stream in self._streams if stream.channels)
+        columns, index = list(np.ascontiguousarray(rows.values.T)), self._index[rows.layout]
+        last_row = rows.number + len(rows.times) - 1
+        chunk = Chunk(
+            stream=stream.opening.stream,
+            index=stream.index,
+            times=rows.times,
+            columns=tuple([Column(name, self._units[name], columns[index[name]]) for name in stream.channels]),
+            first_row=rows.number,
+            last_row=last_row,
+            position=position,
+        )
+        stream.go_on(stream.index + 1, last_row + 1)
+        return chunk
+
+    def finish(self) -> Iterator[Chunk]:
+        """The last, short chunks; nothing comes after them."""
+        for stream in self._streams:  # grows while a last chunk sends channels into streams of their own
+            yield from self._cut(stream)
+
+    def begun(self) -> Iterator[tuple[int, int, int]]:
+        """The streams with an unfinished chunk, its index, and the number of its newest row."""
+        for stream in self._streams:
+            if stream.rows:
+                yield stream.opening.stream, stream.index, stream.rows[-1][1].number
+
+    def so_far(self, number: int) -> list[Chunk]:
+        """The unfinished chunk of a stream as it is now; and chunks of others, to which channels with gaps go over.
+
+        Without the first where it is not to be shown; then the decisions tell why.
+        """
+        stream = next(stream for stream in self._streams if stream.opening.stream == number)
+        return list(self._cut(stream, unfinished=True))
+
+    def _know(self, layout: Layout) -> None:
+        self._index[layout.layout] = {channel.name: i for i, channel in enumerate(layout.channels)}
+        for channel in layout.channels:
+            self._units.setdefault(channel.name, channel.unit)
+            self._came.setdefault(channel.name, layout.layout)
+
+    def _open(
+        self, why: Why, from_row: int, position: Position, channels: tuple[str, ...], *, own: bool
+    ) -> _Stream | None:
+        opening = self._decisions.open(why=why, from_row=from_row, position=position, channels=channels, own=own)
+        for name in channels:
+            self._waiting.pop(name, None)
+        if opening is None:
+            return None
+        stream = _Stream(Resumed(opening, from_row=from_row), self._first_layout)
+        self._streams.append(stream)
+        self._own.update(channels if own else ())
+        self._known.update(channels)
+        return stream
+
+    def _add(self, stream: _Stream, position: Position, row: Row) -> Iterator[Chunk]:
+        if row.number < stream.from_row or not stream.channels:
+            return
+        if any(first <= row.number <= last for first, last in stream.opening.skip):
+            return
+        if stream.opening.own:
+            if not self._has_point(row, stream.channels[0]):
+                return
+            row = Row(_OWN, row.number, row.time, row.event_uid, [self._value(row, stream.channels[0])])
+        elif self._is_dropped(row, stream.channels[0]):
+            return
+        noted = self._decisions.noted(stream.opening.stream, stream.index)
+        while noted and row.number > noted.last_row:  # the row that ended it then is damaged now
+            if stream.rows:
+                yield from self._cut(stream)
+            else:  # all of it is damaged, and no other rows may go under its index
+                stream.go_on(noted.index + 1, noted.last_row + 1)
+            noted = self._decisions.noted(stream.opening.stream, stream.index)
+        if row.number < stream.from_row:
+            return
+        if stream.over:
+            self._decisions.outgrown(stream.opening.stream)
+            return
+        stream.rows.append((position, row))
+        if noted is None:
+            full = len(stream.rows) >= stream.opening.points_per_chunk
+        else:  # the last row's number may stand there twice
+            full = row.number == noted.last_row and len(stream.rows) >= noted.points
+        if full:
+            yield from self._cut(stream)
+
+    def _cut(self, stream: _Stream, *, unfinished: bool = False) -> Iterator[Chunk]:
+        """Make a chunk of the rows at hand; channels with a gap in them leave before it, or before it is shown."""
+        rows, stream.rows = stream.rows, []
+        if not rows:
+            return
+        noted = self._decisions.noted(stream.opening.stream, stream.index)
+        columns = self._transposed(stream, [row for _, row in rows])
+        first_position, first = rows[0]
+        last = rows[-1][1]
+        present = set(columns).intersection(*(self._index[row.layout] for _, row in rows if row.layout != _OWN))
+        staying = [name for name in columns if self._stays(name, columns[name], noted, name in present)]
+        leaving = [name for name in columns if name not in staying and name not in self._own]
+        shown = None if noted else self._decisions.shown(stream.opening.stream, stream.index)
+        if shown and not (set(staying) >= set(shown.channels) and _begins_with(rows, shown)):
+            stream.over = True  # and what there is beyond it is read again, for a further stream
+            self._decisions.cut_short(stream.opening.stream)
+            self._decisions.outgrown(stream.opening.stream)
+            return
+        for name in leaving:
+            self._decisions.leave(Left(stream.opening.stream, name, first.number))
+            self._waiting[name] = last.number + 1
+        stream.channels = staying
+        if staying:
+            yield Chunk(
+                stream=stream.opening.stream,
+                index=stream.index,
+                times=tuple(row.time for _, row in rows),
+                columns=tuple(Column(name, self._units[name], columns[name]) for name in staying),
+                first_row=first.number,
+                last_row=last.number,
+                position=first_position,
+            )
+        if unfinished and staying:
+            stream.rows = rows
+        else:
+            stream.over = noted is not None and noted.cut_short
+            stream.go_on(stream.index + bool(staying), last.number + 1)
+        yield from self._again(rows, leaving)
+
+    def _stays(self, name: str, values: tuple[float | None, ...], noted: Tried | None, present: bool) -> bool:
+        if noted:
+            return name in noted.channels
+        # A channel that went over to another time base leaves whatever the policy: it has no more values here.
+        return present and (self._policy != "own_stream" or None not in values)
+
+    def _again(self, rows: list[tuple[Position, Row]], names: Iterable[str]) -> Iterator[Chunk]:
+        """Give the points that these channels do have in rows already seen to streams of their own."""
+        for name in names:
+            own: _Stream | None = None
+            for position, row in rows:
+                if own is None:
+                    if not self._has_point(row, name):
+                        continue
+                    own = self._open("gap", row.number, position, (name,), own=True)
+                    if own is None:
+                        break
+                yield from self._add(own, position, row)
+
+    def _transposed(self, stream: _Stream, rows: list[Row]) -> dict[str, tuple[float | None, ...]]:
+        layouts = {row.layout for row in rows}
+        if layouts == {_OWN}:
+            return {stream.channels[0]: tuple(row.values[0] for row in rows)}
+        if len(layouts) == 1:
+            index = self._index[rows[0].layout]
+            if all(name in index for name in stream.channels):
+                columns = tuple(zip(*(row.values for row in rows), strict=True))
+                return {name: columns[index[name]] for name in stream.channels}
+        return {name: tuple(self._value(row, name) for row in rows) for name in stream.channels}
+
+    def _has_point(self, row: Row, name: str) -> bool:
+        """Whether a stream of the channel's own has this row."""
+        if self._policy == "null":
+            return name in self._index[row.layout]
+        return self._value(row, name) is not None and not self._is_dropped(row, name)
+
+    def _is_dropped(self, row: Row, name: str) -> bool:
+        """Whether the policy passes over the row: a channel that came together with this one has a gap in it."""
+        if self._policy != "drop_row":
+            return False
+        index, came = self._index[row.layout], self._came[name]
+        return any(row.values[place] is None and self._came[other] == came for other, place in index.items())
+
+    def _value(self, row: Row, name: str) -> float | None:
+        place = self._index[row.layout].get(name)
+        return None if place is None else row.values[place]
+
+
+def _begins_with(rows: list[tuple[Position, Row]], shown: Previewed) -> bool:
+    """Whether all rows that were shown are there; not where some are damaged since."""
+    return sum(row.number <= shown.last_row for _, row in rows) == shown.points
+
+
+# Stands for the layout of a row that was reduced to the one value of a stream of one channel.
+_OWN = -1

@@ -1,0 +1,383 @@
+"""A run's journal in, its chunks out: read on as far as it is written, and cut for every metrology stream.
+
+A `Cutting` goes on where the ledger says that it stood: what is confirmed is not cut again, what was tried is cut as it
+was. It opens metrology streams, which is a line in the ledger before anything is done about it. Rows are counted for
+the run's account on the way. Bounded: it holds the chunks that are ready, a few, and the rows of unfinished ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from ..model.chunk import Chunk
+from ..model.labels import stream_label
+from ..model.rows import Position, Row, Rows
+from ..spool.gil_yield import Courtesy
+from ..spool.journal import START, Line
+from ..spool.journal_format import Header, Layout, decode_journal, decode_rows, joined
+from ..spool.ledger import Ledger
+from ..spool.ledger_format import GivenUp, Left, Opened, Previewed, Tried, Why
+from ..spool.ledger_state import Life, StreamState
+from ..spool.lines import table_of
+from ..spool.run_reader import RunReader
+from ..status.account import Account
+from .chunker import Cutter, Resumed
+from .recut import cut_again
+
+_logger = logging.getLogger(__name__)
+
+# How many lines one look into the journal may take, so that a run with a long backlog does not hold up the others.
+LINES_PER_LOOK = 20_000
+# How many points are decoded without letting another thread have the interpreter: some tenths of a millisecond.
+POINTS_AT_ONCE = 10_000
+# Channels with gaps get streams of their own up to this number per run, so that a broken sensor head with a thousand
+# channels does not make a thousand streams.
+MAX_OWN_STREAMS = 50
+
+
+class Cutting:
+    """One run's journal as it is read and cut.
+
+    Args:
+        folder: The run's.
+        header: The journal's first line.
+        ledger: Where openings are noted, and what tells how far the run has got.
+        courtesy: Makes way for a plan's thread between one piece of work and the next.
+
+    Raises:
+        SpoolError: From every method: the run's files cannot be read or written, or contradict each other.
+    """
+
+    def __init__(self, folder: Path, header: Header, ledger: Ledger, courtesy: Courtesy | None = None) -> None:
+        self.ledger = ledger
+        self.account = Account()
+        self.ready: deque[Chunk] = deque()
+        self.damaged: list[Chunk] = []  # tried before, and no longer whole in the journal: these never go out
+        self.to_cut_short: set[int] = set()  # streams whose next chunk cannot hold more than a preview shows of it
+        self.outgrown: set[int] = set()  # streams that take no more, and there is more
+        self.at_end = False  # the journal was read to its present end
+        self.more_to_read = False  # the last look did not reach its end
+        self.read_all = False  # to the run's stop, and its last chunks cut
+        self._folder = folder
+        self._header = header
+        self._courtesy = courtesy or Courtesy()
+        self._cutters: dict[str, Cutter] = {}
+        self._resume = {stream.opening.stream: stream.resume() for stream in self.going_on()}
+        self._from = min((position for _, _, position in self._resume.values()), default=START)
+        self._reader = RunReader(folder)
+        self._lines: Iterator[Line] = iter(())
+        self._synced_to = START
+        self._present: Layout | None = None  # that the last row named
+        self._one_by_one = 0  # lines that are known not to be `Rows`
+        self._too_few = False  # there are only rows ahead, and not enough of them for a chunk
+
+    def look(self, *, count_only: bool = False) -> None:
+        """Read the journal on until a chunk is ready, its present end, or for a good while; or count its rows only."""
+        self._look(count_only)
+        if self.at_end:
+            self._reader.close()  # of many runs that have nothing to send none holds a file open
+
+    def _look(self, count_only: bool) -> None:
+        self.more_to_read = self.at_end = False
+        for _ in range(LINES_PER_LOOK):
+            if not count_only and self._take_whole_chunk():
+                if self.ready:
+                    return
+                continue
+            if self._too_few and not count_only:
+                self.at_end = True  # they are taken together when there are more, or something else
+                return
+            found = next(self._lines, None)
+            if found is None:
+                self._lines = self._reader.read()
+                found = next(self._lines, None)
+                if found is None:
+                    self.at_end = True
+                    return
+            self._one_by_one -= 1
+            self._take(found, count_only)
+            self._courtesy.worked_through(len(found.payload))
+            if not count_only and (self.ready or self.read_all):
+                self.at_end = self.read_all
+                return
+        self.more_to_read = True
+
+    def everything_read(self) -> bool:
+        """Return True if the journal holds nothing that was not read yet."""
+        return self.read_all or self._reader.is_at_end()
+
+    def sync(self) -> None:
+        """Have what was read so far survive a power cut: the same rows have to make the same chunk afterwards."""
+        if self._reader.position > self._synced_to:
+            self._synced_to = self._reader.sync()
+
+    def begun(self) -> Iterator[tuple[int, int, int]]:
+        """The metrology streams with an unfinished chunk, its index, and the number of its newest row."""
+        for cutter in self._cutters.values():
+            yield from cutter.begun()
+
+    def so_far(self, stream: StreamState) -> Chunk | None:
+        """The unfinished chunk of a stream as it is now; None where it is not to be shown."""
+        chunks = self._cutters[stream.opening.time_base].so_far(stream.opening.stream)
+        shown = [chunk for chunk in chunks if chunk.stream == stream.opening.stream]
+        self._collect(chunk for chunk in chunks if chunk not in shown)
+        return shown[0] if shown else None
+
+    def again(self, stream: StreamState, tried: Mapping[int, Tried]) -> Iterator[Chunk]:
+        """The chunks of a stream that were tried, cut once more; the journal is read from the first of them on."""
+        layouts = self.account.layouts.values()
+        for chunk in cut_again(self._folder, layouts, self._header.non_finite, stream.opening, stream.left, tried):
+            self._courtesy.make_way()
+            yield chunk
+
+    def going_on(self) -> list[StreamState]:
+        """The metrology streams that take further chunks."""
+        return [stream for stream in self.ledger.state.streams.values() if not stream.ended]
+
+    def channels_of(self, opening: Opened) -> tuple[str, ...]:
+        """The channels that an opening takes; none while its time base has no layout in the journal."""
+        if opening.channels is not None:
+            return opening.channels
+        return self._first_channels(opening.time_base)
+
+    def open_stream(
+        self,
+        *,
+        why: Why,
+        time_base: str,
+        from_row: int,
+        position: Position,
+        channels: tuple[str, ...] | None,
+        own: bool,
+        skip: tuple[tuple[int, int], ...] = (),
+        points_per_chunk: int | None = None,
+    ) -> Opened:
+        """Begin a further metrology stream of the run."""
+        streams = self.ledger.state.streams
+        edited = self.ledger.state.edited
+        points = points_per_chunk or (edited and edited.points_per_chunk) or self._header.points_per_chunk
+        host = None
+        if streams and self._header.layout == "run":
+            host = self._host(self._first_channels(time_base) if channels is None else channels, points)
+        token = host.token if host else secrets.token_hex(4)
+        opening = Opened(
+            stream=len(streams),
+            time_base=time_base,
+            from_row=from_row,
+            why=why,
+            label=host.label if host else self._label(time_base, token),
+            token=token,
+            points_per_chunk=points,
+            skip=skip,
+            segment=position.segment,
+            offset=position.offset,
+            channels=channels,
+            own=own,
+            joins=host.stream if host else None,
+        )
+        self.ledger.note(opening, sync=True)
+        return opening
+
+    def _host(self, channels: Iterable[str], points_per_chunk: int) -> Opened | None:
+        """The metrology stream that these channels go into, numbered from 0; None if they need a new one.
+
+        It holds none of them yet, and none that was made after it does: what a channel gave later is in a later stream.
+        """
+        takes = {Life.OPENED, Life.INITIALIZING, Life.INITIALIZED}
+        for stream in reversed(self.ledger.state.streams.values()):
+            if stream.opening.joins is not None:
+                continue
+            if not {name for one in stream.group for name in self.channels_of(one.opening)}.isdisjoint(channels):
+                return None
+            ended = stream.blocked or any(one.ended for one in stream.group)
+            if stream.life in takes and not ended and stream.opening.points_per_chunk == points_per_chunk:
+                return stream.opening
+        return None
+
+    def _first_channels(self, time_base: str) -> tuple[str, ...]:
+        layouts = (layout for layout in self.account.layouts.values() if layout.time_base == time_base)
+        first = next(layouts, None)
+        return tuple(channel.name for channel in first.channels) if first else ()
+
+    def _label(self, time_base: str, token: str) -> str:
+        """The name of a further metrology stream: for its event stream, or for the run where it takes all of them."""
+        earlier = [stream for stream in self.ledger.state.streams.values() if stream.opening.joins is None]
+        if self._header.layout != "run":
+            earlier = [stream for stream in earlier if stream.opening.time_base == time_base]
+        shown = None if time_base == self._header.primary or self._header.layout == "run" else time_base
+        return stream_label(
+            self._header.label,
+            event_stream=shown,
+            number=len(earlier) + 1,
+            run_uid=self._header.run_uid,
+            token=token,
+        )
+
+    def gives_up(self, time_base: str, channel: str) -> bool:
+        """Whether the run has so many streams of single channels that this one gets none."""
+        given_up = self.ledger.state.given_up
+        if (time_base, channel) not in given_up:
+            if sum(stream.opening.own for stream in self.ledger.state.streams.values()) < MAX_OWN_STREAMS:
+                return False
+            self.ledger.note(GivenUp(time_base, channel))
+            _logger.error(
+                "channel %r of run %s has gaps, as %d others have: its further points are left out",
+                channel, self._header.run_uid, MAX_OWN_STREAMS,
+            )  # fmt: skip
+        return True
+
+    def close(self) -> None:
+        """Close the journal."""
+        self._reader.close()
+
+    def _take_whole_chunk(self) -> bool:
+        """Take the rows of the next chunk at once if nothing about them is special; whether it was so."""
+        self._too_few = False
+        layout, position = self._present, self._reader.position
+        if layout is None or self._one_by_one > 0 or position < self._from:
+            return False
+        cutter, number = self._cutters[layout.time_base], self.account.next_row[layout.time_base]
+        wanted = cutter.whole_chunk(layout.layout, number)
+        if not wanted:
+            return False
+        rows = self._rows_ahead(wanted, len(layout.channels))
+        # What may be shown before it is a chunk is read, and so is what may complete a chunk of another time base.
+        may_wait = len(self._cutters) == 1 and not self._header.max_latency_s
+        if rows is None and may_wait and self._reader.ends_before(wanted, b'{"kind"'):
+            self._too_few = True
+            return False
+        if rows is None or (rows.layout, rows.number) != (layout.layout, number):
+            self._one_by_one = wanted
+            return False
+        self._courtesy.make_way()
+        self._reader.skip(wanted)
+        self.account.take_rows(rows)
+        self._courtesy.make_way()
+        self._collect([cutter.rows(position, rows)])
+        return True
+
+    def _rows_ahead(self, wanted: int, channels: int) -> Rows | None:
+        lines = self._reader.ahead(wanted)
+        if lines is None:
+            return None
+        width = len(lines) // wanted
+        at_once = max(1, POINTS_AT_ONCE // max(1, channels)) * width
+        parts: list[Rows] = []
+        for begin in range(0, len(lines), at_once):
+            if begin:
+                self._courtesy.make_way()
+            payloads = table_of(lines[begin : begin + at_once], width)
+            part = None if payloads is None else decode_rows(payloads)
+            if part is None:
+                return None
+            parts.append(part)
+        return joined(parts)
+
+    def _take(self, found: Line, count_only: bool) -> None:
+        if found.payload.startswith(b"[") and found.position >= self._from and not count_only:
+            row = decode_journal(found.payload)
+            if isinstance(row, Row) and self.account.take_row(row):
+                self._present = self.account.layouts[row.layout]
+                self._collect(self._cutters[self._present.time_base].row(found.position, row))
+            return
+        line = self.account.take(found.payload)
+        if line is not None:
+            self._one_by_one = 0  # it was not the rows, but what stood before them
+        if count_only:
+            return
+        if isinstance(line, Layout):
+            self._layout(line, found.position)
+        elif self.account.stop is not None:
+            for cutter in self._cutters.values():
+                self._collect(cutter.finish())
+            self.read_all = True
+            repeated = self.account.rows_repeated.total()
+            if repeated:
+                _logger.error(
+                    "run %s: its journal has %d rows with the number of an earlier row; those behind a chunk's end are "
+                    "lost, and counted", self._header.run_uid, repeated,
+                )  # fmt: skip
+
+    def _layout(self, layout: Layout, position: Position) -> None:
+        self._present = layout
+        cutter = self._cutters.get(layout.time_base)
+        if cutter is not None:
+            cutter.layout(layout, from_row=self.account.next_row[layout.time_base], position=position)
+            return
+        streams = self._streams_of(layout.time_base)
+        if not streams and layout.channels:
+            self.open_stream(
+                why="event stream", time_base=layout.time_base, from_row=0, position=position, channels=None, own=False
+            )
+            streams = self._streams_of(layout.time_base)
+        own = {name for stream in streams if stream.opening.own for name in stream.opening.channels or ()}
+        going_on = self.going_on()
+        self._cutters[layout.time_base] = Cutter(
+            layout,
+            non_finite=self._header.non_finite,
+            decisions=_Decisions(self, layout.time_base),
+            streams=[self._resumed(stream) for stream in streams if stream in going_on],
+            waiting={name: row for stream in streams for name, row in stream.left.items() if name not in own},
+            known={name for stream in streams for name in stream.opening.channels or ()},
+        )
+
+    def _streams_of(self, time_base: str) -> list[StreamState]:
+        return [stream for stream in self.ledger.state.streams.values() if stream.opening.time_base == time_base]
+
+    def _resumed(self, stream: StreamState) -> Resumed:
+        index, from_row, _ = self._resume.get(stream.opening.stream) or stream.resume()
+        over = stream.last is not None and stream.last.cut_short and index > stream.last.index
+        return Resumed(stream.opening, index, from_row, stream.left, tuple(stream.ahead), over)
+
+    def _collect(self, chunks: Iterable[Chunk]) -> None:
+        """Keep the chunks that are still to be pushed; those of before that are confirmed or refused are not."""
+        for chunk in chunks:
+            stream = self.ledger.state.streams[chunk.stream]
+            noted = stream.tried.get(chunk.index)
+            if (noted is None and chunk.index < stream.next_index) or chunk.index in stream.refused or stream.blocked:
+                continue
+            if stream.life in {Life.FINALIZING, Life.FINALIZED}:
+                continue  # it takes nothing more: these points wait, and the account says so
+            if noted is not None and chunk.points < noted.points:
+                self.damaged.append(chunk)
+            else:
+                self.ready.append(chunk)
+
+
+class _Decisions(msgspec.Struct):
+    """What the cutter of one time base decides, noted in the run's ledger."""
+
+    cutting: Cutting
+    time_base: str
+
+    def open(
+        self, *, why: Why, from_row: int, position: Position, channels: tuple[str, ...], own: bool
+    ) -> Opened | None:
+        if own and self.cutting.gives_up(self.time_base, channels[0]):
+            return None
+        return self.cutting.open_stream(
+            why=why, time_base=self.time_base, from_row=from_row, position=position, channels=channels, own=own
+        )
+
+    def leave(self, left: Left) -> None:
+        if left.channel not in self.cutting.ledger.state.streams[left.stream].left:
+            self.cutting.ledger.note(left)
+
+    def noted(self, stream: int, index: int) -> Tried | None:
+        return self.cutting.ledger.state.streams[stream].tried.get(index)
+
+    def shown(self, stream: int, index: int) -> Previewed | None:
+        state = self.cutting.ledger.state.streams[stream]
+        return state.previewed if state.previewed is not None and state.previewed.index == index else None
+
+    def cut_short(self, stream: int) -> None:
+        self.cutting.to_cut_short.add(stream)
+
+    def outgrown(self, stream: int) -> None:
+        self.cutting.outgrown.add(stream)

@@ -1,0 +1,66 @@
+"""How the command line shows things: text from outside made harmless, numbers and times made readable.
+
+Whatever came from a document, a server or a file passes `plain` before it reaches a terminal, and is given to rich as
+`Text`, never as markup.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from ..model.text import plain as in_one_line
+from ..status.progress import counted as counted
+from ..status.progress import number as number
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that takes nothing in a text for markup, an emoji or a number to be coloured."""
+    return Console(markup=False, emoji=False, highlight=False, stderr=stderr)
+
+
+def plain(value: Any, *, limit: int = 500) -> str:
+    """Text from outside in one line: what is not printable as Python writes it, what is too long cut off."""
+    return in_one_line(str(value), limit)
+
+
+def age(seconds: float) -> str:
+    """How long, to two places: 4 s, 3 min 20 s, 2 d 5 h."""
+    left = max(0, round(seconds))
+    if left < 60:
+        return f"{left} s"
+    minutes, s = divmod(left, 60)
+    if minutes < 60:
+        return f"{minutes} min {s} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h"
+
+
+def moment(unix_s: float) -> str:
+    """A time on the clock of whoever reads."""
+    try:
+        return f"{datetime.fromtimestamp(unix_s).astimezone():%Y-%m-%d %H:%M:%S}"
+    except (OverflowError, OSError, ValueError):
+        return plain(repr(unix_s))
+
+
+class ConsoleLog(logging.Handler):
+    """Shows what the package logs, one line each."""
+
+    def __init__(self, console: Console, level: int) -> None:
+        super().__init__(level)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print it."""
+        style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else "dim"
+        self._console.print(
+            Text(plain(record.getMessage(), limit=1000), style=style), soft_wrap=not self._console.is_terminal
+        )

@@ -1,0 +1,80 @@
+"""`instruments`, `samples`, `projects`: the ids that a run's metadata name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from .formatting import console, plain
+
+if TYPE_CHECKING:
+    from ..api.client import Client
+
+_text = click.argument("text", required=False, default="")
+_endpoint = click.option("--endpoint", metavar="URL", help="Ask the API there.")
+_json = click.option("--json", "as_json", is_flag=True, help="Say it as JSON.")
+
+
+@click.command
+@_text
+@_endpoint
+@_json
+def instruments(text: str, endpoint: str | None, as_json: bool) -> int:
+    """List the growth instruments, for `synth_source_id`; with TEXT, those whose name or id has it."""
+    return _list("synth_source_id", text, endpoint, as_json, lambda client: sorted(client.instruments().items()))
+
+
+@click.command
+@_text
+@_endpoint
+@_json
+def samples(text: str, endpoint: str | None, as_json: bool) -> int:
+    """List the physical samples, for `physical_sample`; with TEXT, those whose name or id has it."""
+    return _list("physical_sample_id", text, endpoint, as_json, lambda client: client.samples())
+
+
+@click.command
+@_text
+@_endpoint
+@_json
+def projects(text: str, endpoint: str | None, as_json: bool) -> int:
+    """List the projects, for `project_id`; with TEXT, those whose name or id has it."""
+    return _list("project_id", text, endpoint, as_json, lambda client: client.projects())
+
+
+def _list(
+    member: str,
+    text: str,
+    endpoint: str | None,
+    as_json: bool,
+    ask: Callable[[Client], Iterable[tuple[int | str, str]]],
+) -> int:
+    from ..api.client import Client
+    from ..settings import Settings
+
+    settings = Settings.load(endpoint=endpoint)
+    if not settings.api_key:
+        raise click.ClickException("there is no API key; put the key of your Atomscale account into ATOMSCALE_API_KEY")
+    client = Client(settings)
+    try:
+        found = [(number, name) for number, name in ask(client) if text.casefold() in f"{number} {name}".casefold()]
+    finally:
+        client.close()
+    if as_json:
+        click.echo(json.dumps([{member: number, "name": name} for number, name in found], indent=2))
+        return 0
+    if not found:
+        console().print(f"There are none{' with ' + plain(repr(text)) if text else ''}.")
+        return 0
+    table = Table(box=None, pad_edge=False)
+    table.add_column(member, no_wrap=True)
+    table.add_column("name", overflow="fold")
+    for number, name in found:
+        table.add_row(Text(plain(number)), Text(plain(name)))
+    console().print(table)
+    return 0

@@ -1,0 +1,186 @@
+"""How a metrology stream ends before its run does, and where the run goes on.
+
+A stream takes no more when the server has closed it, when its chunks are too large, damaged, or cut short by a preview.
+Once nothing of it is under way, what was pushed and perhaps taken is read back; then, in one line of the ledger, the
+stream ends and what it does not hold is given to further streams, channels with the same rest together.
+
+What a stream holds of a channel is its chunks in the order of their indices: those that were confirmed, and perhaps
+some of those in doubt. So a chunk in doubt is found by its place among the others, never by its points alone: many
+rows may have one time and value.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from ..checks.comparison import Part, Series, arrangement
+from ..chunking.run_chunker import Cutting
+from ..model.chunk import Chunk
+from ..model.points import packed
+from ..spool.ledger import Ledger
+from ..spool.ledger_format import Confirmed, Ended, Why
+from ..spool.ledger_state import StreamState
+from .tasks import Points
+
+# A stream's end is told by the delivery, whichever module words it.
+_logger = logging.getLogger("atomscale_bluesky.delivery")
+
+
+class _Ending(msgspec.Struct):
+    """A stream that takes no more, until nothing of it is under way."""
+
+    why: Why
+    points_per_chunk: int  # of what goes on
+    doubtful: list[Chunk] = []  # pushed, and perhaps taken although that was never answered
+
+
+class Endings:
+    """The streams of one run that are about to end; belongs to the thread of its delivery.
+
+    Args:
+        ledger: Where each end is noted.
+        cutting: Opens the streams that go on.
+        now: Unix seconds.
+    """
+
+    def __init__(self, ledger: Ledger, cutting: Cutting, now: Callable[[], float]) -> None:
+        self._ledger = ledger
+        self._cutting = cutting
+        self._now = now
+        self._endings: dict[int, _Ending] = {}
+
+    def __contains__(self, stream: int) -> bool:
+        """Whether a stream is about to end."""
+        return stream in self._endings
+
+    def begin(self, stream: int, why: Why, points_per_chunk: int, doubtful: Iterable[Chunk] = ()) -> None:
+        """The stream takes no more; of `doubtful` chunks nobody knows whether they were taken."""
+        self._endings.setdefault(stream, _Ending(why, points_per_chunk)).doubtful.extend(doubtful)
+
+    def is_short(self, number: int, points: Points) -> bool:
+        """Return True if fewer points of a stream were read than are confirmed: they may not be readable yet."""
+        stream = self._ledger.state.streams[number]
+        due = {name for names in stream.delivered for name in names}
+        return any(_delivered(stream, name) > len(points[name][2] if name in points else ()) for name in due)
+
+    def read_back(self, number: int, points: Points) -> None:
+        """What the stream holds of the chunks in doubt counts as confirmed.
+
+        Where what was read does not fit what was confirmed, nothing of the channel counts as held.
+        """
+        doubtful, self._endings[number].doubtful = self._endings[number].doubtful, []
+        if not doubtful:
+            return
+        stream = self._ledger.state.streams[number]
+        at_hand = {chunk.index: chunk for chunk in doubtful}
+        parts = self._parts(stream, at_hand)
+        held: dict[int, list[str]] = {}
+        unclear: list[str] = []
+        for name in {name: None for chunk in doubtful for name in chunk.names}:
+            ours = parts.get(name, {})
+            theirs = Series.of(*points[name]) if name in points else Series()
+            required = sum(part.points for part in ours.values() if part.required)
+            there = arrangement([*ours.values()], theirs, _delivered(stream, name) - required)
+            if there is None:
+                unclear.append(name)
+                continue
+            for index, count in zip(ours, there, strict=True):
+                if index in at_hand and not ours[index].required and count == ours[index].points:
+                    held.setdefault(index, []).append(name)
+        if unclear and points:
+            _logger.warning(
+                "%r holds other points than it has confirmed (%s): its chunks in doubt are sent again",
+                stream.opening.label, ", ".join(unclear[:5]),
+            )  # fmt: skip
+        for index, names in sorted(held.items()):
+            self._ledger.note(Confirmed(number, index, self._now(), tuple(names)))
+
+    def _parts(self, stream: StreamState, at_hand: dict[int, Chunk]) -> dict[str, dict[int, Part]]:
+        """The chunks from the first one in doubt on, by channel and index."""
+        tried = self._ledger.ranges(stream.opening.stream, min(at_hand))
+        settled = {index: noted for index, noted in tried.items() if index not in stream.tried}
+        chunks = dict(at_hand)
+        clock = self._ledger.state.clock
+        if settled or stream.confirmed_channels or tried.keys() - at_hand.keys():
+            for chunk in self._cutting.again(stream, tried):
+                chunks.setdefault(chunk.index, chunk.shifted(clock.offset_s) if clock else chunk)
+        parts: dict[str, dict[int, Part]] = {}
+        for index, noted in tried.items():
+            chunk = chunks.get(index)
+            whole = chunk is not None and chunk.points == noted.points
+            columns = {column.name: column for column in chunk.columns} if chunk is not None and whole else {}
+            times = packed(chunk.times) if chunk is not None and whole else None
+            refusal = stream.refused.get(index)
+            for name in noted.channels:
+                if refusal is not None and name in refusal.channels:
+                    continue
+                required = index in settled or name in stream.confirmed_channels.get(index, ())
+                values = packed(columns[name].values) if name in columns else ()
+                shown, at_least = _shown(stream, index, name)
+                part = Part(noted.points, required, times if name in columns else None, values, shown, at_least)
+                parts.setdefault(name, {})[index] = part
+        preview = stream.previewed
+        if preview is not None and preview.index not in tried:
+            for name in preview.channels:
+                shown, at_least = _shown(stream, preview.index, name)
+                part = Part(preview.points, False, None, (), shown, at_least)
+                parts.setdefault(name, {})[preview.index] = part
+        return parts
+
+    def due(self, stream: int) -> dict[str, int]:
+        """Return the channels that are confirmed or in doubt, and how many points of each the stream may hold."""
+        doubtful = self._endings[stream].doubtful
+        names = [name for names in self._ledger.state.streams[stream].delivered for name in names]
+        most = sum(
+            one.opening.points_per_chunk * (1 + max(one.next_index, one.last.index if one.last else 0))
+            for one in self._ledger.state.streams[stream].group
+        )
+        return dict.fromkeys([*names, *(name for chunk in doubtful for name in chunk.names)], most)
+
+    def settle(self, is_under_way: Callable[[int], bool], ended: Callable[[int], None]) -> int | None:
+        """End the streams of which nothing is under way; `ended` is told which, just before.
+
+        Returns:
+            A stream that has to be read back before it can end.
+        """
+        for number, ending in list(self._endings.items()):
+            stream = self._ledger.state.streams[number]
+            together = [one.opening.stream for one in stream.group]
+            if any(map(is_under_way, together)):
+                continue
+            for one in together:
+                if one in self._endings and self._endings[one].doubtful:
+                    return one
+            del self._endings[number]
+            ended(number)
+            rests = stream.rests(self._cutting.channels_of(stream.opening))
+            with self._ledger.together():
+                self._ledger.note(Ended(number, ending.why))
+                for (from_row, skip, position), channels in rests.items():
+                    self._cutting.open_stream(
+                        why=ending.why,
+                        time_base=stream.opening.time_base,
+                        from_row=from_row,
+                        position=position,
+                        channels=channels or None,
+                        own=stream.opening.own,
+                        skip=skip,
+                        points_per_chunk=ending.points_per_chunk,
+                    )
+            _logger.warning("%r ended (%s); its run goes on in a further stream", stream.opening.label, ending.why)
+        return None
+
+
+def _delivered(stream: StreamState, name: str) -> int:
+    """How many points of a channel are confirmed in a stream."""
+    return sum(points for names, points in stream.delivered.items() if name in names)
+
+
+def _shown(stream: StreamState, index: int, name: str) -> tuple[tuple[int, ...], int]:
+    """How many points of a chunk's beginning previews may have put there, and how many are there for sure."""
+    sent = [one for one in (stream.previewed, stream.shown) if one and one.index == index and name in one.channels]
+    taken = [one.points for one in sent if one is stream.shown]
+    return tuple(one.points for one in sent), max(taken, default=0)

@@ -1,0 +1,183 @@
+"""The newest points of slow streams, shown before their chunk is full: when, and what comes of it.
+
+A preview is the beginning of a chunk, up to the newest row, sent under the chunk's own index; the chunk replaces it
+when it is full. Its rows are synced and its range is noted and synced before it leaves, so whatever happens, what is
+sent under an index only ever grows, and always from the same first points. It confirms nothing by itself.
+
+One request per index is under way at a time, and the next one leaves only after the last was answered. Where that
+cannot be (no answer came, so it may be applied at any later time; the server takes no more points under an index that
+it holds; a channel has a gap beyond what was shown), the chunk is cut short: it ends with what was shown, for ever, and
+the rest goes on in a further stream. So a request that is applied late finds what it would write.
+
+Bounded: a run whose previews have cost it `MOST_FURTHER_STREAMS` makes no more of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from ..chunking.run_chunker import Cutting
+from ..model.chunk import Chunk
+from ..spool.journal_format import Header
+from ..spool.ledger import Ledger
+from ..spool.ledger_format import Confirmed, PreviewAnswered, Previewed, PreviewsEnded
+from ..spool.ledger_state import LedgerState, Life, StreamState
+
+_logger = logging.getLogger(__name__)
+
+# After so many streams that ended at a preview a run goes on without previews.
+MOST_FURTHER_STREAMS = 10
+
+
+def cut_short_in_doubt(ledger: Ledger) -> bool:
+    """Settle previews that were never answered: their chunks end with them, and are pushed like any other.
+
+    Whether there were any. To be called before the journal is read for chunks, with no preview under way.
+    """
+    found = False
+    for stream in ledger.state.streams.values():
+        sent = stream.previewed
+        if sent is not None and sent is not stream.shown and sent.index == stream.next_index:
+            ledger.note(sent.as_tried(cut_short=True), sync=True)
+            found = True
+    return found
+
+
+class Previews:
+    """The previews of one run; belongs to the thread of its delivery.
+
+    Args:
+        header: Says how long a point may wait.
+        ledger: Where each preview is noted before it leaves.
+        cutting: Has the chunks that are not full.
+        now: Unix seconds.
+    """
+
+    def __init__(self, header: Header, ledger: Ledger, cutting: Cutting, now: Callable[[], float]) -> None:
+        self.asked_at = 0.0  # monotonic, as all times here
+        self._header = header
+        self._ledger = ledger
+        self._cutting = cutting
+        self._now = now
+        self._limit_s = header.max_latency_s
+        self._looked_at: float | None = None
+        self._since: dict[int, tuple[int, float]] = {}  # stream → chunk, and since when a point of it may wait unseen
+        self._out: set[int] = set()  # streams with a preview under way
+
+    @property
+    def _state(self) -> LedgerState:
+        return self._ledger.state
+
+    @property
+    def wanted(self) -> bool:
+        """Whether this run makes previews."""
+        return self._limit_s > 0 and self._state.previews_ended is None
+
+    def looked(self, now: float) -> None:
+        """The journal was read to its present end: what is new came after the look before this one."""
+        if not self.wanted:
+            return
+        # What the first look finds may have waited for long, for a process that was not there.
+        before = now - self._limit_s if self._looked_at is None else self._looked_at
+        self._looked_at = now
+        since: dict[int, tuple[int, float]] = {}
+        for number, index, last_row in self._cutting.begun():
+            sent = self._state.streams[number].previewed
+            if sent is not None and sent.index == index and sent.last_row >= last_row:
+                continue
+            known = self._since.get(number)
+            since[number] = known if known and known[0] == index else (index, before)
+        self._since = since
+
+    def due(self) -> float | None:
+        """When to look again, or to send a preview; None if no time has come or comes that was not used already."""
+        if not self.wanted or self._looked_at is None or self._cutting.read_all:
+            return None
+        times = [self._looked_at + self._limit_s / 2, *(at + self._limit_s for _, at in self._since.values())]
+        return min((time for time in times if time > self.asked_at), default=None)
+
+    def next_chunk(self, now: float, may_leave: Callable[[int], bool]) -> Chunk | None:
+        """The next preview, noted; None if none is due.
+
+        Args:
+            now: Monotonic.
+            may_leave: Whether nothing else of a stream is under way.
+        """
+        if not self.wanted:
+            return None
+        for number, (index, since) in list(self._since.items()):
+            stream = self._state.streams[number]
+            if now < since + self._limit_s or stream.life is not Life.INITIALIZED or index != stream.next_index:
+                continue
+            if stream.blocked or not may_leave(number):
+                continue
+            if sum(one.opening.why == "preview" for one in self._state.streams.values()) >= MOST_FURTHER_STREAMS:
+                self._end(f"they have cost {MOST_FURTHER_STREAMS} further streams")
+                return None
+            del self._since[number]
+            chunk = self._cutting.so_far(stream)
+            if chunk is not None:
+                self._cutting.sync()
+                self._ledger.note(chunk.noted_as(Previewed), sync=True)
+                self._out.add(number)
+                return chunk
+        return None
+
+    def is_out(self, stream: int) -> bool:
+        """Whether a preview of this stream is under way: nothing else may leave under its index."""
+        return stream in self._out
+
+    # ---- outcomes: each tells whether the run's files have to be read anew -------------------------------------------
+
+    def taken(self, stream: int) -> bool:
+        """Atomscale shows it."""
+        self._out.discard(stream)
+        self._note_answer(stream, taken=True)
+        return False
+
+    def failed(self, stream: int, *, in_doubt: bool) -> bool:
+        """There was no answer, or none of use; in doubt if it may be applied all the same, now or later."""
+        self._out.discard(stream)
+        if in_doubt:
+            return cut_short_in_doubt(self._ledger)
+        self._note_answer(stream, taken=False)
+        return False
+
+    def refused(self, stream: int, reason: str) -> bool:
+        """The server does not take it; what it took before stands, and its chunk ends with that."""
+        self._out.discard(stream)
+        self._note_answer(stream, taken=False)
+        self._end(reason)
+        return self.cut_short(self._state.streams[stream])
+
+    def chunk_refused(self, stream: StreamState, index: int, reason: str) -> bool:
+        """The server takes no channel of a chunk; if it was shown, it ends with that and is taken as it is."""
+        if stream.shown is None or stream.shown.index != index or not self.cut_short(stream):
+            return False
+        self._end(reason)
+        return True
+
+    def cut_short(self, stream: StreamState) -> bool:
+        """Let a chunk of which something was shown end with that, which confirms it; whether there is such a one."""
+        shown = stream.shown
+        if shown is None or stream.ended or shown.index in stream.confirmed_channels:
+            return False
+        with self._ledger.together():
+            self._ledger.note(shown.as_tried(cut_short=True))
+            self._ledger.note(Confirmed(shown.stream, shown.index, self._now()))
+        return True
+
+    def _note_answer(self, stream: int, *, taken: bool) -> None:
+        sent = self._state.streams[stream].previewed
+        if sent is not None:
+            self._ledger.note(PreviewAnswered(stream, sent.index, taken))
+
+    def _end(self, reason: str) -> None:
+        if self._state.previews_ended is None:
+            self._ledger.note(PreviewsEnded(reason), sync=True)
+            _logger.warning(
+                "run %s makes no more previews, its points are shown chunk by chunk: %s; set max_latency_s to 0 "
+                "if this server never takes a chunk that has grown",
+                self._header.run_uid, reason,
+            )  # fmt: skip

@@ -1,0 +1,178 @@
+"""An uploader in a process of its own: started by a callback, or run by the site (`atomscale-bluesky upload --follow`).
+
+It is the uploader of the callback, without a callback: it follows the journals of whoever writes into the spool,
+completes the runs of processes that are gone, and delivers. One serves a spool and an endpoint at a time, held through
+a lock of the operating system; a further one that starts ends at once. Each run has its own lock beside that, so even
+two could not touch the same run.
+
+One that a callback has started ends by itself, `idle_s` after there is nothing left to do and that callback's process
+is gone. One whose API key is refused for a while ends too, so that another can begin with a key that is right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from io import TextIOWrapper
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..settings import Settings
+from ..spool.locks import RunLock, is_held
+from ..spool.own_files import open_own
+from ..spool.spool import Spool
+from .uploader import Uploader
+
+_logger = logging.getLogger(__name__)
+
+# Exit codes; 75 and 77 have these meanings in BSD's sysexits.h.
+STOPPED, FAILED, ALREADY_SERVED, KEY_REFUSED = 0, 1, 75, 77
+
+# A wrong key is asked for this long whether it works meanwhile; then another process may begin with another one.
+KEY_PATIENCE_S = 30.0
+LOOK_S = 0.2
+# Somebody who asks whether the lock is free holds it for a moment.
+LOCK_ATTEMPTS, LOCK_PAUSE_S = 10, 0.03
+
+LOG = "uploader.log"
+LOG_BYTES = 1_000_000
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What a callback tells the process that it starts, through its standard input."""
+
+    settings: Settings
+    idle_s: float
+
+
+def serve(
+    settings: Settings,
+    *,
+    ending: threading.Event,
+    needed: Callable[[], bool] = lambda: True,
+    idle_s: float = 0.0,
+) -> int:
+    """Deliver the spool's runs until `ending`, or for as long as it is `needed` and `idle_s` after; the exit code.
+
+    Raises:
+        SpoolError: The spool cannot be used.
+    """
+    spool = Spool(settings.locate_spool(), min_free_bytes=settings.spool_min_free_bytes)
+    lock = RunLock(served_by(settings))
+    if not _acquired(lock, ending):
+        _logger.info("spool %s is served by another process already", spool.path)
+        return ALREADY_SERVED
+    uploader = Uploader(spool, settings, follow=True)
+    uploader.start()
+    _logger.info("process %d serves spool %s, to %s", os.getpid(), spool.path, settings.endpoint)
+    code = STOPPED
+    try:
+        while not ending.wait(LOOK_S):
+            if not uploader.running:
+                code = FAILED  # its own log line says why
+                break
+            if not served_by(settings).exists():
+                _logger.error("spool %s was removed; this process ends", spool.path)
+                code = FAILED
+                break
+            if uploader.key_refused_s > KEY_PATIENCE_S:
+                _logger.warning("the API key is refused; this process ends, and one with another key may begin")
+                code = KEY_REFUSED
+                break
+            idle = uploader.idle_since
+            if idle is not None and time.monotonic() - idle >= idle_s and not needed():
+                break
+    finally:
+        uploader.stop()
+        lock.release()
+    _logger.info("process %d ends", os.getpid())
+    return code
+
+
+def served_by(settings: Settings) -> Path:
+    """The lock of whoever serves the settings' spool and endpoint."""
+    name = hashlib.sha256(settings.endpoint.encode()).hexdigest()[:8]
+    return settings.spool_path / f"uploader-{name}.lock"
+
+
+def is_served(settings: Settings) -> bool:
+    """Whether a living process serves the settings' spool and endpoint."""
+    return is_held(served_by(settings))
+
+
+class _PrivateLog(RotatingFileHandler):
+    """A log that is made for its owner alone, whatever the umask, and never follows a link."""
+
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, "a", encoding=self.encoding, errors=self.errors, opener=open_own)
+
+    def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 - logging's name
+        """Whether it is to be begun anew; never where the older one, which goes then, is not a file."""
+        older = f"{self.baseFilename}.1"
+        is_a_file = os.path.isfile(older) and not os.path.islink(older)
+        return (is_a_file or not os.path.lexists(older)) and bool(super().shouldRollover(record))
+
+
+def main() -> int:
+    """The process that a callback starts: its order is one line of JSON, and the end of the input that callback's."""
+    with open(0, "rb", closefd=False) as given:  # noqa: SIM115, PTH123 - a descriptor
+        order = msgspec.json.decode(given.readline(), type=Order)
+    handler = _PrivateLog(order.settings.spool_path / LOG, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    logger = logging.getLogger("atomscale_bluesky")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    ending, orphaned = threading.Event(), threading.Event()
+    stop_on_signals(ending)
+
+    def wait_for_the_end_of_input() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 64):
+                pass
+        orphaned.set()
+
+    threading.Thread(target=wait_for_the_end_of_input, name="orphaned", daemon=True).start()
+    try:
+        return serve(order.settings, ending=ending, needed=lambda: not orphaned.is_set(), idle_s=order.idle_s)
+    except Exception:
+        _logger.exception("the uploader's process fails")
+        return FAILED
+
+
+def stop_on_signals(ending: threading.Event) -> Callable[[], None]:
+    """Have `ending` set by what asks a process to end: SIGTERM, Ctrl-C, Ctrl-Break; gives what takes that back."""
+    before: dict[signal.Signals, Any] = {}
+    for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
+        if hasattr(signal, name):
+            number = getattr(signal, name)
+            before[number] = signal.signal(number, lambda _number, _frame: ending.set())
+
+    def take_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    return take_back
+
+
+def _acquired(lock: RunLock, ending: threading.Event) -> bool:
+    for _ in range(LOCK_ATTEMPTS):
+        if lock.acquire():
+            return True
+        if ending.wait(LOCK_PAUSE_S):
+            return False
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The threads that send: each takes one task at a time, has it done over a connection of its own, and reports.
+
+They decide nothing and know nothing of runs. Bounded: as many as `max_connections`, hired as they are needed. So that
+none has to wait for the pump between one task and the next, as many tasks again may lie ready; what no thread has begun
+can be taken back, and whose task failed begins no other before that was seen to.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from ..api.client import Client, ClockReading
+from ..api.clock import measure
+from ..settings import Settings
+from ..spool.gil_yield import Courtesy
+from .run_delivery import Delivery
+from .task_runner import Knowledge, Outcome, perform
+from .tasks import Task
+
+# How often the server's clock is looked at, for `status` to tell: NTP corrects a host's within minutes.
+CLOCK_INTERVAL_S = 3600.0
+
+
+class Senders:
+    """Up to `max_connections` threads that send.
+
+    Args:
+        settings: Endpoint, key and limits.
+        knowledge: What has been found out about the server.
+        report: Called in a sender's thread with what came of each task.
+        report_clock: Called in a sender's thread with the server's clock, now and then.
+        courtesy: Makes way for a plan's thread.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        knowledge: Knowledge,
+        report: Callable[[Delivery, Outcome], None],
+        report_clock: Callable[[ClockReading], None],
+        courtesy: Courtesy | None = None,
+    ) -> None:
+        self.in_flight = 0  # given and not yet `returned`; counted by the pump alone
+        self._settings = settings
+        self._knowledge = knowledge
+        self._report = report
+        self._report_clock = report_clock
+        self._courtesy = courtesy or Courtesy()
+        self._go_on = threading.Semaphore(0)  # for those who have reported a failure
+        self._tasks: queue.SimpleQueue[tuple[Delivery, Task] | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._clients: list[Client] = []  # one per thread
+
+    def give(self, delivery: Delivery, task: Task) -> None:
+        """Have a task done; does not wait."""
+        self.in_flight += 1
+        self._tasks.put((delivery, task))
+        if len(self._threads) < min(self.in_flight, self._settings.max_connections):
+            self.hire()
+
+    def returned(self) -> None:
+        """What came of a task has been reported and received."""
+        self.in_flight -= 1
+
+    def go_on(self) -> None:
+        """A failure has been seen to: who reported it may begin another task."""
+        self._go_on.release()
+
+    def take_back(self) -> list[tuple[Delivery, Task]]:
+        """The tasks that no thread has begun; none of them will be."""
+        found: list[tuple[Delivery, Task]] = []
+        with suppress(queue.Empty):
+            while True:
+                work = self._tasks.get_nowait()
+                found += [work] if work else []
+        self.in_flight -= len(found)
+        return found
+
+    def hire(self) -> None:
+        """Start one more thread."""
+        thread = threading.Thread(target=self._work, name=f"atomscale-sender-{len(self._threads)}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is ending, or there are too many threads: those that are there go on
+            return
+        self._threads.append(thread)
+
+    def cut_if_late(self) -> None:
+        """Break off requests that are past their time limit; to be called every second or so."""
+        for client in self._clients:
+            client.cut_if_late()
+
+    def dismiss(self) -> None:
+        """Have every thread end after the task that it has."""
+        for _ in self._threads:
+            self._tasks.put(None)
+            self._go_on.release()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether one of these threads asks."""
+        return threading.current_thread() in self._threads
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until they have ended, so long at most; whether they have."""
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _work(self) -> None:
+        client = Client(self._settings, make_way=self._courtesy.make_way)
+        self._clients.append(client)
+        try:
+            while (work := self._tasks.get()) is not None:
+                delivery, task = work
+                # Of a run that was let go of meanwhile somebody else may have begun the same.
+                outcome = Outcome(task) if delivery.let_go else perform(client, task, self._knowledge)
+                self._report(delivery, outcome)
+                if outcome.error is None:
+                    self._look_at_the_clock(client)
+                else:
+                    self._go_on.acquire()
+        finally:
+            client.close()
+
+    def _look_at_the_clock(self, client: Client) -> None:
+        """Measure how far this host's clock is off, rarely; nothing waits for it, and that it fails is no trouble."""
+        now = time.monotonic()
+        if now - self._knowledge.clock_measured < CLOCK_INTERVAL_S:
+            return
+        self._knowledge.clock_measured = now
+        with suppress(Exception):
+            self._report_clock(measure(client))

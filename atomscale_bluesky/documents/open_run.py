@@ -1,0 +1,202 @@
+"""What the front half knows of a run: how it begins, what it has seen, and what never reaches its journal."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..model.text import plain
+from ..spool.history import NotKept
+from ..spool.journal_format import Header, LeftOut
+from ..spool.kept_events import KeptEvents
+from ..spool.lines import encode
+from ..spool.run_writer import RunWriter
+from .conversion import LATE
+from .event_stream import EventStream, Names
+from .rejections import Oddities
+from .selection import Selection
+from .start_document import text_of
+
+# The same event may come twice (two subscriptions, a bus that delivers again); so many uids of each run are remembered.
+REMEMBERED_EVENTS = 10_000
+
+NO_ROOM = "no room in the spool"
+NOT_WRITTEN = "its file could not be written"
+NOT_SELECTED = "event stream not selected"
+TOO_LONG = "document too long"
+
+# A line of the journal names no more keys than this, so that it is never too long.
+KEYS_PER_LINE = 10_000
+
+
+class OpenRun:
+    """A run whose stop document has not come.
+
+    Args:
+        uid: The run's.
+        header: The first line of its journal.
+        kept: The events that were kept before it was interrupted.
+    """
+
+    def __init__(self, uid: str, header: Header, kept: KeptEvents | None = None) -> None:
+        self.uid = uid
+        self.header = header
+        self.writer: RunWriter | None = None  # None: the spool had no room for it, or it is settled
+        self.settled = False  # its files say how it ended
+        self.why_not_kept = ""  # why the spool did not take it when it was asked last
+        self._noted_as_not_kept = False
+        self.to_announce = False  # nobody who delivers was told of its journal
+        # Those that say how it ended, and how much its journal held before; while they are being written.
+        self.last_lines: tuple[list[bytes], int] | None = None
+        self.why_none = NO_ROOM  # why there is no writer
+        self.try_again_at = 0.0  # monotonic: when to try to make one again
+        self.event_streams: dict[str, EventStream | None] = {}  # None: not selected
+        self.names: Names = {}  # of all channels
+        self.kept = kept
+        # Events that came before, the last `REMEMBERED_EVENTS` at least.
+        self.seen: set[str] = set()  # the youngest
+        self.seen_before: set[str] = set()  # those before them
+        self._layouts = 0
+        self._left_out: Counter[tuple[str, str]] = Counter()  # reason, key
+
+    def describe(self, descriptor: Mapping[str, Any], name: str, selection: Selection) -> bool:
+        """Take the first descriptor of an event stream; False if that is not selected."""
+        taken = selection.takes_event_stream(name)
+        self.event_streams[name] = (
+            EventStream(
+                descriptor,
+                selection,
+                started=self.header.started,
+                next_layout=self._next_layout,
+                names=self.names,
+            )
+            if taken
+            else None
+        )
+        return taken
+
+    def begin_again(self, writer: RunWriter) -> None:
+        """Go on in another journal, which begins with nothing."""
+        for event_stream in self.event_streams.values():
+            if event_stream is not None:
+                event_stream.start_over()
+        # At once, and last: whoever is interrupted before begins again, with a further journal.
+        self.writer, self.settled, self.to_announce, writer.in_use = writer, False, True, True
+
+    def end(self) -> None:
+        """Forget the journal, which says how the run ended."""
+        left_out: Counter[tuple[str, str]] = Counter()
+        for event_stream in filter(None, self.event_streams.values()):
+            event_stream.late.clear()
+        self.writer, self.settled, self.last_lines, self._left_out = None, True, None, left_out
+
+    def remember(self, uid: str) -> None:
+        """Note an event's uid, and forget the oldest ones, many at once, when there are many."""
+        self.seen.add(uid)
+        if len(self.seen) > REMEMBERED_EVENTS:
+            self.seen, self.seen_before = set(), self.seen
+
+    def leave_out(self, reason: str, keys: Iterable[Any], events: int = 1) -> None:
+        """Count readings that do not reach the journal."""
+        for key in keys:
+            self._left_out[reason, text_of(key)] += events
+
+    def not_kept(self, ended: float) -> NotKept | None:
+        """What to note of a run that has no journal for what was left out; None where there is nothing to note.
+
+        Begins to count anew.
+        """
+        readings = sum(n for (reason, _), n in self._left_out.items() if reason in {NO_ROOM, NOT_WRITTEN})
+        if (self.settled or self._noted_as_not_kept) and not readings:
+            return None
+        self._noted_as_not_kept = True
+        self._left_out.clear()
+        return NotKept(
+            run_uid=self.uid,
+            label=self.header.label,
+            started=self.header.started,
+            ended=ended,
+            readings=readings,
+            reason=self.why_not_kept,
+        )
+
+    def left_out_lines(self) -> list[bytes]:
+        """What was counted, as lines for the journal."""
+        counted = dict(self._left_out)
+        for event_stream in filter(None, self.event_streams.values()):
+            counted |= {(LATE, key): n for key, n in event_stream.late.items()}
+        by_reason: dict[str, list[dict[str, int]]] = {}
+        for (reason, key), n in counted.items():
+            lines = by_reason.setdefault(reason, [{}])
+            if len(lines[-1]) >= KEYS_PER_LINE:
+                lines.append({})
+            lines[-1][key] = n
+        return [
+            encode(LeftOut(event_stream="", reason=reason, readings=sum(keys.values()), keys=keys))
+            for reason, lines in by_reason.items()
+            for keys in lines
+        ]
+
+    def rows(self) -> dict[str, int]:
+        """How many rows each time base has given to this journal."""
+        streams = (event_stream for event_stream in self.event_streams.values() if event_stream is not None)
+        return {time_base: rows for stream in streams for time_base, rows in stream.rows_by_time_base.items()}
+
+    def tell_what_was_odd(self, oddities: Oddities) -> None:
+        """Say, at the run's end, which readings arrived otherwise than they were read."""
+        for event_stream in filter(None, self.event_streams.values()):
+            if event_stream.replaced_times:
+                oddities.say(
+                    logging.WARNING,
+                    "event stream %r of run %s: %d readings had impossible times and got their event's",
+                    event_stream.name, self.uid, event_stream.replaced_times,
+                )  # fmt: skip
+            if event_stream.late:
+                oddities.say(
+                    logging.WARNING,
+                    "event stream %r of run %s: keys that its first event and descriptor did not have are left out: %s",
+                    event_stream.name, self.uid, plain(", ".join(event_stream.late)),
+                )  # fmt: skip
+            if event_stream.rounded:
+                oddities.say(
+                    logging.WARNING,
+                    "event stream %r of run %s: integers beyond 2**53 lost digits in %s; `status` has the counts",
+                    event_stream.name, self.uid, plain(", ".join(event_stream.rounded)),
+                )  # fmt: skip
+
+        if self.kept is not None and self.kept.by_time:
+            oddities.say(
+                logging.WARNING,
+                "run %s: %d events had new uids and were known by their times, so they were not taken again",
+                self.uid, self.kept.by_time,
+            )  # fmt: skip
+        if self.kept is not None and self.kept.in_doubt:
+            oddities.say(
+                logging.WARNING,
+                "run %s: the clock was set back and what was kept before is no longer known event by event; %d events "
+                "were taken that may be there twice",
+                self.uid, self.kept.in_doubt,
+            )  # fmt: skip
+
+    def _next_layout(self) -> int:
+        """A number for a layout, unique in this run."""
+        self._layouts += 1
+        return self._layouts - 1
+
+
+def without(page: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
+    """An event page without some of its rows."""
+    gone = set(rows)
+
+    def kept(column: Any) -> list[Any]:
+        return [value for i, value in enumerate(column) if i not in gone]
+
+    out = dict(page)
+    for member in ("uid", "time", "seq_num"):
+        if member in page:
+            out[member] = kept(page[member])
+    for member in ("data", "timestamps", "filled"):
+        out[member] = {key: kept(column) for key, column in (page.get(member) or {}).items()}
+    return out

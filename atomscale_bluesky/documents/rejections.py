@@ -1,0 +1,81 @@
+"""What came and could not be used: counted by kind, and said once in the log. Takes no lock of its own.
+
+What is to be said is collected, and goes to the log when its caller holds no lock: a log's handler is foreign code,
+that may wait for another thread or come back to the callback.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, deque
+from contextlib import suppress
+from typing import Any
+
+from ..errors import AtomscaleBlueskyError, ChannelError
+from ..model.text import plain
+
+_logger = logging.getLogger("atomscale_bluesky.callback")
+
+UNREADABLE = "malformed document"
+SEEN_BEFORE = "event seen before"
+TAKEN_BEFORE = "run taken before"
+BEHIND_STOP = "event behind its run's stop"
+NOT_KEPT = "run not kept"
+
+# A log that says more kinds of things than this would be read by nobody.
+MAX_SAID = 1000
+
+
+class Oddities:
+    """Counts of odd documents, and the memory of what was said about them."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.untold: deque[tuple[int, str, tuple[Any, ...], BaseException | None]] = deque()
+        self._said: set[str] = set()
+        self._telling: int | None = None  # the thread that is in `tell`
+
+    def say(self, level: int, text: str, *args: object, error: BaseException | None = None) -> None:
+        """Have this in the log once the caller holds no lock; with the error's traceback, if there is one."""
+        self.untold.append((level, text, args, error))
+
+    def tell(self) -> None:
+        """Log what was collected. A handler that comes back here is told nothing: it goes on afterwards."""
+        if self._telling == threading.get_ident():
+            return
+        self._telling = threading.get_ident()
+        try:
+            with suppress(IndexError):
+                while True:
+                    level, text, args, error = self.untold.popleft()
+                    _logger.log(level, text, *args, exc_info=error)
+        finally:
+            self._telling = None
+
+    def ignore(self, kind: str, text: str) -> None:
+        """Count a document that belongs to nothing that is known."""
+        self.counts[kind] += 1
+        text = plain(text)  # it quotes a uid from outside, which may be anything, and it is remembered
+        self.say_once(text, text)
+
+    def say_once(self, about: str, text: str, level: int = logging.WARNING) -> None:
+        """Say something unless it was said about the same before."""
+        if about not in self._said and len(self._said) < MAX_SAID:
+            self._said.add(about)
+            self.say(level, "%s", plain(text))
+
+    def broken(self, name: str, error: Exception) -> None:
+        """A document that cannot be read costs a count and a line in the log, and nothing beside it."""
+        self.counts[UNREADABLE] += 1
+        expected = isinstance(error, AtomscaleBlueskyError | LookupError | TypeError | ValueError)
+        if f"broken {name}" not in self._said:
+            self._said.add(f"broken {name}")
+            try:
+                shown = str(error) if isinstance(error, ChannelError) else f"{type(error).__name__}: {error}"
+            except Exception:  # noqa: BLE001 - a foreign exception may have no text
+                shown = type(error).__name__
+            self.say(
+                logging.ERROR, "a %s document could not be used, the run goes on: %s", plain(repr(name), 80),
+                plain(shown), error=None if expected else error,
+            )  # fmt: skip

@@ -1,0 +1,45 @@
+"""Which event streams and data keys are taken, by the patterns of the settings. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+
+class Selection(NamedTuple):
+    """Which event streams and data keys to take, and how; the settings that this module needs."""
+
+    event_streams: Sequence[str] = ("*", "!baseline", "!interruptions")
+    channels: Sequence[str] = ("*",)
+    monitors: Sequence[str] = ("*_monitor",)
+    rename: Mapping[str, str] = {}
+    max_elements: int = 16
+    timestamps: str = "auto"
+    # Where all event streams of a run share a metrology stream, the one whose channels are named as they are.
+    unprefixed: str | None = None
+
+    def takes_event_stream(self, name: str) -> bool:
+        """Whether readings of this event stream are wanted."""
+        return matches(name, self.event_streams)
+
+    def takes_key(self, key: str, hinted: bool) -> bool:
+        """Whether this data key is wanted."""
+        if list(self.channels) == ["hints"]:
+            return hinted
+        return matches(key, self.channels)
+
+    def by_reading(self, event_stream: str, page: bool) -> bool:
+        """Whether points have the readings' own times rather than the event's."""
+        if self.timestamps == "auto":
+            return page or matches(event_stream, self.monitors)
+        return self.timestamps == "reading"
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether the last pattern that matches takes the name; `!pattern` leaves out. With `!` only, all start in."""
+    taken = bool(patterns) and all(pattern.startswith("!") for pattern in patterns)
+    for pattern in patterns:
+        if fnmatchcase(name, pattern.removeprefix("!")):
+            taken = not pattern.startswith("!")
+    return taken

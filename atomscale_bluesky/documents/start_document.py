@@ -1,0 +1,85 @@
+"""A start document in, the run's header out: what the delivery of a run has to know from its beginning."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sized
+from typing import Any
+
+from ..errors import ChannelError, MetadataError
+from ..model.links import Links
+from ..settings import Settings
+from ..spool.journal_format import FORMAT, Header
+from .metadata import content_digest, read_metadata, run_label
+
+# Longer than any uid, label or path that means something; a start document's uid is written with everything.
+MAX_UID = 255
+
+
+def uid_of(start: Mapping[str, Any]) -> str:
+    """A start document's uid.
+
+    Raises:
+        ChannelError: It has none that is text, of bounded length, and such as a file can hold.
+    """
+    uid = start["uid"]
+    if not isinstance(uid, str) or not uid:
+        raise ChannelError(f"a start document's uid is a {type(uid).__name__}, expected text; its run is left out")
+    if len(uid) > MAX_UID or not uid.isprintable():
+        raise ChannelError(
+            f"a start document's uid has {len(uid)} characters and begins with {uid[:20]!r}, expected up to {MAX_UID} "
+            f"printable ones; its run is left out"
+        )
+    return uid
+
+
+def header_of(start: Mapping[str, Any], uid: str, settings: Settings) -> Header:
+    """The first line of a run's journal, whatever its start document holds: what cannot be used parks the run."""
+    problem, links, points, label = None, Links(), settings.points_per_chunk, None
+    defaults = Links(synth_source_id=settings.synth_source_id, project_id=settings.project_id, tags=settings.tags)
+    try:
+        metadata = read_metadata(start, defaults)
+    except MetadataError as error:
+        problem = str(error)
+    except Exception as error:  # noqa: BLE001 - a foreign object may do anything when it is asked for its value
+        problem = f"the metadata cannot be read: {type(error).__name__}"
+    else:
+        links, label = metadata.links, metadata.label
+        points = metadata.points_per_chunk or points
+    return Header(
+        format=FORMAT,
+        run_uid=uid,
+        started=time_of(start),
+        label=label or run_label(start, settings.label),
+        points_per_chunk=points,
+        primary=settings.primary,
+        endpoint=settings.endpoint,
+        non_finite=settings.non_finite,
+        layout=settings.layout,
+        links=links,
+        problem=problem,
+        content=content_digest(start),
+        keep=settings.keep,
+        clock=settings.clock,
+        max_latency_s=settings.max_latency_s,
+    )
+
+
+def time_of(doc: Mapping[str, Any]) -> float:
+    """A document's time, or the present one if it has none that is."""
+    try:
+        at = float(doc.get("time"))  # type: ignore[arg-type]
+    except Exception:  # noqa: BLE001 - no number, none at all, or a foreign object
+        return time.time()
+    return at if math.isfinite(at) else time.time()
+
+
+def text_of(value: object) -> str:
+    """Text that a file can hold, of bounded length."""
+    try:
+        if not isinstance(value, str) and isinstance(value, Sized) and len(value) > MAX_UID:
+            return type(value).__name__  # to write all of it takes its time, and the plan waits
+        return str("" if value is None else value)[:500].encode(errors="replace").decode()
+    except Exception:  # noqa: BLE001 - a foreign object's text may do anything
+        return type(value).__name__

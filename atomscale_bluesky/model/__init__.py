@@ -1,0 +1,13 @@
+"""The nouns that every folder shares: row, channel, chunk, links, labels, identifiers.
+
+In: nothing. Out: frozen records and pure functions on them.
+Guaranteed: no file, socket, thread or clock is touched, and nothing here imports another folder.
+
+    rows         Row, Rows, Channel, Position: what a journal holds of a reading
+    chunk        Chunk, Column, Span: what Atomscale gets of it
+    links        Links: instrument, sample, project and tags of a metrology stream
+    labels       the names of runs and streams in Atomscale
+    identifiers  UUIDs, names of samples and tags
+    points       columns of numbers as packed floats
+    text         text from outside, made safe for a log
+"""

@@ -1,0 +1,80 @@
+"""A chunk: consecutive points of the channels of one metrology stream, under one index. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from .rows import Position
+
+Noted = TypeVar("Noted")
+
+
+class Column(NamedTuple):
+    """One channel's part of a chunk; as many values as the chunk has times, None only where the policy is `null`."""
+
+    name: str
+    unit: str | None
+    values: tuple[float | None, ...] | NDArray[np.float64]
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """Consecutive points of the channels of one metrology stream, under an index that is theirs for ever."""
+
+    stream: int
+    index: int
+    times: tuple[float, ...]  # Unix seconds, in order of arrival
+    columns: tuple[Column, ...]
+    first_row: int
+    last_row: int
+    position: Position  # where the first row stands in the journal
+
+    @property
+    def points(self) -> int:
+        """How many points each channel has."""
+        return len(self.times)
+
+    def only(self, names: Iterable[str]) -> Chunk:
+        """The same chunk with the named channels alone, in its own order."""
+        wanted = frozenset(names)
+        columns = tuple(column for column in self.columns if column.name in wanted)
+        return Chunk(self.stream, self.index, self.times, columns, self.first_row, self.last_row, self.position)
+
+    def shifted(self, offset_s: float) -> Chunk:
+        """The same chunk with all times later by so much."""
+        if not offset_s:
+            return self
+        return msgspec.structs.replace(self, times=tuple(time + offset_s for time in self.times))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its channels."""
+        return tuple(column.name for column in self.columns)
+
+    def noted_as(self, kind: Callable[..., Noted]) -> Noted:
+        """Which rows it is made of, as a line of the ledger."""
+        return kind(
+            stream=self.stream,
+            index=self.index,
+            first_row=self.first_row,
+            last_row=self.last_row,
+            points=self.points,
+            channels=self.names,
+            segment=self.position.segment,
+            offset=self.position.offset,
+            first_time=self.times[0],
+            last_time=self.times[-1],
+        )
+
+
+class Span(NamedTuple):
+    """Consecutive chunks of a stream, and the rows that they are made of; each end included."""
+
+    first_index: int
+    last_index: int
+    first_row: int
+    last_row: int

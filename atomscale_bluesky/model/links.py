@@ -1,0 +1,18 @@
+"""What a metrology stream is linked to in Atomscale. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+# ---- journal ---------------------------------------------------------------------------------------------------------
+
+
+class Links(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a metrology stream is linked to in Atomscale."""
+
+    synth_source_id: int | None = None
+    physical_sample_id: str | None = None
+    project_id: str | None = None
+    physical_sample: str | None = None  # a name, to be found in Atomscale or created there
+    tags: tuple[str, ...] = ()  # names, or ids; those of a stream that has any tell how its run ended, too
+    track_sample: bool = False  # make the sample the one that the project's growth monitoring follows

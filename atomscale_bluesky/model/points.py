@@ -1,0 +1,16 @@
+"""Points as packed 64-bit floats: a column of times or values costs 8 bytes per point in memory. Pure."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def packed(numbers: Sequence[float | None] | NDArray[np.float64]) -> Sequence[float | None]:
+    """The same numbers at eight bytes each, where none is missing."""
+    if isinstance(numbers, np.ndarray):
+        return array("d", numbers.tolist())
+    return numbers if None in numbers else array("d", numbers)  # type: ignore[arg-type]

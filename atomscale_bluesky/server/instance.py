@@ -1,0 +1,81 @@
+"""One server inside one event loop: the store, the routes, the front before them, and the two ports."""
+
+from __future__ import annotations
+
+import asyncio
+
+from .catalogue import Lab
+from .faults import FaultTable
+from .listener import Gate
+from .middleware import Front
+from .options import Options
+from .request_log import RequestLog
+from .routes import create_app
+from .store import Store
+from .streams import Streams
+
+
+class Service:
+    """Made and used inside the event loop. Faults and log come from outside, since they outlive a restart."""
+
+    def __init__(
+        self,
+        options: Options,
+        store: Store,
+        gate: Gate,
+        control_gate: Gate | None,
+        faults: FaultTable,
+        log: RequestLog,
+    ) -> None:
+        self.options = options
+        self.store = store
+        self.streams = Streams(store, options)
+        self.gate = gate
+        self.faults = faults
+        self.log = log
+        self._control_gate = control_gate
+        app = create_app(self.streams, Lab(store, options), options)
+        self._front = Front(app, options, faults, log, self._label_of)
+        self._return: asyncio.Task[None] | None = None
+
+    def _label_of(self, data_id: str) -> str | None:
+        row = self.store.first("SELECT label FROM streams WHERE data_id = ?", data_id)
+        return None if row is None else row["label"]
+
+    async def start(self) -> None:
+        """Listen on the port, and on the control's if there is one."""
+        await self.gate.open(self._front)
+        if self._control_gate is not None:
+            from .control_routes import create_control  # it needs this module's class, and only where control is on
+
+            await self._control_gate.open(create_control(self))
+
+    async def stop(self) -> None:
+        """Answer what is under way, and stop listening. The store stays open."""
+        await self._forget_return()
+        await self._front.close()
+        await self.gate.shut()
+        if self._control_gate is not None:
+            await self._control_gate.shut()
+
+    async def unreachable(self, seconds: float | None) -> None:
+        """Stop listening and reset every connection, for so many seconds or until `reachable`."""
+        await self._forget_return()
+        await self.gate.shut(reset=True)
+        if seconds is not None:
+            self._return = asyncio.create_task(self._return_after(seconds))
+
+    async def reachable(self) -> None:
+        """Listen again. Nothing happens where it listens already."""
+        await self._forget_return()
+        await self.gate.open(self._front)
+
+    async def _return_after(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        await self.gate.open(self._front)
+
+    async def _forget_return(self) -> None:
+        if self._return is not None:
+            self._return.cancel()
+            await asyncio.gather(self._return, return_exceptions=True)
+            self._return = None

@@ -1,0 +1,317 @@
+"""Running a local server: `LocalServer` in a thread of this process, `serve` in the foreground.
+
+Both take the same choices:
+
+    host, port     where to listen; loopback only unless `allow_remote`; port 0 takes any free one
+    data           the database file, None for memory
+    api_key        the key that clients must send
+    relax          names of the rules not to insist on (`Rule`)
+    families       which of the two path families exist
+    multi          whether chunk/multi exists
+    max_body_bytes a larger body is answered with 413
+    derived        whether a stream reads back with series beside it, as Atomscale documents for its analyses
+    silence_s      an active stream that nothing was sent to for so long becomes `stream_error`; None: never
+    instruments, projects   what a new database holds
+    control, control_port   whether it can be looked into and made to misbehave, on a loopback port of its own
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from os import PathLike
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+from ..errors import SettingsError
+from .control_client import ChannelPoints, Control, StreamState
+from .faults import Fault, FaultState, FaultTable
+from .instance import Service
+from .listener import Gate, check_host
+from .options import DEFAULT_INSTRUMENTS, DEFAULT_PROJECTS, MAX_BODY_BYTES, Family, Instrument, Options, options_from
+from .request_log import RequestCounts, RequestLog, RequestRecord
+from .rules import Rule
+from .store import Store
+
+DEFAULT_API_KEY = "local-key"
+DEFAULT_PORT = 8042
+BOTH = (Family.METROLOGY, Family.TOOL_STATE)
+
+
+class LocalServer:
+    """A local Atomscale in a thread of this process.
+
+    ```python
+    with LocalServer(control=True) as server:
+        requests.get(f"{server.url}/data_entries/", headers={"X-API-KEY": server.api_key})
+    ```
+
+    `stop` and `start` restart it with the same port, faults and log, and the same data; data in memory end with
+    `close`, which leaving the `with` block does. Methods may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        data: str | PathLike[str] | None = None,
+        api_key: str = DEFAULT_API_KEY,
+        relax: Iterable[str | Rule] = (),
+        families: Iterable[str | Family] = BOTH,
+        multi: bool = True,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        silence_s: float | None = None,
+        derived: bool = False,
+        instruments: Iterable[Instrument] = DEFAULT_INSTRUMENTS,
+        projects: Iterable[str] = DEFAULT_PROJECTS,
+        control: bool = False,
+        control_port: int = 0,
+        allow_remote: bool = False,
+    ) -> None:
+        check_host(host, allow_remote=allow_remote)
+        self.options = options_from(
+            api_key=api_key,
+            relax=relax,
+            families=families,
+            multi=multi,
+            max_body_bytes=max_body_bytes,
+            silence_s=silence_s,
+            derived=derived,
+            instruments=instruments,
+            projects=projects,
+        )
+        self._data = None if data is None else Path(data)
+        self._gate = Gate(host, port)
+        self._control_gate = Gate("127.0.0.1", control_port) if control else None
+        self._store: Store | None = None
+        self._faults = FaultTable()
+        self._log = RequestLog()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending: asyncio.Event | None = None
+        self._failure: BaseException | None = None
+
+    @property
+    def url(self) -> str:
+        """The base URL for clients, without a slash at its end; known once started."""
+        return self._gate.url
+
+    @property
+    def api_key(self) -> str:
+        """The key that clients must send."""
+        return self.options.api_key
+
+    @property
+    def control(self) -> Control:
+        """The client of the server's control.
+
+        Raises:
+            SettingsError: The server was made without `control=True`.
+        """
+        if self._control_gate is None:
+            raise SettingsError("this local server has no control; make it with `control=True`")
+        return Control(self._control_gate.url)
+
+    @property
+    def control_url(self) -> str | None:
+        """Where `Control` finds it, None without control; known once started."""
+        return None if self._control_gate is None else self._control_gate.url
+
+    def start(self) -> None:
+        """Start, and return once it listens. Nothing happens where it runs.
+
+        Raises:
+            SettingsError: A port is taken, or the data file cannot be used.
+        """
+        if self._thread is not None:
+            return
+        try:
+            self._gate.bind()
+            if self._control_gate is not None:
+                self._control_gate.bind()
+            if self._store is None:
+                self._store = _open_store(self._data, self.options)
+        except SettingsError:
+            self._release()
+            raise
+        ready = threading.Event()
+        self._failure = None
+        self._thread = threading.Thread(
+            target=self._run, args=(self._store, ready), name="atomscale-local-server", daemon=True
+        )
+        self._thread.start()
+        ready.wait()
+        if self._failure is not None:
+            self._thread.join()
+            self._thread = None
+            self._release()
+            raise SettingsError(f"the local server could not start: {self._failure}") from self._failure
+
+    def stop(self, timeout_s: float = 10.0) -> bool:
+        """Stop listening, end the thread and give the ports back; True if that ended in time. Idempotent."""
+        if self._thread is not None:
+            if self._loop is not None and self._ending is not None:
+                self._loop.call_soon_threadsafe(self._ending.set)
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                return False
+            self._thread = None
+            self._release()
+        return True
+
+    def close(self, timeout_s: float = 10.0) -> bool:
+        """Stop, and end the data in memory; True if that ended in time. Idempotent."""
+        ended = self.stop(timeout_s)
+        if ended and self._store is not None:
+            self._store.close()
+            self._store = None
+        return ended
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _release(self) -> None:
+        self._gate.release()
+        if self._control_gate is not None:
+            self._control_gate.release()
+        if self._data is not None and self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def _run(self, store: Store, ready: threading.Event) -> None:
+        try:
+            asyncio.run(self._main(store, ready))
+        except Exception as error:  # noqa: BLE001 - it is raised in the thread that waits for `ready`
+            self._failure = error
+        finally:
+            ready.set()
+
+    async def _main(self, store: Store, ready: threading.Event) -> None:
+        self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
+        service = Service(self.options, store, self._gate, self._control_gate, self._faults, self._log)
+        try:
+            await service.start()
+            ready.set()
+            await self._ending.wait()
+        finally:
+            await service.stop()
+
+    def streams(self) -> list[StreamState]:
+        """Every stream, in the order in which they were initialized. Like all below, it needs `control=True`."""
+        return self.control.streams()
+
+    def points(self, data_id: str) -> dict[str, ChannelPoints]:
+        """The stored points of a stream, by channel."""
+        return self.control.points(data_id)
+
+    def requests(self, call: str | None = None, *, after: int = 0) -> list[RequestRecord]:
+        """The newest requests, oldest first; those of one `call`, and with numbers above `after`."""
+        return self.control.requests(call, after=after)
+
+    def counts(self) -> RequestCounts:
+        """How many requests there were, ever."""
+        return self.control.counts()
+
+    def misbehave(self, *faults: Fault) -> list[int]:
+        """Put faults in force, behind those that are; the number of each."""
+        return self.control.misbehave(*faults)
+
+    def faults(self) -> list[FaultState]:
+        """The faults in force, and how often each has acted."""
+        return self.control.faults()
+
+    def behave(self) -> None:
+        """Take every fault back."""
+        self.control.behave()
+
+    def unreachable(self, seconds: float | None = None) -> None:
+        """Stop listening and reset every connection, for so many seconds or until `reachable`."""
+        self.control.unreachable(seconds)
+
+    def reachable(self) -> None:
+        """Listen again, on the same port."""
+        self.control.reachable()
+
+    def add_project(self, name: str) -> str:
+        """Create a project; its id."""
+        return self.control.add_project(name)
+
+
+def serve(  # noqa: D417 - the arguments that both share are explained once, at the module's top
+    *,
+    ready: Callable[[str, str | None], None] | None = None,
+    host: str = "127.0.0.1",
+    port: int = DEFAULT_PORT,
+    data: str | PathLike[str] | None = None,
+    api_key: str = DEFAULT_API_KEY,
+    relax: Iterable[str | Rule] = (),
+    families: Iterable[str | Family] = BOTH,
+    multi: bool = True,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    silence_s: float | None = None,
+    derived: bool = False,
+    instruments: Iterable[Instrument] = DEFAULT_INSTRUMENTS,
+    projects: Iterable[str] = DEFAULT_PROJECTS,
+    control: bool = False,
+    control_port: int = 0,
+    allow_remote: bool = False,
+) -> None:
+    """Run a local server in the foreground until SIGINT or SIGTERM; call it from the main thread.
+
+    Args:
+        ready: Called with the URL and the control's URL (None without control) once the server listens.
+
+    Raises:
+        SettingsError: An argument cannot be used, a port is taken, or the data file cannot be used.
+    """
+    server = LocalServer(
+        host=host,
+        port=port,
+        data=data,
+        api_key=api_key,
+        relax=relax,
+        families=families,
+        multi=multi,
+        max_body_bytes=max_body_bytes,
+        silence_s=silence_s,
+        derived=derived,
+        instruments=instruments,
+        projects=projects,
+        control=control,
+        control_port=control_port,
+        allow_remote=allow_remote,
+    )
+    ending = threading.Event()
+    before = {number: signal.signal(number, _setter(ending)) for number in _SIGNALS}
+    try:
+        with server:
+            if ready is not None:
+                ready(server.url, server.control_url)
+            # On Windows a wait without a limit would not notice the signal.
+            while not ending.wait(0.2):
+                pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if hasattr(signal, "SIGBREAK") else [])]
+
+
+def _setter(event: threading.Event) -> Callable[[int, FrameType | None], Any]:
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        event.set()
+
+    return handle
+
+
+def _open_store(path: Path | None, options: Options) -> Store:
+    return Store(path, instruments=options.instruments, projects=options.projects)

@@ -1,0 +1,153 @@
+"""`history.jsonl`: one line for each run that was finished and left the spool."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from .line_file import LineFile, whole_lines
+from .lines import line, payload_of
+from .locks import locked
+from .own_files import open_to_read
+
+HISTORY = "history.jsonl"
+# Some 20 000 runs, and twice as many where the older file has just been left behind.
+HISTORY_BYTES = 16 * 2**20
+
+_RUN_UID = re.compile(rb'"run_uid":"([^"]*)"')
+
+
+class History:
+    """What is kept of the runs of a spool that are over: one line each, of at least the last `max_bytes`.
+
+    A file that has become so large makes way for a new one, and is kept beside it until that is as large: so the files
+    have twice as much at most, and nobody who looks something up reads more. May be used by several threads at once.
+    """
+
+    def __init__(
+        self,
+        spool: Path,
+        *,
+        name: str = HISTORY,
+        max_bytes: int = HISTORY_BYTES,
+        make_room: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._path = spool / name
+        self._make_room = make_room
+        self._before = self._path.with_stem(f"{self._path.stem}-1")
+        self._max_bytes = max_bytes
+        self._uids: dict[tuple[int, int], _Uids] = {}  # by file
+        self._lock = threading.RLock()  # around these; a signal's handler may come back here in the middle of reading
+
+    def entries(self) -> list[dict[str, Any]]:
+        """All of them, oldest first."""
+        return list(self._found(b""))
+
+    def entries_with(self, name: str, value: str) -> list[dict[str, Any]]:
+        """Those in which `name` is this text; of the others, however many there are, none is decoded."""
+        sought = msgspec.json.encode({name: value})[1:-1]
+        return [entry for entry in self._found(sought) if entry.get(name) == value]
+
+    def of(self, run_uid: str) -> list[dict[str, Any]]:
+        """Those of one run. Where there is none, this costs no more than the lines that were added since last time."""
+        self.read_on()
+        with self._lock:
+            perhaps = any(run_uid in uids for uids in self._uids.values())
+        return self.entries_with("run_uid", run_uid) if perhaps else []
+
+    def has_one_like(self, beginning: str) -> bool:
+        """Return True if there is an entry of a run whose uid begins with this text."""
+        sought = msgspec.json.encode({"run_uid": beginning})[1:-2]
+        return any(str(entry.get("run_uid")).startswith(beginning) for entry in self._found(sought))
+
+    def read_on(self) -> None:
+        """Take in whose entries were added since the last call."""
+        with self._lock:
+            uids: dict[tuple[int, int], _Uids] = {}
+            for file in self._open():
+                with file:
+                    found = os.fstat(file.fileno())
+                    known = self._uids.get((found.st_dev, found.st_ino))
+                    if known is None or known.offset > found.st_size:
+                        known = _Uids()
+                    if known.offset < found.st_size:
+                        known.read_on(file)
+                    uids[found.st_dev, found.st_ino] = known
+            self._uids = uids
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Note a run that is over; several processes may do so at once.
+
+        Raises:
+            SpoolError: The file cannot be written.
+        """
+        with locked(self._path.with_suffix(".lock"), self._make_room):
+            with contextlib.suppress(FileNotFoundError):
+                if self._path.stat().st_size >= self._max_bytes:
+                    self._path.replace(self._before)
+            file = LineFile(self._path, make_room=self._make_room)
+            try:
+                file.append(line(msgspec.json.encode(entry)))
+                file.sync()
+            finally:
+                file.close()
+
+    def _found(self, sought: bytes) -> Iterator[dict[str, Any]]:
+        """The entries of the lines that hold these bytes, oldest first."""
+        for file in self._open():
+            with file:
+                for _, text in whole_lines(file):
+                    if text is not None and sought in text and (payload := payload_of(text)) is not None:
+                        yield msgspec.json.decode(payload)
+
+    def _open(self) -> list[BinaryIO]:
+        """The files there are, older one first."""
+        files: list[BinaryIO] = []
+        # The younger one first: it may become the older one between the two.
+        for path in (self._path, self._before):
+            with contextlib.suppress(FileNotFoundError):
+                files.insert(0, open_to_read(path))
+        if len(files) == 2 and os.path.sameopenfile(files[0].fileno(), files[1].fileno()):
+            files.pop().close()
+        return files
+
+
+class _Uids:
+    """Whose entries a file holds, as far as it was read: numbers made of their uids, which take little memory."""
+
+    def __init__(self) -> None:
+        self.offset = 0
+        self._hashes: set[int] = set()
+
+    def __contains__(self, run_uid: str) -> bool:
+        """Return True if there may be an entry of the run; False if there surely is none."""
+        text = _RUN_UID.search(msgspec.json.encode({"run_uid": run_uid}))
+        return text is not None and hash(text[1]) in self._hashes
+
+    def read_on(self, file: BinaryIO) -> None:
+        """Take in what follows."""
+        for end, text in whole_lines(file, self.offset):
+            found = None if text is None else _RUN_UID.search(text)
+            if found is not None:
+                self._hashes.add(hash(found[1]))
+            self.offset = end  # last: interrupted before, a line is taken in once more
+
+
+@dataclass(frozen=True, slots=True)
+class NotKept:
+    """A run that found no room in the spool from its start to its stop, so that nothing of it is there."""
+
+    run_uid: str
+    label: str
+    started: float  # Unix seconds
+    ended: float  # Unix seconds
+    readings: int  # how many were left out
+    reason: str

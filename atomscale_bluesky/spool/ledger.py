@@ -1,0 +1,335 @@
+"""What became of a run's metrology streams and chunks: one line per fact, folded into the present state.
+
+    metrology stream   opened → initializing → initialized → finalizing → finalized
+                       initialized → closed, by the server or with a hole; the rest goes on in a continuation
+                       parked, with a reason, until somebody mends or discards it, or what was missing is there
+    links of a stream  linked | refused;  refused → linked when the reason has passed
+    chunk              tried → confirmed | refused;  refused → tried again after a person unparked it
+    preview            previewed → answered: shown | not taken, before the next one and before its chunk is tried
+
+Every fact is appended before anything is done that builds on it, and `LedgerState` guards each move: two uploaders
+that share a run would be noticed here. Each line is written twice, one after the other, so that a damaged one costs
+nothing. Where both are damaged, what surely follows from the others is taken; where nothing does, the run is `broken`:
+it waits for a person, who can have all of it delivered again.
+
+What is settled is kept as counts, so memory holds the chunks still under way, however long the run. Facts survive a
+killed process once noted; those that a power cut must not take are synced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import SpoolError
+from .ledger_format import (
+    Confirmed,
+    Discarded,
+    Edited,
+    Finalized,
+    Finalizing,
+    GivenUp,
+    Initialized,
+    LedgerLine,
+    Left,
+    Moved,
+    Obeyed,
+    Opened,
+    Parked,
+    PreviewAnswered,
+    Refused,
+    Together,
+    Tried,
+    Unparked,
+    decode_ledger,
+)
+from .ledger_state import LedgerState, Life, NoIdError
+from .line_file import LineFile, whole_lines
+from .lines import encode, line, payload_of
+from .own_files import open_to_read
+
+
+class Ledger:
+    """A run's ledger, open for its one writer, with the state it tells.
+
+    Args:
+        path: Of the file; it is made where there is none.
+        make_room: Called where the disk is full, before what did not fit is written again.
+    """
+
+    def __init__(self, path: Path, *, make_room: Callable[[], object] | None = None) -> None:
+        self._file = LineFile(path, make_room=make_room)
+        self._together: list[LedgerLine] | None = None
+        try:
+            self.state = LedgerReader(path).read_on()
+            if self.state.broken is not None and (size := _sound_bytes(path)) != self._file.size:
+                self._file.cut(size)
+                self.state = LedgerReader(path).read_on()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def note(self, fact: LedgerLine, *, sync: bool = False) -> None:
+        """Append a fact; it survives a killed process once this returns, and a power cut with `sync`.
+
+        Raises:
+            SpoolError: The fact cannot follow what is known, or the file cannot be written. What `state` says is then
+                ahead of the file: close this ledger and open it again.
+        """
+        self.state.apply(fact)
+        if self._together is not None:
+            self._together.append(fact)
+            return
+        self._file.append(line(encode(fact)) * 2)
+        if sync:
+            self._file.sync()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is noted within is one line: a crash leaves all of it, or nothing. Synced at the end.
+
+        Raises:
+            SpoolError: As `note`; what was noted within is not in the file then.
+        """
+        self._together = noted = []
+        try:
+            yield
+        finally:
+            self._together = None
+        self._file.append(line(encode(Together(tuple(noted)))) * 2)
+        self._file.sync()
+
+    def ranges(self, stream: int, from_index: int) -> dict[int, Tried]:
+        """The chunks of a stream that were tried, from one on, settled or not; read from the file.
+
+        Raises:
+            SpoolError: A line is not understood.
+        """
+        found: dict[int, Tried] = {}
+        for fact in facts_of(self._file.path):
+            if isinstance(fact, Moved):
+                found.clear()
+            elif isinstance(fact, Tried) and fact.stream == stream and fact.index >= from_index:
+                found[fact.index] = fact
+        return dict(sorted(found.items()))
+
+    @property
+    def size(self) -> int:
+        """How long the file is, in bytes; grows with every fact."""
+        return self._file.size
+
+    def rest(self) -> None:
+        """Close the file until the next fact."""
+        self._file.rest()
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        self._file.close()
+
+
+# Facts that are noted without a sync: each can be found out again, from the journal or by pushing once more.
+_UNSYNCED = (Left, Tried, PreviewAnswered, Confirmed, Refused, GivenUp)
+
+
+def _sound_bytes(path: Path) -> int:
+    """How much of a ledger stands, which is all of it but for what a power cut has left of its end.
+
+    The disk may have later blocks of what was not synced and lack earlier ones. What follows such a damaged line cannot
+    be understood without it and is given up, as if it had not been written. Where a fact follows that was synced, it
+    was no power cut: then the damaged line is passed over like any other.
+    """
+    size, sound, opened, before = 0, None, False, b""
+    named: set[int] = set()  # streams of which the id is known, and those that join them
+    with open_to_read(path) as file:
+        for end, text in whole_lines(file):
+            payload = None if text is None else payload_of(text)
+            if payload is None:
+                sound = size if sound is None else sound
+            elif sound is None:
+                fact = decode_ledger(payload)
+                for one in fact.facts if isinstance(fact, Together) else (fact,):
+                    if isinstance(one, Initialized) or (isinstance(one, Opened) and one.joins is not None):
+                        named.add(one.stream)
+            elif payload != before:
+                if opened:  # something was noted after it, so its sync had come back
+                    return path.stat().st_size
+                fact = decode_ledger(payload)
+                if isinstance(fact, Tried) and fact.stream not in named:  # its id was synced before that
+                    return path.stat().st_size
+                opened = isinstance(fact, Opened)  # with nothing after it, nothing was done about it either
+                if not opened and not isinstance(fact, _UNSYNCED):
+                    return path.stat().st_size
+            before = payload or before
+            size = end
+    return size if sound is None else sound
+
+
+def _payloads(text: bytes | None) -> list[bytes]:
+    """Return what a line without its newline holds: nothing if it is damaged, two if its newline was.
+
+    A newline that was changed joins the two copies of a line.
+    """
+    if text is None:
+        return []
+    whole = payload_of(text)
+    if whole is not None:
+        return [whole]
+    half = len(text) // 2
+    return [payload for part in (text[:half], text[half + 1 :]) if (payload := payload_of(part)) is not None]
+
+
+def facts_of(path: Path) -> Iterator[LedgerLine]:
+    """The facts of a ledger, one by one; none where there is no ledger yet. A damaged line is passed over.
+
+    Raises:
+        SpoolError: A line is not understood.
+    """
+    try:
+        file = open_to_read(path)
+    except FileNotFoundError:
+        return
+    with file:
+        before = b""
+        for _, text in whole_lines(file):
+            for payload in _payloads(text):
+                if payload != before:
+                    fact = decode_ledger(payload)
+                    yield from fact.facts if isinstance(fact, Together) else (fact,)
+                before = payload
+
+
+def is_delivered(path: Path) -> bool:
+    """Whether a ledger says that nothing of its run is left to deliver.
+
+    Raises:
+        SpoolError: A line is not understood.
+    """
+    state = LedgerReader(path).read_on()
+    return state.broken is None and state.is_over
+
+
+class LedgerReader:
+    """The state that a ledger tells to whoever does not write it, read on from call to call.
+
+    A line that stands there twice counts once, wherever the second one stands. `damaged` counts the lines that failed
+    their checksum.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._begin()
+
+    def _begin(self) -> None:
+        self.state = LedgerState()
+        self.damaged = 0
+        self._offset = 0
+        self._lines = 0
+        self._first_damaged = 0  # line, counted from 1
+        self._before = b""  # the last line that was intact
+        self._began = 0  # where the facts begin that hold at the run's present endpoint
+        self._seen: set[int] | None = None  # the lines from there on, once one could not follow
+
+    def read_on(self) -> LedgerState:
+        """Take in the lines written since the last call; an absent file tells nothing.
+
+        Lines that contradict each other make the state `broken`.
+
+        Raises:
+            SpoolError: A line is not understood, or names an id that cannot be one; so does each later call, until the
+                file is mended.
+        """
+        try:
+            file = open_to_read(self._path)
+        except FileNotFoundError:
+            return self.state
+        with file:
+            for end, text in whole_lines(file, self._offset):
+                self._lines += 1
+                payloads = _payloads(text)
+                if text is None or not payloads or len(payloads[0]) + 9 != len(text):
+                    self.damaged += 1
+                    self._first_damaged = self._first_damaged or self._lines
+                for payload in payloads:
+                    if payload != self._before:
+                        self._take(payload)
+                        if self._seen is not None:
+                            self._seen.add(hash(payload))
+                    self._before = payload
+                self._offset = end
+        return self.state
+
+    def _take(self, payload: bytes) -> None:
+        fact, state = decode_ledger(payload), self.state
+        if isinstance(fact, Unparked | Edited | Moved | Discarded | Obeyed):
+            if fact.order <= state.orders_obeyed:
+                return  # it stands there for the second time: orders are numbered
+        elif state.broken is not None:
+            state.broken_was_noted = state.broken_was_noted or fact == Parked(state.broken)
+            return
+        try:
+            if self.damaged:
+                self._derive(fact)
+            if isinstance(fact, Opened) and fact.stream > len(state.streams):
+                raise SpoolError(f"metrology stream {len(state.streams)} is unknown, and {fact.stream} opens")
+            state.apply(fact)
+        except NoIdError:
+            self._begin()  # or the next call would pass over the line
+            raise
+        except SpoolError as error:
+            if not self._came_before(payload):
+                self._break(fact, str(error).partition(";")[0])
+        if isinstance(fact, Moved):
+            self._began, self._first_damaged, self.damaged, self._seen = self._offset, 0, 0, None
+
+    def _derive(self, fact: LedgerLine) -> None:
+        """Take in what a damaged line must have told, as far as that is sure from the fact that follows.
+
+        Raises:
+            SpoolError: Something is missing without which the fact must not be believed.
+        """
+        state = self.state
+        match fact:
+            case Finalizing() if fact.stream in state.streams:
+                # It is noted only once every chunk is confirmed, and none is pushed after it.
+                for stream in state.streams[fact.stream].group:
+                    if stream.life is Life.INITIALIZED and not stream.refused:
+                        for index in sorted(stream.tried):
+                            state.apply(Confirmed(stream.opening.stream, index, stream.confirmed_at or 0.0))
+            case Finalized() if fact.stream in state.streams:
+                if state.streams[fact.stream].life is Life.INITIALIZED:
+                    self._derive(Finalizing(fact.stream))
+                    state.apply(Finalizing(fact.stream))
+            case Tried() if fact.stream in state.streams:
+                stream = state.streams[fact.stream]
+                if stream.data_id is None:
+                    raise SpoolError(f"metrology stream {fact.stream} has no id, and a chunk of it is tried")
+                before = stream.opening.channels if stream.last is None else stream.last.channels
+                for name in before or ():
+                    if name not in fact.channels:
+                        stream.left.setdefault(name, fact.first_row)
+            case _:
+                pass
+
+    def _came_before(self, payload: bytes) -> bool:
+        """Whether the line stood there before; asked of what cannot follow, for which all is read again once."""
+        if self._seen is None:
+            self._seen = set()
+            with open_to_read(self._path) as file:
+                at = self._began
+                for end, text in whole_lines(file, self._began):
+                    if at >= self._offset:
+                        break
+                    self._seen.update(map(hash, _payloads(text)))
+                    at = end
+        return hash(payload) in self._seen
+
+    def _break(self, fact: LedgerLine, why: str) -> None:
+        where = f"line {self._lines} of its ledger cannot follow those before it"
+        if self._first_damaged:
+            where = f"line {self._first_damaged} of its ledger is damaged, and line {self._lines} needs it"
+        self.state.broken = (
+            f"{where} ({why}), so it is not known what has arrived; its readings are kept: look at its streams, then "
+            f"`move` it to the same endpoint, which delivers all of it again as new ones, or `discard` it"
+        )
+        self.state.may_have_moved = isinstance(fact, Opened) and fact.stream == 0

@@ -1,0 +1,286 @@
+"""Every line that a run's ledger may hold, as a type. Pure.
+
+The uploader writes the ledger: what is about to be done about each metrology stream and chunk, and what Atomscale
+answered. A kind or member that this version does not know makes the line unreadable, which is an error of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from ..errors import SpoolError
+from ..model.links import Links
+from .lines import FileLine
+
+# ---- ledger ----------------------------------------------------------------------------------------------------------
+
+Why = Literal[
+    "run start", "event stream", "gap", "late channel", "closed by the server", "too large", "damaged", "preview"
+]
+
+
+class Opened(FileLine, frozen=True, tag="opened"):
+    """An opening: a metrology stream of the run, before anything is done about it."""
+
+    stream: int  # counts from 0 within the run
+    time_base: str
+    from_row: int
+    why: Why
+    label: str  # unique: it ends in the run's uid and a token of this stream's own
+    token: str
+    points_per_chunk: int
+    segment: int  # where to read the journal from, to find its first row
+    offset: int
+    channels: tuple[str, ...] | None = None  # None: those of the time base's first layout
+    own: bool = False  # the own stream of a channel that has gaps: its points are the rows where it has none
+    skip: tuple[tuple[int, int], ...] = ()  # first and last rows that an earlier stream holds already
+    joins: int | None = None  # the opening whose metrology stream it goes into, instead of one of its own
+
+
+class Initializing(FileLine, frozen=True, tag="initializing"):
+    """A request to initialize is about to leave for this path family: from here on the stream may exist."""
+
+    stream: int
+    family: str
+
+
+class Initialized(FileLine, frozen=True, tag="initialized"):
+    """Atomscale has given the stream an id."""
+
+    stream: int
+    data_id: str
+    family: str
+
+
+class Left(FileLine, frozen=True, tag="left"):
+    """A channel ends in this stream: no row from `from_row` on gives it a point here."""
+
+    stream: int
+    channel: str
+    from_row: int
+
+
+class _Range(FileLine, frozen=True):
+    """Consecutive rows of a metrology stream under one index."""
+
+    stream: int
+    index: int
+    first_row: int
+    last_row: int
+    points: int  # per channel
+    channels: tuple[str, ...]
+    segment: int  # where its first row stands in the journal
+    offset: int
+    last_time: float  # of its last point
+    first_time: float | None = None
+
+
+class Tried(_Range, frozen=True, tag="tried"):
+    """A chunk is about to be pushed for the first time: which rows it is made of, for ever."""
+
+    cut_short: bool = False  # it ends with what a preview has shown, and the metrology stream with it
+
+
+class Previewed(_Range, frozen=True, tag="previewed"):
+    """A preview is about to leave: the chunk of this index begins with these rows, for ever."""
+
+    def as_tried(self, *, cut_short: bool) -> Tried:
+        """The same rows as a chunk that is tried."""
+        return Tried(**msgspec.structs.asdict(self), cut_short=cut_short)
+
+
+class PreviewAnswered(FileLine, frozen=True, tag="preview_answered"):
+    """Atomscale shows the last preview; or surely does not, and what it showed before stands."""
+
+    stream: int
+    index: int
+    taken: bool
+
+
+class PreviewsEnded(FileLine, frozen=True, tag="previews_ended"):
+    """The run makes no further preview."""
+
+    reason: str
+
+
+class Confirmed(FileLine, frozen=True, tag="confirmed"):
+    """Atomscale holds the chunk; of the channels named, or of all that it has."""
+
+    stream: int
+    index: int
+    time: float
+    channels: tuple[str, ...] | None = None
+
+
+class Refused(FileLine, frozen=True, tag="refused"):
+    """Atomscale will not take these channels of the chunk as they are."""
+
+    stream: int
+    index: int
+    channels: tuple[str, ...]
+    status: int | None
+    reason: str
+
+
+class GivenUp(FileLine, frozen=True, tag="given_up"):
+    """A channel with gaps would need one metrology stream too many: it gets none, and its points are left out."""
+
+    time_base: str
+    channel: str
+
+
+class Ended(FileLine, frozen=True, tag="ended"):
+    """The stream takes no further chunk; what it does not hold goes on in a continuation."""
+
+    stream: int
+    why: Why
+
+
+class Obeyed(FileLine, frozen=True, tag="obeyed"):
+    """An order was carried out that changes nothing here."""
+
+    order: int
+
+
+class Discarded(FileLine, frozen=True, tag="discarded"):
+    """A person gave up what this run still had waiting or refused."""
+
+    time: float
+    order: int
+
+
+class Parked(FileLine, frozen=True, tag="parked"):
+    """The stream (or, without one, the run) waits for a person."""
+
+    reason: str
+    stream: int | None = None
+
+
+class Unparked(FileLine, frozen=True, tag="unparked"):
+    """A person asked to try again what was parked or refused."""
+
+    order: int
+
+
+class Edited(FileLine, frozen=True, tag="edited"):
+    """A person corrected what the run's streams are to be initialized with."""
+
+    links: Links
+    order: int
+    points_per_chunk: int | None = None
+
+
+class Moved(FileLine, frozen=True, tag="moved"):
+    """A person moved the run to another endpoint: nothing that was noted before holds there."""
+
+    endpoint: str
+    order: int
+
+
+class Resolved(FileLine, frozen=True, tag="resolved"):
+    """What the names of the run's links stand for in Atomscale: the same ids for every stream of the run."""
+
+    links: Links  # with ids for names
+    order: int = 0  # the edit that gave the names; 0 for the run's metadata
+
+
+class Unresolved(FileLine, frozen=True, tag="unresolved"):
+    """Something that the run is to be linked to is not in Atomscale, and cannot be made there."""
+
+    reason: str
+
+
+class Linked(FileLine, frozen=True, tag="linked"):
+    """Atomscale has taken one link of a stream that exists."""
+
+    stream: int
+    link: str  # sample, project, tracking, tags, ending or label
+    to: str
+
+
+class LinkRefused(FileLine, frozen=True, tag="link_refused"):
+    """Atomscale does not take one link; the stream's chunks go on, and it is not finalized."""
+
+    stream: int
+    link: str
+    to: str
+    reason: str
+
+
+class Finalizing(FileLine, frozen=True, tag="finalizing"):
+    """A request to finalize is about to leave: nothing is pushed to the stream any more."""
+
+    stream: int
+
+
+class Finalized(FileLine, frozen=True, tag="finalized"):
+    """Atomscale has closed the stream, complete."""
+
+    stream: int
+    time: float
+
+
+class ClockFixed(FileLine, frozen=True, tag="clock_fixed"):
+    """What all times of the run are shifted by as they go out, to the server's clock; subtract it to undo that."""
+
+    offset_s: float
+    time: float  # when it was measured
+    delay_s: float | None = None  # of the exchange; right to half of it. None: it could not be measured, so nothing
+
+
+class Verified(FileLine, frozen=True, tag="verified"):
+    """The whole run was read back, and all of it is equal."""
+
+    time: float
+
+
+class Together(FileLine, frozen=True, tag="together"):
+    """Facts that hold together: a crash leaves all of them, or none."""
+
+    facts: tuple[LedgerLine, ...]
+
+
+LedgerLine = (
+    Opened
+    | Initializing
+    | Initialized
+    | Left
+    | Tried
+    | Previewed
+    | PreviewAnswered
+    | PreviewsEnded
+    | Confirmed
+    | Refused
+    | GivenUp
+    | Ended
+    | Discarded
+    | Obeyed
+    | Parked
+    | Unparked
+    | Edited
+    | Moved
+    | Resolved
+    | Unresolved
+    | Linked
+    | LinkRefused
+    | Finalizing
+    | Finalized
+    | ClockFixed
+    | Verified
+    | Together
+)
+_ledger_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(LedgerLine)
+
+
+def decode_ledger(payload: bytes) -> LedgerLine:
+    """A ledger's line as its type.
+
+    Raises:
+        SpoolError: The line is intact, but of a kind or shape that this version does not know.
+    """
+    try:
+        return _ledger_decoder.decode(payload)
+    except msgspec.DecodeError as error:
+        raise SpoolError(f"a ledger's line is not understood: {error}; was it written by a newer version?") from error

@@ -1,0 +1,473 @@
+"""The state that a run's ledger tells: a fold over its facts. Touches no file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+import msgspec
+
+from ..errors import SpoolError
+from ..model.chunk import Span
+from ..model.identifiers import FAMILIES, is_id
+from ..model.rows import Position
+from .ledger_format import (
+    ClockFixed,
+    Confirmed,
+    Discarded,
+    Edited,
+    Ended,
+    Finalized,
+    Finalizing,
+    GivenUp,
+    Initialized,
+    Initializing,
+    LedgerLine,
+    Left,
+    Linked,
+    LinkRefused,
+    Moved,
+    Obeyed,
+    Opened,
+    Parked,
+    PreviewAnswered,
+    Previewed,
+    PreviewsEnded,
+    Refused,
+    Resolved,
+    Together,
+    Tried,
+    Unparked,
+    Unresolved,
+    Verified,
+)
+
+
+class Life(Enum):
+    """Where a metrology stream stands."""
+
+    OPENED = "opened"
+    INITIALIZING = "initializing"
+    INITIALIZED = "initialized"
+    FINALIZING = "finalizing"
+    FINALIZED = "finalized"
+    CLOSED = "closed"
+
+
+class Refusal(msgspec.Struct):
+    """Channels of a chunk that Atomscale will not take as they are."""
+
+    channels: frozenset[str]
+    status: int | None
+    reason: str
+
+
+class Rest(NamedTuple):
+    """What a stream does not hold of a channel: from a row on, but for some; and where the journal has that row."""
+
+    from_row: int
+    skip: tuple[tuple[int, int], ...]
+    position: Position
+
+
+_FOR_EVER = 2**62  # a row number that no run reaches
+
+
+@dataclass(slots=True)
+class StreamState:
+    """One metrology stream, as far as the ledger tells."""
+
+    opening: Opened
+    life: Life = Life.OPENED
+    data_id: str | None = None
+    family: str | None = None
+    parked: str | None = None
+    ended: str | None = None  # why it takes no further chunk
+    left: dict[str, int] = field(default_factory=dict)  # channel → row from which on it is no longer here
+    tried: dict[int, Tried] = field(default_factory=dict)  # chunks not settled
+    refused: dict[int, Refusal] = field(default_factory=dict)
+    confirmed_channels: dict[int, set[str]] = field(default_factory=dict)  # of chunks that are confirmed in part
+    ahead: list[Span] = field(default_factory=list)  # settled chunks above one that is not
+    next_index: int = 0
+    last: Tried | None = None  # the chunk with the highest index
+    previewed: Previewed | None = None  # the last preview of the chunk that is not confirmed yet …
+    shown: Previewed | None = None  # … and the last one that Atomscale has taken
+    delivered: Counter[tuple[str, ...]] = field(default_factory=Counter)  # points, by the channels that have them
+    chunks_confirmed: int = 0
+    confirmed_at: float | None = None
+    finalized_at: float | None = None
+    linked: set[tuple[str, str]] = field(default_factory=set)  # what is linked, and to what
+    links_refused: dict[tuple[str, str], str] = field(default_factory=dict)  # … and why not
+    # All that go into one metrology stream of Atomscale's, the first of which has initialized it and finalizes it.
+    group: list[StreamState] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is to be done for it any more."""
+        left_open = self.settled and any(stream.life is Life.CLOSED for stream in self.group)
+        return left_open or self.life in {Life.FINALIZED, Life.CLOSED}
+
+    @property
+    def blocked(self) -> str | None:
+        """Why it, or what shares its metrology stream, waits for a person; None if nothing does."""
+        return next((stream.parked for stream in self.group if stream.parked), None)
+
+    @property
+    def settled(self) -> bool:
+        """Whether every chunk tried so far is confirmed whole."""
+        return not self.tried and not self.refused
+
+    @property
+    def next_row(self) -> int:
+        """The row after the last chunk that was tried."""
+        return self._end()[0]
+
+    @property
+    def answered(self) -> bool:
+        """Whether Atomscale has said yes or no to any chunk."""
+        return bool(self.chunks_confirmed or self.confirmed_channels or self.refused)
+
+    def rests(self, channels: tuple[str, ...]) -> dict[Rest, tuple[str, ...]]:
+        """What of these channels this stream does not hold: from which row on, but for which rows, by channel.
+
+        No channels, because nothing of them came yet, have all of the rows as their rest.
+        """
+        if not channels:
+            from_row, position = self._end()
+            return {Rest(from_row, (), position): ()}
+        rests: dict[Rest, tuple[str, ...]] = {}
+        for name in channels:
+            missing = [
+                tried
+                for index, tried in sorted(self.tried.items())
+                if name in tried.channels and name not in self.confirmed_channels.get(index, ())
+            ]
+            if name in self.left and not missing and not self._cut_short_before(self.left[name]):
+                continue
+            if missing:
+                first = missing[0]
+                skip = [*self.opening.skip, *(held for held in self._held(name) if held[0] > first.first_row)]
+                from_row, position = first.first_row, Position(first.segment, first.offset)
+            else:
+                skip = [*self.opening.skip]
+                from_row, position = self._end()
+            if name in self.left:
+                skip.append((self.left[name], _FOR_EVER))
+            rest = Rest(from_row, tuple(skip), position)
+            rests[rest] = (*rests.get(rest, ()), name)
+        return rests
+
+    def may_be_cut_short_before(self, index: int) -> bool:
+        """Whether an earlier chunk was shown and is not answered, so that it may turn out to be the last one."""
+        shown = self.previewed
+        return shown is not None and shown.index < index and shown.index not in self.refused
+
+    def _cut_short_before(self, row: int) -> bool:
+        """Whether the last chunk ends with what was shown of it, so that rows before this one are in no chunk."""
+        return self.last is not None and self.last.cut_short and self.last.last_row + 1 < row
+
+    def _held(self, name: str) -> list[tuple[int, int]]:
+        """The rows of a channel that this stream holds, above the first chunk that it does not hold whole."""
+        ranges = [(span.first_row, span.last_row) for span in self.ahead]
+        for index, tried in self.tried.items():
+            if name in self.confirmed_channels.get(index, ()):
+                ranges.append((tried.first_row, tried.last_row))
+        return sorted(ranges)
+
+    def _end(self) -> tuple[int, Position]:
+        """The row after the last chunk that was tried, and from where on the journal has it."""
+        if self.last is None:
+            return self.opening.from_row, Position(self.opening.segment, self.opening.offset)
+        return self.last.last_row + 1, Position(self.last.segment, self.last.offset)
+
+    def resume(self) -> tuple[int, int, Position]:
+        """The chunk to go on with, its first row, and where to read the journal from."""
+        unsettled = [tried for index, tried in self.tried.items() if index not in self.refused]
+        if unsettled:
+            first = min(unsettled, key=lambda tried: tried.index)
+            return first.index, first.first_row, Position(first.segment, first.offset)
+        return self.next_index, *self._end()
+
+    def settle(self, tried: Tried) -> None:
+        """The chunk is confirmed whole."""
+        del self.tried[tried.index]
+        if self.previewed is not None and self.previewed.index == tried.index:
+            self.previewed = self.shown = None
+        self.chunks_confirmed += 1
+        merged = Span(tried.index, tried.index, tried.first_row, tried.last_row)
+        apart: list[Span] = []
+        for span in self.ahead:
+            if span.last_index + 1 == merged.first_index:
+                merged = Span(span.first_index, merged.last_index, span.first_row, merged.last_row)
+            elif merged.last_index + 1 == span.first_index:
+                merged = Span(merged.first_index, span.last_index, merged.first_row, span.last_row)
+            else:
+                apart.append(span)
+        lowest = min(self.tried, default=self.next_index)
+        self.ahead = sorted(span for span in [*apart, merged] if span.last_index > lowest)
+
+
+class LedgerState:
+    """The fold of a run's ledger."""
+
+    def __init__(self) -> None:
+        self.endpoint: str | None = None  # where a person has moved the run
+        self.edited: Edited | None = None
+        self.orders_obeyed = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing of the run has reached its endpoint yet."""
+        self.streams: dict[int, StreamState] = {}
+        self.parked: str | None = None  # why the whole run waits for a person
+        self.resolved: Resolved | None = None  # what the links' names stand for
+        self.unresolved: str | None = None  # why that cannot be told
+        self.discarded: float | None = None
+        self.given_up: set[tuple[str, str]] = set()  # time bases and channels that get no stream any more
+        self.clock: ClockFixed | None = None
+        self.previews_ended: str | None = None  # why no further preview is made
+        self.verified: float | None = None
+        # Why nothing that follows in the ledger can be understood: all that counts from there on is what people order.
+        self.broken: str | None = None
+        self.may_have_moved = False  # what is damaged there may have told of a move
+        self.broken_was_noted = False
+
+    @property
+    def stuck(self) -> str | None:
+        """Why the whole run waits for a person, whatever its header says."""
+        return self.broken or self.parked
+
+    @property
+    def exists(self) -> bool:
+        """Whether Atomscale has a stream of the run."""
+        return any(stream.data_id is not None for stream in self.streams.values())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of the run is left to deliver."""
+        return bool(self.discarded or (self.streams and all(stream.over for stream in self.streams.values())))
+
+    def apply(self, fact: LedgerLine) -> None:
+        """Take one fact into account.
+
+        Raises:
+            SpoolError: It cannot follow what is known already.
+        """
+        match fact:
+            case Opened():
+                if fact.stream in self.streams:
+                    raise SpoolError(
+                        f"metrology stream {fact.stream} is open already; do two uploaders share this run?"
+                    )
+                self._opened(fact)
+            case Initializing():
+                stream = self._stream(fact.stream, Life.OPENED, Life.INITIALIZING)
+                _check_family(fact.family)
+                stream.life, stream.family = Life.INITIALIZING, fact.family
+            case Initialized():
+                stream = self._stream(fact.stream, Life.OPENED, Life.INITIALIZING)
+                _check_ids(fact.data_id)
+                _check_family(fact.family)
+                for one in stream.group:
+                    one.life, one.data_id, one.family = Life.INITIALIZED, fact.data_id, fact.family
+                    one.parked = None  # what kept it from being made has passed
+            case Left():
+                self._stream(fact.stream).left.setdefault(fact.channel, fact.from_row)
+            case Tried():
+                self._tried(fact)
+            case Previewed():
+                self._previewed(fact)
+            case PreviewAnswered():
+                stream = self._stream(fact.stream)
+                if stream.previewed is not None and stream.previewed.index == fact.index:
+                    if fact.taken:
+                        stream.shown = stream.previewed
+                    else:
+                        stream.previewed = stream.shown
+            case PreviewsEnded():
+                self.previews_ended = fact.reason
+            case Confirmed():
+                self._confirmed(fact)
+            case Refused():
+                stream = self._stream(fact.stream, Life.INITIALIZED)
+                if fact.index not in stream.tried:
+                    raise SpoolError(f"chunk {fact.index} of metrology stream {fact.stream} is not under way")
+                known = stream.refused.get(fact.index)
+                channels = frozenset(fact.channels) | (known.channels if known else frozenset())
+                stream.refused[fact.index] = Refusal(channels, fact.status, fact.reason)
+            case Parked(stream=None):
+                self.parked = fact.reason
+            case Parked():
+                self._stream(fact.stream or 0).parked = fact.reason
+            case GivenUp():
+                self.given_up.add((fact.time_base, fact.channel))
+            case Obeyed():
+                self.orders_obeyed = fact.order
+            case Ended():
+                self._ended(fact)
+            case Unparked():
+                self._obeyed(fact.order)
+            case Edited():
+                self.edited = fact
+                self._obeyed(fact.order)
+            case Moved():
+                self._begin()
+                self.endpoint = fact.endpoint
+                self.orders_obeyed = fact.order
+            case Discarded():
+                self.discarded = fact.time
+                self.orders_obeyed = fact.order
+            case Resolved():
+                _check_ids(fact.links.project_id, fact.links.physical_sample_id, *fact.links.tags)
+                self.resolved, self.unresolved = fact, None
+            case Unresolved():
+                self.unresolved = fact.reason
+            case Linked():
+                stream = self._stream(fact.stream)
+                stream.linked.add((fact.link, fact.to))
+                stream.links_refused.pop((fact.link, fact.to), None)
+            case LinkRefused():
+                stream = self._stream(fact.stream)
+                if (fact.link, fact.to) not in stream.linked:
+                    stream.links_refused[fact.link, fact.to] = fact.reason
+            case Finalizing():
+                stream = self._stream(fact.stream, Life.INITIALIZED, Life.FINALIZING)
+                if not all(one.settled for one in stream.group):
+                    raise SpoolError(f"metrology stream {fact.stream} has chunks that are not confirmed; it stays open")
+                for one in stream.group:
+                    one.life = Life.FINALIZING
+            case Finalized():
+                stream = self._stream(fact.stream, Life.FINALIZING)
+                for one in stream.group:
+                    one.life, one.finalized_at = Life.FINALIZED, fact.time
+            case ClockFixed():
+                if self.clock is not None:
+                    raise SpoolError("the clock of this run is fixed already; do two uploaders share this run?")
+                self.clock = fact
+            case Verified():
+                self.verified = fact.time
+            case Together():
+                for one in fact.facts:
+                    self.apply(one)
+
+    def _opened(self, fact: Opened) -> None:
+        stream = self.streams[fact.stream] = StreamState(fact)
+        if fact.joins is None:
+            stream.group = [stream]
+            return
+        host = self._stream(fact.joins, Life.OPENED, Life.INITIALIZING, Life.INITIALIZED)
+        stream.group = host.group
+        stream.group.append(stream)
+        stream.life, stream.data_id, stream.family = host.life, host.data_id, host.family
+
+    def _stream(self, number: int, *lives: Life) -> StreamState:
+        stream = self.streams.get(number)
+        if stream is None or (lives and stream.life not in lives):
+            life = "unknown" if stream is None else stream.life.value
+            raise SpoolError(
+                f"metrology stream {number} is {life}, so this cannot follow; do two uploaders share this run?"
+            )
+        return stream
+
+    def _tried(self, fact: Tried) -> None:
+        stream = self._stream(fact.stream)
+        if fact.cut_short and fact.index in stream.tried and fact.index not in stream.confirmed_channels:
+            del stream.tried[fact.index]  # tried whole, and not taken so
+            stream.refused.pop(fact.index, None)
+            stream.next_index = fact.index
+        if fact.index != stream.next_index:
+            raise SpoolError(
+                f"chunk {fact.index} of metrology stream {fact.stream} cannot follow {stream.next_index - 1}"
+            )
+        stream.tried[fact.index] = stream.last = fact
+        stream.next_index += 1
+
+    def _previewed(self, fact: Previewed) -> None:
+        stream = self._stream(fact.stream, Life.INITIALIZED)
+        before = stream.previewed
+        if fact.index != stream.next_index or before is not stream.shown or (before and before.points >= fact.points):
+            raise SpoolError(
+                f"a preview of chunk {fact.index} of metrology stream {fact.stream} with {fact.points} points cannot "
+                f"follow what was sent before; do two uploaders share this run?"
+            )
+        stream.previewed = fact
+
+    def _confirmed(self, fact: Confirmed) -> None:
+        stream = self._stream(fact.stream, Life.INITIALIZED)
+        tried = stream.tried.get(fact.index)
+        if tried is None:
+            raise SpoolError(
+                f"chunk {fact.index} of metrology stream {fact.stream} is not under way, so it cannot become "
+                f"confirmed; do two uploaders share this run?"
+            )
+        stream.confirmed_at = fact.time
+        if fact.channels is None and fact.index not in stream.confirmed_channels and fact.index not in stream.refused:
+            stream.delivered[tried.channels] += tried.points  # whole at once, as nearly always
+            stream.settle(tried)
+            return
+        before = stream.confirmed_channels.pop(fact.index, set())
+        now = set(fact.channels if fact.channels is not None else tried.channels) - before
+        stream.delivered[tuple(name for name in tried.channels if name in now)] += tried.points
+        refusal = stream.refused.get(fact.index)
+        if refusal is not None:
+            refusal.channels -= now
+            if not refusal.channels:
+                del stream.refused[fact.index]
+        if before | now >= set(tried.channels):
+            stream.settle(tried)
+        else:
+            stream.confirmed_channels[fact.index] = before | now
+
+    def _ended(self, fact: Ended) -> None:
+        stream = self._stream(fact.stream, Life.INITIALIZED)
+        stream.ended = fact.why
+        if fact.why == "closed by the server" or stream.ahead or stream.confirmed_channels:
+            stream.life = Life.CLOSED  # what has a hole is never finalized
+        stream.tried.clear()
+        stream.refused.clear()
+        stream.confirmed_channels.clear()
+        stream.previewed = stream.shown = None
+
+    def _obeyed(self, order: int) -> None:
+        """What was parked or refused is tried again."""
+        self.orders_obeyed = order
+        self.parked = self.unresolved = None
+        if not self.exists:
+            self.resolved = None  # what a name stood for may be gone
+        for stream in self.streams.values():
+            stream.parked = None
+            stream.refused.clear()
+            stream.links_refused.clear()
+
+
+class NoIdError(SpoolError):
+    """A ledger names what cannot be an id or a path family; it was not written by this package."""
+
+
+def _check_ids(*ids: str | None) -> None:
+    """Make sure that what a ledger names as ids can be some: they lead requests, which carry the API key.
+
+    Raises:
+        NoIdError: One cannot.
+    """
+    for one in ids:
+        if one is not None and not is_id(one):
+            raise NoIdError(
+                f"the ledger names {one!r:.80} as an id, which cannot be one, so nothing is sent for this run. Where "
+                f"did its folder come from? Move it away, or take the line out of `ledger.jsonl`"
+            )
+
+
+def _check_family(family: str) -> None:
+    """Make sure that what a ledger names as a path family is one.
+
+    Raises:
+        NoIdError: It is not.
+    """
+    if family not in FAMILIES:
+        raise NoIdError(
+            f"the ledger names {family!r:.80} as a path family, expected one of {', '.join(FAMILIES)}, so nothing is "
+            f"sent for this run. Where did its folder come from? Move it away, or update the package"
+        )

@@ -1,0 +1,260 @@
+"""Append-only files of lines: append, sync, cut a torn tail. Knows nothing of runs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import SpoolError, SpoolFullError
+from .own_files import open_own
+from .reserve import with_room
+
+# How much of a file is looked at from its end, to find the last line.
+BLOCK_BYTES = 2**20
+# No line is longer: a row of 100 000 channels has 1.6 MB, and with a gap in each some 30 MB. What is longer was not
+# written by this package, and is damage: zeros that a power cut has left, say.
+MAX_LINE_BYTES = 64 * 2**20
+
+_O_CLOEXEC = getattr(os, "O_CLOEXEC", 0)  # a started program must not keep our files open
+_CLOSED, _RESTING = -1, -2  # in the place of a descriptor
+
+
+def sync_file(descriptor: int) -> None:
+    """Have the file's content survive a power cut, by the strongest means the platform offers."""
+    if sys.platform == "darwin":
+        # fsync there leaves the data in the drive's own cache; only F_FULLFSYNC does not.
+        import fcntl
+
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+        except OSError:  # some network file systems do not know it
+            os.fsync(descriptor)
+    elif hasattr(os, "fdatasync"):
+        os.fdatasync(descriptor)
+    else:
+        os.fsync(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in `folder` survive a power cut, where the platform lets a folder be synced."""
+    if os.name == "nt":
+        return  # Windows has no such call; its journaling file system keeps names by itself
+    descriptor = os.open(folder, os.O_RDONLY | _O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class LineFile:
+    """One file of lines, open for appending by its only writer.
+
+    Opening cuts off a torn tail: whatever stands after the last newline was never acknowledged to anybody.
+
+    An exception that a signal raises may end `append` anywhere. What was written then is found in the file, by whatever
+    is asked of this object next.
+
+    Args:
+        path: Of the file; it is made where there is none.
+        make_room: Called where the disk is full, before what did not fit is written again.
+    """
+
+    _descriptor = _CLOSED  # for one that was never opened
+
+    def __init__(self, path: Path, *, make_room: Callable[[], object] | None = None) -> None:
+        self.path = path
+        self._make_room = make_room
+        self._opened = 0  # how often it was closed to be opened again
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        self._descriptor = with_room(lambda: open_own(path, flags), make_room or _nothing)
+        try:
+            self.size = self._cut_torn_tail()
+        except OSError:
+            self.close()
+            raise
+        self._end = self.size  # another value while lines are being written: where the file ends when it has them
+        self._named = False  # whether its name in the folder survives a power cut too
+
+    def append(self, lines: bytes) -> None:
+        """Write whole lines, all of them or none.
+
+        Raises:
+            SpoolFullError: The disk has no room for them; the file is as it was before.
+            SpoolError: The disk failed in another way; the file is as it was, or is cut back before the next append.
+        """
+        if self._make_room is None:
+            self._append(lines)
+        else:
+            with_room(lambda: self._append(lines), self._make_room)
+
+    def _append(self, lines: bytes) -> None:
+        if self._descriptor == _RESTING:
+            self._open_again()
+        if self._end != self.size:
+            self._settle()
+        self._end = end = self.size + len(lines)
+        try:
+            written = os.write(self._descriptor, lines)
+        except OSError as error:
+            self._end = self.size
+            raise not_written(
+                f"{self.path} cannot take more: {error.strerror}. Free some space.", error.errno
+            ) from error
+        if written != len(lines):
+            self._take_back()
+            text = f"{self.path} took only {written} of {len(lines)} bytes. Free some space on its disk."
+            raise not_written(text, errno.ENOSPC)
+        self.size = end
+
+    def settled_size(self) -> int:
+        """Return how many bytes of whole lines it has, also where the last `append` was interrupted.
+
+        Raises:
+            SpoolError: The file cannot be looked at, or half a line cannot be taken back.
+        """
+        if self._end != self.size:
+            self._settle()
+        return self.size
+
+    def cut(self, size: int) -> None:
+        """Give up what stands after the first `size` bytes."""
+        if self._descriptor == _RESTING:
+            self._open_again()
+        os.ftruncate(self._descriptor, size)
+        self.size = self._end = size
+
+    def sync(self) -> None:
+        """Have everything appended so far survive a power cut; may take as long as the disk needs.
+
+        Another thread may append meanwhile, or have the file rest. One that is closed was synced by whoever closed it.
+        """
+        opened, descriptor = self._opened, self._descriptor
+        if descriptor == _CLOSED:
+            return
+        try:
+            if descriptor != _RESTING:
+                sync_file(descriptor)
+        except OSError:
+            if opened == self._opened:
+                raise
+        if descriptor == _RESTING or opened != self._opened:  # closed meanwhile: its number may mean another file
+            self._sync_by_name()
+        if not self._named:
+            sync_folder(self.path.parent)
+            self._named = True
+
+    @property
+    def is_resting(self) -> bool:
+        """Return True if the next append has to open the file again."""
+        return self._descriptor == _RESTING
+
+    def rest(self) -> None:
+        """Close the file until it is written to again; not while another thread appends."""
+        if self._descriptor >= 0:
+            # In this order, so that a sync that has the number from before notices.
+            descriptor, self._descriptor = self._descriptor, _RESTING
+            self._opened += 1
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        # Forgotten before it is closed: closed twice, the number may be another file's by then.
+        descriptor, self._descriptor = self._descriptor, _CLOSED
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        """Close one that nobody got, because opening it was interrupted."""
+        self.close()
+
+    def _open_again(self) -> None:
+        try:
+            self._descriptor = open_own(self.path, os.O_RDWR | os.O_APPEND)
+        except OSError as error:
+            raise SpoolError(f"{self.path} cannot be opened again: {error.strerror}") from error
+
+    def _sync_by_name(self) -> None:
+        descriptor = open_own(self.path, os.O_RDWR)
+        try:
+            sync_file(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _settle(self) -> None:
+        """Find out how an append ended that was interrupted, or whose half line could not be taken back."""
+        if self._descriptor == _RESTING:
+            self._open_again()
+        try:
+            size = os.fstat(self._descriptor).st_size
+        except OSError as error:
+            raise SpoolError(f"{self.path} cannot be looked at: {error.strerror}") from error
+        if size == self._end:
+            self.size = size
+        else:
+            self._take_back()
+
+    def _take_back(self) -> None:
+        try:
+            os.ftruncate(self._descriptor, self.size)
+        except OSError as error:
+            raise SpoolError(f"{self.path} holds half a line that cannot be taken back: {error.strerror}") from error
+        self._end = self.size
+
+    def _cut_torn_tail(self) -> int:
+        size = os.lseek(self._descriptor, 0, os.SEEK_END)
+        whole = end_of_lines(self._descriptor, size)
+        if whole != size:
+            os.ftruncate(self._descriptor, whole)
+        return whole
+
+
+def _nothing() -> None:
+    """No room can be made."""
+
+
+def not_written(text: str, number: int | None) -> SpoolFullError:
+    """An error that tells by its number whether it is the disk that is full."""
+    error = SpoolFullError(text)
+    error.errno = number
+    return error
+
+
+def end_of_lines(descriptor: int, size: int) -> int:
+    """Return where the last whole line ends in a file of this size; in blocks, from the end."""
+    while size > 0:
+        start = max(0, size - BLOCK_BYTES)
+        os.lseek(descriptor, start, os.SEEK_SET)
+        newline = os.read(descriptor, size - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        size = start
+    return 0
+
+
+def whole_lines(file: BinaryIO, offset: int = 0) -> Iterator[tuple[int, bytes | None]]:
+    """Yield each whole line of a file from an offset on, without its newline, after the offset at which it ends.
+
+    A line longer than `MAX_LINE_BYTES` comes as None. What stands after the last newline does not come.
+    """
+    file.seek(offset)
+    held: list[bytes] = []  # the line that goes on, unless it is too long
+    length = 0
+    while block := file.read(BLOCK_BYTES):
+        *texts, rest = block.split(b"\n")
+        for text in texts:
+            length += len(text)
+            offset += length + 1
+            if length > MAX_LINE_BYTES:
+                yield offset, None
+            else:
+                yield offset, b"".join([*held, text]) if held else text
+            held, length = [], 0
+        length += len(rest)
+        if length > MAX_LINE_BYTES:
+            held = []
+        elif rest:
+            held.append(rest)

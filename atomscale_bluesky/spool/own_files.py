@@ -1,0 +1,150 @@
+"""Which names in a spool are the package's own, and how its files there are opened: never through a link.
+
+A spool may lie beside other people's things, or hold some. So only names of the forms below are ever looked at, and
+only files of these names are ever removed, one by one. A link in the place of a file, a pipe or a file of another user
+is refused: what it leads to is not ours to read, cut or write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import SpoolError
+
+# A run's folder is named by time and chance, and holds no other files than these.
+_RUN = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{8}")
+_RUN_FILE = re.compile(r"journal-[0-9]{4,}\.jsonl|(head|ledger|orders)\.jsonl|(writer|uploader|orders)\.lock")
+LOCK_SUFFIX = ".lock"
+
+# Beside the runs. A file that begins with a dot is one of these on its way to its name, or a test whether the folder
+# can be written; a killed process leaves it behind.
+MARKER = "atomscale-bluesky-spool.txt"
+_NAMED = (
+    r"(history|not-kept)(-1)?\.jsonl|(history|not-kept)\.lock|[0-9]{8}T[0-9]{6}-[0-9a-f]{8}\.events"
+    r"|reserve\.bin|orders\.touched|writers-[0-9a-f]{16}\.lock|(trouble|clock|probed-[0-9a-f]{8})\.json"
+    r"|uploader-[0-9a-f]{8}\.(lock|starting)|uploader\.(log|log\.1|stderr)"
+)
+_SPOOL_FILE = re.compile(rf"{re.escape(MARKER)}|{_NAMED}|\.({_NAMED})-[0-9a-f]{{8}}|\.probe-[0-9a-f]{{8}}")
+
+_O_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_ALWAYS = (
+    _O_NOFOLLOW
+    | getattr(os, "O_BINARY", 0)  # Windows would translate newlines without it
+    | getattr(os, "O_CLOEXEC", 0)  # a started program must not keep our files open
+    | getattr(os, "O_NONBLOCK", 0)  # a pipe in a file's place must not be waited for; a file does not care
+)
+
+
+def is_run_name(name: str) -> bool:
+    """Return True if a folder has the form of name that the package gives to a run's folder."""
+    return _RUN.fullmatch(name) is not None
+
+
+def is_run_file(name: str) -> bool:
+    """Return True if the package makes files of this name in a run's folder."""
+    return _RUN_FILE.fullmatch(name) is not None
+
+
+def is_spool_file(name: str) -> bool:
+    """Return True if the package makes files of this name beside the runs of a spool."""
+    return _SPOOL_FILE.fullmatch(name) is not None
+
+
+def open_own(path: str | Path, flags: int) -> int:
+    """Open a file of ours and return its descriptor; a new one is readable and writable for its owner alone.
+
+    Args:
+        path: The file.
+        flags: As for `os.open`; those that every file of ours needs are added.
+
+    Raises:
+        FileNotFoundError: It is not there, and `flags` do not ask to make it.
+        SpoolError: In its place is a link, no file at all, or the file of another user; it was not touched.
+        OSError: It cannot be opened.
+    """
+    if not _O_NOFOLLOW:
+        refuse_link(path)
+    try:
+        descriptor = os.open(path, flags & ~os.O_TRUNC | _ALWAYS, 0o600)
+    except OSError:
+        refuse_link(path)
+        raise
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise SpoolError(f"{path} is no file, and stands in the place of one of the spool's; move it away")
+        if hasattr(os, "getuid") and found.st_uid != os.getuid():
+            raise SpoolError(
+                f"{path} belongs to another user, and stands in the place of a file of the spool's; move it away"
+            )
+        if flags & os.O_TRUNC:
+            os.ftruncate(descriptor, 0)  # only now that it is ours for sure
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_to_read(path: str | Path) -> BinaryIO:
+    """Open a file of ours for reading.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        SpoolError: As `open_own`.
+        OSError: It cannot be opened.
+    """
+    return os.fdopen(open_own(path, os.O_RDONLY), "rb")
+
+
+def read_own(path: str | Path) -> bytes:
+    """Return what a file of ours holds.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        SpoolError: As `open_own`.
+        OSError: It cannot be read.
+    """
+    with open_to_read(path) as file:
+        return file.read()
+
+
+def refuse_link(path: str | Path) -> None:
+    """Make sure that a file of ours is not a link.
+
+    Raises:
+        SpoolError: It is one.
+    """
+    if os.path.islink(path):
+        raise SpoolError(f"{path} is a link, which is not followed; remove the link")
+
+
+def refuse_links_in(folder: Path) -> None:
+    """Make sure that none of a run's files is a link.
+
+    Raises:
+        SpoolError: One is.
+    """
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink() and is_run_file(entry.name):
+                refuse_link(entry.path)
+
+
+def run_files(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of a run's files in its folder, and the names of everything else there.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
+    own: list[str] = []
+    foreign: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            is_own = is_run_file(entry.name) and entry.is_file(follow_symlinks=False)
+            (own if is_own else foreign).append(entry.name)
+    return own, foreign

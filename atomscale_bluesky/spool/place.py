@@ -1,0 +1,174 @@
+"""In which folder the spool is: the one that the settings name, unless other people's things are in it.
+
+Whoever asks gets the same answer, in every process and at any time: it is told by what lies in the folder. Looking
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import stat
+from pathlib import Path
+
+import msgspec
+
+from ..errors import SpoolError
+from .lines import payload_of
+from .own_files import MARKER, is_run_name, is_spool_file, open_own, open_to_read, run_files
+
+_logger = logging.getLogger(__name__)
+
+# Where the spool is if the folder that was named holds other things.
+SUBFOLDER = "atomscale-bluesky"
+# How deep it is looked for a folder that is free: one of this name may be, say, a checkout of this package.
+_DEPTH = 8
+
+_MARKER_TEXT = b"""\
+This folder is the spool of atomscale-bluesky: it holds measured data that may not have been delivered yet.
+Leave it alone while it does; `atomscale-bluesky status` tells. This file only says whose folder it is.
+"""
+
+# A run's file begins with one of its first lines, a history has one soon; some may be damaged.
+_RUN_FILES = re.compile(r"journal-[0-9]{4,}\.jsonl|(head|ledger)\.jsonl")
+_LINES, _LINE_BYTES = 16, 2**20
+# The notes beside the runs, by the members that each has.
+_NOTES = {
+    "trouble": {"since", "time", "error", "endpoint"},
+    "clock": {"endpoint", "offset_s", "delay_s", "measured"},
+    "probed": {"endpoint", "time", "version", "facts"},
+}
+
+_told: set[Path] = set()  # folders that this process has warned of
+
+
+def spool_folder(wanted: Path) -> Path:
+    """Return the folder of the spool for the one that was named.
+
+    That is the one that was named if it is not there yet, is empty or is a spool; else its subfolder `SUBFOLDER`, for
+    which the same holds.
+
+    Raises:
+        SpoolError: Other things are in each of the folders that it could be.
+    """
+    folder = wanted
+    for _ in range(_DEPTH):
+        if _is_marked(folder):
+            return folder
+        if _is_marked(folder / SUBFOLDER):  # it was in use before; what was put above it since changes nothing
+            return folder / SUBFOLDER
+        if not _holds_other_things(folder):
+            return folder
+        folder /= SUBFOLDER
+    raise SpoolError(f"spool folder {str(wanted)!r} holds other things; choose another `spool_dir`")
+
+
+def warn_if_elsewhere(wanted: Path, folder: Path) -> None:
+    """Log, once per process, that the spool is not in the folder that was named."""
+    if folder != wanted and wanted not in _told:
+        _told.add(wanted)
+        _logger.warning(
+            "%s holds other things, which are left alone: the spool is %s. Set `spool_dir` to that, or to a folder of "
+            "its own", wanted, folder,
+        )  # fmt: skip
+
+
+def mark(folder: Path) -> None:
+    """Put the file into a folder that tells that it is a spool, unless it is there.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    if _is_marked(folder):
+        return
+    # Two processes may begin a spool at once, so nobody waits for a file that is whole: its name is enough.
+    try:
+        descriptor = open_own(folder / MARKER, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    except FileExistsError:
+        return
+    try:
+        with contextlib.suppress(OSError):  # a full disk still takes the name
+            os.write(descriptor, _MARKER_TEXT)
+    finally:
+        os.close(descriptor)
+
+
+def _is_marked(folder: Path) -> bool:
+    try:
+        return stat.S_ISREG((folder / MARKER).lstat().st_mode)
+    except OSError:  # there is none; or the folder cannot be searched, which its opener reports
+        return False
+
+
+def _holds_other_things(folder: Path) -> bool:
+    """Return True if a folder is neither empty nor a spool; whoever opens it reports one that cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            found = list(entries)
+    except OSError:
+        return False
+    if not found or any(map(_is_a_spools, found)):
+        return False
+    if all(map(_may_be_a_spools, found)) and any(map(_is_a_run, found)):
+        return False
+    return not _is_marked(folder)  # the marker comes before everything else, so it is there by now if anything is
+
+
+def _is_a_spools(entry: os.DirEntry[str]) -> bool:
+    """Return True if an entry is surely a spool's: a run, or a file beside the runs, with content that says so."""
+    try:
+        if entry.is_dir(follow_symlinks=False):
+            if not is_run_name(entry.name):
+                return False
+            names = filter(_RUN_FILES.fullmatch, run_files(Path(entry.path))[0])
+            return any(_has_a_line(os.path.join(entry.path, name)) for name in names)
+        if not is_spool_file(entry.name) or not entry.is_file(follow_symlinks=False):
+            return False
+        if entry.name == "history.jsonl":
+            return _has_a_line(entry.path)
+        members = _NOTES.get(entry.name.partition(".")[0].partition("-")[0])
+        return members is not None and entry.name.endswith(".json") and members <= _members(entry.path)
+    except OSError:  # gone meanwhile, or not ours to read
+        return False
+
+
+def _may_be_a_spools(entry: os.DirEntry[str]) -> bool:
+    """Return True if nothing speaks against an entry's being a spool's, though its content may be damaged."""
+    try:
+        if entry.is_dir(follow_symlinks=False):
+            return is_run_name(entry.name) and not run_files(Path(entry.path))[1]
+        return is_spool_file(entry.name) and entry.is_file(follow_symlinks=False)
+    except OSError:
+        return False
+
+
+def _is_a_run(entry: os.DirEntry[str]) -> bool:
+    """Return True if an entry is a run's folder by its name and those in it."""
+    try:
+        return entry.is_dir(follow_symlinks=False) and is_run_name(entry.name) and bool(run_files(Path(entry.path))[0])
+    except OSError:
+        return False
+
+
+def _has_a_line(path: str) -> bool:
+    with open_to_read(path) as file:
+        for _ in range(_LINES):
+            text = file.readline(_LINE_BYTES)
+            if not text:
+                return False
+            if payload_of(text.removesuffix(b"\n")) is not None:
+                return True
+    return False
+
+
+def _members(path: str) -> set[str]:
+    """Return the names of what a small file of JSON holds."""
+    with open_to_read(path) as file:
+        text = file.read(_LINE_BYTES)
+    try:
+        found = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return set()
+    return set(found) if isinstance(found, dict) else set()

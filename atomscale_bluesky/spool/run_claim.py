@@ -1,0 +1,164 @@
+"""The delivering end of one run: its header, its ledger, what people ordered, and its way into the history."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import SpoolError
+from ..model.text import plain
+from .gil_yield import Courtesy
+from .history import History
+from .journal import JournalReader, JournalWriter, segment_path, segments
+from .journal_format import FORMAT, Header, Stop
+from .kept_events import keep_events
+from .ledger import Ledger
+from .ledger_format import Edited, Moved, Obeyed, Parked
+from .line_file import sync_folder
+from .lines import encode, line
+from .locks import WRITER_LOCK, RunLock, remove_folder, session_lives
+from .orders import Edit, Move, OrderLine, endpoint_of, read_orders
+from .own_files import refuse_links_in
+from .run_reader import HEAD, LEDGER, described_lines, has_stop, keep_copies
+
+_logger = logging.getLogger(__name__)
+
+
+class Claim:
+    """A run that is ours to deliver, until `close`; `make_room` is called where the disk is full."""
+
+    def __init__(
+        self,
+        folder: Path,
+        header: Header,
+        lock: RunLock,
+        history: History,
+        make_room: Callable[[], object] = lambda: None,
+    ) -> None:
+        if header.format > FORMAT:
+            raise SpoolError(
+                f"{folder} was written in format {header.format}, this version knows up to {FORMAT}; update the package"
+            )
+        refuse_links_in(folder)
+        # Before anything is asked for it, the run can be found again after a power cut, with its header.
+        JournalReader(folder).sync()
+        sync_folder(folder.parent)
+        self.folder = folder
+        self.header = header
+        self.ledger = Ledger(folder / LEDGER, make_room=make_room)
+        self._make_room = make_room
+        # Where all was delivered before, whoever did it may have got as far as the history.
+        self._perhaps_in_history = self.ledger.state.is_over
+        self._history = history
+        self._lock = lock
+        try:
+            self._begin_anew_if_moved()
+        except BaseException:
+            self.ledger.close()
+            raise
+
+    def _begin_anew_if_moved(self) -> None:
+        """Where a person has moved the run since, what the endpoint before has of it counts no more."""
+        self._note_if_broken()
+        orders, obeyed = self.orders(), self.ledger.state.orders_obeyed
+        last = max((i for i, order in enumerate(orders) if isinstance(order, Move)), default=-1)
+        if last < obeyed:
+            return
+        for number, order in enumerate(orders[obeyed : last + 1], start=obeyed + 1):
+            match order:
+                case Edit():  # the one order before it that means something there, too
+                    self.ledger.note(Edited(order.links, number, order.points_per_chunk))
+                case Move() if number == last + 1:
+                    self.ledger.note(Moved(order.endpoint, number), sync=True)
+                case _:
+                    pass
+
+    def _note_if_broken(self) -> None:
+        """Note that the ledger cannot be understood, once: what is ordered after that is meant with that in mind."""
+        state = self.ledger.state
+        if state.broken is None or state.broken_was_noted:
+            return
+        if state.may_have_moved and len(self.orders()) > state.orders_obeyed:
+            # The line that is damaged may have told that the last move was obeyed: again would send all of it twice.
+            self.ledger.note(Obeyed(len(self.orders())))
+        self.ledger.note(Parked(state.broken), sync=True)
+
+    @property
+    def endpoint(self) -> str:
+        """Where the run's requests may go."""
+        state = self.ledger.state
+        if state.broken is not None and state.may_have_moved:
+            return endpoint_of(self.folder, self.header)
+        return state.endpoint or self.header.endpoint
+
+    def settle_if_interrupted(self) -> bool:
+        """Write the stop of a run whose writer is gone without one; False while it lives, or where there is a stop."""
+        lock = RunLock(self.folder / WRITER_LOCK)
+        if not lock.acquire():
+            return False
+        try:
+            if has_stop(self.folder) or session_lives(self.folder.parent, self.header.session):
+                return False
+            journal = JournalWriter(self.folder, make_room=self._make_room)
+            try:
+                stop = Stop(time=time.time(), exit_status="", reason="no stop document", interrupted=True)
+                journal.append(line(encode(stop)))
+                journal.sync()
+            finally:
+                journal.close()
+            if not (self.folder / HEAD).exists():  # killed before its writer's first sync
+                keep_copies(self.folder, described_lines(self.folder), make_room=self._make_room)
+        finally:
+            lock.release()
+        return True
+
+    def orders(self) -> list[OrderLine]:
+        """Everything that was asked for so far, in order.
+
+        Raises:
+            SpoolError: An order is not understood.
+        """
+        return read_orders(self.folder)
+
+    def finish(self, entry: dict[str, Any], courtesy: Courtesy | None = None) -> bool:
+        """Move a run that is finalized whole into the history; False while its writer still has files open.
+
+        Which events an interrupted one has given stays known, in case it is delivered again.
+        """
+        lock = RunLock(self.folder / WRITER_LOCK)
+        if not lock.acquire():
+            return False
+        folder = entry["folder"] = self.folder.name
+        # A process that died between these two steps leaves the run in both places; whoever comes next only removes it.
+        if not (self._perhaps_in_history and self._history.entries_with("folder", folder)):
+            if entry.get("interrupted"):
+                entry["events"] = keep_events(self.folder, courtesy)
+            self._history.add(entry)
+        self.ledger.close()
+        # The copy goes first, so that it tells of a journal that should be there; the ledger goes last: a journal that
+        # is found without one would be delivered again from its beginning.
+        (self.folder / HEAD).unlink(missing_ok=True)
+        for segment in reversed(segments(self.folder)):
+            segment_path(self.folder, segment).unlink(missing_ok=True)
+        sync_folder(self.folder)
+        (self.folder / LEDGER).unlink(missing_ok=True)
+        foreign = remove_folder(self.folder, self._lock, lock)
+        if foreign:
+            _logger.warning(
+                "run %s is finished; its folder %s stays, for it holds what the package did not make: %s",
+                self.header.run_uid, self.folder, plain(", ".join(sorted(foreign))),
+            )  # fmt: skip
+        return True
+
+    def hand_over(self) -> RunLock:
+        """Let go of the run's files, but not of the lock, with which it can be claimed again."""
+        self.ledger.close()
+        return self._lock
+
+    def close(self) -> None:
+        """Let go of the run as it is; idempotent."""
+        self.ledger.close()
+        self._lock.release()

@@ -1,0 +1,433 @@
+"""What became of every reading of a run: seen = delivered + waiting + refused + discarded + left out, and lost = 0.
+
+An `Account` takes a run's journal in, line by line, at the cost of a look at most rows, and is joined with what the
+ledger tells. So it is the same whether the run's own process, another one, or nobody delivers the run, and it needs no
+bookkeeping of its own that could be wrong. Points are counted per channel; what never becomes a point is counted with
+its reason.
+
+It is also what keeps half a run from looking complete: while it does not add up, no stream is finalized and the run
+does not leave the spool, whatever mistake led there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from ..errors import SpoolError
+from ..model.rows import Row, Rows
+from ..spool.journal_format import Header, Layout, LeftOut, Stop, decode_journal
+from ..spool.ledger_state import LedgerState, StreamState
+
+GIVEN_UP = "too many channels with gaps"
+ROW_DROPPED = "row with a gap dropped"
+EVENT_STREAM = "event stream not selected"
+# Stands for the channels of rows whose layout is gone; each of these rows counts as one reading.
+UNNAMED = "rows of a missing layout"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Points by what became of them."""
+
+    seen: int = 0
+    delivered: int = 0
+    waiting: int = 0
+    refused: int = 0
+    discarded: int = 0
+    lost: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)  # by reason
+
+    def __add__(self, other: Counts) -> Counts:
+        """Both together."""
+        return Counts(
+            seen=self.seen + other.seen,
+            delivered=self.delivered + other.delivered,
+            waiting=self.waiting + other.waiting,
+            refused=self.refused + other.refused,
+            discarded=self.discarded + other.discarded,
+            lost=self.lost + other.lost,
+            left_out=dict(Counter(self.left_out) + Counter(other.left_out)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStatus:
+    """One metrology stream of a run."""
+
+    label: str
+    event_stream: str
+    why: str
+    state: str  # opened, initializing, initialized, finalizing, finalized; closed, if it ended early; or parked
+    data_id: str | None
+    problem: str | None  # why it is parked, or what was refused last: a chunk, or a link
+    chunks_confirmed: int
+    chunks_refused: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """One run of the spool."""
+
+    run_uid: str
+    label: str
+    started: float  # Unix seconds
+    state: str  # running, delivering, parked, interrupted, finalized, discarded or unreadable
+    points: Counts
+    channels: Mapping[str, Counts]
+    streams: tuple[StreamStatus, ...]
+    problem: str | None
+    oldest_waiting: float | None  # time of the oldest point that waits, Unix seconds
+    folder: str = ""  # where the run is in the spool
+    rounded: Mapping[str, int] = field(default_factory=dict)  # by channel: integers beyond 2**53 that lost digits
+    endpoint: str = ""  # where it is delivered to
+    repeated_rows: int = 0  # rows with the number of an earlier one; those that no chunk holds are lost
+
+    @property
+    def data_ids(self) -> tuple[str, ...]:
+        """The ids of its metrology streams that Atomscale has given so far."""
+        return tuple(dict.fromkeys(stream.data_id for stream in self.streams if stream.data_id))
+
+
+class Account:
+    """A run's journal in, what it amounts to out."""
+
+    def __init__(self) -> None:
+        self.header: Header | None = None
+        self.layouts: dict[int, Layout] = {}
+        self.stop: Stop | None = None
+        self.rows: Counter[int] = Counter()  # by layout
+        self.next_row: dict[str, int] = {}  # by time base
+        self.until: dict[str, float] = {}  # by time base: the latest time of a row
+        self.rows_missing: Counter[int] = Counter()  # by layout: numbers that were passed over, because damaged
+        self.rows_unnamed = 0  # whose layout the journal does not have, and which no number or stop has counted yet
+        # By layout: rows whose number had come before; no writer makes them on purpose. A chunk's boundary rests on the
+        # first row of a number, so one that repeats the number before it goes out where it is within a chunk, and is
+        # lost behind one. One that goes back is lost.
+        self.rows_repeated: Counter[int] = Counter()
+        self.rounded: Counter[str] = Counter()  # by channel
+        self._gaps: Counter[tuple[int, str, str]] = Counter()  # layout, channel, reason
+        self._left_out: Counter[tuple[str, str]] = Counter()  # key, reason
+        # Time base and channel → its first layout: channels that came together share a stream, and its dropped rows.
+        self._first: dict[tuple[str, str], int] = {}
+
+    def take(self, payload: bytes) -> Header | Layout | LeftOut | Stop | None:
+        """Take in one line of the journal; gives it back as its type unless it is a row.
+
+        Raises:
+            SpoolError: The line is not understood.
+        """
+        if payload.startswith(b"["):
+            if payload.endswith((b"}]", b'"]]')):  # gaps, or integers that lost digits
+                row = decode_journal(payload)
+                assert isinstance(row, Row)  # noqa: S101 - a line that begins with a bracket is one
+                self.take_row(row)
+            else:
+                layout, number, time, _ = payload[1:80].split(b",", 3)
+                self._number(int(layout), int(number), float(time))
+            return None
+        found = decode_journal(payload)
+        match found:
+            case Header():
+                self.header = found
+            case Layout():
+                self.layouts[found.layout] = found
+                self.next_row.setdefault(found.time_base, 0)
+                for channel in found.channels:
+                    self._first.setdefault((found.time_base, channel.name), found.layout)
+            case LeftOut():
+                for key, n in found.keys.items():
+                    self._left_out[key, found.reason] += n
+            case Stop():
+                self.stop = found
+                for time_base, rows in found.rows.items():
+                    self._count_missing_at_the_end(time_base, rows)
+                if found.rows:  # which tells of every time base, also of one without a layout
+                    self.rows_unnamed = 0
+            case Row():
+                self.take_row(found)
+        return found if not isinstance(found, Row) else None
+
+    def take_row(self, row: Row) -> bool:
+        """Take in a row that is decoded already.
+
+        Returns:
+            False if it is damage and belongs to no chunk: its number goes back, or the journal does not have its
+            layout, so that nobody can tell what its values are. Such a row costs itself alone: it counts as lost.
+        """
+        if not self._number(row.layout, row.number, row.time):
+            return False
+        self.rounded.update(row.rounded)
+        for name, reason in row.gaps.items():
+            self._gaps[row.layout, name, reason] += 1
+        if row.gaps and self.header is not None and self.header.non_finite == "drop_row":
+            layout = self.layouts[row.layout]
+            first = {channel.name: self._first[layout.time_base, channel.name] for channel in layout.channels}
+            dropped = {first[name] for name in row.gaps}
+            for name in first:
+                if name not in row.gaps and first[name] in dropped:
+                    self._gaps[row.layout, name, ROW_DROPPED] += 1
+        return True
+
+    def take_rows(self, rows: Rows) -> None:
+        """Take in consecutive rows without a gap."""
+        self._number(rows.layout, rows.number, max(rows.times))
+        more = len(rows.times) - 1
+        self.rows[rows.layout] += more
+        self.next_row[self.layouts[rows.layout].time_base] += more
+
+    def _count_missing_at_the_end(self, time_base: str, rows: int) -> None:
+        layouts = [number for number, layout in self.layouts.items() if layout.time_base == time_base]
+        missing = rows - self.next_row.get(time_base, 0)
+        if layouts and missing > 0:
+            self.rows_missing[layouts[-1]] += missing
+            self.next_row[time_base] = rows
+
+    def _number(self, layout: int, number: int, time: float) -> bool:
+        """Count a row; return False if its number goes back behind the last one, or its layout is missing."""
+        known = self.layouts.get(layout)
+        if known is None:
+            self.rows_unnamed += 1
+            return False
+        expected = self.next_row[known.time_base]
+        if number < expected:
+            self.rows_repeated[layout] += 1
+            return number == expected - 1
+        self.rows[layout] += 1
+        if number > expected:
+            self.rows_missing[layout] += number - expected
+            self.rows_unnamed = max(0, self.rows_unnamed - (number - expected))
+        self.next_row[known.time_base] = number + 1
+        if time > self.until.get(known.time_base, -math.inf):
+            self.until[known.time_base] = time
+        return True
+
+    def contradiction(
+        self, ledger: LedgerState, streams: Iterable[StreamState] | None = None, beyond: Collection[int] = ()
+    ) -> dict[int, str]:
+        """Return why streams must not be finalized, by stream: empty where the account adds up.
+
+        To be asked when the whole journal was read and nothing of these streams is under way. A point may wait only in
+        a stream that waits for a person, or goes on elsewhere.
+
+        Args:
+            ledger: What became of the run's chunks.
+            streams: Those that are about to be finalized; None for all, when the run is about to leave the spool.
+            beyond: Streams after which the run goes on in streams that are not opened yet.
+        """
+        counts = self._by_channel(ledger)
+        everything = streams is None
+        found: dict[int, str] = {}
+        for stream in ledger.streams.values() if streams is None else streams:
+            keys = [(name, one.opening.time_base) for one in stream.group for name in self._channels_of(one)]
+            together = {one.opening.stream for one in stream.group}
+            others = [] if everything else [one for n, one in ledger.streams.items() if n not in together]
+            for key in keys:
+                here = counts.get(key, Counts())
+                waiting = here.waiting and here.waiting - sum(
+                    self._may_wait(one, *key, beyond=one.opening.stream in beyond) for one in others
+                )
+                if waiting > 0 or here.lost < 0 or (everything and here.refused):
+                    found[stream.opening.stream] = f"channel {key[0]!r}: {_told(here)}"
+                    break
+        if everything and not found:
+            unsent = next((key for key, count in counts.items() if count.waiting or count.refused), None)
+            if unsent is not None:  # of a channel that no stream has
+                found[0] = f"channel {unsent[0]!r}: {_told(counts[unsent])}"
+        return found
+
+    def _may_wait(self, stream: StreamState, name: str, time_base: str, *, beyond: bool) -> int:
+        """Return how many points of a channel may wait in a stream at most."""
+        if stream.opening.time_base != time_base or stream.ended or name not in self._channels_of(stream):
+            return 0
+        points = sum(
+            tried.points
+            for index, tried in stream.tried.items()
+            if name in tried.channels and index not in stream.refused
+        )
+        if stream.blocked or beyond:
+            points += max(0, self.next_row.get(time_base, 0) - stream.next_row)
+        return points
+
+    def _channels_of(self, stream: StreamState) -> tuple[str, ...]:
+        if stream.opening.channels is not None:
+            return stream.opening.channels
+        layouts = (layout for layout in self.layouts.values() if layout.time_base == stream.opening.time_base)
+        first = next(layouts, None)
+        return tuple(channel.name for channel in first.channels) if first else ()
+
+    def channels(self, ledger: LedgerState) -> dict[str, Counts]:
+        """What became of the points of each channel, and of each data key that is none, under its own name."""
+        result: dict[str, Counts] = {}
+        for (name, time_base), counts in self._by_channel(ledger).items():
+            result[name if name not in result else f"{time_base}: {name}"] = counts
+        for number, layout in self.layouts.items():
+            n = self.rows[number] + self.rows_missing[number] + self.rows_repeated[number]
+            for key, reason in layout.left_out.items():
+                result[key] = result.get(key, Counts()) + Counts(seen=n, left_out={reason: n} if n else {})
+        for time_base, n in (self.stop.rows if self.stop else {}).items():
+            if n and time_base not in self.next_row:  # not one line tells what its rows were
+                result[time_base] = result.get(time_base, Counts()) + Counts(seen=n, lost=n)
+        if self.rows_unnamed:
+            result[UNNAMED] = Counts(seen=self.rows_unnamed, lost=self.rows_unnamed)
+        for (key, reason), n in self._left_out.items():
+            result[key] = result.get(key, Counts()) + Counts(seen=n, left_out={reason: n})
+        return result
+
+    def _gone_at_the_end(self, ledger: LedgerState) -> Counter[int]:
+        """Return by layout how many rows the ledger knows beyond the journal's last one: damaged since."""
+        gone = Counter[int]()
+        if self.stop is None:
+            return gone
+        known: dict[str, int] = {}
+        for stream in ledger.streams.values():
+            time_base = stream.opening.time_base
+            known[time_base] = max(known.get(time_base, 0), 0 if stream.last is None else stream.next_row)
+        for number, layout in reversed(self.layouts.items()):
+            rows = known.pop(layout.time_base, 0)
+            gone[number] = max(0, rows - self.next_row[layout.time_base])
+        return gone
+
+    def _by_channel(self, ledger: LedgerState) -> dict[tuple[str, str], Counts]:
+        """Return what became of the points of each channel, by name and time base."""
+        delivered = Counter[tuple[str, str]]()
+        refused = Counter[tuple[str, str]]()
+        for stream in ledger.streams.values():
+            for names, points in stream.delivered.items():
+                for name in names:
+                    delivered[name, stream.opening.time_base] += points
+            for index, refusal in stream.refused.items():
+                for name in refusal.channels:
+                    refused[name, stream.opening.time_base] += stream.tried[index].points
+        nulls_go_out = self.header is not None and self.header.non_finite == "null"
+        result: dict[tuple[str, str], Counts] = {}
+        gaps: dict[str, list[tuple[int, str, int]]] = {}
+        for (layout, channel, reason), n in self._gaps.items():
+            gaps.setdefault(channel, []).append((layout, reason, n))
+        gone = self._gone_at_the_end(ledger)
+        by_channel: dict[tuple[str, str], list[int]] = {}
+        for number, layout in self.layouts.items():
+            for channel in layout.channels:
+                by_channel.setdefault((channel.name, layout.time_base), []).append(number)
+        for (name, time_base), numbers in by_channel.items():
+            lost = sum(self.rows_missing[number] + self.rows_repeated[number] + gone[number] for number in numbers)
+            seen = sum(self.rows[number] for number in numbers) + lost
+            left_out = Counter[str]()
+            for layout, reason, n in gaps.get(name, ()):
+                if layout in numbers and not nulls_go_out:
+                    left_out[reason] += n
+            done = delivered[name, time_base]
+            no = refused[name, time_base]
+            rest = seen - lost - left_out.total() - done - no
+            if rest < 0:  # delivered before their rows were damaged here
+                lost, rest = lost + rest, 0
+            if (time_base, name) in ledger.given_up:
+                tried = (chunk for stream in ledger.streams.values() for chunk in stream.tried.values())
+                under_way = sum(chunk.points for chunk in tried if name in chunk.channels)
+                left_out[GIVEN_UP] += rest - min(rest, under_way)
+                rest = min(rest, under_way)
+            result[name, time_base] = Counts(
+                seen=seen,
+                delivered=done,
+                waiting=0 if ledger.discarded else rest,
+                refused=0 if ledger.discarded else no,
+                discarded=rest + no if ledger.discarded else 0,
+                lost=lost,
+                left_out=dict(left_out),
+            )
+        return result
+
+    def status(self, ledger: LedgerState, *, writer_alive: bool = True, folder: str = "") -> RunStatus:
+        """The run as people and programs see it.
+
+        Raises:
+            SpoolError: The journal has no header.
+        """
+        header = self.header
+        if header is None:
+            raise SpoolError("the journal has no header")
+        channels = self.channels(ledger)
+        problem = ledger.stuck or (header.problem if ledger.edited is None else None) or ledger.unresolved
+        streams = tuple(_stream_status(stream, self) for stream in ledger.streams.values())
+        parked = problem or next((stream.problem for stream in streams if stream.state == "parked"), None)
+        if ledger.discarded:
+            state = "discarded"
+        elif ledger.streams and all(stream.over for stream in ledger.streams.values()) and not ledger.stuck:
+            state = "finalized"
+        elif parked:
+            state = "parked"
+        elif self.stop is None:
+            state = "running" if writer_alive else "interrupted"
+        else:
+            state = "delivering"
+        points = sum(channels.values(), Counts())
+        since = [stream.last.last_time for stream in ledger.streams.values() if stream.last]
+        tried = [chunk for stream in ledger.streams.values() for chunk in stream.tried.values()]
+        since += [chunk.first_time for chunk in tried if chunk.first_time is not None]
+        return RunStatus(
+            folder=folder,
+            run_uid=header.run_uid,
+            label=header.label,
+            started=header.started,
+            state=state,
+            points=points,
+            channels=channels,
+            streams=streams,
+            problem=parked,
+            rounded=dict(self.rounded),
+            repeated_rows=self.rows_repeated.total(),
+            endpoint=ledger.endpoint or header.endpoint,
+            oldest_waiting=(min(since, default=header.started) if points.waiting else None),
+        )
+
+
+def _told(counts: Counts) -> str:
+    """Return a sum in words, without what is nothing."""
+    sums = {
+        "seen": counts.seen,
+        "delivered": counts.delivered,
+        "waiting": counts.waiting,
+        "refused": counts.refused,
+        "left out": sum(counts.left_out.values()),
+        "lost": counts.lost,
+    }
+    return ", ".join(f"{name} {n}" for name, n in sums.items() if n)
+
+
+def unreadable(folder: str, problem: str) -> RunStatus:
+    """A run of which no more can be told than why."""
+    return RunStatus(
+        run_uid=PurePath(folder).name,
+        label="",
+        started=0.0,
+        state="unreadable",
+        points=Counts(),
+        channels={},
+        streams=(),
+        problem=problem,
+        oldest_waiting=None,
+        folder=folder,
+    )
+
+
+def _stream_status(stream: StreamState, account: Account) -> StreamStatus:
+    opening = stream.opening
+    event_stream = next(
+        (layout.event_stream for layout in account.layouts.values() if layout.time_base == opening.time_base),
+        opening.time_base,
+    )
+    refusal = next(iter(stream.refused.values()), None)
+    problem = stream.parked or (refusal.reason if refusal else None) or next(iter(stream.links_refused.values()), None)
+    return StreamStatus(
+        label=opening.label,
+        event_stream=event_stream,
+        why=opening.why,
+        state="parked" if problem else stream.life.value,
+        data_id=stream.data_id,
+        problem=problem,
+        chunks_confirmed=stream.chunks_confirmed,
+        chunks_refused=len(stream.refused),
+    )

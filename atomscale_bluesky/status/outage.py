@@ -1,0 +1,84 @@
+"""What keeps readings from leaving, told to whoever asks from another process: one small file in the spool.
+
+The uploader that cannot send writes the file, and the first one that gets through again removes it. So status needs no
+connection to the process that delivers, and still tells what is wrong and since when after that process has died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from ..spool.atomic_file import keep
+from ..spool.own_files import read_own, refuse_link
+
+_NAME = "trouble.json"
+# The same trouble with other words (a port number, a request's path) is not written more often than this.
+REWRITE_S = 5.0
+
+
+class Trouble(msgspec.Struct, frozen=True):
+    """Why Atomscale takes no data at present."""
+
+    since: float  # Unix seconds
+    time: float  # of the last error, Unix seconds
+    error: str
+    endpoint: str
+
+
+class TroubleNote:
+    """An uploader's hand on the file; belongs to one thread. A file that cannot be written is nobody's trouble."""
+
+    def __init__(
+        self,
+        spool: Path,
+        endpoint: str,
+        *,
+        now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path = spool / _NAME
+        self._endpoint = endpoint
+        self._now = now
+        self._monotonic = monotonic
+        self._since: float | None = None
+        self._written_at: float | None = None
+        self._perhaps_there = True  # an uploader before us may have left it
+
+    def failed(self, error: str, *, lasting: bool = False) -> None:
+        """An attempt failed in a way that keeps everything waiting; a single one is no trouble unless `lasting`."""
+        now = self._now()
+        if self._since is None:
+            before = read_trouble(self._path.parent)
+            goes_on = before is not None and before.endpoint == self._endpoint  # nobody has got through since
+            self._since = before.since if before is not None and goes_on else now
+            if not (goes_on or lasting):
+                return
+        if self._written_at is not None and self._monotonic() - self._written_at < REWRITE_S:
+            return
+        self._written_at = self._monotonic()
+        self._perhaps_there = True
+        text = msgspec.json.encode(Trouble(self._since, now, error[:1000], self._endpoint))
+        with contextlib.suppress(OSError):
+            keep(self._path, text)
+
+    def answered(self) -> None:
+        """Atomscale takes data again."""
+        self._since = self._written_at = None
+        if self._perhaps_there:
+            with contextlib.suppress(OSError):
+                refuse_link(self._path)
+                self._path.unlink(missing_ok=True)
+                self._perhaps_there = False
+
+
+def read_trouble(spool: Path) -> Trouble | None:
+    """What keeps the readings of this spool from leaving; None if nothing does, as far as anybody has tried."""
+    try:
+        return msgspec.json.decode(read_own(spool / _NAME), type=Trouble)
+    except (OSError, msgspec.DecodeError):
+        return None

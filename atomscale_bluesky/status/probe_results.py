@@ -1,0 +1,69 @@
+"""What a probe has found out about the server at one endpoint, kept beside the runs of the spool.
+
+The file is written by `atomscale-bluesky probe` and read where the setting `probed` is on: a fact that the probe has
+seen hold permits what is not documented otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..spool.atomic_file import keep
+from ..spool.own_files import read_own
+
+# By the name of a fact that is true: the settings that it permits. Ten seconds are soon for a person who watches.
+PERMITS: dict[str, dict[str, Any]] = {
+    "null": {"non_finite": "null"},
+    "times": {"layout": "run"},
+    "grown": {"max_latency_s": 10.0},
+}
+
+
+class Fact(msgspec.Struct, frozen=True):
+    """One question, its answer, and what that was told from."""
+
+    name: str
+    question: str
+    answer: bool | int | float | None  # None: it could not be found out
+    evidence: str
+
+
+class Findings(msgspec.Struct, frozen=True):
+    """Everything that one probe has found out."""
+
+    endpoint: str
+    time: float  # when it ended, Unix seconds
+    version: str  # of this package
+    facts: tuple[Fact, ...]
+
+    @property
+    def permitted(self) -> dict[str, Any]:
+        """The settings that the facts permit, by name."""
+        found = [PERMITS[fact.name] for fact in self.facts if fact.answer is True and fact.name in PERMITS]
+        return {name: value for permitted in found for name, value in permitted.items()}
+
+
+def write_findings(spool: Path, findings: Findings) -> None:
+    """Keep what was found, instead of what was found before.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    keep(_path(spool, findings.endpoint), msgspec.json.format(msgspec.json.encode(findings)))
+
+
+def read_findings(spool: Path, endpoint: str) -> Findings | None:
+    """What a probe of this endpoint has found; None where there was none, or its file cannot be read."""
+    try:
+        found = msgspec.json.decode(read_own(_path(spool, endpoint)), type=Findings)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return found if found.endpoint == endpoint else None
+
+
+def _path(spool: Path, endpoint: str) -> Path:
+    return spool / f"probed-{hashlib.sha256(endpoint.encode()).hexdigest()[:8]}.json"

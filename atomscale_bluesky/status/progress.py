@@ -1,0 +1,79 @@
+"""A bar on the terminal for what is being delivered: points, rate and remaining time; needs the extra `cli`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .spool_status import SpoolWatch
+
+LOOK_PERIOD_S = 0.2
+# Where the output is no terminal, how many looks from one line to the next.
+LOOKS_PER_LINE = 25
+
+
+class Bar:
+    """How much of what waited at the beginning, or came since, has been delivered.
+
+    Raises:
+        ImportError: From construction: rich is not installed.
+    """
+
+    def __init__(self, out: Console, watch: SpoolWatch) -> None:
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        self._out = out
+        self._watch = watch
+        self._looks = 0
+        self._points = ""
+        self._first: dict[str, int] = {}  # waiting points of each run when it was first seen
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[points]}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=out,
+            disable=not out.is_terminal,
+        )
+        self._task = self._progress.add_task("uploading", total=None, points="", rate="")
+
+    def __enter__(self) -> Bar:
+        """Begin to show it."""
+        self._progress.start()
+        self.look()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the last state."""
+        self._progress.stop()
+        if not self._out.is_terminal:
+            self._out.print(self._points)
+
+    def look(self) -> None:
+        """Look how far it is."""
+        now = {run.run_uid: run.points.waiting + run.points.refused for run in self._watch.status()}
+        for uid, waiting in now.items():
+            self._first.setdefault(uid, waiting)
+        total = sum(max(first, now.get(uid, 0)) for uid, first in self._first.items())
+        waiting = sum(now.values())
+        points = self._points = f"{number(total - waiting)} of {counted(total, 'point')}"
+        task = next(task for task in self._progress.tasks if task.id == self._task)
+        rate = f"{number(round(task.speed))}/s" if task.speed else ""
+        self._progress.update(self._task, total=max(total, 1), completed=total - waiting, points=points, rate=rate)
+        if not self._out.is_terminal and self._looks % LOOKS_PER_LINE == 0:
+            self._out.print(points)
+        self._looks += 1
+
+
+def number(count: int) -> str:
+    """A count with its thousands set apart."""
+    return f"{count:,}".replace(",", "\N{NO-BREAK SPACE}")
+
+
+def counted(count: int, noun: str) -> str:
+    """A count with its noun: 1 run, 2 runs."""
+    return f"{number(count)} {noun}{'' if count == 1 else 's'}"

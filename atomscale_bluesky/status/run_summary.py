@@ -1,0 +1,54 @@
+"""What is told of a run that is over: its line in the history, and its line in the log."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import msgspec
+
+from ..spool.journal_format import Header
+from ..spool.ledger_state import LedgerState
+from .account import Account, RunStatus
+
+# A run's last line is the delivery's, whichever module words it.
+_logger = logging.getLogger("atomscale_bluesky.delivery")
+
+
+def history_entry(
+    status: RunStatus, account: Account, state: LedgerState, header: Header, *, endpoint: str, finished: float
+) -> dict[str, Any]:
+    """The run's line in `history.jsonl`; `finished` is Unix seconds."""
+    stop = account.stop
+    return {
+        "run_uid": status.run_uid,
+        "label": status.label,
+        "started": status.started,
+        "finished": finished,
+        "data_ids": list(status.data_ids),
+        "streams": msgspec.to_builtins(status.streams),
+        "delivered": status.points.delivered,
+        "left_out": dict(status.points.left_out),
+        "lost": status.points.lost,
+        "discarded": status.points.discarded,
+        "interrupted": bool(stop and stop.interrupted),
+        "verified": state.verified is not None,
+        "until": account.until,
+        "exit_status": stop.exit_status if stop else "",
+        "content": header.content,
+        "endpoint": endpoint,
+    }
+
+
+def say(status: RunStatus, state: LedgerState) -> None:
+    """One line in the log: a warning where anything is left to do, or lost."""
+    points = status.points
+    left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(points.left_out.items())) or "none"
+    took = [s.confirmed_at - s.last.last_time for s in state.streams.values() if s.confirmed_at and s.last]
+    _logger.log(
+        logging.WARNING if points.waiting or points.refused or points.lost else logging.INFO,
+        "run %s %s: %d points delivered to %s; waiting: %d; refused: %d; left out: %s; discarded: %d; lost: %d; "
+        "the last point took %.1f s",
+        status.run_uid, status.state, points.delivered, ", ".join(status.data_ids) or "no stream", points.waiting,
+        points.refused, left_out, points.discarded, points.lost, max([0.0, *took]),
+    )  # fmt: skip

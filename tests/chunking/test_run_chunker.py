@@ -1,0 +1,358 @@
+"""A run's journal in, its chunks out: taken whole where that gives the same, named, counted and read in parts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from waiting import wait_until
+
+from atomscale_bluesky.chunking.chunker import Cutter, Resumed
+from atomscale_bluesky.chunking.run_chunker import LINES_PER_LOOK, MAX_OWN_STREAMS, Cutting
+from atomscale_bluesky.delivery.run_delivery import Delivery
+from atomscale_bluesky.model.chunk import Chunk, Span
+from atomscale_bluesky.model.rows import Channel, Position, Row, Rows
+from atomscale_bluesky.spool.journal import START, JournalWriter
+from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, packed
+from atomscale_bluesky.spool.ledger_format import Initialized, Left, Opened, Tried
+from atomscale_bluesky.spool.lines import encode, line
+from atomscale_bluesky.spool.locks import WRITER_LOCK, is_held
+from atomscale_bluesky.spool.spool import Spool
+
+T0 = 1_760_000_000.0
+LAYOUT = Layout(
+    layout=0, event_stream="primary", time_base="primary", channels=(Channel("a", "a"), Channel("b", "b", "K"))
+)
+SMALLER = Layout(layout=1, event_stream="primary", time_base="primary", channels=(Channel("a", "a"),))
+
+
+# ---- one chunk's rows at once ----------------------------------------------------------------------------------------
+
+
+class Ledger:
+    """Decisions of one stream, of which some chunks may have been tried before."""
+
+    def __init__(self, *noted: Tried) -> None:
+        self._noted = {tried.index: tried for tried in noted}
+
+    def open(self, **_: object) -> None:
+        return None
+
+    def leave(self, left: Left) -> None:
+        raise AssertionError(left)
+
+    def noted(self, stream: int, index: int) -> Tried | None:
+        return self._noted.get(index)
+
+    def shown(self, stream: int, index: int) -> None:
+        return None
+
+
+def opening(number: int = 4, *, own: bool = False, **changed: tuple) -> Opened:
+    return Opened(number, "primary", 0, "run start", "label", "token", 5, 1, 0, own=own, **changed)
+
+
+def cutter(*resumed: Resumed, noted: tuple[Tried, ...] = (), waiting: dict[str, int] | None = None) -> Cutter:
+    return Cutter(LAYOUT, non_finite="own_stream", decisions=Ledger(*noted), streams=resumed, waiting=waiting)
+
+
+def row(number: int, layout: int = 0) -> Row:
+    return Row(layout, number, T0 + number, f"uid {number}", [float(number), number / 8])
+
+
+def rows(begin: int, count: int) -> Rows:
+    found = [row(number) for number in range(begin, begin + count)]
+    return Rows(0, begin, tuple(one.time for one in found), np.array([one.values for one in found]))
+
+
+def plain(chunk: Chunk) -> list[object]:
+    columns = [(column.name, column.unit, list(map(float, column.values))) for column in chunk.columns]
+    return [chunk.stream, chunk.index, chunk.times, columns, chunk.first_row, chunk.last_row, chunk.position]
+
+
+@pytest.mark.parametrize("begin", [0, 1, 2, 3, 7, 10, 13])
+def test_rows_taken_at_once_are_the_chunk_that_they_are_one_by_one(begin: int) -> None:
+    at_once, one_by_one = (cutter(Resumed(opening(), index=2, from_row=begin)) for _ in range(2))
+    assert at_once.whole_chunk(0, begin) == 5
+
+    for index in (2, 3):
+        chunk = at_once.rows(Position(1, begin * 100), rows(begin, 5))
+        places = [Position(1, number * 100) for number in range(begin, begin + 5)]
+        (expected,) = [
+            chunk for number, place in enumerate(places) for chunk in one_by_one.row(place, row(begin + number))
+        ]
+        assert plain(chunk) == plain(expected)
+        assert (chunk.index, chunk.first_row, chunk.last_row) == (index, begin, begin + 4)
+        begin += 5
+        assert at_once.whole_chunk(0, begin) == one_by_one.whole_chunk(0, begin) == 5
+        assert at_once.whole_chunk(0, begin - 1) == one_by_one.whole_chunk(0, begin - 1) == 0
+
+
+def begun() -> Cutter:
+    begun = cutter(Resumed(opening()))
+    assert list(begun.row(START, row(9))) == []
+    return begun
+
+
+def smaller() -> Cutter:
+    smaller = cutter(Resumed(opening()))
+    smaller.layout(SMALLER, from_row=10, position=START)
+    return smaller
+
+
+@pytest.mark.parametrize(
+    "special",
+    [
+        pytest.param(lambda: (cutter(Resumed(opening(), from_row=11)), 0), id="rows that earlier chunks hold"),
+        pytest.param(lambda: (cutter(Resumed(opening(skip=((20, 30),)))), 0), id="rows that an earlier stream holds"),
+        pytest.param(lambda: (cutter(Resumed(opening(channels=("a",), own=True))), 0), id="a channel with gaps"),
+        pytest.param(lambda: (cutter(Resumed(opening()), waiting={"c": 50}), 0), id="a channel without a stream"),
+        pytest.param(lambda: (cutter(), 0), id="no stream"),
+        pytest.param(
+            lambda: (cutter(Resumed(opening(channels=("a",))), Resumed(opening(5, channels=("b",)))), 0),
+            id="two streams",
+        ),
+        pytest.param(
+            lambda: (cutter(Resumed(opening()), noted=(Tried(4, 0, 10, 12, 3, ("a", "b"), 1, 0, T0),)), 0),
+            id="a chunk that was tried",
+        ),
+        pytest.param(lambda: (begun(), 0), id="a chunk that is begun"),
+        pytest.param(lambda: (smaller(), 1), id="a layout without one of the channels"),
+    ],
+)
+def test_rows_are_taken_one_by_one_where_they_may_not_be_the_next_chunk(
+    special: Callable[[], tuple[Cutter, int]],
+) -> None:
+    special_cutter, layout = special()
+
+    assert special_cutter.whole_chunk(layout, 10) == 0
+    assert cutter(Resumed(opening(), from_row=10)).whole_chunk(0, 10) == 5  # nothing special
+
+
+def test_a_stream_of_some_of_the_channels_takes_rows_at_once_too() -> None:
+    some = cutter(Resumed(opening(channels=("b",))))
+
+    assert some.whole_chunk(0, 0) == 5
+    (column,) = some.rows(START, rows(0, 5)).columns
+    assert (column.name, column.unit, list(column.values)) == ("b", "K", [n / 8 for n in range(5)])
+
+
+def test_chunks_that_are_settled_already_are_passed_over_with_their_rows() -> None:
+    settled = (Span(1, 3, 5, 19), Span(5, 5, 25, 29))
+    one_by_one, at_once = (cutter(Resumed(opening(), ahead=settled)) for _ in range(2))
+
+    chunks = [chunk for number in range(35) for chunk in one_by_one.row(START, row(number))]
+    assert [(chunk.index, chunk.first_row, chunk.last_row) for chunk in chunks] == [(0, 0, 4), (4, 20, 24), (6, 30, 34)]
+    for index, first in ((0, 0), (4, 20), (6, 30)):
+        assert at_once.whole_chunk(0, first) == 5
+        assert at_once.rows(START, rows(first, 5)).index == index
+        assert at_once.whole_chunk(0, first + 5) == (0 if index < 6 else 5)
+
+
+def test_a_continuation_takes_every_row_but_those_that_an_earlier_stream_holds() -> None:
+    continuation = cutter(Resumed(opening(skip=((3, 5), (8, 8))), from_row=1))
+    chunks = [chunk for number in range(12) for chunk in continuation.row(START, row(number))] + [
+        *continuation.finish()
+    ]
+
+    assert [[int(time - T0) for time in chunk.times] for chunk in chunks] == [[1, 2, 6, 7, 9], [10, 11]]
+
+
+# ---- a run's journal -------------------------------------------------------------------------------------------------
+
+Deliver = Callable[..., Delivery]
+
+
+@pytest.fixture
+def deliver(tmp_path: Path) -> Iterator[Deliver]:
+    spool = Spool(tmp_path / "spool")
+    made: list[Delivery] = []
+
+    def make(lines: list[bytes], **header: Any) -> Delivery:
+        given = {"non_finite": "own_stream", "layout": "time_base"} | header
+        writer = spool.create(
+            Header(1, "b7c2e9f1-0000", T0, "growth", 10, "primary", "https://api.atomscale.ai", **given)
+        )
+        writer.append(lines)
+        spool.release(writer)
+        claim = spool.claim(writer.folder)
+        assert claim is not None
+        made.append(Delivery(claim))
+        return made[-1]
+
+    yield make
+    for delivery in made:
+        delivery.close()
+    spool.close()
+
+
+def text(number: int, values: list[float | None]) -> bytes:
+    gaps = {f"c{place}": "not finite" for place, value in enumerate(values) if value is None}
+    return encode_row(0, number, T0 + number, f"uid {number}", packed(values), gaps)
+
+
+def layout(channels: int) -> bytes:
+    names = tuple(Channel(f"c{n}", f"c{n}") for n in range(channels))
+    return encode(Layout(layout=0, event_stream="primary", time_base="primary", channels=names))
+
+
+def all_chunks(cutting: Cutting) -> list[Chunk]:
+    found: list[Chunk] = []
+    while not cutting.at_end or cutting.ready:
+        cutting.look()
+        found += cutting.ready
+        cutting.ready.clear()
+    return found
+
+
+STOP = encode(Stop(time=T0 + 100, exit_status="success"))
+
+
+def test_a_backlog_of_plain_rows_is_cut_chunk_by_chunk_and_what_is_special_row_by_row(deliver: Deliver) -> None:
+    lines = [text(n, [float(n), n / 8]) for n in range(95)]
+    lines[42] = text(42, [42.0, None])
+    cutting = deliver([layout(2), *lines, STOP], non_finite="null").cutting
+
+    chunks = all_chunks(cutting)
+
+    assert [chunk.first_row for chunk in chunks] == list(range(0, 95, 10))
+    assert [int(time - T0) for chunk in chunks for time in chunk.times] == list(range(95))
+    at_once = [isinstance(chunk.columns[0].values, np.ndarray) for chunk in chunks]
+    assert at_once == [chunk.first_row not in {40, 90} for chunk in chunks]  # the gap's, and the short one
+    assert chunks[4].columns[1].values[2] is None
+
+
+def test_a_look_ends_with_a_chunk_and_at_the_journals_present_end(deliver: Deliver) -> None:
+    cutting = deliver([layout(1), *(text(n, [1.0]) for n in range(25))]).cutting
+
+    for index in (0, 1):
+        cutting.look()
+        (chunk,) = cutting.ready
+        assert (chunk.index, cutting.at_end, cutting.more_to_read) == (index, False, False)
+        cutting.ready.clear()
+    cutting.look()
+    assert (list(cutting.ready), cutting.at_end, cutting.more_to_read, cutting.read_all) == ([], True, False, False)
+
+
+def test_rows_that_are_too_few_for_a_chunk_are_left_until_there_are_more(deliver: Deliver) -> None:
+    delivery = deliver([layout(1), *(text(n, [1.0]) for n in range(14))])
+    cutting, writer = delivery.cutting, JournalWriter(delivery.claim.folder)
+
+    assert [(chunk.first_row, chunk.points) for chunk in all_chunks(cutting)] == [(0, 10)]
+    assert cutting.account.next_row["primary"] == 10
+    writer.append(b"".join(line(text(n, [1.0])) for n in range(14, 23)))
+    cutting.look()
+    assert [(chunk.first_row, chunk.points) for chunk in all_chunks(cutting)] == [(10, 10)]
+    writer.append(line(STOP))
+    cutting.look()
+    assert [(chunk.first_row, chunk.points) for chunk in all_chunks(cutting)] == [(20, 3)]
+    assert cutting.read_all
+    writer.close()
+
+
+def test_rows_of_two_time_bases_are_read_although_they_are_too_few_for_a_chunk_of_one(deliver: Deliver) -> None:
+    other = encode(Layout(layout=1, event_stream="gauge", time_base="gauge", channels=(Channel("g", "g"),)))
+    rows = [encode_row(n % 2, n // 2, T0 + n, f"uid {n}", packed([float(n)])) for n in range(24)]
+    cutting = deliver([layout(1), other, *rows]).cutting
+
+    assert [(chunk.first_row, chunk.points) for chunk in all_chunks(cutting)] == [(0, 10), (0, 10)]
+
+
+def test_rows_that_a_preview_may_show_are_read_at_once(deliver: Deliver) -> None:
+    cutting = deliver([layout(1), *(text(n, [1.0]) for n in range(4))], max_latency_s=1.0).cutting
+
+    assert all_chunks(cutting) == []
+    assert cutting.account.next_row["primary"] == 4
+
+
+def test_a_long_backlog_is_read_in_parts_so_that_other_runs_have_their_turn(deliver: Deliver) -> None:
+    lines = [text(n, [None]) for n in range(LINES_PER_LOOK + 100)]
+    cutting = deliver([layout(1), *lines]).cutting
+
+    cutting.look(count_only=True)
+    assert (cutting.more_to_read, cutting.at_end) == (True, False)
+    cutting.look(count_only=True)
+    assert (cutting.more_to_read, cutting.at_end) == (False, True)
+    assert cutting.account.next_row["primary"] == LINES_PER_LOOK + 100
+    assert list(cutting.ready) == []
+
+
+def test_counting_a_parked_runs_rows_makes_no_chunks(deliver: Deliver) -> None:
+    cutting = deliver([layout(1), *(text(n, [1.0]) for n in range(25)), STOP]).cutting
+
+    cutting.look(count_only=True)
+
+    assert (list(cutting.ready), cutting.at_end, cutting.read_all) == ([], True, False)
+    assert cutting.account.stop is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another call syncs a file there")
+def test_the_rows_of_a_chunk_are_synced_before_it_is_pushed_for_the_first_time(
+    deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivery = deliver([layout(1), *(text(n, [1.0]) for n in range(25)), STOP])
+    folder = delivery.claim.folder
+    wait_until(lambda: not is_held(folder / WRITER_LOCK))  # its writer has closed, and syncs nothing any more
+    journal, synced, sync = (folder / "journal-0001.jsonl").stat().st_ino, [], os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda file: (synced.append(os.fstat(file).st_ino), sync(file)))
+
+    task = delivery.next_task(0.0)
+    assert task is not None
+    delivery.initialized(task, "id", "metrology")
+    assert journal not in synced
+    task = delivery.next_task(0.0)
+    assert task is not None
+    assert task.chunk is not None
+    assert synced.count(journal) == 1
+    delivery.pushed(task, task.chunk.names, {})
+    assert delivery.next_task(0.0) is not None
+    assert synced.count(journal) == 1  # to its end, as it was then
+
+
+def open_stream(cutting: Cutting, time_base: str) -> str:
+    opened = cutting.open_stream(
+        why="closed by the server", time_base=time_base, from_row=0, position=START, channels=("x",), own=False
+    )
+    return opened.label.rpartition(" [")[0]
+
+
+def test_a_streams_name_tells_its_event_stream_and_counts_its_continuations(deliver: Deliver) -> None:
+    delivery = deliver([layout(1)])
+    first = delivery.state.streams[0].opening
+
+    assert first.label == f"growth [b7c2e9f1-{first.token}]"
+    assert [open_stream(delivery.cutting, name) for name in ("primary", "monitor", "primary", "monitor")] == [
+        "growth (2)",
+        "growth · monitor",
+        "growth (3)",
+        "growth · monitor (2)",
+    ]
+
+
+def test_with_one_stream_per_run_a_stream_of_other_channels_joins_it_and_the_next_is_numbered(deliver: Deliver) -> None:
+    delivery = deliver([layout(1)], layout="run")
+    delivery.claim.ledger.note(Initialized(0, "id", "metrology"))
+    delivery.cutting.look()
+
+    assert open_stream(delivery.cutting, "monitor") == "growth"
+    assert delivery.state.streams[1].opening.joins == 0
+    assert open_stream(delivery.cutting, "monitor") == "growth (2)"  # the channel is in the first one already
+    assert delivery.state.streams[2].opening.joins is None
+
+
+def test_a_broken_sensor_head_does_not_make_a_stream_for_each_of_its_channels(deliver: Deliver) -> None:
+    channels = MAX_OWN_STREAMS + 5
+    lines = [text(n, [None if n % 10 == 3 else 1.0] * channels) for n in range(30)]
+    delivery = deliver([layout(channels), *lines, STOP])
+
+    chunks = all_chunks(delivery.cutting)
+
+    assert len(delivery.state.streams) == 1 + MAX_OWN_STREAMS
+    assert len(delivery.state.given_up) == 5
+    assert {chunk.stream for chunk in chunks} == set(range(1, 1 + MAX_OWN_STREAMS))
+    assert {sum(one.points for one in chunks if one.stream == stream) for stream in {c.stream for c in chunks}} == {27}

@@ -1,0 +1,114 @@
+"""More runs than are delivered at a time, of which some wait for a person: nobody waits behind them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from runs import growth
+from waiting import wait_until
+
+from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky.delivery import active_runs as roster
+from atomscale_bluesky.model.links import Links
+from atomscale_bluesky.server import LocalServer
+from atomscale_bluesky.spool.orders import Discard, Edit, OrderLine
+from atomscale_bluesky.spool.spool import Spool
+
+MakeCallback = Callable[..., AtomscaleCallback]
+NO_INSTRUMENT = 999
+
+
+@pytest.fixture(autouse=True)
+def _two_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roster, "MAX_ACTIVE", 2)
+
+
+@pytest.fixture
+def parked(make_callback: MakeCallback) -> list[str]:
+    """Runs in the spool, three more than are delivered at a time, that name an instrument which is not there."""
+    return list(spooled(make_callback, [NO_INSTRUMENT] * 5))
+
+
+def spooled(make_callback: MakeCallback, instruments: list[int]) -> Iterator[str]:
+    before = make_callback(offline=True)
+    for instrument in instruments:
+        documents = list(growth(points=25, start_metadata={"synth_source_id": instrument}))
+        for name, doc in documents:
+            before(name, doc)
+        yield documents[0][1]["uid"]
+    before.close()
+
+
+def order(spool_dir: Path, callback: AtomscaleCallback, uid: str, what: OrderLine) -> None:
+    Spool(spool_dir).order(next(Path(run.folder) for run in callback.status() if run.run_uid == uid), what)
+
+
+def points(server: LocalServer) -> list[tuple[str, int]]:
+    return [(stream.status, stream.points) for stream in server.streams()]
+
+
+@pytest.mark.usefixtures("parked")
+def test_runs_that_wait_for_a_person_keep_no_other_from_its_turn(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    list(spooled(make_callback, [42, 42, 42]))
+    callback = make_callback()
+
+    assert not callback.drain(timeout_s=60)
+    assert points(server) == [("success", 50)] * 3
+    assert [(run.state, run.points.waiting) for run in callback.status()] == [("parked", 50)] * 5
+
+
+@pytest.mark.usefixtures("parked")
+def test_a_run_of_this_process_does_not_wait_behind_them_either(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    callback = make_callback()
+    assert not callback.drain(timeout_s=60)
+    for name, doc in growth(points=25):
+        callback(name, doc)
+
+    assert not callback.drain(timeout_s=60)
+    assert points(server) == [("success", 50)]
+
+
+def test_a_run_that_made_way_for_others_is_taken_up_again_when_a_person_mends_it(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, parked: list[str]
+) -> None:
+    callback = make_callback()
+    assert not callback.drain(timeout_s=60)
+    for uid in parked:
+        order(spool_dir, callback, uid, Edit(Links(synth_source_id=42)))
+
+    wait_until(lambda: callback.status() == (), timeout_s=60)
+    assert points(server) == [("success", 50)] * 5
+    assert callback.drain(timeout_s=60)
+
+
+@pytest.mark.usefixtures("parked")
+def test_it_is_taken_up_again_by_itself_when_there_is_room(make_callback: MakeCallback, spool_dir: Path) -> None:
+    callback, spool = make_callback(), Spool(spool_dir)
+    assert not callback.drain(timeout_s=60)
+    first = {folder for folder in spool.run_folders() if spool.uploader_alive(folder)}
+    assert len(first) == 2
+    for folder in first:
+        spool.order(folder, Discard())
+
+    wait_until(lambda: not first & set(spool.run_folders()), timeout_s=60)
+    wait_until(lambda: sum(map(spool.uploader_alive, spool.run_folders())) == 2, timeout_s=60)
+    assert len(callback.status()) == 3
+
+
+def test_what_is_left_of_a_run_that_makes_way_is_said(
+    make_callback: MakeCallback, parked: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = make_callback()
+    with caplog.at_level(logging.WARNING):
+        callback.drain(timeout_s=60)
+        callback.close()
+
+    for uid in parked:
+        assert f"run {uid} parked: 0 points delivered to no stream; waiting: 50" in caplog.text

@@ -1,0 +1,110 @@
+"""How long the server is left alone after failures."""
+
+from __future__ import annotations
+
+import pytest
+
+from atomscale_bluesky.delivery.backoff import Pause
+from atomscale_bluesky.errors import ApiError, ApiKeyError, ApiUnavailableError
+
+NOW = 1000.0
+DOWN = ApiUnavailableError("no answer")
+
+
+def longest(_: object = None) -> Pause:
+    """A pause that chance does not shorten."""
+    return Pause(lambda: 1.0)
+
+
+def asked(seconds: float) -> ApiUnavailableError:
+    return ApiUnavailableError("busy", retry_after_s=seconds)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (DOWN, [0.5, 1, 2, 4, 8, 16, 30, 30]),
+        (ApiKeyError("wrong key"), [5, 10, 20, 40, 80, 160, 300, 300]),
+    ],
+)
+def test_each_failure_doubles_the_pause_up_to_a_limit_which_is_higher_for_a_wrong_key(
+    error: ApiError, expected: list[float]
+) -> None:
+    pause = longest()
+
+    assert [pause.failed(NOW, error) - NOW for _ in expected] == expected
+
+
+def test_the_pause_stays_at_its_limit_however_many_failures_there_were() -> None:
+    pause = longest()
+    for n in range(5000):
+        until = pause.failed(NOW + n, DOWN)
+
+    assert until == NOW + 4999 + 30
+
+
+def test_chance_cuts_a_pause_by_up_to_half_so_that_hosts_do_not_ask_in_step() -> None:
+    assert Pause(lambda: 0.0).failed(NOW, DOWN) == NOW + 0.25
+    assert Pause(lambda: 0.5).failed(NOW, DOWN) == NOW + 0.375
+    waits = {Pause().failed(NOW, DOWN) - NOW for _ in range(50)}
+    assert len(waits) > 1
+    assert all(0.25 <= wait <= 0.5 for wait in waits)
+
+
+@pytest.mark.parametrize(("asks_for", "gets"), [(7.0, 7.0), (1.0, 1.0), (600.0, 600.0), (86_400.0, 600.0)])
+def test_the_server_is_left_alone_for_as_long_as_it_asks_within_a_limit(asks_for: float, gets: float) -> None:
+    pause = longest()
+
+    assert pause.failed(NOW, asked(asks_for)) == NOW + gets
+
+
+@pytest.mark.parametrize("asks_for", [0.0, -5.0, 0.2])
+def test_the_pause_grows_as_without_a_request_when_the_server_asks_for_less_than_a_second(asks_for: float) -> None:
+    pause = longest()
+
+    assert [pause.failed(NOW, asked(asks_for)) - NOW for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    pause.succeeded()
+    assert pause.over(NOW)
+
+
+def test_a_later_failure_does_not_shorten_a_pause() -> None:
+    pause = longest()
+    pause.failed(NOW, asked(60))
+
+    assert pause.failed(NOW + 1, DOWN) == NOW + 60
+    assert pause.failed(NOW + 2, asked(10)) == NOW + 60
+
+
+def test_requests_leave_again_at_the_end_of_a_pause_and_not_before() -> None:
+    pause = longest()
+    assert pause.over(NOW)
+    until = pause.failed(NOW, DOWN)
+
+    assert (pause.over(NOW), pause.over(until - 0.01), pause.over(until), pause.over(until + 1)) == (
+        False,
+        False,
+        True,
+        True,
+    )
+
+
+def test_after_a_success_nothing_waits_and_the_next_pause_is_short_again() -> None:
+    pause = longest()
+    for _ in range(6):
+        pause.failed(NOW, DOWN)
+    assert pause.failures == 6
+
+    pause.succeeded()
+
+    assert (pause.failures, pause.over(NOW)) == (0, True)
+    assert pause.failed(NOW, DOWN) == NOW + 0.5
+
+
+def test_a_success_does_not_undo_what_the_server_asked_for() -> None:
+    pause = longest()
+    pause.failed(NOW, asked(20))
+    pause.failed(NOW, asked(10))
+
+    pause.succeeded()
+
+    assert (pause.over(NOW + 19), pause.over(NOW + 20)) == (False, True)

@@ -1,0 +1,243 @@
+"""One task in, the requests that it takes, what came of it out: over HTTP to the local server."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+
+import pytest
+from waiting import wait_until
+
+from atomscale_bluesky import Settings
+from atomscale_bluesky.api.client import Client
+from atomscale_bluesky.api.wire import push_bytes
+from atomscale_bluesky.delivery.task_runner import CLOCK_ATTEMPTS, Knowledge, Outcome, perform
+from atomscale_bluesky.delivery.tasks import Kind, Task
+from atomscale_bluesky.errors import ApiKeyError, ApiRefusedError, ApiUnavailableError
+from atomscale_bluesky.model.chunk import Chunk, Column
+from atomscale_bluesky.model.links import Links
+from atomscale_bluesky.model.rows import Position
+from atomscale_bluesky.server import Fault, LocalServer
+
+T0 = 1_760_000_000.0
+NOBODY = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.fixture
+def client(server: LocalServer) -> Iterator[Client]:
+    client = Client(Settings.load(environ={}, endpoint=server.url, api_key=server.api_key))
+    yield client
+    client.close()
+
+
+def task(kind: Kind, **given: object) -> Task:
+    return Task(kind, 0, "growth [b7c2e9f1-0badcafe]", Links(synth_source_id=42), 4, family="metrology", **given)
+
+
+def chunk(names: Iterable[str], index: int = 0) -> Chunk:
+    columns = tuple(Column(name, None, (0.0, 1.0, 2.0, float(place))) for place, name in enumerate(names))
+    return Chunk(0, index, tuple(T0 + index * 4 + n for n in range(4)), columns, index * 4, 3, Position(1, 0))
+
+
+def initialize(client: Client) -> str:
+    outcome = perform(client, task(Kind.INITIALIZE), Knowledge())
+    assert outcome.error is None
+    return outcome.data_id
+
+
+def push(
+    client: Client, data_id: str, names: Iterable[str], knowledge: Knowledge | None = None, **given: object
+) -> Outcome:
+    return perform(client, task(Kind.PUSH, data_id=data_id, chunk=chunk(names), **given), knowledge or Knowledge())
+
+
+def calls(server: LocalServer) -> list[str]:
+    return [request.call for request in server.requests()]
+
+
+def test_a_stream_that_may_exist_is_looked_for_before_it_is_made(client: Client, server: LocalServer) -> None:
+    first = perform(client, task(Kind.INITIALIZE, may_exist=True), Knowledge())
+    again = perform(client, task(Kind.INITIALIZE, may_exist=True), Knowledge())
+
+    assert first.data_id == again.data_id == server.streams()[0].data_id
+    assert calls(server) == ["catalogue", "initialize", "catalogue"]
+    assert initialize(client) != first.data_id  # and is made without a look where it cannot exist
+    assert len(server.streams()) == 2
+
+
+def test_finalizing_what_is_finalized_is_done(
+    client: Client, server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    data_id = initialize(client)
+    push(client, data_id, "ab")
+
+    assert [perform(client, task(Kind.FINALIZE, data_id=data_id), Knowledge()).error for _ in range(2)] == [None, None]
+    assert server.streams()[0].status == "success"
+    assert caplog.text == ""
+
+
+def test_finalizing_what_is_open_and_refused_or_not_there_is_refused(client: Client, server: LocalServer) -> None:
+    data_id = initialize(client)
+    server.misbehave(Fault(call="finalize", status=422, times=1))
+
+    for where in (data_id, NOBODY):
+        assert isinstance(perform(client, task(Kind.FINALIZE, data_id=where), Knowledge()).error, ApiRefusedError)
+
+
+def test_a_stream_that_the_server_closed_is_whole_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with LocalServer(control=True, silence_s=1.0) as server:
+        client = Client(Settings.load(environ={}, endpoint=server.url, api_key=server.api_key))
+        data_id = initialize(client)
+        push(client, data_id, "a")
+        wait_until(lambda: server.streams()[0].status == "stream_error")
+        assert perform(client, task(Kind.FINALIZE, data_id=data_id), Knowledge()).error is None
+        assert "was closed by the server as stream_error before it was finalized; it is whole" in caplog.text
+
+        late = perform(client, task(Kind.PUSH, data_id=data_id, chunk=chunk("ab", 1)), Knowledge())
+        assert (late.closed, late.confirmed, set(late.refused)) == (True, (), {"a", "b"})
+        assert calls(server)[-3:] == ["chunk_multi", "catalogue", "catalogue"]  # and not one by one
+        client.close()
+
+
+def test_all_channels_go_in_one_request(client: Client, server: LocalServer) -> None:
+    outcome = push(client, initialize(client), "abc")
+
+    assert (outcome.confirmed, outcome.refused, outcome.error, outcome.closed) == (("a", "b", "c"), {}, None, False)
+    assert calls(server) == ["initialize", "chunk_multi"]
+
+
+@pytest.mark.parametrize("refused", ["a", "d", "h", "ah", "cde"])
+def test_refused_channels_are_found_by_halves_and_the_others_go_through(
+    client: Client, server: LocalServer, refused: str
+) -> None:
+    data_id = initialize(client)
+    server.misbehave(*(Fault(call=("chunk", "chunk_multi"), channel=name, status=422) for name in refused))
+
+    outcome = push(client, data_id, "abcdefgh")
+
+    assert (set(outcome.refused), outcome.closed) == (set(refused), False)
+    assert outcome.confirmed == tuple(name for name in "abcdefgh" if name not in refused)
+    assert set(server.points(data_id)) == set("abcdefgh") - set(refused)
+
+
+def test_channels_that_were_refused_before_are_pushed_apart_from_the_others(
+    client: Client, server: LocalServer
+) -> None:
+    data_id = initialize(client)
+    server.misbehave(Fault(call=("chunk", "chunk_multi"), channel="b", status=422))
+
+    outcome = push(client, data_id, "abc", apart=frozenset("b"))
+
+    assert (outcome.confirmed, set(outcome.refused)) == (("a", "c"), {"b"})
+    assert [request.channels for request in server.requests()[1:]] == [("a", "c"), ("b",)]
+    alone = push(client, data_id, "b", apart=frozenset("b"))
+    assert (alone.confirmed, set(alone.refused)) == ((), {"b"})
+    assert calls(server)[-2:] == ["chunk", "catalogue"]  # all that it has is refused: is the stream closed?
+
+
+def test_an_outage_in_the_middle_of_a_search_ends_it_and_the_whole_chunk_is_tried_again(
+    client: Client, server: LocalServer
+) -> None:
+    data_id = initialize(client)
+    server.misbehave(
+        Fault(call="chunk_multi", channel="d", status=422, times=1), Fault(call="chunk_multi", skip=1, status=503)
+    )
+
+    outcome = push(client, data_id, "abcdefgh")
+
+    assert isinstance(outcome.error, ApiUnavailableError)
+    assert (outcome.confirmed, outcome.refused) == ((), {})
+    assert calls(server).count("chunk_multi") == 3
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_family_without_chunk_multi_gets_channel_by_channel_from_then_on(
+    client: Client, server: LocalServer, status: int
+) -> None:
+    data_id, knowledge = initialize(client), Knowledge()
+    server.misbehave(Fault(call="chunk_multi", status=status))
+
+    for _ in range(2):
+        assert push(client, data_id, "abc", knowledge).confirmed == ("a", "b", "c")
+
+    assert knowledge.single_only == {"metrology"}
+    assert calls(server)[1:] == ["chunk_multi"] + ["chunk"] * 6
+
+
+def test_a_stream_that_is_gone_says_nothing_about_chunk_multi(client: Client) -> None:
+    knowledge = Knowledge()
+
+    outcome = push(client, NOBODY, "ab", knowledge)
+
+    assert (outcome.confirmed, set(outcome.refused), knowledge.single_only) == ((), {"a", "b"}, set())
+
+
+def test_a_chunk_larger_than_the_limit_goes_in_parts_without_being_refused_first(server: LocalServer) -> None:
+    client = Client(Settings.load(environ={}, endpoint=server.url, api_key=server.api_key, max_body_bytes=10_000))
+    data_id = initialize(client)
+
+    names = tuple(f"channel {n:03}" for n in range(300))
+
+    outcome = push(client, data_id, names)
+
+    assert outcome.confirmed == names
+    assert {request.status for request in server.requests("chunk_multi")} == {200}
+    assert all(request.size <= 10_000 for request in server.requests("chunk_multi"))
+    client.close()
+
+
+def test_a_chunk_of_exactly_the_limit_goes_in_one_request(server: LocalServer) -> None:
+    names = tuple(f"channel {n:03}" for n in range(150))
+    limit = push_bytes(chunk(names))
+    client = Client(Settings.load(environ={}, endpoint=server.url, api_key=server.api_key, max_body_bytes=limit))
+    data_id = initialize(client)
+
+    assert push(client, data_id, names).confirmed == names
+    assert calls(server) == ["initialize", "chunk_multi"]
+    assert push(client, data_id, (*names, "one more")).confirmed == (*names, "one more")
+    assert calls(server)[2:] == ["chunk_multi", "chunk_multi"]
+    client.close()
+
+
+def test_the_clock_is_asked_for_several_times_and_then_done_without_if_the_server_answers_otherwise(
+    client: Client, server: LocalServer
+) -> None:
+    data_id = initialize(client)
+    measured = perform(client, task(Kind.CLOCK, data_id=data_id), Knowledge())
+    assert measured.error is None
+    assert measured.clock is not None
+    assert abs(measured.clock.offset_s) < 60
+    server.misbehave(Fault(call="time", status=503))
+
+    for attempts in range(CLOCK_ATTEMPTS - 1):
+        failed = perform(client, task(Kind.CLOCK, data_id=data_id, attempts=attempts), Knowledge())
+        assert isinstance(failed.error, ApiUnavailableError)
+    without = perform(client, task(Kind.CLOCK, data_id=data_id, attempts=CLOCK_ATTEMPTS - 1), Knowledge())
+    assert (without.error, without.clock) == (None, None)
+
+    server.misbehave(Fault(call="catalogue", status=503))
+    down = perform(client, task(Kind.CLOCK, data_id=data_id, attempts=CLOCK_ATTEMPTS - 1), Knowledge())
+    assert isinstance(down.error, ApiUnavailableError)
+
+
+def test_a_server_without_a_clock_is_done_without_at_once(client: Client, server: LocalServer) -> None:
+    data_id = initialize(client)
+    server.misbehave(Fault(call="time", status=404))
+
+    outcome = perform(client, task(Kind.CLOCK, data_id=data_id), Knowledge())
+
+    assert (outcome.error, outcome.clock) == (None, None)
+
+
+def test_a_wrong_key_and_a_mistake_of_our_own_are_both_part_of_the_outcome(
+    client: Client, server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.misbehave(Fault(status=401))
+    assert isinstance(perform(client, task(Kind.INITIALIZE), Knowledge()).error, ApiKeyError)
+
+    broken = task(Kind.PUSH, data_id="id", chunk=Chunk(0, 0, (), (Column("a", None, None),), 0, 0, Position(1, 0)))
+    outcome = perform(client, broken, Knowledge())
+
+    assert isinstance(outcome.error, ApiUnavailableError)
+    assert "failed in a way that it should not" in caplog.text

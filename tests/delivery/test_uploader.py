@@ -1,0 +1,881 @@
+"""How much is under way at a time, what is said of a lasting trouble, and what one run has done when."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from runs import growth, held
+from waiting import wait_until
+
+from atomscale_bluesky import AtomscaleCallback, Settings
+from atomscale_bluesky.checks.verification import Verification
+from atomscale_bluesky.delivery.active_runs import MAX_ACTIVE
+from atomscale_bluesky.delivery.drain import Drain
+from atomscale_bluesky.delivery.outcomes import CALM_S, Answers
+from atomscale_bluesky.delivery.run_delivery import MAX_FAILED, Delivery
+from atomscale_bluesky.delivery.task_runner import Knowledge, Outcome
+from atomscale_bluesky.delivery.tasks import LONGEST_WAIT_S, Kind, Task
+from atomscale_bluesky.delivery.uploader import Uploader
+from atomscale_bluesky.errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
+from atomscale_bluesky.model.links import Links
+from atomscale_bluesky.model.rows import Channel
+from atomscale_bluesky.server import Fault, LocalServer
+from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, packed
+from atomscale_bluesky.spool.lines import encode
+from atomscale_bluesky.spool.orders import Edit, Retry
+from atomscale_bluesky.spool.spool import Spool
+
+MakeCallback = Callable[..., AtomscaleCallback]
+T0 = 1_760_000_000.0
+DOWN = ApiUnavailableError("no answer")
+ENDPOINT = "https://api.atomscale.ai"
+
+
+# ---- with a server ---------------------------------------------------------------------------------------------------
+
+
+def test_as_many_requests_are_under_way_as_the_setting_says_and_no_more(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    server.misbehave(Fault(call="chunk_multi", delay_s=1.0, times=3))
+    callback = make_callback(max_connections=3)
+    for _ in range(7):
+        for name, doc in growth(points=25):
+            callback(name, doc)
+
+    assert callback.drain(timeout_s=30)
+    assert [stream.status for stream in server.streams()] == ["success"] * 7
+    assert server.counts().most_under_way == 3
+    assert server.counts().connections == 3
+
+
+def test_while_nothing_succeeds_one_request_at_a_time_asks_whether_things_are_well_again(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    callback = make_callback(max_connections=4)
+    runs = [list(growth(points=30)) for _ in range(6)]
+    for documents in runs:
+        for name, doc in documents[:3]:
+            callback(name, doc)
+    wait_until(lambda: len(server.streams()) == 6 and callback.drain(timeout_s=10))
+    before = server.requests()[-1].number
+    server.misbehave(Fault(status=503, headers={"Retry-After": "1"}, delay_s=0.2))
+
+    for documents in runs:
+        for name, doc in documents[3:]:
+            callback(name, doc)
+    wait_until(lambda: len(server.requests(after=before)) >= 10, timeout_s=30)
+
+    asking = server.requests(after=before)[4:]  # the first four had left when the first failure came
+    assert all(later.time - earlier.time >= 0.2 for earlier, later in pairwise(asking))
+    server.behave()
+    assert callback.drain(timeout_s=30)
+    assert [stream.status for stream in server.streams()] == ["success"] * 6
+
+
+@pytest.mark.parametrize("asked", ["0", "Thu, 01 Jan 2026 00:00:00 GMT"], ids=["zero", "a date that is over"])
+def test_the_pauses_grow_when_the_server_asks_to_be_asked_again_at_once(
+    make_callback: MakeCallback, server: LocalServer, asked: str
+) -> None:
+    callback = make_callback()
+    server.misbehave(Fault(status=503, headers={"Retry-After": asked}))
+    for name, doc in growth(points=30):
+        callback(name, doc)
+
+    wait_until(lambda: len(server.requests()) >= 5, timeout_s=30)
+
+    times = [request.time for request in server.requests()]
+    assert all(later - earlier >= 0.25 * 2**n for n, (earlier, later) in enumerate(pairwise(times)))
+
+
+def test_a_failure_keeps_back_what_lies_ready_for_the_connections(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    callback = make_callback(max_connections=2)
+    documents = list(growth(points=95))
+    for name, doc in documents[:12]:  # up to the first chunk, which goes alone
+        callback(name, doc)
+    assert callback.drain(timeout_s=10)
+    before = server.requests()[-1].number
+    server.misbehave(Fault(call="chunk_multi", status=503, headers={"Retry-After": "1"}, delay_s=0.3, times=2))
+
+    for name, doc in documents[12:]:
+        callback(name, doc)
+    wait_until(lambda: len(server.requests(after=before)) >= 3, timeout_s=30)
+
+    first, second, third = server.requests(after=before)[:3]
+    assert (first.status, second.status) == (503, 503)
+    assert third.time - max(first.time, second.time) >= 1.0
+    assert callback.drain(timeout_s=30)
+    assert [stream.status for stream in server.streams()] == ["success"]
+    assert held(server)["k0"] == list(range(95))
+
+
+def test_more_runs_than_are_delivered_at_a_time_have_their_turn_one_after_the_other(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    runs = MAX_ACTIVE + 6
+    without_key = make_callback(api_key="", max_connections=2)
+    for _ in range(runs):
+        for name, doc in growth(points=3, keys=1):
+            without_key(name, doc)
+    without_key.close(timeout_s=5)
+
+    callback = make_callback()
+
+    assert callback.drain(timeout_s=60)
+    assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 3)] * runs
+    assert callback.status() == ()
+
+
+def test_a_finished_run_has_a_line_in_the_log_and_one_in_the_history(
+    callback: AtomscaleCallback, server: LocalServer, spool_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    documents = list(growth(points=25))
+    with caplog.at_level(logging.INFO):
+        for name, doc in documents:
+            callback(name, doc)
+        assert callback.drain(timeout_s=10)
+
+    (stream,) = server.streams()
+    uid, started = documents[0][1]["uid"], documents[0][1]["time"]
+    said = re.search(rf"run {uid} finalized: 50 points delivered to {stream.data_id}; (.*)", caplog.text)
+    assert said is not None
+    expected = r"waiting: 0; refused: 0; left out: none; discarded: 0; lost: 0; the last point took \d+\.\d s"
+    assert re.fullmatch(expected, said[1])
+    (entry,) = Spool(spool_dir).history()
+    assert started <= entry["finished"]
+    assert {key: entry[key] for key in ("run_uid", "started", "data_ids", "delivered", "left_out", "lost")} == {
+        "run_uid": uid,
+        "started": started,
+        "data_ids": [stream.data_id],
+        "delivered": 50,
+        "left_out": {},
+        "lost": 0,
+    }
+    assert (entry["discarded"], entry["interrupted"], entry["verified"]) == (0, False, False)
+    assert (entry["exit_status"], entry["endpoint"]) == ("success", server.url)
+
+
+def test_a_run_without_a_stop_is_said_to_be_interrupted_in_the_history(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    callback = make_callback()
+    *documents, _ = growth(points=5)
+    for name, doc in documents:
+        callback(name, doc)
+
+    callback.close(timeout_s=10)
+
+    assert make_callback().drain(timeout_s=10)
+    (entry,) = Spool(spool_dir).history()
+    assert (entry["interrupted"], entry["delivered"], entry["exit_status"]) == (True, 10, "")
+    assert held(server)["k0"] == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+# ---- one run, step by step -------------------------------------------------------------------------------------------
+
+Deliver = Callable[..., Delivery]
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    spool = Spool(tmp_path / "spool")
+    yield spool
+    spool.close()
+
+
+@pytest.fixture
+def deliver(spool: Spool) -> Iterator[Deliver]:
+    made: list[Delivery] = []
+
+    def make(
+        points: int, *, stopped: bool = True, channels: int = 1, keep: str = "finalized", links: Links | None = None
+    ) -> Delivery:
+        header = Header(
+            1, "b7c2e9f1-0000", T0, "growth", 10, "primary", ENDPOINT, "null", keep=keep, links=links or Links()
+        )
+        writer = spool.create(header)
+        names = tuple(Channel(f"c{n}", f"c{n}") for n in range(channels))
+        writer.append([encode(Layout(layout=0, event_stream="primary", time_base="primary", channels=names))])
+        for number in range(points):
+            values = packed([number + n / 10 for n in range(channels)])
+            writer.append([encode_row(0, number, T0 + number, "uid", values)])
+        if stopped:
+            writer.append([encode(Stop(time=T0 + 1000, exit_status="success"))])
+        spool.release(writer)
+        claim = spool.claim(writer.folder)
+        assert claim is not None
+        made.append(Delivery(claim))
+        return made[-1]
+
+    yield make
+    for delivery in made:
+        delivery.close()
+
+
+def tasks(delivery: Delivery, now: float = 0.0) -> list[Task]:
+    """All that can be done at a moment."""
+    found: list[Task] = []
+    while (task := delivery.next_task(now)) is not None:
+        found.append(task)
+    return found
+
+
+def what(found: list[Task]) -> list[tuple[Kind, int | None]]:
+    return [(task.kind, task.chunk.index if task.chunk else None) for task in found]
+
+
+def initialized(delivery: Delivery) -> Delivery:
+    (task,) = tasks(delivery)
+    assert task.kind is Kind.INITIALIZE
+    delivery.about_to_initialize(task, "metrology")
+    delivery.initialized(task, "id-0", "metrology")
+    return delivery
+
+
+def begun_anew(delivery: Delivery, spool: Spool) -> Delivery:
+    """The same run, read again after something has changed what its files mean."""
+    assert (tasks(delivery), delivery.to_start_again) == ([], True)
+    delivery.close()
+    claim = spool.claim(delivery.claim.folder)
+    assert claim is not None
+    return Delivery(claim)
+
+
+def confirm(delivery: Delivery, task: Task) -> None:
+    assert task.chunk is not None
+    delivery.pushed(task, task.chunk.names, {})
+
+
+def test_the_first_chunk_goes_alone_and_then_several_at_a_time_and_finalize_last(deliver: Deliver) -> None:
+    delivery = initialized(deliver(35))
+
+    (first,) = tasks(delivery)
+    assert first.chunk is not None
+    assert (first.chunk.index, delivery.in_flight) == (0, 1)
+    confirm(delivery, first)
+    rest = tasks(delivery)
+    assert what(rest) == [(Kind.PUSH, 1), (Kind.PUSH, 2), (Kind.PUSH, 3)]
+    for task in reversed(rest):
+        assert tasks(delivery) == []
+        confirm(delivery, task)
+    (last,) = tasks(delivery)
+    assert (last.kind, delivery.finished) == (Kind.FINALIZE, False)
+    delivery.finalized(last)
+    assert (tasks(delivery), delivery.finished, delivery.in_flight) == ([], True, 0)
+
+
+def test_a_first_chunk_that_failed_is_still_alone(deliver: Deliver) -> None:
+    delivery = initialized(deliver(35))
+    (first,) = tasks(delivery)
+
+    delivery.failed_attempt(first, 7.0, DOWN)
+
+    assert (tasks(delivery, 6.9), delivery.due()) == ([], 7.0)
+    assert what(tasks(delivery, 7.0)) == [(Kind.PUSH, 0)]
+    assert (first.attempts, delivery.due()) == (1, None)
+
+
+def test_no_further_chunk_is_begun_while_too_many_have_failed(deliver: Deliver) -> None:
+    delivery = initialized(deliver(10 * (MAX_FAILED + 5), stopped=False))
+    (first,) = tasks(delivery)
+    confirm(delivery, first)
+    begun = 0
+    while (task := delivery.next_task(0.0)) is not None:
+        begun += 1
+        delivery.failed_attempt(task, 100.0 - begun, DOWN)
+
+    assert begun == MAX_FAILED
+    assert delivery.due() == 100.0 - MAX_FAILED
+    again = tasks(delivery, 100.0)
+    assert sorted(number or 0 for _, number in what(again)) == list(range(1, MAX_FAILED + 5))
+
+
+def test_a_task_that_was_not_begun_comes_back_as_it_was(deliver: Deliver) -> None:
+    delivery = initialized(deliver(35))
+    confirm(delivery, tasks(delivery)[0])
+    rest = tasks(delivery)
+    assert [tasks(delivery), delivery.in_flight] == [[], 3]
+
+    for task in rest[1:]:
+        delivery.put_back(task)
+
+    assert delivery.in_flight == 1
+    assert tasks(delivery) == rest[1:]
+    assert [(task.attempts, task.may_exist) for task in rest] == [(0, False)] * 3
+
+
+def test_what_was_confirmed_of_a_failed_chunk_is_not_pushed_again(deliver: Deliver) -> None:
+    delivery = initialized(deliver(10, channels=3))
+    (task,) = tasks(delivery)
+
+    delivery.failed_attempt(task, 0.0, DOWN, confirmed=("c1",))
+
+    (again,) = tasks(delivery)
+    assert again.chunk is not None
+    assert again.chunk.names == ("c0", "c2")
+    delivery.pushed(again, ("c0",), {"c2": ApiRefusedError("not this one", status=422)})
+    points = delivery.status().points
+    assert (points.delivered, points.refused, points.waiting) == (20, 10, 0)
+    assert tasks(delivery) == []  # a stream with a refused chunk is not finalized
+
+
+def test_a_refused_chunk_is_pushed_again_by_whoever_reads_the_files_after_the_order(
+    deliver: Deliver, spool: Spool
+) -> None:
+    delivery = initialized(deliver(10))
+    (task,) = tasks(delivery)
+    delivery.pushed(task, (), {"c0": ApiRefusedError("not this one", status=422)})
+    delivery.obey()
+    assert not delivery.to_start_again
+
+    spool.order(delivery.claim.folder, Retry())
+    delivery.obey()
+
+    fresh = begun_anew(delivery, spool)
+    fresh.obey()
+    assert not fresh.to_start_again  # an order is obeyed once
+    assert what(tasks(fresh)) == [(Kind.PUSH, 0)]
+    fresh.close()
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2, 4])
+def test_what_a_process_that_died_has_sent_to_a_stream_that_closed_since_is_read_back_and_not_sent_again(
+    deliver: Deliver, spool: Spool, at_a_time: int
+) -> None:
+    delivery = initialized(deliver(45))
+    (confirmed,) = tasks(delivery)
+    confirm(delivery, confirmed)
+    first, _, third, _ = tasks(delivery)  # it dies when the first and the third of these are taken and not answered
+    assert confirmed.chunk is not None
+    assert first.chunk is not None
+    assert third.chunk is not None
+    points = {"c0": (None, [], [])}
+    for chunk in (confirmed.chunk, first.chunk, third.chunk):
+        points["c0"][1].extend(chunk.times)
+        points["c0"][2].extend(chunk.columns[0].values)
+    delivery.close()
+    claim = spool.claim(delivery.claim.folder)
+    assert claim is not None
+    delivery = Delivery(claim)
+
+    under_way = [task for _ in range(at_a_time) if (task := delivery.next_task(0.0))]
+    for task in under_way:
+        delivery.end_stream(task, "closed by the server")
+
+    (look,) = tasks(delivery)
+    assert look.kind is Kind.READ_BACK
+    delivery.read_back(look, points)
+    (task,) = tasks(delivery)
+    assert task.kind is Kind.INITIALIZE
+    delivery.about_to_initialize(task, "metrology")
+    delivery.initialized(task, "id-1", "metrology")
+    delivery = begun_anew(delivery, spool)
+    (again,) = tasks(delivery)
+    assert again.chunk is not None
+    assert [time - T0 for time in again.chunk.times] == [20, 21, 22, 23, 24, 25, 26, 27, 28, 29]
+    confirm(delivery, again)
+    (last,) = tasks(delivery)
+    assert last.chunk is not None
+    assert [time - T0 for time in last.chunk.times] == [40, 41, 42, 43, 44]
+    delivery.close()
+
+
+def test_what_a_run_is_linked_to_is_looked_for_again_also_after_a_failure(deliver: Deliver) -> None:
+    delivery = deliver(5, links=Links(synth_source_id=1, physical_sample="wafer 7"))
+    (task,) = tasks(delivery)
+    delivery.park(task, "there is no such sample")
+    assert tasks(delivery, 0.0) == []
+    (again,) = tasks(delivery, LONGEST_WAIT_S)
+
+    delivery.failed_attempt(again, LONGEST_WAIT_S + 7.0, DOWN)
+
+    assert delivery.due() == LONGEST_WAIT_S + 7.0
+    assert tasks(delivery, LONGEST_WAIT_S + 6.0) == []
+    assert tasks(delivery, LONGEST_WAIT_S + 7.0) == [again]
+    delivery.put_back(again)
+    assert tasks(delivery, LONGEST_WAIT_S + 8.0) == [again]
+
+
+def test_a_run_that_is_to_be_read_anew_has_nothing_due(deliver: Deliver, spool: Spool) -> None:
+    delivery = initialized(deliver(35))
+    confirm(delivery, tasks(delivery)[0])
+    first, second, _ = tasks(delivery)
+    delivery.failed_attempt(first, 7.0, DOWN)
+    assert delivery.due() == 7.0
+
+    spool.order(delivery.claim.folder, Retry())
+    delivery.obey()
+
+    assert (delivery.due(), delivery.more_to_read, delivery.to_start_again) == (None, False, False)
+    confirm(delivery, second)
+
+
+def test_a_read_back_that_fails_is_one_task(deliver: Deliver) -> None:
+    delivery = initialized(deliver(35))
+    confirm(delivery, tasks(delivery)[0])
+    first, second, third = tasks(delivery)
+    first.attempts = 1
+    for task in (first, second, third):
+        delivery.end_stream(task, "closed by the server")
+    (read_back,) = tasks(delivery)
+    assert read_back.kind is Kind.READ_BACK
+
+    delivery.failed_attempt(read_back, 7.0, DOWN)
+
+    assert tasks(delivery, 6.0) == []
+    assert tasks(delivery, 7.0) == [read_back]
+
+
+def test_orders_wait_for_what_is_under_way(deliver: Deliver, spool: Spool) -> None:
+    delivery = initialized(deliver(35))
+    (task,) = tasks(delivery)
+    spool.order(delivery.claim.folder, Edit(Links(synth_source_id=7)))
+
+    delivery.obey()
+
+    assert (delivery.to_start_again, delivery.in_flight) == (False, 1)
+    confirm(delivery, task)
+    assert (delivery.to_start_again, delivery.in_flight, tasks(delivery)) == (True, 0, [])
+
+
+# ---- what came of it -------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """How one run's tasks are answered, by a clock of the test's own."""
+
+    def __init__(self, delivery: Delivery, spool: Path) -> None:
+        self.now = 0.0
+        self.knowledge = Knowledge()
+        self.answers = Answers(self.knowledge, (ENDPOINT, str(spool)), lambda: self.now, lambda: 1.0)
+        self.delivery = delivery
+
+    def task(self) -> Task:
+        task = self.delivery.next_task(self.now)
+        assert task is not None
+        if task.kind is Kind.INITIALIZE:
+            self.delivery.about_to_initialize(task, task.family or "metrology")
+        return task
+
+    def fails(self, error: ApiError) -> Task:
+        task = self.task()
+        self.answers.came_back(self.delivery, Outcome(task, error=error))
+        return task
+
+    def initializes(self) -> None:
+        self.answers.came_back(self.delivery, Outcome(self.task(), data_id="id-0"))
+
+
+@pytest.fixture
+def answering(deliver: Deliver, tmp_path: Path) -> Server:
+    return Server(deliver(35), tmp_path)
+
+
+def test_that_readings_wait_is_said_at_once_and_again_at_growing_intervals(
+    answering: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    said: list[float] = []
+    answering.now = 1000.0
+    while answering.now < 1000.0 + 3 * 3600:
+        caplog.clear()
+        answering.fails(DOWN)
+        if "does not take data" in caplog.text:
+            said.append(answering.now - 1000.0)
+            assert f"(for {said[-1]:.0f} s now)" in caplog.text
+            assert "it is tried again until it works" in caplog.text
+        answering.now += 30.0
+
+    assert said == [0.0, 60.0, 360.0, 1260.0, 4860.0, 8460.0]
+
+
+def test_a_trouble_that_is_over_is_said_to_be_and_the_next_one_after_a_calm_is_said_at_once(
+    answering: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    answering.fails(DOWN)
+    answering.now = 10.0
+    answering.fails(DOWN)
+    assert caplog.text.count("does not take data") == 1
+
+    answering.now = 40.0
+    answering.initializes()
+    assert caplog.text.count("takes data again") == 1
+    answering.now += CALM_S
+    answering.fails(DOWN)
+    assert caplog.text.count("does not take data") == 2
+    assert caplog.text.count("(for 0 s now)") == 2
+
+
+def test_a_key_that_is_refused_is_known_to_be_from_when_until_an_answer_comes(
+    answering: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert answering.answers.key_refused_since is None
+    for now in (5.0, 10.0, 100.0):
+        answering.now = now
+        answering.fails(ApiKeyError("no such key", status=401))
+    assert answering.answers.key_refused_since == 5.0
+    assert "check the API key" in caplog.text
+
+    answering.now = 1000.0
+    answering.initializes()
+    assert answering.answers.key_refused_since is None
+
+
+@pytest.mark.parametrize(
+    ("error", "may_exist"),
+    [
+        (DOWN, True),
+        (ApiUnavailableError("refused connection", may_have_been_applied=False), False),
+        (ApiKeyError("no such key", status=401), False),
+    ],
+)
+def test_a_stream_may_exist_after_a_failure_unless_the_request_surely_did_nothing(
+    answering: Server, error: ApiError, may_exist: bool
+) -> None:
+    assert answering.fails(error).may_exist is may_exist
+
+
+def test_what_is_forbidden_while_others_are_taken_waits_for_a_person_and_else_for_better_days(
+    answering: Server, deliver: Deliver
+) -> None:
+    forbidden = ApiKeyError("not yours", status=403)
+    for _ in range(3):  # everything is forbidden: that is the key's fault, not the stream's
+        answering.now += 400.0
+        answering.fails(forbidden)
+    assert answering.delivery.state.streams[0].parked is None
+
+    first, answering.delivery = answering.delivery, deliver(5)
+    answering.initializes()
+    answering.delivery = first
+    answering.now += 400.0
+    answering.fails(forbidden)
+    assert "forbidden, while others are taken" in (first.state.streams[0].parked or "")
+
+
+def test_the_family_that_the_first_stream_was_made_in_is_kept_for_all(answering: Server) -> None:
+    assert answering.knowledge.family is None
+    answering.initializes()
+    assert answering.knowledge.family == "metrology"
+
+
+def test_a_chunk_too_large_alone_halves_the_points_and_at_one_point_it_is_refused(
+    answering: Server, spool: Spool
+) -> None:
+    too_large = ApiRefusedError("too large", status=413)
+    for points in (10, 5, 2, 1):
+        answering.initializes()
+        if points < 10:  # its rows have to be cut anew
+            answering.delivery = begun_anew(answering.delivery, spool)
+        task = answering.task()
+        assert task.chunk is not None
+        assert (task.points_per_chunk, task.chunk.points) == (points, points)
+        answering.answers.came_back(answering.delivery, Outcome(task, refused={"c0": too_large}))
+
+    assert answering.delivery.status().points.refused == 1
+    answering.delivery.close()
+
+
+def test_a_run_that_is_read_back_and_not_equal_is_looked_at_for_a_minute_and_a_half_and_then_parked(
+    answering: Server, deliver: Deliver
+) -> None:
+    delivery = answering.delivery = deliver(5, keep="verified")
+    answering.initializes()
+    confirm(delivery, answering.task())
+    delivery.finalized(answering.task())
+    missing = Verification(delivery.header.run_uid, "growth", (), (), waiting=5)
+    pauses: list[float] = []
+    while delivery.parked is None:
+        task = answering.task()
+        assert task.kind is Kind.VERIFY
+        answering.answers.came_back(delivery, Outcome(task, verification=missing))
+        if (due := delivery.due()) is not None:
+            pauses.append(due - answering.now)
+            answering.now = due
+
+    assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert "read back, and not equal" in delivery.parked
+    assert (delivery.finished, answering.answers.pause.failures) == (False, 0)
+
+
+def test_a_run_that_is_equal_in_the_end_is_finished(answering: Server, deliver: Deliver) -> None:
+    delivery = answering.delivery = deliver(0, keep="verified")
+    answering.initializes()
+    delivery.finalized(answering.task())
+    assert not delivery.finished
+    equal = Verification(delivery.header.run_uid, "growth", (), ())
+
+    answering.answers.came_back(delivery, Outcome(answering.task(), verification=equal))
+
+    assert delivery.finished
+
+
+# ---- the uploader's own life -----------------------------------------------------------------------------------------
+
+MakeUploader = Callable[..., Uploader]
+
+
+@pytest.fixture
+def make_uploader(server: LocalServer, spool: Spool) -> Iterator[MakeUploader]:
+    made: list[Uploader] = []
+
+    def make(**settings: object) -> Uploader:
+        given = {"endpoint": server.url, "api_key": server.api_key, "spool_dir": str(spool.path)}
+        given |= {"request_timeout_s": 2} | settings
+        made.append(Uploader(spool, Settings.load(environ={}, **given)))
+        return made[-1]
+
+    yield make
+    server.behave()
+    for uploader in made:
+        assert uploader.stop(timeout_s=20)
+
+
+def spooled(spool: Spool, server: LocalServer, points: int = 25) -> Path:
+    """A run that has stopped and waits for somebody to deliver it."""
+    writer = spool.create(Header(1, "b7c2e9f1-0000", T0, "growth", 10, "primary", server.url, "null"))
+    layout = Layout(layout=0, event_stream="primary", time_base="primary", channels=(Channel("c0", "c0"),))
+    writer.append([encode(layout)])
+    for number in range(points):
+        writer.append([encode_row(0, number, T0 + number, "uid", packed([number]))])
+    writer.append([encode(Stop(time=T0 + 1000, exit_status="success"))])
+    spool.release(writer)
+    return writer.folder
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("limit_s", "said"), [(1.0, "atomscale: up to 1 s for what is under way"), (0.25, "")])
+def test_a_terminal_is_told_when_the_exit_waits(
+    make_uploader: MakeUploader,
+    spool: Spool,
+    server: LocalServer,
+    monkeypatch: pytest.MonkeyPatch,
+    limit_s: float,
+    said: str,
+) -> None:
+    server.misbehave(Fault(call="initialize", hang=True))
+    spooled(spool, server)
+    uploader = make_uploader(exit_timeout_s=limit_s)
+    uploader.start()
+    monkeypatch.setattr(sys, "stderr", Terminal())
+
+    uploader.close_at_exit()
+
+    assert isinstance(sys.stderr, Terminal)
+    assert sys.stderr.getvalue().startswith(said)
+    assert bool(sys.stderr.getvalue()) is bool(said)
+    assert len(spool.run_folders()) == 1
+
+
+def test_nobody_is_told_of_an_exit_that_need_not_wait(
+    make_uploader: MakeUploader, spool: Spool, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spooled(spool, server)
+    uploader = make_uploader()
+    uploader.start()
+    assert uploader.drain(timeout_s=10)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+
+    uploader.close_at_exit()
+
+    assert isinstance(sys.stderr, Terminal)
+    assert sys.stderr.getvalue() == ""
+    assert not uploader.running
+
+
+def test_an_uploader_that_does_not_run_drains_nothing_and_is_stopped_already(make_uploader: MakeUploader) -> None:
+    uploader = make_uploader()
+
+    assert (uploader.running, uploader.drain(timeout_s=0), uploader.ask_whether_drained()) == (False, False, None)
+    assert uploader.stop()
+    uploader.start()
+    uploader.start()
+    assert uploader.running
+    assert uploader.drain(timeout_s=10)
+    assert uploader.stop(timeout_s=10)
+    assert not uploader.running
+
+
+def test_stopping_tells_whether_a_request_is_still_under_way(
+    make_uploader: MakeUploader, spool: Spool, server: LocalServer
+) -> None:
+    server.misbehave(Fault(call="initialize", hang=True))
+    spooled(spool, server)
+    uploader = make_uploader(request_timeout_s=3)
+    uploader.start()
+    wait_until(lambda: server.counts().under_way == 1)
+
+    assert uploader.stop(timeout_s=0.2) is False
+    assert uploader.stop(timeout_s=20) is True
+
+
+def test_for_how_long_a_key_has_been_refused_is_told_until_it_is_not(
+    make_uploader: MakeUploader, spool: Spool, server: LocalServer
+) -> None:
+    uploader = make_uploader()
+    assert uploader.key_refused_s == 0.0
+    server.misbehave(Fault(call="initialize", status=401, times=1))
+    spooled(spool, server)
+    uploader.start()
+
+    wait_until(lambda: uploader.key_refused_s > 0)
+    assert uploader.key_refused_s < 3600
+    assert uploader.drain(timeout_s=20)
+    assert uploader.key_refused_s == 0.0
+
+
+def test_an_uploader_is_idle_once_everything_is_delivered_and_not_before(
+    make_uploader: MakeUploader, spool: Spool, server: LocalServer
+) -> None:
+    server.unreachable()
+    folder = spooled(spool, server)
+    uploader = make_uploader()
+    uploader.start()
+    wait_until(lambda: spool.uploader_alive(folder))
+    assert uploader.idle_since is None
+
+    server.reachable()
+    assert uploader.drain(timeout_s=20)
+
+    begin = time.monotonic()
+    assert wait_until(lambda: uploader.idle_since) <= begin + 10
+    since = uploader.idle_since
+    uploader.wake()
+    assert uploader.drain(timeout_s=10)
+    assert uploader.idle_since == since
+
+
+def test_whoever_asks_beside_the_uploaders_end_is_answered(make_callback: MakeCallback) -> None:
+    for _ in range(20):
+        callback = make_callback()
+        asked: list[Drain | None] = []
+        closing = threading.Thread(target=callback.close)
+        closing.start()
+        while closing.is_alive():
+            asked.append(callback.ask_whether_drained())
+        closing.join()
+        assert all(drain.answered.wait(10) for drain in asked if drain is not None)
+
+
+# ---- several uploaders of one spool ----------------------------------------------------------------------------------
+
+
+def test_a_run_that_begins_is_delivered_by_its_own_uploader_whoever_else_looks(
+    make_callback: MakeCallback, spool_dir: Path, server: LocalServer
+) -> None:
+    callback, other = make_callback(), Spool(spool_dir)
+    for _ in range(20):
+        documents = list(growth(points=1))
+        callback(*documents[0])
+        assert not list(filter(None, map(other.claim, other.run_folders())))
+        for name, doc in documents[1:]:
+            callback(name, doc)
+
+    assert callback.drain(timeout_s=30)
+    assert [stream.status for stream in server.streams()] == ["success"] * 20
+    other.close()
+
+
+def test_a_drain_waits_also_for_the_run_that_another_has_just_let_go_of(
+    make_callback: MakeCallback, spool_dir: Path, server: LocalServer
+) -> None:
+    session, other = make_callback(uploader="none"), Spool(spool_dir)
+    for name, doc in growth(points=25):
+        session(name, doc)
+    session.close(timeout_s=0.1)
+    claim = other.claim(other.run_folders()[0])
+    assert claim is not None
+    callback = make_callback()
+    assert callback.drain(timeout_s=10)
+    assert not server.streams()
+
+    claim.close()
+
+    assert callback.drain(timeout_s=10)
+    assert [stream.status for stream in server.streams()] == ["success"]
+    other.close()
+
+
+def test_runs_that_begin_while_the_uploader_ends_are_left_to_others(
+    make_callback: MakeCallback, spool_dir: Path, server: LocalServer
+) -> None:
+    callback, other = make_callback(), make_callback()
+    ended = threading.Thread(target=callback.close)
+    ended.start()
+    for documents in [list(growth(points=3)) for _ in range(20)]:
+        for name, doc in documents:
+            callback(name, doc)
+    ended.join(10)
+
+    assert other.drain(timeout_s=30)
+    wait_until(lambda: not Spool(spool_dir).run_folders(), timeout_s=30)
+    assert [stream.status for stream in server.streams()] == ["success"] * 20
+
+
+def test_a_run_that_is_read_anew_stays_its_own_uploaders(
+    make_callback: MakeCallback, spool_dir: Path, server: LocalServer
+) -> None:
+    callback, other = make_callback(), Spool(spool_dir)
+    documents = list(growth(points=200))
+    for name, doc in documents[:30]:
+        callback(name, doc)
+    (folder,) = other.run_folders()
+    ledger = folder / "ledger.jsonl"
+    wait_until(ledger.exists)
+    for order in range(1, 3):
+        other.order(folder, Retry())
+        end = time.monotonic() + 20
+        while f'"order":{order}' not in ledger.read_text() and time.monotonic() < end:
+            assert other.claim(folder) is None
+        for _ in range(50):
+            assert other.claim(folder) is None
+
+    for name, doc in documents[30:]:
+        callback(name, doc)
+    assert callback.drain(timeout_s=30)
+    assert held(server)["k0"] == list(range(200))
+    other.close()
+
+
+def test_locks_of_runs_that_are_being_finished_can_be_looked_at(
+    make_callback: MakeCallback, spool_dir: Path, server: LocalServer
+) -> None:
+    callback, other = make_callback(), Spool(spool_dir)
+    problems: list[Exception] = []
+    over = threading.Event()
+
+    def look() -> None:
+        try:
+            while not over.is_set():
+                for folder in other.run_folders():
+                    other.writer_alive(folder)
+                    other.uploader_alive(folder)
+        except Exception as error:  # noqa: BLE001 - whatever it is fails the test
+            problems.append(error)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    for _ in range(40):
+        for name, doc in growth(points=1):
+            callback(name, doc)
+    assert callback.drain(timeout_s=60)
+    over.set()
+    looking.join()
+
+    assert not problems
+    assert [stream.status for stream in server.streams()] == ["success"] * 40
+    other.close()

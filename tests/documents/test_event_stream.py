@@ -1,0 +1,966 @@
+"""Which readings become points of which channel, at what time, and why the others do not."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from enum import Enum, IntEnum
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from event_model import compose_run
+from hypothesis import given
+from hypothesis import strategies as st
+from ophyd import Signal
+from ophyd import sim as ophyd_sim
+from ophyd_async.core import StrictEnum, soft_signal_rw
+
+from atomscale_bluesky.documents.conversion import (
+    ARRAY,
+    EXTERNAL,
+    LONG_ARRAY,
+    MISSING,
+    NAMELESS,
+    NO_VALUE,
+    NOT_FINITE,
+    NOT_NUMERIC,
+    NOT_SELECTED,
+    TEXT,
+    TOO_LARGE,
+    Rounded,
+    number,
+)
+from atomscale_bluesky.documents.event_stream import EventStream
+from atomscale_bluesky.documents.selection import Selection
+from atomscale_bluesky.errors import ChannelError
+from atomscale_bluesky.model.rows import Row
+from atomscale_bluesky.spool.journal_format import Layout, decode_journal
+
+NUMBER = {"source": "sim", "dtype": "number", "shape": []}
+INTEGER = {"source": "sim", "dtype": "integer", "shape": []}
+TEXT_KEY = {"source": "sim", "dtype": "string", "shape": []}
+BOOLEAN = {"source": "sim", "dtype": "boolean", "shape": []}
+
+
+class Mode(StrictEnum):
+    HOLD = "hold"
+    RAMP = "ramp"
+    IDLE = "idle"
+
+
+class Told:
+    """An event stream with real documents, and the journal's lines that it gave."""
+
+    def __init__(
+        self,
+        data_keys: Mapping[str, Any],
+        selection: Selection | None = None,
+        *,
+        name: str = "primary",
+        hints: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.run = compose_run()
+        self.now = self.run.start_doc["time"]
+        self.composed = self.run.compose_descriptor(
+            name=name,
+            data_keys=dict(data_keys),
+            hints=hints,
+            object_keys={"dev": list(data_keys)},
+            configuration={},
+        )
+        self.stream = EventStream(
+            self.composed.descriptor_doc,
+            selection or Selection(),
+            started=self.now,
+            next_layout=itertools.count().__next__,
+        )
+        self.lines: list[Layout | Row] = []
+
+    def event(self, data: Mapping[str, Any], *, accept: bool = True, **members: Any) -> dict[str, Any]:
+        """Give one event, whatever it holds; as a document that was composed before it was filled."""
+        time = members.pop("time", self.now)
+        doc = {
+            "uid": f"event-{len(self.lines)}",
+            "time": time,
+            "descriptor": self.composed.descriptor_doc["uid"],
+            "seq_num": 1,
+            "data": dict(data),
+            "timestamps": dict.fromkeys(data, self.now),
+            "filled": {},
+        } | members
+        self._keep(self.stream.event(doc, self.now), accept)
+        return doc
+
+    def page(self, data: Mapping[str, Any], *, accept: bool = True, **members: Any) -> None:
+        rows = len(next(iter(data.values()), members.get("seq_num", [1])))
+        doc = {
+            "uid": [f"page-{len(self.lines)}-{i}" for i in range(rows)],
+            "time": [self.now] * rows,
+            "descriptor": self.composed.descriptor_doc["uid"],
+            "seq_num": list(range(1, rows + 1)),
+            "data": dict(data),
+            "timestamps": {key: [self.now] * rows for key in data},
+            "filled": {},
+        } | members
+        self._keep(self.stream.event_page(doc, self.now), accept)
+
+    def _keep(self, payloads: list[bytes], accept: bool) -> None:
+        found = [decode_journal(payload) for payload in payloads]
+        if accept:
+            self.stream.accepted()
+            self.lines += [line for line in found if isinstance(line, Layout | Row)]
+
+    @property
+    def layouts(self) -> list[Layout]:
+        """Each layout once; it stands twice in a journal."""
+        layouts = [line for line in self.lines if isinstance(line, Layout)]
+        assert layouts[::2] == layouts[1::2]
+        return layouts[::2]
+
+    @property
+    def rows(self) -> list[Row]:
+        return [line for line in self.lines if isinstance(line, Row)]
+
+    @property
+    def names(self) -> list[str]:
+        return [channel.name for channel in self.layouts[-1].channels]
+
+    def points(self) -> dict[str, list[tuple[float, float]]]:
+        """Time and value of every point, by channel."""
+        layouts = {layout.layout: layout for layout in self.layouts}
+        found: dict[str, list[tuple[float, float]]] = {}
+        for row in self.rows:
+            for channel, value in zip(layouts[row.layout].channels, row.values, strict=True):
+                if value is not None:
+                    found.setdefault(channel.name, []).append((row.time, value))
+        return found
+
+    def values(self) -> dict[str, list[float]]:
+        return {name: [value for _, value in points] for name, points in self.points().items()}
+
+    def gaps(self) -> list[dict[str, str]]:
+        return [row.gaps for row in self.rows]
+
+
+# ---- one value -------------------------------------------------------------------------------------------------------
+
+
+class Colour(Enum):
+    RED = 3.5
+    WORD = "word"
+
+
+class Level(IntEnum):
+    HIGH = 7
+
+
+class OwnFloat(float):
+    """A float of somebody's own, which encoders do not know."""
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (3, 3.0),
+        (2.5, 2.5),
+        (np.int32(-4), -4.0),
+        (np.uint64(2**64 - 1), Rounded(2**64 - 1)),
+        (np.float32(0.1), 0.10000000149011612),
+        (np.float64(0.1), 0.1),
+        (np.float16(1.5), 1.5),
+        (np.longdouble("0.5"), 0.5),
+        (OwnFloat(1.25), 1.25),
+        (True, 1.0),
+        (False, 0.0),
+        (np.bool_(True), 1.0),
+        (Level.HIGH, 7.0),
+        (Colour.RED, 3.5),
+        (np.array(3.0), 3.0),
+        (np.array([4]), 4.0),
+        (np.array([[5.5]]), 5.5),
+        ([6], 6.0),
+        ((7.5,), 7.5),
+        (2**53 + 1, Rounded(2**53)),
+        (2**70, float(2**70)),
+        (10**400, TOO_LARGE),
+        (math.nan, NOT_FINITE),
+        (math.inf, NOT_FINITE),
+        (-math.inf, NOT_FINITE),
+        (np.float32("nan"), NOT_FINITE),
+        (np.longdouble("1e4000"), NOT_FINITE),
+        (None, NO_VALUE),
+        (np.ma.masked, NO_VALUE),
+        (np.ma.array([1.0], mask=[True]), NO_VALUE),
+        (np.ma.array([1.0], mask=[False]), 1.0),
+        ("12", TEXT),
+        (np.str_("12"), TEXT),
+        (Colour.WORD, TEXT),
+        (Mode.RAMP, TEXT),
+        ([], ARRAY),
+        ([1, 2], ARRAY),
+        (np.zeros((2, 2)), ARRAY),
+        (b"12", NOT_NUMERIC),
+        ({"value": 1}, NOT_NUMERIC),
+        (Decimal("1.5"), 1.5),
+        (Decimal("nan"), NOT_FINITE),
+        (Decimal("snan"), NOT_FINITE),
+        (Decimal("1e400"), TOO_LARGE),
+        (1 + 2j, NOT_NUMERIC),
+        (np.complex128(1j), NOT_NUMERIC),
+        (np.datetime64("2026-01-01"), NOT_NUMERIC),
+        (np.datetime64("2026-01-01", "ns"), NOT_NUMERIC),
+        (np.timedelta64(5, "ns"), NOT_NUMERIC),
+        (..., NOT_NUMERIC),
+    ],
+    ids=repr,
+)
+def test_a_value_is_a_finite_number_or_has_a_reason_why_not(value: Any, expected: float | str) -> None:
+    assert number(value) == expected
+    assert type(number(value)) is type(expected)
+
+
+ODD = st.sampled_from(
+    [None, math.nan, math.inf, -math.inf, "", "text", "null", "1", 'quote "', 10**400, -(2**70), b"x", 1j, Decimal(1)]
+    + [Level.HIGH, Colour.RED, Colour.WORD, Mode.IDLE, [], [1.5], [1, 2], [[3]], {}, {"a": 1}, (), (2,), np.ma.masked]
+    + [np.zeros(3), np.array(1.5), np.array([2]), np.array("text"), np.float32("nan"), np.bool_(False), object()]
+    + [np.datetime64("2026-01-01", "ns"), np.longdouble("1e4000"), OwnFloat(0.1), OwnFloat("nan"), 2**63, 2**53 + 1]
+)
+VALUES = st.one_of(
+    st.floats(),
+    st.integers(-(2**70), 2**70),
+    st.booleans(),
+    st.floats(width=32).map(np.float32),
+    st.integers(-(2**31), 2**31 - 1).map(np.int32),
+    st.integers(0, 2**64 - 1).map(np.uint64),
+    st.floats().map(np.array),
+    ODD,
+)
+
+
+def compared(value: float | str) -> object:
+    """A number with its sign, which -0.0 has too."""
+    return (float(value), math.copysign(1, value)) if isinstance(value, int | float) else value
+
+
+@given(first=st.lists(st.floats(), min_size=1, max_size=6), later=st.data())
+def test_every_value_of_a_row_is_kept_exactly_or_is_a_gap_with_its_reason(first: list[float], later: Any) -> None:
+    told = Told({f"k{i}": NUMBER for i in range(len(first))})
+    told.event({f"k{i}": value for i, value in enumerate(first)})
+    told.event({f"k{i}": later.draw(VALUES) for i in range(len(first))} | {"late": 1})
+    values = later.draw(st.lists(VALUES, min_size=len(first), max_size=len(first)))
+
+    told.event({f"k{i}": value for i, value in enumerate(values)})
+
+    row = told.rows[-1]
+    for i, (name, value) in enumerate(zip(told.names, values, strict=True)):
+        kept = row.gaps[name] if row.values[i] is None else row.values[i]
+        assert compared(kept) == compared(number(value))
+    assert all(row.values[told.names.index(name)] is None for name in row.gaps)
+
+
+@given(columns=st.lists(st.lists(VALUES, min_size=3, max_size=3), min_size=1, max_size=4))
+def test_a_page_says_the_same_as_its_events_one_by_one(columns: list[list[Any]]) -> None:
+    keys = {f"k{i}": NUMBER for i in range(len(columns))}
+    numbers = dict.fromkeys(keys, 0.5)
+    by_event, by_page = Told(keys, Selection(timestamps="event")), Told(keys, Selection(timestamps="event"))
+    by_event.event(numbers)
+    by_page.event(numbers)
+
+    for i in range(3):
+        by_event.event({key: column[i] for key, column in zip(keys, columns, strict=True)})
+    by_page.page(dict(zip(keys, columns, strict=True)))
+
+    assert [(row.number, row.values, row.gaps) for row in by_page.rows] == [
+        (row.number, row.values, row.gaps) for row in by_event.rows
+    ]
+
+
+def test_an_integer_that_no_float_can_tell_apart_is_rounded_and_never_refused() -> None:
+    told = Told({"count": INTEGER})
+    for value in (2**53 + 1, 2**63, 2**70, 10**400):
+        told.event({"count": value})
+
+    assert [None if v is None else float(v) for v in (row.values[0] for row in told.rows)] == [
+        float(2**53), float(2**63), float(2**70), None,
+    ]  # fmt: skip
+    assert told.gaps()[-1] == {"count": TOO_LARGE}
+    assert [row.rounded for row in told.rows] == [["count"], [], [], []]
+
+
+@pytest.mark.parametrize("value", [2**53 + 1, np.int64(2**53 + 1), np.array(2**53 + 1), [-(2**53) - 1]])
+def test_an_integer_that_loses_digits_is_noted_wherever_it_stands(value: Any) -> None:
+    told = Told({"count": INTEGER, "other": NUMBER, "wave": NUMBER})
+    told.event({"count": 1, "other": 2.5, "wave": [1, 2]})
+    told.event({"count": value, "other": 2.5, "wave": [2**53 + 3, 2]})
+    told.page({"count": [value, 7], "other": [1, 1], "wave": [[1, 2], [1, 2**63 + 1]]})
+
+    assert [row.rounded for row in told.rows] == [[], ["count", "wave[0]"], ["count"], ["wave[1]"]]
+    assert told.gaps() == [{}] * 4
+
+
+# ---- which keys become channels --------------------------------------------------------------------------------------
+
+
+def test_values_decide_what_is_numeric_whatever_the_descriptor_promises() -> None:
+    told = Told({"word": NUMBER, "digit": TEXT_KEY, "flag": NUMBER, "state": INTEGER})
+
+    told.event({"word": "open", "digit": 4.5, "flag": np.bool_(True), "state": None})
+
+    assert told.values() == {"digit": [4.5], "flag": [1.0]}
+    assert told.stream.left_out == {"word": TEXT}
+    assert told.gaps() == [{"state": NO_VALUE}]
+
+
+def test_a_value_that_leaves_its_type_is_a_gap_while_it_does() -> None:
+    told = Told({"soft": INTEGER, "other": NUMBER})
+    for value in (0, 1.5, True, None, "text", math.nan, math.inf, {"a": 1}, 2):
+        told.event({"soft": value, "other": 1})
+
+    assert told.values()["soft"] == [0, 1.5, 1, 2]
+    assert [gap.get("soft") for gap in told.gaps()] == [
+        None, None, None, NO_VALUE, TEXT, NOT_FINITE, NOT_FINITE, NOT_NUMERIC, None,
+    ]  # fmt: skip
+    assert len(told.values()["other"]) == 9
+
+
+def test_text_that_becomes_a_number_joins_as_a_late_channel() -> None:
+    told = Told({"T": NUMBER, "state": TEXT_KEY})
+    told.event({"T": 1, "state": "off"})
+    told.event({"T": 2, "state": None})
+    told.event({"T": 3, "state": 8})
+    told.event({"T": 4, "state": "off"})
+
+    first, second = told.layouts
+    assert [channel.name for channel in first.channels] == ["T"]
+    assert first.left_out == {"state": TEXT}
+    assert [channel.name for channel in second.channels] == ["T", "state"]
+    assert second.left_out == {}
+    assert (first.time_base, second.time_base) == ("primary", "primary")
+    assert [(row.layout, row.number) for row in told.rows] == [(0, 0), (0, 1), (1, 2), (1, 3)]
+    assert told.gaps()[-1] == {"state": TEXT}
+
+
+def test_text_that_becomes_a_number_within_a_page_joins_before_the_page() -> None:
+    told = Told({"T": NUMBER, "state": TEXT_KEY}, Selection(timestamps="event"))
+    told.event({"T": 1, "state": "off"})
+
+    told.page({"T": [2, 3], "state": ["off", 5]})
+
+    assert told.values() == {"T": [1, 2, 3], "state": [5]}
+    assert told.gaps() == [{}, {"state": TEXT}, {}]
+
+
+@pytest.mark.parametrize("page", [False, True], ids=["events", "pages"])
+def test_a_late_channel_has_its_own_times_from_its_first_point_on(page: bool) -> None:
+    told = Told({"a": NUMBER, "b": TEXT_KEY}, name="x_monitor")
+    for value, later in (("warming up", 0.0), (5.0, 0.25)):
+        stamps = {"a": told.now, "b": told.now + later}
+        if page:
+            told.page({"a": [1], "b": [value]}, timestamps={key: [stamp] for key, stamp in stamps.items()})
+        else:
+            told.event({"a": 1, "b": value}, timestamps=stamps)
+
+    assert told.points() == {"a": [(told.now, 1), (told.now, 1)], "b": [(told.now + 0.25, 5)]}
+
+
+def test_an_array_of_which_an_element_is_text_at_first_has_a_gap_there() -> None:
+    told = Told({"wave": {"source": "sim", "dtype": "array", "shape": [2]}})
+    told.event({"wave": ["text", 2.5]})
+    told.event({"wave": [1.5, 3.5]})
+
+    assert told.values() == {"wave[0]": [1.5], "wave[1]": [2.5, 3.5]}
+
+
+def test_a_list_of_texts_that_becomes_numbers_joins_as_late_channels() -> None:
+    told = Told({"wave": {"source": "sim", "dtype": "array", "shape": [2]}})
+    told.event({"wave": ["off", "off"]})
+    told.event({"wave": [1.5, 2.5]})
+
+    assert told.values() == {"wave[0]": [1.5], "wave[1]": [2.5]}
+
+
+def test_a_key_that_an_event_does_not_have_is_missing_in_its_row() -> None:
+    told = Told({"a": NUMBER, "b": NUMBER})
+    told.event({"a": 1, "b": 2})
+    told.event({"a": 3})
+
+    assert told.gaps() == [{}, {"b": MISSING}]
+    assert told.values() == {"a": [1, 3], "b": [2]}
+
+
+def test_a_key_that_the_descriptor_does_not_know_is_taken_when_the_first_event_has_it() -> None:
+    told = Told({"a": NUMBER})
+
+    told.event({"a": 1, "extra": 2})
+
+    assert told.values() == {"a": [1], "extra": [2]}
+
+
+@pytest.mark.parametrize("key", [7, None, math.nan, ("a", "b"), b"a"], ids=repr)
+def test_a_key_that_is_no_text_is_left_out_and_the_others_are_not(key: Any) -> None:
+    told = Told({"a": NUMBER})
+    told.event({"a": 1.5, key: 2.5})
+    told.page({"a": [2.5], key: [3.5]})
+
+    assert told.values() == {"a": [1.5, 2.5]}
+    assert list(told.stream.left_out.values()) == [NAMELESS]
+
+
+def test_a_name_that_no_file_can_hold_is_made_one_that_it_can() -> None:
+    told = Told({"a": NUMBER})
+    told.event({"a": 1.5, "bad \ud800 key": 2.5, "text \ud800": "x"})
+    told.event({"a": 1.5, "bad \ud800 key": 3.5})
+
+    assert told.values() == {"a": [1.5, 1.5], "bad ? key": [2.5, 3.5]}
+    assert told.stream.left_out == {"text ?": TEXT}
+
+
+class Hostile:
+    """Raises whatever it is asked."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+def test_a_value_that_raises_when_it_is_looked_at_costs_itself_alone() -> None:
+    told = Told({"a": NUMBER, "b": NUMBER})
+    told.event({"a": 1, "b": 2})
+    told.event({"a": 3, "b": Hostile()})
+    told.event({"a": 4, "b": 5})
+
+    assert told.values() == {"a": [1, 3, 4], "b": [2, 5]}
+    assert told.gaps()[1] == {"b": NOT_NUMERIC}
+
+
+def test_a_value_that_raises_at_first_is_left_out_and_the_others_are_not() -> None:
+    told = Told({"a": NUMBER, "b": NUMBER})
+    told.event({"a": 1, "b": Hostile()})
+
+    assert told.values() == {"a": [1]}
+    assert told.stream.left_out == {"b": NOT_NUMERIC}
+
+
+def test_a_list_that_holds_itself_is_no_number() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    told = Told({"a": NUMBER, "b": NUMBER})
+    told.event({"a": 1, "b": endless})
+    told.event({"a": 2, "b": 3})
+
+    assert told.values()["a"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "described", [{}, {"choices": 5}, {"choices": [{}, None, "x"]}, {"shape": [None]}, {"units": b"K"}, None, 7, "text"]
+)
+def test_a_data_key_described_in_an_odd_way_is_taken_by_its_value(described: Any) -> None:
+    told = Told({"a": NUMBER, "b": NUMBER})
+    told.stream = EventStream(
+        {"data_keys": {"a": NUMBER, "b": described}, "hints": {"dev": {"fields": 7}}, "name": "primary"},
+        Selection(), started=told.now, next_layout=itertools.count().__next__,
+    )  # fmt: skip
+    told.event({"a": 1, "b": 2})
+
+    assert told.values() == {"a": [1], "b": [2]}
+
+
+def test_an_event_without_data_keys_is_an_empty_row() -> None:
+    told = Told({})
+
+    told.event({})
+
+    assert [(layout.channels, layout.time_base) for layout in told.layouts] == [((), "primary")]
+    assert [row.values for row in told.rows] == [[]]
+
+
+def test_external_data_are_left_out_unless_they_were_filled_in() -> None:
+    keys = {
+        "image": {"source": "file", "dtype": "array", "shape": [4, 4], "external": "FILESTORE:"},
+        "filled": {"source": "file", "dtype": "number", "shape": [], "external": "FILESTORE:"},
+        "asset": {"source": "file", "dtype": "array", "shape": [1, 4, 4], "external": "STREAM:"},
+        "T": NUMBER,
+    }
+    told = Told(keys)
+
+    told.event({"image": "datum/0", "filled": 3.5, "T": 1}, filled={"image": False, "filled": True})
+
+    assert told.values() == {"filled": [3.5], "T": [1]}
+    assert told.stream.left_out == {"image": EXTERNAL, "asset": EXTERNAL}
+
+
+def test_a_number_that_stands_for_a_file_not_filled_in_is_left_out() -> None:
+    told = Told({"frame": {"source": "file", "dtype": "number", "shape": [], "external": "FILESTORE:"}})
+
+    told.event({"frame": 17}, filled={"frame": False})
+
+    assert told.stream.left_out == {"frame": EXTERNAL}
+
+
+def test_channels_are_selected_by_patterns_of_which_the_last_match_decides() -> None:
+    told = Told(
+        {"cell_ga": NUMBER, "cell_as": NUMBER, "cell_as_raw": NUMBER, "gauge": NUMBER},
+        Selection(channels=("cell_*", "!*_raw")),
+    )
+
+    told.event({"cell_ga": 1, "cell_as": 2, "cell_as_raw": 3, "gauge": 4})
+
+    assert told.names == ["cell_ga", "cell_as"]
+    assert told.stream.left_out == {"cell_as_raw": NOT_SELECTED, "gauge": NOT_SELECTED}
+
+
+def test_patterns_that_only_leave_out_take_all_the_others() -> None:
+    selection = Selection(event_streams=("!baseline",))
+
+    assert selection.takes_event_stream("primary")
+    assert not selection.takes_event_stream("baseline")
+    assert not Selection(event_streams=()).takes_event_stream("primary")
+
+
+def test_hints_alone_take_the_hinted_fields() -> None:
+    told = Told({"a": NUMBER, "b": NUMBER}, Selection(channels=("hints",)), hints={"dev": {"fields": ["b"]}, "x": {}})
+
+    told.event({"a": 1, "b": 2})
+
+    assert told.values() == {"b": [2]}
+
+
+# ---- enums and booleans of both ophyds -------------------------------------------------------------------------------
+
+
+def read_of(signal: Any) -> tuple[dict[str, Any], Any]:
+    """What a device of ophyd-async describes, and reads, as documents have it."""
+
+    async def both() -> tuple[dict[str, Any], Any]:
+        await signal.connect()
+        return await signal.describe(), await signal.read()
+
+    described, read = asyncio.run(both())
+    return described, {key: reading["value"] for key, reading in read.items()}
+
+
+def test_an_ophyd_async_enum_is_its_index_among_the_choices() -> None:
+    described, read = read_of(soft_signal_rw(Mode, Mode.RAMP, name="mode"))
+    told = Told(described)
+
+    told.event(read)
+    told.event({"mode": Mode.IDLE})
+    told.event({"mode": "hold"})
+    told.event({"mode": "unheard of"})
+
+    assert told.values() == {"mode": [1, 2, 0]}
+    assert told.gaps()[-1] == {"mode": TEXT}
+
+
+def test_an_ophyd_async_enum_that_has_no_value_at_first_is_a_channel_all_the_same() -> None:
+    described, _ = read_of(soft_signal_rw(Mode, Mode.RAMP, name="mode"))
+    told = Told(described)
+
+    told.event({"mode": None})
+    told.event({"mode": Mode.IDLE})
+
+    assert told.values() == {"mode": [2]}
+
+
+def test_an_enum_whose_first_value_is_none_of_its_choices_is_a_channel_all_the_same() -> None:
+    told = Told({"mode": {**TEXT_KEY, "choices": ["hold", "ramp"]}})
+    for value in ("unknown", "ramp"):
+        told.event({"mode": value})
+
+    assert told.gaps() == [{"mode": TEXT}, {}]
+    assert told.values() == {"mode": [1]}
+
+
+def test_an_integer_that_loses_digits_is_noted_in_a_channel_that_began_as_a_flag() -> None:
+    told = Told({"flag": BOOLEAN})
+    for value in (True, 2**53 + 1):
+        told.event({"flag": value})
+
+    assert [row.rounded for row in told.rows] == [[], ["flag"]]
+
+
+def test_booleans_of_both_ophyds_are_zero_and_one() -> None:
+    described, read = read_of(soft_signal_rw(bool, True, name="shutter-open"))
+    classic = Signal(name="valve", value=False)
+    told = Told(described | classic.describe())
+
+    told.event(read | {"valve": classic.get()})
+    told.event({"shutter-open": np.bool_(False), "valve": np.bool_(True)})
+
+    assert told.values() == {"shutter-open": [1, 0], "valve": [0, 1]}
+
+
+def test_an_enum_of_classic_ophyd_is_the_index_that_it_reads() -> None:
+    told = Told({"mode": INTEGER | {"enum_strs": ("hold", "ramp")}, "word": TEXT_KEY | {"enum_strs": ("hold", "ramp")}})
+
+    told.event({"mode": 1, "word": "ramp"})
+
+    assert told.values() == {"mode": [1]}
+    assert told.stream.left_out == {"word": TEXT}
+
+
+def test_simulated_ophyd_devices_read_numbers() -> None:
+    devices = [ophyd_sim.det1, ophyd_sim.motor, ophyd_sim.rand]
+    described: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    for device in devices:
+        described |= device.describe()
+        data |= {key: reading["value"] for key, reading in device.read().items()}
+    told = Told(described)
+
+    told.event(data)
+
+    assert told.values() == {key: [float(value)] for key, value in data.items()}
+    assert not told.stream.left_out
+
+
+# ---- arrays ----------------------------------------------------------------------------------------------------------
+
+
+def array_of(*shape: int) -> dict[str, Any]:
+    return {"source": "sim", "dtype": "array", "shape": list(shape)}
+
+
+@pytest.mark.parametrize("make", [list, tuple, np.array])
+def test_a_short_array_becomes_one_channel_per_element(make: Callable[[Any], Any]) -> None:
+    told = Told({"flux": array_of(3) | {"units": "A"}})
+
+    told.event({"flux": make([1.5, 2, 3])})
+
+    assert told.values() == {"flux[0]": [1.5], "flux[1]": [2], "flux[2]": [3]}
+    assert {channel.unit for channel in told.layouts[0].channels} == {"A"}
+
+
+@pytest.mark.parametrize("value", [[4.5], (4.5,), np.array([4.5]), np.array(4.5)])
+def test_an_array_of_one_element_is_a_scalar(value: Any) -> None:
+    told = Told({"flux": array_of(1)})
+
+    told.event({"flux": value})
+
+    assert told.values() == {"flux": [4.5]}
+
+
+def test_an_array_of_one_element_that_has_no_value_at_first_is_a_scalar() -> None:
+    told = Told({"flux": array_of(1)})
+
+    told.event({"flux": None})
+    told.event({"flux": [4.5]})
+
+    assert told.values() == {"flux": [4.5]}
+
+
+def test_an_array_that_is_longer_than_the_limit_is_left_out() -> None:
+    told = Told({"flux": array_of(5), "T": NUMBER}, Selection(max_elements=4))
+
+    told.event({"flux": np.arange(5), "T": 1})
+
+    assert told.stream.left_out == {"flux": LONG_ARRAY}
+    assert told.values() == {"T": [1]}
+
+
+@pytest.mark.parametrize("value", [np.zeros((2, 2)), [[1, 2], [3, 4]], ["a", "b"], np.array(["a", "b"])])
+def test_tables_images_and_lists_of_text_are_left_out(value: Any) -> None:
+    told = Told({"image": array_of(2, 2), "T": NUMBER})
+
+    told.event({"image": value, "T": 1})
+
+    assert told.stream.left_out == {"image": ARRAY}
+
+
+def test_the_length_seen_counts_and_not_the_shape_promised() -> None:
+    told = Told({"flux": array_of(2)})
+    told.event({"flux": [1, 2, 3]})
+    told.event({"flux": [4, 5]})
+    told.event({"flux": np.array([6.0, 7.0, 8.0, 9.0])})
+    told.event({"flux": None})
+
+    assert told.values() == {"flux[0]": [1, 4, 6], "flux[1]": [2, 5, 7], "flux[2]": [3, 8]}
+    assert told.gaps() == [{}, {"flux[2]": MISSING}, {}, dict.fromkeys(told.names, MISSING)]
+
+
+@pytest.mark.parametrize("empty", [[], (), np.array([]), None])
+def test_an_array_that_is_empty_at_first_gets_the_channels_that_its_shape_promises(empty: Any) -> None:
+    told = Told({"flux": array_of(2), "T": NUMBER})
+
+    told.event({"flux": empty, "T": 1})
+    told.event({"flux": [3, 4], "T": 2})
+
+    assert told.values() == {"T": [1, 2], "flux[0]": [3], "flux[1]": [4]}
+    assert told.gaps()[0] == {"flux[0]": MISSING, "flux[1]": MISSING}
+
+
+@pytest.mark.parametrize("empty", [[], np.array([])])
+def test_an_array_that_is_empty_and_promises_no_length_is_left_out_and_the_others_are_not(empty: Any) -> None:
+    told = Told({"flux": array_of(0), "T": NUMBER})
+
+    told.event({"flux": empty, "T": 1})
+
+    assert told.stream.left_out == {"flux": ARRAY}
+    assert told.values() == {"T": [1]}
+
+
+def test_a_gap_in_one_element_of_an_array_is_a_gap_of_that_channel() -> None:
+    told = Told({"flux": array_of(2)})
+
+    told.event({"flux": [1, 2]})
+    told.event({"flux": [math.nan, 3]})
+
+    assert told.values() == {"flux[0]": [1], "flux[1]": [2, 3]}
+    assert told.gaps()[-1] == {"flux[0]": NOT_FINITE}
+
+
+# ---- names and units -------------------------------------------------------------------------------------------------
+
+
+def test_names_that_differ_only_in_case_are_told_apart() -> None:
+    told = Told({"Flux": NUMBER, "flux": NUMBER, "FLUX": NUMBER})
+
+    told.event({"Flux": 1, "flux": 2, "FLUX": 3})
+
+    assert told.values() == {"Flux": [1], "flux (2)": [2], "FLUX (3)": [3]}
+
+
+def test_a_channel_can_be_renamed_and_a_name_that_is_taken_is_counted_up() -> None:
+    told = Told(
+        {"a": NUMBER, "b": NUMBER, "c": NUMBER}, Selection(rename={"a": " pressure ", "b": "Pressure", "c": " "})
+    )
+
+    told.event({"a": 1, "b": 2, "c": 3})
+
+    assert told.values() == {"pressure": [1], "Pressure (2)": [2], "channel": [3]}
+
+
+def test_the_elements_of_a_renamed_array_carry_its_new_name() -> None:
+    told = Told({"a": array_of(2)}, Selection(rename={"a": "flux"}))
+
+    told.event({"a": [1, 2]})
+
+    assert told.names == ["flux[0]", "flux[1]"]
+
+
+def test_an_element_and_a_key_that_is_called_like_it_are_two_channels() -> None:
+    told = Told({"a": array_of(2), "a[0]": NUMBER})
+
+    told.event({"a": [1, 2], "a[0]": 3})
+
+    assert told.values() == {"a[0]": [1], "a[1]": [2], "a[0] (2)": [3]}
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "温", "🌡"])
+def test_a_long_name_is_cut_to_what_the_api_takes_in_characters_and_bytes_and_stays_unique(letter: str) -> None:
+    long = letter * 300
+    told = Told({long: NUMBER, long + "1": NUMBER, long + "2": array_of(11)})
+
+    told.event({long: 1, long + "1": 2, long + "2": list(range(11))})
+
+    assert len(set(told.names)) == 13
+    assert all(len(name.encode()) <= 255 for name in told.names)
+    assert told.names[0].endswith("…")
+    assert told.names[1].endswith("… (2)")
+    assert told.names[-1].endswith("…[10]")
+
+
+def test_names_stay_unique_over_all_time_bases_of_an_event_stream() -> None:
+    told = Told({"a": NUMBER, "A": NUMBER}, name="x_monitor")
+
+    told.event({"a": 1, "A": 2}, timestamps={"a": told.now, "A": told.now - 1})
+
+    assert told.values() == {"a": [1], "A (2)": [2]}
+
+
+@pytest.mark.parametrize(("units", "unit"), [("K", "K"), (None, None), (5, None), ("", "")])
+def test_units_are_taken_where_they_are_text(units: Any, unit: str | None) -> None:
+    told = Told({"T": NUMBER | {"units": "K"}})
+    told.composed.descriptor_doc["data_keys"]["T"]["units"] = units
+
+    told.event({"T": 1})
+
+    assert [channel.unit for channel in told.layouts[0].channels] == [unit]
+
+
+def test_units_longer_than_other_names_may_be_are_cut() -> None:
+    told = Told({"T": NUMBER | {"units": "K" * 1000}})
+
+    told.event({"T": 1})
+
+    (channel,) = told.layouts[0].channels
+    assert channel.unit is not None
+    assert len(channel.unit.encode()) == 255
+
+
+# ---- times -----------------------------------------------------------------------------------------------------------
+
+
+def test_events_of_a_plan_have_one_time_for_all_channels() -> None:
+    told = Told({"fast": NUMBER, "slow": NUMBER})
+
+    told.event({"fast": 1, "slow": 2}, timestamps={"fast": told.now, "slow": told.now - 500}, time=told.now + 1)
+
+    assert told.points() == {"fast": [(told.now + 1, 1)], "slow": [(told.now + 1, 2)]}
+
+
+def test_a_monitors_points_have_the_readings_own_time() -> None:
+    told = Told({"gauge": NUMBER}, name="gauge_monitor")
+
+    told.event({"gauge": 1}, timestamps={"gauge": told.now - 2.5}, time=told.now)
+
+    assert told.points() == {"gauge": [(told.now - 2.5, 1)]}
+
+
+def test_a_pages_points_have_the_readings_own_times() -> None:
+    told = Told({"a": NUMBER})
+
+    told.page({"a": [1, 2, 3]}, timestamps={"a": [told.now - 3, told.now - 2, told.now - 1]})
+
+    assert [time for time, _ in told.points()["a"]] == [told.now - 3, told.now - 2, told.now - 1]
+
+
+def test_columns_of_a_page_may_be_arrays() -> None:
+    told = Told({"a": NUMBER, "wave": array_of(2), "b": NUMBER})
+    stamps = told.now - np.array([2.0, 1.0])
+
+    told.page(
+        {"a": np.array([1.5, 2.5], dtype=np.float32), "wave": np.array([[1, 2], [3, 4]]), "b": [7, 8]},
+        timestamps={"a": stamps, "wave": stamps, "b": list(stamps)},
+    )
+
+    assert told.values() == {"a": [1.5, 2.5], "wave[0]": [1, 3], "wave[1]": [2, 4], "b": [7, 8]}
+    assert len(told.layouts) == 1
+
+
+def test_keys_of_a_page_whose_times_differ_get_time_bases_of_their_own() -> None:
+    told = Told({"a": NUMBER, "b": NUMBER, "c": NUMBER}, name="fly")
+    early, late = [told.now - 3, told.now - 2], [told.now - 1, told.now]
+
+    told.page({"a": [1, 2], "b": [3, 4], "c": [5, 6]}, timestamps={"a": early, "b": late, "c": early})
+
+    assert {layout.time_base: [c.name for c in layout.channels] for layout in told.layouts} == {
+        "fly": ["a", "c"], "fly/b": ["b"],
+    }  # fmt: skip
+    assert told.points()["b"] == [(late[0], 3), (late[1], 4)]
+    assert told.points()["c"] == [(early[0], 5), (early[1], 6)]
+    assert [(row.layout, row.number) for row in told.rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_keys_that_cease_to_share_their_times_part_from_there_on_and_never_meet_again() -> None:
+    told = Told({"a": NUMBER, "b": NUMBER}, name="x_monitor")
+    together = {"a": told.now, "b": told.now}
+    told.event({"a": 1, "b": 2}, timestamps=together)
+    told.event({"a": 3, "b": 4}, timestamps={"a": told.now, "b": told.now - 1})
+    told.event({"a": 5, "b": 6}, timestamps=together)
+
+    assert [(layout.time_base, [c.name for c in layout.channels]) for layout in told.layouts] == [
+        ("x_monitor", ["a", "b"]), ("x_monitor", ["a"]), ("x_monitor/b", ["b"]),
+    ]  # fmt: skip
+    assert told.values() == {"a": [1, 3, 5], "b": [2, 4, 6]}
+    assert [row.number for row in told.rows] == [0, 1, 0, 2, 1]
+
+
+@pytest.mark.parametrize("offset", [-86401.0, 3601.0])
+def test_a_time_stamp_that_no_clock_could_have_shown_gives_way_to_the_events_time_and_is_counted(offset: float) -> None:
+    told = Told({"gauge": NUMBER}, name="gauge_monitor")
+
+    told.event({"gauge": 1}, timestamps={"gauge": told.now + offset}, time=told.now - 1)
+
+    assert told.points() == {"gauge": [(told.now - 1, 1)]}
+    assert told.stream.replaced_times == 1
+
+
+@pytest.mark.parametrize("stamp", [math.nan, math.inf, None, "noon", 631152000.0, 12.5])
+def test_a_time_stamp_that_is_none_gives_way_to_the_events_time(stamp: Any) -> None:
+    told = Told({"gauge": NUMBER}, name="gauge_monitor")
+
+    told.event({"gauge": 1}, timestamps={"gauge": stamp}, time=told.now)
+    told.event({"gauge": 2}, timestamps={}, time=told.now)
+
+    assert told.points() == {"gauge": [(told.now, 1), (told.now, 2)]}
+    assert told.stream.replaced_times == 2
+
+
+def test_settings_can_ask_for_either_time() -> None:
+    by_reading = Told({"a": NUMBER}, Selection(timestamps="reading"))
+    by_reading.event({"a": 1}, timestamps={"a": by_reading.now - 7})
+    by_event = Told({"a": NUMBER}, Selection(timestamps="event"), name="a_monitor")
+    by_event.event({"a": 1}, timestamps={"a": by_event.now - 7})
+
+    assert by_reading.points() == {"a": [(by_reading.now - 7, 1)]}
+    assert by_event.points() == {"a": [(by_event.now, 1)]}
+
+
+@pytest.mark.parametrize("time", [math.nan, math.inf, -math.inf, 10**400, None])
+def test_an_event_whose_own_time_is_none_is_refused_and_breaks_nothing(time: Any) -> None:
+    told = Told({"a": NUMBER})
+    told.event({"a": 1})
+
+    with pytest.raises(ChannelError, match=r"event stream 'primary'.*time"):
+        told.event({"a": 2}, time=time)
+    with pytest.raises(ChannelError, match=r"event stream 'primary'.*time"):
+        told.page({"a": [2, 3]}, time=[told.now, time], timestamps={})
+    told.event({"a": 4})
+
+    assert told.values() == {"a": [1, 4]}
+    assert [row.number for row in told.rows] == [0, 1]
+
+
+# ---- documents that are not as they should be ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("member", ["data", "time", "uid"])
+def test_an_event_that_lacks_what_it_must_have_is_refused_by_name(member: str) -> None:
+    told = Told({"a": NUMBER})
+    doc = told.event({"a": 1})
+    del doc[member]
+
+    with pytest.raises(ChannelError, match=rf"event stream 'primary' has no '{member}'"):
+        told.stream.event(doc, told.now)
+
+
+def test_a_page_whose_columns_differ_in_length_is_refused_as_a_whole() -> None:
+    told = Told({"a": NUMBER, "b": NUMBER})
+
+    with pytest.raises(ChannelError, match="'b'.*1 values in a page of 2 events"):
+        told.page({"a": [1, 2], "b": [1]})
+
+
+def test_a_page_without_data_keys_has_as_many_rows_as_events() -> None:
+    told = Told({}, name="fly")
+
+    told.page({}, seq_num=[1, 2, 3])
+
+    assert [row.number for row in told.rows] == [0, 1, 2]
+
+
+def test_an_empty_page_gives_nothing() -> None:
+    told = Told({"a": NUMBER})
+
+    told.page({"a": []})
+
+    assert told.lines == []
+
+
+def test_what_could_not_be_kept_leaves_no_hole() -> None:
+    told = Told({"a": NUMBER, "state": TEXT_KEY})
+    told.event({"a": 1, "state": "x"}, accept=False)
+    told.event({"a": 2, "state": "x"})
+    told.event({"a": 3, "state": 9}, accept=False)
+    told.page({"a": [4, 5], "state": [9, 9]}, accept=False)
+    told.event({"a": 6, "state": 8})
+
+    assert [row.number for row in told.rows] == [0, 1]
+    assert [layout.layout for layout in told.layouts] == [row.layout for row in told.rows]
+    assert told.values() == {"a": [2, 6], "state": [8]}
+
+
+def test_lines_are_json_whatever_the_names_hold() -> None:
+    told = Told({'a "b"\n温': NUMBER})
+
+    told.event({'a "b"\n温': math.nan}, uid='u"\\')
+
+    (row,) = told.rows
+    assert row.event_uid == 'u"\\'
+    assert row.gaps == {'a "b"\n温': NOT_FINITE}
+    assert orjson.loads(orjson.dumps(row.values)) == [None]

@@ -1,0 +1,254 @@
+"""What is known of a run whose start document comes again, and what looking it up costs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import Document, growth, held
+from waiting import wait_until
+
+from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky.documents import known_runs as past
+from atomscale_bluesky.server import LocalServer
+
+MakeCallback = Callable[..., AtomscaleCallback]
+
+
+def old(points: int = 3, age_s: float = 3600.0) -> list[Document]:
+    """The documents of a run that began an hour ago."""
+    return [(name, doc | {"time": doc["time"] - age_s} if name == "start" else doc) for name, doc in growth(points)]
+
+
+@pytest.mark.parametrize("waiting", [1, 30])
+def test_a_start_that_may_have_come_before_opens_no_file_of_the_runs_that_wait(
+    make_callback: MakeCallback, monkeypatch: pytest.MonkeyPatch, waiting: int
+) -> None:
+    before = make_callback(offline=True)
+    for _ in range(waiting):
+        for name, doc in old():
+            before(name, doc)
+    before.close()
+    callback = make_callback(offline=True)
+    known = {run.folder for run in callback.status()}
+    opened: list[str] = []
+    real = os.open
+
+    def noted(path: Any, *args: Any, **more: Any) -> int:
+        opened.append(str(path))
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(os, "open", noted)
+    (_, start), *_ = old()
+    callback("start", start)
+    monkeypatch.undo()
+
+    assert len(known) == waiting
+    assert [path for path in opened if str(Path(path).parent) in known] == []
+    assert len(callback.status()) == waiting + 1
+
+
+def test_of_many_runs_few_are_read_at_construction_and_the_others_soon_after(
+    make_callback: MakeCallback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(past, "AT_CONSTRUCTION", 4)
+    before = make_callback(offline=True)
+    runs = [old() for _ in range(30)]
+    for documents in runs:
+        for name, doc in documents:
+            before(name, doc)
+    before.close()
+    read: dict[int, set[str]] = {}
+    real = os.open
+
+    def noted(path: Any, *args: Any, **more: Any) -> int:
+        if str(path).endswith("journal-0001.jsonl"):
+            read.setdefault(threading.get_ident(), set()).add(str(path))
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(os, "open", noted)
+    callback = make_callback(offline=True)
+    here = read[threading.get_ident()]
+    assert len(here) == 4
+    wait_until(lambda: len(set().union(*read.values())) == 30)
+    for name, doc in runs[0]:
+        callback(name, doc)
+
+    assert callback.ignored == {"run taken before": 1}
+    assert len(here) == 5  # what was kept of it
+
+
+def test_a_run_whose_header_was_not_read_at_construction_is_known_at_once(
+    make_callback: MakeCallback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(past, "AT_CONSTRUCTION", 0)
+    before = make_callback(offline=True)
+    runs = [old() for _ in range(3)]
+    for documents in runs:
+        for name, doc in documents:
+            before(name, doc)
+    before.close()
+    callback = make_callback(offline=True)
+    for documents in runs:
+        for name, doc in documents:
+            callback(name, doc)
+
+    assert callback.ignored == {"run taken before": 3}
+
+
+def test_a_run_that_another_process_has_begun_since_is_known_all_the_same(make_callback: MakeCallback) -> None:
+    documents = old()
+    callback, other = make_callback(offline=True), make_callback(offline=True)
+    for name, doc in documents:
+        other(name, doc)
+    for name, doc in documents:
+        callback(name, doc)
+
+    assert callback.ignored == {"run taken before": 1}
+
+
+def test_a_damaged_run_in_the_spool_keeps_no_other_from_beginning(make_callback: MakeCallback, spool_dir: Path) -> None:
+    folder = spool_dir / "20260101T020000-deadbeef"
+    folder.mkdir(parents=True)
+    (folder / "journal-0001.jsonl").write_bytes(b'6faacdeb {"kind":"from a newer version"}\n')
+    callback = make_callback(offline=True)
+    for name, doc in old():
+        callback(name, doc)
+
+    assert callback.ignored == {}
+    assert sum(run.points.seen for run in callback.status()) == 6
+
+
+def test_of_a_long_history_the_one_run_is_found_whatever_the_others_quote(
+    make_callback: MakeCallback, spool_dir: Path
+) -> None:
+    callback = make_callback()
+    documents = old()
+    uid = documents[0][1]["uid"]
+    for name, doc in documents:
+        callback(name, doc)
+    assert callback.drain(timeout_s=10)
+    for label in (uid, f'"run_uid":"{uid}"'):  # another run whose label quotes it
+        for name, doc in growth(points=1, start_metadata={"plan_name": label}):
+            callback(name, doc)
+    assert callback.drain(timeout_s=10)
+    callback.close()
+
+    again = make_callback()
+    assert len(again.streams(uid)) == 1
+    for name, doc in documents:
+        again(name, doc)
+    assert again.ignored == {"run taken before": 1}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what was read is told by Linux alone")
+def test_a_long_history_is_not_read_by_a_run_a_status_or_a_start_that_may_have_come_before(
+    make_callback: MakeCallback, spool_dir: Path
+) -> None:
+    callback = make_callback()
+    for name, doc in growth(points=3):
+        callback(name, doc)
+    assert callback.drain(timeout_s=10)
+    history = spool_dir / "history.jsonl"
+    entry = history.read_bytes()
+    with history.open("ab") as file:
+        file.write(entry * (20_000_000 // len(entry)))
+    callback.close()
+    callback = make_callback()
+
+    def bytes_read() -> int:
+        with open("/proc/self/io") as told:
+            return int(told.readline().removeprefix("rchar:"))
+
+    before = bytes_read()
+    for documents in (growth(points=3), old(points=3)):
+        for name, doc in documents:
+            callback(name, doc)
+        assert callback.drain(timeout_s=10)
+        assert callback.status() == ()
+    assert callback.ignored == {}
+    assert bytes_read() - before < 2_000_000
+
+    assert (spool_dir / "history-1.jsonl").stat().st_size > 16 * 2**20  # it made way for a new one
+    assert history.stat().st_size < 10_000
+    again = make_callback()
+    for name, doc in old(points=3):
+        again(name, doc)
+    assert again.ignored == {}
+
+
+def with_other_uids(documents: list[Document]) -> list[Document]:
+    """The same run as a catalogue gives it, which makes up new uids for its events."""
+    return [(name, doc | {"uid": str(uuid.uuid4())} if name == "event" else doc) for name, doc in documents]
+
+
+def values_in(server: LocalServer) -> list[float | None]:
+    return sorted(value for values in held(server).values() for value in values)
+
+
+def test_a_run_in_several_journals_is_sent_once_whichever_uids_come_again(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    documents = old(points=12)
+    again = with_other_uids(documents)
+    first = make_callback(offline=True)
+    for name, doc in documents[:6]:
+        first(name, doc)
+    first.close()
+    second = make_callback(offline=True)
+    for name, doc in again[:10]:  # of which four are known by their times, and four are kept with uids of their own
+        second(name, doc)
+    second.close()
+    third = make_callback()
+    for name, doc in again:
+        third(name, doc)
+
+    assert third.drain(20)
+    assert third.ignored == {"event seen before": 8}
+    assert values_in(server) == sorted(
+        value for name, doc in documents if name == "event" for value in doc["data"].values()
+    )
+
+
+def test_an_event_that_its_time_told_is_known_when_it_comes_once_more(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    documents = old(points=4)
+    again = with_other_uids(documents)
+    first = make_callback(offline=True)
+    for name, doc in documents[:-1]:
+        first(name, doc)
+    first.close()
+    second = make_callback()
+    for name, doc in [*again[:-1], *again[-3:]]:
+        second(name, doc)
+
+    assert second.drain(20)
+    assert second.ignored == {"event seen before": 6}
+    assert values_in(server) == sorted(
+        value for name, doc in documents if name == "event" for value in doc["data"].values()
+    )
+
+
+def test_closing_once_more_completes_what_came_behind_the_first_time(make_callback: MakeCallback) -> None:
+    documents = old(points=6)
+    first = make_callback(offline=True)
+    for name, doc in documents[:4]:
+        first(name, doc)
+    first.close()
+    for name, doc in documents[4:6]:
+        first(name, doc)
+    first.close()
+    second = make_callback(offline=True)
+    for name, doc in documents:
+        second(name, doc)
+    second.close()
+
+    assert second.ignored == {"event seen before": 4}
+    assert [run.points.waiting for run in second.status()] == [4, 4, 4]

@@ -1,0 +1,408 @@
+"""What a start document says about its streams, and how these are named."""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+from event_model import compose_run, sanitize_doc
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atomscale_bluesky import MetadataError, validate_metadata
+from atomscale_bluesky.documents.metadata import RunMetadata, content_digest, read_metadata, run_label
+from atomscale_bluesky.model.labels import MAX_LABEL, label_with_reason, stream_label
+from atomscale_bluesky.model.links import Links
+
+SAMPLE = "6f0e2c1a-93c4-4b7e-8d55-0a1b2c3d4e5f"
+# A value where a start document may have it: at the top level, or in the dict of our own.
+LEVELS = pytest.mark.parametrize("at", [lambda md: md, lambda md: {"atomscale": md}], ids=["top", "atomscale"])
+
+
+class Odd:
+    """Something that no encoder takes, and that does not even have a text."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+    def __format__(self, spec: str) -> str:
+        raise RuntimeError("no text")
+
+
+def read(name: str, metadata: RunMetadata) -> Any:
+    found = {"stream_name": metadata.label, "points_per_chunk": metadata.points_per_chunk}
+    return found[name] if name in found else getattr(metadata.links, name)
+
+
+@LEVELS
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("synth_source_id", 42, 42),
+        ("synth_source_id", 0, 0),
+        ("synth_source_id", " 42 ", 42),
+        ("synth_source_id", np.int64(42), 42),
+        ("synth_source_id", np.array(42), 42),
+        ("synth_source_id", np.str_("42"), 42),
+        ("synth_source_id", None, None),
+        ("synth_source_id", "", None),
+        ("synth_source_id", "  ", None),
+        ("physical_sample_id", SAMPLE, SAMPLE),
+        ("physical_sample_id", SAMPLE.upper().replace("-", ""), SAMPLE),
+        ("physical_sample_id", f" {SAMPLE}\n", SAMPLE),
+        ("physical_sample_id", uuid.UUID(SAMPLE), SAMPLE),
+        ("physical_sample_id", "", None),
+        ("project_id", SAMPLE, SAMPLE),
+        ("physical_sample", " GaN-0417 ", "GaN-0417"),
+        ("physical_sample", "Mu\u0308nchen", "M\u00fcnchen"),
+        ("physical_sample", "x" * 255, "x" * 255),
+        ("physical_sample", "  ", None),
+        ("tags", "night shift", ("night shift",)),
+        ("tags", [" night shift ", "", "Night Shift", "recipe 12"], ("night shift", "recipe 12")),
+        ("tags", ("a", "b"), ("a", "b")),
+        ("tags", {"b", "a"}, ("a", "b")),
+        ("tags", [], ()),
+        ("tags", None, ()),
+        ("tags", SAMPLE.upper(), (SAMPLE,)),
+        ("track_sample", False, False),
+        ("track_sample", np.bool_(False), False),
+        ("stream_name", "GaAs on Si, 3°", "GaAs on Si, 3°"),
+        ("stream_name", " padded ", "padded"),
+        ("stream_name", "x" * 500, "x" * 199 + "…"),
+        ("stream_name", None, None),
+        ("points_per_chunk", 1, 1),
+        ("points_per_chunk", "100", 100),
+        ("points_per_chunk", 100_000, 100_000),
+    ],
+)
+def test_a_value_is_read_as_plans_write_it(at: Any, name: str, value: Any, expected: Any) -> None:
+    metadata = at({name: value})
+
+    validate_metadata(metadata)
+
+    assert read(name, read_metadata(metadata)) == expected
+
+
+@LEVELS
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("synth_source_id", -1, "0 or more"),
+        ("synth_source_id", 2**31, "0 or more"),
+        ("synth_source_id", 10**5000, "0 or more"),
+        ("synth_source_id", "9" * 5000, "a whole number such as 42"),
+        ("synth_source_id", "MBE 2", "a whole number such as 42"),
+        ("synth_source_id", 42.0, "a whole number such as 42"),
+        ("synth_source_id", True, "a whole number such as 42"),
+        ("synth_source_id", np.bool_(True), "a whole number such as 42"),
+        ("synth_source_id", math.nan, "a whole number such as 42"),
+        ("synth_source_id", [42], "a whole number such as 42"),
+        ("synth_source_id", np.array([42, 43]), "a whole number such as 42"),
+        ("synth_source_id", Decimal(42), "a whole number such as 42"),
+        ("synth_source_id", Odd(), "a whole number such as 42"),
+        ("physical_sample_id", "wafer 17", "a UUID such as"),
+        ("physical_sample_id", 17, "a UUID such as"),
+        ("physical_sample_id", SAMPLE.encode(), "a UUID such as"),
+        ("project_id", SAMPLE + "0", "a UUID such as"),
+        ("project_id", {"id": SAMPLE}, "a UUID such as"),
+        ("project_id", Odd(), "a UUID such as"),
+        ("physical_sample", 417, "printable text on one line"),
+        ("physical_sample", "GaN\n0417", "printable text on one line"),
+        ("physical_sample", {"name": "GaN-0417"}, "printable text on one line"),
+        ("physical_sample", "x" * 300, "up to 255 characters, there are 300"),
+        ("tags", "night\nshift", "printable text on one line"),
+        ("tags", ["ok", "night\rshift"], "printable text on one line"),
+        ("tags", ["x" * 256], "up to 255 characters, there are 256"),
+        ("tags", [12], "12 is none"),
+        ("tags", 12, "text or a list of texts"),
+        ("tags", {"a": 1}, "text or a list of texts"),
+        ("tags", [f"tag {n}" for n in range(51)], "up to 50 tags, there are 51"),
+        ("track_sample", "yes", "True or False"),
+        ("track_sample", 1, "True or False"),
+        ("stream_name", 17, "printable text on one line"),
+        ("stream_name", "two\nlines", "printable text on one line"),
+        ("stream_name", "bell\a", "printable text on one line"),
+        ("stream_name", "half \ud800 a character", "printable text on one line"),
+        ("stream_name", b"bytes", "printable text on one line"),
+        ("points_per_chunk", 0, "1 to 100000"),
+        ("points_per_chunk", 100_001, "1 to 100000"),
+        ("points_per_chunk", -(10**5000), "1 to 100000"),
+        ("points_per_chunk", 1e2, "a whole number"),
+    ],
+    ids=lambda value: f"{type(value).__name__}" if not isinstance(value, str) or len(value) > 40 else None,
+)
+def test_a_value_that_cannot_be_used_is_named_with_what_is_expected(
+    at: Any, name: str, value: Any, expected: str
+) -> None:
+    with pytest.raises(MetadataError, match=f"metadata {name!r} is .*; expected .*{expected}") as caught:
+        validate_metadata(at({name: value}))
+
+    text = str(caught.value)
+    assert len(text) < 220
+    assert text.isprintable()
+
+
+def test_the_dict_of_our_own_wins_over_the_top_level() -> None:
+    start = {
+        "synth_source_id": 1,
+        "points_per_chunk": 50,
+        "project_id": "not ours",
+        "atomscale": {"synth_source_id": 2},
+    }
+    start["atomscale"]["project_id"] = SAMPLE
+    start["atomscale"]["points_per_chunk"] = None
+
+    metadata = read_metadata(start)
+
+    assert (metadata.links.synth_source_id, metadata.links.project_id, metadata.points_per_chunk) == (2, SAMPLE, 50)
+
+
+def test_what_the_dict_of_our_own_does_not_know_is_refused_by_name() -> None:
+    with pytest.raises(
+        MetadataError, match="holds 'synth_source', which means nothing here; it may hold synth_source_id"
+    ):
+        read_metadata({"atomscale": {"synth_source": 42}})
+    with pytest.raises(MetadataError, match="holds '7', which means nothing here"):
+        read_metadata({"atomscale": {7: 42}})
+
+
+@pytest.mark.parametrize("value", [42, "42", [("synth_source_id", 42)], Odd()])
+def test_what_is_no_dict_under_our_own_name_is_refused(value: Any) -> None:
+    with pytest.raises(MetadataError, match=r"metadata 'atomscale' is .*; expected a dict"):
+        read_metadata({"atomscale": value})
+
+
+def test_other_keys_of_a_start_document_are_nobodys_business() -> None:
+    start = {"sample": Odd(), "project": object(), "synth_source": [1], "Synth_Source_Id": "x", "atomscale": {}}
+
+    assert read_metadata(start) == read_metadata({})
+
+
+# ---- labels ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_named_by_the_template() -> None:
+    start = compose_run(metadata={"plan_name": "grow", "scan_id": 17}).start_doc | {"time": 1_760_000_000.0}
+
+    assert run_label(start, "{plan_name} {scan_id:04d} {date}").startswith("grow 0017 2025-10-")
+
+
+def test_a_key_that_the_start_document_lacks_gives_none_in_its_name() -> None:
+    assert run_label({"plan_name": "grow"}, "{plan_name} {scan_id} {date}") == "grow"
+
+
+@pytest.mark.parametrize(
+    ("start", "template", "label"),
+    [
+        ({}, "{scan_id}", "run"),
+        ({"plan_name": "grow"}, "{scan_id:04d}", "grow"),
+        ({"plan_name": "grow", "scan_id": Odd()}, "{scan_id}", "grow"),
+        ({"plan_name": Odd()}, "{plan_name}", "run"),
+        ({"plan_name": "grow", "time": math.nan}, "{plan_name} {date}", "grow"),
+        ({"plan_name": "grow", "time": 1e300}, "{date}", "grow"),
+        ({"plan_name": "grow", "time": "noon"}, "{plan_name} {date}", "grow"),
+        ({"plan_name": "two\nlines\tand \a bell"}, "{plan_name}", "two lines and bell"),
+        ({"plan_name": "half \ud800 a character"}, "{plan_name}", "half a character"),
+        ({"plan_name": "x" * 5000}, "{plan_name}", "x" * 199 + "…"),
+        ({"plan_name": "grow"}, "{plan_name.nothing}", "grow"),
+        ({"plan_name": "grow"}, "{plan_name[9]}", "grow"),
+        ({"plan_name": "grow"}, "{", "grow"),
+    ],
+)
+def test_a_name_never_fails_and_is_short_and_on_one_line(start: dict[str, Any], template: str, label: str) -> None:
+    assert run_label(start, template) == label
+
+
+TEXTS = st.text(max_size=400)
+
+
+@given(label=TEXTS, event_stream=st.none() | TEXTS, number=st.integers(1, 1000), run_uid=TEXTS)
+def test_a_streams_name_is_short_and_ends_in_its_runs_uid_and_its_token(
+    label: str, event_stream: str | None, number: int, run_uid: str
+) -> None:
+    label = run_label({"plan_name": label}, "{plan_name}")
+
+    name = stream_label(label, event_stream=event_stream, number=number, run_uid=run_uid, token="0a1b2c3d")
+
+    assert len(name) <= MAX_LABEL
+    assert name.isprintable()
+    assert name.endswith("-0a1b2c3d]")
+    assert (f" ({number}) [" in name) == (number > 1) or "(" in f"{label}{event_stream}{run_uid}"
+
+
+def test_the_streams_of_a_run_are_told_apart() -> None:
+    def named(**members: Any) -> str:
+        given = {"event_stream": None, "number": 1, "run_uid": "b7c2e9f1-4a55", "token": "0a1b2c3d"}
+        return stream_label("grow 17", **(given | members))
+
+    assert named() == "grow 17 [b7c2e9f1-0a1b2c3d]"
+    assert named(number=2) == "grow 17 (2) [b7c2e9f1-0a1b2c3d]"
+    assert named(event_stream="baseline") == "grow 17 · baseline [b7c2e9f1-0a1b2c3d]"
+    assert named(event_stream="b" * 300, number=12).endswith("b… (12) [b7c2e9f1-0a1b2c3d]")
+
+
+# ---- digests ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_start_document_and_its_stored_copy_have_one_digest() -> None:
+    start = compose_run(
+        metadata={
+            "hints": {"dimensions": [(("motor",), "primary")]},
+            "shape": (3, 4),
+            "array": np.arange(12.0).reshape(3, 4)[:, ::2],
+            "words": np.array(["a", "b"]),
+            "count": np.int64(3),
+            "half": np.float32(0.1),
+            "flag": np.bool_(True),
+            "gap": math.nan,
+        }
+    ).start_doc
+
+    assert content_digest(start) == content_digest(sanitize_doc(start))
+    assert content_digest(start) == content_digest(dict(reversed(start.items())))
+
+
+def test_documents_of_other_content_have_other_digests() -> None:
+    start = compose_run(metadata={"synth_source_id": 42}).start_doc
+
+    digests = {content_digest(start | change) for change in ({}, {"synth_source_id": 43}, {"more": 1}, {"time": 1.0})}
+
+    assert len(digests) == 4
+
+
+def test_any_metadata_have_a_digest_that_does_not_change_from_process_to_process() -> None:
+    class Thing:
+        pass
+
+    cyclic: list[Any] = []
+    cyclic.append(cyclic)
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    start = {"thing": Thing(), "function": lambda: None, "set": {1}, "cyclic": cyclic, "deep": deep, "huge": 10**400}
+    start |= {"odd": Odd(), "half\ud800": "half \ud800", 7: b"bytes", "mixed": {1: 2, None: 3, (1, 2): 4}}
+
+    assert content_digest(start) == content_digest(start | {"thing": Thing(), "function": lambda: None})
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.tuples(inner, inner),
+        max_leaves=20,
+    )
+)
+def test_metadata_of_any_kind_are_read_or_refused_and_digested(value: Any) -> None:
+    for start in ({"atomscale": value}, {"stream_name": value}, {"synth_source_id": value}, {"project_id": value}):
+        content_digest(start)
+        try:
+            read_metadata(start)
+        except MetadataError as error:
+            assert "metadata '" in str(error)  # noqa: PT017 - either outcome is right, no other is
+
+
+def test_a_sample_named_by_its_id_is_that_sample() -> None:
+    assert read_metadata({"physical_sample": f" {SAMPLE.upper()}"}).links.physical_sample_id == SAMPLE
+
+
+@LEVELS
+def test_two_physical_samples_are_one_too_many(at: Any) -> None:
+    with pytest.raises(MetadataError, match="name one physical sample"):
+        validate_metadata(at({"physical_sample": "GaN-0417", "physical_sample_id": SAMPLE}))
+
+
+def test_the_sample_of_our_own_dict_wins_over_that_of_the_top_level_however_each_is_named() -> None:
+    named, given = {"physical_sample": "GaN-0417"}, {"physical_sample_id": SAMPLE}
+
+    assert read_metadata(given | {"atomscale": named}).links.physical_sample == "GaN-0417"
+    assert read_metadata(given | {"atomscale": named}).links.physical_sample_id is None
+    assert read_metadata(named | {"atomscale": given}).links.physical_sample is None
+
+
+def test_to_track_a_sample_takes_a_sample_and_a_project() -> None:
+    both = {"physical_sample": "GaN-0417", "project_id": SAMPLE, "track_sample": True}
+    assert read_metadata(both, Links()).links.track_sample
+    assert read_metadata({"physical_sample": "x", "track_sample": True}, Links(project_id=SAMPLE)).links.track_sample
+
+    with pytest.raises(MetadataError, match="no project is named"):
+        read_metadata({"physical_sample": "GaN-0417", "track_sample": True}, Links())
+    with pytest.raises(MetadataError, match="no physical sample is named"):
+        validate_metadata({"project_id": SAMPLE, "track_sample": True})
+    validate_metadata({"physical_sample": "GaN-0417", "track_sample": True})  # the project may be the site's
+
+
+def test_what_a_run_says_of_its_links_wins_over_the_site() -> None:
+    site = Links(synth_source_id=7, project_id=SAMPLE, tags=("chamber 3",))
+
+    assert read_metadata({}, site).links == site
+    assert read_metadata({"tags": [], "synth_source_id": 0}, site).links == Links(0, None, SAMPLE)
+
+
+@pytest.mark.parametrize("reason", ["", "heater tripped", "x" * 500, "two\nlines\x1b[31m"])
+@pytest.mark.parametrize("name", ["grow", "x" * 300])
+def test_a_reason_in_a_label_leaves_what_makes_it_unique_whole(name: str, reason: str) -> None:
+    label = stream_label(name, event_stream=None, number=1, run_uid="abbf00f1-22", token="1234abcd")
+
+    told = label_with_reason(label, reason)
+
+    assert told.endswith(" [abbf00f1-1234abcd]")
+    assert len(told) <= MAX_LABEL
+    assert told.isprintable()
+
+
+def test_the_digest_of_an_ordinary_document_stays_what_it_was() -> None:
+    start = {
+        "uid": "a", "time": 1.5, "plan_name": "scan", "none": None, "n": np.int64(4), "odd": object,
+        "plan_args": {"detectors": ["d1"], "positions": list(range(1000))},
+        "flat": np.arange(6.0).reshape(2, 3), "note": "x" * 5000,
+    }  # fmt: skip
+
+    assert content_digest(start) == "3406f1ca4ab1c15c"  # as spools hold it
+
+
+LARGE = {
+    "picture": np.zeros((2048, 2048)),
+    "floats": [0.5] * 10**6,
+    "text": "x" * 10**8,
+    "texts": ["x"] * 10**6,
+    "rows": [[0.5] * 1000] * 1000,
+    "nested": {"a": {"b": list(range(10**6))}},
+    "mapping": {str(n): n for n in range(10**6)},
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_start_document_of_any_size_is_digested_in_a_moment(kind: str) -> None:
+    start = {"uid": "a", "time": 1.5, "plan_args": LARGE[kind]}
+    begin = time.thread_time()
+    digest = content_digest(start)
+    took_s = time.thread_time() - begin
+
+    assert took_s < 0.05
+    assert digest == content_digest(start)
+    assert digest != content_digest(start | {"time": 2.5})
+
+
+def test_a_large_array_has_the_digest_of_its_stored_copy_and_not_of_another() -> None:
+    array = np.arange(300_000).reshape(300, 1000)
+    start = {"uid": "a", "array": array, "time": 1.5}
+
+    assert content_digest(start) == content_digest(start | {"array": array.tolist()})
+    assert content_digest(start) != content_digest(start | {"array": array.T})
+    assert content_digest(start) != content_digest(start | {"array": array + 1})
+
+
+@pytest.mark.parametrize("name", ["tags", "project_id", "synth_source_id", "stream_name"])
+def test_metadata_of_any_size_are_refused_in_a_moment(name: str) -> None:
+    begin = time.thread_time()
+    with pytest.raises(MetadataError) as caught:
+        validate_metadata({name: ["x"] * 10**6})
+    took_s = time.thread_time() - begin
+
+    assert took_s < 0.05
+    assert len(str(caught.value)) < 300

@@ -1,0 +1,198 @@
+"""How much room there is, on whose disk, and who owns what."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from atomscale_bluesky.spool.disk_space import Room, network_file_system
+from atomscale_bluesky.spool.locks import RunLock, is_held
+
+RUN, ANOTHER, LINK = "20260101T020000-deadbeef", "20260101T020001-deadbeef", "20260101T020002-deadbeef"
+
+
+def spool_of(folder: Path, *sizes: int) -> Path:
+    """A spool with one run whose files have these sizes, and with the files that are no run's."""
+    run = folder / RUN
+    run.mkdir(parents=True)
+    for n, size in enumerate(sizes):
+        (run / f"{n}.jsonl").write_bytes(b"x" * size)
+    (folder / "history.jsonl").write_bytes(b"x" * 5000)
+    return folder
+
+
+def test_a_spool_is_as_large_as_the_files_of_its_runs(tmp_path: Path) -> None:
+    room = Room(spool_of(tmp_path, 10, 20), max_bytes=100, min_free_bytes=0)
+    for name in (ANOTHER, "backup"):  # a person's own folder is no run
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.jsonl").write_bytes(b"x" * 7)
+
+    used, free = room.measure()
+
+    assert used == 37
+    assert free > 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a link needs rights there")
+def test_what_a_link_in_the_spool_leads_to_is_not_part_of_it(tmp_path: Path) -> None:
+    elsewhere = spool_of(tmp_path / "elsewhere", 1000)
+    room = Room(spool_of(tmp_path / "spool", 10), max_bytes=100, min_free_bytes=0)
+    (tmp_path / "spool" / LINK).symlink_to(elsewhere / RUN)
+
+    assert room.measure()[0] == 10
+
+
+def test_there_is_room_until_the_limit_is_reached_also_between_two_looks(tmp_path: Path) -> None:
+    room = Room(spool_of(tmp_path, 30), max_bytes=40, min_free_bytes=0)
+    room.look()
+    assert (room.used_bytes, room.there_is) == (30, True)
+
+    room.used_bytes += 9
+    assert room.there_is
+    room.used_bytes += 1
+    assert not room.there_is
+
+    room.look()  # what was written in between is on the disk, or was not
+    assert (room.used_bytes, room.there_is) == (30, True)
+
+
+def test_one_look_measures_few_of_many_runs_and_some_looks_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room(tmp_path, max_bytes=10**9, min_free_bytes=0)
+    runs = [f"20260101T000000-{n:08x}" for n in range(700)]
+    for run in runs:
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "journal-0001.jsonl").write_bytes(b"x")
+    measured: list[str] = []
+    real = os.scandir
+
+    def noted(path: str) -> os.ScandirIterator[str]:
+        measured.append(str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", noted)
+    room.look()
+    assert (room.behind, 400 < room.used_bytes < 700) == (True, True)
+    assert len(measured) == 1 + room.used_bytes
+    room.look()
+    assert (room.behind, room.used_bytes) == (False, 700)
+    measured.clear()
+    room.look()
+    assert len(measured) <= 1 + 64
+
+    (tmp_path / runs[7] / "journal-0001.jsonl").write_bytes(b"x" * 11)
+    room.grown.append(runs[7])
+    room.look()
+    assert room.used_bytes == 710
+    for run in runs:
+        (tmp_path / run / "ledger.jsonl").write_bytes(b"x")
+    for _ in range(11):
+        room.look()
+    assert room.used_bytes == 1410
+    shutil.rmtree(tmp_path / runs[7])
+    room.look()
+    assert room.used_bytes == 1398
+
+
+def test_a_full_spool_says_how_full_and_which_setting_limits_it(tmp_path: Path) -> None:
+    room = Room(spool_of(tmp_path, 3_000_000), max_bytes=2_000_000, min_free_bytes=0)
+    room.look()
+
+    assert not room.there_is
+    assert room.why_none == "it holds 3 of 2 MB (spool_max_bytes)"
+
+
+def test_a_disk_below_its_floor_leaves_no_room_and_says_so_until_somebody_frees_some(tmp_path: Path) -> None:
+    room = Room(spool_of(tmp_path, 10), max_bytes=10**9, min_free_bytes=10**18)
+    room.look()
+
+    assert not room.there_is
+    said = room.why_none
+    assert said.startswith("its disk has ")
+    assert said.endswith(" MB free, and 1000000000000 MB are to stay free (spool_min_free_bytes)")
+    megabytes = float(said.removeprefix("its disk has ").split(" ")[0])
+    total = psutil.disk_usage(str(tmp_path)).total / 1e6
+    assert 1 <= megabytes <= total
+
+
+def test_a_spool_that_cannot_be_measured_keeps_what_was_known_of_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    room = Room(spool_of(tmp_path / "spool", 10), max_bytes=100, min_free_bytes=0)
+    room.look()
+    (tmp_path / "spool").rename(tmp_path / "moved")
+
+    with caplog.at_level(logging.WARNING):
+        room.look()
+
+    assert (room.used_bytes, room.there_is) == (10, True)
+    assert "cannot be measured" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("partitions", "expected"),
+    [
+        ([("", "ext4", "rw")], None),
+        ([("", "nfs4", "rw")], "nfs4"),
+        ([("", "NFS", "rw")], "nfs"),
+        ([("", "ext4", "rw"), ("net", "cifs", "rw")], "cifs"),
+        ([("net", "cifs", "rw"), ("", "ext4", "rw")], "cifs"),
+        ([("", "nfs", "rw"), ("net", "xfs", "rw")], None),
+        ([("", "ext4", "rw"), ("net/spool", "9p", "rw")], "9p"),
+        ([("", "ext4", "rw"), ("net/spool/below", "nfs", "rw"), ("other", "nfs", "rw")], None),
+        ([("net", "ext4", "rw"), ("net", "nfs", "rw")], "nfs"),  # mounted over it
+        ([("", "ntfs", "rw,remote")], "ntfs"),
+        ([("", "ntfs", "rw,fixed")], None),
+    ],
+)
+def test_the_kind_of_the_nearest_mount_tells_whether_the_disk_is_another_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partitions: list[tuple[str, str, str]], expected: str | None
+) -> None:
+    mounts = [
+        SimpleNamespace(mountpoint=str(tmp_path / mount), fstype=kind, opts=options)
+        for mount, kind, options in partitions
+    ]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounts if all else [])
+
+    assert network_file_system(tmp_path / "net" / "spool") == expected
+
+
+def test_a_lock_has_one_owner_at_a_time_and_is_free_when_it_is_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "writer.lock"
+    assert not is_held(path)  # a file that is not there is nobody's
+    assert not path.exists()
+    lock, other = RunLock(path), RunLock(path)
+
+    assert lock.acquire()
+    assert is_held(path)
+    assert not other.acquire()
+
+    lock.release()
+    lock.release()
+    assert not is_held(path)
+    assert other.acquire()
+    other.release()
+
+
+def test_a_lock_is_free_again_when_its_process_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / "writer.lock"
+    program = (
+        "import sys; from pathlib import Path; from atomscale_bluesky.spool.locks import RunLock\n"
+        "lock = RunLock(Path(sys.argv[1])); print(lock.acquire(), flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        assert is_held(path)
+        process.kill()
+
+    assert not is_held(path)

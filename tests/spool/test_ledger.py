@@ -1,0 +1,397 @@
+"""What became of streams and chunks: moves that cannot follow are refused, and reading back tells the same."""
+
+from __future__ import annotations
+
+import os
+import random
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atomscale_bluesky import SpoolError
+from atomscale_bluesky.model.links import Links
+from atomscale_bluesky.model.rows import Position
+from atomscale_bluesky.spool.ledger import Ledger, LedgerReader
+from atomscale_bluesky.spool.ledger_format import (
+    Confirmed,
+    Finalized,
+    Finalizing,
+    Initialized,
+    Initializing,
+    LedgerLine,
+    Left,
+    Opened,
+    Parked,
+    PreviewAnswered,
+    Previewed,
+    Refused,
+    Tried,
+)
+from atomscale_bluesky.spool.ledger_state import LedgerState, Life, Rest, StreamState
+from atomscale_bluesky.spool.lines import encode, line
+
+OPENED = Opened(0, "primary", 0, "run start", "label", "token", 10, 1, 0)
+INITIALIZING = Initializing(0, "metrology")
+INITIALIZED = Initialized(0, "id", "metrology")
+
+
+def tried(index: int, channels: str = "ab", stream: int = 0) -> Tried:
+    return Tried(stream, index, 10 * index, 10 * index + 9, 10, tuple(channels), 1, 100 * index, 5.0 + index)
+
+
+def folded(*facts: LedgerLine) -> LedgerState:
+    state = LedgerState()
+    for fact in facts:
+        state.apply(fact)
+    return state
+
+
+def stream_of(*facts: LedgerLine) -> StreamState:
+    return folded(OPENED, INITIALIZING, INITIALIZED, *facts).streams[0]
+
+
+# ---- moves -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_lives_from_its_opening_to_its_end() -> None:
+    state = LedgerState()
+    lives = []
+    for fact in (OPENED, INITIALIZING, INITIALIZED, tried(0), Confirmed(0, 0, 9.0), Finalizing(0), Finalized(0, 10.0)):
+        state.apply(fact)
+        lives.append(state.streams[0].life)
+
+    assert lives == [
+        Life.OPENED, Life.INITIALIZING, Life.INITIALIZED, Life.INITIALIZED, Life.INITIALIZED, Life.FINALIZING,
+        Life.FINALIZED,
+    ]  # fmt: skip
+    assert (state.streams[0].data_id, state.streams[0].family) == ("id", "metrology")
+    assert (state.streams[0].confirmed_at, state.streams[0].finalized_at) == (9.0, 10.0)
+
+
+WHOLE = [OPENED, INITIALIZING, INITIALIZED, tried(0), Confirmed(0, 0, 9.0), Finalizing(0), Finalized(0, 10.0)]
+
+
+@pytest.mark.parametrize(
+    ("before", "fact"),
+    [
+        (1, OPENED),
+        (0, INITIALIZING),
+        (0, INITIALIZED),
+        (0, tried(0)),
+        (0, Confirmed(0, 0, 1.0)),
+        (0, Left(0, "a", 5)),
+        (0, Finalizing(0)),
+        (1, Finalizing(0)),
+        (1, Finalized(0, 1.0)),
+        (1, Confirmed(0, 0, 1.0)),
+        (1, Refused(0, 0, ("a",), 422, "no")),
+        (3, INITIALIZING),
+        (3, INITIALIZED),
+        (3, tried(1)),
+        (3, Confirmed(0, 0, 1.0)),
+        (3, Finalized(0, 1.0)),
+        (4, tried(0)),
+        (4, tried(2)),
+        (4, Finalizing(0)),
+        (4, Confirmed(0, 1, 1.0)),
+        (5, Confirmed(0, 0, 1.0)),
+        (6, INITIALIZED),
+        (6, Confirmed(0, 0, 1.0)),
+        (6, Refused(0, 0, ("a",), 422, "no")),
+        (7, Finalized(0, 1.0)),
+        (7, Finalizing(0)),
+        (7, INITIALIZING),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, int) else None,
+)
+def test_a_move_that_cannot_follow_is_refused_and_changes_nothing(before: int, fact: LedgerLine) -> None:
+    state = folded(*WHOLE[:before])
+    shown = repr(state.streams)
+
+    with pytest.raises(SpoolError):
+        state.apply(fact)
+
+    assert repr(state.streams) == shown
+
+
+def previewed(index: int, points: int) -> Previewed:
+    return Previewed(0, index, 10 * index, 10 * index + points - 1, points, ("a", "b"), 1, 100 * index, 5.0)
+
+
+SHOWN = PreviewAnswered(0, 0, taken=True)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        [previewed(1, 4)],
+        [tried(0), previewed(0, 4)],
+        [previewed(0, 4), previewed(0, 5)],
+        [previewed(0, 4), SHOWN, previewed(0, 4)],
+        [previewed(0, 4), SHOWN, previewed(0, 3)],
+        [previewed(0, 4), PreviewAnswered(0, 0, taken=False), previewed(0, 5), previewed(0, 6)],
+    ],
+    ids=["of a later chunk", "of a tried chunk", "before an answer", "without more", "with fewer", "before another"],
+)
+def test_a_preview_only_ever_grows_and_waits_for_the_answer_to_the_last_one(facts: list[LedgerLine]) -> None:
+    stream_of(*facts[:-1])
+    with pytest.raises(SpoolError, match="cannot follow"):
+        stream_of(*facts)
+
+
+def test_a_preview_that_was_not_taken_leaves_what_was_shown_before() -> None:
+    stream = stream_of(previewed(0, 4), SHOWN, previewed(0, 6), PreviewAnswered(0, 0, taken=False))
+
+    assert stream.shown == stream.previewed == previewed(0, 4)
+    assert stream.delivered.total() == 0
+
+
+def test_a_chunk_that_is_cut_short_replaces_the_one_that_was_tried_whole_and_is_the_last() -> None:
+    short = previewed(0, 4).as_tried(cut_short=True)
+    stream = stream_of(
+        previewed(0, 4), SHOWN, tried(0), Refused(0, 0, ("a", "b"), 409, "grown"), short, Confirmed(0, 0, 9.0)
+    )
+
+    assert stream.settled
+    assert stream.delivered == {("a", "b"): 4}
+    assert stream.last == short
+    assert stream.rests(("a", "b")) == {Rest(4, (), Position(1, 0)): ("a", "b")}
+
+
+def test_a_channel_that_left_behind_a_chunk_that_was_cut_short_goes_on_up_to_where_it_left() -> None:
+    short = previewed(0, 4).as_tried(cut_short=True)
+    stream = stream_of(previewed(0, 4), SHOWN, tried(0), Left(0, "b", 10), short, Confirmed(0, 0, 9.0))
+
+    rests = {
+        channels: (rest.from_row, [first for first, _ in rest.skip])
+        for rest, channels in stream.rests(("a", "b")).items()
+    }
+    assert rests == {("a",): (4, []), ("b",): (4, [10])}
+
+
+def test_facts_noted_together_are_all_there_after_a_crash_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    for fact in (OPENED, INITIALIZING, INITIALIZED):
+        ledger.note(fact)
+    before = path.stat().st_size
+    with ledger.together():
+        ledger.note(tried(0))
+        ledger.note(Confirmed(0, 0, 9.0))
+        assert path.stat().st_size == before
+    ledger.close()
+
+    assert LedgerReader(path).read_on().streams[0].chunks_confirmed == 1
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 5)  # of the second copy
+    assert LedgerReader(path).read_on().streams[0].chunks_confirmed == 1
+    with path.open("r+b") as file:
+        file.truncate(before + (path.stat().st_size - before) // 2 - 5)
+    assert LedgerReader(path).read_on().streams[0].last is None
+
+
+def test_what_a_refused_move_says_names_the_stream_and_the_likely_cause() -> None:
+    with pytest.raises(
+        SpoolError, match="metrology stream 3 is unknown, so this cannot follow; do two uploaders share"
+    ):
+        folded().apply(Initialized(3, "id", "metrology"))
+    with pytest.raises(SpoolError, match="metrology stream 0 is finalized, so this cannot follow"):
+        folded(*WHOLE).apply(Finalizing(0))
+    with pytest.raises(SpoolError, match="metrology stream 0 has chunks that are not confirmed; it stays open"):
+        folded(*WHOLE[:4]).apply(Finalizing(0))
+    with pytest.raises(
+        SpoolError, match="chunk 5 of metrology stream 0 is not under way, so it cannot become confirmed"
+    ):
+        folded(*WHOLE[:4]).apply(Confirmed(0, 5, 1.0))
+
+
+def test_a_stream_with_a_refused_chunk_is_not_finalized() -> None:
+    stream = stream_of(tried(0), Refused(0, 0, ("a",), 422, "no"), Confirmed(0, 0, 1.0, ("b",)))
+
+    assert not stream.settled
+    assert stream.refused[0].channels == {"a"}
+
+
+def test_finalizing_may_be_noted_again_after_a_crash() -> None:
+    assert folded(*WHOLE[:6], Finalizing(0)).streams[0].life is Life.FINALIZING
+
+
+def test_initializing_may_be_noted_again_for_another_family() -> None:
+    assert folded(OPENED, INITIALIZING, Initializing(0, "tool-state")).streams[0].family == "tool-state"
+
+
+# ---- chunks ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_chunk_that_is_confirmed_in_parts_counts_each_part_once() -> None:
+    stream = stream_of(
+        tried(0, "abc"), Confirmed(0, 0, 1.0, ("a",)), Confirmed(0, 0, 2.0, ("a", "b")), Confirmed(0, 0, 3.0)
+    )
+
+    assert stream.delivered == {("a",): 10, ("b",): 10, ("c",): 10}
+    assert stream.chunks_confirmed == 1
+    assert stream.settled
+
+
+def test_a_channel_that_was_refused_and_then_confirmed_is_delivered() -> None:
+    stream = stream_of(
+        tried(0), Refused(0, 0, ("a",), 422, "no"), Refused(0, 0, ("b",), 409, "no"), Confirmed(0, 0, 1.0, ("b",))
+    )
+    assert (stream.refused[0].channels, stream.refused[0].status) == ({"a"}, 409)
+
+    stream = stream_of(tried(0), Refused(0, 0, ("a",), 422, "no"), Confirmed(0, 0, 1.0))
+    assert stream.settled
+
+
+def test_what_is_settled_takes_no_memory_however_long_the_run() -> None:
+    stream = stream_of(*(fact for index in range(5000) for fact in (tried(index), Confirmed(0, index, 1.0))))
+
+    assert (stream.tried, stream.confirmed_channels, stream.refused, stream.ahead) == ({}, {}, {}, [])
+    assert stream.delivered == {("a", "b"): 50_000}
+    assert (stream.chunks_confirmed, stream.next_index) == (5000, 5000)
+
+
+def test_a_stream_goes_on_with_its_first_chunk_that_is_neither_confirmed_nor_refused() -> None:
+    assert stream_of().resume() == (0, 0, Position(1, 0))
+    assert stream_of(tried(0)).resume() == (0, 0, Position(1, 0))
+    assert stream_of(tried(0), Confirmed(0, 0, 1.0)).resume() == (1, 10, Position(1, 0))
+    assert stream_of(*(tried(n) for n in range(4)), Confirmed(0, 0, 1.0), Confirmed(0, 2, 1.0)).resume() == (
+        1, 10, Position(1, 100),
+    )  # fmt: skip
+    assert stream_of(tried(0), tried(1), Refused(0, 0, ("a",), 422, "no")).resume() == (1, 10, Position(1, 100))
+    assert stream_of(tried(0), Refused(0, 0, ("a", "b"), 422, "no")).resume() == (1, 10, Position(1, 0))
+
+
+@given(st.permutations(range(8)), st.integers(0, 8))
+def test_chunks_that_are_settled_above_one_that_is_not_are_known_by_their_rows(
+    order: list[int], confirmed: int
+) -> None:
+    stream = stream_of(*(tried(n) for n in range(8)), *(Confirmed(0, n, 1.0) for n in order[:confirmed]))
+
+    first = min(stream.tried, default=8)
+    assert first == min(set(order[confirmed:]), default=8)
+    ahead = {n for span in stream.ahead for n in range(span.first_index, span.last_index + 1)}
+    assert ahead == {n for n in order[:confirmed] if n > first}
+    assert all(
+        (span.first_row, span.last_row) == (10 * span.first_index, 10 * span.last_index + 9) for span in stream.ahead
+    )
+    assert all(
+        one.last_index + 1 < other.first_index for one, other in zip(stream.ahead, stream.ahead[1:], strict=False)
+    )
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def told(state: LedgerState) -> Any:
+    """Everything that a state says, to be compared."""
+    members = {name: value for name, value in vars(state).items() if name != "streams"}
+    return members, state.streams
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 2**32), torn=st.integers(0, 30))
+def test_a_ledger_read_back_tells_what_was_known_in_memory(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, torn: int
+) -> None:
+    path = tmp_path_factory.mktemp("ledger") / "ledger.jsonl"
+    chance = random.Random(seed)
+    ledger = Ledger(path)
+    reader = LedgerReader(path)
+    for stream in range(chance.randint(1, 3)):
+        ledger.note(Opened(stream, "primary", 0, "gap", f"label {stream}", "t", 10, 1, 0, ("a", "b"), own=bool(stream)))
+    for _ in range(chance.randint(0, 60)):
+        number = chance.randrange(len(ledger.state.streams))
+        state = ledger.state.streams[number]
+        index = chance.choice([*state.tried, state.next_index])
+        fact = chance.choice(
+            [
+                Initializing(number, chance.choice(["metrology", "tool-state"])),
+                Initialized(number, f"id-{number}", "metrology"),
+                tried(state.next_index, "ab", number),
+                tried(state.next_index, "a", number),
+                Confirmed(number, index, 1.0),
+                Confirmed(number, index, 2.0, (chance.choice("ab"),)),
+                Left(number, chance.choice("ab"), chance.randrange(100)),
+                Parked("why", number),
+                Finalizing(number),
+                Finalized(number, 3.0),
+            ]
+        )
+        try:
+            LedgerReader(path).read_on().apply(fact)  # a state of its own, so that what cannot follow leaves no trace
+        except SpoolError:
+            continue
+        ledger.note(fact, sync=chance.random() < 0.1)
+        if chance.random() < 0.2:
+            reader.read_on()
+    ledger.close()
+    if torn:
+        with path.open("ab") as file:
+            file.write(line(encode(Parked("torn")))[:torn])
+
+    assert told(reader.read_on()) == told(ledger.state)
+    assert told(LedgerReader(path).read_on()) == told(ledger.state)
+    again = Ledger(path)
+    assert told(again.state) == told(ledger.state)
+    again.note(Parked("after"))
+    again.close()
+    assert LedgerReader(path).read_on().parked == "after"
+
+
+def test_an_absent_ledger_tells_nothing(tmp_path: Path) -> None:
+    reader = LedgerReader(tmp_path / "ledger.jsonl")
+
+    assert told(reader.read_on()) == told(LedgerState())
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_a_reader_reads_on_while_the_ledger_is_written_and_counts_what_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    reader = LedgerReader(path)
+    ledger = Ledger(path)
+    ledger.note(OPENED)
+    assert reader.read_on().streams[0].life is Life.OPENED
+    with path.open("ab") as file:
+        file.write(b"damaged line\n")
+        file.write(line(encode(INITIALIZED))[:20])
+    assert reader.read_on().streams[0].life is Life.OPENED
+    ledger.close()
+
+    ledger = Ledger(path)  # cuts the torn line off
+    ledger.note(INITIALIZED)
+    ledger.close()
+
+    assert reader.read_on().streams[0].data_id == "id"
+    assert reader.damaged == 1
+
+
+def test_a_ledger_of_a_newer_version_is_left_alone_and_said_so(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(line(b'{"kind":"teleported","stream":0}'))
+
+    with pytest.raises(SpoolError, match=r"a ledger's line is not understood: .*was it written by a newer version\?"):
+        Ledger(path)
+
+    assert path.read_bytes() == line(b'{"kind":"teleported","stream":0}')
+
+
+def test_a_ledger_is_for_its_owner_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        Ledger(tmp_path / "ledger.jsonl").close()
+    finally:
+        os.umask(before)
+
+    assert (tmp_path / "ledger.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+def test_every_kind_of_line_is_taken_in() -> None:
+    known = {kind.__name__ for kind in typing.get_args(LedgerLine)}
+
+    assert {"Opened", "Initializing", "Initialized", "Left", "Tried", "Confirmed", "Refused", "Finalizing"} <= known
+    assert Links() == Links()

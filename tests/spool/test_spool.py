@@ -1,0 +1,530 @@
+"""The folder that holds the runs: who may write and deliver them, what is kept of them, and when they go."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from waiting import wait_until
+
+from atomscale_bluesky import SpoolError, SpoolFullError
+from atomscale_bluesky.model.links import Links
+from atomscale_bluesky.spool.disk_space import Room
+from atomscale_bluesky.spool.history import History
+from atomscale_bluesky.spool.journal_format import FORMAT, Header, Layout, Stop, decode_journal
+from atomscale_bluesky.spool.ledger_format import Discarded
+from atomscale_bluesky.spool.lines import encode, line
+from atomscale_bluesky.spool.orders import Discard, Edit, Retry
+from atomscale_bluesky.spool.run_claim import Claim
+from atomscale_bluesky.spool.run_reader import has_stop, stop_of
+from atomscale_bluesky.spool.run_writer import RunWriter
+from atomscale_bluesky.spool.spool import Spool
+
+T0 = 1_760_000_000.0
+MakeSpool = Callable[..., Spool]
+
+
+@pytest.fixture
+def make_spool(tmp_path: Path) -> Iterator[MakeSpool]:
+    made: list[Spool] = []
+
+    def make(**limits: int) -> Spool:
+        made.append(Spool(tmp_path / "spool", **limits))
+        return made[-1]
+
+    yield make
+    for spool in made:
+        spool.close()
+        spool.close_writers()
+
+
+@pytest.fixture
+def spool(make_spool: MakeSpool) -> Spool:
+    return make_spool()
+
+
+def header(uid: str = "b7c2e9f1-0000", **changed: object) -> Header:
+    given = {"format": FORMAT, "run_uid": uid, "started": T0, "label": "growth", "points_per_chunk": 10}
+    given |= {"primary": "primary", "endpoint": "https://api.atomscale.ai", "non_finite": "null"}
+    return Header(**(given | changed))
+
+
+def row(number: int) -> bytes:
+    return b'[0,%d,%f,"uid",[1.0]]' % (number, T0 + number)
+
+
+STOP = Stop(time=T0 + 9, exit_status="success")
+
+
+def claimed(spool: Spool, folder: Path) -> Claim:
+    claim = spool.claim(folder)
+    assert claim is not None
+    return claim
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_runs_folder_is_named_by_time_and_chance_and_is_its_owners_alone(spool: Spool) -> None:
+    folders = [spool.create(header("../../etc\n")).folder for _ in range(3)]
+
+    assert all(re.fullmatch(r"\d{8}T\d{6}-[0-9a-f]{8}", folder.name) for folder in folders)
+    assert spool.run_folders() == sorted(folders)
+    if os.name != "nt":
+        assert {folder.stat().st_mode & 0o777 for folder in [spool.path, *folders]} == {0o700}
+        assert {path.stat().st_mode & 0o777 for folder in folders for path in folder.iterdir()} == {0o600}
+
+
+def test_what_was_appended_is_synced_without_being_asked_for(spool: Spool) -> None:
+    writer = spool.create(header())
+    for number in range(3):
+        writer.append([row(number)])
+        assert wait_until(lambda: not writer.dirty)
+    assert (writer.folder / "head.jsonl").read_bytes() == line(encode(header()))
+
+
+def test_a_disk_that_takes_long_to_be_measured_delays_no_sync(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = spool.create(header())
+    wait_until((writer.folder / "head.jsonl").exists)
+    over, measuring = threading.Event(), threading.Event()
+    real, here = os.scandir, threading.current_thread()
+
+    def slow(path: object) -> os.ScandirIterator[str]:
+        if threading.current_thread() is not here:
+            measuring.set()
+            over.wait(30)
+        return real(path)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(os, "scandir", slow)
+    assert measuring.wait(30)
+    other = spool.create(header())
+
+    wait_until((other.folder / "head.jsonl").exists, 10)  # it is written when the journal was synced
+    over.set()
+
+
+def test_a_released_run_is_closed_soon_and_nobody_writes_it_any_more(spool: Spool) -> None:
+    first, second = spool.create(header()), spool.create(header())
+
+    spool.release(first)
+
+    wait_until(lambda: not spool.writer_alive(first.folder))
+    assert spool.writer_alive(second.folder)
+    second.append([row(0)])
+
+
+def test_a_closed_spool_lets_its_writers_go_on_and_syncs_each_call(spool: Spool) -> None:
+    writer = spool.create(header())
+    assert spool.close()
+
+    writer.append([row(0)])
+    assert not writer.dirty
+    late = spool.create(header())
+    late.append([row(0)])
+    assert not late.dirty
+    spool.release(late)
+    assert not spool.writer_alive(late.folder)
+    assert spool.writer_alive(writer.folder)
+
+
+def test_a_full_spool_takes_no_run_and_no_reading_and_says_why_until_there_is_room(make_spool: MakeSpool) -> None:
+    spool = make_spool(max_bytes=5000)
+    writer = spool.create(header())
+    while spool.has_room:
+        writer.append([row(0)])
+    size = sum(path.stat().st_size for path in writer.folder.iterdir())
+
+    with pytest.raises(SpoolFullError, match=r"the spool has no room: .*spool_max_bytes"):
+        writer.append([row(1)])
+    with pytest.raises(SpoolFullError, match=r"the spool has no room: .*spool_max_bytes"):
+        make_spool(max_bytes=size // 2).create(header())
+    writer.append([encode(STOP)], always=True)  # how it ended is always kept
+    assert has_stop(writer.folder)
+    assert len(spool.run_folders()) == 1
+
+    spool.release(writer)
+    claimed(spool, writer.folder).close()
+    wait_until(lambda: not spool.writer_alive(writer.folder))
+    assert claimed(spool, writer.folder).finish({"run_uid": "1"})
+    wait_until(lambda: spool.has_room)
+    spool.create(header()).append([row(0)])
+
+
+def test_a_spool_that_is_full_from_the_start_notices_when_there_is_room(make_spool: MakeSpool) -> None:
+    old = make_spool()
+    writer = old.create(header())
+    writer.append([row(n) for n in range(300)])
+    old.release(writer)
+    wait_until(lambda: not old.writer_alive(writer.folder))
+    spool = make_spool(max_bytes=4000)
+    with pytest.raises(SpoolFullError):
+        spool.create(header())
+
+    for path in writer.folder.iterdir():
+        path.unlink()
+
+    wait_until(lambda: spool.has_room)
+    spool.create(header())
+
+
+def test_what_is_no_folder_cannot_be_a_spool(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+
+    with pytest.raises(SpoolError, match=r"file' cannot be written .* choose another `spool_dir`"):
+        Spool(tmp_path / "file")
+    with pytest.raises(SpoolError, match=r"below' cannot be written"):
+        Spool(tmp_path / "file" / "below")
+
+
+def test_looking_at_a_spool_leaves_nothing_in_it(spool: Spool) -> None:
+    assert [path.name for path in spool.path.iterdir()] == ["atomscale-bluesky-spool.txt"]
+    assert spool.run_folders() == []
+    assert spool.history() == []
+
+
+def test_that_runs_come_and_go_is_seen(spool: Spool, tmp_path: Path) -> None:
+    before = spool.changed_at()
+    assert before == spool.changed_at() > 0
+    os.utime(spool.path, (1, 1))
+
+    folder = spool.create(header()).folder
+    assert spool.changed_at() > 10**9
+    assert spool.measure()[0] == sum(path.stat().st_size for path in folder.iterdir()) > 0
+    spool.close()
+    spool.close_writers()
+    spool.path.rename(tmp_path / "moved")
+    assert spool.changed_at() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another call syncs a file there")
+def test_a_disk_that_cannot_be_synced_costs_no_reading_and_is_tried_again(
+    make_spool: MakeSpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    writer = make_spool(sync_each=True).create(header())
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fdatasync", broken)
+        problems = []
+        for number in range(3):
+            problems.append(writer.append([row(number)]))
+            assert writer.dirty
+        assert list(map(str, problems)) == ["[Errno 5] Input/output error", "None", "None"]
+
+    wait_until(lambda: not writer.dirty)  # the spool's own thread has tried again
+    assert [
+        json.loads(text[9:])[1] for text in (writer.folder / "journal-0001.jsonl").read_bytes().splitlines()[2:]
+    ] == [
+        0,
+        1,
+        2,
+    ]
+
+
+def test_a_copy_of_the_header_that_the_disk_did_not_take_is_written_by_a_later_sync(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "head.jsonl").mkdir()  # nothing can be written there
+    room = Room(tmp_path, max_bytes=10**6, min_free_bytes=0)
+    writer = RunWriter(tmp_path / "run", header(), room, sync_each=False)
+    layout = encode(Layout(layout=0, event_stream="primary", time_base="primary", channels=()))
+    writer.append([layout, layout, row(0)])
+    writer.sync()
+    assert not writer.dirty
+
+    (tmp_path / "run" / "head.jsonl").rmdir()
+    writer.sync()
+    writer.sync()
+
+    assert (tmp_path / "run" / "head.jsonl").read_bytes() == line(encode(header())) + line(layout)
+    size = (tmp_path / "run" / "journal-0001.jsonl").stat().st_size
+    assert room.used_bytes == size - 2 * len(line(encode(header())))
+    writer.close()
+    writer.close()
+
+
+def test_a_run_has_one_writer_at_a_time(spool: Spool) -> None:
+    writer = spool.create(header())
+
+    with pytest.raises(SpoolError, match="belongs to another process"):
+        RunWriter(writer.folder, header(), Room(spool.path, max_bytes=1, min_free_bytes=0), sync_each=False)
+
+
+# ---- delivering ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_has_one_deliverer_at_a_time(make_spool: MakeSpool) -> None:
+    one, other = make_spool(), make_spool()
+    folder = one.create(header()).folder
+    assert not one.uploader_alive(folder)
+
+    claim = claimed(one, folder)
+
+    assert one.uploader_alive(folder)
+    assert other.claim(folder) is None
+    claim.close()
+    claim.close()
+    assert not other.uploader_alive(folder)
+    claimed(other, folder).close()
+
+
+def test_a_run_of_a_newer_version_is_left_alone_and_stays_free(spool: Spool) -> None:
+    newer = spool.create(header(format=FORMAT + 1)).folder
+
+    for _ in range(2):
+        with pytest.raises(SpoolError, match=f"format {FORMAT + 1}, this version knows up to {FORMAT}; update"):
+            spool.claim(newer)
+        assert not spool.uploader_alive(newer)
+
+
+def test_a_run_whose_writer_is_gone_gets_the_stop_that_never_came_once(spool: Spool) -> None:
+    writer = spool.create(header())
+    writer.append([row(0)])
+    claim = claimed(spool, writer.folder)
+    assert not claim.settle_if_interrupted()  # its writer lives
+    spool.release(writer)
+    wait_until(lambda: not spool.writer_alive(writer.folder))
+
+    begin = time.time()
+    assert claim.settle_if_interrupted()
+    assert not claim.settle_if_interrupted()
+
+    stop = stop_of(writer.folder)
+    assert stop is not None
+    assert begin <= stop.time <= time.time()
+    assert stop == Stop(stop.time, "", "no stop document", interrupted=True)
+    assert not spool.writer_alive(writer.folder)
+    claim.close()
+
+
+def test_a_run_that_was_stopped_keeps_its_own_stop(spool: Spool) -> None:
+    writer = spool.create(header())
+    writer.append([encode(STOP)])
+    spool.release(writer)
+    wait_until(lambda: not spool.writer_alive(writer.folder))
+    claim = claimed(spool, writer.folder)
+
+    assert not claim.settle_if_interrupted()
+    assert stop_of(writer.folder) == STOP
+    claim.close()
+
+
+def finished(spool: Spool, uid: str) -> RunWriter:
+    writer = spool.create(header(uid))
+    writer.append([row(0), encode(STOP)])
+    return writer
+
+
+def test_a_finished_run_moves_into_the_history_once_its_writer_is_done(spool: Spool) -> None:
+    writers = [finished(spool, uid) for uid in ("one", "two")]
+    claims = [claimed(spool, writer.folder) for writer in writers]
+    assert not claims[0].finish({"run_uid": "one"})
+    for writer in writers:
+        spool.release(writer)
+        wait_until(lambda writer=writer: not spool.writer_alive(writer.folder))
+
+    assert all(claim.finish({"run_uid": claim.header.run_uid}) for claim in claims)
+
+    assert spool.run_folders() == []
+    assert [(entry["run_uid"], entry["folder"]) for entry in spool.history()] == [
+        (claim.header.run_uid, claim.folder.name) for claim in claims
+    ]
+
+
+def test_a_run_that_is_in_the_history_already_is_only_removed(spool: Spool) -> None:
+    writer = finished(spool, "one")
+    spool.release(writer)
+    wait_until(lambda: not spool.writer_alive(writer.folder))
+    before = claimed(spool, writer.folder)
+    before.ledger.note(Discarded(T0, 1), sync=True)
+    before.close()  # killed just after it was noted in the history
+    History(spool.path).add({"run_uid": "one", "folder": writer.folder.name, "delivered": 1})
+
+    assert claimed(spool, writer.folder).finish({"run_uid": "one", "delivered": 0})
+
+    assert spool.run_folders() == []
+    assert [entry["delivered"] for entry in spool.history()] == [1]
+
+
+def test_a_run_finds_its_place_in_the_history_whichever_others_are_there(spool: Spool) -> None:
+    writer = finished(spool, "one")
+    spool.release(writer)
+    wait_until(lambda: not spool.writer_alive(writer.folder))
+    for other in ("20000101T000000-00000000", "29991231T235959-ffffffff"):
+        History(spool.path).add({"run_uid": other, "folder": other})
+
+    assert claimed(spool, writer.folder).finish({"run_uid": "one"})
+
+    assert [entry["run_uid"] for entry in spool.history()][2:] == ["one"]
+
+
+def test_the_history_is_bounded_and_keeps_its_newest_runs(spool: Spool) -> None:
+    history = History(spool.path, max_bytes=1000)
+    for number in range(200):
+        history.add({"run_uid": f"run {number}"})
+
+    files = sorted(path.name for path in spool.path.glob("history*.jsonl"))
+    assert files == ["history-1.jsonl", "history.jsonl"]
+    assert all((spool.path / name).stat().st_size < 1100 for name in files)
+    kept = [entry["run_uid"] for entry in history.entries()]
+    assert kept == [f"run {number}" for number in range(200 - len(kept), 200)]
+    assert len(kept) * len(line(b'{"run_uid":"run 100"}')) >= 1000
+
+
+def test_a_run_is_found_in_the_history_wherever_it_stands_and_whoever_added_it(spool: Spool) -> None:
+    ours, other = History(spool.path, max_bytes=500), History(spool.path, max_bytes=500)
+    for number in range(60):
+        (ours if number % 2 else other).add({"run_uid": f'run "{number}"', "n": number})
+        found = [ours.of(f'run "{known}"') for known in range(number + 1)]
+        gone = next(n for n, entries in enumerate(found) if entries)
+        assert found[gone:] == [[{"run_uid": f'run "{n}"', "n": n}] for n in range(gone, number + 1)]
+        assert ours.of(f'run "{number + 1}"') == []
+        assert ours.has_one_like(f'run "{number}')
+        assert not ours.has_one_like(f"{number}")
+
+
+def test_damage_to_one_line_of_the_history_costs_no_other(spool: Spool) -> None:
+    history = History(spool.path)
+    for number in range(3):
+        history.add({"number": number})
+    path = spool.path / "history.jsonl"
+    texts = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(texts[0] + texts[1].replace(b":1", b":7") + texts[2])
+
+    assert [entry["number"] for entry in history.entries()] == [0, 2]
+
+
+# ---- what a killed process or a power cut leaves ---------------------------------------------------------------------
+
+
+YOUNG, OLD = "20260101T020100-deadbeef", "20260101T020000-deadbeef"
+
+
+def left(spool: Spool, name: str, age_s: float) -> Path:
+    """A run's folder in which nothing was written, as old as this."""
+    folder = spool.path / name
+    folder.mkdir()
+    then = time.time() - age_s
+    os.utime(folder, (then, then))
+    return folder
+
+
+def test_a_folder_that_died_before_its_first_line_is_removed_when_it_cannot_be_a_beginning(
+    spool: Spool, caplog: pytest.LogCaptureFixture
+) -> None:
+    young, old = left(spool, YOUNG, age_s=30), left(spool, OLD, age_s=90)
+
+    assert (spool.claim(young), spool.claim(old)) == (None, None)
+
+    assert (young.exists(), old.exists()) == (True, False)
+    assert spool.claim(old) is None  # removed meanwhile by somebody else
+    assert caplog.text == ""
+
+
+def test_rows_whose_header_a_power_cut_took_are_removed_and_that_is_said_once(
+    spool: Spool, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = left(spool, YOUNG, age_s=0)
+    (folder / "journal-0001.jsonl").write_bytes(line(row(0)))
+    assert (spool.claim(folder), spool.claim(folder)) == (None, None)
+    assert caplog.text.count("holds the rest of a run whose beginning a power cut took; it is removed") == 1
+
+    os.utime(folder, (T0, T0))
+    assert spool.claim(folder) is None
+    assert not folder.exists()
+
+
+def test_a_run_that_is_just_being_made_is_left_alone(spool: Spool) -> None:
+    writer = spool.create(header())
+    for path in writer.folder.glob("*.jsonl"):
+        path.rename(spool.path / path.name)
+    then = time.time() - 90
+    os.utime(writer.folder, (then, then))
+
+    assert spool.claim(writer.folder) is None
+    assert writer.folder.exists()
+
+
+@pytest.mark.parametrize("safe", ["head.jsonl", "ledger.jsonl"])
+def test_a_run_whose_header_was_safe_and_is_gone_is_kept_for_a_person(spool: Spool, safe: str) -> None:
+    folder = left(spool, OLD, age_s=90)
+    (folder / safe).write_bytes(b"damaged\n")
+
+    with pytest.raises(SpoolError, match="header is damaged or gone; its other lines are kept"):
+        spool.claim(folder)
+    assert folder.exists()
+
+
+# ---- orders ----------------------------------------------------------------------------------------------------------
+
+
+def test_orders_are_kept_in_order_beside_the_run_and_the_last_edit_counts(spool: Spool) -> None:
+    folder = spool.create(header(links=Links(synth_source_id=42))).folder
+    assert spool.links_of(folder) == Links(synth_source_id=42)
+    orders = [Retry(), Edit(Links(synth_source_id=7)), Edit(Links(project_id="p")), Discard()]
+
+    for order in orders:
+        spool.order(folder, order)
+
+    claim = claimed(spool, folder)
+    assert claim.orders() == orders
+    assert spool.links_of(folder) == Links(project_id="p")
+    claim.close()
+
+
+def test_half_an_order_is_none(spool: Spool) -> None:
+    folder = spool.create(header()).folder
+    spool.order(folder, Retry())
+    with (folder / "orders.jsonl").open("ab") as file:
+        file.write(line(encode(Discard()))[:-1])
+
+    claim = claimed(spool, folder)
+    assert claim.orders() == [Retry()]
+    spool.order(folder, Edit(Links()))
+    assert claim.orders() == [Retry(), Edit(Links())]
+    claim.close()
+
+
+def test_the_header_is_in_the_journal_twice_and_mends_itself(spool: Spool) -> None:
+    folder = spool.create(header("mine")).folder
+    journal = folder / "journal-0001.jsonl"
+    texts = journal.read_bytes().split(b"\n")[:-1]
+
+    assert len(texts) == 2
+    assert {decode_journal(text[9:]) for text in texts} == {header("mine")}
+    journal.write_bytes(b"\n".join([texts[0].replace(b"mine", b"yours"), texts[1], b""]))
+    claim = claimed(spool, folder)
+    assert claim.header == header("mine")
+    claim.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_disk_that_takes_no_header_costs_no_open_file(tmp_path: Path) -> None:
+    program = """
+        import os, resource, signal, sys
+        from runs import growth
+        from atomscale_bluesky import AtomscaleCallback
+        callback = AtomscaleCallback(spool_dir=sys.argv[1])
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # as a quota does, which no look at the disk tells of
+        before = len(os.listdir("/proc/self/fd"))
+        for name, doc in growth(points=50):
+            callback(name, doc)
+        print(len(os.listdir("/proc/self/fd")) - before)
+    """
+    environment = os.environ | {"ATOMSCALE_BLUESKY_SPOOL_MIN_FREE_BYTES": "0", "ATOMSCALE_BLUESKY_OFFLINE": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "spool")],
+        capture_output=True, text=True, check=True, timeout=60, cwd=Path(__file__).parents[1], env=environment,
+    )  # fmt: skip
+    assert int(done.stdout) < 10
