@@ -3,6 +3,7 @@
 Atomscale promises nothing about the order or completeness of its lists, and another run may create the same name at
 the same moment. So a list is only the cheap way to find a name: what is not in it is created, and a refusal because
 the name is taken tells that it is there. Everything here may be done again and changes nothing then.
+Where a list or the catalogue is refused, it has told nothing: the refusal that counts is that of the request itself.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from ..api.client import Client
-from ..api.wire import Item
+from ..api.wire import Entry, Item
 from ..errors import ApiKeyError, ApiRefusedError
 from ..model.identifiers import folded, is_uuid
 from ..model.links import Links
@@ -90,7 +91,7 @@ def _sample(client: Client, name: str) -> str:
             found = client.create_sample(name)
         except ApiRefusedError as error:
             # The name may be taken by now, and the answer of some deployments does not say by which sample.
-            found = _named(client.samples(), name) if error.status == 409 else None
+            found = _named(_listed(client.samples), name) if error.status == 409 else None
             if found is None:
                 raise ApiRefusedError(
                     f"physical sample {name!r} is not in Atomscale and cannot be created ({error}); create it there, "
@@ -121,7 +122,7 @@ def _new_tag(client: Client, name: str) -> str:
     try:
         created = client.create_tag(name)
     except ApiRefusedError as error:
-        found = _named(client.tags(), name)  # somebody else has just created it
+        found = _named(_listed(client.tags), name)  # somebody else has just created it
         if found is None:
             raise ApiRefusedError(
                 f"tag {name!r} is not in Atomscale and cannot be created ({error}); create it there, or correct it "
@@ -133,6 +134,23 @@ def _new_tag(client: Client, name: str) -> str:
     return created
 
 
+def _listed(list_items: Callable[[], list[Item]]) -> list[Item]:
+    """Return what a second look at a list shows, nothing where it is refused."""
+    try:
+        return list_items()
+    except (ApiKeyError, ApiRefusedError):
+        return []
+
+
+def _entry(client: Client, data_id: str) -> Entry | None:
+    """Return a stream's entry in the catalogue, None where there is none or the catalogue does not tell."""
+    try:
+        return client.entry(data_id)
+    except (ApiKeyError, ApiRefusedError) as error:
+        _logger.info("the catalogue does not tell what stream %s is linked to: %s", data_id, error)
+        return None
+
+
 def _named(items: list[Item], name: str) -> str | None:
     """The id of the item with this name: as it is written if there is one, else ignoring case."""
     exact = next((item.id for item in items if item.name == name), None)
@@ -140,14 +158,14 @@ def _named(items: list[Item], name: str) -> str | None:
 
 
 def _link_sample(client: Client, task: Task, sample: str) -> None:
-    entry = client.entry(task.data_id)
+    entry = _entry(client, task.data_id)
     if entry is None or (entry.physical_sample_id or "").lower() != sample.lower():
         client.link_sample(task.data_id, sample)
 
 
 def _look_for_project(client: Client, task: Task, project: str) -> None:
     """Nobody says that naming a project puts a stream into it, and no call is known that would."""
-    entry = client.entry(task.data_id)
+    entry = _entry(client, task.data_id)
     if entry is not None and project not in {one.lower() for one in entry.project_ids}:
         _logger.warning(
             "%r was initialized for project %s, and the catalogue does not show it there (yet)", task.label, project

@@ -186,9 +186,10 @@ class Answers:
             self._nag(now, error)
             return
         _logger.debug("attempt %d to %s failed: %s", task.attempts + 1, task, error)
-        if task.kind is Kind.LINK:
+        if task.kind is Kind.LINK or task.unexplained:
             # Chunks may well be taken meanwhile, and each failure makes all of them pause: so ever less often.
-            not_before = max(not_before, now + min(LONGEST_LINK_PAUSE_S, 0.5 * 2.0 ** min(task.attempts, 20)))
+            failures = task.unexplained or task.attempts
+            not_before = max(not_before, now + min(LONGEST_LINK_PAUSE_S, 0.5 * 2.0 ** min(failures, 20)))
         delivery.failed_attempt(task, not_before, error, confirmed=outcome.confirmed, made=outcome.made)
         self._nag(now, error)
 

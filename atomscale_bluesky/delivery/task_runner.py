@@ -2,6 +2,7 @@
 
 What one thing to do may need more than one request for is decided here: to look for a stream before it is made again,
 to ask the catalogue whether a refused stream was closed or finalized, to push a chunk in parts or channel by channel.
+Where a look-up of that kind is refused, it has told nothing: the outcome is that of the request it was made for.
 Nothing is repeated, noted or waited for.
 """
 
@@ -16,7 +17,7 @@ import msgspec
 
 from ..api.client import Client, ClockReading, Pushed
 from ..api.clock import measure
-from ..api.wire import CLOSED, push_bytes
+from ..api.wire import CLOSED, Entry, push_bytes
 from ..errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError, SpoolError
 from ..model.chunk import Chunk
 from ..model.links import Links
@@ -30,6 +31,8 @@ _logger = logging.getLogger(__name__)
 
 # After so many attempts a run whose times are to be shifted goes without, if the server answers other requests.
 CLOCK_ATTEMPTS = 4
+# After so many attempts a refusal counts as it is, if the catalogue gave no answer about its stream each time.
+CATALOGUE_ATTEMPTS = 8
 
 
 class Outcome(msgspec.Struct):
@@ -104,11 +107,19 @@ def _initialize(client: Client, task: Task) -> str:
     data_id = None
     if task.may_exist:
         # An earlier request may have been applied though its answer never came: look before making another.
-        entry = client.find(task.label)
-        data_id = entry.data_id if entry else None
-        _logger.info(
-            "%r %s", task.label, "was found in the catalogue" if entry else "is not in the catalogue; made anew"
-        )
+        try:
+            entry = client.find(task.label)
+        except (ApiKeyError, ApiRefusedError) as error:
+            # Nothing was ever pushed to a stream whose id is not known, so all that may be left is an empty one.
+            _logger.warning(
+                "%r may be in Atomscale already, and the catalogue does not tell (%s); it is made again, and an empty "
+                "stream of this label may be left there", task.label, error,
+            )  # fmt: skip
+        else:
+            data_id = entry.data_id if entry else None
+            _logger.info(
+                "%r %s", task.label, "was found in the catalogue" if entry else "is not in the catalogue; made anew"
+            )
     if data_id is None:
         try:
             data_id = client.initialize(
@@ -145,7 +156,7 @@ def _finalize(client: Client, task: Task) -> None:
         client.finalize(task.family, task.data_id)
     except ApiRefusedError:
         # Refused because it was done: an answer may have been lost, or the server closed a stream that was silent.
-        entry = client.entry(task.data_id)
+        entry = _entry(client, task)
         if entry is None or entry.status not in CLOSED:
             raise
         if entry.status != "success":
@@ -163,14 +174,40 @@ def _clock(client: Client, task: Task) -> ClockReading | None:
     except ApiError as error:
         if task.attempts + 1 < CLOCK_ATTEMPTS:
             raise ApiUnavailableError(str(error), status=error.status) from error
-        client.entry(task.data_id)  # raises where the server does not answer this either: then all waits anyway
+        try:
+            client.entry(task.data_id)  # raises where the server does not answer this either: then all waits anyway
+        except ApiRefusedError:
+            pass  # it does answer
+        except ApiKeyError as refused:
+            if refused.status == 401:
+                raise  # with a key that works the clock may be told
         return None
 
 
 def _is_closed(client: Client, task: Task) -> bool:
-    """Whether the server has closed the stream: the catalogue tells that from a chunk that is refused for itself."""
-    entry = client.entry(task.data_id)
+    """Return True if the catalogue says that the server has closed the stream, so the chunk was not refused itself."""
+    entry = _entry(client, task)
     return entry is not None and entry.status in CLOSED
+
+
+def _entry(client: Client, task: Task) -> Entry | None:
+    """Return the stream's entry in the catalogue, None where there is none or the catalogue does not tell.
+
+    A key that may only write gets no answer here, and some deployments have no catalogue. That says nothing about the
+    request which was refused before, so that one's own reason has to stand.
+
+    Raises:
+        ApiUnavailableError: There was no answer, which can clear; not raised after `CATALOGUE_ATTEMPTS`.
+    """
+    try:
+        return client.entry(task.data_id)
+    except (ApiKeyError, ApiRefusedError) as error:
+        _logger.info("%s was refused, and the catalogue does not tell whether its stream was closed: %s", task, error)
+    except ApiUnavailableError:
+        task.unexplained += 1
+        if task.unexplained < CATALOGUE_ATTEMPTS:
+            raise
+    return None
 
 
 def _push(client: Client, task: Task, chunk: Chunk, knowledge: Knowledge) -> Pushed:

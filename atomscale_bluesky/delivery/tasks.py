@@ -83,6 +83,7 @@ class Task(msgspec.Struct, eq=False):
     due: dict[str, int] = {}  # to be read back: channels, and how many points of each may be there
     folder: str = ""  # of the run, where it is read back to be verified
     looks: int = 0  # how often it was read back and not equal
+    unexplained: int = 0  # how often it was refused while the catalogue gave no answer about its stream
     forbidden_at: float | None = None  # monotonic: when it was first answered 403
 
     def __str__(self) -> str:

@@ -419,6 +419,18 @@ def test_a_link_that_is_refused_holds_up_no_chunk_and_is_given_up_by_an_edit(
     assert [(stream.status, stream.points, stream.doubled) for stream in server.streams()] == [("success", 50, 0)]
 
 
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_run_is_linked_and_finalized_when_the_catalogue_is_refused(
+    callback: AtomscaleCallback, server: LocalServer, status: int
+) -> None:
+    server.misbehave(Fault(call="catalogue", status=status))
+
+    run(callback, project_id=project(server), **LINKS)
+
+    assert callback.drain(timeout_s=20)
+    assert [stream.status for stream in server.streams()] == ["success"]
+
+
 def test_a_link_that_was_refused_is_made_when_a_person_says_that_it_can_be(
     callback: AtomscaleCallback, server: LocalServer
 ) -> None:

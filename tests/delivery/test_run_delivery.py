@@ -193,6 +193,25 @@ def test_one_refused_channel_of_many_is_found_by_halves_and_pushed_apart_while_i
     assert by_chunk[5] == 1  # it was taken, so it goes with the others again
 
 
+@pytest.mark.parametrize("index", [0, 1, 4])
+@pytest.mark.parametrize("status", [403, 404, 422])
+def test_a_refused_chunk_holds_up_no_other_when_the_catalogue_is_refused_too(
+    callback: AtomscaleCallback, server: LocalServer, status: int, index: int
+) -> None:
+    server.misbehave(
+        Fault(call=("chunk", "chunk_multi"), chunk_index=index, status=422, body='{"detail":"out of range"}'),
+        Fault(call="catalogue", status=status, body='{"detail":"no rights"}'),
+    )
+
+    for name, doc in growth(points=60, keys=1):
+        callback(name, doc)
+    assert not callback.drain(timeout_s=10)
+
+    (run,) = callback.status()
+    assert (run.points.delivered, run.points.refused, run.points.waiting) == (50, 10, 0)
+    assert "out of range" in (run.problem or "")
+
+
 def test_many_refused_channels_are_each_found_and_the_others_go_through(
     callback: AtomscaleCallback, server: LocalServer
 ) -> None:

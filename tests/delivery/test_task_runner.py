@@ -11,7 +11,7 @@ from waiting import wait_until
 from atomscale_bluesky import Settings
 from atomscale_bluesky.api.client import Client
 from atomscale_bluesky.api.wire import push_bytes
-from atomscale_bluesky.delivery.task_runner import CLOCK_ATTEMPTS, Knowledge, Outcome, perform
+from atomscale_bluesky.delivery.task_runner import CATALOGUE_ATTEMPTS, CLOCK_ATTEMPTS, Knowledge, Outcome, perform
 from atomscale_bluesky.delivery.tasks import Kind, Task
 from atomscale_bluesky.errors import ApiKeyError, ApiRefusedError, ApiUnavailableError
 from atomscale_bluesky.model.chunk import Chunk, Column
@@ -98,6 +98,61 @@ def test_a_stream_that_the_server_closed_is_whole_and_that_is_said(caplog: pytes
         assert (late.closed, late.confirmed, set(late.refused)) == (True, (), {"a", "b"})
         assert calls(server)[-3:] == ["chunk_multi", "catalogue", "catalogue"]  # and not one by one
         client.close()
+
+
+@pytest.mark.parametrize("status", [403, 404, 422])
+def test_a_refused_chunk_keeps_its_own_reason_when_the_catalogue_is_refused_too(
+    client: Client, server: LocalServer, status: int
+) -> None:
+    data_id = initialize(client)
+    server.misbehave(
+        Fault(call=("chunk", "chunk_multi"), channel="b", status=422, body='{"detail":"out of range"}'),
+        Fault(call="catalogue", status=status, body='{"detail":"no rights"}'),
+    )
+
+    alone = push(client, data_id, "b")
+    assert (alone.error, alone.closed, alone.confirmed) == (None, False, ())
+    assert "out of range" in str(alone.refused["b"])
+    among = push(client, data_id, "abc")
+    assert (among.error, among.closed, among.confirmed) == (None, False, ("a", "c"))
+    assert "out of range" in str(among.refused["b"])
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_refused_finalize_keeps_its_own_reason_when_the_catalogue_is_refused_too(
+    client: Client, server: LocalServer, status: int
+) -> None:
+    data_id = initialize(client)
+    server.misbehave(Fault(call="finalize", status=422), Fault(call="catalogue", status=status))
+
+    outcome = perform(client, task(Kind.FINALIZE, data_id=data_id), Knowledge())
+
+    assert isinstance(outcome.error, ApiRefusedError)
+    assert "finalize was answered 422" in str(outcome.error)
+
+
+def test_a_refusal_counts_in_the_end_when_the_catalogue_never_answers(client: Client, server: LocalServer) -> None:
+    data_id = initialize(client)
+    server.misbehave(Fault(call="chunk_multi", status=422), Fault(call="catalogue", status=503))
+    chunk_task = task(Kind.PUSH, data_id=data_id, chunk=chunk("a"))
+
+    for _ in range(CATALOGUE_ATTEMPTS - 1):  # it may be closed, so it is asked again
+        assert isinstance(perform(client, chunk_task, Knowledge()).error, ApiUnavailableError)
+    outcome = perform(client, chunk_task, Knowledge())
+
+    assert (outcome.error, outcome.closed, set(outcome.refused)) == (None, False, {"a"})
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_stream_that_may_exist_is_made_again_when_the_catalogue_is_refused(
+    client: Client, server: LocalServer, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.misbehave(Fault(call="catalogue", status=status))
+
+    outcome = perform(client, task(Kind.INITIALIZE, may_exist=True), Knowledge())
+
+    assert (outcome.error, outcome.data_id) == (None, server.streams()[0].data_id)
+    assert "the catalogue does not tell" in caplog.text
 
 
 def test_all_channels_go_in_one_request(client: Client, server: LocalServer) -> None:
@@ -215,6 +270,11 @@ def test_the_clock_is_asked_for_several_times_and_then_done_without_if_the_serve
         assert isinstance(failed.error, ApiUnavailableError)
     without = perform(client, task(Kind.CLOCK, data_id=data_id, attempts=CLOCK_ATTEMPTS - 1), Knowledge())
     assert (without.error, without.clock) == (None, None)
+
+    for status in (403, 404):  # refused is an answer, too
+        server.misbehave(Fault(call="catalogue", status=status, times=1))
+        without = perform(client, task(Kind.CLOCK, data_id=data_id, attempts=CLOCK_ATTEMPTS - 1), Knowledge())
+        assert (without.error, without.clock) == (None, None)
 
     server.misbehave(Fault(call="catalogue", status=503))
     down = perform(client, task(Kind.CLOCK, data_id=data_id, attempts=CLOCK_ATTEMPTS - 1), Knowledge())
