@@ -10,7 +10,9 @@ RE.subscribe(AtomscaleCallback())
 from importlib.metadata import PackageNotFoundError, version
 
 from .callback import AtomscaleCallback
+from .documents.accepted import Accepted
 from .documents.metadata import validate_metadata
+from .documents.recorder import DocumentRecorder
 from .errors import (
     ApiError,
     ApiKeyError,
@@ -19,6 +21,7 @@ from .errors import (
     ApiUnavailableError,
     AtomscaleBlueskyError,
     ChannelError,
+    DocumentError,
     MetadataError,
     SettingsError,
     SpoolError,
@@ -32,6 +35,7 @@ except PackageNotFoundError:  # a source tree on the path, not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "Accepted",
     "ApiError",
     "ApiKeyError",
     "ApiRefusedError",
@@ -40,6 +44,8 @@ __all__ = [
     "AtomscaleBlueskyError",
     "AtomscaleCallback",
     "ChannelError",
+    "DocumentError",
+    "DocumentRecorder",
     "MetadataError",
     "Settings",
     "SettingsError",

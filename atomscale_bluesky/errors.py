@@ -23,6 +23,10 @@ class ChannelError(AtomscaleBlueskyError, ValueError):
     """A descriptor or a value cannot become channels of a metrology stream."""
 
 
+class DocumentError(AtomscaleBlueskyError, ValueError):
+    """A Bluesky document cannot be recorded; nothing of it was kept, and what is recorded goes on."""
+
+
 class SpoolError(AtomscaleBlueskyError, OSError):
     """The spool cannot be used, or two owners claim the same run."""
 

@@ -1,7 +1,7 @@
 """A run as somebody else recorded it, in a file of documents, against what Atomscale holds of it.
 
-For runs that have left the spool, and for whoever wants a witness that is not ours. The documents go through the
-callback into a spool of their own, with the settings given, and are cut as they would be for sending; nothing is sent.
+For runs that have left the spool, and for whoever wants a witness that is not ours. The documents are
+recorded in a spool of their own, with the settings given, and are cut as they would be for sending; nothing is sent.
 How the points were spread over metrology streams then may differ from how they would be now, since outages and closed
 streams leave their mark: so it is compared channel by channel that every point is in one of the run's streams, once,
 and that each stream has its points in the run's order.
@@ -17,14 +17,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..api.client import Client
 from ..api.read_back import ReadBack
-from ..callback import AtomscaleCallback
 from ..chunking.run_chunker import Cutting
-from ..errors import AtomscaleBlueskyError
+from ..documents.recorder import DocumentRecorder
+from ..errors import AtomscaleBlueskyError, DocumentError
 from ..model.identifiers import FAMILIES
 from ..settings import Settings
 from ..spool.journal import START
@@ -238,10 +239,11 @@ def _long_enough(due: list[tuple[str, Series]], held: list[_Held]) -> bool:
 def _must_be_there(documents: list[Document], settings: Settings) -> tuple[str, list[tuple[str, Series]]]:
     """A run's label, and the points of each of its channels, time base after time base."""
     with tempfile.TemporaryDirectory(prefix="atomscale-") as folder:
-        here = settings.replaced(spool_dir=folder, offline=True, resend=True, spool_min_free_bytes=0)
-        with AtomscaleCallback(settings=here) as callback:
+        here = settings.replaced(spool_dir=folder, spool_min_free_bytes=0)
+        with DocumentRecorder(here) as recorder:
             for name, doc in documents:
-                callback(name, doc)
+                with suppress(DocumentError):  # what could not be used was not sent either
+                    recorder.take(name, doc)
         spool = Spool(here.spool_path)
         for run_folder in spool.run_folders():
             claim = spool.claim(run_folder)

@@ -116,6 +116,11 @@ class Elsewhere:
             self._thread = threading.Thread(target=self._loop, name="atomscale-elsewhere", daemon=True)
             self._thread.start()
 
+    @property
+    def takes_up(self) -> bool:
+        """Return False: the other process takes the lock of a run."""
+        return False
+
     def add(self, writer: RunWriter) -> None:
         """A run of this process begins; does not wait."""
         self._own.add(writer.folder)

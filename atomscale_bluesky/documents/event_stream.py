@@ -21,9 +21,11 @@ import numpy as np
 from ..errors import ChannelError
 from ..model.rows import Channel
 from ..spool.journal_format import Layout, encode_row
+from .accepted import Accepted
 from .conversion import (
     ARRAY,
     EXTERNAL,
+    LATE,
     LONG_ARRAY,
     MISSING,
     NAMELESS,
@@ -89,6 +91,7 @@ class EventStream:
         self.late: Counter[str] = Counter()  # readings of keys that neither the descriptor nor the first event has
         self._known: set[Any] = set()  # all other keys
         self._usual = -1  # how many keys an event has of which all are known
+        self._usually: Accepted | None = None  # what becomes of such an event
         self._offered_late: dict[str, int] = {}
         shares = selection.unprefixed is not None
         self._prefix = f"{self.name}/" if shares and self.name != selection.unprefixed else ""
@@ -227,6 +230,26 @@ class EventStream:
                 full = full or before // points_per_chunk != base.rows // points_per_chunk
         return full
 
+    def accepted_of(
+        self, payloads: Sequence[bytes], data: Mapping[Any, Any], events: int = 1, known: int = 0
+    ) -> Accepted:
+        """Return what became of a document whose lines were written: `data` has its keys, for so many events."""
+        usual = len(payloads) == events == 1 and len(data) == self._usual and not known
+        if usual and self._usually is not None:
+            return self._usually
+        left_out: Counter[str] = Counter()
+        for key in data:
+            reason = self._left_out.get(_sound(key) if isinstance(key, str) else _sound(type(key).__name__))
+            if reason is None and key not in self._known:
+                reason = LATE
+            if reason is not None:
+                left_out[reason] += events
+        rows = sum(payload.startswith(b"[") for payload in payloads)
+        found = Accepted(rows=rows, known=known, left_out=dict(left_out))
+        if usual:
+            self._usually = found
+        return found
+
     def described_again(self) -> None:
         """A further descriptor has come: look whether the next event has keys that are not known."""
         self._usual = -1
@@ -258,12 +281,12 @@ class EventStream:
         first, *others = groups or [[]]
         bases = [self._base(self.name, first, left_out), *map(self._further_base, others)]
         # What is decided is decided at once, also where a signal's exception interrupts this.
-        self._left_out, self._watched, self._bases = left_out, watched, bases
+        self._left_out, self._watched, self._bases, self._usually = left_out, watched, bases, None
 
     def _count_unknown(self, data: Mapping[Any, Any], rows: int) -> None:
         """Count, once these rows are kept, the keys that are not known; they become no channel any more."""
         unknown = [key for key in data if key not in self._known]
-        self._usual = -1 if unknown else len(data)
+        self._usual, self._usually = -1 if unknown else len(data), None
         self._offered_late = {}
         for key in unknown:
             name = _sound(key)[:MAX_NAME] if isinstance(key, str) else type(key).__name__
@@ -354,7 +377,7 @@ class EventStream:
                 left_out = {other: reason for other, reason in self._left_out.items() if other != key}
                 sources = [*base.sources, source]
                 base = base.changed(sources, self._layout(base.layout.time_base, sources, left_out))
-                self._left_out, self._watched, self._bases = left_out, watched, [base, *others]
+                self._left_out, self._watched, self._bases, self._usually = left_out, watched, [base, *others], None
                 break
 
     # ---- times -----------------------------------------------------------------------------------------------------

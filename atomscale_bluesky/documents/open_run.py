@@ -15,7 +15,7 @@ from ..spool.lines import encode
 from ..spool.run_writer import RunWriter
 from .conversion import LATE
 from .event_stream import EventStream, Names
-from .rejections import Oddities
+from .rejections import Rejections
 from .selection import Selection
 from .start_document import text_of
 
@@ -144,36 +144,63 @@ class OpenRun:
         streams = (event_stream for event_stream in self.event_streams.values() if event_stream is not None)
         return {time_base: rows for stream in streams for time_base, rows in stream.rows_by_time_base.items()}
 
-    def tell_what_was_odd(self, oddities: Oddities) -> None:
+    def tell_opened(self, rejections: Rejections) -> None:
+        """Say that the run begins, and what has to be known of it."""
+        if self.kept is not None:
+            rejections.say(
+                logging.WARNING, "run %s goes on where it was interrupted: what was kept of it is not taken again",
+                self.uid,
+            )  # fmt: skip
+        if self.kept is not None and self.kept.beyond:
+            rejections.say(
+                logging.WARNING,
+                "run %s: %d of the events that were kept are too many to be known; they are taken again if they come",
+                self.uid, self.kept.beyond,
+            )  # fmt: skip
+        if self.header.problem:
+            rejections.say(
+                logging.ERROR,
+                "run %s is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit %s …`",
+                self.uid, self.header.problem, self.uid[:8],
+            )  # fmt: skip
+            return
+        source = self.header.links.synth_source_id
+        rejections.say(logging.INFO, "run %s opened for synth_source_id %s", self.uid, source)
+        if source is None:
+            rejections.say_once(
+                "unlinked", "no synth_source_id in a run's metadata or the settings: it is streamed unlinked"
+            )
+
+    def tell_what_was_odd(self, rejections: Rejections) -> None:
         """Say, at the run's end, which readings arrived otherwise than they were read."""
         for event_stream in filter(None, self.event_streams.values()):
             if event_stream.replaced_times:
-                oddities.say(
+                rejections.say(
                     logging.WARNING,
                     "event stream %r of run %s: %d readings had impossible times and got their event's",
                     event_stream.name, self.uid, event_stream.replaced_times,
                 )  # fmt: skip
             if event_stream.late:
-                oddities.say(
+                rejections.say(
                     logging.WARNING,
                     "event stream %r of run %s: keys that its first event and descriptor did not have are left out: %s",
                     event_stream.name, self.uid, plain(", ".join(event_stream.late)),
                 )  # fmt: skip
             if event_stream.rounded:
-                oddities.say(
+                rejections.say(
                     logging.WARNING,
                     "event stream %r of run %s: integers beyond 2**53 lost digits in %s; `status` has the counts",
                     event_stream.name, self.uid, plain(", ".join(event_stream.rounded)),
                 )  # fmt: skip
 
         if self.kept is not None and self.kept.by_time:
-            oddities.say(
+            rejections.say(
                 logging.WARNING,
                 "run %s: %d events had new uids and were known by their times, so they were not taken again",
                 self.uid, self.kept.by_time,
             )  # fmt: skip
         if self.kept is not None and self.kept.in_doubt:
-            oddities.say(
+            rejections.say(
                 logging.WARNING,
                 "run %s: the clock was set back and what was kept before is no longer known event by event; %d events "
                 "were taken that may be there twice",

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from contextlib import suppress
 from typing import Any
 
-from ..errors import AtomscaleBlueskyError, ChannelError
+from ..errors import AtomscaleBlueskyError, ChannelError, DocumentError
 from ..model.text import plain
 
 _logger = logging.getLogger("atomscale_bluesky.callback")
@@ -22,13 +22,14 @@ SEEN_BEFORE = "event seen before"
 TAKEN_BEFORE = "run taken before"
 BEHIND_STOP = "event behind its run's stop"
 NOT_KEPT = "run not kept"
+OTHER_CONTENT = "run taken before with other content"
 
 # A log that says more kinds of things than this would be read by nobody.
 MAX_SAID = 1000
 
 
-class Oddities:
-    """Counts of odd documents, and the memory of what was said about them."""
+class Rejections:
+    """Counts of documents that were not taken, and the memory of what was said about them."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -53,11 +54,12 @@ class Oddities:
         finally:
             self._telling = None
 
-    def ignore(self, kind: str, text: str) -> None:
-        """Count a document that belongs to nothing that is known."""
+    def ignore(self, kind: str, text: str) -> DocumentError:
+        """Count a document that belongs to nothing that is known, and return the error that says so."""
         self.counts[kind] += 1
         text = plain(text)  # it quotes a uid from outside, which may be anything, and it is remembered
         self.say_once(text, text)
+        return DocumentError(text)
 
     def say_once(self, about: str, text: str, level: int = logging.WARNING) -> None:
         """Say something unless it was said about the same before."""
@@ -65,17 +67,19 @@ class Oddities:
             self._said.add(about)
             self.say(level, "%s", plain(text))
 
-    def broken(self, name: str, error: Exception) -> None:
-        """A document that cannot be read costs a count and a line in the log, and nothing beside it."""
+    def broken(self, name: str, error: Exception) -> DocumentError:
+        """Count a document that cannot be read, and return the error that says so."""
         self.counts[UNREADABLE] += 1
-        expected = isinstance(error, AtomscaleBlueskyError | LookupError | TypeError | ValueError)
+        try:
+            shown = str(error) if isinstance(error, ChannelError) else f"{type(error).__name__}: {error}"
+        except Exception:  # noqa: BLE001 - a foreign exception may have no text
+            shown = type(error).__name__
+        what, shown = plain(repr(name), 80), plain(shown)
         if f"broken {name}" not in self._said:
             self._said.add(f"broken {name}")
-            try:
-                shown = str(error) if isinstance(error, ChannelError) else f"{type(error).__name__}: {error}"
-            except Exception:  # noqa: BLE001 - a foreign exception may have no text
-                shown = type(error).__name__
+            expected = isinstance(error, AtomscaleBlueskyError | LookupError | TypeError | ValueError)
             self.say(
-                logging.ERROR, "a %s document could not be used, the run goes on: %s", plain(repr(name), 80),
-                plain(shown), error=None if expected else error,
+                logging.ERROR, "a %s document could not be used, the run goes on: %s", what, shown,
+                error=None if expected else error,
             )  # fmt: skip
+        return DocumentError(f"a {what} document cannot be used: {shown}")

@@ -127,6 +127,7 @@ class Spool:
         self._in_background: Callable[[], bool] | None = None
         # Around the threads' start and end, held for memory operations only. A signal's handler may come back to it.
         self._guard = threading.RLock()
+        self._syncing = threading.RLock()  # whoever has everything synced waits for the thread that is at it
         # filelock costs more to import than the rest of the package, so whoever has no spool is spared it; and it is
         # imported here rather than by a thread later, because a process that forks meanwhile would leave it half done.
         import filelock  # noqa: F401
@@ -306,7 +307,7 @@ class Spool:
 
     def forget_after_fork(self) -> None:
         """In a forked child: the parent's runs are the parent's, so leave their files and locks alone."""
-        self._guard = threading.RLock()
+        self._guard, self._syncing = threading.RLock(), threading.RLock()
         self._writers, self._closing, self._locked, self._unended = [], [], [], set()
         self._journals, self._session = OpenJournals(), None
         self._not_noted.clear()
@@ -364,7 +365,29 @@ class Spool:
         with self._guard:
             self._start_threads()
 
+    def sync(self) -> None:
+        """Have everything appended so far survive a power cut.
+
+        Raises:
+            SpoolError: A journal could not be synced; it stays to be synced.
+        """
+        with self._syncing:
+            with self._guard:
+                writers = [writer for writer in [*self._writers, *self._closing] if writer.dirty]
+            failed: list[str] = []
+            for writer in writers:
+                try:
+                    writer.sync()
+                except OSError as error:
+                    failed.append(f"the journal in {writer.folder} could not be synced: {error}")
+        if failed:
+            raise SpoolError("; ".join(failed))
+
     def _sync_all(self, *, last_time: bool = False) -> None:
+        with self._syncing:
+            self._sync_each(last_time=last_time)
+
+    def _sync_each(self, *, last_time: bool) -> None:
         with self._guard:
             writers, closing = list(self._writers), self._closing
             self._closing = []

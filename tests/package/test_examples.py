@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from runs import growth, held
 
 from atomscale_bluesky.server import LocalServer, StreamState
 
@@ -101,3 +103,18 @@ print(made["atomscale"].drain(timeout_s=30.0))
     assert printed.split() == ["MetadataError", "True"]
     (stream,) = server.streams()
     assert (stream.status, stream.points) == ("success", 30)
+
+
+def test_the_example_with_recorded_documents_acknowledges_each_and_goes_on_where_it_was(
+    server: LocalServer, run: Callable[..., str], tmp_path: Path
+) -> None:
+    documents = list(growth(points=30, keys=1))
+    recorded = tmp_path / "documents.jsonl"
+    for count in (20, len(documents)):
+        recorded.write_text("".join(f"{json.dumps(document)}\n" for document in documents[:count]))
+        printed = run(str(EXAMPLES / "record_documents.py"), str(recorded))
+        assert (tmp_path / "documents.done").read_text() == str(count)
+    assert "12 rows are in the spool" in printed
+    run("-m", "atomscale_bluesky", "upload", "--timeout", "30")
+
+    assert held(server)["k0"] == [float(n) for n in range(30)]

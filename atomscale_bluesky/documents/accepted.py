@@ -1,0 +1,26 @@
+"""What a recorder has done with one document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import msgspec
+
+
+class Accepted(msgspec.Struct, frozen=True, gc=False):
+    """What became of one document.
+
+    A value that is no finite number is a gap in its row, and counts here as written; `status` tells how many there are.
+    """
+
+    rows: int = 0  # written to the run's journal: one for each time base of an event
+    known: int = 0  # runs or events that were written before, so that nothing of them is written again
+    left_out: Mapping[str, int] = MappingProxyType({})  # readings that are in no row, by reason
+    put_off: bool = False  # the call came from within another one, at whose end the document is taken
+    try_again: bool = False  # the spool had no room, or its disk failed: the same document may be given again later
+
+
+NOTHING = Accepted()
+KNOWN = Accepted(known=1)
+PUT_OFF = Accepted(put_off=True)

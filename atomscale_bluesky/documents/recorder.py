@@ -1,0 +1,503 @@
+"""Bluesky documents in, journals of runs on disk out, with an answer for each document.
+
+    for name, doc in documents:
+        accepted = recorder.take(name, doc)     # the rows survive a killed process
+    recorder.sync()                             # now also a power cut
+
+`AtomscaleCallback` records what a RunEngine emits; whoever gets documents from elsewhere uses a recorder directly. A
+recorder sends nothing: what it has recorded is delivered by the callback's uploader, by `atomscale-bluesky upload`, or
+by whichever process delivers the spool's runs.
+
+A signal may come at any moment. Where its handler raises, as Ctrl-C does, the exception leaves `take`, and the next
+call finds out from the journal what was written and counts that. Where its handler calls the recorder, or a document's
+value does, which is foreign code, that call does not wait for itself: its document is taken behind the present one.
+Nothing is logged while the lock is held.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..errors import DocumentError, SettingsError, SpoolError
+from ..settings import Settings
+from ..spool.journal_format import Header, Stop
+from ..spool.kept_events import KeptEvents, times_of
+from ..spool.spool import Spool
+from .accepted import KNOWN, NOTHING, PUT_OFF, Accepted
+from .event_stream import EventStream, mapping_of
+from .known_runs import Past, PastRuns
+from .open_run import NO_ROOM, NOT_SELECTED, NOT_WRITTEN, OpenRun, without
+from .rejections import BEHIND_STOP, OTHER_CONTENT, SEEN_BEFORE, TAKEN_BEFORE, UNREADABLE, Rejections
+from .run_files import Deliverer, RunFiles
+from .selection import Selection
+from .start_document import header_of, text_of, time_of, uid_of
+
+# Runs that have ended are remembered, to recognise one that is replayed.
+REMEMBERED_RUNS = 1000
+# A start document older than this is no run that begins now: whether it was sent before is looked up in the spool.
+REPLAY_AGE_S = 5.0
+
+
+class DocumentRecorder:
+    """Records the documents of runs in a spool, and says of each what became of it.
+
+    Make one per process and spool, from the same settings as whoever delivers; it lives as long as documents come, and
+    is closed then. Several threads may call it at once: one lock is held for each document, for memory operations and
+    one `write`, and never while anything else is waited for.
+
+    Args:
+        settings: Which spool, and which event streams and data keys are taken; by default from environment and file.
+        spool: The spool, where it is open already.
+        deliverer: Who delivers in this process; None if nobody does.
+
+    Raises:
+        SettingsError: A setting cannot be used, the spool's folder among them; names it and what is expected.
+    """
+
+    def __init__(
+        self, settings: Settings | None = None, *, spool: Spool | None = None, deliverer: Deliverer | None = None
+    ) -> None:
+        self.settings = settings = Settings.load() if settings is None else settings
+        self._spool = open_spool(settings) if spool is None else spool
+        self._owns_spool = spool is None
+        self._selection = Selection(
+            event_streams=settings.event_streams,
+            channels=settings.channels,
+            monitors=settings.monitors,
+            rename=settings.rename,
+            max_elements=settings.max_elements,
+            timestamps=settings.timestamps,
+            unprefixed=settings.primary if settings.layout == "run" else None,
+        )
+        # Around all that follows; held for memory operations and one write. A signal's handler, or a document's value,
+        # may come back to it: `_inside` says so, and what it gives is put off.
+        self._lock = threading.RLock()
+        self._inside = False
+        self._put_off: deque[tuple[str | None, Any]] = deque()  # documents; and folders to settle, without a name
+        self._runs: dict[str, OpenRun] = {}  # open runs by uid
+        self._streams: dict[str, tuple[OpenRun, EventStream | None]] = {}  # by descriptor uid; None: not selected
+        self._ended: OrderedDict[str, str] = OrderedDict()  # uid → digest of the start document
+        self._late: OrderedDict[str, str] = OrderedDict()  # descriptor uid → uid of the run, which has ended
+        self._skipped: dict[str, bool] = {}  # runs taken before that come again, and whether with the same content
+        self._streams_skipped: dict[str, bool] = {}  # the same of their descriptors
+        self._rejections = Rejections()
+        self._past = PastRuns(self._spool)
+        self._files = RunFiles(self._spool, deliverer, self._rejections)
+
+    def take(self, name: str, doc: Mapping[str, Any]) -> Accepted:
+        """Record one document; when this returns, its rows survive a killed process.
+
+        Called from within itself, by a signal's handler or a document's value, it takes the document behind the present
+        one, and says so.
+
+        Args:
+            name: `start`, `descriptor`, `event`, `event_page` or `stop`; of other documents nothing is recorded.
+            doc: The document. It is not changed, and not needed any more afterwards.
+
+        Returns:
+            How many rows were written, what was known already, and which readings were left out for which reason.
+
+        Raises:
+            DocumentError: It cannot be used: it is malformed, or belongs to no run or descriptor that is known, or to a
+                run that was recorded before with other content. Nothing of it was recorded, and what is recorded goes
+                on; it is counted in `ignored`, and logged once per kind.
+        """
+        try:
+            known = self._known_of(doc) if name == "start" else None
+            with self._lock:
+                if self._inside:
+                    self._put_off.append((name, doc))
+                    return PUT_OFF
+                self._inside = True
+                try:
+                    if self._files.step is not None:
+                        self._complete_step()
+                    if name == "event":
+                        return self._event(doc)
+                    if name == "event_page":
+                        return self._event_page(doc)
+                    if known is not None:
+                        return self._start(*known)
+                    if name == "descriptor":
+                        return self._descriptor(doc)
+                    return self._stop(doc) if name == "stop" else NOTHING
+                finally:
+                    try:
+                        if self._put_off:
+                            self._take_what_was_put_off()
+                    finally:
+                        self._inside = False
+        except DocumentError:  # counted where it was raised
+            raise
+        except Exception as error:
+            raise self._rejections.broken(name, error) from error
+        finally:
+            if self._rejections.untold:
+                self._tell()
+
+    def sync(self) -> None:
+        """Have everything taken so far survive a power cut; takes as long as the disk needs, some milliseconds mostly.
+
+        Raises:
+            SpoolError: A journal could not be synced. It is tried again by the next call, and in the background.
+        """
+        self._spool.sync()
+
+    @property
+    def ignored(self) -> Mapping[str, int]:
+        """How many documents were not taken, by kind; since this recorder was made.
+
+        Those of no run or descriptor that is known count under their name, `event` say. The others are a `malformed
+        document`, an `event seen before`, an `event behind its run's stop`, a `run taken before` and a `run not kept`.
+        Waits for nothing.
+        """
+        return dict(self._rejections.counts)
+
+    def complete_open_runs(self, folder: Path | None = None) -> bool:
+        """Complete the runs whose stop document has not come, or the one in `folder`, as interrupted.
+
+        Should documents of such a run follow all the same, they are recorded as a run of their own.
+
+        Returns:
+            True if it is done; False if it is called from within a document, and is done right behind that.
+        """
+        with self._lock:
+            if self._inside:
+                self._put_off.append((None, folder))
+                return False
+            self._inside = True
+            try:
+                if self._files.step is not None:
+                    self._complete_step()
+                self._complete(folder)
+            finally:
+                try:
+                    self._take_what_was_put_off()
+                finally:
+                    self._inside = False
+        self._tell()
+        return True
+
+    def close(self) -> bool:
+        """Complete the open runs and close the files; waits for the disk, some seconds at most. May be called again.
+
+        Returns:
+            False where the runs could not be completed yet, because it is called from within a document.
+        """
+        completed = self.complete_open_runs()
+        if self._owns_spool:
+            self._spool.close()
+        return completed
+
+    def __enter__(self) -> DocumentRecorder:
+        """The recorder itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """Where it records to."""
+        return f"<DocumentRecorder in {str(self._spool.path)!r}>"
+
+    def _tell(self) -> None:
+        """Log what there is to say; called without the lock, since a log's handler is foreign code."""
+        with suppress(Exception):  # a handler that fails must not end the plan
+            self._rejections.tell()
+
+    def after_fork_in_child(self) -> None:
+        """The parent's runs are the parent's; a child that gets documents records runs of its own."""
+        self._lock = threading.RLock()
+        self._inside, self._files.step = False, None
+        self._put_off.clear()
+        self._runs, self._streams = {}, {}
+        self._spool.forget_after_fork()
+        self._files.deliverer = None
+
+    # ---- all that follows is called with the lock held, `_known_of` excepted ---------------------------------------
+
+    def _known_of(self, doc: Mapping[str, Any]) -> tuple[str, Header, Past | None]:
+        """A run's uid and header, and what was taken of it before. Needs no lock; may read the disk."""
+        uid = uid_of(doc)
+        header = header_of(doc, uid, self.settings)
+        if self.settings.resend or time.time() - header.started <= REPLAY_AGE_S:
+            return uid, header, None
+        run = self._runs.get(uid)
+        writer = run.writer if run is not None else None
+        if writer is not None:
+            return uid, header, Past(header.content, ended=False, kept=self._past.of_open(uid, writer.folder))
+        try:
+            return uid, header, self._past.of(uid)
+        except OSError as error:  # a SpoolError is one; and a run taken twice is better than none
+            self._rejections.say_once(
+                "past", f"whether run {uid} was taken before cannot be told, so it is taken: {error}"
+            )
+            return uid, header, None
+
+    def _take_what_was_put_off(self) -> None:
+        """Take what came from within the call that holds the lock; called at its end."""
+        while self._put_off:
+            name, doc = self._put_off[0]  # taken away when it is done: interrupted in between it is done again
+            try:
+                if self._files.step is not None:
+                    self._complete_step()
+                if name is None:
+                    self._complete(doc)
+                elif name == "start":
+                    self._start(*self._known_of(doc))
+                else:
+                    takes = {
+                        "event": self._event, "event_page": self._event_page, "descriptor": self._descriptor,
+                        "stop": self._stop,
+                    }  # fmt: skip
+                    takes.get(name, lambda doc: NOTHING)(doc)
+            except DocumentError:
+                pass
+            except Exception as error:  # noqa: BLE001 - as in a call of its own, of which nobody gets the error
+                self._rejections.broken(str(name), error)
+            self._put_off.popleft()
+
+    def _complete_step(self) -> None:
+        """Complete what a signal's exception has interrupted."""
+        try:
+            ended = self._files.complete_step()
+            if ended is not None:
+                self._forget(ended)
+        except Exception:  # what fails again would fail for ever, and every document after it
+            self._files.step = None
+            raise
+        self._files.step = None
+
+    def _complete(self, folder: Path | None) -> None:
+        for run in list(self._runs.values()):
+            if run.writer is None and folder is None:
+                self._files.note_not_kept(run)
+            elif run.writer is not None and folder in {None, run.writer.folder}:
+                self._files.end(run, Stop(time.time(), "", "no stop document", interrupted=True))
+                self._files.step = None
+
+    def _start(self, uid: str, header: Header, past: Past | None) -> Accepted:
+        open_run = self._runs.get(uid)
+        if open_run is not None:
+            self._rejections.ignore("start", f"a second start document of run {uid} is ignored")
+            if past is not None and past.kept is not None:
+                open_run.kept = past.kept  # what comes now may have come before, longer ago than is remembered
+            return KNOWN
+        if uid in self._ended and not self.settings.resend:
+            past = Past(self._ended[uid], ended=True)
+        if past is not None and (past.ended or past.content != header.content):
+            self._skip(uid, same=past.content == header.content)
+            return KNOWN
+        run = self._runs[uid] = OpenRun(uid, header, past.kept if past else None)
+        self._files.make(run)
+        run.tell_opened(self._rejections)
+        return NOTHING
+
+    def _skip(self, uid: str, *, same: bool) -> None:
+        """Take nothing of a run that was taken before.
+
+        Raises:
+            DocumentError: It was taken with other content.
+        """
+        self._rejections.counts[TAKEN_BEFORE] += 1
+        self._skipped[uid] = same
+        if same:
+            self._rejections.say(logging.WARNING, "run %s was taken before and is not sent again; `resend` would", uid)
+            return
+        text = f"run {uid} was taken before with other content: this one is refused; give it its own uid"
+        self._rejections.say(logging.ERROR, "%s", text)
+        raise DocumentError(text)
+
+    def _descriptor(self, doc: Mapping[str, Any]) -> Accepted:
+        run_uid, uid = str(doc["run_start"]), str(doc["uid"])
+        run = self._runs.get(run_uid)
+        if run is None and run_uid in self._skipped:
+            self._streams_skipped[uid] = self._skipped[run_uid]
+            return KNOWN
+        if run is None:
+            raise self._rejections.ignore(
+                "descriptor", f"a descriptor of run {run_uid}, whose start never came, is ignored"
+            )
+        name = text_of(doc.get("name"))
+        if name not in run.event_streams and not run.describe(doc, name, self._selection):
+            self._rejections.say(logging.INFO, "event stream %r of run %s is left out by the settings", name, run_uid)
+        event_stream = run.event_streams[name]
+        if event_stream is not None:
+            event_stream.described_again()
+        self._streams[uid] = (run, event_stream)
+        return NOTHING
+
+    def _event(self, doc: Mapping[str, Any]) -> Accepted:
+        known = self._streams.get(doc["descriptor"])
+        if known is None:
+            return self._leave_out_unknown(doc["descriptor"], "event", 1, doc.get("data") or ())
+        run, event_stream = known
+        if event_stream is None:
+            return _left_out(run, NOT_SELECTED, doc.get("data") or ())
+        uid = doc["uid"]
+        if uid in run.seen or uid in run.seen_before or (run.kept and _is_kept(run.kept, event_stream, doc)):
+            run.remember(uid)  # one that its time told is told by its uid when it comes once more
+            self._rejections.counts[SEEN_BEFORE] += 1
+            return KNOWN
+        if run.writer is None:
+            self._files.make_again(run)
+        try:
+            payloads = event_stream.event(doc, time.time() if event_stream.by_reading else 0.0)
+        except Exception:
+            run.leave_out(UNREADABLE, mapping_of(doc.get("data")))
+            raise
+        data = doc["data"]
+        why = self._files.append(run, event_stream, payloads, (uid,), data)
+        if why is not None:
+            self._files.step = None
+            return _why_left_out(why, len(data))
+        run.remember(uid)
+        self._files.step = None
+        return event_stream.accepted_of(payloads, data)
+
+    def _event_page(self, doc: Mapping[str, Any]) -> Accepted:
+        known = self._streams.get(doc["descriptor"])
+        if known is None:
+            return self._leave_out_unknown(
+                doc["descriptor"], "event_page", len(doc.get("uid") or ()), doc.get("data") or ()
+            )
+        run, event_stream = known
+        uids = list(doc["uid"])
+        if event_stream is None:
+            return _left_out(run, NOT_SELECTED, doc.get("data") or (), len(uids))
+        seen = [i for i, uid in enumerate(uids) if uid in run.seen or uid in run.seen_before]
+        if run.kept is not None:
+            seen = sorted({*seen, *_kept_rows(run.kept, event_stream, doc)})
+        if seen:
+            for i in seen:
+                run.remember(uids[i])
+            doc = without(doc, seen)
+            self._rejections.counts[SEEN_BEFORE] += len(seen)
+            uids = list(doc["uid"])
+        if run.writer is None:
+            self._files.make_again(run)
+        try:
+            payloads = event_stream.event_page(doc, time.time())
+        except Exception:
+            run.leave_out(UNREADABLE, mapping_of(doc.get("data")), len(uids))
+            raise
+        if not payloads:
+            return Accepted(known=len(seen))
+        data = doc.get("data") or {}
+        why = self._files.append(run, event_stream, payloads, uids, data)
+        if why is not None:
+            self._files.step = None
+            return _why_left_out(why, len(data) * len(uids), known=len(seen))
+        for uid in uids:
+            run.remember(uid)
+        self._files.step = None
+        return event_stream.accepted_of(payloads, data, len(uids), known=len(seen))
+
+    def _leave_out_unknown(self, descriptor: str, name: str, events: int, keys: Iterable[Any]) -> Accepted:
+        """Take nothing of a document whose descriptor belongs to no open run.
+
+        Raises:
+            DocumentError: The descriptor never came.
+        """
+        if descriptor in self._streams_skipped:
+            if self._streams_skipped[descriptor]:
+                return Accepted(known=events)
+            return Accepted(left_out={OTHER_CONTENT: events * len(list(keys))})
+        run_uid = self._late.get(descriptor)
+        if run_uid is None:
+            what = "an event" if name == "event" else "a page"
+            raise self._rejections.ignore(name, f"{what} of descriptor {descriptor}, which never came, is ignored")
+        self._rejections.counts[BEHIND_STOP] += events
+        self._rejections.say_once(
+            f"late {run_uid}", f"an event of run {run_uid} came behind its stop document and is left out"
+        )
+        return Accepted(left_out={BEHIND_STOP: events * len(list(keys))})
+
+    def _stop(self, doc: Mapping[str, Any]) -> Accepted:
+        uid = str(doc["run_start"])
+        run = self._runs.get(uid)
+        if run is None and uid in self._skipped:
+            del self._skipped[uid]
+            self._streams_skipped.clear()
+            return KNOWN
+        if run is None:
+            raise self._rejections.ignore("stop", f"a stop document of run {uid}, whose start never came, is ignored")
+        stop = Stop(
+            time=time_of(doc),
+            exit_status=text_of(doc.get("exit_status")),
+            reason=text_of(doc.get("reason")),
+        )
+        self._files.end(run, stop)
+        self._forget(run)
+        self._files.step = None
+        return NOTHING
+
+    def _forget(self, run: OpenRun) -> None:
+        """Know of a run only that it has ended."""
+        for descriptor in [key for key, value in self._streams.items() if value[0] is run]:
+            self._late[descriptor] = run.uid
+            del self._streams[descriptor]
+        while len(self._late) > REMEMBERED_RUNS:
+            self._late.popitem(last=False)
+        if run.settled:  # else nothing of it is there, and a replay would be welcome
+            self._ended[run.uid] = run.header.content
+        if len(self._ended) > REMEMBERED_RUNS:
+            self._ended.popitem(last=False)
+        self._runs.pop(run.uid, None)
+
+
+def open_spool(settings: Settings) -> Spool:
+    """Open the spool that the settings name, to record in it.
+
+    Raises:
+        SettingsError: Its folder cannot be used.
+    """
+    try:
+        return Spool(
+            settings.locate_spool(),
+            max_bytes=settings.spool_max_bytes,
+            min_free_bytes=settings.spool_min_free_bytes,
+            sync_each=settings.durability == "event",
+        )
+    except SpoolError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _left_out(run: OpenRun, reason: str, keys: Iterable[Any], events: int = 1) -> Accepted:
+    """Count all readings of a document as left out."""
+    keys = list(keys)
+    run.leave_out(reason, keys, events)
+    return Accepted(left_out={reason: len(keys) * events})
+
+
+def _why_left_out(reason: str, readings: int, known: int = 0) -> Accepted:
+    return Accepted(left_out={reason: readings}, known=known, try_again=reason in {NO_ROOM, NOT_WRITTEN})
+
+
+def _is_kept(kept: KeptEvents, event_stream: EventStream, doc: Mapping[str, Any]) -> bool:
+    """Whether earlier journals of the run hold an event."""
+    stamps = mapping_of(doc.get("timestamps"))
+    return kept.has(event_stream.name, doc["uid"], times_of(doc.get("time"), *stamps.values()))
+
+
+def _kept_rows(kept: KeptEvents, event_stream: EventStream, page: Mapping[str, Any]) -> Sequence[int]:
+    """The rows of a page that earlier journals of the run hold."""
+    uids = page["uid"]
+    columns = [page["time"], *mapping_of(page.get("timestamps")).values()]
+    columns = [column for column in columns if len(column) == len(uids)]  # another length is seen to later
+    return [
+        i
+        for i, uid in enumerate(uids)
+        if kept.has(event_stream.name, uid, times_of(*(column[i] for column in columns)))
+    ]

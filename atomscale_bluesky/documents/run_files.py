@@ -1,0 +1,214 @@
+"""The files of the runs that are open: made, appended to and ended, also where a signal's exception interrupts that.
+
+Every change is a *step*, which is noted before it is made. Where an exception ended it, `complete_step` finds out from
+the journal what was written, and completes or repeats the rest.
+
+Used by one thread at a time, which holds the recorder's lock. Nothing is logged here: what is to be said is collected
+by `Rejections`, and logged when the lock is free.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from ..errors import LineTooLongError, SpoolError, SpoolFullError
+from ..model.text import plain
+from ..spool.journal_format import Stop
+from ..spool.lines import encode
+from ..spool.run_writer import RunWriter
+from ..spool.spool import Spool
+from .event_stream import EventStream
+from .open_run import NO_ROOM, NOT_WRITTEN, TOO_LONG, OpenRun
+from .rejections import NOT_KEPT, Rejections
+
+# How long after a failure the files of a run are tried to be made again, where its plan does not wait for that.
+TRY_AGAIN_S = 1.0
+
+# What is being done to a run's files: the run, whose lines are appended for which events, or how it ended; with neither
+# its journal is being made. At last, how much its journal held before. A plain tuple, because one is made per event.
+_Step = tuple[OpenRun, EventStream | None, list[bytes], Sequence[str], Stop | None, int]
+
+
+class Deliverer(Protocol):
+    """Whoever delivers the runs of the spool, as far as a recorder has to know it. None of its methods waits."""
+
+    @property
+    def takes_up(self) -> bool:
+        """Return True if it delivers a run that begins now: then its lock is to be taken with the run's folder."""
+        ...
+
+    def add(self, writer: RunWriter) -> None:
+        """Take note of a run that begins."""
+        ...
+
+    def wake(self, folder: Any = None) -> None:
+        """Take note that a journal has grown by something that can be sent."""
+        ...
+
+    def stopped(self, folder: Any) -> None:
+        """Take note that a run has ended."""
+        ...
+
+
+class RunFiles:
+    """Writes what is recorded of open runs.
+
+    Args:
+        spool: Where their folders are made.
+        deliverer: Who is told of new runs, full chunks and ends; None if nobody delivers in this process.
+        rejections: Collects what is to be logged.
+    """
+
+    def __init__(self, spool: Spool, deliverer: Deliverer | None, rejections: Rejections) -> None:
+        self._spool = spool
+        self.deliverer = deliverer
+        self._rejections = rejections
+        self.step: _Step | None = None  # that was begun; still there where a signal's exception interrupted it
+
+    def make(self, run: OpenRun) -> None:
+        """Make the run's folder in the spool; where that fails, the run's readings are counted as left out."""
+        self.step = (run, None, [], (), None, 0)
+        try:
+            to_deliver = self.deliverer is not None and self.deliverer.takes_up
+            self._spool.create(run.header, to_deliver=to_deliver, accept=run.begin_again)
+        except SpoolError as error:
+            run.why_not_kept = str(error)
+            run.why_none, until = NO_ROOM, "there is room"
+            if not isinstance(error, SpoolFullError):
+                run.why_none, until = NOT_WRITTEN, "its files can be made"
+                run.try_again_at = time.monotonic() + TRY_AGAIN_S
+            text = f"run {run.uid} is not kept until {until}, its readings are counted: {error}"
+            self._rejections.say_once(f"not kept {run.uid}", text, logging.ERROR)
+        self._announce(run)
+        self.step = None
+
+    def make_again(self, run: OpenRun) -> None:
+        """Make a folder for a run that has none, if that may succeed by now."""
+        if (run.settled or self._spool.has_room) and time.monotonic() >= run.try_again_at:
+            self.make(run)
+
+    def append(
+        self, run: OpenRun, event_stream: EventStream, payloads: list[bytes], uids: Sequence[str], keys: Any
+    ) -> str | None:
+        """Append a document's lines, or count its readings as left out. The caller ends the step.
+
+        Returns:
+            Why the readings were left out; None if they were appended.
+        """
+        writer = run.writer
+        if writer is None:
+            run.leave_out(run.why_none, keys, len(uids))
+            return run.why_none
+        self.step = (run, event_stream, payloads, uids, None, writer.written)
+        try:
+            unsynced = writer.append(payloads)
+        except SpoolError as error:
+            why = self._why_not(run, error)
+            run.leave_out(why, keys, len(uids))
+            return why
+        first = not event_stream.begun
+        full = event_stream.accepted(run.header.points_per_chunk if run.header else 1)
+        if unsynced is not None:
+            self._rejections.say(
+                logging.ERROR, "journal in %s could not be synced, a power cut may take it: %s", writer.folder, unsynced
+            )
+        if first and event_stream.left_out:
+            said = plain(", ".join(f"{key} ({reason})" for key, reason in event_stream.left_out.items()))
+            self._rejections.say(
+                logging.INFO, "event stream %r of run %s leaves out %s", event_stream.name, run.uid, said
+            )
+        if self.deliverer is not None and (first or full):
+            self.deliverer.wake(writer.folder)
+        return None
+
+    def _why_not(self, run: OpenRun, error: SpoolError) -> str:
+        if isinstance(error, SpoolFullError):
+            why, about, text = NO_ROOM, "no room", f"new readings of run {run.uid} are left out: {error}"
+        elif isinstance(error, LineTooLongError):
+            why, about, text = TOO_LONG, "too long", f"run {run.uid}: a document's readings are left out: {error}"
+        else:
+            why, about, text = NOT_WRITTEN, "not written", f"new readings of run {run.uid} are left out: {error}"
+        self._rejections.say_once(f"{about} {run.uid}", text, logging.ERROR)
+        return why
+
+    def end(self, run: OpenRun, stop: Stop) -> None:
+        """Have the run's files say how it ended. The caller ends the step."""
+        self.step = (run, None, [], (), stop, 0)
+        self._end(run, stop)
+
+    def complete_step(self) -> OpenRun | None:
+        """Complete the step that a signal's exception has interrupted. The caller ends it.
+
+        Returns:
+            The run that has ended by this, with its stop document; None if it was another step.
+        """
+        if self.step is None:
+            return None
+        run, event_stream, payloads, uids, stop, before = self.step
+        if stop is not None:
+            self._end(run, stop)
+            return None if stop.interrupted else run
+        if event_stream is None:
+            self._announce(run)
+        elif run.writer is not None and _holds(run.writer, payloads, before):
+            event_stream.accepted()
+            for uid in uids:
+                run.remember(uid)
+            if self.deliverer is not None:
+                self.deliverer.wake(run.writer.folder)
+        return None
+
+    def note_not_kept(self, run: OpenRun) -> None:
+        """Note a run that has no journal for what was left out of it."""
+        not_kept = run.not_kept(time.time())
+        if not_kept is not None:
+            self._rejections.counts[NOT_KEPT] += 1
+            self._spool.not_kept(not_kept)
+            self._rejections.say(
+                logging.ERROR,
+                "run %s ended without having been kept, %d readings of it are left out: %s; `status` shows it",
+                run.uid, not_kept.readings, not_kept.reason,
+            )  # fmt: skip
+
+    def _end(self, run: OpenRun, stop: Stop) -> None:
+        """Write how the run ended; where that was interrupted, it is done again from its beginning."""
+        if not stop.interrupted:
+            if run.writer is None:
+                self.note_not_kept(run)
+            run.tell_what_was_odd(self._rejections)
+        if run.writer is not None:
+            self._end_journal(run, run.writer, stop)
+
+    def _end_journal(self, run: OpenRun, writer: RunWriter, stop: Stop) -> None:
+        self._announce(run)
+        if run.last_lines is None:
+            stop.rows.update(run.rows())
+            run.last_lines = ([*run.left_out_lines(), encode(stop)], writer.written)
+        lines, before = run.last_lines
+        try:
+            writer.end(lines, before)
+        except SpoolError as error:
+            # Without its stop in the journal the run counts as interrupted once its lock is free, and is completed.
+            self._rejections.say(
+                logging.ERROR, "the stop of run %s could not be written, it is tried again: %s", run.uid, error
+            )
+        self._spool.release(writer)
+        if self.deliverer is not None:
+            self.deliverer.stopped(writer.folder)
+        run.end()
+
+    def _announce(self, run: OpenRun) -> None:
+        """Tell the deliverer of a new journal; once, however often this is called."""
+        if run.to_announce and run.writer is not None and self.deliverer is not None:
+            self.deliverer.add(run.writer)
+        run.to_announce = False
+
+
+def _holds(writer: RunWriter, payloads: list[bytes], written_before: int) -> bool:
+    try:
+        return writer.kept(payloads, written_before)
+    except SpoolError:  # the disk fails: nothing is written behind it before half a line was taken back
+        return False

@@ -1,0 +1,273 @@
+"""A recorder says of each document what became of it, whoever gives the documents."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from event_model import compose_run
+from runs import Document, growth, held
+from waiting import wait_until
+
+from atomscale_bluesky import (
+    Accepted,
+    AtomscaleCallback,
+    DocumentError,
+    DocumentRecorder,
+    Settings,
+    SettingsError,
+    SpoolError,
+)
+from atomscale_bluesky.server import LocalServer
+
+MakeCallback = Callable[..., AtomscaleCallback]
+
+
+@pytest.fixture
+def settings(spool_dir: Path, server: LocalServer) -> Settings:
+    return Settings.load(environ={}, endpoint=server.url, spool_dir=str(spool_dir), spool_min_free_bytes=0)
+
+
+def take_all(recorder: DocumentRecorder, documents: list[Document]) -> list[Accepted]:
+    return [recorder.take(name, doc) for name, doc in documents]
+
+
+def old(points: int) -> list[Document]:
+    """The documents of a run that began a minute ago."""
+    return [(name, doc | {"time": doc["time"] - 60} if name == "start" else doc) for name, doc in growth(points)]
+
+
+def test_what_is_recorded_is_counted_and_delivered_by_a_later_callback(
+    settings: Settings, make_callback: MakeCallback, server: LocalServer
+) -> None:
+    with DocumentRecorder(settings) as recorder:
+        accepted = take_all(recorder, list(growth(points=25)))
+
+    assert [one.rows for one in accepted] == [0, 0, *[1] * 25, 0]
+    assert all(one == Accepted(rows=one.rows) for one in accepted)
+    assert make_callback().drain(20)
+    assert held(server)["k0"] == [float(n) for n in range(25)]
+    assert [stream.status for stream in server.streams()] == ["success"]
+
+
+def test_readings_that_never_become_points_are_reported_with_their_reason(settings: Settings) -> None:
+    run = compose_run()
+    described = {
+        "T": {"source": "sim", "dtype": "number", "shape": []},
+        "note": {"source": "sim", "dtype": "string", "shape": []},
+        "image": {"source": "sim", "dtype": "array", "shape": [50, 50]},
+    }
+    stream = run.compose_descriptor(name="primary", data_keys=described)
+    data = {"T": 1.0, "note": "hot", "image": [[0.0] * 50] * 50}
+
+    with DocumentRecorder(settings) as recorder:
+        recorder.take("start", run.start_doc)
+        recorder.take("descriptor", stream.descriptor_doc)
+        for _ in range(2):
+            event = stream.compose_event(data=data, timestamps=dict.fromkeys(data, time.time()))
+            accepted = recorder.take("event", event)
+            assert (accepted.rows, accepted.known) == (1, 0)
+            assert dict(accepted.left_out) == {"text": 1, "array": 1}
+        more = data | {"extra": 5.0}
+        event = stream.compose_event(data=more, timestamps=dict.fromkeys(more, time.time()), validate=False)
+        assert dict(recorder.take("event", event).left_out) == {"text": 1, "array": 1, "not there at first": 1}
+
+
+def test_each_time_base_of_an_event_has_a_row(settings: Settings) -> None:
+    run = compose_run()
+    described = {key: {"source": "sim", "dtype": "number", "shape": []} for key in ("a", "b")}
+    stream = run.compose_descriptor(name="gauge_monitor", data_keys=described)
+    now = time.time()
+    event = stream.compose_event(data={"a": 1.0, "b": 2.0}, timestamps={"a": now, "b": now - 1.0})
+
+    with DocumentRecorder(settings) as recorder:
+        recorder.take("start", run.start_doc)
+        recorder.take("descriptor", stream.descriptor_doc)
+        assert recorder.take("event", event) == Accepted(rows=2)
+
+
+def test_an_event_that_comes_again_is_known_in_a_page_too(settings: Settings) -> None:
+    documents = list(growth(points=3))
+    events = [doc for name, doc in documents if name == "event"]
+    page = {
+        "descriptor": events[0]["descriptor"],
+        **{member: [event[member] for event in events] for member in ("uid", "time", "seq_num")},
+        **{
+            member: {key: [event[member][key] for event in events] for key in events[0]["data"]}
+            for member in ("data", "timestamps")
+        },
+    }
+
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, documents[:3])
+        assert recorder.take("event", events[0]) == Accepted(known=1)
+        accepted = recorder.take("event_page", page)
+        assert (accepted.rows, accepted.known) == (2, 1)
+        assert recorder.take("event_page", page) == Accepted(known=3)
+
+
+def test_a_run_that_was_recorded_before_is_known_and_one_with_other_content_is_refused(settings: Settings) -> None:
+    documents = old(points=3)
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, documents)
+    with DocumentRecorder(settings) as recorder:
+        assert take_all(recorder, documents) == [Accepted(known=1)] * 6
+    name, start = documents[0]
+    with DocumentRecorder(settings) as recorder:
+        with pytest.raises(DocumentError, match="was taken before with other content"):
+            recorder.take(name, start | {"plan_name": "another one"})
+        others = take_all(recorder, documents[1:-1])
+        assert [dict(one.left_out) for one in others[1:]] == [{"run taken before with other content": 2}] * 3
+        assert recorder.ignored == {"run taken before": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "doc", "said"),
+    [
+        ("event", {}, "KeyError: 'descriptor'"),
+        ("event", {"descriptor": "nobody", "uid": "e", "data": {}, "time": 1.0}, "which never came"),
+        ("event_page", {"descriptor": 7}, "which never came"),
+        ("descriptor", {"run_start": "nobody", "uid": "d"}, "whose start never came"),
+        ("stop", {"run_start": "nobody"}, "whose start never came"),
+        ("start", {"uid": 7}, "uid is a int, expected text"),
+        ("start", None, "a 'start' document cannot be used"),
+    ],
+)
+def test_a_document_that_cannot_be_used_raises_and_costs_nothing_else(
+    settings: Settings, name: str, doc: Any, said: str
+) -> None:
+    documents = list(growth(points=4))
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, documents[:4])
+        with pytest.raises(DocumentError, match=said):
+            recorder.take(name, doc)
+        assert sum(recorder.ignored.values()) == 1
+        assert [one.rows for one in take_all(recorder, documents[4:])] == [1, 1, 0]
+
+
+def test_other_kinds_of_documents_are_passed_over(settings: Settings) -> None:
+    with DocumentRecorder(settings) as recorder:
+        assert recorder.take("datum", {"datum_id": "x"}) == Accepted()
+        assert recorder.ignored == {}
+
+
+def test_what_finds_no_room_is_reported_and_may_be_given_again(spool_dir: Path) -> None:
+    settings = Settings.load(environ={}, spool_dir=str(spool_dir), spool_min_free_bytes=0, spool_max_bytes=1_000_000)
+    documents = list(growth(points=3, keys=1))
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, documents[:3])
+        stuffing = spool_dir / "20200101T000000-00000000"
+        stuffing.mkdir()
+        (stuffing / "journal-0001.jsonl").write_bytes(b"x" * 1_000_000)
+        wait_until(lambda: "no room" in str(recorder.take(*full_event(documents)).left_out), timeout_s=30)
+        refused = recorder.take(*documents[3])
+        assert refused == Accepted(left_out={"no room in the spool": 1}, try_again=True)
+        (stuffing / "journal-0001.jsonl").unlink()
+        wait_until(lambda: recorder.take(*documents[3]).rows == 1, timeout_s=30)
+        assert recorder.take(*documents[3]) == Accepted(known=1)
+
+
+def full_event(documents: list[Document]) -> Document:
+    """A further event of the run, with a uid of its own."""
+    name, doc = documents[2]
+    return name, doc | {"uid": f"{time.monotonic_ns()}"}
+
+
+def test_a_sync_that_fails_says_so_and_succeeds_later(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    documents = list(growth(points=2))
+
+    def fails(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, documents[:3])
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "fdatasync", fails)
+            recorder.take(*documents[3])
+            with pytest.raises(SpoolError, match="could not be synced: .*Input/output error"):
+                recorder.sync()
+        recorder.sync()
+        synced: list[int] = []
+        with monkeypatch.context() as watched:
+            watched.setattr(os, "fdatasync", synced.append)
+            recorder.sync()
+        assert synced == []  # all of it was
+
+
+def test_sync_waits_for_the_disk_to_have_each_run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    real, files = os.fdatasync, set[str]()
+
+    def noted(descriptor: int) -> None:
+        real(descriptor)
+        files.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    runs = [list(growth(points=2)) for _ in range(3)]
+    with DocumentRecorder(settings) as recorder:
+        for documents in runs[:2]:
+            take_all(recorder, documents[:3])
+        take_all(recorder, runs[2])  # one that has ended
+        monkeypatch.setattr(os, "fdatasync", noted)
+        for documents in runs[:2]:
+            recorder.take(*documents[3])
+        recorder.sync()
+        assert len({path for path in files if path.endswith("journal-0001.jsonl")}) >= 2
+
+
+def test_a_document_from_within_another_one_is_put_off_and_taken_behind_it(settings: Settings) -> None:
+    documents = list(growth(points=3, keys=1))
+    inner: list[Accepted] = []
+
+    class Asks(dict[str, Any]):
+        def __getitem__(self, key: str) -> Any:
+            if not inner:
+                inner.append(recorder.take(*documents[4]))
+            return super().__getitem__(key)
+
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, documents[:3])
+        name, doc = documents[3]
+        assert recorder.take(name, Asks(doc)).rows == 1
+        assert inner == [Accepted(put_off=True)]
+        assert recorder.take(*documents[4]) == Accepted(known=1)
+
+
+def test_several_threads_may_record_at_once(
+    settings: Settings, make_callback: MakeCallback, server: LocalServer
+) -> None:
+    runs = [list(growth(points=200, keys=1)) for _ in range(4)]
+    together = threading.Barrier(4)
+
+    def record(documents: list[Document]) -> int:
+        together.wait(10)
+        return sum(one.rows for one in take_all(recorder, documents))
+
+    with DocumentRecorder(settings) as recorder, ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(record, runs)) == [200] * 4
+    assert make_callback().drain(30)
+    assert sorted(held(server)["k0"]) == sorted([float(n) for n in range(200)] * 4)
+
+
+def test_a_recorder_that_is_closed_twice_completes_what_came_in_between(settings: Settings) -> None:
+    documents = old(points=4)
+    recorder = DocumentRecorder(settings)
+    take_all(recorder, documents[:3])
+    assert recorder.close()
+    assert recorder.take(*documents[3]).rows == 1
+    assert recorder.close()
+    with DocumentRecorder(settings) as another:
+        assert [one.rows for one in take_all(another, documents)] == [0, 0, 0, 0, 1, 1, 0]
+
+
+def test_a_folder_that_cannot_be_a_spool_is_a_settings_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="file"):
+        DocumentRecorder(Settings.load(environ={}, spool_dir=str(tmp_path / "file")))
