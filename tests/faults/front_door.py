@@ -36,7 +36,9 @@ def main() -> int:
             pool.submit(play_many, first, min(AT_ONCE, end - first), given.keep)
             for first in range(given.first, end, AT_ONCE)
         ]
-        for job in as_completed(jobs):
+        for done, job in enumerate(as_completed(jobs), start=1):
+            if done % 10 == 0:
+                print(f"{done * AT_ONCE} seeds, {failed} with problems", flush=True)
             for seed, problems in job.result():
                 failed += 1
                 print(f"seed {seed}:", *problems, sep="\n    ", flush=True)
