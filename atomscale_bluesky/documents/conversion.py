@@ -13,19 +13,7 @@ from typing import Any
 
 import numpy as np
 
-# Why a reading does not become a point. These texts stand in the account of every run.
-NOT_FINITE = "not finite"
-NO_VALUE = "no value"
-TEXT = "text"
-NOT_NUMERIC = "not numeric"
-TOO_LARGE = "number too large"
-EXTERNAL = "external data"
-NOT_SELECTED = "not selected"
-ARRAY = "array"
-LONG_ARRAY = "array too long"
-MISSING = "missing"
-NAMELESS = "its name is no text"
-LATE = "not there at first"
+from ..model.loss import Loss
 
 # A list that holds nothing else is a table, or text.
 _NO_ELEMENTS = (list, tuple, str, dict)
@@ -39,53 +27,53 @@ class Rounded(float):
     """What an integer beyond 2**53 became: the nearest float, which is not the integer itself."""
 
 
-def number(value: Any, depth: int = MAX_DEPTH) -> float | str:
+def number(value: Any, depth: int = MAX_DEPTH) -> float | Loss:
     """A value as a finite float, or the reason why it is none.
 
     Booleans are 0 and 1, a Decimal the nearest float; numpy scalars and arrays or lists of one element are that
     element. An integer that loses digits as a float comes as `Rounded`.
     """
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else NOT_FINITE
+        return float(value) if math.isfinite(value) else Loss.NOT_FINITE
     if isinstance(value, np.datetime64 | np.timedelta64):
-        return NOT_NUMERIC  # before `item`, which makes a bare count of nanoseconds of some
+        return Loss.NOT_NUMERIC  # before `item`, which makes a bare count of nanoseconds of some
     if isinstance(value, np.generic):
         value = value.item()
         if isinstance(value, np.generic):  # a longdouble stays what it is
-            value = float(value) if isinstance(value, np.floating) else NOT_NUMERIC
+            value = float(value) if isinstance(value, np.floating) else Loss.NOT_NUMERIC
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else NOT_FINITE
+        return float(value) if math.isfinite(value) else Loss.NOT_FINITE
     if isinstance(value, Decimal):
         nearest = float(value) if value.is_finite() else math.nan
-        return NOT_FINITE if math.isnan(nearest) else nearest if math.isfinite(nearest) else TOO_LARGE
+        return Loss.NOT_FINITE if math.isnan(nearest) else nearest if math.isfinite(nearest) else Loss.TOO_LARGE
     if isinstance(value, int):
         try:
             nearest = float(value)
         except OverflowError:
-            return TOO_LARGE
+            return Loss.TOO_LARGE
         return nearest if nearest == value else Rounded(nearest)
     if value is None:
-        return NO_VALUE
+        return Loss.NO_VALUE
     if isinstance(value, str):
-        return TEXT
+        return Loss.TEXT
     if isinstance(value, np.ndarray):
         if value.size != 1 or not depth:
-            return ARRAY
+            return Loss.ARRAY
         # Of a subclass, a masked array or one with units, an element may be an array again.
-        return NO_VALUE if np.ma.is_masked(value) else number(np.asarray(value).reshape(-1)[0], depth - 1)
+        return Loss.NO_VALUE if np.ma.is_masked(value) else number(np.asarray(value).reshape(-1)[0], depth - 1)
     if isinstance(value, list | tuple):
-        return number(value[0], depth - 1) if len(value) == 1 and depth else ARRAY
-    return NOT_NUMERIC
+        return number(value[0], depth - 1) if len(value) == 1 and depth else Loss.ARRAY
+    return Loss.NOT_NUMERIC
 
 
-def choice(choices: Sequence[str]) -> Callable[[Any], float | str]:
+def choice(choices: Sequence[str]) -> Callable[[Any], float | Loss]:
     """As `number`, but text that is one of the choices is its index among them."""
     indices = {choice: float(i) for i, choice in enumerate(choices)}
 
-    def index(value: Any) -> float | str:
-        return indices.get(plain(value), TEXT) if isinstance(value, str) else number(value)
+    def index(value: Any) -> float | Loss:
+        return indices.get(plain(value), Loss.TEXT) if isinstance(value, str) else number(value)
 
     return index
 
@@ -121,10 +109,10 @@ def _has_elements(values: Sequence[Any]) -> bool:
     return any(not isinstance(item, _NO_ELEMENTS) for item in looked_at)
 
 
-def numbers(values: Any, count: int) -> list[float | str]:
+def numbers(values: Any, count: int) -> list[float | Loss]:
     """The first `count` elements of an array as numbers, or the reasons why they are none; no other is looked at."""
     if isinstance(values, np.ndarray) and values.ndim:
         values = values[:count].tolist() if values.ndim == 1 else list(values[:count])
     if not isinstance(values, list | tuple):
-        return [MISSING] * count
-    return [number(values[i]) if i < len(values) else MISSING for i in range(count)]
+        return [Loss.MISSING] * count
+    return [number(values[i]) if i < len(values) else Loss.MISSING for i in range(count)]

@@ -19,26 +19,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import ChannelError
+from ..model.loss import Loss
 from ..model.rows import Channel
 from ..spool.journal_format import Layout, encode_row
 from .accepted import Accepted
-from .conversion import (
-    ARRAY,
-    EXTERNAL,
-    LATE,
-    LONG_ARRAY,
-    MISSING,
-    NAMELESS,
-    NO_VALUE,
-    NOT_FINITE,
-    NOT_NUMERIC,
-    NOT_SELECTED,
-    TEXT,
-    TOO_LARGE,
-    choice,
-    length_of,
-    number,
-)
+from .conversion import choice, length_of, number
 from .selection import Selection
 from .time_base import Source, TimeBase
 
@@ -160,7 +145,7 @@ class EventStream:
             if not base.declared:
                 base.declare(out)
             values = base.packed(data)
-            if values[1] and self._usual >= 0 and MISSING in values[1].values():
+            if values[1] and self._usual >= 0 and Loss.MISSING in values[1].values():
                 self._count_unknown(data, 1)  # another key may be in the place of the one that is missing
             out.append(encode_row(base.layout.layout, base.rows, at, uid, *values))
             base.offered = base.rows + 1
@@ -241,7 +226,7 @@ class EventStream:
         for key in data:
             reason = self._left_out.get(_sound(key) if isinstance(key, str) else _sound(type(key).__name__))
             if reason is None and key not in self._known:
-                reason = LATE
+                reason = Loss.LATE
             if reason is not None:
                 left_out[reason] += events
         rows = sum(payload.startswith(b"[") for payload in payloads)
@@ -268,7 +253,7 @@ class EventStream:
         left_out: dict[str, str] = {}
         for key in dict.fromkeys([*self._data_keys, *data]):
             if not isinstance(key, str):
-                left_out[_sound(type(key).__name__)] = NAMELESS
+                left_out[_sound(type(key).__name__)] = Loss.NAMELESS
                 continue
             source = self._source(key, data.get(key), filled.get(key, True))
             if isinstance(source, str):
@@ -276,7 +261,7 @@ class EventStream:
             else:
                 sources.append(source)
         self._known = {*self._data_keys, *data}
-        watched = tuple(key for key, reason in left_out.items() if reason in {TEXT, NOT_NUMERIC, ARRAY})
+        watched = tuple(key for key, reason in left_out.items() if reason in {Loss.TEXT, Loss.NOT_NUMERIC, Loss.ARRAY})
         groups = [sources] if own is None else _sharing(sources, own)
         first, *others = groups or [[]]
         bases = [self._base(self.name, first, left_out), *map(self._further_base, others)]
@@ -309,38 +294,38 @@ class EventStream:
             left_out=dict(left_out),
         )
 
-    def _source(self, key: str, value: Any, filled: Any) -> Source | str:
+    def _source(self, key: str, value: Any, filled: Any) -> Source | Loss:
         """How a data key becomes channels, decided by its value, or the reason why it does not."""
         try:
             return self._decide(key, value, filled)
         except Exception:  # noqa: BLE001 - a foreign object may do anything when it is asked what it is
-            return NOT_NUMERIC
+            return Loss.NOT_NUMERIC
 
-    def _decide(self, key: str, value: Any, filled: Any) -> Source | str:
+    def _decide(self, key: str, value: Any, filled: Any) -> Source | Loss:
         described = mapping_of(self._data_keys.get(key))
         if not self._selection.takes_key(key, key in self._hinted):
-            return NOT_SELECTED
+            return Loss.KEY_NOT_SELECTED
         if described.get("external") and (filled is not True or isinstance(value, str) or value is None):
-            return EXTERNAL
+            return Loss.EXTERNAL
         dtype, choices = described.get("dtype"), _choices(described)
         unit = _fitting(_sound(units), MAX_NAME) if isinstance(units := described.get("units"), str) else None
         if isinstance(value, str):
-            return self._scalar(key, unit, choice(choices)) if choices else TEXT
+            return self._scalar(key, unit, choice(choices)) if choices else Loss.TEXT
         length = length_of(value, described)
         if length is not None:
             if length > self._selection.max_elements:
-                return LONG_ARRAY
+                return Loss.LONG_ARRAY
             return self._elements(key, unit, length)
         first = number(value)
         if isinstance(first, str):
-            if first not in {NO_VALUE, NOT_FINITE, TOO_LARGE}:
+            if first not in {Loss.NO_VALUE, Loss.NOT_FINITE, Loss.TOO_LARGE}:
                 return first
             if dtype == "string":
-                return self._scalar(key, unit, choice(choices)) if choices else TEXT
+                return self._scalar(key, unit, choice(choices)) if choices else Loss.TEXT
         special = isinstance(value, bool) or dtype == "boolean" or bool(choices)
         return self._scalar(key, unit, choice(choices) if special else None)
 
-    def _scalar(self, key: str, unit: str | None, convert: Callable[[Any], float | str] | None) -> Source:
+    def _scalar(self, key: str, unit: str | None, convert: Callable[[Any], float | Loss] | None) -> Source:
         return Source(key, (Channel(name=self._name(key, None), key=_sound(key), unit=unit),), convert)
 
     def _elements(self, key: str, unit: str | None, length: int) -> Source:

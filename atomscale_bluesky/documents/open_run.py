@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..model.loss import Loss
 from ..model.text import plain
 from ..spool.history import NotKept
 from ..spool.journal_format import Header, LeftOut
 from ..spool.kept_events import KeptEvents
 from ..spool.lines import encode
 from ..spool.run_writer import RunWriter
-from .conversion import LATE
 from .event_stream import EventStream, Names
 from .rejections import Rejections
 from .selection import Selection
@@ -21,11 +21,6 @@ from .start_document import text_of
 
 # The same event may come twice (two subscriptions, a bus that delivers again); so many uids of each run are remembered.
 REMEMBERED_EVENTS = 10_000
-
-NO_ROOM = "no room in the spool"
-NOT_WRITTEN = "its file could not be written"
-NOT_SELECTED = "event stream not selected"
-TOO_LONG = "document too long"
 
 # A line of the journal names no more keys than this, so that it is never too long.
 KEYS_PER_LINE = 10_000
@@ -50,7 +45,7 @@ class OpenRun:
         self.to_announce = False  # nobody who delivers was told of its journal
         # Those that say how it ended, and how much its journal held before; while they are being written.
         self.last_lines: tuple[list[bytes], int] | None = None
-        self.why_none = NO_ROOM  # why there is no writer
+        self.why_none = Loss.NO_ROOM  # why there is no writer
         self.try_again_at = 0.0  # monotonic: when to try to make one again
         self.event_streams: dict[str, EventStream | None] = {}  # None: not selected
         self.names: Names = {}  # of all channels
@@ -108,7 +103,7 @@ class OpenRun:
 
         Begins to count anew.
         """
-        readings = sum(n for (reason, _), n in self._left_out.items() if reason in {NO_ROOM, NOT_WRITTEN})
+        readings = sum(n for (reason, _), n in self._left_out.items() if reason in {Loss.NO_ROOM, Loss.NOT_WRITTEN})
         if (self.settled or self._noted_as_not_kept) and not readings:
             return None
         self._noted_as_not_kept = True
@@ -126,7 +121,7 @@ class OpenRun:
         """What was counted, as lines for the journal."""
         counted = dict(self._left_out)
         for event_stream in filter(None, self.event_streams.values()):
-            counted |= {(LATE, key): n for key, n in event_stream.late.items()}
+            counted |= {(Loss.LATE, key): n for key, n in event_stream.late.items()}
         by_reason: dict[str, list[dict[str, int]]] = {}
         for (reason, key), n in counted.items():
             lines = by_reason.setdefault(reason, [{}])

@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import DocumentError, SettingsError, SpoolError
+from ..model.loss import Loss
 from ..settings import Settings
 from ..spool.journal_format import Header, Stop
 from ..spool.kept_events import KeptEvents, times_of
@@ -34,8 +35,8 @@ from ..spool.spool import Spool
 from .accepted import KNOWN, NOTHING, PUT_OFF, Accepted
 from .event_stream import EventStream, mapping_of
 from .known_runs import Past, PastRuns
-from .open_run import NO_ROOM, NOT_SELECTED, NOT_WRITTEN, OpenRun, without
-from .rejections import BEHIND_STOP, OTHER_CONTENT, SEEN_BEFORE, TAKEN_BEFORE, UNREADABLE, Rejections
+from .open_run import OpenRun, without
+from .rejections import SEEN_BEFORE, TAKEN_BEFORE, Rejections
 from .run_files import Deliverer, RunFiles
 from .selection import Selection
 from .start_document import header_of, text_of, time_of, uid_of
@@ -344,7 +345,7 @@ class DocumentRecorder:
             return self._leave_out_unknown(doc["descriptor"], "event", 1, doc.get("data") or ())
         run, event_stream = known
         if event_stream is None:
-            return _left_out(run, NOT_SELECTED, doc.get("data") or ())
+            return _left_out(run, Loss.EVENT_STREAM_NOT_SELECTED, doc.get("data") or ())
         uid = doc["uid"]
         if uid in run.seen or uid in run.seen_before or (run.kept and _is_kept(run.kept, event_stream, doc)):
             run.remember(uid)  # one that its time told is told by its uid when it comes once more
@@ -355,7 +356,7 @@ class DocumentRecorder:
         try:
             payloads = event_stream.event(doc, time.time() if event_stream.by_reading else 0.0)
         except Exception:
-            run.leave_out(UNREADABLE, mapping_of(doc.get("data")))
+            run.leave_out(Loss.MALFORMED, mapping_of(doc.get("data")))
             raise
         data = doc["data"]
         why = self._files.append(run, event_stream, payloads, (uid,), data)
@@ -375,7 +376,7 @@ class DocumentRecorder:
         run, event_stream = known
         uids = list(doc["uid"])
         if event_stream is None:
-            return _left_out(run, NOT_SELECTED, doc.get("data") or (), len(uids))
+            return _left_out(run, Loss.EVENT_STREAM_NOT_SELECTED, doc.get("data") or (), len(uids))
         seen = [i for i, uid in enumerate(uids) if uid in run.seen or uid in run.seen_before]
         if run.kept is not None:
             seen = sorted({*seen, *_kept_rows(run.kept, event_stream, doc)})
@@ -390,7 +391,7 @@ class DocumentRecorder:
         try:
             payloads = event_stream.event_page(doc, time.time())
         except Exception:
-            run.leave_out(UNREADABLE, mapping_of(doc.get("data")), len(uids))
+            run.leave_out(Loss.MALFORMED, mapping_of(doc.get("data")), len(uids))
             raise
         if not payloads:
             return Accepted(known=len(seen))
@@ -413,16 +414,16 @@ class DocumentRecorder:
         if descriptor in self._streams_skipped:
             if self._streams_skipped[descriptor]:
                 return Accepted(known=events)
-            return Accepted(left_out={OTHER_CONTENT: events * len(list(keys))})
+            return Accepted(left_out={Loss.OTHER_CONTENT: events * len(list(keys))})
         run_uid = self._late.get(descriptor)
         if run_uid is None:
             what = "an event" if name == "event" else "a page"
             raise self._rejections.ignore(name, f"{what} of descriptor {descriptor}, which never came, is ignored")
-        self._rejections.counts[BEHIND_STOP] += events
+        self._rejections.counts[Loss.BEHIND_STOP] += events
         self._rejections.say_once(
             f"late {run_uid}", f"an event of run {run_uid} came behind its stop document and is left out"
         )
-        return Accepted(left_out={BEHIND_STOP: events * len(list(keys))})
+        return Accepted(left_out={Loss.BEHIND_STOP: events * len(list(keys))})
 
     def _stop(self, doc: Mapping[str, Any]) -> Accepted:
         uid = str(doc["run_start"])
@@ -474,15 +475,15 @@ def open_spool(settings: Settings) -> Spool:
         raise SettingsError(str(error)) from error
 
 
-def _left_out(run: OpenRun, reason: str, keys: Iterable[Any], events: int = 1) -> Accepted:
+def _left_out(run: OpenRun, reason: Loss, keys: Iterable[Any], events: int = 1) -> Accepted:
     """Count all readings of a document as left out."""
     keys = list(keys)
     run.leave_out(reason, keys, events)
     return Accepted(left_out={reason: len(keys) * events})
 
 
-def _why_left_out(reason: str, readings: int, known: int = 0) -> Accepted:
-    return Accepted(left_out={reason: readings}, known=known, try_again=reason in {NO_ROOM, NOT_WRITTEN})
+def _why_left_out(reason: Loss, readings: int, known: int = 0) -> Accepted:
+    return Accepted(left_out={reason: readings}, known=known, try_again=reason.may_pass)
 
 
 def _is_kept(kept: KeptEvents, event_stream: EventStream, doc: Mapping[str, Any]) -> bool:

@@ -13,16 +13,14 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import AtomscaleBlueskyError, ChannelError, DocumentError
+from ..model.loss import Loss
 from ..model.text import plain
 
 _logger = logging.getLogger("atomscale_bluesky.callback")
 
-UNREADABLE = "malformed document"
 SEEN_BEFORE = "event seen before"
 TAKEN_BEFORE = "run taken before"
-BEHIND_STOP = "event behind its run's stop"
 NOT_KEPT = "run not kept"
-OTHER_CONTENT = "run taken before with other content"
 
 # A log that says more kinds of things than this would be read by nobody.
 MAX_SAID = 1000
@@ -69,7 +67,7 @@ class Rejections:
 
     def broken(self, name: str, error: Exception) -> DocumentError:
         """Count a document that cannot be read, and return the error that says so."""
-        self.counts[UNREADABLE] += 1
+        self.counts[Loss.MALFORMED] += 1
         try:
             shown = str(error) if isinstance(error, ChannelError) else f"{type(error).__name__}: {error}"
         except Exception:  # noqa: BLE001 - a foreign exception may have no text

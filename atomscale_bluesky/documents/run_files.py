@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ..errors import LineTooLongError, SpoolError, SpoolFullError
+from ..model.loss import Loss
 from ..model.text import plain
 from ..spool.journal_format import Stop
 from ..spool.lines import encode
 from ..spool.run_writer import RunWriter
 from ..spool.spool import Spool
 from .event_stream import EventStream
-from .open_run import NO_ROOM, NOT_WRITTEN, TOO_LONG, OpenRun
+from .open_run import OpenRun
 from .rejections import NOT_KEPT, Rejections
 
 # How long after a failure the files of a run are tried to be made again, where its plan does not wait for that.
@@ -76,9 +77,9 @@ class RunFiles:
             self._spool.create(run.header, to_deliver=to_deliver, accept=run.begin_again)
         except SpoolError as error:
             run.why_not_kept = str(error)
-            run.why_none, until = NO_ROOM, "there is room"
+            run.why_none, until = Loss.NO_ROOM, "there is room"
             if not isinstance(error, SpoolFullError):
-                run.why_none, until = NOT_WRITTEN, "its files can be made"
+                run.why_none, until = Loss.NOT_WRITTEN, "its files can be made"
                 run.try_again_at = time.monotonic() + TRY_AGAIN_S
             text = f"run {run.uid} is not kept until {until}, its readings are counted: {error}"
             self._rejections.say_once(f"not kept {run.uid}", text, logging.ERROR)
@@ -92,7 +93,7 @@ class RunFiles:
 
     def append(
         self, run: OpenRun, event_stream: EventStream, payloads: list[bytes], uids: Sequence[str], keys: Any
-    ) -> str | None:
+    ) -> Loss | None:
         """Append a document's lines, or count its readings as left out. The caller ends the step.
 
         Returns:
@@ -124,13 +125,17 @@ class RunFiles:
             self.deliverer.wake(writer.folder)
         return None
 
-    def _why_not(self, run: OpenRun, error: SpoolError) -> str:
+    def _why_not(self, run: OpenRun, error: SpoolError) -> Loss:
         if isinstance(error, SpoolFullError):
-            why, about, text = NO_ROOM, "no room", f"new readings of run {run.uid} are left out: {error}"
+            why, about, text = Loss.NO_ROOM, "no room", f"new readings of run {run.uid} are left out: {error}"
         elif isinstance(error, LineTooLongError):
-            why, about, text = TOO_LONG, "too long", f"run {run.uid}: a document's readings are left out: {error}"
+            why, about, text = (
+                Loss.DOCUMENT_TOO_LONG,
+                "too long",
+                f"run {run.uid}: a document's readings are left out: {error}",
+            )
         else:
-            why, about, text = NOT_WRITTEN, "not written", f"new readings of run {run.uid} are left out: {error}"
+            why, about, text = Loss.NOT_WRITTEN, "not written", f"new readings of run {run.uid} are left out: {error}"
         self._rejections.say_once(f"{about} {run.uid}", text, logging.ERROR)
         return why
 

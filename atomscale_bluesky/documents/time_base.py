@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from msgspec import ValidationError, convert
 
+from ..model.loss import Loss
 from ..model.rows import Channel
 from ..spool.journal_format import Layout, packed
 from ..spool.lines import encode
-from .conversion import MISSING, NOT_NUMERIC, Rounded, number, numbers
+from .conversion import Rounded, number, numbers
 
 # So many points of a page are in memory once more while they are packed.
 BLOCK_POINTS = 100_000
@@ -34,23 +35,23 @@ class Source(NamedTuple):
 
     key: str
     channels: tuple[Channel, ...]
-    convert: Callable[[Any], float | str] | None  # None: a plain number, or the elements of an array
+    convert: Callable[[Any], float | Loss] | None  # None: a plain number, or the elements of an array
 
     @property
     def is_array(self) -> bool:
         """Whether its channels are the elements of an array."""
         return self.channels[0].element is not None
 
-    def values(self, value: Any) -> list[float | str]:
+    def values(self, value: Any) -> list[float | Loss]:
         """A number, or the reason why there is none, for each channel."""
         if value is _ABSENT:
-            return [MISSING] * len(self.channels)
+            return [Loss.MISSING] * len(self.channels)
         try:
             if self.is_array:
                 return numbers(value, len(self.channels))
             return [self.convert(value) if self.convert else number(value)]
         except Exception:  # noqa: BLE001 - a foreign object may do anything when it is asked what it is
-            return [NOT_NUMERIC] * len(self.channels)
+            return [Loss.NOT_NUMERIC] * len(self.channels)
 
     def spread(self, value: Any) -> Sequence[Any]:
         """The same for packing, which has an eye on all that is no number itself."""

@@ -5,6 +5,7 @@ Guaranteed: no file, socket, thread or clock is touched, and nothing here import
 
     rows         Row, Rows, Channel, Position: what a journal holds of a reading
     chunk        Chunk, Column, Span: what Atomscale gets of it
+    loss         Loss: every reason why a reading does not become a point
     links        Links: instrument, sample, project and tags of a metrology stream
     labels       the names of runs and streams in Atomscale
     identifiers  UUIDs, names of samples and tags

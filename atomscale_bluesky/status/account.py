@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from ..errors import SpoolError
+from ..model.loss import Loss
 from ..model.rows import Row, Rows
 from ..spool.journal_format import Header, Layout, LeftOut, Stop, decode_journal
 from ..spool.ledger_state import LedgerState, StreamState
 
-GIVEN_UP = "too many channels with gaps"
-ROW_DROPPED = "row with a gap dropped"
 EVENT_STREAM = "event stream not selected"
 # Stands for the channels of rows whose layout is gone; each of these rows counts as one reading.
 UNNAMED = "rows of a missing layout"
@@ -169,7 +168,7 @@ class Account:
             dropped = {first[name] for name in row.gaps}
             for name in first:
                 if name not in row.gaps and first[name] in dropped:
-                    self._gaps[row.layout, name, ROW_DROPPED] += 1
+                    self._gaps[row.layout, name, Loss.ROW_DROPPED] += 1
         return True
 
     def take_rows(self, rows: Rows) -> None:
@@ -327,7 +326,7 @@ class Account:
             if (time_base, name) in ledger.given_up:
                 tried = (chunk for stream in ledger.streams.values() for chunk in stream.tried.values())
                 under_way = sum(chunk.points for chunk in tried if name in chunk.channels)
-                left_out[GIVEN_UP] += rest - min(rest, under_way)
+                left_out[Loss.TOO_MANY_CHANNELS] += rest - min(rest, under_way)
                 rest = min(rest, under_way)
             result[name, time_base] = Counts(
                 seen=seen,

@@ -1,4 +1,4 @@
-"""Tables that the package itself tells: `settings-table`, `rules-table`, `lines-table` and `fields-table`.
+"""Tables that the package itself tells: `settings-table`, `rules-table`, `loss-table`, `lines-table`, `fields-table`.
 
 What a field means stands in the source as the comment behind it, and in `settings` as its description; so what a reader
 finds here cannot differ from what the code says.
@@ -18,6 +18,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from atomscale_bluesky import settings
+from atomscale_bluesky.model.loss import Loss
 from atomscale_bluesky.server import Rule
 from atomscale_bluesky.spool import journal_format, ledger_format, orders
 
@@ -49,6 +50,13 @@ def rules_table() -> str:
     """The rules of the local server, in the order of the source."""
     rows = ["| rule | status | what it demands |", "|---|---|---|"]
     rows += [f"| `{rule.value}` | {rule.status} | {_cell(rule.doc)} |" for rule in Rule]
+    return "\n".join(rows)
+
+
+def loss_table() -> str:
+    """The reasons why a reading does not become a point, in the order of the source."""
+    rows = ["| reason | when |", "|---|---|"]
+    rows += [f"| `{loss.value}` | {_cell(loss.explanation)} |" for loss in Loss]
     return "\n".join(rows)
 
 
@@ -135,7 +143,7 @@ def _fences(app: Sphinx, what: str, name: str, obj: object, options: object, lin
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Tell Sphinx of the directives."""
-    for table in (settings_table, rules_table, lines_table, fields_table):
+    for table in (settings_table, rules_table, loss_table, lines_table, fields_table):
         name = table.__name__.replace("_", "-")
         app.add_directive(name, type(name, (_Table,), {"table": staticmethod(table)}))
     app.setup_extension("sphinx.ext.autodoc")

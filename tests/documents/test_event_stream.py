@@ -20,24 +20,11 @@ from ophyd import Signal
 from ophyd import sim as ophyd_sim
 from ophyd_async.core import StrictEnum, soft_signal_rw
 
-from atomscale_bluesky.documents.conversion import (
-    ARRAY,
-    EXTERNAL,
-    LONG_ARRAY,
-    MISSING,
-    NAMELESS,
-    NO_VALUE,
-    NOT_FINITE,
-    NOT_NUMERIC,
-    NOT_SELECTED,
-    TEXT,
-    TOO_LARGE,
-    Rounded,
-    number,
-)
+from atomscale_bluesky.documents.conversion import Rounded, number
 from atomscale_bluesky.documents.event_stream import EventStream
 from atomscale_bluesky.documents.selection import Selection
 from atomscale_bluesky.errors import ChannelError
+from atomscale_bluesky.model.loss import Loss
 from atomscale_bluesky.model.rows import Row
 from atomscale_bluesky.spool.journal_format import Layout, decode_journal
 
@@ -187,35 +174,35 @@ class OwnFloat(float):
         ((7.5,), 7.5),
         (2**53 + 1, Rounded(2**53)),
         (2**70, float(2**70)),
-        (10**400, TOO_LARGE),
-        (math.nan, NOT_FINITE),
-        (math.inf, NOT_FINITE),
-        (-math.inf, NOT_FINITE),
-        (np.float32("nan"), NOT_FINITE),
-        (np.longdouble("1e4000"), NOT_FINITE),
-        (None, NO_VALUE),
-        (np.ma.masked, NO_VALUE),
-        (np.ma.array([1.0], mask=[True]), NO_VALUE),
+        (10**400, Loss.TOO_LARGE),
+        (math.nan, Loss.NOT_FINITE),
+        (math.inf, Loss.NOT_FINITE),
+        (-math.inf, Loss.NOT_FINITE),
+        (np.float32("nan"), Loss.NOT_FINITE),
+        (np.longdouble("1e4000"), Loss.NOT_FINITE),
+        (None, Loss.NO_VALUE),
+        (np.ma.masked, Loss.NO_VALUE),
+        (np.ma.array([1.0], mask=[True]), Loss.NO_VALUE),
         (np.ma.array([1.0], mask=[False]), 1.0),
-        ("12", TEXT),
-        (np.str_("12"), TEXT),
-        (Colour.WORD, TEXT),
-        (Mode.RAMP, TEXT),
-        ([], ARRAY),
-        ([1, 2], ARRAY),
-        (np.zeros((2, 2)), ARRAY),
-        (b"12", NOT_NUMERIC),
-        ({"value": 1}, NOT_NUMERIC),
+        ("12", Loss.TEXT),
+        (np.str_("12"), Loss.TEXT),
+        (Colour.WORD, Loss.TEXT),
+        (Mode.RAMP, Loss.TEXT),
+        ([], Loss.ARRAY),
+        ([1, 2], Loss.ARRAY),
+        (np.zeros((2, 2)), Loss.ARRAY),
+        (b"12", Loss.NOT_NUMERIC),
+        ({"value": 1}, Loss.NOT_NUMERIC),
         (Decimal("1.5"), 1.5),
-        (Decimal("nan"), NOT_FINITE),
-        (Decimal("snan"), NOT_FINITE),
-        (Decimal("1e400"), TOO_LARGE),
-        (1 + 2j, NOT_NUMERIC),
-        (np.complex128(1j), NOT_NUMERIC),
-        (np.datetime64("2026-01-01"), NOT_NUMERIC),
-        (np.datetime64("2026-01-01", "ns"), NOT_NUMERIC),
-        (np.timedelta64(5, "ns"), NOT_NUMERIC),
-        (..., NOT_NUMERIC),
+        (Decimal("nan"), Loss.NOT_FINITE),
+        (Decimal("snan"), Loss.NOT_FINITE),
+        (Decimal("1e400"), Loss.TOO_LARGE),
+        (1 + 2j, Loss.NOT_NUMERIC),
+        (np.complex128(1j), Loss.NOT_NUMERIC),
+        (np.datetime64("2026-01-01"), Loss.NOT_NUMERIC),
+        (np.datetime64("2026-01-01", "ns"), Loss.NOT_NUMERIC),
+        (np.timedelta64(5, "ns"), Loss.NOT_NUMERIC),
+        (..., Loss.NOT_NUMERIC),
     ],
     ids=repr,
 )
@@ -288,7 +275,7 @@ def test_an_integer_that_no_float_can_tell_apart_is_rounded_and_never_refused() 
     assert [None if v is None else float(v) for v in (row.values[0] for row in told.rows)] == [
         float(2**53), float(2**63), float(2**70), None,
     ]  # fmt: skip
-    assert told.gaps()[-1] == {"count": TOO_LARGE}
+    assert told.gaps()[-1] == {"count": Loss.TOO_LARGE}
     assert [row.rounded for row in told.rows] == [["count"], [], [], []]
 
 
@@ -312,8 +299,8 @@ def test_values_decide_what_is_numeric_whatever_the_descriptor_promises() -> Non
     told.event({"word": "open", "digit": 4.5, "flag": np.bool_(True), "state": None})
 
     assert told.values() == {"digit": [4.5], "flag": [1.0]}
-    assert told.stream.left_out == {"word": TEXT}
-    assert told.gaps() == [{"state": NO_VALUE}]
+    assert told.stream.left_out == {"word": Loss.TEXT}
+    assert told.gaps() == [{"state": Loss.NO_VALUE}]
 
 
 def test_a_value_that_leaves_its_type_is_a_gap_while_it_does() -> None:
@@ -323,7 +310,7 @@ def test_a_value_that_leaves_its_type_is_a_gap_while_it_does() -> None:
 
     assert told.values()["soft"] == [0, 1.5, 1, 2]
     assert [gap.get("soft") for gap in told.gaps()] == [
-        None, None, None, NO_VALUE, TEXT, NOT_FINITE, NOT_FINITE, NOT_NUMERIC, None,
+        None, None, None, Loss.NO_VALUE, Loss.TEXT, Loss.NOT_FINITE, Loss.NOT_FINITE, Loss.NOT_NUMERIC, None,
     ]  # fmt: skip
     assert len(told.values()["other"]) == 9
 
@@ -337,12 +324,12 @@ def test_text_that_becomes_a_number_joins_as_a_late_channel() -> None:
 
     first, second = told.layouts
     assert [channel.name for channel in first.channels] == ["T"]
-    assert first.left_out == {"state": TEXT}
+    assert first.left_out == {"state": Loss.TEXT}
     assert [channel.name for channel in second.channels] == ["T", "state"]
     assert second.left_out == {}
     assert (first.time_base, second.time_base) == ("primary", "primary")
     assert [(row.layout, row.number) for row in told.rows] == [(0, 0), (0, 1), (1, 2), (1, 3)]
-    assert told.gaps()[-1] == {"state": TEXT}
+    assert told.gaps()[-1] == {"state": Loss.TEXT}
 
 
 def test_text_that_becomes_a_number_within_a_page_joins_before_the_page() -> None:
@@ -352,7 +339,7 @@ def test_text_that_becomes_a_number_within_a_page_joins_before_the_page() -> Non
     told.page({"T": [2, 3], "state": ["off", 5]})
 
     assert told.values() == {"T": [1, 2, 3], "state": [5]}
-    assert told.gaps() == [{}, {"state": TEXT}, {}]
+    assert told.gaps() == [{}, {"state": Loss.TEXT}, {}]
 
 
 @pytest.mark.parametrize("page", [False, True], ids=["events", "pages"])
@@ -389,7 +376,7 @@ def test_a_key_that_an_event_does_not_have_is_missing_in_its_row() -> None:
     told.event({"a": 1, "b": 2})
     told.event({"a": 3})
 
-    assert told.gaps() == [{}, {"b": MISSING}]
+    assert told.gaps() == [{}, {"b": Loss.MISSING}]
     assert told.values() == {"a": [1, 3], "b": [2]}
 
 
@@ -408,7 +395,7 @@ def test_a_key_that_is_no_text_is_left_out_and_the_others_are_not(key: Any) -> N
     told.page({"a": [2.5], key: [3.5]})
 
     assert told.values() == {"a": [1.5, 2.5]}
-    assert list(told.stream.left_out.values()) == [NAMELESS]
+    assert list(told.stream.left_out.values()) == [Loss.NAMELESS]
 
 
 def test_a_name_that_no_file_can_hold_is_made_one_that_it_can() -> None:
@@ -417,7 +404,7 @@ def test_a_name_that_no_file_can_hold_is_made_one_that_it_can() -> None:
     told.event({"a": 1.5, "bad \ud800 key": 3.5})
 
     assert told.values() == {"a": [1.5, 1.5], "bad ? key": [2.5, 3.5]}
-    assert told.stream.left_out == {"text ?": TEXT}
+    assert told.stream.left_out == {"text ?": Loss.TEXT}
 
 
 class Hostile:
@@ -434,7 +421,7 @@ def test_a_value_that_raises_when_it_is_looked_at_costs_itself_alone() -> None:
     told.event({"a": 4, "b": 5})
 
     assert told.values() == {"a": [1, 3, 4], "b": [2, 5]}
-    assert told.gaps()[1] == {"b": NOT_NUMERIC}
+    assert told.gaps()[1] == {"b": Loss.NOT_NUMERIC}
 
 
 def test_a_value_that_raises_at_first_is_left_out_and_the_others_are_not() -> None:
@@ -442,7 +429,7 @@ def test_a_value_that_raises_at_first_is_left_out_and_the_others_are_not() -> No
     told.event({"a": 1, "b": Hostile()})
 
     assert told.values() == {"a": [1]}
-    assert told.stream.left_out == {"b": NOT_NUMERIC}
+    assert told.stream.left_out == {"b": Loss.NOT_NUMERIC}
 
 
 def test_a_list_that_holds_itself_is_no_number() -> None:
@@ -490,7 +477,7 @@ def test_external_data_are_left_out_unless_they_were_filled_in() -> None:
     told.event({"image": "datum/0", "filled": 3.5, "T": 1}, filled={"image": False, "filled": True})
 
     assert told.values() == {"filled": [3.5], "T": [1]}
-    assert told.stream.left_out == {"image": EXTERNAL, "asset": EXTERNAL}
+    assert told.stream.left_out == {"image": Loss.EXTERNAL, "asset": Loss.EXTERNAL}
 
 
 def test_a_number_that_stands_for_a_file_not_filled_in_is_left_out() -> None:
@@ -498,7 +485,7 @@ def test_a_number_that_stands_for_a_file_not_filled_in_is_left_out() -> None:
 
     told.event({"frame": 17}, filled={"frame": False})
 
-    assert told.stream.left_out == {"frame": EXTERNAL}
+    assert told.stream.left_out == {"frame": Loss.EXTERNAL}
 
 
 def test_channels_are_selected_by_patterns_of_which_the_last_match_decides() -> None:
@@ -510,7 +497,7 @@ def test_channels_are_selected_by_patterns_of_which_the_last_match_decides() -> 
     told.event({"cell_ga": 1, "cell_as": 2, "cell_as_raw": 3, "gauge": 4})
 
     assert told.names == ["cell_ga", "cell_as"]
-    assert told.stream.left_out == {"cell_as_raw": NOT_SELECTED, "gauge": NOT_SELECTED}
+    assert told.stream.left_out == {"cell_as_raw": Loss.KEY_NOT_SELECTED, "gauge": Loss.KEY_NOT_SELECTED}
 
 
 def test_patterns_that_only_leave_out_take_all_the_others() -> None:
@@ -553,7 +540,7 @@ def test_an_ophyd_async_enum_is_its_index_among_the_choices() -> None:
     told.event({"mode": "unheard of"})
 
     assert told.values() == {"mode": [1, 2, 0]}
-    assert told.gaps()[-1] == {"mode": TEXT}
+    assert told.gaps()[-1] == {"mode": Loss.TEXT}
 
 
 def test_an_ophyd_async_enum_that_has_no_value_at_first_is_a_channel_all_the_same() -> None:
@@ -571,7 +558,7 @@ def test_an_enum_whose_first_value_is_none_of_its_choices_is_a_channel_all_the_s
     for value in ("unknown", "ramp"):
         told.event({"mode": value})
 
-    assert told.gaps() == [{"mode": TEXT}, {}]
+    assert told.gaps() == [{"mode": Loss.TEXT}, {}]
     assert told.values() == {"mode": [1]}
 
 
@@ -600,7 +587,7 @@ def test_an_enum_of_classic_ophyd_is_the_index_that_it_reads() -> None:
     told.event({"mode": 1, "word": "ramp"})
 
     assert told.values() == {"mode": [1]}
-    assert told.stream.left_out == {"word": TEXT}
+    assert told.stream.left_out == {"word": Loss.TEXT}
 
 
 def test_simulated_ophyd_devices_read_numbers() -> None:
@@ -658,7 +645,7 @@ def test_an_array_that_is_longer_than_the_limit_is_left_out() -> None:
 
     told.event({"flux": np.arange(5), "T": 1})
 
-    assert told.stream.left_out == {"flux": LONG_ARRAY}
+    assert told.stream.left_out == {"flux": Loss.LONG_ARRAY}
     assert told.values() == {"T": [1]}
 
 
@@ -668,7 +655,7 @@ def test_tables_images_and_lists_of_text_are_left_out(value: Any) -> None:
 
     told.event({"image": value, "T": 1})
 
-    assert told.stream.left_out == {"image": ARRAY}
+    assert told.stream.left_out == {"image": Loss.ARRAY}
 
 
 def test_the_length_seen_counts_and_not_the_shape_promised() -> None:
@@ -679,7 +666,7 @@ def test_the_length_seen_counts_and_not_the_shape_promised() -> None:
     told.event({"flux": None})
 
     assert told.values() == {"flux[0]": [1, 4, 6], "flux[1]": [2, 5, 7], "flux[2]": [3, 8]}
-    assert told.gaps() == [{}, {"flux[2]": MISSING}, {}, dict.fromkeys(told.names, MISSING)]
+    assert told.gaps() == [{}, {"flux[2]": Loss.MISSING}, {}, dict.fromkeys(told.names, Loss.MISSING)]
 
 
 @pytest.mark.parametrize("empty", [[], (), np.array([]), None])
@@ -690,7 +677,7 @@ def test_an_array_that_is_empty_at_first_gets_the_channels_that_its_shape_promis
     told.event({"flux": [3, 4], "T": 2})
 
     assert told.values() == {"T": [1, 2], "flux[0]": [3], "flux[1]": [4]}
-    assert told.gaps()[0] == {"flux[0]": MISSING, "flux[1]": MISSING}
+    assert told.gaps()[0] == {"flux[0]": Loss.MISSING, "flux[1]": Loss.MISSING}
 
 
 @pytest.mark.parametrize("empty", [[], np.array([])])
@@ -699,7 +686,7 @@ def test_an_array_that_is_empty_and_promises_no_length_is_left_out_and_the_other
 
     told.event({"flux": empty, "T": 1})
 
-    assert told.stream.left_out == {"flux": ARRAY}
+    assert told.stream.left_out == {"flux": Loss.ARRAY}
     assert told.values() == {"T": [1]}
 
 
@@ -710,7 +697,7 @@ def test_a_gap_in_one_element_of_an_array_is_a_gap_of_that_channel() -> None:
     told.event({"flux": [math.nan, 3]})
 
     assert told.values() == {"flux[0]": [1], "flux[1]": [2, 3]}
-    assert told.gaps()[-1] == {"flux[0]": NOT_FINITE}
+    assert told.gaps()[-1] == {"flux[0]": Loss.NOT_FINITE}
 
 
 # ---- names and units -------------------------------------------------------------------------------------------------
@@ -962,5 +949,5 @@ def test_lines_are_json_whatever_the_names_hold() -> None:
 
     (row,) = told.rows
     assert row.event_uid == 'u"\\'
-    assert row.gaps == {'a "b"\n温': NOT_FINITE}
+    assert row.gaps == {'a "b"\n温': Loss.NOT_FINITE}
     assert orjson.loads(orjson.dumps(row.values)) == [None]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from atomscale_bluesky import SpoolError
 from atomscale_bluesky.model.links import Links
+from atomscale_bluesky.model.loss import Loss
 from atomscale_bluesky.model.rows import Channel
 from atomscale_bluesky.spool.journal_format import Header, Layout, LeftOut, Stop, encode_row, packed
 from atomscale_bluesky.spool.ledger_format import (
@@ -28,7 +29,7 @@ from atomscale_bluesky.spool.ledger_format import (
 )
 from atomscale_bluesky.spool.ledger_state import LedgerState
 from atomscale_bluesky.spool.lines import encode
-from atomscale_bluesky.status.account import ROW_DROPPED, UNNAMED, Account, Counts
+from atomscale_bluesky.status.account import UNNAMED, Account, Counts
 
 T0 = 1_760_000_000.0
 HEADER = Header(
@@ -133,7 +134,7 @@ def test_a_row_that_is_dropped_for_a_gap_is_left_out_for_the_channels_of_its_str
     channels = account.channels(LedgerState())
 
     assert channels["a"] == Counts(seen=2, left_out={"not finite": 2})
-    assert channels["b"] == Counts(seen=2, left_out={ROW_DROPPED: 2})
+    assert channels["b"] == Counts(seen=2, left_out={Loss.ROW_DROPPED: 2})
     assert channels["l"] == Counts(seen=1, waiting=1)
 
 

@@ -1,0 +1,61 @@
+"""Why a reading does not become a point: every reason there is. Pure.
+
+A new reason is a line here, and a use of it in the place that finds it. The table in the documentation is made from
+this file. The texts stand in journals and in the account of every run, so they never change.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Self
+
+
+class Loss(StrEnum):
+    """A reason, as it is written in journals and told by `status`; `explanation` says when it applies."""
+
+    explanation: str
+
+    def __new__(cls, text: str, explanation: str) -> Self:
+        """Make the reason that is written as `text`."""
+        self = str.__new__(cls, text)
+        self._value_ = text
+        self.explanation = explanation
+        return self
+
+    # One that is read from a file is its text, and has to be found under it; and people read the text.
+    __hash__ = str.__hash__
+    __repr__ = str.__repr__
+
+    # of a value: it is a gap in its row
+    NOT_FINITE = "not finite", "the value is NaN or infinite"
+    NO_VALUE = "no value", "the value is None, or an array without elements"
+    TOO_LARGE = "number too large", "the value is an integer beyond the largest float"
+    MISSING = "missing", "the event lacks the key, or the array has fewer elements than the first one had"
+    TEXT = "text", "the value is text, and the descriptor has no `choices` in which it is one"
+    NOT_NUMERIC = "not numeric", "the value is no number, for example a table, a date or an object"
+
+    # of a data key: it becomes no channel
+    ARRAY = "array", "the value is an array of more than one dimension"
+    LONG_ARRAY = "array too long", "the array has more elements than `max_elements`"
+    EXTERNAL = "external data", "the document names a file that has the value"
+    KEY_NOT_SELECTED = "not selected", "the setting `channels` leaves the key out"
+    NAMELESS = "its name is no text", "the data key is no text"
+    LATE = "not there at first", "neither the descriptor nor the first event has the key"
+
+    # of a channel with gaps
+    ROW_DROPPED = "row with a gap dropped", 'another channel of the row has a gap, with `non_finite = "drop_row"`'
+    TOO_MANY_CHANNELS = "too many channels with gaps", "50 channels of the run have streams of their own already"
+
+    # of a document: none of its readings is in the journal
+    EVENT_STREAM_NOT_SELECTED = "event stream not selected", "the setting `event_streams` leaves the event stream out"
+    NO_ROOM = "no room in the spool", "the spool or its disk is full"
+    NOT_WRITTEN = "its file could not be written", "the disk failed"
+    DOCUMENT_TOO_LONG = "document too long", "the document's rows are longer than a line of a journal may be"
+    MALFORMED = "malformed document", "the document is not what an event has to be"
+    BEHIND_STOP = "event behind its run's stop", "the event came after the run's stop document"
+    OTHER_CONTENT = "run taken before with other content", "another run has the same uid"
+
+    @property
+    def may_pass(self) -> bool:
+        """Return True if the same document may be kept when it is given again later."""
+        return self in {Loss.NO_ROOM, Loss.NOT_WRITTEN}
