@@ -75,8 +75,8 @@ class EventStream:
         self._left_out: dict[str, str] = {}
         self.late: Counter[str] = Counter()  # readings of keys that neither the descriptor nor the first event has
         self._known: set[Any] = set()  # all other keys
-        self._usual = -1  # how many keys an event has of which all are known
-        self._usually: Accepted | None = None  # what becomes of such an event
+        self.usual = -1  # how many keys an event has of which all are known
+        self.usually: Accepted | None = None  # what becomes of such an event
         self._offered_late: dict[str, int] = {}
         shares = selection.unprefixed is not None
         self._prefix = f"{self.name}/" if shares and self.name != selection.unprefixed else ""
@@ -127,7 +127,7 @@ class EventStream:
                 raise ChannelError(f"the data of an event of event stream {self.name!r} are no mapping; it is left out")
             own = {key: self._own_time(stamp, now) for key, stamp in stamps.items()}
             self._arrange(data, mapping_of(doc.get("filled")), own if by_reading else None)
-        if len(data) != self._usual:
+        if len(data) != self.usual:
             self._count_unknown(data, 1)
         if self._watched:
             self._welcome_late_channels({key: (data[key],) for key in self._watched if key in data})
@@ -145,7 +145,7 @@ class EventStream:
             if not base.declared:
                 base.declare(out)
             values = base.packed(data)
-            if values[1] and self._usual >= 0 and Loss.MISSING in values[1].values():
+            if values[1] and self.usual >= 0 and Loss.MISSING in values[1].values():
                 self._count_unknown(data, 1)  # another key may be in the place of the one that is missing
             out.append(encode_row(base.layout.layout, base.rows, at, uid, *values))
             base.offered = base.rows + 1
@@ -219,9 +219,7 @@ class EventStream:
         self, payloads: Sequence[bytes], data: Mapping[Any, Any], events: int = 1, known: int = 0
     ) -> Accepted:
         """Return what became of a document whose lines were written: `data` has its keys, for so many events."""
-        usual = len(payloads) == events == 1 and len(data) == self._usual and not known
-        if usual and self._usually is not None:
-            return self._usually
+        usual = len(payloads) == events == 1 and len(data) == self.usual and not known
         left_out: Counter[str] = Counter()
         for key in data:
             reason = self._left_out.get(_sound(key) if isinstance(key, str) else _sound(type(key).__name__))
@@ -232,12 +230,12 @@ class EventStream:
         rows = sum(payload.startswith(b"[") for payload in payloads)
         found = Accepted(rows=rows, known=known, left_out=dict(left_out))
         if usual:
-            self._usually = found
+            self.usually = found
         return found
 
     def described_again(self) -> None:
         """A further descriptor has come: look whether the next event has keys that are not known."""
-        self._usual = -1
+        self.usual = -1
 
     def start_over(self) -> None:
         """The next rows go to another journal: number them from 0, under layouts that are declared again."""
@@ -266,12 +264,12 @@ class EventStream:
         first, *others = groups or [[]]
         bases = [self._base(self.name, first, left_out), *map(self._further_base, others)]
         # What is decided is decided at once, also where a signal's exception interrupts this.
-        self._left_out, self._watched, self._bases, self._usually = left_out, watched, bases, None
+        self._left_out, self._watched, self._bases, self.usually = left_out, watched, bases, None
 
     def _count_unknown(self, data: Mapping[Any, Any], rows: int) -> None:
         """Count, once these rows are kept, the keys that are not known; they become no channel any more."""
         unknown = [key for key in data if key not in self._known]
-        self._usual, self._usually = -1 if unknown else len(data), None
+        self.usual, self.usually = -1 if unknown else len(data), None
         self._offered_late = {}
         for key in unknown:
             name = _sound(key)[:MAX_NAME] if isinstance(key, str) else type(key).__name__
@@ -362,7 +360,7 @@ class EventStream:
                 left_out = {other: reason for other, reason in self._left_out.items() if other != key}
                 sources = [*base.sources, source]
                 base = base.changed(sources, self._layout(base.layout.time_base, sources, left_out))
-                self._left_out, self._watched, self._bases, self._usually = left_out, watched, [base, *others], None
+                self._left_out, self._watched, self._bases, self.usually = left_out, watched, [base, *others], None
                 break
 
     # ---- times -----------------------------------------------------------------------------------------------------

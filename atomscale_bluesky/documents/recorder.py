@@ -365,6 +365,8 @@ class DocumentRecorder:
             return _why_left_out(why, len(data))
         run.remember(uid)
         self._files.step = None
+        if event_stream.usually is not None and len(payloads) == 1 and len(data) == event_stream.usual:
+            return event_stream.usually
         return event_stream.accepted_of(payloads, data)
 
     def _event_page(self, doc: Mapping[str, Any]) -> Accepted:

@@ -131,11 +131,6 @@ class JournalWriter:
             self._unsynced.pop(0)
         self._file.sync()
 
-    @property
-    def is_resting(self) -> bool:
-        """Return True if the next append has to open a file again."""
-        return self._file.is_resting
-
     def rest(self) -> None:
         """Close the file until it is written to again; not while another thread appends."""
         self._file.rest()

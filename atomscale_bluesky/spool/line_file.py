@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from ..errors import SpoolError, SpoolFullError
 from .own_files import open_own
-from .reserve import with_room
+from .reserve import is_full, with_room
 
 # How much of a file is looked at from its end, to find the last line.
 BLOCK_BYTES = 2**20
@@ -86,12 +86,6 @@ class LineFile:
             SpoolFullError: The disk has no room for them; the file is as it was before.
             SpoolError: The disk failed in another way; the file is as it was, or is cut back before the next append.
         """
-        if self._make_room is None:
-            self._append(lines)
-        else:
-            with_room(lambda: self._append(lines), self._make_room)
-
-    def _append(self, lines: bytes) -> None:
         if self._descriptor == _RESTING:
             self._open_again()
         if self._end != self.size:
@@ -101,14 +95,27 @@ class LineFile:
             written = os.write(self._descriptor, lines)
         except OSError as error:
             self._end = self.size
-            raise not_written(
-                f"{self.path} cannot take more: {error.strerror}. Free some space.", error.errno
-            ) from error
+            text = f"{self.path} cannot take more: {error.strerror}. Free some space."
+            self._append_with_room(lines, not_written(text, error.errno), error)
+            return
         if written != len(lines):
             self._take_back()
             text = f"{self.path} took only {written} of {len(lines)} bytes. Free some space on its disk."
-            raise not_written(text, errno.ENOSPC)
+            self._append_with_room(lines, not_written(text, errno.ENOSPC), None)
+            return
         self.size = end
+
+    def _append_with_room(self, lines: bytes, failure: SpoolError, cause: OSError | None) -> None:
+        """Append lines that the disk did not take, once room was made; where none can be made, raise `failure`."""
+        make_room = self._make_room
+        if make_room is None or not is_full(failure):
+            raise failure from cause
+        make_room()
+        self._make_room = None
+        try:
+            self.append(lines)
+        finally:
+            self._make_room = make_room
 
     def settled_size(self) -> int:
         """Return how many bytes of whole lines it has, also where the last `append` was interrupted.
@@ -146,11 +153,6 @@ class LineFile:
         if not self._named:
             sync_folder(self.path.parent)
             self._named = True
-
-    @property
-    def is_resting(self) -> bool:
-        """Return True if the next append has to open the file again."""
-        return self._descriptor == _RESTING
 
     def rest(self) -> None:
         """Close the file until it is written to again; not while another thread appends."""

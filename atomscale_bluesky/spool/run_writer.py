@@ -39,9 +39,8 @@ class OpenJournals:
 
     def __init__(self) -> None:
         self._writers: list[RunWriter] = []
-        self._guard = (
-            threading.RLock()
-        )  # a writer is closed in another thread than it is opened in, or by a signal's handler
+        # A writer is closed in another thread than it is opened in, or by a signal's handler.
+        self._guard = threading.RLock()
 
     def add(self, writer: RunWriter) -> None:
         """Note that a journal is opened; by the thread that may append to any of them."""
@@ -88,6 +87,7 @@ class RunWriter:
         self.has_lock = not header.session
         if self.has_lock and not self._lock.acquire(patience_s=A_LOOK_S):
             raise FolderTakenError(f"{folder} belongs to another process, which writes it; leave it to that")
+        self._resting = False  # its journal is to be opened again
         self.in_use = False  # whoever wanted it has it
         self.dirty = True  # appended to since the last sync
         self.sync_failed = False  # said once
@@ -126,8 +126,9 @@ class RunWriter:
             raise LineTooLongError(f"a line of {len(lines)} bytes is longer than the {MAX_LINE_BYTES} that it may have")
         if not (always or self._room.there_is):
             raise SpoolFullError(f"the spool has no room: {self._room.why_none}")
-        if self._journal.is_resting:
+        if self._resting:
             self._journals.add(self)
+            self._resting = False
         try:
             self._journal.append(lines)
         except SpoolFullError as error:
@@ -202,6 +203,7 @@ class RunWriter:
 
     def rest(self) -> None:
         """Close the journal until the next line."""
+        self._resting = True
         self._journal.rest()
 
     def sync(self) -> None:
