@@ -627,8 +627,8 @@ class Delivery:
         return any(task.stream == stream and task.kind is Kind.PUSH for task in self.failed)
 
     def _finalize(self) -> Task | None:
-        if not self.cutting.read_all or self.cutting.ready or self.failed:
-            return None
+        if self._again or not self.cutting.read_all or self.cutting.ready or self.failed:
+            return None  # `_again`: a stream was opened whose rows are read next
         ready = [stream for number, stream in self.state.streams.items() if self._may_be_finalized(number, stream)]
         unknown = [stream for stream in ready if stream.opening.stream not in self._add_up]
         contradictions: dict[int, str] = {}

@@ -216,6 +216,26 @@ def test_a_preview_that_is_never_answered_is_the_end_of_its_chunk_and_the_rest_g
     assert never_shrank(server)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_what_comes_after_a_chunk_that_was_cut_short_goes_on_in_the_next_session(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, rows: int
+) -> None:
+    server.misbehave(Fault(call=CHUNKS, hang=True))
+    first = make_callback(max_latency_s=SOON_S)
+    plan = Plan(first, keys=("a",))
+    plan.events(rows)
+    wait_until(lambda: any("previewed" in path.read_text() for path in spool_dir.glob("*/ledger.jsonl")))
+    plan.events(4)
+    plan.stop()
+    first.close(0.0)
+    server.behave()
+
+    second = make_callback()
+    assert second.drain(timeout_s=10)
+    assert held(server) == {"a": numbers(rows + 4)}
+    assert {stream.status for stream in server.streams()} == {"success"}
+
+
 def test_a_preview_that_is_applied_after_everything_else_changes_nothing(
     make_callback: MakeCallback, lenient: LocalServer
 ) -> None:
