@@ -18,6 +18,7 @@ PROGRAMS = {
     "link": "how much of a slow link's connections is used, and how many there are",
     "startup": "what importing, constructing and a run of one event cost",
     "scale": "whether the cost stays flat: long runs, many runs, runs at once, a thousand keys for ten minutes",
+    "idle": "what a session with nothing to do costs beside thousands of runs that wait",
     "worst": "how long a call can take at worst, beside a draining backlog",
 }
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = ("event", "plan", "drain", "memory", "outage", "latency", "link", "worst", "startup", "scale", "parts")
+PROGRAMS = (
+    "event", "plan", "drain", "memory", "outage", "latency", "link", "worst", "startup", "scale", "parts", "idle",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
