@@ -1,4 +1,4 @@
-"""Small files beside the runs of a spool, each written whole or not at all, for its owner alone."""
+"""Small files beside the runs of a spool. Each is written whole or not at all, and only its owner may read it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .own_files import open_own, refuse_link
 
 
 def keep(path: Path, text: bytes) -> None:
-    """Put `text` in the place of what was there; whoever reads sees all of it or what was before.
+    """Replace the content of `path` with `text`. A reader sees all of it or all of the previous content.
 
     Raises:
-        SpoolError: There is a link, which stays.
+        SpoolError: `path` is a link. The link stays.
         OSError: The folder cannot be written.
     """
     refuse_link(path)

@@ -1,4 +1,4 @@
-"""How much room a spool has: its size limit, its disk's free-space floor, and whether the disk is this machine's."""
+"""The spool's disk space: its size limit, its disk's free-space floor, and whether the disk belongs to this machine."""
 
 from __future__ import annotations
 
@@ -17,57 +17,57 @@ from .reserve import Reserve, least_bytes
 
 _logger = logging.getLogger(__name__)
 
-# How often the disk is asked for the spool's size and its free space; in between our own writing is counted.
+# How often the spool's size and free space are measured. In between, the bytes that this process writes are counted.
 ROOM_INTERVAL_S = 1.0
-BEHIND_INTERVAL_S = 0.05  # while there are runs that were not measured yet
-# How many runs one look measures: of those that were not measured yet, and again of those that were. So it takes as
-# long for twenty thousand runs as for a few hundred, and the size of each is known anew after some minutes at most.
+BEHIND_INTERVAL_S = 0.05  # while some runs have not been measured yet
+# How many runs one poll measures: runs never measured before, and runs measured before. With these bounds a poll takes
+# as long for twenty thousand runs as for a few hundred, and each run's size is measured again within minutes.
 NEW_PER_LOOK, KNOWN_PER_LOOK = 500, 64
-# A folder's time of change may be as coarse as 2 s: what changes within that time of a listing is listed again.
+# A folder's modification time may be as coarse as 2 s. For this long after a change the folder is listed again.
 COARSE_S = 3.0
 
 
 class Room:
-    """The room of the spool in a folder.
+    """The disk space of one spool.
 
-    `used_bytes` is what the folder held at the last look, and what was written since then, which whoever writes adds.
-    Which runs were written to is told through `grown`: these are measured at each look, and the others in turns.
+    `used_bytes` is the spool's size at the last poll plus the bytes written since, which the writers add.
+    `grown` names the runs that were written to: each poll measures these, and the others in turns.
     """
 
     def __init__(self, path: Path, *, max_bytes: int, min_free_bytes: int) -> None:
         self.used_bytes = 0
         self.why_none = ""
-        self.grown: deque[str] = deque()  # names of runs' folders; from any thread
-        self.behind = False  # there are runs that were not measured yet
+        self.grown: deque[str] = deque()  # names of run folders; any thread may append
+        self.behind = False  # some runs have not been measured yet
         self._path = path
         self._max_bytes = max_bytes
         self._min_free_bytes = min_free_bytes
         self._free_enough = True
-        self._refused = False  # the disk took no more, and the reserve was not made again since
+        self._refused = False  # the disk was full, and the reserve has not been made again since
         self._reserve = Reserve(path)
-        self._sizes: OrderedDict[str, int] = OrderedDict()  # by folder's name, the one measured longest ago first
+        self._sizes: OrderedDict[str, int] = OrderedDict()  # by folder name, the one measured longest ago first
         self._names: set[str] = set()
         self._changed_at = -1
         self._list_until = float("-inf")
 
     @property
     def there_is(self) -> bool:
-        """Whether new readings can be kept; costs nothing to ask."""
+        """Return True if new readings can be kept. Reads no disk."""
         return self._free_enough and self.used_bytes < self._max_bytes
 
     def disk_is_full(self) -> None:
-        """The disk took no more: new readings are left out from now on, until a look finds room again."""
+        """Note that the disk is full: new readings are left out until a poll finds free space again."""
         self._refused = True
         self._free_enough = False
         self.why_none = "its disk is full"
 
     def give_up_reserve(self) -> None:
-        """Make room for what delivery and people have to write, on a disk that is full."""
+        """Release the reserve, so that delivery and the operator's orders can be written on a full disk."""
         self.disk_is_full()
         self._reserve.give_up()
 
     def measure(self) -> tuple[int, int]:
-        """How large the spool is, and how much is free on its disk, in bytes. Looks at every file.
+        """Return the spool's size and the free space on its disk, in bytes. Reads the size of every file.
 
         Raises:
             OSError: The folder cannot be read.
@@ -75,10 +75,10 @@ class Room:
         return sum(self._size(name) for name in self._listed()), shutil.disk_usage(self._path).free
 
     def look(self, *, keep_reserve: bool = False) -> None:
-        """Ask the disk, for a bounded time. One thread at a time.
+        """Measure some runs and the disk, in bounded time. Only one thread may call this at a time.
 
         Args:
-            keep_reserve: Make the reserve where it is missing and there is room for it.
+            keep_reserve: Make the reserve if it is missing and there is space for it.
         """
         try:
             self._look_at_some()
@@ -129,11 +129,11 @@ class Room:
         try:
             with os.scandir(os.path.join(self._path, name)) as entries:  # noqa: PTH118 - a tenth of the price
                 return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
-        except FileNotFoundError:  # finished meanwhile
+        except FileNotFoundError:  # the run was finished meanwhile
             return 0
 
 
-# File systems of other machines: their locks and syncs are what the network makes of them.
+# Network file systems: their locks and syncs are only as good as the network's.
 _NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "afs", "afpfs", "lustre", "gpfs", "beegfs", "ceph", "9p",
      "fuse.sshfs", "fuse.glusterfs", "webdav", "davfs"}
@@ -141,7 +141,7 @@ _NETWORK = frozenset(
 
 
 def network_file_system(path: Path) -> str | None:
-    """The kind of file system if `path` is on one of another machine, None if it is on this one."""
+    """Return the kind of network file system that `path` is on, or None if it is on a local one."""
     here = path.resolve()
     best = ("", "", "")
     for partition in psutil.disk_partitions(all=True):

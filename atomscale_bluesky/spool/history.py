@@ -1,4 +1,4 @@
-"""`history.jsonl`: one line for each run that was finished and left the spool."""
+"""`history.jsonl`: one line for each run that has finished and left the spool."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from .locks import locked
 from .own_files import open_to_read
 
 HISTORY = "history.jsonl"
-# Some 20 000 runs, and twice as many where the older file has just been left behind.
+# About 20 000 runs. Up to twice as many while the previous file is still kept.
 HISTORY_BYTES = 16 * 2**20
 
 _RUN_UID = re.compile(rb'"run_uid":"([^"]*)"')
 
 
 class History:
-    """What is kept of the runs of a spool that are over: one line each, of at least the last `max_bytes`.
+    """The entries of a spool's finished runs: one line each, with at least the last `max_bytes` kept.
 
-    A file that has become so large makes way for a new one, and is kept beside it until that is as large: so the files
-    have twice as much at most, and nobody who looks something up reads more. May be used by several threads at once.
+    When the file reaches `max_bytes`, a new file is begun and the old one is kept until the new one is as large. So
+    both files together have at most twice `max_bytes`, and a search never reads more. Several threads may use it at
+    once.
     """
 
     def __init__(
@@ -45,31 +46,31 @@ class History:
         self._before = self._path.with_stem(f"{self._path.stem}-1")
         self._max_bytes = max_bytes
         self._uids: dict[tuple[int, int], _Uids] = {}  # by file
-        self._lock = threading.RLock()  # around these; a signal's handler may come back here in the middle of reading
+        self._lock = threading.RLock()  # guards `_uids`; re-entrant, as a signal handler may come here during a read
 
     def entries(self) -> list[dict[str, Any]]:
-        """All of them, oldest first."""
+        """Return all entries, oldest first."""
         return list(self._found(b""))
 
     def entries_with(self, name: str, value: str) -> list[dict[str, Any]]:
-        """Those in which `name` is this text; of the others, however many there are, none is decoded."""
+        """Return the entries whose `name` has this value. Other entries are not decoded, however many there are."""
         sought = msgspec.json.encode({name: value})[1:-1]
         return [entry for entry in self._found(sought) if entry.get(name) == value]
 
     def of(self, run_uid: str) -> list[dict[str, Any]]:
-        """Those of one run. Where there is none, this costs no more than the lines that were added since last time."""
+        """Return the entries of one run. If there are none, only the lines added since the last call are read."""
         self.read_on()
         with self._lock:
             perhaps = any(run_uid in uids for uids in self._uids.values())
         return self.entries_with("run_uid", run_uid) if perhaps else []
 
     def has_one_like(self, beginning: str) -> bool:
-        """Return True if there is an entry of a run whose uid begins with this text."""
+        """Return True if there is an entry of a run whose uid begins with `beginning`."""
         sought = msgspec.json.encode({"run_uid": beginning})[1:-2]
         return any(str(entry.get("run_uid")).startswith(beginning) for entry in self._found(sought))
 
     def read_on(self) -> None:
-        """Take in whose entries were added since the last call."""
+        """Read the run uids of the entries added since the last call."""
         with self._lock:
             uids: dict[tuple[int, int], _Uids] = {}
             for file in self._open():
@@ -84,7 +85,7 @@ class History:
             self._uids = uids
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Note a run that is over; several processes may do so at once.
+        """Add the entry of a finished run. Several processes may call this at once.
 
         Raises:
             SpoolError: The file cannot be written.
@@ -101,7 +102,7 @@ class History:
                 file.close()
 
     def _found(self, sought: bytes) -> Iterator[dict[str, Any]]:
-        """The entries of the lines that hold these bytes, oldest first."""
+        """Yield the entries of the lines that contain `sought`, oldest first."""
         for file in self._open():
             with file:
                 for _, text in whole_lines(file):
@@ -109,9 +110,9 @@ class History:
                         yield msgspec.json.decode(payload)
 
     def _open(self) -> list[BinaryIO]:
-        """The files there are, older one first."""
+        """Open the files that exist and return them, the older one first."""
         files: list[BinaryIO] = []
-        # The younger one first: it may become the older one between the two.
+        # The younger file is opened first: it may become the older one between the two calls.
         for path in (self._path, self._before):
             with contextlib.suppress(FileNotFoundError):
                 files.insert(0, open_to_read(path))
@@ -121,33 +122,33 @@ class History:
 
 
 class _Uids:
-    """Whose entries a file holds, as far as it was read: numbers made of their uids, which take little memory."""
+    """The run uids of one file, as far as it was read. Keeps only their hashes, which take little memory."""
 
     def __init__(self) -> None:
         self.offset = 0
         self._hashes: set[int] = set()
 
     def __contains__(self, run_uid: str) -> bool:
-        """Return True if there may be an entry of the run; False if there surely is none."""
+        """Return True if the file may have an entry of the run, and False if it certainly has none."""
         text = _RUN_UID.search(msgspec.json.encode({"run_uid": run_uid}))
         return text is not None and hash(text[1]) in self._hashes
 
     def read_on(self, file: BinaryIO) -> None:
-        """Take in what follows."""
+        """Read the lines added to `file` since the last call."""
         for end, text in whole_lines(file, self.offset):
             found = None if text is None else _RUN_UID.search(text)
             if found is not None:
                 self._hashes.add(hash(found[1]))
-            self.offset = end  # last: interrupted before, a line is taken in once more
+            self.offset = end  # set last: after an interruption a line is read twice, never skipped
 
 
 @dataclass(frozen=True, slots=True)
 class NotKept:
-    """A run that found no room in the spool from its start to its stop, so that nothing of it is there."""
+    """A run that found no disk space from its start to its stop, so the spool has nothing of it."""
 
     run_uid: str
     label: str
     started: float  # Unix seconds
     ended: float  # Unix seconds
-    readings: int  # how many were left out
+    readings: int  # how many readings were left out
     reason: str

@@ -1,15 +1,16 @@
-"""Append-only files of checksummed lines: append, read on, cut a torn tail. Knows nothing of runs.
+"""Append-only files of checksummed lines: append, read, cut a torn tail. Knows nothing of runs.
 
-A line is the CRC-32 of what follows as eight hexadecimal digits, a space, one JSON value, a newline. So a pager shows
-it, a line that was cut short or changed by the disk is recognised, and costs itself and no other.
+A line is the CRC-32 of the rest as eight hexadecimal digits, a space, one JSON value, and a newline. So a pager can
+show it, and a line that was cut short or changed by the disk is recognised and costs only itself.
 
-A journal is a sequence of segments, `journal-0001.jsonl`, `journal-0002.jsonl` …; a position names a segment and an
-offset in it. Each `append` is one `write` to a descriptor that stays open: once it returns the lines survive a killed
-process, and once `sync` returns they survive a power cut. A write that the disk takes only in part is taken back before
-anything else is written, so that there is never half a line before a whole one.
+A journal is a sequence of segments, `journal-0001.jsonl`, `journal-0002.jsonl` and so on. A position names a segment
+and an offset in it. Each `append` is one `write` to a descriptor that stays open: once `append` returns, the lines
+survive a killed process, and once `sync` returns, they survive a power cut. If the disk takes only a part of a write,
+that part is removed before anything else is written, so half a line never stands before a whole one.
 
-One process appends; any number may read, at any time. Reading takes time by the size of the file and memory by that of
-its longest line, whatever the disk has made of it: what has no newline for `MAX_LINE_BYTES` is passed over as damage.
+One process appends. Any number of processes may read, at any time. Reading takes time in proportion to the file's size,
+and memory in proportion to its longest line, however damaged the file is: bytes without a newline for `MAX_LINE_BYTES`
+are skipped as damage.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from .line_file import BLOCK_BYTES, MAX_LINE_BYTES, LineFile, end_of_lines, not_
 from .lines import payload_of
 from .own_files import is_run_file, open_own, open_to_read
 
-# Segments keep single files handy for a person, and let the confirmed part of a long run go first when room is short.
+# Segments keep single files small enough to open, and allow the confirmed part of a long run to be removed first when
+# disk space is short.
 SEGMENT_BYTES = 64 * 2**20
-# How much of a journal is in memory while it is read; a longer line is read whole.
+# How much of a journal is in memory while it is read. A longer line is read whole.
 READ_BYTES = 2**18
-# How much of it is read to find its header.
+# How much of a journal is read to find its header.
 FIRST_BYTES = 4096
-# How much of it may be looked at ahead: 100 points of 5000 channels, and no more.
+# How much of a journal may be read ahead: 100 points of 5000 channels.
 MOST_AHEAD_BYTES = 8 * 2**20
 
 
@@ -38,31 +40,31 @@ START = Position(1, 0)
 
 
 class Line(NamedTuple):
-    """One intact line as read back: where it begins, and its JSON text."""
+    """One intact line: where it begins, and its JSON text."""
 
     position: Position
     payload: bytes
 
 
 def segment_path(folder: Path, segment: int) -> Path:
-    """The file of a journal's `segment`."""
+    """Return the path of a journal's segment."""
     return folder / f"journal-{segment:04d}.jsonl"
 
 
 def segments(folder: Path) -> list[int]:
-    """The numbers of the segments that a folder holds, in order."""
+    """Return the numbers of a folder's segments, in order."""
     try:
         names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):  # the run is finished meanwhile, or not ours
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # the run has just been finished, or is not ours
         return []
     journals = [name for name in names if name.startswith("journal-") and is_run_file(name)]
     return sorted(int(name.removeprefix("journal-").removesuffix(".jsonl")) for name in journals)
 
 
 def first_line(folder: Path) -> bytes | None:
-    """Return the JSON text of a journal's first line; None if it is damaged, not there, or longer than a header.
+    """Return the JSON text of a journal's first line, or None if it is damaged, missing, or longer than a header.
 
-    At a third of the price of a reader.
+    Takes a third of the time that a reader takes.
     """
     try:
         descriptor = open_own(segment_path(folder, START.segment), os.O_RDONLY)
@@ -76,7 +78,7 @@ def first_line(folder: Path) -> bytes | None:
 
 
 def last_line(folder: Path) -> bytes | None:
-    """The JSON text of a journal's last intact line, of up to `BLOCK_BYTES`; None if there is none."""
+    """Return the JSON text of a journal's last intact line, of up to `BLOCK_BYTES`, or None if there is none."""
     for segment in reversed(segments(folder)):
         with open_to_read(segment_path(folder, segment)) as file:
             descriptor = file.fileno()
@@ -91,7 +93,7 @@ def last_line(folder: Path) -> bytes | None:
 
 
 class JournalWriter:
-    """The writing end of a journal; goes on in the last segment that is there."""
+    """The writing end of a journal. It appends to the last segment that exists."""
 
     def __init__(
         self, folder: Path, *, segment_bytes: int = SEGMENT_BYTES, make_room: Callable[[], object] | None = None
@@ -100,14 +102,14 @@ class JournalWriter:
         self._segment_bytes = segment_bytes
         self._segment = max(segments(folder), default=1)
         self._file = LineFile(segment_path(folder, self._segment), make_room=make_room)
-        self._before = 0  # bytes in the segments left behind
-        self._unsynced: list[LineFile] = []  # segments left behind since the last sync
+        self._before = 0  # total size of the earlier segments
+        self._unsynced: list[LineFile] = []  # earlier segments that have not been synced yet
 
     def append(self, lines: bytes) -> None:
-        """Write whole lines, all or none; they survive a killed process once this returns.
+        """Write all of the lines or none. They survive a killed process once this returns.
 
         Raises:
-            SpoolFullError: There is no room; nothing of `lines` was kept.
+            SpoolFullError: The disk is full. None of `lines` was kept.
             SpoolError: The file cannot be written.
         """
         if self._file.size >= self._segment_bytes:
@@ -115,15 +117,18 @@ class JournalWriter:
         self._file.append(lines)
 
     def settled_size(self) -> int:
-        """Return how many bytes of whole lines there are, also where the last `append` was interrupted.
+        """Return how many bytes of whole lines there are, even after an interrupted `append`.
 
         Raises:
-            SpoolError: The file cannot be looked at, or half a line cannot be taken back.
+            SpoolError: The file's size cannot be read, or half a line cannot be removed.
         """
         return self._before + self._file.settled_size()
 
     def sync(self) -> None:
-        """Have every line appended before this call survive a power cut. Another thread may be appending meanwhile."""
+        """Sync every line appended before this call, so that it survives a power cut.
+
+        Another thread may append meanwhile.
+        """
         while self._unsynced:
             left_behind = self._unsynced[0]
             left_behind.sync()
@@ -132,11 +137,11 @@ class JournalWriter:
         self._file.sync()
 
     def rest(self) -> None:
-        """Close the file until it is written to again; not while another thread appends."""
+        """Close the file until the next append. Must not run while another thread appends."""
         self._file.rest()
 
     def close(self) -> None:
-        """Close the files; idempotent."""
+        """Close the files. A second call does nothing."""
         for file in [*self._unsynced, self._file]:
             file.close()
 
@@ -145,7 +150,8 @@ class JournalWriter:
             following = LineFile(segment_path(self._folder, self._segment + 1))
         except OSError as error:
             raise not_written(f"{self._folder} takes no further file: {error.strerror}", error.errno) from error
-        # No signal comes between these: not to sync and close a file that is still written, nor to forget one.
+        # No signal handler runs between these lines: it could sync and close a segment that is still written, or forget
+        # one.
         behind = self._file
         self._before += behind.size - following.size
         self._segment, self._file = self._segment + 1, following
@@ -153,9 +159,9 @@ class JournalWriter:
 
 
 class JournalReader:
-    """The reading end of a journal: each intact line once, from a position on, as far as it is written.
+    """The reading end of a journal: yields each intact line once, from a position to the end of what is written.
 
-    `damaged` counts the lines that failed their checksum, which were passed over.
+    `damaged` counts the lines that failed their checksum and were skipped.
     """
 
     def __init__(self, folder: Path, position: Position = START) -> None:
@@ -164,22 +170,23 @@ class JournalReader:
         self.damaged = 0
         self._descriptor = -1
         self._synced_segment = position.segment
-        self._named = False  # whether the folder was synced
-        self._block = b""  # what was read last; from `_at` on it goes on at the position
+        self._named = False  # the folder was synced
+        self._block = b""  # the block read last; its byte `_at` stands at `position`
         self._at = 0
-        self._to_the_end = False  # the block holds all that was written then
-        self._skipping = False  # the position is within a line that is longer than any
+        self._to_the_end = False  # the block reached the end of the file when it was read
+        self._skipping = False  # the position is within a line longer than `MAX_LINE_BYTES`
         self._torn: tuple[int, int, int] | None = None  # segment, size and time of a file that ends in a long half line
 
     def read(self) -> Iterator[Line]:
-        """The lines written since the last call; ends where no whole line follows. Bounded memory."""
+        """Yield the lines written since the last call, up to the last whole line. Memory is bounded."""
         self._block, self._at = b"", 0
         while True:
             if not self._fill_line():
                 following = next((n for n in segments(self._folder) if n > self.position.segment), None)
                 if following is None:
                     return
-                # The writer never comes back to a segment once the next one is there; what it wrote in between counts.
+                # Once the next segment exists the writer never appends to this one, but lines may have been added
+                # before that.
                 self._torn = None
                 if not self._fill_line():
                     self._on_to(following)
@@ -187,10 +194,11 @@ class JournalReader:
             yield from self._lines()
 
     def ahead(self, lines: int) -> memoryview | None:
-        """The next lines, without taking them: `read` gives them too, unless `skip` passes over them.
+        """Return the next lines without consuming them: `read` yields them too, unless `skip` passes over them.
 
-        None where so many are not there, or not all as wide as the first, not in this segment, or more than is to be in
-        memory; and after any damage, which `read` alone knows to handle. To be called between two lines of `read`.
+        Return None if there are not that many lines, if they differ in width from the first, reach beyond this segment
+        or are more than may be in memory; and after any damage, which only `read` can handle. Call this between two
+        lines of `read`.
         """
         size = lines * self._width()
         if self.damaged or not 0 < size <= MOST_AHEAD_BYTES:
@@ -201,9 +209,9 @@ class JournalReader:
         return found if len(found) == size else None
 
     def ends_before(self, lines: int, without: bytes) -> bool:
-        """Whether the journal ended, when it was read last, before so many further lines, none of them with this in it.
+        """Return True if the journal ended, at the last read, before that many more lines, none containing `without`.
 
-        To be called after `ahead`. False where so many would be more than is to be in memory.
+        Call this after `ahead`. Return False if that many lines are more than may be in memory.
         """
         return (
             self._to_the_end
@@ -215,13 +223,13 @@ class JournalReader:
         )
 
     def skip(self, lines: int) -> None:
-        """Pass over lines that `ahead` has shown."""
+        """Skip lines that `ahead` has returned."""
         size = lines * self._width()
         self._at += size
         self.position = Position(self.position.segment, self.position.offset + size)
 
     def sync(self) -> Position:
-        """Have what is written so far survive a power cut, also what another process wrote; gives how far that is."""
+        """Sync everything written so far, also by another process, and return the position up to which it is synced."""
         reached = self.position
         for segment in range(self._synced_segment, self.position.segment + 1):
             descriptor = open_own(segment_path(self._folder, segment), os.O_RDWR)
@@ -229,7 +237,7 @@ class JournalReader:
                 size = os.lseek(descriptor, 0, os.SEEK_END)
                 sync_file(descriptor)
                 os.lseek(descriptor, max(0, size - 1), os.SEEK_SET)
-                if os.read(descriptor, 1) == b"\n":  # half a line may still be taken back and written anew
+                if os.read(descriptor, 1) == b"\n":  # half a line may still be removed and rewritten
                     reached = max(reached, Position(segment, size))
             finally:
                 os.close(descriptor)
@@ -240,7 +248,7 @@ class JournalReader:
         return reached
 
     def is_at_end(self) -> bool:
-        """Return True if no more is written than was read, half a line at the end included."""
+        """Return True if everything written was read, except half a line at the end."""
         try:
             size = segment_path(self._folder, self.position.segment).stat().st_size
         except FileNotFoundError:
@@ -249,22 +257,22 @@ class JournalReader:
         return size <= read_to and segments(self._folder)[-1:] in ([], [self.position.segment])
 
     def close(self) -> None:
-        """Close the file until more is read; idempotent."""
+        """Close the file until the next read. A second call does nothing."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
     def _width(self) -> int:
-        """How many bytes the next line has; 0 where its end is not there."""
+        """Return how many bytes the next line has, or 0 if its end is not written."""
         if self._block.find(b"\n", self._at) < 0:
             self._fill_line()
         return max(0, self._block.find(b"\n", self._at) + 1 - self._at)
 
     def _fill_line(self) -> bool:
-        """Read on from the position; return True if a whole line is there.
+        """Read from the position on. Return True if a whole line is there.
 
-        Each attempt doubles what is read, so that a long line takes time by its length only. One that is longer than
-        any is passed over in blocks, as far as it goes.
+        Each attempt doubles the bytes read, so a long line takes time only in proportion to its length. A line longer
+        than `MAX_LINE_BYTES` is skipped in blocks, as far as it is written.
         """
         while True:
             if not self._skipping:
@@ -286,14 +294,14 @@ class JournalReader:
             self._pass_over(self._block.find(b"\n"))
 
     def _pass_over(self, newline: int) -> None:
-        """Pass over what was read of a line that is too long, up to its end if that was read."""
+        """Skip what was read of a line that is too long, up to its newline if that was read."""
         passed = len(self._block) if newline < 0 else newline + 1
         self.position = Position(self.position.segment, self.position.offset + passed)
         self._block, self._at = b"", 0
         self._skipping = newline < 0
 
     def _note_if_torn(self) -> None:
-        """Remember a file that ends in a long half line, so that it is read again only when it has changed."""
+        """Remember a file that ends in a long half line, so that it is read again only after it has changed."""
         self._torn = None
         if len(self._block) > READ_BYTES and self._descriptor >= 0:
             found = os.fstat(self._descriptor)
@@ -310,16 +318,16 @@ class JournalReader:
         return self._torn == (self.position.segment, found.st_size, found.st_mtime_ns)
 
     def _fill(self, size: int = READ_BYTES) -> bool:
-        """Read on, so much at most, from the position; return True if there is anything."""
+        """Read up to `size` more bytes at the position. Return True if any bytes are there."""
         if self._descriptor < 0:
             try:
                 self._descriptor = open_own(segment_path(self._folder, self.position.segment), os.O_RDONLY)
             except FileNotFoundError:
                 return False
         rest = len(self._block) - self._at
-        # From the line's beginning: its writer may have taken half of it back meanwhile and written another there.
+        # From the line's beginning: the writer may have removed half of it meanwhile and written another line there.
         os.lseek(self._descriptor, self.position.offset, os.SEEK_SET)
-        self._block = b""  # never two of them at once
+        self._block = b""  # never two blocks in memory at once
         self._block, self._at = os.read(self._descriptor, size + rest), 0
         self._to_the_end = len(self._block) < size + rest
         return bool(self._block)

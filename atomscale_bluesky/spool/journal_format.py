@@ -1,14 +1,14 @@
 """Every line that a run's files may hold, as a type: this module is the format of the spool.
 
-The journal, written by the callback, holds a `Header`, `Layout`s, rows, `LeftOut`s and at last a `Stop`. The ledger,
-written by the uploader, holds what became of each metrology stream and chunk. An order is what a person asked for.
-Rows are JSON arrays, `[layout, row, time, event uid, values]`, followed by an object of gaps where a value could not
-become a point, and by an array of channels where an integer lost digits; everything else is an object whose `kind`
-names its type. A kind or member that this version does not know makes the line unreadable, which is an error of its
-own, never a guess.
+The callback writes the journal: a `Header`, `Layout`s, rows, `LeftOut`s and finally a `Stop`. The uploader writes the
+ledger: what happened to each metrology stream and chunk. An order is a request of the operator.
+Rows are JSON arrays, `[layout, row, time, event uid, values]`. An object of gaps follows where a value could not become
+a point, and an array of channels where an integer lost digits. Every other line is an object whose `kind` names its
+type. A kind or member that this version does not know makes the line unreadable. That is an error of its own, never a
+guess.
 
-The values of a row are one text: 16 hexadecimal digits for each, those of a 64-bit IEEE 754 float, the sign first; a
-gap is not a number. Numbers in decimal would be several times as slow to write and to read. For whoever has to:
+The values of a row are one text of 16 hexadecimal digits per value: a 64-bit IEEE 754 float, big-endian. A gap is NaN.
+Decimal numbers would be several times as slow to write and read. To decode the text:
 
     struct.unpack(f">{len(text) // 16}d", bytes.fromhex(text))
 """
@@ -31,38 +31,38 @@ from ..model.links import Links
 from ..model.rows import Channel, Row, Rows
 from .lines import FileLine
 
-# Raised when a file would be read wrongly by an older version; what is newer than this is left alone. Before 2 the
-# values of a row were an array of JSON numbers and nulls, which is still read.
+# Increased when an older version would misread a file. A file of a newer format is left alone. Before format 2 the
+# values of a row were an array of JSON numbers and nulls, which can still be read.
 FORMAT = 2
 
 
 class Header(FileLine, frozen=True, tag="header"):
-    """The first line of a journal: everything that a run's delivery needs to know, from start document and settings."""
+    """The first line of a journal: what a run's delivery needs from start document and settings."""
 
     format: int
     run_uid: str
     started: float  # the start document's time, Unix seconds
-    label: str  # of the run's streams, before what tells them apart is added
+    label: str  # of the run's streams, before a suffix that tells them apart is added
     points_per_chunk: int
     primary: str  # the event stream that goes into the metrology stream the start document initializes
     endpoint: str  # the origin that this run's requests may go to
-    non_finite: str  # what becomes of gaps: own_stream, null or drop_row
+    non_finite: str  # how gaps are handled: own_stream, null or drop_row
     layout: str = "time_base"  # one metrology stream per time base, or one for the run
     links: Links = Links()
-    problem: str | None = None  # why the metadata cannot be used; parks the run until somebody mends it
+    problem: str | None = None  # why the metadata cannot be used; parks the run until the operator mends it
     content: str = ""  # a digest of the start document, which tells a replay from another run of the same uid
-    keep: str = "finalized"  # until when the run stays in the spool: finalized, or verified
-    clock: str = "host"  # whose times go out: the host's as they were recorded, or shifted to the reference
+    keep: str = "finalized"  # how long the run stays in the spool: until finalized, or until verified
+    clock: str = "host"  # which clock's times are sent: the host's as recorded, or shifted to the reference
     max_latency_s: float = 0.0  # after how long points that wait for a full chunk are shown in a preview; 0: never
     session: str = ""  # the lock in the spool that its writer holds until it writes the stop; empty: writer.lock
 
 
 class Layout(FileLine, frozen=True, tag="layout"):
-    """Which channels the values of the rows that name it belong to, in order."""
+    """Which channels the values of this layout's rows belong to, in order."""
 
     layout: int
     event_stream: str
-    time_base: str  # what rows are numbered by; the event stream's name, unless its keys have times of their own
+    time_base: str  # numbers its rows; named like the event stream, unless its keys have times of their own
     channels: tuple[Channel, ...]
     left_out: dict[str, str] = {}  # data key → why its readings never become points
 
@@ -77,13 +77,13 @@ class LeftOut(FileLine, frozen=True, tag="left_out"):
 
 
 class Stop(FileLine, frozen=True, tag="stop"):
-    """The run ended; nothing follows. `interrupted` says that no stop document came."""
+    """The end of a run; nothing follows. `interrupted` means that no stop document came."""
 
     time: float
     exit_status: str
     reason: str = ""
     interrupted: bool = False
-    rows: dict[str, int] = {}  # by time base: how many there are, which tells when the last ones are damaged
+    rows: dict[str, int] = {}  # by time base: how many rows there are, which shows it when the last ones are damaged
 
 
 # ---- reading and writing ---------------------------------------------------------------------------------------------
@@ -93,14 +93,14 @@ JournalLine = Header | Layout | LeftOut | Stop
 _journal_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(JournalLine)
 
 
-# What comes before a row's values is filled up with spaces to so many bytes, enough for a UUID: rows of one layout are
-# equally wide, and a reader can take many of them as a table.
+# The part before a row's values is padded with spaces to this many bytes, enough for a UUID. So rows of one layout are
+# equally wide, and a reader can decode many of them as a table.
 _HEAD_BYTES = 72
 _TO_VALUES, _END = b',"', b'"]'
 
 
 def packed(values: Iterable[float | None]) -> bytes:
-    """The values of a row as they stand in it; None for a gap."""
+    """Return the values of a row as the journal's text; None stands for a gap."""
     numbers = [math.nan if value is None else value for value in values]
     return hexlify(struct.pack(f">{len(numbers)}d", *numbers))
 
@@ -114,7 +114,7 @@ def encode_row(
     gaps: Mapping[str, str] | None = None,
     rounded: Sequence[str] = (),
 ) -> bytes:
-    """The JSON text of a row whose `values` are `packed` already."""
+    """Return the JSON text of a row. `values` is the result of `packed`."""
     head = orjson.dumps((layout, number, time, event_uid))[:-1].ljust(_HEAD_BYTES)
     if rounded:
         return b'%b,"%b",%b,%b]' % (head, values, orjson.dumps(gaps or {}), orjson.dumps(rounded))
@@ -124,7 +124,7 @@ def encode_row(
 
 
 def decode_journal(payload: bytes) -> JournalLine | Row:
-    """A journal's line as its type.
+    """Decode a journal's line into its type.
 
     Raises:
         SpoolError: The line is intact, but of a kind or shape that this version does not know.
@@ -132,7 +132,7 @@ def decode_journal(payload: bytes) -> JournalLine | Row:
     try:
         if payload.startswith(b"["):
             layout, number, time, event_uid, values, *rest = orjson.loads(payload)
-            if not isinstance(values, list):  # as it is in format 1
+            if not isinstance(values, list):  # as in format 1
                 numbers = struct.unpack(f">{len(values) // 16}d", bytes.fromhex(values))
                 values = [None if math.isnan(value) else value for value in numbers]
             return Row(layout, number, time, event_uid, values, *rest)
@@ -142,14 +142,14 @@ def decode_journal(payload: bytes) -> JournalLine | Row:
 
 
 def decode_rows(payloads: NDArray[np.uint8]) -> Rows | None:
-    """A journal's lines, all of one width and one below the other, as rows; None unless they are `Rows`.
+    """Decode a journal's lines, all of one width and one below the other, as rows. Return None unless they are `Rows`.
 
-    All at once, and so at a fraction of the price. Whoever gets None decodes them one by one, which takes everything
-    that there is.
+    Decoding them together takes a fraction of the time. A caller that gets None decodes them one by one, which handles
+    every kind of line.
     """
     count = len(payloads)
     begin = payloads[0].tobytes().rfind(_TO_VALUES)
-    # Where the first row has its values, all have to have theirs, and nothing behind them.
+    # Every row must have its values where the first row has them, and nothing after them.
     if (
         begin < 0
         or payloads[:, begin : begin + len(_TO_VALUES)].tobytes() != _TO_VALUES * count
@@ -171,7 +171,7 @@ def decode_rows(payloads: NDArray[np.uint8]) -> Rows | None:
 
 
 def joined(parts: list[Rows]) -> Rows | None:
-    """Rows that follow each other as one; None if they do not."""
+    """Return consecutive parts as one, or None if they are not consecutive."""
     first, number = parts[0], parts[0].number
     for part in parts:
         if (part.layout, part.number) != (first.layout, number) or part.values.shape[1:] != first.values.shape[1:]:

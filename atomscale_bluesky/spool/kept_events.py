@@ -1,10 +1,11 @@
-"""Which events of an interrupted run its journals hold, so that whatever delivers it again gives each reading once.
+"""Which events of an interrupted run its journals hold, so that a replay delivers each reading once.
 
-An event is known by its uid. Some sources, catalogues above all, make up new ones for every replay; there it is known
-by its event stream and its exact time, and as often as a journal has that time. The rows of a journal tell both.
-When an interrupted run leaves the spool its events stay behind as digests, in a file beside the history.
+An event is recognised by its uid. Some sources, above all catalogues, make up new uids for every replay. Their events
+are recognised by event stream and exact time, as many times as a journal has that time. The rows of a journal give
+both. When an interrupted run leaves the spool, digests of its events stay in a file beside the history.
 
-Bounded: up to `MAX_EVENTS` events of a run, 20 bytes each in memory and 16 on disk; the files are `MAX_BYTES` together.
+Bounded: up to `MAX_EVENTS` events of a run, 20 bytes each in memory and 16 on disk. All files together have up to
+`MAX_BYTES`.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ from .run_reader import RunReader
 
 # A run of three weeks at one event per second.
 MAX_EVENTS = 2_000_000
-# So many events that their times told, the last ones, are known by their uids too: one whose call was interrupted comes
-# again, and its time has been counted.
+# The last events that were recognised by time are also remembered by uid, up to this many: an event whose call was
+# interrupted comes again, and its time has already been counted.
 MAX_TOLD = 100_000
-# Of the digests of interrupted runs that left the spool; the oldest ones go first, the newest stays whatever its size.
+# Total size of the digests of interrupted runs that left the spool. The oldest are removed first. The newest stays
+# whatever its size.
 MAX_BYTES = 64 * 2**20
 
 _NAME = re.compile(r"\d{8}T\d{6}-[0-9a-f]{8}\.events")
@@ -47,13 +49,13 @@ class Events(msgspec.Struct):
     """The events of one journal, in the journal's order."""
 
     uids: array[int]  # digests
-    times: dict[str, array[float]]  # by event stream, one for each event
-    beyond: int = 0  # events that are more than can be remembered
+    times: dict[str, array[float]]  # by event stream, one time per event
+    beyond: int = 0  # how many events could not be remembered
     stop: Stop | None = None
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
-    """How they are stored: little-endian, 8 bytes each."""
+    """The stored form of the events: little-endian, 8 bytes each."""
 
     version: int
     uids: bytes
@@ -66,20 +68,21 @@ class KeptEvents:
 
     Args:
         parts: The events of these journals.
-        until: By event stream, the time of the last row of a journal that is gone and of whose events no more is known.
-        by_uid: The events of a journal that are known by their uids alone, because the same process gives them again.
+        until: By event stream, the time of the last row of a journal that is gone, if nothing else is known of its
+            events.
+        by_uid: The events of a journal that are recognised only by uid, because the same process sends them again.
     """
 
     def __init__(
         self, parts: Iterable[Events] = (), until: dict[str, float] | None = None, *, by_uid: Events | None = None
     ) -> None:
-        self.by_time = 0  # how many were known by their times alone
-        self.in_doubt = 0  # how many were taken although a journal that is gone may have had them
-        self.beyond = 0  # events that are not remembered, since there are too many
+        self.by_time = 0  # how many events were recognised only by time
+        self.in_doubt = 0  # how many events were taken although a journal that is gone may have had them
+        self.beyond = 0  # how many events are not remembered, because there are too many
         self._until = dict(until or {})
         self._latest: dict[str, float] = {}
         self._set_back: set[str] = set()
-        self._told: set[int] = set()  # by uid: events that their times told, the youngest …
+        self._told: set[int] = set()  # digests of events recognised by time, the youngest …
         self._told_before: set[int] = set()  # … and those before them
         self._journals: list[_Journal] = []
         room = MAX_EVENTS
@@ -92,12 +95,12 @@ class KeptEvents:
         """Return True if an event was kept before.
 
         Args:
-            event_stream: Its name.
-            uid: Its uid.
-            times: Its own time and those of its readings: the journal has one of them.
+            event_stream: The event stream's name.
+            uid: The event's uid.
+            times: The event's own time and those of its readings. The journal has one of them.
         """
         digest = digest_of(uid)
-        if sum(journal.has_uid(digest) for journal in self._journals):  # each is asked, and notes it
+        if sum(journal.has_uid(digest) for journal in self._journals):  # not any(): each one has to note it
             return True
         if digest in self._told or digest in self._told_before:
             return True
@@ -110,7 +113,7 @@ class KeptEvents:
         for journal in self._journals:
             place = journal.place_of(event_stream, times)
             if place is not None:
-                self._told.add(digest)  # first: interrupted behind it, a time is counted once too few
+                self._told.add(digest)  # first: after an interruption here, one time too few is counted
                 place[0][place[1]] += 1
                 if len(self._told) > MAX_TOLD:
                     self._told, self._told_before = set(), self._told
@@ -118,9 +121,9 @@ class KeptEvents:
         return False
 
     def _was_before(self, event_stream: str, times: Sequence[float]) -> bool:
-        """Whether it is not later than the last row of a journal of which only that is known.
+        """Return True if the event is not later than the last row of a journal of which only that time is known.
 
-        That tells nothing any more once the clock was set back: from there on everything is taken.
+        The comparison means nothing once the clock was set back. From then on every event is taken.
         """
         until = self._until.get(event_stream)
         if until is None or not times:
@@ -136,10 +139,10 @@ class KeptEvents:
 
 
 class _Journal:
-    """The events of one journal: up to `room` of them, in order of uid and of time.
+    """The events of one journal: up to `room` of them, sorted by uid and by time.
 
-    Once a uid is recognised the source keeps uids, and times tell nothing any more: rows of two pages may have the
-    same. That holds for this journal alone, for another one may be of a replay that made up uids of its own.
+    Once a uid is recognised, the source is known to keep uids, and times are no longer compared: rows of two pages may
+    share a time. That holds for this journal only, because another journal may come from a replay with made-up uids.
     """
 
     def __init__(self, events: Events, room: int, *, by_uid: bool) -> None:
@@ -158,7 +161,10 @@ class _Journal:
         return found
 
     def place_of(self, event_stream: str, times: Sequence[float]) -> tuple[array[int], int] | None:
-        """Return where to count that an event with one of these times was recognised; None if the journal has none."""
+        """Return where to count an event with one of these times as recognised.
+
+        None if the journal has none of the times.
+        """
         if self._keeps_uids or event_stream not in self._times:
             return None
         kept, taken = self._times[event_stream], self._taken[event_stream]
@@ -170,21 +176,21 @@ class _Journal:
 
 
 def digest_of(uid: Any) -> int:
-    """Return 8 bytes that stand for an event's uid; two of a run's millions are equal once in some 10^6 runs."""
+    """Return 8 bytes that stand for an event's uid. Two of a run's millions of uids collide once in about 10^6 runs."""
     text = uid.encode(errors="replace") if isinstance(uid, str) else orjson.dumps(uid)
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
 
 
 def times_of(*stamps: Any) -> list[float]:
-    """Return those that are times, as numbers."""
+    """Return the stamps that are numbers, as floats."""
     plain = (stamp.item() if isinstance(stamp, np.generic) else stamp for stamp in stamps)
     return [float(stamp) for stamp in plain if isinstance(stamp, float) or type(stamp) is int]
 
 
 def read_events(folder: Path, courtesy: Courtesy | None = None) -> Events:
-    """Read the events of the journal in a run's folder, as far as it can be read, and how it ended.
+    """Read the events of the journal in a run's folder, as far as it is readable, and how the journal ended.
 
-    Takes some microseconds per row.
+    Takes a few microseconds per row.
     """
     events = Events(array("Q"), {})
     layouts: dict[int, Layout] = {}
@@ -209,12 +215,12 @@ def read_events(folder: Path, courtesy: Courtesy | None = None) -> Events:
             if len(events.uids) >= MAX_EVENTS:
                 events.beyond += digest != last
             else:
-                if digest != last:  # an event has a row in each time base, one behind the other
+                if digest != last:  # an event has one row per time base, one after the other
                     events.uids.append(digest)
-                if known.time_base == known.event_stream:  # in which every event has one
+                if known.time_base == known.event_stream:  # every event has a row in this time base
                     events.times.setdefault(known.event_stream, array("d")).append(time)
             last = digest
-    except SpoolError:  # a line that is not understood: what stands before it has to do
+    except SpoolError:  # a line that cannot be decoded: only the lines before it count
         pass
     finally:
         reader.close()
@@ -222,7 +228,7 @@ def read_events(folder: Path, courtesy: Courtesy | None = None) -> Events:
 
 
 def _head_of(payload: bytes) -> tuple[int, float, Any]:
-    """The layout, the time and the event's uid of a row."""
+    """Return the layout, the time and the event's uid of a row."""
     layout, _, time, rest = payload[1:].split(b",", 3)
     end = rest.find(b'"', 1)
     if rest[:1] != b'"' or end < 0 or b"\\" in rest[:end]:
@@ -236,10 +242,10 @@ def _head_of(payload: bytes) -> tuple[int, float, Any]:
 
 
 def keep_events(folder: Path, courtesy: Courtesy | None = None) -> str | None:
-    """Keep the events of an interrupted run that leaves the spool.
+    """Store the events of an interrupted run that leaves the spool.
 
     Returns:
-        The file's name; None if the disk does not take it.
+        The file's name, or None if the disk is full.
     """
     events = read_events(folder, courtesy)
     name = f"{folder.name}.events"
@@ -260,7 +266,7 @@ def keep_events(folder: Path, courtesy: Courtesy | None = None) -> str | None:
 
 
 def stored_events(spool: Path, name: str) -> Events | None:
-    """Read the events that a run has left behind; None if they are gone or damaged."""
+    """Return the stored events of a run that has left the spool, or None if they are gone or damaged."""
     if not _NAME.fullmatch(name):
         return None
     try:
@@ -275,7 +281,7 @@ def stored_events(spool: Path, name: str) -> Events | None:
 
 
 def _make_room(spool: Path, newest: str) -> None:
-    """Remove the oldest files of this kind where all together are too large."""
+    """Remove the oldest files of this kind until all together are small enough."""
     names = sorted(path.name for path in spool.glob("*.events") if _NAME.fullmatch(path.name) and path.name != newest)
     size = sum((spool / name).lstat().st_size for name in [*names, newest])
     for name in names:

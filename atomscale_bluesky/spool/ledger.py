@@ -1,19 +1,19 @@
-"""What became of a run's metrology streams and chunks: one line per fact, folded into the present state.
+"""What happened to a run's metrology streams and chunks: one line per fact, folded into the present state.
 
     metrology stream   opened → initializing → initialized → finalizing → finalized
                        initialized → closed, by the server or with a hole; the rest goes on in a continuation
-                       parked, with a reason, until somebody mends or discards it, or what was missing is there
+                       parked, with a reason, until the operator mends or discards it, or what was missing is there
     links of a stream  linked | refused;  refused → linked when the reason has passed
-    chunk              tried → confirmed | refused;  refused → tried again after a person unparked it
+    chunk              tried → confirmed | refused;  refused → tried again after the operator unparked it
     preview            previewed → answered: shown | not taken, before the next one and before its chunk is tried
 
-Every fact is appended before anything is done that builds on it, and `LedgerState` guards each move: two uploaders
-that share a run would be noticed here. Each line is written twice, one after the other, so that a damaged one costs
-nothing. Where both are damaged, what surely follows from the others is taken; where nothing does, the run is `broken`:
-it waits for a person, who can have all of it delivered again.
+Every fact is appended before anything is done that builds on it, and `LedgerState` checks each transition: two
+uploaders that share a run would be noticed here. Each line is written twice in a row, so that one damaged line costs
+nothing. Where both copies are damaged, the state takes what certainly follows from the other lines. If that is not
+enough, the run is `broken`: it waits for the operator, who can have all of it delivered again.
 
-What is settled is kept as counts, so memory holds the chunks still under way, however long the run. Facts survive a
-killed process once noted; those that a power cut must not take are synced.
+Settled chunks are kept as counts, so memory holds only the chunks still in progress, however long the run is. Facts
+survive a killed process once noted. Facts that a power cut must not take are synced.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ from .own_files import open_to_read
 
 
 class Ledger:
-    """A run's ledger, open for its one writer, with the state it tells.
+    """A run's ledger, open for its one writer, with the state that it adds up to.
 
     Args:
-        path: Of the file; it is made where there is none.
-        make_room: Called where the disk is full, before what did not fit is written again.
+        path: The file. It is made if it is missing.
+        make_room: Called when the disk is full, before the failed write is tried again.
     """
 
     def __init__(self, path: Path, *, make_room: Callable[[], object] | None = None) -> None:
@@ -71,11 +71,12 @@ class Ledger:
             raise
 
     def note(self, fact: LedgerLine, *, sync: bool = False) -> None:
-        """Append a fact; it survives a killed process once this returns, and a power cut with `sync`.
+        """Append a fact. It survives a killed process once this returns, and a power cut if `sync` is set.
 
         Raises:
-            SpoolError: The fact cannot follow what is known, or the file cannot be written. What `state` says is then
-                ahead of the file: close this ledger and open it again.
+            SpoolError: The fact cannot follow the known facts, or the file cannot be written. `state` is then ahead of
+                the
+                file: close this ledger and open it again.
         """
         self.state.apply(fact)
         if self._together is not None:
@@ -87,10 +88,10 @@ class Ledger:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What is noted within is one line: a crash leaves all of it, or nothing. Synced at the end.
+        """Write all facts noted within as one line, so that a crash leaves all of them or none. Synced at the end.
 
         Raises:
-            SpoolError: As `note`; what was noted within is not in the file then.
+            SpoolError: As for `note`. The facts noted within are then not in the file.
         """
         self._together = noted = []
         try:
@@ -101,10 +102,10 @@ class Ledger:
         self._file.sync()
 
     def ranges(self, stream: int, from_index: int) -> dict[int, Tried]:
-        """The chunks of a stream that were tried, from one on, settled or not; read from the file.
+        """Return the stream's chunks that were tried, from `from_index` on, settled or not. Reads the file.
 
         Raises:
-            SpoolError: A line is not understood.
+            SpoolError: A line cannot be decoded.
         """
         found: dict[int, Tried] = {}
         for fact in facts_of(self._file.path):
@@ -116,7 +117,7 @@ class Ledger:
 
     @property
     def size(self) -> int:
-        """How long the file is, in bytes; grows with every fact."""
+        """The file's length in bytes. It grows with every fact."""
         return self._file.size
 
     def rest(self) -> None:
@@ -124,23 +125,23 @@ class Ledger:
         self._file.rest()
 
     def close(self) -> None:
-        """Close the file; idempotent."""
+        """Close the file. A second call does nothing."""
         self._file.close()
 
 
-# Facts that are noted without a sync: each can be found out again, from the journal or by pushing once more.
+# Facts that are noted without a sync: each can be found out again, from the journal or by pushing again.
 _UNSYNCED = (Left, Tried, PreviewAnswered, Confirmed, Refused, GivenUp)
 
 
 def _sound_bytes(path: Path) -> int:
-    """How much of a ledger stands, which is all of it but for what a power cut has left of its end.
+    """Return how many bytes of a ledger are sound: all, except an end that a power cut damaged.
 
-    The disk may have later blocks of what was not synced and lack earlier ones. What follows such a damaged line cannot
-    be understood without it and is given up, as if it had not been written. Where a fact follows that was synced, it
-    was no power cut: then the damaged line is passed over like any other.
+    After a power cut the disk may have later blocks of unsynced data and lack earlier ones. Lines after such a damaged
+    line cannot be understood without it and are dropped, as if they had not been written. If a fact that had been
+    synced follows, the cause was no power cut: then the damaged line is skipped like any other.
     """
     size, sound, opened, before = 0, None, False, b""
-    named: set[int] = set()  # streams of which the id is known, and those that join them
+    named: set[int] = set()  # streams whose id is known, and streams that join another
     with open_to_read(path) as file:
         for end, text in whole_lines(file):
             payload = None if text is None else payload_of(text)
@@ -152,12 +153,12 @@ def _sound_bytes(path: Path) -> int:
                     if isinstance(one, Initialized) or (isinstance(one, Opened) and one.joins is not None):
                         named.add(one.stream)
             elif payload != before:
-                if opened:  # something was noted after it, so its sync had come back
+                if opened:  # a line follows the opening, so its sync had completed
                     return path.stat().st_size
                 fact = decode_ledger(payload)
-                if isinstance(fact, Tried) and fact.stream not in named:  # its id was synced before that
+                if isinstance(fact, Tried) and fact.stream not in named:  # its id was synced before
                     return path.stat().st_size
-                opened = isinstance(fact, Opened)  # with nothing after it, nothing was done about it either
+                opened = isinstance(fact, Opened)  # an opening with nothing after it: nothing was done about it either
                 if not opened and not isinstance(fact, _UNSYNCED):
                     return path.stat().st_size
             before = payload or before
@@ -166,9 +167,9 @@ def _sound_bytes(path: Path) -> int:
 
 
 def _payloads(text: bytes | None) -> list[bytes]:
-    """Return what a line without its newline holds: nothing if it is damaged, two if its newline was.
+    """Return the payloads of a line without its newline: none if it is damaged, two if its newline was.
 
-    A newline that was changed joins the two copies of a line.
+    A damaged newline joins the two copies of a line.
     """
     if text is None:
         return []
@@ -180,10 +181,10 @@ def _payloads(text: bytes | None) -> list[bytes]:
 
 
 def facts_of(path: Path) -> Iterator[LedgerLine]:
-    """The facts of a ledger, one by one; none where there is no ledger yet. A damaged line is passed over.
+    """Yield the facts of a ledger one by one, or nothing if there is no ledger yet. A damaged line is skipped.
 
     Raises:
-        SpoolError: A line is not understood.
+        SpoolError: A line cannot be decoded.
     """
     try:
         file = open_to_read(path)
@@ -200,20 +201,20 @@ def facts_of(path: Path) -> Iterator[LedgerLine]:
 
 
 def is_delivered(path: Path) -> bool:
-    """Whether a ledger says that nothing of its run is left to deliver.
+    """Return True if the ledger says that nothing of its run is left to deliver.
 
     Raises:
-        SpoolError: A line is not understood.
+        SpoolError: A line cannot be decoded.
     """
     state = LedgerReader(path).read_on()
     return state.broken is None and state.is_over
 
 
 class LedgerReader:
-    """The state that a ledger tells to whoever does not write it, read on from call to call.
+    """The state of a ledger for a process that does not write it. Each call reads on from the last.
 
-    A line that stands there twice counts once, wherever the second one stands. `damaged` counts the lines that failed
-    their checksum.
+    The two copies of a line count once, wherever the second one stands. `damaged` counts the lines that failed their
+    checksum.
     """
 
     def __init__(self, path: Path) -> None:
@@ -226,18 +227,18 @@ class LedgerReader:
         self._offset = 0
         self._lines = 0
         self._first_damaged = 0  # line, counted from 1
-        self._before = b""  # the last line that was intact
+        self._before = b""  # the last intact line
         self._began = 0  # where the facts begin that hold at the run's present endpoint
-        self._seen: set[int] | None = None  # the lines from there on, once one could not follow
+        self._seen: set[int] | None = None  # the lines from there on; read after a fact that could not follow
 
     def read_on(self) -> LedgerState:
-        """Take in the lines written since the last call; an absent file tells nothing.
+        """Read the lines written since the last call and return the state. An absent file gives an empty state.
 
         Lines that contradict each other make the state `broken`.
 
         Raises:
-            SpoolError: A line is not understood, or names an id that cannot be one; so does each later call, until the
-                file is mended.
+            SpoolError: A line cannot be decoded, or names an id that cannot be one. Each later call raises it too,
+                until the file is mended.
         """
         try:
             file = open_to_read(self._path)
@@ -263,7 +264,7 @@ class LedgerReader:
         fact, state = decode_ledger(payload), self.state
         if isinstance(fact, Unparked | Edited | Moved | Discarded | Obeyed):
             if fact.order <= state.orders_obeyed:
-                return  # it stands there for the second time: orders are numbered
+                return  # this is the second copy: orders are numbered
         elif state.broken is not None:
             state.broken_was_noted = state.broken_was_noted or fact == Parked(state.broken)
             return
@@ -274,7 +275,7 @@ class LedgerReader:
                 raise SpoolError(f"metrology stream {len(state.streams)} is unknown, and {fact.stream} opens")
             state.apply(fact)
         except NoIdError:
-            self._begin()  # or the next call would pass over the line
+            self._begin()  # otherwise the next call would skip the line
             raise
         except SpoolError as error:
             if not self._came_before(payload):
@@ -283,15 +284,15 @@ class LedgerReader:
             self._began, self._first_damaged, self.damaged, self._seen = self._offset, 0, 0, None
 
     def _derive(self, fact: LedgerLine) -> None:
-        """Take in what a damaged line must have told, as far as that is sure from the fact that follows.
+        """Apply what a damaged line must have said, as far as the fact that follows makes that certain.
 
         Raises:
-            SpoolError: Something is missing without which the fact must not be believed.
+            SpoolError: A line is missing without which the fact must not be believed.
         """
         state = self.state
         match fact:
             case Finalizing() if fact.stream in state.streams:
-                # It is noted only once every chunk is confirmed, and none is pushed after it.
+                # It is noted only after every chunk is confirmed, and no chunk is pushed after it.
                 for stream in state.streams[fact.stream].group:
                     if stream.life is Life.INITIALIZED and not stream.refused:
                         for index in sorted(stream.tried):
@@ -312,7 +313,10 @@ class LedgerReader:
                 pass
 
     def _came_before(self, payload: bytes) -> bool:
-        """Whether the line stood there before; asked of what cannot follow, for which all is read again once."""
+        """Return True if the same line came before.
+
+        Asked only for a line that cannot follow. Reads the file again, once.
+        """
         if self._seen is None:
             self._seen = set()
             with open_to_read(self._path) as file:

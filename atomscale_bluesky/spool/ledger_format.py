@@ -1,6 +1,6 @@
 """Every line that a run's ledger may hold, as a type. Pure.
 
-The uploader writes the ledger: what is about to be done about each metrology stream and chunk, and what Atomscale
+The uploader writes the ledger: what it is about to do with each metrology stream and chunk, and what Atomscale
 answered. A kind or member that this version does not know makes the line unreadable, which is an error of its own.
 """
 
@@ -22,7 +22,7 @@ Why = Literal[
 
 
 class Opened(FileLine, frozen=True, tag="opened"):
-    """An opening: a metrology stream of the run, before anything is done about it."""
+    """An opening: starts a metrology stream of the run, before anything is done about it."""
 
     stream: int  # counts from 0 within the run
     time_base: str
@@ -31,16 +31,16 @@ class Opened(FileLine, frozen=True, tag="opened"):
     label: str  # unique: it ends in the run's uid and a token of this stream's own
     token: str
     points_per_chunk: int
-    segment: int  # where to read the journal from, to find its first row
+    segment: int  # where to start reading the journal to find its first row
     offset: int
     channels: tuple[str, ...] | None = None  # None: those of the time base's first layout
-    own: bool = False  # the own stream of a channel that has gaps: its points are the rows where it has none
-    skip: tuple[tuple[int, int], ...] = ()  # first and last rows that an earlier stream holds already
-    joins: int | None = None  # the opening whose metrology stream it goes into, instead of one of its own
+    own: bool = False  # the own stream of a channel that has gaps: its points are the rows where the channel has none
+    skip: tuple[tuple[int, int], ...] = ()  # first and last rows of ranges that an earlier stream holds already
+    joins: int | None = None  # the opening whose metrology stream this one shares, instead of having its own
 
 
 class Initializing(FileLine, frozen=True, tag="initializing"):
-    """A request to initialize is about to leave for this path family: from here on the stream may exist."""
+    """A request to initialize is about to be sent on this path family: from here on the stream may exist."""
 
     stream: int
     family: str
@@ -55,7 +55,7 @@ class Initialized(FileLine, frozen=True, tag="initialized"):
 
 
 class Left(FileLine, frozen=True, tag="left"):
-    """A channel ends in this stream: no row from `from_row` on gives it a point here."""
+    """A channel ends in this stream: from `from_row` on, no row gives it a point here."""
 
     stream: int
     channel: str
@@ -78,21 +78,21 @@ class _Range(FileLine, frozen=True):
 
 
 class Tried(_Range, frozen=True, tag="tried"):
-    """A chunk is about to be pushed for the first time: which rows it is made of, for ever."""
+    """A chunk is about to be pushed for the first time. From now on it always consists of these rows."""
 
-    cut_short: bool = False  # it ends with what a preview has shown, and the metrology stream with it
+    cut_short: bool = False  # it ends with the rows of a preview, and the metrology stream ends with it
 
 
 class Previewed(_Range, frozen=True, tag="previewed"):
-    """A preview is about to leave: the chunk of this index begins with these rows, for ever."""
+    """A preview is about to be sent. From now on the chunk of this index always begins with these rows."""
 
     def as_tried(self, *, cut_short: bool) -> Tried:
-        """The same rows as a chunk that is tried."""
+        """Return the same rows as a chunk that is tried."""
         return Tried(**msgspec.structs.asdict(self), cut_short=cut_short)
 
 
 class PreviewAnswered(FileLine, frozen=True, tag="preview_answered"):
-    """Atomscale shows the last preview; or surely does not, and what it showed before stands."""
+    """Atomscale shows the last preview; or it certainly does not, and what it showed before stands."""
 
     stream: int
     index: int
@@ -106,7 +106,7 @@ class PreviewsEnded(FileLine, frozen=True, tag="previews_ended"):
 
 
 class Confirmed(FileLine, frozen=True, tag="confirmed"):
-    """Atomscale holds the chunk; of the channels named, or of all that it has."""
+    """Atomscale holds these channels of the chunk, or all channels that the chunk has."""
 
     stream: int
     index: int
@@ -115,7 +115,7 @@ class Confirmed(FileLine, frozen=True, tag="confirmed"):
 
 
 class Refused(FileLine, frozen=True, tag="refused"):
-    """Atomscale will not take these channels of the chunk as they are."""
+    """Atomscale does not take these channels of the chunk as they are."""
 
     stream: int
     index: int
@@ -132,7 +132,7 @@ class GivenUp(FileLine, frozen=True, tag="given_up"):
 
 
 class Ended(FileLine, frozen=True, tag="ended"):
-    """The stream takes no further chunk; what it does not hold goes on in a continuation."""
+    """The stream takes no further chunk. The remaining rows go into a continuation."""
 
     stream: int
     why: Why
@@ -145,27 +145,27 @@ class Obeyed(FileLine, frozen=True, tag="obeyed"):
 
 
 class Discarded(FileLine, frozen=True, tag="discarded"):
-    """A person gave up what this run still had waiting or refused."""
+    """The operator gave up what this run still had waiting or refused."""
 
     time: float
     order: int
 
 
 class Parked(FileLine, frozen=True, tag="parked"):
-    """The stream (or, without one, the run) waits for a person."""
+    """The stream, or the whole run if no stream is named, waits for the operator."""
 
     reason: str
     stream: int | None = None
 
 
 class Unparked(FileLine, frozen=True, tag="unparked"):
-    """A person asked to try again what was parked or refused."""
+    """The operator asked to try again what was parked or refused."""
 
     order: int
 
 
 class Edited(FileLine, frozen=True, tag="edited"):
-    """A person corrected what the run's streams are to be initialized with."""
+    """The operator corrected the values with which the run's streams are initialized."""
 
     links: Links
     order: int
@@ -173,27 +173,27 @@ class Edited(FileLine, frozen=True, tag="edited"):
 
 
 class Moved(FileLine, frozen=True, tag="moved"):
-    """A person moved the run to another endpoint: nothing that was noted before holds there."""
+    """The operator moved the run to another endpoint. Facts noted before do not hold there."""
 
     endpoint: str
     order: int
 
 
 class Resolved(FileLine, frozen=True, tag="resolved"):
-    """What the names of the run's links stand for in Atomscale: the same ids for every stream of the run."""
+    """The ids in Atomscale of the names that the run is linked to: the same ids for every stream of the run."""
 
-    links: Links  # with ids for names
-    order: int = 0  # the edit that gave the names; 0 for the run's metadata
+    links: Links  # with ids in place of names
+    order: int = 0  # the edit that gave the names; 0 means the run's metadata
 
 
 class Unresolved(FileLine, frozen=True, tag="unresolved"):
-    """Something that the run is to be linked to is not in Atomscale, and cannot be made there."""
+    """Something that the run is to be linked to is not in Atomscale and cannot be made there."""
 
     reason: str
 
 
 class Linked(FileLine, frozen=True, tag="linked"):
-    """Atomscale has taken one link of a stream that exists."""
+    """Atomscale has made one link of an existing stream."""
 
     stream: int
     link: str  # sample, project, tracking, tags, ending or label
@@ -201,7 +201,7 @@ class Linked(FileLine, frozen=True, tag="linked"):
 
 
 class LinkRefused(FileLine, frozen=True, tag="link_refused"):
-    """Atomscale does not take one link; the stream's chunks go on, and it is not finalized."""
+    """Atomscale refuses one link. The stream's chunks are still sent, but the stream is not finalized."""
 
     stream: int
     link: str
@@ -210,7 +210,7 @@ class LinkRefused(FileLine, frozen=True, tag="link_refused"):
 
 
 class Finalizing(FileLine, frozen=True, tag="finalizing"):
-    """A request to finalize is about to leave: nothing is pushed to the stream any more."""
+    """A request to finalize is about to be sent. From now on nothing is pushed to the stream."""
 
     stream: int
 
@@ -223,21 +223,21 @@ class Finalized(FileLine, frozen=True, tag="finalized"):
 
 
 class ClockFixed(FileLine, frozen=True, tag="clock_fixed"):
-    """What all times of the run are shifted by as they go out, to the server's clock; subtract it to undo that."""
+    """The shift of all times of the run to the server's clock when they are sent; subtract it to undo that."""
 
     offset_s: float
     time: float  # when it was measured
-    delay_s: float | None = None  # of the exchange; right to half of it. None: it could not be measured, so nothing
+    delay_s: float | None = None  # of the exchange; the shift is right to half of it. None: not measured, so no shift
 
 
 class Verified(FileLine, frozen=True, tag="verified"):
-    """The whole run was read back, and all of it is equal."""
+    """The whole run was read back, and everything is equal."""
 
     time: float
 
 
 class Together(FileLine, frozen=True, tag="together"):
-    """Facts that hold together: a crash leaves all of them, or none."""
+    """Facts that belong together: a crash leaves all of them, or none."""
 
     facts: tuple[LedgerLine, ...]
 
@@ -275,7 +275,7 @@ _ledger_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(LedgerLine)
 
 
 def decode_ledger(payload: bytes) -> LedgerLine:
-    """A ledger's line as its type.
+    """Decode a ledger's line into its type.
 
     Raises:
         SpoolError: The line is intact, but of a kind or shape that this version does not know.

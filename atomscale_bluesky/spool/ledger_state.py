@@ -1,4 +1,4 @@
-"""The state that a run's ledger tells: a fold over its facts. Touches no file."""
+"""The state that a run's ledger adds up to: a fold over its facts. Touches no file."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Life(Enum):
 
 
 class Refusal(msgspec.Struct):
-    """Channels of a chunk that Atomscale will not take as they are."""
+    """Channels of a chunk that Atomscale does not take as they are."""
 
     channels: frozenset[str]
     status: int | None
@@ -65,7 +65,10 @@ class Refusal(msgspec.Struct):
 
 
 class Rest(NamedTuple):
-    """What a stream does not hold of a channel: from a row on, but for some; and where the journal has that row."""
+    """The rows of a channel that a stream does not hold: from a row on, except some.
+
+    Gives that row's journal position.
+    """
 
     from_row: int
     skip: tuple[tuple[int, int], ...]
@@ -77,7 +80,7 @@ _FOR_EVER = 2**62  # a row number that no run reaches
 
 @dataclass(slots=True)
 class StreamState:
-    """One metrology stream, as far as the ledger tells."""
+    """One metrology stream, as far as the ledger describes it."""
 
     opening: Opened
     life: Life = Life.OPENED
@@ -85,11 +88,11 @@ class StreamState:
     family: str | None = None
     parked: str | None = None
     ended: str | None = None  # why it takes no further chunk
-    left: dict[str, int] = field(default_factory=dict)  # channel → row from which on it is no longer here
-    tried: dict[int, Tried] = field(default_factory=dict)  # chunks not settled
+    left: dict[str, int] = field(default_factory=dict)  # channel → the row from which on it is no longer here
+    tried: dict[int, Tried] = field(default_factory=dict)  # chunks that are not settled
     refused: dict[int, Refusal] = field(default_factory=dict)
-    confirmed_channels: dict[int, set[str]] = field(default_factory=dict)  # of chunks that are confirmed in part
-    ahead: list[Span] = field(default_factory=list)  # settled chunks above one that is not
+    confirmed_channels: dict[int, set[str]] = field(default_factory=dict)  # of partly confirmed chunks
+    ahead: list[Span] = field(default_factory=list)  # settled chunks above one that is not settled
     next_index: int = 0
     last: Tried | None = None  # the chunk with the highest index
     previewed: Previewed | None = None  # the last preview of the chunk that is not confirmed yet …
@@ -98,25 +101,25 @@ class StreamState:
     chunks_confirmed: int = 0
     confirmed_at: float | None = None
     finalized_at: float | None = None
-    linked: set[tuple[str, str]] = field(default_factory=set)  # what is linked, and to what
-    links_refused: dict[tuple[str, str], str] = field(default_factory=dict)  # … and why not
-    # All that go into one metrology stream of Atomscale's, the first of which has initialized it and finalizes it.
+    linked: set[tuple[str, str]] = field(default_factory=set)  # the kind of each link made, and its target
+    links_refused: dict[tuple[str, str], str] = field(default_factory=dict)  # … and the reason of each link refused
+    # All openings that share one metrology stream of Atomscale's. The first has initialized it and finalizes it.
     group: list[StreamState] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def over(self) -> bool:
-        """Whether nothing is to be done for it any more."""
+        """Return True if nothing is left to do for this stream."""
         left_open = self.settled and any(stream.life is Life.CLOSED for stream in self.group)
         return left_open or self.life in {Life.FINALIZED, Life.CLOSED}
 
     @property
     def blocked(self) -> str | None:
-        """Why it, or what shares its metrology stream, waits for a person; None if nothing does."""
+        """Why this stream, or one that shares its metrology stream, waits for the operator; None if none waits."""
         return next((stream.parked for stream in self.group if stream.parked), None)
 
     @property
     def settled(self) -> bool:
-        """Whether every chunk tried so far is confirmed whole."""
+        """Return True if every chunk tried so far is wholly confirmed."""
         return not self.tried and not self.refused
 
     @property
@@ -126,13 +129,13 @@ class StreamState:
 
     @property
     def answered(self) -> bool:
-        """Whether Atomscale has said yes or no to any chunk."""
+        """Return True if Atomscale has confirmed or refused any chunk."""
         return bool(self.chunks_confirmed or self.confirmed_channels or self.refused)
 
     def rests(self, channels: tuple[str, ...]) -> dict[Rest, tuple[str, ...]]:
-        """What of these channels this stream does not hold: from which row on, but for which rows, by channel.
+        """Return the rows of these channels that this stream does not hold, with the channels that share each range.
 
-        No channels, because nothing of them came yet, have all of the rows as their rest.
+        With no channels, because none came yet, the rest is all rows.
         """
         if not channels:
             from_row, position = self._end()
@@ -160,16 +163,16 @@ class StreamState:
         return rests
 
     def may_be_cut_short_before(self, index: int) -> bool:
-        """Whether an earlier chunk was shown and is not answered, so that it may turn out to be the last one."""
+        """Return True if an earlier chunk was shown and has no answer yet, so that it may become the last one."""
         shown = self.previewed
         return shown is not None and shown.index < index and shown.index not in self.refused
 
     def _cut_short_before(self, row: int) -> bool:
-        """Whether the last chunk ends with what was shown of it, so that rows before this one are in no chunk."""
+        """Return True if the last chunk ends with a preview's rows, so that rows between it and `row` are in none."""
         return self.last is not None and self.last.cut_short and self.last.last_row + 1 < row
 
     def _held(self, name: str) -> list[tuple[int, int]]:
-        """The rows of a channel that this stream holds, above the first chunk that it does not hold whole."""
+        """Return the row ranges of a channel held above this stream's first chunk that is not wholly confirmed."""
         ranges = [(span.first_row, span.last_row) for span in self.ahead]
         for index, tried in self.tried.items():
             if name in self.confirmed_channels.get(index, ()):
@@ -177,13 +180,13 @@ class StreamState:
         return sorted(ranges)
 
     def _end(self) -> tuple[int, Position]:
-        """The row after the last chunk that was tried, and from where on the journal has it."""
+        """Return the row after the last chunk that was tried, and its position in the journal."""
         if self.last is None:
             return self.opening.from_row, Position(self.opening.segment, self.opening.offset)
         return self.last.last_row + 1, Position(self.last.segment, self.last.offset)
 
     def resume(self) -> tuple[int, int, Position]:
-        """The chunk to go on with, its first row, and where to read the journal from."""
+        """Return the next chunk's index, its first row, and the journal position to read from."""
         unsettled = [tried for index, tried in self.tried.items() if index not in self.refused]
         if unsettled:
             first = min(unsettled, key=lambda tried: tried.index)
@@ -191,7 +194,7 @@ class StreamState:
         return self.next_index, *self._end()
 
     def settle(self, tried: Tried) -> None:
-        """The chunk is confirmed whole."""
+        """Note that the whole chunk is confirmed."""
         del self.tried[tried.index]
         if self.previewed is not None and self.previewed.index == tried.index:
             self.previewed = self.shown = None
@@ -210,50 +213,50 @@ class StreamState:
 
 
 class LedgerState:
-    """The fold of a run's ledger."""
+    """The fold of a run's ledger: apply each fact, then read the attributes."""
 
     def __init__(self) -> None:
-        self.endpoint: str | None = None  # where a person has moved the run
+        self.endpoint: str | None = None  # the endpoint that the operator moved the run to
         self.edited: Edited | None = None
         self.orders_obeyed = 0
         self._begin()
 
     def _begin(self) -> None:
-        """Nothing of the run has reached its endpoint yet."""
+        """Reset the state: nothing of the run has reached its endpoint yet."""
         self.streams: dict[int, StreamState] = {}
-        self.parked: str | None = None  # why the whole run waits for a person
-        self.resolved: Resolved | None = None  # what the links' names stand for
-        self.unresolved: str | None = None  # why that cannot be told
+        self.parked: str | None = None  # why the whole run waits for the operator
+        self.resolved: Resolved | None = None  # the ids of the links' names
+        self.unresolved: str | None = None  # why there are no such ids
         self.discarded: float | None = None
-        self.given_up: set[tuple[str, str]] = set()  # time bases and channels that get no stream any more
+        self.given_up: set[tuple[str, str]] = set()  # time bases and channels that get no further stream
         self.clock: ClockFixed | None = None
         self.previews_ended: str | None = None  # why no further preview is made
         self.verified: float | None = None
-        # Why nothing that follows in the ledger can be understood: all that counts from there on is what people order.
+        # Why the rest of the ledger cannot be understood. From there on only the operator's orders count.
         self.broken: str | None = None
-        self.may_have_moved = False  # what is damaged there may have told of a move
+        self.may_have_moved = False  # the damaged part may have noted a move
         self.broken_was_noted = False
 
     @property
     def stuck(self) -> str | None:
-        """Why the whole run waits for a person, whatever its header says."""
+        """Why the whole run waits for the operator, whatever its header says."""
         return self.broken or self.parked
 
     @property
     def exists(self) -> bool:
-        """Whether Atomscale has a stream of the run."""
+        """Return True if Atomscale has a stream of the run."""
         return any(stream.data_id is not None for stream in self.streams.values())
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing of the run is left to deliver."""
+        """Return True if nothing of the run is left to deliver."""
         return bool(self.discarded or (self.streams and all(stream.over for stream in self.streams.values())))
 
     def apply(self, fact: LedgerLine) -> None:
-        """Take one fact into account.
+        """Apply one fact to the state.
 
         Raises:
-            SpoolError: It cannot follow what is known already.
+            SpoolError: The fact cannot follow the known facts.
         """
         match fact:
             case Opened():
@@ -272,7 +275,7 @@ class LedgerState:
                 _check_family(fact.family)
                 for one in stream.group:
                     one.life, one.data_id, one.family = Life.INITIALIZED, fact.data_id, fact.family
-                    one.parked = None  # what kept it from being made has passed
+                    one.parked = None  # the reason for parking has passed
             case Left():
                 self._stream(fact.stream).left.setdefault(fact.channel, fact.from_row)
             case Tried():
@@ -374,7 +377,7 @@ class LedgerState:
     def _tried(self, fact: Tried) -> None:
         stream = self._stream(fact.stream)
         if fact.cut_short and fact.index in stream.tried and fact.index not in stream.confirmed_channels:
-            del stream.tried[fact.index]  # tried whole, and not taken so
+            del stream.tried[fact.index]  # the whole chunk was tried, and not taken like that
             stream.refused.pop(fact.index, None)
             stream.next_index = fact.index
         if fact.index != stream.next_index:
@@ -404,7 +407,7 @@ class LedgerState:
             )
         stream.confirmed_at = fact.time
         if fact.channels is None and fact.index not in stream.confirmed_channels and fact.index not in stream.refused:
-            stream.delivered[tried.channels] += tried.points  # whole at once, as nearly always
+            stream.delivered[tried.channels] += tried.points  # wholly confirmed at once, as nearly always
             stream.settle(tried)
             return
         before = stream.confirmed_channels.pop(fact.index, set())
@@ -424,18 +427,18 @@ class LedgerState:
         stream = self._stream(fact.stream, Life.INITIALIZED)
         stream.ended = fact.why
         if fact.why == "closed by the server" or stream.ahead or stream.confirmed_channels:
-            stream.life = Life.CLOSED  # what has a hole is never finalized
+            stream.life = Life.CLOSED  # a stream with a hole is never finalized
         stream.tried.clear()
         stream.refused.clear()
         stream.confirmed_channels.clear()
         stream.previewed = stream.shown = None
 
     def _obeyed(self, order: int) -> None:
-        """What was parked or refused is tried again."""
+        """Let everything that was parked or refused be tried again."""
         self.orders_obeyed = order
         self.parked = self.unresolved = None
         if not self.exists:
-            self.resolved = None  # what a name stood for may be gone
+            self.resolved = None  # the id of a name may be gone
         for stream in self.streams.values():
             stream.parked = None
             stream.refused.clear()
@@ -443,14 +446,14 @@ class LedgerState:
 
 
 class NoIdError(SpoolError):
-    """A ledger names what cannot be an id or a path family; it was not written by this package."""
+    """A ledger holds a text that cannot be an id or a path family; this package did not write it."""
 
 
 def _check_ids(*ids: str | None) -> None:
-    """Make sure that what a ledger names as ids can be some: they lead requests, which carry the API key.
+    """Check that a ledger's ids can be ids: they become part of requests that carry the API key.
 
     Raises:
-        NoIdError: One cannot.
+        NoIdError: One of them cannot be an id.
     """
     for one in ids:
         if one is not None and not is_id(one):
@@ -461,10 +464,10 @@ def _check_ids(*ids: str | None) -> None:
 
 
 def _check_family(family: str) -> None:
-    """Make sure that what a ledger names as a path family is one.
+    """Check that a ledger's path family is one.
 
     Raises:
-        NoIdError: It is not.
+        NoIdError: It is not a path family.
     """
     if family not in FAMILIES:
         raise NoIdError(

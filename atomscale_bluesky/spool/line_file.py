@@ -13,25 +13,25 @@ from ..errors import SpoolError, SpoolFullError
 from .own_files import open_own
 from .reserve import is_full, with_room
 
-# How much of a file is looked at from its end, to find the last line.
+# How much of a file is read from its end at a time, to find the last line.
 BLOCK_BYTES = 2**20
-# No line is longer: a row of 100 000 channels has 1.6 MB, and with a gap in each some 30 MB. What is longer was not
-# written by this package, and is damage: zeros that a power cut has left, say.
+# No line is longer: a row of 100 000 channels has 1.6 MB, and about 30 MB with a gap in each. A longer line was not
+# written by this package and is damage, for example zeros after a power cut.
 MAX_LINE_BYTES = 64 * 2**20
 
-_O_CLOEXEC = getattr(os, "O_CLOEXEC", 0)  # a started program must not keep our files open
-_CLOSED, _RESTING = -1, -2  # in the place of a descriptor
+_O_CLOEXEC = getattr(os, "O_CLOEXEC", 0)  # a child process must not keep our files open
+_CLOSED, _RESTING = -1, -2  # instead of a descriptor
 
 
 def sync_file(descriptor: int) -> None:
-    """Have the file's content survive a power cut, by the strongest means the platform offers."""
+    """Make the file's content survive a power cut, by the strongest means of the platform."""
     if sys.platform == "darwin":
-        # fsync there leaves the data in the drive's own cache; only F_FULLFSYNC does not.
+        # On macOS fsync leaves the data in the drive's cache. Only F_FULLFSYNC writes them out.
         import fcntl
 
         try:
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-        except OSError:  # some network file systems do not know it
+        except OSError:  # some network file systems do not support it
             os.fsync(descriptor)
     elif hasattr(os, "fdatasync"):
         os.fdatasync(descriptor)
@@ -40,9 +40,9 @@ def sync_file(descriptor: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in `folder` survive a power cut, where the platform lets a folder be synced."""
+    """Make the names in `folder` survive a power cut, on platforms that can sync a folder."""
     if os.name == "nt":
-        return  # Windows has no such call; its journaling file system keeps names by itself
+        return  # Windows has no such call; its journaling file system keeps names on its own
     descriptor = os.open(folder, os.O_RDONLY | _O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -53,22 +53,22 @@ def sync_folder(folder: Path) -> None:
 class LineFile:
     """One file of lines, open for appending by its only writer.
 
-    Opening cuts off a torn tail: whatever stands after the last newline was never acknowledged to anybody.
+    Opening it cuts off a torn tail: bytes after the last newline were never acknowledged.
 
-    An exception that a signal raises may end `append` anywhere. What was written then is found in the file, by whatever
-    is asked of this object next.
+    An exception raised by a signal handler may end `append` at any point. The next call of any method finds out from
+    the file what was written.
 
     Args:
-        path: Of the file; it is made where there is none.
-        make_room: Called where the disk is full, before what did not fit is written again.
+        path: The file. It is made if it is missing.
+        make_room: Called when the disk is full, before the failed write is tried again.
     """
 
-    _descriptor = _CLOSED  # for one that was never opened
+    _descriptor = _CLOSED  # if opening failed
 
     def __init__(self, path: Path, *, make_room: Callable[[], object] | None = None) -> None:
         self.path = path
         self._make_room = make_room
-        self._opened = 0  # how often it was closed to be opened again
+        self._opened = 0  # how often it was closed in order to be opened again
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
         self._descriptor = with_room(lambda: open_own(path, flags), make_room or _nothing)
         try:
@@ -76,15 +76,15 @@ class LineFile:
         except OSError:
             self.close()
             raise
-        self._end = self.size  # another value while lines are being written: where the file ends when it has them
-        self._named = False  # whether its name in the folder survives a power cut too
+        self._end = self.size  # differs while lines are being written: where the file will end with them
+        self._named = False  # its name in the folder survives a power cut
 
     def append(self, lines: bytes) -> None:
         """Write whole lines, all of them or none.
 
         Raises:
-            SpoolFullError: The disk has no room for them; the file is as it was before.
-            SpoolError: The disk failed in another way; the file is as it was, or is cut back before the next append.
+            SpoolFullError: The disk has no space for them. The file is unchanged.
+            SpoolError: The disk failed in another way. The file is unchanged, or is cut back before the next append.
         """
         if self._descriptor == _RESTING:
             self._open_again()
@@ -106,7 +106,7 @@ class LineFile:
         self.size = end
 
     def _append_with_room(self, lines: bytes, failure: SpoolError, cause: OSError | None) -> None:
-        """Append lines that the disk did not take, once room was made; where none can be made, raise `failure`."""
+        """Make disk space and append the lines again. If no space can be made, raise `failure`."""
         make_room = self._make_room
         if make_room is None or not is_full(failure):
             raise failure from cause
@@ -118,26 +118,26 @@ class LineFile:
             self._make_room = make_room
 
     def settled_size(self) -> int:
-        """Return how many bytes of whole lines it has, also where the last `append` was interrupted.
+        """Return how many bytes of whole lines the file has, even after an interrupted `append`.
 
         Raises:
-            SpoolError: The file cannot be looked at, or half a line cannot be taken back.
+            SpoolError: The file's size cannot be read, or half a line cannot be removed.
         """
         if self._end != self.size:
             self._settle()
         return self.size
 
     def cut(self, size: int) -> None:
-        """Give up what stands after the first `size` bytes."""
+        """Remove everything after the first `size` bytes."""
         if self._descriptor == _RESTING:
             self._open_again()
         os.ftruncate(self._descriptor, size)
         self.size = self._end = size
 
     def sync(self) -> None:
-        """Have everything appended so far survive a power cut; may take as long as the disk needs.
+        """Make everything appended so far survive a power cut. May take as long as the disk needs.
 
-        Another thread may append meanwhile, or have the file rest. One that is closed was synced by whoever closed it.
+        Another thread may call `append` or `rest` meanwhile. A closed file was synced before it was closed.
         """
         opened, descriptor = self._opened, self._descriptor
         if descriptor == _CLOSED:
@@ -155,22 +155,22 @@ class LineFile:
             self._named = True
 
     def rest(self) -> None:
-        """Close the file until it is written to again; not while another thread appends."""
+        """Close the file until the next append. Must not run while another thread appends."""
         if self._descriptor >= 0:
-            # In this order, so that a sync that has the number from before notices.
+            # In this order, so that a sync that still has the old descriptor notices.
             descriptor, self._descriptor = self._descriptor, _RESTING
             self._opened += 1
             os.close(descriptor)
 
     def close(self) -> None:
-        """Close the file; idempotent."""
-        # Forgotten before it is closed: closed twice, the number may be another file's by then.
+        """Close the file. A second call does nothing."""
+        # Forgotten before it is closed: by a second close, the number may belong to another file.
         descriptor, self._descriptor = self._descriptor, _CLOSED
         if descriptor >= 0:
             os.close(descriptor)
 
     def __del__(self) -> None:
-        """Close one that nobody got, because opening it was interrupted."""
+        """Close a file whose opening was interrupted, so that no caller has it."""
         self.close()
 
     def _open_again(self) -> None:
@@ -187,7 +187,7 @@ class LineFile:
             os.close(descriptor)
 
     def _settle(self) -> None:
-        """Find out how an append ended that was interrupted, or whose half line could not be taken back."""
+        """Find out how an append ended that was interrupted, or whose half line could not be removed."""
         if self._descriptor == _RESTING:
             self._open_again()
         try:
@@ -215,18 +215,18 @@ class LineFile:
 
 
 def _nothing() -> None:
-    """No room can be made."""
+    """Do nothing: no disk space can be made."""
 
 
 def not_written(text: str, number: int | None) -> SpoolFullError:
-    """An error that tells by its number whether it is the disk that is full."""
+    """Return an error whose `errno` says whether the disk is full."""
     error = SpoolFullError(text)
     error.errno = number
     return error
 
 
 def end_of_lines(descriptor: int, size: int) -> int:
-    """Return where the last whole line ends in a file of this size; in blocks, from the end."""
+    """Return where the last whole line of a file of this size ends. Reads in blocks, from the end."""
     while size > 0:
         start = max(0, size - BLOCK_BYTES)
         os.lseek(descriptor, start, os.SEEK_SET)
@@ -238,12 +238,12 @@ def end_of_lines(descriptor: int, size: int) -> int:
 
 
 def whole_lines(file: BinaryIO, offset: int = 0) -> Iterator[tuple[int, bytes | None]]:
-    """Yield each whole line of a file from an offset on, without its newline, after the offset at which it ends.
+    """Yield each whole line of a file from `offset` on: the offset at which it ends, and its text without the newline.
 
-    A line longer than `MAX_LINE_BYTES` comes as None. What stands after the last newline does not come.
+    A line longer than `MAX_LINE_BYTES` is yielded as None. Bytes after the last newline are not yielded.
     """
     file.seek(offset)
-    held: list[bytes] = []  # the line that goes on, unless it is too long
+    held: list[bytes] = []  # parts of the current line, unless it is too long
     length = 0
     while block := file.read(BLOCK_BYTES):
         *texts, rest = block.split(b"\n")

@@ -1,7 +1,7 @@
 """One line of a spool's file: checksum, space, JSON, newline. Pure.
 
-A line is the CRC-32 of what follows as eight hexadecimal digits, a space, one JSON value, a newline. So a pager shows
-it, and a line that was cut short or changed by the disk is recognised and costs only itself.
+A line is the CRC-32 of the rest as eight hexadecimal digits, a space, one JSON value, and a newline. So a pager can
+show it, and a line that was cut short or changed by the disk is recognised and costs only itself.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 
 class FileLine(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, forbid_unknown_fields=True):
-    """What all lines but rows share."""
+    """The base of all lines except rows."""
 
 
 def encode(value: FileLine) -> bytes:
-    """The JSON text of a line that is not a row."""
+    """Return the JSON text of a line that is not a row."""
     return msgspec.json.encode(value)
 
 
@@ -28,12 +28,12 @@ PREFIX_BYTES = 9  # eight digits and a space
 
 
 def line(payload: bytes) -> bytes:
-    """A whole line for `payload`, one JSON value without a newline in it."""
+    """Return the whole line for `payload`, which is one JSON value without a newline."""
     return b"%b %b\n" % (hexlify(zlib.crc32(payload).to_bytes(4, "big")), payload)
 
 
 def payload_of(text: bytes) -> bytes | None:
-    """What a line without its newline holds, or None if it is damaged."""
+    """Return the payload of a line without its newline, or None if the line is damaged."""
     payload = text[PREFIX_BYTES:]
     try:
         intact = text[8:PREFIX_BYTES] == b" " and int(text[:8], 16) == zlib.crc32(payload)
@@ -43,9 +43,9 @@ def payload_of(text: bytes) -> bytes | None:
 
 
 def table_of(lines: memoryview, width: int) -> NDArray[np.uint8] | None:
-    """What lines of one width hold, one below the other, as bytes; None unless all of them are whole.
+    """Return the payloads of lines of one width as a table of bytes, one per row. None unless all of them are intact.
 
-    At a fraction of the price of one by one.
+    Takes a fraction of the time that checking them one by one takes.
     """
     count = len(lines) // width
     table = np.frombuffer(lines, dtype=np.uint8).reshape(count, width)

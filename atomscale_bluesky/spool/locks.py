@@ -1,4 +1,4 @@
-"""Who owns what of a run, through locks of the operating system: they end with the process that holds them."""
+"""Who owns which part of a run, by locks of the operating system: a lock ends with the process that holds it."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from .reserve import with_room
 
 WRITER_LOCK = "writer.lock"
 UPLOADER_LOCK = "uploader.lock"
-# The lock of a session that writes more runs than it has locks for: one in the spool stands for all of those.
+# The lock of a session that writes more runs than it may hold locks: this one lock in the spool stands for the others.
 SESSION_LOCK = "writers-{}.lock"
 _SESSION_LOCK = re.compile(r"writers-[0-9a-f]{16}\.lock")
 
-# Nobody owns a run that is just being made, but others look whether somebody does, and hold its lock meanwhile.
+# Nobody owns a run that is just being made, but other processes test its lock and hold it for that moment.
 A_LOOK_S = 0.5
 
 
 class Bell:
-    """Wakes a thread that waits. Unlike an `Event` it may be rung by a signal's handler, whatever that interrupts."""
+    """Wakes a waiting thread. Unlike an `Event`, a signal handler may ring it, whatever code the signal interrupts."""
 
     def __init__(self) -> None:
         self._rung: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def ring(self) -> None:
-        """Have the thread go on; does not wait."""
+        """Wake the waiting thread; returns at once."""
         self._rung.put(None)
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until it was rung since the last call, for `timeout_s` at most."""
+        """Wait until it is rung, or was rung since the last call, for up to `timeout_s`."""
         with suppress(queue.Empty):
             self._rung.get(timeout=timeout_s)
             while True:
@@ -44,7 +44,7 @@ class Bell:
 
 
 class RunLock:
-    """One owner's claim on a run, held through the operating system while the owner lives."""
+    """One owner's claim on a run, held by the operating system while the owner's process lives."""
 
     def __init__(self, path: Path) -> None:
         from filelock import FileLock
@@ -53,10 +53,12 @@ class RunLock:
         self._lock = FileLock(path, mode=0o600, thread_local=False)
 
     def acquire(self, *, patience_s: float = 0.0) -> bool:
-        """Take the lock if it is free, or becomes free within this time; also False while its folder is removed.
+        """Take the lock if it is or becomes free within `patience_s`. Return True if it was taken.
+
+        Return False also if its folder is being removed.
 
         Raises:
-            SpoolError: Its file is a link.
+            SpoolError: The lock's file is a link.
         """
         from filelock import Timeout
 
@@ -68,20 +70,20 @@ class RunLock:
         return True
 
     def release(self) -> None:
-        """Give it back; idempotent."""
+        """Release the lock. A second call does nothing."""
         self._lock.release()
 
 
 @contextlib.contextmanager
 def locked(path: Path, make_room: Callable[[], object] | None = None) -> Iterator[None]:
-    """Hold a lock for the few lines that several processes may want to write; waits for it.
+    """Hold a lock while writing a few lines that other processes may want to write too. Waits for the lock.
 
     Args:
         path: The lock's file.
-        make_room: Called where the disk has no room for that file, before it is tried again.
+        make_room: Called when the disk has no space for that file, before it is tried again.
 
     Raises:
-        SpoolError: Its file is a link.
+        SpoolError: The lock's file is a link.
     """
     from filelock import FileLock
 
@@ -92,7 +94,10 @@ def locked(path: Path, make_room: Callable[[], object] | None = None) -> Iterato
 
 
 def session_lives(spool: Path, name: str) -> bool:
-    """Return True if a living process has the session lock of this name; a file's text may be no such name."""
+    """Return True if a living process has the session lock of this name.
+
+    A name from a file may be of no lock at all.
+    """
     return bool(_SESSION_LOCK.fullmatch(name)) and is_held(spool / name)
 
 
@@ -102,16 +107,16 @@ def session_locks(spool: Path) -> list[Path]:
 
 
 def is_held(path: Path) -> bool:
-    """Return True if a living process has the lock of this file; makes no file, and changes none."""
+    """Return True if a living process has the lock of this file. Makes no file and changes none."""
     if sys.platform != "win32":
         import fcntl
 
         try:
             descriptor = open_own(path, os.O_RDONLY)
-        except OSError:  # there is none; or what is there is refused, and says so, when it is to be taken
+        except OSError:  # it is missing; or it is refused, which is reported when it is taken
             return False
         try:
-            # Shared, so that two who look do not take each other for an owner.
+            # A shared lock, so that two processes that test the lock do not take each other for its owner.
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}:
@@ -120,7 +125,7 @@ def is_held(path: Path) -> bool:
             return False
         finally:
             os.close(descriptor)
-    # Windows, or a file system without such locks, where filelock has another way.
+    # Windows, or a file system without such locks. There filelock has another way.
     if not path.exists():
         return False
     lock = RunLock(path)
@@ -131,26 +136,26 @@ def is_held(path: Path) -> bool:
 
 
 def remove_folder(folder: Path, *held: RunLock) -> list[str]:
-    """Remove a run's files and its folder, and give its locks back; anything else in it stays, and so the folder.
+    """Remove a run's files and folder, and release its locks. Other files stay, and with them the folder.
 
     Args:
-        folder: The run's.
-        held: Its locks, all of them ours: what is removed under them is nobody's.
+        folder: The run's folder.
+        held: The run's locks, all held by us, so that no other process uses what is removed.
 
     Returns:
-        The names of what the package did not make.
+        The names of files that the package did not make.
     """
     foreign: list[str] = []
     try:
         with contextlib.suppress(FileNotFoundError):
             own, foreign = run_files(folder)
             own.sort(key=lambda name: name.endswith(LOCK_SUFFIX))
-            # Windows does not remove a file that is open.
+            # Windows cannot remove a file that is open.
             _remove(folder, [name for name in own if os.name != "nt" or not name.endswith(LOCK_SUFFIX)])
     finally:
         for lock in held:
             lock.release()
-    with contextlib.suppress(OSError):  # not empty; or an earlier failure, which a later look at the folder mends
+    with contextlib.suppress(OSError):  # not empty; or an earlier failure, which a later check of the folder mends
         if os.name == "nt":
             _remove(folder, [name for name in run_files(folder)[0] if name.endswith(LOCK_SUFFIX)])
         folder.rmdir()

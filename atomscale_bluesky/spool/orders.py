@@ -1,4 +1,7 @@
-"""What people have ordered for a run, one line each in `orders.jsonl`; whoever delivers the run obeys."""
+"""The operator's orders for a run, one line each in `orders.jsonl`.
+
+The process that delivers the run carries them out.
+"""
 
 from __future__ import annotations
 
@@ -22,22 +25,22 @@ class Retry(FileLine, frozen=True, tag="retry"):
 
 
 class Discard(FileLine, frozen=True, tag="discard"):
-    """Give up what is not delivered; what is stays, in streams that are not finalized."""
+    """Give up what is not delivered. What is delivered stays, in streams that are not finalized."""
 
 
 class Edit(FileLine, frozen=True, tag="edit"):
-    """Initialize the run's streams with these values instead of what its metadata said."""
+    """Initialize the run's streams with these values instead of those from its metadata."""
 
     links: Links
     points_per_chunk: int | None = None
 
 
 class Settle(FileLine, frozen=True, tag="settle"):
-    """Complete the run although its stop document has not come: it never will."""
+    """Complete the run although it has no stop document and never will."""
 
 
 class Move(FileLine, frozen=True, tag="move"):
-    """Deliver the run to another endpoint, from its first row on; what the one before has stays there."""
+    """Deliver the run to another endpoint, from its first row on. What the previous endpoint has stays there."""
 
     endpoint: str
 
@@ -48,7 +51,7 @@ _order_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(OrderLine)
 
 
 def decode_order(payload: bytes) -> OrderLine:
-    """An order as its type.
+    """Decode a line into its order.
 
     Raises:
         SpoolError: The line is intact, but of a kind or shape that this version does not know.
@@ -63,20 +66,20 @@ ORDERS = "orders.jsonl"
 
 
 def endpoint_of(folder: Path, header: Header) -> str:
-    """Where a run's requests may go: where it was spooled for, or where a person has moved it since.
+    """Return the endpoint of a run's requests: where the operator moved the run last, or else the one in its header.
 
     Raises:
-        SpoolError: An order is not understood.
+            SpoolError: An order cannot be decoded.
     """
     moves = [order.endpoint for order in read_orders(folder) if isinstance(order, Move)]
     return moves[-1] if moves else header.endpoint
 
 
 def read_orders(folder: Path) -> list[OrderLine]:
-    """Everything that people have asked to be done with the run in a folder, in order.
+    """Return all of the operator's orders for the run in a folder, in order.
 
     Raises:
-        SpoolError: An order is not understood.
+            SpoolError: An order cannot be decoded.
     """
     try:
         file = open_to_read(folder / ORDERS)

@@ -1,8 +1,8 @@
-"""Which names in a spool are the package's own, and how its files there are opened: never through a link.
+"""Which names in a spool belong to the package, and how its files are opened: never through a link.
 
-A spool may lie beside other people's things, or hold some. So only names of the forms below are ever looked at, and
-only files of these names are ever removed, one by one. A link in the place of a file, a pipe or a file of another user
-is refused: what it leads to is not ours to read, cut or write.
+A spool may lie beside other files, or hold some. So only names of the forms below are ever read, and only files of
+these names are ever removed, one by one. A link in the place of a file, a pipe, or a file of another user is refused:
+its content is not ours to read, cut or write.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import BinaryIO
 
 from ..errors import SpoolError
 
-# A run's folder is named by time and chance, and holds no other files than these.
+# A run's folder is named by time and a random number, and holds only these files.
 _RUN = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{8}")
 _RUN_FILE = re.compile(r"journal-[0-9]{4,}\.jsonl|(head|ledger|orders)\.jsonl|(writer|uploader|orders)\.lock")
 LOCK_SUFFIX = ".lock"
 
-# Beside the runs. A file that begins with a dot is one of these on its way to its name, or a test whether the folder
-# can be written; a killed process leaves it behind.
+# Files beside the runs. A name that begins with a dot is a file not yet renamed to its final name, or a test whether
+# the folder can be written. A killed process leaves it behind.
 MARKER = "atomscale-bluesky-spool.txt"
 _NAMED = (
     r"(history|not-kept)(-1)?\.jsonl|(history|not-kept)\.lock|[0-9]{8}T[0-9]{6}-[0-9a-f]{8}\.events"
@@ -35,13 +35,13 @@ _O_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _ALWAYS = (
     _O_NOFOLLOW
     | getattr(os, "O_BINARY", 0)  # Windows would translate newlines without it
-    | getattr(os, "O_CLOEXEC", 0)  # a started program must not keep our files open
-    | getattr(os, "O_NONBLOCK", 0)  # a pipe in a file's place must not be waited for; a file does not care
+    | getattr(os, "O_CLOEXEC", 0)  # a child process must not keep our files open
+    | getattr(os, "O_NONBLOCK", 0)  # must not wait for a pipe in a file's place; makes no difference for a file
 )
 
 
 def is_run_name(name: str) -> bool:
-    """Return True if a folder has the form of name that the package gives to a run's folder."""
+    """Return True if the name has the form that the package gives to a run's folder."""
     return _RUN.fullmatch(name) is not None
 
 
@@ -56,16 +56,16 @@ def is_spool_file(name: str) -> bool:
 
 
 def open_own(path: str | Path, flags: int) -> int:
-    """Open a file of ours and return its descriptor; a new one is readable and writable for its owner alone.
+    """Open one of our files and return its descriptor. Only its owner may read and write a new file.
 
     Args:
         path: The file.
-        flags: As for `os.open`; those that every file of ours needs are added.
+        flags: As for `os.open`. The flags that each of our files needs are added.
 
     Raises:
-        FileNotFoundError: It is not there, and `flags` do not ask to make it.
-        SpoolError: In its place is a link, no file at all, or the file of another user; it was not touched.
-        OSError: It cannot be opened.
+        FileNotFoundError: The file is missing, and `flags` do not ask to make it.
+        SpoolError: `path` is a link, no regular file, or another user's file. It was not touched.
+        OSError: The file cannot be opened.
     """
     if not _O_NOFOLLOW:
         refuse_link(path)
@@ -83,7 +83,7 @@ def open_own(path: str | Path, flags: int) -> int:
                 f"{path} belongs to another user, and stands in the place of a file of the spool's; move it away"
             )
         if flags & os.O_TRUNC:
-            os.ftruncate(descriptor, 0)  # only now that it is ours for sure
+            os.ftruncate(descriptor, 0)  # only now that it is certainly ours
     except BaseException:
         os.close(descriptor)
         raise
@@ -91,43 +91,43 @@ def open_own(path: str | Path, flags: int) -> int:
 
 
 def open_to_read(path: str | Path) -> BinaryIO:
-    """Open a file of ours for reading.
+    """Open one of our files for reading.
 
     Raises:
-        FileNotFoundError: It is not there.
-        SpoolError: As `open_own`.
-        OSError: It cannot be opened.
+        FileNotFoundError: The file is missing.
+        SpoolError: As for `open_own`.
+        OSError: The file cannot be opened.
     """
     return os.fdopen(open_own(path, os.O_RDONLY), "rb")
 
 
 def read_own(path: str | Path) -> bytes:
-    """Return what a file of ours holds.
+    """Return the content of one of our files.
 
     Raises:
-        FileNotFoundError: It is not there.
-        SpoolError: As `open_own`.
-        OSError: It cannot be read.
+        FileNotFoundError: The file is missing.
+        SpoolError: As for `open_own`.
+        OSError: The file cannot be read.
     """
     with open_to_read(path) as file:
         return file.read()
 
 
 def refuse_link(path: str | Path) -> None:
-    """Make sure that a file of ours is not a link.
+    """Check that one of our files is not a link.
 
     Raises:
-        SpoolError: It is one.
+        SpoolError: It is a link.
     """
     if os.path.islink(path):
         raise SpoolError(f"{path} is a link, which is not followed; remove the link")
 
 
 def refuse_links_in(folder: Path) -> None:
-    """Make sure that none of a run's files is a link.
+    """Check that none of a run's files is a link.
 
     Raises:
-        SpoolError: One is.
+        SpoolError: One of them is a link.
     """
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:

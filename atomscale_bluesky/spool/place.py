@@ -1,7 +1,6 @@
-"""In which folder the spool is: the one that the settings name, unless other people's things are in it.
+"""Which folder is the spool: the one in the settings, unless it holds other files.
 
-Whoever asks gets the same answer, in every process and at any time: it is told by what lies in the folder. Looking
-changes nothing.
+Every process gets the same answer at any time, because the content of the folder decides. Checking changes nothing.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from .own_files import MARKER, is_run_name, is_spool_file, open_own, open_to_rea
 
 _logger = logging.getLogger(__name__)
 
-# Where the spool is if the folder that was named holds other things.
+# The subfolder that is the spool if the named folder holds other files.
 SUBFOLDER = "atomscale-bluesky"
-# How deep it is looked for a folder that is free: one of this name may be, say, a checkout of this package.
+# How many levels of subfolders are tried: a folder of this name may itself be, say, a checkout of this package.
 _DEPTH = 8
 
 _MARKER_TEXT = b"""\
@@ -31,33 +30,33 @@ This folder is the spool of atomscale-bluesky: it holds measured data that may n
 Leave it alone while it does; `atomscale-bluesky status` tells. This file only says whose folder it is.
 """
 
-# A run's file begins with one of its first lines, a history has one soon; some may be damaged.
+# A run's file starts with one of its first lines, and a history soon has a line. Some lines may be damaged.
 _RUN_FILES = re.compile(r"journal-[0-9]{4,}\.jsonl|(head|ledger)\.jsonl")
 _LINES, _LINE_BYTES = 16, 2**20
-# The notes beside the runs, by the members that each has.
+# The notes beside the runs, with the members of each.
 _NOTES = {
     "trouble": {"since", "time", "error", "endpoint"},
     "clock": {"endpoint", "offset_s", "delay_s", "measured"},
     "probed": {"endpoint", "time", "version", "facts"},
 }
 
-_told: set[Path] = set()  # folders that this process has warned of
+_told: set[Path] = set()  # folders that this process has warned about
 
 
 def spool_folder(wanted: Path) -> Path:
-    """Return the folder of the spool for the one that was named.
+    """Return the spool's folder for the named one.
 
-    That is the one that was named if it is not there yet, is empty or is a spool; else its subfolder `SUBFOLDER`, for
-    which the same holds.
+    That is the named folder if it is missing, empty or a spool. Otherwise it is its subfolder `SUBFOLDER`, by the same
+    rule.
 
     Raises:
-        SpoolError: Other things are in each of the folders that it could be.
+        SpoolError: Each of the possible folders holds other files.
     """
     folder = wanted
     for _ in range(_DEPTH):
         if _is_marked(folder):
             return folder
-        if _is_marked(folder / SUBFOLDER):  # it was in use before; what was put above it since changes nothing
+        if _is_marked(folder / SUBFOLDER):  # in use before; files put above it since then change nothing
             return folder / SUBFOLDER
         if not _holds_other_things(folder):
             return folder
@@ -66,7 +65,7 @@ def spool_folder(wanted: Path) -> Path:
 
 
 def warn_if_elsewhere(wanted: Path, folder: Path) -> None:
-    """Log, once per process, that the spool is not in the folder that was named."""
+    """Log, once per process, that the spool is not in the named folder."""
     if folder != wanted and wanted not in _told:
         _told.add(wanted)
         _logger.warning(
@@ -76,20 +75,20 @@ def warn_if_elsewhere(wanted: Path, folder: Path) -> None:
 
 
 def mark(folder: Path) -> None:
-    """Put the file into a folder that tells that it is a spool, unless it is there.
+    """Put the file into a folder that marks it as a spool, unless it is there.
 
     Raises:
         OSError: The folder cannot be written.
     """
     if _is_marked(folder):
         return
-    # Two processes may begin a spool at once, so nobody waits for a file that is whole: its name is enough.
+    # Two processes may begin a spool at once. The file's name alone marks the spool, so neither waits for its content.
     try:
         descriptor = open_own(folder / MARKER, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     except FileExistsError:
         return
     try:
-        with contextlib.suppress(OSError):  # a full disk still takes the name
+        with contextlib.suppress(OSError):  # even a full disk takes the name
             os.write(descriptor, _MARKER_TEXT)
     finally:
         os.close(descriptor)
@@ -98,12 +97,12 @@ def mark(folder: Path) -> None:
 def _is_marked(folder: Path) -> bool:
     try:
         return stat.S_ISREG((folder / MARKER).lstat().st_mode)
-    except OSError:  # there is none; or the folder cannot be searched, which its opener reports
+    except OSError:  # it is missing; or the folder cannot be searched, which is reported on opening
         return False
 
 
 def _holds_other_things(folder: Path) -> bool:
-    """Return True if a folder is neither empty nor a spool; whoever opens it reports one that cannot be read."""
+    """Return True if a folder is neither empty nor a spool. An unreadable folder is reported when it is opened."""
     try:
         with os.scandir(folder) as entries:
             found = list(entries)
@@ -113,11 +112,11 @@ def _holds_other_things(folder: Path) -> bool:
         return False
     if all(map(_may_be_a_spools, found)) and any(map(_is_a_run, found)):
         return False
-    return not _is_marked(folder)  # the marker comes before everything else, so it is there by now if anything is
+    return not _is_marked(folder)  # the marker is written before all else, so it is there now if anything is
 
 
 def _is_a_spools(entry: os.DirEntry[str]) -> bool:
-    """Return True if an entry is surely a spool's: a run, or a file beside the runs, with content that says so."""
+    """Return True if an entry certainly belongs to a spool: a run, or a file beside the runs, with matching content."""
     try:
         if entry.is_dir(follow_symlinks=False):
             if not is_run_name(entry.name):
@@ -130,12 +129,12 @@ def _is_a_spools(entry: os.DirEntry[str]) -> bool:
             return _has_a_line(entry.path)
         members = _NOTES.get(entry.name.partition(".")[0].partition("-")[0])
         return members is not None and entry.name.endswith(".json") and members <= _members(entry.path)
-    except OSError:  # gone meanwhile, or not ours to read
+    except OSError:  # removed meanwhile, or not ours to read
         return False
 
 
 def _may_be_a_spools(entry: os.DirEntry[str]) -> bool:
-    """Return True if nothing speaks against an entry's being a spool's, though its content may be damaged."""
+    """Return True if an entry may belong to a spool, though its content may be damaged."""
     try:
         if entry.is_dir(follow_symlinks=False):
             return is_run_name(entry.name) and not run_files(Path(entry.path))[1]
@@ -145,7 +144,7 @@ def _may_be_a_spools(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_a_run(entry: os.DirEntry[str]) -> bool:
-    """Return True if an entry is a run's folder by its name and those in it."""
+    """Return True if an entry is a run's folder, by its name and the names in it."""
     try:
         return entry.is_dir(follow_symlinks=False) and is_run_name(entry.name) and bool(run_files(Path(entry.path))[0])
     except OSError:
@@ -164,7 +163,7 @@ def _has_a_line(path: str) -> bool:
 
 
 def _members(path: str) -> set[str]:
-    """Return the names of what a small file of JSON holds."""
+    """Return the names of the members of a small JSON file."""
     with open_to_read(path) as file:
         text = file.read(_LINE_BYTES)
     try:

@@ -1,11 +1,12 @@
-"""Disk space that the spool holds back for itself, so that a full disk is no dead end.
+"""Disk space that the spool holds back for itself, so that a full disk does not block delivery.
 
-Nothing leaves a disk that takes no byte more: what is delivered is noted before it is sent, and what a person orders is
-a line in a file. So one file of the spool holds nothing but space, and is removed when a ledger, an order, the history
-or a run's stop finds no room. Their lines go in its place, runs leave, and with them comes the room to make it again.
+On a full disk nothing could be delivered: each delivery is noted before it is sent, and an order is a line in a file.
+So one file of the spool holds nothing but space. It is removed when a ledger, an order, the history or a run's stop
+finds no disk space. Their lines take its place, runs leave the spool, and their space allows the reserve to be made
+again.
 
-It is filled with random bytes, since a file system may keep neither zeros nor holes. Removing it is one call that fails
-harmlessly where another process was first, so processes need no lock to agree.
+The file is filled with random bytes, since a file system may store neither zeros nor holes. Removing it is one call,
+which fails harmlessly if another process was first, so processes need no lock to agree.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from typing import TypeVar
 _logger = logging.getLogger(__name__)
 
 NAME = "reserve.bin"
-# How it begins: a file of that name that begins otherwise is somebody else's, and is left alone.
+# How the file begins. A file of that name with another beginning is not ours and is left alone.
 _BEGINNING = b"Space that atomscale-bluesky gives up when the disk is full.\n"
-# Enough for the ledgers of a hundred runs; on a small disk an eighth of it.
+# Enough for the ledgers of a hundred runs. On a small disk the reserve is an eighth of the disk instead.
 LEAST_BYTES = 2**20
-# A ledger grows with its run, to some hundredth of the journal, so there is more for more that waits …
+# A ledger grows to about a hundredth of its run's journal, so the reserve grows with the waiting data …
 SHARE_OF_SPOOL = 1 / 32
-# … but not without end, and not all at once: the thread that makes it has other work.
+# … but only up to a bound, and in steps: the thread that writes it has other work.
 MOST_BYTES = 64 * 2**20
 STEP_BYTES = 4 * 2**20
-# Where a user's share of the disk is used up, nothing but an attempt tells whether there is room again.
+# Where the user's quota is used up, only an attempt shows whether there is space again. Wait this long before the next.
 AGAIN_S = 10.0
 
 _FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
@@ -43,12 +44,12 @@ T = TypeVar("T")
 
 
 def is_full(error: OSError) -> bool:
-    """Return True if an error says that the disk, or the user's share of it, has no room."""
+    """Return True if an error says that the disk, or the user's quota on it, is full."""
     return error.errno in _FULL
 
 
 def with_room(step: Callable[[], T], make_room: Callable[[], object]) -> T:
-    """Take a step, and if the disk is full take it again after room was made."""
+    """Call `step`. If the disk is full, call `make_room` and then `step` again."""
     try:
         return step()
     except OSError as error:
@@ -59,20 +60,20 @@ def with_room(step: Callable[[], T], make_room: Callable[[], object]) -> T:
 
 
 def least_bytes(disk_bytes: int) -> int:
-    """Return how large the reserve is on a disk of this size, unless much waits."""
+    """Return how large the reserve is on a disk of this size while little data waits."""
     return min(LEAST_BYTES, disk_bytes // 8)
 
 
 class Reserve:
-    """The reserve of the spool in a folder; belongs to one thread, but for `give_up`."""
+    """The reserve of one spool. It belongs to one thread, except `give_up`."""
 
     def __init__(self, spool: Path) -> None:
         self._path = spool / NAME
         self._not_before = 0.0  # monotonic
-        self._impossible = False  # there is none, for another reason than that the disk is full
+        self._impossible = False  # it cannot be made, though the disk is not full
 
     def size(self) -> int:
-        """Return how many bytes it holds; 0 where there is none."""
+        """Return the reserve's size in bytes, 0 if there is none."""
         try:
             found = self._path.lstat()
         except OSError:
@@ -80,23 +81,24 @@ class Reserve:
         return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
     def keep(self, used_bytes: int, free_bytes: int, disk_bytes: int) -> bool:
-        """Make it, or make it larger, where the disk has room; may write up to `STEP_BYTES`.
+        """Make the reserve, or make it larger, if the disk has space. May write up to `STEP_BYTES`.
 
         Args:
-            used_bytes: How large the spool is.
-            free_bytes: How much is free on its disk.
-            disk_bytes: How large that is.
+            used_bytes: The spool's size.
+            free_bytes: The free space on its disk.
+            disk_bytes: The disk's size.
 
         Returns:
-            False if there is none because the disk is full. True also where there is none for another reason, such as
-            a file of somebody else's in its place.
+            False if there is no reserve because the disk is full. True also if there is none for another reason, such
+            as a foreign file in its place.
         """
         size, least = self.size(), least_bytes(disk_bytes)
         goal = max(least, min(MOST_BYTES, disk_bytes // 8, int(used_bytes * SHARE_OF_SPOOL)))
         if self._impossible:
             return True
         if size < least:
-            # Twice as much has to fit: what was just given up must not come back at the price of what it was for.
+            # Twice its size has to fit: the reserve just released must not take back the space that it was released
+            # for.
             if free_bytes + size < 2 * least or time.monotonic() < self._not_before:
                 return False
             return self._write(size, 2 * least, least)
@@ -105,10 +107,10 @@ class Reserve:
         return True
 
     def give_up(self) -> None:
-        """Remove it, for what has to be written now; may be called by any thread."""
+        """Remove the reserve for lines that must be written now. Any thread may call this."""
         try:
             descriptor = os.open(self._path, os.O_RDONLY | _FLAGS)
-        except OSError:  # there is none, or it is no file
+        except OSError:  # it is missing, or is no file
             return
         try:
             ours = os.read(descriptor, len(_BEGINNING)) == _BEGINNING
@@ -125,7 +127,10 @@ class Reserve:
                 )  # fmt: skip
 
     def _write(self, known: int, until: int, size: int) -> bool:
-        """Write it on up to `until`, and cut it to `size`; False, and as it was, if the disk has no room for that."""
+        """Write the file up to `until` and cut it to `size`.
+
+        Return False, with the file unchanged, if the disk is full.
+        """
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""The delivering end of one run: its header, its ledger, what people ordered, and its way into the history."""
+"""The delivering end of one run: its header, its ledger, its orders, and its move into the history."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Claim:
-    """A run that is ours to deliver, until `close`; `make_room` is called where the disk is full."""
+    """A run that this process delivers, until `close`. `make_room` is called when the disk is full."""
 
     def __init__(
         self,
@@ -43,14 +43,14 @@ class Claim:
                 f"{folder} was written in format {header.format}, this version knows up to {FORMAT}; update the package"
             )
         refuse_links_in(folder)
-        # Before anything is asked for it, the run can be found again after a power cut, with its header.
+        # Before the first request for the run: after a power cut it can be found again, with its header.
         JournalReader(folder).sync()
         sync_folder(folder.parent)
         self.folder = folder
         self.header = header
         self.ledger = Ledger(folder / LEDGER, make_room=make_room)
         self._make_room = make_room
-        # Where all was delivered before, whoever did it may have got as far as the history.
+        # If everything was delivered before, the process that did it may already have written the history.
         self._perhaps_in_history = self.ledger.state.is_over
         self._history = history
         self._lock = lock
@@ -61,7 +61,7 @@ class Claim:
             raise
 
     def _begin_anew_if_moved(self) -> None:
-        """Where a person has moved the run since, what the endpoint before has of it counts no more."""
+        """If the operator has moved the run, note that: facts about the previous endpoint no longer count."""
         self._note_if_broken()
         orders, obeyed = self.orders(), self.ledger.state.orders_obeyed
         last = max((i for i, order in enumerate(orders) if isinstance(order, Move)), default=-1)
@@ -69,7 +69,7 @@ class Claim:
             return
         for number, order in enumerate(orders[obeyed : last + 1], start=obeyed + 1):
             match order:
-                case Edit():  # the one order before it that means something there, too
+                case Edit():  # the only earlier order that also holds at the new endpoint
                     self.ledger.note(Edited(order.links, number, order.points_per_chunk))
                 case Move() if number == last + 1:
                     self.ledger.note(Moved(order.endpoint, number), sync=True)
@@ -77,25 +77,29 @@ class Claim:
                     pass
 
     def _note_if_broken(self) -> None:
-        """Note that the ledger cannot be understood, once: what is ordered after that is meant with that in mind."""
+        """Note once that the ledger cannot be understood. Orders given after that are meant with this in mind."""
         state = self.ledger.state
         if state.broken is None or state.broken_was_noted:
             return
         if state.may_have_moved and len(self.orders()) > state.orders_obeyed:
-            # The line that is damaged may have told that the last move was obeyed: again would send all of it twice.
+            # The damaged line may have noted that the last move was carried out. Repeating it would send all of it
+            # twice.
             self.ledger.note(Obeyed(len(self.orders())))
         self.ledger.note(Parked(state.broken), sync=True)
 
     @property
     def endpoint(self) -> str:
-        """Where the run's requests may go."""
+        """The endpoint that the run's requests may go to."""
         state = self.ledger.state
         if state.broken is not None and state.may_have_moved:
             return endpoint_of(self.folder, self.header)
         return state.endpoint or self.header.endpoint
 
     def settle_if_interrupted(self) -> bool:
-        """Write the stop of a run whose writer is gone without one; False while it lives, or where there is a stop."""
+        """Write the stop of a run whose writer died without one.
+
+        Return False if the writer lives or a stop is there.
+        """
         lock = RunLock(self.folder / WRITER_LOCK)
         if not lock.acquire():
             return False
@@ -116,30 +120,30 @@ class Claim:
         return True
 
     def orders(self) -> list[OrderLine]:
-        """Everything that was asked for so far, in order.
+        """Return all orders given so far, in order.
 
         Raises:
-            SpoolError: An order is not understood.
+            SpoolError: An order cannot be decoded.
         """
         return read_orders(self.folder)
 
     def finish(self, entry: dict[str, Any], courtesy: Courtesy | None = None) -> bool:
-        """Move a run that is finalized whole into the history; False while its writer still has files open.
+        """Move a finalized run into the history. Return False while its writer still has files open.
 
-        Which events an interrupted one has given stays known, in case it is delivered again.
+        The events of an interrupted run stay known, in case it is replayed.
         """
         lock = RunLock(self.folder / WRITER_LOCK)
         if not lock.acquire():
             return False
         folder = entry["folder"] = self.folder.name
-        # A process that died between these two steps leaves the run in both places; whoever comes next only removes it.
+        # A process that died between these two steps leaves the run in both places. The next process only removes it.
         if not (self._perhaps_in_history and self._history.entries_with("folder", folder)):
             if entry.get("interrupted"):
                 entry["events"] = keep_events(self.folder, courtesy)
             self._history.add(entry)
         self.ledger.close()
-        # The copy goes first, so that it tells of a journal that should be there; the ledger goes last: a journal that
-        # is found without one would be delivered again from its beginning.
+        # The copy goes first, because it would show that a journal should be there. The ledger goes last: a journal
+        # without a ledger would be delivered again from its beginning.
         (self.folder / HEAD).unlink(missing_ok=True)
         for segment in reversed(segments(self.folder)):
             segment_path(self.folder, segment).unlink(missing_ok=True)
@@ -154,11 +158,11 @@ class Claim:
         return True
 
     def hand_over(self) -> RunLock:
-        """Let go of the run's files, but not of the lock, with which it can be claimed again."""
+        """Close the run's files but keep the lock, and return it: the run can be claimed again with it."""
         self.ledger.close()
         return self._lock
 
     def close(self) -> None:
-        """Let go of the run as it is; idempotent."""
+        """Release the run as it is. A second call does nothing."""
         self.ledger.close()
         self._lock.release()

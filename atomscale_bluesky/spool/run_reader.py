@@ -1,9 +1,9 @@
-"""A run's journal as it is read: its lines, and what all rows need once more from a copy where the journal is damaged.
+"""Reads a run's journal, and takes the lines that all rows need from a copy where the journal is damaged.
 
-The rows are worth nothing without the header and their layouts. Each is in the journal twice, which mends a flipped
-bit, and once more in `head.jsonl`, a file of its own, which mends a block that is gone. The copy is written when the
-journal has been synced; so what stands in neither was never synced, and rows that need it are those that a power cut
-may take.
+Rows are worthless without the header and their layouts. Each of these lines is in the journal twice, which repairs a
+flipped bit, and also in `head.jsonl`, a file of its own, which repairs a lost block. The copy is written after the
+journal was synced. So a line that is in neither was never synced, and rows that need it are rows that a power cut may
+take.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .own_files import open_to_read
 HEAD = "head.jsonl"
 LEDGER = "ledger.jsonl"
 
-_HEADER = -1  # stands for the header among the numbers of the layouts
+_HEADER = -1  # stands for the header among the layouts' numbers
 
 
 class RunReader(JournalReader):
-    """The reading end of a run's journal; gives the lines of the copy before the first line that needs them.
+    """The reading end of a run's journal. Yields lines of the copy before the first line that needs them.
 
-    A row whose layout was never there comes all the same, and the account counts it as lost. Where the layout was there
-    and all its copies are damaged, the run is kept as it is: somebody may be able to mend a bit.
+    A row whose layout was never written is yielded too, and the account counts it as lost. If the layout was written
+    and all its copies are damaged, the run is kept as it is: a bit may be mended by hand.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,29 +38,29 @@ class RunReader(JournalReader):
         self._copy_is_whole = True
 
     def read(self) -> Iterator[Line]:
-        """The lines written since the last call.
+        """Yield the lines written since the last call.
 
         Raises:
-            SpoolError: A line is not understood, or a layout and its copies are damaged.
+            SpoolError: A line cannot be decoded, or a layout and its copies are damaged.
         """
         for found in super().read():
             number = _described(found.payload)
             if number is not None:
                 self._known.add(number)
-            elif self.damaged or found.position.segment > 1:  # something may be missing before this line
+            elif self.damaged or found.position.segment > 1:  # a line may be missing before this one
                 yield from self._mended(_HEADER, found)
                 layout = _layout_of(found.payload)
                 if layout is not None and layout not in self._known:
                     yield from self._mended(layout, found)
                     if layout not in self._known and not self._copy_is_whole:
-                        self.position = found.position  # whoever reads on meets it again
+                        self.position = found.position  # the next read finds it again
                         raise SpoolError(f"layout {layout} is damaged in the journal and in its copy; the run is kept")
             yield found
         if self.damaged:
-            yield from self._mended(_HEADER, Line(self.position, b""))  # also where no other line is left
+            yield from self._mended(_HEADER, Line(self.position, b""))  # even if no other line is left
 
     def _mended(self, number: int, before: Line) -> Iterator[Line]:
-        """The copy of the header or a layout, unless it was read already or there is none."""
+        """Yield the copy of the header or a layout, unless it was read already or there is no copy."""
         if number in self._known:
             return
         if self._copy is None or number not in self._copy:
@@ -72,7 +72,7 @@ class RunReader(JournalReader):
 
 
 def describes(payload: bytes) -> bool:
-    """Whether a journal's line is one that the rows are worth nothing without."""
+    """Return True if a journal's line is a header or layout, without which the rows are worthless."""
     return payload.startswith((b'{"kind":"layout"', b'{"kind":"header"'))
 
 
@@ -80,9 +80,9 @@ def keep_copies(folder: Path, payloads: list[bytes], *, make_room: Callable[[], 
     """Add headers and layouts that the journal holds, synced, to their copy.
 
     Args:
-        folder: The run's.
+        folder: The run's folder.
         payloads: The lines.
-        make_room: Called where the disk is full, before they are written again.
+        make_room: Called when the disk is full, before the failed write is tried again.
 
     Raises:
         OSError: The disk does not take them.
@@ -96,7 +96,7 @@ def keep_copies(folder: Path, payloads: list[bytes], *, make_room: Callable[[], 
 
 
 def read_header(folder: Path) -> Header | None:
-    """A run's header, or None where there is no whole one.
+    """Return a run's header, or None if there is no intact one.
 
     Raises:
         SpoolError: The journal does not begin with a header that this version understands.
@@ -114,7 +114,7 @@ def read_header(folder: Path) -> Header | None:
 
 
 def has_lines(folder: Path) -> bool:
-    """Whether anything was ever written to a run's journal, damaged or not."""
+    """Return True if anything was ever written to a run's journal, damaged or not."""
     reader = JournalReader(folder)
     try:
         return next(reader.read(), None) is not None or reader.damaged > 0
@@ -123,24 +123,24 @@ def has_lines(folder: Path) -> bool:
 
 
 def was_synced(folder: Path) -> bool:
-    """Whether the beginning of a run's journal was once safe from a power cut: copied, or read for a ledger."""
+    """Return True if the start of a run's journal was once safe from a power cut: copied, or read for a ledger."""
     return any((folder / name).exists() and (folder / name).stat().st_size for name in (HEAD, LEDGER))
 
 
 def has_stop(folder: Path) -> bool:
-    """Whether a run's journal ends with its stop.
+    """Return True if a run's journal ends with its stop.
 
     Raises:
-        SpoolError: Its last line is not understood.
+        SpoolError: Its last line cannot be decoded.
     """
     return stop_of(folder) is not None
 
 
 def stop_of(folder: Path) -> Stop | None:
-    """The stop that a run's journal ends with; None if it goes on.
+    """Return the stop at the end of a run's journal, or None if the journal does not end with one.
 
     Raises:
-        SpoolError: Its last line is not understood.
+        SpoolError: Its last line cannot be decoded.
     """
     payload = last_line(folder)
     if payload is None or payload.startswith(b"["):
@@ -150,10 +150,10 @@ def stop_of(folder: Path) -> Stop | None:
 
 
 def described_lines(folder: Path) -> list[bytes]:
-    """Header and layouts of a journal as it stands.
+    """Return the header and layouts of a journal as it is now.
 
     Raises:
-        SpoolError: A line is not understood.
+        SpoolError: A line cannot be decoded.
     """
     reader = RunReader(folder)
     try:
@@ -163,7 +163,7 @@ def described_lines(folder: Path) -> list[bytes]:
 
 
 def _copied(folder: Path) -> tuple[dict[int, bytes], bool]:
-    """What the copy holds, and whether it is whole, so that what it does not hold never was there."""
+    """Return the copy's lines, and True if the copy is intact, so that a line missing in it was never written."""
     try:
         file = open_to_read(folder / HEAD)
     except FileNotFoundError:
@@ -179,7 +179,7 @@ def _copied(folder: Path) -> tuple[dict[int, bytes], bool]:
 
 
 def _described(payload: bytes) -> int | None:
-    """The number of the layout that a line holds, `_HEADER` for a header, None for any other line."""
+    """Return the number of the layout in a line, `_HEADER` for a header, None for any other line."""
     if not describes(payload):
         return None
     match decode_journal(payload):
@@ -192,7 +192,7 @@ def _described(payload: bytes) -> int | None:
 
 
 def _layout_of(payload: bytes) -> int | None:
-    """The layout that a row names; None for any other line."""
+    """Return the layout that a row names, or None for any other line."""
     if not payload.startswith(b"["):
         return None
     return int(payload[1 : payload.index(b",")])

@@ -1,8 +1,8 @@
 """The writing end of one run: what the callback keeps of it, behind a lock that ends with its process.
 
-The plan's process has few descriptors, so only some of the runs that are open hold any: a bounded number have their
-journal open (the others open it again for the next line), and a bounded number a lock of their own. For the others the
-lock of the session stands, which their header names, until they end.
+The plan's process has few file descriptors, so only some of the open runs use any. A bounded number have their journal
+open; the others open it again for the next line. A bounded number have a lock of their own; for the others the
+session's lock, which their header names, stands until they end.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from .locks import A_LOOK_S, WRITER_LOCK, RunLock
 from .reserve import is_full
 from .run_reader import describes, keep_copies
 
-# How many journals of open runs have their file open.
+# How many open runs have their journal file open.
 OPEN_JOURNALS = 56
 
 
 class FolderTakenError(SpoolError):
-    """The new folder has another owner: somebody who looks at its lock for too long, or takes it for a left one."""
+    """Another process owns the new folder: it tests the lock for too long, or takes the folder for an abandoned one."""
 
 
 class OpenJournals:
-    """The writers of a spool whose journal has its file open. Which one makes way for another is left to chance.
+    """The writers of a spool whose journal file is open. Which of them is closed for another one is chosen at random.
 
-    So runs that are never written to again lose theirs, and a few more runs than files that are written in turns do not
-    all lose theirs before they come again.
+    So runs that are never written to again lose their file. If a few more runs than files are written in turns, not
+    each of them loses its file before its next turn.
     """
 
     def __init__(self) -> None:
         self._writers: list[RunWriter] = []
-        # A writer is closed in another thread than it is opened in, or by a signal's handler.
+        # A writer may be closed in another thread than the one that opened it, or by a signal handler.
         self._guard = threading.RLock()
 
     def add(self, writer: RunWriter) -> None:
-        """Note that a journal is opened; by the thread that may append to any of them."""
+        """Note that a journal is open. Called by the thread that may append to any of them."""
         with self._guard:
             if writer in self._writers:  # it could not be opened the last time
                 return
@@ -62,8 +62,8 @@ class OpenJournals:
 class RunWriter:
     """The writing end of one run: what the callback keeps of it.
 
-    `append` may be called by one thread at a time, for all writers with the same `journals`. `delivering` is the lock
-    of who delivers the run, if it was taken for this process: whoever delivers it here takes it over.
+    Only one thread at a time may call `append`, for all writers that share `journals`. `delivering` is the lock of the
+    process that delivers the run, if it was taken for this process. The uploader in this process takes it over.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class RunWriter:
         self.folder = folder
         self.delivering = delivering
         self.sync_each = sync_each
-        self.last: list[bytes] = []  # what could not be written when the run ended
+        self.last: list[bytes] = []  # lines that could not be written when the run ended
         self._last_from = 0
         self._room = room
         self._journals = journals or OpenJournals()
@@ -87,38 +87,39 @@ class RunWriter:
         self.has_lock = not header.session
         if self.has_lock and not self._lock.acquire(patience_s=A_LOOK_S):
             raise FolderTakenError(f"{folder} belongs to another process, which writes it; leave it to that")
-        self._resting = False  # its journal is to be opened again
-        self.in_use = False  # whoever wanted it has it
+        self._resting = False  # its journal has to be opened again
+        self.in_use = False  # the caller has received it
         self.dirty = True  # appended to since the last sync
-        self.sync_failed = False  # said once
-        self._named = False  # whether the folder's own name survives a power cut
+        self.sync_failed = False  # already reported
+        self._named = False  # the folder's own name survives a power cut
         payload = encode(header)
-        self._described = [payload]  # header and layouts that are not in their copy yet
+        self._described = [payload]  # header and layouts that are not in the copy yet
         with contextlib.ExitStack() as undo:
             undo.callback(self._lock.release)
             self._journal = JournalWriter(folder)
             undo.callback(self._journal.close)
-            self._journal.append(line(payload) * 2)  # twice, for the run is worth nothing without it
-            # How much was appended so far; too little where an append was interrupted, until `kept` is asked.
+            self._journal.append(line(payload) * 2)  # twice, for rows are worthless without it
+            # How many bytes were appended so far. Too small after an interrupted append, until `kept` is called.
             self.written = self._journal.settled_size()
             undo.pop_all()
         self._journals.add(self)
 
     def append(self, payloads: list[bytes], *, always: bool = False) -> OSError | None:
-        """Keep these lines, all or none; they survive a killed process once this returns.
+        """Keep these lines, all or none. They survive a killed process once this returns.
 
         With `durability = "event"` they survive a power cut too. With `always` the spool's limits do not count, only
-        the disk's: for the few bytes that tell how a run ended, for which the reserve is given up.
+        the disk's. That is for the few bytes that say how a run ended. For them the reserve is released.
 
-        An exception that a signal raises may end it anywhere; `kept` finds out afterwards what came of it.
+        An exception raised by a signal handler may end this call at any point. `kept` finds out afterwards what was
+        written.
 
         Returns:
-            Why the lines could not be synced, the first time that it is so. They are in the file and keep their
-            numbers, so they are accepted, and the next sync tries again.
+            Why the lines could not be synced, but only the first time. They are in the file and keep their numbers, so
+            they are accepted, and the next sync tries again.
 
         Raises:
-            SpoolFullError: There is no room; the journal is as it was.
-            LineTooLongError: One of them is longer than a reader takes; the journal is as it was.
+            SpoolFullError: There is no disk space. The journal is unchanged.
+            LineTooLongError: One of them is longer than a reader takes. The journal is unchanged.
             SpoolError: The file cannot be written.
         """
         lines = b"".join(map(line, payloads)) if len(payloads) > 1 else line(payloads[0])
@@ -154,14 +155,14 @@ class RunWriter:
         return None
 
     def kept(self, payloads: list[bytes], written_before: int) -> bool:
-        """Return True if an `append` of these lines that was interrupted, or may have been, has written them.
+        """Return True if an `append` of these lines that may have been interrupted has written them.
 
         Args:
             payloads: The lines.
-            written_before: What `written` was before.
+            written_before: The value of `written` before that call.
 
         Raises:
-            SpoolError: The file cannot be looked at, or half a line cannot be taken back.
+            SpoolError: The file's size cannot be read, or half a line cannot be removed.
         """
         self.written = self._journal.settled_size()
         if self.written == written_before:
@@ -171,13 +172,13 @@ class RunWriter:
         return True
 
     def end(self, payloads: list[bytes], written_before: int) -> None:
-        """Keep a run's last lines, once. Where that fails they are kept in memory, and tried again by `try_to_end`.
+        """Write a run's last lines, once. If that fails they are kept in memory, and `try_to_end` tries again.
 
-        From here on the run has a lock of its own: it may be finished once that is free.
+        From here on the run has a lock of its own: once that is free, another process may finish the run.
 
         Args:
             payloads: The lines.
-            written_before: What `written` was before the first attempt to write them.
+            written_before: The value of `written` before the first attempt to write them.
 
         Raises:
             SpoolError: The lines could not be written yet.
@@ -190,12 +191,12 @@ class RunWriter:
         self.last = []
 
     def released(self) -> None:
-        """Note that only the spool uses it from here on: it closes no other's journal, and no other closes its own."""
+        """Note that only the spool uses this writer now: it and other writers no longer close each other's journals."""
         self._journals.remove(self)
         self._journals = OpenJournals()
 
     def try_to_end(self) -> bool:
-        """Write the last lines if they could not be written before; False if they still cannot be."""
+        """Write the last lines if that failed before. Return False if it still fails."""
         if self.last:
             with contextlib.suppress(OSError):
                 self.end(self.last, self._last_from)
@@ -207,11 +208,11 @@ class RunWriter:
         self._journal.rest()
 
     def sync(self) -> None:
-        """Have what was appended survive a power cut."""
+        """Make everything appended so far survive a power cut."""
         self.dirty = False
         try:
             self._sync()
-        except BaseException:  # also one that a signal raises: it was not synced
+        except BaseException:  # also for an exception from a signal handler: nothing was synced
             self.dirty = True
             raise
 
@@ -222,15 +223,15 @@ class RunWriter:
             sync_folder(self.folder.parent)
             self._named = True
         if described:
-            # After the journal: what the copy lacks tells what was never synced. Where the disk does not take it, the
-            # next sync tries again.
+            # After the journal's sync: a line missing in the copy was then never synced. If the disk does not take the
+            # copy, the next sync tries again.
             with contextlib.suppress(OSError):
                 keep_copies(self.folder, self._described[:described])
                 del self._described[:described]
 
     def close(self) -> None:
-        """Sync, close and let go of the run; idempotent."""
-        with contextlib.suppress(OSError, ValueError):  # the disk fails, or it is closed already
+        """Sync, close and release the run. A second call does nothing."""
+        with contextlib.suppress(OSError, ValueError):  # the disk fails, or it is already closed
             self.sync()
         self._journal.close()
         self._journals.remove(self)

@@ -3,14 +3,15 @@
     <spool>/<run folder>/journal-NNNN.jsonl, head.jsonl, ledger.jsonl, orders.jsonl, writer.lock, uploader.lock
     <spool>/history.jsonl      one line per finished run
 
-Two owners share a run, each behind a lock of the operating system that ends with its process: the writer appends to the
-journal, the uploader to the ledger. A free writer lock and no stop means that the run was interrupted; a free uploader
-lock, that whoever asks next may deliver the run. What a person orders is a line in a third file, obeyed by the
-uploader. Folders are named by time and chance, never from a document; folders are 0700 and files 0600.
+A run has two owners, each behind a lock of the operating system that ends with its process: the writer appends to the
+journal, the uploader to the ledger. A free writer lock without a stop means that the run was interrupted. A free
+uploader lock means that the next process to ask may deliver the run. An order of the operator is a line in a third
+file, which the uploader carries out. Folders are named by time and a random number, never from a document. Folders have
+mode 0700 and files 0600.
 
-Appending is one `write`. A thread of the spool's own syncs what was appended, which bounds what a power cut can take to
-250 ms. Another one looks after the room: at the spool's size limit or its disk's free-space floor new readings are left
-out until there is room again, and what was kept before stays.
+Appending is one `write`. A thread of the spool syncs what was appended, so a power cut takes 250 ms of data at most. A
+second thread watches the disk space: at the spool's size limit or its disk's free-space floor, new readings are left
+out until there is space again, and what was kept before stays.
 """
 
 from __future__ import annotations
@@ -63,22 +64,22 @@ from .run_writer import FolderTakenError, OpenJournals, RunWriter
 
 _logger = logging.getLogger(__name__)
 
-# Touched with every order, so that nobody has to look into every run for one.
+# Touched with every order, so that the uploader does not have to check every run for one.
 ORDERED = "orders.touched"
-# What a power cut may take is 250 ms, short enough to shrug at, long enough to batch the disk's work; of these the sync
-# itself and the thread's turn need a part.
+# A power cut may take 250 ms of data: short enough to accept, long enough to batch the disk's work. The sync itself and
+# the thread's scheduling need a part of that.
 SYNC_INTERVAL_S = 0.15
-# How many open runs have a lock of their own; the lock of the session stands for those of all others.
+# How many open runs have a lock of their own. The session's lock stands for those of all others.
 OWN_LOCKS = 16
-# How many runs that have ended may wait to be synced and closed; the end of a further one waits for one of them.
+# How many ended runs may wait to be synced and closed. When one more run ends, it waits for one of them to close.
 MOST_CLOSING = 16
 
-# The folder of a run that has no header after this long never gets one: whoever was making it has died.
+# A run's folder that has no header after this long never gets one: the process that was making it has died.
 BEGINNING_S = 60.0
-# The runs that found no room, one line each; some thousand of them.
+# The runs that found no disk space, one line each: about a thousand of them.
 NOT_KEPT = "not-kept.jsonl"
 NOT_KEPT_BYTES = 2**18
-# So many are in memory while not even their lines find room.
+# How many of them are kept in memory while the disk has no space even for their lines.
 MOST_NOT_KEPT = 1000
 
 
@@ -86,11 +87,11 @@ class Spool:
     """The spool in one folder, for one callback or command.
 
     Args:
-        path: The folder. It is made if it is not there; the mode of one that is there is left as it is.
+        path: The folder. It is made if it is missing. The mode of an existing folder is not changed.
         max_bytes: The spool's size from which on it takes no new readings.
-        min_free_bytes: The free space on its disk below which it takes none.
-        sync_each: Whether each reading is to survive a power cut once it is accepted.
-        read_only: For a command that only looks: the folder has to be there, and nothing in it is made or written.
+        min_free_bytes: The free space on its disk below which it takes no new readings.
+        sync_each: Sync each reading before it is accepted, so that it survives a power cut.
+        read_only: For a command that only reads: the folder has to exist, and nothing in it is made or written.
 
     Raises:
         SpoolError: The folder cannot be made, written or read, or belongs to another user.
@@ -114,8 +115,8 @@ class Spool:
         self._said: set[Path] = set()
         self._writers: list[RunWriter] = []
         self._closing: list[RunWriter] = []
-        self._unended: set[RunWriter] = set()  # of these, those whose last lines could not be written yet
-        self._locked: list[RunWriter] = []  # those with a lock of their own
+        self._unended: set[RunWriter] = set()  # the ones in `_closing` whose last lines could not be written yet
+        self._locked: list[RunWriter] = []  # writers with a lock of their own
         self._journals = OpenJournals()
         self._session: RunLock | None = None  # stands for the locks of further runs
         self._session_name = ""
@@ -125,11 +126,11 @@ class Spool:
         self._thread: threading.Thread | None = None
         self._room_thread: threading.Thread | None = None
         self._in_background: Callable[[], bool] | None = None
-        # Around the threads' start and end, held for memory operations only. A signal's handler may come back to it.
+        # Guards the threads' start and end. Held for memory operations only, and re-entrant for signal handlers.
         self._guard = threading.RLock()
-        self._syncing = threading.RLock()  # whoever has everything synced waits for the thread that is at it
-        # filelock costs more to import than the rest of the package, so whoever has no spool is spared it; and it is
-        # imported here rather than by a thread later, because a process that forks meanwhile would leave it half done.
+        self._syncing = threading.RLock()  # a caller that syncs everything waits for the thread that is syncing
+        # filelock takes longer to import than the rest of the package, so it is imported only when there is a spool. It
+        # is imported here and not later in a thread, because a fork during the import would leave it half done.
         import filelock  # noqa: F401
 
         if read_only:
@@ -140,12 +141,12 @@ class Spool:
 
     @property
     def has_room(self) -> bool:
-        """Whether new readings can be kept; costs nothing to ask."""
+        """Return True if new readings can be kept. Reads no disk."""
         return self._room.there_is
 
     @property
     def has_unended(self) -> bool:
-        """Return True if a run has ended whose stop could not be written yet; it is tried again by itself."""
+        """Return True if a run has ended whose stop could not be written yet. The spool keeps trying."""
         return bool(self._unended)
 
     # ---- writing ---------------------------------------------------------------------------------------------------
@@ -153,22 +154,23 @@ class Spool:
     def create(
         self, header: Header, *, to_deliver: bool = False, accept: Callable[[RunWriter], None] | None = None
     ) -> RunWriter:
-        """A folder for a new run, with its header in it; ours until the writer is closed or this process ends.
+        """Make the folder of a new run, with its header in it.
 
-        With `to_deliver` the writer also has the lock of who delivers the run, taken before anybody else could. The
-        writer is handed to `accept`, which sets its `in_use`: nothing is left of a folder whose making was interrupted.
+        The run is ours until the writer is closed or this process ends. With `to_deliver` the writer also has the run's
+        uploader lock, taken before another process can take it. The writer is passed to `accept`, which sets its
+        `in_use`. If making the folder is interrupted before that, nothing of it is left.
 
         Raises:
-            SpoolFullError: There is no room for a further run.
+            SpoolFullError: There is no disk space for a further run.
             SpoolError: The folder cannot be made.
         """
         with self._guard:
-            self._start_threads()  # also where there is no room: it notices when there is some again
+            self._start_threads()  # also without disk space: a thread notices when there is some again
         if not self.has_room:
             raise SpoolFullError(f"the spool has no room: {self._room.why_none}")
         try:
             return self._create(header, to_deliver=to_deliver, accept=accept)
-        except FolderTakenError:  # under another name nobody has it
+        except FolderTakenError:  # a new name is not taken
             return self._create(header, to_deliver=to_deliver, accept=accept)
 
     def _create(self, header: Header, *, to_deliver: bool, accept: Callable[[RunWriter], None] | None) -> RunWriter:
@@ -181,7 +183,7 @@ class Spool:
             folder.mkdir(mode=0o700)
             made = True
             if delivering is not None and not delivering.acquire(patience_s=A_LOOK_S):
-                delivering = None  # whoever it is delivers it
+                delivering = None  # the process that holds it delivers the run
             self._locked = [writer for writer in self._locked if writer.has_lock]
             if len(self._locked) >= OWN_LOCKS:
                 header = replace(header, session=self._session_lock())
@@ -202,7 +204,7 @@ class Spool:
             else:
                 accept(writer)
         except BaseException as error:
-            if writer is not None and writer.in_use:  # interrupted when it was done
+            if writer is not None and writer.in_use:  # interrupted after it was accepted
                 raise
             if made:
                 self._give_up(folder, writer, delivering)
@@ -215,13 +217,13 @@ class Spool:
         return writer
 
     def _give_up(self, folder: Path, writer: RunWriter | None, delivering: RunLock | None) -> None:
-        """Leave nothing of a run's folder that was being made, and that nobody writes to."""
+        """Remove all files of a run's folder that was being made and has no writer."""
         if writer is not None:
             with self._guard:
                 if writer in self._writers:
                     self._writers.remove(writer)
             writer.close()
-        # By name, which opens nothing: there may be no descriptor left, and what stays would stay for ever.
+        # By name, which opens nothing: there may be no descriptor left, and a file left here would stay for ever.
         for path in (segment_path(folder, 1), folder / HEAD, folder / WRITER_LOCK, folder / UPLOADER_LOCK):
             with suppress(OSError):
                 path.unlink()
@@ -231,7 +233,10 @@ class Spool:
             folder.rmdir()
 
     def _session_lock(self) -> str:
-        """Return the name of the lock that stands for those of further runs, taken now if it was not before."""
+        """Return the name of the session's lock, which stands for the locks of further runs.
+
+        Takes it on the first call.
+        """
         if self._session is None:
             for path in session_locks(self.path):  # of sessions that have ended
                 with suppress(OSError):
@@ -245,11 +250,11 @@ class Spool:
         return self._session_name
 
     def release(self, writer: RunWriter) -> None:
-        """The run has ended: sync and close its files on the spool's own time, unless too many wait for that."""
+        """Sync and close an ended run's files in the spool's thread, unless too many already wait there."""
         oldest = None
         writer.released()
         with self._guard:
-            # In this order, and as often as one likes: an interruption leaves it in one of them at least.
+            # In this order, and repeatable: after an interruption the writer is still in at least one of the lists.
             if writer not in self._closing:
                 self._closing.append(writer)
             if writer in self._writers:
@@ -268,11 +273,14 @@ class Spool:
             oldest.close()
 
     def retire(self) -> None:
-        """Nobody writes any more: end the thread soon. Takes no lock, so it may be called by the garbage collector."""
+        """End the threads soon, since nothing writes any more.
+
+        Takes no lock, so the garbage collector may call this.
+        """
         self._retired = True
 
     def close_writers(self) -> None:
-        """Close what nobody writes to any more, and let go of those runs."""
+        """Close all writers, which nothing writes to any more, and release their runs."""
         with self._guard:
             writers = self._writers + self._closing
             self._writers, self._closing, self._unended = [], [], set()
@@ -286,14 +294,17 @@ class Spool:
             self._session = None
 
     def close(self, timeout_s: float = 5.0) -> bool:
-        """Sync everything and stop the thread; writers stay usable, and sync within each call from now on."""
+        """Sync everything and stop the threads. Return True if the syncing thread has ended.
+
+        Writers stay usable, and from then on each call syncs.
+        """
         self._stopping.set()
         self._wake.ring()
         with self._guard:
             thread, room_thread = self._thread, self._room_thread
         end = time.monotonic() + timeout_s
         for one in filter(None, (thread, room_thread)):
-            # A log's handler may close from there; and one whose start was interrupted never runs.
+            # A log handler may call this from such a thread. A thread whose start was interrupted never runs.
             if one is not threading.current_thread() and one.ident is not None:
                 one.join(max(0.0, end - time.monotonic()))
         ended = thread is None or not thread.is_alive()
@@ -306,7 +317,7 @@ class Spool:
         return ended
 
     def forget_after_fork(self) -> None:
-        """In a forked child: the parent's runs are the parent's, so leave their files and locks alone."""
+        """In a forked child, leave the files and locks of the parent's runs alone: they belong to the parent."""
         self._guard, self._syncing = threading.RLock(), threading.RLock()
         self._writers, self._closing, self._locked, self._unended = [], [], [], set()
         self._journals, self._session = OpenJournals(), None
@@ -318,7 +329,7 @@ class Spool:
     def _start_threads(self) -> None:
         if self._stopping.is_set() or (self._room_thread is not None and self._room_thread.ident is not None):
             return
-        # Known before they start: where starting them is interrupted, others take their place and these end.
+        # Stored before they start: if starting them is interrupted, others replace them and these end.
         self._thread = threading.Thread(target=self._keep_synced, name="atomscale-spool", daemon=True)
         self._room_thread = threading.Thread(target=self._keep_measured, name="atomscale-room", daemon=True)
         try:
@@ -337,7 +348,7 @@ class Spool:
             self._sync_all()
 
     def _keep_measured(self) -> None:
-        """Look after the room, in a thread of its own: however long the disk takes, no sync waits for it."""
+        """Watch the disk space in a thread of its own, so that no sync waits however long the disk takes."""
         self._room.look(keep_reserve=True)
         kind = network_file_system(self.path)
         if kind:
@@ -360,16 +371,16 @@ class Spool:
         self._note_not_kept()
 
     def in_background(self, step: Callable[[], bool]) -> None:
-        """Have this called again and again in a thread of the spool's, until it returns False."""
+        """Call `step` repeatedly in a thread of the spool, until it returns False."""
         self._in_background = step
         with self._guard:
             self._start_threads()
 
     def sync(self) -> None:
-        """Have everything appended so far survive a power cut.
+        """Make everything appended so far survive a power cut.
 
         Raises:
-            SpoolError: A journal could not be synced; it stays to be synced.
+            SpoolError: A journal could not be synced. It is synced again next time.
         """
         with self._syncing:
             with self._guard:
@@ -416,7 +427,7 @@ class Spool:
             self._closing[:0] = unwritten
 
     def measure(self) -> tuple[int, int]:
-        """How large the spool is, and how much is free on its disk, in bytes.
+        """Return the spool's size and the free space on its disk, in bytes.
 
         Raises:
             OSError: The folder cannot be read.
@@ -424,14 +435,14 @@ class Spool:
         return self._room.measure()
 
     def why_no_room(self) -> str:
-        """Return why new readings are left out at this moment; empty if they are not. Asks the disk."""
+        """Return why new readings are left out now, or an empty text if they are not. Measures the disk."""
         self._room.look()
         return "" if self._room.there_is else self._room.why_none
 
     def not_kept(self, run: NotKept) -> None:
-        """A run has ended that found no room: note that as soon as the disk takes a line. Does not wait for the disk.
+        """Note an ended run that found no disk space, as soon as the disk takes a line. Does not wait for the disk.
 
-        Once the spool's thread has ended it does.
+        After the spool's thread has ended, this does wait for the disk.
         """
         with self._guard:
             self._not_noted.append(run)
@@ -440,7 +451,7 @@ class Spool:
             self._note_not_kept()
 
     def runs_not_kept(self) -> list[NotKept]:
-        """The runs that found no room, oldest first: the last thousand or so, whichever process they were of."""
+        """Return the runs that found no disk space, oldest first: the last thousand or so, of all processes."""
         with self._guard:
             here = list(self._not_noted)
         noted = [msgspec.convert(entry, NotKept) for entry in self._not_kept.entries()]
@@ -454,36 +465,36 @@ class Spool:
                 with self._guard:
                     if self._not_noted and self._not_noted[0] is run:
                         self._not_noted.popleft()
-        except OSError as error:  # a SpoolError is one
+        except OSError as error:  # a SpoolError is one too
             _logger.debug("%d runs that were not kept could not be noted: %s", len(self._not_noted), error)
 
     # ---- reading and delivering ------------------------------------------------------------------------------------
 
     def run_folders(self) -> list[Path]:
-        """The folders of the runs that are not finished, oldest first; those with other names are never looked at."""
+        """Return the folders of the unfinished runs, oldest first. Folders with other names are never read."""
         return [self.path / name for name in sorted(self.run_names())]
 
     def run_names(self) -> list[str]:
-        """The names of these folders, in no order; for thousands of runs a tenth of the price."""
+        """Return the names of these folders, unsorted. For thousands of runs this takes a tenth of the time."""
         with os.scandir(self.path) as entries:
             return [entry.name for entry in entries if is_run_name(entry.name) and entry.is_dir(follow_symlinks=False)]
 
     def is_empty(self) -> bool:
-        """Whether no run is left in it; False also where that cannot be told."""
+        """Return True if no run is left in the spool. Return False also if the folder cannot be read."""
         try:
             return not any(self._holds_a_run(folder) for folder in self.run_folders())
         except OSError:
             return False
 
     def is_beginning(self, folder: Path) -> bool:
-        """Return True if a run's folder without a header may get one yet."""
+        """Return True if a run's folder without a header may still get one."""
         try:
             return self._holds_a_run(folder) and time.time() - folder.stat().st_mtime <= BEGINNING_S
         except OSError:  # removed meanwhile
             return False
 
     def _holds_a_run(self, folder: Path) -> bool:
-        """Return False for a run's folder that was left because it holds what the package did not make."""
+        """Return False for the folder of a finished run that remains because it holds files of another origin."""
         try:
             own, foreign = run_files(folder)
         except FileNotFoundError:
@@ -491,25 +502,25 @@ class Spool:
         return bool(own) or not foreign
 
     def changed_at(self) -> int:
-        """When a run last came or went, as its file system tells; for comparing only."""
+        """Return when a run was last added or removed, by the file system's time. For comparing only."""
         try:
             return self.path.stat().st_mtime_ns
         except OSError:
             return 0
 
     def ordered_at(self) -> int:
-        """Return when a run was last given an order, in whichever process; for comparing only."""
+        """Return when any process last gave an order for a run. For comparing only."""
         try:
             return (self.path / ORDERED).stat().st_mtime_ns
         except OSError:
             return 0
 
     def claim(self, folder: Path, lock: RunLock | None = None) -> Claim | None:
-        """Become the one who delivers a run; None while somebody else does, or where there is no run in the folder.
+        """Take over the delivery of a run. Return None if another process delivers it, or if the folder holds no run.
 
         Args:
-            folder: The run's.
-            lock: That of who delivers it, if it is ours already; whoever gave it lets go of it where None comes back.
+            folder: The run's folder.
+            lock: The run's uploader lock, if it is already ours. If None is returned, the caller releases it.
 
         Raises:
             SpoolError: The run's files cannot be read, or were written by a newer version.
@@ -522,7 +533,7 @@ class Spool:
             lock = RunLock(folder / UPLOADER_LOCK)
             if not with_room(lock.acquire, self._room.give_up_reserve):
                 return None
-            if read_header(folder) is None:  # whoever had it has just finished it
+            if read_header(folder) is None:  # its previous owner has just finished it
                 lock.release()
                 return None
         try:
@@ -532,21 +543,21 @@ class Spool:
             raise
 
     def writer_alive(self, folder: Path) -> bool:
-        """Whether a process holds the run open for writing."""
+        """Return True if a process has the run open for writing."""
         if is_held(folder / WRITER_LOCK):
             return True
         try:
             header = read_header(folder)
             return header is not None and session_lives(self.path, header.session) and not has_stop(folder)
-        except SpoolError:  # its lines are not understood
+        except SpoolError:  # its lines cannot be decoded
             return False
 
     def uploader_alive(self, folder: Path) -> bool:
-        """Whether a process delivers the run."""
+        """Return True if a process delivers the run."""
         return is_held(folder / UPLOADER_LOCK)
 
     def links_of(self, folder: Path) -> Links:
-        """What a run's streams are to be linked to, by its metadata or by what a person has put in their place.
+        """Return what a run's streams are linked to: by its metadata, or by the operator's last edit.
 
         Raises:
             SpoolError: The run's files cannot be read.
@@ -556,7 +567,7 @@ class Spool:
         return edits[-1] if edits else header.links if header else Links()
 
     def order(self, folder: Path, order: OrderLine) -> None:
-        """Ask for something to be done with a run; whoever delivers it obeys, within seconds if it is somebody now.
+        """Write an order for a run. If a process delivers the run now, it carries the order out within seconds.
 
         Raises:
             SpoolError: The file cannot be written.
@@ -568,7 +579,7 @@ class Spool:
                 file.sync()
             finally:
                 file.close()
-        with suppress(OSError):  # then it is seen a little later
+        with suppress(OSError):  # then the order is noticed a little later
             descriptor = open_own(self.path / ORDERED, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             try:
                 os.write(descriptor, b".")  # changes the file's time on every platform
@@ -577,11 +588,11 @@ class Spool:
                 os.close(descriptor)
 
     def history(self) -> list[dict[str, Any]]:
-        """What is kept of finished runs, oldest first."""
+        """Return the entries of finished runs, oldest first."""
         return self._history.entries()
 
     def history_of(self, run_uid: str) -> list[dict[str, Any]]:
-        """What is kept of one finished run, of each time that it was taken."""
+        """Return the entries of one finished run, one for each time that it was taken."""
         return self._history.of(run_uid)
 
     def has_finished(self, beginning: str) -> bool:
@@ -589,16 +600,16 @@ class Spool:
         return self._history.has_one_like(beginning)
 
     def read_history(self) -> None:
-        """Read whose runs are in the history, so that `history_of` has to read on only."""
+        """Read which runs are in the history, so that `history_of` has to read only what is added later."""
         self._history.read_on()
 
     def _remove_corpse(self, folder: Path) -> None:
-        """Remove the folder of a run of which there is no header, because its writer or its machine died at once.
+        """Remove the folder of a run without a header, whose writer or machine died at its start.
 
-        One that holds anything which the package did not make is left as it is.
+        A folder that holds any file which the package did not make is left as it is.
 
         Raises:
-            SpoolError: It had a header that was safe on the disk, so that one is damaged, and the rest is kept.
+            SpoolError: The run had a header that was safe on the disk. So the header is damaged, and the rest is kept.
         """
         if not is_run_name(folder.name):
             return
@@ -621,7 +632,7 @@ class Spool:
             return
 
     def _remove_unless_owned(self, folder: Path) -> None:
-        """Remove a run's folder, unless somebody writes or delivers the run, or has begun to."""
+        """Remove a run's folder, unless a process writes or delivers the run, or has begun to."""
         locks: list[RunLock] = []
         for name in (WRITER_LOCK, UPLOADER_LOCK):
             lock = RunLock(folder / name)
@@ -636,10 +647,10 @@ class Spool:
 
 
 def _check_folder(path: Path) -> None:
-    """Make sure that a folder is this user's and can be read; changes nothing.
+    """Check that a folder belongs to this user and can be read. Changes nothing.
 
     Raises:
-        SpoolError: It is not.
+        SpoolError: It does not, or cannot be read.
     """
     try:
         _check_owner(path)
@@ -649,15 +660,15 @@ def _check_folder(path: Path) -> None:
 
 
 def _prepare_folder(path: Path) -> None:
-    """Make a spool of a folder that is this user's; the mode of one that is there stays as it is.
+    """Make a spool of a folder of this user. The mode of an existing folder is not changed.
 
     Raises:
-        SpoolError: It cannot be one.
+        SpoolError: It cannot be a spool.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_owner(path)
-        mark(path)  # before anything else is in it, so that nobody who looks meanwhile takes it for another's
+        mark(path)  # first of all, so that no other process takes the folder for a foreign one
         probe = path / f".probe-{secrets.token_hex(4)}"
         probe.touch(mode=0o600, exist_ok=False)
         probe.unlink()
