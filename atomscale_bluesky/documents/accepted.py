@@ -1,4 +1,4 @@
-"""What a recorder has done with one document."""
+"""What a recorder did with one document."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import msgspec
 
 
 class Accepted(msgspec.Struct, frozen=True, gc=False):
-    """What became of one document.
+    """What happened to one document.
 
-    A value that is no finite number is a gap in its row, and counts here as written; `status` tells how many there are.
+    A value that is not a finite number is a gap in its row, and counts here as written; `status` reports how many there
+    are.
     """
 
-    rows: int = 0  # written to the run's journal: one for each time base of an event
-    known: int = 0  # runs or events that were written before, so that nothing of them is written again
+    rows: int = 0  # rows written to the run's journal: one for each time base of an event
+    known: int = 0  # runs or events that were written before, so nothing of them is written again
     left_out: Mapping[str, int] = MappingProxyType({})  # readings that are in no row, by reason
-    put_off: bool = False  # the call came from within another one, at whose end the document is taken
-    try_again: bool = False  # the spool had no room, or its disk failed: the same document may be given again later
+    put_off: bool = False  # the call came from within another call, which takes the document at its end
+    try_again: bool = False  # no disk space, or the disk failed: the same document may be given again later
 
 
 NOTHING = Accepted()

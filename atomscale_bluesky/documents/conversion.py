@@ -1,6 +1,6 @@
-"""One value in; a finite float out, or the reason why it is none. Pure.
+"""Converts one value to a finite float, or gives the reason why that is not possible. Pure.
 
-A value decides for itself: what a descriptor promises about it is only the first guess (see `channels`).
+The value itself decides: what a descriptor promises about it is only the first guess (see `channels`).
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ import numpy as np
 
 from ..model.loss import Loss
 
-# A list that holds nothing else is a table, or text.
+# A list that holds only these is a table or text.
 _NO_ELEMENTS = (list, tuple, str, dict)
-# A list that holds more than any array of channels is told by the first elements of it.
+# Of a list longer than any array of channels, only the first elements decide what it is.
 MOST_LOOKED_AT = 1000
-# Lists of one element within lists of one element are looked into so far; one that holds itself has no end.
+# How many levels of one-element lists are unwrapped. A list that contains itself would never end.
 MAX_DEPTH = 8
 
 
 class Rounded(float):
-    """What an integer beyond 2**53 became: the nearest float, which is not the integer itself."""
+    """The nearest float to an integer beyond 2**53, if it differs from that integer."""
 
 
 def number(value: Any, depth: int = MAX_DEPTH) -> float | Loss:
-    """A value as a finite float, or the reason why it is none.
+    """Return a value as a finite float, or the reason why it is not one.
 
-    Booleans are 0 and 1, a Decimal the nearest float; numpy scalars and arrays or lists of one element are that
-    element. An integer that loses digits as a float comes as `Rounded`.
+    A boolean gives 0 or 1, a Decimal the nearest float. A numpy scalar, or an array or list of one element, gives that
+    element. An integer that loses digits as a float gives a `Rounded`.
     """
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else Loss.NOT_FINITE
     if isinstance(value, np.datetime64 | np.timedelta64):
-        return Loss.NOT_NUMERIC  # before `item`, which makes a bare count of nanoseconds of some
+        return Loss.NOT_NUMERIC  # before `item`, which turns some of them into a bare count of nanoseconds
     if isinstance(value, np.generic):
         value = value.item()
-        if isinstance(value, np.generic):  # a longdouble stays what it is
+        if isinstance(value, np.generic):  # `item` leaves a longdouble as it is
             value = float(value) if isinstance(value, np.floating) else Loss.NOT_NUMERIC
     if isinstance(value, Enum):
         value = value.value
@@ -61,7 +61,7 @@ def number(value: Any, depth: int = MAX_DEPTH) -> float | Loss:
     if isinstance(value, np.ndarray):
         if value.size != 1 or not depth:
             return Loss.ARRAY
-        # Of a subclass, a masked array or one with units, an element may be an array again.
+        # An element of a subclass, such as a masked array or one with units, may again be an array.
         return Loss.NO_VALUE if np.ma.is_masked(value) else number(np.asarray(value).reshape(-1)[0], depth - 1)
     if isinstance(value, list | tuple):
         return number(value[0], depth - 1) if len(value) == 1 and depth else Loss.ARRAY
@@ -69,7 +69,7 @@ def number(value: Any, depth: int = MAX_DEPTH) -> float | Loss:
 
 
 def choice(choices: Sequence[str]) -> Callable[[Any], float | Loss]:
-    """As `number`, but text that is one of the choices is its index among them."""
+    """Return a function like `number` that also converts text which is one of the choices: to its index among them."""
     indices = {choice: float(i) for i, choice in enumerate(choices)}
 
     def index(value: Any) -> float | Loss:
@@ -79,16 +79,16 @@ def choice(choices: Sequence[str]) -> Callable[[Any], float | Loss]:
 
 
 def plain(value: Any) -> Any:
-    """An enum's value; anything else as it is."""
+    """Return an enum's value, and any other value unchanged."""
     return value.value if isinstance(value, Enum) else value
 
 
 def length_of(value: Any, described: Mapping[str, Any]) -> int | None:
-    """How many channels a one-dimensional array of numbers gives; None for what is no array, or one of one element.
+    """Return how many channels a one-dimensional array of numbers gives; None for no array, or one of one element.
 
     Args:
         value: The first value seen.
-        described: Its data key, whose shape has to do where the value is empty or None.
+        described: Its data key, whose shape decides if the value is empty or None.
     """
     length = 0
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "biuf":
@@ -99,7 +99,7 @@ def length_of(value: Any, described: Mapping[str, Any]) -> int | None:
         return None
     shape = described.get("shape")
     if not length and described.get("dtype") == "array" and isinstance(shape, list | tuple) and len(shape) == 1:
-        length = shape[0] if isinstance(shape[0], int) else 0  # nothing was seen yet, so the promise has to do
+        length = shape[0] if isinstance(shape[0], int) else 0  # no element was seen, so the shape decides
     return length if length > 1 else None
 
 
@@ -110,7 +110,7 @@ def _has_elements(values: Sequence[Any]) -> bool:
 
 
 def numbers(values: Any, count: int) -> list[float | Loss]:
-    """The first `count` elements of an array as numbers, or the reasons why they are none; no other is looked at."""
+    """Return the first `count` elements of an array as numbers or reasons. Further elements are not read."""
     if isinstance(values, np.ndarray) and values.ndim:
         values = values[:count].tolist() if values.ndim == 1 else list(values[:count])
     if not isinstance(values, list | tuple):

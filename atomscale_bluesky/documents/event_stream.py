@@ -1,12 +1,13 @@
-"""Descriptors and events in, channels and encoded rows out. Pure: no file, socket, clock or thread.
+"""Turns descriptors and events into channels and encoded rows. Pure: no file, socket, clock or thread.
 
 An `EventStream` reads the documents of one event stream of one run. Its first event decides which data keys become
-channels, because values tell more than the descriptor promises: numbers, booleans, enums (by index) and the elements of
-short one-dimensional arrays do; text, tables, larger arrays and external data are left out, each with its reason. A key
-that turns numeric later joins in a new layout; a value that is no finite number is a gap with a reason.
+channels, because values are more reliable than the descriptor. Numbers, booleans, enums (by index) and the elements of
+short one-dimensional arrays become channels. Text, tables, larger arrays and external data are left out, each with its
+reason. A key that turns numeric later is added in a new layout. A value that is not a finite number is a gap with a
+reason.
 
 Keys that share their times form a time base, and rows are numbered within it. Events of a plan have one time for all
-keys; monitors and event pages have a time per key, so that there may be several time bases (decision 0004).
+keys. Monitors and event pages have a time per key, so they may have several time bases (decision 0004).
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from .conversion import choice, length_of, number
 from .selection import Selection
 from .time_base import Source, TimeBase
 
-MAX_NAME = 255  # characters, and bytes too, since the API does not say which it counts
+MAX_NAME = 255  # characters, and also bytes, since the API does not say which it counts
 DAY_S = 86400.0
-# Keys that come later are counted one by one up to so many, and the others together.
+# This many keys that first appear later are counted one by one, and the others together.
 MAX_LATE_KEYS = 1000
 OTHER_KEYS = "(other keys)"
 
@@ -39,17 +40,17 @@ Names = dict[str, tuple[str, str, int | None]]
 
 
 class EventStream:
-    """The documents of one event stream of one run in, lines for its journal out.
+    """Turns the documents of one event stream of one run into lines for its journal.
 
-    Each of `event` and `event_page` gives JSON texts and changes nothing until `accepted` says that they were kept;
-    so what could not be written leaves no hole.
+    `event` and `event_page` return JSON texts and change nothing until `accepted` confirms that they were kept. So a
+    line that could not be written leaves no hole.
 
     Args:
-        descriptor: The first one of the event stream.
-        selection: What to take.
+        descriptor: The first descriptor of the event stream.
+        selection: Which event streams and data keys to take.
         started: The run's start, Unix seconds.
-        next_layout: Gives a number that no other layout of the run has.
-        names: The channel names of the run, where its event streams share a metrology stream.
+        next_layout: Returns a number that no other layout of the run has.
+        names: The channel names of the run, if its event streams share a metrology stream.
     """
 
     def __init__(
@@ -62,21 +63,21 @@ class EventStream:
         names: Names | None = None,
     ) -> None:
         self.name = _sound(str(descriptor.get("name") or ""))
-        self.begun = False  # whether a row of it was ever kept
-        self.replaced_times = 0  # readings whose own time was impossible and which got the event's instead
+        self.begun = False  # True once a row of it was kept
+        self.replaced_times = 0  # readings whose own time was impossible, so they got the event's time
         self._data_keys = mapping_of(descriptor.get("data_keys"))
         self._hinted = _hinted(descriptor)
         self._selection = selection
-        self.by_reading = selection.by_reading(self.name, page=False)  # whether points have their readings' times
+        self.by_reading = selection.by_reading(self.name, page=False)  # points have their readings' times
         self._started = started
         self._next_layout = next_layout
         self._bases: list[TimeBase] = []
-        self._watched: tuple[str, ...] = ()  # left out for their values, which may yet become numbers
+        self._watched: tuple[str, ...] = ()  # keys left out because of their values, which may become numbers later
         self._left_out: dict[str, str] = {}
-        self.late: Counter[str] = Counter()  # readings of keys that neither the descriptor nor the first event has
+        self.late: Counter[str] = Counter()  # readings of keys that are in neither the descriptor nor the first event
         self._known: set[Any] = set()  # all other keys
-        self.usual = -1  # how many keys an event has of which all are known
-        self.usually: Accepted | None = None  # what becomes of such an event
+        self.usual = -1  # how many keys an event has if all of its keys are known
+        self.usually: Accepted | None = None  # the answer for such an event
         self._offered_late: dict[str, int] = {}
         shares = selection.unprefixed is not None
         self._prefix = f"{self.name}/" if shares and self.name != selection.unprefixed else ""
@@ -84,7 +85,7 @@ class EventStream:
 
     @property
     def left_out(self) -> Mapping[str, str]:
-        """Data keys that do not become channels, with the reason."""
+        """Data keys that do not become channels, with the reason of each."""
         return self._left_out
 
     @property
@@ -94,23 +95,23 @@ class EventStream:
 
     @property
     def rounded(self) -> list[str]:
-        """Channels of which an integer ever lost digits."""
+        """Channels in which an integer ever lost digits."""
         return sorted(name for base in self._bases for name in base.rounded)
 
     @property
     def rows_by_time_base(self) -> dict[str, int]:
-        """How many rows each time base has given."""
+        """How many rows each time base has."""
         return {base.layout.time_base: base.rows for base in self._bases}
 
     def event(self, doc: Mapping[str, Any], now: float) -> list[bytes]:
-        """The lines for one event: its row in each time base, after the layouts that are new.
+        """Return the lines for one event: new layouts, then its row in each time base.
 
         Args:
             doc: An `event` document of this event stream.
-            now: The present time, to tell an impossible time stamp; looked at where points are `by_reading`.
+            now: The present time, to recognise an impossible time stamp. Used only if points are `by_reading`.
 
         Raises:
-            ChannelError: The document lacks what an event must have, a finite time among it.
+            ChannelError: The document lacks something that every event must have, such as a finite time.
         """
         try:
             data, time, uid = doc["data"], doc["time"], doc["uid"]
@@ -146,16 +147,16 @@ class EventStream:
                 base.declare(out)
             values = base.packed(data)
             if values[1] and self.usual >= 0 and Loss.MISSING in values[1].values():
-                self._count_unknown(data, 1)  # another key may be in the place of the one that is missing
+                self._count_unknown(data, 1)  # another key may have taken the place of a missing one
             out.append(encode_row(base.layout.layout, base.rows, at, uid, *values))
             base.offered = base.rows + 1
         return out
 
     def event_page(self, doc: Mapping[str, Any], now: float) -> list[bytes]:
-        """The lines for all rows of an event page, after the layouts that are new.
+        """Return the lines for all rows of an event page, after the new layouts.
 
         Raises:
-            ChannelError: The columns of the page are not of one length, or one of its times is not finite.
+            ChannelError: The columns of the page differ in length, or one of its times is not finite.
         """
         uids = _as_list(doc["uid"])
         times = list(map(self._finite, _as_list(doc["time"])))
@@ -198,10 +199,10 @@ class EventStream:
         return out
 
     def accepted(self, points_per_chunk: int = 1) -> bool:
-        """Go on behind what the last `event` or `event_page` gave, because it was kept.
+        """Note that the result of the last `event` or `event_page` was kept, and number the next rows after it.
 
         Returns:
-            Whether a chunk of so many rows became full.
+            True if a chunk of `points_per_chunk` rows became full.
         """
         self.begun = True
         if self._offered_late:
@@ -218,7 +219,10 @@ class EventStream:
     def accepted_of(
         self, payloads: Sequence[bytes], data: Mapping[Any, Any], events: int = 1, known: int = 0
     ) -> Accepted:
-        """Return what became of a document whose lines were written: `data` has its keys, for so many events."""
+        """Return the answer for a document whose lines were written.
+
+        It had the keys of `data`, and this many events.
+        """
         usual = len(payloads) == events == 1 and len(data) == self.usual and not known
         left_out: Counter[str] = Counter()
         for key in data:
@@ -234,11 +238,11 @@ class EventStream:
         return found
 
     def described_again(self) -> None:
-        """A further descriptor has come: look whether the next event has keys that are not known."""
+        """Note that a further descriptor has come: the next event is checked for unknown keys."""
         self.usual = -1
 
     def start_over(self) -> None:
-        """The next rows go to another journal: number them from 0, under layouts that are declared again."""
+        """Number the next rows from 0, under layouts that are declared again: they go into another journal."""
         for base in self._bases:
             base.rows = base.offered = 0
             base.declared = False
@@ -246,7 +250,7 @@ class EventStream:
     # ---- which keys become channels --------------------------------------------------------------------------------
 
     def _arrange(self, data: Mapping[Any, Any], filled: Mapping[str, Any], own: Mapping[str, Any] | None) -> None:
-        """Decide, at the first event, which keys become channels, and which of them share their times."""
+        """Decide, at the first event, which keys become channels, and which of these share their times."""
         sources: list[Source] = []
         left_out: dict[str, str] = {}
         for key in dict.fromkeys([*self._data_keys, *data]):
@@ -263,11 +267,11 @@ class EventStream:
         groups = [sources] if own is None else _sharing(sources, own)
         first, *others = groups or [[]]
         bases = [self._base(self.name, first, left_out), *map(self._further_base, others)]
-        # What is decided is decided at once, also where a signal's exception interrupts this.
+        # Assigned in one statement, so that an exception from a signal handler leaves all of it or nothing.
         self._left_out, self._watched, self._bases, self.usually = left_out, watched, bases, None
 
     def _count_unknown(self, data: Mapping[Any, Any], rows: int) -> None:
-        """Count, once these rows are kept, the keys that are not known; they become no channel any more."""
+        """Count the unknown keys, to be added once these rows are kept. An unknown key no longer becomes a channel."""
         unknown = [key for key in data if key not in self._known]
         self.usual, self.usually = -1 if unknown else len(data), None
         self._offered_late = {}
@@ -293,7 +297,7 @@ class EventStream:
         )
 
     def _source(self, key: str, value: Any, filled: Any) -> Source | Loss:
-        """How a data key becomes channels, decided by its value, or the reason why it does not."""
+        """Return how a data key becomes channels, by its value, or the reason why it does not."""
         try:
             return self._decide(key, value, filled)
         except Exception:  # noqa: BLE001 - a foreign object may do anything when it is asked what it is
@@ -334,7 +338,7 @@ class EventStream:
         )
 
     def _name(self, key: str, element: int | None) -> str:
-        """A name that the API takes and that no other channel of its metrology stream has, whatever the case."""
+        """Return a name that the API takes and that no other channel of its metrology stream has, ignoring case."""
         wanted = f"{self._prefix}{_sound(self._selection.rename.get(key, key)).strip() or 'channel'}"
         suffix = "" if element is None else f"[{element}]"
         attempt = 1
@@ -347,7 +351,7 @@ class EventStream:
             attempt += 1
 
     def _welcome_late_channels(self, columns: Mapping[str, Iterable[Any]]) -> None:
-        """Give keys that were text until now, and are numbers in these values, a place in a new layout."""
+        """Add keys that were not numeric until now, and are numbers in these values, in a new layout."""
         for key, column in columns.items():
             for value in column:
                 if value is None or issubclass(type(value), str):
@@ -366,14 +370,14 @@ class EventStream:
     # ---- times -----------------------------------------------------------------------------------------------------
 
     def _split_where_times_differ(self, stamps: Mapping[str, Any], now: float) -> None:
-        """Keys that shared their times until now and no longer do get time bases of their own from here on."""
+        """From here on, give a time base of its own to each key that no longer shares its time with the others."""
         for base in list(self._bases):
             if len(base.sources) < 2:
                 continue
             try:
                 if len(set(map(stamps.get, base.keys))) == 1:
                     continue
-            except TypeError:  # a stamp that is no time at all
+            except TypeError:  # a stamp that is not a time
                 pass
             self._split(base, {key: self._own_time(stamps.get(key), now) for key in base.keys})
 
@@ -387,7 +391,7 @@ class EventStream:
         self._bases = [*bases, *map(self._further_base, leave)]
 
     def _finite(self, time: Any) -> float:
-        """An event's time; without one its readings would stand nowhere."""
+        """Return an event's time as a float. Without a finite time its readings could not be placed."""
         try:
             at = float(time)
         except (TypeError, ValueError, OverflowError):
@@ -397,7 +401,7 @@ class EventStream:
         return at
 
     def _own_time(self, stamp: Any, now: float) -> float | None:
-        """A reading's own time; None if no clock could have shown it during this run."""
+        """Return a reading's own time, or None if no clock could have shown it during this run."""
         if isinstance(stamp, np.generic):
             stamp = stamp.item()
         if isinstance(stamp, int | float) and self._started - DAY_S <= stamp <= now + 3600.0:
@@ -405,7 +409,7 @@ class EventStream:
         return None
 
     def _own_times(self, stamps: Mapping[str, Any], rows: int, now: float) -> dict[str, list[float | None]]:
-        """The same for the columns of a page; those that are equal, as a flyer's mostly are, are looked at once."""
+        """Return the same for the columns of a page. Equal columns, as a flyer mostly has, are checked once."""
         own: dict[str, list[float | None]] = {}
         last: Sequence[Any] = ()
         times: list[float | None] = []
@@ -422,7 +426,7 @@ class EventStream:
 
 
 def _sharing(sources: Iterable[Source], own: Mapping[str, Any]) -> list[list[Source]]:
-    """Sources in groups that share their times."""
+    """Return the sources in groups that share their times."""
     groups: list[tuple[Any, list[Source]]] = []
     for source in sources:
         times = own.get(source.key)
@@ -436,7 +440,7 @@ def _sharing(sources: Iterable[Source], own: Mapping[str, Any]) -> list[list[Sou
 
 
 def mapping_of(value: Any) -> Mapping[Any, Any]:
-    """A member of a document that should be a mapping; what is none has nothing in it."""
+    """Return `value` if it is a mapping, else an empty one."""
     return value if isinstance(value, Mapping) else {}
 
 
@@ -454,22 +458,22 @@ def _hinted(descriptor: Mapping[str, Any]) -> set[str]:
 
 
 def _fitting(name: str, limit: int) -> str:
-    """A name cut to `limit` bytes, with a visible mark; never in the middle of a character."""
+    """Return a name cut to `limit` bytes, with an ellipsis if it was cut. Never cuts within a character."""
     if len(name.encode(errors="replace")) <= limit:
         return name
     return name.encode(errors="replace")[: limit - 3].decode(errors="ignore") + "…"
 
 
 def _sound(text: str) -> str:
-    """Text that a file can hold: lone surrogates are none."""
+    """Return the text without lone surrogates, which a file cannot hold."""
     return text.encode(errors="replace").decode()
 
 
 def _as_list(column: Any) -> Sequence[Any]:
-    """A column of an event page."""
+    """Return a column of an event page as a list."""
     if isinstance(column, list | tuple):
         return column
     if isinstance(column, np.ndarray) and column.ndim:
-        # As a list, dates and records would turn into bare numbers and arrays.
+        # `tolist` would turn dates and records into bare numbers and arrays.
         return list(column) if column.dtype.kind in "mMV" else column.tolist()
     raise ChannelError(f"a column of an event page is a {type(column).__name__}, expected a list; the page is left out")

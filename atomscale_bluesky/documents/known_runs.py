@@ -1,7 +1,7 @@
-"""What the spool and its history know of a run whose start document comes again, by a replay or a bus.
+"""What the spool and its history know of a run whose start document comes again, by a replay or from a message bus.
 
-A run that has ended is recognised and not taken again. One that was interrupted, because its process was killed or its
-bus delivers again from an earlier place, goes on: what was kept of it is told event by event.
+A run that has ended is recognised and not taken again. A run that was interrupted, because its process was killed or
+its bus delivers again from an earlier position, goes on: each event is checked against those already kept.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from ..spool.spool import Spool
 
 
 class Past(msgspec.Struct, frozen=True):
-    """What is left of a run that was taken before, by whichever process."""
+    """What is left of a run that some process took before."""
 
     content: str  # the digest of its start document
-    ended: bool  # by a stop document; or somebody else is taking it right now
-    kept: KeptEvents | None = None  # the events of one that was interrupted
+    ended: bool  # ended by a stop document; or another process is taking it right now
+    kept: KeptEvents | None = None  # the kept events of an interrupted run
 
 
-# How many headers are read at construction, in some 20 ms, and later at a time.
+# How many headers are read at construction, which takes about 20 ms, and at a time later.
 AT_CONSTRUCTION, AT_A_TIME = 500, 100
 
 
 class PastRuns:
-    """The runs of a spool and its history by their uids. Each header is read once.
+    """The runs of a spool and its history, by uid. Each header is read once.
 
-    Those of the youngest runs are read at construction, where they are many the others in a thread of the spool's. So
-    what a start document waits for does not grow with the runs that wait: of these it reads one folder's names.
+    Headers of the youngest runs are read at construction. If there are more, a thread of the spool reads the rest. So a
+    start document's wait does not grow with the number of waiting runs: of these it reads only folder names.
     """
 
     def __init__(self, spool: Spool) -> None:
@@ -44,11 +44,14 @@ class PastRuns:
         self._read(names[max(0, len(names) - AT_CONSTRUCTION) :])
         if len(names) > AT_CONSTRUCTION:
             spool.in_background(self._read_on)
-        with suppress(OSError):  # reported by whoever asks for a run
+        with suppress(OSError):  # reported when a run is asked for
             spool.read_history()
 
     def of(self, run_uid: str) -> Past | None:
-        """What is known of a run; None if it is in neither spool nor history. Reads what is in the spool of it."""
+        """Return what is known of a run, or None if it is in neither spool nor history.
+
+        Reads the run's files in the spool.
+        """
         found, entries = self._found(run_uid)
         if not found and not entries:
             return None
@@ -59,7 +62,7 @@ class PastRuns:
         return Past(contents[0], ended=False, kept=self._kept([part for part in parts if part is not None], entries))
 
     def of_open(self, run_uid: str, folder: Path) -> KeptEvents:
-        """Return the events of a run that is open in `folder`, as far as they were written when this is called."""
+        """Return the events of a run that is open in `folder`, as far as they are written at the time of the call."""
         found, entries = self._found(run_uid, but=folder.name)
         return self._kept([events for _, events in found.values() if events is not None], entries, read_events(folder))
 
@@ -67,21 +70,22 @@ class PastRuns:
         self._read(self._spool.run_names())
 
     def _read(self, names: Sequence[str]) -> None:
-        # A new one in the place of the old: several threads may ask, and none waits for another.
+        # A new dict replaces the old one: several threads may call this, and none waits for another.
         known = self._uids
         self._uids = {name: known.get(name) or _uid_in(self._spool.path / name) for name in names}
 
     def _read_on(self) -> bool:
-        """Read some of the headers that were not read yet; whether there are more."""
+        """Read some of the headers not read yet. Return True if there are more."""
         names = self._spool.run_names()
         new = [name for name in names if name not in self._uids]
-        # Also a new one: another thread may be going through the old. What it reads meanwhile it may read once more.
+        # Also a new dict: another thread may be iterating over the old one. A header read meanwhile may be read again.
         self._uids = {**self._uids, **{name: _uid_in(self._spool.path / name) for name in new[:AT_A_TIME]}}
         return len(new) > AT_A_TIME
 
     def _found(self, run_uid: str, but: str = "") -> tuple[dict[str, tuple[str, Events | None]], list[dict[str, Any]]]:
-        """What the spool has of a run, but for one folder, and the entries of what has left it."""
-        # The spool first: what leaves it meanwhile is in the history by then, and what was read of it does not count.
+        """Return what the spool has of a run, except in the folder `but`, and the run's entries in the history."""
+        # The spool first: a run that leaves it meanwhile is then in the history, and what was read of it does not
+        # count.
         found = self._in_spool(run_uid, but)
         entries = self._spool.history_of(run_uid)
         for entry in entries:
@@ -89,7 +93,7 @@ class PastRuns:
         return found, entries
 
     def _in_spool(self, run_uid: str, but: str) -> dict[str, tuple[str, Events | None]]:
-        """By folder name the run's content and its events; none where it is being written."""
+        """Return the run's content and events by folder name. The events are None while the folder is being written."""
         self._look()
         found: dict[str, tuple[str, Events | None]] = {}
         for name in [name for name, uid in self._uids.items() if uid == run_uid and name != but]:
@@ -99,7 +103,7 @@ class PastRuns:
                 continue
             written = self._spool.writer_alive(folder)
             events = read_events(folder)
-            # Who has written its end may not have let go of it yet.
+            # The writer may have written its stop without having released the run yet.
             found[name] = header.content, events if events.stop is not None or not written else None
         return found
 
@@ -120,9 +124,12 @@ def _has_ended(events: Events | None) -> bool:
 
 
 def _uid_in(folder: Path) -> str:
-    """The uid of the run in a folder; none while it has no header that can be read, which concerns no other run."""
+    """Return the uid of the run in a folder, or an empty text without a readable header.
+
+    Other runs are not affected.
+    """
     try:
         header = read_header(folder)
-    except OSError:  # a SpoolError is one
+    except OSError:  # a SpoolError is one too
         return ""
     return header.run_uid if header else ""

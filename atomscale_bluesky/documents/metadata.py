@@ -1,11 +1,11 @@
-"""A start document in, what to initialize out. Pure.
+"""Reads from a start document how to initialize the run's streams. Pure.
 
-`synth_source_id`, `physical_sample` or `physical_sample_id`, `project_id`, `tags`, `track_sample`, `stream_name` and
-`points_per_chunk` are read at the top level of the start document, where other keys are nobody's business, or in a
-dict under `atomscale`, which wins and in which an unknown key is an error. None and the empty text count as absent.
-Numbers may come as text or numpy integers.
+The keys `synth_source_id`, `physical_sample` or `physical_sample_id`, `project_id`, `tags`, `track_sample`,
+`stream_name` and `points_per_chunk` are read either at the top level of the start document, where other keys are
+ignored, or in a dict under `atomscale`, which takes precedence and in which an unknown key is an error. None and the
+empty text count as absent. Numbers may come as text or numpy integers.
 
-Whatever else a start document holds stays on this machine, and may be anything at all.
+Everything else in a start document stays on this machine, and may be of any kind.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..model.identifiers import is_uuid, name_of, tags_of, uuid_of
 from ..model.labels import MAX_LOOKED_AT, one_line, shortened
 from ..model.links import Links
 
-# Nor is more than so many values of a start document, and the first ones of what holds more.
+# A start document with more values than this is digested only in part, with the first `_FIRST` values of larger parts.
 MOST_DIGESTED = 20_000
 _FIRST = 20
 NAMESPACE = "atomscale"
@@ -35,20 +35,21 @@ class RunMetadata(msgspec.Struct, frozen=True):
     """What a run's metadata say about its metrology streams."""
 
     links: Links
-    label: str | None  # as the run names it; None where the template applies
+    label: str | None  # from the run's metadata; None if the template applies
     points_per_chunk: int | None
 
 
 def validate_metadata(md: Mapping[str, Any], *, require_synth_source_id: bool = False) -> None:
-    """Accept or refuse a run's metadata before anything moves: `RE.md_validator = validate_metadata`.
+    """Accept or refuse a run's metadata before the plan begins: `RE.md_validator = validate_metadata`.
 
     Args:
         md: The metadata that will become the start document.
-        require_synth_source_id: Whether to refuse a run that names no growth instrument, too:
+        require_synth_source_id: Also refuse a run that names no growth instrument:
             `RE.md_validator = functools.partial(validate_metadata, require_synth_source_id=True)`.
 
     Raises:
-        MetadataError: The run's streams could not be initialized with them, or name no growth instrument.
+        MetadataError: The run's streams could not be initialized with these metadata, or a growth instrument is
+            required and missing.
     """
     if read_metadata(md).links.synth_source_id is None and require_synth_source_id:
         raise MetadataError(
@@ -58,14 +59,14 @@ def validate_metadata(md: Mapping[str, Any], *, require_synth_source_id: bool = 
 
 
 def read_metadata(start: Mapping[str, Any], defaults: Links | None = None) -> RunMetadata:
-    """What a start document, or the metadata that will become one, say about the run's streams.
+    """Return what a start document, or the metadata that will become one, say about the run's streams.
 
     Args:
         start: The document, or the metadata.
-        defaults: What a run is linked to where they say nothing; None where that is not known.
+        defaults: The links of a run for which the metadata name none; None if that is not known.
 
     Raises:
-        MetadataError: A value cannot be used, or the `atomscale` dict holds a key that means nothing.
+        MetadataError: A value cannot be used, or the `atomscale` dict has an unknown key.
     """
     given = {name: start.get(name) for name in _READERS}
     own = start.get(NAMESPACE)
@@ -77,7 +78,7 @@ def read_metadata(start: Mapping[str, Any], defaults: Links | None = None) -> Ru
                 f"it may hold {', '.join(_READERS)}"
             )
         own = {name: value for name, value in own.items() if not _absent(value)}
-        if own.keys() & {"physical_sample", "physical_sample_id"}:  # one thing with two keys
+        if own.keys() & {"physical_sample", "physical_sample_id"}:  # two keys for the same thing
             given |= {"physical_sample": None, "physical_sample_id": None}
         given.update(own)
     elif own is not None:
@@ -118,9 +119,10 @@ def _links(read: Mapping[str, Any], defaults: Links | None) -> Links:
 
 
 def run_label(start: Mapping[str, Any], template: str) -> str:
-    """A run's readable name by a template such as `"{plan_name} {scan_id} {date}"`: never fails, up to 200 characters.
+    """Return a run's readable name by a template such as `"{plan_name} {scan_id} {date}"`. Never fails.
 
-    `{date}` is the day of the start document's time in the local time zone; a key that the document lacks gives none.
+    The name has up to 200 characters. `{date}` is the day of the start document's time in the local time zone. A key
+    that is not in the document gives an empty text.
     """
     try:
         text = template.format_map(_Start(start))
@@ -131,10 +133,10 @@ def run_label(start: Mapping[str, Any], template: str) -> str:
 
 
 def content_digest(start: Mapping[str, Any]) -> str:
-    """Tells two start documents of one uid apart, whatever they hold; the same for a document and its stored copy.
+    """Return a digest that tells apart two start documents of one uid.
 
-    Of a document that holds more than `MOST_DIGESTED`, what is too much is told by its size and its beginning only: the
-    plan waits meanwhile.
+    The digest is the same for a document and its stored copy. Of a document with more than `MOST_DIGESTED` values,
+    large parts count only with their size and beginning, because the plan waits meanwhile.
     """
     options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
     text = b""
@@ -148,15 +150,15 @@ def content_digest(start: Mapping[str, Any]) -> str:
             left -= size
         try:
             text += orjson.dumps([str(key), value], default=_placeholder, option=options)
-        except orjson.JSONEncodeError:  # cyclic, deeper than the encoder goes, or a number beyond 64 bits
+        except orjson.JSONEncodeError:  # cyclic, too deep for the encoder, or a number beyond 64 bits
             text += str(key).encode(errors="replace")
     return hashlib.sha256(text).hexdigest()[:16]
 
 
 def _size(value: object, limit: int) -> int | None:
-    """How many values something holds, a text as one per 64 characters; None if they are more than a limit.
+    """Return how many values an object holds, a text counting one per 64 characters; None if more than `limit`.
 
-    An array counts as the lists that it is stored as. It takes time by the limit, not by what there is.
+    An array counts like the lists that it is stored as. The time taken depends on the limit, not on the object's size.
     """
     size, left = 0, [value]
     while left:
@@ -179,7 +181,7 @@ def _size(value: object, limit: int) -> int | None:
 
 
 def _outline(value: object, depth: int = 3) -> object:
-    """What stands for something large: how much there is of it, and its beginning; of an array as of the same lists."""
+    """Return what stands for a large object: its size and its beginning. An array gives the same as equal lists."""
     if isinstance(value, str):
         return value if len(value) <= MAX_LOOKED_AT else [len(value), value[:MAX_LOOKED_AT]]
     if isinstance(value, Mapping):
@@ -193,16 +195,16 @@ def _outline(value: object, depth: int = 3) -> object:
 
 
 def _placeholder(value: object) -> object:
-    """What stands for an object that the encoder does not take.
+    """Return what stands for an object that the encoder does not take.
 
-    Arrays and numbers of numpy are what a stored copy has; of anything else the type, because its repr may hold an
-    address in memory.
+    Numpy's arrays and numbers give what a stored copy has. Anything else gives its type's name, because its repr may
+    contain a memory address.
     """
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else type(value).__name__
 
 
 class _Start(dict[str, Any]):
-    """A start document as a template sees it."""
+    """A start document as a template reads it."""
 
     def __init__(self, start: Mapping[str, Any]) -> None:
         super().__init__(start)
@@ -215,7 +217,7 @@ class _Start(dict[str, Any]):
 
 
 def _shown(value: object) -> str:
-    """A value as an error may show it: short, on one line, without control characters."""
+    """Return a value as an error shows it: short, on one line, without control characters."""
     try:
         text = repr(value) if _size(value, _FIRST * _FIRST) else f"a {type(value).__name__} of {len(value)}"  # type: ignore[arg-type]
     except Exception:  # noqa: BLE001 - a foreign object's repr may do anything
@@ -252,7 +254,7 @@ def _points(name: str, value: object) -> int:
 
 
 def _checked(read: Callable[[object], Any]) -> Callable[[str, object], Any]:
-    """A reader that says which key of the metadata is wrong."""
+    """Return a reader whose errors name the metadata's key."""
 
     def reader(name: str, value: object) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""What the front half knows of a run: how it begins, what it has seen, and what never reaches its journal."""
+"""The recorder's state of one run: its header, what has been seen of it, and what never reaches its journal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .rejections import Rejections
 from .selection import Selection
 from .start_document import text_of
 
-# The same event may come twice (two subscriptions, a bus that delivers again); so many uids of each run are remembered.
+# The same event may come twice (two subscriptions, a bus that delivers again). So many uids of each run are remembered.
 REMEMBERED_EVENTS = 10_000
 
 # A line of the journal names no more keys than this, so that it is never too long.
@@ -30,7 +30,7 @@ class OpenRun:
     """A run whose stop document has not come.
 
     Args:
-        uid: The run's.
+        uid: The run's uid.
         header: The first line of its journal.
         kept: The events that were kept before it was interrupted.
     """
@@ -38,26 +38,26 @@ class OpenRun:
     def __init__(self, uid: str, header: Header, kept: KeptEvents | None = None) -> None:
         self.uid = uid
         self.header = header
-        self.writer: RunWriter | None = None  # None: the spool had no room for it, or it is settled
+        self.writer: RunWriter | None = None  # None: the spool had no disk space for it, or it is settled
         self.settled = False  # its files say how it ended
-        self.why_not_kept = ""  # why the spool did not take it when it was asked last
+        self.why_not_kept = ""  # why the spool did not take it at the last attempt
         self._noted_as_not_kept = False
-        self.to_announce = False  # nobody who delivers was told of its journal
-        # Those that say how it ended, and how much its journal held before; while they are being written.
+        self.to_announce = False  # the deliverer does not know of its journal yet
+        # The lines that say how it ended, and the journal's size before them, while they are being written.
         self.last_lines: tuple[list[bytes], int] | None = None
         self.why_none = Loss.NO_ROOM  # why there is no writer
-        self.try_again_at = 0.0  # monotonic: when to try to make one again
+        self.try_again_at = 0.0  # monotonic: when to try again to make one
         self.event_streams: dict[str, EventStream | None] = {}  # None: not selected
         self.names: Names = {}  # of all channels
         self.kept = kept
-        # Events that came before, the last `REMEMBERED_EVENTS` at least.
+        # Uids of earlier events, at least of the last `REMEMBERED_EVENTS`.
         self.seen: set[str] = set()  # the youngest
-        self.seen_before: set[str] = set()  # those before them
+        self.seen_before: set[str] = set()  # the ones before those
         self._layouts = 0
         self._left_out: Counter[tuple[str, str]] = Counter()  # reason, key
 
     def describe(self, descriptor: Mapping[str, Any], name: str, selection: Selection) -> bool:
-        """Take the first descriptor of an event stream; False if that is not selected."""
+        """Add the first descriptor of an event stream. Return False if the event stream is not selected."""
         taken = selection.takes_event_stream(name)
         self.event_streams[name] = (
             EventStream(
@@ -73,22 +73,22 @@ class OpenRun:
         return taken
 
     def begin_again(self, writer: RunWriter) -> None:
-        """Go on in another journal, which begins with nothing."""
+        """Go on in another, empty journal."""
         for event_stream in self.event_streams.values():
             if event_stream is not None:
                 event_stream.start_over()
-        # At once, and last: whoever is interrupted before begins again, with a further journal.
+        # In one statement, and last: if this is interrupted before, the run begins again with a further journal.
         self.writer, self.settled, self.to_announce, writer.in_use = writer, False, True, True
 
     def end(self) -> None:
-        """Forget the journal, which says how the run ended."""
+        """Release the journal, which now says how the run ended."""
         left_out: Counter[tuple[str, str]] = Counter()
         for event_stream in filter(None, self.event_streams.values()):
             event_stream.late.clear()
         self.writer, self.settled, self.last_lines, self._left_out = None, True, None, left_out
 
     def remember(self, uid: str) -> None:
-        """Note an event's uid, and forget the oldest ones, many at once, when there are many."""
+        """Remember an event's uid. When there are too many, forget the oldest, many at once."""
         self.seen.add(uid)
         if len(self.seen) > REMEMBERED_EVENTS:
             self.seen, self.seen_before = set(), self.seen
@@ -99,9 +99,9 @@ class OpenRun:
             self._left_out[reason, text_of(key)] += events
 
     def not_kept(self, ended: float) -> NotKept | None:
-        """What to note of a run that has no journal for what was left out; None where there is nothing to note.
+        """Return a note of a run whose left-out readings have no journal, or None if there is nothing to note.
 
-        Begins to count anew.
+        If a note is returned, the counts start again from 0.
         """
         readings = sum(n for (reason, _), n in self._left_out.items() if reason in {Loss.NO_ROOM, Loss.NOT_WRITTEN})
         if (self.settled or self._noted_as_not_kept) and not readings:
@@ -118,7 +118,7 @@ class OpenRun:
         )
 
     def left_out_lines(self) -> list[bytes]:
-        """What was counted, as lines for the journal."""
+        """Return the counts as lines for the journal."""
         counted = dict(self._left_out)
         for event_stream in filter(None, self.event_streams.values()):
             counted |= {(Loss.LATE, key): n for key, n in event_stream.late.items()}
@@ -135,12 +135,12 @@ class OpenRun:
         ]
 
     def rows(self) -> dict[str, int]:
-        """How many rows each time base has given to this journal."""
+        """Return how many rows of each time base are in this journal."""
         streams = (event_stream for event_stream in self.event_streams.values() if event_stream is not None)
         return {time_base: rows for stream in streams for time_base, rows in stream.rows_by_time_base.items()}
 
     def tell_opened(self, rejections: Rejections) -> None:
-        """Say that the run begins, and what has to be known of it."""
+        """Log that the run begins, and what the operator has to know about it."""
         if self.kept is not None:
             rejections.say(
                 logging.WARNING, "run %s goes on where it was interrupted: what was kept of it is not taken again",
@@ -167,7 +167,7 @@ class OpenRun:
             )
 
     def tell_what_was_odd(self, rejections: Rejections) -> None:
-        """Say, at the run's end, which readings arrived otherwise than they were read."""
+        """Log, at the run's end, which readings were not recorded as they came."""
         for event_stream in filter(None, self.event_streams.values()):
             if event_stream.replaced_times:
                 rejections.say(
@@ -203,13 +203,13 @@ class OpenRun:
             )  # fmt: skip
 
     def _next_layout(self) -> int:
-        """A number for a layout, unique in this run."""
+        """Return a layout number that is unique in this run."""
         self._layouts += 1
         return self._layouts - 1
 
 
 def without(page: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
-    """An event page without some of its rows."""
+    """Return an event page without some of its rows."""
     gone = set(rows)
 
     def kept(column: Any) -> list[Any]:

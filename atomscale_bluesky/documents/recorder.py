@@ -1,16 +1,16 @@
-"""Bluesky documents in, journals of runs on disk out, with an answer for each document.
+"""Writes Bluesky's documents into journals of runs on disk, and answers each document.
 
     for name, doc in documents:
         accepted = recorder.take(name, doc)     # the rows survive a killed process
-    recorder.sync()                             # now also a power cut
+    recorder.sync()                             # and now also a power cut
 
-`AtomscaleCallback` records what a RunEngine emits; whoever gets documents from elsewhere uses a recorder directly. A
-recorder sends nothing: what it has recorded is delivered by the callback's uploader, by `atomscale-bluesky upload`, or
-by whichever process delivers the spool's runs.
+`AtomscaleCallback` records what a RunEngine emits. A program that gets documents from another source uses a recorder
+directly. A recorder sends nothing: what it has recorded is delivered by the callback's uploader, by `atomscale-bluesky
+upload`, or by any process that delivers the spool's runs.
 
-A signal may come at any moment. Where its handler raises, as Ctrl-C does, the exception leaves `take`, and the next
-call finds out from the journal what was written and counts that. Where its handler calls the recorder, or a document's
-value does, which is foreign code, that call does not wait for itself: its document is taken behind the present one.
+A signal may come at any moment. If its handler raises, as Ctrl-C does, the exception leaves `take`, and the next call
+finds out from the journal what was written and counts that. If its handler calls the recorder, or if a document's value
+does, which is foreign code, then that call does not wait for itself: its document is taken after the present one.
 Nothing is logged while the lock is held.
 """
 
@@ -41,26 +41,26 @@ from .run_files import Deliverer, RunFiles
 from .selection import Selection
 from .start_document import header_of, text_of, time_of, uid_of
 
-# Runs that have ended are remembered, to recognise one that is replayed.
+# How many ended runs are remembered, to recognise a replay.
 REMEMBERED_RUNS = 1000
-# A start document older than this is no run that begins now: whether it was sent before is looked up in the spool.
+# A start document older than this does not belong to a run that begins now: the spool is searched for an earlier copy.
 REPLAY_AGE_S = 5.0
 
 
 class DocumentRecorder:
-    """Records the documents of runs in a spool, and says of each what became of it.
+    """Records the documents of runs in a spool, and answers for each what happened to it.
 
-    Make one per process and spool, from the same settings as whoever delivers; it lives as long as documents come, and
-    is closed then. Several threads may call it at once: one lock is held for each document, for memory operations and
-    one `write`, and never while anything else is waited for.
+    Make one per process and spool, with the same settings as the process that delivers. Keep it while documents come,
+    then close it. Several threads may call it at once: one lock is held for each document, for memory operations and
+    one `write`, and never while waiting for anything else.
 
     Args:
-        settings: Which spool, and which event streams and data keys are taken; by default from environment and file.
-        spool: The spool, where it is open already.
-        deliverer: Who delivers in this process; None if nobody does.
+        settings: Which spool, and which event streams and data keys are taken. The default is environment and file.
+        spool: The spool, if it is already open.
+        deliverer: Delivers the runs in this process. None if they are not delivered here.
 
     Raises:
-        SettingsError: A setting cannot be used, the spool's folder among them; names it and what is expected.
+        SettingsError: A setting cannot be used, such as the spool's folder. Names it and what is expected.
     """
 
     def __init__(
@@ -78,38 +78,38 @@ class DocumentRecorder:
             timestamps=settings.timestamps,
             unprefixed=settings.primary if settings.layout == "run" else None,
         )
-        # Around all that follows; held for memory operations and one write. A signal's handler, or a document's value,
-        # may come back to it: `_inside` says so, and what it gives is put off.
+        # Guards everything below, and is held for memory operations and one write. A signal handler or a document's
+        # value may call in while it is held. Then `_inside` is set, and the document of that call is put off.
         self._lock = threading.RLock()
         self._inside = False
         self._put_off: deque[tuple[str | None, Any]] = deque()  # documents; and folders to settle, without a name
         self._runs: dict[str, OpenRun] = {}  # open runs by uid
         self._streams: dict[str, tuple[OpenRun, EventStream | None]] = {}  # by descriptor uid; None: not selected
         self._ended: OrderedDict[str, str] = OrderedDict()  # uid → digest of the start document
-        self._late: OrderedDict[str, str] = OrderedDict()  # descriptor uid → uid of the run, which has ended
-        self._skipped: dict[str, bool] = {}  # runs taken before that come again, and whether with the same content
-        self._streams_skipped: dict[str, bool] = {}  # the same of their descriptors
+        self._late: OrderedDict[str, str] = OrderedDict()  # descriptor uid → uid of its run, which has ended
+        self._skipped: dict[str, bool] = {}  # runs taken before that come again: is their content the same
+        self._streams_skipped: dict[str, bool] = {}  # the same for their descriptors
         self._rejections = Rejections()
         self._past = PastRuns(self._spool)
         self._files = RunFiles(self._spool, deliverer, self._rejections)
 
     def take(self, name: str, doc: Mapping[str, Any]) -> Accepted:
-        """Record one document; when this returns, its rows survive a killed process.
+        """Record one document. When this returns, its rows survive a killed process.
 
-        Called from within itself, by a signal's handler or a document's value, it takes the document behind the present
-        one, and says so.
+        If it is called from within itself, by a signal handler or a document's value, the document is taken after the
+        present one, and the answer says so.
 
         Args:
-            name: `start`, `descriptor`, `event`, `event_page` or `stop`; of other documents nothing is recorded.
+            name: `start`, `descriptor`, `event`, `event_page` or `stop`. Other documents are not recorded.
             doc: The document. It is not changed, and not needed any more afterwards.
 
         Returns:
             How many rows were written, what was known already, and which readings were left out for which reason.
 
         Raises:
-            DocumentError: It cannot be used: it is malformed, or belongs to no run or descriptor that is known, or to a
-                run that was recorded before with other content. Nothing of it was recorded, and what is recorded goes
-                on; it is counted in `ignored`, and logged once per kind.
+            DocumentError: The document cannot be used: it is malformed, or belongs to no known run or descriptor, or to
+                a run that was recorded before with other content. Nothing of it was recorded, and what is already
+                recorded is not affected. It is counted in `ignored`, and logged once per kind.
         """
         try:
             known = self._known_of(doc) if name == "start" else None
@@ -145,30 +145,29 @@ class DocumentRecorder:
                 self._tell()
 
     def sync(self) -> None:
-        """Have everything taken so far survive a power cut; takes as long as the disk needs, some milliseconds mostly.
+        """Make everything taken so far survive a power cut. Takes as long as the disk needs, mostly some milliseconds.
 
         Raises:
-            SpoolError: A journal could not be synced. It is tried again by the next call, and in the background.
+            SpoolError: A journal could not be synced. The next call tries again, and so does the background thread.
         """
         self._spool.sync()
 
     @property
     def ignored(self) -> Mapping[str, int]:
-        """How many documents were not taken, by kind; since this recorder was made.
+        """How many documents were not taken since this recorder was made, by kind. Does not block.
 
-        Those of no run or descriptor that is known count under their name, `event` say. The others are a `malformed
-        document`, an `event seen before`, an `event behind its run's stop`, a `run taken before` and a `run not kept`.
-        Waits for nothing.
+        Documents of no known run or descriptor count under their name, such as `event`. The other kinds are `malformed
+        document`, `event seen before`, `event behind its run's stop`, `run taken before` and `run not kept`.
         """
         return dict(self._rejections.counts)
 
     def complete_open_runs(self, folder: Path | None = None) -> bool:
-        """Complete the runs whose stop document has not come, or the one in `folder`, as interrupted.
+        """Complete the runs whose stop document has not come, or only the one in `folder`, as interrupted.
 
-        Should documents of such a run follow all the same, they are recorded as a run of their own.
+        Documents of such a run that come later are recorded as a run of their own.
 
         Returns:
-            True if it is done; False if it is called from within a document, and is done right behind that.
+            True if it is done; False if the call comes from within a document, and is carried out right after that.
         """
         with self._lock:
             if self._inside:
@@ -188,10 +187,10 @@ class DocumentRecorder:
         return True
 
     def close(self) -> bool:
-        """Complete the open runs and close the files; waits for the disk, some seconds at most. May be called again.
+        """Complete the open runs and close the files. Waits for the disk, up to some seconds. May be called again.
 
         Returns:
-            False where the runs could not be completed yet, because it is called from within a document.
+            False if the runs could not be completed yet, because the call comes from within a document.
         """
         completed = self.complete_open_runs()
         if self._owns_spool:
@@ -199,26 +198,26 @@ class DocumentRecorder:
         return completed
 
     def __enter__(self) -> DocumentRecorder:
-        """The recorder itself."""
+        """Return the recorder itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close it."""
+        """Close the recorder."""
         self.close()
 
     def __repr__(self) -> str:
-        """Where it records to."""
+        """Return a text that names the spool's folder."""
         return f"<DocumentRecorder in {str(self._spool.path)!r}>"
 
     def _tell(self) -> None:
-        """Log what there is to say; called without the lock, since a log's handler is foreign code."""
+        """Log what was collected. Called without the lock, since a log handler is foreign code."""
         with suppress(Exception):  # a handler that fails must not end the plan
             self._rejections.tell()
 
     def after_fork_in_child(self) -> None:
-        """The parent's runs are the parent's; a child that gets documents records runs of its own."""
+        """Forget the parent's runs, which belong to the parent. A child that gets documents records runs of its own."""
         self._lock = threading.RLock()
         self._inside, self._files.step = False, None
         self._put_off.clear()
@@ -226,10 +225,10 @@ class DocumentRecorder:
         self._spool.forget_after_fork()
         self._files.deliverer = None
 
-    # ---- all that follows is called with the lock held, `_known_of` excepted ---------------------------------------
+    # ---- all methods below are called with the lock held, except `_known_of` ---------------------------------------
 
     def _known_of(self, doc: Mapping[str, Any]) -> tuple[str, Header, Past | None]:
-        """A run's uid and header, and what was taken of it before. Needs no lock; may read the disk."""
+        """Return a run's uid and header, and what was taken of it before. Needs no lock; may read the disk."""
         uid = uid_of(doc)
         header = header_of(doc, uid, self.settings)
         if self.settings.resend or time.time() - header.started <= REPLAY_AGE_S:
@@ -240,16 +239,16 @@ class DocumentRecorder:
             return uid, header, Past(header.content, ended=False, kept=self._past.of_open(uid, writer.folder))
         try:
             return uid, header, self._past.of(uid)
-        except OSError as error:  # a SpoolError is one; and a run taken twice is better than none
+        except OSError as error:  # a SpoolError is one too; and a run taken twice is better than none
             self._rejections.say_once(
                 "past", f"whether run {uid} was taken before cannot be told, so it is taken: {error}"
             )
             return uid, header, None
 
     def _take_what_was_put_off(self) -> None:
-        """Take what came from within the call that holds the lock; called at its end."""
+        """Take the documents that came from within the call that holds the lock. Called at the end of that call."""
         while self._put_off:
-            name, doc = self._put_off[0]  # taken away when it is done: interrupted in between it is done again
+            name, doc = self._put_off[0]  # removed when it is done: after an interruption it is done again
             try:
                 if self._files.step is not None:
                     self._complete_step()
@@ -270,12 +269,12 @@ class DocumentRecorder:
             self._put_off.popleft()
 
     def _complete_step(self) -> None:
-        """Complete what a signal's exception has interrupted."""
+        """Complete the step that an exception from a signal handler has interrupted."""
         try:
             ended = self._files.complete_step()
             if ended is not None:
                 self._forget(ended)
-        except Exception:  # what fails again would fail for ever, and every document after it
+        except Exception:  # the same step would fail for ever, and with it every later document
             self._files.step = None
             raise
         self._files.step = None
@@ -293,7 +292,7 @@ class DocumentRecorder:
         if open_run is not None:
             self._rejections.ignore("start", f"a second start document of run {uid} is ignored")
             if past is not None and past.kept is not None:
-                open_run.kept = past.kept  # what comes now may have come before, longer ago than is remembered
+                open_run.kept = past.kept  # an event may repeat one older than those remembered
             return KNOWN
         if uid in self._ended and not self.settings.resend:
             past = Past(self._ended[uid], ended=True)
@@ -348,7 +347,7 @@ class DocumentRecorder:
             return _left_out(run, Loss.EVENT_STREAM_NOT_SELECTED, doc.get("data") or ())
         uid = doc["uid"]
         if uid in run.seen or uid in run.seen_before or (run.kept and _is_kept(run.kept, event_stream, doc)):
-            run.remember(uid)  # one that its time told is told by its uid when it comes once more
+            run.remember(uid)  # an event recognised by its time is recognised by its uid next time
             self._rejections.counts[SEEN_BEFORE] += 1
             return KNOWN
         if run.writer is None:
@@ -447,13 +446,13 @@ class DocumentRecorder:
         return NOTHING
 
     def _forget(self, run: OpenRun) -> None:
-        """Know of a run only that it has ended."""
+        """Forget a run, except that it has ended."""
         for descriptor in [key for key, value in self._streams.items() if value[0] is run]:
             self._late[descriptor] = run.uid
             del self._streams[descriptor]
         while len(self._late) > REMEMBERED_RUNS:
             self._late.popitem(last=False)
-        if run.settled:  # else nothing of it is there, and a replay would be welcome
+        if run.settled:  # otherwise nothing of it is kept, and a replay should be taken
             self._ended[run.uid] = run.header.content
         if len(self._ended) > REMEMBERED_RUNS:
             self._ended.popitem(last=False)
@@ -464,7 +463,7 @@ def open_spool(settings: Settings) -> Spool:
     """Open the spool that the settings name, to record in it.
 
     Raises:
-        SettingsError: Its folder cannot be used.
+        SettingsError: The spool's folder cannot be used.
     """
     try:
         return Spool(
@@ -489,16 +488,16 @@ def _why_left_out(reason: Loss, readings: int, known: int = 0) -> Accepted:
 
 
 def _is_kept(kept: KeptEvents, event_stream: EventStream, doc: Mapping[str, Any]) -> bool:
-    """Whether earlier journals of the run hold an event."""
+    """Return True if earlier journals of the run hold the event."""
     stamps = mapping_of(doc.get("timestamps"))
     return kept.has(event_stream.name, doc["uid"], times_of(doc.get("time"), *stamps.values()))
 
 
 def _kept_rows(kept: KeptEvents, event_stream: EventStream, page: Mapping[str, Any]) -> Sequence[int]:
-    """The rows of a page that earlier journals of the run hold."""
+    """Return the rows of a page that earlier journals of the run hold."""
     uids = page["uid"]
     columns = [page["time"], *mapping_of(page.get("timestamps")).values()]
-    columns = [column for column in columns if len(column) == len(uids)]  # another length is seen to later
+    columns = [column for column in columns if len(column) == len(uids)]  # another length is handled later
     return [
         i
         for i, uid in enumerate(uids)

@@ -1,7 +1,7 @@
-"""What came and could not be used: counted by kind, and said once in the log. Takes no lock of its own.
+"""Documents that could not be used: counted by kind, and each kind logged once. Takes no lock of its own.
 
-What is to be said is collected, and goes to the log when its caller holds no lock: a log's handler is foreign code,
-that may wait for another thread or come back to the callback.
+Log entries are collected, and are written when the caller holds no lock: a log handler is foreign code, which may wait
+for another thread or call the callback.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ SEEN_BEFORE = "event seen before"
 TAKEN_BEFORE = "run taken before"
 NOT_KEPT = "run not kept"
 
-# A log that says more kinds of things than this would be read by nobody.
+# How many kinds of things are logged. Nobody would read a log of more.
 MAX_SAID = 1000
 
 
 class Rejections:
-    """Counts of documents that were not taken, and the memory of what was said about them."""
+    """Counts of documents that were not taken, and the memory of what was logged about them."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -36,11 +36,17 @@ class Rejections:
         self._telling: int | None = None  # the thread that is in `tell`
 
     def say(self, level: int, text: str, *args: object, error: BaseException | None = None) -> None:
-        """Have this in the log once the caller holds no lock; with the error's traceback, if there is one."""
+        """Collect a log entry, written once the caller holds no lock.
+
+        Includes the error's traceback, if there is one.
+        """
         self.untold.append((level, text, args, error))
 
     def tell(self) -> None:
-        """Log what was collected. A handler that comes back here is told nothing: it goes on afterwards."""
+        """Write the collected log entries.
+
+        A handler that calls this again gets none: the outer call goes on with them.
+        """
         if self._telling == threading.get_ident():
             return
         self._telling = threading.get_ident()
@@ -53,14 +59,14 @@ class Rejections:
             self._telling = None
 
     def ignore(self, kind: str, text: str) -> DocumentError:
-        """Count a document that belongs to nothing that is known, and return the error that says so."""
+        """Count a document that belongs to nothing known, and return the error that says so."""
         self.counts[kind] += 1
-        text = plain(text)  # it quotes a uid from outside, which may be anything, and it is remembered
+        text = plain(text)  # it quotes a uid from outside, which may be any text, and it is remembered
         self.say_once(text, text)
         return DocumentError(text)
 
     def say_once(self, about: str, text: str, level: int = logging.WARNING) -> None:
-        """Say something unless it was said about the same before."""
+        """Log a text, unless one was logged about the same thing before."""
         if about not in self._said and len(self._said) < MAX_SAID:
             self._said.add(about)
             self.say(level, "%s", plain(text))

@@ -1,10 +1,10 @@
-"""The files of the runs that are open: made, appended to and ended, also where a signal's exception interrupts that.
+"""The files of the open runs: makes, appends to and ends them, even if an exception from a signal handler interrupts.
 
-Every change is a *step*, which is noted before it is made. Where an exception ended it, `complete_step` finds out from
-the journal what was written, and completes or repeats the rest.
+Every change is a *step*, which is noted before it is made. If an exception ended the step, `complete_step` finds out
+from the journal what was written, and completes or repeats the rest.
 
-Used by one thread at a time, which holds the recorder's lock. Nothing is logged here: what is to be said is collected
-by `Rejections`, and logged when the lock is free.
+Used by one thread at a time, which holds the recorder's lock. Nothing is logged here: `Rejections` collects the log
+entries, which are written when the lock is free.
 """
 
 from __future__ import annotations
@@ -25,32 +25,33 @@ from .event_stream import EventStream
 from .open_run import OpenRun
 from .rejections import NOT_KEPT, Rejections
 
-# How long after a failure the files of a run are tried to be made again, where its plan does not wait for that.
+# How long after a failure a run's files may be made again, for calls that would otherwise try at every document.
 TRY_AGAIN_S = 1.0
 
-# What is being done to a run's files: the run, whose lines are appended for which events, or how it ended; with neither
-# its journal is being made. At last, how much its journal held before. A plain tuple, because one is made per event.
+# A change of a run's files: the run, the event stream and the lines to append with their event uids, or how the run
+# ended. Without either, the journal is being made. The last item is the journal's size before. A plain tuple, because
+# one is made per event.
 _Step = tuple[OpenRun, EventStream | None, list[bytes], Sequence[str], Stop | None, int]
 
 
 class Deliverer(Protocol):
-    """Whoever delivers the runs of the spool, as far as a recorder has to know it. None of its methods waits."""
+    """The part of a deliverer, which delivers the spool's runs, that a recorder uses. None of its methods blocks."""
 
     @property
     def takes_up(self) -> bool:
-        """Return True if it delivers a run that begins now: then its lock is to be taken with the run's folder."""
+        """Return True if it delivers a run that begins now: then its lock is taken together with the run's folder."""
         ...
 
     def add(self, writer: RunWriter) -> None:
-        """Take note of a run that begins."""
+        """Note that a run begins."""
         ...
 
     def wake(self, folder: Any = None) -> None:
-        """Take note that a journal has grown by something that can be sent."""
+        """Note that a journal has new lines that can be sent."""
         ...
 
     def stopped(self, folder: Any) -> None:
-        """Take note that a run has ended."""
+        """Note that a run has ended."""
         ...
 
 
@@ -59,7 +60,7 @@ class RunFiles:
 
     Args:
         spool: Where their folders are made.
-        deliverer: Who is told of new runs, full chunks and ends; None if nobody delivers in this process.
+        deliverer: Is notified of new runs, full chunks and ends. None if runs are not delivered in this process.
         rejections: Collects what is to be logged.
     """
 
@@ -67,10 +68,10 @@ class RunFiles:
         self._spool = spool
         self.deliverer = deliverer
         self._rejections = rejections
-        self.step: _Step | None = None  # that was begun; still there where a signal's exception interrupted it
+        self.step: _Step | None = None  # begun; still set if an exception from a signal handler ended it
 
     def make(self, run: OpenRun) -> None:
-        """Make the run's folder in the spool; where that fails, the run's readings are counted as left out."""
+        """Make the run's folder in the spool. If that fails, the run's readings are counted as left out."""
         self.step = (run, None, [], (), None, 0)
         try:
             to_deliver = self.deliverer is not None and self.deliverer.takes_up
@@ -140,15 +141,15 @@ class RunFiles:
         return why
 
     def end(self, run: OpenRun, stop: Stop) -> None:
-        """Have the run's files say how it ended. The caller ends the step."""
+        """Write into the run's files how it ended. The caller ends the step."""
         self.step = (run, None, [], (), stop, 0)
         self._end(run, stop)
 
     def complete_step(self) -> OpenRun | None:
-        """Complete the step that a signal's exception has interrupted. The caller ends it.
+        """Complete the step that an exception from a signal handler has interrupted. The caller ends it.
 
         Returns:
-            The run that has ended by this, with its stop document; None if it was another step.
+            The run that has ended with this, by its stop document; None if it was another step.
         """
         if self.step is None:
             return None
@@ -167,7 +168,7 @@ class RunFiles:
         return None
 
     def note_not_kept(self, run: OpenRun) -> None:
-        """Note a run that has no journal for what was left out of it."""
+        """Note in the spool a run without a journal for the readings that were left out of it."""
         not_kept = run.not_kept(time.time())
         if not_kept is not None:
             self._rejections.counts[NOT_KEPT] += 1
@@ -179,7 +180,7 @@ class RunFiles:
             )  # fmt: skip
 
     def _end(self, run: OpenRun, stop: Stop) -> None:
-        """Write how the run ended; where that was interrupted, it is done again from its beginning."""
+        """Write how the run ended. After an interruption, all of this is done again."""
         if not stop.interrupted:
             if run.writer is None:
                 self.note_not_kept(run)
@@ -206,7 +207,7 @@ class RunFiles:
         run.end()
 
     def _announce(self, run: OpenRun) -> None:
-        """Tell the deliverer of a new journal; once, however often this is called."""
+        """Notify the deliverer of a new journal, only once however often this is called."""
         if run.to_announce and run.writer is not None and self.deliverer is not None:
             self.deliverer.add(run.writer)
         run.to_announce = False
@@ -215,5 +216,5 @@ class RunFiles:
 def _holds(writer: RunWriter, payloads: list[bytes], written_before: int) -> bool:
     try:
         return writer.kept(payloads, written_before)
-    except SpoolError:  # the disk fails: nothing is written behind it before half a line was taken back
+    except SpoolError:  # the disk fails: nothing is written after half a line until it is removed
         return False

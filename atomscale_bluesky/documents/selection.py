@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Selection(NamedTuple):
-    """Which event streams and data keys to take, and how; the settings that this module needs."""
+    """Which event streams and data keys to take, and how: the settings that this module needs."""
 
     event_streams: Sequence[str] = ("*", "!baseline", "!interruptions")
     channels: Sequence[str] = ("*",)
@@ -16,28 +16,31 @@ class Selection(NamedTuple):
     rename: Mapping[str, str] = {}
     max_elements: int = 16
     timestamps: str = "auto"
-    # Where all event streams of a run share a metrology stream, the one whose channels are named as they are.
+    # If all event streams of a run share a metrology stream: the one whose channel names get no prefix.
     unprefixed: str | None = None
 
     def takes_event_stream(self, name: str) -> bool:
-        """Whether readings of this event stream are wanted."""
+        """Return True if readings of this event stream are wanted."""
         return matches(name, self.event_streams)
 
     def takes_key(self, key: str, hinted: bool) -> bool:
-        """Whether this data key is wanted."""
+        """Return True if this data key is wanted."""
         if list(self.channels) == ["hints"]:
             return hinted
         return matches(key, self.channels)
 
     def by_reading(self, event_stream: str, page: bool) -> bool:
-        """Whether points have the readings' own times rather than the event's."""
+        """Return True if points have their readings' own times, not the event's."""
         if self.timestamps == "auto":
             return page or matches(event_stream, self.monitors)
         return self.timestamps == "reading"
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether the last pattern that matches takes the name; `!pattern` leaves out. With `!` only, all start in."""
+    """Return True if the last matching pattern takes the name.
+
+    `!pattern` excludes. With `!` only, all others are taken.
+    """
     taken = bool(patterns) and all(pattern.startswith("!") for pattern in patterns)
     for pattern in patterns:
         if fnmatchcase(name, pattern.removeprefix("!")):

@@ -1,4 +1,4 @@
-"""A start document in, the run's header out: what the delivery of a run has to know from its beginning."""
+"""Makes a run's header, which has what its delivery needs to know from the beginning, from its start document."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..settings import Settings
 from ..spool.journal_format import FORMAT, Header
 from .metadata import content_digest, read_metadata, run_label
 
-# Longer than any uid, label or path that means something; a start document's uid is written with everything.
+# Longer than any uid, label or path in use. A start document's uid is written with every line about it.
 MAX_UID = 255
 
 
 def uid_of(start: Mapping[str, Any]) -> str:
-    """A start document's uid.
+    """Return a start document's uid.
 
     Raises:
-        ChannelError: It has none that is text, of bounded length, and such as a file can hold.
+        ChannelError: The uid is empty, is no text, is too long, or cannot be written to a file.
     """
     uid = start["uid"]
     if not isinstance(uid, str) or not uid:
@@ -35,7 +35,7 @@ def uid_of(start: Mapping[str, Any]) -> str:
 
 
 def header_of(start: Mapping[str, Any], uid: str, settings: Settings) -> Header:
-    """The first line of a run's journal, whatever its start document holds: what cannot be used parks the run."""
+    """Return the first line of a run's journal, whatever its start document holds. Unusable metadata park the run."""
     problem, links, points, label = None, Links(), settings.points_per_chunk, None
     defaults = Links(synth_source_id=settings.synth_source_id, project_id=settings.project_id, tags=settings.tags)
     try:
@@ -67,7 +67,7 @@ def header_of(start: Mapping[str, Any], uid: str, settings: Settings) -> Header:
 
 
 def time_of(doc: Mapping[str, Any]) -> float:
-    """A document's time, or the present one if it has none that is."""
+    """Return a document's time, or the present time if it has no usable one."""
     try:
         at = float(doc.get("time"))  # type: ignore[arg-type]
     except Exception:  # noqa: BLE001 - no number, none at all, or a foreign object
@@ -76,10 +76,10 @@ def time_of(doc: Mapping[str, Any]) -> float:
 
 
 def text_of(value: object) -> str:
-    """Text that a file can hold, of bounded length."""
+    """Return text of bounded length that a file can hold."""
     try:
         if not isinstance(value, str) and isinstance(value, Sized) and len(value) > MAX_UID:
-            return type(value).__name__  # to write all of it takes its time, and the plan waits
+            return type(value).__name__  # converting all of it takes time, while the plan waits
         return str("" if value is None else value)[:500].encode(errors="replace").decode()
     except Exception:  # noqa: BLE001 - a foreign object's text may do anything
         return type(value).__name__

@@ -1,8 +1,8 @@
-"""Values in, the packed rows of one time base out. Pure.
+"""Turns values into the encoded rows of one time base. Pure.
 
-The common row costs a pick, a look at the types of what was picked, and packing it; a glance at the first byte of each
-number then tells whether all are finite, and too small for an integer among them to have lost digits. Any other row
-goes value by value. The rows of a page are packed by column.
+An ordinary row takes three steps: pick its values, check their types, pack them. The first byte of each packed number
+then tells whether all are finite, and whether any is large enough for an integer to have lost digits. Any other row is
+converted value by value. The rows of a page are packed by column.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from ..spool.journal_format import Layout, packed
 from ..spool.lines import encode
 from .conversion import Rounded, number, numbers
 
-# So many points of a page are in memory once more while they are packed.
+# How many points of a page are in memory a second time while they are packed.
 BLOCK_POINTS = 100_000
 
 _NUMBERS = list[float]
-# How a 64-bit float below 2**49 begins: no integer up to there loses a digit, and what is not finite begins otherwise.
+# The first bytes of 64-bit floats below 2**49: up to there no integer loses a digit. A number that is not finite begins
+# with another byte.
 _COMMON = bytes([*range(0x43), *range(0x80, 0xC3)])
 
 
@@ -39,11 +40,11 @@ class Source(NamedTuple):
 
     @property
     def is_array(self) -> bool:
-        """Whether its channels are the elements of an array."""
+        """Return True if its channels are the elements of an array."""
         return self.channels[0].element is not None
 
     def values(self, value: Any) -> list[float | Loss]:
-        """A number, or the reason why there is none, for each channel."""
+        """Return a number for each channel, or the reason why there is none."""
         if value is _ABSENT:
             return [Loss.MISSING] * len(self.channels)
         try:
@@ -54,54 +55,57 @@ class Source(NamedTuple):
             return [Loss.NOT_NUMERIC] * len(self.channels)
 
     def spread(self, value: Any) -> Sequence[Any]:
-        """The same for packing, which has an eye on all that is no number itself."""
+        """Return the same for packing. A value that is not a number becomes something that cannot be packed."""
         if self.convert:
             converted = self.convert(value)
             return (converted if type(converted) is float else None,)
         if isinstance(value, np.ndarray):
             if value.shape != (len(self.channels),):
-                return _NO_NUMBERS  # before it is made a list, which may be a long one
+                return _NO_NUMBERS  # checked before it is made a list, which may be long
             value = value.tolist()
         return value if isinstance(value, list | tuple) and len(value) == len(self.channels) else _NO_NUMBERS
 
 
-# One row's values, packed; by channel, why one of them is none; channels whose integer lost digits.
+# One row's packed values; by channel, why a value is not a number; the channels whose integer lost digits.
 Values = tuple[bytes, Mapping[str, str], Sequence[str]]
 _NO_GAPS: Mapping[str, str] = {}
 
 
 class TimeBase:
-    """Channels that share their times, and how many rows of values they have given so far."""
+    """Channels that share their times, and how many rows they have so far."""
 
     def __init__(self, layout: Layout, sources: list[Source]) -> None:
         self.rows = 0
-        self.offered = 0  # how many there are once the lines that were given last are kept
-        self.rounded: set[str] = set()  # channels of which an integer ever lost digits
+        self.offered = 0  # how many rows there are once the last lines returned are kept
+        self.rounded: set[str] = set()  # channels in which an integer ever lost digits
         self.sources = sources
         self.layout = layout
         self.declared = False
         self.keys = tuple(source.key for source in sources)
         self._pick = _picker(self.keys)
         self._pack = struct.Struct(f">{len(layout.channels)}d").pack
-        # From the back, so that the elements of an array do not move what is still to come.
+        # From the end, so that replacing an array by its elements does not move the sources still to come.
         special = [(i, source) for i, source in enumerate(sources) if source.convert or source.is_array]
         self._special = special[::-1]
 
     def changed(self, sources: list[Source], layout: Layout) -> TimeBase:
-        """Return one with other channels, whose rows are numbered on.
+        """Return a time base with other channels, whose rows continue the numbering.
 
-        One of its own, so that whoever is interrupted meanwhile has the one or the other, and none in between.
+        It is a new object, so that code interrupted meanwhile has either the old or the new one, and never a mixture.
         """
         other = TimeBase(layout, sources)
         other.rows, other.offered, other.rounded = self.rows, self.offered, self.rounded
         return other
 
     def declare(self, out: list[bytes]) -> None:
-        """Put the layout before the first row that names it; twice, for the rows are worth nothing without it."""
+        """Append the layout, before the first row that names it.
+
+        It is written twice, for rows are worthless without it.
+        """
         out += [encode(self.layout)] * 2
 
     def packed(self, data: Mapping[str, Any]) -> Values:
-        """The values of one event."""
+        """Return the values of one event."""
         try:
             values = self._pick(data)
             if self._special:
@@ -116,7 +120,7 @@ class TimeBase:
         return hexlify(row), _NO_GAPS, ()
 
     def page(self, data: Mapping[str, Sequence[Any]], rows: int) -> Iterator[Values]:
-        """The values of each event of a page; `data` holds columns of this many rows."""
+        """Yield the values of each event of a page. `data` holds columns of `rows` values."""
         columns = self._columns(data)
         size = max(1, BLOCK_POINTS // max(1, len(self.layout.channels)))
         for begin in range(0, rows, size):
@@ -130,7 +134,7 @@ class TimeBase:
                     yield self.packed({key: column[i] for key, column in held})
 
     def _columns(self, data: Mapping[str, Sequence[Any]]) -> list[Sequence[Any]] | None:
-        """A column for each channel, to be packed; None where some value has to be looked at by itself."""
+        """Return a column for each channel, ready to be packed; None if any value has to be converted on its own."""
         columns: list[Sequence[Any]] = []
         for source in self.sources:
             column = data.get(source.key)
@@ -166,22 +170,22 @@ class TimeBase:
         return packed(row), gaps, rounded
 
 
-# Stands for the value of a key that the document does not have.
+# Stands for the value of a key that is missing in the document.
 _ABSENT: Any = object()
-# Stands for an array of another length than its channels; it cannot be packed.
+# Stands for an array whose length differs from its channels'; it cannot be packed.
 _NO_NUMBERS = (None,)
 
 
 def _plain(values: Sequence[Any]) -> Sequence[Any]:
-    """The same numbers as floats; what is no number is something that cannot be packed."""
+    """Return the numbers as floats. A value that is not a number becomes something that cannot be packed."""
     try:
         return convert(values, _NUMBERS)
-    except ValidationError:  # of numpy, say, or a boolean
+    except ValidationError:  # numpy's numbers, say, or a boolean
         return list(map(number, values))
 
 
 def _packed_rows(columns: list[Sequence[Any]], rows: int) -> list[bytes] | None:
-    """The rows that columns make, packed; None unless all of it is plain numbers."""
+    """Return the packed rows that columns make, or None unless all values are plain numbers."""
     pack = struct.Struct(f">{rows}d").pack
     try:
         by_column = b"".join([pack(*_plain(column)) for column in columns])
