@@ -1,14 +1,14 @@
-"""Rows in, chunks out: which rows make chunk k of which metrology stream. Pure.
+"""Turns rows into chunks: which rows make chunk k of which metrology stream. Pure.
 
-A `Cutter` takes the rows of one time base in order and gives chunks of `points_per_chunk` points; only a stream's last
-chunk is shorter. Which rows make a chunk is a function of the journal and the ledger alone: whoever reads the same
-files cuts the same chunks, so a chunk never changes under its index.
+A `Cutter` takes the rows of one time base in order and gives chunks of `points_per_chunk` points. Only a stream's last
+chunk is shorter. Journal and ledger alone decide which rows make a chunk: every process that reads the same files cuts
+the same chunks, so a chunk of a given index never changes.
 
-What a channel's gaps do is the run's policy. With `own_stream` a channel leaves its stream at the boundary before the
-chunk in which it has a gap, and goes on, without the gaps, in a stream of its own that opens with its next finite
-value; a channel that never has one opens nothing. Where a preview has shown the beginning of that chunk, the chunk and
-its stream end with it instead: what was shown neither vanishes nor changes. With `null` gaps are sent as null, and with
-`drop_row` rows that have one are passed over. Channels that appear late share a stream that begins with them.
+The run's policy decides about a channel's gaps. With `own_stream` a channel leaves its stream at the boundary before
+the chunk in which it has a gap, and goes on, without the gaps, in a stream of its own that opens with its next finite
+value. A channel that never has one opens nothing. If a preview has already shown the beginning of that chunk, the chunk
+and its stream end with the preview instead: shown points neither vanish nor change. With `null` gaps are sent as null.
+With `drop_row` rows that have a gap are skipped. Channels that appear late share a stream that begins with them.
 
 Memory holds at most the rows of one unfinished chunk per metrology stream.
 """
@@ -28,48 +28,48 @@ from ..spool.ledger_format import Left, Opened, Previewed, Tried, Why
 
 
 class Decisions(Protocol):
-    """Who notes what the cutter decides, before anything is done about it."""
+    """Notes what the cutter decides, before anything is done about it."""
 
     def open(
         self, *, why: Why, from_row: int, position: Position, channels: tuple[str, ...], own: bool
     ) -> Opened | None:
-        """A further metrology stream of this time base begins; None if these channels are to get none."""
+        """Note that a further metrology stream of this time base begins. Return None if these channels get none."""
         ...
 
     def leave(self, left: Left) -> None:
-        """A channel ends in a stream."""
+        """Note that a channel ends in a stream."""
         ...
 
     def noted(self, stream: int, index: int) -> Tried | None:
-        """The range of rows of a chunk that was tried before; its boundary stays where it was."""
+        """Return the range of rows of a chunk that was tried before; its boundary stays where it was."""
         ...
 
     def shown(self, stream: int, index: int) -> Previewed | None:
-        """What the last preview shows, or is about to show, of a chunk that was not tried yet."""
+        """Return what the last preview shows, or is about to show, of a chunk that was not tried yet."""
         ...
 
     def cut_short(self, stream: int) -> None:
-        """The chunk ends with what was shown of it, and its stream takes no more."""
+        """Note that the chunk ends with the rows of its preview, and that its stream takes no more."""
         ...
 
     def outgrown(self, stream: int) -> None:
-        """There is a row for a stream that takes no more."""
+        """Note that there is a row for a stream that takes no more."""
         ...
 
 
 class Resumed(msgspec.Struct, frozen=True):
-    """Where the cutting of a metrology stream goes on."""
+    """The state from which the cutting of a metrology stream continues."""
 
     opening: Opened
     index: int = 0  # of the next chunk
     from_row: int = 0  # rows before this one are in earlier chunks
-    left: Mapping[str, int] = {}  # channels that end in it → the row from which on
-    ahead: tuple[Span, ...] = ()  # later chunks that are settled already
-    over: bool = False  # its last chunk was cut short: it takes no more
+    left: Mapping[str, int] = {}  # channels that end in it → the row from which on they are gone
+    ahead: tuple[Span, ...] = ()  # later chunks that are already settled
+    over: bool = False  # its last chunk was cut short, so it takes no more
 
 
 class _Stream:
-    """A metrology stream as it is being cut: its channels that are left, and the rows of its unfinished chunk."""
+    """A metrology stream while it is cut: its remaining channels, and the rows of its unfinished chunk."""
 
     def __init__(self, resumed: Resumed, first_layout: Layout) -> None:
         names = resumed.opening.channels or tuple(channel.name for channel in first_layout.channels)
@@ -82,7 +82,7 @@ class _Stream:
         self.go_on(resumed.index, resumed.from_row)
 
     def go_on(self, index: int, from_row: int) -> None:
-        """The next chunk is this one, after those that are settled already."""
+        """Continue with this chunk, or with the next one that is not settled already."""
         while self._ahead and self._ahead[0].first_index <= index:
             span = self._ahead.pop(0)
             if span.last_index >= index:
@@ -92,15 +92,15 @@ class _Stream:
 
 
 class Cutter:
-    """Rows of one time base in, chunks of its metrology streams out.
+    """Turns rows of one time base into chunks of its metrology streams.
 
     Args:
         layout: The time base's first layout.
         non_finite: The policy for gaps: `own_stream`, `null` or `drop_row`.
-        decisions: Where openings and leavings are noted.
-        streams: The metrology streams of this time base that go on.
+        decisions: Notes openings and ended channels.
+        streams: The metrology streams of this time base that take further chunks.
         waiting: Channels that left a stream and have none of their own yet → the row from which on they want one.
-        known: Channels that were given a stream before, also one that has ended.
+        known: Channels that were given a stream before, including one that has ended.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Cutter:
     ) -> None:
         self._policy = non_finite
         self._decisions = decisions
-        self._index: dict[int, dict[str, int]] = {}  # layout → channel name → place in its rows' values
+        self._index: dict[int, dict[str, int]] = {}  # layout → channel name → index in its rows' values
         self._units: dict[str, str | None] = {}
         self._came: dict[str, int] = {}  # channel name → its first layout
         self._waiting = dict(waiting or {})
@@ -126,7 +126,10 @@ class Cutter:
         self._own = {stream.channels[0] for stream in self._streams if stream.opening.own}
 
     def layout(self, layout: Layout, *, from_row: int, position: Position) -> None:
-        """Rows that name this layout follow, from `from_row` on; channels it adds share a stream that begins there."""
+        """Note that rows from `from_row` on name this layout.
+
+        Channels that it adds share a stream that begins there.
+        """
         late = tuple(channel.name for channel in layout.channels if channel.name not in self._units)
         self._know(layout)
         late = tuple(name for name in late if name not in self._known)
@@ -134,7 +137,7 @@ class Cutter:
             self._open("late channel", from_row, position, late, own=False)
 
     def row(self, position: Position, row: Row) -> Iterator[Chunk]:
-        """The chunks that this row completes; rows come in order of their numbers."""
+        """Yield the chunks that this row completes. Rows must come in order of their numbers."""
         wanting = [name for name, from_row in self._waiting.items() if row.number >= from_row]
         for name in [name for name in wanting if self._has_point(row, name)]:
             self._open("gap", row.number, position, (name,), own=True)
@@ -142,7 +145,7 @@ class Cutter:
             yield from self._add(stream, position, row)
 
     def whole_chunk(self, layout: int, number: int) -> int:
-        """How many `Rows`, from this one on, are the next chunk and all that comes of them; 0 if that is not so."""
+        """Return how many `Rows` from `number` on make exactly the next chunk and nothing else; 0 if they do not."""
         taking = [stream for stream in self._streams if stream.channels]
         if len(taking) != 1 or self._waiting:
             return 0
@@ -154,7 +157,7 @@ class Cutter:
         return opening.points_per_chunk
 
     def rows(self, position: Position, rows: Rows) -> Chunk:
-        """The chunk that these rows are, after `whole_chunk` said so: what `row` makes of them one by one."""
+        """Return the chunk of these rows, after `whole_chunk` said that they make one. `row` would give the same."""
         stream = next(stream for stream in self._streams if stream.channels)
         columns, index = list(np.ascontiguousarray(rows.values.T)), self._index[rows.layout]
         last_row = rows.number + len(rows.times) - 1
@@ -171,20 +174,20 @@ class Cutter:
         return chunk
 
     def finish(self) -> Iterator[Chunk]:
-        """The last, short chunks; nothing comes after them."""
-        for stream in self._streams:  # grows while a last chunk sends channels into streams of their own
+        """Yield the last, short chunks. Nothing comes after them."""
+        for stream in self._streams:  # grows while a last chunk moves channels to streams of their own
             yield from self._cut(stream)
 
     def begun(self) -> Iterator[tuple[int, int, int]]:
-        """The streams with an unfinished chunk, its index, and the number of its newest row."""
+        """Yield each stream with an unfinished chunk, that chunk's index, and the number of its newest row."""
         for stream in self._streams:
             if stream.rows:
                 yield stream.opening.stream, stream.index, stream.rows[-1][1].number
 
     def so_far(self, number: int) -> list[Chunk]:
-        """The unfinished chunk of a stream as it is now; and chunks of others, to which channels with gaps go over.
+        """Return a stream's unfinished chunk as it is now, and chunks of streams to which channels with gaps move.
 
-        Without the first where it is not to be shown; then the decisions tell why.
+        The unfinished chunk is missing if it must not be shown. Then `decisions` was notified of the reason.
         """
         stream = next(stream for stream in self._streams if stream.opening.stream == number)
         return list(self._cut(stream, unfinished=True))
@@ -224,7 +227,7 @@ class Cutter:
         while noted and row.number > noted.last_row:  # the row that ended it then is damaged now
             if stream.rows:
                 yield from self._cut(stream)
-            else:  # all of it is damaged, and no other rows may go under its index
+            else:  # all of it is damaged, and no other rows may get its index
                 stream.go_on(noted.index + 1, noted.last_row + 1)
             noted = self._decisions.noted(stream.opening.stream, stream.index)
         if row.number < stream.from_row:
@@ -235,13 +238,13 @@ class Cutter:
         stream.rows.append((position, row))
         if noted is None:
             full = len(stream.rows) >= stream.opening.points_per_chunk
-        else:  # the last row's number may stand there twice
+        else:  # the last row's number may occur twice
             full = row.number == noted.last_row and len(stream.rows) >= noted.points
         if full:
             yield from self._cut(stream)
 
     def _cut(self, stream: _Stream, *, unfinished: bool = False) -> Iterator[Chunk]:
-        """Make a chunk of the rows at hand; channels with a gap in them leave before it, or before it is shown."""
+        """Make a chunk of the collected rows. Channels with a gap in them leave before it, or before it is shown."""
         rows, stream.rows = stream.rows, []
         if not rows:
             return
@@ -254,7 +257,7 @@ class Cutter:
         leaving = [name for name in columns if name not in staying and name not in self._own]
         shown = None if noted else self._decisions.shown(stream.opening.stream, stream.index)
         if shown and not (set(staying) >= set(shown.channels) and _begins_with(rows, shown)):
-            stream.over = True  # and what there is beyond it is read again, for a further stream
+            stream.over = True  # and rows beyond it are read again, for a further stream
             self._decisions.cut_short(stream.opening.stream)
             self._decisions.outgrown(stream.opening.stream)
             return
@@ -282,11 +285,11 @@ class Cutter:
     def _stays(self, name: str, values: tuple[float | None, ...], noted: Tried | None, present: bool) -> bool:
         if noted:
             return name in noted.channels
-        # A channel that went over to another time base leaves whatever the policy: it has no more values here.
+        # A channel that moved to another time base leaves whatever the policy: it has no more values here.
         return present and (self._policy != "own_stream" or None not in values)
 
     def _again(self, rows: list[tuple[Position, Row]], names: Iterable[str]) -> Iterator[Chunk]:
-        """Give the points that these channels do have in rows already seen to streams of their own."""
+        """Pass the points that these channels have in rows already seen to streams of their own."""
         for name in names:
             own: _Stream | None = None
             for position, row in rows:
@@ -310,13 +313,13 @@ class Cutter:
         return {name: tuple(self._value(row, name) for row in rows) for name in stream.channels}
 
     def _has_point(self, row: Row, name: str) -> bool:
-        """Whether a stream of the channel's own has this row."""
+        """Return True if a stream of the channel's own has this row."""
         if self._policy == "null":
             return name in self._index[row.layout]
         return self._value(row, name) is not None and not self._is_dropped(row, name)
 
     def _is_dropped(self, row: Row, name: str) -> bool:
-        """Whether the policy passes over the row: a channel that came together with this one has a gap in it."""
+        """Return True if the policy skips the row: a channel that began together with this one has a gap in it."""
         if self._policy != "drop_row":
             return False
         index, came = self._index[row.layout], self._came[name]
@@ -328,9 +331,9 @@ class Cutter:
 
 
 def _begins_with(rows: list[tuple[Position, Row]], shown: Previewed) -> bool:
-    """Whether all rows that were shown are there; not where some are damaged since."""
+    """Return True if all rows that were shown are there, and False if some have been damaged since."""
     return sum(row.number <= shown.last_row for _, row in rows) == shown.points
 
 
-# Stands for the layout of a row that was reduced to the one value of a stream of one channel.
+# Stands for the layout of a row that was reduced to the one value of a single-channel stream.
 _OWN = -1

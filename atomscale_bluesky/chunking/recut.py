@@ -1,6 +1,6 @@
-"""Chunks that were tried, cut from the journal once more, with nothing noted and nothing opened.
+"""Cuts chunks that were tried from the journal again. Notes nothing and opens nothing.
 
-Which rows make a chunk is told by the ledger, so the same files give the same chunks at any time.
+The ledger says which rows make a chunk, so the same files give the same chunks at any time.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ def cut_again(
     left: Mapping[str, int],
     tried: Mapping[int, Tried],
 ) -> Iterator[Chunk]:
-    """Cut the chunks of one metrology stream as they were cut when they were tried.
+    """Cut the chunks of one metrology stream again, as they were when they were tried.
 
-    A chunk of which lines are damaged since has fewer points than were noted, or does not come.
+    If lines of a chunk have been damaged since, it has fewer points than were noted, or is missing.
 
     Args:
-        folder: The run's.
-        layouts: All of the run's, in order.
+        folder: The run's folder.
+        layouts: All of the run's layouts, in order.
         non_finite: The run's policy for gaps.
-        opening: The stream's.
-        left: Channels that ended in it, and from which row on.
-        tried: Which rows made its chunks, by index; the first one that is given is the first one that is cut.
+        opening: The stream's opening.
+        left: Channels that ended in the stream, and from which row on.
+        tried: Which rows made its chunks, by index. Cutting begins with the first of them.
 
     Raises:
-        SpoolError: A line of the journal is not understood.
+        SpoolError: A line of the journal cannot be decoded.
     """
     own = [layout for layout in layouts if layout.time_base == opening.time_base]
     if not tried or not own:
@@ -70,28 +70,28 @@ def cut_again(
 
 @dataclass(slots=True)
 class _Noted:
-    """What was decided when the chunks were cut first."""
+    """The decisions made when the chunks were first cut."""
 
     tried: Mapping[int, Tried]
 
     def open(self, **_: object) -> None:
-        """Nothing opens any more."""
+        """Open nothing."""
 
     def leave(self, left: Left) -> None:
-        """It was noted then."""
+        """Do nothing: it was noted then."""
 
     def noted(self, stream: int, index: int) -> Tried | None:
-        """The boundary that a chunk had."""
+        """Return the boundary that the chunk had."""
         return self.tried.get(index)
 
     def shown(self, stream: int, index: int) -> Previewed | None:
-        """What was shown is a boundary like any other here."""
+        """Return None: here the boundary of a preview is like any other."""
 
     def cut_short(self, stream: int) -> None:
-        """It was noted then."""
+        """Do nothing: it was noted then."""
 
     def outgrown(self, stream: int) -> None:
-        """What follows is in another stream."""
+        """Do nothing: further rows are in another stream."""
 
 
 def _lines(folder: Path, position: Position) -> Iterator[tuple[Position, bytes]]:

@@ -1,8 +1,8 @@
-"""A run's journal in, its chunks out: read on as far as it is written, and cut for every metrology stream.
+"""Turns a run's journal into chunks: reads it as far as it is written, and cuts it for every metrology stream.
 
-A `Cutting` goes on where the ledger says that it stood: what is confirmed is not cut again, what was tried is cut as it
-was. It opens metrology streams, which is a line in the ledger before anything is done about it. Rows are counted for
-the run's account on the way. Bounded: it holds the chunks that are ready, a few, and the rows of unfinished ones.
+A `Cutting` continues from the state in the ledger: confirmed chunks are not cut again, and chunks that were tried are
+cut as they were. It opens metrology streams, with a line in the ledger before anything is done about them. It also
+counts the rows for the run's account. Bounded: it holds the few chunks that are ready, and the rows of unfinished ones.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from .recut import cut_again
 
 _logger = logging.getLogger(__name__)
 
-# How many lines one look into the journal may take, so that a run with a long backlog does not hold up the others.
+# How many lines one call of `look` may read, so that a run with a long backlog does not delay the others.
 LINES_PER_LOOK = 20_000
-# How many points are decoded without letting another thread have the interpreter: some tenths of a millisecond.
+# How many points are decoded before another thread may have the interpreter: some tenths of a millisecond.
 POINTS_AT_ONCE = 10_000
-# Channels with gaps get streams of their own up to this number per run, so that a broken sensor head with a thousand
-# channels does not make a thousand streams.
+# Up to this many channels of a run get streams of their own because of gaps, so that a broken sensor head with a
+# thousand channels does not make a thousand streams.
 MAX_OWN_STREAMS = 50
 
 
 class Cutting:
-    """One run's journal as it is read and cut.
+    """Reads and cuts one run's journal.
 
     Args:
-        folder: The run's.
+        folder: The run's folder.
         header: The journal's first line.
-        ledger: Where openings are noted, and what tells how far the run has got.
-        courtesy: Makes way for a plan's thread between one piece of work and the next.
+        ledger: Records openings, and holds how far the run has got.
+        courtesy: Yields to a plan's thread between two pieces of work.
 
     Raises:
         SpoolError: From every method: the run's files cannot be read or written, or contradict each other.
@@ -58,12 +58,12 @@ class Cutting:
         self.ledger = ledger
         self.account = Account()
         self.ready: deque[Chunk] = deque()
-        self.damaged: list[Chunk] = []  # tried before, and no longer whole in the journal: these never go out
-        self.to_cut_short: set[int] = set()  # streams whose next chunk cannot hold more than a preview shows of it
-        self.outgrown: set[int] = set()  # streams that take no more, and there is more
+        self.damaged: list[Chunk] = []  # tried before, and no longer whole in the journal: these are never sent
+        self.to_cut_short: set[int] = set()  # streams whose next chunk must end with the rows of its preview
+        self.outgrown: set[int] = set()  # streams that take no more, though more rows are there
         self.at_end = False  # the journal was read to its present end
-        self.more_to_read = False  # the last look did not reach its end
-        self.read_all = False  # to the run's stop, and its last chunks cut
+        self.more_to_read = False  # the last call of `look` stopped before its end
+        self.read_all = False  # read up to the run's stop, and its last chunks cut
         self._folder = folder
         self._header = header
         self._courtesy = courtesy or Courtesy()
@@ -73,15 +73,15 @@ class Cutting:
         self._reader = RunReader(folder)
         self._lines: Iterator[Line] = iter(())
         self._synced_to = START
-        self._present: Layout | None = None  # that the last row named
-        self._one_by_one = 0  # lines that are known not to be `Rows`
-        self._too_few = False  # there are only rows ahead, and not enough of them for a chunk
+        self._present: Layout | None = None  # the layout that the last row named
+        self._one_by_one = 0  # how many lines are known not to be `Rows`
+        self._too_few = False  # there are only rows ahead, and too few for a chunk
 
     def look(self, *, count_only: bool = False) -> None:
-        """Read the journal on until a chunk is ready, its present end, or for a good while; or count its rows only."""
+        """Read on until a chunk is ready, the journal's present end or `LINES_PER_LOOK`. Or only count the rows."""
         self._look(count_only)
         if self.at_end:
-            self._reader.close()  # of many runs that have nothing to send none holds a file open
+            self._reader.close()  # so that idle runs hold no file open, however many there are
 
     def _look(self, count_only: bool) -> None:
         self.more_to_read = self.at_end = False
@@ -91,7 +91,7 @@ class Cutting:
                     return
                 continue
             if self._too_few and not count_only:
-                self.at_end = True  # they are taken together when there are more, or something else
+                self.at_end = True  # they are taken together when more lines follow
                 return
             found = next(self._lines, None)
             if found is None:
@@ -109,39 +109,42 @@ class Cutting:
         self.more_to_read = True
 
     def everything_read(self) -> bool:
-        """Return True if the journal holds nothing that was not read yet."""
+        """Return True if everything in the journal has been read."""
         return self.read_all or self._reader.is_at_end()
 
     def sync(self) -> None:
-        """Have what was read so far survive a power cut: the same rows have to make the same chunk afterwards."""
+        """Sync what was read so far: after a power cut the same rows have to make the same chunk."""
         if self._reader.position > self._synced_to:
             self._synced_to = self._reader.sync()
 
     def begun(self) -> Iterator[tuple[int, int, int]]:
-        """The metrology streams with an unfinished chunk, its index, and the number of its newest row."""
+        """Yield each stream with an unfinished chunk, that chunk's index, and the number of its newest row."""
         for cutter in self._cutters.values():
             yield from cutter.begun()
 
     def so_far(self, stream: StreamState) -> Chunk | None:
-        """The unfinished chunk of a stream as it is now; None where it is not to be shown."""
+        """Return a stream's unfinished chunk as it is now, or None if it must not be shown."""
         chunks = self._cutters[stream.opening.time_base].so_far(stream.opening.stream)
         shown = [chunk for chunk in chunks if chunk.stream == stream.opening.stream]
         self._collect(chunk for chunk in chunks if chunk not in shown)
         return shown[0] if shown else None
 
     def again(self, stream: StreamState, tried: Mapping[int, Tried]) -> Iterator[Chunk]:
-        """The chunks of a stream that were tried, cut once more; the journal is read from the first of them on."""
+        """Cut the tried chunks of a stream again. The journal is read from the first of them on."""
         layouts = self.account.layouts.values()
         for chunk in cut_again(self._folder, layouts, self._header.non_finite, stream.opening, stream.left, tried):
             self._courtesy.make_way()
             yield chunk
 
     def going_on(self) -> list[StreamState]:
-        """The metrology streams that take further chunks."""
+        """Return the metrology streams that take further chunks."""
         return [stream for stream in self.ledger.state.streams.values() if not stream.ended]
 
     def channels_of(self, opening: Opened) -> tuple[str, ...]:
-        """The channels that an opening takes; none while its time base has no layout in the journal."""
+        """Return the channels that an opening takes.
+
+        There are none while its time base has no layout in the journal.
+        """
         if opening.channels is not None:
             return opening.channels
         return self._first_channels(opening.time_base)
@@ -158,7 +161,7 @@ class Cutting:
         skip: tuple[tuple[int, int], ...] = (),
         points_per_chunk: int | None = None,
     ) -> Opened:
-        """Begin a further metrology stream of the run."""
+        """Open a further metrology stream of the run."""
         streams = self.ledger.state.streams
         edited = self.ledger.state.edited
         points = points_per_chunk or (edited and edited.points_per_chunk) or self._header.points_per_chunk
@@ -185,9 +188,10 @@ class Cutting:
         return opening
 
     def _host(self, channels: Iterable[str], points_per_chunk: int) -> Opened | None:
-        """The metrology stream that these channels go into, numbered from 0; None if they need a new one.
+        """Return the opening whose metrology stream these channels can share; None if they need a new one.
 
-        It holds none of them yet, and none that was made after it does: what a channel gave later is in a later stream.
+        Their points are numbered from 0 in it. Neither that stream nor any made after it holds one of the channels,
+        since later points of a channel are in a later stream.
         """
         takes = {Life.OPENED, Life.INITIALIZING, Life.INITIALIZED}
         for stream in reversed(self.ledger.state.streams.values()):
@@ -206,7 +210,7 @@ class Cutting:
         return tuple(channel.name for channel in first.channels) if first else ()
 
     def _label(self, time_base: str, token: str) -> str:
-        """The name of a further metrology stream: for its event stream, or for the run where it takes all of them."""
+        """Return the label of a further metrology stream: for its event stream, or for the run if it takes all."""
         earlier = [stream for stream in self.ledger.state.streams.values() if stream.opening.joins is None]
         if self._header.layout != "run":
             earlier = [stream for stream in earlier if stream.opening.time_base == time_base]
@@ -220,7 +224,7 @@ class Cutting:
         )
 
     def gives_up(self, time_base: str, channel: str) -> bool:
-        """Whether the run has so many streams of single channels that this one gets none."""
+        """Return True if the run has so many single-channel streams that this channel gets none."""
         given_up = self.ledger.state.given_up
         if (time_base, channel) not in given_up:
             if sum(stream.opening.own for stream in self.ledger.state.streams.values()) < MAX_OWN_STREAMS:
@@ -237,7 +241,7 @@ class Cutting:
         self._reader.close()
 
     def _take_whole_chunk(self) -> bool:
-        """Take the rows of the next chunk at once if nothing about them is special; whether it was so."""
+        """Read the next chunk's rows in one go if all of them are plain. Return True if that worked."""
         self._too_few = False
         layout, position = self._present, self._reader.position
         if layout is None or self._one_by_one > 0 or position < self._from:
@@ -247,7 +251,7 @@ class Cutting:
         if not wanted:
             return False
         rows = self._rows_ahead(wanted, len(layout.channels))
-        # What may be shown before it is a chunk is read, and so is what may complete a chunk of another time base.
+        # Rows that a preview may show are read at once, and so are rows that may complete a chunk of another time base.
         may_wait = len(self._cutters) == 1 and not self._header.max_latency_s
         if rows is None and may_wait and self._reader.ends_before(wanted, b'{"kind"'):
             self._too_few = True
@@ -288,7 +292,7 @@ class Cutting:
             return
         line = self.account.take(found.payload)
         if line is not None:
-            self._one_by_one = 0  # it was not the rows, but what stood before them
+            self._one_by_one = 0  # the lines before the rows were special, not the rows
         if count_only:
             return
         if isinstance(line, Layout):
@@ -336,14 +340,14 @@ class Cutting:
         return Resumed(stream.opening, index, from_row, stream.left, tuple(stream.ahead), over)
 
     def _collect(self, chunks: Iterable[Chunk]) -> None:
-        """Keep the chunks that are still to be pushed; those of before that are confirmed or refused are not."""
+        """Keep the chunks that are still to be pushed. Earlier chunks that are confirmed or refused are dropped."""
         for chunk in chunks:
             stream = self.ledger.state.streams[chunk.stream]
             noted = stream.tried.get(chunk.index)
             if (noted is None and chunk.index < stream.next_index) or chunk.index in stream.refused or stream.blocked:
                 continue
             if stream.life in {Life.FINALIZING, Life.FINALIZED}:
-                continue  # it takes nothing more: these points wait, and the account says so
+                continue  # it takes no more: these points wait, and the account counts them
             if noted is not None and chunk.points < noted.points:
                 self.damaged.append(chunk)
             else:
@@ -351,7 +355,7 @@ class Cutting:
 
 
 class _Decisions(msgspec.Struct):
-    """What the cutter of one time base decides, noted in the run's ledger."""
+    """Notes in the run's ledger what the cutter of one time base decides."""
 
     cutting: Cutting
     time_base: str
