@@ -1,10 +1,10 @@
-"""The nouns that every folder shares: row, channel, chunk, links, labels, identifiers.
+"""The types that all folders share: row, channel, chunk, links, labels, identifiers.
 
 In: nothing. Out: frozen records and pure functions on them.
 Guaranteed: no file, socket, thread or clock is touched, and nothing here imports another folder.
 
     rows         Row, Rows, Channel, Position: what a journal holds of a reading
-    chunk        Chunk, Column, Span: what Atomscale gets of it
+    chunk        Chunk, Column, Span: what Atomscale gets
     loss         Loss: every reason why a reading does not become a point
     links        Links: instrument, sample, project and tags of a metrology stream
     labels       the names of runs and streams in Atomscale

@@ -15,7 +15,7 @@ Noted = TypeVar("Noted")
 
 
 class Column(NamedTuple):
-    """One channel's part of a chunk; as many values as the chunk has times, None only where the policy is `null`."""
+    """One channel's part of a chunk: as many values as the chunk has times, None only where the policy is `null`."""
 
     name: str
     unit: str | None
@@ -23,7 +23,7 @@ class Column(NamedTuple):
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """Consecutive points of the channels of one metrology stream, under an index that is theirs for ever."""
+    """Consecutive points of the channels of one metrology stream, under an index that never changes."""
 
     stream: int
     index: int
@@ -31,7 +31,7 @@ class Chunk(msgspec.Struct, frozen=True):
     columns: tuple[Column, ...]
     first_row: int
     last_row: int
-    position: Position  # where the first row stands in the journal
+    position: Position  # the first row's place in the journal
 
     @property
     def points(self) -> int:
@@ -39,13 +39,13 @@ class Chunk(msgspec.Struct, frozen=True):
         return len(self.times)
 
     def only(self, names: Iterable[str]) -> Chunk:
-        """The same chunk with the named channels alone, in its own order."""
+        """Return the chunk with only the named channels, in the chunk's own order."""
         wanted = frozenset(names)
         columns = tuple(column for column in self.columns if column.name in wanted)
         return Chunk(self.stream, self.index, self.times, columns, self.first_row, self.last_row, self.position)
 
     def shifted(self, offset_s: float) -> Chunk:
-        """The same chunk with all times later by so much."""
+        """Return the chunk with all times later by `offset_s`."""
         if not offset_s:
             return self
         return msgspec.structs.replace(self, times=tuple(time + offset_s for time in self.times))
@@ -56,7 +56,7 @@ class Chunk(msgspec.Struct, frozen=True):
         return tuple(column.name for column in self.columns)
 
     def noted_as(self, kind: Callable[..., Noted]) -> Noted:
-        """Which rows it is made of, as a line of the ledger."""
+        """Return the chunk's rows as a line of the ledger."""
         return kind(
             stream=self.stream,
             index=self.index,
@@ -72,7 +72,7 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class Span(NamedTuple):
-    """Consecutive chunks of a stream, and the rows that they are made of; each end included."""
+    """Consecutive chunks of a stream, and the range of their rows; both ends included."""
 
     first_index: int
     last_index: int

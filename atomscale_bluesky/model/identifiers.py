@@ -1,8 +1,8 @@
-"""What a person writes to name a physical sample, a project or a tag in, the name as it is kept out. Pure.
+"""Normalizes the names of physical samples, projects and tags that a user writes. Pure.
 
-Names are compared as Atomscale does it, trimmed and ignoring case; besides, two ways to encode the same letters are
-the same name, since an accent typed on one machine and pasted on another looks alike and is not. A name that cannot
-be used raises ValueError with what was expected.
+Names are compared as Atomscale compares them: trimmed, and ignoring case. Also, two Unicode encodings of the same
+letters count as one name, since an accent typed on one machine and pasted on another looks the same but is encoded
+differently. A name that cannot be used raises a ValueError that says what was expected.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-# No limit is documented for the names of samples and tags; 255 is where the documented names of channels end.
+# No limit is documented for the names of samples and tags. The documented names of channels end at 255.
 MAX_NAME = 255
-# A stream that is found under fifty words is found; more is a mistake, such as a text taken for a list of letters.
+# Fifty tags are enough to find a stream by. More is a mistake, such as a text taken for a list of letters.
 MAX_TAGS = 50
-# … repetitions included.
+# The same limit before repetitions are dropped.
 MOST_GIVEN = 1000
 # The path families of the API, the documented one first.
 FAMILIES = ("metrology", "tool-state")
-# A UUID in the documentation; whatever else it may be, it leads a request nowhere but to where it is meant to go.
+# An id in the documentation is a UUID. Whatever its form, an id must not lead a request to another path.
 _ID = re.compile(r"[0-9A-Za-z._~:@+=,-]{1,255}")
 
 
 def uuid_of(value: object) -> str:
-    """A UUID as Atomscale writes it."""
+    """Return a UUID in the form in which Atomscale writes it."""
     try:
         return str(value if isinstance(value, uuid.UUID) else uuid.UUID(value.strip()))  # type: ignore[attr-defined]
     except (ValueError, AttributeError, TypeError):
@@ -34,12 +34,12 @@ def uuid_of(value: object) -> str:
 
 
 def is_id(text: str) -> bool:
-    """Return True if a text may stand for an id in the path of a request: it is one part of the path, and no other."""
+    """Return True if the text may be an id in the path of a request: it is exactly one part of the path."""
     return _ID.fullmatch(text) is not None and text != "." and ".." not in text
 
 
 def is_uuid(text: str) -> bool:
-    """Whether a name is none, but an id in the usual form with dashes."""
+    """Return True if the text is a UUID, in the usual form with dashes, rather than a name."""
     try:
         return str(uuid.UUID(text)) == text.lower()
     except ValueError:
@@ -47,7 +47,7 @@ def is_uuid(text: str) -> bool:
 
 
 def name_of(value: object) -> str:
-    """A name, trimmed; an id in lower case."""
+    """Return a name, trimmed, or an id in lower case."""
     text = unicodedata.normalize("NFC", value.strip()) if isinstance(value, str) else ""
     if not text or not text.isprintable():
         raise ValueError("expected printable text on one line")
@@ -57,14 +57,14 @@ def name_of(value: object) -> str:
 
 
 def tags_of(value: object) -> tuple[str, ...]:
-    """Tags, given as one text or a list of texts: blank ones and repetitions, ignoring case, are dropped."""
+    """Return tags, given as one text or a list of texts, without blank ones and repetitions (ignoring case)."""
     given: Iterable[Any] = (value,) if isinstance(value, str) else value  # type: ignore[assignment]
     if not isinstance(value, str | list | tuple | set | frozenset):
         raise ValueError("expected text or a list of texts")
     if not isinstance(value, str) and len(value) > MOST_GIVEN:
         raise ValueError(f"expected up to {MAX_TAGS} tags, there are {len(value)}")
     if isinstance(value, set | frozenset):
-        given = sorted(value, key=str)  # the order of a set differs from process to process
+        given = sorted(value, key=str)  # the order of a set differs between processes
     tags: dict[str, str] = {}
     for tag in given:
         if not isinstance(tag, str):
@@ -78,5 +78,5 @@ def tags_of(value: object) -> tuple[str, ...]:
 
 
 def folded(name: str) -> str:
-    """What two spellings of one name have in common."""
+    """Return the form that two spellings of one name share."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name.strip()).casefold())

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-# No limit is documented for a stream's name; other names end at 255, so this one is kept below that too.
+# No limit is documented for a stream's name. Other names end at 255, and this one is kept below that.
 MAX_LABEL = 240
-# A text of megabytes is not looked at whole to make a name of it: the plan waits meanwhile.
+# Only the start of a text of megabytes is used to make a name, because the plan waits meanwhile.
 MAX_LOOKED_AT = 4000
 
 
 def stream_label(label: str, *, event_stream: str | None, number: int, run_uid: str, token: str) -> str:
-    """The name of one metrology stream, unlike any other's: it ends in the run's uid and a token of its own.
+    """Return the unique name of one metrology stream: it ends in the run's uid and a token of its own.
 
     Args:
-        label: The run's.
-        event_stream: What to add for an event stream that is not the primary one.
-        number: 1 for the first of its time base; continuations count up.
-        run_uid: Its first eight characters are shown.
+        label: The run's label.
+        event_stream: The event stream to name in it; None for the primary one.
+        number: 1 for the first stream of its time base; continuations count up.
+        run_uid: The run's uid, of which the first eight characters are shown.
         token: Makes the name unique, so that a stream whose creation was never answered can be found again.
     """
     tail = f" · {shortened(one_line(event_stream), 100)}" if event_stream else ""
@@ -25,7 +25,7 @@ def stream_label(label: str, *, event_stream: str | None, number: int, run_uid: 
 
 
 def label_with_reason(label: str, reason: str) -> str:
-    """A stream's label with the reason why its run ended before what makes the label unique, which stays whole."""
+    """Return a stream's label with the reason why its run ended. Its unique end stays whole."""
     name, bracket, tail = label.rpartition(" [")
     shown = shortened(one_line(reason), 100)
     room = MAX_LABEL - len(shown) - len(tail) - 5
@@ -33,10 +33,10 @@ def label_with_reason(label: str, reason: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text without control characters, and with single blanks; of a very long one the beginning."""
+    """Return text without control characters and with single blanks; of a very long text only the beginning."""
     return " ".join("".join(char if char.isprintable() else " " for char in text[:MAX_LOOKED_AT]).split())
 
 
 def shortened(text: str, limit: int) -> str:
-    """Text of at most `limit` characters; of a longer one the beginning and an ellipsis."""
+    """Return text of at most `limit` characters: a longer one is cut and ends in an ellipsis."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

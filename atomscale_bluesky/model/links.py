@@ -13,6 +13,6 @@ class Links(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     synth_source_id: int | None = None
     physical_sample_id: str | None = None
     project_id: str | None = None
-    physical_sample: str | None = None  # a name, to be found in Atomscale or created there
-    tags: tuple[str, ...] = ()  # names, or ids; those of a stream that has any tell how its run ended, too
-    track_sample: bool = False  # make the sample the one that the project's growth monitoring follows
+    physical_sample: str | None = None  # a name, to be found or created in Atomscale
+    tags: tuple[str, ...] = ()  # names or ids; a stream with any tags also gets a tag that says how its run ended
+    track_sample: bool = False  # make this sample the one that the project's growth monitoring follows

@@ -1,7 +1,7 @@
-"""Why a reading does not become a point: every reason there is. Pure.
+"""Every reason why a reading does not become a point. Pure.
 
-A new reason is a line here, and a use of it in the place that finds it. The table in the documentation is made from
-this file. The texts stand in journals and in the account of every run, so they never change.
+To add a reason, add a line here and use it where the reason is found. The table in the documentation is made from this
+file. The texts are in journals and in the account of every run, so they never change.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Self
 
 
 class Loss(StrEnum):
-    """A reason, as it is written in journals and told by `status`; `explanation` says when it applies."""
+    """A reason, as it is written in journals and reported by `status`; `explanation` says when it applies."""
 
     explanation: str
 
@@ -22,11 +22,11 @@ class Loss(StrEnum):
         self.explanation = explanation
         return self
 
-    # One that is read from a file is its text, and has to be found under it; and people read the text.
+    # A reason read from a file is plain text and must be found under it; and it is shown to the user as that text.
     __hash__ = str.__hash__
     __repr__ = str.__repr__
 
-    # of a value: it is a gap in its row
+    # of a value: its row has a gap
     NOT_FINITE = "not finite", "the value is NaN or infinite"
     NO_VALUE = "no value", "the value is None, or an array without elements"
     TOO_LARGE = "number too large", "the value is an integer beyond the largest float"

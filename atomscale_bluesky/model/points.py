@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 def packed(numbers: Sequence[float | None] | NDArray[np.float64]) -> Sequence[float | None]:
-    """The same numbers at eight bytes each, where none is missing."""
+    """Return the numbers packed at eight bytes each, or unchanged if one is missing."""
     if isinstance(numbers, np.ndarray):
         return array("d", numbers.tolist())
     return numbers if None in numbers else array("d", numbers)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Rows: the values of some channels at one instant, and where they stand in a journal. Pure."""
+"""Rows: the values of some channels at one instant, and their places in a journal. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Channel(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
 
 
 class Row(msgspec.Struct, frozen=True):
-    """The values of all channels of a layout at one instant; None where there is a gap."""
+    """The values of all channels of a layout at one instant; None for a gap."""
 
     layout: int
     number: int  # counts from 0 within its time base
@@ -41,6 +41,6 @@ class Rows(NamedTuple):
     """Consecutive rows of one layout, each with a value for every channel."""
 
     layout: int
-    number: int  # of the first
+    number: int  # the number of the first row
     times: tuple[float, ...]
-    values: NDArray[np.float64]  # row by channel
+    values: NDArray[np.float64]  # one row per line, one channel per column
