@@ -1,14 +1,14 @@
-"""What became of every reading, told by the files of a spool.
+"""What happened to every reading, according to the files of a spool.
 
-In: journals, ledgers and notes of a spool (folder `spool`); no connection to any process is needed.
+In: journals, ledgers and notes of a spool (folder `spool`). No connection to any process is needed.
 Out: records for people and programs: accounts, states, an outage, the clock, a progress bar.
-Guaranteed: seen = delivered + waiting + refused + discarded + left out, and lost is counted apart.
+Guaranteed: seen = delivered + waiting + refused + discarded + left out. Lost is counted separately.
 
-    account        one run's points by what became of them
+    account        one run's points by what happened to them
     spool_status   the runs of a spool
-    outage         what keeps readings from leaving, noted in the spool
+    outage         why readings cannot be delivered, noted in the spool
     clock_note     how far this host's clock is off, noted in the spool
-    probe_results  what a probe has found that an endpoint permits
-    run_summary    the history's entry and the log's line of a run that is over
+    probe_results  what an endpoint permits, as found by a probe
+    run_summary    a finished run's entry in the history and its line in the log
     progress       a bar on a terminal
 """

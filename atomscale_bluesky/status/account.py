@@ -1,12 +1,12 @@
-"""What became of every reading of a run: seen = delivered + waiting + refused + discarded + left out, and lost = 0.
+"""What happened to every reading of a run: seen = delivered + waiting + refused + discarded + left out, and lost = 0.
 
-An `Account` takes a run's journal in, line by line, at the cost of a look at most rows, and is joined with what the
-ledger tells. So it is the same whether the run's own process, another one, or nobody delivers the run, and it needs no
-bookkeeping of its own that could be wrong. Points are counted per channel; what never becomes a point is counted with
-its reason.
+An `Account` reads a run's journal line by line, most rows without decoding them, and combines it with the ledger's
+state. So the result is the same whether the run's own process, another one, or no process delivers the run, and there
+is no separate bookkeeping that could be wrong. Points are counted per channel. Readings that never become points are
+counted with their reason.
 
-It is also what keeps half a run from looking complete: while it does not add up, no stream is finalized and the run
-does not leave the spool, whatever mistake led there.
+The account also prevents half a run from looking complete: while it does not add up, for whatever reason, no stream is
+finalized and the run does not leave the spool.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from ..spool.journal_format import Header, Layout, LeftOut, Stop, decode_journal
 from ..spool.ledger_state import LedgerState, StreamState
 
 EVENT_STREAM = "event stream not selected"
-# Stands for the channels of rows whose layout is gone; each of these rows counts as one reading.
+# Stands for the channels of rows whose layout is lost. Each of these rows counts as one reading.
 UNNAMED = "rows of a missing layout"
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Points by what became of them."""
+    """Points by what happened to them."""
 
     seen: int = 0
     delivered: int = 0
@@ -41,7 +41,7 @@ class Counts:
     left_out: Mapping[str, int] = field(default_factory=dict)  # by reason
 
     def __add__(self, other: Counts) -> Counts:
-        """Both together."""
+        """Return the sum of both."""
         return Counts(
             seen=self.seen + other.seen,
             delivered=self.delivered + other.delivered,
@@ -62,7 +62,7 @@ class StreamStatus:
     why: str
     state: str  # opened, initializing, initialized, finalizing, finalized; closed, if it ended early; or parked
     data_id: str | None
-    problem: str | None  # why it is parked, or what was refused last: a chunk, or a link
+    problem: str | None  # why it is parked, or the last refusal: of a chunk, or of a link
     chunks_confirmed: int
     chunks_refused: int
 
@@ -79,20 +79,20 @@ class RunStatus:
     channels: Mapping[str, Counts]
     streams: tuple[StreamStatus, ...]
     problem: str | None
-    oldest_waiting: float | None  # time of the oldest point that waits, Unix seconds
-    folder: str = ""  # where the run is in the spool
+    oldest_waiting: float | None  # time of the oldest waiting point, Unix seconds
+    folder: str = ""  # the run's folder in the spool
     rounded: Mapping[str, int] = field(default_factory=dict)  # by channel: integers beyond 2**53 that lost digits
-    endpoint: str = ""  # where it is delivered to
-    repeated_rows: int = 0  # rows with the number of an earlier one; those that no chunk holds are lost
+    endpoint: str = ""  # where it is delivered
+    repeated_rows: int = 0  # rows with the number of an earlier row; those that no chunk holds are lost
 
     @property
     def data_ids(self) -> tuple[str, ...]:
-        """The ids of its metrology streams that Atomscale has given so far."""
+        """The ids that Atomscale has given its metrology streams so far."""
         return tuple(dict.fromkeys(stream.data_id for stream in self.streams if stream.data_id))
 
 
 class Account:
-    """A run's journal in, what it amounts to out."""
+    """Reads a run's journal and counts what happened to its readings."""
 
     def __init__(self) -> None:
         self.header: Header | None = None
@@ -101,23 +101,24 @@ class Account:
         self.rows: Counter[int] = Counter()  # by layout
         self.next_row: dict[str, int] = {}  # by time base
         self.until: dict[str, float] = {}  # by time base: the latest time of a row
-        self.rows_missing: Counter[int] = Counter()  # by layout: numbers that were passed over, because damaged
-        self.rows_unnamed = 0  # whose layout the journal does not have, and which no number or stop has counted yet
-        # By layout: rows whose number had come before; no writer makes them on purpose. A chunk's boundary rests on the
-        # first row of a number, so one that repeats the number before it goes out where it is within a chunk, and is
-        # lost behind one. One that goes back is lost.
+        self.rows_missing: Counter[int] = Counter()  # by layout: row numbers that are missing because of damage
+        self.rows_unnamed = 0  # rows whose layout is not in the journal, and that no number or stop has counted yet
+        # By layout: rows whose number came before. No writer makes them on purpose. The first row of a number decides a
+        # chunk's boundary. A row that repeats the number just before it is sent if it is within a chunk, and lost if it
+        # is after one. A row whose number is lower than that is lost.
         self.rows_repeated: Counter[int] = Counter()
         self.rounded: Counter[str] = Counter()  # by channel
         self._gaps: Counter[tuple[int, str, str]] = Counter()  # layout, channel, reason
         self._left_out: Counter[tuple[str, str]] = Counter()  # key, reason
-        # Time base and channel → its first layout: channels that came together share a stream, and its dropped rows.
+        # Time base and channel → its first layout. Channels that came together share a stream, and the rows dropped in
+        # it.
         self._first: dict[tuple[str, str], int] = {}
 
     def take(self, payload: bytes) -> Header | Layout | LeftOut | Stop | None:
-        """Take in one line of the journal; gives it back as its type unless it is a row.
+        """Count one line of the journal. Return it as its type, or None if it is a row.
 
         Raises:
-            SpoolError: The line is not understood.
+            SpoolError: The line cannot be decoded.
         """
         if payload.startswith(b"["):
             if payload.endswith((b"}]", b'"]]')):  # gaps, or integers that lost digits
@@ -144,18 +145,19 @@ class Account:
                 self.stop = found
                 for time_base, rows in found.rows.items():
                     self._count_missing_at_the_end(time_base, rows)
-                if found.rows:  # which tells of every time base, also of one without a layout
+                if found.rows:  # names every time base, including one without a layout
                     self.rows_unnamed = 0
             case Row():
                 self.take_row(found)
         return found if not isinstance(found, Row) else None
 
     def take_row(self, row: Row) -> bool:
-        """Take in a row that is decoded already.
+        """Count a row that is already decoded.
 
         Returns:
-            False if it is damage and belongs to no chunk: its number goes back, or the journal does not have its
-            layout, so that nobody can tell what its values are. Such a row costs itself alone: it counts as lost.
+            False if the row is damage and belongs to no chunk: its number is lower than the last one, or the journal
+                does
+            not have its layout, so that its values have no meaning. Such a row costs only itself: it counts as lost.
         """
         if not self._number(row.layout, row.number, row.time):
             return False
@@ -172,7 +174,7 @@ class Account:
         return True
 
     def take_rows(self, rows: Rows) -> None:
-        """Take in consecutive rows without a gap."""
+        """Count consecutive rows without a gap."""
         self._number(rows.layout, rows.number, max(rows.times))
         more = len(rows.times) - 1
         self.rows[rows.layout] += more
@@ -186,7 +188,7 @@ class Account:
             self.next_row[time_base] = rows
 
     def _number(self, layout: int, number: int, time: float) -> bool:
-        """Count a row; return False if its number goes back behind the last one, or its layout is missing."""
+        """Count a row. Return False if its number is lower than the last one, or its layout is missing."""
         known = self.layouts.get(layout)
         if known is None:
             self.rows_unnamed += 1
@@ -207,14 +209,14 @@ class Account:
     def contradiction(
         self, ledger: LedgerState, streams: Iterable[StreamState] | None = None, beyond: Collection[int] = ()
     ) -> dict[int, str]:
-        """Return why streams must not be finalized, by stream: empty where the account adds up.
+        """Return why streams must not be finalized, by stream; empty if the account adds up.
 
-        To be asked when the whole journal was read and nothing of these streams is under way. A point may wait only in
-        a stream that waits for a person, or goes on elsewhere.
+        Call this when the whole journal was read and no request for these streams is in progress. A point may then wait
+        only in a stream that waits for the operator, or that goes on in another one.
 
         Args:
-            ledger: What became of the run's chunks.
-            streams: Those that are about to be finalized; None for all, when the run is about to leave the spool.
+            ledger: What happened to the run's chunks.
+            streams: The streams about to be finalized; None for all, when the run is about to leave the spool.
             beyond: Streams after which the run goes on in streams that are not opened yet.
         """
         counts = self._by_channel(ledger)
@@ -259,7 +261,7 @@ class Account:
         return tuple(channel.name for channel in first.channels) if first else ()
 
     def channels(self, ledger: LedgerState) -> dict[str, Counts]:
-        """What became of the points of each channel, and of each data key that is none, under its own name."""
+        """Return what happened to the points of each channel, and to each data key that is no channel, by name."""
         result: dict[str, Counts] = {}
         for (name, time_base), counts in self._by_channel(ledger).items():
             result[name if name not in result else f"{time_base}: {name}"] = counts
@@ -268,7 +270,7 @@ class Account:
             for key, reason in layout.left_out.items():
                 result[key] = result.get(key, Counts()) + Counts(seen=n, left_out={reason: n} if n else {})
         for time_base, n in (self.stop.rows if self.stop else {}).items():
-            if n and time_base not in self.next_row:  # not one line tells what its rows were
+            if n and time_base not in self.next_row:  # no line says what its rows were
                 result[time_base] = result.get(time_base, Counts()) + Counts(seen=n, lost=n)
         if self.rows_unnamed:
             result[UNNAMED] = Counts(seen=self.rows_unnamed, lost=self.rows_unnamed)
@@ -277,7 +279,7 @@ class Account:
         return result
 
     def _gone_at_the_end(self, ledger: LedgerState) -> Counter[int]:
-        """Return by layout how many rows the ledger knows beyond the journal's last one: damaged since."""
+        """Return by layout how many rows after the journal's last one the ledger knows: they were damaged since."""
         gone = Counter[int]()
         if self.stop is None:
             return gone
@@ -291,7 +293,7 @@ class Account:
         return gone
 
     def _by_channel(self, ledger: LedgerState) -> dict[tuple[str, str], Counts]:
-        """Return what became of the points of each channel, by name and time base."""
+        """Return what happened to the points of each channel, by name and time base."""
         delivered = Counter[tuple[str, str]]()
         refused = Counter[tuple[str, str]]()
         for stream in ledger.streams.values():
@@ -340,7 +342,7 @@ class Account:
         return result
 
     def status(self, ledger: LedgerState, *, writer_alive: bool = True, folder: str = "") -> RunStatus:
-        """The run as people and programs see it.
+        """Return the run's status for people and programs.
 
         Raises:
             SpoolError: The journal has no header.
@@ -384,7 +386,7 @@ class Account:
 
 
 def _told(counts: Counts) -> str:
-    """Return a sum in words, without what is nothing."""
+    """Return the counts in words, without those that are 0."""
     sums = {
         "seen": counts.seen,
         "delivered": counts.delivered,
@@ -397,7 +399,7 @@ def _told(counts: Counts) -> str:
 
 
 def unreadable(folder: str, problem: str) -> RunStatus:
-    """A run of which no more can be told than why."""
+    """Return the status of a run of which only the reason is known why it cannot be read."""
     return RunStatus(
         run_uid=PurePath(folder).name,
         label="",

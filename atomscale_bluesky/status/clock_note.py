@@ -1,8 +1,8 @@
-"""This host's clock against the server's reference: measured by a few exchanges, noted where `status` finds it.
+"""Compares this host's clock with the server's: measured by a few exchanges, noted where `status` finds it.
 
-An exchange has four time stamps: when the question left, when the server received it and sent its answer, and when that
-arrived. Of several the least delayed is kept, since its offset is right to half of its delay. One with a negative
-delay, because a clock was set meanwhile, is passed over.
+An exchange has four time stamps: when the request was sent, when the server received it and sent its answer, and when
+the answer arrived. Of several exchanges the one with the least delay is kept, since its offset is right to half of its
+delay. An exchange with a negative delay, because a clock was set meanwhile, is skipped.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import msgspec
 from ..spool.atomic_file import keep
 from ..spool.own_files import read_own
 
-# Beyond this the points of two hosts no longer line up for a person who looks at a plot.
+# Beyond this the points of two hosts visibly no longer line up in a plot.
 CLOCK_WARNS_S = 1.0
 NOTE = "clock.json"
 
 
 class ClockNote(msgspec.Struct, frozen=True):
-    """What an uploader has measured last."""
+    """The last measurement of an uploader."""
 
     endpoint: str
-    offset_s: float  # what to add to this host's time to get the server's
+    offset_s: float  # what to add to this host's time to get the server's time
     delay_s: float
-    measured: float  # Unix seconds, this host's
+    measured: float  # Unix seconds, by this host's clock
 
 
 def write_note(spool: Path, note: ClockNote) -> None:
-    """Keep what was measured in the spool's folder, instead of what was there; whole or not at all.
+    """Replace the note in the spool's folder, whole or not at all.
 
     Raises:
         OSError: The folder cannot be written.
@@ -38,7 +38,7 @@ def write_note(spool: Path, note: ClockNote) -> None:
 
 
 def read_note(spool: Path) -> ClockNote | None:
-    """What was measured last; None where nothing was, or it cannot be read."""
+    """Return the last measurement, or None if there is none or it cannot be read."""
     try:
         return msgspec.json.decode(read_own(spool / NOTE), type=ClockNote)
     except (OSError, msgspec.DecodeError):
@@ -46,6 +46,6 @@ def read_note(spool: Path) -> ClockNote | None:
 
 
 def told(offset_s: float, delay_s: float) -> str:
-    """An offset in words."""
+    """Return an offset in words."""
     side = "behind" if offset_s > 0 else "ahead of"
     return f"this host is {abs(offset_s):.3f} s {side} the server (\N{PLUS-MINUS SIGN} {delay_s / 2:.3f} s)"

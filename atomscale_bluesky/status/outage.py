@@ -1,7 +1,7 @@
-"""What keeps readings from leaving, told to whoever asks from another process: one small file in the spool.
+"""Why readings cannot be delivered, for other processes to read: one small file in the spool.
 
-The uploader that cannot send writes the file, and the first one that gets through again removes it. So status needs no
-connection to the process that delivers, and still tells what is wrong and since when after that process has died.
+The uploader that cannot send writes the file, and the first one that succeeds again removes it. So status needs no
+connection to the process that delivers, and still reports what is wrong and since when after that process has died.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..spool.atomic_file import keep
 from ..spool.own_files import read_own, refuse_link
 
 _NAME = "trouble.json"
-# The same trouble with other words (a port number, a request's path) is not written more often than this.
+# The note of the same outage with other words (a port number, a request's path) is not rewritten more often than this.
 REWRITE_S = 5.0
 
 
@@ -31,7 +31,7 @@ class Trouble(msgspec.Struct, frozen=True):
 
 
 class TroubleNote:
-    """An uploader's hand on the file; belongs to one thread. A file that cannot be written is nobody's trouble."""
+    """Writes and removes the file for one uploader. Belongs to one thread. Errors of writing the file are ignored."""
 
     def __init__(
         self,
@@ -47,14 +47,14 @@ class TroubleNote:
         self._monotonic = monotonic
         self._since: float | None = None
         self._written_at: float | None = None
-        self._perhaps_there = True  # an uploader before us may have left it
+        self._perhaps_there = True  # an earlier uploader may have left it
 
     def failed(self, error: str, *, lasting: bool = False) -> None:
-        """An attempt failed in a way that keeps everything waiting; a single one is no trouble unless `lasting`."""
+        """Note a failed attempt that keeps all data waiting. A single failure is no outage, unless `lasting` is set."""
         now = self._now()
         if self._since is None:
             before = read_trouble(self._path.parent)
-            goes_on = before is not None and before.endpoint == self._endpoint  # nobody has got through since
+            goes_on = before is not None and before.endpoint == self._endpoint  # no uploader has succeeded since
             self._since = before.since if before is not None and goes_on else now
             if not (goes_on or lasting):
                 return
@@ -67,7 +67,7 @@ class TroubleNote:
             keep(self._path, text)
 
     def answered(self) -> None:
-        """Atomscale takes data again."""
+        """Note that Atomscale takes data again."""
         self._since = self._written_at = None
         if self._perhaps_there:
             with contextlib.suppress(OSError):
@@ -77,7 +77,7 @@ class TroubleNote:
 
 
 def read_trouble(spool: Path) -> Trouble | None:
-    """What keeps the readings of this spool from leaving; None if nothing does, as far as anybody has tried."""
+    """Return why the readings of this spool cannot be delivered, or None if no uploader has met an outage."""
     try:
         return msgspec.json.decode(read_own(spool / _NAME), type=Trouble)
     except (OSError, msgspec.DecodeError):

@@ -1,7 +1,7 @@
 """What a probe has found out about the server at one endpoint, kept beside the runs of the spool.
 
-The file is written by `atomscale-bluesky probe` and read where the setting `probed` is on: a fact that the probe has
-seen hold permits what is not documented otherwise.
+`atomscale-bluesky probe` writes the file. It is read if the setting `probed` is on: a fact that the probe has confirmed
+permits what is not documented.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 from ..spool.atomic_file import keep
 from ..spool.own_files import read_own
 
-# By the name of a fact that is true: the settings that it permits. Ten seconds are soon for a person who watches.
+# The settings that a fact permits, by its name, if it is true. Ten seconds are prompt enough to watch.
 PERMITS: dict[str, dict[str, Any]] = {
     "null": {"non_finite": "null"},
     "times": {"layout": "run"},
@@ -24,7 +24,7 @@ PERMITS: dict[str, dict[str, Any]] = {
 
 
 class Fact(msgspec.Struct, frozen=True):
-    """One question, its answer, and what that was told from."""
+    """One question, its answer, and the evidence for it."""
 
     name: str
     question: str
@@ -37,7 +37,7 @@ class Findings(msgspec.Struct, frozen=True):
 
     endpoint: str
     time: float  # when it ended, Unix seconds
-    version: str  # of this package
+    version: str  # this package's version
     facts: tuple[Fact, ...]
 
     @property
@@ -48,7 +48,7 @@ class Findings(msgspec.Struct, frozen=True):
 
 
 def write_findings(spool: Path, findings: Findings) -> None:
-    """Keep what was found, instead of what was found before.
+    """Write the findings, in place of earlier ones.
 
     Raises:
         OSError: The folder cannot be written.
@@ -57,7 +57,7 @@ def write_findings(spool: Path, findings: Findings) -> None:
 
 
 def read_findings(spool: Path, endpoint: str) -> Findings | None:
-    """What a probe of this endpoint has found; None where there was none, or its file cannot be read."""
+    """Return what a probe of this endpoint has found, or None if there was none or its file cannot be read."""
     try:
         found = msgspec.json.decode(read_own(_path(spool, endpoint)), type=Findings)
     except (OSError, msgspec.DecodeError):

@@ -1,4 +1,4 @@
-"""A bar on the terminal for what is being delivered: points, rate and remaining time; needs the extra `cli`."""
+"""A bar on the terminal that shows the delivery: points, rate and remaining time. Needs the extra `cli`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from .spool_status import SpoolWatch
 
 LOOK_PERIOD_S = 0.2
-# Where the output is no terminal, how many looks from one line to the next.
+# How many polls there are from one line to the next if the output is no terminal.
 LOOKS_PER_LINE = 25
 
 
 class Bar:
-    """How much of what waited at the beginning, or came since, has been delivered.
+    """Shows how much of the points waiting at the start, or added since, has been delivered.
 
     Raises:
         ImportError: From construction: rich is not installed.
@@ -42,19 +42,19 @@ class Bar:
         self._task = self._progress.add_task("uploading", total=None, points="", rate="")
 
     def __enter__(self) -> Bar:
-        """Begin to show it."""
+        """Start to show the bar."""
         self._progress.start()
         self.look()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the last state."""
+        """Stop, and leave the last state on the terminal."""
         self._progress.stop()
         if not self._out.is_terminal:
             self._out.print(self._points)
 
     def look(self) -> None:
-        """Look how far it is."""
+        """Read the spool's status and update the bar."""
         now = {run.run_uid: run.points.waiting + run.points.refused for run in self._watch.status()}
         for uid, waiting in now.items():
             self._first.setdefault(uid, waiting)
@@ -70,10 +70,10 @@ class Bar:
 
 
 def number(count: int) -> str:
-    """A count with its thousands set apart."""
+    """Return a count with its thousands set apart."""
     return f"{count:,}".replace(",", "\N{NO-BREAK SPACE}")
 
 
 def counted(count: int, noun: str) -> str:
-    """A count with its noun: 1 run, 2 runs."""
+    """Return a count with its noun: 1 run, 2 runs."""
     return f"{number(count)} {noun}{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""What is told of a run that is over: its line in the history, and its line in the log."""
+"""What is reported about a finished run: its line in the history, and its line in the log."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..spool.journal_format import Header
 from ..spool.ledger_state import LedgerState
 from .account import Account, RunStatus
 
-# A run's last line is the delivery's, whichever module words it.
+# A run's last log line belongs to delivery, whichever module writes it.
 _logger = logging.getLogger("atomscale_bluesky.delivery")
 
 
 def history_entry(
     status: RunStatus, account: Account, state: LedgerState, header: Header, *, endpoint: str, finished: float
 ) -> dict[str, Any]:
-    """The run's line in `history.jsonl`; `finished` is Unix seconds."""
+    """Return the run's line in `history.jsonl`; `finished` is Unix seconds."""
     stop = account.stop
     return {
         "run_uid": status.run_uid,
@@ -41,7 +41,7 @@ def history_entry(
 
 
 def say(status: RunStatus, state: LedgerState) -> None:
-    """One line in the log: a warning where anything is left to do, or lost."""
+    """Log one line about the run: a warning if anything is left to do, or lost."""
     points = status.points
     left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(points.left_out.items())) or "none"
     took = [s.confirmed_at - s.last.last_time for s in state.streams.values() if s.confirmed_at and s.last]

@@ -1,7 +1,7 @@
-"""What became of every reading of the runs in a spool, told by its files, read on from call to call.
+"""What happened to every reading of the runs in a spool, from its files. Each call reads only what is new.
 
-It needs no claim on a run and disturbs nobody: the same for the process that writes a run, the one that delivers it,
-and a person who asks from a terminal after both have died.
+It needs no claim on a run and disturbs no process. The result is the same in the process that writes a run, in the one
+that delivers it, and for an operator who asks on a terminal after both have died.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from ..spool.spool import Spool
 from .account import Account, Counts, RunStatus, StreamStatus, unreadable
 from .outage import Trouble, read_trouble
 
-# A run that found no room is in the status for a week, since nobody can do anything about it but replay it.
+# A run that found no disk space is in the status for a week. Only a replay could still deliver it.
 NOT_KEPT_SHOWN_S = 7 * 86400.0
 
 
 class Status(tuple[RunStatus, ...]):
-    """The runs that are not finalized, oldest first, and what they come to together."""
+    """The runs that are not finalized, oldest first, and their totals."""
 
     trouble: Trouble | None
-    no_room: str  # why new readings are left out at present; empty if they are not
-    not_kept: tuple[NotKept, ...]  # runs of the last seven days that found no room
+    no_room: str  # why new readings are left out now; empty if they are not
+    not_kept: tuple[NotKept, ...]  # runs of the last seven days that found no disk space
 
     def __new__(
         cls,
@@ -42,7 +42,7 @@ class Status(tuple[RunStatus, ...]):
         no_room: str = "",
         not_kept: Iterable[NotKept] = (),
     ) -> Status:
-        """The runs, what keeps them from leaving, and what keeps or kept new readings out."""
+        """Make a status of the runs, the present outage, and why new readings are, or runs were, not kept."""
         self = super().__new__(cls, runs)
         self.trouble = trouble
         self.no_room = no_room
@@ -51,14 +51,14 @@ class Status(tuple[RunStatus, ...]):
 
     @property
     def last_error(self) -> str | None:
-        """Why Atomscale takes no data, as whichever process delivers has met it; else what waits for a person."""
+        """Why Atomscale takes no data, by the delivering process; else the last run's problem for the operator."""
         if self.trouble is not None:
             return self.trouble.error
         return next((run.problem for run in reversed(self) if run.problem), None)
 
     @property
     def oldest_waiting(self) -> float | None:
-        """Time of the oldest point that waits, Unix seconds; None if none does."""
+        """Time of the oldest waiting point, Unix seconds; None if none waits."""
         return min((run.oldest_waiting for run in self if run.oldest_waiting is not None), default=None)
 
     @property
@@ -68,39 +68,39 @@ class Status(tuple[RunStatus, ...]):
 
     @property
     def points(self) -> Counts:
-        """All runs together."""
+        """The sum over all runs."""
         return sum((run.points for run in self), Counts())
 
 
 class SpoolWatch:
-    """Tells the status of a spool's runs as often as one likes, at the cost of what was written in between."""
+    """Reports the status of a spool's runs. Each call costs only what was written since the last one."""
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._runs: dict[Path, _RunWatch] = {}
         self._lock = threading.RLock()  # one thread at a time reads on
-        self._calls = 0  # more than one: a handler, of a signal or of a log, has come back here
+        self._calls = 0  # more than one: a handler of a signal or a log has called this again
         self._last = Status()
 
     def status(self) -> Status:
-        """The runs that are in the spool now; one whose files are not understood is there as `unreadable`."""
+        """Return the runs in the spool now. A run whose files cannot be decoded is listed as `unreadable`."""
         with self._lock:
             if self._calls > 1:
                 return self._last
             self._calls += 1
             try:
                 if self._calls > 1:
-                    return SpoolWatch(self._spool).status()  # from the beginning, and leaves what is read on alone
+                    return SpoolWatch(self._spool).status()  # from the beginning; leaves the outer call's state alone
                 self._last = self._read()
                 return self._last
-            except BaseException:  # also one that a signal raises: what was read in part is read again
+            except BaseException:  # also an exception from a signal handler: partly read files are read again
                 self.close()
                 raise
             finally:
                 self._calls -= 1
 
     def close(self) -> None:
-        """Forget what was read; a later call reads it again."""
+        """Forget what was read. A later call reads it again."""
         while self._runs:
             _, run = self._runs.popitem()
             run.close()
@@ -116,10 +116,10 @@ class SpoolWatch:
         return Status(found, read_trouble(self._spool.path), self._spool.why_no_room(), not_kept)
 
     def find(self, run: str) -> RunStatus:
-        """The run whose uid begins with a text.
+        """Return the run whose uid begins with `run`.
 
         Raises:
-            SpoolError: There is none, or several do.
+            SpoolError: No run or several runs match.
         """
         found = [status for status in self.status() if run and status.run_uid.startswith(run)]
         if not found:
@@ -133,10 +133,10 @@ class SpoolWatch:
         return found[0]
 
     def streams(self, run_uid: str) -> tuple[StreamStatus, ...]:
-        """What a run became in Atomscale, be it under way, waiting or finished; empty for one that is not known."""
+        """Return the metrology streams of a run, in progress, waiting or finished; empty for an unknown run."""
         found = [stream for run in self.status() if run.run_uid == run_uid for stream in run.streams]
         known = {stream.label for stream in found}
-        for entry in self._spool.history_of(run_uid):  # read last: a run that is finished meanwhile is here
+        for entry in self._spool.history_of(run_uid):  # read last: a run that is finished meanwhile is found here
             streams = msgspec.convert(entry.get("streams") or [], list[StreamStatus])
             found += [stream for stream in streams if stream.label not in known]
         return tuple(found)
@@ -152,7 +152,7 @@ class _RunWatch:
         self._ledger = LedgerReader(folder / LEDGER)
 
     def status(self, spool: Spool) -> RunStatus | None:
-        """None while the run has no header, because it is just being made or removed."""
+        """Return the run's status, or None while the run has no header, because it is just being made or removed."""
         try:
             return self._read(spool)
         except SpoolError as error:
@@ -161,7 +161,8 @@ class _RunWatch:
 
     def _read(self, spool: Spool) -> RunStatus | None:
         refuse_links_in(self._folder)
-        # The ledger first: what it confirms is in the journal already, so nothing is delivered before it was seen.
+        # The ledger first: what it confirms is in the journal already, so no point counts as delivered before it was
+        # seen.
         ledger = self._ledger.read_on()
         for line in self._journal.read():
             self._account.take(line.payload)
@@ -172,7 +173,7 @@ class _RunWatch:
         alive = self._account.stop is None and spool.writer_alive(self._folder)
         endpoint = endpoint_of(self._folder, self._account.header)
         if endpoint != (ledger.endpoint or self._account.header.endpoint) and ledger.broken is None:
-            # Moved: what the ledger tells of the endpoint before counts no more, also until an uploader has noted that.
+            # Moved: facts about the previous endpoint no longer count, even before an uploader has noted the move.
             edited, ledger = ledger.edited, LedgerState()
             ledger.edited, ledger.endpoint = edited, endpoint
         return self._account.status(ledger, writer_alive=alive, folder=str(self._folder))
