@@ -1,8 +1,8 @@
-"""What should be there against what is, point by point: value, time to the millisecond, unit, order, count. Pure.
+"""Compares the expected points with those found: value, time to the millisecond, unit, order, count. Pure.
 
-It is the one place that says what counts as equal. A value has to be exactly the same, a time may differ by what the
-milliseconds of the API cannot hold, whether they are rounded or cut. Differences come one by one, so whoever asks for
-the first few pays for those alone.
+This is the only place that says what counts as equal. A value has to be exactly the same. A time may differ by what the
+milliseconds of the API cannot hold, whether they are rounded or cut. Differences come one by one, so a caller that asks
+for the first few pays only for those.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# The API keeps milliseconds; a hair more, since a time in seconds since 1970 as a float is good to 0.2 microseconds.
+# The API keeps milliseconds. A little is added, since a time in seconds since 1970 as a float is good to 0.2
+# microseconds.
 TIME_TOLERANCE_S = 0.001 + 1e-6
 
-# As `Client.points` gives a stream: by channel, its unit, times and values.
+# A stream as `Client.points` returns it: by channel, its unit, times and values.
 Points = Mapping[str, tuple[str | None, Sequence[float | None], Sequence[float | None]]]
 
 
@@ -28,7 +29,7 @@ class Series:
 
     @classmethod
     def of(cls, unit: str | None, times: Iterable[float | None], values: Iterable[float | None]) -> Series:
-        """The points of one channel as they were read back."""
+        """Return the points of one channel as they were read back."""
         return cls(unit, list(times), list(values))
 
     def __len__(self) -> int:
@@ -37,16 +38,16 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that is not as it should be."""
+    """One thing that is not as expected."""
 
     channel: str
     what: str  # value, time, unit, points (their count) or channel
-    index: int | None  # the point's, counted from 0 within its channel; None where it is about the channel
-    ours: float | str | None  # what should be there
-    theirs: float | str | None  # what is
+    index: int | None  # the point's index, counted from 0 within its channel; None if it is about the channel
+    ours: float | str | None  # what is expected
+    theirs: float | str | None  # what was found
 
     def __str__(self) -> str:
-        """In words, without the channel."""
+        """Return the difference in words, without the channel."""
         match self.what:
             case "channel":
                 return "did not arrive" if self.theirs is None else "was never emitted"
@@ -61,12 +62,12 @@ class Difference:
 
 
 def differences(channel: str, ours: Series | None, theirs: Series | None) -> Iterator[Difference]:
-    """Everything in which a channel differs, lazily: its presence, its unit, its points in order, their count.
+    """Yield every difference of a channel, lazily: its presence, its unit, its points in order, their count.
 
     Args:
         channel: Its name.
-        ours: What should be there; None where nothing should.
-        theirs: What is there; None where nothing is.
+        ours: The expected points; None if the channel is not expected.
+        theirs: The points found; None if the channel was not found.
     """
     if ours is None or theirs is None:
         if ours is not theirs:
@@ -86,18 +87,18 @@ def differences(channel: str, ours: Series | None, theirs: Series | None) -> Ite
 
 
 class Part(NamedTuple):
-    """Points of one channel that are in one chunk: they are there together or not at all."""
+    """Points of one channel that are in one chunk: all of them are there, or none."""
 
     points: int
     required: bool  # False: it was never answered, so it may be there
     times: Sequence[float | None] | None  # None: not known, because lines of the journal are damaged
     values: Sequence[float | None]
     shown: tuple[int, ...] = ()  # how many of its first points may be there instead, from a preview
-    at_least: int = 0  # as many of them are there for sure
+    at_least: int = 0  # at least this many of them are there
 
     @property
     def choices(self) -> list[int]:
-        """How many of its points may be there."""
+        """How many of its points may be there, in each possible case."""
         if self.required:
             return [self.points]
         return sorted({self.points, *self.shown, self.at_least}, reverse=True)
@@ -106,17 +107,18 @@ class Part(NamedTuple):
 def arrangement(parts: Sequence[Part], theirs: Series, at: int = 0) -> list[int] | None:
     """Return how many points of each part are there, in a stream that holds chunks in the order of their indices.
 
-    A point's place tells which chunk it belongs to, so points of one time and value are told apart. Of all choices that
-    give the number of points that is there, and in which each part that may be missing is equal or missing, the one
-    with the most equal points is taken; where several have as many, the earliest parts are there.
+    A point's place tells to which chunk it belongs, so points of equal time and value are told apart. The candidates
+    are all choices that give the number of points found and in which each part that may be missing is either equal or
+    missing. Of these the one with the most equal points is taken. If several have as many, the earliest parts are
+    there.
 
     Args:
-        parts: Those that must or may be there, in the order of their indices.
+        parts: The parts that must or may be there, in the order of their indices.
         theirs: All points of the channel as they were read back.
         at: How many of these belong to chunks before the first part.
 
     Returns:
-        None where no choice explains what is there.
+        None if no choice explains the points found.
     """
     reached: dict[int, tuple[int, tuple[int, ...]]] = {at: (0, ())}  # place → equal points, choices so far
     for part in parts:
@@ -146,7 +148,7 @@ def same_points(
     their_times: Sequence[float | None],
     their_values: Sequence[float | None],
 ) -> bool:
-    """Whether two sequences of points are equal."""
+    """Return True if two sequences of points are equal."""
     return (
         len(times) == len(their_times)
         and list(values) == list(their_values)
@@ -155,12 +157,12 @@ def same_points(
 
 
 def same_time(ours: float | None, theirs: float | None) -> bool:
-    """Whether a time that was read back is the one that was sent; None, a time that got lost, never is."""
+    """Return True if a time that was read back is the one that was sent. None, a lost time, never is."""
     return ours is not None and theirs is not None and abs(ours - theirs) <= TIME_TOLERANCE_S
 
 
 def joined(streams: Iterable[Points]) -> dict[str, Series]:
-    """The channels of a run's metrology streams, each in the order of the streams."""
+    """Return the channels of a run's metrology streams, each joined in the order of the streams."""
     found: dict[str, Series] = {}
     for stream in streams:
         for name, (unit, times, values) in stream.items():

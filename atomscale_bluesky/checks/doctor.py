@@ -1,7 +1,7 @@
-"""Is everything in place for a run? Each check passes, warns or fails, with a reason and what to do.
+"""Checks whether everything is ready for a run. Each check passes, warns or fails, with a reason and a remedy.
 
-Nothing is made, changed or sent. The spool is looked at; the API is asked for its clock, for a search that finds
-nothing and for the list of instruments.
+Nothing is made, changed or sent. The spool is read. The API is asked for its clock, for a search that finds nothing,
+and for the list of instruments.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Result(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at, what was found, and what to do about it."""
+    """What was checked, what was found, and what to do about it."""
 
     what: str
     result: Result
@@ -43,7 +43,7 @@ class Check:
 
 
 def examine(settings: Settings) -> Iterator[Check]:
-    """Check after check, each as soon as it is done; asks the API at most seven times."""
+    """Yield each check as soon as it is done. Sends at most seven requests to the API."""
     yield _key_is_there(settings)
     yield from _spool(settings)
     if settings.offline:

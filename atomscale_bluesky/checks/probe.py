@@ -1,8 +1,8 @@
-"""Ask a server what nobody documents: try it with a few small streams, read back, and finalize them.
+"""Finds out what is not documented about a server: tries it with a few small streams, reads back, and finalizes them.
 
-Each question changes what the server holds, so what is judged when a stream is finalized gets a stream of its own, and
-what is judged at once gets a chunk of its own in one that they share. A refused chunk is sent again as it should be.
-An answer counts as yes only when the points can be read as they were sent.
+Each question changes what the server holds. So a question that is decided when a stream is finalized gets a stream of
+its own, and a question that is decided at once gets a chunk of its own in a shared stream. A refused chunk is sent
+again in its proper form. An answer counts as yes only if the points can be read as they were sent.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FAMILIES = ("metrology", "tool-state")
 LABEL = "atomscale-bluesky probe"
 POINTS = 4  # in a full chunk
 FIRST_BODY_BYTES = 2**16
-# How long it is waited for what was taken to be readable, and for a server that asks to be left alone.
+# How long to wait until accepted points can be read, and how long at most for a server that asks to wait.
 PATIENCE_S, LEAST_PATIENCE_S, LONGEST_PAUSE_S = 30.0, 1.0, 30.0
 ATTEMPTS = 3
 LOOK_S = 0.05
@@ -46,23 +46,23 @@ class _Stream:
     finalized: bool = False
 
     def full(self, index: int) -> tuple[list[float], list[float]]:
-        """Times and values of the proper chunk of this index, the same for each channel."""
+        """Return times and values of the proper chunk of this index, the same for each channel."""
         rows = range(index * POINTS, (index + 1) * POINTS)
         return [self.began + row for row in rows], [float(row) for row in rows]
 
     def both(self, index: int) -> dict[str, Series]:
-        """It, for both channels."""
+        """Return the proper chunk of this index for both channels."""
         return dict.fromkeys("ab", self.full(index))
 
 
 class Probe:
-    """One probe; `facts` gives what it finds, one by one.
+    """One probe; `facts` yields its findings one by one.
 
     Args:
-        client: For the endpoint that is asked.
+        client: For the endpoint that is probed.
         largest_body_bytes: No request is larger than this.
-        physical_sample_id: A sample to link probe streams to; without one, that is not asked.
-        patience_s: How long to wait until what was taken can be read.
+        physical_sample_id: A sample to link probe streams to. Without one, linking is not probed.
+        patience_s: How long to wait until accepted points can be read.
     """
 
     def __init__(
@@ -82,14 +82,14 @@ class Probe:
 
     @property
     def left_open(self) -> list[str]:
-        """Ids of streams that the server did not let be finalized."""
+        """Ids of streams that the server did not allow to be finalized."""
         return [stream.data_id for stream in self.streams if not stream.finalized]
 
     def facts(self) -> Iterator[Fact]:
-        """Ask everything; what was made is finalized at the end, whatever happens.
+        """Ask all questions. The streams made are finalized at the end, whatever happens.
 
         Raises:
-            ApiKeyError: The key may not do what a stream needs.
+            ApiKeyError: The key does not have the rights that a stream needs.
             ApiUnavailableError: There is no server, or it takes no stream at all.
         """
         try:
@@ -123,7 +123,7 @@ class Probe:
         return True, f"{stream.data_id} was made"
 
     def _at_once(self, stream: _Stream) -> Iterator[Fact]:
-        """What is judged when a chunk is pushed, or read."""
+        """Ask what is decided when a chunk is pushed, or read."""
         yield self._ask("multi", "is chunk/multi taken?", lambda: self._takes_multi(stream))
         yield self._ask("read_back", "after how many seconds can a chunk be read?", lambda: self._delay(stream))
         yield self._ask("search", "does the catalogue's search find a label?", lambda: self._found(stream))
@@ -145,7 +145,7 @@ class Probe:
         yield self._ask("second_finalize", "may a stream be finalized twice?", lambda: self._again_finalized(stream))
 
     def _at_the_end(self, family: str) -> Iterator[Fact]:
-        """What is judged when a stream is finalized."""
+        """Ask what is decided when a stream is finalized."""
         yield self._whole(family, "short", "may a chunk in the middle be short?", [(0, "ab", 2), (1, "ab", POINTS)])
         yield self._whole(family, "hole", "may a chunk be missing?", [(0, "ab", POINTS), (2, "ab", POINTS)])
         yield self._whole(family, "late", "may a channel begin later?", [(0, "a", POINTS), (1, "ab", POINTS)])
@@ -172,7 +172,7 @@ class Probe:
         return found is not None, f"{stream.label!r} was {'found' if found else 'not found'}"
 
     def _largest_body(self, stream: _Stream) -> Answer:
-        """The same chunk again, with blanks behind it that are part of the body."""
+        """Push the same chunk again, with blanks after it that are part of the body."""
         size, taken = FIRST_BODY_BYTES, 0
         while size <= self._largest_body_bytes:
             try:
@@ -211,9 +211,9 @@ class Probe:
     def _chunk(
         self, name: str, question: str, stream: _Stream, index: int, *, apart: bool = False, **odd: Series
     ) -> Fact:
-        """Push a chunk of which some channels are odd; where it is refused, push it as it should be.
+        """Push a chunk of which some channels are odd. If it is refused, push it in its proper form.
 
-        With `apart` its channels go in requests of their own, as those of different event streams would.
+        With `apart`, each channel is sent in a request of its own, as channels of different event streams would be.
         """
         sent = stream.both(index) | odd
 
@@ -248,7 +248,7 @@ class Probe:
         return fact
 
     def _mend(self, stream: _Stream, indices: Iterable[int]) -> None:
-        """Push chunks as they should be, so that the stream can be finalized; a server may refuse even that."""
+        """Push proper chunks, so that the stream can be finalized. A server may refuse even that."""
         for index in indices:
             with contextlib.suppress(ApiRefusedError, ApiUnavailableError):
                 self._push(stream, index, stream.both(index))
@@ -282,7 +282,7 @@ class Probe:
         return self.streams[-1]
 
     def _made_unseen(self, family: str, label: str) -> _Stream | None:
-        """The stream that was made although its id did not reach us; it is to be finalized like the others."""
+        """Return the stream that was made although its id did not reach us. It is finalized like the others."""
         with contextlib.suppress(ApiError):
             entry = self._client.find(label)
             if entry is not None:
@@ -290,7 +290,7 @@ class Probe:
         return None
 
     def _push(self, stream: _Stream, index: int, channels: Mapping[str, Series], *, size: int = 0) -> None:
-        """Push a chunk as it stands, whatever the API promises; with blanks up to `size` bytes."""
+        """Push a chunk as given, whatever the API promises, padded with blanks up to `size` bytes."""
         head = {"data_id": stream.data_id, "chunk_index": index}
         series = {name: {"timestamps": times, "values": values} for name, (times, values) in channels.items()}
         if self._multi:
@@ -303,7 +303,7 @@ class Probe:
             self._patiently(lambda request=request: self._client.ask(request, bytes))
 
     def _patiently(self, ask: Callable[[], Any]) -> Any:
-        """Ask; where the server asks to be left alone for a while, do so and ask again."""
+        """Call `ask`. If the server asks to wait for a while, wait and call it again."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return ask()
@@ -319,7 +319,7 @@ class Probe:
         return False, "taken, but does not read back as it was sent"
 
     def _reads(self, stream: _Stream, sent: Mapping[str, Series]) -> bool:
-        """Whether these points can be read in the end, null where null was sent."""
+        """Return True if these points can finally be read, with null where null was sent."""
         end = time.monotonic() + self._patience_s
         due = {name: len(times) for name, (times, _) in sent.items()}
         while True:

@@ -1,12 +1,12 @@
-"""A run as somebody else recorded it, in a file of documents, against what Atomscale holds of it.
+"""Compares a run that another program recorded, in a file of documents, with what Atomscale holds of it.
 
-For runs that have left the spool, and for whoever wants a witness that is not ours. The documents are
-recorded in a spool of their own, with the settings given, and are cut as they would be for sending; nothing is sent.
-How the points were spread over metrology streams then may differ from how they would be now, since outages and closed
-streams leave their mark: so it is compared channel by channel that every point is in one of the run's streams, once,
-and that each stream has its points in the run's order.
+For runs that have left the spool, and for users who want an independent witness. The documents are recorded in a spool
+of their own, with the given settings, and are cut as they would be for sending. Nothing is sent. Outages and closed
+streams influence how a run's points are spread over metrology streams, so that may differ from how it would be now. So
+the comparison goes channel by channel: every point is in one of the run's streams, once, and each stream has its points
+in the run's order.
 
-Memory holds the run's points and what was read back.
+Memory holds the run's points and the points read back.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ Document = tuple[str, dict[str, Any]]
 
 
 class RecordingError(AtomscaleBlueskyError, ValueError):
-    """A file is no recorded run."""
+    """A file is not a recorded run."""
 
 
 def read_documents(path: Path) -> Iterator[Document]:
-    """The documents of a file of JSON lines, as bluesky's writers and suitcase-jsonl make them.
+    """Yield the documents of a file of JSON lines, as bluesky's writers and suitcase-jsonl make them.
 
-    A line is `{"name": …, "doc": …}` or `[name, doc]`; the brackets and commas of bluesky's `JSONWriter` may be there.
+    A line is `{"name": …, "doc": …}` or `[name, doc]`. The brackets and commas of bluesky's `JSONWriter` are allowed.
 
     Raises:
-        RecordingError: The file cannot be read, or a line is no document; names the line.
+        RecordingError: The file cannot be read, or a line is not a document. Names the line.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -73,7 +73,7 @@ def _document(text: str, where: str) -> Document:
 
 
 def one_run(documents: Iterable[Document], run: str = "") -> tuple[str, list[Document]]:
-    """The uid and the documents of the run whose uid begins with a text, or of the only one.
+    """Return the uid and the documents of the run whose uid begins with `run`, or of the only run.
 
     Raises:
         RecordingError: There is no such run, or more than one.
@@ -107,25 +107,25 @@ def verify_recorded(
     """Compare what Atomscale holds in some metrology streams with a recorded run.
 
     Args:
-        documents: Of one run, or of several, from start document to stop document.
+        documents: The documents of one run, or of several, from start document to stop document.
         data_ids: The metrology streams that the run became.
-        settings: Those that the run was streamed with: they say which data keys are channels, and what gaps become.
-        run: The beginning of the run's uid, where there are several.
-        patience_s: How long to go on reading while something is missing or there is no answer.
-        wait: Waits so many seconds between two looks.
-        monotonic: The clock that patience goes by.
+        settings: The settings that the run was streamed with: they decide about data keys and gaps.
+        run: The beginning of the run's uid, if there are several runs.
+        patience_s: How long to go on reading while points are missing or there is no answer.
+        wait: Waits for this many seconds between two polls.
+        monotonic: The clock that `patience_s` is measured by.
 
     Raises:
         RecordingError: There is no such run, or more than one.
         ApiKeyError: The key may not read.
-        ApiUnavailableError: There was no answer of the API's in time.
+        ApiUnavailableError: The API did not answer in time.
     """
     uid, ours = one_run(documents, run)
     label, due = _must_be_there(ours, settings)
     end = monotonic() + patience_s
     client = Client(settings)
     held: list[_Held] = []
-    counts = Counter[str]()  # a channel of several time bases is there several times
+    counts = Counter[str]()  # a channel of several time bases occurs several times
     for name, series in due:
         counts[name] += len(series)
     try:
@@ -134,7 +134,7 @@ def verify_recorded(
             def is_whole(points: Points, data_id: str = data_id) -> bool:
                 return _long_enough(due, [*held, _Held(data_id, ReadBack(dict(points), {}), None)])
 
-            # Only the last one can tell whether something is missing; the others have had their time by then.
+            # Only the last stream can show that points are missing. By then the others have had enough time.
             patient = data_id == list(data_ids)[-1]
             found, problem = read_back(
                 client,
@@ -159,7 +159,7 @@ def verify_recorded(
 
 
 class _Held:
-    """What a metrology stream was found to hold, and how far it was compared."""
+    """The points that a metrology stream was found to hold, and how far they were compared."""
 
     def __init__(self, data_id: str, found: ReadBack, problem: str | None) -> None:
         self.data_id = data_id
@@ -170,26 +170,26 @@ class _Held:
         self.problem = problem
 
     def has_next(self, name: str) -> bool:
-        """Whether there is a further point of a channel."""
+        """Return True if there is a further point of a channel."""
         return name in self.at and self.at[name] < len(self.channels[name])
 
     def is_next(self, name: str, at: float | None, value: float | None) -> bool:
-        """Whether the next point of a channel is this one."""
+        """Return True if the next point of a channel is this one."""
         series, nth = self.channels[name], self.at[name]
         return series.values[nth] == value and same_time(at, series.times[nth])
 
     def tell(self, found: Iterator[Difference], told: list[StreamDifference]) -> None:
-        """Note what differs here."""
+        """Record the differences found in this stream."""
         self.different += tell(self.data_id, found, told)
 
     def count_what_is_too_much(self, told: list[StreamDifference]) -> None:
-        """Note the points that nobody recorded."""
+        """Record the points that are in no recording."""
         for name, series in self.channels.items():
             if self.has_next(name):
                 self.tell(iter([Difference(name, "points", None, self.at[name], len(series))]), told)
 
     def verified(self) -> StreamVerified:
-        """As it is told."""
+        """Return the result for this stream."""
         return StreamVerified(
             data_id=self.data_id,
             label="",
@@ -237,12 +237,12 @@ def _long_enough(due: list[tuple[str, Series]], held: list[_Held]) -> bool:
 
 
 def _must_be_there(documents: list[Document], settings: Settings) -> tuple[str, list[tuple[str, Series]]]:
-    """A run's label, and the points of each of its channels, time base after time base."""
+    """Return a run's label, and the points of each of its channels, time base after time base."""
     with tempfile.TemporaryDirectory(prefix="atomscale-") as folder:
         here = settings.replaced(spool_dir=folder, spool_min_free_bytes=0)
         with DocumentRecorder(here) as recorder:
             for name, doc in documents:
-                with suppress(DocumentError):  # what could not be used was not sent either
+                with suppress(DocumentError):  # an unusable document was not sent either
                     recorder.take(name, doc)
         spool = Spool(here.spool_path)
         for run_folder in spool.run_folders():

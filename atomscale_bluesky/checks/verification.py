@@ -1,13 +1,14 @@
-"""What Atomscale holds of a run against what must have arrived, point by point, while the spool still has the run.
+"""Compares a run in Atomscale with what must have arrived, point by point, while the spool still has the run.
 
-What must have arrived is told by the run's files alone: the ledger says which rows made each chunk that was tried, and
-the journal has the rows. They are cut again by the same rules as when they were sent, with nothing noted and nothing
-sent, so it makes no difference who delivers the run or whether anybody does. A chunk that was confirmed must be there;
-one that was tried and never answered may be.
+The run's files alone say what must have arrived: the ledger says which rows made each chunk that was tried, and the
+journal has the rows. They are cut again by the same rules as when they were sent. Nothing is noted and nothing is sent,
+so it does not matter which process delivers the run, or whether any does. A confirmed chunk must be there. A chunk that
+was tried and never answered may be there.
 
-Reading disturbs nobody, and may be done at any time: of a run under way, what was confirmed so far is compared. Memory
-holds one metrology stream at a time, what must be there and what is of the same channels; the journal is read once per
-stream. What Atomscale adds to a stream, such as scores and forecasts, is named and counted, and is no difference.
+Reading disturbs no process and may be done at any time: of a run in progress, the chunks confirmed so far are compared.
+Memory holds one metrology stream at a time, both the expected points and those found in the same channels. The journal
+is read once per stream. Series that Atomscale adds to a stream, such as scores and forecasts, are named and counted,
+and are not differences.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ from ..spool.run_reader import LEDGER, RunReader
 from ..status.account import Account, Counts
 from .comparison import Difference, Part, Points, Series, arrangement, differences, same_points
 
-# How many differences are told; the others are counted.
+# How many differences are reported. Further ones are only counted.
 MAX_DIFFERENCES = 20
-# How long what was confirmed may take until it can be read: nobody documents it.
+# How long it may take until confirmed points can be read. That is not documented.
 PATIENCE_S = 30.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class StreamDifference(Difference):
-    """One thing that is not as it should be, and where."""
+    """One thing that is not as expected, and where."""
 
     data_id: str
 
@@ -51,22 +52,22 @@ class StreamVerified:
     data_id: str
     label: str
     channels: int
-    points: int  # that were compared, over all channels
+    points: int  # how many points were compared, over all channels
     different: int  # how many things were not equal
     uncompared: int = 0  # points whose lines in the journal are damaged
-    problem: str | None = None  # what kept it from being read
+    problem: str | None = None  # why it could not be read
     added: dict[str, int] = field(default_factory=dict)  # series of the service's own: name, and how many values
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What came of reading a run back."""
+    """The result of reading a run back."""
 
     run_uid: str
     label: str
     streams: tuple[StreamVerified, ...]
     differences: tuple[StreamDifference, ...]  # the first ones
-    waiting: int = 0  # points that are not confirmed, so nothing can be said about them
+    waiting: int = 0  # points that are not confirmed, so they cannot be checked
     refused: int = 0
     discarded: int = 0
     lost: int = 0
@@ -78,7 +79,7 @@ class Verification:
 
     @property
     def different(self) -> int:
-        """How many things were not equal, also those beyond the `differences` that are told."""
+        """How many things were not equal, including those beyond the reported `differences`."""
         return sum(stream.different for stream in self.streams)
 
     @property
@@ -88,12 +89,15 @@ class Verification:
 
     @property
     def problem(self) -> str | None:
-        """What kept a stream from being read."""
+        """Why a stream could not be read."""
         return next((stream.problem for stream in self.streams if stream.problem), None)
 
     @property
     def added(self) -> dict[str, int]:
-        """Series that the service has added to the run's streams, and how many values each has; no difference."""
+        """Series that the service has added to the run's streams, with the number of values of each.
+
+        Not differences.
+        """
         found: dict[str, int] = {}
         for stream in self.streams:
             for name, values in stream.added.items():
@@ -102,16 +106,16 @@ class Verification:
 
     @property
     def arrived(self) -> bool:
-        """Whether everything that was confirmed could be read and is equal."""
+        """Return True if everything confirmed could be read and is equal."""
         return not (self.different or self.uncompared or self.problem)
 
     @property
     def equal(self) -> bool:
-        """Whether the whole run is in Atomscale, and all of it equal."""
+        """Return True if the whole run is in Atomscale, and all of it is equal."""
         return self.arrived and not (self.waiting or self.refused or self.discarded or self.lost)
 
     def __str__(self) -> str:
-        """In one line."""
+        """Return the result as one line of text."""
         if self.problem:
             return f"it could not be read back: {self.problem}"
         if self.different:
@@ -136,16 +140,16 @@ def verify_run(
     """Compare what Atomscale holds of the run in a spool's folder with what must have arrived.
 
     Args:
-        folder: The run's; nothing in it is changed.
-        client: Whom to ask.
-        patience_s: How long to go on reading while something is missing or there is no answer.
-        wait: Waits so many seconds between two looks.
-        monotonic: The clock that patience goes by.
+        folder: The run's folder. Nothing in it is changed.
+        client: Sends the requests.
+        patience_s: How long to go on reading while points are missing or there is no answer.
+        wait: Waits for this many seconds between two polls.
+        monotonic: The clock that `patience_s` is measured by.
 
     Raises:
         SpoolError: The folder holds no run that can be read, or the run left the spool meanwhile.
         ApiKeyError: The key may not read.
-        ApiUnavailableError: There was no answer of the API's within `patience_s`.
+        ApiUnavailableError: The API did not answer within `patience_s`.
         ApiTooLargeError: An answer is far larger than its stream can be.
     """
     wait = wait or threading.Event().wait
@@ -183,20 +187,20 @@ def read_back(
     left_s: Callable[[], float],
     wait: Callable[[float], object],
 ) -> tuple[ReadBack, str | None]:
-    """A stream's points, read again while something is missing and there is time; and why they could not be read.
+    """Return a stream's points, and why they could not be read. Reads again while points are missing and time is left.
 
     Args:
-        client: Whom to ask.
-        families: The path families under which it may be.
-        data_id: The stream.
+        client: Sends the requests.
+        families: The path families under which the stream may be.
+        data_id: The stream's id.
         due: The channels to read, and how many points each should have.
-        is_whole: Whether nothing of these points is missing.
-        left_s: How much time there still is.
-        wait: Waits so many seconds.
+        is_whole: Returns True if none of these points is missing.
+        left_s: Returns how much time is left, in seconds.
+        wait: Waits for this many seconds.
 
     Raises:
         ApiKeyError: The key may not read.
-        ApiUnavailableError: There was no answer of the API's in time.
+        ApiUnavailableError: The API did not answer in time.
         ApiTooLargeError: The answer is far larger than the stream can be.
     """
     pause_s = _FIRST_PAUSE_S
@@ -217,7 +221,7 @@ def read_back(
                 problems.append("no answer")
             if found.points:
                 break
-        # One family that answers is enough, though it may hold nothing of a stream of the other.
+        # One family that answers is enough, though it may hold nothing of a stream of the other family.
         problem = problems[0] if len(problems) == len(families) else None
         if last or (problem is None and is_whole(found.points)):
             return found, problem
@@ -226,13 +230,13 @@ def read_back(
 
 
 def aligned(parts: list[Part], theirs: Series) -> Series:
-    """What must be there of a channel, as far as it can be told.
+    """Return what must be there of a channel, as far as that is known.
 
-    Parts that may be missing are left out where they are missing; what is not known is taken from the other side.
+    Parts that may be missing and are missing are left out. Parts that are not known are taken from the points found.
     """
     ours = Series(theirs.unit)
     there = None if all(part.required for part in parts) else arrangement(parts, theirs)
-    required = sum(part.points for part in parts if part.required)  # from this part on
+    required = sum(part.points for part in parts if part.required)  # in the parts from this one on
     for i, part in enumerate(parts):
         at, end = len(ours), len(ours) + part.points
         if part.times is None:
@@ -249,7 +253,7 @@ def aligned(parts: list[Part], theirs: Series) -> Series:
 
 
 def is_long_enough(parts: dict[str, list[Part]], points: Points) -> bool:
-    """Whether every channel has as many points as it must."""
+    """Return True if every channel has as many points as it must have."""
     return all(
         sum(part.points for part in ours if part.required) <= len(points[name][1] if name in points else ())
         for name, ours in parts.items()
@@ -257,7 +261,7 @@ def is_long_enough(parts: dict[str, list[Part]], points: Points) -> bool:
 
 
 def tell(data_id: str, found: Iterator[Difference], told: list[StreamDifference]) -> int:
-    """Note the first differences of all, and count them."""
+    """Add the first differences to `told`, up to the limit over all streams, and return how many there are."""
     count = 0
     for one in found:
         count += 1
@@ -307,7 +311,7 @@ def _verify_stream(
 
 @dataclass(slots=True)
 class _Due:
-    """What must be there of one metrology stream."""
+    """The points that must be in one metrology stream."""
 
     parts: dict[str, list[Part]] = field(default_factory=dict)
     units: dict[str, str | None] = field(default_factory=dict)
@@ -315,7 +319,10 @@ class _Due:
 
 
 class _Run:
-    """A run's files as they stand: the ledger first, for what it tells of is in the journal already."""
+    """A run's files as they are now.
+
+    The ledger is read first, because the rows it refers to are already in the journal.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -333,7 +340,7 @@ class _Run:
                 self._confirmed.setdefault((fact.stream, fact.index), set()).update(names)
         for number, stream in self.state.streams.items():
             shown = stream.shown or stream.previewed
-            if shown is not None and shown.index == stream.next_index:  # there, and confirmed with its chunk only
+            if shown is not None and shown.index == stream.next_index:  # there, and confirmed only with its chunk
                 self._tried.setdefault(number, {})[shown.index] = shown.as_tried(cut_short=False)
         account = Account()
         reader = RunReader(folder)
@@ -349,14 +356,14 @@ class _Run:
         self.counts = sum(account.channels(self.state).values(), Counts())
 
     def must_be_there(self, stream: StreamState) -> _Due:
-        """What a metrology stream must hold, channel by channel, in the order of its chunks."""
+        """Return the points that a metrology stream must hold, channel by channel, in the order of its chunks."""
         due = _Due()
         for one in stream.group:
             self._collect(one, due)
         return due
 
     def _collect(self, stream: StreamState, due: _Due) -> None:
-        """Add what one opening has put into its metrology stream."""
+        """Add the points that one opening has put into its metrology stream."""
         opening = stream.opening
         tried = self._tried.get(opening.stream, {})
         offset_s = self.state.clock.offset_s if self.state.clock else 0.0
