@@ -1,9 +1,9 @@
-"""One method per API call: answers become results or errors. Never retries, never waits but for the answer.
+"""One method per API call: answers become results or errors. Never retries, and waits only for the answer.
 
-A client belongs to one thread; it keeps its connection. Every request has a time limit from first to last byte and
-reads a bounded answer. Redirects are not followed, netrc is not read, and the API key goes to the configured endpoint
-only: proxies and certificate authorities come from the settings or the usual environment variables, except for an
-endpoint on this machine, which is asked directly.
+A client belongs to one thread and keeps its connection. Every request has a time limit from first to last byte, and
+reads an answer of bounded size. Redirects are not followed, netrc is not read, and the API key goes only to the
+configured endpoint. Proxies and certificate authorities come from the settings or the usual environment variables. An
+endpoint on this machine is always asked directly.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from .transport import DeadlineAdapter, head_of
 _logger = logging.getLogger(__name__)
 
 MAX_ANSWER_BYTES = 2**20
-MAX_REFUSAL_BYTES = 2**16  # of an answer that is no success: its status says what it means, so the rest is not read
+MAX_REFUSAL_BYTES = 2**16  # how much of an answer other than a success is read: its status says what it means
 MAX_CATALOGUE_BYTES = 32 * 2**20
 
-# Statuses that can clear by themselves: time-outs, too early, too many requests, and all of 5xx.
+# Statuses that can clear without a change of the request: time-outs, too early, too many requests, and all of 5xx.
 _TRANSIENT = frozenset({408, 425, 429})
 
 try:
@@ -52,31 +52,31 @@ T = TypeVar("T")
 
 
 class Pushed(NamedTuple):
-    """What became of the channels of a chunk that was pushed."""
+    """What happened to the channels of a chunk that was pushed."""
 
     confirmed: tuple[str, ...]
     refused: dict[str, ApiRefusedError]
-    unavailable: ApiUnavailableError | None = None  # what kept the others from being answered
+    unavailable: ApiUnavailableError | None = None  # why the other channels got no answer
 
 
 Headers = Mapping[str, str] | HTTPMessage  # either finds a name in any case
 
 
 class Answer(NamedTuple):
-    """What a server answered."""
+    """A server's answer."""
 
     status: int
     headers: Headers
-    refusal: bytes = b""  # the beginning of the body of an answer that is no success
-    taken: Any = None  # what became of the body of a success
+    refusal: bytes = b""  # the beginning of the body, if the answer is no success
+    taken: Any = None  # the result of reading the body of a success
 
 
 class _EndlessError(ApiUnavailableError):
-    """An answer that is larger than any of its kind should be."""
+    """An answer is larger than any of its kind should be."""
 
 
 class ClockReading(NamedTuple):
-    """What to add to this host's time to get the server's, and how long the exchange was under way.
+    """What to add to this host's time to get the server's time, and how long the exchange took.
 
     The offset is right to half of the delay.
     """
@@ -90,11 +90,11 @@ class Client:
 
     Args:
         settings: Endpoint, key and limits.
-        clock: Monotonic.
-        make_way: Called around what takes Python's lock for long.
+        clock: A monotonic clock.
+        make_way: Called around work that holds Python's lock for long, so that other threads can run.
 
     Raises:
-        ApiUnavailableError: From every method: no answer of the API's, 408, 425, 429 or 5xx; try again later.
+        ApiUnavailableError: From every method: no answer from the API, or 408, 425, 429 or 5xx; try again later.
         ApiKeyError: From every method: 401 or 403.
         ApiRefusedError: From every method: any other 4xx.
     """
@@ -111,45 +111,45 @@ class Client:
         self.max_body_bytes = settings.max_body_bytes
         self._clock = clock
         self._make_way = make_way
-        self._deadline = 0.0  # of the request under way
+        self._deadline = 0.0  # of the present request
         self._session = _Session()
         self._session.trust_env = not is_loopback(settings.endpoint)
-        self._session.auth = _no_auth  # with none set, requests would look into netrc
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # none is kept, and none is sent
+        self._session.auth = _no_auth  # without one, requests would read netrc
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # no cookie is kept or sent
         self._adapter = DeadlineAdapter()
-        self._heads: dict[str, bytes] = {}  # of requests that are made over and over, by path
+        self._heads: dict[str, bytes] = {}  # of requests that are made repeatedly, by path
         self._session.mount("https://", self._adapter)
         self._session.mount("http://", self._adapter)
         self._session.headers.update({"User-Agent": _USER_AGENT, "Accept": "application/json"})
-        # An answer that unpacks to many times its size must not: ask for none, and refuse one all the same.
+        # An answer could decompress to many times its size. So none is asked for, and a compressed one is refused.
         self._session.headers["Accept-Encoding"] = "identity"
-        self._session.headers["Cache-Control"] = "no-store"  # a proxy's copy would tell an old time, or old points
+        self._session.headers["Cache-Control"] = "no-store"  # a proxy's copy would have an old time, or old points
         if settings.api_key:
             self._session.headers["X-API-KEY"] = settings.api_key
-        # Given with each request: what a session verifies by, requests lets the environment override.
+        # Passed with each request: a session's own `verify` can be overridden by the environment.
         self._verify = settings.ca_bundle or None
 
     def initialize(self, family: str, *, label: str, points_per_chunk: int, links: Links) -> str:
-        """Create a metrology stream and give its `data_id`. Not idempotent: each success makes a new one."""
+        """Create a metrology stream and return its `data_id`. Not idempotent: each success makes a new stream."""
         request = wire.initialize(family, label=label, points_per_chunk=points_per_chunk, links=links)
         return self._read(self._send(request), wire.read_initialized)
 
     def link_sample(self, data_id: str, physical_sample_id: str) -> None:
-        """Link a stream to a physical sample; again changes nothing."""
+        """Link a stream to a physical sample. Repeating it changes nothing."""
         self._send(wire.link_sample(data_id, physical_sample_id))
 
     def find(self, label: str) -> wire.Entry | None:
-        """The catalogue's entry with exactly this label, if the catalogue's search finds it."""
+        """Return the catalogue's entry with exactly this label, or None if the catalogue's search does not find it."""
         entries = self._read(self._send(wire.search(label), MAX_CATALOGUE_BYTES), wire.read_entries)
         return next((entry for entry in entries if entry.label == label), None)
 
     def entry(self, data_id: str) -> wire.Entry | None:
-        """The catalogue's entry of a stream, None if it has none."""
+        """Return the catalogue's entry of a stream, or None if it has none."""
         entries = self._read(self._send(wire.look_up(data_id), MAX_CATALOGUE_BYTES), wire.read_entries)
         return next((entry for entry in entries if entry.data_id == data_id), None)
 
     def push(self, family: str, data_id: str, chunk: Chunk) -> None:
-        """Push all channels of a chunk in one request; pushing it again is harmless."""
+        """Push all channels of a chunk in one request. Pushing it again is harmless."""
         self._make_way()
         request = wire.push(family, data_id, chunk, pause=self._make_way)
         self._make_way()
@@ -157,7 +157,7 @@ class Client:
         self._read(answer, lambda body: wire.check_confirmed(body, data_id, chunk, chunk.names))
 
     def push_channels(self, family: str, data_id: str, chunk: Chunk) -> Pushed:
-        """Push the channels of a chunk one by one; stops at the first that is not answered."""
+        """Push the channels of a chunk one by one. Stops at the first that gets no answer."""
         confirmed: list[str] = []
         refused: dict[str, ApiRefusedError] = {}
         for column in chunk.columns:
@@ -173,22 +173,22 @@ class Client:
         return Pushed(tuple(confirmed), refused)
 
     def finalize(self, family: str, data_id: str) -> None:
-        """Close a stream, complete."""
+        """Close a complete stream for good."""
         self._read(self._send(wire.finalize(family, data_id)), lambda body: wire.check_finalized(body, data_id))
 
     def points(self, family: str, data_id: str, due: Mapping[str, int]) -> readback.ReadBack:
-        """Read the points of some channels of a stream, and what else is there by name.
+        """Read the points of some channels of a stream, and the names of everything else in it.
 
-        No way to ask for a part of a stream is documented. The answer is read a piece at a time, and of the channels
-        that are due alone something is kept: 16 bytes per point.
+        There is no documented way to ask for a part of a stream. So the answer is read piece by piece, and only points
+        of the channels in `due` are kept, at 16 bytes per point.
 
         Args:
             family: The path family that the stream was made in.
-            data_id: The stream.
-            due: Its channels that are to be read, and how many points each may have. They bound the answer's size.
+            data_id: The stream's id.
+            due: The channels to read, and how many points each may have. They bound the answer's size.
 
         Raises:
-            ApiTooLargeError: It is more than such a stream can hold.
+            ApiTooLargeError: The answer is larger than such a stream can be.
         """
         try:
             return self._take(
@@ -202,30 +202,33 @@ class Client:
             raise self._not_the_apis(error) from error
 
     def instruments(self) -> dict[int, str]:
-        """The organisation's growth instruments: id → name."""
+        """Return the organisation's growth instruments: id → name."""
         return self._read(self._send(wire.instruments(), MAX_CATALOGUE_BYTES), wire.read_instruments)
 
     def samples(self, physical_sample_id: str | None = None) -> list[wire.Item]:
-        """The organisation's physical samples, or the one with this id; paging is not documented, so some may lack."""
+        """Return the organisation's physical samples, or the one with this id.
+
+        Paging is not documented, so some samples may be missing.
+        """
         return self._items(wire.samples(physical_sample_id))
 
     def projects(self) -> list[wire.Item]:
-        """The organisation's projects."""
+        """Return the organisation's projects."""
         return self._items(wire.projects())
 
     def project_samples(self, project_id: str) -> list[wire.Item]:
-        """A project's physical samples."""
+        """Return a project's physical samples."""
         return self._items(wire.project_samples(project_id))
 
     def tags(self) -> list[wire.Item]:
-        """The organisation's tags."""
+        """Return the organisation's tags."""
         return self._items(wire.tags())
 
     def create_sample(self, name: str) -> str:
-        """The id of a physical sample of this name: a new one, or the one that has the name by now.
+        """Create a physical sample of this name and return its id, or return the id of an existing one with the name.
 
         Raises:
-            ApiRefusedError: Also with 409, where the answer does not name the one that has the name.
+            ApiRefusedError: As for every method; also with 409 if the answer does not name the existing sample.
         """
         try:
             answer = self._send(wire.create_sample(name))
@@ -237,19 +240,23 @@ class Client:
         return self._read(answer, wire.read_created)
 
     def create_tag(self, name: str) -> str:
-        """The id of a new tag.
+        """Create a tag and return its id.
 
         Raises:
-            ApiRefusedError: Also where there is a tag of this name, which the vendor's client knows as 400.
+            ApiRefusedError: As for every method; also if a tag of this name exists, for which the vendor's client
+                expects 400.
         """
         return self._read(self._send(wire.create_tag(name)), wire.read_created)
 
     def attach_tags(self, data_id: str, tag_ids: Iterable[str]) -> None:
-        """Attach tags to a stream; again changes nothing."""
+        """Attach tags to a stream. Repeating it changes nothing."""
         self._send(wire.attach_tags(data_id, tag_ids))
 
     def track_sample(self, project_id: str, physical_sample_id: str, *, active: bool) -> None:
-        """Have a project track a sample; with `active` it is the one that everybody's growth monitoring follows."""
+        """Add a sample to those that a project tracks.
+
+        With `active`, all growth monitoring of the project follows it.
+        """
         self._send(wire.track_sample(project_id, physical_sample_id, active=active))
 
     def rename(self, data_id: str, label: str) -> None:
@@ -257,7 +264,7 @@ class Client:
         self._send(wire.rename(data_id, label))
 
     def clock(self) -> ClockReading:
-        """How far this host's clock is from the server's, by one exchange of four time stamps."""
+        """Return how far this host's clock is from the server's, by one exchange of four time stamps."""
         sent = time.time()
         answer = self._send(wire.clock())
         back = time.time()
@@ -268,11 +275,11 @@ class Client:
         )
 
     def ask(self, request: wire.Request, read: Callable[[bytes], T]) -> T:
-        """The 2xx answer to a request that is none of the others, as `read` understands it."""
+        """Send a request of any other kind and return its 2xx answer as parsed by `read`."""
         return self._read(self._send(request), read)
 
     def cut_if_late(self) -> None:
-        """Break off a request that is past its time limit; to be called from another thread, every second or so."""
+        """Break off a request that is past its time limit. Another thread calls this every second or so."""
         self._adapter.cut_if_late(self._clock())
 
     def close(self) -> None:
@@ -283,11 +290,11 @@ class Client:
         return self._read(self._send(request, MAX_CATALOGUE_BYTES), wire.read_items)
 
     def _send(self, request: wire.Request, max_bytes: int = MAX_ANSWER_BYTES) -> bytes:
-        """The body of a 2xx answer."""
+        """Send a request and return the body of its 2xx answer."""
         return self._take(request, max_bytes, _whole)
 
     def _take(self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], T]) -> T:
-        """What `take` makes of the parts of a 2xx answer's body."""
+        """Send a request and return what `take` makes of the parts of its 2xx answer's body."""
         self._deadline = self._clock() + self._timeout_s
         what = f"{request.method} {request.path.partition('?')[0]}"
         self._adapter.begin(self._deadline)
@@ -311,7 +318,7 @@ class Client:
         return answer.taken
 
     def _ask(self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], object]) -> Answer:
-        """Have requests ask: it chooses a proxy, sets up TLS, connects and puts the headers together."""
+        """Send a request with requests, which chooses a proxy, sets up TLS, connects and makes the headers."""
         with self._session.request(
             request.method,
             f"{self._endpoint}/{request.path}",
@@ -330,7 +337,10 @@ class Client:
     def _ask_again(
         self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], object]
     ) -> Answer | None:
-        """Ask as before, over the connection that is there, at a fraction of the price; None where that cannot be."""
+        """Send a similar request over the open connection, which is much faster.
+
+        Return None if that is not possible.
+        """
         head = self._heads.get(request.path)
         if head is None or request.body is None:
             return None
@@ -355,7 +365,10 @@ class Client:
         return Answer(status, headers, taken=take(self._parts(read, max_bytes, status)))
 
     def _parts(self, read: Callable[[int], bytes], max_bytes: int, status: int) -> Iterator[bytes]:
-        """The parts of a body. The time limit is the server's: what is done with a part does not count."""
+        """Yield the parts of a body.
+
+        The time limit is for the server: time spent on processing a part does not count.
+        """
         size = 0
         while part := read(2**16):
             size += len(part)
@@ -398,10 +411,10 @@ class Client:
 
 
 class _Session(requests.Session):
-    """Does not look where a redirect leads: for that requests would unpack all of its body, however large that is."""
+    """Does not read a redirect's target: for that requests would decompress all of its body, however large it is."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """None, as for an answer that is no redirect."""
+        """Return None, as for an answer that is no redirect."""
 
 
 def _whole(parts: Iterable[bytes]) -> bytes:
@@ -413,7 +426,7 @@ def _is_success(status: int) -> bool:
 
 
 def _beginning(read: Callable[[int], bytes]) -> bytes:
-    """Read the beginning of an answer that is no success; what comes of its body does not change what it means."""
+    """Return the beginning of an answer other than a success. An error in reading it does not change its meaning."""
     body = bytearray()
     with contextlib.suppress(HTTPError, HTTPException, OSError):
         while len(body) < MAX_REFUSAL_BYTES and (part := read(MAX_REFUSAL_BYTES - len(body))):
@@ -426,14 +439,14 @@ def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """What kept a request from being answered, without the request that the errors around it quote."""
+    """Return the root cause of a failed request. The errors around it quote the request, this one does not."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
     return error
 
 
 def _reason(error: BaseException) -> str:
-    """An error in one line; it may quote what a server sent in the place of HTTP."""
+    """Return an error as one line. It may quote what a server sent instead of HTTP."""
     return plain(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, 300)
 
 
@@ -444,7 +457,8 @@ def _retry_after(headers: Headers) -> float | None:
     try:
         if text.strip().isdigit():
             return Retry(0).parse_retry_after(text)
-        # A date is the server's: its own clock, told by its Date header, says how far away that is.
+        # A date is by the server's clock. The Date header gives that clock's present time, and so how far away the date
+        # is.
         then = parsedate_to_datetime(text).timestamp()
         date = headers.get("Date")
         return max(0.0, then - (parsedate_to_datetime(date).timestamp() if date else time.time()))

@@ -1,8 +1,8 @@
-"""The server's clock, measured by a few exchanges.
+"""Measures the server's clock by a few exchanges.
 
-An exchange has four time stamps: when the question left, when the server received it and sent its answer, and when that
-arrived. Of several the least delayed is kept, since its offset is right to half of its delay. One with a negative
-delay, because a clock was set meanwhile, is passed over.
+An exchange has four time stamps: when the request was sent, when the server received it and sent its answer, and when
+the answer arrived. Of several exchanges the one with the least delay is kept, since its offset is right to half of its
+delay. An exchange with a negative delay, because a clock was set meanwhile, is skipped.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 from ..errors import ApiUnavailableError
 from .client import Client, ClockReading
 
-# Of this many exchanges the least delayed one counts.
+# How many exchanges are made. The one with the least delay counts.
 EXCHANGES = 4
 
 
 def measure(client: Client) -> ClockReading:
-    """The least delayed of a few exchanges with the server's clock.
+    """Return the exchange with the least delay out of a few with the server's clock.
 
     Raises:
-        ApiUnavailableError: There was no answer, or the stamps of each contradict each other.
+        ApiUnavailableError: There was no answer, or the time stamps of each exchange contradict each other.
         ApiRefusedError: The server has no such clock.
-        ApiKeyError: It is asked for a key that works.
+        ApiKeyError: The server asks for a valid key.
     """
     readings = [reading for reading in (client.clock() for _ in range(EXCHANGES)) if reading.delay_s >= 0]
     if not readings:

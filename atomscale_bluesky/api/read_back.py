@@ -1,12 +1,13 @@
-"""A stream's points as its answer comes in: the channels that are due, a piece at a time, and nothing else kept. Pure.
+"""Reads a stream's points while the answer comes in, keeping only the channels that are asked for. Pure.
 
-No way to ask for a part of a stream is documented, and Atomscale documents that it adds series of its own, text among
-them. So the answer is never held whole. Its parts are taken as they arrive, at most `STEP_BYTES` are worked through
-between two pauses, the numbers of the channels that are due are packed at once, and of everything else only the name
-and the number of values is noted.
+There is no documented way to ask for a part of a stream, and Atomscale documents that it adds series of its own, some
+of them text. So the answer is never held whole. Its parts are processed as they arrive, up to `STEP_BYTES` between two
+pauses. The numbers of the channels that are due are packed at once. Of everything else only the name and the number of
+values is noted.
 
 Two shapes are known: a series per channel (`properties`), and the older list of rows (`series`). Times may be null, and
-values fewer than times: what is missing is None. What is passed over is not checked, but that its brackets close.
+there may be fewer values than times: a missing one is None. Skipped parts are not checked, except that their brackets
+close.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ import numpy as np
 
 from .wire import AnswerError, Points
 
-# What is worked through between two pauses: some 0.2 ms, in which no other thread has its turn.
+# How much is processed between two pauses: about 0.2 ms of work, in which no other thread can run.
 STEP_BYTES = 8192
-# What an answer may take: a point has a time in milliseconds, a relative time and a value, some 60 bytes with all their
-# digits. Atomscale documents eight series beside a channel, as long as it is, whose names begin with the channel's; in
-# the older shape the name stands beside every value.
+# Bounds for an answer's size. A point has a time in milliseconds, a relative time and a value: about 60 bytes with all
+# digits. Atomscale documents eight series beside a channel, each as long as the channel and with a name that begins
+# with the channel's. In the older shape every value comes with the name.
 BYTES_PER_POINT, BYTES_PER_NAME_BYTE = 1024, 16
 LEAST_BYTES, MOST_BYTES = 4 * 2**20, 2**30
-# How many points beyond those that are due are kept of a channel, for a message that says how many there are.
+# How many points beyond the expected ones are kept of a channel, for a message that says how many there are.
 _SPARE_POINTS = 1000
-# Further added series are passed over without a note.
+# Added series beyond this number are skipped and not noted.
 MOST_ADDED = 1000
-# A channel name has up to 255 characters, of up to 12 bytes where it is spelled in escapes.
+# A channel name has up to 255 characters, of up to 12 bytes each if they are written as escapes.
 _NAME_BYTES = 4096
 _ROW_BYTES = 2**20
-# Each member of an object costs some 10 µs. A series has four of them, and eight others beside it.
+# Each member of an object takes about 10 µs. A series has four of them, and eight other series beside it.
 _MOST_MEMBERS, _MEMBERS_PER_CHANNEL = 10_000, 100
-# What a member, a row or a number costs beside its bytes, in bytes.
+# What a member, a row or a number costs in addition to its bytes, counted in bytes.
 _STEP_AT_LEAST = 32
 
 _COLUMN = msgspec.json.Decoder(list[float | None])
@@ -57,20 +58,20 @@ _NO_CHANNELS = frozenset({"unix_timestamp_ms", "relative_time_seconds", "time_se
 
 
 class TooMuchError(AnswerError):
-    """An answer has far more in it than can be there."""
+    """An answer holds far more than there can be."""
 
 
 class ReadBack(NamedTuple):
-    """A metrology stream as it was read back."""
+    """The content of a metrology stream as it was read back."""
 
-    points: Points  # of the channels that are due and there
-    added: dict[str, int]  # what else there is: the names of the first `MOST_ADDED`, and how many values each has
+    points: Points  # of the channels that are due and present
+    added: dict[str, int]  # the other series: the names of the first `MOST_ADDED`, and how many values each has
 
 
 def max_bytes(due: Mapping[str, int]) -> int:
-    """Return how large the answer about a stream with these channels and points may be.
+    """Return how large the answer about a stream with these channels and points may be, in bytes.
 
-    Generous: some fifteen times what the points take, and 4 MiB in any case.
+    Generous: about fifteen times the size of the points, and at least 4 MiB.
     """
     points = sum(
         count * (BYTES_PER_POINT + BYTES_PER_NAME_BYTE * len(name.encode(errors="replace")))
@@ -91,8 +92,8 @@ def read_points(
 
     Raises:
         AnswerError: The answer has neither shape, or a channel that is due is no series of numbers.
-        TooMuchError: A channel has more than twice the points that it should have, and a thousand more, or there is no
-            end of series.
+        TooMuchError: A channel has more than twice the points that it should have plus a thousand, or there are far too
+            many series.
     """
     text = _Text(parts, pause, _MOST_MEMBERS + _MEMBERS_PER_CHANNEL * len(due))
     try:
@@ -130,7 +131,7 @@ class _Column:
         self._most = 2 * due + _SPARE_POINTS
 
     def read(self, text: _Text) -> None:
-        """Take in the series that comes next."""
+        """Read the next value of the text as this channel's series."""
         members: set[str] = set()
         for member in text.members():
             members.add(member)
@@ -150,7 +151,7 @@ class _Column:
             raise ValueError(f"channel {self._name!r:.80} has no times or no values")
 
     def add_times(self, milliseconds: list[float | None]) -> None:
-        """Add times, as the API gives them."""
+        """Add times, in milliseconds as the API gives them."""
         self.times = self._with(self.times, [None if ms is None else ms / 1000 for ms in milliseconds])
 
     def add_values(self, values: list[float | None]) -> None:
@@ -174,7 +175,7 @@ class _Column:
         if len(numbers) + len(more) > self._most:
             raise TooMuchError(f"channel {self._name!r:.80} has more than {self._most} points")
         if isinstance(numbers, array) and None in more:
-            numbers = list(numbers)  # rare: null stands where a client sent null
+            numbers = list(numbers)  # rare: null comes back where a client sent null
         numbers.extend(more)  # type: ignore[arg-type]
         return numbers
 
@@ -199,7 +200,7 @@ def _read_series(text: _Text, due: Mapping[str, int], added: dict[str, int]) -> 
 
 def _read_rows(text: _Text, due: Mapping[str, int], added: dict[str, int]) -> dict[str, _Column]:
     found: dict[str, _Column] = {}
-    most = 2 * sum(due.values()) + _SPARE_POINTS  # channels may have rows of their own each
+    most = 2 * sum(due.values()) + _SPARE_POINTS  # each channel may have rows of its own
     for count, _ in enumerate(text.elements()):
         if count >= most:
             raise TooMuchError(f"the answer has more than {most} rows")
@@ -216,13 +217,13 @@ def _read_rows(text: _Text, due: Mapping[str, int], added: dict[str, int]) -> di
 
 
 def _note(added: dict[str, int], name: str, count: int) -> None:
-    """Note how many values an added series has; what has no name of a channel's length is passed over."""
+    """Note how many values an added series has. A name longer than a channel's may be is ignored."""
     if name in added or (len(added) < MOST_ADDED and len(name) <= _NAME_BYTES):
         added[name] = count
 
 
 class _Text:
-    """JSON text that arrives in parts; what was read of it is gone."""
+    """JSON text that arrives in parts. Text that was read is not kept."""
 
     def __init__(self, parts: Iterable[bytes], pause: Callable[[], object], most_members: int) -> None:
         self._parts = iter(parts)
@@ -233,7 +234,7 @@ class _Text:
         self._since = 0  # bytes read since the last pause
 
     def members(self) -> Iterator[str]:
-        """Read an object: the name of each member, whose value the caller has to read before the next."""
+        """Read an object: yields the name of each member. The caller must read its value before the next one."""
         for _ in self._items(b"{", b"}"):
             self._members_left -= 1
             if self._members_left < 0:
@@ -248,7 +249,7 @@ class _Text:
             yield name
 
     def elements(self) -> Iterator[None]:
-        """Read an array, whose elements the caller has to read one by one."""
+        """Read an array: yields once per element, which the caller must read."""
         return self._items(b"[", b"]")
 
     def _items(self, opening: bytes, closing: bytes) -> Iterator[None]:
@@ -264,7 +265,7 @@ class _Text:
             self._take(b",")
 
     def numbers(self) -> Iterator[list[float | None]]:
-        """Read an array of numbers and nulls, block by block."""
+        """Read an array of numbers and nulls, and yield them block by block."""
         self._take(b"[")
         begun = False
         while True:
@@ -285,7 +286,7 @@ class _Text:
             begun = True
 
     def value(self, most_bytes: int) -> bytes:
-        """Read one value whole, as text."""
+        """Read one value and return its whole text."""
         taken = bytearray()
         for piece, _ in self._value():
             taken += piece
@@ -294,7 +295,7 @@ class _Text:
         return bytes(taken)
 
     def skip(self) -> int:
-        """Pass over one value of any kind and depth; return how many elements it has if it is an array, else 0."""
+        """Skip one value of any kind and depth. Return its number of elements if it is an array, else 0."""
         if self.next() != b"[":
             for _ in self._value():
                 pass
@@ -305,7 +306,7 @@ class _Text:
         return 0 if empty else commas + 1
 
     def next(self) -> bytes:
-        """Return the next character that is no blank, without reading it."""
+        """Return the next character that is not a blank, without reading it."""
         char = self._held[self._at : self._at + 1]
         if char > b" ":
             return char
@@ -314,13 +315,13 @@ class _Text:
             self._advance(found.end() - self._at if found else 0)
             if self._at < len(self._held):
                 char = self._held[self._at : self._at + 1]
-                if char not in b" \t\r\n":  # JSON's blanks; Python knows others
+                if char not in b" \t\r\n":  # JSON's blanks; Python has more
                     return char
             elif not self._more():
                 raise AnswerError("the answer ends too early")
 
     def end(self) -> None:
-        """Make sure that nothing but blanks comes any more."""
+        """Check that only blanks follow."""
         while not self._held[self._at :].strip():
             self._advance(len(self._held) - self._at)
             if not self._more():
@@ -328,7 +329,7 @@ class _Text:
         raise AnswerError("the answer goes on after its end")
 
     def _value(self) -> Iterator[tuple[bytes, int]]:
-        """Read one value: the pieces of its text, and how many commas at its own depth each has."""
+        """Read one value: yields the pieces of its text, and how many commas at its own depth each has."""
         first = self.next()
         if first in b"[{":
             self._advance(1)
@@ -348,13 +349,13 @@ class _Text:
                 raise AnswerError(f"the answer has {first!r} where a value was expected")
 
     def _inside(self) -> Iterator[tuple[bytes, int]]:
-        """Read on to the end of an array or object that has begun, however deep it is."""
+        """Read to the end of an array or object that has begun, however deep it is."""
         depth = 1
         while depth:
             found = _STRINGS.match(self._held, self._at, self._at + STEP_BYTES)
             piece = found.group() if found else b""
             if not piece and self._at < len(self._held):
-                yield from self._string()  # a long one, or one that is in two parts
+                yield from self._string()  # a long string, or one that is in two parts
             elif piece:
                 text = np.frombuffer(_ESCAPED.sub(b"??", piece) if b"\\" in piece else piece, dtype=np.uint8)
                 outside = (np.cumsum(text == _QUOTE) & 1) == 0
@@ -390,12 +391,12 @@ class _Text:
     def _advance(self, size: int) -> None:
         self._at += size
         self._since += size + _STEP_AT_LEAST
-        if self._since >= STEP_BYTES // 2:  # the end of a step is where a number or a string ends
+        if self._since >= STEP_BYTES // 2:  # a step ends at the end of a number or a string
             self._since = 0
             self._pause()
 
     def _more(self) -> bool:
-        """Hold some more of the text, and no longer what was read; return False if there is no more."""
+        """Get more of the text and drop the part already read. Return False if there is no more."""
         parts = [self._held[self._at :]]
         size = 0
         while size < STEP_BYTES and (part := next(self._parts, b"")):

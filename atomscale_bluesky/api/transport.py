@@ -1,15 +1,15 @@
 """A requests adapter whose requests end at a deadline, whatever the server does.
 
-Time-outs of the library are between bytes: a server that sends one byte now and then, in the headers above all, holds
-a request for as long as it likes. So each connection says which socket it uses, and another thread shuts that down when
-the time is over; the one that waits then sees a broken connection. Never retries.
+The library's time-outs apply between two bytes. A server that sends one byte now and then, especially in the headers,
+could hold a request for any length of time. So each connection says which socket it uses, and another thread shuts that
+socket down at the deadline. The waiting thread then sees a broken connection. Never retries.
 
-Requests and urllib3 take some 350 µs of a processor per request, of which nearly all is deciding again what was decided
-for the one before: proxy, certificates, headers, cookies. `exchange` sends a further one of the same kind over the
-connection that they have made, for some 50 µs. Every call that waits gives Python's lock away and has to queue for it
-again, so the usual exchange makes three: one that asks whether the connection is still good, one that sends and one
-that receives. The first takes some 6 µs, and is made every time: what lies there before a request is sent, such as a
-second answer to an earlier one, would be taken for its answer.
+Requests and urllib3 take about 350 µs of processor time per request. Nearly all of it goes into decisions that were the
+same for the previous request: proxy, certificates, headers, cookies. `exchange` sends another request of the same kind
+over their open connection in about 50 µs. Every blocking call releases Python's lock and has to queue for it again, so
+an ordinary exchange makes only three: one checks whether the connection is still good, one sends, and one receives. The
+check takes about 6 µs and is made every time: bytes that arrive before a request is sent, such as a second answer to an
+earlier request, would be taken for its answer.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
-# Up to here a copy of the body is cheaper than a second call.
+# Up to this size, copying the body is cheaper than a second call.
 _ONE_SEND_BYTES = 2**19
 _RECEIVED_BYTES = 2**16
 _NOT_PLAIN = frozenset({b"transfer-encoding", b"content-encoding"})
 _PROXY_SCHEMES = frozenset({"http", "https", "socks4", "socks4a", "socks5", "socks5h"})
-_LENGTH_DIGITS = 19  # of a length that is one
+_LENGTH_DIGITS = 19  # digits of a plausible length
 
 
 class DeadlineAdapter(HTTPAdapter):
     """Adapter for one thread's session, with one connection.
 
-    `begin` starts the time of a request, `end` stops it, and `cut_if_late`, called from another thread now and then,
-    ends a request that took too long.
+    `begin` starts the time of a request and `end` stops it. Another thread regularly calls `cut_if_late`, which ends a
+    request that takes too long.
     """
 
     def __init__(self) -> None:
@@ -55,39 +55,40 @@ class DeadlineAdapter(HTTPAdapter):
         super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
 
     def begin(self, deadline: float) -> None:
-        """The request that begins must be over at this time."""
+        """Note that a request begins, which must be over at the time `deadline`."""
         with self._guard:
             self._deadline = deadline
 
     def end(self) -> None:
-        """The request is over."""
+        """Note that the request is over."""
         with self._guard:
             self._deadline = None
 
     def cut_if_late(self, now: float) -> bool:
-        """Break the connection of a request that is past its deadline; whether there was one."""
+        """Break the connection of a request that is past its deadline. Return True if there was one."""
         with self._guard:
             late = self._deadline is not None and now > self._deadline
             if late and self._socket is not None:
                 with contextlib.suppress(OSError):
-                    # The plain socket's method: that of a TLS socket would change it under the hands of its reader.
+                    # The plain socket's method: that of a TLS socket would change the socket while another thread reads
+                    # from it.
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
             return late
 
     @contextlib.contextmanager
     def exchange(self, head: bytes, body: bytes, timeout_s: float) -> Iterator[Response | None]:
-        """Send a request over the connection that an earlier one has left open; gives the answer, to be read.
+        """Send a request over the connection that an earlier one has left open, and yield the answer, to be read.
 
-        None where there is no such connection, or one through a proxy: then requests knows what to do. A connection
-        that cannot be used again afterwards is closed, and requests makes another.
+        Yield None if there is no such connection, or if it goes through a proxy, which only requests can handle. A
+        connection that cannot be used again afterwards is closed, and requests makes another.
 
         Args:
-            head: As `head_of` gives it, of a request that requests sent to the same address.
-            body: Its length is added to the head.
-            timeout_s: For each wait.
+            head: The result of `head_of` for a request that requests sent to the same address.
+            body: The body. Its length is added to the head.
+            timeout_s: The limit of each wait.
 
         Raises:
-            OSError, http.client.HTTPException: No answer, or none that HTTP knows.
+            OSError, http.client.HTTPException: There was no answer, or none that is valid HTTP.
         """
         connection = self._connection
         if connection is None or connection.proxy is not None:
@@ -101,13 +102,13 @@ class DeadlineAdapter(HTTPAdapter):
         try:
             begin = _asked(connection.sock, b"%bContent-Length: %d\r\n\r\n" % (head, len(body)), body, timeout_s)
             response = _Plain.of(begin, connection.sock)
-            if response is None:  # chunked, say: all of HTTP is the library's trade
+            if response is None:  # a chunked answer, say: the library can read every kind
                 response = _Final(_Begun(begin, connection.sock), method="POST")  # pyright: ignore[reportArgumentType]
             with contextlib.closing(response):
                 if isinstance(response, HTTPResponse):
                     response.begin()
                 yield response
-                if response.length and _is_success(response.status):  # of another one the beginning is enough
+                if response.length and _is_success(response.status):  # of any other answer the beginning is enough
                     raise IncompleteRead(b"", response.length)
                 sound = not response.will_close and (response.length == 0 or response.isclosed())  # read to its end
         finally:
@@ -117,10 +118,10 @@ class DeadlineAdapter(HTTPAdapter):
     def get_connection_with_tls_context(
         self, request: PreparedRequest, verify: Any, proxies: Any = None, cert: Any = None
     ) -> Any:
-        """Choose the pool for a request.
+        """Return the connection pool for a request.
 
         Raises:
-            InvalidProxyURL: The environment names a proxy that cannot be used; the text does not quote it.
+            InvalidProxyURL: The environment names a proxy that cannot be used. The error's text does not quote it.
         """
         proxy = select_proxy(request.url or "", proxies)
         if proxy and not _is_usable(proxy):
@@ -154,7 +155,7 @@ class DeadlineAdapter(HTTPAdapter):
 
             @property
             def is_connected(self) -> bool:
-                unread = getattr(self.sock, "pending", int)  # what TLS has taken from the system already
+                unread = getattr(self.sock, "pending", int)  # bytes that TLS has already read from the system
                 return super().is_connected and not unread()
 
             def connect(self) -> None:
@@ -177,30 +178,30 @@ class DeadlineAdapter(HTTPAdapter):
 
 
 class Response(Protocol):
-    """What there is of an answer when its headers are read."""
+    """An answer whose headers have been read."""
 
     status: int
     headers: Any  # finds a name in any case
-    length: int | None  # of the body that is not read yet, if it is known
+    length: int | None  # of the unread part of the body, if known
     will_close: bool
 
     def read1(self, size: int, /) -> bytes:
-        """Some of the body, empty at its end."""
+        """Return some of the body, or nothing at its end."""
         ...
 
     def isclosed(self) -> bool:
-        """Whether it was read to its end."""
+        """Return True if the answer was read to its end."""
         ...
 
     def close(self) -> None:
-        """Read no more of it."""
+        """Stop reading the answer."""
         ...
 
 
 class _Final(HTTPResponse):
-    """The final answer to a request, whatever interim answers come before it.
+    """The final answer to a request, after any interim answers.
 
-    http.client passes over "100 Continue" alone, and takes the first of several lengths.
+    http.client skips only "100 Continue", and takes the first of several lengths.
     """
 
     length: int | None
@@ -215,7 +216,7 @@ class _Final(HTTPResponse):
         """Read status and headers.
 
         Raises:
-            HTTPException: Nobody can tell where the answer ends.
+            HTTPException: It is ambiguous where the answer ends.
         """
         super().begin()
         lengths = set(self.headers.get_all("Content-Length") or ())
@@ -224,25 +225,25 @@ class _Final(HTTPResponse):
                 raise HTTPException(f"an answer with {len(lengths)} different lengths")
             del self.headers["Content-Length"]
             self.length = None
-        if len(lengths) > 1 or (self.chunked and lengths):  # for a proxy in between it may end elsewhere
+        if len(lengths) > 1 or (self.chunked and lengths):  # a proxy in between may see another end
             self.will_close = True
 
 
 class _Plain:
-    """A success of known length over a connection that stays open, as nearly every answer is."""
+    """A success of known length over a connection that stays open, like nearly every answer."""
 
     status = 200
-    headers: Mapping[str, str] = {}  # none of those that matter is there
+    headers: Mapping[str, str] = {}  # it has none of the headers that matter
 
     def __init__(self, length: int, body: bytes, sock: socket.socket) -> None:
         self.length: int | None = length
-        self.will_close = len(body) > length  # nobody knows what the rest is
+        self.will_close = len(body) > length  # the rest belongs to nothing known
         self._body = body
         self._sock = sock
 
     @classmethod
     def of(cls, begin: bytes, sock: socket.socket) -> _Plain | None:
-        """The answer that begins like this; None if it is of another kind, or its headers go on."""
+        """Return the answer that begins like this, or None if it is of another kind or its headers are not complete."""
         head, end, body = begin.partition(b"\r\n\r\n")
         status, *lines = head.lower().split(b"\r\n")
         if not end or not status.startswith(b"http/1.1 200 "):
@@ -270,14 +271,14 @@ class _Plain:
 
 
 class _Begun(io.RawIOBase):
-    """A socket of which something was received already, for the library to read."""
+    """A socket from which some bytes were already received, as a file for the library to read."""
 
     def __init__(self, begin: bytes, sock: socket.socket) -> None:
         self._begin = begin
         self._sock = sock
 
     def makefile(self, *_: object) -> io.BufferedReader:
-        """What `HTTPResponse` reads from."""
+        """Return the file that `HTTPResponse` reads from."""
         return io.BufferedReader(self)
 
     def readable(self) -> bool:
@@ -293,25 +294,25 @@ class _Begun(io.RawIOBase):
 
 
 def _is_usable(proxy: str) -> bool:
-    """Return True if everybody takes a proxy's URL apart alike.
+    """Return True if a proxy's URL is unambiguous.
 
-    The errors of requests and urllib3 quote one that they cannot read, with the password in it. One with a bare "/" or
-    "#" in its password has another host, and the rest of the password in its path.
+    The errors of requests and urllib3 quote a URL that they cannot parse, including its password. A URL with a bare "/"
+    or "#" in its password parses to another host, with the rest of the password in its path.
     """
     try:
         parts = parse_url(prepend_scheme_if_needed(proxy, "http"))
         "".join(get_auth_from_url(proxy)).encode("latin-1")
-    except (LocationParseError, TypeError, ValueError):  # TypeError: of requests, where there is no host
+    except (LocationParseError, TypeError, ValueError):  # TypeError: from requests, if there is no host
         return False
     rest = (parts.path or "/", parts.query, parts.fragment)
     return bool(parts.host) and (parts.scheme or "").lower() in _PROXY_SCHEMES and rest == ("/", None, None)
 
 
 def _asked(sock: socket.socket, head: bytes, body: bytes, timeout_s: float) -> bytes:
-    """Send a request and give what the answer begins with."""
+    """Send a request and return the first bytes of the answer."""
     if sock.gettimeout() != timeout_s:
         sock.settimeout(timeout_s)
-    # A server may answer and close before it has read all: then its answer is what counts.
+    # A server may answer and close before it has read all of the request. Then its answer counts.
     with contextlib.suppress(BrokenPipeError):
         if len(body) < _ONE_SEND_BYTES:
             sock.sendall(head + body)
@@ -322,7 +323,7 @@ def _asked(sock: socket.socket, head: bytes, body: bytes, timeout_s: float) -> b
 
 
 def head_of(request: PreparedRequest) -> bytes:
-    """A request's first line and headers, but for the length of its body, as they go over the wire."""
+    """Return a request's first line and headers, without its body's length, as they are sent."""
     names = {"host": urlsplit(request.url or "").netloc, **request.headers}
     names.pop("Content-Length", None)
     headers = "".join(f"{name}: {_text(value)}\r\n" for name, value in names.items())

@@ -1,12 +1,12 @@
-"""Atomscale's spelling: paths, bodies and answers of the API, and the only place that knows them. Pure.
+"""The API's paths, bodies and answers. This is the only module that knows them. Pure.
 
-Each function gives a `Request`, or reads the body of an answer. Ids and families come from files that somebody may have
-copied here: what cannot be one raises `ApiRefusedError`, and is part of no path. An answer that is not what the
-documentation describes, or that speaks of something else than was asked, raises `AnswerError`: nothing is taken for
-done on a status code alone.
+Each function returns a `Request`, or reads the body of an answer. Ids and families come from files that may have been
+copied from elsewhere: a text that cannot be an id or a family raises `ApiRefusedError`, and becomes part of no path. An
+answer that differs from the documentation, or is about something else than the request, raises `AnswerError`: a status
+code alone does not count as success.
 
-Two path families speak the same bodies: `metrology/stream/…`, which is documented, and `tool-state/stream/…`, which
-newer clients of the vendor use. What is called a label here is `stream_name` there. Times go out in seconds.
+Two path families use the same bodies: `metrology/stream/…`, which is documented, and `tool-state/stream/…`, which newer
+clients of the vendor use. A label here is called `stream_name` there. Times are sent in seconds.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from ..model.chunk import Chunk, Column
 from ..model.identifiers import FAMILIES, is_id
 from ..model.links import Links
 
-# Encoding holds the interpreter's lock: for some tenths of a millisecond in one go, whatever a chunk's size.
+# Encoding holds the interpreter's lock. With this bound it does so for some tenths of a millisecond at a time.
 POINTS_AT_ONCE = 10_000
 
-# How the paths of chunks end.
+# The ends of the paths that push chunks.
 PUSHES = ("/stream/chunk", "/stream/chunk/multi")
 
-# Catalogue statuses of a stream that takes no more data. The list of statuses is open; any other one tells nothing.
+# Catalogue statuses of a stream that takes no more data. The list of statuses is open. Any other status says nothing.
 CLOSED = frozenset({"success", "error", "stream_error", "stream_interrupted", "stream_finalizing"})
 
-# A `data_id` becomes part of a path, so it has to look like one: a UUID in the documentation.
+# A `data_id` becomes part of a path, so it must look like an id. In the documentation it is a UUID.
 _DATA_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 
 class AnswerError(AtomscaleBlueskyError):
-    """An answer is not one that the API gives to what was asked."""
+    """An answer is not one that the API gives to this request."""
 
 
 class Request(NamedTuple):
-    """What to send: a path below the endpoint, with its query, and a JSON body."""
+    """A request to send: a path below the endpoint, with its query, and a JSON body."""
 
     method: str
     path: str
@@ -50,7 +50,7 @@ class Request(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A catalogue entry, as far as a delivery asks for it."""
+    """The parts of a catalogue entry that a delivery uses."""
 
     data_id: str
     label: str
@@ -58,7 +58,7 @@ class Entry(NamedTuple):
     synth_source_id: int | None = None
     physical_sample_id: str | None = None
     project_ids: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()  # names, or ids where the catalogue gives no names
+    tags: tuple[str, ...] = ()  # names, or ids if the catalogue gives no names
 
 
 class Item(NamedTuple):
@@ -68,14 +68,14 @@ class Item(NamedTuple):
     name: str
 
 
-# Points as they are read back: channel name → unit, times in Unix seconds, values.
+# Points that were read back: channel name → unit, times in Unix seconds, values.
 Points = dict[str, tuple[str | None, Sequence[float | None], Sequence[float | None]]]
 
 
 def initialize(family: str, *, label: str, points_per_chunk: int, links: Links) -> Request:
-    """Create a metrology stream.
+    """Return the request that creates a metrology stream.
 
-    The documented family takes the physical sample too; the other is linked to it by `link_sample`.
+    The documented family takes the physical sample too. A stream of the other family is linked to it by `link_sample`.
     """
     body: dict[str, Any] = {"stream_name": label, "points_per_chunk": points_per_chunk}
     if links.synth_source_id is not None:
@@ -88,13 +88,16 @@ def initialize(family: str, *, label: str, points_per_chunk: int, links: Links) 
 
 
 def link_sample(data_id: str, physical_sample_id: str) -> Request:
-    """Link a stream that exists to a physical sample; doing so again changes nothing."""
+    """Return the request that links an existing stream to a physical sample. Repeating it changes nothing."""
     body = {"data_ids": [data_id], "physical_sample_id": physical_sample_id}
     return Request("POST", "data_entries/physical_sample", orjson.dumps(body))
 
 
 def push(family: str, data_id: str, chunk: Chunk, *, pause: Callable[[], object] = lambda: None) -> Request:
-    """Every channel of a chunk in one request; encoded in steps of some 10 000 points, with a `pause` between."""
+    """Return the request for all channels of a chunk.
+
+    Encodes in steps of about 10 000 points, with a `pause` between.
+    """
     path = f"{_family(family)}/stream/chunk/multi"
     times = _array(chunk.times)
     at_once = max(1, POINTS_AT_ONCE // max(1, chunk.points))
@@ -107,18 +110,18 @@ def push(family: str, data_id: str, chunk: Chunk, *, pause: Callable[[], object]
         body["channels"] = {column.name: _series(times, column) for column in columns}
         if len(columns) == len(chunk.columns):
             return Request("POST", path, _dumps(body))
-        # What is around the channels goes out with the first ones and the last ones.
+        # The text around the channels is in the first and the last step.
         steps.append(_dumps(body)[: -len(b"}}")] if not begin else _dumps(body["channels"])[1:-1])
     return Request("POST", path, b",".join(steps) + b"}}")
 
 
 def push_bytes(chunk: Chunk) -> int:
-    """About how large the request for a chunk will be: a time and a value per point, up to 18 digits each."""
+    """Return the approximate size of the request for a chunk: a time and a value per point, up to 18 digits each."""
     return chunk.points * len(chunk.columns) * 38
 
 
 def push_channel(family: str, data_id: str, chunk: Chunk, column: Column) -> Request:
-    """One channel of a chunk."""
+    """Return the request for one channel of a chunk."""
     body = {
         "data_id": data_id,
         "chunk_index": chunk.index,
@@ -129,89 +132,89 @@ def push_channel(family: str, data_id: str, chunk: Chunk, column: Column) -> Req
 
 
 def finalize(family: str, data_id: str) -> Request:
-    """Close a stream, complete; it takes no data afterwards."""
+    """Return the request that closes a complete stream. It takes no data afterwards."""
     return Request("POST", f"{_family(family)}/stream/{_part(data_id)}/finalize")
 
 
 def search(keywords: str) -> Request:
-    """The catalogue's entries that a text finds, whatever their status."""
+    """Return the request for the catalogue's entries that a text finds, of any status."""
     return Request("GET", "data_entries/?" + urlencode({"keywords": keywords, "status": "all"}))
 
 
 def look_up(data_id: str) -> Request:
-    """The catalogue's entry of one stream."""
+    """Return the request for the catalogue's entry of one stream."""
     return Request("GET", "data_entries/?" + urlencode({"data_ids": data_id, "status": "all"}))
 
 
 def read_back(family: str, data_id: str) -> Request:
-    """All points of a stream."""
+    """Return the request for all points of a stream."""
     return Request("GET", f"{_family(family)}/{_part(data_id)}/timeseries/")
 
 
 def instruments() -> Request:
-    """The growth instruments of the organisation."""
+    """Return the request for the organisation's growth instruments."""
     return Request("GET", "instruments/synthesis")
 
 
 def samples(physical_sample_id: str | None = None) -> Request:
-    """The physical samples of the organisation, or the one with this id."""
+    """Return the request for the organisation's physical samples, or the one with this id."""
     query = {} if physical_sample_id is None else {"physical_sample_id": physical_sample_id}
     return Request("GET", "physical_samples/" + (f"?{urlencode(query)}" if query else ""))
 
 
 def create_sample(name: str) -> Request:
-    """Create a physical sample; refused with 409 where the name is taken, whatever its case."""
+    """Return the request that creates a physical sample. Refused with 409 if the name is taken, ignoring case."""
     return Request("POST", "physical_samples/", orjson.dumps({"name": name}))
 
 
 def projects() -> Request:
-    """The projects of the organisation."""
+    """Return the request for the organisation's projects."""
     return Request("GET", "projects/")
 
 
 def project_samples(project_id: str) -> Request:
-    """The physical samples of a project; not found where there is no such project."""
+    """Return the request for a project's physical samples. Not found if there is no such project."""
     return Request("GET", f"projects/{_part(project_id)}/physical_samples")
 
 
 def track_sample(project_id: str, physical_sample_id: str, *, active: bool) -> Request:
-    """Add a sample to those that a project tracks, and make it *the* one that growth monitoring follows."""
+    """Return the request that makes a project track a sample; with `active`, growth monitoring follows it."""
     body = {"physical_sample_id": physical_sample_id, "set_active": active}
     return Request("POST", f"projects/{_part(project_id)}/configuration/tracking_samples", orjson.dumps(body))
 
 
 def tags() -> Request:
-    """The tags of the organisation."""
+    """Return the request for the organisation's tags."""
     return Request("GET", "tags/")
 
 
 def create_tag(name: str) -> Request:
-    """Create a tag; refused with 400 where the name exists, whatever its case."""
+    """Return the request that creates a tag. Refused with 400 if the name exists, ignoring case."""
     return Request("POST", "tags/", orjson.dumps({"name": name}))
 
 
 def attach_tags(data_id: str, tag_ids: Iterable[str]) -> Request:
-    """Attach tags to a stream; doing so again changes nothing."""
+    """Return the request that attaches tags to a stream. Repeating it changes nothing."""
     return Request("POST", "tags/data-items/", orjson.dumps({"data_ids": [data_id], "tag_ids": list(tag_ids)}))
 
 
 def rename(data_id: str, label: str) -> Request:
-    """Give a stream's entry another label."""
+    """Return the request that gives a stream's entry another label."""
     return Request("PATCH", f"data_entries/{_part(data_id)}", orjson.dumps({"raw_name": label}))
 
 
 def clock() -> Request:
-    """The server's reference clock; public, so no key is needed."""
+    """Return the request for the server's reference clock. The clock is public, so no key is needed."""
     return Request("GET", "gateway/time")
 
 
 def read_initialized(body: bytes) -> str:
-    """The id of the stream that was created."""
+    """Return the id of the stream that was created."""
     return _id(_object(body).get("data_id"), "data_id")
 
 
 def check_confirmed(body: bytes, data_id: str, chunk: Chunk, names: Collection[str]) -> None:
-    """Make sure that an answer confirms these channels of this chunk of this stream, and no other.
+    """Check that an answer confirms exactly these channels of this chunk of this stream.
 
     Raises:
         AnswerError: It does not.
@@ -222,7 +225,7 @@ def check_confirmed(body: bytes, data_id: str, chunk: Chunk, names: Collection[s
         name
         for one in confirmations
         if isinstance(one, dict) and one.get("data_id") == data_id and one.get("chunk_index") == chunk.index
-        if not isinstance(one["chunk_index"], bool)  # which equals 0 or 1
+        if not isinstance(one["chunk_index"], bool)  # a boolean equals 0 or 1
         if isinstance(name := one.get("channel_name"), str)
     }
     if not confirmed.issuperset(names):
@@ -231,17 +234,17 @@ def check_confirmed(body: bytes, data_id: str, chunk: Chunk, names: Collection[s
 
 
 def check_finalized(body: bytes, data_id: str) -> None:
-    """Make sure that an answer speaks of this stream.
+    """Check that an answer is about this stream.
 
     Raises:
-        AnswerError: It does not.
+        AnswerError: It is not.
     """
     if _object(body).get("data_id") != data_id:
         raise AnswerError("the answer does not name the stream that was to be finalized")
 
 
 def read_entries(body: bytes) -> list[Entry]:
-    """The entries of a catalogue answer; one without an id is left out."""
+    """Return the entries of a catalogue answer, without those that have no id."""
     answer = _json(body)
     if not isinstance(answer, list):
         raise AnswerError("the catalogue's answer is no list")
@@ -261,10 +264,10 @@ def read_entries(body: bytes) -> list[Entry]:
 
 
 def read_items(body: bytes) -> list[Item]:
-    """Physical samples, projects or tags; one without an id that looks like one is left out.
+    """Return the physical samples, projects or tags of an answer, without those that have no valid id.
 
     Raises:
-        AnswerError: It is no list.
+        AnswerError: The answer is no list.
     """
     answer = _json(body)
     if not isinstance(answer, list):
@@ -273,13 +276,13 @@ def read_items(body: bytes) -> list[Item]:
 
 
 def read_created(body: bytes) -> str:
-    """The id of the physical sample or tag that was created."""
+    """Return the id of the physical sample or tag that was created."""
     answer = _object(body)
     return _id(answer.get("id") or answer.get("physical_sample_id"), "id")
 
 
 def read_taken(body: bytes) -> str | None:
-    """The id of the physical sample that has the name already, where a refusal names it."""
+    """Return the id of the physical sample that already has the name, if a refusal names it."""
     try:
         detail = _object(body).get("detail")
         return _id(detail.get("physical_sample_id"), "physical_sample_id") if isinstance(detail, dict) else None
@@ -288,7 +291,7 @@ def read_taken(body: bytes) -> str | None:
 
 
 def read_instruments(body: bytes) -> dict[int, str]:
-    """Growth instruments: id → name."""
+    """Return the growth instruments of an answer: id → name."""
     answer = _json(body)
     if not isinstance(answer, list):
         raise AnswerError("the list of instruments is none")
@@ -300,7 +303,7 @@ def read_instruments(body: bytes) -> dict[int, str]:
 
 
 def read_clock(body: bytes) -> tuple[float, float]:
-    """When the server received the question and sent the answer, Unix seconds."""
+    """Return when the server received the request and sent the answer, in Unix seconds."""
     answer = _object(body)
     received, sent = answer.get("receivedAtUnixMs"), answer.get("transmittedAtUnixMs")
     if not isinstance(received, int | float) or not isinstance(sent, int | float):
@@ -309,9 +312,9 @@ def read_clock(body: bytes) -> tuple[float, float]:
 
 
 def detail(body: bytes) -> str:
-    """Return what an error's answer says, in one short line; it came from outside, so it is quoted.
+    """Return the message of an error's answer as one short line. It comes from outside, so it is quoted.
 
-    It never raises: whatever the body is, the status code tells what the answer means.
+    Never raises: whatever the body is, the status code says what the answer means.
     """
     try:
         answer = orjson.loads(body)
@@ -321,13 +324,13 @@ def detail(body: bytes) -> str:
         answer = answer.get("detail", answer)
     try:
         text = answer if isinstance(answer, str) else orjson.dumps(answer).decode(errors="replace")
-    except (TypeError, ValueError, RecursionError):  # orjson reads deeper nesting than it writes
+    except (TypeError, ValueError, RecursionError):  # orjson can read deeper nesting than it can write
         text = "an answer that cannot be read"
     return repr(text if len(text) <= 300 else text[:299] + "…")
 
 
 def is_about_the_route(detail: str, links: Links) -> bool:
-    """Whether a 404 or 405 may mean that the path does not exist, rather than something that the request named."""
+    """Return True if a 404 or 405 may mean that the path does not exist, not something that the request named."""
     named = [links.synth_source_id, links.physical_sample_id, links.project_id]
     text = detail.lower()
     return not any(str(one).lower() in text for one in named if one is not None) and not any(
@@ -336,7 +339,7 @@ def is_about_the_route(detail: str, links: Links) -> bool:
 
 
 def _family(family: str) -> str:
-    """Return a path family, as the beginning of a path."""
+    """Return a path family as the beginning of a path."""
     if family not in FAMILIES:
         raise ApiRefusedError(
             f"{family!r:.80} is no path family; expected one of {', '.join(FAMILIES)}; nothing was sent"
@@ -345,7 +348,7 @@ def _family(family: str) -> str:
 
 
 def _part(identifier: str) -> str:
-    """Return an id, as part of a path."""
+    """Return an id as part of a path."""
     if not is_id(identifier):
         raise ApiRefusedError(f"{identifier!r:.80} cannot be an id; expected one such as a UUID; nothing was sent")
     return identifier
@@ -354,7 +357,7 @@ def _part(identifier: str) -> str:
 def _series(times: orjson.Fragment, column: Column) -> dict[str, Any]:
     values = column.values
     if not isinstance(values, np.ndarray) and None not in values:
-        values = np.array(values, dtype=np.float64)  # the same text for a number, whichever way it came
+        values = np.array(values, dtype=np.float64)  # a number has the same text, from whichever source it came
     series: dict[str, Any] = {"timestamps": times, "values": values}
     if column.unit is not None:
         series["units"] = column.unit
@@ -366,7 +369,7 @@ def _dumps(body: dict[str, Any]) -> bytes:
 
 
 def _array(values: Iterable[float]) -> orjson.Fragment:
-    """Numbers encoded once, to stand in several places of a body."""
+    """Return numbers encoded once, to be used in several places of a body."""
     return orjson.Fragment(orjson.dumps(values))
 
 
@@ -392,7 +395,7 @@ def _id(value: Any, member: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """Return a member that should be text; anything but text and numbers is none."""
+    """Return a member that should be text, or an empty text if it is neither text nor a number."""
     return str(value) if isinstance(value, str | int | float) else ""
 
 
@@ -405,7 +408,7 @@ def _items(answer: Any) -> list[Item]:
 
 
 def _tags(answer: Any) -> tuple[str, ...]:
-    """The tags of a catalogue entry, of which nobody says whether each is text or an object."""
+    """Return the tags of a catalogue entry. It is not documented whether each is text or an object."""
     given = answer if isinstance(answer, list) else ()
     tags = (tag.get("name") or tag.get("id") if isinstance(tag, dict) else tag for tag in given)
     return tuple(tag for tag in tags if isinstance(tag, str))
