@@ -1,6 +1,6 @@
-"""`atomscale-bluesky` and `python -m atomscale_bluesky`: the command line, and one line for what keeps it from working.
+"""`atomscale-bluesky` and `python -m atomscale_bluesky`: the command line, or one line that says why it cannot run.
 
-Nothing but the standard library is needed to say which extra is missing.
+Only the standard library is needed to say which extra is missing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 import os
 import sys
 
-# Which extra brings what a command may miss.
+# Which extra installs a module that a command may be missing.
 _EXTRAS = {
     "click": "cli",
     "rich": "cli",
@@ -26,10 +26,10 @@ FAILED, NOT_BEGUN, INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; gives the exit code.
+    """Run the command line and return the exit code.
 
     Args:
-        arguments: Instead of the process's.
+        arguments: Used instead of the process's arguments.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -56,7 +56,7 @@ def _run(arguments: list[str] | None) -> int:
     from .errors import ApiKeyError, AtomscaleBlueskyError, SettingsError
 
     try:
-        # Not standalone: there click would turn Ctrl-C into exit code 1.
+        # Not standalone, because click would then turn Ctrl-C into exit code 1.
         code = commands.main(arguments, prog_name="atomscale-bluesky", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
@@ -70,7 +70,7 @@ def _run(arguments: list[str] | None) -> int:
         return _say(f"{plain(error, limit=2000)}; check the key in ATOMSCALE_API_KEY", FAILED)
     except AtomscaleBlueskyError as error:
         return _say(plain(error, limit=2000), FAILED)
-    except BrokenPipeError:  # whoever read our output has read enough
+    except BrokenPipeError:  # the reader of our output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
         return FAILED
     return code if isinstance(code, int) else 0

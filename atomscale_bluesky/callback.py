@@ -1,12 +1,12 @@
-"""The front door: what `RE.subscribe` calls.
+"""The front door: the object that `RE.subscribe` takes.
 
     RunEngine ──document──▶ AtomscaleCallback ──▶ DocumentRecorder ──line──▶ the run's journal   (while the plan waits)
-                                                                               └──▶ Uploader ──▶ Atomscale      (later)
+                                                                                └──▶ Uploader ──▶ Atomscale      (later)
 
-`__call__` has the recorder take the document. It does no network I/O, never raises, and waits for nothing but the local
-file system; several threads may be in it at once. When it returns from an event the readings survive a killed process.
-Everything else happens in the uploader's threads, or in another process that shares the spool: the setting `uploader`
-says which.
+`__call__` passes the document to the recorder. It does no network I/O, never raises, and waits only for the local file
+system. Several threads may call it at once. When it returns from an event, the readings survive a killed process.
+Everything else happens in the uploader's threads, or in another process that shares the spool, as the setting
+`uploader` says.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ class AtomscaleCallback:
 
     A run's start document initializes a metrology stream linked to `synth_source_id`, its readings arrive there in
     chunks while the plan runs, and its stop document finalizes it. Readings are spooled to disk first, so an outage, a
-    crash or a missing key costs nothing but time: what is left is sent when things are well again, also by the next
-    process.
+    crash or a missing key costs nothing but time: the waiting readings are sent as soon as that is possible again, by
+    this process or the next one.
 
-    Construction checks the settings and opens the spool; it needs no network and starts no request of its own but for
-    what earlier runs have left.
+    Construction checks the settings and opens the spool. It needs no network, and sends no request except for data of
+    earlier runs.
 
     Args:
-        api_key: Key of the Atomscale account; without one, here, in `ATOMSCALE_API_KEY` or `AS_API_KEY` or in the
-            settings' file, readings are spooled until there is one.
+        api_key: Key of the Atomscale account. If it is given neither here nor in `ATOMSCALE_API_KEY`, `AS_API_KEY` or
+            the settings' file, readings are spooled until there is one.
         endpoint: Origin of the API.
         synth_source_id: Growth instrument for runs whose metadata name none.
         points_per_chunk: Points of each channel in a chunk, for runs whose metadata say nothing; 100 by default.
         spool_dir: Folder of the runs not yet finalized; by default in the user's state folder.
         event_streams: Event streams to take, as shell-style patterns; `!pattern` leaves out.
         channels: Data keys to take, as shell-style patterns; `!pattern` leaves out; `"hints"` takes the hinted fields.
-        settings: Instead of environment and file; the other arguments win over it. `Settings.load` makes one.
+        settings: Used instead of environment and file. The other arguments take precedence. `Settings.load` makes one.
 
     Raises:
-        SettingsError: A setting cannot be used, the spool's folder among them; names it and what is expected.
+        SettingsError: A setting cannot be used, such as the spool's folder. Names it and what is expected.
     """
 
     def __init__(
@@ -92,15 +92,15 @@ class AtomscaleCallback:
         self._closed = self._all_delivered = False
         if self._uploader is not None:
             self._uploader.start()
-        # When nobody holds the callback any more, its threads complete what it left, and end.
+        # When nothing refers to the callback any more, its threads complete the remaining work, and end.
         weakref.finalize(self, _retire, self._uploader, self._spool).atexit = False
         exit_hooks.look_after(self, self._uploader)
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Take one document; never raises, whatever it holds.
+        """Take one document. Never raises, whatever the document holds.
 
-        Called from within itself, by a signal's handler or a document's value, it takes the document after the present
-        one.
+        If it is called from within itself, by a signal handler or a document's value, the document is taken after the
+        present one.
         """
         try:  # noqa: SIM105 - this is called for each event
             self._recorder.take(name, doc)
@@ -108,32 +108,33 @@ class AtomscaleCallback:
             pass
 
     def __enter__(self) -> AtomscaleCallback:
-        """The callback itself."""
+        """Return the callback itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close it."""
+        """Close the callback."""
         self.close()
 
     def __repr__(self) -> str:
-        """Where it sends to and where it spools."""
+        """Return a text that names the endpoint and the spool's folder."""
         return f"<AtomscaleCallback to {self.settings.endpoint}, spool {str(self._spool.path)!r}>"
 
     def drain(self, timeout_s: float, *, progress: bool = False) -> bool:
-        """Wait until everything that can be delivered is; for scripts, not for plans.
+        """Wait until everything that can be delivered is delivered; for scripts, not for plans.
 
         Args:
             timeout_s: How long to wait at most.
-            progress: Whether to show a bar on the terminal meanwhile: points, rate and remaining time.
+            progress: Show a bar on the terminal meanwhile: points, rate and remaining time.
 
         Returns:
             True when every stopped run is finalized and every full chunk of the open ones confirmed; False at the
-            time-out, or at once when what is left cannot move by itself: no key, offline, parked, refused.
+            time-out,
+            or at once when waiting cannot help: no key, offline, parked, refused.
 
         Raises:
-            SettingsError: `progress` is asked for and the extra that draws it, `cli`, is not installed.
+            SettingsError: `progress` is set, and the extra `cli`, which draws the bar, is not installed.
         """
         if self._uploader is None:
             return False
@@ -163,33 +164,34 @@ class AtomscaleCallback:
         return question is not None and question.answer is True
 
     def ask_whether_drained(self) -> Drain | None:
-        """Ask what `drain` waits for without waiting; None where nothing is sent: no key, offline, closed."""
+        """Check the condition of `drain` without waiting. Return None if nothing is sent: no key, offline, closed."""
         return self._uploader.ask_whether_drained() if self._uploader else None
 
     def status(self) -> Status:
-        """What became of every reading of the runs that are not finalized; may be called from any thread.
+        """Return what happened to every reading of the runs that are not finalized; may be called from any thread.
 
-        Reads on in the spool's files, so it tells the same as `atomscale-bluesky status`; not for the plan's thread.
+        Reads the spool's files, so the result is the same as that of `atomscale-bluesky status`. Not for the plan's
+        thread.
         """
         return self._watch.status()
 
     def streams(self, run_uid: str) -> tuple[StreamStatus, ...]:
-        """The metrology streams that a run became, be it under way, waiting or finished; for plans and notebooks.
+        """Return a run's metrology streams, whether it is in progress, waiting or finished; for plans and notebooks.
 
         Each has its `data_id`, None until Atomscale has given one, its `label`, its `event_stream` and its `state`.
-        Empty for a run that is not known here. Reads the spool's files, and waits for nothing else.
+        Empty for an unknown run. Reads the spool's files, and waits for nothing else.
         """
         return self._watch.streams(run_uid)
 
     def verify(self, run_uid: str, *, patience_s: float = 30.0) -> Verification:
         """Read a run back from Atomscale and compare every point with the run's journal; for scripts, not for plans.
 
-        Asks Atomscale, so it blocks. Of a run under way, what was confirmed so far is compared. A run is in the spool
-        until it is finalized, or, with `keep = "verified"`, until it was read back and is equal.
+        Blocks, because it sends requests to Atomscale. Of a run in progress, the points confirmed so far are compared.
+        A run is in the spool until it is finalized, or, with `keep = "verified"`, until it was read back and is equal.
 
         Args:
             run_uid: The run's uid, or its beginning.
-            patience_s: How long to go on reading while something that was confirmed cannot be read yet.
+            patience_s: How long to go on reading while confirmed points cannot be read yet.
 
         Returns:
             What was compared and what differs; `equal` says whether the whole run is in Atomscale, point by point.
@@ -197,10 +199,10 @@ class AtomscaleCallback:
         Raises:
             SpoolError: No run of the spool, or several, begin with `run_uid`; or its files cannot be read.
             ApiKeyError: The key may not read.
-            ApiUnavailableError: There was no answer of the API's in time.
+            ApiUnavailableError: The API did not answer in time.
             ApiTooLargeError: An answer is far larger than its stream can be.
         """
-        from .checks.verification import verify_run  # takes a while, and few sessions ask
+        from .checks.verification import verify_run  # takes a while, and few sessions need it
 
         folder = Path(self._watch.find(run_uid).folder)
         client = Client(self.settings)
@@ -211,27 +213,27 @@ class AtomscaleCallback:
 
     @property
     def ignored(self) -> Mapping[str, int]:
-        """How many documents were not taken, by kind; since this callback was made.
+        """How many documents were not taken since this callback was made, by kind. Does not block.
 
-        Those of no run or descriptor that is known count under their name, `event` say. The others are a `malformed
-        document`, an `event seen before`, an `event behind its run's stop`, a `run taken before` and a `run not kept`,
-        of which `status` tells more. Waits for nothing.
+        Documents of no known run or descriptor count under their name, such as `event`. The other kinds are `malformed
+        document`, `event seen before`, `event behind its run's stop`, `run taken before` and `run not kept`, about
+        which `status` says more.
         """
         return self._recorder.ignored
 
     def close(self, timeout_s: float = 10.0) -> bool:
-        """Drain for at most this long, then stop the threads; True if nothing was left to deliver.
+        """Drain for up to `timeout_s`, then stop the threads. Return True if nothing was left to deliver.
 
-        Where nothing is sent (no key, offline) it is True if the spool is empty. Called again it gives the same answer.
-        A run whose stop document has not come counts as interrupted and is completed; should documents of it follow all
-        the same, they are kept as a run of their own, which the next `close` completes. What waits stays spooled, and
-        is delivered by the next callback or `atomscale-bluesky upload`. Idempotent.
+        If nothing is sent (no key, offline), it returns True if the spool is empty. A second call gives the same
+        answer. A run whose stop document has not come counts as interrupted and is completed. Documents of it that come
+        later are kept as a run of their own, which the next `close` completes. Waiting readings stay spooled, and the
+        next callback or `atomscale-bluesky upload` delivers them. Idempotent.
 
-        A signal's handler may call it too. Where that interrupts a document, the open runs are completed right behind
-        that document, and delivered by the next callback; it is False then.
+        A signal handler may call it too. If that interrupts a document, it returns False: the open runs are completed
+        right after that document, and the next callback delivers them.
         """
         if self._closed:
-            self.settle_open_runs()  # of which documents have come since
+            self.settle_open_runs()  # documents may have come since
             return self._all_delivered
         self._closed = True
         settled = self.settle_open_runs()
@@ -242,10 +244,10 @@ class AtomscaleCallback:
         return self._all_delivered
 
     def settle_open_runs(self, folder: Path | None = None) -> bool:
-        """Complete the runs whose stop document has not come, or the one in `folder`, as interrupted.
+        """Complete the runs whose stop document has not come, or only the one in `folder`, as interrupted.
 
         Returns:
-            False where it is called from within a document: it is done right behind that.
+            False if it is called from within a document: then it is done right after that document.
         """
         return self._recorder.complete_open_runs(folder)
 
@@ -259,7 +261,7 @@ class AtomscaleCallback:
                 "%s: readings are spooled in %s and sent by a later session that has one", why, self._spool.path
             )
             return None
-        # Weakly: the uploader's threads must not keep a callback alive that nobody else holds.
+        # A weak reference: the uploader's threads must not keep a callback alive that nothing else refers to.
         this = weakref.ref(self)
 
         def settle(folder: Path) -> None:
@@ -276,7 +278,10 @@ class AtomscaleCallback:
         return uploader
 
     def after_fork_in_child(self) -> None:
-        """The parent's runs and threads are the parent's; a child that gets documents spools runs of its own."""
+        """Forget the parent's runs and threads, which belong to the parent.
+
+        A child that gets documents has its own runs.
+        """
         self._watch = SpoolWatch(self._spool)
         self._recorder.after_fork_in_child()
         if self._uploader:

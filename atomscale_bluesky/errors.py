@@ -1,14 +1,14 @@
 """Every error this package raises, grouped by what the caller can do about it.
 
-A text names the thing, what was expected and the remedy. None of them ever leaves `AtomscaleCallback.__call__`:
-a callback that raises would abort the run it listens to.
+A text names the thing, what was expected and the remedy. None of these errors ever leaves `AtomscaleCallback.__call__`:
+a callback that raises would abort the run.
 """
 
 from __future__ import annotations
 
 
 class AtomscaleBlueskyError(Exception):
-    """Any error of this package; catch one of its kinds instead, where you can tell them apart."""
+    """Any error of this package. Where the difference matters, catch one of its kinds instead."""
 
 
 class SettingsError(AtomscaleBlueskyError, ValueError):
@@ -24,7 +24,7 @@ class ChannelError(AtomscaleBlueskyError, ValueError):
 
 
 class DocumentError(AtomscaleBlueskyError, ValueError):
-    """A Bluesky document cannot be recorded; nothing of it was kept, and what is recorded goes on."""
+    """A Bluesky document cannot be recorded. Nothing of it was kept. What is already recorded is not affected."""
 
 
 class SpoolError(AtomscaleBlueskyError, OSError):
@@ -32,18 +32,18 @@ class SpoolError(AtomscaleBlueskyError, OSError):
 
 
 class SpoolFullError(SpoolError):
-    """There is no room for more; nothing that was kept before is touched."""
+    """There is no disk space for more. Data that was kept before is not touched."""
 
 
 class LineTooLongError(SpoolError):
-    """A document would make a line that no reader of the spool takes; nothing of it was kept."""
+    """A document would make a line that no reader of the spool takes. Nothing of it was kept."""
 
 
 class ApiError(AtomscaleBlueskyError):
-    """Atomscale did not do what was asked of it.
+    """Atomscale did not do what was asked.
 
-    `status` is the HTTP status of its answer, None where there was no answer of the API's; `detail` is what the answer
-    said, quoted and cut to a length; `answer` the body of a refusal as it came.
+    `status` is the HTTP status of its answer, or None without an answer from the API. `detail` is the answer's message,
+    quoted and shortened. `answer` is the body of a refusal as it came.
     """
 
     def __init__(self, message: str, *, status: int | None = None, detail: str = "", answer: bytes = b"") -> None:
@@ -54,10 +54,10 @@ class ApiError(AtomscaleBlueskyError):
 
 
 class ApiUnavailableError(ApiError):
-    """No answer of the API's, or one that can clear by itself; the same request may succeed later.
+    """No answer from the API, or one that can change with time: the same request may succeed later.
 
-    `retry_after_s` is how long the server asks to be left alone, in seconds from now; None where it does not say.
-    `may_have_been_applied` is False only where the request surely never reached the API.
+    `retry_after_s` is how long the server asks to wait, in seconds from now; None if it does not say.
+    `may_have_been_applied` is False only if the request certainly never reached the API.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ApiKeyError(ApiError):
 
 
 class ApiRefusedError(ApiError):
-    """Any other 4xx: this request will never be taken as it is."""
+    """Any other 4xx: this request will never be accepted as it is."""
 
 
 class ApiTooLargeError(ApiRefusedError):

@@ -1,4 +1,4 @@
-"""Plan stubs: what a plan may ask of the callback without holding up its RunEngine."""
+"""Plan stubs: what a plan may ask of the callback without blocking its RunEngine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from .callback import AtomscaleCallback
 from .errors import ApiUnavailableError
 
-# How long the plan sleeps between looks; the RunEngine stays free to pause or abort it meanwhile.
+# How long the plan sleeps between two polls. Meanwhile the RunEngine is free to pause or abort the plan.
 LOOK_S = 0.2
 
 
@@ -18,23 +18,23 @@ def wait_until_delivered(
 ) -> Generator[Any, Any, bool]:
     """Sleep, as a plan does, until every stopped run of the callback is finalized in Atomscale.
 
-    Use it between runs, where the next one should start only when the last has arrived:
+    Use it between runs, if the next one should start only when the last has arrived:
 
         delivered = yield from wait_until_delivered(callback, timeout_s=60)
 
-    Of a run that is still open every full chunk counts.
+    Of a run that is still open, every full chunk counts.
 
     Args:
-        callback: The one that is subscribed.
+        callback: The callback that is subscribed.
         timeout_s: How long to sleep at most.
-        fail: Whether to fail the plan when it is not delivered in time.
+        fail: Fail the plan if the runs are not delivered in time.
 
     Returns:
-        Whether everything is delivered; False at the time-out, or as soon as what is left cannot move by itself (no
-        key, offline, parked, refused).
+        True if everything is delivered; False at the time-out, or as soon as waiting cannot help (no key, offline,
+        parked, refused).
 
     Raises:
-        ApiUnavailableError: With `fail`, instead of returning False; says which of the two it was.
+        ApiUnavailableError: With `fail`, instead of returning False. Says which of the two it was.
     """
     from bluesky.plan_stubs import sleep
 

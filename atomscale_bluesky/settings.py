@@ -167,31 +167,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     offline: Annotated[bool, _setting("Spool only; send nothing.")] = False
 
     def __repr__(self) -> str:
-        """All settings but the key, which is only said to be there."""
+        """Return a text with all settings. Of the key it only says that it is set."""
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
     __str__ = __repr__
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """The same for rich, which would show the key otherwise."""
+        """Return the same for rich, which would show the key otherwise."""
         shown = {name: getattr(self, name) for name in self.__struct_fields__}
         shown["api_key"] = "<set>" if self.api_key else None
         return list(shown.items())
 
     @property
     def spool_path(self) -> Path:
-        """The folder of the spool, the one that is named or its subfolder where other things are in it.
+        """The spool's folder, which is the named folder, or its subfolder if the named one holds other files.
 
         Raises:
-            SpoolError: Other things are wherever it could be.
+            SpoolError: Each of the possible folders holds other files.
         """
         return spool_folder(self.named_folder)
 
     def locate_spool(self) -> Path:
-        """The folder of the spool for whoever opens it; warns once per process where it is not the one that is named.
+        """Return the folder of the spool, to open it. Warns once per process if it is not the named folder.
 
         Raises:
-            SpoolError: As `spool_path`.
+            SpoolError: As for `spool_path`.
         """
         path = self.spool_path
         warn_if_elsewhere(self.named_folder, path)
@@ -199,18 +199,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def named_folder(self) -> Path:
-        """The folder that is named for the spool; `spool_path` is where it is."""
+        """The folder that is named for the spool. `spool_path` is the folder where the spool is."""
         if self.spool_dir is not None:
             return Path(self.spool_dir).expanduser().absolute()
         return platformdirs.user_state_path(APP, appauthor=False) / "spool"
 
     @classmethod
     def load(cls, *, environ: Mapping[str, str] | None = None, file: Path | None = None, **arguments: Any) -> Settings:
-        """Gather and check all settings; an argument that is None counts as not given.
+        """Gather and check all settings. An argument that is None counts as not given.
 
         Args:
-            environ: Instead of `os.environ`.
-            file: Instead of the user's `settings.toml`; a file named here or by the environment must exist.
+            environ: Used instead of `os.environ`.
+            file: Used instead of the user's `settings.toml`. A file named here or by the environment must exist.
             **arguments: Settings by name.
 
         Raises:
@@ -227,7 +227,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return _together(settings)
 
     def replaced(self, **arguments: Any) -> Settings:
-        """These settings with others for the arguments that are not None.
+        """Return these settings, with other values for the arguments that are not None.
 
         Raises:
             SettingsError: A setting is unknown or its value cannot be used.
@@ -242,7 +242,7 @@ FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
 
 
 def _permitted(settings: Settings) -> dict[str, Any]:
-    """What a probe of the endpoint has found to be permitted."""
+    """Return the settings that a probe of the endpoint has found to be permitted."""
     found = read_findings(settings.spool_path, settings.endpoint)
     if found is None:
         _logger.warning(
@@ -266,7 +266,7 @@ def _from_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, tuple
         if file is None:
             return {}
         raise SettingsError(f"there is no settings file {str(path)!r}; make it, or do not name it") from None
-    except (OSError, ValueError) as error:  # it is no UTF-8, or no TOML
+    except (OSError, ValueError) as error:  # not UTF-8, or not TOML
         raise SettingsError(f"settings file {str(path)!r} cannot be read: {error}") from error
     return {name: (value, f"file {path}") for name, value in content.items()}
 
@@ -283,7 +283,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
 
 
 def _from_text(name: str, text: str) -> Any:
-    """A variable's text as the setting's kind of value: lists separated by commas, mappings as `a=b, c=d`."""
+    """Return a variable's text as the setting's kind of value: lists separated by commas, mappings as `a=b, c=d`."""
     default = FIELDS[name].default
     if isinstance(default, tuple):
         return [part.strip() for part in text.split(",") if part.strip()]
@@ -321,7 +321,7 @@ def _checked(name: str, value: Any, source: str) -> Any:
 
 
 def _choices(kind: Any) -> tuple[Any, ...]:
-    """What a setting may be, where that is one of a few words."""
+    """Return the allowed values of a setting, if it is one of a few words."""
     plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     return get_args(plain) if get_origin(plain) is Literal else ()
 
@@ -345,7 +345,7 @@ def _endpoint(text: str) -> str:
         raise ValueError(f"expected an address such as {DEFAULT_ENDPOINT!r}")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("expected an address without user, password, query or fragment")
-    _ = parts.port  # raises ValueError for a port that is none
+    _ = parts.port  # raises ValueError for an invalid port
     return text.strip().rstrip("/")
 
 
@@ -363,7 +363,7 @@ class _AnyKey(dict[str, Any]):
 
 
 class _AnyValue:
-    """Stands for a start document's value: may be a number, which `{scan_id:04d}` asks for, or text."""
+    """Stands for a start document's value, which may be a number, as `{scan_id:04d}` needs, or text."""
 
     def __format__(self, spec: str) -> str:
         return ""
@@ -384,7 +384,7 @@ _CHECKS: dict[str, Any] = {
 
 
 def _together(settings: Settings) -> Settings:
-    """Check what only several settings tell."""
+    """Check what depends on several settings together."""
     if settings.endpoint.startswith("http:") and not is_loopback(settings.endpoint) and not settings.allow_http:
         raise SettingsError(
             f"setting 'endpoint' is {settings.endpoint!r}: plain http would carry the API key readable over the "
@@ -394,7 +394,7 @@ def _together(settings: Settings) -> Settings:
 
 
 def is_loopback(endpoint: str) -> bool:
-    """Whether an endpoint is on this machine."""
+    """Return True if an endpoint is on this machine."""
     host = urlsplit(endpoint).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
