@@ -1,7 +1,8 @@
-"""What surrounds the streams: catalogue, growth instruments, physical samples, projects, tags.
+"""The items around the streams: catalogue, growth instruments, physical samples, projects, tags.
 
-Bodies that passed `bodies` come in, lists and objects as the API spells them go out. Names of physical samples and
-tags are compared after trimming and ignoring case. The catalogue searches as far as a streaming client asks.
+Takes bodies that passed `request_bodies`, and returns lists and objects in the API's spelling. Names of physical
+samples and tags are compared after trimming, ignoring case. The catalogue's search covers what a streaming client
+needs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ STATUSES = (
     *("all", "pending", "running", "success", "error", "quarantined"),
     *("stream_active", "stream_interrupted", "stream_finalizing", "stream_error"),
 )
-# What the catalogue's filter is known to take; `metrology` is the older servers' word for `tool_state`.
+# The values that the catalogue's filter is known to take; `metrology` is the older servers' word for `tool_state`.
 DATA_TYPES = (
     *("rheed", "rheed_image", "xps", "xrd", "photoluminescence", "pl", "raman", "recipe", "optical", "ellipsometry"),
 )
@@ -30,7 +31,7 @@ OWNER = "local user"
 
 
 class Lab:
-    """The lab's items of one store, under one set of options."""
+    """The laboratory's items in one store, under one set of options."""
 
     def __init__(self, store: Store, options: Options) -> None:
         self._store = store
@@ -51,10 +52,10 @@ class Lab:
         uploaded: tuple[datetime | None, datetime | None] = (None, None),
         updated: tuple[datetime | None, datetime | None] = (None, None),
     ) -> list[dict[str, Any]]:
-        """The streams that pass every filter and contain every keyword in some member, ignoring case.
+        """Return the streams that pass every filter and contain every keyword in some member, ignoring case.
 
         Raises:
-            Refusal: A status or data type that the catalogue does not know.
+            Refusal: A status or data type is unknown to the catalogue.
         """
         if status not in STATUSES:
             raise Refusal(422, f"status is {status!r}; known are {', '.join(STATUSES)}")
@@ -118,7 +119,10 @@ class Lab:
         }
 
     def change_entry(self, data_id: str, body: EntryBody) -> dict[str, Any]:
-        """Give a stream another label; the entry. Its type and status are the server's own."""
+        """Give a stream another label and return its entry.
+
+        Only the server itself changes an entry's type and status.
+        """
         row = self._store.first("SELECT * FROM streams WHERE data_id = ?", data_id)
         if row is None:
             raise Refusal(404, f"there is no data item {data_id}")
@@ -132,7 +136,7 @@ class Lab:
     # growth instruments
 
     def instruments(self) -> list[dict[str, Any]]:
-        """Every growth instrument."""
+        """Return every growth instrument."""
         return [
             {
                 "synth_source_id": row["id"],
@@ -145,7 +149,7 @@ class Lab:
         ]
 
     def add_instrument(self, body: InstrumentBody) -> dict[str, Any]:
-        """Create a growth instrument; an object with its `synth_source_id`."""
+        """Create a growth instrument and return an object with its `synth_source_id`."""
         if body.type not in INSTRUMENT_TYPES:
             raise Refusal(422, f"type is {body.type!r}; known are {', '.join(INSTRUMENT_TYPES)}")
         identity = self._store.execute(
@@ -155,7 +159,7 @@ class Lab:
         return {"synth_source_id": identity}
 
     def remove_instruments(self, identities: Sequence[int]) -> str:
-        """Delete growth instruments; their streams keep the number."""
+        """Delete growth instruments. Their streams keep the number."""
         for identity in identities:
             if not self._store.first("SELECT 1 FROM instruments WHERE id = ?", identity):
                 raise Refusal(404, f"there is no growth instrument {identity}")
@@ -165,7 +169,7 @@ class Lab:
     # physical samples
 
     def samples(self, *, sample_id: str | None = None, has_data_item: bool | None = None) -> list[dict[str, Any]]:
-        """Every physical sample that passes the filters."""
+        """Return every physical sample that passes the filters."""
         found = [self._sample(row) for row in self._store.all("SELECT * FROM samples ORDER BY created")]
         if sample_id is not None:
             found = [sample for sample in found if sample["id"] == sample_id]
@@ -199,7 +203,7 @@ class Lab:
         """Create a physical sample.
 
         Raises:
-            Refusal: 409 with the id of the one that has the name.
+            Refusal: 409, with the id of the sample that already has the name.
         """
         name = body.name.strip()
         if not name:
@@ -218,7 +222,7 @@ class Lab:
         return self.samples(sample_id=identity)[0]
 
     def link_sample(self, body: LinkBody) -> str:
-        """Tie streams to a physical sample; a stream has at most one, the last."""
+        """Link streams to a physical sample. A stream has at most one, the last one linked."""
         sample = str(body.physical_sample_id)
         self._known("samples", sample, Rule.UNKNOWN_SAMPLE, "physical sample")
         streams = self._stream_ids(body.data_ids)
@@ -231,7 +235,7 @@ class Lab:
     # projects
 
     def projects(self) -> list[dict[str, Any]]:
-        """Every project."""
+        """Return every project."""
         found = []
         for row in self._store.all("SELECT * FROM projects ORDER BY name"):
             tracked = self._store.all("SELECT sample FROM project_samples WHERE project = ?", row["id"])
@@ -253,7 +257,7 @@ class Lab:
         return found
 
     def project_samples(self, project: str) -> list[dict[str, Any]]:
-        """The physical samples of a project."""
+        """Return the physical samples of a project."""
         self._project(project)
         rows = self._store.all(
             "SELECT samples.* FROM samples JOIN project_samples ON project_samples.sample = samples.id"
@@ -263,7 +267,7 @@ class Lab:
         return [self._sample(row) for row in rows]
 
     def track(self, project: str, body: TrackBody) -> str:
-        """Add a physical sample to those that a project tracks, and make it the active one if asked."""
+        """Add a physical sample to those that a project tracks, and make it the active one if the body asks for it."""
         self._project(project)
         sample = str(body.physical_sample_id)
         self._known("samples", sample, Rule.UNKNOWN_SAMPLE, "physical sample")
@@ -277,7 +281,7 @@ class Lab:
     # tags
 
     def tags(self) -> list[dict[str, Any]]:
-        """Every tag."""
+        """Return every tag."""
         return [dict(row) for row in self._store.all("SELECT id, name FROM tags ORDER BY name")]
 
     def add_tag(self, body: TagBody) -> dict[str, Any]:
@@ -297,7 +301,7 @@ class Lab:
         return {"id": identity, "name": name}
 
     def attach(self, body: AttachBody) -> dict[str, Any]:
-        """Attach each of the tags to each of the streams; doing it twice changes nothing."""
+        """Attach each of the tags to each of the streams. Repeating it changes nothing."""
         streams, tags = self._stream_ids(body.data_ids), [str(tag) for tag in body.tag_ids]
         for tag in tags:
             if not self._store.first("SELECT 1 FROM tags WHERE id = ?", tag):

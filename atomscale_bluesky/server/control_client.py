@@ -1,6 +1,6 @@
-"""The control of a running server from outside: what tests and demonstrations ask of it, over HTTP.
+"""The control of a running server from outside, over HTTP, for tests and demonstrations.
 
-`Control(url)` serves a server in this process and one in a process of its own alike. It speaks to a port of its own,
+`Control(url)` works the same for a server in this process and one in a process of its own. It uses a port of its own,
 so it works while the server itself is unreachable. Loopback only.
 """
 
@@ -48,7 +48,7 @@ class StreamState(msgspec.Struct, frozen=True):
 
 
 class ChannelPoints(msgspec.Struct, frozen=True):
-    """All stored points of one channel, in the order of the chunk indices, nothing rounded; None is not finite."""
+    """All stored points of one channel, in the order of the chunk indices, not rounded; None stands for not finite."""
 
     times: list[float | None]
     values: list[float | None]
@@ -60,7 +60,7 @@ class ChannelPoints(msgspec.Struct, frozen=True):
 
 
 class ServerInfo(msgspec.Struct, frozen=True):
-    """What the server is set to."""
+    """The settings of the server."""
 
     url: str
     reachable: bool
@@ -73,61 +73,61 @@ class ServerInfo(msgspec.Struct, frozen=True):
 
 
 class Unreachable(msgspec.Struct, frozen=True):
-    """The body of the order to stop listening."""
+    """The request body that makes the server unreachable."""
 
     seconds: float | None = None
 
 
 class Project(msgspec.Struct, frozen=True):
-    """The body that creates a project."""
+    """The request body that creates a project."""
 
     name: str
 
 
 class Control:
-    """What `control_url` offers; every method is one short request and may be called from any thread."""
+    """Calls the server's `control_url`. Every method is one short request and may be called from any thread."""
 
     def __init__(self, url: str, *, timeout_s: float = 60.0) -> None:
         self.url = url.rstrip("/")
         self._timeout_s = timeout_s
 
     def info(self) -> ServerInfo:
-        """What the server is set to, and whether it can be reached."""
+        """Return the server's settings, and whether it can be reached."""
         return self._ask("GET", "", ServerInfo)
 
     def streams(self) -> list[StreamState]:
-        """Every stream, in the order in which they were initialized."""
+        """Return every stream, in the order in which they were initialized."""
         return self._ask("GET", "/streams", list[StreamState])
 
     def points(self, data_id: str) -> dict[str, ChannelPoints]:
-        """The stored points of a stream, by channel."""
+        """Return the stored points of a stream, by channel."""
         return self._ask("GET", f"/streams/{data_id}/points", dict[str, ChannelPoints])
 
     def requests(self, call: str | None = None, *, after: int = 0) -> list[RequestRecord]:
-        """The newest requests, oldest first; those of one `call`, and with numbers above `after`."""
+        """Return the newest requests, oldest first: those of one `call`, if given, with numbers above `after`."""
         wanted: dict[str, Any] = {"after": after}
         if call is not None:
             wanted["call"] = call
         return self._ask("GET", "/requests", list[RequestRecord], params=wanted)
 
     def counts(self) -> RequestCounts:
-        """How many requests there were, ever."""
+        """Return how many requests there ever were."""
         return self._ask("GET", "/counts", RequestCounts)
 
     def misbehave(self, *faults: Fault) -> list[int]:
-        """Put faults in force, behind those that are; the number of each, as the requests' records name it."""
+        """Put faults in force, after those already in force. Return the number of each, as request records name it."""
         return self._ask("POST", "/faults", list[int], body=faults)
 
     def faults(self) -> list[FaultState]:
-        """The faults in force, and how often each has acted."""
+        """Return the faults in force, and how often each has acted."""
         return self._ask("GET", "/faults", list[FaultState])
 
     def behave(self) -> None:
-        """Take every fault back. A server that is unreachable stays so."""
+        """Remove every fault. A server that is unreachable stays unreachable."""
         self._ask("DELETE", "/faults", dict[str, Any])
 
     def unreachable(self, seconds: float | None = None) -> None:
-        """Stop listening and reset every connection, for so many seconds or until `reachable`."""
+        """Stop listening and reset every connection, for this many seconds or until `reachable`."""
         self._ask("POST", "/unreachable", dict[str, Any], body=Unreachable(seconds))
 
     def reachable(self) -> None:
@@ -135,14 +135,14 @@ class Control:
         self._ask("POST", "/reachable", dict[str, Any])
 
     def add_project(self, name: str) -> str:
-        """Create a project, which the API has no known call for; its id."""
+        """Create a project, for which the API has no known call, and return its id."""
         return self._ask("POST", "/projects", dict[str, str], body=Project(name))["id"]
 
     def _ask(
         self, method: str, path: str, kind: type[T], *, params: dict[str, Any] | None = None, body: object = None
     ) -> T:
         with requests.Session() as session:
-            session.trust_env = False  # a proxy of the environment has no business between us and the loopback
+            session.trust_env = False  # a proxy of the environment must not come between us and the loopback
             try:
                 answer = session.request(
                     method,

@@ -1,4 +1,4 @@
-"""The routes behind `control`: streams and points as stored, the request log, faults, and the port's opening."""
+"""The routes behind `control`: streams and points as stored, the request log, faults, and the port's reachability."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def create_control(service: Service) -> FastAPI:
-    """The control's application; it has no key, and belongs on a loopback port."""
+    """Return the control's application. It has no key, and belongs on a loopback port."""
     app = FastAPI(title="Control of the local Atomscale", docs_url=None, redoc_url=None)
     app.add_exception_handler(Refusal, answer_refusal)
     store, streams, options = service.store, service.streams, service.options
@@ -120,7 +120,7 @@ def create_control(service: Service) -> FastAPI:
 
 async def _read(request: Request, kind: type[T]) -> T:
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json":  # anything else a web page can send without being allowed to
+    if media != "application/json":  # a web page may send any other type without permission
         raise Refusal(415, f"the body is declared as {media or 'nothing'}, not as application/json")
     try:
         return msgspec.json.decode(await request.body(), type=kind)

@@ -1,4 +1,4 @@
-"""The OpenAPI description as one HTML page that needs no script and no other host, so it works offline."""
+"""Renders the OpenAPI description as one HTML page that needs no script and no other host, so it works offline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ code { font: 13px ui-monospace, monospace; }
 
 
 def docs_page(schema: dict[str, Any]) -> str:
-    """A table of the calls, and one per request body, from an OpenAPI `schema`."""
+    """Return a page with a table of the calls, and one table per request body, from an OpenAPI `schema`."""
     title = escape(schema["info"]["title"])
     calls = "".join(
         _row(method.upper(), _code(path), escape(call.get("description", "")), _parameters(call), _link(call))
@@ -63,7 +63,7 @@ def _body(name: str, schema: dict[str, Any]) -> str:
 
 
 def _kind(schema: dict[str, Any]) -> str:
-    """A member's type in a few words."""
+    """Return a member's type in a few words."""
     if "anyOf" in schema:
         return " or ".join(_kind(choice) for choice in schema["anyOf"])
     if "$ref" in schema:

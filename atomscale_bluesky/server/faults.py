@@ -1,7 +1,7 @@
-"""Misbehaviour to order: which requests, how often, and what happens to them. Described as data.
+"""Misbehaviour on demand: which requests, how often, and what happens to them. Described as data.
 
-A fault table holds rules in the order they were given; the first that matches a request and is not used up decides,
-and at most one acts on a request. Everything runs in the server's event loop, so counting needs no lock.
+A fault table holds rules in the order they were given. The first rule that matches a request and is not used up
+decides, and at most one acts on a request. Everything runs in the server's event loop, so counting needs no lock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LOGIN_PAGE = "<!DOCTYPE html><html><head><title>Sign in</title></head><body><for
 
 
 class CallName(StrEnum):
-    """What a request asks for, whatever its path family."""
+    """The kind of a request, whatever its path family."""
 
     INITIALIZE = "initialize"
     CHUNK = "chunk"
@@ -42,7 +42,7 @@ class CallName(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a fault looks at."""
+    """The parts of a request that a fault can match."""
 
     call: CallName
     method: str = "POST"
@@ -55,14 +55,14 @@ class Request:
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One rule of misbehaviour. What is left out matches everything, and does nothing.
+    """One rule of misbehaviour. A member that is not given matches everything, or does nothing.
 
-    Which requests: `call` (one name or several), `method` (tells a list from what is added to it), `family`,
-    `data_id`, `chunk_index`, `channel` (is among the request's), `label` (a part of the stream's label),
-    `above_bytes` (a body larger than this).
+    Which requests: `call` (one name or several), `method` (distinguishes listing items from adding one), `family`,
+    `data_id`, `chunk_index`, `channel` (is among the request's), `label` (a part of the stream's label), `above_bytes`
+    (a body larger than this).
 
-    How often: not for the first `skip` that match, then for `times` of them (None: for ever), each with
-    `probability` (drawn from `seed`).
+    How often: not for the first `skip` that match, then for `times` of them (None: for ever), each with `probability`
+    (drawn from `seed`).
 
     What: wait `delay_s` first, then at most one of
 
@@ -72,10 +72,10 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     - `hang`: no answer, not applied, until the client goes away
     - `reset_before`: the connection is reset and the request not applied
     - `reset_after`: applied, and the connection reset before the answer
-    - `apply_later_s`: the connection is reset, and the request applied so many seconds later
+    - `apply_later_s`: the connection is reset, and the request applied this many seconds later
     - `drip_s`: applied, and answered one byte at a time with this pause between
 
-    `partly` applies only the first so many channels of a `chunk/multi` body (with `applied`, `reset_after`).
+    `partly` applies only this many of the first channels of a `chunk/multi` body (with `applied`, `reset_after`).
     """
 
     call: str | tuple[str, ...] | None = None
@@ -107,10 +107,10 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     partly: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a rule that could never act, or would have to act in two ways.
+        """Refuse a rule that could never act, or that says two contradictory things.
 
         Raises:
-            SettingsError: Naming the member.
+            SettingsError: Names the member.
         """
         known = {name.value for name in CallName}
         if unknown := [name for name in self.calls if name not in known]:
@@ -132,13 +132,13 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
 
     @property
     def calls(self) -> tuple[str, ...]:
-        """The calls it is about; none means all."""
+        """The calls that the rule is about; empty means all."""
         if self.call is None:
             return ()
         return (str(self.call),) if isinstance(self.call, str) else self.call
 
     def matches(self, request: Request) -> bool:
-        """True for a request that this rule is about, however often it was used."""
+        """Return True for a request that this rule is about, however often the rule was used."""
         return (
             (not self.calls or request.call.value in self.calls)
             and self.method in (None, request.method)
@@ -177,7 +177,7 @@ class FaultTable:
     _count: int = 0
 
     def add(self, faults: Sequence[Fault]) -> list[int]:
-        """Put further rules behind those in force; the number of each."""
+        """Add further rules after those in force, and return the number of each."""
         numbers = []
         for fault in faults:
             self._count += 1
@@ -186,15 +186,15 @@ class FaultTable:
         return numbers
 
     def clear(self) -> None:
-        """Behave again."""
+        """Remove every rule."""
         self._armed.clear()
 
     def states(self) -> list[FaultState]:
-        """Every rule in force, used up or not."""
+        """Return every rule in force, used up or not."""
         return [FaultState(armed.number, armed.fault, armed.matched, armed.acted) for armed in self._armed]
 
     def draw(self, request: Request) -> tuple[int, Fault] | None:
-        """The rule that decides about this request, with its number; None to behave. Counts."""
+        """Return the rule that decides about this request, with its number, or None if no rule does. Counts it."""
         for armed in self._armed:
             fault = armed.fault
             if not fault.matches(request):

@@ -1,9 +1,9 @@
-"""Who may ask the local server: no web page of another origin.
+"""Refuses requests to the local server from web pages of another origin.
 
-A browser on the same machine reaches the loopback too, and runs what any page tells it to. A page can have its own name
-resolve to 127.0.0.1 and then read every answer (the `Host` is its name then), and it can send a form without asking
-(the `Origin` is its own, the content type none of JSON's). The key protects nothing, since everybody knows it, and the
-control has none.
+A browser on the same machine reaches the loopback too, and runs whatever a page contains. A page can make its own name
+resolve to 127.0.0.1 and then read every answer (the `Host` is then its name). It can also send a form without
+permission (the `Origin` is then its own, and the content type is not that of JSON). The key protects nothing, since it
+is publicly known, and the control has none.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """An ASGI application that passes on what was asked of it by its own name.
+    """An ASGI application that passes on requests made under the server's own name.
 
     Args:
         app: The application behind it.
-        host: The address it listens on. Where other machines reach it, it may have any name, so none is refused.
+        host: The address that the server listens on. If other machines can reach it, it may have any name, so none is
+            refused.
     """
 
     def __init__(self, app: App, host: str) -> None:
@@ -72,7 +73,7 @@ class Guard:
 
 
 def _address(url: str) -> str | None:
-    """Return a URL's host and port; None if it has none, or is no URL."""
+    """Return a URL's host and port, or None if it has none or is not a URL."""
     try:
         return urlsplit(url).netloc or None
     except ValueError:
@@ -80,7 +81,7 @@ def _address(url: str) -> str | None:
 
 
 def _name(url: str) -> str:
-    """Return a URL's host, empty if it has none that can be read."""
+    """Return a URL's host, or an empty text if there is none that can be parsed."""
     try:
         return urlsplit(url).hostname or ""
     except ValueError:

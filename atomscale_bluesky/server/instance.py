@@ -1,4 +1,4 @@
-"""One server inside one event loop: the store, the routes, the front before them, and the two ports."""
+"""One server inside one event loop: the store, the routes, the middleware before them, and the two ports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .streams import Streams
 
 
 class Service:
-    """Made and used inside the event loop. Faults and log come from outside, since they outlive a restart."""
+    """Made and used inside the event loop. Faults and log are passed in, since they survive a restart."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Service:
         return None if row is None else row["label"]
 
     async def start(self) -> None:
-        """Listen on the port, and on the control's if there is one."""
+        """Listen on the server's port, and on the control's if there is one."""
         await self.gate.open(self._front)
         if self._control_gate is not None:
             from .control_routes import create_control  # it needs this module's class, and only where control is on
@@ -51,7 +51,7 @@ class Service:
             await self._control_gate.open(create_control(self))
 
     async def stop(self) -> None:
-        """Answer what is under way, and stop listening. The store stays open."""
+        """Answer the requests in progress, and stop listening. The store stays open."""
         await self._forget_return()
         await self._front.close()
         await self.gate.shut()
@@ -59,14 +59,14 @@ class Service:
             await self._control_gate.shut()
 
     async def unreachable(self, seconds: float | None) -> None:
-        """Stop listening and reset every connection, for so many seconds or until `reachable`."""
+        """Stop listening and reset every connection, for this many seconds or until `reachable`."""
         await self._forget_return()
         await self.gate.shut(reset=True)
         if seconds is not None:
             self._return = asyncio.create_task(self._return_after(seconds))
 
     async def reachable(self) -> None:
-        """Listen again. Nothing happens where it listens already."""
+        """Listen again. Does nothing if it already listens."""
         await self._forget_return()
         await self.gate.open(self._front)
 

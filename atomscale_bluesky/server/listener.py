@@ -1,6 +1,6 @@
-"""A port that can be opened and shut while the program runs, and connections that can be reset.
+"""A port that can be opened and closed while the program runs, and connections that can be reset.
 
-Shut for an outage, the port is held without listening: connections are refused, and no other program can take it.
+During a simulated outage the port is held without listening: connections are refused, and no other program can take it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ..errors import SettingsError
 from .guard import Guard, is_loopback
 from .middleware import ABORT, App
 
-# How long a request under way may go on when the server stops of its own accord.
+# How long a request in progress may go on when the server stops regularly.
 GRACE_S = 2.0
 
 
 class AbortableProtocol(H11Protocol):
-    """Uvicorn's HTTP protocol; each request finds in its extensions the function that resets its connection."""
+    """Uvicorn's HTTP protocol. Each request's extensions hold the function that resets its connection."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -38,7 +38,7 @@ class AbortableProtocol(H11Protocol):
         self.app = app
 
     def abort(self) -> None:
-        """Reset the connection, as a crashed machine's successor would: no answer, nothing flushed."""
+        """Reset the connection, as a machine that has restarted would: no answer, nothing flushed."""
         sock = self.transport.get_extra_info("socket")
         if sock is not None:
             # a linger time of zero makes the system send RST instead of FIN
@@ -50,7 +50,7 @@ class AbortableProtocol(H11Protocol):
 
 
 class Gate:
-    """One port. `bind` before the event loop runs; `open` and `shut` inside it, as often as wanted."""
+    """One port. Call `bind` before the event loop runs, and `open` and `shut` inside it, any number of times."""
 
     def __init__(self, host: str, port: int) -> None:
         self.host = host
@@ -65,20 +65,20 @@ class Gate:
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     def bind(self) -> None:
-        """Hold the port, without listening; port 0 becomes the number that the system gave.
+        """Hold the port without listening. Port 0 becomes the number that the system gave.
 
         Raises:
-            SettingsError: The port is taken, or the host is none of this machine's.
+            SettingsError: The port is taken, or the host is not an address of this machine.
         """
         if self._held is not None:
             return
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        # asyncio sends small answers at once (TCP_NODELAY) only where the protocol is named; else each takes 40 ms
+        # asyncio sends small answers at once (TCP_NODELAY) only if the protocol is named. Otherwise each takes 40 ms.
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             if sys.platform != "win32":
-                # lets the same port be opened again at once; a port that somebody listens on stays taken. On Windows
-                # both is so without the option, which there would let two programs share a port.
+                # Allows opening the same port again at once. A port that another program listens on stays taken. On
+                # Windows both hold without the option, which would there let two programs share a port.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((self.host, self.port))
         except OSError as error:
@@ -91,18 +91,18 @@ class Gate:
         self._held = sock
 
     def release(self) -> None:
-        """Give the port back. Idempotent; the gate must be shut."""
+        """Release the port. Idempotent. The gate must be shut."""
         if self._held is not None:
             self._held.close()
             self._held = None
 
     @property
     def is_open(self) -> bool:
-        """True while it listens."""
+        """Return True while it listens."""
         return self._server is not None
 
     async def open(self, app: App) -> None:
-        """Listen. Nothing happens where it listens already."""
+        """Listen. Does nothing if it already listens."""
         if self._server is not None:
             return
         self.bind()
@@ -130,8 +130,8 @@ class Gate:
         """Stop listening.
 
         Args:
-            reset: Reset every connection, whatever goes on in it, and hold the port on; otherwise requests under way
-                get a moment to end, and the port is free afterwards.
+            reset: Reset every connection, even in the middle of a request, and keep holding the port. Otherwise
+                requests in progress get `GRACE_S` to end, and the port is free afterwards.
         """
         server, self._server = self._server, None
         if server is None:
@@ -155,7 +155,7 @@ class Gate:
 
 
 async def _tick(server: uvicorn.Server) -> None:
-    """Keep the Date header right, which uvicorn's own main loop would do."""
+    """Keep the Date header right, as uvicorn's own main loop would."""
     while True:
         await asyncio.sleep(1.0)
         await server.on_tick(0)
@@ -169,7 +169,7 @@ async def _until(done: Callable[[], bool], limit_s: float) -> None:
 
 
 def check_host(host: str, *, allow_remote: bool) -> None:
-    """Refuse an address that other machines could reach, unless that was asked for.
+    """Refuse an address that other machines could reach, unless `allow_remote` is set.
 
     Raises:
         SettingsError: `host` is not this machine's loopback.

@@ -1,18 +1,18 @@
-"""Running a local server: `LocalServer` in a thread of this process, `serve` in the foreground.
+"""Runs a local server: `LocalServer` in a thread of this process, `serve` in the foreground.
 
-Both take the same choices:
+Both take the same arguments:
 
     host, port     where to listen; loopback only unless `allow_remote`; port 0 takes any free one
     data           the database file, None for memory
     api_key        the key that clients must send
-    relax          names of the rules not to insist on (`Rule`)
+    relax          names of the rules not to enforce (`Rule`)
     families       which of the two path families exist
     multi          whether chunk/multi exists
     max_body_bytes a larger body is answered with 413
     derived        whether a stream reads back with series beside it, as Atomscale documents for its analyses
-    silence_s      an active stream that nothing was sent to for so long becomes `stream_error`; None: never
-    instruments, projects   what a new database holds
-    control, control_port   whether it can be looked into and made to misbehave, on a loopback port of its own
+    silence_s      an active stream that gets no request for this long becomes `stream_error`; None: never
+    instruments, projects   the content of a new database
+    control, control_port   whether it can be inspected and made to misbehave, on a loopback port of its own
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class LocalServer:
         requests.get(f"{server.url}/data_entries/", headers={"X-API-KEY": server.api_key})
     ```
 
-    `stop` and `start` restart it with the same port, faults and log, and the same data; data in memory end with
-    `close`, which leaving the `with` block does. Methods may be called from any thread.
+    `stop` and `start` restart it with the same port, faults and log, and the same data. Data in memory end with
+    `close`, which is called on leaving the `with` block. Methods may be called from any thread.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class LocalServer:
 
     @property
     def url(self) -> str:
-        """The base URL for clients, without a slash at its end; known once started."""
+        """The base URL for clients, without a slash at its end. Known once the server has started."""
         return self._gate.url
 
     @property
@@ -118,11 +118,11 @@ class LocalServer:
 
     @property
     def control_url(self) -> str | None:
-        """Where `Control` finds it, None without control; known once started."""
+        """The URL for `Control`, None without control. Known once the server has started."""
         return None if self._control_gate is None else self._control_gate.url
 
     def start(self) -> None:
-        """Start, and return once it listens. Nothing happens where it runs.
+        """Start, and return once the server listens. Does nothing if it runs already.
 
         Raises:
             SettingsError: A port is taken, or the data file cannot be used.
@@ -152,7 +152,7 @@ class LocalServer:
             raise SettingsError(f"the local server could not start: {self._failure}") from self._failure
 
     def stop(self, timeout_s: float = 10.0) -> bool:
-        """Stop listening, end the thread and give the ports back; True if that ended in time. Idempotent."""
+        """Stop listening, end the thread and release the ports. Return True if that ended in time. Idempotent."""
         if self._thread is not None:
             if self._loop is not None and self._ending is not None:
                 self._loop.call_soon_threadsafe(self._ending.set)
@@ -164,7 +164,7 @@ class LocalServer:
         return True
 
     def close(self, timeout_s: float = 10.0) -> bool:
-        """Stop, and end the data in memory; True if that ended in time. Idempotent."""
+        """Stop, and discard data in memory. Return True if that ended in time. Idempotent."""
         ended = self.stop(timeout_s)
         if ended and self._store is not None:
             self._store.close()
@@ -205,35 +205,35 @@ class LocalServer:
             await service.stop()
 
     def streams(self) -> list[StreamState]:
-        """Every stream, in the order in which they were initialized. Like all below, it needs `control=True`."""
+        """Return every stream, in the order in which they were initialized. Like all below, it needs `control=True`."""
         return self.control.streams()
 
     def points(self, data_id: str) -> dict[str, ChannelPoints]:
-        """The stored points of a stream, by channel."""
+        """Return the stored points of a stream, by channel."""
         return self.control.points(data_id)
 
     def requests(self, call: str | None = None, *, after: int = 0) -> list[RequestRecord]:
-        """The newest requests, oldest first; those of one `call`, and with numbers above `after`."""
+        """Return the newest requests, oldest first: those of one `call`, if given, with numbers above `after`."""
         return self.control.requests(call, after=after)
 
     def counts(self) -> RequestCounts:
-        """How many requests there were, ever."""
+        """Return how many requests there ever were."""
         return self.control.counts()
 
     def misbehave(self, *faults: Fault) -> list[int]:
-        """Put faults in force, behind those that are; the number of each."""
+        """Put faults in force, after those already in force, and return the number of each."""
         return self.control.misbehave(*faults)
 
     def faults(self) -> list[FaultState]:
-        """The faults in force, and how often each has acted."""
+        """Return the faults in force, and how often each has acted."""
         return self.control.faults()
 
     def behave(self) -> None:
-        """Take every fault back."""
+        """Remove every fault."""
         self.control.behave()
 
     def unreachable(self, seconds: float | None = None) -> None:
-        """Stop listening and reset every connection, for so many seconds or until `reachable`."""
+        """Stop listening and reset every connection, for this many seconds or until `reachable`."""
         self.control.unreachable(seconds)
 
     def reachable(self) -> None:
@@ -241,7 +241,7 @@ class LocalServer:
         self.control.reachable()
 
     def add_project(self, name: str) -> str:
-        """Create a project; its id."""
+        """Create a project and return its id."""
         return self.control.add_project(name)
 
 
@@ -264,7 +264,7 @@ def serve(  # noqa: D417 - the arguments that both share are explained once, at 
     control_port: int = 0,
     allow_remote: bool = False,
 ) -> None:
-    """Run a local server in the foreground until SIGINT or SIGTERM; call it from the main thread.
+    """Run a local server in the foreground until SIGINT or SIGTERM. Call it from the main thread.
 
     Args:
         ready: Called with the URL and the control's URL (None without control) once the server listens.

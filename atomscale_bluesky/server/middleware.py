@@ -1,8 +1,8 @@
-"""Where every request enters: its body is read up to the limit, named, logged, and met by a fault if one is due.
+"""The entry of every request: reads its body up to the limit, identifies and logs it, and applies a fault if due.
 
-Sits before the routes as plain ASGI. An answer is composed whole before any of it is sent, which is what makes it
-possible to lose it, spoil it or drip it. Requests that are delayed, or applied later, end with the server: what was
-not applied then never is.
+Sits before the routes as plain ASGI. An answer is complete before any of it is sent, so that it can be dropped, spoiled
+or sent byte by byte. Delayed requests, and those to be applied later, end with the server: if they are not applied by
+then, they never are.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from .guard import App, Message, Receive, Scope, Send
 from .options import Family, Options
 from .request_log import RequestLog, RequestRecord
 
-# The name under which `gate` puts the function that resets the connection into a request's extensions.
+# The key under which `listener` puts the function that resets the connection into a request's extensions.
 ABORT = "atomscale_bluesky.abort"
-# A body above the limit is read on so far, and thrown away: answering in the middle would reset the connection.
+# A body above the limit is still read up to this size, and discarded: an answer in the middle would reset the
+# connection.
 DRAINED_BYTES = 64 * 1024 * 1024
 LOGGED_HEADERS = (
     *("content-type", "content-length", "content-encoding", "user-agent", "accept", "cache-control", "connection"),
@@ -44,11 +45,11 @@ NAMES: dict[tuple[str, ...], CallName] = {
 
 
 class _EndingError(Exception):
-    """The server ends while a request waits: its connection is reset, as any server's would be."""
+    """The server ends while a request waits: its connection is reset, as with any server that ends."""
 
 
 class _Peek(msgspec.Struct):
-    """The members of a streaming body that say what it is about; its numbers are skipped."""
+    """The members of a streaming body that identify it. Its numbers are skipped."""
 
     data_id: str | None = None
     chunk_index: int | None = None
@@ -59,7 +60,7 @@ class _Peek(msgspec.Struct):
 
 @dataclass(slots=True)
 class Answer:
-    """A response, whole."""
+    """A complete response."""
 
     status: int = 500
     headers: list[tuple[bytes, bytes]] | None = None
@@ -67,7 +68,7 @@ class Answer:
 
 
 class Front:
-    """The ASGI application that the server's port speaks to."""
+    """The ASGI application behind the server's port."""
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class Front:
         self._later: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """End the waits of delayed requests, and forget those that were to be applied later."""
+        """End the waits of delayed requests, and drop those that were to be applied later."""
         self._closing.set()
         for task in list(self._later):
             task.cancel()
@@ -116,7 +117,7 @@ class Front:
             self._log.end(record, time.monotonic() - started)
 
     async def _read(self, receive: Receive) -> bytes | None:
-        """The body, with one byte more than allowed for any larger one; None where the client left before its end."""
+        """Return the body; zeros, one byte more than allowed, if it is too large; None if the client left early."""
         parts: list[bytes] = []
         size, limit = 0, self._options.max_body_bytes
         while True:
@@ -267,7 +268,7 @@ class Front:
 
 
 def _call_of(parts: tuple[str, ...]) -> tuple[CallName, str | None, str | None]:
-    """The call, its family and the data_id in its path."""
+    """Return the call, its family and the data_id in its path."""
     if parts and parts[0] in FAMILIES:
         family = parts[0]
         match parts[1:]:
@@ -300,7 +301,7 @@ def _json_headers() -> list[tuple[bytes, bytes]]:
 
 
 def _canned(fault: Fault, request: Request) -> Answer:
-    """The answer that a fault gives instead; its length is declared by the framing alone, unless it says otherwise."""
+    """Return the answer that a fault gives instead. Only the framing declares its length, unless the fault does."""
     status = 200 if fault.status is None else fault.status
     if fault.body is not None:
         body = fault.body.encode()

@@ -1,7 +1,7 @@
-"""What a local server may be told when it starts, checked once.
+"""The options of a local server, checked once when it starts.
 
-In come the arguments of `LocalServer` and `serve`; out comes one frozen `Options`, or a `SettingsError` that names the
-argument. Nothing here touches a file, a socket or the clock.
+Turns the arguments of `LocalServer` and `serve` into one frozen `Options`, or raises a `SettingsError` that names the
+argument. Uses no file, no socket and no clock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_BODY_BYTES = 1024 * 1024
 
 
 class Family(StrEnum):
-    """The two spellings under which the same four streaming calls exist; the value is the first part of the path."""
+    """The two spellings of the same four streaming calls. The value is the first part of the path."""
 
     METROLOGY = "metrology"
     TOOL_STATE = "tool-state"
@@ -47,7 +47,7 @@ DEFAULT_PROJECTS = ("Local project",)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The choices of one server that its routes and rules look at."""
+    """The choices of one server that its routes and rules use."""
 
     api_key: str
     relax: frozenset[Rule] = frozenset()
@@ -62,7 +62,7 @@ class Options:
     projects: tuple[str, ...] = DEFAULT_PROJECTS
 
     def relaxed(self, rule: Rule) -> bool:
-        """True where `rule` was waived."""
+        """Return True if `rule` was waived."""
         return rule in self.relax
 
 

@@ -1,7 +1,7 @@
-"""Request bodies: bytes in, checked types out, or the refusal that says which member is wrong.
+"""Turns the bytes of request bodies into checked types, or refuses them and names the wrong member.
 
-Decoding and checking happen in one pass of msgspec, since a body may carry ten thousand numbers. Only what shows in
-the body alone is judged here; what depends on the stream is `streams`' trade.
+Decoding and checking happen in one pass of msgspec, since a body may carry ten thousand numbers. Only what the body
+alone shows is checked here. What depends on the stream is checked in `streams`.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ B = TypeVar("B", bound=Struct)
 
 
 class Points(Struct, frozen=True):
-    """One channel's part of one chunk, as it is stored: little of Python's, eight bytes per number."""
+    """One channel's part of one chunk, as it is stored: few Python objects, eight bytes per number."""
 
     channel: str
     times: bytes
@@ -143,15 +143,15 @@ class Points(Struct, frozen=True):
 
     @property
     def count(self) -> int:
-        """How many points; times decide, where a relaxed rule let the lengths differ."""
+        """How many points there are. The times decide, if a relaxed rule allowed the lengths to differ."""
         return len(self.times) // 8
 
 
 def decode(body: bytes, kind: type[B], options: Options) -> B:
-    """The body as `kind`.
+    """Return the body as `kind`.
 
     Raises:
-        Refusal: It is no JSON object of that kind, or has members that the API does not name.
+        Refusal: The body is no JSON object of that kind, or has members that the API does not name.
     """
     try:
         value = msgspec.json.decode(body, type=kind)
@@ -165,7 +165,7 @@ def decode(body: bytes, kind: type[B], options: Options) -> B:
 
 
 def _decode_lenient(body: bytes, kind: type[B], options: Options, error: Exception) -> B:
-    """A body with the words NaN or Infinity, which Python writes and JSON does not know."""
+    """Decode a body with the words NaN or Infinity, which Python writes and JSON does not allow."""
     if b"NaN" not in body and b"Infinity" not in body:
         raise Refusal(422, f"the body is not JSON: {error}") from error
     if not options.relaxed(Rule.NON_FINITE):
@@ -179,7 +179,7 @@ def _decode_lenient(body: bytes, kind: type[B], options: Options, error: Excepti
 def _only_known(body: bytes, kind: type[Struct]) -> None:
     try:
         members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except msgspec.DecodeError:  # the words NaN or Infinity, taken above since that rule is relaxed
+    except msgspec.DecodeError:  # the words NaN or Infinity, accepted above since that rule is relaxed
         members = json.loads(body)
     _name_unknown(members.keys() - set(kind.__struct_fields__), "")
     if kind is MultiBody and isinstance(raw := members["channels"], msgspec.Raw):
@@ -196,10 +196,10 @@ def _name_unknown(unknown: Iterable[str], where: str) -> None:
 def points_of(
     channel: str, times: Sequence[float | None], values: Sequence[float | None], units: str | None, options: Options
 ) -> Points:
-    """One channel's numbers, packed.
+    """Return one channel's numbers, packed.
 
     Raises:
-        Refusal: By the rules that need no knowledge of the stream.
+        Refusal: By a rule that needs no knowledge of the stream.
     """
     if not 1 <= len(channel) <= MAX_TEXT or len(channel.encode()) > MAX_TEXT:
         _demand(
@@ -233,19 +233,19 @@ def check_text(member: str, text: str, options: Options) -> None:
 
 def _pack(channel: str, member: str, numbers: Sequence[float | None], options: Options) -> bytes:
     try:
-        packed = array("d", cast("Sequence[float]", numbers))  # a None is what raises
+        packed = array("d", cast("Sequence[float]", numbers))  # raises for a None
     except TypeError:
         at = numbers.index(None)
         _demand(options, Rule.NON_FINITE, f"{member}[{at}] of channel {_short(channel)} is null")
         packed = array("d", (nan if number is None else number for number in numbers))
-    # JSON cannot spell one, so only a body read with the rule relaxed has them; the sum shows any at C speed
+    # JSON cannot express one, so only a body read with the rule relaxed can have one. The sum finds any, and is fast.
     if not isfinite(sum(packed)) and not all(isfinite(number) for number in packed):
         _demand(options, Rule.NON_FINITE, f"{member} of channel {_short(channel)} has a number that is not finite")
     return packed.tobytes()
 
 
 def unpack(packed: bytes) -> list[float | None]:
-    """The stored numbers; None for each that is not finite, since JSON has no word for it."""
+    """Return the stored numbers, with None for each that is not finite, since JSON cannot express it."""
     numbers: array[float] = array("d")
     numbers.frombytes(packed)
     if isfinite(sum(numbers)):
@@ -263,6 +263,6 @@ def _short(text: str) -> str:
 
 
 def schemas() -> dict[str, Any]:
-    """The bodies as OpenAPI components, by name."""
+    """Return the bodies as OpenAPI components, by name."""
     _, components = msgspec.json.schema_components(BODIES, ref_template="#/components/schemas/{name}")
     return components

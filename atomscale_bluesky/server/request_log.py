@@ -1,7 +1,7 @@
-"""What was asked of the server and what came of it: the newest requests, and counts of all.
+"""Requests to the server and their results: the newest requests, and counts of all.
 
-Bounded: the log keeps the newest `LIMIT` records, the counts never forget. The API key is not in it, only whether it
-was right.
+Bounded: the log keeps the newest `LIMIT` records; the counts include all. It never holds the API key, only whether the
+key was right.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LIMIT = 20_000
 
 
 class RequestRecord(msgspec.Struct):
-    """One request; it appears when it arrives, and what came of it is filled in later."""
+    """One request. The record is made when the request arrives, and its result is filled in later."""
 
     number: int
     """Counts from 1 in order of arrival."""
@@ -47,7 +47,7 @@ class RequestRecord(msgspec.Struct):
 
 
 class RequestCounts(msgspec.Struct):
-    """All requests since the server was made."""
+    """Counts of all requests since the server was made."""
 
     total: int = 0
     under_way: int = 0
@@ -69,7 +69,7 @@ class RequestLog:
         self._ports: set[int] = set()
 
     def begin(self, record: RequestRecord) -> None:
-        """Note a request that has arrived; gives it its number."""
+        """Note that a request has arrived, and give it its number."""
         self._counts.total += 1
         self._counts.under_way += 1
         self._counts.most_under_way = max(self._counts.most_under_way, self._counts.under_way)
@@ -85,11 +85,11 @@ class RequestLog:
         record.duration_s = duration_s
 
     def records(self, *, call: str | None = None, after: int = 0) -> list[RequestRecord]:
-        """The records kept, oldest first, of one call or of all, with a number above `after`."""
+        """Return the records kept, oldest first: of one call, if given, and with a number above `after`."""
         return [record for record in self._records if record.number > after and call in (None, record.call)]
 
     def counts(self) -> RequestCounts:
-        """A copy of the counts."""
+        """Return a copy of the counts."""
         return msgspec.structs.replace(
             self._counts,
             connections=len(self._ports),

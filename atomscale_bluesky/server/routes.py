@@ -1,7 +1,7 @@
-"""The routes of the local server: paths, keys and status codes around `streams` and `lab`.
+"""The routes of the local server: paths, keys and status codes around `streams` and `catalogue`.
 
-Every route is a coroutine that never waits while it works on the database, so requests are handled one at a time and
-a request is seen whole or not at all. The OpenAPI description is at `/openapi.json`, a page of it at `/docs`.
+Every route is a coroutine that never waits while it works on the database, so requests are handled one at a time, and
+each is applied whole or not at all. The OpenAPI description is at `/openapi.json`, an HTML page of it at `/docs`.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ ManyText = Annotated[list[str] | None, Query()]
 
 
 class Answer(Response):
-    """JSON by msgspec: the read back of a long run is large."""
+    """JSON encoded by msgspec, because the read-back of a long run is large."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        """The content as JSON."""
+        """Return the content as JSON."""
         return msgspec.json.encode(content)
 
 
 def create_app(streams: Streams, lab: Lab, options: Options) -> FastAPI:
-    """The application, without the front that logs and misbehaves."""
+    """Return the application, without the middleware that logs and misbehaves."""
     app = FastAPI(
         title="Local Atomscale",
         summary="A stand-in for Atomscale's streaming API, for tests, demonstrations and dry runs.",
@@ -98,14 +98,14 @@ def create_app(streams: Streams, lab: Lab, options: Options) -> FastAPI:
 
 
 async def answer_refusal(_: Request, error: Exception) -> Response:
-    """The answer that a refusal is."""
+    """Return the response for a refusal."""
     if not isinstance(error, Refusal):
         raise error
     return Answer({"detail": error.detail}, status_code=error.status)
 
 
 async def _answer_validation(_: Request, error: Exception) -> Response:
-    """A parameter of the path or query is wrong; FastAPI's usual body."""
+    """Return FastAPI's usual body for a wrong parameter of the path or query."""
     if not isinstance(error, RequestValidationError):
         raise error
     detail = [{"type": one["type"], "loc": list(one["loc"]), "msg": one["msg"]} for one in error.errors()]
@@ -154,7 +154,7 @@ def _stream_routes(family: Family, streams: Streams, options: Options) -> APIRou
                 points_of(name, channel.timestamps, channel.values, channel.units, options)
                 for name, channel in body.channels.items()
             ]
-            # The order of the answers is promised nowhere, so it is not the request's.
+            # the answers' order is not promised, so it differs from the request's
             return Answer(streams.take(family, body.data_id, body.chunk_index, parts)[::-1])
 
     @router.post("/stream/{data_id}/finalize")

@@ -1,16 +1,15 @@
-"""The rules of the local server: whatever the API does not promise to take is refused, each by a rule with a name.
+"""The rules of the local server: it refuses what the API does not promise to take, each by a rule with a name.
 
-The API's documents say little about refusals, so a client that passes here has relied on nothing that is unknown.
-Each rule can be waived by its name (`relax`), and then the server does what seems most likely instead. Which HTTP
-status a refusal carries is documented nowhere either: the statuses below are this server's own choice, 422 for a body
-that cannot be taken, 409 where it contradicts what the server holds, 404 for what does not exist. A client must not
-depend on them beyond their class.
+The API's documents say little about refusals. A client that passes here has relied on nothing undocumented. Each rule
+can be waived by its name (`relax`). Then the server does what seems most likely instead. The HTTP status of a refusal
+is not documented either, so the statuses below are this server's own choice: 422 for a body that cannot be taken, 409
+if it contradicts what the server holds, 404 for what does not exist. A client must not depend on more than their class.
 
-Not waivable, since nothing sensible could be done instead: 401 without the right key; 404 for an unknown `data_id`
-or path; 405; 413 above `max_body_bytes`; 422 for a body that is no JSON object of the right types, a negative
-`chunk_index`, or `points_per_chunk` below 1; 409 for data of a stream that was closed after a silence.
+Not waivable, since there is no sensible alternative: 401 without the right key; 404 for an unknown `data_id` or path;
+405; 413 above `max_body_bytes`; 422 for a body that is no JSON object of the right types, a negative `chunk_index`, or
+`points_per_chunk` below 1; 409 for data of a stream that was closed after a silence.
 
-Arrival is free in order, so a hole or a short chunk in the middle shows only when the stream is finalized.
+Chunks may arrive in any order, so a hole or a short chunk in the middle shows only when the stream is finalized.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from enum import StrEnum
 
 
 class Rule(StrEnum):
-    """One promise that the API does not make; its value is the name under which it is relaxed."""
+    """One thing that the API does not promise. The value is the name by which the rule is relaxed."""
 
     status: int
     """The HTTP status of a refusal by this rule."""
@@ -27,7 +26,7 @@ class Rule(StrEnum):
     """What the rule demands, in one line."""
 
     def __new__(cls, value: str, status: int, doc: str) -> Rule:
-        """A member whose value is the first part."""
+        """Make a member whose value is `value`."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.status = status
@@ -64,7 +63,7 @@ class Rule(StrEnum):
 
 
 class Refusal(Exception):  # noqa: N818 - it is an answer to the client, not an error of this program
-    """The request is answered with `status` and `{"detail": detail}`, and nothing was changed by it."""
+    """Answers a request with `status` and `{"detail": detail}`. The request changed nothing."""
 
     def __init__(self, status: int, detail: object, *, rule: Rule | None = None) -> None:
         super().__init__(detail)
@@ -74,5 +73,5 @@ class Refusal(Exception):  # noqa: N818 - it is an answer to the client, not an 
 
 
 def refused(rule: Rule, detail: str) -> Refusal:
-    """The refusal by `rule`; its name is at the end of the text, so that a log tells what to relax."""
+    """Return the refusal by `rule`. Its name is at the end of the text, so that a log shows what to relax."""
     return Refusal(rule.status, f"{detail} [{rule.value}]", rule=rule)

@@ -1,10 +1,10 @@
 """The server's data: one SQLite database, in a file or in memory.
 
-One connection, used from the one thread of the server's event loop and never held across an `await`: requests that
-arrive together are therefore handled one after the other, and a request is applied whole or not at all. In a file,
-what was answered survives a killed process (write-ahead log); what survives a power cut is not promised
+There is one connection. It is used by the one thread of the server's event loop and never held across an `await`. So
+requests that arrive together are handled one after the other, and a request is applied whole or not at all. In a file,
+data of an answered request survive a killed process (write-ahead log), but not necessarily a power cut
 (`synchronous=OFF`). The file is locked while it is open, so that two servers cannot share it. The numbers of a chunk
-are two blobs of 64-bit floats, eight bytes each; nothing else is stored per point.
+are two blobs of 64-bit floats, eight bytes each. Nothing else is stored per point.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ CREATE TABLE stream_tags (
 
 
 class Store:
-    """The open database; queries come from `streams` and `lab`, each about its own tables."""
+    """The open database. Queries come from `streams` and `catalogue`, each about its own tables."""
 
     def __init__(
         self,
@@ -64,14 +64,14 @@ class Store:
         projects: Iterable[str] = (),
         now: Callable[[], float] = time.time,
     ) -> None:
-        """Open or create `path`; None keeps everything in memory. A new database starts with the given instruments.
+        """Open or create `path`. None keeps everything in memory. A new database starts with the given instruments.
 
         Raises:
-            SettingsError: The file cannot be opened, belongs to a server that runs, or is none of ours.
+            SettingsError: The file cannot be opened, belongs to a running server, or was not made by this package.
         """
         self.now = now
         try:
-            # The thread changes when a server is stopped and started again; never are there two at a time.
+            # The thread changes when a server is stopped and started again. There are never two at a time.
             self._db = sqlite3.connect(
                 ":memory:" if path is None else path, isolation_level=None, check_same_thread=False, timeout=0.5
             )
@@ -116,7 +116,7 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All that is executed inside is kept, or nothing of it."""
+        """Keep everything that is executed inside, or nothing of it."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -134,19 +134,19 @@ class Store:
         self._db.executemany(statement, rows)
 
     def all(self, query: str, *values: Any) -> list[sqlite3.Row]:
-        """Every row of the query."""
+        """Return every row of the query."""
         return self._db.execute(query, values).fetchall()
 
     def first(self, query: str, *values: Any) -> sqlite3.Row | None:
-        """The query's first row, None without one."""
+        """Return the query's first row, or None if there is none."""
         return self._db.execute(query, values).fetchone()
 
     def one(self, query: str, *values: Any) -> sqlite3.Row:
-        """The row of a query that always has one."""
+        """Return the row of a query that always has one."""
         return self._db.execute(query, values).fetchone()
 
     def add_instrument(self, instrument: Instrument) -> None:
-        """Store an instrument under the identity it brings."""
+        """Store an instrument under its own identity number."""
         self.execute(
             "INSERT INTO instruments (id, label, name, type, serial_id) VALUES (?, ?, ?, ?, ?)",
             instrument.synth_source_id,
@@ -157,7 +157,7 @@ class Store:
         )
 
     def add_project(self, name: str) -> str:
-        """Store a project; its id, the one it has already where the name exists."""
+        """Store a project and return its id. If the name exists, return the existing project's id."""
         if row := self.first("SELECT id FROM projects WHERE name = ?", name):
             return row["id"]
         identity = str(uuid4())

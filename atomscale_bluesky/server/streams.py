@@ -3,8 +3,8 @@
     stream_active ──finalize▶ success
          └────────silence──▶ stream_error
 
-A body that passed `bodies` comes in and is judged against what the stream holds; it is stored whole, or refused and
-nothing changes but the count of changed attempts. A chunk lies at its index whatever the order of arrival.
+A body that passed `request_bodies` is checked against what the stream holds. It is stored whole, or refused, and then
+only the count of changed attempts is updated. A chunk is stored at its index, whatever the order of arrival.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from .request_bodies import InitializeBody, Points, check_text, unpack
 from .rules import Refusal, Rule, refused
 from .store import Store
 
-# What the documentation of Atomscale's workflows derives from each property, but for the class, which is text.
+# The series that Atomscale's workflows derive from each property, by their documentation, except the class, which is
+# text.
 DERIVED_NUMBERS = ("anomaly_score", "forecast", "forecast_lower", "forecast_upper", "z_score", "ema_z_score")
 ACTIVE, SUCCESS, ERROR = "stream_active", "success", "stream_error"
 
@@ -33,7 +34,7 @@ class Streams:
         self._options = options
 
     def initialize(self, family: Family, body: InitializeBody) -> dict[str, str]:
-        """Create a stream; its two ids. Not idempotent, as the API's is not."""
+        """Create a stream and return its two ids. Not idempotent, as in the API."""
         sample, project = _text(body.physical_sample_id), _text(body.project_id)
         if body.stream_name is not None:
             check_text("stream_name", body.stream_name, self._options)
@@ -57,10 +58,10 @@ class Streams:
         return {"data_id": data_id, "processed_data_id": processed_data_id}
 
     def take(self, family: Family, data_id: str, chunk_index: int, parts: Sequence[Points]) -> list[dict[str, Any]]:
-        """Store one chunk of some channels; per channel what the API answers, in the order of `parts`.
+        """Store one chunk of some channels. Return the API's answer for each channel, in the order of `parts`.
 
         Raises:
-            Refusal: By a rule; then none of the channels was stored.
+            Refusal: By a rule. None of the channels was stored.
         """
         stream = self._open_stream(family, data_id)
         if not parts:
@@ -132,7 +133,7 @@ class Streams:
         channels: dict[str, sqlite3.Row],
         held: dict[int, sqlite3.Row],
     ) -> None:
-        """The times of this request among themselves, and against the channels that it does not replace."""
+        """Check the times of this request among themselves, and against the channels that it does not replace."""
         replaced = {channels[part.channel]["id"] for part in parts if part.channel in channels}
         axes = [(part.channel, part.times) for part in parts]
         names = {row["id"]: name for name, row in channels.items()}
@@ -201,7 +202,7 @@ class Streams:
         return cursor.lastrowid
 
     def finalize(self, family: Family, data_id: str) -> dict[str, str]:
-        """Close a stream that is whole; its two ids.
+        """Close a complete stream and return its two ids.
 
         Raises:
             Refusal: It has holes, short chunks in the middle or late channels, or was finalized before.
@@ -247,7 +248,7 @@ class Streams:
                     )
 
     def read(self, family: Family, data_id: str) -> dict[str, Any]:
-        """The stream's points as the API reads them back: times in whole milliseconds, one object per channel."""
+        """Return the stream's points as the API does: times in whole milliseconds, one object per channel."""
         stream = self._find(family, data_id)
         points = self.points(stream)
         known = [time for channel in points.values() for time in channel["times"] if time is not None]
@@ -268,7 +269,7 @@ class Streams:
         return {"properties": properties, "series_max_time": round(end - start, 6)}
 
     def points(self, stream: sqlite3.Row) -> dict[str, dict[str, Any]]:
-        """Per channel what is stored, in the order of the chunk indices, with nothing rounded or filled in."""
+        """Return each channel's stored points, in the order of the chunk indices, with nothing rounded or filled in."""
         channels = {
             row["id"]: {"name": row["name"], "units": row["units"], "chunks": []}
             | {"times": [], "values": [], "doubled": 0, "changed": 0}
@@ -284,7 +285,7 @@ class Streams:
         return {channel.pop("name"): channel for channel in channels.values()}
 
     def row(self, data_id: str) -> sqlite3.Row | None:
-        """A stream of whichever family, its silence judged."""
+        """Return a stream of either family, after closing those that were silent for too long."""
         self.close_silent()
         return self._store.first("SELECT * FROM streams WHERE data_id = ?", data_id)
 
@@ -318,7 +319,7 @@ class Streams:
 
 
 def derived(properties: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return series such as Atomscale's workflows put beside what was streamed; their values mean nothing."""
+    """Return series like those that Atomscale's workflows add beside the streamed data. Their values mean nothing."""
     found: dict[str, dict[str, Any]] = {}
     for name, sent in properties.items():
         count = len(sent["values"])
@@ -331,7 +332,7 @@ def derived(properties: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _milliseconds(time: float | None) -> int | None:
-    """Whole milliseconds; None where there is no such integer of 53 bits."""
+    """Return whole milliseconds, or None if there is no such integer of 53 bits."""
     return round(time * 1000) if time is not None and abs(time) < 2**53 / 1000 else None
 
 
