@@ -1,14 +1,14 @@
 """A simulated chamber for molecular beam epitaxy: ophyd devices, a recipe, and a plan that grows it.
 
-For trying things without a machine, in tests, tutorials and the demo:
+For trying things without a machine: in tests, tutorials and the demo.
 
     with SimulatedChamber(speed=20.0) as chamber:
         RE(grow(chamber, QUANTUM_WELL, md={"synth_source_id": 42}))
 
-A chamber is 21 numeric keys that behave as a grower expects: cells and heater lag behind their set points, beams
-follow vapour pressures and pass open shutters only, RHEED oscillates once per monolayer, damps and recovers. With
-the same seed, `speed=0` and `period_s=None` a growth shows the same readings each time. What is physics in it and
-what illustration is said in `physics`. Needs bluesky and ophyd; importing starts nothing.
+A chamber has 21 numeric keys that behave as a grower expects: cells and heater lag behind their set points, beams
+follow vapour pressures and pass only open shutters, RHEED oscillates once per monolayer, damps and recovers. With the
+same seed, `speed=0` and `period_s=None`, a growth shows the same readings each time. `physics` says which parts are
+physics and which are illustration. Needs bluesky and ophyd. Importing it starts nothing.
 """
 
 from __future__ import annotations

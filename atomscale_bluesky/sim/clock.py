@@ -1,11 +1,11 @@
-"""The clock of the simulated chamber: it carries the physics to the present, and says when something was reached.
+"""The clock of the simulated chamber: advances the physics to the present, and reports when a state was reached.
 
-Simulated time runs `speed` times as fast as the real one, in steps of `TICK_S`, and jumps on demand. The physics is
-carried forward by whoever reads; nothing runs while nobody waits or listens. A thread exists only while a status is
-unfinished or a signal has subscribers, and ends with that or with `close()`.
+Simulated time runs `speed` times as fast as real time, in steps of `TICK_S`, and jumps on demand. Each reader advances
+the physics. Nothing runs while no thread waits or listens. A thread exists only while a status is unfinished or a
+signal has subscribers, and ends with that or with `close()`.
 
-Any thread may call any method. Catching up takes at most `MAX_STEPS` steps: after a longer absence the steps are
-longer, which temperatures do not notice, as each step of theirs is exact.
+Any thread may call any method. Catching up takes at most `MAX_STEPS` steps. After a longer absence the steps are
+longer, which does not affect temperatures, because each step of theirs is exact.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from ophyd.status import Status
 
 from .physics import Chamber
 
-# Short against everything that happens in a chamber: the fastest RHEED oscillation takes about a second.
+# Short compared with everything that happens in a chamber: the fastest RHEED oscillation takes about a second.
 TICK_S = 0.05
-# Some 100 ms of work at most.
+# About 100 ms of work at most.
 MAX_STEPS = 5000
-# How often, in real seconds, the thread looks for those who wait or listen.
+# How often, in real seconds, the thread checks for waiting statuses and listeners.
 LOOK_PERIOD_S = 0.02
 
 NEVER_RAN = "speed is {speed!r}, but simulated seconds per real second are a finite number, 0 or more; 1 is real time"
 
 
 class SimulatedClock:
-    """Carry `physics` along with the time that `now` tells, `speed` times as fast.
+    """Advances `physics` with the time that `now` returns, `speed` times as fast.
 
     Args:
-        physics: Stepped by this clock alone.
-        speed: Simulated seconds per real second; at 0 only `skip` moves the time.
-        now: Real seconds, from an origin of its own.
+        physics: Advanced by this clock only.
+        speed: Simulated seconds per real second. At 0 only `skip` moves the time.
+        now: Returns real seconds, from an origin of its own.
     """
 
     def __init__(self, physics: Chamber, *, speed: float, now: Callable[[], float] = time.monotonic) -> None:
@@ -55,12 +55,12 @@ class SimulatedClock:
         self._waiting: list[tuple[Callable[[], bool], Status]] = []
         self._listeners: list[Callable[[], bool]] = []
         self._thread: threading.Thread | None = None
-        self._looking = False  # whether that thread will look again; it may be about to end where not
+        self._looking = False  # True while that thread will check again; otherwise it may be about to end
         self._closing = threading.Event()
 
     @property
     def elapsed_s(self) -> float:
-        """Simulated seconds since the clock was made, as far as the physics has been carried."""
+        """Simulated seconds since the clock was made, as far as the physics has been advanced."""
         return self.tick * TICK_S
 
     def skip(self, seconds: float) -> None:
@@ -72,7 +72,7 @@ class SimulatedClock:
         self.advance()
 
     def advance(self) -> None:
-        """Carry the physics to the present; finish the statuses that were reached, and tell the listeners."""
+        """Advance the physics to the present, finish the statuses whose state was reached, and notify the listeners."""
         with self._lock:
             if self._standing:
                 return
@@ -89,9 +89,9 @@ class SimulatedClock:
 
     @contextmanager
     def one_instant(self) -> Iterator[None]:
-        """Carry the physics to the present and hold it there.
+        """Advance the physics to the present and hold it there.
 
-        What is read inside belongs together; what is written inside counts from then on.
+        Values read inside belong to one instant. Values written inside take effect from then on.
         """
         self.advance()
         with self._lock:
@@ -102,7 +102,7 @@ class SimulatedClock:
                 self._standing = before
 
     def status_when(self, reached: Callable[[], bool], *, of: Any) -> Status:
-        """Return a status for the object `of` that finishes as soon as `reached`; `close()` makes it fail."""
+        """Return a status for the object `of` that finishes as soon as `reached()` is true; `close()` makes it fail."""
         status = Status(of)
         with self._lock:
             self._waiting.append((reached, status))
@@ -111,16 +111,16 @@ class SimulatedClock:
         return status
 
     def listen(self, tell: Callable[[], bool]) -> None:
-        """Call `tell` each time the physics has moved on, until it returns False; adding it twice is harmless."""
+        """Call `tell` each time the physics has advanced, until it returns False. Adding it twice is harmless."""
         with self._lock:
             if tell not in self._listeners:
                 self._listeners.append(tell)
         self._look_while_needed()
 
     def close(self, timeout_s: float = 10.0) -> bool:
-        """End the thread and fail what is still waited for; True if the thread ended in time. Idempotent.
+        """End the thread and fail the unfinished statuses. Return True if the thread ended in time. Idempotent.
 
-        Time goes on afterwards for those who read.
+        Time continues afterwards for readers.
         """
         self._closing.set()
         with self._lock:
@@ -135,10 +135,10 @@ class SimulatedClock:
         return not thread.is_alive()
 
     def _catch_up(self) -> bool:
-        """Step to the present; True if that took a step."""
+        """Step to the present. Return True if that took a step."""
         self.read_at = time.time()
         present_s = self._skipped_s + self.speed * (self._now() - self._started)
-        # A millionth of a tick: 0.3 / 0.05 is a hair less than 6.
+        # Adds a millionth of a tick, because 0.3 / 0.05 is slightly less than 6.
         behind = math.floor(present_s / TICK_S + 1e-6) - self.tick
         if behind <= 0:
             return False
@@ -152,13 +152,13 @@ class SimulatedClock:
 
     def _forget(self, tell: Callable[[], bool]) -> None:
         with self._lock:
-            # Asked again, as somebody may have subscribed since, and found it still listed. It reads, so the physics
-            # may move on meanwhile, and somebody else may have forgotten it.
+            # Called again, because another thread may have subscribed since, and found it still listed. The call reads,
+            # so the physics may advance meanwhile, and another thread may already have removed it.
             if tell in self._listeners and not tell() and tell in self._listeners:
                 self._listeners.remove(tell)
 
     def _look_while_needed(self) -> None:
-        """Start the thread if somebody waits or listens, the time moves, and it does not run yet."""
+        """Start the thread if a status or a listener waits, the time moves, and the thread does not run yet."""
         with self._lock:
             if not self._looking and self.speed > 0.0 and self._needed() and not self._closing.is_set():
                 self._looking = True

@@ -1,9 +1,9 @@
-"""The simulated chamber as ophyd devices: what a plan sets, reads and monitors.
+"""The simulated chamber as ophyd devices, which a plan sets, reads and monitors.
 
-Every reading is a number with a unit; a chamber's `read()` shows one instant. The keys are named after the parts, as a
-grower would (`ga_cell_temperature`, `substrate_pyrometer`), without the chamber's name before them. Making a chamber
-starts its clock and no thread; `close()`, or leaving a `with` block, ends the one that `set()` or a subscription may
-have started.
+Every reading is a number with a unit. A chamber's `read()` shows one instant. The keys are named after the parts, as a
+grower would name them (`ga_cell_temperature`, `substrate_pyrometer`), without the chamber's name before them. Making a
+chamber starts its clock and no thread. `close()`, or leaving a `with` block, ends the thread that `set()` or a
+subscription may have started.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ophyd.utils import LimitError, ReadOnlyError
 from .clock import SimulatedClock
 from .physics import Cell, Chamber, Furnace, Rheed, Substrate
 
-# What counts as having reached a set point.
+# A temperature this close to its set point counts as having reached it.
 TOLERANCE_K = 1.0
-# A prime: no period of a growth, or of the readings, falls into step with the noise's.
+# A prime, so that no period of a growth or of the readings coincides with the noise's.
 NOISE_TICKS = 4093
 
 SHUTTER_STATES = ("closed", "open")
@@ -32,12 +32,12 @@ ShutterState = Literal["closed", "open", 0, 1, False, True]
 
 
 class Readout(Signal):
-    """A number read off the physics. Subscribers hear of each new value while the time moves.
+    """A number read from the physics. Subscribers get each new value while the time moves.
 
     Args:
-        of: Takes the part's physics, gives the value.
-        units: As the descriptor is to say.
-        precision: Decimals worth showing.
+        of: Returns the value, given the part's physics.
+        units: The units in the descriptor.
+        precision: How many decimals are worth showing.
         noise: Standard deviation, in `units`; the same for the same seed, name and tick.
         relative_noise: Standard deviation, as a share of the value.
     """
@@ -68,17 +68,17 @@ class Readout(Signal):
 
     @property
     def timestamp(self) -> float:
-        """When the value was last brought up to date, Unix seconds."""
+        """When the value was last updated, Unix seconds."""
         return self._clock.read_at
 
     def get(self, **kwargs: Any) -> float:
-        """Return the value now."""
+        """Return the present value."""
         self._clock.advance()
         nth = self._clock.tick % len(self._noise)
         return self._of(self._model) * self._gain[nth] + self._noise[nth]
 
     def set(self, value: Any, **kwargs: Any) -> Status:
-        """Refuse: it is read off.
+        """Refuse, because the value can only be read.
 
         Raises:
             ReadOnlyError: Always.
@@ -99,7 +99,7 @@ class Readout(Signal):
         }
 
     def subscribe(self, callback: Callable[..., Any], event_type: str | None = None, run: bool = True) -> int:
-        """Call `callback` with each new value, from whichever thread reads the chamber, or from the clock's."""
+        """Call `callback` with each new value, from any thread that reads the chamber, or from the clock's thread."""
         if event_type in (None, self.SUB_VALUE):
             self._tell()  # so that `run` has a value to begin with
             cid = super().subscribe(callback, event_type=event_type, run=run)
@@ -108,7 +108,7 @@ class Readout(Signal):
         return super().subscribe(callback, event_type=event_type, run=run)
 
     def _tell(self) -> bool:
-        """Tell the subscribers what is new; True if there are any."""
+        """Pass a new value to the subscribers. Return True if there are any."""
         value = self.get()
         if value != self._heard:
             old, self._heard = self._heard, value
@@ -117,14 +117,17 @@ class Readout(Signal):
 
 
 class Shutter(Readout):
-    """Open or closed, at once. In documents 1 or 0, as an EPICS record's binary output gives it."""
+    """A shutter that opens or closes at once.
+
+    Its value in documents is 1 or 0, as from an EPICS binary output record.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(of=lambda cell: cell.shutter_open, units="1", precision=0, **kwargs)
         self._metadata["write_access"] = True
 
     def get(self, **kwargs: Any) -> int:
-        """Return 1 where it is open, 0 where it is closed."""
+        """Return 1 if it is open, 0 if it is closed."""
         return int(super().get(**kwargs))
 
     def describe(self) -> dict[str, dict[str, Any]]:
@@ -137,7 +140,7 @@ class Shutter(Readout):
         """Move the shutter: "open" or "closed", 1 or 0.
 
         Raises:
-            ValueError: For anything else; the shutter stays as it is.
+            ValueError: For any other value. The shutter stays as it is.
         """
         if value in SHUTTER_STATES:
             to_open = value == "open"
@@ -150,7 +153,7 @@ class Shutter(Readout):
         self._tell()
 
     def set(self, value: ShutterState, **kwargs: Any) -> Status:
-        """Move the shutter as `put` does; the status is finished on return."""
+        """Move the shutter like `put`. The status is finished on return."""
         self.put(value)
         status = Status(self)
         status.set_finished()
@@ -158,10 +161,10 @@ class Shutter(Readout):
 
 
 class Pyrometer(Readout):
-    """The wafer's temperature by its light; below its range it shows `pyrometer_below_range`, without noise."""
+    """The wafer's temperature by its light. Below its range it shows `pyrometer_below_range`, without noise."""
 
     def get(self, **kwargs: Any) -> float:
-        """Return what it shows now."""
+        """Return the value that it shows now."""
         shown_c = super().get(**kwargs)
         if self._model.wafer_in_pyrometer_range():
             return shown_c
@@ -169,14 +172,14 @@ class Pyrometer(Readout):
 
 
 class Part(Device):
-    """A part of the chamber, named by what it is.
+    """A part of the chamber, named by its kind.
 
     Args:
-        model: Picks the part's physics from the chamber's.
+        model: Returns the part's physics, given the chamber's.
     """
 
     def __init__(self, *, model: Callable[[Chamber], Any], name: str, attr_name: str = "", **kwargs: Any) -> None:
-        chamber: SimulatedChamber = kwargs["parent"]  # the parts hang on the chamber itself
+        chamber: SimulatedChamber = kwargs["parent"]  # the parts are direct children of the chamber
         self.model: Any = model(chamber.model)
         self.clock = chamber.clock
         super().__init__(name=attr_name, attr_name=attr_name, **kwargs)
@@ -199,12 +202,13 @@ class Heated(Part):
         return self.model.furnace
 
     def set(self, temperature_c: float) -> Status:
-        """Change the set point; the status finishes when the temperature is within 1 K of it.
+        """Change the set point. The status finishes when the temperature is within 1 K of it.
 
-        A set point that is changed meanwhile takes its older statuses along: all finish when the newest is reached.
+        If the set point changes again meanwhile, the older statuses follow it: all finish when the newest one is
+        reached.
 
         Raises:
-            LimitError: Outside `limits_c`, or not a number; the set point stays as it is.
+            LimitError: The value is outside `limits_c`, or not a number. The set point stays as it is.
         """
         low, high = self.limits_c
         if not low <= temperature_c <= high:
@@ -226,7 +230,7 @@ def _temperature(part: Cell | Substrate) -> float:
 
 
 class EffusionCell(Heated):
-    """A furnace full of metal, or of arsenic, and the shutter before it; `set()` takes degrees Celsius."""
+    """A furnace full of metal, or of arsenic, and the shutter before it. `set()` takes degrees Celsius."""
 
     temperature = Cpt(Readout, of=_temperature, units="degC", precision=1, noise=0.05)
     set_point = Cpt(Readout, of=_set_point, units="degC", precision=1)
@@ -235,7 +239,7 @@ class EffusionCell(Heated):
 
 
 class SubstrateHeater(Heated):
-    """The wafer's heater, controlled by its thermocouple; `set()` takes degrees Celsius of that."""
+    """The wafer's heater, controlled by its thermocouple. `set()` takes degrees Celsius at the thermocouple."""
 
     thermocouple = Cpt(Readout, of=_temperature, units="degC", precision=1, noise=0.1, kind="hinted")
     set_point = Cpt(Readout, of=_set_point, units="degC", precision=1)
@@ -244,7 +248,7 @@ class SubstrateHeater(Heated):
 
 
 class FilmGauge(Part):
-    """What has grown: known to the simulation, calculated in a real laboratory."""
+    """The grown film: known in the simulation, but calculated in a real laboratory."""
 
     thickness = Cpt(Readout, of=lambda chamber: chamber.film.thickness_nm, units="nm", precision=3, kind="hinted")
     growth_rate = Cpt(Readout, of=Chamber.growth_rate_ml_s, units="ML/s", precision=3)
@@ -252,20 +256,20 @@ class FilmGauge(Part):
 
 
 class RheedCamera(Part):
-    """The electrons' specular reflection, as a region of interest on a camera gives it."""
+    """The specular reflection of the electrons, as a region of interest on a camera gives it."""
 
     specular = Cpt(Readout, of=Rheed.specular, units="a.u.", precision=2, relative_noise=0.006, kind="hinted")
 
 
 class SimulatedChamber(Device):
-    """A small machine for molecular beam epitaxy of GaAs and AlGaAs, to try things on.
+    """A small machine for molecular beam epitaxy of GaAs and AlGaAs, for experiments without hardware.
 
     Args:
-        name: The device's name in documents; its keys do not carry it, but for the pressure's.
-        speed: Simulated seconds per real second; at 0 only `skip` lets time pass, and a `set()` waits for that.
-        seed: Of the noise: chambers with the same seed and the same history show the same, tick by tick.
-        pyrometer_below_range: What the pyrometer shows below some 400 degC; `math.nan` where yours shows nothing.
-        now: Tells real seconds.
+        name: The device's name in documents. Of its keys, only the pressure's contains it.
+        speed: Simulated seconds per real second. At 0 only `skip` lets time pass, and a `set()` waits for that.
+        seed: Seed of the noise. Chambers with the same seed and the same history show the same values, tick by tick.
+        pyrometer_below_range: The pyrometer's value below about 400 degC; `math.nan` if yours shows nothing there.
+        now: Returns real seconds.
 
     Raises:
         ValueError: `speed` is negative or not finite.
@@ -288,7 +292,7 @@ class SimulatedChamber(Device):
         pyrometer_below_range: float = Substrate.PYROMETER_FROM_C,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        # The parts ask for these while they are made.
+        # The parts need these while they are made.
         self.model = Chamber()
         self.clock = SimulatedClock(self.model, speed=speed, now=now)
         self.seed = seed
@@ -298,7 +302,7 @@ class SimulatedChamber(Device):
 
     @property
     def cells(self) -> dict[str, EffusionCell]:
-        """The effusion cells, by what they evaporate: "ga", "al", "as"."""
+        """The effusion cells, by the material that they evaporate: "ga", "al", "as"."""
         return {"ga": self.ga_cell, "al": self.al_cell, "as": self.as_cell}
 
     @property
@@ -312,12 +316,12 @@ class SimulatedChamber(Device):
         self.clock.skip(seconds)
 
     def read(self) -> Any:  # ophyd has a dict of its own here, which no dict's type matches
-        """Read everything, at one instant and with one timestamp."""
+        """Return all readings, of one instant and with one timestamp."""
         with self.clock.one_instant():
             return super().read()
 
     def pause(self) -> None:
-        """Close the open shutters of group III, as a grower would who is called away; arsenic keeps the surface."""
+        """Close the open group III shutters, as a grower who is called away would. Arsenic protects the surface."""
         self._closed_by_pause = [
             cell.shutter for cell in self.cells.values() if cell.model.group == 3 and cell.shutter.get()
         ]
@@ -325,15 +329,15 @@ class SimulatedChamber(Device):
             shutter.put("closed")
 
     def resume(self) -> None:
-        """Open what `pause` closed."""
+        """Open the shutters that `pause` closed."""
         for shutter in self._closed_by_pause:
             shutter.put("open")
         self._closed_by_pause = []
 
     def close(self, timeout_s: float = 10.0) -> bool:
-        """Stop waiting for set points and telling subscribers; True if no thread is left. Idempotent.
+        """Stop waiting for set points and notifying subscribers. Return True if no thread is left. Idempotent.
 
-        A status that is not finished fails. The chamber can still be read.
+        An unfinished status fails. The chamber can still be read.
         """
         return self.clock.close(timeout_s)
 

@@ -1,8 +1,8 @@
 """The growth plan: a recipe on a simulated chamber, as one Bluesky run with an event stream `primary`.
 
-Whatever happens to it, failure and abort included, all shutters are closed and all set points are back at standby
-before the run is closed; only `RE.halt()`, which forbids any cleaning up, leaves the chamber as it is. A pause closes
-the group III shutters (see `SimulatedChamber.pause`) and costs the film nothing, as layers are measured by what grew.
+However the plan ends, by failure or abort too, all shutters are closed and all set points are back at standby before
+the run is closed. Only `RE.halt()`, which forbids any cleaning up, leaves the chamber as it is. A pause closes the
+group III shutters (see `SimulatedChamber.pause`) and costs the film nothing, as layers are measured by their thickness.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .recipe import ARSENIC_CELL, QUANTUM_WELL, Layer, Recipe
 
 Plan = Generator[Msg, Any, Any]
 
-# Longer than any layer that somebody meant: beyond it the cells are cold, or a shutter does not open.
+# Longer than any intended layer. If it takes longer, the cells are cold, or a shutter does not open.
 LAYER_LIMIT_S = 6 * 3600.0
 
 
@@ -34,20 +34,20 @@ def grow(
     period_s: float | None = 0.015,
     on_step: Callable[[str], None] | None = None,
 ) -> Plan:
-    """Grow `recipe`, reading the whole chamber all the while; the plan's result is the run's uid.
+    """Grow `recipe`, and read the whole chamber meanwhile. The plan's result is the run's uid.
 
     Args:
-        chamber: Where to grow.
-        recipe: What to grow.
-        md: For the start document; wins over what the plan says of itself there.
+        chamber: The chamber.
+        recipe: The recipe.
+        md: For the start document. Takes precedence over the plan's own entries there.
         period_s: Real seconds from one reading to the next; None for as fast as possible, where each reading lets the
             recipe's `reading_interval_s` pass in the chamber. On a chamber with `speed=0`, which needs None, such a
-            growth shows the same each time.
+            growth shows the same readings each time.
         on_step: Called with a line of text at the beginning of each step, on the RunEngine's thread.
 
     Raises:
         ValueError: `period_s` is given, but the chamber's time stands still.
-        RuntimeError: A layer would not be finished within six hours; the chamber is at standby then.
+        RuntimeError: A layer would not be finished within six hours. By then the chamber is at standby.
     """
     if period_s is not None and chamber.clock.speed == 0.0:
         raise ValueError(f"the time of {chamber.name!r} stands still (speed=0); grow there with period_s=None")
@@ -66,7 +66,7 @@ def grow(
 
 
 def stand_by(chamber: SimulatedChamber) -> Plan:
-    """Close all shutters, arsenic's last, and let everything cool to standby without waiting for it."""
+    """Close all shutters, arsenic's last, and let everything cool to standby, without waiting for that."""
     yield from _move_shutters(chamber, [name for name in chamber.cells if name != ARSENIC_CELL], "closed")
     yield from _move_shutters(chamber, [ARSENIC_CELL], "closed")
     for heated in (chamber.substrate, *chamber.cells.values()):
@@ -74,7 +74,7 @@ def stand_by(chamber: SimulatedChamber) -> Plan:
 
 
 class _Readings:
-    """Takes readings at a fixed pace until something is so."""
+    """Takes readings at a fixed pace until a condition holds."""
 
     def __init__(self, chamber: SimulatedChamber, *, period_s: float | None, interval_s: float) -> None:
         self._chamber = chamber
@@ -83,7 +83,7 @@ class _Readings:
         self._due = time.monotonic()
 
     def until(self, done: Callable[[], bool]) -> Plan:
-        """Read the chamber, let the time to the next reading pass, and so on until `done`; at least once."""
+        """Read the chamber and wait for the time of the next reading, repeatedly until `done()`; at least once."""
         while True:
             yield from bps.checkpoint()
             yield from bps.create(name="primary")
@@ -94,7 +94,7 @@ class _Readings:
                 return
 
     def for_s(self, seconds: float) -> Plan:
-        """Read for so many simulated seconds."""
+        """Read for this many simulated seconds."""
         end_s = self._chamber.elapsed_s + seconds
         yield from self.until(lambda: self._chamber.elapsed_s >= end_s)
 
@@ -102,7 +102,7 @@ class _Readings:
         if self._period_s is None:
             self._chamber.skip(self._interval_s)
             return
-        # By the clock, not by sleeping a whole period after each reading; but what was missed stays missed.
+        # By the clock, not by sleeping a whole period after each reading. Missed readings are not made up for.
         self._due = max(self._due + self._period_s, time.monotonic())
         yield from bps.sleep(self._due - time.monotonic())
 
@@ -137,7 +137,7 @@ def _steps(chamber: SimulatedChamber, recipe: Recipe, readings: _Readings, annou
 
 
 def _grown(chamber: SimulatedChamber, layer: Layer) -> Callable[[], bool]:
-    """Return what tells whether `layer`, whose shutters have just opened, is finished."""
+    """Return a function that says whether `layer`, whose shutters have just opened, is finished."""
     rate_ml_s = chamber.film.growth_rate.get()
     if layer.duration_s is not None:
         gauge, amount, takes_s = chamber.film.growth_time, layer.duration_s, layer.duration_s
@@ -154,7 +154,7 @@ def _grown(chamber: SimulatedChamber, layer: Layer) -> Callable[[], bool]:
 
 
 def _set(part: Any, temperature_c: float) -> Plan:
-    """Set without waiting; the result is the status. `part` is untyped, as ophyd's types do not match bluesky's."""
+    """Set without waiting. The result is the status. `part` is untyped, as ophyd's types do not match bluesky's."""
     return (yield from bps.abs_set(part, temperature_c))
 
 

@@ -1,13 +1,13 @@
 """The physics of the simulated chamber: furnaces, beams, a film, a RHEED spot and a pressure gauge.
 
-Set points and shutters in, the state of a chamber out, one fixed step at a time: no clock, no thread, no noise, no
+Turns set points and shutters into the state of a chamber, one fixed step at a time: no clock, no thread, no noise, no
 device. The same steps give the same state, to the last bit.
 
 What is physics and what is illustration:
 
-- vapour pressures are published (see `GALLIUM`, `ALUMINIUM`, `ARSENIC`), beams follow from kinetic gas theory and
-  one geometry for all cells; the rates, 0.1 to 1 monolayers per second at usual temperatures, come out by themselves;
-- a film grows by the monolayer, as fast as the group III atoms arrive, or half as fast as the arsenic atoms do where
+- vapour pressures are published (see `GALLIUM`, `ALUMINIUM`, `ARSENIC`), and beams follow from kinetic gas theory and
+  one geometry for all cells; the rates, 0.1 to 1 monolayers per second at usual temperatures, follow from these;
+- a film grows by the monolayer, as fast as the group III atoms arrive, or half as fast as the arsenic atoms arrive if
   that is less; nothing desorbs;
 - time constants, RHEED damping and recovery, the gauge's share of each beam and the heater's losses are illustrative:
   of a plausible size, and chosen so that a growth is over in minutes.
@@ -29,14 +29,14 @@ ATMOSPHERE_PA = 101325.0
 SITES_PER_CM2 = 6.26e14
 MONOLAYER_NM = 0.28266
 
-# One geometry for all cells: the orifice, and its distance from the wafer. Illustrative, of a small research machine.
+# One geometry for all cells: the orifice, and its distance from the wafer. Illustrative, for a small research machine.
 ORIFICE_CM2 = 5.0
 DISTANCE_CM = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """What a cell evaporates: log10(p/Pa) = a + b/T + c*log10(T), with T in kelvin."""
+    """A material that a cell evaporates: log10(p/Pa) = a + b/T + c*log10(T), with T in kelvin."""
 
     symbol: str
     a: float
@@ -63,14 +63,14 @@ ARSENIC = Element("As", a=13.89, b=-7682.0, c=0.0, molecule_u=4 * 74.922, atoms=
 
 @dataclass(slots=True)
 class Furnace:
-    """Something hot that follows its set point as exp(-t/time_constant_s)."""
+    """A heated object that follows its set point as exp(-t/time_constant_s)."""
 
     temperature_c: float
     set_point_c: float
     time_constant_s: float
 
     def step(self, step_s: float) -> None:
-        """Move towards the set point; exact for a step of any length."""
+        """Move towards the set point. Exact for a step of any length."""
         left = math.exp(-step_s / self.time_constant_s)
         self.temperature_c = self.set_point_c + (self.temperature_c - self.set_point_c) * left
 
@@ -86,7 +86,7 @@ class Cell:
     shutter_open: bool = False
 
     def molecules_per_m2_s(self) -> float:
-        """Return the beam at the wafer's place, whether the shutter lets it through or not."""
+        """Return the beam at the wafer's place, in molecules per m^2 and second, with the shutter open or not."""
         kelvin = self.furnace.temperature_c + ZERO_CELSIUS_K
         mass_kg = self.element.molecule_u * ATOMIC_MASS_KG
         pressure_pa = self.element.vapour_pressure_pa(self.furnace.temperature_c)
@@ -94,11 +94,11 @@ class Cell:
         return effusion * ORIFICE_CM2 / (math.pi * DISTANCE_CM**2)
 
     def atoms_per_cm2_s(self) -> float:
-        """Return the beam that an open shutter lets through, in atoms."""
+        """Return the beam that an open shutter lets through, in atoms per cm^2 and second."""
         return 1e-4 * self.element.atoms * self.molecules_per_m2_s()
 
     def beam_pressure_mbar(self) -> float:
-        """Return what a gauge in the beam would show: the density of its molecules, at room temperature."""
+        """Return the pressure that a gauge in the beam would show: its molecules' density, at room temperature."""
         kelvin = self.furnace.temperature_c + ZERO_CELSIUS_K
         speed = math.sqrt(8.0 * BOLTZMANN * kelvin / (math.pi * self.element.molecule_u * ATOMIC_MASS_KG))
         return 1e-2 * self.molecules_per_m2_s() / speed * BOLTZMANN * (ROOM_C + ZERO_CELSIUS_K)
@@ -106,14 +106,14 @@ class Cell:
 
 @dataclass(slots=True)
 class Substrate:
-    """The heater, whose thermocouple is controlled, and the wafer, which is colder and seen by a pyrometer."""
+    """The heater, controlled by its thermocouple, and the wafer, which is colder and measured by a pyrometer."""
 
     furnace: Furnace
 
-    # A thermocouple behind the wafer sees the heater: by how much, per degree above the room.
+    # The thermocouple behind the wafer measures the heater. This is its excess per degree above room temperature.
     THERMOCOUPLE_EXCESS = 0.10
-    # The pyrometer's wavelength over the second radiation constant, in 1/K, and how the wafer's emissivity
-    # compares with the one that was set; the pyrometer's range ends where a silicon detector's does.
+    # The pyrometer's wavelength over the second radiation constant, in 1/K, and the ratio of the wafer's emissivity to
+    # the one that was set. The pyrometer's range ends where a silicon detector's does.
     WAVELENGTH_OVER_C2 = 0.95e-6 / 1.4388e-2
     EMISSIVITY_RATIO = 0.98
     PYROMETER_FROM_C = 400.0
@@ -127,16 +127,16 @@ class Substrate:
         return heater_c - self.THERMOCOUPLE_EXCESS * (heater_c - ROOM_C)
 
     def pyrometer_c(self) -> float:
-        """Return what the pyrometer would show, by Wien's law, if its range had no end."""
+        """Return the value that the pyrometer would show, by Wien's law, if its range had no end."""
         inverse = 1.0 / (self.wafer_c() + ZERO_CELSIUS_K) - self.WAVELENGTH_OVER_C2 * math.log(self.EMISSIVITY_RATIO)
         return 1.0 / inverse - ZERO_CELSIUS_K
 
     def wafer_in_pyrometer_range(self) -> bool:
-        """Return whether the wafer is bright enough for the pyrometer."""
+        """Return True if the wafer is bright enough for the pyrometer."""
         return self.pyrometer_c() >= self.PYROMETER_FROM_C
 
     def heater_power_w(self) -> float:
-        """Return what the heater takes: what it radiates, and what goes into warming it. Never negative."""
+        """Return the heater's power: what it radiates plus what warms it. Never negative."""
         furnace = self.furnace
         hot, cold = furnace.temperature_c + ZERO_CELSIUS_K, ROOM_C + ZERO_CELSIUS_K
         radiated_w = STEFAN_BOLTZMANN * self.RADIATOR_M2 * (hot**4 - cold**4)
@@ -146,7 +146,7 @@ class Substrate:
 
 @dataclass(slots=True)
 class Film:
-    """What has grown since the chamber was made."""
+    """The film grown since the chamber was made."""
 
     monolayers: float = 0.0
     growth_time_s: float = 0.0
@@ -160,25 +160,25 @@ class Film:
 
 @dataclass(slots=True)
 class Rheed:
-    """The specular spot: one oscillation per monolayer, damped while growing, recovering while not.
+    """The specular spot: one oscillation per monolayer, damped during growth and recovering without it.
 
-    `unfinished` is the monolayer under way, -0.5 to 0.5, zero where the surface is complete; `smooth` is the share of
-    the surface that grows layer by layer. Growth wears the latter off, as new layers begin on unfinished ones;
-    without growth the surface heals and both come back, the steps of the layer under way first.
+    `unfinished` is the fraction of the present monolayer, -0.5 to 0.5, zero if the surface is complete. `smooth` is the
+    share of the surface that grows layer by layer. Growth reduces `smooth`, as new layers begin on unfinished ones.
+    Without growth the surface heals and both recover, the steps of the present layer first.
     """
 
     unfinished: float = 0.0
     smooth: float = 1.0
 
     FULL = 100.0
-    # A rough surface shines half-way between a complete layer and half a one.
+    # A rough surface is as bright as half-way between a complete layer and half a layer.
     ROUGH = 55.0
     DAMPING_MONOLAYERS = 11.0
     EDGE_RECOVERY_S = 1.5
     RECOVERY_S = 7.0
 
     def step(self, step_s: float, grown_monolayers: float) -> None:
-        """Grow by so many monolayers, or heal where there are none."""
+        """Grow by this many monolayers, or heal if there are none."""
         if grown_monolayers > 0.0:
             phase = self.unfinished + grown_monolayers
             self.unfinished = phase - round(phase)
@@ -188,7 +188,7 @@ class Rheed:
             self.smooth = 1.0 - (1.0 - self.smooth) * math.exp(-step_s / self.RECOVERY_S)
 
     def specular(self) -> float:
-        """Return the intensity; `FULL` on a smooth, complete surface."""
+        """Return the intensity, which is `FULL` on a smooth, complete surface."""
         return self.ROUGH + (self.FULL - self.ROUGH) * self.smooth * math.cos(2.0 * math.pi * self.unfinished)
 
 
@@ -203,7 +203,7 @@ def _cells() -> dict[str, Cell]:
 
 @dataclass(slots=True)
 class Chamber:
-    """All of it. Set points and shutters are written to its parts; `step` lets time pass."""
+    """The whole chamber. Write set points and shutters to its parts; `step` lets time pass."""
 
     cells: dict[str, Cell] = field(default_factory=_cells)
     substrate: Substrate = field(default_factory=lambda: Substrate(Furnace(400.0, 400.0, time_constant_s=15.0)))
@@ -212,7 +212,8 @@ class Chamber:
     pressure_mbar: float = 0.0
 
     BASE_PRESSURE_MBAR = 3e-10
-    # Which share of a beam a gauge on the wall sees, behind its shutter and past it, and the pump's time constant.
+    # The share of a beam that a gauge on the wall measures, behind its shutter and past it, and the pump's time
+    # constant.
     GAUGE_CLOSED = 0.01
     GAUGE_OPEN = 0.08
     PUMP_S = 2.0
@@ -231,7 +232,7 @@ class Chamber:
         return min(arriving[3], self.ARSENIC_TAKEN * arriving[5]) / SITES_PER_CM2
 
     def step(self, step_s: float) -> None:
-        """Let `step_s` seconds pass; set points and shutters stay as they are meanwhile."""
+        """Let `step_s` seconds pass. Set points and shutters stay as they are meanwhile."""
         for cell in self.cells.values():
             cell.furnace.step(step_s)
         self.substrate.furnace.step(step_s)
@@ -247,7 +248,7 @@ class Chamber:
         self.pressure_mbar = to_come_mbar + (self.pressure_mbar - to_come_mbar) * left
 
     def _pressure_to_come_mbar(self) -> float:
-        """Return the pressure at which this would settle."""
+        """Return the pressure that the present beams lead to in the end."""
         return self.BASE_PRESSURE_MBAR + sum(
             cell.beam_pressure_mbar() * (self.GAUGE_OPEN if cell.shutter_open else self.GAUGE_CLOSED)
             for cell in self.cells.values()

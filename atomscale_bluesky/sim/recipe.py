@@ -1,6 +1,7 @@
-"""Recipes: what is to be grown, as plain data.
+"""Recipes: what to grow, as plain data.
 
-A recipe checks itself when it is made, so that a growth does not end in its third layer for a misspelt material.
+A recipe checks itself when it is made, so that a growth does not fail in its third layer because of a misspelt
+material.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# Which group III shutters open for which material; arsenic's is open throughout.
+# Which group III shutters open for which material. The arsenic shutter is open throughout.
 MATERIALS = {"GaAs": ("ga",), "AlAs": ("al",), "AlGaAs": ("ga", "al")}
 ARSENIC_CELL = "as"
 
@@ -52,7 +53,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Anneal:
-    """Keeping the finished film hot, under arsenic."""
+    """Keeps the finished film hot, under arsenic."""
 
     substrate_c: float
     duration_s: float
@@ -61,10 +62,10 @@ class Anneal:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Heat up, grow the layers, anneal, cool down.
+    """Heats up, grows the layers, anneals, cools down.
 
     Raises:
-        ValueError: A cell that is needed has no temperature.
+        ValueError: A required cell has no temperature.
     """
 
     name: str
@@ -85,11 +86,11 @@ class Recipe:
             raise ValueError(f"recipe {self.name!r} has no temperature for {', '.join(cold)}; add it to cells_c")
 
     def as_metadata(self) -> dict[str, Any]:
-        """Return it as a start document may hold it."""
+        """Return the recipe in a form that a start document may hold."""
         return {**dataclasses.asdict(self), "cells_c": dict(self.cells_c)}
 
 
-# 0.40 ML/s of GaAs, and 0.17 ML/s of AlAs on top: Al(0.3)Ga(0.7)As; some ten times as much arsenic.
+# 0.40 ML/s of GaAs, and 0.17 ML/s of AlAs on top: Al(0.3)Ga(0.7)As; about ten times as much arsenic.
 _CELLS_C = {"ga": 879.5, "al": 985.0, "as": 250.0}
 
 QUANTUM_WELL = Recipe(
