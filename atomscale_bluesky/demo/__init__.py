@@ -1,9 +1,9 @@
-"""The demo: a simulated growth is streamed to a local server, through an outage, and compared point by point.
+"""The demo: streams a simulated growth to a local server, through an outage, and compares it point by point.
 
-`run_demo` is the whole story: it starts a local server in a process of its own, runs a RunEngine with a simulated
-chamber and an `AtomscaleCallback`, makes the server unreachable for some seconds in the middle, reads everything back
-through the API and says whether every point arrived as it was emitted. How it looks is the business of whoever hands
-in a `Display`; `draw` makes the picture. Everything that was started is ended, also on Ctrl-C.
+`run_demo` does everything: it starts a local server in a process of its own, runs a RunEngine with a simulated chamber
+and an `AtomscaleCallback`, makes the server unreachable for some seconds in the middle, reads everything back through
+the API and says whether every point arrived as it was emitted. The caller passes in a `Display`, which decides how it
+looks. `draw` makes the picture. Everything that was started is ended, also on Ctrl-C.
 """
 
 from __future__ import annotations

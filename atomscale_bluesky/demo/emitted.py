@@ -1,8 +1,8 @@
-"""What the RunEngine emitted, and per channel whether it arrived.
+"""What the RunEngine emitted, and for each channel whether it arrived.
 
-The emitted side is collected by `Emitted`, a subscriber of its own that shares no code with the callback: it takes the
-documents at their word. The other side is whatever the server hands out. What counts as equal is said by
-`comparison`, which `atomscale-bluesky verify` goes by too.
+`Emitted` collects the emitted side. It is a subscriber of its own that shares no code with the callback, and takes the
+documents as they are. The other side is what the server returns. `comparison`, which `atomscale-bluesky verify` uses
+too, decides what counts as equal.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..checks.comparison import Series, differences
 
 
 class Emitted:
-    """Subscribe it: it keeps every number of the event stream `primary`, by data key."""
+    """Keeps every number of the event stream `primary`, by data key. Subscribe it to the RunEngine."""
 
     def __init__(self) -> None:
         self.run_uid = ""
@@ -43,14 +43,14 @@ class Emitted:
 
     @property
     def times(self) -> list[float]:
-        """When the events were, Unix seconds."""
+        """The times of the events, Unix seconds."""
         series = next(iter(self.channels.values()), Series())
         return [time for time in series.times if time is not None]
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One channel, emitted and arrived."""
+    """One channel, as emitted and as arrived."""
 
     channel: str
     emitted: Series
@@ -60,12 +60,12 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Whether every point arrived as it was emitted."""
+        """Return True if every point arrived as it was emitted."""
         return self.difference is None
 
 
 def compare(emitted: Mapping[str, Series], arrived: Mapping[str, Series]) -> list[Comparison]:
-    """Every channel of either side: those that were emitted, in their order, then those that were not."""
+    """Return a comparison for every channel of either side: first the emitted ones, in their order, then the others."""
     names = [*emitted, *(name for name in arrived if name not in emitted)]
     return [
         Comparison(name, emitted.get(name, Series()), arrived.get(name, Series()), _difference(name, emitted, arrived))

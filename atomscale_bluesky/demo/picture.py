@@ -1,6 +1,6 @@
-"""The demo's picture: what was measured over what arrived, the outage, and the points on their way.
+"""The demo's picture: the measured and the arrived points, the outage, and the points waiting for delivery.
 
-Drawn with matplotlib's own canvas: no window opens, and no backend is chosen for anybody else. The bundled font is
+Drawn with matplotlib's own canvas: no window opens, and no backend is chosen for other code. The bundled font is
 enough.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DPI = 110
 _LEFT, _RIGHT = 0.085, 0.865
 
-# Pale for what was measured, dark for what arrived, so that each can be seen where they agree.
+# Pale for measured points, dark for arrived ones, so that each is visible where they agree.
 _BLUE, _RED, _GOLD, _GREEN, _VIOLET = (
     ("#9ecae8", "#0b4f7d"),
     ("#f6b8a6", "#a3271a"),
@@ -49,7 +49,7 @@ _STYLE: Any = {
 
 
 def draw(outcome: Outcome, path: Path) -> None:
-    """Draw it, as a PNG whatever the name ends in.
+    """Draw the outcome as a PNG, whatever the name ends in.
 
     Raises:
         OSError: The file cannot be written.
@@ -93,7 +93,7 @@ class _Picture:
         self.end_s = max(ends, default=1.0)
 
     def headline(self, figure: Any) -> None:
-        """What it is, and how it ended."""
+        """Draw the title, and how the demo ended."""
         outcome = self._outcome
         figure.text(_LEFT, 0.982, "A growth and what arrived of it", fontsize=17, fontweight="bold", va="top")
         verdict = (
@@ -111,7 +111,7 @@ class _Picture:
         )  # fmt: skip
 
     def closeup(self, axes: Any) -> None:
-        """RHEED while the first layer grows, point by point."""
+        """Draw RHEED while the first layer grows, point by point."""
         begin, end = self._first_layer()
         self._series(axes, "rheed_specular", _BLUE, "RHEED specular", width=4.0, marks=True)
         axes.set_xlim(begin, end)
@@ -120,13 +120,13 @@ class _Picture:
         self._title(axes, "RHEED while the first layer begins: one oscillation per monolayer, one dot per point")
 
     def rheed(self, axes: Any) -> None:
-        """RHEED throughout."""
+        """Draw RHEED of the whole run."""
         self._series(axes, "rheed_specular", _BLUE, "RHEED\nspecular", width=3.0)
         axes.set_ylabel("a.u.")
         self._title(axes, "The whole run")
 
     def temperatures(self, axes: Any) -> None:
-        """Cells and substrate."""
+        """Draw the temperatures of cells and substrate."""
         self._series(axes, "al_cell_temperature", _GREEN, "Al cell")
         self._series(axes, "ga_cell_temperature", _BLUE, "Ga cell")
         self._series(axes, "substrate_thermocouple", _RED, "substrate\nthermocouple", up=9)
@@ -134,7 +134,7 @@ class _Picture:
         axes.set_ylabel("°C")
 
     def shutters(self, axes: Any) -> None:
-        """Open or closed, one lane each."""
+        """Draw the shutters, open or closed, one lane each."""
         lanes = (
             ("as_cell_shutter", _VIOLET, "As"),
             ("al_cell_shutter", _GREEN, "Al"),
@@ -157,13 +157,13 @@ class _Picture:
         axes.spines["left"].set_visible(False)
 
     def thickness(self, axes: Any) -> None:
-        """What has grown."""
+        """Draw the film's thickness."""
         self._series(axes, "film_thickness", _VIOLET, "film\nthickness", width=4.0)
         axes.set_ylabel("nm")
         axes.set_ylim(bottom=0)
 
     def delivery(self, axes: Any) -> None:
-        """Points seen and points confirmed; what lies between waits in the spool."""
+        """Draw points seen and points confirmed. Those in between wait in the spool."""
         moments = self._outcome.moments
         times = [moment.elapsed_s for moment in moments]
         seen = [moment.seen for moment in moments]
@@ -185,7 +185,7 @@ class _Picture:
             )  # fmt: skip
 
     def outage(self, axes: Any, *, said: bool) -> None:
-        """When the server could not be reached."""
+        """Mark when the server could not be reached."""
         if self._outcome.outage is None:
             return
         begin, end = self._outcome.outage
@@ -218,7 +218,7 @@ class _Picture:
             self._label(axes, one.emitted.values[-1], label, dark, up=up)
 
     def _label(self, axes: Any, height: float | None, text: str, colour: str, *, up: float = 0.0) -> None:
-        """A name at the right end of its line, instead of a legend."""
+        """Write a name at the right end of its line, instead of a legend."""
         axes.annotate(
             text, (1.0, height), (6, up), xycoords=("axes fraction", "data"), textcoords="offset points",
             va="center", fontsize=8.5, color=colour, annotation_clip=False,
@@ -231,7 +231,7 @@ class _Picture:
         return [(time or self._outcome.started) - self._outcome.started for time in times]
 
     def _first_layer(self) -> tuple[float, float]:
-        """A second and a half around the moment at which a group III shutter first opened."""
+        """Return a second and a half around the moment at which a group III shutter first opened."""
         opened = [
             time
             for name in ("ga_cell_shutter", "al_cell_shutter")
@@ -244,5 +244,5 @@ class _Picture:
 
 
 def _number(count: int) -> str:
-    """A count with its thousands set apart."""
+    """Return a count with its thousands set apart."""
     return f"{count:,}".replace(",", "\N{NO-BREAK SPACE}")

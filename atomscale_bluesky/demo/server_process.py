@@ -1,8 +1,8 @@
-"""A local server in a process of its own, and its end.
+"""Starts a local server in a process of its own, and ends it.
 
-It is the same command that a person types, `python -m atomscale_bluesky serve`. The line it prints once it listens
-says where; its standard input is a pipe that we hold, so that it ends with us, whatever ends us. A server to keep has
-no such pipe.
+It runs the command that a user would type, `python -m atomscale_bluesky serve`. The line that the command prints once
+it listens gives the address. Its standard input is a pipe that we hold, so it ends when this process ends, however that
+happens. A server to keep has no such pipe.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ START_TIMEOUT_S = 60.0
 
 
 class ServerProcess:
-    """A local server, running from entering the `with` block until leaving it.
+    """A local server that runs from entering the `with` block until leaving it.
 
     Args:
-        port: Where to listen on the loopback; 0 takes any free port.
+        port: The port on the loopback; 0 takes any free port.
         keep: Let it run on after the block, and after this process.
     """
 
@@ -40,10 +40,10 @@ class ServerProcess:
         return self._process.pid if self._process else 0
 
     def __enter__(self) -> Self:
-        """Start it, and return once it listens.
+        """Start the server, and return once it listens.
 
         Raises:
-            SettingsError: It could not start; says what it said.
+            SettingsError: It could not start. Includes its output.
         """
         command = [sys.executable, "-m", "atomscale_bluesky", "serve", "--port", str(self._port), "--control", "--json"]
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
@@ -54,7 +54,7 @@ class ServerProcess:
                 stderr=errors,
                 text=True,
                 encoding="utf-8",
-                # Ctrl-C in the terminal is for us; we end the server after the last request.
+                # Ctrl-C in the terminal is for this process. It ends the server after the last request.
                 **_OWN_GROUP,
             )
             try:
@@ -71,15 +71,15 @@ class ServerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it, unless it is to be kept."""
+        """End the server, unless it is to be kept."""
         if self.keep and self._process is not None and self._process.stdout is not None:
             self._process.stdout.close()
-            self._process.returncode = 0  # not ours to wait for any more
+            self._process.returncode = 0  # this process does not wait for it any more
         else:
             self._end()
 
     def _first_line(self) -> str:
-        """The line that says where it listens; empty if it ends, or does not come to it in time."""
+        """Return the line that gives its address, or an empty text if the process ends or does not print it in time."""
         process = self._process
         if process is None or process.stdout is None:
             return ""
@@ -94,7 +94,7 @@ class ServerProcess:
         if process is None:
             return
         if process.stdin is not None:
-            process.stdin.close()  # it stops by itself, in order, on every system
+            process.stdin.close()  # it then stops cleanly on its own, on every system
         else:
             process.terminate()
         try:

@@ -1,9 +1,9 @@
-"""What happens in the demo, one thing after the other.
+"""The steps of the demo, in order.
 
     server starts → growth streams, the server is unreachable for a while → drain → read back → compare
 
-The RunEngine has the main thread, as in a user's session; a second thread looks ten times a second how things stand,
-tells the display, and takes the server away and waits for it to come back.
+The RunEngine has the main thread, as in a user's session. A second thread reads the state ten times a second, passes it
+to the display, makes the server unreachable, and waits until it is reachable again.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from ..spool.spool import Spool
 from .emitted import Comparison, Emitted, compare
 from .server_process import ServerProcess
 
-# The local server knows this growth instrument.
+# The local server has this growth instrument.
 INSTRUMENT = 42
-# Small, so that there is something to see arriving; 100 is the default.
+# Small, so that arriving chunks can be seen. The default is 100.
 POINTS_PER_CHUNK = 25
 LOOK_PERIOD_S = 0.1
 DRAIN_TIMEOUT_S = 60.0
@@ -43,7 +43,7 @@ DRAIN_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choices:
-    """What a person may choose."""
+    """The choices of the demo's user."""
 
     endpoint: str | None = None
     """Stream to this server, with the key of the environment, instead of to a local one; without an outage."""
@@ -59,7 +59,7 @@ class Choices:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """How things stand."""
+    """The state of the delivery at one time."""
 
     elapsed_s: float
     seen: int
@@ -75,18 +75,18 @@ class Moment:
 
 
 class Display(Protocol):
-    """Where the demo tells what happens; any thread may call it."""
+    """Shows what happens in the demo. Any thread may call it."""
 
     def step(self, text: str) -> None:
-        """Something begins."""
+        """Show that a step begins."""
 
     def moment(self, moment: Moment) -> None:
-        """How things stand now; ten times a second."""
+        """Show the present state. Called ten times a second."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of it."""
+    """The demo's result."""
 
     comparisons: list[Comparison]
     run_uid: str
@@ -108,22 +108,22 @@ class Outcome:
 
     @property
     def points(self) -> int:
-        """How many were emitted, over all channels."""
+        """How many points were emitted, over all channels."""
         return sum(len(comparison.emitted) for comparison in self.comparisons)
 
     @property
     def equal(self) -> bool:
-        """Whether something was measured, and all of it arrived as it was."""
+        """Return True if something was measured, and all of it arrived unchanged."""
         return self.drained and self.points > 0 and all(comparison.equal for comparison in self.comparisons)
 
 
 def run_demo(choices: Choices, display: Display) -> Outcome:
-    """Run it; returns after some 25 s. For the main thread, where Ctrl-C can stop it.
+    """Run the demo, which takes about 25 s. For the main thread, where Ctrl-C can stop it.
 
     Raises:
-        SettingsError: No server could be started, or the one named cannot be used.
-        ApiError: The server named does not answer, or refuses the key.
-        KeyboardInterrupt: Somebody pressed Ctrl-C; the run was aborted and everything ended.
+        SettingsError: No server could be started, or the given one cannot be used.
+        ApiError: The given server does not answer, or refuses the key.
+        KeyboardInterrupt: Ctrl-C was pressed. The run was aborted and everything ended.
     """
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="atomscale-demo-", ignore_cleanup_errors=True))
@@ -137,7 +137,8 @@ def run_demo(choices: Choices, display: Display) -> Outcome:
             connection = Settings.load(endpoint=choices.endpoint)
             _check(connection)
             display.step(f"streaming to {connection.endpoint}")
-        # Of a site's settings only those of the connection: what it leaves out or renames has no place here.
+        # Of a site's settings only those of the connection are used: its choice and names of channels do not fit the
+        # demo.
         settings = Settings(
             endpoint=connection.endpoint,
             api_key=connection.api_key,
@@ -152,7 +153,7 @@ def run_demo(choices: Choices, display: Display) -> Outcome:
 
 
 def _check(settings: Settings) -> None:
-    """Ask a server that is not ours for something small, before a growth that it will not take."""
+    """Send a small request to a server that is not ours, before starting a growth that it would not take."""
     if settings.api_key is None:
         raise SettingsError("no API key: put the key of your Atomscale account into ATOMSCALE_API_KEY")
     client = Client(settings)
@@ -165,13 +166,13 @@ def _check(settings: Settings) -> None:
 def _grow(
     choices: Choices, display: Display, settings: Settings, server: ServerProcess | None, stack: ExitStack
 ) -> Outcome:
-    # A shorter growth takes place three times as fast, so that it still has RHEED oscillations to show.
+    # A shorter growth runs three times as fast, so that it still has RHEED oscillations to show.
     recipe, speed, period_s, outage_s = (QUICK, 60.0, 0.01, 1.0) if choices.quick else (QUANTUM_WELL, 20.0, 0.015, 4.5)
     instrument = choices.synth_source_id
     if instrument is None and server is not None:
         instrument = INSTRUMENT
 
-    # What a user's session does, but for `context_managers`: Ctrl-C shall end the demo, not pause the plan.
+    # The same as in a user's session, except `context_managers`: Ctrl-C has to end the demo, not pause the plan.
     callback = AtomscaleCallback(settings=settings)
     stack.callback(callback.close, timeout_s=0.0)
     engine = RunEngine(
@@ -181,7 +182,7 @@ def _grow(
     emitted = Emitted()
     engine.subscribe(emitted)
 
-    spool = Spool(settings.spool_path, read_only=True)  # to read what is kept of finished runs
+    spool = Spool(settings.spool_path, read_only=True)  # to read the entries of finished runs
     watcher = _Watcher(callback, spool, display, Control(server.control_url) if server else None, outage_s)
     stack.callback(watcher.stop)
 
@@ -232,14 +233,14 @@ def _grow(
 
 
 def _finished(spool: Spool, run_uid: str) -> tuple[str, ...]:
-    """The ids of the streams of a run that was delivered whole."""
+    """Return the ids of the streams of a run that was completely delivered."""
     return next((tuple(entry["data_ids"]) for entry in spool.history() if entry["run_uid"] == run_uid), ())
 
 
 def _read_back(
     settings: Settings, data_ids: tuple[str, ...], due: Mapping[str, int]
 ) -> tuple[dict[str, Series], str | None]:
-    """What the server holds of these channels in these streams, and what kept us from reading it."""
+    """Return what the server holds of these channels in these streams, and why it could not be read."""
     client = Client(settings)
     try:
         return joined([_points(client, data_id, due) for data_id in data_ids]), None
@@ -253,20 +254,20 @@ def _points(client: Client, data_id: str, due: Mapping[str, int]) -> Any:
     for family in FAMILIES[:-1]:
         try:
             return client.points(family, data_id, due).points
-        except ApiRefusedError:  # this server may know the stream under the other path family only
+        except ApiRefusedError:  # this server may have the stream only under the other path family
             continue
     return client.points(FAMILIES[-1], data_id, due).points
 
 
 def _longest_pause(times: list[float], outage: tuple[float, float] | None, *, inside: bool) -> float:
-    """The longest time between two readings, during the outage or outside of it."""
+    """Return the longest time between two readings, during the outage or outside of it."""
     begin, end = outage or (float("inf"), float("inf"))
     pauses = zip(times, times[1:], strict=False)
     return max((b - a for a, b in pauses if (begin <= b <= end) is inside), default=0.0)
 
 
 class _Watcher:
-    """Looks how things stand, and takes the local server away for a while."""
+    """Reads the state regularly, and makes the local server unreachable for a while."""
 
     def __init__(
         self,
@@ -292,33 +293,33 @@ class _Watcher:
         self._thread = threading.Thread(target=self._loop, name="demo watcher", daemon=True)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start the thread."""
         self._began = time.time()
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more; idempotent. Returns when the thread has ended."""
+        """Stop, and return when the thread has ended. Idempotent."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(20.0)
 
     def take_server_away(self) -> None:
-        """Have the local server unreachable from the next look on; nothing happens to any other server."""
+        """Make the local server unreachable from the next poll on. Any other server is left alone."""
         self._away.set()
 
     def moments(self, since: float) -> list[Moment]:
-        """All that was seen, with times in seconds since then."""
+        """Return all states seen, with times in seconds since `since`."""
         return [_at(moment, now - since) for now, moment in list(self._moments)]
 
     def look(self) -> None:
-        """Look once, and tell the display."""
+        """Read the state once, and pass it to the display."""
         now = time.time()
         status = self._callback.status()
         if status:
             points = status.points
             self._last = (points.seen, points.delivered, points.waiting)
             self._data_ids = tuple(data_id for run in status for data_id in run.data_ids)
-        elif finished := self._spool.history():  # it has left the spool: all of it is confirmed
+        elif finished := self._spool.history():  # it has left the spool, so all of it is confirmed
             delivered = sum(entry["delivered"] for entry in finished)
             self._last = (delivered, delivered, 0)
         reachable, held = None, None
@@ -344,7 +345,7 @@ class _Watcher:
             try:
                 self._outage()
                 self.look()
-            except ApiError as error:  # the server process was ended by somebody else; the plan goes on
+            except ApiError as error:  # the server process was ended from outside; the plan goes on
                 self._display.step(str(error))
                 self._control = None
             self._stopping.wait(LOOK_PERIOD_S)
@@ -369,10 +370,10 @@ def _at(moment: Moment, elapsed_s: float) -> Moment:
 
 @contextmanager
 def _pause_on_ctrl_c(engine: RunEngine) -> Iterator[None]:
-    """While a plan runs, let Ctrl-C pause it at once, without a word; whoever called the RunEngine then aborts it."""
+    """While a plan runs, let Ctrl-C pause it at once, without a message. The caller of the RunEngine then aborts it."""
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        # Not here: the request waits for the RunEngine's thread, and may not do so in a signal handler.
+        # In a thread: the request waits for the RunEngine's thread, which is not allowed in a signal handler.
         threading.Thread(target=_quietly(engine.request_pause), daemon=True).start()
 
     before = signal.signal(signal.SIGINT, handle)
@@ -386,7 +387,7 @@ def _quietly(request: Callable[[], Any]) -> Callable[[], None]:
     def call() -> None:
         try:
             request()
-        except RuntimeError:  # bluesky's TransitionError: asked for twice, or it has just ended
+        except RuntimeError:  # bluesky's TransitionError: requested twice, or the plan has just ended
             return
 
     return call
