@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -310,7 +310,8 @@ class EventStream:
         if described.get("external") and (filled is not True or isinstance(value, str) or value is None):
             return Loss.EXTERNAL
         dtype, choices = described.get("dtype"), _choices(described)
-        unit = _fitting(_sound(units), MAX_NAME) if isinstance(units := described.get("units"), str) else None
+        units = described.get("units")
+        unit = _fitting(_sound(units), MAX_NAME) if isinstance(units, str) and units.strip() else None
         if isinstance(value, str):
             return self._scalar(key, unit, choice(choices)) if choices else Loss.TEXT
         length = length_of(value, described)
@@ -445,7 +446,7 @@ def mapping_of(value: Any) -> Mapping[Any, Any]:
 
 
 def _choices(described: Mapping[str, Any]) -> list[str]:
-    choices = described.get("choices")
+    choices = described.get("choices") or described.get("enum_strs")  # ophyd-async's word, and ophyd's
     return [one for one in choices if isinstance(one, str)] if isinstance(choices, list | tuple) else []
 
 
@@ -473,7 +474,12 @@ def _as_list(column: Any) -> Sequence[Any]:
     """Return a column of an event page as a list."""
     if isinstance(column, list | tuple):
         return column
-    if isinstance(column, np.ndarray) and column.ndim:
-        # `tolist` would turn dates and records into bare numbers and arrays.
-        return list(column) if column.dtype.kind in "mMV" else column.tolist()
+    if not isinstance(column, np.ndarray) and hasattr(column, "__array__"):  # a column of pandas, xarray or dask
+        column = np.asarray(column)
+    if isinstance(column, np.ndarray):
+        if column.ndim:
+            # `tolist` would turn dates and records into bare numbers and arrays.
+            return list(column) if column.dtype.kind in "mMV" else column.tolist()
+    elif isinstance(column, Collection) and not isinstance(column, str | bytes | Mapping | Set):
+        return list(column)
     raise ChannelError(f"a column of an event page is a {type(column).__name__}, expected a list; the page is left out")

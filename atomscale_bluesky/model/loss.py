@@ -31,7 +31,7 @@ class Loss(StrEnum):
     NO_VALUE = "no value", "the value is None, or an array without elements"
     TOO_LARGE = "number too large", "the value is an integer beyond the largest float"
     MISSING = "missing", "the event lacks the key, or the array has fewer elements than the first one had"
-    TEXT = "text", "the value is text, and the descriptor has no `choices` in which it is one"
+    TEXT = "text", "the value is text, and not one of the `choices` or `enum_strs` of the descriptor"
     NOT_NUMERIC = "not numeric", "the value is no number, for example a table, a date or an object"
 
     # of a data key: it becomes no channel

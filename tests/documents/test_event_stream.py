@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from enum import Enum, IntEnum
@@ -553,6 +555,59 @@ def test_an_ophyd_async_enum_that_has_no_value_at_first_is_a_channel_all_the_sam
     assert told.values() == {"mode": [2]}
 
 
+def test_an_epics_enum_that_is_read_as_text_is_its_index_among_the_enum_strs() -> None:
+    told = Told({"shutter": {**TEXT_KEY, "enum_strs": ("Closed", "Open")}})
+    for value in ("Closed", "Open", "Closed"):
+        told.event({"shutter": value})
+
+    assert told.values() == {"shutter": [0.0, 1.0, 0.0]}
+
+
+class Column:
+    """A column as pandas has it: a sequence of its own with `__array__`."""
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = np.asarray(values)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return self.values
+
+
+@pytest.mark.parametrize(
+    "make",
+    [list, tuple, np.array, lambda v: array.array("d", v), deque, Column, lambda v: memoryview(np.array(v))],
+    ids=["list", "tuple", "numpy", "array", "deque", "series", "memoryview"],
+)
+def test_the_columns_of_a_page_may_be_sequences_of_any_kind(make: Callable[[list[float]], Any]) -> None:
+    told = Told({"T": NUMBER})
+    doc = {
+        "uid": [f"e{i}" for i in range(3)],
+        "time": make([told.now + i for i in range(3)]),
+        "descriptor": told.composed.descriptor_doc["uid"],
+        "seq_num": [1, 2, 3],
+        "data": {"T": make([1.0, 2.0, 3.0])},
+        "timestamps": {"T": make([told.now + i for i in range(3)])},
+    }
+    told._keep(told.stream.event_page(doc, told.now), accept=True)
+
+    assert told.values() == {"T": [1.0, 2.0, 3.0]}
+
+
+@pytest.mark.parametrize("column", ["123", b"123", {"a": 1}, {1.0, 2.0, 3.0}, 5, None])
+def test_what_has_no_order_or_is_text_is_no_column(column: Any) -> None:
+    told = Told({"T": NUMBER})
+    doc = {
+        "uid": ["a", "b", "c"], "time": [told.now] * 3, "descriptor": "d", "seq_num": [1, 2, 3], "data": {"T": column},
+        "timestamps": {},
+    }  # fmt: skip
+
+    with pytest.raises(ChannelError, match="expected a list"):
+        told.stream.event_page(doc, told.now)
+
+
 def test_an_enum_whose_first_value_is_none_of_its_choices_is_a_channel_all_the_same() -> None:
     told = Told({"mode": {**TEXT_KEY, "choices": ["hold", "ramp"]}})
     for value in ("unknown", "ramp"):
@@ -581,13 +636,13 @@ def test_booleans_of_both_ophyds_are_zero_and_one() -> None:
     assert told.values() == {"shutter-open": [1, 0], "valve": [0, 1]}
 
 
-def test_an_enum_of_classic_ophyd_is_the_index_that_it_reads() -> None:
+def test_an_enum_of_classic_ophyd_is_its_index_read_as_integer_or_as_text() -> None:
     told = Told({"mode": INTEGER | {"enum_strs": ("hold", "ramp")}, "word": TEXT_KEY | {"enum_strs": ("hold", "ramp")}})
 
     told.event({"mode": 1, "word": "ramp"})
 
-    assert told.values() == {"mode": [1]}
-    assert told.stream.left_out == {"word": Loss.TEXT}
+    assert told.values() == {"mode": [1], "word": [1]}
+    assert not told.stream.left_out
 
 
 def test_simulated_ophyd_devices_read_numbers() -> None:
@@ -759,7 +814,7 @@ def test_names_stay_unique_over_all_time_bases_of_an_event_stream() -> None:
     assert told.values() == {"a": [1], "A (2)": [2]}
 
 
-@pytest.mark.parametrize(("units", "unit"), [("K", "K"), (None, None), (5, None), ("", "")])
+@pytest.mark.parametrize(("units", "unit"), [("K", "K"), (None, None), (5, None), ("", None), ("  ", None)])
 def test_units_are_taken_where_they_are_text(units: Any, unit: str | None) -> None:
     told = Told({"T": NUMBER | {"units": "K"}})
     told.composed.descriptor_doc["data_keys"]["T"]["units"] = units
