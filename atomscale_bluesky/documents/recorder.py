@@ -326,7 +326,7 @@ class DocumentRecorder:
             self._streams_skipped[uid] = self._skipped[run_uid]
             return KNOWN
         if run is None:
-            raise self._rejections.ignore(
+            raise self._rejections.ignore_without_start(
                 "descriptor", f"a descriptor of run {run_uid}, whose start never came, is ignored"
             )
         name = text_of(doc.get("name"))
@@ -419,7 +419,9 @@ class DocumentRecorder:
         run_uid = self._late.get(descriptor)
         if run_uid is None:
             what = "an event" if name == "event" else "a page"
-            raise self._rejections.ignore(name, f"{what} of descriptor {descriptor}, which never came, is ignored")
+            raise self._rejections.ignore_without_start(
+                name, f"{what} of descriptor {descriptor}, which never came, is ignored"
+            )
         self._rejections.counts[Loss.BEHIND_STOP] += events
         self._rejections.say_once(
             f"late {run_uid}", f"an event of run {run_uid} came behind its stop document and is left out"
@@ -434,7 +436,9 @@ class DocumentRecorder:
             self._streams_skipped.clear()
             return KNOWN
         if run is None:
-            raise self._rejections.ignore("stop", f"a stop document of run {uid}, whose start never came, is ignored")
+            raise self._rejections.ignore_without_start(
+                "stop", f"a stop document of run {uid}, whose start never came, is ignored"
+            )
         stop = Stop(
             time=time_of(doc),
             exit_status=text_of(doc.get("exit_status")),

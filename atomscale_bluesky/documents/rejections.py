@@ -22,6 +22,9 @@ SEEN_BEFORE = "event seen before"
 TAKEN_BEFORE = "run taken before"
 NOT_KEPT = "run not kept"
 
+# What the log says when a run's start document never came: a callback that was subscribed too late, or to events alone.
+SUBSCRIBE_EARLY = "subscribe before the run begins, and to documents of every kind: `RE.subscribe(callback)`"
+
 # How many kinds of things are logged. Nobody would read a log of more.
 MAX_SAID = 1000
 
@@ -63,6 +66,13 @@ class Rejections:
         self.counts[kind] += 1
         text = plain(text)  # it quotes a uid from outside, which may be any text, and it is remembered
         self.say_once(text, text)
+        return DocumentError(text)
+
+    def ignore_without_start(self, kind: str, text: str) -> DocumentError:
+        """Do the same for a document of a run whose beginning never came; it is logged once, with the remedy."""
+        self.counts[kind] += 1
+        text = plain(text)
+        self.say_once("without start", f"{text}; {SUBSCRIBE_EARLY}")
         return DocumentError(text)
 
     def say_once(self, about: str, text: str, level: int = logging.WARNING) -> None:

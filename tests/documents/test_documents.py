@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ophyd import Signal
 from ophyd.sim import det1, det2, motor, trivial_flyer
-from runs import Recorder, held
+from runs import Recorder, growth, held
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.documents.open_run import REMEMBERED_EVENTS
@@ -1391,3 +1391,17 @@ def test_documents_in_any_order_never_raise_and_the_account_adds_up(
     for status in statuses:
         assert_adds_up(status)
     assert sum(status.points.seen for status in statuses) == taken
+
+
+def test_documents_without_the_run_s_beginning_are_logged_once_with_the_remedy(
+    make_callback: MakeCallback, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = make_callback(offline=True)
+    for _ in range(3):  # as where it is subscribed to events alone
+        for name, doc in growth(points=2):
+            if name in {"event", "descriptor"}:
+                callback(name, doc)
+
+    (record,) = [record for record in caplog.records if "never came" in record.message]
+    assert "`RE.subscribe(callback)`" in record.message
+    assert callback.ignored == {"descriptor": 3, "event": 6}
