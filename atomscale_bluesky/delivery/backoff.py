@@ -1,18 +1,42 @@
-"""How long to leave the server alone after a failure: doubled from one to the next, cut by chance, obedient. Pure."""
+"""How long to wait after a failure: ever longer, up to a limit. Pure: waiting itself is the uploader's trade."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+
+import msgspec
 
 from ..errors import ApiError, ApiKeyError, ApiUnavailableError
 
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 30.0
-FIRST_KEY_PAUSE_S = 5.0
-LONGEST_KEY_PAUSE_S = 300.0
 # What a server may ask for, in whole seconds. Less than one, or a date that is over, asks for nothing.
 SHORTEST_RETRY_AFTER_S, LONGEST_RETRY_AFTER_S = 1.0, 600.0
+
+
+class Backoff(msgspec.Struct, frozen=True):
+    """Pauses that double from one failure to the next, up to a limit."""
+
+    first_s: float
+    longest_s: float
+
+    def pause_s(self, failures_before: int) -> float:
+        """Return how long to wait after a failure that so many others came before without a success in between."""
+        return min(self.longest_s, self.first_s * 2.0 ** min(failures_before, 20))
+
+
+# After a request that was not answered, or answered by an error that can clear.
+SERVER = Backoff(0.5, 30.0)
+# After a refused API key: it clears when the operator acts.
+KEY = Backoff(5.0, 300.0)
+# After a failed link or look-up, for that task alone: chunks may well be taken meanwhile, and each failure makes all
+# tasks pause.
+LINK = Backoff(0.5, 60.0)
+# After a read that shows less than was stored: what was stored may take a while until it can be read.
+READ = Backoff(0.5, 30.0)
+# After Atomscale refused something because what it names is not there: it may have been made since.
+MISSING = Backoff(60.0, 3600.0)
+# After the process that uploads has died or could not be started.
+RESTART = Backoff(1.0, 60.0)
 
 
 class Pause:
@@ -25,12 +49,10 @@ class Pause:
         self._obliged_until = 0.0  # the server named this time itself
 
     def failed(self, now: float, error: ApiError) -> float:
-        """Count a failure; until when the request that failed should wait."""
+        """Count a failure, and return until when the request that failed should wait."""
+        backoff = KEY if isinstance(error, ApiKeyError) else SERVER
+        delay = backoff.pause_s(self.failures) * (0.5 + self._jitter() / 2)
         self.failures += 1
-        first, longest = FIRST_PAUSE_S, LONGEST_PAUSE_S
-        if isinstance(error, ApiKeyError):
-            first, longest = FIRST_KEY_PAUSE_S, LONGEST_KEY_PAUSE_S
-        delay = min(longest, first * 2.0 ** min(self.failures - 1, 20)) * (0.5 + self._jitter() / 2)
         asked = error.retry_after_s if isinstance(error, ApiUnavailableError) else None
         if asked is not None and asked >= SHORTEST_RETRY_AFTER_S:
             delay = min(asked, LONGEST_RETRY_AFTER_S)
@@ -39,10 +61,25 @@ class Pause:
         return self.until
 
     def succeeded(self) -> None:
-        """The server answers: no need to wait, unless it asked for it."""
+        """Note that the server answers: no need to wait, unless it asked for it."""
         self.failures = 0
         self.until = self._obliged_until
 
     def over(self, now: float) -> bool:
-        """Whether requests may leave."""
+        """Return True if requests may leave."""
         return now >= self.until
+
+
+class Patience:
+    """When to ask again for what was refused because it was not there: after a minute, and ever less often."""
+
+    def __init__(self) -> None:
+        self._waits: dict[Hashable, tuple[float, int]] = {}  # when to ask again, and how often it was asked again
+
+    def is_over(self, what: Hashable, now: float) -> bool:
+        """Return True if it is time to ask again, by a monotonic clock. The first call for a thing begins the wait."""
+        at, asked = self._waits.setdefault(what, (now + MISSING.pause_s(0), 0))
+        if now < at:
+            return False
+        self._waits[what] = (now + MISSING.pause_s(asked + 1), asked + 1)
+        return True

@@ -16,7 +16,8 @@ from ..api.wire import is_about_the_route
 from ..errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
 from ..model.identifiers import FAMILIES
 from ..status.outage import TroubleNote
-from .backoff import LONGEST_PAUSE_S, Pause
+from . import backoff
+from .backoff import Pause
 from .run_delivery import Delivery
 from .task_runner import Knowledge, Outcome
 from .tasks import Kind, Task
@@ -36,7 +37,6 @@ LASTING_S = 2.0
 # A trouble that comes back so soon after it was over is the same one, which comes and goes; but one that lasts for the
 # first of the intervals above is said, whatever was said before.
 CALM_S = 300.0
-LONGEST_LINK_PAUSE_S = 60.0
 
 
 class Answers:
@@ -123,7 +123,7 @@ class Answers:
             delivery.verified(task)
         elif task.looks < VERIFY_LOOKS:
             # What was stored may take a while until it can be read; that is no trouble of the server's.
-            delay_s = min(0.5 * 2.0**task.looks, LONGEST_PAUSE_S)
+            delay_s = backoff.READ.pause_s(task.looks)
             task.looks += 1
             delivery.failed_attempt(task, self._monotonic() + delay_s, ApiUnavailableError(str(found)))
         else:
@@ -133,7 +133,7 @@ class Answers:
         task = outcome.task
         if task.looks < VERIFY_LOOKS and delivery.endings.is_short(task.stream, outcome.points):
             # What is confirmed is not all readable yet, so what is in doubt may not be either.
-            delay_s = min(0.5 * 2.0**task.looks, LONGEST_PAUSE_S)
+            delay_s = backoff.READ.pause_s(task.looks)
             task.looks += 1
             waits = ApiUnavailableError("fewer points can be read than are confirmed")
             delivery.failed_attempt(task, self._monotonic() + delay_s, waits)
@@ -189,7 +189,7 @@ class Answers:
         if task.kind is Kind.LINK or task.unexplained:
             # Chunks may well be taken meanwhile, and each failure makes all of them pause: so ever less often.
             failures = task.unexplained or task.attempts
-            not_before = max(not_before, now + min(LONGEST_LINK_PAUSE_S, 0.5 * 2.0 ** min(failures, 20)))
+            not_before = max(not_before, now + backoff.LINK.pause_s(failures))
         delivery.failed_attempt(task, not_before, error, confirmed=outcome.confirmed, made=outcome.made)
         self._nag(now, error)
 

@@ -56,10 +56,11 @@ from ..spool.run_claim import Claim
 from ..spool.run_reader import stop_of
 from ..status.account import RunStatus
 from ..status.run_summary import history_entry, say
+from .backoff import Patience
 from .continuation import Endings
 from .pending_links import Linking
 from .previews import Previews, cut_short_in_doubt
-from .tasks import RUN, Kind, Link, Patience, Points, Task
+from .tasks import RUN, Kind, Link, Points, Task
 
 _logger = logging.getLogger(__name__)
 

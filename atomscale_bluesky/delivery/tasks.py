@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -13,11 +13,6 @@ from ..model.links import Links
 
 # Points as they were read back: channel name → unit, times, values.
 Points = dict[str, tuple[str | None, Sequence[float | None], Sequence[float | None]]]
-
-
-# What Atomscale has refused because something is not there is asked for again, in case somebody has put it there.
-FIRST_WAIT_S = 60.0
-LONGEST_WAIT_S = 3600.0
 
 
 class Kind(Enum):
@@ -39,22 +34,6 @@ class Link(NamedTuple):
 
     kind: str
     to: str
-
-
-class Patience:
-    """When to ask again, by itself, for what was refused: after a minute, and ever less often."""
-
-    def __init__(self) -> None:
-        self._waits: dict[Hashable, tuple[float, float]] = {}
-
-    def is_over(self, what: Hashable, now: float) -> bool:
-        """Whether to ask for it again now, monotonic; the first time that this is asked begins the wait."""
-        at, wait_s = self._waits.setdefault(what, (now + FIRST_WAIT_S, FIRST_WAIT_S))
-        if now < at:
-            return False
-        longer_s = min(2 * wait_s, LONGEST_WAIT_S)
-        self._waits[what] = (now + longer_s, longer_s)
-        return True
 
 
 # The stream of a task that is about the whole run.

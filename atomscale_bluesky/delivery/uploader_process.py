@@ -33,6 +33,7 @@ from ..spool.run_writer import RunWriter
 from ..spool.spool import Spool
 from ..status.account import RunStatus
 from ..status.spool_status import SpoolWatch
+from . import backoff
 from .drain import Drain
 from .uploader_service import ALREADY_SERVED, KEY_REFUSED, LOG, Order, is_served, served_by
 
@@ -47,8 +48,6 @@ DRAIN_LOOK_S = 0.05
 LOOKS_PER_ROUND = 30
 # How long a process that was started stays when its starter is gone and there is nothing to do.
 IDLE_S = 30.0
-# The pause after a process that could not be started or died early.
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 # So long a process has to say that it serves; and one that lived so long was no failure.
 STARTING_S = 30.0
 
@@ -314,7 +313,7 @@ class Elsewhere:
         self._starting_is_over()
         if now - self._started_at > STARTING_S:
             self._failures = 0
-        pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self._failures, 10))
+        pause_s = backoff.RESTART.pause_s(self._failures)
         self._failures += 1
         self._not_before = now + pause_s
         _logger.warning(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from atomscale_bluesky.delivery.backoff import Pause
+from atomscale_bluesky.delivery import backoff
+from atomscale_bluesky.delivery.backoff import Backoff, Pause
 from atomscale_bluesky.errors import ApiError, ApiKeyError, ApiUnavailableError
 
 NOW = 1000.0
@@ -108,3 +109,17 @@ def test_a_success_does_not_undo_what_the_server_asked_for() -> None:
     pause.succeeded()
 
     assert (pause.over(NOW + 19), pause.over(NOW + 20)) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (backoff.LINK, [0.5, 1, 2, 4, 8, 16, 32, 60, 60]),
+        (backoff.READ, [0.5, 1, 2, 4, 8, 16, 30, 30, 30]),
+        (backoff.MISSING, [60, 120, 240, 480, 960, 1920, 3600, 3600, 3600]),
+        (backoff.RESTART, [1, 2, 4, 8, 16, 32, 60, 60, 60]),
+    ],
+)
+def test_pauses_double_up_to_the_limit_of_their_kind(kind: Backoff, expected: list[float]) -> None:
+    assert [kind.pause_s(failures) for failures in range(9)] == expected
+    assert kind.pause_s(5000) == expected[-1]

@@ -20,8 +20,8 @@ from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.__main__ import main
-from atomscale_bluesky.delivery import tasks
-from atomscale_bluesky.delivery.tasks import Patience
+from atomscale_bluesky.delivery import backoff
+from atomscale_bluesky.delivery.backoff import Backoff, Patience
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.spool import Spool
 
@@ -339,8 +339,7 @@ def test_draining_a_run_that_waits_for_its_project_says_no_at_once_however_long_
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A minute is a tenth of a second."""
-    monkeypatch.setattr(tasks, "FIRST_WAIT_S", 0.1)
-    monkeypatch.setattr(tasks, "LONGEST_WAIT_S", 0.2)
+    monkeypatch.setattr(backoff, "MISSING", Backoff(0.1, 0.2))
 
 
 @pytest.mark.usefixtures("impatient")

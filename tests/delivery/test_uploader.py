@@ -19,11 +19,12 @@ from waiting import wait_until
 from atomscale_bluesky import AtomscaleCallback, Settings
 from atomscale_bluesky.checks.verification import Verification
 from atomscale_bluesky.delivery.active_runs import MAX_ACTIVE
+from atomscale_bluesky.delivery.backoff import MISSING
 from atomscale_bluesky.delivery.drain import Drain
 from atomscale_bluesky.delivery.outcomes import CALM_S, Answers
 from atomscale_bluesky.delivery.run_delivery import MAX_FAILED, Delivery
 from atomscale_bluesky.delivery.task_runner import Knowledge, Outcome
-from atomscale_bluesky.delivery.tasks import LONGEST_WAIT_S, Kind, Task
+from atomscale_bluesky.delivery.tasks import Kind, Task
 from atomscale_bluesky.delivery.uploader import Uploader
 from atomscale_bluesky.errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
 from atomscale_bluesky.model.links import Links
@@ -396,15 +397,15 @@ def test_what_a_run_is_linked_to_is_looked_for_again_also_after_a_failure(delive
     (task,) = tasks(delivery)
     delivery.park(task, "there is no such sample")
     assert tasks(delivery, 0.0) == []
-    (again,) = tasks(delivery, LONGEST_WAIT_S)
+    (again,) = tasks(delivery, MISSING.longest_s)
 
-    delivery.failed_attempt(again, LONGEST_WAIT_S + 7.0, DOWN)
+    delivery.failed_attempt(again, MISSING.longest_s + 7.0, DOWN)
 
-    assert delivery.due() == LONGEST_WAIT_S + 7.0
-    assert tasks(delivery, LONGEST_WAIT_S + 6.0) == []
-    assert tasks(delivery, LONGEST_WAIT_S + 7.0) == [again]
+    assert delivery.due() == MISSING.longest_s + 7.0
+    assert tasks(delivery, MISSING.longest_s + 6.0) == []
+    assert tasks(delivery, MISSING.longest_s + 7.0) == [again]
     delivery.put_back(again)
-    assert tasks(delivery, LONGEST_WAIT_S + 8.0) == [again]
+    assert tasks(delivery, MISSING.longest_s + 8.0) == [again]
 
 
 def test_a_run_that_is_to_be_read_anew_has_nothing_due(deliver: Deliver, spool: Spool) -> None:

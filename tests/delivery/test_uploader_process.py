@@ -24,8 +24,10 @@ from runs import growth, held
 from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback, Settings
+from atomscale_bluesky.delivery import backoff
 from atomscale_bluesky.delivery import uploader_process as elsewhere
 from atomscale_bluesky.delivery import uploader_service as service
+from atomscale_bluesky.delivery.backoff import Backoff
 from atomscale_bluesky.plans import wait_until_delivered
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.orders import Settle
@@ -390,7 +392,7 @@ def test_a_process_that_dies_at_once_is_started_again_later_and_later_and_its_la
     broken.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(broken))
     monkeypatch.setattr(elsewhere, "LOOK_S", 0.05)
-    monkeypatch.setattr(elsewhere, "FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr(backoff, "RESTART", Backoff(0.1, 60.0))
     make_callback(uploader="process")
 
     pauses = wait_until(lambda: len(found := re.findall(r"started in ([\d.]+) s", caplog.text)) >= 4 and found)

@@ -16,14 +16,13 @@ import traceback
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import msgspec
 
 from atomscale_bluesky import AtomscaleCallback, Settings
-from atomscale_bluesky.delivery import backoff as pause
-from atomscale_bluesky.delivery import uploader
+from atomscale_bluesky.delivery import backoff, uploader
+from atomscale_bluesky.delivery.backoff import Backoff
 from atomscale_bluesky.spool import journal
 
 from . import disk
@@ -92,15 +91,14 @@ class Told:
 
 def hurry(factor: float) -> None:
     """Make the pauses between attempts shorter; what is tried, and in which order, stays the same."""
-    for module, name in _PAUSES:
-        setattr(module, name, _UNHURRIED[module, name] / factor)
+    for name, unhurried in _BACKOFFS.items():
+        setattr(backoff, name, Backoff(unhurried.first_s / factor, unhurried.longest_s / factor))
+    for name, unhurried_s in _INTERVALS.items():
+        setattr(uploader, name, unhurried_s / factor)
 
 
-_PAUSES: list[tuple[ModuleType, str]] = [
-    *((pause, name) for name in ("FIRST_PAUSE_S", "LONGEST_PAUSE_S", "FIRST_KEY_PAUSE_S", "LONGEST_KEY_PAUSE_S")),
-    *((uploader, name) for name in ("SCAN_S", "POLL_S")),
-]
-_UNHURRIED: dict[tuple[ModuleType, str], float] = {place: getattr(*place) for place in _PAUSES}
+_BACKOFFS: dict[str, Backoff] = {name: getattr(backoff, name) for name in ("SERVER", "KEY")}
+_INTERVALS: dict[str, float] = {name: getattr(uploader, name) for name in ("SCAN_S", "POLL_S")}
 
 
 def run(job: Job, reports: Connection) -> None:
