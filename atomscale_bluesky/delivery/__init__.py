@@ -11,7 +11,7 @@ Bounded: runs that are delivered at a time, tasks given out, failed chunks kept 
     run_delivery     one run: what can be done next, and what an answer means for it
     previews, continuation, pending_links    parts of that: early points, streams that end early, links to make
     tasks            what a worker is given; task_runner, how it is done; worker_pool, the threads
-    outcomes         what an answer means; backoff, how long to wait after a failure
+    outcomes         what an answer means; backoff, how long to wait after a failure; outage_log, what is logged of it
     link_resolver    names of samples, projects and tags to ids
     uploader_process, uploader_service    the same uploader in a process of its own, from both ends
     exit_hooks       what happens when the process ends or forks

@@ -7,17 +7,15 @@ all runs share. A wrong key makes everything wait, slowly and loudly. Waiting it
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..api.wire import is_about_the_route
 from ..errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
 from ..model.identifiers import FAMILIES
-from ..status.outage import TroubleNote
 from . import backoff
 from .backoff import Pause
+from .outage_log import OutageLog
 from .run_delivery import Delivery
 from .task_runner import Knowledge, Outcome
 from .tasks import Kind, Task
@@ -29,14 +27,6 @@ _logger = logging.getLogger(__name__)
 
 # How often a finalized run is read back before a difference counts: a minute and a half, in growing pauses.
 VERIFY_LOOKS = 8
-
-# After how long the same trouble is said again.
-NAG_S = (60.0, 300.0, 900.0, 3600.0)
-# A failure after which nothing is tried for so long is told at once to who asks for the status: a refused key, say.
-LASTING_S = 2.0
-# A trouble that comes back so soon after it was over is the same one, which comes and goes; but one that lasts for the
-# first of the intervals above is said, whatever was said before.
-CALM_S = 300.0
 
 
 class Answers:
@@ -53,17 +43,10 @@ class Answers:
     ) -> None:
         self.pause = Pause(jitter)
         self._knowledge = knowledge
-        self._endpoint, self._spool = where
+        self._outages = OutageLog(*where)
         self._monotonic = monotonic
         self.key_refused_since: float | None = None  # monotonic; None while it is taken, or was not asked for
         self._succeeded_at = 0.0
-        self._note = TroubleNote(Path(self._spool), self._endpoint)
-        self._trouble_since: float | None = None
-        self._trouble_was = (-math.inf, 0.0)  # when it was over last, and since when it came and went
-        self._unrest_since = 0.0  # the present trouble's beginning, or that of the first of those that come and go
-        self._said = False  # whether the present trouble was said
-        self._nags = 0
-        self._next_nag = 0.0
 
     def came_back(self, delivery: Delivery, outcome: Outcome) -> None:
         """Note what came of a task in its run."""
@@ -183,7 +166,7 @@ class Answers:
                 isinstance(error, ApiUnavailableError) and not error.may_have_been_applied
             )
             delivery.preview_failed(task, in_doubt=bool(outcome.confirmed) or not not_applied)
-            self._nag(now, error)
+            self._outages.failed(now, error, pause_s=self.pause.until - now)
             return
         _logger.debug("attempt %d to %s failed: %s", task.attempts + 1, task, error)
         if task.kind is Kind.LINK or task.unexplained:
@@ -191,39 +174,13 @@ class Answers:
             failures = task.unexplained or task.attempts
             not_before = max(not_before, now + backoff.LINK.pause_s(failures))
         delivery.failed_attempt(task, not_before, error, confirmed=outcome.confirmed, made=outcome.made)
-        self._nag(now, error)
-
-    def _nag(self, now: float, error: ApiError) -> None:
-        """Say that data wait, once, and again at growing intervals."""
-        self._note.failed(str(error), lasting=self.pause.until - now >= LASTING_S)
-        if self._trouble_since is None:
-            self._trouble_since = now
-            over, since = self._trouble_was
-            self._unrest_since = since if now - over < CALM_S else now
-            if self._unrest_since == now:
-                self._nags, self._next_nag = 0, now
-        if now < self._next_nag and (self._said or now - self._trouble_since < NAG_S[0]):
-            return
-        advice = "check the API key" if isinstance(error, ApiKeyError) else "it is tried again until it works"
-        on_and_off = "on and off " if self._unrest_since < self._trouble_since else ""
-        _logger.warning(
-            "Atomscale at %s does not take data (%sfor %.0f s now); readings are kept in %s, %s: %s",
-            self._endpoint, on_and_off, now - self._unrest_since, self._spool, advice, error,
-        )  # fmt: skip
-        self._said = True
-        self._next_nag = now + NAG_S[min(self._nags, len(NAG_S) - 1)]
-        self._nags += 1
+        self._outages.failed(now, error, pause_s=self.pause.until - now)
 
     def _answered(self) -> None:
         self._succeeded_at = self._monotonic()
         self.pause.succeeded()
-        self._note.answered()
         self.key_refused_since = None
-        if self._trouble_since is not None:
-            if self._said:
-                _logger.info("Atomscale at %s takes data again", self._endpoint)
-            self._trouble_since, self._said = None, False
-            self._trouble_was = (self._succeeded_at, self._unrest_since)
+        self._outages.answered(self._succeeded_at)
 
 
 def _what_it_named(task: Task, reason: str) -> str:

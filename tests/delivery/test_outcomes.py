@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from atomscale_bluesky import ApiUnavailableError
-from atomscale_bluesky.delivery.outcomes import Answers
-from atomscale_bluesky.delivery.task_runner import Knowledge
+from atomscale_bluesky.delivery.outage_log import OutageLog
 from atomscale_bluesky.errors import ApiError, ApiKeyError
 
 HOUR_S = 3600.0
@@ -23,15 +22,15 @@ class Night:
         self.now = 0.0
         self.said: list[tuple[float, str]] = []
         self._caplog = caplog
-        self._answers = Answers(Knowledge(), ("https://api.example.org", str(spool)), lambda: self.now, lambda: 1.0)
+        self._log = OutageLog("https://api.example.org", str(spool))
 
     def at(self, seconds: float, error: ApiError | None) -> None:
         """An answer, or what came in its place."""
         self.now = seconds
         if error is None:
-            self._answers._answered()
+            self._log.answered(self.now)
         else:
-            self._answers._nag(self.now, error)
+            self._log.failed(self.now, error)
         self.said += [(seconds, record.getMessage()) for record in self._caplog.records]
         self._caplog.clear()
 

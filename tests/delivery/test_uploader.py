@@ -21,7 +21,8 @@ from atomscale_bluesky.checks.verification import Verification
 from atomscale_bluesky.delivery.active_runs import MAX_ACTIVE
 from atomscale_bluesky.delivery.backoff import MISSING
 from atomscale_bluesky.delivery.drain import Drain
-from atomscale_bluesky.delivery.outcomes import CALM_S, Answers
+from atomscale_bluesky.delivery.outage_log import CALM_S
+from atomscale_bluesky.delivery.outcomes import Answers
 from atomscale_bluesky.delivery.run_delivery import MAX_FAILED, Delivery
 from atomscale_bluesky.delivery.task_runner import Knowledge, Outcome
 from atomscale_bluesky.delivery.tasks import Kind, Task

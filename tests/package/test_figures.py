@@ -7,14 +7,14 @@ from pathlib import Path
 
 from atomscale_bluesky import Settings
 from atomscale_bluesky.chunking import run_chunker as cutting
-from atomscale_bluesky.delivery import outcomes as answers
+from atomscale_bluesky.delivery import outage_log
 from atomscale_bluesky.spool import journal, spool
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_figures_in_the_manual_are_the_codes() -> None:
-    pauses = "{:.0f}, {:.0f} and {:.0f}".format(*(pause / 60 for pause in answers.NAG_S))
+    pauses = "{:.0f}, {:.0f} and {:.0f}".format(*(pause / 60 for pause in outage_log.NAG_S))
     said = {
         "reference/spool-format.md": f"a new one after {journal.SEGMENT_BYTES // 2**20} MiB",
         "explanations/what-arrives-and-what-does-not.md": f"at most {cutting.MAX_OWN_STREAMS} channels a stream",
@@ -27,7 +27,7 @@ def test_figures_in_the_manual_are_the_codes() -> None:
 
 def test_a_power_cut_takes_less_than_the_manual_says() -> None:
     assert 0.05 <= spool.SYNC_INTERVAL_S < 0.25
-    assert answers.NAG_S[-1] == 3600
+    assert outage_log.NAG_S[-1] == 3600
 
 
 def test_a_spool_without_limits_of_its_own_has_those_of_the_settings() -> None:

@@ -1,0 +1,80 @@
+"""Log that Atomscale takes no data: at once, again at growing intervals, and when it is over.
+
+An outage that comes back soon after it was over is the same one, which comes and goes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+
+from ..errors import ApiError, ApiKeyError
+from ..status.outage import TroubleNote
+
+# The manual lists what is logged here under this name.
+_logger = logging.getLogger("atomscale_bluesky.delivery.outcomes")
+
+# After how long the same outage is logged again.
+NAG_S = (60.0, 300.0, 900.0, 3600.0)
+# A failure after which nothing is tried for so long shows in the status at once: a refused key, say.
+LASTING_S = 2.0
+# An outage that begins so soon after the last one is the same, which comes and goes; but one that lasts for the first
+# of the intervals above is logged, whatever was logged before.
+CALM_S = 300.0
+
+
+class OutageLog:
+    """The outages of one server as the log and the status tell them; belongs to the deciding thread.
+
+    Args:
+        endpoint: The server.
+        spool: Where the readings are kept meanwhile.
+    """
+
+    def __init__(self, endpoint: str, spool: str) -> None:
+        self._endpoint = endpoint
+        self._spool = spool
+        self._note = TroubleNote(Path(spool), endpoint)
+        self._since: float | None = None  # monotonic, as all times here; None while Atomscale answers
+        self._was = (-math.inf, 0.0)  # when the last outage was over, and since when it came and went
+        self._unrest_since = 0.0  # the present outage's beginning, or that of the first of those that come and go
+        self._logged = False  # the present outage was logged
+        self._nags = 0
+        self._next_nag = 0.0
+
+    def failed(self, now: float, error: ApiError, *, pause_s: float = 0.0) -> None:
+        """Log that data wait, at the first failure and again at growing intervals.
+
+        Args:
+            now: Monotonic.
+            error: What came instead of an answer.
+            pause_s: For how long nothing is tried now.
+        """
+        self._note.failed(str(error), lasting=pause_s >= LASTING_S)
+        if self._since is None:
+            self._since = now
+            over, since = self._was
+            self._unrest_since = since if now - over < CALM_S else now
+            if self._unrest_since == now:
+                self._nags, self._next_nag = 0, now
+        if now < self._next_nag and (self._logged or now - self._since < NAG_S[0]):
+            return
+        advice = "check the API key" if isinstance(error, ApiKeyError) else "it is tried again until it works"
+        on_and_off = "on and off " if self._unrest_since < self._since else ""
+        _logger.warning(
+            "Atomscale at %s does not take data (%sfor %.0f s now); readings are kept in %s, %s: %s",
+            self._endpoint, on_and_off, now - self._unrest_since, self._spool, advice, error,
+        )  # fmt: skip
+        self._logged = True
+        self._next_nag = now + NAG_S[min(self._nags, len(NAG_S) - 1)]
+        self._nags += 1
+
+    def answered(self, now: float) -> None:
+        """Log that the outage is over, if it was logged."""
+        self._note.answered()
+        if self._since is not None:
+            if self._logged:
+                _logger.info("Atomscale at %s takes data again", self._endpoint)
+            self._since, self._logged = None, False
+            self._was = (now, self._unrest_since)
