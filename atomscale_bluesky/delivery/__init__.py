@@ -8,11 +8,13 @@ Bounded: runs that are delivered at a time, tasks given out, failed chunks kept 
 
     uploader         the deciding thread; drain, the question whether it is done
     active_runs      which runs it delivers now; waiting_runs, which ones wait or rest
-    run_delivery     one run: what can be done next, and what an answer means for it
-    previews, continuation, pending_links    parts of that: early points, streams that end early, links to make
-    tasks            what a worker is given; task_runner, how it is done; worker_pool, the threads
-    outcomes         what an answer means; backoff, how long to wait after a failure; outage_log, what is logged of it
-    link_resolver    names of samples, projects and tags to ids
+    run_delivery     one run: the order of what can be done for it; run, its files and what was read of them
+    tasks            a folder: one file for each kind of task, from `may it run now` to `what does the result mean`
+    task_book        which tasks of a run are under way or have failed
+    previews, ending_streams, continuation, pending_links    rules of a run: early points, early ends, links to make
+    worker_pool      the threads; task_runner, what one of them does with a task
+    outcomes         what an answer means for all runs; refusals, what a 403, a 413 or a closed stream means
+    backoff          how long to wait after a failure; outage_log, what is logged of it
     uploader_process, uploader_service    the same uploader in a process of its own, from both ends
     exit_hooks       what happens when the process ends or forks
 """

@@ -27,7 +27,7 @@ from ..spool.orders import Settle, endpoint_of, read_orders
 from ..spool.run_reader import read_header
 from ..spool.spool import Spool
 from .run_delivery import Delivery
-from .tasks import Kind
+from .tasks.work import Kind, Knowledge
 from .waiting_runs import Rest, Waiting, Why, marks_of
 
 _logger = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class Roster:
     Args:
         spool: Whose runs.
         endpoint: Where they are to go; those for another one are left alone.
+        knowledge: What has been found out about the server.
         settle: Has the writer in this process complete the run in a folder whose stop document never came.
         courtesy: Makes way for a plan's thread.
         now, monotonic: The clocks that tests hand in.
@@ -64,6 +65,7 @@ class Roster:
         spool: Spool,
         endpoint: str,
         *,
+        knowledge: Knowledge | None = None,
         settle: Callable[[Path], None] = lambda folder: None,
         courtesy: Courtesy | None = None,
         now: Callable[[], float] = time.time,
@@ -73,6 +75,7 @@ class Roster:
         self._begun: set[Path] = set()  # runs that began in this process and are still in the spool
         self._spool = spool
         self._endpoint = endpoint
+        self._knowledge = knowledge or Knowledge()
         self._settle = settle
         self._courtesy = courtesy or Courtesy()
         self._now = now
@@ -138,7 +141,7 @@ class Roster:
         return (
             self.unready
             or self._waiting.count(Why.QUIET) > 0
-            or any(not (delivery.stopped or delivery.parked) for delivery in self)
+            or any(not (delivery.run.stopped or delivery.run.parked) for delivery in self)
         )
 
     def check_all(self) -> None:
@@ -156,7 +159,7 @@ class Roster:
             self.guarded(delivery, delivery.obey)
             if delivery.to_settle and folder in self.own:
                 self._settle(folder)
-            if folder not in self.own and not delivery.stopped and folder in self._deliveries:
+            if folder not in self.own and not delivery.run.stopped and folder in self._deliveries:
                 self.guarded(delivery, delivery.settle_if_interrupted)
             if self.holds(delivery) and delivery.idle:
                 delivery.close_files()
@@ -233,7 +236,7 @@ class Roster:
     def finish_runs(self) -> None:
         """Move the runs that are finalized whole into the history."""
         for delivery in self:
-            if delivery.finished and delivery.in_flight == 0 and self.guarded(delivery, delivery.finish):
+            if delivery.finished and delivery.run.book.in_flight == 0 and self.guarded(delivery, delivery.finish):
                 self._forget(delivery.claim.folder)
                 self._drop(delivery.claim.folder)
 
@@ -360,7 +363,7 @@ class Roster:
                 self._waiting.queue(folder, live=folder in self.own)
                 return
             try:
-                delivery = Delivery(claim, now=self._now, courtesy=self._courtesy)
+                delivery = Delivery(claim, knowledge=self._knowledge, now=self._now, courtesy=self._courtesy)
                 delivery.obey()
                 if folder not in self.own:
                     if folder not in self._found and folder not in self._begun:
@@ -402,15 +405,15 @@ class Roster:
         self.guarded(delivery, delivery.obey)
         if not self.holds(delivery):
             return True  # its files cannot be used
-        if not delivery.idle or not delivery.cutting.everything_read():
+        if not delivery.idle or not delivery.run.cutting.everything_read():
             delivery.look_again()
             return False
         self.guarded(delivery, delivery.say_what_is_left)
         if self.holds(delivery):
             delivery.close()
             self._forget(folder)
-            why = Why.PERSON if delivery.stopped or delivery.parked else Why.QUIET
-            elsewhere = not delivery.stopped and folder not in self.own
+            why = Why.PERSON if delivery.run.stopped or delivery.run.parked else Why.QUIET
+            elsewhere = not delivery.run.stopped and folder not in self.own
             self._waiting.rest(folder, Rest(why, marks, elsewhere, _leaves_something(delivery)))
         return True
 
@@ -437,8 +440,8 @@ class Roster:
             return
         for delivery in self:
             _, since = self._moved[delivery.claim.folder]
-            verifies = any(task.kind is Kind.VERIFY for task in delivery.failed)
-            if now - since >= STUCK_S and delivery.failed and _may_stop(delivery) and not verifies:
+            verifies = any(task.kind is Kind.VERIFY for task in delivery.run.book.failed)
+            if now - since >= STUCK_S and delivery.run.book.failed and _may_stop(delivery) and not verifies:
                 self._stuck_at = now
                 self._put_back(delivery)
                 return
@@ -465,13 +468,13 @@ class Roster:
 
 def _may_stop(delivery: Delivery) -> bool:
     """Return True if a run can be let go of: nothing of it is under way, and it is not about to be finished."""
-    return delivery.in_flight == 0 and not delivery.finished and not delivery.to_start_again
+    return delivery.run.book.in_flight == 0 and not delivery.finished and not delivery.to_start_again
 
 
 def _leaves_something(delivery: Delivery) -> bool:
     """Return True if a person has to do something before all of the run is delivered."""
     return bool(
-        delivery.stopped
-        or delivery.parked
-        or any(s.parked or s.refused or s.links_refused for s in delivery.state.streams.values())
+        delivery.run.stopped
+        or delivery.run.parked
+        or any(s.parked or s.refused or s.links_refused for s in delivery.run.state.streams.values())
     )

@@ -12,7 +12,7 @@ rows may have one time and value.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -23,7 +23,9 @@ from ..model.points import packed
 from ..spool.ledger import Ledger
 from ..spool.ledger_format import Confirmed, Ended, Why
 from ..spool.ledger_state import StreamState
-from .tasks import Points
+
+# Points as they were read back: channel name → unit, times, values.
+Points = dict[str, tuple[str | None, Sequence[float | None], Sequence[float | None]]]
 
 # A stream's end is told by the delivery, whichever module words it.
 _logger = logging.getLogger("atomscale_bluesky.delivery")

@@ -15,6 +15,8 @@ leaving; a stream is finalized when they are made.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 
 from ..model.identifiers import is_uuid
@@ -22,9 +24,15 @@ from ..model.labels import label_with_reason
 from ..model.links import Links
 from ..spool.journal_format import Header, Stop
 from ..spool.ledger_state import LedgerState, StreamState
-from .tasks import Link
 
 ENDINGS = ("success", "abort", "fail")
+
+
+class Link(NamedTuple):
+    """One link of a stream that exists, of a kind in the list above."""
+
+    kind: str
+    to: str
 
 
 class Linking:

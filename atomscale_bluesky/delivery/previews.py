@@ -63,7 +63,6 @@ class Previews:
         self._limit_s = header.max_latency_s
         self._looked_at: float | None = None
         self._since: dict[int, tuple[int, float]] = {}  # stream → chunk, and since when a point of it may wait unseen
-        self._out: set[int] = set()  # streams with a preview under way
 
     @property
     def _state(self) -> LedgerState:
@@ -120,25 +119,18 @@ class Previews:
             if chunk is not None:
                 self._cutting.sync()
                 self._ledger.note(chunk.noted_as(Previewed), sync=True)
-                self._out.add(number)
                 return chunk
         return None
-
-    def is_out(self, stream: int) -> bool:
-        """Whether a preview of this stream is under way: nothing else may leave under its index."""
-        return stream in self._out
 
     # ---- outcomes: each tells whether the run's files have to be read anew -------------------------------------------
 
     def taken(self, stream: int) -> bool:
         """Atomscale shows it."""
-        self._out.discard(stream)
         self._note_answer(stream, taken=True)
         return False
 
     def failed(self, stream: int, *, in_doubt: bool) -> bool:
         """There was no answer, or none of use; in doubt if it may be applied all the same, now or later."""
-        self._out.discard(stream)
         if in_doubt:
             return cut_short_in_doubt(self._ledger)
         self._note_answer(stream, taken=False)
@@ -146,7 +138,6 @@ class Previews:
 
     def refused(self, stream: int, reason: str) -> bool:
         """The server does not take it; what it took before stands, and its chunk ends with that."""
-        self._out.discard(stream)
         self._note_answer(stream, taken=False)
         self._end(reason)
         return self.cut_short(self._state.streams[stream])

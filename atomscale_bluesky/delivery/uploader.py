@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..api.client import ClockReading
-from ..model.identifiers import FAMILIES
 from ..settings import Settings
 from ..spool.gil_yield import Courtesy
 from ..spool.locks import RunLock
@@ -39,8 +38,8 @@ from .active_runs import Roster
 from .drain import Drain
 from .outcomes import Answers
 from .run_delivery import Delivery
-from .task_runner import Knowledge, Outcome
-from .tasks import Kind, Task
+from .task_runner import Outcome
+from .tasks.work import Knowledge
 from .worker_pool import Senders
 
 _logger = logging.getLogger(__name__)
@@ -88,10 +87,16 @@ class Uploader:
         self._knowledge = Knowledge(None if settings.api == "auto" else settings.api)
         self._courtesy = Courtesy()
         self._roster = Roster(
-            spool, settings.endpoint, settle=settle, now=now, monotonic=monotonic, courtesy=self._courtesy
+            spool,
+            settings.endpoint,
+            knowledge=self._knowledge,
+            settle=settle,
+            now=now,
+            monotonic=monotonic,
+            courtesy=self._courtesy,
         )
         self._told, self._heard = 0, 0  # runs that began here, as `add` was called and as the pump has seen
-        self._answers = Answers(self._knowledge, (settings.endpoint, str(spool.path)), monotonic, jitter)
+        self._answers = Answers((settings.endpoint, str(spool.path)), monotonic, jitter)
         self._senders = Senders(
             settings,
             self._knowledge,
@@ -309,15 +314,8 @@ class Uploader:
                 idle_turns += 1
                 continue
             idle_turns = 0
-            self._send(delivery, task)
+            self._senders.give(delivery, task)
         return self._senders.in_flight > 0 or self._more_to_read
-
-    def _send(self, delivery: Delivery, task: Task) -> None:
-        if task.kind is Kind.INITIALIZE and not task.family:
-            family = self._knowledge.family or FAMILIES[0]
-            if self._roster.guarded(delivery, lambda: delivery.about_to_initialize(task, family) or True) is None:
-                return
-        self._senders.give(delivery, task)
 
     def _take_back(self) -> None:
         """The server does not do well: what no sender has begun waits with the rest."""
@@ -365,7 +363,7 @@ class Uploader:
         if busy or self._roster.more_runs or not self._answers.pause.over(self._monotonic()):
             return True
         return any(
-            delivery.in_flight or delivery.failed or delivery.finished or not delivery.cutting.at_end
+            delivery.run.book.is_busy or delivery.finished or not delivery.run.cutting.at_end
             for delivery in self._roster
         )
 

@@ -18,8 +18,9 @@ from ..api.clock import measure
 from ..settings import Settings
 from ..spool.gil_yield import Courtesy
 from .run_delivery import Delivery
-from .task_runner import Knowledge, Outcome, perform
-from .tasks import Task
+from .task_book import Task
+from .task_runner import Outcome, perform
+from .tasks.work import Knowledge
 
 # How often the server's clock is looked at, for `status` to tell: NTP corrects a host's within minutes.
 CLOCK_INTERVAL_S = 3600.0

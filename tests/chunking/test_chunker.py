@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 
 from atomscale_bluesky.chunking.chunker import Cutter, Resumed
 from atomscale_bluesky.delivery.run_delivery import Delivery
-from atomscale_bluesky.delivery.tasks import Kind, Task
+from atomscale_bluesky.delivery.task_book import Task
+from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
+from atomscale_bluesky.delivery.tasks.work import Kind
+from atomscale_bluesky.errors import ApiUnavailableError
 from atomscale_bluesky.model.chunk import Chunk, Column
 from atomscale_bluesky.model.rows import Channel, Position, Row
 from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, packed
@@ -289,8 +292,8 @@ def deliver(story: Story, *, crashes: int) -> tuple[Shelf, Delivery]:
                     task = delivery.next_task(0.0)
                     if task is not None:
                         under_way.append(task)
-                        begin(shelf, delivery, task, applied=chance.random() < 0.7)
-                    elif not (lines or under_way or delivery.cutting.more_to_read or delivery.finished):
+                        begin(shelf, task, applied=chance.random() < 0.7)
+                    elif not (lines or under_way or delivery.run.cutting.more_to_read or delivery.finished):
                         idle += 1
                         assert idle < 3, "nothing moves any more"
                 elif deed == "end" and under_way:
@@ -314,31 +317,30 @@ def claimed(spool: Spool, folder: Path) -> Delivery:
     return Delivery(claim)
 
 
-def begin(shelf: Shelf, delivery: Delivery, task: Task, *, applied: bool) -> None:
+def begin(shelf: Shelf, task: Task, *, applied: bool) -> None:
     """A request leaves, and may be applied long before its answer comes, if that comes at all."""
     if task.kind is Kind.INITIALIZE:
-        delivery.about_to_initialize(task, "metrology")
         if applied:
             shelf.initialize(task)
     elif task.chunk is not None and applied:
-        shelf.push(task.data_id, task.chunk)
+        shelf.push(task.work.data_id, task.chunk)
 
 
 def end(shelf: Shelf, delivery: Delivery, task: Task, chance: random.Random) -> None:
     """The answer comes."""
     if task.kind is Kind.INITIALIZE:
-        delivery.initialized(task, shelf.initialize(task), "metrology")
+        delivery.came_back(task, shelf.initialize(task), 0.0)
     elif task.kind is Kind.FINALIZE:
-        shelf.finalized.add(task.data_id)
-        delivery.finalized(task)
+        shelf.finalized.add(task.work.data_id)
+        delivery.came_back(task, None, 0.0)
     elif task.chunk is not None:
         some = tuple(name for name in task.chunk.names if chance.random() < 0.5)
         if chance.random() < 0.2 and some != task.chunk.names:
-            shelf.push(task.data_id, task.chunk.only(some))
-            delivery.failed_attempt(task, 0.0, OSError("no answer"), confirmed=some)
+            shelf.push(task.work.data_id, task.chunk.only(some))
+            delivery.failed_attempt(task, ApiUnavailableError("no answer"), 0.0, Sent(some))
         else:
-            shelf.push(task.data_id, task.chunk)
-            delivery.pushed(task, task.chunk.names, {})
+            shelf.push(task.work.data_id, task.chunk)
+            delivery.came_back(task, Sent(task.chunk.names), 0.0)
 
 
 @settings(max_examples=60)

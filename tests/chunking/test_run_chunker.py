@@ -15,6 +15,7 @@ from waiting import wait_until
 from atomscale_bluesky.chunking.chunker import Cutter, Resumed
 from atomscale_bluesky.chunking.run_chunker import LINES_PER_LOOK, MAX_OWN_STREAMS, Cutting
 from atomscale_bluesky.delivery.run_delivery import Delivery
+from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
 from atomscale_bluesky.model.chunk import Chunk, Span
 from atomscale_bluesky.model.rows import Channel, Position, Row, Rows
 from atomscale_bluesky.spool.journal import START, JournalWriter
@@ -216,7 +217,7 @@ STOP = encode(Stop(time=T0 + 100, exit_status="success"))
 def test_a_backlog_of_plain_rows_is_cut_chunk_by_chunk_and_what_is_special_row_by_row(deliver: Deliver) -> None:
     lines = [text(n, [float(n), n / 8]) for n in range(95)]
     lines[42] = text(42, [42.0, None])
-    cutting = deliver([layout(2), *lines, STOP], non_finite="null").cutting
+    cutting = deliver([layout(2), *lines, STOP], non_finite="null").run.cutting
 
     chunks = all_chunks(cutting)
 
@@ -228,7 +229,7 @@ def test_a_backlog_of_plain_rows_is_cut_chunk_by_chunk_and_what_is_special_row_b
 
 
 def test_a_look_ends_with_a_chunk_and_at_the_journals_present_end(deliver: Deliver) -> None:
-    cutting = deliver([layout(1), *(text(n, [1.0]) for n in range(25))]).cutting
+    cutting = deliver([layout(1), *(text(n, [1.0]) for n in range(25))]).run.cutting
 
     for index in (0, 1):
         cutting.look()
@@ -241,7 +242,7 @@ def test_a_look_ends_with_a_chunk_and_at_the_journals_present_end(deliver: Deliv
 
 def test_rows_that_are_too_few_for_a_chunk_are_left_until_there_are_more(deliver: Deliver) -> None:
     delivery = deliver([layout(1), *(text(n, [1.0]) for n in range(14))])
-    cutting, writer = delivery.cutting, JournalWriter(delivery.claim.folder)
+    cutting, writer = delivery.run.cutting, JournalWriter(delivery.claim.folder)
 
     assert [(chunk.first_row, chunk.points) for chunk in all_chunks(cutting)] == [(0, 10)]
     assert cutting.account.next_row["primary"] == 10
@@ -258,13 +259,13 @@ def test_rows_that_are_too_few_for_a_chunk_are_left_until_there_are_more(deliver
 def test_rows_of_two_time_bases_are_read_although_they_are_too_few_for_a_chunk_of_one(deliver: Deliver) -> None:
     other = encode(Layout(layout=1, event_stream="gauge", time_base="gauge", channels=(Channel("g", "g"),)))
     rows = [encode_row(n % 2, n // 2, T0 + n, f"uid {n}", packed([float(n)])) for n in range(24)]
-    cutting = deliver([layout(1), other, *rows]).cutting
+    cutting = deliver([layout(1), other, *rows]).run.cutting
 
     assert [(chunk.first_row, chunk.points) for chunk in all_chunks(cutting)] == [(0, 10), (0, 10)]
 
 
 def test_rows_that_a_preview_may_show_are_read_at_once(deliver: Deliver) -> None:
-    cutting = deliver([layout(1), *(text(n, [1.0]) for n in range(4))], max_latency_s=1.0).cutting
+    cutting = deliver([layout(1), *(text(n, [1.0]) for n in range(4))], max_latency_s=1.0).run.cutting
 
     assert all_chunks(cutting) == []
     assert cutting.account.next_row["primary"] == 4
@@ -272,7 +273,7 @@ def test_rows_that_a_preview_may_show_are_read_at_once(deliver: Deliver) -> None
 
 def test_a_long_backlog_is_read_in_parts_so_that_other_runs_have_their_turn(deliver: Deliver) -> None:
     lines = [text(n, [None]) for n in range(LINES_PER_LOOK + 100)]
-    cutting = deliver([layout(1), *lines]).cutting
+    cutting = deliver([layout(1), *lines]).run.cutting
 
     cutting.look(count_only=True)
     assert (cutting.more_to_read, cutting.at_end) == (True, False)
@@ -283,7 +284,7 @@ def test_a_long_backlog_is_read_in_parts_so_that_other_runs_have_their_turn(deli
 
 
 def test_counting_a_parked_runs_rows_makes_no_chunks(deliver: Deliver) -> None:
-    cutting = deliver([layout(1), *(text(n, [1.0]) for n in range(25)), STOP]).cutting
+    cutting = deliver([layout(1), *(text(n, [1.0]) for n in range(25)), STOP]).run.cutting
 
     cutting.look(count_only=True)
 
@@ -303,13 +304,13 @@ def test_the_rows_of_a_chunk_are_synced_before_it_is_pushed_for_the_first_time(
 
     task = delivery.next_task(0.0)
     assert task is not None
-    delivery.initialized(task, "id", "metrology")
+    delivery.came_back(task, "id", 0.0)
     assert journal not in synced
     task = delivery.next_task(0.0)
     assert task is not None
     assert task.chunk is not None
     assert synced.count(journal) == 1
-    delivery.pushed(task, task.chunk.names, {})
+    delivery.came_back(task, Sent(task.chunk.names), 0.0)
     assert delivery.next_task(0.0) is not None
     assert synced.count(journal) == 1  # to its end, as it was then
 
@@ -323,10 +324,10 @@ def open_stream(cutting: Cutting, time_base: str) -> str:
 
 def test_a_streams_name_tells_its_event_stream_and_counts_its_continuations(deliver: Deliver) -> None:
     delivery = deliver([layout(1)])
-    first = delivery.state.streams[0].opening
+    first = delivery.run.state.streams[0].opening
 
     assert first.label == f"growth [b7c2e9f1-{first.token}]"
-    assert [open_stream(delivery.cutting, name) for name in ("primary", "monitor", "primary", "monitor")] == [
+    assert [open_stream(delivery.run.cutting, name) for name in ("primary", "monitor", "primary", "monitor")] == [
         "growth (2)",
         "growth · monitor",
         "growth (3)",
@@ -337,12 +338,12 @@ def test_a_streams_name_tells_its_event_stream_and_counts_its_continuations(deli
 def test_with_one_stream_per_run_a_stream_of_other_channels_joins_it_and_the_next_is_numbered(deliver: Deliver) -> None:
     delivery = deliver([layout(1)], layout="run")
     delivery.claim.ledger.note(Initialized(0, "id", "metrology"))
-    delivery.cutting.look()
+    delivery.run.cutting.look()
 
-    assert open_stream(delivery.cutting, "monitor") == "growth"
-    assert delivery.state.streams[1].opening.joins == 0
-    assert open_stream(delivery.cutting, "monitor") == "growth (2)"  # the channel is in the first one already
-    assert delivery.state.streams[2].opening.joins is None
+    assert open_stream(delivery.run.cutting, "monitor") == "growth"
+    assert delivery.run.state.streams[1].opening.joins == 0
+    assert open_stream(delivery.run.cutting, "monitor") == "growth (2)"  # the channel is in the first one already
+    assert delivery.run.state.streams[2].opening.joins is None
 
 
 def test_a_broken_sensor_head_does_not_make_a_stream_for_each_of_its_channels(deliver: Deliver) -> None:
@@ -350,9 +351,9 @@ def test_a_broken_sensor_head_does_not_make_a_stream_for_each_of_its_channels(de
     lines = [text(n, [None if n % 10 == 3 else 1.0] * channels) for n in range(30)]
     delivery = deliver([layout(channels), *lines, STOP])
 
-    chunks = all_chunks(delivery.cutting)
+    chunks = all_chunks(delivery.run.cutting)
 
-    assert len(delivery.state.streams) == 1 + MAX_OWN_STREAMS
-    assert len(delivery.state.given_up) == 5
+    assert len(delivery.run.state.streams) == 1 + MAX_OWN_STREAMS
+    assert len(delivery.run.state.given_up) == 5
     assert {chunk.stream for chunk in chunks} == set(range(1, 1 + MAX_OWN_STREAMS))
     assert {sum(one.points for one in chunks if one.stream == stream) for stream in {c.stream for c in chunks}} == {27}

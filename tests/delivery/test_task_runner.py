@@ -11,8 +11,15 @@ from waiting import wait_until
 from atomscale_bluesky import Settings
 from atomscale_bluesky.api.client import Client
 from atomscale_bluesky.api.wire import push_bytes
-from atomscale_bluesky.delivery.task_runner import CATALOGUE_ATTEMPTS, CLOCK_ATTEMPTS, Knowledge, Outcome, perform
-from atomscale_bluesky.delivery.tasks import Kind, Task
+from atomscale_bluesky.delivery.refusals import CATALOGUE_ATTEMPTS
+from atomscale_bluesky.delivery.task_book import Task
+from atomscale_bluesky.delivery.task_runner import Outcome, perform
+from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
+from atomscale_bluesky.delivery.tasks.finalize import Finalize
+from atomscale_bluesky.delivery.tasks.initialize import Initialize
+from atomscale_bluesky.delivery.tasks.measure_clock import CLOCK_ATTEMPTS, MeasureClock
+from atomscale_bluesky.delivery.tasks.push import Push
+from atomscale_bluesky.delivery.tasks.work import Knowledge
 from atomscale_bluesky.errors import ApiKeyError, ApiRefusedError, ApiUnavailableError
 from atomscale_bluesky.model.chunk import Chunk, Column
 from atomscale_bluesky.model.links import Links
@@ -30,8 +37,23 @@ def client(server: LocalServer) -> Iterator[Client]:
     client.close()
 
 
-def task(kind: Kind, **given: object) -> Task:
-    return Task(kind, 0, "growth [b7c2e9f1-0badcafe]", Links(synth_source_id=42), 4, family="metrology", **given)
+LABEL = "growth [b7c2e9f1-0badcafe]"
+
+
+def initializing(*, may_exist: bool = False) -> Task:
+    return Task(Initialize(0, LABEL, Links(synth_source_id=42), 4, "metrology", may_exist))
+
+
+def finalizing(data_id: str) -> Task:
+    return Task(Finalize(0, LABEL, data_id, "metrology"))
+
+
+def measuring(data_id: str, *, attempts: int = 0) -> Task:
+    return Task(MeasureClock(0, LABEL, data_id), attempts)
+
+
+def pushing(data_id: str, chunk: Chunk, apart: frozenset[str] = frozenset()) -> Task:
+    return Task(Push(0, LABEL, data_id, "metrology", 4, chunk, apart))
 
 
 def chunk(names: Iterable[str], index: int = 0) -> Chunk:
@@ -40,15 +62,24 @@ def chunk(names: Iterable[str], index: int = 0) -> Chunk:
 
 
 def initialize(client: Client) -> str:
-    outcome = perform(client, task(Kind.INITIALIZE), Knowledge())
+    outcome = perform(client, initializing(), Knowledge())
     assert outcome.error is None
-    return outcome.data_id
+    return outcome.result
 
 
 def push(
-    client: Client, data_id: str, names: Iterable[str], knowledge: Knowledge | None = None, **given: object
+    client: Client,
+    data_id: str,
+    names: Iterable[str],
+    knowledge: Knowledge | None = None,
+    apart: frozenset[str] = frozenset(),
 ) -> Outcome:
-    return perform(client, task(Kind.PUSH, data_id=data_id, chunk=chunk(names), **given), knowledge or Knowledge())
+    return perform(client, pushing(data_id, chunk(names), apart), knowledge or Knowledge())
+
+
+def sent(outcome: Outcome) -> Sent:
+    assert outcome.error is None
+    return outcome.result
 
 
 def calls(server: LocalServer) -> list[str]:
@@ -56,12 +87,12 @@ def calls(server: LocalServer) -> list[str]:
 
 
 def test_a_stream_that_may_exist_is_looked_for_before_it_is_made(client: Client, server: LocalServer) -> None:
-    first = perform(client, task(Kind.INITIALIZE, may_exist=True), Knowledge())
-    again = perform(client, task(Kind.INITIALIZE, may_exist=True), Knowledge())
+    first = perform(client, initializing(may_exist=True), Knowledge())
+    again = perform(client, initializing(may_exist=True), Knowledge())
 
-    assert first.data_id == again.data_id == server.streams()[0].data_id
+    assert first.result == again.result == server.streams()[0].data_id
     assert calls(server) == ["catalogue", "initialize", "catalogue"]
-    assert initialize(client) != first.data_id  # and is made without a look where it cannot exist
+    assert initialize(client) != first.result  # and is made without a look where it cannot exist
     assert len(server.streams()) == 2
 
 
@@ -72,7 +103,7 @@ def test_finalizing_what_is_finalized_is_done(
     data_id = initialize(client)
     push(client, data_id, "ab")
 
-    assert [perform(client, task(Kind.FINALIZE, data_id=data_id), Knowledge()).error for _ in range(2)] == [None, None]
+    assert [perform(client, finalizing(data_id), Knowledge()).error for _ in range(2)] == [None, None]
     assert server.streams()[0].status == "success"
     assert caplog.text == ""
 
@@ -82,7 +113,7 @@ def test_finalizing_what_is_open_and_refused_or_not_there_is_refused(client: Cli
     server.misbehave(Fault(call="finalize", status=422, times=1))
 
     for where in (data_id, NOBODY):
-        assert isinstance(perform(client, task(Kind.FINALIZE, data_id=where), Knowledge()).error, ApiRefusedError)
+        assert isinstance(perform(client, finalizing(where), Knowledge()).error, ApiRefusedError)
 
 
 def test_a_stream_that_the_server_closed_is_whole_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -91,10 +122,10 @@ def test_a_stream_that_the_server_closed_is_whole_and_that_is_said(caplog: pytes
         data_id = initialize(client)
         push(client, data_id, "a")
         wait_until(lambda: server.streams()[0].status == "stream_error")
-        assert perform(client, task(Kind.FINALIZE, data_id=data_id), Knowledge()).error is None
+        assert perform(client, finalizing(data_id), Knowledge()).error is None
         assert "was closed by the server as stream_error before it was finalized; it is whole" in caplog.text
 
-        late = perform(client, task(Kind.PUSH, data_id=data_id, chunk=chunk("ab", 1)), Knowledge())
+        late = sent(perform(client, pushing(data_id, chunk("ab", 1)), Knowledge()))
         assert (late.closed, late.confirmed, set(late.refused)) == (True, (), {"a", "b"})
         assert calls(server)[-3:] == ["chunk_multi", "catalogue", "catalogue"]  # and not one by one
         client.close()
@@ -110,11 +141,11 @@ def test_a_refused_chunk_keeps_its_own_reason_when_the_catalogue_is_refused_too(
         Fault(call="catalogue", status=status, body='{"detail":"no rights"}'),
     )
 
-    alone = push(client, data_id, "b")
-    assert (alone.error, alone.closed, alone.confirmed) == (None, False, ())
+    alone = sent(push(client, data_id, "b"))
+    assert (alone.closed, alone.confirmed) == (False, ())
     assert "out of range" in str(alone.refused["b"])
-    among = push(client, data_id, "abc")
-    assert (among.error, among.closed, among.confirmed) == (None, False, ("a", "c"))
+    among = sent(push(client, data_id, "abc"))
+    assert (among.closed, among.confirmed) == (False, ("a", "c"))
     assert "out of range" in str(among.refused["b"])
 
 
@@ -125,7 +156,7 @@ def test_a_refused_finalize_keeps_its_own_reason_when_the_catalogue_is_refused_t
     data_id = initialize(client)
     server.misbehave(Fault(call="finalize", status=422), Fault(call="catalogue", status=status))
 
-    outcome = perform(client, task(Kind.FINALIZE, data_id=data_id), Knowledge())
+    outcome = perform(client, finalizing(data_id), Knowledge())
 
     assert isinstance(outcome.error, ApiRefusedError)
     assert "finalize was answered 422" in str(outcome.error)
@@ -134,13 +165,16 @@ def test_a_refused_finalize_keeps_its_own_reason_when_the_catalogue_is_refused_t
 def test_a_refusal_counts_in_the_end_when_the_catalogue_never_answers(client: Client, server: LocalServer) -> None:
     data_id = initialize(client)
     server.misbehave(Fault(call="chunk_multi", status=422), Fault(call="catalogue", status=503))
-    chunk_task = task(Kind.PUSH, data_id=data_id, chunk=chunk("a"))
+    task = pushing(data_id, chunk("a"))
 
     for _ in range(CATALOGUE_ATTEMPTS - 1):  # it may be closed, so it is asked again
-        assert isinstance(perform(client, chunk_task, Knowledge()).error, ApiUnavailableError)
-    outcome = perform(client, chunk_task, Knowledge())
+        failed = perform(client, task, Knowledge())
+        assert isinstance(failed.error, ApiUnavailableError)
+        assert failed.unexplained
+        task.unexplained += 1
+    found = sent(perform(client, task, Knowledge()))
 
-    assert (outcome.error, outcome.closed, set(outcome.refused)) == (None, False, {"a"})
+    assert (found.closed, set(found.refused)) == (False, {"a"})
 
 
 @pytest.mark.parametrize("status", [403, 404])
@@ -149,16 +183,16 @@ def test_a_stream_that_may_exist_is_made_again_when_the_catalogue_is_refused(
 ) -> None:
     server.misbehave(Fault(call="catalogue", status=status))
 
-    outcome = perform(client, task(Kind.INITIALIZE, may_exist=True), Knowledge())
+    outcome = perform(client, initializing(may_exist=True), Knowledge())
 
-    assert (outcome.error, outcome.data_id) == (None, server.streams()[0].data_id)
+    assert (outcome.error, outcome.result) == (None, server.streams()[0].data_id)
     assert "the catalogue does not tell" in caplog.text
 
 
 def test_all_channels_go_in_one_request(client: Client, server: LocalServer) -> None:
-    outcome = push(client, initialize(client), "abc")
+    found = sent(push(client, initialize(client), "abc"))
 
-    assert (outcome.confirmed, outcome.refused, outcome.error, outcome.closed) == (("a", "b", "c"), {}, None, False)
+    assert (found.confirmed, found.refused, found.closed) == (("a", "b", "c"), {}, False)
     assert calls(server) == ["initialize", "chunk_multi"]
 
 
@@ -169,10 +203,10 @@ def test_refused_channels_are_found_by_halves_and_the_others_go_through(
     data_id = initialize(client)
     server.misbehave(*(Fault(call=("chunk", "chunk_multi"), channel=name, status=422) for name in refused))
 
-    outcome = push(client, data_id, "abcdefgh")
+    found = sent(push(client, data_id, "abcdefgh"))
 
-    assert (set(outcome.refused), outcome.closed) == (set(refused), False)
-    assert outcome.confirmed == tuple(name for name in "abcdefgh" if name not in refused)
+    assert (set(found.refused), found.closed) == (set(refused), False)
+    assert found.confirmed == tuple(name for name in "abcdefgh" if name not in refused)
     assert set(server.points(data_id)) == set("abcdefgh") - set(refused)
 
 
@@ -182,11 +216,11 @@ def test_channels_that_were_refused_before_are_pushed_apart_from_the_others(
     data_id = initialize(client)
     server.misbehave(Fault(call=("chunk", "chunk_multi"), channel="b", status=422))
 
-    outcome = push(client, data_id, "abc", apart=frozenset("b"))
+    found = sent(push(client, data_id, "abc", apart=frozenset("b")))
 
-    assert (outcome.confirmed, set(outcome.refused)) == (("a", "c"), {"b"})
+    assert (found.confirmed, set(found.refused)) == (("a", "c"), {"b"})
     assert [request.channels for request in server.requests()[1:]] == [("a", "c"), ("b",)]
-    alone = push(client, data_id, "b", apart=frozenset("b"))
+    alone = sent(push(client, data_id, "b", apart=frozenset("b")))
     assert (alone.confirmed, set(alone.refused)) == ((), {"b"})
     assert calls(server)[-2:] == ["chunk", "catalogue"]  # all that it has is refused: is the stream closed?
 
@@ -202,7 +236,7 @@ def test_an_outage_in_the_middle_of_a_search_ends_it_and_the_whole_chunk_is_trie
     outcome = push(client, data_id, "abcdefgh")
 
     assert isinstance(outcome.error, ApiUnavailableError)
-    assert (outcome.confirmed, outcome.refused) == ((), {})
+    assert outcome.result is None  # no part of it counts as done
     assert calls(server).count("chunk_multi") == 3
 
 
@@ -214,7 +248,7 @@ def test_a_family_without_chunk_multi_gets_channel_by_channel_from_then_on(
     server.misbehave(Fault(call="chunk_multi", status=status))
 
     for _ in range(2):
-        assert push(client, data_id, "abc", knowledge).confirmed == ("a", "b", "c")
+        assert sent(push(client, data_id, "abc", knowledge)).confirmed == ("a", "b", "c")
 
     assert knowledge.single_only == {"metrology"}
     assert calls(server)[1:] == ["chunk_multi"] + ["chunk"] * 6
@@ -223,9 +257,9 @@ def test_a_family_without_chunk_multi_gets_channel_by_channel_from_then_on(
 def test_a_stream_that_is_gone_says_nothing_about_chunk_multi(client: Client) -> None:
     knowledge = Knowledge()
 
-    outcome = push(client, NOBODY, "ab", knowledge)
+    found = sent(push(client, NOBODY, "ab", knowledge))
 
-    assert (outcome.confirmed, set(outcome.refused), knowledge.single_only) == ((), {"a", "b"}, set())
+    assert (found.confirmed, set(found.refused), knowledge.single_only) == ((), {"a", "b"}, set())
 
 
 def test_a_chunk_larger_than_the_limit_goes_in_parts_without_being_refused_first(server: LocalServer) -> None:
@@ -234,9 +268,9 @@ def test_a_chunk_larger_than_the_limit_goes_in_parts_without_being_refused_first
 
     names = tuple(f"channel {n:03}" for n in range(300))
 
-    outcome = push(client, data_id, names)
+    found = sent(push(client, data_id, names))
 
-    assert outcome.confirmed == names
+    assert found.confirmed == names
     assert {request.status for request in server.requests("chunk_multi")} == {200}
     assert all(request.size <= 10_000 for request in server.requests("chunk_multi"))
     client.close()
@@ -248,9 +282,9 @@ def test_a_chunk_of_exactly_the_limit_goes_in_one_request(server: LocalServer) -
     client = Client(Settings.load(environ={}, endpoint=server.url, api_key=server.api_key, max_body_bytes=limit))
     data_id = initialize(client)
 
-    assert push(client, data_id, names).confirmed == names
+    assert sent(push(client, data_id, names)).confirmed == names
     assert calls(server) == ["initialize", "chunk_multi"]
-    assert push(client, data_id, (*names, "one more")).confirmed == (*names, "one more")
+    assert sent(push(client, data_id, (*names, "one more"))).confirmed == (*names, "one more")
     assert calls(server)[2:] == ["chunk_multi", "chunk_multi"]
     client.close()
 
@@ -259,25 +293,25 @@ def test_the_clock_is_asked_for_several_times_and_then_done_without_if_the_serve
     client: Client, server: LocalServer
 ) -> None:
     data_id = initialize(client)
-    measured = perform(client, task(Kind.CLOCK, data_id=data_id), Knowledge())
+    measured = perform(client, measuring(data_id), Knowledge())
     assert measured.error is None
-    assert measured.clock is not None
-    assert abs(measured.clock.offset_s) < 60
+    assert measured.result is not None
+    assert abs(measured.result.offset_s) < 60
     server.misbehave(Fault(call="time", status=503))
 
     for attempts in range(CLOCK_ATTEMPTS - 1):
-        failed = perform(client, task(Kind.CLOCK, data_id=data_id, attempts=attempts), Knowledge())
+        failed = perform(client, measuring(data_id, attempts=attempts), Knowledge())
         assert isinstance(failed.error, ApiUnavailableError)
-    without = perform(client, task(Kind.CLOCK, data_id=data_id, attempts=CLOCK_ATTEMPTS - 1), Knowledge())
-    assert (without.error, without.clock) == (None, None)
+    without = perform(client, measuring(data_id, attempts=CLOCK_ATTEMPTS - 1), Knowledge())
+    assert (without.error, without.result) == (None, None)
 
     for status in (403, 404):  # refused is an answer, too
         server.misbehave(Fault(call="catalogue", status=status, times=1))
-        without = perform(client, task(Kind.CLOCK, data_id=data_id, attempts=CLOCK_ATTEMPTS - 1), Knowledge())
-        assert (without.error, without.clock) == (None, None)
+        without = perform(client, measuring(data_id, attempts=CLOCK_ATTEMPTS - 1), Knowledge())
+        assert (without.error, without.result) == (None, None)
 
     server.misbehave(Fault(call="catalogue", status=503))
-    down = perform(client, task(Kind.CLOCK, data_id=data_id, attempts=CLOCK_ATTEMPTS - 1), Knowledge())
+    down = perform(client, measuring(data_id, attempts=CLOCK_ATTEMPTS - 1), Knowledge())
     assert isinstance(down.error, ApiUnavailableError)
 
 
@@ -285,18 +319,18 @@ def test_a_server_without_a_clock_is_done_without_at_once(client: Client, server
     data_id = initialize(client)
     server.misbehave(Fault(call="time", status=404))
 
-    outcome = perform(client, task(Kind.CLOCK, data_id=data_id), Knowledge())
+    outcome = perform(client, measuring(data_id), Knowledge())
 
-    assert (outcome.error, outcome.clock) == (None, None)
+    assert (outcome.error, outcome.result) == (None, None)
 
 
 def test_a_wrong_key_and_a_mistake_of_our_own_are_both_part_of_the_outcome(
     client: Client, server: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.misbehave(Fault(status=401))
-    assert isinstance(perform(client, task(Kind.INITIALIZE), Knowledge()).error, ApiKeyError)
+    assert isinstance(perform(client, initializing(), Knowledge()).error, ApiKeyError)
 
-    broken = task(Kind.PUSH, data_id="id", chunk=Chunk(0, 0, (), (Column("a", None, None),), 0, 0, Position(1, 0)))
+    broken = pushing("id", Chunk(0, 0, (), (Column("a", None, None),), 0, 0, Position(1, 0)))
     outcome = perform(client, broken, Knowledge())
 
     assert isinstance(outcome.error, ApiUnavailableError)

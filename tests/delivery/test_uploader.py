@@ -24,8 +24,10 @@ from atomscale_bluesky.delivery.drain import Drain
 from atomscale_bluesky.delivery.outage_log import CALM_S
 from atomscale_bluesky.delivery.outcomes import Answers
 from atomscale_bluesky.delivery.run_delivery import MAX_FAILED, Delivery
-from atomscale_bluesky.delivery.task_runner import Knowledge, Outcome
-from atomscale_bluesky.delivery.tasks import Kind, Task
+from atomscale_bluesky.delivery.task_book import Task
+from atomscale_bluesky.delivery.task_runner import Outcome
+from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
+from atomscale_bluesky.delivery.tasks.work import Kind
 from atomscale_bluesky.delivery.uploader import Uploader
 from atomscale_bluesky.errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
 from atomscale_bluesky.model.links import Links
@@ -240,8 +242,7 @@ def what(found: list[Task]) -> list[tuple[Kind, int | None]]:
 def initialized(delivery: Delivery) -> Delivery:
     (task,) = tasks(delivery)
     assert task.kind is Kind.INITIALIZE
-    delivery.about_to_initialize(task, "metrology")
-    delivery.initialized(task, "id-0", "metrology")
+    delivery.came_back(task, "id-0", 0.0)
     return delivery
 
 
@@ -256,7 +257,7 @@ def begun_anew(delivery: Delivery, spool: Spool) -> Delivery:
 
 def confirm(delivery: Delivery, task: Task) -> None:
     assert task.chunk is not None
-    delivery.pushed(task, task.chunk.names, {})
+    delivery.came_back(task, Sent(task.chunk.names), 0.0)
 
 
 def test_the_first_chunk_goes_alone_and_then_several_at_a_time_and_finalize_last(deliver: Deliver) -> None:
@@ -264,7 +265,7 @@ def test_the_first_chunk_goes_alone_and_then_several_at_a_time_and_finalize_last
 
     (first,) = tasks(delivery)
     assert first.chunk is not None
-    assert (first.chunk.index, delivery.in_flight) == (0, 1)
+    assert (first.chunk.index, delivery.run.book.in_flight) == (0, 1)
     confirm(delivery, first)
     rest = tasks(delivery)
     assert what(rest) == [(Kind.PUSH, 1), (Kind.PUSH, 2), (Kind.PUSH, 3)]
@@ -273,15 +274,15 @@ def test_the_first_chunk_goes_alone_and_then_several_at_a_time_and_finalize_last
         confirm(delivery, task)
     (last,) = tasks(delivery)
     assert (last.kind, delivery.finished) == (Kind.FINALIZE, False)
-    delivery.finalized(last)
-    assert (tasks(delivery), delivery.finished, delivery.in_flight) == ([], True, 0)
+    delivery.came_back(last, None, 0.0)
+    assert (tasks(delivery), delivery.finished, delivery.run.book.in_flight) == ([], True, 0)
 
 
 def test_a_first_chunk_that_failed_is_still_alone(deliver: Deliver) -> None:
     delivery = initialized(deliver(35))
     (first,) = tasks(delivery)
 
-    delivery.failed_attempt(first, 7.0, DOWN)
+    delivery.failed_attempt(first, DOWN, 7.0)
 
     assert (tasks(delivery, 6.9), delivery.due()) == ([], 7.0)
     assert what(tasks(delivery, 7.0)) == [(Kind.PUSH, 0)]
@@ -295,7 +296,7 @@ def test_no_further_chunk_is_begun_while_too_many_have_failed(deliver: Deliver) 
     begun = 0
     while (task := delivery.next_task(0.0)) is not None:
         begun += 1
-        delivery.failed_attempt(task, 100.0 - begun, DOWN)
+        delivery.failed_attempt(task, DOWN, 100.0 - begun)
 
     assert begun == MAX_FAILED
     assert delivery.due() == 100.0 - MAX_FAILED
@@ -307,26 +308,26 @@ def test_a_task_that_was_not_begun_comes_back_as_it_was(deliver: Deliver) -> Non
     delivery = initialized(deliver(35))
     confirm(delivery, tasks(delivery)[0])
     rest = tasks(delivery)
-    assert [tasks(delivery), delivery.in_flight] == [[], 3]
+    assert [tasks(delivery), delivery.run.book.in_flight] == [[], 3]
 
     for task in rest[1:]:
         delivery.put_back(task)
 
-    assert delivery.in_flight == 1
+    assert delivery.run.book.in_flight == 1
     assert tasks(delivery) == rest[1:]
-    assert [(task.attempts, task.may_exist) for task in rest] == [(0, False)] * 3
+    assert [(task.attempts, task.work.may_be_there) for task in rest] == [(0, False)] * 3
 
 
 def test_what_was_confirmed_of_a_failed_chunk_is_not_pushed_again(deliver: Deliver) -> None:
     delivery = initialized(deliver(10, channels=3))
     (task,) = tasks(delivery)
 
-    delivery.failed_attempt(task, 0.0, DOWN, confirmed=("c1",))
+    delivery.failed_attempt(task, DOWN, 0.0, Sent(("c1",)))
 
     (again,) = tasks(delivery)
     assert again.chunk is not None
     assert again.chunk.names == ("c0", "c2")
-    delivery.pushed(again, ("c0",), {"c2": ApiRefusedError("not this one", status=422)})
+    delivery.came_back(again, Sent(("c0",), {"c2": ApiRefusedError("not this one", status=422)}), 0.0)
     points = delivery.status().points
     assert (points.delivered, points.refused, points.waiting) == (20, 10, 0)
     assert tasks(delivery) == []  # a stream with a refused chunk is not finalized
@@ -337,7 +338,7 @@ def test_a_refused_chunk_is_pushed_again_by_whoever_reads_the_files_after_the_or
 ) -> None:
     delivery = initialized(deliver(10))
     (task,) = tasks(delivery)
-    delivery.pushed(task, (), {"c0": ApiRefusedError("not this one", status=422)})
+    delivery.came_back(task, Sent((), {"c0": ApiRefusedError("not this one", status=422)}), 0.0)
     delivery.obey()
     assert not delivery.to_start_again
 
@@ -373,15 +374,14 @@ def test_what_a_process_that_died_has_sent_to_a_stream_that_closed_since_is_read
 
     under_way = [task for _ in range(at_a_time) if (task := delivery.next_task(0.0))]
     for task in under_way:
-        delivery.end_stream(task, "closed by the server")
+        delivery.came_back(task, Sent(closed=True), 0.0)
 
     (look,) = tasks(delivery)
     assert look.kind is Kind.READ_BACK
-    delivery.read_back(look, points)
+    delivery.came_back(look, points, 0.0)
     (task,) = tasks(delivery)
     assert task.kind is Kind.INITIALIZE
-    delivery.about_to_initialize(task, "metrology")
-    delivery.initialized(task, "id-1", "metrology")
+    delivery.came_back(task, "id-1", 0.0)
     delivery = begun_anew(delivery, spool)
     (again,) = tasks(delivery)
     assert again.chunk is not None
@@ -400,7 +400,7 @@ def test_what_a_run_is_linked_to_is_looked_for_again_also_after_a_failure(delive
     assert tasks(delivery, 0.0) == []
     (again,) = tasks(delivery, MISSING.longest_s)
 
-    delivery.failed_attempt(again, MISSING.longest_s + 7.0, DOWN)
+    delivery.failed_attempt(again, DOWN, MISSING.longest_s + 7.0)
 
     assert delivery.due() == MISSING.longest_s + 7.0
     assert tasks(delivery, MISSING.longest_s + 6.0) == []
@@ -413,7 +413,7 @@ def test_a_run_that_is_to_be_read_anew_has_nothing_due(deliver: Deliver, spool: 
     delivery = initialized(deliver(35))
     confirm(delivery, tasks(delivery)[0])
     first, second, _ = tasks(delivery)
-    delivery.failed_attempt(first, 7.0, DOWN)
+    delivery.failed_attempt(first, DOWN, 7.0)
     assert delivery.due() == 7.0
 
     spool.order(delivery.claim.folder, Retry())
@@ -427,16 +427,42 @@ def test_a_read_back_that_fails_is_one_task(deliver: Deliver) -> None:
     delivery = initialized(deliver(35))
     confirm(delivery, tasks(delivery)[0])
     first, second, third = tasks(delivery)
-    first.attempts = 1
+    delivery.failed_attempt(first, DOWN, 0.0)
+    assert tasks(delivery) == [first]
     for task in (first, second, third):
-        delivery.end_stream(task, "closed by the server")
+        delivery.came_back(task, Sent(closed=True), 0.0)
     (read_back,) = tasks(delivery)
     assert read_back.kind is Kind.READ_BACK
 
-    delivery.failed_attempt(read_back, 7.0, DOWN)
+    delivery.failed_attempt(read_back, DOWN, 7.0)
 
     assert tasks(delivery, 6.0) == []
     assert tasks(delivery, 7.0) == [read_back]
+
+
+def test_a_stream_that_ends_because_its_chunk_is_too_large_is_not_read_back(deliver: Deliver) -> None:
+    delivery = initialized(deliver(35))
+    (first,) = tasks(delivery)
+    delivery.failed_attempt(first, DOWN, 0.0)
+    (again,) = tasks(delivery)
+
+    delivery.came_back(again, Sent(refused={"c0": ApiRefusedError("too large", status=413)}), 0.0)
+
+    (task,) = tasks(delivery)
+    assert (task.kind, task.work.points_per_chunk) == (Kind.INITIALIZE, 5)
+
+
+def test_a_run_is_read_back_by_one_task_at_a_time_also_after_a_failure(deliver: Deliver) -> None:
+    delivery = initialized(deliver(0, keep="verified"))
+    (last,) = tasks(delivery)
+    delivery.came_back(last, None, 0.0)
+    (verify,) = tasks(delivery)
+    assert verify.kind is Kind.VERIFY
+
+    delivery.failed_attempt(verify, DOWN, 7.0)
+
+    assert tasks(delivery, 6.0) == []
+    assert tasks(delivery, 7.0) == [verify]
 
 
 def test_orders_wait_for_what_is_under_way(deliver: Deliver, spool: Spool) -> None:
@@ -446,9 +472,9 @@ def test_orders_wait_for_what_is_under_way(deliver: Deliver, spool: Spool) -> No
 
     delivery.obey()
 
-    assert (delivery.to_start_again, delivery.in_flight) == (False, 1)
+    assert (delivery.to_start_again, delivery.run.book.in_flight) == (False, 1)
     confirm(delivery, task)
-    assert (delivery.to_start_again, delivery.in_flight, tasks(delivery)) == (True, 0, [])
+    assert (delivery.to_start_again, delivery.run.book.in_flight, tasks(delivery)) == (True, 0, [])
 
 
 # ---- what came of it -------------------------------------------------------------------------------------------------
@@ -459,15 +485,12 @@ class Server:
 
     def __init__(self, delivery: Delivery, spool: Path) -> None:
         self.now = 0.0
-        self.knowledge = Knowledge()
-        self.answers = Answers(self.knowledge, (ENDPOINT, str(spool)), lambda: self.now, lambda: 1.0)
+        self.answers = Answers((ENDPOINT, str(spool)), lambda: self.now, lambda: 1.0)
         self.delivery = delivery
 
     def task(self) -> Task:
         task = self.delivery.next_task(self.now)
         assert task is not None
-        if task.kind is Kind.INITIALIZE:
-            self.delivery.about_to_initialize(task, task.family or "metrology")
         return task
 
     def fails(self, error: ApiError) -> Task:
@@ -476,7 +499,7 @@ class Server:
         return task
 
     def initializes(self) -> None:
-        self.answers.came_back(self.delivery, Outcome(self.task(), data_id="id-0"))
+        self.answers.came_back(self.delivery, Outcome(self.task(), "id-0"))
 
 
 @pytest.fixture
@@ -545,7 +568,7 @@ def test_a_key_that_is_refused_is_known_to_be_from_when_until_an_answer_comes(
 def test_a_stream_may_exist_after_a_failure_unless_the_request_surely_did_nothing(
     answering: Server, error: ApiError, may_exist: bool
 ) -> None:
-    assert answering.fails(error).may_exist is may_exist
+    assert answering.fails(error).work.may_exist is may_exist
 
 
 def test_what_is_forbidden_while_others_are_taken_waits_for_a_person_and_else_for_better_days(
@@ -555,20 +578,21 @@ def test_what_is_forbidden_while_others_are_taken_waits_for_a_person_and_else_fo
     for _ in range(3):  # everything is forbidden: that is the key's fault, not the stream's
         answering.now += 400.0
         answering.fails(forbidden)
-    assert answering.delivery.state.streams[0].parked is None
+    assert answering.delivery.run.state.streams[0].parked is None
 
     first, answering.delivery = answering.delivery, deliver(5)
     answering.initializes()
     answering.delivery = first
     answering.now += 400.0
     answering.fails(forbidden)
-    assert "forbidden, while others are taken" in (first.state.streams[0].parked or "")
+    assert "forbidden, while others are taken" in (first.run.state.streams[0].parked or "")
 
 
 def test_the_family_that_the_first_stream_was_made_in_is_kept_for_all(answering: Server) -> None:
-    assert answering.knowledge.family is None
+    knowledge = answering.delivery.run.knowledge
+    assert knowledge.family is None
     answering.initializes()
-    assert answering.knowledge.family == "metrology"
+    assert knowledge.family == "metrology"
 
 
 def test_a_chunk_too_large_alone_halves_the_points_and_at_one_point_it_is_refused(
@@ -581,8 +605,8 @@ def test_a_chunk_too_large_alone_halves_the_points_and_at_one_point_it_is_refuse
             answering.delivery = begun_anew(answering.delivery, spool)
         task = answering.task()
         assert task.chunk is not None
-        assert (task.points_per_chunk, task.chunk.points) == (points, points)
-        answering.answers.came_back(answering.delivery, Outcome(task, refused={"c0": too_large}))
+        assert (task.work.points_per_chunk, task.chunk.points) == (points, points)
+        answering.answers.came_back(answering.delivery, Outcome(task, Sent(refused={"c0": too_large})))
 
     assert answering.delivery.status().points.refused == 1
     answering.delivery.close()
@@ -594,30 +618,30 @@ def test_a_run_that_is_read_back_and_not_equal_is_looked_at_for_a_minute_and_a_h
     delivery = answering.delivery = deliver(5, keep="verified")
     answering.initializes()
     confirm(delivery, answering.task())
-    delivery.finalized(answering.task())
-    missing = Verification(delivery.header.run_uid, "growth", (), (), waiting=5)
+    delivery.came_back(answering.task(), None, 0.0)
+    missing = Verification(delivery.run.header.run_uid, "growth", (), (), waiting=5)
     pauses: list[float] = []
-    while delivery.parked is None:
+    while delivery.run.parked is None:
         task = answering.task()
         assert task.kind is Kind.VERIFY
-        answering.answers.came_back(delivery, Outcome(task, verification=missing))
+        answering.answers.came_back(delivery, Outcome(task, missing))
         if (due := delivery.due()) is not None:
             pauses.append(due - answering.now)
             answering.now = due
 
     assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30]
-    assert "read back, and not equal" in delivery.parked
+    assert "read back, and not equal" in delivery.run.parked
     assert (delivery.finished, answering.answers.pause.failures) == (False, 0)
 
 
 def test_a_run_that_is_equal_in_the_end_is_finished(answering: Server, deliver: Deliver) -> None:
     delivery = answering.delivery = deliver(0, keep="verified")
     answering.initializes()
-    delivery.finalized(answering.task())
+    delivery.came_back(answering.task(), None, 0.0)
     assert not delivery.finished
-    equal = Verification(delivery.header.run_uid, "growth", (), ())
+    equal = Verification(delivery.run.header.run_uid, "growth", (), ())
 
-    answering.answers.came_back(delivery, Outcome(answering.task(), verification=equal))
+    answering.answers.came_back(delivery, Outcome(answering.task(), equal))
 
     assert delivery.finished
 

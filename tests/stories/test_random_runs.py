@@ -26,7 +26,9 @@ from hypothesis import strategies as st
 
 from atomscale_bluesky import AtomscaleCallback, Settings
 from atomscale_bluesky.delivery.run_delivery import Delivery
-from atomscale_bluesky.delivery.tasks import Kind, Task
+from atomscale_bluesky.delivery.task_book import Task
+from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
+from atomscale_bluesky.delivery.tasks.work import Kind
 from atomscale_bluesky.spool.spool import Spool
 from atomscale_bluesky.status.spool_status import SpoolWatch
 
@@ -291,29 +293,28 @@ class Atomscale:
     def do(self, delivery: Delivery, task: Task) -> None:
         match task.kind:
             case Kind.INITIALIZE:
-                delivery.about_to_initialize(task, "metrology")
-                data_id = self.data_ids.setdefault(task.label, f"id-{len(self.data_ids)}")
+                data_id = self.data_ids.setdefault(task.work.label, f"id-{len(self.data_ids)}")
                 self.streams.setdefault(data_id, {})
-                self.points[data_id] = task.points_per_chunk
-                delivery.initialized(task, data_id, "metrology")
+                self.points[data_id] = task.work.points_per_chunk
+                delivery.came_back(task, data_id, 0.0)
             case Kind.PUSH:
                 assert task.chunk is not None
-                assert task.data_id not in self.finalized
-                held = self.streams[task.data_id].setdefault(task.chunk.index, {})
+                assert task.work.data_id not in self.finalized
+                held = self.streams[task.work.data_id].setdefault(task.chunk.index, {})
                 for column in task.chunk.columns:
-                    assert len(column.values) == len(task.chunk.times) <= self.points[task.data_id]
+                    assert len(column.values) == len(task.chunk.times) <= self.points[task.work.data_id]
                     assert all(value is not None and math.isfinite(value) for value in column.values)
                     points = list(zip(task.chunk.times, map(float, column.values), strict=True))
                     assert held.setdefault(column.name, points) == points  # a chunk never changes
-                delivery.pushed(task, task.chunk.names, {})
+                delivery.came_back(task, Sent(task.chunk.names), 0.0)
             case Kind.FINALIZE:
-                chunks = self.streams[task.data_id]
+                chunks = self.streams[task.work.data_id]
                 for name in {name for chunk in chunks.values() for name in chunk}:
                     mine = {index: chunk[name] for index, chunk in sorted(chunks.items()) if name in chunk}
                     assert list(mine) == list(range(len(mine)))
-                    assert all(len(points) == self.points[task.data_id] for points in list(mine.values())[:-1])
-                self.finalized.add(task.data_id)
-                delivery.finalized(task)
+                    assert all(len(points) == self.points[task.work.data_id] for points in list(mine.values())[:-1])
+                self.finalized.add(task.work.data_id)
+                delivery.came_back(task, None, 0.0)
             case Kind.READ_BACK:
                 raise AssertionError("nothing was in doubt")
 
@@ -348,10 +349,10 @@ def deliver(spool: Spool, atomscale: Atomscale, dice: random.Random) -> None:
                     finished = delivery.finish()  # not yet, while the callback's own thread still closes its files
                     break
                 if task is None:
-                    assert delivery.cutting.more_to_read
+                    assert delivery.run.cutting.more_to_read
                 elif dice.random() < 0.05:  # killed before the answer was noted, or before the request had left
                     if task.kind is Kind.PUSH and dice.random() < 0.5:
-                        copy = atomscale.streams[task.data_id].setdefault(task.chunk.index, {})
+                        copy = atomscale.streams[task.work.data_id].setdefault(task.chunk.index, {})
                         for column in task.chunk.columns:
                             copy[column.name] = list(zip(task.chunk.times, map(float, column.values), strict=True))
                     break

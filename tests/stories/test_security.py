@@ -30,8 +30,10 @@ import atomscale_bluesky
 from atomscale_bluesky import ApiRefusedError, ApiUnavailableError, AtomscaleCallback, Settings, SettingsError
 from atomscale_bluesky.api.client import Client
 from atomscale_bluesky.checks.doctor import Result, examine
-from atomscale_bluesky.delivery.task_runner import Knowledge, perform
-from atomscale_bluesky.delivery.tasks import Kind, Task
+from atomscale_bluesky.delivery.task_book import Task
+from atomscale_bluesky.delivery.task_runner import perform
+from atomscale_bluesky.delivery.tasks.finalize import Finalize
+from atomscale_bluesky.delivery.tasks.work import Knowledge
 from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.journal_format import decode_journal
@@ -193,7 +195,7 @@ def test_a_proxys_password_is_in_no_log_error_or_traceback(
     settings = Settings.load(environ={}, endpoint="https://api.example.invalid", api_key=KEY, request_timeout_s=5)
     client = Client(settings)
 
-    task = Task(Kind.FINALIZE, 0, "label", Links(), 2, data_id="id", family="metrology")
+    task = Task(Finalize(0, "label", "id", "metrology"))
     outcome = perform(client, task, Knowledge())
     client.close()
 

@@ -1,0 +1,85 @@
+"""When a metrology stream of a run takes no more, and what of it is in doubt then; `continuation` has what follows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..model.chunk import Chunk
+from ..spool.ledger_format import Why
+from ..spool.ledger_state import Life, StreamState
+from .task_book import Task
+from .tasks.work import Kind
+
+if TYPE_CHECKING:
+    from .run import Run
+
+
+def end_stream(run: Run, stream: int, why: Why, points_per_chunk: int, in_doubt: Chunk | None) -> None:
+    """Let a stream, and those that share it, take no more: the rest goes on when nothing of it is under way.
+
+    Args:
+        run: Whose stream.
+        stream: The stream that takes no more.
+        why: Why not.
+        points_per_chunk: Of what goes on.
+        in_doubt: A chunk of it that a closed stream did not take now, and perhaps by an earlier attempt.
+    """
+    for one in run.streams[stream].group:
+        if one.ended:
+            continue
+        number = one.opening.stream
+        doubtful: list[Chunk] = []
+        failed = run.take_failed({number})
+        if why != "closed by the server":
+            # Pushed again they tell whether they were taken, and the stream ends after that.
+            for task in filter(_may_have_arrived, failed):
+                run.keep_failed(task)
+        else:
+            _read_what_was_tried(run, one)
+            if in_doubt is not None and number == stream:
+                doubtful.append(in_doubt)
+            doubtful += [task.chunk for task in failed if task.chunk is not None and _may_have_arrived(task)]
+            ready = run.cutting.ready
+            doubtful += [run.as_sent(c) for c in ready if c.stream == number and c.index < one.next_index]
+            run.drop_ready({number})
+        run.endings.begin(number, why, points_per_chunk, doubtful)
+
+
+def _may_have_arrived(task: Task) -> bool:
+    return task.attempts > 0 or bool(getattr(task.work, "may_be_there", False))
+
+
+def _read_what_was_tried(run: Run, stream: StreamState) -> None:
+    """Have every chunk at hand that a process before this one may have pushed."""
+    last_row = max((tried.last_row for tried in stream.tried.values()), default=-1)
+    while run.cutting.account.next_row.get(stream.opening.time_base, 0) <= last_row:
+        run.cutting.look()
+        if run.cutting.at_end:
+            return
+
+
+def end_damaged_streams(run: Run) -> None:
+    """End streams of which a chunk was tried that is no longer whole in the journal: it can go out no more."""
+    for chunk in run.cutting.damaged:
+        points = run.streams[chunk.stream].opening.points_per_chunk
+        run.endings.begin(chunk.stream, "damaged", points, [run.as_sent(chunk)])
+    run.cutting.damaged = []
+    if not run.cutting.read_all or run.cutting.ready or run.book.failed or run.book.in_flight:
+        return
+    for number, stream in run.streams.items():
+        if stream.life is Life.INITIALIZED and not stream.parked and stream.tried.keys() - stream.refused.keys():
+            # All has been read and pushed, and yet it waits: not one of its rows is left.
+            run.endings.begin(number, "damaged", stream.opening.points_per_chunk)
+
+
+def end_outgrown_streams(run: Run) -> None:
+    """Where a chunk ends with what was shown of it, let what comes after go on in a further stream."""
+    for number in [one for one in run.cutting.to_cut_short if not run.book.holds(Kind.PREVIEW, one)]:
+        run.cutting.to_cut_short.discard(number)
+        if not run.previews.cut_short(run.streams[number]):
+            run.reload("a preview was not taken, so its chunk is made as usual")
+    for number in run.cutting.outgrown:
+        stream = run.streams[number]
+        cut_short = stream.last is not None and stream.last.cut_short
+        if cut_short and stream.settled and not (stream.ended or stream.blocked):
+            run.endings.begin(number, "preview", stream.opening.points_per_chunk)

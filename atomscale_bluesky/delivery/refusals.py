@@ -1,0 +1,85 @@
+"""What it means when Atomscale does not take a request, for every kind of task.
+
+    a look-up is refused                it has told nothing: what it was made for counts as it is
+    403 while others are taken          this task alone is forbidden, and waits for the operator
+    404, 405                            perhaps the path does not exist here
+    413                                 too large; a smaller one may be taken, and the stream is open
+    any other refusal of a chunk        the stream may be closed: the catalogue tells
+
+Pure, but for asking the catalogue, which a worker does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from ..api.client import Client
+from ..api.wire import CLOSED, Entry
+from ..errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
+from .tasks.work import Attempt, UnexplainedError, Work
+
+# The manual lists what is logged here under this name.
+_logger = logging.getLogger("atomscale_bluesky.delivery.task_runner")
+
+# A look-up that is refused has told nothing. A key that may only write gets no answer to it, and some deployments have
+# no catalogue. So the request that it was made for keeps its own reason.
+LOOK_UP_REFUSED = (ApiKeyError, ApiRefusedError)
+# After so many attempts a refusal counts as it is, if the catalogue gave no answer about its stream each time.
+CATALOGUE_ATTEMPTS = 8
+
+
+def is_no_route(error: ApiError) -> bool:
+    """Return True if an answer may mean that the path does not exist."""
+    return error.status in {404, 405}
+
+
+def is_too_large(error: ApiError) -> bool:
+    """Return True if a smaller request may be taken. It says nothing about the stream."""
+    return error.status == 413
+
+
+def are_too_large(refused: Mapping[str, ApiRefusedError]) -> bool:
+    """Return True if channels were refused, and each because it is too large alone."""
+    return bool(refused) and all(map(is_too_large, refused.values()))
+
+
+def is_forbidden_alone(error: ApiError, forbidden_at: float | None, answered_at: float) -> bool:
+    """Return True if a request is forbidden while others are taken, so that it is not the key that is wrong.
+
+    Args:
+        error: What came of the request.
+        forbidden_at: When its task was answered 403 for the first time; None if it never was.
+        answered_at: When Atomscale last answered any request.
+    """
+    return error.status == 403 and forbidden_at is not None and answered_at > forbidden_at
+
+
+def surely_did_nothing(error: ApiError) -> bool:
+    """Return True if a request that failed was not applied, and will not be."""
+    if isinstance(error, ApiKeyError):
+        return True
+    return isinstance(error, ApiUnavailableError) and not error.may_have_been_applied
+
+
+def is_closed(client: Client, work: Work[Any], data_id: str, attempt: Attempt) -> bool:
+    """Return True if the catalogue says that the server has closed the stream, so the chunk was not refused itself."""
+    return closed_as(client, work, data_id, attempt) is not None
+
+
+def closed_as(client: Client, work: Work[Any], data_id: str, attempt: Attempt) -> str | None:
+    """Return the status of a stream that is closed, None if it is open or the catalogue does not tell.
+
+    Raises:
+        UnexplainedError: There was no answer, which can clear; not raised after `CATALOGUE_ATTEMPTS`.
+    """
+    entry: Entry | None = None
+    try:
+        entry = client.entry(data_id)
+    except LOOK_UP_REFUSED as error:
+        _logger.info("%s was refused, and the catalogue does not tell whether its stream was closed: %s", work, error)
+    except ApiUnavailableError as error:
+        if attempt.unexplained + 1 < CATALOGUE_ATTEMPTS:
+            raise UnexplainedError from error
+    return entry.status if entry is not None and entry.status in CLOSED else None

@@ -1,0 +1,168 @@
+"""A claimed run as its tasks see it: its files, what was read of them, and what is under way."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Container
+
+from ..chunking.run_chunker import Cutting
+from ..model.chunk import Chunk
+from ..spool.gil_yield import Courtesy
+from ..spool.journal import START
+from ..spool.ledger_format import Parked
+from ..spool.ledger_state import LedgerState, StreamState
+from ..spool.run_claim import Claim
+from .backoff import Patience
+from .continuation import Endings
+from .pending_links import Link, Linking
+from .previews import Previews, cut_short_in_doubt
+from .task_book import Task, TaskBook
+from .tasks.work import Kind, Knowledge
+
+# The manual lists what is logged here under this name.
+_logger = logging.getLogger("atomscale_bluesky.delivery.run_delivery")
+
+
+class Run:
+    """A claimed run, from where its files say it stands; belongs to the deciding thread.
+
+    Args:
+        claim: Gives its files.
+        knowledge: What is known about the server.
+        now: Unix seconds.
+        courtesy: Makes way for a plan's thread.
+
+    Raises:
+        SpoolError: From every method: the run's files cannot be read or written, or contradict each other.
+    """
+
+    def __init__(self, claim: Claim, knowledge: Knowledge, now: Callable[[], float], courtesy: Courtesy | None) -> None:
+        self.claim = claim
+        self.header = claim.header
+        self.ledger = claim.ledger
+        self.knowledge = knowledge
+        self.now = now
+        self.book = TaskBook()
+        self.patience = Patience()
+        self.apart: dict[int, set[str]] = {}  # by stream: channels that were refused, and are pushed one by one
+        self.adds_up: set[int] = set()  # streams that may be finalized by the account
+        self.to_reload = False  # what this object has read already means something else by now
+        self.linking = Linking(claim.header, claim.ledger.state)
+        if self.state.broken is None:
+            cut_short_in_doubt(claim.ledger)
+        self.cutting = Cutting(claim.folder, claim.header, claim.ledger, courtesy)
+        self.previews = Previews(claim.header, claim.ledger, self.cutting, now)
+        self.endings = Endings(claim.ledger, self.cutting, now)
+        if self.state.broken is not None:
+            _logger.error("run %s is parked and stays in the spool: %s", self.header.run_uid, self.state.broken)
+        elif self.clock_is_open and self.parked is None and self._has_sent_times:
+            self.park(
+                "the line of its ledger that tells the shift of its times is damaged, and a part of it was sent",
+                "`move` it to the same endpoint, which delivers all of it again as new streams, or `discard` it",
+            )
+        if not (self.streams or self.parked):
+            self.cutting.open_stream(
+                why="run start", time_base=self.header.primary, from_row=0, position=START, channels=None, own=False
+            )
+
+    @property
+    def state(self) -> LedgerState:
+        """What the ledger tells."""
+        return self.ledger.state
+
+    @property
+    def streams(self) -> dict[int, StreamState]:
+        """The metrology streams that the ledger tells of."""
+        return self.ledger.state.streams
+
+    @property
+    def stopped(self) -> bool:
+        """Return True if the journal, as far as it was read, holds the run's stop."""
+        return self.cutting.account.stop is not None
+
+    @property
+    def delivered(self) -> bool:
+        """Return True if every metrology stream of the stopped run is finalized, and linked."""
+        return (
+            self.cutting.read_all
+            and all(stream.over for stream in self.streams.values())
+            and not self.linking.to_resolve
+            and not any(self.links_open(stream) for stream in self.streams.values())
+        )
+
+    @property
+    def parked(self) -> str | None:
+        """Why the whole run waits, if it does: for the operator, or for what is missing in Atomscale."""
+        return self.parked_for_good or (None if self.state.exists else self.state.unresolved)
+
+    @property
+    def parked_for_good(self) -> str | None:
+        """The same, where nobody but the operator can mend it."""
+        return self.state.stuck or (self.header.problem if self.state.edited is None else None)
+
+    @property
+    def clock_is_open(self) -> bool:
+        """Return True if it is not known yet by how much the run's times are to be shifted."""
+        return self.header.clock == "reference" and self.state.clock is None
+
+    @property
+    def _has_sent_times(self) -> bool:
+        """Return True if a part of the run was pushed, or may have been."""
+        return any(stream.last or stream.previewed for stream in self.streams.values())
+
+    def as_sent(self, chunk: Chunk) -> Chunk:
+        """Return a chunk with its times as they go out."""
+        return chunk.shifted(self.state.clock.offset_s) if self.state.clock else chunk
+
+    def links_open(self, stream: StreamState) -> list[Link]:
+        """Return the links of a stream that are still to be made, those refused included."""
+        return self.linking.open(stream, self.cutting.account.stop)
+
+    def reload(self, reason: str) -> None:
+        """Have the run read again from its files, once nothing of it is under way; until then no task begins."""
+        _logger.debug("run %s is to be read again from its files: %s", self.header.run_uid, reason)
+        self.to_reload = True
+
+    def park(self, reason: str, remedy: str) -> None:
+        """Keep the run in the spool until the operator has looked."""
+        self.ledger.note(Parked(f"{reason}; {remedy}"), sync=True)
+        _logger.error("run %s is parked and stays in the spool: %s; %s", self.header.run_uid, reason, remedy)
+
+    def park_for_its_account(self, contradiction: str) -> None:
+        """Park the run because what was delivered of it is not what its files say."""
+        self.park(
+            f"its account does not add up ({contradiction}), so it is not finalized",
+            "compare it by `atomscale-bluesky verify`, then `move` it, which delivers all of it again, or `discard` it",
+        )
+
+    def park_stream(self, number: int, label: str, reason: str) -> None:
+        """Let a stream, and those that share it, wait for the operator or for what is missing; its data are kept."""
+        stream = self.streams[number]
+        if stream.parked == reason:  # asked for again, and answered as before
+            return
+        self.ledger.note(Parked(reason, number), sync=True)
+        together = {one.opening.stream for one in stream.group}
+        self.drop_ready(together)
+        self.take_failed(together)
+        _logger.error(
+            "%r is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit` or `retry`", label, reason
+        )
+
+    def drop_ready(self, streams: Container[int]) -> None:
+        """Drop the chunks of some streams that were made and have not left."""
+        self.cutting.ready = deque(chunk for chunk in self.cutting.ready if chunk.stream not in streams)
+
+    def take_failed(self, streams: Container[int]) -> list[Task]:
+        """Take back the failed tasks of some streams. Their links are made after the run's files were read again."""
+        taken = self.book.take_failed(streams)
+        for task in taken:
+            if task.kind is not Kind.LINK:
+                self.book.over(task)
+        return taken
+
+    def keep_failed(self, task: Task) -> None:
+        """Have a failed task that was taken back tried again after all."""
+        if task.kind is not Kind.LINK:
+            self.book.hold(task.kind, task.stream)
+        self.book.wait(task)

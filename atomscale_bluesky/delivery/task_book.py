@@ -1,0 +1,120 @@
+"""The tasks of one run that are under way: handed out to a worker, or failed and waiting for another attempt."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Container
+from typing import Any
+
+import msgspec
+
+from ..model.chunk import Chunk
+from .tasks.work import Kind, Work
+
+
+class Task(msgspec.Struct, eq=False):
+    """One thing to do, and how often it was tried already. Changed by the deciding thread, while no worker has it."""
+
+    work: Work[Any]
+    attempts: int = 0
+    not_before: float = 0.0  # monotonic
+    unexplained: int = 0  # how often it was refused while the catalogue gave no answer about its stream
+    forbidden_at: float | None = None  # monotonic: when it was first answered 403
+
+    @property
+    def kind(self) -> Kind:
+        """What it asks of Atomscale."""
+        return self.work.kind
+
+    @property
+    def stream(self) -> int:
+        """The metrology stream that it is about."""
+        return self.work.stream
+
+    @property
+    def chunk(self) -> Chunk | None:
+        """The chunk that it sends, if it sends one."""
+        return getattr(self.work, "chunk", None)
+
+    def __str__(self) -> str:
+        """Return what a log line calls it."""
+        return str(self.work)
+
+
+class TaskBook:
+    """What is under way for one run; belongs to the deciding thread.
+
+    A task *holds* its kind for its stream from when it is handed out until what came of it was noted, failed attempts
+    included. So no second task does the same.
+    """
+
+    def __init__(self) -> None:
+        self.failed: deque[Task] = deque()
+        self.in_flight = 0  # handed out, and not returned
+        self._in_flight: Counter[int] = Counter()  # the same, by stream
+        self._held: Counter[tuple[Kind, int]] = Counter()
+
+    def begin(self, work: Work[Any]) -> Task:
+        """Return a task that is handed out now."""
+        task = Task(work)
+        self.hold(work.kind, work.stream)
+        self._hand_out(task)
+        return task
+
+    def next_failed(self, now: float) -> Task | None:
+        """Hand out a task that failed and whose time has come, by a monotonic clock; None if there is none."""
+        for task in self.failed:
+            if task.not_before <= now:
+                self.failed.remove(task)
+                self._hand_out(task)
+                return task
+        return None
+
+    def returned(self, task: Task) -> None:
+        """Note that the worker is done with a task. It still holds its kind."""
+        self.in_flight -= 1
+        self._in_flight[task.stream] -= 1
+
+    def wait(self, task: Task) -> None:
+        """Keep a returned task until it is handed out again."""
+        self.failed.append(task)
+
+    def over(self, task: Task) -> None:
+        """Note that nothing is left to do of a returned task."""
+        self._held[task.kind, task.stream] -= 1
+
+    def hold(self, kind: Kind, stream: int) -> None:
+        """Let no task of a kind begin for a stream, until as many are over."""
+        self._held[kind, stream] += 1
+
+    def take_failed(self, streams: Container[int]) -> list[Task]:
+        """Take out the failed tasks of some streams, in their order."""
+        taken = [task for task in self.failed if task.stream in streams]
+        if taken:
+            self.failed = deque(task for task in self.failed if task.stream not in streams)
+        return taken
+
+    def holds(self, kind: Kind, stream: int) -> bool:
+        """Return True if a task of a kind is under way for a stream, or has failed and waits."""
+        return self._held[kind, stream] > 0
+
+    def holds_any(self, kind: Kind) -> bool:
+        """Return True if a task of a kind is under way for any stream, or has failed and waits."""
+        return any(held for (one, _), held in self._held.items() if one is kind)
+
+    @property
+    def is_busy(self) -> bool:
+        """Return True if anything is under way, or has failed and waits."""
+        return self.in_flight > 0 or bool(self.failed)
+
+    def is_in_flight(self, stream: int) -> bool:
+        """Return True if a worker has a task of a stream."""
+        return self._in_flight[stream] > 0
+
+    def due(self) -> float | None:
+        """Return when the next failed task may be tried again, monotonic; None if there is none."""
+        return min((task.not_before for task in self.failed), default=None)
+
+    def _hand_out(self, task: Task) -> None:
+        self.in_flight += 1
+        self._in_flight[task.stream] += 1

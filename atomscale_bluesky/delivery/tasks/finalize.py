@@ -1,0 +1,82 @@
+"""Close a stream: once, when the run has stopped, all of it is confirmed and linked, and its account adds up."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, ClassVar
+
+from ...api.client import Client
+from ...errors import ApiRefusedError
+from ...spool.ledger_format import Finalized, Finalizing
+from ...spool.ledger_state import Life, StreamState
+from ..refusals import closed_as
+from .work import Attempt, Kind, Work
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+# The manual lists what is logged here under this name.
+_logger = logging.getLogger("atomscale_bluesky.delivery.task_runner")
+
+
+class Finalize(Work[None], frozen=True, eq=False):
+    """Close a stream."""
+
+    kind: ClassVar[Kind] = Kind.FINALIZE
+
+    data_id: str
+    family: str
+
+    def perform(self, client: Client, attempt: Attempt) -> None:
+        """Close the stream; one that is closed already is done."""
+        try:
+            client.finalize(self.family, self.data_id)
+        except ApiRefusedError:
+            # Refused because it was done: an answer may have been lost, or the server closed a stream that was silent.
+            status = closed_as(client, self, self.data_id, attempt)
+            if status is None:
+                raise
+            if status != "success":
+                _logger.warning(
+                    "%r was closed by the server as %s before it was finalized; it is whole", self.label, status
+                )
+
+    def apply(self, run: Run, result: None) -> None:
+        """Note that the stream is closed."""
+        run.ledger.note(Finalized(self.stream, run.now()), sync=True)
+
+
+def plan(run: Run) -> Finalize | None:
+    """Return the next stream to close, noted and synced; park the run if its account does not add up."""
+    if run.to_reload or not run.cutting.read_all or run.cutting.ready or run.book.failed:
+        return None  # `to_reload`: a stream was opened whose rows are read next
+    ready = [stream for number, stream in run.streams.items() if _may_be_closed(run, number, stream)]
+    unknown = [stream for stream in ready if stream.opening.stream not in run.adds_up]
+    contradictions: dict[int, str] = {}
+    if unknown:
+        beyond = {*run.cutting.outgrown, *(number for number in run.streams if number in run.endings)}
+        contradictions = run.cutting.account.contradiction(run.state, unknown, beyond)
+        run.adds_up.update({stream.opening.stream for stream in unknown} - contradictions.keys())
+    for stream in ready:
+        number = stream.opening.stream
+        if number in contradictions:
+            continue
+        if stream.life is Life.INITIALIZED:
+            run.ledger.note(Finalizing(number), sync=True)
+        return Finalize(number, stream.opening.label, stream.data_id or "", stream.family or "")
+    if contradictions and not run.book.in_flight:
+        run.park_for_its_account(next(iter(contradictions.values())))
+    return None
+
+
+def _may_be_closed(run: Run, number: int, stream: StreamState) -> bool:
+    """Return True if nothing of a stream is left to do but to close it, whatever the account says."""
+    if run.book.holds(Kind.FINALIZE, number) or stream.opening.joins is not None:
+        return False
+    if stream.blocked or any(not one.settled or one.life is Life.CLOSED for one in stream.group):
+        return False
+    if run.book.holds(Kind.LINK, number) or run.linking.to_resolve or run.links_open(stream):
+        return False
+    if any(one.opening.stream in run.cutting.outgrown for one in stream.group):
+        return False  # what comes after it has no stream yet
+    return stream.life in {Life.INITIALIZED, Life.FINALIZING}

@@ -1,0 +1,147 @@
+"""Make a metrology stream: the path family is noted before the request leaves, so that a crash is known to be one."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
+
+from ...api.client import Client
+from ...api.wire import is_about_the_route
+from ...errors import ApiError, ApiKeyError, ApiRefusedError
+from ...model.identifiers import FAMILIES
+from ...model.links import Links
+from ...spool.ledger_format import Initialized, Initializing
+from ...spool.ledger_state import Life
+from ..refusals import LOOK_UP_REFUSED, is_no_route, surely_did_nothing
+from .work import Again, Attempt, Kind, Work
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+# The manual lists what is logged here under these names.
+_logger = logging.getLogger("atomscale_bluesky.delivery.task_runner")
+_answers_logger = logging.getLogger("atomscale_bluesky.delivery.outcomes")
+
+
+class Initialize(Work[str], frozen=True, eq=False):
+    """Make a stream, or find the one that an earlier attempt has made; brings its id."""
+
+    kind: ClassVar[Kind] = Kind.INITIALIZE
+
+    links: Links
+    points_per_chunk: int
+    family: str
+    may_exist: bool = False  # an earlier attempt may have made the stream
+    refusal: str = ""  # why another path family refused it before
+
+    def perform(self, client: Client, attempt: Attempt) -> str:
+        """Look for the stream if it may exist, and make it if it does not."""
+        if self.may_exist:
+            # An earlier request may have been applied though its answer never came: look before making another.
+            try:
+                entry = client.find(self.label)
+            except LOOK_UP_REFUSED as error:
+                # Nothing was ever pushed to a stream whose id is not known, so all that may be left is an empty one.
+                _logger.warning(
+                    "%r may be in Atomscale already, and the catalogue does not tell (%s); it is made again, and an "
+                    "empty stream of this label may be left there", self.label, error,
+                )  # fmt: skip
+            else:
+                found = "was found in the catalogue" if entry else "is not in the catalogue; made anew"
+                _logger.info("%r %s", self.label, found)
+                if entry:
+                    return entry.data_id
+        try:
+            return client.initialize(
+                self.family, label=self.label, points_per_chunk=self.points_per_chunk, links=self.links
+            )
+        except ApiKeyError as error:
+            _check_instrument(client, self.links.synth_source_id, error)
+            raise
+
+    def apply(self, run: Run, result: str) -> None:
+        """Note the stream's id; its chunks may leave."""
+        run.knowledge.family = run.knowledge.family or self.family
+        if run.streams[self.stream].parked:
+            run.reload("chunks of a stream were passed over while it was parked")
+        run.ledger.note(Initialized(self.stream, result, self.family), sync=True)
+        _answers_logger.info("metrology stream %r is %s", self.label, result)
+
+    def refused(self, run: Run, error: ApiRefusedError) -> Again | None:
+        """Try the next path family if this one may not exist here, else park the stream."""
+        known = run.knowledge.family
+        if known != self.family:
+            # The family was a guess; meanwhile another stream may have found out which one it is.
+            routeless = is_no_route(error) and is_about_the_route(error.detail, self.links)
+            following = FAMILIES[FAMILIES.index(self.family) + 1 :] if known is None else (known,)
+            if routeless and following:
+                _note_family(run, self.stream, following[0])
+                work = msgspec.structs.replace(self, family=following[0], refusal=str(error), may_exist=False)
+                return Again(work, 0.0)
+            if known is None and self.family != FAMILIES[0]:
+                _note_family(run, self.stream, FAMILIES[0])  # what the operator mends begins from the beginning
+        reason = f"{self.refusal}; {error}" if self.refusal else str(error)
+        self.park(run, reason + _what_it_named(self.links, reason))
+        return None
+
+    def failed(self, run: Run, error: ApiError, part: str | None) -> Initialize:
+        """Return the same, for a stream that may exist unless the request surely did nothing."""
+        return self if surely_did_nothing(error) else msgspec.structs.replace(self, may_exist=True)
+
+
+def plan(run: Run, now: float) -> Initialize | None:
+    """Return the next stream to make; one that was refused is tried again now and then, by a monotonic clock."""
+    if not run.linking.may_initialize:
+        return None
+    for number, stream in run.streams.items():
+        if stream.life not in {Life.OPENED, Life.INITIALIZING} or run.book.holds(Kind.INITIALIZE, number):
+            continue
+        if stream.opening.joins is not None:
+            continue  # initialized with the one that it joins
+        if stream.parked and not run.patience.is_over(number, now):
+            continue
+        may_exist = stream.life is Life.INITIALIZING
+        family = stream.family or run.knowledge.family or FAMILIES[0]
+        _note_family(run, number, family)
+        opening = stream.opening
+        return Initialize(number, opening.label, run.linking.links, opening.points_per_chunk, family, may_exist)
+    return None
+
+
+def _note_family(run: Run, stream: int, family: str) -> None:
+    """Note that the request is about to leave for this path family."""
+    if run.streams[stream].family != family:
+        run.ledger.note(Initializing(stream, family), sync=True)
+
+
+def _check_instrument(client: Client, source_id: int | None, error: ApiKeyError) -> None:
+    """Tell a key that may not write from one that may, but not for somebody else's instrument.
+
+    Raises:
+        ApiRefusedError: The instrument is not among those that the key can see.
+    """
+    if error.status != 403 or source_id is None:
+        return
+    try:
+        known = client.instruments()
+    except ApiError:
+        return
+    if source_id not in known:
+        raise ApiRefusedError(
+            f"growth instrument {source_id} is not one that this key can see ({error}); correct it with "
+            f"`edit --synth-source-id`",
+            status=error.status,
+        ) from error
+
+
+def _what_it_named(links: Links, reason: str) -> str:
+    """Return what a refused stream was to be linked to, as far as the refusal does not say it itself."""
+    named = {
+        "synth_source_id": links.synth_source_id,
+        "physical_sample_id": links.physical_sample_id,
+        "project_id": links.project_id,
+    }
+    unsaid = [f"{name} {value}" for name, value in named.items() if value is not None and str(value) not in reason]
+    return f"; the run names {', '.join(unsaid)}" if unsaid else ""

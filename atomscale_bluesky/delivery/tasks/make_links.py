@@ -1,0 +1,174 @@
+"""Link a stream that exists to its sample, project and tags, one link after the other.
+
+Everything here may be done again and changes nothing then. Where the catalogue is refused, it has told nothing: the
+refusal that counts is that of the request itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
+
+from ...api.client import Client
+from ...api.wire import Entry
+from ...errors import ApiError, ApiRefusedError
+from ...spool.ledger_format import Linked, LinkRefused
+from ...spool.run_reader import stop_of
+from .. import backoff
+from ..backoff import Backoff
+from ..pending_links import Link
+from ..refusals import LOOK_UP_REFUSED
+from .resolve import tag_ids
+from .work import Attempt, Kind, PartlyDoneError, Work
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+# The manual lists what is logged here under these names.
+_logger = logging.getLogger("atomscale_bluesky.delivery.link_resolver")
+_run_logger = logging.getLogger("atomscale_bluesky.delivery.run_delivery")
+
+# A run that stopped longer ago says nothing any more about what a project's growth monitoring should follow now.
+TRACKED_LATE_S = 600.0
+
+
+class LinksMade(msgspec.Struct, frozen=True):
+    """What became of the links of a stream."""
+
+    made: tuple[Link, ...] = ()
+    refused: dict[Link, str] = {}  # with the reason
+
+
+class MakeLinks(Work[LinksMade], frozen=True, eq=False):
+    """Make the links of a stream that are not made yet."""
+
+    kind: ClassVar[Kind] = Kind.LINK
+    backoff: ClassVar[Backoff | None] = backoff.LINK
+
+    data_id: str
+    to_link: tuple[Link, ...]
+    stopped_at: float | None = None  # when the run had stopped, as far as was known; Unix seconds
+
+    def perform(self, client: Client, attempt: Attempt) -> LinksMade:
+        """Make one link after the other; what became of the earlier ones is kept whatever happens to a later one."""
+        made: list[Link] = []
+        refused: dict[Link, str] = {}
+        for link in self.to_link:
+            try:
+                _LINKERS[link.kind](client, self, link.to)
+            except ApiRefusedError as error:
+                refused[link] = str(error)
+            except Exception as error:
+                raise PartlyDoneError(LinksMade(tuple(made), refused)) from error
+            else:
+                made.append(link)
+        return LinksMade(tuple(made), refused)
+
+    def apply(self, run: Run, result: LinksMade) -> None:
+        """Note which links are made and which are refused."""
+        self._note_made(run, result.made)
+        known = run.streams[self.stream].links_refused
+        new = {link: reason for link, reason in result.refused.items() if known.get(link) != reason}
+        for link, reason in new.items():
+            run.ledger.note(LinkRefused(self.stream, link.kind, link.to, reason), sync=True)
+        if new:
+            _run_logger.error(
+                "%r is not linked (%s), its readings are delivered and it stays unfinalized: %s; "
+                "mend it with `atomscale-bluesky edit` or `retry`",
+                self.label, ", ".join(link.kind for link in new), next(iter(new.values())),
+            )  # fmt: skip
+
+    def park(self, run: Run, reason: str) -> None:
+        """Note that all of them are refused; chunks go on."""
+        self.apply(run, LinksMade(refused=dict.fromkeys(self.to_link, reason)))
+
+    def failed(self, run: Run, error: ApiError, part: LinksMade | None) -> MakeLinks:
+        """Note the links that were made, and return the others."""
+        if part is None:
+            return self
+        self._note_made(run, part.made)
+        return msgspec.structs.replace(self, to_link=tuple(link for link in self.to_link if link not in part.made))
+
+    def _note_made(self, run: Run, made: Iterable[Link]) -> None:
+        for link in made:
+            run.ledger.note(Linked(self.stream, link.kind, link.to), sync=True)
+
+
+def plan(run: Run, now: float) -> MakeLinks | None:
+    """Return the links of the next stream that has any to make; a refused one is tried again, by a monotonic clock."""
+    for number, stream in run.streams.items():
+        if run.book.holds(Kind.LINK, number) or number in run.endings:
+            continue
+        to_link = tuple(
+            link
+            for link in run.links_open(stream)
+            if link not in stream.links_refused or run.patience.is_over((number, link), now)
+        )
+        if to_link:
+            stop = stop_of(run.claim.folder)  # which may not have been read yet
+            stopped_at = stop.time if stop else None
+            return MakeLinks(number, stream.opening.label, stream.data_id or "", to_link, stopped_at)
+    return None
+
+
+def _entry(client: Client, data_id: str) -> Entry | None:
+    """Return a stream's entry in the catalogue, None where there is none or the catalogue does not tell."""
+    try:
+        return client.entry(data_id)
+    except LOOK_UP_REFUSED as error:
+        _logger.info("the catalogue does not tell what stream %s is linked to: %s", data_id, error)
+        return None
+
+
+def _link_sample(client: Client, work: MakeLinks, sample: str) -> None:
+    entry = _entry(client, work.data_id)
+    if entry is None or (entry.physical_sample_id or "").lower() != sample.lower():
+        client.link_sample(work.data_id, sample)
+
+
+def _look_for_project(client: Client, work: MakeLinks, project: str) -> None:
+    """Nobody says that naming a project puts a stream into it, and no call is known that would."""
+    entry = _entry(client, work.data_id)
+    if entry is not None and project not in {one.lower() for one in entry.project_ids}:
+        _logger.warning(
+            "%r was initialized for project %s, and the catalogue does not show it there (yet)", work.label, project
+        )
+
+
+def _track(client: Client, work: MakeLinks, to: str) -> None:
+    """The sample of a run that is long over is tracked, and the one that grows meanwhile stays the active one."""
+    project, sample = to.split()
+    active = work.stopped_at is None or time.time() - work.stopped_at < TRACKED_LATE_S
+    if not active:
+        _logger.warning("%r stopped long ago: project %s tracks its sample, not as the active one", work.label, project)
+    client.track_sample(project, sample, active=active)
+
+
+def _attach(client: Client, work: MakeLinks, tags: str) -> None:
+    client.attach_tags(work.data_id, tags.split())
+
+
+def _attach_ending(client: Client, work: MakeLinks, tag: str) -> None:
+    client.attach_tags(work.data_id, tag_ids(client, [tag]))
+
+
+def _tell_reason(client: Client, work: MakeLinks, label: str) -> None:
+    """A label is for people: a stream that keeps the one it had is none the worse."""
+    try:
+        client.rename(work.data_id, label)
+    except ApiRefusedError as error:
+        _logger.warning("%r keeps its label, which was to tell why its run failed: %s", work.label, error)
+
+
+_LINKERS: dict[str, Callable[[Client, MakeLinks, str], None]] = {
+    "sample": _link_sample,
+    "project": _look_for_project,
+    "tracking": _track,
+    "tags": _attach,
+    "ending": _attach_ending,
+    "label": _tell_reason,
+}

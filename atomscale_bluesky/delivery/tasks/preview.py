@@ -1,0 +1,75 @@
+"""Send the newest points of a slow stream before their chunk is full; `previews` has the rules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from ...errors import ApiError
+from ..ending_streams import end_stream
+from ..refusals import surely_did_nothing
+from .chunk_requests import ChunkWork, Sent
+from .work import Kind
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+
+class Preview(ChunkWork, frozen=True, eq=False):
+    """Send the beginning of a chunk. It is never tried again: the next one has more points."""
+
+    kind: ClassVar[Kind] = Kind.PREVIEW
+    finds_refused: ClassVar[bool] = False  # no reader has to know which channel it is
+
+    def apply(self, run: Run, result: Sent) -> None:
+        """Note that it is shown, or that the server does not take previews, or let the stream end."""
+        if result.closed:
+            run.book.hold(Kind.PREVIEW, self.stream)  # until the run's files are read again
+            end_stream(run, self.stream, "closed by the server", self.points_per_chunk, None)
+        elif not result.refused:
+            run.previews.taken(self.stream)
+        elif result.confirmed:  # some channels are taken: that cannot be taken back, so it is the chunk
+            self._not_answered(run, in_doubt=True)
+        elif run.previews.refused(self.stream, str(next(iter(result.refused.values())))):
+            run.reload("a chunk ends with the last preview that was taken")
+
+    def park(self, run: Run, reason: str) -> None:
+        """Park the stream. Nothing more is shown of it until the run's files are read again."""
+        super().park(run, reason)
+        run.book.hold(Kind.PREVIEW, self.stream)
+
+    def failed(self, run: Run, error: ApiError, part: Sent | None) -> None:
+        """Note that it was not answered: it may be applied now or later, unless it surely did nothing."""
+        some = part is not None and bool(part.confirmed)
+        self._not_answered(run, in_doubt=some or not surely_did_nothing(error))
+
+    def put_back(self, run: Run) -> None:
+        """Note that it did not leave."""
+        self._not_answered(run, in_doubt=False)
+
+    def _not_answered(self, run: Run, *, in_doubt: bool) -> None:
+        if run.previews.failed(self.stream, in_doubt=in_doubt):
+            run.reload("a chunk ends with a preview that was not answered")
+
+
+def plan(run: Run, now: float) -> Preview | None:
+    """Return the next preview that is due by a monotonic clock, noted and synced."""
+    if run.clock_is_open or run.cutting.ready or not run.cutting.at_end:
+        return None
+
+    def is_quiet(number: int) -> bool:
+        return not (run.book.is_in_flight(number) or run.book.holds(Kind.PUSH, number) or number in run.endings)
+
+    chunk = run.previews.next_chunk(now, is_quiet)
+    if chunk is None:
+        return None
+    stream = run.streams[chunk.stream]
+    opening = stream.opening
+    return Preview(
+        opening.stream,
+        opening.label,
+        stream.data_id or "",
+        stream.family or "",
+        opening.points_per_chunk,
+        run.as_sent(chunk),
+        frozenset(run.apart.get(opening.stream, ())),
+    )

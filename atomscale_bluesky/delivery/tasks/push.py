@@ -1,0 +1,121 @@
+"""Push a full chunk of a stream: its rows are synced and their range is noted before it leaves for the first time."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
+
+from ...errors import ApiError
+from ...model.chunk import Chunk
+from ...spool.ledger_format import Confirmed, Refused, Tried
+from ...spool.ledger_state import Life, StreamState
+from ..ending_streams import end_stream
+from ..refusals import are_too_large
+from .chunk_requests import ChunkWork, Sent
+from .work import Kind
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+# The manual lists what is logged here under this name.
+_logger = logging.getLogger("atomscale_bluesky.delivery.run_delivery")
+
+
+class Push(ChunkWork, frozen=True, eq=False):
+    """Push a full chunk, or what is left of it."""
+
+    kind: ClassVar[Kind] = Kind.PUSH
+
+    may_be_there: bool = False  # an earlier attempt, perhaps of another process, may have brought it
+
+    def apply(self, run: Run, result: Sent) -> None:
+        """Note which channels are confirmed and which are refused, or let the stream end."""
+        if result.closed:
+            in_doubt = self.chunk if self.may_be_there else None
+            end_stream(run, self.stream, "closed by the server", self.points_per_chunk, in_doubt)
+        elif are_too_large(result.refused) and not result.confirmed and self.points_per_chunk > 1:
+            end_stream(run, self.stream, "too large", max(1, self.points_per_chunk // 2), None)
+        else:
+            self._answered(run, result)
+
+    def _answered(self, run: Run, result: Sent) -> None:
+        confirmed, refused, index = result.confirmed, result.refused, self.chunk.index
+        names = set(self.chunk.names)
+        if refused and not confirmed and set(refused) >= names:
+            reason = str(next(iter(refused.values())))
+            if run.previews.chunk_refused(run.streams[self.stream], index, reason):
+                run.reload("a refused chunk ends with what was shown of it")
+                return
+        for name, error in refused.items():
+            run.ledger.note(Refused(self.stream, index, (name,), error.status, str(error)))
+            run.apart.setdefault(self.stream, set()).add(name)
+            _logger.error(
+                "chunk %d of channel %r in %r was refused and is kept: %s; see `atomscale-bluesky status`",
+                index, name, self.label, error,
+            )  # fmt: skip
+        if confirmed:
+            whole = set(confirmed) >= names
+            run.ledger.note(Confirmed(self.stream, index, run.now(), None if whole else confirmed))
+            run.apart.get(self.stream, set()).difference_update(confirmed)  # taken again, so sent with the others
+
+    def failed(self, run: Run, error: ApiError, part: Sent | None) -> Push:
+        """Note the channels that were confirmed, and return the others."""
+        chunk = self.chunk
+        if part is not None and part.confirmed:
+            run.ledger.note(Confirmed(self.stream, chunk.index, run.now(), part.confirmed))
+            chunk = chunk.only(name for name in chunk.names if name not in part.confirmed)
+        return msgspec.structs.replace(self, chunk=chunk, may_be_there=True)
+
+
+def plan(run: Run, now: float) -> Push | None:
+    """Return the next chunk that can leave, noted as tried; read the journal on if none is ready.
+
+    Args:
+        run: Whose chunk.
+        now: Monotonic.
+    """
+    if not (run.cutting.ready or run.cutting.read_all):
+        run.cutting.look()
+        if run.cutting.at_end:
+            run.previews.looked(now)
+    if run.clock_is_open:
+        return None  # what a chunk is to be shifted by is noted before its first attempt
+    for chunk in run.cutting.ready:
+        stream = run.streams[chunk.stream]
+        if not _may_leave(run, stream, chunk):
+            continue
+        run.cutting.ready.remove(chunk)
+        run.cutting.sync()
+        tried_before = chunk.index < stream.next_index
+        if not tried_before:
+            # After a power cut that took this note, what was shown before would be sent again, which is less.
+            run.ledger.note(chunk.noted_as(Tried), sync=stream.previewed is not None)
+        opening = stream.opening
+        return Push(
+            opening.stream,
+            opening.label,
+            stream.data_id or "",
+            stream.family or "",
+            opening.points_per_chunk,
+            run.as_sent(_unconfirmed(stream, chunk)),
+            frozenset(run.apart.get(opening.stream, ())),
+            tried_before,
+        )
+    return None
+
+
+def _may_leave(run: Run, stream: StreamState, chunk: Chunk) -> bool:
+    if stream.life is not Life.INITIALIZED or chunk.stream in run.endings:
+        return False  # its time comes with its data_id, or with that of its continuation
+    if run.book.holds(Kind.PREVIEW, chunk.stream) or stream.may_be_cut_short_before(chunk.index):
+        return False
+    # The first chunk goes alone: it shows whether the server takes chunks of this kind and size.
+    return stream.answered or not run.book.holds(Kind.PUSH, chunk.stream)
+
+
+def _unconfirmed(stream: StreamState, chunk: Chunk) -> Chunk:
+    """Return what is left to push of a chunk that was pushed in part before."""
+    confirmed = stream.confirmed_channels.get(chunk.index)
+    return chunk.only(name for name in chunk.names if name not in confirmed) if confirmed else chunk

@@ -1,0 +1,66 @@
+"""Read what a stream that ended holds, where chunks of it are in doubt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
+
+from ...api.client import Client
+from ...errors import ApiRefusedError
+from .. import backoff
+from ..continuation import Points
+from .work import Again, Attempt, Kind, Work
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+# How often what Atomscale stores is read before a difference counts: a minute and a half, in growing pauses.
+MOST_READS = 8
+
+
+class ReadBack(Work[Points], frozen=True, eq=False):
+    """Read the points of a stream."""
+
+    kind: ClassVar[Kind] = Kind.READ_BACK
+
+    data_id: str
+    family: str
+    due: dict[str, int]  # the channels, and how many points of each may be there
+    reads: int = 0  # how often fewer points were read than are confirmed
+
+    def perform(self, client: Client, attempt: Attempt) -> Points:
+        """Read the points of the channels that are due."""
+        return client.points(self.family, self.data_id, self.due).points
+
+    def apply(self, run: Run, result: Points) -> Again | None:
+        """Count what is there of the chunks in doubt as confirmed."""
+        if self.reads < MOST_READS and run.endings.is_short(self.stream, result):
+            # What is confirmed is not all readable yet, so what is in doubt may not be either.
+            return Again(msgspec.structs.replace(self, reads=self.reads + 1), backoff.READ.pause_s(self.reads))
+        run.endings.read_back(self.stream, result)
+        return None
+
+    def refused(self, run: Run, error: ApiRefusedError) -> None:
+        """Count nothing as there, because it cannot be read."""
+        run.endings.read_back(self.stream, {})
+
+
+def plan(run: Run) -> ReadBack | None:
+    """End the streams of which nothing is under way; return one whose chunks are in doubt, which is read first."""
+    book = run.book
+
+    def is_under_way(number: int) -> bool:
+        """Return True if an answer that tells what the stream holds is still to come."""
+        return book.is_in_flight(number) or book.holds(Kind.PUSH, number) or book.holds(Kind.READ_BACK, number)
+
+    def ended(number: int) -> None:
+        run.previews.cut_short(run.streams[number])
+        run.reload("a stream ended, and the rest goes on in a further one")
+
+    in_doubt = run.endings.settle(is_under_way, ended)
+    if in_doubt is None:
+        return None
+    stream = run.streams[in_doubt]
+    due = run.endings.due(in_doubt)
+    return ReadBack(in_doubt, stream.opening.label, stream.data_id or "", stream.family or "", due)

@@ -1,0 +1,180 @@
+"""Find or make what the names of a run's links stand for, once, before its first stream is made.
+
+Atomscale promises nothing about the order or completeness of its lists, and another run may create the same name at
+the same moment. So a list is only the cheap way to find a name: what is not in it is created, and a refusal because
+the name is taken tells that it is there. Everything here may be done again and changes nothing then.
+Where a list is refused, it has told nothing: the refusal that counts is that of the request itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
+
+from ...api.client import Client
+from ...api.wire import Item
+from ...errors import ApiKeyError, ApiRefusedError
+from ...model.identifiers import folded, is_uuid
+from ...model.links import Links
+from ...spool.ledger_format import Resolved, Unresolved
+from ..refusals import LOOK_UP_REFUSED
+from .work import RUN, Attempt, Kind, Work
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+# The manual lists what is logged here under these names.
+_logger = logging.getLogger("atomscale_bluesky.delivery.link_resolver")
+_run_logger = logging.getLogger("atomscale_bluesky.delivery.run_delivery")
+
+
+class Resolve(Work[Links], frozen=True, eq=False):
+    """Find an id for each name among a run's links."""
+
+    kind: ClassVar[Kind] = Kind.RESOLVE
+
+    links: Links
+    order: int  # the edit that has given them, 0 for none
+
+    def perform(self, client: Client, attempt: Attempt) -> Links:
+        """Return the same links with ids; physical sample and tags are created where they do not exist.
+
+        Raises:
+            ApiRefusedError: One of them does not exist and cannot be created; the text says which.
+        """
+        links = self.links
+        if links.project_id is not None:
+            _find_project(client, links.project_id)
+        sample = links.physical_sample_id
+        if links.physical_sample is not None:
+            sample = _sample(client, links.physical_sample)
+        elif sample is not None:
+            _find_sample(client, sample)
+        return msgspec.structs.replace(
+            links, physical_sample=None, physical_sample_id=sample, tags=tag_ids(client, links.tags)
+        )
+
+    def apply(self, run: Run, result: Links) -> None:
+        """Note the ids: streams are made with them."""
+        if self.order != run.linking.order:
+            return  # another edit has come meanwhile
+        if run.state.unresolved is not None:
+            run.reload("what was only counted while the links were not found is to be sent")
+        run.ledger.note(Resolved(result, self.order), sync=True)
+
+    def park(self, run: Run, reason: str) -> None:
+        """Note that the run waits; its links are looked for again now and then."""
+        if self.order != run.linking.order or run.state.unresolved == reason:
+            return
+        run.ledger.note(Unresolved(reason), sync=True)
+        _run_logger.error(
+            "run %s is parked, its readings are kept: %s; it is looked for again by itself, now and then",
+            run.header.run_uid, reason,
+        )  # fmt: skip
+
+
+def plan(run: Run, now: float) -> Resolve | None:
+    """Return the look-up if it is still to be made; one that found nothing is repeated, by a monotonic clock."""
+    if not run.linking.to_resolve or run.book.holds(Kind.RESOLVE, RUN):
+        return None
+    if run.parked_for_good or run.state.discarded:
+        return None
+    if run.state.unresolved and not run.patience.is_over(RUN, now):
+        return None
+    return Resolve(RUN, run.header.label, run.linking.given, run.linking.order)
+
+
+def _find_project(client: Client, project_id: str) -> None:
+    if any(item.id.lower() == project_id for item in client.projects()):
+        return
+    try:
+        client.project_samples(project_id)  # the list may be one page of several
+    except (ApiKeyError, ApiRefusedError) as error:
+        if error.status == 401:
+            raise
+        # A key that may list the projects and not look into this one is in another organisation.
+        raise ApiRefusedError(
+            f"there is no project {project_id} that this key can see ({error}); correct it with `edit --project-id`, "
+            f"or leave it out with `edit --no-project`"
+        ) from error
+
+
+def _find_sample(client: Client, sample: str) -> None:
+    why = ""
+    try:
+        if any(item.id.lower() == sample for item in client.samples(sample)):
+            return
+    except ApiRefusedError as error:
+        why = f" ({error})"
+    raise ApiRefusedError(
+        f"there is no physical sample {sample} that this key can see{why}; correct it with `edit "
+        f"--physical-sample-id`, name it by `edit --physical-sample`, or leave it out with `edit --no-sample`"
+    )
+
+
+def _sample(client: Client, name: str) -> str:
+    found = _named(client.samples(), name)
+    if found is None:
+        try:
+            found = client.create_sample(name)
+        except ApiRefusedError as error:
+            # The name may be taken by now, and the answer of some deployments does not say by which sample.
+            found = _named(_listed(client.samples), name) if error.status == 409 else None
+            if found is None:
+                raise ApiRefusedError(
+                    f"physical sample {name!r} is not in Atomscale and cannot be created ({error}); create it there, "
+                    f"or correct it with `edit --physical-sample`, or leave it out with `edit --no-sample`",
+                    status=error.status,
+                ) from error
+        else:
+            _logger.info("physical sample %r was created: %s", name, found)
+    return found
+
+
+def tag_ids(client: Client, tags: Iterable[str]) -> tuple[str, ...]:
+    """Return the ids of tags that are given by name or id; one that does not exist is created."""
+    known: list[Item] | None = None
+    ids: list[str] = []
+    for tag in tags:
+        if is_uuid(tag):
+            found = tag
+        else:
+            if known is None:
+                known = client.tags()
+            found = _named(known, tag) or _new_tag(client, tag)
+        if found not in ids:
+            ids.append(found)
+    return tuple(ids)
+
+
+def _new_tag(client: Client, name: str) -> str:
+    try:
+        created = client.create_tag(name)
+    except ApiRefusedError as error:
+        found = _named(_listed(client.tags), name)  # somebody else has just created it
+        if found is None:
+            raise ApiRefusedError(
+                f"tag {name!r} is not in Atomscale and cannot be created ({error}); create it there, or correct it "
+                f"with `edit --tag`, or leave tags out with `edit --no-tags`",
+                status=error.status,
+            ) from error
+        return found
+    _logger.info("tag %r was created: %s", name, created)
+    return created
+
+
+def _listed(list_items: Callable[[], list[Item]]) -> list[Item]:
+    """Return what a second look at a list shows, nothing where it is refused."""
+    try:
+        return list_items()
+    except LOOK_UP_REFUSED:
+        return []
+
+
+def _named(items: list[Item], name: str) -> str | None:
+    """Return the id of the item with this name: as it is written if there is one, else ignoring case."""
+    exact = next((item.id for item in items if item.name == name), None)
+    return exact or next((item.id for item in items if folded(item.name) == folded(name)), None)

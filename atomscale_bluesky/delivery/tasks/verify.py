@@ -1,0 +1,63 @@
+"""Read a finalized run back and compare it, where the run is kept until that was done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
+
+from ...api.client import Client
+from ...errors import ApiRefusedError, SpoolError
+from ...spool.ledger_format import Verified
+from .. import backoff
+from .read_back import MOST_READS
+from .work import Again, Attempt, Kind, Work
+
+if TYPE_CHECKING:
+    from ...checks.verification import Verification
+    from ..run import Run
+
+_REMEDY = "after a look, `atomscale-bluesky retry` has it read again"
+
+
+class Verify(Work["Verification"], frozen=True, eq=False):
+    """Read a whole run back, and compare it."""
+
+    kind: ClassVar[Kind] = Kind.VERIFY
+
+    folder: str  # of the run
+    reads: int = 0  # how often it was read back and not equal
+
+    def perform(self, client: Client, attempt: Attempt) -> Verification:
+        """Read the run back, and compare it with its files."""
+        from ...checks.verification import verify_run  # takes a while, and few runs are read back
+
+        try:
+            return verify_run(Path(self.folder), client, patience_s=0)
+        except SpoolError as error:
+            raise ApiRefusedError(f"the run cannot be verified: {error}") from error
+
+    def apply(self, run: Run, result: Verification) -> Again | None:
+        """Note that it is equal, or park the run when it is still not after many reads."""
+        if result.equal:
+            run.ledger.note(Verified(run.now()), sync=True)
+        elif self.reads < MOST_READS:
+            # What was stored may take a while until it can be read; that is no outage.
+            return Again(msgspec.structs.replace(self, reads=self.reads + 1), backoff.READ.pause_s(self.reads))
+        else:
+            run.park(f"read back, and not equal: {result}", _REMEDY)
+        return None
+
+    def refused(self, run: Run, error: ApiRefusedError) -> None:
+        """Park the run, which stays in the spool."""
+        run.park(str(error), _REMEDY)
+
+
+def plan(run: Run) -> Verify | None:
+    """Return the comparison if it is wanted, and all of the run is delivered."""
+    if run.header.keep != "verified" or not run.delivered or run.state.verified or run.book.holds_any(Kind.VERIFY):
+        return None
+    for stream in run.streams.values():
+        return Verify(stream.opening.stream, stream.opening.label, str(run.claim.folder))
+    return None
