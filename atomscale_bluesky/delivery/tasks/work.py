@@ -44,6 +44,8 @@ class Kind(Enum):
     CLOCK = "measure the clock for"
     VERIFY = "verify"
 
+    __hash__ = object.__hash__  # each is there once; the hash of `Enum` is a call in Python, several for each chunk
+
 
 class Knowledge(msgspec.Struct):
     """What has been found out about the server; each is a plain flag that any worker may set."""
