@@ -28,11 +28,11 @@ from .errors import SettingsError
 from .settings import Settings
 from .spool.spool import Spool
 from .status.account import StreamStatus
-from .status.spool_status import SpoolWatch, Status
+from .status.spool_status import SpoolStatus, Status
 
 if TYPE_CHECKING:
     from .checks.verification import Verification
-    from .delivery.uploader_process import Elsewhere
+    from .delivery.uploader_process import UploaderProcess
 
 _logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class AtomscaleCallback:
         }
         self.settings = Settings.load(**arguments) if settings is None else settings.replaced(**arguments)
         self._spool = open_spool(self.settings)
-        self._watch = SpoolWatch(self._spool)
+        self._watch = SpoolStatus(self._spool)
         self._uploader = self._make_uploader()
         self._recorder = DocumentRecorder(self.settings, spool=self._spool, deliverer=self._uploader)
         self._closed = self._all_delivered = False
@@ -253,7 +253,7 @@ class AtomscaleCallback:
 
     # ---- process ---------------------------------------------------------------------------------------------------
 
-    def _make_uploader(self) -> Uploader | Elsewhere | None:
+    def _make_uploader(self) -> Uploader | UploaderProcess | None:
         place = self.settings.uploader
         if self.settings.offline or not (self.settings.api_key or place == "none"):
             why = "offline by setting" if self.settings.offline else "no API key (ATOMSCALE_API_KEY)"
@@ -272,9 +272,9 @@ class AtomscaleCallback:
         if place == "thread":
             uploader = Uploader(self._spool, self.settings, settle=settle)
         else:
-            from .delivery.uploader_process import Elsewhere  # takes a while, and most sessions have a thread
+            from .delivery.uploader_process import UploaderProcess  # takes a while, and most sessions have a thread
 
-            uploader = Elsewhere(self._spool, self.settings, start=place == "process", settle=settle)
+            uploader = UploaderProcess(self._spool, self.settings, start=place == "process", settle=settle)
         return uploader
 
     def after_fork_in_child(self) -> None:
@@ -282,20 +282,20 @@ class AtomscaleCallback:
 
         A child that gets documents has its own runs.
         """
-        self._watch = SpoolWatch(self._spool)
+        self._watch = SpoolStatus(self._spool)
         self._recorder.after_fork_in_child()
         if self._uploader:
             self._uploader.after_fork_in_child()
         self._uploader = None
 
 
-def _stop_threads(uploader: Uploader | Elsewhere | None, spool: Spool, timeout_s: float) -> None:
+def _stop_threads(uploader: Uploader | UploaderProcess | None, spool: Spool, timeout_s: float) -> None:
     if uploader is not None:
         uploader.stop(timeout_s)
     spool.close(timeout_s)
 
 
-def _retire(uploader: Uploader | Elsewhere | None, spool: Spool) -> None:
+def _retire(uploader: Uploader | UploaderProcess | None, spool: Spool) -> None:
     spool.retire()
     if uploader is not None and uploader.running:
         uploader.retire()

@@ -21,7 +21,7 @@ from ..settings import Settings, is_loopback
 from ..spool.disk_space import network_file_system
 from ..spool.spool import Spool
 from ..status.clock_note import CLOCK_WARNS_S, told
-from ..status.spool_status import SpoolWatch
+from ..status.spool_status import SpoolStatus
 
 
 class Result(Enum):
@@ -185,7 +185,7 @@ def _can_be_made(path: Path) -> Check:
 
 def _leftovers(spool: Spool) -> Check:
     try:
-        runs = SpoolWatch(spool).status()
+        runs = SpoolStatus(spool).status()
     except SpoolError as error:
         return Check("leftovers", Result.FAILED, str(error), "update the package, or move that run's folder away")
     damaged = [run for run in runs if run.state == "unreadable"]

@@ -23,13 +23,13 @@ from typing import Any
 
 from ..api.client import Client
 from ..api.read_back import ReadBack
-from ..chunking.run_chunker import Cutting
+from ..chunking.run_chunker import RunChunker
 from ..documents.recorder import DocumentRecorder
 from ..errors import AtomscaleBlueskyError, DocumentError
 from ..model.identifiers import FAMILIES
 from ..settings import Settings
 from ..spool.journal import START
-from ..spool.run_claim import Claim
+from ..spool.run_claim import RunClaim
 from ..spool.spool import Spool
 from .comparison import Difference, Points, Series, same_time
 from .verification import PATIENCE_S, StreamDifference, StreamVerified, Verification, read_back, tell
@@ -255,22 +255,22 @@ def _must_be_there(documents: list[Document], settings: Settings) -> tuple[str, 
     raise RecordingError("the documents make no run")
 
 
-def _cut(claim: Claim) -> list[tuple[str, Series]]:
-    cutting = Cutting(claim.folder, claim.header, claim.ledger)
+def _cut(claim: RunClaim) -> list[tuple[str, Series]]:
+    run_chunker = RunChunker(claim.folder, claim.header, claim.ledger)
     due: dict[tuple[str, str], Series] = {}
     try:
-        cutting.open_stream(
+        run_chunker.open_stream(
             why="run start", time_base=claim.header.primary, from_row=0, position=START, channels=None, own=False
         )
-        while not cutting.read_all:
-            cutting.look()
-            while cutting.ready:
-                chunk = cutting.ready.popleft()
+        while not run_chunker.read_all:
+            run_chunker.look()
+            while run_chunker.ready:
+                chunk = run_chunker.ready.popleft()
                 time_base = claim.ledger.state.streams[chunk.stream].opening.time_base
                 for column in chunk.columns:
                     series = due.setdefault((time_base, column.name), Series(column.unit))
                     series.times.extend(chunk.times)
                     series.values.extend(column.values)
     finally:
-        cutting.close()
+        run_chunker.close()
     return [(name, series) for (_, name), series in due.items()]

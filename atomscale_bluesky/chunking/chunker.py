@@ -1,6 +1,6 @@
 """Turns rows into chunks: which rows make chunk k of which metrology stream. Pure.
 
-A `Cutter` takes the rows of one time base in order and gives chunks of `points_per_chunk` points. Only a stream's last
+A `Chunker` takes the rows of one time base in order and gives chunks of `points_per_chunk` points. Only a stream's last
 chunk is shorter. Journal and ledger alone decide which rows make a chunk: every process that reads the same files cuts
 the same chunks, so a chunk of a given index never changes.
 
@@ -91,7 +91,7 @@ class _Stream:
         self.channels = [name for name in self.channels if self._left.get(name, from_row + 1) > from_row]
 
 
-class Cutter:
+class Chunker:
     """Turns rows of one time base into chunks of its metrology streams.
 
     Args:

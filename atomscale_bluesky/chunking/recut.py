@@ -14,7 +14,7 @@ from ..model.rows import Position, Row
 from ..spool.journal import JournalReader
 from ..spool.journal_format import Layout, decode_journal
 from ..spool.ledger_format import Left, Opened, Previewed, Tried
-from .chunker import Cutter, Resumed
+from .chunker import Chunker, Resumed
 
 
 def cut_again(
@@ -44,7 +44,7 @@ def cut_again(
     if not tried or not own:
         return
     first, last_row = tried[min(tried)], max(one.last_row for one in tried.values())
-    cutter = Cutter(
+    chunker = Chunker(
         own[0],
         non_finite=non_finite,
         decisions=_Noted(tried),
@@ -52,7 +52,7 @@ def cut_again(
         known={channel.name for layout in own for channel in layout.channels},
     )
     for layout in own[1:]:
-        cutter.layout(layout, from_row=0, position=Position(1, 0))
+        chunker.layout(layout, from_row=0, position=Position(1, 0))
     numbers, last = {layout.layout for layout in own}, 0
     for position, payload in _lines(folder, Position(first.segment, first.offset)):
         if not payload.startswith(b"["):
@@ -64,8 +64,8 @@ def cut_again(
             if row.number < last:  # damage: it was not sent
                 continue
             last = row.number
-            yield from cutter.row(position, row)
-    yield from cutter.finish()
+            yield from chunker.row(position, row)
+    yield from chunker.finish()
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """Turns a run's journal into chunks: reads it as far as it is written, and cuts it for every metrology stream.
 
-A `Cutting` continues from the state in the ledger: confirmed chunks are not cut again, and chunks that were tried are
-cut as they were. It opens metrology streams, with a line in the ledger before anything is done about them. It also
+A `RunChunker` continues from the state in the ledger: confirmed chunks are not cut again, and chunks that were tried
+are cut as they were. It opens metrology streams, with a line in the ledger before anything is done about them. It also
 counts the rows for the run's account. Bounded: it holds the few chunks that are ready, and the rows of unfinished ones.
 """
 
@@ -18,7 +18,7 @@ import msgspec
 from ..model.chunk import Chunk
 from ..model.labels import stream_label
 from ..model.rows import Position, Row, Rows
-from ..spool.gil_yield import Courtesy
+from ..spool.gil_yield import GilYield
 from ..spool.journal import START, Line
 from ..spool.journal_format import Header, Layout, decode_journal, decode_rows, joined
 from ..spool.ledger import Ledger
@@ -27,7 +27,7 @@ from ..spool.ledger_state import Life, StreamState
 from ..spool.lines import table_of
 from ..spool.run_reader import RunReader
 from ..status.account import Account
-from .chunker import Cutter, Resumed
+from .chunker import Chunker, Resumed
 from .recut import cut_again
 
 _logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ POINTS_AT_ONCE = 10_000
 MAX_OWN_STREAMS = 50
 
 
-class Cutting:
+class RunChunker:
     """Reads and cuts one run's journal.
 
     Args:
@@ -54,7 +54,7 @@ class Cutting:
         SpoolError: From every method: the run's files cannot be read or written, or contradict each other.
     """
 
-    def __init__(self, folder: Path, header: Header, ledger: Ledger, courtesy: Courtesy | None = None) -> None:
+    def __init__(self, folder: Path, header: Header, ledger: Ledger, gil_yield: GilYield | None = None) -> None:
         self.ledger = ledger
         self.account = Account()
         self.ready: deque[Chunk] = deque()
@@ -66,8 +66,8 @@ class Cutting:
         self.read_all = False  # read up to the run's stop, and its last chunks cut
         self._folder = folder
         self._header = header
-        self._courtesy = courtesy or Courtesy()
-        self._cutters: dict[str, Cutter] = {}
+        self._gil_yield = gil_yield or GilYield()
+        self._cutters: dict[str, Chunker] = {}
         self._resume = {stream.opening.stream: stream.resume() for stream in self.going_on()}
         self._from = min((position for _, _, position in self._resume.values()), default=START)
         self._reader = RunReader(folder)
@@ -102,7 +102,7 @@ class Cutting:
                     return
             self._one_by_one -= 1
             self._take(found, count_only)
-            self._courtesy.worked_through(len(found.payload))
+            self._gil_yield.worked_through(len(found.payload))
             if not count_only and (self.ready or self.read_all):
                 self.at_end = self.read_all
                 return
@@ -119,8 +119,8 @@ class Cutting:
 
     def begun(self) -> Iterator[tuple[int, int, int]]:
         """Yield each stream with an unfinished chunk, that chunk's index, and the number of its newest row."""
-        for cutter in self._cutters.values():
-            yield from cutter.begun()
+        for chunker in self._cutters.values():
+            yield from chunker.begun()
 
     def so_far(self, stream: StreamState) -> Chunk | None:
         """Return a stream's unfinished chunk as it is now, or None if it must not be shown."""
@@ -133,7 +133,7 @@ class Cutting:
         """Cut the tried chunks of a stream again. The journal is read from the first of them on."""
         layouts = self.account.layouts.values()
         for chunk in cut_again(self._folder, layouts, self._header.non_finite, stream.opening, stream.left, tried):
-            self._courtesy.make_way()
+            self._gil_yield.make_way()
             yield chunk
 
     def going_on(self) -> list[StreamState]:
@@ -246,8 +246,8 @@ class Cutting:
         layout, position = self._present, self._reader.position
         if layout is None or self._one_by_one > 0 or position < self._from:
             return False
-        cutter, number = self._cutters[layout.time_base], self.account.next_row[layout.time_base]
-        wanted = cutter.whole_chunk(layout.layout, number)
+        chunker, number = self._cutters[layout.time_base], self.account.next_row[layout.time_base]
+        wanted = chunker.whole_chunk(layout.layout, number)
         if not wanted:
             return False
         rows = self._rows_ahead(wanted, len(layout.channels))
@@ -259,11 +259,11 @@ class Cutting:
         if rows is None or (rows.layout, rows.number) != (layout.layout, number):
             self._one_by_one = wanted
             return False
-        self._courtesy.make_way()
+        self._gil_yield.make_way()
         self._reader.skip(wanted)
         self.account.take_rows(rows)
-        self._courtesy.make_way()
-        self._collect([cutter.rows(position, rows)])
+        self._gil_yield.make_way()
+        self._collect([chunker.rows(position, rows)])
         return True
 
     def _rows_ahead(self, wanted: int, channels: int) -> Rows | None:
@@ -275,7 +275,7 @@ class Cutting:
         parts: list[Rows] = []
         for begin in range(0, len(lines), at_once):
             if begin:
-                self._courtesy.make_way()
+                self._gil_yield.make_way()
             payloads = table_of(lines[begin : begin + at_once], width)
             part = None if payloads is None else decode_rows(payloads)
             if part is None:
@@ -298,8 +298,8 @@ class Cutting:
         if isinstance(line, Layout):
             self._layout(line, found.position)
         elif self.account.stop is not None:
-            for cutter in self._cutters.values():
-                self._collect(cutter.finish())
+            for chunker in self._cutters.values():
+                self._collect(chunker.finish())
             self.read_all = True
             repeated = self.account.rows_repeated.total()
             if repeated:
@@ -310,9 +310,9 @@ class Cutting:
 
     def _layout(self, layout: Layout, position: Position) -> None:
         self._present = layout
-        cutter = self._cutters.get(layout.time_base)
-        if cutter is not None:
-            cutter.layout(layout, from_row=self.account.next_row[layout.time_base], position=position)
+        chunker = self._cutters.get(layout.time_base)
+        if chunker is not None:
+            chunker.layout(layout, from_row=self.account.next_row[layout.time_base], position=position)
             return
         streams = self._streams_of(layout.time_base)
         if not streams and layout.channels:
@@ -322,7 +322,7 @@ class Cutting:
             streams = self._streams_of(layout.time_base)
         own = {name for stream in streams if stream.opening.own for name in stream.opening.channels or ()}
         going_on = self.going_on()
-        self._cutters[layout.time_base] = Cutter(
+        self._cutters[layout.time_base] = Chunker(
             layout,
             non_finite=self._header.non_finite,
             decisions=_Decisions(self, layout.time_base),
@@ -357,31 +357,31 @@ class Cutting:
 class _Decisions(msgspec.Struct):
     """Notes in the run's ledger what the cutter of one time base decides."""
 
-    cutting: Cutting
+    run_chunker: RunChunker
     time_base: str
 
     def open(
         self, *, why: Why, from_row: int, position: Position, channels: tuple[str, ...], own: bool
     ) -> Opened | None:
-        if own and self.cutting.gives_up(self.time_base, channels[0]):
+        if own and self.run_chunker.gives_up(self.time_base, channels[0]):
             return None
-        return self.cutting.open_stream(
+        return self.run_chunker.open_stream(
             why=why, time_base=self.time_base, from_row=from_row, position=position, channels=channels, own=own
         )
 
     def leave(self, left: Left) -> None:
-        if left.channel not in self.cutting.ledger.state.streams[left.stream].left:
-            self.cutting.ledger.note(left)
+        if left.channel not in self.run_chunker.ledger.state.streams[left.stream].left:
+            self.run_chunker.ledger.note(left)
 
     def noted(self, stream: int, index: int) -> Tried | None:
-        return self.cutting.ledger.state.streams[stream].tried.get(index)
+        return self.run_chunker.ledger.state.streams[stream].tried.get(index)
 
     def shown(self, stream: int, index: int) -> Previewed | None:
-        state = self.cutting.ledger.state.streams[stream]
+        state = self.run_chunker.ledger.state.streams[stream]
         return state.previewed if state.previewed is not None and state.previewed.index == index else None
 
     def cut_short(self, stream: int) -> None:
-        self.cutting.to_cut_short.add(stream)
+        self.run_chunker.to_cut_short.add(stream)
 
     def outgrown(self, stream: int) -> None:
-        self.cutting.outgrown.add(stream)
+        self.run_chunker.outgrown.add(stream)

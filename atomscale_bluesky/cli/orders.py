@@ -205,9 +205,9 @@ def _spool(spool_dir: Path | None) -> Spool:
 
 def _find(spool: Spool, run: str) -> RunStatus:
     from ..errors import SpoolError
-    from ..status.spool_status import SpoolWatch
+    from ..status.spool_status import SpoolStatus
 
     try:
-        return SpoolWatch(spool).find(run)
+        return SpoolStatus(spool).find(run)
     except SpoolError as error:
         raise click.ClickException(plain(error)) from None

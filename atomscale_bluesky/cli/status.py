@@ -79,11 +79,11 @@ class _Look:
     """The spool as it is at one moment."""
 
     def __init__(self, settings: Settings, with_finished: bool) -> None:
-        from ..status.spool_status import SpoolWatch, Status
+        from ..status.spool_status import SpoolStatus, Status
 
         self._settings = settings
         self._spool: Spool | None = None
-        self._watch: SpoolWatch | None = None
+        self._watch: SpoolStatus | None = None
         self._with_finished = with_finished
         self.now = 0.0
         self.delivered_by_somebody = False
@@ -91,12 +91,12 @@ class _Look:
 
     def again(self) -> None:
         """Look again; there may be a spool now that was not there before."""
-        from ..status.spool_status import SpoolWatch
+        from ..status.spool_status import SpoolStatus
 
         if self._spool is None:
             self._spool = open_spool(self._settings)
         if self._spool is not None:
-            self._watch = self._watch or SpoolWatch(self._spool)
+            self._watch = self._watch or SpoolStatus(self._spool)
             self.found = (self._watch.status(), self._spool.history() if self._with_finished else [])
             folders = (Path(run.folder) for run in self.found[0])
             self.delivered_by_somebody = any(map(self._spool.uploader_alive, folders))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..delivery.uploader import Uploader
     from ..settings import Settings
     from ..spool.spool import Spool
-    from ..status.spool_status import SpoolWatch
+    from ..status.spool_status import SpoolStatus
 
 
 @click.command
@@ -56,7 +56,7 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
     from ..api.client import Client
     from ..errors import ApiUnavailableError
     from ..settings import Settings
-    from ..status.spool_status import SpoolWatch
+    from ..status.spool_status import SpoolStatus
 
     settings = Settings.load(spool_dir=spool_dir, endpoint=endpoint)
     if follow:
@@ -76,7 +76,7 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
     finally:
         client.close()
 
-    watch = SpoolWatch(spool)
+    watch = SpoolStatus(spool)
     ending, interrupted = threading.Event(), threading.Event()
 
     def interrupt(_number: int, _frame: object) -> None:
@@ -149,7 +149,7 @@ def _logged(out: Console) -> Iterator[None]:
         logger.propagate = propagate
 
 
-def _deliver(out: Console, settings: Settings, spool: Spool, watch: SpoolWatch, ending: threading.Event) -> None:
+def _deliver(out: Console, settings: Settings, spool: Spool, watch: SpoolStatus, ending: threading.Event) -> None:
     """Drain until nothing moves any more, or `ending`. In rounds: an uploader takes up so many runs at a time."""
     from ..delivery.uploader import Uploader
 
@@ -178,7 +178,7 @@ def _drain(uploader: Uploader, answer: SimpleQueue[bool]) -> None:
     answer.put(uploader.drain(threading.TIMEOUT_MAX))
 
 
-def _report(out: Console, spool: Spool, watch: SpoolWatch) -> int:
+def _report(out: Console, spool: Spool, watch: SpoolStatus) -> int:
     left = [run for run in watch.status() if run.points.waiting or run.points.refused or run.state != "running"]
     if not left:
         out.print(Text("All of it is delivered.", style="green"))

@@ -85,14 +85,14 @@ def _with_journal(settings: Settings, run: str, patience_s: float) -> Verificati
     from ..api.client import Client
     from ..checks.verification import verify_run
     from ..errors import SpoolError
-    from ..status.spool_status import SpoolWatch
+    from ..status.spool_status import SpoolStatus
 
     spool = open_spool(settings)
     if spool is None:
         raise click.ClickException(f"there is no spool in {plain(settings.spool_path)}")
     client = Client(settings)
     try:
-        return verify_run(Path(SpoolWatch(spool).find(run).folder), client, patience_s=patience_s)
+        return verify_run(Path(SpoolStatus(spool).find(run).folder), client, patience_s=patience_s)
     except SpoolError as error:
         raise click.ClickException(f"{plain(error)}; a recorded run can be given by --file") from None
     finally:
@@ -120,12 +120,12 @@ def _with_recording(
 
 def _known_streams(settings: Settings, uid: str) -> tuple[str, ...]:
     """What the spool or its history knows a run to have become."""
-    from ..status.spool_status import SpoolWatch
+    from ..status.spool_status import SpoolStatus
 
     spool = open_spool(settings)
     if spool is None:
         return ()
-    here = next((status.data_ids for status in SpoolWatch(spool).status() if status.run_uid == uid), ())
+    here = next((status.data_ids for status in SpoolStatus(spool).status() if status.run_uid == uid), ())
     return here or next((tuple(entry["data_ids"]) for entry in spool.history_of(uid)), ())
 
 

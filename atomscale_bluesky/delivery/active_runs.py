@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from ..spool.gil_yield import Courtesy
+from ..spool.gil_yield import GilYield
 from ..spool.locks import RunLock
 from ..spool.orders import Settle, endpoint_of, read_orders
 from ..spool.run_reader import read_header
 from ..spool.spool import Spool
-from .run_delivery import Delivery
+from .run_delivery import RunDelivery
 from .tasks.work import Kind, Knowledge
 from .waiting_runs import Rest, Waiting, Why, marks_of
 
@@ -48,7 +48,7 @@ LIST_S = 60.0
 T = TypeVar("T")
 
 
-class Roster:
+class ActiveRuns:
     """The deliveries of one uploader; belongs to its pump's thread.
 
     Args:
@@ -67,7 +67,7 @@ class Roster:
         *,
         knowledge: Knowledge | None = None,
         settle: Callable[[Path], None] = lambda folder: None,
-        courtesy: Courtesy | None = None,
+        gil_yield: GilYield | None = None,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -77,10 +77,10 @@ class Roster:
         self._endpoint = endpoint
         self._knowledge = knowledge or Knowledge()
         self._settle = settle
-        self._courtesy = courtesy or Courtesy()
+        self._gil_yield = gil_yield or GilYield()
         self._now = now
         self._monotonic = monotonic
-        self._deliveries: dict[Path, Delivery] = {}
+        self._deliveries: dict[Path, RunDelivery] = {}
         self._turn: deque[Path] = deque()  # whose task comes next
         self._waiting = Waiting()
         self._said: set[Path] = set()  # runs of which was said that they are not delivered now
@@ -93,18 +93,18 @@ class Roster:
         self._moved: dict[Path, tuple[int, float]] = {}  # how long each ledger was, and since when
         self._stuck_at = float("-inf")
 
-    def __iter__(self) -> Iterator[Delivery]:
+    def __iter__(self) -> Iterator[RunDelivery]:
         """The deliveries of this moment; it may be changed meanwhile."""
         return iter(list(self._deliveries.values()))
 
     def __len__(self) -> int:
         return len(self._deliveries)
 
-    def holds(self, delivery: Delivery) -> bool:
+    def holds(self, delivery: RunDelivery) -> bool:
         """Whether it is still ours, and has not been let go of or begun anew."""
         return self._deliveries.get(delivery.claim.folder) is delivery
 
-    def in_turn(self) -> Delivery:
+    def in_turn(self) -> RunDelivery:
         """The delivery whose turn it is; the next call gives the one after it."""
         folder = self._turn[0]
         self._turn.rotate(-1)
@@ -223,7 +223,7 @@ class Roster:
                 break
             self._claim(folder)
             any_taken = True
-            self._courtesy.make_way()
+            self._gil_yield.make_way()
             if self._monotonic() >= end:
                 return True
         while self.places > 0 and (folder := self._waiting.next_resting()) is not None:
@@ -249,7 +249,7 @@ class Roster:
             self._claim_with(folder, lock)
         return bool(again)
 
-    def guarded(self, delivery: Delivery, step: Callable[[], T]) -> T | None:
+    def guarded(self, delivery: RunDelivery, step: Callable[[], T]) -> T | None:
         """Take a step of one run; if it cannot go on, let go of it: a later scan starts again from its files."""
         try:
             return step()
@@ -363,7 +363,7 @@ class Roster:
                 self._waiting.queue(folder, live=folder in self.own)
                 return
             try:
-                delivery = Delivery(claim, knowledge=self._knowledge, now=self._now, courtesy=self._courtesy)
+                delivery = RunDelivery(claim, knowledge=self._knowledge, now=self._now, gil_yield=self._gil_yield)
                 delivery.obey()
                 if folder not in self.own:
                     if folder not in self._found and folder not in self._begun:
@@ -386,7 +386,7 @@ class Roster:
         """How many places runs that are not being written here can count on."""
         return max(1, MAX_ACTIVE // 4)
 
-    def _is_live(self, delivery: Delivery) -> bool:
+    def _is_live(self, delivery: RunDelivery) -> bool:
         return delivery.claim.folder in self.own
 
     def _make_room(self) -> bool:
@@ -398,14 +398,14 @@ class Roster:
         idle = [delivery for delivery in self if delivery.idle]
         return bool(idle) and self._set_aside(random.choice(idle))  # noqa: S311 - no secret
 
-    def _set_aside(self, delivery: Delivery) -> bool:
+    def _set_aside(self, delivery: RunDelivery) -> bool:
         """Let go of a run until its files change; False if something can be done for it after all."""
         folder = delivery.claim.folder
         marks = marks_of(folder)
         self.guarded(delivery, delivery.obey)
         if not self.holds(delivery):
             return True  # its files cannot be used
-        if not delivery.idle or not delivery.run.cutting.everything_read():
+        if not delivery.idle or not delivery.run.run_chunker.everything_read():
             delivery.look_again()
             return False
         self.guarded(delivery, delivery.say_what_is_left)
@@ -446,7 +446,7 @@ class Roster:
                 self._put_back(delivery)
                 return
 
-    def _put_back(self, delivery: Delivery, *, first: bool = False) -> None:
+    def _put_back(self, delivery: RunDelivery, *, first: bool = False) -> None:
         """Let go of a run until it has its turn again."""
         folder = delivery.claim.folder
         delivery.close()
@@ -466,12 +466,12 @@ class Roster:
             _logger.error("run in %s cannot be delivered now, it is kept: %s", folder, error, exc_info=not expected)
 
 
-def _may_stop(delivery: Delivery) -> bool:
+def _may_stop(delivery: RunDelivery) -> bool:
     """Return True if a run can be let go of: nothing of it is under way, and it is not about to be finished."""
     return delivery.run.book.in_flight == 0 and not delivery.finished and not delivery.to_start_again
 
 
-def _leaves_something(delivery: Delivery) -> bool:
+def _leaves_something(delivery: RunDelivery) -> bool:
     """Return True if a person has to do something before all of the run is delivered."""
     return bool(
         delivery.run.stopped

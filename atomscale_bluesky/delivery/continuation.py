@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from ..checks.comparison import Part, Series, arrangement
-from ..chunking.run_chunker import Cutting
+from ..chunking.run_chunker import RunChunker
 from ..model.chunk import Chunk
 from ..model.points import packed
 from ..spool.ledger import Ledger
@@ -28,7 +28,7 @@ from ..spool.ledger_state import StreamState
 Points = dict[str, tuple[str | None, Sequence[float | None], Sequence[float | None]]]
 
 # A stream's end is told by the delivery, whichever module words it.
-_logger = logging.getLogger("atomscale_bluesky.delivery")
+_logger = logging.getLogger("atomscale_bluesky.delivery.run_delivery")  # the manual lists it there
 
 
 class _Ending(msgspec.Struct):
@@ -48,9 +48,9 @@ class Endings:
         now: Unix seconds.
     """
 
-    def __init__(self, ledger: Ledger, cutting: Cutting, now: Callable[[], float]) -> None:
+    def __init__(self, ledger: Ledger, run_chunker: RunChunker, now: Callable[[], float]) -> None:
         self._ledger = ledger
-        self._cutting = cutting
+        self._run_chunker = run_chunker
         self._now = now
         self._endings: dict[int, _Ending] = {}
 
@@ -107,7 +107,7 @@ class Endings:
         chunks = dict(at_hand)
         clock = self._ledger.state.clock
         if settled or stream.confirmed_channels or tried.keys() - at_hand.keys():
-            for chunk in self._cutting.again(stream, tried):
+            for chunk in self._run_chunker.again(stream, tried):
                 chunks.setdefault(chunk.index, chunk.shifted(clock.offset_s) if clock else chunk)
         parts: dict[str, dict[int, Part]] = {}
         for index, noted in tried.items():
@@ -158,11 +158,11 @@ class Endings:
                     return one
             del self._endings[number]
             ended(number)
-            rests = stream.rests(self._cutting.channels_of(stream.opening))
+            rests = stream.rests(self._run_chunker.channels_of(stream.opening))
             with self._ledger.together():
                 self._ledger.note(Ended(number, ending.why))
                 for (from_row, skip, position), channels in rests.items():
-                    self._cutting.open_stream(
+                    self._run_chunker.open_stream(
                         why=ending.why,
                         time_base=stream.opening.time_base,
                         from_row=from_row,

@@ -39,7 +39,7 @@ def end_stream(run: Run, stream: int, why: Why, points_per_chunk: int, in_doubt:
             if in_doubt is not None and number == stream:
                 doubtful.append(in_doubt)
             doubtful += [task.chunk for task in failed if task.chunk is not None and _may_have_arrived(task)]
-            ready = run.cutting.ready
+            ready = run.run_chunker.ready
             doubtful += [run.as_sent(c) for c in ready if c.stream == number and c.index < one.next_index]
             run.drop_ready({number})
         run.endings.begin(number, why, points_per_chunk, doubtful)
@@ -52,19 +52,19 @@ def _may_have_arrived(task: Task) -> bool:
 def _read_what_was_tried(run: Run, stream: StreamState) -> None:
     """Have every chunk at hand that a process before this one may have pushed."""
     last_row = max((tried.last_row for tried in stream.tried.values()), default=-1)
-    while run.cutting.account.next_row.get(stream.opening.time_base, 0) <= last_row:
-        run.cutting.look()
-        if run.cutting.at_end:
+    while run.run_chunker.account.next_row.get(stream.opening.time_base, 0) <= last_row:
+        run.run_chunker.look()
+        if run.run_chunker.at_end:
             return
 
 
 def end_damaged_streams(run: Run) -> None:
     """End streams of which a chunk was tried that is no longer whole in the journal: it can go out no more."""
-    for chunk in run.cutting.damaged:
+    for chunk in run.run_chunker.damaged:
         points = run.streams[chunk.stream].opening.points_per_chunk
         run.endings.begin(chunk.stream, "damaged", points, [run.as_sent(chunk)])
-    run.cutting.damaged = []
-    if not run.cutting.read_all or run.cutting.ready or run.book.failed or run.book.in_flight:
+    run.run_chunker.damaged = []
+    if not run.run_chunker.read_all or run.run_chunker.ready or run.book.failed or run.book.in_flight:
         return
     for number, stream in run.streams.items():
         if stream.life is Life.INITIALIZED and not stream.parked and stream.tried.keys() - stream.refused.keys():
@@ -74,11 +74,11 @@ def end_damaged_streams(run: Run) -> None:
 
 def end_outgrown_streams(run: Run) -> None:
     """Where a chunk ends with what was shown of it, let what comes after go on in a further stream."""
-    for number in [one for one in run.cutting.to_cut_short if not run.book.holds(Kind.PREVIEW, one)]:
-        run.cutting.to_cut_short.discard(number)
+    for number in [one for one in run.run_chunker.to_cut_short if not run.book.holds(Kind.PREVIEW, one)]:
+        run.run_chunker.to_cut_short.discard(number)
         if not run.previews.cut_short(run.streams[number]):
             run.reload("a preview was not taken, so its chunk is made as usual")
-    for number in run.cutting.outgrown:
+    for number in run.run_chunker.outgrown:
         stream = run.streams[number]
         cut_short = stream.last is not None and stream.last.cut_short
         if cut_short and stream.settled and not (stream.ended or stream.blocked):

@@ -15,7 +15,7 @@ from . import backoff
 from .backoff import Pause
 from .outage_log import OutageLog
 from .refusals import is_forbidden_alone
-from .run_delivery import Delivery
+from .run_delivery import RunDelivery
 from .task_runner import Outcome
 
 _logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Answers:
         self._outages = OutageLog(*where)
         self._answered_at = 0.0
 
-    def came_back(self, delivery: Delivery, outcome: Outcome) -> None:
+    def came_back(self, delivery: RunDelivery, outcome: Outcome) -> None:
         """Note what came of a task in its run."""
         task, error, now = outcome.task, outcome.error, self._monotonic()
         if error is None:
@@ -48,7 +48,7 @@ class Answers:
         else:
             self._failed(delivery, outcome, error, now)
 
-    def _failed(self, delivery: Delivery, outcome: Outcome, error: ApiError, now: float) -> None:
+    def _failed(self, delivery: RunDelivery, outcome: Outcome, error: ApiError, now: float) -> None:
         task = outcome.task
         task.unexplained += outcome.unexplained
         if is_forbidden_alone(error, task.forbidden_at, self._answered_at):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from ..chunking.run_chunker import Cutting
+from ..chunking.run_chunker import RunChunker
 from ..model.chunk import Chunk
 from ..spool.journal_format import Header
 from ..spool.ledger import Ledger
@@ -54,11 +54,11 @@ class Previews:
         now: Unix seconds.
     """
 
-    def __init__(self, header: Header, ledger: Ledger, cutting: Cutting, now: Callable[[], float]) -> None:
+    def __init__(self, header: Header, ledger: Ledger, run_chunker: RunChunker, now: Callable[[], float]) -> None:
         self.asked_at = 0.0  # monotonic, as all times here
         self._header = header
         self._ledger = ledger
-        self._cutting = cutting
+        self._run_chunker = run_chunker
         self._now = now
         self._limit_s = header.max_latency_s
         self._looked_at: float | None = None
@@ -81,7 +81,7 @@ class Previews:
         before = now - self._limit_s if self._looked_at is None else self._looked_at
         self._looked_at = now
         since: dict[int, tuple[int, float]] = {}
-        for number, index, last_row in self._cutting.begun():
+        for number, index, last_row in self._run_chunker.begun():
             sent = self._state.streams[number].previewed
             if sent is not None and sent.index == index and sent.last_row >= last_row:
                 continue
@@ -91,7 +91,7 @@ class Previews:
 
     def due(self) -> float | None:
         """When to look again, or to send a preview; None if no time has come or comes that was not used already."""
-        if not self.wanted or self._looked_at is None or self._cutting.read_all:
+        if not self.wanted or self._looked_at is None or self._run_chunker.read_all:
             return None
         times = [self._looked_at + self._limit_s / 2, *(at + self._limit_s for _, at in self._since.values())]
         return min((time for time in times if time > self.asked_at), default=None)
@@ -115,9 +115,9 @@ class Previews:
                 self._end(f"they have cost {MOST_FURTHER_STREAMS} further streams")
                 return None
             del self._since[number]
-            chunk = self._cutting.so_far(stream)
+            chunk = self._run_chunker.so_far(stream)
             if chunk is not None:
-                self._cutting.sync()
+                self._run_chunker.sync()
                 self._ledger.note(chunk.noted_as(Previewed), sync=True)
                 return chunk
         return None

@@ -6,13 +6,13 @@ import logging
 from collections import deque
 from collections.abc import Callable, Container
 
-from ..chunking.run_chunker import Cutting
+from ..chunking.run_chunker import RunChunker
 from ..model.chunk import Chunk
-from ..spool.gil_yield import Courtesy
+from ..spool.gil_yield import GilYield
 from ..spool.journal import START
 from ..spool.ledger_format import Parked
 from ..spool.ledger_state import LedgerState, StreamState
-from ..spool.run_claim import Claim
+from ..spool.run_claim import RunClaim
 from .backoff import Patience
 from .continuation import Endings
 from .pending_links import Link, Linking
@@ -37,7 +37,9 @@ class Run:
         SpoolError: From every method: the run's files cannot be read or written, or contradict each other.
     """
 
-    def __init__(self, claim: Claim, knowledge: Knowledge, now: Callable[[], float], courtesy: Courtesy | None) -> None:
+    def __init__(
+        self, claim: RunClaim, knowledge: Knowledge, now: Callable[[], float], gil_yield: GilYield | None
+    ) -> None:
         self.claim = claim
         self.header = claim.header
         self.ledger = claim.ledger
@@ -51,9 +53,9 @@ class Run:
         self.linking = Linking(claim.header, claim.ledger.state)
         if self.state.broken is None:
             cut_short_in_doubt(claim.ledger)
-        self.cutting = Cutting(claim.folder, claim.header, claim.ledger, courtesy)
-        self.previews = Previews(claim.header, claim.ledger, self.cutting, now)
-        self.endings = Endings(claim.ledger, self.cutting, now)
+        self.run_chunker = RunChunker(claim.folder, claim.header, claim.ledger, gil_yield)
+        self.previews = Previews(claim.header, claim.ledger, self.run_chunker, now)
+        self.endings = Endings(claim.ledger, self.run_chunker, now)
         if self.state.broken is not None:
             _logger.error("run %s is parked and stays in the spool: %s", self.header.run_uid, self.state.broken)
         elif self.clock_is_open and self.parked is None and self._has_sent_times:
@@ -62,7 +64,7 @@ class Run:
                 "`move` it to the same endpoint, which delivers all of it again as new streams, or `discard` it",
             )
         if not (self.streams or self.parked):
-            self.cutting.open_stream(
+            self.run_chunker.open_stream(
                 why="run start", time_base=self.header.primary, from_row=0, position=START, channels=None, own=False
             )
 
@@ -79,13 +81,13 @@ class Run:
     @property
     def stopped(self) -> bool:
         """Return True if the journal, as far as it was read, holds the run's stop."""
-        return self.cutting.account.stop is not None
+        return self.run_chunker.account.stop is not None
 
     @property
     def delivered(self) -> bool:
         """Return True if every metrology stream of the stopped run is finalized, and linked."""
         return (
-            self.cutting.read_all
+            self.run_chunker.read_all
             and all(stream.over for stream in self.streams.values())
             and not self.linking.to_resolve
             and not any(self.links_open(stream) for stream in self.streams.values())
@@ -117,7 +119,7 @@ class Run:
 
     def links_open(self, stream: StreamState) -> list[Link]:
         """Return the links of a stream that are still to be made, those refused included."""
-        return self.linking.open(stream, self.cutting.account.stop)
+        return self.linking.open(stream, self.run_chunker.account.stop)
 
     def reload(self, reason: str) -> None:
         """Have the run read again from its files, once nothing of it is under way; until then no task begins."""
@@ -151,7 +153,7 @@ class Run:
 
     def drop_ready(self, streams: Container[int]) -> None:
         """Drop the chunks of some streams that were made and have not left."""
-        self.cutting.ready = deque(chunk for chunk in self.cutting.ready if chunk.stream not in streams)
+        self.run_chunker.ready = deque(chunk for chunk in self.run_chunker.ready if chunk.stream not in streams)
 
     def take_failed(self, streams: Container[int]) -> list[Task]:
         """Take back the failed tasks of some streams. Their links are made after the run's files were read again."""

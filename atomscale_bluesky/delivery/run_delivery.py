@@ -1,6 +1,6 @@
 """One run on its way: each next thing to do is handed out as a task, and what came of it is noted in the ledger.
 
-A `Delivery` owns a claimed run and belongs to one thread. `next_task` says what can be done now, and notes in the
+A `RunDelivery` owns a claimed run and belongs to one thread. `next_task` says what can be done now, and notes in the
 ledger what must be known before it is done; `came_back` and the others take what came of it. Nothing here waits, sends
 or decides when to try again after an outage: that is the uploader's trade. Each kind of task has a file in `tasks`;
 here is their order.
@@ -27,11 +27,11 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import ApiError, ApiRefusedError
-from ..spool.gil_yield import Courtesy
+from ..spool.gil_yield import GilYield
 from ..spool.ledger_format import Discarded, Edited, Obeyed, Unparked
 from ..spool.locks import RunLock
 from ..spool.orders import Discard, Edit, Move, Retry, Settle
-from ..spool.run_claim import Claim
+from ..spool.run_claim import RunClaim
 from ..status.account import RunStatus
 from ..status.run_summary import history_entry, say
 from .ending_streams import end_damaged_streams, end_outgrown_streams
@@ -46,7 +46,7 @@ _logger = logging.getLogger(__name__)
 MAX_FAILED = 8
 
 
-class Delivery:
+class RunDelivery:
     """A claimed run, from where its files say it stands.
 
     Args:
@@ -61,18 +61,18 @@ class Delivery:
 
     def __init__(
         self,
-        claim: Claim,
+        claim: RunClaim,
         *,
         knowledge: Knowledge | None = None,
         now: Callable[[], float] = time.time,
-        courtesy: Courtesy | None = None,
+        gil_yield: GilYield | None = None,
     ) -> None:
         self.claim = claim
-        self.run = Run(claim, knowledge or Knowledge(), now, courtesy)
+        self.run = Run(claim, knowledge or Knowledge(), now, gil_yield)
         self.let_go = False  # its files are closed: what still lies ready of it is not to be begun
         self.to_settle = False  # the operator says that the stop document will never come
         self._idle = False  # asked for a task it had none, and nothing has come since
-        self._courtesy = courtesy
+        self._gil_yield = gil_yield
 
     @property
     def finished(self) -> bool:
@@ -94,12 +94,12 @@ class Delivery:
     @property
     def more_to_read(self) -> bool:
         """Return True if the last look did not reach the journal's present end, and another may be taken at once."""
-        return self.run.cutting.more_to_read and not self.run.to_reload
+        return self.run.run_chunker.more_to_read and not self.run.to_reload
 
     @property
     def idle(self) -> bool:
         """Return True if nothing can be done until more is written, the operator acts, or a good while has passed."""
-        moves = self.run.book.is_busy or self.finished or self.run.to_reload or not self.run.cutting.at_end
+        moves = self.run.book.is_busy or self.finished or self.run.to_reload or not self.run.run_chunker.at_end
         return self._idle and not moves and self.run.previews.due() is None
 
     def look_again(self) -> None:
@@ -108,12 +108,12 @@ class Delivery:
 
     def close_files(self) -> None:
         """Close what is open of the run until it is needed again, but not its lock."""
-        self.run.cutting.close()
+        self.run.run_chunker.close()
         self.run.ledger.rest()
 
     def status(self) -> RunStatus:
         """Return the run as people and programs see it."""
-        return self.run.cutting.account.status(self.run.state)
+        return self.run.run_chunker.account.status(self.run.state)
 
     def settle_if_interrupted(self) -> bool:
         """If the run's writer is gone without a stop, note that; return True if it was so."""
@@ -138,8 +138,8 @@ class Delivery:
     def _next_task(self, now: float) -> Task | None:
         run, book = self.run, self.run.book
         if run.parked or run.state.discarded:
-            if not (run.stopped and run.cutting.at_end):
-                run.cutting.look(count_only=True)
+            if not (run.stopped and run.run_chunker.at_end):
+                run.run_chunker.look(count_only=True)
             work = resolve.plan(run, now)
             return book.next_failed(now) if work is None else book.begin(work)
         end_damaged_streams(run)
@@ -251,28 +251,28 @@ class Delivery:
     def close(self) -> None:
         """Let go of the run as it is."""
         self.let_go = True
-        self.run.cutting.close()
+        self.run.run_chunker.close()
         self.claim.close()
 
     def hand_over(self) -> RunLock:
         """Let go of the run as it is, but not of the lock of who delivers it."""
         self.let_go = True
-        self.run.cutting.close()
+        self.run.run_chunker.close()
         return self.claim.hand_over()
 
     def finish(self) -> bool:
         """Move the finished run into the history; False while its writer still has files open, or it has to stay."""
-        account = self.run.cutting.account
+        account = self.run.run_chunker.account
         contradictions = {} if self.run.state.discarded else account.contradiction(self.run.state)
         for contradiction in contradictions.values():
             self.run.park_for_its_account(contradiction)
             return False
-        self.run.cutting.close()
+        self.run.run_chunker.close()
         status = self.status()
         entry = history_entry(
             status, account, self.run.state, self.run.header, endpoint=self.claim.endpoint, finished=self.run.now()
         )
-        if not self.claim.finish(entry, self._courtesy):
+        if not self.claim.finish(entry, self._gil_yield):
             return False
         say(status, self.run.state)
         return True

@@ -29,18 +29,18 @@ from typing import NamedTuple
 
 from ..api.client import ClockReading
 from ..settings import Settings
-from ..spool.gil_yield import Courtesy
+from ..spool.gil_yield import GilYield
 from ..spool.locks import RunLock
 from ..spool.run_writer import RunWriter
 from ..spool.spool import Spool
 from ..status.clock_note import ClockNote, write_note
-from .active_runs import Roster
+from .active_runs import ActiveRuns
 from .drain import Drain
 from .outcomes import Answers
-from .run_delivery import Delivery
+from .run_delivery import RunDelivery
 from .task_runner import Outcome
 from .tasks.work import Knowledge
-from .worker_pool import Senders
+from .worker_pool import WorkerPool
 
 _logger = logging.getLogger(__name__)
 
@@ -85,24 +85,24 @@ class Uploader:
         self._monotonic = monotonic
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._knowledge = Knowledge(None if settings.api == "auto" else settings.api)
-        self._courtesy = Courtesy()
-        self._roster = Roster(
+        self._gil_yield = GilYield()
+        self._active_runs = ActiveRuns(
             spool,
             settings.endpoint,
             knowledge=self._knowledge,
             settle=settle,
             now=now,
             monotonic=monotonic,
-            courtesy=self._courtesy,
+            gil_yield=self._gil_yield,
         )
         self._told, self._heard = 0, 0  # runs that began here, as `add` was called and as the pump has seen
         self._answers = Answers((settings.endpoint, str(spool.path)), monotonic, jitter)
-        self._senders = Senders(
+        self._workers = WorkerPool(
             settings,
             self._knowledge,
             lambda *done: self._inbox.put(_Done(*done)),
             self._inbox.put,
-            courtesy=self._courtesy,
+            gil_yield=self._gil_yield,
         )
         self._next_scan = 0.0
         self._retired = False
@@ -120,7 +120,7 @@ class Uploader:
     @property
     def _is_here(self) -> bool:
         """Whether a thread of its own asks, in which a handler of the log has called the callback."""
-        return self._thread is threading.current_thread() or self._senders.is_here
+        return self._thread is threading.current_thread() or self._workers.is_here
 
     @property
     def key_refused_s(self) -> float:
@@ -131,14 +131,14 @@ class Uploader:
     def start(self) -> None:
         """Start delivering; idempotent until `stop`."""
         if self._thread is None:
-            self._senders.hire()  # at the interpreter's exit, when the last chunks leave, no thread starts any more
+            self._workers.hire()  # at the interpreter's exit, when the last chunks leave, no thread starts any more
             self._thread = threading.Thread(target=self._loop, name="atomscale-uploader", daemon=True)
             self._thread.start()
 
     @property
     def takes_up(self) -> bool:
         """Return True if there is a place for a run that begins now: then its lock is to be taken with its folder."""
-        return self._told - self._heard < self._roster.places
+        return self._told - self._heard < self._active_runs.places
 
     def add(self, writer: RunWriter) -> None:
         """A run of this process begins; does not wait."""
@@ -192,7 +192,7 @@ class Uploader:
         if self._is_here:
             return False
         self._thread.join(timeout_s)
-        sent = self._senders.join(max(0.0, deadline - self._monotonic()))
+        sent = self._workers.join(max(0.0, deadline - self._monotonic()))
         return sent and not self._thread.is_alive()
 
     def close_at_exit(self) -> None:
@@ -216,9 +216,9 @@ class Uploader:
                 pass
         finally:
             try:
-                self._senders.take_back()  # it stays in the spool
-                self._senders.dismiss()
-                self._roster.close()
+                self._workers.take_back()  # it stays in the spool
+                self._workers.dismiss()
+                self._active_runs.close()
             finally:
                 self._answer_all(False)
                 self._over = True
@@ -226,20 +226,20 @@ class Uploader:
 
     def _step(self) -> bool:
         """Take the messages that are there, hand out what can be done, and wait for the next; False to end."""
-        self._courtesy.asked = bool(self._roster.own)
-        self._senders.cut_if_late()
+        self._gil_yield.asked = bool(self._active_runs.own)
+        self._workers.cut_if_late()
         if self._monotonic() >= self._next_scan or (self._follow and self._spool_has_changed()):
-            self._roster.scan(calm=not self._answers.pause.failures)
+            self._active_runs.scan(calm=not self._answers.pause.failures)
             self._next_scan = self._monotonic() + SCAN_S
         busy = self._hand_out()
-        self._roster.finish_runs()
-        if self._roster.start_again_where_due():
+        self._active_runs.finish_runs()
+        if self._active_runs.start_again_where_due():
             self.wake()
-        if self._roster.fill():
+        if self._active_runs.fill():
             self.wake()
         can_move = self._can_move(busy)
         self._answer_drains(can_move)
-        if can_move or self._roster.anything_open:
+        if can_move or self._active_runs.anything_open:
             self.idle_since = None
         elif self.idle_since is None:
             self.idle_since = self._monotonic()
@@ -268,29 +268,29 @@ class Uploader:
     def _receive(self, message: object) -> None:
         match message:
             case _Done(delivery, outcome):
-                self._senders.returned()
-                if self._roster.holds(delivery):  # else let go of meanwhile; whoever goes on with it asks again
-                    self._roster.guarded(delivery, lambda: self._answers.came_back(delivery, outcome))
+                self._workers.returned()
+                if self._active_runs.holds(delivery):  # else let go of meanwhile; whoever goes on with it asks again
+                    self._active_runs.guarded(delivery, lambda: self._answers.came_back(delivery, outcome))
                 if outcome.error is not None:
                     if self._answers.pause.failures:
                         self._take_back()
-                    self._senders.go_on()
+                    self._workers.go_on()
             case Path():
-                self._roster.written(message)
+                self._active_runs.written(message)
             case _Added():
                 self._heard += 1
-                self._roster.begin(message.folder, message.delivering)
+                self._active_runs.begin(message.folder, message.delivering)
             case _Retire():
                 self._retired = True
                 self._spool.close_writers()
-                self._roster.writers_gone()
+                self._active_runs.writers_gone()
             case _WriterGone():
-                self._roster.writer_gone(message.folder)
+                self._active_runs.writer_gone(message.folder)
             case ClockReading():
                 self._note_clock(message)
             case Drain():
                 self._drains.append(message)
-                self._roster.check_all()
+                self._active_runs.check_all()
                 self._next_scan = 0.0  # somebody else may just have let go of a run
             case _:
                 pass
@@ -307,21 +307,21 @@ class Uploader:
         now = self._monotonic()
         pause = self._answers.pause
         idle_turns = 0
-        while self._senders.in_flight < self._limit and idle_turns < len(self._roster) and pause.over(now):
-            delivery = self._roster.in_turn()
-            task = self._roster.guarded(delivery, lambda delivery=delivery: delivery.next_task(now))
+        while self._workers.in_flight < self._limit and idle_turns < len(self._active_runs) and pause.over(now):
+            delivery = self._active_runs.in_turn()
+            task = self._active_runs.guarded(delivery, lambda delivery=delivery: delivery.next_task(now))
             if task is None:
                 idle_turns += 1
                 continue
             idle_turns = 0
-            self._senders.give(delivery, task)
-        return self._senders.in_flight > 0 or self._more_to_read
+            self._workers.give(delivery, task)
+        return self._workers.in_flight > 0 or self._more_to_read
 
     def _take_back(self) -> None:
         """The server does not do well: what no sender has begun waits with the rest."""
-        for delivery, task in self._senders.take_back():
-            if self._roster.holds(delivery):
-                self._roster.guarded(delivery, lambda delivery=delivery, task=task: delivery.put_back(task))
+        for delivery, task in self._workers.take_back():
+            if self._active_runs.holds(delivery):
+                self._active_runs.guarded(delivery, lambda delivery=delivery, task=task: delivery.put_back(task))
 
     @property
     def _limit(self) -> int:
@@ -330,17 +330,17 @@ class Uploader:
 
     @property
     def _more_to_read(self) -> bool:
-        return any(delivery.more_to_read for delivery in self._roster)
+        return any(delivery.more_to_read for delivery in self._active_runs)
 
     def _spool_has_changed(self) -> bool:
         """Whether a run has come or gone since the last call, or one that came has no header yet."""
         before, self._spool_changed_at = self._spool_changed_at, self._spool.changed_at()
-        return before != self._spool_changed_at or self._roster.unready
+        return before != self._spool_changed_at or self._active_runs.unready
 
     def _poll_s(self) -> float:
         if not self._follow:
             return POLL_S
-        return FOLLOW_OPEN_S if self._roster.anything_open else FOLLOW_S
+        return FOLLOW_OPEN_S if self._active_runs.anything_open else FOLLOW_S
 
     def _wait_s(self, busy: bool) -> float:
         """How long nothing needs to be done unless a message comes."""
@@ -348,30 +348,30 @@ class Uploader:
         pause = self._answers.pause
         if not pause.over(now):
             return max(0.0, min(pause.until - now, self._poll_s()))
-        if self._senders.in_flight >= self._limit:
+        if self._workers.in_flight >= self._limit:
             return self._poll_s()  # a message comes when one is done
         if self._more_to_read:
             return 0.0
         times = [self._poll_s()]
-        times += [due - now for delivery in self._roster if (due := delivery.due()) is not None]
-        if not busy and any(delivery.finished for delivery in self._roster):
+        times += [due - now for delivery in self._active_runs if (due := delivery.due()) is not None]
+        if not busy and any(delivery.finished for delivery in self._active_runs):
             times.append(FINISH_S)
         return max(0.0, min(times))
 
     def _can_move(self, busy: bool) -> bool:
         """Whether anything will change without a new document or a person."""
-        if busy or self._roster.more_runs or not self._answers.pause.over(self._monotonic()):
+        if busy or self._active_runs.more_runs or not self._answers.pause.over(self._monotonic()):
             return True
         return any(
-            delivery.run.book.is_busy or delivery.finished or not delivery.run.cutting.at_end
-            for delivery in self._roster
+            delivery.run.book.is_busy or delivery.finished or not delivery.run.run_chunker.at_end
+            for delivery in self._active_runs
         )
 
     def _answer_drains(self, can_move: bool) -> None:
-        if can_move or self._spool.has_unended or (self._drains and self._roster.others_deliver_ours):
+        if can_move or self._spool.has_unended or (self._drains and self._active_runs.others_deliver_ours):
             self._drains = [drain for drain in self._drains if not drain.given_up]
         elif self._drains:
-            self._answer_all(not self._roster.anything_left)
+            self._answer_all(not self._active_runs.anything_left)
 
     def _answer_all(self, answer: bool) -> None:
         for drain in self._drains:
@@ -380,7 +380,7 @@ class Uploader:
 
 
 class _Done(NamedTuple):
-    delivery: Delivery
+    delivery: RunDelivery
     outcome: Outcome
 
 

@@ -32,7 +32,7 @@ from ..spool.run_reader import LEDGER, read_header
 from ..spool.run_writer import RunWriter
 from ..spool.spool import Spool
 from ..status.account import RunStatus
-from ..status.spool_status import SpoolWatch
+from ..status.spool_status import SpoolStatus
 from . import backoff
 from .drain import Drain
 from .uploader_service import ALREADY_SERVED, KEY_REFUSED, LOG, Order, is_served, served_by
@@ -60,7 +60,7 @@ _BOOTSTRAP = (
 )
 
 
-class Elsewhere:
+class UploaderProcess:
     """What the callback knows of an uploader in another process.
 
     Args:
@@ -77,7 +77,7 @@ class Elsewhere:
         self._settings = settings
         self._start = start
         self._settle = settle
-        self._watch = SpoolWatch(spool)
+        self._watch = SpoolStatus(spool)
         self._own: set[Path] = set()  # runs that are open here
         self._ordered_at = 0  # when an order was last given, as far as it was seen
         self._looks = 0

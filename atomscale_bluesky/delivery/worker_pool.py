@@ -16,8 +16,8 @@ from contextlib import suppress
 from ..api.client import Client, ClockReading
 from ..api.clock import measure
 from ..settings import Settings
-from ..spool.gil_yield import Courtesy
-from .run_delivery import Delivery
+from ..spool.gil_yield import GilYield
+from .run_delivery import RunDelivery
 from .task_book import Task
 from .task_runner import Outcome, perform
 from .tasks.work import Knowledge
@@ -26,7 +26,7 @@ from .tasks.work import Knowledge
 CLOCK_INTERVAL_S = 3600.0
 
 
-class Senders:
+class WorkerPool:
     """Up to `max_connections` threads that send.
 
     Args:
@@ -41,22 +41,22 @@ class Senders:
         self,
         settings: Settings,
         knowledge: Knowledge,
-        report: Callable[[Delivery, Outcome], None],
+        report: Callable[[RunDelivery, Outcome], None],
         report_clock: Callable[[ClockReading], None],
-        courtesy: Courtesy | None = None,
+        gil_yield: GilYield | None = None,
     ) -> None:
         self.in_flight = 0  # given and not yet `returned`; counted by the pump alone
         self._settings = settings
         self._knowledge = knowledge
         self._report = report
         self._report_clock = report_clock
-        self._courtesy = courtesy or Courtesy()
+        self._gil_yield = gil_yield or GilYield()
         self._go_on = threading.Semaphore(0)  # for those who have reported a failure
-        self._tasks: queue.SimpleQueue[tuple[Delivery, Task] | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[tuple[RunDelivery, Task] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._clients: list[Client] = []  # one per thread
 
-    def give(self, delivery: Delivery, task: Task) -> None:
+    def give(self, delivery: RunDelivery, task: Task) -> None:
         """Have a task done; does not wait."""
         self.in_flight += 1
         self._tasks.put((delivery, task))
@@ -71,9 +71,9 @@ class Senders:
         """A failure has been seen to: who reported it may begin another task."""
         self._go_on.release()
 
-    def take_back(self) -> list[tuple[Delivery, Task]]:
+    def take_back(self) -> list[tuple[RunDelivery, Task]]:
         """The tasks that no thread has begun; none of them will be."""
-        found: list[tuple[Delivery, Task]] = []
+        found: list[tuple[RunDelivery, Task]] = []
         with suppress(queue.Empty):
             while True:
                 work = self._tasks.get_nowait()
@@ -114,7 +114,7 @@ class Senders:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
-        client = Client(self._settings, make_way=self._courtesy.make_way)
+        client = Client(self._settings, make_way=self._gil_yield.make_way)
         self._clients.append(client)
         try:
             while (work := self._tasks.get()) is not None:

@@ -18,7 +18,7 @@ from ..spool.run_reader import read_header
 from ..spool.spool import Spool
 
 
-class Past(msgspec.Struct, frozen=True):
+class KnownRun(msgspec.Struct, frozen=True):
     """What is left of a run that some process took before."""
 
     content: str  # the digest of its start document
@@ -30,7 +30,7 @@ class Past(msgspec.Struct, frozen=True):
 AT_CONSTRUCTION, AT_A_TIME = 500, 100
 
 
-class PastRuns:
+class KnownRuns:
     """The runs of a spool and its history, by uid. Each header is read once.
 
     Headers of the youngest runs are read at construction. If there are more, a thread of the spool reads the rest. So a
@@ -47,7 +47,7 @@ class PastRuns:
         with suppress(OSError):  # reported when a run is asked for
             spool.read_history()
 
-    def of(self, run_uid: str) -> Past | None:
+    def of(self, run_uid: str) -> KnownRun | None:
         """Return what is known of a run, or None if it is in neither spool nor history.
 
         Reads the run's files in the spool.
@@ -58,8 +58,10 @@ class PastRuns:
         contents = [content for content, _ in found.values()] + [str(entry.get("content", "")) for entry in entries]
         parts = [events for _, events in found.values()]
         if any(map(_has_ended, parts)) or not all(entry.get("interrupted") for entry in entries):
-            return Past(contents[0], ended=True)
-        return Past(contents[0], ended=False, kept=self._kept([part for part in parts if part is not None], entries))
+            return KnownRun(contents[0], ended=True)
+        return KnownRun(
+            contents[0], ended=False, kept=self._kept([part for part in parts if part is not None], entries)
+        )
 
     def of_open(self, run_uid: str, folder: Path) -> KeptEvents:
         """Return the events of a run that is open in `folder`, as far as they are written at the time of the call."""

@@ -34,7 +34,7 @@ from ..spool.kept_events import KeptEvents, times_of
 from ..spool.spool import Spool
 from .accepted import KNOWN, NOTHING, PUT_OFF, Accepted
 from .event_stream import EventStream, mapping_of
-from .known_runs import Past, PastRuns
+from .known_runs import KnownRun, KnownRuns
 from .open_run import OpenRun, without
 from .rejections import SEEN_BEFORE, TAKEN_BEFORE, Rejections
 from .run_files import Deliverer, RunFiles
@@ -90,7 +90,7 @@ class DocumentRecorder:
         self._skipped: dict[str, bool] = {}  # runs taken before that come again: is their content the same
         self._streams_skipped: dict[str, bool] = {}  # the same for their descriptors
         self._rejections = Rejections()
-        self._past = PastRuns(self._spool)
+        self._known_runs = KnownRuns(self._spool)
         self._files = RunFiles(self._spool, deliverer, self._rejections)
 
     def take(self, name: str, doc: Mapping[str, Any]) -> Accepted:
@@ -227,7 +227,7 @@ class DocumentRecorder:
 
     # ---- all methods below are called with the lock held, except `_known_of` ---------------------------------------
 
-    def _known_of(self, doc: Mapping[str, Any]) -> tuple[str, Header, Past | None]:
+    def _known_of(self, doc: Mapping[str, Any]) -> tuple[str, Header, KnownRun | None]:
         """Return a run's uid and header, and what was taken of it before. Needs no lock; may read the disk."""
         uid = uid_of(doc)
         header = header_of(doc, uid, self.settings)
@@ -236,9 +236,9 @@ class DocumentRecorder:
         run = self._runs.get(uid)
         writer = run.writer if run is not None else None
         if writer is not None:
-            return uid, header, Past(header.content, ended=False, kept=self._past.of_open(uid, writer.folder))
+            return uid, header, KnownRun(header.content, ended=False, kept=self._known_runs.of_open(uid, writer.folder))
         try:
-            return uid, header, self._past.of(uid)
+            return uid, header, self._known_runs.of(uid)
         except OSError as error:  # a SpoolError is one too; and a run taken twice is better than none
             self._rejections.say_once(
                 "past", f"whether run {uid} was taken before cannot be told, so it is taken: {error}"
@@ -287,7 +287,7 @@ class DocumentRecorder:
                 self._files.end(run, Stop(time.time(), "", "no stop document", interrupted=True))
                 self._files.step = None
 
-    def _start(self, uid: str, header: Header, past: Past | None) -> Accepted:
+    def _start(self, uid: str, header: Header, past: KnownRun | None) -> Accepted:
         open_run = self._runs.get(uid)
         if open_run is not None:
             self._rejections.ignore("start", f"a second start document of run {uid} is ignored")
@@ -295,7 +295,7 @@ class DocumentRecorder:
                 open_run.kept = past.kept  # an event may repeat one older than those remembered
             return KNOWN
         if uid in self._ended and not self.settings.resend:
-            past = Past(self._ended[uid], ended=True)
+            past = KnownRun(self._ended[uid], ended=True)
         if past is not None and (past.ended or past.content != header.content):
             self._skip(uid, same=past.content == header.content)
             return KNOWN

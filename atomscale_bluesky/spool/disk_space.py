@@ -27,7 +27,7 @@ NEW_PER_LOOK, KNOWN_PER_LOOK = 500, 64
 COARSE_S = 3.0
 
 
-class Room:
+class DiskSpace:
     """The disk space of one spool.
 
     `used_bytes` is the spool's size at the last poll plus the bytes written since, which the writers add.

@@ -17,7 +17,7 @@ STEP_BYTES = 8192
 REST_S = 50e-6
 
 
-class Courtesy:
+class GilYield:
     """Yields to other threads while `asked` is set. One object is shared by all threads of one uploader."""
 
     def __init__(self) -> None:

@@ -28,7 +28,7 @@ import orjson
 from ..errors import SpoolError
 from ..model.rows import Row
 from . import atomic_file as notes
-from .gil_yield import Courtesy
+from .gil_yield import GilYield
 from .journal_format import Layout, Stop, decode_journal
 from .own_files import read_own
 from .run_reader import RunReader
@@ -187,7 +187,7 @@ def times_of(*stamps: Any) -> list[float]:
     return [float(stamp) for stamp in plain if isinstance(stamp, float) or type(stamp) is int]
 
 
-def read_events(folder: Path, courtesy: Courtesy | None = None) -> Events:
+def read_events(folder: Path, gil_yield: GilYield | None = None) -> Events:
     """Read the events of the journal in a run's folder, as far as it is readable, and how the journal ended.
 
     Takes a few microseconds per row.
@@ -198,8 +198,8 @@ def read_events(folder: Path, courtesy: Courtesy | None = None) -> Events:
     reader = RunReader(folder)
     try:
         for line in reader.read():
-            if courtesy is not None:
-                courtesy.worked_through(len(line.payload))
+            if gil_yield is not None:
+                gil_yield.worked_through(len(line.payload))
             if not line.payload.startswith(b"["):
                 found = decode_journal(line.payload)
                 if isinstance(found, Layout):
@@ -241,13 +241,13 @@ def _head_of(payload: bytes) -> tuple[int, float, Any]:
 # ---- of runs that have left the spool --------------------------------------------------------------------------------
 
 
-def keep_events(folder: Path, courtesy: Courtesy | None = None) -> str | None:
+def keep_events(folder: Path, gil_yield: GilYield | None = None) -> str | None:
     """Store the events of an interrupted run that leaves the spool.
 
     Returns:
         The file's name, or None if the disk is full.
     """
-    events = read_events(folder, courtesy)
+    events = read_events(folder, gil_yield)
     name = f"{folder.name}.events"
     if not _NAME.fullmatch(name):
         return None

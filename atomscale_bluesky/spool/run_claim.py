@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import SpoolError
 from ..model.text import plain
-from .gil_yield import Courtesy
+from .gil_yield import GilYield
 from .history import History
 from .journal import JournalReader, JournalWriter, segment_path, segments
 from .journal_format import FORMAT, Header, Stop
@@ -27,7 +27,7 @@ from .run_reader import HEAD, LEDGER, described_lines, has_stop, keep_copies
 _logger = logging.getLogger(__name__)
 
 
-class Claim:
+class RunClaim:
     """A run that this process delivers, until `close`. `make_room` is called when the disk is full."""
 
     def __init__(
@@ -127,7 +127,7 @@ class Claim:
         """
         return read_orders(self.folder)
 
-    def finish(self, entry: dict[str, Any], courtesy: Courtesy | None = None) -> bool:
+    def finish(self, entry: dict[str, Any], gil_yield: GilYield | None = None) -> bool:
         """Move a finalized run into the history. Return False while its writer still has files open.
 
         The events of an interrupted run stay known, in case it is replayed.
@@ -139,7 +139,7 @@ class Claim:
         # A process that died between these two steps leaves the run in both places. The next process only removes it.
         if not (self._perhaps_in_history and self._history.entries_with("folder", folder)):
             if entry.get("interrupted"):
-                entry["events"] = keep_events(self.folder, courtesy)
+                entry["events"] = keep_events(self.folder, gil_yield)
             self._history.add(entry)
         self.ledger.close()
         # The copy goes first, because it would show that a journal should be there. The ledger goes last: a journal

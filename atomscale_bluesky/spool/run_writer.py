@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 from ..errors import LineTooLongError, SpoolError, SpoolFullError
-from .disk_space import Room
+from .disk_space import DiskSpace
 from .journal import JournalWriter
 from .journal_format import Header
 from .line_file import MAX_LINE_BYTES, sync_folder
@@ -70,7 +70,7 @@ class RunWriter:
         self,
         folder: Path,
         header: Header,
-        room: Room,
+        room: DiskSpace,
         *,
         sync_each: bool,
         delivering: RunLock | None = None,
@@ -81,7 +81,7 @@ class RunWriter:
         self.sync_each = sync_each
         self.last: list[bytes] = []  # lines that could not be written when the run ended
         self._last_from = 0
-        self._room = room
+        self._disk_space = room
         self._journals = journals or OpenJournals()
         self._lock = RunLock(folder / WRITER_LOCK)
         self.has_lock = not header.session
@@ -125,8 +125,8 @@ class RunWriter:
         lines = b"".join(map(line, payloads)) if len(payloads) > 1 else line(payloads[0])
         if len(lines) > MAX_LINE_BYTES and max(map(len, payloads)) + len(line(b"")) > MAX_LINE_BYTES:
             raise LineTooLongError(f"a line of {len(lines)} bytes is longer than the {MAX_LINE_BYTES} that it may have")
-        if not (always or self._room.there_is):
-            raise SpoolFullError(f"the spool has no room: {self._room.why_none}")
+        if not (always or self._disk_space.there_is):
+            raise SpoolFullError(f"the spool has no room: {self._disk_space.why_none}")
         if self._resting:
             self._journals.add(self)
             self._resting = False
@@ -136,12 +136,12 @@ class RunWriter:
             if not is_full(error):
                 raise
             if not always:
-                self._room.disk_is_full()
+                self._disk_space.disk_is_full()
                 raise
-            self._room.give_up_reserve()
+            self._disk_space.give_up_reserve()
             self._journal.append(lines)
         self.written += len(lines)
-        self._room.used_bytes += len(lines)
+        self._disk_space.used_bytes += len(lines)
         if len(payloads) > 1:
             self._described += dict.fromkeys(filter(describes, payloads))
         self.dirty = True

@@ -34,7 +34,7 @@ from msgspec.structs import replace
 from ..errors import SpoolError, SpoolFullError
 from ..model.links import Links
 from ..model.text import plain
-from .disk_space import BEHIND_INTERVAL_S, ROOM_INTERVAL_S, Room, network_file_system
+from .disk_space import BEHIND_INTERVAL_S, ROOM_INTERVAL_S, DiskSpace, network_file_system
 from .history import History, NotKept
 from .journal import segment_path
 from .journal_format import Header
@@ -58,7 +58,7 @@ from .orders import ORDERS, Edit, OrderLine, read_orders
 from .own_files import is_run_name, open_own, run_files
 from .place import mark
 from .reserve import is_full, with_room
-from .run_claim import Claim
+from .run_claim import RunClaim
 from .run_reader import HEAD, LEDGER, has_lines, has_stop, read_header, was_synced
 from .run_writer import FolderTakenError, OpenJournals, RunWriter
 
@@ -108,9 +108,11 @@ class Spool:
     ) -> None:
         self.path = path
         self.sync_each = sync_each
-        self._room = Room(path, max_bytes=max_bytes, min_free_bytes=min_free_bytes)
-        self._history = History(path, make_room=self._room.give_up_reserve)
-        self._not_kept = History(path, name=NOT_KEPT, max_bytes=NOT_KEPT_BYTES, make_room=self._room.give_up_reserve)
+        self._disk_space = DiskSpace(path, max_bytes=max_bytes, min_free_bytes=min_free_bytes)
+        self._history = History(path, make_room=self._disk_space.give_up_reserve)
+        self._not_kept = History(
+            path, name=NOT_KEPT, max_bytes=NOT_KEPT_BYTES, make_room=self._disk_space.give_up_reserve
+        )
         self._not_noted: deque[NotKept] = deque(maxlen=MOST_NOT_KEPT)
         self._said: set[Path] = set()
         self._writers: list[RunWriter] = []
@@ -137,12 +139,12 @@ class Spool:
             _check_folder(path)
         else:
             _prepare_folder(path)
-        self._room.look()
+        self._disk_space.look()
 
     @property
     def has_room(self) -> bool:
         """Return True if new readings can be kept. Reads no disk."""
-        return self._room.there_is
+        return self._disk_space.there_is
 
     @property
     def has_unended(self) -> bool:
@@ -167,7 +169,7 @@ class Spool:
         with self._guard:
             self._start_threads()  # also without disk space: a thread notices when there is some again
         if not self.has_room:
-            raise SpoolFullError(f"the spool has no room: {self._room.why_none}")
+            raise SpoolFullError(f"the spool has no room: {self._disk_space.why_none}")
         try:
             return self._create(header, to_deliver=to_deliver, accept=accept)
         except FolderTakenError:  # a new name is not taken
@@ -190,7 +192,7 @@ class Spool:
             writer = RunWriter(
                 folder,
                 header,
-                self._room,
+                self._disk_space,
                 sync_each=self.sync_each,
                 delivering=delivering,
                 journals=self._journals,
@@ -210,7 +212,7 @@ class Spool:
                 self._give_up(folder, writer, delivering)
             if isinstance(error, OSError):
                 if is_full(error):
-                    self._room.disk_is_full()
+                    self._disk_space.disk_is_full()
                 kind = FolderTakenError if isinstance(error, FolderTakenError) else SpoolError
                 raise kind(f"spool {self.path} takes no further run: {error}") from error
             raise
@@ -349,7 +351,7 @@ class Spool:
 
     def _keep_measured(self) -> None:
         """Watch the disk space in a thread of its own, so that no sync waits however long the disk takes."""
-        self._room.look(keep_reserve=True)
+        self._disk_space.look(keep_reserve=True)
         kind = network_file_system(self.path)
         if kind:
             _logger.warning(
@@ -358,8 +360,8 @@ class Spool:
             )  # fmt: skip
         more = True
         while self._goes_on(self._room_thread):
-            self._stopping.wait(BEHIND_INTERVAL_S if more or self._room.behind else ROOM_INTERVAL_S)
-            self._room.look(keep_reserve=True)
+            self._stopping.wait(BEHIND_INTERVAL_S if more or self._disk_space.behind else ROOM_INTERVAL_S)
+            self._disk_space.look(keep_reserve=True)
             self._note_not_kept()
             try:
                 more = self._in_background is not None and self._in_background()
@@ -404,7 +406,7 @@ class Spool:
             self._closing = []
         for writer in writers:
             if writer.dirty:
-                self._room.grown.append(writer.folder.name)
+                self._disk_space.grown.append(writer.folder.name)
                 try:
                     writer.sync()
                     writer.sync_failed = False
@@ -432,12 +434,12 @@ class Spool:
         Raises:
             OSError: The folder cannot be read.
         """
-        return self._room.measure()
+        return self._disk_space.measure()
 
     def why_no_room(self) -> str:
         """Return why new readings are left out now, or an empty text if they are not. Measures the disk."""
-        self._room.look()
-        return "" if self._room.there_is else self._room.why_none
+        self._disk_space.look()
+        return "" if self._disk_space.there_is else self._disk_space.why_none
 
     def not_kept(self, run: NotKept) -> None:
         """Note an ended run that found no disk space, as soon as the disk takes a line. Does not wait for the disk.
@@ -515,7 +517,7 @@ class Spool:
         except OSError:
             return 0
 
-    def claim(self, folder: Path, lock: RunLock | None = None) -> Claim | None:
+    def claim(self, folder: Path, lock: RunLock | None = None) -> RunClaim | None:
         """Take over the delivery of a run. Return None if another process delivers it, or if the folder holds no run.
 
         Args:
@@ -531,13 +533,13 @@ class Spool:
             return None
         if lock is None:
             lock = RunLock(folder / UPLOADER_LOCK)
-            if not with_room(lock.acquire, self._room.give_up_reserve):
+            if not with_room(lock.acquire, self._disk_space.give_up_reserve):
                 return None
             if read_header(folder) is None:  # its previous owner has just finished it
                 lock.release()
                 return None
         try:
-            return Claim(folder, header, lock, self._history, self._room.give_up_reserve)
+            return RunClaim(folder, header, lock, self._history, self._disk_space.give_up_reserve)
         except BaseException:
             lock.release()
             raise
@@ -572,8 +574,8 @@ class Spool:
         Raises:
             SpoolError: The file cannot be written.
         """
-        with locked(folder / "orders.lock", self._room.give_up_reserve):
-            file = LineFile(folder / ORDERS, make_room=self._room.give_up_reserve)
+        with locked(folder / "orders.lock", self._disk_space.give_up_reserve):
+            file = LineFile(folder / ORDERS, make_room=self._disk_space.give_up_reserve)
             try:
                 file.append(line(encode(order)))
                 file.sync()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .spool_status import SpoolWatch
+    from .spool_status import SpoolStatus
 
 LOOK_PERIOD_S = 0.2
 # How many polls there are from one line to the next if the output is no terminal.
@@ -21,7 +21,7 @@ class Bar:
         ImportError: From construction: rich is not installed.
     """
 
-    def __init__(self, out: Console, watch: SpoolWatch) -> None:
+    def __init__(self, out: Console, watch: SpoolStatus) -> None:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         self._out = out

@@ -12,7 +12,7 @@ from ..spool.ledger_state import LedgerState
 from .account import Account, RunStatus
 
 # A run's last log line belongs to delivery, whichever module writes it.
-_logger = logging.getLogger("atomscale_bluesky.delivery")
+_logger = logging.getLogger("atomscale_bluesky.delivery.run_delivery")  # the manual lists it there
 
 
 def history_entry(

@@ -72,7 +72,7 @@ class Status(tuple[RunStatus, ...]):
         return sum((run.points for run in self), Counts())
 
 
-class SpoolWatch:
+class SpoolStatus:
     """Reports the status of a spool's runs. Each call costs only what was written since the last one."""
 
     def __init__(self, spool: Spool) -> None:
@@ -90,7 +90,7 @@ class SpoolWatch:
             self._calls += 1
             try:
                 if self._calls > 1:
-                    return SpoolWatch(self._spool).status()  # from the beginning; leaves the outer call's state alone
+                    return SpoolStatus(self._spool).status()  # from the beginning; leaves the outer call's state alone
                 self._last = self._read()
                 return self._last
             except BaseException:  # also an exception from a signal handler: partly read files are read again

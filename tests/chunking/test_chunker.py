@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atomscale_bluesky.chunking.chunker import Cutter, Resumed
-from atomscale_bluesky.delivery.run_delivery import Delivery
+from atomscale_bluesky.chunking.chunker import Chunker, Resumed
+from atomscale_bluesky.delivery.run_delivery import RunDelivery
 from atomscale_bluesky.delivery.task_book import Task
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
 from atomscale_bluesky.delivery.tasks.work import Kind
@@ -144,21 +144,21 @@ class Notes:
 def cut(story: Story) -> list[Chunk]:
     """The chunks of a story, cut in one go."""
     notes = Notes(story.points_per_chunk)
-    cutter: Cutter | None = None
+    chunker: Chunker | None = None
     chunks: list[Chunk] = []
     for offset, found in enumerate(story.lines):
         if isinstance(found, Row):
-            assert cutter is not None
-            chunks += cutter.row(Position(1, offset), found)
-        elif cutter is None:
-            cutter = Cutter(
+            assert chunker is not None
+            chunks += chunker.row(Position(1, offset), found)
+        elif chunker is None:
+            chunker = Chunker(
                 found, non_finite=story.policy, decisions=notes, streams=[Resumed(notes.state.streams[0].opening)]
             )
         else:
             following = next(row.number for row in story.rows if row.layout == found.layout)
-            cutter.layout(found, from_row=following, position=Position(1, offset))
-    if cutter is not None:
-        chunks += cutter.finish()
+            chunker.layout(found, from_row=following, position=Position(1, offset))
+    if chunker is not None:
+        chunks += chunker.finish()
     return chunks
 
 
@@ -259,7 +259,7 @@ def texts(found: Layout | Row, story: Story) -> bytes:
     return encode_row(found.layout, found.number, found.time, found.event_uid, packed(found.values), gaps)
 
 
-def deliver(story: Story, *, crashes: int) -> tuple[Shelf, Delivery]:
+def deliver(story: Story, *, crashes: int) -> tuple[Shelf, RunDelivery]:
     """Write and deliver a run step by step, in an order that chance gives, dying so many times in between."""
     chance = random.Random(story.seed)
     header = Header(
@@ -293,7 +293,7 @@ def deliver(story: Story, *, crashes: int) -> tuple[Shelf, Delivery]:
                     if task is not None:
                         under_way.append(task)
                         begin(shelf, task, applied=chance.random() < 0.7)
-                    elif not (lines or under_way or delivery.run.cutting.more_to_read or delivery.finished):
+                    elif not (lines or under_way or delivery.run.run_chunker.more_to_read or delivery.finished):
                         idle += 1
                         assert idle < 3, "nothing moves any more"
                 elif deed == "end" and under_way:
@@ -311,10 +311,10 @@ def deliver(story: Story, *, crashes: int) -> tuple[Shelf, Delivery]:
             spool.close()
 
 
-def claimed(spool: Spool, folder: Path) -> Delivery:
+def claimed(spool: Spool, folder: Path) -> RunDelivery:
     claim = spool.claim(folder)
     assert claim is not None
-    return Delivery(claim)
+    return RunDelivery(claim)
 
 
 def begin(shelf: Shelf, task: Task, *, applied: bool) -> None:
@@ -326,7 +326,7 @@ def begin(shelf: Shelf, task: Task, *, applied: bool) -> None:
         shelf.push(task.work.data_id, task.chunk)
 
 
-def end(shelf: Shelf, delivery: Delivery, task: Task, chance: random.Random) -> None:
+def end(shelf: Shelf, delivery: RunDelivery, task: Task, chance: random.Random) -> None:
     """The answer comes."""
     if task.kind is Kind.INITIALIZE:
         delivery.came_back(task, shelf.initialize(task), 0.0)
@@ -458,7 +458,7 @@ def resumed(story: Story, tried: list[tuple[int, int, int]], confirmed: list[int
         notes.state.apply(Confirmed(0, index, T0))
     stream = notes.state.streams[0]
     index, from_row, _ = stream.resume()
-    cutter = Cutter(
+    chunker = Chunker(
         story.layouts[0],
         non_finite=story.policy,
         decisions=notes,
@@ -467,8 +467,8 @@ def resumed(story: Story, tried: list[tuple[int, int, int]], confirmed: list[int
     chunks: list[Chunk] = []
     for row in story.rows:
         if row.number not in damaged:
-            chunks += cutter.row(Position(1, row.number), row)
-    return [*chunks, *cutter.finish()]
+            chunks += chunker.row(Position(1, row.number), row)
+    return [*chunks, *chunker.finish()]
 
 
 TEN = plain(2, "own_stream", [float(n) for n in range(10)])

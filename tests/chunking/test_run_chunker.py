@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from waiting import wait_until
 
-from atomscale_bluesky.chunking.chunker import Cutter, Resumed
-from atomscale_bluesky.chunking.run_chunker import LINES_PER_LOOK, MAX_OWN_STREAMS, Cutting
-from atomscale_bluesky.delivery.run_delivery import Delivery
+from atomscale_bluesky.chunking.chunker import Chunker, Resumed
+from atomscale_bluesky.chunking.run_chunker import LINES_PER_LOOK, MAX_OWN_STREAMS, RunChunker
+from atomscale_bluesky.delivery.run_delivery import RunDelivery
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
 from atomscale_bluesky.model.chunk import Chunk, Span
 from atomscale_bluesky.model.rows import Channel, Position, Row, Rows
@@ -58,8 +58,8 @@ def opening(number: int = 4, *, own: bool = False, **changed: tuple) -> Opened:
     return Opened(number, "primary", 0, "run start", "label", "token", 5, 1, 0, own=own, **changed)
 
 
-def cutter(*resumed: Resumed, noted: tuple[Tried, ...] = (), waiting: dict[str, int] | None = None) -> Cutter:
-    return Cutter(LAYOUT, non_finite="own_stream", decisions=Ledger(*noted), streams=resumed, waiting=waiting)
+def chunker(*resumed: Resumed, noted: tuple[Tried, ...] = (), waiting: dict[str, int] | None = None) -> Chunker:
+    return Chunker(LAYOUT, non_finite="own_stream", decisions=Ledger(*noted), streams=resumed, waiting=waiting)
 
 
 def row(number: int, layout: int = 0) -> Row:
@@ -78,7 +78,7 @@ def plain(chunk: Chunk) -> list[object]:
 
 @pytest.mark.parametrize("begin", [0, 1, 2, 3, 7, 10, 13])
 def test_rows_taken_at_once_are_the_chunk_that_they_are_one_by_one(begin: int) -> None:
-    at_once, one_by_one = (cutter(Resumed(opening(), index=2, from_row=begin)) for _ in range(2))
+    at_once, one_by_one = (chunker(Resumed(opening(), index=2, from_row=begin)) for _ in range(2))
     assert at_once.whole_chunk(0, begin) == 5
 
     for index in (2, 3):
@@ -94,14 +94,14 @@ def test_rows_taken_at_once_are_the_chunk_that_they_are_one_by_one(begin: int) -
         assert at_once.whole_chunk(0, begin - 1) == one_by_one.whole_chunk(0, begin - 1) == 0
 
 
-def begun() -> Cutter:
-    begun = cutter(Resumed(opening()))
+def begun() -> Chunker:
+    begun = chunker(Resumed(opening()))
     assert list(begun.row(START, row(9))) == []
     return begun
 
 
-def smaller() -> Cutter:
-    smaller = cutter(Resumed(opening()))
+def smaller() -> Chunker:
+    smaller = chunker(Resumed(opening()))
     smaller.layout(SMALLER, from_row=10, position=START)
     return smaller
 
@@ -109,17 +109,17 @@ def smaller() -> Cutter:
 @pytest.mark.parametrize(
     "special",
     [
-        pytest.param(lambda: (cutter(Resumed(opening(), from_row=11)), 0), id="rows that earlier chunks hold"),
-        pytest.param(lambda: (cutter(Resumed(opening(skip=((20, 30),)))), 0), id="rows that an earlier stream holds"),
-        pytest.param(lambda: (cutter(Resumed(opening(channels=("a",), own=True))), 0), id="a channel with gaps"),
-        pytest.param(lambda: (cutter(Resumed(opening()), waiting={"c": 50}), 0), id="a channel without a stream"),
-        pytest.param(lambda: (cutter(), 0), id="no stream"),
+        pytest.param(lambda: (chunker(Resumed(opening(), from_row=11)), 0), id="rows that earlier chunks hold"),
+        pytest.param(lambda: (chunker(Resumed(opening(skip=((20, 30),)))), 0), id="rows that an earlier stream holds"),
+        pytest.param(lambda: (chunker(Resumed(opening(channels=("a",), own=True))), 0), id="a channel with gaps"),
+        pytest.param(lambda: (chunker(Resumed(opening()), waiting={"c": 50}), 0), id="a channel without a stream"),
+        pytest.param(lambda: (chunker(), 0), id="no stream"),
         pytest.param(
-            lambda: (cutter(Resumed(opening(channels=("a",))), Resumed(opening(5, channels=("b",)))), 0),
+            lambda: (chunker(Resumed(opening(channels=("a",))), Resumed(opening(5, channels=("b",)))), 0),
             id="two streams",
         ),
         pytest.param(
-            lambda: (cutter(Resumed(opening()), noted=(Tried(4, 0, 10, 12, 3, ("a", "b"), 1, 0, T0),)), 0),
+            lambda: (chunker(Resumed(opening()), noted=(Tried(4, 0, 10, 12, 3, ("a", "b"), 1, 0, T0),)), 0),
             id="a chunk that was tried",
         ),
         pytest.param(lambda: (begun(), 0), id="a chunk that is begun"),
@@ -127,16 +127,16 @@ def smaller() -> Cutter:
     ],
 )
 def test_rows_are_taken_one_by_one_where_they_may_not_be_the_next_chunk(
-    special: Callable[[], tuple[Cutter, int]],
+    special: Callable[[], tuple[Chunker, int]],
 ) -> None:
     special_cutter, layout = special()
 
     assert special_cutter.whole_chunk(layout, 10) == 0
-    assert cutter(Resumed(opening(), from_row=10)).whole_chunk(0, 10) == 5  # nothing special
+    assert chunker(Resumed(opening(), from_row=10)).whole_chunk(0, 10) == 5  # nothing special
 
 
 def test_a_stream_of_some_of_the_channels_takes_rows_at_once_too() -> None:
-    some = cutter(Resumed(opening(channels=("b",))))
+    some = chunker(Resumed(opening(channels=("b",))))
 
     assert some.whole_chunk(0, 0) == 5
     (column,) = some.rows(START, rows(0, 5)).columns
@@ -145,7 +145,7 @@ def test_a_stream_of_some_of_the_channels_takes_rows_at_once_too() -> None:
 
 def test_chunks_that_are_settled_already_are_passed_over_with_their_rows() -> None:
     settled = (Span(1, 3, 5, 19), Span(5, 5, 25, 29))
-    one_by_one, at_once = (cutter(Resumed(opening(), ahead=settled)) for _ in range(2))
+    one_by_one, at_once = (chunker(Resumed(opening(), ahead=settled)) for _ in range(2))
 
     chunks = [chunk for number in range(35) for chunk in one_by_one.row(START, row(number))]
     assert [(chunk.index, chunk.first_row, chunk.last_row) for chunk in chunks] == [(0, 0, 4), (4, 20, 24), (6, 30, 34)]
@@ -156,7 +156,7 @@ def test_chunks_that_are_settled_already_are_passed_over_with_their_rows() -> No
 
 
 def test_a_continuation_takes_every_row_but_those_that_an_earlier_stream_holds() -> None:
-    continuation = cutter(Resumed(opening(skip=((3, 5), (8, 8))), from_row=1))
+    continuation = chunker(Resumed(opening(skip=((3, 5), (8, 8))), from_row=1))
     chunks = [chunk for number in range(12) for chunk in continuation.row(START, row(number))] + [
         *continuation.finish()
     ]
@@ -166,15 +166,15 @@ def test_a_continuation_takes_every_row_but_those_that_an_earlier_stream_holds()
 
 # ---- a run's journal -------------------------------------------------------------------------------------------------
 
-Deliver = Callable[..., Delivery]
+Deliver = Callable[..., RunDelivery]
 
 
 @pytest.fixture
 def deliver(tmp_path: Path) -> Iterator[Deliver]:
     spool = Spool(tmp_path / "spool")
-    made: list[Delivery] = []
+    made: list[RunDelivery] = []
 
-    def make(lines: list[bytes], **header: Any) -> Delivery:
+    def make(lines: list[bytes], **header: Any) -> RunDelivery:
         given = {"non_finite": "own_stream", "layout": "time_base"} | header
         writer = spool.create(
             Header(1, "b7c2e9f1-0000", T0, "growth", 10, "primary", "https://api.atomscale.ai", **given)
@@ -183,7 +183,7 @@ def deliver(tmp_path: Path) -> Iterator[Deliver]:
         spool.release(writer)
         claim = spool.claim(writer.folder)
         assert claim is not None
-        made.append(Delivery(claim))
+        made.append(RunDelivery(claim))
         return made[-1]
 
     yield make
@@ -202,12 +202,12 @@ def layout(channels: int) -> bytes:
     return encode(Layout(layout=0, event_stream="primary", time_base="primary", channels=names))
 
 
-def all_chunks(cutting: Cutting) -> list[Chunk]:
+def all_chunks(run_chunker: RunChunker) -> list[Chunk]:
     found: list[Chunk] = []
-    while not cutting.at_end or cutting.ready:
-        cutting.look()
-        found += cutting.ready
-        cutting.ready.clear()
+    while not run_chunker.at_end or run_chunker.ready:
+        run_chunker.look()
+        found += run_chunker.ready
+        run_chunker.ready.clear()
     return found
 
 
@@ -217,9 +217,9 @@ STOP = encode(Stop(time=T0 + 100, exit_status="success"))
 def test_a_backlog_of_plain_rows_is_cut_chunk_by_chunk_and_what_is_special_row_by_row(deliver: Deliver) -> None:
     lines = [text(n, [float(n), n / 8]) for n in range(95)]
     lines[42] = text(42, [42.0, None])
-    cutting = deliver([layout(2), *lines, STOP], non_finite="null").run.cutting
+    run_chunker = deliver([layout(2), *lines, STOP], non_finite="null").run.run_chunker
 
-    chunks = all_chunks(cutting)
+    chunks = all_chunks(run_chunker)
 
     assert [chunk.first_row for chunk in chunks] == list(range(0, 95, 10))
     assert [int(time - T0) for chunk in chunks for time in chunk.times] == list(range(95))
@@ -229,67 +229,72 @@ def test_a_backlog_of_plain_rows_is_cut_chunk_by_chunk_and_what_is_special_row_b
 
 
 def test_a_look_ends_with_a_chunk_and_at_the_journals_present_end(deliver: Deliver) -> None:
-    cutting = deliver([layout(1), *(text(n, [1.0]) for n in range(25))]).run.cutting
+    run_chunker = deliver([layout(1), *(text(n, [1.0]) for n in range(25))]).run.run_chunker
 
     for index in (0, 1):
-        cutting.look()
-        (chunk,) = cutting.ready
-        assert (chunk.index, cutting.at_end, cutting.more_to_read) == (index, False, False)
-        cutting.ready.clear()
-    cutting.look()
-    assert (list(cutting.ready), cutting.at_end, cutting.more_to_read, cutting.read_all) == ([], True, False, False)
+        run_chunker.look()
+        (chunk,) = run_chunker.ready
+        assert (chunk.index, run_chunker.at_end, run_chunker.more_to_read) == (index, False, False)
+        run_chunker.ready.clear()
+    run_chunker.look()
+    assert (list(run_chunker.ready), run_chunker.at_end, run_chunker.more_to_read, run_chunker.read_all) == (
+        [],
+        True,
+        False,
+        False,
+    )
 
 
 def test_rows_that_are_too_few_for_a_chunk_are_left_until_there_are_more(deliver: Deliver) -> None:
     delivery = deliver([layout(1), *(text(n, [1.0]) for n in range(14))])
-    cutting, writer = delivery.run.cutting, JournalWriter(delivery.claim.folder)
+    run_chunker, writer = delivery.run.run_chunker, JournalWriter(delivery.claim.folder)
 
-    assert [(chunk.first_row, chunk.points) for chunk in all_chunks(cutting)] == [(0, 10)]
-    assert cutting.account.next_row["primary"] == 10
+    assert [(chunk.first_row, chunk.points) for chunk in all_chunks(run_chunker)] == [(0, 10)]
+    assert run_chunker.account.next_row["primary"] == 10
     writer.append(b"".join(line(text(n, [1.0])) for n in range(14, 23)))
-    cutting.look()
-    assert [(chunk.first_row, chunk.points) for chunk in all_chunks(cutting)] == [(10, 10)]
+    run_chunker.look()
+    assert [(chunk.first_row, chunk.points) for chunk in all_chunks(run_chunker)] == [(10, 10)]
     writer.append(line(STOP))
-    cutting.look()
-    assert [(chunk.first_row, chunk.points) for chunk in all_chunks(cutting)] == [(20, 3)]
-    assert cutting.read_all
+    run_chunker.look()
+    assert [(chunk.first_row, chunk.points) for chunk in all_chunks(run_chunker)] == [(20, 3)]
+    assert run_chunker.read_all
     writer.close()
 
 
 def test_rows_of_two_time_bases_are_read_although_they_are_too_few_for_a_chunk_of_one(deliver: Deliver) -> None:
     other = encode(Layout(layout=1, event_stream="gauge", time_base="gauge", channels=(Channel("g", "g"),)))
     rows = [encode_row(n % 2, n // 2, T0 + n, f"uid {n}", packed([float(n)])) for n in range(24)]
-    cutting = deliver([layout(1), other, *rows]).run.cutting
+    run_chunker = deliver([layout(1), other, *rows]).run.run_chunker
 
-    assert [(chunk.first_row, chunk.points) for chunk in all_chunks(cutting)] == [(0, 10), (0, 10)]
+    assert [(chunk.first_row, chunk.points) for chunk in all_chunks(run_chunker)] == [(0, 10), (0, 10)]
 
 
 def test_rows_that_a_preview_may_show_are_read_at_once(deliver: Deliver) -> None:
-    cutting = deliver([layout(1), *(text(n, [1.0]) for n in range(4))], max_latency_s=1.0).run.cutting
+    run_chunker = deliver([layout(1), *(text(n, [1.0]) for n in range(4))], max_latency_s=1.0).run.run_chunker
 
-    assert all_chunks(cutting) == []
-    assert cutting.account.next_row["primary"] == 4
+    assert all_chunks(run_chunker) == []
+    assert run_chunker.account.next_row["primary"] == 4
 
 
 def test_a_long_backlog_is_read_in_parts_so_that_other_runs_have_their_turn(deliver: Deliver) -> None:
     lines = [text(n, [None]) for n in range(LINES_PER_LOOK + 100)]
-    cutting = deliver([layout(1), *lines]).run.cutting
+    run_chunker = deliver([layout(1), *lines]).run.run_chunker
 
-    cutting.look(count_only=True)
-    assert (cutting.more_to_read, cutting.at_end) == (True, False)
-    cutting.look(count_only=True)
-    assert (cutting.more_to_read, cutting.at_end) == (False, True)
-    assert cutting.account.next_row["primary"] == LINES_PER_LOOK + 100
-    assert list(cutting.ready) == []
+    run_chunker.look(count_only=True)
+    assert (run_chunker.more_to_read, run_chunker.at_end) == (True, False)
+    run_chunker.look(count_only=True)
+    assert (run_chunker.more_to_read, run_chunker.at_end) == (False, True)
+    assert run_chunker.account.next_row["primary"] == LINES_PER_LOOK + 100
+    assert list(run_chunker.ready) == []
 
 
 def test_counting_a_parked_runs_rows_makes_no_chunks(deliver: Deliver) -> None:
-    cutting = deliver([layout(1), *(text(n, [1.0]) for n in range(25)), STOP]).run.cutting
+    run_chunker = deliver([layout(1), *(text(n, [1.0]) for n in range(25)), STOP]).run.run_chunker
 
-    cutting.look(count_only=True)
+    run_chunker.look(count_only=True)
 
-    assert (list(cutting.ready), cutting.at_end, cutting.read_all) == ([], True, False)
-    assert cutting.account.stop is not None
+    assert (list(run_chunker.ready), run_chunker.at_end, run_chunker.read_all) == ([], True, False)
+    assert run_chunker.account.stop is not None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="another call syncs a file there")
@@ -315,8 +320,8 @@ def test_the_rows_of_a_chunk_are_synced_before_it_is_pushed_for_the_first_time(
     assert synced.count(journal) == 1  # to its end, as it was then
 
 
-def open_stream(cutting: Cutting, time_base: str) -> str:
-    opened = cutting.open_stream(
+def open_stream(run_chunker: RunChunker, time_base: str) -> str:
+    opened = run_chunker.open_stream(
         why="closed by the server", time_base=time_base, from_row=0, position=START, channels=("x",), own=False
     )
     return opened.label.rpartition(" [")[0]
@@ -327,7 +332,7 @@ def test_a_streams_name_tells_its_event_stream_and_counts_its_continuations(deli
     first = delivery.run.state.streams[0].opening
 
     assert first.label == f"growth [b7c2e9f1-{first.token}]"
-    assert [open_stream(delivery.run.cutting, name) for name in ("primary", "monitor", "primary", "monitor")] == [
+    assert [open_stream(delivery.run.run_chunker, name) for name in ("primary", "monitor", "primary", "monitor")] == [
         "growth (2)",
         "growth · monitor",
         "growth (3)",
@@ -338,11 +343,11 @@ def test_a_streams_name_tells_its_event_stream_and_counts_its_continuations(deli
 def test_with_one_stream_per_run_a_stream_of_other_channels_joins_it_and_the_next_is_numbered(deliver: Deliver) -> None:
     delivery = deliver([layout(1)], layout="run")
     delivery.claim.ledger.note(Initialized(0, "id", "metrology"))
-    delivery.run.cutting.look()
+    delivery.run.run_chunker.look()
 
-    assert open_stream(delivery.run.cutting, "monitor") == "growth"
+    assert open_stream(delivery.run.run_chunker, "monitor") == "growth"
     assert delivery.run.state.streams[1].opening.joins == 0
-    assert open_stream(delivery.run.cutting, "monitor") == "growth (2)"  # the channel is in the first one already
+    assert open_stream(delivery.run.run_chunker, "monitor") == "growth (2)"  # the channel is in the first one already
     assert delivery.run.state.streams[2].opening.joins is None
 
 
@@ -351,7 +356,7 @@ def test_a_broken_sensor_head_does_not_make_a_stream_for_each_of_its_channels(de
     lines = [text(n, [None if n % 10 == 3 else 1.0] * channels) for n in range(30)]
     delivery = deliver([layout(channels), *lines, STOP])
 
-    chunks = all_chunks(delivery.run.cutting)
+    chunks = all_chunks(delivery.run.run_chunker)
 
     assert len(delivery.run.state.streams) == 1 + MAX_OWN_STREAMS
     assert len(delivery.run.state.given_up) == 5

@@ -20,7 +20,7 @@ from waiting import wait_until
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.__main__ import main
 from atomscale_bluesky.cli.formatting import age, plain
-from atomscale_bluesky.delivery import active_runs as roster
+from atomscale_bluesky.delivery import active_runs as active_runs
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.spool import Spool
 
@@ -316,7 +316,7 @@ def test_upload_has_nothing_to_do_where_nothing_waits(say: Say) -> None:
 def test_upload_delivers_more_runs_than_are_delivered_at_a_time(
     say: Say, server: LocalServer, spooled: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roster, "MAX_ACTIVE", 2)
+    monkeypatch.setattr(active_runs, "MAX_ACTIVE", 2)
     for _ in range(5):
         spooled(5)
     code, _, _ = say("upload")

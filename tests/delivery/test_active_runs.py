@@ -11,7 +11,7 @@ from runs import growth
 from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
-from atomscale_bluesky.delivery import active_runs as roster
+from atomscale_bluesky.delivery import active_runs as active_runs
 from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.server import LocalServer
 from atomscale_bluesky.spool.orders import Discard, Edit, OrderLine
@@ -23,7 +23,7 @@ NO_INSTRUMENT = 999
 
 @pytest.fixture(autouse=True)
 def _two_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roster, "MAX_ACTIVE", 2)
+    monkeypatch.setattr(active_runs, "MAX_ACTIVE", 2)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from runs import growth
 from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
-from atomscale_bluesky.delivery import active_runs as roster
+from atomscale_bluesky.delivery import active_runs as active_runs
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.line_file import LineFile
 from atomscale_bluesky.spool.lines import encode, line
@@ -157,7 +157,7 @@ def test_what_waits_in_a_session_that_is_killed_is_delivered_once_by_the_next(
 def test_more_runs_are_written_than_delivered_at_a_time_and_each_sends_its_chunks(
     make_callback: MakeCallback, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roster, "MAX_ACTIVE", 3)
+    monkeypatch.setattr(active_runs, "MAX_ACTIVE", 3)
     callback = make_callback(max_connections=2)
     runs = [list(growth(points=40, keys=1)) for _ in range(8)]
     for row in zip(*(documents[:27] for documents in runs), strict=True):
@@ -175,7 +175,7 @@ def test_more_runs_are_written_than_delivered_at_a_time_and_each_sends_its_chunk
 def test_a_run_that_is_written_does_not_wait_behind_a_backlog(
     make_callback: MakeCallback, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roster, "MAX_ACTIVE", 2)
+    monkeypatch.setattr(active_runs, "MAX_ACTIVE", 2)
     before = make_callback(offline=True)
     for _ in range(6):
         for name, doc in growth(points=2000, keys=1):
@@ -255,7 +255,7 @@ def test_an_order_that_only_the_runs_own_file_tells_of_is_seen_within_thirty_sca
 ) -> None:
     clock = [0.0]
     spool = Spool(spool_dir)
-    ours = roster.Roster(spool, "https://here.example", monotonic=lambda: clock[0])
+    ours = active_runs.ActiveRuns(spool, "https://here.example", monotonic=lambda: clock[0])
     for _ in range(3):
         ours.scan()
         clock[0] += 10
@@ -277,7 +277,7 @@ def test_an_order_that_only_the_runs_own_file_tells_of_is_seen_within_thirty_sca
 def test_an_order_is_seen_at_the_next_scan_however_many_runs_rest(pile: list[Path], spool_dir: Path) -> None:
     clock = [0.0]
     spool = Spool(spool_dir)
-    ours = roster.Roster(spool, "https://here.example", monotonic=lambda: clock[0])
+    ours = active_runs.ActiveRuns(spool, "https://here.example", monotonic=lambda: clock[0])
     for _ in range(3):
         ours.scan()
         clock[0] += 10

@@ -23,7 +23,7 @@ from atomscale_bluesky.delivery.backoff import MISSING
 from atomscale_bluesky.delivery.drain import Drain
 from atomscale_bluesky.delivery.outage_log import CALM_S
 from atomscale_bluesky.delivery.outcomes import Answers
-from atomscale_bluesky.delivery.run_delivery import MAX_FAILED, Delivery
+from atomscale_bluesky.delivery.run_delivery import MAX_FAILED, RunDelivery
 from atomscale_bluesky.delivery.task_book import Task
 from atomscale_bluesky.delivery.task_runner import Outcome
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
@@ -188,7 +188,7 @@ def test_a_run_without_a_stop_is_said_to_be_interrupted_in_the_history(
 
 # ---- one run, step by step -------------------------------------------------------------------------------------------
 
-Deliver = Callable[..., Delivery]
+Deliver = Callable[..., RunDelivery]
 
 
 @pytest.fixture
@@ -200,11 +200,11 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
 
 @pytest.fixture
 def deliver(spool: Spool) -> Iterator[Deliver]:
-    made: list[Delivery] = []
+    made: list[RunDelivery] = []
 
     def make(
         points: int, *, stopped: bool = True, channels: int = 1, keep: str = "finalized", links: Links | None = None
-    ) -> Delivery:
+    ) -> RunDelivery:
         header = Header(
             1, "b7c2e9f1-0000", T0, "growth", 10, "primary", ENDPOINT, "null", keep=keep, links=links or Links()
         )
@@ -219,7 +219,7 @@ def deliver(spool: Spool) -> Iterator[Deliver]:
         spool.release(writer)
         claim = spool.claim(writer.folder)
         assert claim is not None
-        made.append(Delivery(claim))
+        made.append(RunDelivery(claim))
         return made[-1]
 
     yield make
@@ -227,7 +227,7 @@ def deliver(spool: Spool) -> Iterator[Deliver]:
         delivery.close()
 
 
-def tasks(delivery: Delivery, now: float = 0.0) -> list[Task]:
+def tasks(delivery: RunDelivery, now: float = 0.0) -> list[Task]:
     """All that can be done at a moment."""
     found: list[Task] = []
     while (task := delivery.next_task(now)) is not None:
@@ -239,23 +239,23 @@ def what(found: list[Task]) -> list[tuple[Kind, int | None]]:
     return [(task.kind, task.chunk.index if task.chunk else None) for task in found]
 
 
-def initialized(delivery: Delivery) -> Delivery:
+def initialized(delivery: RunDelivery) -> RunDelivery:
     (task,) = tasks(delivery)
     assert task.kind is Kind.INITIALIZE
     delivery.came_back(task, "id-0", 0.0)
     return delivery
 
 
-def begun_anew(delivery: Delivery, spool: Spool) -> Delivery:
+def begun_anew(delivery: RunDelivery, spool: Spool) -> RunDelivery:
     """The same run, read again after something has changed what its files mean."""
     assert (tasks(delivery), delivery.to_start_again) == ([], True)
     delivery.close()
     claim = spool.claim(delivery.claim.folder)
     assert claim is not None
-    return Delivery(claim)
+    return RunDelivery(claim)
 
 
-def confirm(delivery: Delivery, task: Task) -> None:
+def confirm(delivery: RunDelivery, task: Task) -> None:
     assert task.chunk is not None
     delivery.came_back(task, Sent(task.chunk.names), 0.0)
 
@@ -370,7 +370,7 @@ def test_what_a_process_that_died_has_sent_to_a_stream_that_closed_since_is_read
     delivery.close()
     claim = spool.claim(delivery.claim.folder)
     assert claim is not None
-    delivery = Delivery(claim)
+    delivery = RunDelivery(claim)
 
     under_way = [task for _ in range(at_a_time) if (task := delivery.next_task(0.0))]
     for task in under_way:
@@ -483,7 +483,7 @@ def test_orders_wait_for_what_is_under_way(deliver: Deliver, spool: Spool) -> No
 class Server:
     """How one run's tasks are answered, by a clock of the test's own."""
 
-    def __init__(self, delivery: Delivery, spool: Path) -> None:
+    def __init__(self, delivery: RunDelivery, spool: Path) -> None:
         self.now = 0.0
         self.answers = Answers((ENDPOINT, str(spool)), lambda: self.now, lambda: 1.0)
         self.delivery = delivery

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from atomscale_bluesky.spool.disk_space import Room, network_file_system
+from atomscale_bluesky.spool.disk_space import DiskSpace, network_file_system
 from atomscale_bluesky.spool.locks import RunLock, is_held
 
 RUN, ANOTHER, LINK = "20260101T020000-deadbeef", "20260101T020001-deadbeef", "20260101T020002-deadbeef"
@@ -30,7 +30,7 @@ def spool_of(folder: Path, *sizes: int) -> Path:
 
 
 def test_a_spool_is_as_large_as_the_files_of_its_runs(tmp_path: Path) -> None:
-    room = Room(spool_of(tmp_path, 10, 20), max_bytes=100, min_free_bytes=0)
+    room = DiskSpace(spool_of(tmp_path, 10, 20), max_bytes=100, min_free_bytes=0)
     for name in (ANOTHER, "backup"):  # a person's own folder is no run
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.jsonl").write_bytes(b"x" * 7)
@@ -44,14 +44,14 @@ def test_a_spool_is_as_large_as_the_files_of_its_runs(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="a link needs rights there")
 def test_what_a_link_in_the_spool_leads_to_is_not_part_of_it(tmp_path: Path) -> None:
     elsewhere = spool_of(tmp_path / "elsewhere", 1000)
-    room = Room(spool_of(tmp_path / "spool", 10), max_bytes=100, min_free_bytes=0)
+    room = DiskSpace(spool_of(tmp_path / "spool", 10), max_bytes=100, min_free_bytes=0)
     (tmp_path / "spool" / LINK).symlink_to(elsewhere / RUN)
 
     assert room.measure()[0] == 10
 
 
 def test_there_is_room_until_the_limit_is_reached_also_between_two_looks(tmp_path: Path) -> None:
-    room = Room(spool_of(tmp_path, 30), max_bytes=40, min_free_bytes=0)
+    room = DiskSpace(spool_of(tmp_path, 30), max_bytes=40, min_free_bytes=0)
     room.look()
     assert (room.used_bytes, room.there_is) == (30, True)
 
@@ -65,7 +65,7 @@ def test_there_is_room_until_the_limit_is_reached_also_between_two_looks(tmp_pat
 
 
 def test_one_look_measures_few_of_many_runs_and_some_looks_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    room = Room(tmp_path, max_bytes=10**9, min_free_bytes=0)
+    room = DiskSpace(tmp_path, max_bytes=10**9, min_free_bytes=0)
     runs = [f"20260101T000000-{n:08x}" for n in range(700)]
     for run in runs:
         (tmp_path / run).mkdir()
@@ -102,7 +102,7 @@ def test_one_look_measures_few_of_many_runs_and_some_looks_all(tmp_path: Path, m
 
 
 def test_a_full_spool_says_how_full_and_which_setting_limits_it(tmp_path: Path) -> None:
-    room = Room(spool_of(tmp_path, 3_000_000), max_bytes=2_000_000, min_free_bytes=0)
+    room = DiskSpace(spool_of(tmp_path, 3_000_000), max_bytes=2_000_000, min_free_bytes=0)
     room.look()
 
     assert not room.there_is
@@ -110,7 +110,7 @@ def test_a_full_spool_says_how_full_and_which_setting_limits_it(tmp_path: Path) 
 
 
 def test_a_disk_below_its_floor_leaves_no_room_and_says_so_until_somebody_frees_some(tmp_path: Path) -> None:
-    room = Room(spool_of(tmp_path, 10), max_bytes=10**9, min_free_bytes=10**18)
+    room = DiskSpace(spool_of(tmp_path, 10), max_bytes=10**9, min_free_bytes=10**18)
     room.look()
 
     assert not room.there_is
@@ -125,7 +125,7 @@ def test_a_disk_below_its_floor_leaves_no_room_and_says_so_until_somebody_frees_
 def test_a_spool_that_cannot_be_measured_keeps_what_was_known_of_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    room = Room(spool_of(tmp_path / "spool", 10), max_bytes=100, min_free_bytes=0)
+    room = DiskSpace(spool_of(tmp_path / "spool", 10), max_bytes=100, min_free_bytes=0)
     room.look()
     (tmp_path / "spool").rename(tmp_path / "moved")
 

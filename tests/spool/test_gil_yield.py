@@ -9,7 +9,7 @@ from runs import growth, held
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.server import LocalServer
-from atomscale_bluesky.spool import gil_yield as courtesy
+from atomscale_bluesky.spool import gil_yield as gil_yield
 
 MakeCallback = Callable[..., AtomscaleCallback]
 
@@ -27,7 +27,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(courtesy, "time", clock)
+    monkeypatch.setattr(gil_yield, "time", clock)
     return clock
 
 

@@ -25,7 +25,7 @@ from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.spool import Spool
 from atomscale_bluesky.status.clock_note import ClockNote, write_note
 from atomscale_bluesky.status.probe_results import Findings, read_findings, write_findings
-from atomscale_bluesky.status.spool_status import SpoolWatch
+from atomscale_bluesky.status.spool_status import SpoolStatus
 
 MakeCallback = Callable[..., AtomscaleCallback]
 
@@ -232,7 +232,7 @@ def test_a_spool_without_its_marker_whose_only_run_is_damaged_is_not_passed_over
         (tmp_path / RUN / name).write_bytes(b"damaged\n")
 
     assert located(tmp_path) == tmp_path
-    (status,) = SpoolWatch(Spool(tmp_path, read_only=True)).status()
+    (status,) = SpoolStatus(Spool(tmp_path, read_only=True)).status()
     assert status.state == "unreadable"
 
 

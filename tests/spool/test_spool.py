@@ -19,13 +19,13 @@ from waiting import wait_until
 
 from atomscale_bluesky import SpoolError, SpoolFullError
 from atomscale_bluesky.model.links import Links
-from atomscale_bluesky.spool.disk_space import Room
+from atomscale_bluesky.spool.disk_space import DiskSpace
 from atomscale_bluesky.spool.history import History
 from atomscale_bluesky.spool.journal_format import FORMAT, Header, Layout, Stop, decode_journal
 from atomscale_bluesky.spool.ledger_format import Discarded
 from atomscale_bluesky.spool.lines import encode, line
 from atomscale_bluesky.spool.orders import Discard, Edit, Retry
-from atomscale_bluesky.spool.run_claim import Claim
+from atomscale_bluesky.spool.run_claim import RunClaim
 from atomscale_bluesky.spool.run_reader import has_stop, stop_of
 from atomscale_bluesky.spool.run_writer import RunWriter
 from atomscale_bluesky.spool.spool import Spool
@@ -66,7 +66,7 @@ def row(number: int) -> bytes:
 STOP = Stop(time=T0 + 9, exit_status="success")
 
 
-def claimed(spool: Spool, folder: Path) -> Claim:
+def claimed(spool: Spool, folder: Path) -> RunClaim:
     claim = spool.claim(folder)
     assert claim is not None
     return claim
@@ -235,7 +235,7 @@ def test_a_disk_that_cannot_be_synced_costs_no_reading_and_is_tried_again(
 def test_a_copy_of_the_header_that_the_disk_did_not_take_is_written_by_a_later_sync(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "head.jsonl").mkdir()  # nothing can be written there
-    room = Room(tmp_path, max_bytes=10**6, min_free_bytes=0)
+    room = DiskSpace(tmp_path, max_bytes=10**6, min_free_bytes=0)
     writer = RunWriter(tmp_path / "run", header(), room, sync_each=False)
     layout = encode(Layout(layout=0, event_stream="primary", time_base="primary", channels=()))
     writer.append([layout, layout, row(0)])
@@ -257,7 +257,7 @@ def test_a_run_has_one_writer_at_a_time(spool: Spool) -> None:
     writer = spool.create(header())
 
     with pytest.raises(SpoolError, match="belongs to another process"):
-        RunWriter(writer.folder, header(), Room(spool.path, max_bytes=1, min_free_bytes=0), sync_each=False)
+        RunWriter(writer.folder, header(), DiskSpace(spool.path, max_bytes=1, min_free_bytes=0), sync_each=False)
 
 
 # ---- delivering ------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from atomscale_bluesky import AtomscaleCallback, SettingsError
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.spool import Spool
 from atomscale_bluesky.status.outage import TroubleNote, read_trouble
-from atomscale_bluesky.status.spool_status import SpoolWatch
+from atomscale_bluesky.status.spool_status import SpoolStatus
 
 MakeCallback = Callable[..., AtomscaleCallback]
 Environment = dict[str, str]
@@ -55,7 +55,7 @@ def test_a_status_names_the_last_error_and_since_when_while_atomscale_takes_noth
     assert begin - 1 <= status.trouble.since <= status.trouble.time <= time.time()
     assert status.oldest_waiting == min(run.oldest_waiting for run in status.runs) > 0
     # Another process sees the same: it is in the spool.
-    assert SpoolWatch(Spool(spool_dir)).status().last_error == status.last_error
+    assert SpoolStatus(Spool(spool_dir)).status().last_error == status.last_error
 
     server.behave()
     assert callback.drain(timeout_s=20)

@@ -25,12 +25,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from atomscale_bluesky import AtomscaleCallback, Settings
-from atomscale_bluesky.delivery.run_delivery import Delivery
+from atomscale_bluesky.delivery.run_delivery import RunDelivery
 from atomscale_bluesky.delivery.task_book import Task
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
 from atomscale_bluesky.delivery.tasks.work import Kind
 from atomscale_bluesky.spool.spool import Spool
-from atomscale_bluesky.status.spool_status import SpoolWatch
+from atomscale_bluesky.status.spool_status import SpoolStatus
 
 START = 1_600_000_000.0
 Points = dict[str, list[tuple[float, float]]]
@@ -290,7 +290,7 @@ class Atomscale:
         self.data_ids: dict[str, str] = {}  # by label
         self.finalized: set[str] = set()
 
-    def do(self, delivery: Delivery, task: Task) -> None:
+    def do(self, delivery: RunDelivery, task: Task) -> None:
         match task.kind:
             case Kind.INITIALIZE:
                 data_id = self.data_ids.setdefault(task.work.label, f"id-{len(self.data_ids)}")
@@ -341,7 +341,7 @@ def deliver(spool: Spool, atomscale: Atomscale, dice: random.Random) -> None:
         while not finished:
             claim = spool.claim(folder)
             assert claim is not None
-            delivery = Delivery(claim)
+            delivery = RunDelivery(claim)
             delivery.settle_if_interrupted()
             while True:
                 task = delivery.next_task(0.0)
@@ -349,7 +349,7 @@ def deliver(spool: Spool, atomscale: Atomscale, dice: random.Random) -> None:
                     finished = delivery.finish()  # not yet, while the callback's own thread still closes its files
                     break
                 if task is None:
-                    assert delivery.run.cutting.more_to_read
+                    assert delivery.run.run_chunker.more_to_read
                 elif dice.random() < 0.05:  # killed before the answer was noted, or before the request had left
                     if task.kind is Kind.PUSH and dice.random() < 0.5:
                         copy = atomscale.streams[task.work.data_id].setdefault(task.chunk.index, {})
@@ -368,7 +368,7 @@ def check(seeds: Sequence[int], *, within: str | None = None) -> None:
         compositions = [take(path, seed) for seed in seeds]
         atomscale = Atomscale()
         spool = Spool(path)
-        status = {one.run_uid: one for one in SpoolWatch(spool).status()}
+        status = {one.run_uid: one for one in SpoolStatus(spool).status()}
         deliver(spool, atomscale, random.Random(seeds[0]))
         history = {entry["run_uid"]: entry for entry in spool.history()}
         for seed, runs in zip(seeds, compositions, strict=True):

@@ -48,14 +48,14 @@ class Finalize(Work[None], frozen=True, eq=False):
 
 def plan(run: Run) -> Finalize | None:
     """Return the next stream to close, noted and synced; park the run if its account does not add up."""
-    if run.to_reload or not run.cutting.read_all or run.cutting.ready or run.book.failed:
+    if run.to_reload or not run.run_chunker.read_all or run.run_chunker.ready or run.book.failed:
         return None  # `to_reload`: a stream was opened whose rows are read next
     ready = [stream for number, stream in run.streams.items() if _may_be_closed(run, number, stream)]
     unknown = [stream for stream in ready if stream.opening.stream not in run.adds_up]
     contradictions: dict[int, str] = {}
     if unknown:
-        beyond = {*run.cutting.outgrown, *(number for number in run.streams if number in run.endings)}
-        contradictions = run.cutting.account.contradiction(run.state, unknown, beyond)
+        beyond = {*run.run_chunker.outgrown, *(number for number in run.streams if number in run.endings)}
+        contradictions = run.run_chunker.account.contradiction(run.state, unknown, beyond)
         run.adds_up.update({stream.opening.stream for stream in unknown} - contradictions.keys())
     for stream in ready:
         number = stream.opening.stream
@@ -77,6 +77,6 @@ def _may_be_closed(run: Run, number: int, stream: StreamState) -> bool:
         return False
     if run.book.holds(Kind.LINK, number) or run.linking.to_resolve or run.links_open(stream):
         return False
-    if any(one.opening.stream in run.cutting.outgrown for one in stream.group):
+    if any(one.opening.stream in run.run_chunker.outgrown for one in stream.group):
         return False  # what comes after it has no stream yet
     return stream.life in {Life.INITIALIZED, Life.FINALIZING}

@@ -76,18 +76,18 @@ def plan(run: Run, now: float) -> Push | None:
         run: Whose chunk.
         now: Monotonic.
     """
-    if not (run.cutting.ready or run.cutting.read_all):
-        run.cutting.look()
-        if run.cutting.at_end:
+    if not (run.run_chunker.ready or run.run_chunker.read_all):
+        run.run_chunker.look()
+        if run.run_chunker.at_end:
             run.previews.looked(now)
     if run.clock_is_open:
         return None  # what a chunk is to be shifted by is noted before its first attempt
-    for chunk in run.cutting.ready:
+    for chunk in run.run_chunker.ready:
         stream = run.streams[chunk.stream]
         if not _may_leave(run, stream, chunk):
             continue
-        run.cutting.ready.remove(chunk)
-        run.cutting.sync()
+        run.run_chunker.ready.remove(chunk)
+        run.run_chunker.sync()
         tried_before = chunk.index < stream.next_index
         if not tried_before:
             # After a power cut that took this note, what was shown before would be sent again, which is less.
