@@ -28,7 +28,7 @@ from atomscale_bluesky.spool.orders import Discard, Edit, Retry
 from atomscale_bluesky.spool.run_claim import RunClaim
 from atomscale_bluesky.spool.run_reader import has_stop, stop_of
 from atomscale_bluesky.spool.run_writer import RunWriter
-from atomscale_bluesky.spool.spool import Spool
+from atomscale_bluesky.spool.spool import OWN_LOCKS, Spool
 
 T0 = 1_760_000_000.0
 MakeSpool = Callable[..., Spool]
@@ -528,3 +528,15 @@ def test_a_disk_that_takes_no_header_costs_no_open_file(tmp_path: Path) -> None:
         capture_output=True, text=True, check=True, timeout=60, cwd=Path(__file__).parents[1], env=environment,
     )  # fmt: skip
     assert int(done.stdout) < 10
+
+
+def test_the_lock_of_a_session_is_removed_with_its_last_writer(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, min_free_bytes=0)
+    for n in range(OWN_LOCKS + 2):
+        spool.create(header(f"run {n}"))
+    assert len(list(tmp_path.glob("writers-*.lock"))) == 1
+
+    spool.close_writers()
+    spool.close()
+    assert list(tmp_path.glob("writers-*.lock")) == []
+    assert not any(spool.writer_alive(folder) for folder in spool.run_folders())

@@ -1,0 +1,74 @@
+"""How large the spool's reserve is, from the sizes of spool and disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from atomscale_bluesky.spool.reserve import NAME, Reserve, least_bytes
+
+MIB, GIB = 2**20, 2**30
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def kept(reserve: Reserve, used_bytes: int, free_bytes: int, disk_bytes: int) -> int:
+    """Have the reserve made as large as it gets; its size."""
+    size = -1
+    while size != (size := reserve.size()) or not size:
+        if not reserve.keep(used_bytes, free_bytes, disk_bytes):
+            break
+    return reserve.size()
+
+
+def test_there_is_none_before_it_is_made(folder: Path) -> None:
+    assert Reserve(folder).size() == 0
+
+
+@pytest.mark.parametrize(
+    ("used_bytes", "disk_bytes", "expected"),
+    [
+        (0, 100 * GIB, MIB),  # the least
+        (64 * MIB, 100 * GIB, 2 * MIB),  # a thirty-second of the spool
+        (100 * GIB, 100 * GIB, 64 * MIB),  # the most
+        (100 * GIB, 16 * MIB, 2 * MIB),  # an eighth of a small disk
+        (0, 4 * MIB, MIB // 2),
+    ],
+)
+def test_it_is_a_share_of_the_spool_within_bounds(
+    folder: Path, used_bytes: int, disk_bytes: int, expected: int
+) -> None:
+    assert kept(Reserve(folder), used_bytes, 100 * GIB, disk_bytes) == expected
+    assert (folder / NAME).stat().st_size == expected
+
+
+def test_it_is_made_only_if_twice_its_size_is_free(folder: Path) -> None:
+    reserve = Reserve(folder)
+
+    assert not reserve.keep(0, 2 * least_bytes(100 * GIB) - 1, 100 * GIB)
+    assert reserve.size() == 0
+    assert reserve.keep(0, 2 * least_bytes(100 * GIB), 100 * GIB)
+    assert reserve.size() == MIB
+
+
+def test_it_does_not_grow_on_a_disk_that_is_nearly_full(folder: Path) -> None:
+    reserve = Reserve(folder)
+
+    assert kept(reserve, 64 * MIB, 4 * MIB - 1, 100 * GIB) == MIB
+    assert kept(reserve, 64 * MIB, 4 * MIB, 100 * GIB) == 2 * MIB
+
+
+def test_giving_it_up_removes_it_once_and_a_foreign_file_never(folder: Path) -> None:
+    reserve = Reserve(folder)
+    kept(reserve, 0, GIB, 100 * GIB)
+    reserve.give_up()
+    reserve.give_up()
+    assert not (folder / NAME).exists()
+
+    (folder / NAME).write_bytes(b"somebody's own")
+    reserve.give_up()
+    assert (folder / NAME).read_bytes() == b"somebody's own"
