@@ -75,8 +75,7 @@ class Ledger:
 
         Raises:
             SpoolError: The fact cannot follow the known facts, or the file cannot be written. `state` is then ahead of
-                the
-                file: close this ledger and open it again.
+                the file: close this ledger and open it again.
         """
         self.state.apply(fact)
         if self._together is not None:
