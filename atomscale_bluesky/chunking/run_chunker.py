@@ -48,7 +48,7 @@ class RunChunker:
         folder: The run's folder.
         header: The journal's first line.
         ledger: Records openings, and holds how far the run has got.
-        courtesy: Yields to a plan's thread between two pieces of work.
+        gil_yield: Yields to a plan's thread between two pieces of work.
 
     Raises:
         SpoolError: From every method: the run's files cannot be read or written, or contradict each other.

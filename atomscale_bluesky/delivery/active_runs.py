@@ -4,7 +4,7 @@ A run is claimed through its lock, so no two uploaders have the same one. What g
 that run its turn and no other's: it is let go of, and a later scan starts again from what its files say.
 
 Bounded: at most `MAX_ACTIVE` runs have their files open, those of this process among them. The others wait (see
-`waiting`), and nothing of them is open. A run gives up its place when another one waits for its turn and
+`waiting_runs`), and nothing of them is open. A run gives up its place when another one waits for its turn and
 
     nothing can be done for it: it waits for a person, or has nothing to send until more is written
     nothing has come of its attempts for a minute
@@ -49,14 +49,14 @@ T = TypeVar("T")
 
 
 class ActiveRuns:
-    """The deliveries of one uploader; belongs to its pump's thread.
+    """The deliveries of one uploader; belongs to its deciding thread.
 
     Args:
         spool: Whose runs.
         endpoint: Where they are to go; those for another one are left alone.
         knowledge: What has been found out about the server.
         settle: Has the writer in this process complete the run in a folder whose stop document never came.
-        courtesy: Makes way for a plan's thread.
+        gil_yield: Makes way for a plan's thread.
         now, monotonic: The clocks that tests hand in.
     """
 

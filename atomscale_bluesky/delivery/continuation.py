@@ -27,8 +27,7 @@ from ..spool.ledger_state import StreamState
 # Points as they were read back: channel name → unit, times, values.
 Points = dict[str, tuple[str | None, Sequence[float | None], Sequence[float | None]]]
 
-# A stream's end is told by the delivery, whichever module words it.
-_logger = logging.getLogger("atomscale_bluesky.delivery.run_delivery")  # the manual lists it there
+_logger = logging.getLogger(__name__)
 
 
 class _Ending(msgspec.Struct):

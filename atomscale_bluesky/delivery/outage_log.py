@@ -12,8 +12,7 @@ from pathlib import Path
 from ..errors import ApiError, ApiKeyError
 from ..status.outage import TroubleNote
 
-# The manual lists what is logged here under this name.
-_logger = logging.getLogger("atomscale_bluesky.delivery.outcomes")
+_logger = logging.getLogger(__name__)
 
 # After how long the same outage is logged again.
 NAG_S = (60.0, 300.0, 900.0, 3600.0)

@@ -22,7 +22,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Answers:
-    """How one server answers, over all runs; belongs to the pump's thread.
+    """How one server answers, over all runs; belongs to the deciding thread.
 
     Args:
         where: What a warning says of the server and of where the readings are kept meanwhile.

@@ -20,8 +20,7 @@ from ..api.wire import CLOSED, Entry
 from ..errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
 from .tasks.work import Attempt, UnexplainedError, Work
 
-# The manual lists what is logged here under this name.
-_logger = logging.getLogger("atomscale_bluesky.delivery.task_runner")
+_logger = logging.getLogger(__name__)
 
 # A look-up that is refused has told nothing. A key that may only write gets no answer to it, and some deployments have
 # no catalogue. So the request that it was made for keeps its own reason.

@@ -20,8 +20,7 @@ from .previews import Previews, cut_short_in_doubt
 from .task_book import Task, TaskBook
 from .tasks.work import Kind, Knowledge
 
-# The manual lists what is logged here under this name.
-_logger = logging.getLogger("atomscale_bluesky.delivery.run_delivery")
+_logger = logging.getLogger(__name__)
 
 
 class Run:
@@ -31,7 +30,7 @@ class Run:
         claim: Gives its files.
         knowledge: What is known about the server.
         now: Unix seconds.
-        courtesy: Makes way for a plan's thread.
+        gil_yield: Makes way for a plan's thread.
 
     Raises:
         SpoolError: From every method: the run's files cannot be read or written, or contradict each other.

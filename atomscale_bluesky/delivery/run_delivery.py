@@ -53,7 +53,7 @@ class RunDelivery:
         claim: The run; it is this object's from now on.
         knowledge: What has been found out about the server.
         now: Unix seconds.
-        courtesy: Makes way for a plan's thread.
+        gil_yield: Makes way for a plan's thread.
 
     Raises:
         SpoolError: From every method: the run's files cannot be read or written, or contradict each other.

@@ -1,15 +1,16 @@
 """The spool's runs in, everything that was accepted at Atomscale out; owns the threads.
 
-One thread, the pump, owns every delivery: it reads the journals on, cuts, writes the ledgers and decides what is tried
-when. Up to `max_connections` senders do nothing but send one task each and report what came of it. They talk through
-queues, so there is no lock, and the RunEngine's thread can wait for nothing here: `wake` and `add` put a message down.
+One thread, the deciding thread, owns every run that is delivered: it reads the journals, cuts chunks, writes the
+ledgers and decides what is tried when. Up to `max_connections` worker threads do one task each and report its result.
+The threads talk through queues, so there is no lock, and the RunEngine's thread never waits here: `wake` and `add` only
+put a message into a queue.
 
-    roster     which runs: taken over, let go of, finished
-    delivery   what can be done for one run: its tasks
-    senders    the threads that have a task done
-    answers    what came of it, and when it is tried again
+    active_runs    which runs are delivered now
+    run_delivery   what can be done for one run: its tasks
+    worker_pool    the worker threads
+    outcomes       what a result means, and when a task is tried again
 
-Nothing is given up. While nothing succeeds one request at a time asks whether things are well again.
+Nothing is given up. While nothing succeeds, one request at a time finds out whether the server takes data again.
 
 Bounded: twice as many chunks in memory as there are connections, and those of failed attempts.
 """
@@ -95,7 +96,7 @@ class Uploader:
             monotonic=monotonic,
             gil_yield=self._gil_yield,
         )
-        self._told, self._heard = 0, 0  # runs that began here, as `add` was called and as the pump has seen
+        self._told, self._heard = 0, 0  # runs that began here, as `add` was called and as the deciding thread has seen
         self._answers = Answers((settings.endpoint, str(spool.path)), monotonic, jitter)
         self._workers = WorkerPool(
             settings,
@@ -106,7 +107,7 @@ class Uploader:
         )
         self._next_scan = 0.0
         self._retired = False
-        self._over = False  # the pump has ended and takes no further message
+        self._over = False  # the deciding thread has ended and takes no further message
         self._drains: list[Drain] = []
         self._thread: threading.Thread | None = None
 
@@ -114,7 +115,7 @@ class Uploader:
 
     @property
     def running(self) -> bool:
-        """Whether the pump's thread lives."""
+        """Whether the deciding thread lives."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
@@ -208,7 +209,7 @@ class Uploader:
     def after_fork_in_child(self) -> None:
         """The threads are the parent's: there is nothing to do."""
 
-    # ---- the pump --------------------------------------------------------------------------------------------------
+    # ---- the deciding thread ---------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
         try:

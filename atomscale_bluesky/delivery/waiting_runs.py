@@ -53,7 +53,7 @@ class Rest(NamedTuple):
 
 
 class Waiting:
-    """The runs that wait, by folder; belongs to the uploader's pump."""
+    """The runs that wait, by folder; belongs to the uploader's deciding thread."""
 
     def __init__(self) -> None:
         self._live: OrderedDict[Path, None] = OrderedDict()

@@ -1,8 +1,9 @@
 """The threads that send: each takes one task at a time, has it done over a connection of its own, and reports.
 
 They decide nothing and know nothing of runs. Bounded: as many as `max_connections`, hired as they are needed. So that
-none has to wait for the pump between one task and the next, as many tasks again may lie ready; what no thread has begun
-can be taken back, and whose task failed begins no other before that was seen to.
+none has to wait for the deciding thread between one task and the next, as many tasks again may lie ready. A task that
+no thread has begun can be taken back. After a task that failed, its thread begins no other before the deciding thread
+has seen the failure.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class WorkerPool:
         knowledge: What has been found out about the server.
         report: Called in a sender's thread with what came of each task.
         report_clock: Called in a sender's thread with the server's clock, now and then.
-        courtesy: Makes way for a plan's thread.
+        gil_yield: Makes way for a plan's thread.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class WorkerPool:
         report_clock: Callable[[ClockReading], None],
         gil_yield: GilYield | None = None,
     ) -> None:
-        self.in_flight = 0  # given and not yet `returned`; counted by the pump alone
+        self.in_flight = 0  # given and not yet `returned`; counted by the deciding thread alone
         self._settings = settings
         self._knowledge = knowledge
         self._report = report

@@ -103,7 +103,7 @@ class OpenRun:
 
         If a note is returned, the counts start again from 0.
         """
-        readings = sum(n for (reason, _), n in self._left_out.items() if reason in {Loss.NO_ROOM, Loss.NOT_WRITTEN})
+        readings = sum(n for (reason, _), n in self._left_out.items() if Loss(reason).may_pass)
         if (self.settled or self._noted_as_not_kept) and not readings:
             return None
         self._noted_as_not_kept = True

@@ -141,6 +141,10 @@ class Gate:
             await asyncio.gather(self._ticking, return_exceptions=True)
         for listening in server.servers:
             listening.close()
+        # A connection that was accepted just before is known after some turns of the loop. One that is never known is
+        # never closed.
+        for _ in range(5):
+            await asyncio.sleep(0)
         for connection in list(server.server_state.connections):
             if reset and isinstance(connection, AbortableProtocol):
                 connection.abort()

@@ -23,7 +23,6 @@ from ..model.rows import Row, Rows
 from ..spool.journal_format import Header, Layout, LeftOut, Stop, decode_journal
 from ..spool.ledger_state import LedgerState, StreamState
 
-EVENT_STREAM = "event stream not selected"
 # Stands for the channels of rows whose layout is lost. Each of these rows counts as one reading.
 UNNAMED = "rows of a missing layout"
 

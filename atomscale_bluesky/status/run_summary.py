@@ -11,8 +11,7 @@ from ..spool.journal_format import Header
 from ..spool.ledger_state import LedgerState
 from .account import Account, RunStatus
 
-# A run's last log line belongs to delivery, whichever module writes it.
-_logger = logging.getLogger("atomscale_bluesky.delivery.run_delivery")  # the manual lists it there
+_logger = logging.getLogger(__name__)
 
 
 def history_entry(

@@ -214,10 +214,10 @@ def pile(make_callback: MakeCallback, spool_dir: Path) -> list[Path]:
 SCANS = """
     import sys
     from pathlib import Path
-    from atomscale_bluesky.delivery.active_runs import Roster
+    from atomscale_bluesky.delivery.active_runs import ActiveRuns
     from atomscale_bluesky.spool.spool import Spool
     clock = [0.0]
-    roster = Roster(Spool(Path(sys.argv[1])), sys.argv[2], monotonic=lambda: clock[0])
+    roster = ActiveRuns(Spool(Path(sys.argv[1])), sys.argv[2], monotonic=lambda: clock[0])
     roster.scan()
     clock[0] += 10
     roster.scan()

@@ -15,8 +15,7 @@ from .work import Attempt, Kind, Work
 if TYPE_CHECKING:
     from ..run import Run
 
-# The manual lists what is logged here under this name.
-_logger = logging.getLogger("atomscale_bluesky.delivery.task_runner")
+_logger = logging.getLogger(__name__)
 
 
 class Finalize(Work[None], frozen=True, eq=False):

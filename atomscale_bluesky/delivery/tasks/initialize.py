@@ -20,9 +20,7 @@ from .work import Again, Attempt, Kind, Work
 if TYPE_CHECKING:
     from ..run import Run
 
-# The manual lists what is logged here under these names.
-_logger = logging.getLogger("atomscale_bluesky.delivery.task_runner")
-_answers_logger = logging.getLogger("atomscale_bluesky.delivery.outcomes")
+_logger = logging.getLogger(__name__)
 
 
 class Initialize(Work[str], frozen=True, eq=False):
@@ -67,7 +65,7 @@ class Initialize(Work[str], frozen=True, eq=False):
         if run.streams[self.stream].parked:
             run.reload("chunks of a stream were passed over while it was parked")
         run.ledger.note(Initialized(self.stream, result, self.family), sync=True)
-        _answers_logger.info("metrology stream %r is %s", self.label, result)
+        _logger.info("metrology stream %r is %s", self.label, result)
 
     def refused(self, run: Run, error: ApiRefusedError) -> Again | None:
         """Try the next path family if this one may not exist here, else park the stream."""

@@ -28,9 +28,7 @@ from .work import Attempt, Kind, PartlyDoneError, Work
 if TYPE_CHECKING:
     from ..run import Run
 
-# The manual lists what is logged here under these names.
-_logger = logging.getLogger("atomscale_bluesky.delivery.link_resolver")
-_run_logger = logging.getLogger("atomscale_bluesky.delivery.run_delivery")
+_logger = logging.getLogger(__name__)
 
 # A run that stopped longer ago says nothing any more about what a project's growth monitoring should follow now.
 TRACKED_LATE_S = 600.0
@@ -76,7 +74,7 @@ class MakeLinks(Work[LinksMade], frozen=True, eq=False):
         for link, reason in new.items():
             run.ledger.note(LinkRefused(self.stream, link.kind, link.to, reason), sync=True)
         if new:
-            _run_logger.error(
+            _logger.error(
                 "%r is not linked (%s), its readings are delivered and it stays unfinalized: %s; "
                 "mend it with `atomscale-bluesky edit` or `retry`",
                 self.label, ", ".join(link.kind for link in new), next(iter(new.values())),

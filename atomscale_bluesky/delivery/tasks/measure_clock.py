@@ -15,8 +15,7 @@ from .work import Attempt, Kind, Work
 if TYPE_CHECKING:
     from ..run import Run
 
-# The manual lists what is logged here under this name.
-_logger = logging.getLogger("atomscale_bluesky.delivery.run_delivery")
+_logger = logging.getLogger(__name__)
 
 # After so many attempts a run whose times are to be shifted goes without, if the server answers other requests.
 CLOCK_ATTEMPTS = 4

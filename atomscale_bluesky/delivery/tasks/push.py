@@ -19,8 +19,7 @@ from .work import Kind
 if TYPE_CHECKING:
     from ..run import Run
 
-# The manual lists what is logged here under this name.
-_logger = logging.getLogger("atomscale_bluesky.delivery.run_delivery")
+_logger = logging.getLogger(__name__)
 
 
 class Push(ChunkWork, frozen=True, eq=False):

@@ -26,9 +26,7 @@ from .work import RUN, Attempt, Kind, Work
 if TYPE_CHECKING:
     from ..run import Run
 
-# The manual lists what is logged here under these names.
-_logger = logging.getLogger("atomscale_bluesky.delivery.link_resolver")
-_run_logger = logging.getLogger("atomscale_bluesky.delivery.run_delivery")
+_logger = logging.getLogger(__name__)
 
 
 class Resolve(Work[Links], frozen=True, eq=False):
@@ -70,7 +68,7 @@ class Resolve(Work[Links], frozen=True, eq=False):
         if self.order != run.linking.order or run.state.unresolved == reason:
             return
         run.ledger.note(Unresolved(reason), sync=True)
-        _run_logger.error(
+        _logger.error(
             "run %s is parked, its readings are kept: %s; it is looked for again by itself, now and then",
             run.header.run_uid, reason,
         )  # fmt: skip
