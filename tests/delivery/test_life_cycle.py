@@ -397,7 +397,9 @@ def test_the_engines_loop_beats_on_while_the_server_hangs(callback: AtomscaleCal
     future.result(5)
     server.behave()
 
-    assert max(after - before for before, after in zip(beats, beats[1:], strict=False)) < 0.5
+    # A loop that waited for the request would wait for its whole limit.
+    longest_s = max(after - before for before, after in zip(beats, beats[1:], strict=False))
+    assert longest_s < callback.settings.request_timeout_s / 4
     callback.close(timeout_s=0)
 
 
