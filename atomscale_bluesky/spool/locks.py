@@ -113,8 +113,9 @@ def is_held(path: Path) -> bool:
 
         try:
             descriptor = open_own(path, os.O_RDONLY)
-        except OSError:  # it is missing; or it is refused, which is reported when it is taken
-            return False
+        except OSError as error:  # it is missing; or it is refused, which is reported when it is taken
+            # Without a descriptor nothing can be found out. Whoever has it may be alive, so it counts as held.
+            return error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
         try:
             # A shared lock, so that two processes that test the lock do not take each other for its owner.
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -362,8 +362,10 @@ def test_readings_that_find_no_descriptor_are_counted_with_their_reason(server: 
     script = """
         begun, late, never = [list(growth(points=100)) for _ in range(3)]
         feed(begun[:10])
+        threading.Event().wait(1.0)
         found = use_up()
         for name, doc in [*begun[10:20], *late[:30], *never]:
+            found += use_up()  # what another thread has closed meanwhile
             callback(name, doc)
         attempts = len(made)
         give_back(found)
@@ -382,6 +384,23 @@ def test_readings_that_find_no_descriptor_are_counted_with_their_reason(server: 
     history = sorted(Spool(spool_dir).history(), key=lambda entry: -entry["delivered"])
     assert [entry["delivered"] for entry in history] == [200, 200 - 2 * 28]
     assert [entry["left_out"] for entry in history] == [{}, {"its file could not be written": 56}]
+
+
+@posix
+def test_a_writer_counts_as_alive_while_there_is_no_descriptor_to_find_out(
+    server: LocalServer, spool_dir: Path
+) -> None:
+    script = """
+        feed(list(growth(points=3))[:-1])
+        threading.Event().wait(0.5)
+        (folder,) = callback._spool.run_folders()
+        found = use_up()
+        alive = callback._spool.writer_alive(folder)
+        give_back(found)
+        print(int(alive), int(callback._spool.writer_alive(folder)), flush=True)
+    """
+    with session(textwrap.dedent(NO_DESCRIPTORS) + textwrap.dedent(script), server, spool_dir) as process:
+        assert said(process) == [1, 1]
 
 
 @posix
