@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.witness, pytest.mark.timeout(900)]
 
 FAMILY_OF = {"0.16.0": "metrology", "0.21.10": "tool-state"}
 POINTS_PER_CHUNK = 4
-UNITS = {"substrate_T": "°C", "pressure (mbar)": "mbar", "温度": None, "shutter": "", "counts": None}
+UNITS = {"substrate_T": "°C", "pressure (mbar)": "mbar", "温度": None, "shutter": None, "counts": None}
 # Nothing that a double can hold is to come out otherwise: neighbours of 1, the smallest and the largest, signs of zero.
 AWKWARD = [0.1, 1 / 3, math.nextafter(1, 2), math.nextafter(1, 0), 5e-324, 2.2250738585072014e-308]
 AWKWARD += [1.7976931348623157e308, -0.0, 1e16 + 2, -1e-7, math.pi * 1e21]
