@@ -412,7 +412,9 @@ class LedgerState:
             return
         before = stream.confirmed_channels.pop(fact.index, set())
         now = set(fact.channels if fact.channels is not None else tried.channels) - before
-        stream.delivered[tuple(name for name in tried.channels if name in now)] += tried.points
+        confirmed = tuple(name for name in tried.channels if name in now)
+        if confirmed:  # none where the same is noted twice
+            stream.delivered[confirmed] += tried.points
         refusal = stream.refused.get(fact.index)
         if refusal is not None:
             refusal.channels -= now
