@@ -292,10 +292,10 @@ class AtomscaleCallback:
 def _stop_threads(uploader: Uploader | UploaderProcess | None, spool: Spool, timeout_s: float) -> None:
     if uploader is not None:
         uploader.stop(timeout_s)
-    spool.close(timeout_s)
+    spool.writers.close(timeout_s)
 
 
 def _retire(uploader: Uploader | UploaderProcess | None, spool: Spool) -> None:
-    spool.retire()
+    spool.writers.retire()
     if uploader is not None and uploader.running:
         uploader.retire()

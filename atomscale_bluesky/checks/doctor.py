@@ -152,9 +152,9 @@ def _spool(settings: Settings) -> Iterator[Check]:
         f"a network file system ({kind})" if kind else "on this machine",
         "set `spool_dir` to a folder on a local disk" if kind else "",
     )
-    used, free = spool.measure()
+    used, free = spool.disk_space.measure()
     room = f"{used / 1e6:.0f} MB of {settings.spool_max_bytes / 1e6:.0f} MB used, {free / 1e9:.1f} GB free on the disk"
-    if spool.why_no_room() or used >= settings.spool_max_bytes or free < settings.spool_min_free_bytes:
+    if spool.disk_space.why_no_room() or used >= settings.spool_max_bytes or free < settings.spool_min_free_bytes:
         yield Check("room", Result.FAILED, f"{room}: new readings are left out",
                     "free some space, deliver what waits, or raise the limits")  # fmt: skip
     elif used > 0.8 * settings.spool_max_bytes or free < 2 * settings.spool_min_free_bytes:

@@ -97,7 +97,7 @@ class _Look:
             self._spool = open_spool(self._settings)
         if self._spool is not None:
             self._watch = self._watch or SpoolStatus(self._spool)
-            self.found = (self._watch.status(), self._spool.history() if self._with_finished else [])
+            self.found = (self._watch.status(), self._spool.history.entries() if self._with_finished else [])
             folders = (Path(run.folder) for run in self.found[0])
             self.delivered_by_somebody = any(map(self._spool.uploader_alive, folders))
         self.now = time.time()

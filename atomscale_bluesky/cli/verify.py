@@ -126,7 +126,7 @@ def _known_streams(settings: Settings, uid: str) -> tuple[str, ...]:
     if spool is None:
         return ()
     here = next((status.data_ids for status in SpoolStatus(spool).status() if status.run_uid == uid), ())
-    return here or next((tuple(entry["data_ids"]) for entry in spool.history_of(uid)), ())
+    return here or next((tuple(entry["data_ids"]) for entry in spool.history.of(uid)), ())
 
 
 def _show(found: Verification) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..spool.gil_yield import GilYield
+from ..spool.leftovers import is_beginning
 from ..spool.locks import RunLock
 from ..spool.orders import Settle, endpoint_of, read_orders
 from ..spool.run_reader import read_header
@@ -353,7 +354,7 @@ class ActiveRuns:
             if claim is None:
                 if not folder.exists():
                     self._drop(folder)
-                elif header is None and not self._spool.is_beginning(folder):
+                elif header is None and not is_beginning(folder):
                     self._waiting.rest(folder, Rest(Why.EMPTY, marks))
                 else:
                     self._waiting.rest(folder, Rest(Why.UNREADY if header is None else Why.HELD))

@@ -283,7 +283,7 @@ class Uploader:
                 self._active_runs.begin(message.folder, message.delivering)
             case _Retire():
                 self._retired = True
-                self._spool.close_writers()
+                self._spool.writers.close_all()
                 self._active_runs.writers_gone()
             case _WriterGone():
                 self._active_runs.writer_gone(message.folder)
@@ -369,7 +369,7 @@ class Uploader:
         )
 
     def _answer_drains(self, can_move: bool) -> None:
-        if can_move or self._spool.has_unended or (self._drains and self._active_runs.others_deliver_ours):
+        if can_move or self._spool.writers.has_unended or (self._drains and self._active_runs.others_deliver_ours):
             self._drains = [drain for drain in self._drains if not drain.given_up]
         elif self._drains:
             self._answer_all(not self._active_runs.anything_left)

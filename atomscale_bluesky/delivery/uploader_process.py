@@ -187,7 +187,7 @@ class UploaderProcess:
                 self._wake.wait(DRAIN_LOOK_S if self._drains else LOOK_S)
         finally:
             if self._retired:
-                self._spool.close_writers()
+                self._spool.writers.close_all()
             for drain in self._drains:
                 drain.reply(False)
             with self._guard:

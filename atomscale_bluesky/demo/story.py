@@ -234,7 +234,7 @@ def _grow(
 
 def _finished(spool: Spool, run_uid: str) -> tuple[str, ...]:
     """Return the ids of the streams of a run that was completely delivered."""
-    return next((tuple(entry["data_ids"]) for entry in spool.history() if entry["run_uid"] == run_uid), ())
+    return next((tuple(entry["data_ids"]) for entry in spool.history.entries() if entry["run_uid"] == run_uid), ())
 
 
 def _read_back(
@@ -319,7 +319,7 @@ class _Watcher:
             points = status.points
             self._last = (points.seen, points.delivered, points.waiting)
             self._data_ids = tuple(data_id for run in status for data_id in run.data_ids)
-        elif finished := self._spool.history():  # it has left the spool, so all of it is confirmed
+        elif finished := self._spool.history.entries():  # it has left the spool, so all of it is confirmed
             delivered = sum(entry["delivered"] for entry in finished)
             self._last = (delivered, delivered, 0)
         reachable, held = None, None

@@ -43,9 +43,9 @@ class KnownRuns:
         names = sorted(spool.run_names())
         self._read(names[max(0, len(names) - AT_CONSTRUCTION) :])
         if len(names) > AT_CONSTRUCTION:
-            spool.in_background(self._read_on)
+            spool.writers.in_background(self._read_on)
         with suppress(OSError):  # reported when a run is asked for
-            spool.read_history()
+            spool.history.read_on()
 
     def of(self, run_uid: str) -> KnownRun | None:
         """Return what is known of a run, or None if it is in neither spool nor history.
@@ -89,7 +89,7 @@ class KnownRuns:
         # The spool first: a run that leaves it meanwhile is then in the history, and what was read of it does not
         # count.
         found = self._in_spool(run_uid, but)
-        entries = self._spool.history_of(run_uid)
+        entries = self._spool.history.of(run_uid)
         for entry in entries:
             found.pop(str(entry.get("folder")), None)
         return found, entries

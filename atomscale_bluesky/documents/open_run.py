@@ -9,11 +9,11 @@ from typing import Any
 
 from ..model.loss import Loss
 from ..model.text import plain
-from ..spool.history import NotKept
 from ..spool.journal_format import Header, LeftOut
 from ..spool.kept_events import KeptEvents
 from ..spool.lines import encode
 from ..spool.run_writer import RunWriter
+from ..spool.runs_not_kept import NotKept
 from .event_stream import EventStream, Names
 from .rejections import Rejections
 from .selection import Selection

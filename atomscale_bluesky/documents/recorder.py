@@ -150,7 +150,7 @@ class DocumentRecorder:
         Raises:
             SpoolError: A journal could not be synced. The next call tries again, and so does the background thread.
         """
-        self._spool.sync()
+        self._spool.writers.sync()
 
     @property
     def ignored(self) -> Mapping[str, int]:
@@ -194,7 +194,7 @@ class DocumentRecorder:
         """
         completed = self.complete_open_runs()
         if self._owns_spool:
-            self._spool.close()
+            self._spool.writers.close()
         return completed
 
     def __enter__(self) -> DocumentRecorder:
@@ -222,7 +222,7 @@ class DocumentRecorder:
         self._inside, self._files.step = False, None
         self._put_off.clear()
         self._runs, self._streams = {}, {}
-        self._spool.forget_after_fork()
+        self._spool.writers.forget_after_fork()
         self._files.deliverer = None
 
     # ---- all methods below are called with the lock held, except `_known_of` ---------------------------------------

@@ -75,7 +75,7 @@ class RunFiles:
         self.step = (run, None, [], (), None, 0)
         try:
             to_deliver = self.deliverer is not None and self.deliverer.takes_up
-            self._spool.create(run.header, to_deliver=to_deliver, accept=run.begin_again)
+            self._spool.writers.create(run.header, to_deliver=to_deliver, accept=run.begin_again)
         except SpoolError as error:
             run.why_not_kept = str(error)
             run.why_none, until = Loss.NO_ROOM, "there is room"
@@ -89,7 +89,7 @@ class RunFiles:
 
     def make_again(self, run: OpenRun) -> None:
         """Make a folder for a run that has none, if that may succeed by now."""
-        if (run.settled or self._spool.has_room) and time.monotonic() >= run.try_again_at:
+        if (run.settled or self._spool.writers.has_room) and time.monotonic() >= run.try_again_at:
             self.make(run)
 
     def append(
@@ -172,7 +172,7 @@ class RunFiles:
         not_kept = run.not_kept(time.time())
         if not_kept is not None:
             self._rejections.counts[NOT_KEPT] += 1
-            self._spool.not_kept(not_kept)
+            self._spool.writers.note_not_kept(not_kept)
             self._rejections.say(
                 logging.ERROR,
                 "run %s ended without having been kept, %d readings of it are left out: %s; `status` shows it",
@@ -201,7 +201,7 @@ class RunFiles:
             self._rejections.say(
                 logging.ERROR, "the stop of run %s could not be written, it is tried again: %s", run.uid, error
             )
-        self._spool.release(writer)
+        self._spool.writers.release(writer)
         if self.deliverer is not None:
             self.deliverer.stopped(writer.folder)
         run.end()

@@ -6,9 +6,11 @@ Guaranteed: a written line survives a killed process, and a synced line survives
 itself. The package touches only names of its own form.
 Bounded: the settings limit the spool's size and set its disk's free-space floor. Files are read in blocks.
 
-    spool          the folder of all runs: create, claim, sync and find them
-    disk_space     the spool's limit and its disk's free space
-    run_writer     the writing end of a run; run_reader is its reading end
+    spool          the folder of all runs: finds and claims them, and takes orders for them
+    run_writers    the runs that this process writes, and the threads that sync them and watch the disk
+    run_writer     the writing end of one run; run_reader is its reading end
+    disk_space     the spool's limit and its disk's free space; runs_not_kept, the runs for which there was none
+    leftovers      folders of runs that died at their start
     run_claim      the delivering end of a run: one process at a time
     journal        segments of checksummed lines; journal_format has their types
     ledger         what happened to each chunk; ledger_format has the facts, ledger_state the state they add up to

@@ -74,6 +74,11 @@ class DiskSpace:
         """
         return sum(self._size(name) for name in self._listed()), shutil.disk_usage(self._path).free
 
+    def why_no_room(self) -> str:
+        """Return why new readings are left out now, or an empty text if they are not. Measures the disk."""
+        self.look()
+        return "" if self.there_is else self.why_none
+
     def look(self, *, keep_reserve: bool = False) -> None:
         """Measure some runs and the disk, in bounded time. Only one thread may call this at a time.
 

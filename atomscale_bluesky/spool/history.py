@@ -7,7 +7,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -140,15 +139,3 @@ class _Uids:
             if found is not None:
                 self._hashes.add(hash(found[1]))
             self.offset = end  # set last: after an interruption a line is read twice, never skipped
-
-
-@dataclass(frozen=True, slots=True)
-class NotKept:
-    """A run that found no disk space from its start to its stop, so the spool has nothing of it."""
-
-    run_uid: str
-    label: str
-    started: float  # Unix seconds
-    ended: float  # Unix seconds
-    readings: int  # how many readings were left out
-    reason: str

@@ -9,12 +9,14 @@ import contextlib
 import logging
 import os
 import re
+import secrets
 import stat
 from pathlib import Path
 
 import msgspec
 
 from ..errors import SpoolError
+from .line_file import sync_folder
 from .lines import payload_of
 from .own_files import MARKER, is_run_name, is_spool_file, open_own, open_to_read, run_files
 
@@ -171,3 +173,45 @@ def _members(path: str) -> set[str]:
     except (msgspec.DecodeError, RecursionError):
         return set()
     return set(found) if isinstance(found, dict) else set()
+
+
+def check_folder(path: Path) -> None:
+    """Check that a folder belongs to this user and can be read. Changes nothing.
+
+    Raises:
+        SpoolError: It does not, or cannot be read.
+    """
+    try:
+        _check_owner(path)
+        os.scandir(path).close()
+    except OSError as error:
+        raise _unusable(path, "read", error) from error
+
+
+def prepare_folder(path: Path) -> None:
+    """Make a spool of a folder of this user. The mode of an existing folder is not changed.
+
+    Raises:
+        SpoolError: It cannot be a spool.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_owner(path)
+        mark(path)  # first of all, so that no other process takes the folder for a foreign one
+        probe = path / f".probe-{secrets.token_hex(4)}"
+        probe.touch(mode=0o600, exist_ok=False)
+        probe.unlink()
+        sync_folder(path)
+    except OSError as error:
+        raise _unusable(path, "written", error) from error
+
+
+def _check_owner(path: Path) -> None:
+    if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
+        raise SpoolError(f"spool folder {str(path)!r} belongs to another user; choose another `spool_dir`")
+
+
+def _unusable(path: Path, what: str, error: OSError) -> SpoolError:
+    if isinstance(error, SpoolError):
+        return error
+    return SpoolError(f"spool folder {str(path)!r} cannot be {what} ({error.strerror}); choose another `spool_dir`")

@@ -14,12 +14,12 @@ from pathlib import Path
 import msgspec
 
 from ..errors import SpoolError
-from ..spool.history import NotKept
 from ..spool.ledger import LedgerReader, is_delivered
 from ..spool.ledger_state import LedgerState
 from ..spool.orders import endpoint_of
 from ..spool.own_files import refuse_links_in
 from ..spool.run_reader import LEDGER, RunReader, was_synced
+from ..spool.runs_not_kept import NotKept
 from ..spool.spool import Spool
 from .account import Account, Counts, RunStatus, StreamStatus, unreadable
 from .outage import Trouble, read_trouble
@@ -112,8 +112,8 @@ class SpoolStatus:
         runs = [self._runs.setdefault(folder, _RunWatch(folder)).status(self._spool) for folder in folders]
         found = sorted((run for run in runs if run is not None), key=lambda run: run.started)
         since = time.time() - NOT_KEPT_SHOWN_S
-        not_kept = [run for run in self._spool.runs_not_kept() if run.ended >= since]
-        return Status(found, read_trouble(self._spool.path), self._spool.why_no_room(), not_kept)
+        not_kept = [run for run in self._spool.not_kept.runs() if run.ended >= since]
+        return Status(found, read_trouble(self._spool.path), self._spool.disk_space.why_no_room(), not_kept)
 
     def find(self, run: str) -> RunStatus:
         """Return the run whose uid begins with `run`.
@@ -123,9 +123,9 @@ class SpoolStatus:
         """
         found = [status for status in self.status() if run and status.run_uid.startswith(run)]
         if not found:
-            gone = bool(run) and self._spool.has_finished(run)
+            gone = bool(run) and self._spool.history.has_one_like(run)
             more = "; it is finished and has left the spool" if gone else "; see `atomscale-bluesky status`"
-            if any(one.run_uid.startswith(run) for one in self._spool.runs_not_kept() if run):
+            if any(one.run_uid.startswith(run) for one in self._spool.not_kept.runs() if run):
                 more = "; it was not kept, because the spool had no room for it"
             raise SpoolError(f"no run in the spool begins with {run!r}{more}")
         if len({status.run_uid for status in found}) > 1:
@@ -136,7 +136,7 @@ class SpoolStatus:
         """Return the metrology streams of a run, in progress, waiting or finished; empty for an unknown run."""
         found = [stream for run in self.status() if run.run_uid == run_uid for stream in run.streams]
         known = {stream.label for stream in found}
-        for entry in self._spool.history_of(run_uid):  # read last: a run that is finished meanwhile is found here
+        for entry in self._spool.history.of(run_uid):  # read last: a run that is finished meanwhile is found here
             streams = msgspec.convert(entry.get("streams") or [], list[StreamStatus])
             found += [stream for stream in streams if stream.label not in known]
         return tuple(found)

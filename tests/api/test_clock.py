@@ -145,7 +145,7 @@ def test_with_the_reference_clock_all_times_of_a_run_are_shifted_by_the_same(
     shifts = {round(at - doc["time"], 5) for at, (name, doc) in zip(times, documents[2:], strict=False)}
     assert len(shifts) == 1
     assert shifts.pop() == pytest.approx(AHEAD_S, abs=30)
-    assert Spool(spool_dir).history()[0]["verified"] is True
+    assert Spool(spool_dir).history.entries()[0]["verified"] is True
 
 
 def test_the_shift_of_a_run_is_in_its_ledger_and_holds_for_the_next_process_too(

@@ -101,7 +101,7 @@ def test_a_run_with_gaps_further_event_streams_and_a_continuation_is_equal(
         callback("stop", run.compose_stop())
 
         assert callback.drain(timeout_s=20)
-        (entry,) = Spool(spool_dir).history()
+        (entry,) = Spool(spool_dir).history.entries()
         assert (entry["verified"], entry["delivered"]) == (True, 47 + 44 + 23)
 
 
@@ -161,7 +161,7 @@ def test_a_run_without_a_point_is_equal(make_callback: MakeCallback, server: Loc
     feed(callback, list(growth(points=0)))
 
     assert callback.drain(timeout_s=10)
-    assert Spool(spool_dir).history()[0]["verified"]
+    assert Spool(spool_dir).history.entries()[0]["verified"]
 
 
 # ---- what differs ----------------------------------------------------------------------------------------------------
@@ -373,7 +373,7 @@ def test_a_run_that_is_kept_until_verified_leaves_the_spool_once_it_reads_back_e
     feed(callback, list(growth(points=25)))
 
     assert callback.drain(timeout_s=20)
-    assert Spool(spool_dir).history()[0]["verified"] is True
+    assert Spool(spool_dir).history.entries()[0]["verified"] is True
     assert any(request.call == "read" for request in server.requests())
 
 
@@ -381,7 +381,7 @@ def test_by_default_nothing_is_read_back(callback: AtomscaleCallback, server: Lo
     feed(callback, list(growth(points=25)))
 
     assert callback.drain(timeout_s=10)
-    assert Spool(spool_dir).history()[0]["verified"] is False
+    assert Spool(spool_dir).history.entries()[0]["verified"] is False
     assert all(request.call != "read" for request in server.requests())
 
 
@@ -403,7 +403,7 @@ def test_a_run_that_reads_back_different_is_parked_and_a_person_may_have_it_read
     server.behave()
     Spool(spool_dir).order(Path(run.folder), Retry())
     wait_until(lambda: not callback.status())
-    assert Spool(spool_dir).history()[0]["verified"] is True
+    assert Spool(spool_dir).history.entries()[0]["verified"] is True
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,7 @@ def test_a_stream_that_is_too_large_to_be_read_back_keeps_its_run_and_holds_up_n
     uid = run.run_uid
     assert (uid, run.points.delivered) == (documents[0][1]["uid"], 800)
     assert f"cannot be read back: {said}" in str(run.problem)
-    assert Spool(spool_dir).history()[0]["verified"] is True
+    assert Spool(spool_dir).history.entries()[0]["verified"] is True
     with pytest.raises(ApiTooLargeError, match="cannot be read back"):
         callback.verify(uid)
     server.behave()
@@ -472,7 +472,7 @@ def test_what_the_service_adds_is_named_and_is_no_difference(
     assert set(found.added).isdisjoint({"k0", "k1"})
     callback(*documents[-1])
     assert callback.drain(timeout_s=20)
-    assert Spool(spool_dir).history()[0]["verified"] is True
+    assert Spool(spool_dir).history.entries()[0]["verified"] is True
 
 
 def test_the_command_names_what_the_service_added(

@@ -277,7 +277,7 @@ def deliver(story: Story, *, crashes: int) -> tuple[Shelf, RunDelivery]:
     shelf = Shelf()
     with tempfile.TemporaryDirectory() as folder:
         spool = Spool(Path(folder))
-        writer = spool.create(header)
+        writer = spool.writers.create(header)
         try:
             delivery = claimed(spool, writer.folder)
             under_way: list[Task] = []
@@ -307,8 +307,8 @@ def deliver(story: Story, *, crashes: int) -> tuple[Shelf, RunDelivery]:
             delivery.close()
             return shelf, delivery
         finally:
-            spool.release(writer)
-            spool.close()
+            spool.writers.release(writer)
+            spool.writers.close()
 
 
 def claimed(spool: Spool, folder: Path) -> RunDelivery:

@@ -176,11 +176,11 @@ def deliver(tmp_path: Path) -> Iterator[Deliver]:
 
     def make(lines: list[bytes], **header: Any) -> RunDelivery:
         given = {"non_finite": "own_stream", "layout": "time_base"} | header
-        writer = spool.create(
+        writer = spool.writers.create(
             Header(1, "b7c2e9f1-0000", T0, "growth", 10, "primary", "https://api.atomscale.ai", **given)
         )
         writer.append(lines)
-        spool.release(writer)
+        spool.writers.release(writer)
         claim = spool.claim(writer.folder)
         assert claim is not None
         made.append(RunDelivery(claim))
@@ -189,7 +189,7 @@ def deliver(tmp_path: Path) -> Iterator[Deliver]:
     yield make
     for delivery in made:
         delivery.close()
-    spool.close()
+    spool.writers.close()
 
 
 def text(number: int, values: list[float | None]) -> bytes:

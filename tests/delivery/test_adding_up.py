@@ -91,7 +91,7 @@ def test_a_row_that_repeats_a_number_goes_out_or_is_counted_as_lost_and_costs_no
     assert [value for value in values if value >= 0] == [float(n) for n in range(35)]
     assert sum(value < 0 for value in values) == len(rows) - lost
     assert [stream.status for stream in server.streams()] == ["success"]
-    (entry,) = Spool(spool_dir).history()
+    (entry,) = Spool(spool_dir).history.entries()
     assert (entry["delivered"], entry["lost"]) == (2 * (35 + len(rows) - lost), 2 * lost)
     assert f"its journal has {len(rows)} rows with the number of an earlier row" in caplog.text
 
@@ -139,7 +139,7 @@ def test_a_chunk_that_was_tried_with_a_repeated_row_is_cut_as_it_was(
     assert make_callback().drain(timeout_s=20)
 
     assert [(stream.status, stream.points, stream.changed) for stream in server.streams()] == [("success", 72, 0)]
-    (entry,) = Spool(spool_dir).history()
+    (entry,) = Spool(spool_dir).history.entries()
     assert (entry["delivered"], entry["lost"]) == (72, 0)
 
 
@@ -255,11 +255,11 @@ def test_a_stream_is_not_finalized_while_points_of_it_are_nowhere(
     again = make_callback()
     assert not again.drain(timeout_s=10)
     assert {stream.status for stream in server.streams()} == {"stream_active"}
-    assert Spool(spool_dir).history() == []
+    assert Spool(spool_dir).history.entries() == []
 
     Spool(spool_dir).order(folder_in(spool_dir), Discard())
 
-    wait_until(lambda: Spool(spool_dir).history())
+    wait_until(lambda: Spool(spool_dir).history.entries())
     assert {stream.status for stream in server.streams()} == {"stream_active"}
 
 
@@ -284,7 +284,7 @@ def test_a_run_does_not_leave_the_spool_while_points_of_it_are_nowhere(
     (run,) = callback.status()
     assert run.state == "parked"
     assert "its account does not add up" in (run.problem or "")
-    assert Spool(spool_dir).history() == []
+    assert Spool(spool_dir).history.entries() == []
     assert segment_path(folder_in(spool_dir), 1).exists()
 
 
@@ -316,5 +316,5 @@ def test_rows_damaged_after_they_were_delivered_still_add_up(
     assert make_callback().drain(timeout_s=20)
 
     assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 70)]
-    (entry,) = Spool(spool_dir).history()
+    (entry,) = Spool(spool_dir).history.entries()
     assert (entry["delivered"], entry["lost"]) == (70, 0)

@@ -76,7 +76,7 @@ def test_a_whole_run_arrives_linked_verified_and_finalized_in_whichever_family_t
             if event_stream != "pressure_monitor":  # which has the times of its readings, not of its documents
                 assert held[next(iter(told))].times == [time for time, _ in next(iter(told.values()))]
         assert len({stream.physical_sample_id for stream in there.values()}) == 1
-        (entry,) = Spool(callback.settings.spool_path).history()
+        (entry,) = Spool(callback.settings.spool_path).history.entries()
         assert (entry["verified"], entry["exit_status"]) == (True, "success")
         assert {record.family for record in server.requests() if record.status == 200} - {None} == {families[0]}
         assert bool([one for one in server.requests("chunk_multi") if one.status == 200]) is multi

@@ -319,7 +319,7 @@ def test_open_runs_leave_the_plan_its_descriptors_and_are_delivered_whole_when_t
         most, drained, left = said(process)
         assert (most < 240, drained, left) == (True, 1, 0)
     assert delivered(server) == {("success", 6): 300}
-    assert not any(entry["interrupted"] for entry in Spool(spool_dir).history())
+    assert not any(entry["interrupted"] for entry in Spool(spool_dir).history.entries())
 
 
 @posix
@@ -333,7 +333,7 @@ def test_open_runs_of_a_killed_session_are_completed_by_the_next(
 
     assert callback.drain(timeout_s=120)
     assert delivered(server) == {("success", 6): 300}
-    history = Spool(spool_dir).history()
+    history = Spool(spool_dir).history.entries()
     assert len(history) == 300
     assert all(entry["interrupted"] for entry in history)
 
@@ -381,7 +381,7 @@ def test_readings_that_find_no_descriptor_are_counted_with_their_reason(server: 
     assert attempts <= 4  # folders, and not one for each event
     assert lost == 200
     assert Spool(spool_dir).run_folders() == []
-    history = sorted(Spool(spool_dir).history(), key=lambda entry: -entry["delivered"])
+    history = sorted(Spool(spool_dir).history.entries(), key=lambda entry: -entry["delivered"])
     assert [entry["delivered"] for entry in history] == [200, 200 - 2 * 28]
     assert [entry["left_out"] for entry in history] == [{}, {"its file could not be written": 56}]
 
@@ -420,6 +420,6 @@ def test_a_stop_that_finds_no_descriptor_is_written_when_there_is_one(server: Lo
     with session(textwrap.dedent(NO_DESCRIPTORS) + textwrap.dedent(script), server, spool_dir) as process:
         assert said(process) == [1, 0]
 
-    history = Spool(spool_dir).history()
+    history = Spool(spool_dir).history.entries()
     assert [(entry["interrupted"], entry["exit_status"]) for entry in history] == [(False, "success")] * 120
     assert delivered(server) == {("success", 6): 120}

@@ -92,7 +92,7 @@ def test_a_moved_run_arrives_whole_and_what_the_old_endpoint_has_stays_there(
     (left,) = server.streams()
     assert (left.status, left.points) == ("stream_active", 40)
     assert len(server.requests()) == asked
-    (entry,) = Spool(spool_dir).history()
+    (entry,) = Spool(spool_dir).history.entries()
     assert (entry["endpoint"], entry["data_ids"], entry["delivered"]) == (new.url, [there.data_id], 70)
 
 

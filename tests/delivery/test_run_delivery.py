@@ -296,7 +296,7 @@ def test_a_discarded_run_leaves_the_spool_and_its_stream_stays_unfinalized(
 
     wait_until(lambda: not callback.status())
     assert [(stream.status, stream.points) for stream in server.streams()] == [("stream_active", 40)]
-    (entry,) = Spool(callback.settings.spool_path).history()
+    (entry,) = Spool(callback.settings.spool_path).history.entries()
     assert (entry["delivered"], entry["discarded"]) == (40, 20)
 
 
@@ -346,7 +346,7 @@ def test_a_run_that_began_without_room_is_kept_from_when_there_is(
     for name, doc in documents[:12]:
         callback(name, doc)
     assert "is not kept until there is room" in caplog.text
-    wait_until(lambda: callback._spool.has_room, timeout_s=30)
+    wait_until(lambda: callback._spool.writers.has_room, timeout_s=30)
     for name, doc in documents[12:]:
         callback(name, doc)
 

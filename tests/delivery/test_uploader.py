@@ -156,7 +156,7 @@ def test_a_finished_run_has_a_line_in_the_log_and_one_in_the_history(
     assert said is not None
     expected = r"waiting: 0; refused: 0; left out: none; discarded: 0; lost: 0; the last point took \d+\.\d s"
     assert re.fullmatch(expected, said[1])
-    (entry,) = Spool(spool_dir).history()
+    (entry,) = Spool(spool_dir).history.entries()
     assert started <= entry["finished"]
     assert {key: entry[key] for key in ("run_uid", "started", "data_ids", "delivered", "left_out", "lost")} == {
         "run_uid": uid,
@@ -181,7 +181,7 @@ def test_a_run_without_a_stop_is_said_to_be_interrupted_in_the_history(
     callback.close(timeout_s=10)
 
     assert make_callback().drain(timeout_s=10)
-    (entry,) = Spool(spool_dir).history()
+    (entry,) = Spool(spool_dir).history.entries()
     assert (entry["interrupted"], entry["delivered"], entry["exit_status"]) == (True, 10, "")
     assert held(server)["k0"] == [0.0, 1.0, 2.0, 3.0, 4.0]
 
@@ -195,7 +195,7 @@ Deliver = Callable[..., RunDelivery]
 def spool(tmp_path: Path) -> Iterator[Spool]:
     spool = Spool(tmp_path / "spool")
     yield spool
-    spool.close()
+    spool.writers.close()
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def deliver(spool: Spool) -> Iterator[Deliver]:
         header = Header(
             1, "b7c2e9f1-0000", T0, "growth", 10, "primary", ENDPOINT, "null", keep=keep, links=links or Links()
         )
-        writer = spool.create(header)
+        writer = spool.writers.create(header)
         names = tuple(Channel(f"c{n}", f"c{n}") for n in range(channels))
         writer.append([encode(Layout(layout=0, event_stream="primary", time_base="primary", channels=names))])
         for number in range(points):
@@ -216,7 +216,7 @@ def deliver(spool: Spool) -> Iterator[Deliver]:
             writer.append([encode_row(0, number, T0 + number, "uid", values)])
         if stopped:
             writer.append([encode(Stop(time=T0 + 1000, exit_status="success"))])
-        spool.release(writer)
+        spool.writers.release(writer)
         claim = spool.claim(writer.folder)
         assert claim is not None
         made.append(RunDelivery(claim))
@@ -669,13 +669,13 @@ def make_uploader(server: LocalServer, spool: Spool) -> Iterator[MakeUploader]:
 
 def spooled(spool: Spool, server: LocalServer, points: int = 25) -> Path:
     """A run that has stopped and waits for somebody to deliver it."""
-    writer = spool.create(Header(1, "b7c2e9f1-0000", T0, "growth", 10, "primary", server.url, "null"))
+    writer = spool.writers.create(Header(1, "b7c2e9f1-0000", T0, "growth", 10, "primary", server.url, "null"))
     layout = Layout(layout=0, event_stream="primary", time_base="primary", channels=(Channel("c0", "c0"),))
     writer.append([encode(layout)])
     for number in range(points):
         writer.append([encode_row(0, number, T0 + number, "uid", packed([number]))])
     writer.append([encode(Stop(time=T0 + 1000, exit_status="success"))])
-    spool.release(writer)
+    spool.writers.release(writer)
     return writer.folder
 
 

@@ -42,7 +42,7 @@ def assert_each_reading_is_there_once(told: dict[str, Any], server: LocalServer,
     assert [value for value, times in arrived.items() if times > 1] == []
     assert set(arrived) <= {*told["returned"], *told["interrupted"]}
     assert min(told["places"]) > 0
-    history = Spool(spool_dir).history()
+    history = Spool(spool_dir).history.entries()
     assert sum(entry["lost"] for entry in history) == 0
     assert sum(entry["delivered"] for entry in history) == len(arrived)
 
@@ -153,7 +153,7 @@ def test_a_signal_handler_that_closes_within_a_document_ends_the_process_with_al
     assert "the plan went on" not in done.stdout
     assert make_callback().drain(timeout_s=20)
     assert held(server) == {"a": [0, 1, 2]}  # the one that was interrupted before it was written is not taken
-    (entry,) = Spool(spool_dir).history()
+    (entry,) = Spool(spool_dir).history.entries()
     assert (entry["interrupted"], entry["lost"]) == (True, 0)
 
 

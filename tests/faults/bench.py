@@ -178,7 +178,7 @@ class Bench:
 
     def history(self) -> list[dict[str, Any]]:
         """The spool's entries of finished runs."""
-        return Spool(self.spool).history()
+        return Spool(self.spool).history.entries()
 
     # ---- judgement -------------------------------------------------------------------------------------------------
 

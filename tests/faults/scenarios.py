@@ -563,7 +563,7 @@ def disk_full(b: Bench) -> None:
 
 def _filler(b: Bench, size: int) -> Path:
     """A spool with the folder of a run that takes so much of its room."""
-    Spool(b.spool).close()
+    Spool(b.spool).writers.close()
     filler = b.spool / "20000101T000000-f111e200"
     filler.mkdir()
     (filler / "filler").write_bytes(bytes(size))
@@ -578,9 +578,9 @@ def spool_limit(b: Bench) -> None:
     filler = _filler(b, b.chance.randrange(700_000, 980_000))
     callback = b.callback(spool_max_bytes=1_000_000, points_per_chunk=100)
     b.play(callback, documents[:3000])
-    b.check(not callback._spool.has_room, "the limit was not noticed")
+    b.check(not callback._spool.writers.has_room, "the limit was not noticed")
     shutil.rmtree(filler, ignore_errors=True)
-    b.check(_until(lambda: callback._spool.has_room, 5.0), "the room was not noticed")
+    b.check(_until(lambda: callback._spool.writers.has_room, 5.0), "the room was not noticed")
     b.server.reachable()
     b.play(callback, documents[3000:])
     b.check(callback.drain(30.0), f"not drained: {_left(callback)}")
@@ -595,7 +595,7 @@ def spool_full_from_the_start(b: Bench) -> None:
     first, second = b.story(points=20), b.story(points=20)
     b.play(callback, first.documents())
     shutil.rmtree(filler, ignore_errors=True)
-    b.check(_until(lambda: callback._spool.has_room, 3.0), "the room was not noticed")
+    b.check(_until(lambda: callback._spool.writers.has_room, 3.0), "the room was not noticed")
     b.play(callback, second.documents())
     b.check(callback.drain(30.0), f"not drained: {_left(callback)}")
     b.judge(second.documents())

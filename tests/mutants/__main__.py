@@ -32,6 +32,9 @@ FOLDERS = {
     "chunking": ("chunking/chunker", "chunking/run_chunker", "chunking/recut"),
     "spool": (
         "spool/spool",
+        "spool/run_writers",
+        "spool/runs_not_kept",
+        "spool/leftovers",
         "spool/run_claim",
         "spool/history",
         "spool/kept_events",

@@ -106,7 +106,7 @@ def test_a_block_that_the_disk_has_lost_costs_its_rows_and_is_counted(
     values = held(server)["k0"]
     assert 150 < len(values) < 250
     assert values == sorted(set(values))
-    (entry,) = Spool(spool_dir).history()
+    (entry,) = Spool(spool_dir).history.entries()
     # Where the stop went too, nobody knows how many rows there were behind the last one that is left.
     assert entry["delivered"] + (0 if block == "last" else entry["lost"]) == (
         2 * len(values) if block == "last" else 500
@@ -137,7 +137,7 @@ def test_what_a_power_cut_took_the_beginning_of_is_given_up(
         assert "whose beginning a power cut took" in caplog.text
         assert server.streams() == []
     else:
-        (entry,) = Spool(spool_dir).history()
+        (entry,) = Spool(spool_dir).history.entries()
         assert (entry["delivered"], entry["lost"]) == (0, 25)  # rows: nobody knows of which channels
 
 
@@ -176,7 +176,7 @@ def test_a_missing_layout_costs_its_own_rows_and_not_the_run(
     assert (status.points.seen, status.points.lost) == (50, 25)
     if keep == "finalized":
         assert callback.drain(timeout_s=20)
-        (entry,) = Spool(spool_dir).history()
+        (entry,) = Spool(spool_dir).history.entries()
         assert (entry["delivered"], entry["lost"]) == (25, 25)
     else:  # it stays, since not all of it is there
         wait_until(lambda: [run.state for run in callback.status()] == ["finalized"])
@@ -206,7 +206,7 @@ def test_a_flipped_bit_in_a_row_costs_that_row_and_is_counted_as_lost(
     callback = make_callback()
     assert callback.drain(timeout_s=10)
     assert held(server)["k0"] == [float(n) for n in range(25) if n != row]
-    (entry,) = Spool(spool_dir).history()
+    (entry,) = Spool(spool_dir).history.entries()
     assert (entry["delivered"], entry["lost"]) == (48, 2)
 
 
@@ -282,6 +282,6 @@ def test_zeros_in_the_middle_of_a_journal_cost_themselves_and_are_counted(
     callback = make_callback()
     assert callback.drain(timeout_s=30)
 
-    (entry,) = Spool(spool_dir).history()
+    (entry,) = Spool(spool_dir).history.entries()
     assert (entry["delivered"], entry["lost"]) == (48, 2)
     assert sum(map(len, held(server).values())) == 48

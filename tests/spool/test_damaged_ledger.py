@@ -82,7 +82,7 @@ def as_before(ledger: Path) -> None:
 def arrived_once(server: LocalServer, spool_dir: Path) -> None:
     assert [(stream.status, stream.points, stream.changed) for stream in server.streams()] == [("success", 70, 0)]
     assert held(server)["k0"] == [float(n) for n in range(POINTS)]
-    (entry,) = Spool(spool_dir).history()
+    (entry,) = Spool(spool_dir).history.entries()
     assert (entry["delivered"], entry["lost"]) == (70, 0)
 
 
@@ -178,11 +178,11 @@ def test_a_run_waits_for_a_person_when_what_is_damaged_in_its_ledger_is_unknown(
 
     assert cli("move", run.run_uid[:8], "--to", server.url, "--yes") == 0
 
-    wait_until(lambda: Spool(spool_dir).history())
+    wait_until(lambda: Spool(spool_dir).history.entries())
     *_, again = server.streams()
     assert (again.status, again.points, again.changed) == ("success", 70, 0)
     assert list(server.points(again.data_id)["k0"].values) == [float(n) for n in range(POINTS)]
-    (entry,) = Spool(spool_dir).history()
+    (entry,) = Spool(spool_dir).history.entries()
     assert (entry["delivered"], entry["data_ids"]) == (70, [again.data_id])
 
 

@@ -16,7 +16,7 @@ from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.server import LocalServer
-from atomscale_bluesky.spool.history import NotKept
+from atomscale_bluesky.spool.runs_not_kept import NotKept
 from atomscale_bluesky.spool.spool import Spool
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -91,7 +91,7 @@ def test_what_was_kept_leaves_a_disk_without_a_byte(
     assert make_callback(spool_dir=str(disk.spool)).drain(timeout_s=30)
 
     assert sum(map(len, held(server).values())) == 3 * 200 * 4
-    assert [entry["delivered"] for entry in Spool(disk.spool).history()] == [800, 800, 800]
+    assert [entry["delivered"] for entry in Spool(disk.spool).history.entries()] == [800, 800, 800]
     assert Spool(disk.spool).run_folders() == []
     assert not (disk.spool / RESERVE).exists()
 
@@ -116,7 +116,7 @@ def test_a_run_that_was_interrupted_leaves_a_disk_without_a_byte(
     assert make_callback(spool_dir=str(disk.spool)).drain(timeout_s=30)
 
     assert sum(map(len, held(server).values())) == 800
-    assert [entry["interrupted"] for entry in Spool(disk.spool).history()] == [True]
+    assert [entry["interrupted"] for entry in Spool(disk.spool).history.entries()] == [True]
 
 
 def test_the_reserve_is_not_eaten_by_new_readings_and_comes_back_with_the_room(
@@ -127,7 +127,7 @@ def test_the_reserve_is_not_eaten_by_new_readings_and_comes_back_with_the_room(
     for name, doc in documents[:3]:
         callback(name, doc)
     disk.fill()
-    wait_until(lambda: not callback._spool.has_room)
+    wait_until(lambda: not callback._spool.writers.has_room)
     for name, doc in documents[3:10_000]:
         callback(name, doc)
     status = callback.status()
@@ -138,11 +138,11 @@ def test_the_reserve_is_not_eaten_by_new_readings_and_comes_back_with_the_room(
     wait_until(lambda: reserve_bytes(disk.spool) == 0)
     for name, doc in documents[10_000:-1]:  # as fast as they come, while the ledgers need the bytes
         callback(name, doc)
-    wait_until(lambda: len(Spool(disk.spool).history()) == 1)
+    wait_until(lambda: len(Spool(disk.spool).history.entries()) == 1)
     assert other.status().no_room.startswith("its disk is full")
 
     disk.free_all()
-    wait_until(lambda: reserve_bytes(disk.spool) == 2**19 and callback._spool.has_room)
+    wait_until(lambda: reserve_bytes(disk.spool) == 2**19 and callback._spool.writers.has_room)
     assert callback.status().no_room == ""
     callback(*documents[-1])
     (run,) = callback.status()
@@ -164,7 +164,9 @@ def test_a_run_is_discarded_or_tried_again_where_no_byte_is_free(
 
     assert (discarded.returncode, tried_again.returncode) == (0, 0), discarded.stderr + tried_again.stderr
     assert make_callback(spool_dir=str(disk.spool)).drain(timeout_s=30)
-    history = {entry["run_uid"]: (entry["delivered"], entry["discarded"]) for entry in Spool(disk.spool).history()}
+    history = {
+        entry["run_uid"]: (entry["delivered"], entry["discarded"]) for entry in Spool(disk.spool).history.entries()
+    }
     assert history == {first: (0, 800), second: (800, 0)}
 
 
@@ -219,7 +221,7 @@ def test_a_run_that_found_a_full_disk_is_counted_now_and_after_its_session(
 ) -> None:
     callback = with_reserve(make_callback, disk, runs=1)
     disk.fill()
-    wait_until(lambda: not callback._spool.has_room)
+    wait_until(lambda: not callback._spool.writers.has_room)
     documents = list(growth(points=50, keys=4))
     for name, doc in documents:
         callback(name, doc)
@@ -304,11 +306,11 @@ def test_a_run_that_found_no_room_is_counted_and_taken_when_it_is_replayed(
 
 def test_the_list_of_runs_that_found_no_room_is_bounded(make_callback: MakeCallback, spool_dir: Path) -> None:
     spool = Spool(spool_dir)
-    spool.close()
+    spool.writers.close()
     for n in range(4000):
-        spool.not_kept(NotKept(f"run {n}", "x" * 200, 0.0, float(n), n, "the spool has no room"))
+        spool.writers.note_not_kept(NotKept(f"run {n}", "x" * 200, 0.0, float(n), n, "the spool has no room"))
 
-    kept = spool.runs_not_kept()
+    kept = spool.not_kept.runs()
     assert kept[-1].run_uid == "run 3999"
     assert len(kept) >= 500
     assert sum(path.stat().st_size for path in spool_dir.glob("not-kept*.jsonl")) < 600_000

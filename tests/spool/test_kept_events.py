@@ -82,7 +82,7 @@ def test_events_beyond_the_bound_are_counted_and_not_known() -> None:
 def test_files_of_events_that_are_too_large_together_go_oldest_first_and_no_others(
     make_callback: MakeCallback, spool_dir: Path
 ) -> None:
-    Spool(spool_dir).close()
+    Spool(spool_dir).writers.close()
     names = ["20200101T000000-00000001.events", "20200102T000000-00000002.events", "mine.events"]
     for name in names:
         with (spool_dir / name).open("wb") as file:
@@ -92,7 +92,7 @@ def test_files_of_events_that_are_too_large_together_go_oldest_first_and_no_othe
         callback(name, doc)
     assert callback.close(timeout_s=20)
 
-    (entry,) = Spool(spool_dir).history()
+    (entry,) = Spool(spool_dir).history.entries()
     assert sorted(path.name for path in spool_dir.glob("*.events")) == sorted([names[1], names[2], entry["events"]])
     events = stored_events(spool_dir, entry["events"])
     assert events is not None

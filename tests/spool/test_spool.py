@@ -28,7 +28,8 @@ from atomscale_bluesky.spool.orders import Discard, Edit, Retry
 from atomscale_bluesky.spool.run_claim import RunClaim
 from atomscale_bluesky.spool.run_reader import has_stop, stop_of
 from atomscale_bluesky.spool.run_writer import RunWriter
-from atomscale_bluesky.spool.spool import OWN_LOCKS, Spool
+from atomscale_bluesky.spool.run_writers import OWN_LOCKS
+from atomscale_bluesky.spool.spool import Spool
 
 T0 = 1_760_000_000.0
 MakeSpool = Callable[..., Spool]
@@ -44,8 +45,8 @@ def make_spool(tmp_path: Path) -> Iterator[MakeSpool]:
 
     yield make
     for spool in made:
-        spool.close()
-        spool.close_writers()
+        spool.writers.close()
+        spool.writers.close_all()
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def claimed(spool: Spool, folder: Path) -> RunClaim:
 
 
 def test_a_runs_folder_is_named_by_time_and_chance_and_is_its_owners_alone(spool: Spool) -> None:
-    folders = [spool.create(header("../../etc\n")).folder for _ in range(3)]
+    folders = [spool.writers.create(header("../../etc\n")).folder for _ in range(3)]
 
     assert all(re.fullmatch(r"\d{8}T\d{6}-[0-9a-f]{8}", folder.name) for folder in folders)
     assert spool.run_folders() == sorted(folders)
@@ -86,7 +87,7 @@ def test_a_runs_folder_is_named_by_time_and_chance_and_is_its_owners_alone(spool
 
 
 def test_what_was_appended_is_synced_without_being_asked_for(spool: Spool) -> None:
-    writer = spool.create(header())
+    writer = spool.writers.create(header())
     for number in range(3):
         writer.append([row(number)])
         assert wait_until(lambda: not writer.dirty)
@@ -94,7 +95,7 @@ def test_what_was_appended_is_synced_without_being_asked_for(spool: Spool) -> No
 
 
 def test_a_disk_that_takes_long_to_be_measured_delays_no_sync(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = spool.create(header())
+    writer = spool.writers.create(header())
     wait_until((writer.folder / "head.jsonl").exists)
     over, measuring = threading.Event(), threading.Event()
     real, here = os.scandir, threading.current_thread()
@@ -107,16 +108,16 @@ def test_a_disk_that_takes_long_to_be_measured_delays_no_sync(spool: Spool, monk
 
     monkeypatch.setattr(os, "scandir", slow)
     assert measuring.wait(30)
-    other = spool.create(header())
+    other = spool.writers.create(header())
 
     wait_until((other.folder / "head.jsonl").exists, 10)  # it is written when the journal was synced
     over.set()
 
 
 def test_a_released_run_is_closed_soon_and_nobody_writes_it_any_more(spool: Spool) -> None:
-    first, second = spool.create(header()), spool.create(header())
+    first, second = spool.writers.create(header()), spool.writers.create(header())
 
-    spool.release(first)
+    spool.writers.release(first)
 
     wait_until(lambda: not spool.writer_alive(first.folder))
     assert spool.writer_alive(second.folder)
@@ -124,57 +125,57 @@ def test_a_released_run_is_closed_soon_and_nobody_writes_it_any_more(spool: Spoo
 
 
 def test_a_closed_spool_lets_its_writers_go_on_and_syncs_each_call(spool: Spool) -> None:
-    writer = spool.create(header())
-    assert spool.close()
+    writer = spool.writers.create(header())
+    assert spool.writers.close()
 
     writer.append([row(0)])
     assert not writer.dirty
-    late = spool.create(header())
+    late = spool.writers.create(header())
     late.append([row(0)])
     assert not late.dirty
-    spool.release(late)
+    spool.writers.release(late)
     assert not spool.writer_alive(late.folder)
     assert spool.writer_alive(writer.folder)
 
 
 def test_a_full_spool_takes_no_run_and_no_reading_and_says_why_until_there_is_room(make_spool: MakeSpool) -> None:
     spool = make_spool(max_bytes=5000)
-    writer = spool.create(header())
-    while spool.has_room:
+    writer = spool.writers.create(header())
+    while spool.writers.has_room:
         writer.append([row(0)])
     size = sum(path.stat().st_size for path in writer.folder.iterdir())
 
     with pytest.raises(SpoolFullError, match=r"the spool has no room: .*spool_max_bytes"):
         writer.append([row(1)])
     with pytest.raises(SpoolFullError, match=r"the spool has no room: .*spool_max_bytes"):
-        make_spool(max_bytes=size // 2).create(header())
+        make_spool(max_bytes=size // 2).writers.create(header())
     writer.append([encode(STOP)], always=True)  # how it ended is always kept
     assert has_stop(writer.folder)
     assert len(spool.run_folders()) == 1
 
-    spool.release(writer)
+    spool.writers.release(writer)
     claimed(spool, writer.folder).close()
     wait_until(lambda: not spool.writer_alive(writer.folder))
     assert claimed(spool, writer.folder).finish({"run_uid": "1"})
-    wait_until(lambda: spool.has_room)
-    spool.create(header()).append([row(0)])
+    wait_until(lambda: spool.writers.has_room)
+    spool.writers.create(header()).append([row(0)])
 
 
 def test_a_spool_that_is_full_from_the_start_notices_when_there_is_room(make_spool: MakeSpool) -> None:
     old = make_spool()
-    writer = old.create(header())
+    writer = old.writers.create(header())
     writer.append([row(n) for n in range(300)])
-    old.release(writer)
+    old.writers.release(writer)
     wait_until(lambda: not old.writer_alive(writer.folder))
     spool = make_spool(max_bytes=4000)
     with pytest.raises(SpoolFullError):
-        spool.create(header())
+        spool.writers.create(header())
 
     for path in writer.folder.iterdir():
         path.unlink()
 
-    wait_until(lambda: spool.has_room)
-    spool.create(header())
+    wait_until(lambda: spool.writers.has_room)
+    spool.writers.create(header())
 
 
 def test_what_is_no_folder_cannot_be_a_spool(tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_what_is_no_folder_cannot_be_a_spool(tmp_path: Path) -> None:
 def test_looking_at_a_spool_leaves_nothing_in_it(spool: Spool) -> None:
     assert [path.name for path in spool.path.iterdir()] == ["atomscale-bluesky-spool.txt"]
     assert spool.run_folders() == []
-    assert spool.history() == []
+    assert spool.history.entries() == []
 
 
 def test_that_runs_come_and_go_is_seen(spool: Spool, tmp_path: Path) -> None:
@@ -197,11 +198,11 @@ def test_that_runs_come_and_go_is_seen(spool: Spool, tmp_path: Path) -> None:
     assert before == spool.changed_at() > 0
     os.utime(spool.path, (1, 1))
 
-    folder = spool.create(header()).folder
+    folder = spool.writers.create(header()).folder
     assert spool.changed_at() > 10**9
-    assert spool.measure()[0] == sum(path.stat().st_size for path in folder.iterdir()) > 0
-    spool.close()
-    spool.close_writers()
+    assert spool.disk_space.measure()[0] == sum(path.stat().st_size for path in folder.iterdir()) > 0
+    spool.writers.close()
+    spool.writers.close_all()
     spool.path.rename(tmp_path / "moved")
     assert spool.changed_at() == 0
 
@@ -213,7 +214,7 @@ def test_a_disk_that_cannot_be_synced_costs_no_reading_and_is_tried_again(
     def broken(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    writer = make_spool(sync_each=True).create(header())
+    writer = make_spool(sync_each=True).writers.create(header())
     with monkeypatch.context() as disk:
         disk.setattr(os, "fdatasync", broken)
         problems = []
@@ -254,7 +255,7 @@ def test_a_copy_of_the_header_that_the_disk_did_not_take_is_written_by_a_later_s
 
 
 def test_a_run_has_one_writer_at_a_time(spool: Spool) -> None:
-    writer = spool.create(header())
+    writer = spool.writers.create(header())
 
     with pytest.raises(SpoolError, match="belongs to another process"):
         RunWriter(writer.folder, header(), DiskSpace(spool.path, max_bytes=1, min_free_bytes=0), sync_each=False)
@@ -265,7 +266,7 @@ def test_a_run_has_one_writer_at_a_time(spool: Spool) -> None:
 
 def test_a_run_has_one_deliverer_at_a_time(make_spool: MakeSpool) -> None:
     one, other = make_spool(), make_spool()
-    folder = one.create(header()).folder
+    folder = one.writers.create(header()).folder
     assert not one.uploader_alive(folder)
 
     claim = claimed(one, folder)
@@ -279,7 +280,7 @@ def test_a_run_has_one_deliverer_at_a_time(make_spool: MakeSpool) -> None:
 
 
 def test_a_run_of_a_newer_version_is_left_alone_and_stays_free(spool: Spool) -> None:
-    newer = spool.create(header(format=FORMAT + 1)).folder
+    newer = spool.writers.create(header(format=FORMAT + 1)).folder
 
     for _ in range(2):
         with pytest.raises(SpoolError, match=f"format {FORMAT + 1}, this version knows up to {FORMAT}; update"):
@@ -288,11 +289,11 @@ def test_a_run_of_a_newer_version_is_left_alone_and_stays_free(spool: Spool) -> 
 
 
 def test_a_run_whose_writer_is_gone_gets_the_stop_that_never_came_once(spool: Spool) -> None:
-    writer = spool.create(header())
+    writer = spool.writers.create(header())
     writer.append([row(0)])
     claim = claimed(spool, writer.folder)
     assert not claim.settle_if_interrupted()  # its writer lives
-    spool.release(writer)
+    spool.writers.release(writer)
     wait_until(lambda: not spool.writer_alive(writer.folder))
 
     begin = time.time()
@@ -308,9 +309,9 @@ def test_a_run_whose_writer_is_gone_gets_the_stop_that_never_came_once(spool: Sp
 
 
 def test_a_run_that_was_stopped_keeps_its_own_stop(spool: Spool) -> None:
-    writer = spool.create(header())
+    writer = spool.writers.create(header())
     writer.append([encode(STOP)])
-    spool.release(writer)
+    spool.writers.release(writer)
     wait_until(lambda: not spool.writer_alive(writer.folder))
     claim = claimed(spool, writer.folder)
 
@@ -320,7 +321,7 @@ def test_a_run_that_was_stopped_keeps_its_own_stop(spool: Spool) -> None:
 
 
 def finished(spool: Spool, uid: str) -> RunWriter:
-    writer = spool.create(header(uid))
+    writer = spool.writers.create(header(uid))
     writer.append([row(0), encode(STOP)])
     return writer
 
@@ -330,20 +331,20 @@ def test_a_finished_run_moves_into_the_history_once_its_writer_is_done(spool: Sp
     claims = [claimed(spool, writer.folder) for writer in writers]
     assert not claims[0].finish({"run_uid": "one"})
     for writer in writers:
-        spool.release(writer)
+        spool.writers.release(writer)
         wait_until(lambda writer=writer: not spool.writer_alive(writer.folder))
 
     assert all(claim.finish({"run_uid": claim.header.run_uid}) for claim in claims)
 
     assert spool.run_folders() == []
-    assert [(entry["run_uid"], entry["folder"]) for entry in spool.history()] == [
+    assert [(entry["run_uid"], entry["folder"]) for entry in spool.history.entries()] == [
         (claim.header.run_uid, claim.folder.name) for claim in claims
     ]
 
 
 def test_a_run_that_is_in_the_history_already_is_only_removed(spool: Spool) -> None:
     writer = finished(spool, "one")
-    spool.release(writer)
+    spool.writers.release(writer)
     wait_until(lambda: not spool.writer_alive(writer.folder))
     before = claimed(spool, writer.folder)
     before.ledger.note(Discarded(T0, 1), sync=True)
@@ -353,19 +354,19 @@ def test_a_run_that_is_in_the_history_already_is_only_removed(spool: Spool) -> N
     assert claimed(spool, writer.folder).finish({"run_uid": "one", "delivered": 0})
 
     assert spool.run_folders() == []
-    assert [entry["delivered"] for entry in spool.history()] == [1]
+    assert [entry["delivered"] for entry in spool.history.entries()] == [1]
 
 
 def test_a_run_finds_its_place_in_the_history_whichever_others_are_there(spool: Spool) -> None:
     writer = finished(spool, "one")
-    spool.release(writer)
+    spool.writers.release(writer)
     wait_until(lambda: not spool.writer_alive(writer.folder))
     for other in ("20000101T000000-00000000", "29991231T235959-ffffffff"):
         History(spool.path).add({"run_uid": other, "folder": other})
 
     assert claimed(spool, writer.folder).finish({"run_uid": "one"})
 
-    assert [entry["run_uid"] for entry in spool.history()][2:] == ["one"]
+    assert [entry["run_uid"] for entry in spool.history.entries()][2:] == ["one"]
 
 
 def test_the_history_is_bounded_and_keeps_its_newest_runs(spool: Spool) -> None:
@@ -445,7 +446,7 @@ def test_rows_whose_header_a_power_cut_took_are_removed_and_that_is_said_once(
 
 
 def test_a_run_that_is_just_being_made_is_left_alone(spool: Spool) -> None:
-    writer = spool.create(header())
+    writer = spool.writers.create(header())
     for path in writer.folder.glob("*.jsonl"):
         path.rename(spool.path / path.name)
     then = time.time() - 90
@@ -469,7 +470,7 @@ def test_a_run_whose_header_was_safe_and_is_gone_is_kept_for_a_person(spool: Spo
 
 
 def test_orders_are_kept_in_order_beside_the_run_and_the_last_edit_counts(spool: Spool) -> None:
-    folder = spool.create(header(links=Links(synth_source_id=42))).folder
+    folder = spool.writers.create(header(links=Links(synth_source_id=42))).folder
     assert spool.links_of(folder) == Links(synth_source_id=42)
     orders = [Retry(), Edit(Links(synth_source_id=7)), Edit(Links(project_id="p")), Discard()]
 
@@ -483,7 +484,7 @@ def test_orders_are_kept_in_order_beside_the_run_and_the_last_edit_counts(spool:
 
 
 def test_half_an_order_is_none(spool: Spool) -> None:
-    folder = spool.create(header()).folder
+    folder = spool.writers.create(header()).folder
     spool.order(folder, Retry())
     with (folder / "orders.jsonl").open("ab") as file:
         file.write(line(encode(Discard()))[:-1])
@@ -496,7 +497,7 @@ def test_half_an_order_is_none(spool: Spool) -> None:
 
 
 def test_the_header_is_in_the_journal_twice_and_mends_itself(spool: Spool) -> None:
-    folder = spool.create(header("mine")).folder
+    folder = spool.writers.create(header("mine")).folder
     journal = folder / "journal-0001.jsonl"
     texts = journal.read_bytes().split(b"\n")[:-1]
 
@@ -533,10 +534,10 @@ def test_a_disk_that_takes_no_header_costs_no_open_file(tmp_path: Path) -> None:
 def test_the_lock_of_a_session_is_removed_with_its_last_writer(tmp_path: Path) -> None:
     spool = Spool(tmp_path, min_free_bytes=0)
     for n in range(OWN_LOCKS + 2):
-        spool.create(header(f"run {n}"))
+        spool.writers.create(header(f"run {n}"))
     assert len(list(tmp_path.glob("writers-*.lock"))) == 1
 
-    spool.close_writers()
-    spool.close()
+    spool.writers.close_all()
+    spool.writers.close()
     assert list(tmp_path.glob("writers-*.lock")) == []
     assert not any(spool.writer_alive(folder) for folder in spool.run_folders())

@@ -370,7 +370,7 @@ def check(seeds: Sequence[int], *, within: str | None = None) -> None:
         spool = Spool(path)
         status = {one.run_uid: one for one in SpoolStatus(spool).status()}
         deliver(spool, atomscale, random.Random(seeds[0]))
-        history = {entry["run_uid"]: entry for entry in spool.history()}
+        history = {entry["run_uid"]: entry for entry in spool.history.entries()}
         for seed, runs in zip(seeds, compositions, strict=True):
             for run in runs:
                 arrived, expected = atomscale.arrived(run.uid), dict(run.expected)

@@ -1,0 +1,370 @@
+"""The runs that this process writes: their folders, the syncing of their journals, and their end.
+
+Appending is one `write`. A thread syncs what was appended, so a power cut takes 250 ms of data at most. A second thread
+watches the disk space: at the spool's size limit or its disk's free-space floor, new readings are left out until there
+is space again, and what was kept before stays.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from ..errors import SpoolError, SpoolFullError
+from .disk_space import BEHIND_INTERVAL_S, ROOM_INTERVAL_S, DiskSpace, network_file_system
+from .journal import segment_path
+from .journal_format import Header
+from .locks import A_LOOK_S, SESSION_LOCK, UPLOADER_LOCK, WRITER_LOCK, Bell, RunLock, is_held, session_locks
+from .reserve import is_full
+from .run_reader import HEAD
+from .run_writer import FolderTakenError, OpenJournals, RunWriter
+from .runs_not_kept import NotKept, RunsNotKept
+
+_logger = logging.getLogger(__name__)
+
+# A power cut may take 250 ms of data: short enough to accept, long enough to batch the disk's work. The sync itself and
+# the thread's scheduling need a part of that.
+SYNC_INTERVAL_S = 0.15
+# How many open runs have a lock of their own. The session's lock stands for those of all others.
+OWN_LOCKS = 16
+# How many ended runs may wait to be synced and closed. When one more run ends, it waits for one of them to close.
+MOST_CLOSING = 16
+
+
+class RunWriters:
+    """The writers of one process in one spool, and the threads that sync them and watch the disk.
+
+    Args:
+        path: The spool's folder.
+        disk_space: The spool's limit and its disk's free space.
+        not_kept: Where runs are noted that found no disk space.
+        sync_each: Sync each reading before it is accepted, so that it survives a power cut.
+    """
+
+    def __init__(self, path: Path, disk_space: DiskSpace, not_kept: RunsNotKept, *, sync_each: bool = False) -> None:
+        self.sync_each = sync_each
+        self._path = path
+        self._disk_space = disk_space
+        self._not_kept = not_kept
+        self._writers: list[RunWriter] = []
+        self._closing: list[RunWriter] = []
+        self._unended: set[RunWriter] = set()  # the ones in `_closing` whose last lines could not be written yet
+        self._locked: list[RunWriter] = []  # writers with a lock of their own
+        self._journals = OpenJournals()
+        self._session: RunLock | None = None  # stands for the locks of further runs
+        self._session_name = ""
+        self._retired = False
+        self._stopping = threading.Event()
+        self._wake = Bell()
+        self._thread: threading.Thread | None = None
+        self._room_thread: threading.Thread | None = None
+        self._in_background: Callable[[], bool] | None = None
+        # Guards the threads' start and end. Held for memory operations only, and re-entrant for signal handlers.
+        self._guard = threading.RLock()
+        self._syncing = threading.RLock()  # a caller that syncs everything waits for the thread that is syncing
+
+    @property
+    def has_room(self) -> bool:
+        """Return True if new readings can be kept. Reads no disk."""
+        return self._disk_space.there_is
+
+    @property
+    def has_unended(self) -> bool:
+        """Return True if a run has ended whose stop could not be written yet. The spool keeps trying."""
+        return bool(self._unended)
+
+    def create(
+        self, header: Header, *, to_deliver: bool = False, accept: Callable[[RunWriter], None] | None = None
+    ) -> RunWriter:
+        """Make the folder of a new run, with its header in it.
+
+        The run is ours until the writer is closed or this process ends. With `to_deliver` the writer also has the run's
+        uploader lock, taken before another process can take it. The writer is passed to `accept`, which sets its
+        `in_use`. If making the folder is interrupted before that, nothing of it is left.
+
+        Raises:
+            SpoolFullError: There is no disk space for a further run.
+            SpoolError: The folder cannot be made.
+        """
+        with self._guard:
+            self._start_threads()  # also without disk space: a thread notices when there is some again
+        if not self.has_room:
+            raise SpoolFullError(f"the spool has no room: {self._disk_space.why_none}")
+        try:
+            return self._create(header, to_deliver=to_deliver, accept=accept)
+        except FolderTakenError:  # a new name is not taken
+            return self._create(header, to_deliver=to_deliver, accept=accept)
+
+    def _create(self, header: Header, *, to_deliver: bool, accept: Callable[[RunWriter], None] | None) -> RunWriter:
+        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+        folder = self._path / name
+        delivering = RunLock(folder / UPLOADER_LOCK) if to_deliver else None
+        made = False
+        writer: RunWriter | None = None
+        try:
+            folder.mkdir(mode=0o700)
+            made = True
+            if delivering is not None and not delivering.acquire(patience_s=A_LOOK_S):
+                delivering = None  # the process that holds it delivers the run
+            self._locked = [writer for writer in self._locked if writer.has_lock]
+            if len(self._locked) >= OWN_LOCKS:
+                header = replace(header, session=self._session_lock())
+            writer = RunWriter(
+                folder,
+                header,
+                self._disk_space,
+                sync_each=self.sync_each,
+                delivering=delivering,
+                journals=self._journals,
+            )
+            if writer.has_lock:
+                self._locked.append(writer)
+            with self._guard:
+                self._writers.append(writer)
+            if accept is None:
+                writer.in_use = True
+            else:
+                accept(writer)
+        except BaseException as error:
+            if writer is not None and writer.in_use:  # interrupted after it was accepted
+                raise
+            if made:
+                self._give_up(folder, writer, delivering)
+            if isinstance(error, OSError):
+                if is_full(error):
+                    self._disk_space.disk_is_full()
+                kind = FolderTakenError if isinstance(error, FolderTakenError) else SpoolError
+                raise kind(f"spool {self._path} takes no further run: {error}") from error
+            raise
+        return writer
+
+    def _give_up(self, folder: Path, writer: RunWriter | None, delivering: RunLock | None) -> None:
+        """Remove all files of a run's folder that was being made and has no writer."""
+        if writer is not None:
+            with self._guard:
+                if writer in self._writers:
+                    self._writers.remove(writer)
+            writer.close()
+        # By name, which opens nothing: there may be no descriptor left, and a file left here would stay for ever.
+        for path in (segment_path(folder, 1), folder / HEAD, folder / WRITER_LOCK, folder / UPLOADER_LOCK):
+            with suppress(OSError):
+                path.unlink()
+        if delivering is not None:
+            delivering.release()
+        with suppress(OSError):
+            folder.rmdir()
+
+    def _session_lock(self) -> str:
+        """Return the name of the session's lock, which stands for the locks of further runs.
+
+        Takes it on the first call.
+        """
+        if self._session is None:
+            for path in session_locks(self._path):  # of sessions that have ended
+                with suppress(OSError):
+                    if not is_held(path) and time.time() - path.stat().st_mtime > 60:
+                        path.unlink()
+            name = SESSION_LOCK.format(secrets.token_hex(8))
+            lock = RunLock(self._path / name)
+            if not lock.acquire():
+                raise SpoolError(f"{self._path / name} cannot be locked")
+            self._session, self._session_name = lock, name
+        return self._session_name
+
+    def release(self, writer: RunWriter) -> None:
+        """Sync and close an ended run's files in the spool's thread, unless too many already wait there."""
+        oldest = None
+        writer.released()
+        with self._guard:
+            # In this order, and repeatable: after an interruption the writer is still in at least one of the lists.
+            if writer not in self._closing:
+                self._closing.append(writer)
+            if writer in self._writers:
+                self._writers.remove(writer)
+            running = self._thread is not None and self._thread.is_alive()
+            if writer.last:
+                self._unended.add(writer)
+            elif running and len(self._closing) - len(self._unended) > MOST_CLOSING:
+                oldest = next(one for one in self._closing if one not in self._unended)
+                self._closing.remove(oldest)
+        if running:
+            self._wake.ring()
+        else:
+            self._sync_all()
+        if oldest is not None:
+            oldest.close()
+
+    def retire(self) -> None:
+        """End the threads soon, since nothing writes any more.
+
+        Takes no lock, so the garbage collector may call this.
+        """
+        self._retired = True
+
+    def close_all(self) -> None:
+        """Close all writers, which nothing writes to any more, and release their runs."""
+        with self._guard:
+            writers = self._writers + self._closing
+            self._writers, self._closing, self._unended = [], [], set()
+        for writer in writers:
+            writer.try_to_end()
+            writer.close()
+        if self._session is not None:
+            self._session.release()
+            with suppress(OSError):
+                (self._path / self._session_name).unlink()
+            self._session = None
+
+    def close(self, timeout_s: float = 5.0) -> bool:
+        """Sync everything and stop the threads. Return True if the syncing thread has ended.
+
+        Writers stay usable, and from then on each call syncs.
+        """
+        self._stopping.set()
+        self._wake.ring()
+        with self._guard:
+            thread, room_thread = self._thread, self._room_thread
+        end = time.monotonic() + timeout_s
+        for one in filter(None, (thread, room_thread)):
+            # A log handler may call this from such a thread. A thread whose start was interrupted never runs.
+            if one is not threading.current_thread() and one.ident is not None:
+                one.join(max(0.0, end - time.monotonic()))
+        ended = thread is None or not thread.is_alive()
+        if ended:
+            self._sync_all(last_time=True)
+            self.sync_each = True
+            with self._guard:
+                for writer in self._writers:
+                    writer.sync_each = True
+        return ended
+
+    def forget_after_fork(self) -> None:
+        """In a forked child, leave the files and locks of the parent's runs alone: they belong to the parent."""
+        self._guard, self._syncing = threading.RLock(), threading.RLock()
+        self._writers, self._closing, self._locked, self._unended = [], [], [], set()
+        self._journals, self._session = OpenJournals(), None
+        self._not_kept.forget()
+        self._thread = self._room_thread = None
+        self._stopping = threading.Event()
+        self._wake = Bell()
+
+    def sync(self) -> None:
+        """Make everything appended so far survive a power cut.
+
+        Raises:
+            SpoolError: A journal could not be synced. It is synced again next time.
+        """
+        with self._syncing:
+            with self._guard:
+                writers = [writer for writer in [*self._writers, *self._closing] if writer.dirty]
+            failed: list[str] = []
+            for writer in writers:
+                try:
+                    writer.sync()
+                except OSError as error:
+                    failed.append(f"the journal in {writer.folder} could not be synced: {error}")
+        if failed:
+            raise SpoolError("; ".join(failed))
+
+    def in_background(self, step: Callable[[], bool]) -> None:
+        """Call `step` repeatedly in a thread of the spool, until it returns False."""
+        self._in_background = step
+        with self._guard:
+            self._start_threads()
+
+    def note_not_kept(self, run: NotKept) -> None:
+        """Note an ended run that found no disk space, as soon as the disk takes a line. Does not wait for the disk.
+
+        After the syncing thread has ended, this does wait for the disk.
+        """
+        self._not_kept.add(run)
+        with self._guard:
+            running = self._thread is not None and self._thread.is_alive()
+        if not running:
+            self._not_kept.write()
+
+    # ---- the threads -----------------------------------------------------------------------------------------------
+
+    def _start_threads(self) -> None:
+        if self._stopping.is_set() or (self._room_thread is not None and self._room_thread.ident is not None):
+            return
+        # Stored before they start: if starting them is interrupted, others replace them and these end.
+        self._thread = threading.Thread(target=self._keep_synced, name="atomscale-spool", daemon=True)
+        self._room_thread = threading.Thread(target=self._keep_measured, name="atomscale-room", daemon=True)
+        try:
+            self._thread.start()
+            self._room_thread.start()
+        except RuntimeError:  # the interpreter is ending: sync within each call instead
+            self.sync_each = True
+            self._thread = self._room_thread = None
+
+    def _goes_on(self, thread: threading.Thread | None) -> bool:
+        return not (self._stopping.is_set() or self._retired) and thread is threading.current_thread()
+
+    def _keep_synced(self) -> None:
+        while self._goes_on(self._thread):
+            self._wake.wait(SYNC_INTERVAL_S)
+            self._sync_all()
+
+    def _keep_measured(self) -> None:
+        """Watch the disk space in a thread of its own, so that no sync waits however long the disk takes."""
+        self._disk_space.look(keep_reserve=True)
+        kind = network_file_system(self._path)
+        if kind:
+            _logger.warning(
+                "spool %s is on a network file system (%s): what a crash keeps depends on it; set `spool_dir` to a "
+                "local disk", self._path, kind,
+            )  # fmt: skip
+        more = True
+        while self._goes_on(self._room_thread):
+            self._stopping.wait(BEHIND_INTERVAL_S if more or self._disk_space.behind else ROOM_INTERVAL_S)
+            self._disk_space.look(keep_reserve=True)
+            self._not_kept.write()
+            try:
+                more = self._in_background is not None and self._in_background()
+            except OSError as error:
+                _logger.warning("spool %s cannot be read: %s", self._path, error)
+                more = False
+            if not more:
+                self._in_background = None
+        self._not_kept.write()
+
+    def _sync_all(self, *, last_time: bool = False) -> None:
+        with self._syncing:
+            self._sync_each(last_time=last_time)
+
+    def _sync_each(self, *, last_time: bool) -> None:
+        with self._guard:
+            writers, closing = list(self._writers), self._closing
+            self._closing = []
+        for writer in writers:
+            if writer.dirty:
+                self._disk_space.grown.append(writer.folder.name)
+                try:
+                    writer.sync()
+                    writer.sync_failed = False
+                except OSError as error:
+                    writer.dirty = True
+                    if not writer.sync_failed:
+                        writer.sync_failed = True
+                        _logger.warning(
+                            "journal in %s could not be synced, it is tried again: %s", writer.folder, error
+                        )
+        unwritten: list[RunWriter] = []
+        for writer in closing:
+            if writer.try_to_end() or last_time:
+                writer.close()
+                self._unended.discard(writer)
+            else:
+                writer.rest()
+                unwritten.append(writer)
+        with self._guard:
+            self._closing[:0] = unwritten
