@@ -1,78 +1,22 @@
-"""One method per API call: answers become results or errors. Never retries, and waits only for the answer.
-
-A client belongs to one thread and keeps its connection. Every request has a time limit from first to last byte, and
-reads an answer of bounded size. Redirects are not followed, netrc is not read, and the API key goes only to the
-configured endpoint. Proxies and certificate authorities come from the settings or the usual environment variables. An
-endpoint on this machine is always asked directly.
-"""
+"""One method per API call: answers become results or errors. Never retries, and waits only for the answer."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from email.utils import parsedate_to_datetime
-from http.client import HTTPException, HTTPMessage
-from http.cookiejar import DefaultCookiePolicy
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, TypeVar
 
-import requests
-from requests.exceptions import InvalidSchema, InvalidURL
-from urllib3.exceptions import HTTPError, InvalidHeader
-from urllib3.util.retry import Retry
-
-from ..errors import ApiKeyError, ApiRefusedError, ApiTooLargeError, ApiUnavailableError
-from ..model.chunk import Chunk
+from ..errors import ApiRefusedError, ApiTooLargeError, ApiUnavailableError
+from ..model.chunk import Chunk, Column
 from ..model.links import Links
-from ..model.text import plain
-from ..settings import Settings, is_loopback
-from . import read_back as readback
-from . import wire
-from .transport import DeadlineAdapter, head_of
+from ..settings import Settings
+from . import read_back, wire
+from .connection import Connection, EndlessError
+from .json_parts import TooMuchError
 
-_logger = logging.getLogger(__name__)
-
-MAX_ANSWER_BYTES = 2**20
-MAX_REFUSAL_BYTES = 2**16  # how much of an answer other than a success is read: its status says what it means
 MAX_CATALOGUE_BYTES = 32 * 2**20
 
-# Statuses that can clear without a change of the request: time-outs, too early, too many requests, and all of 5xx.
-_TRANSIENT = frozenset({408, 425, 429})
-
-try:
-    _USER_AGENT = f"atomscale-bluesky/{version('atomscale-bluesky')}"
-except PackageNotFoundError:  # a source tree on the path, not installed
-    _USER_AGENT = "atomscale-bluesky"
-
-
 T = TypeVar("T")
-
-
-class Pushed(NamedTuple):
-    """What happened to the channels of a chunk that was pushed."""
-
-    confirmed: tuple[str, ...]
-    refused: dict[str, ApiRefusedError]
-    unavailable: ApiUnavailableError | None = None  # why the other channels got no answer
-
-
-Headers = Mapping[str, str] | HTTPMessage  # either finds a name in any case
-
-
-class Answer(NamedTuple):
-    """A server's answer."""
-
-    status: int
-    headers: Headers
-    refusal: bytes = b""  # the beginning of the body, if the answer is no success
-    taken: Any = None  # the result of reading the body of a success
-
-
-class _EndlessError(ApiUnavailableError):
-    """An answer is larger than any of its kind should be."""
 
 
 class ClockReading(NamedTuple):
@@ -94,7 +38,7 @@ class Client:
         make_way: Called around work that holds Python's lock for long, so that other threads can run.
 
     Raises:
-        ApiUnavailableError: From every method: no answer from the API, or 408, 425, 429 or 5xx; try again later.
+        ApiUnavailableError: From every method: no answer from the API, or 408, 425, 429 or 5xx. Try again later.
         ApiKeyError: From every method: 401 or 403.
         ApiRefusedError: From every method: any other 4xx.
     """
@@ -106,28 +50,11 @@ class Client:
         clock: Callable[[], float] = time.monotonic,
         make_way: Callable[[], None] = lambda: None,
     ) -> None:
-        self._endpoint = settings.endpoint
-        self._timeout_s = settings.request_timeout_s
         self.max_body_bytes = settings.max_body_bytes
-        self._clock = clock
+        self._endpoint = settings.endpoint
         self._make_way = make_way
-        self._deadline = 0.0  # of the present request
-        self._session = _Session()
-        self._session.trust_env = not is_loopback(settings.endpoint)
-        self._session.auth = _no_auth  # without one, requests would read netrc
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # no cookie is kept or sent
-        self._adapter = DeadlineAdapter()
-        self._heads: dict[str, bytes] = {}  # of requests that are made repeatedly, by path
-        self._session.mount("https://", self._adapter)
-        self._session.mount("http://", self._adapter)
-        self._session.headers.update({"User-Agent": _USER_AGENT, "Accept": "application/json"})
-        # An answer could decompress to many times its size. So none is asked for, and a compressed one is refused.
-        self._session.headers["Accept-Encoding"] = "identity"
-        self._session.headers["Cache-Control"] = "no-store"  # a proxy's copy would have an old time, or old points
-        if settings.api_key:
-            self._session.headers["X-API-KEY"] = settings.api_key
-        # Passed with each request: a session's own `verify` can be overridden by the environment.
-        self._verify = settings.ca_bundle or None
+        self._connection = Connection(settings, clock)
+        self._send = self._connection.send
 
     def initialize(self, family: str, *, label: str, points_per_chunk: int, links: Links) -> str:
         """Create a metrology stream and return its `data_id`. Not idempotent: each success makes a new stream."""
@@ -156,27 +83,16 @@ class Client:
         answer = self._send(request)
         self._read(answer, lambda body: wire.check_confirmed(body, data_id, chunk, chunk.names))
 
-    def push_channels(self, family: str, data_id: str, chunk: Chunk) -> Pushed:
-        """Push the channels of a chunk one by one. Stops at the first that gets no answer."""
-        confirmed: list[str] = []
-        refused: dict[str, ApiRefusedError] = {}
-        for column in chunk.columns:
-            try:
-                answer = self._send(wire.push_channel(family, data_id, chunk, column))
-                self._read(answer, lambda body, name=column.name: wire.check_confirmed(body, data_id, chunk, [name]))
-            except ApiRefusedError as error:
-                refused[column.name] = error
-            except ApiUnavailableError as error:
-                return Pushed(tuple(confirmed), refused, error)
-            else:
-                confirmed.append(column.name)
-        return Pushed(tuple(confirmed), refused)
+    def push_channel(self, family: str, data_id: str, chunk: Chunk, column: Column) -> None:
+        """Push one channel of a chunk. Pushing it again is harmless."""
+        answer = self._send(wire.push_channel(family, data_id, chunk, column))
+        self._read(answer, lambda body: wire.check_confirmed(body, data_id, chunk, [column.name]))
 
     def finalize(self, family: str, data_id: str) -> None:
         """Close a complete stream for good."""
         self._read(self._send(wire.finalize(family, data_id)), lambda body: wire.check_finalized(body, data_id))
 
-    def points(self, family: str, data_id: str, due: Mapping[str, int]) -> readback.ReadBack:
+    def points(self, family: str, data_id: str, due: Mapping[str, int]) -> read_back.ReadBack:
         """Read the points of some channels of a stream, and the names of everything else in it.
 
         There is no documented way to ask for a part of a stream. So the answer is read piece by piece, and only points
@@ -191,12 +107,12 @@ class Client:
             ApiTooLargeError: The answer is larger than such a stream can be.
         """
         try:
-            return self._take(
+            return self._connection.take(
                 wire.read_back(family, data_id),
-                readback.max_bytes(due),
-                lambda parts: readback.read_points(parts, due, pause=self._make_way),
+                read_back.max_bytes(due),
+                lambda parts: read_back.read_points(parts, due, pause=self._make_way),
             )
-        except (_EndlessError, readback.TooMuchError) as error:
+        except (EndlessError, TooMuchError) as error:
             raise ApiTooLargeError(f"stream {data_id} cannot be read back: {error}") from error
         except wire.AnswerError as error:
             raise self._not_the_apis(error) from error
@@ -280,125 +196,14 @@ class Client:
 
     def cut_if_late(self) -> None:
         """Break off a request that is past its time limit. Another thread calls this every second or so."""
-        self._adapter.cut_if_late(self._clock())
+        self._connection.cut_if_late()
 
     def close(self) -> None:
         """Close the connection."""
-        self._session.close()
+        self._connection.close()
 
     def _items(self, request: wire.Request) -> list[wire.Item]:
         return self._read(self._send(request, MAX_CATALOGUE_BYTES), wire.read_items)
-
-    def _send(self, request: wire.Request, max_bytes: int = MAX_ANSWER_BYTES) -> bytes:
-        """Send a request and return the body of its 2xx answer."""
-        return self._take(request, max_bytes, _whole)
-
-    def _take(self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], T]) -> T:
-        """Send a request and return what `take` makes of the parts of its 2xx answer's body."""
-        self._deadline = self._clock() + self._timeout_s
-        what = f"{request.method} {request.path.partition('?')[0]}"
-        self._adapter.begin(self._deadline)
-        try:
-            answer = self._ask_again(request, max_bytes, take) or self._ask(request, max_bytes, take)
-        except wire.AnswerError:
-            self._check_time(what)  # a connection that was cut looks like the end of an answer
-            raise
-        except requests.exceptions.ConnectTimeout as error:
-            raise ApiUnavailableError(f"{what}: no connection in time", may_have_been_applied=False) from error
-        except (HTTPError, HTTPException, OSError) as error:  # requests' own errors are OSErrors
-            self._check_time(what)
-            innermost = _innermost(error)
-            never_left = isinstance(innermost, ConnectionRefusedError | socket.gaierror | InvalidSchema | InvalidURL)
-            raise ApiUnavailableError(f"{what}: {_reason(innermost)}", may_have_been_applied=not never_left) from error
-        finally:
-            self._adapter.end()
-        if _is_success(answer.status):
-            self._check_time(what)
-        self._judge(what, answer)
-        return answer.taken
-
-    def _ask(self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], object]) -> Answer:
-        """Send a request with requests, which chooses a proxy, sets up TLS, connects and makes the headers."""
-        with self._session.request(
-            request.method,
-            f"{self._endpoint}/{request.path}",
-            data=request.body,
-            headers={"Content-Type": "application/json"} if request.body is not None else None,
-            timeout=(min(10.0, self._timeout_s), self._timeout_s),
-            allow_redirects=False,
-            verify=self._verify,
-            stream=True,
-        ) as response:
-            if request.path.endswith(wire.PUSHES):
-                self._heads[request.path] = head_of(response.request)
-            read = lambda size: response.raw.read1(size, decode_content=False)  # noqa: E731
-            return self._answer(response.status_code, response.headers, read, max_bytes, take)
-
-    def _ask_again(
-        self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], object]
-    ) -> Answer | None:
-        """Send a similar request over the open connection, which is much faster.
-
-        Return None if that is not possible.
-        """
-        head = self._heads.get(request.path)
-        if head is None or request.body is None:
-            return None
-        with self._adapter.exchange(head, request.body, self._timeout_s) as response:
-            if response is None:
-                return None
-            return self._answer(response.status, response.headers, response.read1, max_bytes, take)
-
-    def _answer(
-        self,
-        status: int,
-        headers: Headers,
-        read: Callable[[int], bytes],
-        max_bytes: int,
-        take: Callable[[Iterator[bytes]], object],
-    ) -> Answer:
-        packed = headers.get("Content-Encoding", "identity") != "identity"
-        if not _is_success(status):
-            return Answer(status, headers, refusal=b"" if packed else _beginning(read))
-        if packed:
-            raise ApiUnavailableError("an answer in an encoding that was not asked for", status=status)
-        return Answer(status, headers, taken=take(self._parts(read, max_bytes, status)))
-
-    def _parts(self, read: Callable[[int], bytes], max_bytes: int, status: int) -> Iterator[bytes]:
-        """Yield the parts of a body.
-
-        The time limit is for the server: time spent on processing a part does not count.
-        """
-        size = 0
-        while part := read(2**16):
-            size += len(part)
-            if size > max_bytes:
-                raise _EndlessError(f"an answer of more than {max_bytes} bytes", status=status)
-            self._check_time("the answer")
-            given = self._clock()
-            yield part
-            self._deadline += self._clock() - given
-            self._adapter.begin(self._deadline)
-
-    def _check_time(self, what: str) -> None:
-        if self._clock() > self._deadline:
-            raise ApiUnavailableError(f"{what}: no whole answer within {self._timeout_s:g} s")
-
-    def _judge(self, what: str, answer: Answer) -> None:
-        status = answer.status
-        if _is_success(status):
-            return
-        detail = wire.detail(answer.refusal)
-        text = f"{what} was answered {status}: {detail}"
-        if status in {401, 403}:
-            raise ApiKeyError(text, status=status)
-        if status in _TRANSIENT or status >= 500:
-            raise ApiUnavailableError(text, status=status, retry_after_s=_retry_after(answer.headers))
-        if status < 200:
-            raise ApiUnavailableError(f"{what} was answered {status}, which no request here asks for", status=status)
-        if status < 400:
-            raise ApiUnavailableError(f"{what} was answered {status}, a redirect, which is not followed", status=status)
-        raise ApiRefusedError(text, status=status, detail=detail, answer=answer.refusal)
 
     def _read(self, body: bytes, read: Callable[[bytes], T]) -> T:
         try:
@@ -408,59 +213,3 @@ class Client:
 
     def _not_the_apis(self, error: Exception) -> ApiUnavailableError:
         return ApiUnavailableError(f"{error}; is a proxy between here and {self._endpoint}?", status=200)
-
-
-class _Session(requests.Session):
-    """Does not read a redirect's target: for that requests would decompress all of its body, however large it is."""
-
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        """Return None, as for an answer that is no redirect."""
-
-
-def _whole(parts: Iterable[bytes]) -> bytes:
-    return b"".join(parts)
-
-
-def _is_success(status: int) -> bool:
-    return 200 <= status < 300
-
-
-def _beginning(read: Callable[[int], bytes]) -> bytes:
-    """Return the beginning of an answer other than a success. An error in reading it does not change its meaning."""
-    body = bytearray()
-    with contextlib.suppress(HTTPError, HTTPException, OSError):
-        while len(body) < MAX_REFUSAL_BYTES and (part := read(MAX_REFUSAL_BYTES - len(body))):
-            body += part
-    return bytes(body)
-
-
-def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """Return the root cause of a failed request. The errors around it quote the request, this one does not."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    return error
-
-
-def _reason(error: BaseException) -> str:
-    """Return an error as one line. It may quote what a server sent instead of HTTP."""
-    return plain(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, 300)
-
-
-def _retry_after(headers: Headers) -> float | None:
-    text = headers.get("Retry-After")
-    if not text:
-        return None
-    try:
-        if text.strip().isdigit():
-            return Retry(0).parse_retry_after(text)
-        # A date is by the server's clock. The Date header gives that clock's present time, and so how far away the date
-        # is.
-        then = parsedate_to_datetime(text).timestamp()
-        date = headers.get("Date")
-        return max(0.0, then - (parsedate_to_datetime(date).timestamp() if date else time.time()))
-    except (InvalidHeader, ValueError, TypeError, OverflowError):
-        return None

@@ -11,13 +11,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from atomscale_bluesky.api.json_parts import STEP_BYTES, TooMuchError
 from atomscale_bluesky.api.read_back import (
     LEAST_BYTES,
     MOST_ADDED,
     MOST_BYTES,
-    STEP_BYTES,
     ReadBack,
-    TooMuchError,
     max_bytes,
     read_points,
 )

@@ -1,4 +1,4 @@
-"""The requests that sending a chunk takes: all channels together, in halves, or channel by channel."""
+"""Sends a chunk: all channels together, in halves, or channel by channel."""
 
 from __future__ import annotations
 
@@ -6,79 +6,89 @@ from typing import ClassVar
 
 import msgspec
 
-from ...api.client import Client, Pushed
+from ...api.client import Client
 from ...api.wire import push_bytes
-from ...errors import ApiRefusedError
+from ...errors import ApiRefusedError, ApiUnavailableError
 from ...model.chunk import Chunk
 from ..refusals import is_closed, is_no_route, is_too_large
 from .work import Attempt, PartlyDoneError, Work
 
 
 class Sent(msgspec.Struct, frozen=True):
-    """What became of the channels of a chunk that was sent."""
+    """What happened to the channels of a chunk that was sent."""
 
     confirmed: tuple[str, ...] = ()
     refused: dict[str, ApiRefusedError] = {}
     closed: bool = False  # the server has closed the stream
+    unavailable: ApiUnavailableError | None = None  # why the other channels got no answer
+
+    def and_then(self, rest: Sent) -> Sent:
+        """Return the sum of two requests for parts of one chunk."""
+        return Sent(
+            self.confirmed + rest.confirmed,
+            self.refused | rest.refused,
+            unavailable=self.unavailable or rest.unavailable,
+        )
 
 
 class ChunkWork(Work[Sent], frozen=True, eq=False):
     """Send a chunk, or the beginning of one."""
 
-    # Find out which of the channels are refused, and whether the stream is closed. Else all of them are.
+    # True to find out which channels are refused. Else a refusal counts for all of them.
     finds_refused: ClassVar[bool] = True
 
     data_id: str
     family: str
     points_per_chunk: int
     chunk: Chunk
-    apart: frozenset[str] = frozenset()  # channels refused before: sent one by one
+    apart: frozenset[str] = frozenset()  # channels that were refused before. Sent one by one.
 
     def __str__(self) -> str:
-        """Return what a log line calls it."""
+        """Return its name for log lines."""
         return f"{self.kind.value} chunk {self.chunk.index} of {self.label!r}"
 
     def perform(self, client: Client, attempt: Attempt) -> Sent:
-        """Send the chunk, and ask the catalogue whether the stream is closed if nothing of it is taken."""
-        pushed = self._send(client, self.chunk, attempt)
-        if pushed.unavailable is not None:
-            raise PartlyDoneError(Sent(pushed.confirmed, pushed.refused)) from pushed.unavailable
-        closed = bool(pushed.refused) and not pushed.confirmed and is_closed(client, self, self.data_id, attempt)
-        return Sent(pushed.confirmed, pushed.refused, closed)
+        """Send the chunk. If nothing of it is taken, ask the catalogue whether the stream is closed."""
+        sent = self._send(client, self.chunk, attempt)
+        if sent.unavailable is not None:
+            raise PartlyDoneError(sent) from sent.unavailable
+        if sent.refused and not sent.confirmed and is_closed(client, self, self.data_id, attempt):
+            return Sent(refused=sent.refused, closed=True)
+        return sent
 
-    def _send(self, client: Client, chunk: Chunk, attempt: Attempt) -> Pushed:
-        """Send all channels at once; singly where that does not exist, in halves to find those that are not taken."""
+    def _send(self, client: Client, chunk: Chunk, attempt: Attempt) -> Sent:
+        """Send all channels at once.
+
+        One by one if the server has no such request, and in halves to find the channels that are not taken.
+        """
         apart = [name for name in chunk.names if name in self.apart] if self.apart else []
         together = chunk.only(name for name in chunk.names if name not in self.apart) if apart else chunk
         single_only = attempt.knowledge.single_only
         if not together.columns or self.family in single_only:
-            return client.push_channels(self.family, self.data_id, chunk)
+            return self._send_each(client, chunk)
         if len(together.columns) > 1 and push_bytes(together) > client.max_body_bytes:
             return self._send_halves(client, chunk, attempt)
         try:
             client.push(self.family, self.data_id, together)
         except ApiRefusedError as error:
             if is_no_route(error):
-                one_by_one = client.push_channels(self.family, self.data_id, chunk)
+                one_by_one = self._send_each(client, chunk)
                 if one_by_one.confirmed:
                     single_only.add(self.family)
                 return one_by_one
             if not self.finds_refused:
-                return Pushed((), dict.fromkeys(chunk.names, error))
+                return Sent(refused=dict.fromkeys(chunk.names, error))
             if len(together.columns) > 1:
                 whole = chunk is self.chunk
                 if whole and not is_too_large(error) and is_closed(client, self, self.data_id, attempt):
-                    return Pushed((), dict.fromkeys(chunk.names, error))  # all of it would be refused, one by one
+                    return Sent(refused=dict.fromkeys(chunk.names, error))  # all would be refused, one by one
                 return self._send_halves(client, chunk, attempt)
-            pushed = Pushed((), {together.names[0]: error})
+            sent = Sent(refused={together.names[0]: error})
         else:
-            pushed = Pushed(together.names, {})
-        if not apart:
-            return pushed
-        rest = client.push_channels(self.family, self.data_id, chunk.only(apart))
-        return Pushed(pushed.confirmed + rest.confirmed, pushed.refused | rest.refused, rest.unavailable)
+            sent = Sent(together.names)
+        return sent.and_then(self._send_each(client, chunk.only(apart))) if apart else sent
 
-    def _send_halves(self, client: Client, chunk: Chunk, attempt: Attempt) -> Pushed:
+    def _send_halves(self, client: Client, chunk: Chunk, attempt: Attempt) -> Sent:
         """Send a chunk that is too large for one request, or refused as a whole, in two, under the same index.
 
         One refused channel of n is found, and all others are through, after about 2 log2(n) requests.
@@ -87,5 +97,21 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
         first = self._send(client, chunk.only(chunk.names[:half]), attempt)
         if first.unavailable:
             return first
-        second = self._send(client, chunk.only(chunk.names[half:]), attempt)
-        return Pushed(first.confirmed + second.confirmed, first.refused | second.refused, second.unavailable)
+        return first.and_then(self._send(client, chunk.only(chunk.names[half:]), attempt))
+
+    def _send_each(self, client: Client, chunk: Chunk) -> Sent:
+        """Send the channels of a chunk one by one. Stops at the first that gets no answer."""
+        confirmed: list[str] = []
+        refused: dict[str, ApiRefusedError] = {}
+        unavailable = None
+        for column in chunk.columns:
+            try:
+                client.push_channel(self.family, self.data_id, chunk, column)
+            except ApiRefusedError as error:
+                refused[column.name] = error
+            except ApiUnavailableError as error:
+                unavailable = error
+                break
+            else:
+                confirmed.append(column.name)
+        return Sent(tuple(confirmed), refused, unavailable=unavailable)

@@ -1,0 +1,221 @@
+"""Reads JSON text while it arrives in parts, and keeps none of it. Pure.
+
+Up to `STEP_BYTES` are processed between two pauses. Skipped values are not checked, except that their brackets close.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+import msgspec
+import numpy as np
+
+from .wire import AnswerError
+
+# How much is processed between two pauses: about 0.2 ms of work, in which no other thread can run.
+STEP_BYTES = 8192
+# A channel name has up to 255 characters, of up to 12 bytes each if they are written as escapes.
+MAX_NAME_BYTES = 4096
+# What a member, a row or a number costs in addition to its bytes, counted in bytes.
+_STEP_AT_LEAST = 32
+
+_COLUMN = msgspec.json.Decoder(list[float | None])
+_NAME = msgspec.json.Decoder(str)
+_BLANKS = re.compile(rb"[ \t\r\n]*+")
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_SCALAR = re.compile(rb'[^ \t\r\n,:"\[\]{}]*+')
+_STRINGS = re.compile(rb'(?:[^"]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)  # text in which every string is whole
+_IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+_ESCAPED = re.compile(rb"\\.", re.DOTALL)
+_QUOTE, _COMMA = ord('"'), ord(",")
+_DEEPER = np.zeros(256, dtype=np.int64)
+_DEEPER[list(b"[{")], _DEEPER[list(b"]}")] = 1, -1
+
+
+class TooMuchError(AnswerError):
+    """An answer holds far more than there can be."""
+
+
+class JsonParts:
+    """JSON text that arrives in parts. Text that was read is not kept."""
+
+    def __init__(self, parts: Iterable[bytes], pause: Callable[[], object], most_members: int) -> None:
+        self._parts = iter(parts)
+        self._members_left = most_members
+        self._pause = pause
+        self._held = b""
+        self._at = 0  # up to here it was read
+        self._since = 0  # bytes read since the last pause
+
+    def members(self) -> Iterator[str]:
+        """Read an object: yields the name of each member. The caller must read its value before the next one."""
+        for _ in self._items(b"{", b"}"):
+            self._members_left -= 1
+            if self._members_left < 0:
+                raise TooMuchError("the answer has more series than a stream can have")
+            if self.next() != b'"':
+                raise AnswerError("the answer has a member without a name")
+            found = _STRING.match(self._held, self._at, self._at + MAX_NAME_BYTES)
+            if found:
+                self._advance(len(found.group()))
+            name = _NAME.decode(found.group() if found else self.value(MAX_NAME_BYTES))
+            self._take(b":")
+            yield name
+
+    def elements(self) -> Iterator[None]:
+        """Read an array: yields once per element, which the caller must read."""
+        return self._items(b"[", b"]")
+
+    def _items(self, opening: bytes, closing: bytes) -> Iterator[None]:
+        self._take(opening)
+        if self.next() == closing:
+            self._advance(1)
+            return
+        while True:
+            yield
+            if self.next() == closing:
+                self._advance(1)
+                return
+            self._take(b",")
+
+    def numbers(self) -> Iterator[list[float | None]]:
+        """Read an array of numbers and nulls, and yield them block by block."""
+        self._take(b"[")
+        begun = False
+        while True:
+            limit = self._at + STEP_BYTES
+            end = self._held.find(b"]", self._at, limit)
+            if end < 0 and len(self._held) < limit and self._more():
+                continue
+            cut = end if end >= 0 else self._held.rfind(b",", self._at, limit)
+            if cut < 0:
+                raise AnswerError("the answer ends within a series, or has what is no number in it")
+            block = self._held[self._at : cut]
+            if begun and not block.strip():
+                raise AnswerError("a series of the answer ends with a comma")
+            self._advance(cut + 1 - self._at)
+            yield _COLUMN.decode(b"[%b]" % block)
+            if end >= 0:
+                return
+            begun = True
+
+    def value(self, most_bytes: int) -> bytes:
+        """Read one value and return its whole text."""
+        taken = bytearray()
+        for piece, _ in self._value():
+            taken += piece
+            if len(taken) > most_bytes:
+                raise AnswerError(f"a member of the answer has more than {most_bytes} bytes")
+        return bytes(taken)
+
+    def skip(self) -> int:
+        """Skip one value of any kind and depth. Return its number of elements if it is an array, else 0."""
+        if self.next() != b"[":
+            for _ in self._value():
+                pass
+            return 0
+        self._advance(1)
+        empty = self.next() == b"]"
+        commas = sum(commas for _, commas in self._inside())
+        return 0 if empty else commas + 1
+
+    def next(self) -> bytes:
+        """Return the next character that is not a blank, without reading it."""
+        char = self._held[self._at : self._at + 1]
+        if char > b" ":
+            return char
+        while True:
+            found = _BLANKS.match(self._held, self._at, self._at + STEP_BYTES)
+            self._advance(found.end() - self._at if found else 0)
+            if self._at < len(self._held):
+                char = self._held[self._at : self._at + 1]
+                if char not in b" \t\r\n":  # JSON's blanks; Python has more
+                    return char
+            elif not self._more():
+                raise AnswerError("the answer ends too early")
+
+    def end(self) -> None:
+        """Check that only blanks follow."""
+        while not self._held[self._at :].strip():
+            self._advance(len(self._held) - self._at)
+            if not self._more():
+                return
+        raise AnswerError("the answer goes on after its end")
+
+    def _value(self) -> Iterator[tuple[bytes, int]]:
+        """Read one value: yields the pieces of its text, and how many commas at its own depth each has."""
+        first = self.next()
+        if first in b"[{":
+            self._advance(1)
+            yield first, 0
+            yield from self._inside()
+        elif first == b'"':
+            yield from self._string()
+        else:
+            empty = True
+            while (found := _SCALAR.match(self._held, self._at, self._at + STEP_BYTES)) and found.group():
+                empty = False
+                self._advance(len(found.group()))
+                yield found.group(), 0
+                if self._at < len(self._held) or not self._more():
+                    return
+            if empty:
+                raise AnswerError(f"the answer has {first!r} where a value was expected")
+
+    def _inside(self) -> Iterator[tuple[bytes, int]]:
+        """Read to the end of an array or object that has begun, however deep it is."""
+        depth = 1
+        while depth:
+            found = _STRINGS.match(self._held, self._at, self._at + STEP_BYTES)
+            piece = found.group() if found else b""
+            if not piece and self._at < len(self._held):
+                yield from self._string()  # a long string, or one that is in two parts
+            elif piece:
+                text = np.frombuffer(_ESCAPED.sub(b"??", piece) if b"\\" in piece else piece, dtype=np.uint8)
+                outside = (np.cumsum(text == _QUOTE) & 1) == 0
+                depths = depth + np.cumsum(np.where(outside, _DEEPER[text], 0))
+                size = int(np.argmax(depths == 0)) + 1 if (depths == 0).any() else len(piece)
+                commas = np.count_nonzero(outside[:size] & (text[:size] == _COMMA) & (depths[:size] == 1))
+                depth = int(depths[size - 1])
+                self._advance(size)
+                yield piece[:size], int(commas)
+            elif not self._more():
+                raise AnswerError("the answer ends too early")
+
+    def _string(self) -> Iterator[tuple[bytes, int]]:
+        self._advance(1)
+        yield b'"', 0
+        while True:
+            found = _IN_STRING.match(self._held, self._at, self._at + STEP_BYTES)
+            piece = found.group() if found else b""
+            self._advance(len(piece))
+            yield piece, 0
+            if self._held[self._at : self._at + 1] == b'"':
+                self._advance(1)
+                yield b'"', 0
+                return
+            if not piece and not self._more():
+                raise AnswerError("the answer ends within a text")
+
+    def _take(self, char: bytes) -> None:
+        if self.next() != char:
+            raise AnswerError(f"the answer has {self.next()!r} where {char!r} was expected")
+        self._advance(1)
+
+    def _advance(self, size: int) -> None:
+        self._at += size
+        self._since += size + _STEP_AT_LEAST
+        if self._since >= STEP_BYTES // 2:  # a step ends at the end of a number or a string
+            self._since = 0
+            self._pause()
+
+    def _more(self) -> bool:
+        """Get more of the text and drop the part already read. Return False if there is no more."""
+        parts = [self._held[self._at :]]
+        size = 0
+        while size < STEP_BYTES and (part := next(self._parts, b"")):
+            parts.append(part)
+            size += len(part)
+        self._held, self._at = b"".join(parts), 0
+        return size > 0
