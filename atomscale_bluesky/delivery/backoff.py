@@ -1,4 +1,4 @@
-"""How long to wait after a failure: ever longer, up to a limit. Pure: waiting itself is the uploader's trade."""
+"""How long to wait after a failure: longer each time, up to a limit. Pure: the deciding thread does the waiting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 from ..errors import ApiError, ApiKeyError, ApiUnavailableError
 
-# What a server may ask for, in whole seconds. Less than one, or a date that is over, asks for nothing.
+# What a server may ask for. Less than a second, or a date that is over, asks for nothing.
 SHORTEST_RETRY_AFTER_S, LONGEST_RETRY_AFTER_S = 1.0, 600.0
 
 
@@ -20,7 +20,7 @@ class Backoff(msgspec.Struct, frozen=True):
     longest_s: float
 
     def pause_s(self, failures_before: int) -> float:
-        """Return how long to wait after a failure that so many others came before without a success in between."""
+        """Return how long to wait after a failure, of which there were `failures_before` since the last success."""
         return min(self.longest_s, self.first_s * 2.0 ** min(failures_before, 20))
 
 
@@ -28,19 +28,19 @@ class Backoff(msgspec.Struct, frozen=True):
 SERVER = Backoff(0.5, 30.0)
 # After a refused API key: it clears when the operator acts.
 KEY = Backoff(5.0, 300.0)
-# After a failed link or look-up, for that task alone: chunks may well be taken meanwhile, and each failure makes all
+# After a failed link or look-up, for that task alone. Chunks may well be taken meanwhile, and each failure makes all
 # tasks pause.
 LINK = Backoff(0.5, 60.0)
-# After a read that shows less than was stored: what was stored may take a while until it can be read.
+# After a read that shows less than was stored. Stored points may take a while until they can be read.
 READ = Backoff(0.5, 30.0)
-# After Atomscale refused something because what it names is not there: it may have been made since.
+# After Atomscale refused a request because something that it names does not exist. It may be created later.
 MISSING = Backoff(60.0, 3600.0)
-# After the process that uploads has died or could not be started.
+# After the process that uploads died or could not be started.
 RESTART = Backoff(1.0, 60.0)
 
 
 class Pause:
-    """How long to leave the server alone after failures; one for all runs."""
+    """How long to send nothing after failures. One for all runs."""
 
     def __init__(self, jitter: Callable[[], float] = random.random) -> None:
         self.failures = 0
@@ -61,7 +61,7 @@ class Pause:
         return self.until
 
     def succeeded(self) -> None:
-        """Note that the server answers: no need to wait, unless it asked for it."""
+        """Note that the server answers: there is no need to wait, unless it asked for it."""
         self.failures = 0
         self.until = self._obliged_until
 
@@ -71,10 +71,10 @@ class Pause:
 
 
 class Patience:
-    """When to ask again for what was refused because it was not there: after a minute, and ever less often."""
+    """When to ask again for something that did not exist: after a minute, then less and less often."""
 
     def __init__(self) -> None:
-        self._waits: dict[Hashable, tuple[float, int]] = {}  # when to ask again, and how often it was asked again
+        self._waits: dict[Hashable, tuple[float, int]] = {}  # when to ask again, and how often that was done
 
     def is_over(self, what: Hashable, now: float) -> bool:
         """Return True if it is time to ask again, by a monotonic clock. The first call for a thing begins the wait."""

@@ -1,4 +1,4 @@
-"""When a metrology stream of a run takes no more, and what of it is in doubt then; `continuation` has what follows."""
+"""Ends metrology streams that take no more points, and finds their chunks in doubt. `continuation` has the rest."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def end_stream(run: Run, stream: int, why: Why, points_per_chunk: int, in_doubt: Chunk | None) -> None:
-    """Let a stream, and those that share it, take no more: the rest goes on when nothing of it is under way.
+    """Let a stream, and those that share it, take no more points. The rest goes on once nothing of it is under way.
 
     Args:
         run: Whose stream.
         stream: The stream that takes no more.
-        why: Why not.
-        points_per_chunk: Of what goes on.
-        in_doubt: A chunk of it that a closed stream did not take now, and perhaps by an earlier attempt.
+        why: The reason.
+        points_per_chunk: Of the streams that go on.
+        in_doubt: A chunk that a closed stream did not take now, but perhaps in an earlier attempt.
     """
     for one in run.streams[stream].group:
         if one.ended:
@@ -31,7 +31,7 @@ def end_stream(run: Run, stream: int, why: Why, points_per_chunk: int, in_doubt:
         doubtful: list[Chunk] = []
         failed = run.take_failed({number})
         if why != "closed by the server":
-            # Pushed again they tell whether they were taken, and the stream ends after that.
+            # Pushing them again tells whether they were taken. The stream ends after that.
             for task in filter(_may_have_arrived, failed):
                 run.keep_failed(task)
         else:
@@ -50,7 +50,7 @@ def _may_have_arrived(task: Task) -> bool:
 
 
 def _read_what_was_tried(run: Run, stream: StreamState) -> None:
-    """Have every chunk at hand that a process before this one may have pushed."""
+    """Read the journal up to every chunk that a process before this one may have pushed."""
     last_row = max((tried.last_row for tried in stream.tried.values()), default=-1)
     while run.run_chunker.account.next_row.get(stream.opening.time_base, 0) <= last_row:
         run.run_chunker.look()
@@ -59,7 +59,7 @@ def _read_what_was_tried(run: Run, stream: StreamState) -> None:
 
 
 def end_damaged_streams(run: Run) -> None:
-    """End streams of which a chunk was tried that is no longer whole in the journal: it can go out no more."""
+    """End streams of which a tried chunk is no longer whole in the journal, so that it cannot be sent."""
     for chunk in run.run_chunker.damaged:
         points = run.streams[chunk.stream].opening.points_per_chunk
         run.endings.begin(chunk.stream, "damaged", points, [run.as_sent(chunk)])
@@ -68,12 +68,12 @@ def end_damaged_streams(run: Run) -> None:
         return
     for number, stream in run.streams.items():
         if stream.life is Life.INITIALIZED and not stream.parked and stream.tried.keys() - stream.refused.keys():
-            # All has been read and pushed, and yet it waits: not one of its rows is left.
+            # All has been read and pushed, and yet a chunk waits: none of its rows is left.
             run.endings.begin(number, "damaged", stream.opening.points_per_chunk)
 
 
 def end_outgrown_streams(run: Run) -> None:
-    """Where a chunk ends with what was shown of it, let what comes after go on in a further stream."""
+    """End streams whose chunk was cut short at a preview. The rows after it go on in a further stream."""
     for number in [one for one in run.run_chunker.to_cut_short if not run.book.holds(Kind.PREVIEW, one)]:
         run.run_chunker.to_cut_short.discard(number)
         if not run.previews.cut_short(run.streams[number]):

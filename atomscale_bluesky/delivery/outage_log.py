@@ -1,6 +1,6 @@
-"""Log that Atomscale takes no data: at once, again at growing intervals, and when it is over.
+"""Logs outages: at once, again at growing intervals, and when they are over.
 
-An outage that comes back soon after it was over is the same one, which comes and goes.
+An outage that begins soon after the last one was over is the same one, which comes and goes.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ _logger = logging.getLogger(__name__)
 
 # After how long the same outage is logged again.
 NAG_S = (60.0, 300.0, 900.0, 3600.0)
-# A failure after which nothing is tried for so long shows in the status at once: a refused key, say.
+# A failure after which nothing is tried for this time shows in the status at once: a refused key, say.
 LASTING_S = 2.0
-# An outage that begins so soon after the last one is the same, which comes and goes; but one that lasts for the first
-# of the intervals above is logged, whatever was logged before.
+# An outage that begins within this time after the last one is the same one. But if it lasts for the first of the
+# intervals above, it is logged, whatever was logged before.
 CALM_S = 300.0
 
 
 class OutageLog:
-    """The outages of one server as the log and the status tell them; belongs to the deciding thread.
+    """Reports the outages of one server in the log and the status. Belongs to the deciding thread.
 
     Args:
         endpoint: The server.
-        spool: Where the readings are kept meanwhile.
+        spool: Where the readings are kept meanwhile, as the log names it.
     """
 
     def __init__(self, endpoint: str, spool: str) -> None:
@@ -43,12 +43,12 @@ class OutageLog:
         self._next_nag = 0.0
 
     def failed(self, now: float, error: ApiError, *, pause_s: float = 0.0) -> None:
-        """Log that data wait, at the first failure and again at growing intervals.
+        """Note a failed request. Logs the first one, and further ones at growing intervals.
 
         Args:
             now: Monotonic.
-            error: What came instead of an answer.
-            pause_s: For how long nothing is tried now.
+            error: The failure.
+            pause_s: For how long nothing is sent now.
         """
         self._note.failed(str(error), lasting=pause_s >= LASTING_S)
         if self._since is None:
@@ -70,7 +70,7 @@ class OutageLog:
         self._nags += 1
 
     def answered(self, now: float) -> None:
-        """Log that the outage is over, if it was logged."""
+        """Note an answer. Logs that the outage is over, if its beginning was logged."""
         self._note.answered()
         if self._since is not None:
             if self._logged:

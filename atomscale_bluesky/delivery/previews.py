@@ -1,13 +1,14 @@
-"""The newest points of slow streams, shown before their chunk is full: when, and what comes of it.
+"""Previews: the newest points of slow streams, shown before their chunk is full.
 
-A preview is the beginning of a chunk, up to the newest row, sent under the chunk's own index; the chunk replaces it
-when it is full. Its rows are synced and its range is noted and synced before it leaves, so whatever happens, what is
-sent under an index only ever grows, and always from the same first points. It confirms nothing by itself.
+A preview is the beginning of a chunk, up to the newest row, sent under the chunk's own index. The full chunk replaces
+it later. Its rows are synced and its range is noted and synced before it leaves. So whatever happens, the points sent
+under an index only grow, and always begin with the same ones. A preview confirms nothing.
 
-One request per index is under way at a time, and the next one leaves only after the last was answered. Where that
-cannot be (no answer came, so it may be applied at any later time; the server takes no more points under an index that
-it holds; a channel has a gap beyond what was shown), the chunk is cut short: it ends with what was shown, for ever, and
-the rest goes on in a further stream. So a request that is applied late finds what it would write.
+One request per index is under way at a time, and the next one leaves only after the last was answered. Sometimes there
+can be no next one: no answer came, so the preview may be applied at any later time; or the server takes no more points
+under an index that it holds; or a channel has a gap after the points that were shown. Then the chunk is cut short: it
+ends with the points that were shown, for ever, and the rest goes on in a further stream. So a request that is applied
+late writes what is there already.
 
 Bounded: a run whose previews have cost it `MOST_FURTHER_STREAMS` makes no more of them.
 """
@@ -26,14 +27,14 @@ from ..spool.ledger_state import LedgerState, Life, StreamState
 
 _logger = logging.getLogger(__name__)
 
-# After so many streams that ended at a preview a run goes on without previews.
+# After this many streams that ended at a preview, a run goes on without previews.
 MOST_FURTHER_STREAMS = 10
 
 
 def cut_short_in_doubt(ledger: Ledger) -> bool:
-    """Settle previews that were never answered: their chunks end with them, and are pushed like any other.
+    """Cut chunks short whose preview was never answered. They end with the preview, and are pushed like any other.
 
-    Whether there were any. To be called before the journal is read for chunks, with no preview under way.
+    To be called before the journal is read for chunks, with no preview under way. Return True if there were any.
     """
     found = False
     for stream in ledger.state.streams.values():
@@ -45,12 +46,12 @@ def cut_short_in_doubt(ledger: Ledger) -> bool:
 
 
 class Previews:
-    """The previews of one run; belongs to the thread of its delivery.
+    """The previews of one run. Belongs to the deciding thread.
 
     Args:
         header: Says how long a point may wait.
         ledger: Where each preview is noted before it leaves.
-        cutting: Has the chunks that are not full.
+        run_chunker: Has the chunks that are not full.
         now: Unix seconds.
     """
 
@@ -70,14 +71,14 @@ class Previews:
 
     @property
     def wanted(self) -> bool:
-        """Whether this run makes previews."""
+        """Return True if this run makes previews."""
         return self._limit_s > 0 and self._state.previews_ended is None
 
     def looked(self, now: float) -> None:
-        """The journal was read to its present end: what is new came after the look before this one."""
+        """Note that the journal was read to its present end: new rows came after the call before this one."""
         if not self.wanted:
             return
-        # What the first look finds may have waited for long, for a process that was not there.
+        # Rows that are found at first may have waited for long, while no process delivered.
         before = now - self._limit_s if self._looked_at is None else self._looked_at
         self._looked_at = now
         since: dict[int, tuple[int, float]] = {}
@@ -90,18 +91,18 @@ class Previews:
         self._since = since
 
     def due(self) -> float | None:
-        """When to look again, or to send a preview; None if no time has come or comes that was not used already."""
+        """Return when to read the journal again or send a preview. None if no such time is after `asked_at`."""
         if not self.wanted or self._looked_at is None or self._run_chunker.read_all:
             return None
         times = [self._looked_at + self._limit_s / 2, *(at + self._limit_s for _, at in self._since.values())]
         return min((time for time in times if time > self.asked_at), default=None)
 
     def next_chunk(self, now: float, may_leave: Callable[[int], bool]) -> Chunk | None:
-        """The next preview, noted; None if none is due.
+        """Return the next preview, noted as sent, or None if none is due.
 
         Args:
             now: Monotonic.
-            may_leave: Whether nothing else of a stream is under way.
+            may_leave: Returns True if nothing else of a stream is under way.
         """
         if not self.wanted:
             return None
@@ -122,35 +123,35 @@ class Previews:
                 return chunk
         return None
 
-    # ---- outcomes: each tells whether the run's files have to be read anew -------------------------------------------
+    # ---- outcomes: each returns True if the run's files have to be read again ----------------------------------------
 
     def taken(self, stream: int) -> bool:
-        """Atomscale shows it."""
+        """Note that Atomscale has taken a preview."""
         self._note_answer(stream, taken=True)
         return False
 
     def failed(self, stream: int, *, in_doubt: bool) -> bool:
-        """There was no answer, or none of use; in doubt if it may be applied all the same, now or later."""
+        """Note that there was no answer, or no useful one. It is in doubt if it may be applied now or later."""
         if in_doubt:
             return cut_short_in_doubt(self._ledger)
         self._note_answer(stream, taken=False)
         return False
 
     def refused(self, stream: int, reason: str) -> bool:
-        """The server does not take it; what it took before stands, and its chunk ends with that."""
+        """Note that the server refuses a preview. The chunk ends with the preview that it took before, if any."""
         self._note_answer(stream, taken=False)
         self._end(reason)
         return self.cut_short(self._state.streams[stream])
 
     def chunk_refused(self, stream: StreamState, index: int, reason: str) -> bool:
-        """The server takes no channel of a chunk; if it was shown, it ends with that and is taken as it is."""
+        """Note that the server takes no channel of a chunk. If it was shown, it ends with that, which confirms it."""
         if stream.shown is None or stream.shown.index != index or not self.cut_short(stream):
             return False
         self._end(reason)
         return True
 
     def cut_short(self, stream: StreamState) -> bool:
-        """Let a chunk of which something was shown end with that, which confirms it; whether there is such a one."""
+        """End the chunk of which points were shown with these, which confirms it. Return False if there is none."""
         shown = stream.shown
         if shown is None or stream.ended or shown.index in stream.confirmed_channels:
             return False
@@ -168,7 +169,7 @@ class Previews:
         if self._state.previews_ended is None:
             self._ledger.note(PreviewsEnded(reason), sync=True)
             _logger.warning(
-                "run %s makes no more previews, its points are shown chunk by chunk: %s; set max_latency_s to 0 "
+                "run %s makes no more previews, its points are shown chunk by chunk: %s; set `max_latency_s` to 0 "
                 "if this server never takes a chunk that has grown",
                 self._header.run_uid, reason,
             )  # fmt: skip

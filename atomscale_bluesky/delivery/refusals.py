@@ -1,9 +1,9 @@
-"""What it means when Atomscale does not take a request, for every kind of task.
+"""The meaning of a refusal, for every kind of task.
 
-    a look-up is refused                it has told nothing: what it was made for counts as it is
+    a look-up is refused                it has told nothing: the request that it was made for keeps its own reason
     403 while others are taken          this task alone is forbidden, and waits for the operator
     404, 405                            perhaps the path does not exist here
-    413                                 too large; a smaller one may be taken, and the stream is open
+    413                                 too large: a smaller one may be taken, and the stream is open
     any other refusal of a chunk        the stream may be closed: the catalogue tells
 
 Pure, but for asking the catalogue, which a worker does.
@@ -22,10 +22,9 @@ from .tasks.work import Attempt, UnexplainedError, Work
 
 _logger = logging.getLogger(__name__)
 
-# A look-up that is refused has told nothing. A key that may only write gets no answer to it, and some deployments have
-# no catalogue. So the request that it was made for keeps its own reason.
+# A refused look-up has told nothing: a key that may only write gets no answer, and some deployments have no catalogue.
 LOOK_UP_REFUSED = (ApiKeyError, ApiRefusedError)
-# After so many attempts a refusal counts as it is, if the catalogue gave no answer about its stream each time.
+# After this many attempts, each without an answer from the catalogue about its stream, a refusal counts as it is.
 CATALOGUE_ATTEMPTS = 8
 
 
@@ -40,16 +39,16 @@ def is_too_large(error: ApiError) -> bool:
 
 
 def are_too_large(refused: Mapping[str, ApiRefusedError]) -> bool:
-    """Return True if channels were refused, and each because it is too large alone."""
+    """Return True if channels were refused, and each because it is too large even alone."""
     return bool(refused) and all(map(is_too_large, refused.values()))
 
 
 def is_forbidden_alone(error: ApiError, forbidden_at: float | None, answered_at: float) -> bool:
-    """Return True if a request is forbidden while others are taken, so that it is not the key that is wrong.
+    """Return True if a request is forbidden while others are taken, so that the key is not the reason.
 
     Args:
-        error: What came of the request.
-        forbidden_at: When its task was answered 403 for the first time; None if it never was.
+        error: How the request failed.
+        forbidden_at: When its task was answered 403 for the first time, or None if it never was.
         answered_at: When Atomscale last answered any request.
     """
     return error.status == 403 and forbidden_at is not None and answered_at > forbidden_at
@@ -68,10 +67,10 @@ def is_closed(client: Client, work: Work[Any], data_id: str, attempt: Attempt) -
 
 
 def closed_as(client: Client, work: Work[Any], data_id: str, attempt: Attempt) -> str | None:
-    """Return the status of a stream that is closed, None if it is open or the catalogue does not tell.
+    """Return the status of a closed stream, or None if it is open or the catalogue does not tell.
 
     Raises:
-        UnexplainedError: There was no answer, which can clear; not raised after `CATALOGUE_ATTEMPTS`.
+        UnexplainedError: The catalogue gave no answer, which can clear. Not raised after `CATALOGUE_ATTEMPTS`.
     """
     entry: Entry | None = None
     try:

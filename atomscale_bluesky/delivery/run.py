@@ -1,4 +1,4 @@
-"""A claimed run as its tasks see it: its files, what was read of them, and what is under way."""
+"""A claimed run as its tasks see it: its files, their content as it was read, and what is under way."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _logger = logging.getLogger(__name__)
 
 
 class Run:
-    """A claimed run, from where its files say it stands; belongs to the deciding thread.
+    """A claimed run, in the state that its files tell. Belongs to the deciding thread.
 
     Args:
-        claim: Gives its files.
+        claim: Has its files.
         knowledge: What is known about the server.
         now: Unix seconds.
         gil_yield: Makes way for a plan's thread.
@@ -48,7 +48,7 @@ class Run:
         self.patience = Patience()
         self.apart: dict[int, set[str]] = {}  # by stream: channels that were refused, and are pushed one by one
         self.adds_up: set[int] = set()  # streams that may be finalized by the account
-        self.to_reload = False  # what this object has read already means something else by now
+        self.to_reload = False  # what was read of the files no longer holds
         self.linking = Linking(claim.header, claim.ledger.state)
         if self.state.broken is None:
             cut_short_in_doubt(claim.ledger)
@@ -69,12 +69,12 @@ class Run:
 
     @property
     def state(self) -> LedgerState:
-        """What the ledger tells."""
+        """The state that the ledger tells."""
         return self.ledger.state
 
     @property
     def streams(self) -> dict[int, StreamState]:
-        """The metrology streams that the ledger tells of."""
+        """The metrology streams in the ledger, by number."""
         return self.ledger.state.streams
 
     @property
@@ -94,12 +94,12 @@ class Run:
 
     @property
     def parked(self) -> str | None:
-        """Why the whole run waits, if it does: for the operator, or for what is missing in Atomscale."""
+        """The reason why the whole run waits for the operator or for something missing in Atomscale, or None."""
         return self.parked_for_good or (None if self.state.exists else self.state.unresolved)
 
     @property
     def parked_for_good(self) -> str | None:
-        """The same, where nobody but the operator can mend it."""
+        """The same, if only the operator can mend it."""
         return self.state.stuck or (self.header.problem if self.state.edited is None else None)
 
     @property
@@ -113,34 +113,34 @@ class Run:
         return any(stream.last or stream.previewed for stream in self.streams.values())
 
     def as_sent(self, chunk: Chunk) -> Chunk:
-        """Return a chunk with its times as they go out."""
+        """Return a chunk with its times as they are sent."""
         return chunk.shifted(self.state.clock.offset_s) if self.state.clock else chunk
 
     def links_open(self, stream: StreamState) -> list[Link]:
-        """Return the links of a stream that are still to be made, those refused included."""
+        """Return the links of a stream that are still to be made, including refused ones."""
         return self.linking.open(stream, self.run_chunker.account.stop)
 
     def reload(self, reason: str) -> None:
-        """Have the run read again from its files, once nothing of it is under way; until then no task begins."""
+        """Let the run be read again from its files once nothing of it is under way. Until then no task begins."""
         _logger.debug("run %s is to be read again from its files: %s", self.header.run_uid, reason)
         self.to_reload = True
 
     def park(self, reason: str, remedy: str) -> None:
-        """Keep the run in the spool until the operator has looked."""
+        """Keep the run in the spool until the operator acts."""
         self.ledger.note(Parked(f"{reason}; {remedy}"), sync=True)
         _logger.error("run %s is parked and stays in the spool: %s; %s", self.header.run_uid, reason, remedy)
 
     def park_for_its_account(self, contradiction: str) -> None:
-        """Park the run because what was delivered of it is not what its files say."""
+        """Park the run because the delivered points are not those that its files say."""
         self.park(
             f"its account does not add up ({contradiction}), so it is not finalized",
             "compare it by `atomscale-bluesky verify`, then `move` it, which delivers all of it again, or `discard` it",
         )
 
     def park_stream(self, number: int, label: str, reason: str) -> None:
-        """Let a stream, and those that share it, wait for the operator or for what is missing; its data are kept."""
+        """Park a stream and those that share it, until the operator acts or what is missing appears. Data are kept."""
         stream = self.streams[number]
-        if stream.parked == reason:  # asked for again, and answered as before
+        if stream.parked == reason:  # tried again, with the same answer
             return
         self.ledger.note(Parked(reason, number), sync=True)
         together = {one.opening.stream for one in stream.group}
@@ -155,7 +155,7 @@ class Run:
         self.run_chunker.ready = deque(chunk for chunk in self.run_chunker.ready if chunk.stream not in streams)
 
     def take_failed(self, streams: Container[int]) -> list[Task]:
-        """Take back the failed tasks of some streams. Their links are made after the run's files were read again."""
+        """Take back the failed tasks of some streams. Their links are made after the run was read again."""
         taken = self.book.take_failed(streams)
         for task in taken:
             if task.kind is not Kind.LINK:
@@ -163,7 +163,7 @@ class Run:
         return taken
 
     def keep_failed(self, task: Task) -> None:
-        """Have a failed task that was taken back tried again after all."""
+        """Let a failed task that was taken back be tried again after all."""
         if task.kind is not Kind.LINK:
             self.book.hold(task.kind, task.stream)
         self.book.wait(task)

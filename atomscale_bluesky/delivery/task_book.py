@@ -1,4 +1,4 @@
-"""The tasks of one run that are under way: handed out to a worker, or failed and waiting for another attempt."""
+"""The tasks of one run that are under way: given to a worker, or failed and waiting for another attempt."""
 
 from __future__ import annotations
 
@@ -13,60 +13,60 @@ from .tasks.work import Kind, Work
 
 
 class Task(msgspec.Struct, eq=False):
-    """One thing to do, and how often it was tried already. Changed by the deciding thread, while no worker has it."""
+    """One task, and how often it was tried. Only the deciding thread changes it, and only while no worker has it."""
 
     work: Work[Any]
     attempts: int = 0
     not_before: float = 0.0  # monotonic
-    unexplained: int = 0  # how often it was refused while the catalogue gave no answer about its stream
+    unexplained: int = 0  # how often it was refused while the catalogue did not tell about its stream
     forbidden_at: float | None = None  # monotonic: when it was first answered 403
 
     @property
     def kind(self) -> Kind:
-        """What it asks of Atomscale."""
+        """The kind of request."""
         return self.work.kind
 
     @property
     def stream(self) -> int:
-        """The metrology stream that it is about."""
+        """The number of its metrology stream."""
         return self.work.stream
 
     @property
     def chunk(self) -> Chunk | None:
-        """The chunk that it sends, if it sends one."""
+        """The chunk that it sends, or None."""
         return getattr(self.work, "chunk", None)
 
     def __str__(self) -> str:
-        """Return what a log line calls it."""
+        """Return its name for log lines."""
         return str(self.work)
 
 
 class TaskBook:
-    """What is under way for one run; belongs to the deciding thread.
+    """What is under way for one run. Belongs to the deciding thread.
 
-    A task *holds* its kind for its stream from when it is handed out until what came of it was noted, failed attempts
-    included. So no second task does the same.
+    A task *holds* its kind for its stream from when it is given out until its outcome was noted, over all failed
+    attempts. So no second task does the same.
     """
 
     def __init__(self) -> None:
         self.failed: deque[Task] = deque()
-        self.in_flight = 0  # handed out, and not returned
+        self.in_flight = 0  # given to workers, and not returned
         self._in_flight: Counter[int] = Counter()  # the same, by stream
         self._held: Counter[tuple[Kind, int]] = Counter()
 
     def begin(self, work: Work[Any]) -> Task:
-        """Return a task that is handed out now."""
+        """Return a new task that is given out now."""
         task = Task(work)
         self.hold(work.kind, work.stream)
-        self._hand_out(task)
+        self._give_out(task)
         return task
 
     def next_failed(self, now: float) -> Task | None:
-        """Hand out a task that failed and whose time has come, by a monotonic clock; None if there is none."""
+        """Give out a failed task whose time has come, by a monotonic clock. Return None if there is none."""
         for task in self.failed:
             if task.not_before <= now:
                 self.failed.remove(task)
-                self._hand_out(task)
+                self._give_out(task)
                 return task
         return None
 
@@ -76,7 +76,7 @@ class TaskBook:
         self._in_flight[task.stream] -= 1
 
     def wait(self, task: Task) -> None:
-        """Keep a returned task until it is handed out again."""
+        """Keep a returned task until it is given out again."""
         self.failed.append(task)
 
     def over(self, task: Task) -> None:
@@ -84,7 +84,7 @@ class TaskBook:
         self._held[task.kind, task.stream] -= 1
 
     def hold(self, kind: Kind, stream: int) -> None:
-        """Let no task of a kind begin for a stream, until as many are over."""
+        """Let no task of a kind begin for a stream until `over` was called as often."""
         self._held[kind, stream] += 1
 
     def take_failed(self, streams: Container[int]) -> list[Task]:
@@ -112,9 +112,9 @@ class TaskBook:
         return self._in_flight[stream] > 0
 
     def due(self) -> float | None:
-        """Return when the next failed task may be tried again, monotonic; None if there is none."""
+        """Return when the next failed task may be tried again, monotonic, or None if there is none."""
         return min((task.not_before for task in self.failed), default=None)
 
-    def _hand_out(self, task: Task) -> None:
+    def _give_out(self, task: Task) -> None:
         self.in_flight += 1
         self._in_flight[task.stream] += 1

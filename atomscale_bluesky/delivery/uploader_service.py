@@ -1,12 +1,12 @@
 """An uploader in a process of its own: started by a callback, or run by the site (`atomscale-bluesky upload --follow`).
 
-It is the uploader of the callback, without a callback: it follows the journals of whoever writes into the spool,
-completes the runs of processes that are gone, and delivers. One serves a spool and an endpoint at a time, held through
-a lock of the operating system; a further one that starts ends at once. Each run has its own lock beside that, so even
+It is the callback's uploader without a callback: it polls the journals that other processes write into the spool,
+completes the runs of processes that have died, and delivers. One process at a time serves a spool and an endpoint. It
+holds a lock of the operating system, and a further one that starts ends at once. Each run has its own lock too, so even
 two could not touch the same run.
 
-One that a callback has started ends by itself, `idle_s` after there is nothing left to do and that callback's process
-is gone. One whose API key is refused for a while ends too, so that another can begin with a key that is right.
+A process that a callback has started ends by itself, `idle_s` after there is nothing left to do and the callback's
+process has ended. A process whose API key is refused for a while ends too, so that another can start with a right key.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _logger = logging.getLogger(__name__)
 # Exit codes; 75 and 77 have these meanings in BSD's sysexits.h.
 STOPPED, FAILED, ALREADY_SERVED, KEY_REFUSED = 0, 1, 75, 77
 
-# A wrong key is asked for this long whether it works meanwhile; then another process may begin with another one.
+# A refused key is tried for this time. After that another process may start with another key.
 KEY_PATIENCE_S = 30.0
-LOOK_S = 0.2
-# Somebody who asks whether the lock is free holds it for a moment.
+POLL_S = 0.2
+# A process that checks whether the lock is free holds it for a moment.
 LOCK_ATTEMPTS, LOCK_PAUSE_S = 10, 0.03
 
 LOG = "uploader.log"
@@ -50,7 +50,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What a callback tells the process that it starts, through its standard input."""
+    """What a process is to do. The callback that starts it writes this into its standard input."""
 
     settings: Settings
     idle_s: float
@@ -63,7 +63,9 @@ def serve(
     needed: Callable[[], bool] = lambda: True,
     idle_s: float = 0.0,
 ) -> int:
-    """Deliver the spool's runs until `ending`, or for as long as it is `needed` and `idle_s` after; the exit code.
+    """Deliver the spool's runs until `ending` is set. Return the exit code.
+
+    Ends by itself when nothing was left to do for `idle_s` and it is no longer `needed`.
 
     Raises:
         SpoolError: The spool cannot be used.
@@ -78,7 +80,7 @@ def serve(
     _logger.info("process %d serves spool %s, to %s", os.getpid(), spool.path, settings.endpoint)
     code = STOPPED
     try:
-        while not ending.wait(LOOK_S):
+        while not ending.wait(POLL_S):
             if not uploader.running:
                 code = FAILED  # its own log line says why
                 break
@@ -101,31 +103,31 @@ def serve(
 
 
 def served_by(settings: Settings) -> Path:
-    """The lock of whoever serves the settings' spool and endpoint."""
+    """Return the lock of the process that serves the settings' spool and endpoint."""
     name = hashlib.sha256(settings.endpoint.encode()).hexdigest()[:8]
     return settings.spool_path / f"uploader-{name}.lock"
 
 
 def is_served(settings: Settings) -> bool:
-    """Whether a living process serves the settings' spool and endpoint."""
+    """Return True if a living process serves the settings' spool and endpoint."""
     return is_held(served_by(settings))
 
 
 class _PrivateLog(RotatingFileHandler):
-    """A log that is made for its owner alone, whatever the umask, and never follows a link."""
+    """A log file that only its owner can read, whatever the umask. Never follows a link."""
 
     def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, "a", encoding=self.encoding, errors=self.errors, opener=open_own)
 
     def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 - logging's name
-        """Whether it is to be begun anew; never where the older one, which goes then, is not a file."""
+        """Return True if a new file is to be begun. Never if the older one, which is removed then, is not a file."""
         older = f"{self.baseFilename}.1"
         is_a_file = os.path.isfile(older) and not os.path.islink(older)
         return (is_a_file or not os.path.lexists(older)) and bool(super().shouldRollover(record))
 
 
 def main() -> int:
-    """The process that a callback starts: its order is one line of JSON, and the end of the input that callback's."""
+    """Run the process that a callback starts. Its input is one line, and ends with the process of the callback."""
     with open(0, "rb", closefd=False) as given:  # noqa: SIM115, PTH123 - a descriptor
         order = msgspec.json.decode(given.readline(), type=Order)
     handler = _PrivateLog(order.settings.spool_path / LOG, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
@@ -151,7 +153,7 @@ def main() -> int:
 
 
 def stop_on_signals(ending: threading.Event) -> Callable[[], None]:
-    """Have `ending` set by what asks a process to end: SIGTERM, Ctrl-C, Ctrl-Break; gives what takes that back."""
+    """Set `ending` on SIGTERM, Ctrl-C and Ctrl-Break. Return a function that restores the handlers."""
     before: dict[signal.Signals, Any] = {}
     for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
         if hasattr(signal, name):

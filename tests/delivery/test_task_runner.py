@@ -123,7 +123,7 @@ def test_a_stream_that_the_server_closed_is_whole_and_that_is_said(caplog: pytes
         push(client, data_id, "a")
         wait_until(lambda: server.streams()[0].status == "stream_error")
         assert perform(client, finalizing(data_id), Knowledge()).error is None
-        assert "was closed by the server as stream_error before it was finalized; it is whole" in caplog.text
+        assert "as stream_error before it was finalized; the stream is complete" in caplog.text
 
         late = sent(perform(client, pushing(data_id, chunk("ab", 1)), Knowledge()))
         assert (late.closed, late.confirmed, set(late.refused)) == (True, (), {"a", "b"})

@@ -1,21 +1,22 @@
-"""What can be asked of Atomscale for a run: one file for each kind of task.
+"""The tasks of a run: one file for each kind.
 
-In: a run as its files tell it (`run`), and what Atomscale answered.
+In: a run as its files tell it (`run`), and Atomscale's answers.
 Out: requests to Atomscale (folder `api`), and lines in the run's ledger before and after each.
 Guaranteed: what must be known after a crash is noted before the request leaves. A task's input never changes under the
 worker that performs it. Only the deciding thread touches the run and its ledger.
 
-    work             what every kind has: its input, `perform`, `apply`, and what becomes of it after a failure
-    resolve          names of samples, projects and tags to ids, before the first stream is made
+    work             what every kind has: its input, `perform`, `apply`, and the rest after a failure
+    resolve          turn names of samples, projects and tags into ids, before the first stream is made
     initialize       make a metrology stream
     push             send a full chunk; preview, the beginning of one that is not full
     chunk_requests   the requests that a chunk takes: together, in halves, or channel by channel
     make_links       link a stream that exists
-    read_back        read what a stream that ended holds, where chunks are in doubt
+    read_back        read what a stream that ended holds, if chunks are in doubt
     finalize         close a stream when all of it is confirmed
     measure_clock    find out by how much the run's times are shifted
     verify           read the whole run back and compare
 
 A further kind is a file here with a class and a function `plan`, a member of `Kind` in `work`, and its place in the
-order of `run_delivery`.
+order of `run_delivery`. If it comes after finalizing, `Run.delivered` must know of it too: a run that counts as
+delivered leaves the spool.
 """

@@ -1,4 +1,4 @@
-"""Close a stream: once, when the run has stopped, all of it is confirmed and linked, and its account adds up."""
+"""Closes a stream, once: when the run has stopped, all of it is confirmed and linked, and its account adds up."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class Finalize(Work[None], frozen=True, eq=False):
     family: str
 
     def perform(self, client: Client, attempt: Attempt) -> None:
-        """Close the stream; one that is closed already is done."""
+        """Close the stream. Nothing is left to do if it is closed already."""
         try:
             client.finalize(self.family, self.data_id)
         except ApiRefusedError:
-            # Refused because it was done: an answer may have been lost, or the server closed a stream that was silent.
+            # It may be closed already: an answer was lost, or the server closed a stream that was silent.
             status = closed_as(client, self, self.data_id, attempt)
             if status is None:
                 raise
             if status != "success":
                 _logger.warning(
-                    "%r was closed by the server as %s before it was finalized; it is whole", self.label, status
+                    "the server closed %r as %s before it was finalized; the stream is complete", self.label, status
                 )
 
     def apply(self, run: Run, result: None) -> None:
@@ -46,7 +46,7 @@ class Finalize(Work[None], frozen=True, eq=False):
 
 
 def plan(run: Run) -> Finalize | None:
-    """Return the next stream to close, noted and synced; park the run if its account does not add up."""
+    """Return the next stream to close, noted and synced. Park the run if its account does not add up."""
     if run.to_reload or not run.run_chunker.read_all or run.run_chunker.ready or run.book.failed:
         return None  # `to_reload`: a stream was opened whose rows are read next
     ready = [stream for number, stream in run.streams.items() if _may_be_closed(run, number, stream)]
@@ -69,7 +69,7 @@ def plan(run: Run) -> Finalize | None:
 
 
 def _may_be_closed(run: Run, number: int, stream: StreamState) -> bool:
-    """Return True if nothing of a stream is left to do but to close it, whatever the account says."""
+    """Return True if all that is left to do for a stream is to close it, whatever the account says."""
     if run.book.holds(Kind.FINALIZE, number) or stream.opening.joins is not None:
         return False
     if stream.blocked or any(not one.settled or one.life is Life.CLOSED for one in stream.group):
@@ -77,5 +77,5 @@ def _may_be_closed(run: Run, number: int, stream: StreamState) -> bool:
     if run.book.holds(Kind.LINK, number) or run.linking.to_resolve or run.links_open(stream):
         return False
     if any(one.opening.stream in run.run_chunker.outgrown for one in stream.group):
-        return False  # what comes after it has no stream yet
+        return False  # the rows after it have no stream yet
     return stream.life in {Life.INITIALIZED, Life.FINALIZING}

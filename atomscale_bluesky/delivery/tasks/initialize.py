@@ -1,4 +1,4 @@
-"""Make a metrology stream: the path family is noted before the request leaves, so that a crash is known to be one."""
+"""Makes a metrology stream. The path family is noted before the request leaves, so a crash in between shows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Initialize(Work[str], frozen=True, eq=False):
-    """Make a stream, or find the one that an earlier attempt has made; brings its id."""
+    """Make a stream, or find the one that an earlier attempt has made. The result is its id."""
 
     kind: ClassVar[Kind] = Kind.INITIALIZE
 
@@ -37,17 +37,17 @@ class Initialize(Work[str], frozen=True, eq=False):
     def perform(self, client: Client, attempt: Attempt) -> str:
         """Look for the stream if it may exist, and make it if it does not."""
         if self.may_exist:
-            # An earlier request may have been applied though its answer never came: look before making another.
+            # An earlier request may have been applied although its answer never came. So look before making another.
             try:
                 entry = client.find(self.label)
             except LOOK_UP_REFUSED as error:
-                # Nothing was ever pushed to a stream whose id is not known, so all that may be left is an empty one.
+                # Nothing was ever pushed to a stream whose id is not known, so an empty one may be left at most.
                 _logger.warning(
                     "%r may be in Atomscale already, and the catalogue does not tell (%s); it is made again, and an "
                     "empty stream of this label may be left there", self.label, error,
                 )  # fmt: skip
             else:
-                found = "was found in the catalogue" if entry else "is not in the catalogue; made anew"
+                found = "was found in the catalogue" if entry else "is not in the catalogue and is made again"
                 _logger.info("%r %s", self.label, found)
                 if entry:
                     return entry.data_id
@@ -60,7 +60,7 @@ class Initialize(Work[str], frozen=True, eq=False):
             raise
 
     def apply(self, run: Run, result: str) -> None:
-        """Note the stream's id; its chunks may leave."""
+        """Note the stream's id. Its chunks may leave now."""
         run.knowledge.family = run.knowledge.family or self.family
         if run.streams[self.stream].parked:
             run.reload("chunks of a stream were passed over while it was parked")
@@ -79,18 +79,18 @@ class Initialize(Work[str], frozen=True, eq=False):
                 work = msgspec.structs.replace(self, family=following[0], refusal=str(error), may_exist=False)
                 return Again(work, 0.0)
             if known is None and self.family != FAMILIES[0]:
-                _note_family(run, self.stream, FAMILIES[0])  # what the operator mends begins from the beginning
+                _note_family(run, self.stream, FAMILIES[0])  # after a correction it begins with the first family
         reason = f"{self.refusal}; {error}" if self.refusal else str(error)
         self.park(run, reason + _what_it_named(self.links, reason))
         return None
 
     def failed(self, run: Run, error: ApiError, part: str | None) -> Initialize:
-        """Return the same, for a stream that may exist unless the request surely did nothing."""
+        """Return the same, for a stream that may exist, unless the request surely did nothing."""
         return self if surely_did_nothing(error) else msgspec.structs.replace(self, may_exist=True)
 
 
 def plan(run: Run, now: float) -> Initialize | None:
-    """Return the next stream to make; one that was refused is tried again now and then, by a monotonic clock."""
+    """Return the next stream to make. A refused one is tried again now and then, by a monotonic clock."""
     if not run.linking.may_initialize:
         return None
     for number, stream in run.streams.items():
@@ -115,7 +115,7 @@ def _note_family(run: Run, stream: int, family: str) -> None:
 
 
 def _check_instrument(client: Client, source_id: int | None, error: ApiKeyError) -> None:
-    """Tell a key that may not write from one that may, but not for somebody else's instrument.
+    """Find out whether a key may not write, or may write but not for the instrument of another organisation.
 
     Raises:
         ApiRefusedError: The instrument is not among those that the key can see.
@@ -135,7 +135,7 @@ def _check_instrument(client: Client, source_id: int | None, error: ApiKeyError)
 
 
 def _what_it_named(links: Links, reason: str) -> str:
-    """Return what a refused stream was to be linked to, as far as the refusal does not say it itself."""
+    """Return the links of a refused stream that the refusal itself does not name."""
     named = {
         "synth_source_id": links.synth_source_id,
         "physical_sample_id": links.physical_sample_id,

@@ -1,7 +1,7 @@
-"""Link a stream that exists to its sample, project and tags, one link after the other.
+"""Links an existing stream to its sample, project and tags, one link after the other.
 
-Everything here may be done again and changes nothing then. Where the catalogue is refused, it has told nothing: the
-refusal that counts is that of the request itself.
+Repeating anything here changes nothing. A refused look-up in the catalogue has told nothing: only the refusal of the
+link itself counts.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-# A run that stopped longer ago says nothing any more about what a project's growth monitoring should follow now.
+# A run that stopped longer ago does not tell which sample a project's growth monitoring should follow now.
 TRACKED_LATE_S = 600.0
 
 
 class LinksMade(msgspec.Struct, frozen=True):
-    """What became of the links of a stream."""
+    """The links of a stream that were made, and those that were refused."""
 
     made: tuple[Link, ...] = ()
     refused: dict[Link, str] = {}  # with the reason
@@ -52,7 +52,7 @@ class MakeLinks(Work[LinksMade], frozen=True, eq=False):
     stopped_at: float | None = None  # when the run had stopped, as far as was known; Unix seconds
 
     def perform(self, client: Client, attempt: Attempt) -> LinksMade:
-        """Make one link after the other; what became of the earlier ones is kept whatever happens to a later one."""
+        """Make one link after the other. Earlier results are kept, whatever happens to a later link."""
         made: list[Link] = []
         refused: dict[Link, str] = {}
         for link in self.to_link:
@@ -81,7 +81,7 @@ class MakeLinks(Work[LinksMade], frozen=True, eq=False):
             )  # fmt: skip
 
     def park(self, run: Run, reason: str) -> None:
-        """Note that all of them are refused; chunks go on."""
+        """Note that all of them are refused. Chunks are sent all the same."""
         self.apply(run, LinksMade(refused=dict.fromkeys(self.to_link, reason)))
 
     def failed(self, run: Run, error: ApiError, part: LinksMade | None) -> MakeLinks:
@@ -97,7 +97,7 @@ class MakeLinks(Work[LinksMade], frozen=True, eq=False):
 
 
 def plan(run: Run, now: float) -> MakeLinks | None:
-    """Return the links of the next stream that has any to make; a refused one is tried again, by a monotonic clock."""
+    """Return the links of the next stream that has any to make. Refused ones come again, by a monotonic clock."""
     for number, stream in run.streams.items():
         if run.book.holds(Kind.LINK, number) or number in run.endings:
             continue
@@ -114,7 +114,7 @@ def plan(run: Run, now: float) -> MakeLinks | None:
 
 
 def _entry(client: Client, data_id: str) -> Entry | None:
-    """Return a stream's entry in the catalogue, None where there is none or the catalogue does not tell."""
+    """Return a stream's entry in the catalogue, or None if there is none or the catalogue does not tell."""
     try:
         return client.entry(data_id)
     except LOOK_UP_REFUSED as error:
@@ -129,7 +129,10 @@ def _link_sample(client: Client, work: MakeLinks, sample: str) -> None:
 
 
 def _look_for_project(client: Client, work: MakeLinks, project: str) -> None:
-    """Nobody says that naming a project puts a stream into it, and no call is known that would."""
+    """Check the project, and warn if the catalogue does not show it.
+
+    It is not documented that naming a project puts a stream into it, and no call is known that would.
+    """
     entry = _entry(client, work.data_id)
     if entry is not None and project not in {one.lower() for one in entry.project_ids}:
         _logger.warning(
@@ -138,7 +141,7 @@ def _look_for_project(client: Client, work: MakeLinks, project: str) -> None:
 
 
 def _track(client: Client, work: MakeLinks, to: str) -> None:
-    """The sample of a run that is long over is tracked, and the one that grows meanwhile stays the active one."""
+    """Track the sample. For a run that is long over, the sample that grows meanwhile stays the active one."""
     project, sample = to.split()
     active = work.stopped_at is None or time.time() - work.stopped_at < TRACKED_LATE_S
     if not active:
@@ -155,7 +158,7 @@ def _attach_ending(client: Client, work: MakeLinks, tag: str) -> None:
 
 
 def _tell_reason(client: Client, work: MakeLinks, label: str) -> None:
-    """A label is for people: a stream that keeps the one it had is none the worse."""
+    """Put the reason for a failure into the label. A refusal does no harm: the stream keeps its label."""
     try:
         client.rename(work.data_id, label)
     except ApiRefusedError as error:

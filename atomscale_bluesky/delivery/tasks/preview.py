@@ -1,4 +1,4 @@
-"""Send the newest points of a slow stream before their chunk is full; `previews` has the rules."""
+"""Sends the newest points of a slow stream before their chunk is full. `previews` has the rules."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 
 class Preview(ChunkWork, frozen=True, eq=False):
-    """Send the beginning of a chunk. It is never tried again: the next one has more points."""
+    """Send the beginning of a chunk. Never tried again: the next one has more points."""
 
     kind: ClassVar[Kind] = Kind.PREVIEW
-    finds_refused: ClassVar[bool] = False  # no reader has to know which channel it is
+    finds_refused: ClassVar[bool] = False  # nothing needs to know which channel it is
 
     def apply(self, run: Run, result: Sent) -> None:
-        """Note that it is shown, or that the server does not take previews, or let the stream end."""
+        """Note that it is shown or that the server takes no previews, or let the stream end."""
         if result.closed:
             run.book.hold(Kind.PREVIEW, self.stream)  # until the run's files are read again
             end_stream(run, self.stream, "closed by the server", self.points_per_chunk, None)
         elif not result.refused:
             run.previews.taken(self.stream)
-        elif result.confirmed:  # some channels are taken: that cannot be taken back, so it is the chunk
+        elif result.confirmed:  # some channels are taken, which cannot be undone, so this is the chunk
             self._not_answered(run, in_doubt=True)
         elif run.previews.refused(self.stream, str(next(iter(result.refused.values())))):
             run.reload("a chunk ends with the last preview that was taken")
@@ -38,7 +38,7 @@ class Preview(ChunkWork, frozen=True, eq=False):
         run.book.hold(Kind.PREVIEW, self.stream)
 
     def failed(self, run: Run, error: ApiError, part: Sent | None) -> None:
-        """Note that it was not answered: it may be applied now or later, unless it surely did nothing."""
+        """Note that it was not answered. It may be applied now or later, unless it surely did nothing."""
         some = part is not None and bool(part.confirmed)
         self._not_answered(run, in_doubt=some or not surely_did_nothing(error))
 

@@ -1,4 +1,4 @@
-"""Push a full chunk of a stream: its rows are synced and their range is noted before it leaves for the first time."""
+"""Pushes full chunks. Before a chunk leaves for the first time, its rows are synced and their range is noted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Push(ChunkWork, frozen=True, eq=False):
 
     kind: ClassVar[Kind] = Kind.PUSH
 
-    may_be_there: bool = False  # an earlier attempt, perhaps of another process, may have brought it
+    may_be_there: bool = False  # an earlier attempt, perhaps of another process, may have been applied
 
     def apply(self, run: Run, result: Sent) -> None:
         """Note which channels are confirmed and which are refused, or let the stream end."""
@@ -69,7 +69,7 @@ class Push(ChunkWork, frozen=True, eq=False):
 
 
 def plan(run: Run, now: float) -> Push | None:
-    """Return the next chunk that can leave, noted as tried; read the journal on if none is ready.
+    """Return the next chunk that can leave, noted as tried. Read the journal on if none is ready.
 
     Args:
         run: Whose chunk.
@@ -80,7 +80,7 @@ def plan(run: Run, now: float) -> Push | None:
         if run.run_chunker.at_end:
             run.previews.looked(now)
     if run.clock_is_open:
-        return None  # what a chunk is to be shifted by is noted before its first attempt
+        return None  # the shift of a chunk's times is noted before its first attempt
     for chunk in run.run_chunker.ready:
         stream = run.streams[chunk.stream]
         if not _may_leave(run, stream, chunk):
@@ -89,7 +89,7 @@ def plan(run: Run, now: float) -> Push | None:
         run.run_chunker.sync()
         tried_before = chunk.index < stream.next_index
         if not tried_before:
-            # After a power cut that took this note, what was shown before would be sent again, which is less.
+            # If a power cut took this note, the preview sent before would be sent again, and that has fewer points.
             run.ledger.note(chunk.noted_as(Tried), sync=stream.previewed is not None)
         opening = stream.opening
         return Push(
@@ -107,14 +107,14 @@ def plan(run: Run, now: float) -> Push | None:
 
 def _may_leave(run: Run, stream: StreamState, chunk: Chunk) -> bool:
     if stream.life is not Life.INITIALIZED or chunk.stream in run.endings:
-        return False  # its time comes with its data_id, or with that of its continuation
+        return False  # it waits for its data_id, or for that of its continuation
     if run.book.holds(Kind.PREVIEW, chunk.stream) or stream.may_be_cut_short_before(chunk.index):
         return False
-    # The first chunk goes alone: it shows whether the server takes chunks of this kind and size.
+    # The first chunk leaves alone. It shows whether the server takes chunks of this kind and size.
     return stream.answered or not run.book.holds(Kind.PUSH, chunk.stream)
 
 
 def _unconfirmed(stream: StreamState, chunk: Chunk) -> Chunk:
-    """Return what is left to push of a chunk that was pushed in part before."""
+    """Return the channels of a chunk that are not confirmed yet."""
     confirmed = stream.confirmed_channels.get(chunk.index)
     return chunk.only(name for name in chunk.names if name not in confirmed) if confirmed else chunk

@@ -1,4 +1,4 @@
-"""Read what a stream that ended holds, where chunks of it are in doubt."""
+"""Reads what a stream that ended holds, if chunks of it are in doubt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .work import Again, Attempt, Kind, Work
 if TYPE_CHECKING:
     from ..run import Run
 
-# How often what Atomscale stores is read before a difference counts: a minute and a half, in growing pauses.
+# How often stored points are read before a difference counts: for a minute and a half, with growing pauses.
 MOST_READS = 8
 
 
@@ -34,24 +34,24 @@ class ReadBack(Work[Points], frozen=True, eq=False):
         return client.points(self.family, self.data_id, self.due).points
 
     def apply(self, run: Run, result: Points) -> Again | None:
-        """Count what is there of the chunks in doubt as confirmed."""
+        """Count the chunks in doubt that are there as confirmed."""
         if self.reads < MOST_READS and run.endings.is_short(self.stream, result):
-            # What is confirmed is not all readable yet, so what is in doubt may not be either.
+            # Not all confirmed points can be read yet. So points in doubt may be there too.
             return Again(msgspec.structs.replace(self, reads=self.reads + 1), backoff.READ.pause_s(self.reads))
         run.endings.read_back(self.stream, result)
         return None
 
     def refused(self, run: Run, error: ApiRefusedError) -> None:
-        """Count nothing as there, because it cannot be read."""
+        """Count none of the chunks in doubt as confirmed, because the stream cannot be read."""
         run.endings.read_back(self.stream, {})
 
 
 def plan(run: Run) -> ReadBack | None:
-    """End the streams of which nothing is under way; return one whose chunks are in doubt, which is read first."""
+    """End the streams of which nothing is under way. Return one whose chunks are in doubt, which is read first."""
     book = run.book
 
     def is_under_way(number: int) -> bool:
-        """Return True if an answer that tells what the stream holds is still to come."""
+        """Return True if an answer about what the stream holds is still to come."""
         return book.is_in_flight(number) or book.holds(Kind.PUSH, number) or book.holds(Kind.READ_BACK, number)
 
     def ended(number: int) -> None:

@@ -1,9 +1,9 @@
-"""Find or make what the names of a run's links stand for, once, before its first stream is made.
+"""Finds or creates the sample, project and tags that a run names, once, before its first stream is made.
 
 Atomscale promises nothing about the order or completeness of its lists, and another run may create the same name at
-the same moment. So a list is only the cheap way to find a name: what is not in it is created, and a refusal because
-the name is taken tells that it is there. Everything here may be done again and changes nothing then.
-Where a list is refused, it has told nothing: the refusal that counts is that of the request itself.
+the same moment. So a list is only the cheap way to find a name. A name that is not in it is created, and a refusal
+because the name is taken tells that it exists. Repeating anything here changes nothing. A refused list has told
+nothing: only the refusal of the request itself counts.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Resolve(Work[Links], frozen=True, eq=False):
     kind: ClassVar[Kind] = Kind.RESOLVE
 
     links: Links
-    order: int  # the edit that has given them, 0 for none
+    order: int  # the number of the edit that gave them, 0 for none
 
     def perform(self, client: Client, attempt: Attempt) -> Links:
-        """Return the same links with ids; physical sample and tags are created where they do not exist.
+        """Return the same links with ids. A physical sample or tag that does not exist is created.
 
         Raises:
-            ApiRefusedError: One of them does not exist and cannot be created; the text says which.
+            ApiRefusedError: One of them does not exist and cannot be created. The text says which.
         """
         links = self.links
         if links.project_id is not None:
@@ -56,26 +56,26 @@ class Resolve(Work[Links], frozen=True, eq=False):
         )
 
     def apply(self, run: Run, result: Links) -> None:
-        """Note the ids: streams are made with them."""
+        """Note the ids. Streams are made with them."""
         if self.order != run.linking.order:
             return  # another edit has come meanwhile
         if run.state.unresolved is not None:
-            run.reload("what was only counted while the links were not found is to be sent")
+            run.reload("rows that were only counted while the links were not found are to be sent")
         run.ledger.note(Resolved(result, self.order), sync=True)
 
     def park(self, run: Run, reason: str) -> None:
-        """Note that the run waits; its links are looked for again now and then."""
+        """Park the run. Its links are looked up again now and then."""
         if self.order != run.linking.order or run.state.unresolved == reason:
             return
         run.ledger.note(Unresolved(reason), sync=True)
         _logger.error(
-            "run %s is parked, its readings are kept: %s; it is looked for again by itself, now and then",
+            "run %s is parked, its readings are kept: %s; this is checked again now and then",
             run.header.run_uid, reason,
         )  # fmt: skip
 
 
 def plan(run: Run, now: float) -> Resolve | None:
-    """Return the look-up if it is still to be made; one that found nothing is repeated, by a monotonic clock."""
+    """Return the look-up if it is still to be made. One that found nothing comes again, by a monotonic clock."""
     if not run.linking.to_resolve or run.book.holds(Kind.RESOLVE, RUN):
         return None
     if run.parked_for_good or run.state.discarded:
@@ -93,7 +93,7 @@ def _find_project(client: Client, project_id: str) -> None:
     except (ApiKeyError, ApiRefusedError) as error:
         if error.status == 401:
             raise
-        # A key that may list the projects and not look into this one is in another organisation.
+        # A key that can list the projects but not see this one belongs to another organisation.
         raise ApiRefusedError(
             f"there is no project {project_id} that this key can see ({error}); correct it with `edit --project-id`, "
             f"or leave it out with `edit --no-project`"
@@ -119,7 +119,7 @@ def _sample(client: Client, name: str) -> str:
         try:
             found = client.create_sample(name)
         except ApiRefusedError as error:
-            # The name may be taken by now, and the answer of some deployments does not say by which sample.
+            # The name may have been taken meanwhile. Some deployments do not answer by which sample.
             found = _named(_listed(client.samples), name) if error.status == 409 else None
             if found is None:
                 raise ApiRefusedError(
@@ -133,7 +133,7 @@ def _sample(client: Client, name: str) -> str:
 
 
 def tag_ids(client: Client, tags: Iterable[str]) -> tuple[str, ...]:
-    """Return the ids of tags that are given by name or id; one that does not exist is created."""
+    """Return the ids of tags that are given by name or id. A name that does not exist is created."""
     known: list[Item] | None = None
     ids: list[str] = []
     for tag in tags:
@@ -152,7 +152,7 @@ def _new_tag(client: Client, name: str) -> str:
     try:
         created = client.create_tag(name)
     except ApiRefusedError as error:
-        found = _named(_listed(client.tags), name)  # somebody else has just created it
+        found = _named(_listed(client.tags), name)  # another process may just have created it
         if found is None:
             raise ApiRefusedError(
                 f"tag {name!r} is not in Atomscale and cannot be created ({error}); create it there, or correct it "
@@ -165,7 +165,7 @@ def _new_tag(client: Client, name: str) -> str:
 
 
 def _listed(list_items: Callable[[], list[Item]]) -> list[Item]:
-    """Return what a second look at a list shows, nothing where it is refused."""
+    """Return a list that is asked for again, or an empty one if it is refused."""
     try:
         return list_items()
     except LOOK_UP_REFUSED:
@@ -173,6 +173,6 @@ def _listed(list_items: Callable[[], list[Item]]) -> list[Item]:
 
 
 def _named(items: list[Item], name: str) -> str | None:
-    """Return the id of the item with this name: as it is written if there is one, else ignoring case."""
+    """Return the id of the item with exactly this name, or else with this name in any case."""
     exact = next((item.id for item in items if item.name == name), None)
     return exact or next((item.id for item in items if folded(item.name) == folded(name)), None)

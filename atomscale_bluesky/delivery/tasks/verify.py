@@ -1,4 +1,4 @@
-"""Read a finalized run back and compare it, where the run is kept until that was done."""
+"""Reads a finalized run back and compares it, if the run is kept until then."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ...checks.verification import Verification
     from ..run import Run
 
-_REMEDY = "after a look, `atomscale-bluesky retry` has it read again"
+_REMEDY = "compare it by `atomscale-bluesky verify`; `atomscale-bluesky retry` reads it again"
 
 
 class Verify(Work["Verification"], frozen=True, eq=False):
@@ -39,11 +39,11 @@ class Verify(Work["Verification"], frozen=True, eq=False):
             raise ApiRefusedError(f"the run cannot be verified: {error}") from error
 
     def apply(self, run: Run, result: Verification) -> Again | None:
-        """Note that it is equal, or park the run when it is still not after many reads."""
+        """Note that it is equal, or park the run if it is still not equal after `MOST_READS`."""
         if result.equal:
             run.ledger.note(Verified(run.now()), sync=True)
         elif self.reads < MOST_READS:
-            # What was stored may take a while until it can be read; that is no outage.
+            # Stored points may take a while until they can be read. That is no outage.
             return Again(msgspec.structs.replace(self, reads=self.reads + 1), backoff.READ.pause_s(self.reads))
         else:
             run.park(f"read back, and not equal: {result}", _REMEDY)
@@ -55,7 +55,7 @@ class Verify(Work["Verification"], frozen=True, eq=False):
 
 
 def plan(run: Run) -> Verify | None:
-    """Return the comparison if it is wanted, and all of the run is delivered."""
+    """Return the comparison if it is wanted and all of the run is delivered."""
     if run.header.keep != "verified" or not run.delivered or run.state.verified or run.book.holds_any(Kind.VERIFY):
         return None
     for stream in run.streams.values():
