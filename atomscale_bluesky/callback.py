@@ -94,7 +94,7 @@ class AtomscaleCallback:
             self._uploader.start()
         # When nothing refers to the callback any more, its threads complete the remaining work, and end.
         weakref.finalize(self, _retire, self._uploader, self._spool).atexit = False
-        exit_hooks.look_after(self, self._uploader)
+        exit_hooks.register(self, self._uploader)
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take one document. Never raises, whatever the document holds.

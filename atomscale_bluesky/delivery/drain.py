@@ -1,19 +1,52 @@
-"""The question whether everything is delivered, and its answer; one thread asks, the uploader's answers."""
+"""The question whether everything is delivered, and its answer. One thread asks, the deliverer's thread answers."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 
 class Drain:
-    """Somebody waits to be told that nothing can move any more; `answer` is None until then."""
+    """One such question. `answer` is None until `answered` is set."""
 
     def __init__(self) -> None:
         self.answered = threading.Event()
         self.answer: bool | None = None
         self.given_up = False
 
+    def wait(self, timeout_s: float) -> bool:
+        """Return the answer, or False if none comes within `timeout_s`. The question is given up then."""
+        if not self.answered.wait(timeout_s):
+            self.given_up = True
+        return self.answer is True
+
     def reply(self, answer: bool) -> None:
-        """Tell who waits."""
+        """Set the answer."""
         self.answer = answer
         self.answered.set()
+
+
+class OpenDrains:
+    """The questions that have no answer yet. Any thread may add one; the rest belongs to the deliverer's thread."""
+
+    def __init__(self) -> None:
+        self._drains: list[Drain] = []  # changed in place, so that none is lost that is added meanwhile
+
+    def __bool__(self) -> bool:
+        return bool(self._drains)
+
+    def add(self, drain: Drain) -> None:
+        """Add a question."""
+        self._drains.append(drain)
+
+    def still_open(self) -> list[Drain]:
+        """Return the questions, and forget those that were given up."""
+        for drain in [drain for drain in self._drains if drain.given_up]:
+            self._drains.remove(drain)
+        return list(self._drains)
+
+    def answer(self, drains: Iterable[Drain], answer: bool) -> None:
+        """Answer some questions, which were open before the answer was found."""
+        for drain in drains:
+            self._drains.remove(drain)
+            drain.reply(answer)

@@ -69,7 +69,7 @@ class RunDelivery:
     ) -> None:
         self.claim = claim
         self.run = Run(claim, knowledge or Knowledge(), now, gil_yield)
-        self.let_go = False  # its files are closed: what still lies ready of it is not to be begun
+        self.released = False  # its files are closed: tasks of it that still lie ready are not to be begun
         self.to_settle = False  # the operator says that the stop document will never come
         self._idle = False  # asked for a task it had none, and nothing has come since
         self._gil_yield = gil_yield
@@ -101,6 +101,14 @@ class RunDelivery:
         """Return True if nothing can be done until more is written, the operator acts, or a good while has passed."""
         moves = self.run.book.is_busy or self.finished or self.run.to_reload or not self.run.run_chunker.at_end
         return self._idle and not moves and self.run.previews.due() is None
+
+    @property
+    def needs_operator(self) -> bool:
+        """Return True if the operator has to act before all of the run is delivered."""
+        run = self.run
+        if run.stopped or run.parked:
+            return True
+        return any(stream.parked or stream.refused or stream.links_refused for stream in run.streams.values())
 
     def look_again(self) -> None:
         """Note that more may have been written, so that the run is not taken for idle before it was asked."""
@@ -250,13 +258,13 @@ class RunDelivery:
 
     def close(self) -> None:
         """Let go of the run as it is."""
-        self.let_go = True
+        self.released = True
         self.run.run_chunker.close()
         self.claim.close()
 
     def hand_over(self) -> RunLock:
         """Let go of the run as it is, but not of the lock of who delivers it."""
-        self.let_go = True
+        self.released = True
         self.run.run_chunker.close()
         return self.claim.hand_over()
 

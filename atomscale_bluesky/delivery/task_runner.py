@@ -1,4 +1,4 @@
-"""One task in, what came of it out: performed in a worker thread, and never an exception."""
+"""Performs one task in a worker thread. Whatever goes wrong becomes part of the outcome, never an exception."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _logger = logging.getLogger(__name__)
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What came of one task: its kind's result, or an error and what was done before it."""
+    """The outcome of one task: its kind's result, or an error and the result of what was done before it."""
 
     task: Task
     result: Any = None
     error: ApiError | None = None
-    unexplained: bool = False  # it was refused, and the catalogue did not answer whether its stream is closed
+    unexplained: bool = False  # it was refused, and the catalogue did not tell whether its stream is closed
 
 
 def perform(client: Client, task: Task, knowledge: Knowledge) -> Outcome:
-    """Perform one task, and return what came of it; whatever goes wrong is part of that."""
+    """Perform one task, and return its outcome. Never raises."""
     result, unexplained = None, False
     attempt = Attempt(knowledge, task.attempts, task.unexplained)
     try:

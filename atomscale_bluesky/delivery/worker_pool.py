@@ -1,9 +1,9 @@
-"""The threads that send: each takes one task at a time, has it done over a connection of its own, and reports.
+"""The threads that send: each takes one task at a time, performs it over a connection of its own, and reports.
 
-They decide nothing and know nothing of runs. Bounded: as many as `max_connections`, hired as they are needed. So that
-none has to wait for the deciding thread between one task and the next, as many tasks again may lie ready. A task that
-no thread has begun can be taken back. After a task that failed, its thread begins no other before the deciding thread
-has seen the failure.
+They decide nothing and know nothing of runs. Bounded: at most `max_connections` threads, started as they are needed.
+As many tasks again may lie ready, so that no thread has to wait for the deciding thread between one task and the next.
+A task that no thread has begun can be taken back. After a task that failed, its thread begins no other before the
+deciding thread has seen the failure.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
-from ..api.client import Client, ClockReading
+from ..api.client import Client
 from ..api.clock import measure
 from ..settings import Settings
 from ..spool.gil_yield import GilYield
@@ -23,8 +24,15 @@ from .task_book import Task
 from .task_runner import Outcome, perform
 from .tasks.work import Knowledge
 
-# How often the server's clock is looked at, for `status` to tell: NTP corrects a host's within minutes.
+# How often the server's clock is measured for `status`: NTP corrects a host's clock within minutes.
 CLOCK_INTERVAL_S = 3600.0
+
+
+class Report(NamedTuple):
+    """The message that a worker is done with a task of a run."""
+
+    delivery: RunDelivery
+    outcome: Outcome
 
 
 class WorkerPool:
@@ -32,9 +40,8 @@ class WorkerPool:
 
     Args:
         settings: Endpoint, key and limits.
-        knowledge: What has been found out about the server.
-        report: Called in a sender's thread with what came of each task.
-        report_clock: Called in a sender's thread with the server's clock, now and then.
+        knowledge: What is known about the server.
+        report: Called in a worker's thread with a `Report` for each task, and now and then with a `ClockReading`.
         gil_yield: Makes way for a plan's thread.
     """
 
@@ -42,38 +49,36 @@ class WorkerPool:
         self,
         settings: Settings,
         knowledge: Knowledge,
-        report: Callable[[RunDelivery, Outcome], None],
-        report_clock: Callable[[ClockReading], None],
+        report: Callable[[object], None],
         gil_yield: GilYield | None = None,
     ) -> None:
         self.in_flight = 0  # given and not yet `returned`; counted by the deciding thread alone
         self._settings = settings
         self._knowledge = knowledge
         self._report = report
-        self._report_clock = report_clock
         self._gil_yield = gil_yield or GilYield()
-        self._go_on = threading.Semaphore(0)  # for those who have reported a failure
+        self._go_on = threading.Semaphore(0)  # for workers that have reported a failure
         self._tasks: queue.SimpleQueue[tuple[RunDelivery, Task] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._clients: list[Client] = []  # one per thread
 
     def give(self, delivery: RunDelivery, task: Task) -> None:
-        """Have a task done; does not wait."""
+        """Queue a task. Returns at once."""
         self.in_flight += 1
         self._tasks.put((delivery, task))
         if len(self._threads) < min(self.in_flight, self._settings.max_connections):
             self.hire()
 
     def returned(self) -> None:
-        """What came of a task has been reported and received."""
+        """Note that a task's report was received."""
         self.in_flight -= 1
 
     def go_on(self) -> None:
-        """A failure has been seen to: who reported it may begin another task."""
+        """Let a worker that reported a failure begin another task."""
         self._go_on.release()
 
     def take_back(self) -> list[tuple[RunDelivery, Task]]:
-        """The tasks that no thread has begun; none of them will be."""
+        """Return the tasks that no thread has begun. None of them will be."""
         found: list[tuple[RunDelivery, Task]] = []
         with suppress(queue.Empty):
             while True:
@@ -83,32 +88,32 @@ class WorkerPool:
         return found
 
     def hire(self) -> None:
-        """Start one more thread."""
+        """Start another thread, if the system allows it."""
         thread = threading.Thread(target=self._work, name=f"atomscale-sender-{len(self._threads)}", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # the interpreter is ending, or there are too many threads: those that are there go on
+        except RuntimeError:  # the interpreter is ending, or there are too many threads: the others go on
             return
         self._threads.append(thread)
 
     def cut_if_late(self) -> None:
-        """Break off requests that are past their time limit; to be called every second or so."""
+        """Break off requests that are past their time limit. To be called every second or so."""
         for client in self._clients:
             client.cut_if_late()
 
     def dismiss(self) -> None:
-        """Have every thread end after the task that it has."""
+        """Let every thread end after its present task."""
         for _ in self._threads:
             self._tasks.put(None)
             self._go_on.release()
 
     @property
     def is_here(self) -> bool:
-        """Whether one of these threads asks."""
+        """Return True in one of these threads."""
         return threading.current_thread() in self._threads
 
     def join(self, timeout_s: float) -> bool:
-        """Wait until they have ended, so long at most; whether they have."""
+        """Wait for up to `timeout_s` until all threads have ended. Return True if they have."""
         deadline = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -120,21 +125,21 @@ class WorkerPool:
         try:
             while (work := self._tasks.get()) is not None:
                 delivery, task = work
-                # Of a run that was let go of meanwhile somebody else may have begun the same.
-                outcome = Outcome(task) if delivery.let_go else perform(client, task, self._knowledge)
-                self._report(delivery, outcome)
+                # If the run was released meanwhile, another uploader may have begun the same.
+                outcome = Outcome(task) if delivery.released else perform(client, task, self._knowledge)
+                self._report(Report(delivery, outcome))
                 if outcome.error is None:
-                    self._look_at_the_clock(client)
+                    self._measure_clock(client)
                 else:
                     self._go_on.acquire()
         finally:
             client.close()
 
-    def _look_at_the_clock(self, client: Client) -> None:
-        """Measure how far this host's clock is off, rarely; nothing waits for it, and that it fails is no trouble."""
+    def _measure_clock(self, client: Client) -> None:
+        """Measure how far this host's clock is off, once an hour. Nothing waits for it, and a failure is ignored."""
         now = time.monotonic()
         if now - self._knowledge.clock_measured < CLOCK_INTERVAL_S:
             return
         self._knowledge.clock_measured = now
         with suppress(Exception):
-            self._report_clock(measure(client))
+            self._report(measure(client))

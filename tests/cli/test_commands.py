@@ -20,7 +20,7 @@ from waiting import wait_until
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.__main__ import main
 from atomscale_bluesky.cli.formatting import age, plain
-from atomscale_bluesky.delivery import active_runs as active_runs
+from atomscale_bluesky.delivery import active_runs
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.spool import Spool
 

@@ -11,7 +11,7 @@ from runs import growth
 from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
-from atomscale_bluesky.delivery import active_runs as active_runs
+from atomscale_bluesky.delivery import active_runs
 from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.server import LocalServer
 from atomscale_bluesky.spool.orders import Discard, Edit, OrderLine

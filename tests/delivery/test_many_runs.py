@@ -16,7 +16,8 @@ from runs import growth
 from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
-from atomscale_bluesky.delivery import active_runs as active_runs
+from atomscale_bluesky.delivery import active_runs
+from atomscale_bluesky.delivery.run_scheduler import RunScheduler
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.line_file import LineFile
 from atomscale_bluesky.spool.lines import encode, line
@@ -214,13 +215,13 @@ def pile(make_callback: MakeCallback, spool_dir: Path) -> list[Path]:
 SCANS = """
     import sys
     from pathlib import Path
-    from atomscale_bluesky.delivery.active_runs import ActiveRuns
+    from atomscale_bluesky.delivery.run_scheduler import RunScheduler
     from atomscale_bluesky.spool.spool import Spool
     clock = [0.0]
-    roster = ActiveRuns(Spool(Path(sys.argv[1])), sys.argv[2], monotonic=lambda: clock[0])
-    roster.scan()
+    scheduler = RunScheduler(Spool(Path(sys.argv[1])), sys.argv[2], monotonic=lambda: clock[0])
+    scheduler.scan()
     clock[0] += 10
-    roster.scan()
+    scheduler.scan()
     clock[0] += 2
     counted = {"open": 0, "os.listdir": 0, "os.scandir": 0}
     def count(event, args):
@@ -228,7 +229,7 @@ SCANS = """
             counted[event] += 1
     sys.addaudithook(count)
     for _ in range(10):
-        roster.scan()
+        scheduler.scan()
         clock[0] += 2
     print(*counted.values())
 """
@@ -255,11 +256,11 @@ def test_an_order_that_only_the_runs_own_file_tells_of_is_seen_within_thirty_sca
 ) -> None:
     clock = [0.0]
     spool = Spool(spool_dir)
-    ours = active_runs.ActiveRuns(spool, "https://here.example", monotonic=lambda: clock[0])
+    ours = RunScheduler(spool, "https://here.example", monotonic=lambda: clock[0])
     for _ in range(3):
         ours.scan()
         clock[0] += 10
-    assert len(ours) == 0
+    assert len(ours.active) == 0
 
     file = LineFile(pile[150] / ORDERS)  # as versions do that touch nothing else
     file.append(line(encode(Move("https://here.example"))))
@@ -267,17 +268,17 @@ def test_an_order_that_only_the_runs_own_file_tells_of_is_seen_within_thirty_sca
     for _ in range(30):
         ours.scan()
         clock[0] += 2
-        if len(ours):
+        if len(ours.active):
             break
 
     assert spool.uploader_alive(pile[150])
-    ours.close()
+    ours.active.close()
 
 
 def test_an_order_is_seen_at_the_next_scan_however_many_runs_rest(pile: list[Path], spool_dir: Path) -> None:
     clock = [0.0]
     spool = Spool(spool_dir)
-    ours = active_runs.ActiveRuns(spool, "https://here.example", monotonic=lambda: clock[0])
+    ours = RunScheduler(spool, "https://here.example", monotonic=lambda: clock[0])
     for _ in range(3):
         ours.scan()
         clock[0] += 10
@@ -285,8 +286,8 @@ def test_an_order_is_seen_at_the_next_scan_however_many_runs_rest(pile: list[Pat
         spool.order(folder, Move("https://here.example"))
     ours.scan()
 
-    assert len(ours) == 15
-    ours.close()
+    assert len(ours.active) == 15
+    ours.active.close()
 
 
 # ---- runs whose stop does not come -----------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from atomscale_bluesky.delivery.active_runs import MAX_ACTIVE
 from atomscale_bluesky.delivery.backoff import MISSING
 from atomscale_bluesky.delivery.drain import Drain
 from atomscale_bluesky.delivery.outage_log import CALM_S
-from atomscale_bluesky.delivery.outcomes import Answers
+from atomscale_bluesky.delivery.retry_policy import RetryPolicy
 from atomscale_bluesky.delivery.run_delivery import MAX_FAILED, RunDelivery
 from atomscale_bluesky.delivery.task_book import Task
 from atomscale_bluesky.delivery.task_runner import Outcome
@@ -485,7 +485,7 @@ class Server:
 
     def __init__(self, delivery: RunDelivery, spool: Path) -> None:
         self.now = 0.0
-        self.answers = Answers((ENDPOINT, str(spool)), lambda: self.now, lambda: 1.0)
+        self.retries = RetryPolicy((ENDPOINT, str(spool)), lambda: self.now, lambda: 1.0)
         self.delivery = delivery
 
     def task(self) -> Task:
@@ -495,11 +495,11 @@ class Server:
 
     def fails(self, error: ApiError) -> Task:
         task = self.task()
-        self.answers.came_back(self.delivery, Outcome(task, error=error))
+        self.retries.apply(self.delivery, Outcome(task, error=error))
         return task
 
     def initializes(self) -> None:
-        self.answers.came_back(self.delivery, Outcome(self.task(), "id-0"))
+        self.retries.apply(self.delivery, Outcome(self.task(), "id-0"))
 
 
 @pytest.fixture
@@ -545,16 +545,16 @@ def test_a_trouble_that_is_over_is_said_to_be_and_the_next_one_after_a_calm_is_s
 def test_a_key_that_is_refused_is_known_to_be_from_when_until_an_answer_comes(
     answering: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert answering.answers.key_refused_since is None
+    assert answering.retries.key_refused_since is None
     for now in (5.0, 10.0, 100.0):
         answering.now = now
         answering.fails(ApiKeyError("no such key", status=401))
-    assert answering.answers.key_refused_since == 5.0
+    assert answering.retries.key_refused_since == 5.0
     assert "check the API key" in caplog.text
 
     answering.now = 1000.0
     answering.initializes()
-    assert answering.answers.key_refused_since is None
+    assert answering.retries.key_refused_since is None
 
 
 @pytest.mark.parametrize(
@@ -606,7 +606,7 @@ def test_a_chunk_too_large_alone_halves_the_points_and_at_one_point_it_is_refuse
         task = answering.task()
         assert task.chunk is not None
         assert (task.work.points_per_chunk, task.chunk.points) == (points, points)
-        answering.answers.came_back(answering.delivery, Outcome(task, Sent(refused={"c0": too_large})))
+        answering.retries.apply(answering.delivery, Outcome(task, Sent(refused={"c0": too_large})))
 
     assert answering.delivery.status().points.refused == 1
     answering.delivery.close()
@@ -624,14 +624,14 @@ def test_a_run_that_is_read_back_and_not_equal_is_looked_at_for_a_minute_and_a_h
     while delivery.run.parked is None:
         task = answering.task()
         assert task.kind is Kind.VERIFY
-        answering.answers.came_back(delivery, Outcome(task, missing))
+        answering.retries.apply(delivery, Outcome(task, missing))
         if (due := delivery.due()) is not None:
             pauses.append(due - answering.now)
             answering.now = due
 
     assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30]
     assert "read back, and not equal" in delivery.run.parked
-    assert (delivery.finished, answering.answers.pause.failures) == (False, 0)
+    assert (delivery.finished, answering.retries.pause.failures) == (False, 0)
 
 
 def test_a_run_that_is_equal_in_the_end_is_finished(answering: Server, deliver: Deliver) -> None:
@@ -641,7 +641,7 @@ def test_a_run_that_is_equal_in_the_end_is_finished(answering: Server, deliver: 
     assert not delivery.finished
     equal = Verification(delivery.run.header.run_uid, "growth", (), ())
 
-    answering.answers.came_back(delivery, Outcome(answering.task(), equal))
+    answering.retries.apply(delivery, Outcome(answering.task(), equal))
 
     assert delivery.finished
 

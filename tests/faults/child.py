@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from atomscale_bluesky import AtomscaleCallback, Settings
-from atomscale_bluesky.delivery import backoff, uploader
+from atomscale_bluesky.delivery import backoff, delivery_loop
 from atomscale_bluesky.delivery.backoff import Backoff
 from atomscale_bluesky.spool import journal
 
@@ -94,11 +94,11 @@ def hurry(factor: float) -> None:
     for name, unhurried in _BACKOFFS.items():
         setattr(backoff, name, Backoff(unhurried.first_s / factor, unhurried.longest_s / factor))
     for name, unhurried_s in _INTERVALS.items():
-        setattr(uploader, name, unhurried_s / factor)
+        setattr(delivery_loop, name, unhurried_s / factor)
 
 
 _BACKOFFS: dict[str, Backoff] = {name: getattr(backoff, name) for name in ("SERVER", "KEY")}
-_INTERVALS: dict[str, float] = {name: getattr(uploader, name) for name in ("SCAN_S", "POLL_S")}
+_INTERVALS: dict[str, float] = {name: getattr(delivery_loop, name) for name in ("SCAN_S", "POLL_S")}
 
 
 def run(job: Job, reports: Connection) -> None:

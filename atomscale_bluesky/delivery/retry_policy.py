@@ -1,8 +1,8 @@
-"""What came of a task in, what it means for its run and for all runs: done, refused, parked, or tried again, and when.
+"""Decides what a task's outcome means: done, refused, parked, or tried again, and when.
 
 The one retry loop is here and in nothing else: a failure that can clear is tried again without end, with a pause that
-all runs share. A wrong key makes everything wait, slowly and loudly. Waiting itself is the uploader's trade.
-What a result means for its run is in the file of its kind, in `tasks`.
+all runs share. A wrong key makes everything wait, slowly and loudly. The deciding thread does the waiting. The file of
+its kind, in `tasks`, says what a result means for the run.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from .task_runner import Outcome
 _logger = logging.getLogger(__name__)
 
 
-class Answers:
-    """How one server answers, over all runs; belongs to the deciding thread.
+class RetryPolicy:
+    """Applies outcomes, and remembers how the server answers, over all runs. Belongs to the deciding thread.
 
     Args:
-        where: What a warning says of the server and of where the readings are kept meanwhile.
+        where: Endpoint and spool, as warnings name them.
         monotonic, jitter: The clock and the chance that tests hand in.
     """
 
     def __init__(self, where: tuple[str, str], monotonic: Callable[[], float], jitter: Callable[[], float]) -> None:
         self.pause = Pause(jitter)
-        self.key_refused_since: float | None = None  # monotonic; None while it is taken, or was not asked for
+        self.key_refused_since: float | None = None  # monotonic. None while the key is taken, or was not tried yet.
         self._monotonic = monotonic
         self._outages = OutageLog(*where)
         self._answered_at = 0.0
 
-    def came_back(self, delivery: RunDelivery, outcome: Outcome) -> None:
-        """Note what came of a task in its run."""
+    def apply(self, delivery: RunDelivery, outcome: Outcome) -> None:
+        """Note a task's outcome in its run."""
         task, error, now = outcome.task, outcome.error, self._monotonic()
         if error is None:
             self._answered(now)

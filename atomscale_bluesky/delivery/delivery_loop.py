@@ -1,0 +1,287 @@
+"""The deciding thread: takes messages, gives tasks to the worker threads, and waits for the next message.
+
+It owns every run that is delivered: it reads the journals, makes chunks, writes the ledgers and decides what is tried
+when. Worker threads do one task each and report its result. All threads talk through one queue, so there is no lock.
+
+    run_scheduler  which runs are delivered now
+    run_delivery   what can be done for one run: its tasks
+    worker_pool    the worker threads
+    retry_policy   what a result means, and when a task is tried again
+
+Nothing is given up. While nothing succeeds, one request at a time finds out whether the server takes data again.
+
+Bounded: twice as many chunks in memory as there are connections, and those of failed attempts.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from ..api.client import ClockReading
+from ..settings import Settings
+from ..spool.gil_yield import GilYield
+from ..spool.locks import RunLock
+from ..spool.spool import Spool
+from ..status.clock_note import ClockNote, write_note
+from .drain import Drain, OpenDrains
+from .retry_policy import RetryPolicy
+from .run_scheduler import RunScheduler
+from .tasks.work import Knowledge
+from .worker_pool import Report, WorkerPool
+
+_logger = logging.getLogger(__name__)
+
+# How often journals are read on without a message: for points that other processes write.
+POLL_S = 0.5
+# The same where all journals are written by other processes: while one of their runs is open, and otherwise.
+FOLLOW_OPEN_S = 0.05
+FOLLOW_S = 0.2
+# How often the spool is searched for runs that no process delivers, and for writers that have died.
+SCAN_S = 2.0
+# A finished run's files are closed by their writer a moment after its stop.
+FINISH_S = 0.02
+
+
+class RunBegun(NamedTuple):
+    """The message that a run of this process begins. Its deliverer's lock may have been taken with its folder."""
+
+    folder: Path
+    lock: RunLock | None
+
+
+class WriterGone(NamedTuple):
+    """The message that the writer in this process has finished with a run."""
+
+    folder: Path
+
+
+class Retire:
+    """The message that nothing writes in this process any more."""
+
+
+class Stop:
+    """The message to end."""
+
+
+class DeliveryLoop:
+    """The deciding thread of an uploader: `run` is what it does.
+
+    Args:
+        spool: Whose runs.
+        settings: Endpoint, key and limits.
+        inbox: The messages: the classes above, `Report`, `ClockReading`, `Drain`, and the folder of a run that was
+            written on, or None to look again.
+        follow: True if it serves other processes, which send no messages. Then it polls.
+        settle: Has the writer in this process complete the run in a folder whose stop document never came.
+        now, monotonic, jitter: The clocks and the chance that tests hand in.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        settings: Settings,
+        inbox: queue.SimpleQueue[object],
+        *,
+        follow: bool,
+        settle: Callable[[Path], None],
+        now: Callable[[], float],
+        monotonic: Callable[[], float],
+        jitter: Callable[[], float],
+    ) -> None:
+        self.idle_since: float | None = None  # monotonic: since when nothing moves and no run of these is written
+        self.runs_begun = 0  # how many `RunBegun` it has received
+        self.over = False  # it has ended and receives no further message
+        self._spool = spool
+        self._settings = settings
+        self._inbox = inbox
+        self._follow = follow
+        self._monotonic = monotonic
+        self._spool_changed_at = 0
+        self._next_scan = 0.0
+        self._retired = False
+        self._drains = OpenDrains()
+        self._gil_yield = GilYield()
+        knowledge = Knowledge(None if settings.api == "auto" else settings.api)
+        self.runs = RunScheduler(
+            spool,
+            settings.endpoint,
+            knowledge=knowledge,
+            settle=settle,
+            now=now,
+            monotonic=monotonic,
+            gil_yield=self._gil_yield,
+        )
+        self._active = self.runs.active
+        self.retries = RetryPolicy((settings.endpoint, str(spool.path)), monotonic, jitter)
+        self.workers = WorkerPool(settings, knowledge, inbox.put, gil_yield=self._gil_yield)
+
+    def run(self) -> None:
+        """Deliver until `Stop` comes, or until nothing can move after `Retire`."""
+        try:
+            while self._step():
+                pass
+        finally:
+            try:
+                self.workers.take_back()  # it stays in the spool
+                self.workers.dismiss()
+                self._active.close()
+            finally:
+                self._drains.answer(self._drains.still_open(), False)
+                self.over = True
+                self.refuse_messages()
+
+    def refuse_messages(self) -> None:
+        """Release the locks of runs that began too late, and answer the drains that came too late. Any thread may."""
+        with suppress(queue.Empty):
+            while True:
+                message = self._inbox.get_nowait()
+                if isinstance(message, RunBegun) and message.lock is not None:
+                    message.lock.release()
+                elif isinstance(message, Drain):
+                    message.reply(False)
+
+    def _step(self) -> bool:
+        """Give out what can be done, receive the messages that are there or the next one. Return False to end."""
+        self._gil_yield.asked = bool(self._active.own)
+        self.workers.cut_if_late()
+        if self._monotonic() >= self._next_scan or (self._follow and self._spool_has_changed()):
+            self.runs.scan(calm=not self.retries.pause.failures)
+            self._next_scan = self._monotonic() + SCAN_S
+        busy = self._give_tasks()
+        self._active.finish_runs()
+        if self.runs.start_again_where_due():
+            self._inbox.put(None)
+        if self.runs.turns.fill():
+            self._inbox.put(None)
+        can_move = self._can_move(busy)
+        self._answer_drains(can_move)
+        if can_move or self.runs.anything_open:
+            self.idle_since = None
+        elif self.idle_since is None:
+            self.idle_since = self._monotonic()
+        if self._retired and not can_move:
+            return False
+        try:
+            message = self._inbox.get(timeout=self._wait_s(busy))
+            while True:
+                if isinstance(message, Stop):
+                    return False
+                self._receive(message)
+                message = self._inbox.get_nowait()
+        except queue.Empty:
+            return True
+
+    def _receive(self, message: object) -> None:
+        match message:
+            case Report(delivery, outcome):
+                self.workers.returned()
+                if self._active.holds(delivery):  # if it was released meanwhile, its files tell what to do again
+                    self._active.guarded(delivery, lambda: self.retries.apply(delivery, outcome))
+                if outcome.error is not None:
+                    if self.retries.pause.failures:
+                        self._take_back()
+                    self.workers.go_on()
+            case Path():
+                self.runs.written(message)
+            case RunBegun():
+                self.runs_begun += 1
+                self.runs.begin(message.folder, message.lock)
+            case Retire():
+                self._retired = True
+                self._spool.writers.close_all()
+                self.runs.writers_gone()
+            case WriterGone():
+                self.runs.writer_gone(message.folder)
+            case ClockReading():
+                self._note_clock(message)
+            case Drain():
+                self._drains.add(message)
+                self.runs.check_all()
+                self._next_scan = 0.0  # another process may just have released a run
+            case _:
+                pass
+
+    def _note_clock(self, reading: ClockReading) -> None:
+        note = ClockNote(self._settings.endpoint, reading.offset_s, reading.delay_s, time.time())
+        try:
+            write_note(self._spool.path, note)
+        except OSError as error:
+            _logger.debug("the clock's offset could not be noted: %s", error)
+
+    def _give_tasks(self) -> bool:
+        """Give tasks to workers while there are both. Return True if anything is under way or can be at once."""
+        now = self._monotonic()
+        pause = self.retries.pause
+        idle_turns = 0
+        while self.workers.in_flight < self._max_in_flight and idle_turns < len(self._active) and pause.over(now):
+            delivery = self._active.in_turn()
+            task = self._active.guarded(delivery, lambda delivery=delivery: delivery.next_task(now))
+            if task is None:
+                idle_turns += 1
+                continue
+            idle_turns = 0
+            self.workers.give(delivery, task)
+        return self.workers.in_flight > 0 or self._more_to_read
+
+    def _take_back(self) -> None:
+        """Take back the tasks that no worker has begun: the server fails, so they wait with the rest."""
+        for delivery, task in self.workers.take_back():
+            if self._active.holds(delivery):
+                self._active.guarded(delivery, lambda delivery=delivery, task=task: delivery.put_back(task))
+
+    @property
+    def _max_in_flight(self) -> int:
+        """Return how many tasks the workers may have: one each, and one each that lies ready."""
+        return 2 * self._settings.max_connections if not self.retries.pause.failures else 1
+
+    @property
+    def _more_to_read(self) -> bool:
+        return any(delivery.more_to_read for delivery in self._active)
+
+    def _spool_has_changed(self) -> bool:
+        """Return True if a run has come or gone since the last call, or one that came has no header yet."""
+        before, self._spool_changed_at = self._spool_changed_at, self._spool.changed_at()
+        return before != self._spool_changed_at or self.runs.unready
+
+    def _poll_s(self) -> float:
+        if not self._follow:
+            return POLL_S
+        return FOLLOW_OPEN_S if self.runs.anything_open else FOLLOW_S
+
+    def _wait_s(self, busy: bool) -> float:
+        """Return for how long nothing needs to be done unless a message comes."""
+        now = self._monotonic()
+        pause = self.retries.pause
+        if not pause.over(now):
+            return max(0.0, min(pause.until - now, self._poll_s()))
+        if self.workers.in_flight >= self._max_in_flight:
+            return self._poll_s()  # a message comes when one is done
+        if self._more_to_read:
+            return 0.0
+        times = [self._poll_s()]
+        times += [due - now for delivery in self._active if (due := delivery.due()) is not None]
+        if not busy and any(delivery.finished for delivery in self._active):
+            times.append(FINISH_S)
+        return max(0.0, min(times))
+
+    def _can_move(self, busy: bool) -> bool:
+        """Return True if anything will change without a new document or the operator."""
+        if busy or self._active.waiting.any_queued or not self.retries.pause.over(self._monotonic()):
+            return True
+        return any(
+            delivery.run.book.is_busy or delivery.finished or not delivery.run.run_chunker.at_end
+            for delivery in self._active
+        )
+
+    def _answer_drains(self, can_move: bool) -> None:
+        if not self._drains:
+            return
+        drains = self._drains.still_open()
+        if not (can_move or self._spool.writers.has_unended or self.runs.others_deliver_ours):
+            self._drains.answer(drains, not self.runs.needs_operator)

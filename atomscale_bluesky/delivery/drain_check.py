@@ -1,0 +1,81 @@
+"""Answers from the spool's files whether everything is delivered, for runs that another process delivers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import SpoolError
+from ..spool.ledger import LedgerReader
+from ..spool.orders import endpoint_of
+from ..spool.run_reader import LEDGER, read_header
+from ..spool.spool import Spool
+from ..status.account import RunStatus
+from ..status.spool_status import SpoolStatus
+
+
+class DrainCheck:
+    """Answers drains of one spool and endpoint. Belongs to one thread.
+
+    Args:
+        spool: Whose runs.
+        endpoint: Runs for another endpoint are left alone.
+    """
+
+    def __init__(self, spool: Spool, endpoint: str) -> None:
+        self._spool = spool
+        self._endpoint = endpoint
+        self._status = SpoolStatus(spool)
+        self._ledgers: dict[Path, LedgerReader] = {}  # of the runs that a drain waits for
+
+    def answer(self) -> bool | None:
+        """Return whether everything is delivered, or None while something can still move.
+
+        Returns:
+            True if every stopped run is finalized, and every full chunk of the others is confirmed. False if the rest
+            waits for the operator.
+
+        Raises:
+            SpoolError: Files of the spool cannot be read.
+        """
+        if any(self._is_under_way(folder) for folder in self._spool.run_folders()):
+            return None
+        left = [run for run in self._status.status() if self._is_ours(run)]
+        moving = [run for run in left if not _needs_operator(run)]
+        if not all(self._holds_no_full_chunk(run) for run in moving):
+            return None
+        self._ledgers = {}
+        return len(moving) == len(left)
+
+    def _is_under_way(self, folder: Path) -> bool:
+        """Return True if a stopped run of ours will leave the spool by itself. Does not read its journal."""
+        try:
+            header = read_header(folder)
+            if header is None or endpoint_of(folder, header) != self._endpoint:
+                return False
+            if self._spool.writer_alive(folder):
+                return False
+            ledger = self._ledgers.setdefault(folder, LedgerReader(folder / LEDGER)).read_on()
+        except SpoolError:
+            return False
+        if ledger.stuck or (header.problem and ledger.edited is None):
+            return False
+        return not any(stream.parked or stream.refused for stream in ledger.streams.values())
+
+    def _is_ours(self, run: RunStatus) -> bool:
+        try:
+            folder = Path(run.folder)
+            header = read_header(folder)
+            return header is None or endpoint_of(folder, header) == self._endpoint
+        except SpoolError:
+            return True
+
+    def _holds_no_full_chunk(self, run: RunStatus) -> bool:
+        if run.state != "running":
+            return False
+        header = read_header(Path(run.folder))
+        full = header.points_per_chunk if header else 1
+        return bool(run.data_ids) and all(counts.waiting < full for counts in run.channels.values())
+
+
+def _needs_operator(run: RunStatus) -> bool:
+    return run.state in {"parked", "unreadable"} or run.problem is not None or run.points.refused > 0

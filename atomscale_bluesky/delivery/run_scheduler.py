@@ -1,0 +1,208 @@
+"""Decides which of the spool's runs are active. Finds runs, obeys orders, and gives each run its turn.
+
+    active_runs     the runs that are delivered now
+    waiting_runs    the others: queued, or set aside until their files change
+    spool_listing   which runs have come and gone
+    turns           which runs make way when more of them wait than there are places
+
+Bounded: only active runs have files open, at most `MAX_ACTIVE` of them, those of this process included.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..spool.gil_yield import GilYield
+from ..spool.locks import RunLock
+from ..spool.orders import Settle, read_orders
+from ..spool.spool import Spool
+from .active_runs import ActiveRuns
+from .spool_listing import SpoolListing
+from .tasks.work import Knowledge
+from .turns import Turns
+from .waiting_runs import Reason, SetAside, file_sizes
+
+_logger = logging.getLogger(__name__)
+
+
+class RunScheduler:
+    """Schedules the runs of one uploader. Belongs to its deciding thread.
+
+    Args:
+        spool: Whose runs.
+        endpoint: Where they are to go. Runs for another endpoint are left alone.
+        knowledge: What is known about the server.
+        settle: Has the writer in this process complete the run in a folder whose stop document never came.
+        gil_yield: Makes way for a plan's thread.
+        now, monotonic: The clocks that tests hand in.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        endpoint: str,
+        *,
+        knowledge: Knowledge | None = None,
+        settle: Callable[[Path], None] = lambda folder: None,
+        gil_yield: GilYield | None = None,
+        now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._listing = SpoolListing(spool, monotonic)
+        self.active = ActiveRuns(
+            spool,
+            endpoint,
+            listing=self._listing,
+            knowledge=knowledge,
+            gil_yield=gil_yield,
+            now=now,
+            monotonic=monotonic,
+        )
+        self.turns = Turns(self.active, gil_yield, monotonic)
+        self._waiting = self.active.waiting
+        self._own = self.active.own
+        self._spool = spool
+        self._settle = settle
+        self._ordered_at = -1
+        self._check_all = True
+
+    @property
+    def others_deliver_ours(self) -> bool:
+        """Return True if another process delivers a run that began in this one. Looks at every run that it has."""
+        return any(folder in self.active.begun for folder in self._waiting.set_aside_for(Reason.CLAIMED_ELSEWHERE))
+
+    @property
+    def needs_operator(self) -> bool:
+        """Return True if a run cannot be delivered whole until the operator acts. Looks at every run."""
+        return self._waiting.needs_operator or any(delivery.needs_operator for delivery in self.active)
+
+    @property
+    def unready(self) -> bool:
+        """Return True if a run that is just beginning had no header yet."""
+        return self._waiting.count(Reason.NO_HEADER_YET) > 0
+
+    @property
+    def anything_open(self) -> bool:
+        """Return True if a run may still get readings."""
+        return (
+            self.unready
+            or self._waiting.count(Reason.NOTHING_TO_SEND) > 0
+            or any(not (delivery.run.stopped or delivery.run.parked) for delivery in self.active)
+        )
+
+    def check_all(self) -> None:
+        """Let the next scan look at every run, because a drain waits for the answer."""
+        self._check_all = True
+
+    def scan(self, *, calm: bool = True) -> None:
+        """Obey orders, settle runs whose writer has died, and find the runs that can be delivered.
+
+        Args:
+            calm: True while the server answers. While it does not, no run is preferred to another.
+        """
+        active = self.active
+        for delivery in active:
+            folder = delivery.claim.folder
+            active.guarded(delivery, delivery.obey)
+            if delivery.to_settle and folder in self._own:
+                self._settle(folder)
+            if folder not in self._own and not delivery.run.stopped and folder in active:
+                active.guarded(delivery, delivery.settle_if_interrupted)
+            if active.holds(delivery) and delivery.idle:
+                delivery.close_files()
+        try:
+            come, gone = self._listing.update()
+        except OSError as error:
+            _logger.warning("spool %s cannot be read: %s", self._spool.path, error)
+            return
+        for folder in come:
+            if folder not in active and folder not in self._waiting:
+                self._waiting.queue(folder, live=folder in self._own)
+        for folder in gone:
+            active.drop(folder)
+        self._queue_what_can_go_on()
+        active.note_progress()
+        self.turns.fill()
+        if self._waiting.any_queued and active.places <= 0:
+            self.turns.give(calm=calm)
+            self.turns.fill()
+
+    def begin(self, folder: Path, lock: RunLock | None) -> None:
+        """Take up a run that begins in this process.
+
+        Args:
+            folder: The run's.
+            lock: Its deliverer's lock, if this process holds it already. Released unless the run becomes active.
+        """
+        self._own.add(folder)
+        self.active.begun.add(folder)
+        if folder in self.active:  # a scan has found it before this message came
+            return
+        self._waiting.forget(folder)
+        if self.active.places > 0 or self.turns.make_room():
+            self.active.claim(folder, lock)
+            return
+        if lock is not None:
+            lock.release()
+        self._waiting.queue(folder, live=True)
+
+    def written(self, folder: Path) -> None:
+        """Note that a run of this process has something to send."""
+        delivery = self.active.get(folder)
+        if delivery is not None:
+            delivery.look_again()
+        elif self._waiting.reason(folder) is Reason.NOTHING_TO_SEND:
+            self._waiting.queue(folder, live=folder in self._own)
+
+    def writer_gone(self, folder: Path) -> None:
+        """Note that the writer in this process has finished with a run."""
+        self._own.discard(folder)
+        delivery = self.active.get(folder)
+        if delivery is not None:
+            delivery.look_again()
+        elif folder in self._waiting and self._waiting.reason(folder) in {None, Reason.NOTHING_TO_SEND}:
+            self._waiting.queue(folder, live=False)
+
+    def writers_gone(self) -> None:
+        """Note that nothing writes in this process any more, and complete what was being written."""
+        for folder in list(self._own):
+            self.writer_gone(folder)
+        for delivery in self.active:
+            self.active.guarded(delivery, delivery.settle_if_interrupted)
+
+    def start_again_where_due(self) -> bool:
+        """Read the files of runs again where an order has changed their meaning. Return True if there were any."""
+        again = [delivery for delivery in self.active if delivery.to_start_again]
+        for delivery in again:
+            self.active.claim_again(delivery)
+        return bool(again)
+
+    def _queue_what_can_go_on(self) -> None:
+        """Queue the runs whose files have changed since they were set aside."""
+        ordered_at = self._spool.ordered_at()
+        by_size = self._check_all or ordered_at != self._ordered_at
+        by_opening, self._check_all, self._ordered_at = self._check_all, False, ordered_at
+        for folder in self._waiting.check(self._is_due, all_by_size=by_size, all_by_opening=by_opening):
+            self._waiting.queue(folder, live=folder in self._own)
+
+    def _is_due(self, folder: Path, known: SetAside) -> bool:
+        """Return True if something can be done for a run that is set aside."""
+        if known.reason is Reason.CLAIMED_ELSEWHERE:
+            if folder in self._own:
+                self._settle_if_ordered(folder)
+            return not self._spool.uploader_alive(folder)
+        if known.reason in {Reason.NO_HEADER_YET, Reason.BROKEN} or file_sizes(folder) != known.sizes:
+            return True
+        return known.written_elsewhere and not self._spool.writer_alive(folder)
+
+    def _settle_if_ordered(self, folder: Path) -> None:
+        """Obey the one order that only the writer can obey, also where another process delivers the run."""
+        try:
+            ordered = any(isinstance(order, Settle) for order in read_orders(folder))
+        except OSError:  # the process that delivers it logs this
+            return
+        if ordered:
+            self._settle(folder)

@@ -1,0 +1,229 @@
+"""Starts the process that uploads, watches it, and starts another if it dies.
+
+A process is started where the operating system's lock says that no process serves the spool. After one that died, the
+next is started after a growing pause. Warnings in its log are logged here too. The API key goes through a pipe, so that
+no command line and no environment holds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from ..model.text import plain
+from ..settings import Settings
+from ..spool.locks import RunLock
+from ..spool.own_files import open_own, open_to_read, read_own
+from . import backoff
+from .uploader_service import ALREADY_SERVED, KEY_REFUSED, LOG, Order, is_served, served_by
+
+_logger = logging.getLogger(__name__)
+
+# The standard error of a process that cannot even log.
+LAST_WORDS = "uploader.stderr"
+# How long a started process stays when its starter is gone and there is nothing to do.
+IDLE_S = 30.0
+# A process has this long to take the spool's lock. One that lived longer was no failure.
+STARTING_S = 30.0
+
+# Finds the package of this process, whatever the plan's own folder and environment hold.
+_BOOTSTRAP = (
+    "import json, os, sys; line = b''\n"
+    "while not line.endswith(b'\\n'): line += os.read(0, 1) or b'\\n'\n"
+    "sys.path[:] = json.loads(line)\n"
+    "from atomscale_bluesky.delivery.uploader_service import main; sys.exit(main())"
+)
+
+
+class UploaderChild:
+    """The process that uploads, as a child of this one. Any thread may call any method.
+
+    Args:
+        spool_path: The spool's folder.
+        settings: The callback's. The process gets the same.
+        report: Called with an error that keeps the process from being watched.
+    """
+
+    def __init__(self, spool_path: Path, settings: Settings, report: Callable[[OSError], None]) -> None:
+        self._spool_path = spool_path
+        self._settings = settings
+        self._report = report
+        self._guard = threading.Lock()  # at the interpreter's exit two threads may start the process
+        self._process: subprocess.Popen[bytes] | None = None
+        self._starting: RunLock | None = None  # held by the one of many callbacks that has started a process
+        self._started_at = 0.0
+        self._failures = 0
+        self._not_before = 0.0
+        self._log = _ChildLog(settings.spool_path / LOG)
+
+    def start_if_due(self) -> None:
+        """Start a process if none serves the spool and the pause after the last failure is over."""
+        with self._guard:
+            try:
+                self._start_if_due(time.monotonic())
+            except OSError as error:  # a SpoolError is one
+                self._report(error)
+
+    def pass_on_log(self) -> None:
+        """Log the warnings that the process has logged since the last call."""
+        self._log.pass_on()
+
+    def release(self) -> None:
+        """Let the process finish its work and end by itself: this process needs it no longer."""
+        with self._guard:
+            self._starting_is_over()
+            if self._process is not None:
+                _close_pipe(self._process)
+                self._process = None
+
+    def after_fork_in_child(self) -> None:
+        """Hold nothing of the process, which belongs to the parent."""
+        if self._process is not None:
+            _close_pipe(self._process)
+        self._starting = None
+
+    def _start_if_due(self, now: float) -> None:
+        if self._process is not None:
+            code = self._process.poll()
+            if code is None:
+                if self._starting and (is_served(self._settings) or now - self._started_at > STARTING_S):
+                    self._starting_is_over()
+                return
+            self._ended(self._process, code, now)
+        if now < self._not_before or is_served(self._settings):
+            return
+        # Of many callbacks that see the same free lock one starts a process. The others check again later.
+        lock = RunLock(served_by(self._settings).with_suffix(".starting"))
+        if not lock.acquire():
+            return
+        self._starting, self._started_at = lock, now
+        try:
+            self._process = _start_process(self._settings)
+        except OSError as error:
+            self._failed(now, f"cannot be started: {error}")
+        else:
+            _logger.info("process %d uploads; it logs to %s", self._process.pid, self._log.path)
+
+    def _ended(self, process: subprocess.Popen[bytes], code: int, now: float) -> None:
+        _close_pipe(process)
+        self._process = None
+        if code == ALREADY_SERVED:
+            self._starting_is_over()
+        elif code == KEY_REFUSED:
+            self._failed(now, "ended because the API key is refused")
+        elif code != 0 or now - self._started_at < STARTING_S:
+            self._failed(now, f"ended with code {code}{self._last_words()}")
+        else:
+            self._starting_is_over()
+            self._failures = 0
+
+    def _failed(self, now: float, what: str) -> None:
+        self._starting_is_over()
+        if now - self._started_at > STARTING_S:
+            self._failures = 0
+        pause_s = backoff.RESTART.pause_s(self._failures)
+        self._failures += 1
+        self._not_before = now + pause_s
+        _logger.warning(
+            "the uploader's process %s; readings are kept in %s, and another is started in %.0f s; see %s",
+            what, self._spool_path, pause_s, self._log.path,
+        )  # fmt: skip
+
+    def _last_words(self) -> str:
+        try:
+            words = read_own(self._settings.spool_path / LAST_WORDS).decode(errors="replace").strip()
+        except OSError:
+            return ""
+        return f" ({plain(words.splitlines()[-1], 500)})" if words else ""
+
+    def _starting_is_over(self) -> None:
+        if self._starting is not None:
+            self._starting.release()
+            self._starting = None
+
+
+def _start_process(settings: Settings) -> subprocess.Popen[bytes]:
+    """Start a process that serves the settings' spool. It holds nothing of this one but a pipe.
+
+    Raises:
+        OSError: It cannot be started.
+    """
+    if not sys.executable:
+        raise FileNotFoundError("this program does not know its Python interpreter")
+    whole = msgspec.structs.replace(
+        settings,
+        spool_dir=str(settings.spool_path),
+        ca_bundle=None if settings.ca_bundle is None else os.path.abspath(settings.ca_bundle),
+    )
+    package = str(Path(__file__).parents[2])
+    path = [os.path.abspath(entry) for entry in sys.path if entry]  # "" is the folder that the plan is in just now
+    path += [package] * (package not in path)
+    order = Order(settings=whole, idle_s=IDLE_S)
+    flags = 0
+    if sys.platform == "win32":
+        flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
+    with open(settings.spool_path / LAST_WORDS, "wb", opener=open_own) as last_words:
+        process = subprocess.Popen(
+            # The list of processes shows what it is. It does not show the order, which holds the key.
+            [sys.executable, "-P", "-c", _BOOTSTRAP, "atomscale-bluesky-uploader", str(settings.spool_path)],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=last_words,
+            cwd=settings.spool_path,
+            creationflags=flags,
+            start_new_session=True,  # Ctrl-C in a terminal is for the plan
+        )
+    if process.stdin is not None:  # it always is
+        with contextlib.suppress(BrokenPipeError):  # it has died already, which the next poll finds
+            # Two lines, together far below what a pipe takes at once, so this does not wait.
+            process.stdin.write(json.dumps(path).encode() + b"\n" + msgspec.json.encode(order) + b"\n")
+    return process
+
+
+def _close_pipe(process: subprocess.Popen[bytes]) -> None:
+    """Close the pipe. This tells the process that its starter needs it no longer. It outlives its starter."""
+    if process.stdin is not None:
+        process.stdin.close()
+    if process.poll() is None:
+        process.returncode = 0  # or Python would warn that it still runs, which is intended
+
+
+class _ChildLog:
+    """Passes on the warnings in the log of the other process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = self._size()
+
+    def pass_on(self) -> None:
+        """Log the warnings since the last call."""
+        size = self._size()
+        if size == self._offset:
+            return
+        if size < self._offset:
+            self._offset = 0  # a new file has begun
+        with open_to_read(self.path) as file:
+            file.seek(self._offset)
+            *texts, _ = file.read(65536).split(b"\n")
+        self._offset += sum(len(text) + 1 for text in texts)
+        for text in texts:
+            parts = text.decode(errors="replace").split(" ", 3)  # date, time, level, message
+            if len(parts) == 4 and parts[2] in {"WARNING", "ERROR"}:
+                _logger.log(logging.getLevelName(parts[2]), "%s", plain(parts[3]))
+
+    def _size(self) -> int:
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
