@@ -10,6 +10,7 @@ Guaranteed: no network. Memory does not grow with the run, except for a bounded 
     start_document  the run's header, from its start document and the settings
     metadata        what the start document says about instrument, sample, project and tags
     selection       which event streams and data keys are taken
+    descriptor      reads a descriptor that may lack nearly everything
     event_stream    one event stream: which of its keys are channels, and its rows
     time_base       channels that share their times: encodes their values as rows
     conversion      turns one value into a number, or gives the reason why that is not possible

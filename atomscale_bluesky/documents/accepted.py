@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -20,6 +21,16 @@ class Accepted(msgspec.Struct, frozen=True, gc=False):
     left_out: Mapping[str, int] = MappingProxyType({})  # readings that are in no row, by reason
     put_off: bool = False  # the call came from within another call, which takes the document at its end
     try_again: bool = False  # no disk space, or the disk failed: the same document may be given again later
+
+    def __add__(self, other: Accepted) -> Accepted:
+        """Return what happened to two documents together."""
+        return Accepted(
+            rows=self.rows + other.rows,
+            known=self.known + other.known,
+            left_out=dict(Counter(self.left_out) + Counter(other.left_out)),
+            put_off=self.put_off or other.put_off,
+            try_again=self.try_again or other.try_again,
+        )
 
 
 NOTHING = Accepted()

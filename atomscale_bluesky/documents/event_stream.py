@@ -25,6 +25,7 @@ from ..model.rows import Channel
 from ..spool.journal_format import Layout, encode_row
 from .accepted import Accepted
 from .conversion import choice, length_of, number
+from .descriptor import choices_of, event_stream_of, filled_in_page, hinted, is_filled, mapping_of
 from .selection import Selection
 from .time_base import Source, TimeBase
 
@@ -62,11 +63,11 @@ class EventStream:
         next_layout: Callable[[], int],
         names: Names | None = None,
     ) -> None:
-        self.name = _sound(str(descriptor.get("name") or ""))
+        self.name = event_stream_of(descriptor)
         self.begun = False  # True once a row of it was kept
         self.replaced_times = 0  # readings whose own time was impossible, so they got the event's time
         self._data_keys = mapping_of(descriptor.get("data_keys"))
-        self._hinted = _hinted(descriptor)
+        self._hinted = hinted(descriptor)
         self._selection = selection
         self.by_reading = selection.by_reading(self.name, page=False)  # points have their readings' times
         self._started = started
@@ -173,9 +174,8 @@ class EventStream:
         stamps = mapping_of(doc.get("timestamps")) if by_reading else {}
         own = self._own_times(stamps, len(uids), now)
         if not self._bases:
-            filled = {key: all(_as_list(flags)) for key, flags in mapping_of(doc.get("filled")).items()}
             first = {key: column[0] for key, column in columns.items()}
-            self._arrange(first, filled, own if by_reading else None)
+            self._arrange(first, filled_in_page(doc.get("filled")), own if by_reading else None)
         self._count_unknown(columns, len(uids))
         if self._watched:
             self._welcome_late_channels({key: columns[key] for key in self._watched if key in columns})
@@ -307,9 +307,9 @@ class EventStream:
         described = mapping_of(self._data_keys.get(key))
         if not self._selection.takes_key(key, key in self._hinted):
             return Loss.KEY_NOT_SELECTED
-        if described.get("external") and (filled is not True or isinstance(value, str) or value is None):
+        if described.get("external") and (not is_filled(filled) or isinstance(value, str) or value is None):
             return Loss.EXTERNAL
-        dtype, choices = described.get("dtype"), _choices(described)
+        dtype, choices = described.get("dtype"), choices_of(described)
         units = described.get("units")
         unit = _fitting(_sound(units), MAX_NAME) if isinstance(units, str) and units.strip() else None
         if isinstance(value, str):
@@ -438,24 +438,6 @@ def _sharing(sources: Iterable[Source], own: Mapping[str, Any]) -> list[list[Sou
         else:
             groups.append((times, [source]))
     return [members for _, members in groups]
-
-
-def mapping_of(value: Any) -> Mapping[Any, Any]:
-    """Return `value` if it is a mapping, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def _choices(described: Mapping[str, Any]) -> list[str]:
-    choices = described.get("choices") or described.get("enum_strs")  # ophyd-async's word, and ophyd's
-    return [one for one in choices if isinstance(one, str)] if isinstance(choices, list | tuple) else []
-
-
-def _hinted(descriptor: Mapping[str, Any]) -> set[str]:
-    fields: list[Any] = []
-    for hint in mapping_of(descriptor.get("hints")).values():
-        hinted = mapping_of(hint).get("fields")
-        fields += hinted if isinstance(hinted, list | tuple) else ()
-    return {field for field in fields if isinstance(field, str)}
 
 
 def _fitting(name: str, limit: int) -> str:

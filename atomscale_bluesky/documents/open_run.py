@@ -14,6 +14,7 @@ from ..spool.kept_events import KeptEvents
 from ..spool.lines import encode
 from ..spool.run_writer import RunWriter
 from ..spool.runs_not_kept import NotKept
+from .descriptor import is_flag
 from .event_stream import EventStream, Names
 from .rejections import Rejections
 from .selection import Selection
@@ -220,5 +221,6 @@ def without(page: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
         if member in page:
             out[member] = kept(page[member])
     for member in ("data", "timestamps", "filled"):
-        out[member] = {key: kept(column) for key, column in (page.get(member) or {}).items()}
+        columns = (page.get(member) or {}).items()
+        out[member] = {key: column if is_flag(column) else kept(column) for key, column in columns}
     return out

@@ -33,7 +33,8 @@ from ..spool.journal_format import Header, Stop
 from ..spool.kept_events import KeptEvents, times_of
 from ..spool.spool import Spool
 from .accepted import KNOWN, NOTHING, PUT_OFF, Accepted
-from .event_stream import EventStream, mapping_of
+from .descriptor import event_stream_of, mapping_of
+from .event_stream import EventStream
 from .known_runs import KnownRun, KnownRuns
 from .open_run import OpenRun, without
 from .rejections import SEEN_BEFORE, TAKEN_BEFORE, Rejections
@@ -100,7 +101,8 @@ class DocumentRecorder:
         present one, and the answer says so.
 
         Args:
-            name: `start`, `descriptor`, `event`, `event_page` or `stop`. Other documents are not recorded.
+            name: `start`, `descriptor`, `event`, `event_page`, `bulk_events` or `stop`. Documents of other kinds are
+                not recorded.
             doc: The document. It is not changed, and not needed any more afterwards.
 
         Returns:
@@ -129,6 +131,8 @@ class DocumentRecorder:
                         return self._start(*known)
                     if name == "descriptor":
                         return self._descriptor(doc)
+                    if name == "bulk_events":
+                        return self._bulk_events(doc)
                     return self._stop(doc) if name == "stop" else NOTHING
                 finally:
                     try:
@@ -259,7 +263,7 @@ class DocumentRecorder:
                 else:
                     takes = {
                         "event": self._event, "event_page": self._event_page, "descriptor": self._descriptor,
-                        "stop": self._stop,
+                        "bulk_events": self._bulk_events, "stop": self._stop,
                     }  # fmt: skip
                     takes.get(name, lambda doc: NOTHING)(doc)
             except DocumentError:
@@ -329,7 +333,7 @@ class DocumentRecorder:
             raise self._rejections.ignore_without_start(
                 "descriptor", f"a descriptor of run {run_uid}, whose start never came, is ignored"
             )
-        name = text_of(doc.get("name"))
+        name = event_stream_of(doc)
         if name not in run.event_streams and not run.describe(doc, name, self._selection):
             self._rejections.say(logging.INFO, "event stream %r of run %s is left out by the settings", name, run_uid)
         event_stream = run.event_streams[name]
@@ -405,6 +409,25 @@ class DocumentRecorder:
             run.remember(uid)
         self._files.step = None
         return event_stream.accepted_of(payloads, data, len(uids), known=len(seen))
+
+    def _bulk_events(self, doc: Mapping[str, Any]) -> Accepted:
+        """Take the events of a document in which older tools put those of a flyer: lists of events by descriptor uid.
+
+        Raises:
+            DocumentError: An event cannot be used. The others were taken.
+        """
+        taken, problem = NOTHING, None
+        for events in doc.values():
+            for event in events:
+                try:
+                    taken += self._event(event)
+                except DocumentError as error:
+                    problem = problem or error
+                except Exception as error:  # noqa: BLE001 - counted; it costs the other events nothing
+                    problem = problem or self._rejections.broken("bulk_events", error)
+        if problem is not None:
+            raise problem
+        return taken
 
     def _leave_out_unknown(self, descriptor: str, name: str, events: int, keys: Iterable[Any]) -> Accepted:
         """Take nothing of a document whose descriptor belongs to no open run.

@@ -19,7 +19,7 @@ import orjson
 import pytest
 from bluesky import RunEngine
 from bluesky.utils import RunEngineInterrupted
-from event_model import compose_run, compose_stream_resource, pack_event_page, unpack_event_page
+from event_model import Filler, compose_run, compose_stream_resource, pack_event_page, unpack_event_page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ophyd import Signal
@@ -455,6 +455,83 @@ def test_a_datum_id_is_left_out_and_its_event_is_not(quiet: AtomscaleCallback) -
 
     assert status_of(quiet, run).channels["image"].left_out == {"external data": 1}
     assert status_of(quiet, run).channels["a"].waiting == 1
+
+
+class OneNumber:
+    """A file with a number for each event, as a handler of event-model's Filler reads it."""
+
+    def __init__(self, path: str, **kwargs: Any) -> None:
+        pass
+
+    def __call__(self, index: int) -> float:
+        return 100.0 + index
+
+
+def test_numbers_that_a_filler_took_from_files_arrive(callback: AtomscaleCallback, server: LocalServer) -> None:
+    filler = Filler({"NUMBERS": OneNumber}, inplace=False)
+    run = Run(lambda name, doc: callback(*filler(name, doc)))  # type: ignore[arg-type] - a chain of two callbacks
+    counts = {"source": "file", "dtype": "number", "shape": [], "external": "FILESTORE:"}
+    primary = run.describe("T", counts=counts)
+    files = run.composed.compose_resource(spec="NUMBERS", root="/", resource_path="x", resource_kwargs={})
+    run.give("resource", files.resource_doc)
+    for n in range(12):
+        datum = run.give("datum", files.compose_datum(datum_kwargs={"index": n}))
+        stamps = {"T": run.time + n, "counts": run.time + n}
+        event = primary.compose_event(
+            data={"T": n, "counts": datum["datum_id"]}, timestamps=stamps, filled={"counts": False}
+        )
+        run.give("event", event)
+    run.stop()
+
+    assert callback.drain(10)
+    assert held(server) == {"T": [float(n) for n in range(12)], "counts": [100.0 + n for n in range(12)]}
+
+
+def test_the_events_of_a_bulk_are_taken_like_any_others(callback: AtomscaleCallback, server: LocalServer) -> None:
+    run = Run(callback)
+    primary = run.describe("a")
+    uid = primary.descriptor_doc["uid"]
+    events = [
+        primary.compose_event(data={"a": n}, timestamps={"a": run.time + n}, time=run.time + n) for n in range(25)
+    ]
+
+    run.give("bulk_events", {uid: events[:20]})
+    run.give("bulk_events", {uid: [events[19], {"uid": "broken", "descriptor": uid}, *events[20:]]})
+    run.stop()
+
+    assert callback.drain(10)
+    assert held(server) == {"a": [float(n) for n in range(25)]}
+    assert callback.ignored == {"event seen before": 1, "malformed document": 1}
+
+
+def test_an_event_stream_whose_descriptor_has_no_name_is_the_primary_one(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    run = Run(callback)
+    composed = run.composed.compose_descriptor(name="x", data_keys={"a": NUMBER})
+    run.give("descriptor", {key: value for key, value in composed.descriptor_doc.items() if key != "name"})
+    for n in range(12):
+        run.event(composed, after=float(n), a=n)
+    run.stop(exit_status="success")
+
+    assert callback.drain(10)
+    (stream,) = server.streams()
+    assert (stream.status, stream.points, stream.channels) == ("success", 12, ("a",))
+
+
+@pytest.mark.parametrize("filled", [True, False, [True] * 4, {}])
+def test_a_page_that_repeats_events_may_have_one_flag_for_all_rows(callback: AtomscaleCallback, filled: Any) -> None:
+    run = Run(callback)
+    primary = run.describe("a")
+    page = page_of(primary, 1, a=[1, 2, 3, 4], times=[run.time] * 4)
+    first = {**page, "uid": page["uid"][:2], "time": page["time"][:2], "seq_num": page["seq_num"][:2]}
+    first |= {"data": {"a": [1, 2]}, "timestamps": {"a": [run.time] * 2}}
+
+    run.give("event_page", first)
+    run.give("event_page", {**page, "filled": {"a": filled}})
+
+    assert status_of(callback, run).points.seen == 4
+    assert "malformed document" not in callback.ignored
 
 
 # ---- the same again --------------------------------------------------------------------------------------------------
@@ -1334,7 +1411,7 @@ def test_no_malformed_document_ever_raises_and_runs_beside_it_go_on(
     assert any(values(points).get("a") == [float(i) for i in range(n + 1)] for points in series)
 
 
-@pytest.mark.parametrize("name", ["", "bulk_events", "datum_page", "EVENT", None, 7, b"event", ("event",)])
+@pytest.mark.parametrize("name", ["", "bulk_datum", "datum_page", "EVENT", None, 7, b"event", ("event",)])
 def test_documents_of_other_kinds_are_nobodys_business(quiet: AtomscaleCallback, name: Any) -> None:
     quiet(name, {"uid": "x"})
     quiet(name, None)  # type: ignore[arg-type]

@@ -490,6 +490,67 @@ def test_a_number_that_stands_for_a_file_not_filled_in_is_left_out() -> None:
     assert told.stream.left_out == {"frame": Loss.EXTERNAL}
 
 
+@pytest.mark.parametrize("flag", [True, np.bool_(True), "6f0e2c1a/0"], ids=["true", "numpy", "datum id"])
+@pytest.mark.parametrize(
+    "column",
+    [lambda flag: [flag] * 3, lambda flag: np.array([flag] * 3), lambda flag: flag],
+    ids=["list", "array", "one"],
+)
+def test_external_numbers_that_were_filled_in_are_taken_from_events_and_pages(flag: Any, column: Any) -> None:
+    keys = {"counts": {"source": "file", "dtype": "number", "shape": [], "external": "FILESTORE:"}, "T": NUMBER}
+    by_event, by_page = Told(keys), Told(keys)
+
+    for n in range(3):
+        by_event.event({"counts": 100.0 + n, "T": n}, filled={"counts": flag})
+    by_page.page({"counts": [100.0, 101.0, 102.0], "T": [0, 1, 2]}, filled={"counts": column(flag)})
+
+    assert by_event.values() == by_page.values() == {"counts": [100.0, 101.0, 102.0], "T": [0.0, 1.0, 2.0]}
+
+
+@pytest.mark.parametrize("flags", [[False] * 2, [True, False], ["", ""], False, None, "", 7.5, [None, None]])
+def test_external_numbers_that_a_page_does_not_call_filled_are_left_out(flags: Any) -> None:
+    keys = {"counts": {"source": "file", "dtype": "number", "shape": [], "external": "FILESTORE:"}, "T": NUMBER}
+    told = Told(keys)
+
+    told.page({"counts": [17, 18], "T": [0, 1]}, filled={"counts": flags})
+
+    assert told.values() == {"T": [0.0, 1.0]}
+    assert told.stream.left_out == {"counts": Loss.EXTERNAL}
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {},
+        {"data_keys": None, "object_keys": None, "hints": None, "configuration": None},
+        {"data_keys": [], "hints": [], "object_keys": "x"},
+        {"data_keys": {"T": None}, "hints": {"dev": None}},
+        {"hints": {"dev": {"fields": "T"}}},
+    ],
+    ids=["nothing", "none", "lists", "none within", "text"],
+)
+def test_a_descriptor_may_lack_nearly_everything(members: dict[str, Any]) -> None:
+    descriptor = {"uid": "d", "run_start": "r", "time": 1.0, **members}
+    stream = EventStream(descriptor, Selection(), started=0.0, next_layout=itertools.count().__next__)
+
+    lines = stream.event({"uid": "e", "time": 2.0, "descriptor": "d", "seq_num": 1, "data": {"T": 3.5}}, 2.0)
+
+    found = [decode_journal(line) for line in lines]
+    assert [line.event_stream for line in found if isinstance(line, Layout)] == ["primary", "primary"]
+    assert [line.values for line in found if isinstance(line, Row)] == [[3.5]]
+
+
+@pytest.mark.parametrize("choices", [("Closed", "Open"), ["Closed", "Open"], np.array(["Closed", "Open"])])
+@pytest.mark.parametrize("word", ["choices", "enum_strs"])
+def test_the_texts_of_an_enum_may_be_a_list_of_any_kind(word: str, choices: Any) -> None:
+    told = Told({"shutter": TEXT_KEY | {word: choices}})
+
+    told.event({"shutter": "Open"})
+    told.event({"shutter": "Closed"})
+
+    assert told.values() == {"shutter": [1.0, 0.0]}
+
+
 def test_channels_are_selected_by_patterns_of_which_the_last_match_decides() -> None:
     told = Told(
         {"cell_ga": NUMBER, "cell_as": NUMBER, "cell_as_raw": NUMBER, "gauge": NUMBER},
