@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .callback import AtomscaleCallback
 from .documents.accepted import Accepted
-from .documents.metadata import validate_metadata
 from .documents.recorder import DocumentRecorder
+from .documents.validation import validate_metadata
 from .errors import (
     ApiError,
     ApiKeyError,

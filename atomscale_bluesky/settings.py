@@ -24,6 +24,7 @@ from msgspec import Meta
 
 from .errors import SettingsError
 from .model.identifiers import tags_of, uuid_of
+from .model.metadata_keys import checked_keys
 from .spool.place import spool_folder, warn_if_elsewhere
 from .status.probe_results import read_findings
 
@@ -68,6 +69,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         tuple[str, ...],
         _setting("Tags of runs whose metadata name none. The streams of a run that has tags tell how it ended, too."),
     ] = ()  # fmt: skip
+    metadata_keys: Annotated[
+        dict[str, str],
+        _setting("Which key of a run's metadata to read for one of ours, as in `project_id = \"atomscale_project\"`. "
+                 "`atomscale`: only the dict of that name; `*`: all keys that are not named."),
+    ] = {}  # fmt: skip
     points_per_chunk: Annotated[
         int, _setting("Points of each channel in a chunk, for runs whose metadata say nothing.", ge=1, le=100_000)
     ] = 100
@@ -378,6 +384,7 @@ _CHECKS: dict[str, Any] = {
     "ca_bundle": _ca_bundle,
     "endpoint": _endpoint,
     "label": _label,
+    "metadata_keys": checked_keys,
     "project_id": _project_id,
     "tags": tags_of,
 }

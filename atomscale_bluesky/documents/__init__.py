@@ -9,6 +9,7 @@ Guaranteed: no network. Memory does not grow with the run, except for a bounded 
     run_files       makes, writes and ends the files of open runs
     start_document  the run's header, from its start document and the settings
     metadata        what the start document says about instrument, sample, project and tags
+    validation      refuses a run for its metadata, for those who want that
     selection       which event streams and data keys are taken
     descriptor      reads a descriptor that may lack nearly everything
     event_stream    one event stream: which of its keys are channels, and its rows

@@ -1,9 +1,10 @@
 """Reads from a start document how to initialize the run's streams. Pure.
 
 The keys `synth_source_id`, `physical_sample` or `physical_sample_id`, `project_id`, `tags`, `track_sample`,
-`stream_name` and `points_per_chunk` are read either at the top level of the start document, where other keys are
-ignored, or in a dict under `atomscale`, which takes precedence and in which an unknown key is an error. None and the
-empty text count as absent. Numbers may come as text or numpy integers.
+`stream_name` and `points_per_chunk` are read in a dict under `atomscale`, in which all is ours, or at the top level of
+the start document, where a facility may use the same words for its own purposes: there a value is ours only if it can
+be. In the dict, None and the empty text mean that there is none; at the top level they count as absent, as does the NaN
+of an empty cell. Numbers may come as text, whole floats or numpy's.
 
 Everything else in a start document stays on this machine, and may be of any kind.
 """
@@ -11,9 +12,11 @@ Everything else in a start document stays on this machine, and may be of any kin
 from __future__ import annotations
 
 import hashlib
+import math
 import operator
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -21,14 +24,19 @@ import numpy as np
 import orjson
 
 from ..errors import MetadataError
-from ..model.identifiers import is_uuid, name_of, tags_of, uuid_of
+from ..model.identifiers import is_nearly_uuid, is_uuid, name_of, tags_of, uuid_of
 from ..model.labels import MAX_LOOKED_AT, one_line, shortened
 from ..model.links import Links
+from ..model.metadata_keys import ALL_OTHERS, METADATA_KEYS, NAMESPACE
 
 # A start document with more values than this is digested only in part, with the first `_FIRST` values of larger parts.
 MOST_DIGESTED = 20_000
 _FIRST = 20
-NAMESPACE = "atomscale"
+# A number beyond this is no sample's name.
+_LARGEST_NAME = 10**18
+_SAMPLE = frozenset({"physical_sample", "physical_sample_id"})
+# Keys whose value is an id, or may be one.
+_IDS = _SAMPLE | {"project_id"}
 
 
 class RunMetadata(msgspec.Struct, frozen=True):
@@ -37,84 +45,126 @@ class RunMetadata(msgspec.Struct, frozen=True):
     links: Links
     label: str | None  # from the run's metadata; None if the template applies
     points_per_chunk: int | None
+    # Keys of the start document whose values are somebody else's, each with what was expected of it.
+    others: tuple[tuple[str, str], ...] = ()
 
 
-def validate_metadata(md: Mapping[str, Any], *, require_synth_source_id: bool = False) -> None:
-    """Accept or refuse a run's metadata before the plan begins: `RE.md_validator = validate_metadata`.
-
-    Args:
-        md: The metadata that will become the start document.
-        require_synth_source_id: Also refuse a run that names no growth instrument:
-            `RE.md_validator = functools.partial(validate_metadata, require_synth_source_id=True)`.
-
-    Raises:
-        MetadataError: The run's streams could not be initialized with these metadata, or a growth instrument is
-            required and missing.
-    """
-    if read_metadata(md).links.synth_source_id is None and require_synth_source_id:
-        raise MetadataError(
-            "metadata 'synth_source_id' is missing; name the growth instrument of this run, as in "
-            "`RE(plan, synth_source_id=42)`: `atomscale-bluesky instruments` lists them with their numbers"
-        )
-
-
-def read_metadata(start: Mapping[str, Any], defaults: Links | None = None) -> RunMetadata:
+def read_metadata(
+    start: Mapping[str, Any], defaults: Links | None = None, keys: Mapping[str, str] | None = None
+) -> RunMetadata:
     """Return what a start document, or the metadata that will become one, say about the run's streams.
 
     Args:
         start: The document, or the metadata.
         defaults: The links of a run for which the metadata name none; None if that is not known.
+        keys: The setting `metadata_keys`.
 
     Raises:
-        MetadataError: A value cannot be used, or the `atomscale` dict has an unknown key.
+        MetadataError: A value that is certainly meant for us cannot be used: one in the dict `atomscale`, of a key that
+            `keys` names, of `synth_source_id`, or one that is nearly a UUID. Or the dict has an unknown key.
     """
-    given = {name: start.get(name) for name in _READERS}
-    own = start.get(NAMESPACE)
-    if isinstance(own, Mapping):
-        unknown = sorted(str(key) for key in own if key not in _READERS)
-        if unknown:
-            raise MetadataError(
-                f"metadata {NAMESPACE!r} holds {_shown(unknown[0])}, which means nothing here; "
-                f"it may hold {', '.join(_READERS)}"
-            )
-        own = {name: value for name, value in own.items() if not _absent(value)}
-        if own.keys() & {"physical_sample", "physical_sample_id"}:  # two keys for the same thing
-            given |= {"physical_sample": None, "physical_sample_id": None}
-        given.update(own)
-    elif own is not None:
-        raise MetadataError(f"metadata {NAMESPACE!r} is {_shown(own)}; expected a dict, or leave it out")
-    read = {name: _READERS[name](name, value) for name, value in given.items() if not _absent(value)}
+    keys = keys or {}
+    found = _Found()
+    own = _own_dict(start)
+    # Two keys for the same thing: whichever of them the dict has, it decides about both.
+    decided = own.keys() | (_SAMPLE if own.keys() & _SAMPLE else set())
+    for name in METADATA_KEYS:
+        if name in decided:
+            found.read_strictly(name, own.get(name))
+            continue
+        at = keys.get(name, keys.get(ALL_OTHERS, name))
+        value = None if at == NAMESPACE else start.get(at)
+        if not _absent(value):
+            (found.read_strictly if name in keys else found.read_if_ours)(name, value, at)
     return RunMetadata(
-        links=_links(read, defaults),
-        label=read.get("stream_name"),
-        points_per_chunk=read.get("points_per_chunk"),
+        links=_links(found, defaults),
+        label=found.values.get("stream_name"),
+        points_per_chunk=found.values.get("points_per_chunk"),
+        others=tuple(found.others.items()),
     )
 
 
-def _links(read: Mapping[str, Any], defaults: Links | None) -> Links:
-    name, sample_id = read.get("physical_sample"), read.get("physical_sample_id")
-    if name is not None and is_uuid(name):
-        name, sample_id = None, sample_id or name
-    if name is not None and sample_id is not None:
+class _Found:
+    """What was found in a start document."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}  # what was read; None where the dict says that there is none
+        self.strict: set[str] = set()  # what is certainly meant for us
+        self.others: dict[str, str] = {}  # key of the start document → why its value is not ours
+
+    def read_strictly(self, name: str, value: object, at: str = "") -> None:
+        """Read a value that is meant for us."""
+        self.strict.add(name)
+        self.values[name] = None if _absent(value) else _READERS[name](at or name, value)
+
+    def read_if_ours(self, name: str, value: object, at: str) -> None:
+        """Read a value at the top level, which may be somebody else's."""
+        try:
+            self.values[name] = _READERS[name](at, value)
+        except MetadataError as error:
+            if name == "synth_source_id" or (name in _IDS and is_nearly_uuid(value)):
+                raise
+            self.others[at] = str(error)
+        except Exception as error:  # noqa: BLE001 - a foreign object may do anything when it is asked for its value
+            if name == "synth_source_id":
+                raise
+            self.others[at] = f"metadata {at!r} cannot be read: {type(error).__name__}"
+
+    def take_for_others(self, name: str, why: str) -> None:
+        """Leave out a value that can be ours, but not together with the others."""
+        if name in self.strict:
+            raise MetadataError(why)
+        self.others[name] = why
+        self.values.pop(name, None)
+
+
+def _own_dict(start: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the dict of ours."""
+    own = start.get(NAMESPACE)
+    if own is None:
+        return {}
+    if not isinstance(own, Mapping):
+        raise MetadataError(f"metadata {NAMESPACE!r} is {_shown(own)}; expected a dict, or leave it out")
+    unknown = sorted(str(key) for key in own if key not in _READERS)
+    if unknown:
         raise MetadataError(
+            f"metadata {NAMESPACE!r} holds {_shown(unknown[0])}, which means nothing here; "
+            f"it may hold {', '.join(_READERS)}"
+        )
+    return own
+
+
+def _links(found: _Found, defaults: Links | None) -> Links:
+    read = found.values
+    name = read.get("physical_sample")
+    if name is not None and is_uuid(name):
+        # An id in the place of the name.
+        read["physical_sample"], read["physical_sample_id"] = None, read.get("physical_sample_id") or name
+    name, sample_id = read.get("physical_sample"), read.get("physical_sample_id")
+    if name is not None and sample_id is not None:
+        why = (
             f"metadata 'physical_sample' is {_shown(name)} and 'physical_sample_id' is {_shown(sample_id)}; "
             f"name one physical sample, in one of them"
         )
+        lenient = "physical_sample" if "physical_sample" not in found.strict else "physical_sample_id"
+        found.take_for_others(lenient, why)
     default = defaults or Links()
     links = Links(
         synth_source_id=read.get("synth_source_id", default.synth_source_id),
-        physical_sample_id=sample_id,
+        physical_sample_id=read.get("physical_sample_id"),
         project_id=read.get("project_id", default.project_id),
-        physical_sample=name,
-        tags=read.get("tags", default.tags),
-        track_sample=read.get("track_sample", False),
+        physical_sample=read.get("physical_sample"),
+        tags=read.get("tags", default.tags) or (),
+        track_sample=read.get("track_sample") or False,
     )
-    has_sample = bool(name or sample_id)
+    has_sample = bool(links.physical_sample or links.physical_sample_id)
     if links.track_sample and not (has_sample and (links.project_id or defaults is None)):
-        raise MetadataError(
+        found.take_for_others(
+            "track_sample",
             f"metadata 'track_sample' is True, and no {'project' if has_sample else 'physical sample'} is named; a "
-            f"project tracks a sample: give both `project_id` and `physical_sample`, or leave `track_sample` out"
+            f"project tracks a sample: give both `project_id` and `physical_sample`, or leave `track_sample` out",
         )
+        links = msgspec.structs.replace(links, track_sample=False)
     return links
 
 
@@ -226,17 +276,44 @@ def _shown(value: object) -> str:
 
 
 def _absent(value: object) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+    """Return True for None, blank text, and the NaN that a spreadsheet's empty cell gives."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _integer(name: str, value: object) -> int:
     try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = int(value.strip()) if isinstance(value, str) else operator.index(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        number = _whole(value)
+    except (TypeError, ValueError, ArithmeticError):
         raise MetadataError(f"metadata {name!r} is {_shown(value)}; expected a whole number such as 42") from None
     return number
+
+
+def _whole(value: object) -> int:
+    """Return a whole number, which a spreadsheet may have made a float: 42.0 is 42."""
+    if isinstance(value, bool | np.bool_):
+        raise TypeError
+    if isinstance(value, str):
+        text = value.strip()
+        whole, point, rest = text.partition(".")
+        return int(whole if point and rest and not rest.strip("0") else text)
+    if isinstance(value, float | np.floating | Decimal):
+        if value != int(value):
+            raise ValueError
+        return int(value)
+    return operator.index(value)  # type: ignore[arg-type]
+
+
+def _name(value: object) -> str:
+    """Return the name of a sample. A number is a name too: a spreadsheet makes 1234 of the name "1234"."""
+    if isinstance(value, Decimal | np.floating):
+        value = float(value)
+    if isinstance(value, int | float | np.integer) and not isinstance(value, bool):
+        if isinstance(value, float) and not value.is_integer():
+            return name_of(str(value) if math.isfinite(value) else None)
+        return name_of(str(int(value)) if abs(value) < _LARGEST_NAME else None)
+    return name_of(value)
 
 
 def _source_id(name: str, value: object) -> int:
@@ -279,7 +356,7 @@ def _text(name: str, value: object) -> str:
 
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "synth_source_id": _source_id,
-    "physical_sample": _checked(name_of),
+    "physical_sample": _checked(_name),
     "physical_sample_id": _checked(uuid_of),
     "project_id": _checked(uuid_of),
     "tags": _checked(tags_of),

@@ -234,7 +234,7 @@ class DocumentRecorder:
     def _known_of(self, doc: Mapping[str, Any]) -> tuple[str, Header, KnownRun | None]:
         """Return a run's uid and header, and what was taken of it before. Needs no lock; may read the disk."""
         uid = uid_of(doc)
-        header = header_of(doc, uid, self.settings)
+        header = header_of(doc, uid, self.settings, self._rejections.say_once)
         if self.settings.resend or time.time() - header.started <= REPLAY_AGE_S:
             return uid, header, None
         run = self._runs.get(uid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
 from ..errors import ChannelError, MetadataError
@@ -34,12 +34,26 @@ def uid_of(start: Mapping[str, Any]) -> str:
     return uid
 
 
-def header_of(start: Mapping[str, Any], uid: str, settings: Settings) -> Header:
-    """Return the first line of a run's journal, whatever its start document holds. Unusable metadata park the run."""
+def header_of(
+    start: Mapping[str, Any],
+    uid: str,
+    settings: Settings,
+    note: Callable[[str, str], object] = lambda about, text: None,
+) -> Header:
+    """Return the first line of a run's journal, whatever its start document holds.
+
+    Values that are meant for us and cannot be used park the run.
+
+    Args:
+        start: The document.
+        uid: The run's uid.
+        settings: What the metadata do not say.
+        note: Is called for each value that is taken for somebody else's, with what it is about and a text.
+    """
     problem, links, points, label = None, Links(), settings.points_per_chunk, None
     defaults = Links(synth_source_id=settings.synth_source_id, project_id=settings.project_id, tags=settings.tags)
     try:
-        metadata = read_metadata(start, defaults)
+        metadata = read_metadata(start, defaults, settings.metadata_keys)
     except MetadataError as error:
         problem = str(error)
     except Exception as error:  # noqa: BLE001 - a foreign object may do anything when it is asked for its value
@@ -47,6 +61,12 @@ def header_of(start: Mapping[str, Any], uid: str, settings: Settings) -> Header:
     else:
         links, label = metadata.links, metadata.label
         points = metadata.points_per_chunk or points
+        for key, why in metadata.others:
+            note(
+                f"other's {key}",
+                f"run {uid} is streamed without its {key!r}, taken for another program's: {why}; what is for Atomscale "
+                f"can be in the dict `atomscale`, and the setting `metadata_keys` says which keys are read",
+            )
     return Header(
         format=FORMAT,
         run_uid=uid,

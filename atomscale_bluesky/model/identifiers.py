@@ -24,6 +24,10 @@ FAMILIES = ("metrology", "tool-state")
 # An id in the documentation is a UUID. Whatever its form, an id must not lead a request to another path.
 _ID = re.compile(r"[0-9A-Za-z._~:@+=,-]{1,255}")
 
+# How many hexadecimal digits a UUID has, and the longest text that is checked for being nearly one.
+_UUID_DIGITS = 32
+_LONGEST_NEARLY = 60
+
 
 def uuid_of(value: object) -> str:
     """Return a UUID in the form in which Atomscale writes it."""
@@ -44,6 +48,21 @@ def is_uuid(text: str) -> bool:
         return str(uuid.UUID(text)) == text.lower()
     except ValueError:
         return False
+
+
+def is_nearly_uuid(value: object) -> bool:
+    """Return True if a value is no UUID, but text that was meant as one: a digit or two are missing, added or wrong.
+
+    A text of 32 hexadecimal digits is a UUID. Hashes of 24 or 40 digits, as other programs use them, are not near one.
+    """
+    if not isinstance(value, str) or len(value) > _LONGEST_NEARLY:
+        return False
+    text = value.strip().strip("{}").lower().removeprefix("urn:uuid:").strip()
+    letters = text.replace("-", "")
+    wrong = sum(letter not in "0123456789abcdef" for letter in letters)
+    if not _UUID_DIGITS - 2 <= len(letters) <= _UUID_DIGITS + 2:
+        return False
+    return wrong == 0 or (wrong <= 2 and text.count("-") in {3, 4, 5})
 
 
 def name_of(value: object) -> str:

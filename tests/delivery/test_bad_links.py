@@ -93,7 +93,7 @@ def test_what_cannot_be_a_name_or_an_id_parks_the_run_with_what_was_expected_and
     said: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    uid = run(callback, **metadata)
+    uid = run(callback, atomscale=metadata)
 
     assert not callback.drain(timeout_s=20)
     (parked,) = callback.status()

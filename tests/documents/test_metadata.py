@@ -14,10 +14,11 @@ from event_model import compose_run, sanitize_doc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomscale_bluesky import MetadataError, validate_metadata
+from atomscale_bluesky import MetadataError, Settings, validate_metadata
 from atomscale_bluesky.documents.metadata import RunMetadata, content_digest, read_metadata, run_label
 from atomscale_bluesky.model.labels import MAX_LABEL, label_with_reason, stream_label
 from atomscale_bluesky.model.links import Links
+from atomscale_bluesky.model.metadata_keys import METADATA_KEYS
 
 SAMPLE = "6f0e2c1a-93c4-4b7e-8d55-0a1b2c3d4e5f"
 # A value where a start document may have it: at the top level, or in the dict of our own.
@@ -49,6 +50,11 @@ def read(name: str, metadata: RunMetadata) -> Any:
         ("synth_source_id", np.int64(42), 42),
         ("synth_source_id", np.array(42), 42),
         ("synth_source_id", np.str_("42"), 42),
+        ("synth_source_id", 42.0, 42),
+        ("synth_source_id", np.float32(42), 42),
+        ("synth_source_id", Decimal(42), 42),
+        ("synth_source_id", "42.0", 42),
+        ("synth_source_id", math.nan, None),
         ("synth_source_id", None, None),
         ("synth_source_id", "", None),
         ("synth_source_id", "  ", None),
@@ -61,6 +67,13 @@ def read(name: str, metadata: RunMetadata) -> Any:
         ("physical_sample", " GaN-0417 ", "GaN-0417"),
         ("physical_sample", "Mu\u0308nchen", "M\u00fcnchen"),
         ("physical_sample", "x" * 255, "x" * 255),
+        ("physical_sample", 417, "417"),
+        ("physical_sample", 417.0, "417"),
+        ("physical_sample", np.int64(417), "417"),
+        ("physical_sample", 41.5, "41.5"),
+        ("physical_sample", Decimal("41.5"), "41.5"),
+        ("physical_sample", "417.0", "417.0"),
+        ("physical_sample", math.nan, None),
         ("physical_sample", "  ", None),
         ("tags", "night shift", ("night shift",)),
         ("tags", [" night shift ", "", "Night Shift", "recipe 12"], ("night shift", "recipe 12")),
@@ -78,6 +91,7 @@ def read(name: str, metadata: RunMetadata) -> Any:
         ("points_per_chunk", 1, 1),
         ("points_per_chunk", "100", 100),
         ("points_per_chunk", 100_000, 100_000),
+        ("points_per_chunk", 1e2, 100),
     ],
 )
 def test_a_value_is_read_as_plans_write_it(at: Any, name: str, value: Any, expected: Any) -> None:
@@ -88,8 +102,7 @@ def test_a_value_is_read_as_plans_write_it(at: Any, name: str, value: Any, expec
     assert read(name, read_metadata(metadata)) == expected
 
 
-@LEVELS
-@pytest.mark.parametrize(
+WRONG = pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
         ("synth_source_id", -1, "0 or more"),
@@ -97,13 +110,14 @@ def test_a_value_is_read_as_plans_write_it(at: Any, name: str, value: Any, expec
         ("synth_source_id", 10**5000, "0 or more"),
         ("synth_source_id", "9" * 5000, "a whole number such as 42"),
         ("synth_source_id", "MBE 2", "a whole number such as 42"),
-        ("synth_source_id", 42.0, "a whole number such as 42"),
+        ("synth_source_id", 42.5, "a whole number such as 42"),
+        ("synth_source_id", "42.5", "a whole number such as 42"),
+        ("synth_source_id", math.inf, "a whole number such as 42"),
         ("synth_source_id", True, "a whole number such as 42"),
         ("synth_source_id", np.bool_(True), "a whole number such as 42"),
-        ("synth_source_id", math.nan, "a whole number such as 42"),
         ("synth_source_id", [42], "a whole number such as 42"),
         ("synth_source_id", np.array([42, 43]), "a whole number such as 42"),
-        ("synth_source_id", Decimal(42), "a whole number such as 42"),
+        ("synth_source_id", Decimal("sNaN"), "a whole number such as 42"),
         ("synth_source_id", Odd(), "a whole number such as 42"),
         ("physical_sample_id", "wafer 17", "a UUID such as"),
         ("physical_sample_id", 17, "a UUID such as"),
@@ -111,7 +125,10 @@ def test_a_value_is_read_as_plans_write_it(at: Any, name: str, value: Any, expec
         ("project_id", SAMPLE + "0", "a UUID such as"),
         ("project_id", {"id": SAMPLE}, "a UUID such as"),
         ("project_id", Odd(), "a UUID such as"),
-        ("physical_sample", 417, "printable text on one line"),
+        ("physical_sample", True, "printable text on one line"),
+        ("physical_sample", math.inf, "printable text on one line"),
+        ("physical_sample", Decimal("Infinity"), "printable text on one line"),
+        ("physical_sample", 10**400, "printable text on one line"),
         ("physical_sample", "GaN\n0417", "printable text on one line"),
         ("physical_sample", {"name": "GaN-0417"}, "printable text on one line"),
         ("physical_sample", "x" * 300, "up to 255 characters, there are 300"),
@@ -132,19 +149,156 @@ def test_a_value_is_read_as_plans_write_it(at: Any, name: str, value: Any, expec
         ("points_per_chunk", 0, "1 to 100000"),
         ("points_per_chunk", 100_001, "1 to 100000"),
         ("points_per_chunk", -(10**5000), "1 to 100000"),
-        ("points_per_chunk", 1e2, "a whole number"),
+        ("points_per_chunk", 12.5, "a whole number"),
     ],
     ids=lambda value: f"{type(value).__name__}" if not isinstance(value, str) or len(value) > 40 else None,
 )
-def test_a_value_that_cannot_be_used_is_named_with_what_is_expected(
-    at: Any, name: str, value: Any, expected: str
+
+
+@WRONG
+def test_a_value_in_the_dict_that_cannot_be_used_is_named_with_what_is_expected(
+    name: str, value: Any, expected: str
 ) -> None:
     with pytest.raises(MetadataError, match=f"metadata {name!r} is .*; expected .*{expected}") as caught:
-        validate_metadata(at({name: value}))
+        validate_metadata({"atomscale": {name: value}})
 
     text = str(caught.value)
     assert len(text) < 220
     assert text.isprintable()
+
+
+@WRONG
+def test_a_value_at_the_top_level_that_cannot_be_ours_is_named_and_parks_nothing(
+    name: str, value: Any, expected: str
+) -> None:
+    if name == "synth_source_id" or value == SAMPLE + "0":  # nobody else's word, and a typing error
+        with pytest.raises(MetadataError, match=f"metadata {name!r} is .*; expected .*{expected}"):
+            validate_metadata({name: value})
+        return
+    site = Links(synth_source_id=7, project_id=SAMPLE, tags=("chamber 3",))
+
+    validate_metadata({name: value})
+    found = read_metadata({name: value}, site)
+
+    assert (found.links, found.label, found.points_per_chunk) == (site, None, None)
+    ((key, why),) = found.others
+    assert key == name
+    assert why.isprintable()
+    assert expected in why
+    assert len(why) < 220
+
+
+class Hostile:
+    """An object of somebody else's that may not be asked for anything."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __bool__(self) -> bool:
+        raise RuntimeError("neither")
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("not comparable")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_no_object_of_somebody_elses_at_the_top_level_parks_a_run() -> None:
+    given = {name: Hostile() for name in METADATA_KEYS if name != "synth_source_id"}
+
+    assert [key for key, _ in read_metadata(given).others] == list(given)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SAMPLE[:-1],
+        SAMPLE[1:],
+        SAMPLE + "0",
+        SAMPLE.replace("-", "")[:-1],
+        SAMPLE.replace("6f", "6g"),
+        SAMPLE.replace("0a1b", "Oalb"),
+        "{" + SAMPLE[:-2] + "}",
+        f"urn:uuid:{SAMPLE[:-1]}",
+        f" {SAMPLE[:-1]} ",
+    ],
+)
+@pytest.mark.parametrize("name", ["project_id", "physical_sample_id"])
+def test_a_uuid_with_a_typing_error_parks_the_run_wherever_it_stands(name: str, text: str) -> None:
+    for metadata in ({name: text}, {"atomscale": {name: text}}):
+        with pytest.raises(MetadataError, match=f"metadata '{name}' is .* expected a UUID"):
+            validate_metadata(metadata)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "GUP-77123",
+        "507f1f77bcf86cd799439011",  # an ObjectId
+        "da39a3ee5e6b4b0d3255bfef95601890afd80709",  # a SHA-1
+        "2026-11-29-growth-of-GaN-on-sapphire",
+        "https://data.example/projects/77123/x",
+        "x" * 10**6,
+        77123,
+    ],
+    ids=lambda value: str(value)[:12],
+)
+@pytest.mark.parametrize("name", ["project_id", "physical_sample_id"])
+def test_an_id_of_somebody_elses_is_not_taken_for_a_typing_error(name: str, text: Any) -> None:
+    validate_metadata({name: text})
+
+    assert read_metadata({name: text}).links == Links()
+
+
+def test_none_in_the_dict_means_none_whatever_the_top_level_and_the_site_have() -> None:
+    site = Links(synth_source_id=7, project_id=SAMPLE, tags=("chamber 3",))
+    top = {"synth_source_id": 1, "project_id": SAMPLE, "tags": ["a"], "physical_sample": "b", "stream_name": "c"}
+    top |= {"points_per_chunk": 50, "physical_sample_id": SAMPLE}
+
+    for none in (None, " ", math.nan):
+        own = dict.fromkeys([*top, "track_sample"], none)
+        assert read_metadata(top | {"atomscale": own}, site) == RunMetadata(Links(), None, None)
+    for sample in ("physical_sample", "physical_sample_id"):
+        found = read_metadata(top | {"atomscale": {sample: None}}, site)
+        assert (found.links.physical_sample, found.links.physical_sample_id) == (None, None)
+        assert found.links.project_id == SAMPLE
+
+
+def test_a_setting_names_the_keys_to_read() -> None:
+    start = {"project_id": "GUP-77123", "atomscale_project": SAMPLE, "sample": {"name": "x"}, "wafer": 1234}
+    keys = {"project_id": "atomscale_project", "physical_sample": "wafer"}
+
+    found = read_metadata(start, keys=keys)
+
+    assert found.links == Links(project_id=SAMPLE, physical_sample="1234")
+    assert found.others == ()
+
+
+def test_what_the_setting_names_is_meant_for_us_and_cannot_be_anything_else() -> None:
+    settings = Settings(metadata_keys={"project_id": "atomscale_project", "tags": "tags"})
+
+    for wrong in ({"atomscale_project": "GUP-77123"}, {"tags": {"campaign": "A"}}):
+        with pytest.raises(MetadataError, match=f"metadata '{next(iter(wrong))}' is "):
+            validate_metadata(wrong, settings=settings)
+    validate_metadata({"project_id": SAMPLE[:-1], "physical_sample": {}}, settings=settings)
+
+
+def test_a_setting_can_leave_the_top_level_to_others() -> None:
+    start = {"project_id": SAMPLE, "tags": ["a"], "synth_source_id": "x", "physical_sample": 5}
+    start |= {"atomscale": {"project_id": SAMPLE.upper()}}
+    keys = {"*": "atomscale"}
+
+    assert read_metadata(start, keys=keys) == RunMetadata(Links(project_id=SAMPLE), None, None)
+    one = read_metadata(start | {"synth_source_id": 5}, keys=keys | {"tags": "tags"})
+    assert one.links == Links(project_id=SAMPLE, tags=("a",))
+
+
+def test_the_validator_reads_the_settings_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    validate_metadata({"wafer": "two\nlines"})
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_METADATA_KEYS", "physical_sample=wafer")
+
+    with pytest.raises(MetadataError, match="metadata 'wafer' is"):
+        validate_metadata({"wafer": "two\nlines"})
 
 
 def test_the_dict_of_our_own_wins_over_the_top_level() -> None:
@@ -155,7 +309,6 @@ def test_the_dict_of_our_own_wins_over_the_top_level() -> None:
         "atomscale": {"synth_source_id": 2},
     }
     start["atomscale"]["project_id"] = SAMPLE
-    start["atomscale"]["points_per_chunk"] = None
 
     metadata = read_metadata(start)
 
@@ -310,10 +463,17 @@ def test_a_sample_named_by_its_id_is_that_sample() -> None:
     assert read_metadata({"physical_sample": f" {SAMPLE.upper()}"}).links.physical_sample_id == SAMPLE
 
 
-@LEVELS
-def test_two_physical_samples_are_one_too_many(at: Any) -> None:
+def test_two_physical_samples_are_one_too_many() -> None:
+    both = {"physical_sample": "GaN-0417", "physical_sample_id": SAMPLE}
     with pytest.raises(MetadataError, match="name one physical sample"):
-        validate_metadata(at({"physical_sample": "GaN-0417", "physical_sample_id": SAMPLE}))
+        validate_metadata({"atomscale": both})
+
+    found = read_metadata(both)
+
+    assert found.links == Links(physical_sample_id=SAMPLE)  # an id cannot be mistaken
+    assert [key for key, _ in found.others] == ["physical_sample"]
+    named = read_metadata({"wafer": "GaN-0417", "physical_sample_id": SAMPLE}, keys={"physical_sample": "wafer"})
+    assert named.links == Links(physical_sample="GaN-0417")
 
 
 def test_the_sample_of_our_own_dict_wins_over_that_of_the_top_level_however_each_is_named() -> None:
@@ -329,11 +489,16 @@ def test_to_track_a_sample_takes_a_sample_and_a_project() -> None:
     assert read_metadata(both, Links()).links.track_sample
     assert read_metadata({"physical_sample": "x", "track_sample": True}, Links(project_id=SAMPLE)).links.track_sample
 
+    no_project, no_sample = both | {"project_id": None}, both | {"physical_sample": None}
     with pytest.raises(MetadataError, match="no project is named"):
-        read_metadata({"physical_sample": "GaN-0417", "track_sample": True}, Links())
+        read_metadata({"atomscale": no_project}, Links())
     with pytest.raises(MetadataError, match="no physical sample is named"):
-        validate_metadata({"project_id": SAMPLE, "track_sample": True})
-    validate_metadata({"physical_sample": "GaN-0417", "track_sample": True})  # the project may be the site's
+        validate_metadata({"atomscale": no_sample})
+    validate_metadata({"atomscale": {"physical_sample": "x", "track_sample": True}})  # the project may be the site's
+    for others in (no_project, no_sample):
+        found = read_metadata(others, Links())
+        assert not found.links.track_sample
+        assert [key for key, _ in found.others] == ["track_sample"]
 
 
 def test_what_a_run_says_of_its_links_wins_over_the_site() -> None:
@@ -401,8 +566,11 @@ def test_a_large_array_has_the_digest_of_its_stored_copy_and_not_of_another() ->
 def test_metadata_of_any_size_are_refused_in_a_moment(name: str) -> None:
     begin = time.thread_time()
     with pytest.raises(MetadataError) as caught:
-        validate_metadata({name: ["x"] * 10**6})
+        validate_metadata({"atomscale": {name: ["x"] * 10**6}})
     took_s = time.thread_time() - begin
 
     assert took_s < 0.05
     assert len(str(caught.value)) < 300
+    begin = time.thread_time()
+    read_metadata({name: ["x"] * 10**6}, keys={"synth_source_id": "atomscale"})
+    assert time.thread_time() - begin < 0.05

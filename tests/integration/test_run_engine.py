@@ -302,7 +302,7 @@ def run_at_once(runs: list[tuple[RunEngine, Iterator[Msg]]]) -> None:
 
 @pytest.mark.parametrize(
     "metadata",
-    [{"synth_source_id": "GEN-II"}, {"atomscale": {"synth_source": 42}}, {"points_per_chunk": 0}],
+    [{"synth_source_id": "GEN-II"}, {"atomscale": {"synth_source": 42}}, {"atomscale": {"points_per_chunk": 0}}],
 )
 def test_the_validator_refuses_metadata_before_any_device_moves(
     metadata: dict[str, Any],
