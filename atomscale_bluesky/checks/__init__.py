@@ -8,5 +8,6 @@ Guaranteed: a check changes nothing in Atomscale, except `probe`, which makes st
     probe         what an endpoint permits beyond its documentation; probe_streams, the streams it makes for that
     verification  reads a run back and compares it with its journal, point by point
     recordings    the same for recorded documents
+    recorded_documents  reads these from files of any format in use
     comparison    how two series of points differ. Pure.
 """

@@ -11,87 +11,81 @@ Memory holds the run's points and the points read back.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 from ..api.client import Client
 from ..api.read_back import ReadBack
 from ..chunking.run_chunker import RunChunker
 from ..documents.recorder import DocumentRecorder
-from ..errors import AtomscaleBlueskyError, DocumentError
+from ..errors import DocumentError
 from ..model.identifiers import FAMILIES
 from ..settings import Settings
 from ..spool.journal import START
 from ..spool.run_claim import RunClaim
 from ..spool.spool import Spool
 from .comparison import Difference, Points, Series, same_time
+from .recorded_documents import Document, RecordingError
 from .verification import PATIENCE_S, StreamDifference, StreamVerified, Verification, read_back, tell
-
-Document = tuple[str, dict[str, Any]]
-
-
-class RecordingError(AtomscaleBlueskyError, ValueError):
-    """A file is not a recorded run."""
-
-
-def read_documents(path: Path) -> Iterator[Document]:
-    """Yield the documents of a file of JSON lines, as bluesky's writers and suitcase-jsonl make them.
-
-    A line is `{"name": …, "doc": …}` or `[name, doc]`. The brackets and commas of bluesky's `JSONWriter` are allowed.
-
-    Raises:
-        RecordingError: The file cannot be read, or a line is not a document. Names the line.
-    """
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, text in enumerate(file, start=1):
-                text = text.strip().removesuffix(",")
-                if text not in {"", "[", "]"}:
-                    yield _document(text, f"{path}, line {number}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordingError(f"{path} cannot be read: {error}") from error
-
-
-def _document(text: str, where: str) -> Document:
-    try:
-        found = json.loads(text)
-        name, doc = (found["name"], found["doc"]) if isinstance(found, dict) else found
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise RecordingError(
-            f'{where} is no document ({type(error).__name__}); expected {{"name": …, "doc": …}} or [name, doc]'
-        ) from error
-    if not isinstance(name, str) or not isinstance(doc, dict):
-        raise RecordingError(f"{where} is no document: a {type(name).__name__} and a {type(doc).__name__}")
-    return name, doc
 
 
 def one_run(documents: Iterable[Document], run: str = "") -> tuple[str, list[Document]]:
     """Return the uid and the documents of the run whose uid begins with `run`, or of the only run.
 
+    An export that is sorted by time may have a descriptor behind its events. Here it comes before them.
+
     Raises:
         RecordingError: There is no such run, or more than one.
     """
-    every = list(documents)
-    uids = [str(doc.get("uid")) for name, doc in every if name == "start"]
-    found = [uid for uid in uids if uid.startswith(run)]
+    uids: list[str] = []
+    ours: dict[str, list[Document]] = {}
+    run_of: dict[str, str] = {}  # descriptor uid → run uid
+    held: dict[str, list[Document]] = {}  # documents by the uid of a descriptor that did not come yet
+    for name, doc in documents:
+        uid = str(doc.get("uid"))
+        if name == "start":
+            uids.append(uid)
+            if uid.startswith(run):
+                ours.setdefault(uid, []).append((name, doc))
+        elif name == "bulk_events":
+            for descriptor in doc:
+                _keep(ours, held, run_of, str(descriptor), (name, {descriptor: doc[descriptor]}))
+        elif "descriptor" in doc and name in {"event", "event_page"}:
+            _keep(ours, held, run_of, str(doc["descriptor"]), (name, doc))
+        else:
+            run_uid = str(doc.get("run_start"))
+            if name == "descriptor":
+                run_of[uid] = run_uid
+            if run_uid in ours:
+                ours[run_uid] += [(name, doc), *held.pop(uid, ())]
+            else:
+                held.pop(uid, None)
+    found = [uid for uid in uids if uid in ours]
     if len(found) != 1:
         shown = ", ".join(uid[:8] for uid in uids[:10]) or "none"
         raise RecordingError(f"{len(found)} recorded runs begin with {run!r}; there are {shown}")
-    uid, descriptors, ours = found[0], set[str](), list[Document]()
-    for name, doc in every:
-        if name == "descriptor" and doc.get("run_start") == uid:
-            descriptors.add(str(doc.get("uid")))
-        mine = (name == "start" and doc.get("uid") == uid) or doc.get("run_start") == uid
-        if mine or doc.get("descriptor") in descriptors:
-            ours.append((name, doc))
-    return uid, ours
+    # A stop that came before events which were held is no end yet.
+    theirs = ours[found[0]]
+    return found[0], [one for one in theirs if one[0] != "stop"] + [one for one in theirs if one[0] == "stop"]
+
+
+def _keep(
+    ours: dict[str, list[Document]],
+    held: dict[str, list[Document]],
+    run_of: dict[str, str],
+    descriptor: str,
+    document: Document,
+) -> None:
+    """Keep a document of events where it belongs; one of a run that is not asked for is dropped."""
+    run_uid = run_of.get(descriptor)
+    if run_uid is None:
+        held.setdefault(descriptor, []).append(document)
+    elif run_uid in ours:
+        ours[run_uid].append(document)
 
 
 def verify_recorded(

@@ -28,7 +28,7 @@ MOST_NAMES = 8  # of series that the service has added; --json has all
     "--file",
     "recording",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Compare with this recorded run, JSON lines of documents, instead of the run's journal.",
+    help="Compare with this recorded run, documents in JSON or MessagePack, instead of the run's journal.",
 )
 @click.option("--data-id", "data_ids", multiple=True, help="With --file: a metrology stream that the run became.")
 @click.option(
@@ -102,7 +102,8 @@ def _with_journal(settings: Settings, run: str, patience_s: float) -> Verificati
 def _with_recording(
     settings: Settings, run: str, recording: Path, data_ids: tuple[str, ...], patience_s: float
 ) -> Verification:
-    from ..checks.recordings import RecordingError, one_run, read_documents, verify_recorded
+    from ..checks.recorded_documents import RecordingError, read_documents
+    from ..checks.recordings import one_run, verify_recorded
 
     out = ConsoleLog(console(stderr=True), logging.ERROR)
     logging.getLogger("atomscale_bluesky").addHandler(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from event_model import compose_run
 from runs import Document, growth
@@ -553,20 +555,25 @@ def array(documents: list[Document]) -> str:
     return "[\n" + ",\n".join(json.dumps({"name": name, "doc": doc}) for name, doc in documents) + "\n]"
 
 
-@pytest.mark.parametrize("written", [suitcase, lines, array])
+def packed_msgpack(documents: list[Document]) -> bytes:
+    return gzip.compress(b"".join(msgpack.packb(document) for document in documents))
+
+
+@pytest.mark.parametrize("written", [suitcase, lines, array, packed_msgpack])
 def test_a_run_that_has_left_the_spool_is_compared_with_its_recorded_documents(
     callback: AtomscaleCallback,
     server: LocalServer,
     spool_dir: Path,
     tmp_path: Path,
-    written: Callable[[list[Document]], str],
+    written: Callable[[list[Document]], str | bytes],
 ) -> None:
     documents = list(growth(points=35))
     documents[17][1]["data"]["k1"] = None
     uid = feed(callback, documents)
     assert callback.drain(timeout_s=10)
     recording = tmp_path / "run.jsonl"
-    recording.write_text(written(documents))
+    content = written(documents)
+    recording.write_bytes(content if isinstance(content, bytes) else content.encode())
 
     done = run_verify(server, spool_dir, uid[:8], "--file", str(recording))
 
@@ -618,7 +625,8 @@ def test_a_recorded_run_of_other_values_is_not_equal(
     ("text", "said"),
     [
         ('{"name": "start"}\n', "line 1 is no document"),
-        ('["start", {"uid": "abc"}]\nnonsense\n', "line 2 is no document"),
+        ('["start", {"uid": "abc"}]\nnonsense\n', "line 2 is no JSON"),
+        ('["start", {"uid": "abc"}]\n["event", {"uid":', "line 2 is cut off"),
         ('["start", 5]\n', "line 1 is no document"),
         ("", "there are none"),
         (suitcase([*growth(points=1), *growth(points=1)]), "2 recorded runs begin with ''"),

@@ -1,0 +1,266 @@
+"""Files of documents, as the tools of Bluesky's world write them: read whole, or refused by line."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import math
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import msgpack_numpy
+import numpy as np
+import pytest
+from bluesky import RunEngine
+from bluesky.callbacks.json_writer import JSONLinesWriter, JSONWriter
+from bluesky.plans import count
+from event_model import pack_event_page
+from ophyd.sim import det1, det2
+from runs import Document, Recorder, growth
+
+from atomscale_bluesky.checks.recorded_documents import CutOffError, RecordingError, read_documents
+from atomscale_bluesky.checks.recordings import one_run
+
+DOCUMENTS: list[Document] = list(growth(points=5))
+
+
+def texts(documents: list[Document]) -> list[str]:
+    return [json.dumps([name, doc]) for name, doc in documents]
+
+
+JSON: dict[str, Callable[[list[Document]], str]] = {
+    "suitcase-jsonl": lambda docs: "".join(text + "\n" for text in texts(docs)),
+    "lines of name and doc": lambda docs: "\n".join(json.dumps({"name": name, "doc": doc}) for name, doc in docs),
+    "lines of type and document": lambda docs: "\n".join(json.dumps({"type": n, "document": d}) for n, d in docs),
+    "array": lambda docs: json.dumps(docs),
+    "indented array": lambda docs: json.dumps(docs, indent=2),
+    "array of one key each": lambda docs: json.dumps([{name: doc} for name, doc in docs], indent=4),
+    "array of runs": lambda docs: json.dumps([docs[:3], docs[3:]]),
+    "json sequence": lambda docs: "".join(f"\x1e{text}\n" for text in texts(docs)),
+    "without newlines": lambda docs: "".join(texts(docs)),
+    "indented, one after the other": lambda docs: "\n".join(json.dumps([n, d], indent=1) for n, d in docs),
+    "byte order mark": lambda docs: "\ufeff" + "\r\n".join(texts(docs)),
+    "array that was never closed": lambda docs: "[\n" + ",\n".join(texts(docs)) + ",\n",
+}
+MSGPACK: dict[str, Callable[[list[Document]], bytes]] = {
+    "msgpack": lambda docs: b"".join(msgpack.packb([name, doc]) for name, doc in docs),
+    "msgpack of mappings": lambda docs: b"".join(msgpack.packb({"name": n, "doc": d}) for n, d in docs),
+    "msgpack without bytes": lambda docs: b"".join(msgpack.packb([n, d], use_bin_type=False) for n, d in docs),
+}
+WRITTEN = {
+    **{kind: lambda docs, write=write: write(docs).encode() for kind, write in JSON.items()},
+    **MSGPACK,
+    "gzip": lambda docs: gzip.compress(JSON["array"](docs).encode()),
+    "gzip of msgpack": lambda docs: gzip.compress(MSGPACK["msgpack"](docs)),
+    "bzip2": lambda docs: bz2.compress(JSON["suitcase-jsonl"](docs).encode()),
+    "xz": lambda docs: lzma.compress(JSON["suitcase-jsonl"](docs).encode()),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_a_recording_is_read_by_its_content_whatever_its_name(tmp_path: Path, kind: str) -> None:
+    recording = tmp_path / "recording.txt"
+    recording.write_bytes(WRITTEN[kind](DOCUMENTS))
+
+    assert list(read_documents(recording)) == DOCUMENTS
+
+
+@pytest.mark.parametrize("writer", [JSONWriter, JSONLinesWriter])
+def test_what_blueskys_own_writers_make_is_read(tmp_path: Path, writer: Any) -> None:
+    recorder = Recorder()
+    engine = RunEngine(context_managers=[])
+    engine.subscribe(recorder)
+    engine.subscribe(writer(str(tmp_path)))
+    engine(count([det1, det2], num=3))
+    (recording,) = tmp_path.iterdir()
+
+    assert list(read_documents(recording)) == [(name, json.loads(json.dumps(doc))) for name, doc in recorder.documents]
+
+
+def test_numpys_arrays_and_numbers_are_read_from_msgpack(tmp_path: Path) -> None:
+    page = pack_event_page(*(doc for name, doc in DOCUMENTS if name == "event"))
+    table = np.array([(1, 2.5)], dtype=[("n", "<i4"), ("x", "<f8", (2,))])
+    data = {"k0": np.arange(5.0), "image": np.ones((2, 3), dtype=">i2"), "n": np.float32(1.5), "table": table}
+    recording = tmp_path / "recording"
+    recording.write_bytes(msgpack_numpy.packb(["event_page", {**page, "data": data}]))
+
+    ((name, found),) = read_documents(recording)
+
+    assert name == "event_page"
+    assert {key: value for key, value in found.items() if key != "data"} == {
+        k: v for k, v in page.items() if k != "data"
+    }
+    assert found["data"].keys() == data.keys()
+    for key, value in data.items():
+        assert found["data"][key].dtype == value.dtype
+        assert np.array_equal(found["data"][key], value)
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return (pytest.fail, ("a pickle of a recording was loaded",))
+
+
+def test_a_pickle_within_a_recording_is_never_loaded(tmp_path: Path) -> None:
+    objects = np.array([Bomb(), None], dtype=object)
+    described = {b"nd": True, b"type": "|O", b"kind": b"", b"shape": (1,), b"data": b"12345678"}
+    for number, value in enumerate((objects, described)):
+        recording = tmp_path / f"{number}"
+        recording.write_bytes(msgpack_numpy.packb(["event", {"data": {"a": value}}]))
+
+    ((_, found),) = read_documents(tmp_path / "0")
+    assert isinstance(found["data"]["a"], dict)
+    with pytest.raises(RecordingError, match="document 1 is no MessagePack"):
+        list(read_documents(tmp_path / "1"))
+
+
+def test_numbers_that_are_not_finite_are_read_from_json(tmp_path: Path) -> None:
+    recording = tmp_path / "recording"
+    recording.write_text('["event", {"data": {"a": NaN, "b": [Infinity, -Infinity]}}]')
+
+    ((_, doc),) = read_documents(recording)
+
+    assert math.isnan(doc["data"]["a"])
+    assert doc["data"]["b"] == [math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("kind", ["suitcase-jsonl", "array", "indented array", "msgpack"])
+def test_what_a_killed_writer_left_is_read_up_to_the_document_that_is_cut_off(tmp_path: Path, kind: str) -> None:
+    whole = WRITTEN[kind](DOCUMENTS)
+    end = len(WRITTEN[kind](DOCUMENTS[:-1]))
+    recording = tmp_path / "recording"
+    for cut in (end + 15, end + 30, len(whole) - 8):
+        recording.write_bytes(whole[:cut])
+        found = []
+
+        with pytest.raises(CutOffError, match="(line|document) [0-9]+ is cut off"):
+            found.extend(read_documents(recording))  # keeps what came before the error
+
+        assert found == DOCUMENTS[:-1]
+
+
+def test_the_line_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    recording = tmp_path / "recording"
+    recording.write_text("\n".join(texts(DOCUMENTS))[:-20])
+
+    with pytest.raises(CutOffError, match=f"recording, line {len(DOCUMENTS)} is cut off"):
+        list(read_documents(recording))
+
+
+def test_packed_data_that_are_cut_off_give_what_came_before(tmp_path: Path) -> None:
+    many = [*DOCUMENTS, *growth(points=3000)]
+    packed = gzip.compress(JSON["suitcase-jsonl"](many).encode())
+    recording = tmp_path / "recording"
+    recording.write_bytes(packed[: len(packed) // 2])
+    found = []
+
+    with pytest.raises(CutOffError, match="ends within packed data"):
+        found.extend(read_documents(recording))
+
+    assert found == many[: len(found)]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"name": "start"}\n', "line 1 is no document but a dict"),
+        (b'["start", {"uid": "a"}]\nnonsense\n', "line 2 is no JSON"),
+        (b'["start", {"uid": "a"}]\n["event", {"uid": "b" "c": 1}]\n["stop", {}]', "line 2 is no JSON: Expecting ','"),
+        (b'["start", 5]\n', "line 1 is no document but a list"),
+        (b'["start", {}, 3]', "line 1 is no document but a list"),
+        (b'\n\n"start"', "line 3 is no document but a str"),
+        (b"42", "line 1 is no document but a int"),
+        (b'{"start": {}, "stop": {}}', "line 1 is no document but a dict"),
+        (b"<html>", "line 1 is no JSON"),
+        (b"\xff\xd8\xff\xe0", "document 1 is no document but a int"),
+        (b"\xc1\x00", "document 1 is no MessagePack"),
+        (msgpack.packb(["start", {"uid": "a"}]) + msgpack.packb("x"), "document 2 is no document but a str"),
+        (b'["start", ' + b'{"a":' * 100_000, "line 1 is nested too deep"),
+        (b"\x1f\x8bnonsense", "cannot be read"),
+        (b'["start", {"uid": "\xff"}]', "cannot be read"),
+    ],
+    ids=range(15),
+)
+def test_what_is_no_document_is_named_with_what_is_expected(tmp_path: Path, content: bytes, said: str) -> None:
+    recording = tmp_path / "recording"
+    recording.write_bytes(content)
+
+    with pytest.raises(RecordingError) as caught:
+        list(read_documents(recording))
+
+    assert said in str(caught.value)
+    assert "recording" in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_an_error_and_an_empty_one_holds_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RecordingError, match="cannot be read"):
+        list(read_documents(tmp_path / "nowhere"))
+    for content in (b"", b"\n \n", b"[]", b"[\n"):
+        (tmp_path / "recording").write_bytes(content)
+        assert list(read_documents(tmp_path / "recording")) == []
+
+
+@pytest.mark.parametrize("kind", ["suitcase-jsonl", "array", "indented array", "without newlines", "msgpack"])
+def test_a_file_of_any_size_is_read_one_document_at_a_time(tmp_path: Path, kind: str) -> None:
+    event = next(doc for name, doc in DOCUMENTS if name == "event")
+    many: list[Document] = [("event", {**event, "data": {f"k{n}": 1.5 for n in range(50)}})] * 20_000
+    recording = tmp_path / "recording"
+    recording.write_bytes(WRITTEN[kind](many))
+    assert recording.stat().st_size > 10_000_000
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in read_documents(recording)) == len(many)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 8_000_000
+
+
+def test_a_document_larger_than_what_is_read_at_a_time_is_read(tmp_path: Path) -> None:
+    large: Document = ("event_page", {"descriptor": "d", "data": {"a": [0.5] * 1_000_000, "b": "x" * 3_000_000}})
+    recording = tmp_path / "recording"
+    recording.write_text(json.dumps([*DOCUMENTS, large, *DOCUMENTS]))
+
+    assert list(read_documents(recording)) == [*DOCUMENTS, large, *DOCUMENTS]
+
+
+# ---- one run of several ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_picked_out_of_the_others_with_its_documents_in_order() -> None:
+    first, second = list(growth(points=5)), list(growth(points=3))
+    mixed = [document for pair in zip(first, second, strict=False) for document in pair]
+    mixed += first[len(second) :]
+
+    uid, found = one_run(mixed, first[0][1]["uid"][:8])
+
+    assert (uid, found) == (first[0][1]["uid"], first)
+    assert one_run(mixed, second[0][1]["uid"])[1] == second
+
+
+def test_a_descriptor_behind_its_events_comes_before_them() -> None:
+    start, descriptor, *events, stop = growth(points=5)
+    other = list(growth(points=2))
+
+    _, found = one_run(
+        [start, *events[:3], other[0], other[2], descriptor, stop, events[3], other[1], events[4]], start[1]["uid"]
+    )
+
+    assert found == [start, descriptor, *events, stop]
+
+
+def test_the_events_of_a_bulk_are_those_of_their_runs() -> None:
+    first, second = list(growth(points=2)), list(growth(points=2))
+    uids = [run[1][1]["uid"] for run in (first, second)]
+    events = {uid: [doc for _, doc in run[2:4]] for uid, run in zip(uids, (first, second), strict=True)}
+    mixed = [*first[:2], *second[:2], ("bulk_events", events), first[-1], second[-1]]
+
+    _, found = one_run(mixed, first[0][1]["uid"])
+
+    assert found == [*first[:2], ("bulk_events", {uids[0]: events[uids[0]]}), first[-1]]
