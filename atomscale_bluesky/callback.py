@@ -15,12 +15,14 @@ import logging
 import time
 import weakref
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .api.client import Client
 from .delivery import exit_hooks
+from .delivery.announcer import Announcer, is_watched
 from .delivery.drain import Drain
 from .delivery.uploader import Uploader
 from .documents.recorder import DocumentRecorder, open_spool
@@ -88,12 +90,13 @@ class AtomscaleCallback:
         self._spool = open_spool(self.settings)
         self._watch = SpoolStatus(self._spool)
         self._uploader = self._make_uploader()
-        self._recorder = DocumentRecorder(self.settings, spool=self._spool, deliverer=self._uploader)
+        self._announcer = self._make_announcer()
+        self._recorder = DocumentRecorder(self.settings, spool=self._spool, deliverer=self._announcer or self._uploader)
         self._closed = self._all_delivered = False
         if self._uploader is not None:
             self._uploader.start()
         # When nothing refers to the callback any more, its threads complete the remaining work, and end.
-        weakref.finalize(self, _retire, self._uploader, self._spool).atexit = False
+        weakref.finalize(self, _retire, self._uploader, self._announcer, self._spool).atexit = False
         exit_hooks.register(self, self._uploader)
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
@@ -118,8 +121,15 @@ class AtomscaleCallback:
         self.close()
 
     def __repr__(self) -> str:
-        """Return a text that names the endpoint and the spool's folder."""
-        return f"<AtomscaleCallback to {self.settings.endpoint}, spool {str(self._spool.path)!r}>"
+        """Return a text that names the endpoint and the spool's folder, and says if nothing is sent."""
+        why = "" if self._uploader is not None else "; nothing is sent, the setting `offline` is on"
+        if why and not self.settings.offline:
+            why = "; nothing is sent, there is no API key"
+        return f"<AtomscaleCallback to {self.settings.endpoint}, spool {str(self._spool.path)!r}{why}>"
+
+    def _repr_html_(self) -> str:
+        """Return the same with the runs that wait, as a table for a notebook. Reads the spool's files."""
+        return f"<div>{escape(repr(self))}</div>{self.status()._repr_html_()}"  # noqa: SLF001 - a notebook's protocol
 
     def drain(self, timeout_s: float, *, progress: bool = False) -> bool:
         """Wait until everything that can be delivered is delivered; for scripts, not for plans.
@@ -240,6 +250,8 @@ class AtomscaleCallback:
         deadline = time.monotonic() + timeout_s
         drained = self._uploader.drain(timeout_s) if self._uploader else self._spool.is_empty()
         self._all_delivered = drained and settled
+        if self._announcer is not None:
+            self._announcer.close()
         _stop_threads(self._uploader, self._spool, max(0.5, deadline - time.monotonic()))
         return self._all_delivered
 
@@ -277,6 +289,12 @@ class AtomscaleCallback:
             uploader = UploaderProcess(self._spool, self.settings, start=place == "process", settle=settle)
         return uploader
 
+    def _make_announcer(self) -> Announcer | None:
+        choice = self.settings.announce
+        if choice == "off" or (choice == "auto" and not is_watched()):
+            return None
+        return Announcer(self._spool, self.settings, self._uploader)
+
     def after_fork_in_child(self) -> None:
         """Forget the parent's runs and threads, which belong to the parent.
 
@@ -286,7 +304,7 @@ class AtomscaleCallback:
         self._recorder.after_fork_in_child()
         if self._uploader:
             self._uploader.after_fork_in_child()
-        self._uploader = None
+        self._uploader = self._announcer = None
 
 
 def _stop_threads(uploader: Uploader | UploaderProcess | None, spool: Spool, timeout_s: float) -> None:
@@ -295,7 +313,9 @@ def _stop_threads(uploader: Uploader | UploaderProcess | None, spool: Spool, tim
     spool.writers.close(timeout_s)
 
 
-def _retire(uploader: Uploader | UploaderProcess | None, spool: Spool) -> None:
+def _retire(uploader: Uploader | UploaderProcess | None, announcer: Announcer | None, spool: Spool) -> None:
     spool.writers.retire()
+    if announcer is not None:
+        announcer.retire()
     if uploader is not None and uploader.running:
         uploader.retire()

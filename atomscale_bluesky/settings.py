@@ -46,6 +46,7 @@ LayoutChoice = Literal["time_base", "run"]
 Keep = Literal["finalized", "verified"]
 ClockOf = Literal["host", "reference"]
 UploaderPlace = Literal["thread", "process", "none"]
+Announce = Literal["auto", "on", "off"]
 
 
 def _setting(text: str, **bounds: Any) -> Meta:
@@ -171,6 +172,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         bool, _setting("Send a run again that was sent before, for instance when recorded documents are replayed.")
     ] = False
     offline: Annotated[bool, _setting("Spool only; send nothing.")] = False
+    announce: Annotated[
+        Announce,
+        _setting("Print a line when a run begins and when its delivery ends: where a person sees it (a terminal or a "
+                 "notebook), always, or never."),
+    ] = "auto"  # fmt: skip
 
     def __repr__(self) -> str:
         """Return a text with all settings. Of the key it only says that it is set."""

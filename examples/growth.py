@@ -27,9 +27,5 @@ metadata = {
 with SimulatedChamber(speed=0.0) as chamber:
     RE(grow(chamber, QUICK, metadata, period_s=None, on_step=print))
 
-if callback.drain(timeout_s=30.0):
-    print("All of it is delivered.")
-else:
-    for run in callback.status():
-        print(f"{run.points.waiting} points of {run.label!r} wait in the spool; they go out with the next session.")
-callback.close()
+print("All of it is delivered." if callback.drain(timeout_s=30.0) else callback.status())
+callback.close()  # in a terminal a line says how many points are delivered, and under which data_id

@@ -3,7 +3,8 @@
     export ATOMSCALE_API_KEY=...
     python examples/minimal.py
 
-What is still under way when the plan has ended is delivered while Python ends.
+In a terminal two lines tell what the run is called in Atomscale, and what became of it. What is still under way when
+the plan has ended is delivered while Python ends.
 """
 
 from bluesky import RunEngine

@@ -347,6 +347,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "probed": ("true", True),
     "resend": ("true", True),
     "offline": ("true", True),
+    "announce": ("off", "off"),
 }
 
 

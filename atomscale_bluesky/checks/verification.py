@@ -24,11 +24,13 @@ from ..api.read_back import ReadBack
 from ..chunking.recut import cut_again
 from ..errors import ApiRefusedError, ApiTooLargeError, ApiUnavailableError, SpoolError
 from ..model.points import packed
+from ..model.text import plain
 from ..spool.ledger import LedgerReader, facts_of
 from ..spool.ledger_format import Confirmed, Moved, Tried
 from ..spool.ledger_state import StreamState
 from ..spool.run_reader import LEDGER, RunReader
 from ..status.account import Account, Counts
+from ..status.notebook import html_table
 from .comparison import Difference, Part, Points, Series, arrangement, differences, same_points
 
 # How many differences are reported. Further ones are only counted.
@@ -59,7 +61,7 @@ class StreamVerified:
     added: dict[str, int] = field(default_factory=dict)  # series of the service's own: name, and how many values
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Verification:
     """The result of reading a run back."""
 
@@ -113,6 +115,16 @@ class Verification:
     def equal(self) -> bool:
         """Return True if the whole run is in Atomscale, and all of it is equal."""
         return self.arrived and not (self.waiting or self.refused or self.discarded or self.lost)
+
+    def __repr__(self) -> str:
+        """Return a line that says which run it is and how it compared."""
+        return f"<Verification of run {plain(self.run_uid[:8])}: {plain(str(self))}>"
+
+    def _repr_html_(self) -> str:
+        """Return the streams as a table for a notebook."""
+        columns = ("stream", "channels", "points compared", "differences", "not compared", "problem")
+        rows = ((s.data_id, s.channels, s.points, s.different, s.uncompared, s.problem) for s in self.streams)
+        return html_table(f"Run {self.run_uid[:8]} ({self.label}): {self}", columns, rows)
 
     def __str__(self) -> str:
         """Return the result as one line of text."""

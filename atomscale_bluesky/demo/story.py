@@ -148,6 +148,7 @@ def run_demo(choices: Choices, display: Display) -> Outcome:
             spool_dir=folder,
             spool_min_free_bytes=0,
             points_per_chunk=POINTS_PER_CHUNK,
+            announce="off",  # the display shows more
         )
         return _grow(choices, display, settings, server, stack)
 

@@ -11,4 +11,5 @@ Guaranteed: seen = delivered + waiting + refused + discarded + left out. Lost is
     probe_results  what an endpoint permits, as found by a probe
     run_summary    a finished run's entry in the history and its line in the log
     progress       a bar on a terminal
+    notebook       tables as HTML. Pure.
 """

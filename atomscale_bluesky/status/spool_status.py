@@ -14,6 +14,8 @@ from pathlib import Path
 import msgspec
 
 from ..errors import SpoolError
+from ..model.labels import shortened
+from ..model.text import plain
 from ..spool.ledger import LedgerReader, is_delivered
 from ..spool.ledger_state import LedgerState
 from ..spool.orders import endpoint_of
@@ -22,10 +24,13 @@ from ..spool.run_reader import LEDGER, RunReader, was_synced
 from ..spool.runs_not_kept import NotKept
 from ..spool.spool import Spool
 from .account import Account, Counts, RunStatus, StreamStatus, unreadable
+from .notebook import html_table
 from .outage import Trouble, read_trouble
 
 # A run that found no disk space is in the status for a week. Only a replay could still deliver it.
 NOT_KEPT_SHOWN_S = 7 * 86400.0
+# How many runs a status shows at a prompt or in a notebook: the newest ones.
+MOST_SHOWN = 20
 
 
 class Status(tuple[RunStatus, ...]):
@@ -49,6 +54,36 @@ class Status(tuple[RunStatus, ...]):
         self.not_kept = tuple(not_kept)
         return self
 
+    def __repr__(self) -> str:
+        """Return a line for each of the newest runs, below one for all."""
+        lines = [self._headline()]
+        for run in self[-MOST_SHOWN:]:
+            name = shortened(plain(run.label), 60)
+            lines.append(f"  {plain(run.run_uid[:8])}  {run.state:11}  {_told(run.points)}  {name}".rstrip())
+        return "\n".join(lines)
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """Return the same as a table for a notebook."""
+        columns = ("run", "name", "state", "seen", "delivered", "waiting", "refused", "left out", "problem")
+        rows = (
+            (
+                *(run.run_uid[:8], run.label, run.state, run.points.seen, run.points.delivered, run.points.waiting),
+                *(run.points.refused, sum(run.points.left_out.values()), run.problem),
+            )
+            for run in self[-MOST_SHOWN:]
+        )
+        return html_table(self._headline(), columns, rows)
+
+    def _headline(self) -> str:
+        if not self:
+            return "no run waits"
+        text = f"{len(self)} run{'' if len(self) == 1 else 's'}, {self.points.waiting} points waiting"
+        if len(self) > MOST_SHOWN:
+            text += f", the newest {MOST_SHOWN} are shown"
+        return text + (f"; {plain(self.last_error, 300)}" if self.last_error else "")
+
     @property
     def last_error(self) -> str | None:
         """Why Atomscale takes no data, by the delivering process; else the last run's problem for the operator."""
@@ -70,6 +105,14 @@ class Status(tuple[RunStatus, ...]):
     def points(self) -> Counts:
         """The sum over all runs."""
         return sum((run.points for run in self), Counts())
+
+
+def _told(points: Counts) -> str:
+    """Return the counts in words; what is 0 is left out, except for the waiting points."""
+    counts = {"delivered": points.delivered, "waiting": points.waiting}
+    more = {"refused": points.refused, "discarded": points.discarded, "left out": sum(points.left_out.values())}
+    counts |= {name: n for name, n in (more | {"lost": points.lost}).items() if n}
+    return f"{points.seen} seen = " + " + ".join(f"{n} {name}" for name, n in counts.items())
 
 
 class SpoolStatus:

@@ -1,0 +1,303 @@
+"""Prints a line when a run begins, and another when it is delivered or has to wait.
+
+So the person who runs a plan sees what a run is called in Atomscale, and what became of it. The lines are made of the
+run's files, in a thread of their own. Neither the plan nor the uploader waits for a terminal: one that stands still
+holds up this thread and nothing else, and `close` waits for the thread for a second at most.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import io
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..documents.run_files import Deliverer
+from ..errors import SpoolError
+from ..model.text import plain
+from ..settings import Settings
+from ..spool.gil_yield import GilYield
+from ..spool.journal_format import Header
+from ..spool.ledger import LedgerReader
+from ..spool.orders import endpoint_of
+from ..spool.run_reader import LEDGER, RunReader, read_header
+from ..spool.run_writer import RunWriter
+from ..spool.spool import Spool
+from ..status.account import Account, RunStatus
+from ..status.outage import read_trouble
+
+# How long the first line waits for the stream's name, which the process that delivers the run gives it.
+NAME_S = 2.0
+# After how long a stopped run that is not delivered is reported as waiting.
+PATIENCE_S = 10.0
+# How often the files of runs that begin or end are looked at, and those of runs that were reported as waiting.
+LOOK_S, LOOK_AT_WAITING_S = 0.1, 1.0
+# How many waiting runs are followed until they are delivered. Nothing more is printed of older ones.
+MOST_WAITING = 100
+# How often the files of a run may be unreadable before nothing more is printed of it.
+MOST_FAILURES = 20
+# How long `close` waits for the last lines.
+LAST_LINES_S = 1.0
+
+
+def is_watched() -> bool:
+    """Return True if a person sees what this process prints: in a notebook, or if standard error is a terminal."""
+    if _in_notebook():
+        return True
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except (AttributeError, OSError, ValueError):  # another program's stream, or a closed one
+        return False
+
+
+class Announcer:
+    """Announces the runs of one callback. Stands before the deliverer, and passes on everything that a recorder says.
+
+    Args:
+        spool: The callback's.
+        settings: Its settings.
+        deliverer: Delivers the runs in this process. None if nothing is sent.
+    """
+
+    def __init__(self, spool: Spool, settings: Settings, deliverer: Deliverer | None) -> None:
+        self._spool = spool
+        self._settings = settings
+        self._deliverer = deliverer
+        self._inbox: queue.SimpleQueue[tuple[str, Path | None]] = queue.SimpleQueue()
+        self._runs: dict[Path, _Run] = {}
+        self._thread = threading.Thread(target=self._loop, name="atomscale-announcer", daemon=True)
+        self._thread.start()
+
+    # ---- what a recorder uses; nothing here waits -------------------------------------------------------------------
+
+    @property
+    def takes_up(self) -> bool:
+        """Return True if the deliverer takes the lock of a run that begins now."""
+        return self._deliverer is not None and self._deliverer.takes_up
+
+    def add(self, writer: RunWriter) -> None:
+        """Note that a run begins."""
+        if self._deliverer is not None:
+            self._deliverer.add(writer)
+        self._inbox.put(("begun", writer.folder))
+
+    def wake(self, folder: Any = None) -> None:
+        """Note that a journal has new lines that can be sent."""
+        if self._deliverer is not None:
+            self._deliverer.wake(folder)
+
+    def stopped(self, folder: Any) -> None:
+        """Note that a run has ended."""
+        if self._deliverer is not None:
+            self._deliverer.stopped(folder)
+        self._inbox.put(("stopped", folder))
+
+    def retire(self) -> None:
+        """Print the last lines and end. Does not wait. May be called by the garbage collector."""
+        self._inbox.put(("close", None))
+
+    def close(self) -> None:
+        """Print the last lines and end. Waits for a second at most. A second call does nothing."""
+        self.retire()
+        if self._thread is not threading.current_thread():
+            self._thread.join(LAST_LINES_S)
+
+    # ---- the thread ------------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                what, folder = self._inbox.get(timeout=self._wait_s())
+                if folder is None:
+                    break
+                run = self._runs.setdefault(folder, _Run(folder, time.monotonic()))
+                if what == "stopped":
+                    run.stopped_at = time.monotonic()
+            self._look(last=False)
+        self._look(last=True)
+
+    def _wait_s(self) -> float | None:
+        """Return how long nothing has to be looked at unless a message comes; None if no run is followed."""
+        runs = self._runs.values()
+        if any(not run.begun or (run.stopped_at is not None and not run.waits) for run in runs):
+            return LOOK_S
+        return LOOK_AT_WAITING_S if any(run.waits for run in runs) else None
+
+    def _look(self, *, last: bool) -> None:
+        for run in list(self._runs.values()):
+            try:
+                over = self._look_at(run, last)
+            except (OSError, SpoolError, ValueError):  # just being removed; or damaged, of which `status` tells
+                run.failures += 1
+                over = run.failures > MOST_FAILURES
+            if over:
+                self._runs.pop(run.folder, None)
+        waiting = [run for run in self._runs.values() if run.waits]
+        for run in waiting[:-MOST_WAITING]:
+            del self._runs[run.folder]
+
+    def _look_at(self, run: _Run, last: bool) -> bool:
+        """Print what is new about a run. Return True if nothing more will be printed of it."""
+        now = time.monotonic()
+        run.read()
+        entry = None if run.folder.exists() else self._finished(run.folder)
+        if not run.begun and (entry or last or run.name or not self._sends or now - run.seen_at > NAME_S):
+            run.begun = True
+            _print(self._begins(run, entry))
+        if entry is not None:
+            _print(delivered(entry))
+            return True
+        if run.stopped_at is None:
+            return False
+        if not run.folder.exists():  # moved away, or removed by its owner
+            return now - run.stopped_at > PATIENCE_S
+        overdue = last or not self._sends or run.parked or now - run.stopped_at > PATIENCE_S
+        if overdue and not run.waits:
+            run.waits = True
+            _print(waiting(run.status(), self._why(run)))
+        return False
+
+    @property
+    def _sends(self) -> bool:
+        return self._deliverer is not None
+
+    def _finished(self, folder: Path) -> dict[str, Any] | None:
+        """Return the history's entry of the run that was in a folder, or None if there is none."""
+        return next(iter(self._spool.history.entries_with("folder", folder.name)), None)
+
+    def _begins(self, run: _Run, entry: dict[str, Any] | None) -> str:
+        uid = run.header.run_uid if run.header else str((entry or {}).get("run_uid"))
+        if not self._sends:
+            return f"run {plain(uid[:8], 40)} is kept in {self._spool.path} and not sent: {self._why_not_sent()}"
+        streams = (entry or {}).get("streams") or [{}]
+        name = run.name or streams[0].get("label") or (run.header.label if run.header else "")
+        endpoint = run.endpoint or str((entry or {}).get("endpoint") or self._settings.endpoint)
+        return f'run {plain(uid[:8], 40)} goes to {plain(endpoint, 200)} as "{plain(name, 300)}"'
+
+    def _why_not_sent(self) -> str:
+        if self._settings.offline:
+            return "the setting `offline` is on"
+        return "there is no API key (ATOMSCALE_API_KEY)"
+
+    def _why(self, run: _Run) -> str:
+        """Return why a run waits, and what ends that."""
+        if not self._sends:
+            return f"{self._why_not_sent()}; a later session sends it, or `atomscale-bluesky upload`"
+        if run.parked:
+            return f"parked: {plain(run.parked, 600)}; `atomscale-bluesky status` has more"
+        trouble = read_trouble(self._spool.path)
+        ends = "it is sent as soon as that is over, by this session or a later one"
+        if trouble is not None and trouble.endpoint == run.endpoint:
+            return f"{plain(trouble.error, 300)}; {ends}"
+        return "it is sent by this session or a later one; `atomscale-bluesky status` has more"
+
+
+class _Run:
+    """One run that is followed."""
+
+    def __init__(self, folder: Path, seen_at: float) -> None:
+        self.folder = folder
+        self.seen_at = seen_at
+        self.begun = False  # its first line is printed
+        self.stopped_at: float | None = None
+        self.waits = False  # it was reported as waiting
+        self.failures = 0
+        self.header: Header | None = None
+        self.name = ""  # of its first metrology stream
+        self.parked: str | None = None
+        self.endpoint = ""
+        self._ledger = LedgerReader(folder / LEDGER)
+
+    def read(self) -> None:
+        """Read what is new in the ledger."""
+        if self.header is None and self.folder.exists():
+            self.header = read_header(self.folder)
+        if self.header is None:
+            return
+        state = self._ledger.read_on()
+        self.endpoint = endpoint_of(self.folder, self.header)
+        first = next(iter(state.streams.values()), None)
+        self.name = first.opening.label if first else ""
+        blocked = next((stream.blocked for stream in state.streams.values() if stream.blocked), None)
+        problem = self.header.problem if state.edited is None else None
+        self.parked = state.stuck or problem or state.unresolved or blocked
+
+    def status(self) -> RunStatus:
+        """Return its status. Reads the whole journal, and yields to the plan between two steps.
+
+        Raises:
+            SpoolError: The journal cannot be read.
+        """
+        account, reader, gil_yield = Account(), RunReader(self.folder), GilYield()
+        gil_yield.asked = True
+        try:
+            for line in reader.read():
+                account.take(line.payload)
+                gil_yield.worked_through(len(line.payload))
+        finally:
+            reader.close()
+        return account.status(self._ledger.state, folder=str(self.folder))
+
+
+def delivered(entry: dict[str, Any]) -> str:
+    """Return the line about a run that has left the spool, from its entry in the history."""
+    text = f"run {plain(str(entry.get('run_uid'))[:8], 40)}{_ending(entry)}: "
+    text += f"{_counted(entry.get('delivered') or 0)} delivered"
+    for what in ("discarded", "lost"):
+        if entry.get(what):
+            text += f", {_number(entry[what])} {what}"
+    if left_out := sum((entry.get("left_out") or {}).values()):
+        text += f", {_number(left_out)} left out"
+    return f"{text}; data_id {', '.join(plain(one, 100) for one in entry.get('data_ids') or ()) or 'none'}"
+
+
+def waiting(run: RunStatus, why: str) -> str:
+    """Return the line about a run that has stopped and is not delivered."""
+    text = f"run {plain(run.run_uid[:8], 40)}: {_counted(run.points.delivered)} delivered, "
+    text += f"{_number(run.points.waiting)} wait"
+    if run.points.refused:
+        text += f", {_number(run.points.refused)} refused"
+    return f"{text}: {why}"
+
+
+def _ending(entry: dict[str, Any]) -> str:
+    if entry.get("interrupted"):
+        return " (interrupted)"
+    status = str(entry.get("exit_status") or "")
+    return "" if status in {"", "success"} else f" ({plain(status, 40)})"
+
+
+def _number(count: int) -> str:
+    return f"{count:,}".replace(",", " ")
+
+
+def _counted(points: int) -> str:
+    return f"{_number(points)} point{'' if points == 1 else 's'}"
+
+
+def _in_notebook() -> bool:
+    shell: Callable[[], Any] | None = getattr(builtins, "get_ipython", None)
+    return shell is not None and hasattr(shell(), "kernel")
+
+
+def _print(text: str) -> None:
+    """Print a line where the person looks. Blocks as long as the terminal takes nothing."""
+    text = f"atomscale: {text}\n"
+    stream = sys.stdout if _in_notebook() else sys.stderr
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if type(stream) is io.TextIOWrapper:
+            # Past the stream's buffer: its lock would still be held by this thread when the interpreter ends, which
+            # then cannot flush the stream.
+            raw: Any = getattr(stream.buffer, "raw", stream.buffer)
+            left = text.encode(stream.encoding, "backslashreplace")
+            while left and (written := raw.write(left)):
+                left = left[written:]
+        else:  # that of IPython's prompt or of a notebook, which takes the text and prints it in a thread of its own
+            stream.write(text)
+            stream.flush()

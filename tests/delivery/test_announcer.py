@@ -1,0 +1,211 @@
+"""The lines about each run: what they say, where they are printed, and that nothing waits for a terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import growth
+from waiting import wait_until
+
+from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky.server import Fault, LocalServer
+
+MakeCallback = Callable[..., AtomscaleCallback]
+
+RUN = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from runs import growth
+from atomscale_bluesky import AtomscaleCallback
+callback = AtomscaleCallback()
+for name, doc in growth(25):
+    callback(name, doc)
+callback.drain(20)
+print("the plan is over", flush=True)
+"""
+
+
+@pytest.fixture
+def environment(server: LocalServer, spool_dir: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "ATOMSCALE_API_ENDPOINT": server.url,
+        "ATOMSCALE_API_KEY": server.api_key,
+        "ATOMSCALE_BLUESKY_SPOOL_DIR": str(spool_dir),
+        "ATOMSCALE_BLUESKY_SPOOL_MIN_FREE_BYTES": "0",
+    }
+
+
+def a_run(callback: AtomscaleCallback, points: int = 25, **metadata: Any) -> str:
+    uid = ""
+    for name, doc in growth(points, start_metadata=metadata):
+        uid = uid or doc["uid"]
+        callback(name, doc)
+    return uid
+
+
+def said(capfd: pytest.CaptureFixture[str], sought: str) -> Callable[[], str]:
+    """What was printed so far, once it holds the sought text."""
+    everything: list[str] = []
+
+    def look() -> str:
+        everything.append(capfd.readouterr().err)
+        text = "".join(everything)
+        return text if sought in text else ""
+
+    return look
+
+
+def test_a_run_is_announced_by_its_name_and_its_end_by_points_and_data_id(
+    make_callback: MakeCallback, server: LocalServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    callback = make_callback(announce="on")
+    uid = a_run(callback)
+
+    lines = wait_until(said(capfd, "delivered")).splitlines()
+    (stream,) = server.streams()
+    assert lines == [
+        f'atomscale: run {uid[:8]} goes to {server.url} as "{stream.label}"',
+        f"atomscale: run {uid[:8]}: 50 points delivered; data_id {stream.data_id}",
+    ]
+
+
+def test_a_run_that_failed_says_so_at_its_end(make_callback: MakeCallback, capfd: pytest.CaptureFixture[str]) -> None:
+    callback = make_callback(announce="on")
+    for name, doc in growth(25):
+        callback(name, doc | {"exit_status": "fail"} if name == "stop" else doc)
+
+    assert "(fail): 50 points delivered" in wait_until(said(capfd, "delivered"))
+
+
+def test_without_a_key_both_lines_say_that_nothing_is_sent(
+    make_callback: MakeCallback, spool_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    callback = make_callback(announce="on", api_key=None)
+    uid = a_run(callback)
+
+    begin, end = wait_until(said(capfd, "upload")).splitlines()[-2:]
+    assert begin == (
+        f"atomscale: run {uid[:8]} is kept in {spool_dir} and not sent: there is no API key (ATOMSCALE_API_KEY)"
+    )
+    assert end.startswith(f"atomscale: run {uid[:8]}: 0 points delivered, 50 wait: there is no API key")
+
+
+def test_a_parked_run_is_announced_with_the_reason(
+    make_callback: MakeCallback, capfd: pytest.CaptureFixture[str]
+) -> None:
+    callback = make_callback(announce="on")
+    a_run(callback, synth_source_id=999)
+
+    text = wait_until(said(capfd, "parked"))
+    assert "50 wait: parked: " in text
+    assert "999" in text
+    assert "atomscale-bluesky status" in text
+
+
+def test_closing_during_an_outage_announces_what_waits_and_why(
+    make_callback: MakeCallback, server: LocalServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.misbehave(Fault(status=503))
+    callback = make_callback(announce="on")
+    a_run(callback)
+    wait_until(lambda: callback.status().trouble)
+    callback.close(timeout_s=0.0)
+
+    text = wait_until(said(capfd, "wait"))
+    assert "0 points delivered, 50 wait: " in text
+    assert "503" in text
+
+
+def test_a_name_with_control_characters_cannot_steer_the_terminal(
+    make_callback: MakeCallback, capfd: pytest.CaptureFixture[str]
+) -> None:
+    callback = make_callback(announce="on", label="{plan_name}")
+    a_run(callback, plan_name="\x1b[31mred\x07\u202e")
+
+    assert all(line.isprintable() for line in wait_until(said(capfd, "delivered")).splitlines())
+
+
+@pytest.mark.parametrize(("choice", "lines"), [("auto", 0), ("off", 0), ("on", 2)])
+def test_without_a_terminal_only_on_prints_lines(environment: dict[str, str], choice: str, lines: int) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", RUN.format(tests=str(Path(__file__).parents[1]))],
+        env=environment | {"ATOMSCALE_BLUESKY_ANNOUNCE": choice},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    assert len(re.findall("^atomscale: run", ended.stderr, re.MULTILINE)) == lines
+    assert ended.stdout == "the plan is over\n"
+
+
+@pytest.mark.parametrize(("choice", "lines"), [("auto", 2), ("off", 0)])
+def test_on_a_terminal_lines_are_printed_unless_they_are_off(
+    environment: dict[str, str], choice: str, lines: int
+) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN.format(tests=str(Path(__file__).parents[1]))],
+        env=environment | {"ATOMSCALE_BLUESKY_ANNOUNCE": choice},
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+    ) as child:
+        assert child.wait(60) == 0
+    os.write(theirs, b"end")
+    shown = b""
+    while b"end" not in shown:
+        shown += os.read(ours, 4096)
+    os.close(ours)
+    os.close(theirs)
+    assert len(re.findall(rb"^atomscale: run", shown, re.MULTILINE)) == lines
+
+
+def test_a_terminal_that_stands_still_holds_neither_plan_nor_exit(environment: dict[str, str]) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcflow(theirs, termios.TCOOFF)  # as Ctrl-S does
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN.format(tests=str(Path(__file__).parents[1]))],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"the plan is over\n"
+        over = time.monotonic()
+        assert child.wait(30) == 0
+        assert time.monotonic() - over < 10
+    termios.tcflow(theirs, termios.TCOON)
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_status_and_verification_are_readable_at_a_prompt_and_in_a_notebook(make_callback: MakeCallback) -> None:
+    callback = make_callback(keep="verified", label="<b>{plan_name}</b>")
+    assert repr(callback.status()) == "no run waits"
+    uid = a_run(callback)
+    wait_until(lambda: callback.status().points.waiting == 0)
+
+    found = callback.verify(uid)
+    assert repr(found).startswith(f"<Verification of run {uid[:8]}: all ")
+    callback.close()
+    waiting = make_callback(offline=True, label="<b>{plan_name}</b>")
+    uid = a_run(waiting)
+    text = repr(waiting.status())
+    assert text.splitlines()[0].startswith("1 run, 50 points waiting")
+    assert f"  {uid[:8]}  delivering   50 seen = 0 delivered + 50 waiting" in text
+    assert "offline" in repr(waiting)
+    for shown in (waiting._repr_html_(), waiting.status()._repr_html_(), found._repr_html_()):
+        assert "<table>" in shown
+        assert "<b>" not in shown
