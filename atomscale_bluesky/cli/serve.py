@@ -68,6 +68,7 @@ def serve(
             return
         out = console()
         out.print(f"A local Atomscale server listens on {url}; stop it with Ctrl-C.", soft_wrap=True)
+        out.print("Open that address in a browser to see its streams grow.", soft_wrap=True)
         if control_url:
             out.print(f"Its control is at {control_url}.", soft_wrap=True)
         out.print(f"Data are kept in {str(data)!r}." if data else "Data are kept in memory, and end with it.")

@@ -1,9 +1,9 @@
 """A local Atomscale: a real HTTP server with a real database that refuses what the API does not promise to take.
 
 It offers the streaming calls under both path families, reads back what it stored, and has the catalogue, instruments,
-physical samples, projects, tags and clock that a streaming client uses. With `control` a test can inspect it and make
-it misbehave, by faults described as data. It is made for tests, demonstrations and dry runs on one machine. It analyses
-nothing.
+physical samples, projects, tags and clock that a streaming client uses. Its page (folder `page`) shows the streams as
+they grow. With `control` a test can inspect it and make it misbehave, by faults described as data. It is made for
+tests, demonstrations and dry runs on one machine. It analyses nothing.
 """
 
 from .control_client import ChannelPoints, Control, ServerInfo, StreamState

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+from ..page import PageApp, is_page_path
 from .catalogue import Lab
 from .faults import FaultTable
+from .guard import App, Receive, Scope, Send
 from .listener import Gate
 from .middleware import Front
 from .options import Options
+from .page_source import PageSource
 from .request_log import RequestLog
 from .routes import create_app
 from .store import Store
@@ -36,6 +39,7 @@ class Service:
         self._control_gate = control_gate
         app = create_app(self.streams, Lab(store, options), options)
         self._front = Front(app, options, faults, log, self._label_of)
+        self._door = _Door(PageApp(PageSource(store, self.streams, log, lambda: gate.url)), self._front)
         self._return: asyncio.Task[None] | None = None
 
     def _label_of(self, data_id: str) -> str | None:
@@ -44,7 +48,7 @@ class Service:
 
     async def start(self) -> None:
         """Listen on the server's port, and on the control's if there is one."""
-        await self.gate.open(self._front)
+        await self.gate.open(self._door)
         if self._control_gate is not None:
             from .control_routes import create_control  # it needs this module's class, and only where control is on
 
@@ -68,14 +72,27 @@ class Service:
     async def reachable(self) -> None:
         """Listen again. Does nothing if it already listens."""
         await self._forget_return()
-        await self.gate.open(self._front)
+        await self.gate.open(self._door)
 
     async def _return_after(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
-        await self.gate.open(self._front)
+        await self.gate.open(self._door)
 
     async def _forget_return(self) -> None:
         if self._return is not None:
             self._return.cancel()
             await asyncio.gather(self._return, return_exceptions=True)
             self._return = None
+
+
+class _Door:
+    """Sends the page's requests to the page, which is neither logged nor made to misbehave, and all others on."""
+
+    def __init__(self, page: App, front: App) -> None:
+        self._page = page
+        self._front = front
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take one request."""
+        is_page = scope["type"] == "http" and is_page_path(scope["path"])
+        await (self._page if is_page else self._front)(scope, receive, send)
