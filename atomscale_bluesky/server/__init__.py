@@ -4,6 +4,20 @@ It offers the streaming calls under both path families, reads back what it store
 physical samples, projects, tags and clock that a streaming client uses. Its page (folder `page`) shows the streams as
 they grow. With `control` a test can inspect it and make it misbehave, by faults described as data. It is made for
 tests, demonstrations and dry runs on one machine. It analyses nothing.
+
+    local_server     runs a server in a thread, or in the foreground; options, how it is configured
+    instance         one server inside its event loop: its parts, and its two ports
+    listener         a port that opens and closes; guard, which refuses requests from web pages of another origin
+    middleware       what every request passes before its route: limits, faults, the log of requests
+    routes           the paths of the API; request_bodies, the bodies that they take
+    streams          the metrology streams: initialize, push, finalize, read back
+    catalogue        the items around them: instruments, samples, projects, tags, entries
+    rules            what the API does not promise to take, and how it is refused
+    store            the database
+    page_source      what the page shows
+    faults           how a test makes the server misbehave; request_log, what a test reads of the requests
+    control_client   a test's end of the control port; control_routes, the server's
+    docs_page        the page that describes the API
 """
 
 from .control_client import ChannelPoints, Control, ServerInfo, StreamState

@@ -30,8 +30,8 @@ INSTRUMENT_TYPES = ("mbe", "cvd", "pvd", "sputter", "ald", "pld")
 OWNER = "local user"
 
 
-class Lab:
-    """The laboratory's items in one store, under one set of options."""
+class Catalogue:
+    """The items in one store, under one set of options."""
 
     def __init__(self, store: Store, options: Options) -> None:
         self._store = store

@@ -10,25 +10,25 @@ from fastapi.responses import Response
 
 from .control_client import ChannelPoints, Project, ServerInfo, StreamState, Unreachable
 from .faults import Fault
-from .instance import Service
+from .instance import ServerInstance
 from .routes import Answer, answer_refusal
 from .rules import Refusal, Rule
 
 T = TypeVar("T")
 
 
-def create_control(service: Service) -> FastAPI:
+def create_control(instance: ServerInstance) -> FastAPI:
     """Return the control's application. It has no key, and belongs on a loopback port."""
     app = FastAPI(title="Control of the local Atomscale", docs_url=None, redoc_url=None)
     app.add_exception_handler(Refusal, answer_refusal)
-    store, streams, options = service.store, service.streams, service.options
+    store, streams, options = instance.store, instance.streams, instance.options
 
     @app.get("/control")
     async def read_info() -> Response:
         """What the server is set to."""
         info = ServerInfo(
-            url=service.gate.url,
-            reachable=service.gate.is_open,
+            url=instance.listener.url,
+            reachable=instance.listener.is_open,
             families=tuple(family.value for family in options.families),
             multi=options.multi,
             max_body_bytes=options.max_body_bytes,
@@ -75,39 +75,39 @@ def create_control(service: Service) -> FastAPI:
     @app.get("/control/requests")
     async def read_requests(call: str | None = None, after: int = 0) -> Response:
         """The newest requests."""
-        return Answer(service.log.records(call=call, after=after))
+        return Answer(instance.log.records(call=call, after=after))
 
     @app.get("/control/counts")
     async def read_counts() -> Response:
         """The counts of all requests."""
-        return Answer(service.log.counts())
+        return Answer(instance.log.counts())
 
     @app.post("/control/faults")
     async def add_faults(request: Request) -> Response:
         """Put faults in force."""
-        return Answer(service.faults.add(await _read(request, list[Fault])))
+        return Answer(instance.faults.add(await _read(request, list[Fault])))
 
     @app.get("/control/faults")
     async def read_faults() -> Response:
         """The faults in force."""
-        return Answer(service.faults.states())
+        return Answer(instance.faults.states())
 
     @app.delete("/control/faults")
     async def clear_faults() -> Response:
         """Take every fault back."""
-        service.faults.clear()
+        instance.faults.clear()
         return Answer({})
 
     @app.post("/control/unreachable")
     async def make_unreachable(request: Request) -> Response:
         """Stop listening and reset every connection."""
-        await service.unreachable((await _read(request, Unreachable)).seconds)
+        await instance.unreachable((await _read(request, Unreachable)).seconds)
         return Answer({})
 
     @app.post("/control/reachable")
     async def make_reachable() -> Response:
         """Listen again."""
-        await service.reachable()
+        await instance.reachable()
         return Answer({})
 
     @app.post("/control/projects")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from ..page import PageApp, is_page_path
-from .catalogue import Lab
+from .catalogue import Catalogue
 from .faults import FaultTable
 from .guard import App, Receive, Scope, Send
-from .listener import Gate
-from .middleware import Front
+from .listener import Listener
+from .middleware import Middleware
 from .options import Options
 from .page_source import PageSource
 from .request_log import RequestLog
@@ -18,28 +18,30 @@ from .store import Store
 from .streams import Streams
 
 
-class Service:
+class ServerInstance:
     """Made and used inside the event loop. Faults and log are passed in, since they survive a restart."""
 
     def __init__(
         self,
         options: Options,
         store: Store,
-        gate: Gate,
-        control_gate: Gate | None,
+        listener: Listener,
+        control_listener: Listener | None,
         faults: FaultTable,
         log: RequestLog,
     ) -> None:
         self.options = options
         self.store = store
         self.streams = Streams(store, options)
-        self.gate = gate
+        self.listener = listener
         self.faults = faults
         self.log = log
-        self._control_gate = control_gate
-        app = create_app(self.streams, Lab(store, options), options)
-        self._front = Front(app, options, faults, log, self._label_of)
-        self._door = _Door(PageApp(PageSource(store, self.streams, log, lambda: gate.url)), self._front)
+        self._control_listener = control_listener
+        app = create_app(self.streams, Catalogue(store, options), options)
+        self._middleware = Middleware(app, options, faults, log, self._label_of)
+        self._dispatcher = _Dispatcher(
+            PageApp(PageSource(store, self.streams, log, lambda: listener.url)), self._middleware
+        )
         self._return: asyncio.Task[None] | None = None
 
     def _label_of(self, data_id: str) -> str | None:
@@ -48,35 +50,35 @@ class Service:
 
     async def start(self) -> None:
         """Listen on the server's port, and on the control's if there is one."""
-        await self.gate.open(self._door)
-        if self._control_gate is not None:
+        await self.listener.open(self._dispatcher)
+        if self._control_listener is not None:
             from .control_routes import create_control  # it needs this module's class, and only where control is on
 
-            await self._control_gate.open(create_control(self))
+            await self._control_listener.open(create_control(self))
 
     async def stop(self) -> None:
         """Answer the requests in progress, and stop listening. The store stays open."""
         await self._forget_return()
-        await self._front.close()
-        await self.gate.shut()
-        if self._control_gate is not None:
-            await self._control_gate.shut()
+        await self._middleware.close()
+        await self.listener.shut()
+        if self._control_listener is not None:
+            await self._control_listener.shut()
 
     async def unreachable(self, seconds: float | None) -> None:
         """Stop listening and reset every connection, for this many seconds or until `reachable`."""
         await self._forget_return()
-        await self.gate.shut(reset=True)
+        await self.listener.shut(reset=True)
         if seconds is not None:
             self._return = asyncio.create_task(self._return_after(seconds))
 
     async def reachable(self) -> None:
         """Listen again. Does nothing if it already listens."""
         await self._forget_return()
-        await self.gate.open(self._door)
+        await self.listener.open(self._dispatcher)
 
     async def _return_after(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
-        await self.gate.open(self._door)
+        await self.listener.open(self._dispatcher)
 
     async def _forget_return(self) -> None:
         if self._return is not None:
@@ -85,14 +87,14 @@ class Service:
             self._return = None
 
 
-class _Door:
+class _Dispatcher:
     """Sends the page's requests to the page, which is neither logged nor made to misbehave, and all others on."""
 
-    def __init__(self, page: App, front: App) -> None:
+    def __init__(self, page: App, middleware: App) -> None:
         self._page = page
-        self._front = front
+        self._middleware = middleware
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take one request."""
         is_page = scope["type"] == "http" and is_page_path(scope["path"])
-        await (self._page if is_page else self._front)(scope, receive, send)
+        await (self._page if is_page else self._middleware)(scope, receive, send)

@@ -49,7 +49,7 @@ class AbortableProtocol(H11Protocol):
         self.transport.abort()
 
 
-class Gate:
+class Listener:
     """One port. Call `bind` before the event loop runs, and `open` and `shut` inside it, any number of times."""
 
     def __init__(self, host: str, port: int) -> None:
@@ -91,7 +91,7 @@ class Gate:
         self._held = sock
 
     def release(self) -> None:
-        """Release the port. Idempotent. The gate must be shut."""
+        """Release the port. Idempotent. The listener must be shut."""
         if self._held is not None:
             self._held.close()
             self._held = None

@@ -29,8 +29,8 @@ from typing import Any, Self
 from ..errors import SettingsError
 from .control_client import ChannelPoints, Control, StreamState
 from .faults import Fault, FaultState, FaultTable
-from .instance import Service
-from .listener import Gate, check_host
+from .instance import ServerInstance
+from .listener import Listener, check_host
 from .options import DEFAULT_INSTRUMENTS, DEFAULT_PROJECTS, MAX_BODY_BYTES, Family, Instrument, Options, options_from
 from .request_log import RequestCounts, RequestLog, RequestRecord
 from .rules import Rule
@@ -85,8 +85,8 @@ class LocalServer:
             projects=projects,
         )
         self._data = None if data is None else Path(data)
-        self._gate = Gate(host, port)
-        self._control_gate = Gate("127.0.0.1", control_port) if control else None
+        self._listener = Listener(host, port)
+        self._control_listener = Listener("127.0.0.1", control_port) if control else None
         self._store: Store | None = None
         self._faults = FaultTable()
         self._log = RequestLog()
@@ -98,7 +98,7 @@ class LocalServer:
     @property
     def url(self) -> str:
         """The base URL for clients, without a slash at its end. Known once the server has started."""
-        return self._gate.url
+        return self._listener.url
 
     @property
     def api_key(self) -> str:
@@ -112,14 +112,14 @@ class LocalServer:
         Raises:
             SettingsError: The server was made without `control=True`.
         """
-        if self._control_gate is None:
+        if self._control_listener is None:
             raise SettingsError("this local server has no control; make it with `control=True`")
-        return Control(self._control_gate.url)
+        return Control(self._control_listener.url)
 
     @property
     def control_url(self) -> str | None:
         """The URL for `Control`, None without control. Known once the server has started."""
-        return None if self._control_gate is None else self._control_gate.url
+        return None if self._control_listener is None else self._control_listener.url
 
     def start(self) -> None:
         """Start, and return once the server listens. Does nothing if it runs already.
@@ -130,9 +130,9 @@ class LocalServer:
         if self._thread is not None:
             return
         try:
-            self._gate.bind()
-            if self._control_gate is not None:
-                self._control_gate.bind()
+            self._listener.bind()
+            if self._control_listener is not None:
+                self._control_listener.bind()
             if self._store is None:
                 self._store = _open_store(self._data, self.options)
         except SettingsError:
@@ -179,9 +179,9 @@ class LocalServer:
         self.close()
 
     def _release(self) -> None:
-        self._gate.release()
-        if self._control_gate is not None:
-            self._control_gate.release()
+        self._listener.release()
+        if self._control_listener is not None:
+            self._control_listener.release()
         if self._data is not None and self._store is not None:
             self._store.close()
             self._store = None
@@ -196,13 +196,13 @@ class LocalServer:
 
     async def _main(self, store: Store, ready: threading.Event) -> None:
         self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
-        service = Service(self.options, store, self._gate, self._control_gate, self._faults, self._log)
+        instance = ServerInstance(self.options, store, self._listener, self._control_listener, self._faults, self._log)
         try:
-            await service.start()
+            await instance.start()
             ready.set()
             await self._ending.wait()
         finally:
-            await service.stop()
+            await instance.stop()
 
     def streams(self) -> list[StreamState]:
         """Return every stream, in the order in which they were initialized. Like all below, it needs `control=True`."""

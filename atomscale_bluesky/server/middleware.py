@@ -67,7 +67,7 @@ class Answer:
     body: bytes = b""
 
 
-class Front:
+class Middleware:
     """The ASGI application behind the server's port."""
 
     def __init__(

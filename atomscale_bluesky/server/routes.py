@@ -16,7 +16,7 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
 
-from .catalogue import Lab
+from .catalogue import Catalogue
 from .docs_page import docs_page
 from .options import Family, Options
 from .request_bodies import (
@@ -51,7 +51,7 @@ class Answer(Response):
         return msgspec.json.encode(content)
 
 
-def create_app(streams: Streams, lab: Lab, options: Options) -> FastAPI:
+def create_app(streams: Streams, catalogue: Catalogue, options: Options) -> FastAPI:
     """Return the application, without the middleware that logs and misbehaves."""
     app = FastAPI(
         title="Local Atomscale",
@@ -73,7 +73,7 @@ def create_app(streams: Streams, lab: Lab, options: Options) -> FastAPI:
     keyed = [Depends(check_key)]
     for family in options.families:
         app.include_router(_stream_routes(family, streams, options), dependencies=keyed)
-    app.include_router(_lab_routes(lab, options), dependencies=keyed)
+    app.include_router(_catalogue_routes(catalogue, options), dependencies=keyed)
 
     @app.get("/gateway/time", tags=["clock"])
     async def read_time() -> Response:
@@ -170,7 +170,7 @@ def _stream_routes(family: Family, streams: Streams, options: Options) -> APIRou
     return router
 
 
-def _lab_routes(lab: Lab, options: Options) -> APIRouter:
+def _catalogue_routes(catalogue: Catalogue, options: Options) -> APIRouter:
     router = APIRouter()
 
     @router.get("/data_entries/", tags=["catalogue"])
@@ -188,7 +188,7 @@ def _lab_routes(lab: Lab, options: Options) -> APIRouter:
     ) -> Response:
         """Search the catalogue."""
         return Answer(
-            lab.entries(
+            catalogue.entries(
                 keywords=keywords or (),
                 status=status,
                 data_type=data_type,
@@ -203,68 +203,68 @@ def _lab_routes(lab: Lab, options: Options) -> APIRouter:
     @router.post("/data_entries/physical_sample", tags=["physical samples"], openapi_extra=_takes(LinkBody))
     async def link_sample(request: Request) -> Response:
         """Tie data items to a physical sample."""
-        return Answer(lab.link_sample(decode(await _body(request, options), LinkBody, options)))
+        return Answer(catalogue.link_sample(decode(await _body(request, options), LinkBody, options)))
 
     @router.patch("/data_entries/{data_id}", tags=["catalogue"], openapi_extra=_takes(EntryBody))
     async def change_entry(data_id: str, request: Request) -> Response:
         """Give an entry another label."""
-        return Answer(lab.change_entry(data_id, decode(await _body(request, options), EntryBody, options)))
+        return Answer(catalogue.change_entry(data_id, decode(await _body(request, options), EntryBody, options)))
 
     @router.get("/instruments/synthesis", tags=["instruments"])
     async def read_instruments() -> Response:
         """List the growth instruments."""
-        return Answer(lab.instruments())
+        return Answer(catalogue.instruments())
 
     @router.post("/instruments/synthesis", tags=["instruments"], openapi_extra=_takes(InstrumentBody))
     async def create_instrument(request: Request) -> Response:
         """Create a growth instrument."""
-        return Answer(lab.add_instrument(decode(await _body(request, options), InstrumentBody, options)))
+        return Answer(catalogue.add_instrument(decode(await _body(request, options), InstrumentBody, options)))
 
     @router.delete("/instruments/synthesis", tags=["instruments"])
     async def delete_instruments(synthesis_instrument_ids: Annotated[list[int], Query()]) -> Response:
         """Delete growth instruments."""
-        return Answer(lab.remove_instruments(synthesis_instrument_ids))
+        return Answer(catalogue.remove_instruments(synthesis_instrument_ids))
 
     @router.get("/physical_samples/", tags=["physical samples"])
     async def read_samples(physical_sample_id: str | None = None, has_data_item: bool | None = None) -> Response:
         """List the physical samples."""
-        return Answer(lab.samples(sample_id=physical_sample_id, has_data_item=has_data_item))
+        return Answer(catalogue.samples(sample_id=physical_sample_id, has_data_item=has_data_item))
 
     @router.post("/physical_samples/", tags=["physical samples"], openapi_extra=_takes(SampleBody))
     async def create_sample(request: Request) -> Response:
         """Create a physical sample; 409 with the id of the one that has the name."""
-        return Answer(lab.add_sample(decode(await _body(request, options), SampleBody, options)))
+        return Answer(catalogue.add_sample(decode(await _body(request, options), SampleBody, options)))
 
     @router.get("/projects/", tags=["projects"])
     async def read_projects() -> Response:
         """List the projects."""
-        return Answer(lab.projects())
+        return Answer(catalogue.projects())
 
     @router.get("/projects/{project_id}/physical_samples", tags=["projects"])
     async def read_project_samples(project_id: str) -> Response:
         """List a project's physical samples."""
-        return Answer(lab.project_samples(project_id))
+        return Answer(catalogue.project_samples(project_id))
 
     @router.post(
         "/projects/{project_id}/configuration/tracking_samples", tags=["projects"], openapi_extra=_takes(TrackBody)
     )
     async def track_sample(project_id: str, request: Request) -> Response:
         """Let a project track a physical sample."""
-        return Answer(lab.track(project_id, decode(await _body(request, options), TrackBody, options)))
+        return Answer(catalogue.track(project_id, decode(await _body(request, options), TrackBody, options)))
 
     @router.get("/tags/", tags=["tags"])
     async def read_tags() -> Response:
         """List the tags."""
-        return Answer(lab.tags())
+        return Answer(catalogue.tags())
 
     @router.post("/tags/", tags=["tags"], openapi_extra=_takes(TagBody))
     async def create_tag(request: Request) -> Response:
         """Create a tag; 400 when the name exists."""
-        return Answer(lab.add_tag(decode(await _body(request, options), TagBody, options)))
+        return Answer(catalogue.add_tag(decode(await _body(request, options), TagBody, options)))
 
     @router.post("/tags/data-items/", tags=["tags"], openapi_extra=_takes(AttachBody))
     async def attach_tags(request: Request) -> Response:
         """Attach tags to data items."""
-        return Answer(lab.attach(decode(await _body(request, options), AttachBody, options)))
+        return Answer(catalogue.attach(decode(await _body(request, options), AttachBody, options)))
 
     return router
