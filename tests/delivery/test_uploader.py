@@ -813,7 +813,7 @@ def test_a_run_that_begins_is_delivered_by_its_own_uploader_whoever_else_looks(
 
     assert callback.drain(timeout_s=30)
     assert [stream.status for stream in server.streams()] == ["success"] * 20
-    other.close()
+    other.writers.close()
 
 
 def test_a_drain_waits_also_for_the_run_that_another_has_just_let_go_of(
@@ -833,7 +833,7 @@ def test_a_drain_waits_also_for_the_run_that_another_has_just_let_go_of(
 
     assert callback.drain(timeout_s=10)
     assert [stream.status for stream in server.streams()] == ["success"]
-    other.close()
+    other.writers.close()
 
 
 def test_runs_that_begin_while_the_uploader_ends_are_left_to_others(
@@ -874,7 +874,7 @@ def test_a_run_that_is_read_anew_stays_its_own_uploaders(
         callback(name, doc)
     assert callback.drain(timeout_s=30)
     assert held(server)["k0"] == list(range(200))
-    other.close()
+    other.writers.close()
 
 
 def test_locks_of_runs_that_are_being_finished_can_be_looked_at(
@@ -904,4 +904,4 @@ def test_locks_of_runs_that_are_being_finished_can_be_looked_at(
 
     assert not problems
     assert [stream.status for stream in server.streams()] == ["success"] * 40
-    other.close()
+    other.writers.close()
