@@ -155,7 +155,7 @@ class ActiveRuns:
         if not delivery.idle or not delivery.run.run_chunker.everything_read():
             delivery.look_again()
             return False
-        self.guarded(delivery, delivery.say_what_is_left)
+        self.guarded(delivery, delivery.log_what_is_left)
         if self.holds(delivery):
             self.release(delivery)
             settled = delivery.run.stopped or delivery.run.parked
@@ -193,7 +193,7 @@ class ActiveRuns:
     def close(self) -> None:
         """Release every run as it is."""
         for delivery in self:
-            self.guarded(delivery, delivery.say_what_is_left)
+            self.guarded(delivery, delivery.log_what_is_left)
             delivery.close()
 
     def _claim(self, folder: Path, lock: RunLock | None) -> None:

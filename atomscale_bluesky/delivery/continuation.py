@@ -1,12 +1,13 @@
 """How a metrology stream ends before its run does, and where the run goes on.
 
-A stream takes no more when the server has closed it, when its chunks are too large, damaged, or cut short by a preview.
-Once nothing of it is under way, what was pushed and perhaps taken is read back; then, in one line of the ledger, the
-stream ends and what it does not hold is given to further streams, channels with the same rest together.
+A stream takes no more points when the server has closed it, or when its chunks are too large, damaged, or cut short by
+a preview. Once nothing of it is under way, it is read back if chunks are in doubt: they were pushed and perhaps taken.
+Then, in one line of the ledger, the stream ends. The points that it does not hold go into further streams, one for all
+channels with the same rest.
 
-What a stream holds of a channel is its chunks in the order of their indices: those that were confirmed, and perhaps
-some of those in doubt. So a chunk in doubt is found by its place among the others, never by its points alone: many
-rows may have one time and value.
+For each channel a stream holds chunks in the order of their indices: all that were confirmed, and perhaps some of those
+in doubt. So a chunk in doubt is found by its place among the others, never by its points alone: many rows may have the
+same time and value.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ _logger = logging.getLogger(__name__)
 
 
 class _Ending(msgspec.Struct):
-    """A stream that takes no more, until nothing of it is under way."""
+    """A stream that takes no more points, until nothing of it is under way."""
 
     why: Why
-    points_per_chunk: int  # of what goes on
-    doubtful: list[Chunk] = []  # pushed, and perhaps taken although that was never answered
+    points_per_chunk: int  # of the streams that go on
+    doubtful: list[Chunk] = []  # pushed, and perhaps taken although no answer came
 
 
 class Endings:
-    """The streams of one run that are about to end; belongs to the thread of its delivery.
+    """The streams of one run that are about to end. Belongs to the deciding thread.
 
     Args:
         ledger: Where each end is noted.
-        cutting: Opens the streams that go on.
+        run_chunker: Opens the streams that go on.
         now: Unix seconds.
     """
 
@@ -54,23 +55,23 @@ class Endings:
         self._endings: dict[int, _Ending] = {}
 
     def __contains__(self, stream: int) -> bool:
-        """Whether a stream is about to end."""
+        """Return True if a stream is about to end."""
         return stream in self._endings
 
     def begin(self, stream: int, why: Why, points_per_chunk: int, doubtful: Iterable[Chunk] = ()) -> None:
-        """The stream takes no more; of `doubtful` chunks nobody knows whether they were taken."""
+        """Let a stream take no more points. It is unknown whether the `doubtful` chunks were taken."""
         self._endings.setdefault(stream, _Ending(why, points_per_chunk)).doubtful.extend(doubtful)
 
     def is_short(self, number: int, points: Points) -> bool:
-        """Return True if fewer points of a stream were read than are confirmed: they may not be readable yet."""
+        """Return True if fewer points were read than are confirmed, because some may not be readable yet."""
         stream = self._ledger.state.streams[number]
         due = {name for names in stream.delivered for name in names}
         return any(_delivered(stream, name) > len(points[name][2] if name in points else ()) for name in due)
 
     def read_back(self, number: int, points: Points) -> None:
-        """What the stream holds of the chunks in doubt counts as confirmed.
+        """Note the chunks in doubt that the stream holds as confirmed.
 
-        Where what was read does not fit what was confirmed, nothing of the channel counts as held.
+        If the points that were read do not fit those that were confirmed, no chunk of the channel counts as held.
         """
         doubtful, self._endings[number].doubtful = self._endings[number].doubtful, []
         if not doubtful:
@@ -100,7 +101,7 @@ class Endings:
             self._ledger.note(Confirmed(number, index, self._now(), tuple(names)))
 
     def _parts(self, stream: StreamState, at_hand: dict[int, Chunk]) -> dict[str, dict[int, Part]]:
-        """The chunks from the first one in doubt on, by channel and index."""
+        """Return the chunks from the first one in doubt on, by channel and index."""
         tried = self._ledger.ranges(stream.opening.stream, min(at_hand))
         settled = {index: noted for index, noted in tried.items() if index not in stream.tried}
         chunks = dict(at_hand)
@@ -142,10 +143,10 @@ class Endings:
         return dict.fromkeys([*names, *(name for chunk in doubtful for name in chunk.names)], most)
 
     def settle(self, is_under_way: Callable[[int], bool], ended: Callable[[int], None]) -> int | None:
-        """End the streams of which nothing is under way; `ended` is told which, just before.
+        """End the streams of which nothing is under way. Calls `ended` with each of them, just before.
 
         Returns:
-            A stream that has to be read back before it can end.
+            A stream that has to be read back before it can end, or None.
         """
         for number, ending in list(self._endings.items()):
             stream = self._ledger.state.streams[number]
@@ -176,12 +177,12 @@ class Endings:
 
 
 def _delivered(stream: StreamState, name: str) -> int:
-    """How many points of a channel are confirmed in a stream."""
+    """Return how many points of a channel are confirmed in a stream."""
     return sum(points for names, points in stream.delivered.items() if name in names)
 
 
 def _shown(stream: StreamState, index: int, name: str) -> tuple[tuple[int, ...], int]:
-    """How many points of a chunk's beginning previews may have put there, and how many are there for sure."""
+    """Return how many points of a chunk previews may have put into a stream, and how many are surely there."""
     sent = [one for one in (stream.previewed, stream.shown) if one and one.index == index and name in one.channels]
     taken = [one.points for one in sent if one is stream.shown]
     return tuple(one.points for one in sent), max(taken, default=0)

@@ -1,16 +1,16 @@
-"""What a run's metrology streams are to be linked to, and what of it is still to do. Touches no file itself.
+"""Tells which links of a run's metrology streams are still to be made. Touches no file itself.
 
 The names in a run's metadata are resolved once, before its first stream is made, so that all streams of the run are
-linked to the same ids. Instrument, project and, in the documented path family, the physical sample go out with
-`initialize`; the rest are links of a stream that exists, each made once and noted. They never keep a chunk from
-leaving; a stream is finalized when they are made.
+linked to the same ids. Instrument, project and, in the documented path family, the physical sample are sent with
+`initialize`. All others are links of a stream that exists. Each is made once and noted. Links never hold up a chunk,
+but a stream is finalized only after they are made.
 
     sample     the stream belongs to the physical sample
-    project    the catalogue shows the stream in the project (looked at, no more can be done)
-    tracking   the project follows the sample; once per run
+    project    the catalogue shows the stream in the project (this can only be checked)
+    tracking   the project follows the sample. Once per run
     tags       the stream has the tags
-    ending     when the run has stopped: the tag that tells how
-    label      when it failed: the reason, in the stream's label
+    ending     after the run has stopped: the tag that tells how it ended
+    label      after it failed: the stream's label has the reason
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Link(NamedTuple):
     to: str
 
 
-class Linking:
-    """The links of one run, as its header, orders and ledger tell."""
+class PendingLinks:
+    """The links of one run, from its header, orders and ledger."""
 
     def __init__(self, header: Header, state: LedgerState) -> None:
         self._header = header
@@ -44,17 +44,17 @@ class Linking:
 
     @property
     def given(self) -> Links:
-        """What the run's metadata or the last edit say."""
+        """The links that the run's metadata give, or the last edit."""
         return self._state.edited.links if self._state.edited else self._header.links
 
     @property
     def order(self) -> int:
-        """Which edit that was, 0 for none."""
+        """The number of that edit, 0 for none."""
         return self._state.edited.order if self._state.edited else 0
 
     @property
     def to_resolve(self) -> bool:
-        """Whether Atomscale has to be asked what they stand for, before anything is linked to them."""
+        """Return True if names among them must be resolved, before anything is linked to them."""
         links, resolved = self.given, self._state.resolved
         if resolved is not None and resolved.order == self.order:
             return False
@@ -62,7 +62,7 @@ class Linking:
 
     @property
     def links(self) -> Links:
-        """What to initialize with: ids for names. Where an edit's names are not resolved yet, what was before."""
+        """The links to initialize with, names resolved. The earlier ones while an edit's names are not resolved yet."""
         resolved = self._state.resolved
         if resolved is not None and (resolved.order == self.order or self.to_resolve):
             return resolved.links
@@ -70,11 +70,11 @@ class Linking:
 
     @property
     def may_initialize(self) -> bool:
-        """Whether a stream of the run may be made; a run that is under way is not held up by an edit's names."""
+        """Return True if a stream may be made. The names of an edit do not hold up a run that is under way."""
         return not self.to_resolve or self._state.exists
 
     def open(self, stream: StreamState, stop: Stop | None) -> list[Link]:
-        """The links of a stream that are still to be made, those refused included."""
+        """Return the links of a stream that are still to be made, including refused ones."""
         if self.to_resolve or stream.data_id is None or stream.opening.joins is not None:
             return []
         return [link for link in self._wanted(stream, stop) if link not in stream.linked]
@@ -103,7 +103,7 @@ class Linking:
 
 
 def ending_tag(stop: Stop) -> str:
-    """The name of the tag that tells how a run ended: one of five, so that no tag list ever fills up with them."""
+    """Return the name of the tag that tells how a run ended. There are only five, so they never fill a list of tags."""
     if stop.interrupted:
         return "bluesky: interrupted"
     return f"bluesky: {stop.exit_status if stop.exit_status in ENDINGS else 'unknown'}"

@@ -15,7 +15,7 @@ from ..spool.ledger_state import LedgerState, StreamState
 from ..spool.run_claim import RunClaim
 from .backoff import Patience
 from .continuation import Endings
-from .pending_links import Link, Linking
+from .pending_links import Link, PendingLinks
 from .previews import Previews, cut_short_in_doubt
 from .task_book import Task, TaskBook
 from .tasks.work import Kind, Knowledge
@@ -49,7 +49,7 @@ class Run:
         self.apart: dict[int, set[str]] = {}  # by stream: channels that were refused, and are pushed one by one
         self.adds_up: set[int] = set()  # streams that may be finalized by the account
         self.to_reload = False  # what was read of the files no longer holds
-        self.linking = Linking(claim.header, claim.ledger.state)
+        self.linking = PendingLinks(claim.header, claim.ledger.state)
         if self.state.broken is None:
             cut_short_in_doubt(claim.ledger)
         self.run_chunker = RunChunker(claim.folder, claim.header, claim.ledger, gil_yield)

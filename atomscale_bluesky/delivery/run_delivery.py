@@ -1,22 +1,21 @@
-"""One run on its way: each next thing to do is handed out as a task, and what came of it is noted in the ledger.
+"""Delivers one run: gives out its next task, and takes the task's result.
 
-A `RunDelivery` owns a claimed run and belongs to one thread. `next_task` says what can be done now, and notes in the
-ledger what must be known before it is done; `came_back` and the others take what came of it. Nothing here waits, sends
-or decides when to try again after an outage: that is the uploader's trade. Each kind of task has a file in `tasks`;
-here is their order.
+A `RunDelivery` owns a claimed run and belongs to the deciding thread. `next_task` returns a task that can run now, and
+notes in the ledger what must be known after a crash. `came_back` and the others take the result. Nothing here waits or
+sends, or decides when to try again after an outage. Each kind of task has a file in `tasks`. This is their order:
 
     a stream takes no more, with chunks in doubt   → READ_BACK
     the run is to be linked to something           → RESOLVE  (once, before its first stream is made)
     metrology stream 0 opens with the run          → INITIALIZE
-    an earlier attempt failed                      → that task again, when its time has come
+    an earlier attempt failed                      → that task again, when its pause is over
     the run's times are to be shifted              → CLOCK
-    a stream exists, and its links do not          → LINK     (beside the chunks, each noted once it is made)
+    a stream exists, and links of it do not        → LINK     (beside the chunks, each noted once it is made)
     a full chunk of an initialized stream          → PUSH     (rows synced, range of rows noted first)
     points that wait too long for a full one       → PREVIEW  (if wanted; likewise, and the note synced)
     stopped, every chunk confirmed, all linked     → FINALIZE (noted and synced first; once the account adds up)
     all of it delivered                            → VERIFY   (if wanted)
 
-Whoever opens the run next, after any crash, reads the same two files and goes on from there.
+After any crash the next process that opens the run reads the same two files and goes on from there.
 """
 
 from __future__ import annotations
@@ -42,16 +41,16 @@ from .tasks.work import Again, Knowledge, Work
 
 _logger = logging.getLogger(__name__)
 
-# How many chunks of a run may have failed and wait for another attempt before no further one is begun.
+# When this many chunks of a run have failed and wait for another attempt, no further one is begun.
 MAX_FAILED = 8
 
 
 class RunDelivery:
-    """A claimed run, from where its files say it stands.
+    """Delivers a claimed run, beginning in the state that its files tell.
 
     Args:
-        claim: The run; it is this object's from now on.
-        knowledge: What has been found out about the server.
+        claim: The run. It belongs to this object from now on.
+        knowledge: What is known about the server.
         now: Unix seconds.
         gil_yield: Makes way for a plan's thread.
 
@@ -70,13 +69,13 @@ class RunDelivery:
         self.claim = claim
         self.run = Run(claim, knowledge or Knowledge(), now, gil_yield)
         self.released = False  # its files are closed: tasks of it that still lie ready are not to be begun
-        self.to_settle = False  # the operator says that the stop document will never come
-        self._idle = False  # asked for a task it had none, and nothing has come since
+        self.to_settle = False  # the operator has ordered that its stop document will never come
+        self._idle = False  # `next_task` returned None, and nothing has happened since
         self._gil_yield = gil_yield
 
     @property
     def finished(self) -> bool:
-        """Return True if every metrology stream of the stopped run is finalized, and read back if that is to be."""
+        """Return True if every metrology stream of the stopped run is finalized, and read back if wanted."""
         run = self.run
         if run.to_reload:
             return False
@@ -88,17 +87,17 @@ class RunDelivery:
 
     @property
     def to_start_again(self) -> bool:
-        """Return True if the files now say something that has to be read again, and nothing is under way."""
+        """Return True if the run has to be read again from its files, and nothing of it is under way."""
         return self.run.to_reload and self.run.book.in_flight == 0
 
     @property
     def more_to_read(self) -> bool:
-        """Return True if the last look did not reach the journal's present end, and another may be taken at once."""
+        """Return True if the journal was not read to its present end, and can be read on at once."""
         return self.run.run_chunker.more_to_read and not self.run.to_reload
 
     @property
     def idle(self) -> bool:
-        """Return True if nothing can be done until more is written, the operator acts, or a good while has passed."""
+        """Return True if nothing can be done until more is written, the operator acts, or minutes have passed."""
         moves = self.run.book.is_busy or self.finished or self.run.to_reload or not self.run.run_chunker.at_end
         return self._idle and not moves and self.run.previews.due() is None
 
@@ -111,20 +110,20 @@ class RunDelivery:
         return any(stream.parked or stream.refused or stream.links_refused for stream in run.streams.values())
 
     def look_again(self) -> None:
-        """Note that more may have been written, so that the run is not taken for idle before it was asked."""
+        """Note that more may have been written. The run is not idle until it was asked for a task again."""
         self._idle = False
 
     def close_files(self) -> None:
-        """Close what is open of the run until it is needed again, but not its lock."""
+        """Close the run's files until they are needed again, but keep its lock."""
         self.run.run_chunker.close()
         self.run.ledger.rest()
 
     def status(self) -> RunStatus:
-        """Return the run as people and programs see it."""
+        """Return the run's public status."""
         return self.run.run_chunker.account.status(self.run.state)
 
     def settle_if_interrupted(self) -> bool:
-        """If the run's writer is gone without a stop, note that; return True if it was so."""
+        """Note that the run was interrupted, if its writer has died without a stop. Return True if so."""
         if self.run.stopped or not self.claim.settle_if_interrupted():
             return False
         _logger.info("run %s was interrupted: no stop document came; it is being completed", self.run.header.run_uid)
@@ -133,10 +132,10 @@ class RunDelivery:
     # ---- what can be done ------------------------------------------------------------------------------------------
 
     def next_task(self, now: float) -> Task | None:
-        """Return what can be done at this moment, if anything; the caller has it done and reports what came of it.
+        """Return a task that can run now, or None. The caller lets a worker perform it, and reports the result.
 
         Args:
-            now: Monotonic time; failed tasks come back when their time has come.
+            now: Monotonic. Failed tasks come again when their pause is over.
         """
         self.run.previews.asked_at = now
         task = None if self.run.to_reload else self._next_task(now)
@@ -161,46 +160,46 @@ class RunDelivery:
         return None if work is None else book.begin(work)
 
     def _next_chunk(self, now: float) -> Work[Any] | None:
-        """Return a chunk to send, or what reading the journal on for one has brought."""
+        """Return a chunk to send, or a task that reading the journal on has made possible."""
         run = self.run
         if len(run.book.failed) >= MAX_FAILED:
             return None
-        # Reading on may have opened a stream, or brought the stop, which is told by a tag.
+        # Reading on may have opened a stream, or found the stop, for which a tag is made.
         return push.plan(run, now) or initialize.plan(run, now) or make_links.plan(run, now) or preview.plan(run, now)
 
     def due(self) -> float | None:
-        """Return when the next failed task may be tried again, or a preview leave, monotonic; None if none is."""
+        """Return when a failed task or a preview is due, monotonic, or None if there is none."""
         if self.run.to_reload:
             return None
         times = [self.run.book.due(), self.run.previews.due()]
         return min((time for time in times if time is not None), default=None)
 
-    # ---- what came of it -------------------------------------------------------------------------------------------
+    # ---- its result ------------------------------------------------------------------------------------------------
 
     def came_back(self, task: Task, result: Any, now: float) -> None:
-        """Take a task's result; `now` is monotonic."""
+        """Take a task's result. `now` is monotonic."""
         self._returned(task)
         self._over_or_again(task, task.work.apply(self.run, result), now)
 
     def refused(self, task: Task, error: ApiRefusedError, now: float) -> None:
-        """Take a refusal; `now` is monotonic."""
+        """Take a refusal. `now` is monotonic."""
         self._returned(task)
         self._over_or_again(task, task.work.refused(self.run, error), now)
 
     def park(self, task: Task, reason: str) -> None:
-        """Let what a task is about wait for the operator, or for what is missing in Atomscale; its data are kept."""
+        """Park what a task is about, until the operator acts or what is missing appears. Data are kept."""
         self._returned(task)
         task.work.park(self.run, reason)
         self.run.book.over(task)
 
     def failed_attempt(self, task: Task, error: ApiError, not_before: float, part: Any = None) -> bool:
-        """Take a failure that can clear; return True if the task comes back from `next_task`.
+        """Take a failure that can clear. Return True if `next_task` will return the task again.
 
         Args:
-            task: What failed.
-            error: How.
-            not_before: When its time comes, monotonic.
-            part: The result of what was done before it failed.
+            task: The task that failed.
+            error: Its failure.
+            not_before: When it may be tried again, monotonic.
+            part: The result of the part that was done before it failed.
         """
         self._returned(task)
         work = task.work.failed(self.run, error, part)
@@ -208,7 +207,7 @@ class RunDelivery:
         return work is not None
 
     def put_back(self, task: Task) -> None:
-        """Take back a task that no worker has begun; it comes back from `next_task`."""
+        """Take back a task that no worker has begun. `next_task` will return it again."""
         self._returned(task)
         work = task.work.put_back(self.run)
         if work is None:
@@ -232,7 +231,7 @@ class RunDelivery:
     # ---- orders, and the run's end ---------------------------------------------------------------------------------
 
     def obey(self) -> None:
-        """Note what the operator has ordered since; `to_start_again` says when that takes effect.
+        """Note the operator's new orders. They take effect once `to_start_again` is True and the run is read again.
 
         Raises:
             SpoolError: The run's files cannot be read or written.
@@ -250,26 +249,26 @@ class RunDelivery:
                     self.run.ledger.note(Obeyed(number), sync=True)
                     self.to_settle = True
                 case Move():
-                    self.run.reload("it was moved")  # whoever delivers to that endpoint notes it, and begins anew
+                    self.run.reload("it was moved")  # the process that delivers to the new endpoint notes it
                     return
             _logger.info("run %s: %s, as ordered", self.run.header.run_uid, type(order).__name__.lower())
             if not isinstance(order, Settle):
                 self.run.reload(f"{type(order).__name__.lower()} was ordered")
 
     def close(self) -> None:
-        """Let go of the run as it is."""
+        """Close the run's files and release its lock."""
         self.released = True
         self.run.run_chunker.close()
         self.claim.close()
 
     def hand_over(self) -> RunLock:
-        """Let go of the run as it is, but not of the lock of who delivers it."""
+        """Close the run's files, and return its deliverer's lock, still held."""
         self.released = True
         self.run.run_chunker.close()
         return self.claim.hand_over()
 
     def finish(self) -> bool:
-        """Move the finished run into the history; False while its writer still has files open, or it has to stay."""
+        """Move the finished run into the history. Return False if it has to stay, or its writer has files open."""
         account = self.run.run_chunker.account
         contradictions = {} if self.run.state.discarded else account.contradiction(self.run.state)
         for contradiction in contradictions.values():
@@ -285,7 +284,7 @@ class RunDelivery:
         say(status, self.run.state)
         return True
 
-    def say_what_is_left(self) -> None:
-        """One line about a run that has stopped and is let go of before it is finalized whole."""
+    def log_what_is_left(self) -> None:
+        """Log the state of a stopped run that is released before it is finalized."""
         if self.run.stopped and not self.finished:
             say(self.status(), self.run.state)
