@@ -258,8 +258,7 @@ def _cut(claim: RunClaim) -> list[tuple[str, Series]]:
         )
         while not run_chunker.read_all:
             run_chunker.look()
-            while run_chunker.ready:
-                chunk = run_chunker.ready.popleft()
+            while (chunk := run_chunker.take(lambda _: True)) is not None:
                 time_base = claim.ledger.state.streams[chunk.stream].opening.time_base
                 for column in chunk.columns:
                     series = due.setdefault((time_base, column.name), Series(column.unit))

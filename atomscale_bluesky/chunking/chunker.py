@@ -15,56 +15,62 @@ Memory holds at most the rows of one unfinished chunk per metrology stream.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Generator, Iterable, Iterator, Mapping
 
 import msgspec
 import numpy as np
 
-from ..model.chunk import Chunk, Column, Span
+from ..model.chunk import Chunk, Column
 from ..model.rows import Position, Row, Rows
 from ..spool.journal_format import Layout
-from ..spool.ledger_format import Left, Opened, Previewed, Tried, Why
+from ..spool.ledger_format import Previewed, Tried, Why
+from ..spool.ledger_state import StreamState
+
+# ---- decisions -------------------------------------------------------------------------------------------------------
 
 
-class Decisions(Protocol):
-    """Notes what the cutter decides, before anything is done about it."""
+class Open(msgspec.Struct, frozen=True):
+    """A further metrology stream of this time base begins. `Chunker.opened` takes it, unless it is not made."""
 
-    def open(
-        self, *, why: Why, from_row: int, position: Position, channels: tuple[str, ...], own: bool
-    ) -> Opened | None:
-        """Note that a further metrology stream of this time base begins. Return None if these channels get none."""
-        ...
+    why: Why
+    from_row: int
+    position: Position
+    channels: tuple[str, ...]
+    own: bool  # for one channel that has gaps: its points are the rows where the channel has none
 
-    def leave(self, left: Left) -> None:
-        """Note that a channel ends in a stream."""
-        ...
 
-    def noted(self, stream: int, index: int) -> Tried | None:
-        """Return the range of rows of a chunk that was tried before; its boundary stays where it was."""
-        ...
+class Leave(msgspec.Struct, frozen=True):
+    """A channel ends in a stream: from `from_row` on, no row gives it a point there."""
 
-    def shown(self, stream: int, index: int) -> Previewed | None:
-        """Return what the last preview shows, or is about to show, of a chunk that was not tried yet."""
-        ...
+    stream: int
+    channel: str
+    from_row: int
 
-    def cut_short(self, stream: int) -> None:
-        """Note that the chunk ends with the rows of its preview, and that its stream takes no more."""
-        ...
 
-    def outgrown(self, stream: int) -> None:
-        """Note that there is a row for a stream that takes no more."""
-        ...
+class CutShort(msgspec.Struct, frozen=True):
+    """The unfinished chunk of a stream ends with the rows of its preview, and the stream takes no more."""
+
+    stream: int
+
+
+class Outgrown(msgspec.Struct, frozen=True):
+    """There is a row for a stream that takes no more."""
+
+    stream: int
+
+
+Decision = Chunk | Open | Leave | CutShort | Outgrown
+
+
+# ---- the rules -------------------------------------------------------------------------------------------------------
 
 
 class Resumed(msgspec.Struct, frozen=True):
-    """The state from which the cutting of a metrology stream continues."""
+    """A metrology stream as its cutting continues. Its state is read at any later time, and never changed."""
 
-    opening: Opened
+    stream: StreamState
     index: int = 0  # of the next chunk
     from_row: int = 0  # rows before this one are in earlier chunks
-    left: Mapping[str, int] = {}  # channels that end in it → the row from which on they are gone
-    ahead: tuple[Span, ...] = ()  # later chunks that are already settled
     over: bool = False  # its last chunk was cut short, so it takes no more
 
 
@@ -72,14 +78,24 @@ class _Stream:
     """A metrology stream while it is cut: its remaining channels, and the rows of its unfinished chunk."""
 
     def __init__(self, resumed: Resumed, first_layout: Layout) -> None:
-        names = resumed.opening.channels or tuple(channel.name for channel in first_layout.channels)
-        self.opening = resumed.opening
-        self.channels = list(names)
+        self._state = resumed.stream
+        self.opening = resumed.stream.opening
+        self.channels = list(self.opening.channels or (channel.name for channel in first_layout.channels))
         self.rows: list[tuple[Position, Row]] = []
         self.over = resumed.over
-        self._left = resumed.left
-        self._ahead = list(resumed.ahead)
+        self._ahead = list(self._state.ahead)
         self.go_on(resumed.index, resumed.from_row)
+
+    @property
+    def noted(self) -> Tried | None:
+        """The range of rows of this chunk if it was tried before: its boundary stays where it was."""
+        return self._state.tried.get(self.index)
+
+    @property
+    def shown(self) -> Previewed | None:
+        """What the last preview shows, or is about to show, of this chunk if it was not tried yet."""
+        shown = self._state.previewed
+        return shown if shown is not None and shown.index == self.index and self.noted is None else None
 
     def go_on(self, index: int, from_row: int) -> None:
         """Continue with this chunk, or with the next one that is not settled already."""
@@ -88,16 +104,19 @@ class _Stream:
             if span.last_index >= index:
                 index, from_row = span.last_index + 1, span.last_row + 1
         self.index, self.from_row = index, from_row
-        self.channels = [name for name in self.channels if self._left.get(name, from_row + 1) > from_row]
+        left = self._state.left
+        self.channels = [name for name in self.channels if left.get(name, from_row + 1) > from_row]
 
 
 class Chunker:
     """Turns rows of one time base into chunks of its metrology streams.
 
+    What it decides comes in order, one decision at a time. Carry out each one before asking for the next: a stream
+    that opens may take rows that were given before.
+
     Args:
         layout: The time base's first layout.
         non_finite: The policy for gaps: `own_stream`, `null` or `drop_row`.
-        decisions: Notes openings and ended channels.
         streams: The metrology streams of this time base that take further chunks.
         waiting: Channels that left a stream and have none of their own yet → the row from which on they want one.
         known: Channels that were given a stream before, including one that has ended.
@@ -108,13 +127,12 @@ class Chunker:
         layout: Layout,
         *,
         non_finite: str,
-        decisions: Decisions,
         streams: Iterable[Resumed],
         waiting: Mapping[str, int] | None = None,
         known: Iterable[str] = (),
     ) -> None:
         self._policy = non_finite
-        self._decisions = decisions
+        self._opened: _Stream | None = None  # the stream of the last decision to open one
         self._index: dict[int, dict[str, int]] = {}  # layout → channel name → index in its rows' values
         self._units: dict[str, str | None] = {}
         self._came: dict[str, int] = {}  # channel name → its first layout
@@ -125,22 +143,28 @@ class Chunker:
         self._streams = [_Stream(resumed, layout) for resumed in streams]
         self._own = {stream.channels[0] for stream in self._streams if stream.opening.own}
 
-    def layout(self, layout: Layout, *, from_row: int, position: Position) -> None:
-        """Note that rows from `from_row` on name this layout.
+    def layout(self, layout: Layout, *, from_row: int, position: Position) -> Iterator[Decision]:
+        """Know the layout that rows from `from_row` on name.
 
         Channels that it adds share a stream that begins there.
         """
         late = tuple(channel.name for channel in layout.channels if channel.name not in self._units)
         self._know(layout)
         late = tuple(name for name in late if name not in self._known)
-        if late:
-            self._open("late channel", from_row, position, late, own=False)
+        return self._open("late channel", from_row, position, late, own=False) if late else iter(())
 
-    def row(self, position: Position, row: Row) -> Iterator[Chunk]:
-        """Yield the chunks that this row completes. Rows must come in order of their numbers."""
+    def opened(self, stream: StreamState) -> None:
+        """Take rows for the stream of the last decision to open one."""
+        self._opened = _Stream(Resumed(stream, from_row=stream.opening.from_row), self._first_layout)
+        self._streams.append(self._opened)
+        self._own.update(self._opened.channels if stream.opening.own else ())
+        self._known.update(self._opened.channels)
+
+    def row(self, position: Position, row: Row) -> Iterator[Decision]:
+        """Yield what this row decides, above all the chunks that it completes. Rows come in order of their numbers."""
         wanting = [name for name, from_row in self._waiting.items() if row.number >= from_row]
         for name in [name for name in wanting if self._has_point(row, name)]:
-            self._open("gap", row.number, position, (name,), own=True)
+            yield from self._open("gap", row.number, position, (name,), own=True)
         for stream in tuple(self._streams):
             yield from self._add(stream, position, row)
 
@@ -152,7 +176,7 @@ class Chunker:
         stream, opening = taking[0], taking[0].opening
         if stream.rows or stream.over or opening.own or opening.skip or number < stream.from_row:
             return 0
-        if self._decisions.noted(opening.stream, stream.index) or not self._index[layout].keys() >= {*stream.channels}:
+        if stream.noted or not self._index[layout].keys() >= {*stream.channels}:
             return 0
         return opening.points_per_chunk
 
@@ -173,8 +197,8 @@ class Chunker:
         stream.go_on(stream.index + 1, last_row + 1)
         return chunk
 
-    def finish(self) -> Iterator[Chunk]:
-        """Yield the last, short chunks. Nothing comes after them."""
+    def finish(self) -> Iterator[Decision]:
+        """Yield the last, short chunks, and what else the run's end decides. Nothing comes after them."""
         for stream in self._streams:  # grows while a last chunk moves channels to streams of their own
             yield from self._cut(stream)
 
@@ -184,13 +208,13 @@ class Chunker:
             if stream.rows:
                 yield stream.opening.stream, stream.index, stream.rows[-1][1].number
 
-    def so_far(self, number: int) -> list[Chunk]:
-        """Return a stream's unfinished chunk as it is now, and chunks of streams to which channels with gaps move.
+    def so_far(self, number: int) -> Iterator[Decision]:
+        """Yield a stream's unfinished chunk as it is now, and what making it decides.
 
-        The unfinished chunk is missing if it must not be shown. Then `decisions` was notified of the reason.
+        The unfinished chunk is missing if it must not be shown.
         """
         stream = next(stream for stream in self._streams if stream.opening.stream == number)
-        return list(self._cut(stream, unfinished=True))
+        return self._cut(stream, unfinished=True)
 
     def _know(self, layout: Layout) -> None:
         self._index[layout.layout] = {channel.name: i for i, channel in enumerate(layout.channels)}
@@ -200,19 +224,15 @@ class Chunker:
 
     def _open(
         self, why: Why, from_row: int, position: Position, channels: tuple[str, ...], *, own: bool
-    ) -> _Stream | None:
-        opening = self._decisions.open(why=why, from_row=from_row, position=position, channels=channels, own=own)
+    ) -> Generator[Decision, None, _Stream | None]:
+        """Decide that a stream opens. Return it, or None if it was not made."""
+        self._opened = None
+        yield Open(why, from_row, position, channels, own)
         for name in channels:
             self._waiting.pop(name, None)
-        if opening is None:
-            return None
-        stream = _Stream(Resumed(opening, from_row=from_row), self._first_layout)
-        self._streams.append(stream)
-        self._own.update(channels if own else ())
-        self._known.update(channels)
-        return stream
+        return self._opened
 
-    def _add(self, stream: _Stream, position: Position, row: Row) -> Iterator[Chunk]:
+    def _add(self, stream: _Stream, position: Position, row: Row) -> Iterator[Decision]:
         if row.number < stream.from_row or not stream.channels:
             return
         if any(first <= row.number <= last for first, last in stream.opening.skip):
@@ -223,17 +243,17 @@ class Chunker:
             row = Row(_OWN, row.number, row.time, row.event_uid, [self._value(row, stream.channels[0])])
         elif self._is_dropped(row, stream.channels[0]):
             return
-        noted = self._decisions.noted(stream.opening.stream, stream.index)
+        noted = stream.noted
         while noted and row.number > noted.last_row:  # the row that ended it then is damaged now
             if stream.rows:
                 yield from self._cut(stream)
             else:  # all of it is damaged, and no other rows may get its index
                 stream.go_on(noted.index + 1, noted.last_row + 1)
-            noted = self._decisions.noted(stream.opening.stream, stream.index)
+            noted = stream.noted
         if row.number < stream.from_row:
             return
         if stream.over:
-            self._decisions.outgrown(stream.opening.stream)
+            yield Outgrown(stream.opening.stream)
             return
         stream.rows.append((position, row))
         if noted is None:
@@ -243,26 +263,26 @@ class Chunker:
         if full:
             yield from self._cut(stream)
 
-    def _cut(self, stream: _Stream, *, unfinished: bool = False) -> Iterator[Chunk]:
+    def _cut(self, stream: _Stream, *, unfinished: bool = False) -> Iterator[Decision]:
         """Make a chunk of the collected rows. Channels with a gap in them leave before it, or before it is shown."""
         rows, stream.rows = stream.rows, []
         if not rows:
             return
-        noted = self._decisions.noted(stream.opening.stream, stream.index)
+        noted = stream.noted
         columns = self._transposed(stream, [row for _, row in rows])
         first_position, first = rows[0]
         last = rows[-1][1]
         present = set(columns).intersection(*(self._index[row.layout] for _, row in rows if row.layout != _OWN))
         staying = [name for name in columns if self._stays(name, columns[name], noted, name in present)]
         leaving = [name for name in columns if name not in staying and name not in self._own]
-        shown = None if noted else self._decisions.shown(stream.opening.stream, stream.index)
+        shown = stream.shown
         if shown and not (set(staying) >= set(shown.channels) and _begins_with(rows, shown)):
             stream.over = True  # and rows beyond it are read again, for a further stream
-            self._decisions.cut_short(stream.opening.stream)
-            self._decisions.outgrown(stream.opening.stream)
+            yield CutShort(stream.opening.stream)
+            yield Outgrown(stream.opening.stream)
             return
         for name in leaving:
-            self._decisions.leave(Left(stream.opening.stream, name, first.number))
+            yield Leave(stream.opening.stream, name, first.number)
             self._waiting[name] = last.number + 1
         stream.channels = staying
         if staying:
@@ -288,7 +308,7 @@ class Chunker:
         # A channel that moved to another time base leaves whatever the policy: it has no more values here.
         return present and (self._policy != "own_stream" or None not in values)
 
-    def _again(self, rows: list[tuple[Position, Row]], names: Iterable[str]) -> Iterator[Chunk]:
+    def _again(self, rows: list[tuple[Position, Row]], names: Iterable[str]) -> Iterator[Decision]:
         """Pass the points that these channels have in rows already seen to streams of their own."""
         for name in names:
             own: _Stream | None = None
@@ -296,7 +316,7 @@ class Chunker:
                 if own is None:
                     if not self._has_point(row, name):
                         continue
-                    own = self._open("gap", row.number, position, (name,), own=True)
+                    own = yield from self._open("gap", row.number, position, (name,), own=True)
                     if own is None:
                         break
                 yield from self._add(own, position, row)

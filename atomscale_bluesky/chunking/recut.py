@@ -6,15 +6,15 @@ The ledger says which rows make a chunk, so the same files give the same chunks 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..model.chunk import Chunk
 from ..model.rows import Position, Row
 from ..spool.journal import JournalReader
 from ..spool.journal_format import Layout, decode_journal
-from ..spool.ledger_format import Left, Opened, Previewed, Tried
-from .chunker import Chunker, Resumed
+from ..spool.ledger_format import Opened, Tried
+from ..spool.ledger_state import StreamState
+from .chunker import Chunker, Decision, Resumed
 
 
 def cut_again(
@@ -44,15 +44,16 @@ def cut_again(
     if not tried or not own:
         return
     first, last_row = tried[min(tried)], max(one.last_row for one in tried.values())
+    # As it was then: the boundary of a preview is like any other.
+    noted = StreamState(opening, left=dict(left), tried=dict(tried))
     chunker = Chunker(
         own[0],
         non_finite=non_finite,
-        decisions=_Noted(tried),
-        streams=[Resumed(opening, first.index, first.first_row, left)],
+        streams=[Resumed(noted, first.index, first.first_row)],
         known={channel.name for layout in own for channel in layout.channels},
     )
     for layout in own[1:]:
-        chunker.layout(layout, from_row=0, position=Position(1, 0))
+        _ = [*chunker.layout(layout, from_row=0, position=Position(1, 0))]
     numbers, last = {layout.layout for layout in own}, 0
     for position, payload in _lines(folder, Position(first.segment, first.offset)):
         if not payload.startswith(b"["):
@@ -64,34 +65,13 @@ def cut_again(
             if row.number < last:  # damage: it was not sent
                 continue
             last = row.number
-            yield from chunker.row(position, row)
-    yield from chunker.finish()
+            yield from _chunks(chunker.row(position, row))
+    yield from _chunks(chunker.finish())
 
 
-@dataclass(slots=True)
-class _Noted:
-    """The decisions made when the chunks were first cut."""
-
-    tried: Mapping[int, Tried]
-
-    def open(self, **_: object) -> None:
-        """Open nothing."""
-
-    def leave(self, left: Left) -> None:
-        """Do nothing: it was noted then."""
-
-    def noted(self, stream: int, index: int) -> Tried | None:
-        """Return the boundary that the chunk had."""
-        return self.tried.get(index)
-
-    def shown(self, stream: int, index: int) -> Previewed | None:
-        """Return None: here the boundary of a preview is like any other."""
-
-    def cut_short(self, stream: int) -> None:
-        """Do nothing: it was noted then."""
-
-    def outgrown(self, stream: int) -> None:
-        """Do nothing: further rows are in another stream."""
+def _chunks(decisions: Iterable[Decision]) -> Iterator[Chunk]:
+    """Yield the chunks. What else was decided was noted then, and further rows are in another stream."""
+    return (decision for decision in decisions if isinstance(decision, Chunk))
 
 
 def _lines(folder: Path, position: Position) -> Iterator[tuple[Position, bytes]]:

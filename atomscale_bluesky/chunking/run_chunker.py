@@ -10,10 +10,8 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from pathlib import Path
-
-import msgspec
 
 from ..model.chunk import Chunk
 from ..model.labels import stream_label
@@ -22,12 +20,12 @@ from ..spool.gil_yield import GilYield
 from ..spool.journal import START, Line
 from ..spool.journal_format import Header, Layout, decode_journal, decode_rows, joined
 from ..spool.ledger import Ledger
-from ..spool.ledger_format import GivenUp, Left, Opened, Previewed, Tried, Why
+from ..spool.ledger_format import GivenUp, Left, Opened, Tried, Why
 from ..spool.ledger_state import Life, StreamState
 from ..spool.lines import table_of
 from ..spool.run_reader import RunReader
 from ..status.account import Account
-from .chunker import Chunker, Resumed
+from .chunker import Chunker, CutShort, Decision, Leave, Open, Outgrown, Resumed
 from .recut import cut_again
 
 _logger = logging.getLogger(__name__)
@@ -57,13 +55,13 @@ class RunChunker:
     def __init__(self, folder: Path, header: Header, ledger: Ledger, gil_yield: GilYield | None = None) -> None:
         self.ledger = ledger
         self.account = Account()
-        self.ready: deque[Chunk] = deque()
-        self.damaged: list[Chunk] = []  # tried before, and no longer whole in the journal: these are never sent
-        self.to_cut_short: set[int] = set()  # streams whose next chunk must end with the rows of its preview
-        self.outgrown: set[int] = set()  # streams that take no more, though more rows are there
         self.at_end = False  # the journal was read to its present end
         self.more_to_read = False  # the last call of `look` stopped before its end
         self.read_all = False  # read up to the run's stop, and its last chunks cut
+        self._ready: deque[Chunk] = deque()
+        self._damaged: list[Chunk] = []
+        self._to_cut_short: set[int] = set()
+        self._outgrown: set[int] = set()
         self._folder = folder
         self._header = header
         self._gil_yield = gil_yield or GilYield()
@@ -87,7 +85,7 @@ class RunChunker:
         self.more_to_read = self.at_end = False
         for _ in range(LINES_PER_LOOK):
             if not count_only and self._take_whole_chunk():
-                if self.ready:
+                if self._ready:
                     return
                 continue
             if self._too_few and not count_only:
@@ -103,10 +101,47 @@ class RunChunker:
             self._one_by_one -= 1
             self._take(found, count_only)
             self._gil_yield.worked_through(len(found.payload))
-            if not count_only and (self.ready or self.read_all):
+            if not count_only and (self._ready or self.read_all):
                 self.at_end = self.read_all
                 return
         self.more_to_read = True
+
+    # ---- what was decided --------------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> Collection[Chunk]:
+        """The chunks that are to be pushed next, in order."""
+        return self._ready
+
+    @property
+    def outgrown(self) -> Collection[int]:
+        """The streams that take no more, though more rows are there."""
+        return self._outgrown
+
+    def take(self, may_leave: Callable[[Chunk], bool]) -> Chunk | None:
+        """Take out the first chunk that may leave; None if none may."""
+        for place, chunk in enumerate(self._ready):
+            if may_leave(chunk):
+                del self._ready[place]
+                return chunk
+        return None
+
+    def take_damaged(self) -> list[Chunk]:
+        """Take out the chunks that were tried before and are no longer whole in the journal. They are never sent."""
+        taken, self._damaged = self._damaged, []
+        return taken
+
+    def take_to_cut_short(self, may_end: Callable[[int], bool]) -> list[int]:
+        """Take out the streams that may end now, and whose next chunk must end with the rows of its preview."""
+        taken = [stream for stream in self._to_cut_short if may_end(stream)]
+        self._to_cut_short.difference_update(taken)
+        return taken
+
+    def drop(self, streams: Container[int]) -> list[Chunk]:
+        """Drop the chunks of some streams that were made and have not left, and return them."""
+        dropped = [chunk for chunk in self._ready if chunk.stream in streams]
+        self._ready = deque(chunk for chunk in self._ready if chunk.stream not in streams)
+        return dropped
 
     def everything_read(self) -> bool:
         """Return True if everything in the journal has been read."""
@@ -124,10 +159,13 @@ class RunChunker:
 
     def so_far(self, stream: StreamState) -> Chunk | None:
         """Return a stream's unfinished chunk as it is now, or None if it must not be shown."""
-        chunks = self._cutters[stream.opening.time_base].so_far(stream.opening.stream)
-        shown = [chunk for chunk in chunks if chunk.stream == stream.opening.stream]
-        self._collect(chunk for chunk in chunks if chunk not in shown)
-        return shown[0] if shown else None
+        chunker, shown = self._cutters[stream.opening.time_base], None
+        for decision in chunker.so_far(stream.opening.stream):
+            if isinstance(decision, Chunk) and decision.stream == stream.opening.stream:
+                shown = decision
+            else:
+                self._carry_out(chunker, stream.opening.time_base, decision)
+        return shown
 
     def again(self, stream: StreamState, tried: Mapping[int, Tried]) -> Iterator[Chunk]:
         """Cut the tried chunks of a stream again. The journal is read from the first of them on."""
@@ -223,7 +261,7 @@ class RunChunker:
             token=token,
         )
 
-    def gives_up(self, time_base: str, channel: str) -> bool:
+    def _gives_up(self, time_base: str, channel: str) -> bool:
         """Return True if the run has so many single-channel streams that this channel gets none."""
         given_up = self.ledger.state.given_up
         if (time_base, channel) not in given_up:
@@ -263,7 +301,7 @@ class RunChunker:
         self._reader.skip(wanted)
         self.account.take_rows(rows)
         self._gil_yield.make_way()
-        self._collect([chunker.rows(position, rows)])
+        self._collect(chunker.rows(position, rows))
         return True
 
     def _rows_ahead(self, wanted: int, channels: int) -> Rows | None:
@@ -288,7 +326,8 @@ class RunChunker:
             row = decode_journal(found.payload)
             if isinstance(row, Row) and self.account.take_row(row):
                 self._present = self.account.layouts[row.layout]
-                self._collect(self._cutters[self._present.time_base].row(found.position, row))
+                time_base = self._present.time_base
+                self._carry_out_all(time_base, self._cutters[time_base].row(found.position, row))
             return
         line = self.account.take(found.payload)
         if line is not None:
@@ -298,8 +337,8 @@ class RunChunker:
         if isinstance(line, Layout):
             self._layout(line, found.position)
         elif self.account.stop is not None:
-            for chunker in self._cutters.values():
-                self._collect(chunker.finish())
+            for time_base, chunker in self._cutters.items():
+                self._carry_out_all(time_base, chunker.finish())
             self.read_all = True
             repeated = self.account.rows_repeated.total()
             if repeated:
@@ -312,7 +351,8 @@ class RunChunker:
         self._present = layout
         chunker = self._cutters.get(layout.time_base)
         if chunker is not None:
-            chunker.layout(layout, from_row=self.account.next_row[layout.time_base], position=position)
+            next_row = self.account.next_row[layout.time_base]
+            self._carry_out_all(layout.time_base, chunker.layout(layout, from_row=next_row, position=position))
             return
         streams = self._streams_of(layout.time_base)
         if not streams and layout.channels:
@@ -325,7 +365,6 @@ class RunChunker:
         self._cutters[layout.time_base] = Chunker(
             layout,
             non_finite=self._header.non_finite,
-            decisions=_Decisions(self, layout.time_base),
             streams=[self._resumed(stream) for stream in streams if stream in going_on],
             waiting={name: row for stream in streams for name, row in stream.left.items() if name not in own},
             known={name for stream in streams for name in stream.opening.channels or ()},
@@ -337,51 +376,42 @@ class RunChunker:
     def _resumed(self, stream: StreamState) -> Resumed:
         index, from_row, _ = self._resume.get(stream.opening.stream) or stream.resume()
         over = stream.last is not None and stream.last.cut_short and index > stream.last.index
-        return Resumed(stream.opening, index, from_row, stream.left, tuple(stream.ahead), over)
+        return Resumed(stream, index, from_row, over)
 
-    def _collect(self, chunks: Iterable[Chunk]) -> None:
-        """Keep the chunks that are still to be pushed. Earlier chunks that are confirmed or refused are dropped."""
-        for chunk in chunks:
-            stream = self.ledger.state.streams[chunk.stream]
-            noted = stream.tried.get(chunk.index)
-            if (noted is None and chunk.index < stream.next_index) or chunk.index in stream.refused or stream.blocked:
-                continue
-            if stream.life in {Life.FINALIZING, Life.FINALIZED}:
-                continue  # it takes no more: these points wait, and the account counts them
-            if noted is not None and chunk.points < noted.points:
-                self.damaged.append(chunk)
-            else:
-                self.ready.append(chunk)
+    def _carry_out_all(self, time_base: str, decisions: Iterable[Decision]) -> None:
+        chunker = self._cutters[time_base]
+        for decision in decisions:
+            self._carry_out(chunker, time_base, decision)
 
+    def _carry_out(self, chunker: Chunker, time_base: str, decision: Decision) -> None:
+        """Note in the ledger what the rules decided for a time base, before anything is done about it."""
+        match decision:
+            case Chunk():
+                self._collect(decision)
+            case Open(why, from_row, position, channels, own):
+                if own and self._gives_up(time_base, channels[0]):
+                    return
+                opening = self.open_stream(
+                    why=why, time_base=time_base, from_row=from_row, position=position, channels=channels, own=own
+                )
+                chunker.opened(self.ledger.state.streams[opening.stream])
+            case Leave(stream, channel, from_row):
+                if channel not in self.ledger.state.streams[stream].left:
+                    self.ledger.note(Left(stream, channel, from_row))
+            case CutShort(stream):
+                self._to_cut_short.add(stream)
+            case Outgrown(stream):
+                self._outgrown.add(stream)
 
-class _Decisions(msgspec.Struct):
-    """Notes in the run's ledger what the cutter of one time base decides."""
-
-    run_chunker: RunChunker
-    time_base: str
-
-    def open(
-        self, *, why: Why, from_row: int, position: Position, channels: tuple[str, ...], own: bool
-    ) -> Opened | None:
-        if own and self.run_chunker.gives_up(self.time_base, channels[0]):
-            return None
-        return self.run_chunker.open_stream(
-            why=why, time_base=self.time_base, from_row=from_row, position=position, channels=channels, own=own
-        )
-
-    def leave(self, left: Left) -> None:
-        if left.channel not in self.run_chunker.ledger.state.streams[left.stream].left:
-            self.run_chunker.ledger.note(left)
-
-    def noted(self, stream: int, index: int) -> Tried | None:
-        return self.run_chunker.ledger.state.streams[stream].tried.get(index)
-
-    def shown(self, stream: int, index: int) -> Previewed | None:
-        state = self.run_chunker.ledger.state.streams[stream]
-        return state.previewed if state.previewed is not None and state.previewed.index == index else None
-
-    def cut_short(self, stream: int) -> None:
-        self.run_chunker.to_cut_short.add(stream)
-
-    def outgrown(self, stream: int) -> None:
-        self.run_chunker.outgrown.add(stream)
+    def _collect(self, chunk: Chunk) -> None:
+        """Keep a chunk that is still to be pushed. An earlier chunk that is confirmed or refused is dropped."""
+        stream = self.ledger.state.streams[chunk.stream]
+        noted = stream.tried.get(chunk.index)
+        if (noted is None and chunk.index < stream.next_index) or chunk.index in stream.refused or stream.blocked:
+            return
+        if stream.life in {Life.FINALIZING, Life.FINALIZED}:
+            return  # it takes no more: these points wait, and the account counts them
+        if noted is not None and chunk.points < noted.points:
+            self._damaged.append(chunk)
+        else:
+            self._ready.append(chunk)

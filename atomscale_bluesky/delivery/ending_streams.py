@@ -39,9 +39,8 @@ def end_stream(run: Run, stream: int, why: Why, points_per_chunk: int, in_doubt:
             if in_doubt is not None and number == stream:
                 doubtful.append(in_doubt)
             doubtful += [task.chunk for task in failed if task.chunk is not None and _may_have_arrived(task)]
-            ready = run.run_chunker.ready
-            doubtful += [run.as_sent(c) for c in ready if c.stream == number and c.index < one.next_index]
-            run.drop_ready({number})
+            dropped = run.run_chunker.drop({number})
+            doubtful += [run.as_sent(chunk) for chunk in dropped if chunk.index < one.next_index]
         run.endings.begin(number, why, points_per_chunk, doubtful)
 
 
@@ -60,10 +59,9 @@ def _read_what_was_tried(run: Run, stream: StreamState) -> None:
 
 def end_damaged_streams(run: Run) -> None:
     """End streams of which a tried chunk is no longer whole in the journal, so that it cannot be sent."""
-    for chunk in run.run_chunker.damaged:
+    for chunk in run.run_chunker.take_damaged():
         points = run.streams[chunk.stream].opening.points_per_chunk
         run.endings.begin(chunk.stream, "damaged", points, [run.as_sent(chunk)])
-    run.run_chunker.damaged = []
     if not run.run_chunker.read_all or run.run_chunker.ready or run.book.failed or run.book.in_flight:
         return
     for number, stream in run.streams.items():
@@ -74,8 +72,7 @@ def end_damaged_streams(run: Run) -> None:
 
 def end_outgrown_streams(run: Run) -> None:
     """End streams whose chunk was cut short at a preview. The rows after it go on in a further stream."""
-    for number in [one for one in run.run_chunker.to_cut_short if not run.book.holds(Kind.PREVIEW, one)]:
-        run.run_chunker.to_cut_short.discard(number)
+    for number in run.run_chunker.take_to_cut_short(lambda one: not run.book.holds(Kind.PREVIEW, one)):
         if not run.previews.cut_short(run.streams[number]):
             run.reload("a preview was not taken, so its chunk is made as usual")
     for number in run.run_chunker.outgrown:

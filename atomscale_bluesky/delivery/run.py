@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Container
 
 from ..chunking.run_chunker import RunChunker
@@ -144,15 +143,11 @@ class Run:
             return
         self.ledger.note(Parked(reason, number), sync=True)
         together = {one.opening.stream for one in stream.group}
-        self.drop_ready(together)
+        self.run_chunker.drop(together)
         self.take_failed(together)
         _logger.error(
             "%r is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit` or `retry`", label, reason
         )
-
-    def drop_ready(self, streams: Container[int]) -> None:
-        """Drop the chunks of some streams that were made and have not left."""
-        self.run_chunker.ready = deque(chunk for chunk in self.run_chunker.ready if chunk.stream not in streams)
 
     def take_failed(self, streams: Container[int]) -> list[Task]:
         """Take back the failed tasks of some streams. Their links are made after the run was read again."""

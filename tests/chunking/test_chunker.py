@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atomscale_bluesky.chunking.chunker import Chunker, Resumed
+from atomscale_bluesky.chunking.chunker import Chunker, Decision, Leave, Open, Resumed
 from atomscale_bluesky.delivery.run_delivery import RunDelivery
 from atomscale_bluesky.delivery.task_book import Task
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
@@ -21,8 +21,8 @@ from atomscale_bluesky.errors import ApiUnavailableError
 from atomscale_bluesky.model.chunk import Chunk, Column
 from atomscale_bluesky.model.rows import Channel, Position, Row
 from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, packed
-from atomscale_bluesky.spool.ledger_format import Confirmed, Initialized, Left, Opened, Tried, Why
-from atomscale_bluesky.spool.ledger_state import LedgerState
+from atomscale_bluesky.spool.ledger_format import Confirmed, Initialized, Left, Opened, Tried
+from atomscale_bluesky.spool.ledger_state import LedgerState, StreamState
 from atomscale_bluesky.spool.lines import encode
 from atomscale_bluesky.spool.spool import Spool
 
@@ -104,41 +104,43 @@ def stories(draw: st.DrawFn, *, parting: bool = True) -> Story:
 
 
 class Notes:
-    """Decisions as a ledger takes them in."""
+    """Carries out what is decided, as a ledger notes it."""
 
     def __init__(self, points_per_chunk: int) -> None:
         self.state = LedgerState()
         self._points_per_chunk = points_per_chunk
-        self.open(why="run start", from_row=0, position=Position(1, 0), channels=None, own=False)
+        self.open(Open("run start", 0, Position(1, 0), (), own=False))
 
-    def open(
-        self, *, why: Why, from_row: int, position: Position, channels: tuple[str, ...] | None, own: bool
-    ) -> Opened:
+    def open(self, decision: Open) -> StreamState:
         number = len(self.state.streams)
         opening = Opened(
             stream=number,
             time_base="primary",
-            from_row=from_row,
-            why=why,
+            from_row=decision.from_row,
+            why=decision.why,
             label=f"stream {number}",
             token="0",
             points_per_chunk=self._points_per_chunk,
-            segment=position.segment,
-            offset=position.offset,
-            channels=channels,
-            own=own,
+            segment=decision.position.segment,
+            offset=decision.position.offset,
+            channels=decision.channels or None,
+            own=decision.own,
         )
         self.state.apply(opening)
-        return opening
+        return self.state.streams[number]
 
-    def leave(self, left: Left) -> None:
-        self.state.apply(left)
-
-    def noted(self, stream: int, index: int) -> Tried | None:
-        return self.state.streams[stream].tried.get(index)
-
-    def shown(self, stream: int, index: int) -> None:
-        """No previews here."""
+    def chunks(self, chunker: Chunker, decisions: Iterable[Decision]) -> Iterator[Chunk]:
+        """Yield the chunks among decisions, and note the others."""
+        for decision in decisions:
+            match decision:
+                case Chunk():
+                    yield decision
+                case Open():
+                    chunker.opened(self.open(decision))
+                case Leave(stream, channel, from_row):
+                    self.state.apply(Left(stream, channel, from_row))
+                case _:
+                    raise AssertionError(decision)
 
 
 def cut(story: Story) -> list[Chunk]:
@@ -147,18 +149,17 @@ def cut(story: Story) -> list[Chunk]:
     chunker: Chunker | None = None
     chunks: list[Chunk] = []
     for offset, found in enumerate(story.lines):
-        if isinstance(found, Row):
-            assert chunker is not None
-            chunks += chunker.row(Position(1, offset), found)
-        elif chunker is None:
-            chunker = Chunker(
-                found, non_finite=story.policy, decisions=notes, streams=[Resumed(notes.state.streams[0].opening)]
-            )
+        position = Position(1, offset)
+        if chunker is None:
+            assert isinstance(found, Layout)
+            chunker = Chunker(found, non_finite=story.policy, streams=[Resumed(notes.state.streams[0])])
+        elif isinstance(found, Row):
+            chunks += notes.chunks(chunker, chunker.row(position, found))
         else:
             following = next(row.number for row in story.rows if row.layout == found.layout)
-            chunker.layout(found, from_row=following, position=Position(1, offset))
+            chunks += notes.chunks(chunker, chunker.layout(found, from_row=following, position=position))
     if chunker is not None:
-        chunks += chunker.finish()
+        chunks += notes.chunks(chunker, chunker.finish())
     return chunks
 
 
@@ -458,17 +459,12 @@ def resumed(story: Story, tried: list[tuple[int, int, int]], confirmed: list[int
         notes.state.apply(Confirmed(0, index, T0))
     stream = notes.state.streams[0]
     index, from_row, _ = stream.resume()
-    chunker = Chunker(
-        story.layouts[0],
-        non_finite=story.policy,
-        decisions=notes,
-        streams=[Resumed(stream.opening, index, from_row, stream.left, tuple(stream.ahead))],
-    )
+    chunker = Chunker(story.layouts[0], non_finite=story.policy, streams=[Resumed(stream, index, from_row)])
     chunks: list[Chunk] = []
     for row in story.rows:
         if row.number not in damaged:
-            chunks += chunker.row(Position(1, row.number), row)
-    return [*chunks, *chunker.finish()]
+            chunks += notes.chunks(chunker, chunker.row(Position(1, row.number), row))
+    return [*chunks, *notes.chunks(chunker, chunker.finish())]
 
 
 TEN = plain(2, "own_stream", [float(n) for n in range(10)])

@@ -20,7 +20,8 @@ from atomscale_bluesky.model.chunk import Chunk, Span
 from atomscale_bluesky.model.rows import Channel, Position, Row, Rows
 from atomscale_bluesky.spool.journal import START, JournalWriter
 from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, packed
-from atomscale_bluesky.spool.ledger_format import Initialized, Left, Opened, Tried
+from atomscale_bluesky.spool.ledger_format import Initialized, Opened, Tried
+from atomscale_bluesky.spool.ledger_state import StreamState
 from atomscale_bluesky.spool.lines import encode, line
 from atomscale_bluesky.spool.locks import WRITER_LOCK, is_held
 from atomscale_bluesky.spool.spool import Spool
@@ -35,31 +36,14 @@ SMALLER = Layout(layout=1, event_stream="primary", time_base="primary", channels
 # ---- one chunk's rows at once ----------------------------------------------------------------------------------------
 
 
-class Ledger:
-    """Decisions of one stream, of which some chunks may have been tried before."""
-
-    def __init__(self, *noted: Tried) -> None:
-        self._noted = {tried.index: tried for tried in noted}
-
-    def open(self, **_: object) -> None:
-        return None
-
-    def leave(self, left: Left) -> None:
-        raise AssertionError(left)
-
-    def noted(self, stream: int, index: int) -> Tried | None:
-        return self._noted.get(index)
-
-    def shown(self, stream: int, index: int) -> None:
-        return None
+def stream(number: int = 4, *, noted: tuple[Tried, ...] = (), ahead: tuple[Span, ...] = (), **opening: Any) -> Any:
+    """A metrology stream of which some chunks may have been tried or settled before."""
+    opened = Opened(number, "primary", 0, "run start", "label", "token", 5, 1, 0, **opening)
+    return StreamState(opened, tried={tried.index: tried for tried in noted}, ahead=[*ahead])
 
 
-def opening(number: int = 4, *, own: bool = False, **changed: tuple) -> Opened:
-    return Opened(number, "primary", 0, "run start", "label", "token", 5, 1, 0, own=own, **changed)
-
-
-def chunker(*resumed: Resumed, noted: tuple[Tried, ...] = (), waiting: dict[str, int] | None = None) -> Chunker:
-    return Chunker(LAYOUT, non_finite="own_stream", decisions=Ledger(*noted), streams=resumed, waiting=waiting)
+def chunker(*resumed: Resumed, waiting: dict[str, int] | None = None) -> Chunker:
+    return Chunker(LAYOUT, non_finite="own_stream", streams=resumed, waiting=waiting)
 
 
 def row(number: int, layout: int = 0) -> Row:
@@ -78,7 +62,7 @@ def plain(chunk: Chunk) -> list[object]:
 
 @pytest.mark.parametrize("begin", [0, 1, 2, 3, 7, 10, 13])
 def test_rows_taken_at_once_are_the_chunk_that_they_are_one_by_one(begin: int) -> None:
-    at_once, one_by_one = (chunker(Resumed(opening(), index=2, from_row=begin)) for _ in range(2))
+    at_once, one_by_one = (chunker(Resumed(stream(), index=2, from_row=begin)) for _ in range(2))
     assert at_once.whole_chunk(0, begin) == 5
 
     for index in (2, 3):
@@ -95,31 +79,31 @@ def test_rows_taken_at_once_are_the_chunk_that_they_are_one_by_one(begin: int) -
 
 
 def begun() -> Chunker:
-    begun = chunker(Resumed(opening()))
+    begun = chunker(Resumed(stream()))
     assert list(begun.row(START, row(9))) == []
     return begun
 
 
 def smaller() -> Chunker:
-    smaller = chunker(Resumed(opening()))
-    smaller.layout(SMALLER, from_row=10, position=START)
+    smaller = chunker(Resumed(stream()))
+    assert list(smaller.layout(SMALLER, from_row=10, position=START)) == []
     return smaller
 
 
 @pytest.mark.parametrize(
     "special",
     [
-        pytest.param(lambda: (chunker(Resumed(opening(), from_row=11)), 0), id="rows that earlier chunks hold"),
-        pytest.param(lambda: (chunker(Resumed(opening(skip=((20, 30),)))), 0), id="rows that an earlier stream holds"),
-        pytest.param(lambda: (chunker(Resumed(opening(channels=("a",), own=True))), 0), id="a channel with gaps"),
-        pytest.param(lambda: (chunker(Resumed(opening()), waiting={"c": 50}), 0), id="a channel without a stream"),
+        pytest.param(lambda: (chunker(Resumed(stream(), from_row=11)), 0), id="rows that earlier chunks hold"),
+        pytest.param(lambda: (chunker(Resumed(stream(skip=((20, 30),)))), 0), id="rows that an earlier stream holds"),
+        pytest.param(lambda: (chunker(Resumed(stream(channels=("a",), own=True))), 0), id="a channel with gaps"),
+        pytest.param(lambda: (chunker(Resumed(stream()), waiting={"c": 50}), 0), id="a channel without a stream"),
         pytest.param(lambda: (chunker(), 0), id="no stream"),
         pytest.param(
-            lambda: (chunker(Resumed(opening(channels=("a",))), Resumed(opening(5, channels=("b",)))), 0),
+            lambda: (chunker(Resumed(stream(channels=("a",))), Resumed(stream(5, channels=("b",)))), 0),
             id="two streams",
         ),
         pytest.param(
-            lambda: (chunker(Resumed(opening()), noted=(Tried(4, 0, 10, 12, 3, ("a", "b"), 1, 0, T0),)), 0),
+            lambda: (chunker(Resumed(stream(noted=(Tried(4, 0, 10, 12, 3, ("a", "b"), 1, 0, T0),)))), 0),
             id="a chunk that was tried",
         ),
         pytest.param(lambda: (begun(), 0), id="a chunk that is begun"),
@@ -132,11 +116,11 @@ def test_rows_are_taken_one_by_one_where_they_may_not_be_the_next_chunk(
     special_cutter, layout = special()
 
     assert special_cutter.whole_chunk(layout, 10) == 0
-    assert chunker(Resumed(opening(), from_row=10)).whole_chunk(0, 10) == 5  # nothing special
+    assert chunker(Resumed(stream(), from_row=10)).whole_chunk(0, 10) == 5  # nothing special
 
 
 def test_a_stream_of_some_of_the_channels_takes_rows_at_once_too() -> None:
-    some = chunker(Resumed(opening(channels=("b",))))
+    some = chunker(Resumed(stream(channels=("b",))))
 
     assert some.whole_chunk(0, 0) == 5
     (column,) = some.rows(START, rows(0, 5)).columns
@@ -145,7 +129,7 @@ def test_a_stream_of_some_of_the_channels_takes_rows_at_once_too() -> None:
 
 def test_chunks_that_are_settled_already_are_passed_over_with_their_rows() -> None:
     settled = (Span(1, 3, 5, 19), Span(5, 5, 25, 29))
-    one_by_one, at_once = (chunker(Resumed(opening(), ahead=settled)) for _ in range(2))
+    one_by_one, at_once = (chunker(Resumed(stream(ahead=settled))) for _ in range(2))
 
     chunks = [chunk for number in range(35) for chunk in one_by_one.row(START, row(number))]
     assert [(chunk.index, chunk.first_row, chunk.last_row) for chunk in chunks] == [(0, 0, 4), (4, 20, 24), (6, 30, 34)]
@@ -156,7 +140,7 @@ def test_chunks_that_are_settled_already_are_passed_over_with_their_rows() -> No
 
 
 def test_a_continuation_takes_every_row_but_those_that_an_earlier_stream_holds() -> None:
-    continuation = chunker(Resumed(opening(skip=((3, 5), (8, 8))), from_row=1))
+    continuation = chunker(Resumed(stream(skip=((3, 5), (8, 8))), from_row=1))
     chunks = [chunk for number in range(12) for chunk in continuation.row(START, row(number))] + [
         *continuation.finish()
     ]
@@ -206,8 +190,14 @@ def all_chunks(run_chunker: RunChunker) -> list[Chunk]:
     found: list[Chunk] = []
     while not run_chunker.at_end or run_chunker.ready:
         run_chunker.look()
-        found += run_chunker.ready
-        run_chunker.ready.clear()
+        found += taken(run_chunker)
+    return found
+
+
+def taken(run_chunker: RunChunker) -> list[Chunk]:
+    found: list[Chunk] = []
+    while (chunk := run_chunker.take(lambda _: True)) is not None:
+        found.append(chunk)
     return found
 
 
@@ -233,9 +223,8 @@ def test_a_look_ends_with_a_chunk_and_at_the_journals_present_end(deliver: Deliv
 
     for index in (0, 1):
         run_chunker.look()
-        (chunk,) = run_chunker.ready
+        (chunk,) = taken(run_chunker)
         assert (chunk.index, run_chunker.at_end, run_chunker.more_to_read) == (index, False, False)
-        run_chunker.ready.clear()
     run_chunker.look()
     assert (list(run_chunker.ready), run_chunker.at_end, run_chunker.more_to_read, run_chunker.read_all) == (
         [],

@@ -81,31 +81,30 @@ def plan(run: Run, now: float) -> Push | None:
             run.previews.looked(now)
     if run.clock_is_open:
         return None  # the shift of a chunk's times is noted before its first attempt
-    for chunk in run.run_chunker.ready:
-        stream = run.streams[chunk.stream]
-        if not _may_leave(run, stream, chunk):
-            continue
-        run.run_chunker.ready.remove(chunk)
-        run.run_chunker.sync()
-        tried_before = chunk.index < stream.next_index
-        if not tried_before:
-            # If a power cut took this note, the preview sent before would be sent again, and that has fewer points.
-            run.ledger.note(chunk.noted_as(Tried), sync=stream.previewed is not None)
-        opening = stream.opening
-        return Push(
-            opening.stream,
-            opening.label,
-            stream.data_id or "",
-            stream.family or "",
-            opening.points_per_chunk,
-            run.as_sent(_unconfirmed(stream, chunk)),
-            frozenset(run.apart.get(opening.stream, ())),
-            tried_before,
-        )
-    return None
+    chunk = run.run_chunker.take(lambda chunk: _may_leave(run, chunk))
+    if chunk is None:
+        return None
+    run.run_chunker.sync()
+    stream = run.streams[chunk.stream]
+    tried_before = chunk.index < stream.next_index
+    if not tried_before:
+        # If a power cut took this note, the preview sent before would be sent again, and that has fewer points.
+        run.ledger.note(chunk.noted_as(Tried), sync=stream.previewed is not None)
+    opening = stream.opening
+    return Push(
+        opening.stream,
+        opening.label,
+        stream.data_id or "",
+        stream.family or "",
+        opening.points_per_chunk,
+        run.as_sent(_unconfirmed(stream, chunk)),
+        frozenset(run.apart.get(opening.stream, ())),
+        tried_before,
+    )
 
 
-def _may_leave(run: Run, stream: StreamState, chunk: Chunk) -> bool:
+def _may_leave(run: Run, chunk: Chunk) -> bool:
+    stream = run.streams[chunk.stream]
     if stream.life is not Life.INITIALIZED or chunk.stream in run.endings:
         return False  # it waits for its data_id, or for that of its continuation
     if run.book.holds(Kind.PREVIEW, chunk.stream) or stream.may_be_cut_short_before(chunk.index):
