@@ -16,8 +16,6 @@ from typing import TypeVar
 from ..spool.gil_yield import GilYield
 from ..spool.leftovers import is_beginning
 from ..spool.locks import RunLock
-from ..spool.orders import endpoint_of
-from ..spool.run_reader import read_header
 from ..spool.spool import Spool
 from .run_delivery import RunDelivery
 from .spool_listing import SpoolListing
@@ -198,25 +196,25 @@ class ActiveRuns:
 
     def _claim(self, folder: Path, lock: RunLock | None) -> None:
         sizes = file_sizes(folder)
-        header = read_header(folder)
-        endpoint = endpoint_of(folder, header) if header else self._endpoint
-        if header is not None and endpoint != self._endpoint:
+        found = self._spool.find(folder)
+        if found is not None and found.endpoint != self._endpoint:
             if folder not in self._not_delivered:
                 self._not_delivered.add(folder)
+                spooled = found.endpoint == found.header.endpoint
                 _logger.warning(
                     "run %s was %s %s and waits for an uploader with that endpoint",
-                    header.run_uid, "spooled for" if endpoint == header.endpoint else "moved to", endpoint,
+                    found.header.run_uid, "spooled for" if spooled else "moved to", found.endpoint,
                 )  # fmt: skip
             self.waiting.set_aside(folder, SetAside(Reason.OTHER_ENDPOINT, sizes))
             return
-        claim = self._spool.claim(folder, lock)
+        claim = self._spool.claim(folder, lock, found=found)
         if claim is None:
             if not folder.exists():
                 self.drop(folder)
-            elif header is None and not is_beginning(folder):
+            elif found is None and not is_beginning(folder):
                 self.waiting.set_aside(folder, SetAside(Reason.EMPTY, sizes))
             else:
-                reason = Reason.NO_HEADER_YET if header is None else Reason.CLAIMED_ELSEWHERE
+                reason = Reason.NO_HEADER_YET if found is None else Reason.CLAIMED_ELSEWHERE
                 self.waiting.set_aside(folder, SetAside(reason))
             return
         if claim.endpoint != self._endpoint:  # moved just now

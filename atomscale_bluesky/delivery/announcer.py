@@ -25,7 +25,7 @@ from ..settings import Settings
 from ..spool.gil_yield import GilYield
 from ..spool.journal_format import Header
 from ..spool.ledger import LedgerReader
-from ..spool.orders import endpoint_of
+from ..spool.orders import Orders, endpoint_of
 from ..spool.run_reader import LEDGER, RunReader, read_header
 from ..spool.run_writer import RunWriter
 from ..spool.spool import Spool
@@ -213,6 +213,7 @@ class _Run:
         self.parked: str | None = None
         self.endpoint = ""
         self._ledger = LedgerReader(folder / LEDGER)
+        self._orders = Orders(folder)
 
     def read(self) -> None:
         """Read what is new in the ledger."""
@@ -221,7 +222,7 @@ class _Run:
         if self.header is None:
             return
         state = self._ledger.read_on()
-        self.endpoint = endpoint_of(self.folder, self.header)
+        self.endpoint = endpoint_of(self.header, self._orders.read_on())
         first = next(iter(state.streams.values()), None)
         self.name = first.opening.label if first else ""
         blocked = next((stream.blocked for stream in state.streams.values() if stream.blocked), None)

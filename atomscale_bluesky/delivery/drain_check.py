@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import SpoolError
 from ..spool.ledger import LedgerReader
-from ..spool.orders import endpoint_of
+from ..spool.orders import endpoint_of, read_orders
 from ..spool.run_reader import LEDGER, read_header
 from ..spool.spool import Spool
 from ..status.account import RunStatus
@@ -50,7 +50,7 @@ class DrainCheck:
         """Return True if a stopped run of ours will leave the spool by itself. Does not read its journal."""
         try:
             header = read_header(folder)
-            if header is None or endpoint_of(folder, header) != self._endpoint:
+            if header is None or endpoint_of(header, read_orders(folder)) != self._endpoint:
                 return False
             if self._spool.writer_alive(folder):
                 return False
@@ -65,7 +65,7 @@ class DrainCheck:
         try:
             folder = Path(run.folder)
             header = read_header(folder)
-            return header is None or endpoint_of(folder, header) == self._endpoint
+            return header is None or endpoint_of(header, read_orders(folder)) == self._endpoint
         except SpoolError:
             return True
 

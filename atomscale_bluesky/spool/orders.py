@@ -5,6 +5,7 @@ The process that delivers the run carries them out.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,26 +66,45 @@ def decode_order(payload: bytes) -> OrderLine:
 ORDERS = "orders.jsonl"
 
 
-def endpoint_of(folder: Path, header: Header) -> str:
-    """Return the endpoint of a run's requests: where the operator moved the run last, or else the one in its header.
+class Orders:
+    """The operator's orders for the run in a folder. Each line of the file is read once."""
 
-    Raises:
-            SpoolError: An order cannot be decoded.
-    """
-    moves = [order.endpoint for order in read_orders(folder) if isinstance(order, Move)]
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / ORDERS
+        self._offset = 0
+        self._orders: list[OrderLine] = []
+
+    def read_on(self) -> Sequence[OrderLine]:
+        """Return all orders given so far, in order. Opens the file only if it has grown.
+
+        Raises:
+            SpoolError: An order cannot be decoded. Each later call raises it too, until the file is mended.
+        """
+        try:
+            if self._path.stat().st_size == self._offset:
+                return self._orders
+            file = open_to_read(self._path)
+        except FileNotFoundError:
+            return self._orders
+        with file:
+            for end, text in whole_lines(file, self._offset):
+                payload = None if text is None else payload_of(text)
+                if payload is not None:
+                    self._orders.append(decode_order(payload))
+                self._offset = end
+        return self._orders
+
+
+def endpoint_of(header: Header, orders: Iterable[OrderLine]) -> str:
+    """Return the endpoint of a run's requests: where the operator moved the run last, or else the one in its header."""
+    moves = [order.endpoint for order in orders if isinstance(order, Move)]
     return moves[-1] if moves else header.endpoint
 
 
-def read_orders(folder: Path) -> list[OrderLine]:
+def read_orders(folder: Path) -> Sequence[OrderLine]:
     """Return all of the operator's orders for the run in a folder, in order.
 
     Raises:
-            SpoolError: An order cannot be decoded.
+        SpoolError: An order cannot be decoded.
     """
-    try:
-        file = open_to_read(folder / ORDERS)
-    except FileNotFoundError:
-        return []
-    with file:
-        payloads = (payload_of(text) for _, text in whole_lines(file) if text is not None)
-        return [decode_order(payload) for payload in payloads if payload is not None]
+    return Orders(folder).read_on()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,25 @@ from .ledger_format import Edited, Moved, Obeyed, Parked
 from .line_file import sync_folder
 from .lines import encode, line
 from .locks import WRITER_LOCK, RunLock, remove_folder, session_lives
-from .orders import Edit, Move, OrderLine, endpoint_of, read_orders
+from .orders import Edit, Move, OrderLine, Orders, endpoint_of
 from .own_files import refuse_links_in
 from .run_reader import HEAD, LEDGER, described_lines, has_stop, keep_copies
 
 _logger = logging.getLogger(__name__)
+
+
+class FoundRun:
+    """What the files of an unclaimed run say: its header, and the orders given for it.
+
+    Raises:
+        SpoolError: A line cannot be decoded.
+    """
+
+    def __init__(self, folder: Path, header: Header) -> None:
+        self.folder = folder
+        self.header = header
+        self.orders = Orders(folder)
+        self.endpoint = endpoint_of(header, self.orders.read_on())  # where the run is to go
 
 
 class RunClaim:
@@ -32,12 +46,12 @@ class RunClaim:
 
     def __init__(
         self,
-        folder: Path,
-        header: Header,
+        found: FoundRun,
         lock: RunLock,
         history: History,
         make_room: Callable[[], object] = lambda: None,
     ) -> None:
+        folder, header = found.folder, found.header
         if header.format > FORMAT:
             raise SpoolError(
                 f"{folder} was written in format {header.format}, this version knows up to {FORMAT}; update the package"
@@ -52,6 +66,7 @@ class RunClaim:
         self._make_room = make_room
         # If everything was delivered before, the process that did it may already have written the history.
         self._perhaps_in_history = self.ledger.state.is_over
+        self._orders = found.orders
         self._history = history
         self._lock = lock
         try:
@@ -92,7 +107,7 @@ class RunClaim:
         """The endpoint that the run's requests may go to."""
         state = self.ledger.state
         if state.broken is not None and state.may_have_moved:
-            return endpoint_of(self.folder, self.header)
+            return endpoint_of(self.header, self.orders())
         return state.endpoint or self.header.endpoint
 
     def settle_if_interrupted(self) -> bool:
@@ -119,13 +134,13 @@ class RunClaim:
             lock.release()
         return True
 
-    def orders(self) -> list[OrderLine]:
+    def orders(self) -> Sequence[OrderLine]:
         """Return all orders given so far, in order.
 
         Raises:
             SpoolError: An order cannot be decoded.
         """
-        return read_orders(self.folder)
+        return self._orders.read_on()
 
     def finish(self, entry: dict[str, Any], gil_yield: GilYield | None = None) -> bool:
         """Move a finalized run into the history. Return False while its writer still has files open.

@@ -20,6 +20,7 @@ from ..errors import SpoolError
 from ..model.links import Links
 from .disk_space import DiskSpace
 from .history import History
+from .journal import segments
 from .leftovers import holds_a_run, remove_leftover
 from .line_file import LineFile
 from .lines import encode, line
@@ -28,7 +29,7 @@ from .orders import ORDERS, Edit, OrderLine, read_orders
 from .own_files import is_run_name, open_own
 from .place import check_folder, prepare_folder
 from .reserve import with_room
-from .run_claim import RunClaim
+from .run_claim import FoundRun, RunClaim
 from .run_reader import has_stop, read_header
 from .run_writers import RunWriters
 from .runs_not_kept import RunsNotKept
@@ -109,29 +110,39 @@ class Spool:
         except OSError:
             return 0
 
-    def claim(self, folder: Path, lock: RunLock | None = None) -> RunClaim | None:
+    def find(self, folder: Path) -> FoundRun | None:
+        """Return what the files of a run say to a process that may deliver it, or None if there is no header.
+
+        Raises:
+            SpoolError: The run's files cannot be read.
+        """
+        header = read_header(folder)
+        return None if header is None else FoundRun(folder, header)
+
+    def claim(self, folder: Path, lock: RunLock | None = None, *, found: FoundRun | None = None) -> RunClaim | None:
         """Take over the delivery of a run. Return None if another process delivers it, or if the folder holds no run.
 
         Args:
             folder: The run's folder.
             lock: The run's uploader lock, if it is already ours. If None is returned, the caller releases it.
+            found: What `find` has just returned, so that nothing is read twice.
 
         Raises:
             SpoolError: The run's files cannot be read, or were written by a newer version.
         """
-        header = read_header(folder)
-        if header is None:
+        found = found or self.find(folder)
+        if found is None:
             remove_leftover(folder, self._said)
             return None
         if lock is None:
             lock = RunLock(folder / UPLOADER_LOCK)
             if not with_room(lock.acquire, self._make_room):
                 return None
-            if read_header(folder) is None:  # its previous owner has just finished it
+            if not segments(folder):  # its previous owner has just finished it
                 lock.release()
                 return None
         try:
-            return RunClaim(folder, header, lock, self.history, self._make_room)
+            return RunClaim(found, lock, self.history, self._make_room)
         except BaseException:
             lock.release()
             raise

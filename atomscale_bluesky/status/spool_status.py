@@ -18,7 +18,7 @@ from ..model.labels import shortened
 from ..model.text import plain
 from ..spool.ledger import LedgerReader, is_delivered
 from ..spool.ledger_state import LedgerState
-from ..spool.orders import endpoint_of
+from ..spool.orders import Orders, endpoint_of
 from ..spool.own_files import refuse_links_in
 from ..spool.run_reader import LEDGER, RunReader, was_synced
 from ..spool.runs_not_kept import NotKept
@@ -193,6 +193,7 @@ class _RunWatch:
         self._account = Account()
         self._journal = RunReader(folder)
         self._ledger = LedgerReader(folder / LEDGER)
+        self._orders = Orders(folder)
 
     def status(self, spool: Spool) -> RunStatus | None:
         """Return the run's status, or None while the run has no header, because it is just being made or removed."""
@@ -214,7 +215,7 @@ class _RunWatch:
             lost = was_synced(self._folder) and not is_delivered(self._folder / LEDGER)
             return unreadable(str(self._folder), "its header is damaged or gone") if lost else None
         alive = self._account.stop is None and spool.writer_alive(self._folder)
-        endpoint = endpoint_of(self._folder, self._account.header)
+        endpoint = endpoint_of(self._account.header, self._orders.read_on())
         if endpoint != (ledger.endpoint or self._account.header.endpoint) and ledger.broken is None:
             # Moved: facts about the previous endpoint no longer count, even before an uploader has noted the move.
             edited, ledger = ledger.edited, LedgerState()

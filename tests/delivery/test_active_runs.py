@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.delivery import active_runs
 from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.server import LocalServer
-from atomscale_bluesky.spool.orders import Discard, Edit, OrderLine
+from atomscale_bluesky.spool import orders, run_reader
+from atomscale_bluesky.spool.orders import Discard, Edit, OrderLine, Retry
 from atomscale_bluesky.spool.spool import Spool
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -112,3 +115,27 @@ def test_what_is_left_of_a_run_that_makes_way_is_said(
 
     for uid in parked:
         assert f"run {uid} parked: 0 points delivered to no stream; waiting: 50" in caplog.text
+
+
+def test_taking_up_a_run_reads_its_header_and_its_orders_once(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(spooled(make_callback, [42]))
+    spool = Spool(spool_dir)
+    (folder,) = spool.run_folders()
+    spool.order(folder, Edit(Links(synth_source_id=42)))
+    spool.order(folder, Retry())
+    decoded: list[bytes] = []
+    for module, name in ((run_reader, "decode_journal"), (orders, "decode_order")):
+        decode = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda payload, decode=decode: (decoded.append(payload), decode(payload))[1])
+
+    runs = active_runs.ActiveRuns(spool, server.url)
+    runs.scan()
+    (delivery,) = runs
+    runs.scan()
+
+    assert delivery.run.state.orders_obeyed == 2
+    kinds = Counter(json.loads(payload)["kind"] for payload in decoded)
+    assert (kinds["header"], kinds["edit"], kinds["retry"]) == (1, 1, 1)
+    runs.close()
