@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from .api.client import Client
 from .delivery import exit_hooks
 from .delivery.announcer import Announcer, is_watched
+from .delivery.deliverer import Deliverer
 from .delivery.drain import Drain
 from .delivery.uploader import Uploader
 from .documents.recorder import DocumentRecorder, open_spool
@@ -34,7 +35,6 @@ from .status.spool_status import SpoolStatus, Status
 
 if TYPE_CHECKING:
     from .checks.verification import Verification
-    from .delivery.uploader_process import UploaderProcess
 
 _logger = logging.getLogger(__name__)
 
@@ -265,7 +265,7 @@ class AtomscaleCallback:
 
     # ---- process ---------------------------------------------------------------------------------------------------
 
-    def _make_uploader(self) -> Uploader | UploaderProcess | None:
+    def _make_uploader(self) -> Deliverer | None:
         place = self.settings.uploader
         if self.settings.offline or not (self.settings.api_key or place == "none"):
             why = "offline by setting" if self.settings.offline else "no API key (ATOMSCALE_API_KEY)"
@@ -282,12 +282,10 @@ class AtomscaleCallback:
                 callback.settle_open_runs(folder)
 
         if place == "thread":
-            uploader = Uploader(self._spool, self.settings, settle=settle)
-        else:
-            from .delivery.uploader_process import UploaderProcess  # takes a while, and most sessions have a thread
+            return Uploader(self._spool, self.settings, settle=settle)
+        from .delivery.uploader_process import UploaderProcess  # takes a while, and most sessions have a thread
 
-            uploader = UploaderProcess(self._spool, self.settings, start=place == "process", settle=settle)
-        return uploader
+        return UploaderProcess(self._spool, self.settings, start=place == "process", settle=settle)
 
     def _make_announcer(self) -> Announcer | None:
         choice = self.settings.announce
@@ -307,13 +305,13 @@ class AtomscaleCallback:
         self._uploader = self._announcer = None
 
 
-def _stop_threads(uploader: Uploader | UploaderProcess | None, spool: Spool, timeout_s: float) -> None:
+def _stop_threads(uploader: Deliverer | None, spool: Spool, timeout_s: float) -> None:
     if uploader is not None:
         uploader.stop(timeout_s)
     spool.writers.close(timeout_s)
 
 
-def _retire(uploader: Uploader | UploaderProcess | None, announcer: Announcer | None, spool: Spool) -> None:
+def _retire(uploader: Deliverer | None, announcer: Announcer | None, spool: Spool) -> None:
     spool.writers.retire()
     if announcer is not None:
         announcer.retire()
