@@ -80,7 +80,7 @@ def test_creating_a_tag_that_exists_is_refused(client: Client) -> None:
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 301, 302, 307, 308])
-def test_these_statuses_may_clear_by_themselves(client: Client, server: LocalServer, status: int) -> None:
+def test_statuses_that_can_clear_raise_unavailable(client: Client, server: LocalServer, status: int) -> None:
     server.misbehave(Fault(call="initialize", status=status, headers={"Location": "http://127.0.0.1:9/"}, times=1))
 
     with pytest.raises(ApiUnavailableError, match=f"was answered {status}"):
@@ -88,7 +88,7 @@ def test_these_statuses_may_clear_by_themselves(client: Client, server: LocalSer
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 409, 410, 413, 422])
-def test_these_statuses_are_final(client: Client, server: LocalServer, status: int) -> None:
+def test_statuses_that_are_final_raise_refused(client: Client, server: LocalServer, status: int) -> None:
     server.misbehave(Fault(call="initialize", status=status, body='{"detail": "no\\u001b[31m"}', times=1))
 
     with pytest.raises(ApiRefusedError) as raised:
@@ -99,7 +99,7 @@ def test_these_statuses_are_final(client: Client, server: LocalServer, status: i
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_these_statuses_are_about_the_key(client: Client, server: LocalServer, status: int) -> None:
+def test_statuses_about_the_key_raise_key_error(client: Client, server: LocalServer, status: int) -> None:
     server.misbehave(Fault(call="initialize", status=status, times=1))
 
     with pytest.raises(ApiKeyError):
@@ -136,7 +136,7 @@ def test_retry_after_is_read_as_far_as_it_can_be(
     assert raised.value.retry_after_s == expected
 
 
-def test_a_retry_after_date_is_told_by_the_servers_own_clock() -> None:
+def test_a_retry_after_date_is_read_by_the_servers_own_clock() -> None:
     fast = time.time() + 90
     answer = (
         f"HTTP/1.1 503 Busy\r\nDate: {formatdate(fast, usegmt=True)}\r\n"
@@ -154,7 +154,7 @@ def test_a_retry_after_date_is_told_by_the_servers_own_clock() -> None:
     thread.join(5)
 
 
-def test_a_redirect_is_not_followed_and_the_key_stays_at_home(client: Client, server: LocalServer) -> None:
+def test_a_redirect_is_not_followed_and_gets_no_key(client: Client, server: LocalServer) -> None:
     with LocalServer(control=True) as elsewhere:
         for status in (301, 302, 303, 307, 308):
             server.misbehave(Fault(status=status, headers={"Location": elsewhere.url + "/data_entries/"}, times=1))
@@ -187,7 +187,7 @@ def test_a_proxy_of_the_environment_is_not_asked_for_a_server_on_this_machine(
     client.close()
 
 
-def test_no_connection_says_so_without_the_key(tmp_path: Path) -> None:
+def test_the_error_of_a_failed_connection_does_not_name_the_key(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     client = Client(settings(f"http://127.0.0.1:{port}"))
@@ -224,7 +224,7 @@ def _answering(part: bytes, *, pause_s: float, times: int) -> tuple[socket.socke
 
 
 @pytest.mark.parametrize("part", [b"HTTP/1.1 200 OK\r\nX: " + b"y" * 60000, b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 60000])
-def test_a_server_that_drips_is_left_at_the_deadline(part: bytes) -> None:
+def test_a_server_that_drips_bytes_is_left_at_the_deadline(part: bytes) -> None:
     listening, thread = _answering(part, pause_s=0.02, times=100)
     client = Client(settings(f"http://127.0.0.1:{listening.getsockname()[1]}", request_timeout_s=0.5))
     ended = threading.Event()

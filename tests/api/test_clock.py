@@ -66,7 +66,7 @@ def test_of_several_exchanges_the_least_delayed_one_is_kept(server: LocalServer,
     assert 0 <= reading.delay_s < 0.2
 
 
-def test_an_exchange_with_a_negative_delay_is_passed_over(server: LocalServer, client: Client) -> None:
+def test_an_exchange_with_a_negative_delay_is_skipped(server: LocalServer, client: Client) -> None:
     body = '{"receivedAtUnixMs": 1000, "transmittedAtUnixMs": 100000000}'
     server.misbehave(Fault(call="time", status=200, body=body, times=3))
     assert abs(measure(client).offset_s) < 1
@@ -80,7 +80,7 @@ def test_an_exchange_with_a_negative_delay_is_passed_over(server: LocalServer, c
 # ---- telling ---------------------------------------------------------------------------------------------------------
 
 
-def test_status_tells_the_offset_that_an_uploader_has_measured(
+def test_status_reports_the_clock_offset_that_an_uploader_has_measured(
     callback: AtomscaleCallback, server: LocalServer, spool_dir: Path
 ) -> None:
     server.misbehave(ahead())
@@ -101,7 +101,7 @@ def test_status_tells_the_offset_that_an_uploader_has_measured(
     assert "Clock" not in elsewhere.stdout
 
 
-def test_a_note_that_is_damaged_is_none(tmp_path: Path) -> None:
+def test_a_damaged_clock_note_is_ignored(tmp_path: Path) -> None:
     write_note(tmp_path, ClockNote("http://host", 1.5, 0.1, 5.0))
     assert read_note(tmp_path) == ClockNote("http://host", 1.5, 0.1, 5.0)
     (tmp_path / "clock.json").write_bytes(b"{")
@@ -109,7 +109,7 @@ def test_a_note_that_is_damaged_is_none(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["clock.json"]
 
 
-def test_a_clock_that_does_not_answer_keeps_nothing_waiting(callback: AtomscaleCallback, server: LocalServer) -> None:
+def test_a_clock_that_does_not_answer_holds_nothing_up(callback: AtomscaleCallback, server: LocalServer) -> None:
     server.misbehave(Fault(call="time", status=500))
 
     stream_a_run(callback)
@@ -190,7 +190,7 @@ def test_a_clock_that_fails_while_all_else_works_holds_a_run_up_for_four_attempt
     assert shift(server, stream_a_run(make_callback(clock="reference"))) == pytest.approx(0, abs=1e-3)
 
 
-def test_an_outage_is_no_reason_to_go_without_the_reference_clock(
+def test_an_outage_does_not_make_a_run_go_without_the_reference_clock(
     make_callback: MakeCallback, server: LocalServer
 ) -> None:
     server.misbehave(ahead())
@@ -206,7 +206,7 @@ def test_an_outage_is_no_reason_to_go_without_the_reference_clock(
     assert shift(server, documents[0][1]["time"]) == pytest.approx(AHEAD_S, abs=30)
 
 
-def test_a_parked_run_waits_for_a_person_and_not_for_the_clock(
+def test_a_parked_run_waits_for_the_operator_and_not_for_the_clock(
     make_callback: MakeCallback, server: LocalServer
 ) -> None:
     callback = make_callback(clock="reference")

@@ -147,7 +147,7 @@ def number_of_values(told: Any) -> int:
 @given(st.binary(max_size=200), st.integers(0, 200))
 @example(b"", 7)
 @example(b"\v", 13)
-def test_an_answer_that_is_cut_or_spoilt_is_refused_or_read_and_never_anything_else(noise: bytes, at: int) -> None:
+def test_a_damaged_answer_is_either_read_or_refused(noise: bytes, at: int) -> None:
     body = json.dumps({"properties": {"T": series([1000, 2000], [1, 2], "K"), "S": series([1], ["a,]"])}}).encode()
 
     for spoilt in (body[:at] + noise, body[:at] + noise + body[at:]):
@@ -180,12 +180,12 @@ def test_an_answer_that_is_cut_or_spoilt_is_refused_or_read_and_never_anything_e
     ],
     ids=lambda body: repr(body[:40]),
 )
-def test_what_is_no_answer_about_points_is_refused(body: bytes) -> None:
+def test_an_answer_without_points_is_refused(body: bytes) -> None:
     with pytest.raises(AnswerError):
         read(body, {"T": 2})
 
 
-def test_a_channel_that_comes_twice_is_its_last_one_and_one_without_a_point_is_empty() -> None:
+def test_the_last_of_two_series_of_a_channel_counts_and_an_empty_one_is_empty() -> None:
     first, second = (json.dumps(series(times, times)).encode() for times in ([7], []))
     body = b'{"properties": {"T": %b, "T": %b}}' % (first, second)
 
@@ -195,7 +195,7 @@ def test_a_channel_that_comes_twice_is_its_last_one_and_one_without_a_point_is_e
 # ---- what the service added ------------------------------------------------------------------------------------------
 
 
-def test_added_series_are_named_and_counted_whatever_is_in_them() -> None:
+def test_added_series_are_named_and_counted_whatever_they_hold() -> None:
     added = {
         "T_anomaly_score": series([1, 2, 3], [0.5, None, 0.1]),
         "T_anomaly_class": series([1, 2], ["a, b", 'say "]", \\']),
@@ -250,7 +250,7 @@ def test_of_very_many_added_series_the_first_are_named() -> None:
     ],
     ids=["times", "values", "rows", "rows of nothing", "rows of long names", "series"],
 )
-def test_an_answer_with_far_more_than_can_be_there_is_not_read_to_its_end(bomb: bytes) -> None:
+def test_an_answer_with_far_too_much_is_not_read_to_its_end(bomb: bytes) -> None:
     peak, error = traced(bomb, {"T": 20})
 
     assert isinstance(error, TooMuchError)
@@ -272,7 +272,7 @@ def test_an_answer_with_far_more_than_can_be_there_is_not_read_to_its_end(bomb: 
     ],
     ids=["numbers", "texts", "a text", "nested", "members and blanks"],
 )
-def test_what_is_not_due_takes_no_memory(body: bytes) -> None:
+def test_series_that_are_not_due_take_no_memory(body: bytes) -> None:
     peak, error = traced(body, {"T": 20})
 
     assert error is None
@@ -306,7 +306,7 @@ def test_a_pause_is_made_after_every_step_whatever_is_read() -> None:
     assert len(pauses) > 0.7 * len(text) / STEP_BYTES
 
 
-def test_an_answers_bound_grows_with_what_can_be_there_and_has_a_floor_and_a_ceiling() -> None:
+def test_an_answers_bound_grows_with_its_points_between_a_floor_and_a_ceiling() -> None:
     assert LEAST_BYTES < max_bytes({"T": 40}) < LEAST_BYTES + 50_000
     assert max_bytes({}) == LEAST_BYTES
     assert max_bytes({"T": 100_000}) > 100 * 2**20

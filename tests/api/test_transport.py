@@ -154,7 +154,7 @@ def test_further_chunks_go_over_the_same_connection_with_the_same_headers(served
         "of another kind",
     ],
 )
-def test_an_answer_of_any_shape_is_read_and_the_next_chunk_goes_all_the_same(served: Serve, told: bytes) -> None:
+def test_an_answer_of_any_shape_is_read_and_the_next_chunk_is_sent(served: Serve, told: bytes) -> None:
     server, client = served(answer(confirmation(0)), told, answer(confirmation(2)), answer(confirmation(3)))
 
     for chunk in CHUNKS:
@@ -163,7 +163,7 @@ def test_an_answer_of_any_shape_is_read_and_the_next_chunk_goes_all_the_same(ser
     assert len(server.asked) == 4
 
 
-def test_a_connection_that_the_server_has_closed_meanwhile_is_made_anew(served: Serve) -> None:
+def test_a_connection_that_the_server_closed_is_opened_again(served: Serve) -> None:
     server, client = served(answer(confirmation(0)), None, answer(confirmation(1)), answer(confirmation(2)))
 
     client.push("metrology", "id", CHUNKS[0])
@@ -242,7 +242,7 @@ def test_cookies_are_not_kept_and_not_sent(served: Serve) -> None:
     ],
     ids=["a refusal", "a confirmation of what comes next", "about the key", "an interim answer", "no HTTP"],
 )
-def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_pushs(served: Serve, stale: bytes) -> None:
+def test_an_unrequested_answer_is_not_taken_for_the_next_pushs(served: Serve, stale: bytes) -> None:
     server, client = served(*[answer(confirmation(i)) for i in range(4)])
 
     client.push("metrology", "id", CHUNKS[0])

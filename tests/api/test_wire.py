@@ -120,11 +120,11 @@ def test_samples_and_tags_are_created_as_the_reference_says() -> None:
         assert wire.read_created(answer(said)) == said["response"]["id"]
 
 
-def test_a_sample_may_be_told_by_the_other_spelling_of_its_id() -> None:
+def test_a_created_sample_is_read_with_either_name_of_its_id() -> None:
     assert wire.read_created(json.dumps({"physical_sample_id": SAMPLE}).encode()) == SAMPLE
 
 
-def test_the_answer_that_a_samples_name_is_taken_tells_which_one_has_it() -> None:
+def test_the_refusal_of_a_taken_sample_name_gives_the_existing_samples_id() -> None:
     assert wire.read_taken(answer(exchange("physical-samples-conflict"))) == SAMPLE
     for body in (
         b'{"detail": "taken"}',
@@ -153,12 +153,12 @@ def test_tags_tracking_and_names_go_out_as_the_reference_says() -> None:
         ([{"id": SAMPLE}], [wire.Item(SAMPLE, "")]),
     ],
 )
-def test_what_a_list_holds_without_a_usable_id_is_passed_over(body: Any, items: list[wire.Item]) -> None:
+def test_items_without_a_usable_id_are_skipped(body: Any, items: list[wire.Item]) -> None:
     assert wire.read_items(json.dumps(body).encode()) == items
 
 
 @pytest.mark.parametrize("tags", [["anneal"], [{"id": SAMPLE, "name": "anneal"}], [{"name": "anneal"}, None, 7]])
-def test_an_entry_tells_its_links_however_its_tags_are_spelled(tags: list[Any]) -> None:
+def test_an_entry_has_its_links_in_every_known_shape_of_tags(tags: list[Any]) -> None:
     body = [
         {"data_id": DATA_ID, "synth_source_id": 42, "physical_sample_id": SAMPLE, "projects": [{"id": SAMPLE}],
          "tags": tags}
@@ -240,7 +240,7 @@ def test_points_are_read_back_as_the_reference_says_in_seconds(family: str) -> N
     name=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20),
     unit=st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
 )
-def test_numbers_and_names_go_out_exactly_and_never_as_what_is_no_json(
+def test_numbers_and_names_are_sent_exactly_and_as_valid_json(
     values: list[float | None], name: str, unit: str | None
 ) -> None:
     times = tuple(1_760_000_000.1 + i / 3 for i in range(len(values)))
@@ -254,7 +254,7 @@ def test_numbers_and_names_go_out_exactly_and_never_as_what_is_no_json(
     assert orjson.loads(single) == {"data_id": DATA_ID, "chunk_index": 7, "channel_name": name, **expected}
 
 
-def test_not_even_a_chunk_that_holds_nan_makes_a_body_that_is_no_json() -> None:
+def test_a_chunk_with_nan_makes_a_valid_json_body() -> None:
     chunk = Chunk(0, 0, (1.0, math.inf), (Column("T", None, (math.nan, -math.inf)),), 0, 1, Position(1, 0))
 
     for request in (
@@ -279,7 +279,7 @@ def confirmation(**members: Any) -> dict[str, Any]:
 
 
 @NO_ANSWERS
-def test_what_is_no_answer_of_the_apis_confirms_nothing(body: bytes) -> None:
+def test_an_answer_that_is_not_the_apis_confirms_nothing(body: bytes) -> None:
     with pytest.raises(wire.AnswerError):
         wire.check_confirmed(body, DATA_ID, CHUNK, CHUNK.names)
     with pytest.raises(wire.AnswerError):
@@ -298,7 +298,7 @@ def test_what_is_no_answer_of_the_apis_confirms_nothing(body: bytes) -> None:
     "data_id",
     [None, 7, "", " ", "a b", "../../x", "x/finalize", "a?b", "a#b", "ü", "5c1d7e02\n", "x" * 65, [DATA_ID], {}],
 )
-def test_an_id_that_looks_like_none_is_not_taken_for_one(data_id: Any) -> None:
+def test_a_text_that_cannot_be_an_id_is_refused(data_id: Any) -> None:
     with pytest.raises(wire.AnswerError, match="looks like none"):
         wire.read_initialized(json.dumps({"data_id": data_id}).encode())
 
@@ -350,7 +350,7 @@ def test_an_answer_about_another_stream_finalizes_nothing(body: Any) -> None:
         wire.check_finalized(json.dumps(body).encode(), DATA_ID)
 
 
-def test_catalogue_entries_without_a_usable_id_are_passed_over() -> None:
+def test_catalogue_entries_without_a_usable_id_are_skipped() -> None:
     entries = [{"data_id": DATA_ID}, {"data_id": 7}, {"data_id": "../x"}, "noise", None, {"raw_name": "no id"}]
 
     assert wire.read_entries(json.dumps(entries).encode()) == [wire.Entry(DATA_ID, "", "")]
@@ -371,7 +371,7 @@ def test_catalogue_entries_without_a_usable_id_are_passed_over() -> None:
         (b"\xff\x1b[31mred", r"'\ufffd\x1b[31mred'"),
     ],
 )
-def test_what_a_refusal_says_is_quoted_on_one_line(body: bytes, detail: str) -> None:
+def test_a_refusals_text_is_quoted_on_one_line(body: bytes, detail: str) -> None:
     shown = wire.detail(body)
 
     assert shown.replace("�", r"\ufffd") == detail
@@ -380,5 +380,5 @@ def test_what_a_refusal_says_is_quoted_on_one_line(body: bytes, detail: str) -> 
 
 
 @pytest.mark.parametrize("body", [b"x" * 10_000, json.dumps({"detail": "y" * 10_000}).encode()])
-def test_what_a_refusal_says_is_cut_short(body: bytes) -> None:
+def test_a_long_text_of_a_refusal_is_cut(body: bytes) -> None:
     assert len(wire.detail(body)) <= 310

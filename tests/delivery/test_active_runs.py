@@ -54,9 +54,7 @@ def points(server: LocalServer) -> list[tuple[str, int]]:
 
 
 @pytest.mark.usefixtures("parked")
-def test_runs_that_wait_for_a_person_keep_no_other_from_its_turn(
-    make_callback: MakeCallback, server: LocalServer
-) -> None:
+def test_runs_that_wait_for_the_operator_hold_up_no_other_run(make_callback: MakeCallback, server: LocalServer) -> None:
     list(spooled(make_callback, [42, 42, 42]))
     callback = make_callback()
 
@@ -66,7 +64,7 @@ def test_runs_that_wait_for_a_person_keep_no_other_from_its_turn(
 
 
 @pytest.mark.usefixtures("parked")
-def test_a_run_of_this_process_does_not_wait_behind_them_either(
+def test_a_run_of_this_process_does_not_wait_behind_parked_runs(
     make_callback: MakeCallback, server: LocalServer
 ) -> None:
     callback = make_callback()
@@ -78,7 +76,7 @@ def test_a_run_of_this_process_does_not_wait_behind_them_either(
     assert points(server) == [("success", 50)]
 
 
-def test_a_run_that_made_way_for_others_is_taken_up_again_when_a_person_mends_it(
+def test_a_run_that_made_way_is_delivered_when_the_operator_corrects_it(
     make_callback: MakeCallback, server: LocalServer, spool_dir: Path, parked: list[str]
 ) -> None:
     callback = make_callback()
@@ -92,7 +90,9 @@ def test_a_run_that_made_way_for_others_is_taken_up_again_when_a_person_mends_it
 
 
 @pytest.mark.usefixtures("parked")
-def test_it_is_taken_up_again_by_itself_when_there_is_room(make_callback: MakeCallback, spool_dir: Path) -> None:
+def test_a_run_that_made_way_becomes_active_again_when_there_is_a_place(
+    make_callback: MakeCallback, spool_dir: Path
+) -> None:
     callback, spool = make_callback(), Spool(spool_dir)
     assert not callback.drain(timeout_s=60)
     first = {folder for folder in spool.run_folders() if spool.uploader_alive(folder)}
@@ -105,7 +105,7 @@ def test_it_is_taken_up_again_by_itself_when_there_is_room(make_callback: MakeCa
     assert len(callback.status()) == 3
 
 
-def test_what_is_left_of_a_run_that_makes_way_is_said(
+def test_the_log_reports_the_waiting_points_of_a_run_that_makes_way(
     make_callback: MakeCallback, parked: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     callback = make_callback()

@@ -44,7 +44,7 @@ def test_the_pause_stays_at_its_limit_however_many_failures_there_were() -> None
     assert until == NOW + 4999 + 30
 
 
-def test_chance_cuts_a_pause_by_up_to_half_so_that_hosts_do_not_ask_in_step() -> None:
+def test_jitter_shortens_a_pause_by_up_to_half() -> None:
     assert Pause(lambda: 0.0).failed(NOW, DOWN) == NOW + 0.25
     assert Pause(lambda: 0.5).failed(NOW, DOWN) == NOW + 0.375
     waits = {Pause().failed(NOW, DOWN) - NOW for _ in range(50)}
@@ -53,14 +53,14 @@ def test_chance_cuts_a_pause_by_up_to_half_so_that_hosts_do_not_ask_in_step() ->
 
 
 @pytest.mark.parametrize(("asks_for", "gets"), [(7.0, 7.0), (1.0, 1.0), (600.0, 600.0), (86_400.0, 600.0)])
-def test_the_server_is_left_alone_for_as_long_as_it_asks_within_a_limit(asks_for: float, gets: float) -> None:
+def test_nothing_is_sent_for_as_long_as_the_server_asks_within_a_limit(asks_for: float, gets: float) -> None:
     pause = longest()
 
     assert pause.failed(NOW, asked(asks_for)) == NOW + gets
 
 
 @pytest.mark.parametrize("asks_for", [0.0, -5.0, 0.2])
-def test_the_pause_grows_as_without_a_request_when_the_server_asks_for_less_than_a_second(asks_for: float) -> None:
+def test_a_retry_after_below_a_second_leaves_the_growing_pause(asks_for: float) -> None:
     pause = longest()
 
     assert [pause.failed(NOW, asked(asks_for)) - NOW for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]

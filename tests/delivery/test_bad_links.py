@@ -63,7 +63,7 @@ def test_an_instrument_of_another_organisation_parks_its_run_by_name_whatever_th
     check_mended(callback, server)
 
 
-def test_a_key_that_may_not_write_is_told_from_an_instrument_that_it_cannot_see(
+def test_a_key_that_may_not_write_differs_from_an_instrument_it_cannot_see(
     callback: AtomscaleCallback, server: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.misbehave(Fault(call="initialize", status=403, times=1))
@@ -125,7 +125,7 @@ def test_a_project_of_another_organisation_is_unknown_whatever_the_server_calls_
     check_mended(callback, server)
 
 
-def test_a_sample_whose_id_is_answered_as_not_found_is_said_to_be_missing_with_the_ways_out(
+def test_a_sample_id_that_is_not_found_parks_the_run_and_names_the_remedies(
     callback: AtomscaleCallback, server: LocalServer
 ) -> None:
     server.misbehave(Fault(call="samples", status=404, body='{"detail": "no such thing"}'))
@@ -140,7 +140,7 @@ def test_a_sample_whose_id_is_answered_as_not_found_is_said_to_be_missing_with_t
     check_mended(callback, server)
 
 
-def test_a_tag_by_an_id_that_nobody_has_holds_up_no_reading_and_is_left_out_by_an_edit(
+def test_an_unknown_tag_id_holds_up_no_reading_and_an_edit_leaves_it_out(
     callback: AtomscaleCallback, server: LocalServer
 ) -> None:
     uid = run(callback, tags=[NOBODY, "night shift"])
@@ -155,7 +155,7 @@ def test_a_tag_by_an_id_that_nobody_has_holds_up_no_reading_and_is_left_out_by_a
 
 
 @pytest.mark.parametrize("lost", ["initialize", "finalize"])
-def test_a_catalogue_that_answers_with_somebody_elses_stream_gives_it_none_of_our_readings(
+def test_a_foreign_stream_in_the_catalogues_answer_gets_no_readings(
     callback: AtomscaleCallback, server: LocalServer, lost: str
 ) -> None:
     theirs = {"data_id": NOBODY, "raw_name": "grow", "pipeline_status": "success", "physical_sample_id": NOBODY}

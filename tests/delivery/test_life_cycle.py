@@ -215,7 +215,7 @@ def test_a_hundred_callbacks_one_after_the_other_leave_no_threads_behind(make_ca
     assert threading.active_count() == before
 
 
-def test_a_callback_that_nobody_holds_ends_its_threads(server: LocalServer, spool_dir: Path) -> None:
+def test_a_callback_without_references_ends_its_threads(server: LocalServer, spool_dir: Path) -> None:
     from atomscale_bluesky import Settings
 
     before = set(threading.enumerate())
@@ -438,7 +438,7 @@ def test_a_plan_that_waits_in_vain_goes_on_unless_it_wants_to_fail(
     assert callback.status().points.waiting == 4
 
 
-def test_a_plan_that_waits_for_what_cannot_move_is_told_so_at_once(make_callback: MakeCallback) -> None:
+def test_waiting_in_a_plan_ends_at_once_when_nothing_can_move(make_callback: MakeCallback) -> None:
     callback = make_callback(api_key=None)
     engine = RunEngine({"synth_source_id": 42}, context_managers=[])
     engine.subscribe(callback)
@@ -453,9 +453,7 @@ def test_a_plan_that_waits_for_what_cannot_move_is_told_so_at_once(make_callback
     assert time.monotonic() - begin < 30
 
 
-def test_closing_tells_whether_anything_is_left_each_time_that_it_is_asked(
-    make_callback: MakeCallback, tmp_path: Path
-) -> None:
+def test_every_call_of_close_returns_whether_anything_is_left(make_callback: MakeCallback, tmp_path: Path) -> None:
     for n, (settings, answer) in enumerate([({}, True), ({"api_key": None}, False), ({"offline": True}, False)]):
         callback = make_callback(**settings, spool_dir=str(tmp_path / f"spool-{n}"))
         for name, doc in growth(points=5):

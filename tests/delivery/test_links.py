@@ -108,7 +108,7 @@ def test_a_sample_given_by_its_id_is_linked_in_either_family(
     assert len(server.requests("link_sample")) == (0 if family == "metrology" else 2)
 
 
-def test_a_family_that_forgets_the_sample_is_told_it_again(callback: AtomscaleCallback, server: LocalServer) -> None:
+def test_a_stream_without_its_sample_is_linked_to_it_again(callback: AtomscaleCallback, server: LocalServer) -> None:
     entry = [{"data_id": NOBODY, "raw_name": "somebody else's", "physical_sample_id": NOBODY}]
     server.misbehave(Fault(call="catalogue", body=json.dumps(entry)))  # does not show our stream with its sample
 
@@ -225,7 +225,7 @@ def test_a_tag_may_be_given_by_its_id_among_names(callback: AtomscaleCallback, s
     assert server.streams()[0].tags == ("bluesky: success", "recipe 12")
 
 
-def test_a_hundred_thousand_tags_of_others_are_no_trouble(callback: AtomscaleCallback, server: LocalServer) -> None:
+def test_a_hundred_thousand_other_tags_do_no_harm(callback: AtomscaleCallback, server: LocalServer) -> None:
     tag = ask(server, "POST", "/tags/", {"name": "ours"})["id"]
     others = [{"id": f"{n:08x}-0000-4000-8000-000000000000", "name": f"tag {n}"} for n in range(100_000)]
     server.misbehave(Fault(call="tags", method="GET", body=json.dumps([*others, {"id": tag, "name": "Ours"}]), times=1))
@@ -430,9 +430,7 @@ def test_a_run_is_linked_and_finalized_when_the_catalogue_is_refused(
     assert [stream.status for stream in server.streams()] == ["success"]
 
 
-def test_a_link_that_was_refused_is_made_when_a_person_says_that_it_can_be(
-    callback: AtomscaleCallback, server: LocalServer
-) -> None:
+def test_a_refused_link_is_made_after_an_order_to_retry(callback: AtomscaleCallback, server: LocalServer) -> None:
     server.misbehave(Fault(call="attach_tags", status=422))
     uid = run(callback, tags=["night shift"])
     assert not callback.drain(timeout_s=20)
@@ -537,7 +535,7 @@ def test_a_run_that_is_delivered_days_late_does_not_become_the_active_one(
 
 
 @pytest.mark.parametrize("exit_status", ["success", "abort", "fail"])
-def test_a_tagged_stream_tells_how_its_run_ended(
+def test_a_tagged_stream_gets_a_tag_for_how_its_run_ended(
     callback: AtomscaleCallback, server: LocalServer, exit_status: str
 ) -> None:
     run(callback, tags=["night shift"], exit_status=exit_status)
@@ -546,7 +544,7 @@ def test_a_tagged_stream_tells_how_its_run_ended(
     assert server.streams()[0].tags == (f"bluesky: {exit_status}", "night shift")
 
 
-def test_draining_right_after_the_stop_waits_for_the_tag_that_tells_how_the_run_ended(
+def test_draining_right_after_the_stop_waits_for_the_tag_of_the_ending(
     callback: AtomscaleCallback, server: LocalServer
 ) -> None:
     for n in range(3):
@@ -598,7 +596,7 @@ def test_an_interrupted_run_is_tagged_as_such_by_the_next_session(
     assert server.streams()[0].tags == ("bluesky: interrupted", "night shift")
 
 
-def test_the_site_may_give_every_run_a_project_and_tags_and_a_run_may_say_otherwise(
+def test_settings_give_every_run_a_project_and_tags_unless_the_run_has_its_own(
     make_callback: MakeCallback, server: LocalServer
 ) -> None:
     other = server.add_project("Nitrides")
@@ -777,7 +775,7 @@ def test_links_are_made_once_however_often_the_run_is_taken_up_again(
     assert (made["samples"], made["track_sample"], made["attach_tags"]) == (1, 1, 2)  # the run's tags, and its end
 
 
-def test_somebody_elses_stream_in_the_catalogue_is_never_taken_for_ours(
+def test_a_foreign_stream_in_the_catalogue_is_never_taken_for_ours(
     make_callback: MakeCallback, server: LocalServer
 ) -> None:
     theirs = ask(server, "POST", "/metrology/stream/initialize", {"points_per_chunk": 10, "stream_name": "grow"})

@@ -132,7 +132,7 @@ def test_parked_runs_of_this_session_leave_the_plan_its_descriptors_and_others_t
 
 
 @posix
-def test_what_waits_in_a_session_that_is_killed_is_delivered_once_by_the_next(
+def test_runs_of_a_killed_session_are_delivered_once_by_the_next(
     make_callback: MakeCallback, server: LocalServer, spool_dir: Path
 ) -> None:
     server.unreachable()
@@ -235,9 +235,7 @@ SCANS = """
 """
 
 
-def test_runs_that_rest_are_not_opened_again_and_only_a_few_are_looked_at_in_a_scan(
-    pile: list[Path], spool_dir: Path
-) -> None:
+def test_runs_that_are_set_aside_are_not_opened_and_a_scan_checks_only_a_few(pile: list[Path], spool_dir: Path) -> None:
     found = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SCANS), str(spool_dir), "https://here.example"],
         capture_output=True,
@@ -251,9 +249,7 @@ def test_runs_that_rest_are_not_opened_again_and_only_a_few_are_looked_at_in_a_s
     assert scanned == 0
 
 
-def test_an_order_that_only_the_runs_own_file_tells_of_is_seen_within_thirty_scans(
-    pile: list[Path], spool_dir: Path
-) -> None:
+def test_an_order_in_the_runs_own_file_alone_is_seen_within_thirty_scans(pile: list[Path], spool_dir: Path) -> None:
     clock = [0.0]
     spool = Spool(spool_dir)
     ours = RunScheduler(spool, "https://here.example", monotonic=lambda: clock[0])
@@ -275,7 +271,7 @@ def test_an_order_that_only_the_runs_own_file_tells_of_is_seen_within_thirty_sca
     ours.active.close()
 
 
-def test_an_order_is_seen_at_the_next_scan_however_many_runs_rest(pile: list[Path], spool_dir: Path) -> None:
+def test_an_order_is_seen_at_the_next_scan_however_many_runs_are_set_aside(pile: list[Path], spool_dir: Path) -> None:
     clock = [0.0]
     spool = Spool(spool_dir)
     ours = RunScheduler(spool, "https://here.example", monotonic=lambda: clock[0])

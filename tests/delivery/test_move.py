@@ -96,7 +96,7 @@ def test_a_moved_run_arrives_whole_and_what_the_old_endpoint_has_stays_there(
     assert (entry["endpoint"], entry["data_ids"], entry["delivered"]) == (new.url, [there.data_id], 70)
 
 
-def test_the_account_of_a_moved_run_begins_anew(
+def test_the_account_of_a_moved_run_begins_again(
     make_callback: MakeCallback, server: LocalServer, new: LocalServer, say: Say
 ) -> None:
     uid = taken_in_part(make_callback, server)
@@ -112,7 +112,7 @@ def test_the_account_of_a_moved_run_begins_anew(
     assert [(stream.status, stream.points) for stream in new.streams()] == [("success", 70)]
 
 
-def test_a_session_for_the_old_endpoint_lets_go_of_a_run_that_is_moved(
+def test_a_session_for_the_old_endpoint_releases_a_moved_run(
     make_callback: MakeCallback, server: LocalServer, new: LocalServer, say: Say, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.unreachable()

@@ -53,7 +53,7 @@ NO_NETWORK = ApiUnavailableError("no route to host")
     ],
     ids=["no network", "no key"],
 )
-def test_a_night_without_an_answer_is_said_at_once_then_after_growing_intervals(
+def test_an_outage_is_logged_at_once_then_at_growing_intervals(
     night: Night, error: Callable[[], ApiError], advice: str
 ) -> None:
     for seconds in range(0, 8 * 3600, 30):
@@ -68,7 +68,7 @@ def test_a_night_without_an_answer_is_said_at_once_then_after_growing_intervals(
     assert "takes data again" in night.said[-1][1]
 
 
-def test_a_night_in_which_every_third_request_fails_is_one_trouble_that_comes_and_goes(night: Night) -> None:
+def test_failures_of_every_third_request_are_logged_as_one_outage(night: Night) -> None:
     for n in range(8 * 3600):
         night.at(float(n), NO_NETWORK if n % 3 == 0 else None)
 
@@ -78,7 +78,7 @@ def test_a_night_in_which_every_third_request_fails_is_one_trouble_that_comes_an
     assert "on and off for 60 s" in warnings[1]
 
 
-def test_an_outage_of_a_minute_is_said_whatever_came_and_went_before(night: Night) -> None:
+def test_an_outage_of_a_minute_is_logged_whatever_came_and_went_before(night: Night) -> None:
     for n in range(7200):
         night.at(float(n), NO_NETWORK if n % 3 == 0 else None)
     night.said.clear()
@@ -88,7 +88,7 @@ def test_an_outage_of_a_minute_is_said_whatever_came_and_went_before(night: Nigh
     assert [seconds for seconds, _ in night.said] == [7260.0]
 
 
-def test_what_begins_after_a_calm_is_said_at_once(night: Night) -> None:
+def test_an_outage_after_a_calm_is_logged_at_once(night: Night) -> None:
     night.at(0.0, NO_NETWORK)
     night.at(1.0, None)
     night.at(HOUR_S, NO_NETWORK)

@@ -253,7 +253,7 @@ def test_a_channel_with_gaps_goes_on_in_a_stream_of_its_own_and_the_others_stay_
     assert held(server)["k1"] == [n + 0.1 for n in range(40) if not 13 <= n < 17]
 
 
-def test_a_refused_chunk_is_pushed_again_when_a_person_says_so(
+def test_a_refused_chunk_is_pushed_again_after_an_order_to_retry(
     callback: AtomscaleCallback, server: LocalServer
 ) -> None:
     server.misbehave(Fault(call=("chunk", "chunk_multi"), chunk_index=1, channel="k1", status=422))
@@ -410,7 +410,7 @@ def test_a_chunk_that_was_applied_and_not_answered_is_there_once_though_its_stre
 @pytest.mark.parametrize("applied", [True, False], ids=["applied", "not applied"])
 @pytest.mark.parametrize("ahead", [0, 1, 2], ids=lambda count: f"{count} confirmed behind it")
 @pytest.mark.parametrize("step_s", [0.0, 1e-5, 0.01])
-def test_a_chunk_in_doubt_is_told_from_others_of_the_same_points_when_its_stream_was_closed(
+def test_a_chunk_in_doubt_is_found_among_chunks_with_the_same_points(
     make_callback: MakeCallback, applied: bool, ahead: int, step_s: float
 ) -> None:
     """A flyer may give many rows one time, and a channel may be constant: then chunks are equal to the millisecond."""

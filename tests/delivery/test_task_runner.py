@@ -116,7 +116,7 @@ def test_finalizing_what_is_open_and_refused_or_not_there_is_refused(client: Cli
         assert isinstance(perform(client, finalizing(where), Knowledge()).error, ApiRefusedError)
 
 
-def test_a_stream_that_the_server_closed_is_whole_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_finalizing_a_stream_that_the_server_closed_logs_that_it_is_complete(caplog: pytest.LogCaptureFixture) -> None:
     with LocalServer(control=True, silence_s=1.0) as server:
         client = Client(Settings.load(environ={}, endpoint=server.url, api_key=server.api_key))
         data_id = initialize(client)

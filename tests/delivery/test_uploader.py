@@ -62,9 +62,7 @@ def test_as_many_requests_are_under_way_as_the_setting_says_and_no_more(
     assert server.counts().connections == 3
 
 
-def test_while_nothing_succeeds_one_request_at_a_time_asks_whether_things_are_well_again(
-    make_callback: MakeCallback, server: LocalServer
-) -> None:
+def test_while_nothing_succeeds_one_request_at_a_time_is_sent(make_callback: MakeCallback, server: LocalServer) -> None:
     callback = make_callback(max_connections=4)
     runs = [list(growth(points=30)) for _ in range(6)]
     for documents in runs:
@@ -87,7 +85,7 @@ def test_while_nothing_succeeds_one_request_at_a_time_asks_whether_things_are_we
 
 
 @pytest.mark.parametrize("asked", ["0", "Thu, 01 Jan 2026 00:00:00 GMT"], ids=["zero", "a date that is over"])
-def test_the_pauses_grow_when_the_server_asks_to_be_asked_again_at_once(
+def test_pauses_grow_when_the_server_asks_for_none(
     make_callback: MakeCallback, server: LocalServer, asked: str
 ) -> None:
     callback = make_callback()
@@ -101,9 +99,7 @@ def test_the_pauses_grow_when_the_server_asks_to_be_asked_again_at_once(
     assert all(later - earlier >= 0.25 * 2**n for n, (earlier, later) in enumerate(pairwise(times)))
 
 
-def test_a_failure_keeps_back_what_lies_ready_for_the_connections(
-    make_callback: MakeCallback, server: LocalServer
-) -> None:
+def test_after_a_failure_tasks_that_lie_ready_are_held_back(make_callback: MakeCallback, server: LocalServer) -> None:
     callback = make_callback(max_connections=2)
     documents = list(growth(points=95))
     for name, doc in documents[:12]:  # up to the first chunk, which goes alone
@@ -170,7 +166,7 @@ def test_a_finished_run_has_a_line_in_the_log_and_one_in_the_history(
     assert (entry["exit_status"], entry["endpoint"]) == ("success", server.url)
 
 
-def test_a_run_without_a_stop_is_said_to_be_interrupted_in_the_history(
+def test_the_history_marks_a_run_without_a_stop_as_interrupted(
     make_callback: MakeCallback, server: LocalServer, spool_dir: Path
 ) -> None:
     callback = make_callback()
@@ -333,9 +329,7 @@ def test_what_was_confirmed_of_a_failed_chunk_is_not_pushed_again(deliver: Deliv
     assert tasks(delivery) == []  # a stream with a refused chunk is not finalized
 
 
-def test_a_refused_chunk_is_pushed_again_by_whoever_reads_the_files_after_the_order(
-    deliver: Deliver, spool: Spool
-) -> None:
+def test_a_refused_chunk_is_pushed_again_by_the_next_process_after_a_retry(deliver: Deliver, spool: Spool) -> None:
     delivery = initialized(deliver(10))
     (task,) = tasks(delivery)
     delivery.came_back(task, Sent((), {"c0": ApiRefusedError("not this one", status=422)}), 0.0)
@@ -393,7 +387,7 @@ def test_what_a_process_that_died_has_sent_to_a_stream_that_closed_since_is_read
     delivery.close()
 
 
-def test_what_a_run_is_linked_to_is_looked_for_again_also_after_a_failure(deliver: Deliver) -> None:
+def test_a_runs_links_are_looked_up_again_after_a_failure(deliver: Deliver) -> None:
     delivery = deliver(5, links=Links(synth_source_id=1, physical_sample="wafer 7"))
     (task,) = tasks(delivery)
     delivery.park(task, "there is no such sample")
@@ -409,7 +403,7 @@ def test_what_a_run_is_linked_to_is_looked_for_again_also_after_a_failure(delive
     assert tasks(delivery, MISSING.longest_s + 8.0) == [again]
 
 
-def test_a_run_that_is_to_be_read_anew_has_nothing_due(deliver: Deliver, spool: Spool) -> None:
+def test_a_run_that_is_to_be_read_again_has_nothing_due(deliver: Deliver, spool: Spool) -> None:
     delivery = initialized(deliver(35))
     confirm(delivery, tasks(delivery)[0])
     first, second, _ = tasks(delivery)
@@ -507,7 +501,7 @@ def answering(deliver: Deliver, tmp_path: Path) -> Server:
     return Server(deliver(35), tmp_path)
 
 
-def test_that_readings_wait_is_said_at_once_and_again_at_growing_intervals(
+def test_waiting_readings_are_logged_at_once_and_at_growing_intervals(
     answering: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     said: list[float] = []
@@ -524,7 +518,7 @@ def test_that_readings_wait_is_said_at_once_and_again_at_growing_intervals(
     assert said == [0.0, 60.0, 360.0, 1260.0, 4860.0, 8460.0]
 
 
-def test_a_trouble_that_is_over_is_said_to_be_and_the_next_one_after_a_calm_is_said_at_once(
+def test_the_end_of_an_outage_and_the_next_one_after_a_calm_are_logged_at_once(
     answering: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -542,7 +536,7 @@ def test_a_trouble_that_is_over_is_said_to_be_and_the_next_one_after_a_calm_is_s
     assert caplog.text.count("(for 0 s now)") == 2
 
 
-def test_a_key_that_is_refused_is_known_to_be_from_when_until_an_answer_comes(
+def test_a_key_counts_as_refused_since_the_first_refusal_until_an_answer_comes(
     answering: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert answering.retries.key_refused_since is None
@@ -571,7 +565,7 @@ def test_a_stream_may_exist_after_a_failure_unless_the_request_surely_did_nothin
     assert answering.fails(error).work.may_exist is may_exist
 
 
-def test_what_is_forbidden_while_others_are_taken_waits_for_a_person_and_else_for_better_days(
+def test_a_task_forbidden_while_others_are_taken_is_parked_and_else_tried_again(
     answering: Server, deliver: Deliver
 ) -> None:
     forbidden = ApiKeyError("not yours", status=403)
@@ -612,9 +606,7 @@ def test_a_chunk_too_large_alone_halves_the_points_and_at_one_point_it_is_refuse
     answering.delivery.close()
 
 
-def test_a_run_that_is_read_back_and_not_equal_is_looked_at_for_a_minute_and_a_half_and_then_parked(
-    answering: Server, deliver: Deliver
-) -> None:
+def test_a_run_that_reads_back_unequal_is_parked_after_a_minute_and_a_half(answering: Server, deliver: Deliver) -> None:
     delivery = answering.delivery = deliver(5, keep="verified")
     answering.initializes()
     confirm(delivery, answering.task())
@@ -685,7 +677,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(("limit_s", "said"), [(1.0, "atomscale: up to 1 s for what is under way"), (0.25, "")])
-def test_a_terminal_is_told_when_the_exit_waits(
+def test_a_terminal_gets_a_line_when_the_exit_waits(
     make_uploader: MakeUploader,
     spool: Spool,
     server: LocalServer,
@@ -707,7 +699,7 @@ def test_a_terminal_is_told_when_the_exit_waits(
     assert len(spool.run_folders()) == 1
 
 
-def test_nobody_is_told_of_an_exit_that_need_not_wait(
+def test_a_terminal_gets_no_line_when_the_exit_does_not_wait(
     make_uploader: MakeUploader, spool: Spool, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spooled(spool, server)
@@ -723,7 +715,7 @@ def test_nobody_is_told_of_an_exit_that_need_not_wait(
     assert not uploader.running
 
 
-def test_an_uploader_that_does_not_run_drains_nothing_and_is_stopped_already(make_uploader: MakeUploader) -> None:
+def test_an_uploader_that_does_not_run_drains_nothing_and_counts_as_stopped(make_uploader: MakeUploader) -> None:
     uploader = make_uploader()
 
     assert (uploader.running, uploader.drain(timeout_s=0), uploader.ask_whether_drained()) == (False, False, None)
@@ -736,7 +728,7 @@ def test_an_uploader_that_does_not_run_drains_nothing_and_is_stopped_already(mak
     assert not uploader.running
 
 
-def test_stopping_tells_whether_a_request_is_still_under_way(
+def test_stop_returns_false_while_a_request_is_under_way(
     make_uploader: MakeUploader, spool: Spool, server: LocalServer
 ) -> None:
     server.misbehave(Fault(call="initialize", hang=True))
@@ -749,7 +741,7 @@ def test_stopping_tells_whether_a_request_is_still_under_way(
     assert uploader.stop(timeout_s=20) is True
 
 
-def test_for_how_long_a_key_has_been_refused_is_told_until_it_is_not(
+def test_the_uploader_reports_for_how_long_the_key_is_refused(
     make_uploader: MakeUploader, spool: Spool, server: LocalServer
 ) -> None:
     uploader = make_uploader()
@@ -785,7 +777,7 @@ def test_an_uploader_is_idle_once_everything_is_delivered_and_not_before(
     assert uploader.idle_since == since
 
 
-def test_whoever_asks_beside_the_uploaders_end_is_answered(make_callback: MakeCallback) -> None:
+def test_drains_asked_while_the_uploader_ends_are_answered(make_callback: MakeCallback) -> None:
     for _ in range(20):
         callback = make_callback()
         asked: list[Drain | None] = []
@@ -800,7 +792,7 @@ def test_whoever_asks_beside_the_uploaders_end_is_answered(make_callback: MakeCa
 # ---- several uploaders of one spool ----------------------------------------------------------------------------------
 
 
-def test_a_run_that_begins_is_delivered_by_its_own_uploader_whoever_else_looks(
+def test_a_run_that_begins_is_delivered_by_the_uploader_of_its_own_process(
     make_callback: MakeCallback, spool_dir: Path, server: LocalServer
 ) -> None:
     callback, other = make_callback(), Spool(spool_dir)
@@ -816,7 +808,7 @@ def test_a_run_that_begins_is_delivered_by_its_own_uploader_whoever_else_looks(
     other.writers.close()
 
 
-def test_a_drain_waits_also_for_the_run_that_another_has_just_let_go_of(
+def test_a_drain_waits_for_a_run_that_another_process_has_just_released(
     make_callback: MakeCallback, spool_dir: Path, server: LocalServer
 ) -> None:
     session, other = make_callback(uploader="none"), Spool(spool_dir)
@@ -852,7 +844,7 @@ def test_runs_that_begin_while_the_uploader_ends_are_left_to_others(
     assert [stream.status for stream in server.streams()] == ["success"] * 20
 
 
-def test_a_run_that_is_read_anew_stays_its_own_uploaders(
+def test_a_run_that_is_read_again_is_not_released_meanwhile(
     make_callback: MakeCallback, spool_dir: Path, server: LocalServer
 ) -> None:
     callback, other = make_callback(), Spool(spool_dir)
@@ -877,7 +869,7 @@ def test_a_run_that_is_read_anew_stays_its_own_uploaders(
     other.writers.close()
 
 
-def test_locks_of_runs_that_are_being_finished_can_be_looked_at(
+def test_locks_of_runs_that_are_being_finished_can_be_checked(
     make_callback: MakeCallback, spool_dir: Path, server: LocalServer
 ) -> None:
     callback, other = make_callback(), Spool(spool_dir)

@@ -366,7 +366,7 @@ def test_a_second_service_of_the_same_spool_ends_at_once(
     assert service.serve(callback.settings, ending=threading.Event()) == service.ALREADY_SERVED
 
 
-def test_a_process_that_cannot_be_started_is_said_and_the_readings_are_kept(
+def test_a_process_that_cannot_be_started_is_logged_and_the_readings_are_kept(
     make_callback: MakeCallback, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     environment_of_python = tmp_path / "deleted" / "bin" / "python"
@@ -382,7 +382,7 @@ def test_a_process_that_cannot_be_started_is_said_and_the_readings_are_kept(
 
 
 @posix
-def test_a_process_that_dies_at_once_is_started_again_later_and_later_and_its_last_words_are_said(
+def test_a_dying_process_is_started_again_after_growing_pauses_and_its_error_logged(
     make_callback: MakeCallback, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = tmp_path / "python"
@@ -510,7 +510,7 @@ def test_a_plan_can_wait_until_the_process_has_delivered(make_callback: MakeCall
     assert [stream.status for stream in server.streams()] == ["success"]
 
 
-def test_draining_what_waits_for_a_person_says_no_at_once(
+def test_draining_returns_false_at_once_when_the_rest_waits_for_the_operator(
     make_callback: MakeCallback, server: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.misbehave(Fault(call="chunk_multi", status=422), Fault(call="chunk", status=422))
@@ -523,7 +523,7 @@ def test_draining_what_waits_for_a_person_says_no_at_once(
     wait_until(lambda: "was refused and is kept" in caplog.text)
 
 
-def test_a_run_whose_stop_never_comes_is_settled_when_a_person_says_so(
+def test_a_run_without_a_stop_is_settled_when_the_operator_orders_it(
     make_callback: MakeCallback, server: LocalServer, spool_dir: Path
 ) -> None:
     callback = make_callback(uploader="process")
@@ -535,7 +535,7 @@ def test_a_run_whose_stop_never_comes_is_settled_when_a_person_says_so(
     wait_until(lambda: whole(server, 50), 20)
 
 
-def test_a_callback_that_nobody_holds_leaves_its_run_to_the_process(
+def test_a_callback_without_references_leaves_its_run_to_the_process(
     server: LocalServer, spool_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -553,7 +553,7 @@ def test_a_callback_that_nobody_holds_leaves_its_run_to_the_process(
 # ---- nobody here ----------------------------------------------------------------------------------------------------
 
 
-def test_with_none_the_engines_process_needs_no_key_and_the_sites_service_delivers(
+def test_with_none_the_engine_needs_no_key_and_the_facilitys_service_delivers(
     make_callback: MakeCallback, server: LocalServer, spool_dir: Path
 ) -> None:
     callback = make_callback(uploader="none", api_key=None)

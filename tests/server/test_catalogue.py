@@ -45,7 +45,7 @@ def test_the_catalogue_is_searched_by_each_filter(api, sample, project):
     assert _ids(api.entries(last_updated_min="2020-01-01T00:00:00Z")) == [first, second]
 
 
-def test_an_entry_tells_what_the_stream_was_initialized_with(api, sample, project):
+def test_an_entry_has_what_the_stream_was_initialized_with(api, sample, project):
     data_id = api.initialize(stream_name="growth", physical_sample_id=sample, project_id=project, synth_source_id=42)
     [entry] = api.entries(data_ids=data_id).json()
     assert entry["raw_name"] == "growth"

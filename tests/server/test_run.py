@@ -118,7 +118,7 @@ def test_options_that_cannot_be_used_are_refused_before_anything_starts(options)
         LocalServer(**options)
 
 
-def test_without_control_there_is_none(make_server):
+def test_a_server_without_control_has_no_control_port(make_server):
     server = make_server(control=False)
     assert server.control_url is None
     with pytest.raises(SettingsError, match="control=True"):
@@ -262,7 +262,7 @@ def test_serving_puts_the_signal_handlers_back():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_the_request_log_tells_what_was_asked_and_never_the_key(server, api):
+def test_the_request_log_has_every_request_and_never_the_key(server, api):
     data_id = api.initialize(stream_name="growth")
     api.multi(data_id, 3, ["b", "a"])
     api.ask("GET", "/tags/", headers={"X-API-KEY": "some-wrong-key"})
@@ -293,7 +293,7 @@ def test_the_counts_tell_how_many_requests_were_under_way_together(server, make_
     assert counts.by_status == {"200": 3}
 
 
-def test_the_control_tells_what_the_server_is_set_to(make_server):
+def test_the_control_returns_the_servers_options(make_server):
     server = make_server(relax=["hole"], families=["tool-state"], multi=False)
     info = server.control.info()
     assert info.url == server.url
