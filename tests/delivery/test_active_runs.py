@@ -14,6 +14,7 @@ from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.delivery import active_runs
+from atomscale_bluesky.delivery.run_scheduler import RunScheduler
 from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.server import LocalServer
 from atomscale_bluesky.spool import orders, run_reader
@@ -130,12 +131,12 @@ def test_taking_up_a_run_reads_its_header_and_its_orders_once(
         decode = getattr(module, name)
         monkeypatch.setattr(module, name, lambda payload, decode=decode: (decoded.append(payload), decode(payload))[1])
 
-    runs = active_runs.ActiveRuns(spool, server.url)
-    runs.scan()
-    (delivery,) = runs
-    runs.scan()
+    scheduler = RunScheduler(spool, server.url)
+    scheduler.scan()
+    (delivery,) = scheduler.active
+    scheduler.scan()
 
     assert delivery.run.state.orders_obeyed == 2
     kinds = Counter(json.loads(payload)["kind"] for payload in decoded)
     assert (kinds["header"], kinds["edit"], kinds["retry"]) == (1, 1, 1)
-    runs.close()
+    scheduler.active.close()
