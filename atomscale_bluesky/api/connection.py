@@ -167,7 +167,7 @@ class Connection:
         if not _is_success(status):
             return Answer(status, headers, refusal=b"" if packed else _beginning(read))
         if packed:
-            raise ApiUnavailableError("an answer in an encoding that was not asked for", status=status)
+            raise ApiUnavailableError("the answer has an encoding that was not asked for", status=status)
         return Answer(status, headers, taken=take(self._parts(read, max_bytes, status)))
 
     def _parts(self, read: Callable[[int], bytes], max_bytes: int, status: int) -> Iterator[bytes]:

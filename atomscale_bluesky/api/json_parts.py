@@ -90,7 +90,7 @@ class JsonParts:
                 continue
             cut = end if end >= 0 else self._held.rfind(b",", self._at, limit)
             if cut < 0:
-                raise AnswerError("the answer ends within a series, or has what is no number in it")
+                raise AnswerError("the answer ends within a series, or holds something other than numbers")
             block = self._held[self._at : cut]
             if begun and not block.strip():
                 raise AnswerError("a series of the answer ends with a comma")

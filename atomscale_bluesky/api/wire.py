@@ -247,7 +247,7 @@ def read_entries(body: bytes) -> list[Entry]:
     """Return the entries of a catalogue answer, without those that have no id."""
     answer = _json(body)
     if not isinstance(answer, list):
-        raise AnswerError("the catalogue's answer is no list")
+        raise AnswerError("the answer of the catalogue is no list")
     return [
         Entry(
             one["data_id"],
@@ -294,7 +294,7 @@ def read_instruments(body: bytes) -> dict[int, str]:
     """Return the growth instruments of an answer: id → name."""
     answer = _json(body)
     if not isinstance(answer, list):
-        raise AnswerError("the list of instruments is none")
+        raise AnswerError("the answer about instruments is no list")
     return {
         one["synth_source_id"]: _text(one.get("source_name"))
         for one in answer
@@ -390,7 +390,7 @@ def _object(body: bytes) -> dict[str, Any]:
 def _id(value: Any, member: str) -> str:
     if not isinstance(value, str) or not _DATA_ID.fullmatch(value):
         given = repr(value)[:80] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
-        raise AnswerError(f"the answer's {member!r} is {given}, which looks like none")
+        raise AnswerError(f"the answer's {member!r} is {given}; expected an id")
     return value
 
 

@@ -146,7 +146,9 @@ class Run:
         self.run_chunker.drop(together)
         self.take_failed(together)
         _logger.error(
-            "%r is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit` or `retry`", label, reason
+            "%r is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit` or `retry`",
+            label,
+            reason,
         )
 
     def take_failed(self, streams: Container[int]) -> list[Task]:

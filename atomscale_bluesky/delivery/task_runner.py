@@ -38,6 +38,6 @@ def perform(client: Client, task: Task, knowledge: Knowledge) -> Outcome:
         error = raised
     if not isinstance(error, ApiError):
         # A mistake of ours must not end the thread and with it all delivery: it is logged, and tried again.
-        _logger.error("%s failed in a way that it should not", task, exc_info=error)
+        _logger.error("%s failed unexpectedly; it is tried again", task, exc_info=error)
         error = ApiUnavailableError(f"{task}: {type(error).__name__}: {error}")
     return Outcome(task, result, error, unexplained)

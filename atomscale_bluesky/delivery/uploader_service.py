@@ -85,11 +85,11 @@ def serve(
                 code = FAILED  # its own log line says why
                 break
             if not served_by(settings).exists():
-                _logger.error("spool %s was removed; this process ends", spool.path)
+                _logger.error("spool %s was removed, so this process ends", spool.path)
                 code = FAILED
                 break
             if uploader.key_refused_s > KEY_PATIENCE_S:
-                _logger.warning("the API key is refused; this process ends, and one with another key may begin")
+                _logger.warning("the API key is refused, so this process ends; another can start with a key that works")
                 code = KEY_REFUSED
                 break
             idle = uploader.idle_since
@@ -148,7 +148,7 @@ def main() -> int:
     try:
         return serve(order.settings, ending=ending, needed=lambda: not orphaned.is_set(), idle_s=order.idle_s)
     except Exception:
-        _logger.exception("the uploader's process fails")
+        _logger.exception("the uploader's process has failed")
         return FAILED
 
 

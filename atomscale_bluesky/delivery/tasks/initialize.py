@@ -65,7 +65,7 @@ class Initialize(Work[str], frozen=True, eq=False):
         if run.streams[self.stream].parked:
             run.reload("chunks of a stream were passed over while it was parked")
         run.ledger.note(Initialized(self.stream, result, self.family), sync=True)
-        _logger.info("metrology stream %r is %s", self.label, result)
+        _logger.info("metrology stream %r has the id %s", self.label, result)
 
     def refused(self, run: Run, error: ApiRefusedError) -> Again | None:
         """Try the next path family if this one may not exist here, else park the stream."""

@@ -136,7 +136,7 @@ def _look_for_project(client: Client, work: MakeLinks, project: str) -> None:
     entry = _entry(client, work.data_id)
     if entry is not None and project not in {one.lower() for one in entry.project_ids}:
         _logger.warning(
-            "%r was initialized for project %s, and the catalogue does not show it there (yet)", work.label, project
+            "%r was initialized for project %s, but the catalogue does not show it there yet", work.label, project
         )
 
 
@@ -145,7 +145,9 @@ def _track(client: Client, work: MakeLinks, to: str) -> None:
     project, sample = to.split()
     active = work.stopped_at is None or time.time() - work.stopped_at < TRACKED_LATE_S
     if not active:
-        _logger.warning("%r stopped long ago: project %s tracks its sample, not as the active one", work.label, project)
+        _logger.warning(
+            "%r stopped long ago, so its sample does not become the active one of project %s", work.label, project
+        )
     client.track_sample(project, sample, active=active)
 
 
@@ -162,7 +164,7 @@ def _tell_reason(client: Client, work: MakeLinks, label: str) -> None:
     try:
         client.rename(work.data_id, label)
     except ApiRefusedError as error:
-        _logger.warning("%r keeps its label, which was to tell why its run failed: %s", work.label, error)
+        _logger.warning("%r keeps its label, because the one with the reason was refused: %s", work.label, error)
 
 
 _LINKERS: dict[str, Callable[[Client, MakeLinks, str], None]] = {
