@@ -13,7 +13,7 @@ from ..spool.ledger_format import Parked
 from ..spool.ledger_state import LedgerState, StreamState
 from ..spool.run_claim import RunClaim
 from .backoff import Patience
-from .continuation import Endings
+from .continuation import Continuation
 from .pending_links import Link, PendingLinks
 from .previews import Previews, cut_short_in_doubt
 from .task_book import Task, TaskBook
@@ -53,7 +53,7 @@ class Run:
             cut_short_in_doubt(claim.ledger)
         self.run_chunker = RunChunker(claim.folder, claim.header, claim.ledger, gil_yield)
         self.previews = Previews(claim.header, claim.ledger, self.run_chunker, now)
-        self.endings = Endings(claim.ledger, self.run_chunker, now)
+        self.endings = Continuation(claim.ledger, self.run_chunker, now)
         if self.state.broken is not None:
             _logger.error("run %s is parked and stays in the spool: %s", self.header.run_uid, self.state.broken)
         elif self.clock_is_open and self.parked is None and self._has_sent_times:
