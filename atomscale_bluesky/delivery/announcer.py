@@ -30,7 +30,7 @@ from ..spool.run_reader import LEDGER, RunReader, read_header
 from ..spool.run_writer import RunWriter
 from ..spool.spool import Spool
 from ..status.account import Account, RunStatus
-from ..status.outage import read_trouble
+from ..status.outage import read_outage
 
 # How long the first line waits for the stream's name, which the process that delivers the run gives it.
 NAME_S = 2.0
@@ -191,10 +191,10 @@ class Announcer:
             return f"{self._why_not_sent()}; a later session sends it, or `atomscale-bluesky upload`"
         if run.parked:
             return f"parked: {plain(run.parked, 600)}; `atomscale-bluesky status` has more"
-        trouble = read_trouble(self._spool.path)
+        outage = read_outage(self._spool.path)
         ends = "it is sent as soon as that is over, by this session or a later one"
-        if trouble is not None and trouble.endpoint == run.endpoint:
-            return f"{plain(trouble.error, 300)}; {ends}"
+        if outage is not None and outage.endpoint == run.endpoint:
+            return f"{plain(outage.error, 300)}; {ends}"
         return "it is sent by this session or a later one; `atomscale-bluesky status` has more"
 
 

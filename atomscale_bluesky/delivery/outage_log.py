@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 
 from ..errors import ApiError, ApiKeyError
-from ..status.outage import TroubleNote
+from ..status.outage import OutageNote
 
 _logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class OutageLog:
     def __init__(self, endpoint: str, spool: str) -> None:
         self._endpoint = endpoint
         self._spool = spool
-        self._note = TroubleNote(Path(spool), endpoint)
+        self._note = OutageNote(Path(spool), endpoint)
         self._since: float | None = None  # monotonic, as all times here; None while Atomscale answers
         self._was = (-math.inf, 0.0)  # when the last outage was over, and since when it came and went
         self._unrest_since = 0.0  # the present outage's beginning, or that of the first of those that come and go

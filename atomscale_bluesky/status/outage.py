@@ -21,7 +21,7 @@ _NAME = "trouble.json"
 REWRITE_S = 5.0
 
 
-class Trouble(msgspec.Struct, frozen=True):
+class Outage(msgspec.Struct, frozen=True):
     """Why Atomscale takes no data at present."""
 
     since: float  # Unix seconds
@@ -30,7 +30,7 @@ class Trouble(msgspec.Struct, frozen=True):
     endpoint: str
 
 
-class TroubleNote:
+class OutageNote:
     """Writes and removes the file for one uploader. Belongs to one thread. Errors of writing the file are ignored."""
 
     def __init__(
@@ -53,7 +53,7 @@ class TroubleNote:
         """Note a failed attempt that keeps all data waiting. A single failure is no outage, unless `lasting` is set."""
         now = self._now()
         if self._since is None:
-            before = read_trouble(self._path.parent)
+            before = read_outage(self._path.parent)
             goes_on = before is not None and before.endpoint == self._endpoint  # no uploader has succeeded since
             self._since = before.since if before is not None and goes_on else now
             if not (goes_on or lasting):
@@ -62,7 +62,7 @@ class TroubleNote:
             return
         self._written_at = self._monotonic()
         self._perhaps_there = True
-        text = msgspec.json.encode(Trouble(self._since, now, error[:1000], self._endpoint))
+        text = msgspec.json.encode(Outage(self._since, now, error[:1000], self._endpoint))
         with contextlib.suppress(OSError):
             keep(self._path, text)
 
@@ -76,9 +76,9 @@ class TroubleNote:
                 self._perhaps_there = False
 
 
-def read_trouble(spool: Path) -> Trouble | None:
+def read_outage(spool: Path) -> Outage | None:
     """Return why the readings of this spool cannot be delivered, or None if no uploader has met an outage."""
     try:
-        return msgspec.json.decode(read_own(spool / _NAME), type=Trouble)
+        return msgspec.json.decode(read_own(spool / _NAME), type=Outage)
     except (OSError, msgspec.DecodeError):
         return None

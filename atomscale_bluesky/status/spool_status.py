@@ -25,7 +25,7 @@ from ..spool.runs_not_kept import NotKept
 from ..spool.spool import Spool
 from .account import Account, Counts, RunStatus, StreamStatus, unreadable
 from .notebook import html_table
-from .outage import Trouble, read_trouble
+from .outage import Outage, read_outage
 
 # A run that found no disk space is in the status for a week. Only a replay could still deliver it.
 NOT_KEPT_SHOWN_S = 7 * 86400.0
@@ -36,14 +36,14 @@ MOST_SHOWN = 20
 class Status(tuple[RunStatus, ...]):
     """The runs that are not finalized, oldest first, and their totals."""
 
-    trouble: Trouble | None
+    trouble: Outage | None
     no_room: str  # why new readings are left out now; empty if they are not
     not_kept: tuple[NotKept, ...]  # runs of the last seven days that found no disk space
 
     def __new__(
         cls,
         runs: Iterable[RunStatus] = (),
-        trouble: Trouble | None = None,
+        trouble: Outage | None = None,
         no_room: str = "",
         not_kept: Iterable[NotKept] = (),
     ) -> Status:
@@ -156,7 +156,7 @@ class SpoolStatus:
         found = sorted((run for run in runs if run is not None), key=lambda run: run.started)
         since = time.time() - NOT_KEPT_SHOWN_S
         not_kept = [run for run in self._spool.not_kept.runs() if run.ended >= since]
-        return Status(found, read_trouble(self._spool.path), self._spool.disk_space.why_no_room(), not_kept)
+        return Status(found, read_outage(self._spool.path), self._spool.disk_space.why_no_room(), not_kept)
 
     def find(self, run: str) -> RunStatus:
         """Return the run whose uid begins with `run`.

@@ -23,7 +23,7 @@ from waiting import wait_until
 from atomscale_bluesky import AtomscaleCallback, SettingsError
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.spool import Spool
-from atomscale_bluesky.status.outage import TroubleNote, read_trouble
+from atomscale_bluesky.status.outage import OutageNote, read_outage
 from atomscale_bluesky.status.spool_status import SpoolStatus
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -66,11 +66,11 @@ def test_what_an_uploader_that_died_has_left_of_its_trouble_goes_with_the_next_a
     make_callback: MakeCallback, server: LocalServer, spool_dir: Path
 ) -> None:
     spool_dir.mkdir(mode=0o700)
-    note = TroubleNote(spool_dir, server.url)
+    note = OutageNote(spool_dir, server.url)
     note.failed("no route to host")
-    assert read_trouble(spool_dir) is None  # once is none
+    assert read_outage(spool_dir) is None  # once is none
     note.failed("no route to host")
-    assert read_trouble(spool_dir).error == "no route to host"
+    assert read_outage(spool_dir).error == "no route to host"
     assert (spool_dir / "trouble.json").stat().st_mode & 0o777 == 0o600
 
     callback = make_callback()
@@ -78,7 +78,7 @@ def test_what_an_uploader_that_died_has_left_of_its_trouble_goes_with_the_next_a
         callback(name, doc)
 
     assert callback.drain(timeout_s=10)
-    assert read_trouble(spool_dir) is None
+    assert read_outage(spool_dir) is None
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_one_failure_is_told_at_once_where_the_next_attempt_is_a_while_away(
     for name, doc in growth(points=25):
         callback(name, doc)
 
-    trouble = wait_until(lambda: read_trouble(spool_dir))
+    trouble = wait_until(lambda: read_outage(spool_dir))
     assert f"was answered {fault.status}" in trouble.error
     assert trouble.since == trouble.time  # no second attempt was needed
 
@@ -105,24 +105,24 @@ def test_one_failure_is_told_at_once_where_the_next_attempt_is_a_while_away(
 def test_a_trouble_that_a_restart_did_not_end_is_told_since_it_began(spool_dir: Path) -> None:
     spool_dir.mkdir()
     for begin in (1000.0, 5000.0):  # two processes, one after the other
-        note = TroubleNote(spool_dir, "https://a.invalid", now=iter([begin]).__next__)
+        note = OutageNote(spool_dir, "https://a.invalid", now=iter([begin]).__next__)
         note.failed("no route", lasting=begin == 1000.0)
 
-    elsewhere = TroubleNote(spool_dir, "https://b.invalid", now=lambda: 6000.0)
-    assert (read_trouble(spool_dir).since, read_trouble(spool_dir).time) == (1000.0, 5000.0)
+    elsewhere = OutageNote(spool_dir, "https://b.invalid", now=lambda: 6000.0)
+    assert (read_outage(spool_dir).since, read_outage(spool_dir).time) == (1000.0, 5000.0)
     elsewhere.failed("no route", lasting=True)
-    assert read_trouble(spool_dir).since == 6000.0
+    assert read_outage(spool_dir).since == 6000.0
 
 
 def test_a_lasting_trouble_is_written_seldom_and_keeps_its_beginning(spool_dir: Path) -> None:
     spool_dir.mkdir()
     now = [1000.0]
-    note = TroubleNote(spool_dir, "https://a.invalid", now=lambda: now[0], monotonic=lambda: now[0])
+    note = OutageNote(spool_dir, "https://a.invalid", now=lambda: now[0], monotonic=lambda: now[0])
     for n in range(12):
         note.failed(f"error {n}")
         now[0] += 1.0
 
-    trouble = read_trouble(spool_dir)
+    trouble = read_outage(spool_dir)
     assert (trouble.since, trouble.time, trouble.error) == (1000.0, 1011.0, "error 11")
     note.answered()
     assert list(spool_dir.iterdir()) == []
@@ -133,7 +133,7 @@ def test_a_note_that_cannot_be_read_is_none(spool_dir: Path, content: bytes) -> 
     spool_dir.mkdir()
     (spool_dir / "trouble.json").write_bytes(content)
 
-    assert read_trouble(spool_dir) is None
+    assert read_outage(spool_dir) is None
 
 
 def test_a_parked_runs_problem_is_the_last_error_while_atomscale_answers(callback: AtomscaleCallback) -> None:
