@@ -1,7 +1,7 @@
 """Checks before a run and after it.
 
 In: settings, a spool, recorded documents, and Atomscale's answers.
-Out: findings for people and programs.
+Out: findings, as records.
 Guaranteed: a check changes nothing in Atomscale, except `probe`, which makes streams if the operator asks for it.
 
     doctor        key, server, clock and disk, before a run

@@ -78,7 +78,7 @@ def _server(settings: Settings, client: Client) -> Iterator[Check]:
     except ApiError as error:
         if "certificate" in str(error).lower():
             yield Check("TLS", Result.FAILED, str(error),
-                        "name your site's own authority by `ca_bundle`; else somebody is in between")  # fmt: skip
+                        "name your site's own authority by `ca_bundle`; else this is not Atomscale")  # fmt: skip
         else:
             yield Check("server", Result.FAILED, str(error),
                         "check the network, the proxy and `endpoint`; runs are spooled")  # fmt: skip
@@ -195,7 +195,7 @@ def _leftovers(spool: Spool) -> Check:
                      "they are kept; update the package, or move their folders away")  # fmt: skip
     parked = [run for run in runs if run.state == "parked"]
     if parked:
-        return Check("leftovers", Result.WARNING, f"runs that wait for a person: {len(parked)}; {parked[0].problem}",
+        return Check("leftovers", Result.WARNING, f"runs wait for the operator: {len(parked)}; {parked[0].problem}",
                      "see `atomscale-bluesky status`; mend with `edit`, `retry` or `discard`")  # fmt: skip
     waiting = runs.points.waiting
     if waiting:

@@ -55,9 +55,9 @@ class Options:
     multi: bool = True
     max_body_bytes: int = MAX_BODY_BYTES
     silence_s: float | None = None
-    """After so many seconds without a request about it, an active stream becomes `stream_error`; None: never."""
+    """An active stream becomes `stream_error` after this many seconds without a request about it. None: never."""
     derived: bool = False
-    """Whether a stream reads back with series beside it that were never sent, numbers and text."""
+    """True to read a stream back with further series that were never sent, of numbers and of text."""
     instruments: tuple[Instrument, ...] = field(default=DEFAULT_INSTRUMENTS)
     projects: tuple[str, ...] = DEFAULT_PROJECTS
 

@@ -1,7 +1,7 @@
 """What the page shows of the local server: its streams as stored, and the requests that it has had.
 
-It only reads. The points of the few streams that somebody looks at are kept thinned, so the page costs the same however
-long a stream is.
+It only reads. The points of the few streams that are being looked at are kept thinned, so the page costs the same
+however long a stream is.
 """
 
 from __future__ import annotations
