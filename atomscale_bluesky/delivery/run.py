@@ -48,7 +48,7 @@ class Run:
         self.apart: dict[int, set[str]] = {}  # by stream: channels that were refused, and are pushed one by one
         self.adds_up: set[int] = set()  # streams that may be finalized by the account
         self.to_reload = False  # what was read of the files no longer holds
-        self.linking = PendingLinks(claim.header, claim.ledger.state)
+        self.pending_links = PendingLinks(claim.header, claim.ledger.state)
         if self.state.broken is None:
             cut_short_in_doubt(claim.ledger)
         self.run_chunker = RunChunker(claim.folder, claim.header, claim.ledger, gil_yield)
@@ -87,7 +87,7 @@ class Run:
         return (
             self.run_chunker.read_all
             and all(stream.over for stream in self.streams.values())
-            and not self.linking.to_resolve
+            and not self.pending_links.to_resolve
             and not any(self.links_open(stream) for stream in self.streams.values())
         )
 
@@ -117,7 +117,7 @@ class Run:
 
     def links_open(self, stream: StreamState) -> list[Link]:
         """Return the links of a stream that are still to be made, including refused ones."""
-        return self.linking.open(stream, self.run_chunker.account.stop)
+        return self.pending_links.open(stream, self.run_chunker.account.stop)
 
     def reload(self, reason: str) -> None:
         """Let the run be read again from its files once nothing of it is under way. Until then no task begins."""

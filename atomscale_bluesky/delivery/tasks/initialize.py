@@ -91,7 +91,7 @@ class Initialize(Work[str], frozen=True, eq=False):
 
 def plan(run: Run, now: float) -> Initialize | None:
     """Return the next stream to make. A refused one is tried again now and then, by a monotonic clock."""
-    if not run.linking.may_initialize:
+    if not run.pending_links.may_initialize:
         return None
     for number, stream in run.streams.items():
         if stream.life not in {Life.OPENED, Life.INITIALIZING} or run.book.holds(Kind.INITIALIZE, number):
@@ -104,7 +104,7 @@ def plan(run: Run, now: float) -> Initialize | None:
         family = stream.family or run.knowledge.family or FAMILIES[0]
         _note_family(run, number, family)
         opening = stream.opening
-        return Initialize(number, opening.label, run.linking.links, opening.points_per_chunk, family, may_exist)
+        return Initialize(number, opening.label, run.pending_links.links, opening.points_per_chunk, family, may_exist)
     return None
 
 

@@ -57,7 +57,7 @@ class Resolve(Work[Links], frozen=True, eq=False):
 
     def apply(self, run: Run, result: Links) -> None:
         """Note the ids. Streams are made with them."""
-        if self.order != run.linking.order:
+        if self.order != run.pending_links.order:
             return  # another edit has come meanwhile
         if run.state.unresolved is not None:
             run.reload("rows that were only counted while the links were not found are to be sent")
@@ -65,7 +65,7 @@ class Resolve(Work[Links], frozen=True, eq=False):
 
     def park(self, run: Run, reason: str) -> None:
         """Park the run. Its links are looked up again now and then."""
-        if self.order != run.linking.order or run.state.unresolved == reason:
+        if self.order != run.pending_links.order or run.state.unresolved == reason:
             return
         run.ledger.note(Unresolved(reason), sync=True)
         _logger.error(
@@ -76,13 +76,13 @@ class Resolve(Work[Links], frozen=True, eq=False):
 
 def plan(run: Run, now: float) -> Resolve | None:
     """Return the look-up if it is still to be made. One that found nothing comes again, by a monotonic clock."""
-    if not run.linking.to_resolve or run.book.holds(Kind.RESOLVE, RUN):
+    if not run.pending_links.to_resolve or run.book.holds(Kind.RESOLVE, RUN):
         return None
     if run.parked_for_good or run.state.discarded:
         return None
     if run.state.unresolved and not run.patience.is_over(RUN, now):
         return None
-    return Resolve(RUN, run.header.label, run.linking.given, run.linking.order)
+    return Resolve(RUN, run.header.label, run.pending_links.given, run.pending_links.order)
 
 
 def _find_project(client: Client, project_id: str) -> None:
