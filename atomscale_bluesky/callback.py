@@ -14,11 +14,12 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from .api.client import Client
 from .delivery import exit_hooks
@@ -27,11 +28,12 @@ from .delivery.deliverer import Deliverer
 from .delivery.drain import Drain
 from .delivery.uploader import Uploader
 from .documents.recorder import DocumentRecorder, open_spool
-from .errors import SettingsError
+from .errors import DocumentError, SettingsError
 from .settings import Settings
 from .spool.spool import Spool
 from .status.account import StreamStatus
 from .status.spool_status import SpoolStatus, Status
+from .subscriptions import Yielding, say_not_an_instance, subscribed_twice
 
 if TYPE_CHECKING:
     from .checks.verification import Verification
@@ -65,6 +67,14 @@ class AtomscaleCallback:
         SettingsError: A setting cannot be used, such as the spool's folder. Names it and what is expected.
     """
 
+    def __new__(cls, *arguments: object, **settings: object) -> Self:
+        """Make a callback. Called by a RunEngine in the place of an instance, it logs an error and makes none."""
+        if say_not_an_instance(arguments):
+            return None  # type: ignore[return-value] - of interest to nobody: a RunEngine drops what a callback returns
+        if arguments:
+            raise TypeError(f"AtomscaleCallback takes keyword arguments alone, {len(arguments)} others were given")
+        return super().__new__(cls)
+
     def __init__(
         self,
         *,
@@ -91,8 +101,15 @@ class AtomscaleCallback:
         self._watch = SpoolStatus(self._spool)
         self._uploader = self._make_uploader()
         self._announcer = self._make_announcer()
-        self._recorder = DocumentRecorder(self.settings, spool=self._spool, deliverer=self._announcer or self._uploader)
+        self._recorder = DocumentRecorder(
+            self.settings,
+            spool=self._spool,
+            deliverer=self._announcer or self._uploader,
+            check=subscribed_twice,
+        )
+        self._take: Callable[[str, Mapping[str, Any]], object] = self._recorder.take
         self._closed = self._all_delivered = False
+        self._recorder.peers.join(self)
         if self._uploader is not None:
             self._uploader.start()
         # When nothing refers to the callback any more, its threads complete the remaining work, and end.
@@ -106,7 +123,7 @@ class AtomscaleCallback:
         present one.
         """
         try:  # noqa: SIM105 - this is called for each event
-            self._recorder.take(name, doc)
+            self._take(name, doc)
         except Exception:  # noqa: BLE001, S110 - counted and logged there; it would end the plan
             pass
 
@@ -235,17 +252,21 @@ class AtomscaleCallback:
         """Drain for up to `timeout_s`, then stop the threads. Return True if nothing was left to deliver.
 
         If nothing is sent (no key, offline), it returns True if the spool is empty. A second call gives the same
-        answer. A run whose stop document has not come counts as interrupted and is completed. Documents of it that come
-        later are kept as a run of their own, which the next `close` completes. Waiting readings stay spooled, and the
-        next callback or `atomscale-bluesky upload` delivers them. Idempotent.
+        answer, unless documents have come since: then it returns True if the spool is empty. A run whose stop document
+        has not come counts as interrupted and is completed. Documents of it that come later are kept as a run of their
+        own, which the next `close` completes. Waiting readings stay spooled, and the next callback or
+        `atomscale-bluesky upload` delivers them. Idempotent.
 
         A signal handler may call it too. If that interrupts a document, it returns False: the open runs are completed
         right after that document, and the next callback delivers them.
         """
         if self._closed:
             self.settle_open_runs()  # documents may have come since
-            return self._all_delivered
+            used = isinstance(self._take, Yielding) and self._take.used
+            return self._spool.is_empty() if used else self._all_delivered
         self._closed = True
+        self._flush()
+        self._take = Yielding(self._recorder.take, closed=True)
         settled = self.settle_open_runs()
         deadline = time.monotonic() + timeout_s
         drained = self._uploader.drain(timeout_s) if self._uploader else self._spool.is_empty()
@@ -261,7 +282,19 @@ class AtomscaleCallback:
         Returns:
             False if it is called from within a document: then it is done right after that document.
         """
+        self._flush()
         return self._recorder.complete_open_runs(folder)
+
+    def step_back(self) -> None:
+        """Leave runs to a younger callback of this process, with the same spool and account, that gets them too."""
+        if not self._closed:
+            self._take = Yielding(self._recorder.take, closed=False)
+
+    def _flush(self) -> None:
+        """Take the start documents that wait for what a younger callback does."""
+        if isinstance(self._take, Yielding):
+            with suppress(DocumentError):  # counted and logged where it was raised
+                self._take.flush()
 
     # ---- process ---------------------------------------------------------------------------------------------------
 

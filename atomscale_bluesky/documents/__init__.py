@@ -17,5 +17,6 @@ Guaranteed: no network. Memory does not grow with the run, except for a bounded 
     conversion      turns one value into a number, or gives the reason why that is not possible
     open_run        the state of a run whose stop document has not come
     known_runs      what earlier processes kept of a run that comes again
+    peers           recorders of the same process that get the same runs
     rejections      documents that cannot be used: counted, and logged once
 """

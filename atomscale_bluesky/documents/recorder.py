@@ -20,7 +20,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +37,8 @@ from .descriptor import event_stream_of, mapping_of
 from .event_stream import EventStream
 from .known_runs import KnownRun, KnownRuns
 from .open_run import OpenRun, without
-from .rejections import SEEN_BEFORE, TAKEN_BEFORE, Rejections
+from .peers import Peers
+from .rejections import PARTS_ALONE, SEEN_BEFORE, SUBSCRIBE_EARLY, TAKEN_BEFORE, Rejections
 from .run_files import Deliverer, RunFiles
 from .selection import Selection
 from .start_document import header_of, text_of, time_of, uid_of
@@ -46,6 +47,8 @@ from .start_document import header_of, text_of, time_of, uid_of
 REMEMBERED_RUNS = 1000
 # A start document older than this does not belong to a run that begins now: the spool is searched for an earlier copy.
 REPLAY_AGE_S = 5.0
+# So many runs may be open of which nothing but the start document has come, as of runs around other runs.
+MOST_BARE_RUNS = 3
 
 
 class DocumentRecorder:
@@ -59,17 +62,25 @@ class DocumentRecorder:
         settings: Which spool, and which event streams and data keys are taken. The default is environment and file.
         spool: The spool, if it is already open.
         deliverer: Delivers the runs in this process. None if they are not delivered here.
+        check: Is called when a start document comes, without the lock. What it returns is logged once.
 
     Raises:
         SettingsError: A setting cannot be used, such as the spool's folder. Names it and what is expected.
     """
 
     def __init__(
-        self, settings: Settings | None = None, *, spool: Spool | None = None, deliverer: Deliverer | None = None
+        self,
+        settings: Settings | None = None,
+        *,
+        spool: Spool | None = None,
+        deliverer: Deliverer | None = None,
+        check: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.settings = settings = Settings.load() if settings is None else settings
         self._spool = open_spool(settings) if spool is None else spool
         self._owns_spool = spool is None
+        self._check = check
+        self.peers = Peers(self._spool.path, settings, self)
         self._selection = Selection(
             event_streams=settings.event_streams,
             channels=settings.channels,
@@ -114,7 +125,12 @@ class DocumentRecorder:
                 recorded is not affected. It is counted in `ignored`, and logged once per kind.
         """
         try:
-            known = self._known_of(doc) if name == "start" else None
+            known = None
+            if name == "start":
+                warning = self._check()
+                if warning is not None:
+                    self._rejections.say_once(warning, warning)
+                known = self._known_of(doc)
             with self._lock:
                 if self._inside:
                     self._put_off.append((name, doc))
@@ -226,6 +242,7 @@ class DocumentRecorder:
         self._inside, self._files.step = False, None
         self._put_off.clear()
         self._runs, self._streams = {}, {}
+        self.peers = Peers(self._spool.path, self.settings, self)
         self._spool.writers.forget_after_fork()
         self._files.deliverer = None
 
@@ -287,8 +304,10 @@ class DocumentRecorder:
         for run in list(self._runs.values()):
             if run.writer is None and folder is None:
                 self._files.note_not_kept(run)
+                self.peers.release(run.uid, ended=False)
             elif run.writer is not None and folder in {None, run.writer.folder}:
                 self._files.end(run, Stop(time.time(), "", "no stop document", interrupted=True))
+                self.peers.release(run.uid, ended=False)
                 self._files.step = None
 
     def _start(self, uid: str, header: Header, past: KnownRun | None) -> Accepted:
@@ -303,6 +322,10 @@ class DocumentRecorder:
         if past is not None and (past.ended or past.content != header.content):
             self._skip(uid, same=past.content == header.content)
             return KNOWN
+        if not self.peers.claim(uid, again=self.settings.resend):
+            self._leave_to_another(uid)
+            return KNOWN
+        self._warn_of_starts_alone()
         run = self._runs[uid] = OpenRun(uid, header, past.kept if past else None)
         self._files.make(run)
         run.tell_opened(self._rejections)
@@ -322,6 +345,22 @@ class DocumentRecorder:
         text = f"run {uid} was taken before with other content: this one is refused; give it its own uid"
         self._rejections.say(logging.ERROR, "%s", text)
         raise DocumentError(text)
+
+    def _leave_to_another(self, uid: str) -> None:
+        """Take nothing of a run that another recorder of this process takes, with the same spool and account."""
+        self._rejections.counts[TAKEN_BEFORE] += 1
+        self._skipped[uid] = True
+        self._rejections.say_once(
+            "another",
+            f"run {uid} goes through two callbacks of this process with the same spool and account, so the younger one "
+            f"records it, and later runs too: unsubscribe the older one, `RE.unsubscribe(token)`, as when a start-up "
+            f"file was executed twice. A second recording on purpose needs a `spool_dir` of its own",
+        )
+
+    def _warn_of_starts_alone(self) -> None:
+        """Warn if runs begin one after the other and nothing else comes of them."""
+        if sum(not run.event_streams for run in self._runs.values()) >= MOST_BARE_RUNS:
+            self._rejections.say_once(PARTS_ALONE, f"only start documents come of several runs; {SUBSCRIBE_EARLY}")
 
     def _descriptor(self, doc: Mapping[str, Any]) -> Accepted:
         run_uid, uid = str(doc["run_start"]), str(doc["uid"])
@@ -462,6 +501,9 @@ class DocumentRecorder:
             raise self._rejections.ignore_without_start(
                 "stop", f"a stop document of run {uid}, whose start never came, is ignored"
             )
+        counts = mapping_of(doc.get("num_events"))
+        if not run.event_streams and any(isinstance(count, int) and count > 0 for count in counts.values()):
+            self._rejections.say_once(PARTS_ALONE, f"run {uid} had events, and no descriptor came; {SUBSCRIBE_EARLY}")
         stop = Stop(
             time=time_of(doc),
             exit_status=text_of(doc.get("exit_status")),
@@ -479,6 +521,7 @@ class DocumentRecorder:
             del self._streams[descriptor]
         while len(self._late) > REMEMBERED_RUNS:
             self._late.popitem(last=False)
+        self.peers.release(run.uid, ended=run.settled)
         if run.settled:  # otherwise nothing of it is kept, and a replay should be taken
             self._ended[run.uid] = run.header.content
         if len(self._ended) > REMEMBERED_RUNS:

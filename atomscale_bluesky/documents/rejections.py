@@ -23,6 +23,7 @@ TAKEN_BEFORE = "run taken before"
 NOT_KEPT = "run not kept"
 
 # What the log says when a run's start document never came: a callback that was subscribed too late, or to events alone.
+PARTS_ALONE = "parts alone"
 SUBSCRIBE_EARLY = "subscribe before the run begins, and to documents of every kind: `RE.subscribe(callback)`"
 
 # How many kinds of things are logged. Nobody would read a log of more.
@@ -72,7 +73,7 @@ class Rejections:
         """Do the same for a document of a run whose beginning never came; it is logged once, with the remedy."""
         self.counts[kind] += 1
         text = plain(text)
-        self.say_once("without start", f"{text}; {SUBSCRIBE_EARLY}")
+        self.say_once(PARTS_ALONE, f"{text}; {SUBSCRIBE_EARLY}")
         return DocumentError(text)
 
     def say_once(self, about: str, text: str, level: int = logging.WARNING) -> None:

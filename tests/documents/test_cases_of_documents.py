@@ -23,6 +23,7 @@ def test_each_case_of_documents_is_shown_by_tests_that_exist() -> None:
         if isinstance(node, ast.FunctionDef)
     }
 
-    assert list(cases) == list(range(1, 41))
+    assert len(cases) >= 57
+    assert list(cases) == list(range(1, len(cases) + 1))
     assert all(re.findall(r"`test_[^`]+`", shown_by) for shown_by in cases.values())
     assert set(re.findall(r"`(test_[^`]+)`", text)) - functions == set()

@@ -1051,7 +1051,12 @@ def test_a_document_is_never_changed(quiet: AtomscaleCallback) -> None:
 
 @pytest.mark.parametrize(
     "metadata",
-    [{"synth_source_id": "MBE 2"}, {"atomscale": {"synth_source": 42}}, {"project_id": b"x"}, {"points_per_chunk": 0}],
+    [
+        {"synth_source_id": "MBE 2"},
+        {"atomscale": {"synth_source": 42}},
+        {"atomscale": {"project_id": b"x"}},
+        {"atomscale": {"points_per_chunk": 0}},
+    ],
 )
 def test_unusable_metadata_park_the_run_and_keep_its_readings(
     callback: AtomscaleCallback, server: LocalServer, metadata: dict[str, Any], caplog: pytest.LogCaptureFixture
@@ -1066,7 +1071,7 @@ def test_unusable_metadata_park_the_run_and_keep_its_readings(
     status = status_of(callback, run)
     assert status.state == "parked"
     assert status.problem is not None
-    assert next(iter(metadata)) in status.problem
+    assert next(iter(metadata.get("atomscale", metadata))) in status.problem
     assert status.points.waiting == 25
     assert_adds_up(status)
     assert server.streams() == []

@@ -1,0 +1,116 @@
+"""Mistakes with subscriptions, and what a callback does about them.
+
+Bluesky tells a callback neither that it was subscribed nor that it no longer is, so what can be known is found out at a
+run's start. Nothing of Bluesky is changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+_logger = logging.getLogger("atomscale_bluesky.callback")
+
+# How far up the stack the dispatcher is looked for. It is five frames up.
+_FRAMES = 12
+# What is said of a subscriber that is not used as it should be.
+NOT_AN_INSTANCE = (
+    "the class AtomscaleCallback is subscribed, so nothing of this run is recorded: subscribe an instance, with "
+    "parentheses, as in `RE.subscribe(AtomscaleCallback())`"
+)
+TWICE = (
+    "the callback is subscribed to its RunEngine %d times. Each document is taken once, but when one of the "
+    "subscriptions ends, Bluesky ends them all: one by `RE(plan, callback)` ends at the next call, and later runs "
+    "would be missing. Subscribe it once, by `RE.subscribe(callback)`, and leave it out of `RE(plan)`"
+)
+CLOSED = (
+    "the callback is closed and still subscribed: run %s is kept in the spool, and is sent by the next session or by "
+    "`atomscale-bluesky upload`. Unsubscribe it, `RE.unsubscribe(token)`, and subscribe a new AtomscaleCallback"
+)
+CLOSED_WITHIN = (
+    "the callback was closed within a run: the run's further documents are kept in the spool, and are sent by the next "
+    "session or by `atomscale-bluesky upload`"
+)
+
+
+def subscribed_twice() -> str | None:
+    """Return a warning if the callback that is being called is subscribed more than once to its RunEngine.
+
+    Bluesky gives a callable that is subscribed again the same place in its list, so that it is called once, and frees
+    that place when any of the subscriptions ends. The dispatcher's own list of tokens is the only place where this can
+    be seen. It is read, and if another version of Bluesky does not have it, nothing is said.
+    """
+    place = None
+    frame = sys._getframe(1)  # noqa: SLF001 - the documented way to see one's callers
+    for _ in range(_FRAMES):
+        if frame is None:
+            return None
+        module, function = frame.f_globals.get("__name__"), frame.f_code.co_name
+        if (module, function) == ("bluesky.utils", "process"):
+            place = frame.f_locals.get("cid")
+        elif (module, function) == ("bluesky.run_engine", "process"):
+            tokens = getattr(frame.f_locals.get("self"), "_token_mapping", None)
+            if not isinstance(tokens, dict) or place is None:
+                return None
+            times = sum(place in places for places in list(tokens.values()) if isinstance(places, list))
+            return TWICE % times if times > 1 else None
+        frame = frame.f_back
+    return None
+
+
+def say_not_an_instance(arguments: tuple[object, ...]) -> bool:
+    """Log an error if a class was called with a document, in the place of an instance. Return True if it was.
+
+    The plan goes on, because an exception would end it. Logged for each run.
+    """
+    if len(arguments) != 2 or not isinstance(arguments[0], str) or not isinstance(arguments[1], Mapping):
+        return False
+    if arguments[0] == "start":
+        with suppress(Exception):  # a log handler that fails must not end the plan
+            _logger.error("%s", NOT_AN_INSTANCE)
+    return True
+
+
+class Yielding:
+    """Takes documents for a callback that leaves runs to a younger one, or that is closed.
+
+    A RunEngine gives each document to all of its callbacks, so a younger one gets the start document before the older
+    one gets the next document. Until then the older one puts the start document aside. If a younger one has taken the
+    run by then, the recorder knows that.
+
+    Args:
+        take: The recorder's `take`.
+        closed: Warn that the callback is closed.
+    """
+
+    def __init__(self, take: Callable[[str, Mapping[str, Any]], Any], *, closed: bool) -> None:
+        self._take = take
+        self._closed = closed
+        self._aside: list[Mapping[str, Any]] = []
+        self._warned = False
+        self.used = False  # True once any row was written
+
+    def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Take one document. Raises what the recorder raises."""
+        self.flush()
+        if name == "start":
+            self._aside.append(dict(doc))
+            return
+        accepted = self._take(name, doc)
+        if self._closed and (accepted.rows or accepted.left_out):
+            self.used = True
+            if not self._warned:
+                self._warned = True
+                _logger.warning("%s", CLOSED_WITHIN)
+
+    def flush(self) -> None:
+        """Take the start documents that were put aside, unless a younger callback records their runs."""
+        aside, self._aside = self._aside, []
+        for start in aside:
+            accepted = self._take("start", start)
+            if self._closed and not accepted.known:
+                self.used = self._warned = True
+                _logger.warning(CLOSED, start.get("uid"))
