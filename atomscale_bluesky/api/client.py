@@ -37,6 +37,8 @@ class Client:
         clock: A monotonic clock.
         make_way: Called around work that holds Python's lock for long, so that other threads can run.
 
+    Another thread calls `connection.cut_if_late` every second or so, which keeps the time limit of a request.
+
     Raises:
         ApiUnavailableError: From every method: no answer from the API, or 408, 425, 429 or 5xx. Try again later.
         ApiKeyError: From every method: 401 or 403.
@@ -53,8 +55,8 @@ class Client:
         self.max_body_bytes = settings.max_body_bytes
         self._endpoint = settings.endpoint
         self._make_way = make_way
-        self._connection = Connection(settings, clock)
-        self._send = self._connection.send
+        self.connection = Connection(settings, clock)
+        self._send = self.connection.send
 
     def initialize(self, family: str, *, label: str, points_per_chunk: int, links: Links) -> str:
         """Create a metrology stream and return its `data_id`. Not idempotent: each success makes a new stream."""
@@ -107,7 +109,7 @@ class Client:
             ApiTooLargeError: The answer is larger than such a stream can be.
         """
         try:
-            return self._connection.take(
+            return self.connection.take(
                 wire.read_back(family, data_id),
                 read_back.max_bytes(due),
                 lambda parts: read_back.read_points(parts, due, pause=self._make_way),
@@ -194,13 +196,9 @@ class Client:
         """Send a request of any other kind and return its 2xx answer as parsed by `read`."""
         return self._read(self._send(request), read)
 
-    def cut_if_late(self) -> None:
-        """Break off a request that is past its time limit. Another thread calls this every second or so."""
-        self._connection.cut_if_late()
-
     def close(self) -> None:
         """Close the connection."""
-        self._connection.close()
+        self.connection.close()
 
     def _items(self, request: wire.Request) -> list[wire.Item]:
         return self._read(self._send(request, MAX_CATALOGUE_BYTES), wire.read_items)

@@ -41,8 +41,9 @@ class OpenDrains:
 
     def still_open(self) -> list[Drain]:
         """Return the questions, and forget those that were given up."""
-        for drain in [drain for drain in self._drains if drain.given_up]:
-            self._drains.remove(drain)
+        for drain in list(self._drains):
+            if drain.given_up:
+                self._drains.remove(drain)
         return list(self._drains)
 
     def answer(self, drains: Iterable[Drain], answer: bool) -> None:

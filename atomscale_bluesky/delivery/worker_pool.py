@@ -99,7 +99,7 @@ class WorkerPool:
     def cut_if_late(self) -> None:
         """Break off requests that are past their time limit. To be called every second or so."""
         for client in self._clients:
-            client.cut_if_late()
+            client.connection.cut_if_late()
 
     def dismiss(self) -> None:
         """Let every thread end after its present task."""

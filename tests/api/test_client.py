@@ -231,7 +231,7 @@ def test_a_server_that_drips_bytes_is_left_at_the_deadline(part: bytes) -> None:
 
     def watch() -> None:
         while not ended.wait(0.05):
-            client.cut_if_late()
+            client.connection.cut_if_late()
 
     watcher = threading.Thread(target=watch)
     watcher.start()

@@ -202,7 +202,7 @@ def test_a_server_that_drips_is_left_at_the_deadline_over_a_used_connection_too(
 
     def watch() -> None:
         while not ended.wait(0.05):
-            client.cut_if_late()
+            client.connection.cut_if_late()
 
     watcher = threading.Thread(target=watch)
     watcher.start()
