@@ -1,8 +1,11 @@
 """The command line `atomscale-bluesky`: arguments in, exit code out.
 
-One module per command; each imports what it needs when it runs, so that `--help` is quick and a missing extra is
-missed only by the commands that need it. Exit codes: 0 all is well; 1 it is not, as the command says; 2 it could not
-be begun: a wrong argument or setting, a port that is taken, an extra that is not installed; 130 Ctrl-C.
+Each command is in the file of its name. Only `orders` has several, `retry`, `discard`, `edit`, `settle` and `move`, and so
+has `resources`: `instruments`, `samples` and `projects`. A command imports what it needs when it runs. So `--help` is quick, and an
+extra that is not installed stops only the commands that need it.
+
+Exit codes: 0 all is well. 1 it is not, as the command says. 2 the command could not begin: a wrong argument or setting,
+a port in use, an extra that is not installed. 130 Ctrl-C.
 """
 
 from __future__ import annotations

@@ -9,6 +9,12 @@ A chamber has 21 numeric keys that behave as a grower expects: cells and heater 
 follow vapour pressures and pass only open shutters, RHEED oscillates once per monolayer, damps and recovers. With the
 same seed, `speed=0` and `period_s=None`, a growth shows the same readings each time. `physics` says which parts are
 physics and which are illustration. Needs bluesky and ophyd. Importing it starts nothing.
+
+    devices  the ophyd devices, and the chamber that has them: add a device there
+    physics  how they behave
+    recipe   what is grown: layers and anneals
+    growth   the plan
+    clock    the chamber's time, which may run faster than the wall's
 """
 
 from __future__ import annotations

@@ -122,7 +122,8 @@ class _Table(SphinxDirective):
     table: typing.ClassVar[typing.Callable[..., str]]
 
     def run(self) -> list[nodes.Node]:
-        self.env.note_dependency(settings.__file__)
+        for told in (settings.Settings, Loss, Rule):
+            self.env.note_dependency(inspect.getfile(told))
         for module in _UNIONS.values():
             self.env.note_dependency(module.__file__)
         return self.parse_text_to_nodes(type(self).table(*self.arguments))

@@ -17,6 +17,7 @@ worker that performs it. Only the deciding thread touches the run and its ledger
     verify           read the whole run back and compare
 
 A further kind is a file here with a class and a function `plan`, a member of `Kind` in `work`, and its place in the
-order of `run_delivery`. If it comes after finalizing, `Run.delivered` must know of it too: a run that counts as
-delivered leaves the spool.
+order of `run_delivery`. What it notes is a record in `spool/ledger_format`, with its effect in `spool/ledger_state`. A
+step after finalizing is planned when `run.delivered` is true, as in `verify`, and `RunDelivery.finished` must wait for
+its record, because a finished run leaves the spool.
 """
