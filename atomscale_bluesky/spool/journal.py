@@ -213,9 +213,10 @@ class JournalReader:
 
         Call this after `ahead`. Return False if that many lines are more than may be in memory.
         """
+        size = lines * self._width()
         return (
             self._to_the_end
-            and lines * self._width() <= MOST_AHEAD_BYTES
+            and len(self._block) - self._at < size <= MOST_AHEAD_BYTES  # else `ahead` has read nothing more
             and not self.damaged
             and self._block.count(b"\n", self._at) < lines
             and self._block.find(without, self._at) < 0

@@ -250,6 +250,24 @@ def test_rows_that_are_too_few_for_a_chunk_are_left_until_there_are_more(deliver
     writer.close()
 
 
+@pytest.mark.parametrize("policy", ["null", "drop_row"])
+def test_a_long_row_among_too_few_for_a_chunk_holds_up_no_row_after_it(deliver: Deliver, policy: str) -> None:
+    # The row with gaps is more than twice as long, so 9 lines have the bytes of 10.
+    lines = [text(n, [None if n == 14 else 1.0] * 64) for n in range(32)]
+    delivery = deliver([layout(64), *lines[:19]], non_finite=policy)
+    run_chunker, writer = delivery.run.run_chunker, JournalWriter(delivery.claim.folder)
+    found = all_chunks(run_chunker)
+
+    for row in lines[19:]:
+        writer.append(line(row))
+        run_chunker.look()
+        found += taken(run_chunker)
+
+    third = 20 if policy == "null" else 21
+    assert [chunk.first_row for chunk in found] == [0, 10, third]
+    writer.close()
+
+
 def test_rows_of_two_time_bases_are_read_although_they_are_too_few_for_a_chunk_of_one(deliver: Deliver) -> None:
     other = encode(Layout(layout=1, event_stream="gauge", time_base="gauge", channels=(Channel("g", "g"),)))
     rows = [encode_row(n % 2, n // 2, T0 + n, f"uid {n}", packed([float(n)])) for n in range(24)]
