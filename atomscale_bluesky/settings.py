@@ -114,8 +114,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = "auto"
     non_finite: Annotated[
         NonFinite,
-        _setting("A channel with NaN, infinite or missing values goes on in a stream of its own, or is sent as null "
-                 "(not promised by the API), or its rows are dropped."),
+        _setting("Channels with NaN, infinite or missing values go on in a further stream, those with the same gaps "
+                 "together; or the gaps are sent as null (not promised by the API); or rows with a gap are dropped."),
     ] = "own_stream"  # fmt: skip
     layout: Annotated[
         LayoutChoice,

@@ -254,7 +254,7 @@ def _cut(claim: RunClaim) -> list[tuple[str, Series]]:
     due: dict[tuple[str, str], Series] = {}
     try:
         run_chunker.open_stream(
-            why="run start", time_base=claim.header.primary, from_row=0, position=START, channels=None, own=False
+            why="run start", time_base=claim.header.primary, from_row=0, position=START, channels=None
         )
         while not run_chunker.read_all:
             run_chunker.look()

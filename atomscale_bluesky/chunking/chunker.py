@@ -1,21 +1,29 @@
-"""Turns rows into chunks: which rows make chunk k of which metrology stream. Pure.
+"""Turns rows into decisions, above all into chunks: which rows make chunk k of which metrology stream. Pure.
 
 A `Chunker` takes the rows of one time base in order and gives chunks of `points_per_chunk` points. Only a stream's last
 chunk is shorter. Journal and ledger alone decide which rows make a chunk: every process that reads the same files cuts
 the same chunks, so a chunk of a given index never changes.
 
-The run's policy decides about a channel's gaps. With `own_stream` a channel leaves its stream at the boundary before
-the chunk in which it has a gap, and goes on, without the gaps, in a stream of its own that opens with its next finite
-value. A channel that never has one opens nothing. If a preview has already shown the beginning of that chunk, the chunk
-and its stream end with the preview instead: shown points neither vanish nor change. With `null` gaps are sent as null.
-With `drop_row` rows that have a gap are skipped. Channels that appear late share a stream that begins with them.
+A metrology stream takes the rows in which all its channels have a value, and passes over the rows in which none has.
+At a row in which only some have a value, the stream parts: the channels without one leave it together, with their
+points of the unfinished chunk, for a further stream that follows the same rule. So channels whose gaps are in the same
+rows stay together, and a time base has at most one stream for each pattern of gaps, never more than one per channel. A
+channel without a stream waits for its next value, and channels whose wait ends with the same row share the stream that
+opens there. Channels that come late wait like that, too. So each stream has a point when it opens.
+
+The run's policy says what a value is. With `own_stream` it is a finite number. With `null` a gap is a value as well,
+and sent as null. With `drop_row` a row that has a gap has no value of any channel that came together with that one.
+
+What a preview has shown neither vanishes nor changes. So if the stream would part, its unfinished chunk ends with the
+preview instead, and the stream with it.
 
 Memory holds at most the rows of one unfinished chunk per metrology stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,7 +32,10 @@ from ..model.chunk import Chunk, Column
 from ..model.rows import Position, Row, Rows
 from ..spool.journal_format import Layout
 from ..spool.ledger_format import Previewed, Tried, Why
-from ..spool.ledger_state import StreamState
+from ..spool.ledger_state import FOR_EVER, StreamState
+
+# First and last rows of ranges that an earlier stream holds.
+Skip = tuple[tuple[int, int], ...]
 
 # ---- decisions -------------------------------------------------------------------------------------------------------
 
@@ -36,14 +47,15 @@ class Open(msgspec.Struct, frozen=True):
     from_row: int
     position: Position
     channels: tuple[str, ...]
-    own: bool  # for one channel that has gaps: its points are the rows where the channel has none
+    skip: Skip = ()
+    leaves: int | None = None  # the stream that the channels leave at `from_row`
 
 
 class Leave(msgspec.Struct, frozen=True):
-    """A channel ends in a stream: from `from_row` on, no row gives it a point there."""
+    """Channels end in a stream: from `from_row` on, no row gives them a point there. They wait for their next value."""
 
     stream: int
-    channel: str
+    channels: tuple[str, ...]
     from_row: int
 
 
@@ -74,17 +86,39 @@ class Resumed(msgspec.Struct, frozen=True):
     over: bool = False  # its last chunk was cut short, so it takes no more
 
 
+class Waiting(msgspec.Struct, frozen=True):
+    """What a channel without a stream waits for: the first row from `from_row` on that has a value of it."""
+
+    from_row: int
+    why: Why
+    skip: Skip = ()
+
+
+class _Point(NamedTuple):
+    """A row as a stream takes it."""
+
+    position: Position
+    number: int
+    time: float
+    values: Sequence[float | None]  # of the stream's channels, in their order
+
+
 class _Stream:
-    """A metrology stream while it is cut: its remaining channels, and the rows of its unfinished chunk."""
+    """A metrology stream while it is cut: its remaining channels, and the points of its unfinished chunk."""
 
     def __init__(self, resumed: Resumed, first_layout: Layout) -> None:
         self._state = resumed.stream
         self.opening = resumed.stream.opening
-        self.channels = list(self.opening.channels or (channel.name for channel in first_layout.channels))
-        self.rows: list[tuple[Position, Row]] = []
+        self.channels = tuple(self.opening.channels or (channel.name for channel in first_layout.channels))
+        self.points: list[_Point] = []
         self.over = resumed.over
         self._ahead = list(self._state.ahead)
+        self._places: dict[int, Sequence[int] | None] = {}  # layout → where its rows have the values of the channels
+        self.leaving: dict[str, int] = {}  # channels noted as leaving at a later row
         self.go_on(resumed.index, resumed.from_row)
+        left = {name: self._state.left[name] for name in self.channels if name in self._state.left}
+        self.keep(name for name in self.channels if left.get(name, self.from_row + 1) > self.from_row)
+        self.leaving = {name: row for name, row in left.items() if name in self.channels}
 
     @property
     def noted(self) -> Tried | None:
@@ -104,8 +138,29 @@ class _Stream:
             if span.last_index >= index:
                 index, from_row = span.last_index + 1, span.last_row + 1
         self.index, self.from_row = index, from_row
-        left = self._state.left
-        self.channels = [name for name in self.channels if left.get(name, from_row + 1) > from_row]
+
+    def holds(self, number: int) -> bool:
+        """Return True if the row of this number is not for this stream, because a chunk has it already."""
+        return number < self.from_row or any(first <= number <= last for first, last in self.opening.skip)
+
+    def keep(self, names: Iterable[str]) -> list[_Point]:
+        """Keep these channels only. Return the points of the others in the unfinished chunk."""
+        kept = frozenset(names)
+        stay = [place for place, name in enumerate(self.channels) if name in kept]
+        go = [place for place, name in enumerate(self.channels) if name not in kept]
+        gone = [point._replace(values=[point.values[place] for place in go]) for point in self.points]
+        self.points = [point._replace(values=[point.values[place] for place in stay]) for point in self.points]
+        self.channels = tuple(self.channels[place] for place in stay)
+        self.leaving = {name: row for name, row in self.leaving.items() if name in kept}
+        self._places = {}
+        return gone
+
+    def places(self, layout: int, index: Mapping[str, int]) -> Sequence[int] | None:
+        """Return where rows of a layout have the channels' values, or None if the layout lacks a channel."""
+        if layout not in self._places:
+            there = all(name in index for name in self.channels)
+            self._places[layout] = [index[name] for name in self.channels] if there else None
+        return self._places[layout]
 
 
 class Chunker:
@@ -118,7 +173,7 @@ class Chunker:
         layout: The time base's first layout.
         non_finite: The policy for gaps: `own_stream`, `null` or `drop_row`.
         streams: The metrology streams of this time base that take further chunks.
-        waiting: Channels that left a stream and have none of their own yet → the row from which on they want one.
+        waiting: Channels that left a stream and have none now.
         known: Channels that were given a stream before, including one that has ended.
     """
 
@@ -128,7 +183,7 @@ class Chunker:
         *,
         non_finite: str,
         streams: Iterable[Resumed],
-        waiting: Mapping[str, int] | None = None,
+        waiting: Mapping[str, Waiting] | None = None,
         known: Iterable[str] = (),
     ) -> None:
         self._policy = non_finite
@@ -137,36 +192,27 @@ class Chunker:
         self._units: dict[str, str | None] = {}
         self._came: dict[str, int] = {}  # channel name → its first layout
         self._waiting = dict(waiting or {})
-        self._known = set(known)
+        self._known = {*known, *self._waiting}
         self._first_layout = layout
-        self._know(layout)
         self._streams = [_Stream(resumed, layout) for resumed in streams]
-        self._own = {stream.channels[0] for stream in self._streams if stream.opening.own}
+        self._known.update(name for stream in self._streams for name in stream.channels)
+        self._know(layout, Waiting(0, "event stream"))
 
-    def layout(self, layout: Layout, *, from_row: int, position: Position) -> Iterator[Decision]:
-        """Know the layout that rows from `from_row` on name.
-
-        Channels that it adds share a stream that begins there.
-        """
-        late = tuple(channel.name for channel in layout.channels if channel.name not in self._units)
-        self._know(layout)
-        late = tuple(name for name in late if name not in self._known)
-        return self._open("late channel", from_row, position, late, own=False) if late else iter(())
+    def layout(self, layout: Layout, *, from_row: int) -> None:
+        """Know the layout that rows from `from_row` on name. Channels that it adds wait for their first value."""
+        self._know(layout, Waiting(from_row, "late channel"))
 
     def opened(self, stream: StreamState) -> None:
         """Take rows for the stream of the last decision to open one."""
         self._opened = _Stream(Resumed(stream, from_row=stream.opening.from_row), self._first_layout)
         self._streams.append(self._opened)
-        self._own.update(self._opened.channels if stream.opening.own else ())
-        self._known.update(self._opened.channels)
 
     def row(self, position: Position, row: Row) -> Iterator[Decision]:
         """Yield what this row decides, above all the chunks that it completes. Rows come in order of their numbers."""
-        wanting = [name for name, from_row in self._waiting.items() if row.number >= from_row]
-        for name in [name for name in wanting if self._has_point(row, name)]:
-            yield from self._open("gap", row.number, position, (name,), own=True)
         for stream in tuple(self._streams):
             yield from self._add(stream, position, row)
+        if self._waiting:
+            yield from self._end_waits(position, row)
 
     def whole_chunk(self, layout: int, number: int) -> int:
         """Return how many `Rows` from `number` on make exactly the next chunk and nothing else; 0 if they do not."""
@@ -174,9 +220,9 @@ class Chunker:
         if len(taking) != 1 or self._waiting:
             return 0
         stream, opening = taking[0], taking[0].opening
-        if stream.rows or stream.over or opening.own or opening.skip or number < stream.from_row:
+        if stream.points or stream.over or stream.leaving or opening.skip or number < stream.from_row:
             return 0
-        if stream.noted or not self._index[layout].keys() >= {*stream.channels}:
+        if stream.noted or stream.places(layout, self._index[layout]) is None:
             return 0
         return opening.points_per_chunk
 
@@ -199,53 +245,40 @@ class Chunker:
 
     def finish(self) -> Iterator[Decision]:
         """Yield the last, short chunks, and what else the run's end decides. Nothing comes after them."""
-        for stream in self._streams:  # grows while a last chunk moves channels to streams of their own
+        for stream in self._streams:
             yield from self._cut(stream)
 
     def begun(self) -> Iterator[tuple[int, int, int]]:
         """Yield each stream with an unfinished chunk, that chunk's index, and the number of its newest row."""
         for stream in self._streams:
-            if stream.rows:
-                yield stream.opening.stream, stream.index, stream.rows[-1][1].number
+            if stream.points:
+                yield stream.opening.stream, stream.index, stream.points[-1].number
 
     def so_far(self, number: int) -> Iterator[Decision]:
-        """Yield a stream's unfinished chunk as it is now, and what making it decides.
-
-        The unfinished chunk is missing if it must not be shown.
-        """
+        """Yield a stream's unfinished chunk as it is now. It is missing if it must not be shown."""
         stream = next(stream for stream in self._streams if stream.opening.stream == number)
         return self._cut(stream, unfinished=True)
 
-    def _know(self, layout: Layout) -> None:
+    def _know(self, layout: Layout, waiting: Waiting) -> None:
         self._index[layout.layout] = {channel.name: i for i, channel in enumerate(layout.channels)}
         for channel in layout.channels:
             self._units.setdefault(channel.name, channel.unit)
             self._came.setdefault(channel.name, layout.layout)
-
-    def _open(
-        self, why: Why, from_row: int, position: Position, channels: tuple[str, ...], *, own: bool
-    ) -> Generator[Decision, None, _Stream | None]:
-        """Decide that a stream opens. Return it, or None if it was not made."""
-        self._opened = None
-        yield Open(why, from_row, position, channels, own)
-        for name in channels:
-            self._waiting.pop(name, None)
-        return self._opened
+            if channel.name not in self._known:
+                self._known.add(channel.name)
+                self._waiting[channel.name] = waiting
 
     def _add(self, stream: _Stream, position: Position, row: Row) -> Iterator[Decision]:
-        if row.number < stream.from_row or not stream.channels:
+        if stream.holds(row.number) or not stream.channels:
             return
-        if any(first <= row.number <= last for first, last in stream.opening.skip):
-            return
-        if stream.opening.own:
-            if not self._has_point(row, stream.channels[0]):
-                return
-            row = Row(_OWN, row.number, row.time, row.event_uid, [self._value(row, stream.channels[0])])
-        elif self._is_dropped(row, stream.channels[0]):
+        if stream.leaving:
+            yield from self._leave_as_noted(stream, row.number)
+        without = self._without_value(stream, row)
+        if len(without) == len(stream.channels):
             return
         noted = stream.noted
         while noted and row.number > noted.last_row:  # the row that ended it then is damaged now
-            if stream.rows:
+            if stream.points:
                 yield from self._cut(stream)
             else:  # all of it is damaged, and no other rows may get its index
                 stream.go_on(noted.index + 1, noted.last_row + 1)
@@ -255,88 +288,133 @@ class Chunker:
         if stream.over:
             yield Outgrown(stream.opening.stream)
             return
-        stream.rows.append((position, row))
+        if noted:
+            without = tuple(name for name in stream.channels if name in without or name not in noted.channels)
+        if without:
+            if stream.shown:
+                yield from self._cut_short(stream)
+                return
+            yield from self._part(stream, without, position, row.number)
+        yield from self._take(stream, position, row)
+
+    def _take(self, stream: _Stream, position: Position, row: Row) -> Iterator[Decision]:
+        """Add the point that a row gives a stream."""
+        places = stream.places(row.layout, self._index[row.layout])
+        if places is None:
+            return
+        yield from self._take_point(stream, _Point(position, row.number, row.time, [row.values[i] for i in places]))
+
+    def _take_point(self, stream: _Stream, point: _Point) -> Iterator[Decision]:
+        stream.points.append(point)
+        noted = stream.noted
         if noted is None:
-            full = len(stream.rows) >= stream.opening.points_per_chunk
+            full = len(stream.points) >= stream.opening.points_per_chunk
         else:  # the last row's number may occur twice
-            full = row.number == noted.last_row and len(stream.rows) >= noted.points
+            full = point.number == noted.last_row and len(stream.points) >= noted.points
         if full:
             yield from self._cut(stream)
 
     def _cut(self, stream: _Stream, *, unfinished: bool = False) -> Iterator[Decision]:
-        """Make a chunk of the collected rows. Channels with a gap in them leave before it, or before it is shown."""
-        rows, stream.rows = stream.rows, []
-        if not rows:
+        """Make a chunk of the collected points."""
+        points, shown, noted = stream.points, stream.shown, stream.noted
+        if not points:
             return
-        noted = stream.noted
-        columns = self._transposed(stream, [row for _, row in rows])
-        first_position, first = rows[0]
-        last = rows[-1][1]
-        present = set(columns).intersection(*(self._index[row.layout] for _, row in rows if row.layout != _OWN))
-        staying = [name for name in columns if self._stays(name, columns[name], noted, name in present)]
-        leaving = [name for name in columns if name not in staying and name not in self._own]
-        shown = stream.shown
-        if shown and not (set(staying) >= set(shown.channels) and _begins_with(rows, shown)):
-            stream.over = True  # and rows beyond it are read again, for a further stream
-            yield CutShort(stream.opening.stream)
-            yield Outgrown(stream.opening.stream)
+        if shown and not (set(stream.channels) >= set(shown.channels) and _begins_with(points, shown)):
+            yield from self._cut_short(stream)
             return
-        for name in leaving:
-            yield Leave(stream.opening.stream, name, first.number)
-            self._waiting[name] = last.number + 1
-        stream.channels = staying
-        if staying:
-            yield Chunk(
-                stream=stream.opening.stream,
-                index=stream.index,
-                times=tuple(row.time for _, row in rows),
-                columns=tuple(Column(name, self._units[name], columns[name]) for name in staying),
-                first_row=first.number,
-                last_row=last.number,
-                position=first_position,
-            )
-        if unfinished and staying:
-            stream.rows = rows
-        else:
+        columns = zip(*(point.values for point in points), strict=True)
+        yield Chunk(
+            stream=stream.opening.stream,
+            index=stream.index,
+            times=tuple([point.time for point in points]),
+            columns=tuple(
+                [Column(name, self._units[name], values) for name, values in zip(stream.channels, columns, strict=True)]
+            ),
+            first_row=points[0].number,
+            last_row=points[-1].number,
+            position=points[0].position,
+        )
+        if not unfinished:
+            stream.points = []
             stream.over = noted is not None and noted.cut_short
-            stream.go_on(stream.index + bool(staying), last.number + 1)
-        yield from self._again(rows, leaving)
+            stream.go_on(stream.index + 1, points[-1].number + 1)
 
-    def _stays(self, name: str, values: tuple[float | None, ...], noted: Tried | None, present: bool) -> bool:
-        if noted:
-            return name in noted.channels
-        # A channel that moved to another time base leaves whatever the policy: it has no more values here.
-        return present and (self._policy != "own_stream" or None not in values)
+    def _cut_short(self, stream: _Stream) -> Iterator[Decision]:
+        """End a stream with what was shown of its chunk. Rows beyond it are read again, for a further stream."""
+        stream.points, stream.over = [], True
+        yield CutShort(stream.opening.stream)
+        yield Outgrown(stream.opening.stream)
 
-    def _again(self, rows: list[tuple[Position, Row]], names: Iterable[str]) -> Iterator[Decision]:
-        """Pass the points that these channels have in rows already seen to streams of their own."""
-        for name in names:
-            own: _Stream | None = None
-            for position, row in rows:
-                if own is None:
-                    if not self._has_point(row, name):
-                        continue
-                    own = yield from self._open("gap", row.number, position, (name,), own=True)
-                    if own is None:
-                        break
-                yield from self._add(own, position, row)
+    # ---- channels that leave a stream, or have none ------------------------------------------------------------------
 
-    def _transposed(self, stream: _Stream, rows: list[Row]) -> dict[str, tuple[float | None, ...]]:
-        layouts = {row.layout for row in rows}
-        if layouts == {_OWN}:
-            return {stream.channels[0]: tuple(row.values[0] for row in rows)}
-        if len(layouts) == 1:
-            index = self._index[rows[0].layout]
-            if all(name in index for name in stream.channels):
-                columns = tuple(zip(*(row.values for row in rows), strict=True))
-                return {name: columns[index[name]] for name in stream.channels}
-        return {name: tuple(self._value(row, name) for row in rows) for name in stream.channels}
+    def _part(
+        self, stream: _Stream, names: tuple[str, ...], position: Position, number: int, skip: Skip = ()
+    ) -> Iterator[Decision]:
+        """Have channels leave a stream, with their points of its unfinished chunk, before the row of this number."""
+        gone = stream.keep(name for name in stream.channels if name not in names)
+        if gone:
+            position, number = gone[0].position, gone[0].number
+        skip = tuple(span for span in (*stream.opening.skip, *skip) if span[1] >= number)
+        if not gone:
+            yield Leave(stream.opening.stream, names, number)
+            self._waiting.update(dict.fromkeys(names, Waiting(number, "gap", skip)))
+            return
+        opened = yield from self._open(Open("gap", number, position, names, skip, stream.opening.stream))
+        if opened is not None:
+            for point in gone:
+                yield from self._take_point(opened, point)
 
-    def _has_point(self, row: Row, name: str) -> bool:
-        """Return True if a stream of the channel's own has this row."""
-        if self._policy == "null":
-            return name in self._index[row.layout]
-        return self._value(row, name) is not None and not self._is_dropped(row, name)
+    def _leave_as_noted(self, stream: _Stream, number: int) -> Iterator[Decision]:
+        """Have channels leave that left at a row up to this one when the journal was read before."""
+        names = tuple(name for name in stream.channels if stream.leaving.get(name, number + 1) <= number)
+        if not names:
+            return
+        if not stream.points:
+            stream.keep(name for name in stream.channels if name not in names)
+            return
+        # Rows have been damaged since, so the chunk has no end where the channels left. Their later points are in
+        # another stream already.
+        for row in sorted({stream.leaving[name] for name in names}):
+            some = tuple(name for name in names if stream.leaving.get(name) == row)
+            yield from self._part(stream, some, stream.points[0].position, row, ((row, FOR_EVER),))
+
+    def _end_waits(self, position: Position, row: Row) -> Iterator[Decision]:
+        """Open a stream for the channels that have a value again, or for the first time."""
+        index = self._index[row.layout]
+        together: dict[tuple[Why, int, Skip], list[str]] = {}
+        for name in sorted(self._waiting.keys() & index.keys(), key=index.__getitem__):
+            waiting = self._waiting[name]
+            held = row.number < waiting.from_row or any(first <= row.number <= last for first, last in waiting.skip)
+            if not held and self._has_value(row, name):
+                together.setdefault((waiting.why, self._came[name], waiting.skip), []).append(name)
+        for (why, _, skip), names in together.items():
+            for name in names:
+                del self._waiting[name]
+            skip = tuple(span for span in skip if span[1] >= row.number)
+            opened = yield from self._open(Open(why, row.number, position, tuple(names), skip))
+            if opened is not None:
+                yield from self._take(opened, position, row)
+
+    def _open(self, decision: Open) -> Generator[Decision, None, _Stream | None]:
+        """Decide that a stream opens. Return it, or None if it is not made."""
+        self._opened = None
+        yield decision
+        return self._opened
+
+    # ---- values ------------------------------------------------------------------------------------------------------
+
+    def _without_value(self, stream: _Stream, row: Row) -> tuple[str, ...]:
+        """Return the channels of a stream of which a row has no value."""
+        has_all = stream.places(row.layout, self._index[row.layout]) is not None
+        if has_all and (self._policy == "null" or None not in row.values):
+            return ()
+        return tuple(name for name in stream.channels if not self._has_value(row, name))
+
+    def _has_value(self, row: Row, name: str) -> bool:
+        place = self._index[row.layout].get(name)
+        if place is None or self._policy == "null":
+            return place is not None
+        return row.values[place] is not None and not self._is_dropped(row, name)
 
     def _is_dropped(self, row: Row, name: str) -> bool:
         """Return True if the policy skips the row: a channel that began together with this one has a gap in it."""
@@ -345,15 +423,7 @@ class Chunker:
         index, came = self._index[row.layout], self._came[name]
         return any(row.values[place] is None and self._came[other] == came for other, place in index.items())
 
-    def _value(self, row: Row, name: str) -> float | None:
-        place = self._index[row.layout].get(name)
-        return None if place is None else row.values[place]
 
-
-def _begins_with(rows: list[tuple[Position, Row]], shown: Previewed) -> bool:
+def _begins_with(points: list[_Point], shown: Previewed) -> bool:
     """Return True if all rows that were shown are there, and False if some have been damaged since."""
-    return sum(row.number <= shown.last_row for _, row in rows) == shown.points
-
-
-# Stands for the layout of a row that was reduced to the one value of a single-channel stream.
-_OWN = -1
+    return sum(point.number <= shown.last_row for point in points) == shown.points

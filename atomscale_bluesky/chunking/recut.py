@@ -53,7 +53,7 @@ def cut_again(
         known={channel.name for layout in own for channel in layout.channels},
     )
     for layout in own[1:]:
-        _ = [*chunker.layout(layout, from_row=0, position=Position(1, 0))]
+        chunker.layout(layout, from_row=0)
     numbers, last = {layout.layout for layout in own}, 0
     for position, payload in _lines(folder, Position(first.segment, first.offset)):
         if not payload.startswith(b"["):

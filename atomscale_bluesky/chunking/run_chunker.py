@@ -11,21 +11,22 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 from ..model.chunk import Chunk
-from ..model.labels import stream_label
+from ..model.labels import MAX_CHANNELS, listed, stream_label
 from ..model.rows import Position, Row, Rows
 from ..spool.gil_yield import GilYield
 from ..spool.journal import START, Line
 from ..spool.journal_format import Header, Layout, decode_journal, decode_rows, joined
 from ..spool.ledger import Ledger
-from ..spool.ledger_format import GivenUp, Left, Opened, Tried, Why
+from ..spool.ledger_format import Left, Opened, Tried, Why
 from ..spool.ledger_state import Life, StreamState
 from ..spool.lines import table_of
 from ..spool.run_reader import RunReader
 from ..status.account import Account
-from .chunker import Chunker, CutShort, Decision, Leave, Open, Outgrown, Resumed
+from .chunker import Chunker, CutShort, Decision, Leave, Open, Outgrown, Resumed, Waiting
 from .recut import cut_again
 
 _logger = logging.getLogger(__name__)
@@ -34,9 +35,6 @@ _logger = logging.getLogger(__name__)
 LINES_PER_LOOK = 20_000
 # How many points are decoded before another thread may have the interpreter: some tenths of a millisecond.
 POINTS_AT_ONCE = 10_000
-# Up to this many channels of a run get streams of their own because of gaps, so that a broken sensor head with a
-# thousand channels does not make a thousand streams.
-MAX_OWN_STREAMS = 50
 
 
 class RunChunker:
@@ -137,6 +135,18 @@ class RunChunker:
         self._to_cut_short.difference_update(taken)
         return taken
 
+    def has_point(self, stream: StreamState) -> bool:
+        """Return True if a stream, or one that shares its metrology stream, has a point as far as the journal was read.
+
+        There is no need to read on for that: a stream opens with its first point, or goes on where another one ended.
+        """
+        together = {one.opening.stream for one in stream.group}
+        return (
+            any(one.last or one.previewed for one in stream.group)
+            or any(chunk.stream in together for chunk in self._ready)
+            or any(number in together for number, _, _ in self.begun())
+        )
+
     def drop(self, streams: Container[int]) -> list[Chunk]:
         """Drop the chunks of some streams that were made and have not left, and return them."""
         dropped = [chunk for chunk in self._ready if chunk.stream in streams]
@@ -195,7 +205,6 @@ class RunChunker:
         from_row: int,
         position: Position,
         channels: tuple[str, ...] | None,
-        own: bool,
         skip: tuple[tuple[int, int], ...] = (),
         points_per_chunk: int | None = None,
     ) -> Opened:
@@ -212,14 +221,13 @@ class RunChunker:
             time_base=time_base,
             from_row=from_row,
             why=why,
-            label=host.label if host else self._label(time_base, token),
+            label=host.label if host else self._label(time_base, token, channels),
             token=token,
             points_per_chunk=points,
             skip=skip,
             segment=position.segment,
             offset=position.offset,
             channels=channels,
-            own=own,
             joins=host.stream if host else None,
         )
         self.ledger.note(opening, sync=True)
@@ -247,8 +255,13 @@ class RunChunker:
         first = next(layouts, None)
         return tuple(channel.name for channel in first.channels) if first else ()
 
-    def _label(self, time_base: str, token: str) -> str:
-        """Return the label of a further metrology stream: for its event stream, or for the run if it takes all."""
+    def _label(self, time_base: str, token: str, channels: tuple[str, ...] | None) -> str:
+        """Return the label of a further metrology stream: for its event stream, or for the run if it takes all.
+
+        It names the channels unless they are all that the time base has so far.
+        """
+        layouts = (layout for layout in self.account.layouts.values() if layout.time_base == time_base)
+        every = {channel.name for layout in layouts for channel in layout.channels}
         earlier = [stream for stream in self.ledger.state.streams.values() if stream.opening.joins is None]
         if self._header.layout != "run":
             earlier = [stream for stream in earlier if stream.opening.time_base == time_base]
@@ -259,20 +272,11 @@ class RunChunker:
             number=len(earlier) + 1,
             run_uid=self._header.run_uid,
             token=token,
+            channels=() if channels is None or every <= {*channels} else channels,
         )
 
-    def _gives_up(self, time_base: str, channel: str) -> bool:
-        """Return True if the run has so many single-channel streams that this channel gets none."""
-        given_up = self.ledger.state.given_up
-        if (time_base, channel) not in given_up:
-            if sum(stream.opening.own for stream in self.ledger.state.streams.values()) < MAX_OWN_STREAMS:
-                return False
-            self.ledger.note(GivenUp(time_base, channel))
-            _logger.error(
-                "channel %r of run %s has gaps, as %d others have: its further points are left out",
-                channel, self._header.run_uid, MAX_OWN_STREAMS,
-            )  # fmt: skip
-        return True
+    def _waits_for_a_point(self) -> bool:
+        return any(number and stream.unmade for number, stream in self.ledger.state.streams.items())
 
     def close(self) -> None:
         """Close the journal."""
@@ -290,7 +294,8 @@ class RunChunker:
             return False
         rows = self._rows_ahead(wanted, len(layout.channels))
         # Rows that a preview may show are read at once, and so are rows that may complete a chunk of another time base.
-        may_wait = len(self._cutters) == 1 and not self._header.max_latency_s
+        # So are rows that show that a stream has a point, before which it is not made.
+        may_wait = len(self._cutters) == 1 and not self._header.max_latency_s and not self._waits_for_a_point()
         if rows is None and may_wait and self._reader.ends_before(wanted, b'{"kind"'):
             self._too_few = True
             return False
@@ -335,7 +340,7 @@ class RunChunker:
         if count_only:
             return
         if isinstance(line, Layout):
-            self._layout(line, found.position)
+            self._layout(line)
         elif self.account.stop is not None:
             for time_base, chunker in self._cutters.items():
                 self._carry_out_all(time_base, chunker.finish())
@@ -347,28 +352,35 @@ class RunChunker:
                     "lost, and counted", self._header.run_uid, repeated,
                 )  # fmt: skip
 
-    def _layout(self, layout: Layout, position: Position) -> None:
+    def _layout(self, layout: Layout) -> None:
         self._present = layout
         chunker = self._cutters.get(layout.time_base)
         if chunker is not None:
-            next_row = self.account.next_row[layout.time_base]
-            self._carry_out_all(layout.time_base, chunker.layout(layout, from_row=next_row, position=position))
+            chunker.layout(layout, from_row=self.account.next_row[layout.time_base])
             return
-        streams = self._streams_of(layout.time_base)
-        if not streams and layout.channels:
-            self.open_stream(
-                why="event stream", time_base=layout.time_base, from_row=0, position=position, channels=None, own=False
-            )
-            streams = self._streams_of(layout.time_base)
-        own = {name for stream in streams if stream.opening.own for name in stream.opening.channels or ()}
-        going_on = self.going_on()
+        streams, going_on = self._streams_of(layout.time_base), self.going_on()
         self._cutters[layout.time_base] = Chunker(
             layout,
             non_finite=self._header.non_finite,
             streams=[self._resumed(stream) for stream in streams if stream in going_on],
-            waiting={name: row for stream in streams for name, row in stream.left.items() if name not in own},
-            known={name for stream in streams for name in stream.opening.channels or ()},
+            waiting=self._waiting(streams),
+            known={name for stream in streams for name in self.channels_of(stream.opening)},
         )
+
+    def _waiting(self, streams: list[StreamState]) -> dict[str, Waiting]:
+        """Return the channels that left a stream and were not given another one for what came after that."""
+        waiting: dict[str, Waiting] = {}
+        for stream in streams:
+            for name, row in stream.left.items():
+                if name not in waiting or waiting[name].from_row < row:
+                    waiting[name] = Waiting(row, "gap", tuple(span for span in stream.opening.skip if span[1] >= row))
+        for stream in streams:
+            from_row = stream.opening.from_row
+            for name in self.channels_of(stream.opening):
+                has_it = name not in stream.left or stream.left[name] > from_row
+                if has_it and name in waiting and waiting[name].from_row <= from_row:
+                    del waiting[name]
+        return waiting
 
     def _streams_of(self, time_base: str) -> list[StreamState]:
         return [stream for stream in self.ledger.state.streams.values() if stream.opening.time_base == time_base]
@@ -388,20 +400,38 @@ class RunChunker:
         match decision:
             case Chunk():
                 self._collect(decision)
-            case Open(why, from_row, position, channels, own):
-                if own and self._gives_up(time_base, channels[0]):
-                    return
-                opening = self.open_stream(
-                    why=why, time_base=time_base, from_row=from_row, position=position, channels=channels, own=own
-                )
-                chunker.opened(self.ledger.state.streams[opening.stream])
-            case Leave(stream, channel, from_row):
-                if channel not in self.ledger.state.streams[stream].left:
-                    self.ledger.note(Left(stream, channel, from_row))
+            case Open():
+                self._open(chunker, time_base, decision)
+            case Leave(stream, channels, from_row):
+                self._leave(stream, channels, from_row)
             case CutShort(stream):
                 self._to_cut_short.add(stream)
             case Outgrown(stream):
                 self._outgrown.add(stream)
+
+    def _open(self, chunker: Chunker, time_base: str, decision: Open) -> None:
+        with self.ledger.together() if decision.leaves is not None else nullcontext():
+            opening = self.open_stream(
+                why=decision.why,
+                time_base=time_base,
+                from_row=decision.from_row,
+                position=decision.position,
+                channels=decision.channels,
+                skip=decision.skip,
+            )
+            if decision.leaves is not None:
+                for name in decision.channels:
+                    self.ledger.note(Left(decision.leaves, name, decision.from_row))
+        _logger.info(
+            "run %s has a further stream, %r (%s), which holds %s",
+            self._header.run_uid, opening.label, decision.why, listed(decision.channels, MAX_CHANNELS),
+        )  # fmt: skip
+        chunker.opened(self.ledger.state.streams[opening.stream])
+
+    def _leave(self, stream: int, channels: tuple[str, ...], from_row: int) -> None:
+        with self.ledger.together():
+            for name in channels:
+                self.ledger.note(Left(stream, name, from_row))
 
     def _collect(self, chunk: Chunk) -> None:
         """Keep a chunk that is still to be pushed. An earlier chunk that is confirmed or refused is dropped."""

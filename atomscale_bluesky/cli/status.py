@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -280,8 +280,8 @@ def _finished(entry: dict[str, Any]) -> Iterator[RenderableType]:
         table.add_row("lost", Text(counted(entry["lost"], "point"), style="bold red"))
     if entry.get("interrupted"):
         table.add_row("", Text("interrupted: no stop document came", style="yellow"))
-    for data_id in entry.get("data_ids") or ():
-        table.add_row("stream", Text(plain(data_id)))
+    for line in _finished_streams(entry):
+        table.add_row("stream", line)
     yield table
     yield Text()
 
@@ -335,7 +335,23 @@ def _stream(stream: StreamStatus) -> Text:
     text.append(f", {counted(stream.chunks_confirmed, 'chunk')} confirmed")
     if stream.chunks_refused:
         text.append(f", {number(stream.chunks_refused)} refused", "bold red")
+    text.append(_channels(stream.channels))
     return text
+
+
+def _finished_streams(entry: dict[str, Any]) -> Iterator[Text]:
+    """Yield a line for each metrology stream of a finished run, with the channels that it holds."""
+    channels: dict[str, list[str]] = {data_id: [] for data_id in entry.get("data_ids") or ()}
+    for stream in entry.get("streams") or ():
+        channels.setdefault(str(stream.get("data_id")), []).extend(stream.get("channels") or ())
+    for data_id in entry.get("data_ids") or ():
+        yield Text(plain(data_id) + _channels(channels[data_id]))
+
+
+def _channels(names: Sequence[str]) -> str:
+    from ..model.labels import MAX_CHANNELS, listed
+
+    return f"; {listed([plain(name) for name in names], MAX_CHANNELS)}" if names else ""
 
 
 def _as_json(settings: Settings, runs: Status, finished: list[dict[str, Any]] | None, now: float) -> dict[str, Any]:

@@ -168,7 +168,6 @@ class Continuation:
                         from_row=from_row,
                         position=position,
                         channels=channels or None,
-                        own=stream.opening.own,
                         skip=skip,
                         points_per_chunk=ending.points_per_chunk,
                     )

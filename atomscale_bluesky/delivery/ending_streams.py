@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..model.chunk import Chunk
-from ..spool.ledger_format import Why
+from ..spool.ledger_format import NO_POINT, Ended, Why
 from ..spool.ledger_state import Life, StreamState
 from .task_book import Task
 from .tasks.work import Kind
@@ -68,6 +68,15 @@ def end_damaged_streams(run: Run) -> None:
         if stream.life is Life.INITIALIZED and not stream.parked and stream.tried.keys() - stream.refused.keys():
             # All has been read and pushed, and yet a chunk waits: none of its rows is left.
             run.endings.begin(number, "damaged", stream.opening.points_per_chunk)
+
+
+def end_streams_without_a_point(run: Run) -> None:
+    """End the streams that were opened for rows which never came: they are not made."""
+    if run.to_reload or not run.run_chunker.read_all:
+        return  # `to_reload`: the rows of a stream that was opened just now are read next
+    for number, stream in run.streams.items():
+        if number and stream.unmade and not run.run_chunker.has_point(stream):
+            run.ledger.note(Ended(number, NO_POINT))
 
 
 def end_outgrown_streams(run: Run) -> None:

@@ -63,7 +63,7 @@ class Run:
             )
         if not (self.streams or self.parked):
             self.run_chunker.open_stream(
-                why="run start", time_base=self.header.primary, from_row=0, position=START, channels=None, own=False
+                why="run start", time_base=self.header.primary, from_row=0, position=START, channels=None
             )
 
     @property

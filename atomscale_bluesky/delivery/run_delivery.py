@@ -33,7 +33,7 @@ from ..spool.orders import Discard, Edit, Move, Retry, Settle
 from ..spool.run_claim import RunClaim
 from ..status.account import RunStatus
 from ..status.run_summary import history_entry, say
-from .ending_streams import end_damaged_streams, end_outgrown_streams
+from .ending_streams import end_damaged_streams, end_outgrown_streams, end_streams_without_a_point
 from .run import Run
 from .task_book import Task
 from .tasks import finalize, initialize, make_links, measure_clock, preview, push, read_back, resolve, verify
@@ -150,12 +150,16 @@ class RunDelivery:
             work = resolve.plan(run, now)
             return book.next_failed(now) if work is None else book.begin(work)
         end_damaged_streams(run)
-        work = read_back.plan(run) or resolve.plan(run, now) or initialize.plan(run, now)
+        work = read_back.plan(run)
+        if run.to_reload:  # a stream has ended just now, and what is ready of it belongs to another one
+            return None if work is None else book.begin(work)
+        work = work or resolve.plan(run, now) or initialize.plan(run, now)
         if work is None and (task := book.next_failed(now)) is not None:
             return task
         work = work or measure_clock.plan(run) or make_links.plan(run, now) or self._next_chunk(now)
         if work is None:
             end_outgrown_streams(run)
+            end_streams_without_a_point(run)
             work = read_back.plan(run) or finalize.plan(run) or verify.plan(run)
         return None if work is None else book.begin(work)
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 # No limit is documented for a stream's name. Other names end at 255, and this one is kept below that.
 MAX_LABEL = 240
+# How much of that the channels' names take at most.
+MAX_CHANNELS = 80
 # Only the start of a text of megabytes is used to make a name, because the plan waits meanwhile.
 MAX_LOOKED_AT = 4000
 
 
-def stream_label(label: str, *, event_stream: str | None, number: int, run_uid: str, token: str) -> str:
+def stream_label(
+    label: str, *, event_stream: str | None, number: int, run_uid: str, token: str, channels: Sequence[str] = ()
+) -> str:
     """Return the unique name of one metrology stream: it ends in the run's uid and a token of its own.
 
     Args:
@@ -17,9 +23,11 @@ def stream_label(label: str, *, event_stream: str | None, number: int, run_uid: 
         number: 1 for the first stream of its time base; continuations count up.
         run_uid: The run's uid, of which the first eight characters are shown.
         token: Makes the name unique, so that a stream whose creation was never answered can be found again.
+        channels: The channels to name in it.
     """
     tail = f" · {shortened(one_line(event_stream), 100)}" if event_stream else ""
     tail += f" ({number})" if number > 1 else ""
+    tail += f" · {listed([one_line(name) for name in channels], MAX_CHANNELS)}" if channels else ""
     tail += f" [{one_line(run_uid[:8])}-{token}]"
     return shortened(label, MAX_LABEL - len(tail)) + tail
 
@@ -30,6 +38,16 @@ def label_with_reason(label: str, reason: str) -> str:
     shown = shortened(one_line(reason), 100)
     room = MAX_LABEL - len(shown) - len(tail) - 5
     return f"{shortened(name, room)} · {shown}{bracket}{tail}"
+
+
+def listed(names: Sequence[str], limit: int) -> str:
+    """Return names in one text of some `limit` characters: the first few, and how many more there are."""
+    shown = [shortened(names[0], limit)]
+    for name in names[1:]:
+        if len(", ".join([*shown, name])) > limit:
+            return f"{', '.join(shown)} and {len(names) - len(shown)} more"
+        shown.append(name)
+    return ", ".join(shown)
 
 
 def one_line(text: str) -> str:

@@ -42,9 +42,8 @@ class Loss(StrEnum):
     NAMELESS = "its name is no text", "the data key is no text"
     LATE = "not there at first", "neither the descriptor nor the first event has the key"
 
-    # of a channel with gaps
+    # of a row with a gap
     ROW_DROPPED = "row with a gap dropped", 'another channel of the row has a gap, with `non_finite = "drop_row"`'
-    TOO_MANY_CHANNELS = "too many channels with gaps", "50 channels of the run have streams of their own already"
 
     # of a document: none of its readings is in the journal
     EVENT_STREAM_NOT_SELECTED = "event stream not selected", "the setting `event_streams` leaves the event stream out"

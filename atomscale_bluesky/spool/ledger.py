@@ -157,7 +157,8 @@ def _sound_bytes(path: Path) -> int:
                 fact = decode_ledger(payload)
                 if isinstance(fact, Tried) and fact.stream not in named:  # its id was synced before
                     return path.stat().st_size
-                opened = isinstance(fact, Opened)  # an opening with nothing after it: nothing was done about it either
+                # An opening with nothing after it, perhaps with what belongs to it: nothing was done about it either.
+                opened = isinstance(fact, Opened | Together)
                 if not opened and not isinstance(fact, _UNSYNCED):
                     return path.stat().st_size
             before = payload or before

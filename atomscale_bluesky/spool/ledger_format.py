@@ -6,7 +6,7 @@ answered. A kind or member that this version does not know makes the line unread
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -17,8 +17,18 @@ from .lines import FileLine
 # ---- ledger ----------------------------------------------------------------------------------------------------------
 
 Why = Literal[
-    "run start", "event stream", "gap", "late channel", "closed by the server", "too large", "damaged", "preview"
+    "run start",
+    "event stream",
+    "gap",
+    "late channel",
+    "closed by the server",
+    "too large",
+    "damaged",
+    "preview",
+    "no point",
 ]
+# Why a stream ended that was opened for rows which never came. It is not made in Atomscale.
+NO_POINT: Final = "no point"
 
 
 class Opened(FileLine, frozen=True, tag="opened"):
@@ -34,7 +44,7 @@ class Opened(FileLine, frozen=True, tag="opened"):
     segment: int  # where to start reading the journal to find its first row
     offset: int
     channels: tuple[str, ...] | None = None  # None: those of the time base's first layout
-    own: bool = False  # the own stream of a channel that has gaps: its points are the rows where the channel has none
+    own: bool = False  # noted for the stream of a single channel with gaps while each such channel had one; ignored
     skip: tuple[tuple[int, int], ...] = ()  # first and last rows of ranges that an earlier stream holds already
     joins: int | None = None  # the opening whose metrology stream this one shares, instead of having its own
 
@@ -125,7 +135,7 @@ class Refused(FileLine, frozen=True, tag="refused"):
 
 
 class GivenUp(FileLine, frozen=True, tag="given_up"):
-    """A channel with gaps would need one metrology stream too many: it gets none, and its points are left out."""
+    """A channel got no stream, noted while the number of streams had a limit. It gets one now. No longer written."""
 
     time_base: str
     channel: str

@@ -14,6 +14,7 @@ from ..model.chunk import Span
 from ..model.identifiers import FAMILIES, is_id
 from ..model.rows import Position
 from .ledger_format import (
+    NO_POINT,
     ClockFixed,
     Confirmed,
     Discarded,
@@ -75,7 +76,7 @@ class Rest(NamedTuple):
     position: Position
 
 
-_FOR_EVER = 2**62  # a row number that no run reaches
+FOR_EVER = 2**62  # a row number that no run reaches
 
 
 @dataclass(slots=True)
@@ -87,7 +88,7 @@ class StreamState:
     data_id: str | None = None
     family: str | None = None
     parked: str | None = None
-    ended: str | None = None  # why it takes no further chunk
+    ended: str | None = None  # why it takes no further chunk; NO_POINT if it was never made
     left: dict[str, int] = field(default_factory=dict)  # channel → the row from which on it is no longer here
     tried: dict[int, Tried] = field(default_factory=dict)  # chunks that are not settled
     refused: dict[int, Refusal] = field(default_factory=dict)
@@ -111,6 +112,11 @@ class StreamState:
         """Return True if nothing is left to do for this stream."""
         left_open = self.settled and any(stream.life is Life.CLOSED for stream in self.group)
         return left_open or self.life in {Life.FINALIZED, Life.CLOSED}
+
+    @property
+    def unmade(self) -> bool:
+        """Return True if it is opened, and no request has been made for a metrology stream of its own."""
+        return self.life is Life.OPENED and self.opening.joins is None
 
     @property
     def blocked(self) -> str | None:
@@ -147,7 +153,7 @@ class StreamState:
                 for index, tried in sorted(self.tried.items())
                 if name in tried.channels and name not in self.confirmed_channels.get(index, ())
             ]
-            if name in self.left and not missing and not self._cut_short_before(self.left[name]):
+            if name in self.left and not missing and self.left[name] <= self.next_row:
                 continue
             if missing:
                 first = missing[0]
@@ -157,7 +163,7 @@ class StreamState:
                 skip = [*self.opening.skip]
                 from_row, position = self._end()
             if name in self.left:
-                skip.append((self.left[name], _FOR_EVER))
+                skip.append((self.left[name], FOR_EVER))
             rest = Rest(from_row, tuple(skip), position)
             rests[rest] = (*rests.get(rest, ()), name)
         return rests
@@ -166,10 +172,6 @@ class StreamState:
         """Return True if an earlier chunk was shown and has no answer yet, so that it may become the last one."""
         shown = self.previewed
         return shown is not None and shown.index < index and shown.index not in self.refused
-
-    def _cut_short_before(self, row: int) -> bool:
-        """Return True if the last chunk ends with a preview's rows, so that rows between it and `row` are in none."""
-        return self.last is not None and self.last.cut_short and self.last.last_row + 1 < row
 
     def _held(self, name: str) -> list[tuple[int, int]]:
         """Return the row ranges of a channel held above this stream's first chunk that is not wholly confirmed."""
@@ -228,7 +230,6 @@ class LedgerState:
         self.resolved: Resolved | None = None  # the ids of the links' names
         self.unresolved: str | None = None  # why there are no such ids
         self.discarded: float | None = None
-        self.given_up: set[tuple[str, str]] = set()  # time bases and channels that get no further stream
         self.clock: ClockFixed | None = None
         self.previews_ended: str | None = None  # why no further preview is made
         self.verified: float | None = None
@@ -277,7 +278,8 @@ class LedgerState:
                     one.life, one.data_id, one.family = Life.INITIALIZED, fact.data_id, fact.family
                     one.parked = None  # the reason for parking has passed
             case Left():
-                self._stream(fact.stream).left.setdefault(fact.channel, fact.from_row)
+                left = self._stream(fact.stream).left
+                left[fact.channel] = min(fact.from_row, left.get(fact.channel, FOR_EVER))
             case Tried():
                 self._tried(fact)
             case Previewed():
@@ -305,7 +307,7 @@ class LedgerState:
             case Parked():
                 self._stream(fact.stream or 0).parked = fact.reason
             case GivenUp():
-                self.given_up.add((fact.time_base, fact.channel))
+                pass  # the channel waits for a stream like any other
             case Obeyed():
                 self.orders_obeyed = fact.order
             case Ended():
@@ -426,9 +428,9 @@ class LedgerState:
             stream.confirmed_channels[fact.index] = before | now
 
     def _ended(self, fact: Ended) -> None:
-        stream = self._stream(fact.stream, Life.INITIALIZED)
+        stream = self._stream(fact.stream, Life.OPENED if fact.why == NO_POINT else Life.INITIALIZED)
         stream.ended = fact.why
-        if fact.why == "closed by the server" or stream.ahead or stream.confirmed_channels:
+        if fact.why in {"closed by the server", NO_POINT} or stream.ahead or stream.confirmed_channels:
             stream.life = Life.CLOSED  # a stream with a hole is never finalized
         stream.tried.clear()
         stream.refused.clear()

@@ -21,6 +21,7 @@ from ..errors import SpoolError
 from ..model.loss import Loss
 from ..model.rows import Row, Rows
 from ..spool.journal_format import Header, Layout, LeftOut, Stop, decode_journal
+from ..spool.ledger_format import NO_POINT
 from ..spool.ledger_state import LedgerState, StreamState
 
 # Stands for the channels of rows whose layout is lost. Each of these rows counts as one reading.
@@ -64,6 +65,7 @@ class StreamStatus:
     problem: str | None  # why it is parked, or the last refusal: of a chunk, or of a link
     chunks_confirmed: int
     chunks_refused: int
+    channels: tuple[str, ...] = ()  # those that it holds or will hold; empty if an earlier version noted it
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,11 +326,6 @@ class Account:
             rest = seen - lost - left_out.total() - done - no
             if rest < 0:  # delivered before their rows were damaged here
                 lost, rest = lost + rest, 0
-            if (time_base, name) in ledger.given_up:
-                tried = (chunk for stream in ledger.streams.values() for chunk in stream.tried.values())
-                under_way = sum(chunk.points for chunk in tried if name in chunk.channels)
-                left_out[Loss.TOO_MANY_CHANNELS] += rest - min(rest, under_way)
-                rest = min(rest, under_way)
             result[name, time_base] = Counts(
                 seen=seen,
                 delivered=done,
@@ -351,7 +348,11 @@ class Account:
             raise SpoolError("the journal has no header")
         channels = self.channels(ledger)
         problem = ledger.stuck or (header.problem if ledger.edited is None else None) or ledger.unresolved
-        streams = tuple(_stream_status(stream, self) for stream in ledger.streams.values())
+        streams = tuple(
+            _stream_status(stream, self, self._channels_of(stream))
+            for stream in ledger.streams.values()
+            if stream.ended != NO_POINT
+        )
         parked = problem or next((stream.problem for stream in streams if stream.state == "parked"), None)
         if ledger.discarded:
             state = "discarded"
@@ -413,13 +414,15 @@ def unreadable(folder: str, problem: str) -> RunStatus:
     )
 
 
-def _stream_status(stream: StreamState, account: Account) -> StreamStatus:
+def _stream_status(stream: StreamState, account: Account, channels: tuple[str, ...]) -> StreamStatus:
     opening = stream.opening
     event_stream = next(
         (layout.event_stream for layout in account.layouts.values() if layout.time_base == opening.time_base),
         opening.time_base,
     )
     refusal = next(iter(stream.refused.values()), None)
+    held = {name for names in stream.delivered for name in names}
+    held |= {name for tried in stream.tried.values() for name in tried.channels}
     problem = stream.parked or (refusal.reason if refusal else None) or next(iter(stream.links_refused.values()), None)
     return StreamStatus(
         label=opening.label,
@@ -430,4 +433,5 @@ def _stream_status(stream: StreamState, account: Account) -> StreamStatus:
         problem=problem,
         chunks_confirmed=stream.chunks_confirmed,
         chunks_refused=len(stream.refused),
+        channels=tuple(name for name in channels if name in held or name not in stream.left),
     )

@@ -109,7 +109,7 @@ class Notes:
     def __init__(self, points_per_chunk: int) -> None:
         self.state = LedgerState()
         self._points_per_chunk = points_per_chunk
-        self.open(Open("run start", 0, Position(1, 0), (), own=False))
+        self.open(Open("run start", 0, Position(1, 0), ()))
 
     def open(self, decision: Open) -> StreamState:
         number = len(self.state.streams)
@@ -124,9 +124,12 @@ class Notes:
             segment=decision.position.segment,
             offset=decision.position.offset,
             channels=decision.channels or None,
-            own=decision.own,
+            skip=decision.skip,
         )
         self.state.apply(opening)
+        if decision.leaves is not None:
+            for name in decision.channels:
+                self.state.apply(Left(decision.leaves, name, decision.from_row))
         return self.state.streams[number]
 
     def chunks(self, chunker: Chunker, decisions: Iterable[Decision]) -> Iterator[Chunk]:
@@ -137,8 +140,9 @@ class Notes:
                     yield decision
                 case Open():
                     chunker.opened(self.open(decision))
-                case Leave(stream, channel, from_row):
-                    self.state.apply(Left(stream, channel, from_row))
+                case Leave(stream, channels, from_row):
+                    for name in channels:
+                        self.state.apply(Left(stream, name, from_row))
                 case _:
                     raise AssertionError(decision)
 
@@ -157,7 +161,7 @@ def cut(story: Story) -> list[Chunk]:
             chunks += notes.chunks(chunker, chunker.row(position, found))
         else:
             following = next(row.number for row in story.rows if row.layout == found.layout)
-            chunks += notes.chunks(chunker, chunker.layout(found, from_row=following, position=position))
+            chunker.layout(found, from_row=following)
     if chunker is not None:
         chunks += notes.chunks(chunker, chunker.finish())
     return chunks
@@ -486,3 +490,102 @@ def test_a_chunk_of_which_every_line_is_damaged_gives_its_index_to_no_other_rows
     chunks = resumed(TEN, NOTED, [0], {2, 3})
 
     assert [(c.index, [int(time - T0) for time in c.times]) for c in chunks] == [(2, [4, 5]), (3, [6, 7]), (4, [8, 9])]
+
+
+# ---- patterns of gaps ------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def patterned(draw: st.DrawFn) -> Story:
+    """Rows of 1 to 64 channels, of which any may lack the same rows as others, all rows, or rows of their own."""
+    channels, rows = draw(st.integers(1, 64)), draw(st.integers(1, 40))
+    chance = random.Random(draw(st.integers(0, 2**32)))
+    share = draw(st.sampled_from([0.02, 0.2, 0.7]))
+    patterns: list[set[int]] = [set(), set(range(rows)), set(range(chance.randrange(rows)))]
+    patterns += [{n for n in range(rows) if chance.random() < share} for _ in range(draw(st.integers(1, 6)))]
+    lacks = [chance.choice(patterns) | (patterns[-1] if chance.random() < 0.1 else set()) for _ in range(channels)]
+    names = [f"c{n}" for n in range(channels)]
+    layout = Layout(
+        layout=0,
+        event_stream="primary",
+        time_base="primary",
+        channels=tuple(Channel(name, name, unit="K") for name in names),
+    )
+    values = [[None if n in gaps else n + place / 100 for place, gaps in enumerate(lacks)] for n in range(rows)]
+    return Story(
+        points_per_chunk=draw(st.integers(1, 12)),
+        policy="own_stream",
+        layouts=[layout],
+        rows=[Row(0, n, T0 + n / 8, f"uid {n}", row) for n, row in enumerate(values)],
+        seed=chance.randrange(2**32),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(patterned(), st.integers(0, 4))
+def test_channels_with_one_pattern_of_gaps_share_a_stream_and_no_finite_value_is_left_out(
+    story: Story, crashes: int
+) -> None:
+    shelf, delivery = deliver(story, crashes=crashes)
+
+    assert shelf.series() == story.series()
+    names = [channel.name for channel in story.layouts[0].channels]
+    gaps = {name: frozenset(row.number for row in story.rows if row.values[i] is None) for i, name in enumerate(names)}
+    patterns = {gaps[name] for name in story.series()}
+    assert len(shelf.held) <= max(1, len(patterns))
+    assert not patterns or all(shelf.held.values())  # no stream is empty, unless the run is
+    for held in shelf.held.values():
+        assert all(None not in values for _, values in held.values())
+    points = delivery.status().points
+    finite = sum(value is not None for row in story.rows for value in row.values)
+    assert (points.delivered, points.waiting, points.lost) == (finite, 0, 0)
+    assert points.left_out == ({"not finite": points.seen - finite} if points.seen > finite else {})
+
+
+def test_channels_that_lack_a_row_together_go_on_together_and_those_that_come_back_do_too() -> None:
+    a: list[float | None] = [0, 1, 2, 3, 4, 5, 6, 7]
+    b: list[float | None] = [0, 1, None, None, 4, 5, 6, 7]
+    c: list[float | None] = [0, 1, None, 3, 4, 5, 6, 7]
+
+    assert sorted(shape(cut(plain(2, "own_stream", a, b, c)))) == [
+        (0, 0, "abc", [0, 1]),
+        (0, 1, "a", [2, 3]),
+        (0, 2, "a", [4, 5]),
+        (0, 3, "a", [6, 7]),
+        (1, 0, "c", [3, 4]),  # both left before a chunk was begun, and wait: c for row 3, b for row 4
+        (1, 1, "c", [5, 6]),
+        (1, 2, "c", [7]),
+        (2, 0, "b", [4, 5]),
+        (2, 1, "b", [6, 7]),
+    ]
+
+
+def test_a_row_that_all_channels_lack_parts_no_stream() -> None:
+    gappy: list[float | None] = [0, 1, 2, None, None, 5, 6, 7]
+
+    assert sorted(shape(cut(plain(3, "own_stream", gappy, gappy, gappy)))) == [
+        (0, 0, "abc", [0, 1, 2]),
+        (0, 1, "abc", [5, 6, 7]),
+    ]
+
+
+def test_channels_whose_wait_ends_with_the_same_row_share_a_stream() -> None:
+    a: list[float | None] = [0, 1, 2, 3, 4, 5]
+    b: list[float | None] = [None, None, None, 3, 4, 5]
+    c: list[float | None] = [0, 1, None, 3, 4, 5]
+
+    assert sorted(shape(cut(plain(2, "own_stream", a, b, c)))) == [
+        (0, 0, "ac", [0, 1]),
+        (0, 1, "a", [2, 3]),
+        (0, 2, "a", [4, 5]),
+        (1, 0, "bc", [3, 4]),
+        (1, 1, "bc", [5]),
+    ]
+
+
+def test_channels_that_come_late_get_a_stream_with_their_first_value() -> None:
+    story = plain(2, "own_stream", [0, 1])
+    story.layouts.append(layout_of(1, "axy"))
+    story.rows += [Row(1, n, T0 + n, "", [float(n), None if n < 4 else 1.0, None]) for n in (2, 3, 4, 5)]
+
+    assert [one for one in sorted(shape(cut(story))) if one[0]] == [(1, 0, "x", [4, 5])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,15 @@ import numpy as np
 import pytest
 from waiting import wait_until
 
-from atomscale_bluesky.chunking.chunker import Chunker, Resumed
-from atomscale_bluesky.chunking.run_chunker import LINES_PER_LOOK, MAX_OWN_STREAMS, RunChunker
+from atomscale_bluesky.chunking.chunker import Chunker, Resumed, Waiting
+from atomscale_bluesky.chunking.run_chunker import LINES_PER_LOOK, RunChunker
 from atomscale_bluesky.delivery.run_delivery import RunDelivery
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
 from atomscale_bluesky.model.chunk import Chunk, Span
 from atomscale_bluesky.model.rows import Channel, Position, Row, Rows
 from atomscale_bluesky.spool.journal import START, JournalWriter
 from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, packed
-from atomscale_bluesky.spool.ledger_format import Initialized, Opened, Tried
+from atomscale_bluesky.spool.ledger_format import GivenUp, Initialized, Left, Opened, Tried
 from atomscale_bluesky.spool.ledger_state import StreamState
 from atomscale_bluesky.spool.lines import encode, line
 from atomscale_bluesky.spool.locks import WRITER_LOCK, is_held
@@ -42,8 +43,8 @@ def stream(number: int = 4, *, noted: tuple[Tried, ...] = (), ahead: tuple[Span,
     return StreamState(opened, tried={tried.index: tried for tried in noted}, ahead=[*ahead])
 
 
-def chunker(*resumed: Resumed, waiting: dict[str, int] | None = None) -> Chunker:
-    return Chunker(LAYOUT, non_finite="own_stream", streams=resumed, waiting=waiting)
+def chunker(*resumed: Resumed, waiting: dict[str, Waiting] | None = None) -> Chunker:
+    return Chunker(LAYOUT, non_finite="own_stream", streams=resumed, waiting=waiting, known=("a", "b"))
 
 
 def row(number: int, layout: int = 0) -> Row:
@@ -86,7 +87,7 @@ def begun() -> Chunker:
 
 def smaller() -> Chunker:
     smaller = chunker(Resumed(stream()))
-    assert list(smaller.layout(SMALLER, from_row=10, position=START)) == []
+    smaller.layout(SMALLER, from_row=10)
     return smaller
 
 
@@ -95,8 +96,9 @@ def smaller() -> Chunker:
     [
         pytest.param(lambda: (chunker(Resumed(stream(), from_row=11)), 0), id="rows that earlier chunks hold"),
         pytest.param(lambda: (chunker(Resumed(stream(skip=((20, 30),)))), 0), id="rows that an earlier stream holds"),
-        pytest.param(lambda: (chunker(Resumed(stream(channels=("a",), own=True))), 0), id="a channel with gaps"),
-        pytest.param(lambda: (chunker(Resumed(stream()), waiting={"c": 50}), 0), id="a channel without a stream"),
+        pytest.param(
+            lambda: (chunker(Resumed(stream()), waiting={"c": Waiting(50, "gap")}), 0), id="a channel without a stream"
+        ),
         pytest.param(lambda: (chunker(), 0), id="no stream"),
         pytest.param(
             lambda: (chunker(Resumed(stream(channels=("a",))), Resumed(stream(5, channels=("b",)))), 0),
@@ -250,7 +252,7 @@ def test_rows_that_are_too_few_for_a_chunk_are_left_until_there_are_more(deliver
     writer.close()
 
 
-@pytest.mark.parametrize("policy", ["null", "drop_row"])
+@pytest.mark.parametrize("policy", ["own_stream", "null", "drop_row"])
 def test_a_long_row_among_too_few_for_a_chunk_holds_up_no_row_after_it(deliver: Deliver, policy: str) -> None:
     # The row with gaps is more than twice as long, so 9 lines have the bytes of 10.
     lines = [text(n, [None if n == 14 else 1.0] * 64) for n in range(32)]
@@ -329,7 +331,7 @@ def test_the_rows_of_a_chunk_are_synced_before_it_is_pushed_for_the_first_time(
 
 def open_stream(run_chunker: RunChunker, time_base: str) -> str:
     opened = run_chunker.open_stream(
-        why="closed by the server", time_base=time_base, from_row=0, position=START, channels=("x",), own=False
+        why="closed by the server", time_base=time_base, from_row=0, position=START, channels=("x",)
     )
     return opened.label.rpartition(" [")[0]
 
@@ -358,14 +360,53 @@ def test_with_one_stream_per_run_a_stream_of_other_channels_joins_it_and_the_nex
     assert delivery.run.state.streams[2].opening.joins is None
 
 
-def test_a_broken_sensor_head_does_not_make_a_stream_for_each_of_its_channels(deliver: Deliver) -> None:
-    channels = MAX_OWN_STREAMS + 5
-    lines = [text(n, [None if n % 10 == 3 else 1.0] * channels) for n in range(30)]
-    delivery = deliver([layout(channels), *lines, STOP])
+def test_channels_that_all_lack_the_same_rows_stay_in_one_stream_without_these_rows(deliver: Deliver) -> None:
+    lines = [text(n, [None if n % 10 == 3 else 1.0] * 64) for n in range(30)]
+    delivery = deliver([layout(64), *lines, STOP])
 
     chunks = all_chunks(delivery.run.run_chunker)
 
-    assert len(delivery.run.state.streams) == 1 + MAX_OWN_STREAMS
-    assert len(delivery.run.state.given_up) == 5
-    assert {chunk.stream for chunk in chunks} == set(range(1, 1 + MAX_OWN_STREAMS))
-    assert {sum(one.points for one in chunks if one.stream == stream) for stream in {c.stream for c in chunks}} == {27}
+    assert len(delivery.run.state.streams) == 1
+    assert {len(chunk.names) for chunk in chunks} == {64}
+    times = [int(time - T0) for chunk in chunks for time in chunk.times]
+    assert times == [n for n in range(30) if n % 10 != 3]
+
+
+def test_each_pattern_of_gaps_has_one_stream_however_many_channels_it_has(deliver: Deliver) -> None:
+    gaps = {0: set(), 1: {3, 14}, 2: {7}}  # which rows a channel lacks, by its number modulo 3
+    rows = [text(n, [None if n in gaps[c % 3] else float(c) for c in range(60)]) for n in range(30)]
+    delivery = deliver([layout(60), *rows, STOP])
+
+    chunks = all_chunks(delivery.run.run_chunker)
+
+    streams = delivery.run.state.streams
+    assert [len(one.opening.channels or ()) for one in streams.values()] == [0, 20, 20]  # the first one: all channels
+    points = Counter(name for chunk in chunks for name in chunk.names for _ in chunk.times)
+    assert points == Counter({f"c{c}": 30 - len(gaps[c % 3]) for c in range(60)})
+
+
+def test_the_label_of_a_continuation_names_its_channels(deliver: Deliver) -> None:
+    rows = [text(n, [1.0] + [None if n == 3 else 1.0] * 30) for n in range(30)]
+    delivery = deliver([layout(31), *rows, STOP])
+    all_chunks(delivery.run.run_chunker)
+
+    first, second = (stream.opening for stream in delivery.run.state.streams.values())
+    assert first.label == f"growth [b7c2e9f1-{first.token}]"
+    assert second.label == (
+        f"growth (2) · c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, c14, c15, c16, c17, c18 and 12 more "
+        f"[b7c2e9f1-{second.token}]"
+    )
+
+
+def test_a_channel_that_its_stream_was_refused_gets_one_after_an_update(deliver: Deliver) -> None:
+    """Earlier versions gave channels with gaps no stream beyond a limit, and noted that."""
+    delivery = deliver([layout(2), *(text(n, [1.0, None if n == 3 else 2.0]) for n in range(8))])
+    ledger = delivery.claim.ledger
+    ledger.note(Left(0, "c1", 0))
+    ledger.note(GivenUp("primary", "c1"))
+    run_chunker = RunChunker(delivery.claim.folder, delivery.run.header, ledger)
+    run_chunker.look()
+
+    assert sorted(run_chunker.begun()) == [(0, 0, 7), (1, 0, 7)]
+    assert delivery.run.state.streams[1].opening.channels == ("c1",)
+    run_chunker.close()

@@ -6,7 +6,6 @@ import inspect
 from pathlib import Path
 
 from atomscale_bluesky import Settings
-from atomscale_bluesky.chunking import run_chunker as run_chunker
 from atomscale_bluesky.delivery import outage_log
 from atomscale_bluesky.spool import journal, run_writers, spool
 
@@ -17,7 +16,6 @@ def test_figures_in_the_manual_are_the_codes() -> None:
     pauses = "{:.0f}, {:.0f} and {:.0f}".format(*(pause / 60 for pause in outage_log.NAG_S))
     said = {
         "reference/spool-format.md": f"a new one after {journal.SEGMENT_BYTES // 2**20} MiB",
-        "explanations/what-arrives-and-what-does-not.md": f"at most {run_chunker.MAX_OWN_STREAMS} channels a stream",
         "reference/logging.md": f"again after {pauses} minutes",
     }
 
