@@ -37,6 +37,10 @@ JSON: dict[str, Callable[[list[Document]], str]] = {
     "suitcase-jsonl": lambda docs: "".join(text + "\n" for text in texts(docs)),
     "lines of name and doc": lambda docs: "\n".join(json.dumps({"name": name, "doc": doc}) for name, doc in docs),
     "lines of type and document": lambda docs: "\n".join(json.dumps({"type": n, "document": d}) for n, d in docs),
+    "lines with further members": lambda docs: "\n".join(
+        json.dumps({"name": name, "doc": doc, "task_id": "t"}) for name, doc in docs
+    ),
+    "lines of one key each": lambda docs: "\n".join(json.dumps({name: doc}) for name, doc in docs),
     "array": lambda docs: json.dumps(docs),
     "indented array": lambda docs: json.dumps(docs, indent=2),
     "array of one key each": lambda docs: json.dumps([{name: doc} for name, doc in docs], indent=4),
