@@ -1,8 +1,8 @@
 """The command line `atomscale-bluesky`: arguments in, exit code out.
 
-Each command is in the file of its name. Only `orders` has several, `retry`, `discard`, `edit`, `settle` and `move`, and so
-has `resources`: `instruments`, `samples` and `projects`. A command imports what it needs when it runs. So `--help` is quick, and an
-extra that is not installed stops only the commands that need it.
+Each command is in the file of its name. Two files have several: `orders` has `retry`, `discard`, `edit`, `settle` and
+`move`, `resources` has `instruments`, `samples` and `projects`. A command imports what it needs when it runs. So
+`--help` is quick, and an extra that is not installed stops only the commands that need it.
 
 Exit codes: 0 all is well. 1 it is not, as the command says. 2 the command could not begin: a wrong argument or setting,
 a port in use, an extra that is not installed. 130 Ctrl-C.
