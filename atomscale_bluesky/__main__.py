@@ -19,8 +19,13 @@ _EXTRAS = {
     "uvicorn": "server",
     "bluesky": "demo",
     "matplotlib": "demo",
+    "plotille": "plot",
+    "pyarrow": "parquet",
     "ophyd": "demo",
 }
+
+# The same where it depends on the command.
+_EXTRAS_OF_COMMANDS = {("plot", "matplotlib"): "plot"}
 
 FAILED, NOT_BEGUN, INTERRUPTED = 1, 2, 130
 
@@ -41,9 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRAS:
             raise
+        given = sys.argv[1:] if arguments is None else arguments
+        extra = next((_EXTRAS_OF_COMMANDS.get((one, missing)) for one in given[:1]), None) or _EXTRAS[missing]
         return _say(
-            f"this command needs {missing}, which is not installed; "
-            f"python -m pip install 'atomscale-bluesky[{_EXTRAS[missing]}]'",
+            f"this command needs {missing}, which is not installed; python -m pip install 'atomscale-bluesky[{extra}]'",
             NOT_BEGUN,
         )
 

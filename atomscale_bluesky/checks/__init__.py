@@ -9,5 +9,6 @@ Guaranteed: a check changes nothing in Atomscale, except `probe`, which makes st
     verification  reads a run back and compares it with its journal, point by point
     recordings    the same for recorded documents
     recorded_documents  reads these from files of any format in use
+    run_tables    a run's points as tables, from the spool or read back
     comparison    how two series of points differ. Pure.
 """

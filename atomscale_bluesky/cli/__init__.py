@@ -14,10 +14,13 @@ import click
 
 from .demo import demo
 from .doctor import doctor
+from .export import export
 from .orders import discard, edit, move, retry, settle
+from .plot import plot
 from .probe import probe
 from .resources import instruments, projects, samples
 from .serve import serve
+from .show import show
 from .status import status
 from .upload import upload
 from .verify import verify
@@ -40,7 +43,7 @@ def commands() -> None:
     """
 
 
-_LOOK = (demo, status, upload, verify, doctor, probe, instruments, samples, projects)
+_LOOK = (demo, status, show, plot, export, upload, verify, doctor, probe, instruments, samples, projects)
 _LEND_A_HAND = (retry, edit, discard, settle, move, serve)
 for _command in (*_LOOK, *_LEND_A_HAND):
     commands.add_command(_command)

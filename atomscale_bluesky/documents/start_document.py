@@ -83,7 +83,16 @@ def header_of(
         keep=settings.keep,
         clock=settings.clock,
         max_latency_s=settings.max_latency_s,
+        scan_id=_scan_id_of(start),
     )
+
+
+def _scan_id_of(start: Mapping[str, Any]) -> int | None:
+    """Return a start document's scan id, or None if it has no usable one."""
+    scan_id = start.get("scan_id")
+    if not isinstance(scan_id, int) or isinstance(scan_id, bool):
+        return None
+    return int(scan_id) if 0 <= scan_id < 2**53 else None
 
 
 def time_of(doc: Mapping[str, Any]) -> float:

@@ -54,6 +54,7 @@ class Header(FileLine, frozen=True, tag="header"):
     keep: str = "finalized"  # how long the run stays in the spool: until finalized, or until verified
     clock: str = "host"  # which clock's times are sent: the host's as recorded, or shifted to the reference
     max_latency_s: float = 0.0  # after how long points that wait for a full chunk are shown in a preview; 0: never
+    scan_id: int | None = None  # of the start document, to find the run by
     session: str = ""  # the lock in the spool that its writer holds until it writes the stop; empty: writer.lock
 
 

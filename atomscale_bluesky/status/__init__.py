@@ -10,6 +10,7 @@ Guaranteed: seen = delivered + waiting + refused + discarded + left out. Lost is
     clock_note     how far this host's clock is off, noted in the spool
     probe_results  what an endpoint permits, as found by a probe
     run_summary    a finished run's entry in the history and its line in the log
+    run_rows       the rows of a run's journal in blocks, for plots and tables
     progress       a bar on a terminal
     notebook       tables as HTML. Pure.
 """

@@ -84,6 +84,7 @@ class RunStatus:
     folder: str = ""  # the run's folder in the spool
     rounded: Mapping[str, int] = field(default_factory=dict)  # by channel: integers beyond 2**53 that lost digits
     endpoint: str = ""  # where it is delivered
+    scan_id: int | None = None  # of the start document
     repeated_rows: int = 0  # rows with the number of an earlier row; those that no chunk holds are lost
 
     @property
@@ -380,6 +381,7 @@ class Account:
             problem=parked,
             rounded=dict(self.rounded),
             repeated_rows=self.rows_repeated.total(),
+            scan_id=header.scan_id,
             endpoint=ledger.endpoint or header.endpoint,
             oldest_waiting=(min(since, default=header.started) if points.waiting else None),
         )

@@ -13,6 +13,9 @@ from .account import Account, RunStatus
 
 _logger = logging.getLogger(__name__)
 
+# How many channels an entry names. A longer list would push other runs out of the bounded history.
+MOST_CHANNELS = 200
+
 
 def history_entry(
     status: RunStatus, account: Account, state: LedgerState, header: Header, *, endpoint: str, finished: float
@@ -36,7 +39,16 @@ def history_entry(
         "exit_status": stop.exit_status if stop else "",
         "content": header.content,
         "endpoint": endpoint,
+        "scan_id": header.scan_id,
+        "channels": _channels(status, account),
     }
+
+
+def _channels(status: RunStatus, account: Account) -> dict[str, dict[str, Any]]:
+    """Return unit and number of delivered points of the first channels, by name."""
+    units = {channel.name: channel.unit for layout in account.layouts.values() for channel in layout.channels}
+    delivered = {name: counts.delivered for name, counts in status.channels.items() if counts.delivered}
+    return {name: {"unit": units.get(name), "points": n} for name, n in [*delivered.items()][:MOST_CHANNELS]}
 
 
 def say(status: RunStatus, state: LedgerState) -> None:

@@ -1,0 +1,179 @@
+"""The argument RUN: which run is meant, and where its points come from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from .formatting import plain
+from .status import open_spool
+
+if TYPE_CHECKING:
+    from ..checks.run_tables import Table
+    from ..settings import Settings
+    from ..spool.spool import Spool
+    from ..status.account import RunStatus
+
+LAST = "last"
+# How much of a uid is shown. A shorter number that is a run's scan id means that run.
+UID_SHOWN = 8
+# How many runs a shell is offered.
+MOST_OFFERED = 50
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRun:
+    """A run that is in the spool, or that has been delivered and is in the history."""
+
+    run_uid: str
+    label: str
+    started: float
+    scan_id: int | None
+    status: RunStatus | None  # None: it has left the spool
+    entry: dict[str, Any] | None  # of the history; None: it is in the spool
+
+    @property
+    def short(self) -> str:
+        """The beginning of its uid."""
+        return plain(self.run_uid[:UID_SHOWN])
+
+
+class RunName(click.ParamType):
+    """A uid, its beginning, a scan id, or `last`."""
+
+    name = "run"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Offer the newest runs."""
+        from ..errors import AtomscaleBlueskyError
+        from ..settings import Settings
+
+        with contextlib.suppress(AtomscaleBlueskyError, OSError):
+            spool = open_spool(Settings.load(spool_dir=ctx.params.get("spool_dir")))
+            runs = all_runs(spool) if spool is not None else []
+            fitting = [run for run in runs[::-1] if run.run_uid.startswith(incomplete)][:MOST_OFFERED]
+            offered = [CompletionItem(run.run_uid[:UID_SHOWN], help=plain(run.label, limit=60)) for run in fitting]
+            return offered + [CompletionItem(LAST, help="the newest run")] * LAST.startswith(incomplete)
+        return []
+
+
+run_argument = click.argument("run", metavar="RUN", type=RunName())
+spool_dir_option = click.option(
+    "--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="The spool that the run is in."
+)
+source_option = click.option(
+    "--from",
+    "source",
+    type=click.Choice(["spool", "api"]),
+    default="spool",
+    show_default=True,
+    help="Where the points come from: the spool, or what Atomscale returns.",
+)
+
+
+def all_runs(spool: Spool) -> list[FoundRun]:
+    """All runs of the spool and of its history, oldest first."""
+    from ..status.spool_status import SpoolStatus
+
+    found = [
+        FoundRun(
+            run_uid=str(entry.get("run_uid") or ""),
+            label=str(entry.get("label") or ""),
+            started=float(entry.get("started") or 0.0),
+            scan_id=entry.get("scan_id"),
+            status=None,
+            entry=entry,
+        )
+        for entry in spool.history.entries()
+    ]
+    for run in SpoolStatus(spool).status():
+        found.append(FoundRun(run.run_uid, run.label, run.started, run.scan_id, run, None))
+    return sorted(found, key=lambda run: run.started)
+
+
+def find_run(settings: Settings, text: str) -> FoundRun:
+    """The run that is meant: `last`, a scan id, or the beginning of a uid. Of several with one scan id the newest.
+
+    Raises:
+        click.ClickException: There is no such run, or there are several.
+    """
+    spool = open_spool(settings)
+    runs = all_runs(spool) if spool is not None else []
+    if not runs:
+        raise click.ClickException(f"there is no run in {plain(settings.spool_path)}")
+    if text == LAST:
+        return runs[-1]
+    by_scan = [run for run in runs if text.isdecimal() and run.scan_id == int(text)]
+    if by_scan and len(text) < UID_SHOWN:
+        return by_scan[-1]
+    by_uid = {run.run_uid: run for run in runs if text and run.run_uid.startswith(text)}  # the newest of each uid
+    if len(by_uid) > 1:
+        raise click.ClickException(f"{len(by_uid)} runs begin with {plain(repr(text))}; give more of the uid")
+    if by_uid:
+        return next(iter(by_uid.values()))
+    if by_scan:
+        return by_scan[-1]
+    raise click.ClickException(
+        f"no run begins with {plain(repr(text))} or has it as its scan id; see `atomscale-bluesky status --all`"
+    )
+
+
+def tables_of(settings: Settings, run: FoundRun, source: str, names: Sequence[str] = ()) -> list[Table]:
+    """The points of a run, of all its channels or of those named.
+
+    Raises:
+        click.ClickException: They are not there, or a channel is not.
+    """
+    tables = _from_api(settings, run, names) if source == "api" else _from_spool(run)
+    if not names:
+        return tables
+    known = {column.name for table in tables for column in table.columns}
+    for name in names:
+        if name not in known:
+            there_are = plain(", ".join(sorted(known)), limit=2000)
+            raise click.ClickException(f"run {run.short} has no channel {plain(repr(name))}; it has {there_are}")
+    return [only for table in tables if (only := table.only(names)).columns]
+
+
+def _from_spool(run: FoundRun) -> list[Table]:
+    from ..checks.run_tables import spool_tables
+
+    if run.status is None:
+        raise click.ClickException(
+            f"run {run.short} is delivered and has left the spool; add `--from api` to read it from Atomscale"
+        )
+    return spool_tables(Path(run.status.folder))
+
+
+def _from_api(settings: Settings, run: FoundRun, names: Sequence[str]) -> list[Table]:
+    from ..api.client import Client
+    from ..checks.run_tables import api_tables
+
+    if settings.api_key is None:
+        raise click.ClickException("there is no API key; put the key of your Atomscale account into ATOMSCALE_API_KEY")
+    if run.status is not None:
+        streams = {stream.data_id: stream.label for stream in run.status.streams if stream.data_id}
+        due = {name: counts.seen for name, counts in run.status.channels.items() if counts.seen}
+    else:
+        entry = run.entry or {}
+        labels = {stream.get("data_id"): stream.get("label") for stream in entry.get("streams") or ()}
+        streams = {data_id: str(labels.get(data_id) or data_id) for data_id in entry.get("data_ids") or ()}
+        due = {name: int(known["points"]) for name, known in (entry.get("channels") or {}).items()}
+        due |= {name: int(entry.get("delivered") or 0) for name in names if name not in due}
+    if not streams:
+        raise click.ClickException(f"run {run.short} has no stream in Atomscale yet")
+    if not due:
+        raise click.ClickException(
+            f"an earlier version has delivered run {run.short} and did not note its channels; name them"
+        )
+    client = Client(settings)
+    try:
+        return api_tables(client, streams, due)
+    finally:
+        client.close()

@@ -1,0 +1,139 @@
+"""`atomscale-bluesky show`: one run, with its streams, its channels, and why readings were left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table as Grid
+from rich.text import Text
+
+from ..status.progress import counted, number
+from .formatting import console, moment, plain
+from .runs import FoundRun, find_run, run_argument, source_option, spool_dir_option, tables_of
+
+if TYPE_CHECKING:
+    from ..checks.run_tables import Table
+
+
+@click.command
+@run_argument
+@source_option
+@click.option("--json", "as_json", is_flag=True, help="Say it as JSON.")
+@spool_dir_option
+def show(run: str, source: str, as_json: bool, spool_dir: Path | None) -> int:
+    """Show a run: its streams, its channels, and what was left out.
+
+    RUN is a uid, its beginning, a scan id, or `last` for the newest run. A run that was delivered has left the spool:
+    its channels with their first and last values are then shown with `--from api`, as Atomscale returns them.
+    """
+    from ..settings import Settings
+
+    settings = Settings.load(spool_dir=spool_dir)
+    found = find_run(settings, run)
+    tables = tables_of(settings, found, source) if found.status is not None or source == "api" else []
+    if as_json:
+        click.echo(json.dumps(_as_json(found, tables), indent=2))
+        return 0
+    out = console()
+    out.print(Text.assemble((plain(found.label, limit=200), "bold"), f"  run {plain(found.run_uid)}"), soft_wrap=True)
+    out.print(_table_of_facts(_facts(found)))
+    for table in tables:
+        out.print()
+        out.print(Text(f"{plain(table.name, limit=200)}: {counted(len(table.times), 'row')}", style="bold"))
+        out.print(_channels(table))
+    if not tables and found.entry is not None:
+        for name, known in (found.entry.get("channels") or {}).items():
+            text = f"  {plain(name)}  {counted(int(known['points']), 'point')}  {plain(known['unit'] or '')}"
+            out.print(Text(text.rstrip()), soft_wrap=True)
+        out.print(Text("It has left the spool; `--from api` shows first and last values.", style="dim"))
+    return 0
+
+
+def _facts(run: FoundRun) -> list[tuple[str, str]]:
+    """What there is to say about a run beside its channels; text from outside is made harmless."""
+    status, entry = run.status, run.entry or {}
+    facts = [("started", moment(run.started))]
+    if run.scan_id is not None:
+        facts.append(("scan id", str(run.scan_id)))
+    if status is not None:
+        points, streams = status.points, [(s.label, s.data_id, s.state, s.problem) for s in status.streams]
+        facts.append(("state", status.state))
+        counts = {"delivered": points.delivered, "waiting": points.waiting, "refused": points.refused}
+        counts |= {"discarded": points.discarded, "lost": points.lost}
+        left_out = _left_out(run)
+    else:
+        streams = [
+            (s.get("label"), s.get("data_id"), s.get("state"), s.get("problem")) for s in entry.get("streams") or ()
+        ]
+        facts.append(("state", "discarded" if entry.get("discarded") else "finalized"))
+        if entry.get("exit_status"):
+            facts.append(("ended", plain(entry["exit_status"])))
+        counts = {name: int(entry.get(name) or 0) for name in ("delivered", "discarded", "lost")}
+        left_out = {reason: {"": n} for reason, n in (entry.get("left_out") or {}).items()}
+    facts.append(("points", ", ".join(f"{number(n)} {name}" for name, n in counts.items() if n or name == "delivered")))
+    for label, data_id, state, problem in streams:
+        facts.append(("stream", plain(f"{label}  {data_id or 'no data_id yet'}  {state}")))
+        if problem:
+            facts.append(("problem", plain(problem, limit=2000)))
+    if status is not None and status.problem and all(status.problem != problem for *_, problem in streams):
+        facts.append(("problem", plain(status.problem, limit=2000)))
+    for reason, keys in left_out.items():
+        names = ", ".join(f"{plain(key)} ({number(n)})" for key, n in keys.items() if key)
+        facts.append(("left out", f"{number(sum(keys.values()))} {plain(reason)}" + (f": {names}" if names else "")))
+    return facts
+
+
+def _left_out(run: FoundRun) -> dict[str, dict[str, int]]:
+    """By reason, how many readings of which data key."""
+    found: dict[str, dict[str, int]] = {}
+    for name, counts in (run.status.channels if run.status else {}).items():
+        for reason, n in counts.left_out.items():
+            found.setdefault(reason, {})[name] = n
+    return found
+
+
+def _table_of_facts(facts: list[tuple[str, str]]) -> Grid:
+    grid = Grid.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", no_wrap=True, justify="right")
+    grid.add_column(overflow="fold")
+    for name, text in facts:
+        style = "bold red" if name == "problem" else ""
+        grid.add_row(name, Text(text, style=style))
+    return grid
+
+
+def _channels(table: Table) -> Grid:
+    grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("channel", "unit", "points", "first", "last"):
+        grid.add_column(title, justify="right" if title in {"points", "first", "last"} else "left", overflow="fold")
+    for column in table.columns:
+        ends = column.ends
+        first, last = (f"{ends[0]:.6g}", f"{ends[1]:.6g}") if ends else ("", "")
+        grid.add_row(Text(plain(column.name)), Text(plain(column.unit or "")), number(column.points), first, last)
+    return grid
+
+
+def _as_json(run: FoundRun, tables: list[Table]) -> dict[str, Any]:
+    import msgspec
+
+    return {
+        "run_uid": run.run_uid,
+        "label": run.label,
+        "started": run.started,
+        "scan_id": run.scan_id,
+        "status": msgspec.to_builtins(run.status),
+        "finished": run.entry,
+        "tables": [
+            {
+                "name": table.name,
+                "rows": len(table.times),
+                "channels": [
+                    {"name": c.name, "unit": c.unit, "points": c.points, "ends": c.ends} for c in table.columns
+                ],
+            }
+            for table in tables
+        ],
+    }
