@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import click
 
+from .board import board
 from .demo import demo
 from .doctor import doctor
 from .export import export
@@ -43,7 +44,7 @@ def commands() -> None:
     """
 
 
-_LOOK = (demo, status, show, plot, export, upload, verify, doctor, probe, instruments, samples, projects)
+_LOOK = (demo, status, board, show, plot, export, upload, verify, doctor, probe, instruments, samples, projects)
 _LEND_A_HAND = (retry, edit, discard, settle, move, serve)
 for _command in (*_LOOK, *_LEND_A_HAND):
     commands.add_command(_command)

@@ -18,16 +18,15 @@ Both take the same arguments:
 from __future__ import annotations
 
 import asyncio
-import signal
 import threading
 from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self
+from typing import Self
 
 from ..errors import SettingsError
 from .control_client import ChannelPoints, Control, StreamState
+from .ending import ending_at_signals
 from .faults import Fault, FaultState, FaultTable
 from .instance import ServerInstance
 from .listener import Listener, check_host
@@ -289,28 +288,11 @@ def serve(  # noqa: D417 - the arguments that both share are explained once, at 
         control_port=control_port,
         allow_remote=allow_remote,
     )
-    ending = threading.Event()
-    before = {number: signal.signal(number, _setter(ending)) for number in _SIGNALS}
-    try:
-        with server:
-            if ready is not None:
-                ready(server.url, server.control_url)
-            # On Windows a wait without a limit would not notice the signal.
-            while not ending.wait(0.2):
-                pass
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if hasattr(signal, "SIGBREAK") else [])]
-
-
-def _setter(event: threading.Event) -> Callable[[int, FrameType | None], Any]:
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        event.set()
-
-    return handle
+    with ending_at_signals() as ending, server:
+        if ready is not None:
+            ready(server.url, server.control_url)
+        while not ending.wait(0.2):
+            pass
 
 
 def _open_store(path: Path | None, options: Options) -> Store:

@@ -12,5 +12,6 @@ Guaranteed: seen = delivered + waiting + refused + discarded + left out. Lost is
     run_summary    a finished run's entry in the history and its line in the log
     run_rows       the rows of a run's journal in blocks, for plots and tables
     progress       a bar on a terminal
+    page_source    what the page shows of spools
     notebook       tables as HTML. Pure.
 """

@@ -37,7 +37,7 @@ class RunRows:
         self.header: Header | None = None
         self.stop: Stop | None = None
         self._reader = RunReader(folder)
-        self._layouts: dict[int, Layout] = {}
+        self.layouts: dict[int, Layout] = {}
         self._next: dict[str, int] = {}  # by time base: the row that is expected
 
     def read(self) -> Iterator[Block]:
@@ -62,7 +62,7 @@ class RunRows:
                     case Header() as header:
                         self.header = header
                     case Layout() as layout:
-                        self._layouts[layout.layout] = layout
+                        self.layouts[layout.layout] = layout
                     case Stop() as stop:
                         self.stop = stop
                     case _:
@@ -75,14 +75,14 @@ class RunRows:
         if not payloads:
             return
         rows = decode_rows(np.frombuffer(b"".join(payloads), dtype=np.uint8).reshape(len(payloads), -1))
-        layout = None if rows is None else self._layouts.get(rows.layout)
+        layout = None if rows is None else self.layouts.get(rows.layout)
         if rows is not None and layout is not None and rows.number >= self._next.get(layout.time_base, 0):
             self._next[layout.time_base] = rows.number + len(rows.times)
             yield Block(layout, rows.number, np.array(rows.times), rows.values)
             return
         for payload in payloads:
             row = decode_journal(payload)
-            layout = self._layouts.get(row.layout) if isinstance(row, Row) else None
+            layout = self.layouts.get(row.layout) if isinstance(row, Row) else None
             if not isinstance(row, Row) or layout is None or row.number < self._next.get(layout.time_base, 0):
                 continue
             self._next[layout.time_base] = row.number + 1
