@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
+import webbrowser
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +37,7 @@ DEFAULT_PLOT = Path("atomscale-demo.png")
 @click.option("--no-plot", is_flag=True, help="Draw no picture.")
 @click.option("--quick", is_flag=True, help="A shorter growth and outage: some seconds in all.")
 @click.option("--keep", is_flag=True, help="Leave the local server running when the demo ends.")
+@click.option("--open", "opens", is_flag=True, help="Open the local server's page, and stay until Ctrl-C.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the local server; 0, the default: any free.")
 @click.option(
     "--endpoint",
@@ -52,6 +55,7 @@ def demo(
     no_plot: bool,
     quick: bool,
     keep: bool,
+    opens: bool,
     port: int,
     endpoint: str | None,
     synth_source_id: int | None,
@@ -64,8 +68,8 @@ def demo(
 
     The exit code is 0 only if every point is equal.
     """
-    if endpoint is not None and (keep or port):
-        raise click.UsageError("--keep and --port are about the local server, which --endpoint replaces")
+    if endpoint is not None and (keep or opens or port):
+        raise click.UsageError("--keep, --open and --port are about the local server, which --endpoint replaces")
     out = console()
     out.print("A simulated growth is streamed while it runs; in the end every point is compared.")
     from ..demo import Choices, run_demo  # needs bluesky, ophyd and the server
@@ -79,19 +83,32 @@ def demo(
         draw = None
 
     display = DemoDisplay(out)
+
+    def tell(outcome: Outcome) -> None:
+        display.end()
+        _report(out, outcome)
+        if draw is not None:
+            try:
+                draw(outcome, plot)
+            except OSError as error:
+                out.print(Text(f"The picture could not be written: {plain(error)}", style="red"))
+            else:
+                out.print(f"The picture of it is {plain(plot)}.", soft_wrap=True)
+        _farewell(out, outcome)
+        if opens:
+            out.print(f"The page stays at {outcome.endpoint} until you press Ctrl-C.", soft_wrap=True)
+            with suppress(KeyboardInterrupt):
+                while True:  # on Windows a wait without a limit would not notice Ctrl-C
+                    threading.Event().wait(0.2)
+
+    choices = Choices(endpoint=endpoint, synth_source_id=synth_source_id, quick=quick, keep=keep, port=port)
     with _logged(display), display:
-        outcome = run_demo(
-            Choices(endpoint=endpoint, synth_source_id=synth_source_id, quick=quick, keep=keep, port=port), display
-        )
-    _report(out, outcome)
-    if draw is not None:
-        try:
-            draw(outcome, plot)
-        except OSError as error:
-            out.print(Text(f"The picture could not be written: {plain(error)}", style="red"))
+        if opens:
+            outcome = run_demo(choices, display, at_server=webbrowser.open, at_end=tell)
         else:
-            out.print(f"The picture of it is {plain(plot)}.", soft_wrap=True)
-    _farewell(out, outcome)
+            outcome = run_demo(choices, display)
+    if not opens:
+        tell(outcome)
     return 0 if outcome.equal else 1
 
 

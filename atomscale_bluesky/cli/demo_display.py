@@ -50,6 +50,10 @@ class DemoDisplay:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Show no more than lines from now on."""
         if self._live is not None:
             self._live.stop()
 

@@ -117,8 +117,20 @@ class Outcome:
         return self.drained and self.points > 0 and all(comparison.equal for comparison in self.comparisons)
 
 
-def run_demo(choices: Choices, display: Display) -> Outcome:
+def run_demo(
+    choices: Choices,
+    display: Display,
+    *,
+    at_server: Callable[[str], object] = lambda url: None,
+    at_end: Callable[[Outcome], object] = lambda outcome: None,
+) -> Outcome:
     """Run the demo, which takes about 25 s. For the main thread, where Ctrl-C can stop it.
+
+    Args:
+        choices: The choices of the demo's user.
+        display: Shows what happens.
+        at_server: Called with the local server's address once it listens.
+        at_end: Called with the result while the local server still runs.
 
     Raises:
         SettingsError: No server could be started, or the given one cannot be used.
@@ -133,6 +145,7 @@ def run_demo(choices: Choices, display: Display) -> Outcome:
             server = stack.enter_context(ServerProcess(port=choices.port, keep=choices.keep))
             connection = Settings(endpoint=server.url, api_key=DEFAULT_API_KEY)
             display.step(f"it listens on {server.url}")
+            at_server(server.url)
         else:
             connection = Settings.load(endpoint=choices.endpoint)
             _check(connection)
@@ -150,7 +163,9 @@ def run_demo(choices: Choices, display: Display) -> Outcome:
             points_per_chunk=POINTS_PER_CHUNK,
             announce="off",  # the display shows more
         )
-        return _grow(choices, display, settings, server, stack)
+        outcome = _grow(choices, display, settings, server, stack)
+        at_end(outcome)
+        return outcome
 
 
 def _check(settings: Settings) -> None:

@@ -451,11 +451,12 @@ def test_serve_tells_a_person_what_to_set(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONUNBUFFERED": "1"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
-        said = [process.stdout.readline() for _ in range(5)]
+        said = [process.stdout.readline() for _ in range(6)]
         process.communicate("", timeout=30)
 
     assert said[0].startswith("A local Atomscale server listens on http://127.0.0.1:")
-    assert "ATOMSCALE_API_ENDPOINT=http://127.0.0.1:" in said[3]
+    assert "in a browser" in said[1]
+    assert "ATOMSCALE_API_ENDPOINT=http://127.0.0.1:" in said[4]
 
 
 def test_a_taken_port_is_one_line_and_exit_code_2(say: Say, server: LocalServer) -> None:

@@ -125,6 +125,30 @@ def test_the_demo_streams_through_an_outage_and_finds_every_point_equal(
     assert 20_000 < len(picture) < 600_000
 
 
+def test_the_demo_opens_the_page_and_stays_until_ctrl_c(tmp_path: Path) -> None:
+    browser = tmp_path / "browser"
+    browser.write_text(f"#!{sys.executable}\nimport sys; open({str(tmp_path / 'opened')!r}, 'w').write(sys.argv[1])\n")
+    browser.chmod(0o755)
+    with subprocess.Popen(
+        [sys.executable, "-m", "atomscale_bluesky", "demo", "--quick", "--no-plot", "--open"],
+        cwd=tmp_path, env=os.environ | {"BROWSER": f"{browser} %s", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE, text=True, encoding="utf-8",
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        said = ""
+        while "until you press Ctrl-C" not in said:
+            said = child.stdout.readline()
+            assert said, "the demo has ended"
+        url = (tmp_path / "opened").read_text()
+        assert url in said
+        told = requests.get(f"{url}/page/overview", timeout=10).json()
+        assert [stream["status"] for stream in told["streams"]] == ["complete"]
+        child.send_signal(signal.SIGINT)
+        assert child.wait(30) == 0
+    with pytest.raises(requests.ConnectionError):
+        requests.get(url, timeout=5)
+
+
 def test_the_demo_streams_to_a_server_that_is_named_and_leaves_it_alone(
     demo: Callable[..., subprocess.CompletedProcess[str]], server: LocalServer, tmp_path: Path
 ) -> None:
