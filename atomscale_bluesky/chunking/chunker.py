@@ -139,9 +139,14 @@ class _Stream:
                 index, from_row = span.last_index + 1, span.last_row + 1
         self.index, self.from_row = index, from_row
 
-    def holds(self, number: int) -> bool:
-        """Return True if the row of this number is not for this stream, because a chunk has it already."""
-        return number < self.from_row or any(first <= number <= last for first, last in self.opening.skip)
+    def take(self, point: _Point) -> bool:
+        """Add a point. Return True if the chunk is full."""
+        self.points.append(point)
+        noted = self._state.tried.get(self.index)
+        if noted is None:
+            return len(self.points) >= self.opening.points_per_chunk
+        # The last row's number may occur twice.
+        return point.number == noted.last_row and len(self.points) >= noted.points
 
     def keep(self, names: Iterable[str]) -> list[_Point]:
         """Keep these channels only. Return the points of the others in the unfinished chunk."""
@@ -269,13 +274,18 @@ class Chunker:
                 self._waiting[channel.name] = waiting
 
     def _add(self, stream: _Stream, position: Position, row: Row) -> Iterator[Decision]:
-        if stream.holds(row.number) or not stream.channels:
+        if row.number < stream.from_row or not stream.channels:
+            return
+        if stream.opening.skip and any(first <= row.number <= last for first, last in stream.opening.skip):
             return
         if stream.leaving:
             yield from self._leave_as_noted(stream, row.number)
-        without = self._without_value(stream, row)
-        if len(without) == len(stream.channels):
-            return
+        places = stream.places(row.layout, self._index[row.layout])
+        without: tuple[str, ...] = ()
+        if places is None or (None in row.values and self._policy != "null"):
+            without = tuple(name for name in stream.channels if not self._has_value(row, name))
+            if len(without) == len(stream.channels):
+                return
         noted = stream.noted
         while noted and row.number > noted.last_row:  # the row that ended it then is damaged now
             if stream.points:
@@ -295,24 +305,17 @@ class Chunker:
                 yield from self._cut_short(stream)
                 return
             yield from self._part(stream, without, position, row.number)
-        yield from self._take(stream, position, row)
+        point = self._point(stream, position, row)
+        if point is not None and stream.take(point):
+            yield from self._cut(stream)
 
-    def _take(self, stream: _Stream, position: Position, row: Row) -> Iterator[Decision]:
-        """Add the point that a row gives a stream."""
+    def _point(self, stream: _Stream, position: Position, row: Row) -> _Point | None:
+        """Return what a row gives a stream, or None if it lacks a channel."""
         places = stream.places(row.layout, self._index[row.layout])
         if places is None:
-            return
-        yield from self._take_point(stream, _Point(position, row.number, row.time, [row.values[i] for i in places]))
-
-    def _take_point(self, stream: _Stream, point: _Point) -> Iterator[Decision]:
-        stream.points.append(point)
-        noted = stream.noted
-        if noted is None:
-            full = len(stream.points) >= stream.opening.points_per_chunk
-        else:  # the last row's number may occur twice
-            full = point.number == noted.last_row and len(stream.points) >= noted.points
-        if full:
-            yield from self._cut(stream)
+            return None
+        values = row.values
+        return _Point(position, row.number, row.time, [values[place] for place in places])
 
     def _cut(self, stream: _Stream, *, unfinished: bool = False) -> Iterator[Decision]:
         """Make a chunk of the collected points."""
@@ -362,7 +365,8 @@ class Chunker:
         opened = yield from self._open(Open("gap", number, position, names, skip, stream.opening.stream))
         if opened is not None:
             for point in gone:
-                yield from self._take_point(opened, point)
+                if opened.take(point):
+                    yield from self._cut(opened)
 
     def _leave_as_noted(self, stream: _Stream, number: int) -> Iterator[Decision]:
         """Have channels leave that left at a row up to this one when the journal was read before."""
@@ -392,8 +396,9 @@ class Chunker:
                 del self._waiting[name]
             skip = tuple(span for span in skip if span[1] >= row.number)
             opened = yield from self._open(Open(why, row.number, position, tuple(names), skip))
-            if opened is not None:
-                yield from self._take(opened, position, row)
+            point = None if opened is None else self._point(opened, position, row)
+            if opened is not None and point is not None and opened.take(point):
+                yield from self._cut(opened)
 
     def _open(self, decision: Open) -> Generator[Decision, None, _Stream | None]:
         """Decide that a stream opens. Return it, or None if it is not made."""
@@ -402,13 +407,6 @@ class Chunker:
         return self._opened
 
     # ---- values ------------------------------------------------------------------------------------------------------
-
-    def _without_value(self, stream: _Stream, row: Row) -> tuple[str, ...]:
-        """Return the channels of a stream of which a row has no value."""
-        has_all = stream.places(row.layout, self._index[row.layout]) is not None
-        if has_all and (self._policy == "null" or None not in row.values):
-            return ()
-        return tuple(name for name in stream.channels if not self._has_value(row, name))
 
     def _has_value(self, row: Row, name: str) -> bool:
         place = self._index[row.layout].get(name)
