@@ -13,7 +13,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
@@ -229,13 +229,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             SettingsError: A setting is unknown or its value cannot be used.
         """
         environ = os.environ if environ is None else environ
-        merged = _from_file(file, environ)
-        merged.update(_from_environment(environ))
-        merged.update({name: (value, "argument") for name, value in arguments.items() if value is not None})
-        given = {name: _checked(name, value, source) for name, (value, source) in merged.items()}
+        merged = from_file(file, environ) | from_environment(environ) | from_arguments(arguments)
+        return cls.made_of({name: checked(name, value, source) for name, (value, source) in merged.items()})
+
+    @classmethod
+    def made_of(cls, given: Mapping[str, Any]) -> Settings:
+        """Return the settings with these checked values, and with what a probe permits for the others.
+
+        Raises:
+            SettingsError: The values do not fit together.
+        """
         settings = cls(**given)
         if settings.probed:
-            settings = msgspec.structs.replace(settings, **_permitted(settings) | given)
+            settings = msgspec.structs.replace(settings, **_permitted(settings) | dict(given))
         return _together(settings)
 
     def replaced(self, **arguments: Any) -> Settings:
@@ -244,7 +250,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Raises:
             SettingsError: A setting is unknown or its value cannot be used.
         """
-        given = {name: _checked(name, value, "argument") for name, value in arguments.items() if value is not None}
+        given = {name: checked(name, value, "argument") for name, value in arguments.items() if value is not None}
         if self.probed and given.get("endpoint", self.endpoint) != self.endpoint:
             raise SettingsError("setting 'probed' is on, for another endpoint: give the endpoint to Settings.load")
         return _together(msgspec.structs.replace(self, **given))
@@ -262,10 +268,20 @@ def _permitted(settings: Settings) -> dict[str, Any]:
             "probe`, or leave out the setting `probed`", settings.endpoint,
         )  # fmt: skip
         return {}
-    return {name: _checked(name, value, "probe") for name, value in found.permitted.items() if name in FIELDS}
+    return {name: checked(name, value, "probe") for name, value in found.permitted.items() if name in FIELDS}
 
 
-def _from_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+def from_arguments(arguments: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Return the arguments that are given: value and source by name."""
+    return {name: (value, "argument") for name, value in arguments.items() if value is not None}
+
+
+def from_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    """Return what the settings' file has: value and source by name, of settings and of anything else in it.
+
+    Raises:
+        SettingsError: The file cannot be read, or there is none although it is named.
+    """
     if file is None and environ.get(_FILE_VARIABLE):
         file = Path(environ[_FILE_VARIABLE]).expanduser()
     path = file or platformdirs.user_config_path(APP, appauthor=False) / "settings.toml"
@@ -283,7 +299,8 @@ def _from_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, tuple
     return {name: (value, f"file {path}") for name, value in content.items()}
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+def from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    """Return what the environment has: value and source by name."""
     found: dict[str, tuple[Any, str]] = {}
     for name in FIELDS:
         variables = {"api_key": _KEY_VARIABLES, "endpoint": _ENDPOINT_VARIABLES}.get(name, (_PREFIX + name.upper(),))
@@ -292,6 +309,26 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
                 found[name] = (_from_text(name, text), f"environment variable {variable}")
                 break
     return found
+
+
+def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the variables that look like settings of this package and are none, each with the nearest one that is."""
+    known = {_PREFIX + name.upper() for name in FIELDS if name not in {"api_key", "endpoint"}} | {_FILE_VARIABLE}
+    known |= {*_KEY_VARIABLES, *_ENDPOINT_VARIABLES}
+    return {name: _nearest(name, known) for name in environ if name.upper().startswith(_PREFIX) and name not in known}
+
+
+def nearest_setting(name: str) -> str | None:
+    """Return the setting whose name is most like this one, or None if none is like it."""
+    return _nearest(name, FIELDS)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    import difflib  # takes a while, and is needed for mistakes only
+
+    by_form = {one.casefold(): one for one in known}
+    found = difflib.get_close_matches(name.casefold().replace("-", "_"), by_form, n=1, cutoff=0.7)
+    return by_form[found[0]] if found else None
 
 
 def _from_text(name: str, text: str) -> Any:
@@ -306,10 +343,17 @@ def _from_text(name: str, text: str) -> Any:
     return text
 
 
-def _checked(name: str, value: Any, source: str) -> Any:
+def checked(name: str, value: Any, source: str) -> Any:
+    """Return a setting's value in its own type.
+
+    Raises:
+        SettingsError: The setting is unknown, or the value cannot be used.
+    """
     field = FIELDS.get(name)
     if field is None:
-        raise SettingsError(f"there is no setting {name!r} ({source}); there are {', '.join(sorted(FIELDS))}")
+        meant = nearest_setting(name)
+        hint = f"did you mean {meant!r}? " if meant else ""
+        raise SettingsError(f"there is no setting {name!r} ({source}); {hint}there are {', '.join(sorted(FIELDS))}")
     shown = "<not shown>" if name == "api_key" else repr(value)
     if isinstance(value, bool) and not isinstance(field.default, bool):
         raise SettingsError(f"setting {name!r} ({source}) is {shown}, which is no value for it")

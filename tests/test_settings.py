@@ -213,7 +213,7 @@ def test_the_source_of_a_wrong_value_is_told(toml: Any) -> None:
 
 def test_a_setting_that_does_not_exist_is_named_with_those_that_do(toml: Any) -> None:
     with pytest.raises(
-        SettingsError, match=r"there is no setting 'point_per_chunk' \(argument\); there are .*points_per"
+        SettingsError, match=r"'point_per_chunk' \(argument\); did you mean 'points_per_chunk'\? there are .*points_per"
     ):
         Settings.load(environ={}, point_per_chunk=5)
     with pytest.raises(SettingsError, match=r"there is no setting 'colour' \(file "):

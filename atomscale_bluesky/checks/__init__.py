@@ -5,6 +5,7 @@ Out: findings, as records.
 Guaranteed: a check changes nothing in Atomscale, except `probe`, which makes streams if the operator asks for it.
 
     doctor        key, server, clock and disk, before a run
+    settings_report  where each setting comes from, and what is no setting
     probe         what an endpoint permits beyond its documentation; probe_streams, the streams it makes for that
     verification  reads a run back and compares it with its journal, point by point
     recordings    the same for recorded documents

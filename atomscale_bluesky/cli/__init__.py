@@ -13,6 +13,7 @@ from __future__ import annotations
 import click
 
 from .board import board
+from .config import config
 from .demo import demo
 from .doctor import doctor
 from .export import export
@@ -44,7 +45,7 @@ def commands() -> None:
     """
 
 
-_LOOK = (demo, status, board, show, plot, export, upload, verify, doctor, probe, instruments, samples, projects)
+_LOOK = (demo, status, board, show, plot, export, upload, verify, doctor, config, probe, instruments, samples, projects)
 _LEND_A_HAND = (retry, edit, discard, settle, move, serve)
 for _command in (*_LOOK, *_LEND_A_HAND):
     commands.add_command(_command)

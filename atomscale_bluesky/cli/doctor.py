@@ -26,10 +26,15 @@ def doctor(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
 
     The exit code is 1 if a check failed, and 0 otherwise, warnings included.
     """
-    from ..checks.doctor import Result, examine
-    from ..settings import Settings
+    from ..checks.doctor import Check, Result, examine
+    from ..checks.settings_report import report_settings
 
-    checks = list(examine(Settings.load(spool_dir=spool_dir, endpoint=endpoint)))
+    report = report_settings(spool_dir=spool_dir, endpoint=endpoint)
+    checks = [
+        Check("settings", Result.FAILED if one.refused else Result.WARNING, one.found, one.remedy)
+        for one in report.mistakes
+    ]
+    checks += examine(report.settings)
     if as_json:
         click.echo(json.dumps([asdict(check) | {"result": check.result.value} for check in checks], indent=2))
     else:

@@ -1,0 +1,102 @@
+"""Every setting with its value and where it comes from, and what in the sources is no setting.
+
+Unlike `Settings.load`, which refuses the first mistake, this finds all of them, and says which settings are left.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import SettingsError
+from ..settings import (
+    FIELDS,
+    Settings,
+    checked,
+    from_arguments,
+    from_environment,
+    from_file,
+    nearest_setting,
+    unknown_variables,
+)
+
+DEFAULT, PROBE = "default", "probe"
+
+
+@dataclass(frozen=True, slots=True)
+class SettingShown:
+    """One setting as it is in force; of the API key only that it is set."""
+
+    name: str
+    value: Any
+    source: str  # default, argument, probe, a variable of the environment, or a file
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """Something in a source that has no effect, or that a session would refuse."""
+
+    found: str
+    remedy: str
+    refused: bool  # a session does not begin with it
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsReport:
+    """The settings in force without the mistakes, and the mistakes."""
+
+    settings: Settings
+    shown: tuple[SettingShown, ...]
+    mistakes: tuple[Mistake, ...] = field(default_factory=tuple)
+
+
+def report_settings(
+    *, environ: Mapping[str, str] | None = None, file: Path | None = None, **arguments: Any
+) -> SettingsReport:
+    """Return every setting with its source, and every mistake. Takes the same arguments as `Settings.load`."""
+    environ = os.environ if environ is None else environ
+    mistakes: list[Mistake] = []
+    try:
+        merged = from_file(file, environ)
+    except SettingsError as error:
+        mistakes.append(Mistake(str(error), "mend the file", refused=True))
+        merged = {}
+    merged |= from_environment(environ) | from_arguments(arguments)
+    given: dict[str, Any] = {}
+    for name, (value, source) in merged.items():
+        if name not in FIELDS:
+            meant = nearest_setting(name)
+            found = f"there is no setting {name!r} ({source})"
+            mistakes.append(Mistake(found, f"did you mean {meant!r}?" if meant else "remove it", refused=True))
+            continue
+        try:
+            given[name] = checked(name, value, source)
+        except SettingsError as error:
+            mistakes.append(Mistake(str(error), "give it a value that fits", refused=True))
+    for variable, meant in unknown_variables(environ).items():
+        found = f"environment variable {variable} is no setting, so it has no effect"
+        mistakes.append(Mistake(found, f"did you mean {meant}?" if meant else "remove it", refused=False))
+    try:
+        settings = Settings.made_of(given)
+    except SettingsError as error:
+        mistakes.append(Mistake(str(error), "change one of the two", refused=True))
+        given.pop("endpoint", None)
+        settings = Settings(**given)
+    return SettingsReport(settings, tuple(_shown(settings, given, merged)), tuple(mistakes))
+
+
+def _shown(settings: Settings, given: Mapping[str, Any], merged: Mapping[str, tuple[Any, str]]) -> list[SettingShown]:
+    shown: list[SettingShown] = []
+    defaults = Settings()
+    for name in FIELDS:
+        value = getattr(settings, name)
+        source = merged[name][1] if name in given else DEFAULT
+        if name not in given and value != getattr(defaults, name):
+            source = PROBE
+        if name == "api_key" and value:
+            value = "<set>"
+        shown.append(SettingShown(name, value, source))
+    return shown

@@ -1,0 +1,62 @@
+"""`atomscale-bluesky config show`: every setting, its value, and where it comes from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from .formatting import console, plain
+
+
+@click.group
+def config() -> None:
+    """Look at the settings."""
+
+
+@config.command
+@click.option("--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="As if this were given.")
+@click.option("--endpoint", metavar="URL", help="As if this were given.")
+@click.option("--json", "as_json", is_flag=True, help="Say it as JSON.")
+def show(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
+    """Show every setting, its value, and where it comes from.
+
+    Also tells which variables and keys of the file are no settings, and which ones were perhaps meant. Of the API key
+    it only says whether it is set.
+
+    The exit code is 1 if there is such a mistake.
+    """
+    from ..checks.settings_report import DEFAULT, report_settings
+
+    report = report_settings(spool_dir=spool_dir, endpoint=endpoint)
+    if as_json:
+        import msgspec
+
+        told = {"settings": msgspec.to_builtins(report.shown), "mistakes": msgspec.to_builtins(report.mistakes)}
+        click.echo(json.dumps(told, indent=2))
+        return int(bool(report.mistakes))
+    out = console()
+    table = Table(box=None, pad_edge=False)
+    for title in ("setting", "value", "from"):
+        table.add_column(title, overflow="fold")
+    for one in report.shown:
+        style = "dim" if one.source == DEFAULT else ""
+        table.add_row(one.name, Text(plain(_text(one.value)), style=style), Text(plain(one.source), style=style))
+    out.print(table)
+    for mistake in report.mistakes:
+        text = f"{plain(mistake.found, limit=1000)}; {plain(mistake.remedy)}"
+        out.print(Text(text, style="bold red" if mistake.refused else "yellow"), soft_wrap=True)
+    return int(bool(report.mistakes))
+
+
+def _text(value: Any) -> str:
+    """A value as one writes it into the file."""
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(list(value) if isinstance(value, tuple) else value)

@@ -1,0 +1,99 @@
+"""Where each setting comes from, and what in the sources is no setting."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from atomscale_bluesky import SettingsError
+from atomscale_bluesky.__main__ import main
+from atomscale_bluesky.checks.settings_report import report_settings
+from atomscale_bluesky.settings import Settings
+
+KEY = "a-secret-key-of-many-characters"
+
+
+def test_every_setting_is_shown_with_its_value_and_source(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("points_per_chunk = 50\nlabel = '{scan_id}'\n")
+    environ = {"AS_API_KEY": KEY, "ATOMSCALE_BLUESKY_LABEL": "{plan_name}"}
+    report = report_settings(environ=environ, file=file, spool_dir=tmp_path)
+    shown = {one.name: (one.value, one.source) for one in report.shown}
+
+    assert list(shown) == list(Settings.__struct_fields__)
+    assert shown["points_per_chunk"] == (50, f"file {file}")
+    assert shown["label"] == ("{plan_name}", "environment variable ATOMSCALE_BLUESKY_LABEL")
+    assert shown["spool_dir"] == (str(tmp_path), "argument")
+    assert shown["offline"] == (False, "default")
+    assert shown["api_key"] == ("<set>", "environment variable AS_API_KEY")
+    assert KEY not in repr(report)
+    assert report.mistakes == ()
+
+
+def test_every_mistake_is_found_and_the_other_settings_hold(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("point_per_chunk = 50\ncolour = 'red'\nmax_connections = 'many'\nprimary = 'fly'\n")
+    environ = {"ATOMSCALE_BLUESKY_SPOOLDIR": "/x", "ATOMSCALE_BLUESKY_ZZZ": "1", "ATOMSCALE_BLUESKY_OFFLINE": "1"}
+    report = report_settings(environ=environ, file=file)
+    remedies = {one.found.partition(" (")[0]: (one.remedy, one.refused) for one in report.mistakes}
+
+    assert remedies["there is no setting 'point_per_chunk'"] == ("did you mean 'points_per_chunk'?", True)
+    assert remedies["there is no setting 'colour'"] == ("remove it", True)
+    assert remedies["setting 'max_connections'"][1]
+    variable = "environment variable ATOMSCALE_BLUESKY_SPOOLDIR is no setting, so it has no effect"
+    assert remedies[variable] == ("did you mean ATOMSCALE_BLUESKY_SPOOL_DIR?", False)
+    assert len(report.mistakes) == 5
+    assert (report.settings.primary, report.settings.offline, report.settings.max_connections) == ("fly", True, 8)
+    with pytest.raises(SettingsError, match=r"did you mean 'points_per_chunk'\?"):
+        Settings.load(environ={}, file=file)
+
+
+def test_settings_that_do_not_fit_together_and_a_broken_file_are_mistakes(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("endpoint = 'http://chamber.example'\n")
+    (mistake,) = report_settings(environ={}, file=file).mistakes
+    assert "allow_http" in mistake.found
+    file.write_text("endpoint = \n")
+    (mistake,) = report_settings(environ={}, file=file).mistakes
+    assert "cannot be read" in mistake.found
+
+
+def test_config_show_prints_them_and_its_exit_code_tells_of_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ATOMSCALE_BLUESKY_REQUIRE_ALL", raising=False)
+    monkeypatch.setenv("ATOMSCALE_API_KEY", KEY)
+    assert main(["config", "show"]) == 0
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_POINT_PER_CHUNK", "4")
+    assert main(["config", "show", "--endpoint", "https://other.example"]) == 1
+
+    said = " ".join(capsys.readouterr().out.split())
+    assert "points_per_chunk 100 default" in said
+    assert "endpoint https://other.example argument" in said
+    assert "did you mean ATOMSCALE_BLUESKY_POINTS_PER_CHUNK?" in said
+    assert KEY not in said
+    assert main(["config", "show", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert {one["name"] for one in told["settings"]} == set(Settings.__struct_fields__)
+    assert len(told["mistakes"]) == 1
+
+
+def test_doctor_names_a_mistake_and_goes_on_with_the_other_settings(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(f"offlin = true\noffline = true\nspool_dir = '{tmp_path / 'spool'}'\n")
+    without = {name: text for name, text in os.environ.items() if not name.startswith("ATOMSCALE_BLUESKY_")}
+    ended = subprocess.run(
+        [sys.executable, "-m", "atomscale_bluesky", "doctor", "--json"],
+        env=without | {"ATOMSCALE_BLUESKY_SETTINGS": str(file)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+    assert ended.returncode == 1
+    checks = {check["what"]: check for check in json.loads(ended.stdout)}
+    assert checks["settings"]["result"] == "failed"
+    assert checks["settings"]["remedy"] == "did you mean 'offline'?"
+    assert checks["server"]["found"] == "not asked: `offline` is set"
