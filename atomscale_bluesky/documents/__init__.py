@@ -12,11 +12,15 @@ Guaranteed: no network. Memory does not grow with the run, except for a bounded 
     validation      refuses a run for its metadata, for those who want that
     selection       which event streams and data keys are taken
     descriptor      reads a descriptor that may lack nearly everything
+    description     what is used of a descriptor, as the journal keeps it
+    row_times       which time a row has: its event's, or its readings' own
     event_stream    one event stream: which of its keys are channels, and its rows
     time_base       channels that share their times: encodes their values as rows
     conversion      turns one value into a number, or gives the reason why that is not possible
     open_run        the state of a run whose stop document has not come
     known_runs      what earlier processes kept of a run that comes again
     peers           recorders of the same process that get the same runs
+    recognition     which readings of a document these have
+    early_events    events that wait for their descriptor
     rejections      documents that cannot be used: counted, and logged once
 """

@@ -6,7 +6,7 @@ The value itself decides: what a descriptor promises about it is only the first 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -83,12 +83,12 @@ def plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
-def length_of(value: Any, described: Mapping[str, Any]) -> int | None:
+def length_of(value: Any, promised: int | None = None) -> int | None:
     """Return how many channels a one-dimensional array of numbers gives; None for no array, or one of one element.
 
     Args:
-        value: The first value seen.
-        described: Its data key, whose shape decides if the value is empty or None.
+        value: The value.
+        promised: How long its descriptor says that it is. That decides if it is empty or None.
     """
     length = 0
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "biuf":
@@ -97,9 +97,7 @@ def length_of(value: Any, described: Mapping[str, Any]) -> int | None:
         length = len(value)
     elif value is not None:
         return None
-    shape = described.get("shape")
-    if not length and described.get("dtype") == "array" and isinstance(shape, list | tuple) and len(shape) == 1:
-        length = shape[0] if isinstance(shape[0], int) else 0  # no element was seen, so the shape decides
+    length = length or promised or 0
     return length if length > 1 else None
 
 
@@ -110,9 +108,17 @@ def _has_elements(values: Sequence[Any]) -> bool:
 
 
 def numbers(values: Any, count: int) -> list[float | Loss]:
-    """Return the first `count` elements of an array as numbers or reasons. Further elements are not read."""
+    """Return the elements of an array as `count` numbers or reasons. A number counts as an array of one element.
+
+    An array of more elements is left out as a whole.
+    """
     if isinstance(values, np.ndarray) and values.ndim:
-        values = values[:count].tolist() if values.ndim == 1 else list(values[:count])
-    if not isinstance(values, list | tuple):
-        return [Loss.MISSING] * count
-    return [number(values[i]) if i < len(values) else Loss.MISSING for i in range(count)]
+        values = values.tolist() if values.ndim == 1 and len(values) <= count else list(values[: count + 1])
+    if isinstance(values, list | tuple):
+        if len(values) > count:
+            return [Loss.LONG_ARRAY] * count
+        return [number(values[i]) if i < len(values) else Loss.MISSING for i in range(count)]
+    only = number(values)
+    if not isinstance(only, str):
+        return [only, *[Loss.MISSING] * (count - 1)]
+    return [Loss.MISSING if only is Loss.NO_VALUE else only] * count

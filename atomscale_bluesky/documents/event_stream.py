@@ -1,13 +1,15 @@
 """Turns descriptors and events into channels and encoded rows. Pure: no file, socket, clock or thread.
 
-An `EventStream` reads the documents of one event stream of one run. Its first event decides which data keys become
-channels, because values are more reliable than the descriptor. Numbers, booleans, enums (by index) and the elements of
-short one-dimensional arrays become channels. Text, tables, larger arrays and external data are left out, each with its
-reason. A key that turns numeric later is added in a new layout. A value that is not a finite number is a gap with a
-reason.
+An `EventStream` reads the documents of one event stream of one run. The values decide which data keys become channels,
+because values are more reliable than the descriptor. Numbers, booleans, enums (by index) and the elements of short
+one-dimensional arrays become channels. Text, tables, larger arrays and external data are left out, each with its
+reason. A value that is not a finite number is a gap with a reason.
 
-Keys that share their times form a time base, and rows are numbered within it. Events of a plan have one time for all
-keys. Monitors and event pages have a time per key, so they may have several time bases (decision 0004).
+Nothing is decided for good. A key that comes later or turns numeric, an array that grows, a scalar that becomes an
+array and a unit that changes give channels of their own from there on, in a new layout.
+
+Keys that share their times form a time base, and rows are numbered within it. Which time a row has is decided by
+`row_times`. Where readings have times of their own, an event stream may have several time bases (decision 0081).
 """
 
 from __future__ import annotations
@@ -22,60 +24,73 @@ import numpy as np
 from ..errors import ChannelError
 from ..model.loss import Loss
 from ..model.rows import Channel
-from ..spool.journal_format import Layout, encode_row
+from ..model.text import cut, sound
+from ..spool.journal_format import DataKey, Layout, encode_row
 from .accepted import Accepted
 from .conversion import choice, length_of, number
-from .descriptor import choices_of, event_stream_of, filled_in_page, hinted, is_filled, mapping_of
+from .description import MAX_NAME, Description
+from .descriptor import filled_in_page, is_filled, mapping_of
+from .row_times import STILL_S, Own, RowTimes, Stretch, Way
 from .selection import Selection
-from .time_base import Source, TimeBase
+from .time_base import Source, TimeBase, Values
 
-MAX_NAME = 255  # characters, and also bytes, since the API does not say which it counts
-DAY_S = 86400.0
 # This many keys that first appear later are counted one by one, and the others together.
 MAX_LATE_KEYS = 1000
 OTHER_KEYS = "(other keys)"
+# How often the values of an event stream may change its channels. A layout names all channels, so more would let the
+# journal grow with the square of their number.
+MAX_CHANGES = 100
+# How many points of a page are in memory a second time while they are packed.
+BLOCK_POINTS = 100_000
 
+# Channel names in lower case → event stream, data key, element and unit.
+Names = dict[str, tuple[str, str, int | None, str | None]]
 
-# Channel names in lower case → event stream, data key and element.
-Names = dict[str, tuple[str, str, int | None]]
+_UNDESCRIBED = DataKey()
+# What a value of a numeric key may be for a while.
+_NO_NUMBER_YET = {Loss.NO_VALUE, Loss.NOT_FINITE, Loss.TOO_LARGE}
 
 
 class EventStream:
     """Turns the documents of one event stream of one run into lines for its journal.
 
-    `event` and `event_page` return JSON texts and change nothing until `accepted` confirms that they were kept. So a
+    `event` and `event_page` return JSON texts and number no row until `accepted` confirms that they were kept. So a
     line that could not be written leaves no hole.
 
     Args:
-        descriptor: The first descriptor of the event stream.
+        description: What the first descriptor of the event stream says.
         selection: Which event streams and data keys to take.
         started: The run's start, Unix seconds.
         next_layout: Returns a number that no other layout of the run has.
         names: The channel names of the run, if its event streams share a metrology stream.
+        earlier: The event stream's layouts in earlier journals of the run. Its channels keep their names, and keys
+            that have been divided stay apart.
+        collected: True if earlier journals show that its rows were collected, and not read by a plan.
     """
 
     def __init__(
         self,
-        descriptor: Mapping[str, Any],
+        description: Description,
         selection: Selection,
         *,
         started: float,
         next_layout: Callable[[], int],
         names: Names | None = None,
+        earlier: Iterable[Layout] = (),
+        collected: bool = False,
     ) -> None:
-        self.name = event_stream_of(descriptor)
+        self.name = sound(description.line.event_stream)
+        self.description = description
         self.begun = False  # True once a row of it was kept
         self.replaced_times = 0  # readings whose own time was impossible, so they got the event's time
-        self._data_keys = mapping_of(descriptor.get("data_keys"))
-        self._hinted = hinted(descriptor)
+        self._described: Mapping[str, DataKey] = description.line.data_keys
         self._selection = selection
-        self.by_reading = selection.by_reading(self.name, page=False)  # points have their readings' times
-        self._started = started
         self._next_layout = next_layout
         self._bases: list[TimeBase] = []
         self._watched: tuple[str, ...] = ()  # keys left out because of their values, which may become numbers later
         self._left_out: dict[str, str] = {}
-        self.late: Counter[str] = Counter()  # readings of keys that are in neither the descriptor nor the first event
+        self._changes = 0
+        self.late: Counter[str] = Counter()  # readings of keys that came after too many changes
         self._known: set[Any] = set()  # all other keys
         self.usual = -1  # how many keys an event has if all of its keys are known
         self.usually: Accepted | None = None  # the answer for such an event
@@ -83,6 +98,20 @@ class EventStream:
         shares = selection.unprefixed is not None
         self._prefix = f"{self.name}/" if shares and self.name != selection.unprefixed else ""
         self._names: Names = names if shares and names is not None else {}
+        self._units: dict[str, str | None] = {}  # by data key: the unit of its first channel
+        self._time_bases: dict[str, str] = {}  # by data key: the time base that it had in an earlier journal
+        self._lengths: dict[str, int] = {}  # by data key: how many elements its array had there
+        own: bool | None = None
+        for layout in earlier:
+            own = layout.own_times
+            for one in layout.channels:
+                self._names.setdefault(one.name.lower(), (self.name, one.key, one.element, one.unit))
+                self._units.setdefault(one.key, one.unit)
+                self._time_bases[one.key] = layout.time_base
+                if one.element is not None:
+                    self._lengths[one.key] = max(one.element + 1, self._lengths.get(one.key, 0))
+        self.times = RowTimes(selection.way_of(self.name), started, resumed=own, certain=collected)
+        self._own_times = bool(own)
 
     @property
     def left_out(self) -> Mapping[str, str]:
@@ -104,12 +133,22 @@ class EventStream:
         """How many rows each time base has."""
         return {base.layout.time_base: base.rows for base in self._bases}
 
-    def event(self, doc: Mapping[str, Any], now: float) -> list[bytes]:
-        """Return the lines for one event: new layouts, then its row in each time base.
+    def saw(self, doc: Mapping[str, Any]) -> None:
+        """Note the times of an event that is kept already: they tell how those of the next one are chosen."""
+        self.times.of(self._finite(doc.get("time")), mapping_of(doc.get("timestamps")))
 
-        Args:
-            doc: An `event` document of this event stream.
-            now: The present time, to recognise an impossible time stamp. Used only if points are `by_reading`.
+    def describe(self, description: Description) -> None:
+        """Note that the documents that follow name another descriptor. Its units and choices apply to them."""
+        self.description, self._described = description, description.line.data_keys
+        self.usual, self.usually = -1, None
+        bases: list[TimeBase] = []
+        for base in self._bases:
+            sources = list(map(self._redescribed, base.sources))
+            bases.append(base if sources == base.sources else self._changed(base, sources))
+        self._bases = bases
+
+    def event(self, doc: Mapping[str, Any]) -> list[bytes]:
+        """Return the lines for one event: new layouts, then its row in each time base.
 
         Raises:
             ChannelError: The document lacks something that every event must have, such as a finite time.
@@ -122,39 +161,69 @@ class EventStream:
             ) from None
         if type(time) is not float or not math.isfinite(time):
             time = self._finite(time)
-        by_reading = self.by_reading
-        stamps = mapping_of(doc.get("timestamps")) if by_reading else {}
-        if not self._bases:
-            if not isinstance(data, Mapping):
-                raise ChannelError(f"the data of an event of event stream {self.name!r} are no mapping; it is left out")
-            own = {key: self._own_time(stamp, now) for key, stamp in stamps.items()}
-            self._arrange(data, mapping_of(doc.get("filled")), own if by_reading else None)
-        if len(data) != self.usual:
-            self._count_unknown(data, 1)
-        if self._watched:
-            self._welcome_late_channels({key: (data[key],) for key in self._watched if key in data})
-        if by_reading:
-            self._split_where_times_differ(stamps, now)
+        times = self.times
+        if not (times.by_event and time - times.last > STILL_S and len(data) == self.usual) or self._watched:
+            return self._unusual(doc, time, None)
+        times.last = time
         out: list[bytes] = []
+        gaps = False
         for base in self._bases:
-            at = time
-            if by_reading and base.keys:
-                own_time = self._own_time(stamps.get(base.keys[0]), now)
-                if own_time is None:
-                    self.replaced_times += 1
-                else:
-                    at = own_time
             if not base.declared:
                 base.declare(out)
             values = base.packed(data)
-            if values[1] and self.usual >= 0 and Loss.MISSING in values[1].values():
-                self._count_unknown(data, 1)  # another key may have taken the place of a missing one
-            out.append(encode_row(base.layout.layout, base.rows, at, uid, *values))
+            if values[1]:
+                gaps = True
+            out.append(encode_row(base.layout.layout, base.rows, time, uid, *values))
             base.offered = base.rows + 1
+        if gaps and self._changes_with(data, mapping_of(doc.get("filled")), None, None):
+            return self._lines(doc, time, None, None)
         return out
 
-    def event_page(self, doc: Mapping[str, Any], now: float) -> list[bytes]:
-        """Return the lines for all rows of an event page, after the new layouts.
+    def part(self, doc: Mapping[str, Any], keys: Set[str]) -> list[bytes]:
+        """Return the same for the readings of these data keys alone. A time base without any of them has no row."""
+        return self._unusual(doc, self._finite(doc.get("time")), keys)
+
+    def _unusual(self, doc: Mapping[str, Any], time: float, only: Set[str] | None) -> list[bytes]:
+        """Return the lines of an event of which anything may be new: its keys, or which of its times count."""
+        data, times = doc["data"], self.times
+        own = times.of(time, mapping_of(doc.get("timestamps")))
+        if len(data) != self.usual or self._watched or times.uneven or (own is None) == self._own_times or only:
+            if not isinstance(data, Mapping):
+                raise ChannelError(f"the data of an event of event stream {self.name!r} are no mapping; it is left out")
+            self._offered_late = {}
+            self._prepare(data, mapping_of(doc.get("filled")), own, only)
+        return self._lines(doc, time, own, only)
+
+    def _lines(self, doc: Mapping[str, Any], time: float, own: Own | None, only: Set[str] | None) -> list[bytes]:
+        """Return the lines for an event whose rows have times of their own, or gaps, or of which a part is wanted."""
+        data, uid = doc["data"], doc["uid"]
+        while True:
+            out: list[bytes] = []
+            gaps, replaced = False, 0
+            for base in self._bases:
+                at = time
+                if own is not None and base.keys:
+                    stamp = own.get(base.keys[0])
+                    if stamp is None:
+                        replaced += 1
+                    else:
+                        at = stamp
+                if only and only.isdisjoint(base.keys):
+                    base.offered = base.rows
+                    continue
+                if not base.declared:
+                    base.declare(out)
+                values = base.packed(data)
+                if values[1]:
+                    gaps = True
+                out.append(encode_row(base.layout.layout, base.rows, at, uid, *values))
+                base.offered = base.rows + 1
+            if not gaps or not self._changes_with(data, mapping_of(doc.get("filled")), own, only):
+                self.replaced_times += replaced
+                return out
+
+    def event_page(self, doc: Mapping[str, Any]) -> list[bytes]:
+        """Return the lines for all rows of an event page: the same as for its events one by one, ordered by time base.
 
         Raises:
             ChannelError: The columns of the page differ in length, or one of its times is not finite.
@@ -168,35 +237,48 @@ class EventStream:
                     f"{what} of event stream {self.name!r} has {len(column)} values in a page of "
                     f"{len(uids)} events; the page is left out"
                 )
+        for base in self._bases:
+            base.offered = base.rows
+        self._offered_late = {}
         if not uids:
             return []
-        by_reading = self._selection.by_reading(self.name, page=True)
-        stamps = mapping_of(doc.get("timestamps")) if by_reading else {}
-        own = self._own_times(stamps, len(uids), now)
-        if not self._bases:
-            first = {key: column[0] for key, column in columns.items()}
-            self._arrange(first, filled_in_page(doc.get("filled")), own if by_reading else None)
-        self._count_unknown(columns, len(uids))
-        if self._watched:
-            self._welcome_late_channels({key: columns[key] for key in self._watched if key in columns})
-        if by_reading:
-            for base in list(self._bases):
-                self._split(base, own)
-        out: list[bytes] = []
-        for base in self._bases:
-            at = times
-            if by_reading and base.keys:
-                own_times = own.get(base.keys[0]) or [None] * len(uids)
-                self.replaced_times += own_times.count(None)
-                at = [time if shown is None else shown for shown, time in zip(own_times, times, strict=True)]
-            layout, row = base.layout.layout, base.rows
-            for time, uid, values in zip(at, uids, base.page(columns, len(uids)), strict=True):
-                if row == base.rows and not base.declared:
-                    base.declare(out)
-                out.append(encode_row(layout, row, time, uid, *values))
-                row += 1
-            base.offered = row
-        return out
+        self.usual = -1  # its keys may be others, even if they are as many as before
+        stamps = {key: _stamps(column, len(uids)) for key, column in mapping_of(doc.get("timestamps")).items()}
+        page = _Page(uids, times, columns, filled_in_page(doc.get("filled")))
+        for stretch in self.times.page(times, {key: column for key, column in stamps.items() if column is not None}):
+            self._take_stretch(page, stretch)
+        return page.lines()
+
+    def _take_stretch(self, page: _Page, stretch: Stretch) -> None:
+        row = stretch.begin
+        while row < stretch.end:
+            data = {key: column[row] for key, column in page.columns.items()}
+            own = stretch.row(row)
+            self._prepare(data, page.filled, own, None)
+            points = sum(len(base.layout.channels) for base in self._bases)
+            end = min(stretch.end, row + max(1, BLOCK_POINTS // max(1, points)))
+            end = self._alike_until(page, stretch, row, end)
+            values = {base.layout.layout: base.page(page.columns, row, end) for base in self._bases}
+            if None in values.values():
+                grows = self._changes_at(page, row, end)
+                if grows == row:
+                    continue  # its channels have changed
+                if grows < end:
+                    end = grows
+                    values = {base.layout.layout: base.page(page.columns, row, end) for base in self._bases}
+            if end - row > 1:  # the first of these rows is counted
+                self._count_late(page.columns, end - row)
+            for base in self._bases:
+                packed = values[base.layout.layout]
+                if packed is None:
+                    held = [(key, page.columns[key]) for key in base.keys if key in page.columns]
+                    packed = [base.packed({key: column[i] for key, column in held}) for i in range(row, end)]
+                at: Iterable[float] = page.times[row:end]
+                if stretch.own is not None and base.keys:
+                    at, replaced = stretch.times(base.keys[0], row, end, page.times)
+                    self.replaced_times += replaced
+                page.add(base, at, row, packed)
+            row = end
 
     def accepted(self, points_per_chunk: int = 1) -> bool:
         """Note that the result of the last `event` or `event_page` was kept, and number the next rows after it.
@@ -226,7 +308,7 @@ class EventStream:
         usual = len(payloads) == events == 1 and len(data) == self.usual and not known
         left_out: Counter[str] = Counter()
         for key in data:
-            reason = self._left_out.get(_sound(key) if isinstance(key, str) else _sound(type(key).__name__))
+            reason = self._left_out.get(sound(key) if isinstance(key, str) else sound(type(key).__name__))
             if reason is None and key not in self._known:
                 reason = Loss.LATE
             if reason is not None:
@@ -237,10 +319,6 @@ class EventStream:
             self.usually = found
         return found
 
-    def described_again(self) -> None:
-        """Note that a further descriptor has come: the next event is checked for unknown keys."""
-        self.usual = -1
-
     def start_over(self) -> None:
         """Number the next rows from 0, under layouts that are declared again: they go into another journal."""
         for base in self._bases:
@@ -249,43 +327,179 @@ class EventStream:
 
     # ---- which keys become channels --------------------------------------------------------------------------------
 
-    def _arrange(self, data: Mapping[Any, Any], filled: Mapping[str, Any], own: Mapping[str, Any] | None) -> None:
+    def _prepare(
+        self, data: Mapping[Any, Any], filled: Mapping[str, Any], own: Own | None, only: Set[str] | None
+    ) -> None:
+        """Have the channels and time bases that an event needs."""
+        if (own is not None) != self._own_times:
+            before, self._own_times = self._own_times, own is not None
+            try:
+                if self.times.way is Way.EVIDENCE:
+                    self._bases = [self._changed(base, base.sources) for base in self._bases]
+            except BaseException:  # from a signal handler: the layouts are changed with the next event
+                self._own_times = before
+                raise
+        if not self._bases:
+            self._arrange(data, filled, own)
+        if len(data) != self.usual:
+            self._meet(data, filled)
+        if self._watched:
+            self._welcome({key: data[key] for key in self._watched if key in data}, filled)
+        self._divide(own, only)
+
+    def _divide(self, own: Own | None, only: Set[str] | None) -> None:
+        if own is not None:
+            self._split_where_times_differ(own)
+        if only:
+            for base in list(self._bases):
+                if not only.isdisjoint(base.keys):
+                    self._split(base, {key: key in only for key in base.keys})
+
+    def _arrange(self, data: Mapping[Any, Any], filled: Mapping[str, Any], own: Own | None) -> None:
         """Decide, at the first event, which keys become channels, and which of these share their times."""
         sources: list[Source] = []
-        left_out: dict[str, str] = {}
-        for key in dict.fromkeys([*self._data_keys, *data]):
-            if not isinstance(key, str):
-                left_out[_sound(type(key).__name__)] = Loss.NAMELESS
-                continue
+        left_out: dict[str, str] = {sound(kind): Loss.NAMELESS for kind in self.description.nameless}
+        for key in dict.fromkeys([*self._described, *data]):
             source = self._source(key, data.get(key), filled.get(key, True))
             if isinstance(source, str):
-                left_out[_sound(key)] = source
+                left_out[_left_out_name(key)] = source
             else:
                 sources.append(source)
-        self._known = {*self._data_keys, *data}
-        watched = tuple(key for key, reason in left_out.items() if reason in {Loss.TEXT, Loss.NOT_NUMERIC, Loss.ARRAY})
-        groups = [sources] if own is None else _sharing(sources, own)
+        earlier = {key: self._time_bases.get(key, self.name) for key in {source.key for source in sources}}
+        groups: list[list[Source]] = []
+        for group in _sharing(sources, earlier):
+            groups += [group] if own is None else _sharing(group, own)
+        groups.sort(key=lambda group: earlier[group[0].key] != self.name)
+        if groups and earlier[groups[0][0].key] != self.name:
+            groups.insert(0, [])
         first, *others = groups or [[]]
-        bases = [self._base(self.name, first, left_out), *map(self._further_base, others)]
-        # Assigned in one statement, so that an exception from a signal handler leaves all of it or nothing.
-        self._left_out, self._watched, self._bases, self.usually = left_out, watched, bases, None
+        bases = [self._base(self.name, first, left_out)]
+        for group in others:
+            bases.append(self._further_base(group, bases))
+        # The bases last: until then, an exception from a signal handler leaves it to the next event.
+        watched = _watched(left_out, [*self._described, *data])
+        self._left_out, self._watched, self._known = left_out, watched, {*self._described, *data}
+        self._bases, self.usually = bases, None
 
-    def _count_unknown(self, data: Mapping[Any, Any], rows: int) -> None:
-        """Count the unknown keys, to be added once these rows are kept. An unknown key no longer becomes a channel."""
+    def _meet(self, data: Mapping[Any, Any], filled: Mapping[str, Any]) -> bool:
+        """Take the keys that come for the first time. Return True if any did."""
         unknown = [key for key in data if key not in self._known]
         self.usual, self.usually = -1 if unknown else len(data), None
-        self._offered_late = {}
+        if not unknown:
+            return False
+        if self._changes >= MAX_CHANGES:
+            self._count_late(data, 1)
+            return False
+        self._changes += 1
+        base, *others = self._bases
+        sources, left_out = list(base.sources), dict(self._left_out)
         for key in unknown:
-            name = _sound(key)[:MAX_NAME] if isinstance(key, str) else type(key).__name__
+            source = self._source(key, data[key], filled.get(key, True))
+            if isinstance(source, str):
+                left_out[_left_out_name(key)] = source
+            else:
+                sources.append(source)
+        base = base.changed(sources, self._layout(base.layout.time_base, sources, left_out))
+        watched = (*self._watched, *_watched(left_out, unknown))
+        known = {*self._known, *unknown}
+        self._left_out, self._bases, self._known, self._watched = left_out, [base, *others], known, watched
+        self.usual = len(data)
+        return True
+
+    def _count_late(self, data: Mapping[Any, Any], rows: int) -> None:
+        """Count the readings of keys that came too late, to be added once these rows are kept."""
+        for key in data:
+            if key in self._known:
+                continue
+            name = sound(key)[:MAX_NAME] if isinstance(key, str) else type(key).__name__
             if name not in self.late and len(self.late) >= MAX_LATE_KEYS:
                 name = OTHER_KEYS
             self._offered_late[name] = self._offered_late.get(name, 0) + rows
 
-    def _further_base(self, sources: list[Source]) -> TimeBase:
-        return self._base(f"{self.name}/{sources[0].channels[0].key}", sources, {})
+    def _welcome(self, values: Mapping[str, Any], filled: Mapping[str, Any]) -> None:
+        """Add keys that were not numeric until now, and are numbers in this event, in a new layout."""
+        for key, value in values.items():
+            if value is None or issubclass(type(value), str):
+                continue
+            source = self._source(key, value, filled.get(key, True))
+            if isinstance(source, str):
+                continue
+            base, *others = self._bases
+            watched = tuple(other for other in self._watched if other != key)
+            left_out = {other: reason for other, reason in self._left_out.items() if other != _left_out_name(key)}
+            sources = [*base.sources, source]
+            base = base.changed(sources, self._layout(base.layout.time_base, sources, left_out))
+            self._left_out, self._watched, self._bases, self.usually = left_out, watched, [base, *others], None
+
+    def _changes_with(
+        self, data: Mapping[Any, Any], filled: Mapping[str, Any], own: Own | None, only: Set[str] | None
+    ) -> bool:
+        """Give an event with a gap the channels that it needs. Return True if there are new ones."""
+        met = self.usual >= 0 and self._meet(data, filled)  # another key may have taken the place of a missing one
+        if not (self._grow(data) or met):
+            return False
+        self._divide(own, only)
+        return True
+
+    def _grow(self, data: Mapping[Any, Any]) -> bool:
+        """Give an array a channel for each element. Return True if there are new ones."""
+        changed: list[TimeBase] = []
+        for base in self._bases:
+            sources = [self._grown(source, data.get(source.key)) for source in base.sources]
+            changed.append(base if sources == base.sources else self._changed(base, sources))
+        if changed == self._bases:
+            return False
+        self._changes += 1
+        self._bases, self.usually = changed, None
+        return True
+
+    def _grown(self, source: Source, value: Any) -> Source:
+        length = source.outgrown_by(value)
+        if length is None or self._changes >= MAX_CHANGES:
+            return source
+        return self._elements(source.key, source.channels[0].unit, length)
+
+    def _changes_at(self, page: _Page, row: int, end: int) -> int:
+        """Return the first of these rows whose arrays need more channels, or `end`. At `row` itself, add them."""
+        arrays = [source for base in self._bases for source in base.sources if source.key in page.columns]
+        for i in range(row, end):
+            if any(source.outgrown_by(page.columns[source.key][i]) for source in arrays):
+                if self._changes >= MAX_CHANGES:
+                    return end
+                if i == row:
+                    self._grow({key: column[row] for key, column in page.columns.items()})
+                return i
+        return end
+
+    def _alike_until(self, page: _Page, stretch: Stretch, row: int, end: int) -> int:
+        """Return the first row after `row` that needs other time bases, or a channel for a key that turns numeric."""
+        if stretch.own is not None:
+            for base in self._bases:
+                end = min(end, stretch.differ(base.keys, row, end))
+        for key in self._watched:
+            column = page.columns.get(key, ())
+            for i in range(row + 1, min(end, len(column))):
+                value = column[i]
+                if value is None or issubclass(type(value), str):
+                    continue
+                if not isinstance(self._source(key, value, page.filled.get(key, True)), str):
+                    end = i
+                    break
+        return end
+
+    def _further_base(self, sources: list[Source], others: Iterable[TimeBase]) -> TimeBase:
+        key = sources[0].key
+        name = self._time_bases.get(key, self.name)
+        taken = {base.layout.time_base for base in others}
+        if name == self.name or name in taken:
+            name = f"{self.name}/{sources[0].channels[0].key}"
+        return self._base(name, sources, {})
 
     def _base(self, name: str, sources: list[Source], left_out: Mapping[str, str]) -> TimeBase:
         return TimeBase(self._layout(name, sources, left_out), sources)
+
+    def _changed(self, base: TimeBase, sources: list[Source]) -> TimeBase:
+        return base.changed(sources, self._layout(base.layout.time_base, sources, base.layout.left_out))
 
     def _layout(self, time_base: str, sources: Iterable[Source], left_out: Mapping[str, str]) -> Layout:
         return Layout(
@@ -294,102 +508,98 @@ class EventStream:
             time_base=time_base,
             channels=tuple(channel for source in sources for channel in source.channels),
             left_out=dict(left_out),
+            own_times=self._own_times and self.times.way is Way.EVIDENCE,
         )
 
-    def _source(self, key: str, value: Any, filled: Any) -> Source | Loss:
+    def _source(self, key: Any, value: Any, filled: Any) -> Source | Loss:
         """Return how a data key becomes channels, by its value, or the reason why it does not."""
+        if not isinstance(key, str):
+            return Loss.NAMELESS
         try:
             return self._decide(key, value, filled)
         except Exception:  # noqa: BLE001 - a foreign object may do anything when it is asked what it is
             return Loss.NOT_NUMERIC
 
     def _decide(self, key: str, value: Any, filled: Any) -> Source | Loss:
-        described = mapping_of(self._data_keys.get(key))
-        if not self._selection.takes_key(key, key in self._hinted):
+        described = self._described.get(key, _UNDESCRIBED)
+        if not self._selection.takes_key(key, key in self.description.line.hinted):
             return Loss.KEY_NOT_SELECTED
-        if described.get("external") and (not is_filled(filled) or isinstance(value, str) or value is None):
+        if described.external and (not is_filled(filled) or isinstance(value, str) or value is None):
             return Loss.EXTERNAL
-        dtype, choices = described.get("dtype"), choices_of(described)
-        units = described.get("units")
-        unit = _fitting(_sound(units), MAX_NAME) if isinstance(units, str) and units.strip() else None
+        dtype, choices, unit = described.dtype, described.choices, described.units
         if isinstance(value, str):
             return self._scalar(key, unit, choice(choices)) if choices else Loss.TEXT
-        length = length_of(value, described)
-        if length is not None:
-            if length > self._selection.max_elements:
-                return Loss.LONG_ARRAY
-            return self._elements(key, unit, length)
+        length = length_of(value, described.length)
+        if length is not None and length > self._selection.max_elements:
+            return Loss.LONG_ARRAY
         first = number(value)
+        known = self._lengths.get(sound(key), 0)
+        if length is not None or (known and (not isinstance(first, str) or first in _NO_NUMBER_YET)):
+            return self._elements(key, unit, max(length or 0, known))
         if isinstance(first, str):
-            if first not in {Loss.NO_VALUE, Loss.NOT_FINITE, Loss.TOO_LARGE}:
+            if first not in _NO_NUMBER_YET:
                 return first
             if dtype == "string":
                 return self._scalar(key, unit, choice(choices)) if choices else Loss.TEXT
         special = isinstance(value, bool) or dtype == "boolean" or bool(choices)
         return self._scalar(key, unit, choice(choices) if special else None)
 
+    def _redescribed(self, source: Source) -> Source:
+        """Return a key's source with the unit and the choices that its present descriptor has."""
+        described = self._described.get(source.key)
+        if described is None:
+            return source
+        if source.is_array:
+            changed = described.units != source.channels[0].unit
+            return self._elements(source.key, described.units, len(source.channels)) if changed else source
+        convert = choice(described.choices) if described.choices else source.convert
+        if described.units == source.channels[0].unit:
+            return source if convert is source.convert else source._replace(convert=convert)
+        return self._scalar(source.key, described.units, convert)
+
     def _scalar(self, key: str, unit: str | None, convert: Callable[[Any], float | Loss] | None) -> Source:
-        return Source(key, (Channel(name=self._name(key, None), key=_sound(key), unit=unit),), convert)
+        channel = Channel(name=self._name(key, None, unit), key=sound(key), unit=unit)
+        return Source(key, (channel,), convert, self._selection.max_elements)
 
     def _elements(self, key: str, unit: str | None, length: int) -> Source:
-        return Source(
-            key,
-            tuple(Channel(name=self._name(key, i), key=_sound(key), unit=unit, element=i) for i in range(length)),
-            None,
+        channels = tuple(
+            Channel(name=self._name(key, i, unit), key=sound(key), unit=unit, element=i) for i in range(length)
         )
+        return Source(key, channels, None, self._selection.max_elements)
 
-    def _name(self, key: str, element: int | None) -> str:
+    def _name(self, key: str, element: int | None, unit: str | None) -> str:
         """Return a name that the API takes and that no other channel of its metrology stream has, ignoring case."""
-        wanted = f"{self._prefix}{_sound(self._selection.rename.get(key, key)).strip() or 'channel'}"
+        wanted = f"{self._prefix}{sound(self._selection.rename.get(key, key)).strip() or 'channel'}"
         suffix = "" if element is None else f"[{element}]"
+        if self._units.setdefault(sound(key), unit) != unit:
+            suffix += f" ({cut(unit, 40) if unit else 'no unit'})"
+        mine = (self.name, sound(key), element, unit)
         attempt = 1
         while True:
             end = suffix if attempt == 1 else f"{suffix} ({attempt})"
-            name = _fitting(wanted, MAX_NAME - len(end.encode())) + end
-            mine = (self.name, key, element)
+            name = cut(wanted, MAX_NAME - len(end.encode())) + end
             if self._names.setdefault(name.lower(), mine) == mine:
                 return name
             attempt += 1
 
-    def _welcome_late_channels(self, columns: Mapping[str, Iterable[Any]]) -> None:
-        """Add keys that were not numeric until now, and are numbers in these values, in a new layout."""
-        for key, column in columns.items():
-            for value in column:
-                if value is None or issubclass(type(value), str):
-                    continue
-                source = self._source(key, value, True)
-                if isinstance(source, str):
-                    continue
-                base, *others = self._bases
-                watched = tuple(other for other in self._watched if other != key)
-                left_out = {other: reason for other, reason in self._left_out.items() if other != key}
-                sources = [*base.sources, source]
-                base = base.changed(sources, self._layout(base.layout.time_base, sources, left_out))
-                self._left_out, self._watched, self._bases, self.usually = left_out, watched, [base, *others], None
-                break
-
     # ---- times -----------------------------------------------------------------------------------------------------
 
-    def _split_where_times_differ(self, stamps: Mapping[str, Any], now: float) -> None:
+    def _split_where_times_differ(self, own: Own) -> None:
         """From here on, give a time base of its own to each key that no longer shares its time with the others."""
         for base in list(self._bases):
-            if len(base.sources) < 2:
-                continue
-            try:
-                if len(set(map(stamps.get, base.keys))) == 1:
-                    continue
-            except TypeError:  # a stamp that is not a time
-                pass
-            self._split(base, {key: self._own_time(stamps.get(key), now) for key in base.keys})
+            if len(base.sources) > 1 and len(set(map(own.get, base.keys))) > 1:
+                self._split(base, own)
 
     def _split(self, base: TimeBase, own: Mapping[str, Any]) -> None:
         groups = _sharing(base.sources, own)
         if len(groups) < 2:
             return
         stay, *leave = groups
-        less = base.changed(stay, self._layout(base.layout.time_base, stay, base.layout.left_out))
+        less = self._changed(base, stay)
         bases = [less if one is base else one for one in self._bases]
-        self._bases = [*bases, *map(self._further_base, leave)]
+        for group in leave:
+            bases.append(self._further_base(group, bases))
+        self._bases = bases  # at once: an exception from a signal handler leaves the old ones or all new ones
 
     def _finite(self, time: Any) -> float:
         """Return an event's time as a float. Without a finite time its readings could not be placed."""
@@ -401,55 +611,67 @@ class EventStream:
             raise ChannelError(f"an event of event stream {self.name!r} has no finite time; it is left out")
         return at
 
-    def _own_time(self, stamp: Any, now: float) -> float | None:
-        """Return a reading's own time, or None if no clock could have shown it during this run."""
-        if isinstance(stamp, np.generic):
-            stamp = stamp.item()
-        if isinstance(stamp, int | float) and self._started - DAY_S <= stamp <= now + 3600.0:
-            return float(stamp)
-        return None
 
-    def _own_times(self, stamps: Mapping[str, Any], rows: int, now: float) -> dict[str, list[float | None]]:
-        """Return the same for the columns of a page. Equal columns, as a flyer mostly has, are checked once."""
-        own: dict[str, list[float | None]] = {}
-        last: Sequence[Any] = ()
-        times: list[float | None] = []
-        for key, column in stamps.items():
-            try:
-                given = _as_list(column)
-            except ChannelError:
-                given = ()
-            if given != last:
-                last = given
-                times = [self._own_time(stamp, now) for stamp in given] if len(given) == rows else [None] * rows
-            own[key] = times
-        return own
+class _Page:
+    """The columns of an event page, and the lines made of its rows."""
+
+    def __init__(
+        self,
+        uids: Sequence[str],
+        times: Sequence[float],
+        columns: Mapping[Any, Sequence[Any]],
+        filled: Mapping[str, Any],
+    ) -> None:
+        self.uids = uids
+        self.times = times
+        self.columns = columns
+        self.filled = filled
+        self._lines: dict[str, list[bytes]] = {}  # by time base
+        self._declared: set[int] = set()
+
+    def add(self, base: TimeBase, at: Iterable[float], row: int, packed: list[Values]) -> None:
+        """Add the lines of rows from `row` on, after the layout that they name."""
+        out = self._lines.setdefault(base.layout.time_base, [])
+        if not base.declared and base.layout.layout not in self._declared:
+            base.declare(out)
+            self._declared.add(base.layout.layout)
+        layout, number = base.layout.layout, base.offered
+        uids = self.uids[row : row + len(packed)]
+        for time, uid, values in zip(at, uids, packed, strict=True):
+            out.append(encode_row(layout, number, time, uid, *values))
+            number += 1
+        base.offered = number
+
+    def lines(self) -> list[bytes]:
+        """Return all lines."""
+        return [one for lines in self._lines.values() for one in lines]
 
 
 def _sharing(sources: Iterable[Source], own: Mapping[str, Any]) -> list[list[Source]]:
     """Return the sources in groups that share their times."""
-    groups: list[tuple[Any, list[Source]]] = []
+    groups: dict[Any, list[Source]] = {}
     for source in sources:
-        times = own.get(source.key)
-        for shared, members in groups:
-            if shared is times or shared == times:
-                members.append(source)
-                break
-        else:
-            groups.append((times, [source]))
-    return [members for _, members in groups]
+        groups.setdefault(own.get(source.key), []).append(source)
+    return list(groups.values())
 
 
-def _fitting(name: str, limit: int) -> str:
-    """Return a name cut to `limit` bytes, with an ellipsis if it was cut. Never cuts within a character."""
-    if len(name.encode(errors="replace")) <= limit:
-        return name
-    return name.encode(errors="replace")[: limit - 3].decode(errors="ignore") + "…"
+def _watched(left_out: Mapping[str, str], keys: Iterable[Any]) -> tuple[str, ...]:
+    """Return the keys that are left out because of their values."""
+    may_change = {Loss.TEXT, Loss.NOT_NUMERIC, Loss.ARRAY, Loss.LONG_ARRAY}
+    return tuple(dict.fromkeys(key for key in keys if left_out.get(_left_out_name(key)) in may_change))
 
 
-def _sound(text: str) -> str:
-    """Return the text without lone surrogates, which a file cannot hold."""
-    return text.encode(errors="replace").decode()
+def _left_out_name(key: Any) -> str:
+    return sound(key) if isinstance(key, str) else sound(type(key).__name__)
+
+
+def _stamps(column: Any, rows: int) -> Sequence[Any] | None:
+    """Return a column of time stamps, or None if it is not one of `rows` values."""
+    try:
+        given = _as_list(column)
+    except ChannelError:
+        return None
+    return given if len(given) == rows else None
 
 
 def _as_list(column: Any) -> Sequence[Any]:

@@ -14,18 +14,20 @@ from typing import Any
 import msgspec
 
 from ..spool.kept_events import Events, KeptEvents, read_events, stored_events
-from ..spool.run_reader import read_header
+from ..spool.run_reader import descriptors_in, read_header
 from ..spool.spool import Spool
 
 
 class KnownRun(msgspec.Struct, frozen=True):
     """What is left of a run that some process took before."""
 
-    content: str  # the digest of its start document
     ended: bool  # ended by a stop document; or another process is taking it right now
+    being_taken: bool = False  # by another process, or by another recorder
     kept: KeptEvents | None = None  # the kept events of an interrupted run
 
 
+# How many of the youngest runs in the spool are searched for a descriptor.
+MOST_SEARCHED = 50
 # How many headers are read at construction, which takes about 20 ms, and at a time later.
 AT_CONSTRUCTION, AT_A_TIME = 500, 100
 
@@ -40,6 +42,7 @@ class KnownRuns:
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._uids: dict[str, str] = {}  # by folder name
+        self._descriptors: dict[str, set[str]] = {}  # by folder name, of runs that no process writes
         names = sorted(spool.run_names())
         self._read(names[max(0, len(names) - AT_CONSTRUCTION) :])
         if len(names) > AT_CONSTRUCTION:
@@ -47,26 +50,47 @@ class KnownRuns:
         with suppress(OSError):  # reported when a run is asked for
             spool.history.read_on()
 
-    def of(self, run_uid: str) -> KnownRun | None:
+    def of(self, run_uid: str, *, goes_on: bool = False) -> KnownRun | None:
         """Return what is known of a run, or None if it is in neither spool nor history.
 
         Reads the run's files in the spool.
+
+        Args:
+            run_uid: The run's uid.
+            goes_on: The run goes on where it was, so its source keeps the uids of events.
         """
         found, entries = self._found(run_uid)
         if not found and not entries:
             return None
-        contents = [content for content, _ in found.values()] + [str(entry.get("content", "")) for entry in entries]
-        parts = [events for _, events in found.values()]
-        if any(map(_has_ended, parts)) or not all(entry.get("interrupted") for entry in entries):
-            return KnownRun(contents[0], ended=True)
-        return KnownRun(
-            contents[0], ended=False, kept=self._kept([part for part in parts if part is not None], entries)
-        )
+        if any(map(_has_ended, found.values())) or not all(entry.get("interrupted") for entry in entries):
+            return KnownRun(ended=True, being_taken=None in found.values())
+        parts = [part for part in found.values() if part is not None]
+        return KnownRun(ended=False, kept=self._kept(parts, entries, uids_alone=goes_on))
 
     def of_open(self, run_uid: str, folder: Path) -> KeptEvents:
         """Return the events of a run that is open in `folder`, as far as they are written at the time of the call."""
         found, entries = self._found(run_uid, but=folder.name)
-        return self._kept([events for _, events in found.values() if events is not None], entries, read_events(folder))
+        parts = [part for part in found.values() if part is not None]
+        return self._kept(parts, entries, read_events(folder))
+
+    def with_descriptor(self, uid: str) -> str | None:
+        """Return the uid of the interrupted run to which a descriptor belongs, or None.
+
+        Searches the youngest runs of the spool, and those in the history.
+        """
+        self._look()
+        names = sorted(self._uids)[-MOST_SEARCHED:]
+        self._descriptors = {name: known for name, known in self._descriptors.items() if name in names}
+        for name in reversed(names):
+            if name not in self._descriptors:
+                folder = self._spool.path / name
+                if self._spool.writer_alive(folder):
+                    continue
+                self._descriptors[name] = descriptors_in(folder)
+            if uid in self._descriptors[name]:
+                return self._uids[name]
+        entry = self._spool.history.with_descriptor(uid)
+        return None if entry is None else str(entry.get("run_uid"))
 
     def _look(self) -> None:
         self._read(self._spool.run_names())
@@ -84,7 +108,7 @@ class KnownRuns:
         self._uids = {**self._uids, **{name: _uid_in(self._spool.path / name) for name in new[:AT_A_TIME]}}
         return len(new) > AT_A_TIME
 
-    def _found(self, run_uid: str, but: str = "") -> tuple[dict[str, tuple[str, Events | None]], list[dict[str, Any]]]:
+    def _found(self, run_uid: str, but: str = "") -> tuple[dict[str, Events | None], list[dict[str, Any]]]:
         """Return what the spool has of a run, except in the folder `but`, and the run's entries in the history."""
         # The spool first: a run that leaves it meanwhile is then in the history, and what was read of it does not
         # count.
@@ -94,31 +118,38 @@ class KnownRuns:
             found.pop(str(entry.get("folder")), None)
         return found, entries
 
-    def _in_spool(self, run_uid: str, but: str) -> dict[str, tuple[str, Events | None]]:
-        """Return the run's content and events by folder name. The events are None while the folder is being written."""
+    def _in_spool(self, run_uid: str, but: str) -> dict[str, Events | None]:
+        """Return the run's events by folder name. They are None while the folder is being written."""
         self._look()
-        found: dict[str, tuple[str, Events | None]] = {}
-        for name in [name for name, uid in self._uids.items() if uid == run_uid and name != but]:
+        found: dict[str, Events | None] = {}
+        for name in sorted(name for name, uid in self._uids.items() if uid == run_uid and name != but):
             folder = self._spool.path / name
-            header = read_header(folder)
-            if header is None:
+            if read_header(folder) is None:
                 continue
             written = self._spool.writer_alive(folder)
             events = read_events(folder)
             # The writer may have written its stop without having released the run yet.
-            found[name] = header.content, events if events.stop is not None or not written else None
+            found[name] = events if events.stop is not None or not written else None
         return found
 
-    def _kept(self, parts: list[Events], entries: list[dict[str, Any]], by_uid: Events | None = None) -> KeptEvents:
+    def _kept(
+        self,
+        parts: list[Events],
+        entries: list[dict[str, Any]],
+        by_uid: Events | None = None,
+        *,
+        uids_alone: bool = False,
+    ) -> KeptEvents:
         until: dict[str, float] = {}
+        earlier: list[Events] = []
         for entry in entries:
             events = stored_events(self._spool.path, str(entry.get("events")))
             if events is not None:
-                parts.append(events)
+                earlier.append(events)
                 continue
             for time_base, time in dict(entry.get("until") or {}).items():
                 until[time_base] = max(time, until.get(time_base, time))
-        return KeptEvents(parts, until, by_uid=by_uid)
+        return KeptEvents([*earlier, *parts], until, by_uid=by_uid, uids_alone=uids_alone)
 
 
 def _has_ended(events: Events | None) -> bool:

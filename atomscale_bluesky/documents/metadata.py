@@ -11,7 +11,6 @@ Everything else in a start document stays on this machine, and may be of any kin
 
 from __future__ import annotations
 
-import hashlib
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -21,17 +20,15 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import orjson
 
 from ..errors import MetadataError
 from ..model.identifiers import is_nearly_uuid, is_uuid, name_of, tags_of, uuid_of
-from ..model.labels import MAX_LOOKED_AT, one_line, shortened
+from ..model.labels import one_line, shortened
 from ..model.links import Links
 from ..model.metadata_keys import ALL_OTHERS, METADATA_KEYS, NAMESPACE
 
-# A start document with more values than this is digested only in part, with the first `_FIRST` values of larger parts.
-MOST_DIGESTED = 20_000
-_FIRST = 20
+# A value with more values than this is shown only by its type and size.
+_MOST_SHOWN = 400
 # A number beyond this is no sample's name.
 _LARGEST_NAME = 10**18
 _SAMPLE = frozenset({"physical_sample", "physical_sample_id"})
@@ -182,29 +179,6 @@ def run_label(start: Mapping[str, Any], template: str) -> str:
     return shortened(one_line(text) or "run", 200)
 
 
-def content_digest(start: Mapping[str, Any]) -> str:
-    """Return a digest that tells apart two start documents of one uid.
-
-    The digest is the same for a document and its stored copy. Of a document with more than `MOST_DIGESTED` values,
-    large parts count only with their size and beginning, because the plan waits meanwhile.
-    """
-    options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
-    text = b""
-    left = MOST_DIGESTED
-    for key in sorted(start, key=str):
-        value = start[key]
-        size = _size(value, left)
-        if size is None:
-            value = _outline(value)
-        else:
-            left -= size
-        try:
-            text += orjson.dumps([str(key), value], default=_placeholder, option=options)
-        except orjson.JSONEncodeError:  # cyclic, too deep for the encoder, or a number beyond 64 bits
-            text += str(key).encode(errors="replace")
-    return hashlib.sha256(text).hexdigest()[:16]
-
-
 def _size(value: object, limit: int) -> int | None:
     """Return how many values an object holds, a text counting one per 64 characters; None if more than `limit`.
 
@@ -230,29 +204,6 @@ def _size(value: object, limit: int) -> int | None:
     return size
 
 
-def _outline(value: object, depth: int = 3) -> object:
-    """Return what stands for a large object: its size and its beginning. An array gives the same as equal lists."""
-    if isinstance(value, str):
-        return value if len(value) <= MAX_LOOKED_AT else [len(value), value[:MAX_LOOKED_AT]]
-    if isinstance(value, Mapping):
-        if not depth or len(value) > _FIRST:
-            return ["mapping", len(value)]
-        return {str(key): _outline(one, depth - 1) for key, one in value.items()}
-    if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim):
-        first = [_outline(one, depth - 1) for one in value[:_FIRST]] if depth else []
-        return [len(value), *first]
-    return value
-
-
-def _placeholder(value: object) -> object:
-    """Return what stands for an object that the encoder does not take.
-
-    Numpy's arrays and numbers give what a stored copy has. Anything else gives its type's name, because its repr may
-    contain a memory address.
-    """
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else type(value).__name__
-
-
 class _Start(dict[str, Any]):
     """A start document as a template reads it."""
 
@@ -269,7 +220,7 @@ class _Start(dict[str, Any]):
 def _shown(value: object) -> str:
     """Return a value as an error shows it: short, on one line, without control characters."""
     try:
-        text = repr(value) if _size(value, _FIRST * _FIRST) else f"a {type(value).__name__} of {len(value)}"  # type: ignore[arg-type]
+        text = repr(value) if _size(value, _MOST_SHOWN) else f"a {type(value).__name__} of {len(value)}"  # type: ignore[arg-type]
     except Exception:  # noqa: BLE001 - a foreign object's repr may do anything
         text = f"<{type(value).__name__}>"
     return shortened(text, 80)

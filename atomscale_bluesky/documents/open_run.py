@@ -14,6 +14,7 @@ from ..spool.kept_events import KeptEvents
 from ..spool.lines import encode
 from ..spool.run_writer import RunWriter
 from ..spool.runs_not_kept import NotKept
+from .description import Description
 from .descriptor import is_flag
 from .event_stream import EventStream, Names
 from .rejections import Rejections
@@ -39,8 +40,11 @@ class OpenRun:
     def __init__(self, uid: str, header: Header, kept: KeptEvents | None = None) -> None:
         self.uid = uid
         self.header = header
+        # What the descriptors say, by uid. The journal has it too, for a process that goes on with the run.
+        self.descriptions: dict[str, Description] = {}
         self.writer: RunWriter | None = None  # None: the spool had no disk space for it, or it is settled
-        self.settled = False  # its files say how it ended
+        # Its files say how it ended. So do the earlier files of a run that goes on: its next reading makes new ones.
+        self.settled = kept is not None
         self.why_not_kept = ""  # why the spool did not take it at the last attempt
         self._noted_as_not_kept = False
         self.to_announce = False  # the deliverer does not know of its journal yet
@@ -57,16 +61,19 @@ class OpenRun:
         self._layouts = 0
         self._left_out: Counter[tuple[str, str]] = Counter()  # reason, key
 
-    def describe(self, descriptor: Mapping[str, Any], name: str, selection: Selection) -> bool:
+    def describe(self, description: Description, selection: Selection) -> bool:
         """Add the first descriptor of an event stream. Return False if the event stream is not selected."""
+        name = description.line.event_stream
         taken = selection.takes_event_stream(name)
         self.event_streams[name] = (
             EventStream(
-                descriptor,
+                description,
                 selection,
                 started=self.header.started,
                 next_layout=self._next_layout,
                 names=self.names,
+                earlier=self.kept.layouts_of(name) if self.kept else (),
+                collected=self.kept is not None and self.kept.shows_collected(name),
             )
             if taken
             else None
@@ -170,16 +177,30 @@ class OpenRun:
     def tell_what_was_odd(self, rejections: Rejections) -> None:
         """Log, at the run's end, which readings were not recorded as they came."""
         for event_stream in filter(None, self.event_streams.values()):
-            if event_stream.replaced_times:
+            times = event_stream.times
+            if times.before_the_run:
+                rejections.say(
+                    logging.INFO,
+                    "event stream %r of run %s: %d readings were taken before the run; they have their event's time",
+                    event_stream.name, self.uid, times.before_the_run,
+                )  # fmt: skip
+            if times.used_relative:
+                rejections.say(
+                    logging.WARNING,
+                    "event stream %r of run %s: its time stamps are no Unix seconds, the first is %r; they count as "
+                    "seconds after the run's start; let the device give Unix seconds, or set `timestamps = \"event\"`",
+                    event_stream.name, self.uid, times.relative,
+                )  # fmt: skip
+            if event_stream.replaced_times > times.before_the_run:
                 rejections.say(
                     logging.WARNING,
                     "event stream %r of run %s: %d readings had impossible times and got their event's",
-                    event_stream.name, self.uid, event_stream.replaced_times,
+                    event_stream.name, self.uid, event_stream.replaced_times - times.before_the_run,
                 )  # fmt: skip
             if event_stream.late:
                 rejections.say(
                     logging.WARNING,
-                    "event stream %r of run %s: keys that its first event and descriptor did not have are left out: %s",
+                    "event stream %r of run %s: keys that came after many changes of its keys are left out: %s",
                     event_stream.name, self.uid, plain(", ".join(event_stream.late)),
                 )  # fmt: skip
             if event_stream.rounded:
@@ -209,7 +230,7 @@ class OpenRun:
         return self._layouts - 1
 
 
-def without(page: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
+def without(page: Mapping[str, Any], rows: Iterable[int]) -> dict[str, Any]:
     """Return an event page without some of its rows."""
     gone = set(rows)
 

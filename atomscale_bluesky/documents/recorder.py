@@ -20,24 +20,28 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..errors import DocumentError, SettingsError, SpoolError
+from msgspec.structs import replace
+
+from ..errors import ChannelError, DocumentError, SettingsError, SpoolError
 from ..model.loss import Loss
 from ..settings import Settings
-from ..spool.journal_format import Header, Stop
-from ..spool.kept_events import KeptEvents, times_of
+from ..spool.journal_format import FORMAT, Header, Stop
 from ..spool.spool import Spool
 from .accepted import KNOWN, NOTHING, PUT_OFF, Accepted
+from .description import Description, description_of
 from .descriptor import event_stream_of, mapping_of
+from .early_events import EarlyEvents
 from .event_stream import EventStream
 from .known_runs import KnownRun, KnownRuns
 from .open_run import OpenRun, without
 from .peers import Peers
+from .recognition import event_of, kept_of
 from .rejections import PARTS_ALONE, SEEN_BEFORE, SUBSCRIBE_EARLY, TAKEN_BEFORE, Rejections
 from .run_files import Deliverer, RunFiles
 from .selection import Selection
@@ -45,7 +49,8 @@ from .start_document import header_of, text_of, time_of, uid_of
 
 # How many ended runs are remembered, to recognise a replay.
 REMEMBERED_RUNS = 1000
-# A start document older than this does not belong to a run that begins now: the spool is searched for an earlier copy.
+# A start document older than this does not belong to a run that begins now: if another process takes the run, it is
+# left to that. A younger one may come to two callbacks, each of which takes its own.
 REPLAY_AGE_S = 5.0
 # So many runs may be open of which nothing but the start document has come, as of runs around other runs.
 MOST_BARE_RUNS = 3
@@ -96,11 +101,14 @@ class DocumentRecorder:
         self._inside = False
         self._put_off: deque[tuple[str | None, Any]] = deque()  # documents; and folders to settle, without a name
         self._runs: dict[str, OpenRun] = {}  # open runs by uid
-        self._streams: dict[str, tuple[OpenRun, EventStream | None]] = {}  # by descriptor uid; None: not selected
-        self._ended: OrderedDict[str, str] = OrderedDict()  # uid → digest of the start document
+        # By descriptor uid; None: the event stream is not selected.
+        self._streams: dict[str, tuple[OpenRun, EventStream | None, Description]] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()  # uids of runs
         self._late: OrderedDict[str, str] = OrderedDict()  # descriptor uid → uid of its run, which has ended
-        self._skipped: dict[str, bool] = {}  # runs taken before that come again: is their content the same
-        self._streams_skipped: dict[str, bool] = {}  # the same for their descriptors
+        self._skipped: set[str] = set()  # runs taken before that come again
+        self._streams_skipped: set[str] = set()  # their descriptors
+        self._sought: OrderedDict[str, None] = OrderedDict()  # descriptors that belong to no run in the spool
+        self._early = EarlyEvents()
         self._rejections = Rejections()
         self._known_runs = KnownRuns(self._spool)
         self._files = RunFiles(self._spool, deliverer, self._rejections)
@@ -120,9 +128,9 @@ class DocumentRecorder:
             How many rows were written, what was known already, and which readings were left out for which reason.
 
         Raises:
-            DocumentError: The document cannot be used: it is malformed, or belongs to no known run or descriptor, or to
-                a run that was recorded before with other content. Nothing of it was recorded, and what is already
-                recorded is not affected. It is counted in `ignored`, and logged once per kind.
+            DocumentError: The document cannot be used: it is malformed, or belongs to no known run or descriptor.
+                Nothing of it was recorded, and what is already recorded is not affected. It is counted in `ignored`,
+                and logged once per kind.
         """
         try:
             known = None
@@ -243,6 +251,7 @@ class DocumentRecorder:
         self._put_off.clear()
         self._runs, self._streams = {}, {}
         self.peers = Peers(self._spool.path, self.settings, self)
+        self._early = EarlyEvents()
         self._spool.writers.forget_after_fork()
         self._files.deliverer = None
 
@@ -252,19 +261,22 @@ class DocumentRecorder:
         """Return a run's uid and header, and what was taken of it before. Needs no lock; may read the disk."""
         uid = uid_of(doc)
         header = header_of(doc, uid, self.settings, self._rejections.say_once)
-        if self.settings.resend or time.time() - header.started <= REPLAY_AGE_S:
+        if self.settings.resend:
             return uid, header, None
+        young = time.time() - header.started <= REPLAY_AGE_S
         run = self._runs.get(uid)
         writer = run.writer if run is not None else None
-        if writer is not None:
-            return uid, header, KnownRun(header.content, ended=False, kept=self._known_runs.of_open(uid, writer.folder))
         try:
-            return uid, header, self._known_runs.of(uid)
+            if writer is not None:
+                kept = None if young else self._known_runs.of_open(uid, writer.folder)
+                return uid, header, KnownRun(ended=False, kept=kept)
+            known = self._known_runs.of(uid)
         except OSError as error:  # a SpoolError is one too; and a run taken twice is better than none
             self._rejections.say_once(
                 "past", f"whether run {uid} was taken before cannot be told, so it is taken: {error}"
             )
             return uid, header, None
+        return uid, header, None if young and known is not None and known.being_taken else known
 
     def _take_what_was_put_off(self) -> None:
         """Take the documents that came from within the call that holds the lock. Called at the end of that call."""
@@ -301,6 +313,8 @@ class DocumentRecorder:
         self._files.step = None
 
     def _complete(self, folder: Path | None) -> None:
+        if folder is None and self._early:
+            self._give_up_early(next(iter(self._runs.values())) if len(self._runs) == 1 else None)
         for run in list(self._runs.values()):
             if run.writer is None and folder is None:
                 self._files.note_not_kept(run)
@@ -317,39 +331,34 @@ class DocumentRecorder:
             if past is not None and past.kept is not None:
                 open_run.kept = past.kept  # an event may repeat one older than those remembered
             return KNOWN
-        if uid in self._ended and not self.settings.resend:
-            past = KnownRun(self._ended[uid], ended=True)
-        if past is not None and (past.ended or past.content != header.content):
-            self._skip(uid, same=past.content == header.content)
+        ended = past.ended if past is not None else False
+        if ended or (uid in self._ended and not self.settings.resend):
+            self._skip(uid)
             return KNOWN
         if not self.peers.claim(uid, again=self.settings.resend):
             self._leave_to_another(uid)
             return KNOWN
         self._warn_of_starts_alone()
-        run = self._runs[uid] = OpenRun(uid, header, past.kept if past else None)
-        self._files.make(run)
+        kept = past.kept if past else None
+        run = self._runs[uid] = OpenRun(uid, replace(header, part=kept.part) if kept else header, kept)
+        if run.kept is None:
+            self._files.make(run)
         run.tell_opened(self._rejections)
         return NOTHING
 
-    def _skip(self, uid: str, *, same: bool) -> None:
-        """Take nothing of a run that was taken before.
-
-        Raises:
-            DocumentError: It was taken with other content.
-        """
+    def _skip(self, uid: str) -> None:
+        """Take nothing of a run that was taken before."""
         self._rejections.counts[TAKEN_BEFORE] += 1
-        self._skipped[uid] = same
-        if same:
-            self._rejections.say(logging.WARNING, "run %s was taken before and is not sent again; `resend` would", uid)
-            return
-        text = f"run {uid} was taken before with other content: this one is refused; give it its own uid"
-        self._rejections.say(logging.ERROR, "%s", text)
-        raise DocumentError(text)
+        self._skipped.add(uid)
+        self._rejections.say(
+            logging.WARNING,
+            "run %s was taken before and is not sent again; `resend` would, and another run needs its own uid", uid,
+        )  # fmt: skip
 
     def _leave_to_another(self, uid: str) -> None:
         """Take nothing of a run that another recorder of this process takes, with the same spool and account."""
         self._rejections.counts[TAKEN_BEFORE] += 1
-        self._skipped[uid] = True
+        self._skipped.add(uid)
         self._rejections.say_once(
             "another",
             f"run {uid} goes through two callbacks of this process with the same spool and account, so the younger one "
@@ -366,37 +375,109 @@ class DocumentRecorder:
         run_uid, uid = str(doc["run_start"]), str(doc["uid"])
         run = self._runs.get(run_uid)
         if run is None and run_uid in self._skipped:
-            self._streams_skipped[uid] = self._skipped[run_uid]
+            self._streams_skipped.add(uid)
+            return KNOWN
+        if run is None:
+            run = self._go_on(run_uid)
+        if run is None and run_uid in self._skipped:
+            self._streams_skipped.add(uid)
             return KNOWN
         if run is None:
             raise self._rejections.ignore_without_start(
                 "descriptor", f"a descriptor of run {run_uid}, whose start never came, is ignored"
             )
-        name = event_stream_of(doc)
-        if name not in run.event_streams and not run.describe(doc, name, self._selection):
-            self._rejections.say(logging.INFO, "event stream %r of run %s is left out by the settings", name, run_uid)
-        event_stream = run.event_streams[name]
-        if event_stream is not None:
-            event_stream.described_again()
-        self._streams[uid] = (run, event_stream)
-        return NOTHING
+        description = description_of(doc, uid, event_stream_of(doc))
+        new = uid not in run.descriptions
+        self._describe(run, description)
+        if new:
+            self._files.describe(run, [description])
+            self._files.step = None
+        return self._take_early(uid)
+
+    def _describe(self, run: OpenRun, description: Description) -> None:
+        name = description.line.event_stream
+        if name not in run.event_streams and not run.describe(description, self._selection):
+            self._rejections.say(logging.INFO, "event stream %r of run %s is left out by the settings", name, run.uid)
+        run.descriptions[description.line.uid] = description
+        self._streams[description.line.uid] = run, run.event_streams[name], description
+
+    def _take_early(self, descriptor: str) -> Accepted:
+        """Take the events that came before their descriptor."""
+        rows = 0
+        for name, doc in self._early.of(descriptor):
+            try:
+                taken = self._event(doc) if name == "event" else self._event_page(doc)
+                rows += taken.rows
+            except Exception as error:  # noqa: BLE001 - as in a call of its own
+                if not isinstance(error, DocumentError):
+                    self._rejections.broken(name, error)
+        return Accepted(rows=rows) if rows else NOTHING
+
+    def _go_on(self, run_uid: str) -> OpenRun | None:
+        """Open a run that was interrupted and whose source goes on where it was.
+
+        Return None if there is none. A run that has ended is skipped from here on.
+        """
+        try:
+            known = self._known_runs.of(run_uid, goes_on=True)
+        except OSError:
+            return None
+        if known is not None and known.ended:
+            self._skipped.add(run_uid)
+        if known is None or known.ended or known.kept is None or known.kept.header is None:
+            return None
+        if not self.peers.claim(run_uid):
+            self._leave_to_another(run_uid)
+            return None
+        header = replace(known.kept.header, format=FORMAT, session="", part=known.kept.part)
+        run = self._runs[run_uid] = OpenRun(run_uid, header, known.kept)
+        for line in known.kept.descriptors.values():
+            self._describe(run, Description(line))
+        run.tell_opened(self._rejections)
+        return run
+
+    def _find(self, descriptor: str) -> bool:
+        """Find the run of a descriptor that did not come to this process, in the spool. Return True if it goes on."""
+        if descriptor in self._sought or not isinstance(descriptor, str):
+            return False
+        try:
+            run_uid = self._known_runs.with_descriptor(descriptor)
+        except OSError:
+            run_uid = None
+        run = None if run_uid is None else self._runs.get(run_uid)
+        if run is not None and run.kept is not None and descriptor in run.kept.descriptors:
+            self._describe(run, Description(run.kept.descriptors[descriptor]))
+        elif run_uid is not None and run is None and self._go_on(run_uid) is None and run_uid in self._skipped:
+            self._streams_skipped.add(descriptor)
+            return False
+        if descriptor in self._streams:
+            return True
+        self._sought[descriptor] = None
+        if len(self._sought) > REMEMBERED_RUNS:
+            self._sought.popitem(last=False)
+        return False
 
     def _event(self, doc: Mapping[str, Any]) -> Accepted:
         known = self._streams.get(doc["descriptor"])
         if known is None:
-            return self._leave_out_unknown(doc["descriptor"], "event", 1, doc.get("data") or ())
-        run, event_stream = known
+            return self._take_unknown("event", doc, 1)
+        run, event_stream, description = known
         if event_stream is None:
             return _left_out(run, Loss.EVENT_STREAM_NOT_SELECTED, doc.get("data") or ())
         uid = doc["uid"]
-        if uid in run.seen or uid in run.seen_before or (run.kept and _is_kept(run.kept, event_stream, doc)):
-            run.remember(uid)  # an event recognised by its time is recognised by its uid next time
+        if uid in run.seen or uid in run.seen_before:
             self._rejections.counts[SEEN_BEFORE] += 1
             return KNOWN
+        if description is not event_stream.description:
+            event_stream.describe(description)
+        if run.kept is not None:
+            lacking = self._lacking(run, event_stream, doc)
+            if lacking is not None:
+                return self._take_part(run, event_stream, doc, lacking) if lacking else KNOWN
         if run.writer is None:
             self._files.make_again(run)
         try:
-            payloads = event_stream.event(doc, time.time() if event_stream.by_reading else 0.0)
+            payloads = event_stream.event(doc)
         except Exception:
             run.leave_out(Loss.MALFORMED, mapping_of(doc.get("data")))
             raise
@@ -411,34 +492,67 @@ class DocumentRecorder:
             return event_stream.usually
         return event_stream.accepted_of(payloads, data)
 
+    def _take_part(self, run: OpenRun, event_stream: EventStream, doc: Mapping[str, Any], keys: Set[str]) -> Accepted:
+        """Take the readings of an event that earlier journals of its run do not hold."""
+        if run.writer is None:
+            self._files.make_again(run)
+        payloads = event_stream.part(doc, keys)
+        if payloads:
+            why = self._files.append(run, event_stream, payloads, (doc["uid"],), keys)
+            if why is not None:
+                self._files.step = None
+                return _why_left_out(why, len(keys))
+        run.remember(doc["uid"])
+        self._files.step = None
+        return Accepted(rows=sum(payload.startswith(b"[") for payload in payloads), known=1)
+
+    def _lacking(self, run: OpenRun, event_stream: EventStream, doc: Mapping[str, Any]) -> Set[str] | None:
+        """Return the data keys of an event that earlier journals do not hold; None if they hold none of the event."""
+        kept = None if run.kept is None else kept_of(run.kept, event_stream, doc)
+        if kept is None:
+            return None
+        lacking = kept.lacks(mapping_of(doc.get("data")))
+        if not lacking:
+            with suppress(ChannelError):
+                event_stream.saw(doc)
+            run.remember(doc["uid"])  # an event recognised by its time is recognised by its uid next time
+            self._rejections.counts[SEEN_BEFORE] += 1
+        return lacking
+
     def _event_page(self, doc: Mapping[str, Any]) -> Accepted:
         known = self._streams.get(doc["descriptor"])
         if known is None:
-            return self._leave_out_unknown(
-                doc["descriptor"], "event_page", len(doc.get("uid") or ()), doc.get("data") or ()
-            )
-        run, event_stream = known
+            return self._take_unknown("event_page", doc, len(doc.get("uid") or ()))
+        run, event_stream, description = known
         uids = list(doc["uid"])
         if event_stream is None:
             return _left_out(run, Loss.EVENT_STREAM_NOT_SELECTED, doc.get("data") or (), len(uids))
+        if description is not event_stream.description:
+            event_stream.describe(description)
         seen = [i for i, uid in enumerate(uids) if uid in run.seen or uid in run.seen_before]
-        if run.kept is not None:
-            seen = sorted({*seen, *_kept_rows(run.kept, event_stream, doc)})
         if seen:
-            for i in seen:
-                run.remember(uids[i])
-            doc = without(doc, seen)
             self._rejections.counts[SEEN_BEFORE] += len(seen)
+        rows = 0
+        if run.kept is not None:
+            others = set(seen)
+            for i in range(len(uids)):
+                event = event_of(doc, i) if i not in others else {}
+                lacking = self._lacking(run, event_stream, event) if event else None
+                if lacking is not None:
+                    seen.append(i)
+                    rows += self._event(event).rows if lacking else 0
+        if seen:
+            doc = without(doc, seen)
             uids = list(doc["uid"])
-        if run.writer is None:
+        if run.writer is None and uids:
             self._files.make_again(run)
         try:
-            payloads = event_stream.event_page(doc, time.time())
+            payloads = event_stream.event_page(doc)
         except Exception:
             run.leave_out(Loss.MALFORMED, mapping_of(doc.get("data")), len(uids))
             raise
         if not payloads:
-            return Accepted(known=len(seen))
+            return Accepted(rows=rows, known=len(seen))
         data = doc.get("data") or {}
         why = self._files.append(run, event_stream, payloads, uids, data)
         if why is not None:
@@ -468,34 +582,55 @@ class DocumentRecorder:
             raise problem
         return taken
 
-    def _leave_out_unknown(self, descriptor: str, name: str, events: int, keys: Iterable[Any]) -> Accepted:
-        """Take nothing of a document whose descriptor belongs to no open run.
+    def _take_unknown(self, name: str, doc: Mapping[str, Any], events: int) -> Accepted:
+        """Take a document whose descriptor did not come, or belongs to no open run, as far as that is possible.
 
         Raises:
             DocumentError: The descriptor never came.
         """
+        descriptor = doc["descriptor"]
         if descriptor in self._streams_skipped:
-            if self._streams_skipped[descriptor]:
-                return Accepted(known=events)
-            return Accepted(left_out={Loss.OTHER_CONTENT: events * len(list(keys))})
+            return Accepted(known=events)
         run_uid = self._late.get(descriptor)
+        if run_uid is None and self._find(descriptor):
+            return self._event(doc) if name == "event" else self._event_page(doc)
+        if descriptor in self._streams_skipped:
+            return Accepted(known=events)
         if run_uid is None:
-            what = "an event" if name == "event" else "a page"
-            raise self._rejections.ignore_without_start(
-                name, f"{what} of descriptor {descriptor}, which never came, is ignored"
-            )
+            if self._runs and self._early.hold(descriptor, name, doc):
+                return PUT_OFF
+            raise self._never_came(descriptor, name, events)
         self._rejections.counts[Loss.BEHIND_STOP] += events
         self._rejections.say_once(
             f"late {run_uid}", f"an event of run {run_uid} came behind its stop document and is left out"
         )
-        return Accepted(left_out={Loss.BEHIND_STOP: events * len(list(keys))})
+        return Accepted(left_out={Loss.BEHIND_STOP: events * len(list(doc.get("data") or ()))})
+
+    def _never_came(self, descriptor: str, name: str, events: int) -> DocumentError:
+        what = "an event" if name == "event" else "a page"
+        return self._rejections.ignore_without_start(
+            name, f"{what} of descriptor {descriptor}, which never came, is ignored"
+        )
+
+    def _give_up_early(self, run: OpenRun | None) -> None:
+        """Count the events whose descriptor has not come: as ignored, and as left out of `run` if that is known."""
+        for descriptor, name, doc in self._early.all():
+            events = 1 if name == "event" else len(doc.get("uid") or ())
+            self._never_came(descriptor, name, events)
+            if run is not None:
+                run.leave_out(Loss.NO_DESCRIPTOR, list(mapping_of(doc.get("data"))), events)
 
     def _stop(self, doc: Mapping[str, Any]) -> Accepted:
         uid = str(doc["run_start"])
         run = self._runs.get(uid)
         if run is None and uid in self._skipped:
-            del self._skipped[uid]
+            self._skipped.discard(uid)
             self._streams_skipped.clear()
+            return KNOWN
+        if run is None:
+            run = self._go_on(uid)
+        if run is None and uid in self._skipped:
+            self._skipped.discard(uid)
             return KNOWN
         if run is None:
             raise self._rejections.ignore_without_start(
@@ -509,6 +644,8 @@ class DocumentRecorder:
             exit_status=text_of(doc.get("exit_status")),
             reason=text_of(doc.get("reason")),
         )
+        if self._early and len(self._runs) == 1:
+            self._give_up_early(run)
         self._files.end(run, stop)
         self._forget(run)
         self._files.step = None
@@ -523,7 +660,7 @@ class DocumentRecorder:
             self._late.popitem(last=False)
         self.peers.release(run.uid, ended=run.settled)
         if run.settled:  # otherwise nothing of it is kept, and a replay should be taken
-            self._ended[run.uid] = run.header.content
+            self._ended[run.uid] = None
         if len(self._ended) > REMEMBERED_RUNS:
             self._ended.popitem(last=False)
         self._runs.pop(run.uid, None)
@@ -555,21 +692,3 @@ def _left_out(run: OpenRun, reason: Loss, keys: Iterable[Any], events: int = 1) 
 
 def _why_left_out(reason: Loss, readings: int, known: int = 0) -> Accepted:
     return Accepted(left_out={reason: readings}, known=known, try_again=reason.may_pass)
-
-
-def _is_kept(kept: KeptEvents, event_stream: EventStream, doc: Mapping[str, Any]) -> bool:
-    """Return True if earlier journals of the run hold the event."""
-    stamps = mapping_of(doc.get("timestamps"))
-    return kept.has(event_stream.name, doc["uid"], times_of(doc.get("time"), *stamps.values()))
-
-
-def _kept_rows(kept: KeptEvents, event_stream: EventStream, page: Mapping[str, Any]) -> Sequence[int]:
-    """Return the rows of a page that earlier journals of the run hold."""
-    uids = page["uid"]
-    columns = [page["time"], *mapping_of(page.get("timestamps")).values()]
-    columns = [column for column in columns if len(column) == len(uids)]  # another length is handled later
-    return [
-        i
-        for i, uid in enumerate(uids)
-        if kept.has(event_stream.name, uid, times_of(*(column[i] for column in columns)))
-    ]

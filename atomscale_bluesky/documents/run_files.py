@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from ..errors import LineTooLongError, SpoolError, SpoolFullError
@@ -21,6 +21,7 @@ from ..spool.journal_format import Stop
 from ..spool.lines import encode
 from ..spool.run_writer import RunWriter
 from ..spool.spool import Spool
+from .description import Description, described_lines
 from .event_stream import EventStream
 from .open_run import OpenRun
 from .rejections import NOT_KEPT, Rejections
@@ -84,8 +85,20 @@ class RunFiles:
                 run.try_again_at = time.monotonic() + TRY_AGAIN_S
             text = f"run {run.uid} is not kept until {until}, its readings are counted: {error}"
             self._rejections.say_once(f"not kept {run.uid}", text, logging.ERROR)
+        self.describe(run, list(run.descriptions.values()))
         self._announce(run)
         self.step = None
+
+    def describe(self, run: OpenRun, descriptions: Iterable[Description]) -> None:
+        """Keep what descriptors say, for a process that goes on with the run. The caller ends the step."""
+        lines = [line for description in descriptions for line in described_lines(description)]
+        if run.writer is None or not lines:
+            return
+        self.step = (run, None, lines, (), None, run.writer.written)
+        try:
+            run.writer.append(lines)
+        except SpoolError as error:
+            self._rejections.say(logging.DEBUG, "a descriptor of run %s could not be kept: %s", run.uid, error)
 
     def make_again(self, run: OpenRun) -> None:
         """Make a folder for a run that has none, if that may succeed by now."""
@@ -158,6 +171,8 @@ class RunFiles:
             self._end(run, stop)
             return None if stop.interrupted else run
         if event_stream is None:
+            if payloads and run.writer is not None:
+                _holds(run.writer, payloads, before)
             self._announce(run)
         elif run.writer is not None and _holds(run.writer, payloads, before):
             event_stream.accepted()

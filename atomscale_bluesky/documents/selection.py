@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
+from .row_times import Way
+
 
 class Selection(NamedTuple):
     """Which event streams and data keys to take, and how: the settings that this module needs."""
@@ -29,11 +31,11 @@ class Selection(NamedTuple):
             return hinted
         return matches(key, self.channels)
 
-    def by_reading(self, event_stream: str, page: bool) -> bool:
-        """Return True if points have their readings' own times, not the event's."""
+    def way_of(self, event_stream: str) -> Way:
+        """Return how the times of an event stream's rows are chosen."""
         if self.timestamps == "auto":
-            return page or matches(event_stream, self.monitors)
-        return self.timestamps == "reading"
+            return Way.MONITOR if matches(event_stream, self.monitors) else Way.EVIDENCE
+        return Way(self.timestamps)
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

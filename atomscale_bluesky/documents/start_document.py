@@ -11,7 +11,7 @@ from ..errors import ChannelError, MetadataError
 from ..model.links import Links
 from ..settings import Settings
 from ..spool.journal_format import FORMAT, Header
-from .metadata import content_digest, read_metadata, run_label
+from .metadata import read_metadata, run_label
 
 # Longer than any uid, label or path in use. A start document's uid is written with every line about it.
 MAX_UID = 255
@@ -79,7 +79,6 @@ def header_of(
         layout=settings.layout,
         links=links,
         problem=problem,
-        content=content_digest(start),
         keep=settings.keep,
         clock=settings.clock,
         max_latency_s=settings.max_latency_s,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from binascii import hexlify
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -20,10 +20,7 @@ from ..model.loss import Loss
 from ..model.rows import Channel
 from ..spool.journal_format import Layout, packed
 from ..spool.lines import encode
-from .conversion import Rounded, number, numbers
-
-# How many points of a page are in memory a second time while they are packed.
-BLOCK_POINTS = 100_000
+from .conversion import Rounded, length_of, number, numbers
 
 _NUMBERS = list[float]
 # The first bytes of 64-bit floats below 2**49: up to there no integer loses a digit. A number that is not finite begins
@@ -37,6 +34,7 @@ class Source(NamedTuple):
     key: str
     channels: tuple[Channel, ...]
     convert: Callable[[Any], float | Loss] | None  # None: a plain number, or the elements of an array
+    most: int  # the largest number of elements that an array may have
 
     @property
     def is_array(self) -> bool:
@@ -53,6 +51,16 @@ class Source(NamedTuple):
             return [self.convert(value) if self.convert else number(value)]
         except Exception:  # noqa: BLE001 - a foreign object may do anything when it is asked what it is
             return [Loss.NOT_NUMERIC] * len(self.channels)
+
+    def outgrown_by(self, value: Any) -> int | None:
+        """Return how many elements an array has that needs more channels than there are; None for any other value."""
+        try:
+            length = length_of(value)
+        except Exception:  # noqa: BLE001 - a foreign object
+            return None
+        if length is None or length > self.most or (self.is_array and length <= len(self.channels)):
+            return None
+        return length
 
     def spread(self, value: Any) -> Sequence[Any]:
         """Return the same for packing. A value that is not a number becomes something that cannot be packed."""
@@ -119,27 +127,26 @@ class TimeBase:
             return self._value_by_value(data)
         return hexlify(row), _NO_GAPS, ()
 
-    def page(self, data: Mapping[str, Sequence[Any]], rows: int) -> Iterator[Values]:
-        """Yield the values of each event of a page. `data` holds columns of `rows` values."""
-        columns = self._columns(data)
-        size = max(1, BLOCK_POINTS // max(1, len(self.layout.channels)))
-        for begin in range(0, rows, size):
-            end = min(begin + size, rows)
-            texts = _packed_rows([column[begin:end] for column in columns], end - begin) if columns else None
-            if texts is not None:
-                yield from ((text, _NO_GAPS, ()) for text in texts)
-            else:
-                held = [(key, data[key]) for key in self.keys if key in data]
-                for i in range(begin, end):
-                    yield self.packed({key: column[i] for key, column in held})
+    def page(self, data: Mapping[str, Sequence[Any]], begin: int, end: int) -> list[Values] | None:
+        """Return the values of these rows of a page. None unless all of them are plain numbers.
 
-    def _columns(self, data: Mapping[str, Sequence[Any]]) -> list[Sequence[Any]] | None:
+        Args:
+            data: The page's columns.
+            begin: The first row.
+            end: The row after the last one.
+        """
+        columns = self._columns(data, begin, end)
+        texts = _packed_rows(columns, end - begin) if columns else None
+        return None if texts is None else [(text, _NO_GAPS, ()) for text in texts]
+
+    def _columns(self, data: Mapping[str, Sequence[Any]], begin: int, end: int) -> list[Sequence[Any]] | None:
         """Return a column for each channel, ready to be packed; None if any value has to be converted on its own."""
         columns: list[Sequence[Any]] = []
         for source in self.sources:
-            column = data.get(source.key)
-            if column is None:
+            whole = data.get(source.key)
+            if whole is None:
                 return None
+            column = whole[begin:end]
             if source.convert or source.is_array:
                 try:
                     spread = list(map(source.spread, column))

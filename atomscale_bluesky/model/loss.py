@@ -30,7 +30,7 @@ class Loss(StrEnum):
     NOT_FINITE = "not finite", "the value is NaN or infinite"
     NO_VALUE = "no value", "the value is None, or an array without elements"
     TOO_LARGE = "number too large", "the value is an integer beyond the largest float"
-    MISSING = "missing", "the event lacks the key, or the array has fewer elements than the first one had"
+    MISSING = "missing", "the event lacks the key, or the array has fewer elements than another one had"
     TEXT = "text", "the value is text, and not one of the `choices` or `enum_strs` of the descriptor"
     NOT_NUMERIC = "not numeric", "the value is no number, for example a table, a date or an object"
 
@@ -40,7 +40,10 @@ class Loss(StrEnum):
     EXTERNAL = "external data", "the document names a file that has the value"
     KEY_NOT_SELECTED = "not selected", "the setting `channels` leaves the key out"
     NAMELESS = "its name is no text", "the data key is no text"
-    LATE = "not there at first", "neither the descriptor nor the first event has the key"
+    LATE = (
+        "not there at first",
+        "the key came after the keys or arrays of its event stream had changed 100 times",
+    )
 
     # of a row with a gap
     ROW_DROPPED = "row with a gap dropped", 'another channel of the row has a gap, with `non_finite = "drop_row"`'
@@ -52,7 +55,7 @@ class Loss(StrEnum):
     DOCUMENT_TOO_LONG = "document too long", "the document's rows are longer than a line of a journal may be"
     MALFORMED = "malformed document", "the document is not what an event has to be"
     BEHIND_STOP = "event behind its run's stop", "the event came after the run's stop document"
-    OTHER_CONTENT = "run taken before with other content", "another run has the same uid"
+    NO_DESCRIPTOR = "its descriptor never came", "the run ended before the descriptor that the event names came"
 
     @property
     def may_pass(self) -> bool:

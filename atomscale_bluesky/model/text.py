@@ -1,4 +1,4 @@
-"""Makes text from outside safe for one line of a log or a terminal. Pure."""
+"""Makes text from outside safe for one line of a log, a terminal or a file. Pure."""
 
 from __future__ import annotations
 
@@ -8,3 +8,15 @@ def plain(text: str, limit: int = 1000) -> str:
     if len(text) > limit:
         text = text[: limit - 1] + "…"
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def sound(text: str) -> str:
+    """Return the text without lone surrogates, which a file cannot hold."""
+    return text.encode(errors="replace").decode()
+
+
+def cut(text: str, limit: int) -> str:
+    """Return text cut to `limit` bytes, with an ellipsis if it was cut. Never cuts within a character."""
+    if len(text.encode(errors="replace")) <= limit:
+        return text
+    return text.encode(errors="replace")[: limit - 3].decode(errors="ignore") + "…"

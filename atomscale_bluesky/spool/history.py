@@ -22,6 +22,8 @@ HISTORY = "history.jsonl"
 HISTORY_BYTES = 16 * 2**20
 
 _RUN_UID = re.compile(rb'"run_uid":"([^"]*)"')
+_DESCRIPTORS = re.compile(rb'"descriptors":\[([^\]]*)\]')
+_TEXT = re.compile(rb'"([^"]*)"')
 
 
 class History:
@@ -62,6 +64,19 @@ class History:
         with self._lock:
             perhaps = any(run_uid in uids for uids in self._uids.values())
         return self.entries_with("run_uid", run_uid) if perhaps else []
+
+    def with_descriptor(self, uid: str) -> dict[str, Any] | None:
+        """Return the youngest entry of an interrupted run with this descriptor, or None.
+
+        If there is none, only the lines added since the last call are read.
+        """
+        self.read_on()
+        with self._lock:
+            perhaps = any(uids.may_describe(uid) for uids in self._uids.values())
+        if not perhaps:
+            return None
+        found = [entry for entry in self._found(msgspec.json.encode(uid)) if uid in (entry.get("descriptors") or ())]
+        return found[-1] if found else None
 
     def has_one_like(self, beginning: str) -> bool:
         """Return True if there is an entry of a run whose uid begins with `beginning`."""
@@ -121,16 +136,21 @@ class History:
 
 
 class _Uids:
-    """The run uids of one file, as far as it was read. Keeps only their hashes, which take little memory."""
+    """The uids of runs and descriptors in one file, as far as it was read. Keeps only their hashes."""
 
     def __init__(self) -> None:
         self.offset = 0
         self._hashes: set[int] = set()
+        self._descriptors: set[int] = set()
 
     def __contains__(self, run_uid: str) -> bool:
         """Return True if the file may have an entry of the run, and False if it certainly has none."""
         text = _RUN_UID.search(msgspec.json.encode({"run_uid": run_uid}))
         return text is not None and hash(text[1]) in self._hashes
+
+    def may_describe(self, descriptor: str) -> bool:
+        """Return True if the file may have an entry of a run with this descriptor, False if it certainly has none."""
+        return hash(msgspec.json.encode(descriptor)[1:-1]) in self._descriptors
 
     def read_on(self, file: BinaryIO) -> None:
         """Read the lines added to `file` since the last call."""
@@ -138,4 +158,7 @@ class _Uids:
             found = None if text is None else _RUN_UID.search(text)
             if found is not None:
                 self._hashes.add(hash(found[1]))
+                descriptors = _DESCRIPTORS.search(text or b"")
+                if descriptors is not None:
+                    self._descriptors.update(map(hash, _TEXT.findall(descriptors[1])))
             self.offset = end  # set last: after an interruption a line is read twice, never skipped

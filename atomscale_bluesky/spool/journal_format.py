@@ -1,7 +1,7 @@
 """Every line that a run's files may hold, as a type: this module is the format of the spool.
 
-The callback writes the journal: a `Header`, `Layout`s, rows, `LeftOut`s and finally a `Stop`. The uploader writes the
-ledger: what happened to each metrology stream and chunk. An order is a request of the operator.
+The callback writes the journal: a `Header`, descriptors, `Layout`s, rows, `LeftOut`s and finally a `Stop`. The uploader
+writes the ledger: what happened to each metrology stream and chunk. An order is a request of the operator.
 Rows are JSON arrays, `[layout, row, time, event uid, values]`. An object of gaps follows where a value could not become
 a point, and an array of channels where an integer lost digits. Every other line is an object whose `kind` names its
 type. A kind or member that this version does not know makes the line unreadable. That is an error of its own, never a
@@ -32,8 +32,8 @@ from ..model.rows import Channel, Row, Rows
 from .lines import FileLine
 
 # Increased when an older version would misread a file. A file of a newer format is left alone. Before format 2 the
-# values of a row were an array of JSON numbers and nulls, which can still be read.
-FORMAT = 2
+# values of a row were an array of JSON numbers and nulls, which can still be read. Format 3 has descriptors.
+FORMAT = 3
 
 
 class Header(FileLine, frozen=True, tag="header"):
@@ -50,12 +50,23 @@ class Header(FileLine, frozen=True, tag="header"):
     layout: str = "time_base"  # one metrology stream per time base, or one for the run
     links: Links = Links()
     problem: str | None = None  # why the metadata cannot be used; parks the run until the operator mends it
-    content: str = ""  # a digest of the start document, which tells a replay from another run of the same uid
+    content: str = ""  # a digest of the start document in earlier versions; a run is its uid, so nothing reads it
     keep: str = "finalized"  # how long the run stays in the spool: until finalized, or until verified
     clock: str = "host"  # which clock's times are sent: the host's as recorded, or shifted to the reference
     max_latency_s: float = 0.0  # after how long points that wait for a full chunk are shown in a preview; 0: never
     scan_id: int | None = None  # of the start document, to find the run by
     session: str = ""  # the lock in the spool that its writer holds until it writes the stop; empty: writer.lock
+    part: int = 0  # how many earlier journals of the run were known: it goes on after an interruption
+
+
+class DataKey(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What is used of a data key's description. None stands for what it does not have, or not as it should be."""
+
+    dtype: str | None = None
+    units: str | None = None
+    length: int | None = None  # of a one-dimensional array, as its shape says
+    choices: tuple[str, ...] = ()
+    external: bool = False
 
 
 class Layout(FileLine, frozen=True, tag="layout"):
@@ -66,6 +77,16 @@ class Layout(FileLine, frozen=True, tag="layout"):
     time_base: str  # numbers its rows; named like the event stream, unless its keys have times of their own
     channels: tuple[Channel, ...]
     left_out: dict[str, str] = {}  # data key → why its readings never become points
+    own_times: bool = False  # its rows have their readings' times, as the times of its event stream have told
+
+
+class Described(FileLine, frozen=True, tag="descriptor"):
+    """What a run that goes on later needs of a descriptor document."""
+
+    uid: str  # events name their descriptor by it
+    event_stream: str
+    data_keys: dict[str, DataKey] = {}
+    hinted: tuple[str, ...] = ()
 
 
 class LeftOut(FileLine, frozen=True, tag="left_out"):
@@ -89,7 +110,7 @@ class Stop(FileLine, frozen=True, tag="stop"):
 
 # ---- reading and writing ---------------------------------------------------------------------------------------------
 
-JournalLine = Header | Layout | LeftOut | Stop
+JournalLine = Header | Described | Layout | LeftOut | Stop
 
 _journal_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(JournalLine)
 

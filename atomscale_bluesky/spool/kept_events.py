@@ -1,21 +1,27 @@
-"""Which events of an interrupted run its journals hold, so that a replay delivers each reading once.
+"""Which readings of an interrupted run its journals hold, so that a replay delivers each reading once.
 
-An event is recognised by its uid. Some sources, above all catalogues, make up new uids for every replay. Their events
-are recognised by event stream and exact time, as many times as a journal has that time. The rows of a journal give
-both. When an interrupted run leaves the spool, digests of its events stay in a file beside the history.
+A reading is its run's uid, its event's uid and its data key. A journal's rows have the uids, and their layouts the
+keys. So an event of which a kill took the last rows is taken again for these alone.
 
-Bounded: up to `MAX_EVENTS` events of a run, 20 bytes each in memory and 16 on disk. All files together have up to
+Some sources, above all catalogues, make up new uids for every replay, or keep only the last of several events with one
+number. Their events are recognised by event stream, exact time and values, as many times as a journal has these.
+
+When an interrupted run leaves the spool, digests of its rows stay in a file beside the history, with the lines that the
+run needs to go on: its header, its descriptors and its layouts.
+
+Bounded: up to `MAX_ROWS` rows of a run, 22 bytes each in memory and 18 on disk. All files together have up to
 `MAX_BYTES`.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 import sys
 import zlib
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -29,38 +35,67 @@ from ..errors import SpoolError
 from ..model.rows import Row
 from . import atomic_file as notes
 from .gil_yield import GilYield
-from .journal_format import Layout, Stop, decode_journal
+from .journal_format import Described, Header, Layout, Stop, decode_journal, packed
+from .lines import encode
 from .own_files import read_own
 from .run_reader import RunReader
 
-# A run of three weeks at one event per second.
-MAX_EVENTS = 2_000_000
-# The last events that were recognised by time are also remembered by uid, up to this many: an event whose call was
-# interrupted comes again, and its time has already been counted.
+# A run of three weeks at one row per second.
+MAX_ROWS = 2_000_000
+# The last events that were recognised by time and values are also remembered by uid, up to this many: an event whose
+# call was interrupted comes again, and its row has already been counted.
 MAX_TOLD = 100_000
-# Total size of the digests of interrupted runs that left the spool. The oldest are removed first. The newest stays
+# Total size of the files of interrupted runs that left the spool. The oldest are removed first. The newest stays
 # whatever its size.
 MAX_BYTES = 64 * 2**20
+# A row under this layout stands for a whole event, as in the files of earlier versions.
+_WHOLE = 0xFFFF
 
 _NAME = re.compile(r"\d{8}T\d{6}-[0-9a-f]{8}\.events")
 
 
 class Events(msgspec.Struct):
-    """The events of one journal, in the journal's order."""
+    """The rows of one journal, in the journal's order, and what its run needs to go on."""
 
-    uids: array[int]  # digests
-    times: dict[str, array[float]]  # by event stream, one time per event
-    beyond: int = 0  # how many events could not be remembered
+    uids: array[int]  # digests of the event uids
+    layouts: array[int]  # places in `known`
+    prints: array[int]  # digests of time and values; 0 for a further row of an event
+    known: list[Layout] = []
+    header: Header | None = None
+    descriptors: dict[str, Described] = {}  # by uid
+    times: dict[str, array[float]] = {}  # by event stream, one time per event; only in files of earlier versions
+    beyond: int = 0  # how many rows could not be remembered
     stop: Stop | None = None
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
-    """The stored form of the events: little-endian, 8 bytes each."""
+    """The stored form of the events: little-endian, 8 bytes each, 2 per layout."""
 
     version: int
     uids: bytes
     times: dict[str, bytes]
     beyond: int
+    layouts: bytes = b""
+    prints: bytes = b""
+    lines: list[bytes] = []  # header, descriptors and layouts, in this order
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What earlier journals hold of an event."""
+
+    keys: Set[str]  # the data keys whose readings they hold
+    decided: Set[str]  # data keys that are no channels, and are counted with it
+    whole: bool  # all of the event, whatever its keys
+
+    def lacks(self, data: Iterable[Any]) -> Set[str]:
+        """Return the data keys of an event whose readings are not kept."""
+        if self.whole:
+            return frozenset()
+        return {key for key in data if isinstance(key, str) and key not in self.keys and key not in self.decided}
+
+
+# Given a layout, yields the times that an event's row may have under it, and its packed values.
+Alternatives = Callable[[Layout], Iterator[tuple[float, bytes]]]
 
 
 class KeptEvents:
@@ -71,54 +106,106 @@ class KeptEvents:
         until: By event stream, the time of the last row of a journal that is gone, if nothing else is known of its
             events.
         by_uid: The events of a journal that are recognised only by uid, because the same process sends them again.
+        uids_alone: Recognise no event by its time: the source goes on where it was, so it keeps uids.
     """
 
     def __init__(
-        self, parts: Iterable[Events] = (), until: dict[str, float] | None = None, *, by_uid: Events | None = None
+        self,
+        parts: Iterable[Events] = (),
+        until: dict[str, float] | None = None,
+        *,
+        by_uid: Events | None = None,
+        uids_alone: bool = False,
     ) -> None:
-        self.by_time = 0  # how many events were recognised only by time
+        self.by_time = 0  # how many events were recognised only by time and values
         self.in_doubt = 0  # how many events were taken although a journal that is gone may have had them
-        self.beyond = 0  # how many events are not remembered, because there are too many
+        self.beyond = 0  # how many rows are not remembered, because there are too many
+        self.layouts: list[Layout] = []  # of all journals
+        self.descriptors: dict[str, Described] = {}  # by uid
+        self.header: Header | None = None
         self._until = dict(until or {})
         self._latest: dict[str, float] = {}
         self._set_back: set[str] = set()
-        self._told: set[int] = set()  # digests of events recognised by time, the youngest …
-        self._told_before: set[int] = set()  # … and those before them
+        self._told: dict[int, Kept] = {}  # events recognised by time, by digest of their new uid: the youngest …
+        self._told_before: dict[int, Kept] = {}  # … and those before them
         self._journals: list[_Journal] = []
-        room = MAX_EVENTS
-        for part in [*parts, *([by_uid] if by_uid else [])]:
+        self.part = 0  # the number of the next journal
+        room = MAX_ROWS
+        journals = list(parts)
+        if by_uid is not None:
+            journals.append(by_uid)
+        for part in sorted(journals, key=_part_of):
+            self.part = max(self.part, _part_of(part) + 1)
             self.beyond += part.beyond + max(0, len(part.uids) - room)
-            self._journals.append(_Journal(part, room, by_uid=part is by_uid))
+            self._journals.append(_Journal(part, room, by_uid=part is by_uid or uids_alone))
+            self.layouts += part.known
+            self.descriptors |= part.descriptors
+            self.header = part.header or self.header
             room -= min(room, len(part.uids))
 
-    def has(self, event_stream: str, uid: Any, times: Sequence[float]) -> bool:
-        """Return True if an event was kept before.
+    def shows_collected(self, event_stream: str) -> bool:
+        """Return True if more than the first row of an event stream stands at its readings' own times."""
+        return sum(journal.rows_at_own_times(event_stream) for journal in self._journals) > 1
+
+    def layouts_of(self, event_stream: str) -> list[Layout]:
+        """Return the layouts of an event stream, in the order in which they were written."""
+        return [layout for layout in self.layouts if layout.event_stream == event_stream]
+
+    def of(
+        self,
+        event_stream: str,
+        uid: Any,
+        keys: Collection[Any],
+        times: Sequence[float],
+        alternatives: Alternatives,
+    ) -> Kept | None:
+        """Return what was kept of an event before, or None if it is new.
 
         Args:
             event_stream: The event stream's name.
             uid: The event's uid.
-            times: The event's own time and those of its readings. The journal has one of them.
+            keys: Its data keys.
+            times: The event's own time and those of its readings. A journal of which only the times are known has one.
+            alternatives: Gives the rows that the event may have made.
         """
         digest = digest_of(uid)
-        if sum(journal.has_uid(digest) for journal in self._journals):  # not any(): each one has to note it
-            return True
-        if digest in self._told or digest in self._told_before:
-            return True
-        if self._has_time(event_stream, digest, times) or self._was_before(event_stream, times):
-            self.by_time += 1
-            return True
-        return False
-
-    def _has_time(self, event_stream: str, digest: int, times: Sequence[float]) -> bool:
+        found = self._with_uid(digest)
+        if found is not None:
+            for journal in self._journals:
+                journal.note_uid(digest)
+            return self._completed(found, event_stream, keys, alternatives)
+        told = self._told.get(digest) or self._told_before.get(digest)
+        if told is not None:
+            return told
         for journal in self._journals:
-            place = journal.place_of(event_stream, times)
-            if place is not None:
-                self._told.add(digest)  # first: after an interruption here, one time too few is counted
-                place[0][place[1]] += 1
-                if len(self._told) > MAX_TOLD:
-                    self._told, self._told_before = set(), self._told
-                return True
-        return False
+            kept = journal.like(event_stream, alternatives, times, lambda known: self._tell(digest, known))
+            if kept is not None:
+                self.by_time += 1
+                return self._completed(kept, event_stream, keys, alternatives)
+        if self._was_before(event_stream, times):
+            self.by_time += 1
+            return _ALL
+        return None
+
+    def _completed(self, kept: Kept, event_stream: str, keys: Collection[Any], alternatives: Alternatives) -> Kept:
+        """Add the parts of an event that a replay with made-up uids has brought."""
+        for journal in self._journals:
+            if journal.has_parts and kept.lacks(keys):
+                kept = _together([kept, *journal.parts_of(event_stream, alternatives)])
+        return kept
+
+    def _with_uid(self, digest: int) -> Kept | None:
+        """Return what all journals hold of an event: after two interruptions, more than one may hold a part of it."""
+        found = [kept for journal in self._journals if (kept := journal.rows_of(digest)) is not None]
+        return _together(found) if found else None
+
+    def _tell(self, digest: int, known: int | None) -> Kept:
+        """Remember an event that was recognised: by the uid under which it is known, or None for one known by time."""
+        kept = _ALL if known is None else self._with_uid(known) or _ALL
+        self._told[digest] = kept
+        if len(self._told) > MAX_TOLD:
+            self._told, self._told_before = {}, self._told
+        return kept
 
     def _was_before(self, event_stream: str, times: Sequence[float]) -> bool:
         """Return True if the event is not later than the last row of a journal of which only that time is known.
@@ -139,35 +226,120 @@ class KeptEvents:
 
 
 class _Journal:
-    """The events of one journal: up to `room` of them, sorted by uid and by time.
+    """The rows of one journal: up to `room` of them, sorted by uid, and those of whole events by time and values.
 
-    Once a uid is recognised, the source is known to keep uids, and times are no longer compared: rows of two pages may
-    share a time. That holds for this journal only, because another journal may come from a replay with made-up uids.
+    Once a uid is recognised, the source is known to keep uids, and times are no longer compared: two rows may be alike.
+    That holds for this journal only, because another journal may come from a replay with made-up uids.
     """
 
     def __init__(self, events: Events, room: int, *, by_uid: bool) -> None:
         self._keeps_uids = by_uid
-        self._uids = array("Q", np.sort(np.array(events.uids[:room], dtype=np.uint64)).tobytes())
+        self._known = events.known
+        self._keys = [frozenset(channel.key for channel in layout.channels) for layout in events.known]
+        uids = np.array(events.uids[:room], dtype=np.uint64)
+        layouts = np.array(events.layouts[:room], dtype=np.uint16)
+        order = np.argsort(uids, kind="stable")
+        self._uids = array("Q", uids[order].tobytes())
+        self._layouts = array("H", layouts[order].tobytes())
+        self._prints, self._rows, self._taken = array("Q"), array("Q"), array("I")
         self._times: dict[str, array[float]] = {}
-        self._taken: dict[str, array[int]] = {}  # by event stream: how often the time at this place was recognised
-        for name, times in {} if by_uid else events.times.items():
-            self._times[name] = array("d", np.sort(np.array(times[:room], dtype=np.float64)).tobytes())
-            self._taken[name] = array("I", [0]) * len(self._times[name])
+        self._times_taken: dict[str, array[int]] = {}
+        first = [place for place, layout in enumerate(events.known) if layout.time_base == layout.event_stream]
+        self.has_parts = bool((np.array(events.prints[:room], dtype=np.uint64)[~np.isin(layouts, first)] != 0).any())
+        if not by_uid or self.has_parts:
+            prints = np.array(events.prints[:room], dtype=np.uint64)
+            of_events = np.flatnonzero(prints)
+            order = of_events[np.argsort(prints[of_events], kind="stable")]
+            self._prints, self._rows = array("Q", prints[order].tobytes()), array("Q", uids[order].tobytes())
+            self._taken = array("I", bytes(4 * len(order)))
+            for name, times in events.times.items():
+                self._times[name] = array("d", np.sort(np.array(times[:room], dtype=np.float64)).tobytes())
+                self._times_taken[name] = array("I", bytes(4 * len(self._times[name])))
 
-    def has_uid(self, digest: int) -> bool:
-        at = bisect_left(self._uids, digest)
-        found = at < len(self._uids) and self._uids[at] == digest
-        self._keeps_uids = self._keeps_uids or found
-        return found
+    def rows_at_own_times(self, event_stream: str) -> int:
+        """Return how many events of an event stream have rows at their readings' own times."""
+        own = [
+            place
+            for place, layout in enumerate(self._known)
+            if layout.own_times and layout.event_stream == layout.time_base == event_stream
+        ]
+        return sum(self._layouts.count(place) for place in own)
 
-    def place_of(self, event_stream: str, times: Sequence[float]) -> tuple[array[int], int] | None:
-        """Return where to count an event with one of these times as recognised.
+    def note_uid(self, digest: int) -> None:
+        """Note that an event with this uid came: if the journal has it, its source keeps uids."""
+        if not self._keeps_uids and self.rows_of(digest) is not None:
+            self._keeps_uids = True
 
-        None if the journal has none of the times.
+    def like(
+        self,
+        event_stream: str,
+        alternatives: Alternatives,
+        times: Sequence[float],
+        tell: Callable[[int | None], Kept],
+    ) -> Kept | None:
+        """Return what the journal holds of an event with this time and these values, and count it as recognised.
+
+        `tell` gets the digest under which it is known, and is called before it is counted: after an interruption in
+        between, one row too few is counted.
         """
-        if self._keeps_uids or event_stream not in self._times:
+        if self._keeps_uids:
             return None
-        kept, taken = self._times[event_stream], self._taken[event_stream]
+        place = self._time_of(event_stream, times)
+        if place is not None:
+            kept = tell(None)
+            place[0][place[1]] += 1
+            return kept
+        for layout in self._known:
+            if layout.event_stream != event_stream or layout.time_base != event_stream:
+                continue
+            at = self._place_of(layout, alternatives)
+            if at is not None:
+                kept = tell(self._rows[at])
+                self._taken[at] += 1
+                return kept
+        return None
+
+    def parts_of(self, event_stream: str, alternatives: Alternatives) -> Iterator[Kept]:
+        """Yield rows with this time and these values that are parts of events, and count them as recognised."""
+        for layout in self._known:
+            if layout.event_stream == event_stream and layout.time_base != event_stream:
+                at = self._place_of(layout, alternatives)
+                if at is not None:
+                    self._taken[at] += 1
+                    yield Kept({channel.key for channel in layout.channels}, frozenset(), whole=False)
+
+    def _place_of(self, layout: Layout, alternatives: Alternatives) -> int | None:
+        """Return the place of a row that an event may have made, and that was not recognised before."""
+        for time, values in alternatives(layout):
+            sought = print_of(layout, time, values)
+            at = bisect_left(self._prints, sought)
+            while at < len(self._prints) and self._prints[at] == sought:
+                if not self._taken[at]:
+                    return at
+                at += 1
+        return None
+
+    def rows_of(self, digest: int) -> Kept | None:
+        """Return what the journal holds of an event with this uid."""
+        at = bisect_left(self._uids, digest)
+        keys: set[str] = set()
+        decided: set[str] = set()
+        found = False
+        while at < len(self._uids) and self._uids[at] == digest:
+            layout = self._layouts[at]
+            if layout == _WHOLE:
+                return _ALL
+            keys |= self._keys[layout]
+            decided |= self._known[layout].left_out.keys()
+            found = True
+            at += 1
+        return Kept(keys, decided - keys, whole=False) if found else None
+
+    def _time_of(self, event_stream: str, times: Sequence[float]) -> tuple[array[int], int] | None:
+        """Return where to count an event with one of these times, of a journal of which only the times are known."""
+        if event_stream not in self._times:
+            return None
+        kept, taken = self._times[event_stream], self._times_taken[event_stream]
         for time in times:
             first = bisect_left(kept, time)
             if first < len(kept) and kept[first] == time and taken[first] < bisect_right(kept, time) - first:
@@ -175,10 +347,38 @@ class _Journal:
         return None
 
 
+def _part_of(events: Events) -> int:
+    return 0 if events.header is None else events.header.part
+
+
+_ALL = Kept(frozenset(), frozenset(), whole=True)
+
+
+def _together(found: list[Kept]) -> Kept:
+    if len(found) == 1:
+        return found[0]
+    keys = frozenset[str]().union(*(kept.keys for kept in found))
+    decided = frozenset[str]().union(*(kept.decided for kept in found))
+    return Kept(keys, decided - keys, whole=any(kept.whole for kept in found))
+
+
 def digest_of(uid: Any) -> int:
     """Return 8 bytes that stand for an event's uid. Two of a run's millions of uids collide once in about 10^6 runs."""
     text = uid.encode(errors="replace") if isinstance(uid, str) else orjson.dumps(uid)
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
+
+
+def print_of(layout: Layout, time: float, values: bytes) -> int:
+    """Return 8 bytes that stand for a row's time and values. Never 0.
+
+    Args:
+        layout: The row's layout. Its keys count too: rows of two layouts may have equal values.
+        time: The row's time.
+        values: Its packed values.
+    """
+    keys = "\0".join(channel.name for channel in layout.channels).encode(errors="replace")
+    digest = blake2b(struct.pack(">d", time) + values + keys, digest_size=8).digest()
+    return int.from_bytes(digest, "little") or 1
 
 
 def times_of(*stamps: Any) -> list[float]:
@@ -192,68 +392,91 @@ def read_events(folder: Path, gil_yield: GilYield | None = None) -> Events:
 
     Takes a few microseconds per row.
     """
-    events = Events(array("Q"), {})
-    layouts: dict[int, Layout] = {}
-    last: int | None = None
+    events = Events(array("Q"), array("H"), array("Q"), [], descriptors={})
+    places: dict[int, int] = {}  # by layout
     reader = RunReader(folder)
     try:
         for line in reader.read():
             if gil_yield is not None:
                 gil_yield.worked_through(len(line.payload))
             if not line.payload.startswith(b"["):
-                found = decode_journal(line.payload)
-                if isinstance(found, Layout):
-                    layouts[found.layout] = found
-                elif isinstance(found, Stop):
-                    events.stop = found
+                match decode_journal(line.payload):
+                    case Layout() as layout if layout.layout not in places and len(events.known) < _WHOLE:
+                        places[layout.layout] = len(events.known)
+                        events.known.append(layout)
+                    case Described() as descriptor:
+                        events.descriptors[descriptor.uid] = descriptor
+                    case Header() as header:
+                        events.header = header
+                    case Stop() as stop:
+                        events.stop = stop
+                    case _:
+                        pass
                 continue
-            layout, time, uid = _head_of(line.payload)
-            known = layouts.get(layout)
-            if known is None:
+            number, time, uid, values = _parts_of(line.payload)
+            place = places.get(number)
+            if place is None:
                 continue
-            digest = digest_of(uid)
-            if len(events.uids) >= MAX_EVENTS:
-                events.beyond += digest != last
-            else:
-                if digest != last:  # an event has one row per time base, one after the other
-                    events.uids.append(digest)
-                if known.time_base == known.event_stream:  # every event has a row in this time base
-                    events.times.setdefault(known.event_stream, array("d")).append(time)
-            last = digest
+            if len(events.uids) >= MAX_ROWS:
+                events.beyond += 1
+                continue
+            known = events.known[place]
+            events.uids.append(digest_of(uid))
+            events.layouts.append(place)
+            events.prints.append(print_of(known, time, values))
     except SpoolError:  # a line that cannot be decoded: only the lines before it count
         pass
     finally:
         reader.close()
+    _forget_further_rows(events)
     return events
 
 
-def _head_of(payload: bytes) -> tuple[int, float, Any]:
-    """Return the layout, the time and the event's uid of a row."""
+def _forget_further_rows(events: Events) -> None:
+    """Keep the prints of each event's first row alone, and of rows whose event has its first row in another journal."""
+    first = [place for place, layout in enumerate(events.known) if layout.time_base == layout.event_stream]
+    uids = np.array(events.uids, dtype=np.uint64)
+    further = ~np.isin(np.array(events.layouts, dtype=np.uint16), first)
+    prints = np.array(events.prints, dtype=np.uint64)
+    prints[further & np.isin(uids, uids[~further])] = 0
+    events.prints = array("Q", prints.tobytes())
+
+
+def _parts_of(payload: bytes) -> tuple[int, float, Any, bytes]:
+    """Return the layout, the time, the event's uid and the packed values of a row."""
     layout, _, time, rest = payload[1:].split(b",", 3)
     end = rest.find(b'"', 1)
-    if rest[:1] != b'"' or end < 0 or b"\\" in rest[:end]:
+    begin = rest.find(b',"', end)
+    if rest[:1] != b'"' or end < 0 or b"\\" in rest[:end] or begin < 0:
         row = decode_journal(payload)
         assert isinstance(row, Row)  # noqa: S101 - a line that begins with a bracket is one
-        return row.layout, row.time, row.event_uid
-    return int(layout), float(time), rest[1:end].decode(errors="replace")
+        return row.layout, row.time, row.event_uid, packed(row.values)
+    return int(layout), float(time), rest[1:end].decode(errors="replace"), rest[begin + 2 : rest.find(b'"', begin + 2)]
 
 
 # ---- of runs that have left the spool --------------------------------------------------------------------------------
 
 
-def keep_events(folder: Path, gil_yield: GilYield | None = None) -> str | None:
+def keep_events(folder: Path, gil_yield: GilYield | None = None) -> tuple[str, list[str]] | None:
     """Store the events of an interrupted run that leaves the spool.
 
     Returns:
-        The file's name, or None if the disk is full.
+        The file's name, and the uids of the run's descriptors; None if the disk is full.
     """
     events = read_events(folder, gil_yield)
     name = f"{folder.name}.events"
     if not _NAME.fullmatch(name):
         return None
+    lines = [*([events.header] if events.header else []), *events.descriptors.values(), *events.known]
     stored = msgspec.msgpack.encode(
         _File(
-            1, _to_bytes(events.uids), {name: _to_bytes(times) for name, times in events.times.items()}, events.beyond
+            version=2,
+            uids=_to_bytes(events.uids),
+            times={},
+            beyond=events.beyond,
+            layouts=_to_bytes(events.layouts),
+            prints=_to_bytes(events.prints),
+            lines=[encode(line) for line in lines],
         )
     )
     try:
@@ -262,7 +485,7 @@ def keep_events(folder: Path, gil_yield: GilYield | None = None) -> str | None:
         return None
     with suppress(OSError):
         _make_room(folder.parent, name)
-    return name
+    return name, list(events.descriptors)
 
 
 def stored_events(spool: Path, name: str) -> Events | None:
@@ -274,8 +497,30 @@ def stored_events(spool: Path, name: str) -> Events | None:
         if zlib.crc32(text[4:]).to_bytes(4, "little") != text[:4]:
             return None
         found = msgspec.msgpack.decode(text[4:], type=_File)
-        times = {stream: _from_bytes("d", values) for stream, values in found.times.items()}
-        return Events(_from_bytes("Q", found.uids), times, found.beyond)
+        uids = _from_bytes("Q", found.uids)
+        if found.version == 1:
+            times = {stream: _from_bytes("d", values) for stream, values in found.times.items()}
+            whole = array("H", [_WHOLE]) * len(uids)
+            return Events(uids, whole, array("Q", bytes(8 * len(uids))), times=times, beyond=found.beyond)
+        events = Events(
+            uids,
+            _from_bytes("H", found.layouts),
+            _from_bytes("Q", found.prints),
+            [],
+            descriptors={},
+            beyond=found.beyond,
+        )
+        for line in map(decode_journal, found.lines):
+            match line:
+                case Header():
+                    events.header = line
+                case Described():
+                    events.descriptors[line.uid] = line
+                case Layout():
+                    events.known.append(line)
+                case _:
+                    pass
+        return events
     except (OSError, msgspec.DecodeError, ValueError):
         return None
 

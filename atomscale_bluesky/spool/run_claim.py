@@ -154,7 +154,8 @@ class RunClaim:
         # A process that died between these two steps leaves the run in both places. The next process only removes it.
         if not (self._perhaps_in_history and self._history.entries_with("folder", folder)):
             if entry.get("interrupted"):
-                entry["events"] = keep_events(self.folder, gil_yield)
+                kept = keep_events(self.folder, gil_yield)
+                entry["events"], entry["descriptors"] = kept or (None, [])
             self._history.add(entry)
         self.ledger.close()
         # The copy goes first, because it would show that a journal should be there. The ledger goes last: a journal

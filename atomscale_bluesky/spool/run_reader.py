@@ -8,12 +8,13 @@ take.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import SpoolError
-from .journal import JournalReader, Line, first_line, last_line
-from .journal_format import Header, Layout, Stop, decode_journal
+from .journal import START, JournalReader, Line, first_line, last_line, segment_path
+from .journal_format import Described, Header, Layout, Stop, decode_journal
 from .line_file import LineFile, whole_lines
 from .lines import line, payload_of
 from .own_files import open_to_read
@@ -21,6 +22,8 @@ from .own_files import open_to_read
 HEAD = "head.jsonl"
 LEDGER = "ledger.jsonl"
 
+# How much of a copy or a journal is searched for descriptors.
+MOST_SEARCHED = 2**18
 _HEADER = -1  # stands for the header among the layouts' numbers
 
 
@@ -72,8 +75,8 @@ class RunReader(JournalReader):
 
 
 def describes(payload: bytes) -> bool:
-    """Return True if a journal's line is a header or layout, without which the rows are worthless."""
-    return payload.startswith((b'{"kind":"layout"', b'{"kind":"header"'))
+    """Return True if a journal's line is a header or layout, without which the rows are worthless, or a descriptor."""
+    return payload.startswith((b'{"kind":"layout"', b'{"kind":"header"', b'{"kind":"descriptor"'))
 
 
 def keep_copies(folder: Path, payloads: list[bytes], *, make_room: Callable[[], object] | None = None) -> None:
@@ -111,6 +114,19 @@ def read_header(folder: Path) -> Header | None:
         payload = None if first is None else first.payload
     header = None if payload is None else decode_journal(payload)
     return header if isinstance(header, Header) else None
+
+
+def descriptors_in(folder: Path) -> set[str]:
+    """Return the uids of a run's descriptors, as far as the beginning of its journal or the copy has them."""
+    found: set[str] = set()
+    for path in (folder / HEAD, segment_path(folder, START.segment)):
+        with contextlib.suppress(OSError, SpoolError), open_to_read(path) as file:
+            for text in file.read(MOST_SEARCHED).split(b"\n"):
+                payload = payload_of(text) if b'{"kind":"descriptor"' in text else None
+                line = None if payload is None else decode_journal(payload)
+                if isinstance(line, Described):
+                    found.add(line.uid)
+    return found
 
 
 def has_lines(folder: Path) -> bool:
@@ -187,6 +203,8 @@ def _described(payload: bytes) -> int | None:
             return number
         case Header():
             return _HEADER
+        case Described():
+            return None
         case other:
             raise SpoolError(f"a journal's line is not understood: {type(other).__name__}")
 

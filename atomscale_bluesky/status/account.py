@@ -20,7 +20,7 @@ from pathlib import PurePath
 from ..errors import SpoolError
 from ..model.loss import Loss
 from ..model.rows import Row, Rows
-from ..spool.journal_format import Header, Layout, LeftOut, Stop, decode_journal
+from ..spool.journal_format import Header, JournalLine, Layout, LeftOut, Stop, decode_journal
 from ..spool.ledger_format import NO_POINT
 from ..spool.ledger_state import LedgerState, StreamState
 
@@ -116,7 +116,7 @@ class Account:
         # it.
         self._first: dict[tuple[str, str], int] = {}
 
-    def take(self, payload: bytes) -> Header | Layout | LeftOut | Stop | None:
+    def take(self, payload: bytes) -> JournalLine | None:
         """Count one line of the journal. Return it as its type, or None if it is a row.
 
         Raises:
@@ -151,6 +151,8 @@ class Account:
                     self.rows_unnamed = 0
             case Row():
                 self.take_row(found)
+            case _:
+                pass
         return found if not isinstance(found, Row) else None
 
     def take_row(self, row: Row) -> bool:

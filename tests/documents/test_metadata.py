@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from event_model import compose_run, sanitize_doc
+from event_model import compose_run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from atomscale_bluesky import MetadataError, Settings, validate_metadata
-from atomscale_bluesky.documents.metadata import RunMetadata, content_digest, read_metadata, run_label
+from atomscale_bluesky.documents.metadata import RunMetadata, read_metadata, run_label
 from atomscale_bluesky.model.labels import MAX_LABEL, label_with_reason, stream_label
 from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.model.metadata_keys import METADATA_KEYS
@@ -399,50 +399,6 @@ def test_the_streams_of_a_run_are_told_apart() -> None:
     assert named(event_stream="b" * 300, number=12).endswith("b… (12) [b7c2e9f1-0a1b2c3d]")
 
 
-# ---- digests ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_start_document_and_its_stored_copy_have_one_digest() -> None:
-    start = compose_run(
-        metadata={
-            "hints": {"dimensions": [(("motor",), "primary")]},
-            "shape": (3, 4),
-            "array": np.arange(12.0).reshape(3, 4)[:, ::2],
-            "words": np.array(["a", "b"]),
-            "count": np.int64(3),
-            "half": np.float32(0.1),
-            "flag": np.bool_(True),
-            "gap": math.nan,
-        }
-    ).start_doc
-
-    assert content_digest(start) == content_digest(sanitize_doc(start))
-    assert content_digest(start) == content_digest(dict(reversed(start.items())))
-
-
-def test_documents_of_other_content_have_other_digests() -> None:
-    start = compose_run(metadata={"synth_source_id": 42}).start_doc
-
-    digests = {content_digest(start | change) for change in ({}, {"synth_source_id": 43}, {"more": 1}, {"time": 1.0})}
-
-    assert len(digests) == 4
-
-
-def test_any_metadata_have_a_digest_that_does_not_change_from_process_to_process() -> None:
-    class Thing:
-        pass
-
-    cyclic: list[Any] = []
-    cyclic.append(cyclic)
-    deep: list[Any] = []
-    for _ in range(5000):
-        deep = [deep]
-    start = {"thing": Thing(), "function": lambda: None, "set": {1}, "cyclic": cyclic, "deep": deep, "huge": 10**400}
-    start |= {"odd": Odd(), "half\ud800": "half \ud800", 7: b"bytes", "mixed": {1: 2, None: 3, (1, 2): 4}}
-
-    assert content_digest(start) == content_digest(start | {"thing": Thing(), "function": lambda: None})
-
-
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
@@ -450,9 +406,8 @@ def test_any_metadata_have_a_digest_that_does_not_change_from_process_to_process
         max_leaves=20,
     )
 )
-def test_metadata_of_any_kind_are_read_or_refused_and_digested(value: Any) -> None:
+def test_metadata_of_any_kind_are_read_or_refused(value: Any) -> None:
     for start in ({"atomscale": value}, {"stream_name": value}, {"synth_source_id": value}, {"project_id": value}):
-        content_digest(start)
         try:
             read_metadata(start)
         except MetadataError as error:
@@ -518,48 +473,6 @@ def test_a_reason_in_a_label_leaves_what_makes_it_unique_whole(name: str, reason
     assert told.endswith(" [abbf00f1-1234abcd]")
     assert len(told) <= MAX_LABEL
     assert told.isprintable()
-
-
-def test_the_digest_of_an_ordinary_document_stays_what_it_was() -> None:
-    start = {
-        "uid": "a", "time": 1.5, "plan_name": "scan", "none": None, "n": np.int64(4), "odd": object,
-        "plan_args": {"detectors": ["d1"], "positions": list(range(1000))},
-        "flat": np.arange(6.0).reshape(2, 3), "note": "x" * 5000,
-    }  # fmt: skip
-
-    assert content_digest(start) == "3406f1ca4ab1c15c"  # as spools hold it
-
-
-LARGE = {
-    "picture": np.zeros((2048, 2048)),
-    "floats": [0.5] * 10**6,
-    "text": "x" * 10**8,
-    "texts": ["x"] * 10**6,
-    "rows": [[0.5] * 1000] * 1000,
-    "nested": {"a": {"b": list(range(10**6))}},
-    "mapping": {str(n): n for n in range(10**6)},
-}
-
-
-@pytest.mark.parametrize("kind", LARGE)
-def test_a_start_document_of_any_size_is_digested_in_a_moment(kind: str) -> None:
-    start = {"uid": "a", "time": 1.5, "plan_args": LARGE[kind]}
-    begin = time.thread_time()
-    digest = content_digest(start)
-    took_s = time.thread_time() - begin
-
-    assert took_s < 0.05
-    assert digest == content_digest(start)
-    assert digest != content_digest(start | {"time": 2.5})
-
-
-def test_a_large_array_has_the_digest_of_its_stored_copy_and_not_of_another() -> None:
-    array = np.arange(300_000).reshape(300, 1000)
-    start = {"uid": "a", "array": array, "time": 1.5}
-
-    assert content_digest(start) == content_digest(start | {"array": array.tolist()})
-    assert content_digest(start) != content_digest(start | {"array": array.T})
-    assert content_digest(start) != content_digest(start | {"array": array + 1})
 
 
 @pytest.mark.parametrize("name", ["tags", "project_id", "synth_source_id", "stream_name"])

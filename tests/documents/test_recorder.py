@@ -75,7 +75,7 @@ def test_readings_that_never_become_points_are_reported_with_their_reason(settin
             assert dict(accepted.left_out) == {"text": 1, "array": 1}
         more = data | {"extra": 5.0}
         event = stream.compose_event(data=more, timestamps=dict.fromkeys(more, time.time()), validate=False)
-        assert dict(recorder.take("event", event).left_out) == {"text": 1, "array": 1, "not there at first": 1}
+        assert dict(recorder.take("event", event).left_out) == {"text": 1, "array": 1}
 
 
 def test_each_time_base_of_an_event_has_a_row(settings: Settings) -> None:
@@ -111,27 +111,43 @@ def test_an_event_that_comes_again_is_known_in_a_page_too(settings: Settings) ->
         assert recorder.take("event_page", page) == Accepted(known=3)
 
 
-def test_a_run_that_was_recorded_before_is_known_and_one_with_other_content_is_refused(settings: Settings) -> None:
+def test_a_run_that_was_recorded_before_is_known_whatever_its_metadata_have_become(settings: Settings) -> None:
     documents = old(points=3)
     with DocumentRecorder(settings) as recorder:
         take_all(recorder, documents)
-    with DocumentRecorder(settings) as recorder:
-        assert take_all(recorder, documents) == [Accepted(known=1)] * 6
     name, start = documents[0]
+    for changed in (start, start | {"plan_name": "another one", "catalogue": 5}, {"uid": start["uid"], "time": 0.0}):
+        with DocumentRecorder(settings) as recorder:
+            assert take_all(recorder, [(name, changed), *documents[1:]]) == [Accepted(known=1)] * 6
+            assert recorder.ignored == {"run taken before": 1}
+
+
+def test_events_that_come_before_their_descriptor_are_taken_with_it(settings: Settings) -> None:
+    start, descriptor, *events, stop = list(growth(points=3))
     with DocumentRecorder(settings) as recorder:
-        with pytest.raises(DocumentError, match="was taken before with other content"):
-            recorder.take(name, start | {"plan_name": "another one"})
-        others = take_all(recorder, documents[1:-1])
-        assert [dict(one.left_out) for one in others[1:]] == [{"run taken before with other content": 2}] * 3
-        assert recorder.ignored == {"run taken before": 1}
+        recorder.take(*start)
+        assert take_all(recorder, events) == [Accepted(put_off=True)] * 3
+        assert recorder.take(*descriptor) == Accepted(rows=3)
+        assert take_all(recorder, events) == [Accepted(known=1)] * 3
+        recorder.take(*stop)
+        assert recorder.ignored == {"event seen before": 3}
+
+
+def test_events_whose_descriptor_never_comes_are_counted_at_the_runs_stop(
+    settings: Settings, make_callback: MakeCallback
+) -> None:
+    start, _, *events, stop = list(growth(points=3))
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [start, *events, stop])
+        assert recorder.ignored == {"event": 3}
+    (run,) = make_callback(offline=True).status()
+    assert (run.points.seen, run.points.left_out) == (6, {"its descriptor never came": 6})
 
 
 @pytest.mark.parametrize(
     ("name", "doc", "said"),
     [
         ("event", {}, "KeyError: 'descriptor'"),
-        ("event", {"descriptor": "nobody", "uid": "e", "data": {}, "time": 1.0}, "which never came"),
-        ("event_page", {"descriptor": 7}, "which never came"),
         ("descriptor", {"run_start": "nobody", "uid": "d"}, "whose start never came"),
         ("stop", {"run_start": "nobody"}, "whose start never came"),
         ("start", {"uid": 7}, "uid is a int, expected text"),
@@ -148,6 +164,14 @@ def test_a_document_that_cannot_be_used_raises_and_costs_nothing_else(
             recorder.take(name, doc)
         assert sum(recorder.ignored.values()) == 1
         assert [one.rows for one in take_all(recorder, documents[4:])] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("name", ["event", "event_page"])
+def test_an_event_of_no_run_at_all_is_refused(settings: Settings, name: str) -> None:
+    with DocumentRecorder(settings) as recorder:
+        with pytest.raises(DocumentError, match="which never came"):
+            recorder.take(name, {"descriptor": "nobody", "uid": ["e"], "data": {}, "time": [1.0]})
+        assert recorder.ignored == {name: 1}
 
 
 def test_other_kinds_of_documents_are_passed_over(settings: Settings) -> None:

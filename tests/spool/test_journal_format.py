@@ -272,7 +272,7 @@ def test_parts_that_do_not_follow_each_other_are_not_joined(following: list[byte
 
 
 def test_the_format_has_a_number() -> None:
-    assert lines.FORMAT == 2
+    assert lines.FORMAT == 3
 
 
 def test_a_row_of_format_1_is_read() -> None:

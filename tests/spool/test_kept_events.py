@@ -4,48 +4,66 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from runs import growth
 
 from atomscale_bluesky import AtomscaleCallback
-from atomscale_bluesky.spool.kept_events import MAX_BYTES, MAX_EVENTS, Events, KeptEvents, digest_of, stored_events
+from atomscale_bluesky.model.rows import Channel
+from atomscale_bluesky.spool.journal_format import Layout, packed
+from atomscale_bluesky.spool.kept_events import (
+    MAX_BYTES,
+    MAX_ROWS,
+    Events,
+    KeptEvents,
+    digest_of,
+    print_of,
+    stored_events,
+)
 from atomscale_bluesky.spool.spool import Spool
 
 MakeCallback = Callable[..., AtomscaleCallback]
 
 
 def events_of(*uids: str, **times: list[float]) -> Events:
-    return Events(array("Q", map(digest_of, uids)), {name: array("d", values) for name, values in times.items()})
+    """The events of an earlier version's file, which knows uids and times alone."""
+    stored = {name: array("d", values) for name, values in times.items()}
+    return Events(
+        array("Q", map(digest_of, uids)), array("H", [0xFFFF]) * len(uids), array("Q", [0]) * len(uids), times=stored
+    )
+
+
+def has(kept: KeptEvents, event_stream: str, uid: str, times: list[float]) -> bool:
+    return kept.of(event_stream, uid, ["a"], times, lambda layout: iter(())) is not None
 
 
 def test_an_event_is_known_by_its_uid_or_as_often_as_its_time_was_kept() -> None:
     kept = KeptEvents([events_of("e1", "e2", "e3", "e4", primary=[1.0, 2.0, 2.0], fly=[5.0])])
 
-    assert kept.has("primary", "new 1", [1.0])
-    assert not kept.has("primary", "new 2", [1.0])
-    assert [kept.has("primary", f"newer {n}", [0.5, 2.0]) for n in range(3)] == [True, True, False]
-    assert kept.has("fly", "e4", [5.0])
-    assert not kept.has("fly", "new", [5.0])  # its source keeps uids, so this one is new
-    assert not kept.has("other", "new", [5.0])
+    assert has(kept, "primary", "new 1", [1.0])
+    assert not has(kept, "primary", "new 2", [1.0])
+    assert [has(kept, "primary", f"newer {n}", [0.5, 2.0]) for n in range(3)] == [True, True, False]
+    assert has(kept, "fly", "e4", [5.0])
+    assert not has(kept, "fly", "new", [5.0])  # its source keeps uids, so this one is new
+    assert not has(kept, "other", "new", [5.0])
     assert kept.by_time == 3
 
 
 def test_a_replay_with_uids_of_its_own_tells_nothing_of_another_journal() -> None:
     kept = KeptEvents([events_of("e1", "e2", primary=[1.0, 2.0]), events_of("f3", "f4", primary=[3.0, 4.0])])
 
-    assert [kept.has("primary", uid, [at]) for uid, at in [("f3", 3.0), ("f1", 1.0), ("f2", 2.0)]] == [True] * 3
-    assert not kept.has("primary", "f5", [4.0])  # another event at the time of f4, in the journal that keeps uids
-    assert not kept.has("primary", "f6", [2.0])
+    assert [has(kept, "primary", uid, [at]) for uid, at in [("f3", 3.0), ("f1", 1.0), ("f2", 2.0)]] == [True] * 3
+    assert not has(kept, "primary", "f5", [4.0])  # another event at the time of f4, in the journal that keeps uids
+    assert not has(kept, "primary", "f6", [2.0])
     assert kept.by_time == 2
 
 
 def test_an_event_that_its_time_told_is_told_again_where_its_call_was_interrupted() -> None:
     kept = KeptEvents([events_of("e1", primary=[1.0])])
 
-    assert [kept.has("primary", uid, [1.0]) for uid in ("new 1", "new 1", "new 2")] == [True, True, False]
+    assert [has(kept, "primary", uid, [1.0]) for uid in ("new 1", "new 1", "new 2")] == [True, True, False]
     assert kept.by_time == 1
 
 
@@ -71,12 +89,78 @@ def test_a_uid_that_needs_escapes_is_known_again(make_callback: MakeCallback) ->
     assert second.ignored == {"event seen before": 4}
 
 
-def test_events_beyond_the_bound_are_counted_and_not_known() -> None:
-    half = MAX_EVENTS // 2 + 1
-    many = [Events(array("Q", range(n, n + half)), {"primary": array("d", [n]) * half}) for n in (0, half)]
+def test_rows_beyond_the_bound_are_counted_and_not_known() -> None:
+    half = MAX_ROWS // 2 + 1
+    many = [
+        Events(array("Q", range(n, n + half)), array("H", [0xFFFF]) * half, array("Q", [0]) * half) for n in (0, half)
+    ]
     kept = KeptEvents(many)
 
     assert kept.beyond == 2
+
+
+def layout(number: int, time_base: str, *keys: str, **left_out: str) -> Layout:
+    channels = tuple(Channel(key, key) for key in keys)
+    return Layout(number, time_base.partition("/")[0], time_base, channels, left_out)
+
+
+def rows_of(*rows: tuple[str, int, float, float], known: list[Layout]) -> Events:
+    """The rows of a journal: event uid, layout, time and value of its one channel."""
+    return Events(
+        array("Q", [digest_of(uid) for uid, *_ in rows]),
+        array("H", [number for _, number, *_ in rows]),
+        array("Q", [
+            print_of(known[number], at, packed([value])) if "/" not in known[number].time_base else 0
+            for _, number, at, value in rows
+        ]),
+        known,
+    )  # fmt: skip
+
+
+def of(kept: KeptEvents, uid: str, at: float, **data: float) -> set[str] | None:
+    """The data keys of an event that are not kept; None for a new event."""
+
+    def alternatives(layout: Layout) -> Iterator[tuple[float, bytes]]:
+        yield at, packed(data[channel.key] for channel in layout.channels)
+
+    found = kept.of("m", uid, data.keys(), [at], alternatives)
+    return None if found is None else set(found.lacks(data))
+
+
+BASES = [layout(0, "m", "a", note="text"), layout(1, "m/b", "b")]
+
+
+def test_an_event_of_which_a_row_is_missing_lacks_the_keys_of_that_row() -> None:
+    kept = KeptEvents([rows_of(("e1", 0, 1.0, 5.0), ("e1", 1, 0.5, 6.0), ("e2", 0, 2.0, 7.0), known=BASES)])
+
+    assert of(kept, "e1", 1.0, a=5.0, b=6.0, note=0.0) == set()
+    assert of(kept, "e2", 2.0, a=7.0, b=6.0, note=0.0) == {"b"}
+    assert of(kept, "e3", 1.0, a=5.0, b=6.0) is None  # its source keeps uids
+
+
+def test_an_event_with_a_new_uid_is_known_by_its_time_and_values_as_often_as_they_were_kept() -> None:
+    kept = KeptEvents([rows_of(("e1", 0, 1.0, 5.0), ("e1", 1, 0.5, 6.0), ("e2", 0, 1.0, 5.0), known=BASES)])
+
+    assert of(kept, "x1", 1.0, a=4.0, b=6.0) is None
+    assert of(kept, "x2", 1.5, a=5.0, b=6.0) is None
+    assert [of(kept, f"y{n}", 1.0, a=5.0, b=6.0) for n in range(3)] == [set(), {"b"}, None]
+    assert of(kept, "y0", 1.0, a=5.0, b=6.0) == set()  # it comes again
+    assert kept.by_time == 2
+
+
+def test_the_parts_of_an_event_in_two_journals_are_known_together() -> None:
+    first = rows_of(("e1", 0, 1.0, 5.0), known=BASES)
+    second = rows_of(("e1", 1, 0.5, 6.0), known=BASES)
+
+    assert of(KeptEvents([first, second]), "e1", 1.0, a=5.0, b=6.0) == set()
+    assert of(KeptEvents([first, second]), "x1", 1.0, a=5.0, b=6.0) == set()
+
+
+def test_where_a_run_goes_on_with_its_own_uids_equal_rows_are_new_ones() -> None:
+    kept = KeptEvents([rows_of(("e1", 0, 1.0, 5.0), known=BASES)], uids_alone=True)
+
+    assert of(kept, "e2", 1.0, a=5.0) is None
+    assert of(kept, "e1", 1.0, a=5.0) == set()
 
 
 def test_files_of_events_that_are_too_large_together_go_oldest_first_and_no_others(
@@ -96,5 +180,8 @@ def test_files_of_events_that_are_too_large_together_go_oldest_first_and_no_othe
     assert sorted(path.name for path in spool_dir.glob("*.events")) == sorted([names[1], names[2], entry["events"]])
     events = stored_events(spool_dir, entry["events"])
     assert events is not None
-    assert len(events.uids) == len(events.times["primary"]) == 5
+    assert len(events.uids) == len(events.prints) == len(events.layouts) == 5
+    assert [layout.event_stream for layout in events.known] == ["primary"]
+    assert events.header is not None
+    assert list(events.descriptors) == entry["descriptors"]
     assert stored_events(spool_dir, names[1]) is None  # damaged: that costs nothing but what it knew

@@ -1,0 +1,79 @@
+"""Reads from a descriptor document what is used of it, in the form in which the journal keeps it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ..model.text import cut, sound
+from ..spool.journal_format import DataKey, Described
+from ..spool.lines import encode
+from .descriptor import choices_of, hinted, mapping_of
+
+MAX_NAME = 255  # characters, and also bytes, since the API does not say which it counts
+
+
+class Description(NamedTuple):
+    """What a descriptor says about the data keys of its event stream."""
+
+    line: Described
+    nameless: tuple[str, ...] = ()  # the types of data keys that are no text, and so cannot be kept
+
+
+def description_of(descriptor: Mapping[str, Any], uid: str, name: str) -> Description:
+    """Return what is used of a descriptor. What is not as it should be counts as missing."""
+    data_keys: dict[str, DataKey] = {}
+    nameless: list[str] = []
+    for key, described in mapping_of(descriptor.get("data_keys")).items():
+        if isinstance(key, str):
+            data_keys[key] = _data_key(mapping_of(described))
+        else:
+            nameless.append(type(key).__name__)
+    return Description(
+        Described(
+            uid=uid,
+            event_stream=name,
+            data_keys=data_keys,
+            hinted=tuple(sorted(hinted(descriptor))),
+        ),
+        tuple(nameless),
+    )
+
+
+def described_lines(description: Description) -> list[bytes]:
+    """Return the lines for a journal, the same one twice: a run cannot go on without it."""
+    line = description.line
+    try:
+        text = encode(line)
+    except UnicodeEncodeError:  # a lone surrogate, which a file cannot hold
+        text = encode(
+            Described(
+                uid=sound(line.uid),
+                event_stream=sound(line.event_stream),
+                data_keys={sound(key): _sound(described) for key, described in line.data_keys.items()},
+                hinted=tuple(map(sound, line.hinted)),
+            )
+        )
+    return [text] * 2
+
+
+def _sound(described: DataKey) -> DataKey:
+    return DataKey(
+        dtype=None if described.dtype is None else sound(described.dtype),
+        units=described.units,
+        length=described.length,
+        choices=tuple(map(sound, described.choices)),
+        external=described.external,
+    )
+
+
+def _data_key(described: Mapping[str, Any]) -> DataKey:
+    units, dtype, shape = described.get("units"), described.get("dtype"), described.get("shape")
+    length = shape[0] if isinstance(shape, list | tuple) and len(shape) == 1 else None
+    return DataKey(
+        dtype=dtype if isinstance(dtype, str) else None,
+        units=cut(sound(units), MAX_NAME) if isinstance(units, str) and units.strip() else None,
+        length=length if type(length) is int and dtype == "array" else None,
+        choices=tuple(choices_of(described)),
+        external=bool(described.get("external")),
+    )

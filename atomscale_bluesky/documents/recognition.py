@@ -1,0 +1,78 @@
+"""Which readings of a document earlier journals of its run hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..spool.journal_format import DataKey, Layout, packed
+from ..spool.kept_events import Alternatives, Kept, KeptEvents, times_of
+from .conversion import choice, number, numbers
+from .descriptor import is_flag, mapping_of
+from .event_stream import EventStream
+
+
+def kept_of(kept: KeptEvents, event_stream: EventStream, doc: Mapping[str, Any]) -> Kept | None:
+    """Return what was kept of an event, or None if it is new."""
+    stamps = times_of(*mapping_of(doc.get("timestamps")).values())
+    times = times_of(doc.get("time"))
+    keys = mapping_of(doc.get("data")).keys()
+    return kept.of(event_stream.name, doc["uid"], keys, times + stamps, _alternatives(event_stream, doc, times, stamps))
+
+
+def event_of(page: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """Return one row of an event page as an event. What is no column of a value per row is left out."""
+    rows = len(page["uid"])
+    out: dict[str, Any] = {"descriptor": page["descriptor"]}
+    for member in ("uid", "time", "seq_num"):
+        if member in page and len(page[member]) == rows:
+            out[member] = page[member][row]
+    for member in ("data", "timestamps", "filled"):
+        columns = mapping_of(page.get(member)).items()
+        out[member] = {
+            key: column if is_flag(column) else column[row]
+            for key, column in columns
+            if is_flag(column) or (hasattr(column, "__len__") and len(column) == rows)
+        }
+    return out
+
+
+def _alternatives(
+    event_stream: EventStream, doc: Mapping[str, Any], times: Sequence[float], stamps: Sequence[float]
+) -> Alternatives:
+    """Return a function that gives the rows which an event may have made under a layout."""
+    data = mapping_of(doc.get("data"))
+    candidates = dict.fromkeys([*times, *stamps, *(event_stream.times.started + stamp for stamp in stamps)])
+    described = event_stream.description.line.data_keys
+
+    def rows(layout: Layout) -> Iterator[tuple[float, bytes]]:
+        values = packed(_values(layout, data, described))
+        for time in candidates:
+            yield time, values
+
+    return rows
+
+
+def _values(layout: Layout, data: Mapping[str, Any], described: Mapping[str, DataKey]) -> Iterator[float | None]:
+    arrays: dict[str, list[Any]] = {}
+    for channel in layout.channels:
+        if channel.element is None:
+            choices = described[channel.key].choices if channel.key in described else ()
+            yield _number(data, channel.key, choices)
+            continue
+        if channel.key not in arrays:
+            count = sum(1 for other in layout.channels if other.key == channel.key)
+            try:
+                arrays[channel.key] = list(numbers(data.get(channel.key), count))
+            except Exception:  # noqa: BLE001 - a foreign object
+                arrays[channel.key] = [""] * count
+        value = arrays[channel.key][channel.element]
+        yield None if isinstance(value, str) else value
+
+
+def _number(data: Mapping[str, Any], key: str, choices: tuple[str, ...]) -> float | None:
+    try:
+        value = choice(choices)(data.get(key)) if choices else number(data.get(key))
+    except Exception:  # noqa: BLE001 - a foreign object may do anything when it is asked what it is
+        return None
+    return None if isinstance(value, str) else value

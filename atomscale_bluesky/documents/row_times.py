@@ -1,0 +1,325 @@
+"""Decides, for each row of an event stream, whether its readings stand at their own times or at their event's. Pure.
+
+A plan reads its devices and composes the event at once: a stamp that has changed is younger than the event before. A
+flyer's rows are collected later, all at once: their events' times stand still, while their stamps move on and are older
+than the event before. So the times tell where a row came from, whatever kind of document brings it, and however many
+rows that document has (decision 0081).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+# The times of events that were composed one after the other, in one collection, differ by less than this.
+STILL_S = 0.0005
+# A plan's event is composed within this time after the newest of its readings was taken, if that was taken for it. On a
+# busy host it may take longer. Then several readings have different times, and a flyer's row mostly has one.
+FRESH_S, FRESH_ON_A_BUSY_HOST_S = 0.25, 1.0
+# A stamp that is further before the run, or further ahead of its event, was shown by no clock.
+DAY_S, AHEAD_S = 86400.0, 3600.0
+# A monitor's reading that is older than this, and than the run, is the value that its signal had before.
+LONG_BEFORE_S = 1.0
+
+
+class Way(Enum):
+    """How the times of an event stream's rows are chosen."""
+
+    EVENT = "event"  # always the event's, by the setting `timestamps`
+    READING = "reading"  # always the readings', by the same setting
+    MONITOR = "monitor"  # the readings', by the setting `monitors`
+    EVIDENCE = "evidence"  # as the times tell
+
+
+# By data key: when the reading stands; None for the event's time.
+Own = Mapping[str, float | None]
+
+
+class Stretch(NamedTuple):
+    """Consecutive rows of a page whose times are chosen in the same way."""
+
+    begin: int
+    end: int
+    own: Mapping[str, NDArray[np.float64]] | None  # these rows', by data key, NaN for None; None: all at their event's
+
+    def row(self, row: int) -> Own | None:
+        """Return one row's times as `RowTimes.of` does."""
+        if self.own is None:
+            return None
+        return {key: _or_none(column[row - self.begin]) for key, column in self.own.items()}
+
+    def times(self, key: str, begin: int, end: int, events: Sequence[float]) -> tuple[list[float], int]:
+        """Return the times of rows of a key, and how many of them are their event's because the reading has none."""
+        column = None if self.own is None else self.own.get(key)
+        if column is None:
+            return list(events[begin:end]), end - begin
+        found: list[float] = column[begin - self.begin : end - self.begin].tolist()
+        none = int(np.isnan(column[begin - self.begin : end - self.begin]).sum())
+        if none:
+            found = [event if math.isnan(at) else at for at, event in zip(found, events[begin:end], strict=True)]
+        return found, none
+
+    def differ(self, keys: Sequence[str], row: int, end: int) -> int:
+        """Return the first row after `row` and before `end` in which the keys have different times; `end` if none."""
+        if self.own is None or len(keys) < 2:
+            return end
+        part = slice(row + 1 - self.begin, end - self.begin)
+        none = np.full(max(0, end - row - 1), math.nan)
+        first, *others = [self.own[key][part] if key in self.own else none for key in keys]
+        where = np.zeros(len(none), dtype=bool)
+        for other in others:
+            if other is not first:
+                where |= (first != other) & ~(np.isnan(first) & np.isnan(other))
+        return row + 1 + _first(where)
+
+
+class RowTimes:
+    """The rule for one event stream, and what it has to remember of the row before.
+
+    Args:
+        way: How the times are chosen.
+        started: The run's start, Unix seconds.
+        resumed: How the last row that an earlier journal holds stands: True for its readings' own times, False for its
+            event's; None if there is no such row.
+        certain: True if that journal shows that the rows were collected.
+    """
+
+    def __init__(
+        self,
+        way: Way,
+        started: float,
+        *,
+        resumed: bool | None = None,
+        certain: bool = False,
+    ) -> None:
+        self.way = way
+        self.own = bool(resumed) or way in {Way.READING, Way.MONITOR}  # as the last row was decided
+        self.certain = certain and self.own  # rows were collected: seen, and not only guessed from the first row
+        # The last row's event time. While `by_event` is True, a caller need not ask about a row that is more than
+        # `STILL_S` later: it stands at its event's time.
+        self.last = -math.inf if way is Way.EVENT else math.nan
+        self.by_event = way is Way.EVENT or (way is Way.EVIDENCE and resumed is False)
+        self.relative: float | None = None  # the first stamp that counts from the run's start
+        self.used_relative = False  # and readings stand where it tells
+        self.uneven = False  # the readings of the last row may have different times
+        self.before_the_run = 0  # readings of a monitor that were taken long before the run
+        self.started = started
+        self._before: Own = {}  # the stamps of the last row of which they were looked at …
+        self._before_at = math.nan  # … and its event's time
+        self._resumed = resumed is not None
+        self._always = way in {Way.READING, Way.MONITOR}
+
+    def of(self, time: float, stamps: Mapping[str, Any]) -> Own | None:
+        """Return when the readings of the next row stand, by data key; None if all stand at its event's time."""
+        if self._always:
+            try:
+                values = set(stamps.values())
+            except TypeError:  # a stamp that is no number
+                values = ()
+            if len(values) == 1:
+                (stamp,) = values
+                if type(stamp) is float and self.started <= stamp <= time + AHEAD_S:  # an ordinary monitor's
+                    self.uneven = False
+                    return dict.fromkeys(stamps, stamp)
+        if self.way is Way.EVENT:
+            return None
+        if self.by_event and time - self.last > STILL_S:
+            self.last = time
+            return None
+        own = self._own(time, stamps)
+        if self.way is Way.EVIDENCE:
+            newest = self._judge(time, own)
+            self.by_event = not self.own
+            if not self.own:
+                self.uneven = False
+                return None
+            if not self.certain and newest is not None:
+                own, self.uneven = dict.fromkeys(own, newest), False
+        if self.relative is not None:
+            self.used_relative = True
+        return own
+
+    def _own(self, time: float, stamps: Mapping[str, Any]) -> Own:
+        """Return where readings stand by their own stamps."""
+        try:
+            self.uneven = len(set(stamps.values())) > 1
+        except TypeError:  # a stamp that is no number
+            self.uneven = True
+        if self.uneven:
+            return {key: self._placed(stamp, time) for key, stamp in stamps.items()}
+        before = self.before_the_run
+        for stamp in stamps.values():
+            own = dict.fromkeys(stamps, self._placed(stamp, time))
+            self.before_the_run += (self.before_the_run - before) * (len(own) - 1)
+            return own
+        return {}
+
+    def page(self, times: Sequence[float], columns: Mapping[str, Sequence[Any]]) -> Iterator[Stretch]:
+        """Yield the rows of a page in stretches. Each row is decided as `of` decides it."""
+        rows = len(times)
+        if self.way is Way.EVENT:
+            yield Stretch(0, rows, None)
+            return
+        at = np.array(times)
+        placed: Mapping[str, NDArray[np.float64]] | None = None
+        if self.way is not Way.EVIDENCE:
+            placed = self._placed_columns(columns, at)
+            self.used_relative = self.relative is not None
+            yield Stretch(0, rows, placed)
+            return
+        since = np.diff(at, prepend=math.nan)
+        stays = np.zeros(0, dtype=bool)
+        begin = 0
+        while begin < rows:
+            alike, own = 0, None
+            if self.by_event and begin:
+                alike = _first(~(since[begin:] > STILL_S))
+            elif self.certain and begin:
+                if placed is None:
+                    placed = self._placed_columns(columns, at)
+                    stays = ((since >= 0) & (since <= STILL_S)) | _changed_or_none(placed, rows)
+                alike, own = _first(~stays[begin:]), placed
+            end = begin + max(alike, 1)
+            if not alike:
+                one = self.of(times[begin], {key: column[begin] for key, column in columns.items()})
+                yield Stretch(begin, end, None if one is None else {
+                    key: np.array([math.nan if value is None else value]) for key, value in one.items()
+                })  # fmt: skip
+            else:
+                self.last = times[end - 1]
+                if own is not None:
+                    self._before = {key: _or_none(column[end - 1]) for key, column in own.items()}
+                    self._before_at = self.last
+                    part = {id(column): column[begin:end] for column in own.values()}
+                    own = {key: part[id(column)] for key, column in own.items()}
+                    self.used_relative = self.relative is not None
+                yield Stretch(begin, end, own)
+            begin = end
+
+    def _judge(self, time: float, own: Own) -> float | None:
+        """Decide about a row. Return the newest of its stamps, or None if it has none."""
+        stamps = [stamp for stamp in own.values() if stamp is not None]
+        before = self._before if self._before_at == self.last else None
+        previous, self.last = self.last, time
+        self._before, self._before_at = own, time
+        if not stamps:
+            return None
+        newest = max(stamps)
+        if math.isnan(previous):
+            if not self._resumed:
+                oldest, age = min(stamps), time - newest
+                old = age > (FRESH_S if newest == oldest else FRESH_ON_A_BUSY_HOST_S)
+                self.own = oldest >= self.started and old and newest - oldest <= age / 10
+            return newest
+        if before is None:
+            return newest
+        changed = [stamp for key, stamp in own.items() if stamp is not None and stamp != before.get(key)]
+        if 0 <= time - previous <= STILL_S:
+            if changed and min(changed) >= self.started and max(changed) < previous:
+                self.own = self.certain = True
+        elif not changed:
+            self.own = self.certain = False
+        elif not self.certain and newest > previous:
+            self.own = False
+        return newest
+
+    def _placed(self, stamp: Any, time: float) -> float | None:
+        """Return where a reading stands by its own stamp; None if no clock could have shown it during this run."""
+        at = number_of(stamp)
+        if at is None:
+            return None
+        started = self.started
+        if started - DAY_S <= at <= time + AHEAD_S:
+            if self.way is Way.MONITOR and at < started and time - at > LONG_BEFORE_S:
+                self.before_the_run += 1
+                return None
+            return at
+        if self.way is Way.MONITOR or not 0 <= at <= time - started:
+            return None
+        self.relative = at if self.relative is None else self.relative
+        return started + at
+
+    def _long_before(self, stamps: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.bool_]:
+        if self.way is not Way.MONITOR:
+            return np.zeros(len(at), dtype=bool)
+        started = self.started
+        return (started - DAY_S <= stamps) & (stamps < started) & (at - stamps > LONG_BEFORE_S)
+
+    def _placed_columns(
+        self, columns: Mapping[str, Sequence[Any]], at: NDArray[np.float64]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return the same for the columns of a page, NaN for None. Equal columns, as a flyer mostly has, are one."""
+        placed: dict[str, NDArray[np.float64]] = {}
+        last: Sequence[Any] = ()
+        column = np.zeros(0)
+        before = 0
+        for key, given in columns.items():
+            if given is not last and given != last:
+                last = given
+                stamps = _column(given)
+                column, before = self._placed_column(stamps, at), int(self._long_before(stamps, at).sum())
+            placed[key] = column
+            self.before_the_run += before
+        return placed
+
+    def _placed_column(self, stamps: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the same for a column of a page, NaN for None. It counts nothing."""
+        absolute = (self.started - DAY_S <= stamps) & (stamps <= at + AHEAD_S)
+        placed = np.where(absolute & ~self._long_before(stamps, at), stamps, math.nan)
+        relative = ~absolute & (stamps >= 0) & (stamps <= at - self.started)
+        if self.way is not Way.MONITOR and relative.any():
+            self.relative = float(stamps[relative.argmax()]) if self.relative is None else self.relative
+            placed = np.where(relative, self.started + stamps, placed)
+        return placed
+
+
+def number_of(stamp: Any) -> float | None:
+    """Return a stamp as a float, or None if it is no finite number."""
+    if isinstance(stamp, np.generic):
+        stamp = stamp.item()
+    if not isinstance(stamp, int | float):
+        return None
+    try:
+        at = float(stamp)
+    except OverflowError:
+        return None
+    return at if math.isfinite(at) else None
+
+
+def _column(column: Sequence[Any]) -> NDArray[np.float64]:
+    """Return a column of stamps as floats, with NaN for what is no finite number."""
+    try:
+        array = np.array(column)
+    except (ValueError, OverflowError):  # columns of arrays of different lengths, say
+        array = np.array([], dtype=object)
+    if array.dtype.kind not in "fiub" or array.ndim != 1:
+        numbers = [number_of(stamp) for stamp in column]
+        return np.array([math.nan if one is None else one for one in numbers], dtype=np.float64)
+    array = array.astype(np.float64)
+    array[~np.isfinite(array)] = math.nan
+    return array
+
+
+def _changed_or_none(placed: Mapping[str, NDArray[np.float64]], rows: int) -> NDArray[np.bool_]:
+    """Return in which rows a stamp has changed since the row before, or there is none."""
+    changed = np.zeros(rows, dtype=bool)
+    stamped = np.zeros(rows, dtype=bool)
+    for column in {id(column): column for column in placed.values()}.values():
+        there = ~np.isnan(column)
+        stamped |= there
+        changed[1:] |= (column[1:] != column[:-1]) & there[1:]
+    return changed | ~stamped
+
+
+def _first(where: NDArray[np.bool_]) -> int:
+    """Return the first place that is True, or the length if there is none."""
+    return int(where.argmax()) if where.any() else len(where)
+
+
+def _or_none(value: Any) -> float | None:
+    return None if math.isnan(value) else float(value)

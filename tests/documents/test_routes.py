@@ -1,0 +1,245 @@
+"""The same run gives the same points, whichever way and in whichever form its documents come."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bluesky import RunEngine
+from bluesky import plans as bp
+from event_model import RunRouter, pack_event_page
+from ophyd.sim import det1, det2, motor
+from runs import Document, growth
+
+from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky.server import LocalServer
+
+MakeCallback = Callable[..., AtomscaleCallback]
+Points = dict[str, list[tuple[float, float | None]]]
+
+T0 = round(time.time()) - 3600.0
+
+
+def number(**more: Any) -> dict[str, Any]:
+    return {"source": "sim", "dtype": "number", "shape": [], **more}
+
+
+def run_of(*documents: Document, **metadata: Any) -> list[Document]:
+    start = {"uid": str(uuid.uuid4()), "time": T0, "plan_name": "grow", **metadata}
+    stop = {"uid": str(uuid.uuid4()), "run_start": start["uid"], "time": T0 + 900, "exit_status": "success"}
+    described = [(name, doc | {"run_start": start["uid"]} if name == "descriptor" else doc) for name, doc in documents]
+    return [("start", start), *described, ("stop", stop)]
+
+
+def descriptor(uid: str, name: str, **data_keys: dict[str, Any]) -> Document:
+    return "descriptor", {"uid": uid, "name": name, "time": T0, "data_keys": data_keys}
+
+
+def event(descriptor: str, at: float, data: dict[str, Any], stamps: dict[str, float] | float | None = None) -> Document:
+    stamps = T0 + at if stamps is None else stamps
+    return "event", {
+        "uid": str(uuid.uuid4()), "descriptor": descriptor, "time": T0 + at, "seq_num": 1, "data": data, "filled": {},
+        "timestamps": stamps if isinstance(stamps, dict) else dict.fromkeys(data, stamps),
+    }  # fmt: skip
+
+
+def page(events: Iterable[Document]) -> Document:
+    return "event_page", dict(pack_event_page(*(doc for _, doc in events)))
+
+
+def play(callback: Callable[..., object], documents: Iterable[Document]) -> None:
+    for name, doc in documents:
+        callback(name, doc)
+
+
+def points(server: LocalServer) -> Points:
+    found: Points = {}
+    for stream in server.streams():
+        for name, series in server.points(stream.data_id).items():
+            found.setdefault(name, []).extend(
+                (round(at - T0, 3), value)
+                for at, value in zip(series.times, series.values, strict=True)
+                if at is not None
+            )
+    return {name: sorted(values) for name, values in found.items()}
+
+
+def test_a_plan_through_a_run_router_gives_the_same_points_as_directly(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    motor.delay = 0
+    direct, routed = make_callback(), make_callback()
+    engine = RunEngine()
+    times: list[float] = []
+    engine.subscribe(direct)
+    engine(bp.scan([det1, det2], motor, -1, 1, 12))
+    engine.unsubscribe(0)
+    engine.subscribe(RunRouter([lambda name, doc: ([routed], [])]))
+    engine.subscribe(lambda name, doc: times.append(doc["time"]), "event")
+    engine(bp.scan([det1, det2], motor, -1, 1, 12))
+    assert direct.drain(10)
+    assert routed.drain(10)
+
+    first, second = server.streams()
+    assert server.points(first.data_id).keys() == server.points(second.data_id).keys()
+    assert [round(at, 3) for at in server.points(second.data_id)["motor"].times if at] == [round(at, 3) for at in times]
+
+
+FLIGHT = [event("d", 5.1 + i * 1e-4, {"i0": 1.0 + i}, T0 + 1 + 0.1 * i) for i in range(10)]
+FLOWN = [(round(1 + 0.1 * i, 3), 1.0 + i) for i in range(10)]
+
+
+def exported(documents: list[Document]) -> Iterator[Document]:
+    """What a catalogue gives: events with uids of its own."""
+    for n, (name, doc) in enumerate(documents):
+        yield name, doc | {"uid": f"event-{doc['descriptor']}-{n}"} if name == "event" else doc
+
+
+def test_a_flyers_pages_and_its_exported_events_are_the_same_run(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    described = descriptor("d", "i0_fly", i0=number(units="A"))
+    live = run_of(described, page(FLIGHT[:6]), page(FLIGHT[6:]))
+    first = make_callback()
+    play(first, live[:3])
+    first.close()
+    second = make_callback()
+    play(second, exported([live[0], described, *FLIGHT, live[-1]]))
+    assert second.drain(20)
+
+    assert points(server) == {"i0": FLOWN}
+
+
+@pytest.mark.parametrize("sizes", [[10], [1] * 10, [3, 7]])
+def test_the_size_of_pages_changes_nothing(make_callback: MakeCallback, server: LocalServer, sizes: list[int]) -> None:
+    callback = make_callback()
+    rest = iter(FLIGHT)
+    pages = [page([next(rest) for _ in range(size)]) for size in sizes]
+    play(callback, run_of(descriptor("d", "i0_fly", i0=number()), *pages))
+    assert callback.drain(20)
+
+    assert points(server) == {"i0": FLOWN}
+    assert len(server.streams()) == 1 + 1  # the run's own, without a primary event stream, and the flyer's
+
+
+def test_relative_stamps_of_a_flyer_keep_their_spacing(
+    make_callback: MakeCallback, server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    flight = [event("d", 5.0 + i * 1e-4, {"counts": float(i)}, i / 100) for i in range(40)]
+    callback = make_callback()
+    play(callback, run_of(descriptor("d", "panda", counts=number()), page(flight)))
+    assert callback.drain(20)
+
+    assert points(server) == {"counts": [(i / 100, float(i)) for i in range(40)]}
+    assert "time stamps are no Unix seconds, the first is 0.0" in caplog.text
+
+
+def test_a_monitors_value_from_before_the_run_has_its_events_time(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    before, after = T0 - 7200.0, T0 + 7.0
+    documents = run_of(
+        descriptor("d", "valve_monitor", valve=number()),
+        event("d", 0.5, {"valve": 1.0}, before),
+        event("d", 7.1, {"valve": 0.0}, after),
+    )
+    callback = make_callback()
+    play(callback, documents)
+    assert callback.drain(20)
+
+    assert points(server) == {"valve": [(0.5, 1.0), (7.0, 0.0)]}
+
+
+@pytest.mark.parametrize("taken", [1, 2, 3, 8])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_consumer_that_restarts_goes_on_with_the_run(
+    make_callback: MakeCallback, server: LocalServer, taken: int, finished: bool
+) -> None:
+    documents = list(growth(points=12, keys=1))
+    documents[0] = ("start", documents[0][1] | {"time": T0})
+    first = make_callback(**({} if finished else {"offline": True}))
+    play(first, documents[:taken])
+    first.close()
+    second = make_callback()
+    play(second, documents[taken:])
+    assert second.drain(20)
+
+    if taken >= 2:
+        assert second.ignored == {}
+    held = sorted(value for values in points(server).values() for _, value in values)
+    assert held == [float(n) for n in range(12)]
+
+
+@pytest.mark.parametrize("lengths", [[2, 3, 4, 5] * 3, [1, 3, 2, 4] * 3, [0, 3, 2, 3] * 3, [20, 3, 2, 3] * 3], ids=str)
+@pytest.mark.parametrize("paged", [False, True])
+def test_each_element_of_a_ragged_array_arrives(
+    make_callback: MakeCallback, server: LocalServer, lengths: list[int], paged: bool
+) -> None:
+    values = [[100.0 * n + i for i in range(length)] for n, length in enumerate(lengths)]
+    events = [event("d", n, {"peaks": one}) for n, one in enumerate(values)]
+    described = descriptor("d", "primary", peaks={"source": "sim", "dtype": "array", "shape": [None]})
+    callback = make_callback()
+    play(callback, run_of(described, *([page(events)] if paged else events)))
+    assert callback.drain(20)
+
+    held = sorted(value for one in points(server).values() for _, value in one if value is not None)
+    assert held == sorted(value for one in values for value in one if len(one) <= 16)
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_a_key_that_comes_later_becomes_a_channel(
+    make_callback: MakeCallback, server: LocalServer, paged: bool
+) -> None:
+    events = [event("d", n, {"T": float(n)} | ({"fit": n + 0.5} if n >= 5 else {})) for n in range(12)]
+    given = [page(events[:5]), page(events[5:])] if paged else events
+    callback = make_callback()
+    play(callback, run_of(descriptor("d", "primary", T=number()), *given))
+    assert callback.drain(20)
+
+    assert points(server) == {
+        "T": [(float(n), float(n)) for n in range(12)], "fit": [(float(n), n + 0.5) for n in range(5, 12)],
+    }  # fmt: skip
+
+
+def test_a_unit_that_changes_gives_a_channel_of_another_name(make_callback: MakeCallback, server: LocalServer) -> None:
+    documents = run_of(
+        descriptor("mm", "primary", t=number(units="mm"), P=number(units="K")),
+        *(event("mm", n, {"t": float(n), "P": 1.0}) for n in range(3)),
+        descriptor("um", "primary", t=number(units="um"), P=number(units="K")),
+        *(event("um", n, {"t": 1000.0 * n, "P": 1.0}) for n in range(3, 6)),
+    )
+    callback = make_callback()
+    play(callback, documents)
+    assert callback.drain(20)
+
+    assert points(server)["t"] == [(float(n), float(n)) for n in range(3)]
+    assert points(server)["t (um)"] == [(float(n), 1000.0 * n) for n in range(3, 6)]
+    units = {
+        name: series.units for stream in server.streams() for name, series in server.points(stream.data_id).items()
+    }
+    assert units == {"t": "mm", "t (um)": "um", "P": "K"}
+
+
+def test_a_part_of_an_event_that_a_kill_took_is_taken_again(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    events = [event("d", n, {"a": n + 0.5, "b": n + 0.25}, {"a": T0 + n, "b": T0 + n / 2 + 0.25}) for n in range(4)]
+    documents = run_of(descriptor("d", "gauge_monitor", a=number(), b=number()), *events)
+    first = make_callback(offline=True)
+    play(first, documents[:-1])
+    first.close()
+    (journal,) = spool_dir.glob("*/journal-0001.jsonl")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert lines[-1].endswith(b'"interrupted":true,"rows":{"gauge_monitor":4,"gauge_monitor/b":4}}\n')
+    journal.write_bytes(b"".join(lines[:-2]))  # as if killed while the last event was written
+    second = make_callback()
+    play(second, documents)
+    assert second.drain(20)
+
+    assert points(server) == {
+        "a": [(float(n), n + 0.5) for n in range(4)], "b": [(n / 2 + 0.25, n + 0.25) for n in range(4)],
+    }  # fmt: skip
