@@ -14,6 +14,8 @@ Guaranteed: no network. Memory does not grow with the run, except for a bounded 
     descriptor      reads a descriptor that may lack nearly everything
     description     what is used of a descriptor, as the journal keeps it
     row_times       which time a row has: its event's, or its readings' own
+    channels        which channels a data key becomes, and their names
+    event_page      the columns of a page, of any kind
     event_stream    one event stream: which of its keys are channels, and its rows
     time_base       channels that share their times: encodes their values as rows
     conversion      turns one value into a number, or gives the reason why that is not possible

@@ -16,23 +16,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
-
-import numpy as np
 
 from ..errors import ChannelError
 from ..model.loss import Loss
-from ..model.rows import Channel
-from ..model.text import cut, sound
+from ..model.text import sound
 from ..spool.journal_format import DataKey, Layout, encode_row
 from .accepted import Accepted
-from .conversion import choice, length_of, number
+from .channels import Channels, Names
 from .description import MAX_NAME, Description
-from .descriptor import filled_in_page, is_filled, mapping_of
+from .descriptor import filled_in_page, mapping_of
+from .event_page import EventPage, as_list, stamps_of
 from .row_times import STILL_S, Own, RowTimes, Stretch, Way
 from .selection import Selection
-from .time_base import Source, TimeBase, Values
+from .time_base import Source, TimeBase
 
 # This many keys that first appear later are counted one by one, and the others together.
 MAX_LATE_KEYS = 1000
@@ -42,13 +40,6 @@ OTHER_KEYS = "(other keys)"
 MAX_CHANGES = 100
 # How many points of a page are in memory a second time while they are packed.
 BLOCK_POINTS = 100_000
-
-# Channel names in lower case → event stream, data key, element and unit.
-Names = dict[str, tuple[str, str, int | None, str | None]]
-
-_UNDESCRIBED = DataKey()
-# What a value of a numeric key may be for a while.
-_NO_NUMBER_YET = {Loss.NO_VALUE, Loss.NOT_FINITE, Loss.TOO_LARGE}
 
 
 class EventStream:
@@ -84,7 +75,8 @@ class EventStream:
         self.begun = False  # True once a row of it was kept
         self.replaced_times = 0  # readings whose own time was impossible, so they got the event's time
         self._described: Mapping[str, DataKey] = description.line.data_keys
-        self._selection = selection
+        earlier = list(earlier)
+        self._channels = Channels(self.name, description, selection, names, earlier)
         self._next_layout = next_layout
         self._bases: list[TimeBase] = []
         self._watched: tuple[str, ...] = ()  # keys left out because of their values, which may become numbers later
@@ -95,21 +87,12 @@ class EventStream:
         self.usual = -1  # how many keys an event has if all of its keys are known
         self.usually: Accepted | None = None  # the answer for such an event
         self._offered_late: dict[str, int] = {}
-        shares = selection.unprefixed is not None
-        self._prefix = f"{self.name}/" if shares and self.name != selection.unprefixed else ""
-        self._names: Names = names if shares and names is not None else {}
-        self._units: dict[str, str | None] = {}  # by data key: the unit of its first channel
         self._time_bases: dict[str, str] = {}  # by data key: the time base that it had in an earlier journal
-        self._lengths: dict[str, int] = {}  # by data key: how many elements its array had there
         own: bool | None = None
         for layout in earlier:
             own = layout.own_times
             for one in layout.channels:
-                self._names.setdefault(one.name.lower(), (self.name, one.key, one.element, one.unit))
-                self._units.setdefault(one.key, one.unit)
                 self._time_bases[one.key] = layout.time_base
-                if one.element is not None:
-                    self._lengths[one.key] = max(one.element + 1, self._lengths.get(one.key, 0))
         self.times = RowTimes(selection.way_of(self.name), started, resumed=own, certain=collected)
         self._own_times = bool(own)
 
@@ -140,10 +123,11 @@ class EventStream:
     def describe(self, description: Description) -> None:
         """Note that the documents that follow name another descriptor. Its units and choices apply to them."""
         self.description, self._described = description, description.line.data_keys
+        self._channels.describe(description)
         self.usual, self.usually = -1, None
         bases: list[TimeBase] = []
         for base in self._bases:
-            sources = list(map(self._redescribed, base.sources))
+            sources = list(map(self._channels.redescribed, base.sources))
             bases.append(base if sources == base.sources else self._changed(base, sources))
         self._bases = bases
 
@@ -228,9 +212,9 @@ class EventStream:
         Raises:
             ChannelError: The columns of the page differ in length, or one of its times is not finite.
         """
-        uids = _as_list(doc["uid"])
-        times = list(map(self._finite, _as_list(doc["time"])))
-        columns = {key: _as_list(column) for key, column in mapping_of(doc.get("data")).items()}
+        uids = as_list(doc["uid"])
+        times = list(map(self._finite, as_list(doc["time"])))
+        columns = {key: as_list(column) for key, column in mapping_of(doc.get("data")).items()}
         for what, column in {"the times": times, **{f"data key {key!r}": columns[key] for key in columns}}.items():
             if len(column) != len(uids):
                 raise ChannelError(
@@ -243,13 +227,13 @@ class EventStream:
         if not uids:
             return []
         self.usual = -1  # its keys may be others, even if they are as many as before
-        stamps = {key: _stamps(column, len(uids)) for key, column in mapping_of(doc.get("timestamps")).items()}
-        page = _Page(uids, times, columns, filled_in_page(doc.get("filled")))
+        stamps = {key: stamps_of(column, len(uids)) for key, column in mapping_of(doc.get("timestamps")).items()}
+        page = EventPage(uids, times, columns, filled_in_page(doc.get("filled")))
         for stretch in self.times.page(times, {key: column for key, column in stamps.items() if column is not None}):
             self._take_stretch(page, stretch)
         return page.lines()
 
-    def _take_stretch(self, page: _Page, stretch: Stretch) -> None:
+    def _take_stretch(self, page: EventPage, stretch: Stretch) -> None:
         row = stretch.begin
         while row < stretch.end:
             data = {key: column[row] for key, column in page.columns.items()}
@@ -360,7 +344,7 @@ class EventStream:
         sources: list[Source] = []
         left_out: dict[str, str] = {sound(kind): Loss.NAMELESS for kind in self.description.nameless}
         for key in dict.fromkeys([*self._described, *data]):
-            source = self._source(key, data.get(key), filled.get(key, True))
+            source = self._channels.source(key, data.get(key), filled.get(key, True))
             if isinstance(source, str):
                 left_out[_left_out_name(key)] = source
             else:
@@ -394,7 +378,7 @@ class EventStream:
         base, *others = self._bases
         sources, left_out = list(base.sources), dict(self._left_out)
         for key in unknown:
-            source = self._source(key, data[key], filled.get(key, True))
+            source = self._channels.source(key, data[key], filled.get(key, True))
             if isinstance(source, str):
                 left_out[_left_out_name(key)] = source
             else:
@@ -421,7 +405,7 @@ class EventStream:
         for key, value in values.items():
             if value is None or issubclass(type(value), str):
                 continue
-            source = self._source(key, value, filled.get(key, True))
+            source = self._channels.source(key, value, filled.get(key, True))
             if isinstance(source, str):
                 continue
             base, *others = self._bases
@@ -443,9 +427,11 @@ class EventStream:
 
     def _grow(self, data: Mapping[Any, Any]) -> bool:
         """Give an array a channel for each element. Return True if there are new ones."""
+        if self._changes >= MAX_CHANGES:
+            return False
         changed: list[TimeBase] = []
         for base in self._bases:
-            sources = [self._grown(source, data.get(source.key)) for source in base.sources]
+            sources = [self._channels.grown(source, data.get(source.key)) for source in base.sources]
             changed.append(base if sources == base.sources else self._changed(base, sources))
         if changed == self._bases:
             return False
@@ -453,13 +439,7 @@ class EventStream:
         self._bases, self.usually = changed, None
         return True
 
-    def _grown(self, source: Source, value: Any) -> Source:
-        length = source.outgrown_by(value)
-        if length is None or self._changes >= MAX_CHANGES:
-            return source
-        return self._elements(source.key, source.channels[0].unit, length)
-
-    def _changes_at(self, page: _Page, row: int, end: int) -> int:
+    def _changes_at(self, page: EventPage, row: int, end: int) -> int:
         """Return the first of these rows whose arrays need more channels, or `end`. At `row` itself, add them."""
         arrays = [source for base in self._bases for source in base.sources if source.key in page.columns]
         for i in range(row, end):
@@ -471,7 +451,7 @@ class EventStream:
                 return i
         return end
 
-    def _alike_until(self, page: _Page, stretch: Stretch, row: int, end: int) -> int:
+    def _alike_until(self, page: EventPage, stretch: Stretch, row: int, end: int) -> int:
         """Return the first row after `row` that needs other time bases, or a channel for a key that turns numeric."""
         if stretch.own is not None:
             for base in self._bases:
@@ -482,7 +462,7 @@ class EventStream:
                 value = column[i]
                 if value is None or issubclass(type(value), str):
                     continue
-                if not isinstance(self._source(key, value, page.filled.get(key, True)), str):
+                if not isinstance(self._channels.source(key, value, page.filled.get(key, True)), str):
                     end = i
                     break
         return end
@@ -510,77 +490,6 @@ class EventStream:
             left_out=dict(left_out),
             own_times=self._own_times and self.times.way is Way.EVIDENCE,
         )
-
-    def _source(self, key: Any, value: Any, filled: Any) -> Source | Loss:
-        """Return how a data key becomes channels, by its value, or the reason why it does not."""
-        if not isinstance(key, str):
-            return Loss.NAMELESS
-        try:
-            return self._decide(key, value, filled)
-        except Exception:  # noqa: BLE001 - a foreign object may do anything when it is asked what it is
-            return Loss.NOT_NUMERIC
-
-    def _decide(self, key: str, value: Any, filled: Any) -> Source | Loss:
-        described = self._described.get(key, _UNDESCRIBED)
-        if not self._selection.takes_key(key, key in self.description.line.hinted):
-            return Loss.KEY_NOT_SELECTED
-        if described.external and (not is_filled(filled) or isinstance(value, str) or value is None):
-            return Loss.EXTERNAL
-        dtype, choices, unit = described.dtype, described.choices, described.units
-        if isinstance(value, str):
-            return self._scalar(key, unit, choice(choices)) if choices else Loss.TEXT
-        length = length_of(value, described.length)
-        if length is not None and length > self._selection.max_elements:
-            return Loss.LONG_ARRAY
-        first = number(value)
-        known = self._lengths.get(sound(key), 0)
-        if length is not None or (known and (not isinstance(first, str) or first in _NO_NUMBER_YET)):
-            return self._elements(key, unit, max(length or 0, known))
-        if isinstance(first, str):
-            if first not in _NO_NUMBER_YET:
-                return first
-            if dtype == "string":
-                return self._scalar(key, unit, choice(choices)) if choices else Loss.TEXT
-        special = isinstance(value, bool) or dtype == "boolean" or bool(choices)
-        return self._scalar(key, unit, choice(choices) if special else None)
-
-    def _redescribed(self, source: Source) -> Source:
-        """Return a key's source with the unit and the choices that its present descriptor has."""
-        described = self._described.get(source.key)
-        if described is None:
-            return source
-        if source.is_array:
-            changed = described.units != source.channels[0].unit
-            return self._elements(source.key, described.units, len(source.channels)) if changed else source
-        convert = choice(described.choices) if described.choices else source.convert
-        if described.units == source.channels[0].unit:
-            return source if convert is source.convert else source._replace(convert=convert)
-        return self._scalar(source.key, described.units, convert)
-
-    def _scalar(self, key: str, unit: str | None, convert: Callable[[Any], float | Loss] | None) -> Source:
-        channel = Channel(name=self._name(key, None, unit), key=sound(key), unit=unit)
-        return Source(key, (channel,), convert, self._selection.max_elements)
-
-    def _elements(self, key: str, unit: str | None, length: int) -> Source:
-        channels = tuple(
-            Channel(name=self._name(key, i, unit), key=sound(key), unit=unit, element=i) for i in range(length)
-        )
-        return Source(key, channels, None, self._selection.max_elements)
-
-    def _name(self, key: str, element: int | None, unit: str | None) -> str:
-        """Return a name that the API takes and that no other channel of its metrology stream has, ignoring case."""
-        wanted = f"{self._prefix}{sound(self._selection.rename.get(key, key)).strip() or 'channel'}"
-        suffix = "" if element is None else f"[{element}]"
-        if self._units.setdefault(sound(key), unit) != unit:
-            suffix += f" ({cut(unit, 40) if unit else 'no unit'})"
-        mine = (self.name, sound(key), element, unit)
-        attempt = 1
-        while True:
-            end = suffix if attempt == 1 else f"{suffix} ({attempt})"
-            name = cut(wanted, MAX_NAME - len(end.encode())) + end
-            if self._names.setdefault(name.lower(), mine) == mine:
-                return name
-            attempt += 1
 
     # ---- times -----------------------------------------------------------------------------------------------------
 
@@ -612,41 +521,6 @@ class EventStream:
         return at
 
 
-class _Page:
-    """The columns of an event page, and the lines made of its rows."""
-
-    def __init__(
-        self,
-        uids: Sequence[str],
-        times: Sequence[float],
-        columns: Mapping[Any, Sequence[Any]],
-        filled: Mapping[str, Any],
-    ) -> None:
-        self.uids = uids
-        self.times = times
-        self.columns = columns
-        self.filled = filled
-        self._lines: dict[str, list[bytes]] = {}  # by time base
-        self._declared: set[int] = set()
-
-    def add(self, base: TimeBase, at: Iterable[float], row: int, packed: list[Values]) -> None:
-        """Add the lines of rows from `row` on, after the layout that they name."""
-        out = self._lines.setdefault(base.layout.time_base, [])
-        if not base.declared and base.layout.layout not in self._declared:
-            base.declare(out)
-            self._declared.add(base.layout.layout)
-        layout, number = base.layout.layout, base.offered
-        uids = self.uids[row : row + len(packed)]
-        for time, uid, values in zip(at, uids, packed, strict=True):
-            out.append(encode_row(layout, number, time, uid, *values))
-            number += 1
-        base.offered = number
-
-    def lines(self) -> list[bytes]:
-        """Return all lines."""
-        return [one for lines in self._lines.values() for one in lines]
-
-
 def _sharing(sources: Iterable[Source], own: Mapping[str, Any]) -> list[list[Source]]:
     """Return the sources in groups that share their times."""
     groups: dict[Any, list[Source]] = {}
@@ -663,27 +537,3 @@ def _watched(left_out: Mapping[str, str], keys: Iterable[Any]) -> tuple[str, ...
 
 def _left_out_name(key: Any) -> str:
     return sound(key) if isinstance(key, str) else sound(type(key).__name__)
-
-
-def _stamps(column: Any, rows: int) -> Sequence[Any] | None:
-    """Return a column of time stamps, or None if it is not one of `rows` values."""
-    try:
-        given = _as_list(column)
-    except ChannelError:
-        return None
-    return given if len(given) == rows else None
-
-
-def _as_list(column: Any) -> Sequence[Any]:
-    """Return a column of an event page as a list."""
-    if isinstance(column, list | tuple):
-        return column
-    if not isinstance(column, np.ndarray) and hasattr(column, "__array__"):  # a column of pandas, xarray or dask
-        column = np.asarray(column)
-    if isinstance(column, np.ndarray):
-        if column.ndim:
-            # `tolist` would turn dates and records into bare numbers and arrays.
-            return list(column) if column.dtype.kind in "mMV" else column.tolist()
-    elif isinstance(column, Collection) and not isinstance(column, str | bytes | Mapping | Set):
-        return list(column)
-    raise ChannelError(f"a column of an event page is a {type(column).__name__}, expected a list; the page is left out")

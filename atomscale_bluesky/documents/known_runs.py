@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 
-from ..spool.kept_events import Events, KeptEvents, read_events, stored_events
+from ..spool.kept_events import Events, KeptEvents, read_events
 from ..spool.run_reader import descriptors_in, read_header
 from ..spool.spool import Spool
+from ..spool.stored_events import stored_events
 
 
 class KnownRun(msgspec.Struct, frozen=True):

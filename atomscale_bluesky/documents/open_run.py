@@ -14,9 +14,10 @@ from ..spool.kept_events import KeptEvents
 from ..spool.lines import encode
 from ..spool.run_writer import RunWriter
 from ..spool.runs_not_kept import NotKept
+from .channels import Names
 from .description import Description
 from .descriptor import is_flag
-from .event_stream import EventStream, Names
+from .event_stream import EventStream
 from .rejections import Rejections
 from .selection import Selection
 from .start_document import text_of

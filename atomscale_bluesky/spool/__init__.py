@@ -16,6 +16,7 @@ Bounded: the settings limit the spool's size and set its disk's free-space floor
     ledger         what happened to each chunk; ledger_format has the facts, ledger_state the state they add up to
     orders         the operator's orders; history has one entry per finished run
     kept_events    the events of a run's journals, to recognise a replay
+    stored_events  the same of interrupted runs that left the spool
     place          which folder is the spool; own_files tells which names in it are the package's
     reserve        disk space that is held back for lines that must be written
     gil_yield      lets a plan's thread run between two steps of long work

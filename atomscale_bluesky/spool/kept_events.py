@@ -6,23 +6,18 @@ keys. So an event of which a kill took the last rows is taken again for these al
 Some sources, above all catalogues, make up new uids for every replay, or keep only the last of several events with one
 number. Their events are recognised by event stream, exact time and values, as many times as a journal has these.
 
-When an interrupted run leaves the spool, digests of its rows stay in a file beside the history, with the lines that the
-run needs to go on: its header, its descriptors and its layouts.
+When an interrupted run leaves the spool, digests of its rows stay in a file beside the history (`stored_events`), with
+the lines that the run needs to go on: its header, its descriptors and its layouts.
 
-Bounded: up to `MAX_ROWS` rows of a run, 22 bytes each in memory and 18 on disk. All files together have up to
-`MAX_BYTES`.
+Bounded: up to `MAX_ROWS` rows of a run, 22 bytes each in memory and 18 on disk.
 """
 
 from __future__ import annotations
 
-import re
 import struct
-import sys
-import zlib
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
-from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -33,11 +28,8 @@ import orjson
 
 from ..errors import SpoolError
 from ..model.rows import Row
-from . import atomic_file as notes
 from .gil_yield import GilYield
 from .journal_format import Described, Header, Layout, Stop, decode_journal, packed
-from .lines import encode
-from .own_files import read_own
 from .run_reader import RunReader
 
 # A run of three weeks at one row per second.
@@ -45,13 +37,8 @@ MAX_ROWS = 2_000_000
 # The last events that were recognised by time and values are also remembered by uid, up to this many: an event whose
 # call was interrupted comes again, and its row has already been counted.
 MAX_TOLD = 100_000
-# Total size of the files of interrupted runs that left the spool. The oldest are removed first. The newest stays
-# whatever its size.
-MAX_BYTES = 64 * 2**20
 # A row under this layout stands for a whole event, as in the files of earlier versions.
-_WHOLE = 0xFFFF
-
-_NAME = re.compile(r"\d{8}T\d{6}-[0-9a-f]{8}\.events")
+WHOLE = 0xFFFF
 
 
 class Events(msgspec.Struct):
@@ -66,18 +53,6 @@ class Events(msgspec.Struct):
     times: dict[str, array[float]] = {}  # by event stream, one time per event; only in files of earlier versions
     beyond: int = 0  # how many rows could not be remembered
     stop: Stop | None = None
-
-
-class _File(msgspec.Struct, forbid_unknown_fields=True):
-    """The stored form of the events: little-endian, 8 bytes each, 2 per layout."""
-
-    version: int
-    uids: bytes
-    times: dict[str, bytes]
-    beyond: int
-    layouts: bytes = b""
-    prints: bytes = b""
-    lines: list[bytes] = []  # header, descriptors and layouts, in this order
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -327,7 +302,7 @@ class _Journal:
         found = False
         while at < len(self._uids) and self._uids[at] == digest:
             layout = self._layouts[at]
-            if layout == _WHOLE:
+            if layout == WHOLE:
                 return _ALL
             keys |= self._keys[layout]
             decided |= self._known[layout].left_out.keys()
@@ -401,7 +376,7 @@ def read_events(folder: Path, gil_yield: GilYield | None = None) -> Events:
                 gil_yield.worked_through(len(line.payload))
             if not line.payload.startswith(b"["):
                 match decode_journal(line.payload):
-                    case Layout() as layout if layout.layout not in places and len(events.known) < _WHOLE:
+                    case Layout() as layout if layout.layout not in places and len(events.known) < WHOLE:
                         places[layout.layout] = len(events.known)
                         events.known.append(layout)
                     case Described() as descriptor:
@@ -452,100 +427,3 @@ def _parts_of(payload: bytes) -> tuple[int, float, Any, bytes]:
         assert isinstance(row, Row)  # noqa: S101 - a line that begins with a bracket is one
         return row.layout, row.time, row.event_uid, packed(row.values)
     return int(layout), float(time), rest[1:end].decode(errors="replace"), rest[begin + 2 : rest.find(b'"', begin + 2)]
-
-
-# ---- of runs that have left the spool --------------------------------------------------------------------------------
-
-
-def keep_events(folder: Path, gil_yield: GilYield | None = None) -> tuple[str, list[str]] | None:
-    """Store the events of an interrupted run that leaves the spool.
-
-    Returns:
-        The file's name, and the uids of the run's descriptors; None if the disk is full.
-    """
-    events = read_events(folder, gil_yield)
-    name = f"{folder.name}.events"
-    if not _NAME.fullmatch(name):
-        return None
-    lines = [*([events.header] if events.header else []), *events.descriptors.values(), *events.known]
-    stored = msgspec.msgpack.encode(
-        _File(
-            version=2,
-            uids=_to_bytes(events.uids),
-            times={},
-            beyond=events.beyond,
-            layouts=_to_bytes(events.layouts),
-            prints=_to_bytes(events.prints),
-            lines=[encode(line) for line in lines],
-        )
-    )
-    try:
-        notes.keep(folder.parent / name, zlib.crc32(stored).to_bytes(4, "little") + stored)
-    except OSError:
-        return None
-    with suppress(OSError):
-        _make_room(folder.parent, name)
-    return name, list(events.descriptors)
-
-
-def stored_events(spool: Path, name: str) -> Events | None:
-    """Return the stored events of a run that has left the spool, or None if they are gone or damaged."""
-    if not _NAME.fullmatch(name):
-        return None
-    try:
-        text = read_own(spool / name)
-        if zlib.crc32(text[4:]).to_bytes(4, "little") != text[:4]:
-            return None
-        found = msgspec.msgpack.decode(text[4:], type=_File)
-        uids = _from_bytes("Q", found.uids)
-        if found.version == 1:
-            times = {stream: _from_bytes("d", values) for stream, values in found.times.items()}
-            whole = array("H", [_WHOLE]) * len(uids)
-            return Events(uids, whole, array("Q", bytes(8 * len(uids))), times=times, beyond=found.beyond)
-        events = Events(
-            uids,
-            _from_bytes("H", found.layouts),
-            _from_bytes("Q", found.prints),
-            [],
-            descriptors={},
-            beyond=found.beyond,
-        )
-        for line in map(decode_journal, found.lines):
-            match line:
-                case Header():
-                    events.header = line
-                case Described():
-                    events.descriptors[line.uid] = line
-                case Layout():
-                    events.known.append(line)
-                case _:
-                    pass
-        return events
-    except (OSError, msgspec.DecodeError, ValueError):
-        return None
-
-
-def _make_room(spool: Path, newest: str) -> None:
-    """Remove the oldest files of this kind until all together are small enough."""
-    names = sorted(path.name for path in spool.glob("*.events") if _NAME.fullmatch(path.name) and path.name != newest)
-    size = sum((spool / name).lstat().st_size for name in [*names, newest])
-    for name in names:
-        if size <= MAX_BYTES:
-            return
-        size -= (spool / name).lstat().st_size
-        (spool / name).unlink()
-
-
-def _to_bytes(values: array[Any]) -> bytes:
-    values = values[:]
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values.tobytes()
-
-
-def _from_bytes(kind: str, stored: bytes) -> array[Any]:
-    values = array(kind)
-    values.frombytes(stored)
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values

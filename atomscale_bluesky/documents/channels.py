@@ -1,0 +1,138 @@
+"""Decides which channels a data key becomes, by its values, and how these are called. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..model.loss import Loss
+from ..model.rows import Channel
+from ..model.text import cut, sound
+from ..spool.journal_format import DataKey, Layout
+from .conversion import choice, length_of, number
+from .description import MAX_NAME, Description
+from .descriptor import is_filled
+from .selection import Selection
+from .time_base import Source
+
+# Channel names in lower case → event stream, data key, element and unit.
+Names = dict[str, tuple[str, str, int | None, str | None]]
+
+_UNDESCRIBED = DataKey()
+# What a value of a numeric key may be for a while.
+_NO_NUMBER_YET = {Loss.NO_VALUE, Loss.NOT_FINITE, Loss.TOO_LARGE}
+
+
+class Channels:
+    """The channels that an event stream may have.
+
+    Args:
+        event_stream: The event stream's name.
+        description: What its descriptor says.
+        selection: Which data keys to take.
+        names: The channel names of the run, if its event streams share a metrology stream.
+        earlier: The event stream's layouts in earlier journals of the run. Its channels keep their names.
+    """
+
+    def __init__(
+        self,
+        event_stream: str,
+        description: Description,
+        selection: Selection,
+        names: Names | None,
+        earlier: Iterable[Layout],
+    ) -> None:
+        self._event_stream = event_stream
+        self._description = description
+        self._selection = selection
+        shares = selection.unprefixed is not None
+        self._prefix = f"{event_stream}/" if shares and event_stream != selection.unprefixed else ""
+        self._names: Names = names if shares and names is not None else {}
+        self._units: dict[str, str | None] = {}  # by data key: the unit of its first channel
+        self._lengths: dict[str, int] = {}  # by data key: how many elements its array had in an earlier journal
+        for layout in earlier:
+            for one in layout.channels:
+                self._names.setdefault(one.name.lower(), (event_stream, one.key, one.element, one.unit))
+                self._units.setdefault(one.key, one.unit)
+                if one.element is not None:
+                    self._lengths[one.key] = max(one.element + 1, self._lengths.get(one.key, 0))
+
+    def describe(self, description: Description) -> None:
+        """Note that the values that follow belong to another descriptor."""
+        self._description = description
+
+    def grown(self, source: Source, value: Any) -> Source:
+        """Return a key's source with a channel for each element of an array, if it has too few."""
+        length = source.outgrown_by(value)
+        return source if length is None else self._elements(source.key, source.channels[0].unit, length)
+
+    def source(self, key: Any, value: Any, filled: Any) -> Source | Loss:
+        """Return how a data key becomes channels, by its value, or the reason why it does not."""
+        if not isinstance(key, str):
+            return Loss.NAMELESS
+        try:
+            return self._decide(key, value, filled)
+        except Exception:  # noqa: BLE001 - a foreign object may do anything when it is asked what it is
+            return Loss.NOT_NUMERIC
+
+    def _decide(self, key: str, value: Any, filled: Any) -> Source | Loss:
+        described = self._description.line.data_keys.get(key, _UNDESCRIBED)
+        if not self._selection.takes_key(key, key in self._description.line.hinted):
+            return Loss.KEY_NOT_SELECTED
+        if described.external and (not is_filled(filled) or isinstance(value, str) or value is None):
+            return Loss.EXTERNAL
+        dtype, choices, unit = described.dtype, described.choices, described.units
+        if isinstance(value, str):
+            return self._scalar(key, unit, choice(choices)) if choices else Loss.TEXT
+        length = length_of(value, described.length)
+        if length is not None and length > self._selection.max_elements:
+            return Loss.LONG_ARRAY
+        first = number(value)
+        known = self._lengths.get(sound(key), 0)
+        if length is not None or (known and (not isinstance(first, str) or first in _NO_NUMBER_YET)):
+            return self._elements(key, unit, max(length or 0, known))
+        if isinstance(first, str):
+            if first not in _NO_NUMBER_YET:
+                return first
+            if dtype == "string":
+                return self._scalar(key, unit, choice(choices)) if choices else Loss.TEXT
+        special = isinstance(value, bool) or dtype == "boolean" or bool(choices)
+        return self._scalar(key, unit, choice(choices) if special else None)
+
+    def redescribed(self, source: Source) -> Source:
+        """Return a key's source with the unit and the choices that its present descriptor has."""
+        described = self._description.line.data_keys.get(source.key)
+        if described is None:
+            return source
+        if source.is_array:
+            changed = described.units != source.channels[0].unit
+            return self._elements(source.key, described.units, len(source.channels)) if changed else source
+        convert = choice(described.choices) if described.choices else source.convert
+        if described.units == source.channels[0].unit:
+            return source if convert is source.convert else source._replace(convert=convert)
+        return self._scalar(source.key, described.units, convert)
+
+    def _scalar(self, key: str, unit: str | None, convert: Callable[[Any], float | Loss] | None) -> Source:
+        channel = Channel(name=self._name(key, None, unit), key=sound(key), unit=unit)
+        return Source(key, (channel,), convert, self._selection.max_elements)
+
+    def _elements(self, key: str, unit: str | None, length: int) -> Source:
+        channels = tuple(
+            Channel(name=self._name(key, i, unit), key=sound(key), unit=unit, element=i) for i in range(length)
+        )
+        return Source(key, channels, None, self._selection.max_elements)
+
+    def _name(self, key: str, element: int | None, unit: str | None) -> str:
+        """Return a name that the API takes and that no other channel of its metrology stream has, ignoring case."""
+        wanted = f"{self._prefix}{sound(self._selection.rename.get(key, key)).strip() or 'channel'}"
+        suffix = "" if element is None else f"[{element}]"
+        if self._units.setdefault(sound(key), unit) != unit:
+            suffix += f" ({cut(unit, 40) if unit else 'no unit'})"
+        mine = (self._event_stream, sound(key), element, unit)
+        attempt = 1
+        while True:
+            end = suffix if attempt == 1 else f"{suffix} ({attempt})"
+            name = cut(wanted, MAX_NAME - len(end.encode())) + end
+            if self._names.setdefault(name.lower(), mine) == mine:
+                return name
+            attempt += 1

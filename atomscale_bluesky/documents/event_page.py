@@ -1,0 +1,71 @@
+"""The columns of an event page, which may be of any kind, and the lines made of its rows. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from typing import Any
+
+import numpy as np
+
+from ..errors import ChannelError
+from ..spool.journal_format import encode_row
+from .time_base import TimeBase, Values
+
+
+class EventPage:
+    """The columns of an event page, and the lines made of its rows."""
+
+    def __init__(
+        self,
+        uids: Sequence[str],
+        times: Sequence[float],
+        columns: Mapping[Any, Sequence[Any]],
+        filled: Mapping[str, Any],
+    ) -> None:
+        self.uids = uids
+        self.times = times
+        self.columns = columns
+        self.filled = filled
+        self._lines: dict[str, list[bytes]] = {}  # by time base
+        self._declared: set[int] = set()
+
+    def add(self, base: TimeBase, at: Iterable[float], row: int, packed: list[Values]) -> None:
+        """Add the lines of rows from `row` on, after the layout that they name."""
+        out = self._lines.setdefault(base.layout.time_base, [])
+        if not base.declared and base.layout.layout not in self._declared:
+            base.declare(out)
+            self._declared.add(base.layout.layout)
+        layout, number = base.layout.layout, base.offered
+        uids = self.uids[row : row + len(packed)]
+        for time, uid, values in zip(at, uids, packed, strict=True):
+            out.append(encode_row(layout, number, time, uid, *values))
+            number += 1
+        base.offered = number
+
+    def lines(self) -> list[bytes]:
+        """Return all lines."""
+        return [one for lines in self._lines.values() for one in lines]
+
+
+def stamps_of(column: Any, rows: int) -> Sequence[Any] | None:
+    """Return a column of time stamps, or None if it is not one of `rows` values."""
+    try:
+        given = as_list(column)
+    except ChannelError:
+        return None
+    return given if len(given) == rows else None
+
+
+def as_list(column: Any) -> Sequence[Any]:
+    """Return a column of an event page as a list."""
+    if isinstance(column, list | tuple):
+        return column
+    if not isinstance(column, np.ndarray) and hasattr(column, "__array__"):  # a column of pandas, xarray or dask
+        column = np.asarray(column)
+    if isinstance(column, np.ndarray):
+        if column.ndim:
+            # `tolist` would turn dates and records into bare numbers and arrays.
+            return list(column) if column.dtype.kind in "mMV" else column.tolist()
+    elif isinstance(column, Collection) and not isinstance(column, str | bytes | Mapping | Set):
+        return list(column)
+    raise ChannelError(f"a column of an event page is a {type(column).__name__}, expected a list; the page is left out")
