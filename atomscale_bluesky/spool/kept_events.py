@@ -37,6 +37,8 @@ MAX_ROWS = 2_000_000
 # The last events that were recognised by time and values are also remembered by uid, up to this many: an event whose
 # call was interrupted comes again, and its row has already been counted.
 MAX_TOLD = 100_000
+# How a uid begins that Tiled makes up: a descriptor's uid and the `seq_num` follow.
+MADE_UP = "event-"
 # A row under this layout stands for a whole event, as in the files of earlier versions.
 WHOLE = 0xFFFF
 
@@ -52,6 +54,7 @@ class Events(msgspec.Struct):
     descriptors: dict[str, Described] = {}  # by uid
     times: dict[str, array[float]] = {}  # by event stream, one time per event; only in files of earlier versions
     beyond: int = 0  # how many rows could not be remembered
+    made_up: bool = False  # its source made up the events' uids, as a catalogue does
     stop: Stop | None = None
 
 
@@ -81,7 +84,8 @@ class KeptEvents:
         until: By event stream, the time of the last row of a journal that is gone, if nothing else is known of its
             events.
         by_uid: The events of a journal that are recognised only by uid, because the same process sends them again.
-        uids_alone: Recognise no event by its time: the source goes on where it was, so it keeps uids.
+        uids_alone: Recognise no event by its time, unless it came from a catalogue: the source goes on where it was,
+            so it keeps uids.
     """
 
     def __init__(
@@ -112,7 +116,7 @@ class KeptEvents:
         for part in sorted(journals, key=_part_of):
             self.part = max(self.part, _part_of(part) + 1)
             self.beyond += part.beyond + max(0, len(part.uids) - room)
-            self._journals.append(_Journal(part, room, by_uid=part is by_uid or uids_alone))
+            self._journals.append(_Journal(part, room, by_uid=part is by_uid or (uids_alone and not part.made_up)))
             self.layouts += part.known
             self.descriptors |= part.descriptors
             self.header = part.header or self.header
@@ -396,6 +400,7 @@ def read_events(folder: Path, gil_yield: GilYield | None = None) -> Events:
                 events.beyond += 1
                 continue
             known = events.known[place]
+            events.made_up = events.made_up or str(uid).startswith(MADE_UP)
             events.uids.append(digest_of(uid))
             events.layouts.append(place)
             events.prints.append(print_of(known, time, values))

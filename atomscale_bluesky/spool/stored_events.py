@@ -38,6 +38,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     beyond: int
     layouts: bytes = b""
     prints: bytes = b""
+    made_up: bool = False
     lines: list[bytes] = []  # header, descriptors and layouts, in this order
 
 
@@ -60,6 +61,7 @@ def keep_events(folder: Path, gil_yield: GilYield | None = None) -> tuple[str, l
             beyond=events.beyond,
             layouts=_to_bytes(events.layouts),
             prints=_to_bytes(events.prints),
+            made_up=events.made_up,
             lines=[encode(line) for line in lines],
         )
     )
@@ -93,6 +95,7 @@ def stored_events(spool: Path, name: str) -> Events | None:
             [],
             descriptors={},
             beyond=found.beyond,
+            made_up=found.made_up,
         )
         for line in map(decode_journal, found.lines):
             match line:
