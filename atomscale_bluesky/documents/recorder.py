@@ -570,7 +570,7 @@ class DocumentRecorder:
             DocumentError: An event cannot be used. The others were taken.
         """
         taken, problem = NOTHING, None
-        for events in doc.values():
+        for events in mapping_of(doc).values():
             for event in events:
                 try:
                     taken += self._event(event)

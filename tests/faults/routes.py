@@ -213,7 +213,7 @@ class Run:
                 own = (0.0 if relative else begin) + spacing * (count + i)
                 data = {"i": count + i + 0.5, "j": 1.0 / (count + i + 1)}
                 page.append(self._event("fly", data, dict.fromkeys(data, own), collected + apart * i))
-                if not relative:
+                if not relative and begin >= self.start:  # a clock that was set back may show a time before the run
                     for key, value in data.items():
                         self.truth.setdefault("fly", []).append((key, own, value))
             count += rows

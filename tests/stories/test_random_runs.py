@@ -12,7 +12,6 @@ import math
 import os
 import random
 import tempfile
-import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,7 +120,7 @@ class Key(NamedTuple):
 
     def elements(self, value: Any) -> dict[str, Any]:
         """What is said of which channel, by the suffix of its name."""
-        return {f"[{i}]": one for i, one in enumerate(value[: self.length])} if self.length else {"": value}
+        return {f"[{i}]": one for i, one in enumerate(value)} if self.length else {"": value}
 
 
 class Composed:
@@ -141,7 +140,7 @@ class Composed:
         self.expected: Points = defaultdict(list)
         self.rounded: Counter[str] = Counter()
         self.sent: list[tuple[str, dict[str, Any]]] = []
-        self.time = START
+        self.time = START + 30.0
         self.stopped = False
 
     def start(self) -> list[tuple[str, dict[str, Any]]]:
@@ -201,10 +200,10 @@ class Composed:
 
     def _row(self, name: str) -> tuple[dict[str, Any], dict[str, Any], float]:
         """Values and time stamps by key, and the event's time."""
-        self.time += self.dice.choice([0.0, 0.01, 1.5, -0.3])
+        self.time += self.dice.choice([0.01, 0.02, 1.5, 0.01 if name == "fly" else -0.3])
         data = {key: self._value(name, kind) for key, kind in self.keys[name].items()}
-        stamps: dict[str, Any] = dict.fromkeys(data, self.time - 0.25)
-        for key in data:
+        stamps: dict[str, Any] = dict.fromkeys(data, self.time - 0.2)
+        for key in data if name in self.begun else ():  # the first row of an event stream says least about itself
             roll = self.dice.random()
             if roll < 0.03:
                 stamps[key] = self.time - self.dice.choice([0.5, 20.0])
@@ -220,11 +219,20 @@ class Composed:
         prefix = f"{name}/" if self.layout == "run" and name != "primary" else ""
         for key, value in data.items():
             own = None if stamps is None else stamps.get(key)
-            when = own if isinstance(own, float) and START - 86400 <= own <= time.time() + 3600 else at
+            when = self._placed(name, own, at)
             for suffix, number in self.keys[name][key].points(value).items():
                 self.expected[f"{prefix}{key}{suffix}"].append((when, number))
             for suffix, element in self.keys[name][key].elements(value).items():
                 self.rounded[f"{prefix}{key}{suffix}"] += loses_digits(element)
+
+    def _placed(self, name: str, own: Any, at: float) -> float:
+        """The time of a reading of which its own time counts."""
+        if not isinstance(own, float) or math.isnan(own):
+            return at
+        if own == 0.0 and name == "fly":
+            return START  # a flyer's stamps may count from its start
+        before = name.endswith("monitor") and own < START and at - own > 1
+        return own if START - 86400 <= own <= at + 3600 and not before else at
 
     def _event(self, name: str) -> tuple[str, dict[str, Any]]:
         data, stamps, at = self._row(name)
@@ -243,11 +251,13 @@ class Composed:
 
     def _page(self, name: str, *, note: bool = True) -> tuple[str, dict[str, Any]]:
         rows = []
-        for _ in range(self.dice.randint(1, 7)):
-            data, stamps, at = self._row(name)
-            rows.append((data, stamps, at))
-            if note:
-                self._note(name, data, stamps, at)
+        for _ in range(self.dice.randint(2 if name == "fly" else 1, 7)):
+            rows.append(self._row(name))
+        if name == "fly":  # collected later, all at once
+            self.time += 1.0
+            rows = [(data, stamps, self.time + 5.0) for data, stamps, _ in rows]
+        for data, stamps, at in rows if note else ():
+            self._note(name, data, stamps if name == "fly" or name.endswith("monitor") else None, at)
         keys = self.keys[name]
         columns: dict[str, Any] = {key: [data[key] for data, *_ in rows] for key in keys}
         for key, column in columns.items():
