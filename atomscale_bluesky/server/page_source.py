@@ -28,8 +28,9 @@ MOST_LISTED, MOST_KEPT_STREAMS = 200, 4
 SPARK_CHUNKS = 40
 
 _STATUS = {ACTIVE: ("growing", "live"), SUCCESS: ("complete", "done"), ERROR: ("ended after a silence", "bad")}
-# A stream's name as the callback makes it: perhaps the number of a continuation, then the run's uid and a token.
-_NAME = re.compile(r"(?P<base>.*?)(?: \((?P<number>\d+)\))? \[(?P<run>[^\[\]-]+)-[^\[\]]+\]", re.DOTALL)
+# A stream's name as the callback makes it: perhaps a continuation's number and its channels, then the run's uid and a
+# token.
+_NAME = re.compile(r"(?P<base>.*?)(?: \((?P<number>\d+)\)(?: · .*)?)? \[(?P<run>[^\[\]-]+)-[^\[\]]+\]", re.DOTALL)
 
 
 class PageSource:

@@ -216,7 +216,8 @@ class JournalReader:
         size = lines * self._width()
         return (
             self._to_the_end
-            and len(self._block) - self._at < size <= MOST_AHEAD_BYTES  # else `ahead` has read nothing more
+            and size <= MOST_AHEAD_BYTES
+            and (not size or len(self._block) - self._at < size)  # else `ahead` has read nothing more
             and not self.damaged
             and self._block.count(b"\n", self._at) < lines
             and self._block.find(without, self._at) < 0

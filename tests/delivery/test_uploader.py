@@ -373,10 +373,10 @@ def test_what_a_process_that_died_has_sent_to_a_stream_that_closed_since_is_read
     (look,) = tasks(delivery)
     assert look.kind is Kind.READ_BACK
     delivery.came_back(look, points, 0.0)
+    delivery = begun_anew(delivery, spool)
     (task,) = tasks(delivery)
     assert task.kind is Kind.INITIALIZE
     delivery.came_back(task, "id-1", 0.0)
-    delivery = begun_anew(delivery, spool)
     (again,) = tasks(delivery)
     assert again.chunk is not None
     assert [time - T0 for time in again.chunk.times] == [20, 21, 22, 23, 24, 25, 26, 27, 28, 29]
@@ -434,7 +434,7 @@ def test_a_read_back_that_fails_is_one_task(deliver: Deliver) -> None:
     assert tasks(delivery, 7.0) == [read_back]
 
 
-def test_a_stream_that_ends_because_its_chunk_is_too_large_is_not_read_back(deliver: Deliver) -> None:
+def test_a_stream_that_ends_because_its_chunk_is_too_large_is_not_read_back(deliver: Deliver, spool: Spool) -> None:
     delivery = initialized(deliver(35))
     (first,) = tasks(delivery)
     delivery.failed_attempt(first, DOWN, 0.0)
@@ -442,8 +442,10 @@ def test_a_stream_that_ends_because_its_chunk_is_too_large_is_not_read_back(deli
 
     delivery.came_back(again, Sent(refused={"c0": ApiRefusedError("too large", status=413)}), 0.0)
 
+    delivery = begun_anew(delivery, spool)
     (task,) = tasks(delivery)
     assert (task.kind, task.work.points_per_chunk) == (Kind.INITIALIZE, 5)
+    delivery.close()
 
 
 def test_a_run_is_read_back_by_one_task_at_a_time_also_after_a_failure(deliver: Deliver) -> None:
@@ -594,9 +596,9 @@ def test_a_chunk_too_large_alone_halves_the_points_and_at_one_point_it_is_refuse
 ) -> None:
     too_large = ApiRefusedError("too large", status=413)
     for points in (10, 5, 2, 1):
-        answering.initializes()
-        if points < 10:  # its rows have to be cut anew
+        if points < 10:  # its rows have to be cut again
             answering.delivery = begun_anew(answering.delivery, spool)
+        answering.initializes()
         task = answering.task()
         assert task.chunk is not None
         assert (task.work.points_per_chunk, task.chunk.points) == (points, points)

@@ -131,7 +131,7 @@ def test_the_reader_of_the_spools_files_reads_them(server: LocalServer, spool_di
         server.reachable()
 
     kinds = dict.fromkeys(line["kind"] for line in found if isinstance(line, dict))
-    assert list(kinds) == ["header", "layout", "stop"]
+    assert list(kinds) == ["header", "descriptor", "layout", "stop"]
     assert [line[1] for line in found if isinstance(line, list)] == [0, 1, 2]
 
 
