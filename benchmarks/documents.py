@@ -64,14 +64,16 @@ def stream(
 
 
 def _events(names: list[str], events: int, descriptor: str) -> Iterator[Document]:
+    """At most one event in a millisecond, with readings taken since the one before, as a plan makes them."""
     chance = random.Random(len(names)).random
+    now = 0.0
     for i in range(events):
-        now = time.time()
+        now = max(time.time(), now + 0.001)
         yield {
             "uid": str(uuid.uuid4()),
             "time": now,
             "data": {name: chance() * 1000.0 for name in names},
-            "timestamps": {name: now - chance() for name in names},
+            "timestamps": {name: now - 0.001 * chance() for name in names},
             "seq_num": i + 1,
             "filled": {},
             "descriptor": descriptor,
