@@ -16,7 +16,10 @@ from atomscale_bluesky.server import LocalServer
 
 LONGEST_ARRAY = 16
 
-_LABEL = re.compile(r"(.*?)(?: · (?P<event_stream>.+?))?(?: \(\d+\))? \[(?P<run>.{8})-[0-9a-f]+\]", re.DOTALL)
+# A further stream of an event stream has a number, and may name its channels behind that.
+_LABEL = re.compile(
+    r"(.*?)(?: · (?P<event_stream>.+?))?(?: \(\d+\)(?: · .+?)?)? \[(?P<run>.{8})-[0-9a-f]+\]", re.DOTALL
+)
 
 
 class Source(NamedTuple):
@@ -41,7 +44,11 @@ def emitted(
     """Every reading that is a number, by event stream and channel, in order of arrival."""
     found: Points = {}
     descriptors: dict[str, Mapping[str, Any]] = {}
+    starts: dict[str, float] = {}
+    begun: set[tuple[str, str]] = set()  # event streams that have had a row, by run
     for name, doc in documents:
+        if name == "start":
+            starts[doc["uid"]] = doc["time"]
         if name == "descriptor":
             descriptors[doc["uid"]] = doc
         if name not in {"event", "event_page"}:
@@ -50,16 +57,22 @@ def emitted(
         if descriptor["name"] in leave_out:
             continue
         source = Source(descriptor["run_start"][:8], descriptor["name"])
-        own_times = name == "event_page" or fnmatchcase(descriptor["name"], "*_monitor")
+        event_stream, started = (descriptor["run_start"], descriptor["name"]), starts[descriptor["run_start"]]
         for event in [doc] if name == "event" else _unpacked(doc):
+            if fnmatchcase(descriptor["name"], "*_monitor"):
+                times = _monitored(event, started)
+            elif event_stream not in begun:
+                times = _begun(event, started)
+            else:  # a page is a flyer's: the engine packs no event that a plan has read
+                times = event["timestamps"] if name == "event_page" else dict.fromkeys(event["data"], event["time"])
+            begun.add(event_stream)
             for key, reading in event["data"].items():
                 data_key = descriptor["data_keys"][key]
                 if data_key.get("external") and event.get("filled", {}).get(key) is not True:
                     continue
-                time = event["timestamps"][key] if own_times else event["time"]
                 for channel, value in _numbers(key, reading, data_key):
                     points = found.setdefault(source, {}).setdefault(channel, [])
-                    points.append(Point(time, value, data_key.get("units") or None))
+                    points.append(Point(times[key], value, data_key.get("units") or None))
     return found
 
 
@@ -118,6 +131,25 @@ def run_of(label: str | None) -> str:
     match = _LABEL.fullmatch(label or "")
     assert match, label
     return match["run"]
+
+
+def _monitored(event: Mapping[str, Any], started: float) -> dict[str, float]:
+    """Where a monitor's readings stand: at their own times, but for a value that the signal had long before the run."""
+    return {
+        key: event["time"] if stamp < started and event["time"] - stamp > 1.0 else stamp
+        for key, stamp in event["timestamps"].items()
+    }
+
+
+def _begun(event: Mapping[str, Any], started: float) -> dict[str, float]:
+    """Where the first row of an event stream stands, of which only its age tells whether it was collected later."""
+    stamps = event["timestamps"].values()
+    if not stamps:
+        return {}
+    oldest, newest = min(stamps), max(stamps)
+    age = event["time"] - newest
+    collected = oldest >= started and age > (0.25 if oldest == newest else 1.0) and newest - oldest <= age / 10
+    return dict.fromkeys(event["data"], newest if collected else event["time"])
 
 
 def _unpacked(page: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
