@@ -15,7 +15,6 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from html import escape
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +27,7 @@ from .delivery.deliverer import Deliverer
 from .delivery.drain import Drain
 from .delivery.uploader import Uploader
 from .documents.recorder import DocumentRecorder, open_spool
-from .errors import DocumentError, SettingsError
+from .errors import SettingsError
 from .settings import Settings
 from .spool.spool import Spool
 from .status.account import StreamStatus
@@ -266,7 +265,7 @@ class AtomscaleCallback:
             return self._spool.is_empty() if used else self._all_delivered
         self._closed = True
         self._flush()
-        self._take = Yielding(self._recorder.take, closed=True)
+        self._yield(closed=True)
         settled = self.settle_open_runs()
         deadline = time.monotonic() + timeout_s
         drained = self._uploader.drain(timeout_s) if self._uploader else self._spool.is_empty()
@@ -287,14 +286,19 @@ class AtomscaleCallback:
 
     def step_back(self) -> None:
         """Leave runs to a younger callback of this process, with the same spool and account, that gets them too."""
-        if not self._closed:
-            self._take = Yielding(self._recorder.take, closed=False)
+        self._yield(closed=self._closed)
+
+    def _yield(self, *, closed: bool) -> None:
+        """Put start documents aside from here on. Those that are put aside already stay so."""
+        if isinstance(self._take, Yielding):
+            self._take.closed = closed
+        else:
+            self._take = Yielding(self._recorder.take, closed=closed)
 
     def _flush(self) -> None:
         """Take the start documents that wait for what a younger callback does."""
         if isinstance(self._take, Yielding):
-            with suppress(DocumentError):  # counted and logged where it was raised
-                self._take.flush()
+            self._take.flush()
 
     # ---- process ---------------------------------------------------------------------------------------------------
 
@@ -333,6 +337,8 @@ class AtomscaleCallback:
         """
         self._watch = SpoolStatus(self._spool)
         self._recorder.after_fork_in_child()
+        if isinstance(self._take, Yielding):
+            self._take = Yielding(self._recorder.take, closed=self._closed)
         if self._uploader:
             self._uploader.after_fork_in_child()
         self._uploader = self._announcer = None

@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from .documents.accepted import KNOWN
+from .errors import DocumentError
+
 _logger = logging.getLogger("atomscale_bluesky.callback")
 
 # How far up the stack the dispatcher is looked for. It is five frames up.
@@ -88,8 +91,9 @@ class Yielding:
 
     def __init__(self, take: Callable[[str, Mapping[str, Any]], Any], *, closed: bool) -> None:
         self._take = take
-        self._closed = closed
-        self._aside: list[Mapping[str, Any]] = []
+        self.closed = closed  # may be set later
+        # By identity. Each stays until it is taken, so that neither an interruption nor another thread loses it.
+        self._aside: dict[int, Mapping[str, Any]] = {}
         self._warned = False
         self.used = False  # True once any row was written
 
@@ -97,20 +101,27 @@ class Yielding:
         """Take one document. Raises what the recorder raises."""
         self.flush()
         if name == "start":
-            self._aside.append(dict(doc))
+            start = dict(doc) if isinstance(doc, Mapping) else doc
+            self._aside[id(start)] = start
             return
         accepted = self._take(name, doc)
-        if self._closed and (accepted.rows or accepted.left_out):
+        if self.closed and (accepted.rows or accepted.left_out):
             self.used = True
             if not self._warned:
                 self._warned = True
                 _logger.warning("%s", CLOSED_WITHIN)
 
     def flush(self) -> None:
-        """Take the start documents that were put aside, unless a younger callback records their runs."""
-        aside, self._aside = self._aside, []
-        for start in aside:
-            accepted = self._take("start", start)
-            if self._closed and not accepted.known:
+        """Take the start documents that were put aside, unless a younger callback records their runs.
+
+        Two threads, or a signal's handler, may take the same one: the recorder knows the second.
+        """
+        for key, start in list(self._aside.items()):
+            try:
+                accepted = self._take("start", start)
+            except DocumentError:  # counted and logged where it was raised; other documents are not affected
+                accepted = KNOWN
+            self._aside.pop(key, None)
+            if self.closed and not accepted.known:
                 self.used = self._warned = True
                 _logger.warning(CLOSED, start.get("uid"))

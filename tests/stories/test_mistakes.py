@@ -122,6 +122,40 @@ def test_a_younger_callback_that_gets_no_documents_costs_the_older_one_nothing(
     assert warnings(caplog, "two callbacks") == []
 
 
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_start_document_that_cannot_be_used_costs_no_document_behind_it(
+    make_callback: MakeCallback, server: LocalServer, closed: bool
+) -> None:
+    callback = make_callback()
+    if closed:
+        callback.close()
+    younger = make_callback()
+
+    for name, doc in growth(points=25, keys=1):
+        callback("start", {"uid": 7})
+        callback(name, doc)
+
+    callback.close()
+    assert younger.drain(20)
+    assert points(server) == [25]
+    assert callback.ignored["malformed document"] == 28
+
+
+def test_a_callback_made_behind_a_start_document_costs_the_run_nothing(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    callback, younger = make_callback(), make_callback()
+
+    for name, doc in growth(points=25, keys=1):
+        callback(name, doc)
+        if name == "start":
+            make_callback()  # the one that has stepped back does so once more
+
+    callback.close()
+    assert younger.drain(20)
+    assert points(server) == [25]
+
+
 def test_a_run_that_reaches_a_second_callback_when_it_is_over_is_not_recorded_again(
     make_callback: MakeCallback, server: LocalServer
 ) -> None:
