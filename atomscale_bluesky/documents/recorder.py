@@ -144,26 +144,26 @@ class DocumentRecorder:
                     self._put_off.append((name, doc))
                     return PUT_OFF
                 self._inside = True
-                try:
-                    if self._files.step is not None:
-                        self._complete_step()
-                    if name == "event":
-                        return self._event(doc)
-                    if name == "event_page":
-                        return self._event_page(doc)
-                    if known is not None:
-                        return self._start(*known)
-                    if name == "descriptor":
-                        return self._descriptor(doc)
-                    if name == "bulk_events":
-                        return self._bulk_events(doc)
-                    return self._stop(doc) if name == "stop" else NOTHING
-                finally:
+                try:  # around the other, so that no interruption between the two leaves `_inside` set
                     try:
+                        if self._files.step is not None:
+                            self._complete_step()
+                        if name == "event":
+                            return self._event(doc)
+                        if name == "event_page":
+                            return self._event_page(doc)
+                        if known is not None:
+                            return self._start(*known)
+                        if name == "descriptor":
+                            return self._descriptor(doc)
+                        if name == "bulk_events":
+                            return self._bulk_events(doc)
+                        return self._stop(doc) if name == "stop" else NOTHING
+                    finally:
                         if self._put_off:
                             self._take_what_was_put_off()
-                    finally:
-                        self._inside = False
+                finally:
+                    self._inside = False
         except DocumentError:  # counted where it was raised
             raise
         except Exception as error:
@@ -203,14 +203,14 @@ class DocumentRecorder:
                 return False
             self._inside = True
             try:
-                if self._files.step is not None:
-                    self._complete_step()
-                self._complete(folder)
-            finally:
                 try:
-                    self._take_what_was_put_off()
+                    if self._files.step is not None:
+                        self._complete_step()
+                    self._complete(folder)
                 finally:
-                    self._inside = False
+                    self._take_what_was_put_off()
+            finally:
+                self._inside = False
         self._tell()
         return True
 

@@ -1,10 +1,11 @@
 """A process that is interrupted at every place of the callback where a signal's handler may run, one run for each.
 
-    python interrupting.py raise|close|feed|look <every so many places> <settings as JSON>
+    python interrupting.py raise|older|close|feed|look <every so many places> <settings as JSON> [file of the package]…
 
 It says in JSON which values it gave: those whose call returned, and those whose call was interrupted. Python runs a
 handler behind a call, at the beginning of a function, and where a loop goes back; an exception that the trace function
-raises there is what Ctrl-C or a time limit raises.
+raises there is what Ctrl-C or a time limit raises. With `older` a younger callback of the same account is there too.
+With files of the package, only places in these count.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Interrupt(BaseException):
 class Here:
     """Does something at the nth such place of what is called; tells whether there was one."""
 
-    def __init__(self, nth: int, act: Callable[[], None]) -> None:
+    def __init__(self, nth: int, act: Callable[[], None], files: tuple[str, ...] = ("",)) -> None:
+        self.files = tuple(f"{PACKAGE}/{file}" for file in files)
         self.left, self.act, self.reached = nth, act, False
         self.before: dict[FrameType, str] = {}
 
@@ -48,7 +50,7 @@ class Here:
             self.before.clear()
 
     def trace(self, frame: FrameType, event: str, argument: object) -> Any:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
+        if not frame.f_code.co_filename.startswith(self.files):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
@@ -100,7 +102,7 @@ def values_of(document: Document) -> list[float]:
     return [value for column in doc["data"].values() for value in column] if name == "event_page" else []
 
 
-def interrupt_everywhere(what: str, every: int, settings: dict[str, Any]) -> dict[str, Any]:
+def interrupt_everywhere(what: str, every: int, settings: dict[str, Any], *files: str) -> dict[str, Any]:
     values = itertools.count()
     returned: list[float] = []
     interrupted: list[float] = []
@@ -110,13 +112,14 @@ def interrupt_everywhere(what: str, every: int, settings: dict[str, Any]) -> dic
         return AtomscaleCallback(settings=Settings.load(environ={}, **settings))
 
     callback = make()
+    younger = make() if what == "older" else None
 
     def give(document: Document) -> None:
         callback(*document)
         returned.extend(values_of(document))
 
     def act() -> None:
-        if what == "raise":
+        if what in {"raise", "older"}:
             raise Interrupt
         if what == "close":
             callback.close(0)
@@ -131,7 +134,7 @@ def interrupt_everywhere(what: str, every: int, settings: dict[str, Any]) -> dic
             # Of one that began long ago it is looked up whether it was taken before.
             documents = run_of(values, 60.0 if what == "look" else 0.0)
             other = run_of(values) if what == "feed" else []
-            here = Here(nth, act)
+            here = Here(nth, act, files or ("",))
             for number, document in enumerate(documents):
                 if number != which:
                     give(document)
@@ -155,10 +158,12 @@ def interrupt_everywhere(what: str, every: int, settings: dict[str, Any]) -> dic
                     give(document)
                 places.append(nth)
                 break
-    callback.close(0)
+    for one in filter(None, [callback, younger]):
+        one.close(0)
     return {"returned": returned, "interrupted": interrupted, "places": places}
 
 
 if __name__ == "__main__":
     logging.disable(logging.CRITICAL)
-    sys.stdout.write(json.dumps(interrupt_everywhere(sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]))))
+    what, every, settings, *files = sys.argv[1:]
+    sys.stdout.write(json.dumps(interrupt_everywhere(what, int(every), json.loads(settings), *files)))

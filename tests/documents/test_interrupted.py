@@ -21,14 +21,16 @@ MakeCallback = Callable[..., AtomscaleCallback]
 HERE = Path(__file__).parent
 
 
-def interrupted(what: str, every: int, spool_dir: Path, server: LocalServer, **settings: Any) -> dict[str, Any]:
+def interrupted(
+    what: str, every: int, spool_dir: Path, server: LocalServer, *files: str, **settings: Any
+) -> dict[str, Any]:
     """Let a process take runs that are interrupted, one for each place, and tell what it gave."""
     given = {
         "endpoint": server.url, "offline": True, "spool_dir": str(spool_dir), "spool_min_free_bytes": 0,
         "points_per_chunk": 2,
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, str(HERE / "interrupting.py"), what, str(every), json.dumps(given | settings)],
+        [sys.executable, str(HERE / "interrupting.py"), what, str(every), json.dumps(given | settings), *files],
         capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -48,7 +50,7 @@ def assert_each_reading_is_there_once(told: dict[str, Any], server: LocalServer,
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("what", ["raise", "close", "feed", "look"])
+@pytest.mark.parametrize("what", ["raise", "older", "close", "feed", "look"])
 def test_each_reading_is_kept_once_wherever_a_signal_comes(
     make_callback: MakeCallback, server: LocalServer, spool_dir: Path, what: str
 ) -> None:
@@ -68,10 +70,20 @@ def test_each_reading_is_kept_once_wherever_a_signal_comes_while_each_event_is_s
     assert_each_reading_is_there_once(told, server, spool_dir)
 
 
+@pytest.mark.timeout(600)
+def test_each_reading_is_kept_once_at_every_place_of_the_recorder_itself(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    told = interrupted("raise", 1, spool_dir, server, "documents/recorder.py")
+
+    assert make_callback().drain(timeout_s=300)
+    assert_each_reading_is_there_once(told, server, spool_dir)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("durability", ["interval", "event"])
-@pytest.mark.parametrize("what", ["raise", "close", "feed", "look"])
+@pytest.mark.parametrize("what", ["raise", "older", "close", "feed", "look"])
 def test_each_reading_is_kept_once_at_every_single_place(
     make_callback: MakeCallback, server: LocalServer, spool_dir: Path, what: str, durability: str
 ) -> None:
