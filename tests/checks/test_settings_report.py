@@ -66,7 +66,6 @@ def test_settings_that_do_not_fit_together_and_a_broken_file_are_mistakes(tmp_pa
 def test_config_show_prints_them_and_its_exit_code_tells_of_a_mistake(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv("ATOMSCALE_BLUESKY_REQUIRE_ALL", raising=False)
     monkeypatch.setenv("ATOMSCALE_API_KEY", KEY)
     assert main(["config", "show"]) == 0
     monkeypatch.setenv("ATOMSCALE_BLUESKY_POINT_PER_CHUNK", "4")

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-REQUIRE_ALL = "ATOMSCALE_BLUESKY_REQUIRE_ALL"
+REQUIRE_ALL = "REQUIRE_ALL_TESTS"
 
 
 def need_module(module: str, package: str) -> None:

@@ -19,7 +19,7 @@ from filelock import FileLock
 from atomscale_bluesky.server import LocalServer
 
 DRIVE = Path(__file__).with_name("drive.py")
-REQUIRE_ALL = "ATOMSCALE_BLUESKY_REQUIRE_ALL"
+REQUIRE_ALL = "REQUIRE_ALL_TESTS"
 INSTALL_TIMEOUT_S = 600
 
 

@@ -126,7 +126,7 @@ def ask(request: pytest.FixtureRequest, between: Between, server: LocalServer) -
         return lambda path, body: _by_requests(between.url + path, server.api_key, body)
     curl = shutil.which("curl")
     if curl is None:
-        if os.environ.get("ATOMSCALE_BLUESKY_REQUIRE_ALL") == "1":
+        if os.environ.get("REQUIRE_ALL_TESTS") == "1":
             pytest.fail("curl is not on this machine")
         pytest.skip("curl is not on this machine")
     return lambda path, body: _by_curl(curl, between.url + path, server.api_key, body)
