@@ -324,7 +324,8 @@ class JournalReader:
         if self._descriptor < 0:
             try:
                 self._descriptor = open_own(segment_path(self._folder, self.position.segment), os.O_RDONLY)
-            except FileNotFoundError:
+            except FileNotFoundError:  # removed: nothing follows, and what was read before is not read again
+                self._block, self._at, self._to_the_end = b"", 0, True
                 return False
         rest = len(self._block) - self._at
         # From the line's beginning: the writer may have removed half of it meanwhile and written another line there.

@@ -668,6 +668,23 @@ def test_a_journal_that_ends_before_so_many_lines_is_told_from_one_that_goes_on(
     assert numbers(reader) == [4, 5]
 
 
+def test_a_journal_that_is_removed_while_it_is_read_ends_there(
+    tmp_path: Path, open_writer: Writers, open_reader: Readers
+) -> None:
+    writer = open_writer()
+    writer.append(b"".join(line(payload(n)) for n in range(3)))
+    reader = open_reader()
+    lines = reader.read()
+    assert next(lines).payload == payload(0)
+    reader.close()
+    for path in tmp_path.rglob("journal-*.jsonl"):
+        path.unlink()
+
+    assert reader.ahead(9) is None
+    assert list(lines) == []
+    assert reader.is_at_end()
+
+
 def test_a_damaged_journal_is_read_to_its_end_line_by_line(
     tmp_path: Path, open_writer: Writers, open_reader: Readers
 ) -> None:
