@@ -56,7 +56,8 @@ def repeat(journal: Path, after: int, number: int) -> None:
     """Put a row of other values, with a number that came before, behind a row."""
     texts = journal.read_bytes().split(b"\n")
     place = next(i for i, text in enumerate(texts) if text[9:].startswith(b"[0,%d," % after))
-    payload = texts[place][9:].replace(b"[0,%d," % after, b"[0,%d," % number).replace(b',"40', b',"c0', 1)
+    payload = texts[place][9:].replace(b"[0,%d," % after, b"[0,%d," % number)
+    payload = b',"c0'.join(payload.rsplit(b',"40', 1))  # the values, and not a uid that begins so
     texts.insert(place + 1, line(payload)[:-1])
     journal.write_bytes(b"\n".join(texts))
 
