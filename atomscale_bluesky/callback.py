@@ -27,12 +27,12 @@ from .delivery.deliverer import Deliverer
 from .delivery.drain import Drain
 from .delivery.uploader import Uploader
 from .documents.recorder import DocumentRecorder, open_spool
+from .documents.subscriptions import Yielding, say_not_an_instance, subscribed_twice
 from .errors import SettingsError
 from .settings import Settings
 from .spool.spool import Spool
 from .status.account import StreamStatus
 from .status.spool_status import SpoolStatus, Status
-from .subscriptions import Yielding, say_not_an_instance, subscribed_twice
 
 if TYPE_CHECKING:
     from .checks.verification import Verification

@@ -2,8 +2,9 @@
 
 In: start, descriptor, event, event page and stop documents, in any form that a user's session may produce.
 Out: a run's header, and lines for its journal (folder `spool`). Every reading that becomes no row is counted, and each
-document is answered with what happened to it.
-Guaranteed: no network. Memory does not grow with the run, except for a bounded number of event uids.
+document is answered with what happened to it. Any source of documents uses the recorder, as the callback does.
+Guaranteed: no network. Memory does not grow with the run, except for a bounded number of event uids, and of events that
+wait for their descriptor.
 
     recorder        takes documents, routes them to their runs, and answers each; accepted is the answer's type
     run_files       makes, writes and ends the files of open runs
@@ -22,6 +23,7 @@ Guaranteed: no network. Memory does not grow with the run, except for a bounded 
     open_run        the state of a run whose stop document has not come
     known_runs      what earlier processes kept of a run that comes again
     peers           recorders of the same process that get the same runs
+    subscriptions   mistakes with subscriptions: warns, and leaves a run to a newer callback
     recognition     which readings of a document these have
     early_events    events that wait for their descriptor
     rejections      documents that cannot be used: counted, and logged once

@@ -1,4 +1,4 @@
-"""Mistakes with subscriptions, and what a callback does about them.
+"""Finds mistakes with subscriptions, and makes a closed callback, or an older one, leave a run to a newer one.
 
 Bluesky tells a callback neither that it was subscribed nor that it no longer is, so what can be known is found out at a
 run's start. Nothing of Bluesky is changed.
@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from .documents.accepted import KNOWN
-from .errors import DocumentError
+from ..errors import DocumentError
+from .accepted import KNOWN
 
 _logger = logging.getLogger("atomscale_bluesky.callback")
 
 # How far up the stack the dispatcher is looked for. It is five frames up.
 _FRAMES = 12
-# What is said of a subscriber that is not used as it should be.
+# The warnings about a callback that is not subscribed as it should be.
 NOT_AN_INSTANCE = (
     "the class AtomscaleCallback is subscribed, so nothing of this run is recorded: subscribe an instance, with "
     "parentheses, as in `RE.subscribe(AtomscaleCallback())`"
@@ -44,7 +44,7 @@ def subscribed_twice() -> str | None:
 
     Bluesky gives a callable that is subscribed again the same place in its list, so that it is called once, and frees
     that place when any of the subscriptions ends. The dispatcher's own list of tokens is the only place where this can
-    be seen. It is read, and if another version of Bluesky does not have it, nothing is said.
+    be seen. It is only read. If another version of Bluesky does not have it, there is no warning.
     """
     place = None
     frame = sys._getframe(1)  # noqa: SLF001 - the documented way to see one's callers
