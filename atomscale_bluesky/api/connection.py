@@ -105,7 +105,9 @@ class Connection:
         what = f"{request.method} {request.path.partition('?')[0]}"
         self._adapter.begin(self._deadline)
         try:
-            answer = self._ask_again(request, max_bytes, take) or self._ask(request, max_bytes, take)
+            answer = self._ask_over_open_connection(request, max_bytes, take) or self._ask_with_requests(
+                request, max_bytes, take
+            )
         except wire.AnswerError:
             self._check_time(what)  # a connection that was cut looks like the end of an answer
             raise
@@ -123,7 +125,9 @@ class Connection:
         self._judge(what, answer)
         return answer.taken
 
-    def _ask(self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], object]) -> Answer:
+    def _ask_with_requests(
+        self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], object]
+    ) -> Answer:
         """Send a request with requests, which chooses a proxy, sets up TLS, connects and makes the headers."""
         with self._session.request(
             request.method,
@@ -140,7 +144,7 @@ class Connection:
             read = lambda size: response.raw.read1(size, decode_content=False)  # noqa: E731
             return self._answer(response.status_code, response.headers, read, max_bytes, take)
 
-    def _ask_again(
+    def _ask_over_open_connection(
         self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], object]
     ) -> Answer | None:
         """Send a similar request over the open connection, which is much faster.

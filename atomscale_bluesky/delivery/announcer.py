@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..documents.run_files import Deliverer
+from ..documents.run_files import RunListener
 from ..errors import SpoolError
 from ..model.text import plain
 from ..settings import Settings
@@ -65,7 +65,7 @@ class Announcer:
         deliverer: Delivers the runs in this process. None if nothing is sent.
     """
 
-    def __init__(self, spool: Spool, settings: Settings, deliverer: Deliverer | None) -> None:
+    def __init__(self, spool: Spool, settings: Settings, deliverer: RunListener | None) -> None:
         self._spool = spool
         self._settings = settings
         self._deliverer = deliverer

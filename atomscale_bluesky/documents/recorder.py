@@ -43,7 +43,7 @@ from .open_run import OpenRun, without
 from .peers import Peers
 from .recognition import event_of, kept_of
 from .rejections import PARTS_ALONE, SEEN_BEFORE, SUBSCRIBE_EARLY, TAKEN_BEFORE, Rejections
-from .run_files import Deliverer, RunFiles
+from .run_files import RunFiles, RunListener
 from .selection import Selection
 from .start_document import header_of, text_of, time_of, uid_of
 
@@ -78,7 +78,7 @@ class DocumentRecorder:
         settings: Settings | None = None,
         *,
         spool: Spool | None = None,
-        deliverer: Deliverer | None = None,
+        deliverer: RunListener | None = None,
         check: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.settings = settings = Settings.load() if settings is None else settings

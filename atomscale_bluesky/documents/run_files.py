@@ -35,8 +35,8 @@ TRY_AGAIN_S = 1.0
 _Step = tuple[OpenRun, EventStream | None, list[bytes], Sequence[str], Stop | None, int]
 
 
-class Deliverer(Protocol):
-    """The part of a deliverer, which delivers the spool's runs, that a recorder uses. None of its methods blocks."""
+class RunListener(Protocol):
+    """What a recorder tells of its runs: to what delivers them in this process. None of its methods blocks."""
 
     @property
     def takes_up(self) -> bool:
@@ -65,7 +65,7 @@ class RunFiles:
         rejections: Collects what is to be logged.
     """
 
-    def __init__(self, spool: Spool, deliverer: Deliverer | None, rejections: Rejections) -> None:
+    def __init__(self, spool: Spool, deliverer: RunListener | None, rejections: Rejections) -> None:
         self._spool = spool
         self.deliverer = deliverer
         self._rejections = rejections
