@@ -25,11 +25,13 @@ class EarlyEvents:
         return self._documents > 0
 
     def hold(self, descriptor: str, name: str, doc: Mapping[str, Any]) -> bool:
-        """Keep a document until its descriptor comes. Return False if there is no room for it."""
+        """Keep a copy of a document until its descriptor comes. Return False if there is no room for it."""
         values = sum(map(_size, mapping_of(doc.get("data")).values()))
         if self._documents >= MAX_DOCUMENTS or self._values + values > MAX_VALUES:
             return False
-        self._waiting.setdefault(descriptor, []).append((name, doc))
+        # A copy of its members too: whoever gave it may go on to use it, as event-model's Filler does.
+        copy = {member: dict(value) if isinstance(value, Mapping) else value for member, value in doc.items()}
+        self._waiting.setdefault(descriptor, []).append((name, copy))
         self._documents += 1
         self._values += values
         return True

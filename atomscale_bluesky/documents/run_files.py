@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from ..errors import LineTooLongError, SpoolError, SpoolFullError
@@ -171,8 +172,9 @@ class RunFiles:
             self._end(run, stop)
             return None if stop.interrupted else run
         if event_stream is None:
-            if payloads and run.writer is not None:
-                _holds(run.writer, payloads, before)
+            if payloads and run.writer is not None and not _holds(run.writer, payloads, before):
+                with suppress(SpoolError):  # as in `describe`
+                    run.writer.append(payloads)
             self._announce(run)
         elif run.writer is not None and _holds(run.writer, payloads, before):
             event_stream.accepted()

@@ -24,6 +24,8 @@ from atomscale_bluesky import (
     SpoolError,
 )
 from atomscale_bluesky.server import LocalServer
+from atomscale_bluesky.spool.spool import Spool
+from atomscale_bluesky.status.spool_status import SpoolStatus
 
 MakeCallback = Callable[..., AtomscaleCallback]
 
@@ -131,6 +133,22 @@ def test_events_that_come_before_their_descriptor_are_taken_with_it(settings: Se
         assert take_all(recorder, events) == [Accepted(known=1)] * 3
         recorder.take(*stop)
         assert recorder.ignored == {"event seen before": 3}
+
+
+def test_an_event_that_waits_for_its_descriptor_keeps_its_values_when_it_is_changed(
+    settings: Settings, spool_dir: Path
+) -> None:
+    start, descriptor, event, stop = list(growth(points=1))
+    with DocumentRecorder(settings) as recorder:
+        recorder.take(*start)
+        recorder.take(*event)
+        event[1]["data"].clear()
+        event[1].clear()
+        assert recorder.take(*descriptor) == Accepted(rows=1)
+        recorder.take(*stop)
+
+    (run,) = SpoolStatus(Spool(spool_dir)).status()
+    assert (run.points.seen, dict(run.points.left_out)) == (2, {})
 
 
 def test_events_whose_descriptor_never_comes_are_counted_at_the_runs_stop(
