@@ -129,7 +129,7 @@ def _event(
 
 
 def _page(descriptor: ComposeDescriptorBundle, first: int, rows: int, at: float) -> dict[str, Any]:
-    stamps = [at + i / 1000 for i in range(rows)]
+    stamps = [at + i / 5000 for i in range(rows)]  # before the next page's: a flyer's rows have times of their own
     return descriptor.compose_event_page(
         data={"x": [first + i + 0.25 for i in range(rows)], "y": [first + i + 0.5 for i in range(rows)]},
         timestamps={"x": stamps, "y": stamps},

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from atomscale_bluesky.server import Fault
@@ -60,7 +60,8 @@ RESTARTS = st.lists(st.floats(0, 1), max_size=3)
 
 
 @given(story=STORIES, faults=FAULTS, restarts=RESTARTS)
-@settings(max_examples=12, database=None, suppress_health_check=list(HealthCheck))
+# Not made smaller: an example that fails takes half a minute, so that would take longer than the test may.
+@settings(max_examples=12, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 def test_documents_faults_and_restarts_of_any_kind_end_with_each_point_there_once(
     story: Story, faults: list[Fault], restarts: list[float]
 ) -> None:
