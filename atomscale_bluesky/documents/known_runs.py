@@ -6,7 +6,7 @@ its bus delivers again from an earlier position, goes on: each event is checked 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,22 +36,24 @@ AT_CONSTRUCTION, AT_A_TIME = 500, 100
 class KnownRuns:
     """The runs of a spool and its history, by uid. Each header is read once.
 
-    Headers of the youngest runs are read at construction. If there are more, a thread of the spool reads the rest. So a
-    start document's wait does not grow with the number of waiting runs: of these it reads only folder names.
+    Headers of the youngest runs are read at construction. If there are more, a thread of the spool reads the rest. A
+    run that began a moment ago can only be one of the youngest, so its start document waits for no other headers: of
+    the runs that wait it reads only the folders' names.
     """
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._uids: dict[str, str] = {}  # by folder name
+        self._uids: dict[str, str] = {}  # by folder name; empty while there is no header
         self._descriptors: dict[str, set[str]] = {}  # by folder name, of runs that no process writes
         names = sorted(spool.run_names())
+        self._most_uids = _twice(names)  # from this many on, those of folders that are gone are forgotten
         self._read(names[max(0, len(names) - AT_CONSTRUCTION) :])
         if len(names) > AT_CONSTRUCTION:
             spool.writers.in_background(self._read_on)
         with suppress(OSError):  # reported when a run is asked for
             spool.history.read_on()
 
-    def of(self, run_uid: str, *, goes_on: bool = False) -> KnownRun | None:
+    def of(self, run_uid: str, *, goes_on: bool = False, young: bool = False) -> KnownRun | None:
         """Return what is known of a run, or None if it is in neither spool nor history.
 
         Reads the run's files in the spool.
@@ -59,8 +61,9 @@ class KnownRuns:
         Args:
             run_uid: The run's uid.
             goes_on: The run goes on where it was, so its source keeps the uids of events.
+            young: The run began a moment ago: only the youngest runs of the spool are searched, and those known.
         """
-        found, entries = self._found(run_uid)
+        found, entries = self._found(run_uid, young=young)
         if not found and not entries:
             return None
         if any(map(_has_ended, found.values())) or not all(entry.get("interrupted") for entry in entries):
@@ -79,8 +82,8 @@ class KnownRuns:
 
         Searches the youngest runs of the spool, and those in the history.
         """
-        self._look()
-        names = sorted(self._uids)[-MOST_SEARCHED:]
+        self._look(young=True)
+        names = sorted(self._spool.run_names())[-MOST_SEARCHED:]
         self._descriptors = {name: known for name, known in self._descriptors.items() if name in names}
         for name in reversed(names):
             if name not in self._descriptors:
@@ -89,12 +92,20 @@ class KnownRuns:
                     continue
                 self._descriptors[name] = descriptors_in(folder)
             if uid in self._descriptors[name]:
-                return self._uids[name]
+                return self._uids.get(name)
         entry = self._spool.history.with_descriptor(uid)
         return None if entry is None else str(entry.get("run_uid"))
 
-    def _look(self) -> None:
-        self._read(self._spool.run_names())
+    def _look(self, *, young: bool = False) -> None:
+        """Read the headers of runs that are not known yet, or only those of the youngest."""
+        if len(self._uids) > self._most_uids:
+            self._read([name for name in self._spool.run_names() if name in self._uids])
+            self._most_uids = _twice(self._uids)
+        names = self._spool.run_names_but(self._uids)
+        names = names[max(0, len(names) - AT_CONSTRUCTION) :] if young else names
+        names += [name for name, uid in self._uids.items() if not uid]
+        if names:
+            self._uids = {**self._uids, **{name: _uid_in(self._spool.path / name) for name in names}}
 
     def _read(self, names: Sequence[str]) -> None:
         # A new dict replaces the old one: several threads may call this, and none waits for another.
@@ -109,19 +120,21 @@ class KnownRuns:
         self._uids = {**self._uids, **{name: _uid_in(self._spool.path / name) for name in new[:AT_A_TIME]}}
         return len(new) > AT_A_TIME
 
-    def _found(self, run_uid: str, but: str = "") -> tuple[dict[str, Events | None], list[dict[str, Any]]]:
+    def _found(
+        self, run_uid: str, but: str = "", *, young: bool = False
+    ) -> tuple[dict[str, Events | None], list[dict[str, Any]]]:
         """Return what the spool has of a run, except in the folder `but`, and the run's entries in the history."""
         # The spool first: a run that leaves it meanwhile is then in the history, and what was read of it does not
         # count.
-        found = self._in_spool(run_uid, but)
+        found = self._in_spool(run_uid, but, young=young)
         entries = self._spool.history.of(run_uid)
         for entry in entries:
             found.pop(str(entry.get("folder")), None)
         return found, entries
 
-    def _in_spool(self, run_uid: str, but: str) -> dict[str, Events | None]:
+    def _in_spool(self, run_uid: str, but: str, *, young: bool) -> dict[str, Events | None]:
         """Return the run's events by folder name. They are None while the folder is being written."""
-        self._look()
+        self._look(young=young)
         found: dict[str, Events | None] = {}
         for name in sorted(name for name, uid in self._uids.items() if uid == run_uid and name != but):
             folder = self._spool.path / name
@@ -151,6 +164,10 @@ class KnownRuns:
             for time_base, time in dict(entry.get("until") or {}).items():
                 until[time_base] = max(time, until.get(time_base, time))
         return KeptEvents([*earlier, *parts], until, by_uid=by_uid, uids_alone=uids_alone)
+
+
+def _twice(names: Collection[str]) -> int:
+    return 2 * len(names) + AT_CONSTRUCTION
 
 
 def _has_ended(events: Events | None) -> bool:

@@ -270,7 +270,7 @@ class DocumentRecorder:
             if writer is not None:
                 kept = None if young else self._known_runs.of_open(uid, writer.folder)
                 return uid, header, KnownRun(ended=False, kept=kept)
-            known = self._known_runs.of(uid)
+            known = self._known_runs.of(uid, young=young)
         except OSError as error:  # a SpoolError is one too; and a run taken twice is better than none
             self._rejections.say_once(
                 "past", f"whether run {uid} was taken before cannot be told, so it is taken: {error}"
