@@ -148,9 +148,10 @@ class ActiveRuns:
         folder = delivery.claim.folder
         sizes = file_sizes(folder)
         self.guarded(delivery, delivery.obey)
+        idle = delivery.idle and self.guarded(delivery, delivery.run.run_chunker.everything_read)
         if not self.holds(delivery):
             return True  # its files cannot be used
-        if not delivery.idle or not delivery.run.run_chunker.everything_read():
+        if not idle:
             delivery.look_again()
             return False
         self.guarded(delivery, delivery.log_what_is_left)

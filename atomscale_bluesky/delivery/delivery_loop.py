@@ -105,6 +105,7 @@ class DeliveryLoop:
         self._spool_changed_at = 0
         self._next_scan = 0.0
         self._retired = False
+        self._refused = False  # the system refused something at the last step
         self._drains = OpenDrains()
         self._gil_yield = GilYield()
         knowledge = Knowledge(None if settings.api == "auto" else settings.api)
@@ -124,7 +125,7 @@ class DeliveryLoop:
     def run(self) -> None:
         """Deliver until `Stop` comes, or until nothing can move after `Retire`."""
         try:
-            while self._step():
+            while self._step_or_wait():
                 pass
         finally:
             try:
@@ -145,6 +146,19 @@ class DeliveryLoop:
                     message.lock.release()
                 elif isinstance(message, Drain):
                     message.reply(False)
+
+    def _step_or_wait(self) -> bool:
+        """Take a step. Where the system refuses something, such as another open file, wait and go on from the files."""
+        try:
+            goes_on = self._step()
+        except OSError as error:
+            if not self._refused:
+                _logger.warning("the uploader waits, because the system refuses something: %s", error)
+            self._refused = True
+            time.sleep(POLL_S)
+            return True
+        self._refused = False
+        return goes_on
 
     def _step(self) -> bool:
         """Give out what can be done, receive the messages that are there or the next one. Return False to end."""

@@ -67,14 +67,10 @@ def remove_leftover(folder: Path, said: set[Path]) -> None:
 
 def _remove_unless_owned(folder: Path) -> None:
     """Remove a run's folder, unless a process writes or delivers the run, or has begun to."""
-    locks: list[RunLock] = []
-    for name in (WRITER_LOCK, UPLOADER_LOCK):
-        lock = RunLock(folder / name)
-        if not lock.acquire():
-            break
-        locks.append(lock)
-    if len(locks) == 2 and read_header(folder) is None:
-        remove_folder(folder, *locks)
-    else:
+    locks = [RunLock(folder / name) for name in (WRITER_LOCK, UPLOADER_LOCK)]
+    try:
+        if all(lock.acquire() for lock in locks) and read_header(folder) is None:
+            remove_folder(folder, *locks)
+    finally:
         for lock in locks:
             lock.release()

@@ -150,13 +150,32 @@ class RunClaim:
         lock = RunLock(self.folder / WRITER_LOCK)
         if not lock.acquire():
             return False
+        try:
+            self._to_history(entry, gil_yield)
+            foreign = self._remove(lock)
+        except BaseException:
+            lock.release()
+            raise
+        if foreign:
+            _logger.warning(
+                "run %s is finished; its folder %s stays, for it holds what the package did not make: %s",
+                self.header.run_uid, self.folder, plain(", ".join(sorted(foreign))),
+            )  # fmt: skip
+        return True
+
+    def _to_history(self, entry: dict[str, Any], gil_yield: GilYield | None) -> None:
+        """Write the run's entry into the history, unless it is there."""
         folder = entry["folder"] = self.folder.name
         # A process that died between these two steps leaves the run in both places. The next process only removes it.
-        if not (self._perhaps_in_history and self._history.entries_with("folder", folder)):
-            if entry.get("interrupted"):
-                kept = keep_events(self.folder, gil_yield)
-                entry["events"], entry["descriptors"] = kept or (None, [])
-            self._history.add(entry)
+        if self._perhaps_in_history and self._history.entries_with("folder", folder):
+            return
+        if entry.get("interrupted"):
+            kept = keep_events(self.folder, gil_yield)
+            entry["events"], entry["descriptors"] = kept or (None, [])
+        self._history.add(entry)
+
+    def _remove(self, lock: RunLock) -> list[str]:
+        """Remove the run from the spool, with its writer's lock, and return the names of files that are not ours."""
         self.ledger.close()
         # The copy goes first, because it would show that a journal should be there. The ledger goes last: a journal
         # without a ledger would be delivered again from its beginning.
@@ -165,13 +184,7 @@ class RunClaim:
             segment_path(self.folder, segment).unlink(missing_ok=True)
         sync_folder(self.folder)
         (self.folder / LEDGER).unlink(missing_ok=True)
-        foreign = remove_folder(self.folder, self._lock, lock)
-        if foreign:
-            _logger.warning(
-                "run %s is finished; its folder %s stays, for it holds what the package did not make: %s",
-                self.header.run_uid, self.folder, plain(", ".join(sorted(foreign))),
-            )  # fmt: skip
-        return True
+        return remove_folder(self.folder, self._lock, lock)
 
     def hand_over(self) -> RunLock:
         """Close the run's files but keep the lock, and return it: the run can be claimed again with it."""

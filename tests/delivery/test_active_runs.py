@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -140,3 +144,39 @@ def test_taking_up_a_run_reads_its_header_and_its_orders_once(
     kinds = Counter(json.loads(payload)["kind"] for payload in decoded)
     assert (kinds["header"], kinds["edit"], kinds["retry"]) == (1, 1, 1)
     scheduler.active.close()
+
+
+@pytest.mark.parametrize("call", ["open", "listdir", "scandir", "stat"])
+def test_the_uploader_goes_on_after_a_time_in_which_the_system_refused_it_files(
+    make_callback: MakeCallback,
+    server: LocalServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    call: str,
+) -> None:
+    callback = make_callback(points_per_chunk=10)
+    runs = [list(growth(points=25)) for _ in range(5)]
+    for documents in runs:
+        for name, doc in documents[:8]:
+            callback(name, doc)
+    wait_until(lambda: len(server.streams()) > 0)
+    real = getattr(os, call)
+    refused: list[object] = []
+
+    def refuse(*args: object, **more: object) -> object:
+        if threading.current_thread().name.startswith("atomscale-uploader"):
+            refused.append(args)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(*args, **more)
+
+    monkeypatch.setattr(os, call, refuse)
+    for documents in runs:
+        for name, doc in documents[8:]:
+            callback(name, doc)
+    wait_until(lambda: len(refused) > 0)
+    time.sleep(1.0)  # for several scans and polls
+    monkeypatch.setattr(os, call, real)
+
+    assert callback.drain(timeout_s=60)
+    assert points(server) == [("success", 50)] * 5
+    assert not any("Traceback" in record.getMessage() or record.exc_info for record in caplog.records)
