@@ -30,7 +30,7 @@ def order(callback: AtomscaleCallback, what: OrderLine) -> None:
 def test_a_stream_that_the_server_closed_goes_on_in_a_further_one(
     make_callback: MakeCallback, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with LocalServer(control=True, silence_s=1.0) as server:
+    with LocalServer(control=True, silence_s=3.0) as server:
         callback = make_callback(endpoint=server.url)
         documents = list(growth(points=47))
         for name, doc in documents[:25]:
@@ -73,7 +73,7 @@ def close_in_doubt(callback: AtomscaleCallback, server: LocalServer, *then: Faul
 
 
 def test_a_chunk_in_doubt_is_found_beside_what_the_service_added(make_callback: MakeCallback) -> None:
-    with LocalServer(control=True, silence_s=1.0, derived=True) as server:
+    with LocalServer(control=True, silence_s=3.0, derived=True) as server:
         callback = make_callback(endpoint=server.url)
 
         for name, doc in close_in_doubt(callback, server):
@@ -89,7 +89,7 @@ def test_a_chunk_in_doubt_is_found_beside_what_the_service_added(make_callback: 
 def test_an_answer_far_larger_than_the_stream_keeps_no_chunk_in_doubt_from_going_on(
     make_callback: MakeCallback,
 ) -> None:
-    with LocalServer(control=True, silence_s=1.0) as server:
+    with LocalServer(control=True, silence_s=3.0) as server:
         callback = make_callback(endpoint=server.url)
         bomb = '{"properties": {"k0": {"unix_timestamp_ms": [' + "0," * 3_000_000 + "0]}}}"
 
