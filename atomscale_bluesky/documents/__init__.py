@@ -6,7 +6,10 @@ document is answered with what happened to it. Any source of documents uses the 
 Guaranteed: no network. Memory does not grow with the run, except for a bounded number of event uids, and of events that
 wait for their descriptor.
 
-    recorder        takes documents, routes them to their runs, and answers each; accepted is the answer's type
+    recorder        takes documents one by one, also where calls come from within calls, and answers each
+    accepted        the answer
+    open_runs       how runs begin, go on and end, and to which of them a document belongs
+    event_taker     takes events into the journals of their runs, each reading once
     run_files       makes, writes and ends the files of open runs
     start_document  the run's header, from its start document and the settings
     metadata        what the start document says about instrument, sample, project and tags

@@ -44,6 +44,10 @@ class EarlyEvents:
             self._values = 0
         return found
 
+    def clear(self) -> None:
+        """Forget all documents."""
+        self._waiting, self._documents, self._values = {}, 0, 0
+
     def all(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
         """Yield all documents with their descriptors' uids. They wait no longer."""
         waiting, self._waiting, self._documents, self._values = self._waiting, {}, 0, 0

@@ -76,6 +76,11 @@ class Rejections:
         self.say_once(PARTS_ALONE, f"{text}; {SUBSCRIBE_EARLY}")
         return DocumentError(text)
 
+    def never_came(self, descriptor: str, name: str) -> DocumentError:
+        """Do the same for an event, or a page of events, whose descriptor never came."""
+        what = "an event" if name == "event" else "a page"
+        return self.ignore_without_start(name, f"{what} of descriptor {descriptor}, which never came, is ignored")
+
     def say_once(self, about: str, text: str, level: int = logging.WARNING) -> None:
         """Log a text, unless one was logged about the same thing before."""
         if about not in self._said and len(self._said) < MAX_SAID:

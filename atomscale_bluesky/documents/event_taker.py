@@ -1,0 +1,222 @@
+"""Takes events, in each kind of document that holds them, into the journals of their runs. Each reading is taken once.
+
+An event that came before is recognised: by its uid, which the last ones of each run are remembered by, or by what
+earlier journals of an interrupted run hold. An event whose descriptor has not come waits for it.
+
+Used by one thread at a time, which holds the recorder's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from contextlib import suppress
+from typing import Any
+
+from ..errors import ChannelError, DocumentError
+from ..model.loss import Loss
+from .accepted import KNOWN, NOTHING, PUT_OFF, Accepted
+from .descriptor import mapping_of
+from .early_events import EarlyEvents
+from .event_stream import EventStream
+from .open_run import OpenRun, without
+from .open_runs import OpenRuns
+from .recognition import event_of, kept_of
+from .rejections import SEEN_BEFORE, Rejections
+from .run_files import RunFiles
+
+
+class EventTaker:
+    """Takes the events of one recorder.
+
+    Args:
+        runs: The open runs.
+        files: Writes their journals.
+        early: The events that wait for their descriptors.
+        rejections: Counts what is not taken, and collects log entries.
+    """
+
+    def __init__(self, runs: OpenRuns, *, files: RunFiles, early: EarlyEvents, rejections: Rejections) -> None:
+        self._runs = runs
+        self._streams = runs.streams
+        self._files = files
+        self._early = early
+        self._rejections = rejections
+
+    def event(self, doc: Mapping[str, Any]) -> Accepted:
+        """Take an event.
+
+        Raises:
+            DocumentError: Its descriptor never came.
+            ChannelError: It lacks something that every event must have.
+        """
+        known = self._streams.get(doc["descriptor"])
+        if known is None:
+            return self._take_unknown("event", doc, 1)
+        run, event_stream, description = known
+        if event_stream is None:
+            return _left_out(run, Loss.EVENT_STREAM_NOT_SELECTED, doc.get("data") or ())
+        uid = doc["uid"]
+        if uid in run.seen or uid in run.seen_before:
+            self._rejections.counts[SEEN_BEFORE] += 1
+            return KNOWN
+        if description is not event_stream.description:
+            event_stream.describe(description)
+        if run.kept is not None:
+            lacking = self._lacking(run, event_stream, doc)
+            if lacking is not None:
+                return self._take_part(run, event_stream, doc, lacking) if lacking else KNOWN
+        if run.writer is None:
+            self._files.make_again(run)
+        try:
+            payloads = event_stream.event(doc)
+        except Exception:
+            run.leave_out(Loss.MALFORMED, mapping_of(doc.get("data")))
+            raise
+        data = doc["data"]
+        why = self._files.append(run, event_stream, payloads, (uid,), data)
+        if why is not None:
+            self._files.step = None
+            return _why_left_out(why, len(data))
+        run.remember(uid)
+        self._files.step = None
+        if event_stream.usually is not None and len(payloads) == 1 and len(data) == event_stream.usual:
+            return event_stream.usually
+        return event_stream.accepted_of(payloads, data)
+
+    def event_page(self, doc: Mapping[str, Any]) -> Accepted:
+        """Take the events of a page that are new. Raises as `event` does."""
+        known = self._streams.get(doc["descriptor"])
+        if known is None:
+            return self._take_unknown("event_page", doc, len(doc.get("uid") or ()))
+        run, event_stream, description = known
+        uids = list(doc["uid"])
+        if event_stream is None:
+            return _left_out(run, Loss.EVENT_STREAM_NOT_SELECTED, doc.get("data") or (), len(uids))
+        if description is not event_stream.description:
+            event_stream.describe(description)
+        seen = [i for i, uid in enumerate(uids) if uid in run.seen or uid in run.seen_before]
+        if seen:
+            self._rejections.counts[SEEN_BEFORE] += len(seen)
+        rows = 0
+        if run.kept is not None:
+            others = set(seen)
+            for i in range(len(uids)):
+                event = event_of(doc, i) if i not in others else {}
+                lacking = self._lacking(run, event_stream, event) if event else None
+                if lacking is not None:
+                    seen.append(i)
+                    rows += self.event(event).rows if lacking else 0
+        if seen:
+            doc = without(doc, seen)
+            uids = list(doc["uid"])
+        if run.writer is None and uids:
+            self._files.make_again(run)
+        try:
+            payloads = event_stream.event_page(doc)
+        except Exception:
+            run.leave_out(Loss.MALFORMED, mapping_of(doc.get("data")), len(uids))
+            raise
+        if not payloads:
+            return Accepted(rows=rows, known=len(seen))
+        data = doc.get("data") or {}
+        why = self._files.append(run, event_stream, payloads, uids, data)
+        if why is not None:
+            self._files.step = None
+            return _why_left_out(why, len(data) * len(uids), known=len(seen))
+        for uid in uids:
+            run.remember(uid)
+        self._files.step = None
+        return event_stream.accepted_of(payloads, data, len(uids), known=len(seen))
+
+    def bulk_events(self, doc: Mapping[str, Any]) -> Accepted:
+        """Take the events of a document in which older tools put those of a flyer: lists of events by descriptor uid.
+
+        Raises:
+            DocumentError: An event cannot be used. The others were taken.
+        """
+        taken, problem = NOTHING, None
+        for events in mapping_of(doc).values():
+            for event in events:
+                try:
+                    taken += self.event(event)
+                except DocumentError as error:
+                    problem = problem or error
+                except Exception as error:  # noqa: BLE001 - counted; it costs the other events nothing
+                    problem = problem or self._rejections.broken("bulk_events", error)
+        if problem is not None:
+            raise problem
+        return taken
+
+    def take_early(self, descriptor: str) -> Accepted:
+        """Take the events that came before their descriptor."""
+        rows = 0
+        for name, doc in self._early.of(descriptor):
+            try:
+                taken = self.event(doc) if name == "event" else self.event_page(doc)
+                rows += taken.rows
+            except Exception as error:  # noqa: BLE001 - as in a call of its own
+                if not isinstance(error, DocumentError):
+                    self._rejections.broken(name, error)
+        return Accepted(rows=rows) if rows else NOTHING
+
+    def _take_part(self, run: OpenRun, event_stream: EventStream, doc: Mapping[str, Any], keys: Set[str]) -> Accepted:
+        """Take the readings of an event that earlier journals of its run do not hold."""
+        if run.writer is None:
+            self._files.make_again(run)
+        payloads = event_stream.part(doc, keys)
+        if payloads:
+            why = self._files.append(run, event_stream, payloads, (doc["uid"],), keys)
+            if why is not None:
+                self._files.step = None
+                return _why_left_out(why, len(keys))
+        run.remember(doc["uid"])
+        self._files.step = None
+        return Accepted(rows=sum(payload.startswith(b"[") for payload in payloads), known=1)
+
+    def _lacking(self, run: OpenRun, event_stream: EventStream, doc: Mapping[str, Any]) -> Set[str] | None:
+        """Return the data keys of an event that earlier journals do not hold; None if they hold none of the event."""
+        kept = None if run.kept is None else kept_of(run.kept, event_stream, doc)
+        if kept is None:
+            return None
+        lacking = kept.lacks(mapping_of(doc.get("data")))
+        if not lacking:
+            with suppress(ChannelError):
+                event_stream.saw(doc)
+            run.remember(doc["uid"])  # an event recognised by its time is recognised by its uid next time
+            self._rejections.counts[SEEN_BEFORE] += 1
+        return lacking
+
+    def _take_unknown(self, name: str, doc: Mapping[str, Any], events: int) -> Accepted:
+        """Take a document whose descriptor did not come, or belongs to no open run, as far as that is possible.
+
+        Raises:
+            DocumentError: The descriptor never came.
+        """
+        descriptor = doc["descriptor"]
+        if self._runs.skips(descriptor):
+            return Accepted(known=events)
+        run_uid = self._runs.ended_run_of(descriptor)
+        if run_uid is None and self._runs.find(descriptor):
+            return self.event(doc) if name == "event" else self.event_page(doc)
+        if self._runs.skips(descriptor):
+            return Accepted(known=events)
+        if run_uid is None:
+            if self._runs and self._early.hold(descriptor, name, doc):
+                return PUT_OFF
+            raise self._rejections.never_came(descriptor, name)
+        self._rejections.counts[Loss.BEHIND_STOP] += events
+        self._rejections.say_once(
+            f"late {run_uid}", f"an event of run {run_uid} came behind its stop document and is left out"
+        )
+        return Accepted(left_out={Loss.BEHIND_STOP: events * len(list(doc.get("data") or ()))})
+
+
+def _left_out(run: OpenRun, reason: Loss, keys: Iterable[Any], events: int = 1) -> Accepted:
+    """Count all readings of a document as left out."""
+    keys = list(keys)
+    run.leave_out(reason, keys, events)
+    return Accepted(left_out={reason: len(keys) * events})
+
+
+def _why_left_out(reason: Loss, readings: int, known: int = 0) -> Accepted:
+    return Accepted(left_out={reason: readings}, known=known, try_again=reason.may_pass)

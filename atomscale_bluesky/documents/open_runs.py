@@ -1,0 +1,333 @@
+"""The open runs: how each begins, goes on after an interruption, and ends; and to which of them a document belongs.
+
+A document names its run by the run's uid, or by a descriptor's. A run that was recorded before, or that another
+recorder of this process records, is skipped: its documents are known, and nothing of them is written again.
+
+Used by one thread at a time, which holds the recorder's lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from ..model.loss import Loss
+from ..settings import Settings
+from ..spool.journal_format import FORMAT, Header, Stop
+from .accepted import KNOWN, NOTHING, Accepted
+from .description import Description, description_of
+from .descriptor import event_stream_of, mapping_of
+from .early_events import EarlyEvents
+from .event_stream import EventStream
+from .known_runs import KnownRun, KnownRuns
+from .open_run import OpenRun
+from .peers import Peers
+from .rejections import PARTS_ALONE, SUBSCRIBE_EARLY, TAKEN_BEFORE, Rejections
+from .run_files import RunFiles
+from .selection import Selection
+from .start_document import header_of, text_of, time_of, uid_of
+
+# How many ended runs are remembered, to recognise a replay.
+REMEMBERED_RUNS = 1000
+# A start document older than this does not belong to a run that begins now: if another process takes the run, it is
+# left to that. A younger one may come to two callbacks, each of which takes its own.
+REPLAY_AGE_S = 5.0
+# So many runs may be open of which nothing but the start document has come, as of runs around other runs.
+MOST_BARE_RUNS = 3
+
+
+class OpenRuns:
+    """The open runs of one recorder, and what it knows of others.
+
+    Args:
+        settings: What a run's header says that its start document does not.
+        known_runs: What earlier processes kept.
+        peers: The recorders of this process that get the same runs.
+        files: Writes the runs' journals.
+        early: The events that wait for their descriptors.
+        rejections: Counts what is not taken, and collects log entries.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        known_runs: KnownRuns,
+        peers: Peers,
+        files: RunFiles,
+        early: EarlyEvents,
+        rejections: Rejections,
+    ) -> None:
+        # By descriptor uid: the run, the event stream or None if it is not selected, and what the descriptor says.
+        self.streams: dict[str, tuple[OpenRun, EventStream | None, Description]] = {}
+        self._settings = settings
+        self._selection = Selection(
+            event_streams=settings.event_streams,
+            channels=settings.channels,
+            monitors=settings.monitors,
+            rename=settings.rename,
+            max_elements=settings.max_elements,
+            timestamps=settings.timestamps,
+            unprefixed=settings.primary if settings.layout == "run" else None,
+        )
+        self._known_runs = known_runs
+        self._peers = peers
+        self._files = files
+        self._early = early
+        self._rejections = rejections
+        self._runs: dict[str, OpenRun] = {}  # by uid
+        self._ended: OrderedDict[str, None] = OrderedDict()  # uids of runs
+        self._late: OrderedDict[str, str] = OrderedDict()  # descriptor uid → uid of its run, which has ended
+        self._skipped: set[str] = set()  # uids of runs
+        self._streams_skipped: set[str] = set()  # uids of their descriptors
+        self._sought: OrderedDict[str, None] = OrderedDict()  # descriptors that belong to no run in the spool
+
+    def __bool__(self) -> bool:
+        """Return True if any run is open."""
+        return bool(self._runs)
+
+    def skips(self, descriptor: str) -> bool:
+        """Return True if a descriptor belongs to a run that is skipped."""
+        return descriptor in self._streams_skipped
+
+    def ended_run_of(self, descriptor: str) -> str | None:
+        """Return the uid of the run that a descriptor belonged to, if that has ended, or None."""
+        return self._late.get(descriptor)
+
+    def forget_all(self, peers: Peers) -> None:
+        """Forget the open runs, in a forked child: they belong to the parent, and the child has other peers."""
+        self._runs.clear()
+        self.streams.clear()
+        self._early.clear()
+        self._peers = peers
+
+    def known_of(self, doc: Mapping[str, Any]) -> tuple[str, Header, KnownRun | None]:
+        """Return a run's uid and header, and what was taken of it before. Needs no lock; may read the disk."""
+        uid = uid_of(doc)
+        header = header_of(doc, uid, self._settings, self._rejections.say_once)
+        if self._settings.resend:
+            return uid, header, None
+        young = time.time() - header.started <= REPLAY_AGE_S
+        run = self._runs.get(uid)
+        writer = run.writer if run is not None else None
+        try:
+            if writer is not None:
+                kept = None if young else self._known_runs.of_open(uid, writer.folder)
+                return uid, header, KnownRun(ended=False, kept=kept)
+            known = self._known_runs.of(uid, young=young)
+        except OSError as error:  # a SpoolError is one too; and a run taken twice is better than none
+            self._rejections.say_once(
+                "past", f"whether run {uid} was taken before cannot be told, so it is taken: {error}"
+            )
+            return uid, header, None
+        return uid, header, None if young and known is not None and known.being_taken else known
+
+    def start(self, uid: str, header: Header, past: KnownRun | None) -> Accepted:
+        """Open a run, unless it is skipped. The arguments are what `known_of` returns."""
+        open_run = self._runs.get(uid)
+        if open_run is not None:
+            self._rejections.ignore("start", f"a second start document of run {uid} is ignored")
+            if past is not None and past.kept is not None:
+                open_run.kept = past.kept  # an event may repeat one older than those remembered
+            return KNOWN
+        ended = past.ended if past is not None else False
+        if ended or (uid in self._ended and not self._settings.resend):
+            self._skip(uid)
+            return KNOWN
+        if not self._peers.claim(uid, again=self._settings.resend):
+            self._leave_to_another(uid)
+            return KNOWN
+        self._warn_of_starts_alone()
+        kept = past.kept if past else None
+        run = self._runs[uid] = OpenRun(uid, replace(header, part=kept.part) if kept else header, kept)
+        if run.kept is None:
+            self._files.make(run)
+        run.tell_opened(self._rejections)
+        return NOTHING
+
+    def descriptor(self, doc: Mapping[str, Any]) -> Accepted:
+        """Keep what a descriptor says. Return `KNOWN` if its run is skipped.
+
+        Raises:
+            DocumentError: The run's start document never came.
+        """
+        run_uid, uid = str(doc["run_start"]), str(doc["uid"])
+        run = self._open_run(run_uid)
+        if run is None and run_uid in self._skipped:
+            self._streams_skipped.add(uid)
+            return KNOWN
+        if run is None:
+            raise self._rejections.ignore_without_start(
+                "descriptor", f"a descriptor of run {run_uid}, whose start never came, is ignored"
+            )
+        description = description_of(doc, uid, event_stream_of(doc))
+        new = uid not in run.descriptions
+        self._describe(run, description)
+        if new:
+            self._files.describe(run, [description])
+            self._files.step = None
+        return NOTHING
+
+    def stop(self, doc: Mapping[str, Any]) -> Accepted:
+        """End a run. Return `KNOWN` if it is skipped.
+
+        Raises:
+            DocumentError: The run's start document never came.
+        """
+        uid = str(doc["run_start"])
+        run = self._open_run(uid)
+        if run is None and uid in self._skipped:
+            self._skipped.discard(uid)
+            self._streams_skipped.clear()
+            return KNOWN
+        if run is None:
+            raise self._rejections.ignore_without_start(
+                "stop", f"a stop document of run {uid}, whose start never came, is ignored"
+            )
+        counts = mapping_of(doc.get("num_events"))
+        if not run.event_streams and any(isinstance(count, int) and count > 0 for count in counts.values()):
+            self._rejections.say_once(PARTS_ALONE, f"run {uid} had events, and no descriptor came; {SUBSCRIBE_EARLY}")
+        stop = Stop(
+            time=time_of(doc),
+            exit_status=text_of(doc.get("exit_status")),
+            reason=text_of(doc.get("reason")),
+        )
+        if self._early and len(self._runs) == 1:
+            self._give_up_early(run)
+        self._files.end(run, stop)
+        self._forget(run)
+        self._files.step = None
+        return NOTHING
+
+    def find(self, descriptor: str) -> bool:
+        """Find the run of a descriptor that did not come to this process, in the spool. Return True if it goes on."""
+        if descriptor in self._sought or not isinstance(descriptor, str):
+            return False
+        try:
+            run_uid = self._known_runs.with_descriptor(descriptor)
+        except OSError:
+            run_uid = None
+        run = None if run_uid is None else self._runs.get(run_uid)
+        if run is not None and run.kept is not None and descriptor in run.kept.descriptors:
+            self._describe(run, Description(run.kept.descriptors[descriptor]))
+        elif run_uid is not None and run is None and self._go_on(run_uid) is None and run_uid in self._skipped:
+            self._streams_skipped.add(descriptor)
+            return False
+        if descriptor in self.streams:
+            return True
+        self._sought[descriptor] = None
+        if len(self._sought) > REMEMBERED_RUNS:
+            self._sought.popitem(last=False)
+        return False
+
+    def complete(self, folder: Path | None) -> None:
+        """Complete all open runs, or the one in `folder`, as interrupted."""
+        if folder is None and self._early:
+            self._give_up_early(next(iter(self._runs.values())) if len(self._runs) == 1 else None)
+        for run in list(self._runs.values()):
+            if run.writer is None and folder is None:
+                self._files.note_not_kept(run)
+                self._peers.release(run.uid, ended=False)
+            elif run.writer is not None and folder in {None, run.writer.folder}:
+                self._files.end(run, Stop(time.time(), "", "no stop document", interrupted=True))
+                self._peers.release(run.uid, ended=False)
+                self._files.step = None
+
+    def complete_step(self) -> None:
+        """Complete the step that an exception from a signal handler has interrupted."""
+        try:
+            ended = self._files.complete_step()
+            if ended is not None:
+                self._forget(ended)
+        except Exception:  # the same step would fail for ever, and with it every later document
+            self._files.step = None
+            raise
+        self._files.step = None
+
+    def _skip(self, uid: str) -> None:
+        """Take nothing of a run that was taken before."""
+        self._rejections.counts[TAKEN_BEFORE] += 1
+        self._skipped.add(uid)
+        self._rejections.say(
+            logging.WARNING,
+            "run %s was taken before and is not sent again; `resend` would, and another run needs its own uid", uid,
+        )  # fmt: skip
+
+    def _leave_to_another(self, uid: str) -> None:
+        """Take nothing of a run that another recorder of this process takes, with the same spool and account."""
+        self._rejections.counts[TAKEN_BEFORE] += 1
+        self._skipped.add(uid)
+        self._rejections.say_once(
+            "another",
+            f"run {uid} goes through two callbacks of this process with the same spool and account, so the younger one "
+            f"records it, and later runs too: unsubscribe the older one, `RE.unsubscribe(token)`, as when a start-up "
+            f"file was executed twice. A second recording on purpose needs a `spool_dir` of its own",
+        )
+
+    def _warn_of_starts_alone(self) -> None:
+        """Warn if runs begin one after the other and nothing else comes of them."""
+        if sum(not run.event_streams for run in self._runs.values()) >= MOST_BARE_RUNS:
+            self._rejections.say_once(PARTS_ALONE, f"only start documents come of several runs; {SUBSCRIBE_EARLY}")
+
+    def _describe(self, run: OpenRun, description: Description) -> None:
+        name = description.line.event_stream
+        if name not in run.event_streams and not run.describe(description, self._selection):
+            self._rejections.say(logging.INFO, "event stream %r of run %s is left out by the settings", name, run.uid)
+        run.descriptions[description.line.uid] = description
+        self.streams[description.line.uid] = run, run.event_streams[name], description
+
+    def _open_run(self, run_uid: str) -> OpenRun | None:
+        """Return an open run, or one that was interrupted and goes on now. Return None if it is skipped or unknown."""
+        run = self._runs.get(run_uid)
+        return self._go_on(run_uid) if run is None and run_uid not in self._skipped else run
+
+    def _go_on(self, run_uid: str) -> OpenRun | None:
+        """Open a run that was interrupted and whose source goes on where it was.
+
+        Return None if there is none. A run that has ended is skipped from here on.
+        """
+        try:
+            known = self._known_runs.of(run_uid, goes_on=True)
+        except OSError:
+            return None
+        if known is not None and known.ended:
+            self._skipped.add(run_uid)
+        if known is None or known.ended or known.kept is None or known.kept.header is None:
+            return None
+        if not self._peers.claim(run_uid):
+            self._leave_to_another(run_uid)
+            return None
+        header = replace(known.kept.header, format=FORMAT, session="", part=known.kept.part)
+        run = self._runs[run_uid] = OpenRun(run_uid, header, known.kept)
+        for line in known.kept.descriptors.values():
+            self._describe(run, Description(line))
+        run.tell_opened(self._rejections)
+        return run
+
+    def _give_up_early(self, run: OpenRun | None) -> None:
+        """Count the events whose descriptor has not come: as ignored, and as left out of `run` if that is known."""
+        for descriptor, name, doc in self._early.all():
+            events = 1 if name == "event" else len(doc.get("uid") or ())
+            self._rejections.never_came(descriptor, name)
+            if run is not None:
+                run.leave_out(Loss.NO_DESCRIPTOR, list(mapping_of(doc.get("data"))), events)
+
+    def _forget(self, run: OpenRun) -> None:
+        """Forget a run, except that it has ended."""
+        for descriptor in [key for key, value in self.streams.items() if value[0] is run]:
+            self._late[descriptor] = run.uid
+            del self.streams[descriptor]
+        while len(self._late) > REMEMBERED_RUNS:
+            self._late.popitem(last=False)
+        self._peers.release(run.uid, ended=run.settled)
+        if run.settled:  # otherwise nothing of it is kept, and a replay should be taken
+            self._ended[run.uid] = None
+        if len(self._ended) > REMEMBERED_RUNS:
+            self._ended.popitem(last=False)
+        self._runs.pop(run.uid, None)
