@@ -12,22 +12,19 @@ import tempfile
 import time
 import timeit
 import zlib
-from binascii import hexlify
 from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
-from struct import Struct
 
+import msgspec
 import numpy as np
 import orjson
-from msgspec import convert
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.api import wire
 from atomscale_bluesky.model.chunk import Chunk, Column
 from atomscale_bluesky.model.rows import Position
-from atomscale_bluesky.spool import journal_format as lines
-from atomscale_bluesky.spool import lines as framing
+from atomscale_bluesky.spool import row_record
 
 from . import documents
 from .report import Report, Table
@@ -75,27 +72,27 @@ def _least(part: Part, rounds: int, *, short: bool) -> float:
 def _event(size: int, folder: Path, rounds: int, *, short: bool) -> dict[str, float]:
     run = documents.run(size, 300)
     data, uid = run.events[0]["data"], run.events[0]["uid"]
-    pick, pack = itemgetter(*data), Struct(f">{size}d").pack
+    pick, encode, pack = itemgetter(*data), row_record.encoder(0, size), msgspec.msgpack.Encoder().encode_into
     values = pick(data)
-    numbers = pack(*values)
-    text = lines.encode_row(0, 1, 1.76e9, uid, hexlify(numbers))
-    line = framing.line(text)
-    common = bytes(range(0x43))
+    record = encode(1.0, 1.76e9, uid, values)
+    if record is None:
+        raise RuntimeError("an ordinary row is no record")
+    buffer = bytearray(record[:8])
     descriptor = os.open(folder / f"written-{size}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     parts: dict[str, Part] = {
         "pick the channels' values": lambda: pick(data),
-        "see that they are plain numbers": lambda: convert(values, list[float]),
-        "pack them": lambda: pack(*values),
-        "see that they are finite, and not too large": lambda: numbers[::8].translate(None, common),
-        "hexadecimal digits": lambda: hexlify(numbers),
-        "put the row together": lambda: lines.encode_row(0, 1, 1.76e9, uid, b""),
-        "checksum, and put the line together": lambda: framing.line(text),
-        "`write`": lambda: os.write(descriptor, line),
+        "encode the row": lambda: encode(1.0, 1.76e9, uid, values),
+        "`write`": lambda: os.write(descriptor, record),
+    }
+    of_these: dict[str, Part] = {
+        "of it, what MessagePack takes alone": lambda: pack((0, 1.0, 1.76e9, uid, values), buffer, 8),
+        "of it, the checksum": lambda: zlib.crc32(record),
     }
     took = {what: _least(part, rounds, short=short) for what, part in parts.items()}
+    within = {what: _least(part, rounds, short=short) for what, part in of_these.items()}
     os.close(descriptor)
     whole = min(_called(run, folder / f"spool-{size}-{turn}") for turn in range(rounds))
-    return took | {"all of the rest": whole - sum(took.values()), "the call, whole": whole}
+    return took | within | {"all of the rest": whole - sum(took.values()), "the call, whole": whole}
 
 
 def _called(run: documents.RunDocuments, folder: Path) -> float:
@@ -116,12 +113,10 @@ def _chunk(size: int, rounds: int, *, short: bool) -> dict[str, float]:
     names = documents.keys(size)
     chance = np.random.default_rng(1).random((POINTS, size)) * 1000.0
     times = tuple(1.76e9 + n / 10 for n in range(POINTS))
-    rows = [lines.encode_row(0, n, times[n], "0" * 36, lines.packed(chance[n].tolist())) for n in range(POINTS)]
-    text = memoryview(b"".join(map(framing.line, rows)))
-    width = len(text) // POINTS
-    table = framing.table_of(text, width)
-    if table is None:
-        raise RuntimeError("rows of one layout are not equally wide")
+    records = row_record.encode_all(0, 0, times, ["0" * 36] * POINTS, chance)
+    if records is None:
+        raise RuntimeError("ordinary rows are no records")
+    block, width = b"".join(records), len(records[0])
     columns = tuple(
         Column(name, "degC", column) for name, column in zip(names, np.ascontiguousarray(chance.T), strict=True)
     )
@@ -129,9 +124,8 @@ def _chunk(size: int, rounds: int, *, short: bool) -> dict[str, float]:
     body = wire.push("metrology", "x", chunk).body or b""
     answer = json.dumps([{"data_id": "x", "chunk_index": 0, "channel_name": name} for name in names]).encode()
     parts: dict[str, Part] = {
-        "checksums of the lines": lambda: [zlib.crc32(text[i : i + width]) for i in range(0, len(text), width)],
-        "lines as a table, checksums included": lambda: framing.table_of(text, width),
-        "the table as numbers": lambda: lines.decode_rows(table),
+        "rows as numbers, checksum included": lambda: row_record.decode_records(block, width),
+        "of it, the checksum": lambda: zlib.crc32(block),
         "rows to columns": lambda: list(np.ascontiguousarray(chance.T)),
         "the body of a request": lambda: wire.push("metrology", "x", chunk),
         "of it, what orjson takes for the numbers alone": lambda: orjson.dumps(

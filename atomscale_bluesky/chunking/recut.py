@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ..model.chunk import Chunk
-from ..model.rows import Position, Row
+from ..model.rows import Position
 from ..spool.journal import JournalReader
-from ..spool.journal_format import Layout, decode_journal
+from ..spool.journal_format import Layout, decode_row, is_row
 from ..spool.ledger_format import Opened, Tried
 from ..spool.ledger_state import StreamState
 from .chunker import Chunker, Decision, Resumed
@@ -56,10 +56,10 @@ def cut_again(
         chunker.layout(layout, from_row=0)
     numbers, last = {layout.layout for layout in own}, 0
     for position, payload in _lines(folder, Position(first.segment, first.offset)):
-        if not payload.startswith(b"["):
+        if not is_row(payload):
             continue
-        row = decode_journal(payload)
-        if isinstance(row, Row) and row.layout in numbers:
+        row = decode_row(payload)
+        if row.layout in numbers:
             if row.number > last_row:
                 break
             if row.number < last:  # damage: it was not sent

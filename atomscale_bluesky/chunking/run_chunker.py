@@ -16,14 +16,13 @@ from pathlib import Path
 
 from ..model.chunk import Chunk
 from ..model.labels import MAX_CHANNELS, listed, stream_label
-from ..model.rows import Position, Row, Rows
+from ..model.rows import Position, Rows
 from ..spool.gil_yield import GilYield
 from ..spool.journal import START, Line
-from ..spool.journal_format import Header, Layout, decode_journal, decode_rows, joined
+from ..spool.journal_format import Header, Layout, decode_lines, decode_row, is_row, joined
 from ..spool.ledger import Ledger
 from ..spool.ledger_format import Left, Opened, Tried, Why
 from ..spool.ledger_state import Life, StreamState
-from ..spool.lines import table_of
 from ..spool.run_reader import RunReader
 from ..status.account import Account
 from .chunker import Chunker, CutShort, Decision, Leave, Open, Outgrown, Resumed, Waiting
@@ -319,17 +318,16 @@ class RunChunker:
         for begin in range(0, len(lines), at_once):
             if begin:
                 self._gil_yield.make_way()
-            payloads = table_of(lines[begin : begin + at_once], width)
-            part = None if payloads is None else decode_rows(payloads)
+            part = decode_lines(lines[begin : begin + at_once], width)
             if part is None:
                 return None
             parts.append(part)
         return joined(parts)
 
     def _take(self, found: Line, count_only: bool) -> None:
-        if found.payload.startswith(b"[") and found.position >= self._from and not count_only:
-            row = decode_journal(found.payload)
-            if isinstance(row, Row) and self.account.take_row(row):
+        if is_row(found.payload) and found.position >= self._from and not count_only:
+            row = decode_row(found.payload)
+            if self.account.take_row(row):
                 self._present = self.account.layouts[row.layout]
                 time_base = self._present.time_base
                 self._carry_out_all(time_base, self._cutters[time_base].row(found.position, row))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ChannelError
-from ..spool.journal_format import encode_row
-from .time_base import TimeBase, Values
+from ..spool.row_record import encode_all
+from .time_base import TimeBase
 
 
 class EventPage:
@@ -29,18 +30,29 @@ class EventPage:
         self._lines: dict[str, list[bytes]] = {}  # by time base
         self._declared: set[int] = set()
 
-    def add(self, base: TimeBase, at: Iterable[float], row: int, packed: list[Values]) -> None:
-        """Add the lines of rows from `row` on, after the layout that they name."""
+    def add(self, base: TimeBase, at: Sequence[float], row: int, values: NDArray[np.float64] | None) -> None:
+        """Add the lines of rows from `row` on, after the layout that they name.
+
+        Args:
+            base: The rows' time base.
+            at: The rows' times.
+            row: The first of them in the page.
+            values: All their values, if these are plain numbers; see `TimeBase.page`.
+        """
         out = self._lines.setdefault(base.layout.time_base, [])
         if not base.declared and base.layout.layout not in self._declared:
             base.declare(out)
             self._declared.add(base.layout.layout)
-        layout, number = base.layout.layout, base.offered
-        uids = self.uids[row : row + len(packed)]
-        for time, uid, values in zip(at, uids, packed, strict=True):
-            out.append(encode_row(layout, number, time, uid, *values))
-            number += 1
-        base.offered = number
+        number, uids = base.offered, self.uids[row : row + len(at)]
+        lines = None if values is None else encode_all(base.layout.layout, number, at, uids, values)
+        if lines is None:
+            held = [(key, self.columns[key]) for key in base.keys if key in self.columns]
+            lines = [
+                base.row({key: column[row + i] for key, column in held}, number + i, time, uid)
+                for i, (time, uid) in enumerate(zip(at, uids, strict=True))
+            ]
+        out += lines
+        base.offered = number + len(lines)
 
     def lines(self) -> list[bytes]:
         """Return all lines."""

@@ -22,7 +22,8 @@ from typing import Any
 from ..errors import ChannelError
 from ..model.loss import Loss
 from ..model.text import sound
-from ..spool.journal_format import DataKey, Layout, encode_row
+from ..spool.journal_format import DataKey, Layout, is_row
+from ..spool.row_record import RECORD
 from .accepted import Accepted
 from .channels import Channels, Names
 from .description import MAX_NAME, Description
@@ -154,10 +155,10 @@ class EventStream:
         for base in self._bases:
             if not base.declared:
                 base.declare(out)
-            values = base.packed(data)
-            if values[1]:
+            row = base.row(data, base.rows, time, uid)
+            if row[0] != RECORD:
                 gaps = True
-            out.append(encode_row(base.layout.layout, base.rows, time, uid, *values))
+            out.append(row)
             base.offered = base.rows + 1
         if gaps and self._changes_with(data, mapping_of(doc.get("filled")), None, None):
             return self._lines(doc, time, None, None)
@@ -197,10 +198,10 @@ class EventStream:
                     continue
                 if not base.declared:
                     base.declare(out)
-                values = base.packed(data)
-                if values[1]:
+                row = base.row(data, base.rows, at, uid)
+                if row[0] != RECORD:
                     gaps = True
-                out.append(encode_row(base.layout.layout, base.rows, at, uid, *values))
+                out.append(row)
                 base.offered = base.rows + 1
             if not gaps or not self._changes_with(data, mapping_of(doc.get("filled")), own, only):
                 self.replaced_times += replaced
@@ -243,7 +244,7 @@ class EventStream:
             end = min(stretch.end, row + max(1, BLOCK_POINTS // max(1, points)))
             end = self._alike_until(page, stretch, row, end)
             values = {base.layout.layout: base.page(page.columns, row, end) for base in self._bases}
-            if None in values.values():
+            if any(one is None for one in values.values()):
                 grows = self._changes_at(page, row, end)
                 if grows == row:
                     continue  # its channels have changed
@@ -253,15 +254,11 @@ class EventStream:
             if end - row > 1:  # the first of these rows is counted
                 self._count_late(page.columns, end - row)
             for base in self._bases:
-                packed = values[base.layout.layout]
-                if packed is None:
-                    held = [(key, page.columns[key]) for key in base.keys if key in page.columns]
-                    packed = [base.packed({key: column[i] for key, column in held}) for i in range(row, end)]
-                at: Iterable[float] = page.times[row:end]
+                at: Sequence[float] = page.times[row:end]
                 if stretch.own is not None and base.keys:
                     at, replaced = stretch.times(base.keys[0], row, end, page.times)
                     self.replaced_times += replaced
-                page.add(base, at, row, packed)
+                page.add(base, at, row, values[base.layout.layout])
             row = end
 
     def accepted(self, points_per_chunk: int = 1) -> bool:
@@ -297,7 +294,7 @@ class EventStream:
                 reason = Loss.LATE
             if reason is not None:
                 left_out[reason] += events
-        rows = sum(payload.startswith(b"[") for payload in payloads)
+        rows = sum(map(is_row, payloads))
         found = Accepted(rows=rows, known=known, left_out=dict(left_out))
         if usual:
             self.usually = found

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import ChannelError, DocumentError
 from ..model.loss import Loss
+from ..spool.journal_format import is_row
 from .accepted import KNOWN, NOTHING, PUT_OFF, Accepted
 from .descriptor import mapping_of
 from .early_events import EarlyEvents
@@ -171,7 +172,7 @@ class EventTaker:
                 return _why_left_out(why, len(keys))
         run.remember(doc["uid"])
         self._files.step = None
-        return Accepted(rows=sum(payload.startswith(b"[") for payload in payloads), known=1)
+        return Accepted(rows=sum(map(is_row, payloads)), known=1)
 
     def _lacking(self, run: OpenRun, event_stream: EventStream, doc: Mapping[str, Any]) -> Set[str] | None:
         """Return the data keys of an event that earlier journals do not hold; None if they hold none of the event."""

@@ -1,31 +1,30 @@
 """Turns values into the encoded rows of one time base. Pure.
 
-An ordinary row takes three steps: pick its values, check their types, pack them. The first byte of each packed number
-then tells whether all are finite, and whether any is large enough for an integer to have lost digits. Any other row is
-converted value by value. The rows of a page are packed by column.
+An ordinary row takes two steps: pick its values, and encode them. What was encoded then tells whether all of them are
+floats, and finite. Integers, booleans and numpy's numbers take a third step between these, in which they become floats.
+Any other row is converted value by value. The rows of a page are packed by column.
 """
 
 from __future__ import annotations
 
 import struct
-from binascii import hexlify
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import ValidationError, convert
+from numpy.typing import NDArray
 
 from ..model.loss import Loss
 from ..model.rows import Channel
-from ..spool.journal_format import Layout, packed
+from ..spool.journal_format import Layout, encode_row, packed
 from ..spool.lines import encode
+from ..spool.row_record import COMMON, encode_one, encoder
 from .conversion import Rounded, length_of, number, numbers
 
 _NUMBERS = list[float]
-# The first bytes of 64-bit floats below 2**49: up to there no integer loses a digit. A number that is not finite begins
-# with another byte.
-_COMMON = bytes([*range(0x43), *range(0x80, 0xC3)])
 
 
 class Source(NamedTuple):
@@ -74,11 +73,6 @@ class Source(NamedTuple):
         return value if isinstance(value, list | tuple) and len(value) == len(self.channels) else _NO_NUMBERS
 
 
-# One row's packed values; by channel, why a value is not a number; the channels whose integer lost digits.
-Values = tuple[bytes, Mapping[str, str], Sequence[str]]
-_NO_GAPS: Mapping[str, str] = {}
-
-
 class TimeBase:
     """Channels that share their times, and how many rows they have so far."""
 
@@ -91,7 +85,7 @@ class TimeBase:
         self.declared = False
         self.keys = tuple(source.key for source in sources)
         self._pick = _picker(self.keys)
-        self._pack = struct.Struct(f">{len(layout.channels)}d").pack
+        self._encode = encoder(layout.layout, len(layout.channels))
         # From the end, so that replacing an array by its elements does not move the sources still to come.
         special = [(i, source) for i, source in enumerate(sources) if source.convert or source.is_array]
         self._special = special[::-1]
@@ -112,23 +106,25 @@ class TimeBase:
         """
         out += [encode(self.layout)] * 2
 
-    def packed(self, data: Mapping[str, Any]) -> Values:
-        """Return the values of one event."""
+    def row(self, data: Mapping[str, Any], number: int, time: float, uid: Any) -> bytes:
+        """Return the line for the row of one event: a record if each channel has a value, otherwise text."""
         try:
             values = self._pick(data)
             if self._special:
                 values = list(values)
                 for i, source in self._special:
                     values[i : i + 1] = source.spread(values[i])
-            row = self._pack(*_plain(values))
+            record = self._encode(float(number), time, uid, values)
+            if record is None:
+                record = self._encode(float(number), time, uid, _plain(values))
+            if record is not None:
+                return record
         except Exception:  # noqa: BLE001 - a key is missing, a value is no number, or a foreign object
-            return self._value_by_value(data)
-        if row[::8].translate(None, _COMMON):
-            return self._value_by_value(data)
-        return hexlify(row), _NO_GAPS, ()
+            pass
+        return self._value_by_value(data, number, time, uid)
 
-    def page(self, data: Mapping[str, Sequence[Any]], begin: int, end: int) -> list[Values] | None:
-        """Return the values of these rows of a page. None unless all of them are plain numbers.
+    def page(self, data: Mapping[str, Sequence[Any]], begin: int, end: int) -> NDArray[np.float64] | None:
+        """Return the values of these rows of a page, one row below the other. None unless all are plain numbers.
 
         Args:
             data: The page's columns.
@@ -136,8 +132,7 @@ class TimeBase:
             end: The row after the last one.
         """
         columns = self._columns(data, begin, end)
-        texts = _packed_rows(columns, end - begin) if columns else None
-        return None if texts is None else [(text, _NO_GAPS, ()) for text in texts]
+        return _table(columns, end - begin) if columns else None
 
     def _columns(self, data: Mapping[str, Sequence[Any]], begin: int, end: int) -> list[Sequence[Any]] | None:
         """Return a column for each channel, ready to be packed; None if any value has to be converted on its own."""
@@ -159,7 +154,7 @@ class TimeBase:
                 columns.append(column)
         return columns
 
-    def _value_by_value(self, data: Mapping[str, Any]) -> Values:
+    def _value_by_value(self, data: Mapping[str, Any], number: int, time: float, uid: Any) -> bytes:
         row: list[float | None] = []
         gaps: dict[str, str] = {}
         rounded: list[str] = []
@@ -174,7 +169,12 @@ class TimeBase:
                     row.append(float(value))
                 else:
                     row.append(value)
-        return packed(row), gaps, rounded
+        if not (gaps or rounded) and type(uid) is str:
+            with suppress(UnicodeError):
+                return encode_one(
+                    self.layout.layout, number, time, uid, [float(value) for value in row if value is not None]
+                )
+        return encode_row(self.layout.layout, number, time, uid, packed(row), gaps, rounded)
 
 
 # Stands for the value of a key that is missing in the document.
@@ -191,18 +191,16 @@ def _plain(values: Sequence[Any]) -> Sequence[Any]:
         return list(map(number, values))
 
 
-def _packed_rows(columns: list[Sequence[Any]], rows: int) -> list[bytes] | None:
-    """Return the packed rows that columns make, or None unless all values are plain numbers."""
+def _table(columns: list[Sequence[Any]], rows: int) -> NDArray[np.float64] | None:
+    """Return the rows that columns make, big-endian, or None unless all values are plain numbers."""
     pack = struct.Struct(f">{rows}d").pack
     try:
         by_column = b"".join([pack(*_plain(column)) for column in columns])
     except Exception:  # noqa: BLE001 - a value is no number, or a foreign object
         return None
-    if by_column[::8].translate(None, _COMMON):
+    if by_column[::8].translate(None, COMMON):
         return None
-    by_row = hexlify(np.ascontiguousarray(np.frombuffer(by_column, dtype=">f8").reshape(len(columns), rows).T).data)
-    size = 16 * len(columns)
-    return [by_row[begin : begin + size] for begin in range(0, len(by_row), size)]
+    return np.frombuffer(by_column, dtype=">f8").reshape(len(columns), rows).T
 
 
 def _picker(keys: tuple[str, ...]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:

@@ -12,7 +12,7 @@ Bounded: the settings limit the spool's size and set its disk's free-space floor
     disk_space     the spool's limit and its disk's free space; runs_not_kept, the runs for which there was none
     leftovers      folders of runs that died at their start
     run_claim      the delivering end of a run: one process at a time
-    journal        segments of checksummed lines; journal_format has their types
+    journal        segments of checksummed lines; journal_format has their types, row_record the binary form of rows
     ledger         what happened to each chunk; ledger_format has the facts, ledger_state the state they add up to
     orders         the operator's orders; history has one entry per finished run
     kept_events    the events of a run's journals, to recognise a replay

@@ -1,7 +1,7 @@
 """Append-only files of checksummed lines: append, read, cut a torn tail. Knows nothing of runs.
 
-A line is the CRC-32 of the rest as eight hexadecimal digits, a space, one JSON value, and a newline. So a pager can
-show it, and a line that was cut short or changed by the disk is recognised and costs only itself.
+A line is either text, as `lines` has it, or a binary `row_record`. Each has a checksum. So a line that was cut short or
+changed by the disk is recognised and costs only itself: reading goes on at the next bytes with which a line may begin.
 
 A journal is a sequence of segments, `journal-0001.jsonl`, `journal-0002.jsonl` and so on. A position names a segment
 and an offset in it. Each `append` is one `write` to a descriptor that stays open: once `append` returns, the lines
@@ -9,21 +9,23 @@ survive a killed process, and once `sync` returns, they survive a power cut. If 
 that part is removed before anything else is written, so half a line never stands before a whole one.
 
 One process appends. Any number of processes may read, at any time. Reading takes time in proportion to the file's size,
-and memory in proportion to its longest line, however damaged the file is: bytes without a newline for `MAX_LINE_BYTES`
-are skipped as damage.
+and memory in proportion to its longest line, however damaged the file is: bytes without a line for `MAX_LINE_BYTES` are
+skipped as damage.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from ..model.rows import Position
 from .line_file import BLOCK_BYTES, MAX_LINE_BYTES, LineFile, end_of_lines, not_written, sync_file, sync_folder
-from .lines import payload_of
+from .lines import PREFIX_BYTES, payload_of
 from .own_files import is_run_file, open_own, open_to_read
+from .row_record import MAGIC, RECORD, is_intact, shape_of
 
 # Segments keep single files small enough to open, and allow the confirmed part of a long run to be removed first when
 # disk space is short.
@@ -38,9 +40,12 @@ MOST_AHEAD_BYTES = 8 * 2**20
 
 START = Position(1, 0)
 
+# How a line begins: a record, or the checksum of a text.
+_BEGIN = re.compile(re.escape(MAGIC) + rb"|[0-9a-f]{8} [\[{]")
+
 
 class Line(NamedTuple):
-    """One intact line: where it begins, and its JSON text."""
+    """One intact line: where it begins, and its JSON text or the whole record."""
 
     position: Position
     payload: bytes
@@ -78,7 +83,10 @@ def first_line(folder: Path) -> bytes | None:
 
 
 def last_line(folder: Path) -> bytes | None:
-    """Return the JSON text of a journal's last intact line, of up to `BLOCK_BYTES`, or None if there is none."""
+    """Return the JSON text of a journal's last intact line of text, of up to `BLOCK_BYTES`, or None if there is none.
+
+    Records may follow it.
+    """
     for segment in reversed(segments(folder)):
         with open_to_read(segment_path(folder, segment)) as file:
             descriptor = file.fileno()
@@ -86,10 +94,40 @@ def last_line(folder: Path) -> bytes | None:
             os.lseek(descriptor, max(0, end - BLOCK_BYTES), os.SEEK_SET)
             block = os.read(descriptor, min(end, BLOCK_BYTES))
         for text in reversed(block.split(b"\n")[:-1]):
-            payload = payload_of(text)
+            payload = payload_of(text) if text[PREFIX_BYTES - 1 : PREFIX_BYTES] == b" " else None
             if payload is not None:
                 return payload
     return None
+
+
+def end_of_entries(descriptor: int, size: int) -> int:
+    """Return where the last whole line of a journal's segment of this size ends. Reads its last `BLOCK_BYTES` or so."""
+    after_newline = end_of_lines(descriptor, size)
+    start = max(0, size - BLOCK_BYTES)
+    os.lseek(descriptor, start, os.SEEK_SET)
+    block = os.read(descriptor, size - start)
+    torn: list[int] = []  # where records begin that the file does not hold whole, the last one first
+    magic = block.rfind(MAGIC)
+    while magic >= 0:
+        end = _end_of_record(block, magic)
+        if end is None:
+            torn.append(start + magic)
+        elif end and is_intact(block[magic:end]):
+            torn = [at for at in torn if at >= start + end]  # the others are parts of this record's values
+            return torn[-1] if torn else max(start + end, after_newline)
+        magic = block.rfind(MAGIC, 0, magic)
+    return torn[-1] if torn else after_newline
+
+
+def _end_of_record(block: bytes, at: int) -> int | None:
+    """Return where the record ends that begins at `at`, 0 if none begins there, None if the block ends before."""
+    try:
+        shape = shape_of(block, at)
+    except IndexError:
+        return None
+    if shape is None:
+        return 0
+    return at + shape.width if at + shape.width <= len(block) else None
 
 
 class JournalWriter:
@@ -101,7 +139,7 @@ class JournalWriter:
         self._folder = folder
         self._segment_bytes = segment_bytes
         self._segment = max(segments(folder), default=1)
-        self._file = LineFile(segment_path(folder, self._segment), make_room=make_room)
+        self._file = LineFile(segment_path(folder, self._segment), make_room=make_room, end_of_whole=end_of_entries)
         self._before = 0  # total size of the earlier segments
         self._unsynced: list[LineFile] = []  # earlier segments that have not been synced yet
 
@@ -147,7 +185,7 @@ class JournalWriter:
 
     def _next_segment(self) -> None:
         try:
-            following = LineFile(segment_path(self._folder, self._segment + 1))
+            following = LineFile(segment_path(self._folder, self._segment + 1), end_of_whole=end_of_entries)
         except OSError as error:
             raise not_written(f"{self._folder} takes no further file: {error.strerror}", error.errno) from error
         # No signal handler runs between these lines: it could sync and close a segment that is still written, or forget
@@ -161,7 +199,8 @@ class JournalWriter:
 class JournalReader:
     """The reading end of a journal: yields each intact line once, from a position to the end of what is written.
 
-    `damaged` counts the lines that failed their checksum and were skipped.
+    `damaged` counts the lines that failed their checksum and were skipped. A line of which nothing can be recognised
+    counts with the one before it.
     """
 
     def __init__(self, folder: Path, position: Position = START) -> None:
@@ -175,6 +214,7 @@ class JournalReader:
         self._at = 0
         self._to_the_end = False  # the block reached the end of the file when it was read
         self._skipping = False  # the position is within a line longer than `MAX_LINE_BYTES`
+        self._astray = False  # what was read last was damaged, so a line may or may not begin at the position
         self._torn: tuple[int, int, int] | None = None  # segment, size and time of a file that ends in a long half line
 
     def read(self) -> Iterator[Line]:
@@ -217,9 +257,8 @@ class JournalReader:
         return (
             self._to_the_end
             and size <= MOST_AHEAD_BYTES
-            and (not size or len(self._block) - self._at < size)  # else `ahead` has read nothing more
+            and (not size or len(self._block) - self._at < size)  # no other line of a row is shorter than the next one
             and not self.damaged
-            and self._block.count(b"\n", self._at) < lines
             and self._block.find(without, self._at) < 0
             and segments(self._folder)[-1:] == [self.position.segment]
         )
@@ -238,9 +277,8 @@ class JournalReader:
             try:
                 size = os.lseek(descriptor, 0, os.SEEK_END)
                 sync_file(descriptor)
-                os.lseek(descriptor, max(0, size - 1), os.SEEK_SET)
-                if os.read(descriptor, 1) == b"\n":  # half a line may still be removed and rewritten
-                    reached = max(reached, Position(segment, size))
+                whole = end_of_entries(descriptor, size)  # half a line may still be removed and rewritten
+                reached = max(reached, Position(segment, whole))
             finally:
                 os.close(descriptor)
         if self._synced_segment != self.position.segment or not self._named:
@@ -266,9 +304,22 @@ class JournalReader:
 
     def _width(self) -> int:
         """Return how many bytes the next line has, or 0 if its end is not written."""
-        if self._block.find(b"\n", self._at) < 0:
+        end = self._end_of_line(self._at)
+        if not end:
             self._fill_line()
-        return max(0, self._block.find(b"\n", self._at) + 1 - self._at)
+            end = self._end_of_line(self._at)
+        return max(0, end - self._at)
+
+    def _end_of_line(self, at: int) -> int:
+        """Return where a line that begins at this place of the block ends; 0 if the block ends before.
+
+        If the line is damaged, this may be any later place.
+        """
+        if self._block[at : at + 1] == MAGIC[:1]:
+            end = _end_of_record(self._block, at)
+            if end != 0:
+                return end or 0
+        return self._block.find(b"\n", at) + 1
 
     def _fill_line(self) -> bool:
         """Read from the position on. Return True if a whole line is there.
@@ -282,9 +333,13 @@ class JournalReader:
                     return False
                 before = len(self._block) - self._at
                 self._fill(min(max(READ_BYTES, before), MAX_LINE_BYTES + 1 - before))
-                if self._block.find(b"\n") >= 0:
+                if self._end_of_line(0):
                     return True
                 if self._to_the_end or not self._block:
+                    hidden = self._hidden()
+                    if hidden:
+                        self._lose_until(hidden)
+                        return True
                     self._note_if_torn()
                     return False
                 if len(self._block) <= MAX_LINE_BYTES:
@@ -294,6 +349,18 @@ class JournalReader:
             elif not self._fill(READ_BYTES):
                 return False
             self._pass_over(self._block.find(b"\n"))
+
+    def _hidden(self) -> int:
+        """Return where a whole line begins behind the record at the position, whose end is not in the file; 0 if none.
+
+        Then that record is damaged: a writer makes one line after the other.
+        """
+        at = self._at
+        while self._block[self._at : self._at + 1] == MAGIC[:1] and (at := self._next_begin(at)):
+            end = self._end_of_line(at)
+            if end and self._payload(at, end) is not None:
+                return at
+        return 0
 
     def _pass_over(self, newline: int) -> None:
         """Skip what was read of a line that is too long, up to its newline if that was read."""
@@ -336,16 +403,37 @@ class JournalReader:
         return bool(self._block)
 
     def _lines(self) -> Iterator[Line]:
-        while (end := self._block.find(b"\n", self._at)) >= 0:
-            text = self._block[self._at : end]
-            self._at = end + 1
-            begin = self.position
-            self.position = Position(begin.segment, begin.offset + len(text) + 1)
-            payload = payload_of(text)
+        while end := self._end_of_line(self._at):
+            payload = self._payload(self._at, end)
             if payload is None:
-                self.damaged += 1
+                # If there is no further line: its first bytes may be the last ones of the block.
+                rest = max(self._at + 1, len(self._block) - PREFIX_BYTES)
+                self._lose_until(self._next_begin(self._at) or rest)
                 continue
+            begin = self.position
+            self.position = Position(begin.segment, begin.offset + end - self._at)
+            self._at, self._astray = end, False
             yield Line(begin, payload)
+
+    def _payload(self, at: int, end: int) -> bytes | None:
+        """Return the line in this part of the block, or None if it is damaged."""
+        if self._block[at] == RECORD:
+            record = self._block[at:end]
+            return record if is_intact(record) else None
+        return payload_of(self._block[at : end - 1])
+
+    def _next_begin(self, at: int) -> int:
+        """Return the next place after `at` where a line may begin, 0 if there is none in the block."""
+        found = _BEGIN.search(self._block, at + 1)
+        return found.start() if found else 0
+
+    def _lose_until(self, at: int) -> None:
+        """Skip what is damaged, up to this place in the block. Count it, unless it is a part of what was counted."""
+        if not self._astray or _BEGIN.match(self._block, self._at):
+            self.damaged += 1
+        self._astray = True
+        self.position = Position(self.position.segment, self.position.offset + at - self._at)
+        self._at = at
 
     def _on_to(self, segment: int) -> None:
         if self._at < len(self._block) and not self._skipping:

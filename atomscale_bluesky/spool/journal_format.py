@@ -2,13 +2,13 @@
 
 The callback writes the journal: a `Header`, descriptors, `Layout`s, rows, `LeftOut`s and finally a `Stop`. The uploader
 writes the ledger: what happened to each metrology stream and chunk. An order is a request of the operator.
-Rows are JSON arrays, `[layout, row, time, event uid, values]`. An object of gaps follows where a value could not become
-a point, and an array of channels where an integer lost digits. Every other line is an object whose `kind` names its
-type. A kind or member that this version does not know makes the line unreadable. That is an error of its own, never a
-guess.
+A row with a value for every channel is a binary record (`row_record`). Any other row is a JSON array, `[layout, row,
+time, event uid, values, gaps]`: an object of gaps says why a value could not become a point, and an array of channels
+follows where an integer lost digits. Every other line is an object whose `kind` names its type. A kind or member that
+this version does not know makes the line unreadable. That is an error of its own, never a guess.
 
-The values of a row are one text of 16 hexadecimal digits per value: a 64-bit IEEE 754 float, big-endian. A gap is NaN.
-Decimal numbers would be several times as slow to write and read. To decode the text:
+The values of such an array are one text of 16 hexadecimal digits per value: a 64-bit IEEE 754 float, big-endian. A gap
+is NaN. To decode the text:
 
     struct.unpack(f">{len(text) // 16}d", bytes.fromhex(text))
 """
@@ -29,10 +29,12 @@ from numpy.typing import NDArray
 from ..errors import SpoolError
 from ..model.links import Links
 from ..model.rows import Channel, Row, Rows
-from .lines import FileLine
+from .lines import FileLine, table_of
+from .row_record import MAGIC, decode_record, decode_records, is_record, start_of
 
 # Increased when an older version would misread a file. A file of a newer format is left alone. Before format 2 the
-# values of a row were an array of JSON numbers and nulls, which can still be read. Format 3 has descriptors.
+# values of a row were an array of JSON numbers and nulls, and in format 2 all rows were JSON arrays. Both can still be
+# read. Format 3 has binary rows, and descriptors.
 FORMAT = 3
 
 
@@ -115,9 +117,6 @@ JournalLine = Header | Described | Layout | LeftOut | Stop
 _journal_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(JournalLine)
 
 
-# The part before a row's values is padded with spaces to this many bytes, enough for a UUID. So rows of one layout are
-# equally wide, and a reader can decode many of them as a table.
-_HEAD_BYTES = 72
 _TO_VALUES, _END = b',"', b'"]'
 
 
@@ -136,8 +135,8 @@ def encode_row(
     gaps: Mapping[str, str] | None = None,
     rounded: Sequence[str] = (),
 ) -> bytes:
-    """Return the JSON text of a row. `values` is the result of `packed`."""
-    head = orjson.dumps((layout, number, time, event_uid))[:-1].ljust(_HEAD_BYTES)
+    """Return the JSON text of a row that cannot be a record. `values` is the result of `packed`."""
+    head = orjson.dumps((layout, number, time, event_uid))[:-1]
     if rounded:
         return b'%b,"%b",%b,%b]' % (head, values, orjson.dumps(gaps or {}), orjson.dumps(rounded))
     if gaps:
@@ -151,23 +150,81 @@ def decode_journal(payload: bytes) -> JournalLine | Row:
     Raises:
         SpoolError: The line is intact, but of a kind or shape that this version does not know.
     """
+    if is_row(payload):
+        return decode_row(payload)
     try:
-        if payload.startswith(b"["):
-            layout, number, time, event_uid, values, *rest = orjson.loads(payload)
-            if not isinstance(values, list):  # as in format 1
-                numbers = struct.unpack(f">{len(values) // 16}d", bytes.fromhex(values))
-                values = [None if math.isnan(value) else value for value in numbers]
-            return Row(layout, number, time, event_uid, values, *rest)
         return _journal_decoder.decode(payload)
-    except (msgspec.DecodeError, ValueError, TypeError, struct.error) as error:
-        raise SpoolError(f"a journal's line is not understood: {error}; was it written by a newer version?") from error
+    except (msgspec.DecodeError, ValueError, TypeError) as error:
+        raise _not_understood(error) from error
 
 
-def decode_rows(payloads: NDArray[np.uint8]) -> Rows | None:
-    """Decode a journal's lines, all of one width and one below the other, as rows. Return None unless they are `Rows`.
+def decode_row(payload: bytes) -> Row:
+    """Decode a row.
+
+    Raises:
+        SpoolError: As for `decode_journal`.
+    """
+    try:
+        if is_record(payload):
+            return decode_record(payload)
+        layout, number, time, event_uid, values, *rest = orjson.loads(payload)
+        if not isinstance(values, list):  # as in format 1
+            numbers = struct.unpack(f">{len(values) // 16}d", bytes.fromhex(values))
+            values = [None if math.isnan(value) else value for value in numbers]
+        return Row(layout, number, time, event_uid, values, *rest)
+    except (ValueError, TypeError, struct.error) as error:
+        raise _not_understood(error) from error
+
+
+def _not_understood(error: Exception) -> SpoolError:
+    return SpoolError(f"a journal's line is not understood: {error}; was it written by a newer version?")
+
+
+def is_row(payload: bytes) -> bool:
+    """Return True if a journal's line is a row."""
+    return payload.startswith((MAGIC, b"["))
+
+
+def start_of_row(payload: bytes) -> tuple[int, int, float]:
+    """Return the layout, the number and the time of a row. Takes a fraction of the time that decoding it takes."""
+    if is_record(payload):
+        return start_of(payload)
+    one, two, three, _ = payload[1:80].split(b",", 3)
+    return int(one), int(two), float(three)
+
+
+def alike(payload: bytes, other: bytes) -> bool:
+    """Return True if two rows may be decoded together: they are as long, and of one layout."""
+    if len(payload) != len(other) or payload[:1] != other[:1]:
+        return False
+    if not is_record(payload):
+        return payload[: payload.index(b",")] == other[: other.index(b",")]
+    return start_of(payload)[0] == start_of(other)[0]
+
+
+def decode_lines(lines: memoryview, width: int) -> Rows | None:
+    """Decode whole lines of a journal, all of one width, as rows. Return None unless they are intact and `Rows`.
 
     Decoding them together takes a fraction of the time. A caller that gets None decodes them one by one, which handles
     every kind of line.
+    """
+    if is_record(bytes(lines[:1])):
+        return decode_records(lines, width)
+    table = table_of(lines, width)
+    return None if table is None else _decode_table(table)
+
+
+def decode_payloads(payloads: Sequence[bytes]) -> Rows | None:
+    """Do the same for lines that were read one by one, and are `alike`."""
+    if is_record(payloads[0]):
+        return decode_records(b"".join(payloads), len(payloads[0]))
+    return _decode_table(np.frombuffer(b"".join(payloads), dtype=np.uint8).reshape(len(payloads), -1))
+
+
+def _decode_table(payloads: NDArray[np.uint8]) -> Rows | None:
+    """Decode a journal's lines of text, one below the other, as rows. Return None unless they are `Rows`.
+
+    In format 2 all rows of a layout were equally wide.
     """
     count = len(payloads)
     begin = payloads[0].tobytes().rfind(_TO_VALUES)

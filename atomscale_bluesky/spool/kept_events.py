@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from binascii import hexlify
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from hashlib import blake2b
@@ -27,9 +28,9 @@ import numpy as np
 import orjson
 
 from ..errors import SpoolError
-from ..model.rows import Row
 from .gil_yield import GilYield
-from .journal_format import Described, Header, Layout, Stop, decode_journal, packed
+from .journal_format import Described, Header, Layout, Stop, decode_journal, decode_row, is_row, packed
+from .row_record import head_of, is_record
 from .run_reader import RunReader
 
 # A run of three weeks at one row per second.
@@ -378,7 +379,7 @@ def read_events(folder: Path, gil_yield: GilYield | None = None) -> Events:
         for line in reader.read():
             if gil_yield is not None:
                 gil_yield.worked_through(len(line.payload))
-            if not line.payload.startswith(b"["):
+            if not is_row(line.payload):
                 match decode_journal(line.payload):
                     case Layout() as layout if layout.layout not in places and len(events.known) < WHOLE:
                         places[layout.layout] = len(events.known)
@@ -424,11 +425,13 @@ def _forget_further_rows(events: Events) -> None:
 
 def _parts_of(payload: bytes) -> tuple[int, float, Any, bytes]:
     """Return the layout, the time, the event's uid and the packed values of a row."""
+    if is_record(payload):
+        layout, _, time, uid, values = head_of(payload)
+        return layout, time, uid, hexlify(values)
     layout, _, time, rest = payload[1:].split(b",", 3)
     end = rest.find(b'"', 1)
     begin = rest.find(b',"', end)
     if rest[:1] != b'"' or end < 0 or b"\\" in rest[:end] or begin < 0:
-        row = decode_journal(payload)
-        assert isinstance(row, Row)  # noqa: S101 - a line that begins with a bracket is one
+        row = decode_row(payload)
         return row.layout, row.time, row.event_uid, packed(row.values)
     return int(layout), float(time), rest[1:end].decode(errors="replace"), rest[begin + 2 : rest.find(b'"', begin + 2)]

@@ -53,7 +53,7 @@ def sync_folder(folder: Path) -> None:
 class LineFile:
     """One file of lines, open for appending by its only writer.
 
-    Opening it cuts off a torn tail: bytes after the last newline were never acknowledged.
+    Opening it cuts off a torn tail: bytes after the last whole line were never acknowledged.
 
     An exception raised by a signal handler may end `append` at any point. The next call of any method finds out from
     the file what was written.
@@ -61,18 +61,25 @@ class LineFile:
     Args:
         path: The file. It is made if it is missing.
         make_room: Called when the disk is full, before the failed write is tried again.
+        end_of_whole: Given a descriptor and the file's size, returns where the last whole line ends.
     """
 
     _descriptor = _CLOSED  # if opening failed
 
-    def __init__(self, path: Path, *, make_room: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        make_room: Callable[[], object] | None = None,
+        end_of_whole: Callable[[int, int], int] | None = None,
+    ) -> None:
         self.path = path
         self._make_room = make_room
         self._opened = 0  # how often it was closed in order to be opened again
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
         self._descriptor = with_room(lambda: open_own(path, flags), make_room or _nothing)
         try:
-            self.size = self._cut_torn_tail()
+            self.size = self._cut_torn_tail(end_of_whole or end_of_lines)
         except OSError:
             self.close()
             raise
@@ -206,9 +213,9 @@ class LineFile:
             raise SpoolError(f"{self.path} holds half a line that cannot be taken back: {error.strerror}") from error
         self._end = self.size
 
-    def _cut_torn_tail(self) -> int:
+    def _cut_torn_tail(self, end_of_whole: Callable[[int, int], int]) -> int:
         size = os.lseek(self._descriptor, 0, os.SEEK_END)
-        whole = end_of_lines(self._descriptor, size)
+        whole = end_of_whole(self._descriptor, size)
         if whole != size:
             os.ftruncate(self._descriptor, whole)
         return whole

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import SpoolError
 from .journal import START, JournalReader, Line, first_line, last_line, segment_path
-from .journal_format import Described, Header, Layout, Stop, decode_journal
+from .journal_format import Described, Header, Layout, Stop, decode_journal, is_row, start_of_row
 from .line_file import LineFile, whole_lines
 from .lines import line, payload_of
 from .own_files import open_to_read
@@ -159,7 +159,7 @@ def stop_of(folder: Path) -> Stop | None:
         SpoolError: Its last line cannot be decoded.
     """
     payload = last_line(folder)
-    if payload is None or payload.startswith(b"["):
+    if payload is None or is_row(payload):
         return None
     line = decode_journal(payload)
     return line if isinstance(line, Stop) else None
@@ -211,6 +211,4 @@ def _described(payload: bytes) -> int | None:
 
 def _layout_of(payload: bytes) -> int | None:
     """Return the layout that a row names, or None for any other line."""
-    if not payload.startswith(b"["):
-        return None
-    return int(payload[1 : payload.index(b",")])
+    return start_of_row(payload)[0] if is_row(payload) else None

@@ -20,6 +20,7 @@ from .line_file import MAX_LINE_BYTES, sync_folder
 from .lines import encode, line
 from .locks import A_LOOK_S, WRITER_LOCK, RunLock
 from .reserve import is_full
+from .row_record import RECORD
 from .run_reader import describes, keep_copies
 
 # How many open runs have their journal file open.
@@ -122,7 +123,7 @@ class RunWriter:
             LineTooLongError: One of them is longer than a reader takes. The journal is unchanged.
             SpoolError: The file cannot be written.
         """
-        lines = b"".join(map(line, payloads)) if len(payloads) > 1 else line(payloads[0])
+        lines = b"".join(map(_whole, payloads)) if len(payloads) > 1 else _whole(payloads[0])
         if len(lines) > MAX_LINE_BYTES and max(map(len, payloads)) + len(line(b"")) > MAX_LINE_BYTES:
             raise LineTooLongError(f"a line of {len(lines)} bytes is longer than the {MAX_LINE_BYTES} that it may have")
         if not (always or self._disk_space.there_is):
@@ -237,3 +238,8 @@ class RunWriter:
         self._journals.remove(self)
         self._lock.release()
         self.has_lock = False
+
+
+def _whole(payload: bytes) -> bytes:
+    """Return a line as the file holds it. A record has its checksum already."""
+    return payload if payload[0] == RECORD else line(payload)

@@ -20,9 +20,20 @@ from pathlib import PurePath
 from ..errors import SpoolError
 from ..model.loss import Loss
 from ..model.rows import Row, Rows
-from ..spool.journal_format import Header, JournalLine, Layout, LeftOut, Stop, decode_journal
+from ..spool.journal_format import (
+    Header,
+    JournalLine,
+    Layout,
+    LeftOut,
+    Stop,
+    decode_journal,
+    decode_row,
+    is_row,
+    start_of_row,
+)
 from ..spool.ledger_format import NO_POINT
 from ..spool.ledger_state import LedgerState, StreamState
+from ..spool.row_record import is_record
 
 # Stands for the channels of rows whose layout is lost. Each of these rows counts as one reading.
 UNNAMED = "rows of a missing layout"
@@ -122,14 +133,11 @@ class Account:
         Raises:
             SpoolError: The line cannot be decoded.
         """
-        if payload.startswith(b"["):
-            if payload.endswith((b"}]", b'"]]')):  # gaps, or integers that lost digits
-                row = decode_journal(payload)
-                assert isinstance(row, Row)  # noqa: S101 - a line that begins with a bracket is one
-                self.take_row(row)
+        if is_row(payload):
+            if not is_record(payload) and payload.endswith((b"}]", b'"]]')):  # gaps, or integers that lost digits
+                self.take_row(decode_row(payload))
             else:
-                layout, number, time, _ = payload[1:80].split(b",", 3)
-                self._number(int(layout), int(number), float(time))
+                self._number(*start_of_row(payload))
             return None
         found = decode_journal(payload)
         match found:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SpoolError
-from ..model.rows import Position, Row
+from ..model.rows import Position
 from ..page import Channel, Mark, Outage, Overview, Stream, StreamLine, Trace
 from ..spool.journal import JournalReader
-from ..spool.journal_format import decode_journal
+from ..spool.journal_format import decode_row, is_row
 from ..spool.ledger import LedgerReader
 from ..spool.ledger_state import StreamState
 from ..spool.run_reader import LEDGER
@@ -260,9 +260,9 @@ class _RunPoints:
         reader = JournalReader(self._folder, Position(opening.segment, opening.offset))
         try:
             for line in reader.read():
-                row = decode_journal(line.payload) if line.payload.startswith(b"[") else None
-                layout = self._rows.layouts.get(row.layout) if isinstance(row, Row) else None
-                if layout is None or not isinstance(row, Row) or layout.time_base != opening.time_base:
+                row = decode_row(line.payload) if is_row(line.payload) else None
+                layout = None if row is None else self._rows.layouts.get(row.layout)
+                if row is None or layout is None or layout.time_base != opening.time_base:
                     continue
                 if row.number >= opening.from_row:
                     return row.time

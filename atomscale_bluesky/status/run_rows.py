@@ -13,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..model.rows import Row
-from ..spool.journal_format import Header, Layout, Stop, decode_journal, decode_rows
+from ..spool.journal_format import Header, Layout, Stop, alike, decode_journal, decode_payloads, decode_row, is_row
 from ..spool.run_reader import RunReader
 
 # How many rows are decoded together.
@@ -50,8 +49,8 @@ class RunRows:
         try:
             for line in self._reader.read():
                 payload = line.payload
-                if payload.startswith(b"["):
-                    if waiting and (len(waiting) >= BLOCK_ROWS or not _fits(payload, waiting[0])):
+                if is_row(payload):
+                    if waiting and (len(waiting) >= BLOCK_ROWS or not alike(payload, waiting[0])):
                         yield from self._blocks(waiting)
                         waiting = []
                     waiting.append(payload)
@@ -74,22 +73,17 @@ class RunRows:
     def _blocks(self, payloads: list[bytes]) -> Iterator[Block]:
         if not payloads:
             return
-        rows = decode_rows(np.frombuffer(b"".join(payloads), dtype=np.uint8).reshape(len(payloads), -1))
+        rows = decode_payloads(payloads)
         layout = None if rows is None else self.layouts.get(rows.layout)
         if rows is not None and layout is not None and rows.number >= self._next.get(layout.time_base, 0):
             self._next[layout.time_base] = rows.number + len(rows.times)
             yield Block(layout, rows.number, np.array(rows.times), rows.values)
             return
         for payload in payloads:
-            row = decode_journal(payload)
-            layout = self.layouts.get(row.layout) if isinstance(row, Row) else None
-            if not isinstance(row, Row) or layout is None or row.number < self._next.get(layout.time_base, 0):
+            row = decode_row(payload)
+            layout = self.layouts.get(row.layout)
+            if layout is None or row.number < self._next.get(layout.time_base, 0):
                 continue
             self._next[layout.time_base] = row.number + 1
             values = np.array([row.values], dtype=np.float64)
             yield Block(layout, row.number, np.array([row.time]), values)
-
-
-def _fits(payload: bytes, first: bytes) -> bool:
-    """Return True if two rows may be decoded together: as wide, and of one layout."""
-    return len(payload) == len(first) and payload[: payload.index(b",")] == first[: first.index(b",")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +23,6 @@ from atomscale_bluesky.api.client import Client
 from atomscale_bluesky.checks.verification import MAX_DIFFERENCES, verify_run
 from atomscale_bluesky.errors import ApiTooLargeError, ApiUnavailableError, SpoolError
 from atomscale_bluesky.server import Fault, LocalServer
-from atomscale_bluesky.spool.journal_format import packed
 from atomscale_bluesky.spool.orders import Retry
 from atomscale_bluesky.spool.spool import Spool
 
@@ -333,7 +333,7 @@ def test_a_line_that_is_damaged_in_the_journal_costs_its_chunk_and_is_said(
     uid = under_way(callback)
     (journal,) = spool_dir.glob("*/journal-0001.jsonl")
     text = bytearray(journal.read_bytes())
-    text[text.index(packed([13.0]))] ^= 1
+    text[text.index(struct.pack(">d", 13.0))] ^= 1
     journal.write_bytes(bytes(text))
 
     found = callback.verify(uid, patience_s=0)

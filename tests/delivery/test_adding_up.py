@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from journals import lines_in, renumbered, row_at, with_first_value_negative
 from runs import growth, held
 from waiting import wait_until
 
@@ -54,12 +55,11 @@ def spooled(make_callback: MakeCallback, spool_dir: Path, points: int = 35) -> P
 
 def repeat(journal: Path, after: int, number: int) -> None:
     """Put a row of other values, with a number that came before, behind a row."""
-    texts = journal.read_bytes().split(b"\n")
-    place = next(i for i, text in enumerate(texts) if text[9:].startswith(b"[0,%d," % after))
-    payload = texts[place][9:].replace(b"[0,%d," % after, b"[0,%d," % number)
-    payload = b',"c0'.join(payload.rsplit(b',"40', 1))  # the values, and not a uid that begins so
-    texts.insert(place + 1, line(payload)[:-1])
-    journal.write_bytes(b"\n".join(texts))
+    content = journal.read_bytes()
+    at = row_at(content, after)
+    record = lines_in(content[at:])[0]
+    repeated = with_first_value_negative(renumbered(record, number))
+    journal.write_bytes(content[: at + len(record)] + repeated + content[at + len(record) :])
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_rows_damaged_after_they_were_delivered_still_add_up(
     delivered_but_not_finalized(make_callback, server)
     journal = segment_path(folder_in(spool_dir), 1)
     content = journal.read_bytes()
-    begin = content.index(b"[0,31,") - 9  # with all that follows, the stop too
+    begin = row_at(content, 31)  # with all that follows, the stop too
     journal.write_bytes(content[:begin] + bytes(len(content) - begin))
 
     assert make_callback().drain(timeout_s=20)

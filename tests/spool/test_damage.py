@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from event_model import compose_run
+from journals import row_at, row_mark
 from runs import growth, held
 from waiting import wait_until
 
@@ -119,7 +120,7 @@ def test_what_a_power_cut_took_the_beginning_of_is_given_up(
 ) -> None:
     journal = spooled(make_callback, spool_dir)
     content = journal.read_bytes()
-    first_row = content.index(b"[0,0,") - 9
+    first_row = row_at(content, 0)
     begin = 0 if kind == "header" else content.index(b'{"kind":"layout"') - 9
     journal.write_bytes(content[:begin] + bytes(first_row - begin) + content[first_row:])
     copies = journal.with_name("head.jsonl").read_bytes().splitlines(keepends=True)
@@ -201,7 +202,7 @@ def test_a_flipped_bit_in_a_row_costs_that_row_and_is_counted_as_lost(
     make_callback: MakeCallback, server: LocalServer, spool_dir: Path, row: int
 ) -> None:
     journal = spooled(make_callback, spool_dir)
-    flip(journal, b"[0,%d," % row)
+    flip(journal, row_mark(row))
 
     callback = make_callback()
     assert callback.drain(timeout_s=10)
@@ -221,7 +222,7 @@ def test_a_row_damaged_after_its_chunk_was_tried_costs_itself_and_doubles_nothin
     assert not callback.drain(timeout_s=2)
     callback.close(timeout_s=0)
     (folder,) = [path for path in spool_dir.iterdir() if path.is_dir()]
-    flip(segment_path(folder, 1), b"[0,13,")
+    flip(segment_path(folder, 1), row_mark(13))
     server.behave()
 
     assert make_callback().drain(timeout_s=15)

@@ -24,7 +24,7 @@ from atomscale_bluesky.spool.journal_format import (
     JournalLine,
     Layout,
     decode_journal,
-    decode_rows,
+    decode_payloads,
     encode_row,
     joined,
     packed,
@@ -190,7 +190,8 @@ def test_an_order_that_is_not_known_is_an_error(payload: bytes) -> None:
 
 
 def plain(number: int, layout: int = 0) -> bytes:
-    return encode_row(layout, number, number / 4, "uid", packed([number + 0.5, -number]))
+    head, values = encode_row(layout, number, number / 4, "uid", packed([number + 0.5, -number])).rsplit(b",", 1)
+    return head.ljust(40) + b"," + values  # as in format 2
 
 
 def gone(payload: bytes, size: int) -> bytes:
@@ -200,7 +201,7 @@ def gone(payload: bytes, size: int) -> bytes:
 
 def together(payloads: list[bytes]) -> Rows | None:
     """Lines of one width, decoded at once."""
-    return decode_rows(np.array([list(payload) for payload in payloads], dtype=np.uint8))
+    return decode_payloads(payloads)
 
 
 def shown(rows: Rows | None) -> Any:

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 from event_model import compose_run
+from journals import lines_in
 from runs import Document, growth, held
 from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.__main__ import main
 from atomscale_bluesky.server import Fault, LocalServer
+from atomscale_bluesky.spool.journal import segment_path
+from atomscale_bluesky.spool.row_record import is_record
 from atomscale_bluesky.spool.spool import Spool
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -205,8 +208,8 @@ def test_a_run_stays_in_the_spool_until_its_stream_is_finalized_though_every_chu
     wait_until(lambda: server.requests("finalize"))
     assert [stream.points for stream in server.streams()] == [50]
     (folder,) = spool.run_folders()
-    journal = "".join(path.read_text() for path in sorted(folder.glob("journal-*.jsonl")))
-    assert len(re.findall(r"^[0-9a-f]{8} \[", journal, re.MULTILINE)) == 25
+    journal = lines_in(segment_path(folder, 1).read_bytes())
+    assert sum(map(is_record, journal)) == 25
     server.behave()
     assert callback.drain(timeout_s=20)
     assert spool.run_folders() == []
