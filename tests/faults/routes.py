@@ -3,6 +3,9 @@
 A seed makes the documents of one run, with several event streams. They are recorded once without any interruption, and
 once by sessions that are killed anywhere, each of which gets the rest, or all of it, by a route of its own. Every
 reading must be in the journals once, with the same time, value, unit and channel, in the same event stream.
+
+A kill leaves the spool's files as they are at that moment, without their locks, so the next session gets a copy that
+was made then. Some seeds kill processes, which costs more and must give the same.
 """
 
 # ruff: noqa: T201 - it is a program that speaks to a person
@@ -10,7 +13,9 @@ reading must be in the journals once, with the same time, value, unit and channe
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
+import logging
 import os
 import random
 import shutil
@@ -21,6 +26,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,9 +40,14 @@ from atomscale_bluesky import DocumentError, DocumentRecorder, Settings
 from atomscale_bluesky.model.rows import Row
 from atomscale_bluesky.spool.journal import segment_path
 from atomscale_bluesky.spool.journal_format import Header, Layout, decode_journal
+from atomscale_bluesky.spool.reserve import NAME, Reserve
 from atomscale_bluesky.spool.run_reader import RunReader
 from atomscale_bluesky.spool.spool import Spool
 from atomscale_bluesky.status.spool_status import SpoolStatus
+
+# How often a seed kills processes. A fork costs ten times as much as a session in this process.
+FORK_EACH = 50
+SHM = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 Document = tuple[str, dict[str, Any]]
 Take = Callable[[str, dict[str, Any]], object]
@@ -378,18 +389,22 @@ def in_child(work: Callable[[], Any]) -> Any:
     return found
 
 
-def record(spool: Path, session: Session) -> tuple[int, int]:
+def record(spool: Path, session: Session, left: Path | None = None) -> tuple[int, int]:
     """Record documents until the session is killed.
+
+    Args:
+        spool: The spool's folder.
+        session: What comes, and when the session is killed.
+        left: Where the spool goes as it is at the kill. None if the process really ends then.
 
     Returns:
         How many documents were taken, and how many bytes of the journal the last one wrote that may not be there.
     """
-    settings = Settings.load(environ={}, spool_dir=str(spool), spool_min_free_bytes=0, endpoint="http://127.0.0.1:9")
-    recorder = DocumentRecorder(settings)
-    before = taken = 0
+    recorder = _recorder(spool)
+    before = taken = unsure = 0
 
     def take(name: str, doc: dict[str, Any]) -> None:
-        nonlocal before, taken
+        nonlocal before, taken, unsure
         before = _journal_bytes(spool) if taken == session.upto - 1 else before
         taken += 1
         try:
@@ -398,18 +413,46 @@ def record(spool: Path, session: Session) -> tuple[int, int]:
             if "never came" in str(error):
                 raise
         if taken == session.upto:
+            unsure = max(0, _journal_bytes(spool) - before)
+            if left is not None:
+                shutil.copytree(spool, left, copy_function=_copy)  # without the locks, as a killed process leaves it
             raise _Killed
 
     try:
         hand_over(session.documents, take, session.over)
     except _Killed:
-        return taken, max(0, _journal_bytes(spool) - before)
+        if left is None:
+            return taken, unsure
     recorder.close()
-    return taken, 0
+    return taken, unsure
 
 
 class _Killed(BaseException):
     pass
+
+
+def _recorder(spool: Path) -> DocumentRecorder:
+    settings = {"spool_dir": str(spool), "spool_min_free_bytes": 0, "endpoint": "http://127.0.0.1:9"}
+    return DocumentRecorder(Settings.load(environ={}, **settings))
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy a file of a spool. The reserve is large and never changes, so it is linked."""
+    (os.link if source.endswith(NAME) else shutil.copy2)(source, target)
+
+
+@cache
+def _empty_spool() -> Path:
+    """Return an empty spool of this process, with its reserve. To make one costs more than all else in a seed."""
+    folder = Path(tempfile.mkdtemp(prefix="routes-empty-", dir=SHM))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _recorder(folder / "spool").close()
+    Reserve(folder / "spool").keep(0, 2**40, 2**40)
+    return folder / "spool"
+
+
+def _new_spool(path: Path) -> Path:
+    return Path(shutil.copytree(_empty_spool(), path, copy_function=_copy))
 
 
 def _youngest(spool: Path) -> Path | None:
@@ -464,11 +507,12 @@ def play(seed: int) -> list[str]:
     run = Run(seed)
     chance = run.chance
     documents = run.documents
-    folder = Path(tempfile.mkdtemp(prefix=f"routes-{seed}-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    forks = seed % FORK_EACH == 0
+    folder = Path(tempfile.mkdtemp(prefix=f"routes-{seed}-", dir=SHM))
     told: list[str] = []
     try:
-        live, spool = folder / "live", folder / "spool"
-        in_child(lambda: record(live, Session("live", documents, "", 10**9)))
+        live, spool = _new_spool(folder / "live"), _new_spool(folder / "spool")
+        record(live, Session("live", documents, "", 10**9))
         expected, problems = readings_in(live)
         problems = [f"live: {problem}" for problem in problems]
         problems += _truth(run, expected)
@@ -484,7 +528,12 @@ def play(seed: int) -> list[str]:
                 name, given, over = routes(documents, chance)
                 upto = upto if upto > 10**6 else chance.randrange(1, len(given) + 1)
             session = Session(name, given, over, upto)
-            taken, unsure = in_child(lambda session=session: record(spool, session))
+            if forks:
+                taken, unsure = in_child(lambda session=session, spool=spool: record(spool, session))
+            else:
+                left = folder / f"left {number}"
+                taken, unsure = record(spool, session, left)
+                spool = left if left.exists() else spool
             told.append(f"{name} {taken}/{len(given)}")
             cut = 0
             if upto < 10**6 and unsure and chance.random() < 0.5:
@@ -559,6 +608,10 @@ def _truth(run: Run, readings: Counter[Reading]) -> list[str]:
     return problems
 
 
+def _be_quiet() -> None:
+    logging.getLogger("atomscale_bluesky").addHandler(logging.NullHandler())
+
+
 def main() -> int:
     """Play the seeds, and print what came of them; 1 if there is a problem."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.routes", description="One run by every route.")
@@ -569,7 +622,7 @@ def main() -> int:
     given = parser.parse_args()
     begun, failed, done = time.monotonic(), 0, 0
     seeds = range(given.first, given.first + given.seeds)
-    with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn"), initializer=_be_quiet) as pool:
         for seed, problems in zip(seeds, pool.map(play, seeds, chunksize=20), strict=True):
             done += 1
             if problems:
@@ -578,7 +631,7 @@ def main() -> int:
                 if failed >= given.stop_after:
                     pool.shutdown(cancel_futures=True)
                     break
-            if done % 5000 == 0:
+            if done % 1000 == 0:
                 print(f"{done} seeds, {failed} failed, {time.monotonic() - begun:.0f} s", flush=True)
     print(f"{done} seeds, {failed} failed, {(time.monotonic() - begun) / max(1, done) * 1e3:.1f} ms each")
     return 1 if failed else 0
