@@ -171,8 +171,12 @@ class KeptEvents:
         """Add the parts of an event that a replay with made-up uids has brought."""
         for journal in self._journals:
             if journal.has_parts and kept.lacks(keys):
-                kept = _together([kept, *journal.parts_of(event_stream, alternatives)])
+                kept = _together([kept, *journal.parts_of(event_stream, alternatives, self._has_event)])
         return kept
+
+    def _has_event(self, digest: int) -> bool:
+        """Return True if an event with this uid was kept, and not only a part under a uid that was made up."""
+        return any(journal.has_event(digest) for journal in self._journals)
 
     def _with_uid(self, digest: int) -> Kept | None:
         """Return what all journals hold of an event: after two interruptions, more than one may hold a part of it."""
@@ -225,9 +229,10 @@ class _Journal:
         self._times: dict[str, array[float]] = {}
         self._times_taken: dict[str, array[int]] = {}
         first = [place for place, layout in enumerate(events.known) if layout.time_base == layout.event_stream]
-        self.has_parts = bool((np.array(events.prints[:room], dtype=np.uint64)[~np.isin(layouts, first)] != 0).any())
+        prints = np.array(events.prints[:room], dtype=np.uint64)
+        self._first = frozenset(first)
+        self.has_parts = bool((prints[~np.isin(layouts, first)] != 0).any())
         if not by_uid or self.has_parts:
-            prints = np.array(events.prints[:room], dtype=np.uint64)
             of_events = np.flatnonzero(prints)
             order = of_events[np.argsort(prints[of_events], kind="stable")]
             self._prints, self._rows = array("Q", prints[order].tobytes()), array("Q", uids[order].tobytes())
@@ -279,25 +284,44 @@ class _Journal:
                 return kept
         return None
 
-    def parts_of(self, event_stream: str, alternatives: Alternatives) -> Iterator[Kept]:
-        """Yield rows with this time and these values that are parts of events, and count them as recognised."""
+    def parts_of(
+        self, event_stream: str, alternatives: Alternatives, has_event: Callable[[int], bool]
+    ) -> Iterator[Kept]:
+        """Yield rows with this time and these values that are parts of events, and count them as recognised.
+
+        `has_event` tells whether a row's uid is an event's own: then the row is a part of that event and of no other.
+        """
         for layout in self._known:
             if layout.event_stream == event_stream and layout.time_base != event_stream:
-                at = self._place_of(layout, alternatives)
+                at = self._place_of(layout, alternatives, has_event)
                 if at is not None:
                     self._taken[at] += 1
                     yield Kept({channel.key for channel in layout.channels}, frozenset(), whole=False)
 
-    def _place_of(self, layout: Layout, alternatives: Alternatives) -> int | None:
-        """Return the place of a row that an event may have made, and that was not recognised before."""
+    def _place_of(
+        self, layout: Layout, alternatives: Alternatives, but: Callable[[int], bool] = lambda _: False
+    ) -> int | None:
+        """Return the place of a row that an event may have made, and that was not recognised before.
+
+        Rows for whose uid `but` returns True are passed over.
+        """
         for time, values in alternatives(layout):
             sought = print_of(layout, time, values)
             at = bisect_left(self._prints, sought)
             while at < len(self._prints) and self._prints[at] == sought:
-                if not self._taken[at]:
+                if not self._taken[at] and not but(self._rows[at]):
                     return at
                 at += 1
         return None
+
+    def has_event(self, digest: int) -> bool:
+        """Return True if the journal has the first row of an event with this uid."""
+        at = bisect_left(self._uids, digest)
+        while at < len(self._uids) and self._uids[at] == digest:
+            if self._layouts[at] in self._first:
+                return True
+            at += 1
+        return False
 
     def rows_of(self, digest: int) -> Kept | None:
         """Return what the journal holds of an event with this uid."""

@@ -243,3 +243,25 @@ def test_a_part_of_an_event_that_a_kill_took_is_taken_again(
     assert points(server) == {
         "a": [(float(n), n + 0.5) for n in range(4)], "b": [(n / 2 + 0.25, n + 0.25) for n in range(4)],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("made_up", [False, True])
+def test_a_part_that_a_kill_took_is_taken_again_when_another_event_has_one_like_it(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, made_up: bool
+) -> None:
+    events = [event("d", n, {"a": n + 0.5, "b": 7.0}, {"a": T0 + n, "b": T0}) for n in range(4)]
+    documents = run_of(descriptor("d", "gauge_monitor", a=number(), b=number()), *events)
+    for given in (documents[:4], documents[3:5]):
+        callback = make_callback(offline=True)
+        play(callback, given)
+        callback.close()
+        journal = max(spool_dir.glob("*/journal-0001.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+        lines = journal.read_bytes().splitlines(keepends=True)
+        assert b'"stop"' in lines[-1]
+        journal.write_bytes(b"".join(lines[:-2]))  # as if killed while the last event was written
+    last = make_callback()
+    uids = (lambda: {"uid": str(uuid.uuid4())}) if made_up else dict[str, str]
+    play(last, [(name, doc | uids() if name == "event" else doc) for name, doc in documents])
+    assert last.drain(20)
+
+    assert points(server) == {"a": [(float(n), n + 0.5) for n in range(4)], "b": [(0.0, 7.0)] * 4}
