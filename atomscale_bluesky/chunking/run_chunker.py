@@ -275,7 +275,8 @@ class RunChunker:
         )
 
     def _waits_for_a_point(self) -> bool:
-        return any(number and stream.unmade for number, stream in self.ledger.state.streams.items())
+        streams = self.ledger.state.streams.items()
+        return any((number or self._header.part) and stream.unmade for number, stream in streams)
 
     def close(self) -> None:
         """Close the journal."""

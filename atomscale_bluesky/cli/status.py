@@ -193,8 +193,9 @@ def _shown(settings: Settings, runs: Status, finished: list[dict[str, Any]], now
 
     for run in runs:
         yield from _run(run, now, settings.endpoint)
+    ended = {entry.get("run_uid") for entry in finished if not entry.get("interrupted")}
     for entry in finished:
-        yield from _finished(entry)
+        yield from _finished(entry, went_on=entry.get("run_uid") in ended)
     for run in runs.not_kept[-MOST_NOT_KEPT:]:
         yield Text(
             f"Run {plain(run.run_uid[:8])} ({plain(run.label, limit=200)}), started {moment(run.started)}, was not "
@@ -266,7 +267,7 @@ def _run(run: RunStatus, now: float, endpoint: str) -> Iterator[RenderableType]:
     yield Text()
 
 
-def _finished(entry: dict[str, Any]) -> Iterator[RenderableType]:
+def _finished(entry: dict[str, Any], *, went_on: bool) -> Iterator[RenderableType]:
     points = int(entry.get("delivered") or 0)
     discarded = int(entry.get("discarded") or 0)
     state = "discarded" if discarded else "finalized"
@@ -279,7 +280,8 @@ def _finished(entry: dict[str, Any]) -> Iterator[RenderableType]:
     if entry.get("lost"):
         table.add_row("lost", Text(counted(entry["lost"], "point"), style="bold red"))
     if entry.get("interrupted"):
-        table.add_row("", Text("interrupted: no stop document came", style="yellow"))
+        said = "interrupted; it went on, and has an entry of its own for that" if went_on else None
+        table.add_row("", Text(said or "interrupted: no stop document came", style="" if said else "yellow"))
     for line in _finished_streams(entry):
         table.add_row("stream", line)
     yield table

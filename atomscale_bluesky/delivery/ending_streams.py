@@ -75,7 +75,7 @@ def end_streams_without_a_point(run: Run) -> None:
     if run.to_reload or not run.run_chunker.read_all:
         return  # `to_reload`: the rows of a stream that was opened just now are read next
     for number, stream in run.streams.items():
-        if number and stream.unmade and not run.run_chunker.has_point(stream):
+        if not run.is_made_at_once(number) and stream.unmade and not run.run_chunker.has_point(stream):
             run.ledger.note(Ended(number, NO_POINT))
 
 

@@ -76,6 +76,13 @@ class Run:
         """The metrology streams in the ledger, by number."""
         return self.ledger.state.streams
 
+    def is_made_at_once(self, stream: int) -> bool:
+        """Return True for the first stream of a run, which shows that the run is there, also without a point.
+
+        Any other stream is made with its first point. So is each stream of a run that goes on after an interruption.
+        """
+        return stream == 0 and self.header.part == 0
+
     @property
     def stopped(self) -> bool:
         """Return True if the journal, as far as it was read, holds the run's stop."""

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from msgspec.structs import replace
+
 from ..model.loss import Loss
 from ..model.text import plain
 from ..spool.journal_format import Header, LeftOut
@@ -89,8 +91,13 @@ class OpenRun:
         # In one statement, and last: if this is interrupted before, the run begins again with a further journal.
         self.writer, self.settled, self.to_announce, writer.in_use = writer, False, True, True
 
+    def goes_on_with(self, descriptor: str) -> bool:
+        """Return True if the run goes on without a journal yet, and no earlier one has this descriptor."""
+        return self.settled and (self.kept is None or descriptor not in self.kept.descriptors)
+
     def end(self) -> None:
-        """Release the journal, which now says how the run ended."""
+        """Release the journal, which now says how the run ended. If the run goes on, it does so in a further one."""
+        self.header = replace(self.header, part=self.header.part + 1)
         left_out: Counter[tuple[str, str]] = Counter()
         for event_stream in filter(None, self.event_streams.values()):
             event_stream.late.clear()

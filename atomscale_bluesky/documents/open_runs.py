@@ -169,7 +169,9 @@ class OpenRuns:
         description = description_of(doc, uid, event_stream_of(doc))
         new = uid not in run.descriptions
         self._describe(run, description)
-        if new:
+        if new and run.goes_on_with(uid):
+            self._files.make_again(run)  # the descriptor may come only once, and another process may go on with the run
+        elif new:
             self._files.describe(run, [description])
             self._files.step = None
         return NOTHING
@@ -200,6 +202,8 @@ class OpenRuns:
         )
         if self._early and len(self._runs) == 1:
             self._give_up_early(run)
+        if run.settled:
+            self._files.make_again(run)  # its files say that no stop document came
         self._files.end(run, stop)
         self._forget(run)
         self._files.step = None

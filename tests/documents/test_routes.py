@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from bluesky import RunEngine
 from bluesky import plans as bp
+from click.testing import CliRunner
 from event_model import RunRouter, pack_event_page
 from ophyd.sim import det1, det2, motor
 from runs import Document, growth
 
 from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky.cli import commands
 from atomscale_bluesky.server import LocalServer
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -172,6 +174,49 @@ def test_a_consumer_that_restarts_goes_on_with_the_run(
         assert second.ignored == {}
     held = sorted(value for values in points(server).values() for _, value in values)
     assert held == [float(n) for n in range(12)]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_descriptor_that_comes_alone_is_there_for_the_next_process(
+    make_callback: MakeCallback, server: LocalServer, finished: bool
+) -> None:
+    later = [event("fly", n, {"I": n + 0.5}) for n in range(3)]
+    documents = run_of(descriptor("d", "primary", T=number()), event("d", 0, {"T": 1.0}))
+    stop = documents.pop()
+    described = "descriptor", descriptor("fly", "fly", I=number())[1] | {"run_start": documents[0][1]["uid"]}
+    for given in (documents, [described]):
+        callback = make_callback(**({} if finished else {"offline": True}))
+        play(callback, given)
+        callback.close()
+    last = make_callback()
+    play(last, [*later, stop])
+    assert last.drain(20)
+
+    assert last.ignored == {}
+    assert points(server) == {"T": [(0.0, 1.0)], "I": [(float(n), n + 0.5) for n in range(3)]}
+    assert [stream.points for stream in server.streams()] == [1, 3]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_stop_that_comes_alone_ends_the_run(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, finished: bool
+) -> None:
+    documents = run_of(descriptor("d", "primary", T=number()), *(event("d", n, {"T": n + 0.5}) for n in range(3)))
+    first = make_callback(**({} if finished else {"offline": True}))
+    play(first, documents[:-1])
+    first.close()
+    second = make_callback()
+    play(second, documents[-1:])
+    assert second.drain(20)
+    second.close()
+    again = make_callback()
+    play(again, documents)
+
+    assert again.ignored == {"run taken before": 1}
+    assert [stream.points for stream in server.streams()] == [3]
+    told = CliRunner().invoke(commands, ["status", "--all", "--spool-dir", str(spool_dir)]).output
+    assert "no stop document came" not in told
+    assert "it went on" in told
 
 
 @pytest.mark.parametrize("lengths", [[2, 3, 4, 5] * 3, [1, 3, 2, 4] * 3, [0, 3, 2, 3] * 3, [20, 3, 2, 3] * 3], ids=str)

@@ -98,8 +98,8 @@ def plan(run: Run, now: float) -> Initialize | None:
             continue
         if stream.opening.joins is not None:
             continue  # initialized with the one that it joins
-        if number and not run.run_chunker.has_point(stream):
-            continue  # perhaps it never has one; the run's first stream shows at once that the run is there
+        if not run.is_made_at_once(number) and not run.run_chunker.has_point(stream):
+            continue  # perhaps it never has one
         if stream.parked and not run.patience.is_over(number, now):
             continue
         may_exist = stream.life is Life.INITIALIZING
