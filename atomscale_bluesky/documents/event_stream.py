@@ -19,6 +19,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
+import orjson
+
 from ..errors import ChannelError
 from ..model.loss import Loss
 from ..model.text import sound
@@ -149,7 +151,6 @@ class EventStream:
         times = self.times
         if not (times.by_event and time - times.last > STILL_S and len(data) == self.usual) or self._watched:
             return self._unusual(doc, time, None)
-        times.last = time
         out: list[bytes] = []
         gaps = False
         for base in self._bases:
@@ -160,6 +161,7 @@ class EventStream:
                 gaps = True
             out.append(row)
             base.offered = base.rows + 1
+        times.last = time  # only now: an event that cannot be used tells nothing about the next one's times
         if gaps and self._changes_with(data, mapping_of(doc.get("filled")), None, None):
             return self._lines(doc, time, None, None)
         return out
@@ -171,10 +173,11 @@ class EventStream:
     def _unusual(self, doc: Mapping[str, Any], time: float, only: Set[str] | None) -> list[bytes]:
         """Return the lines of an event of which anything may be new: its keys, or which of its times count."""
         data, times = doc["data"], self.times
+        if type(data) is not dict and not isinstance(data, Mapping):
+            raise ChannelError(f"the data of an event of event stream {self.name!r} are no mapping; it is left out")
+        self._check_uids((doc["uid"],))
         own = times.of(time, mapping_of(doc.get("timestamps")))
         if len(data) != self.usual or self._watched or times.uneven or (own is None) == self._own_times or only:
-            if not isinstance(data, Mapping):
-                raise ChannelError(f"the data of an event of event stream {self.name!r} are no mapping; it is left out")
             self._offered_late = {}
             self._prepare(data, mapping_of(doc.get("filled")), own, only)
         return self._lines(doc, time, own, only)
@@ -211,17 +214,20 @@ class EventStream:
         """Return the lines for all rows of an event page: the same as for its events one by one, ordered by time base.
 
         Raises:
-            ChannelError: The columns of the page differ in length, or one of its times is not finite.
+            ChannelError: Its data are no columns of one length, one of its times is not finite, or a uid is no text.
         """
         uids = as_list(doc["uid"])
         times = list(map(self._finite, as_list(doc["time"])))
-        columns = {key: as_list(column) for key, column in mapping_of(doc.get("data")).items()}
+        if not isinstance(doc.get("data"), Mapping):
+            raise ChannelError(f"the data of a page of event stream {self.name!r} are no mapping; it is left out")
+        columns = {key: as_list(column) for key, column in doc["data"].items()}
         for what, column in {"the times": times, **{f"data key {key!r}": columns[key] for key in columns}}.items():
             if len(column) != len(uids):
                 raise ChannelError(
                     f"{what} of event stream {self.name!r} has {len(column)} values in a page of "
                     f"{len(uids)} events; the page is left out"
                 )
+        self._check_uids(uids)
         for base in self._bases:
             base.offered = base.rows
         self._offered_late = {}
@@ -506,6 +512,24 @@ class EventStream:
         for group in leave:
             bases.append(self._further_base(group, bases))
         self._bases = bases  # at once: an exception from a signal handler leaves the old ones or all new ones
+
+    def _check_uids(self, uids: Sequence[Any]) -> None:
+        """Check the uids of events before their times count.
+
+        Raises:
+            ChannelError: A uid cannot be written.
+        """
+        try:
+            if not "".join(uids).isascii():
+                orjson.dumps(uids)
+        except (TypeError, ValueError):  # no text, or text that no file can hold
+            for uid in uids:
+                try:
+                    orjson.dumps(uid)
+                except (TypeError, ValueError):
+                    raise ChannelError(
+                        f"an event of event stream {self.name!r} has the uid {uid!r}, expected text; it is left out"
+                    ) from None
 
     def _finite(self, time: Any) -> float:
         """Return an event's time as a float. Without a finite time its readings could not be placed."""

@@ -86,11 +86,13 @@ class EventTaker:
 
     def event_page(self, doc: Mapping[str, Any]) -> Accepted:
         """Take the events of a page that are new. Raises as `event` does."""
+        uids = list(doc["uid"])
+        if not uids:  # wherever it comes from, it says nothing
+            return NOTHING
         known = self._streams.get(doc["descriptor"])
         if known is None:
-            return self._take_unknown("event_page", doc, len(doc.get("uid") or ()))
+            return self._take_unknown("event_page", doc, len(uids))
         run, event_stream, description = known
-        uids = list(doc["uid"])
         if event_stream is None:
             return _left_out(run, Loss.EVENT_STREAM_NOT_SELECTED, doc.get("data") or (), len(uids))
         if description is not event_stream.description:

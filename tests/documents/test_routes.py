@@ -128,6 +128,56 @@ def test_the_size_of_pages_changes_nothing(make_callback: MakeCallback, server: 
     assert len(server.streams()) == 1 + 1  # the run's own, without a primary event stream, and the flyer's
 
 
+MALFORMED: list[dict[str, Any]] = [
+    {"data": [1.0]}, {"data": "x"}, {"data": None}, {"uid": b"x"}, {"uid": "\udc80"}, {"time": None}, {"time": "noon"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize("bad", MALFORMED, ids=str)
+def test_a_malformed_event_says_nothing_about_the_times_of_the_next(
+    make_callback: MakeCallback, server: LocalServer, bad: dict[str, Any], paged: bool
+) -> None:
+    rows = [event("d", 60.0 + n / 10**5, {"I": float(n)}, T0 + 40.0 + n) for n in range(4)]  # collected from a flyer
+    malformed: Document = "event", event("d", 61.0, {"I": 9.0})[1] | bad  # as if a plan had read it
+    if paged:
+        columns = {name: [malformed[1][name]] for name in ("uid", "time", "seq_num")}
+        data = malformed[1]["data"]
+        columns["data"] = {"I": [9.0]} if isinstance(data, dict) else data
+        malformed = "event_page", {"descriptor": "d", "timestamps": {"I": [T0 + 61.0]}, "filled": {}, **columns}
+    callback = make_callback()
+    play(callback, run_of(descriptor("d", "fly", I=number()), rows[0], malformed, *rows[1:]))
+    assert callback.drain(20)
+
+    taken = {value: at for at, value in points(server)["I"]}
+    assert {value: at for value, at in taken.items() if value < 9} == {float(n): 40.0 + n for n in range(4)}
+    assert callback.ignored["malformed document"] == 1
+
+
+def test_a_page_without_rows_says_nothing_wherever_it_comes(
+    make_callback: MakeCallback, server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    nothing = {"uid": [], "time": [], "seq_num": [], "filled": {}, "data": {"T": []}, "timestamps": {"T": []}}
+    documents = run_of(descriptor("d", "primary", T=number()), event("d", 1, {"T": 1.0}), synth_source_id=42)
+    given = [
+        one
+        for document in documents
+        for one in (
+            document,
+            ("event_page", nothing | {"descriptor": "d"}),
+            ("event_page", nothing | {"descriptor": "e"}),
+        )
+    ]
+    callback = make_callback()
+    play(callback, [*given[1:3], *given])
+    assert callback.drain(20)
+
+    assert callback.ignored == {}
+    assert points(server) == {"T": [(1.0, 1.0)]}
+    assert [stream.points for stream in server.streams()] == [1]
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == []
+
+
 def test_relative_stamps_of_a_flyer_keep_their_spacing(
     make_callback: MakeCallback, server: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
