@@ -43,9 +43,13 @@ Points = dict[Channel, dict[float, Point]]  # by value, of which each comes once
 def points_of(documents: Iterable[Doc]) -> Points:
     """The points that these documents make."""
     found: Points = defaultdict(dict)
+    started: dict[str, float] = {}
     streams: dict[str, tuple[str, dict[str, Any]]] = {}
+    rules: dict[tuple[str, str], RowTimes] = {}
     seen: set[str] = set()
     for number, (_, kind, doc) in enumerate(documents):
+        if kind == "start":
+            started[doc["uid"]] = doc["time"]
         if kind == "descriptor":
             streams[doc["uid"]] = (doc["run_start"], doc)
         if kind not in {"event", "event_page"}:
@@ -53,21 +57,72 @@ def points_of(documents: Iterable[Doc]) -> Points:
         run, descriptor = streams[doc["descriptor"]]
         if descriptor["name"] in NOT_SELECTED:
             continue
-        by_reading = kind == "event_page" or descriptor["name"].endswith("_monitor")
+        if (run, descriptor["name"]) not in rules:
+            rules[run, descriptor["name"]] = RowTimes(descriptor["name"], started[run])
         uids = doc["uid"] if kind == "event_page" else [doc["uid"]]
         for row, uid in enumerate(uids):
             if uid in seen:
                 continue
             seen.add(uid)
-            for key in doc["data"]:
-                value, stamp, time = doc["data"][key], doc["timestamps"][key], doc["time"]
-                if kind == "event_page":
-                    value, stamp, time = value[row], stamp[row], time[row]
+            data, stamps, time = doc["data"], doc["timestamps"], doc["time"]
+            if kind == "event_page":
+                data = {key: column[row] for key, column in data.items()}
+                stamps = {key: column[row] for key, column in stamps.items()}
+                time = time[row]
+            at = rules[run, descriptor["name"]].of(time, stamps)
+            for key, value in data.items():
                 if isinstance(value, float | int) and math.isfinite(value):
                     units = descriptor["data_keys"][key].get("units")
-                    at = stamp if by_reading else time
-                    found[Channel(run[:8], key)][value] = Point(at, value, units, number, row)
+                    found[Channel(run[:8], key)][value] = Point(at[key], value, units, number, row)
     return found
+
+
+class RowTimes:
+    """Where the readings of an event stream stand, row by row: decision 81, from its text."""
+
+    def __init__(self, event_stream: str, started: float) -> None:
+        self._monitor = event_stream.endswith("_monitor")
+        self._started = started
+        self._collected = False  # the row before was
+        self._rule_2 = False  # has ever applied, and rule 3 not since
+        self._before: tuple[float, dict[str, float]] | None = None  # the row before: its event's time, its stamps
+
+    def of(self, time: float, stamps: dict[str, float]) -> dict[str, float]:
+        """Return the time of each reading of the next row."""
+        placed = {key: self._placed(time, stamp) for key, stamp in stamps.items()}
+        if self._monitor:
+            return {key: time if at is None else at for key, at in placed.items()}
+        possible = {key: at for key, at in placed.items() if at is not None}
+        if possible:
+            self._decide(time, possible)
+        self._before = (time, possible)
+        if not self._collected or not possible:
+            return dict.fromkeys(stamps, time)
+        if not self._rule_2:
+            return dict.fromkeys(stamps, max(possible.values()))
+        return {key: possible.get(key, time) for key in stamps}
+
+    def _placed(self, time: float, stamp: float) -> float | None:
+        """Return where a reading stands by its stamp, None for its event's time."""
+        if self._started - 86400 <= stamp <= time + 3600:
+            before_the_run = self._monitor and stamp < self._started and time - stamp > 1
+            return None if before_the_run else stamp
+        relative = not self._monitor and 0 <= stamp <= time - self._started
+        return self._started + stamp if relative else None
+
+    def _decide(self, time: float, stamps: dict[str, float]) -> None:
+        oldest, newest = min(stamps.values()), max(stamps.values())
+        if self._before is None:
+            old, apart = time - newest, newest - oldest
+            within = oldest >= self._started
+            self._collected = within and (old > 0.25 if not apart else old > 1 and apart <= old / 10)
+            return
+        before, stamps_before = self._before
+        changed = [at for key, at in stamps.items() if at != stamps_before.get(key)]
+        if abs(time - before) <= 0.0005 and changed and max(changed) < before:
+            self._collected = self._rule_2 = True
+        elif time > before + 0.0005 and (not changed or (newest > before and not self._rule_2)):
+            self._collected = self._rule_2 = False
 
 
 @dataclass
