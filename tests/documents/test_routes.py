@@ -154,6 +154,30 @@ def test_a_malformed_event_says_nothing_about_the_times_of_the_next(
     assert callback.ignored["malformed document"] == 1
 
 
+def test_a_flyer_with_two_clocks_leaves_the_first_point_of_some_keys_apart(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    rows = [
+        event("d", 60.0 + n / 10**5, {"i": float(n), "j": n + 0.5, "k": n + 0.25},
+              {"i": T0 + 20.0 + n, "j": T0 + 19.5 + n, "k": T0 + 19.5 + n})
+        for n in range(12)
+    ]  # fmt: skip
+    callback = make_callback()
+    play(callback, run_of(descriptor("d", "fly", i=number(), j=number(), k=number()), page(rows)))
+    assert callback.drain(20)
+
+    assert points(server) == {
+        "i": [(20.0 + n, float(n)) for n in range(12)],
+        "j": [(20.0, 0.5), *((19.5 + n, n + 0.5) for n in range(1, 12))],
+        "k": [(20.0, 0.25), *((19.5 + n, n + 0.25) for n in range(1, 12))],
+    }
+    held = [
+        {name: len(series.times) for name, series in server.points(stream.data_id).items()}
+        for stream in server.streams()
+    ]
+    assert sorted(held, key=str) == [{"i": 12}, {"j": 1, "k": 1}, {"j": 11, "k": 11}, {}]
+
+
 def test_a_page_without_rows_says_nothing_wherever_it_comes(
     make_callback: MakeCallback, server: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
