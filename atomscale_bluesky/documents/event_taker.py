@@ -8,7 +8,7 @@ Used by one thread at a time, which holds the recorder's lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any
 
@@ -54,12 +54,12 @@ class EventTaker:
         if known is None:
             return self._take_unknown("event", doc, 1)
         run, event_stream, description = known
-        if event_stream is None:
-            return _left_out(run, Loss.EVENT_STREAM_NOT_SELECTED, doc.get("data") or ())
         uid = doc["uid"]
         if uid in run.seen or uid in run.seen_before:
             self._rejections.counts[SEEN_BEFORE] += 1
             return KNOWN
+        if event_stream is None:
+            return _not_selected(run, (uid,), doc)
         if description is not event_stream.description:
             event_stream.describe(description)
         if run.kept is not None:
@@ -93,13 +93,14 @@ class EventTaker:
         if known is None:
             return self._take_unknown("event_page", doc, len(uids))
         run, event_stream, description = known
-        if event_stream is None:
-            return _left_out(run, Loss.EVENT_STREAM_NOT_SELECTED, doc.get("data") or (), len(uids))
-        if description is not event_stream.description:
-            event_stream.describe(description)
         seen = [i for i, uid in enumerate(uids) if uid in run.seen or uid in run.seen_before]
         if seen:
             self._rejections.counts[SEEN_BEFORE] += len(seen)
+        if event_stream is None:
+            others = set(seen)
+            return _not_selected(run, [uid for i, uid in enumerate(uids) if i not in others], doc)
+        if description is not event_stream.description:
+            event_stream.describe(description)
         rows = 0
         if run.kept is not None:
             others = set(seen)
@@ -214,11 +215,13 @@ class EventTaker:
         return Accepted(left_out={Loss.BEHIND_STOP: events * len(list(doc.get("data") or ()))})
 
 
-def _left_out(run: OpenRun, reason: Loss, keys: Iterable[Any], events: int = 1) -> Accepted:
-    """Count all readings of a document as left out."""
-    keys = list(keys)
-    run.leave_out(reason, keys, events)
-    return Accepted(left_out={reason: len(keys) * events})
+def _not_selected(run: OpenRun, uids: Sequence[Any], doc: Mapping[str, Any]) -> Accepted:
+    """Count the readings of events of an event stream that the settings leave out, once."""
+    keys = list(doc.get("data") or ())
+    run.leave_out(Loss.EVENT_STREAM_NOT_SELECTED, keys, len(uids))
+    for uid in uids:
+        run.remember(uid)
+    return Accepted(left_out={Loss.EVENT_STREAM_NOT_SELECTED: len(keys) * len(uids)}) if uids else KNOWN
 
 
 def _why_left_out(reason: Loss, readings: int, known: int = 0) -> Accepted:

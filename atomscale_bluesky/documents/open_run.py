@@ -27,6 +27,9 @@ from .start_document import text_of
 # The same event may come twice (two subscriptions, a bus that delivers again). So many uids of each run are remembered.
 REMEMBERED_EVENTS = 10_000
 
+# Why readings are left out of which each replay brings the same. Others may be kept the next time, or are told by rows.
+_COMES_AGAIN = frozenset({Loss.EVENT_STREAM_NOT_SELECTED, Loss.MALFORMED, Loss.DOCUMENT_TOO_LONG})
+
 # A line of the journal names no more keys than this, so that it is never too long.
 KEYS_PER_LINE = 10_000
 
@@ -63,6 +66,10 @@ class OpenRun:
         self.seen_before: set[str] = set()  # the ones before those
         self._layouts = 0
         self._left_out: Counter[tuple[str, str]] = Counter()  # reason, key
+        # The same of earlier journals, of readings that come again: they are counted already.
+        self._counted_before = {
+            (reason, key): n for (reason, key), n in (kept.left_out if kept else {}).items() if reason in _COMES_AGAIN
+        }
 
     def describe(self, description: Description, selection: Selection) -> bool:
         """Add the first descriptor of an event stream. Return False if the event stream is not selected."""
@@ -112,7 +119,12 @@ class OpenRun:
     def leave_out(self, reason: str, keys: Iterable[Any], events: int = 1) -> None:
         """Count readings that do not reach the journal."""
         for key in keys:
-            self._left_out[reason, text_of(key)] += events
+            counted = (reason, text_of(key))
+            before = min(events, self._counted_before.get(counted, 0))
+            if before:
+                self._counted_before[counted] -= before
+            if events > before:
+                self._left_out[counted] += events - before
 
     def not_kept(self, ended: float) -> NotKept | None:
         """Return a note of a run whose left-out readings have no journal, or None if there is nothing to note.

@@ -18,6 +18,7 @@ import struct
 from array import array
 from binascii import hexlify
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from hashlib import blake2b
 from pathlib import Path
@@ -29,7 +30,7 @@ import orjson
 
 from ..errors import SpoolError
 from .gil_yield import GilYield
-from .journal_format import Described, Header, Layout, Stop, decode_journal, decode_row, is_row, packed
+from .journal_format import Described, Header, Layout, LeftOut, Stop, decode_journal, decode_row, is_row, packed
 from .row_record import head_of, is_record
 from .run_reader import RunReader
 
@@ -56,6 +57,7 @@ class Events(msgspec.Struct):
     times: dict[str, array[float]] = {}  # by event stream, one time per event; only in files of earlier versions
     beyond: int = 0  # how many rows could not be remembered
     made_up: bool = False  # its source made up the events' uids, as a catalogue does
+    left_out: list[LeftOut] = []  # readings that are not in its rows
     stop: Stop | None = None
 
 
@@ -103,6 +105,8 @@ class KeptEvents:
         self.layouts: list[Layout] = []  # of all journals
         self.descriptors: dict[str, Described] = {}  # by uid
         self.header: Header | None = None
+        # By reason and data key: readings that the journals count as left out, and that a replay brings again.
+        self.left_out: Counter[tuple[str, str]] = Counter()
         self._until = dict(until or {})
         self._latest: dict[str, float] = {}
         self._set_back: set[str] = set()
@@ -120,6 +124,8 @@ class KeptEvents:
             self._journals.append(_Journal(part, room, by_uid=part is by_uid or (uids_alone and not part.made_up)))
             self.layouts += part.known
             self.descriptors |= part.descriptors
+            for line in () if uids_alone else part.left_out:
+                self.left_out.update({(line.reason, key): readings for key, readings in line.keys.items()})
             self.header = part.header or self.header
             room -= min(room, len(part.uids))
 
@@ -412,6 +418,8 @@ def read_events(folder: Path, gil_yield: GilYield | None = None) -> Events:
                         events.descriptors[descriptor.uid] = descriptor
                     case Header() as header:
                         events.header = header
+                    case LeftOut() as left_out:
+                        events.left_out.append(left_out)
                     case Stop() as stop:
                         events.stop = stop
                     case _:

@@ -18,7 +18,7 @@ import msgspec
 
 from . import atomic_file as notes
 from .gil_yield import GilYield
-from .journal_format import Described, Header, Layout, decode_journal
+from .journal_format import Described, Header, Layout, LeftOut, decode_journal
 from .kept_events import WHOLE, Events, read_events
 from .lines import encode
 from .own_files import read_own
@@ -39,7 +39,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     layouts: bytes = b""
     prints: bytes = b""
     made_up: bool = False
-    lines: list[bytes] = []  # header, descriptors and layouts, in this order
+    lines: list[bytes] = []  # header, descriptors, layouts and what was left out, in this order
 
 
 def keep_events(folder: Path, gil_yield: GilYield | None = None) -> tuple[str, list[str]] | None:
@@ -52,7 +52,8 @@ def keep_events(folder: Path, gil_yield: GilYield | None = None) -> tuple[str, l
     name = f"{folder.name}.events"
     if not _NAME.fullmatch(name):
         return None
-    lines = [*([events.header] if events.header else []), *events.descriptors.values(), *events.known]
+    header = [events.header] if events.header else []
+    lines = [*header, *events.descriptors.values(), *events.known, *events.left_out]
     stored = msgspec.msgpack.encode(
         _File(
             version=2,
@@ -105,6 +106,8 @@ def stored_events(spool: Path, name: str) -> Events | None:
                     events.descriptors[line.uid] = line
                 case Layout():
                     events.known.append(line)
+                case LeftOut():
+                    events.left_out.append(line)
                 case _:
                     pass
         return events

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from runs import Document, growth
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.cli import commands
 from atomscale_bluesky.server import LocalServer
+from atomscale_bluesky.spool.spool import Spool
 
 MakeCallback = Callable[..., AtomscaleCallback]
 Points = dict[str, list[tuple[float, float | None]]]
@@ -269,6 +271,33 @@ def test_a_descriptor_that_comes_alone_is_there_for_the_next_process(
     assert last.ignored == {}
     assert points(server) == {"T": [(0.0, 1.0)], "I": [(float(n), n + 0.5) for n in range(3)]}
     assert [stream.points for stream in server.streams()] == [1, 3]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_was_left_out_is_counted_once_when_a_run_is_replayed(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, finished: bool
+) -> None:
+    documents = run_of(
+        descriptor("b", "baseline", z=number()),
+        descriptor("d", "primary", T=number()),
+        event("b", 0, {"z": 1.0}),
+        *(event("d", n, {"T": n + 0.5}) for n in range(3)),
+        ("event", event("d", 3, {"T": 9.0})[1] | {"time": None}),
+        *(event("d", n, {"T": n + 0.5}) for n in range(4, 6)),
+        event("b", 7, {"z": 2.0}),
+    )
+    first = make_callback(**({} if finished else {"offline": True}))
+    play(first, [*documents[:8], documents[3]])
+    first.close()
+    second = make_callback()
+    play(second, [*documents[:-1], documents[-2], documents[-1]])
+    assert second.drain(20)
+    second.close()
+
+    entries = Spool(spool_dir, read_only=True).history.entries()
+    left_out = sum((Counter(entry["left_out"]) for entry in entries), Counter())
+    assert left_out == {"event stream not selected": 2, "malformed document": 1}
+    assert points(server) == {"T": [(float(n), n + 0.5) for n in (0, 1, 2, 4, 5)]}
 
 
 @pytest.mark.parametrize("finished", [True, False])

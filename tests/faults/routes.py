@@ -2,7 +2,8 @@
 
 A seed makes the documents of one run, with several event streams. They are recorded once without any interruption, and
 once by sessions that are killed anywhere, each of which gets the rest, or all of it, by a route of its own. Every
-reading must be in the journals once, with the same time, value, unit and channel, in the same event stream.
+reading must be in the journals once, with the same time, value, unit and channel, in the same event stream. No reading
+may be counted twice among those that were left out; a kill may take such counts.
 
 A kill leaves the spool's files as they are at that moment, without their locks, so the next session gets a copy that
 was made then. Some seeds kill processes, which costs more and must give the same.
@@ -37,6 +38,7 @@ import msgspec
 from event_model import DocumentRouter, Filler, RunRouter, pack_event_page, unpack_event_page
 
 from atomscale_bluesky import DocumentError, DocumentRecorder, Settings
+from atomscale_bluesky.model.loss import Loss
 from atomscale_bluesky.model.rows import Row
 from atomscale_bluesky.spool.journal import segment_path
 from atomscale_bluesky.spool.journal_format import Header, Layout, decode_journal
@@ -358,7 +360,8 @@ class Session(NamedTuple):
     route: str
     documents: list[Document]
     over: str
-    upto: int  # it is killed when it has got so many documents; more than there are: it closes in order
+    upto: int  # it ends when it has got so many documents; more than there are: after the last one
+    killed: bool = True  # if it ends before the last document; otherwise it closes in order
 
 
 def in_child(work: Callable[[], Any]) -> Any:
@@ -414,17 +417,17 @@ def record(spool: Path, session: Session, left: Path | None = None) -> tuple[int
                 raise
         if taken == session.upto:
             unsure = max(0, _journal_bytes(spool) - before)
-            if left is not None:
+            if session.killed and left is not None:
                 shutil.copytree(spool, left, copy_function=_copy)  # without the locks, as a killed process leaves it
             raise _Killed
 
     try:
         hand_over(session.documents, take, session.over)
     except _Killed:
-        if left is None:
+        if session.killed and left is None:
             return taken, unsure
     recorder.close()
-    return taken, unsure
+    return taken, unsure if session.killed else 0
 
 
 class _Killed(BaseException):
@@ -466,8 +469,8 @@ def _journal_bytes(spool: Path) -> int:
     return path.stat().st_size if path is not None and path.exists() else 0
 
 
-def readings_in(spool: Path) -> tuple[Counter[Reading], list[str]]:
-    """All readings in a spool's journals, and what is wrong with these."""
+def readings_in(spool: Path) -> tuple[Counter[Reading], Counter[str], list[str]]:
+    """All readings in a spool's journals, how many were left out for which reason, and what is wrong with these."""
     found: Counter[Reading] = Counter()
     problems: list[str] = []
     for folder in sorted(path for path in spool.iterdir() if path.is_dir()):
@@ -493,13 +496,15 @@ def readings_in(spool: Path) -> tuple[Counter[Reading], list[str]]:
         reader.close()
         if reader.damaged:
             problems.append(f"{reader.damaged} damaged lines")
+    left_out: Counter[str] = Counter()
     spool_status = SpoolStatus(Spool(spool, read_only=True))
     for run in spool_status.status():
         points = run.points
         total = points.delivered + points.waiting + points.refused + points.discarded + points.lost
         if points.seen != total + sum(points.left_out.values()) or points.lost:
             problems.append(f"the account does not add up: {points}")
-    return found, problems
+        left_out.update(points.left_out)
+    return found, left_out, problems
 
 
 def play(seed: int) -> list[str]:
@@ -513,7 +518,7 @@ def play(seed: int) -> list[str]:
     try:
         live, spool = _new_spool(folder / "live"), _new_spool(folder / "spool")
         record(live, Session("live", documents, "", 10**9))
-        expected, problems = readings_in(live)
+        expected, left_out, problems = readings_in(live)
         problems = [f"live: {problem}" for problem in problems]
         problems += _truth(run, expected)
         at = 0  # how many documents were taken for good, as they were
@@ -527,7 +532,7 @@ def play(seed: int) -> list[str]:
             else:
                 name, given, over = routes(documents, chance)
                 upto = upto if upto > 10**6 else chance.randrange(1, len(given) + 1)
-            session = Session(name, given, over, upto)
+            session = Session(name, given, over, upto, killed=chance.random() < 0.7)
             if forks:
                 taken, unsure = in_child(lambda session=session, spool=spool: record(spool, session))
             else:
@@ -548,8 +553,9 @@ def play(seed: int) -> list[str]:
             elif taken == len(given) and not cut:
                 at = len(documents)
             droppable = droppable or name.startswith("tiled")
-        found, wrong = readings_in(spool)
+        found, left_out_here, wrong = readings_in(spool)
         problems += wrong
+        problems += _counted_twice(left_out, left_out_here)
         for reading, n in (expected - found).items():
             if not droppable or not _was_dropped(run, reading):
                 problems.append(f"lacks {n} of {reading}")
@@ -559,6 +565,14 @@ def play(seed: int) -> list[str]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return [f"{'; '.join(told)}", *problems] if problems else []
+
+
+def _counted_twice(live: Counter[str], here: Counter[str]) -> list[str]:
+    """Compare what was left out. Why an element of an array has no value depends on how long that was before."""
+    not_selected = Counter({reason: n for reason, n in here.items() if reason == Loss.EVENT_STREAM_NOT_SELECTED})
+    if not_selected - live or here.total() > live.total():
+        return [f"left out are {dict(here)} instead of {dict(live)}"]
+    return []
 
 
 def _was_dropped(run: Run, reading: Reading) -> bool:
