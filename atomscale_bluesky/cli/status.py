@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -259,6 +259,7 @@ def _run(run: RunStatus, now: float, endpoint: str) -> Iterator[RenderableType]:
     if run.rounded:
         count = sum(run.rounded.values())
         table.add_row("rounded", Text(f"{number(count)} integers beyond 2**53: {plain(', '.join(run.rounded))}"))
+    _add_not_given(table, run.not_given)
     for stream in run.streams:
         table.add_row("stream", _stream(stream))
     if run.problem:
@@ -277,6 +278,7 @@ def _finished(entry: dict[str, Any], *, went_on: bool) -> Iterator[RenderableTyp
     table.add_row("points", Text(f"{number(points)} delivered, {share}, by {moment(entry.get('finished') or 0.0)}"))
     for reason, count in (entry.get("left_out") or {}).items():
         table.add_row("left out", Text(f"{number(count)} {plain(reason)}"))
+    _add_not_given(table, entry.get("not_given") or {})
     if entry.get("lost"):
         table.add_row("lost", Text(counted(entry["lost"], "point"), style="bold red"))
     if entry.get("interrupted"):
@@ -286,6 +288,12 @@ def _finished(entry: dict[str, Any], *, went_on: bool) -> Iterator[RenderableTyp
         table.add_row("stream", line)
     yield table
     yield Text()
+
+
+def _add_not_given(table: Table, events: Mapping[str, int]) -> None:
+    for name, count in events.items():
+        said = f"{counted(count, 'event')} of {plain(name)}, which the stop document counts, never came"
+        table.add_row("not given", Text(said, style="yellow"))
 
 
 def _headline(label: Any, state: str, uid: Any, started: float) -> Text:

@@ -29,5 +29,6 @@ wait for their descriptor.
     subscriptions   mistakes with subscriptions: warns, and leaves a run to a newer callback
     recognition     which readings of a document these have
     early_events    events that wait for their descriptor
+    not_given       events that the stop document counts and that never came
     rejections      documents that cannot be used: counted, and logged once
 """

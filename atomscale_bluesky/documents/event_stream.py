@@ -82,6 +82,7 @@ class EventStream:
         self._channels = Channels(self.name, description, selection, names, earlier)
         self._next_layout = next_layout
         self._bases: list[TimeBase] = []
+        self._events_before = 0  # of earlier journals that this object wrote
         self._watched: tuple[str, ...] = ()  # keys left out because of their values, which may become numbers later
         self._left_out: dict[str, str] = {}
         self._changes = 0
@@ -108,6 +109,16 @@ class EventStream:
     def rows(self) -> int:
         """How many rows were accepted, over all time bases."""
         return sum(base.rows for base in self._bases)
+
+    @property
+    def events(self) -> int:
+        """How many events have a row, in all journals that it was written to."""
+        return self._events_before + (self._bases[0].rows if self._bases else 0)
+
+    @property
+    def has_external_data(self) -> bool:
+        """Return True if some of its values are in files, which documents of other kinds name."""
+        return any(key.external for key in self._described.values())
 
     @property
     def rounded(self) -> list[str]:
@@ -308,6 +319,7 @@ class EventStream:
 
     def start_over(self) -> None:
         """Number the next rows from 0, under layouts that are declared again: they go into another journal."""
+        self._events_before = self.events
         for base in self._bases:
             base.rows = base.offered = 0
             base.declared = False

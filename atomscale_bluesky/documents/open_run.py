@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from msgspec.structs import replace
@@ -126,6 +126,11 @@ class OpenRun:
             if events > before:
                 self._left_out[counted] += events - before
 
+    def left_out_for(self, reasons: Set[str]) -> bool:
+        """Return True if any reading was left out for one of these reasons, here or in an earlier journal."""
+        before = self.kept.left_out if self.kept else {}
+        return any(reason in reasons for reason, _ in [*self._left_out, *before])
+
     def not_kept(self, ended: float) -> NotKept | None:
         """Return a note of a run whose left-out readings have no journal, or None if there is nothing to note.
 
@@ -242,6 +247,17 @@ class OpenRun:
                 "run %s: the clock was set back and what was kept before is no longer known event by event; %d events "
                 "were taken that may be there twice",
                 self.uid, self.kept.in_doubt,
+            )  # fmt: skip
+
+    def tell_not_given(self, events: Mapping[str, int], rejections: Rejections) -> None:
+        """Log which events the stop document counts that never came."""
+        if events:
+            said = plain(", ".join(f"{n} of event stream {name!r}" for name, n in events.items()))
+            rejections.say(
+                logging.WARNING,
+                "run %s: its stop document counts events that never came: %s; if its source has them, `resend` records "
+                "the whole run again",
+                self.uid, said,
             )  # fmt: skip
 
     def _next_layout(self) -> int:

@@ -26,6 +26,7 @@ from .descriptor import event_stream_of, mapping_of
 from .early_events import EarlyEvents
 from .event_stream import EventStream
 from .known_runs import KnownRun, KnownRuns
+from .not_given import not_given
 from .open_run import OpenRun
 from .peers import Peers
 from .rejections import PARTS_ALONE, SUBSCRIBE_EARLY, TAKEN_BEFORE, Rejections
@@ -202,6 +203,8 @@ class OpenRuns:
         )
         if self._early and len(self._runs) == 1:
             self._give_up_early(run)
+        stop.not_given.update(not_given(run, counts, self._selection))
+        run.tell_not_given(stop.not_given, self._rejections)
         if run.settled:
             self._files.make_again(run)  # its files say that no stop document came
         self._files.end(run, stop)

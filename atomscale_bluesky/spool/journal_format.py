@@ -108,6 +108,7 @@ class Stop(FileLine, frozen=True, tag="stop"):
     reason: str = ""
     interrupted: bool = False
     rows: dict[str, int] = {}  # by time base: how many rows there are, which shows it when the last ones are damaged
+    not_given: dict[str, int] = {}  # by event stream: how many events the stop document counts that never came
 
 
 # ---- reading and writing ---------------------------------------------------------------------------------------------

@@ -133,6 +133,11 @@ class KeptEvents:
         """Return True if more than the first row of an event stream stands at its readings' own times."""
         return sum(journal.rows_at_own_times(event_stream) for journal in self._journals) > 1
 
+    def events_of(self, event_stream: str) -> int | None:
+        """Return how many events of an event stream the journals hold, or None if that is not known."""
+        counts = [journal.events_of(event_stream) for journal in self._journals]
+        return None if self.beyond or self._until or None in counts else sum(filter(None, counts))
+
     def layouts_of(self, event_stream: str) -> list[Layout]:
         """Return the layouts of an event stream, in the order in which they were written."""
         return [layout for layout in self.layouts if layout.event_stream == event_stream]
@@ -246,6 +251,13 @@ class _Journal:
             for name, times in events.times.items():
                 self._times[name] = array("d", np.sort(np.array(times[:room], dtype=np.float64)).tobytes())
                 self._times_taken[name] = array("I", bytes(4 * len(self._times[name])))
+
+    def events_of(self, event_stream: str) -> int | None:
+        """Return how many events of an event stream have their first row here; None in files of earlier versions."""
+        if self._times or WHOLE in self._layouts:
+            return None
+        places = [place for place in self._first if self._known[place].event_stream == event_stream]
+        return sum(self._layouts.count(place) for place in places)
 
     def rows_at_own_times(self, event_stream: str) -> int:
         """Return how many events of an event stream have rows at their readings' own times."""

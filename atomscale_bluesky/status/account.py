@@ -96,6 +96,7 @@ class RunStatus:
     rounded: Mapping[str, int] = field(default_factory=dict)  # by channel: integers beyond 2**53 that lost digits
     endpoint: str = ""  # where it is delivered
     scan_id: int | None = None  # of the start document
+    not_given: Mapping[str, int] = field(default_factory=dict)  # by event stream: events of num_events that never came
     repeated_rows: int = 0  # rows with the number of an earlier row; those that no chunk holds are lost
 
     @property
@@ -390,6 +391,7 @@ class Account:
             streams=streams,
             problem=parked,
             rounded=dict(self.rounded),
+            not_given=dict(self.stop.not_given) if self.stop else {},
             repeated_rows=self.rows_repeated.total(),
             scan_id=header.scan_id,
             endpoint=ledger.endpoint or header.endpoint,

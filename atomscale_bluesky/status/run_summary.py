@@ -37,6 +37,7 @@ def history_entry(
         "verified": state.verified is not None,
         "until": account.until,
         "exit_status": stop.exit_status if stop else "",
+        **({"not_given": dict(status.not_given)} if status.not_given else {}),
         "content": header.content,
         "endpoint": endpoint,
         "scan_id": header.scan_id,

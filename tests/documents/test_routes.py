@@ -301,6 +301,38 @@ def test_what_was_left_out_is_counted_once_when_a_run_is_replayed(
 
 
 @pytest.mark.parametrize("finished", [True, False])
+def test_events_that_a_restart_has_missed_are_reported_at_the_stop(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, finished: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    documents = list(growth(points=12, keys=1))
+    first = make_callback(**({} if finished else {"offline": True}))
+    play(first, documents[:6])
+    first.close()
+    second = make_callback()
+    play(second, documents[9:])
+    assert second.drain(20)
+    second.close()
+
+    shown = CliRunner().invoke(commands, ["status", "--all", "--spool-dir", str(spool_dir)], env={"COLUMNS": "200"})
+    assert "not given  3 events of primary, which the stop document counts, never came" in shown.output
+    assert "counts events that never came: 3 of event stream 'primary'" in caplog.text
+
+
+def test_a_complete_run_has_nothing_that_was_not_given(make_callback: MakeCallback, server: LocalServer) -> None:
+    again = event("d", 4, {"T": 4.0})[1] | {"seq_num": 3}  # taken again after a pause
+    frames = descriptor("f", "camera", frame=number(external="STREAM:"), T2=number())
+    documents = run_of(
+        descriptor("d", "primary", T=number()), frames, *(event("d", n, {"T": float(n)}) for n in range(3)),
+        ("event", again), event("f", 5, {"T2": 1.0}),
+    )  # fmt: skip
+    documents[-1][1]["num_events"] = {"primary": 3, "camera": 100, "baseline": 2}
+    callback = make_callback(offline=True)
+    play(callback, documents)
+
+    assert [run.not_given for run in callback.status()] == [{}]
+
+
+@pytest.mark.parametrize("finished", [True, False])
 def test_a_stop_that_comes_alone_ends_the_run(
     make_callback: MakeCallback, server: LocalServer, spool_dir: Path, finished: bool
 ) -> None:
