@@ -30,26 +30,6 @@ Say = Callable[..., tuple[int, str, str]]
 NASTY = "\x1b[31mred\x1b[0m [bold]loud[/bold] \u202edlrow\x07"
 
 
-@pytest.fixture(autouse=True)
-def _of_this_server(monkeypatch: pytest.MonkeyPatch, server: LocalServer, spool_dir: Path) -> None:
-    monkeypatch.setenv("ATOMSCALE_API_ENDPOINT", server.url)
-    monkeypatch.setenv("ATOMSCALE_API_KEY", server.api_key)
-    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_DIR", str(spool_dir))
-    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_MIN_FREE_BYTES", "0")
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Say:
-    """Run a command; its exit code, what it said with line breaks as spaces, and its complaints."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = main(list(arguments))
-        said, complaint = capsys.readouterr()
-        return code, " ".join(said.replace("\N{NO-BREAK SPACE}", "").split()), complaint
-
-    return run
-
-
 @pytest.fixture
 def spooled(make_callback: MakeCallback) -> Callable[..., None]:
     """Leave a run in the spool that nobody delivers: 25 events of 2 keys, 10 points per chunk."""

@@ -15,34 +15,12 @@ from event_model import compose_run
 from runs import growth
 
 from atomscale_bluesky import AtomscaleCallback
-from atomscale_bluesky.__main__ import main
 from atomscale_bluesky.server import LocalServer
 from atomscale_bluesky.spool.spool import Spool
 
 MakeCallback = Callable[..., AtomscaleCallback]
 Say = Callable[..., tuple[int, str, str]]
 NASTY = "\x1b[31mred\x1b[0m [bold]$x_1$[/bold] \u202edlrow\x07"
-
-
-@pytest.fixture(autouse=True)
-def _of_this_server(monkeypatch: pytest.MonkeyPatch, server: LocalServer, spool_dir: Path) -> None:
-    monkeypatch.setenv("ATOMSCALE_API_ENDPOINT", server.url)
-    monkeypatch.setenv("ATOMSCALE_API_KEY", server.api_key)
-    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_DIR", str(spool_dir))
-    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_MIN_FREE_BYTES", "0")
-    monkeypatch.setenv("COLUMNS", "140")
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Say:
-    """Run a command; its exit code, what it said with line breaks as spaces, and its complaints."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = main(list(arguments))
-        said, complaint = capsys.readouterr()
-        return code, " ".join(said.replace("\N{NO-BREAK SPACE}", "").split()), complaint
-
-    return run
 
 
 @pytest.fixture
