@@ -7,8 +7,9 @@ Whatever came from a document, a server or a file passes `plain` before it reach
 from __future__ import annotations
 
 import logging
+import re
 from datetime import datetime
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.text import Text
@@ -17,10 +18,50 @@ from ..model.text import plain as in_one_line
 from ..status.progress import counted as counted
 from ..status.progress import number as number
 
+# How wide lines may be where the output is no terminal: wide enough that nothing wraps, whatever the environment says.
+PIPE_COLUMNS = 10_000
+_BLANKS_AT_END = re.compile(r"[ ]+(?=\n)")
+
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that takes nothing in a text for markup, an emoji or a number to be coloured."""
-    return Console(markup=False, emoji=False, highlight=False, stderr=stderr)
+    """Return a console that takes nothing in a text for markup, an emoji or a number to be coloured.
+
+    In a pipe or a file it wraps no line, and prints plain blanks, so that programs can read it.
+    """
+    found = Console(markup=False, emoji=False, highlight=False, stderr=stderr)
+    if found.is_terminal:
+        return found
+    file = cast(TextIO, _PlainBlanks(cast(TextIO, found.file)))
+    return Console(markup=False, emoji=False, highlight=False, file=file, width=PIPE_COLUMNS)
+
+
+def plain_blanks(text: str) -> str:
+    """Return a text without non-breaking blanks, and without blanks at the ends of its lines."""
+    return _BLANKS_AT_END.sub("", text.replace("\N{NO-BREAK SPACE}", " "))
+
+
+class _PlainBlanks:
+    """A file that gets plain blanks only."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        """Write a text with plain blanks."""
+        return self._file.write(plain_blanks(text))
+
+    def flush(self) -> None:
+        """Flush the file."""
+        self._file.flush()
+
+    def isatty(self) -> bool:
+        """Return False: this is for pipes and files."""
+        return False
+
+    @property
+    def encoding(self) -> str:
+        """The file's encoding."""
+        return self._file.encoding
 
 
 def plain(value: Any, *, limit: int = 500) -> str:

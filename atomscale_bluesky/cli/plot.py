@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # How many lines share a plot, and how many plots are shown unless channels are named.
 MOST_LINES, MOST_PLOTS = 8, 6
+# How wide a plot in text is at most. A pipe has no width of its own.
+MOST_COLUMNS = 160
 _COLOURS = (
     "bright_blue",
     "bright_red",
@@ -95,7 +97,7 @@ def _print(run: FoundRun, by_unit: dict[str, _Lines], everything: bool) -> None:
     shown = list(by_unit.items()) if everything else list(by_unit.items())[:MOST_PLOTS]
     for unit, lines in shown:
         figure = plotille.Figure()
-        figure.width, figure.height = max(20, out.width - 24), 12
+        figure.width, figure.height = max(20, min(out.width, MOST_COLUMNS) - 24), 12
         figure.color_mode, figure.with_colors, figure.origin = "names", out.is_terminal and not out.no_color, False
         figure.x_label, figure.y_label = "s", plain(unit or "no unit", limit=9)
         figure.register_label_formatter(float, _label)

@@ -61,6 +61,7 @@ def _facts(run: FoundRun) -> list[tuple[str, str]]:
     if status is not None:
         points, streams = status.points, [(s.label, s.data_id, s.state, s.problem) for s in status.streams]
         facts.append(("state", status.state))
+        facts += _ended(status.exit_status, status.reason)
         counts = {"delivered": points.delivered, "waiting": points.waiting, "refused": points.refused}
         counts |= {"discarded": points.discarded, "lost": points.lost}
         left_out = _left_out(run)
@@ -69,8 +70,8 @@ def _facts(run: FoundRun) -> list[tuple[str, str]]:
             (s.get("label"), s.get("data_id"), s.get("state"), s.get("problem")) for s in entry.get("streams") or ()
         ]
         facts.append(("state", "discarded" if entry.get("discarded") else "finalized"))
-        if entry.get("exit_status"):
-            facts.append(("ended", plain(entry["exit_status"])))
+        if not entry.get("interrupted"):
+            facts += _ended(str(entry.get("exit_status") or ""), str(entry.get("reason") or ""))
         counts = {name: int(entry.get(name) or 0) for name in ("delivered", "discarded", "lost")}
         left_out = {reason: {"": n} for reason, n in (entry.get("left_out") or {}).items()}
     facts.append(("points", ", ".join(f"{number(n)} {name}" for name, n in counts.items() if n or name == "delivered")))
@@ -84,6 +85,13 @@ def _facts(run: FoundRun) -> list[tuple[str, str]]:
         names = ", ".join(f"{plain(key)} ({number(n)})" for key, n in keys.items() if key)
         facts.append(("left out", f"{number(sum(keys.values()))} {plain(reason)}" + (f": {names}" if names else "")))
     return facts
+
+
+def _ended(exit_status: str, reason: str) -> list[tuple[str, str]]:
+    """Return how the plan ended; nothing as long as it goes on."""
+    if not exit_status:
+        return []
+    return [("ended", plain(exit_status) + (f": {plain(reason)}" if reason and exit_status != "success" else ""))]
 
 
 def _left_out(run: FoundRun) -> dict[str, dict[str, int]]:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..status.progress import LOOK_PERIOD_S, Bar, counted, number
+from ..status.remedies import remedies
 from .formatting import ConsoleLog, console, plain
 from .status import open_spool
 
@@ -179,17 +180,21 @@ def _drain(uploader: Uploader, answer: SimpleQueue[bool]) -> None:
 
 
 def _report(out: Console, spool: Spool, watch: SpoolStatus) -> int:
+    from ..status.spool_status import ending
+
     left = [run for run in watch.status() if run.points.waiting or run.points.refused or run.state != "running"]
     if not left:
         out.print(Text("All of it is delivered.", style="green"))
         return 0
     for run in left:
-        text = f"{plain(run.label, limit=200)} (run {plain(run.run_uid[:8])}), {plain(run.state)}: "
+        text = f"{plain(run.label, limit=200)} (run {plain(run.run_uid[:8])}), {plain(run.state)}"
+        text += f" (its plan ended with {ended}): " if (ended := ending(run.exit_status)) else ": "
         text += f"{counted(run.points.waiting, 'point')} waiting"
         if run.points.refused:
             text += f", {number(run.points.refused)} refused"
         if run.problem:
             text += f"; {plain(run.problem)}"
+        text += "".join(f"; `{plain(command)}`" for command in remedies(run)[:1])
         out.print(Text(text, style="bold red" if run.problem else "yellow"), soft_wrap=True)
     elsewhere = sum(_delivered_elsewhere(spool, folder) for folder in spool.run_folders())
     if elsewhere:

@@ -31,6 +31,7 @@ from ..spool.run_writer import RunWriter
 from ..spool.spool import Spool
 from ..status.account import Account, RunStatus
 from ..status.outage import read_outage
+from ..status.spool_status import ending
 
 # How long the first line waits for the stream's name, which the process that delivers the run gives it.
 NAME_S = 2.0
@@ -260,7 +261,8 @@ def delivered(entry: dict[str, Any]) -> str:
 
 def waiting(run: RunStatus, why: str) -> str:
     """Return the line about a run that has stopped and is not delivered."""
-    text = f"run {plain(run.run_uid[:8], 40)}: {_counted(run.points.delivered)} delivered, "
+    ended = f" ({status})" if (status := ending(run.exit_status)) else ""
+    text = f"run {plain(run.run_uid[:8], 40)}{ended}: {_counted(run.points.delivered)} delivered, "
     text += f"{_number(run.points.waiting)} wait"
     if run.points.refused:
         text += f", {_number(run.points.refused)} refused"
@@ -270,8 +272,8 @@ def waiting(run: RunStatus, why: str) -> str:
 def _ending(entry: dict[str, Any]) -> str:
     if entry.get("interrupted"):
         return " (interrupted)"
-    status = str(entry.get("exit_status") or "")
-    return "" if status in {"", "success"} else f" ({plain(status, 40)})"
+    status = ending(str(entry.get("exit_status") or ""))
+    return f" ({status})" if status else ""
 
 
 def _number(count: int) -> str:

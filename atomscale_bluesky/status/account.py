@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
+from typing import Literal
 
 from ..errors import SpoolError
 from ..model.loss import Loss
@@ -37,6 +38,12 @@ from ..spool.row_record import is_record
 
 # Stands for the channels of rows whose layout is lost. Each of these rows counts as one reading.
 UNNAMED = "rows of a missing layout"
+
+
+# What keeps a run waiting for the operator: its metadata; something that it names and Atomscale does not have; a
+# damaged ledger; the whole run, for the reason that its problem tells; or, of a stream, its beginning, a chunk or a
+# link.
+Cause = Literal["metadata", "missing", "ledger", "run", "stream", "chunk", "link", "unreadable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +93,7 @@ class RunStatus:
     run_uid: str
     label: str
     started: float  # Unix seconds
-    state: str  # running, delivering, parked, interrupted, finalized, discarded or unreadable
+    state: str  # running, delivering, waiting, parked, interrupted, finalized, discarded or unreadable
     points: Counts
     channels: Mapping[str, Counts]
     streams: tuple[StreamStatus, ...]
@@ -98,6 +105,14 @@ class RunStatus:
     scan_id: int | None = None  # of the start document
     not_given: Mapping[str, int] = field(default_factory=dict)  # by event stream: events of num_events that never came
     repeated_rows: int = 0  # rows with the number of an earlier row; those that no chunk holds are lost
+    exit_status: str = ""  # of the stop document; empty until it has come, and for a run that was interrupted
+    reason: str = ""  # why it failed or was aborted, by the stop document
+    cause: Cause | None = None  # the kind of `problem`
+
+    @property
+    def name(self) -> str:
+        """The name of its first metrology stream in Atomscale; its label until it has one."""
+        return next((stream.label for stream in self.streams), self.label)
 
     @property
     def data_ids(self) -> tuple[str, ...]:
@@ -380,6 +395,7 @@ class Account:
         since = [stream.last.last_time for stream in ledger.streams.values() if stream.last]
         tried = [chunk for stream in ledger.streams.values() for chunk in stream.tried.values()]
         since += [chunk.first_time for chunk in tried if chunk.first_time is not None]
+        stop = self.stop if self.stop is not None and not self.stop.interrupted else None
         return RunStatus(
             folder=folder,
             run_uid=header.run_uid,
@@ -396,7 +412,23 @@ class Account:
             scan_id=header.scan_id,
             endpoint=ledger.endpoint or header.endpoint,
             oldest_waiting=(min(since, default=header.started) if points.waiting else None),
+            exit_status=stop.exit_status if stop else "",
+            reason=stop.reason if stop else "",
+            cause=self._cause(ledger) if parked else None,
         )
+
+    def _cause(self, ledger: LedgerState) -> Cause:
+        """Return the kind of problem of a run that has one."""
+        if ledger.stuck:
+            return "ledger" if ledger.broken else "run"
+        if self.header is not None and self.header.problem and ledger.edited is None:
+            return "metadata"
+        if ledger.unresolved:
+            return "missing"
+        streams = ledger.streams.values()
+        if any(stream.parked for stream in streams):
+            return "stream"
+        return "chunk" if any(stream.refused for stream in streams) else "link"
 
 
 def _told(counts: Counts) -> str:
@@ -425,6 +457,7 @@ def unreadable(folder: str, problem: str) -> RunStatus:
         problem=problem,
         oldest_waiting=None,
         folder=folder,
+        cause="unreadable",
     )
 
 

@@ -25,7 +25,7 @@ from ..spool.run_reader import LEDGER
 from ..spool.spool import Spool
 from .account import RunStatus
 from .run_rows import RunRows
-from .spool_status import SpoolStatus
+from .spool_status import SpoolStatus, ending
 
 # How many runs are listed, and how many of those that have left the spool.
 MOST_LISTED, MOST_FINISHED = 100, 50
@@ -34,7 +34,14 @@ MOST_KEPT_RUNS, MOST_READ = 16, 2
 # An overview is at most so old; several browsers share it.
 FRESH_S = 0.3
 
-_TONES = {"running": "live", "delivering": "wait", "interrupted": "wait", "finalized": "done", "discarded": "done"}
+_TONES = {
+    "running": "live",
+    "delivering": "wait",
+    "waiting": "wait",
+    "interrupted": "wait",
+    "finalized": "done",
+    "discarded": "done",
+}
 
 
 class SpoolSource:
@@ -127,6 +134,7 @@ class SpoolSource:
     def _line(self, run: RunStatus, now: float) -> StreamLine:
         waiting = run.points.waiting
         notes = [f"{waiting} waiting"] if waiting else []
+        notes += [ended] if (ended := ending(run.exit_status)) else []
         if run.points.refused:
             notes.append(f"{run.points.refused} refused")
         if left_out := sum(run.points.left_out.values()):
@@ -149,8 +157,7 @@ class SpoolSource:
         folder = str(place / str(entry.get("folder") or entry.get("run_uid")))
         lost, discarded = int(entry.get("lost") or 0), int(entry.get("discarded") or 0)
         notes = [f"{n} {what}" for n, what in ((lost, "lost"), (discarded, "discarded")) if n]
-        exit_status = str(entry.get("exit_status") or "")
-        notes += [exit_status] if exit_status not in {"", "success"} else []
+        notes += [ended] if (ended := ending(str(entry.get("exit_status") or ""))) else []
         return StreamLine(
             id=folder,
             name=str(entry.get("label") or entry.get("run_uid")),

@@ -10,6 +10,7 @@ import msgspec
 from ..spool.journal_format import Header
 from ..spool.ledger_state import LedgerState
 from .account import Account, RunStatus
+from .spool_status import ending
 
 _logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ def history_entry(
         "until": account.until,
         "exit_status": stop.exit_status if stop else "",
         **({"not_given": dict(status.not_given)} if status.not_given else {}),
+        "reason": stop.reason if stop else "",
         "content": header.content,
         "endpoint": endpoint,
         "scan_id": header.scan_id,
@@ -56,11 +58,12 @@ def say(status: RunStatus, state: LedgerState) -> None:
     """Log one line about the run: a warning if anything is left to do, or lost."""
     points = status.points
     left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(points.left_out.items())) or "none"
+    ended = f", its plan ended with {word}" if (word := ending(status.exit_status)) else ""
     took = [s.confirmed_at - s.last.last_time for s in state.streams.values() if s.confirmed_at and s.last]
     _logger.log(
         logging.WARNING if points.waiting or points.refused or points.lost else logging.INFO,
-        "run %s %s: %d points delivered to %s; waiting: %d; refused: %d; left out: %s; discarded: %d; lost: %d; "
+        "run %s %s%s: %d points delivered to %s; waiting: %d; refused: %d; left out: %s; discarded: %d; lost: %d; "
         "the last point took %.1f s",
-        status.run_uid, status.state, points.delivered, ", ".join(status.data_ids) or "no stream", points.waiting,
-        points.refused, left_out, points.discarded, points.lost, max([0.0, *took]),
+        status.run_uid, status.state, ended, points.delivered, ", ".join(status.data_ids) or "no stream",
+        points.waiting, points.refused, left_out, points.discarded, points.lost, max([0.0, *took]),
     )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -39,6 +40,7 @@ class Status(tuple[RunStatus, ...]):
     trouble: Outage | None
     no_room: str  # why new readings are left out now; empty if they are not
     not_kept: tuple[NotKept, ...]  # runs of the last seven days that found no disk space
+    delivered_to: frozenset[str]  # the endpoints to which a living process delivers runs of this spool now
 
     def __new__(
         cls,
@@ -46,12 +48,14 @@ class Status(tuple[RunStatus, ...]):
         trouble: Outage | None = None,
         no_room: str = "",
         not_kept: Iterable[NotKept] = (),
+        delivered_to: Iterable[str] = (),
     ) -> Status:
-        """Make a status of the runs, the present outage, and why new readings are, or runs were, not kept."""
+        """Make a status of the runs, the present outage, what is or was not kept, and where runs are delivered to."""
         self = super().__new__(cls, runs)
         self.trouble = trouble
         self.no_room = no_room
         self.not_kept = tuple(not_kept)
+        self.delivered_to = frozenset(delivered_to)
         return self
 
     def __repr__(self) -> str:
@@ -59,7 +63,8 @@ class Status(tuple[RunStatus, ...]):
         lines = [self._headline()]
         for run in self[-MOST_SHOWN:]:
             name = shortened(plain(run.label), 60)
-            lines.append(f"  {plain(run.run_uid[:8])}  {run.state:11}  {_told(run.points)}  {name}".rstrip())
+            state = run.state + (f" ({ended})" if (ended := ending(run.exit_status)) else "")
+            lines.append(f"  {plain(run.run_uid[:8])}  {state:11}  {_told(run.points)}  {name}".rstrip())
         return "\n".join(lines)
 
     __str__ = __repr__
@@ -105,6 +110,11 @@ class Status(tuple[RunStatus, ...]):
     def points(self) -> Counts:
         """The sum over all runs."""
         return sum((run.points for run in self), Counts())
+
+
+def ending(exit_status: str) -> str:
+    """Return how a run ended if it did not end well: `fail`, `abort` or another word; else an empty text."""
+    return "" if exit_status in {"", "success"} else plain(exit_status, 40)
 
 
 def _told(points: Counts) -> str:
@@ -156,7 +166,30 @@ class SpoolStatus:
         found = sorted((run for run in runs if run is not None), key=lambda run: run.started)
         since = time.time() - NOT_KEPT_SHOWN_S
         not_kept = [run for run in self._spool.not_kept.runs() if run.ended >= since]
-        return Status(found, read_outage(self._spool.path), self._spool.disk_space.why_no_room(), not_kept)
+        delivered_to = self._delivered_to(found)
+        return Status(
+            [
+                replace(run, state="waiting") if run.state == "delivering" and run.endpoint not in delivered_to else run
+                for run in found
+            ],
+            read_outage(self._spool.path),
+            self._spool.disk_space.why_no_room(),
+            not_kept,
+            delivered_to,
+        )
+
+    def _delivered_to(self, runs: Iterable[RunStatus]) -> set[str]:
+        """Return the endpoints to which a living process delivers a run.
+
+        The process holds the locks of a few runs. Its other runs wait for their turn without a lock.
+        """
+        found: set[str] = set()
+        for run in runs:
+            if run.endpoint in found or run.state in {"parked", "unreadable", "discarded"}:
+                continue
+            if self._spool.uploader_alive(Path(run.folder)):
+                found.add(run.endpoint)
+        return found
 
     def find(self, run: str) -> RunStatus:
         """Return the run whose uid begins with `run`.

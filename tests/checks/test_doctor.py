@@ -245,7 +245,7 @@ def test_a_status_says_whether_anybody_delivers_what_waits(
         callback.close(timeout_s=0)
     assert "50 points waiting" in living
     assert "Nobody delivers" not in living
-    assert "Nobody delivers at present" in said()
+    assert "Nobody delivers 1 run" in said()
 
 
 def test_a_run_that_is_not_there_is_said_so(server: LocalServer, spool_dir: Path) -> None:

@@ -154,7 +154,7 @@ def test_a_run_that_waits_is_told_as_a_sum_that_comes_out(say: Say, spooled: Cal
     code, said, _ = say("status")
 
     assert code == 0
-    assert "delivering" in said
+    assert " waiting run " in said
     assert "50 seen = 0 delivered + 50 waiting" in said
     assert "the oldest point for " in said
     assert "1 run, 50 points waiting" in said

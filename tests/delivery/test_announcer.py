@@ -204,7 +204,7 @@ def test_status_and_verification_are_readable_at_a_prompt_and_in_a_notebook(make
     uid = a_run(waiting)
     text = repr(waiting.status())
     assert text.splitlines()[0].startswith("1 run, 50 points waiting")
-    assert f"  {uid[:8]}  delivering   50 seen = 0 delivered + 50 waiting" in text
+    assert f"  {uid[:8]}  waiting      50 seen = 0 delivered + 50 waiting" in text
     assert "offline" in repr(waiting)
     for shown in (waiting._repr_html_(), waiting.status()._repr_html_(), found._repr_html_()):
         assert "<table>" in shown

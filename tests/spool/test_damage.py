@@ -258,7 +258,7 @@ def test_a_file_that_ends_in_zeros_is_read_in_linear_time_and_bounded_memory(
     tracemalloc.start()
     try:
         (run,) = make_callback(offline=True).status()
-        assert (run.state, run.points.waiting) == ("delivering", 50)
+        assert (run.state, run.points.waiting) == ("waiting", 50)
         assert make_callback().drain(timeout_s=30)
         peak = tracemalloc.get_traced_memory()[1]
     finally:

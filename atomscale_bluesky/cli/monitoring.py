@@ -1,0 +1,82 @@
+"""`status --check`: one line and an exit code, as monitoring plugins have them."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..status.progress import counted, number
+from .formatting import age, plain, plain_blanks
+
+if TYPE_CHECKING:
+    from ..settings import Settings
+    from ..status.spool_status import Status
+
+OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3
+_WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
+
+
+class Duration(click.ParamType):
+    """A time span: `90s`, `10m`, `2h`, `1d`, or a number of seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the span in seconds."""
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", str(value))
+        if found is None:
+            self.fail(f"{plain(repr(value))} is no time; write 90s, 10m, 2h or 1d", param, ctx)
+        return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+def check_now(spool_dir: Path | None, max_age_s: float | None) -> int:
+    """Print the line and return the exit code."""
+    from ..errors import AtomscaleBlueskyError
+
+    try:
+        code, text = _check(spool_dir, max_age_s)
+    except AtomscaleBlueskyError as error:
+        code, text = UNKNOWN, plain(error, limit=2000)
+    click.echo(plain_blanks(f"{_WORDS[code]}: {text}"))
+    return code
+
+
+def _check(spool_dir: Path | None, max_age_s: float | None) -> tuple[int, str]:
+    from ..settings import Settings
+    from ..status.spool_status import SpoolStatus
+    from .status import open_spool
+
+    settings = Settings.load(spool_dir=spool_dir)
+    spool = open_spool(settings)
+    if spool is None:
+        return OK, f"nothing was ever spooled in {plain(settings.spool_path)}"
+    return _judge(settings, SpoolStatus(spool).status(), max_age_s, time.time())
+
+
+def _judge(settings: Settings, runs: Status, max_age_s: float | None, now: float) -> tuple[int, str]:
+    """Return the exit code, and what stands behind it: the gravest first."""
+    from .status_text import needs_operator
+
+    grave: list[str] = []
+    slight: list[str] = []
+    if runs.no_room:
+        grave.append(f"no room for new readings: {plain(runs.no_room)}")
+    if urgent := [run for run in runs if needs_operator(run)]:
+        grave.append(f"{counted(len(urgent), 'run')} for the operator, such as {plain(urgent[-1].run_uid[:8])}")
+    oldest = runs.oldest_waiting
+    if oldest is not None and max_age_s is not None and now - oldest > max_age_s:
+        grave.append(f"the oldest point has waited for {age(now - oldest)}, longer than {age(max_age_s)}")
+    waiting = [run for run in runs if run.points.waiting and not needs_operator(run)]
+    if waiting and runs.trouble is not None:
+        slight.append(f"no data taken since {age(now - runs.trouble.since)}: {plain(runs.trouble.error)}")
+    if undelivered := sum(run.endpoint not in runs.delivered_to for run in waiting):
+        slight.append(f"nobody delivers {counted(undelivered, 'run')}")
+    account = f"{counted(len(runs), 'run')} in {plain(settings.spool_path)}, {number(runs.points.waiting)} points wait"
+    code = CRITICAL if grave else WARNING if slight else OK
+    return code, "; ".join([*grave, *slight, account])

@@ -1,0 +1,301 @@
+"""What `status` shows the operator: each run, and below them what holds for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..status.progress import counted, number
+from ..status.remedies import remedies
+from .formatting import age, moment, plain
+
+if TYPE_CHECKING:
+    from ..settings import Settings
+    from ..status.account import Counts, RunStatus, StreamStatus
+    from ..status.spool_status import Status
+
+# How many runs that found no disk space are shown one by one.
+MOST_NOT_KEPT = 10
+
+_STATES = {
+    "running": "green",
+    "delivering": "cyan",
+    "waiting": "yellow",
+    "interrupted": "yellow",
+    "parked": "bold red",
+    "finalized": "green",
+    "discarded": "yellow",
+    "unreadable": "bold red",
+}
+
+
+def needs_operator(run: RunStatus) -> bool:
+    """Return True if something of the run does not move by itself."""
+    return run.state in {"parked", "unreadable"} or run.points.refused > 0 or run.points.lost > 0
+
+
+def blocks(runs: Iterable[RunStatus], finished: Iterable[dict[str, Any]], endpoint: str, now: float) -> list[Group]:
+    """Return a block of text for each run: the finished ones, then those in the spool, each oldest first."""
+    finished = list(finished)
+    ended = {entry.get("run_uid") for entry in finished if not entry.get("interrupted")}
+    shown = [Group(*_finished(entry, went_on=entry.get("run_uid") in ended)) for entry in finished]
+    return shown + [Group(*_run(run, now, endpoint)) for run in runs]
+
+
+def summary(settings: Settings, runs: Status, now: float) -> Iterator[Text]:
+    """Yield the lines about the spool as a whole: what is wrong, what waits, and who delivers it."""
+    from ..status.clock_note import CLOCK_WARNS_S, read_note, told
+
+    yield from _not_kept(runs)
+    note = read_note(settings.spool_path)
+    if note is not None and note.endpoint == settings.endpoint:
+        off = abs(note.offset_s) > CLOCK_WARNS_S + note.delay_s / 2
+        text = f"Clock: {told(note.offset_s, note.delay_s)}, measured {age(now - note.measured)} ago."
+        yield Text(text, style="yellow" if off else "dim")
+    waiting = sum(run.points.waiting for run in runs)
+    text = f"Spool {plain(settings.spool_path)}: "
+    text += f"{counted(len(runs), 'run')}, {counted(waiting, 'point')} waiting." if runs else "nothing waits."
+    yield Text(text)
+    if runs.no_room:
+        yield Text(
+            f"No room, so new readings are left out: {plain(runs.no_room)}. Free some space; what is delivered makes "
+            f"room too.",
+            style="bold red",
+        )
+    if runs and runs.trouble is not None:
+        yield outage(runs, now)
+    yield from (Text(line, style="yellow") for line in _who_delivers(settings, runs))
+
+
+def outage(runs: Status, now: float) -> Text:
+    """Return the line about the present outage; empty if there is none."""
+    trouble = runs.trouble
+    if trouble is None:
+        return Text()
+    return Text(
+        f"Atomscale at {plain(trouble.endpoint)} has taken no data for {age(now - trouble.since)}, "
+        f"since {moment(trouble.since)}: {plain(trouble.error)}",
+        style="yellow",
+    )
+
+
+def _who_delivers(settings: Settings, runs: Status) -> Iterator[str]:
+    """Yield, for each endpoint to which nobody delivers, what waits for it and what delivers it."""
+    waiting: dict[str, int] = {}
+    for run in runs:
+        if run.points.waiting and not needs_operator(run):
+            waiting[run.endpoint] = waiting.get(run.endpoint, 0) + 1
+    for endpoint, count in waiting.items():
+        if endpoint in runs.delivered_to:
+            continue
+        subject = f"{counted(count, 'run')} for {plain(endpoint)}"
+        if endpoint != settings.endpoint:
+            yield (
+                f"Nobody delivers {subject} at present, and this session's endpoint is another: "
+                f"`atomscale-bluesky upload --endpoint {plain(endpoint)}` delivers, `move` changes the endpoint."
+            )
+        elif settings.offline:
+            yield f"Nobody delivers {subject}: the setting `offline` is on."
+        elif not settings.api_key:
+            yield (
+                f"Nobody delivers {subject} at present, and there is no API key here: put it into ATOMSCALE_API_KEY, "
+                f"then `atomscale-bluesky upload` delivers."
+            )
+        elif settings.uploader == "none":
+            yield (
+                f"Nobody delivers {subject} at present: the setting `uploader` is `none`, so start the service "
+                f"`atomscale-bluesky upload --follow`, or deliver once with `atomscale-bluesky upload`."
+            )
+        else:
+            yield f"Nobody delivers {subject} at present: the next session will, or now `atomscale-bluesky upload`."
+
+
+def fitting(out: Console, runs: Sequence[Group], below: Sequence[Text]) -> Group:
+    """Return what fits the terminal: the lines about the whole first, then the newest runs, newest first.
+
+    What is new stays in view however many runs there are.
+    """
+    width, room = out.size.width, out.size.height - 1
+    shown: list[RenderableType] = list(below)
+    room -= sum(_height(out, text, width) for text in below)
+    for index, run in enumerate(reversed(runs)):
+        left = len(runs) - index
+        height = _height(out, run, width)
+        if height > room - (left > 1) and index:
+            shown.append(Text(f"{counted(left, 'older run')} not shown: this terminal is too small.", style="dim"))
+            break
+        room -= height
+        shown.append(run)
+    return Group(*shown)
+
+
+def _height(out: Console, shown: RenderableType, width: int) -> int:
+    return len(out.render_lines(shown, out.options.update(width=width), pad=False))
+
+
+def _not_kept(runs: Status) -> Iterator[Text]:
+    for run in runs.not_kept[-MOST_NOT_KEPT:]:
+        yield Text(
+            f"Run {plain(run.run_uid[:8])} ({plain(run.label, limit=200)}), started {moment(run.started)}, was not "
+            f"kept: {counted(run.readings, 'reading')} left out, {plain(run.reason)}.",
+            style="yellow",
+        )
+    if len(runs.not_kept) > MOST_NOT_KEPT:
+        more = len(runs.not_kept) - MOST_NOT_KEPT
+        yield Text(f"{counted(more, 'other run')} of the last seven days found no room.", style="yellow")
+
+
+def _run(run: RunStatus, now: float, endpoint: str) -> Iterator[RenderableType]:
+    table = _table()
+    if run.state == "unreadable":
+        yield Text.assemble((f"a run in {plain(run.folder)}", "bold"), "  ", (run.state, _STATES[run.state]))
+        table.add_row("problem", Text(plain(run.problem, limit=1000), style="bold red"))
+        yield table
+        yield Text()
+        return
+    yield _headline(run.label, run.state, run.run_uid, run.started)
+    _add_ending(table, run.exit_status, run.reason)
+    if run.endpoint not in {"", endpoint}:
+        table.add_row("endpoint", Text(f"{plain(run.endpoint)}, not {plain(endpoint)}", style="yellow"))
+    table.add_row("points", _sum_of(run.points))
+    if run.points.lost:
+        why = "from damaged lines"
+        if run.repeated_rows:
+            why += f"; {counted(run.repeated_rows, 'row')} had the number of an earlier one"
+        table.add_row("lost", Text(f"{counted(run.points.lost, 'point')}, {why}", style="bold red"))
+    if run.oldest_waiting is not None:
+        table.add_row("waiting", Text(f"the oldest point for {age(now - run.oldest_waiting)}"))
+    for reason, keys in _left_out(run).items():
+        count = sum(keys.values())
+        table.add_row("left out", Text(f"{number(count)} {plain(reason)}: {plain(', '.join(keys))}"))
+    if run.rounded:
+        count = sum(run.rounded.values())
+        table.add_row("rounded", Text(f"{number(count)} integers beyond 2**53: {plain(', '.join(run.rounded))}"))
+    _add_not_given(table, run.not_given)
+    for stream in run.streams:
+        _add_stream(table, stream)
+    if run.problem:
+        table.add_row("problem", Text(plain(run.problem, limit=1000), style="bold red"))
+    for index, command in enumerate(remedies(run)):
+        table.add_row("" if index else "do", Text(("or " if index else "") + plain(command)))
+    yield table
+    yield Text()
+
+
+def _finished(entry: dict[str, Any], *, went_on: bool) -> Iterator[RenderableType]:
+    points = int(entry.get("delivered") or 0)
+    discarded = int(entry.get("discarded") or 0)
+    state = "discarded" if discarded else "finalized"
+    yield _headline(entry.get("label"), state, entry.get("run_uid"), float(entry.get("started") or 0.0))
+    table = _table()
+    if not entry.get("interrupted"):
+        _add_ending(table, str(entry.get("exit_status") or ""), str(entry.get("reason") or ""))
+    share = f"{number(discarded)} given up" if discarded else "all of them"
+    table.add_row("points", Text(f"{number(points)} delivered, {share}, by {moment(entry.get('finished') or 0.0)}"))
+    for reason, count in (entry.get("left_out") or {}).items():
+        table.add_row("left out", Text(f"{number(count)} {plain(reason)}"))
+    _add_not_given(table, entry.get("not_given") or {})
+    if entry.get("lost"):
+        table.add_row("lost", Text(counted(entry["lost"], "point"), style="bold red"))
+    if entry.get("interrupted"):
+        said = "interrupted; it went on, and has an entry of its own for that" if went_on else None
+        table.add_row("", Text(said or "interrupted: no stop document came", style="" if said else "yellow"))
+    _add_finished_streams(table, entry)
+    yield table
+    yield Text()
+
+
+def _headline(label: Any, state: str, uid: Any, started: float) -> Text:
+    return Text.assemble(
+        (plain(label, limit=200), "bold"), "  ", (plain(state), _STATES.get(state, "")), "  ",
+        (f"run {plain(str(uid)[:8])}, started {moment(started)}", "dim"),
+    )  # fmt: skip
+
+
+def _table() -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True, width=10, justify="right")
+    table.add_column(overflow="fold")
+    return table
+
+
+def _add_ending(table: Table, exit_status: str, reason: str) -> None:
+    """Add a line if the plan did not end well."""
+    from ..status.spool_status import ending
+
+    if ended := ending(exit_status):
+        why = f": {plain(reason)}" if reason else ""
+        table.add_row("plan", Text(f"ended with {ended}{why}", style="bold yellow"))
+
+
+def _sum_of(points: Counts) -> Text:
+    """Return the account as a sum. What is 0 is left out, except for delivered and waiting points."""
+    text = Text.assemble((number(points.seen), "bold"), " seen = ")
+    text.append(f"{number(points.delivered)} delivered", "green")
+    text.append(" + ")
+    text.append(f"{number(points.waiting)} waiting", "yellow" if points.waiting else "")
+    more = (
+        ("refused", points.refused, "bold red"),
+        ("discarded", points.discarded, ""),
+        ("left out", sum(points.left_out.values()), ""),
+        ("lost", points.lost, "bold red"),
+    )
+    for name, count, style in more:
+        if count:
+            text.append(" + ")
+            text.append(f"{number(count)} {name}", style)
+    return text
+
+
+def _add_not_given(table: Table, events: Mapping[str, int]) -> None:
+    for name, count in events.items():
+        said = f"{counted(count, 'event')} of {plain(name)}, which the stop document counts, never came"
+        table.add_row("not given", Text(said, style="yellow"))
+
+
+def _left_out(run: RunStatus) -> dict[str, dict[str, int]]:
+    """Return by reason how many readings of which channel or data key are left out."""
+    found: dict[str, dict[str, int]] = {}
+    for name, counts in run.channels.items():
+        for reason, count in counts.left_out.items():
+            found.setdefault(reason, {})[name] = count
+    return found
+
+
+def _add_stream(table: Table, stream: StreamStatus) -> None:
+    """Add a stream: its name in Atomscale, its id and state, and its channels on a line of their own."""
+    text = Text(plain(stream.data_id or "no data_id yet"))
+    text.append(f"  {plain(stream.event_stream)}, ")
+    text.append(stream.state, _STATES.get(stream.state, ""))
+    text.append(f", {counted(stream.chunks_confirmed, 'chunk')} confirmed")
+    if stream.chunks_refused:
+        text.append(f", {number(stream.chunks_refused)} refused", "bold red")
+    table.add_row("name", Text(plain(stream.label)))
+    table.add_row("stream", text)
+    _add_channels(table, stream.channels)
+
+
+def _add_finished_streams(table: Table, entry: dict[str, Any]) -> None:
+    """Add each metrology stream of a finished run: its name, its id, and the channels that it holds."""
+    names: dict[str, str] = {}
+    channels: dict[str, list[str]] = {data_id: [] for data_id in entry.get("data_ids") or ()}
+    for stream in entry.get("streams") or ():
+        data_id = str(stream.get("data_id"))
+        names.setdefault(data_id, str(stream.get("label") or ""))
+        channels.setdefault(data_id, []).extend(stream.get("channels") or ())
+    for data_id in entry.get("data_ids") or ():
+        if names.get(data_id):
+            table.add_row("name", Text(plain(names[data_id])))
+        table.add_row("stream", Text(plain(data_id)))
+        _add_channels(table, channels[data_id])
+
+
+def _add_channels(table: Table, names: Sequence[str]) -> None:
+    from ..model.labels import MAX_CHANNELS, listed
+
+    if names:
+        table.add_row("channels", Text(listed([plain(name) for name in names], MAX_CHANNELS)))

@@ -1,0 +1,321 @@
+"""`status`: what it tells of each run, what to do next, and what a monitoring system gets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from event_model import compose_run
+from rich.console import Console
+from rich.text import Text
+from runs import growth
+from waiting import wait_until
+
+from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky.__main__ import main
+from atomscale_bluesky.cli.status_text import blocks, fitting
+from atomscale_bluesky.server import Fault, LocalServer
+from atomscale_bluesky.spool.spool import Spool
+from atomscale_bluesky.status.spool_status import SpoolStatus
+
+MakeCallback = Callable[..., AtomscaleCallback]
+Say = Callable[..., tuple[int, str, str]]
+Spooled = Callable[..., str]
+
+
+@pytest.fixture
+def spooled(make_callback: MakeCallback) -> Spooled:
+    """Leave a run in the spool that nobody delivers, and return its uid."""
+
+    def spool(points: int = 25, **metadata: Any) -> str:
+        callback = make_callback(offline=True)
+        uid = ""
+        for name, doc in growth(points, start_metadata=metadata):
+            uid = uid or doc["uid"]
+            callback(name, doc)
+        callback.close()
+        return uid
+
+    return spool
+
+
+def told(say: Say, *arguments: str) -> dict[str, Any]:
+    return json.loads(say("status", "--json", *arguments)[1])
+
+
+def fail(callback: AtomscaleCallback, *, exit_status: str = "fail", reason: str = "heater tripped") -> str:
+    """Record a growth that does not end well, and return its uid."""
+    run = compose_run(metadata={"plan_name": "grow", "synth_source_id": 42})
+    stream = run.compose_descriptor(name="primary", data_keys={"T": {"source": "s", "dtype": "number", "shape": []}})
+    callback("start", run.start_doc)
+    callback("descriptor", stream.descriptor_doc)
+    callback("event", stream.compose_event(data={"T": 1.0}, timestamps={"T": 0.0}))
+    callback("stop", run.compose_stop(exit_status=exit_status, reason=reason))
+    return run.start_doc["uid"]
+
+
+# ---- names, remedies, endings ----------------------------------------------------------------------------------------
+
+
+def test_the_name_in_atomscale_is_shown_for_waiting_and_finished_runs(
+    say: Say, callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    documents = list(growth(25))
+    for name, doc in documents[:-1]:
+        callback(name, doc)
+    wait_until(lambda: server.streams())
+    (stream,) = server.streams()
+    assert stream.label is not None
+
+    assert f"name {stream.label}" in say("status")[1]
+    assert told(say)["runs"][0]["name"] == stream.label
+    callback(*documents[-1])
+    assert callback.drain(20)
+    assert f"name {stream.label}" in say("status", "--all")[1]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "command"),
+    [
+        ({"synth_source_id": "the big one"}, "edit {} --synth-source-id NUMBER"),
+        ({"project_id": "9c1e66aa-0000-4000-8000-00000000000g"}, "edit {} --project-id UUID"),
+    ],
+)
+def test_wrong_metadata_name_the_edit_that_mends_them(
+    say: Say, spooled: Spooled, metadata: dict[str, Any], command: str
+) -> None:
+    uid = spooled(5, **metadata)
+
+    assert f"do atomscale-bluesky {command.format(uid[:8])}" in say("status")[1]
+    assert told(say)["runs"][0]["remedies"][0] == f"atomscale-bluesky {command.format(uid[:8])}"
+
+
+def test_a_refused_chunk_names_retry_and_discard(say: Say, callback: AtomscaleCallback, server: LocalServer) -> None:
+    server.misbehave(Fault(call=("chunk", "chunk_multi"), chunk_index=0, status=422, body='{"detail": "no"}'))
+    documents = list(growth(25))
+    for name, doc in documents:
+        callback(name, doc)
+    assert not callback.drain(20)
+    uid = documents[0][1]["uid"][:8]
+
+    said = say("status")[1]
+    assert f"do atomscale-bluesky retry {uid}" in said
+    assert f"or atomscale-bluesky discard {uid}" in said
+    assert told(say)["runs"][0]["cause"] == "chunk"
+
+
+def test_an_unknown_project_names_an_edit_and_a_retry(say: Say, make_callback: MakeCallback) -> None:
+    callback = make_callback(project_id="0f14d0ab-9605-4a62-a9e4-5ed26688389b")
+    documents = list(growth(5))
+    for name, doc in documents:
+        callback(name, doc)
+    wait_until(lambda: callback.status()[0].state == "parked")
+
+    uid = documents[0][1]["uid"][:8]
+    said = say("status")[1]
+    assert f"do atomscale-bluesky edit {uid} --project-id UUID" in said
+    assert f"or atomscale-bluesky retry {uid}" in said
+
+
+@pytest.mark.parametrize("exit_status", ["fail", "abort"])
+def test_a_growth_that_did_not_end_well_says_so_wherever_it_is_reported(
+    say: Say, make_callback: MakeCallback, exit_status: str
+) -> None:
+    waiting = make_callback(offline=True)
+    uid = fail(waiting, exit_status=exit_status)
+    waiting.close()
+
+    assert f"plan ended with {exit_status}: heater tripped" in say("status")[1]
+    run = told(say)["runs"][0]
+    assert (run["exit_status"], run["reason"]) == (exit_status, "heater tripped")
+    assert f"({exit_status})" in repr(waiting.status())
+    assert f"ended {exit_status}: heater tripped" in say("show", uid[:8])[1]
+    code, said, _ = say("upload")
+    assert code == 0
+    assert f"plan ended with {exit_status}: heater tripped" in say("status", "--all")[1]
+    assert f"ended {exit_status}: heater tripped" in say("show", uid[:8])[1]
+
+
+# ---- who delivers ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_nobody_delivers_is_waiting_and_one_with_a_deliverer_is_delivering(
+    say: Say, spooled: Spooled, spool_dir: Path, server: LocalServer
+) -> None:
+    spooled(25)
+    spool = Spool(spool_dir)
+    assert SpoolStatus(spool).status()[0].state == "waiting"
+    assert told(say)["delivered_to"] == []
+
+    claim = spool.claim(spool.run_folders()[0])
+    assert claim is not None
+    try:
+        assert SpoolStatus(spool).status()[0].state == "delivering"
+        assert told(say)["delivered_to"] == [server.url]
+        assert "Nobody delivers" not in say("status")[1]
+    finally:
+        claim.close()
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "remedy"),
+    [
+        ("ATOMSCALE_BLUESKY_UPLOADER", "none", "start the service `atomscale-bluesky upload --follow`"),
+        ("ATOMSCALE_BLUESKY_OFFLINE", "true", "the setting `offline` is on"),
+        ("ATOMSCALE_API_KEY", "", "there is no API key here"),
+        ("ATOMSCALE_API_ENDPOINT", "https://elsewhere.example", "`atomscale-bluesky upload --endpoint http://127"),
+        ("ATOMSCALE_BLUESKY_UPLOADER", "thread", "the next session will, or now `atomscale-bluesky upload`"),
+    ],
+)
+def test_who_will_deliver_is_told_as_the_settings_have_it(
+    say: Say, spooled: Spooled, monkeypatch: pytest.MonkeyPatch, variable: str, text: str, remedy: str
+) -> None:
+    spooled(25)
+    monkeypatch.setenv(variable, text)
+    said = say("status")[1]
+
+    assert "Nobody delivers 1 run for http://127" in said
+    assert remedy in said
+    assert ("the next session will" in said) == (text == "thread")
+
+
+# ---- which runs ------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_newest_runs_are_shown_and_the_others_are_counted(say: Say, spooled: Spooled) -> None:
+    uids = [spooled(2) for _ in range(4)]
+    said = say("status", "--last", "2")[1]
+
+    assert [uid[:8] in said for uid in uids] == [False, False, True, True]
+    assert "2 older runs in the spool not shown" in said
+    assert "4 runs, 16 points waiting" in said
+    assert len(told(say, "--last", "2")["runs"]) == 4  # a program gets all of them
+
+
+def test_an_old_run_for_the_operator_is_shown_whatever_came_later(say: Say, spooled: Spooled) -> None:
+    parked = spooled(2, synth_source_id="the big one")
+    for _ in range(3):
+        spooled(2)
+
+    assert parked[:8] in say("status", "--last", "1")[1]
+
+
+def test_one_run_is_shown_by_its_uid_also_if_it_is_finished(
+    say: Say, spooled: Spooled, make_callback: MakeCallback
+) -> None:
+    first = spooled(5)
+    assert say("upload")[0] == 0
+    second = spooled(5)
+
+    assert first[:8] in say("status", first[:8])[1]
+    said = say("status", second[:8])[1]
+    assert second[:8] in said
+    assert first[:8] not in said
+    code, _, complaint = say("status", "no-such")
+    assert code == 1
+    assert "no run begins with 'no-such'" in complaint
+
+
+def test_finished_runs_are_bounded(say: Say, spooled: Spooled) -> None:
+    uids = [spooled(2) for _ in range(3)]
+    assert say("upload")[0] == 0
+    said = say("status", "--all", "--last", "2")[1]
+
+    assert [uid[:8] in said for uid in uids] == [False, True, True]
+    assert "1 older finished run not shown" in said
+
+
+def test_watching_keeps_the_newest_run_and_the_totals_on_a_small_terminal(spooled: Spooled, spool_dir: Path) -> None:
+    uids = [spooled(2) for _ in range(6)]
+    runs = SpoolStatus(Spool(spool_dir)).status()
+    out = Console(width=60, height=16)
+
+    shown = fitting(out, blocks(runs, [], runs[0].endpoint, runs[0].started), [Text("the outage")])
+    with out.capture() as capture:
+        out.print(shown)
+    lines = capture.get().splitlines()
+
+    assert len(lines) < 16
+    assert "the outage" in lines[0]
+    assert any(uids[-1][:8] in line for line in lines)
+    assert not any(uids[0][:8] in line for line in lines)
+    assert "older runs not shown" in lines[-1]
+    assert all(len(line) <= 60 for line in lines)
+
+
+# ---- a pipe and a program --------------------------------------------------------------------------------------------
+
+
+def test_in_a_pipe_there_are_plain_blanks_and_no_line_is_wrapped(spooled: Spooled) -> None:
+    spooled(600, plan_name="a rather long name of a plan " * 6)
+    ended = subprocess.run(
+        [sys.executable, "-m", "atomscale_bluesky", "status"], capture_output=True, text=True, timeout=60, check=True
+    )
+
+    assert "\N{NO-BREAK SPACE}" not in ended.stdout
+    (points,) = [line for line in ended.stdout.splitlines() if line.split()[:1] == ["points"]]
+    assert points == "    points  1 200 seen = 0 delivered + 1 200 waiting"
+    assert ended.stdout.splitlines()[0].startswith("a rather long name")
+    assert "run " in ended.stdout.splitlines()[0]
+
+
+def test_json_tells_all_that_the_text_tells(
+    say: Say, callback: AtomscaleCallback, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.unreachable()
+    for name, doc in growth(25):
+        callback(name, doc)
+    wait_until(lambda: callback.status().trouble is not None)
+    found = told(say)
+
+    assert found["endpoint"] == server.url
+    assert found["delivered_to"] == [server.url]
+    assert (found["api_key"], found["offline"], found["uploader"], found["exit_code"]) == (True, False, "thread", 0)
+    assert found["trouble"]["endpoint"] == server.url
+    assert found["runs"][0]["delivered_by_a_process"] is True
+    server.reachable()
+
+
+@pytest.mark.parametrize(
+    ("what", "arguments", "code", "text"),
+    [
+        ("nothing", (), 0, "OK: nothing was ever spooled in "),
+        ("waiting", (), 1, "WARNING: nobody delivers 1 run; 1 run in "),
+        ("waiting", ("--max-age", "10m"), 1, "WARNING: nobody delivers 1 run; 1 run in "),
+        ("waiting", ("--max-age", "0"), 2, "CRITICAL: the oldest point has waited for "),
+        ("parked", (), 2, "CRITICAL: 1 run for the operator, such as "),
+        ("wrong", (), 3, "UNKNOWN: "),
+    ],
+)
+def test_monitoring_gets_one_line_and_an_exit_code_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+    spooled: Spooled,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    arguments: tuple[str, ...],
+    code: int,
+    text: str,
+) -> None:
+    if what == "waiting":
+        spooled(25)
+    if what == "parked":
+        spooled(25, synth_source_id="the big one")
+    if what == "wrong":
+        monkeypatch.setenv("ATOMSCALE_BLUESKY_POINTS_PER_CHUNK", "many")
+
+    assert main(["status", "--check", *arguments]) == code
+    said = capsys.readouterr().out
+    assert said.startswith(text)
+    assert said.count("\n") == 1
+
+
+def test_a_time_that_is_none_is_a_usage_error(say: Say) -> None:
+    code, _, complaint = say("status", "--check", "--max-age", "soon")
+
+    assert code == 2
+    assert "write 90s, 10m, 2h or 1d" in complaint
