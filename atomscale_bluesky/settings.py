@@ -37,6 +37,7 @@ _KEY_VARIABLES = ("ATOMSCALE_API_KEY", "AS_API_KEY")
 _ENDPOINT_VARIABLES = ("ATOMSCALE_API_ENDPOINT", "AS_API_ENDPOINT")
 _PREFIX = "ATOMSCALE_BLUESKY_"
 _FILE_VARIABLE = _PREFIX + "SETTINGS"
+_TEST_PREFIX = _PREFIX + "TEST_"  # of variables that only the tests of this package read
 
 Api = Literal["auto", "metrology", "tool-state"]
 NonFinite = Literal["own_stream", "null", "drop_row"]
@@ -315,7 +316,8 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
     """Return the variables that look like settings of this package and are none, each with the nearest one that is."""
     known = {_PREFIX + name.upper() for name in FIELDS if name not in {"api_key", "endpoint"}} | {_FILE_VARIABLE}
     known |= {*_KEY_VARIABLES, *_ENDPOINT_VARIABLES}
-    return {name: _nearest(name, known) for name in environ if name.upper().startswith(_PREFIX) and name not in known}
+    ours = [name for name in environ if name.upper().startswith(_PREFIX) and not name.startswith(_TEST_PREFIX)]
+    return {name: _nearest(name, known) for name in ours if name not in known}
 
 
 def nearest_setting(name: str) -> str | None:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from ..api.client import Client
 from ..api.clock import measure
 from ..errors import ApiError, ApiKeyError, ApiRefusedError, SpoolError
-from ..settings import Settings, is_loopback
+from ..settings import DEFAULT_ENDPOINT, Settings, is_loopback
 from ..spool.disk_space import network_file_system
 from ..spool.spool import Spool
 from ..status.clock_note import CLOCK_WARNS_S, told
@@ -43,7 +43,7 @@ class Check:
 
 
 def examine(settings: Settings) -> Iterator[Check]:
-    """Yield each check as soon as it is done. Sends at most seven requests to the API."""
+    """Yield each check as soon as it is done. Sends at most eight requests to the API."""
     yield _key_is_there(settings)
     yield from _spool(settings)
     if settings.offline:
@@ -71,6 +71,9 @@ def _server(settings: Settings, client: Client) -> Iterator[Check]:
     try:
         clock = measure(client)
     except (ApiKeyError, ApiRefusedError) as error:  # it answers all the same
+        if answer := _answer_of_another_service(client):
+            yield _not_the_api(settings, answer)
+            return
         yield Check("server", Result.PASSED, f"{settings.endpoint} answers")
         yield _tls(settings)
         yield Check("clock", Result.WARNING, f"the server does not tell its time: {error}",
@@ -95,6 +98,25 @@ def _server(settings: Settings, client: Client) -> Iterator[Check]:
         )
     if settings.api_key:
         yield from _key_works(settings, client)
+
+
+def _answer_of_another_service(client: Client) -> str:
+    """Return the answer to a call that Atomscale's API certainly has, if it is "not found"; else an empty text."""
+    try:
+        client.find("atomscale-bluesky doctor")
+    except ApiRefusedError as error:
+        return str(error) if error.status in {404, 405} else ""
+    except ApiError:
+        return ""
+    return ""
+
+
+def _not_the_api(settings: Settings, answer: str) -> Check:
+    path = urlsplit(settings.endpoint).path
+    remedy = f"set `endpoint` to Atomscale's, such as {DEFAULT_ENDPOINT}"
+    if path:
+        remedy = f"leave out {path!r}: `endpoint` is an origin such as {DEFAULT_ENDPOINT}"
+    return Check("server", Result.FAILED, f"{settings.endpoint} answers, but not as Atomscale does: {answer}", remedy)
 
 
 def _tls(settings: Settings) -> Check:

@@ -6,6 +6,8 @@ Unlike `Settings.load`, which refuses the first mistake, this finds all of them,
 from __future__ import annotations
 
 import os
+import shlex
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +25,7 @@ from ..settings import (
     unknown_variables,
 )
 
-DEFAULT, PROBE = "default", "probe"
+DEFAULT, PROBE, FILE = "default", "probe", "file "
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class SettingShown:
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """Something in a source that has no effect, or that a session would refuse."""
+    """Something in a source that has no effect, that a session would refuse, or that lets others read the key."""
 
     found: str
     remedy: str
@@ -79,6 +81,7 @@ def report_settings(
     for variable, meant in unknown_variables(environ).items():
         found = f"environment variable {variable} is no setting, so it has no effect"
         mistakes.append(Mistake(found, f"did you mean {meant}?" if meant else "remove it", refused=False))
+    mistakes += _readable_key(merged)
     try:
         settings = Settings.made_of(given)
     except SettingsError as error:
@@ -86,6 +89,22 @@ def report_settings(
         given.pop("endpoint", None)
         settings = Settings(**given)
     return SettingsReport(settings, tuple(_shown(settings, given, merged)), tuple(mistakes))
+
+
+def _readable_key(merged: Mapping[str, tuple[Any, str]]) -> list[Mistake]:
+    """Return the mistake that the API key is in a file which other users can read, if it is so."""
+    source = merged.get("api_key", (None, ""))[1]
+    if os.name == "nt" or not source.startswith(FILE):
+        return []
+    path = source.removeprefix(FILE)
+    try:
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+    except OSError:  # removed since it was read
+        return []
+    if not mode & 0o077:
+        return []
+    found = f"settings file {path!r} holds the API key, and others can read it ({mode:04o})"
+    return [Mistake(found, f"chmod 600 {shlex.quote(path)}", refused=False)]
 
 
 def _shown(settings: Settings, given: Mapping[str, Any], merged: Mapping[str, tuple[Any, str]]) -> list[SettingShown]:

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,49 @@ def test_a_server_that_is_not_there_fails_with_a_remedy(server: LocalServer, spo
 
     assert (code, checks["server"]["result"]) == (1, "failed")
     assert "refused" in checks["server"]["found"]
+
+
+@pytest.mark.parametrize("key", [None, ""])
+def test_an_endpoint_with_a_path_fails_and_the_remedy_names_the_path(
+    server: LocalServer, spool_dir: Path, key: str | None
+) -> None:
+    more = {} if key is None else {"key": key}
+    code, checks = doctor(server, spool_dir, ATOMSCALE_API_ENDPOINT=server.url + "/api/v1", **more)
+
+    assert (code, checks["server"]["result"]) == (1, "failed")
+    assert "answers, but not as Atomscale does" in checks["server"]["found"]
+    assert checks["server"]["remedy"].startswith("leave out '/api/v1': ")
+
+
+def test_another_service_at_the_endpoint_fails_with_the_address_of_atomscale(
+    server: LocalServer, spool_dir: Path
+) -> None:
+    class NotFound(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), NotFound) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{other.server_port}"
+        code, checks = doctor(server, spool_dir, ATOMSCALE_API_ENDPOINT=url)
+        other.shutdown()
+
+    assert (code, checks["server"]["result"]) == (1, "failed")
+    assert checks["server"]["remedy"] == "set `endpoint` to Atomscale's, such as https://api.atomscale.ai"
+    assert "key works" not in checks
+
+
+def test_a_settings_file_that_is_no_toml_is_a_finding_among_the_others(server: LocalServer, spool_dir: Path) -> None:
+    file = spool_dir.parent / "settings.toml"
+    file.write_text("points_per_chunk = \n")
+    code, checks = doctor(server, spool_dir, ATOMSCALE_BLUESKY_SETTINGS=str(file))
+
+    assert (code, checks["settings"]["result"]) == (1, "failed")
+    assert "cannot be read" in checks["settings"]["found"]
+    assert checks["server"]["result"] == "passed"
 
 
 def test_a_clock_that_is_far_off_is_warned_about(server: LocalServer, spool_dir: Path) -> None:

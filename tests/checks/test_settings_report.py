@@ -53,6 +53,26 @@ def test_every_mistake_is_found_and_the_other_settings_hold(tmp_path: Path) -> N
         Settings.load(environ={}, file=file)
 
 
+def test_a_variable_of_the_packages_own_tests_is_no_mistake() -> None:
+    assert report_settings(environ={"ATOMSCALE_BLUESKY_TEST_SEED": "7"}).mistakes == ()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are POSIX's")
+@pytest.mark.parametrize(("mode", "count"), [(0o600, 0), (0o400, 0), (0o644, 1), (0o640, 1)])
+def test_a_key_in_a_file_that_others_can_read_is_a_mistake_with_the_command_that_mends_it(
+    tmp_path: Path, mode: int, count: int
+) -> None:
+    file = tmp_path / "my settings.toml"
+    file.write_text(f"api_key = '{KEY}'\n")
+    file.chmod(mode)
+    mistakes = report_settings(environ={}, file=file).mistakes
+
+    assert [one.remedy for one in mistakes] == [f"chmod 600 '{file}'"] * count
+    assert KEY not in repr(mistakes)
+    assert not any(one.refused for one in mistakes)
+    assert report_settings(environ={"AS_API_KEY": KEY}, file=file).mistakes == ()
+
+
 def test_settings_that_do_not_fit_together_and_a_broken_file_are_mistakes(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("endpoint = 'http://chamber.example'\n")
