@@ -25,6 +25,7 @@ from .delivery import exit_hooks
 from .delivery.announcer import Announcer, is_watched
 from .delivery.deliverer import Deliverer
 from .delivery.drain import Drain
+from .delivery.terminal_log import log_to_terminal
 from .delivery.uploader import Uploader
 from .documents.recorder import DocumentRecorder, open_spool
 from .documents.subscriptions import Yielding, say_not_an_instance, subscribed_twice
@@ -96,6 +97,7 @@ class AtomscaleCallback:
             "channels": channels,
         }
         self.settings = Settings.load(**arguments) if settings is None else settings.replaced(**arguments)
+        log_to_terminal()
         self._spool = open_spool(self.settings)
         self._watch = SpoolStatus(self._spool)
         self._uploader = self._make_uploader()
@@ -206,6 +208,12 @@ class AtomscaleCallback:
 
         Each has its `data_id`, None until Atomscale has given one, its `label`, its `event_stream` and its `state`.
         Empty for an unknown run. Reads the spool's files, and waits for nothing else.
+
+        Args:
+            run_uid: The run's uid, or its beginning.
+
+        Raises:
+            SpoolError: Several runs begin with `run_uid`.
         """
         return self._watch.streams(run_uid)
 
@@ -274,6 +282,16 @@ class AtomscaleCallback:
             self._announcer.close()
         _stop_threads(self._uploader, self._spool, max(0.5, deadline - time.monotonic()))
         return self._all_delivered
+
+    @property
+    def what_stays(self) -> str:
+        """Where the readings that are not delivered are, and who delivers them, in words for a terminal."""
+        who = "the next session or `atomscale-bluesky upload`"
+        if self.settings.uploader == "process":
+            who = "the uploader's process"
+        elif self.settings.uploader == "none":
+            who = "the service `atomscale-bluesky upload --follow`"
+        return f"readings that are not delivered stay in {self._spool.path}, and {who} sends them"
 
     def settle_open_runs(self, folder: Path | None = None) -> bool:
         """Complete the runs whose stop document has not come, or only the one in `folder`, as interrupted.

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from ..status.spool_status import SpoolStatus
 
 
+_logger = logging.getLogger(__name__)
+
+
 @click.command
 @click.option("--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="Deliver the runs of this spool.")
 @click.option("--endpoint", metavar="URL", help="Origin of the API; only runs that were spooled for it are delivered.")
@@ -120,6 +123,7 @@ def _follow(settings: Settings, timeout_s: float | None) -> int:
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    threading.Thread(target=_say_if_refused, args=(settings,), name="key", daemon=True).start()
     ending = threading.Event()
     take_back = stop_on_signals(ending)
     if timeout_s is not None:
@@ -132,6 +136,24 @@ def _follow(settings: Settings, timeout_s: float | None) -> int:
         take_back()
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def _say_if_refused(settings: Settings) -> None:
+    """Log an error if the server refuses the key. Without it nobody would know before there is something to send."""
+    from ..api.client import Client
+    from ..errors import ApiError, ApiKeyError
+
+    client = Client(settings)
+    try:
+        client.find("atomscale-bluesky")
+    except ApiKeyError as error:
+        _logger.error("%s refuses the API key: %s; put a key that works into ATOMSCALE_API_KEY, and start this again",
+                      settings.endpoint, error)  # fmt: skip
+    except ApiError as error:
+        _logger.warning("%s does not answer: %s; this goes on trying when there is something to send",
+                        settings.endpoint, error)  # fmt: skip
+    finally:
+        client.close()
 
 
 @contextmanager

@@ -7,9 +7,11 @@ runs when a process is killed. What was accepted is on disk by then. Nothing is 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import multiprocessing
 import multiprocessing.util
 import os
+import sys
 import weakref
 from typing import Protocol
 
@@ -25,6 +27,11 @@ class Subscriber(Protocol):
 
     def close(self, timeout_s: float) -> object:
         """End the threads."""
+        ...
+
+    @property
+    def what_stays(self) -> str:
+        """Where readings that are not delivered are, and who delivers them."""
         ...
 
     def after_fork_in_child(self) -> None:
@@ -60,13 +67,21 @@ def register(callback: Subscriber, deliverer: Deliverer | None) -> None:
 
 
 def _close_all() -> None:
-    """Complete what can be completed, within the time that the settings allow. Tell a terminal if it takes long."""
-    for callback in list(_callbacks):
-        callback.settle_open_runs()
-    for deliverer in list(_deliverers):
-        deliverer.close_at_exit()
-    for callback in list(_callbacks):
-        callback.close(0.0)
+    """Complete what can be completed, within the time that the settings allow. Tell a terminal if it takes long.
+
+    Ctrl-C ends the waiting. Then a line says where the rest is and who sends it, in the place of a traceback.
+    """
+    try:
+        for callback in list(_callbacks):
+            callback.settle_open_runs()
+        for deliverer in list(_deliverers):
+            deliverer.close_at_exit()
+        for callback in list(_callbacks):
+            callback.close(0.0)
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError, ValueError, AttributeError, KeyboardInterrupt):
+            for text in sorted({callback.what_stays for callback in list(_callbacks)}):
+                sys.stderr.write(f"atomscale: stopped; {text}\n")
 
 
 def _forget_all() -> None:

@@ -127,10 +127,13 @@ class Uploader(Deliverer):
         return sent and not self._thread.is_alive()
 
     def close_at_exit(self) -> None:
-        """Drain and stop at the interpreter's exit, within `exit_timeout_s`. Tell a terminal if it takes long."""
+        """Drain and stop at the interpreter's exit, within `exit_timeout_s`. Tell a terminal if it takes long.
+
+        Does not wait for a server that refuses the API key: nothing can change that before the process ends.
+        """
         limit_s = self._exit_timeout_s
         soon_s = min(0.5, limit_s)
-        if self.running and not self.drain(soon_s) and limit_s > soon_s:
+        if self.running and not self.drain(soon_s) and limit_s > soon_s and not self.key_refused_s:
             if sys.stderr is not None and sys.stderr.isatty():
                 sys.stderr.write(f"atomscale: up to {limit_s:g} s for what is under way; the rest stays spooled\n")
             self.drain(limit_s - soon_s)

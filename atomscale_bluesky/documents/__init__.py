@@ -13,6 +13,7 @@ wait for their descriptor.
     run_files       makes, writes and ends the files of open runs
     start_document  the run's header, from its start document and the settings
     metadata        what the start document says about instrument, sample, project and tags
+    near_misses     metadata keys that are nearly one of ours
     validation      refuses a run for its metadata, for those who want that
     selection       which event streams and data keys are taken
     descriptor      reads a descriptor that may lack nearly everything

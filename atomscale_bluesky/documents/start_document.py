@@ -12,6 +12,7 @@ from ..model.links import Links
 from ..settings import Settings
 from ..spool.journal_format import FORMAT, Header
 from .metadata import read_metadata, run_label
+from .near_misses import near_misses
 
 # Longer than any uid, label or path in use. A start document's uid is written with every line about it.
 MAX_UID = 255
@@ -66,6 +67,11 @@ def header_of(
                 f"other's {key}",
                 f"run {uid} is streamed without its {key!r}, taken for another program's: {why}; what is for Atomscale "
                 f"can be in the dict `atomscale`, and the setting `metadata_keys` says which keys are read",
+            )
+        for key, meant in near_misses(start, settings.metadata_keys):
+            note(
+                f"near miss {key}",
+                f"run {uid} has the metadata key {key!r}, which means nothing to Atomscale; was {meant!r} meant?",
             )
     return Header(
         format=FORMAT,

@@ -32,7 +32,7 @@ class Bar:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            TaskProgressColumn(),
+            TaskProgressColumn("[progress.percentage]{task.percentage:>3.0f}% of the points,"),
             TextColumn("{task.fields[points]}"),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),

@@ -32,6 +32,8 @@ from .outage import Outage, read_outage
 NOT_KEPT_SHOWN_S = 7 * 86400.0
 # How many runs a status shows at a prompt or in a notebook: the newest ones.
 MOST_SHOWN = 20
+# A shorter text may be the beginning of a uid. Bluesky's uids are UUIDs, which have 32 digits.
+SHORTEST_UID = 32
 
 
 class Status(tuple[RunStatus, ...]):
@@ -209,13 +211,37 @@ class SpoolStatus:
         return found[0]
 
     def streams(self, run_uid: str) -> tuple[StreamStatus, ...]:
-        """Return the metrology streams of a run, in progress, waiting or finished; empty for an unknown run."""
+        """Return the metrology streams of a run, in progress, waiting or finished; empty for an unknown run.
+
+        Args:
+            run_uid: The run's uid, or its beginning.
+
+        Raises:
+            SpoolError: Several runs begin with `run_uid`.
+        """
+        if 0 < len(run_uid) < SHORTEST_UID:
+            run_uid = self._whole_uid(run_uid)
         found = [stream for run in self.status() if run.run_uid == run_uid for stream in run.streams]
         known = {stream.label for stream in found}
         for entry in self._spool.history.of(run_uid):  # read last: a run that is finished meanwhile is found here
             streams = msgspec.convert(entry.get("streams") or [], list[StreamStatus])
             found += [stream for stream in streams if stream.label not in known]
         return tuple(found)
+
+    def _whole_uid(self, beginning: str) -> str:
+        """Return the uid that begins so, or `beginning` itself if there is none.
+
+        Raises:
+            SpoolError: There are several.
+        """
+        uids = {run.run_uid for run in self.status()}
+        uids |= {str(entry.get("run_uid")) for entry in self._spool.history.entries()}
+        found = {uid for uid in uids if uid.startswith(beginning)}
+        if beginning in found:
+            return beginning
+        if len(found) > 1:
+            raise SpoolError(f"{len(found)} runs begin with {beginning!r}; give more of the uid")
+        return next(iter(found), beginning)
 
 
 class _RunWatch:

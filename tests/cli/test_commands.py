@@ -407,6 +407,22 @@ def test_ctrl_c_leaves_an_upload_resumable(say: Say, server: LocalServer, spoole
     assert say("upload")[0] == 0
 
 
+def test_upload_follow_says_within_seconds_that_the_key_is_refused_although_nothing_waits(
+    server: LocalServer, spool_dir: Path
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "atomscale_bluesky", "upload", "--follow"],
+        env=os.environ | {"ATOMSCALE_API_KEY": "not-the-one"}, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if " ERROR " in line)
+        process.terminate()
+        process.communicate(timeout=30)
+
+    assert f"{server.url} refuses the API key" in said
+    assert "not-the-one" not in said
+
+
 # ---- serve -----------------------------------------------------------------------------------------------------------
 
 

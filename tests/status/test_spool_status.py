@@ -298,3 +298,21 @@ def test_a_run_that_stays_behind_when_its_callback_closes_says_what_waits(
     assert said.levelname == "WARNING"
     assert "delivering: 40 points delivered to " in said.getMessage()
     assert "waiting: 10;" in said.getMessage()
+
+
+def test_the_streams_of_a_run_are_found_by_the_beginning_of_its_uid(make_callback: MakeCallback) -> None:
+    callback = make_callback()
+    uids: list[str] = []
+    for _ in range(2):
+        documents = list(growth(25))
+        uids.append(documents[0][1]["uid"])
+        for name, doc in documents:
+            callback(name, doc)
+    wait_until(lambda: all(callback.streams(uid) and callback.streams(uid)[0].data_id for uid in uids))
+    ids = [callback.streams(uid)[0].data_id for uid in uids]
+    assert [callback.streams(uid[:8])[0].data_id for uid in uids] == ids
+    assert callback.drain(20)
+
+    assert [callback.streams(uid[:8])[0].data_id for uid in uids] == ids
+    assert callback.streams("no-such") == ()
+    assert callback.streams("") == ()

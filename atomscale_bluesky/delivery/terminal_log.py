@@ -1,0 +1,49 @@
+"""Names the package before its warnings where nobody has configured the log.
+
+Python prints such warnings on standard error as bare text, and among the lines of a plan nobody sees whose they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+_NAME = "atomscale_bluesky"
+
+
+class _TerminalLog(logging.Handler):
+    """Prints warnings as Python does where no handler is configured, with the package's name before them.
+
+    It is silent as soon as any other handler gets the record.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.setFormatter(logging.Formatter("atomscale: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the record, if nobody else does."""
+        if logging.lastResort is None or sys.stderr is None or _somebody_else_has(record.name):
+            return
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.flush()
+        except (OSError, ValueError):  # closed, or a terminal that is gone
+            self.handleError(record)
+
+
+def log_to_terminal() -> None:
+    """Print the package's warnings with its name, where no handler is configured. A second call does nothing."""
+    logger = logging.getLogger(_NAME)
+    if not any(isinstance(handler, _TerminalLog) for handler in logger.handlers):
+        logger.addHandler(_TerminalLog())
+
+
+def _somebody_else_has(name: str) -> bool:
+    """Return True if a handler other than ours gets the records of this logger."""
+    logger: logging.Logger | None = logging.getLogger(name)
+    while logger is not None:
+        if any(not isinstance(handler, _TerminalLog) for handler in logger.handlers):
+            return True
+        logger = logger.parent if logger.propagate else None
+    return False

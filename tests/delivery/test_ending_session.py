@@ -1,0 +1,86 @@
+"""What a terminal shows when a session ends, and where nobody has configured the log."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from waiting import wait_until
+
+from atomscale_bluesky.server import LocalServer
+
+GROW = """
+from runs import growth
+from atomscale_bluesky import AtomscaleCallback
+callback = AtomscaleCallback(points_per_chunk=10)
+for name, doc in growth(points=25):
+    callback(name, doc)
+print("over", flush=True)
+"""
+
+
+def start(script: str, server: LocalServer, spool_dir: Path, **more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ
+        | {
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "ATOMSCALE_API_ENDPOINT": server.url,
+            "ATOMSCALE_API_KEY": server.api_key,
+            "ATOMSCALE_BLUESKY_SPOOL_DIR": str(spool_dir),
+            "ATOMSCALE_BLUESKY_SPOOL_MIN_FREE_BYTES": "0",
+        }
+        | more,
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to a process of its own")
+def test_ctrl_c_while_a_session_ends_says_what_stays_and_who_sends_it(server: LocalServer, spool_dir: Path) -> None:
+    server.unreachable()
+    with start(GROW, server, spool_dir, ATOMSCALE_BLUESKY_EXIT_TIMEOUT_S="60") as session:
+        assert session.stdout is not None
+        assert session.stdout.readline() == "over\n"
+        wait_until(lambda: list(spool_dir.glob("trouble.json")) or list(spool_dir.glob("*/ledger.jsonl")))
+        session.send_signal(signal.SIGINT)
+        _, said = session.communicate(timeout=30)
+
+    assert session.returncode == 0
+    assert "Traceback" not in said
+    last = f"readings that are not delivered stay in {spool_dir}, and the next session or `atomscale-bluesky upload`"
+    assert said.splitlines()[-1] == f"atomscale: stopped; {last} sends them"
+
+
+def test_the_end_of_a_session_does_not_wait_for_a_server_that_refuses_the_key(
+    server: LocalServer, spool_dir: Path
+) -> None:
+    begin = time.monotonic()
+    with start(
+        GROW, server, spool_dir, ATOMSCALE_BLUESKY_EXIT_TIMEOUT_S="100", ATOMSCALE_API_KEY="not-the-one"
+    ) as session:
+        _, said = session.communicate(timeout=60)
+
+    assert session.returncode == 0
+    assert time.monotonic() - begin < 50
+    assert "atomscale: " in said
+    assert "check the API key" in said
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_a_warning_names_the_package_where_nobody_has_configured_the_log(
+    server: LocalServer, spool_dir: Path, configured: bool
+) -> None:
+    script = "import logging; logging.basicConfig(format='mine: %(message)s')\n" if configured else ""
+    with start(script + GROW, server, spool_dir, ATOMSCALE_BLUESKY_OFFLINE="true") as session:
+        _, said = session.communicate(timeout=60)
+
+    lines = said.splitlines()
+    assert lines[0].startswith("mine: offline by setting" if configured else "atomscale: offline by setting")
+    assert len([line for line in lines if "offline by setting" in line]) == 1
