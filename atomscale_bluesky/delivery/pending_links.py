@@ -10,7 +10,7 @@ but a stream is finalized only after they are made.
     tracking   the project follows the sample. Once per run
     tags       the stream has the tags
     ending     after the run has stopped: the tag that tells how it ended
-    label      after it failed: the stream's label has the reason
+    label      after it failed or was aborted: the stream's label says so, and for runs with tags has the reason
 """
 
 from __future__ import annotations
@@ -92,9 +92,10 @@ class PendingLinks:
             wanted.append(Link("tags", " ".join(links.tags)))
         if links.tags and stop is not None:
             wanted.append(Link("ending", ending_tag(stop)))
-            if stop.reason and not stop.interrupted and stop.exit_status != "success":
-                label = label_with_reason(stream.opening.label, f"{stop.exit_status}: {stop.reason}")
-                wanted.append(Link("label", label))
+        if stop is not None and not stop.interrupted and stop.exit_status not in {"", "success"}:
+            # The reason may be an exception's text. It leaves the machine only for runs that have tags.
+            why = f"{stop.exit_status}: {stop.reason}" if links.tags and stop.reason else stop.exit_status
+            wanted.append(Link("label", label_with_reason(stream.opening.label, why)))
         return wanted
 
     @property

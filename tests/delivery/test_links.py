@@ -572,6 +572,21 @@ def test_why_a_run_failed_stands_in_the_label_and_makes_no_tag_of_its_own(
     assert len(label) <= 240
 
 
+@pytest.mark.parametrize(("exit_status", "word"), [("fail", " · fail ["), ("abort", " · abort ["), ("success", None)])
+def test_the_label_of_a_run_without_tags_says_that_it_failed_and_keeps_the_reason_here(
+    callback: AtomscaleCallback, server: LocalServer, exit_status: str, word: str | None
+) -> None:
+    run(callback, exit_status=exit_status, reason="no such file: /home/grower/recipe")
+
+    assert callback.drain(timeout_s=20)
+    (stream,) = server.streams()
+    assert stream.label is not None
+    assert stream.status == "success"
+    assert (word in stream.label) if word else ("·" not in stream.label)
+    assert "grower" not in stream.label
+    assert tags(server) == []
+
+
 def test_a_label_that_cannot_be_changed_costs_nothing_but_a_word(
     callback: AtomscaleCallback, server: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
