@@ -96,7 +96,7 @@ class AtomscaleCallback:
             "event_streams": event_streams,
             "channels": channels,
         }
-        self.settings = Settings.load(**arguments) if settings is None else settings.replaced(**arguments)
+        self.settings: Settings = Settings.load(**arguments) if settings is None else settings.replaced(**arguments)
         log_to_terminal()
         self._spool = open_spool(self.settings)
         self._watch = SpoolStatus(self._spool)

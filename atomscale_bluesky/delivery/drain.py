@@ -10,9 +10,9 @@ class Drain:
     """One such question. `answer` is None until `answered` is set."""
 
     def __init__(self) -> None:
-        self.answered = threading.Event()
+        self.answered: threading.Event = threading.Event()
         self.answer: bool | None = None
-        self.given_up = False
+        self.given_up: bool = False
 
     def wait(self, timeout_s: float) -> bool:
         """Return the answer, or False if none comes within `timeout_s`. The question is given up then."""

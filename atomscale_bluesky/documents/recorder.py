@@ -62,7 +62,8 @@ class DocumentRecorder:
         deliverer: RunListener | None = None,
         check: Callable[[], str | None] = lambda: None,
     ) -> None:
-        self.settings = settings = Settings.load() if settings is None else settings
+        settings = Settings.load() if settings is None else settings
+        self.settings: Settings = settings
         self._spool = open_spool(settings) if spool is None else spool
         self._owns_spool = spool is None
         self._check = check
@@ -215,7 +216,7 @@ class DocumentRecorder:
         self._lock = threading.RLock()
         self._inside, self._files.step = False, None
         self._put_off.clear()
-        self.peers = Peers(self._spool.path, self.settings, self)
+        self.peers: Peers = Peers(self._spool.path, self.settings, self)
         self._runs.forget_all(self.peers)
         self._spool.writers.forget_after_fork()
         self._files.deliverer = None

@@ -88,7 +88,7 @@ class Control:
     """Calls the server's `control_url`. Every method is one short request and may be called from any thread."""
 
     def __init__(self, url: str, *, timeout_s: float = 60.0) -> None:
-        self.url = url.rstrip("/")
+        self.url: str = url.rstrip("/")
         self._timeout_s = timeout_s
 
     def info(self) -> ServerInfo:

@@ -72,7 +72,7 @@ class LocalServer:
         allow_remote: bool = False,
     ) -> None:
         check_host(host, allow_remote=allow_remote)
-        self.options = options_from(
+        self.options: Options = options_from(
             api_key=api_key,
             relax=relax,
             families=families,

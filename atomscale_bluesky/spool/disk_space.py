@@ -35,10 +35,10 @@ class DiskSpace:
     """
 
     def __init__(self, path: Path, *, max_bytes: int, min_free_bytes: int) -> None:
-        self.used_bytes = 0
-        self.why_none = ""
+        self.used_bytes: int = 0
+        self.why_none: str = ""
         self.grown: deque[str] = deque()  # names of run folders; any thread may append
-        self.behind = False  # some runs have not been measured yet
+        self.behind: bool = False  # some runs have not been measured yet
         self._path = path
         self._max_bytes = max_bytes
         self._min_free_bytes = min_free_bytes

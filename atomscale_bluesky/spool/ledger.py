@@ -65,7 +65,7 @@ class Ledger:
             self.state = LedgerReader(path).read_on()
             if self.state.broken is not None and (size := _sound_bytes(path)) != self._file.size:
                 self._file.cut(size)
-                self.state = LedgerReader(path).read_on()
+                self.state: LedgerState = LedgerReader(path).read_on()
         except BaseException:
             self._file.close()
             raise
@@ -222,7 +222,7 @@ class LedgerReader:
         self._begin()
 
     def _begin(self) -> None:
-        self.state = LedgerState()
+        self.state: LedgerState = LedgerState()
         self.damaged = 0
         self._offset = 0
         self._lines = 0

@@ -220,7 +220,7 @@ class LedgerState:
     def __init__(self) -> None:
         self.endpoint: str | None = None  # the endpoint that the operator moved the run to
         self.edited: Edited | None = None
-        self.orders_obeyed = 0
+        self.orders_obeyed: int = 0
         self._begin()
 
     def _begin(self) -> None:

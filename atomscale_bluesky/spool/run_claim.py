@@ -37,8 +37,8 @@ class FoundRun:
     def __init__(self, folder: Path, header: Header) -> None:
         self.folder = folder
         self.header = header
-        self.orders = Orders(folder)
-        self.endpoint = endpoint_of(header, self.orders.read_on())  # where the run is to go
+        self.orders: Orders = Orders(folder)
+        self.endpoint: str = endpoint_of(header, self.orders.read_on())  # where the run is to go
 
 
 class RunClaim:
@@ -62,7 +62,7 @@ class RunClaim:
         sync_folder(folder.parent)
         self.folder = folder
         self.header = header
-        self.ledger = Ledger(folder / LEDGER, make_room=make_room)
+        self.ledger: Ledger = Ledger(folder / LEDGER, make_room=make_room)
         self._make_room = make_room
         # If everything was delivered before, the process that did it may already have written the history.
         self._perhaps_in_history = self.ledger.state.is_over

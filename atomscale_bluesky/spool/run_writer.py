@@ -85,13 +85,13 @@ class RunWriter:
         self._disk_space = room
         self._journals = journals or OpenJournals()
         self._lock = RunLock(folder / WRITER_LOCK)
-        self.has_lock = not header.session
+        self.has_lock: bool = not header.session
         if self.has_lock and not self._lock.acquire(patience_s=A_LOOK_S):
             raise FolderTakenError(f"{folder} belongs to another process, which writes it; leave it to that")
         self._resting = False  # its journal has to be opened again
         self.in_use = False  # the caller has received it
-        self.dirty = True  # appended to since the last sync
-        self.sync_failed = False  # already reported
+        self.dirty: bool = True  # appended to since the last sync
+        self.sync_failed: bool = False  # already reported
         self._named = False  # the folder's own name survives a power cut
         payload = encode(header)
         self._described = [payload]  # header and layouts that are not in the copy yet
@@ -101,7 +101,7 @@ class RunWriter:
             undo.callback(self._journal.close)
             self._journal.append(line(payload) * 2)  # twice, for rows are worthless without it
             # How many bytes were appended so far. Too small after an interrupted append, until `kept` is called.
-            self.written = self._journal.settled_size()
+            self.written: int = self._journal.settled_size()
             undo.pop_all()
         self._journals.add(self)
 

@@ -50,7 +50,7 @@ class RunWriters:
     """
 
     def __init__(self, path: Path, disk_space: DiskSpace, not_kept: RunsNotKept, *, sync_each: bool = False) -> None:
-        self.sync_each = sync_each
+        self.sync_each: bool = sync_each
         self._path = path
         self._disk_space = disk_space
         self._not_kept = not_kept

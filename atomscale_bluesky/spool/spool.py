@@ -65,11 +65,11 @@ class Spool:
         read_only: bool = False,
     ) -> None:
         self.path = path
-        self.disk_space = DiskSpace(path, max_bytes=max_bytes, min_free_bytes=min_free_bytes)
+        self.disk_space: DiskSpace = DiskSpace(path, max_bytes=max_bytes, min_free_bytes=min_free_bytes)
         self._make_room = self.disk_space.give_up_reserve
-        self.history = History(path, make_room=self._make_room)
-        self.not_kept = RunsNotKept(path, make_room=self._make_room)
-        self.writers = RunWriters(path, self.disk_space, self.not_kept, sync_each=sync_each)
+        self.history: History = History(path, make_room=self._make_room)
+        self.not_kept: RunsNotKept = RunsNotKept(path, make_room=self._make_room)
+        self.writers: RunWriters = RunWriters(path, self.disk_space, self.not_kept, sync_each=sync_each)
         self._said: set[Path] = set()  # folders without a header that were logged
         # filelock takes longer to import than the rest of the package, so it is imported only when there is a spool. It
         # is imported here and not later in a thread, because a fork during the import would leave it half done.
