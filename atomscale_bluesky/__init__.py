@@ -26,6 +26,7 @@ from .errors import (
     SettingsError,
     SpoolError,
     SpoolFullError,
+    StartMissingError,
 )
 from .settings import Settings
 
@@ -51,6 +52,7 @@ __all__ = [
     "SettingsError",
     "SpoolError",
     "SpoolFullError",
+    "StartMissingError",
     "__version__",
     "validate_metadata",
 ]

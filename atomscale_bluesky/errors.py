@@ -27,6 +27,17 @@ class DocumentError(AtomscaleBlueskyError, ValueError):
     """A Bluesky document cannot be recorded. Nothing of it was kept. What is already recorded is not affected."""
 
 
+class StartMissingError(DocumentError):
+    """A document belongs to a run whose start document never came, so nothing of it was kept.
+
+    `run_uid` is the run's uid, empty if the document names its descriptor only.
+    """
+
+    def __init__(self, message: str, *, run_uid: str = "") -> None:
+        super().__init__(message)
+        self.run_uid = run_uid
+
+
 class SpoolError(AtomscaleBlueskyError, OSError):
     """The spool cannot be used, or two owners claim the same run."""
 

@@ -36,3 +36,4 @@ class Accepted(msgspec.Struct, frozen=True, gc=False):
 NOTHING = Accepted()
 KNOWN = Accepted(known=1)
 PUT_OFF = Accepted(put_off=True)
+TRY_AGAIN = Accepted(try_again=True)

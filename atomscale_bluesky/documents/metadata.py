@@ -146,11 +146,15 @@ def _links(found: _Found, defaults: Links | None) -> Links:
         lenient = "physical_sample" if "physical_sample" not in found.strict else "physical_sample_id"
         found.take_for_others(lenient, why)
     default = defaults or Links()
+    if read.keys() & _SAMPLE:
+        name, sample_id = read.get("physical_sample"), read.get("physical_sample_id")
+    else:
+        name, sample_id = default.physical_sample, default.physical_sample_id
     links = Links(
         synth_source_id=read.get("synth_source_id", default.synth_source_id),
-        physical_sample_id=read.get("physical_sample_id"),
+        physical_sample_id=sample_id,
         project_id=read.get("project_id", default.project_id),
-        physical_sample=read.get("physical_sample"),
+        physical_sample=name,
         tags=read.get("tags", default.tags) or (),
         track_sample=read.get("track_sample") or False,
     )

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from ..model.loss import Loss
 from ..settings import Settings
 from ..spool.journal_format import FORMAT, Header, Stop
-from .accepted import KNOWN, NOTHING, Accepted
+from .accepted import KNOWN, NOTHING, TRY_AGAIN, Accepted
 from .description import Description, description_of
 from .descriptor import event_stream_of, mapping_of
 from .early_events import EarlyEvents
@@ -29,7 +29,7 @@ from .known_runs import KnownRun, KnownRuns
 from .not_given import not_given
 from .open_run import OpenRun
 from .peers import Peers
-from .rejections import PARTS_ALONE, SUBSCRIBE_EARLY, TAKEN_BEFORE, Rejections
+from .rejections import TAKEN_BEFORE, Rejections
 from .run_files import RunFiles
 from .selection import Selection
 from .start_document import header_of, text_of, time_of, uid_of
@@ -53,6 +53,8 @@ class OpenRuns:
         files: Writes the runs' journals.
         early: The events that wait for their descriptors.
         rejections: Counts what is not taken, and collects log entries.
+        redelivers: A start document or descriptor that could not be written is given again, so it is not taken.
+        physical_sample: Name or id of the physical sample of runs whose metadata name none.
     """
 
     def __init__(
@@ -64,10 +66,14 @@ class OpenRuns:
         files: RunFiles,
         early: EarlyEvents,
         rejections: Rejections,
+        redelivers: bool = False,
+        physical_sample: str | None = None,
     ) -> None:
         # By descriptor uid: the run, the event stream or None if it is not selected, and what the descriptor says.
         self.streams: dict[str, tuple[OpenRun, EventStream | None, Description]] = {}
         self._settings = settings
+        self._redelivers = redelivers
+        self._physical_sample = physical_sample
         self._selection = Selection(
             event_streams=settings.event_streams,
             channels=settings.channels,
@@ -111,7 +117,7 @@ class OpenRuns:
     def known_of(self, doc: Mapping[str, Any]) -> tuple[str, Header, KnownRun | None]:
         """Return a run's uid and header, and what was taken of it before. Needs no lock; may read the disk."""
         uid = uid_of(doc)
-        header = header_of(doc, uid, self._settings, self._rejections.say_once)
+        header = header_of(doc, uid, self._settings, self._rejections.say_once, physical_sample=self._physical_sample)
         if self._settings.resend:
             return uid, header, None
         young = time.time() - header.started <= REPLAY_AGE_S
@@ -130,7 +136,10 @@ class OpenRuns:
         return uid, header, None if young and known is not None and known.being_taken else known
 
     def start(self, uid: str, header: Header, past: KnownRun | None) -> Accepted:
-        """Open a run, unless it is skipped. The arguments are what `known_of` returns."""
+        """Open a run, unless it is skipped. The arguments are what `known_of` returns.
+
+        Return `TRY_AGAIN` if its files cannot be made and its source gives it again.
+        """
         open_run = self._runs.get(uid)
         if open_run is not None:
             self._rejections.ignore("start", f"a second start document of run {uid} is ignored")
@@ -149,11 +158,17 @@ class OpenRuns:
         run = self._runs[uid] = OpenRun(uid, replace(header, part=kept.part) if kept else header, kept)
         if run.kept is None:
             self._files.make(run)
+            if run.writer is None and self._redelivers:
+                del self._runs[uid]
+                self._peers.release(uid, ended=False)
+                return TRY_AGAIN
         run.tell_opened(self._rejections)
         return NOTHING
 
     def descriptor(self, doc: Mapping[str, Any]) -> Accepted:
         """Keep what a descriptor says. Return `KNOWN` if its run is skipped.
+
+        Return `TRY_AGAIN` if it cannot be written and its source gives it again.
 
         Raises:
             DocumentError: The run's start document never came.
@@ -165,16 +180,22 @@ class OpenRuns:
             return KNOWN
         if run is None:
             raise self._rejections.ignore_without_start(
-                "descriptor", f"a descriptor of run {run_uid}, whose start never came, is ignored"
+                "descriptor", f"a descriptor of run {run_uid}, whose start never came, is ignored", run_uid
             )
         description = description_of(doc, uid, event_stream_of(doc))
         new = uid not in run.descriptions
         self._describe(run, description)
-        if new and run.goes_on_with(uid):
+        if not new:
+            return NOTHING
+        if run.goes_on_with(uid):
             self._files.make_again(run)  # the descriptor may come only once, and another process may go on with the run
-        elif new:
-            self._files.describe(run, [description])
-            self._files.step = None
+            described = run.writer is not None
+        else:
+            described = self._files.describe(run, [description]) or self._is_described(run, uid)
+        self._files.step = None
+        if self._redelivers and not described:
+            del run.descriptions[uid]  # so that it is new when it comes again
+            return TRY_AGAIN
         return NOTHING
 
     def stop(self, doc: Mapping[str, Any]) -> Accepted:
@@ -191,11 +212,11 @@ class OpenRuns:
             return KNOWN
         if run is None:
             raise self._rejections.ignore_without_start(
-                "stop", f"a stop document of run {uid}, whose start never came, is ignored"
+                "stop", f"a stop document of run {uid}, whose start never came, is ignored", uid
             )
         counts = mapping_of(doc.get("num_events"))
         if not run.event_streams and any(isinstance(count, int) and count > 0 for count in counts.values()):
-            self._rejections.say_once(PARTS_ALONE, f"run {uid} had events, and no descriptor came; {SUBSCRIBE_EARLY}")
+            self._rejections.warn_of_parts(f"run {uid} had events, and no descriptor came")
         stop = Stop(
             time=time_of(doc),
             exit_status=text_of(doc.get("exit_status")),
@@ -280,7 +301,16 @@ class OpenRuns:
     def _warn_of_starts_alone(self) -> None:
         """Warn if runs begin one after the other and nothing else comes of them."""
         if sum(not run.event_streams for run in self._runs.values()) >= MOST_BARE_RUNS:
-            self._rejections.say_once(PARTS_ALONE, f"only start documents come of several runs; {SUBSCRIBE_EARLY}")
+            self._rejections.warn_of_parts("only start documents come of several runs")
+
+    def _is_described(self, run: OpenRun, descriptor: str) -> bool:
+        """Return True if files of the run have a descriptor. Make them if there are none of this process."""
+        if run.kept is not None and descriptor in run.kept.descriptors:
+            return True
+        if run.writer is None and self._redelivers:
+            self._files.make_again(run)  # writes all descriptors
+            return run.writer is not None
+        return False
 
     def _describe(self, run: OpenRun, description: Description) -> None:
         name = description.line.event_stream

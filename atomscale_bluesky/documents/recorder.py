@@ -27,7 +27,7 @@ from typing import Any
 from ..errors import DocumentError, SettingsError, SpoolError
 from ..settings import Settings
 from ..spool.spool import Spool
-from .accepted import KNOWN, NOTHING, PUT_OFF, Accepted
+from .accepted import NOTHING, PUT_OFF, Accepted
 from .early_events import EarlyEvents
 from .event_taker import EventTaker
 from .known_runs import KnownRuns
@@ -49,6 +49,10 @@ class DocumentRecorder:
         spool: The spool, if it is already open.
         deliverer: Delivers the runs in this process. None if they are not delivered here.
         check: Is called when a start document comes, without the lock. What it returns is logged once.
+        redelivers: The source gives a document again if the answer says `try_again`, and reports runs whose start
+            document never came. Then readings that find no disk space are not counted as left out, and a start document
+            or descriptor that could not be written is not taken.
+        physical_sample: Name or id of the physical sample of runs whose metadata name none.
 
     Raises:
         SettingsError: A setting cannot be used, such as the spool's folder. Names it and what is expected.
@@ -61,21 +65,24 @@ class DocumentRecorder:
         spool: Spool | None = None,
         deliverer: RunListener | None = None,
         check: Callable[[], str | None] = lambda: None,
+        redelivers: bool = False,
+        physical_sample: str | None = None,
     ) -> None:
         settings = Settings.load() if settings is None else settings
         self.settings: Settings = settings
         self._spool = open_spool(settings) if spool is None else spool
         self._owns_spool = spool is None
         self._check = check
+        self._redelivers = redelivers
         self.peers = Peers(self._spool.path, settings, self)
         # Guards everything below, and is held for memory operations and one write. A signal handler or a document's
         # value may call in while it is held. Then `_inside` is set, and the document of that call is put off.
         self._lock = threading.RLock()
         self._inside = False
         self._put_off: deque[tuple[str | None, Any]] = deque()  # documents; and folders to settle, without a name
-        self._rejections = Rejections()
-        self._files = RunFiles(self._spool, deliverer, self._rejections)
-        early = EarlyEvents()
+        self._rejections = Rejections(log_missing_starts=not redelivers)
+        self._files = RunFiles(self._spool, deliverer, self._rejections, redelivers=redelivers)
+        self._early = early = EarlyEvents()
         self._runs = OpenRuns(
             settings,
             known_runs=KnownRuns(self._spool),
@@ -83,6 +90,8 @@ class DocumentRecorder:
             files=self._files,
             early=early,
             rejections=self._rejections,
+            redelivers=redelivers,
+            physical_sample=physical_sample,
         )
         self._events = EventTaker(self._runs, files=self._files, early=early, rejections=self._rejections)
 
@@ -103,7 +112,7 @@ class DocumentRecorder:
         Raises:
             DocumentError: The document cannot be used: it is malformed, or belongs to no known run or descriptor.
                 Nothing of it was recorded, and what is already recorded is not affected. It is counted in `ignored`,
-                and logged once per kind.
+                and logged once per kind. A `StartMissingError` if it belongs to a run whose start document never came.
         """
         try:
             known = None
@@ -143,9 +152,22 @@ class DocumentRecorder:
         """Make everything taken so far survive a power cut. Takes as long as the disk needs, mostly some milliseconds.
 
         Raises:
-            SpoolError: A journal could not be synced. The next call tries again, and so does the background thread.
+            SpoolError: A journal could not be synced, or the end of a run not written. The next call tries again, and
+                so does the background thread.
         """
         self._spool.writers.sync()
+        if self._redelivers and self._spool.writers.has_unended:
+            raise SpoolError("the end of a run could not be written yet; free some disk space")
+
+    @property
+    def has_room(self) -> bool:
+        """Return False while the spool or its disk is full, so that no document would be kept. Reads no disk."""
+        return self._spool.writers.has_room
+
+    @property
+    def holds_early_events(self) -> bool:
+        """Return True if events wait in memory for their descriptor. `take` has answered that they are put off."""
+        return bool(self._early)
 
     @property
     def ignored(self) -> Mapping[str, int]:
@@ -232,7 +254,7 @@ class DocumentRecorder:
                 return self._events.event_page(doc)
             case "descriptor":
                 answer = self._runs.descriptor(doc)
-                return answer if answer is KNOWN else self._events.take_early(str(doc["uid"]))
+                return answer if answer is not NOTHING else self._events.take_early(str(doc["uid"]))
             case "bulk_events":
                 return self._events.bulk_events(doc)
             case "stop":

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from contextlib import suppress
 from typing import Any
 
-from ..errors import AtomscaleBlueskyError, ChannelError, DocumentError
+from ..errors import AtomscaleBlueskyError, ChannelError, DocumentError, StartMissingError
 from ..model.loss import Loss
 from ..model.text import plain
 
@@ -31,9 +31,14 @@ MAX_SAID = 1000
 
 
 class Rejections:
-    """Counts of documents that were not taken, and the memory of what was logged about them."""
+    """Counts of documents that were not taken, and the memory of what was logged about them.
 
-    def __init__(self) -> None:
+    Args:
+        log_missing_starts: Log it if only some of a run's documents come. False if the source of the documents does.
+    """
+
+    def __init__(self, *, log_missing_starts: bool = True) -> None:
+        self._log_missing_starts = log_missing_starts
         self.counts: Counter[str] = Counter()
         self.untold: deque[tuple[int, str, tuple[Any, ...], BaseException | None]] = deque()
         self._said: set[str] = set()
@@ -69,12 +74,17 @@ class Rejections:
         self.say_once(text, text)
         return DocumentError(text)
 
-    def ignore_without_start(self, kind: str, text: str) -> DocumentError:
+    def ignore_without_start(self, kind: str, text: str, run_uid: str = "") -> DocumentError:
         """Do the same for a document of a run whose beginning never came; it is logged once, with the remedy."""
         self.counts[kind] += 1
         text = plain(text)
-        self.say_once(PARTS_ALONE, f"{text}; {SUBSCRIBE_EARLY}")
-        return DocumentError(text)
+        self.warn_of_parts(text)
+        return StartMissingError(text, run_uid=run_uid)
+
+    def warn_of_parts(self, text: str) -> None:
+        """Log, once, that only some of a run's documents come, with the remedy for a callback."""
+        if self._log_missing_starts:
+            self.say_once(PARTS_ALONE, f"{text}; {SUBSCRIBE_EARLY}")
 
     def never_came(self, descriptor: str, name: str) -> DocumentError:
         """Do the same for an event, or a page of events, whose descriptor never came."""

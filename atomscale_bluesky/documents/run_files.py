@@ -64,12 +64,16 @@ class RunFiles:
         spool: Where their folders are made.
         deliverer: Is notified of new runs, full chunks and ends. None if runs are not delivered in this process.
         rejections: Collects what is to be logged.
+        redelivers: A document that could not be written is given again, so its readings are not counted as left out.
     """
 
-    def __init__(self, spool: Spool, deliverer: RunListener | None, rejections: Rejections) -> None:
+    def __init__(
+        self, spool: Spool, deliverer: RunListener | None, rejections: Rejections, *, redelivers: bool = False
+    ) -> None:
         self._spool = spool
         self.deliverer = deliverer
         self._rejections = rejections
+        self._redelivers = redelivers
         self.step: _Step | None = None  # begun; still set if an exception from a signal handler ended it
 
     def make(self, run: OpenRun) -> None:
@@ -90,16 +94,24 @@ class RunFiles:
         self._announce(run)
         self.step = None
 
-    def describe(self, run: OpenRun, descriptions: Iterable[Description]) -> None:
-        """Keep what descriptors say, for a process that goes on with the run. The caller ends the step."""
+    def describe(self, run: OpenRun, descriptions: Iterable[Description]) -> bool:
+        """Keep what descriptors say, for a process that goes on with the run. The caller ends the step.
+
+        Returns:
+            False if they could not be written.
+        """
         lines = [line for description in descriptions for line in described_lines(description)]
-        if run.writer is None or not lines:
-            return
+        if run.writer is None:
+            return False
+        if not lines:
+            return True
         self.step = (run, None, lines, (), None, run.writer.written)
         try:
             run.writer.append(lines)
         except SpoolError as error:
             self._rejections.say(logging.DEBUG, "a descriptor of run %s could not be kept: %s", run.uid, error)
+            return False
+        return True
 
     def make_again(self, run: OpenRun) -> None:
         """Make a folder for a run that has none, if that may succeed by now."""
@@ -116,14 +128,14 @@ class RunFiles:
         """
         writer = run.writer
         if writer is None:
-            run.leave_out(run.why_none, keys, len(uids))
+            self._leave_out(run, run.why_none, keys, len(uids))
             return run.why_none
         self.step = (run, event_stream, payloads, uids, None, writer.written)
         try:
             unsynced = writer.append(payloads)
         except SpoolError as error:
             why = self._why_not(run, error)
-            run.leave_out(why, keys, len(uids))
+            self._leave_out(run, why, keys, len(uids))
             return why
         first = not event_stream.begun
         full = event_stream.accepted(run.header.points_per_chunk if run.header else 1)
@@ -139,6 +151,10 @@ class RunFiles:
         if self.deliverer is not None and (first or full):
             self.deliverer.wake(writer.folder)
         return None
+
+    def _leave_out(self, run: OpenRun, why: Loss, keys: Any, events: int) -> None:
+        if not (self._redelivers and why.may_pass):
+            run.leave_out(why, keys, events)
 
     def _why_not(self, run: OpenRun, error: SpoolError) -> Loss:
         if isinstance(error, SpoolFullError):

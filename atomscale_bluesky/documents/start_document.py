@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
 from ..errors import ChannelError, MetadataError
+from ..model.identifiers import is_uuid
 from ..model.links import Links
 from ..settings import Settings
 from ..spool.journal_format import FORMAT, Header
@@ -40,6 +41,8 @@ def header_of(
     uid: str,
     settings: Settings,
     note: Callable[[str, str], object] = lambda about, text: None,
+    *,
+    physical_sample: str | None = None,
 ) -> Header:
     """Return the first line of a run's journal, whatever its start document holds.
 
@@ -50,9 +53,17 @@ def header_of(
         uid: The run's uid.
         settings: What the metadata do not say.
         note: Is called for each value that is taken for somebody else's, with what it is about and a text.
+        physical_sample: Name or id of the physical sample, if the metadata name none.
     """
     problem, links, points, label = None, Links(), settings.points_per_chunk, None
-    defaults = Links(synth_source_id=settings.synth_source_id, project_id=settings.project_id, tags=settings.tags)
+    is_id = physical_sample is not None and is_uuid(physical_sample)
+    defaults = Links(
+        synth_source_id=settings.synth_source_id,
+        physical_sample_id=physical_sample if is_id else None,
+        project_id=settings.project_id,
+        physical_sample=None if is_id else physical_sample,
+        tags=settings.tags,
+    )
     try:
         metadata = read_metadata(start, defaults, settings.metadata_keys)
     except MetadataError as error:

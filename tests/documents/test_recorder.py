@@ -22,8 +22,10 @@ from atomscale_bluesky import (
     Settings,
     SettingsError,
     SpoolError,
+    StartMissingError,
 )
 from atomscale_bluesky.server import LocalServer
+from atomscale_bluesky.spool.run_reader import read_header
 from atomscale_bluesky.spool.spool import Spool
 from atomscale_bluesky.status.spool_status import SpoolStatus
 
@@ -212,6 +214,96 @@ def test_what_finds_no_room_is_reported_and_may_be_given_again(spool_dir: Path) 
         (stuffing / "journal-0001.jsonl").unlink()
         wait_until(lambda: recorder.take(*documents[3]).rows == 1, timeout_s=30)
         assert recorder.take(*documents[3]) == Accepted(known=1)
+
+
+def stuffed(spool_dir: Path) -> Path:
+    """Fill a spool up to its limit of a million bytes. Return the file that does it."""
+    stuffing = spool_dir / "20200101T000000-00000000"
+    stuffing.mkdir()
+    file = stuffing / "journal-0001.jsonl"
+    file.write_bytes(b"x" * 1_000_000)
+    return file
+
+
+def test_a_source_that_gives_documents_again_loses_none_for_want_of_room(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    settings = Settings.load(
+        environ={}, spool_dir=str(spool_dir), endpoint=server.url, spool_min_free_bytes=0, spool_max_bytes=1_000_000
+    )
+    first, second = list(growth(points=20, keys=1)), list(growth(points=20, keys=1))
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        take_all(recorder, first[:12])
+        assert recorder.has_room
+        stuffing = stuffed(spool_dir)
+        wait_until(lambda: not recorder.has_room)
+        assert [recorder.take(*document).try_again for document in (first[12], second[0])] == [True, True]
+        with pytest.raises(StartMissingError) as missing:
+            recorder.take(*second[1])  # its start was not taken
+        assert missing.value.run_uid == second[0][1]["uid"]
+        stuffing.unlink()
+        wait_until(lambda: recorder.has_room)
+        take_all(recorder, [*first[12:], *second])
+
+    callback = make_callback()
+    assert callback.drain(20)
+    assert callback.status().not_kept == ()
+    assert held(server)["k0"] == [float(n) for _ in "12" for n in range(20)]
+
+
+def test_a_descriptor_without_room_is_given_again_and_survives_a_restart(settings: Settings, spool_dir: Path) -> None:
+    settings = settings.replaced(spool_max_bytes=1_000_000)
+    documents = list(growth(points=5, keys=1))
+    recorder = DocumentRecorder(settings, redelivers=True)
+    recorder.take(*documents[0])
+    stuffing = stuffed(spool_dir)
+    wait_until(lambda: not recorder.has_room)
+    assert recorder.take(*documents[1]) == Accepted(try_again=True)
+    stuffing.unlink()
+    wait_until(lambda: recorder.has_room)
+    assert recorder.take(*documents[1]) == Accepted()
+    recorder.close()
+
+    with DocumentRecorder(settings, redelivers=True) as later:  # its source goes on behind the descriptor
+        assert [one.rows for one in take_all(later, documents[2:])] == [1] * 5 + [0]
+
+
+def test_a_descriptor_that_comes_after_a_restart_survives_the_next_one(settings: Settings) -> None:
+    run = compose_run()
+    described = {"T": {"source": "sim", "dtype": "number", "shape": []}}
+    first, second = (run.compose_descriptor(name=name, data_keys=described) for name in ("primary", "other"))
+
+    def event(of: Any) -> dict[str, Any]:
+        return of.compose_event(data={"T": 1.0}, timestamps={"T": time.time()})
+
+    stages: list[list[Document]] = [
+        [("start", run.start_doc), ("descriptor", first.descriptor_doc), ("event", event(first))],
+        [("descriptor", second.descriptor_doc)],
+        [("event", event(second)), ("stop", run.compose_stop())],
+    ]
+    rows = 0
+    for documents in stages:  # each in a recorder of its own, which sees nothing but these
+        with DocumentRecorder(settings, redelivers=True) as recorder:
+            rows += sum(one.rows for one in take_all(recorder, documents))
+    assert rows == 2
+
+
+@pytest.mark.parametrize("sample", ["GaN 17", "6f0e2c1a-93c4-4b7e-8d55-0a1b2c3d4e5f"])
+def test_a_sample_given_to_the_recorder_is_for_runs_that_name_none(settings: Settings, sample: str) -> None:
+    with DocumentRecorder(settings, physical_sample=sample) as recorder:
+        take_all(recorder, list(growth(points=1)))
+        take_all(recorder, list(growth(points=1, start_metadata={"physical_sample": "its own"})))
+        take_all(recorder, list(growth(points=1, start_metadata={"atomscale": {"physical_sample": None}})))
+
+    spool = Spool(settings.spool_path)
+    links = []
+    for folder in sorted(spool.run_folders(), key=lambda folder: folder.stat().st_mtime_ns):
+        header = read_header(folder)
+        assert header is not None
+        links.append(header.links)
+    named = {(one.physical_sample, one.physical_sample_id) for one in links}
+    given = (None, sample) if "-" in sample else (sample, None)
+    assert named == {given, ("its own", None), (None, None)}
 
 
 def full_event(documents: list[Document]) -> Document:
