@@ -8,8 +8,7 @@ Guaranteed: a check changes nothing in Atomscale, except `probe`, which makes st
     settings_report  where each setting comes from, and what is no setting
     probe         what an endpoint permits beyond its documentation; probe_streams, the streams it makes for that
     verification  reads a run back and compares it with its journal, point by point
-    recordings    the same for recorded documents
-    recorded_documents  reads these from files of any format in use
+    recordings    the same for recorded documents, which the folder `sources` reads
     run_tables    a run's points as tables, from the spool or read back
     comparison    how two series of points differ. Pure.
 """

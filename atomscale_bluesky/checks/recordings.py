@@ -25,11 +25,11 @@ from ..documents.recorder import DocumentRecorder
 from ..errors import DocumentError
 from ..model.identifiers import FAMILIES
 from ..settings import Settings
+from ..sources.recordings import Document, RecordingError
 from ..spool.journal import START
 from ..spool.run_claim import RunClaim
 from ..spool.spool import Spool
 from .comparison import Difference, Points, Series, same_time
-from .recorded_documents import Document, RecordingError
 from .verification import PATIENCE_S, StreamDifference, StreamVerified, Verification, read_back, tell
 
 

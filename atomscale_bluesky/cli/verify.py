@@ -102,8 +102,8 @@ def _with_journal(settings: Settings, run: str, patience_s: float) -> Verificati
 def _with_recording(
     settings: Settings, run: str, recording: Path, data_ids: tuple[str, ...], patience_s: float
 ) -> Verification:
-    from ..checks.recorded_documents import RecordingError, read_documents
     from ..checks.recordings import one_run, verify_recorded
+    from ..sources.recordings import RecordingError, read_documents
 
     out = ConsoleLog(console(stderr=True), logging.ERROR)
     logging.getLogger("atomscale_bluesky").addHandler(out)

@@ -1,4 +1,7 @@
-"""Reads the documents of recorded runs from a file, whatever tool of Bluesky's world has written it.
+"""Documents of recorded runs, from files that any tool of Bluesky's world has written.
+
+    for name, doc, ack in Recordings(["growth.jsonl"]):
+        ...
 
 The content decides what a file is, not its name:
 
@@ -9,23 +12,31 @@ The content decides what a file is, not its name:
 - Either of them packed by gzip, bzip2 or xz.
 
 A file may hold several runs. One document at a time is in memory, whatever the file's size.
+
+In a file of lines, a damaged one costs no other: what cannot be read up to the next newline is reported and left out.
 """
 
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import json
 import lzma
+import sys
+import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from ..errors import AtomscaleBlueskyError
+from .incoming import Incoming, no_ack, unreadable
+from .pipes import Pipe
 
 Document = tuple[str, dict[str, Any]]
 
@@ -35,7 +46,10 @@ _BLOCK = 1 << 20
 MAX_DOCUMENT = 1 << 29
 # An error of the JSON decoder so near the end of what was read may be due to the end.
 _NEAR_THE_END = 16
-_PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_MAGIC_BYTES = 6
+_PACKED: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+# The file name that stands for standard input.
+STANDARD_INPUT = "-"
 _BETWEEN = " \t\r\n,\x1e\ufeff"
 _SHAPES = (("name", "doc"), ("type", "document"), ("name", "document"), ("type", "doc"))
 _KINDS = {
@@ -56,6 +70,71 @@ class CutOffError(RecordingError):
     """A file ends within a document. All documents before it were read."""
 
 
+class Recordings:
+    """The documents of recorded files, one file after the other: a source that can be read again from the beginning.
+
+    What cannot be read is handed over as unreadable, with the file and the line: a damaged line, a last document that
+    is cut off, or a file that holds something else. The next line or file follows.
+
+    Args:
+        paths: The files; `-` is standard input.
+        ending: Once it is set, standard input is at its end, although its writer has not ended.
+    """
+
+    def __init__(self, paths: Iterable[str | Path], ending: threading.Event | None = None) -> None:
+        self._paths = list(paths)
+        self._ending = ending or threading.Event()
+        self._before = 0  # bytes of the files that were read to their end
+        self._file: _Beginning | None = None
+
+    @property
+    def total_bytes(self) -> int | None:
+        """The size of all files; None if one of them is a pipe."""
+        if any(str(path) == STANDARD_INPUT or not Path(path).is_file() for path in self._paths):
+            return None
+        return sum(Path(path).stat().st_size for path in self._paths)
+
+    @property
+    def read_bytes(self) -> int:
+        """How much of the files was read so far, packed as it is."""
+        return self._before + (self._file.read_so_far if self._file is not None else 0)
+
+    def __iter__(self) -> Iterator[Incoming]:
+        """Yield every document of every file."""
+        for path in self._paths:
+            odd: deque[str] = deque()
+            try:
+                for name, doc in self._documents_of(path, odd.append):
+                    while odd:
+                        yield unreadable(odd.popleft())
+                    yield Incoming(name, doc, no_ack)
+            except RecordingError as error:
+                if not (isinstance(error, CutOffError) and self._ending.is_set()):
+                    odd.append(str(error))
+            while odd:
+                yield unreadable(odd.popleft())
+
+    def rest(self, timeout_s: float) -> None:
+        """Wait."""
+        self._ending.wait(timeout_s)
+
+    def _documents_of(self, path: str | Path, unusable: Callable[[str], object]) -> Iterator[Document]:
+        if str(path) == STANDARD_INPUT:
+            pipe = Pipe(sys.stdin.fileno(), self._ending)
+            yield from self._counted(pipe, "standard input", unusable, live=True)
+            return
+        with _opened(Path(path)) as file:
+            yield from self._counted(file, str(path), unusable, live=False)
+
+    def _counted(
+        self, file: io.RawIOBase, name: str, unusable: Callable[[str], object], *, live: bool
+    ) -> Iterator[Document]:
+        self._file = _Beginning(file)
+        yield from _documents_in(self._file, name, unusable, live=live)
+        self._before += self._file.read_so_far
+        self._file = None
+
+
 def read_documents(path: Path) -> Iterator[Document]:
     """Yield the documents of a file, in its order. Blocks while it reads.
 
@@ -64,27 +143,69 @@ def read_documents(path: Path) -> Iterator[Document]:
             whole documents. Names the line, or the number of the document.
         RecordingError: The file cannot be read, or holds something else. Names the line, or the number of the document.
     """
+    with _opened(path) as file:
+        yield from _documents_in(_Beginning(file), str(path))
+
+
+def _opened(path: Path) -> io.FileIO:
     try:
-        with _opened(path) as file:
-            first = file.peek(1)[:1]
-            if first and first[0] >= 0x80 and first != b"\xef":  # MessagePack begins with an array or a mapping
-                yield from _from_msgpack(file, path)
-            else:
-                with io.TextIOWrapper(file, encoding="utf-8") as text:
-                    yield from _from_json(text, path)
-    except EOFError as error:  # of a packed file
-        raise CutOffError(f"{path} is cut off: the file ends within packed data") from error
-    except (OSError, UnicodeDecodeError, zlib.error, lzma.LZMAError) as error:
+        return io.FileIO(path)
+    except OSError as error:
         raise RecordingError(f"{path} cannot be read: {error}; {EXPECTED}") from error
 
 
-def _opened(path: Path) -> io.BufferedReader:
-    with path.open("rb") as file:
-        begin = file.read(6)
-    for magic, unpack in _PACKED.items():
-        if begin.startswith(magic):
-            return io.BufferedReader(unpack(path))
-    return path.open("rb")
+def _documents_in(
+    file: _Beginning, name: str, unusable: Callable[[str], object] | None = None, *, live: bool = False
+) -> Iterator[Document]:
+    """Yield the documents of an open file.
+
+    Args:
+        file: The file.
+        name: What errors call it.
+        unusable: Is told of each document that cannot be used, if the next one can be found. None: raise an error.
+        live: It is a pipe, in which a line is to be read when it has come.
+    """
+    try:
+        packed = next((unpack for magic, unpack in _PACKED.items() if file.begin.startswith(magic)), None)
+        plain = io.BufferedReader(file, _BLOCK)
+        unpacked = plain if packed is None else io.BufferedReader(packed(plain), _BLOCK)
+        with unpacked:
+            first = file.begin[:1] if packed is None else unpacked.peek(1)[:1]
+            if first and first[0] >= 0x80 and first != b"\xef":  # MessagePack begins with an array or a mapping
+                yield from _from_msgpack(unpacked, name, unusable)
+            else:
+                yield from _from_json(_Text(unpacked, live=live and packed is None), name, unusable)
+    except EOFError as error:  # of a packed file
+        raise CutOffError(f"{name} is cut off: the file ends within packed data") from error
+    except (OSError, UnicodeDecodeError, zlib.error, lzma.LZMAError) as error:
+        raise RecordingError(f"{name} cannot be read: {error}; {EXPECTED}") from error
+
+
+class _Beginning(io.RawIOBase):
+    """A file whose first bytes are known, and of which it is known how much was read."""
+
+    def __init__(self, file: io.RawIOBase) -> None:
+        super().__init__()
+        self._file = file
+        self.begin = b""
+        while len(self.begin) < _MAGIC_BYTES and (more := file.read(_MAGIC_BYTES - len(self.begin))):
+            self.begin += more
+        self._left = self.begin
+        self.read_so_far = 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, into: Any) -> int:
+        """Read, and count."""
+        if self._left:
+            size = min(len(into), len(self._left))
+            into[:size], self._left = self._left[:size], self._left[size:]
+        else:
+            size = self._file.readinto(into) or 0
+        self.read_so_far += size
+        return size
 
 
 def _document(found: object, where: str) -> Document:
@@ -112,12 +233,20 @@ def _document(found: object, where: str) -> Document:
 class _Text:
     """The part of a text file that is in memory."""
 
-    def __init__(self, file: IO[str]) -> None:
+    def __init__(self, file: io.BufferedReader[Any], *, live: bool) -> None:
         self._file = file
+        self._live = live
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
         self.text = ""
         self.at = 0  # what is before this was used
         self.line = 1
+        self._before = "\n"  # the letter before the text
         self.ended = False
+
+    @property
+    def begins_line(self) -> bool:
+        """Return True if the next letter is the first of its line."""
+        return (self.text[self.at - 1] if self.at else self._before) in "\n\x1e"
 
     def use(self, end: int) -> None:
         """Go on behind `end`."""
@@ -125,13 +254,31 @@ class _Text:
         self.at = end
 
     def more(self) -> bool:
-        """Read more, as much again as is in memory. Return False at the file's end."""
-        self.text = self.text[self.at :]
+        """Read more, as much again as is in memory. Return False at the file's end.
+
+        In a pipe, read up to the end of a line that has come.
+        """
+        self._before = self.text[self.at - 1] if self.at else self._before
+        blocks, size, enough = [self.text[self.at :]], 0, max(_BLOCK, len(self.text) - self.at)
         self.at = 0
-        block = self._file.read(max(_BLOCK, len(self.text)))
-        self.text += block
-        self.ended = not block
-        return not self.ended
+        while size < enough and not self.ended:
+            read = self._file.read1(_BLOCK)
+            blocks.append(self._decode(read, final=not read))
+            size += len(blocks[-1])
+            self.ended = not read
+            if self._live and "\n" in blocks[-1]:
+                break
+        self.text = "".join(blocks)
+        return size > 0
+
+    def skip_line(self) -> bool:
+        """Go on behind the next newline. Return False if there is none."""
+        while (end := self.text.find("\n", self.at)) < 0:
+            self.at = len(self.text)
+            if not self.more():
+                return False
+        self.use(end + 1)
+        return True
 
     def skip(self, letters: str) -> str:
         """Skip all of these letters, and return the next one; an empty text at the file's end."""
@@ -146,15 +293,37 @@ class _Text:
                 return ""
 
 
-def _from_json(file: IO[str], path: Path) -> Iterator[Document]:
+def _from_json(text: _Text, name: str, unusable: Callable[[str], object] | None) -> Iterator[Document]:
     decode = json.JSONDecoder().raw_decode
-    text = _Text(file)
     while letter := text.skip(_BETWEEN):
-        where = f"{path}, line {text.line}"
+        where = f"{name}, line {text.line}"
         if letter == "]" or (letter == "[" and _begins_array(text)):
             text.use(text.at + 1)  # an array of documents ends or begins
-        else:
-            yield _document(_value(decode, text, where), where)
+            continue
+        is_line = text.begins_line
+        try:
+            found = _value(decode, text, where)
+        except CutOffError:
+            raise
+        except RecordingError as error:
+            if unusable is None or not is_line or not text.skip_line():
+                raise
+            unusable(str(error))
+            continue
+        document = _usable(found, where, unusable)
+        if document is not None:
+            yield document
+
+
+def _usable(found: object, where: str, unusable: Callable[[str], object] | None) -> Document | None:
+    """Return a document, or None if it is none and `unusable` was told so."""
+    try:
+        return _document(found, where)
+    except RecordingError as error:
+        if unusable is None:
+            raise
+        unusable(str(error))
+        return None
 
 
 def _begins_array(text: _Text) -> bool:
@@ -212,12 +381,12 @@ class _Counted(io.RawIOBase):
         return block
 
 
-def _from_msgpack(file: IO[bytes], path: Path) -> Iterator[Document]:
+def _from_msgpack(file: IO[bytes], name: str, unusable: Callable[[str], object] | None) -> Iterator[Document]:
     try:
         import msgpack
     except ImportError as error:
         raise RecordingError(
-            f"{path} is MessagePack, and msgpack is not installed: `pip install 'atomscale-bluesky[cli]'`"
+            f"{name} is MessagePack, and msgpack is not installed: `pip install 'atomscale-bluesky[cli]'`"
         ) from error
     counted = _Counted(file)
     unpacker = msgpack.Unpacker(
@@ -229,7 +398,7 @@ def _from_msgpack(file: IO[bytes], path: Path) -> Iterator[Document]:
     )
     number = whole = 0
     while True:
-        where = f"{path}, document {number + 1}"
+        where = f"{name}, document {number + 1}"
         try:
             found = unpacker.unpack()
         except msgpack.OutOfData:
@@ -237,9 +406,11 @@ def _from_msgpack(file: IO[bytes], path: Path) -> Iterator[Document]:
         except (msgpack.UnpackException, ValueError, TypeError) as error:
             raise RecordingError(f"{where} is no MessagePack ({type(error).__name__}: {error}); {EXPECTED}") from error
         number, whole = number + 1, unpacker.tell()
-        yield _document(found, where)
+        document = _usable(found, where, unusable)
+        if document is not None:
+            yield document
     if whole < counted.read_so_far:
-        raise CutOffError(f"{path}, document {number + 1} is cut off: the file ends within this document")
+        raise CutOffError(f"{name}, document {number + 1} is cut off: the file ends within this document")
 
 
 def _from_numpy(found: dict[Any, Any]) -> object:

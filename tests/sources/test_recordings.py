@@ -7,8 +7,10 @@ import gzip
 import json
 import lzma
 import math
+import os
+import threading
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,9 @@ from event_model import pack_event_page
 from ophyd.sim import det1, det2
 from runs import Document, Recorder, growth
 
-from atomscale_bluesky.checks.recorded_documents import CutOffError, RecordingError, read_documents
 from atomscale_bluesky.checks.recordings import one_run
+from atomscale_bluesky.sources.incoming import UNREADABLE
+from atomscale_bluesky.sources.recordings import CutOffError, RecordingError, Recordings, read_documents
 
 DOCUMENTS: list[Document] = list(growth(points=5))
 
@@ -268,3 +271,100 @@ def test_the_events_of_a_bulk_are_those_of_their_runs() -> None:
     _, found = one_run(mixed, first[0][1]["uid"])
 
     assert found == [*first[:2], ("bulk_events", {uids[0]: events[uids[0]]}), first[-1]]
+
+
+# ---- as a source -----------------------------------------------------------------------------------------------------
+
+
+def test_several_files_follow_each_other_and_all_bytes_are_counted(tmp_path: Path) -> None:
+    paths = []
+    for number in range(3):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(JSON["suitcase-jsonl"](DOCUMENTS))
+        paths.append(path)
+    paths[1].write_bytes(gzip.compress(paths[1].read_bytes()))
+
+    source = Recordings(paths)
+    found = [(name, doc) for name, doc, _ in source]
+
+    assert [name for name, _ in found] == [name for name, _ in DOCUMENTS] * 3
+    assert source.read_bytes == source.total_bytes == sum(path.stat().st_size for path in paths)
+
+
+@pytest.mark.parametrize(
+    "damage", ['["event", {"a": ', '["event", {"a": 1}} ]', "\0\0\0\0", '["event"]', "garbage", "{}"]
+)
+def test_a_damaged_line_costs_no_other_and_is_named(tmp_path: Path, damage: str) -> None:
+    lines = texts(DOCUMENTS)
+    path = tmp_path / "run.jsonl"
+    path.write_text("\n".join([*lines[:4], damage, *lines[4:]]) + "\n")
+
+    found = list(Recordings([path]))
+
+    assert [one.name for one in found if one.name != UNREADABLE] == [name for name, _ in DOCUMENTS]
+    reasons = [one.doc["reason"] for one in found if one.name == UNREADABLE]
+    assert all(f"{path}, line 5 " in reason for reason in reasons)
+    assert len(reasons) == 1
+
+
+def test_a_cut_off_line_and_a_foreign_file_are_named_and_the_next_file_follows(tmp_path: Path) -> None:
+    names = ("cut.jsonl", "picture.png", "missing", "whole.msgpack")
+    cut, foreign, missing, whole = (tmp_path / name for name in names)
+    cut.write_text("\n".join(texts(DOCUMENTS))[:-20])
+    foreign.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
+    whole.write_bytes(MSGPACK["msgpack"](DOCUMENTS))
+
+    found = list(Recordings([cut, foreign, missing, whole]))
+
+    assert sum(one.name == "start" for one in found) == 2
+    reasons = [one.doc["reason"] for one in found if one.name == UNREADABLE]
+    assert f"{cut}, line {len(DOCUMENTS)} is cut off" in reasons[0]
+    assert str(foreign) in reasons[1]
+    assert str(missing) in reasons[-1]
+    assert found[-1].name == "stop"
+
+
+def test_a_document_that_begins_in_one_block_and_ends_in_another_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    large = ("event", {"uid": "e", "data": {"k": list(range(400_000))}})
+    documents = [*DOCUMENTS[:3], large, *DOCUMENTS[3:], large]
+    for write in (JSON["suitcase-jsonl"], JSON["indented array"]):
+        path.write_text(write(documents))
+        assert [(name, doc) for name, doc, _ in Recordings([path])] == documents
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Standard input is a pipe; its other end."""
+    reading, writing = os.pipe()
+    with open(reading, closefd=False) as standard_input:
+        monkeypatch.setattr("sys.stdin", standard_input)
+        yield writing
+    os.close(reading)
+
+
+def test_a_line_in_a_pipe_is_read_when_it_has_come(pipe: int) -> None:
+    found = iter(Recordings(["-"]))
+    for name, doc in DOCUMENTS:
+        os.write(pipe, (json.dumps([name, doc]) + "\n").encode())
+        assert next(found)[:2] == (name, doc)  # the pipe is still open
+    os.close(pipe)
+    assert list(found) == []
+
+
+@pytest.mark.parametrize("kind", ["msgpack", "gzip"])
+def test_what_is_packed_is_read_from_a_pipe(pipe: int, kind: str) -> None:
+    written = MSGPACK["msgpack"](DOCUMENTS) if kind == "msgpack" else gzip.compress(JSON["array"](DOCUMENTS).encode())
+    os.write(pipe, written)
+    os.close(pipe)
+    assert [name for name, *_ in Recordings(["-"])] == [name for name, _ in DOCUMENTS]
+
+
+def test_a_pipe_from_which_nothing_comes_can_be_left(pipe: int) -> None:
+    ending = threading.Event()
+    found = iter(Recordings(["-"], ending))
+    os.write(pipe, (json.dumps(DOCUMENTS[0]) + '\n["event", {').encode())
+    assert next(found).name == "start"
+    threading.Timer(0.2, ending.set).start()
+    assert list(found) == []
+    os.close(pipe)

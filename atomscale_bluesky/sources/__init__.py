@@ -1,0 +1,14 @@
+"""Documents from elsewhere than a RunEngine of this process: from recorded files, and from message buses.
+
+In: files, pipes, and what a bus delivers.
+Out: documents in the spool, through a `DocumentRecorder`. Every source is an iterator of `(name, doc, ack)`.
+Guaranteed: a document is acknowledged when it survives a power cut. One that cannot be used is counted with its reason
+and acknowledged too. One that comes again changes nothing. A run whose start document never came is reported by uid.
+Bounded: one batch of acknowledgements. While the spool is full, no document is taken and none is lost.
+Nothing here sends anything to Atomscale. Each bus needs its own client library, which is imported when it is used.
+
+    incoming    what a source hands over, and what a source is
+    intake      takes documents from a source into a recorder, and acknowledges them in batches
+    recordings  documents of recorded files, whatever tool of Bluesky's world has written them
+    pipes       a pipe that can be left although nothing comes
+"""

@@ -1,0 +1,199 @@
+"""Takes documents from a source into a recorder, and acknowledges them once they survive a power cut.
+
+    intake = Intake(recorder, ending)
+    intake.take_all(source)
+
+A sync costs some milliseconds however many documents it is for, so acknowledgements wait for a batch: of `BATCH`
+documents, of `BATCH_S` seconds, or until the source has nothing more for the moment.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from ..documents.accepted import Accepted
+from ..documents.recorder import DocumentRecorder
+from ..errors import DocumentError, SpoolError, StartMissingError
+from ..model.text import plain
+from .incoming import IDLE, UNREADABLE, Source
+
+_logger = logging.getLogger(__name__)
+
+BATCH = 1000
+BATCH_S = 0.5
+# How often the spool is asked again whether there is disk space.
+REST_S = 0.5
+# So many different reasons, and runs without a start document, are counted one by one. The others are counted together.
+MOST_NAMED = 1000
+OTHERS = "others"
+
+
+class Intake:
+    """What was taken from a source so far, and how.
+
+    Args:
+        recorder: Where the documents go. Made with `redelivers=True`.
+        ending: When it is set, the document in hand is completed and the rest is left to the source.
+        monotonic: The clock of the batches.
+    """
+
+    def __init__(
+        self,
+        recorder: DocumentRecorder,
+        ending: threading.Event | None = None,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.documents = 0  # that were taken, whatever became of them
+        self.runs = 0  # whose start document was taken
+        self.known_runs = 0  # that were recorded before
+        self.rows = 0
+        self.known = 0  # events that were recorded before
+        self.left_out: Counter[str] = Counter()  # readings by reason
+        self.unusable: Counter[str] = Counter()  # documents by reason
+        self.without_start: Counter[str] = Counter()  # documents by the uid of their run
+        self.open_runs: set[str] = set()  # uids of runs whose stop document did not come
+        self._recorder = recorder
+        self._ending = ending or threading.Event()
+        self._monotonic = monotonic
+        self._acks: list[Callable[[], object]] = []
+        self._held: list[Callable[[], object]] = []  # of events that wait in memory for their descriptor
+        self._acknowledged_at = monotonic()
+        self._run_of: OrderedDict[str, str] = OrderedDict()  # descriptors of runs without a start document
+        self._waits = False
+
+    def take_all(self, source: Source) -> None:
+        """Take documents until the source has no more, or `ending` is set. Blocks.
+
+        What was taken is acknowledged when this returns or raises. What could not be kept is not. Raises
+        what the source raises.
+        """
+        try:
+            for name, doc, ack in source:
+                if name == IDLE:
+                    self.acknowledge(source)
+                elif self._take(name, doc, source):
+                    self._acks.append(ack)
+                elif not self._ending.is_set():
+                    self._held.append(ack)
+                if len(self._acks) >= BATCH or self._monotonic() - self._acknowledged_at >= BATCH_S:
+                    self.acknowledge(source)
+                if self._ending.is_set():
+                    break
+        except BaseException:
+            with suppress(SpoolError):
+                self._acknowledge()
+            raise
+        self.acknowledge(source)
+
+    def acknowledge(self, source: Source) -> None:
+        """Acknowledge what was taken, once it survives a power cut. Waits while the disk does not take it."""
+        while True:
+            try:
+                return self._acknowledge()
+            except SpoolError as error:
+                self._say_that_it_waits(str(error))
+            if self._ending.is_set():
+                return None
+            source.rest(REST_S)
+
+    def _acknowledge(self) -> None:
+        self._recorder.sync()
+        acks, self._acks = self._acks, []
+        if self._held and not self._recorder.holds_early_events:
+            acks, self._held = acks + self._held, []
+        for ack in acks:
+            ack()
+        self._acknowledged_at = self._monotonic()
+
+    def _take(self, name: str, doc: Mapping[str, Any], source: Source) -> bool:
+        """Take a document. Return True if it may be acknowledged after the next sync."""
+        if name == UNREADABLE:
+            self.documents += 1
+            self._cannot_be_used(str(doc.get("reason")))
+            return True
+        try:
+            accepted = self._accepted(name, doc, source)
+        except StartMissingError as error:
+            self._note_without_start(name, doc, error)
+        except DocumentError as error:
+            self._cannot_be_used(str(error))
+        else:
+            if accepted is None:
+                return False
+            self._count(name, doc, accepted)
+            if accepted.put_off:
+                self.documents += 1
+                return False
+        self.documents += 1
+        return True
+
+    def _accepted(self, name: str, doc: Mapping[str, Any], source: Source) -> Accepted | None:
+        """Give a document to the recorder, as often as it takes. Return None if it was told to end meanwhile."""
+        while True:
+            if self._recorder.has_room:
+                accepted = self._recorder.take(name, doc)
+                if not accepted.try_again:
+                    if self._waits:
+                        self._waits = False
+                        _logger.warning("the spool has room again, so documents are taken again")
+                    return accepted
+            self._say_that_it_waits("the spool has no room")
+            if self._ending.is_set():
+                return None
+            source.rest(REST_S)
+
+    def _say_that_it_waits(self, why: str) -> None:
+        if not self._waits:
+            self._waits = True
+            _logger.warning("no document is taken, and none is lost, while this holds: %s", why)
+
+    def _count(self, name: str, doc: Mapping[str, Any], accepted: Accepted) -> None:
+        if name == "start":
+            self.known_runs += accepted.known
+            if not accepted.known:
+                self.runs += 1
+                self.open_runs.add(str(doc.get("uid")))
+            return
+        if name == "stop":
+            self.open_runs.discard(str(doc.get("run_start")))
+            return
+        self.rows += accepted.rows
+        if name != "descriptor":
+            self.known += accepted.known
+        if accepted.left_out:
+            self.left_out.update(accepted.left_out)
+
+    def _cannot_be_used(self, reason: str) -> None:
+        reason = plain(reason)
+        if reason not in self.unusable:
+            if len(self.unusable) < MOST_NAMED:
+                _logger.warning("a document cannot be used and is left out: %s", reason)
+            else:
+                reason = OTHERS
+        self.unusable[reason] += 1
+
+    def _note_without_start(self, name: str, doc: Mapping[str, Any], error: StartMissingError) -> None:
+        """Count a document of a run whose start document never came, under the run's uid if that is known."""
+        uid = error.run_uid
+        if name == "descriptor":
+            self._run_of[str(doc.get("uid"))] = uid
+            if len(self._run_of) > MOST_NAMED:
+                self._run_of.popitem(last=False)
+        descriptor = plain(str(doc.get("descriptor")))
+        uid = plain(uid) if uid else self._run_of.get(descriptor, f"of descriptor {descriptor}")
+        if uid not in self.without_start:
+            if len(self.without_start) < MOST_NAMED:
+                _logger.warning(
+                    "run %s: its start document never came, so its documents are left out; `atomscale-bluesky send` "
+                    "takes the whole run from a recorded file", uid,
+                )  # fmt: skip
+            else:
+                uid = OTHERS
+        self.without_start[uid] += 1

@@ -1,0 +1,231 @@
+"""Documents from a source: acknowledged when they are safe, counted when they cannot be used, taken once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import Document, growth, held
+from waiting import wait_until
+
+from atomscale_bluesky import AtomscaleCallback, DocumentRecorder, Settings
+from atomscale_bluesky.server import LocalServer
+from atomscale_bluesky.sources.incoming import IDLE, UNREADABLE, Incoming, idle, unreadable
+from atomscale_bluesky.sources.intake import Intake
+from atomscale_bluesky.spool.spool import Spool
+
+MakeCallback = Callable[..., AtomscaleCallback]
+GARBAGE = (UNREADABLE, {"reason": "it is a picture"})
+PAUSE = (IDLE, {})
+
+
+class Bus:
+    """A bus that delivers again what was not acknowledged. It fails behind its last document if it is to be cut off."""
+
+    def __init__(self, documents: list[Document], ending: threading.Event | None = None) -> None:
+        self.documents = documents
+        self.acknowledged: list[int] = []
+        self.rests = 0
+        self.cut_off = False
+        self._ending = ending or threading.Event()
+
+    def __iter__(self) -> Iterator[Incoming]:
+        for number, (name, doc) in enumerate(self.documents):
+            if number in self.acknowledged:
+                continue
+            if name == IDLE:
+                yield idle()
+                continue
+
+            def ack(number: int = number) -> None:
+                self.acknowledged.append(number)
+
+            yield unreadable(doc["reason"], ack) if name == UNREADABLE else Incoming(name, doc, ack)
+        if self.cut_off:
+            raise ConnectionError("the bus is gone")
+
+    def rest(self, timeout_s: float) -> None:
+        self.rests += 1
+        self._ending.wait(min(timeout_s, 0.05))
+
+
+@pytest.fixture
+def settings(spool_dir: Path, server: LocalServer) -> Settings:
+    return Settings.load(environ={}, endpoint=server.url, spool_dir=str(spool_dir), spool_min_free_bytes=0)
+
+
+def taken(settings: Settings, bus: Bus, ending: threading.Event | None = None) -> Intake:
+    """What a process takes of a bus until there is nothing more."""
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        intake = Intake(recorder, ending)
+        intake.take_all(bus)
+    return intake
+
+
+def test_every_document_is_taken_and_acknowledged(
+    settings: Settings, make_callback: MakeCallback, server: LocalServer
+) -> None:
+    bus = Bus([*growth(points=25), PAUSE, *growth(points=5)])
+
+    intake = taken(settings, bus)
+
+    assert bus.acknowledged == [n for n in range(len(bus.documents)) if n != 28]
+    assert (intake.documents, intake.runs, intake.rows, intake.open_runs) == (36, 2, 30, set())
+    assert make_callback().drain(20)
+    assert sorted(held(server)["k0"]) == sorted(float(n) for n in (*range(25), *range(5)))
+
+
+def test_a_pause_acknowledges_what_was_taken_before_it(settings: Settings) -> None:
+    seen: list[list[int]] = []
+
+    class Watched(Bus):
+        def __iter__(self) -> Iterator[Incoming]:
+            yield from super().__iter__()
+            seen.append(list(self.acknowledged))  # the next document is asked for only now
+
+    taken(settings, Watched([*growth(points=3), PAUSE]))
+    assert seen == [list(range(6))]
+
+
+def test_what_comes_again_changes_nothing_and_a_run_goes_on(
+    settings: Settings, make_callback: MakeCallback, server: LocalServer
+) -> None:
+    documents = list(growth(points=20))
+    taken(settings, Bus(documents[:9]))  # this process is gone
+
+    again = taken(settings, Bus(documents[5:]))  # from an earlier position, without start and descriptor
+    assert (again.rows, again.known, again.without_start) == (13, 4, {})
+    last = taken(settings, Bus(documents))
+    assert (last.rows, last.known) == (0, 20)
+
+    assert make_callback().drain(20)
+    assert sorted(held(server)["k0"]) == [float(n) for n in range(20)]
+
+
+def test_a_finished_run_that_comes_again_is_known_by_its_uid(settings: Settings) -> None:
+    documents = list(growth(points=5))
+    taken(settings, Bus(documents))
+    again = taken(settings, Bus(documents))
+    assert (again.runs, again.known_runs, again.rows) == (0, 1, 0)
+
+
+def test_what_cannot_be_used_is_counted_and_acknowledged(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    documents = list(growth(points=3))
+    broken: list[Document] = [GARBAGE, ("event", {"no": "member"}), GARBAGE, ("descriptor", {}), ("datum", {})]
+    bus = Bus([*documents[:3], *broken, *documents[3:]])
+
+    intake = taken(settings, bus)
+
+    assert sorted(bus.acknowledged) == list(range(len(bus.documents)))
+    assert intake.rows == 3
+    assert intake.unusable["it is a picture"] == 2
+    assert sum(intake.unusable.values()) == 4
+    assert caplog.text.count("it is a picture") == 1
+
+
+def test_a_run_whose_start_never_came_is_reported_by_its_uid(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    documents, others = list(growth(points=3)), list(growth(points=4))
+    bus = Bus([*documents[1:], *others[2:]])
+
+    intake = taken(settings, bus)
+
+    assert len(bus.acknowledged) == len(bus.documents)
+    run_uid, descriptor = documents[0][1]["uid"], others[1][1]["uid"]
+    other_uid = others[0][1]["uid"]  # of which the descriptor did not come either, but the stop
+    assert intake.without_start == {run_uid: 5, f"of descriptor {descriptor}": 4, other_uid: 1}
+    assert caplog.text.count(f"run {run_uid}: its start document never came") == 1
+
+
+def test_events_before_their_descriptor_are_acknowledged_with_it(settings: Settings) -> None:
+    start, descriptor, *rest = growth(points=3)
+    early = Bus([start, *rest[:-1]])
+    early.cut_off = True  # before it comes
+
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        with pytest.raises(ConnectionError):
+            Intake(recorder).take_all(early)
+        assert early.acknowledged == [0]
+        bus = Bus([descriptor, rest[-1]])
+        intake = Intake(recorder)
+        intake.take_all(bus)
+        assert intake.rows == 3
+
+
+def test_a_full_spool_holds_the_source_back_and_loses_nothing(
+    settings: Settings, spool_dir: Path, make_callback: MakeCallback, server: LocalServer
+) -> None:
+    settings = settings.replaced(spool_max_bytes=1_000_000)
+    documents = list(growth(points=20))
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        intake = Intake(recorder)
+        intake.take_all(Bus(documents[:12]))
+        stuffing = spool_dir / "20200101T000000-00000000"
+        stuffing.mkdir()
+        (stuffing / "journal-0001.jsonl").write_bytes(b"x" * 1_000_000)
+        wait_until(lambda: not recorder.has_room)
+        bus = Bus(documents[12:])
+        thread = threading.Thread(target=intake.take_all, args=(bus,))
+        thread.start()
+        wait_until(lambda: bus.rests > 2)
+        assert bus.acknowledged == []
+        (stuffing / "journal-0001.jsonl").unlink()
+        thread.join(30)
+        assert len(bus.acknowledged) == len(bus.documents)
+
+    callback = make_callback()
+    assert callback.drain(20)
+    assert [run.left_out for run in callback.status()] == []
+    assert held(server)["k0"] == [float(n) for n in range(20)]
+
+
+def test_told_to_end_it_leaves_the_rest_to_the_source(settings: Settings, spool_dir: Path) -> None:
+    settings = settings.replaced(spool_max_bytes=1_000_000)
+    ending = threading.Event()
+    documents = list(growth(points=20))
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        intake = Intake(recorder, ending)
+        intake.take_all(Bus(documents[:12]))
+        stuffing = spool_dir / "20200101T000000-00000000"
+        stuffing.mkdir()
+        (stuffing / "journal-0001.jsonl").write_bytes(b"x" * 1_000_000)
+        wait_until(lambda: not recorder.has_room)
+        bus = Bus(documents[12:], ending)
+        thread = threading.Thread(target=intake.take_all, args=(bus,))
+        thread.start()
+        wait_until(lambda: bus.rests)
+        ending.set()
+        thread.join(30)
+        assert not thread.is_alive()
+        assert bus.acknowledged == []
+
+
+def test_a_source_that_fails_has_what_was_taken_acknowledged(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    bus = Bus(list(growth(points=3)))
+    bus.cut_off = True
+    with DocumentRecorder(settings, redelivers=True) as recorder, pytest.raises(ConnectionError):
+        Intake(recorder).take_all(bus)
+    assert bus.acknowledged == list(range(6))
+
+
+def test_many_reasons_and_runs_take_bounded_memory(settings: Settings) -> None:
+    many: list[Any] = [(UNREADABLE, {"reason": f"reason {n}"}) for n in range(1500)]
+    many += [("stop", {"run_start": f"run {n}", "uid": "s", "time": 1.0}) for n in range(1500)]
+    intake = taken(settings, Bus(many))
+    assert len(intake.unusable) == len(intake.without_start) == 1001
+    assert intake.unusable["others"] == intake.without_start["others"] == 500
+
+
+def test_a_run_without_a_stop_is_open_when_its_source_ends(settings: Settings) -> None:
+    documents = list(growth(points=3))
+    intake = taken(settings, Bus(documents[:-1]))
+    assert intake.open_runs == {documents[0][1]["uid"]}
+    assert len(Spool(settings.spool_path).run_folders()) == 1
