@@ -8,26 +8,18 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.text import Text
 
-from ..status.progress import LOOK_PERIOD_S, Bar, counted, number
-from ..status.remedies import remedies
-from .formatting import ConsoleLog, console, plain
+from .delivering import check_that_it_may_send, check_the_key, deliver, logged, report
+from .formatting import console, plain
 from .status import open_spool
 
 if TYPE_CHECKING:
-    from ..delivery.uploader import Uploader
     from ..settings import Settings
-    from ..spool.spool import Spool
-    from ..status.spool_status import SpoolStatus
 
 
 _logger = logging.getLogger(__name__)
@@ -57,8 +49,6 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
     is `none`, and says what it does on its standard error. The exit codes are then 0 when it was told to end, 75 where
     the spool is served already, 77 when the API key is refused for half a minute, 1 when it failed.
     """
-    from ..api.client import Client
-    from ..errors import ApiUnavailableError
     from ..settings import Settings
     from ..status.spool_status import SpoolStatus
 
@@ -70,16 +60,9 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
     if spool is None or not spool.run_folders():
         out.print(Text(f"Nothing waits in {plain(settings.spool_path)}."), soft_wrap=True)
         return 0
-    _check_that_it_may_send(settings)
+    check_that_it_may_send(settings)
     spool = open_spool(settings, read_only=False) or spool
-    client = Client(settings)
-    try:
-        client.find("atomscale-bluesky")  # a key that does not work would be waited for, but here nobody can change it
-    except ApiUnavailableError:
-        pass  # the uploader goes on asking
-    finally:
-        client.close()
-
+    check_the_key(settings)
     watch = SpoolStatus(spool)
     ending, interrupted = threading.Event(), threading.Event()
 
@@ -94,29 +77,20 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
         timer.daemon = True
         timer.start()
     try:
-        with _logged(out):
-            _deliver(out, settings, spool, watch, ending)
+        with logged(out):
+            deliver(out, settings, spool, watch, ending)
     finally:
         signal.signal(signal.SIGINT, before)
     if interrupted.is_set():
         out.print("Stopped. What is not delivered stays in the spool; begin again whenever you like.", soft_wrap=True)
         return 130
-    return _report(out, spool, watch)
-
-
-def _check_that_it_may_send(settings: Settings) -> None:
-    from ..errors import SettingsError
-
-    if settings.offline:
-        raise SettingsError("setting 'offline' is on, so nothing may be sent; turn it off for this command")
-    if settings.api_key is None:
-        raise SettingsError("no API key: put the key of your Atomscale account into ATOMSCALE_API_KEY")
+    return report(out, spool, watch)
 
 
 def _follow(settings: Settings, timeout_s: float | None) -> int:
     from ..delivery.uploader_service import LOG_FORMAT, serve, stop_on_signals
 
-    _check_that_it_may_send(settings)
+    check_that_it_may_send(settings)
     handler = logging.StreamHandler()  # to standard error, where services are expected to speak
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     logger = logging.getLogger("atomscale_bluesky")
@@ -154,85 +128,3 @@ def _say_if_refused(settings: Settings) -> None:
                         settings.endpoint, error)  # fmt: skip
     finally:
         client.close()
-
-
-@contextmanager
-def _logged(out: Console) -> Iterator[None]:
-    """While it lasts, what the package logs is shown."""
-    logger, log = logging.getLogger("atomscale_bluesky"), ConsoleLog(out, logging.INFO)
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(log)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(log)
-        logger.setLevel(level)
-        logger.propagate = propagate
-
-
-def _deliver(out: Console, settings: Settings, spool: Spool, watch: SpoolStatus, ending: threading.Event) -> None:
-    """Drain until nothing moves any more, or `ending`. In rounds: an uploader takes up so many runs at a time."""
-    from ..delivery.uploader import Uploader
-
-    with Bar(out, watch) as bar:
-        while not ending.is_set():
-            before = set(spool.run_folders())
-            uploader = Uploader(spool, settings)
-            uploader.start()
-            answer: SimpleQueue[bool] = SimpleQueue()
-            threading.Thread(target=_drain, args=(uploader, answer), name="drain", daemon=True).start()
-            try:
-                while not ending.is_set():
-                    try:
-                        answer.get(timeout=LOOK_PERIOD_S)
-                        break
-                    except Empty:
-                        bar.look()
-            finally:
-                uploader.stop()
-            bar.look()
-            if before <= set(spool.run_folders()):
-                return
-
-
-def _drain(uploader: Uploader, answer: SimpleQueue[bool]) -> None:
-    answer.put(uploader.drain(threading.TIMEOUT_MAX))
-
-
-def _report(out: Console, spool: Spool, watch: SpoolStatus) -> int:
-    from ..status.spool_status import ending
-
-    left = [run for run in watch.status() if run.points.waiting or run.points.refused or run.state != "running"]
-    if not left:
-        out.print(Text("All of it is delivered.", style="green"))
-        return 0
-    for run in left:
-        text = f"{plain(run.label, limit=200)} (run {plain(run.run_uid[:8])}), {plain(run.state)}"
-        text += f" (its plan ended with {ended}): " if (ended := ending(run.exit_status)) else ": "
-        text += f"{counted(run.points.waiting, 'point')} waiting"
-        if run.points.refused:
-            text += f", {number(run.points.refused)} refused"
-        if run.problem:
-            text += f"; {plain(run.problem)}"
-        text += "".join(f"; `{plain(command)}`" for command in remedies(run)[:1])
-        out.print(Text(text, style="bold red" if run.problem else "yellow"), soft_wrap=True)
-    elsewhere = sum(_delivered_elsewhere(spool, folder) for folder in spool.run_folders())
-    if elsewhere:
-        out.print(f"Of these, {counted(elsewhere, 'run')} in the hands of another process, which goes on with it.")
-    out.print("Not all of it is delivered; `atomscale-bluesky status` tells more.")
-    return 1
-
-
-def _delivered_elsewhere(spool: Spool, folder: Path) -> bool:
-    from ..errors import SpoolError
-
-    try:
-        claim = spool.claim(folder)
-    except SpoolError:
-        return False
-    if claim is None:
-        return True
-    claim.close()
-    return False

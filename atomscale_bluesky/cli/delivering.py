@@ -1,0 +1,139 @@
+"""What the commands that deliver share: the check before, the delivery with its bar, and the report after it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from ..status.progress import LOOK_PERIOD_S, Bar, counted, number
+from ..status.remedies import remedies
+from .formatting import ConsoleLog, plain
+
+if TYPE_CHECKING:
+    from ..delivery.uploader import Uploader
+    from ..settings import Settings
+    from ..spool.spool import Spool
+    from ..status.spool_status import SpoolStatus
+
+
+def check_that_it_may_send(settings: Settings) -> None:
+    """Refuse to begin where nothing may be sent.
+
+    Raises:
+        SettingsError: There is no key, or `offline` is on.
+    """
+    from ..errors import SettingsError
+
+    if settings.offline:
+        raise SettingsError("setting 'offline' is on, so nothing may be sent; turn it off for this command")
+    if settings.api_key is None:
+        raise SettingsError("no API key: put the key of your Atomscale account into ATOMSCALE_API_KEY")
+
+
+def check_the_key(settings: Settings) -> None:
+    """Ask the API once: a key that does not work would be waited for, but here nobody can change it.
+
+    Raises:
+        ApiKeyError: The key does not work.
+    """
+    from ..api.client import Client
+    from ..errors import ApiUnavailableError
+
+    client = Client(settings)
+    try:
+        client.find("atomscale-bluesky")
+    except ApiUnavailableError:
+        pass  # the uploader goes on asking
+    finally:
+        client.close()
+
+
+@contextmanager
+def logged(out: Console, level: int = logging.INFO) -> Iterator[None]:
+    """While it lasts, what the package logs is shown, from this level on."""
+    logger, log = logging.getLogger("atomscale_bluesky"), ConsoleLog(out, level)
+    before, propagate = logger.level, logger.propagate
+    logger.addHandler(log)
+    logger.setLevel(level)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(log)
+        logger.setLevel(before)
+        logger.propagate = propagate
+
+
+def deliver(out: Console, settings: Settings, spool: Spool, watch: SpoolStatus, ending: threading.Event) -> None:
+    """Drain until nothing moves any more, or `ending`. In rounds: an uploader takes up so many runs at a time."""
+    from ..delivery.uploader import Uploader
+
+    with Bar(out, watch) as bar:
+        while not ending.is_set():
+            before = set(spool.run_folders())
+            uploader = Uploader(spool, settings)
+            uploader.start()
+            answer: SimpleQueue[bool] = SimpleQueue()
+            threading.Thread(target=_drain, args=(uploader, answer), name="drain", daemon=True).start()
+            try:
+                while not ending.is_set():
+                    try:
+                        answer.get(timeout=LOOK_PERIOD_S)
+                        break
+                    except Empty:
+                        bar.look()
+            finally:
+                uploader.stop()
+            bar.look()
+            if before <= set(spool.run_folders()):
+                return
+
+
+def _drain(uploader: Uploader, answer: SimpleQueue[bool]) -> None:
+    answer.put(uploader.drain(threading.TIMEOUT_MAX))
+
+
+def report(out: Console, spool: Spool, watch: SpoolStatus) -> int:
+    """Say what is left in the spool. Return the exit code: 0 if nothing is."""
+    from ..status.spool_status import ending
+
+    left = [run for run in watch.status() if run.points.waiting or run.points.refused or run.state != "running"]
+    if not left:
+        out.print(Text("All of it is delivered.", style="green"))
+        return 0
+    for run in left:
+        text = f"{plain(run.label, limit=200)} (run {plain(run.run_uid[:8])}), {plain(run.state)}"
+        text += f" (its plan ended with {ended}): " if (ended := ending(run.exit_status)) else ": "
+        text += f"{counted(run.points.waiting, 'point')} waiting"
+        if run.points.refused:
+            text += f", {number(run.points.refused)} refused"
+        if run.problem:
+            text += f"; {plain(run.problem)}"
+        text += "".join(f"; `{plain(command)}`" for command in remedies(run)[:1])
+        out.print(Text(text, style="bold red" if run.problem else "yellow"), soft_wrap=True)
+    elsewhere = sum(_delivered_elsewhere(spool, folder) for folder in spool.run_folders())
+    if elsewhere:
+        out.print(f"Of these, {counted(elsewhere, 'run')} in the hands of another process, which goes on with it.")
+    out.print("Not all of it is delivered; `atomscale-bluesky status` tells more.")
+    return 1
+
+
+def _delivered_elsewhere(spool: Spool, folder: Path) -> bool:
+    from ..errors import SpoolError
+
+    try:
+        claim = spool.claim(folder)
+    except SpoolError:
+        return False
+    if claim is None:
+        return True
+    claim.close()
+    return False
