@@ -21,6 +21,7 @@ from .orders import discard, edit, move, retry, settle
 from .plot import plot
 from .probe import probe
 from .resources import instruments, projects, samples
+from .send import send
 from .serve import serve
 from .show import show
 from .status import status
@@ -46,7 +47,7 @@ def commands() -> None:
 
 
 _LOOK = (demo, status, board, show, plot, export, upload, verify, doctor, config, probe, instruments, samples, projects)
-_LEND_A_HAND = (retry, edit, discard, settle, move, serve)
+_LEND_A_HAND = (send, retry, edit, discard, settle, move, serve)
 for _command in (*_LOOK, *_LEND_A_HAND):
     commands.add_command(_command)
 

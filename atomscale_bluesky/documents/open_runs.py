@@ -283,7 +283,7 @@ class OpenRuns:
         self._rejections.counts[TAKEN_BEFORE] += 1
         self._skipped.add(uid)
         self._rejections.say(
-            logging.WARNING,
+            logging.INFO if self._redelivers else logging.WARNING,
             "run %s was taken before and is not sent again; `resend` would, and another run needs its own uid", uid,
         )  # fmt: skip
 

@@ -10,5 +10,6 @@ Nothing here sends anything to Atomscale. Each bus needs its own client library,
     incoming    what a source hands over, and what a source is
     intake      takes documents from a source into a recorder, and acknowledges them in batches
     recordings  documents of recorded files, whatever tool of Bluesky's world has written them
+    contents    what a recording holds, without recording any of it
     pipes       a pipe that can be left although nothing comes
 """

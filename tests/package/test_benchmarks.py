@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROGRAMS = (
     "event", "plan", "drain", "memory", "outage", "latency", "link", "worst", "startup", "scale", "parts", "idle",
+    "recording",
 )  # fmt: skip
 
 

@@ -1,0 +1,284 @@
+"""`send`: recorded runs arrive once, whatever happens to the process that sends them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from bluesky import RunEngine
+from bluesky.callbacks.json_writer import JSONLinesWriter
+from bluesky.plans import scan
+from ophyd.sim import det, motor
+from runs import Document, growth, held
+from waiting import wait_until
+
+from atomscale_bluesky import Settings
+from atomscale_bluesky.__main__ import main
+from atomscale_bluesky.server import LocalServer
+from atomscale_bluesky.spool.spool import Spool
+from atomscale_bluesky.status.spool_status import SpoolStatus
+
+Say = Callable[..., tuple[int, str, str]]
+COMMAND = [sys.executable, "-m", "atomscale_bluesky", "send"]
+
+
+@pytest.fixture(autouse=True)
+def _of_this_server(monkeypatch: pytest.MonkeyPatch, server: LocalServer, spool_dir: Path) -> None:
+    monkeypatch.setenv("ATOMSCALE_API_ENDPOINT", server.url)
+    monkeypatch.setenv("ATOMSCALE_API_KEY", server.api_key)
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_DIR", str(spool_dir))
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_MIN_FREE_BYTES", "0")
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Say:
+    """Run the command; its exit code, what it said with line breaks as spaces, and its complaints."""
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        code = main(["send", *map(str, arguments)])
+        said, complaint = capsys.readouterr()
+        return code, " ".join(said.replace("\N{NO-BREAK SPACE}", "").split()), complaint
+
+    return run
+
+
+def lines(documents: Iterable[Document]) -> str:
+    return "".join(json.dumps(document) + "\n" for document in documents)
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    """A file with one run of 25 events of 2 keys."""
+    path = tmp_path / "growth.jsonl"
+    path.write_text(lines(growth(points=25)))
+    return path
+
+
+# ---- what arrives ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_blueskys_own_writer_recorded_arrives_with_its_times(
+    say: Say, server: LocalServer, tmp_path: Path
+) -> None:
+    engine = RunEngine({"synth_source_id": 42})
+    times: list[float] = []
+    engine.subscribe(JSONLinesWriter(str(tmp_path), filename="run"))
+    engine.subscribe(lambda name, doc: times.append(doc["time"]), "event")
+    engine(scan([det], motor, -1, 1, 7))
+    (path,) = tmp_path.glob("run*")
+
+    code, said, complaint = say(path)
+
+    assert (code, complaint) == (0, "")
+    assert "1 run read: 7 rows taken. " in said
+    assert "All of it is delivered." in said
+    (stream,) = server.streams()
+    assert (stream.status, stream.synth_source_id) == ("success", 42)
+    assert server.points(stream.data_id)["motor"].times == pytest.approx(times, abs=0.002)
+
+
+def test_several_files_with_several_runs_arrive(say: Say, server: LocalServer, tmp_path: Path, recording: Path) -> None:
+    other = tmp_path / "other.jsonl.gz"
+    other.write_bytes(gzip.compress(lines([*growth(points=12, keys=1), *growth(points=3, keys=1)]).encode()))
+
+    code, said, _ = say(recording, other)
+
+    assert code == 0
+    assert "3 runs read: 40 rows taken" in said
+    assert sorted(held(server)["k0"]) == sorted(float(n) for n in (*range(25), *range(12), *range(3)))
+    assert {stream.status for stream in server.streams()} == {"success"}
+
+
+def test_a_run_that_was_sent_is_not_sent_again(say: Say, server: LocalServer, recording: Path) -> None:
+    assert say(recording)[0] == 0
+    code, said, _ = say(recording)
+
+    assert code == 0
+    assert "0 runs read, and 1 run that had been sent before: 0 rows taken" in said
+    assert held(server)["k0"] == [float(n) for n in range(25)]
+    assert len(server.streams()) == 1
+
+
+def test_what_old_runs_lack_is_filled_in_and_what_they_say_stays(say: Say, server: LocalServer, tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    bare = [(name, {k: v for k, v in doc.items() if k != "synth_source_id"}) for name, doc in growth(points=3)]
+    own = growth(points=3, start_metadata={"physical_sample": "its own", "tags": ["old"], "synth_source_id": 7})
+    path.write_text(lines([*bare, *own]))
+    before = path.read_bytes()
+
+    code, _, complaint = say(path, "--synth-source-id", 42, "--physical-sample", "GaN 17", "--tags", "archive, 2024")
+
+    assert (code, complaint) == (0, "")
+    assert path.read_bytes() == before
+    streams = {stream.synth_source_id: stream for stream in server.streams()}
+    assert streams.keys() == {42, 7}
+    assert set(streams[42].tags) > {"archive", "2024"}  # and one that says how the run ended
+    assert "archive" not in streams[7].tags
+    with requests.Session() as session:
+        session.headers["X-API-KEY"] = server.api_key
+        found = session.get(f"{server.url}/physical_samples/").json()
+    names = {sample["id"]: sample["name"] for sample in found}
+    assert [names[streams[source].physical_sample_id] for source in (42, 7)] == ["GaN 17", "its own"]
+
+
+def test_standard_input_is_read(server: LocalServer, recording: Path) -> None:
+    done = subprocess.run([*COMMAND, "-"], input=recording.read_bytes(), capture_output=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert held(server)["k0"] == [float(n) for n in range(25)]
+
+
+def test_the_spool_only_is_filled_where_that_is_asked_for(
+    say: Say, server: LocalServer, recording: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ATOMSCALE_API_KEY")
+    assert say(recording)[0] == 2
+    code, said, _ = say(recording, "--spool-only")
+
+    assert code == 0
+    assert "`atomscale-bluesky upload` delivers it" in said
+    assert server.streams() == []
+    (run,) = SpoolStatus(Spool(Settings.load().spool_path)).status()
+    assert run.points.waiting == 50
+
+
+# ---- what is odd in a file -------------------------------------------------------------------------------------------
+
+
+def test_a_last_line_that_is_cut_off_is_named_and_the_run_counts_as_interrupted(
+    say: Say, server: LocalServer, recording: Path
+) -> None:
+    recording.write_text(recording.read_text()[:-30])
+
+    code, said, _ = say(recording)
+
+    assert code == 1
+    assert f"{recording}, line 28 is cut off: the file ends within this document" in said
+    assert "has no stop document, so it counts as interrupted" in said
+    assert held(server)["k0"] == [float(n) for n in range(25)]
+
+
+def test_the_rest_of_a_run_follows_when_the_file_has_grown(say: Say, server: LocalServer, recording: Path) -> None:
+    whole = recording.read_text().splitlines(keepends=True)
+    recording.write_text("".join(whole[:15]))
+    assert say(recording)[0] == 1
+    recording.write_text("".join(whole))
+
+    code, said, _ = say(recording)
+
+    assert code == 0
+    assert "12 rows taken, 13 events known already" in said
+    assert sorted(held(server)["k0"]) == [float(n) for n in range(25)]
+
+
+def test_what_cannot_be_used_is_counted_with_its_reason(say: Say, server: LocalServer, recording: Path) -> None:
+    whole = recording.read_text().splitlines(keepends=True)
+    recording.write_text("".join([*whole[:5], "no document\n", *whole[5:], lines(list(growth(points=2))[1:])]))
+
+    code, said, _ = say(recording)
+
+    assert code == 1
+    assert f"1 document cannot be used: {recording}, line 6 is no JSON" in said
+    assert "4 documents of run" in said
+    assert "whose start document is not there" in said
+    assert held(server)["k0"] == [float(n) for n in range(25)]
+
+
+def test_a_dry_run_tells_what_would_happen_and_changes_nothing(
+    say: Say, server: LocalServer, recording: Path, tmp_path: Path, spool_dir: Path
+) -> None:
+    sent = tmp_path / "sent.jsonl"
+    sent.write_text(lines(growth(points=3)))
+    assert say(sent)[0] == 0
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(lines(growth(points=4, start_metadata={"synth_source_id": "the big one"})))
+    cut = tmp_path / "cut.jsonl"
+    cut.write_text(lines(list(growth(points=5))[:-1]))
+    before = sorted(str(path) for path in spool_dir.rglob("*"))
+
+    code, said, _ = say("--dry-run", sent, recording, bad, cut, "--physical-sample", "GaN 17")
+
+    assert code == 1
+    assert "grow 3 42" not in said
+    assert said.count("GaN 17") == 3
+    for what in (
+        "sent before",
+        "25 42",
+        "parked",
+        "sent as interrupted",
+        "metadata 'synth_source_id' is 'the big one'",
+    ):
+        assert what in said
+    assert len(server.streams()) == 1
+    assert sorted(str(path) for path in spool_dir.rglob("*")) == before
+
+
+# ---- processes that end ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> tuple[Path, int]:
+    """A file that takes some seconds to send: three runs that take turns."""
+    points = 4000
+    runs = [list(growth(points=points, keys=1)) for _ in range(3)]
+    path = tmp_path / "large.jsonl"
+    path.write_text(lines(document for together in zip(*runs, strict=True) for document in together))
+    return path, points
+
+
+def rows_in(spool_dir: Path) -> int:
+    """How many bytes of journals there are."""
+    return sum(file.stat().st_size for file in spool_dir.glob("*/journal-*")) if spool_dir.exists() else 0
+
+
+def test_killed_again_and_again_each_reading_arrives_once(
+    say: Say, server: LocalServer, large: tuple[Path, int], spool_dir: Path
+) -> None:
+    path, points = large
+    for n in range(5):
+        process = subprocess.Popen([*COMMAND, str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = rows_in(spool_dir)
+        wait_until(lambda before=before, n=n: rows_in(spool_dir) > before + 20_000 * n or process.poll() is not None)  # noqa: B023
+        process.kill()
+        process.wait()
+
+    code, said, _ = say(path)
+
+    assert code == 0, said
+    assert sorted(held(server)["k0"]) == sorted(float(n) for n in range(points) for _ in range(3))
+    assert SpoolStatus(Spool(spool_dir)).status().points.lost == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals to a process of its own")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ended_by_a_signal_it_says_so_and_goes_on_the_next_time(
+    say: Say, server: LocalServer, recording: Path, number: signal.Signals
+) -> None:
+    whole = recording.read_bytes().splitlines(keepends=True)
+    with subprocess.Popen(
+        [*COMMAND, "-"], env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        process.stdin.write(b"".join(whole[:12]))
+        process.stdin.flush()  # and nothing more, while the pipe stays open
+        wait_until(lambda: any(stream.points for stream in server.streams()) or rows_in(Settings.load().spool_path) > 0)
+        process.send_signal(number)
+        assert process.wait(30) == 128 + number
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert b"Begin again whenever you like" in process.stdout.read()
+        assert process.stderr.read() == b""
+
+    assert say(recording)[0] == 0
+    assert sorted(held(server)["k0"]) == [float(n) for n in range(25)]
