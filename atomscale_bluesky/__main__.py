@@ -22,6 +22,7 @@ _EXTRAS = {
     "plotille": "plot",
     "pyarrow": "parquet",
     "ophyd": "demo",
+    "zmq": "zmq",
 }
 
 # The same where it depends on the command.

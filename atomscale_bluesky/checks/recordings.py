@@ -25,7 +25,8 @@ from ..documents.recorder import DocumentRecorder
 from ..errors import DocumentError
 from ..model.identifiers import FAMILIES
 from ..settings import Settings
-from ..sources.recordings import Document, RecordingError
+from ..sources.forms import Document
+from ..sources.recordings import RecordingError
 from ..spool.journal import START
 from ..spool.run_claim import RunClaim
 from ..spool.spool import Spool

@@ -14,6 +14,7 @@ import click
 
 from .board import board
 from .config import config
+from .consume import consume
 from .demo import demo
 from .doctor import doctor
 from .export import export
@@ -47,7 +48,7 @@ def commands() -> None:
 
 
 _LOOK = (demo, status, board, show, plot, export, upload, verify, doctor, config, probe, instruments, samples, projects)
-_LEND_A_HAND = (send, retry, edit, discard, settle, move, serve)
+_LEND_A_HAND = (send, consume, retry, edit, discard, settle, move, serve)
 for _command in (*_LOOK, *_LEND_A_HAND):
     commands.add_command(_command)
 

@@ -72,6 +72,24 @@ def logged(out: Console, level: int = logging.INFO) -> Iterator[None]:
         logger.propagate = propagate
 
 
+@contextmanager
+def logged_as_a_service() -> Iterator[None]:
+    """While it lasts, what the package logs goes to standard error, where services are expected to speak."""
+    from ..delivery.uploader_service import LOG_FORMAT
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    logger = logging.getLogger("atomscale_bluesky")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def deliver(out: Console, settings: Settings, spool: Spool, watch: SpoolStatus, ending: threading.Event) -> None:
     """Drain until nothing moves any more, or `ending`. In rounds: an uploader takes up so many runs at a time."""
     from ..delivery.uploader import Uploader

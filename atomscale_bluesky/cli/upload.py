@@ -5,7 +5,6 @@ It is the uploader of the callback, without a callback. Runs that a living proce
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.text import Text
 
-from .delivering import check_that_it_may_send, check_the_key, deliver, logged, report
+from .delivering import check_that_it_may_send, check_the_key, deliver, logged, logged_as_a_service, report
 from .formatting import console, plain
 from .status import open_spool
 
@@ -88,16 +87,9 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
 
 
 def _follow(settings: Settings, timeout_s: float | None) -> int:
-    from ..delivery.uploader_service import LOG_FORMAT, serve, stop_on_signals
+    from ..delivery.uploader_service import serve, stop_on_signals
 
     check_that_it_may_send(settings)
-    handler = logging.StreamHandler()  # to standard error, where services are expected to speak
-    handler.setFormatter(logging.Formatter(LOG_FORMAT))
-    logger = logging.getLogger("atomscale_bluesky")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    threading.Thread(target=_say_if_refused, args=(settings,), name="key", daemon=True).start()
     ending = threading.Event()
     take_back = stop_on_signals(ending)
     if timeout_s is not None:
@@ -105,11 +97,11 @@ def _follow(settings: Settings, timeout_s: float | None) -> int:
         timer.daemon = True
         timer.start()
     try:
-        return serve(settings, ending=ending)
+        with logged_as_a_service():
+            threading.Thread(target=_say_if_refused, args=(settings,), name="key", daemon=True).start()
+            return serve(settings, ending=ending)
     finally:
         take_back()
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 def _say_if_refused(settings: Settings) -> None:

@@ -28,17 +28,14 @@ import sys
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from ..errors import AtomscaleBlueskyError
+from .forms import Document, as_document, from_numpy
 from .incoming import Incoming, no_ack, unreadable
 from .pipes import Pipe
-
-Document = tuple[str, dict[str, Any]]
 
 # How much is read at a time.
 _BLOCK = 1 << 20
@@ -51,11 +48,6 @@ _PACKED: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz
 # The file name that stands for standard input.
 STANDARD_INPUT = "-"
 _BETWEEN = " \t\r\n,\x1e\ufeff"
-_SHAPES = (("name", "doc"), ("type", "document"), ("name", "document"), ("type", "doc"))
-_KINDS = {
-    *("start", "descriptor", "event", "event_page", "bulk_events", "stop"),
-    *("resource", "datum", "datum_page", "bulk_datum", "stream_resource", "stream_datum"),
-}
 EXPECTED = (
     'expected JSON or MessagePack, plain or packed, in which each document is [name, doc], {"name": …, "doc": …}, '
     '{"type": …, "document": …} or {name: doc}'
@@ -208,25 +200,6 @@ class _Beginning(io.RawIOBase):
         return size
 
 
-def _document(found: object, where: str) -> Document:
-    """Return a document from any of the shapes in which one is written."""
-    name: object = None
-    doc: object = None
-    if isinstance(found, list | tuple) and len(found) == 2:
-        name, doc = found
-    elif isinstance(found, dict):
-        for name_key, doc_key in _SHAPES:
-            if name_key in found and doc_key in found:
-                name, doc = found[name_key], found[doc_key]
-                break
-        else:
-            if len(found) == 1 and next(iter(found)) in _KINDS:
-                ((name, doc),) = found.items()
-    if not isinstance(name, str) or not isinstance(doc, dict):
-        raise RecordingError(f"{where} is no document but a {type(found).__name__}; {EXPECTED}")
-    return name, doc
-
-
 # ---- JSON ------------------------------------------------------------------------------------------------------------
 
 
@@ -317,13 +290,13 @@ def _from_json(text: _Text, name: str, unusable: Callable[[str], object] | None)
 
 def _usable(found: object, where: str, unusable: Callable[[str], object] | None) -> Document | None:
     """Return a document, or None if it is none and `unusable` was told so."""
-    try:
-        return _document(found, where)
-    except RecordingError as error:
+    document = as_document(found)
+    if document is None:
+        why = f"{where} is no document but a {type(found).__name__}; {EXPECTED}"
         if unusable is None:
-            raise
-        unusable(str(error))
-        return None
+            raise RecordingError(why)
+        unusable(why)
+    return document
 
 
 def _begins_array(text: _Text) -> bool:
@@ -392,7 +365,7 @@ def _from_msgpack(file: IO[bytes], name: str, unusable: Callable[[str], object] 
     unpacker = msgpack.Unpacker(
         counted,
         strict_map_key=False,
-        object_hook=_from_numpy,
+        object_hook=from_numpy,
         unicode_errors="surrogateescape",
         max_buffer_size=MAX_DOCUMENT,
     )
@@ -411,35 +384,3 @@ def _from_msgpack(file: IO[bytes], name: str, unusable: Callable[[str], object] 
             yield document
     if whole < counted.read_so_far:
         raise CutOffError(f"{name}, document {number + 1} is cut off: the file ends within this document")
-
-
-def _from_numpy(found: dict[Any, Any]) -> object:
-    """Return the array or number for which `msgpack-numpy` wrote a mapping; any other mapping unchanged.
-
-    An array of objects is a pickle, which may do anything when it is read. It stays a mapping, which is no number.
-    """
-    is_array = _member(found, "nd")
-    if not isinstance(is_array, bool) or _member(found, "kind") in {b"O", "O"}:
-        return found
-    data = _member(found, "data")
-    if isinstance(data, str):  # written by a msgpack that knew no bytes
-        data = data.encode(errors="surrogateescape")
-    values = np.frombuffer(data, dtype=_dtype(_member(found, "type")))
-    return values.reshape(_member(found, "shape")) if is_array else values[0]
-
-
-def _member(found: Mapping[Any, Any], name: str) -> Any:
-    return found.get(name.encode(), found.get(name))
-
-
-def _dtype(described: Any) -> np.dtype[Any]:
-    if isinstance(described, list | tuple):
-        return np.dtype([(_text(name), _dtype(kind), *map(tuple, shape)) for name, kind, *shape in described])
-    dtype = np.dtype(_text(described))
-    if dtype.hasobject:
-        raise ValueError("an array of objects")
-    return dtype
-
-
-def _text(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,168 @@
+"""`atomscale-bluesky consume`: documents from a message bus, into the spool and to Atomscale, as a service."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .delivering import logged_as_a_service
+from .ending import Ending
+
+if TYPE_CHECKING:
+    import threading
+
+    from ..delivery.deliverer import Deliverer
+    from ..settings import Settings
+    from ..sources.incoming import Source
+    from ..sources.intake import Intake
+    from ..spool.spool import Spool
+
+_logger = logging.getLogger("atomscale_bluesky.consume")
+
+
+def _with_spool(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that every bus has."""
+    endpoint = click.option("--endpoint", metavar="URL", help="Send to the API there.")
+    spool = click.option(
+        "--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="Go through this spool, on a local disk."
+    )
+    return spool(endpoint(command))
+
+
+@click.group
+def consume() -> None:
+    """Take documents from a message bus until told to end.
+
+    Puts them into the spool and delivers them, as the setting `uploader` says: in this process, in one of its own, or
+    not at all where `atomscale-bluesky upload --follow` serves the spool. A document is acknowledged when it survives a
+    power cut. Says what it does on its standard error.
+
+    The exit code is 0 when it was told to end (SIGTERM, Ctrl-C), after what was in hand is in the spool; 1 when it
+    failed.
+    """
+
+
+@consume.command("zmq")
+@click.option("--address", required=True, metavar="ADDRESS", help="Where the proxy sends: tcp://localhost:5568")
+@click.option("--prefix", default="", metavar="TEXT", help="Take only messages with this prefix.")
+@click.option(
+    "--trust-pickle",
+    is_flag=True,
+    help="Read pickled documents. Everybody who can send to the proxy can then run code here.",
+)
+@click.option(
+    "--curve-secret", type=click.Path(exists=True, dir_okay=False), help="With CURVE: the file with our secret key."
+)
+@click.option(
+    "--curve-server", type=click.Path(exists=True, dir_okay=False), help="With CURVE: the proxy's public key."
+)
+@_with_spool
+def zmq_(
+    address: str,
+    prefix: str,
+    trust_pickle: bool,
+    curve_secret: str | None,
+    curve_server: str | None,
+    spool_dir: Path | None,
+    endpoint: str | None,
+) -> int:
+    """Take documents from a 0MQ proxy; best effort.
+
+    0MQ keeps nothing: what is sent while nobody listens is lost. A run whose start document was missed is left out and
+    reported by its uid, and at a run's end it is reported if events never came.
+
+    Bluesky's Publisher pickles by default, and reading a pickle can run any code. Let it send JSON or MessagePack, as
+    in `Publisher(address, serializer=msgpack_numpy.dumps)`, or give --trust-pickle.
+    """
+    import zmq
+    import zmq.auth
+
+    from ..errors import SettingsError
+    from ..sources.zmq import ZmqDocuments
+
+    if (curve_secret is None) != (curve_server is None):
+        raise SettingsError("CURVE needs two files: give both --curve-secret and --curve-server")
+
+    def configure(socket: zmq.Socket[bytes]) -> None:
+        if curve_secret is None or curve_server is None:
+            return
+        public, secret = zmq.auth.load_certificate(curve_secret)
+        if secret is None:
+            raise SettingsError(f"{curve_secret} has no secret key")
+        socket.curve_publickey, socket.curve_secretkey = public, secret
+        socket.curve_serverkey = zmq.auth.load_certificate(curve_server)[0]
+
+    def source(ending: threading.Event) -> Source:
+        return ZmqDocuments(address, prefix=prefix, trust_pickle=trust_pickle, ending=ending, configure=configure)
+
+    try:
+        return _consume(source, spool_dir=spool_dir, endpoint=endpoint)
+    except zmq.ZMQError as error:
+        raise SettingsError(f"--address is {address!r}: {error}; expected such as tcp://localhost:5568") from error
+
+
+def _consume(source: Callable[[threading.Event], Source], **given: Any) -> int:
+    """Take a source's documents until a signal says to end. Return the exit code."""
+    from ..documents.recorder import DocumentRecorder, open_spool
+    from ..settings import Settings
+    from ..sources.intake import Intake
+
+    settings = Settings.load(**given)
+    with Ending() as ending, logged_as_a_service():
+        spool = open_spool(settings)
+        recorders: list[DocumentRecorder] = []
+
+        def settle(folder: Path) -> None:
+            for recorder in recorders:
+                recorder.complete_open_runs(folder)
+
+        uploader = _uploader(spool, settings, settle)
+        try:
+            if uploader is not None:
+                uploader.start()
+            with DocumentRecorder(settings, spool=spool, deliverer=uploader, redelivers=True) as recorder:
+                recorders.append(recorder)
+                intake = Intake(recorder, ending.event)
+                try:
+                    intake.take_all(source(ending.event))
+                finally:
+                    _tell_what_was_taken(intake)
+        finally:
+            if uploader is not None:
+                uploader.stop()
+            spool.writers.close()
+    return 0
+
+
+def _uploader(spool: Spool, settings: Settings, settle: Callable[[Path], None]) -> Deliverer | None:
+    """Return what delivers in this process or notifies what does, or None if nothing is sent."""
+    if settings.offline or not (settings.api_key or settings.uploader == "none"):
+        why = "offline by setting" if settings.offline else "no API key (ATOMSCALE_API_KEY)"
+        _logger.warning("%s: documents are spooled in %s, and `atomscale-bluesky upload` sends them", why, spool.path)
+        return None
+    if settings.uploader == "thread":
+        from ..delivery.uploader import Uploader
+
+        # It follows: another worker on this spool may die, and its runs are delivered too.
+        return Uploader(spool, settings, follow=True, settle=settle)
+    from ..delivery.uploader_process import UploaderProcess
+
+    return UploaderProcess(spool, settings, start=settings.uploader == "process", settle=settle)
+
+
+def _tell_what_was_taken(intake: Intake) -> None:
+    _logger.info(
+        "%d documents were taken: %d runs begun, %d known before, %d rows written, %d events known before",
+        intake.documents, intake.runs, intake.known_runs, intake.rows, intake.known,
+    )  # fmt: skip
+    for reason, number in intake.unusable.most_common(10):
+        _logger.warning("%d documents could not be used: %s", number, reason)
+    for uid, number in intake.without_start.most_common(10):
+        _logger.warning("run %s: its start document never came, %d documents of it are left out", uid, number)
+    if intake.open_runs:
+        uids = ", ".join(sorted(intake.open_runs)[:10])
+        _logger.warning("%d runs are open, and count as interrupted until they go on: %s", len(intake.open_runs), uids)

@@ -1,0 +1,119 @@
+"""The forms in which programs write a document: its shape in JSON or MessagePack, and a bus's message. Pure."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import AtomscaleBlueskyError
+
+Document = tuple[str, dict[str, Any]]
+
+_SHAPES = (("name", "doc"), ("type", "document"), ("name", "document"), ("type", "doc"))
+KINDS = {
+    *("start", "descriptor", "event", "event_page", "bulk_events", "stop"),
+    *("resource", "datum", "datum_page", "bulk_datum", "stream_resource", "stream_datum"),
+}
+# How a pickle begins: the protocols that any Python of today writes.
+_PICKLED = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
+
+
+class MessageError(AtomscaleBlueskyError, ValueError):
+    """A message of a bus is no document."""
+
+
+def as_document(found: object) -> Document | None:
+    """Return a document from any of the shapes in which one is written, or None."""
+    name: object = None
+    doc: object = None
+    if isinstance(found, list | tuple) and len(found) == 2:
+        name, doc = found
+    elif isinstance(found, dict):
+        for name_key, doc_key in _SHAPES:
+            if name_key in found and doc_key in found:
+                name, doc = found[name_key], found[doc_key]
+                break
+        else:
+            if len(found) == 1 and next(iter(found)) in KINDS:
+                ((name, doc),) = found.items()
+    return (name, doc) if isinstance(name, str) and isinstance(doc, dict) else None
+
+
+def document_in(body: bytes, *, name: str | None = None, trust_pickle: bool = False) -> Document:
+    """Return the document in a message's body: JSON, MessagePack, or a pickle if the sender is trusted.
+
+    Args:
+        body: The message.
+        name: The document's name, if it stands elsewhere in the message. Then the body may be the document alone.
+        trust_pickle: Read pickles. Reading one can run any code, with the rights of this process.
+
+    Raises:
+        MessageError: The body is none of these, or holds something else. Says what.
+    """
+    found = _read(body, trust_pickle=trust_pickle)
+    if name is not None and isinstance(found, dict) and name in KINDS:
+        return name, found
+    document = as_document(found)
+    if document is None:
+        raise MessageError(f"a message is no document but a {type(found).__name__}")
+    return document
+
+
+def _read(body: bytes, *, trust_pickle: bool) -> object:
+    if body.startswith(_PICKLED):
+        if not trust_pickle:
+            raise MessageError(
+                "a message is pickled, and reading a pickle can run any code: have it sent as JSON or MessagePack, or "
+                "say that everybody who can send there is trusted"
+            )
+        try:
+            return pickle.loads(body)  # noqa: S301 - the operator trusts the sender
+        except Exception as error:
+            raise MessageError(f"a message is a pickle that cannot be read ({type(error).__name__})") from error
+    if body[:1] >= b"\x80":
+        import msgpack
+
+        try:
+            return msgpack.unpackb(body, strict_map_key=False, object_hook=from_numpy, unicode_errors="surrogateescape")
+        except (msgpack.UnpackException, ValueError, TypeError) as error:
+            raise MessageError(f"a message is no MessagePack ({type(error).__name__})") from error
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise MessageError(f"a message is neither JSON nor MessagePack ({type(error).__name__})") from error
+
+
+def from_numpy(found: dict[Any, Any]) -> object:
+    """Return the array or number for which `msgpack-numpy` wrote a mapping; any other mapping unchanged.
+
+    An array of objects is a pickle, which may do anything when it is read. It stays a mapping, which is no number.
+    """
+    is_array = _member(found, "nd")
+    if not isinstance(is_array, bool) or _member(found, "kind") in {b"O", "O"}:
+        return found
+    data = _member(found, "data")
+    if isinstance(data, str):  # written by a msgpack that knew no bytes
+        data = data.encode(errors="surrogateescape")
+    values = np.frombuffer(data, dtype=_dtype(_member(found, "type")))
+    return values.reshape(_member(found, "shape")) if is_array else values[0]
+
+
+def _member(found: Mapping[Any, Any], name: str) -> Any:
+    return found.get(name.encode(), found.get(name))
+
+
+def _dtype(described: Any) -> np.dtype[Any]:
+    if isinstance(described, list | tuple):
+        return np.dtype([(_text(name), _dtype(kind), *map(tuple, shape)) for name, kind, *shape in described])
+    dtype = np.dtype(_text(described))
+    if dtype.hasobject:
+        raise ValueError("an array of objects")
+    return dtype
+
+
+def _text(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
