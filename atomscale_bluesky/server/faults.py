@@ -62,9 +62,9 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     (a body larger than this).
 
     How often: not for the first `skip` that match, then for `times` of them (None: for ever), each with `probability`
-    (drawn from `seed`).
+    (drawn from `seed`), and only those above `above_per_s` a second, counted over a tenth of a second.
 
-    What: wait `delay_s` first, then at most one of
+    What: wait `delay_s` first, and `delay_each_s` for each other request under way, then at most one of
 
     - `status` with `headers` and `body`: this answer instead; the request is not applied, unless `applied`
     - `body` alone: as `status=200`
@@ -91,8 +91,10 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     times: int | None = None
     probability: float = 1.0
     seed: int = 0
+    above_per_s: float | None = None
 
     delay_s: float = 0.0
+    delay_each_s: float = 0.0
     status: int | None = None
     headers: dict[str, str] = {}
     body: str | None = None
@@ -127,7 +129,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
         chosen = [name for name, given in acts.items() if given]
         if len(chosen) > 1:
             raise SettingsError(f"a fault has the actions {' and '.join(chosen)}; give one of them")
-        if not chosen and not self.delay_s:
+        if not chosen and not (self.delay_s or self.delay_each_s):
             raise SettingsError(f"a fault has no action; give `delay_s` or one of {', '.join(acts)}")
 
     @property
@@ -167,6 +169,22 @@ class _Armed:
     random: random.Random
     matched: int = 0
     acted: int = 0
+    permitted: float | None = None  # how many more requests may pass now, where only those above a rate are meant
+    permitted_at: float = 0.0
+
+    def is_below_the_rate(self, now: float) -> bool:
+        """Return True if the request is one of those that may pass. Counts it."""
+        rate = self.fault.above_per_s
+        if rate is None:
+            return False
+        most = max(1.0, rate / 10)
+        before = most if self.permitted is None else self.permitted
+        self.permitted = min(most, before + rate * (now - self.permitted_at))
+        self.permitted_at = now
+        if self.permitted < 1.0:
+            return False
+        self.permitted -= 1.0
+        return True
 
 
 @dataclass(slots=True)
@@ -193,8 +211,13 @@ class FaultTable:
         """Return every rule in force, used up or not."""
         return [FaultState(armed.number, armed.fault, armed.matched, armed.acted) for armed in self._armed]
 
-    def draw(self, request: Request) -> tuple[int, Fault] | None:
-        """Return the rule that decides about this request, with its number, or None if no rule does. Counts it."""
+    def draw(self, request: Request, now: float) -> tuple[int, Fault] | None:
+        """Return the rule that decides about this request, with its number, or None if no rule does. Counts it.
+
+        Args:
+            request: What has come.
+            now: Monotonic.
+        """
         for armed in self._armed:
             fault = armed.fault
             if not fault.matches(request):
@@ -203,6 +226,8 @@ class FaultTable:
             if armed.matched <= fault.skip or (fault.times is not None and armed.acted >= fault.times):
                 continue
             if fault.probability < 1.0 and armed.random.random() >= fault.probability:
+                continue
+            if armed.is_below_the_rate(now):
                 continue
             armed.acted += 1
             return armed.number, fault

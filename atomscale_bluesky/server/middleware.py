@@ -105,7 +105,7 @@ class Middleware:
         self._log.begin(record)
         started = time.monotonic()
         try:
-            drawn = self._faults.draw(request)
+            drawn = self._faults.draw(request, started)
             if drawn is not None:
                 record.fault, fault = drawn
                 await self._misbehave(fault, request, record, scope, body, receive, send)
@@ -206,8 +206,9 @@ class Middleware:
         receive: Receive,
         send: Send,
     ) -> None:
-        if fault.delay_s:
-            await self._wait(fault.delay_s)
+        delay_s = fault.delay_s + fault.delay_each_s * (self._log.under_way - 1)
+        if delay_s:
+            await self._wait(delay_s)
         if fault.partly is not None and request.call is CallName.CHUNK_MULTI:
             body = _first_channels(body, fault.partly)
         if fault.hang:

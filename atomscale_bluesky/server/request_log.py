@@ -84,6 +84,11 @@ class RequestLog:
         self._statuses["none" if record.status is None else str(record.status)] += 1
         record.duration_s = duration_s
 
+    @property
+    def under_way(self) -> int:
+        """How many requests have arrived and are not answered."""
+        return self._counts.under_way
+
     def records(self, *, call: str | None = None, after: int = 0) -> list[RequestRecord]:
         """Return the records kept, oldest first: of one call, if given, and with a number above `after`."""
         return [record for record in self._records if record.number > after and call in (None, record.call)]

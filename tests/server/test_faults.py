@@ -216,6 +216,38 @@ def test_a_fault_of_chance_repeats_with_its_seed(server, api):
     assert set(draw(1)) == {200, 500}
 
 
+def test_a_fault_above_a_rate_lets_requests_at_that_rate_pass(server, api):
+    server.misbehave(Fault(call="instruments", status=429, above_per_s=20.0))
+    begin = time.monotonic()
+    answers = []
+    while time.monotonic() - begin < 1.0:
+        answers.append(api.ask("GET", "/instruments/synthesis").status_code)
+    took = time.monotonic() - begin
+
+    assert set(answers) == {200, 429}
+    assert 0.5 * 20 * took <= answers.count(200) <= 20 * took + 3
+
+
+def test_a_delay_for_each_request_under_way_grows_with_them(server, api, wait_for):
+    server.misbehave(Fault(call="projects", delay_s=2.0), Fault(call="instruments", delay_each_s=0.1))
+
+    def asked(path):
+        begin = time.monotonic()
+        with requests.Session() as session:
+            session.trust_env = False
+            session.get(server.url + path, headers={"X-API-KEY": server.api_key}, timeout=30)
+        return time.monotonic() - begin
+
+    with ThreadPoolExecutor(5) as pool:
+        others = [pool.submit(asked, "/projects") for _ in range(5)]
+        wait_for(lambda: server.counts().under_way == 5)
+        assert asked("/instruments/synthesis") >= 0.5
+    assert all(other.result() >= 2.0 for other in others)
+    begin = server.requests()[-1].number
+    asked("/instruments/synthesis")
+    assert server.requests(after=begin)[0].duration_s < 0.1
+
+
 def test_the_first_fault_that_matches_and_is_not_used_up_decides(server, api):
     numbers = server.misbehave(Fault(call="tags", status=500, times=1), Fault(status=503))
     assert [api.ask("GET", "/tags/").status_code for _ in range(2)] == [500, 503]
