@@ -138,7 +138,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                  "or not at all: somebody else runs `atomscale-bluesky upload --follow`."),
     ] = "thread"  # fmt: skip
     api: Annotated[Api, _setting("Path family: the documented one, the one newer clients use, or found out.")] = "auto"
-    max_connections: Annotated[int, _setting("Requests under way at the same time.", ge=1, le=64)] = 8
+    max_connections: Annotated[
+        int,
+        _setting("Requests under way at the same time, at most. How many there are follows from how quickly the server "
+                 "answers; while a plan runs in the same process, 8 at most.", ge=1, le=64),
+    ] = 32  # fmt: skip
     max_body_bytes: Annotated[int, _setting("Larger requests are split by channels.", ge=10_000)] = 2**20
     request_timeout_s: Annotated[float, _setting("Limit of one request from first to last byte.", gt=0, le=3600)] = 60.0
     exit_timeout_s: Annotated[

@@ -16,6 +16,7 @@ PROGRAMS = {
     "outage": "what a hundred million points of an outage take in memory and on disk, and draining them",
     "latency": "how long the last event of a chunk takes to its confirmation",
     "link": "how much of a slow link's connections is used, and how many there are",
+    "connections": "how the number of connections settles, simulated against servers of several kinds",
     "startup": "what importing, constructing and a run of one event cost",
     "scale": "whether the cost stays flat: long runs, many runs, runs at once, a thousand keys for ten minutes",
     "idle": "what a session with nothing to do costs beside thousands of runs that wait",

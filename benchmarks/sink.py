@@ -33,8 +33,8 @@ class Counted(NamedTuple):
     series: int  # channels of chunks
     bytes: int
     cpu_s: float
-    connections: int  # the most that there were at a time, this question's among them
-    chunks_s: float  # from the arrival of the first chunk to the answer to the last one
+    connections: int  # the most that there were at a time since the last question, this question's among them
+    chunks_s: float  # from the arrival of the first chunk after the last question to the answer to the last one
 
 
 class _Sink(asyncio.Protocol):
@@ -110,6 +110,7 @@ class _Sink(asyncio.Protocol):
         if path == b"/counted":
             told = (_Sink.requests, _Sink.chunks, _Sink.series, _Sink.received, time.process_time())
             counted = Counted(*told, _Sink.most, _Sink.last - _Sink.first)
+            _Sink.most, _Sink.first = _Sink.now, 0.0
             return orjson.dumps(tuple(counted))
         return b"[]"
 

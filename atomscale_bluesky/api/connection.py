@@ -56,6 +56,20 @@ class Answer(NamedTuple):
     taken: Any = None  # the result of reading the body of a success
 
 
+class Traffic(NamedTuple):
+    """What went over a connection: requests, their bodies' bytes, and the seconds until their answers were read."""
+
+    requests: int = 0
+    sent_bytes: int = 0
+    waited_s: float = 0.0
+
+    def since(self, before: Traffic) -> Traffic:
+        """Return what was added to an earlier count."""
+        return Traffic(
+            self.requests - before.requests, self.sent_bytes - before.sent_bytes, self.waited_s - before.waited_s
+        )
+
+
 class EndlessError(ApiUnavailableError):
     """An answer is larger than any of its kind should be."""
 
@@ -66,6 +80,8 @@ class Connection:
     Args:
         settings: Endpoint, key and limits.
         clock: A monotonic clock.
+
+    `traffic` counts what it has sent so far.
 
     Raises:
         ApiUnavailableError: From `send` and `take`: no answer from the API, or 408, 425, 429 or 5xx. Try again later.
@@ -78,6 +94,7 @@ class Connection:
         self._timeout_s = settings.request_timeout_s
         self._clock = clock
         self._deadline = 0.0  # of the present request
+        self.traffic = Traffic()
         self._session = _Session()
         self._session.trust_env = not is_loopback(settings.endpoint)
         self._session.auth = _no_auth  # without one, requests would read netrc
@@ -101,7 +118,8 @@ class Connection:
 
     def take(self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], T]) -> T:
         """Send a request and return what `take` makes of the parts of its 2xx answer's body."""
-        self._deadline = self._clock() + self._timeout_s
+        begin = self._clock()
+        self._deadline = begin + self._timeout_s
         what = f"{request.method} {request.path.partition('?')[0]}"
         self._adapter.begin(self._deadline)
         try:
@@ -120,6 +138,8 @@ class Connection:
             raise ApiUnavailableError(f"{what}: {_reason(innermost)}", may_have_been_applied=not never_left) from error
         finally:
             self._adapter.end()
+            sent, size = self.traffic, len(request.body or b"")
+            self.traffic = Traffic(sent.requests + 1, sent.sent_bytes + size, sent.waited_s + self._clock() - begin)
         if _is_success(answer.status):
             self._check_time(what)
         self._judge(what, answer)

@@ -34,4 +34,5 @@ One run:
 The worker threads:
 
     worker_pool      the threads; task_runner, how one of them performs a task
+    connection_limit how many of them send at a time
 """

@@ -5,12 +5,12 @@ when. Worker threads do one task each and report its result. All threads talk th
 
     run_scheduler  which runs are delivered now
     run_delivery   what can be done for one run: its tasks
-    worker_pool    the worker threads
+    worker_pool    the worker threads; connection_limit, how many of them send at a time
     retry_policy   what a result means, and when a task is tried again
 
 Nothing is given up. While nothing succeeds, one request at a time finds out whether the server takes data again.
 
-Bounded: twice as many chunks in memory as there are connections, and those of failed attempts.
+Bounded: as many chunks in memory as there are connections, `READY` more, and those of failed attempts.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..api.client import ClockReading
+from ..errors import ApiUnavailableError
 from ..settings import Settings
 from ..spool.gil_yield import GilYield
 from ..spool.locks import RunLock
 from ..spool.spool import Spool
 from ..status.clock_note import ClockNote, write_note
+from .connection_limit import ConnectionLimit
 from .drain import Drain, OpenDrains
 from .retry_policy import RetryPolicy
 from .run_scheduler import RunScheduler
-from .tasks.work import Knowledge
+from .tasks.work import Kind, Knowledge
 from .worker_pool import Report, WorkerPool
 
 _logger = logging.getLogger(__name__)
@@ -44,6 +46,10 @@ FOLLOW_OPEN_S = 0.05
 FOLLOW_S = 0.2
 # How often the spool is searched for runs that no process delivers, and for writers that have died.
 SCAN_S = 2.0
+# No more connections than this while a plan runs in this process: each is a thread that the plan's thread waits for.
+BESIDE_A_PLAN = 8
+# So many further tasks lie ready at most, and no more than there are connections.
+READY = 8
 # A finished run's files are closed by their writer a moment after its stop.
 FINISH_S = 0.02
 
@@ -121,6 +127,7 @@ class DeliveryLoop:
         self._active = self.runs.active
         self.retries = RetryPolicy((settings.endpoint, str(spool.path)), monotonic, jitter)
         self.workers = WorkerPool(settings, knowledge, inbox.put, gil_yield=self._gil_yield)
+        self._connections = ConnectionLimit(settings.max_connections)
 
     def run(self) -> None:
         """Deliver until `Stop` comes, or until nothing can move after `Retire`."""
@@ -162,7 +169,11 @@ class DeliveryLoop:
 
     def _step(self) -> bool:
         """Give out what can be done, receive the messages that are there or the next one. Return False to end."""
-        self._gil_yield.asked = bool(self._active.own)
+        beside_a_plan = bool(self._active.own)
+        self._gil_yield.asked = beside_a_plan
+        most = self._settings.max_connections
+        self._connections.most = min(most, BESIDE_A_PLAN) if beside_a_plan else most
+        self.workers.use(self._connections.number)
         self.workers.cut_if_late()
         if self._monotonic() >= self._next_scan or (self._follow and self._spool_has_changed()):
             self.runs.scan(calm=not self.retries.pause.failures)
@@ -194,6 +205,7 @@ class DeliveryLoop:
     def _receive(self, message: object) -> None:
         match message:
             case Report(delivery, outcome):
+                self._learn_from(message)
                 self.workers.returned()
                 if self._active.holds(delivery):  # if it was released meanwhile, its files tell what to do again
                     self._active.guarded(delivery, lambda: self.retries.apply(delivery, outcome))
@@ -220,6 +232,19 @@ class DeliveryLoop:
                 self._next_scan = 0.0  # another process may just have released a run
             case _:
                 pass
+
+    def _learn_from(self, report: Report) -> None:
+        """Let the number of connections follow from how the server has answered."""
+        traffic, error = report.traffic, report.outcome.error
+        if not traffic.requests:
+            return
+        now, each_s = self._monotonic(), traffic.waited_s / traffic.requests
+        if isinstance(error, ApiUnavailableError):
+            self._connections.failed(now, each_s, overloaded=error.status == 429 or bool(error.retry_after_s))
+        elif report.outcome.task.kind is Kind.PUSH:  # other requests take other times
+            in_use = self.workers.in_flight >= self._connections.number
+            self._connections.answered(now, each_s, traffic.sent_bytes // traffic.requests, in_use=in_use)
+        self.workers.use(self._connections.number)
 
     def _note_clock(self, reading: ClockReading) -> None:
         note = ClockNote(self._settings.endpoint, reading.offset_s, reading.delay_s, time.time())
@@ -251,8 +276,11 @@ class DeliveryLoop:
 
     @property
     def _max_in_flight(self) -> int:
-        """Return how many tasks the workers may have: one each, and one each that lies ready."""
-        return 2 * self._settings.max_connections if not self.retries.pause.failures else 1
+        """Return how many tasks the workers may have: one for each connection, and some that lie ready."""
+        if self.retries.pause.failures:
+            return 1
+        number = self._connections.number
+        return number + min(number, READY)
 
     @property
     def _more_to_read(self) -> bool:

@@ -1,7 +1,8 @@
 """The threads that send: each takes one task at a time, performs it over a connection of its own, and reports.
 
-They decide nothing and know nothing of runs. Bounded: at most `max_connections` threads, started as they are needed.
-As many tasks again may lie ready, so that no thread has to wait for the deciding thread between one task and the next.
+They decide nothing and know nothing of runs. Bounded: at most as many threads as `use` permits, started as they are
+needed. If fewer are permitted later, the others rest, with their connections open. Further tasks lie ready, so that no
+thread has to wait for the deciding thread between one task and the next.
 A task that no thread has begun can be taken back. After a task that failed, its thread begins no other before the
 deciding thread has seen the failure.
 """
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 from ..api.client import Client
 from ..api.clock import measure
+from ..api.connection import Traffic
 from ..settings import Settings
 from ..spool.gil_yield import GilYield
 from .run_delivery import RunDelivery
@@ -33,10 +35,15 @@ class Report(NamedTuple):
 
     delivery: RunDelivery
     outcome: Outcome
+    traffic: Traffic  # of this task
+
+
+class _Rest:
+    """The message to one thread to wait until it is woken."""
 
 
 class WorkerPool:
-    """Up to `max_connections` threads that send.
+    """The threads that send.
 
     Args:
         settings: Endpoint, key and limits.
@@ -58,16 +65,30 @@ class WorkerPool:
         self._report = report
         self._gil_yield = gil_yield or GilYield()
         self._go_on = threading.Semaphore(0)  # for workers that have reported a failure
-        self._tasks: queue.SimpleQueue[tuple[RunDelivery, Task] | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[tuple[RunDelivery, Task] | _Rest | None] = queue.SimpleQueue()
+        self._permitted = 1
+        self._resting = 0  # threads that rest, or will when they have done the tasks that were queued before
+        self._wake = threading.Semaphore(0)  # for threads that rest
         self._threads: list[threading.Thread] = []
         self._clients: list[Client] = []  # one per thread
+
+    def use(self, number: int) -> None:
+        """Permit up to `number` threads to work from now on. Returns at once."""
+        self._permitted = number
+        while self._working > number:
+            self._resting += 1
+            self._tasks.put(_Rest())
 
     def give(self, delivery: RunDelivery, task: Task) -> None:
         """Queue a task. Returns at once."""
         self.in_flight += 1
         self._tasks.put((delivery, task))
-        if len(self._threads) < min(self.in_flight, self._settings.max_connections):
-            self.hire()
+        if self._working < min(self.in_flight, self._permitted):
+            if self._resting:
+                self._resting -= 1
+                self._wake.release()
+            else:
+                self.hire()
 
     def returned(self) -> None:
         """Note that a task's report was received."""
@@ -80,10 +101,16 @@ class WorkerPool:
     def take_back(self) -> list[tuple[RunDelivery, Task]]:
         """Return the tasks that no thread has begun. None of them will be."""
         found: list[tuple[RunDelivery, Task]] = []
+        others: list[_Rest | None] = []
         with suppress(queue.Empty):
             while True:
                 work = self._tasks.get_nowait()
-                found += [work] if work else []
+                if isinstance(work, tuple):
+                    found.append(work)
+                else:
+                    others.append(work)
+        for work in others:
+            self._tasks.put(work)
         self.in_flight -= len(found)
         return found
 
@@ -106,6 +133,7 @@ class WorkerPool:
         for _ in self._threads:
             self._tasks.put(None)
             self._go_on.release()
+            self._wake.release()
 
     @property
     def is_here(self) -> bool:
@@ -119,15 +147,23 @@ class WorkerPool:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
+    @property
+    def _working(self) -> int:
+        return len(self._threads) - self._resting
+
     def _work(self) -> None:
         client = Client(self._settings, make_way=self._gil_yield.make_way)
         self._clients.append(client)
         try:
             while (work := self._tasks.get()) is not None:
+                if isinstance(work, _Rest):
+                    self._wake.acquire()
+                    continue
                 delivery, task = work
+                before = client.connection.traffic
                 # If the run was released meanwhile, another uploader may have begun the same.
                 outcome = Outcome(task) if delivery.released else perform(client, task, self._knowledge)
-                self._report(Report(delivery, outcome))
+                self._report(Report(delivery, outcome, client.connection.traffic.since(before)))
                 if outcome.error is None:
                     self._measure_clock(client)
                 else:

@@ -48,7 +48,7 @@ def test_every_mistake_is_found_and_the_other_settings_hold(tmp_path: Path) -> N
     variable = "environment variable ATOMSCALE_BLUESKY_SPOOLDIR is no setting, so it has no effect"
     assert remedies[variable] == ("did you mean ATOMSCALE_BLUESKY_SPOOL_DIR?", False)
     assert len(report.mistakes) == 5
-    assert (report.settings.primary, report.settings.offline, report.settings.max_connections) == ("fly", True, 8)
+    assert (report.settings.primary, report.settings.offline, report.settings.max_connections) == ("fly", True, 32)
     with pytest.raises(SettingsError, match=r"did you mean 'points_per_chunk'\?"):
         Settings.load(environ={}, file=file)
 

@@ -1,0 +1,222 @@
+"""How many requests are under way at a time: a number that follows from how the server answers. Pure.
+
+The rule is that of TCP: the number grows by one at a time, and shrinks by a part of itself (additive increase,
+multiplicative decrease).
+
+    at first                                    doubled with each block of answers
+    all connections in use, answers as quick    one more, `GROW_S` after the last change at the earliest
+    answers take `SLOW` times as long           three quarters
+    429, or `Retry-After`                       half, and for a while not up to that number again
+    many requests fail otherwise                the same, but if just as many fail with half, it was chance
+    nothing but failures, and then an answer    as at first
+
+A block is as many answers as there are connections, and at least `BLOCK`. "As long" compares the quick quarter of a
+block with that of the quickest block, for bodies of about the same size: a link on which some answers come late does
+not look like a server that has too much to do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+# The first number of connections.
+FIRST = 4
+# At least as many answers are compared with earlier ones, and half as many while the number doubles.
+BLOCK = 16
+# Answers that take this many times as long as with few connections mean that requests wait in the server.
+SLOW = 2.0
+# The number grows this long after its last change at the earliest, so that a quick server has time to object.
+GROW_S = 0.25
+# How much of a shorter time of a quick answer counts at once. Single blocks may be quick by chance.
+LEARN = 0.25
+# How often the time of a quick answer is measured again, with a quarter of the connections. All uploaders of a host do
+# that at the same moment by its monotonic clock, so that each sees the server without the others' requests.
+MEASURE_S, SETTLE_S = 60.0, 0.5
+# After this long it is too late to measure with the others.
+MISSED_S = 15.0
+# How long the number stays below one that was refused. It doubles with each refusal that follows.
+HOLD_S, LONGEST_HOLD_S = 5.0, 60.0
+# So many failures in the last `WINDOW` requests, beyond twice those by chance, speak for too many connections.
+WINDOW, FAILED = 64, 6
+# If at least this share of the failures remains with half the connections, they are chance, up to `CHANCE` of all.
+REMAINS, CHANCE = 0.5, 0.3
+# After nothing but failures for this long the server was not there, which says nothing about how much it takes.
+OUTAGE_S = 2.0
+
+
+class ConnectionLimit:
+    """The number of connections to one server. Belongs to the deciding thread. All times are monotonic.
+
+    Args:
+        most: The number is never larger.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._number = min(FIRST, most)
+        self._doubles = True  # nothing has spoken against more
+        self._changed_at = 0.0  # when the number last changed
+        self._times: dict[int, list[float]] = {}  # of the present block, by class of size
+        self._answers = self._in_use = 0  # of the present block; those that came while all connections were in use
+        self._quickest: dict[int, float] = {}  # the quick quarter of the quickest block, by class of size
+        self._measure_at: float | None = None
+        self._before = 0  # while the quickest times are measured: the number before
+        self._outcomes: deque[bool] = deque(maxlen=WINDOW)  # of the last requests, True for those that failed
+        self._by_chance = 0.0  # the share of requests that fails whatever the number is
+        self._before_half: tuple[int, float] | None = None  # until that is found: the number, and the share that failed
+        self._failing_since: float | None = None  # nothing has succeeded since
+        self._refused_number: int | None = None  # was refused, and not tried since
+        self._hold_s = HOLD_S
+        self._hold_until = 0.0
+        self._halved_at = -math.inf
+
+    @property
+    def number(self) -> int:
+        """How many requests may be under way now, from 1 to `most`."""
+        return min(self._number, self._most)
+
+    @property
+    def most(self) -> int:
+        """The largest number permitted now."""
+        return self._most
+
+    @most.setter
+    def most(self, most: int) -> None:
+        if most < self._number:
+            self._number, self._before = most, 0
+        self._most = most
+
+    def answered(self, now: float, took_s: float, size: int, *, in_use: bool) -> None:
+        """Take a request that the server has done or refused for its content.
+
+        Args:
+            now: When the answer came.
+            took_s: How long that took from the request's first byte on.
+            size: Bytes of the request.
+            in_use: True if as many requests were under way as permitted.
+        """
+        if self._failing_since is not None and now - self._failing_since >= OUTAGE_S:
+            self._begin_again(now)
+        self._failing_since = None
+        if now - took_s < self._changed_at and not self._doubles:
+            return  # it left under another number
+        self._note(now, failed=False)
+        self._times.setdefault(size.bit_length(), []).append(took_s)
+        self._answers += 1
+        self._in_use += in_use
+        if self._before:
+            over = self._answers >= BLOCK // 2 and now >= self._changed_at + SETTLE_S
+        else:
+            over = self._answers >= max(self.number, BLOCK // 2 if self._doubles else BLOCK)
+        if over:
+            self._judge(now)
+
+    def failed(self, now: float, took_s: float, *, overloaded: bool) -> None:
+        """Take a request that failed in a way that can clear.
+
+        Args:
+            now: When it failed.
+            took_s: How long that took.
+            overloaded: True if the failure says that the server has too much to do, rather than may mean it.
+        """
+        first_in_row = self._failing_since is None
+        if first_in_row or overloaded:
+            self._failing_since = math.inf if overloaded else now
+        if now - took_s < self._changed_at:
+            return  # it left before the last change, which was for others of its kind
+        self._note(now, failed=True)
+        if not first_in_row:
+            return  # now one request at a time finds out whether the server is there
+        failed = sum(self._outcomes)
+        if overloaded:
+            if now - self._halved_at >= GROW_S:  # the server may need a moment to get over what it has refused
+                self._halve(now)
+        elif self._before_half is None and failed >= FAILED + 2 * self._by_chance * WINDOW:
+            self._before_half = self.number, failed / len(self._outcomes)
+            self._halve(now)
+
+    def _note(self, now: float, *, failed: bool) -> None:
+        self._outcomes.append(failed)
+        if self._before_half is None or len(self._outcomes) < WINDOW:
+            return
+        (number, share), self._before_half = self._before_half, None
+        remains = sum(self._outcomes) / WINDOW
+        if REMAINS * share <= remains <= CHANCE:
+            self._by_chance, self._refused_number = remains, None
+            self._change(now, number)
+
+    def _begin_again(self, now: float) -> None:
+        self._doubles, self._before, self._refused_number = True, 0, None
+        self._outcomes.clear()
+        self._clear()
+        self._change(now, min(self._number, FIRST))
+
+    def _judge(self, now: float) -> None:
+        """Change the number at the end of a block of answers, if they speak for that."""
+        if self._measure_at is None or now > self._measure_at + MISSED_S:
+            self._measure_at = (now // MEASURE_S + 1) * MEASURE_S
+        in_use = 2 * self._in_use >= self._answers
+        times = sorted(took for times in self._times.values() for took in times)
+        usual_s = times[len(times) // 2]
+        slowdown = self._slowdown(replace=bool(self._before))
+        self._clear()
+        if self._before:
+            self._change(now, self._before)
+            self._before = 0
+        elif not in_use:
+            return
+        elif now >= self._measure_at and not self._doubles:
+            # Until then the server is busy with what left before, also from others.
+            settled_at = max(now + usual_s, self._measure_at + SETTLE_S)
+            self._measure_at = (now // MEASURE_S + 1) * MEASURE_S
+            self._before = self.number
+            self._change(now, self.number // 4)
+            self._changed_at = settled_at
+        elif slowdown >= SLOW:
+            self._doubles = False
+            self._change(now, max(self.number * 3 // 4, min(self.number, FIRST)))
+        elif self._doubles:
+            self._change(now, 2 * self.number)
+            self._doubles = self.number < self._most
+        elif now - self._changed_at >= GROW_S:
+            self._grow(now)
+
+    def _grow(self, now: float) -> None:
+        refused = self._refused_number
+        if refused is not None and self.number + 1 >= refused:
+            if now < self._hold_until:
+                return
+            if self.number > refused:
+                self._refused_number, self._hold_s = None, HOLD_S
+        self._change(now, self.number + 1)
+
+    def _halve(self, now: float) -> None:
+        refused = self._before or self.number
+        if self._refused_number is not None:
+            self._hold_s = min(2 * self._hold_s, LONGEST_HOLD_S)
+        self._refused_number, self._hold_until = refused, now + self._hold_s
+        self._doubles, self._before = False, 0
+        self._outcomes.clear()
+        self._clear()
+        self._halved_at = now
+        self._change(now, refused // 2)
+
+    def _change(self, now: float, number: int) -> None:
+        self._number = max(1, min(number, self._most))
+        self._changed_at = now
+
+    def _clear(self) -> None:
+        self._times.clear()
+        self._answers = self._in_use = 0
+
+    def _slowdown(self, *, replace: bool) -> float:
+        """Return how many times as long the answers of the block took as the quickest ever did."""
+        total = 0.0
+        for size, times in self._times.items():
+            quick = sorted(times)[len(times) // 4]
+            known = self._quickest.get(size, quick)
+            least = quick if replace else known + LEARN * min(0.0, quick - known)
+            self._quickest[size] = least
+            total += len(times) * (quick / least if least > 0 else 1.0)
+        return total / self._answers
