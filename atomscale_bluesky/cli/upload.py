@@ -5,6 +5,7 @@ It is the uploader of the callback, without a callback. Runs that a living proce
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from pathlib import Path
