@@ -6,17 +6,22 @@ its bus delivers again from an earlier position, goes on: each event is checked 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import logging
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from ..model.text import plain
 from ..spool.kept_events import Events, KeptEvents, read_events
 from ..spool.run_reader import descriptors_in, read_header
 from ..spool.spool import Spool
 from ..spool.stored_events import stored_events
+
+_logger = logging.getLogger(__name__)
 
 
 class KnownRun(msgspec.Struct, frozen=True):
@@ -26,6 +31,11 @@ class KnownRun(msgspec.Struct, frozen=True):
     being_taken: bool = False  # by another process, or by another recorder
     kept: KeptEvents | None = None  # the kept events of an interrupted run
 
+
+TWICE = (
+    "run %s is recorded by another process too, with the same spool %s, so its readings arrive twice, and later runs' "
+    "too: subscribe one of the two alone; a second recording on purpose needs a `spool_dir` of its own"
+)
 
 # How many of the youngest runs in the spool are searched for a descriptor.
 MOST_SEARCHED = 50
@@ -48,8 +58,12 @@ class KnownRuns:
         names = sorted(spool.run_names())
         self._most_uids = _twice(names)  # from this many on, those of folders that are gone are forgotten
         self._read(names[max(0, len(names) - AT_CONSTRUCTION) :])
-        if len(names) > AT_CONSTRUCTION:
-            spool.writers.in_background(self._read_on)
+        self._unread = len(names) > AT_CONSTRUCTION
+        # Runs to look after. Any thread may append. If no thread of the spool runs any more, the oldest are dropped.
+        self._begun: deque[tuple[str, str, Callable[[str], bool]]] = deque(maxlen=MOST_SEARCHED)
+        self._told = False  # that another process records a run too
+        if self._unread:
+            spool.writers.in_background(self._step)
         with suppress(OSError):  # reported when a run is asked for
             spool.history.read_on()
 
@@ -95,6 +109,38 @@ class KnownRuns:
                 return self._uids.get(name)
         entry = self._spool.history.with_descriptor(uid)
         return None if entry is None else str(entry.get("run_uid"))
+
+    def watch(self, run_uid: str, folder: Path, *, on_purpose: Callable[[str], bool]) -> None:
+        """Let a thread of the spool find out whether another process records a run too, and log that once.
+
+        Returns at once. The thread looks within a second: if two processes begin a run at the same moment, neither has
+        found the other one's files before.
+
+        Args:
+            run_uid: The run, which begins here.
+            folder: Its folder.
+            on_purpose: Returns True for a run that another recorder of this process has, too.
+        """
+        if not self._told:
+            self._begun.append((run_uid, folder.name, on_purpose))
+            self._spool.writers.in_background(self._step)
+
+    def _step(self) -> bool:
+        """Read some headers and look after some runs, in the spool's thread. Return True if there is more to do."""
+        while self._begun:
+            run_uid, name, on_purpose = self._begun.popleft()
+            self._look(young=True)
+            others = [other for other, uid in self._uids.items() if uid == run_uid and other != name]
+            if not self._told and any(map(self._begins, others)) and not on_purpose(run_uid):
+                self._told = True
+                _logger.warning(TWICE, run_uid, plain(str(self._spool.path)))
+        self._unread = self._unread and self._read_on()
+        return self._unread
+
+    def _begins(self, name: str) -> bool:
+        """Return True if a folder has the beginning of a run, and not what came after an interruption."""
+        header = read_header(self._spool.path / name)
+        return header is not None and header.part == 0
 
     def _look(self, *, young: bool = False) -> None:
         """Read the headers of runs that are not known yet, or only those of the youngest."""

@@ -162,6 +162,8 @@ class OpenRuns:
                 del self._runs[uid]
                 self._peers.release(uid, ended=False)
                 return TRY_AGAIN
+            if run.writer is not None and not self._settings.resend:
+                self._known_runs.watch(uid, run.writer.folder, on_purpose=self._peers.has_another_account)
         run.tell_opened(self._rejections)
         return NOTHING
 

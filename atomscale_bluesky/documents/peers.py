@@ -52,7 +52,7 @@ class Peers:
 
     def __init__(self, spool: Path, settings: Settings, recorder: object) -> None:
         # The key's hash, which differs from process to process, rather than the key, which nobody should find here.
-        key = (os.getpid(), os.path.realpath(spool), settings.endpoint, hash(settings.api_key))
+        self._key = key = (os.getpid(), os.path.realpath(spool), settings.endpoint, hash(settings.api_key))
         everyone = sys.__dict__.setdefault(_ATTRIBUTE, weakref.WeakValueDictionary())
         self._shared: _Shared = everyone.setdefault(key, _Shared())
         self._recorder = weakref.ref(recorder)
@@ -72,6 +72,13 @@ class Peers:
                 return False
             self._shared.runs[uid] = self._recorder
             return True
+
+    def has_another_account(self, uid: str) -> bool:
+        """Return True if a recorder of this process with the same spool and another account records a run too."""
+        everyone = list(getattr(sys, _ATTRIBUTE, {}).items())
+        return any(
+            uid in shared.runs for key, shared in everyone if key[:2] == self._key[:2] and shared is not self._shared
+        )
 
     def release(self, uid: str, *, ended: bool) -> None:
         """Note that the recorder is done with a run, by its stop document or otherwise."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import threading
 import uuid
@@ -259,3 +261,46 @@ def test_closing_once_more_completes_what_came_behind_the_first_time(make_callba
 
     assert second.ignored == {"event seen before": 4}
     assert [run.points.waiting for run in second.status()] == [4, 4, 4]
+
+
+RECORDS = """
+import json, sys
+from atomscale_bluesky import DocumentRecorder, Settings
+recorder = DocumentRecorder(Settings.load(environ={}, spool_dir=sys.argv[1], spool_min_free_bytes=0))
+for name, doc in json.load(sys.stdin):
+    recorder.take(name, doc)
+recorder.close()
+"""
+
+
+def test_runs_that_two_processes_record_in_one_spool_are_reported_once_by_the_later_one(
+    make_callback: MakeCallback, spool_dir: Path
+) -> None:
+    documents = [document for _ in range(2) for document in list(growth(points=3))[:4]]
+    callback = make_callback(offline=True)
+    for name, doc in documents:
+        callback(name, doc)
+    command = [sys.executable, "-c", RECORDS, str(spool_dir)]
+    later = subprocess.run(command, input=json.dumps(documents), text=True, check=True, capture_output=True)
+
+    (told,) = [line for line in later.stderr.splitlines() if "another process" in line]
+    assert told.startswith("run ")
+    assert told.endswith("a second recording on purpose needs a `spool_dir` of its own")
+    assert len(list(spool_dir.glob("*/journal-0001.jsonl"))) == 4  # nothing is lost by that
+
+
+def test_a_run_that_goes_to_two_accounts_or_is_sent_again_is_no_mistake(
+    make_callback: MakeCallback, caplog: pytest.LogCaptureFixture
+) -> None:
+    documents = list(growth(points=3))
+    callbacks = [make_callback(offline=True), make_callback(offline=True, api_key="of another account")]
+    for name, doc in documents:
+        for callback in callbacks:
+            callback(name, doc)
+    callbacks.append(make_callback(offline=True, resend=True))
+    for name, doc in documents:
+        callbacks[-1](name, doc)
+    for callback in callbacks:
+        callback.close()
+
+    assert "another process" not in caplog.text
