@@ -29,8 +29,11 @@ _UNIONS = {"JournalLine": journal_format, "LedgerLine": ledger_format, "OrderLin
 def settings_table() -> str:
     """The settings, in the order of the source."""
     hints = typing.get_type_hints(settings.Settings, include_extras=True)
-    rows = ["| setting | default | what it chooses |", "|---|---|---|"]
-    for field in msgspec.structs.fields(settings.Settings):
+    fields = msgspec.structs.fields(settings.Settings)
+    # So that the search finds each setting: an entry with an exclamation mark comes first among its results.
+    rows = [line for field in fields for line in (f"```{{index}} single: ! {field.name} (setting)", "```", "")]
+    rows += ["| setting | default | what it chooses |", "|---|---|---|"]
+    for field in fields:
         meta = next(part for part in hints[field.name].__metadata__ if isinstance(part, msgspec.Meta))
         default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
         values = [value for value in typing.get_args(typing.get_args(hints[field.name])[0]) if isinstance(value, str)]
@@ -142,6 +145,16 @@ def _fences(app: Sphinx, what: str, name: str, obj: object, options: object, lin
     lines[:] = out
 
 
+def _signature(
+    app: Sphinx, what: str, name: str, obj: object, options: object, arguments: str | None, returned: str | None
+) -> tuple[str, None] | None:
+    """Return the arguments of a class's `__init__` where a `__new__` beside it takes anything."""
+    if not isinstance(obj, type) or "__new__" not in vars(obj) or "__init__" not in vars(obj):
+        return None
+    parameters = list(inspect.signature(vars(obj)["__init__"]).parameters.values())[1:]
+    return str(inspect.Signature(parameters)).replace("'", ""), None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Tell Sphinx of the directives."""
     for table in (settings_table, rules_table, loss_table, lines_table, fields_table):
@@ -149,4 +162,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
         app.add_directive(name, type(name, (_Table,), {"table": staticmethod(table)}))
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-process-docstring", _fences)
+    app.connect("autodoc-process-signature", _signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
