@@ -31,8 +31,9 @@ from .spool_status import SpoolStatus, ending
 MOST_LISTED, MOST_FINISHED = 100, 50
 # Of how many runs the points are kept, and how many of these are read for the list's small pictures in one look.
 MOST_KEPT_RUNS, MOST_READ = 16, 2
-# An overview is at most so old; several browsers share it.
-FRESH_S = 0.3
+# How old an overview may be before the files are read again. Several browsers share it. With thousands of runs it gets
+# older, so that reading takes a tenth of the time at most. The points of the run that is looked at are always new.
+FRESH_S, SHARE = 0.3, 0.1
 
 _TONES = {
     "running": "live",
@@ -60,6 +61,7 @@ class SpoolSource:
         self._sparks: dict[str, list[float | None]] = {}
         self._entries_of: dict[Path, tuple[int, list[dict[str, Any]]]] = {}
         self._overview: Overview | None = None
+        self._fresh_until = 0.0  # monotonic
         self._lock = threading.Lock()  # one thread at a time reads on
 
     async def overview(self) -> Overview:
@@ -73,8 +75,9 @@ class SpoolSource:
     def _read_overview(self) -> Overview:
         with self._lock:
             now = time.time()
-            if self._overview is not None and now - self._overview.now < FRESH_S:
+            if self._overview is not None and time.monotonic() < self._fresh_until:
                 return self._overview
+            begin = time.monotonic()
             if len(self._watches) < len(self._places):
                 for spool in self._open():
                     self._watches.setdefault(spool.path, (spool, SpoolStatus(spool)))
@@ -102,6 +105,8 @@ class SpoolSource:
                 more=more,
                 outage=outage,
             )
+            end = time.monotonic()
+            self._fresh_until = end + max(FRESH_S, (end - begin) / SHARE)
             return self._overview
 
     def _entries(self, spool: Spool) -> list[dict[str, Any]]:
