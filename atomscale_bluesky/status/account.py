@@ -14,9 +14,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Literal
+
+import msgspec
 
 from ..errors import SpoolError
 from ..model.loss import Loss
@@ -46,8 +47,7 @@ UNNAMED = "rows of a missing layout"
 Cause = Literal["metadata", "missing", "ledger", "run", "stream", "chunk", "link", "unreadable"]
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(msgspec.Struct, frozen=True):
     """Points by what happened to them."""
 
     seen: int = 0
@@ -56,7 +56,7 @@ class Counts:
     refused: int = 0
     discarded: int = 0
     lost: int = 0
-    left_out: Mapping[str, int] = field(default_factory=dict)  # by reason
+    left_out: Mapping[str, int] = {}  # by reason
 
     def __add__(self, other: Counts) -> Counts:
         """Return the sum of both."""
@@ -67,12 +67,13 @@ class Counts:
             refused=self.refused + other.refused,
             discarded=self.discarded + other.discarded,
             lost=self.lost + other.lost,
-            left_out=dict(Counter(self.left_out) + Counter(other.left_out)),
+            left_out=dict(Counter(self.left_out) + Counter(other.left_out))
+            if self.left_out and other.left_out
+            else self.left_out or other.left_out,
         )
 
 
-@dataclass(frozen=True, slots=True)
-class StreamStatus:
+class StreamStatus(msgspec.Struct, frozen=True):
     """One metrology stream of a run."""
 
     label: str
@@ -86,8 +87,7 @@ class StreamStatus:
     channels: tuple[str, ...] = ()  # those that it holds or will hold; empty if an earlier version noted it
 
 
-@dataclass(frozen=True, slots=True)
-class RunStatus:
+class RunStatus(msgspec.Struct, frozen=True):
     """One run of the spool."""
 
     run_uid: str
@@ -100,10 +100,10 @@ class RunStatus:
     problem: str | None
     oldest_waiting: float | None  # time of the oldest waiting point, Unix seconds
     folder: str = ""  # the run's folder in the spool
-    rounded: Mapping[str, int] = field(default_factory=dict)  # by channel: integers beyond 2**53 that lost digits
+    rounded: Mapping[str, int] = {}  # by channel: integers beyond 2**53 that lost digits
     endpoint: str = ""  # where it is delivered
     scan_id: int | None = None  # of the start document
-    not_given: Mapping[str, int] = field(default_factory=dict)  # by event stream: events of num_events that never came
+    not_given: Mapping[str, int] = {}  # by event stream: events of num_events that never came
     repeated_rows: int = 0  # rows with the number of an earlier row; those that no chunk holds are lost
     exit_status: str = ""  # of the stop document; empty until it has come, and for a run that was interrupted
     reason: str = ""  # why it failed or was aborted, by the stop document

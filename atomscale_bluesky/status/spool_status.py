@@ -6,6 +6,7 @@ that delivers it, and for an operator who asks on a terminal after both have die
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterable
@@ -253,14 +254,31 @@ class _RunWatch:
         self._journal = RunReader(folder)
         self._ledger = LedgerReader(folder / LEDGER)
         self._orders = Orders(folder)
+        self._settled: tuple[frozenset[tuple[str, int, int]], RunStatus] | None = None  # of a run that has stopped
 
     def status(self, spool: Spool) -> RunStatus | None:
         """Return the run's status, or None while the run has no header, because it is just being made or removed."""
+        files = self._files()
+        if self._settled is not None and files == self._settled[0]:
+            return self._settled[1]
+        self._settled = None
         try:
-            return self._read(spool)
+            found = self._read(spool)
+            if found is not None and self._account.stop is not None:  # it depends on its files alone
+                self._settled = files, found
+            return found
         except SpoolError as error:
             self._journal.close()
             return unreadable(str(self._folder), str(error))
+
+    def _files(self) -> frozenset[tuple[str, int, int]]:
+        """Return name, size and time of change of the run's files. This takes a tenth of the time of reading on."""
+        try:
+            with os.scandir(self._folder) as entries:
+                found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+        except OSError:  # it is being removed
+            return frozenset()
+        return frozenset((name, about.st_size, about.st_mtime_ns) for name, about in found)
 
     def _read(self, spool: Spool) -> RunStatus | None:
         refuse_links_in(self._folder)

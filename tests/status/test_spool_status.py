@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -316,3 +317,39 @@ def test_the_streams_of_a_run_are_found_by_the_beginning_of_its_uid(make_callbac
     assert [callback.streams(uid[:8])[0].data_id for uid in uids] == ids
     assert callback.streams("no-such") == ()
     assert callback.streams("") == ()
+
+
+OPENED = """
+import sys
+from pathlib import Path
+from atomscale_bluesky.spool.spool import Spool
+from atomscale_bluesky.status.spool_status import SpoolStatus
+
+folder = Path(sys.argv[1])
+opened = []
+sys.addaudithook(lambda event, given: opened.append(given[0]) if event == "open" else None)
+status = SpoolStatus(Spool(folder, read_only=True))
+print(len(status.status()), status.status().points.waiting)
+opened.clear()
+status.status()
+print([path for path in opened if str(path).startswith(str(folder)) and "2026" in str(path)])
+"""
+
+
+def test_a_later_status_opens_no_file_of_a_run_that_has_stopped_and_not_changed(
+    make_callback: MakeCallback, spool_dir: Path
+) -> None:
+    callback = make_callback(api_key="", offline=True)
+    for name, doc in growth(points=5, keys=2):
+        callback(name, doc)
+    callback.close()
+    (run,) = Spool(spool_dir).run_folders()
+    for n in range(20):
+        shutil.copytree(run, spool_dir / f"20260101T000000-{n:08x}")
+
+    told = subprocess.run(
+        [sys.executable, "-c", OPENED, str(spool_dir)], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.splitlines()
+
+    assert told[0] == "21 210"
+    assert told[1] == "[]"
