@@ -7,8 +7,6 @@ RE = RunEngine({"synth_source_id": 42})
 RE.subscribe(AtomscaleCallback())
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
 from .callback import AtomscaleCallback
 from .documents.accepted import Accepted
 from .documents.recorder import DocumentRecorder
@@ -30,10 +28,7 @@ from .errors import (
 )
 from .settings import Settings
 
-try:
-    __version__ = version("atomscale-bluesky")
-except PackageNotFoundError:  # a source tree on the path, not installed
-    __version__ = "0+unknown"
+__version__: str
 
 __all__ = [
     "Accepted",
@@ -56,3 +51,15 @@ __all__ = [
     "__version__",
     "validate_metadata",
 ]
+
+
+def __getattr__(name: str) -> str:
+    """Return the version, which is looked up among the installed packages when it is asked for."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("atomscale-bluesky")
+    except PackageNotFoundError:  # a source tree on the path, not installed
+        return "0+unknown"

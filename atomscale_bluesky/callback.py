@@ -15,24 +15,22 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from html import escape
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from .api.client import Client
 from .delivery import exit_hooks
 from .delivery.announcer import Announcer, is_watched
 from .delivery.deliverer import Deliverer
 from .delivery.drain import Drain
 from .delivery.terminal_log import log_to_terminal
-from .delivery.uploader import Uploader
 from .documents.recorder import DocumentRecorder, open_spool
 from .documents.subscriptions import Yielding, say_not_an_instance, subscribed_twice
 from .errors import SettingsError
 from .settings import Settings
 from .spool.spool import Spool
 from .status.account import StreamStatus
+from .status.notebook import escaped
 from .status.spool_status import SpoolStatus, Status
 
 if TYPE_CHECKING:
@@ -147,7 +145,7 @@ class AtomscaleCallback:
 
     def _repr_html_(self) -> str:
         """Return the same with the runs that wait, as a table for a notebook. Reads the spool's files."""
-        return f"<div>{escape(repr(self))}</div>{self.status()._repr_html_()}"  # noqa: SLF001 - a notebook's protocol
+        return f"<div>{escaped(repr(self))}</div>{self.status()._repr_html_()}"  # noqa: SLF001 - a notebook's protocol
 
     def drain(self, timeout_s: float, *, progress: bool = False) -> bool:
         """Wait until everything that can be delivered is delivered; for scripts, not for plans.
@@ -236,7 +234,8 @@ class AtomscaleCallback:
             ApiUnavailableError: The API did not answer in time.
             ApiTooLargeError: An answer is far larger than its stream can be.
         """
-        from .checks.verification import verify_run  # takes a while, and few sessions need it
+        from .api.client import Client  # both take a while, and few sessions need them
+        from .checks.verification import verify_run
 
         folder = Path(self._watch.find(run_uid).folder)
         client = Client(self.settings)
@@ -337,6 +336,8 @@ class AtomscaleCallback:
                 callback.settle_open_runs(folder)
 
         if place == "thread":
+            from .delivery.uploader import Uploader  # a third of the package, which other sessions do not need
+
             return Uploader(self._spool, self.settings, settle=settle)
         from .delivery.uploader_process import UploaderProcess  # takes a while, and most sessions have a thread
 

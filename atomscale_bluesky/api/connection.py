@@ -9,6 +9,7 @@ endpoint on this machine is always asked directly.
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,12 +35,6 @@ MAX_REFUSAL_BYTES = 2**16  # how much of an answer other than a success is read:
 
 # Statuses that can clear without a change of the request: time-outs, too early, too many requests, and all of 5xx.
 _TRANSIENT = frozenset({408, 425, 429})
-
-try:
-    _USER_AGENT = f"atomscale-bluesky/{version('atomscale-bluesky')}"
-except PackageNotFoundError:  # a source tree on the path, not installed
-    _USER_AGENT = "atomscale-bluesky"
-
 
 T = TypeVar("T")
 
@@ -103,7 +98,7 @@ class Connection:
         self._heads: dict[str, bytes] = {}  # of requests that are made repeatedly, by path
         self._session.mount("https://", self._adapter)
         self._session.mount("http://", self._adapter)
-        self._session.headers.update({"User-Agent": _USER_AGENT, "Accept": "application/json"})
+        self._session.headers.update({"User-Agent": _user_agent(), "Accept": "application/json"})
         # An answer could decompress to many times its size. So none is asked for, and a compressed one is refused.
         self._session.headers["Accept-Encoding"] = "identity"
         self._session.headers["Cache-Control"] = "no-store"  # a proxy's copy would have an old time, or old points
@@ -237,6 +232,14 @@ class Connection:
     def close(self) -> None:
         """Close the connection."""
         self._session.close()
+
+
+@functools.cache
+def _user_agent() -> str:
+    try:
+        return f"atomscale-bluesky/{version('atomscale-bluesky')}"
+    except PackageNotFoundError:  # a source tree on the path, not installed
+        return "atomscale-bluesky"
 
 
 class _Session(requests.Session):

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import multiprocessing
-import multiprocessing.util
 import os
 import sys
 import weakref
@@ -61,9 +59,13 @@ def register(callback: Subscriber, deliverer: Deliverer | None) -> None:
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=_forget_all)
     _hooked_in = os.getpid()
-    if multiprocessing.parent_process() is not None:
+    if "multiprocessing.process" not in sys.modules:  # every worker of multiprocessing has it
+        return
+    from multiprocessing import parent_process, util
+
+    if parent_process() is not None:
         # A worker made by multiprocessing, bluesky-queueserver's among them, ends without running atexit.
-        multiprocessing.util.Finalize(None, _close_all, exitpriority=10)
+        util.Finalize(None, _close_all, exitpriority=10)
 
 
 def _close_all() -> None:

@@ -10,8 +10,6 @@ from collections import OrderedDict, deque
 from itertools import islice
 from pathlib import Path
 
-import psutil
-
 from .own_files import is_run_name
 from .reserve import Reserve, least_bytes
 
@@ -147,6 +145,8 @@ _NETWORK = frozenset(
 
 def network_file_system(path: Path) -> str | None:
     """Return the kind of network file system that `path` is on, or None if it is on a local one."""
+    import psutil  # `Spool` has imported it, which takes long, and a session without a spool does not need it
+
     here = path.resolve()
     best = ("", "", "")
     for partition in psutil.disk_partitions(all=True):
