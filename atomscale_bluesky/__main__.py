@@ -23,6 +23,7 @@ _EXTRAS = {
     "pyarrow": "parquet",
     "ophyd": "demo",
     "zmq": "zmq",
+    "nats": "nats",
 }
 
 # The same where it depends on the command.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
     from ..settings import Settings
     from ..sources.incoming import Source
     from ..sources.intake import Intake
+    from ..spool.locks import RunLock
     from ..spool.spool import Spool
+
+# How often a process that waits for its turn tries to take it.
+TURN_S = 0.2
 
 _logger = logging.getLogger("atomscale_bluesky.consume")
 
@@ -105,11 +110,60 @@ def zmq_(
         raise SettingsError(f"--address is {address!r}: {error}; expected such as tcp://localhost:5568") from error
 
 
-def _consume(source: Callable[[threading.Event], Source], **given: Any) -> int:
-    """Take a source's documents until a signal says to end. Return the exit code."""
+@consume.command("nats")
+@click.option("--server", "servers", required=True, multiple=True, metavar="URL", help="Such as nats://bus:4222.")
+@click.option("--stream", required=True, metavar="NAME", help="The JetStream stream that has the documents.")
+@click.option("--durable", required=True, metavar="NAME", help="The consumer's name; made if it is not there.")
+@click.option("--subject", default=">", show_default=True, help="Which subjects a consumer that is made takes.")
+@click.option("--creds", type=click.Path(exists=True, dir_okay=False), help="A file with NATS credentials.")
+@click.option("--ca", type=click.Path(exists=True, dir_okay=False), help="With TLS: certificate authorities to trust.")
+@_with_spool
+def nats_(
+    servers: tuple[str, ...],
+    stream: str,
+    durable: str,
+    subject: str,
+    creds: str | None,
+    ca: str | None,
+    spool_dir: Path | None,
+    endpoint: str | None,
+) -> int:
+    """Take documents from a NATS JetStream stream.
+
+    The name of a document is the last part of its subject, as bluesky-nats publishes it; its body is JSON or
+    MessagePack. A message is acknowledged when it survives a power cut here.
+
+    Of several of these commands with the same durable and the same spool one takes documents, and another goes on when
+    it ends or dies.
+    """
+    from ..sources.nats import NatsDocuments
+
+    options: dict[str, Any] = {}
+    if creds is not None:
+        options["user_credentials"] = creds
+    if ca is not None:
+        import ssl
+
+        options["tls"] = ssl.create_default_context(cafile=ca)
+
+    def source(ending: threading.Event) -> Source:
+        return NatsDocuments(servers, stream=stream, durable=durable, subject=subject, ending=ending, **options)
+
+    return _consume(source, turn=f"nats {stream} {durable}", spool_dir=spool_dir, endpoint=endpoint)
+
+
+def _consume(source: Callable[[threading.Event], Source], *, turn: str = "", **given: Any) -> int:
+    """Take a source's documents until a signal says to end. Return the exit code.
+
+    Args:
+        source: Makes the source, given what ends it.
+        turn: What only one process may take at a time through one spool, or an empty text.
+        **given: Settings.
+    """
     from ..documents.recorder import DocumentRecorder, open_spool
     from ..settings import Settings
     from ..sources.intake import Intake
+    from ..spool.locks import RunLock
 
     settings = Settings.load(**given)
     with Ending() as ending, logged_as_a_service():
@@ -121,9 +175,12 @@ def _consume(source: Callable[[threading.Event], Source], **given: Any) -> int:
                 recorder.complete_open_runs(folder)
 
         uploader = _uploader(spool, settings, settle)
+        lock = RunLock(spool.path / f"consumer-{hashlib.sha256(turn.encode()).hexdigest()[:8]}.lock")
         try:
             if uploader is not None:
                 uploader.start()
+            if turn and not _has_turn(lock, ending.event):
+                return 0
             with DocumentRecorder(settings, spool=spool, deliverer=uploader, redelivers=True) as recorder:
                 recorders.append(recorder)
                 intake = Intake(recorder, ending.event)
@@ -135,7 +192,19 @@ def _consume(source: Callable[[threading.Event], Source], **given: Any) -> int:
             if uploader is not None:
                 uploader.stop()
             spool.writers.close()
+            lock.release()
     return 0
+
+
+def _has_turn(lock: RunLock, ending: threading.Event) -> bool:
+    """Wait until no other process takes the same through this spool. Return False if it was told to end meanwhile."""
+    if lock.acquire():
+        return True
+    _logger.info("another process takes these documents through this spool; this one goes on when that ends")
+    while not ending.wait(TURN_S):
+        if lock.acquire():
+            return True
+    return False
 
 
 def _uploader(spool: Spool, settings: Settings, settle: Callable[[Path], None]) -> Deliverer | None:

@@ -177,6 +177,10 @@ class _Reading:
         """Wait as the source does."""
         self._source.rest(timeout_s)
 
+    def close(self) -> None:
+        """Close the source."""
+        self._source.close()
+
     def _look(self) -> None:
         now = time.monotonic()
         self._look_at = now + LOOK_PERIOD_S

@@ -33,6 +33,10 @@ class Source(Protocol):
         """Wait up to `timeout_s` before the next document is asked for, without losing what was not acknowledged."""
         ...
 
+    def close(self) -> None:
+        """Pass on the last acknowledgements, and give back what the source holds. May be called again."""
+        ...
+
 
 def no_ack() -> None:
     """Acknowledge nothing, for a source that keeps its documents whatever becomes of them."""

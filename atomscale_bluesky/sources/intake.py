@@ -69,11 +69,17 @@ class Intake:
         self._waits = False
 
     def take_all(self, source: Source) -> None:
-        """Take documents until the source has no more, or `ending` is set. Blocks.
+        """Take documents until the source has no more, or `ending` is set, then close the source. Blocks.
 
         What was taken is acknowledged when this returns or raises. What could not be kept is not. Raises
         what the source raises.
         """
+        try:
+            self._take_all(source)
+        finally:
+            source.close()
+
+    def _take_all(self, source: Source) -> None:
         try:
             for name, doc, ack in source:
                 if name == IDLE:

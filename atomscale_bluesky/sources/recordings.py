@@ -110,6 +110,9 @@ class Recordings:
         """Wait."""
         self._ending.wait(timeout_s)
 
+    def close(self) -> None:
+        """Do nothing: each file is closed at its end."""
+
     def _documents_of(self, path: str | Path, unusable: Callable[[str], object]) -> Iterator[Document]:
         if str(path) == STANDARD_INPUT:
             pipe = Pipe(sys.stdin.fileno(), self._ending)

@@ -88,6 +88,9 @@ class ZmqDocuments:
         """Wait. Meanwhile 0MQ holds up to `MOST_WAITING` messages, and drops the others."""
         self._ending.wait(timeout_s)
 
+    def close(self) -> None:
+        """Do nothing: the socket is closed with the iteration."""
+
     def _incoming(self, frames: Sequence[bytes]) -> Incoming | None:
         try:
             document = self._document(frames)

@@ -28,6 +28,7 @@ _NAMED = (
     r"(history|not-kept)(-1)?\.jsonl|(history|not-kept)\.lock|[0-9]{8}T[0-9]{6}-[0-9a-f]{8}\.events"
     r"|reserve\.bin|orders\.touched|writers-[0-9a-f]{16}\.lock|(trouble|clock|probed-[0-9a-f]{8})\.json"
     r"|uploader-[0-9a-f]{8}\.(lock|starting)|uploader\.(log|log\.1|stderr)"
+    r"|consumer-[0-9a-f]{8}\.lock"
 )
 _SPOOL_FILE = re.compile(rf"{re.escape(MARKER)}|{_NAMED}|\.({_NAMED})-[0-9a-f]{{8}}|\.probe-[0-9a-f]{{8}}")
 

@@ -30,7 +30,7 @@ class Bus:
         self.documents = documents
         self.acknowledged: list[int] = []
         self.rests = 0
-        self.cut_off = False
+        self.cut_off = self.closed = False
         self._ending = ending or threading.Event()
 
     def __iter__(self) -> Iterator[Incoming]:
@@ -51,6 +51,9 @@ class Bus:
     def rest(self, timeout_s: float) -> None:
         self.rests += 1
         self._ending.wait(min(timeout_s, 0.05))
+
+    def close(self) -> None:
+        self.closed = True
 
 
 @pytest.fixture
@@ -214,6 +217,7 @@ def test_a_source_that_fails_has_what_was_taken_acknowledged(
     with DocumentRecorder(settings, redelivers=True) as recorder, pytest.raises(ConnectionError):
         Intake(recorder).take_all(bus)
     assert bus.acknowledged == list(range(6))
+    assert bus.closed
 
 
 def test_many_reasons_and_runs_take_bounded_memory(settings: Settings) -> None:
