@@ -31,7 +31,7 @@ import numpy as np
 from ..model.chunk import Chunk, Column
 from ..model.rows import Position, Row, Rows
 from ..spool.journal_format import Layout
-from ..spool.ledger_format import Previewed, Tried, Why
+from ..spool.ledger_format import OpeningReason, Previewed, Tried
 from ..spool.ledger_state import FOR_EVER, StreamState
 
 # First and last rows of ranges that an earlier stream holds.
@@ -43,7 +43,7 @@ Skip = tuple[tuple[int, int], ...]
 class Open(msgspec.Struct, frozen=True):
     """A further metrology stream of this time base begins. `Chunker.opened` takes it, unless it is not made."""
 
-    why: Why
+    why: OpeningReason
     from_row: int
     position: Position
     channels: tuple[str, ...]
@@ -90,7 +90,7 @@ class Waiting(msgspec.Struct, frozen=True):
     """What a channel without a stream waits for: the first row from `from_row` on that has a value of it."""
 
     from_row: int
-    why: Why
+    why: OpeningReason
     skip: Skip = ()
 
 
@@ -385,7 +385,7 @@ class Chunker:
     def _end_waits(self, position: Position, row: Row) -> Iterator[Decision]:
         """Open a stream for the channels that have a value again, or for the first time."""
         index = self._index[row.layout]
-        together: dict[tuple[Why, int, Skip], list[str]] = {}
+        together: dict[tuple[OpeningReason, int, Skip], list[str]] = {}
         for name in sorted(self._waiting.keys() & index.keys(), key=index.__getitem__):
             waiting = self._waiting[name]
             held = row.number < waiting.from_row or any(first <= row.number <= last for first, last in waiting.skip)

@@ -21,7 +21,7 @@ from ..spool.gil_yield import GilYield
 from ..spool.journal import START, Line
 from ..spool.journal_format import Header, Layout, decode_lines, decode_row, is_row, joined
 from ..spool.ledger import Ledger
-from ..spool.ledger_format import Left, Opened, Tried, Why
+from ..spool.ledger_format import ChannelLeft, Opened, OpeningReason, Tried
 from ..spool.ledger_state import Life, StreamState
 from ..spool.run_reader import RunReader
 from ..status.account import Account
@@ -199,7 +199,7 @@ class RunChunker:
     def open_stream(
         self,
         *,
-        why: Why,
+        why: OpeningReason,
         time_base: str,
         from_row: int,
         position: Position,
@@ -420,7 +420,7 @@ class RunChunker:
             )
             if decision.leaves is not None:
                 for name in decision.channels:
-                    self.ledger.note(Left(decision.leaves, name, decision.from_row))
+                    self.ledger.note(ChannelLeft(decision.leaves, name, decision.from_row))
         _logger.info(
             "run %s has a further stream, %r (%s), which holds %s",
             self._header.run_uid, opening.label, decision.why, listed(decision.channels, MAX_CHANNELS),
@@ -430,7 +430,7 @@ class RunChunker:
     def _leave(self, stream: int, channels: tuple[str, ...], from_row: int) -> None:
         with self.ledger.together():
             for name in channels:
-                self.ledger.note(Left(stream, name, from_row))
+                self.ledger.note(ChannelLeft(stream, name, from_row))
 
     def _collect(self, chunk: Chunk) -> None:
         """Keep a chunk that is still to be pushed. An earlier chunk that is confirmed or refused is dropped."""

@@ -22,7 +22,7 @@ from ..chunking.run_chunker import RunChunker
 from ..model.chunk import Chunk
 from ..model.points import packed
 from ..spool.ledger import Ledger
-from ..spool.ledger_format import Confirmed, Ended, Why
+from ..spool.ledger_format import Confirmed, Ended, OpeningReason
 from ..spool.ledger_state import StreamState
 
 # Points as they were read back: channel name → unit, times, values.
@@ -34,7 +34,7 @@ _logger = logging.getLogger(__name__)
 class _Ending(msgspec.Struct):
     """A stream that takes no more points, until nothing of it is under way."""
 
-    why: Why
+    why: OpeningReason
     points_per_chunk: int  # of the streams that go on
     doubtful: list[Chunk] = []  # pushed, and perhaps taken although no answer came
 
@@ -58,7 +58,7 @@ class Continuation:
         """Return True if a stream is about to end."""
         return stream in self._endings
 
-    def begin(self, stream: int, why: Why, points_per_chunk: int, doubtful: Iterable[Chunk] = ()) -> None:
+    def begin(self, stream: int, why: OpeningReason, points_per_chunk: int, doubtful: Iterable[Chunk] = ()) -> None:
         """Let a stream take no more points. It is unknown whether the `doubtful` chunks were taken."""
         self._endings.setdefault(stream, _Ending(why, points_per_chunk)).doubtful.extend(doubtful)
 
@@ -158,7 +158,7 @@ class Continuation:
                     return one
             del self._endings[number]
             ended(number)
-            rests = stream.rests(self._run_chunker.channels_of(stream.opening))
+            rests = stream.rows_not_held(self._run_chunker.channels_of(stream.opening))
             with self._ledger.together():
                 self._ledger.note(Ended(number, ending.why))
                 for (from_row, skip, position), channels in rests.items():

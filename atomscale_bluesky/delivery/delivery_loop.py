@@ -71,7 +71,7 @@ class Retire:
     """The message that nothing writes in this process any more."""
 
 
-class Stop:
+class EndLoop:
     """The message to end."""
 
 
@@ -130,7 +130,7 @@ class DeliveryLoop:
         self._connections = ConnectionLimit(settings.max_connections)
 
     def run(self) -> None:
-        """Deliver until `Stop` comes, or until nothing can move after `Retire`."""
+        """Deliver until `EndLoop` comes, or until nothing can move after `Retire`."""
         try:
             while self._step_or_wait():
                 pass
@@ -195,7 +195,7 @@ class DeliveryLoop:
         try:
             message = self._inbox.get(timeout=self._wait_s(busy))
             while True:
-                if isinstance(message, Stop):
+                if isinstance(message, EndLoop):
                     return False
                 self._receive(message)
                 message = self._inbox.get_nowait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..model.chunk import Chunk
-from ..spool.ledger_format import NO_POINT, Ended, Why
+from ..spool.ledger_format import NO_POINT, Ended, OpeningReason
 from ..spool.ledger_state import Life, StreamState
 from .task_book import Task
 from .tasks.work import Kind
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 
-def end_stream(run: Run, stream: int, why: Why, points_per_chunk: int, in_doubt: Chunk | None) -> None:
+def end_stream(run: Run, stream: int, why: OpeningReason, points_per_chunk: int, in_doubt: Chunk | None) -> None:
     """Let a stream, and those that share it, take no more points. The rest goes on once nothing of it is under way.
 
     Args:

@@ -16,7 +16,7 @@ from typing import Protocol
 from .deliverer import Deliverer
 
 
-class Subscriber(Protocol):
+class OpenCallback(Protocol):
     """The part of a callback that is used when its process ends or forks."""
 
     def settle_open_runs(self) -> object:
@@ -41,12 +41,12 @@ class Subscriber(Protocol):
         ...
 
 
-_callbacks: weakref.WeakSet[Subscriber] = weakref.WeakSet()
+_callbacks: weakref.WeakSet[OpenCallback] = weakref.WeakSet()
 _deliverers: weakref.WeakSet[Deliverer] = weakref.WeakSet()  # their threads hold them while they run
 _hooked_in: int | None = None  # the process in which the hooks are registered
 
 
-def register(callback: Subscriber, deliverer: Deliverer | None) -> None:
+def register(callback: OpenCallback, deliverer: Deliverer | None) -> None:
     """Close the callback when the process ends, and make it inert in a forked child."""
     global _hooked_in
     _callbacks.add(callback)

@@ -18,7 +18,7 @@ from ..settings import Settings
 from ..spool.run_writer import RunWriter
 from ..spool.spool import Spool
 from .deliverer import Deliverer
-from .delivery_loop import DeliveryLoop, Retire, RunBegun, Stop, WriterGone
+from .delivery_loop import DeliveryLoop, EndLoop, Retire, RunBegun, WriterGone
 from .drain import Drain
 
 
@@ -119,7 +119,7 @@ class Uploader(Deliverer):
         if self._thread is None:
             return True
         deadline = self._monotonic() + timeout_s
-        self._inbox.put(Stop())
+        self._inbox.put(EndLoop())
         if self._is_here:
             return False
         self._thread.join(timeout_s)

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from ..errors import SpoolError
 from .ledger_format import (
+    ChannelLeft,
     Confirmed,
     Discarded,
     Edited,
@@ -32,7 +33,6 @@ from .ledger_format import (
     GivenUp,
     Initialized,
     LedgerLine,
-    Left,
     Moved,
     Obeyed,
     Opened,
@@ -129,7 +129,7 @@ class Ledger:
 
 
 # Facts that are noted without a sync: each can be found out again, from the journal or by pushing again.
-_UNSYNCED = (Left, Tried, PreviewAnswered, Confirmed, Refused, GivenUp)
+_UNSYNCED = (ChannelLeft, Tried, PreviewAnswered, Confirmed, Refused, GivenUp)
 
 
 def _sound_bytes(path: Path) -> int:

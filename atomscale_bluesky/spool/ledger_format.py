@@ -16,7 +16,7 @@ from .lines import FileLine
 
 # ---- ledger ----------------------------------------------------------------------------------------------------------
 
-Why = Literal[
+OpeningReason = Literal[
     "run start",
     "event stream",
     "gap",
@@ -37,7 +37,7 @@ class Opened(FileLine, frozen=True, tag="opened"):
     stream: int  # counts from 0 within the run
     time_base: str
     from_row: int
-    why: Why
+    why: OpeningReason
     label: str  # unique: it ends in the run's uid and a token of this stream's own
     token: str
     points_per_chunk: int
@@ -64,7 +64,7 @@ class Initialized(FileLine, frozen=True, tag="initialized"):
     family: str
 
 
-class Left(FileLine, frozen=True, tag="left"):
+class ChannelLeft(FileLine, frozen=True, tag="left"):
     """A channel ends in this stream: from `from_row` on, no row gives it a point here."""
 
     stream: int
@@ -145,7 +145,7 @@ class Ended(FileLine, frozen=True, tag="ended"):
     """The stream takes no further chunk. The remaining rows go into a continuation."""
 
     stream: int
-    why: Why
+    why: OpeningReason
 
 
 class Obeyed(FileLine, frozen=True, tag="obeyed"):
@@ -256,7 +256,7 @@ LedgerLine = (
     Opened
     | Initializing
     | Initialized
-    | Left
+    | ChannelLeft
     | Tried
     | Previewed
     | PreviewAnswered

@@ -15,6 +15,7 @@ from ..model.identifiers import FAMILIES, is_id
 from ..model.rows import Position
 from .ledger_format import (
     NO_POINT,
+    ChannelLeft,
     ClockFixed,
     Confirmed,
     Discarded,
@@ -26,7 +27,6 @@ from .ledger_format import (
     Initialized,
     Initializing,
     LedgerLine,
-    Left,
     Linked,
     LinkRefused,
     Moved,
@@ -65,11 +65,8 @@ class Refusal(msgspec.Struct):
     reason: str
 
 
-class Rest(NamedTuple):
-    """The rows of a channel that a stream does not hold: from a row on, except some.
-
-    Gives that row's journal position.
-    """
+class RowsNotHeld(NamedTuple):
+    """The rows of a channel that a stream does not hold: from a row on, except some. With that row's position."""
 
     from_row: int
     skip: tuple[tuple[int, int], ...]
@@ -138,15 +135,15 @@ class StreamState:
         """Return True if Atomscale has confirmed or refused any chunk."""
         return bool(self.chunks_confirmed or self.confirmed_channels or self.refused)
 
-    def rests(self, channels: tuple[str, ...]) -> dict[Rest, tuple[str, ...]]:
+    def rows_not_held(self, channels: tuple[str, ...]) -> dict[RowsNotHeld, tuple[str, ...]]:
         """Return the rows of these channels that this stream does not hold, with the channels that share each range.
 
         With no channels, because none came yet, the rest is all rows.
         """
         if not channels:
             from_row, position = self._end()
-            return {Rest(from_row, (), position): ()}
-        rests: dict[Rest, tuple[str, ...]] = {}
+            return {RowsNotHeld(from_row, (), position): ()}
+        rows_not_held: dict[RowsNotHeld, tuple[str, ...]] = {}
         for name in channels:
             missing = [
                 tried
@@ -164,9 +161,9 @@ class StreamState:
                 from_row, position = self._end()
             if name in self.left:
                 skip.append((self.left[name], FOR_EVER))
-            rest = Rest(from_row, tuple(skip), position)
-            rests[rest] = (*rests.get(rest, ()), name)
-        return rests
+            rest = RowsNotHeld(from_row, tuple(skip), position)
+            rows_not_held[rest] = (*rows_not_held.get(rest, ()), name)
+        return rows_not_held
 
     def may_be_cut_short_before(self, index: int) -> bool:
         """Return True if an earlier chunk was shown and has no answer yet, so that it may become the last one."""
@@ -277,7 +274,7 @@ class LedgerState:
                 for one in stream.group:
                     one.life, one.data_id, one.family = Life.INITIALIZED, fact.data_id, fact.family
                     one.parked = None  # the reason for parking has passed
-            case Left():
+            case ChannelLeft():
                 left = self._stream(fact.stream).left
                 left[fact.channel] = min(fact.from_row, left.get(fact.channel, FOR_EVER))
             case Tried():

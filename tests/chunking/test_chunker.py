@@ -21,7 +21,7 @@ from atomscale_bluesky.errors import ApiUnavailableError
 from atomscale_bluesky.model.chunk import Chunk, Column
 from atomscale_bluesky.model.rows import Channel, Position, Row
 from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, packed
-from atomscale_bluesky.spool.ledger_format import Confirmed, Initialized, Left, Opened, Tried
+from atomscale_bluesky.spool.ledger_format import ChannelLeft, Confirmed, Initialized, Opened, Tried
 from atomscale_bluesky.spool.ledger_state import LedgerState, StreamState
 from atomscale_bluesky.spool.lines import encode
 from atomscale_bluesky.spool.spool import Spool
@@ -129,7 +129,7 @@ class Notes:
         self.state.apply(opening)
         if decision.leaves is not None:
             for name in decision.channels:
-                self.state.apply(Left(decision.leaves, name, decision.from_row))
+                self.state.apply(ChannelLeft(decision.leaves, name, decision.from_row))
         return self.state.streams[number]
 
     def chunks(self, chunker: Chunker, decisions: Iterable[Decision]) -> Iterator[Chunk]:
@@ -142,7 +142,7 @@ class Notes:
                     chunker.opened(self.open(decision))
                 case Leave(stream, channels, from_row):
                     for name in channels:
-                        self.state.apply(Left(stream, name, from_row))
+                        self.state.apply(ChannelLeft(stream, name, from_row))
                 case _:
                     raise AssertionError(decision)
 

@@ -21,7 +21,7 @@ from atomscale_bluesky.model.chunk import Chunk, Span
 from atomscale_bluesky.model.rows import Channel, Position, Row, Rows
 from atomscale_bluesky.spool.journal import START, JournalWriter
 from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, packed
-from atomscale_bluesky.spool.ledger_format import GivenUp, Initialized, Left, Opened, Tried
+from atomscale_bluesky.spool.ledger_format import ChannelLeft, GivenUp, Initialized, Opened, Tried
 from atomscale_bluesky.spool.ledger_state import StreamState
 from atomscale_bluesky.spool.lines import encode, line
 from atomscale_bluesky.spool.locks import WRITER_LOCK, is_held
@@ -402,7 +402,7 @@ def test_a_channel_that_its_stream_was_refused_gets_one_after_an_update(deliver:
     """Earlier versions gave channels with gaps no stream beyond a limit, and noted that."""
     delivery = deliver([layout(2), *(text(n, [1.0, None if n == 3 else 2.0]) for n in range(8))])
     ledger = delivery.claim.ledger
-    ledger.note(Left(0, "c1", 0))
+    ledger.note(ChannelLeft(0, "c1", 0))
     ledger.note(GivenUp("primary", "c1"))
     run_chunker = RunChunker(delivery.claim.folder, delivery.run.header, ledger)
     run_chunker.look()

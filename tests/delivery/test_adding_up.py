@@ -19,12 +19,12 @@ from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.journal import segment_path
 from atomscale_bluesky.spool.ledger import LedgerReader
 from atomscale_bluesky.spool.ledger_format import (
+    ChannelLeft,
     Confirmed,
     Ended,
     Finalized,
     Finalizing,
     LedgerLine,
-    Left,
     Opened,
     Together,
     Tried,
@@ -197,7 +197,7 @@ def a_channel_that_left(facts: list[LedgerLine]) -> list[LedgerLine]:
     for index in (2, 3):
         kept = changed(kept, index, channels=("k0",))
     place = next(i for i, fact in enumerate(kept) if isinstance(fact, Tried) and fact.index == 2)
-    return [*kept[:place], Left(0, "k1", 20), *kept[place:]]
+    return [*kept[:place], ChannelLeft(0, "k1", 20), *kept[place:]]
 
 
 def a_skip_over_what_is_nowhere(facts: list[LedgerLine]) -> list[LedgerLine]:

@@ -17,13 +17,13 @@ from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.model.rows import Position
 from atomscale_bluesky.spool.ledger import Ledger, LedgerReader
 from atomscale_bluesky.spool.ledger_format import (
+    ChannelLeft,
     Confirmed,
     Finalized,
     Finalizing,
     Initialized,
     Initializing,
     LedgerLine,
-    Left,
     Opened,
     Parked,
     PreviewAnswered,
@@ -31,7 +31,7 @@ from atomscale_bluesky.spool.ledger_format import (
     Refused,
     Tried,
 )
-from atomscale_bluesky.spool.ledger_state import LedgerState, Life, Rest, StreamState
+from atomscale_bluesky.spool.ledger_state import LedgerState, Life, RowsNotHeld, StreamState
 from atomscale_bluesky.spool.lines import encode, line
 
 OPENED = Opened(0, "primary", 0, "run start", "label", "token", 10, 1, 0)
@@ -83,7 +83,7 @@ WHOLE = [OPENED, INITIALIZING, INITIALIZED, tried(0), Confirmed(0, 0, 9.0), Fina
         (0, INITIALIZED),
         (0, tried(0)),
         (0, Confirmed(0, 0, 1.0)),
-        (0, Left(0, "a", 5)),
+        (0, ChannelLeft(0, "a", 5)),
         (0, Finalizing(0)),
         (1, Finalizing(0)),
         (1, Finalized(0, 1.0)),
@@ -159,16 +159,16 @@ def test_a_chunk_that_is_cut_short_replaces_the_one_that_was_tried_whole_and_is_
     assert stream.settled
     assert stream.delivered == {("a", "b"): 4}
     assert stream.last == short
-    assert stream.rests(("a", "b")) == {Rest(4, (), Position(1, 0)): ("a", "b")}
+    assert stream.rows_not_held(("a", "b")) == {RowsNotHeld(4, (), Position(1, 0)): ("a", "b")}
 
 
 def test_a_channel_that_left_behind_a_chunk_that_was_cut_short_goes_on_up_to_where_it_left() -> None:
     short = previewed(0, 4).as_tried(cut_short=True)
-    stream = stream_of(previewed(0, 4), SHOWN, tried(0), Left(0, "b", 10), short, Confirmed(0, 0, 9.0))
+    stream = stream_of(previewed(0, 4), SHOWN, tried(0), ChannelLeft(0, "b", 10), short, Confirmed(0, 0, 9.0))
 
     rests = {
         channels: (rest.from_row, [first for first, _ in rest.skip])
-        for rest, channels in stream.rests(("a", "b")).items()
+        for rest, channels in stream.rows_not_held(("a", "b")).items()
     }
     assert rests == {("a",): (4, []), ("b",): (4, [10])}
 
@@ -317,7 +317,7 @@ def test_a_ledger_read_back_tells_what_was_known_in_memory(
                 tried(state.next_index, "a", number),
                 Confirmed(number, index, 1.0),
                 Confirmed(number, index, 2.0, (chance.choice("ab"),)),
-                Left(number, chance.choice("ab"), chance.randrange(100)),
+                ChannelLeft(number, chance.choice("ab"), chance.randrange(100)),
                 Parked("why", number),
                 Finalizing(number),
                 Finalized(number, 3.0),
@@ -394,5 +394,14 @@ def test_a_ledger_is_for_its_owner_alone(tmp_path: Path) -> None:
 def test_every_kind_of_line_is_taken_in() -> None:
     known = {kind.__name__ for kind in typing.get_args(LedgerLine)}
 
-    assert {"Opened", "Initializing", "Initialized", "Left", "Tried", "Confirmed", "Refused", "Finalizing"} <= known
+    assert {
+        "Opened",
+        "Initializing",
+        "Initialized",
+        "ChannelLeft",
+        "Tried",
+        "Confirmed",
+        "Refused",
+        "Finalizing",
+    } <= known
     assert Links() == Links()
