@@ -10,10 +10,10 @@ import os
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from ..errors import SpoolError
 from ..model.labels import shortened
