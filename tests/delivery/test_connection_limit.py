@@ -255,3 +255,19 @@ def test_connections_that_rest_after_a_refusal_are_used_again(make_callback: Mak
     assert callback.drain(timeout_s=60)
     assert held(server)["k0"] == list(range(1500))
     assert server.counts().connections <= 9
+
+
+def test_a_server_that_refuses_what_is_above_a_rate_gets_little_that_it_refuses(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    before = make_callback(api_key="")
+    feed(before, growth(points=2500, keys=1))
+    before.close()
+    server.misbehave(Fault(call="chunk_multi", status=429, above_per_s=40.0), Fault(call="chunk_multi", delay_s=0.05))
+
+    callback = make_callback()
+
+    assert callback.drain(timeout_s=90)
+    assert held(server)["k0"] == list(range(2500))
+    refused = [record for record in server.requests("chunk_multi") if record.status == 429]
+    assert len(refused) <= 25
