@@ -20,7 +20,7 @@ ROOM_INTERVAL_S = 1.0
 BEHIND_INTERVAL_S = 0.05  # while some runs have not been measured yet
 # How many runs one poll measures: runs never measured before, and runs measured before. With these bounds a poll takes
 # as long for twenty thousand runs as for a few hundred, and each run's size is measured again within minutes.
-NEW_PER_LOOK, KNOWN_PER_LOOK = 500, 64
+NEW_PER_LOOK, KNOWN_PER_LOOK = 500, 32
 # A folder's modification time may be as coarse as 2 s. For this long after a change the folder is listed again.
 COARSE_S = 3.0
 

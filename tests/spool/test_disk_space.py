@@ -85,7 +85,7 @@ def test_one_look_measures_few_of_many_runs_and_some_looks_all(tmp_path: Path, m
     assert (room.behind, room.used_bytes) == (False, 700)
     measured.clear()
     room.look()
-    assert len(measured) <= 1 + 64
+    assert len(measured) <= 1 + 32
 
     (tmp_path / runs[7] / "journal-0001.jsonl").write_bytes(b"x" * 11)
     room.grown.append(runs[7])
@@ -93,7 +93,7 @@ def test_one_look_measures_few_of_many_runs_and_some_looks_all(tmp_path: Path, m
     assert room.used_bytes == 710
     for run in runs:
         (tmp_path / run / "ledger.jsonl").write_bytes(b"x")
-    for _ in range(11):
+    for _ in range(22):
         room.look()
     assert room.used_bytes == 1410
     shutil.rmtree(tmp_path / runs[7])
