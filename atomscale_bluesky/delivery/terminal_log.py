@@ -9,6 +9,8 @@ import logging
 import sys
 
 _NAME = "atomscale_bluesky"
+# Tells our handler from others. Its class does not: a module that is loaded again has another one.
+_HANDLER = "atomscale_bluesky terminal"
 
 
 class _TerminalLog(logging.Handler):
@@ -19,6 +21,7 @@ class _TerminalLog(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
+        self.set_name(_HANDLER)
         self.setFormatter(logging.Formatter("atomscale: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -35,7 +38,7 @@ class _TerminalLog(logging.Handler):
 def log_to_terminal() -> None:
     """Print the package's warnings with its name, where no handler is configured. A second call does nothing."""
     logger = logging.getLogger(_NAME)
-    if not any(isinstance(handler, _TerminalLog) for handler in logger.handlers):
+    if not any(handler.get_name() == _HANDLER for handler in logger.handlers):
         logger.addHandler(_TerminalLog())
 
 
@@ -43,7 +46,7 @@ def _somebody_else_has(name: str) -> bool:
     """Return True if a handler other than ours gets the records of this logger."""
     logger: logging.Logger | None = logging.getLogger(name)
     while logger is not None:
-        if any(not isinstance(handler, _TerminalLog) for handler in logger.handlers):
+        if any(handler.get_name() != _HANDLER for handler in logger.handlers):
             return True
         logger = logger.parent if logger.propagate else None
     return False
