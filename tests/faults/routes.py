@@ -270,6 +270,22 @@ def paged(documents: list[Document], sizes: Callable[[], int]) -> Iterator[Docum
         yield name, doc
 
 
+def with_empty_pages(documents: Iterable[Document], chance: random.Random) -> Iterator[Document]:
+    """The documents with pages without rows among them."""
+    described: list[dict[str, Any]] = []
+    for name, doc in documents:
+        yield name, doc
+        if name == "descriptor":
+            described.append(doc)
+        if described and chance.random() < 0.2:
+            descriptor = chance.choice(described)
+            columns: dict[str, Any] = {key: [] for key in descriptor["data_keys"]}
+            yield "event_page", {
+                "descriptor": descriptor["uid"], "uid": [], "time": [], "seq_num": [], "data": columns,
+                "timestamps": columns, "filled": {},
+            }  # fmt: skip
+
+
 def tiled(documents: list[Document]) -> Iterator[Document]:
     """The documents as a catalogue exports them: made-up uids, and of equal numbers only the last."""
     last: dict[tuple[str, int], str] = {}
@@ -315,6 +331,8 @@ def routes(documents: list[Document], chance: random.Random) -> tuple[str, list[
     over = chance.choice(["", "", "RunRouter", "DocumentRouter", "Filler"])
     if over in {"RunRouter", "Filler"} and kind == "repeats":
         over = ""
+    if kind == "pages" and over not in {"RunRouter", "Filler"}:  # which do not take pages without rows
+        given = list(with_empty_pages(given, chance))
     return f"{kind} {over}".strip(), given, over
 
 
