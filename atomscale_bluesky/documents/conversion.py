@@ -101,6 +101,11 @@ def length_of(value: Any, promised: int | None = None) -> int | None:
     return length if length > 1 else None
 
 
+def has_no_elements(value: Any) -> bool:
+    """Return True for a one-dimensional array or a list without elements."""
+    return getattr(value, "ndim", 1) == 1 and len(value) == 0
+
+
 def _has_elements(values: Sequence[Any]) -> bool:
     """Return True if any of a list's first elements may be a number."""
     looked_at = values if len(values) <= MOST_LOOKED_AT else values[:MOST_LOOKED_AT]

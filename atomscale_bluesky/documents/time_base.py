@@ -22,7 +22,7 @@ from ..model.rows import Channel
 from ..spool.journal_format import Layout, encode_row, packed
 from ..spool.lines import encode
 from ..spool.row_record import COMMON, encode_one, encoder
-from .conversion import Rounded, length_of, number, numbers
+from .conversion import Rounded, has_no_elements, length_of, number, numbers
 
 _NUMBERS = list[float]
 
@@ -47,7 +47,8 @@ class Source(NamedTuple):
         try:
             if self.is_array:
                 return numbers(value, len(self.channels))
-            return [self.convert(value) if self.convert else number(value)]
+            found = self.convert(value) if self.convert else number(value)
+            return [Loss.NO_VALUE if found is Loss.ARRAY and has_no_elements(value) else found]
         except Exception:  # noqa: BLE001 - a foreign object may do anything when it is asked what it is
             return [Loss.NOT_NUMERIC] * len(self.channels)
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from event_model import compose_run
 from runs import Document, growth, held
@@ -80,6 +81,24 @@ def test_readings_that_never_become_points_are_reported_with_their_reason(settin
         more = data | {"extra": 5.0}
         event = stream.compose_event(data=more, timestamps=dict.fromkeys(more, time.time()), validate=False)
         assert dict(recorder.take("event", event).left_out) == {"text": 1, "array": 1}
+
+
+@pytest.mark.parametrize("empty", [[], (), np.array([])], ids=repr)
+def test_an_array_without_elements_is_no_value_where_numbers_came_before(settings: Settings, empty: Any) -> None:
+    run = compose_run()
+    stream = run.compose_descriptor(
+        name="primary", data_keys={"peaks": {"source": "sim", "dtype": "array", "shape": [None]}}, validate=False
+    )
+
+    with DocumentRecorder(settings) as recorder:
+        recorder.take("start", run.start_doc)
+        recorder.take("descriptor", stream.descriptor_doc)
+        for value in ([1.5], empty, [2.5]):
+            stamps = {"peaks": time.time()}
+            recorder.take("event", stream.compose_event(data={"peaks": value}, timestamps=stamps, validate=False))
+
+    (status,) = SpoolStatus(Spool(Path(settings.spool_path), read_only=True)).status()
+    assert status.points.left_out == {"no value": 1}
 
 
 def test_each_time_base_of_an_event_has_a_row(settings: Settings) -> None:
