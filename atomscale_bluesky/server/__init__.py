@@ -17,7 +17,7 @@ tests, demonstrations and dry runs on one machine. It analyses nothing.
     page_source      what the page shows
     faults           how a test makes the server misbehave; request_log, what a test reads of the requests
     control_client   a test's end of the control port; control_routes, the server's
-    docs_page        the page that describes the API
+    docs_page        the page that describes the API; api_description, answers and examples in its description
 """
 
 from .control_client import ChannelPoints, Control, ServerInfo, StreamState

@@ -10,7 +10,7 @@ import json
 from array import array
 from collections.abc import Iterable, Sequence
 from math import isfinite, nan
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, TypeVar, cast
 from uuid import UUID
 
 import msgspec
@@ -260,9 +260,3 @@ def _demand(options: Options, rule: Rule, detail: str) -> None:
 
 def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:60] + "…")
-
-
-def schemas() -> dict[str, Any]:
-    """Return the bodies as OpenAPI components, by name."""
-    _, components = msgspec.json.schema_components(BODIES, ref_template="#/components/schemas/{name}")
-    return components

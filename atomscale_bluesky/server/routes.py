@@ -16,6 +16,7 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
 
+from .api_description import describe
 from .catalogue import Catalogue
 from .docs_page import docs_page
 from .options import Family, Options
@@ -32,7 +33,6 @@ from .request_bodies import (
     TrackBody,
     decode,
     points_of,
-    schemas,
 )
 from .rules import Refusal, Rule, refused
 from .streams import Streams
@@ -84,9 +84,7 @@ def create_app(streams: Streams, catalogue: Catalogue, options: Options) -> Fast
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
-        schema = plain()
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(schemas())
-        return schema
+        return describe(plain(), tuple(family.value for family in options.families))
 
     app.openapi = openapi
 

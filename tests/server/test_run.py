@@ -12,11 +12,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import pytest
 import requests
 
 from atomscale_bluesky.errors import ApiUnavailableError, SettingsError
 from atomscale_bluesky.server import Control, Fault, LocalServer, serve
+from atomscale_bluesky.server.api_description import ANSWERS, EXAMPLES
 
 T0 = 1_760_000_000.0
 
@@ -321,6 +323,53 @@ def test_the_description_and_its_page_need_no_other_host(server):
     assert "http" not in page.replace(server.url, "")
     assert "<script" not in page
     assert json.dumps(schema).count("$defs") == 0
+
+
+def test_every_call_of_the_description_has_a_typed_answer_and_says_whether_it_needs_the_key(server):
+    schema = requests.get(f"{server.url}/openapi.json", timeout=5).json()
+    assert schema["components"]["securitySchemes"]["ApiKey"] == {"type": "apiKey", "in": "header", "name": "X-API-KEY"}
+    for path, calls in schema["paths"].items():
+        for method, call in calls.items():
+            kind = call["responses"]["200"]["content"]["application/json"]["schema"]
+            assert kind, (method, path)
+            assert ("security" in call) == (path != "/gateway/time")
+            body = call.get("requestBody")
+            if body is not None:
+                name = body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+                assert schema["components"]["schemas"][name]["example"]
+
+
+def test_the_answers_are_of_the_types_in_the_description(server):
+    headers = {"X-API-KEY": server.api_key}
+
+    def ask(method, path, body=None):
+        answer = requests.request(method, server.url + path, json=body, headers=headers, timeout=5)
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+    def typed(key, content):
+        return msgspec.json.decode(content, type=ANSWERS[key])
+
+    made = typed(("post", "/stream/initialize"), ask("POST", "/metrology/stream/initialize", {"points_per_chunk": 2}))
+    body = EXAMPLES["MultiBody"] | {"data_id": made.data_id}
+    taken = typed(("post", "/stream/chunk/multi"), ask("POST", "/metrology/stream/chunk/multi", body))
+    assert [(one.channel_name, one.total_points) for one in taken] == [("T", 2)]
+    typed(("post", "/stream/{data_id}/finalize"), ask("POST", f"/metrology/stream/{made.data_id}/finalize"))
+    read = typed(("get", "/{data_id}/timeseries/"), ask("GET", f"/metrology/{made.data_id}/timeseries/"))
+    assert read.properties["T"].values == [873.2, 873.4]
+    sample = typed(("post", "/physical_samples/"), ask("POST", "/physical_samples/", EXAMPLES["SampleBody"]))
+    tag = typed(("post", "/tags/"), ask("POST", "/tags/", EXAMPLES["TagBody"]))
+    attach = {"data_ids": [made.data_id], "tag_ids": [tag.id]}
+    assert typed(("post", "/tags/data-items/"), ask("POST", "/tags/data-items/", attach)).associations_created == 1
+    link = {"data_ids": [made.data_id], "physical_sample_id": sample.id}
+    typed(("post", "/data_entries/physical_sample"), ask("POST", "/data_entries/physical_sample", link))
+    change = ask("PATCH", f"/data_entries/{made.data_id}", EXAMPLES["EntryBody"])
+    assert typed(("patch", "/data_entries/{data_id}"), change).raw_name == EXAMPLES["EntryBody"]["raw_name"]
+    typed(("post", "/instruments/synthesis"), ask("POST", "/instruments/synthesis", EXAMPLES["InstrumentBody"]))
+    server.add_project("Nitrides")
+    paths = ("/data_entries/", "/instruments/synthesis", "/physical_samples/", "/projects/", "/tags/", "/gateway/time")
+    for path in paths:
+        assert typed(("get", path), ask("GET", path))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the file of a killed process stays locked for a moment there")
