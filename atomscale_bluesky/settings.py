@@ -1,4 +1,4 @@
-"""What a site may choose, in one place: arguments over environment over file over default.
+"""The settings of a site: arguments win over the environment, that over the file, and that over the defaults.
 
 `Settings.load` gathers the three sources, checks every value and gives a frozen `Settings`; whatever cannot be used
 raises `SettingsError`, which names the setting, where it came from, what was given and what is expected.
@@ -135,7 +135,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     uploader: Annotated[
         UploaderPlace,
         _setting("Deliver in threads of the RunEngine's process, in a process of its own that is started and watched, "
-                 "or not at all: somebody else runs `atomscale-bluesky upload --follow`."),
+                 "or not at all: the site runs `atomscale-bluesky upload --follow`."),
     ] = "thread"  # fmt: skip
     api: Annotated[Api, _setting("Path family: the documented one, the one newer clients use, or found out.")] = "auto"
     max_connections: Annotated[
@@ -179,8 +179,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     offline: Annotated[bool, _setting("Spool only; send nothing.")] = False
     announce: Annotated[
         Announce,
-        _setting("Print a line when a run begins and when its delivery ends: where a person sees it (a terminal or a "
-                 "notebook), always, or never."),
+        _setting("Print a line when a run begins and when its delivery ends: where the operator sees it (a terminal or "
+                 "a notebook), always, or never."),
     ] = "auto"  # fmt: skip
 
     def __repr__(self) -> str:

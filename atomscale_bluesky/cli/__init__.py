@@ -41,7 +41,8 @@ def commands() -> None:
         from atomscale_bluesky import AtomscaleCallback
         RE.subscribe(AtomscaleCallback())
 
-    These commands are for looking and for lending a hand. New here? Begin with `atomscale-bluesky demo`.
+    These commands show what happens to your readings, and help where a run needs you. New here? Begin with
+    `atomscale-bluesky demo`.
 
     The API key comes from the environment variable ATOMSCALE_API_KEY, or AS_API_KEY, and never from the command line.
     """

@@ -19,14 +19,14 @@ def config() -> None:
 
 
 @config.command
-@click.option("--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="As if this were given.")
-@click.option("--endpoint", metavar="URL", help="As if this were given.")
-@click.option("--json", "as_json", is_flag=True, help="Say it as JSON.")
+@click.option("--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="Show them as if this were given.")
+@click.option("--endpoint", metavar="URL", help="Show them as if this were given.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
     """Show every setting, its value, and where it comes from.
 
-    Also tells which variables and keys of the file are no settings, and which ones were perhaps meant. Of the API key
-    it only says whether it is set.
+    Also names the variables and keys of the file that are no settings, with the settings that were perhaps meant. Of
+    the API key it only says whether it is set.
 
     The exit code is 1 if there is such a mistake.
     """
@@ -54,7 +54,7 @@ def show(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
 
 
 def _text(value: Any) -> str:
-    """A value as one writes it into the file."""
+    """Return a value as it is written in the settings file."""
     if value is None:
         return "not set"
     if isinstance(value, bool):

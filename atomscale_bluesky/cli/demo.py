@@ -114,7 +114,7 @@ def demo(
 
 @contextmanager
 def _logged(display: DemoDisplay) -> Iterator[None]:
-    """While it lasts, what the package logs appears among the demo's lines, and bluesky's traceback of an abort not."""
+    """Print the package's log among the demo's lines while the block runs, without bluesky's traceback of an abort."""
     ours, blueskys = logging.getLogger("atomscale_bluesky"), logging.getLogger("bluesky")
     log, silence = DemoLog(display), logging.NullHandler()
     before = ours.level, ours.propagate

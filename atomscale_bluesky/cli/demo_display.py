@@ -58,13 +58,13 @@ class DemoDisplay:
             self._live.stop()
 
     def step(self, text: str) -> None:
-        """Something begins."""
+        """Note the step of the demo that begins."""
         with self._lock:
             self._step = text
         self.line(Text(plain(text), style="bold"))
 
     def line(self, text: Text) -> None:
-        """A line that stays, with the time before it."""
+        """Print a line that stays, with the time before it."""
         since = Text(f"{time.monotonic() - self._began:5.1f} s", style="dim")
         if self._live is None:
             self._console.print(Text("  ").join((since, text)), soft_wrap=True)  # one line, however long
@@ -76,7 +76,7 @@ class DemoDisplay:
         self._console.print(grid)
 
     def moment(self, moment: Moment) -> None:
-        """How things stand now."""
+        """Show how things stand now."""
         with self._lock:
             self._moment = moment
             self._waiting.append(moment.waiting)
@@ -113,7 +113,7 @@ class DemoLog(logging.Handler):
         self._display = display
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show it."""
+        """Show a record of the log."""
         style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else "dim"
         text = plain(record.getMessage(), limit=400)
         self._display.line(Text.assemble(("log: ", "dim"), (text, style)))
@@ -148,7 +148,7 @@ def _plain_moment(moment: Moment) -> Text:
 
 
 def _sparkline(values: list[int], width: int) -> str:
-    """The course of the values so far, the newest at the right."""
+    """Return the course of the values so far as a row of bars, the newest at the right."""
     shown = values[-max(1, width) :]
     top = max(max(values, default=0), 1)
     return "".join(_LEVELS[min(len(_LEVELS) - 1, value * len(_LEVELS) // (top + 1))] for value in shown)

@@ -16,9 +16,9 @@ _STYLES = {"passed": "green", "warning": "yellow", "failed": "bold red"}
 
 
 @click.command
-@click.option("--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="Look at this spool.")
+@click.option("--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="Check this spool.")
 @click.option("--endpoint", metavar="URL", help="Ask the API there.")
-@click.option("--json", "as_json", is_flag=True, help="Say it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
     """Check key, server, TLS, clock, instrument and spool, and say what to do.
 

@@ -70,7 +70,7 @@ def export(
 
 
 def _paths(path: Path, tables: list[Table]) -> list[Path]:
-    """A file for each table: the first has the name that was given."""
+    """Return a file for each table. The first has the name that was given."""
     paths = [path]
     for table in tables[1:]:
         name = f"{path.stem}-{re.sub(r'[^0-9A-Za-z_.-]+', '_', table.name)[:80]}"

@@ -65,12 +65,12 @@ class _PlainBlanks:
 
 
 def plain(value: Any, *, limit: int = 500) -> str:
-    """Text from outside in one line: what is not printable as Python writes it, what is too long cut off."""
+    """Return text from outside in one line, with what cannot be printed as Python writes it. A long text is cut."""
     return in_one_line(str(value), limit)
 
 
 def age(seconds: float) -> str:
-    """How long, to two places: 4 s, 3 min 20 s, 2 d 5 h."""
+    """Return a time span with at most two units: 4 s, 3 min 20 s, 2 d 5 h."""
     left = max(0, round(seconds))
     if left < 60:
         return f"{left} s"
@@ -85,7 +85,7 @@ def age(seconds: float) -> str:
 
 
 def moment(unix_s: float) -> str:
-    """A time on the clock of whoever reads."""
+    """Return a time of this machine's clock and zone."""
     try:
         return f"{datetime.fromtimestamp(unix_s).astimezone():%Y-%m-%d %H:%M:%S}"
     except (OverflowError, OSError, ValueError):
@@ -93,14 +93,14 @@ def moment(unix_s: float) -> str:
 
 
 class ConsoleLog(logging.Handler):
-    """Shows what the package logs, one line each."""
+    """Prints what the package logs, one line each."""
 
     def __init__(self, console: Console, level: int) -> None:
         super().__init__(level)
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print it."""
+        """Print a record of the log."""
         style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else "dim"
         self._console.print(
             Text(plain(record.getMessage(), limit=1000), style=style), soft_wrap=not self._console.is_terminal

@@ -66,7 +66,7 @@ def plot(run: str, channels: tuple[str, ...], out: Path | None, source: str, spo
 
 
 def check_new(path: Path, option: str) -> None:
-    """Refuse a file that exists, which might be somebody's.
+    """Refuse a file that exists, which the package may not have made.
 
     Raises:
         click.BadParameter: It exists, or its folder does not.
@@ -120,7 +120,7 @@ def _label(val: float, chars: int, delta: float, left: bool = False) -> str:
 
 
 def _thinned(times: Any, values: Any, most: int) -> tuple[list[float], list[float]]:
-    """The lowest and the highest value of each part, so that no spike is missed."""
+    """Return the lowest and the highest value of each part, so that no spike is missed."""
     known = ~np.isnan(values)
     times, values = times[known], values[known]
     size = math.ceil(len(values) / max(1, most // 2))
@@ -156,5 +156,5 @@ def _draw(run: FoundRun, by_unit: dict[str, _Lines], path: Path) -> None:
 
 
 def _literal(text: str) -> str:
-    """Text that matplotlib takes for no formula, and a legend for no hidden line."""
+    """Return text that matplotlib does not take for a formula, nor a legend for a hidden line."""
     return " " * text.startswith("_") + plain(text, limit=120).replace("$", r"\$")

@@ -28,7 +28,7 @@ _STREAMS = 5
     help="The largest request to try, in bytes.",
 )  # fmt: skip
 @click.option("--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="Keep what is found there.")
-@click.option("--json", "as_json", is_flag=True, help="Say it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def probe(
     yes: bool,
     endpoint: str | None,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _text = click.argument("text", required=False, default="")
 _endpoint = click.option("--endpoint", metavar="URL", help="Ask the API there.")
-_json = click.option("--json", "as_json", is_flag=True, help="Say it as JSON.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.command

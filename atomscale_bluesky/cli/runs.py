@@ -50,7 +50,7 @@ class RunName(click.ParamType):
     name = "run"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Offer the newest runs."""
+        """Return the newest runs, for the shell to offer."""
         from ..errors import AtomscaleBlueskyError
         from ..settings import Settings
 
@@ -78,7 +78,7 @@ source_option = click.option(
 
 
 def all_runs(spool: Spool) -> list[FoundRun]:
-    """All runs of the spool and of its history, oldest first."""
+    """Return all runs of the spool and of its history, oldest first."""
     from ..status.spool_status import SpoolStatus
 
     found = [
@@ -98,7 +98,7 @@ def all_runs(spool: Spool) -> list[FoundRun]:
 
 
 def find_run(settings: Settings, text: str) -> FoundRun:
-    """The run that is meant: `last`, a scan id, or the beginning of a uid. Of several with one scan id the newest.
+    """Return the run that is meant by `last`, a scan id (the newest run that has it), or the beginning of a uid.
 
     Raises:
         click.ClickException: There is no such run, or there are several.
@@ -125,7 +125,7 @@ def find_run(settings: Settings, text: str) -> FoundRun:
 
 
 def tables_of(settings: Settings, run: FoundRun, source: str, names: Sequence[str] = ()) -> list[Table]:
-    """The points of a run, of all its channels or of those named.
+    """Return the points of a run: all its channels, or those named.
 
     Raises:
         click.ClickException: They are not there, or a channel is not.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.command
 @run_argument
 @source_option
-@click.option("--json", "as_json", is_flag=True, help="Say it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @spool_dir_option
 def show(run: str, source: str, as_json: bool, spool_dir: Path | None) -> int:
     """Show a run: its streams, its channels, and what was left out.
@@ -53,7 +53,7 @@ def show(run: str, source: str, as_json: bool, spool_dir: Path | None) -> int:
 
 
 def _facts(run: FoundRun) -> list[tuple[str, str]]:
-    """What there is to say about a run beside its channels; text from outside is made harmless."""
+    """Return what is to be shown of a run beside its channels. Text from outside is made harmless."""
     status, entry = run.status, run.entry or {}
     facts = [("started", moment(run.started))]
     if run.scan_id is not None:
@@ -95,7 +95,7 @@ def _ended(exit_status: str, reason: str) -> list[tuple[str, str]]:
 
 
 def _left_out(run: FoundRun) -> dict[str, dict[str, int]]:
-    """By reason, how many readings of which data key."""
+    """Return by reason how many readings of which data key are left out."""
     found: dict[str, dict[str, int]] = {}
     for name, counts in (run.status.channels if run.status else {}).items():
         for reason, n in counts.left_out.items():

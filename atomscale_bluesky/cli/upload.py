@@ -33,20 +33,20 @@ _logger = logging.getLogger(__name__)
     "timeout_s",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="Stop after so long. Default: never.",
+    help="Stop after this time. Default: never.",
 )
 @click.option("--follow", is_flag=True, help="Stay, and deliver every run as it goes on; for a service.")
 def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None, follow: bool) -> int:
     """Deliver what earlier sessions have left.
 
-    Takes over the runs of processes that are gone, completes those that were interrupted, and delivers them. While the
-    network is down it waits and tries again. Ctrl-C is safe at any time: what is not delivered stays in the spool, and
-    goes on from there the next time.
+    Takes over the runs of processes that have ended, completes those that were interrupted, and delivers them. While
+    the network is down it waits and tries again. Ctrl-C is safe at any time: what is not delivered stays in the spool,
+    and the next upload goes on from there.
 
-    The exit code is 0 only if nothing is left in the spool that waits.
+    The exit code is 0 only if nothing waits in the spool any more.
 
     With --follow it serves the spool until it is told to end (SIGTERM, Ctrl-C), for RunEngines whose setting `uploader`
-    is `none`, and says what it does on its standard error. The exit codes are then 0 when it was told to end, 75 where
+    is `none`, and logs what it does to standard error. The exit codes are then 0 when it was told to end, 75 where
     the spool is served already, 77 when the API key is refused for half a minute, 1 when it failed.
     """
     from ..settings import Settings

@@ -42,7 +42,7 @@ MOST_NAMES = 8  # of series that the service has added; --json has all
 )
 @click.option("--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="The spool that the run is in.")
 @click.option("--endpoint", metavar="URL", help="Ask the API there.")
-@click.option("--json", "as_json", is_flag=True, help="Say it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(
     run: str,
     recording: Path | None,
@@ -120,7 +120,7 @@ def _with_recording(
 
 
 def _known_streams(settings: Settings, uid: str) -> tuple[str, ...]:
-    """What the spool or its history knows a run to have become."""
+    """Return what happened to a run, by the spool or its history."""
     from ..status.spool_status import SpoolStatus
 
     spool = open_spool(settings)

@@ -1,7 +1,7 @@
 """Prints a line when a run begins, and another when it is delivered or has to wait.
 
-So the person who runs a plan sees what a run is called in Atomscale, and what became of it. The lines are made of the
-run's files, in a thread of their own. Neither the plan nor the uploader waits for a terminal: one that stands still
+So the operator sees what a run is called in Atomscale, and what happened to it. The lines are made of the
+run's files, in a thread of their own. Neither the plan nor the uploader waits for a terminal: one that takes no output
 holds up this thread and nothing else, and `close` waits for the thread for a second at most.
 """
 
@@ -37,7 +37,7 @@ from ..status.spool_status import ending
 NAME_S = 2.0
 # After how long a stopped run that is not delivered is reported as waiting.
 PATIENCE_S = 10.0
-# How often the files of runs that begin or end are looked at, and those of runs that were reported as waiting.
+# How often the files of runs that begin or end are read, and those of runs that were reported as waiting.
 LOOK_S, LOOK_AT_WAITING_S = 0.1, 1.0
 # How many waiting runs are followed until they are delivered. Nothing more is printed of older ones.
 MOST_WAITING = 100
@@ -48,7 +48,7 @@ LAST_LINES_S = 1.0
 
 
 def is_watched() -> bool:
-    """Return True if a person sees what this process prints: in a notebook, or if standard error is a terminal."""
+    """Return True if an operator sees what this process prints: in a notebook, or if standard error is a terminal."""
     if _in_notebook():
         return True
     try:
@@ -290,7 +290,7 @@ def _in_notebook() -> bool:
 
 
 def _print(text: str) -> None:
-    """Print a line where the person looks. Blocks as long as the terminal takes nothing."""
+    """Print a line where the operator sees it. Blocks as long as the terminal takes no output."""
     text = f"atomscale: {text}\n"
     stream = sys.stdout if _in_notebook() else sys.stderr
     with contextlib.suppress(OSError, ValueError, AttributeError):

@@ -1,7 +1,7 @@
 """What happened to every reading, according to the files of a spool.
 
 In: journals, ledgers and notes of a spool (folder `spool`). No connection to any process is needed.
-Out: records for people and programs: accounts, states, an outage, the clock, a progress bar.
+Out: records for operators and programs: accounts, states, an outage, the clock, a progress bar.
 Guaranteed: seen = delivered + waiting + refused + discarded + left out. Lost is counted separately.
 
     account        one run's points by what happened to them

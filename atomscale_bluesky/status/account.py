@@ -365,7 +365,7 @@ class Account:
         return result
 
     def status(self, ledger: LedgerState, *, writer_alive: bool = True, folder: str = "") -> RunStatus:
-        """Return the run's status for people and programs.
+        """Return the run's status for operators and programs.
 
         Raises:
             SpoolError: The journal has no header.
