@@ -24,6 +24,7 @@ _EXTRAS = {
     "ophyd": "demo",
     "zmq": "zmq",
     "nats": "nats",
+    "confluent_kafka": "kafka",
 }
 
 # The same where it depends on the command.

@@ -152,6 +152,67 @@ def nats_(
     return _consume(source, turn=f"nats {stream} {durable}", spool_dir=spool_dir, endpoint=endpoint)
 
 
+@consume.command("kafka")
+@click.option("--bootstrap", required=True, metavar="BROKERS", help="Such as broker:9092, separated by commas.")
+@click.option("--topic", "topics", required=True, multiple=True, help="A topic, or a pattern that begins with ^.")
+@click.option("--group", required=True, metavar="NAME", help="The consumer group.")
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Further settings of librdkafka, a line each: security.protocol=SASL_SSL",
+)
+@_with_spool
+def kafka_(
+    bootstrap: str,
+    topics: tuple[str, ...],
+    group: str,
+    config_file: Path | None,
+    spool_dir: Path | None,
+    endpoint: str | None,
+) -> int:
+    """Take documents from Kafka topics.
+
+    A message's value is `[name, doc]` as MessagePack or JSON, as bluesky-kafka publishes it. An offset is committed
+    when everything before it survives a power cut here.
+
+    Of several of these commands with the same group and the same spool one takes documents, and another goes on when it
+    ends or dies. Each spool needs a group of its own.
+    """
+    from confluent_kafka import KafkaException
+
+    from ..errors import SettingsError
+    from ..sources.kafka import KafkaDocuments
+
+    config = {} if config_file is None else _properties(config_file)
+
+    def source(ending: threading.Event) -> Source:
+        try:
+            return KafkaDocuments(bootstrap, topics, group=group, ending=ending, config=config)
+        except KafkaException as error:
+            raise SettingsError(f"Kafka's client cannot begin: {error.args[0]}; check --config") from error
+
+    try:
+        return _consume(source, turn=f"kafka {group}", spool_dir=spool_dir, endpoint=endpoint)
+    except KafkaException as error:
+        raise click.ClickException(f"Kafka's client cannot go on: {error.args[0]}") from error
+
+
+def _properties(path: Path) -> dict[str, str]:
+    """Return the settings in a file of `name=value` lines, as Kafka's own tools read it."""
+    from ..errors import SettingsError
+
+    found: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        name, separator, value = line.partition("=")
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if not separator:
+            raise SettingsError(f"line {number} of {str(path)!r} is no setting; expected name=value")
+        found[name.strip()] = value.strip()
+    return found
+
+
 def _consume(source: Callable[[threading.Event], Source], *, turn: str = "", **given: Any) -> int:
     """Take a source's documents until a signal says to end. Return the exit code.
 

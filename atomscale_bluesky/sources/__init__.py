@@ -11,6 +11,7 @@ Nothing here sends anything to Atomscale. Each bus needs its own client library,
     intake      takes documents from a source into a recorder, and acknowledges them in batches
     forms       the forms in which programs write a document, in files and in messages
     recordings  documents of recorded files, whatever tool of Bluesky's world has written them
+    kafka       documents from Kafka topics
     nats        documents from NATS JetStream
     zmq         documents from Bluesky's 0MQ proxy
     contents    what a recording holds, without recording any of it

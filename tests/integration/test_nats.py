@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -91,6 +92,11 @@ def _of_this_server(monkeypatch: pytest.MonkeyPatch, server: LocalServer, spool_
     monkeypatch.setenv("ATOMSCALE_API_KEY", server.api_key)
     monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_DIR", str(spool_dir))
     monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_MIN_FREE_BYTES", "0")
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_POINTS_PER_CHUNK", "10")
+
+
+def points_in(server: LocalServer) -> int:
+    return sum(stream.points for stream in server.streams())
 
 
 def messages_of(documents: list[Document]) -> list[tuple[str, bytes]]:
@@ -125,12 +131,12 @@ def test_each_reading_arrives_once_though_workers_and_server_are_killed(
     left = [list(growth(points=points, keys=1)) for _ in range(runs)]
     while any(left):
         together.append(chance.choice([run for run in left if run]).pop(0))
-    publishing = threading.Thread(target=broker.publish, args=(messages_of(together), 0.1))
+    publishing = threading.Thread(target=broker.publish, args=(messages_of(together), 0.3))
     publishing.start()
     workers = [start_worker() for _ in "12"]
     for step in range(4):
-        before = sum(stream.points for stream in server.streams())
-        wait_until(lambda before=before: sum(stream.points for stream in server.streams()) > before, 60)
+        before = points_in(server)
+        wait_until(lambda before=before: before < points_in(server) or points_in(server) == runs * points, 60)
         if step == 2:
             broker.kill()
             broker.start()
@@ -145,7 +151,7 @@ def test_each_reading_arrives_once_though_workers_and_server_are_killed(
     wait_until(lambda: len(held(server).get("k0", ())) >= len(due), 90)
     for worker in workers:
         worker.terminate()
-        assert worker.wait(30) == 0
+        assert worker.wait(30) in {0, -signal.SIGTERM}  # the youngest may not have begun yet
     assert sorted(held(server)["k0"]) == due
     said = (tmp_path / "workers.log").read_text()
     assert "its start document never came" not in said

