@@ -73,7 +73,8 @@ def lines_table(union: str) -> str:
         said = (inspect.getdoc(kind) or "").partition("\n")[0]
         rows.append(f"| `{kind.__struct_config__.tag}` | {_cell(said)} | {members or '–'} |")
     if union == "LedgerLine":
-        rows += ["", "`why` is one of " + ", ".join(f'"{why}"' for why in typing.get_args(ledger_format.Why)) + "."]
+        reasons = ", ".join(f'"{reason}"' for reason in typing.get_args(ledger_format.OpeningReason))
+        rows += ["", f"`why` is one of {reasons}."]
     return "\n".join(rows)
 
 
