@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -170,11 +169,10 @@ class TimeBase:
                     row.append(float(value))
                 else:
                     row.append(value)
-        if not (gaps or rounded) and type(uid) is str:
-            with suppress(UnicodeError):
-                return encode_one(
-                    self.layout.layout, number, time, uid, [float(value) for value in row if value is not None]
-                )
+        if not (gaps or rounded):
+            record = encode_one(self.layout.layout, number, time, uid, [float(one) for one in row if one is not None])
+            if record is not None:
+                return record
         return encode_row(self.layout.layout, number, time, uid, packed(row), gaps, rounded)
 
 

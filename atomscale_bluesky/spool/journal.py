@@ -25,7 +25,7 @@ from ..model.rows import Position
 from .line_file import BLOCK_BYTES, MAX_LINE_BYTES, LineFile, end_of_lines, not_written, sync_file, sync_folder
 from .lines import PREFIX_BYTES, payload_of
 from .own_files import is_run_file, open_own, open_to_read
-from .row_record import MAGIC, RECORD, is_intact, shape_of
+from .row_record import MAGIC, is_intact, shape_of
 
 # Segments keep single files small enough to open, and allow the confirmed part of a long run to be removed first when
 # disk space is short.
@@ -40,6 +40,10 @@ MOST_AHEAD_BYTES = 8 * 2**20
 
 START = Position(1, 0)
 
+# How much of a journal's end is looked at to see whether it ends with a whole line.
+TAIL_BYTES = 2**16
+# How often a line of text is sought before one newline. There is one, or two if the newline between them is damaged.
+MOST_TRIES = 16
 # How a line begins: a record, or the checksum of a text.
 _BEGIN = re.compile(re.escape(MAGIC) + rb"|[0-9a-f]{8} [\[{]")
 
@@ -101,22 +105,57 @@ def last_line(folder: Path) -> bytes | None:
 
 
 def end_of_entries(descriptor: int, size: int) -> int:
-    """Return where the last whole line of a journal's segment of this size ends. Reads its last `BLOCK_BYTES` or so."""
-    after_newline = end_of_lines(descriptor, size)
-    start = max(0, size - BLOCK_BYTES)
+    """Return where the last whole line of a journal's segment of this size ends.
+
+    Mostly reads `TAIL_BYTES`, and more if these do not end with an intact line.
+    """
+    if _ends_with_a_line(_tail(descriptor, size, TAIL_BYTES)):
+        return size
+    after_newline, length = end_of_lines(descriptor, size), BLOCK_BYTES
+    while True:
+        block = _tail(descriptor, size, length)
+        begins = [found.start() for found in _BEGIN.finditer(block)]
+        intact = _end_of_last_intact(block, begins)
+        if intact or len(block) == size or length > MAX_LINE_BYTES:
+            break
+        length *= 4
+    start = size - len(block)
+    # Behind the last intact line. Before it, what looks like the beginning of a torn record is a part of a line.
+    torn = next((at for at in begins if at >= intact and _end_of_record(block, at) is None), None)
+    return max(start + intact, after_newline) if torn is None else start + torn
+
+
+def _tail(descriptor: int, size: int, length: int) -> bytes:
+    start = max(0, size - length)
     os.lseek(descriptor, start, os.SEEK_SET)
-    block = os.read(descriptor, size - start)
-    torn: list[int] = []  # where records begin that the file does not hold whole, the last one first
+    return os.read(descriptor, size - start)
+
+
+def _ends_with_a_line(block: bytes) -> bool:
+    """Return True if the end of a block is an intact line."""
     magic = block.rfind(MAGIC)
-    while magic >= 0:
-        end = _end_of_record(block, magic)
-        if end is None:
-            torn.append(start + magic)
-        elif end and is_intact(block[magic:end]):
-            torn = [at for at in torn if at >= start + end]  # the others are parts of this record's values
-            return torn[-1] if torn else max(start + end, after_newline)
-        magic = block.rfind(MAGIC, 0, magic)
-    return torn[-1] if torn else after_newline
+    if magic >= 0 and _end_of_record(block, magic) == len(block) and is_intact(block[magic:]):
+        return True
+    return block.endswith(b"\n") and payload_of(block[block.rfind(b"\n", 0, -1) + 1 : -1]) is not None
+
+
+def _end_of_last_intact(block: bytes, begins: list[int]) -> int:
+    """Return where the last intact line of a block ends, 0 if there is none. Takes time in proportion to the block."""
+    newline, tries, behind = -1, 0, len(block)
+    for at in reversed(begins):
+        found = block.find(b"\n", at, behind)
+        if found >= 0:
+            newline, tries = found, 0
+        behind = at
+        if block.startswith(MAGIC, at):
+            end = _end_of_record(block, at)
+            if end and is_intact(block[at:end]):
+                return end
+        elif newline >= 0 and tries < MOST_TRIES:
+            tries += 1
+            if payload_of(block[at:newline]) is not None:
+                return newline + 1
+    return 0
 
 
 def _end_of_record(block: bytes, at: int) -> int | None:
@@ -214,6 +253,7 @@ class JournalReader:
         self._at = 0
         self._to_the_end = False  # the block reached the end of the file when it was read
         self._skipping = False  # the position is within a line longer than `MAX_LINE_BYTES`
+        self._tries = (0, 0)  # a newline's offset, and how many damaged lines of text began before it
         self._astray = False  # what was read last was damaged, so a line may or may not begin at the position
         self._torn: tuple[int, int, int] | None = None  # segment, size and time of a file that ends in a long half line
 
@@ -254,14 +294,25 @@ class JournalReader:
         Call this after `ahead`. Return False if that many lines are more than may be in memory.
         """
         size = lines * self._width()
+        if self.damaged or size > MOST_AHEAD_BYTES:
+            return False
+        if len(self._block) - self._at >= size:  # so `ahead` has read nothing more
+            self._fill(max(size, READ_BYTES))
         return (
             self._to_the_end
-            and size <= MOST_AHEAD_BYTES
-            and (not size or len(self._block) - self._at < size)  # no other line of a row is shorter than the next one
-            and not self.damaged
+            and not self._holds(lines)
             and self._block.find(without, self._at) < 0
             and segments(self._folder)[-1:] == [self.position.segment]
         )
+
+    def _holds(self, lines: int) -> bool:
+        """Return True if the block has so many further lines."""
+        at = self._at
+        for _ in range(lines):
+            at = self._end_of_line(at)
+            if not at:
+                return False
+        return True
 
     def skip(self, lines: int) -> None:
         """Skip lines that `ahead` has returned."""
@@ -317,8 +368,7 @@ class JournalReader:
         """
         if self._block[at : at + 1] == MAGIC[:1]:
             end = _end_of_record(self._block, at)
-            if end != 0:
-                return end or 0
+            return at + 1 if end == 0 else end or 0
         return self._block.find(b"\n", at) + 1
 
     def _fill_line(self) -> bool:
@@ -403,12 +453,17 @@ class JournalReader:
         return bool(self._block)
 
     def _lines(self) -> Iterator[Line]:
-        while end := self._end_of_line(self._at):
+        while True:
+            end = self._end_of_line(self._at)
+            if not end:
+                hidden = self._hidden() if self._to_the_end else 0
+                if not hidden:
+                    return
+                self._lose_until(hidden)
+                continue
             payload = self._payload(self._at, end)
             if payload is None:
-                # If there is no further line: its first bytes may be the last ones of the block.
-                rest = max(self._at + 1, len(self._block) - PREFIX_BYTES)
-                self._lose_until(self._next_begin(self._at) or rest)
+                self._lose_until(self._next_try(end))
                 continue
             begin = self.position
             self.position = Position(begin.segment, begin.offset + end - self._at)
@@ -417,7 +472,7 @@ class JournalReader:
 
     def _payload(self, at: int, end: int) -> bytes | None:
         """Return the line in this part of the block, or None if it is damaged."""
-        if self._block[at] == RECORD:
+        if self._block[at] == MAGIC[0]:
             record = self._block[at:end]
             return record if is_intact(record) else None
         return payload_of(self._block[at : end - 1])
@@ -427,9 +482,27 @@ class JournalReader:
         found = _BEGIN.search(self._block, at + 1)
         return found.start() if found else 0
 
+    def _next_try(self, end: int) -> int:
+        """Return where to go on behind the damaged line at the position, which ends at `end`."""
+        following = self._next_begin(self._at)
+        if not following:  # the first bytes of the next line may be the last ones of the block
+            return max(self._at + 1, len(self._block) - PREFIX_BYTES)
+        at = self.position.offset + end - self._at
+        self._tries = (at, self._tries[1] + 1 if self._tries[0] == at else 1)
+        if self._tries[1] < MOST_TRIES or following >= end:
+            return following
+        magic = self._block.find(MAGIC, following, end)
+        return magic if magic >= 0 else end
+
+    def _is_a_line(self) -> bool:
+        """Return True if what stands at the position looks like a line, damaged or not."""
+        if self._block.startswith(MAGIC, self._at):
+            return _end_of_record(self._block, self._at) != 0
+        return _BEGIN.match(self._block, self._at) is not None
+
     def _lose_until(self, at: int) -> None:
         """Skip what is damaged, up to this place in the block. Count it, unless it is a part of what was counted."""
-        if not self._astray or _BEGIN.match(self._block, self._at):
+        if not self._astray or self._is_a_line():
             self.damaged += 1
         self._astray = True
         self.position = Position(self.position.segment, self.position.offset + at - self._at)

@@ -187,9 +187,16 @@ def is_row(payload: bytes) -> bool:
 
 
 def start_of_row(payload: bytes) -> tuple[int, int, float]:
-    """Return the layout, the number and the time of a row. Takes a fraction of the time that decoding it takes."""
+    """Return the layout, the number and the time of a row. Takes a fraction of the time that decoding it takes.
+
+    Raises:
+        SpoolError: As for `decode_journal`.
+    """
     if is_record(payload):
-        return start_of(payload)
+        try:
+            return start_of(payload)
+        except ValueError as error:
+            raise _not_understood(error) from error
     one, two, three, _ = payload[1:80].split(b",", 3)
     return int(one), int(two), float(three)
 

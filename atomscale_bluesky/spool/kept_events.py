@@ -470,7 +470,10 @@ def _forget_further_rows(events: Events) -> None:
 def _parts_of(payload: bytes) -> tuple[int, float, Any, bytes]:
     """Return the layout, the time, the event's uid and the packed values of a row."""
     if is_record(payload):
-        layout, _, time, uid, values = head_of(payload)
+        try:
+            layout, _, time, uid, values = head_of(payload)
+        except (ValueError, IndexError) as error:
+            raise SpoolError(f"a row is not understood: {error}") from error
         return layout, time, uid, hexlify(values)
     layout, _, time, rest = payload[1:].split(b",", 3)
     end = rest.find(b'"', 1)

@@ -36,8 +36,12 @@ RECORD = MAGIC[0]  # the first byte of a record, and of no text
 TAIL_BYTES = 5
 # No record has more values, so that it is never longer than a line may be.
 MAX_VALUES = 4_000_000
+# Nor a longer uid. A row of a longer one is a line of text.
+MAX_UID_BYTES = 0xFFFF
 _VALUES_AT = 8  # where the MessagePack text begins
 _FLOAT, _NEWLINE = 0xCB, 0x0A
+# The bytes before a length of 1, 2 and 4 bytes. A text of 4 GB is no uid.
+_TEXT, _ARRAY = (0xD9, 0xDA, None), (None, 0xDC, 0xDD)
 _tail = struct.Struct("<IB").pack
 # The first bytes of 64-bit floats below 2**49: up to there no integer loses a digit. A number that is not finite begins
 # with another byte.
@@ -63,9 +67,9 @@ Encode = Callable[[float, float, str, Sequence[Any]], bytes | None]
 def encoder(layout: int, count: int) -> Encode:
     """Return a function that encodes rows of a layout with this many channels.
 
-    It takes the row's number, its time, its event's uid and its values. It returns None unless the uid is a text of
-    ASCII, and all values are floats, finite, and so small that none of them can be an integer that lost digits. It is
-    to be called by one thread at a time.
+    It takes the row's number, its time, its event's uid and its values. It returns None unless the uid is a line of
+    ASCII text, and all values are floats, finite, and so small that none of them can be an integer that lost digits.
+    It is to be called by one thread at a time.
     """
     buffer = bytearray(MAGIC + bytes(4))
     tags = bytes([_FLOAT]) * count
@@ -76,11 +80,12 @@ def encoder(layout: int, count: int) -> Encode:
         length, size = known
         try:
             if len(uid) != length:
+                known = -1, 0  # an exception from a signal handler may come before the width is written
                 size = _size(layout, uid, count)
                 buffer[4:8] = (size + TAIL_BYTES).to_bytes(4, "little")
                 known = len(uid), size
             _encode_into((layout, number, time, uid, values), buffer, _VALUES_AT)
-            plain = uid.isascii()
+            plain = type(uid) is str and uid.isascii() and "\n" not in uid and len(uid) <= MAX_UID_BYTES
         except (TypeError, AttributeError, UnicodeError, OverflowError, msgspec.MsgspecError):  # of a foreign type
             return None
         begin = size - 9 * count
@@ -97,14 +102,15 @@ def encoder(layout: int, count: int) -> Encode:
     return encode
 
 
-def encode_one(layout: int, number: int, time: float, uid: str, values: Sequence[float]) -> bytes:
-    """Return the record of a row of any finite floats.
-
-    Raises:
-        UnicodeError: The uid is no valid text.
-    """
+def encode_one(layout: int, number: int, time: float, uid: str, values: Sequence[float]) -> bytes | None:
+    """Return the record of a row of any finite floats. None if no record may have this uid, or so many values."""
+    if type(uid) is not str or "\n" in uid or len(uid) > MAX_UID_BYTES // 4 or len(values) > MAX_VALUES:
+        return None
     buffer = bytearray(MAGIC + bytes(4))
-    _encode_into((layout, float(number), time, uid, values), buffer, _VALUES_AT)
+    try:
+        _encode_into((layout, float(number), time, uid, values), buffer, _VALUES_AT)
+    except UnicodeError:  # half of a character
+        return None
     buffer[4:8] = (len(buffer) + TAIL_BYTES).to_bytes(4, "little")
     return b"".join((buffer, _tail(zlib.crc32(buffer), _NEWLINE)))
 
@@ -112,7 +118,7 @@ def encode_one(layout: int, number: int, time: float, uid: str, values: Sequence
 def encode_all(
     layout: int, first: int, times: Sequence[float], uids: Sequence[Any], values: NDArray[np.float64]
 ) -> list[bytes] | None:
-    """Return the records of consecutive rows, one per row of `values`. None unless all uids are equally long texts.
+    """Return the records of consecutive rows, one per row of `values`. None unless all uids are equally long lines.
 
     The values are big-endian, and as `encoder` wants them.
     """
@@ -122,7 +128,7 @@ def encode_all(
     except (TypeError, UnicodeError):
         return None
     length = len(uids[0])
-    if any(len(uid) != length for uid in uids):
+    if b"\n" in text or any(type(uid) is not str or len(uid) != length for uid in uids):
         return None
     one = encoder(layout, count)(0.0, 0.0, uids[0], [0.0] * count)
     shape = None if one is None else shape_of(one, 0)
@@ -165,11 +171,11 @@ def shape_of(block: bytes, at: int) -> Shape | None:
         return None
     row = where + 1
     where += 18
-    length, where = _length(block, where, 0xA0, 0x20, (0xD9, 0xDA, 0xDB))
+    length, where = _length(block, where, 0xA0, 0x20, _TEXT)
     if length is None or length > width:
         return None
     uid = where
-    count, where = _length(block, where + length, 0x90, 0x10, (None, 0xDC, 0xDD))
+    count, where = _length(block, where + length, 0x90, 0x10, _ARRAY)
     if count is None or count > MAX_VALUES or width != where - at + 9 * count + TAIL_BYTES:
         return None
     return Shape(width, layout, row - at, uid - at, where - at, count)
@@ -213,7 +219,7 @@ def head_of(record: bytes) -> tuple[int, int, float, str, bytes]:
     if shape is None:
         raise ValueError("a row is not understood")
     number, _, time = struct.unpack_from(">dcd", record, shape.row)
-    length = _length(record, shape.row + 17, 0xA0, 0x20, (0xD9, 0xDA, 0xDB))[0] or 0
+    length = _length(record, shape.row + 17, 0xA0, 0x20, _TEXT)[0] or 0
     uid = record[shape.uid : shape.uid + length].decode()
     values = np.ndarray((shape.channels, 8), np.uint8, record, shape.values + 1, (9, 1)).tobytes()
     return shape.layout, int(number), time, uid, values
@@ -289,7 +295,7 @@ def _unsigned(block: bytes, at: int) -> tuple[int | None, int]:
 
 
 def _length(
-    block: bytes, at: int, fixed: int, below: int, sized: tuple[int | None, int, int]
+    block: bytes, at: int, fixed: int, below: int, sized: tuple[int | None, int | None, int | None]
 ) -> tuple[int | None, int]:
     """Return the length that a text or array at `at` says it has, or None if there is none, and where it begins."""
     first = block[at]

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from atomscale_bluesky import SpoolFullError
 from atomscale_bluesky.model.rows import Position
+from atomscale_bluesky.spool import journal
 from atomscale_bluesky.spool.journal import (
     MOST_AHEAD_BYTES,
     READ_BYTES,
@@ -31,6 +32,7 @@ from atomscale_bluesky.spool.journal import (
 )
 from atomscale_bluesky.spool.line_file import BLOCK_BYTES, MAX_LINE_BYTES, LineFile
 from atomscale_bluesky.spool.lines import line, payload_of, table_of
+from atomscale_bluesky.spool.row_record import encode_one
 
 
 def payload(n: int, size: int = 0) -> bytes:
@@ -827,3 +829,72 @@ def test_lines_are_read_on_where_the_last_look_at_a_segment_ended(open_writer: W
 
     assert found == list(range(12))
     assert reader.damaged == 0
+
+
+@pytest.mark.parametrize("there", [9, 10, 11])
+def test_lines_are_counted_that_are_shorter_than_the_first(tmp_path: Path, open_reader: Readers, there: int) -> None:
+    segment_path(tmp_path, 1).write_bytes(line(payload(0)) + record(0, 300) + b"".join(map(record, range(1, there))))
+    reader = open_reader()
+    next(reader.read())
+
+    assert reader.ahead(10) is None
+    assert reader.ends_before(10, b"none of them") == (there < 10)
+
+
+# ---- what a writer cuts off when it opens a journal ------------------------------------------------------------------
+
+
+def record(number: int, channels: int = 40) -> bytes:
+    found = encode_one(0, number, 1.5, "0b9c7c52-4a55-4d0e-9a53-2c1f4b8e7d60", [number + 0.5] * channels)
+    assert found is not None
+    return found
+
+
+def cut_by_a_writer(folder: Path, content: bytes) -> int:
+    """How many bytes a writer cuts off the end of a journal."""
+    path = segment_path(folder, 1)
+    path.write_bytes(content)
+    JournalWriter(folder).close()
+    return len(content) - path.stat().st_size
+
+
+@pytest.mark.parametrize("channels", [40, 120_000], ids=["short", "longer than a block"])
+def test_a_writer_cuts_off_a_torn_record_and_nothing_else(tmp_path: Path, channels: int) -> None:
+    whole = record(0, channels) + record(1, channels)
+    torn = record(2, channels)
+
+    assert cut_by_a_writer(tmp_path, whole) == 0
+    for size in (1, 4, 9, 40, len(torn) // 2, len(torn) - 1):
+        assert cut_by_a_writer(tmp_path, whole + torn[:size]) == size
+
+
+def test_a_writer_leaves_an_intact_line_behind_a_damaged_record(tmp_path: Path) -> None:
+    text = line(payload(7))
+    short = record(1)[:60] + record(1)[160:]  # bytes taken out, so that it seems to go on behind the line
+    wide = bytearray(record(1))
+    wide[7] ^= 0x40
+    wide[record(1).index(b"0b9c") - 2] = 0xDB
+
+    for damaged in (short, bytes(wide)):
+        assert cut_by_a_writer(tmp_path, record(0) + damaged + 3 * text) == 0
+
+
+@pytest.mark.parametrize("unit", [b"\xf5row", b"00000000 [", record(0)[:60], record(0)[:60] + line(payload(1))])
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_hostile_content_is_read_and_opened_in_linear_time(
+    tmp_path: Path, open_reader: Readers, monkeypatch: pytest.MonkeyPatch, unit: bytes, end: bytes
+) -> None:
+    content = unit * (2**18 // len(unit)) + end
+    segment_path(tmp_path, 1).write_bytes(content)
+    looked_at = 0
+
+    def counted(text: bytes) -> bytes | None:
+        nonlocal looked_at
+        looked_at += len(text)
+        return payload_of(text)
+
+    monkeypatch.setattr(journal, "payload_of", counted)
+    list(open_reader().read())
+    JournalWriter(tmp_path).close()
+
+    assert looked_at < 40 * len(content)

@@ -15,6 +15,7 @@ from journals import renumbered
 from atomscale_bluesky.model.rows import Row
 from atomscale_bluesky.spool.row_record import (
     MAGIC,
+    MAX_VALUES,
     decode_record,
     decode_records,
     encode_all,
@@ -28,7 +29,7 @@ from atomscale_bluesky.spool.row_record import (
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 COMMON = st.floats(-(2.0**49) + 1, 2.0**49 - 1, exclude_max=True)
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"), max_size=300)
 
 
 class Foreign:
@@ -51,6 +52,7 @@ UID = "0b9c7c52-4a55-4d0e-9a53-2c1f4b8e7d60"
 def test_a_row_is_read_back_exactly(layout: int, number: int, time: float, uid: str, values: list[float]) -> None:
     record = encode_one(layout, number, time, uid, values)
 
+    assert record is not None
     assert is_intact(record)
     assert decode_record(record) == Row(layout, number, time, uid, values)
     assert start_of(record) == (layout, number, time)
@@ -59,7 +61,7 @@ def test_a_row_is_read_back_exactly(layout: int, number: int, time: float, uid: 
 
 @given(
     layout=st.integers(0, 300),
-    uid=st.text(st.characters(codec="ascii"), max_size=300),
+    uid=st.text(st.characters(codec="ascii", exclude_characters="\n"), max_size=300),
     values=st.lists(COMMON, max_size=40),
 )
 def test_ordinary_values_give_the_same_record_the_quick_way(layout: int, uid: str, values: list[float]) -> None:
@@ -97,8 +99,12 @@ def test_the_quick_way_takes_no_other_number_of_values(values: list[float]) -> N
     assert encoder(0, 3)(0.0, 1.5, UID, values) is None
 
 
-@pytest.mark.parametrize("uid", [None, 7, "\ud800", "\u02cb", b"0b9c"], ids=ascii)
-def test_the_quick_way_takes_no_uid_that_is_no_ascii_text(uid: Any) -> None:
+@pytest.mark.parametrize(
+    "uid",
+    [b"0" * 36, bytearray(36), "a\nb", "x" * 70_000, None, 7, "\ud800", "\u02cb", b"0b9c"],
+    ids=lambda uid: ascii(uid)[:20],
+)
+def test_the_quick_way_takes_no_uid_that_is_no_line_of_ascii_text(uid: Any) -> None:
     assert encoder(0, 1)(0.0, 1.5, uid, [1.0]) is None
 
 
@@ -128,13 +134,28 @@ def test_rows_are_encoded_and_decoded_together_as_one_by_one(channels: int) -> N
     assert (found.values == values).all()
 
 
-@pytest.mark.parametrize("uids", [["a", "bb"], ["a", 7], ["\u02cb", "a"]])
+@pytest.mark.parametrize("uids", [["a", "bb"], ["a", 7], ["\u02cb", "a"], ["a", "\n"]])
 def test_rows_whose_uids_differ_in_kind_are_encoded_one_by_one(uids: list[Any]) -> None:
     assert encode_all(0, 0, [1.0, 2.0], uids, np.zeros((2, 1))) is None
 
 
+@pytest.mark.parametrize("uid", ["a\nb", "x" * 70_000, "\ud800", b"0b9c", 7])
+def test_a_row_of_such_a_uid_has_no_record(uid: Any) -> None:
+    assert encode_one(0, 0, 1.5, uid, [1.0]) is None
+
+
+def test_no_row_has_more_values_than_a_line_may_hold() -> None:
+    assert encode_one(0, 0, 1.5, UID, [1.0] * (MAX_VALUES + 1)) is None
+
+
+def one(layout: int, number: int, time: float, uid: str, values: list[float]) -> bytes:
+    record = encode_one(layout, number, time, uid, values)
+    assert record is not None
+    return record
+
+
 def rows(*numbers: int, layout: int = 0, channels: int = 2) -> list[bytes]:
-    return [encode_one(layout, n, n / 4, UID, [n + 0.5] * channels) for n in numbers]
+    return [one(layout, n, n / 4, UID, [n + 0.5] * channels) for n in numbers]
 
 
 @pytest.mark.parametrize(
@@ -144,8 +165,8 @@ def rows(*numbers: int, layout: int = 0, channels: int = 2) -> list[bytes]:
         pytest.param(rows(1, 0), id="out of order"),
         pytest.param(rows(0, 0), id="a number twice"),
         pytest.param([*rows(0), *rows(1, layout=1)], id="two layouts"),
-        pytest.param([*rows(0, channels=5), encode_one(0, 1, 1.0, UID + "x" * 9, [1.0] * 4)], id="as wide by chance"),
-        pytest.param([*rows(0), encode_one(0, 1, 1.0, UID, [float("inf")] * 2)], id="a value that is not finite"),
+        pytest.param([*rows(0, channels=5), one(0, 1, 1.0, UID + "x" * 9, [1.0] * 4)], id="as wide by chance"),
+        pytest.param([*rows(0), one(0, 1, 1.0, UID, [float("inf")] * 2)], id="a value that is not finite"),
         pytest.param([rows(0)[0], bytes(len(rows(0)[0]))], id="zeros"),
         pytest.param([rows(0)[0][:-1] + b" ", rows(1)[0]], id="no newline"),
     ],
