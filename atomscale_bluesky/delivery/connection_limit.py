@@ -6,6 +6,7 @@ multiplicative decrease).
     at first                                    doubled with each block of answers
     all connections in use, answers as quick    one more, `GROW_S` after the last change at the earliest
     answers take `SLOW` times as long           three quarters
+    half as many again bring few more answers   as before, and for a while not up to that number again
     429, or `Retry-After`                       half, and for a while not up to that number again
     many requests fail otherwise                the same, but if just as many fail with half, it was chance
     nothing but failures, and then an answer    as at first
@@ -28,6 +29,9 @@ BLOCK = 16
 SLOW = 2.0
 # The number grows this long after its last change at the earliest, so that a quick server has time to object.
 GROW_S = 0.25
+# When the number has grown by this factor, the answers per second must have grown by this share of that. Otherwise
+# something else bounds them, such as this process, and further threads would only be in each other's way.
+STEP, GAIN = 1.5, 0.25
 # How much of a shorter time of a quick answer counts at once. Single blocks may be quick by chance.
 LEARN = 0.25
 # How often the time of a quick answer is measured again, with a quarter of the connections. All uploaders of a host do
@@ -59,6 +63,9 @@ class ConnectionLimit:
         self._changed_at = 0.0  # when the number last changed
         self._times: dict[int, list[float]] = {}  # of the present block, by class of size
         self._answers = self._in_use = 0  # of the present block; those that came while all connections were in use
+        self._all_answers = 0  # since `_since`, also those to requests that left before the last change
+        self._since = 0.0
+        self._worth: tuple[int, float] | None = None  # the last number that was worth it, and its answers per second
         self._quickest: dict[int, float] = {}  # the quick quarter of the quickest block, by class of size
         self._measure_at: float | None = None
         self._before = 0  # while the quickest times are measured: the number before
@@ -99,6 +106,9 @@ class ConnectionLimit:
         if self._failing_since is not None and now - self._failing_since >= OUTAGE_S:
             self._begin_again(now)
         self._failing_since = None
+        if not self._all_answers:
+            self._since = max(self._since, now - took_s)  # nothing was under way before
+        self._all_answers += 1
         if now - took_s < self._changed_at and not self._doubles:
             return  # it left under another number
         self._note(now, failed=False)
@@ -147,9 +157,9 @@ class ConnectionLimit:
             self._change(now, number)
 
     def _begin_again(self, now: float) -> None:
-        self._doubles, self._before, self._refused_number = True, 0, None
+        self._doubles, self._before, self._refused_number, self._worth = True, 0, None, None
         self._outcomes.clear()
-        self._clear()
+        self._clear(now)
         self._change(now, min(self._number, FIRST))
 
     def _judge(self, now: float) -> None:
@@ -157,15 +167,20 @@ class ConnectionLimit:
         if self._measure_at is None or now > self._measure_at + MISSED_S:
             self._measure_at = (now // MEASURE_S + 1) * MEASURE_S
         in_use = 2 * self._in_use >= self._answers
+        rate = self._all_answers / max(now - self._since, 1e-6)
         times = sorted(took for times in self._times.values() for took in times)
         usual_s = times[len(times) // 2]
         slowdown = self._slowdown(replace=bool(self._before))
-        self._clear()
+        self._clear(now)
         if self._before:
             self._change(now, self._before)
             self._before = 0
         elif not in_use:
             return
+        elif not self._is_worth_it(rate):
+            self._doubles = False
+            self._hold_below(now, self.number)
+            self._change(now, self._worth[0] if self._worth else self.number)
         elif now >= self._measure_at and not self._doubles:
             # Until then the server is busy with what left before, also from others.
             settled_at = max(now + usual_s, self._measure_at + SETTLE_S)
@@ -182,6 +197,27 @@ class ConnectionLimit:
         elif now - self._changed_at >= GROW_S:
             self._grow(now)
 
+    def _is_worth_it(self, rate: float) -> bool:
+        """Return False if more connections than before have brought too few more answers per second."""
+        if self._worth is None or self.number <= self._worth[0]:
+            known = self._worth[1] if self._worth is not None and self._worth[0] == self.number else rate
+            self._worth = self.number, known + LEARN * (rate - known)
+            return True
+        number, before = self._worth
+        factor = self.number / number
+        if factor < STEP:
+            return True
+        if rate < before * (1.0 + GAIN * (factor - 1.0)):
+            return False
+        self._worth = self.number, rate
+        return True
+
+    def _hold_below(self, now: float, number: int) -> None:
+        """Let the number stay below one for a while, and longer each time."""
+        if self._refused_number is not None:
+            self._hold_s = min(2 * self._hold_s, LONGEST_HOLD_S)
+        self._refused_number, self._hold_until = number, now + self._hold_s
+
     def _grow(self, now: float) -> None:
         refused = self._refused_number
         if refused is not None and self.number + 1 >= refused:
@@ -193,20 +229,20 @@ class ConnectionLimit:
 
     def _halve(self, now: float) -> None:
         refused = self._before or self.number
-        if self._refused_number is not None:
-            self._hold_s = min(2 * self._hold_s, LONGEST_HOLD_S)
-        self._refused_number, self._hold_until = refused, now + self._hold_s
+        self._hold_below(now, refused)
         self._doubles, self._before = False, 0
         self._outcomes.clear()
-        self._clear()
+        self._clear(now)
         self._halved_at = now
         self._change(now, refused // 2)
 
     def _change(self, now: float, number: int) -> None:
         self._number = max(1, min(number, self._most))
-        self._changed_at = now
+        self._changed_at = self._since = now
+        self._all_answers = 0
 
-    def _clear(self) -> None:
+    def _clear(self, now: float) -> None:
+        self._all_answers, self._since = 0, now
         self._times.clear()
         self._answers = self._in_use = 0
 
