@@ -31,7 +31,7 @@ def settings_table() -> str:
     hints = typing.get_type_hints(settings.Settings, include_extras=True)
     fields = msgspec.structs.fields(settings.Settings)
     # So that the search finds each setting: an entry with an exclamation mark comes first among its results.
-    rows = [line for field in fields for line in (f"```{{index}} single: ! {field.name} (setting)", "```", "")]
+    rows = [line for field in fields for line in (f"```{{index}} ! single: {field.name}", "```", "")]
     rows += ["| setting | default | what it chooses |", "|---|---|---|"]
     for field in fields:
         meta = next(part for part in hints[field.name].__metadata__ if isinstance(part, msgspec.Meta))
