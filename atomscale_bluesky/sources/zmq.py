@@ -1,8 +1,8 @@
 """Documents from 0MQ: Bluesky's own proxy, or any program that publishes documents in one of its forms.
 
 0MQ keeps nothing. What is published before the subscription stands, while the network is down, or faster than it is
-taken, is gone, and nobody is told. So a run whose start document was missed is left out and reported, and at a run's
-end the events that came are compared with the number that its stop document tells.
+taken, is gone, and nobody is told. A run whose start document was missed is left out and reported by the intake. The
+recorder reports a run whose stop document counts events that never came.
 
 A message is one frame, `<prefix> <name> <document>`, as `bluesky.callbacks.zmq.Publisher` sends it; several frames, of
 which the last has the document and an earlier one may be its name; or one frame with both. The document is JSON or
@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import zmq
 
@@ -29,8 +27,6 @@ MOST_WAITING = 20_000
 # A larger message ends the connection, which 0MQ then makes again.
 MAX_BYTES = 1 << 29
 POLL_S = 0.2
-# Of so many runs it is counted which events came.
-MOST_RUNS = 1000
 
 
 class ZmqDocuments:
@@ -58,7 +54,6 @@ class ZmqDocuments:
         self._trust_pickle = trust_pickle
         self._ending = ending or threading.Event()
         self._configure = configure
-        self._events = _EventsThatCame()
 
     def __iter__(self) -> Iterator[Incoming]:
         """Yield documents until `ending` is set.
@@ -98,7 +93,6 @@ class ZmqDocuments:
             return unreadable(str(error))
         if document is None:
             return None
-        self._events.note(*document)
         return Incoming(*document, no_ack)
 
     def _document(self, frames: Sequence[bytes]) -> Document | None:
@@ -117,46 +111,3 @@ class ZmqDocuments:
                 return None
             return document_in(body, name=name.decode(), trust_pickle=self._trust_pickle)
         return document_in(frames[0], trust_pickle=self._trust_pickle)
-
-
-class _EventsThatCame:
-    """Counts the events of each run, and reports a run of which some did not come."""
-
-    def __init__(self) -> None:
-        self._runs: OrderedDict[str, Counter[str]] = OrderedDict()  # by uid: events by event stream
-        self._streams: dict[str, tuple[str, str]] = {}  # descriptor uid → run uid and event stream
-
-    def note(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Count a document. One that lacks something is reported by the recorder."""
-        match name:
-            case "start":
-                self._runs[str(doc.get("uid"))] = Counter()
-                if len(self._runs) > MOST_RUNS:
-                    self._forget(next(iter(self._runs)))
-            case "descriptor" if (uid := str(doc.get("run_start"))) in self._runs:
-                self._streams[str(doc.get("uid"))] = uid, str(doc.get("name") or "primary")
-            case "event" | "event_page" if str(doc.get("descriptor")) in self._streams:
-                uid, event_stream = self._streams[str(doc.get("descriptor"))]
-                uids = doc.get("uid")
-                self._runs[uid][event_stream] += len(uids) if name == "event_page" and isinstance(uids, list) else 1
-            case "stop":
-                self._compare(str(doc.get("run_start")), doc.get("num_events"))
-            case _:
-                pass
-
-    def _compare(self, uid: str, told: object) -> None:
-        came = self._runs.get(uid)
-        if came is None:
-            return
-        for event_stream, number in told.items() if isinstance(told, Mapping) else ():
-            if isinstance(number, int) and number > came[event_stream]:
-                _logger.warning(
-                    "run %s: %d of %d events of %r never came, since 0MQ keeps nothing; `atomscale-bluesky send` takes "
-                    "them from a recorded file, and `status` tells what came", uid, number - came[event_stream], number,
-                    event_stream,
-                )  # fmt: skip
-        self._forget(uid)
-
-    def _forget(self, uid: str) -> None:
-        del self._runs[uid]
-        self._streams = {key: value for key, value in self._streams.items() if value[0] != uid}
