@@ -237,7 +237,7 @@ def decode_records(records: bytes | memoryview, width: int) -> Rows | None:
         return None
     if shape is None or shape.width != width or zlib.crc32(records) != _checksum_of(count, width):
         return None
-    fixed = [slice(0, shape.row), slice(shape.row + 8, shape.row + 9), slice(shape.row + 16, shape.uid)]
+    fixed = [slice(0, shape.row), slice(shape.row + 8, shape.row + 9), slice(shape.row + 17, shape.uid)]
     fixed += [slice(shape.uid + _uid_bytes(shape), shape.values), slice(shape.values, width - TAIL_BYTES, 9)]
     if any((table[1:, part] != table[0, part]).any() for part in fixed):
         return None

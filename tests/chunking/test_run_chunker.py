@@ -25,6 +25,7 @@ from atomscale_bluesky.spool.ledger_format import ChannelLeft, GivenUp, Initiali
 from atomscale_bluesky.spool.ledger_state import StreamState
 from atomscale_bluesky.spool.lines import encode, line
 from atomscale_bluesky.spool.locks import WRITER_LOCK, is_held
+from atomscale_bluesky.spool.row_record import encode_one
 from atomscale_bluesky.spool.spool import Spool
 
 T0 = 1_760_000_000.0
@@ -183,6 +184,13 @@ def text(number: int, values: list[float | None]) -> bytes:
     return encode_row(0, number, T0 + number, f"uid {number}", packed(values), gaps)
 
 
+def record(number: int, values: list[float | None]) -> bytes:
+    uid = f"0b9c7c52-4a55-4d0e-9a53-{number:012}"
+    found = encode_one(0, number, T0 + number + number / 128, uid, [value for value in values if value is not None])
+    assert found is not None
+    return found
+
+
 def layout(channels: int) -> bytes:
     names = tuple(Channel(f"c{n}", f"c{n}") for n in range(channels))
     return encode(Layout(layout=0, event_stream="primary", time_base="primary", channels=names))
@@ -206,8 +214,11 @@ def taken(run_chunker: RunChunker) -> list[Chunk]:
 STOP = encode(Stop(time=T0 + 100, exit_status="success"))
 
 
-def test_a_backlog_of_plain_rows_is_cut_chunk_by_chunk_and_what_is_special_row_by_row(deliver: Deliver) -> None:
-    lines = [text(n, [float(n), n / 8]) for n in range(95)]
+@pytest.mark.parametrize("plain_row", [text, record], ids=["as text", "as records"])
+def test_a_backlog_of_plain_rows_is_cut_chunk_by_chunk_and_what_is_special_row_by_row(
+    deliver: Deliver, plain_row: Callable[[int, list[float | None]], bytes]
+) -> None:
+    lines = [plain_row(n, [float(n), n / 8]) for n in range(95)]
     lines[42] = text(42, [42.0, None])
     run_chunker = deliver([layout(2), *lines, STOP], non_finite="null").run.run_chunker
 

@@ -123,7 +123,7 @@ def test_an_encoder_goes_on_after_a_row_that_it_did_not_take() -> None:
 @pytest.mark.parametrize("channels", [0, 1, 15, 16, 300, 70_000])
 def test_rows_are_encoded_and_decoded_together_as_one_by_one(channels: int) -> None:
     values = np.arange(5 * channels, dtype=np.float64).reshape(5, channels) / 7
-    times, uids = [1.5 + n for n in range(5)], [str(uuid.uuid4()) for _ in range(5)]
+    times, uids = [1.7e9 + n / 7 for n in range(5)], [str(uuid.uuid4()) for _ in range(5)]
 
     records = encode_all(3, 20, times, uids, values)
 
