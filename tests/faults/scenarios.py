@@ -733,7 +733,7 @@ def damaged_spool(b: Bench) -> None:
     if not folders:
         return
     folder = b.chance.choice(folders)
-    header = (folder / "journal-0001.jsonl").read_text()
+    header = (folder / "journal-0001.jsonl").read_text(errors="replace")
     victim = next(run for run in range(3) if story.uid(run) in header)
     kind, most = _damage(b, folder)
     b.result.counts[f"damage: {kind}"] += 1

@@ -18,7 +18,9 @@ LONGEST_ARRAY = 16
 
 # A further stream of an event stream has a number, and may name its channels behind that.
 _LABEL = re.compile(
-    r"(.*?)(?: · (?P<event_stream>.+?))?(?: \(\d+\)(?: · .+?)?)? \[(?P<run>.{8})-[0-9a-f]+\]", re.DOTALL
+    r"(.*?)(?: · (?P<event_stream>(?!fail\b|abort\b).+?))?(?: \(\d+\)(?: · .+?)?)?(?: · (?:fail|abort)\b.*?)? "
+    r"\[(?P<run>.{8})-[0-9a-f]+\]",
+    re.DOTALL,
 )
 
 

@@ -504,7 +504,7 @@ def test_nothing_that_comes_from_outside_can_become_code() -> None:
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 names = {node.func.id} & forbidden_calls
             found += [f"{path.name}: {name}" for name in names]
-    assert found == []
+    assert found == ["forms.py: pickle"]  # of a sender that the user trusts, with `--trust-pickle` alone
 
 
 # ---- the spool's folder ----------------------------------------------------------------------------------------------
