@@ -100,6 +100,8 @@ class Manager:
         """Start a worker, which runs the startup script."""
         self.ask("environment_open")
         self.wait_for(worker_environment_exists=True, manager_state="idle")
+        # The manager gets the worker's list of plans a moment after that.
+        wait_until(lambda: (self.try_ask("plans_allowed", user_group="primary") or {}).get("plans_allowed"))
 
     def enqueue(self, plan: str, *args: Any, meta: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Put a plan into the queue."""
