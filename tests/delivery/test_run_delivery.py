@@ -432,9 +432,13 @@ def _close_with_a_chunk_in_doubt(
         callback(name, doc)
     assert callback.drain(timeout_s=10)
     server.misbehave(
-        Fault(call="chunk_multi", chunk_index=1, reset_after=applied, reset_before=not applied, times=1),
+        # Late enough for the chunks behind it, which wait for the other connection alone.
+        Fault(
+            call="chunk_multi", chunk_index=1, reset_after=applied, reset_before=not applied, delay_s=1.0 * (ahead > 0),
+            times=1,
+        ),
         Fault(call="chunk_multi", chunk_index=1, status=503),
-    )
+    )  # fmt: skip
 
     for name, doc in documents[12 : 22 + 10 * ahead]:
         callback(name, doc)
