@@ -325,6 +325,7 @@ def forget():
 
 first = start_up()
 RE(count([det], num=15))
+assert first.drain(20)            # what loading does in the middle of a request is chance
 {change}
 RE(count([det], num=15))          # with the callback of the modules before
 second = start_up()               # and now the start-up file again
