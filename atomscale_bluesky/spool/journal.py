@@ -116,7 +116,7 @@ def end_of_entries(descriptor: int, size: int) -> int:
         block = _tail(descriptor, size, length)
         begins = [found.start() for found in _BEGIN.finditer(block)]
         intact = _end_of_last_intact(block, begins)
-        if intact or len(block) == size or length > MAX_LINE_BYTES:
+        if intact or len(block) == size or length >= MAX_LINE_BYTES:
             break
         length *= 4
     start = size - len(block)

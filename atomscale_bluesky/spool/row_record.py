@@ -71,6 +71,8 @@ def encoder(layout: int, count: int) -> Encode:
     ASCII text, and all values are floats, finite, and so small that none of them can be an integer that lost digits.
     It is to be called by one thread at a time.
     """
+    if count > MAX_VALUES:
+        return lambda number, time, uid, values: None
     buffer = bytearray(MAGIC + bytes(4))
     tags = bytes([_FLOAT]) * count
     known = (-1, 0)  # of the last uid: its length, and the record's width without its tail

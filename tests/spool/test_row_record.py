@@ -145,7 +145,10 @@ def test_a_row_of_such_a_uid_has_no_record(uid: Any) -> None:
 
 
 def test_no_row_has_more_values_than_a_line_may_hold() -> None:
-    assert encode_one(0, 0, 1.5, UID, [1.0] * (MAX_VALUES + 1)) is None
+    values = [1.0] * (MAX_VALUES + 1)
+
+    assert encode_one(0, 0, 1.5, UID, values) is None
+    assert encoder(0, len(values))(0.0, 1.5, UID, values) is None
 
 
 def one(layout: int, number: int, time: float, uid: str, values: list[float]) -> bytes:
