@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from runs import growth
 
+from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.__main__ import main
 from atomscale_bluesky.server import LocalServer
 
@@ -30,3 +33,19 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return code, " ".join(said.replace("\N{NO-BREAK SPACE}", "").split()), complaint
 
     return run
+
+
+@pytest.fixture
+def spooled(make_callback: Callable[..., AtomscaleCallback]) -> Callable[..., str]:
+    """Leave a run in the spool that nobody delivers, and return its uid."""
+
+    def spool(points: int = 25, **metadata: Any) -> str:
+        callback = make_callback(offline=True)
+        uid = ""
+        for name, doc in growth(points, start_metadata=metadata):
+            uid = uid or doc["uid"]
+            callback(name, doc)
+        callback.close()
+        return uid
+
+    return spool

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import growth
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.server import LocalServer
@@ -17,22 +16,6 @@ from atomscale_bluesky.status.spool_status import SpoolStatus
 MakeCallback = Callable[..., AtomscaleCallback]
 Say = Callable[..., tuple[int, str, str]]
 Spooled = Callable[..., str]
-
-
-@pytest.fixture
-def spooled(make_callback: MakeCallback) -> Spooled:
-    """Leave a run in the spool that nobody delivers, and return its uid."""
-
-    def spool(points: int = 5, **metadata: Any) -> str:
-        callback = make_callback(offline=True)
-        uid = ""
-        for name, doc in growth(points, start_metadata=metadata):
-            uid = uid or doc["uid"]
-            callback(name, doc)
-        callback.close()
-        return uid
-
-    return spool
 
 
 def orders_in(spool_dir: Path) -> int:
@@ -96,7 +79,7 @@ def test_discarding_several_runs_asks_once_with_the_sum_of_their_points(
         raise click.Abort
 
     monkeypatch.setattr(click, "confirm", confirm)
-    uids = [spooled(synth_source_id="the big one") for _ in range(2)]
+    uids = [spooled(5, synth_source_id="the big one") for _ in range(2)]
     code, _, _ = say("discard", "--all-parked")
 
     assert code == 130

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from event_model import compose_run
@@ -21,22 +20,6 @@ from atomscale_bluesky.spool.spool import Spool
 MakeCallback = Callable[..., AtomscaleCallback]
 Say = Callable[..., tuple[int, str, str]]
 NASTY = "\x1b[31mred\x1b[0m [bold]$x_1$[/bold] \u202edlrow\x07"
-
-
-@pytest.fixture
-def spooled(make_callback: MakeCallback) -> Callable[..., str]:
-    """Leave a run in the spool that nobody delivers, and return its uid."""
-
-    def spool(points: int = 25, **metadata: Any) -> str:
-        callback = make_callback(offline=True)
-        uid = ""
-        for name, doc in growth(points, start_metadata=metadata):
-            uid = uid or doc["uid"]
-            callback(name, doc)
-        callback.close()
-        return uid
-
-    return spool
 
 
 @pytest.fixture

@@ -31,15 +31,6 @@ Say = Callable[..., tuple[int, str, str]]
 COMMAND = [sys.executable, "-m", "atomscale_bluesky", "send"]
 
 
-@pytest.fixture(autouse=True)
-def _of_this_server(monkeypatch: pytest.MonkeyPatch, server: LocalServer, spool_dir: Path) -> None:
-    monkeypatch.setenv("ATOMSCALE_API_ENDPOINT", server.url)
-    monkeypatch.setenv("ATOMSCALE_API_KEY", server.api_key)
-    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_DIR", str(spool_dir))
-    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_MIN_FREE_BYTES", "0")
-    monkeypatch.setenv("COLUMNS", "160")
-
-
 @pytest.fixture
 def say(capsys: pytest.CaptureFixture[str]) -> Say:
     """Run the command; its exit code, what it said with line breaks as spaces, and its complaints."""

@@ -28,22 +28,6 @@ Say = Callable[..., tuple[int, str, str]]
 Spooled = Callable[..., str]
 
 
-@pytest.fixture
-def spooled(make_callback: MakeCallback) -> Spooled:
-    """Leave a run in the spool that nobody delivers, and return its uid."""
-
-    def spool(points: int = 25, **metadata: Any) -> str:
-        callback = make_callback(offline=True)
-        uid = ""
-        for name, doc in growth(points, start_metadata=metadata):
-            uid = uid or doc["uid"]
-            callback(name, doc)
-        callback.close()
-        return uid
-
-    return spool
-
-
 def told(say: Say, *arguments: str) -> dict[str, Any]:
     return json.loads(say("status", "--json", *arguments)[1])
 
