@@ -58,7 +58,7 @@ def check_the_key(settings: Settings) -> None:
 
 @contextmanager
 def logged(out: Console, level: int = logging.INFO) -> Iterator[None]:
-    """While it lasts, what the package logs is shown, from this level on."""
+    """Show what the package logs within the `with`, from this level on."""
     logger, log = logging.getLogger("atomscale_bluesky"), ConsoleLog(out, level)
     before, propagate = logger.level, logger.propagate
     logger.addHandler(log)
@@ -74,7 +74,7 @@ def logged(out: Console, level: int = logging.INFO) -> Iterator[None]:
 
 @contextmanager
 def logged_as_a_service() -> Iterator[None]:
-    """While it lasts, what the package logs goes to standard error, where services are expected to speak."""
+    """Send what the package logs within the `with` to standard error, where services are expected to speak."""
     from ..delivery.uploader_service import LOG_FORMAT
 
     handler = logging.StreamHandler()

@@ -11,9 +11,9 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")
 
 
 class Ending:
-    """While it lasts, signals that end a process set `event`.
+    """Within its `with`, signals that end a process set `event`.
 
-    Not as an exception: one that is raised while Python tidies up an object is lost.
+    They raise no exception, because one that is raised while Python tidies up an object is lost.
     """
 
     def __init__(self) -> None:

@@ -45,9 +45,9 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
 
     The exit code is 0 only if nothing waits in the spool any more.
 
-    With --follow it serves the spool until it is told to end (SIGTERM, Ctrl-C), for RunEngines whose setting `uploader`
-    is `none`, and logs what it does to standard error. The exit codes are then 0 when it was told to end, 75 where
-    the spool is served already, 77 when the API key is refused for half a minute, 1 when it failed.
+    With --follow it serves the spool until SIGTERM or Ctrl-C, for RunEngines whose setting `uploader` is `none`, and
+    logs what it does to standard error. The exit codes are then 0 after one of these signals, 75 if the spool is
+    served already, 77 when the API key is refused for half a minute, 1 when it failed.
     """
     from ..settings import Settings
     from ..status.spool_status import SpoolStatus

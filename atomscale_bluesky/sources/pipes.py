@@ -1,7 +1,7 @@
 """A pipe that can be left although nothing comes.
 
 A read of a pipe returns when its writer has written or ended, and no signal interrupts it for good. So a thread reads,
-and whoever waits for it is told when to end.
+and the caller stops waiting for that thread when the command is to end.
 """
 
 from __future__ import annotations

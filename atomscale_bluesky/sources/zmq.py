@@ -1,8 +1,8 @@
 """Documents from 0MQ: Bluesky's own proxy, or any program that publishes documents in one of its forms.
 
-0MQ keeps nothing. What is published before the subscription stands, while the network is down, or faster than it is
-taken, is gone, and nobody is told. A run whose start document was missed is left out and reported by the intake. The
-recorder reports a run whose stop document counts events that never came.
+0MQ keeps nothing. A document is lost if it is published before the subscription stands, while the network is down, or
+faster than documents are taken here, and 0MQ does not say so. The intake leaves out and reports a run whose start
+document was missed. The recorder reports a run whose stop document counts events that never came.
 
 A message is one frame, `<prefix> <name> <document>`, as `bluesky.callbacks.zmq.Publisher` sends it; several frames, of
 which the last has the document and an earlier one may be its name; or one frame with both. The document is JSON or
