@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from integration.needs import need_module
-from runs import Document, growth, held
+from integration.workers import assert_each_reading_arrives_once, starting, use
+from runs import Document, growth
 from waiting import wait_until
 
 from atomscale_bluesky.server import LocalServer
@@ -84,77 +83,39 @@ def broker() -> Iterator[Broker]:
 
 @pytest.fixture(autouse=True)
 def _of_this_server(monkeypatch: pytest.MonkeyPatch, server: LocalServer, spool_dir: Path) -> None:
-    monkeypatch.setenv("ATOMSCALE_API_ENDPOINT", server.url)
-    monkeypatch.setenv("ATOMSCALE_API_KEY", server.api_key)
-    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_DIR", str(spool_dir))
-    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_MIN_FREE_BYTES", "0")
-    monkeypatch.setenv("ATOMSCALE_BLUESKY_POINTS_PER_CHUNK", "10")
+    use(server, spool_dir, monkeypatch)
 
 
-def points_in(server: LocalServer) -> int:
-    return sum(stream.points for stream in server.streams())
-
-
-def messages_of(run: list[Document]) -> list[tuple[str, bytes | None]]:
+def messages_of(documents: list[Document]) -> list[tuple[str, bytes | None]]:
+    """The documents as messages. The key of each is its run's uid, so a run's documents keep their order."""
     import msgpack
     import msgpack_numpy
 
-    uid = run[0][1]["uid"]
-    return [(uid, msgpack.packb(document, default=msgpack_numpy.encode)) for document in run]
-
-
-@pytest.fixture
-def start_worker(broker: Broker, tmp_path: Path) -> Iterator[Callable[[], Any]]:
-    started: list[subprocess.Popen[str]] = []
-
-    def start() -> subprocess.Popen[str]:
-        with (tmp_path / "workers.log").open("a") as log:
-            process = subprocess.Popen([*WORKER, "--bootstrap", broker.address], stderr=log, text=True)
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    run_of: dict[str, str] = {}  # by descriptor
+    found: list[tuple[str, bytes | None]] = []
+    for name, doc in documents:
+        if name == "descriptor":
+            run_of[doc["uid"]] = doc["run_start"]
+        run = doc["uid"] if name == "start" else doc.get("run_start") or run_of[doc["descriptor"]]
+        found.append((run, msgpack.packb((name, doc), default=msgpack_numpy.encode)))
+    return found
 
 
 @pytest.mark.parametrize("seed", [1])
 def test_each_reading_arrives_once_though_workers_are_killed_and_the_broker_freezes(
-    broker: Broker, server: LocalServer, start_worker: Callable[[], Any], tmp_path: Path, seed: int
+    broker: Broker, server: LocalServer, tmp_path: Path, seed: int
 ) -> None:
-    runs, points = 8, 150
-    chance = random.Random(seed)
-    together: list[tuple[str, bytes | None]] = []
-    left = [messages_of(list(growth(points=points, keys=1))) for _ in range(runs)]
-    while any(left):
-        together.append(chance.choice([run for run in left if run]).pop(0))
-    publishing = threading.Thread(target=broker.publish, args=(together, 0.3))
-    publishing.start()
-    workers = [start_worker() for _ in "12"]
-    for step in range(4):
-        before = points_in(server)
-        wait_until(lambda before=before: before < points_in(server) or points_in(server) == runs * points, 60)
-        if step == 2:
-            os.kill(broker.process.pid, signal.SIGSTOP)
-            threading.Event().wait(3)
-            os.kill(broker.process.pid, signal.SIGCONT)
-            continue
-        number = chance.randrange(2)
-        workers[number].kill()
-        workers[number].wait()
-        workers[number] = start_worker()
+    def freeze() -> None:
+        os.kill(broker.process.pid, signal.SIGSTOP)
+        threading.Event().wait(3)
+        os.kill(broker.process.pid, signal.SIGCONT)
 
-    publishing.join(60)
-    due = sorted(float(n) for n in range(points) for _ in range(runs))
-    wait_until(lambda: len(held(server).get("k0", ())) >= len(due), 90)
-    for worker in workers:
-        worker.terminate()
-        assert worker.wait(30) in {0, -signal.SIGTERM}  # the youngest may not have begun yet
-    assert sorted(held(server)["k0"]) == due
-    said = (tmp_path / "workers.log").read_text()
-    assert "its start document never came" not in said
-    assert "Traceback" not in said
+    def publish(documents: list[Document], pause_s: float) -> None:
+        broker.publish(messages_of(documents), pause_s)
+
+    log = tmp_path / "workers.log"
+    with starting([*WORKER, "--bootstrap", broker.address], log) as start:
+        assert_each_reading_arrives_once(server, start, log, seed=seed, publish=publish, harm_the_broker=freeze)
 
 
 def test_hostile_messages_are_named_and_what_was_committed_does_not_come_again(broker: Broker) -> None:

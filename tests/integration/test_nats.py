@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from integration.needs import need_module, need_program
-from runs import Document, growth, held
+from integration.workers import assert_each_reading_arrives_once, starting, use
+from runs import Document, growth
 from waiting import wait_until
 
 from atomscale_bluesky.server import LocalServer
@@ -88,15 +85,7 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 
 @pytest.fixture(autouse=True)
 def _of_this_server(monkeypatch: pytest.MonkeyPatch, server: LocalServer, spool_dir: Path) -> None:
-    monkeypatch.setenv("ATOMSCALE_API_ENDPOINT", server.url)
-    monkeypatch.setenv("ATOMSCALE_API_KEY", server.api_key)
-    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_DIR", str(spool_dir))
-    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_MIN_FREE_BYTES", "0")
-    monkeypatch.setenv("ATOMSCALE_BLUESKY_POINTS_PER_CHUNK", "10")
-
-
-def points_in(server: LocalServer) -> int:
-    return sum(stream.points for stream in server.streams())
+    use(server, spool_dir, monkeypatch)
 
 
 def messages_of(documents: list[Document]) -> list[tuple[str, bytes]]:
@@ -105,57 +94,20 @@ def messages_of(documents: list[Document]) -> list[tuple[str, bytes]]:
     return [(f"bluesky.mbe.{name}", msgpack.packb(doc)) for name, doc in documents]
 
 
-@pytest.fixture
-def start_worker(broker: Broker, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
-    started: list[subprocess.Popen[str]] = []
-
-    def start() -> subprocess.Popen[str]:
-        with (tmp_path / "workers.log").open("a") as log:
-            process = subprocess.Popen([*WORKER, "--server", broker.url], stderr=log, text=True)
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-
-
 @pytest.mark.parametrize("seed", [1])
 def test_each_reading_arrives_once_though_workers_and_server_are_killed(
-    broker: Broker, server: LocalServer, start_worker: Callable[[], Any], tmp_path: Path, seed: int
+    broker: Broker, server: LocalServer, tmp_path: Path, seed: int
 ) -> None:
-    runs, points = 8, 150
-    chance = random.Random(seed)
-    together: list[Document] = []
-    left = [list(growth(points=points, keys=1)) for _ in range(runs)]
-    while any(left):
-        together.append(chance.choice([run for run in left if run]).pop(0))
-    publishing = threading.Thread(target=broker.publish, args=(messages_of(together), 0.3))
-    publishing.start()
-    workers = [start_worker() for _ in "12"]
-    for step in range(4):
-        before = points_in(server)
-        wait_until(lambda before=before: before < points_in(server) or points_in(server) == runs * points, 60)
-        if step == 2:
-            broker.kill()
-            broker.start()
-            continue
-        number = chance.randrange(2)
-        workers[number].kill()
-        workers[number].wait()
-        workers[number] = start_worker()
+    def kill_and_start() -> None:
+        broker.kill()
+        broker.start()
 
-    publishing.join(60)
-    due = sorted(float(n) for n in range(points) for _ in range(runs))
-    wait_until(lambda: len(held(server).get("k0", ())) >= len(due), 90)
-    for worker in workers:
-        worker.terminate()
-        assert worker.wait(30) in {0, -signal.SIGTERM}  # the youngest may not have begun yet
-    assert sorted(held(server)["k0"]) == due
-    said = (tmp_path / "workers.log").read_text()
-    assert "its start document never came" not in said
-    assert "Traceback" not in said
+    def publish(documents: list[Document], pause_s: float) -> None:
+        broker.publish(messages_of(documents), pause_s)
+
+    log = tmp_path / "workers.log"
+    with starting([*WORKER, "--server", broker.url], log) as start:
+        assert_each_reading_arrives_once(server, start, log, seed=seed, publish=publish, harm_the_broker=kill_and_start)
 
 
 def test_hostile_messages_are_named_and_do_not_come_again(broker: Broker) -> None:
@@ -188,12 +140,12 @@ def test_a_missing_stream_is_one_line_and_exit_code_2(broker: Broker) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_it_waits_for_a_server_that_is_away_and_ends_when_told_to(
-    broker: Broker, start_worker: Callable[[], Any], tmp_path: Path
-) -> None:
+def test_it_waits_for_a_server_that_is_away_and_ends_when_told_to(broker: Broker, tmp_path: Path) -> None:
     broker.kill()
-    worker = start_worker()
-    wait_until(lambda: "the connection to" in (tmp_path / "workers.log").read_text())
-    worker.terminate()
-    assert worker.wait(30) == 0
-    assert "Traceback" not in (tmp_path / "workers.log").read_text()
+    log = tmp_path / "workers.log"
+    with starting([*WORKER, "--server", broker.url], log) as start:
+        worker = start()
+        wait_until(lambda: "the connection to" in log.read_text())
+        worker.terminate()
+        assert worker.wait(30) == 0
+        assert "Traceback" not in log.read_text()
