@@ -33,7 +33,7 @@ from .story import Doc, Story
 
 HURRIED = 20.0
 # A life that takes longer hangs: it writes down where, and ends.
-LIFE_S = 30.0
+LIFE_S = 90.0
 # What a life does, and how often.
 ACTIONS = {
     "feed": 60,

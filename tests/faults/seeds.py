@@ -21,7 +21,7 @@ from .life import HURRIED, LIFE_S, Plan, live
 from .oracle import Points, points_of
 from .story import Doc, Story
 
-DELIVERY_S = 30.0
+DELIVERY_S = 90.0
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
