@@ -12,7 +12,6 @@ Pure, but for asking the catalogue, which a worker does.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 from ..api.client import Client
@@ -36,11 +35,6 @@ def is_no_route(error: ApiError) -> bool:
 def is_too_large(error: ApiError) -> bool:
     """Return True if a smaller request may be taken. It says nothing about the stream."""
     return error.status == 413
-
-
-def are_too_large(refused: Mapping[str, ApiRefusedError]) -> bool:
-    """Return True if channels were refused, and each because it is too large even alone."""
-    return bool(refused) and all(map(is_too_large, refused.values()))
 
 
 def is_forbidden_alone(error: ApiError, forbidden_at: float | None, answered_at: float) -> bool:

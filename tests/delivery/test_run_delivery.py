@@ -172,6 +172,24 @@ def test_channels_too_large_alone_go_on_with_fewer_points_per_chunk(make_callbac
         callback.close()
 
 
+def test_only_points_that_are_too_large_go_again_with_fewer_points_per_chunk(make_callback: MakeCallback) -> None:
+    with LocalServer(control=True, max_body_bytes=1500) as server:
+        callback = make_callback(endpoint=server.url, points_per_chunk=50)
+        thirds = []
+        for name, doc in growth(points=120):
+            if name == "event":
+                doc["data"]["k1"] += 1 / 3  # 17 digits: 50 points of it are above the limit, and 50 of k0 below
+                thirds.append(doc["data"]["k1"])
+            callback(name, doc)
+
+        assert callback.drain(timeout_s=10)
+        first, *further = server.streams()
+        assert first.status == "stream_active"  # its first chunk lacks a channel, and what has a hole is not finalized
+        assert {(stream.points_per_chunk, stream.status) for stream in further} == {(25, "success")}
+        assert held(server) == {"k0": [float(n) for n in range(120)], "k1": thirds}
+        callback.close()
+
+
 def test_one_refused_channel_of_many_is_found_by_halves_and_pushed_apart_while_it_is_refused(
     callback: AtomscaleCallback, server: LocalServer
 ) -> None:

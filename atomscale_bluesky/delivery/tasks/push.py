@@ -12,7 +12,7 @@ from ...model.chunk import Chunk
 from ...spool.ledger_format import Confirmed, Refused, Tried
 from ...spool.ledger_state import Life, StreamState
 from ..ending_streams import end_stream
-from ..refusals import are_too_large
+from ..refusals import is_too_large
 from .chunk_requests import ChunkWork, Sent
 from .work import Kind
 
@@ -34,7 +34,9 @@ class Push(ChunkWork, frozen=True, eq=False):
         if result.closed:
             in_doubt = self.chunk if self.may_be_there else None
             end_stream(run, self.stream, "closed by the server", self.points_per_chunk, in_doubt)
-        elif are_too_large(result.refused) and not result.confirmed and self.points_per_chunk > 1:
+        elif any(map(is_too_large, result.refused.values())) and self.points_per_chunk > 1:
+            if result.confirmed:  # close to the limit, a channel's digits decide
+                run.ledger.note(Confirmed(self.stream, self.chunk.index, run.now(), result.confirmed))
             end_stream(run, self.stream, "too large", max(1, self.points_per_chunk // 2), None)
         else:
             self._answered(run, result)
