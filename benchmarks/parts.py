@@ -22,7 +22,7 @@ import orjson
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.api import wire
-from atomscale_bluesky.model.chunk import Chunk, Column
+from atomscale_bluesky.model.chunk import Chunk
 from atomscale_bluesky.model.rows import Position
 from atomscale_bluesky.spool import row_record
 
@@ -117,16 +117,14 @@ def _chunk(size: int, rounds: int, *, short: bool) -> dict[str, float]:
     if records is None:
         raise RuntimeError("ordinary rows are no records")
     block, width = b"".join(records), len(records[0])
-    columns = tuple(
-        Column(name, "degC", column) for name, column in zip(names, np.ascontiguousarray(chance.T), strict=True)
-    )
-    chunk = Chunk(0, 0, times, columns, 0, POINTS - 1, Position(1, 0))
+    values = np.ascontiguousarray(chance.T)
+    chunk = Chunk(0, 0, times, tuple(names), ("degC",) * size, values, 0, POINTS - 1, Position(1, 0))
     body = wire.push("metrology", "x", chunk).body or b""
     answer = json.dumps([{"data_id": "x", "chunk_index": 0, "channel_name": name} for name in names]).encode()
     parts: dict[str, Part] = {
         "rows as numbers, checksum included": lambda: row_record.decode_records(block, width),
         "of it, the checksum": lambda: zlib.crc32(block),
-        "rows to columns": lambda: list(np.ascontiguousarray(chance.T)),
+        "rows to columns": lambda: np.ascontiguousarray(chance.T),
         "the body of a request": lambda: wire.push("metrology", "x", chunk),
         "of it, what orjson takes for the numbers alone": lambda: orjson.dumps(
             chance.ravel(), option=orjson.OPT_SERIALIZE_NUMPY

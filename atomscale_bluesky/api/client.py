@@ -55,6 +55,7 @@ class Client:
         self.max_body_bytes = settings.max_body_bytes
         self._endpoint = settings.endpoint
         self._make_way = make_way
+        self._usual = wire.UsualAnswers()
         self.connection = Connection(settings, clock)
         self._send = self.connection.send
 
@@ -83,12 +84,12 @@ class Client:
         request = wire.push(family, data_id, chunk, pause=self._make_way)
         self._make_way()
         answer = self._send(request)
-        self._read(answer, lambda body: wire.check_confirmed(body, data_id, chunk, chunk.names))
+        self._read(answer, lambda body: self._usual.check_confirmed(body, data_id, chunk.index, chunk.names))
 
     def push_channel(self, family: str, data_id: str, chunk: Chunk, column: Column) -> None:
         """Push one channel of a chunk. Pushing it again is harmless."""
         answer = self._send(wire.push_channel(family, data_id, chunk, column))
-        self._read(answer, lambda body: wire.check_confirmed(body, data_id, chunk, [column.name]))
+        self._read(answer, lambda body: self._usual.check_confirmed(body, data_id, chunk.index, (column.name,)))
 
     def finalize(self, family: str, data_id: str) -> None:
         """Close a complete stream for good."""

@@ -133,7 +133,7 @@ class Connection:
             raise ApiUnavailableError(f"{what}: {_reason(innermost)}", may_have_been_applied=not never_left) from error
         finally:
             self._adapter.end()
-            sent, size = self.traffic, len(request.body or b"")
+            sent, size = self.traffic, sum(map(len, request.parts))
             self.traffic = Traffic(sent.requests + 1, sent.sent_bytes + size, sent.waited_s + self._clock() - begin)
         if _is_success(answer.status):
             self._check_time(what)
@@ -148,7 +148,7 @@ class Connection:
             request.method,
             f"{self._endpoint}/{request.path}",
             data=request.body,
-            headers={"Content-Type": "application/json"} if request.body is not None else None,
+            headers={"Content-Type": "application/json"} if request.parts else None,
             timeout=(min(10.0, self._timeout_s), self._timeout_s),
             allow_redirects=False,
             verify=self._verify,
@@ -167,9 +167,9 @@ class Connection:
         Return None if that is not possible.
         """
         head = self._heads.get(request.path)
-        if head is None or request.body is None:
+        if head is None or not request.parts:
             return None
-        with self._adapter.exchange(head, request.body, self._timeout_s) as response:
+        with self._adapter.exchange(head, request.parts, self._timeout_s) as response:
             if response is None:
                 return None
             return self._answer(response.status, response.headers, response.read1, max_bytes, take)

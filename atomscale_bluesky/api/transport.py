@@ -18,7 +18,7 @@ import contextlib
 import io
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http.client import CONTINUE, SWITCHING_PROTOCOLS, HTTPException, HTTPResponse, IncompleteRead
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -76,7 +76,7 @@ class DeadlineAdapter(HTTPAdapter):
             return late
 
     @contextlib.contextmanager
-    def exchange(self, head: bytes, body: bytes, timeout_s: float) -> Iterator[Response | None]:
+    def exchange(self, head: bytes, parts: Sequence[bytes], timeout_s: float) -> Iterator[Response | None]:
         """Send a request over the connection that an earlier one has left open, and yield the answer, to be read.
 
         Yield None if there is no such connection, or if it goes through a proxy, which only requests can handle. A
@@ -84,7 +84,7 @@ class DeadlineAdapter(HTTPAdapter):
 
         Args:
             head: The result of `head_of` for a request that requests sent to the same address.
-            body: The body. Its length is added to the head.
+            parts: The body. Its length is added to the head.
             timeout_s: The limit of each wait.
 
         Raises:
@@ -100,7 +100,8 @@ class DeadlineAdapter(HTTPAdapter):
             return
         sound = False
         try:
-            begin = _asked(connection.sock, b"%bContent-Length: %d\r\n\r\n" % (head, len(body)), body, timeout_s)
+            size = sum(map(len, parts))
+            begin = _asked(connection.sock, b"%bContent-Length: %d\r\n\r\n" % (head, size), parts, size, timeout_s)
             response = _Plain.of(begin, connection.sock)
             if response is None:  # a chunked answer, say: the library can read every kind
                 response = _Final(_Begun(begin, connection.sock), method="POST")  # pyright: ignore[reportArgumentType]
@@ -308,17 +309,14 @@ def _is_usable(proxy: str) -> bool:
     return bool(parts.host) and (parts.scheme or "").lower() in _PROXY_SCHEMES and rest == ("/", None, None)
 
 
-def _asked(sock: socket.socket, head: bytes, body: bytes, timeout_s: float) -> bytes:
+def _asked(sock: socket.socket, head: bytes, parts: Sequence[bytes], size: int, timeout_s: float) -> bytes:
     """Send a request and return the first bytes of the answer."""
     if sock.gettimeout() != timeout_s:
         sock.settimeout(timeout_s)
     # A server may answer and close before it has read all of the request. Then its answer counts.
     with contextlib.suppress(BrokenPipeError):
-        if len(body) < _ONE_SEND_BYTES:
-            sock.sendall(head + body)
-        else:
-            sock.sendall(head)
-            sock.sendall(body)
+        for data in (head, *parts) if size >= _ONE_SEND_BYTES else (b"".join((head, *parts)),):
+            sock.sendall(data)
     return sock.recv(_RECEIVED_BYTES)
 
 

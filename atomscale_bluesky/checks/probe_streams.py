@@ -64,7 +64,7 @@ class ProbeStreams:
         """Make a stream."""
         label = f"{LABEL} {time.strftime('%Y-%m-%d')} [{secrets.token_hex(4)}]"
         body = {"stream_name": label, "points_per_chunk": POINTS, **more}
-        request = wire.Request("POST", f"{family}/stream/initialize", orjson.dumps(body))
+        request = wire.Request("POST", f"{family}/stream/initialize", (orjson.dumps(body),))
         try:
             data_id = self._patiently(lambda: self._client.ask(request, wire.read_initialized))
         except (ApiUnavailableError, KeyboardInterrupt) as error:
@@ -96,7 +96,7 @@ class ProbeStreams:
             path = f"{stream.family}/stream/chunk"
             bodies = [(path, head | {"channel_name": name} | one) for name, one in series.items()]
         for path, body in bodies:
-            request = wire.Request("POST", path, orjson.dumps(body).ljust(size))
+            request = wire.Request("POST", path, (orjson.dumps(body).ljust(size),))
             self._patiently(lambda request=request: self._client.ask(request, bytes))
 
     def _patiently(self, ask: Callable[[], Any]) -> Any:

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from ..model.chunk import Chunk, Column
+from ..model.chunk import Chunk, Values
 from ..model.rows import Position, Row, Rows
 from ..spool.journal_format import Layout
 from ..spool.ledger_format import OpeningReason, Previewed, Tried
@@ -114,6 +114,7 @@ class _Stream:
         self.over = resumed.over
         self._ahead = list(self._state.ahead)
         self._places: dict[int, Sequence[int] | None] = {}  # layout → where its rows have the values of the channels
+        self._units: tuple[str | None, ...] | None = None
         self.leaving: dict[str, int] = {}  # channels noted as leaving at a later row
         self.go_on(resumed.index, resumed.from_row)
         left = {name: self._state.left[name] for name in self.channels if name in self._state.left}
@@ -157,15 +158,23 @@ class _Stream:
         self.points = [point._replace(values=[point.values[place] for place in stay]) for point in self.points]
         self.channels = tuple(self.channels[place] for place in stay)
         self.leaving = {name: row for name, row in self.leaving.items() if name in kept}
-        self._places = {}
+        self._places, self._units = {}, None
         return gone
 
     def places(self, layout: int, index: Mapping[str, int]) -> Sequence[int] | None:
         """Return where rows of a layout have the channels' values, or None if the layout lacks a channel."""
         if layout not in self._places:
-            there = all(name in index for name in self.channels)
-            self._places[layout] = [index[name] for name in self.channels] if there else None
+            places = [index[name] for name in self.channels if name in index]
+            whole = range(len(index))  # all that a row has, in its order
+            there = len(places) == len(self.channels)
+            self._places[layout] = None if not there else whole if places == [*whole] else places
         return self._places[layout]
+
+    def units(self, known: Mapping[str, str | None]) -> tuple[str | None, ...]:
+        """Return the units of the channels, in their order."""
+        if self._units is None:
+            self._units = tuple([known[name] for name in self.channels])
+        return self._units
 
 
 class Chunker:
@@ -234,13 +243,15 @@ class Chunker:
     def rows(self, position: Position, rows: Rows) -> Chunk:
         """Return the chunk of these rows, after `whole_chunk` said that they make one. `row` would give the same."""
         stream = next(stream for stream in self._streams if stream.channels)
-        columns, index = list(np.ascontiguousarray(rows.values.T)), self._index[rows.layout]
+        places = stream.places(rows.layout, self._index[rows.layout])
         last_row = rows.number + len(rows.times) - 1
         chunk = Chunk(
             stream=stream.opening.stream,
             index=stream.index,
             times=rows.times,
-            columns=tuple([Column(name, self._units[name], columns[index[name]]) for name in stream.channels]),
+            names=stream.channels,
+            units=stream.units(self._units),
+            values=np.ascontiguousarray(rows.values.T if isinstance(places, range) else rows.values.T[places]),
             first_row=rows.number,
             last_row=last_row,
             position=position,
@@ -325,14 +336,13 @@ class Chunker:
         if shown and not (set(stream.channels) >= set(shown.channels) and _begins_with(points, shown)):
             yield from self._cut_short(stream)
             return
-        columns = zip(*(point.values for point in points), strict=True)
         yield Chunk(
             stream=stream.opening.stream,
             index=stream.index,
             times=tuple([point.time for point in points]),
-            columns=tuple(
-                [Column(name, self._units[name], values) for name, values in zip(stream.channels, columns, strict=True)]
-            ),
+            names=stream.channels,
+            units=stream.units(self._units),
+            values=_by_channel(points),
             first_row=points[0].number,
             last_row=points[-1].number,
             position=points[0].position,
@@ -420,6 +430,13 @@ class Chunker:
             return False
         index, came = self._index[row.layout], self._came[name]
         return any(row.values[place] is None and self._came[other] == came for other, place in index.items())
+
+
+def _by_channel(points: list[_Point]) -> Values:
+    """Return the values of points, one line per channel."""
+    if any(None in point.values for point in points):
+        return tuple(zip(*(point.values for point in points), strict=True))
+    return np.array([point.values for point in points], dtype=np.float64).T.copy()
 
 
 def _begins_with(points: list[_Point], shown: Previewed) -> bool:

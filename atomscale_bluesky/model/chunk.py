@@ -13,6 +13,9 @@ from .rows import Position
 
 Noted = TypeVar("Noted")
 
+# One line per channel. None is only where the policy is `null`, and then the lines are tuples.
+Values = NDArray[np.float64] | tuple[tuple[float | None, ...], ...]
+
 
 class Column(NamedTuple):
     """One channel's part of a chunk: as many values as the chunk has times, None only where the policy is `null`."""
@@ -22,13 +25,18 @@ class Column(NamedTuple):
     values: tuple[float | None, ...] | NDArray[np.float64]
 
 
-class Chunk(msgspec.Struct, frozen=True):
-    """Consecutive points of the channels of one metrology stream, under an index that never changes."""
+class Chunk(msgspec.Struct, frozen=True, eq=False):
+    """Consecutive points of the channels of one metrology stream, under an index that never changes.
+
+    The chunks of a stream share the tuples of their channels' names and units, so a chunk costs nothing per channel.
+    """
 
     stream: int
     index: int
     times: tuple[float, ...]  # Unix seconds, in order of arrival
-    columns: tuple[Column, ...]
+    names: tuple[str, ...]
+    units: tuple[str | None, ...]
+    values: Values
     first_row: int
     last_row: int
     position: Position  # the first row's place in the journal
@@ -38,22 +46,27 @@ class Chunk(msgspec.Struct, frozen=True):
         """How many points each channel has."""
         return len(self.times)
 
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The channels, one by one."""
+        return tuple(map(Column, self.names, self.units, self.values))
+
     def only(self, names: Iterable[str]) -> Chunk:
         """Return the chunk with only the named channels, in the chunk's own order."""
         wanted = frozenset(names)
-        columns = tuple(column for column in self.columns if column.name in wanted)
-        return Chunk(self.stream, self.index, self.times, columns, self.first_row, self.last_row, self.position)
+        places = [place for place, name in enumerate(self.names) if name in wanted]
+        return msgspec.structs.replace(
+            self,
+            names=tuple([self.names[place] for place in places]),
+            units=tuple([self.units[place] for place in places]),
+            values=_lines(self.values, places),
+        )
 
     def shifted(self, offset_s: float) -> Chunk:
         """Return the chunk with all times later by `offset_s`."""
         if not offset_s:
             return self
         return msgspec.structs.replace(self, times=tuple(time + offset_s for time in self.times))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of its channels."""
-        return tuple(column.name for column in self.columns)
 
     def noted_as(self, kind: Callable[..., Noted]) -> Noted:
         """Return the chunk's rows as a line of the ledger."""
@@ -69,6 +82,10 @@ class Chunk(msgspec.Struct, frozen=True):
             first_time=self.times[0],
             last_time=self.times[-1],
         )
+
+
+def _lines(values: Values, places: list[int]) -> Values:
+    return values[places] if isinstance(values, np.ndarray) else tuple([values[place] for place in places])
 
 
 class Span(NamedTuple):

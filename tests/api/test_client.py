@@ -10,15 +10,15 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
+from chunks import chunk_of
 
 from atomscale_bluesky import ApiKeyError, ApiRefusedError, ApiUnavailableError, Settings
 from atomscale_bluesky.api.client import Client
-from atomscale_bluesky.model.chunk import Chunk, Column
+from atomscale_bluesky.model.chunk import Column
 from atomscale_bluesky.model.links import Links
-from atomscale_bluesky.model.rows import Position
 from atomscale_bluesky.server import LOGIN_PAGE, Fault, LocalServer
 
-CHUNK = Chunk(0, 0, (1.0, 2.0), (Column("t", "K", (3.0, 4.0)),), 0, 1, Position(1, 0))
+CHUNK = chunk_of(0, (1.0, 2.0), [Column("t", "K", (3.0, 4.0))])
 
 
 def settings(url: str, **more: object) -> Settings:

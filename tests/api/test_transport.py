@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import pytest
+from chunks import chunk_of
 
 from atomscale_bluesky import ApiKeyError, ApiRefusedError, ApiUnavailableError, Settings
 from atomscale_bluesky.api.client import Client
 from atomscale_bluesky.api.wire import push
-from atomscale_bluesky.model.chunk import Chunk, Column
+from atomscale_bluesky.model.chunk import Column
 from atomscale_bluesky.model.links import Links
-from atomscale_bluesky.model.rows import Position
 from atomscale_bluesky.server import Fault, LocalServer
 
-CHUNKS = [Chunk(0, i, (1.0, 2.0), (Column("t", "K", (3.0, 4.0)),), 2 * i, 2 * i + 1, Position(1, 0)) for i in range(4)]
+CHUNKS = [chunk_of(i, (1.0, 2.0), [Column("t", "K", (3.0, 4.0))], first_row=2 * i) for i in range(4)]
 
 
 def confirmation(index: int) -> bytes:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import orjson
 import pytest
+from chunks import chunk_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +20,6 @@ from atomscale_bluesky.api import wire
 from atomscale_bluesky.api.read_back import read_points
 from atomscale_bluesky.model.chunk import Chunk, Column
 from atomscale_bluesky.model.links import Links
-from atomscale_bluesky.model.rows import Position
 
 WIRE = Path(__file__).parent / "wire"
 DATA_ID = "5c1d7e02-9a44-4f0b-8c3e-2b6f1d0a7e35"
@@ -41,19 +43,12 @@ def answer(exchange: dict[str, Any]) -> bytes:
     return json.dumps(exchange["response"]).encode()
 
 
-def chunk_of(request: dict[str, Any]) -> Chunk:
+def chunk_in(request: dict[str, Any]) -> Chunk:
     """The chunk that a body speaks of."""
     channels = request.get("channels") or {request.get("channel_name"): request}
     times = next(iter(channels.values()))["timestamps"]
-    return Chunk(
-        stream=0,
-        index=request["chunk_index"],
-        times=tuple(times),
-        columns=tuple(Column(name, one.get("units"), tuple(one["values"])) for name, one in channels.items()),
-        first_row=0,
-        last_row=len(times) - 1,
-        position=Position(1, 0),
-    )
+    columns = [Column(name, one.get("units"), tuple(one["values"])) for name, one in channels.items()]
+    return chunk_of(request["chunk_index"], times, columns)
 
 
 # ---- requests --------------------------------------------------------------------------------------------------------
@@ -172,21 +167,21 @@ def test_an_entry_has_its_links_in_every_known_shape_of_tags(tags: list[Any]) ->
 @FAMILIES
 def test_all_channels_of_a_chunk_are_pushed_as_the_reference_says(family: str) -> None:
     said = exchange(f"{family}-chunk-multi")
-    chunk = chunk_of(said["request"])
+    chunk = chunk_in(said["request"])
     data_id = said["request"]["data_id"]
 
     assert_spelled(wire.push(family, data_id, chunk), said)
-    wire.check_confirmed(answer(said), data_id, chunk, chunk.names)
+    wire.check_confirmed(answer(said), data_id, chunk.index, chunk.names)
 
 
 @FAMILIES
 def test_one_channel_of_a_chunk_is_pushed_as_the_reference_says(family: str) -> None:
     said = exchange(f"{family}-chunk")
-    chunk = chunk_of(said["request"])
+    chunk = chunk_in(said["request"])
     data_id = said["request"]["data_id"]
 
     assert_spelled(wire.push_channel(family, data_id, chunk, chunk.columns[0]), said)
-    wire.check_confirmed(answer(said), data_id, chunk, chunk.names)
+    wire.check_confirmed(answer(said), data_id, chunk.index, chunk.names)
 
 
 @FAMILIES
@@ -244,7 +239,7 @@ def test_numbers_and_names_are_sent_exactly_and_as_valid_json(
     values: list[float | None], name: str, unit: str | None
 ) -> None:
     times = tuple(1_760_000_000.1 + i / 3 for i in range(len(values)))
-    chunk = Chunk(0, 7, times, (Column(name, unit, tuple(values)),), 0, len(values) - 1, Position(1, 0))
+    chunk = chunk_of(7, times, [Column(name, unit, tuple(values))])
     expected = {"timestamps": list(times), "values": values} | ({} if unit is None else {"units": unit})
 
     multi = wire.push("metrology", DATA_ID, chunk).body or b""
@@ -255,7 +250,7 @@ def test_numbers_and_names_are_sent_exactly_and_as_valid_json(
 
 
 def test_a_chunk_with_nan_makes_a_valid_json_body() -> None:
-    chunk = Chunk(0, 0, (1.0, math.inf), (Column("T", None, (math.nan, -math.inf)),), 0, 1, Position(1, 0))
+    chunk = chunk_of(0, (1.0, math.inf), [Column("T", None, (math.nan, -math.inf))])
 
     for request in (
         wire.push("metrology", DATA_ID, chunk),
@@ -271,7 +266,7 @@ LOGIN = b"<!DOCTYPE html><html><body>Please sign in</body></html>"
 NO_ANSWERS = pytest.mark.parametrize(
     "body", [b"", LOGIN, b'{"data_id": "5c1d', b"\xff\xfe", b"null", b"NaN", b"true", b"7", b'"ok"', b"[" * 5000]
 )
-CHUNK = Chunk(0, 3, (1.0, 2.0), (Column("T", "K", (1.0, 2.0)), Column("p", None, (3.0, 4.0))), 6, 7, Position(1, 0))
+CHUNK = chunk_of(3, (1.0, 2.0), [Column("T", "K", (1.0, 2.0)), Column("p", None, (3.0, 4.0))], first_row=6)
 
 
 def confirmation(**members: Any) -> dict[str, Any]:
@@ -281,7 +276,7 @@ def confirmation(**members: Any) -> dict[str, Any]:
 @NO_ANSWERS
 def test_an_answer_that_is_not_the_apis_confirms_nothing(body: bytes) -> None:
     with pytest.raises(wire.AnswerError):
-        wire.check_confirmed(body, DATA_ID, CHUNK, CHUNK.names)
+        wire.check_confirmed(body, DATA_ID, CHUNK.index, CHUNK.names)
     with pytest.raises(wire.AnswerError):
         wire.check_finalized(body, DATA_ID)
     with pytest.raises(wire.AnswerError):
@@ -320,28 +315,104 @@ def test_a_text_that_cannot_be_an_id_is_refused(data_id: Any) -> None:
 def test_an_answer_about_another_stream_chunk_or_channel_confirms_nothing(members: dict[str, Any]) -> None:
     for shape in (confirmation(**members), [confirmation(**members)]):
         with pytest.raises(wire.AnswerError, match="does not confirm chunk 3 of channel 'T'"):
-            wire.check_confirmed(json.dumps(shape).encode(), DATA_ID, CHUNK, ["T"])
+            wire.check_confirmed(json.dumps(shape).encode(), DATA_ID, CHUNK.index, ["T"])
 
 
 def test_an_answer_that_leaves_a_channel_out_does_not_confirm_it() -> None:
     body = json.dumps([confirmation(), "noise", None, confirmation(channel_name="q")]).encode()
 
-    wire.check_confirmed(body, DATA_ID, CHUNK, ["T"])
+    wire.check_confirmed(body, DATA_ID, CHUNK.index, ["T"])
     with pytest.raises(wire.AnswerError, match="channel 'p'"):
-        wire.check_confirmed(body, DATA_ID, CHUNK, ["T", "p"])
+        wire.check_confirmed(body, DATA_ID, CHUNK.index, ["T", "p"])
 
 
 def test_a_channel_called_none_is_not_confirmed_by_an_answer_without_a_name() -> None:
     body = json.dumps([confirmation(channel_name=None)]).encode()
 
     with pytest.raises(wire.AnswerError):
-        wire.check_confirmed(body, DATA_ID, CHUNK, ["None"])
+        wire.check_confirmed(body, DATA_ID, CHUNK.index, ["None"])
 
 
 def test_the_confirmations_of_a_multi_may_come_in_any_order() -> None:
     body = json.dumps([confirmation(channel_name="p"), confirmation()]).encode()
 
-    wire.check_confirmed(body, DATA_ID, CHUNK, CHUNK.names)
+    wire.check_confirmed(body, DATA_ID, CHUNK.index, CHUNK.names)
+
+
+# ---- answers that are like earlier ones ------------------------------------------------------------------------------
+
+ANSWERS = pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")], ids=["compact", "with blanks"])
+
+
+@ANSWERS
+@pytest.mark.parametrize("known", [[], [3], [3, 4], [9], [1, 10, 100]])
+@given(data=st.data())
+def test_an_answer_confirms_the_same_whatever_was_answered_before(
+    separators: tuple[str, str], known: list[int], data: st.DataObject
+) -> None:
+    def confirming(index: int) -> bytes:
+        said = [confirmation(channel_name=name, chunk_index=index) for name in CHUNK.names]
+        return json.dumps(said, separators=separators).encode()
+
+    usual = wire.UsualAnswers()
+    for index in known:
+        usual.check_confirmed(confirming(index), DATA_ID, index, CHUNK.names)
+    given_index, asked = data.draw(st.integers(0, 120)), data.draw(st.integers(0, 120))
+    odd = data.draw(st.sampled_from([b"", b" ", b"1", b"7"]))
+    body = confirming(given_index) if odd == b"" else confirming(given_index).replace(b"3", odd)
+
+    assert agrees(lambda: usual.check_confirmed(body, DATA_ID, asked, CHUNK.names)) == agrees(
+        lambda: wire.check_confirmed(body, DATA_ID, asked, CHUNK.names)
+    )
+
+
+def agrees(check: Callable[[], None]) -> bool:
+    """True if an answer confirms what is asked."""
+    try:
+        check()
+    except wire.AnswerError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [confirmation(), confirmation(channel_name="p")],
+        [confirmation(), confirmation(channel_name="p", chunk_index=3.0)],
+        [confirmation(), confirmation(channel_name="p") | {'a"chunk_index': 3}],
+        [confirmation(), confirmation(channel_name="p"), confirmation(channel_name="q", chunk_index=33)],
+        [confirmation(total_points=3), confirmation(channel_name="p", total_points=3)],
+    ],
+)
+def test_an_answer_to_one_chunk_never_confirms_another(said: list[dict[str, Any]]) -> None:
+    body = json.dumps(said, separators=(",", ":")).encode()
+    for answer_once in (body, body.replace(b"chunk_index", b"chunk\\u005findex", 1)):
+        usual = wire.UsualAnswers()
+        usual.check_confirmed(answer_once, DATA_ID, 3, CHUNK.names)
+        usual.check_confirmed(answer_once, DATA_ID, 3, CHUNK.names)
+        for other in (0, 2, 4, 30, 33):
+            with pytest.raises(wire.AnswerError):
+                usual.check_confirmed(answer_once, DATA_ID, other, CHUNK.names)
+        with pytest.raises(wire.AnswerError):
+            usual.check_confirmed(answer_once, SAMPLE, 3, CHUNK.names)
+        with pytest.raises(wire.AnswerError):
+            usual.check_confirmed(answer_once, DATA_ID, 3, ("T", "p", "r"))
+
+
+def test_usual_answers_are_remembered_in_bounded_memory() -> None:
+    names = tuple(f"channel {n}" for n in range(1000))
+    usual = wire.UsualAnswers()
+    tracemalloc.start()
+    try:
+        for stream in range(100):
+            data_id = f"{stream:08d}"
+            said = [confirmation(data_id=data_id, channel_name=name) for name in names]
+            usual.check_confirmed(json.dumps(said, separators=(",", ":")).encode(), data_id, 3, names)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 2**21
 
 
 @pytest.mark.parametrize("body", [{"data_id": SAMPLE}, {}, [], [{"data_id": DATA_ID}], {"processed_data_id": DATA_ID}])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chunks import spelled
 from waiting import wait_until
 
 from atomscale_bluesky.chunking.chunker import Chunker, Resumed, Waiting
@@ -57,11 +58,6 @@ def rows(begin: int, count: int) -> Rows:
     return Rows(0, begin, tuple(one.time for one in found), np.array([one.values for one in found]))
 
 
-def plain(chunk: Chunk) -> list[object]:
-    columns = [(column.name, column.unit, list(map(float, column.values))) for column in chunk.columns]
-    return [chunk.stream, chunk.index, chunk.times, columns, chunk.first_row, chunk.last_row, chunk.position]
-
-
 @pytest.mark.parametrize("begin", [0, 1, 2, 3, 7, 10, 13])
 def test_rows_taken_at_once_are_the_chunk_that_they_are_one_by_one(begin: int) -> None:
     at_once, one_by_one = (chunker(Resumed(stream(), index=2, from_row=begin)) for _ in range(2))
@@ -73,7 +69,7 @@ def test_rows_taken_at_once_are_the_chunk_that_they_are_one_by_one(begin: int) -
         (expected,) = [
             chunk for number, place in enumerate(places) for chunk in one_by_one.row(place, row(begin + number))
         ]
-        assert plain(chunk) == plain(expected)
+        assert spelled(chunk) == spelled(expected)
         assert (chunk.index, chunk.first_row, chunk.last_row) == (index, begin, begin + 4)
         begin += 5
         assert at_once.whole_chunk(0, begin) == one_by_one.whole_chunk(0, begin) == 5
@@ -211,6 +207,22 @@ def taken(run_chunker: RunChunker) -> list[Chunk]:
     return found
 
 
+def calls_of(what: Callable[[], object]) -> int:
+    """How many calls of Python functions something takes."""
+    called = 0
+
+    def count(frame: object, event: str, arg: object) -> None:
+        nonlocal called
+        called += event == "call"
+
+    sys.setprofile(count)
+    try:
+        what()
+    finally:
+        sys.setprofile(None)
+    return called
+
+
 STOP = encode(Stop(time=T0 + 100, exit_status="success"))
 
 
@@ -222,13 +234,18 @@ def test_a_backlog_of_plain_rows_is_cut_chunk_by_chunk_and_what_is_special_row_b
     lines[42] = text(42, [42.0, None])
     run_chunker = deliver([layout(2), *lines, STOP], non_finite="null").run.run_chunker
 
-    chunks = all_chunks(run_chunker)
+    chunks: list[Chunk] = []
+    calls: list[int] = []
+    while not run_chunker.at_end:
+        calls.append(calls_of(run_chunker.look))
+        chunks += taken(run_chunker)
 
     assert [chunk.first_row for chunk in chunks] == list(range(0, 95, 10))
     assert [int(time - T0) for chunk in chunks for time in chunk.times] == list(range(95))
-    at_once = [isinstance(chunk.columns[0].values, np.ndarray) for chunk in chunks]
-    assert at_once == [chunk.first_row not in {40, 90} for chunk in chunks]  # the gap's, and the short one
     assert chunks[4].columns[1].values[2] is None
+    special, ordinary = calls[4], calls[3]
+    assert special > 3 * ordinary
+    assert calls[5:9] == [ordinary] * 4
 
 
 def test_a_look_ends_with_a_chunk_and_at_the_journals_present_end(deliver: Deliver) -> None:

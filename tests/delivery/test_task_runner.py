@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator
 
 import pytest
+from chunks import chunk_of
 from waiting import wait_until
 
 from atomscale_bluesky import Settings
@@ -23,7 +24,6 @@ from atomscale_bluesky.delivery.tasks.work import Knowledge
 from atomscale_bluesky.errors import ApiKeyError, ApiRefusedError, ApiUnavailableError
 from atomscale_bluesky.model.chunk import Chunk, Column
 from atomscale_bluesky.model.links import Links
-from atomscale_bluesky.model.rows import Position
 from atomscale_bluesky.server import Fault, LocalServer
 
 T0 = 1_760_000_000.0
@@ -58,7 +58,7 @@ def pushing(data_id: str, chunk: Chunk, apart: frozenset[str] = frozenset()) -> 
 
 def chunk(names: Iterable[str], index: int = 0) -> Chunk:
     columns = tuple(Column(name, None, (0.0, 1.0, 2.0, float(place))) for place, name in enumerate(names))
-    return Chunk(0, index, tuple(T0 + index * 4 + n for n in range(4)), columns, index * 4, 3, Position(1, 0))
+    return chunk_of(index, [T0 + index * 4 + n for n in range(4)], columns, first_row=index * 4)
 
 
 def initialize(client: Client) -> str:
@@ -330,7 +330,7 @@ def test_a_wrong_key_and_a_mistake_of_our_own_are_both_part_of_the_outcome(
     server.misbehave(Fault(status=401))
     assert isinstance(perform(client, initializing(), Knowledge()).error, ApiKeyError)
 
-    broken = pushing("id", Chunk(0, 0, (), (Column("a", None, None),), 0, 0, Position(1, 0)))
+    broken = pushing("id", chunk_of(0, (), [Column("a", None, None)]))
     outcome = perform(client, broken, Knowledge())
 
     assert isinstance(outcome.error, ApiUnavailableError)

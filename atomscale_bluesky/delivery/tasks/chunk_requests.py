@@ -64,9 +64,9 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
         apart = [name for name in chunk.names if name in self.apart] if self.apart else []
         together = chunk.only(name for name in chunk.names if name not in self.apart) if apart else chunk
         single_only = attempt.knowledge.single_only
-        if not together.columns or self.family in single_only:
+        if not together.names or self.family in single_only:
             return self._send_each(client, chunk)
-        if len(together.columns) > 1 and push_bytes(together) > client.max_body_bytes:
+        if len(together.names) > 1 and push_bytes(together) > client.max_body_bytes:
             return self._send_halves(client, chunk, attempt)
         try:
             client.push(self.family, self.data_id, together)
@@ -78,12 +78,12 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
                 return one_by_one
             if not self.finds_refused:
                 return Sent(refused=dict.fromkeys(chunk.names, error))
-            if len(together.columns) > 1:
+            if len(together.names) > 1:
                 whole = chunk is self.chunk
                 if whole and not is_too_large(error) and is_closed(client, self, self.data_id, attempt):
                     return Sent(refused=dict.fromkeys(chunk.names, error))  # all would be refused, one by one
                 return self._send_halves(client, chunk, attempt)
-            sent = Sent(refused={together.names[0]: error})
+            sent = Sent(refused=dict.fromkeys(together.names, error))
         else:
             sent = Sent(together.names)
         return sent.and_then(self._send_each(client, chunk.only(apart))) if apart else sent

@@ -43,8 +43,8 @@ class Push(ChunkWork, frozen=True, eq=False):
 
     def _answered(self, run: Run, result: Sent) -> None:
         confirmed, refused, index = result.confirmed, result.refused, self.chunk.index
-        names = set(self.chunk.names)
-        if refused and not confirmed and set(refused) >= names:
+        names = self.chunk.names
+        if refused and not confirmed and refused.keys() >= {*names}:
             reason = str(next(iter(refused.values())))
             if run.previews.chunk_refused(run.streams[self.stream], index, reason):
                 run.reload("a refused chunk ends with what was shown of it")
@@ -57,9 +57,10 @@ class Push(ChunkWork, frozen=True, eq=False):
                 index, name, self.label, error,
             )  # fmt: skip
         if confirmed:
-            whole = set(confirmed) >= names
+            whole = confirmed == names or {*confirmed} >= {*names}
             run.ledger.note(Confirmed(self.stream, index, run.now(), None if whole else confirmed))
-            run.apart.get(self.stream, set()).difference_update(confirmed)  # taken again, so sent with the others
+            if self.stream in run.apart:
+                run.apart[self.stream].difference_update(confirmed)  # taken again, so sent with the others
 
     def failed(self, run: Run, error: ApiError, part: Sent | None) -> Push:
         """Note the channels that were confirmed, and return the others."""
