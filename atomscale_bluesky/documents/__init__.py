@@ -21,7 +21,8 @@ wait for their descriptor.
     row_times       which time a row has: its event's, or its readings' own
     channels        which channels a data key becomes, and their names
     event_page      the columns of a page, of any kind
-    event_stream    one event stream: which of its keys are channels, and its rows
+    layouts         which keys of an event stream are channels, and which of these share their times
+    event_stream    one event stream: its events and pages as rows
     time_base       channels that share their times: encodes their values as rows
     conversion      turns one value into a number, or gives the reason why that is not possible
     open_run        the state of a run whose stop document has not come

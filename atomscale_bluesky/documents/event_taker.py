@@ -80,9 +80,10 @@ class EventTaker:
             return _why_left_out(why, len(data))
         run.remember(uid)
         self._files.step = None
-        if event_stream.usually is not None and len(payloads) == 1 and len(data) == event_stream.usual:
-            return event_stream.usually
-        return event_stream.accepted_of(payloads, data)
+        layouts = event_stream.layouts
+        if layouts.usual_answer is not None and len(data) == layouts.usual_keys:
+            return layouts.usual_answer
+        return layouts.answer(payloads, data)
 
     def event_page(self, doc: Mapping[str, Any]) -> Accepted:
         """Take the events of a page that are new. Raises as `event` does."""
@@ -130,7 +131,7 @@ class EventTaker:
         for uid in uids:
             run.remember(uid)
         self._files.step = None
-        return event_stream.accepted_of(payloads, data, len(uids), known=len(seen))
+        return event_stream.layouts.answer(payloads, data, len(uids), known=len(seen))
 
     def bulk_events(self, doc: Mapping[str, Any]) -> Accepted:
         """Take the events of a document in which older tools put those of a flyer: lists of events by descriptor uid.

@@ -1,0 +1,328 @@
+"""Decides the layouts of one event stream: which of its data keys are channels, and which of these share their times.
+
+The values decide which data keys become channels, because values are more reliable than the descriptor. Numbers,
+booleans, enums (by index) and the elements of short one-dimensional arrays become channels. Text, tables, larger arrays
+and external data are left out, each with its reason.
+
+Nothing is decided for good. A key that comes later or turns numeric, an array that grows, a scalar that becomes an
+array and a unit that changes give channels of their own from there on, in a new layout. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any
+
+from ..model.loss import Loss
+from ..model.text import sound
+from ..spool.journal_format import Layout, is_row
+from .accepted import Accepted
+from .channels import Channels, Names
+from .description import MAX_NAME, Description
+from .event_page import EventPage
+from .row_times import Own, Stretch, Way
+from .selection import Selection
+from .time_base import Source, TimeBase
+
+# This many keys that first appear later are counted one by one, and the others together.
+MAX_LATE_KEYS = 1000
+OTHER_KEYS = "(other keys)"
+# How often the values of an event stream may change its channels. A layout names all channels, so more would let the
+# journal grow with the square of their number.
+MAX_CHANGES = 100
+
+
+class Layouts:
+    """The time bases of one event stream, each with its present layout, and the keys that are no channels.
+
+    An exception from a signal handler may interrupt any method. It leaves the old time bases or the new ones.
+
+    Args:
+        event_stream: The event stream's name.
+        description: What its first descriptor says.
+        selection: Which data keys to take.
+        next_layout: Returns a number that no other layout of the run has.
+        names: The channel names of the run, if its event streams share a metrology stream.
+        earlier: The event stream's layouts in earlier journals of the run. Its channels keep their names, and keys
+            that have been divided stay apart.
+        way: How the times of its rows are chosen.
+    """
+
+    def __init__(
+        self,
+        event_stream: str,
+        description: Description,
+        selection: Selection,
+        *,
+        next_layout: Callable[[], int],
+        names: Names | None,
+        earlier: Sequence[Layout],
+        way: Way,
+    ) -> None:
+        self.bases: list[TimeBase] = []
+        self.left_out: Mapping[str, str] = {}  # data keys that do not become channels, with the reason of each
+        self.watched: tuple[str, ...] = ()  # keys left out because of their values, which may become numbers later
+        self.usual_keys = -1  # how many keys an event has if all of its keys are known
+        self.usual_answer: Accepted | None = None  # the answer for such an event
+        self.own_times = bool(earlier and earlier[-1].own_times)  # the last row stands at its readings' own times
+        self.late: Counter[str] = Counter()  # readings of keys that came after too many changes
+        self.offered_late: dict[str, int] = {}  # the same of the last document, to be added once it is kept
+        self._event_stream = event_stream
+        self._description = description
+        self._channels = Channels(event_stream, description, selection, names, earlier)
+        self._next_layout = next_layout
+        self._by_evidence = way is Way.EVIDENCE
+        self._known: set[Any] = set()  # all keys that came
+        self._changes = 0
+        # By data key: the time base that it had in an earlier journal.
+        self._time_bases = {one.key: layout.time_base for layout in earlier for one in layout.channels}
+
+    def describe(self, description: Description) -> None:
+        """Note that the documents that follow name another descriptor. Its units and choices apply to them."""
+        self._description = description
+        self._channels.describe(description)
+        self.usual_keys, self.usual_answer = -1, None
+        bases: list[TimeBase] = []
+        for base in self.bases:
+            sources = list(map(self._channels.redescribed, base.sources))
+            bases.append(base if sources == base.sources else self._changed(base, sources))
+        self.bases = bases
+
+    def prepare(
+        self, data: Mapping[Any, Any], filled: Mapping[str, Any], own: Own | None, only: Set[str] | None
+    ) -> None:
+        """Make the channels and time bases that an event needs, or only those of the keys in `only`."""
+        if (own is not None) != self.own_times:
+            before, self.own_times = self.own_times, own is not None
+            try:
+                if self._by_evidence:
+                    self.bases = [self._changed(base, base.sources) for base in self.bases]
+            except BaseException:  # from a signal handler: the layouts are changed with the next event
+                self.own_times = before
+                raise
+        if not self.bases:
+            self._arrange(data, filled, own)
+        if len(data) != self.usual_keys:
+            self._meet(data, filled)
+        if self.watched:
+            self._welcome({key: data[key] for key in self.watched if key in data}, filled)
+        self._divide(own, only)
+
+    def changes_with(
+        self, data: Mapping[Any, Any], filled: Mapping[str, Any], own: Own | None, only: Set[str] | None
+    ) -> bool:
+        """Give an event with a gap the channels that it needs. Return True if there are new ones."""
+        met = self.usual_keys >= 0 and self._meet(data, filled)  # another key may have taken the place of a missing one
+        if not (self._grow(data) or met):
+            return False
+        self._divide(own, only)
+        return True
+
+    def changes_at(self, page: EventPage, row: int, end: int) -> int:
+        """Return the first of these rows whose arrays need more channels, or `end`. At `row` itself, add them."""
+        arrays = [source for base in self.bases for source in base.sources if source.key in page.columns]
+        for i in range(row, end):
+            if any(source.outgrown_by(page.columns[source.key][i]) for source in arrays):
+                if self._changes >= MAX_CHANGES:
+                    return end
+                if i == row:
+                    self._grow({key: column[row] for key, column in page.columns.items()})
+                return i
+        return end
+
+    def alike_until(self, page: EventPage, stretch: Stretch, row: int, end: int) -> int:
+        """Return the first row after `row` that needs other time bases, or a channel for a key that turns numeric."""
+        if stretch.own is not None:
+            for base in self.bases:
+                end = min(end, stretch.differ(base.keys, row, end))
+        for key in self.watched:
+            column = page.columns.get(key, ())
+            for i in range(row + 1, min(end, len(column))):
+                value = column[i]
+                if value is None or issubclass(type(value), str):
+                    continue
+                if not isinstance(self._channels.source(key, value, page.filled.get(key, True)), str):
+                    end = i
+                    break
+        return end
+
+    def count_late(self, data: Mapping[Any, Any], rows: int) -> None:
+        """Count the readings of keys that came too late, to be added once these rows are kept."""
+        for key in data:
+            if key in self._known:
+                continue
+            name = sound(key)[:MAX_NAME] if isinstance(key, str) else type(key).__name__
+            if name not in self.late and len(self.late) >= MAX_LATE_KEYS:
+                name = OTHER_KEYS
+            self.offered_late[name] = self.offered_late.get(name, 0) + rows
+
+    def answer(self, payloads: Sequence[bytes], data: Mapping[Any, Any], events: int = 1, known: int = 0) -> Accepted:
+        """Return the answer for a document whose lines were written, and keep it if such a document is usual.
+
+        Args:
+            payloads: The lines.
+            data: Has the document's keys.
+            events: How many events the document holds.
+            known: How many others of it came before.
+        """
+        reasons, met = self.left_out, self._known
+        left_out: Counter[str] = Counter()
+        for key in data:
+            reason = reasons.get(sound(key) if isinstance(key, str) else sound(type(key).__name__))
+            if reason is None and key not in met:
+                reason = Loss.LATE
+            if reason is not None:
+                left_out[reason] += events
+        found = Accepted(rows=sum(map(is_row, payloads)), known=known, left_out=dict(left_out))
+        if len(payloads) == events == 1 and len(data) == self.usual_keys and not known:
+            self.usual_answer = found
+        return found
+
+    def _arrange(self, data: Mapping[Any, Any], filled: Mapping[str, Any], own: Own | None) -> None:
+        """Decide, at the first event, which keys become channels, and which of these share their times."""
+        sources: list[Source] = []
+        left_out: dict[str, str] = {sound(kind): Loss.NAMELESS for kind in self._description.nameless}
+        for key in dict.fromkeys([*self._description.line.data_keys, *data]):
+            source = self._channels.source(key, data.get(key), filled.get(key, True))
+            if isinstance(source, str):
+                left_out[_left_out_name(key)] = source
+            else:
+                sources.append(source)
+        earlier = {key: self._time_bases.get(key, self._event_stream) for key in {source.key for source in sources}}
+        groups: list[list[Source]] = []
+        for group in _sharing(sources, earlier):
+            groups += [group] if own is None else _sharing(group, own)
+        groups.sort(key=lambda group: earlier[group[0].key] != self._event_stream)
+        if groups and earlier[groups[0][0].key] != self._event_stream:
+            groups.insert(0, [])
+        first, *others = groups or [[]]
+        bases = [self._base(self._event_stream, first, left_out)]
+        for group in others:
+            bases.append(self._further_base(group, bases))
+        # The bases last: until then, an exception from a signal handler leaves it to the next event.
+        watched = _watched(left_out, [*self._description.line.data_keys, *data])
+        self.left_out, self.watched, self._known = left_out, watched, {*self._description.line.data_keys, *data}
+        self.bases, self.usual_answer = bases, None
+
+    def _meet(self, data: Mapping[Any, Any], filled: Mapping[str, Any]) -> bool:
+        """Take the keys that come for the first time. Return True if any did."""
+        unknown = [key for key in data if key not in self._known]
+        self.usual_keys, self.usual_answer = -1 if unknown else len(data), None
+        if not unknown:
+            return False
+        if self._changes >= MAX_CHANGES:
+            self.count_late(data, 1)
+            return False
+        self._changes += 1
+        base, *others = self.bases
+        sources, left_out = list(base.sources), dict(self.left_out)
+        for key in unknown:
+            source = self._channels.source(key, data[key], filled.get(key, True))
+            if isinstance(source, str):
+                left_out[_left_out_name(key)] = source
+            else:
+                sources.append(source)
+        base = base.changed(sources, self._layout(base.layout.time_base, sources, left_out))
+        watched = (*self.watched, *_watched(left_out, unknown))
+        known = {*self._known, *unknown}
+        self.left_out, self.bases, self._known, self.watched = left_out, [base, *others], known, watched
+        self.usual_keys = len(data)
+        return True
+
+    def _welcome(self, values: Mapping[str, Any], filled: Mapping[str, Any]) -> None:
+        """Add keys that were not numeric until now, and are numbers in this event, in a new layout."""
+        for key, value in values.items():
+            if value is None or issubclass(type(value), str):
+                continue
+            source = self._channels.source(key, value, filled.get(key, True))
+            if isinstance(source, str):
+                continue
+            base, *others = self.bases
+            watched = tuple(other for other in self.watched if other != key)
+            left_out = {other: reason for other, reason in self.left_out.items() if other != _left_out_name(key)}
+            sources = [*base.sources, source]
+            base = base.changed(sources, self._layout(base.layout.time_base, sources, left_out))
+            self.left_out, self.watched, self.bases, self.usual_answer = left_out, watched, [base, *others], None
+
+    def _grow(self, data: Mapping[Any, Any]) -> bool:
+        """Give an array a channel for each element. Return True if there are new ones."""
+        if self._changes >= MAX_CHANGES:
+            return False
+        changed: list[TimeBase] = []
+        for base in self.bases:
+            sources = [self._channels.grown(source, data.get(source.key)) for source in base.sources]
+            changed.append(base if sources == base.sources else self._changed(base, sources))
+        if changed == self.bases:
+            return False
+        self._changes += 1
+        self.bases, self.usual_answer = changed, None
+        return True
+
+    def _divide(self, own: Own | None, only: Set[str] | None) -> None:
+        if own is not None:
+            self._split_where_times_differ(own)
+        if only:
+            for base in list(self.bases):
+                if not only.isdisjoint(base.keys):
+                    self._split(base, {key: key in only for key in base.keys})
+
+    def _split_where_times_differ(self, own: Own) -> None:
+        """From here on, give a time base of its own to each key that no longer shares its time with the others."""
+        for base in list(self.bases):
+            if len(base.sources) > 1 and len(set(map(own.get, base.keys))) > 1:
+                self._split(base, own)
+
+    def _split(self, base: TimeBase, own: Mapping[str, Any]) -> None:
+        groups = _sharing(base.sources, own)
+        if len(groups) < 2:
+            return
+        stay, *leave = groups
+        less = self._changed(base, stay)
+        bases = [less if one is base else one for one in self.bases]
+        for group in leave:
+            bases.append(self._further_base(group, bases))
+        # At once: an exception from a signal handler leaves the old ones or all new ones.
+        self.bases, self.usual_answer = bases, None
+
+    def _further_base(self, sources: list[Source], others: Iterable[TimeBase]) -> TimeBase:
+        key = sources[0].key
+        name = self._time_bases.get(key, self._event_stream)
+        taken = {base.layout.time_base for base in others}
+        if name == self._event_stream or name in taken:
+            name = f"{self._event_stream}/{sources[0].channels[0].key}"
+        return self._base(name, sources, {})
+
+    def _base(self, name: str, sources: list[Source], left_out: Mapping[str, str]) -> TimeBase:
+        return TimeBase(self._layout(name, sources, left_out), sources)
+
+    def _changed(self, base: TimeBase, sources: list[Source]) -> TimeBase:
+        return base.changed(sources, self._layout(base.layout.time_base, sources, base.layout.left_out))
+
+    def _layout(self, time_base: str, sources: Iterable[Source], left_out: Mapping[str, str]) -> Layout:
+        return Layout(
+            layout=self._next_layout(),
+            event_stream=self._event_stream,
+            time_base=time_base,
+            channels=tuple(channel for source in sources for channel in source.channels),
+            left_out=dict(left_out),
+            own_times=self.own_times and self._by_evidence,
+        )
+
+
+def _sharing(sources: Iterable[Source], own: Mapping[str, Any]) -> list[list[Source]]:
+    """Return the sources in groups that share their times."""
+    groups: dict[Any, list[Source]] = {}
+    for source in sources:
+        groups.setdefault(own.get(source.key), []).append(source)
+    return list(groups.values())
+
+
+def _watched(left_out: Mapping[str, str], keys: Iterable[Any]) -> tuple[str, ...]:
+    """Return the keys that are left out because of their values."""
+    may_change = {Loss.TEXT, Loss.NOT_NUMERIC, Loss.ARRAY, Loss.LONG_ARRAY}
+    return tuple(dict.fromkeys(key for key in keys if left_out.get(_left_out_name(key)) in may_change))
+
+
+def _left_out_name(key: Any) -> str:
+    return sound(key) if isinstance(key, str) else sound(type(key).__name__)
