@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 
 from ..model.text import plain
-from ..spool.kept_events import Events, KeptEvents, read_events
+from ..spool.journal_events import Events, read_events
+from ..spool.kept_events import KeptEvents
 from ..spool.run_reader import descriptors_in, read_header
 from ..spool.spool import Spool
 from ..spool.stored_events import stored_events

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..spool.journal_format import DataKey, Layout, packed
-from ..spool.kept_events import Alternatives, Kept, KeptEvents, times_of
+from ..spool.kept_events import Alternatives, Kept, KeptEvents
 from .conversion import choice, number, numbers
 from .descriptor import is_flag, mapping_of
 from .event_stream import EventStream
@@ -14,8 +16,8 @@ from .event_stream import EventStream
 
 def kept_of(kept: KeptEvents, event_stream: EventStream, doc: Mapping[str, Any]) -> Kept | None:
     """Return what was kept of an event, or None if it is new."""
-    stamps = times_of(*mapping_of(doc.get("timestamps")).values())
-    times = times_of(doc.get("time"))
+    stamps = _numbers_of(*mapping_of(doc.get("timestamps")).values())
+    times = _numbers_of(doc.get("time"))
     keys = mapping_of(doc.get("data")).keys()
     return kept.of(event_stream.name, doc["uid"], keys, times + stamps, _alternatives(event_stream, doc, times, stamps))
 
@@ -35,6 +37,12 @@ def event_of(page: Mapping[str, Any], row: int) -> dict[str, Any]:
             if is_flag(column) or (hasattr(column, "__len__") and len(column) == rows)
         }
     return out
+
+
+def _numbers_of(*stamps: Any) -> list[float]:
+    """Return the stamps that are numbers, as floats."""
+    plain = (stamp.item() if isinstance(stamp, np.generic) else stamp for stamp in stamps)
+    return [float(stamp) for stamp in plain if isinstance(stamp, float) or type(stamp) is int]
 
 
 def _alternatives(

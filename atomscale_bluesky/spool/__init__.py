@@ -15,8 +15,8 @@ Bounded: the settings limit the spool's size and set its disk's free-space floor
     journal        segments of checksummed lines; journal_format has their types, row_record the binary form of rows
     ledger         what happened to each chunk; ledger_format has the facts, ledger_state the state they add up to
     orders         the operator's orders; history has one entry per finished run
-    kept_events    the events of a run's journals, to recognise a replay
-    stored_events  the same of interrupted runs that left the spool
+    journal_events reads the events of a run's journal as digests; stored_events keeps those of runs that left the spool
+    kept_events    recognises by these which events of a replay were kept before
     place          which folder is the spool; own_files tells which names in it are the package's
     reserve        disk space that is held back for lines that must be written
     gil_yield      lets a plan's thread run between two steps of long work

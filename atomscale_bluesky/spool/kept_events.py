@@ -14,51 +14,21 @@ Bounded: up to `MAX_ROWS` rows of a run, 22 bytes each in memory and 18 on disk.
 
 from __future__ import annotations
 
-import struct
 from array import array
-from binascii import hexlify
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
-from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import orjson
 
-from ..errors import SpoolError
-from .gil_yield import GilYield
-from .journal_format import Described, Header, Layout, LeftOut, Stop, decode_journal, decode_row, is_row, packed
-from .row_record import head_of, is_record
-from .run_reader import RunReader
+from .journal_events import MAX_ROWS, WHOLE, Events, digest_of, print_of
+from .journal_format import Described, Header, Layout
 
-# A run of three weeks at one row per second.
-MAX_ROWS = 2_000_000
 # The last events that were recognised by time and values are also remembered by uid, up to this many: an event whose
 # call was interrupted comes again, and its row has already been counted.
 MAX_TOLD = 100_000
-# How a uid begins that Tiled makes up: a descriptor's uid and the `seq_num` follow.
-MADE_UP = "event-"
-# A row under this layout stands for a whole event, as in the files of earlier versions.
-WHOLE = 0xFFFF
-
-
-class Events(msgspec.Struct):
-    """The rows of one journal, in the journal's order, and what its run needs to go on."""
-
-    uids: array[int]  # digests of the event uids
-    layouts: array[int]  # places in `known`
-    prints: array[int]  # digests of time and values; 0 for a further row of an event
-    known: list[Layout] = []
-    header: Header | None = None
-    descriptors: dict[str, Described] = {}  # by uid
-    times: dict[str, array[float]] = {}  # by event stream, one time per event; only in files of earlier versions
-    beyond: int = 0  # how many rows could not be remembered
-    made_up: bool = False  # its source made up the events' uids, as a catalogue does
-    left_out: list[LeftOut] = []  # readings that are not in its rows
-    stop: Stop | None = None
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -382,103 +352,3 @@ def _together(found: list[Kept]) -> Kept:
     keys = frozenset[str]().union(*(kept.keys for kept in found))
     decided = frozenset[str]().union(*(kept.decided for kept in found))
     return Kept(keys, decided - keys, whole=any(kept.whole for kept in found))
-
-
-def digest_of(uid: Any) -> int:
-    """Return 8 bytes that stand for an event's uid. Two of a run's millions of uids collide once in about 10^6 runs."""
-    text = uid.encode(errors="replace") if isinstance(uid, str) else orjson.dumps(uid)
-    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
-
-
-def print_of(layout: Layout, time: float, values: bytes) -> int:
-    """Return 8 bytes that stand for a row's time and values. Never 0.
-
-    Args:
-        layout: The row's layout. Its keys count too: rows of two layouts may have equal values.
-        time: The row's time.
-        values: Its packed values.
-    """
-    keys = "\0".join(channel.name for channel in layout.channels).encode(errors="replace")
-    digest = blake2b(struct.pack(">d", time) + values + keys, digest_size=8).digest()
-    return int.from_bytes(digest, "little") or 1
-
-
-def times_of(*stamps: Any) -> list[float]:
-    """Return the stamps that are numbers, as floats."""
-    plain = (stamp.item() if isinstance(stamp, np.generic) else stamp for stamp in stamps)
-    return [float(stamp) for stamp in plain if isinstance(stamp, float) or type(stamp) is int]
-
-
-def read_events(folder: Path, gil_yield: GilYield | None = None) -> Events:
-    """Read the events of the journal in a run's folder, as far as it is readable, and how the journal ended.
-
-    Takes a few microseconds per row.
-    """
-    events = Events(array("Q"), array("H"), array("Q"), [], descriptors={})
-    places: dict[int, int] = {}  # by layout
-    reader = RunReader(folder)
-    try:
-        for line in reader.read():
-            if gil_yield is not None:
-                gil_yield.worked_through(len(line.payload))
-            if not is_row(line.payload):
-                match decode_journal(line.payload):
-                    case Layout() as layout if layout.layout not in places and len(events.known) < WHOLE:
-                        places[layout.layout] = len(events.known)
-                        events.known.append(layout)
-                    case Described() as descriptor:
-                        events.descriptors[descriptor.uid] = descriptor
-                    case Header() as header:
-                        events.header = header
-                    case LeftOut() as left_out:
-                        events.left_out.append(left_out)
-                    case Stop() as stop:
-                        events.stop = stop
-                    case _:
-                        pass
-                continue
-            number, time, uid, values = _parts_of(line.payload)
-            place = places.get(number)
-            if place is None:
-                continue
-            if len(events.uids) >= MAX_ROWS:
-                events.beyond += 1
-                continue
-            known = events.known[place]
-            events.made_up = events.made_up or str(uid).startswith(MADE_UP)
-            events.uids.append(digest_of(uid))
-            events.layouts.append(place)
-            events.prints.append(print_of(known, time, values))
-    except SpoolError:  # a line that cannot be decoded: only the lines before it count
-        pass
-    finally:
-        reader.close()
-    _forget_further_rows(events)
-    return events
-
-
-def _forget_further_rows(events: Events) -> None:
-    """Keep the prints of each event's first row alone, and of rows whose event has its first row in another journal."""
-    first = [place for place, layout in enumerate(events.known) if layout.time_base == layout.event_stream]
-    uids = np.array(events.uids, dtype=np.uint64)
-    further = ~np.isin(np.array(events.layouts, dtype=np.uint16), first)
-    prints = np.array(events.prints, dtype=np.uint64)
-    prints[further & np.isin(uids, uids[~further])] = 0
-    events.prints = array("Q", prints.tobytes())
-
-
-def _parts_of(payload: bytes) -> tuple[int, float, Any, bytes]:
-    """Return the layout, the time, the event's uid and the packed values of a row."""
-    if is_record(payload):
-        try:
-            layout, _, time, uid, values = head_of(payload)
-        except (ValueError, IndexError) as error:
-            raise SpoolError(f"a row is not understood: {error}") from error
-        return layout, time, uid, hexlify(values)
-    layout, _, time, rest = payload[1:].split(b",", 3)
-    end = rest.find(b'"', 1)
-    begin = rest.find(b',"', end)
-    if rest[:1] != b'"' or end < 0 or b"\\" in rest[:end] or begin < 0:
-        row = decode_row(payload)
-        return row.layout, row.time, row.event_uid, packed(row.values)
-    return int(layout), float(time), rest[1:end].decode(errors="replace"), rest[begin + 2 : rest.find(b'"', begin + 2)]

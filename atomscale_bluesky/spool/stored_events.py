@@ -18,8 +18,8 @@ import msgspec
 
 from . import atomic_file as notes
 from .gil_yield import GilYield
+from .journal_events import WHOLE, Events, read_events
 from .journal_format import Described, Header, Layout, LeftOut, decode_journal
-from .kept_events import WHOLE, Events, read_events
 from .lines import encode
 from .own_files import read_own
 

@@ -40,6 +40,7 @@ FOLDERS = {
         "spool/kept_events",
         "spool/disk_space",
         "spool/reserve",
+        "spool/journal_events",
         "spool/locks",
         "spool/place",
         "spool/own_files",

@@ -12,14 +12,9 @@ from runs import growth
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.model.rows import Channel
+from atomscale_bluesky.spool.journal_events import MAX_ROWS, Events, digest_of, print_of
 from atomscale_bluesky.spool.journal_format import Layout, packed
-from atomscale_bluesky.spool.kept_events import (
-    MAX_ROWS,
-    Events,
-    KeptEvents,
-    digest_of,
-    print_of,
-)
+from atomscale_bluesky.spool.kept_events import KeptEvents
 from atomscale_bluesky.spool.spool import Spool
 from atomscale_bluesky.spool.stored_events import MAX_BYTES, stored_events
 
