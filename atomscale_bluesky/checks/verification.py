@@ -27,8 +27,8 @@ from ..model.points import packed
 from ..model.text import plain
 from ..spool.ledger import LedgerReader, facts_of
 from ..spool.ledger_format import Confirmed, Moved, Tried
-from ..spool.ledger_state import StreamState
 from ..spool.run_reader import LEDGER, RunReader
+from ..spool.stream_state import StreamState
 from ..status.account import Account, Counts
 from ..status.notebook import html_table
 from .comparison import Difference, Part, Points, Series, arrangement, differences, same_points

@@ -32,7 +32,7 @@ from ..model.chunk import Chunk, Values
 from ..model.rows import Position, Row, Rows
 from ..spool.journal_format import Layout
 from ..spool.ledger_format import OpeningReason, Previewed, Tried
-from ..spool.ledger_state import FOR_EVER, StreamState
+from ..spool.stream_state import FOR_EVER, StreamState
 
 # First and last rows of ranges that an earlier stream holds.
 Skip = tuple[tuple[int, int], ...]

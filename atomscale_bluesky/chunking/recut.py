@@ -13,7 +13,7 @@ from ..model.rows import Position
 from ..spool.journal import JournalReader
 from ..spool.journal_format import Layout, decode_row, is_row
 from ..spool.ledger_format import Opened, Tried
-from ..spool.ledger_state import StreamState
+from ..spool.stream_state import StreamState
 from .chunker import Chunker, Decision, Resumed
 
 

@@ -22,8 +22,8 @@ from ..spool.journal import START, Line
 from ..spool.journal_format import Header, Layout, decode_lines, decode_row, is_row, joined
 from ..spool.ledger import Ledger
 from ..spool.ledger_format import ChannelLeft, Opened, OpeningReason, Tried
-from ..spool.ledger_state import Life, StreamState
 from ..spool.run_reader import RunReader
+from ..spool.stream_state import Life, StreamState
 from ..status.account import Account
 from .chunker import Chunker, CutShort, Decision, Leave, Open, Outgrown, Resumed, Waiting
 from .recut import cut_again

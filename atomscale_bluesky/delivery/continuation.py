@@ -23,7 +23,7 @@ from ..model.chunk import Chunk
 from ..model.points import packed
 from ..spool.ledger import Ledger
 from ..spool.ledger_format import Confirmed, Ended, OpeningReason
-from ..spool.ledger_state import StreamState
+from ..spool.stream_state import StreamState
 
 # Points as they were read back: channel name → unit, times, values.
 Points = dict[str, tuple[str | None, Sequence[float | None], Sequence[float | None]]]

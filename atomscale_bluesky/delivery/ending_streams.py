@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..model.chunk import Chunk
 from ..spool.ledger_format import NO_POINT, Ended, OpeningReason
-from ..spool.ledger_state import Life, StreamState
+from ..spool.stream_state import Life, StreamState
 from .task_book import Task
 from .tasks.work import Kind
 

@@ -23,7 +23,8 @@ from ..model.identifiers import is_uuid
 from ..model.labels import label_with_reason
 from ..model.links import Links
 from ..spool.journal_format import Header, Stop
-from ..spool.ledger_state import LedgerState, StreamState
+from ..spool.ledger_state import LedgerState
+from ..spool.stream_state import StreamState
 
 ENDINGS = ("success", "abort", "fail")
 

@@ -23,7 +23,8 @@ from ..model.chunk import Chunk
 from ..spool.journal_format import Header
 from ..spool.ledger import Ledger
 from ..spool.ledger_format import Confirmed, PreviewAnswered, Previewed, PreviewsEnded
-from ..spool.ledger_state import LedgerState, Life, StreamState
+from ..spool.ledger_state import LedgerState
+from ..spool.stream_state import Life, StreamState
 
 _logger = logging.getLogger(__name__)
 

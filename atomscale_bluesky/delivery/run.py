@@ -10,8 +10,9 @@ from ..model.chunk import Chunk
 from ..spool.gil_yield import GilYield
 from ..spool.journal import START
 from ..spool.ledger_format import Parked
-from ..spool.ledger_state import LedgerState, StreamState
+from ..spool.ledger_state import LedgerState
 from ..spool.run_claim import RunClaim
+from ..spool.stream_state import StreamState
 from .backoff import Patience
 from .continuation import Continuation
 from .pending_links import Link, PendingLinks

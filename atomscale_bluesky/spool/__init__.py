@@ -13,7 +13,8 @@ Bounded: the settings limit the spool's size and set its disk's free-space floor
     leftovers      folders of runs that died at their start
     run_claim      the delivering end of a run: one process at a time
     journal        segments of checksummed lines; journal_format has their types, row_record the binary form of rows
-    ledger         what happened to each chunk; ledger_format has the facts, ledger_state the state they add up to
+    ledger         what happened to each chunk; ledger_format has the facts, ledger_state the state they add up to, and
+                   stream_state that of one metrology stream
     orders         the operator's orders; history has one entry per finished run
     journal_events reads the events of a run's journal as digests; stored_events keeps those of runs that left the spool
     kept_events    recognises by these which events of a replay were kept before

@@ -44,10 +44,11 @@ from .ledger_format import (
     Unparked,
     decode_ledger,
 )
-from .ledger_state import LedgerState, Life, NoIdError
+from .ledger_state import LedgerState, NoIdError
 from .line_file import LineFile, whole_lines
 from .lines import encode, line, payload_of
 from .own_files import open_to_read
+from .stream_state import Life
 
 
 class Ledger:

@@ -1,18 +1,12 @@
-"""The state that a run's ledger adds up to: a fold over its facts. Touches no file."""
+"""The state that a run's ledger adds up to: a fold over its facts. Touches no file.
+
+The facts about one metrology stream add up to its `stream_state`.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import NamedTuple
-
-import msgspec
-
 from ..errors import SpoolError
-from ..model.chunk import Span
 from ..model.identifiers import FAMILIES, is_id
-from ..model.rows import Position
 from .ledger_format import (
     NO_POINT,
     ChannelLeft,
@@ -44,171 +38,7 @@ from .ledger_format import (
     Unresolved,
     Verified,
 )
-
-
-class Life(Enum):
-    """Where a metrology stream stands."""
-
-    OPENED = "opened"
-    INITIALIZING = "initializing"
-    INITIALIZED = "initialized"
-    FINALIZING = "finalizing"
-    FINALIZED = "finalized"
-    CLOSED = "closed"
-
-
-class Refusal(msgspec.Struct):
-    """Channels of a chunk that Atomscale does not take as they are."""
-
-    channels: frozenset[str]
-    status: int | None
-    reason: str
-
-
-class RowsNotHeld(NamedTuple):
-    """The rows of a channel that a stream does not hold: from a row on, except some. With that row's position."""
-
-    from_row: int
-    skip: tuple[tuple[int, int], ...]
-    position: Position
-
-
-FOR_EVER = 2**62  # a row number that no run reaches
-
-
-@dataclass(slots=True)
-class StreamState:
-    """One metrology stream, as far as the ledger describes it."""
-
-    opening: Opened
-    life: Life = Life.OPENED
-    data_id: str | None = None
-    family: str | None = None
-    parked: str | None = None
-    ended: str | None = None  # why it takes no further chunk; NO_POINT if it was never made
-    left: dict[str, int] = field(default_factory=dict)  # channel → the row from which on it is no longer here
-    tried: dict[int, Tried] = field(default_factory=dict)  # chunks that are not settled
-    refused: dict[int, Refusal] = field(default_factory=dict)
-    confirmed_channels: dict[int, set[str]] = field(default_factory=dict)  # of partly confirmed chunks
-    ahead: list[Span] = field(default_factory=list)  # settled chunks above one that is not settled
-    next_index: int = 0
-    last: Tried | None = None  # the chunk with the highest index
-    previewed: Previewed | None = None  # the last preview of the chunk that is not confirmed yet …
-    shown: Previewed | None = None  # … and the last one that Atomscale has taken
-    delivered: Counter[tuple[str, ...]] = field(default_factory=Counter)  # points, by the channels that have them
-    chunks_confirmed: int = 0
-    confirmed_at: float | None = None
-    finalized_at: float | None = None
-    linked: set[tuple[str, str]] = field(default_factory=set)  # the kind of each link made, and its target
-    links_refused: dict[tuple[str, str], str] = field(default_factory=dict)  # … and the reason of each link refused
-    # All openings that share one metrology stream of Atomscale's. The first has initialized it and finalizes it.
-    group: list[StreamState] = field(default_factory=list, repr=False, compare=False)
-
-    @property
-    def over(self) -> bool:
-        """Return True if nothing is left to do for this stream."""
-        left_open = self.settled and any(stream.life is Life.CLOSED for stream in self.group)
-        return left_open or self.life in {Life.FINALIZED, Life.CLOSED}
-
-    @property
-    def unmade(self) -> bool:
-        """Return True if it is opened, and no request has been made for a metrology stream of its own."""
-        return self.life is Life.OPENED and self.opening.joins is None
-
-    @property
-    def blocked(self) -> str | None:
-        """Why this stream, or one that shares its metrology stream, waits for the operator; None if none waits."""
-        return next((stream.parked for stream in self.group if stream.parked), None)
-
-    @property
-    def settled(self) -> bool:
-        """Return True if every chunk tried so far is wholly confirmed."""
-        return not self.tried and not self.refused
-
-    @property
-    def next_row(self) -> int:
-        """The row after the last chunk that was tried."""
-        return self._end()[0]
-
-    @property
-    def answered(self) -> bool:
-        """Return True if Atomscale has confirmed or refused any chunk."""
-        return bool(self.chunks_confirmed or self.confirmed_channels or self.refused)
-
-    def rows_not_held(self, channels: tuple[str, ...]) -> dict[RowsNotHeld, tuple[str, ...]]:
-        """Return the rows of these channels that this stream does not hold, with the channels that share each range.
-
-        With no channels, because none came yet, the rest is all rows.
-        """
-        if not channels:
-            from_row, position = self._end()
-            return {RowsNotHeld(from_row, (), position): ()}
-        rows_not_held: dict[RowsNotHeld, tuple[str, ...]] = {}
-        for name in channels:
-            missing = [
-                tried
-                for index, tried in sorted(self.tried.items())
-                if name in tried.channels and name not in self.confirmed_channels.get(index, ())
-            ]
-            if name in self.left and not missing and self.left[name] <= self.next_row:
-                continue
-            if missing:
-                first = missing[0]
-                skip = [*self.opening.skip, *(held for held in self._held(name) if held[0] > first.first_row)]
-                from_row, position = first.first_row, Position(first.segment, first.offset)
-            else:
-                skip = [*self.opening.skip]
-                from_row, position = self._end()
-            if name in self.left:
-                skip.append((self.left[name], FOR_EVER))
-            rest = RowsNotHeld(from_row, tuple(skip), position)
-            rows_not_held[rest] = (*rows_not_held.get(rest, ()), name)
-        return rows_not_held
-
-    def may_be_cut_short_before(self, index: int) -> bool:
-        """Return True if an earlier chunk was shown and has no answer yet, so that it may become the last one."""
-        shown = self.previewed
-        return shown is not None and shown.index < index and shown.index not in self.refused
-
-    def _held(self, name: str) -> list[tuple[int, int]]:
-        """Return the row ranges of a channel held above this stream's first chunk that is not wholly confirmed."""
-        ranges = [(span.first_row, span.last_row) for span in self.ahead]
-        for index, tried in self.tried.items():
-            if name in self.confirmed_channels.get(index, ()):
-                ranges.append((tried.first_row, tried.last_row))
-        return sorted(ranges)
-
-    def _end(self) -> tuple[int, Position]:
-        """Return the row after the last chunk that was tried, and its position in the journal."""
-        if self.last is None:
-            return self.opening.from_row, Position(self.opening.segment, self.opening.offset)
-        return self.last.last_row + 1, Position(self.last.segment, self.last.offset)
-
-    def resume(self) -> tuple[int, int, Position]:
-        """Return the next chunk's index, its first row, and the journal position to read from."""
-        unsettled = [tried for index, tried in self.tried.items() if index not in self.refused]
-        if unsettled:
-            first = min(unsettled, key=lambda tried: tried.index)
-            return first.index, first.first_row, Position(first.segment, first.offset)
-        return self.next_index, *self._end()
-
-    def settle(self, tried: Tried) -> None:
-        """Note that the whole chunk is confirmed."""
-        del self.tried[tried.index]
-        if self.previewed is not None and self.previewed.index == tried.index:
-            self.previewed = self.shown = None
-        self.chunks_confirmed += 1
-        merged = Span(tried.index, tried.index, tried.first_row, tried.last_row)
-        apart: list[Span] = []
-        for span in self.ahead:
-            if span.last_index + 1 == merged.first_index:
-                merged = Span(span.first_index, merged.last_index, span.first_row, merged.last_row)
-            elif merged.last_index + 1 == span.first_index:
-                merged = Span(merged.first_index, span.last_index, merged.first_row, span.last_row)
-            else:
-                apart.append(span)
-        lowest = min(self.tried, default=self.next_index)
-        self.ahead = sorted(span for span in [*apart, merged] if span.last_index > lowest)
+from .stream_state import FOR_EVER, Life, Refusal, StreamState
 
 
 class LedgerState:

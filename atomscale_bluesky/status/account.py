@@ -34,8 +34,9 @@ from ..spool.journal_format import (
     start_of_row,
 )
 from ..spool.ledger_format import NO_POINT
-from ..spool.ledger_state import LedgerState, StreamState
+from ..spool.ledger_state import LedgerState
 from ..spool.row_record import is_record
+from ..spool.stream_state import StreamState
 
 # Stands for the channels of rows whose layout is lost. Each of these rows counts as one reading.
 UNNAMED = "rows of a missing layout"

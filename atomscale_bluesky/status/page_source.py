@@ -20,9 +20,9 @@ from ..page import Channel, Mark, Outage, Overview, Stream, StreamLine, Trace
 from ..spool.journal import JournalReader
 from ..spool.journal_format import decode_row, is_row
 from ..spool.ledger import LedgerReader
-from ..spool.ledger_state import StreamState
 from ..spool.run_reader import LEDGER
 from ..spool.spool import Spool
+from ..spool.stream_state import StreamState
 from .account import RunStatus
 from .run_rows import RunRows
 from .spool_status import SpoolStatus, ending

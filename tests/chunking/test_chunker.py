@@ -23,9 +23,10 @@ from atomscale_bluesky.model.chunk import Chunk
 from atomscale_bluesky.model.rows import Channel, Position, Row
 from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, packed
 from atomscale_bluesky.spool.ledger_format import ChannelLeft, Confirmed, Initialized, Opened, Tried
-from atomscale_bluesky.spool.ledger_state import LedgerState, StreamState
+from atomscale_bluesky.spool.ledger_state import LedgerState
 from atomscale_bluesky.spool.lines import encode
 from atomscale_bluesky.spool.spool import Spool
+from atomscale_bluesky.spool.stream_state import StreamState
 
 POLICIES = ["own_stream", "null", "drop_row"]
 T0 = 1_760_000_000.0

@@ -45,7 +45,7 @@ FOLDERS = {
         "spool/place",
         "spool/own_files",
     ),
-    "ledger": ("spool/ledger", "spool/ledger_state"),
+    "ledger": ("spool/ledger", "spool/ledger_state", "spool/stream_state"),
     "delivery": (
         "delivery/uploader",
         "delivery/delivery_loop",

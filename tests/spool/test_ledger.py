@@ -31,8 +31,9 @@ from atomscale_bluesky.spool.ledger_format import (
     Refused,
     Tried,
 )
-from atomscale_bluesky.spool.ledger_state import LedgerState, Life, RowsNotHeld, StreamState
+from atomscale_bluesky.spool.ledger_state import LedgerState
 from atomscale_bluesky.spool.lines import encode, line
+from atomscale_bluesky.spool.stream_state import Life, RowsNotHeld, StreamState
 
 OPENED = Opened(0, "primary", 0, "run start", "label", "token", 10, 1, 0)
 INITIALIZING = Initializing(0, "metrology")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ...api.client import Client
 from ...errors import ApiRefusedError
 from ...spool.ledger_format import Finalized, Finalizing
-from ...spool.ledger_state import Life, StreamState
+from ...spool.stream_state import Life, StreamState
 from ..refusals import closed_as
 from .work import Attempt, Kind, Work
 

@@ -13,7 +13,7 @@ from ...errors import ApiError, ApiKeyError, ApiRefusedError
 from ...model.identifiers import FAMILIES
 from ...model.links import Links
 from ...spool.ledger_format import Initialized, Initializing
-from ...spool.ledger_state import Life
+from ...spool.stream_state import Life
 from ..refusals import LOOK_UP_REFUSED, is_no_route, surely_did_nothing
 from .work import Again, Attempt, Kind, Work
 

@@ -9,7 +9,7 @@ from ...api.client import Client, ClockReading
 from ...api.clock import measure
 from ...errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
 from ...spool.ledger_format import ClockFixed
-from ...spool.ledger_state import Life
+from ...spool.stream_state import Life
 from .work import Attempt, Kind, Work
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import msgspec
 from ...errors import ApiError
 from ...model.chunk import Chunk
 from ...spool.ledger_format import Confirmed, Refused, Tried
-from ...spool.ledger_state import Life, StreamState
+from ...spool.stream_state import Life, StreamState
 from ..ending_streams import end_stream
 from ..refusals import is_too_large
 from .chunk_requests import ChunkWork, Sent
