@@ -28,8 +28,8 @@ from ..model.points import packed
 from ..settings import Settings
 from ..sources.forms import Document
 from ..sources.recordings import RecordingError
-from ..spool.journal import START
 from ..spool.run_claim import RunClaim
+from ..spool.segments import START
 from ..spool.spool import Spool
 from .comparison import Difference, Points, Series, same_time
 from .verification import PATIENCE_S, StreamDifference, StreamVerified, Verification, read_back, tell

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ..model.chunk import Chunk
 from ..model.rows import Position
-from ..spool.journal import JournalReader
 from ..spool.journal_format import Layout, decode_row, is_row
+from ..spool.journal_reader import JournalReader
 from ..spool.ledger_format import Opened, Tried
 from ..spool.stream_state import StreamState
 from .chunker import Chunker, Decision, Resumed

@@ -18,11 +18,12 @@ from ..model.chunk import Chunk
 from ..model.labels import MAX_CHANNELS, listed, stream_label
 from ..model.rows import Position, Rows
 from ..spool.gil_yield import GilYield
-from ..spool.journal import START, Line
 from ..spool.journal_format import Header, Layout, decode_lines, decode_row, is_row, joined
+from ..spool.journal_reader import Line
 from ..spool.ledger import Ledger
 from ..spool.ledger_format import ChannelLeft, Opened, OpeningReason, Tried
 from ..spool.run_reader import RunReader
+from ..spool.segments import START
 from ..spool.stream_state import Life, StreamState
 from ..status.account import Account
 from .chunker import Chunker, CutShort, Decision, Leave, Open, Outgrown, Resumed, Waiting

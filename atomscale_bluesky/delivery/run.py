@@ -8,10 +8,10 @@ from collections.abc import Callable, Container
 from ..chunking.run_chunker import RunChunker
 from ..model.chunk import Chunk
 from ..spool.gil_yield import GilYield
-from ..spool.journal import START
 from ..spool.ledger_format import Parked
 from ..spool.ledger_state import LedgerState
 from ..spool.run_claim import RunClaim
+from ..spool.segments import START
 from ..spool.stream_state import StreamState
 from .backoff import Patience
 from .continuation import Continuation

@@ -12,7 +12,9 @@ Bounded: the settings limit the spool's size and set its disk's free-space floor
     disk_space     the spool's limit and its disk's free space; runs_not_kept, the runs for which there was none
     leftovers      folders of runs that died at their start
     run_claim      the delivering end of a run: one process at a time
-    journal        segments of checksummed lines; journal_format has their types, row_record the binary form of rows
+    journal_writer appends checksummed lines to a journal; journal_reader reads them, however damaged it is
+    journal_format the types of these lines; row_record is the binary form of rows
+    segments       the files of a journal; line_bounds finds where lines begin and end in them
     ledger         what happened to each chunk; ledger_format has the facts, ledger_state the state they add up to, and
                    stream_state that of one metrology stream
     orders         the operator's orders; history has one entry per finished run

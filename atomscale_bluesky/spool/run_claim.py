@@ -12,8 +12,9 @@ from ..errors import SpoolError
 from ..model.text import plain
 from .gil_yield import GilYield
 from .history import History
-from .journal import JournalReader, JournalWriter, segment_path, segments
 from .journal_format import FORMAT, Header, Stop
+from .journal_reader import JournalReader
+from .journal_writer import JournalWriter
 from .ledger import Ledger
 from .ledger_format import Edited, Moved, Obeyed, Parked
 from .line_file import sync_folder
@@ -22,6 +23,7 @@ from .locks import WRITER_LOCK, RunLock, remove_folder, session_lives
 from .orders import Edit, Move, OrderLine, Orders, endpoint_of
 from .own_files import refuse_links_in
 from .run_reader import HEAD, LEDGER, described_lines, has_stop, keep_copies
+from .segments import segment_path, segments
 from .stored_events import keep_events
 
 _logger = logging.getLogger(__name__)

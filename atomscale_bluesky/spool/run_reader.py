@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import SpoolError
-from .journal import START, JournalReader, Line, first_line, last_line, segment_path
 from .journal_format import Described, Header, Layout, Stop, decode_journal, is_row, start_of_row
+from .journal_reader import JournalReader, Line
 from .line_file import LineFile, whole_lines
 from .lines import line, payload_of
 from .own_files import open_to_read
+from .segments import START, first_line, last_line, segment_path
 
 HEAD = "head.jsonl"
 LEDGER = "ledger.jsonl"

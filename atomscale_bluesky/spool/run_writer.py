@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ..errors import LineTooLongError, SpoolError, SpoolFullError
 from .disk_space import DiskSpace
-from .journal import JournalWriter
 from .journal_format import Header
+from .journal_writer import JournalWriter
 from .line_file import MAX_LINE_BYTES, sync_folder
 from .lines import encode, line
 from .locks import A_LOOK_S, WRITER_LOCK, RunLock

@@ -20,13 +20,13 @@ from msgspec.structs import replace
 
 from ..errors import SpoolError, SpoolFullError
 from .disk_space import BEHIND_INTERVAL_S, ROOM_INTERVAL_S, DiskSpace, network_file_system
-from .journal import segment_path
 from .journal_format import Header
 from .locks import A_LOOK_S, SESSION_LOCK, UPLOADER_LOCK, WRITER_LOCK, Bell, RunLock, is_held, session_locks
 from .reserve import is_full
 from .run_reader import HEAD
 from .run_writer import FolderTakenError, OpenJournals, RunWriter
 from .runs_not_kept import NotKept, RunsNotKept
+from .segments import segment_path
 
 _logger = logging.getLogger(__name__)
 

@@ -21,7 +21,6 @@ from ..errors import SpoolError
 from ..model.links import Links
 from .disk_space import DiskSpace
 from .history import History
-from .journal import segments
 from .leftovers import holds_a_run, remove_leftover
 from .line_file import LineFile
 from .lines import encode, line
@@ -34,6 +33,7 @@ from .run_claim import FoundRun, RunClaim
 from .run_reader import has_stop, read_header
 from .run_writers import RunWriters
 from .runs_not_kept import RunsNotKept
+from .segments import segments
 
 # Touched with every order, so that the uploader does not have to check every run for one.
 ORDERED = "orders.touched"

@@ -17,8 +17,8 @@ from typing import Any
 from ..errors import SpoolError
 from ..model.rows import Position
 from ..page import Channel, Mark, Outage, Overview, Stream, StreamLine, Trace
-from ..spool.journal import JournalReader
 from ..spool.journal_format import decode_row, is_row
+from ..spool.journal_reader import JournalReader
 from ..spool.ledger import LedgerReader
 from ..spool.run_reader import LEDGER
 from ..spool.spool import Spool

@@ -20,12 +20,13 @@ from atomscale_bluesky.delivery.run_delivery import RunDelivery
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
 from atomscale_bluesky.model.chunk import Chunk, Span
 from atomscale_bluesky.model.rows import Channel, Position, Row, Rows
-from atomscale_bluesky.spool.journal import START, JournalWriter
 from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, packed
+from atomscale_bluesky.spool.journal_writer import JournalWriter
 from atomscale_bluesky.spool.ledger_format import ChannelLeft, GivenUp, Initialized, Opened, Tried
 from atomscale_bluesky.spool.lines import encode, line
 from atomscale_bluesky.spool.locks import WRITER_LOCK, is_held
 from atomscale_bluesky.spool.row_record import encode_one
+from atomscale_bluesky.spool.segments import START
 from atomscale_bluesky.spool.spool import Spool
 from atomscale_bluesky.spool.stream_state import StreamState
 

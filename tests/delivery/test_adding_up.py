@@ -16,7 +16,6 @@ from waiting import wait_until
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.__main__ import main
 from atomscale_bluesky.server import Fault, LocalServer
-from atomscale_bluesky.spool.journal import segment_path
 from atomscale_bluesky.spool.ledger import LedgerReader
 from atomscale_bluesky.spool.ledger_format import (
     ChannelLeft,
@@ -32,6 +31,7 @@ from atomscale_bluesky.spool.ledger_format import (
 )
 from atomscale_bluesky.spool.lines import encode, line, payload_of
 from atomscale_bluesky.spool.orders import Discard
+from atomscale_bluesky.spool.segments import segment_path
 from atomscale_bluesky.spool.spool import Spool
 
 MakeCallback = Callable[..., AtomscaleCallback]

@@ -23,7 +23,7 @@ import msgspec
 from atomscale_bluesky import AtomscaleCallback, Settings
 from atomscale_bluesky.delivery import backoff, delivery_loop
 from atomscale_bluesky.delivery.backoff import Backoff
-from atomscale_bluesky.spool import journal
+from atomscale_bluesky.spool.journal_writer import JournalWriter
 
 from . import disk
 from .story import Story
@@ -113,7 +113,7 @@ def run(job: Job, reports: Connection) -> None:
     if job.file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job.file_limit, resource.RLIM_INFINITY))
     if job.segment_bytes is not None:
-        journal.JournalWriter.__init__.__kwdefaults__["segment_bytes"] = job.segment_bytes
+        JournalWriter.__init__.__kwdefaults__["segment_bytes"] = job.segment_bytes
     hurry(job.hurried)
     settings = Settings.load(environ={}, **job.settings)
     if job.record is not None:

@@ -15,10 +15,12 @@ import uuid
 from collections import Counter
 from pathlib import Path
 
-from atomscale_bluesky.spool.journal import JournalReader, JournalWriter, segment_path
 from atomscale_bluesky.spool.journal_format import encode_row, packed
+from atomscale_bluesky.spool.journal_reader import JournalReader
+from atomscale_bluesky.spool.journal_writer import JournalWriter
 from atomscale_bluesky.spool.lines import line, payload_of
 from atomscale_bluesky.spool.row_record import encoder, is_record
+from atomscale_bluesky.spool.segments import segment_path
 
 KINDS = ["bits", "byte", "burst", "zeros", "newlines", "torn", "twice", "swapped", "taken out", "put in"]
 # Values whose bytes look like the beginning of a record, or like the end of a line.

@@ -40,10 +40,10 @@ from event_model import DocumentRouter, Filler, RunRouter, pack_event_page, unpa
 from atomscale_bluesky import DocumentError, DocumentRecorder, Settings
 from atomscale_bluesky.model.loss import Loss
 from atomscale_bluesky.model.rows import Row
-from atomscale_bluesky.spool.journal import segment_path
 from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, decode_journal
 from atomscale_bluesky.spool.reserve import NAME, Reserve
 from atomscale_bluesky.spool.run_reader import RunReader
+from atomscale_bluesky.spool.segments import segment_path
 from atomscale_bluesky.spool.spool import Spool
 from atomscale_bluesky.status.spool_status import SpoolStatus
 

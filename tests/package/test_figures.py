@@ -7,7 +7,7 @@ from pathlib import Path
 
 from atomscale_bluesky import Settings
 from atomscale_bluesky.delivery import outage_log
-from atomscale_bluesky.spool import journal, run_writers, spool
+from atomscale_bluesky.spool import journal_writer, run_writers, spool
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -15,7 +15,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 def test_figures_in_the_manual_are_the_codes() -> None:
     pauses = "{:.0f}, {:.0f} and {:.0f}".format(*(pause / 60 for pause in outage_log.NAG_S))
     said = {
-        "reference/spool-format.md": f"a new one after {journal.SEGMENT_BYTES // 2**20} MiB",
+        "reference/spool-format.md": f"a new one after {journal_writer.SEGMENT_BYTES // 2**20} MiB",
         "reference/logging.md": f"again after {pauses} minutes",
     }
 

@@ -18,7 +18,7 @@ from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.server import Fault, LocalServer
-from atomscale_bluesky.spool.journal import segment_path
+from atomscale_bluesky.spool.segments import segment_path
 from atomscale_bluesky.spool.spool import Spool
 
 MakeCallback = Callable[..., AtomscaleCallback]

@@ -12,9 +12,9 @@ from waiting import wait_until
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.__main__ import main
 from atomscale_bluesky.server import Fault, LocalServer
-from atomscale_bluesky.spool.journal import segment_path
 from atomscale_bluesky.spool.ledger_format import Finalized
 from atomscale_bluesky.spool.lines import encode, line, payload_of
+from atomscale_bluesky.spool.segments import segment_path
 from atomscale_bluesky.spool.spool import Spool
 
 MakeCallback = Callable[..., AtomscaleCallback]

@@ -19,20 +19,13 @@ from hypothesis import strategies as st
 
 from atomscale_bluesky import SpoolFullError
 from atomscale_bluesky.model.rows import Position
-from atomscale_bluesky.spool import journal
-from atomscale_bluesky.spool.journal import (
-    MOST_AHEAD_BYTES,
-    READ_BYTES,
-    START,
-    JournalReader,
-    JournalWriter,
-    last_line,
-    segment_path,
-    segments,
-)
+from atomscale_bluesky.spool import journal_reader, line_bounds
+from atomscale_bluesky.spool.journal_reader import MOST_AHEAD_BYTES, READ_BYTES, JournalReader
+from atomscale_bluesky.spool.journal_writer import JournalWriter
 from atomscale_bluesky.spool.line_file import BLOCK_BYTES, MAX_LINE_BYTES, LineFile
 from atomscale_bluesky.spool.lines import line, payload_of, table_of
 from atomscale_bluesky.spool.row_record import encode_one
+from atomscale_bluesky.spool.segments import START, last_line, segment_path, segments
 
 
 def payload(n: int, size: int = 0) -> bytes:
@@ -258,7 +251,8 @@ def test_lines_survive_a_killed_process_once_they_were_appended(tmp_path: Path, 
     program = """
         import os, signal, sys
         from pathlib import Path
-        from atomscale_bluesky.spool.journal import JournalWriter; from atomscale_bluesky.spool.lines import line
+        from atomscale_bluesky.spool.journal_writer import JournalWriter
+        from atomscale_bluesky.spool.lines import line
         writer = JournalWriter(Path(sys.argv[1]), segment_bytes=100)
         for n in range(50):
             writer.append(line(b"[%d]" % n))
@@ -461,7 +455,8 @@ LIMITED = """
     import json, resource, signal, sys
     from pathlib import Path
     from atomscale_bluesky import SpoolFullError
-    from atomscale_bluesky.spool.journal import JournalReader, JournalWriter
+    from atomscale_bluesky.spool.journal_reader import JournalReader
+    from atomscale_bluesky.spool.journal_writer import JournalWriter
     from atomscale_bluesky.spool.lines import line
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -528,7 +523,8 @@ def test_a_folder_that_takes_no_further_file_refuses_new_lines_and_keeps_the_old
         import resource, sys
         from pathlib import Path
         from atomscale_bluesky import SpoolFullError
-        from atomscale_bluesky.spool.journal import JournalReader, JournalWriter
+        from atomscale_bluesky.spool.journal_reader import JournalReader
+        from atomscale_bluesky.spool.journal_writer import JournalWriter
         from atomscale_bluesky.spool.lines import line
 
         writer = JournalWriter(Path(sys.argv[1]), segment_bytes=1)
@@ -893,7 +889,8 @@ def test_hostile_content_is_read_and_opened_in_linear_time(
         looked_at += len(text)
         return payload_of(text)
 
-    monkeypatch.setattr(journal, "payload_of", counted)
+    for module in (journal_reader, line_bounds):
+        monkeypatch.setattr(module, "payload_of", counted)
     list(open_reader().read())
     JournalWriter(tmp_path).close()
 

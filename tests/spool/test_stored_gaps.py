@@ -14,8 +14,8 @@ from atomscale_bluesky.delivery.run_delivery import RunDelivery
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
 from atomscale_bluesky.delivery.tasks.work import Kind
 from atomscale_bluesky.model.rows import Row
-from atomscale_bluesky.spool.journal import JournalReader
 from atomscale_bluesky.spool.journal_format import Layout, decode_journal
+from atomscale_bluesky.spool.journal_reader import JournalReader
 from atomscale_bluesky.spool.spool import Spool
 
 STORED = Path(__file__).parent / "stored_gaps"

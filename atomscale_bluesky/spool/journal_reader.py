@@ -1,51 +1,28 @@
-"""Append-only files of checksummed lines: append, read, cut a torn tail. Knows nothing of runs.
+"""Reads the intact lines of a journal, however damaged it is, while another process may append to it.
 
-A line is either text, as `lines` has it, or a binary `row_record`. Each has a checksum. So a line that was cut short or
-changed by the disk is recognised and costs only itself: reading goes on at the next bytes with which a line may begin.
-
-A journal is a sequence of segments, `journal-0001.jsonl`, `journal-0002.jsonl` and so on. A position names a segment
-and an offset in it. Each `append` is one `write` to a descriptor that stays open: once `append` returns, the lines
-survive a killed process, and once `sync` returns, they survive a power cut. If the disk takes only a part of a write,
-that part is removed before anything else is written, so half a line never stands before a whole one.
-
-One process appends. Any number of processes may read, at any time. Reading takes time in proportion to the file's size,
-and memory in proportion to its longest line, however damaged the file is: bytes without a line for `MAX_LINE_BYTES` are
-skipped as damage.
+Any number of processes may read, at any time. Reading takes time in proportion to the file's size, and memory in
+proportion to its longest line: bytes without a line for `MAX_LINE_BYTES` are skipped as damage.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from ..model.rows import Position
-from .line_file import BLOCK_BYTES, MAX_LINE_BYTES, LineFile, end_of_lines, not_written, sync_file, sync_folder
+from .line_bounds import BEGIN, MOST_TRIES, end_of_entries, end_of_record
+from .line_file import MAX_LINE_BYTES, sync_file, sync_folder
 from .lines import PREFIX_BYTES, payload_of
-from .own_files import is_run_file, open_own, open_to_read
-from .row_record import MAGIC, is_intact, shape_of
+from .own_files import open_own
+from .row_record import MAGIC, is_intact
+from .segments import START, segment_path, segments
 
-# Segments keep single files small enough to open, and allow the confirmed part of a long run to be removed first when
-# disk space is short.
-SEGMENT_BYTES = 64 * 2**20
 # How much of a journal is in memory while it is read. A longer line is read whole.
 READ_BYTES = 2**18
-# How much of a journal is read to find its header.
-FIRST_BYTES = 4096
 # How much of a journal may be read ahead: 100 points of 5000 channels.
 MOST_AHEAD_BYTES = 8 * 2**20
-
-
-START = Position(1, 0)
-
-# How much of a journal's end is looked at to see whether it ends with a whole line.
-TAIL_BYTES = 2**16
-# How often a line of text is sought before one newline. There is one, or two if the newline between them is damaged.
-MOST_TRIES = 16
-# How a line begins: a record, or the checksum of a text.
-_BEGIN = re.compile(re.escape(MAGIC) + rb"|[0-9a-f]{8} [\[{]")
 
 
 class Line(NamedTuple):
@@ -53,186 +30,6 @@ class Line(NamedTuple):
 
     position: Position
     payload: bytes
-
-
-def segment_path(folder: Path, segment: int) -> Path:
-    """Return the path of a journal's segment."""
-    return folder / f"journal-{segment:04d}.jsonl"
-
-
-def segments(folder: Path) -> list[int]:
-    """Return the numbers of a folder's segments, in order."""
-    try:
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):  # the run has just been finished, or is not ours
-        return []
-    journals = [name for name in names if name.startswith("journal-") and is_run_file(name)]
-    return sorted(int(name.removeprefix("journal-").removesuffix(".jsonl")) for name in journals)
-
-
-def first_line(folder: Path) -> bytes | None:
-    """Return the JSON text of a journal's first line, or None if it is damaged, missing, or longer than a header.
-
-    Takes a third of the time that a reader takes.
-    """
-    try:
-        descriptor = open_own(segment_path(folder, START.segment), os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        text, newline, _ = os.read(descriptor, FIRST_BYTES).partition(b"\n")
-    finally:
-        os.close(descriptor)
-    return payload_of(text) if newline else None
-
-
-def last_line(folder: Path) -> bytes | None:
-    """Return the JSON text of a journal's last intact line of text, of up to `BLOCK_BYTES`, or None if there is none.
-
-    Records may follow it.
-    """
-    for segment in reversed(segments(folder)):
-        with open_to_read(segment_path(folder, segment)) as file:
-            descriptor = file.fileno()
-            end = end_of_lines(descriptor, os.lseek(descriptor, 0, os.SEEK_END))
-            os.lseek(descriptor, max(0, end - BLOCK_BYTES), os.SEEK_SET)
-            block = os.read(descriptor, min(end, BLOCK_BYTES))
-        for text in reversed(block.split(b"\n")[:-1]):
-            payload = payload_of(text) if text[PREFIX_BYTES - 1 : PREFIX_BYTES] == b" " else None
-            if payload is not None:
-                return payload
-    return None
-
-
-def end_of_entries(descriptor: int, size: int) -> int:
-    """Return where the last whole line of a journal's segment of this size ends.
-
-    Mostly reads `TAIL_BYTES`, and more if these do not end with an intact line.
-    """
-    if _ends_with_a_line(_tail(descriptor, size, TAIL_BYTES)):
-        return size
-    after_newline, length = end_of_lines(descriptor, size), BLOCK_BYTES
-    while True:
-        block = _tail(descriptor, size, length)
-        begins = [found.start() for found in _BEGIN.finditer(block)]
-        intact = _end_of_last_intact(block, begins)
-        if intact or len(block) == size or length >= MAX_LINE_BYTES:
-            break
-        length *= 4
-    start = size - len(block)
-    # Behind the last intact line. Before it, what looks like the beginning of a torn record is a part of a line.
-    torn = next((at for at in begins if at >= intact and _end_of_record(block, at) is None), None)
-    return max(start + intact, after_newline) if torn is None else start + torn
-
-
-def _tail(descriptor: int, size: int, length: int) -> bytes:
-    start = max(0, size - length)
-    os.lseek(descriptor, start, os.SEEK_SET)
-    return os.read(descriptor, size - start)
-
-
-def _ends_with_a_line(block: bytes) -> bool:
-    """Return True if the end of a block is an intact line."""
-    magic = block.rfind(MAGIC)
-    if magic >= 0 and _end_of_record(block, magic) == len(block) and is_intact(block[magic:]):
-        return True
-    return block.endswith(b"\n") and payload_of(block[block.rfind(b"\n", 0, -1) + 1 : -1]) is not None
-
-
-def _end_of_last_intact(block: bytes, begins: list[int]) -> int:
-    """Return where the last intact line of a block ends, 0 if there is none. Takes time in proportion to the block."""
-    newline, tries, behind = -1, 0, len(block)
-    for at in reversed(begins):
-        found = block.find(b"\n", at, behind)
-        if found >= 0:
-            newline, tries = found, 0
-        behind = at
-        if block.startswith(MAGIC, at):
-            end = _end_of_record(block, at)
-            if end and is_intact(block[at:end]):
-                return end
-        elif newline >= 0 and tries < MOST_TRIES:
-            tries += 1
-            if payload_of(block[at:newline]) is not None:
-                return newline + 1
-    return 0
-
-
-def _end_of_record(block: bytes, at: int) -> int | None:
-    """Return where the record ends that begins at `at`, 0 if none begins there, None if the block ends before."""
-    try:
-        shape = shape_of(block, at)
-    except IndexError:
-        return None
-    if shape is None:
-        return 0
-    return at + shape.width if at + shape.width <= len(block) else None
-
-
-class JournalWriter:
-    """The writing end of a journal. It appends to the last segment that exists."""
-
-    def __init__(
-        self, folder: Path, *, segment_bytes: int = SEGMENT_BYTES, make_room: Callable[[], object] | None = None
-    ) -> None:
-        self._folder = folder
-        self._segment_bytes = segment_bytes
-        self._segment = max(segments(folder), default=1)
-        self._file = LineFile(segment_path(folder, self._segment), make_room=make_room, end_of_whole=end_of_entries)
-        self._before = 0  # total size of the earlier segments
-        self._unsynced: list[LineFile] = []  # earlier segments that have not been synced yet
-
-    def append(self, lines: bytes) -> None:
-        """Write all of the lines or none. They survive a killed process once this returns.
-
-        Raises:
-            SpoolFullError: The disk is full. None of `lines` was kept.
-            SpoolError: The file cannot be written.
-        """
-        if self._file.size >= self._segment_bytes:
-            self._next_segment()
-        self._file.append(lines)
-
-    def settled_size(self) -> int:
-        """Return how many bytes of whole lines there are, even after an interrupted `append`.
-
-        Raises:
-            SpoolError: The file's size cannot be read, or half a line cannot be removed.
-        """
-        return self._before + self._file.settled_size()
-
-    def sync(self) -> None:
-        """Sync every line appended before this call, so that it survives a power cut.
-
-        Another thread may append meanwhile.
-        """
-        while self._unsynced:
-            left_behind = self._unsynced[0]
-            left_behind.sync()
-            left_behind.close()
-            self._unsynced.pop(0)
-        self._file.sync()
-
-    def rest(self) -> None:
-        """Close the file until the next append. Must not run while another thread appends."""
-        self._file.rest()
-
-    def close(self) -> None:
-        """Close the files. A second call does nothing."""
-        for file in [*self._unsynced, self._file]:
-            file.close()
-
-    def _next_segment(self) -> None:
-        try:
-            following = LineFile(segment_path(self._folder, self._segment + 1), end_of_whole=end_of_entries)
-        except OSError as error:
-            raise not_written(f"{self._folder} takes no further file: {error.strerror}", error.errno) from error
-        # No signal handler runs between these lines: it could sync and close a segment that is still written, or forget
-        # one.
-        behind = self._file
-        self._before += behind.size - following.size
-        self._segment, self._file = self._segment + 1, following
-        self._unsynced.append(behind)
 
 
 class JournalReader:
@@ -367,7 +164,7 @@ class JournalReader:
         If the line is damaged, this may be any later place.
         """
         if self._block[at : at + 1] == MAGIC[:1]:
-            end = _end_of_record(self._block, at)
+            end = end_of_record(self._block, at)
             return at + 1 if end == 0 else end or 0
         return self._block.find(b"\n", at) + 1
 
@@ -479,7 +276,7 @@ class JournalReader:
 
     def _next_begin(self, at: int) -> int:
         """Return the next place after `at` where a line may begin, 0 if there is none in the block."""
-        found = _BEGIN.search(self._block, at + 1)
+        found = BEGIN.search(self._block, at + 1)
         return found.start() if found else 0
 
     def _next_try(self, end: int) -> int:
@@ -497,8 +294,8 @@ class JournalReader:
     def _is_a_line(self) -> bool:
         """Return True if what stands at the position looks like a line, damaged or not."""
         if self._block.startswith(MAGIC, self._at):
-            return _end_of_record(self._block, self._at) != 0
-        return _BEGIN.match(self._block, self._at) is not None
+            return end_of_record(self._block, self._at) != 0
+        return BEGIN.match(self._block, self._at) is not None
 
     def _lose_until(self, at: int) -> None:
         """Skip what is damaged, up to this place in the block. Count it, unless it is a part of what was counted."""

@@ -1,0 +1,85 @@
+"""Appends lines to a journal.
+
+Each `append` is one `write` to a descriptor that stays open: once `append` returns, the lines survive a killed process,
+and once `sync` returns, they survive a power cut. If the disk takes only a part of a write, that part is removed before
+anything else is written, so half a line never stands before a whole one. One process appends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from .line_bounds import end_of_entries
+from .line_file import LineFile, not_written
+from .segments import segment_path, segments
+
+# Segments keep single files small enough to open, and allow the confirmed part of a long run to be removed first when
+# disk space is short.
+SEGMENT_BYTES = 64 * 2**20
+
+
+class JournalWriter:
+    """The writing end of a journal. It appends to the last segment that exists."""
+
+    def __init__(
+        self, folder: Path, *, segment_bytes: int = SEGMENT_BYTES, make_room: Callable[[], object] | None = None
+    ) -> None:
+        self._folder = folder
+        self._segment_bytes = segment_bytes
+        self._segment = max(segments(folder), default=1)
+        self._file = LineFile(segment_path(folder, self._segment), make_room=make_room, end_of_whole=end_of_entries)
+        self._before = 0  # total size of the earlier segments
+        self._unsynced: list[LineFile] = []  # earlier segments that have not been synced yet
+
+    def append(self, lines: bytes) -> None:
+        """Write all of the lines or none. They survive a killed process once this returns.
+
+        Raises:
+            SpoolFullError: The disk is full. None of `lines` was kept.
+            SpoolError: The file cannot be written.
+        """
+        if self._file.size >= self._segment_bytes:
+            self._next_segment()
+        self._file.append(lines)
+
+    def settled_size(self) -> int:
+        """Return how many bytes of whole lines there are, even after an interrupted `append`.
+
+        Raises:
+            SpoolError: The file's size cannot be read, or half a line cannot be removed.
+        """
+        return self._before + self._file.settled_size()
+
+    def sync(self) -> None:
+        """Sync every line appended before this call, so that it survives a power cut.
+
+        Another thread may append meanwhile.
+        """
+        while self._unsynced:
+            left_behind = self._unsynced[0]
+            left_behind.sync()
+            left_behind.close()
+            self._unsynced.pop(0)
+        self._file.sync()
+
+    def rest(self) -> None:
+        """Close the file until the next append. Must not run while another thread appends."""
+        self._file.rest()
+
+    def close(self) -> None:
+        """Close the files. A second call does nothing."""
+        for file in [*self._unsynced, self._file]:
+            file.close()
+
+    def _next_segment(self) -> None:
+        try:
+            following = LineFile(segment_path(self._folder, self._segment + 1), end_of_whole=end_of_entries)
+        except OSError as error:
+            raise not_written(f"{self._folder} takes no further file: {error.strerror}", error.errno) from error
+        # No signal handler runs between these lines: it could sync and close a segment that is still written, or forget
+        # one.
+        behind = self._file
+        self._before += behind.size - following.size
+        self._segment, self._file = self._segment + 1, following
+        self._unsynced.append(behind)

@@ -1,0 +1,69 @@
+"""The segments of a journal: their names, and the first and the last line of them.
+
+A journal is a sequence of segments, `journal-0001.jsonl`, `journal-0002.jsonl` and so on. A position names a segment
+and an offset in it. A line is either text, as `lines` has it, or a binary `row_record`. Knows nothing of runs.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..model.rows import Position
+from .line_file import BLOCK_BYTES, end_of_lines
+from .lines import PREFIX_BYTES, payload_of
+from .own_files import is_run_file, open_own, open_to_read
+
+# How much of a journal is read to find its header.
+FIRST_BYTES = 4096
+
+START = Position(1, 0)
+
+
+def segment_path(folder: Path, segment: int) -> Path:
+    """Return the path of a journal's segment."""
+    return folder / f"journal-{segment:04d}.jsonl"
+
+
+def segments(folder: Path) -> list[int]:
+    """Return the numbers of a folder's segments, in order."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # the run has just been finished, or is not ours
+        return []
+    journals = [name for name in names if name.startswith("journal-") and is_run_file(name)]
+    return sorted(int(name.removeprefix("journal-").removesuffix(".jsonl")) for name in journals)
+
+
+def first_line(folder: Path) -> bytes | None:
+    """Return the JSON text of a journal's first line, or None if it is damaged, missing, or longer than a header.
+
+    Takes a third of the time that a reader takes.
+    """
+    try:
+        descriptor = open_own(segment_path(folder, START.segment), os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        text, newline, _ = os.read(descriptor, FIRST_BYTES).partition(b"\n")
+    finally:
+        os.close(descriptor)
+    return payload_of(text) if newline else None
+
+
+def last_line(folder: Path) -> bytes | None:
+    """Return the JSON text of a journal's last intact line of text, of up to `BLOCK_BYTES`, or None if there is none.
+
+    Records may follow it.
+    """
+    for segment in reversed(segments(folder)):
+        with open_to_read(segment_path(folder, segment)) as file:
+            descriptor = file.fileno()
+            end = end_of_lines(descriptor, os.lseek(descriptor, 0, os.SEEK_END))
+            os.lseek(descriptor, max(0, end - BLOCK_BYTES), os.SEEK_SET)
+            block = os.read(descriptor, min(end, BLOCK_BYTES))
+        for text in reversed(block.split(b"\n")[:-1]):
+            payload = payload_of(text) if text[PREFIX_BYTES - 1 : PREFIX_BYTES] == b" " else None
+            if payload is not None:
+                return payload
+    return None
