@@ -29,8 +29,8 @@ from .documents.subscriptions import Yielding, say_not_an_instance, subscribed_t
 from .errors import SettingsError
 from .settings import Settings
 from .spool.spool import Spool
-from .status.account import StreamStatus
 from .status.notebook import escaped
+from .status.run_status import StreamStatus
 from .status.spool_status import SpoolStatus, Status
 
 if TYPE_CHECKING:

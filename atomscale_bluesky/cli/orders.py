@@ -19,7 +19,7 @@ from .formatting import console, plain
 if TYPE_CHECKING:
     from ..spool.orders import OrderLine
     from ..spool.spool import Spool
-    from ..status.account import RunStatus
+    from ..status.run_status import RunStatus
 
 _run = click.argument("run", metavar="RUN")
 _spool_dir = click.option(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..checks.run_tables import Table
     from ..settings import Settings
     from ..spool.spool import Spool
-    from ..status.account import RunStatus
+    from ..status.run_status import RunStatus
 
 LAST = "last"
 # How much of a uid is shown. A shorter number that is a run's scan id means that run.

@@ -15,7 +15,8 @@ from .formatting import age, moment, plain
 
 if TYPE_CHECKING:
     from ..settings import Settings
-    from ..status.account import Counts, RunStatus, StreamStatus
+    from ..status.account import Counts
+    from ..status.run_status import RunStatus, StreamStatus
     from ..status.spool_status import Status
 
 # How many runs that found no disk space are shown one by one.

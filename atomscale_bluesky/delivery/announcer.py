@@ -29,8 +29,9 @@ from ..spool.orders import Orders, endpoint_of
 from ..spool.run_reader import LEDGER, RunReader, read_header
 from ..spool.run_writer import RunWriter
 from ..spool.spool import Spool
-from ..status.account import Account, RunStatus
+from ..status.account import Account
 from ..status.outage import read_outage
+from ..status.run_status import RunStatus, status_of
 from ..status.spool_status import ending
 
 # How long the first line waits for the stream's name, which the process that delivers the run gives it.
@@ -244,7 +245,7 @@ class _Run:
                 gil_yield.worked_through(len(line.payload))
         finally:
             reader.close()
-        return account.status(self._ledger.state, folder=str(self.folder))
+        return status_of(account, self._ledger.state, folder=str(self.folder))
 
 
 def delivered(entry: dict[str, Any]) -> str:

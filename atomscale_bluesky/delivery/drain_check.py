@@ -9,7 +9,7 @@ from ..spool.ledger import LedgerReader
 from ..spool.orders import endpoint_of, read_orders
 from ..spool.run_reader import LEDGER, read_header
 from ..spool.spool import Spool
-from ..status.account import RunStatus
+from ..status.run_status import RunStatus
 from ..status.spool_status import SpoolStatus
 
 

@@ -31,7 +31,7 @@ from ..spool.ledger_format import Discarded, Edited, Obeyed, Unparked
 from ..spool.locks import RunLock
 from ..spool.orders import Discard, Edit, Move, Retry, Settle
 from ..spool.run_claim import RunClaim
-from ..status.account import RunStatus
+from ..status.run_status import RunStatus, status_of
 from ..status.run_summary import history_entry, say
 from .ending_streams import end_damaged_streams, end_outgrown_streams, end_streams_without_a_point
 from .run import Run
@@ -120,7 +120,7 @@ class RunDelivery:
 
     def status(self) -> RunStatus:
         """Return the run's public status."""
-        return self.run.run_chunker.account.status(self.run.state)
+        return status_of(self.run.run_chunker.account, self.run.state)
 
     def settle_if_interrupted(self) -> bool:
         """Note that the run was interrupted, if its writer has died without a stop. Return True if so."""

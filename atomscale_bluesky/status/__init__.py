@@ -5,6 +5,7 @@ Out: records for operators and programs: accounts, states, an outage, the clock,
 Guaranteed: seen = delivered + waiting + refused + discarded + left out. Lost is counted separately.
 
     account        one run's points by what happened to them
+    run_status     one run's status: its account, its streams, and what it waits for
     spool_status   the runs of a spool
     outage         why readings cannot be delivered, noted in the spool
     clock_note     how far this host's clock is off, noted in the spool

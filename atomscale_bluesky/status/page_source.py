@@ -23,8 +23,8 @@ from ..spool.ledger import LedgerReader
 from ..spool.run_reader import LEDGER
 from ..spool.spool import Spool
 from ..spool.stream_state import StreamState
-from .account import RunStatus
 from .run_rows import RunRows
+from .run_status import RunStatus
 from .spool_status import SpoolStatus, ending
 
 # How many runs are listed, and how many of those that have left the spool.

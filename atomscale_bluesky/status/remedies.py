@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .account import RunStatus
+from .run_status import RunStatus
 
 PROGRAM = "atomscale-bluesky"
 UID_SHOWN = 8

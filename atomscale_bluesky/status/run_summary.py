@@ -9,7 +9,8 @@ import msgspec
 
 from ..spool.journal_format import Header
 from ..spool.ledger_state import LedgerState
-from .account import Account, RunStatus
+from .account import Account
+from .run_status import RunStatus
 from .spool_status import ending
 
 _logger = logging.getLogger(__name__)

@@ -25,9 +25,10 @@ from ..spool.own_files import refuse_links_in
 from ..spool.run_reader import LEDGER, RunReader, was_synced
 from ..spool.runs_not_kept import NotKept
 from ..spool.spool import Spool
-from .account import Account, Counts, RunStatus, StreamStatus, unreadable
+from .account import Account, Counts
 from .notebook import html_table
 from .outage import Outage, read_outage
+from .run_status import RunStatus, StreamStatus, status_of, unreadable
 
 # A run that found no disk space is in the status for a week. Only a replay could still deliver it.
 NOT_KEPT_SHOWN_S = 7 * 86400.0
@@ -297,7 +298,7 @@ class _RunWatch:
             # Moved: facts about the previous endpoint no longer count, even before an uploader has noted the move.
             edited, ledger = ledger.edited, LedgerState()
             ledger.edited, ledger.endpoint = edited, endpoint
-        return self._account.status(ledger, writer_alive=alive, folder=str(self._folder))
+        return status_of(self._account, ledger, writer_alive=alive, folder=str(self._folder))
 
     def close(self) -> None:
         self._journal.close()

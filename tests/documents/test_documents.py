@@ -30,7 +30,7 @@ from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.documents.open_run import REMEMBERED_EVENTS
 from atomscale_bluesky.model.labels import MAX_LABEL
 from atomscale_bluesky.server import ChannelPoints, LocalServer, StreamState
-from atomscale_bluesky.status.account import RunStatus
+from atomscale_bluesky.status.run_status import RunStatus
 
 MakeCallback = Callable[..., AtomscaleCallback]
 NUMBER = {"source": "sim", "dtype": "number", "shape": [], "units": "K"}

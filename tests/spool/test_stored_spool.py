@@ -16,7 +16,7 @@ from waiting import wait_until
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.cli import commands
 from atomscale_bluesky.server import LocalServer
-from atomscale_bluesky.status.account import StreamStatus
+from atomscale_bluesky.status.run_status import StreamStatus
 
 STORED = Path(__file__).parent / "stored_spool"
 RUNS: dict[str, Any] = json.loads((STORED / "runs.json").read_text())

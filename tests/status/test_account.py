@@ -30,6 +30,7 @@ from atomscale_bluesky.spool.ledger_format import (
 from atomscale_bluesky.spool.ledger_state import LedgerState
 from atomscale_bluesky.spool.lines import encode
 from atomscale_bluesky.status.account import UNNAMED, Account, Counts
+from atomscale_bluesky.status.run_status import status_of
 
 T0 = 1_760_000_000.0
 HEADER = Header(
@@ -102,7 +103,7 @@ def test_each_fate_is_counted_for_each_channel() -> None:
 def test_what_a_person_gave_up_is_discarded_and_waits_no_more() -> None:
     ledger = ledger_of(tried(0), tried(1), Confirmed(0, 0, 1.0), Refused(0, 1, ("b",), 422, "no"), Discarded(5.0, 1))
 
-    status = account_of(*TEN).status(ledger)
+    status = status_of(account_of(*TEN), ledger)
 
     assert status.channels["b"] == Counts(seen=10, delivered=4, discarded=6)
     assert status.state == "discarded"
@@ -197,7 +198,7 @@ def test_rows_of_a_missing_layout_are_counted_once_where_a_stop_or_a_number_tell
 
 def test_a_journal_without_a_header_is_an_error() -> None:
     with pytest.raises(SpoolError, match="the journal has no header"):
-        Account().status(LedgerState())
+        status_of(Account(), LedgerState())
 
 
 def test_counts_add_up_with_their_reasons() -> None:
@@ -217,24 +218,24 @@ def test_a_runs_state_follows_its_files() -> None:
     full = [tried(0), tried(1), tried(2, points=2), *(Confirmed(0, n, 1.0) for n in range(3))]
     running, stopped = account_of(*TEN), account_of(*TEN, STOP)
 
-    assert running.status(ledger_of()).state == "running"
-    assert running.status(ledger_of(), writer_alive=False).state == "interrupted"
-    assert stopped.status(ledger_of()).state == "delivering"
-    assert stopped.status(ledger_of(tried(0), Refused(0, 0, ("a",), 422, "no"))).state == "parked"
-    assert stopped.status(ledger_of(Parked("wrong project", 0))).problem == "wrong project"
-    assert stopped.status(ledger_of(*full, Finalizing(0), Finalized(0, 2.0))).state == "finalized"
+    assert status_of(running, ledger_of()).state == "running"
+    assert status_of(running, ledger_of(), writer_alive=False).state == "interrupted"
+    assert status_of(stopped, ledger_of()).state == "delivering"
+    assert status_of(stopped, ledger_of(tried(0), Refused(0, 0, ("a",), 422, "no"))).state == "parked"
+    assert status_of(stopped, ledger_of(Parked("wrong project", 0))).problem == "wrong project"
+    assert status_of(stopped, ledger_of(*full, Finalizing(0), Finalized(0, 2.0))).state == "finalized"
 
 
 def test_unusable_metadata_park_a_run_until_they_are_edited() -> None:
     account = account_of(*TEN, header=replaced(problem="metadata 'synth_source_id' is 'x'"))
 
-    assert account.status(LedgerState()).state == "parked"
-    assert account.status(LedgerState()).problem == "metadata 'synth_source_id' is 'x'"
-    assert account.status(ledger_of(Edited(Links(42), 1))).state == "running"
+    assert status_of(account, LedgerState()).state == "parked"
+    assert status_of(account, LedgerState()).problem == "metadata 'synth_source_id' is 'x'"
+    assert status_of(account, ledger_of(Edited(Links(42), 1))).state == "running"
 
 
 def test_a_status_names_the_streams_and_what_was_refused() -> None:
-    status = account_of(*TEN).status(ledger_of(tried(0), Refused(0, 0, ("a",), 422, "too hot")))
+    status = status_of(account_of(*TEN), ledger_of(tried(0), Refused(0, 0, ("a",), 422, "too hot")))
 
     (stream,) = status.streams
     assert (stream.label, stream.event_stream, stream.why) == ("grow 17 [b7c2e9f1-t]", "primary", "run start")
@@ -266,7 +267,7 @@ def test_every_reading_is_in_exactly_one_place(seed: int, policy: str) -> None:
     if chance.random() < 0.2:
         ledger.apply(Discarded(1.0, 1))
 
-    status = account.status(ledger)
+    status = status_of(account, ledger)
 
     for counts in [status.points, *status.channels.values()]:
         parts = counts.delivered + counts.waiting + counts.refused + counts.discarded + counts.lost
