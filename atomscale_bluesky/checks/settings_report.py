@@ -21,7 +21,7 @@ from ..settings import (
     from_arguments,
     from_environment,
     from_file,
-    nearest_setting,
+    nearest,
     unknown_variables,
 )
 
@@ -66,11 +66,11 @@ def report_settings(
     except SettingsError as error:
         mistakes.append(Mistake(str(error), "mend the file", refused=True))
         merged = {}
-    merged |= from_environment(environ) | from_arguments(arguments)
+    merged |= from_environment(FIELDS, environ) | from_arguments(arguments)
     given: dict[str, Any] = {}
     for name, (value, source) in merged.items():
         if name not in FIELDS:
-            meant = nearest_setting(name)
+            meant = nearest(name, FIELDS)
             found = f"there is no setting {name!r} ({source})"
             mistakes.append(Mistake(found, f"did you mean {meant!r}?" if meant else "remove it", refused=True))
             continue
@@ -78,7 +78,7 @@ def report_settings(
             given[name] = checked(name, value, source)
         except SettingsError as error:
             mistakes.append(Mistake(str(error), "give it a value that fits", refused=True))
-    for variable, meant in unknown_variables(environ).items():
+    for variable, meant in unknown_variables(FIELDS, environ).items():
         found = f"environment variable {variable} is no setting, so it has no effect"
         mistakes.append(Mistake(found, f"did you mean {meant}?" if meant else "remove it", refused=False))
     mistakes += _readable_key(merged)

@@ -2,42 +2,27 @@
 
 `Settings.load` gathers the three sources, checks every value and gives a frozen `Settings`; whatever cannot be used
 raises `SettingsError`, which names the setting, where it came from, what was given and what is expected.
-
-Environment: `ATOMSCALE_API_KEY` or `AS_API_KEY`, `ATOMSCALE_API_ENDPOINT` or `AS_API_ENDPOINT` (the first one that is
-set and not empty), and `ATOMSCALE_BLUESKY_<NAME>` for every other setting. File: `settings.toml` in the user's
-configuration folder for `atomscale-bluesky`, or the one that `ATOMSCALE_BLUESKY_SETTINGS` names.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal
 
 import msgspec
 import platformdirs
 from msgspec import Meta
 
-from .errors import SettingsError
-from .model.identifiers import tags_of, uuid_of
-from .model.metadata_keys import checked_keys
-from .spool.place import spool_folder, warn_if_elsewhere
-from .status.probe_results import read_findings
+from ..errors import SettingsError
+from ..spool.place import spool_folder, warn_if_elsewhere
+from ..status.probe_results import read_findings
+from .sources import APP, from_arguments, from_environment, from_file, nearest
+from .values import DEFAULT_ENDPOINT, is_loopback, value_of
 
 _logger = logging.getLogger(__name__)
-
-APP = "atomscale-bluesky"
-DEFAULT_ENDPOINT = "https://api.atomscale.ai"
-
-_KEY_VARIABLES = ("ATOMSCALE_API_KEY", "AS_API_KEY")
-_ENDPOINT_VARIABLES = ("ATOMSCALE_API_ENDPOINT", "AS_API_ENDPOINT")
-_PREFIX = "ATOMSCALE_BLUESKY_"
-_FILE_VARIABLE = _PREFIX + "SETTINGS"
-_TEST_PREFIX = _PREFIX + "TEST_"  # of variables that only the tests of this package read
 
 Api = Literal["auto", "metrology", "tool-state"]
 NonFinite = Literal["own_stream", "null", "drop_row"]
@@ -234,7 +219,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             SettingsError: A setting is unknown or its value cannot be used.
         """
         environ = os.environ if environ is None else environ
-        merged = from_file(file, environ) | from_environment(environ) | from_arguments(arguments)
+        merged = from_file(file, environ) | from_environment(FIELDS, environ) | from_arguments(arguments)
         return cls.made_of({name: checked(name, value, source) for name, (value, source) in merged.items()})
 
     @classmethod
@@ -264,6 +249,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
 
 
+def checked(name: str, value: Any, source: str) -> Any:
+    """Return a setting's value in its own type.
+
+    Raises:
+        SettingsError: The setting is unknown, or the value cannot be used.
+    """
+    field = FIELDS.get(name)
+    if field is None:
+        meant = nearest(name, FIELDS)
+        hint = f"did you mean {meant!r}? " if meant else ""
+        raise SettingsError(f"there is no setting {name!r} ({source}); {hint}there are {', '.join(sorted(FIELDS))}")
+    return value_of(field, value, source)
+
+
 def _permitted(settings: Settings) -> dict[str, Any]:
     """Return the settings that a probe of the endpoint has found to be permitted."""
     found = read_findings(settings.spool_path, settings.endpoint)
@@ -276,176 +275,6 @@ def _permitted(settings: Settings) -> dict[str, Any]:
     return {name: checked(name, value, "probe") for name, value in found.permitted.items() if name in FIELDS}
 
 
-def from_arguments(arguments: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
-    """Return the arguments that are given: value and source by name."""
-    return {name: (value, "argument") for name, value in arguments.items() if value is not None}
-
-
-def from_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
-    """Return what the settings' file has: value and source by name, of settings and of anything else in it.
-
-    Raises:
-        SettingsError: The file cannot be read, or there is none although it is named.
-    """
-    if file is None and environ.get(_FILE_VARIABLE):
-        file = Path(environ[_FILE_VARIABLE]).expanduser()
-    path = file or platformdirs.user_config_path(APP, appauthor=False) / "settings.toml"
-    try:
-        text = path.read_text(encoding="utf-8")
-        import tomllib  # takes a while, and few sessions have a file
-
-        content = tomllib.loads(text)
-    except FileNotFoundError:
-        if file is None:
-            return {}
-        raise SettingsError(f"there is no settings file {str(path)!r}; make it, or do not name it") from None
-    except (OSError, ValueError) as error:  # not UTF-8, or not TOML
-        raise SettingsError(f"settings file {str(path)!r} cannot be read: {error}") from error
-    return {name: (value, f"file {path}") for name, value in content.items()}
-
-
-def from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
-    """Return what the environment has: value and source by name."""
-    found: dict[str, tuple[Any, str]] = {}
-    for name in FIELDS:
-        variables = {"api_key": _KEY_VARIABLES, "endpoint": _ENDPOINT_VARIABLES}.get(name, (_PREFIX + name.upper(),))
-        for variable in variables:
-            if text := environ.get(variable, "").strip():
-                found[name] = (_from_text(name, text), f"environment variable {variable}")
-                break
-    return found
-
-
-def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the variables that look like settings of this package and are none, each with the nearest one that is."""
-    known = {_PREFIX + name.upper() for name in FIELDS if name not in {"api_key", "endpoint"}} | {_FILE_VARIABLE}
-    known |= {*_KEY_VARIABLES, *_ENDPOINT_VARIABLES}
-    ours = [name for name in environ if name.upper().startswith(_PREFIX) and not name.startswith(_TEST_PREFIX)]
-    return {name: _nearest(name, known) for name in ours if name not in known}
-
-
-def nearest_setting(name: str) -> str | None:
-    """Return the setting whose name is most like this one, or None if none is like it."""
-    return _nearest(name, FIELDS)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str | None:
-    import difflib  # takes a while, and is needed for mistakes only
-
-    by_form = {one.casefold(): one for one in known}
-    found = difflib.get_close_matches(name.casefold().replace("-", "_"), by_form, n=1, cutoff=0.7)
-    return by_form[found[0]] if found else None
-
-
-def _from_text(name: str, text: str) -> Any:
-    """Return a variable's text as the setting's kind of value: lists separated by commas, mappings as `a=b, c=d`."""
-    default = FIELDS[name].default
-    if isinstance(default, tuple):
-        return [part.strip() for part in text.split(",") if part.strip()]
-    if FIELDS[name].default_factory is not msgspec.NODEFAULT:
-        pairs = [part.partition("=") for part in text.split(",") if part.strip()]
-        if all(separator for _, separator, _ in pairs):
-            return {key.strip(): value.strip() for key, _, value in pairs}
-    return text
-
-
-def checked(name: str, value: Any, source: str) -> Any:
-    """Return a setting's value in its own type.
-
-    Raises:
-        SettingsError: The setting is unknown, or the value cannot be used.
-    """
-    field = FIELDS.get(name)
-    if field is None:
-        meant = nearest_setting(name)
-        hint = f"did you mean {meant!r}? " if meant else ""
-        raise SettingsError(f"there is no setting {name!r} ({source}); {hint}there are {', '.join(sorted(FIELDS))}")
-    shown = "<not shown>" if name == "api_key" else repr(value)
-    if isinstance(value, bool) and not isinstance(field.default, bool):
-        raise SettingsError(f"setting {name!r} ({source}) is {shown}, which is no value for it")
-    if isinstance(value, Path):
-        value = str(value)
-    if isinstance(field.default, tuple) and isinstance(value, str):
-        value = [value]
-    try:
-        checked = msgspec.convert(value, field.type, strict=False)
-    except msgspec.ValidationError as error:
-        expected = str(error).partition(" - at ")[0].replace("`", "")
-        if choices := _choices(field.type):
-            expected = f"expected one of {', '.join(map(repr, choices))}"
-        if isinstance(value, str) and field.default_factory is not msgspec.NODEFAULT:
-            expected = "expected pairs such as a=b, c=d"
-        raise SettingsError(f"setting {name!r} ({source}) is {shown}: {expected}") from None
-    try:
-        return _CHECKS[name](checked) if name in _CHECKS else checked
-    except ValueError as error:
-        raise SettingsError(f"setting {name!r} ({source}) is {shown}: {error}") from None
-
-
-def _choices(kind: Any) -> tuple[Any, ...]:
-    """Return the allowed values of a setting, if it is one of a few words."""
-    plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-    return get_args(plain) if get_origin(plain) is Literal else ()
-
-
-def _ca_bundle(text: str | None) -> str | None:
-    if text and not os.path.exists(text):
-        raise ValueError("expected a file or folder that exists, of certificate authorities")
-    return text or None
-
-
-def _api_key(key: str | None) -> str | None:
-    key = (key or "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise ValueError("expected printable ASCII characters, as the dashboard shows the key")
-    return key or None
-
-
-def _endpoint(text: str) -> str:
-    parts = urlsplit(text.strip())
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError(f"expected an address such as {DEFAULT_ENDPOINT!r}")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("expected an address without user, password, query or fragment")
-    _ = parts.port  # raises ValueError for an invalid port
-    return text.strip().rstrip("/")
-
-
-def _label(text: str) -> str:
-    try:
-        text.format_map(_AnyKey())
-    except (ValueError, IndexError, AttributeError, TypeError, KeyError) as error:
-        raise ValueError(f"expected text with names in braces, such as '{{plan_name}} {{scan_id}}' ({error})") from None
-    return text
-
-
-class _AnyKey(dict[str, Any]):
-    def __missing__(self, key: str) -> Any:
-        return _AnyValue()
-
-
-class _AnyValue:
-    """Stands for a start document's value, which may be a number, as `{scan_id:04d}` needs, or text."""
-
-    def __format__(self, spec: str) -> str:
-        return ""
-
-
-def _project_id(text: str | None) -> str | None:
-    return uuid_of(text) if text and text.strip() else None
-
-
-_CHECKS: dict[str, Any] = {
-    "api_key": _api_key,
-    "ca_bundle": _ca_bundle,
-    "endpoint": _endpoint,
-    "label": _label,
-    "metadata_keys": checked_keys,
-    "project_id": _project_id,
-    "tags": tags_of,
-}
-
-
 def _together(settings: Settings) -> Settings:
     """Check what depends on several settings together."""
     if settings.endpoint.startswith("http:") and not is_loopback(settings.endpoint) and not settings.allow_http:
@@ -454,12 +283,3 @@ def _together(settings: Settings) -> Settings:
             f"network. Use https, or set allow_http if this is what you want."
         )
     return settings
-
-
-def is_loopback(endpoint: str) -> bool:
-    """Return True if an endpoint is on this machine."""
-    host = urlsplit(endpoint).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

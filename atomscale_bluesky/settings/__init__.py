@@ -1,0 +1,50 @@
+"""The settings of a site, each of which has a default.
+
+In: arguments, the environment, and a file.
+Out: a frozen `Settings`.
+Guaranteed: a value that cannot be used is refused with a text that names the setting, its source and what is expected.
+
+    settings  every setting with its default, and how the sources are put together
+    sources   arguments, the environment, and the file
+    values    checks a value, and turns it into its setting's type
+"""
+
+from .settings import (
+    FIELDS,
+    Announce,
+    Api,
+    ClockOf,
+    Durability,
+    Keep,
+    LayoutChoice,
+    NonFinite,
+    Settings,
+    Timestamps,
+    UploaderPlace,
+    checked,
+)
+from .sources import APP, from_arguments, from_environment, from_file, nearest, unknown_variables
+from .values import DEFAULT_ENDPOINT, is_loopback
+
+__all__ = [
+    "APP",
+    "DEFAULT_ENDPOINT",
+    "FIELDS",
+    "Announce",
+    "Api",
+    "ClockOf",
+    "Durability",
+    "Keep",
+    "LayoutChoice",
+    "NonFinite",
+    "Settings",
+    "Timestamps",
+    "UploaderPlace",
+    "checked",
+    "from_arguments",
+    "from_environment",
+    "from_file",
+    "is_loopback",
+    "nearest",
+    "unknown_variables",
+]

@@ -1,0 +1,98 @@
+"""The sources of settings: arguments, the environment, and a file. Each gives values with the name of their source.
+
+Environment: `ATOMSCALE_API_KEY` or `AS_API_KEY`, `ATOMSCALE_API_ENDPOINT` or `AS_API_ENDPOINT` (the first one that is
+set and not empty), and `ATOMSCALE_BLUESKY_<NAME>` for every other setting. File: `settings.toml` in the user's
+configuration folder for `atomscale-bluesky`, or the one that `ATOMSCALE_BLUESKY_SETTINGS` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import platformdirs
+from msgspec.structs import FieldInfo
+
+from ..errors import SettingsError
+
+APP = "atomscale-bluesky"
+
+_KEY_VARIABLES = ("ATOMSCALE_API_KEY", "AS_API_KEY")
+_ENDPOINT_VARIABLES = ("ATOMSCALE_API_ENDPOINT", "AS_API_ENDPOINT")
+_PREFIX = "ATOMSCALE_BLUESKY_"
+_FILE_VARIABLE = _PREFIX + "SETTINGS"
+_TEST_PREFIX = _PREFIX + "TEST_"  # of variables that only the tests of this package read
+
+# All settings by name: of each its type and its default.
+Fields = Mapping[str, FieldInfo]
+
+
+def from_arguments(arguments: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Return the arguments that are given: value and source by name."""
+    return {name: (value, "argument") for name, value in arguments.items() if value is not None}
+
+
+def from_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    """Return what the settings' file has: value and source by name, of settings and of anything else in it.
+
+    Raises:
+        SettingsError: The file cannot be read, or there is none although it is named.
+    """
+    if file is None and environ.get(_FILE_VARIABLE):
+        file = Path(environ[_FILE_VARIABLE]).expanduser()
+    path = file or platformdirs.user_config_path(APP, appauthor=False) / "settings.toml"
+    try:
+        text = path.read_text(encoding="utf-8")
+        import tomllib  # takes a while, and few sessions have a file
+
+        content = tomllib.loads(text)
+    except FileNotFoundError:
+        if file is None:
+            return {}
+        raise SettingsError(f"there is no settings file {str(path)!r}; make it, or do not name it") from None
+    except (OSError, ValueError) as error:  # not UTF-8, or not TOML
+        raise SettingsError(f"settings file {str(path)!r} cannot be read: {error}") from error
+    return {name: (value, f"file {path}") for name, value in content.items()}
+
+
+def from_environment(fields: Fields, environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    """Return what the environment has of these settings: value and source by name."""
+    found: dict[str, tuple[Any, str]] = {}
+    for name in fields:
+        variables = {"api_key": _KEY_VARIABLES, "endpoint": _ENDPOINT_VARIABLES}.get(name, (_PREFIX + name.upper(),))
+        for variable in variables:
+            if text := environ.get(variable, "").strip():
+                found[name] = (_from_text(fields[name], text), f"environment variable {variable}")
+                break
+    return found
+
+
+def unknown_variables(fields: Fields, environ: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the variables that look like settings of this package and are none, each with the nearest one that is."""
+    known = {_PREFIX + name.upper() for name in fields if name not in {"api_key", "endpoint"}} | {_FILE_VARIABLE}
+    known |= {*_KEY_VARIABLES, *_ENDPOINT_VARIABLES}
+    ours = [name for name in environ if name.upper().startswith(_PREFIX) and not name.startswith(_TEST_PREFIX)]
+    return {name: nearest(name, known) for name in ours if name not in known}
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like this one, or None if none is like it."""
+    import difflib  # takes a while, and is needed for mistakes only
+
+    by_form = {one.casefold(): one for one in known}
+    found = difflib.get_close_matches(name.casefold().replace("-", "_"), by_form, n=1, cutoff=0.7)
+    return by_form[found[0]] if found else None
+
+
+def _from_text(field: FieldInfo, text: str) -> Any:
+    """Return a variable's text as the setting's kind of value: lists separated by commas, mappings as `a=b, c=d`."""
+    default = field.default
+    if isinstance(default, tuple):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if field.default_factory is not msgspec.NODEFAULT:
+        pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+        if all(separator for _, separator, _ in pairs):
+            return {key.strip(): value.strip() for key, _, value in pairs}
+    return text

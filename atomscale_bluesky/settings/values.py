@@ -1,0 +1,119 @@
+"""Checks a setting's value, and turns it into the setting's type."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec.structs import FieldInfo
+
+from ..errors import SettingsError
+from ..model.identifiers import tags_of, uuid_of
+from ..model.metadata_keys import checked_keys
+
+DEFAULT_ENDPOINT = "https://api.atomscale.ai"
+
+
+def value_of(field: FieldInfo, value: Any, source: str) -> Any:
+    """Return a setting's value in its own type.
+
+    Raises:
+        SettingsError: The value cannot be used.
+    """
+    shown = "<not shown>" if field.name == "api_key" else repr(value)
+    if isinstance(value, bool) and not isinstance(field.default, bool):
+        raise SettingsError(f"setting {field.name!r} ({source}) is {shown}, which is no value for it")
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(field.default, tuple) and isinstance(value, str):
+        value = [value]
+    try:
+        found = msgspec.convert(value, field.type, strict=False)
+    except msgspec.ValidationError as error:
+        expected = str(error).partition(" - at ")[0].replace("`", "")
+        if choices := _choices(field.type):
+            expected = f"expected one of {', '.join(map(repr, choices))}"
+        if isinstance(value, str) and field.default_factory is not msgspec.NODEFAULT:
+            expected = "expected pairs such as a=b, c=d"
+        raise SettingsError(f"setting {field.name!r} ({source}) is {shown}: {expected}") from None
+    try:
+        return _CHECKS[field.name](found) if field.name in _CHECKS else found
+    except ValueError as error:
+        raise SettingsError(f"setting {field.name!r} ({source}) is {shown}: {error}") from None
+
+
+def is_loopback(endpoint: str) -> bool:
+    """Return True if an endpoint is on this machine."""
+    host = urlsplit(endpoint).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """Return the allowed values of a setting, if it is one of a few words."""
+    plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    return get_args(plain) if get_origin(plain) is Literal else ()
+
+
+def _ca_bundle(text: str | None) -> str | None:
+    if text and not os.path.exists(text):
+        raise ValueError("expected a file or folder that exists, of certificate authorities")
+    return text or None
+
+
+def _api_key(key: str | None) -> str | None:
+    key = (key or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError("expected printable ASCII characters, as the dashboard shows the key")
+    return key or None
+
+
+def _endpoint(text: str) -> str:
+    parts = urlsplit(text.strip())
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(f"expected an address such as {DEFAULT_ENDPOINT!r}")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("expected an address without user, password, query or fragment")
+    _ = parts.port  # raises ValueError for an invalid port
+    return text.strip().rstrip("/")
+
+
+def _label(text: str) -> str:
+    try:
+        text.format_map(_AnyKey())
+    except (ValueError, IndexError, AttributeError, TypeError, KeyError) as error:
+        raise ValueError(f"expected text with names in braces, such as '{{plan_name}} {{scan_id}}' ({error})") from None
+    return text
+
+
+class _AnyKey(dict[str, Any]):
+    def __missing__(self, key: str) -> Any:
+        return _AnyValue()
+
+
+class _AnyValue:
+    """Stands for a start document's value, which may be a number, as `{scan_id:04d}` needs, or text."""
+
+    def __format__(self, spec: str) -> str:
+        return ""
+
+
+def _project_id(text: str | None) -> str | None:
+    return uuid_of(text) if text and text.strip() else None
+
+
+_CHECKS: dict[str, Any] = {
+    "api_key": _api_key,
+    "ca_bundle": _ca_bundle,
+    "endpoint": _endpoint,
+    "label": _label,
+    "metadata_keys": checked_keys,
+    "project_id": _project_id,
+    "tags": tags_of,
+}
