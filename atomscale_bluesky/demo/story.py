@@ -2,8 +2,7 @@
 
     server starts → growth streams, the server is unreachable for a while → drain → read back → compare
 
-The RunEngine has the main thread, as in a user's session. A second thread reads the state ten times a second, passes it
-to the display, makes the server unreachable, and waits until it is reachable again.
+The RunEngine has the main thread, as in a user's session. The `watcher` has a second one.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from bluesky import RunEngine
 from bluesky.utils import RunEngineInterrupted
@@ -30,14 +29,15 @@ from ..server import DEFAULT_API_KEY, Control
 from ..settings import Settings
 from ..sim import QUANTUM_WELL, QUICK, SimulatedChamber, grow
 from ..spool.spool import Spool
+from .display import Display, Moment
 from .emitted import Comparison, Emitted, compare
 from .server_process import ServerProcess
+from .watcher import Watcher
 
 # The local server has this growth instrument.
 INSTRUMENT = 42
 # Small, so that arriving chunks can be seen. The default is 100.
 POINTS_PER_CHUNK = 25
-LOOK_PERIOD_S = 0.1
 DRAIN_TIMEOUT_S = 60.0
 
 
@@ -55,33 +55,6 @@ class Choices:
     """Of the local server; 0 takes any free one."""
     keep: bool = False
     """Leave the local server running."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moment:
-    """The state of the delivery at one time."""
-
-    elapsed_s: float
-    seen: int
-    confirmed: int
-    waiting: int
-    data_ids: tuple[str, ...]
-    reachable: bool | None
-    """Whether the local server can be reached; None for a server that is not ours."""
-    away_s: float
-    """For how long it has been unreachable."""
-    held: int | None
-    """How many points the local server says it has."""
-
-
-class Display(Protocol):
-    """Shows what happens in the demo. Any thread may call it."""
-
-    def step(self, text: str) -> None:
-        """Show that a step begins."""
-
-    def moment(self, moment: Moment) -> None:
-        """Show the present state. Called ten times a second."""
 
 
 @dataclass(slots=True)
@@ -199,7 +172,7 @@ def _grow(
     engine.subscribe(emitted)
 
     spool = Spool(settings.spool_path, read_only=True)  # to read the entries of finished runs
-    watcher = _Watcher(callback, spool, display, Control(server.control_url) if server else None, outage_s)
+    watcher = Watcher(callback, spool, display, Control(server.control_url) if server else None, outage_s)
     stack.callback(watcher.stop)
 
     def on_step(text: str) -> None:
@@ -280,108 +253,6 @@ def _longest_pause(times: list[float], outage: tuple[float, float] | None, *, in
     begin, end = outage or (float("inf"), float("inf"))
     pauses = zip(times, times[1:], strict=False)
     return max((b - a for a, b in pauses if (begin <= b <= end) is inside), default=0.0)
-
-
-class _Watcher:
-    """Reads the state regularly, and makes the local server unreachable for a while."""
-
-    def __init__(
-        self,
-        callback: AtomscaleCallback,
-        spool: Spool,
-        display: Display,
-        control: Control | None,
-        outage_s: float,
-    ) -> None:
-        self.outage: tuple[float, float] | None = None  # Unix seconds
-        self._callback = callback
-        self._spool = spool
-        self._display = display
-        self._control = control
-        self._outage_s = outage_s
-        self._away = threading.Event()
-        self._stopping = threading.Event()
-        self._began = time.time()
-        self._moments: list[tuple[float, Moment]] = []
-        self._last = (0, 0, 0)  # seen, confirmed, waiting
-        self._data_ids: tuple[str, ...] = ()
-        self._gone_since: float | None = None
-        self._thread = threading.Thread(target=self._loop, name="demo watcher", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._began = time.time()
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop, and return when the thread has ended. Idempotent."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(20.0)
-
-    def take_server_away(self) -> None:
-        """Make the local server unreachable from the next poll on. Any other server is left alone."""
-        self._away.set()
-
-    def moments(self, since: float) -> list[Moment]:
-        """Return all states seen, with times in seconds since `since`."""
-        return [_at(moment, now - since) for now, moment in list(self._moments)]
-
-    def look(self) -> None:
-        """Read the state once, and pass it to the display."""
-        now = time.time()
-        status = self._callback.status()
-        if status:
-            points = status.points
-            self._last = (points.seen, points.delivered, points.waiting)
-            self._data_ids = tuple(data_id for run in status for data_id in run.data_ids)
-        elif finished := self._spool.history.entries():  # it has left the spool, so all of it is confirmed
-            delivered = sum(entry["delivered"] for entry in finished)
-            self._last = (delivered, delivered, 0)
-        reachable, held = None, None
-        if self._control is not None:
-            reachable = self._control.info().reachable
-            held = sum(stream.points for stream in self._control.streams())
-        seen, confirmed, waiting = self._last
-        moment = Moment(
-            elapsed_s=now - self._began,
-            seen=seen,
-            confirmed=confirmed,
-            waiting=waiting,
-            data_ids=self._data_ids,
-            reachable=reachable,
-            away_s=now - self._gone_since if self._gone_since is not None else 0.0,
-            held=held,
-        )
-        self._moments.append((now, moment))
-        self._display.moment(moment)
-
-    def _loop(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self._outage()
-                self.look()
-            except ApiError as error:  # the server process was ended from outside; the plan goes on
-                self._display.step(str(error))
-                self._control = None
-            self._stopping.wait(LOOK_PERIOD_S)
-
-    def _outage(self) -> None:
-        control = self._control
-        if control is None or not self._away.is_set() or self.outage is not None:
-            return
-        if self._gone_since is None:
-            control.unreachable(self._outage_s)
-            self._gone_since = time.time()
-            self._display.step(f"the server is made unreachable for {self._outage_s:g} s; the plan goes on")
-        elif control.info().reachable:
-            self.outage = (self._gone_since, time.time())
-            self._gone_since = None
-            self._display.step("the server can be reached again")
-
-
-def _at(moment: Moment, elapsed_s: float) -> Moment:
-    return replace(moment, elapsed_s=elapsed_s)
 
 
 @contextmanager
