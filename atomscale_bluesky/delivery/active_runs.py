@@ -157,8 +157,8 @@ class ActiveRuns:
         self.guarded(delivery, delivery.log_what_is_left)
         if self.holds(delivery):
             self.release(delivery)
-            settled = delivery.run.stopped or delivery.run.parked
-            reason = Reason.NEEDS_OPERATOR if settled else Reason.NOTHING_TO_SEND
+            no_more_comes = delivery.run.stopped or delivery.run.parked
+            reason = Reason.NEEDS_OPERATOR if no_more_comes else Reason.NOTHING_TO_SEND
             written_elsewhere = not delivery.run.stopped and folder not in self.own
             self.waiting.set_aside(folder, SetAside(reason, sizes, written_elsewhere, delivery.needs_operator))
         return True

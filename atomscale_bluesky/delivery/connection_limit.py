@@ -36,7 +36,7 @@ STEP, GAIN = 1.5, 0.25
 LEARN = 0.25
 # How often the time of a quick answer is measured again, with a quarter of the connections. All uploaders of a host do
 # that at the same moment by its monotonic clock, so that each sees the server without the others' requests.
-MEASURE_S, SETTLE_S = 60.0, 0.5
+MEASURE_S, CALM_S = 60.0, 0.5
 # After this long it is too late to measure with the others.
 MISSED_S = 15.0
 # How long the number stays below one that was refused. It doubles with each refusal that follows.
@@ -116,7 +116,7 @@ class ConnectionLimit:
         self._answers += 1
         self._in_use += in_use
         if self._before:
-            over = self._answers >= BLOCK // 2 and now >= self._changed_at + SETTLE_S
+            over = self._answers >= BLOCK // 2 and now >= self._changed_at + CALM_S
         else:
             over = self._answers >= max(self.number, BLOCK // 2 if self._doubles else BLOCK)
         if over:
@@ -183,11 +183,11 @@ class ConnectionLimit:
             self._change(now, self._worth[0] if self._worth else self.number)
         elif now >= self._measure_at and not self._doubles:
             # Until then the server is busy with what left before, also from others.
-            settled_at = max(now + usual_s, self._measure_at + SETTLE_S)
+            calm_at = max(now + usual_s, self._measure_at + CALM_S)
             self._measure_at = (now // MEASURE_S + 1) * MEASURE_S
             self._before = self.number
             self._change(now, self.number // 4)
-            self._changed_at = settled_at
+            self._changed_at = calm_at
         elif slowdown >= SLOW:
             self._doubles = False
             self._change(now, max(self.number * 3 // 4, min(self.number, FIRST)))

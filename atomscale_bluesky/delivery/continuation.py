@@ -103,10 +103,10 @@ class Continuation:
     def _parts(self, stream: StreamState, at_hand: dict[int, Chunk]) -> dict[str, dict[int, Part]]:
         """Return the chunks from the first one in doubt on, by channel and index."""
         tried = self._ledger.ranges(stream.opening.stream, min(at_hand))
-        settled = {index: noted for index, noted in tried.items() if index not in stream.tried}
+        confirmed = {index: noted for index, noted in tried.items() if index not in stream.tried}
         chunks = dict(at_hand)
         clock = self._ledger.state.clock
-        if settled or stream.confirmed_channels or tried.keys() - at_hand.keys():
+        if confirmed or stream.confirmed_channels or tried.keys() - at_hand.keys():
             for chunk in self._run_chunker.again(stream, tried):
                 chunks.setdefault(chunk.index, chunk.shifted(clock.offset_s) if clock else chunk)
         parts: dict[str, dict[int, Part]] = {}
@@ -119,7 +119,7 @@ class Continuation:
             for name in noted.channels:
                 if refusal is not None and name in refusal.channels:
                     continue
-                required = index in settled or name in stream.confirmed_channels.get(index, ())
+                required = index in confirmed or name in stream.confirmed_channels.get(index, ())
                 values = packed(columns[name].values) if name in columns else ()
                 shown, at_least = _shown(stream, index, name)
                 part = Part(noted.points, required, times if name in columns else None, values, shown, at_least)
@@ -142,7 +142,7 @@ class Continuation:
         )
         return dict.fromkeys([*names, *(name for chunk in doubtful for name in chunk.names)], most)
 
-    def settle(self, is_under_way: Callable[[int], bool], ended: Callable[[int], None]) -> int | None:
+    def end_streams(self, is_under_way: Callable[[int], bool], ended: Callable[[int], None]) -> int | None:
         """End the streams of which nothing is under way. Calls `ended` with each of them, just before.
 
         Returns:

@@ -87,5 +87,5 @@ def end_outgrown_streams(run: Run) -> None:
     for number in run.run_chunker.outgrown:
         stream = run.streams[number]
         cut_short = stream.last is not None and stream.last.cut_short
-        if cut_short and stream.settled and not (stream.ended or stream.blocked):
+        if cut_short and stream.all_confirmed and not (stream.ended or stream.blocked):
             run.endings.begin(number, "preview", stream.opening.points_per_chunk)

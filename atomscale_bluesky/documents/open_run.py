@@ -48,9 +48,9 @@ class OpenRun:
         self.header = header
         # What the descriptors say, by uid. The journal has it too, for a process that goes on with the run.
         self.descriptions: dict[str, Description] = {}
-        self.writer: RunWriter | None = None  # None: the spool had no disk space for it, or it is settled
+        self.writer: RunWriter | None = None  # None: the spool had no disk space for it, or its files say how it ended
         # Its files say how it ended. So do the earlier files of a run that goes on: its next reading makes new ones.
-        self.settled = kept is not None
+        self.ending_written = kept is not None
         self.why_not_kept = ""  # why the spool did not take it at the last attempt
         self._noted_as_not_kept = False
         self.to_announce = False  # the deliverer does not know of its journal yet
@@ -96,11 +96,11 @@ class OpenRun:
             if event_stream is not None:
                 event_stream.start_over()
         # In one statement, and last: if this is interrupted before, the run begins again with a further journal.
-        self.writer, self.settled, self.to_announce, writer.in_use = writer, False, True, True
+        self.writer, self.ending_written, self.to_announce, writer.in_use = writer, False, True, True
 
     def goes_on_with(self, descriptor: str) -> bool:
         """Return True if the run goes on without a journal yet, and no earlier one has this descriptor."""
-        return self.settled and (self.kept is None or descriptor not in self.kept.descriptors)
+        return self.ending_written and (self.kept is None or descriptor not in self.kept.descriptors)
 
     def end(self) -> None:
         """Release the journal, which now says how the run ended. If the run goes on, it does so in a further one."""
@@ -108,7 +108,7 @@ class OpenRun:
         left_out: Counter[tuple[str, str]] = Counter()
         for event_stream in filter(None, self.event_streams.values()):
             event_stream.late.clear()
-        self.writer, self.settled, self.last_lines, self._left_out = None, True, None, left_out
+        self.writer, self.ending_written, self.last_lines, self._left_out = None, True, None, left_out
 
     def remember(self, uid: str) -> None:
         """Remember an event's uid. When there are too many, forget the oldest, many at once."""
@@ -137,7 +137,7 @@ class OpenRun:
         If a note is returned, the counts start again from 0.
         """
         readings = sum(n for (reason, _), n in self._left_out.items() if Loss(reason).may_pass)
-        if (self.settled or self._noted_as_not_kept) and not readings:
+        if (self.ending_written or self._noted_as_not_kept) and not readings:
             return None
         self._noted_as_not_kept = True
         self._left_out.clear()

@@ -228,7 +228,7 @@ class OpenRuns:
             self._give_up_early(run)
         stop.not_given.update(not_given(run, counts, self._selection))
         run.tell_not_given(stop.not_given, self._rejections)
-        if run.settled:
+        if run.ending_written:
             self._files.make_again(run)  # its files say that no stop document came
         self._files.end(run, stop)
         self._forget(run)
@@ -364,8 +364,8 @@ class OpenRuns:
             del self.streams[descriptor]
         while len(self._late) > REMEMBERED_RUNS:
             self._late.popitem(last=False)
-        self._peers.release(run.uid, ended=run.settled)
-        if run.settled:  # otherwise nothing of it is kept, and a replay should be taken
+        self._peers.release(run.uid, ended=run.ending_written)
+        if run.ending_written:  # otherwise nothing of it is kept, and a replay should be taken
             self._ended[run.uid] = None
         if len(self._ended) > REMEMBERED_RUNS:
             self._ended.popitem(last=False)

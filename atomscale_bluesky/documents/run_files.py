@@ -115,7 +115,7 @@ class RunFiles:
 
     def make_again(self, run: OpenRun) -> None:
         """Make a folder for a run that has none, if that may succeed by now."""
-        if (run.settled or self._spool.writers.has_room) and time.monotonic() >= run.try_again_at:
+        if (run.ending_written or self._spool.writers.has_room) and time.monotonic() >= run.try_again_at:
             self.make(run)
 
     def append(

@@ -175,14 +175,14 @@ class _Points:
                 "SELECT chunk_index, times, data FROM chunks WHERE channel = ? AND chunk_index >= ?"
                 " ORDER BY chunk_index", row["id"], following,
             )  # fmt: skip
-            settled: list[sqlite3.Row] = []
+            complete: list[sqlite3.Row] = []
             while len(chunks) > 1 and chunks[0]["chunk_index"] == following:
-                settled.append(chunks.pop(0))
+                complete.append(chunks.pop(0))
                 following += 1
-            if settled:
+            if complete:
                 trace.extend(
-                    np.concatenate([_numbers(chunk["times"]) for chunk in settled]),
-                    np.concatenate([_numbers(chunk["data"]) for chunk in settled]),
+                    np.concatenate([_numbers(chunk["times"]) for chunk in complete]),
+                    np.concatenate([_numbers(chunk["data"]) for chunk in complete]),
                 )
             self._traces[row["id"]] = row["name"], row["units"], trace, following
             self._last[row["id"]] = chunks

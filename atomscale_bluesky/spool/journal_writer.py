@@ -43,13 +43,13 @@ class JournalWriter:
             self._next_segment()
         self._file.append(lines)
 
-    def settled_size(self) -> int:
+    def whole_size(self) -> int:
         """Return how many bytes of whole lines there are, even after an interrupted `append`.
 
         Raises:
             SpoolError: The file's size cannot be read, or half a line cannot be removed.
         """
-        return self._before + self._file.settled_size()
+        return self._before + self._file.whole_size()
 
     def sync(self) -> None:
         """Sync every line appended before this call, so that it survives a power cut.

@@ -12,7 +12,7 @@ uploaders that share a run would be noticed here. Each line is written twice in 
 nothing. Where both copies are damaged, the state takes what certainly follows from the other lines. If that is not
 enough, the run is `broken`: it waits for the operator, who can have all of it delivered again.
 
-Settled chunks are kept as counts, so memory holds only the chunks still in progress, however long the run is. Facts
+Confirmed chunks are kept as counts, so memory holds only the chunks still in progress, however long the run is. Facts
 survive a killed process once noted. Facts that a power cut must not take are synced.
 """
 
@@ -102,7 +102,7 @@ class Ledger:
         self._file.sync()
 
     def ranges(self, stream: int, from_index: int) -> dict[int, Tried]:
-        """Return the stream's chunks that were tried, from `from_index` on, settled or not. Reads the file.
+        """Return the stream's chunks that were tried, from `from_index` on, confirmed or not. Reads the file.
 
         Raises:
             SpoolError: A line cannot be decoded.

@@ -166,7 +166,7 @@ class LedgerState:
                     stream.links_refused[fact.link, fact.to] = fact.reason
             case Finalizing():
                 stream = self._stream(fact.stream, Life.INITIALIZED, Life.FINALIZING)
-                if not all(one.settled for one in stream.group):
+                if not all(one.all_confirmed for one in stream.group):
                     raise SpoolError(f"metrology stream {fact.stream} has chunks that are not confirmed; it stays open")
                 for one in stream.group:
                     one.life = Life.FINALIZING
@@ -237,7 +237,7 @@ class LedgerState:
         stream.confirmed_at = fact.time
         if fact.channels is None and fact.index not in stream.confirmed_channels and fact.index not in stream.refused:
             stream.delivered[tried.channels] += tried.points  # wholly confirmed at once, as nearly always
-            stream.settle(tried)
+            stream.confirm(tried)
             return
         before = stream.confirmed_channels.pop(fact.index, set())
         now = set(fact.channels if fact.channels is not None else tried.channels) - before
@@ -250,7 +250,7 @@ class LedgerState:
             if not refusal.channels:
                 del stream.refused[fact.index]
         if before | now >= set(tried.channels):
-            stream.settle(tried)
+            stream.confirm(tried)
         else:
             stream.confirmed_channels[fact.index] = before | now
 

@@ -96,7 +96,7 @@ class LineFile:
         if self._descriptor == _RESTING:
             self._open_again()
         if self._end != self.size:
-            self._settle()
+            self._find_end()
         self._end = end = self.size + len(lines)
         try:
             written = os.write(self._descriptor, lines)
@@ -124,14 +124,14 @@ class LineFile:
         finally:
             self._make_room = make_room
 
-    def settled_size(self) -> int:
+    def whole_size(self) -> int:
         """Return how many bytes of whole lines the file has, even after an interrupted `append`.
 
         Raises:
             SpoolError: The file's size cannot be read, or half a line cannot be removed.
         """
         if self._end != self.size:
-            self._settle()
+            self._find_end()
         return self.size
 
     def cut(self, size: int) -> None:
@@ -193,7 +193,7 @@ class LineFile:
         finally:
             os.close(descriptor)
 
-    def _settle(self) -> None:
+    def _find_end(self) -> None:
         """Find out how an append ended that was interrupted, or whose half line could not be removed."""
         if self._descriptor == _RESTING:
             self._open_again()

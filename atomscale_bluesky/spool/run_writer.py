@@ -101,7 +101,7 @@ class RunWriter:
             undo.callback(self._journal.close)
             self._journal.append(line(payload) * 2)  # twice, for rows are worthless without it
             # How many bytes were appended so far. Too small after an interrupted append, until `kept` is called.
-            self.written: int = self._journal.settled_size()
+            self.written: int = self._journal.whole_size()
             undo.pop_all()
         self._journals.add(self)
 
@@ -165,7 +165,7 @@ class RunWriter:
         Raises:
             SpoolError: The file's size cannot be read, or half a line cannot be removed.
         """
-        self.written = self._journal.settled_size()
+        self.written = self._journal.whole_size()
         if self.written == written_before:
             return False
         self._described += dict.fromkeys(filter(describes, payloads))

@@ -55,10 +55,10 @@ class StreamState:
     parked: str | None = None
     ended: str | None = None  # why it takes no further chunk; NO_POINT if it was never made
     left: dict[str, int] = field(default_factory=dict)  # channel → the row from which on it is no longer here
-    tried: dict[int, Tried] = field(default_factory=dict)  # chunks that are not settled
+    tried: dict[int, Tried] = field(default_factory=dict)  # chunks that are not wholly confirmed
     refused: dict[int, Refusal] = field(default_factory=dict)
     confirmed_channels: dict[int, set[str]] = field(default_factory=dict)  # of partly confirmed chunks
-    ahead: list[Span] = field(default_factory=list)  # settled chunks above one that is not settled
+    ahead: list[Span] = field(default_factory=list)  # confirmed chunks above one that is not
     next_index: int = 0
     last: Tried | None = None  # the chunk with the highest index
     previewed: Previewed | None = None  # the last preview of the chunk that is not confirmed yet …
@@ -75,7 +75,7 @@ class StreamState:
     @property
     def over(self) -> bool:
         """Return True if nothing is left to do for this stream."""
-        left_open = self.settled and any(stream.life is Life.CLOSED for stream in self.group)
+        left_open = self.all_confirmed and any(stream.life is Life.CLOSED for stream in self.group)
         return left_open or self.life in {Life.FINALIZED, Life.CLOSED}
 
     @property
@@ -89,7 +89,7 @@ class StreamState:
         return next((stream.parked for stream in self.group if stream.parked), None)
 
     @property
-    def settled(self) -> bool:
+    def all_confirmed(self) -> bool:
         """Return True if every chunk tried so far is wholly confirmed."""
         return not self.tried and not self.refused
 
@@ -154,13 +154,13 @@ class StreamState:
 
     def resume(self) -> tuple[int, int, Position]:
         """Return the next chunk's index, its first row, and the journal position to read from."""
-        unsettled = [tried for index, tried in self.tried.items() if index not in self.refused]
-        if unsettled:
-            first = min(unsettled, key=lambda tried: tried.index)
+        unconfirmed = [tried for index, tried in self.tried.items() if index not in self.refused]
+        if unconfirmed:
+            first = min(unconfirmed, key=lambda tried: tried.index)
             return first.index, first.first_row, Position(first.segment, first.offset)
         return self.next_index, *self._end()
 
-    def settle(self, tried: Tried) -> None:
+    def confirm(self, tried: Tried) -> None:
         """Note that the whole chunk is confirmed."""
         del self.tried[tried.index]
         if self.previewed is not None and self.previewed.index == tried.index:

@@ -255,18 +255,18 @@ class _RunWatch:
         self._journal = RunReader(folder)
         self._ledger = LedgerReader(folder / LEDGER)
         self._orders = Orders(folder)
-        self._settled: tuple[frozenset[tuple[str, int, int]], RunStatus] | None = None  # of a run that has stopped
+        self._final: tuple[frozenset[tuple[str, int, int]], RunStatus] | None = None  # of a run that has stopped
 
     def status(self, spool: Spool) -> RunStatus | None:
         """Return the run's status, or None while the run has no header, because it is just being made or removed."""
         files = self._files()
-        if self._settled is not None and files == self._settled[0]:
-            return self._settled[1]
-        self._settled = None
+        if self._final is not None and files == self._final[0]:
+            return self._final[1]
+        self._final = None
         try:
             found = self._read(spool)
             if found is not None and self._account.stop is not None:  # it depends on its files alone
-                self._settled = files, found
+                self._final = files, found
             return found
         except SpoolError as error:
             self._journal.close()

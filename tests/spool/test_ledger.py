@@ -157,7 +157,7 @@ def test_a_chunk_that_is_cut_short_replaces_the_one_that_was_tried_whole_and_is_
         previewed(0, 4), SHOWN, tried(0), Refused(0, 0, ("a", "b"), 409, "grown"), short, Confirmed(0, 0, 9.0)
     )
 
-    assert stream.settled
+    assert stream.all_confirmed
     assert stream.delivered == {("a", "b"): 4}
     assert stream.last == short
     assert stream.rows_not_held(("a", "b")) == {RowsNotHeld(4, (), Position(1, 0)): ("a", "b")}
@@ -213,7 +213,7 @@ def test_what_a_refused_move_says_names_the_stream_and_the_likely_cause() -> Non
 def test_a_stream_with_a_refused_chunk_is_not_finalized() -> None:
     stream = stream_of(tried(0), Refused(0, 0, ("a",), 422, "no"), Confirmed(0, 0, 1.0, ("b",)))
 
-    assert not stream.settled
+    assert not stream.all_confirmed
     assert stream.refused[0].channels == {"a"}
 
 
@@ -235,7 +235,7 @@ def test_a_chunk_that_is_confirmed_in_parts_counts_each_part_once() -> None:
 
     assert stream.delivered == {("a",): 10, ("b",): 10, ("c",): 10}
     assert stream.chunks_confirmed == 1
-    assert stream.settled
+    assert stream.all_confirmed
 
 
 def test_a_channel_that_was_refused_and_then_confirmed_is_delivered() -> None:
@@ -245,10 +245,10 @@ def test_a_channel_that_was_refused_and_then_confirmed_is_delivered() -> None:
     assert (stream.refused[0].channels, stream.refused[0].status) == ({"a"}, 409)
 
     stream = stream_of(tried(0), Refused(0, 0, ("a",), 422, "no"), Confirmed(0, 0, 1.0))
-    assert stream.settled
+    assert stream.all_confirmed
 
 
-def test_what_is_settled_takes_no_memory_however_long_the_run() -> None:
+def test_what_is_confirmed_takes_no_memory_however_long_the_run() -> None:
     stream = stream_of(*(fact for index in range(5000) for fact in (tried(index), Confirmed(0, index, 1.0))))
 
     assert (stream.tried, stream.confirmed_channels, stream.refused, stream.ahead) == ({}, {}, {}, [])
@@ -268,7 +268,7 @@ def test_a_stream_goes_on_with_its_first_chunk_that_is_neither_confirmed_nor_ref
 
 
 @given(st.permutations(range(8)), st.integers(0, 8))
-def test_chunks_that_are_settled_above_one_that_is_not_are_known_by_their_rows(
+def test_chunks_that_are_confirmed_above_one_that_is_not_are_known_by_their_rows(
     order: list[int], confirmed: int
 ) -> None:
     stream = stream_of(*(tried(n) for n in range(8)), *(Confirmed(0, n, 1.0) for n in order[:confirmed]))

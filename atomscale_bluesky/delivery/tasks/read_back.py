@@ -58,7 +58,7 @@ def plan(run: Run) -> ReadBack | None:
         run.previews.cut_short(run.streams[number])
         run.reload("a stream ended, and the rest goes on in a further one")
 
-    in_doubt = run.endings.settle(is_under_way, ended)
+    in_doubt = run.endings.end_streams(is_under_way, ended)
     if in_doubt is None:
         return None
     stream = run.streams[in_doubt]
