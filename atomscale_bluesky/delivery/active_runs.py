@@ -54,7 +54,7 @@ class ActiveRuns:
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.own: set[Path] = set()  # runs whose writer is in this process
+        self.written_here: set[Path] = set()  # runs whose writer is in this process
         self.begun: set[Path] = set()  # runs that began in this process and are still in the spool
         self.waiting = WaitingRuns()
         self._spool = spool
@@ -141,7 +141,7 @@ class ActiveRuns:
         """Release a run and queue it."""
         folder = delivery.claim.folder
         self.release(delivery)
-        self.waiting.queue(folder, live=folder in self.own, first=first)
+        self.waiting.queue(folder, live=folder in self.written_here, first=first)
 
     def set_aside(self, delivery: RunDelivery) -> bool:
         """Release a run until its files change. Return False if something can be done for it after all."""
@@ -159,7 +159,7 @@ class ActiveRuns:
             self.release(delivery)
             no_more_comes = delivery.run.stopped or delivery.run.parked
             reason = Reason.NEEDS_OPERATOR if no_more_comes else Reason.NOTHING_TO_SEND
-            written_elsewhere = not delivery.run.stopped and folder not in self.own
+            written_elsewhere = not delivery.run.stopped and folder not in self.written_here
             self.waiting.set_aside(folder, SetAside(reason, sizes, written_elsewhere, delivery.needs_operator))
         return True
 
@@ -174,7 +174,7 @@ class ActiveRuns:
         """Forget a run that has left the spool."""
         self.waiting.forget(folder)
         self._listing.forget(folder)
-        for known in (self.own, self.begun, self._not_delivered, self._found):
+        for known in (self.written_here, self.begun, self._not_delivered, self._found):
             known.discard(folder)
 
     def note_progress(self) -> None:
@@ -220,12 +220,12 @@ class ActiveRuns:
             return
         if claim.endpoint != self._endpoint:  # moved just now
             claim.close()
-            self.waiting.queue(folder, live=folder in self.own)
+            self.waiting.queue(folder, live=folder in self.written_here)
             return
         try:
             delivery = RunDelivery(claim, knowledge=self._knowledge, now=self._now, gil_yield=self._gil_yield)
             delivery.obey()
-            if folder not in self.own:
+            if folder not in self.written_here:
                 if folder not in self._found and folder not in self.begun:
                     self._found.add(folder)
                     _logger.info("run %s was found in the spool; its delivery goes on", claim.header.run_uid)

@@ -169,7 +169,7 @@ class DeliveryLoop:
 
     def _step(self) -> bool:
         """Give out what can be done, receive the messages that are there or the next one. Return False to end."""
-        beside_a_plan = bool(self._active.own)
+        beside_a_plan = bool(self._active.written_here)
         self._gil_yield.asked = beside_a_plan
         most = self._settings.max_connections
         self._connections.most = min(most, BESIDE_A_PLAN) if beside_a_plan else most

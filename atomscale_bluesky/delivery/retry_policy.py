@@ -59,9 +59,9 @@ class RetryPolicy:
         if isinstance(error, ApiKeyError) and self.key_refused_since is None:
             self.key_refused_since = now
         not_before = self.pause.failed(now, error)
-        own = backoff.LINK if task.unexplained else task.work.backoff
-        if own is not None:
-            not_before = max(not_before, now + own.pause_s(task.unexplained or task.attempts))
+        spacing = backoff.LINK if task.unexplained else task.work.backoff
+        if spacing is not None:
+            not_before = max(not_before, now + spacing.pause_s(task.unexplained or task.attempts))
         if delivery.failed_attempt(task, error, not_before, outcome.result):
             _logger.debug("attempt %d to %s failed: %s", task.attempts, task, error)
         self._outages.failed(now, error, pause_s=self.pause.until - now)

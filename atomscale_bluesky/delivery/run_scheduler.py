@@ -63,7 +63,7 @@ class RunScheduler:
         )
         self.turns = Turns(self.active, gil_yield, monotonic)
         self._waiting = self.active.waiting
-        self._own = self.active.own
+        self._written_here = self.active.written_here
         self._spool = spool
         self._settle = settle
         self._ordered_at = -1
@@ -107,9 +107,9 @@ class RunScheduler:
         for delivery in active:
             folder = delivery.claim.folder
             active.guarded(delivery, delivery.obey)
-            if delivery.to_settle and folder in self._own:
+            if delivery.to_settle and folder in self._written_here:
                 self._settle(folder)
-            if folder not in self._own and not delivery.run.stopped and folder in active:
+            if folder not in self._written_here and not delivery.run.stopped and folder in active:
                 active.guarded(delivery, delivery.settle_if_interrupted)
             if active.holds(delivery) and delivery.idle:
                 delivery.close_files()
@@ -120,7 +120,7 @@ class RunScheduler:
             return
         for folder in come:
             if folder not in active and folder not in self._waiting:
-                self._waiting.queue(folder, live=folder in self._own)
+                self._waiting.queue(folder, live=folder in self._written_here)
         for folder in gone:
             active.drop(folder)
         self._queue_what_can_go_on()
@@ -137,7 +137,7 @@ class RunScheduler:
             folder: The run's.
             lock: Its deliverer's lock, if this process holds it already. Released unless the run becomes active.
         """
-        self._own.add(folder)
+        self._written_here.add(folder)
         self.active.begun.add(folder)
         if folder in self.active:  # a scan has found it before this message came
             return
@@ -155,11 +155,11 @@ class RunScheduler:
         if delivery is not None:
             delivery.look_again()
         elif self._waiting.reason(folder) is Reason.NOTHING_TO_SEND:
-            self._waiting.queue(folder, live=folder in self._own)
+            self._waiting.queue(folder, live=folder in self._written_here)
 
     def writer_gone(self, folder: Path) -> None:
         """Note that the writer in this process has finished with a run."""
-        self._own.discard(folder)
+        self._written_here.discard(folder)
         delivery = self.active.get(folder)
         if delivery is not None:
             delivery.look_again()
@@ -168,7 +168,7 @@ class RunScheduler:
 
     def writers_gone(self) -> None:
         """Note that nothing writes in this process any more, and complete what was being written."""
-        for folder in list(self._own):
+        for folder in list(self._written_here):
             self.writer_gone(folder)
         for delivery in self.active:
             self.active.guarded(delivery, delivery.settle_if_interrupted)
@@ -186,12 +186,12 @@ class RunScheduler:
         by_size = self._check_all or ordered_at != self._ordered_at
         by_opening, self._check_all, self._ordered_at = self._check_all, False, ordered_at
         for folder in self._waiting.check(self._is_due, all_by_size=by_size, all_by_opening=by_opening):
-            self._waiting.queue(folder, live=folder in self._own)
+            self._waiting.queue(folder, live=folder in self._written_here)
 
     def _is_due(self, folder: Path, known: SetAside) -> bool:
         """Return True if something can be done for a run that is set aside."""
         if known.reason is Reason.CLAIMED_ELSEWHERE:
-            if folder in self._own:
+            if folder in self._written_here:
                 self._settle_if_ordered(folder)
             return not self._spool.uploader_alive(folder)
         if known.reason in {Reason.NO_HEADER_YET, Reason.BROKEN} or file_sizes(folder) != known.sizes:

@@ -108,7 +108,7 @@ class Turns:
         return max(1, all_places // 4)
 
     def _is_live(self, delivery: RunDelivery) -> bool:
-        return delivery.claim.folder in self._active.own
+        return delivery.claim.folder in self._active.written_here
 
 
 def _may_stop(delivery: RunDelivery) -> bool:

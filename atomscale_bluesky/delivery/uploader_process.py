@@ -45,7 +45,7 @@ class UploaderProcess(Deliverer):
     ) -> None:
         self._spool = spool
         self._settle = settle
-        self._own: set[Path] = set()  # runs that are open here
+        self._written_here: set[Path] = set()  # runs that are open here
         self._ordered_at = 0  # when the last order that was seen was given
         self._polls = 0
         self._drains = OpenDrains()
@@ -81,14 +81,14 @@ class UploaderProcess(Deliverer):
 
     def add(self, writer: RunWriter) -> None:
         """Take note of a run that begins in this process. Does not wait."""
-        self._own.add(writer.folder)
+        self._written_here.add(writer.folder)
 
     def wake(self, folder: Path | None = None) -> None:
         """Do nothing: the other process polls the journals."""
 
     def stopped(self, folder: Path) -> None:
         """Note that the writer in this process has finished with a run. Does not wait."""
-        self._own.discard(folder)
+        self._written_here.discard(folder)
 
     def retire(self) -> None:
         """Release what the callback left, because it is gone, then end. The garbage collector may call this."""
@@ -156,7 +156,7 @@ class UploaderProcess(Deliverer):
         if ordered_at == self._ordered_at and self._polls % POLLS_PER_CHECK:
             return
         self._ordered_at = ordered_at
-        for folder in list(self._own):
+        for folder in list(self._written_here):
             if any(isinstance(order, Settle) for order in read_orders(folder)):
                 self._settle(folder)
 

@@ -62,12 +62,12 @@ def read_metadata(
     """
     keys = keys or {}
     found = _Found()
-    own = _own_dict(start)
+    nested = _nested(start)
     # Two keys for the same thing: whichever of them the dict has, it decides about both.
-    decided = own.keys() | (_SAMPLE if own.keys() & _SAMPLE else set())
+    decided = nested.keys() | (_SAMPLE if nested.keys() & _SAMPLE else set())
     for name in METADATA_KEYS:
         if name in decided:
-            found.read_strictly(name, own.get(name))
+            found.read_strictly(name, nested.get(name))
             continue
         at = keys.get(name, keys.get(ALL_OTHERS, name))
         value = None if at == NAMESPACE else start.get(at)
@@ -115,20 +115,20 @@ class _Found:
         self.values.pop(name, None)
 
 
-def _own_dict(start: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the dict of ours."""
-    own = start.get(NAMESPACE)
-    if own is None:
+def _nested(start: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the dict of our keys within a start document, empty if there is none."""
+    nested = start.get(NAMESPACE)
+    if nested is None:
         return {}
-    if not isinstance(own, Mapping):
-        raise MetadataError(f"metadata {NAMESPACE!r} is {_shown(own)}; expected a dict, or leave it out")
-    unknown = sorted(str(key) for key in own if key not in _READERS)
+    if not isinstance(nested, Mapping):
+        raise MetadataError(f"metadata {NAMESPACE!r} is {_shown(nested)}; expected a dict, or leave it out")
+    unknown = sorted(str(key) for key in nested if key not in _READERS)
     if unknown:
         raise MetadataError(
             f"metadata {NAMESPACE!r} holds {_shown(unknown[0])}, which means nothing here; "
             f"it may hold {', '.join(_READERS)}"
         )
-    return own
+    return nested
 
 
 def _links(found: _Found, defaults: Links | None) -> Links:

@@ -32,8 +32,8 @@ def near_misses(start: Mapping[str, Any], keys: Mapping[str, str]) -> Iterator[t
     A key counts only if its value could be meant: `synth_source` with a number, but not with text. It does not count
     if the document has our key too, or if the setting `metadata_keys`, given as `keys`, names it for something.
     """
-    own = start.get(NAMESPACE)
-    given = start.keys() | (own.keys() if isinstance(own, Mapping) else set()) | keys.keys()
+    nested = start.get(NAMESPACE)
+    given = start.keys() | (nested.keys() if isinstance(nested, Mapping) else set()) | keys.keys()
     for key in start:
         if not isinstance(key, str) or len(key) > _LONGEST or key in METADATA_KEYS or key in keys.values():
             continue

@@ -231,12 +231,12 @@ class _Journal:
 
     def rows_at_own_times(self, event_stream: str) -> int:
         """Return how many events of an event stream have rows at their readings' own times."""
-        own = [
+        places = [
             place
             for place, layout in enumerate(self._known)
             if layout.own_times and layout.event_stream == layout.time_base == event_stream
         ]
-        return sum(self._layouts.count(place) for place in own)
+        return sum(self._layouts.count(place) for place in places)
 
     def note_uid(self, digest: int) -> None:
         """Note that an event with this uid came: if the journal has it, its source keeps uids."""
