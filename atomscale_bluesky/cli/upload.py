@@ -92,7 +92,7 @@ def _follow(settings: Settings, timeout_s: float | None) -> int:
 
     check_that_it_may_send(settings)
     ending = threading.Event()
-    take_back = stop_on_signals(ending)
+    restore_handlers = stop_on_signals(ending)
     if timeout_s is not None:
         timer = threading.Timer(timeout_s, ending.set)
         timer.daemon = True
@@ -102,7 +102,7 @@ def _follow(settings: Settings, timeout_s: float | None) -> int:
             threading.Thread(target=_say_if_refused, args=(settings,), name="key", daemon=True).start()
             return serve(settings, ending=ending)
     finally:
-        take_back()
+        restore_handlers()
 
 
 def _say_if_refused(settings: Settings) -> None:

@@ -29,7 +29,7 @@ def end_stream(run: Run, stream: int, why: OpeningReason, points_per_chunk: int,
             continue
         number = one.opening.stream
         doubtful: list[Chunk] = []
-        failed = run.take_failed({number})
+        failed = run.pop_failed({number})
         if why != "closed by the server":
             # Pushing them again tells whether they were taken. The stream ends after that.
             for task in filter(_may_have_arrived, failed):

@@ -152,23 +152,23 @@ class Run:
         self.ledger.note(Parked(reason, number), sync=True)
         together = {one.opening.stream for one in stream.group}
         self.run_chunker.drop(together)
-        self.take_failed(together)
+        self.pop_failed(together)
         _logger.error(
             "%r is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit` or `retry`",
             label,
             reason,
         )
 
-    def take_failed(self, streams: Container[int]) -> list[Task]:
-        """Take back the failed tasks of some streams. Their links are made after the run was read again."""
-        taken = self.book.take_failed(streams)
-        for task in taken:
+    def pop_failed(self, streams: Container[int]) -> list[Task]:
+        """Remove and return the failed tasks of some streams. Their links are made after the run was read again."""
+        popped = self.book.pop_failed(streams)
+        for task in popped:
             if task.kind is not Kind.LINK:
                 self.book.over(task)
-        return taken
+        return popped
 
     def keep_failed(self, task: Task) -> None:
-        """Let a failed task that was taken back be tried again after all."""
+        """Let a failed task that was removed be tried again after all."""
         if task.kind is not Kind.LINK:
             self.book.hold(task.kind, task.stream)
         self.book.wait(task)

@@ -87,12 +87,12 @@ class TaskBook:
         """Let no task of a kind begin for a stream until `over` was called as often."""
         self._held[kind, stream] += 1
 
-    def take_failed(self, streams: Container[int]) -> list[Task]:
-        """Take out the failed tasks of some streams, in their order."""
-        taken = [task for task in self.failed if task.stream in streams]
-        if taken:
+    def pop_failed(self, streams: Container[int]) -> list[Task]:
+        """Remove and return the failed tasks of some streams, in their order."""
+        popped = [task for task in self.failed if task.stream in streams]
+        if popped:
             self.failed = deque(task for task in self.failed if task.stream not in streams)
-        return taken
+        return popped
 
     def holds(self, kind: Kind, stream: int) -> bool:
         """Return True if a task of a kind is under way for a stream, or has failed and waits."""

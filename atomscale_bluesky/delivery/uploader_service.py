@@ -160,11 +160,11 @@ def stop_on_signals(ending: threading.Event) -> Callable[[], None]:
             number = getattr(signal, name)
             before[number] = signal.signal(number, lambda _number, _frame: ending.set())
 
-    def take_back() -> None:
+    def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    return take_back
+    return restore
 
 
 def _acquired(lock: RunLock, ending: threading.Event) -> bool:

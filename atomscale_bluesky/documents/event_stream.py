@@ -227,10 +227,10 @@ class EventStream:
         stamps = {key: stamps_of(column, len(uids)) for key, column in mapping_of(doc.get("timestamps")).items()}
         page = EventPage(uids, times, columns, filled_in_page(doc.get("filled")))
         for stretch in self.times.page(times, {key: column for key, column in stamps.items() if column is not None}):
-            self._take_stretch(page, stretch)
+            self._add_stretch(page, stretch)
         return page.lines()
 
-    def _take_stretch(self, page: EventPage, stretch: Stretch) -> None:
+    def _add_stretch(self, page: EventPage, stretch: Stretch) -> None:
         row, layouts = stretch.begin, self.layouts
         while row < stretch.end:
             data = {key: column[row] for key, column in page.columns.items()}

@@ -270,14 +270,14 @@ def without(page: Mapping[str, Any], rows: Iterable[int]) -> dict[str, Any]:
     """Return an event page without some of its rows."""
     gone = set(rows)
 
-    def kept(column: Any) -> list[Any]:
+    def remaining(column: Any) -> list[Any]:
         return [value for i, value in enumerate(column) if i not in gone]
 
     out = dict(page)
     for member in ("uid", "time", "seq_num"):
         if member in page:
-            out[member] = kept(page[member])
+            out[member] = remaining(page[member])
     for member in ("data", "timestamps", "filled"):
         columns = (page.get(member) or {}).items()
-        out[member] = {key: column if is_flag(column) else kept(column) for key, column in columns}
+        out[member] = {key: column if is_flag(column) else remaining(column) for key, column in columns}
     return out

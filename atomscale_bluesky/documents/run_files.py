@@ -248,6 +248,6 @@ class RunFiles:
 
 def _holds(writer: RunWriter, payloads: list[bytes], written_before: int) -> bool:
     try:
-        return writer.kept(payloads, written_before)
+        return writer.holds(payloads, written_before)
     except SpoolError:  # the disk fails: nothing is written after half a line until it is removed
         return False

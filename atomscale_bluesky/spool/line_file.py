@@ -106,7 +106,7 @@ class LineFile:
             self._append_with_room(lines, not_written(text, error.errno), error)
             return
         if written != len(lines):
-            self._take_back()
+            self._cut_back()
             text = f"{self.path} took only {written} of {len(lines)} bytes. Free some space on its disk."
             self._append_with_room(lines, not_written(text, errno.ENOSPC), None)
             return
@@ -204,9 +204,10 @@ class LineFile:
         if size == self._end:
             self.size = size
         else:
-            self._take_back()
+            self._cut_back()
 
-    def _take_back(self) -> None:
+    def _cut_back(self) -> None:
+        """Remove what an append has left behind the last whole line."""
         try:
             os.ftruncate(self._descriptor, self.size)
         except OSError as error:

@@ -155,7 +155,7 @@ class RunWriter:
                     return error
         return None
 
-    def kept(self, payloads: list[bytes], written_before: int) -> bool:
+    def holds(self, payloads: list[bytes], written_before: int) -> bool:
         """Return True if an `append` of these lines that may have been interrupted has written them.
 
         Args:
@@ -187,7 +187,7 @@ class RunWriter:
         self.last, self._last_from = payloads, written_before
         with contextlib.suppress(OSError):
             self.has_lock = self.has_lock or self._lock.acquire(patience_s=A_LOOK_S)
-        if not self.kept(payloads, written_before):
+        if not self.holds(payloads, written_before):
             self.append(payloads, always=True)
         self.last = []
 
