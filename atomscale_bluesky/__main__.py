@@ -25,10 +25,16 @@ _EXTRAS = {
     "zmq": "zmq",
     "nats": "nats",
     "confluent_kafka": "kafka",
+    "prometheus_client": "metrics",
 }
 
 # The same where it depends on the command.
-_EXTRAS_OF_COMMANDS = {("plot", "matplotlib"): "plot"}
+_EXTRAS_OF_COMMANDS = {
+    ("plot", "matplotlib"): "plot",
+    ("metrics", "fastapi"): "metrics",
+    ("metrics", "starlette"): "metrics",
+    ("metrics", "uvicorn"): "metrics",
+}
 
 FAILED, NOT_BEGUN, INTERRUPTED = 1, 2, 130
 

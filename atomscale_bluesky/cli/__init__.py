@@ -18,6 +18,7 @@ from .consume import consume
 from .demo import demo
 from .doctor import doctor
 from .export import export
+from .metrics import metrics
 from .orders import discard, edit, move, retry, settle
 from .plot import plot
 from .probe import probe
@@ -48,9 +49,10 @@ def commands() -> None:
     """
 
 
-_LOOK = (demo, status, board, show, plot, export, upload, verify, doctor, config, probe, instruments, samples, projects)
+_LOOK = (demo, status, board, metrics, show, plot, export, upload, verify, doctor, config, probe)
+_LIST = (instruments, samples, projects)
 _LEND_A_HAND = (send, consume, retry, edit, discard, settle, move, serve)
-for _command in (*_LOOK, *_LEND_A_HAND):
+for _command in (*_LOOK, *_LIST, *_LEND_A_HAND):
     commands.add_command(_command)
 
 __all__ = ["commands"]

@@ -61,18 +61,16 @@ def _check(spool_dir: Path | None, max_age_s: float | None) -> tuple[int, str]:
 
 def _judge(settings: Settings, runs: Status, max_age_s: float | None, now: float) -> tuple[int, str]:
     """Return the exit code, and what stands behind it: the gravest first."""
-    from .status_text import needs_operator
-
     grave: list[str] = []
     slight: list[str] = []
     if runs.no_room:
         grave.append(f"no room for new readings: {plain(runs.no_room)}")
-    if urgent := [run for run in runs if needs_operator(run)]:
+    if urgent := [run for run in runs if run.needs_operator]:
         grave.append(f"{counted(len(urgent), 'run')} for the operator, such as {plain(urgent[-1].run_uid[:8])}")
     oldest = runs.oldest_waiting
     if oldest is not None and max_age_s is not None and now - oldest > max_age_s:
         grave.append(f"the oldest point has waited for {age(now - oldest)}, longer than {age(max_age_s)}")
-    waiting = [run for run in runs if run.points.waiting and not needs_operator(run)]
+    waiting = [run for run in runs if run.points.waiting and not run.needs_operator]
     if waiting and runs.trouble is not None:
         slight.append(f"no data taken since {age(now - runs.trouble.since)}: {plain(runs.trouble.error)}")
     if undelivered := sum(run.endpoint not in runs.delivered_to for run in waiting):

@@ -162,17 +162,15 @@ class _Look:
     @property
     def exit_code(self) -> int:
         """1 if something needs the operator."""
-        from .status_text import needs_operator
-
-        return 1 if self.runs.no_room or any(needs_operator(run) for run in self.runs) else 0
+        return 1 if self.runs.no_room or any(run.needs_operator for run in self.runs) else 0
 
     def shown(self) -> Iterable[RenderableType]:
         """Return it as text: what needs the operator, the newest runs, and what holds for all."""
-        from .status_text import blocks, needs_operator, summary
+        from .status_text import blocks, summary
 
         newest = self.runs[-self._last :]
         older = self.runs[: -self._last]
-        urgent = [run for run in older if needs_operator(run)][-self._last :]
+        urgent = [run for run in older if run.needs_operator][-self._last :]
         finished = self.finished[-self._last :]
         shown: list[RenderableType] = list(blocks((*urgent, *newest), finished, self._settings.endpoint, self.now))
         if hidden := len(older) - len(urgent):

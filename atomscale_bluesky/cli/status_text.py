@@ -34,11 +34,6 @@ _STATES = {
 }
 
 
-def needs_operator(run: RunStatus) -> bool:
-    """Return True if something of the run does not move by itself."""
-    return run.state in {"parked", "unreadable"} or run.points.refused > 0 or run.points.lost > 0
-
-
 def blocks(runs: Iterable[RunStatus], finished: Iterable[dict[str, Any]], endpoint: str, now: float) -> list[Group]:
     """Return a block of text for each run: the finished ones, then those in the spool, each oldest first."""
     finished = list(finished)
@@ -88,7 +83,7 @@ def _who_delivers(settings: Settings, runs: Status) -> Iterator[str]:
     """Yield, for each endpoint to which nobody delivers, what waits for it and what delivers it."""
     waiting: dict[str, int] = {}
     for run in runs:
-        if run.points.waiting and not needs_operator(run):
+        if run.points.waiting and not run.needs_operator:
             waiting[run.endpoint] = waiting.get(run.endpoint, 0) + 1
     for endpoint, count in waiting.items():
         if endpoint in runs.delivered_to:

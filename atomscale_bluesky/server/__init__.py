@@ -24,7 +24,7 @@ from .control_client import ChannelPoints, Control, ServerInfo, StreamState
 from .faults import LOGIN_PAGE, CallName, Fault, FaultState
 from .local_server import DEFAULT_API_KEY, DEFAULT_PORT, LocalServer, serve
 from .options import DEFAULT_INSTRUMENTS, Family, Instrument
-from .page_server import serve_page
+from .page_server import serve_app, serve_page
 from .request_log import RequestCounts, RequestRecord
 from .rules import Rule
 
@@ -47,5 +47,6 @@ __all__ = [
     "ServerInfo",
     "StreamState",
     "serve",
+    "serve_app",
     "serve_page",
 ]

@@ -180,6 +180,6 @@ def check_host(host: str, *, allow_remote: bool) -> None:
     """
     if not is_loopback(host) and not allow_remote:
         raise SettingsError(
-            f"the local server would listen on {host}, where other machines reach it; "
-            "use 127.0.0.1, or say `allow_remote` (--allow-remote) if that is meant"
+            f"this would listen on {host}, where other machines reach it; use 127.0.0.1, or say `allow_remote` "
+            "(--allow-remote) if that is meant"
         )

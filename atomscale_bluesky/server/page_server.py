@@ -1,4 +1,4 @@
-"""Serves the page alone, for a source that is not the local server."""
+"""Serves the page, or another application that only shows things, in the foreground."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from ..page import PageApp, Source
 from .ending import ending_at_signals
-from .listener import Listener
+from .listener import Listener, check_host
+from .middleware import App
 
 
 def serve_page(source: Source, *, port: int = 0, ready: Callable[[str], None] = lambda url: None) -> None:
@@ -21,10 +22,37 @@ def serve_page(source: Source, *, port: int = 0, ready: Callable[[str], None] = 
     Raises:
         SettingsError: The port is taken.
     """
-    asyncio.run(_serve(PageApp(source), Listener("127.0.0.1", port), ready))
+    serve_app(PageApp(source), port=port, ready=ready)
 
 
-async def _serve(app: PageApp, listener: Listener, ready: Callable[[str], None]) -> None:
+def serve_app(
+    app: App,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    allow_remote: bool = False,
+    ready: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Serve an ASGI application until SIGINT or SIGTERM. Call it from the main thread.
+
+    On the loopback it answers requests for names of the loopback alone, so that no web page can have its own name lead
+    here.
+
+    Args:
+        app: The application.
+        host: The address to listen on.
+        port: Where to listen; 0 takes any free one.
+        allow_remote: Permit an address that other machines reach.
+        ready: Called with the address once it listens.
+
+    Raises:
+        SettingsError: The port is taken, or the host is not the loopback and not permitted.
+    """
+    check_host(host, allow_remote=allow_remote)
+    asyncio.run(_serve(app, Listener(host, port), ready))
+
+
+async def _serve(app: App, listener: Listener, ready: Callable[[str], None]) -> None:
     with ending_at_signals() as ending:
         await listener.open(app)
         try:

@@ -83,6 +83,24 @@ class History:
         sought = msgspec.json.encode({"run_uid": beginning})[1:-2]
         return any(str(entry.get("run_uid")).startswith(beginning) for entry in self._found(sought))
 
+    def added(self, marks: dict[tuple[int, int], int]) -> Iterator[dict[str, Any]]:
+        """Yield the entries added since the last call with the same `marks`, oldest first. The first call yields all.
+
+        Args:
+            marks: Of each file the offset up to which it was read. The caller begins with an empty dict and keeps it.
+        """
+        before = dict(marks)
+        marks.clear()
+        for file in self._open():
+            with file:
+                found = os.fstat(file.fileno())
+                key, offset = (found.st_dev, found.st_ino), before.get((found.st_dev, found.st_ino), 0)
+                marks[key] = offset = offset if offset <= found.st_size else 0  # a number that a new file has got
+                for end, text in whole_lines(file, offset):
+                    marks[key] = end
+                    if text is not None and (payload := payload_of(text)) is not None:
+                        yield msgspec.json.decode(payload)
+
     def read_on(self) -> None:
         """Read the run uids of the entries added since the last call."""
         with self._lock:

@@ -55,11 +55,17 @@ class RunStatus(msgspec.Struct, frozen=True):
     exit_status: str = ""  # of the stop document; empty until it has come, and for a run that was interrupted
     reason: str = ""  # why it failed or was aborted, by the stop document
     cause: Cause | None = None  # the kind of `problem`
+    last_confirmed: float | None = None  # when Atomscale last confirmed a chunk of it, Unix seconds
 
     @property
     def name(self) -> str:
         """The name of its first metrology stream in Atomscale; its label until it has one."""
         return next((stream.label for stream in self.streams), self.label)
+
+    @property
+    def needs_operator(self) -> bool:
+        """True if something of the run does not move by itself."""
+        return self.state in {"parked", "unreadable"} or self.points.refused > 0 or self.points.lost > 0
 
     @property
     def data_ids(self) -> tuple[str, ...]:
@@ -120,6 +126,7 @@ def status_of(account: Account, ledger: LedgerState, *, writer_alive: bool = Tru
         exit_status=stop.exit_status if stop else "",
         reason=stop.reason if stop else "",
         cause=_cause(account, ledger) if parked else None,
+        last_confirmed=max((s.confirmed_at for s in ledger.streams.values() if s.confirmed_at), default=None),
     )
 
 

@@ -166,7 +166,10 @@ class SpoolStatus:
         folders = self._spool.run_folders()
         for gone in self._runs.keys() - set(folders):
             self._runs.pop(gone).close()
-        runs = [self._runs.setdefault(folder, _RunWatch(folder)).status(self._spool) for folder in folders]
+        for folder in folders:
+            if folder not in self._runs:
+                self._runs[folder] = _RunWatch(folder)
+        runs = [self._runs[folder].status(self._spool) for folder in folders]
         found = sorted((run for run in runs if run is not None), key=lambda run: run.started)
         since = time.time() - NOT_KEPT_SHOWN_S
         not_kept = [run for run in self._spool.not_kept.runs() if run.ended >= since]

@@ -1,4 +1,5 @@
-"""Tables that the package itself tells: `settings-table`, `rules-table`, `loss-table`, `lines-table`, `fields-table`.
+"""Tables that the package itself tells: `settings-table`, `rules-table`, `loss-table`, `lines-table`, `fields-table`,
+`metrics-table`.
 
 What a field means stands in the source as the comment behind it, and in `settings` as its description; so what a reader
 finds here cannot differ from what the code says.
@@ -18,6 +19,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from atomscale_bluesky import settings
+from atomscale_bluesky.cli import exposition
 from atomscale_bluesky.model.loss import Loss
 from atomscale_bluesky.server import Rule
 from atomscale_bluesky.spool import journal_format, ledger_format, orders
@@ -60,6 +62,15 @@ def loss_table() -> str:
     """The reasons why a reading does not become a point, in the order of the source."""
     rows = ["| reason | when |", "|---|---|"]
     rows += [f"| `{loss.value}` | {_cell(loss.explanation)} |" for loss in Loss]
+    return "\n".join(rows)
+
+
+def metrics_table(kind: str) -> str:
+    """The metrics that are `gauges` or `counters`, in the order of the source."""
+    rows = ["| metric | labels beside `spool` | what it is |", "|---|---|---|"]
+    end = "_total" if kind == "counters" else ""
+    for name, (text, labels) in {"gauges": exposition.GAUGES, "counters": exposition.COUNTERS}[kind].items():
+        rows.append(f"| `{name}{end}` | {', '.join(f'`{label}`' for label in labels) or '–'} | {_cell(text)} |")
     return "\n".join(rows)
 
 
@@ -128,7 +139,7 @@ class _Table(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         for told in (settings.Settings, Loss, Rule):
             self.env.note_dependency(inspect.getfile(told))
-        for module in _UNIONS.values():
+        for module in (*_UNIONS.values(), exposition):
             self.env.note_dependency(module.__file__)
         return self.parse_text_to_nodes(type(self).table(*self.arguments))
 
@@ -158,7 +169,7 @@ def _signature(
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Tell Sphinx of the directives."""
-    for table in (settings_table, rules_table, loss_table, lines_table, fields_table):
+    for table in (settings_table, rules_table, loss_table, lines_table, fields_table, metrics_table):
         name = table.__name__.replace("_", "-")
         app.add_directive(name, type(name, (_Table,), {"table": staticmethod(table)}))
     app.setup_extension("sphinx.ext.autodoc")

@@ -87,6 +87,8 @@ def test_no_command_takes_an_api_key() -> None:
         ("ophyd", ["demo"], "demo"),
         ("bluesky", ["demo"], "demo"),
         ("matplotlib", ["demo"], "demo"),
+        ("prometheus_client", ["metrics"], "metrics"),
+        ("uvicorn", ["metrics"], "metrics"),
     ],
 )
 def test_a_missing_extra_is_one_line_that_says_what_to_install(missing: str, arguments: list[str], extra: str) -> None:

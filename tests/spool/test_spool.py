@@ -382,6 +382,23 @@ def test_the_history_is_bounded_and_keeps_its_newest_runs(spool: Spool) -> None:
     assert len(kept) * len(line(b'{"run_uid":"run 100"}')) >= 1000
 
 
+def test_each_entry_that_is_added_is_yielded_once_over_changes_of_the_file(spool: Spool) -> None:
+    history, marks = History(spool.path, max_bytes=500), dict[tuple[int, int], int]()
+    history.add({"run_uid": "earlier"})
+    assert [entry["run_uid"] for entry in history.added(marks)] == ["earlier"]
+    assert list(history.added(marks)) == []
+
+    found: list[str] = []
+    for n in range(60):
+        history.add({"run_uid": str(n)})
+        if n % 3 == 0:
+            found += [entry["run_uid"] for entry in history.added(marks)]
+    found += [entry["run_uid"] for entry in history.added(marks)]
+
+    assert found == [str(n) for n in range(60)]
+    assert len(marks) == 2
+
+
 def test_a_run_is_found_in_the_history_wherever_it_stands_and_whoever_added_it(spool: Spool) -> None:
     ours, other = History(spool.path, max_bytes=500), History(spool.path, max_bytes=500)
     for number in range(60):
