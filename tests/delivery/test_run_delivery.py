@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from event_model import compose_run
+from journals import row_at
 from msgspec import structs
 from runs import growth, held
 from waiting import wait_until
@@ -478,3 +481,50 @@ def _close_with_a_chunk_in_doubt(
     given = sorted(round(event["time"] * 1000) for event in events)
     assert all(abs(a - b) <= 1 for a, b in zip(sorted(round(at * 1000) for at in times), given, strict=True))
     callback.close(timeout_s=1)
+
+
+def test_a_drain_waits_for_the_end_of_a_stream_whose_last_chunk_has_lost_its_rows(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    server.misbehave(Fault(call=("chunk", "chunk_multi"), skip=1, reset_before=True))
+    before = make_callback()
+    for name, doc in growth(points=20):
+        before(name, doc)
+    wait_until(lambda: server.faults()[0].acted > 0)  # its first chunk is there, and its second was tried
+    before.close(timeout_s=0)
+    (journal,) = spool_dir.glob("*/journal-0001.jsonl")
+    content = journal.read_bytes()
+    stop = content.rindex(b"\n", 0, -1) + 1
+    journal.write_bytes(content[: row_at(content, 10)] + content[stop:])
+    server.behave()
+
+    after = make_callback()
+
+    assert after.drain(timeout_s=20)
+    assert not after.status().runs
+
+
+def test_a_stream_that_may_have_been_made_is_found_and_closed_though_a_power_cut_took_its_points(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    chunks = ("chunk", "chunk_multi")
+    server.misbehave(Fault(call="initialize", skip=1, reset_after=True), Fault(call=chunks, reset_before=True))
+    before = make_callback()
+    run = compose_run(metadata={"synth_source_id": 42})
+    before("start", run.start_doc)
+    for name in ("primary", "shutter"):
+        stream = run.compose_descriptor(name=name, data_keys={name: {"source": "s", "dtype": "number", "shape": []}})
+        before("descriptor", stream.descriptor_doc)
+        before("event", stream.compose_event(data={name: 1.0}, timestamps={name: run.start_doc["time"]}))
+    wait_until(lambda: len(server.streams()) == 2)
+    before.close(timeout_s=0)
+    (journal,) = spool_dir.glob("*/journal-0001.jsonl")
+    content = journal.read_bytes()
+    journal.write_bytes(content[: row_at(content, 0)])
+    server.behave()
+
+    after = make_callback()
+
+    assert after.drain(timeout_s=20)
+    assert not after.status().runs
+    assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 0)] * 2

@@ -98,11 +98,11 @@ def plan(run: Run, now: float) -> Initialize | None:
             continue
         if stream.opening.joins is not None:
             continue  # initialized with the one that it joins
-        if not run.is_made_at_once(number) and not run.run_chunker.has_point(stream):
+        may_exist = stream.life is Life.INITIALIZING
+        if not (may_exist or run.is_made_at_once(number) or run.run_chunker.has_point(stream)):
             continue  # perhaps it never has one
         if stream.parked and not run.patience.is_over(number, now):
             continue
-        may_exist = stream.life is Life.INITIALIZING
         family = stream.family or run.knowledge.family or FAMILIES[0]
         _note_family(run, number, family)
         opening = stream.opening
