@@ -113,8 +113,8 @@ def zmq_(
 @consume.command("nats")
 @click.option("--server", "servers", required=True, multiple=True, metavar="URL", help="Such as nats://bus:4222.")
 @click.option("--stream", required=True, metavar="NAME", help="The JetStream stream that has the documents.")
-@click.option("--durable", required=True, metavar="NAME", help="The consumer's name; made if it is not there.")
-@click.option("--subject", default=">", show_default=True, help="Which subjects a consumer that is made takes.")
+@click.option("--durable", required=True, metavar="NAME", help="The consumer's name. It is made if there is none.")
+@click.option("--subject", default=">", show_default=True, help="Subjects of the consumer, if it has to be made.")
 @click.option("--creds", type=click.Path(exists=True, dir_okay=False), help="A file with NATS credentials.")
 @click.option("--ca", type=click.Path(exists=True, dir_okay=False), help="With TLS: certificate authorities to trust.")
 @_with_spool
@@ -160,7 +160,7 @@ def nats_(
     "--config",
     "config_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Further settings of librdkafka, a line each: security.protocol=SASL_SSL",
+    help="A file with further settings of librdkafka, one a line, such as security.protocol=SASL_SSL.",
 )
 @_with_spool
 def kafka_(
@@ -261,7 +261,7 @@ def _has_turn(lock: RunLock, ending: threading.Event) -> bool:
     """Wait until no other process takes the same through this spool. Return False if it was told to end meanwhile."""
     if lock.acquire():
         return True
-    _logger.info("another process takes these documents through this spool; this one goes on when that ends")
+    _logger.info("another process takes these documents into this spool; this process waits until that one ends")
     while not ending.wait(TURN_S):
         if lock.acquire():
             return True

@@ -32,13 +32,18 @@ DEFAULT_PLOT = Path("atomscale-demo.png")
     type=click.Path(dir_okay=False, path_type=Path),
     default=DEFAULT_PLOT,
     show_default=True,
-    help="Where to put the picture.",
+    help="The file for the picture.",
 )
 @click.option("--no-plot", is_flag=True, help="Draw no picture.")
-@click.option("--quick", is_flag=True, help="A shorter growth and outage: some seconds in all.")
+@click.option("--quick", is_flag=True, help="Take a shorter growth and a shorter outage: some seconds in all.")
 @click.option("--keep", is_flag=True, help="Leave the local server running when the demo ends.")
 @click.option("--open", "opens", is_flag=True, help="Open the local server's page, and stay until Ctrl-C.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the local server; 0, the default: any free.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="The local server's port. 0, the default, takes any free port.",
+)
 @click.option(
     "--endpoint",
     metavar="URL",

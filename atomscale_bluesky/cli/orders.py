@@ -134,7 +134,7 @@ def _edit(spool: Spool, run: RunStatus, given: dict[str, Any]) -> OrderLine:
     if run.data_ids and fixed:
         raise click.ClickException(
             f"run {run.run_uid[:8]} is in Atomscale already as {', '.join(run.data_ids)}, "
-            f"with the {fixed[0]} that it has; change it there"
+            f"and its {fixed[0]} cannot be changed from here; change it in Atomscale"
         )
     before = msgspec.to_builtins(spool.links_of(Path(run.folder)))
     try:

@@ -22,12 +22,16 @@ _STREAMS = 5
 @click.command
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--endpoint", metavar="URL", help="Probe the API there.")
-@click.option("--physical-sample-id", help="Link two more streams to this sample, to see whether that is taken.")
+@click.option(
+    "--physical-sample-id", help="Link two more streams to this sample, to see whether the server takes that."
+)
 @click.option(
     "--largest-body", "largest_body_bytes", type=click.IntRange(2**16, 2**27), default=2**22, show_default=True,
     help="The largest request to try, in bytes.",
 )  # fmt: skip
-@click.option("--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="Keep what is found there.")
+@click.option(
+    "--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="The spool that keeps what was found."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def probe(
     yes: bool,

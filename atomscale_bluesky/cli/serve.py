@@ -18,9 +18,9 @@ from .formatting import console
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8042, show_default=True, help="0 takes any free port.")
 @click.option(
-    "--data", type=click.Path(dir_okay=False, path_type=Path), help="Keep the data in this file; else in memory."
+    "--data", type=click.Path(dir_okay=False, path_type=Path), help="Keep the data in this file. Default: in memory."
 )
-@click.option("--relax", multiple=True, metavar="RULE", help="A rule not to insist on; may be repeated.")
+@click.option("--relax", multiple=True, metavar="RULE", help="Do not insist on this rule; may be repeated.")
 @click.option(
     "--family",
     "families",
@@ -28,15 +28,26 @@ from .formatting import console
     type=click.Choice(["metrology", "tool-state"]),
     help="Path family to speak; may be repeated. Default: both.",
 )
-@click.option("--no-multi", is_flag=True, help="Have no chunk/multi: every channel comes in a request of its own.")
+@click.option(
+    "--no-multi", is_flag=True, help="Do not offer chunk/multi: every channel then comes in a request of its own."
+)
 @click.option("--max-body-bytes", type=int, help="Answer a larger body with 413.  [default: 1 MiB]")
-@click.option("--silence", "silence_s", type=float, metavar="SECONDS", help="End a stream that is silent for so long.")
-@click.option("--derived", is_flag=True, help="Give series of its own back beside those that were streamed.")
-@click.option("--control", is_flag=True, help="Let tests and demonstrations look into it and make it misbehave.")
-@click.option("--control-port", type=click.IntRange(0, 65535), default=0, help="Loopback port of the control.")
+@click.option(
+    "--silence", "silence_s", type=float, metavar="SECONDS", help="End a stream that gets no request for this long."
+)
+@click.option("--derived", is_flag=True, help="Give derived series back beside those that were streamed.")
+@click.option("--control", is_flag=True, help="Let tests and demonstrations inspect the server and make it misbehave.")
+@click.option(
+    "--control-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="The control's port on this machine. 0, the default, takes any free port.",
+)
 @click.option("--allow-remote", is_flag=True, help="Permit a --host that other machines can reach.")
-@click.option("--json", "as_json", is_flag=True, help="Say where it listens as one line of JSON.")
-@click.option("--until-eof", is_flag=True, help="Stop when the standard input ends, as it does with its parent.")
+@click.option("--json", "as_json", is_flag=True, help="Print the address as one line of JSON.")
+@click.option(
+    "--until-eof", is_flag=True, help="Stop when standard input ends, which it does when the parent process ends."
+)
 def serve(
     host: str,
     port: int,

@@ -73,7 +73,7 @@ def verify(
             else _with_recording(settings, run, recording, data_ids, patience_s)
         )
     except ApiUnavailableError as error:
-        raise click.ClickException(f"it could not be read back: {plain(error)}") from None
+        raise click.ClickException(f"the run could not be read back: {plain(error)}") from None
     if as_json:
         click.echo(json.dumps(_as_json(found), indent=2))
     else:

@@ -94,7 +94,7 @@ class Continuation:
                     held.setdefault(index, []).append(name)
         if unclear and points:
             _logger.warning(
-                "%r holds other points than it has confirmed (%s): its chunks in doubt are sent again",
+                "%r holds other points than were confirmed (%s): its chunks in doubt are sent again",
                 stream.opening.label, ", ".join(unclear[:5]),
             )  # fmt: skip
         for index, names in sorted(held.items()):

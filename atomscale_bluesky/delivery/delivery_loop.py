@@ -160,7 +160,7 @@ class DeliveryLoop:
             goes_on = self._step()
         except OSError as error:
             if not self._refused:
-                _logger.warning("the uploader waits, because the system refuses something: %s", error)
+                _logger.warning("the uploader waits, because the operating system refused a call: %s", error)
             self._refused = True
             time.sleep(POLL_S)
             return True

@@ -91,7 +91,7 @@ class DiskSpace:
                 self._refused = not self._reserve.keep(self.used_bytes, usage.free, disk)
             free = shutil.disk_usage(self._path).free
         except OSError as error:
-            _logger.warning("spool %s cannot be measured: %s", self._path, error)
+            _logger.warning("the size of spool %s cannot be measured: %s", self._path, error)
             return
         least = least_bytes(disk)
         full = self._refused or free < (least if self._reserve.size() >= least else 2 * least)

@@ -273,7 +273,9 @@ class LedgerReader:
             if self.damaged:
                 self._derive(fact)
             if isinstance(fact, Opened) and fact.stream > len(state.streams):
-                raise SpoolError(f"metrology stream {len(state.streams)} is unknown, and {fact.stream} opens")
+                raise SpoolError(
+                    f"the opening of metrology stream {len(state.streams)} is missing before that of {fact.stream}"
+                )
             state.apply(fact)
         except NoIdError:
             self._begin()  # otherwise the next call would skip the line
@@ -305,7 +307,9 @@ class LedgerReader:
             case Tried() if fact.stream in state.streams:
                 stream = state.streams[fact.stream]
                 if stream.data_id is None:
-                    raise SpoolError(f"metrology stream {fact.stream} has no id, and a chunk of it is tried")
+                    raise SpoolError(
+                        f"a chunk of metrology stream {fact.stream} was tried, but the stream's id is missing"
+                    )
                 before = stream.opening.channels if stream.last is None else stream.last.channels
                 for name in before or ():
                     if name not in fact.channels:

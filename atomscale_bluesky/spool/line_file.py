@@ -200,7 +200,7 @@ class LineFile:
         try:
             size = os.fstat(self._descriptor).st_size
         except OSError as error:
-            raise SpoolError(f"{self.path} cannot be looked at: {error.strerror}") from error
+            raise SpoolError(f"the size of {self.path} cannot be read: {error.strerror}") from error
         if size == self._end:
             self.size = size
         else:
@@ -211,7 +211,7 @@ class LineFile:
         try:
             os.ftruncate(self._descriptor, self.size)
         except OSError as error:
-            raise SpoolError(f"{self.path} holds half a line that cannot be taken back: {error.strerror}") from error
+            raise SpoolError(f"{self.path} ends in half a line that cannot be removed: {error.strerror}") from error
         self._end = self.size
 
     def _cut_torn_tail(self, end_of_whole: Callable[[int, int], int]) -> int:

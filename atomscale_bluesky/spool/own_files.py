@@ -78,10 +78,10 @@ def open_own(path: str | Path, flags: int) -> int:
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise SpoolError(f"{path} is no file, and stands in the place of one of the spool's; move it away")
+            raise SpoolError(f"{path} is no file, but has the name of one of the spool's files; move it away")
         if hasattr(os, "getuid") and found.st_uid != os.getuid():
             raise SpoolError(
-                f"{path} belongs to another user, and stands in the place of a file of the spool's; move it away"
+                f"{path} belongs to another user, but has the name of one of the spool's files; move it away"
             )
         if flags & os.O_TRUNC:
             os.ftruncate(descriptor, 0)  # only now that it is certainly ours

@@ -160,7 +160,7 @@ class RunClaim:
             raise
         if foreign:
             _logger.warning(
-                "run %s is finished; its folder %s stays, for it holds what the package did not make: %s",
+                "run %s is finished; its folder %s stays, because it holds files that the package did not make: %s",
                 self.header.run_uid, self.folder, plain(", ".join(sorted(foreign))),
             )  # fmt: skip
         return True

@@ -58,7 +58,7 @@ class RunReader(JournalReader):
                     yield from self._mended(layout, found)
                     if layout not in self._known and not self._copy_is_whole:
                         self.position = found.position  # the next read finds it again
-                        raise SpoolError(f"layout {layout} is damaged in the journal and in its copy; the run is kept")
+                        raise SpoolError(f"both copies of layout {layout} in the journal are damaged; the run is kept")
             yield found
         if self.damaged:
             yield from self._mended(_HEADER, Line(self.position, b""))  # even if no other line is left

@@ -87,7 +87,7 @@ class RunWriter:
         self._lock = RunLock(folder / WRITER_LOCK)
         self.has_lock: bool = not header.session
         if self.has_lock and not self._lock.acquire(patience_s=A_LOOK_S):
-            raise FolderTakenError(f"{folder} belongs to another process, which writes it; leave it to that")
+            raise FolderTakenError(f"another process writes {folder}; leave the folder to it")
         self._resting = False  # its journal has to be opened again
         self.in_use = False  # the caller has received it
         self.dirty: bool = True  # appended to since the last sync

@@ -257,7 +257,7 @@ def test_a_copy_of_the_header_that_the_disk_did_not_take_is_written_by_a_later_s
 def test_a_run_has_one_writer_at_a_time(spool: Spool) -> None:
     writer = spool.writers.create(header())
 
-    with pytest.raises(SpoolError, match="belongs to another process"):
+    with pytest.raises(SpoolError, match="another process writes"):
         RunWriter(writer.folder, header(), DiskSpace(spool.path, max_bytes=1, min_free_bytes=0), sync_each=False)
 
 
