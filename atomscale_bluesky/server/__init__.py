@@ -5,7 +5,7 @@ physical samples, projects, tags and clock that a streaming client uses. Its pag
 they grow. With `control` a test can inspect it and make it misbehave, by faults described as data. It is made for
 tests, demonstrations and dry runs on one machine. It analyses nothing.
 
-    local_server     runs a server in a thread, or in the foreground; options, how it is configured
+    local_server     runs a server in a thread or in the foreground; options, how it is configured; ending, when it ends
     instance         one server inside its event loop: its parts, and its two ports
     listener         a port that opens and closes; guard, which refuses requests from web pages of another origin
     middleware       what every request passes before its route: limits, faults, the log of requests
