@@ -114,6 +114,24 @@ def test_each_time_base_of_an_event_has_a_row(settings: Settings) -> None:
         assert recorder.take("event", event) == Accepted(rows=2)
 
 
+def test_an_answer_counts_a_row_more_when_a_key_parts_from_the_others(settings: Settings) -> None:
+    run = compose_run()
+    keys = {key: {"source": "sim", "dtype": "number", "shape": []} for key in "ab"}
+    stream = run.compose_descriptor(name="both_monitor", data_keys=keys)
+    now = time.time()
+
+    with DocumentRecorder(settings) as recorder:
+        recorder.take("start", run.start_doc)
+        recorder.take("descriptor", stream.descriptor_doc)
+        rows = []
+        for n, apart_s in enumerate((0.0, 0.0, 0.5, 0.5, 0.0)):
+            stamps = {"a": now + n, "b": now + n + apart_s}
+            event = stream.compose_event(data={"a": 1.0, "b": 2.0}, timestamps=stamps)
+            rows.append(recorder.take("event", event).rows)
+
+    assert rows == [1, 1, 2, 2, 2]
+
+
 def test_an_event_that_comes_again_is_known_in_a_page_too(settings: Settings) -> None:
     documents = list(growth(points=3))
     events = [doc for name, doc in documents if name == "event"]
