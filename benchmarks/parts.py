@@ -21,7 +21,7 @@ import numpy as np
 import orjson
 
 from atomscale_bluesky import AtomscaleCallback
-from atomscale_bluesky.api import wire
+from atomscale_bluesky.api import answers, wire
 from atomscale_bluesky.model.chunk import Chunk
 from atomscale_bluesky.model.rows import Position
 from atomscale_bluesky.spool import row_record
@@ -130,6 +130,6 @@ def _chunk(size: int, rounds: int, *, short: bool) -> dict[str, float]:
             chance.ravel(), option=orjson.OPT_SERIALIZE_NUMPY
         ),
         "copying the body once": lambda: bytes(bytearray(body)),
-        "the answer": lambda: wire.check_confirmed(answer, "x", chunk, names),
+        "the answer": lambda: answers.check_confirmed(answer, "x", chunk, names),
     }
     return {what: _least(part, rounds, short=short) for what, part in parts.items()}

@@ -6,7 +6,8 @@ Guaranteed: nothing is tried twice here. The API key goes to no other host, and 
 Bounded: every request by its deadline, every answer by its size.
 
     client      one method for each call of the API
-    wire        the API's paths, bodies and answers. Pure.
+    wire        the API's paths and the bodies of requests. Pure.
+    answers     what the API's answers say. Pure.
     connection  sends one request, and turns what came back into an answer or an error
     read_back   reads a stream's points from an answer piece by piece. Pure.
     json_parts  reads JSON that arrives in parts. Pure.

@@ -10,7 +10,7 @@ from ..errors import ApiRefusedError, ApiTooLargeError, ApiUnavailableError
 from ..model.chunk import Chunk, Column
 from ..model.links import Links
 from ..settings import Settings
-from . import read_back, wire
+from . import answers, read_back, wire
 from .connection import Connection, EndlessError
 from .json_parts import TooMuchError
 
@@ -55,27 +55,27 @@ class Client:
         self.max_body_bytes = settings.max_body_bytes
         self._endpoint = settings.endpoint
         self._make_way = make_way
-        self._usual = wire.UsualAnswers()
+        self._usual = answers.UsualAnswers()
         self.connection = Connection(settings, clock)
         self._send = self.connection.send
 
     def initialize(self, family: str, *, label: str, points_per_chunk: int, links: Links) -> str:
         """Create a metrology stream and return its `data_id`. Not idempotent: each success makes a new stream."""
         request = wire.initialize(family, label=label, points_per_chunk=points_per_chunk, links=links)
-        return self._read(self._send(request), wire.read_initialized)
+        return self._read(self._send(request), answers.read_initialized)
 
     def link_sample(self, data_id: str, physical_sample_id: str) -> None:
         """Link a stream to a physical sample. Repeating it changes nothing."""
         self._send(wire.link_sample(data_id, physical_sample_id))
 
-    def find(self, label: str) -> wire.Entry | None:
+    def find(self, label: str) -> answers.Entry | None:
         """Return the catalogue's entry with exactly this label, or None if the catalogue's search does not find it."""
-        entries = self._read(self._send(wire.search(label), MAX_CATALOGUE_BYTES), wire.read_entries)
+        entries = self._read(self._send(wire.search(label), MAX_CATALOGUE_BYTES), answers.read_entries)
         return next((entry for entry in entries if entry.label == label), None)
 
-    def entry(self, data_id: str) -> wire.Entry | None:
+    def entry(self, data_id: str) -> answers.Entry | None:
         """Return the catalogue's entry of a stream, or None if it has none."""
-        entries = self._read(self._send(wire.look_up(data_id), MAX_CATALOGUE_BYTES), wire.read_entries)
+        entries = self._read(self._send(wire.look_up(data_id), MAX_CATALOGUE_BYTES), answers.read_entries)
         return next((entry for entry in entries if entry.data_id == data_id), None)
 
     def push(self, family: str, data_id: str, chunk: Chunk) -> None:
@@ -93,7 +93,7 @@ class Client:
 
     def finalize(self, family: str, data_id: str) -> None:
         """Close a complete stream for good."""
-        self._read(self._send(wire.finalize(family, data_id)), lambda body: wire.check_finalized(body, data_id))
+        self._read(self._send(wire.finalize(family, data_id)), lambda body: answers.check_finalized(body, data_id))
 
     def points(self, family: str, data_id: str, due: Mapping[str, int]) -> read_back.ReadBack:
         """Read the points of some channels of a stream, and the names of everything else in it.
@@ -117,29 +117,29 @@ class Client:
             )
         except (EndlessError, TooMuchError) as error:
             raise ApiTooLargeError(f"stream {data_id} cannot be read back: {error}") from error
-        except wire.AnswerError as error:
+        except answers.AnswerError as error:
             raise self._not_the_apis(error) from error
 
     def instruments(self) -> dict[int, str]:
         """Return the organisation's growth instruments: id → name."""
-        return self._read(self._send(wire.instruments(), MAX_CATALOGUE_BYTES), wire.read_instruments)
+        return self._read(self._send(wire.instruments(), MAX_CATALOGUE_BYTES), answers.read_instruments)
 
-    def samples(self, physical_sample_id: str | None = None) -> list[wire.Item]:
+    def samples(self, physical_sample_id: str | None = None) -> list[answers.Item]:
         """Return the organisation's physical samples, or the one with this id.
 
         Paging is not documented, so some samples may be missing.
         """
         return self._items(wire.samples(physical_sample_id))
 
-    def projects(self) -> list[wire.Item]:
+    def projects(self) -> list[answers.Item]:
         """Return the organisation's projects."""
         return self._items(wire.projects())
 
-    def project_samples(self, project_id: str) -> list[wire.Item]:
+    def project_samples(self, project_id: str) -> list[answers.Item]:
         """Return a project's physical samples."""
         return self._items(wire.project_samples(project_id))
 
-    def tags(self) -> list[wire.Item]:
+    def tags(self) -> list[answers.Item]:
         """Return the organisation's tags."""
         return self._items(wire.tags())
 
@@ -152,11 +152,11 @@ class Client:
         try:
             answer = self._send(wire.create_sample(name))
         except ApiRefusedError as error:
-            taken = wire.read_taken(error.answer) if error.status == 409 else None
+            taken = answers.read_taken(error.answer) if error.status == 409 else None
             if taken is None:
                 raise
             return taken
-        return self._read(answer, wire.read_created)
+        return self._read(answer, answers.read_created)
 
     def create_tag(self, name: str) -> str:
         """Create a tag and return its id.
@@ -165,7 +165,7 @@ class Client:
             ApiRefusedError: As for every method; also if a tag of this name exists, for which the vendor's client
                 expects 400.
         """
-        return self._read(self._send(wire.create_tag(name)), wire.read_created)
+        return self._read(self._send(wire.create_tag(name)), answers.read_created)
 
     def attach_tags(self, data_id: str, tag_ids: Iterable[str]) -> None:
         """Attach tags to a stream. Repeating it changes nothing."""
@@ -187,7 +187,7 @@ class Client:
         sent = time.time()
         answer = self._send(wire.clock())
         back = time.time()
-        server_received, server_sent = self._read(answer, wire.read_clock)
+        server_received, server_sent = self._read(answer, answers.read_clock)
         return ClockReading(
             offset_s=((server_received - sent) + (server_sent - back)) / 2,
             delay_s=(back - sent) - (server_sent - server_received),
@@ -201,13 +201,13 @@ class Client:
         """Close the connection."""
         self.connection.close()
 
-    def _items(self, request: wire.Request) -> list[wire.Item]:
-        return self._read(self._send(request, MAX_CATALOGUE_BYTES), wire.read_items)
+    def _items(self, request: wire.Request) -> list[answers.Item]:
+        return self._read(self._send(request, MAX_CATALOGUE_BYTES), answers.read_items)
 
     def _read(self, body: bytes, read: Callable[[bytes], T]) -> T:
         try:
             return read(body)
-        except (wire.AnswerError, RecursionError) as error:
+        except (answers.AnswerError, RecursionError) as error:
             raise self._not_the_apis(error) from error
 
     def _not_the_apis(self, error: Exception) -> ApiUnavailableError:

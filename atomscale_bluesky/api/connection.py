@@ -27,7 +27,7 @@ from urllib3.util.retry import Retry
 from ..errors import ApiKeyError, ApiRefusedError, ApiUnavailableError
 from ..model.text import plain
 from ..settings import Settings, is_loopback
-from . import wire
+from . import answers, wire
 from .transport import DeadlineAdapter, head_of
 
 MAX_ANSWER_BYTES = 2**20
@@ -121,7 +121,7 @@ class Connection:
             answer = self._ask_over_open_connection(request, max_bytes, take) or self._ask_with_requests(
                 request, max_bytes, take
             )
-        except wire.AnswerError:
+        except answers.AnswerError:
             self._check_time(what)  # a connection that was cut looks like the end of an answer
             raise
         except requests.exceptions.ConnectTimeout as error:
@@ -213,7 +213,7 @@ class Connection:
         status = answer.status
         if _is_success(status):
             return
-        detail = wire.detail(answer.refusal)
+        detail = answers.detail(answer.refusal)
         text = f"{what} was answered {status}: {detail}"
         if status in {401, 403}:
             raise ApiKeyError(text, status=status)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import msgspec
 import numpy as np
 
-from .wire import AnswerError
+from .answers import AnswerError
 
 # How much is processed between two pauses: about 0.2 ms of work, in which no other thread can run.
 STEP_BYTES = 8192

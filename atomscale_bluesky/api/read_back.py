@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from .answers import AnswerError, Points
 from .json_parts import MAX_NAME_BYTES, JsonParts, TooMuchError
-from .wire import AnswerError, Points
 
 # Bounds for an answer's size. A point has a time in milliseconds, a relative time and a value: about 60 bytes with all
 # digits. Atomscale documents eight series beside a channel, each as long as the channel and with a name that begins

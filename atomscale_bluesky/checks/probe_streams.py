@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from ..api import wire
+from ..api import answers, wire
 from ..api.client import Client
 from ..errors import ApiError, ApiRefusedError, ApiUnavailableError
 
@@ -66,7 +66,7 @@ class ProbeStreams:
         body = {"stream_name": label, "points_per_chunk": POINTS, **more}
         request = wire.Request("POST", f"{family}/stream/initialize", (orjson.dumps(body),))
         try:
-            data_id = self._patiently(lambda: self._client.ask(request, wire.read_initialized))
+            data_id = self._patiently(lambda: self._client.ask(request, answers.read_initialized))
         except (ApiUnavailableError, KeyboardInterrupt) as error:
             made = self._made_unseen(family, label)
             if made is None or isinstance(error, KeyboardInterrupt):

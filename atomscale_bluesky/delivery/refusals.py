@@ -14,8 +14,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from ..api.answers import CLOSED, Entry
 from ..api.client import Client
-from ..api.wire import CLOSED, Entry
 from ..errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
 from .tasks.work import Attempt, UnexplainedError, Work
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from atomscale_bluesky.api.answers import AnswerError
 from atomscale_bluesky.api.json_parts import STEP_BYTES, TooMuchError
 from atomscale_bluesky.api.read_back import (
     LEAST_BYTES,
@@ -20,7 +21,6 @@ from atomscale_bluesky.api.read_back import (
     max_bytes,
     read_points,
 )
-from atomscale_bluesky.api.wire import AnswerError
 
 
 def read(body: object, due: Mapping[str, int]) -> ReadBack:

@@ -16,7 +16,7 @@ from chunks import chunk_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomscale_bluesky.api import wire
+from atomscale_bluesky.api import answers, wire
 from atomscale_bluesky.api.read_back import read_points
 from atomscale_bluesky.model.chunk import Chunk, Column
 from atomscale_bluesky.model.links import Links
@@ -67,7 +67,7 @@ def test_a_stream_is_initialized_as_the_reference_says(family: str) -> None:
     )
 
     assert_spelled(request, said)
-    assert wire.read_initialized(answer(said)) == said["response"]["data_id"]
+    assert answers.read_initialized(answer(said)) == said["response"]["data_id"]
 
 
 @FAMILIES
@@ -105,22 +105,22 @@ def test_samples_projects_and_tags_are_listed_as_the_reference_says() -> None:
     ):
         said = exchange(name)
         assert_spelled(request, said)
-        assert wire.read_items(answer(said)) == [wire.Item(one["id"], one["name"]) for one in said["response"]]
+        assert answers.read_items(answer(said)) == [answers.Item(one["id"], one["name"]) for one in said["response"]]
 
 
 def test_samples_and_tags_are_created_as_the_reference_says() -> None:
     for name, request in (("physical-samples-create", wire.create_sample), ("tags-create", wire.create_tag)):
         said = exchange(name)
         assert_spelled(request(said["request"]["name"]), said)
-        assert wire.read_created(answer(said)) == said["response"]["id"]
+        assert answers.read_created(answer(said)) == said["response"]["id"]
 
 
 def test_a_created_sample_is_read_with_either_name_of_its_id() -> None:
-    assert wire.read_created(json.dumps({"physical_sample_id": SAMPLE}).encode()) == SAMPLE
+    assert answers.read_created(json.dumps({"physical_sample_id": SAMPLE}).encode()) == SAMPLE
 
 
 def test_the_refusal_of_a_taken_sample_name_gives_the_existing_samples_id() -> None:
-    assert wire.read_taken(answer(exchange("physical-samples-conflict"))) == SAMPLE
+    assert answers.read_taken(answer(exchange("physical-samples-conflict"))) == SAMPLE
     for body in (
         b'{"detail": "taken"}',
         b'{"detail": {}}',
@@ -128,7 +128,7 @@ def test_the_refusal_of_a_taken_sample_name_gives_the_existing_samples_id() -> N
         b"no",
         b'{"detail": {"physical_sample_id": "../x"}}',
     ):
-        assert wire.read_taken(body) is None
+        assert answers.read_taken(body) is None
 
 
 def test_tags_tracking_and_names_go_out_as_the_reference_says() -> None:
@@ -145,11 +145,11 @@ def test_tags_tracking_and_names_go_out_as_the_reference_says() -> None:
     [
         ([], []),
         ([{"id": "../x", "name": "a"}, {"name": "b"}, 7, None, {"id": 5, "name": "c"}], []),
-        ([{"id": SAMPLE}], [wire.Item(SAMPLE, "")]),
+        ([{"id": SAMPLE}], [answers.Item(SAMPLE, "")]),
     ],
 )
-def test_items_without_a_usable_id_are_skipped(body: Any, items: list[wire.Item]) -> None:
-    assert wire.read_items(json.dumps(body).encode()) == items
+def test_items_without_a_usable_id_are_skipped(body: Any, items: list[answers.Item]) -> None:
+    assert answers.read_items(json.dumps(body).encode()) == items
 
 
 @pytest.mark.parametrize("tags", [["anneal"], [{"id": SAMPLE, "name": "anneal"}], [{"name": "anneal"}, None, 7]])
@@ -159,9 +159,9 @@ def test_an_entry_has_its_links_in_every_known_shape_of_tags(tags: list[Any]) ->
          "tags": tags}
     ]  # fmt: skip
 
-    (entry,) = wire.read_entries(json.dumps(body).encode())
+    (entry,) = answers.read_entries(json.dumps(body).encode())
 
-    assert entry == wire.Entry(DATA_ID, "", "", 42, SAMPLE, (SAMPLE,), ("anneal",))
+    assert entry == answers.Entry(DATA_ID, "", "", 42, SAMPLE, (SAMPLE,), ("anneal",))
 
 
 @FAMILIES
@@ -171,7 +171,7 @@ def test_all_channels_of_a_chunk_are_pushed_as_the_reference_says(family: str) -
     data_id = said["request"]["data_id"]
 
     assert_spelled(wire.push(family, data_id, chunk), said)
-    wire.check_confirmed(answer(said), data_id, chunk.index, chunk.names)
+    answers.check_confirmed(answer(said), data_id, chunk.index, chunk.names)
 
 
 @FAMILIES
@@ -181,7 +181,7 @@ def test_one_channel_of_a_chunk_is_pushed_as_the_reference_says(family: str) -> 
     data_id = said["request"]["data_id"]
 
     assert_spelled(wire.push_channel(family, data_id, chunk, chunk.columns[0]), said)
-    wire.check_confirmed(answer(said), data_id, chunk.index, chunk.names)
+    answers.check_confirmed(answer(said), data_id, chunk.index, chunk.names)
 
 
 @FAMILIES
@@ -189,7 +189,7 @@ def test_a_stream_is_finalized_as_the_reference_says(family: str) -> None:
     said = exchange(f"{family}-finalize")
 
     assert_spelled(wire.finalize(family, said["response"]["data_id"]), said)
-    wire.check_finalized(answer(said), said["response"]["data_id"])
+    answers.check_finalized(answer(said), said["response"]["data_id"])
 
 
 def test_a_stream_is_looked_up_as_the_reference_says() -> None:
@@ -197,8 +197,8 @@ def test_a_stream_is_looked_up_as_the_reference_says() -> None:
     (entry,) = said["response"]
 
     assert_spelled(wire.look_up(entry["data_id"]), said)
-    assert wire.read_entries(answer(said)) == [
-        wire.Entry(entry["data_id"], entry["raw_name"], entry["pipeline_status"])
+    assert answers.read_entries(answer(said)) == [
+        answers.Entry(entry["data_id"], entry["raw_name"], entry["pipeline_status"])
     ]
 
 
@@ -210,7 +210,7 @@ def test_the_catalogue_is_searched_whatever_the_status_of_what_is_found() -> Non
     assert (request.method, request.body) == (said["method"], None)
     assert urlsplit(request.path).path == urlsplit(said["path"]).path.lstrip("/")
     assert parse_qs(urlsplit(request.path).query) == {"keywords": ["growth & 17 · (2)?"], "status": ["all"]}
-    assert [entry.status for entry in wire.read_entries(answer(said))] == ["stream_active"]
+    assert [entry.status for entry in answers.read_entries(answer(said))] == ["stream_active"]
 
 
 @FAMILIES
@@ -275,18 +275,18 @@ def confirmation(**members: Any) -> dict[str, Any]:
 
 @NO_ANSWERS
 def test_an_answer_that_is_not_the_apis_confirms_nothing(body: bytes) -> None:
-    with pytest.raises(wire.AnswerError):
-        wire.check_confirmed(body, DATA_ID, CHUNK.index, CHUNK.names)
-    with pytest.raises(wire.AnswerError):
-        wire.check_finalized(body, DATA_ID)
-    with pytest.raises(wire.AnswerError):
-        wire.read_initialized(body)
-    with pytest.raises(wire.AnswerError):
-        wire.read_entries(body)
-    with pytest.raises(wire.AnswerError):
-        wire.read_items(body)
-    with pytest.raises(wire.AnswerError):
-        wire.read_created(body)
+    with pytest.raises(answers.AnswerError):
+        answers.check_confirmed(body, DATA_ID, CHUNK.index, CHUNK.names)
+    with pytest.raises(answers.AnswerError):
+        answers.check_finalized(body, DATA_ID)
+    with pytest.raises(answers.AnswerError):
+        answers.read_initialized(body)
+    with pytest.raises(answers.AnswerError):
+        answers.read_entries(body)
+    with pytest.raises(answers.AnswerError):
+        answers.read_items(body)
+    with pytest.raises(answers.AnswerError):
+        answers.read_created(body)
 
 
 @pytest.mark.parametrize(
@@ -294,8 +294,8 @@ def test_an_answer_that_is_not_the_apis_confirms_nothing(body: bytes) -> None:
     [None, 7, "", " ", "a b", "../../x", "x/finalize", "a?b", "a#b", "ü", "5c1d7e02\n", "x" * 65, [DATA_ID], {}],
 )
 def test_a_text_that_cannot_be_an_id_is_refused(data_id: Any) -> None:
-    with pytest.raises(wire.AnswerError, match="expected an id"):
-        wire.read_initialized(json.dumps({"data_id": data_id}).encode())
+    with pytest.raises(answers.AnswerError, match="expected an id"):
+        answers.read_initialized(json.dumps({"data_id": data_id}).encode())
 
 
 @pytest.mark.parametrize(
@@ -314,29 +314,29 @@ def test_a_text_that_cannot_be_an_id_is_refused(data_id: Any) -> None:
 )
 def test_an_answer_about_another_stream_chunk_or_channel_confirms_nothing(members: dict[str, Any]) -> None:
     for shape in (confirmation(**members), [confirmation(**members)]):
-        with pytest.raises(wire.AnswerError, match="does not confirm chunk 3 of channel 'T'"):
-            wire.check_confirmed(json.dumps(shape).encode(), DATA_ID, CHUNK.index, ["T"])
+        with pytest.raises(answers.AnswerError, match="does not confirm chunk 3 of channel 'T'"):
+            answers.check_confirmed(json.dumps(shape).encode(), DATA_ID, CHUNK.index, ["T"])
 
 
 def test_an_answer_that_leaves_a_channel_out_does_not_confirm_it() -> None:
     body = json.dumps([confirmation(), "noise", None, confirmation(channel_name="q")]).encode()
 
-    wire.check_confirmed(body, DATA_ID, CHUNK.index, ["T"])
-    with pytest.raises(wire.AnswerError, match="channel 'p'"):
-        wire.check_confirmed(body, DATA_ID, CHUNK.index, ["T", "p"])
+    answers.check_confirmed(body, DATA_ID, CHUNK.index, ["T"])
+    with pytest.raises(answers.AnswerError, match="channel 'p'"):
+        answers.check_confirmed(body, DATA_ID, CHUNK.index, ["T", "p"])
 
 
 def test_a_channel_called_none_is_not_confirmed_by_an_answer_without_a_name() -> None:
     body = json.dumps([confirmation(channel_name=None)]).encode()
 
-    with pytest.raises(wire.AnswerError):
-        wire.check_confirmed(body, DATA_ID, CHUNK.index, ["None"])
+    with pytest.raises(answers.AnswerError):
+        answers.check_confirmed(body, DATA_ID, CHUNK.index, ["None"])
 
 
 def test_the_confirmations_of_a_multi_may_come_in_any_order() -> None:
     body = json.dumps([confirmation(channel_name="p"), confirmation()]).encode()
 
-    wire.check_confirmed(body, DATA_ID, CHUNK.index, CHUNK.names)
+    answers.check_confirmed(body, DATA_ID, CHUNK.index, CHUNK.names)
 
 
 # ---- answers that are like earlier ones ------------------------------------------------------------------------------
@@ -354,7 +354,7 @@ def test_an_answer_confirms_the_same_whatever_was_answered_before(
         said = [confirmation(channel_name=name, chunk_index=index) for name in CHUNK.names]
         return json.dumps(said, separators=separators).encode()
 
-    usual = wire.UsualAnswers()
+    usual = answers.UsualAnswers()
     for index in known:
         usual.check_confirmed(confirming(index), DATA_ID, index, CHUNK.names)
     given_index, asked = data.draw(st.integers(0, 120)), data.draw(st.integers(0, 120))
@@ -362,7 +362,7 @@ def test_an_answer_confirms_the_same_whatever_was_answered_before(
     body = confirming(given_index) if odd == b"" else confirming(given_index).replace(b"3", odd)
 
     assert agrees(lambda: usual.check_confirmed(body, DATA_ID, asked, CHUNK.names)) == agrees(
-        lambda: wire.check_confirmed(body, DATA_ID, asked, CHUNK.names)
+        lambda: answers.check_confirmed(body, DATA_ID, asked, CHUNK.names)
     )
 
 
@@ -370,7 +370,7 @@ def agrees(check: Callable[[], None]) -> bool:
     """True if an answer confirms what is asked."""
     try:
         check()
-    except wire.AnswerError:
+    except answers.AnswerError:
         return False
     return True
 
@@ -388,21 +388,21 @@ def agrees(check: Callable[[], None]) -> bool:
 def test_an_answer_to_one_chunk_never_confirms_another(said: list[dict[str, Any]]) -> None:
     body = json.dumps(said, separators=(",", ":")).encode()
     for answer_once in (body, body.replace(b"chunk_index", b"chunk\\u005findex", 1)):
-        usual = wire.UsualAnswers()
+        usual = answers.UsualAnswers()
         usual.check_confirmed(answer_once, DATA_ID, 3, CHUNK.names)
         usual.check_confirmed(answer_once, DATA_ID, 3, CHUNK.names)
         for other in (0, 2, 4, 30, 33):
-            with pytest.raises(wire.AnswerError):
+            with pytest.raises(answers.AnswerError):
                 usual.check_confirmed(answer_once, DATA_ID, other, CHUNK.names)
-        with pytest.raises(wire.AnswerError):
+        with pytest.raises(answers.AnswerError):
             usual.check_confirmed(answer_once, SAMPLE, 3, CHUNK.names)
-        with pytest.raises(wire.AnswerError):
+        with pytest.raises(answers.AnswerError):
             usual.check_confirmed(answer_once, DATA_ID, 3, ("T", "p", "r"))
 
 
 def test_usual_answers_are_remembered_in_bounded_memory() -> None:
     names = tuple(f"channel {n}" for n in range(1000))
-    usual = wire.UsualAnswers()
+    usual = answers.UsualAnswers()
     tracemalloc.start()
     try:
         for stream in range(100):
@@ -417,14 +417,14 @@ def test_usual_answers_are_remembered_in_bounded_memory() -> None:
 
 @pytest.mark.parametrize("body", [{"data_id": SAMPLE}, {}, [], [{"data_id": DATA_ID}], {"processed_data_id": DATA_ID}])
 def test_an_answer_about_another_stream_finalizes_nothing(body: Any) -> None:
-    with pytest.raises(wire.AnswerError):
-        wire.check_finalized(json.dumps(body).encode(), DATA_ID)
+    with pytest.raises(answers.AnswerError):
+        answers.check_finalized(json.dumps(body).encode(), DATA_ID)
 
 
 def test_catalogue_entries_without_a_usable_id_are_skipped() -> None:
     entries = [{"data_id": DATA_ID}, {"data_id": 7}, {"data_id": "../x"}, "noise", None, {"raw_name": "no id"}]
 
-    assert wire.read_entries(json.dumps(entries).encode()) == [wire.Entry(DATA_ID, "", "")]
+    assert answers.read_entries(json.dumps(entries).encode()) == [answers.Entry(DATA_ID, "", "")]
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------
@@ -443,7 +443,7 @@ def test_catalogue_entries_without_a_usable_id_are_skipped() -> None:
     ],
 )
 def test_a_refusals_text_is_quoted_on_one_line(body: bytes, detail: str) -> None:
-    shown = wire.detail(body)
+    shown = answers.detail(body)
 
     assert shown.replace("�", r"\ufffd") == detail
     assert "\n" not in shown
@@ -452,4 +452,4 @@ def test_a_refusals_text_is_quoted_on_one_line(body: bytes, detail: str) -> None
 
 @pytest.mark.parametrize("body", [b"x" * 10_000, json.dumps({"detail": "y" * 10_000}).encode()])
 def test_a_long_text_of_a_refusal_is_cut(body: bytes) -> None:
-    assert len(wire.detail(body)) <= 310
+    assert len(answers.detail(body)) <= 310

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
+from ...api.answers import is_about_the_route
 from ...api.client import Client
-from ...api.wire import is_about_the_route
 from ...errors import ApiError, ApiKeyError, ApiRefusedError
 from ...model.identifiers import FAMILIES
 from ...model.links import Links

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
+from ...api.answers import Entry
 from ...api.client import Client
-from ...api.wire import Entry
 from ...errors import ApiError, ApiRefusedError
 from ...spool.ledger_format import Linked, LinkRefused
 from ...spool.run_reader import stop_of

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
+from ...api.answers import Item
 from ...api.client import Client
-from ...api.wire import Item
 from ...errors import ApiKeyError, ApiRefusedError
 from ...model.identifiers import folded, is_uuid
 from ...model.links import Links
