@@ -255,7 +255,7 @@ def _cut(claim: RunClaim) -> list[tuple[str, Series]]:
     run_chunker = RunChunker(claim.folder, claim.header, claim.ledger)
     due: dict[tuple[str, str], Series] = {}
     try:
-        run_chunker.open_stream(
+        run_chunker.openings.open(
             why="run start", time_base=claim.header.primary, from_row=0, position=START, channels=None
         )
         while not run_chunker.read_all:

@@ -5,7 +5,10 @@ Out: chunks (`model.chunk`), in order, for the metrology streams that the ledger
 Guaranteed: journal and ledger alone decide which rows make a chunk, so a chunk of a given index never changes.
 Bounded: for each metrology stream, at most the rows of one unfinished chunk are in memory.
 
-    chunker      the rules: rows of one time base in, decisions out, above all chunks. Pure.
-    run_chunker  reads a run's journal, notes in its ledger what the rules decide, and keeps the chunks to be pushed
-    recut        cuts chunks that were tried again, without noting anything
+    chunker          the rules: rows of one time base in, decisions out, above all chunks. Pure.
+    decisions        what these rules decide. Pure.
+    cut_stream       a metrology stream while it is cut: its channels, and the points of its unfinished chunk. Pure.
+    run_chunker      reads a run's journal, notes in its ledger what the rules decide, keeps the chunks to be pushed
+    stream_openings  which metrology streams a run has, and how a further one opens
+    recut            cuts chunks that were tried again, without noting anything
 """

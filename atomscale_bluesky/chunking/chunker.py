@@ -22,68 +22,18 @@ Memory holds at most the rows of one unfinished chunk per metrology stream.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Generator, Iterable, Iterator, Mapping
 
 import msgspec
 import numpy as np
 
-from ..model.chunk import Chunk, Values
+from ..model.chunk import Chunk
 from ..model.rows import Position, Row, Rows
 from ..spool.journal_format import Layout
-from ..spool.ledger_format import OpeningReason, Previewed, Tried
+from ..spool.ledger_format import OpeningReason
 from ..spool.stream_state import FOR_EVER, StreamState
-
-# First and last rows of ranges that an earlier stream holds.
-Skip = tuple[tuple[int, int], ...]
-
-# ---- decisions -------------------------------------------------------------------------------------------------------
-
-
-class Open(msgspec.Struct, frozen=True):
-    """A further metrology stream of this time base begins. `Chunker.opened` takes it, unless it is not made."""
-
-    why: OpeningReason
-    from_row: int
-    position: Position
-    channels: tuple[str, ...]
-    skip: Skip = ()
-    leaves: int | None = None  # the stream that the channels leave at `from_row`
-
-
-class Leave(msgspec.Struct, frozen=True):
-    """Channels end in a stream: from `from_row` on, no row gives them a point there. They wait for their next value."""
-
-    stream: int
-    channels: tuple[str, ...]
-    from_row: int
-
-
-class CutShort(msgspec.Struct, frozen=True):
-    """The unfinished chunk of a stream ends with the rows of its preview, and the stream takes no more."""
-
-    stream: int
-
-
-class Outgrown(msgspec.Struct, frozen=True):
-    """There is a row for a stream that takes no more."""
-
-    stream: int
-
-
-Decision = Chunk | Open | Leave | CutShort | Outgrown
-
-
-# ---- the rules -------------------------------------------------------------------------------------------------------
-
-
-class Resumed(msgspec.Struct, frozen=True):
-    """A metrology stream as its cutting continues. Its state is read at any later time, and never changed."""
-
-    stream: StreamState
-    index: int = 0  # of the next chunk
-    from_row: int = 0  # rows before this one are in earlier chunks
-    over: bool = False  # its last chunk was cut short, so it takes no more
+from .cut_stream import CutStream, Point, Resumed, begins_with, by_channel
+from .decisions import CutShort, Decision, Leave, Open, Outgrown, Skip
 
 
 class Waiting(msgspec.Struct, frozen=True):
@@ -92,89 +42,6 @@ class Waiting(msgspec.Struct, frozen=True):
     from_row: int
     why: OpeningReason
     skip: Skip = ()
-
-
-class _Point(NamedTuple):
-    """A row as a stream takes it."""
-
-    position: Position
-    number: int
-    time: float
-    values: Sequence[float | None]  # of the stream's channels, in their order
-
-
-class _Stream:
-    """A metrology stream while it is cut: its remaining channels, and the points of its unfinished chunk."""
-
-    def __init__(self, resumed: Resumed, first_layout: Layout) -> None:
-        self._state = resumed.stream
-        self.opening = resumed.stream.opening
-        self.channels = tuple(self.opening.channels or (channel.name for channel in first_layout.channels))
-        self.points: list[_Point] = []
-        self.over = resumed.over
-        self._ahead = list(self._state.ahead)
-        self._places: dict[int, Sequence[int] | None] = {}  # layout → where its rows have the values of the channels
-        self._units: tuple[str | None, ...] | None = None
-        self.leaving: dict[str, int] = {}  # channels noted as leaving at a later row
-        self.go_on(resumed.index, resumed.from_row)
-        left = {name: self._state.left[name] for name in self.channels if name in self._state.left}
-        self.keep(name for name in self.channels if left.get(name, self.from_row + 1) > self.from_row)
-        self.leaving = {name: row for name, row in left.items() if name in self.channels}
-
-    @property
-    def noted(self) -> Tried | None:
-        """The range of rows of this chunk if it was tried before: its boundary stays where it was."""
-        return self._state.tried.get(self.index)
-
-    @property
-    def shown(self) -> Previewed | None:
-        """What the last preview shows, or is about to show, of this chunk if it was not tried yet."""
-        shown = self._state.previewed
-        return shown if shown is not None and shown.index == self.index and self.noted is None else None
-
-    def go_on(self, index: int, from_row: int) -> None:
-        """Continue with this chunk, or with the next one that is not settled already."""
-        while self._ahead and self._ahead[0].first_index <= index:
-            span = self._ahead.pop(0)
-            if span.last_index >= index:
-                index, from_row = span.last_index + 1, span.last_row + 1
-        self.index, self.from_row = index, from_row
-
-    def take(self, point: _Point) -> bool:
-        """Add a point. Return True if the chunk is full."""
-        self.points.append(point)
-        noted = self._state.tried.get(self.index)
-        if noted is None:
-            return len(self.points) >= self.opening.points_per_chunk
-        # The last row's number may occur twice.
-        return point.number == noted.last_row and len(self.points) >= noted.points
-
-    def keep(self, names: Iterable[str]) -> list[_Point]:
-        """Keep these channels only. Return the points of the others in the unfinished chunk."""
-        kept = frozenset(names)
-        stay = [place for place, name in enumerate(self.channels) if name in kept]
-        go = [place for place, name in enumerate(self.channels) if name not in kept]
-        gone = [point._replace(values=[point.values[place] for place in go]) for point in self.points]
-        self.points = [point._replace(values=[point.values[place] for place in stay]) for point in self.points]
-        self.channels = tuple(self.channels[place] for place in stay)
-        self.leaving = {name: row for name, row in self.leaving.items() if name in kept}
-        self._places, self._units = {}, None
-        return gone
-
-    def places(self, layout: int, index: Mapping[str, int]) -> Sequence[int] | None:
-        """Return where rows of a layout have the channels' values, or None if the layout lacks a channel."""
-        if layout not in self._places:
-            places = [index[name] for name in self.channels if name in index]
-            whole = range(len(index))  # all that a row has, in its order
-            there = len(places) == len(self.channels)
-            self._places[layout] = None if not there else whole if places == [*whole] else places
-        return self._places[layout]
-
-    def units(self, known: Mapping[str, str | None]) -> tuple[str | None, ...]:
-        """Return the units of the channels, in their order."""
-        if self._units is None:
-            self._units = tuple([known[name] for name in self.channels])
-        return self._units
 
 
 class Chunker:
@@ -201,14 +68,14 @@ class Chunker:
         known: Iterable[str] = (),
     ) -> None:
         self._policy = non_finite
-        self._opened: _Stream | None = None  # the stream of the last decision to open one
+        self._opened: CutStream | None = None  # the stream of the last decision to open one
         self._index: dict[int, dict[str, int]] = {}  # layout → channel name → index in its rows' values
         self._units: dict[str, str | None] = {}
         self._came: dict[str, int] = {}  # channel name → its first layout
         self._waiting = dict(waiting or {})
         self._known = {*known, *self._waiting}
         self._first_layout = layout
-        self._streams = [_Stream(resumed, layout) for resumed in streams]
+        self._streams = [CutStream(resumed, layout) for resumed in streams]
         self._known.update(name for stream in self._streams for name in stream.channels)
         self._know(layout, Waiting(0, "event stream"))
 
@@ -218,7 +85,7 @@ class Chunker:
 
     def opened(self, stream: StreamState) -> None:
         """Take rows for the stream of the last decision to open one."""
-        self._opened = _Stream(Resumed(stream, from_row=stream.opening.from_row), self._first_layout)
+        self._opened = CutStream(Resumed(stream, from_row=stream.opening.from_row), self._first_layout)
         self._streams.append(self._opened)
 
     def row(self, position: Position, row: Row) -> Iterator[Decision]:
@@ -284,7 +151,7 @@ class Chunker:
                 self._known.add(channel.name)
                 self._waiting[channel.name] = waiting
 
-    def _add(self, stream: _Stream, position: Position, row: Row) -> Iterator[Decision]:
+    def _add(self, stream: CutStream, position: Position, row: Row) -> Iterator[Decision]:
         if row.number < stream.from_row or not stream.channels:
             return
         if stream.opening.skip and any(first <= row.number <= last for first, last in stream.opening.skip):
@@ -320,20 +187,20 @@ class Chunker:
         if point is not None and stream.take(point):
             yield from self._cut(stream)
 
-    def _point(self, stream: _Stream, position: Position, row: Row) -> _Point | None:
+    def _point(self, stream: CutStream, position: Position, row: Row) -> Point | None:
         """Return what a row gives a stream, or None if it lacks a channel."""
         places = stream.places(row.layout, self._index[row.layout])
         if places is None:
             return None
         values = row.values
-        return _Point(position, row.number, row.time, [values[place] for place in places])
+        return Point(position, row.number, row.time, [values[place] for place in places])
 
-    def _cut(self, stream: _Stream, *, unfinished: bool = False) -> Iterator[Decision]:
+    def _cut(self, stream: CutStream, *, unfinished: bool = False) -> Iterator[Decision]:
         """Make a chunk of the collected points."""
         points, shown, noted = stream.points, stream.shown, stream.noted
         if not points:
             return
-        if shown and not (set(stream.channels) >= set(shown.channels) and _begins_with(points, shown)):
+        if shown and not (set(stream.channels) >= set(shown.channels) and begins_with(points, shown)):
             yield from self._cut_short(stream)
             return
         yield Chunk(
@@ -342,7 +209,7 @@ class Chunker:
             times=tuple([point.time for point in points]),
             names=stream.channels,
             units=stream.units(self._units),
-            values=_by_channel(points),
+            values=by_channel(points),
             first_row=points[0].number,
             last_row=points[-1].number,
             position=points[0].position,
@@ -352,7 +219,7 @@ class Chunker:
             stream.over = noted is not None and noted.cut_short
             stream.go_on(stream.index + 1, points[-1].number + 1)
 
-    def _cut_short(self, stream: _Stream) -> Iterator[Decision]:
+    def _cut_short(self, stream: CutStream) -> Iterator[Decision]:
         """End a stream with what was shown of its chunk. Rows beyond it are read again, for a further stream."""
         stream.points, stream.over = [], True
         yield CutShort(stream.opening.stream)
@@ -361,7 +228,7 @@ class Chunker:
     # ---- channels that leave a stream, or have none ------------------------------------------------------------------
 
     def _part(
-        self, stream: _Stream, names: tuple[str, ...], position: Position, number: int, skip: Skip = ()
+        self, stream: CutStream, names: tuple[str, ...], position: Position, number: int, skip: Skip = ()
     ) -> Iterator[Decision]:
         """Have channels leave a stream, with their points of its unfinished chunk, before the row of this number."""
         gone = stream.keep(name for name in stream.channels if name not in names)
@@ -378,7 +245,7 @@ class Chunker:
                 if opened.take(point):
                     yield from self._cut(opened)
 
-    def _leave_as_noted(self, stream: _Stream, number: int) -> Iterator[Decision]:
+    def _leave_as_noted(self, stream: CutStream, number: int) -> Iterator[Decision]:
         """Have channels leave that left at a row up to this one when the journal was read before."""
         names = tuple(name for name in stream.channels if stream.leaving.get(name, number + 1) <= number)
         if not names:
@@ -410,7 +277,7 @@ class Chunker:
             if opened is not None and point is not None and opened.take(point):
                 yield from self._cut(opened)
 
-    def _open(self, decision: Open) -> Generator[Decision, None, _Stream | None]:
+    def _open(self, decision: Open) -> Generator[Decision, None, CutStream | None]:
         """Decide that a stream opens. Return it, or None if it is not made."""
         self._opened = None
         yield decision
@@ -430,15 +297,3 @@ class Chunker:
             return False
         index, came = self._index[row.layout], self._came[name]
         return any(row.values[place] is None and self._came[other] == came for other, place in index.items())
-
-
-def _by_channel(points: list[_Point]) -> Values:
-    """Return the values of points, one line per channel."""
-    if any(None in point.values for point in points):
-        return tuple(zip(*(point.values for point in points), strict=True))
-    return np.array([point.values for point in points], dtype=np.float64).T.copy()
-
-
-def _begins_with(points: list[_Point], shown: Previewed) -> bool:
-    """Return True if all rows that were shown are there, and False if some have been damaged since."""
-    return sum(point.number <= shown.last_row for point in points) == shown.points

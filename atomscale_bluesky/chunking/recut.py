@@ -14,7 +14,9 @@ from ..spool.journal_format import Layout, decode_row, is_row
 from ..spool.journal_reader import JournalReader
 from ..spool.ledger_format import Opened, Tried
 from ..spool.stream_state import StreamState
-from .chunker import Chunker, Decision, Resumed
+from .chunker import Chunker
+from .cut_stream import Resumed
+from .decisions import Decision
 
 
 def cut_again(

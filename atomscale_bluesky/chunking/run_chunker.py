@@ -8,26 +8,28 @@ counts the rows for the run's account. Bounded: it holds the few chunks that are
 from __future__ import annotations
 
 import logging
-import secrets
 from collections import deque
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
 from ..model.chunk import Chunk
-from ..model.labels import MAX_CHANNELS, listed, stream_label
-from ..model.rows import Position, Rows
+from ..model.labels import MAX_CHANNELS, listed
+from ..model.rows import Rows
 from ..spool.gil_yield import GilYield
 from ..spool.journal_format import Header, Layout, decode_lines, decode_row, is_row, joined
 from ..spool.journal_reader import Line
 from ..spool.ledger import Ledger
-from ..spool.ledger_format import ChannelLeft, Opened, OpeningReason, Tried
+from ..spool.ledger_format import ChannelLeft, Tried
 from ..spool.run_reader import RunReader
 from ..spool.segments import START
 from ..spool.stream_state import Life, StreamState
 from ..status.account import Account
-from .chunker import Chunker, CutShort, Decision, Leave, Open, Outgrown, Resumed, Waiting
+from .chunker import Chunker
+from .cut_stream import Resumed
+from .decisions import CutShort, Decision, Leave, Open, Outgrown
 from .recut import cut_again
+from .stream_openings import StreamOpenings
 
 _logger = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class RunChunker:
     def __init__(self, folder: Path, header: Header, ledger: Ledger, gil_yield: GilYield | None = None) -> None:
         self.ledger = ledger
         self.account = Account()
+        self.openings = StreamOpenings(header, ledger, self.account)
         self.at_end = False  # the journal was read to its present end
         self.more_to_read = False  # the last call of `look` stopped before its end
         self.read_all = False  # read up to the run's stop, and its last chunks cut
@@ -64,7 +67,7 @@ class RunChunker:
         self._header = header
         self._gil_yield = gil_yield or GilYield()
         self._cutters: dict[str, Chunker] = {}
-        self._resume = {stream.opening.stream: stream.resume() for stream in self.going_on()}
+        self._resume = {stream.opening.stream: stream.resume() for stream in self.openings.going_on()}
         self._from = min((position for _, _, position in self._resume.values()), default=START)
         self._reader = RunReader(folder)
         self._lines: Iterator[Line] = iter(())
@@ -184,97 +187,6 @@ class RunChunker:
             self._gil_yield.make_way()
             yield chunk
 
-    def going_on(self) -> list[StreamState]:
-        """Return the metrology streams that take further chunks."""
-        return [stream for stream in self.ledger.state.streams.values() if not stream.ended]
-
-    def channels_of(self, opening: Opened) -> tuple[str, ...]:
-        """Return the channels that an opening takes.
-
-        There are none while its time base has no layout in the journal.
-        """
-        if opening.channels is not None:
-            return opening.channels
-        return self._first_channels(opening.time_base)
-
-    def open_stream(
-        self,
-        *,
-        why: OpeningReason,
-        time_base: str,
-        from_row: int,
-        position: Position,
-        channels: tuple[str, ...] | None,
-        skip: tuple[tuple[int, int], ...] = (),
-        points_per_chunk: int | None = None,
-    ) -> Opened:
-        """Open a further metrology stream of the run."""
-        streams = self.ledger.state.streams
-        edited = self.ledger.state.edited
-        points = points_per_chunk or (edited and edited.points_per_chunk) or self._header.points_per_chunk
-        host = None
-        if streams and self._header.layout == "run":
-            host = self._host(self._first_channels(time_base) if channels is None else channels, points)
-        token = host.token if host else secrets.token_hex(4)
-        opening = Opened(
-            stream=len(streams),
-            time_base=time_base,
-            from_row=from_row,
-            why=why,
-            label=host.label if host else self._label(time_base, token, channels),
-            token=token,
-            points_per_chunk=points,
-            skip=skip,
-            segment=position.segment,
-            offset=position.offset,
-            channels=channels,
-            joins=host.stream if host else None,
-        )
-        self.ledger.note(opening, sync=True)
-        return opening
-
-    def _host(self, channels: Iterable[str], points_per_chunk: int) -> Opened | None:
-        """Return the opening whose metrology stream these channels can share; None if they need a new one.
-
-        Their points are numbered from 0 in it. Neither that stream nor any made after it holds one of the channels,
-        since later points of a channel are in a later stream.
-        """
-        takes = {Life.OPENED, Life.INITIALIZING, Life.INITIALIZED}
-        for stream in reversed(self.ledger.state.streams.values()):
-            if stream.opening.joins is not None:
-                continue
-            if not {name for one in stream.group for name in self.channels_of(one.opening)}.isdisjoint(channels):
-                return None
-            ended = stream.blocked or any(one.ended for one in stream.group)
-            if stream.life in takes and not ended and stream.opening.points_per_chunk == points_per_chunk:
-                return stream.opening
-        return None
-
-    def _first_channels(self, time_base: str) -> tuple[str, ...]:
-        layouts = (layout for layout in self.account.layouts.values() if layout.time_base == time_base)
-        first = next(layouts, None)
-        return tuple(channel.name for channel in first.channels) if first else ()
-
-    def _label(self, time_base: str, token: str, channels: tuple[str, ...] | None) -> str:
-        """Return the label of a further metrology stream: for its event stream, or for the run if it takes all.
-
-        It names the channels unless they are all that the time base has so far.
-        """
-        layouts = (layout for layout in self.account.layouts.values() if layout.time_base == time_base)
-        every = {channel.name for layout in layouts for channel in layout.channels}
-        earlier = [stream for stream in self.ledger.state.streams.values() if stream.opening.joins is None]
-        if self._header.layout != "run":
-            earlier = [stream for stream in earlier if stream.opening.time_base == time_base]
-        shown = None if time_base == self._header.primary or self._header.layout == "run" else time_base
-        return stream_label(
-            self._header.label,
-            event_stream=shown,
-            number=len(earlier) + 1,
-            run_uid=self._header.run_uid,
-            token=token,
-            channels=() if channels is None or every <= {*channels} else channels,
-        )
-
     def _waits_for_a_point(self) -> bool:
         streams = self.ledger.state.streams.items()
         return any((number or self._header.part) and stream.unmade for number, stream in streams)
@@ -358,32 +270,14 @@ class RunChunker:
         if chunker is not None:
             chunker.layout(layout, from_row=self.account.next_row[layout.time_base])
             return
-        streams, going_on = self._streams_of(layout.time_base), self.going_on()
+        streams, going_on = self.openings.of_time_base(layout.time_base), self.openings.going_on()
         self._cutters[layout.time_base] = Chunker(
             layout,
             non_finite=self._header.non_finite,
             streams=[self._resumed(stream) for stream in streams if stream in going_on],
-            waiting=self._waiting(streams),
-            known={name for stream in streams for name in self.channels_of(stream.opening)},
+            waiting=self.openings.waiting(streams),
+            known={name for stream in streams for name in self.openings.channels_of(stream.opening)},
         )
-
-    def _waiting(self, streams: list[StreamState]) -> dict[str, Waiting]:
-        """Return the channels that left a stream and were not given another one for what came after that."""
-        waiting: dict[str, Waiting] = {}
-        for stream in streams:
-            for name, row in stream.left.items():
-                if name not in waiting or waiting[name].from_row < row:
-                    waiting[name] = Waiting(row, "gap", tuple(span for span in stream.opening.skip if span[1] >= row))
-        for stream in streams:
-            from_row = stream.opening.from_row
-            for name in self.channels_of(stream.opening):
-                has_it = name not in stream.left or stream.left[name] > from_row
-                if has_it and name in waiting and waiting[name].from_row <= from_row:
-                    del waiting[name]
-        return waiting
-
-    def _streams_of(self, time_base: str) -> list[StreamState]:
-        return [stream for stream in self.ledger.state.streams.values() if stream.opening.time_base == time_base]
 
     def _resumed(self, stream: StreamState) -> Resumed:
         index, from_row, _ = self._resume.get(stream.opening.stream) or stream.resume()
@@ -411,7 +305,7 @@ class RunChunker:
 
     def _open(self, chunker: Chunker, time_base: str, decision: Open) -> None:
         with self.ledger.together() if decision.leaves is not None else nullcontext():
-            opening = self.open_stream(
+            opening = self.openings.open(
                 why=decision.why,
                 time_base=time_base,
                 from_row=decision.from_row,

@@ -158,11 +158,11 @@ class Continuation:
                     return one
             del self._endings[number]
             ended(number)
-            rests = stream.rows_not_held(self._run_chunker.channels_of(stream.opening))
+            rests = stream.rows_not_held(self._run_chunker.openings.channels_of(stream.opening))
             with self._ledger.together():
                 self._ledger.note(Ended(number, ending.why))
                 for (from_row, skip, position), channels in rests.items():
-                    self._run_chunker.open_stream(
+                    self._run_chunker.openings.open(
                         why=ending.why,
                         time_base=stream.opening.time_base,
                         from_row=from_row,

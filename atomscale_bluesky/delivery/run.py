@@ -63,7 +63,7 @@ class Run:
                 "`move` it to the same endpoint, which delivers all of it again as new streams, or `discard` it",
             )
         if not (self.streams or self.parked):
-            self.run_chunker.open_stream(
+            self.run_chunker.openings.open(
                 why="run start", time_base=self.header.primary, from_row=0, position=START, channels=None
             )
 

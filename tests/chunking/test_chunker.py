@@ -13,7 +13,9 @@ from chunks import spelled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atomscale_bluesky.chunking.chunker import Chunker, Decision, Leave, Open, Resumed
+from atomscale_bluesky.chunking.chunker import Chunker
+from atomscale_bluesky.chunking.cut_stream import Resumed
+from atomscale_bluesky.chunking.decisions import Decision, Leave, Open
 from atomscale_bluesky.delivery.run_delivery import RunDelivery
 from atomscale_bluesky.delivery.task_book import Task
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent

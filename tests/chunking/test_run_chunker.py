@@ -14,7 +14,8 @@ import pytest
 from chunks import spelled
 from waiting import wait_until
 
-from atomscale_bluesky.chunking.chunker import Chunker, Resumed, Waiting
+from atomscale_bluesky.chunking.chunker import Chunker, Waiting
+from atomscale_bluesky.chunking.cut_stream import Resumed
 from atomscale_bluesky.chunking.run_chunker import LINES_PER_LOOK, RunChunker
 from atomscale_bluesky.delivery.run_delivery import RunDelivery
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
@@ -359,7 +360,7 @@ def test_the_rows_of_a_chunk_are_synced_before_it_is_pushed_for_the_first_time(
 
 
 def open_stream(run_chunker: RunChunker, time_base: str) -> str:
-    opened = run_chunker.open_stream(
+    opened = run_chunker.openings.open(
         why="closed by the server", time_base=time_base, from_row=0, position=START, channels=("x",)
     )
     return opened.label.rpartition(" [")[0]

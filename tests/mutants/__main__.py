@@ -32,7 +32,13 @@ FOLDERS = {
         "spool/run_writer",
         "spool/run_reader",
     ),
-    "chunking": ("chunking/chunker", "chunking/run_chunker", "chunking/recut"),
+    "chunking": (
+        "chunking/chunker",
+        "chunking/cut_stream",
+        "chunking/run_chunker",
+        "chunking/stream_openings",
+        "chunking/recut",
+    ),
     "spool": (
         "spool/spool",
         "spool/run_writers",
