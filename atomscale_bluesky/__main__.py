@@ -26,6 +26,8 @@ _EXTRAS = {
     "nats": "nats",
     "confluent_kafka": "kafka",
     "prometheus_client": "metrics",
+    "tiled": "tiled",
+    "httpx": "tiled",
 }
 
 # The same where it depends on the command.

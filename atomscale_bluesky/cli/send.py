@@ -2,60 +2,42 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import threading
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from ..status.progress import LOOK_PERIOD_S, counted, number
-from .delivering import check_that_it_may_send, check_the_key, deliver, logged, report
-from .ending import Ending
-from .formatting import console, moment, plain
-from .status import open_spool
+from .send_tiled import send_tiled
+from .sending import HowFar, Origin, common_options, send_runs
 
 if TYPE_CHECKING:
-    from ..settings import Settings
-    from ..sources.incoming import Incoming
-    from ..sources.intake import Intake
-    from ..sources.recordings import Recordings
-
-# So many reasons, or runs, are shown one by one.
-MOST_SHOWN = 10
-# Where the output is no terminal, a line is printed this often.
-LINE_PERIOD_S = 10.0
+    from ..documents.recorder import DocumentRecorder
 
 
-@click.command
+class _Send(click.Command):
+    """The command for files, and with `tiled` as first word the one for catalogues."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Parse the arguments."""
+        if args[:1] == ["tiled"]:
+            return send_tiled.make_context(f"{info_name} tiled", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@click.command(cls=_Send)
 @click.argument(
     "files", nargs=-1, required=True, metavar="FILE…", type=click.Path(exists=True, dir_okay=False, allow_dash=True)
 )
-@click.option("--dry-run", is_flag=True, help="Only tell which runs the files hold, and what would become of them.")
-@click.option("--spool-only", is_flag=True, help="Only put the runs into the spool; `upload` delivers them.")
-@click.option("--synth-source-id", type=int, metavar="ID", help="Growth instrument of runs that name none.")
-@click.option("--physical-sample", metavar="NAME", help="Physical sample, by name or id, of runs that name none.")
-@click.option("--tags", metavar="A,B", help="Tags of runs that have none, separated by commas.")
-@click.option("--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="Go through this spool.")
-@click.option("--endpoint", metavar="URL", help="Send to the API there.")
-def send(
-    files: tuple[str, ...],
-    dry_run: bool,
-    spool_only: bool,
-    synth_source_id: int | None,
-    physical_sample: str | None,
-    tags: str | None,
-    spool_dir: Path | None,
-    endpoint: str | None,
-) -> int:
+@common_options
+def send(files: tuple[str, ...], **options: Any) -> int:
     """Send recorded runs.
 
     Each FILE holds the documents of one or several runs, as JSON lines, a JSON array or MessagePack, plain or packed by
     gzip, bzip2 or xz. `-` is standard input. The content decides what a file is, not its name.
+
+    `send tiled` instead of files takes runs from a Tiled catalogue; see `send tiled --help`.
 
     The runs keep their own times. Begin again whenever you like, also after Ctrl-C or a crash: a run that was sent is
     known by its uid and not sent again, and of one that was interrupted the rest is sent. The options for instrument,
@@ -64,225 +46,12 @@ def send(
     The exit code is 0 only if every document could be used, every run has its stop document, and all is delivered. It
     is 130 after Ctrl-C and 143 after SIGTERM.
     """
-    from ..settings import Settings
-
-    settings = Settings.load(
-        spool_dir=spool_dir,
-        endpoint=endpoint,
-        synth_source_id=synth_source_id,
-        tags=[tag.strip() for tag in tags.split(",") if tag.strip()] if tags is not None else None,
-    )
-    sample = None if physical_sample is None else _sample(physical_sample)
-    out = console()
-    if dry_run:
-        return _tell_contents(out, settings, sample, files)
-    delivers = not (spool_only or settings.offline or settings.uploader == "none")
-    if delivers:
-        check_that_it_may_send(settings)
-        check_the_key(settings)
-    with Ending() as ending, logged(out, logging.WARNING):
-        code = _send(out, settings, sample, files, ending, delivers=delivers)
-    return ending.exit_code or code
-
-
-def _sample(text: str) -> str:
-    from ..errors import SettingsError
-    from ..model.identifiers import name_of
-
-    try:
-        return name_of(text)
-    except ValueError as error:
-        raise SettingsError(f"--physical-sample is {text!r}; {error}") from None
-
-
-def _send(
-    out: Console, settings: Settings, sample: str | None, files: tuple[str, ...], ending: Ending, *, delivers: bool
-) -> int:
-    from ..delivery.uploader import Uploader
-    from ..documents.recorder import DocumentRecorder
-    from ..documents.recorder import open_spool as open_to_record
-    from ..sources.intake import Intake
-    from ..sources.recordings import Recordings
-    from ..status.spool_status import SpoolStatus
-
-    spool = open_to_record(settings)
-    uploader = Uploader(spool, settings) if delivers else None
-    source = Recordings(files, ending.event)
-    try:
-        if uploader is not None:
-            uploader.start()
-        with DocumentRecorder(
-            settings, spool=spool, deliverer=uploader, redelivers=True, physical_sample=sample
-        ) as recorder:
-            intake = Intake(recorder, ending.event)
-            with _Reading(out, source, intake) as reading:
-                intake.take_all(reading)
-    finally:
-        if uploader is not None:
-            uploader.stop()
-        spool.writers.close()
-    code = _tell_what_was_taken(out, intake, ended=ending.event.is_set())
-    if uploader is None:
-        out.print("It is in the spool; `atomscale-bluesky upload` delivers it.", soft_wrap=True)
-        return code
-    watch = SpoolStatus(spool)
-    if not ending.event.is_set():
-        deliver(out, settings, spool, watch, ending.event)
-    if ending.event.is_set():
-        out.print("Stopped. Begin again whenever you like: it goes on where it is.", soft_wrap=True)
-        return code
-    return report(out, spool, watch) or code
-
-
-class _Reading:
-    """A source whose progress is shown: a bar on a terminal, else a line now and then."""
-
-    def __init__(self, out: Console, source: Recordings, intake: Intake) -> None:
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-        self._out = out
-        self._source = source
-        self._intake = intake
-        self._total = source.total_bytes
-        self._look_at = self._line_at = time.monotonic()
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[said]}"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            console=out,
-            disable=not out.is_terminal,
-        )
-        self._task = self._progress.add_task("reading", total=self._total, said="")
-
-    def __enter__(self) -> _Reading:
-        """Show the bar."""
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Show the last state."""
-        self._look()
-        self._progress.stop()
-
-    def __iter__(self) -> Iterator[Incoming]:
-        """Yield the source's documents."""
-        for incoming in self._source:
-            if time.monotonic() >= self._look_at:
-                self._look()
-            yield incoming
-
-    def rest(self, timeout_s: float) -> None:
-        """Wait as the source does."""
-        self._source.rest(timeout_s)
-
-    def close(self) -> None:
-        """Close the source."""
-        self._source.close()
-
-    def _look(self) -> None:
-        now = time.monotonic()
-        self._look_at = now + LOOK_PERIOD_S
-        said = f"{counted(self._intake.documents, 'document')}"
-        self._progress.update(self._task, completed=self._source.read_bytes, said=said)
-        if not self._out.is_terminal and now >= self._line_at:
-            self._line_at = now + LINE_PERIOD_S
-            read = f"{self._source.read_bytes / 1e6:.1f}"
-            of = "" if self._total is None else f" of {self._total / 1e6:.1f}"
-            self._out.print(f"read {read}{of} MB, {said}")
-
-
-def _tell_what_was_taken(out: Console, intake: Intake, *, ended: bool) -> int:
-    """Say what became of the documents. Return 1 if some could not be used."""
-    text = f"{counted(intake.runs, 'run')} read"
-    if intake.known_runs:
-        text += f", and {counted(intake.known_runs, 'run')} that had been sent before"
-    text += f": {counted(intake.rows, 'row')} taken"
-    if intake.known:
-        text += f", {counted(intake.known, 'event')} known already"
-    out.print(f"{text}.", soft_wrap=True)
-    if intake.left_out:
-        left_out = ", ".join(f"{number(n)} ({plain(reason)})" for reason, n in intake.left_out.most_common(MOST_SHOWN))
-        out.print(Text(f"Readings that become no points: {left_out}."), soft_wrap=True)
-    _tell_counts(out, intake.unusable, "document cannot be used: {}", "documents cannot be used: {}")
-    _tell_counts(
-        out,
-        intake.without_start,
-        "document of run {}, whose start document is not there",
-        "documents of run {}, whose start document is not there",
-    )
-    if ended:
-        return 0
-    for uid in sorted(intake.open_runs)[:MOST_SHOWN]:
-        text = f"Run {plain(uid)} has no stop document, so it counts as interrupted."
-        out.print(Text(text, style="yellow"), soft_wrap=True)
-    if len(intake.open_runs) > MOST_SHOWN:
-        out.print(Text(f"So do {len(intake.open_runs) - MOST_SHOWN} more.", style="yellow"))
-    return int(bool(intake.unusable or intake.without_start or intake.open_runs))
-
-
-def _tell_counts(out: Console, counts: Mapping[str, int], one: str, several: str) -> None:
-    for about, n in list(counts.items())[:MOST_SHOWN]:
-        text = (one if n == 1 else several).format(plain(about))
-        out.print(Text(f"{number(n)} {text}.", style="yellow"), soft_wrap=True)
-    if len(counts) > MOST_SHOWN:
-        more = sum(list(counts.values())[MOST_SHOWN:])
-        out.print(Text(f"And {number(more)} more, for {len(counts) - MOST_SHOWN} other reasons.", style="yellow"))
-
-
-# ---- --dry-run -------------------------------------------------------------------------------------------------------
-
-
-def _tell_contents(out: Console, settings: Settings, sample: str | None, files: tuple[str, ...]) -> int:
-    from ..sources.contents import Contents
     from ..sources.recordings import Recordings
 
-    contents = Contents(settings, sample)
-    with Ending() as ending:
-        contents.look_through(Recordings(files, ending.event))
-    known = _known(settings, set(contents.runs))
-    table = Table(box=None, pad_edge=False)
-    for title in ("run", "begun", "label", "events", "instrument", "sample", "what would happen"):
-        table.add_column(title, justify="right" if title == "events" else "left", overflow="fold")
-    for run in contents.runs.values():
-        links = run.links
-        what = known.get(run.run_uid) or ("parked" if run.problem else "sent" if run.stopped else "sent as interrupted")
-        table.add_row(
-            Text(plain(run.run_uid[:8])),
-            moment(run.started),
-            Text(plain(run.label, limit=60)),
-            number(sum(run.events.values())),
-            Text("-" if links.synth_source_id is None else str(links.synth_source_id)),
-            Text(plain(links.physical_sample or links.physical_sample_id or "-", limit=60)),
-            Text(what, style="bold red" if what == "parked" else "yellow" if "interrupted" in what else ""),
-        )
-    out.print(table)
-    for run in contents.runs.values():
-        if run.problem:
-            out.print(Text(f"Run {plain(run.run_uid[:8])}: {plain(run.problem)}", style="red"), soft_wrap=True)
-    _tell_counts(out, contents.unusable, "document cannot be used: {}", "documents cannot be used: {}")
-    if contents.without_start:
-        text = f"{counted(contents.without_start, 'document')} of runs whose start document is not there."
-        out.print(Text(text, style="yellow"), soft_wrap=True)
-    out.print("Nothing was recorded and nothing sent.")
-    odd = any(run.problem or not run.stopped for run in contents.runs.values())
-    return ending.exit_code or int(bool(odd or contents.unusable or contents.without_start))
+    def begin(_: DocumentRecorder | None, ending: threading.Event) -> Origin:
+        source = Recordings(files, ending)
+        total = source.total_bytes
+        of = "" if total is None else f" of {total / 1e6:.1f}"
+        return Origin(source, lambda: HowFar(source.read_bytes, total, f"read {source.read_bytes / 1e6:.1f}{of} MB"))
 
-
-def _known(settings: Settings, uids: set[str]) -> dict[str, str]:
-    """Return what the spool knows of these runs."""
-    from ..status.spool_status import SpoolStatus
-
-    spool = open_spool(settings)
-    if spool is None or settings.resend:
-        return {}
-    found: dict[str, str] = {}
-    for uid in uids:
-        entries: list[dict[str, Any]] = spool.history.of(uid)
-        if entries:
-            found[uid] = "the rest sent" if all(entry.get("interrupted") for entry in entries) else "sent before"
-    for run in SpoolStatus(spool).status():
-        if run.run_uid in uids:
-            found[run.run_uid] = "the rest sent" if run.state == "interrupted" else "in the spool"
-    return found
+    return send_runs(begin, **options)

@@ -135,6 +135,16 @@ class OpenRuns:
             return uid, header, None
         return uid, header, None if young and known is not None and known.being_taken else known
 
+    def has_whole(self, uid: str) -> bool:
+        """Return True if a run has ended, here or in another process. Needs no lock; may read the disk."""
+        if self._settings.resend or uid in self._runs:
+            return False
+        try:
+            known = self._known_runs.of(uid)
+        except OSError:
+            return False
+        return known is not None and known.ended and not known.being_taken
+
     def start(self, uid: str, header: Header, past: KnownRun | None) -> Accepted:
         """Open a run, unless it is skipped. The arguments are what `known_of` returns.
 

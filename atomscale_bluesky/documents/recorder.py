@@ -148,6 +148,13 @@ class DocumentRecorder:
             if self._rejections.untold:
                 self._tell()
 
+    def has_whole(self, run_uid: str) -> bool:
+        """Return True if a run was recorded up to its stop document, so that its documents would change nothing.
+
+        Reads the disk. With the setting `resend`, and for a run that is being recorded, the answer is False.
+        """
+        return self._runs.has_whole(run_uid)
+
     def sync(self) -> None:
         """Make everything taken so far survive a power cut. Takes as long as the disk needs, mostly some milliseconds.
 

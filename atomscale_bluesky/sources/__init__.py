@@ -1,11 +1,11 @@
-"""Documents from elsewhere than a RunEngine of this process: from recorded files, and from message buses.
+"""Documents from elsewhere than a RunEngine of this process: from recorded files, message buses and catalogues.
 
-In: files, pipes, and what a bus delivers.
+In: files, pipes, what a bus delivers, and what a catalogue has.
 Out: documents in the spool, through a `DocumentRecorder`. Every source is an iterator of `(name, doc, ack)`.
 Guaranteed: a document is acknowledged when it survives a power cut. One that cannot be used is counted with its reason
 and acknowledged too. One that comes again changes nothing. A run whose start document never came is reported by uid.
 Bounded: one batch of acknowledgements. While the spool is full, no document is taken and none is lost.
-Nothing here sends anything to Atomscale. Each bus needs its own client library, which is imported when it is used.
+Nothing here sends anything to Atomscale. Buses and Tiled need their own client libraries, imported when they are used.
 
     incoming    what a source hands over, and what a source is
     intake      takes documents from a source into a recorder, and acknowledges them in batches
@@ -14,6 +14,7 @@ Nothing here sends anything to Atomscale. Each bus needs its own client library,
     kafka       documents from Kafka topics
     nats        documents from NATS JetStream
     zmq         documents from Bluesky's 0MQ proxy
+    tiled       documents of the runs in a Tiled catalogue
     contents    what a recording holds, without recording any of it
     pipes       a pipe that can be left although nothing comes
 """

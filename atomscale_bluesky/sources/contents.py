@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from ..documents.descriptor import mapping_of
 from ..documents.start_document import header_of, uid_of
 from ..errors import ChannelError
 from ..model.links import Links
@@ -79,7 +80,11 @@ class Contents:
             case "stop":
                 run_uid = str(doc["run_start"])
                 if run_uid in self.runs:
-                    self.runs[run_uid].stopped = True
+                    run = self.runs[run_uid]
+                    run.stopped = True
+                    if all(value[0] != run_uid for value in self._streams.values()):  # start and stop came alone
+                        counts = mapping_of(doc.get("num_events")).items()
+                        run.events.update({str(name): n for name, n in counts if isinstance(n, int)})
                 else:
                     self.without_start += 1
                 self._streams = {key: value for key, value in self._streams.items() if value[0] != run_uid}

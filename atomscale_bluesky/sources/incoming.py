@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from ..errors import AtomscaleBlueskyError
+
 # Names that no document of Bluesky's has. A recorder keeps nothing under them, so a loop may pass them on to it.
 IDLE = "idle"  # nothing came for a moment
 UNREADABLE = "unreadable"  # something came that is no document; the member `reason` says what
+
+
+class SourceError(AtomscaleBlueskyError):
+    """A source gives nothing more, although there is more. What it gave before is not affected."""
 
 
 class Incoming(NamedTuple):

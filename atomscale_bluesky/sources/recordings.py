@@ -142,6 +142,20 @@ def read_documents(path: Path) -> Iterator[Document]:
         yield from _documents_in(_Beginning(file), str(path))
 
 
+def documents_in(file: IO[bytes], name: str) -> Iterator[Document]:
+    """Yield the documents of an open file, in its order. Blocks while it reads, and leaves it open.
+
+    Args:
+        file: The file, at its beginning.
+        name: What errors call it.
+
+    Raises:
+        CutOffError: The file ends within a document.
+        RecordingError: The file cannot be read, or holds something else.
+    """
+    yield from _documents_in(_Beginning(_Raw(file)), name)
+
+
 def _opened(path: Path) -> io.FileIO:
     try:
         return io.FileIO(path)
@@ -174,6 +188,24 @@ def _documents_in(
         raise CutOffError(f"{name} is cut off: the file ends within packed data") from error
     except (OSError, UnicodeDecodeError, zlib.error, lzma.LZMAError) as error:
         raise RecordingError(f"{name} cannot be read: {error}; {EXPECTED}") from error
+
+
+class _Raw(io.RawIOBase):
+    """A file that has no `readinto` of its own in every version of Python."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
+        self._file = file
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, into: Any) -> int:
+        """Read."""
+        block = self._file.read(len(into))
+        into[: len(block)] = block
+        return len(block)
 
 
 class _Beginning(io.RawIOBase):
