@@ -5,64 +5,23 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
-import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import platformdirs
+import environments
 import pytest
-from filelock import FileLock
 
 from atomscale_bluesky.server import LocalServer
 
 DRIVE = Path(__file__).with_name("drive.py")
-REQUIRE_ALL = "REQUIRE_ALL_TESTS"
-INSTALL_TIMEOUT_S = 600
-
-
-def _python_of(folder: Path) -> Path:
-    return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-
-
-def _environment(version: str) -> Path:
-    """The interpreter that has `atomscale` in `version`; made on first use, by one test process at a time."""
-    cache = platformdirs.user_cache_path("atomscale-bluesky") / "witness"
-    cache.mkdir(parents=True, exist_ok=True)
-    folder = cache / f"atomscale-{version}-python-{sys.version_info.major}.{sys.version_info.minor}"
-    done = folder / "complete"
-    with FileLock(f"{folder}.lock", timeout=INSTALL_TIMEOUT_S):
-        if not done.exists():
-            venv.create(folder, with_pip=True, clear=True)
-            subprocess.run(
-                [_python_of(folder), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-                + [f"atomscale=={version}"],
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=INSTALL_TIMEOUT_S,
-            )
-            done.touch()
-    return _python_of(folder)
 
 
 @pytest.fixture(scope="session")
 def python_with() -> Callable[[str], Path]:
     """The interpreter of a version's environment; skips, or fails where everything is required, without one."""
-
-    def find(version: str) -> Path:
-        try:
-            return _environment(version)
-        except (OSError, subprocess.SubprocessError) as error:
-            told = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [repr(error)]
-            reason = f"atomscale {version} could not be installed: {told[-1]}"
-            if os.environ.get(REQUIRE_ALL) == "1":
-                pytest.fail(reason)
-            pytest.skip(reason)
-
-    return find
+    return lambda version: environments.python_with(f"atomscale-{version}", [f"atomscale=={version}"])
 
 
 class Witness:
