@@ -134,8 +134,9 @@ class StreamOpenings:
         if self._header.layout != "run":
             earlier = [stream for stream in earlier if stream.opening.time_base == time_base]
         shown = None if time_base == self._header.primary or self._header.layout == "run" else time_base
+        edited = self._ledger.state.edited
         return stream_label(
-            self._header.label,
+            (edited and edited.label) or self._header.label,
             event_stream=shown,
             number=len(earlier) + 1,
             run_uid=self._header.run_uid,

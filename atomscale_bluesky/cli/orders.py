@@ -87,7 +87,9 @@ def discard(runs: tuple[str, ...], all_parked: bool, dry_run: bool, yes: bool, s
 )
 @click.option("--tag", "tags", multiple=True, help="A tag instead of those of the run; may be given several times.")
 @click.option("--no-tags", is_flag=True, help="Attach no tags.")
+@click.option("--stream-name", help="The name with which the labels of its streams begin.")
 @click.option("--points-per-chunk", type=int, help="Points of each channel in a chunk.")
+@click.option("--leave-out-unusable", is_flag=True, help="Go on without the metadata that cannot be used.")
 @_spool_dir
 def edit(
     runs: tuple[str, ...],
@@ -97,14 +99,17 @@ def edit(
     no_project: bool,
     no_tags: bool,
     tags: tuple[str, ...],
+    leave_out_unusable: bool,
     spool_dir: Path | None,
     **one: Any,
 ) -> int:
     """Correct what the streams of runs are initialized with and linked to.
 
-    RUN is the beginning of a run's uid, as `status` shows it. What is not given stays as the run's metadata say. Once
-    Atomscale has a stream of the run, its instrument and project are changed there, and its points per chunk no more;
-    sample, tags and tracking can be given again until the run is finalized.
+    RUN is the beginning of a run's uid, as `status` shows it. What is not given stays as the run's metadata or an
+    earlier edit say. What in the metadata cannot be used has to be given, or left out with --leave-out-unusable.
+    Sample, tags and tracking can be given until the run is finalized. Once Atomscale has a stream of the run,
+    instrument and project are changed there. Name and points per chunk can be given until its streams are planned,
+    which is not before its metadata can be used.
     """
     given: dict[str, Any] = {name: value for name, value in one.items() if value is not None}
     if no_sample or given.keys() & {"physical_sample", "physical_sample_id"}:
@@ -115,33 +120,16 @@ def edit(
         given = {"track_sample": False} | given
     if no_tags or tags:
         given["tags"] = list(tags)
-    if not given:
+    if not given and not leave_out_unusable:
         raise click.UsageError("nothing to edit; give one of the options")
+    from .correction import corrected, made_with
+
     spool = _spool(spool_dir)
     chosen = _choose(spool, runs, all_parked)
-    return chosen.give(lambda run: _edit(spool, run, given), "goes on with what you gave", dry_run=dry_run)
-
-
-def _edit(spool: Spool, run: RunStatus, given: dict[str, Any]) -> OrderLine:
-    import msgspec
-
-    from ..documents.metadata import read_metadata
-    from ..errors import MetadataError
-    from ..model.links import Links
-    from ..spool.orders import Edit
-
-    fixed = sorted(given.keys() & {"synth_source_id", "project_id", "points_per_chunk"})
-    if run.data_ids and fixed:
-        raise click.ClickException(
-            f"run {run.run_uid[:8]} is in Atomscale already as {', '.join(run.data_ids)}, "
-            f"and its {fixed[0]} cannot be changed from here; change it in Atomscale"
-        )
-    before = msgspec.to_builtins(spool.links_of(Path(run.folder)))
-    try:
-        metadata = read_metadata({"atomscale": before | given}, Links())
-    except MetadataError as error:
-        raise click.UsageError(plain(error)) from None
-    return Edit(metadata.links, metadata.points_per_chunk)
+    return chosen.give(
+        lambda run: corrected(spool, run, given, leave_out=leave_out_unusable), "goes on", dry_run=dry_run,
+        told=made_with,
+    )  # fmt: skip
 
 
 @click.command
@@ -223,6 +211,7 @@ class _Chosen:
         *,
         dry_run: bool,
         ask: Callable[[Sequence[RunStatus]], str] | None = None,
+        told: Callable[[OrderLine], str] | None = None,
     ) -> int:
         """Write each run's order, and say who carries it out. Runs that do not fit are named and left as they are.
 
@@ -231,6 +220,7 @@ class _Chosen:
             outcome: What happens to a run, after its name.
             dry_run: Write nothing.
             ask: Returns the question to ask before anything is written.
+            told: Returns what else there is to say about an order.
 
         Returns:
             The exit code: 1 if something could not be ordered.
@@ -250,8 +240,8 @@ class _Chosen:
             if not dry_run:
                 self._spool.order(Path(run.folder), line)
             name = f"Run {plain(run.run_uid[:8])} ({plain(run.label)})"
-            text = f"{name} {outcome}, {self._who(run)}." if not dry_run else f"Would be ordered: {name} {outcome}."
-            out.print(Text(text), soft_wrap=True)
+            text = f"{name} {outcome}, {self._who(run)}" if not dry_run else f"Would be ordered: {name} {outcome}"
+            out.print(Text(f"{text}: {told(line)}." if told else f"{text}."), soft_wrap=True)
         for problem in self._problems:
             click.echo(f"Error: {problem}", err=True)
         if not orders and not self._problems:

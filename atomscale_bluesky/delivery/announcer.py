@@ -226,7 +226,7 @@ class _Run:
         state = self._ledger.read_on()
         self.endpoint = endpoint_of(self.header, self._orders.read_on())
         first = next(iter(state.streams.values()), None)
-        self.name = first.opening.label if first else ""
+        self.name = first.opening.label if first else (state.edited and state.edited.label) or ""
         blocked = next((stream.blocked for stream in state.streams.values() if stream.blocked), None)
         problem = self.header.problem if state.edited is None else None
         self.parked = state.stuck or problem or state.unresolved or blocked

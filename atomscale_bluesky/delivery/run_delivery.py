@@ -246,7 +246,7 @@ class RunDelivery:
                 case Discard():
                     self.run.ledger.note(Discarded(self.run.now(), number), sync=True)
                 case Edit():
-                    self.run.ledger.note(Edited(order.links, number, order.points_per_chunk), sync=True)
+                    self.run.ledger.note(Edited(order.links, number, order.points_per_chunk, order.label), sync=True)
                 case Retry():
                     self.run.ledger.note(Unparked(number), sync=True)
                 case Settle():

@@ -25,7 +25,7 @@ from ..errors import MetadataError
 from ..model.identifiers import is_nearly_uuid, is_uuid, name_of, tags_of, uuid_of
 from ..model.labels import one_line, shortened
 from ..model.links import Links
-from ..model.metadata_keys import ALL_OTHERS, METADATA_KEYS, NAMESPACE
+from ..model.metadata_keys import ALL_OTHERS, METADATA_KEYS, NAMESPACE, nearest_key
 
 # A value with more values than this is shown only by its type and size.
 _MOST_SHOWN = 400
@@ -34,6 +34,8 @@ _LARGEST_NAME = 10**18
 _SAMPLE = frozenset({"physical_sample", "physical_sample_id"})
 # Keys whose value is an id, or may be one.
 _IDS = _SAMPLE | {"project_id"}
+# Of the unknown keys of the dict, so many are reported.
+_MOST_UNKNOWN = 5
 
 
 class RunMetadata(msgspec.Struct, frozen=True):
@@ -44,6 +46,14 @@ class RunMetadata(msgspec.Struct, frozen=True):
     points_per_chunk: int | None
     # Keys of the start document whose values are somebody else's, each with what was expected of it.
     others: tuple[tuple[str, str], ...] = ()
+    # Keys of ours whose values are meant for us and cannot be used, each with the reason; the name of the dict
+    # `atomscale` for a key in it that is none of ours. Nothing stands in the place of such a value, and no default.
+    unusable: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def problem(self) -> str | None:
+        """Why the metadata cannot be used as they are; None if they can."""
+        return "; and ".join(why for _, why in self.unusable) or None
 
 
 def read_metadata(
@@ -60,9 +70,19 @@ def read_metadata(
         MetadataError: A value that is certainly meant for us cannot be used: one in the dict `atomscale`, of a key that
             `keys` names, of `synth_source_id`, or one that is nearly a UUID. Or the dict has an unknown key.
     """
+    metadata = read_usable_metadata(start, defaults, keys)
+    if metadata.problem is not None:
+        raise MetadataError(metadata.problem)
+    return metadata
+
+
+def read_usable_metadata(
+    start: Mapping[str, Any], defaults: Links | None = None, keys: Mapping[str, str] | None = None
+) -> RunMetadata:
+    """Return the same as `read_metadata`, but refuse nothing: `unusable` names what cannot be used."""
     keys = keys or {}
     found = _Found()
-    nested = _nested(start)
+    nested = _nested(start, found)
     # Two keys for the same thing: whichever of them the dict has, it decides about both.
     decided = nested.keys() | (_SAMPLE if nested.keys() & _SAMPLE else set())
     for name in METADATA_KEYS:
@@ -73,11 +93,14 @@ def read_metadata(
         value = None if at == NAMESPACE else start.get(at)
         if not _absent(value):
             (found.read_strictly if name in keys else found.read_if_ours)(name, value, at)
+    for name in found.unusable:
+        found.values.setdefault(name, None)  # what was meant is not the default
     return RunMetadata(
         links=_links(found, defaults),
         label=found.values.get("stream_name"),
         points_per_chunk=found.values.get("points_per_chunk"),
         others=tuple(found.others.items()),
+        unusable=tuple(found.unusable.items()),
     )
 
 
@@ -88,46 +111,57 @@ class _Found:
         self.values: dict[str, Any] = {}  # what was read; None where the dict says that there is none
         self.strict: set[str] = set()  # what is certainly meant for us
         self.others: dict[str, str] = {}  # key of the start document → why its value is not ours
+        self.unusable: dict[str, str] = {}  # key of ours → why its value, which is ours, cannot be used
 
     def read_strictly(self, name: str, value: object, at: str = "") -> None:
         """Read a value that is meant for us."""
         self.strict.add(name)
-        self.values[name] = None if _absent(value) else _READERS[name](at or name, value)
+        try:
+            self.values[name] = None if _absent(value) else _READERS[name](at or name, value)
+        except MetadataError as error:
+            self.unusable[name] = str(error)
+        except Exception as error:  # noqa: BLE001 - a foreign object may do anything when it is asked for its value
+            self.unusable[name] = _unreadable(at or name, error)
 
     def read_if_ours(self, name: str, value: object, at: str) -> None:
         """Read a value at the top level, which may be somebody else's."""
         try:
             self.values[name] = _READERS[name](at, value)
-        except MetadataError as error:
-            if name == "synth_source_id" or (name in _IDS and is_nearly_uuid(value)):
-                raise
-            self.others[at] = str(error)
         except Exception as error:  # noqa: BLE001 - a foreign object may do anything when it is asked for its value
-            if name == "synth_source_id":
-                raise
-            self.others[at] = f"metadata {at!r} cannot be read: {type(error).__name__}"
+            why = str(error) if isinstance(error, MetadataError) else _unreadable(at, error)
+            if name == "synth_source_id" or (name in _IDS and is_nearly_uuid(value)):
+                self.unusable[name] = why  # nobody else's word, or a typing error
+            else:
+                self.others[at] = why
 
     def take_for_others(self, name: str, why: str) -> None:
         """Leave out a value that can be ours, but not together with the others."""
         if name in self.strict:
-            raise MetadataError(why)
-        self.others[name] = why
-        self.values.pop(name, None)
+            self.unusable[name] = why
+        else:
+            self.others[name] = why
+            self.values.pop(name, None)
 
 
-def _nested(start: Mapping[str, Any]) -> Mapping[str, Any]:
+def _unreadable(at: str, error: Exception) -> str:
+    return f"metadata {at!r} cannot be read: {type(error).__name__}"
+
+
+def _nested(start: Mapping[str, Any], found: _Found) -> Mapping[str, Any]:
     """Return the dict of our keys within a start document, empty if there is none."""
     nested = start.get(NAMESPACE)
     if nested is None:
         return {}
     if not isinstance(nested, Mapping):
-        raise MetadataError(f"metadata {NAMESPACE!r} is {_shown(nested)}; expected a dict, or leave it out")
-    unknown = sorted(str(key) for key in nested if key not in _READERS)
-    if unknown:
-        raise MetadataError(
-            f"metadata {NAMESPACE!r} holds {_shown(unknown[0])}, which means nothing here; "
-            f"it may hold {', '.join(_READERS)}"
-        )
+        found.unusable[NAMESPACE] = f"metadata {NAMESPACE!r} is {_shown(nested)}; expected a dict, or leave it out"
+        return {}
+    for key in sorted(str(key) for key in nested if key not in _READERS)[:_MOST_UNKNOWN]:
+        meant = nearest_key(key)
+        why = f"metadata {NAMESPACE!r} holds {_shown(key)}, which means nothing here; "
+        if meant is None or meant in nested:
+            found.unusable.setdefault(NAMESPACE, f"{why}it may hold {', '.join(_READERS)}")
+        else:
+            found.unusable.setdefault(meant, f"{why}was {meant!r} meant?")
     return nested
 
 
@@ -145,6 +179,8 @@ def _links(found: _Found, defaults: Links | None) -> Links:
         )
         lenient = "physical_sample" if "physical_sample" not in found.strict else "physical_sample_id"
         found.take_for_others(lenient, why)
+        if lenient in found.unusable:  # it is not known which of them was meant
+            read["physical_sample"] = read["physical_sample_id"] = None
     default = defaults or Links()
     if read.keys() & _SAMPLE:
         name, sample_id = read.get("physical_sample"), read.get("physical_sample_id")
@@ -159,13 +195,16 @@ def _links(found: _Found, defaults: Links | None) -> Links:
         track_sample=read.get("track_sample") or False,
     )
     has_sample = bool(links.physical_sample or links.physical_sample_id)
+    if found.unusable.keys() & (_SAMPLE | {"project_id"}):
+        return links  # whether the project can track the sample is seen when both can be read
     if links.track_sample and not (has_sample and (links.project_id or defaults is None)):
         found.take_for_others(
             "track_sample",
             f"metadata 'track_sample' is True, and no {'project' if has_sample else 'physical sample'} is named; a "
             f"project tracks a sample: give both `project_id` and `physical_sample`, or leave `track_sample` out",
         )
-        links = msgspec.structs.replace(links, track_sample=False)
+        if "track_sample" not in found.unusable:
+            links = msgspec.structs.replace(links, track_sample=False)
     return links
 
 

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import MetadataError
-from ..model.metadata_keys import METADATA_KEYS, NAMESPACE
+from ..model.metadata_keys import METADATA_KEYS, NAMESPACE, nearest_key
 from .metadata import read_metadata
 
-# How alike two keys have to be, from 0 to 1. `synth_source` and `synth_source_id` are at 0.9.
-ALIKE = 0.85
 # Only keys that begin like one of ours are compared further, because the plan waits meanwhile.
 _BEGINNING = 3
-
-
-def _bare(key: str) -> str:
-    return "".join(filter(str.isalnum, key.lower()))
-
-
 # `tags` is too short: every other word with four letters would be nearly it.
-_OURS = {_bare(name): name for name in METADATA_KEYS if len(name) > 6}
-_LONGEST = max(map(len, METADATA_KEYS)) + 5
-_BEGINNINGS = frozenset(bare[:_BEGINNING] for bare in _OURS)
+_SHORT = 6
+_BEGINNINGS = frozenset(name[:_BEGINNING] for name in METADATA_KEYS if len(name) > _SHORT)
 
 
 def near_misses(start: Mapping[str, Any], keys: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -35,14 +25,13 @@ def near_misses(start: Mapping[str, Any], keys: Mapping[str, str]) -> Iterator[t
     nested = start.get(NAMESPACE)
     given = start.keys() | (nested.keys() if isinstance(nested, Mapping) else set()) | keys.keys()
     for key in start:
-        if not isinstance(key, str) or len(key) > _LONGEST or key in METADATA_KEYS or key in keys.values():
+        if not isinstance(key, str) or key in METADATA_KEYS or key in keys.values():
             continue
-        bare = _bare(key)
-        if bare[:_BEGINNING] not in _BEGINNINGS:
+        if key[:_BEGINNING].lower() not in _BEGINNINGS:
             continue
-        alike = difflib.get_close_matches(bare, _OURS, n=1, cutoff=ALIKE)
-        if alike and _OURS[alike[0]] not in given and _can_be(_OURS[alike[0]], start[key]):
-            yield key, _OURS[alike[0]]
+        meant = nearest_key(key)
+        if meant is not None and len(meant) > _SHORT and meant not in given and _can_be(meant, start[key]):
+            yield key, meant
 
 
 def _can_be(name: str, value: object) -> bool:

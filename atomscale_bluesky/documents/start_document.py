@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
-from ..errors import ChannelError, MetadataError
+from ..errors import ChannelError
 from ..model.identifiers import is_uuid
 from ..model.links import Links
+from ..model.metadata_keys import NAMESPACE
 from ..settings import Settings
 from ..spool.journal_format import FORMAT, Header
-from .metadata import read_metadata, run_label
+from .metadata import RunMetadata, read_usable_metadata, run_label
 from .near_misses import near_misses
 
 # Longer than any uid, label or path in use. A start document's uid is written with every line about it.
@@ -46,7 +47,7 @@ def header_of(
 ) -> Header:
     """Return the first line of a run's journal, whatever its start document holds.
 
-    Values that are meant for us and cannot be used park the run.
+    Values that are meant for us and cannot be used park the run. The header has all others.
 
     Args:
         start: The document.
@@ -55,7 +56,6 @@ def header_of(
         note: Is called for each value that is taken for somebody else's, with what it is about and a text.
         physical_sample: Name or id of the physical sample, if the metadata name none.
     """
-    problem, links, points, label = None, Links(), settings.points_per_chunk, None
     is_id = physical_sample is not None and is_uuid(physical_sample)
     defaults = Links(
         synth_source_id=settings.synth_source_id,
@@ -65,37 +65,35 @@ def header_of(
         tags=settings.tags,
     )
     try:
-        metadata = read_metadata(start, defaults, settings.metadata_keys)
-    except MetadataError as error:
-        problem = str(error)
-    except Exception as error:  # noqa: BLE001 - a foreign object may do anything when it is asked for its value
-        problem = f"the metadata cannot be read: {type(error).__name__}"
-    else:
-        links, label = metadata.links, metadata.label
-        points = metadata.points_per_chunk or points
-        for key, why in metadata.others:
-            note(
-                f"other's {key}",
-                f"run {uid} is streamed without its {key!r}, taken for another program's: {why}; what is for Atomscale "
-                f"can be in the dict `atomscale`, and the setting `metadata_keys` says which keys are read",
-            )
-        for key, meant in near_misses(start, settings.metadata_keys):
-            note(
-                f"near miss {key}",
-                f"run {uid} has the metadata key {key!r}, which means nothing to Atomscale; was {meant!r} meant?",
-            )
+        metadata = read_usable_metadata(start, defaults, settings.metadata_keys)
+        near = list(near_misses(start, settings.metadata_keys))
+    except Exception as error:  # noqa: BLE001 - a foreign object may do anything when it is asked for its keys
+        why = f"the metadata cannot be read: {type(error).__name__}"
+        metadata, near = RunMetadata(Links(), None, None, unusable=((NAMESPACE, why),)), []
+    for key, why in metadata.others:
+        note(
+            f"other's {key}",
+            f"run {uid} is streamed without its {key!r}, taken for another program's: {why}; what is for Atomscale "
+            f"can be in the dict `atomscale`, and the setting `metadata_keys` says which keys are read",
+        )
+    for key, meant in near:
+        note(
+            f"near miss {key}",
+            f"run {uid} has the metadata key {key!r}, which means nothing to Atomscale; was {meant!r} meant?",
+        )
     return Header(
         format=FORMAT,
         run_uid=uid,
         started=time_of(start),
-        label=label or run_label(start, settings.label),
-        points_per_chunk=points,
+        label=metadata.label or run_label(start, settings.label),
+        points_per_chunk=metadata.points_per_chunk or settings.points_per_chunk,
         primary=settings.primary,
         endpoint=settings.endpoint,
         non_finite=settings.non_finite,
         layout=settings.layout,
-        links=links,
-        problem=problem,
+        links=metadata.links,
+        problem=metadata.problem,
+        unusable=tuple(key for key, _ in metadata.unusable),
         keep=settings.keep,
         clock=settings.clock,
         max_latency_s=settings.max_latency_s,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 
 # The dict in a start document in which every key is ours.
@@ -18,6 +19,24 @@ METADATA_KEYS = (
 )
 # In the setting `metadata_keys`: all keys that it does not name.
 ALL_OTHERS = "*"
+# How alike two keys have to be, from 0 to 1. `synth_source` and `synth_source_id` are at 0.9.
+_ALIKE = 0.85
+_LONGEST = max(map(len, METADATA_KEYS)) + 5
+
+
+def _bare(key: str) -> str:
+    return "".join(filter(str.isalnum, key.lower()))
+
+
+_BARE = {_bare(name): name for name in METADATA_KEYS}
+
+
+def nearest_key(key: str) -> str | None:
+    """Return the one of our keys that another one is nearly, such as `synthSourceId`; None if it is not like any."""
+    if len(key) > _LONGEST:
+        return None
+    alike = difflib.get_close_matches(_bare(key), _BARE, n=1, cutoff=_ALIKE)
+    return _BARE[alike[0]] if alike else None
 
 
 def checked_keys(keys: Mapping[str, str]) -> dict[str, str]:

@@ -59,6 +59,9 @@ class Header(FileLine, frozen=True, tag="header"):
     scan_id: int | None = None  # of the start document, to find the run by
     session: str = ""  # the lock in the spool that its writer holds until it writes the stop; empty: writer.lock
     part: int = 0  # how many earlier journals of the run were known: it goes on after an interruption
+    # With `problem`: the metadata keys that cannot be used; `atomscale` for a key in that dict that means nothing.
+    # `links`, `label` and `points_per_chunk` have all others. Earlier versions kept none of them with a problem.
+    unusable: tuple[str, ...] = ()
 
 
 class DataKey(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

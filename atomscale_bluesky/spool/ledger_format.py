@@ -180,6 +180,7 @@ class Edited(FileLine, frozen=True, tag="edited"):
     links: Links
     order: int
     points_per_chunk: int | None = None
+    label: str | None = None  # None: that of the header
 
 
 class Moved(FileLine, frozen=True, tag="moved"):

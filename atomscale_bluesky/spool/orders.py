@@ -30,10 +30,11 @@ class Discard(FileLine, frozen=True, tag="discard"):
 
 
 class Edit(FileLine, frozen=True, tag="edit"):
-    """Initialize the run's streams with these values instead of those from its metadata."""
+    """Initialize the run's streams with these values instead of those from its metadata, or an earlier edit."""
 
     links: Links
-    points_per_chunk: int | None = None
+    points_per_chunk: int | None = None  # None: those of the header
+    label: str | None = None  # None: that of the header
 
 
 class Settle(FileLine, frozen=True, tag="settle"):

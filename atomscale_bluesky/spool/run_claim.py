@@ -87,7 +87,7 @@ class RunClaim:
         for number, order in enumerate(orders[obeyed : last + 1], start=obeyed + 1):
             match order:
                 case Edit():  # the only earlier order that also holds at the new endpoint
-                    self.ledger.note(Edited(order.links, number, order.points_per_chunk))
+                    self.ledger.note(Edited(order.links, number, order.points_per_chunk, order.label))
                 case Move() if number == last + 1:
                     self.ledger.note(Moved(order.endpoint, number), sync=True)
                 case _:

@@ -18,7 +18,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import SpoolError
-from ..model.links import Links
 from .disk_space import DiskSpace
 from .history import History
 from .leftovers import holds_a_run, remove_leftover
@@ -174,15 +173,14 @@ class Spool:
         """Return True if a process delivers the run."""
         return is_held(folder / UPLOADER_LOCK)
 
-    def links_of(self, folder: Path) -> Links:
-        """Return what a run's streams are linked to: by its metadata, or by the operator's last edit.
+    def last_edit(self, folder: Path) -> Edit | None:
+        """Return the operator's last edit of a run, or None.
 
         Raises:
             SpoolError: The run's files cannot be read.
         """
-        edits = [order.links for order in read_orders(folder) if isinstance(order, Edit)]
-        header = read_header(folder)
-        return edits[-1] if edits else header.links if header else Links()
+        edits = [order for order in read_orders(folder) if isinstance(order, Edit)]
+        return edits[-1] if edits else None
 
     def order(self, folder: Path, order: OrderLine) -> None:
         """Write an order for a run. If a process delivers the run now, it carries the order out within seconds.

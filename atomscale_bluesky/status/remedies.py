@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from .run_status import RunStatus
 
 PROGRAM = "atomscale-bluesky"
 UID_SHOWN = 8
 
+# The option of `edit` for each metadata key that cannot be used.
+_OPTIONS = {
+    "synth_source_id": "--synth-source-id NUMBER",
+    "physical_sample_id": "--physical-sample-id UUID",  # before the one that it begins with
+    "physical_sample": "--physical-sample NAME",
+    "project_id": "--project-id UUID",
+    "tags": "--tag TAG",
+    "track_sample": "--no-track-sample",
+    "stream_name": "--stream-name NAME",
+    "points_per_chunk": "--points-per-chunk NUMBER",
+}
 # What `edit` corrects, by the words that a problem has for it. The word that comes first in the problem decides.
-_EDITS = (
-    ("synth_source_id", "--synth-source-id NUMBER"),
-    ("physical_sample_id", "--physical-sample-id UUID"),
-    ("physical_sample", "--physical-sample NAME"),
-    ("project_id", "--project-id UUID"),
-    ("points_per_chunk", "--points-per-chunk NUMBER"),
-    ("track_sample", "--no-track-sample"),
+_WORDS = (
+    *_OPTIONS.items(),
     ("instrument", "--synth-source-id NUMBER"),
     ("project", "--project-id UUID"),
     ("sample", "--physical-sample NAME"),
@@ -25,7 +33,7 @@ _EDITS = (
 def remedies(run: RunStatus) -> tuple[str, ...]:
     """Return the commands that mend a run, the most likely one first. Empty if it does not wait for the operator."""
     uid = run.run_uid[:UID_SHOWN]
-    edit = f"{PROGRAM} edit {uid} {_option(run.problem or '')}"
+    edit = f"{PROGRAM} edit {uid} {edit_options(run.unusable) or _option(run.problem or '')}"
     retry, discard = f"{PROGRAM} retry {uid}", f"{PROGRAM} discard {uid}"
     again = f"{PROGRAM} move {uid} --to {run.endpoint}"
     match run.cause:
@@ -46,7 +54,12 @@ def remedies(run: RunStatus) -> tuple[str, ...]:
             return ()
 
 
+def edit_options(keys: Iterable[str]) -> str:
+    """Return the options of `edit` with which the operator gives what these metadata keys should have been."""
+    return " ".join(dict.fromkeys(_OPTIONS.get(key, "--leave-out-unusable") for key in keys))
+
+
 def _option(problem: str) -> str:
     """Return the option of `edit` for what a problem is about."""
-    found = [(problem.index(word), option) for word, option in _EDITS if word in problem]
+    found = [(problem.index(word), option) for word, option in _WORDS if word in problem]
     return min(found, key=lambda one: one[0])[1] if found else "--help"

@@ -56,6 +56,8 @@ class RunStatus(msgspec.Struct, frozen=True):
     reason: str = ""  # why it failed or was aborted, by the stop document
     cause: Cause | None = None  # the kind of `problem`
     last_confirmed: float | None = None  # when Atomscale last confirmed a chunk of it, Unix seconds
+    # The keys of its metadata that cannot be used, while it waits for that; `atomscale` for what that dict may not hold
+    unusable: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -110,7 +112,7 @@ def status_of(account: Account, ledger: LedgerState, *, writer_alive: bool = Tru
     return RunStatus(
         folder=folder,
         run_uid=header.run_uid,
-        label=header.label,
+        label=(ledger.edited and ledger.edited.label) or header.label,
         started=header.started,
         state=state,
         points=points,
@@ -126,6 +128,7 @@ def status_of(account: Account, ledger: LedgerState, *, writer_alive: bool = Tru
         exit_status=stop.exit_status if stop else "",
         reason=stop.reason if stop else "",
         cause=_cause(account, ledger) if parked else None,
+        unusable=header.unusable if ledger.edited is None else (),
         last_confirmed=max((s.confirmed_at for s in ledger.streams.values() if s.confirmed_at), default=None),
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import growth
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.server import LocalServer
@@ -48,6 +49,86 @@ def test_several_runs_are_named_and_one_that_is_not_there_is_an_error_of_its_own
     assert f"Run {second[:8]} " in said
     assert "no run in the spool begins with 'no-such-run'" in complaint
     assert orders_in(spool_dir) == 2
+
+
+PROJECT = "6f0e2c1a-93c4-4b7e-8d55-0a1b2c3d4e5f"
+RIGHT = {"synth_source_id": 42, "physical_sample": "W9", "tags": ["a"], "stream_name": "first", "points_per_chunk": 20}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "advised", "given"),
+    [
+        (RIGHT | {"synth_source_id": "the big one"}, "--synth-source-id NUMBER", ["--synth-source-id", "42"]),
+        ({"atomscale": RIGHT | {"operator": "me"}}, "--leave-out-unusable", ["--leave-out-unusable"]),
+        ({"atomscale": RIGHT | {"stream_name": 7}}, "--stream-name NAME", ["--stream-name", "first"]),
+        ({"atomscale": RIGHT | {"track_samples": True}}, "--no-track-sample", ["--no-track-sample"]),
+        (RIGHT | {"project_id": PROJECT[:-1]}, "--project-id UUID", ["--no-project"]),
+        (RIGHT | {"project_id": PROJECT[:-1]}, "--project-id UUID", ["--leave-out-unusable"]),
+        (
+            {"atomscale": RIGHT | {"synth_source_id": "big", "tags": 7}},
+            "--synth-source-id NUMBER --tag TAG",
+            ["--synth-source-id", "42", "--tag", "a"],
+        ),
+    ],
+)
+def test_a_parked_run_keeps_all_metadata_that_can_be_read_after_an_edit(
+    say: Say, spooled: Spooled, server: LocalServer, metadata: dict[str, Any], advised: str, given: list[str]
+) -> None:
+    uid = spooled(**({"synth_source_id": None} | metadata))
+    assert f"edit {uid[:8]} {advised} or atomscale-bluesky discard" in say("status")[1]
+
+    code, said, _ = say("edit", uid[:8], *given)
+
+    assert code == 0
+    assert "instrument 42, sample W9, no project, tags a" in said
+    assert say("upload")[0] == 0
+    (stream,) = server.streams()
+    assert (stream.synth_source_id, stream.project_id, stream.points_per_chunk) == (42, None, 20)
+    assert stream.label.startswith("first [")
+    assert stream.tags == ("a", "bluesky: success")
+    assert stream.physical_sample_id is not None
+
+
+def test_an_edit_that_leaves_something_unusable_is_refused_by_name(say: Say, spooled: Spooled, spool_dir: Path) -> None:
+    uid = spooled(atomscale={"synth_source_id": "big", "stream_nam": "first"})
+
+    code, _, complaint = say("edit", uid[:8], "--synth-source-id", "42")
+
+    assert code == 1
+    assert "was 'stream_name' meant?" in complaint
+    assert "Give also --stream-name NAME, or leave out what cannot be used with --leave-out-unusable" in complaint
+    assert orders_in(spool_dir) == 0
+
+
+def test_a_later_edit_keeps_what_an_earlier_one_gave(say: Say, spooled: Spooled, server: LocalServer) -> None:
+    uid = spooled(synth_source_id="big", physical_sample="W9")
+
+    say("edit", uid[:8], "--synth-source-id", "42", "--points-per-chunk", "7", "--stream-name", "first")
+    code, said, _ = say("edit", uid[:8], "--tag", "night")
+
+    assert code == 0
+    assert "instrument 42, sample W9, no project, tags night, 7 points per chunk, named first" in said
+    assert say("upload")[0] == 0
+    (stream,) = server.streams()
+    assert (stream.synth_source_id, stream.points_per_chunk, stream.label[:7]) == (42, 7, "first [")
+
+
+def test_what_a_planned_stream_has_cannot_be_edited_and_that_is_said(
+    say: Say, make_callback: MakeCallback, server: LocalServer
+) -> None:
+    callback = make_callback(synth_source_id=404)
+    uid = ""
+    for name, doc in growth(5, start_metadata={"synth_source_id": 404404}):
+        uid = uid or doc["uid"]
+        callback(name, doc)
+    callback.drain(20)
+    callback.close()
+
+    for option, value in (("--points-per-chunk", "7"), ("--stream-name", "first")):
+        code, _, complaint = say("edit", uid[:8], "--synth-source-id", "42", option, value)
+        assert code == 1
+        assert f"leave out {option}" in complaint
+    assert say("edit", uid[:8], "--synth-source-id", "42")[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ def test_a_dry_run_tells_what_would_happen_and_changes_nothing(
 
     assert code == 1
     assert "grow 3 42" not in said
-    assert said.count("GaN 17") == 3
+    assert said.count("GaN 17") == 4  # also of the one that would be parked
     for what in (
         "sent before",
         "25 42",

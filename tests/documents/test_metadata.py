@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atomscale_bluesky import MetadataError, Settings, validate_metadata
-from atomscale_bluesky.documents.metadata import RunMetadata, read_metadata, run_label
+from atomscale_bluesky.documents.metadata import RunMetadata, read_metadata, read_usable_metadata, run_label
 from atomscale_bluesky.model.labels import MAX_LABEL, label_with_reason, stream_label
 from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.model.metadata_keys import METADATA_KEYS
@@ -316,12 +316,54 @@ def test_the_dict_of_our_own_wins_over_the_top_level() -> None:
 
 
 def test_what_the_dict_of_our_own_does_not_know_is_refused_by_name() -> None:
-    with pytest.raises(
-        MetadataError, match="holds 'synth_source', which means nothing here; it may hold synth_source_id"
-    ):
-        read_metadata({"atomscale": {"synth_source": 42}})
+    with pytest.raises(MetadataError, match="holds 'operator', which means nothing here; it may hold synth_source_id"):
+        read_metadata({"atomscale": {"operator": "me"}})
+    with pytest.raises(MetadataError, match="holds 'stream_nam', which means nothing here; was 'stream_name' meant"):
+        read_metadata({"atomscale": {"stream_nam": "first"}})
     with pytest.raises(MetadataError, match="holds '7', which means nothing here"):
         read_metadata({"atomscale": {7: 42}})
+
+
+KEPT = {"synth_source_id": 42, "physical_sample": "W9", "tags": ["a"], "stream_name": "first", "points_per_chunk": 50}
+
+
+@pytest.mark.parametrize(
+    ("start", "unusable"),
+    [
+        ({"synth_source_id": "the big one"}, ["synth_source_id"]),
+        ({"synth_source_id": Hostile()}, ["synth_source_id"]),
+        ({"project_id": SAMPLE[:-1]}, ["project_id"]),
+        ({"atomscale": {"tags": 7, "stream_name": "two\nlines"}}, ["tags", "stream_name"]),
+        ({"atomscale": {"physical_sample": "W9", "physical_sample_id": SAMPLE}}, ["physical_sample_id"]),
+        ({"atomscale": {"operator": "me", "points_per_chunks": 7}}, ["atomscale", "points_per_chunk"]),
+        ({"atomscale": {"stream_nam": "x"}}, ["stream_name"]),
+        ({"atomscale": "GEN-II"}, ["atomscale"]),
+    ],
+)
+def test_one_value_that_cannot_be_used_leaves_all_others_as_they_are(
+    start: dict[str, Any], unusable: list[str]
+) -> None:
+    given = {key: value for key, value in KEPT.items() if key not in unusable or "atomscale" in start}
+
+    found = read_usable_metadata(given | start, Links(synth_source_id=7, project_id=SAMPLE, tags=("site",)))
+
+    assert [key for key, _ in found.unusable] == unusable
+    # A value that could not be read is not the site's either. Beside a misspelt key, the right one is read.
+    misspelt = {"stream_name", "points_per_chunk"} if "tags" not in unusable else set[str]()
+    gone = {*unusable} - misspelt
+    assert found.links.synth_source_id == (None if "synth_source_id" in gone else 42)
+    assert found.links.physical_sample == (None if "physical_sample_id" in gone else "W9")
+    assert found.links.project_id == (None if "project_id" in gone else SAMPLE)
+    assert found.links.tags == (() if "tags" in gone else ("a",))
+    assert found.label == (None if "stream_name" in gone else "first")
+    assert found.points_per_chunk == 50
+
+
+def test_a_wish_to_track_a_sample_is_kept_until_its_project_can_be_read() -> None:
+    found = read_usable_metadata({"physical_sample": "W9", "track_sample": True, "project_id": SAMPLE[:-1]}, Links())
+
+    assert [key for key, _ in found.unusable] == ["project_id"]
+    assert found.links == Links(physical_sample="W9", track_sample=True)
 
 
 @pytest.mark.parametrize("value", [42, "42", [("synth_source_id", 42)], Odd()])

@@ -488,15 +488,15 @@ def test_a_run_whose_header_was_safe_and_is_gone_is_kept_for_a_person(spool: Spo
 
 def test_orders_are_kept_in_order_beside_the_run_and_the_last_edit_counts(spool: Spool) -> None:
     folder = spool.writers.create(header(links=Links(synth_source_id=42))).folder
-    assert spool.links_of(folder) == Links(synth_source_id=42)
-    orders = [Retry(), Edit(Links(synth_source_id=7)), Edit(Links(project_id="p")), Discard()]
+    assert spool.last_edit(folder) is None
+    orders = [Retry(), Edit(Links(synth_source_id=7)), Edit(Links(project_id="p"), 50, "grow 17"), Discard()]
 
     for order in orders:
         spool.order(folder, order)
 
     claim = claimed(spool, folder)
     assert claim.orders() == orders
-    assert spool.links_of(folder) == Links(project_id="p")
+    assert spool.last_edit(folder) == Edit(Links(project_id="p"), 50, "grow 17")
     claim.close()
 
 

@@ -80,6 +80,7 @@ def test_a_stored_parked_run_is_delivered_after_an_edit(
     ordered = CliRunner().invoke(commands, command)
 
     assert ordered.exit_code == 0, ordered.output
+    assert "give all that the run needs" in ordered.stderr
     wait_until(lambda: _state(callback, "parked") is None)
     assert _values(server, callback.streams(RUNS["parked"]), "k0") == [float(n) for n in range(12)]
 

@@ -82,7 +82,9 @@ def plan(run: Run, now: float) -> Resolve | None:
         return None
     if run.state.unresolved and not run.patience.is_over(RUN, now):
         return None
-    return Resolve(RUN, run.header.label, run.pending_links.given, run.pending_links.order)
+    edited = run.state.edited
+    label = (edited and edited.label) or run.header.label
+    return Resolve(RUN, label, run.pending_links.given, run.pending_links.order)
 
 
 def _find_project(client: Client, project_id: str) -> None:

@@ -1,0 +1,110 @@
+"""What `edit` makes of a run's metadata: everything that the run has, with what the operator gives in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from ..documents.metadata import read_usable_metadata
+from ..model.links import Links
+from ..spool.journal_format import Header
+from ..spool.orders import Edit, OrderLine
+from ..spool.run_reader import read_header
+from ..spool.spool import Spool
+from ..status.progress import counted
+from ..status.remedies import edit_options
+from ..status.run_status import RunStatus
+from .formatting import plain
+
+_TRACKED = {"physical_sample", "physical_sample_id", "project_id", "track_sample"}
+
+
+def corrected(spool: Spool, run: RunStatus, given: Mapping[str, Any], *, leave_out: bool) -> Edit:
+    """Return the order that gives a run what it has, and in the place of some of it what the operator gives.
+
+    Args:
+        spool: The spool that the run is in.
+        run: Its status.
+        given: The operator's values, by metadata key.
+        leave_out: Leave out what the metadata have and cannot be used.
+
+    Raises:
+        click.UsageError: A value that the operator gives cannot be used.
+        click.ClickException: The order does not fit the run.
+    """
+    _check_not_fixed(run, given)
+    header = read_header(Path(run.folder))
+    if header is None:
+        raise click.ClickException(f"run {run.run_uid[:8]} is unreadable: its header is damaged or gone")
+    before = spool.last_edit(Path(run.folder))
+    if before is None:
+        _check_unusable(run, header, given, leave_out=leave_out)
+    unusable = run.unusable if before is None else ()
+    before = before or Edit(header.links)
+    metadata = msgspec.to_builtins(before.links)
+    metadata |= {"points_per_chunk": before.points_per_chunk, "stream_name": before.label}
+    if leave_out and not _TRACKED.isdisjoint(unusable):
+        metadata["track_sample"] = False  # a project tracks a sample, and one of these is left out
+    read = read_usable_metadata({"atomscale": metadata | given}, Links())
+    if read.problem is not None:
+        wrong = click.UsageError if {key for key, _ in read.unusable} <= given.keys() else click.ClickException
+        raise wrong(f"run {run.run_uid[:8]}: {plain(read.problem)}")
+    return Edit(read.links, read.points_per_chunk, read.label)
+
+
+def _check_not_fixed(run: RunStatus, given: Mapping[str, Any]) -> None:
+    fixed = sorted(given.keys() & {"synth_source_id", "project_id", "stream_name", "points_per_chunk"})
+    if run.data_ids and fixed:
+        raise click.ClickException(
+            f"run {run.run_uid[:8]} is in Atomscale already as {', '.join(run.data_ids)}, "
+            f"and its {fixed[0]} cannot be changed from here; change it in Atomscale"
+        )
+    planned = sorted(given.keys() & {"stream_name", "points_per_chunk"})
+    if run.streams and planned:
+        raise click.ClickException(
+            f"run {run.run_uid[:8]} has its metrology streams planned, with the {planned[0]} that they have; "
+            f"leave out --{planned[0].replace('_', '-')}"
+        )
+
+
+def _check_unusable(run: RunStatus, header: Header, given: Mapping[str, Any], *, leave_out: bool) -> None:
+    """Raise unless all that cannot be used is given or left out, and say it if nothing is known of that."""
+    if header.problem and not header.unusable:
+        click.echo(
+            f"Run {run.run_uid[:8]} was spooled by an earlier version, which kept nothing of metadata that it could "
+            f"not use: give all that the run needs.",
+            err=True,
+        )
+    # A wish to track the sample is kept if it could not be met. It may be met with what is given.
+    settled = given.keys() | ({"track_sample"} if header.links.track_sample else set())
+    missing = [name for name in run.unusable if name not in settled]
+    if missing and not leave_out:
+        raise click.ClickException(
+            f"run {run.run_uid[:8]} has metadata that cannot be used ({plain(run.problem)}). Give also "
+            f"{edit_options(missing)}, or leave out what cannot be used with --leave-out-unusable"
+        )
+
+
+def made_with(order: OrderLine) -> str:
+    """Return what the streams of a run are made with after an edit. Empty for another order."""
+    if not isinstance(order, Edit):
+        return ""
+    links = order.links
+    source, sample = links.synth_source_id, links.physical_sample or links.physical_sample_id
+    told = [
+        "no instrument" if source is None else f"instrument {source}",
+        f"sample {plain(sample)}" if sample else "no sample",
+        f"project {plain(links.project_id)}" if links.project_id else "no project",
+        f"tags {plain(', '.join(links.tags))}" if links.tags else "no tags",
+    ]
+    if links.track_sample:
+        told.append("its sample tracked")
+    if order.points_per_chunk is not None:
+        told.append(f"{counted(order.points_per_chunk, 'point')} per chunk")
+    if order.label is not None:
+        told.append(f"named {plain(order.label)}")
+    return ", ".join(told)
