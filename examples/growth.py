@@ -27,5 +27,5 @@ metadata = {
 with SimulatedChamber(speed=0.0) as chamber:
     RE(grow(chamber, QUICK, metadata, period_s=None, on_step=print))
 
-print("All of it is delivered." if callback.drain(timeout_s=30.0) else callback.status())
+print("All that was kept is delivered." if callback.drain(timeout_s=30.0) else callback.status())
 callback.close()  # in a terminal a line says how many points are delivered, and under which data_id

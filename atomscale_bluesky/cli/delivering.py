@@ -119,13 +119,27 @@ def _drain(uploader: Uploader, answer: SimpleQueue[bool]) -> None:
     answer.put(uploader.drain(threading.TIMEOUT_MAX))
 
 
-def report(out: Console, spool: Spool, watch: SpoolStatus) -> int:
-    """Say what is left in the spool. Return the exit code: 0 if nothing is."""
-    from ..status.spool_status import ending
+def report(out: Console, spool: Spool, watch: SpoolStatus, begun: float) -> int:
+    """Say what is left in the spool, and what of the runs delivered since `begun`, Unix seconds, had found no room.
 
-    left = [run for run in watch.status() if run.points.waiting or run.points.refused or run.state != "running"]
+    Return the exit code: 0 if nothing is left.
+    """
+    from ..model.loss import not_kept
+    from ..status.spool_status import ending
+    from .status_text import not_kept_lines
+
+    delivered = [entry for entry in spool.history.entries() if float(entry.get("finished") or 0.0) >= begun]
+    missing = [n for entry in delivered if (n := not_kept(entry.get("left_out") or {}))]
+    if missing:
+        text = f"{counted(sum(missing), 'reading')} of {counted(len(missing), 'run')} had found no room in the spool."
+        out.print(Text(text, style="yellow"), soft_wrap=True)
+    status = watch.status()
+    for line in not_kept_lines(status):
+        out.print(line, soft_wrap=True)
+    left = [run for run in status if run.points.waiting or run.points.refused or run.state != "running"]
     if not left:
-        out.print(Text("All of it is delivered.", style="green"))
+        all_kept = not (missing or status.not_kept)
+        out.print(Text("All of it is delivered." if all_kept else "All that was kept is delivered.", style="green"))
         return 0
     for run in left:
         text = f"{plain(run.label, limit=200)} (run {plain(run.run_uid[:8])}), {plain(run.state)}"

@@ -105,6 +105,8 @@ def find_run(settings: Settings, text: str) -> FoundRun:
     """
     spool = open_spool(settings)
     runs = all_runs(spool) if spool is not None else []
+    if spool is not None:
+        _check_kept(spool, runs, text)
     if not runs:
         raise click.ClickException(f"there is no run in {plain(settings.spool_path)}")
     if text == LAST:
@@ -122,6 +124,25 @@ def find_run(settings: Settings, text: str) -> FoundRun:
     raise click.ClickException(
         f"no run begins with {plain(repr(text))} or has it as its scan id; see `atomscale-bluesky status --all`"
     )
+
+
+def _check_kept(spool: Spool, runs: Sequence[FoundRun], text: str) -> None:
+    """Raise if a run is meant that found no room in the spool, so that there is nothing to show of it.
+
+    Raises:
+        click.ClickException: It is such a run.
+    """
+    from .status_text import not_kept_text
+
+    not_kept = spool.not_kept.runs()
+    if text == LAST:
+        newest = max((run.started for run in runs), default=0.0)
+        meant = [run for run in not_kept if run.started > newest]
+    else:
+        others = any(text and run.run_uid.startswith(text) for run in runs)
+        meant = [] if others else [run for run in not_kept if text and run.run_uid.startswith(text)]
+    if meant:
+        raise click.ClickException(not_kept_text(max(meant, key=lambda run: run.started)))
 
 
 def tables_of(settings: Settings, run: FoundRun, source: str, names: Sequence[str] = ()) -> list[Table]:

@@ -133,7 +133,7 @@ def _send(out: Console, settings: Settings, sample: str | None, begin: Begin, en
     from ..sources.intake import Intake
     from ..status.spool_status import SpoolStatus
 
-    spool = open_to_record(settings)
+    begun, spool = time.time(), open_to_record(settings)
     uploader = Uploader(spool, settings) if delivers else None
     failure: SourceError | None = None
     try:
@@ -166,7 +166,7 @@ def _send(out: Console, settings: Settings, sample: str | None, begin: Begin, en
     if ending.event.is_set():
         out.print("Stopped. Begin again whenever you like: it goes on where it is.", soft_wrap=True)
         return code
-    return report(out, spool, watch) or code
+    return report(out, spool, watch, begun) or code
 
 
 class _Reading:

@@ -9,12 +9,14 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..model.loss import not_kept
 from ..status.progress import counted, number
 from ..status.remedies import remedies
 from .formatting import age, moment, plain
 
 if TYPE_CHECKING:
     from ..settings import Settings
+    from ..spool.runs_not_kept import NotKept
     from ..status.account import Counts
     from ..status.run_status import RunStatus, StreamStatus
     from ..status.spool_status import Status
@@ -46,7 +48,7 @@ def summary(settings: Settings, runs: Status, now: float) -> Iterator[Text]:
     """Yield the lines about the spool as a whole: what is wrong, what waits, and who delivers it."""
     from ..status.clock_note import CLOCK_WARNS_S, read_note, told
 
-    yield from _not_kept(runs)
+    yield from not_kept_lines(runs)
     note = read_note(settings.spool_path)
     if note is not None and note.endpoint == settings.endpoint:
         off = abs(note.offset_s) > CLOCK_WARNS_S + note.delay_s / 2
@@ -133,13 +135,18 @@ def _height(out: Console, shown: RenderableType, width: int) -> int:
     return len(out.render_lines(shown, out.options.update(width=width), pad=False))
 
 
-def _not_kept(runs: Status) -> Iterator[Text]:
+def not_kept_text(run: NotKept) -> str:
+    """Return what became of a run that found no room, as a sentence without its full stop."""
+    return (
+        f"Run {plain(run.run_uid[:8])} ({plain(run.label, limit=200)}), started {moment(run.started)}, was not "
+        f"kept: {counted(run.readings, 'reading')} left out, {plain(run.reason)}"
+    )
+
+
+def not_kept_lines(runs: Status) -> Iterator[Text]:
+    """Yield a line for each of the newest runs that found no room."""
     for run in runs.not_kept[-MOST_NOT_KEPT:]:
-        yield Text(
-            f"Run {plain(run.run_uid[:8])} ({plain(run.label, limit=200)}), started {moment(run.started)}, was not "
-            f"kept: {counted(run.readings, 'reading')} left out, {plain(run.reason)}.",
-            style="yellow",
-        )
+        yield Text(f"{not_kept_text(run)}.", style="yellow")
     if len(runs.not_kept) > MOST_NOT_KEPT:
         more = len(runs.not_kept) - MOST_NOT_KEPT
         yield Text(f"{counted(more, 'other run')} of the last seven days found no room.", style="yellow")
@@ -190,7 +197,8 @@ def _finished(entry: dict[str, Any], *, went_on: bool) -> Iterator[RenderableTyp
     table = _table()
     if not entry.get("interrupted"):
         _add_ending(table, str(entry.get("exit_status") or ""), str(entry.get("reason") or ""))
-    share = f"{number(discarded)} given up" if discarded else "all of them"
+    whole = not (not_kept(entry.get("left_out") or {}) or entry.get("lost"))
+    share = f"{number(discarded)} given up" if discarded else "all of them" if whole else "all that was kept"
     table.add_row("points", Text(f"{number(points)} delivered, {share}, by {moment(entry.get('finished') or 0.0)}"))
     for reason, count in (entry.get("left_out") or {}).items():
         table.add_row("left out", Text(f"{number(count)} {plain(reason)}"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,7 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
     """
     from ..settings import Settings
     from ..status.spool_status import SpoolStatus
+    from .status_text import not_kept_lines
 
     settings = Settings.load(spool_dir=spool_dir, endpoint=endpoint)
     if follow:
@@ -58,12 +60,14 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
     out = console()
     spool = open_spool(settings)
     if spool is None or not spool.run_folders():
+        for line in not_kept_lines(SpoolStatus(spool).status()) if spool is not None else ():
+            out.print(line, soft_wrap=True)
         out.print(Text(f"Nothing waits in {plain(settings.spool_path)}."), soft_wrap=True)
         return 0
     check_that_it_may_send(settings)
     spool = open_spool(settings, read_only=False) or spool
     check_the_key(settings)
-    watch = SpoolStatus(spool)
+    watch, begun = SpoolStatus(spool), time.time()
     ending, interrupted = threading.Event(), threading.Event()
 
     def interrupt(_number: int, _frame: object) -> None:
@@ -84,7 +88,7 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
     if interrupted.is_set():
         out.print("Stopped. What is not delivered stays in the spool; begin again whenever you like.", soft_wrap=True)
         return 130
-    return report(out, spool, watch)
+    return report(out, spool, watch, begun)
 
 
 def _follow(settings: Settings, timeout_s: float | None) -> int:

@@ -6,6 +6,7 @@ file. The texts are in journals and in the account of every run, so they never c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Self
 
@@ -61,3 +62,8 @@ class Loss(StrEnum):
     def may_pass(self) -> bool:
         """Return True if the same document may be kept when it is given again later."""
         return self in {Loss.NO_ROOM, Loss.NOT_WRITTEN}
+
+
+def not_kept(left_out: Mapping[str, int]) -> int:
+    """Return how many readings would have become points, and found no room; `left_out` has the counts by reason."""
+    return sum(left_out.get(reason, 0) for reason in Loss if reason.may_pass)

@@ -63,12 +63,17 @@ class Status(tuple[RunStatus, ...]):
         return self
 
     def __repr__(self) -> str:
-        """Return a line for each of the newest runs, below one for all."""
+        """Return a line for each of the newest runs, kept or not, below one for all."""
         lines = [self._headline()]
         for run in self[-MOST_SHOWN:]:
             name = shortened(plain(run.label), 60)
             state = run.state + (f" ({ended})" if (ended := ending(run.exit_status)) else "")
             lines.append(f"  {plain(run.run_uid[:8])}  {state:11}  {_told(run.points)}  {name}".rstrip())
+        for one in self.not_kept[-MOST_SHOWN:]:
+            told = f"{one.readings} readings left out, {plain(one.reason, 200)}"
+            lines.append(
+                f"  {plain(one.run_uid[:8])}  {'not kept':11}  {told}  {shortened(plain(one.label), 60)}".rstrip()
+            )
         return "\n".join(lines)
 
     __str__ = __repr__
@@ -76,22 +81,28 @@ class Status(tuple[RunStatus, ...]):
     def _repr_html_(self) -> str:
         """Return the same as a table for a notebook."""
         columns = ("run", "name", "state", "seen", "delivered", "waiting", "refused", "left out", "problem")
-        rows = (
+        rows: list[tuple[object, ...]] = [
             (
                 *(run.run_uid[:8], run.label, run.state, run.points.seen, run.points.delivered, run.points.waiting),
                 *(run.points.refused, sum(run.points.left_out.values()), run.problem),
             )
             for run in self[-MOST_SHOWN:]
-        )
+        ]
+        for one in self.not_kept[-MOST_SHOWN:]:
+            rows.append((one.run_uid[:8], one.label, "not kept", None, None, None, None, one.readings, one.reason))
         return html_table(self._headline(), columns, rows)
 
     def _headline(self) -> str:
-        if not self:
-            return "no run waits"
-        text = f"{len(self)} run{'' if len(self) == 1 else 's'}, {self.points.waiting} points waiting"
+        text = "no run waits"
+        if self:
+            text = f"{_runs(len(self))}, {self.points.waiting} points waiting"
         if len(self) > MOST_SHOWN:
             text += f", the newest {MOST_SHOWN} are shown"
-        return text + (f"; {plain(self.last_error, 300)}" if self.last_error else "")
+        if self and self.last_error:
+            text += f"; {plain(self.last_error, 300)}"
+        if self.not_kept:
+            text += f"; {_runs(len(self.not_kept))} of the last seven days found no room"
+        return text
 
     @property
     def last_error(self) -> str | None:
@@ -114,6 +125,10 @@ class Status(tuple[RunStatus, ...]):
     def points(self) -> Counts:
         """The sum over all runs."""
         return sum((run.points for run in self), Counts())
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'' if count == 1 else 's'}"
 
 
 def ending(exit_status: str) -> str:

@@ -57,7 +57,7 @@ def test_the_growth_example_takes_its_links_and_name_from_the_runs_metadata(
     printed = run(str(EXAMPLES / "growth.py"))
 
     (stream,) = server.streams()
-    assert "All of it is delivered." in printed
+    assert "All that was kept is delivered." in printed
     assert "layer 2 of 2: 6 s AlGaAs" in printed
     assert stream.label.startswith("W1234 first growth")
     assert (stream.status, stream.synth_source_id, stream.points_per_chunk) == ("success", 42, 50)
