@@ -16,12 +16,14 @@ from typing import Any
 from ..errors import SettingsError
 from ..settings import (
     FIELDS,
+    RELATIVE_REMEDY,
     Settings,
     checked,
     from_arguments,
     from_environment,
     from_file,
     nearest,
+    relative_spool,
     unknown_variables,
 )
 
@@ -81,6 +83,8 @@ def report_settings(
     for variable, meant in unknown_variables(FIELDS, environ).items():
         found = f"environment variable {variable} is no setting, so it has no effect"
         mistakes.append(Mistake(found, f"did you mean {meant}?" if meant else "remove it", refused=False))
+    if (relative := relative_spool(merged)) is not None:
+        mistakes.append(Mistake(relative, RELATIVE_REMEDY, refused=False))
     mistakes += _readable_key(merged)
     try:
         settings = Settings.made_of(given)

@@ -50,12 +50,12 @@ def check_now(spool_dir: Path | None, max_age_s: float | None) -> int:
 def _check(spool_dir: Path | None, max_age_s: float | None) -> tuple[int, str]:
     from ..settings import Settings
     from ..status.spool_status import SpoolStatus
-    from .status import open_spool
+    from .status import no_spool, open_spool
 
     settings = Settings.load(spool_dir=spool_dir)
     spool = open_spool(settings)
     if spool is None:
-        return OK, f"nothing was ever spooled in {plain(settings.spool_path)}"
+        return UNKNOWN, no_spool(settings)
     return _judge(settings, SpoolStatus(spool).status(), max_age_s, time.time())
 
 

@@ -6,6 +6,7 @@ It reads the spool's files and claims nothing, so it works while the RunEngine's
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -71,7 +72,7 @@ def status(
 
     With --check the exit codes are those of monitoring plugins: 0 all is well, 1 points wait and are not being
     delivered, 2 the operator is needed or a point waits for longer than --max-age, 3 the spool or a setting cannot be
-    used.
+    used, or there is no spool.
     """
     from ..settings import Settings
 
@@ -166,7 +167,7 @@ class _Look:
 
     def shown(self) -> Iterable[RenderableType]:
         """Return it as text: what needs the operator, the newest runs, and what holds for all."""
-        from .status_text import blocks, summary
+        from .status_text import blocks
 
         newest = self.runs[-self._last :]
         older = self.runs[: -self._last]
@@ -177,19 +178,30 @@ class _Look:
             shown.append(Text(f"{counted(hidden, 'older run')} in the spool not shown; see `--last`."))
         if hidden := len(self.finished) - len(finished):
             shown.append(Text(f"{counted(hidden, 'older finished run')} not shown; see `--last`."))
-        return [*shown, *summary(self._settings, self.runs, self.now)]
+        return [*shown, *self._summary()]
+
+    def _summary(self) -> Iterable[Text]:
+        from .status_text import summary
+
+        if self._spool is None:
+            text = no_spool(self._settings)
+            return [Text(f"{text[0].upper()}{text[1:]}.", style="yellow")]
+        return summary(self._settings, self.runs, self.now)
 
     def fitting(self, out: Console) -> RenderableType:
         """Return it as text that fits the terminal, what is new first."""
-        from .status_text import blocks, fitting, summary
+        from .status_text import blocks, fitting
 
         runs = blocks(self.runs[-self._last :], self.finished[-self._last :], self._settings.endpoint, self.now)
-        return fitting(out, runs, [*summary(self._settings, self.runs, self.now)])
+        return fitting(out, runs, [*self._summary()])
 
     def as_json(self) -> dict[str, Any]:
         """Return it for a program: everything that the text has."""
         finished = self.finished[-self._last :] if self._with_finished else None
-        return _as_json(self._settings, self.runs, finished, self.now) | {"exit_code": self.exit_code}
+        return _as_json(self._settings, self.runs, finished, self.now) | {
+            "exit_code": self.exit_code,
+            "spool_is_there": self._spool is not None,
+        }
 
 
 def _watch(look: _Look, as_json: bool) -> None:
@@ -225,7 +237,9 @@ def _print(out: Console, shown: Iterable[RenderableType]) -> None:
 
 
 def open_spool(settings: Settings, *, read_only: bool = True) -> Spool | None:
-    """Return the spool, or None where nothing was ever spooled. With `read_only` nothing in it is made or written.
+    """Return the spool, or None where there is none, or an empty folder.
+
+    With `read_only` nothing in it is made or written.
 
     Raises:
         SettingsError: The folder cannot be used.
@@ -235,7 +249,7 @@ def open_spool(settings: Settings, *, read_only: bool = True) -> Spool | None:
 
     try:
         path = settings.locate_spool()
-        if not path.exists():
+        if not _holds_something(path):
             return None
         return Spool(
             path,
@@ -245,6 +259,25 @@ def open_spool(settings: Settings, *, read_only: bool = True) -> Spool | None:
         )
     except SpoolError as error:
         raise SettingsError(str(error)) from error
+
+
+def _holds_something(path: Path) -> bool:
+    """Return True if a folder is not empty, or cannot be read, which is reported on opening it."""
+    try:
+        with os.scandir(path) as entries:
+            return any(entries)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def no_spool(settings: Settings) -> str:
+    """Return the sentence, without its full stop, for a spool that is not there."""
+    return (
+        f"there is no spool in {plain(settings.spool_path)} yet: nothing was spooled there; the setting `spool_dir` "
+        f"says where it is"
+    )
 
 
 def _as_json(settings: Settings, runs: Status, finished: list[dict[str, Any]] | None, now: float) -> dict[str, Any]:

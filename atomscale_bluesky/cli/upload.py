@@ -17,7 +17,7 @@ from rich.text import Text
 
 from .delivering import check_that_it_may_send, check_the_key, deliver, logged, logged_as_a_service, report
 from .formatting import console, plain
-from .status import open_spool
+from .status import no_spool, open_spool
 
 if TYPE_CHECKING:
     from ..settings import Settings
@@ -59,8 +59,12 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
         return _follow(settings, timeout_s)
     out = console()
     spool = open_spool(settings)
-    if spool is None or not spool.run_folders():
-        for line in not_kept_lines(SpoolStatus(spool).status()) if spool is not None else ():
+    if spool is None:
+        text = no_spool(settings)
+        out.print(Text(f"{text[0].upper()}{text[1:]}.", style="yellow"), soft_wrap=True)
+        return 0
+    if not spool.run_folders():
+        for line in not_kept_lines(SpoolStatus(spool).status()):
             out.print(line, soft_wrap=True)
         out.print(Text(f"Nothing waits in {plain(settings.spool_path)}."), soft_wrap=True)
         return 0

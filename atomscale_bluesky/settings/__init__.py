@@ -23,7 +23,16 @@ from .settings import (
     UploaderPlace,
     checked,
 )
-from .sources import APP, from_arguments, from_environment, from_file, nearest, unknown_variables
+from .sources import (
+    APP,
+    RELATIVE_REMEDY,
+    from_arguments,
+    from_environment,
+    from_file,
+    nearest,
+    relative_spool,
+    unknown_variables,
+)
 from .values import DEFAULT_ENDPOINT, is_loopback
 
 __all__ = [
@@ -37,6 +46,7 @@ __all__ = [
     "Keep",
     "LayoutChoice",
     "NonFinite",
+    "RELATIVE_REMEDY",
     "Settings",
     "Timestamps",
     "UploaderPlace",
@@ -46,5 +56,6 @@ __all__ = [
     "from_file",
     "is_loopback",
     "nearest",
+    "relative_spool",
     "unknown_variables",
 ]

@@ -19,7 +19,7 @@ from msgspec import Meta
 from ..errors import SettingsError
 from ..spool.place import spool_folder, warn_if_elsewhere
 from ..status.probe_results import read_findings
-from .sources import APP, from_arguments, from_environment, from_file, nearest
+from .sources import APP, RELATIVE_REMEDY, from_arguments, from_environment, from_file, nearest, relative_spool
 from .values import DEFAULT_ENDPOINT, is_loopback, value_of
 
 _logger = logging.getLogger(__name__)
@@ -220,6 +220,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """
         environ = os.environ if environ is None else environ
         merged = from_file(file, environ) | from_environment(FIELDS, environ) | from_arguments(arguments)
+        if (relative := relative_spool(merged)) is not None:
+            _logger.warning("%s; %s", relative, RELATIVE_REMEDY)
         return cls.made_of({name: checked(name, value, source) for name, (value, source) in merged.items()})
 
     @classmethod

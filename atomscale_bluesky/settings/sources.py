@@ -25,13 +25,16 @@ _PREFIX = "ATOMSCALE_BLUESKY_"
 _FILE_VARIABLE = _PREFIX + "SETTINGS"
 _TEST_PREFIX = _PREFIX + "TEST_"  # of variables that only the tests of this package read
 
+ARGUMENT = "argument"
+RELATIVE_REMEDY = "write the whole path, with / or ~ in front; a variable such as $HOME is not replaced"
+
 # All settings by name: of each its type and its default.
 Fields = Mapping[str, FieldInfo]
 
 
 def from_arguments(arguments: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     """Return the arguments that are given: value and source by name."""
-    return {name: (value, "argument") for name, value in arguments.items() if value is not None}
+    return {name: (value, ARGUMENT) for name, value in arguments.items() if value is not None}
 
 
 def from_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
@@ -67,6 +70,21 @@ def from_environment(fields: Fields, environ: Mapping[str, str]) -> dict[str, tu
                 found[name] = (_from_text(fields[name], text), f"environment variable {variable}")
                 break
     return found
+
+
+def relative_spool(merged: Mapping[str, tuple[Any, str]]) -> str | None:
+    """Return what is wrong with a `spool_dir` that a file or variable gives as a relative path; None if it is not so.
+
+    As an argument it is meant for the current folder. Elsewhere each session would have a spool of its own, and none
+    would deliver what another one has left.
+    """
+    value, source = merged.get("spool_dir", (None, ARGUMENT))
+    if source == ARGUMENT or not isinstance(value, str) or not value:
+        return None
+    path = Path(value).expanduser()
+    if path.is_absolute():
+        return None
+    return f"setting 'spool_dir' ({source}) is {value!r}, so it is another folder in each folder, now {path.absolute()}"
 
 
 def unknown_variables(fields: Fields, environ: Mapping[str, str]) -> dict[str, str | None]:

@@ -116,3 +116,27 @@ def test_doctor_names_a_mistake_and_goes_on_with_the_other_settings(tmp_path: Pa
     assert checks["settings"]["result"] == "failed"
     assert checks["settings"]["remedy"] == "did you mean 'offline'?"
     assert checks["server"]["found"] == "not asked: `offline` is set"
+
+
+def test_a_spool_that_is_another_folder_in_each_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "settings.toml"
+    for text in ("spool", "$HOME/spool"):
+        file.write_text(f"spool_dir = '{text}'\n")
+        (mistake,) = report_settings(environ={}, file=file).mistakes
+        assert f"is '{text}', so it is another folder in each folder, now {tmp_path / text}" in mistake.found
+        assert "write the whole path" in mistake.remedy
+        assert not mistake.refused
+        caplog.clear()
+        assert Settings.load(environ={}, file=file).named_folder == tmp_path / text
+        assert "write the whole path" in caplog.text
+    assert report_settings(environ={"ATOMSCALE_BLUESKY_SPOOL_DIR": "spool"}).mistakes != ()
+
+    caplog.clear()
+    file.write_text("spool_dir = '~/spool'\n")
+    assert report_settings(environ={}, file=file).mistakes == ()
+    assert report_settings(environ={}, spool_dir="spool").mistakes == ()  # as an argument it is meant so
+    Settings.load(environ={}, spool_dir="spool")
+    assert "whole path" not in caplog.text

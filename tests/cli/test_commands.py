@@ -143,11 +143,11 @@ def test_a_spool_that_cannot_be_used_is_one_line_and_exit_code_2(
 # ---- status ----------------------------------------------------------------------------------------------------------
 
 
-def test_where_nothing_was_spooled_nothing_waits_and_no_folder_is_made(say: Say, spool_dir: Path) -> None:
+def test_where_nothing_was_spooled_that_is_said_and_no_folder_is_made(say: Say, spool_dir: Path) -> None:
     code, said, _ = say("status")
 
     assert code == 0
-    assert "nothing waits" in said
+    assert f"There is no spool in {spool_dir} yet" in said
     assert not spool_dir.exists()
 
 
@@ -288,7 +288,9 @@ def test_upload_delivers_the_run_of_a_killed_process_and_completes_it(
     assert say("status")[1].endswith("nothing waits.")
 
 
-def test_upload_has_nothing_to_do_where_nothing_waits(say: Say) -> None:
+def test_upload_has_nothing_to_do_where_nothing_waits(say: Say, spooled: Callable[..., None]) -> None:
+    spooled(25)
+    say("upload")
     code, said, _ = say("upload")
 
     assert code == 0

@@ -268,7 +268,9 @@ def test_json_tells_all_that_the_text_tells(
 @pytest.mark.parametrize(
     ("what", "arguments", "code", "text"),
     [
-        ("nothing", (), 0, "OK: nothing was ever spooled in "),
+        ("nothing", (), 3, "UNKNOWN: there is no spool in "),
+        ("empty", (), 3, "UNKNOWN: there is no spool in "),
+        ("delivered", (), 0, "OK: 0 runs in "),
         ("waiting", (), 1, "WARNING: nobody delivers 1 run; 1 run in "),
         ("waiting", ("--max-age", "10m"), 1, "WARNING: nobody delivers 1 run; 1 run in "),
         ("waiting", ("--max-age", "0"), 2, "CRITICAL: the oldest point has waited for "),
@@ -279,6 +281,7 @@ def test_json_tells_all_that_the_text_tells(
 def test_monitoring_gets_one_line_and_an_exit_code_of_its_own(
     capsys: pytest.CaptureFixture[str],
     spooled: Spooled,
+    spool_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
     what: str,
     arguments: tuple[str, ...],
@@ -287,6 +290,12 @@ def test_monitoring_gets_one_line_and_an_exit_code_of_its_own(
 ) -> None:
     if what == "waiting":
         spooled(25)
+    if what == "empty":
+        spool_dir.mkdir()
+    if what == "delivered":
+        spooled(25)
+        main(["upload"])
+        capsys.readouterr()
     if what == "parked":
         spooled(25, synth_source_id="the big one")
     if what == "wrong":
@@ -303,3 +312,14 @@ def test_a_time_that_is_none_is_a_usage_error(say: Say) -> None:
 
     assert code == 2
     assert "write 90s, 10m, 2h or 1d" in complaint
+
+
+def test_a_spool_that_is_not_there_is_not_called_empty(say: Say, tmp_path: Path) -> None:
+    missing = str(tmp_path / "spoool")
+
+    for command in ("status", "upload"):
+        code, said, _ = say(command, "--spool-dir", missing)
+        assert (code, said.split(":")[0]) == (0, f"There is no spool in {missing} yet")
+        assert "the setting `spool_dir` says where it is" in said
+    assert told(say, "--spool-dir", missing)["spool_is_there"] is False
+    assert not Path(missing).exists()
