@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,6 +26,8 @@ from atomscale_bluesky.server import Fault, LocalServer
 
 MakeCallback = Callable[..., AtomscaleCallback]
 PREFIX = "atomscale_bluesky_"
+ROOT = Path(__file__).parents[2]
+FACILITY = ROOT / "examples" / "facility"
 
 
 class Exporter:
@@ -148,6 +152,35 @@ def test_names_follow_the_conventions_and_every_metric_is_there(callback: Atomsc
         assert all(set(sample.labels) <= {"spool", "fate", "state", "reason", "version"} for sample in family.samples)
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     assert len(list(openmetrics(answer.text))) == len(families)  # its parser is strict
+
+
+def test_alerts_and_dashboard_use_only_metrics_and_labels_of_a_scrape(
+    callback: AtomscaleCallback, exporter: Exporter
+) -> None:
+    for name, doc in growth(5):
+        callback(name, doc)
+    assert callback.drain(30)
+    found = wait_until(lambda: (now := exporter.samples()).get("last_success_timestamp_seconds") and now)
+    known = {name: {label for labels in samples for label in labels} for name, samples in found.items()}
+    known["clock_offset_seconds"] = set()  # measured once an hour
+
+    rules = (FACILITY / "prometheus" / "atomscale-rules.yml").read_text()
+    dashboard = json.loads((FACILITY / "grafana" / "atomscale.json").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    used = re.findall(rf"{PREFIX}(\w+)(?:{{([^}}]*)}})?", rules + " ".join(asked))
+    assert len(used) > 25
+    for name, labels in used:
+        assert name in known, name
+        for label, value in re.findall(r'(\w+)="(\w+)"', labels):
+            assert label in {"fate", "state", "reason"}
+            assert value in known[name]
+
+
+def test_each_alert_is_explained_in_the_guide() -> None:
+    rules = (FACILITY / "prometheus" / "atomscale-rules.yml").read_text()
+    guide = (ROOT / "docs" / "how-to" / "run-a-facility.md").read_text(encoding="utf-8")
+    assert re.findall(r"alert: (\w+)", rules)
+    assert set(re.findall(r"alert: (\w+)", rules)) == set(re.findall(r"^\| `(Atomscale\w+)`", guide, re.MULTILINE))
 
 
 def test_only_get_of_the_own_name_is_answered(exporter: Exporter) -> None:

@@ -19,7 +19,7 @@ def need_module(module: str, package: str) -> None:
 
 def need_program(program: str, package: str) -> str:
     """The path of a program; skips, or fails where all is required, when there is none."""
-    path = shutil.which(program)
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin")  # not in every user's PATH
     if path is None:
         _missing(f"the program {program!r} is not installed: apt install {package}")
     return str(path)
