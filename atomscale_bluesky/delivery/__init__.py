@@ -35,4 +35,5 @@ The worker threads:
 
     worker_pool      the threads; task_runner, how one of them performs a task
     connection_limit how many of them send at a time
+    tracing          spans of OpenTelemetry, where the application has set it up
 """

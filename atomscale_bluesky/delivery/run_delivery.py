@@ -68,6 +68,7 @@ class RunDelivery:
     ) -> None:
         self.claim = claim
         self.run = Run(claim, knowledge or Knowledge(), now, gil_yield)
+        self.run_uid = claim.header.run_uid
         self.released = False  # its files are closed: tasks of it that still lie ready are not to be begun
         self.to_settle = False  # the operator has ordered that its stop document will never come
         self._idle = False  # `next_task` returned None, and nothing has happened since

@@ -31,6 +31,7 @@ from ..settings import Settings
 from ..spool.locks import RunLock, is_held
 from ..spool.own_files import open_own
 from ..spool.spool import Spool
+from .tracing import set_up_by_environment
 from .uploader import Uploader
 
 _logger = logging.getLogger(__name__)
@@ -145,6 +146,7 @@ def main() -> int:
         orphaned.set()
 
     threading.Thread(target=wait_for_the_end_of_input, name="orphaned", daemon=True).start()
+    set_up_by_environment(handler)
     try:
         return serve(order.settings, ending=ending, needed=lambda: not orphaned.is_set(), idle_s=order.idle_s)
     except Exception:

@@ -25,6 +25,7 @@ from .run_delivery import RunDelivery
 from .task_book import Task
 from .task_runner import Outcome, perform
 from .tasks.work import Knowledge
+from .tracing import Tracing
 
 # How often the server's clock is measured for `status`: NTP corrects a host's clock within minutes.
 CLOCK_INTERVAL_S = 3600.0
@@ -154,6 +155,7 @@ class WorkerPool:
     def _work(self) -> None:
         client = Client(self._settings, make_way=self._gil_yield.make_way)
         self._clients.append(client)
+        tracing = Tracing()
         try:
             while (work := self._tasks.get()) is not None:
                 if isinstance(work, _Rest):
@@ -162,8 +164,11 @@ class WorkerPool:
                 delivery, task = work
                 before = client.connection.traffic
                 # If the run was released meanwhile, another uploader may have begun the same.
+                step = None if delivery.released else tracing.begin(delivery.run_uid, task)
                 outcome = Outcome(task) if delivery.released else perform(client, task, self._knowledge)
-                self._report(Report(delivery, outcome, client.connection.traffic.since(before)))
+                traffic = client.connection.traffic.since(before)
+                tracing.end(step, outcome, traffic)
+                self._report(Report(delivery, outcome, traffic))
                 if outcome.error is None:
                     self._measure_clock(client)
                 else:

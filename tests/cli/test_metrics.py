@@ -218,9 +218,7 @@ def test_a_port_that_is_taken_ends_the_command(say: Callable[..., tuple[int, str
     assert "cannot be used" in complained
 
 
-def test_runs_beyond_number_take_part_of_a_core_at_most_however_often_it_is_asked(
-    make_callback: MakeCallback, spool_dir: Path
-) -> None:
+def test_one_reading_of_the_files_serves_many_scrapes(make_callback: MakeCallback, spool_dir: Path) -> None:
     import psutil
 
     callback = make_callback(offline=True)
