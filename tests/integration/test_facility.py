@@ -27,10 +27,7 @@ KEY = "the-key-of-the-account-5f0c9a"
 Start = Callable[..., "subprocess.Popen[str]"]
 MakeGateway = Callable[..., Gateway]
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(os.name == "nt", reason="nginx is tried where facilities run it"),
-]
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="nginx is tried where facilities run it")
 
 CHAMBER = """
 import os, sys, time
@@ -86,7 +83,7 @@ def start_chamber(start_process: Start, tmp_path: Path) -> Start:
             ATOMSCALE_API_KEY=gateway.tokens[name],
             ATOMSCALE_BLUESKY_SPOOL_DIR=str(tmp_path / "chambers" / name / "spool"),
             HOME=str(tmp_path / "chambers" / name),
-            DRAIN_S="300",
+            DRAIN_S="1500",
             **given,
         )  # fmt: skip
 
@@ -122,6 +119,7 @@ def times_at(server: LocalServer) -> list[float]:
     return [request.time for request in server.requests()]
 
 
+@pytest.mark.integration
 @pytest.mark.timeout(300)
 def test_chambers_deliver_with_tokens_through_a_gateway_that_is_restarted_ten_times(
     make_gateway: MakeGateway, start_chamber: Start, server: LocalServer, tmp_path: Path
@@ -154,6 +152,7 @@ def test_chambers_deliver_with_tokens_through_a_gateway_that_is_restarted_ten_ti
     assert not any(secret in log for secret in (KEY, *gateway.tokens.values()))
 
 
+@pytest.mark.integration
 def test_all_chambers_together_never_ask_more_often_than_the_site_may(
     make_gateway: MakeGateway, start_chamber: Start, server: LocalServer
 ) -> None:
@@ -170,6 +169,7 @@ def test_all_chambers_together_never_ask_more_often_than_the_site_may(
     assert 5.0 * site * 0.5 < most_within(times, 5.0) <= 5.0 * site * 1.05 + 1  # it is what held them up
 
 
+@pytest.mark.integration
 def test_a_large_backlog_of_one_chamber_does_not_hold_up_a_fresh_chunk_of_another(
     make_gateway: MakeGateway,
     start_chamber: Start,
@@ -197,6 +197,7 @@ def test_a_large_backlog_of_one_chamber_does_not_hold_up_a_fresh_chunk_of_anothe
     assert most_within(times_at(server), 5.0) <= 5.0 * site * 1.05 + 1
 
 
+@pytest.mark.integration
 def test_a_chamber_that_is_revoked_keeps_its_readings_and_no_other_notices(
     make_gateway: MakeGateway, start_chamber: Start, server: LocalServer, tmp_path: Path
 ) -> None:
@@ -216,6 +217,7 @@ def test_a_chamber_that_is_revoked_keeps_its_readings_and_no_other_notices(
     assert_arrived_once(server, "stolen", runs=1, points=50)
 
 
+@pytest.mark.integration
 def test_a_new_key_of_the_account_goes_into_one_file(
     make_gateway: MakeGateway, start_chamber: Start, server: LocalServer
 ) -> None:
@@ -233,6 +235,7 @@ def test_a_new_key_of_the_account_goes_into_one_file(
         assert_arrived_once(server, name, runs=1, points=50)
 
 
+@pytest.mark.integration
 def test_a_chamber_that_asks_too_often_is_told_for_how_long_to_wait(make_gateway: MakeGateway) -> None:
     gateway = make_gateway("greedy", site=50, chamber=5)
 
@@ -246,12 +249,48 @@ def test_a_chamber_that_asks_too_often_is_told_for_how_long_to_wait(make_gateway
     assert "too often" in answers[0].json()["detail"]
 
 
+@pytest.mark.integration
 def test_promtool_takes_the_configuration_and_the_rules() -> None:
     promtool = need_program("promtool", "prometheus")
     for what, file in (("config", "prometheus.yml"), ("rules", "atomscale-rules.yml")):
         command = [promtool, "check", what, str(FACILITY / "prometheus" / file)]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3000)
+def test_forty_chambers_deliver_ten_million_points_within_the_limit_of_the_site(
+    make_gateway: MakeGateway, start_chamber: Start, start_process: Start, server: LocalServer, tmp_path: Path,
+    free_port: Callable[[], int],
+) -> None:  # fmt: skip
+    names, site, events, keys = [f"mbe-{n:02}" for n in range(40)], 60, 5000, 50
+    gateway = make_gateway(*names, site=site, chamber=12)
+    address = f"127.0.0.1:{free_port()}"
+    spools = [str(tmp_path / "chambers" / name / "spool") for name in names]
+    start_process(sys.executable, "-m", "atomscale_bluesky", "metrics", "--listen", address, *spools)
+    wait_until(lambda: "metrics are at" in told(tmp_path), 120)
+    processes = [start_chamber(gateway, name, points=events, keys=keys, points_per_chunk="100") for name in names]
+    for n in range(10):
+        before = server.counts().total
+        wait_until(lambda before=before: server.counts().total > before + 120, 600)
+        gateway.stop(signal.SIGKILL if n % 2 else signal.SIGTERM)
+        gateway.start()
+
+    for process in processes:
+        assert process.wait(1800) == 0
+    for name in names:
+        assert_arrived_once(server, name, runs=1, points=events, keys=keys)
+    assert keyless(processes, tmp_path / "chambers")
+    assert most_within(times_at(server), 5.0) <= 5.0 * site * 1.05 + 1
+    scrape = requests.get(f"http://{address}/metrics", timeout=60).text
+    assert delivered(scrape) == 40 * events * keys
+
+
+def delivered(scrape: str) -> float:
+    """The points that were delivered, of all spools of a scrape."""
+    lines = [line for line in scrape.splitlines() if line.startswith("atomscale_bluesky_points_total{")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines if 'fate="delivered"' in line)
 
 
 def asked(gateway: Gateway, chamber: str) -> int:
