@@ -7,7 +7,6 @@ import secrets
 import signal
 import subprocess
 from collections.abc import Iterable
-from itertools import pairwise
 from pathlib import Path
 
 import requests
@@ -42,9 +41,7 @@ class Gateway:
         (folder / "nginx.conf").write_text(
             f"daemon off;\n{'user root;' if os.geteuid() == 0 else ''}\nworker_processes 2;\npid {folder}/nginx.pid;\n"
             f"error_log {folder}/error.log;\nevents {{ worker_connections 4096; }}\nhttp {{\n"
-            + "".join(
-                f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-            )
+            + temporary(folder)
             + "include gateway.conf;\n}\n"
         )
 
@@ -115,6 +112,12 @@ class Gateway:
             self._process.send_signal(signal.SIGHUP)
 
 
+def temporary(folder: Path) -> str:
+    """Lines that let nginx keep its temporary files in a folder."""
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    return "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds)
+
+
 def most_within(times: Iterable[float], seconds: float) -> int:
     """The most requests that came within any time of this length."""
     found, known, first = 0, sorted(times), 0
@@ -123,8 +126,3 @@ def most_within(times: Iterable[float], seconds: float) -> int:
             first += 1
         found = max(found, last - first + 1)
     return found
-
-
-def longest_pause(times: Iterable[float]) -> float:
-    """The longest time without a request."""
-    return max(later - earlier for earlier, later in pairwise(sorted(times)))

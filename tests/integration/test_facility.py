@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 import requests
-from integration.gateway import FACILITY, Gateway, most_within
+import trustme
+from integration.gateway import FACILITY, Gateway, most_within, temporary
 from integration.needs import need_program
 from runs import growth
 from waiting import wait_until
@@ -247,6 +249,29 @@ def test_a_chamber_that_asks_too_often_is_told_for_how_long_to_wait(make_gateway
     assert answers
     assert {answer.headers["Retry-After"] for answer in answers} == {"1"}
     assert "too often" in answers[0].json()["detail"]
+
+
+@pytest.mark.integration
+def test_nginx_takes_every_file_of_the_example_once_it_has_a_certificate(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    certificate = trustme.CA().issue_cert("atomscale.example.org")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "gateway.pem")
+    certificate.private_key_pem.write_to_path(tmp_path / "gateway.key")
+    shutil.copytree(FACILITY / "nginx", tmp_path / "nginx")
+    site = tmp_path / "nginx" / "atomscale" / "site.conf"
+    there = site.read_text().replace("/etc/ssl/atomscale", str(tmp_path)).replace("/var/log/nginx", str(tmp_path))
+    site.write_text(there.replace("listen 443", f"listen 127.0.0.1:{free_port()}"))
+    main = tmp_path / "nginx" / "nginx.conf"
+    main.write_text(
+        f"pid {tmp_path}/pid;\nevents {{}}\nhttp {{\n{temporary(tmp_path)}include atomscale-gateway.conf;\n}}\n"
+    )
+
+    command = [need_program("nginx", "nginx-light"), "-t", "-e", str(tmp_path / "error.log"), "-c", str(main)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 0, ended.stderr
+    assert "warn" not in ended.stderr
 
 
 @pytest.mark.integration
