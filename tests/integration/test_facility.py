@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -281,6 +282,58 @@ def test_promtool_takes_the_configuration_and_the_rules() -> None:
         command = [promtool, "check", what, str(FACILITY / "prometheus" / file)]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.integration
+def test_alerts_fire_for_the_chamber_that_they_are_about(tmp_path: Path) -> None:
+    promtool = need_program("promtool", "prometheus")
+
+    def series(name: str, chamber: str, values: str, **more: str) -> dict[str, str]:
+        labels = {"chamber": chamber, "spool": "/s"} | more
+        told = ",".join(f'{label}="{value}"' for label, value in labels.items())
+        return {"series": f"atomscale_bluesky_{name}{{{told}}}", "values": values}
+
+    def fires(alert: str, at: str, chamber: str, summary: str, **labels: str) -> dict[str, Any]:
+        expected = {
+            "exp_labels": {"chamber": chamber, "spool": "/s"} | labels,
+            "exp_annotations": {"summary": f"{chamber} {summary}"},
+        }
+        return {"alertname": alert, "eval_time": at, "exp_alerts": [expected]}
+
+    def silent(alert: str, at: str) -> dict[str, Any]:
+        return {"alertname": alert, "eval_time": at, "exp_alerts": []}
+
+    test = {
+        "interval": "1m",
+        "input_series": [
+            series("outage_age_seconds", "a", "0+60x60"),
+            series("outage_age_seconds", "b", "0x60"),
+            series("points_total", "a", "0x30 5x30", fate="lost"),
+            series("points_total", "b", "0+100x60", fate="delivered"),
+            series("spool_takes_readings", "a", "1x60"),
+            series("spool_takes_readings", "b", "0x60"),
+            series("spool_size_bytes", "a", "81x60"),
+            series("spool_size_limit_bytes", "a", "100x60"),
+        ],
+        "alert_rule_test": [
+            silent("AtomscaleOutage", "10m"),
+            fires("AtomscaleOutage", "20m", "a", "could not deliver for 20m 0s", severity="ticket"),
+            silent("AtomscaleOutageOfTheSite", "50m"),
+            silent("AtomscalePointsLost", "20m"),
+            fires("AtomscalePointsLost", "40m", "a", "has lost points: a journal is damaged", severity="page",
+                  fate="lost"),
+            fires("AtomscaleReadingsLeftOut", "5m", "b", "keeps no new readings: the spool or its disk is full",
+                  severity="page"),
+            fires("AtomscaleSpoolFillsUp", "50m", "a", "will have no room for new readings within a day",
+                  severity="ticket"),
+        ],
+    }  # fmt: skip
+    rules = str(FACILITY / "prometheus" / "atomscale-rules.yml")
+    file = tmp_path / "test.yml"  # JSON is YAML
+    file.write_text(json.dumps({"rule_files": [rules], "evaluation_interval": "1m", "tests": [test]}))
+
+    ended = subprocess.run([promtool, "test", "rules", str(file)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 @pytest.mark.long
