@@ -49,10 +49,16 @@ class Pause:
         self._obliged_until = 0.0  # the server named this time itself
 
     def failed(self, now: float, error: ApiError) -> float:
-        """Count a failure, and return until when the request that failed should wait."""
-        backoff = KEY if isinstance(error, ApiKeyError) else SERVER
-        delay = backoff.pause_s(self.failures) * (0.5 + self._jitter() / 2)
-        self.failures += 1
+        """Count a failure, and return until when the request that failed should wait.
+
+        While a pause is on, only requests that left before it can fail. They tell nothing new: one short outage fails
+        as many requests as were under way, and would else be followed by a long pause.
+        """
+        delay = 0.0
+        if self.over(now) or not self.failures:
+            backoff = KEY if isinstance(error, ApiKeyError) else SERVER
+            delay = backoff.pause_s(self.failures) * (0.5 + self._jitter() / 2)
+            self.failures += 1
         asked = error.retry_after_s if isinstance(error, ApiUnavailableError) else None
         if asked is not None and asked >= SHORTEST_RETRY_AFTER_S:
             delay = min(asked, LONGEST_RETRY_AFTER_S)

@@ -17,6 +17,15 @@ def longest(_: object = None) -> Pause:
     return Pause(lambda: 1.0)
 
 
+def pauses(pause: Pause, error: ApiError, count: int) -> list[float]:
+    """How long each of several pauses is, if the request that is tried after one fails as well."""
+    found: list[float] = []
+    for _ in range(count):
+        now = max(NOW, pause.until)
+        found.append(pause.failed(now, error) - now)
+    return found
+
+
 def asked(seconds: float) -> ApiUnavailableError:
     return ApiUnavailableError("busy", retry_after_s=seconds)
 
@@ -33,15 +42,11 @@ def test_each_failure_doubles_the_pause_up_to_a_limit_which_is_higher_for_a_wron
 ) -> None:
     pause = longest()
 
-    assert [pause.failed(NOW, error) - NOW for _ in expected] == expected
+    assert pauses(pause, error, len(expected)) == expected
 
 
 def test_the_pause_stays_at_its_limit_however_many_failures_there_were() -> None:
-    pause = longest()
-    for n in range(5000):
-        until = pause.failed(NOW + n, DOWN)
-
-    assert until == NOW + 4999 + 30
+    assert pauses(longest(), DOWN, 5000)[-1] == pytest.approx(30)
 
 
 def test_jitter_shortens_a_pause_by_up_to_half() -> None:
@@ -63,7 +68,7 @@ def test_nothing_is_sent_for_as_long_as_the_server_asks_within_a_limit(asks_for:
 def test_a_retry_after_below_a_second_leaves_the_growing_pause(asks_for: float) -> None:
     pause = longest()
 
-    assert [pause.failed(NOW, asked(asks_for)) - NOW for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert pauses(pause, asked(asks_for), 8) == [0.5, 1, 2, 4, 8, 16, 30, 30]
     pause.succeeded()
     assert pause.over(NOW)
 
@@ -74,6 +79,14 @@ def test_a_later_failure_does_not_shorten_a_pause() -> None:
 
     assert pause.failed(NOW + 1, DOWN) == NOW + 60
     assert pause.failed(NOW + 2, asked(10)) == NOW + 60
+
+
+def test_requests_that_were_under_way_do_not_make_the_pause_of_one_outage_longer() -> None:
+    pause = longest()
+    until = pause.failed(NOW, DOWN)
+
+    assert {pause.failed(NOW + n / 100, DOWN) for n in range(16)} == {until}
+    assert pause.failed(until, DOWN) == until + 1.0
 
 
 def test_requests_leave_again_at_the_end_of_a_pause_and_not_before() -> None:
@@ -91,8 +104,7 @@ def test_requests_leave_again_at_the_end_of_a_pause_and_not_before() -> None:
 
 def test_after_a_success_nothing_waits_and_the_next_pause_is_short_again() -> None:
     pause = longest()
-    for _ in range(6):
-        pause.failed(NOW, DOWN)
+    pauses(pause, DOWN, 6)
     assert pause.failures == 6
 
     pause.succeeded()
