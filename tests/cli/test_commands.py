@@ -89,6 +89,8 @@ def test_no_command_takes_an_api_key() -> None:
         ("matplotlib", ["demo"], "demo"),
         ("prometheus_client", ["metrics"], "metrics"),
         ("uvicorn", ["metrics"], "metrics"),
+        ("tiled", ["send", "tiled", "http://tiled.lab:8000/mbe", "--dry-run"], "tiled"),
+        ("httpx", ["send", "tiled", "http://tiled.lab:8000/mbe", "--dry-run"], "tiled"),
     ],
 )
 def test_a_missing_extra_is_one_line_that_says_what_to_install(missing: str, arguments: list[str], extra: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from runs import Document, growth, held
 from waiting import wait_until
@@ -114,6 +115,23 @@ def test_a_finished_run_that_comes_again_is_known_by_its_uid(settings: Settings)
     taken(settings, Bus(documents))
     again = taken(settings, Bus(documents))
     assert (again.runs, again.known_runs, again.rows) == (0, 1, 0)
+
+
+def test_a_run_is_whole_once_its_stop_was_taken_unless_it_is_to_be_resent(settings: Settings) -> None:
+    documents = list(growth(points=3))
+    uid = documents[0][1]["uid"]
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        for n, (name, doc) in enumerate(documents):
+            assert not recorder.has_whole(uid), n
+            recorder.take(name, doc)
+        assert recorder.has_whole(uid)
+        assert not recorder.has_whole("another")
+    taken(settings, Bus(interrupted := list(growth(points=3))[:-1]))
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        assert recorder.has_whole(uid)
+        assert not recorder.has_whole(interrupted[0][1]["uid"])
+    with DocumentRecorder(msgspec.structs.replace(settings, resend=True)) as recorder:
+        assert not recorder.has_whole(uid)
 
 
 def test_what_cannot_be_used_is_counted_and_acknowledged(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
