@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -42,12 +42,28 @@ class Check:
     remedy: str = ""
 
 
-def examine(settings: Settings) -> Iterator[Check]:
-    """Yield each check as soon as it is done. Sends at most eight requests to the API."""
-    yield _key_is_there(settings)
-    yield from _spool(settings)
+# The settings that say whether a server is asked, and which one. The API key goes there.
+_WHOM_TO_ASK = ("endpoint", "allow_http", "offline")
+
+
+def examine(settings: Settings, unclear: Set[str] = frozenset()) -> Iterator[Check]:
+    """Yield each check as soon as it is done. Sends at most eight requests to the API.
+
+    Args:
+        settings: The settings in force.
+        unclear: Names of settings for which a source has a value that cannot be used or read. What they decide is not
+            checked, because the default is perhaps not what the user means: the key goes to no host that was not named.
+    """
+    yield _key_is_there(settings, unclear)
+    if "spool_dir" in unclear:
+        yield Check("spool", Result.FAILED, "not looked at: no usable `spool_dir`", "first mend the settings")
+    else:
+        yield from _spool(settings)
     if settings.offline:
         yield Check("server", Result.WARNING, "not asked: `offline` is set", "unset it to send what is spooled")
+        return
+    if doubtful := [name for name in _WHOM_TO_ASK if name in unclear]:
+        yield Check("server", Result.FAILED, f"not asked: no usable `{doubtful[0]}`", "first mend the settings")
         return
     client = Client(settings)
     try:
@@ -56,9 +72,11 @@ def examine(settings: Settings) -> Iterator[Check]:
         client.close()
 
 
-def _key_is_there(settings: Settings) -> Check:
+def _key_is_there(settings: Settings, unclear: Set[str]) -> Check:
     if settings.api_key:
         return Check("API key", Result.PASSED, "set")
+    if "api_key" in unclear:
+        return Check("API key", Result.FAILED, "no usable `api_key`", "first mend the settings")
     return Check(
         "API key",
         Result.FAILED,

@@ -24,6 +24,7 @@ from ..settings import (
     from_file,
     nearest,
     relative_spool,
+    settings_of,
     unknown_variables,
 )
 
@@ -55,6 +56,9 @@ class SettingsReport:
     settings: Settings
     shown: tuple[SettingShown, ...]
     mistakes: tuple[Mistake, ...] = field(default_factory=tuple)
+    # Settings to which a source gives a value that cannot be used or read. `settings` has the default instead, which is
+    # perhaps not what the user means.
+    unclear: frozenset[str] = frozenset()
 
 
 def report_settings(
@@ -63,24 +67,30 @@ def report_settings(
     """Return every setting with its source, and every mistake. Takes the same arguments as `Settings.load`."""
     environ = os.environ if environ is None else environ
     mistakes: list[Mistake] = []
+    unclear: set[str] = set()
+    given_beside_file = from_environment(FIELDS, environ) | from_arguments(arguments)
     try:
         merged = from_file(file, environ)
     except SettingsError as error:
         mistakes.append(Mistake(str(error), "mend the file", refused=True))
+        unclear |= FIELDS.keys() - given_beside_file.keys()
         merged = {}
-    merged |= from_environment(FIELDS, environ) | from_arguments(arguments)
+    merged |= given_beside_file
     given: dict[str, Any] = {}
     for name, (value, source) in merged.items():
         if name not in FIELDS:
             meant = nearest(name, FIELDS)
+            unclear |= {meant} - given_beside_file.keys() if meant else set()
             found = f"there is no setting {name!r} ({source})"
             mistakes.append(Mistake(found, f"did you mean {meant!r}?" if meant else "remove it", refused=True))
             continue
         try:
             given[name] = checked(name, value, source)
         except SettingsError as error:
+            unclear.add(name)
             mistakes.append(Mistake(str(error), "give it a value that fits", refused=True))
     for variable, meant in unknown_variables(FIELDS, environ).items():
+        unclear |= settings_of(meant, FIELDS) - given_beside_file.keys() if meant else set()
         found = f"environment variable {variable} is no setting, so it has no effect"
         mistakes.append(Mistake(found, f"did you mean {meant}?" if meant else "remove it", refused=False))
     if (relative := relative_spool(merged)) is not None:
@@ -89,10 +99,12 @@ def report_settings(
     try:
         settings = Settings.made_of(given)
     except SettingsError as error:
-        mistakes.append(Mistake(str(error), "change one of the two", refused=True))
+        mistakes.append(Mistake(str(error), "mend the setting `endpoint`", refused=True))
+        unclear.add("endpoint")
         given.pop("endpoint", None)
         settings = Settings(**given)
-    return SettingsReport(settings, tuple(_shown(settings, given, merged)), tuple(mistakes))
+    shown = _shown(settings, given, merged)
+    return SettingsReport(settings, tuple(shown), tuple(mistakes), frozenset(unclear))
 
 
 def _readable_key(merged: Mapping[str, tuple[Any, str]]) -> list[Mistake]:

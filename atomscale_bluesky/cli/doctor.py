@@ -22,7 +22,8 @@ _STYLES = {"passed": "green", "warning": "yellow", "failed": "bold red"}
 def doctor(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
     """Check key, server, TLS, clock, instrument and spool, and say what to do.
 
-    Nothing is made, changed or sent.
+    Nothing is made, changed or sent. Where a setting cannot be used, what depends on it is not checked: no server is
+    asked while it is unclear which one is meant.
 
     The exit code is 1 if a check failed, and 0 otherwise, warnings included.
     """
@@ -34,7 +35,7 @@ def doctor(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
         Check("settings", Result.FAILED if one.refused else Result.WARNING, one.found, one.remedy)
         for one in report.mistakes
     ]
-    checks += examine(report.settings)
+    checks += examine(report.settings, report.unclear)
     if as_json:
         click.echo(json.dumps([asdict(check) | {"result": check.result.value} for check in checks], indent=2))
     else:

@@ -31,6 +31,7 @@ from .sources import (
     from_file,
     nearest,
     relative_spool,
+    settings_of,
     unknown_variables,
 )
 from .values import DEFAULT_ENDPOINT, is_loopback
@@ -57,5 +58,6 @@ __all__ = [
     "is_loopback",
     "nearest",
     "relative_spool",
+    "settings_of",
     "unknown_variables",
 ]

@@ -64,8 +64,7 @@ def from_environment(fields: Fields, environ: Mapping[str, str]) -> dict[str, tu
     """Return what the environment has of these settings: value and source by name."""
     found: dict[str, tuple[Any, str]] = {}
     for name in fields:
-        variables = {"api_key": _KEY_VARIABLES, "endpoint": _ENDPOINT_VARIABLES}.get(name, (_PREFIX + name.upper(),))
-        for variable in variables:
+        for variable in _variables(name):
             if text := environ.get(variable, "").strip():
                 found[name] = (_from_text(fields[name], text), f"environment variable {variable}")
                 break
@@ -85,6 +84,16 @@ def relative_spool(merged: Mapping[str, tuple[Any, str]]) -> str | None:
     if path.is_absolute():
         return None
     return f"setting 'spool_dir' ({source}) is {value!r}, so it is another folder in each folder, now {path.absolute()}"
+
+
+def _variables(name: str) -> tuple[str, ...]:
+    """Return the variables that may have a setting. The first one that is set counts."""
+    return {"api_key": _KEY_VARIABLES, "endpoint": _ENDPOINT_VARIABLES}.get(name, (_PREFIX + name.upper(),))
+
+
+def settings_of(variable: str, fields: Fields) -> set[str]:
+    """Return the settings that a variable of the environment may give: one, or all if it names the file."""
+    return set(fields) if variable == _FILE_VARIABLE else {name for name in fields if variable in _variables(name)}
 
 
 def unknown_variables(fields: Fields, environ: Mapping[str, str]) -> dict[str, str | None]:

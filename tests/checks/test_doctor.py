@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -117,14 +118,51 @@ def test_another_service_at_the_endpoint_fails_with_the_address_of_atomscale(
     assert "key works" not in checks
 
 
-def test_a_settings_file_that_is_no_toml_is_a_finding_among_the_others(server: LocalServer, spool_dir: Path) -> None:
+# Each is a file, or a variable of the environment, with a mistake that leaves open which server is meant.
+@pytest.mark.parametrize(
+    ("content", "variables", "found"),
+    [
+        ("points_per_chunk = \n", {}, "cannot be read"),
+        ("endpoint = 'http://lab-server.example.org'\n", {}, "plain http"),
+        ("endpoint = 'lab-server'\n", {}, "expected an address"),
+        ("endpont = 'https://lab-server.example.org'\n", {}, "there is no setting 'endpont'"),
+        ("offline = 'perhaps'\n", {}, "'offline'"),
+        ("", {"ATOMSCALE_API_ENDPOINT": "http://lab-server.example.org"}, "plain http"),
+        ("", {"ATOMSCALE_BLUESKY_API_ENDPOINT": "https://lab-server.example.org"}, "no effect"),
+        ("", {"ATOMSCALE_BLUESKY_SETTING": "site.toml"}, "no effect"),
+    ],
+)
+def test_no_server_is_asked_while_it_is_unclear_which_one_is_meant(
+    server: LocalServer, spool_dir: Path, content: str, variables: dict[str, str], found: str
+) -> None:
     file = spool_dir.parent / "settings.toml"
-    file.write_text("points_per_chunk = \n")
-    code, checks = doctor(server, spool_dir, ATOMSCALE_BLUESKY_SETTINGS=str(file))
+    file.write_text(content)
+    environ = {"ATOMSCALE_BLUESKY_SETTINGS": str(file), "ATOMSCALE_API_ENDPOINT": ""} | variables
+    with socket.create_server(("127.0.0.1", 0)) as proxy:  # whatever host is asked, the proxy would be asked for it
+        proxy.setblocking(False)
+        environ["HTTPS_PROXY"] = environ["HTTP_PROXY"] = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        code, checks = doctor(server, spool_dir, **environ)
+        with pytest.raises(BlockingIOError):  # nobody has connected
+            proxy.accept()
 
-    assert (code, checks["settings"]["result"]) == (1, "failed")
-    assert "cannot be read" in checks["settings"]["found"]
-    assert checks["server"]["result"] == "passed"
+    assert code == 1
+    assert found in checks["settings"]["found"]
+    assert (checks["server"]["result"], checks["server"]["remedy"]) == ("failed", "first mend the settings")
+    assert checks["server"]["found"].startswith("not asked: no usable `")
+    assert not {"TLS", "clock", "key works", "instrument"} & set(checks)
+
+
+def test_a_broken_settings_file_leaves_the_spool_that_the_environment_names(
+    server: LocalServer, spool_dir: Path
+) -> None:
+    file = spool_dir.parent / "settings.toml"
+    file.write_text("spool_dir = \n")
+    _, checks = doctor(server, spool_dir, ATOMSCALE_BLUESKY_SETTINGS=str(file))
+    assert checks["spool"]["result"] == "passed"
+
+    _, checks = doctor(server, spool_dir, ATOMSCALE_BLUESKY_SETTINGS=str(file), ATOMSCALE_BLUESKY_SPOOL_DIR="")
+    assert checks["spool"]["found"] == "not looked at: no usable `spool_dir`"
+    assert "room" not in checks
 
 
 def test_a_clock_that_is_far_off_is_warned_about(server: LocalServer, spool_dir: Path) -> None:
