@@ -219,7 +219,8 @@ class AtomscaleCallback:
         """Read a run back from Atomscale and compare every point with the run's journal; for scripts, not for plans.
 
         Blocks, because it sends requests to Atomscale. Of a run in progress, the points confirmed so far are compared.
-        A run is in the spool until it is finalized, or, with `keep = "verified"`, until it was read back and is equal.
+        The run has to be in the spool, which it leaves as soon as it is finalized. With `keep = "verified"` it leaves
+        only after it was read back and was equal, and the error then says when that was.
 
         Args:
             run_uid: The run's uid, or its beginning.
@@ -229,15 +230,16 @@ class AtomscaleCallback:
             What was compared and what differs; `equal` says whether the whole run is in Atomscale, point by point.
 
         Raises:
-            SpoolError: No run of the spool, or several, begin with `run_uid`; or its files cannot be read.
+            SpoolError: No run of the spool, or several, begin with `run_uid`; or the run has left the spool; or its
+                files cannot be read.
             ApiKeyError: The key may not read.
             ApiUnavailableError: The API did not answer in time.
             ApiTooLargeError: An answer is far larger than its stream can be.
         """
         from .api.client import Client  # both take a while, and few sessions need them
-        from .checks.verification import verify_run
+        from .checks.verification import find_to_verify, verify_run
 
-        folder = Path(self._watch.find(run_uid).folder)
+        folder = find_to_verify(self._spool, self._watch, run_uid)
         client = Client(self.settings)
         try:
             return verify_run(folder, client, patience_s=patience_s)

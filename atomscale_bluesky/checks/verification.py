@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from ..api.client import Client
@@ -28,9 +29,12 @@ from ..model.text import plain
 from ..spool.ledger import LedgerReader, facts_of
 from ..spool.ledger_format import Confirmed, Moved, Tried
 from ..spool.run_reader import LEDGER, RunReader
+from ..spool.spool import Spool
 from ..spool.stream_state import StreamState
 from ..status.account import Account, Counts
 from ..status.notebook import html_table
+from ..status.run_summary import verified_at
+from ..status.spool_status import SpoolStatus
 from .comparison import Difference, Part, Points, Series, arrangement, differences, same_points
 
 # How many differences are reported. Further ones are only counted.
@@ -139,6 +143,29 @@ class Verification:
         rest = {"waiting": self.waiting, "refused": self.refused, "discarded": self.discarded, "lost": self.lost}
         left = ", ".join(f"{n} {what}" for what, n in rest.items() if n)
         return f"all {self.points} points that were confirmed are equal" + (f"; {left}" if left else "")
+
+
+def find_to_verify(spool: Spool, watch: SpoolStatus, run: str) -> Path:
+    """Return the folder of the run whose uid begins with `run`.
+
+    Raises:
+        SpoolError: No run or several runs match, or it has left the spool. The text then says whether it was read back.
+    """
+    try:
+        return Path(watch.find(run).folder)
+    except SpoolError:
+        entry = spool.history.newest_like(run) if run else None
+        if entry is None:
+            raise
+        uid = plain(str(entry.get("run_uid"))[:8])
+    if (at := verified_at(entry)) is not None:
+        when = f"{datetime.fromtimestamp(at).astimezone():%Y-%m-%d %H:%M:%S}"
+        raise SpoolError(f"run {uid} was read back on {when} and was equal, and has left the spool")
+    raise SpoolError(
+        f"run {uid} is finished and has left the spool: compare it with its recorded documents "
+        f"(`atomscale-bluesky verify {uid} --file FILE`), or look at what Atomscale has (`atomscale-bluesky show {uid} "
+        f'--from api`); with the setting keep = "verified" a run is read back before it leaves the spool'
+    )
 
 
 def verify_run(

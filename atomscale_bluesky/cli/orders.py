@@ -15,13 +15,13 @@ from rich.text import Text
 
 from ..status.progress import counted
 from .formatting import console, plain
+from .runs import run_argument, runs_argument, uid_meant
 
 if TYPE_CHECKING:
     from ..spool.orders import OrderLine
     from ..spool.spool import Spool
     from ..status.run_status import RunStatus
 
-_run = click.argument("run", metavar="RUN")
 _spool_dir = click.option(
     "--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="The spool that the runs are in."
 )
@@ -32,7 +32,7 @@ def _runs(command: _T) -> _T:
     """Give a command the arguments that say which runs are meant, and the option to only show what it would do."""
     command = click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")(command)
     command = click.option("--all-parked", is_flag=True, help="All runs that wait for the operator.")(command)
-    return click.argument("runs", metavar="RUN...", nargs=-1)(command)
+    return runs_argument(command)
 
 
 @click.command
@@ -41,8 +41,8 @@ def _runs(command: _T) -> _T:
 def retry(runs: tuple[str, ...], all_parked: bool, dry_run: bool, spool_dir: Path | None) -> int:
     """Try again what is parked or refused.
 
-    RUN is the beginning of a run's uid, as `status` shows it. Use it when the reason has passed: an instrument was
-    registered, a right was given, the server was mended. A chunk keeps its number and its content.
+    RUN is a uid, its beginning, a scan id, or `last` for the newest run. Use it when the reason has passed: an
+    instrument was registered, a right was given, the server was mended. A chunk keeps its number and its content.
     """
     from ..spool.orders import Retry
 
@@ -58,8 +58,8 @@ def retry(runs: tuple[str, ...], all_parked: bool, dry_run: bool, spool_dir: Pat
 def discard(runs: tuple[str, ...], all_parked: bool, dry_run: bool, yes: bool, spool_dir: Path | None) -> int:
     """Give up what runs have not delivered.
 
-    RUN is the beginning of a run's uid, as `status` shows it. What waits or was refused is deleted here and never sent;
-    what was delivered stays in Atomscale, in streams that are not finalized.
+    RUN is a uid, its beginning, a scan id, or `last` for the newest run. What waits or was refused is deleted here
+    and never sent; what was delivered stays in Atomscale, in streams that are not finalized.
     """
     from ..spool.orders import Discard
 
@@ -105,11 +105,11 @@ def edit(
 ) -> int:
     """Correct what the streams of runs are initialized with and linked to.
 
-    RUN is the beginning of a run's uid, as `status` shows it. What is not given stays as the run's metadata or an
-    earlier edit say. What in the metadata cannot be used has to be given, or left out with --leave-out-unusable.
+    RUN is a uid, its beginning, a scan id, or `last` for the newest run. What is not given stays as the run's metadata
+    or an earlier edit say. What in the metadata cannot be used has to be given, or left out with --leave-out-unusable.
     Sample, tags and tracking can be given until the run is finalized. Once Atomscale has a stream of the run,
-    instrument and project are changed there. Name and points per chunk can be given until its streams are planned,
-    which is not before its metadata can be used.
+    instrument and project can only be changed in Atomscale. Name and points per chunk can be given until its streams
+    are planned, which is not before its metadata can be used.
     """
     given: dict[str, Any] = {name: value for name, value in one.items() if value is not None}
     if no_sample or given.keys() & {"physical_sample", "physical_sample_id"}:
@@ -133,14 +133,14 @@ def edit(
 
 
 @click.command
-@_run
+@run_argument
 @_spool_dir
 def settle(run: str, spool_dir: Path | None) -> int:
     """Complete a run whose stop document never comes.
 
-    RUN is the beginning of a run's uid, as `status` shows it. Only for a run that a living process holds open although
-    its plan is over, because another subscriber raised on the stop document; a run whose process has died is completed
-    by itself.
+    RUN is a uid, its beginning, a scan id, or `last` for the newest run. Only for a run that a living process holds
+    open although its plan is over, because another subscriber raised on the stop document; a run whose process has
+    died is completed by itself.
     """
     from ..spool.orders import Settle
     from ..spool.run_reader import stop_of
@@ -163,9 +163,9 @@ def move(
 ) -> int:
     """Deliver runs to another endpoint than the one they were spooled for, or parked ones again to the same.
 
-    RUN is the beginning of a run's uid, as `status` shows it. The whole run goes to the new endpoint, from its first
-    reading on, into new metrology streams; what the old one has of it stays there, in streams that are not finalized.
-    The process that delivers it needs a key for the new endpoint.
+    RUN is a uid, its beginning, a scan id, or `last` for the newest run. The whole run goes to the new endpoint,
+    from its first reading on, into new metrology streams; what the old one has of it stays there, in streams that
+    are not finalized. The process that delivers it needs a key for the new endpoint.
     """
     from ..settings import Settings
     from ..spool.orders import Move
@@ -269,7 +269,7 @@ def _choose(spool: Spool, names: Sequence[str], all_parked: bool) -> _Chosen:
         found = {run.folder: run for run in status if run.state == "parked" or run.points.refused}
     for name in names:
         try:
-            run = watch.find(name)
+            run = watch.find(uid_meant(spool, name))
         except SpoolError as error:
             problems.append(plain(error))
         else:
@@ -287,10 +287,10 @@ def _named(runs: Sequence[RunStatus]) -> str:
 
 def _spool(spool_dir: Path | None) -> Spool:
     from ..settings import Settings
-    from .status import open_spool
+    from .status import no_spool, open_spool
 
     settings = Settings.load(spool_dir=spool_dir)
     spool = open_spool(settings, read_only=False)
     if spool is None:
-        raise click.ClickException(f"there is no spool in {plain(settings.spool_path)}")
+        raise click.ClickException(no_spool(settings))
     return spool

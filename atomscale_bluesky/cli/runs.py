@@ -12,7 +12,6 @@ import click
 from click.shell_completion import CompletionItem
 
 from .formatting import plain
-from .status import open_spool
 
 if TYPE_CHECKING:
     from ..checks.run_tables import Table
@@ -53,6 +52,7 @@ class RunName(click.ParamType):
         """Return the newest runs, for the shell to offer."""
         from ..errors import AtomscaleBlueskyError
         from ..settings import Settings
+        from .status import open_spool
 
         with contextlib.suppress(AtomscaleBlueskyError, OSError):
             spool = open_spool(Settings.load(spool_dir=ctx.params.get("spool_dir")))
@@ -64,6 +64,8 @@ class RunName(click.ParamType):
 
 
 run_argument = click.argument("run", metavar="RUN", type=RunName())
+run_or_all_argument = click.argument("run", metavar="[RUN]", type=RunName(), required=False)
+runs_argument = click.argument("runs", metavar="RUN...", type=RunName(), nargs=-1)
 spool_dir_option = click.option(
     "--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="The spool that the run is in."
 )
@@ -103,24 +105,21 @@ def find_run(settings: Settings, text: str) -> FoundRun:
     Raises:
         click.ClickException: There is no such run, or there are several.
     """
+    from .status import no_spool, open_spool
+
     spool = open_spool(settings)
-    runs = all_runs(spool) if spool is not None else []
-    if spool is not None:
-        _check_kept(spool, runs, text)
+    if spool is None:
+        raise click.ClickException(no_spool(settings))
+    runs = all_runs(spool)
+    _check_kept(spool, runs, text)
     if not runs:
         raise click.ClickException(f"there is no run in {plain(settings.spool_path)}")
-    if text == LAST:
-        return runs[-1]
-    by_scan = [run for run in runs if text.isdecimal() and run.scan_id == int(text)]
-    if by_scan and len(text) < UID_SHOWN:
-        return by_scan[-1]
-    by_uid = {run.run_uid: run for run in runs if text and run.run_uid.startswith(text)}  # the newest of each uid
+    sought = _uid_meant(runs, text)
+    by_uid = {run.run_uid: run for run in runs if sought and run.run_uid.startswith(sought)}  # the newest of each uid
     if len(by_uid) > 1:
         raise click.ClickException(f"{len(by_uid)} runs begin with {plain(repr(text))}; give more of the uid")
     if by_uid:
         return next(iter(by_uid.values()))
-    if by_scan:
-        return by_scan[-1]
     raise click.ClickException(
         f"no run begins with {plain(repr(text))} or has it as its scan id; see `atomscale-bluesky status --all`"
     )
@@ -143,6 +142,32 @@ def _check_kept(spool: Spool, runs: Sequence[FoundRun], text: str) -> None:
         meant = [] if others else [run for run in not_kept if text and run.run_uid.startswith(text)]
     if meant:
         raise click.ClickException(not_kept_text(max(meant, key=lambda run: run.started)))
+
+
+def uid_meant(spool: Spool, text: str) -> str:
+    """Return the uid of the run that is meant by `last` or a scan id; of any other text, the text.
+
+    Nothing is read for a text that is certainly the beginning of a uid.
+
+    Raises:
+        click.ClickException: The newest run found no room in the spool.
+    """
+    if text != LAST and not text.isdecimal():
+        return text
+    runs = all_runs(spool)
+    if text == LAST:
+        _check_kept(spool, runs, text)
+    return _uid_meant(runs, text)
+
+
+def _uid_meant(runs: Sequence[FoundRun], text: str) -> str:
+    """Do the same among these runs, oldest first. A long number is a scan id only if no uid begins with it."""
+    if text == LAST:
+        return runs[-1].run_uid if runs else text
+    by_scan = [run for run in runs if text.isdecimal() and run.scan_id == int(text)]
+    if by_scan and (len(text) < UID_SHOWN or not any(run.run_uid.startswith(text) for run in runs)):
+        return by_scan[-1].run_uid
+    return text
 
 
 def tables_of(settings: Settings, run: FoundRun, source: str, names: Sequence[str] = ()) -> list[Table]:

@@ -54,6 +54,8 @@ def show(run: str, source: str, as_json: bool, spool_dir: Path | None) -> int:
 
 def _facts(run: FoundRun) -> list[tuple[str, str]]:
     """Return what is to be shown of a run beside its channels. Text from outside is made harmless."""
+    from ..status.run_summary import verified_at
+
     status, entry = run.status, run.entry or {}
     facts = [("started", moment(run.started))]
     if run.scan_id is not None:
@@ -70,6 +72,8 @@ def _facts(run: FoundRun) -> list[tuple[str, str]]:
             (s.get("label"), s.get("data_id"), s.get("state"), s.get("problem")) for s in entry.get("streams") or ()
         ]
         facts.append(("state", "discarded" if entry.get("discarded") else "finalized"))
+        if (at := verified_at(entry)) is not None:
+            facts.append(("read back", f"equal, on {moment(at)}"))
         if not entry.get("interrupted"):
             facts += _ended(str(entry.get("exit_status") or ""), str(entry.get("reason") or ""))
         counts = {name: int(entry.get(name) or 0) for name in ("delivered", "discarded", "lost")}

@@ -24,6 +24,7 @@ from rich.text import Text
 from ..status.progress import counted
 from .formatting import console, moment, plain
 from .monitoring import Duration, check_now
+from .runs import run_or_all_argument, uid_meant
 
 if TYPE_CHECKING:
     from ..settings import Settings
@@ -40,7 +41,7 @@ MOST_SHOWN = 20
 
 
 @click.command
-@click.argument("run", metavar="[RUN]", required=False)
+@run_or_all_argument
 @click.option("--all", "with_finished", is_flag=True, help="Show the finished runs too.")
 @click.option("--last", type=click.IntRange(min=1), default=MOST_SHOWN, show_default=True, metavar="N",
               help="Show the newest N runs in the spool, and with --all the newest N finished ones.")  # fmt: skip
@@ -63,9 +64,9 @@ def status(
     """Report what happened to every reading.
 
     Shows the runs that are not delivered whole: what was seen, delivered, waits, was refused or left out, and why; for
-    how long the oldest point has been waiting; and what to do about a run that needs the operator. RUN is the beginning
-    of a run's uid: then only that run is shown, also if it is finished. Works while the RunEngine's process lives, and
-    after it has died.
+    how long the oldest point has been waiting; and what to do about a run that needs the operator. RUN is a uid,
+    its beginning, a scan id, or `last` for the newest run: then only that run is shown, also if it is finished. Works
+    while the RunEngine's process lives, and after it has died.
 
     The exit code is 1 if something needs the operator: a run that is parked or cannot be read, a chunk that was
     refused, a point that was lost, a disk or a spool that is full. It is 0 otherwise, also while points wait.
@@ -133,12 +134,15 @@ class _Look:
                 since = self.now - FINISHED_SHOWN_S
                 self.finished = [e for e in self._entries(self._spool) if float(e.get("finished") or 0.0) > since]
         if self._run is not None:
-            sought = self._run
+            if self._spool is None:
+                raise click.ClickException(no_spool(self._settings))
+            sought = self._run = uid_meant(self._spool, self._run)
             of_it = [run for run in self.runs if run.run_uid.startswith(sought)]
             self.finished = [entry for entry in self.finished if str(entry.get("run_uid")).startswith(sought)]
             if not (of_it or self.finished):
                 raise click.ClickException(
-                    f"no run begins with {plain(repr(sought))}; `atomscale-bluesky status --all` lists them"
+                    f"no run begins with {plain(repr(sought))} or has it as its scan id; `atomscale-bluesky status "
+                    f"--all` lists them"
                 )
             runs = self.runs
             self.runs = Status(of_it, runs.trouble, runs.no_room, (), runs.delivered_to)

@@ -190,6 +190,8 @@ def _run(run: RunStatus, now: float, endpoint: str) -> Iterator[RenderableType]:
 
 
 def _finished(entry: dict[str, Any], *, went_on: bool) -> Iterator[RenderableType]:
+    from ..status.run_summary import verified_at
+
     points = int(entry.get("delivered") or 0)
     discarded = int(entry.get("discarded") or 0)
     state = "discarded" if discarded else "finalized"
@@ -200,6 +202,8 @@ def _finished(entry: dict[str, Any], *, went_on: bool) -> Iterator[RenderableTyp
     whole = not (not_kept(entry.get("left_out") or {}) or entry.get("lost"))
     share = f"{number(discarded)} given up" if discarded else "all of them" if whole else "all that was kept"
     table.add_row("points", Text(f"{number(points)} delivered, {share}, by {moment(entry.get('finished') or 0.0)}"))
+    if (at := verified_at(entry)) is not None:
+        table.add_row("read back", Text(f"equal, on {moment(at)}", style="green"))
     for reason, count in (entry.get("left_out") or {}).items():
         table.add_row("left out", Text(f"{number(count)} {plain(reason)}"))
     _add_not_given(table, entry.get("not_given") or {})

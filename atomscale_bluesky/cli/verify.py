@@ -12,18 +12,20 @@ from rich.table import Table
 from rich.text import Text
 
 from ..status.progress import counted, number
-from .formatting import ConsoleLog, console, plain
-from .status import open_spool
+from .formatting import ConsoleLog, console, moment, plain
+from .runs import UID_SHOWN, run_argument, uid_meant
+from .status import no_spool, open_spool
 
 if TYPE_CHECKING:
     from ..checks.verification import Verification
     from ..settings import Settings
+    from ..spool.spool import Spool
 
 MOST_NAMES = 8  # of series that the service has added; --json has all
 
 
 @click.command
-@click.argument("run", metavar="RUN")
+@run_argument
 @click.option(
     "--file",
     "recording",
@@ -54,10 +56,13 @@ def verify(
 ) -> int:
     """Read a run back from Atomscale and compare every point.
 
-    RUN is the beginning of a run's uid, as `status` shows it. While the run is in the spool it is compared with the
-    run's journal: value, time to the millisecond, unit, order and count. A run is there until it is finalized, or, with
-    the setting `keep = "verified"`, until it was read back and is equal. A run that has left the spool is compared with
-    its recorded documents, given by --file; its streams are those that the spool's history names, or --data-id.
+    RUN is a uid, its beginning, a scan id, or `last` for the newest run. While the run is in the spool it is compared
+    with the run's journal: value, time to the millisecond, unit, order and count. A run leaves the spool as soon as it
+    is finalized. Then it is compared with its recorded documents, given by --file; its streams are those that the
+    spool's history names, or --data-id.
+
+    With the setting `keep = "verified"` each run is read back before it leaves the spool. Of such a run this says when
+    it was read back.
 
     The exit code is 0 only if the whole run is in Atomscale, and all of it equal. It is 1 if something differs, is
     missing, waits, was refused or could not be compared.
@@ -66,12 +71,17 @@ def verify(
     from ..settings import Settings
 
     settings = Settings.load(spool_dir=spool_dir, endpoint=endpoint)
+    spool = open_spool(settings)
+    uid = run if spool is None else uid_meant(spool, run)
     try:
-        found = (
-            _with_journal(settings, run, patience_s)
-            if recording is None
-            else _with_recording(settings, run, recording, data_ids, patience_s)
-        )
+        if recording is not None:
+            found = _with_recording(settings, spool, uid, recording, data_ids, patience_s)
+        elif spool is None:
+            raise click.ClickException(no_spool(settings))
+        elif (entry := _read_back_before(spool, uid)) is not None:
+            return _show_read_back(entry, as_json)
+        else:
+            found = _with_journal(settings, spool, uid, patience_s)
     except ApiUnavailableError as error:
         raise click.ClickException(f"the run could not be read back: {plain(error)}") from None
     if as_json:
@@ -81,26 +91,56 @@ def verify(
     return int(not found.equal)
 
 
-def _with_journal(settings: Settings, run: str, patience_s: float) -> Verification:
+def _read_back_before(spool: Spool, run: str) -> dict[str, Any] | None:
+    """Return the history's line of a run that was read back, was equal and has left the spool; None for another run."""
+    from ..status.run_summary import verified_at
+    from ..status.spool_status import SpoolStatus
+
+    entry = spool.history.newest_like(run) if run else None
+    if entry is None or verified_at(entry) is None:
+        return None
+    return None if any(status.run_uid.startswith(run) for status in SpoolStatus(spool).status()) else entry
+
+
+def _show_read_back(entry: dict[str, Any], as_json: bool) -> int:
+    """Print when a run was read back, and return the exit code: 1 if not all of the run is in Atomscale."""
+    from ..status.run_summary import verified_at
+
+    at = verified_at(entry) or 0.0
+    gone = {name: int(entry.get(name) or 0) for name in ("discarded", "lost")}
+    if as_json:
+        told = {"run_uid": entry.get("run_uid"), "label": entry.get("label"), "verified_at": at}
+        click.echo(json.dumps(told | {"equal": not any(gone.values())} | gone, indent=2))
+    else:
+        more = "".join(f"; {number(count)} {name}" for name, count in gone.items() if count)
+        said = f"it was read back on {moment(at)} and was equal, and has left the spool{more}"
+        text = Text(f"Run {plain(str(entry.get('run_uid'))[:UID_SHOWN])}: {said}.", style="yellow" if more else "green")
+        console().print(text, soft_wrap=True)
+    return int(any(gone.values()))
+
+
+def _with_journal(settings: Settings, spool: Spool, run: str, patience_s: float) -> Verification:
     from ..api.client import Client
-    from ..checks.verification import verify_run
+    from ..checks.verification import find_to_verify, verify_run
     from ..errors import SpoolError
     from ..status.spool_status import SpoolStatus
 
-    spool = open_spool(settings)
-    if spool is None:
-        raise click.ClickException(f"there is no spool in {plain(settings.spool_path)}")
     client = Client(settings)
     try:
-        return verify_run(Path(SpoolStatus(spool).find(run).folder), client, patience_s=patience_s)
+        return verify_run(find_to_verify(spool, SpoolStatus(spool), run), client, patience_s=patience_s)
     except SpoolError as error:
-        raise click.ClickException(f"{plain(error)}; a recorded run can be given by --file") from None
+        raise click.ClickException(plain(error, limit=1000)) from None
     finally:
         client.close()
 
 
 def _with_recording(
-    settings: Settings, run: str, recording: Path, data_ids: tuple[str, ...], patience_s: float
+    settings: Settings,
+    spool: Spool | None,
+    run: str,
+    recording: Path,
+    data_ids: tuple[str, ...],
+    patience_s: float,
 ) -> Verification:
     from ..checks.recordings import one_run, verify_recorded
     from ..sources.recordings import RecordingError, read_documents
@@ -109,7 +149,7 @@ def _with_recording(
     logging.getLogger("atomscale_bluesky").addHandler(out)
     try:
         uid, documents = one_run(read_documents(recording), run)
-        streams = data_ids or _known_streams(settings, uid)
+        streams = data_ids or _known_streams(spool, uid)
         if not streams:
             raise click.UsageError(f"the spool knows no streams of run {plain(uid)}; name them by --data-id")
         return verify_recorded(documents, streams, settings, patience_s=patience_s)
@@ -119,11 +159,10 @@ def _with_recording(
         logging.getLogger("atomscale_bluesky").removeHandler(out)
 
 
-def _known_streams(settings: Settings, uid: str) -> tuple[str, ...]:
+def _known_streams(spool: Spool | None, uid: str) -> tuple[str, ...]:
     """Return what happened to a run, by the spool or its history."""
     from ..status.spool_status import SpoolStatus
 
-    spool = open_spool(settings)
     if spool is None:
         return ()
     here = next((status.data_ids for status in SpoolStatus(spool).status() if status.run_uid == uid), ())

@@ -78,10 +78,11 @@ class History:
         found = [entry for entry in self._found(msgspec.json.encode(uid)) if uid in (entry.get("descriptors") or ())]
         return found[-1] if found else None
 
-    def has_one_like(self, beginning: str) -> bool:
-        """Return True if there is an entry of a run whose uid begins with `beginning`."""
+    def newest_like(self, beginning: str) -> dict[str, Any] | None:
+        """Return the newest entry of a run whose uid begins with `beginning`, or None."""
         sought = msgspec.json.encode({"run_uid": beginning})[1:-2]
-        return any(str(entry.get("run_uid")).startswith(beginning) for entry in self._found(sought))
+        found = [entry for entry in self._found(sought) if str(entry.get("run_uid")).startswith(beginning)]
+        return found[-1] if found else None
 
     def added(self, marks: dict[tuple[int, int], int]) -> Iterator[dict[str, Any]]:
         """Yield the entries added since the last call with the same `marks`, oldest first. The first call yields all.

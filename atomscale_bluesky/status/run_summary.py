@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -37,6 +38,7 @@ def history_entry(
         "discarded": status.points.discarded,
         "interrupted": bool(stop and stop.interrupted),
         "verified": state.verified is not None,
+        **({"verified_at": state.verified} if state.verified is not None else {}),
         "until": account.until,
         "exit_status": stop.exit_status if stop else "",
         **({"not_given": dict(status.not_given)} if status.not_given else {}),
@@ -46,6 +48,14 @@ def history_entry(
         "scan_id": header.scan_id,
         "channels": _channels(status, account),
     }
+
+
+def verified_at(entry: Mapping[str, Any]) -> float | None:
+    """Return when the run of a line of the history was read back and was equal, in Unix seconds, or None if it was not.
+
+    A line of an earlier version has no time for it. Such a run left the spool right after that.
+    """
+    return float(entry.get("verified_at") or entry.get("finished") or 0.0) if entry.get("verified") else None
 
 
 def _channels(status: RunStatus, account: Account) -> dict[str, dict[str, Any]]:

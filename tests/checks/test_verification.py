@@ -8,7 +8,9 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -358,8 +360,9 @@ def test_a_run_that_is_not_in_the_spool_is_said_to_be_elsewhere(callback: Atomsc
     uid = feed(callback, list(growth(points=25)))
     assert callback.drain(timeout_s=10)
 
-    with pytest.raises(SpoolError, match="finished and has left the spool"):
+    with pytest.raises(SpoolError, match='finished and has left the spool: .* --from api.*keep = "verified"') as told:
         callback.verify(uid)
+    assert f"verify {uid[:8]} --file" in str(told.value)
     with pytest.raises(SpoolError, match="no run in the spool begins with 'nothing'"):
         callback.verify("nothing")
 
@@ -377,6 +380,37 @@ def test_a_run_that_is_kept_until_verified_leaves_the_spool_once_it_reads_back_e
     assert callback.drain(timeout_s=20)
     assert Spool(spool_dir).history.entries()[0]["verified"] is True
     assert any(request.call == "read" for request in server.requests())
+
+
+@pytest.mark.parametrize("keeps_time", [True, False])
+def test_a_run_that_was_read_back_says_when_wherever_it_is_shown(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, keeps_time: bool
+) -> None:
+    before = time.time()
+    callback = make_callback(keep="verified")
+    uid = feed(callback, list(growth(points=25)))
+    assert callback.drain(timeout_s=20)
+    history = Spool(spool_dir).history
+    (entry,) = history.entries()
+    at = entry["verified_at"]
+    assert before <= at <= time.time()
+    if not keeps_time:  # a line of an earlier version
+        at = entry["finished"] = 1_700_000_000.0
+        del entry["verified_at"]
+        (spool_dir / "history.jsonl").unlink()
+        history.add(entry)
+    when = f"{datetime.fromtimestamp(at).astimezone():%Y-%m-%d %H:%M:%S}"
+
+    done = run_command(server, spool_dir, "verify", "last")
+    told = json.loads(run_command(server, spool_dir, "verify", uid[:8], "--json").stdout)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"it was read back on {when} and was equal" in done.stdout
+    assert (told["run_uid"], told["equal"], told["verified_at"]) == (uid, True, at)
+    for arguments in (["status", "--all"], ["status", "last"], ["show", "last"]):
+        said = " ".join(run_command(server, spool_dir, *arguments).stdout.split())
+        assert f"read back equal, on {when}" in said
+    with pytest.raises(SpoolError, match=f"was read back on {when} and was equal"):
+        callback.verify(uid)
 
 
 def test_by_default_nothing_is_read_back(callback: AtomscaleCallback, server: LocalServer, spool_dir: Path) -> None:
@@ -513,6 +547,10 @@ def test_a_channel_that_is_due_and_is_no_series_of_numbers_is_not_taken_for_an_a
 
 
 def run_verify(server: LocalServer, spool_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_command(server, spool_dir, "verify", *arguments)
+
+
+def run_command(server: LocalServer, spool_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {
         "ATOMSCALE_API_ENDPOINT": server.url,
         "ATOMSCALE_API_KEY": server.api_key,
@@ -521,7 +559,7 @@ def run_verify(server: LocalServer, spool_dir: Path, *arguments: str) -> subproc
         "COLUMNS": "200",
     }
     return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "atomscale_bluesky", "verify", *arguments],
+        [sys.executable, "-W", "error", "-m", "atomscale_bluesky", *arguments],
         capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, env=os.environ | environment,
     )  # fmt: skip
 

@@ -52,6 +52,31 @@ def test_a_run_is_found_by_uid_beginning_scan_id_and_last(say: Say, spooled: Cal
     assert "no run begins with 'no-such-run'" in complaint
 
 
+@pytest.mark.parametrize("command", ["status", "show", "verify", "retry", "edit", "discard"])
+@pytest.mark.parametrize(("text", "newest"), [("{uid}", False), ("{short}", False), ("7", False), ("last", True)])
+def test_every_command_finds_a_run_in_the_same_ways(
+    say: Say, spooled: Callable[..., str], command: str, text: str, newest: bool
+) -> None:
+    uid, other = spooled(scan_id=7), spooled(scan_id=8)
+    run = text.format(uid=uid, short=uid[:8])
+    options = {"edit": ["--tag", "night"], "discard": ["--dry-run"]}.get(command, [])
+    _, said, complaint = say(command, run, *options)
+
+    found, left = (other, uid) if newest else (uid, other)
+    assert complaint == ""
+    assert found[:8] in said
+    assert left[:8] not in said
+
+
+@pytest.mark.parametrize("command", ["status", "show", "verify", "retry"])
+def test_a_scan_id_that_no_run_has_is_no_run(say: Say, spooled: Callable[..., str], command: str) -> None:
+    spooled(scan_id=7)
+    code, _, complaint = say(command, "9999999")
+
+    assert code == 1
+    assert "begins with '9999999'" in complaint
+
+
 def test_a_short_number_is_a_scan_id_although_a_uid_begins_so(
     say: Say, spooled: Callable[..., str], make_callback: MakeCallback
 ) -> None:
