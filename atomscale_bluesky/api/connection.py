@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import requests
 from requests.exceptions import InvalidSchema, InvalidURL
+from requests.utils import get_environ_proxies, select_proxy
 from urllib3.exceptions import HTTPError, InvalidHeader
 from urllib3.util.retry import Retry
 
@@ -125,12 +126,14 @@ class Connection:
             self._check_time(what)  # a connection that was cut looks like the end of an answer
             raise
         except requests.exceptions.ConnectTimeout as error:
-            raise ApiUnavailableError(f"{what}: no connection in time", may_have_been_applied=False) from error
+            text = f"{what}{self._way()}: no connection in time"
+            raise ApiUnavailableError(text, may_have_been_applied=False) from error
         except (HTTPError, HTTPException, OSError) as error:  # requests' own errors are OSErrors
             self._check_time(what)
             innermost = _innermost(error)
             never_left = isinstance(innermost, ConnectionRefusedError | socket.gaierror | InvalidSchema | InvalidURL)
-            raise ApiUnavailableError(f"{what}: {_reason(innermost)}", may_have_been_applied=not never_left) from error
+            text = f"{what}{self._way()}: {_reason(innermost)}"
+            raise ApiUnavailableError(text, may_have_been_applied=not never_left) from error
         finally:
             self._adapter.end()
             sent, size = self.traffic, sum(map(len, request.parts))
@@ -139,6 +142,15 @@ class Connection:
             self._check_time(what)
         self._judge(what, answer)
         return answer.taken
+
+    def _way(self) -> str:
+        """Return a text that names the proxy through which requests go, without its user and password; else empty."""
+        url = f"{self._endpoint}/"
+        proxy = select_proxy(url, get_environ_proxies(url)) if self._session.trust_env else None
+        if not proxy:
+            return ""
+        host = proxy.rpartition("@")[2].rpartition("://")[2].partition("/")[0]
+        return f" through the proxy {plain(host, 200)}"
 
     def _ask_with_requests(
         self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], object]

@@ -187,6 +187,29 @@ def test_a_proxy_of_the_environment_is_not_asked_for_a_server_on_this_machine(
     client.close()
 
 
+@pytest.mark.parametrize("proxy", ["http://{}", "{}", "http://{}/", "http://me:p%2Fw:d@{}", "http://me:p/w@d@{}"])
+def test_the_error_names_the_proxy_without_its_password(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, proxy.format(address))
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    client = Client(settings("https://server.example.org"))
+
+    with pytest.raises(ApiUnavailableError) as raised:
+        client.find("anything")
+    client.close()
+    assert f"through the proxy {address}: " in str(raised.value)
+    assert "me:" not in str(raised.value)
+
+    direct = Client(settings(f"https://{address}"))  # this machine is asked without a proxy
+    with pytest.raises(ApiUnavailableError) as raised:
+        direct.find("anything")
+    direct.close()
+    assert "proxy" not in str(raised.value)
+
+
 def test_the_error_of_a_failed_connection_does_not_name_the_key(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
