@@ -32,6 +32,10 @@ REST_S = 0.5
 # So many different reasons, and runs without a start document, are counted one by one. The others are counted together.
 MOST_NAMED = 1000
 OTHERS = "others"
+_NO_ROOM = (
+    "the spool has no room: what is delivered makes room (if no process delivers, start `atomscale-bluesky upload`), "
+    "and so does free space on its disk, or a larger `spool_max_bytes`"
+)
 
 
 class Intake:
@@ -104,7 +108,7 @@ class Intake:
             try:
                 return self._acknowledge()
             except SpoolError as error:
-                self._say_that_it_waits(str(error))
+                self._say_that_it_waits(f"the spool does not take what was read, and is tried again: {error}")
             if self._ending.is_set():
                 return None
             source.rest(REST_S)
@@ -150,7 +154,7 @@ class Intake:
                         self._waits = False
                         _logger.warning("the spool has room again, so documents are taken again")
                     return accepted
-            self._say_that_it_waits("the spool has no room")
+            self._say_that_it_waits(_NO_ROOM)
             if self._ending.is_set():
                 return None
             source.rest(REST_S)
@@ -158,7 +162,7 @@ class Intake:
     def _say_that_it_waits(self, why: str) -> None:
         if not self._waits:
             self._waits = True
-            _logger.warning("no document is taken, and none is lost, while this holds: %s", why)
+            _logger.warning("%s; until then no further document is taken, and none is lost", why)
 
     def _count(self, name: str, doc: Mapping[str, Any], accepted: Accepted) -> None:
         if name == "start":

@@ -34,13 +34,13 @@ class DiskSpace:
 
     def __init__(self, path: Path, *, max_bytes: int, min_free_bytes: int) -> None:
         self.used_bytes: int = 0
-        self.why_none: str = ""
         self.grown: deque[str] = deque()  # names of run folders; any thread may append
         self.behind: bool = False  # some runs have not been measured yet
         self._path = path
         self._max_bytes = max_bytes
         self._min_free_bytes = min_free_bytes
         self._free_enough = True
+        self._why_not_free = ""
         self._refused = False  # the disk was full, and the reserve has not been made again since
         self._reserve = Reserve(path)
         self._sizes: OrderedDict[str, int] = OrderedDict()  # by folder name, the one measured longest ago first
@@ -53,11 +53,17 @@ class DiskSpace:
         """Return True if new readings can be kept. Reads no disk."""
         return self._free_enough and self.used_bytes < self._max_bytes
 
+    @property
+    def why_none(self) -> str:
+        """Why new readings cannot be kept, while that is so. Reads no disk."""
+        size = f"it holds {self.used_bytes / 1e6:.0f} of {self._max_bytes / 1e6:.0f} MB (spool_max_bytes)"
+        return self._why_not_free or size
+
     def disk_is_full(self) -> None:
         """Note that the disk is full: new readings are left out until a poll finds free space again."""
         self._refused = True
         self._free_enough = False
-        self.why_none = "its disk is full"
+        self._why_not_free = "its disk is full"
 
     def give_up_reserve(self) -> None:
         """Release the reserve, so that delivery and the operator's orders can be written on a full disk."""
@@ -97,14 +103,14 @@ class DiskSpace:
         full = self._refused or free < (least if self._reserve.size() >= least else 2 * least)
         self._free_enough = free >= self._min_free_bytes and not full
         if full:
-            self.why_none = f"its disk is full ({free / 1e3:.0f} kB free)"
+            self._why_not_free = f"its disk is full ({free / 1e3:.0f} kB free)"
         elif not self._free_enough:
-            self.why_none = (
+            self._why_not_free = (
                 f"its disk has {free / 1e6:.0f} MB free, and {self._min_free_bytes / 1e6:.0f} MB are to stay free "
                 f"(spool_min_free_bytes)"
             )
         else:
-            self.why_none = f"it holds {self.used_bytes / 1e6:.0f} of {self._max_bytes / 1e6:.0f} MB (spool_max_bytes)"
+            self._why_not_free = ""
 
     def _listed(self) -> set[str]:
         with os.scandir(self._path) as entries:

@@ -179,7 +179,11 @@ def test_events_before_their_descriptor_are_acknowledged_with_it(settings: Setti
 
 
 def test_a_full_spool_holds_the_source_back_and_loses_nothing(
-    settings: Settings, spool_dir: Path, make_callback: MakeCallback, server: LocalServer
+    settings: Settings,
+    spool_dir: Path,
+    make_callback: MakeCallback,
+    server: LocalServer,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     settings = settings.replaced(spool_max_bytes=1_000_000)
     documents = list(growth(points=20))
@@ -195,6 +199,7 @@ def test_a_full_spool_holds_the_source_back_and_loses_nothing(
         thread.start()
         wait_until(lambda: bus.rests > 2)
         assert bus.acknowledged == []
+        assert "what is delivered makes room (if no process delivers, start `atomscale-bluesky upload`)" in caplog.text
         (stuffing / "journal-0001.jsonl").unlink()
         thread.join(30)
         assert len(bus.acknowledged) == len(bus.documents)

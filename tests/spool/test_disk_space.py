@@ -109,6 +109,16 @@ def test_a_full_spool_says_how_full_and_which_setting_limits_it(tmp_path: Path) 
     assert room.why_none == "it holds 3 of 2 MB (spool_max_bytes)"
 
 
+def test_a_spool_that_fills_up_between_two_looks_says_how_full_it_is_now(tmp_path: Path) -> None:
+    room = DiskSpace(spool_of(tmp_path, 1_000_000), max_bytes=3_000_000, min_free_bytes=0)
+    room.look()
+    assert room.there_is
+    room.used_bytes += 2_000_000
+
+    assert not room.there_is
+    assert room.why_none == "it holds 3 of 3 MB (spool_max_bytes)"
+
+
 def test_a_disk_below_its_floor_leaves_no_room_and_says_so_until_somebody_frees_some(tmp_path: Path) -> None:
     room = DiskSpace(spool_of(tmp_path, 10), max_bytes=10**9, min_free_bytes=10**18)
     room.look()
