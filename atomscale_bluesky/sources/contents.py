@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -26,12 +26,28 @@ class RecordedRun(msgspec.Struct):
     problem: str | None  # why it would be parked
     events: Counter[str]  # by event stream
     stopped: bool = False
+    # By event stream: the highest number of an event in this copy of the run's documents, and in the copies before.
+    newest: Counter[str] = msgspec.field(default_factory=Counter)
+    before: Counter[str] = msgspec.field(default_factory=Counter)
+
+    def comes_again(self) -> None:
+        """Note that what follows may be a further copy of the documents, of which the events are known."""
+        self.before = self.newest.copy()
+
+    def note(self, event_stream: str, numbers: Iterable[object]) -> None:
+        """Count the events with these numbers that no earlier copy had."""
+        known = self.before[event_stream]
+        for number in numbers:
+            at = number if isinstance(number, int) else None
+            self.events[event_stream] += at is None or at > known
+            self.newest[event_stream] = max(self.newest[event_stream], at or 0)
 
 
 class Contents:
     """The runs of a recording, and the documents that would not be taken.
 
-    Memory grows with the number of runs, not with their documents.
+    Memory grows with the number of runs, not with their documents. A run that several files hold is counted
+    once, by the numbers of its events.
 
     Args:
         settings: What runs are linked to whose metadata do not say, and how they are called.
@@ -61,39 +77,49 @@ class Contents:
         match name:
             case "start":
                 uid = uid_of(doc)
+                if uid in self.runs:
+                    self.runs[uid].comes_again()
+                    return
                 header = header_of(doc, uid, self._settings, physical_sample=self._physical_sample)
-                self.runs.setdefault(
-                    uid,
-                    RecordedRun(uid, header.label, header.started, header.links, header.problem, events=Counter()),
+                self.runs[uid] = RecordedRun(
+                    uid, header.label, header.started, header.links, header.problem, events=Counter()
                 )
             case "descriptor":
                 run_uid = str(doc["run_start"])
                 self._streams[str(doc["uid"])] = run_uid, str(doc.get("name") or "primary")
                 self.without_start += run_uid not in self.runs
             case "event":
-                self._count(doc["descriptor"], 1)
+                self._count(doc["descriptor"], [doc.get("seq_num")])
             case "event_page":
-                self._count(doc["descriptor"], len(doc["uid"]))
+                self._count(doc["descriptor"], _numbers(doc))
             case "bulk_events":
                 for descriptor, events in doc.items():
-                    self._count(descriptor, len(events))
+                    self._count(descriptor, [event.get("seq_num") for event in events])
             case "stop":
                 run_uid = str(doc["run_start"])
                 if run_uid in self.runs:
                     run = self.runs[run_uid]
                     run.stopped = True
                     if all(value[0] != run_uid for value in self._streams.values()):  # start and stop came alone
-                        counts = mapping_of(doc.get("num_events")).items()
-                        run.events.update({str(name): n for name, n in counts if isinstance(n, int)})
+                        for name, n in mapping_of(doc.get("num_events")).items():
+                            if isinstance(n, int):
+                                run.events[str(name)] = max(run.events[str(name)], n)
+                    run.comes_again()
                 else:
                     self.without_start += 1
                 self._streams = {key: value for key, value in self._streams.items() if value[0] != run_uid}
             case _:
                 pass
 
-    def _count(self, descriptor: object, events: int) -> None:
+    def _count(self, descriptor: object, numbers: Iterable[object]) -> None:
         run_uid, event_stream = self._streams.get(str(descriptor), ("", ""))
         if run_uid in self.runs:
-            self.runs[run_uid].events[event_stream] += events
+            self.runs[run_uid].note(event_stream, numbers)
         else:
             self.without_start += 1
+
+
+def _numbers(page: Mapping[str, Any]) -> Sequence[object]:
+    """Return the numbers of a page's events, or None for each if it has none."""
+    events, numbers = len(page["uid"]), page.get("seq_num")
+    return numbers if isinstance(numbers, list | tuple) and len(numbers) == events else [None] * events

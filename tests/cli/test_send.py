@@ -214,6 +214,19 @@ def test_a_dry_run_tells_what_would_happen_and_changes_nothing(
     assert sorted(str(path) for path in spool_dir.rglob("*")) == before
 
 
+def test_a_dry_run_counts_the_events_of_a_run_once_however_many_files_hold_it(
+    say: Say, recording: Path, tmp_path: Path
+) -> None:
+    whole = recording.read_text().splitlines(keepends=True)
+    packed, begun, rest = tmp_path / "again.json.gz", tmp_path / "begun.jsonl", tmp_path / "rest.jsonl"
+    packed.write_bytes(gzip.compress(recording.read_bytes()))
+    begun.write_text("".join(whole[:12]))  # 10 events, and no stop document
+    rest.write_text("".join([*whole[:2], *whole[12:]]))  # the other 15, behind the same start document
+
+    for files in ([recording], [recording, packed], [begun, recording], [begun, rest], [packed, begun, rest]):
+        assert " 25 42 " in say("--dry-run", *files)[1]
+
+
 # ---- processes that end ----------------------------------------------------------------------------------------------
 
 
