@@ -27,7 +27,7 @@ class Bar:
         self._out = out
         self._watch = watch
         self._looks = 0
-        self._points = ""
+        self._points = self._printed = ""
         self._first: dict[str, int] = {}  # waiting points of each run when it was first seen
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -50,8 +50,7 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         """Stop, and leave the last state on the terminal."""
         self._progress.stop()
-        if not self._out.is_terminal:
-            self._out.print(self._points)
+        self._print_line()
 
     def look(self) -> None:
         """Read the spool's status and update the bar."""
@@ -64,9 +63,15 @@ class Bar:
         task = next(task for task in self._progress.tasks if task.id == self._task)
         rate = f"{number(round(task.speed))}/s" if task.speed else ""
         self._progress.update(self._task, total=max(total, 1), completed=total - waiting, points=points, rate=rate)
-        if not self._out.is_terminal and self._looks % LOOKS_PER_LINE == 0:
-            self._out.print(points)
+        if self._looks % LOOKS_PER_LINE == 0:
+            self._print_line()
         self._looks += 1
+
+    def _print_line(self) -> None:
+        """Print how far it is where there is no terminal, unless that was printed or there is nothing to deliver."""
+        if not self._out.is_terminal and any(self._first.values()) and self._points != self._printed:
+            self._printed = self._points
+            self._out.print(self._points)
 
 
 def number(count: int) -> str:

@@ -238,6 +238,7 @@ class _Said:
 def test_draining_with_a_bar_tells_how_far_it_is(
     callback: AtomscaleCallback, server: LocalServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    server.misbehave(Fault(call=("chunk", "chunk_multi"), status=503, times=3))
     for name, doc in growth(points=25):
         callback(name, doc)
 
@@ -245,6 +246,10 @@ def test_draining_with_a_bar_tells_how_far_it_is(
     said = capsys.readouterr().err.splitlines()
     # Where there is no terminal, now and then a line, and one at the end, of what it saw waiting.
     assert re.fullmatch(r"(\d+) of \1 points", said[-1])
+    assert len(said) == len(set(said))
+
+    assert callback.drain(timeout_s=10, progress=True)
+    assert capsys.readouterr().err == ""  # nothing waits any more
 
 
 def test_draining_with_a_bar_ends_at_the_time_out(callback: AtomscaleCallback, server: LocalServer) -> None:
