@@ -19,6 +19,7 @@ from ..settings import (
     RELATIVE_REMEDY,
     Settings,
     checked,
+    file_to_read,
     from_arguments,
     from_environment,
     from_file,
@@ -37,7 +38,7 @@ class SettingShown:
 
     name: str
     value: Any
-    source: str  # default, argument, probe, a variable of the environment, or a file
+    source: str  # default (and why not another one), argument, probe, a variable of the environment, or a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class SettingsReport:
     """The settings in force without the mistakes, and the mistakes."""
 
     settings: Settings
+    file: Path  # which is read if it is there
     shown: tuple[SettingShown, ...]
     mistakes: tuple[Mistake, ...] = field(default_factory=tuple)
     # Settings to which a source gives a value that cannot be used or read. `settings` has the default instead, which is
@@ -104,7 +106,7 @@ def report_settings(
         given.pop("endpoint", None)
         settings = Settings(**given)
     shown = _shown(settings, given, merged)
-    return SettingsReport(settings, tuple(shown), tuple(mistakes), frozenset(unclear))
+    return SettingsReport(settings, file_to_read(file, environ), tuple(shown), tuple(mistakes), frozenset(unclear))
 
 
 def _readable_key(merged: Mapping[str, tuple[Any, str]]) -> list[Mistake]:
@@ -129,7 +131,9 @@ def _shown(settings: Settings, given: Mapping[str, Any], merged: Mapping[str, tu
     for name in FIELDS:
         value = getattr(settings, name)
         source = merged[name][1] if name in given else DEFAULT
-        if name not in given and value != getattr(defaults, name):
+        if name in merged and name not in given:
+            source = f"{DEFAULT}, because the value from {merged[name][1]} cannot be used"
+        if source == DEFAULT and value != getattr(defaults, name):
             source = PROBE
         if name == "api_key" and value:
             value = "<set>"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 from rich.text import Text
 
 from .formatting import console, plain
+
+if TYPE_CHECKING:
+    from ..checks.settings_report import SettingsReport
 
 
 @click.group
@@ -25,8 +28,8 @@ def config() -> None:
 def show(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
     """Show every setting, its value, and where it comes from.
 
-    Also names the variables and keys of the file that are no settings, with the settings that were perhaps meant. Of
-    the API key it only says whether it is set.
+    Also names the settings file and the spool's folder, and the variables and keys of the file that are no settings,
+    with the settings that were perhaps meant. Of the API key it only says whether it is set.
 
     The exit code is 1 if there is such a mistake.
     """
@@ -37,6 +40,7 @@ def show(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
         import msgspec
 
         told = {"settings": msgspec.to_builtins(report.shown), "mistakes": msgspec.to_builtins(report.mistakes)}
+        told |= {"file": str(report.file), "file_exists": report.file.exists(), "spool": _spool(report)}
         click.echo(json.dumps(told, indent=2))
         return int(bool(report.mistakes))
     out = console()
@@ -44,13 +48,28 @@ def show(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
     for title in ("setting", "value", "from"):
         table.add_column(title, overflow="fold")
     for one in report.shown:
-        style = "dim" if one.source == DEFAULT else ""
+        style = "dim" if one.source.startswith(DEFAULT) else ""
         table.add_row(one.name, Text(plain(_text(one.value)), style=style), Text(plain(one.source), style=style))
     out.print(table)
+    there = "" if report.file.exists() else ", which is not there"
+    out.print(Text(f"Settings file: {plain(report.file)}{there}."), soft_wrap=True)
+    out.print(Text(f"Spool: {plain(_spool(report) or 'none that can be used, as `doctor` explains')}."), soft_wrap=True)
     for mistake in report.mistakes:
         text = f"{plain(mistake.found, limit=1000)}; {plain(mistake.remedy)}"
         out.print(Text(text, style="bold red" if mistake.refused else "yellow"), soft_wrap=True)
     return int(bool(report.mistakes))
+
+
+def _spool(report: SettingsReport) -> str | None:
+    """Return the spool's folder, or None if none can be used."""
+    from ..errors import SpoolError
+
+    if "spool_dir" in report.unclear:
+        return None
+    try:
+        return str(report.settings.spool_path)
+    except SpoolError:
+        return None
 
 
 def _text(value: Any) -> str:

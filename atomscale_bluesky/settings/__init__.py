@@ -26,6 +26,7 @@ from .settings import (
 from .sources import (
     APP,
     RELATIVE_REMEDY,
+    file_to_read,
     from_arguments,
     from_environment,
     from_file,
@@ -52,6 +53,7 @@ __all__ = [
     "Timestamps",
     "UploaderPlace",
     "checked",
+    "file_to_read",
     "from_arguments",
     "from_environment",
     "from_file",

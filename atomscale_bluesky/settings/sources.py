@@ -37,22 +37,27 @@ def from_arguments(arguments: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     return {name: (value, ARGUMENT) for name, value in arguments.items() if value is not None}
 
 
+def file_to_read(file: Path | None, environ: Mapping[str, str]) -> Path:
+    """Return the settings' file: `file`, else the one that the environment names, else the user's own."""
+    if file is None and environ.get(_FILE_VARIABLE):
+        file = Path(environ[_FILE_VARIABLE]).expanduser()
+    return file or platformdirs.user_config_path(APP, appauthor=False) / "settings.toml"
+
+
 def from_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
     """Return what the settings' file has: value and source by name, of settings and of anything else in it.
 
     Raises:
         SettingsError: The file cannot be read, or there is none although it is named.
     """
-    if file is None and environ.get(_FILE_VARIABLE):
-        file = Path(environ[_FILE_VARIABLE]).expanduser()
-    path = file or platformdirs.user_config_path(APP, appauthor=False) / "settings.toml"
+    path = file_to_read(file, environ)
     try:
         text = path.read_text(encoding="utf-8")
         import tomllib  # takes a while, and few sessions have a file
 
         content = tomllib.loads(text)
     except FileNotFoundError:
-        if file is None:
+        if file is None and not environ.get(_FILE_VARIABLE):
             return {}
         raise SettingsError(f"there is no settings file {str(path)!r}; make it, or do not name it") from None
     except (OSError, ValueError) as error:  # not UTF-8, or not TOML

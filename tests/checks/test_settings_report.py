@@ -102,6 +102,35 @@ def test_config_show_prints_them_and_its_exit_code_tells_of_a_mistake(
     assert len(told["mistakes"]) == 1
 
 
+def test_config_show_names_the_file_and_the_spool_also_where_nothing_is_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def shown() -> str:
+        main(["config", "show"])
+        return " ".join(capsys.readouterr().out.split())
+
+    def told() -> list[object]:
+        main(["config", "show", "--json"])
+        answer = json.loads(capsys.readouterr().out)
+        return [answer[name] for name in ("file", "file_exists", "spool")]
+
+    file = tmp_path / "settings.toml"
+    monkeypatch.setattr("platformdirs.user_config_path", lambda *_, **__: tmp_path)
+    monkeypatch.setattr("platformdirs.user_state_path", lambda *_, **__: tmp_path / "state")
+    assert f"Settings file: {file}, which is not there. Spool: {tmp_path / 'state' / 'spool'}." in shown()
+    assert told() == [str(file), False, str(tmp_path / "state" / "spool")]
+
+    file.write_text(f"spool_dir = '{tmp_path / 'here'}'\nkeep = 'for ever'\n")
+    said = shown()
+    assert f"Settings file: {file}. Spool: {tmp_path / 'here'}." in said
+    assert f"keep finalized default, because the value from file {file} cannot be used" in said
+    assert told() == [str(file), True, str(tmp_path / "here")]
+
+    file.write_text("spool_dir = 5\n")
+    assert "Spool: none that can be used, as `doctor` explains." in shown()
+    assert told() == [str(file), True, None]
+
+
 def test_doctor_names_a_mistake_and_goes_on_with_the_other_settings(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text(f"offlin = true\noffline = true\nspool_dir = '{tmp_path / 'spool'}'\n")
