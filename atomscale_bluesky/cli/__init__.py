@@ -4,6 +4,16 @@ Each command is in the file of its name. Two files have several: `orders` has `r
 `move`, `resources` has `instruments`, `samples` and `projects`. A command imports what it needs when it runs. So
 `--help` is quick, and an extra that is not installed stops only the commands that need it.
 
+    formatting   text from outside made harmless; numbers, times and the console
+    runs         the argument RUN: which run is meant, and where its points come from
+    sending      what `send` does wherever the runs come from; send_tiled, `send tiled`
+    delivering   what `send` and `upload` share: the check before, the bar, the report after
+    correction   what `edit` corrects
+    ending       what a command does at Ctrl-C and SIGTERM
+    status_text  what `status` shows; monitoring, what `status --check` prints
+    exposition   what `metrics` serves
+    demo_display what `demo` shows while it runs
+
 Exit codes: 0 all is well. 1 it is not, as the command says. 2 the command could not begin: a wrong argument or setting,
 a port in use, an extra that is not installed. 130 Ctrl-C.
 """
