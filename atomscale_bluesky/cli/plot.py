@@ -77,6 +77,9 @@ def check_new(path: Path, option: str) -> None:
         raise click.BadParameter(f"there is no folder {str(path.absolute().parent)!r}", param_hint=option)
 
 
+# The terminal's plots have a tick every so many columns.
+_TICK_COLUMNS = 10
+
 _Lines = list[tuple["Table", "TableColumn"]]
 
 
@@ -101,6 +104,9 @@ def _print(run: FoundRun, by_unit: dict[str, _Lines], everything: bool) -> None:
         figure.color_mode, figure.with_colors, figure.origin = "names", out.is_terminal and not out.no_color, False
         figure.x_label, figure.y_label = "s", plain(unit or "no unit", limit=9)
         figure.register_label_formatter(float, _label)
+        known = [table.times[~np.isnan(column.values)] - run.started for table, column in lines[:MOST_LINES]]
+        low, high = _round_limits(min(map(np.min, known)), max(map(np.max, known)), figure.width / _TICK_COLUMNS)
+        figure.set_x_limits(min_=low, max_=high)
         out.print()
         for (table, column), colour in zip(lines[:MOST_LINES], _COLOURS, strict=False):
             times, values = _thinned(table.times - run.started, column.values, 4 * figure.width)
@@ -114,8 +120,22 @@ def _print(run: FoundRun, by_unit: dict[str, _Lines], everything: bool) -> None:
         out.print(Text(f"Not shown: {units}. Name channels, or write a picture by --out.", style="dim"))
 
 
+def _round_limits(low: float, high: float, ticks: float) -> tuple[float, float]:
+    """Return limits of an axis that holds these values, so that it has round numbers at its ticks."""
+    tiny = max(abs(low), abs(high), 1.0) * 1e-9
+    size = 10 ** math.floor(math.log10(max(high - low, tiny) / ticks))
+    steps = (size * 10**power * factor for power in range(4) for factor in (1, 2, 5))
+    for step in steps:
+        begin = math.floor(low / step) * step
+        if begin + step * ticks >= high:
+            return begin, begin + step * ticks
+    return low, high  # not reached: a step of the last power is longer than the values' range
+
+
 def _label(val: float, chars: int, delta: float, left: bool = False) -> str:
     text = f"{val:.4g}"
+    if left:  # a time, in round numbers: all of its digits, as far as they fit
+        text = next((whole for digits in range(9, 4, -1) if len(whole := f"{val:.{digits}g}") <= chars), text)
     return f"{text:<{chars}}" if left else f"{text:>{chars}}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -204,6 +205,31 @@ def test_a_plot_shows_a_line_for_each_channel_and_pictures_are_written(
         assert picture.read_bytes().startswith(begin)
     assert say("plot", "5", "no-such-channel")[0] == 1
     assert say("plot", "5", "--out", str(tmp_path / "run.nonsense"))[0] == 2
+
+
+@pytest.mark.parametrize(
+    "times", [[0.0], [0.0, 0.12], [0.0171, 0.0343], [3.0, 17.5], [0.0, 3600.0], [86_000.0, 86_000.3], [-0.5, 0.5]]
+)
+def test_the_time_axis_of_a_plot_has_round_numbers(say: Say, make_callback: MakeCallback, times: list[float]) -> None:
+    callback = make_callback(offline=True)
+    run = compose_run(metadata={"plan_name": "round"})
+    begun = run.start_doc["time"]
+    stream = run.compose_descriptor(name="primary", data_keys={"T": {"source": "s", "dtype": "number", "shape": []}})
+    callback("start", run.start_doc)
+    callback("descriptor", stream.descriptor_doc)
+    for at in times:
+        callback("event", stream.compose_event(data={"T": at}, timestamps={"T": begun + at}, time=begun + at))
+    callback("stop", run.compose_stop())
+    callback.close()
+
+    said = say("plot", "last")[1]
+    ticks = [float(text) for text in re.findall(r"-?\d+(?:\.\d+)?(?:e[+-]\d+)?", said.rpartition("|-")[2])]
+    assert len(ticks) > 5
+    step = ticks[1] - ticks[0]
+    assert f"{step:.0e}"[0] in "125"
+    assert ticks == pytest.approx([step * round(at / step) for at in ticks], abs=step / 100)
+    assert ticks[0] <= min(times) + step / 100
+    assert max(times) <= ticks[-1] + step
 
 
 def test_names_from_outside_are_shown_harmless_and_break_nothing(
