@@ -142,7 +142,8 @@ class Verification:
             return f"{self.uncompared} points could not be compared, their lines in the journal are damaged"
         rest = {"waiting": self.waiting, "refused": self.refused, "discarded": self.discarded, "lost": self.lost}
         left = ", ".join(f"{n} {what}" for what, n in rest.items() if n)
-        return f"all {self.points} points that were confirmed are equal" + (f"; {left}" if left else "")
+        said = f"all {self.points} points that were confirmed are equal" if self.points else "no point is confirmed"
+        return said + (f"; {left}" if left else "")
 
 
 def find_to_verify(spool: Spool, watch: SpoolStatus, run: str) -> Path:

@@ -182,7 +182,9 @@ def _show(found: Verification) -> None:
             Text(plain(stream.data_id)),
             number(stream.channels),
             number(stream.points),
-            Text("equal", style="green") if equal else Text(plain(said), style="bold red"),
+            Text("equal" if stream.points else "nothing to compare", style="green" if stream.points else "")
+            if equal
+            else Text(plain(said), style="bold red"),
         )
     out.print(table)
     for one in found.differences:

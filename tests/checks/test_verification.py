@@ -160,6 +160,21 @@ def test_a_run_that_was_delivered_by_an_earlier_process_is_verified_by_its_files
     assert (found.arrived, found.points) == (True, 40)
 
 
+def test_of_a_stream_without_a_point_nothing_is_said_to_be_equal(
+    callback: AtomscaleCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    documents = list(growth(points=5))  # its first chunk of ten points is not full
+    for document in documents[:-1]:
+        callback(*document)
+    wait_until(lambda: server.streams())
+
+    done = run_verify(server, spool_dir, documents[0][1]["uid"][:8], "--patience", "0")
+    assert "nothing to compare" in done.stdout
+    assert "no point is confirmed; 10 waiting." in done.stdout
+    assert "equal" not in done.stdout
+    assert done.returncode == 1
+
+
 def test_a_run_without_a_point_is_equal(make_callback: MakeCallback, server: LocalServer, spool_dir: Path) -> None:
     callback = make_callback(keep="verified")
     feed(callback, list(growth(points=0)))
