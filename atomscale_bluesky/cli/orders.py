@@ -234,7 +234,7 @@ class _Chosen:
             except click.ClickException as error:
                 self._problems.append(error.message)
         if orders and ask is not None and not dry_run:
-            click.confirm(ask([run for run, _ in orders]), abort=True)
+            _confirm(ask([run for run, _ in orders]))
         out = console()
         for run, line in orders:
             if not dry_run:
@@ -252,6 +252,17 @@ class _Chosen:
         if self._spool.uploader_alive(Path(run.folder)) or run.endpoint in self._delivered_to:
             return "by the process that delivers it, within seconds"
         return "by the next session, or now by `atomscale-bluesky upload`"
+
+
+def _confirm(question: str) -> None:
+    """Ask. Raises click.Abort after Ctrl-C and any answer but yes, and says that nothing was done."""
+    try:
+        if click.confirm(question):
+            return
+    except click.Abort:
+        click.echo(err=True)  # the terminal is still in the question's line
+    click.echo("Nothing was done.", err=True)
+    raise click.Abort
 
 
 def _choose(spool: Spool, names: Sequence[str], all_parked: bool) -> _Chosen:

@@ -257,7 +257,8 @@ def test_discard_asks_first_and_does_nothing_without_an_answer(
 ) -> None:
     asked = run("discard", refused[:8], url=server.url, key=server.api_key, spool_dir=spool_dir)
     assert "Give up 10 points" in asked.stdout + asked.stderr
-    assert asked.returncode != 0
+    assert "Nothing was done." in asked.stderr
+    assert asked.returncode == 130
 
     done = run("discard", refused[:8], "--yes", url=server.url, key=server.api_key, spool_dir=spool_dir)
 
