@@ -286,13 +286,13 @@ def _uploader(spool: Spool, settings: Settings, settle: Callable[[Path], None]) 
 
 def _tell_what_was_taken(intake: Intake) -> None:
     _logger.info(
-        "%d documents were taken: %d runs begun, %d known before, %d rows written, %d events known before",
+        "documents taken: %d; runs begun: %d, known before: %d; rows written: %d; events known before: %d",
         intake.documents, intake.runs, intake.known_runs, intake.rows, intake.known,
     )  # fmt: skip
     for reason, number in intake.unusable.most_common(10):
-        _logger.warning("%d documents could not be used: %s", number, reason)
+        _logger.warning("documents that could not be used: %d: %s", number, reason)
     for uid, number in intake.without_start.most_common(10):
-        _logger.warning("run %s: its start document never came, %d documents of it are left out", uid, number)
+        _logger.warning("run %s: its start document never came; documents of it left out: %d", uid, number)
     if intake.open_runs:
         uids = ", ".join(sorted(intake.open_runs)[:10])
-        _logger.warning("%d runs are open, and count as interrupted until they go on: %s", len(intake.open_runs), uids)
+        _logger.warning("open runs, which count as interrupted until they go on: %d: %s", len(intake.open_runs), uids)

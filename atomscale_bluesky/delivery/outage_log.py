@@ -61,9 +61,10 @@ class OutageLog:
             return
         advice = "check the API key" if isinstance(error, ApiKeyError) else "it is tried again until it works"
         on_and_off = "on and off " if self._unrest_since < self._since else ""
+        lasts_s = round(now - self._unrest_since)
         _logger.warning(
-            "Atomscale at %s does not take data (%sfor %.0f s now); readings are kept in %s, %s: %s",
-            self._endpoint, on_and_off, now - self._unrest_since, self._spool, advice, error,
+            "Atomscale at %s does not take data%s; readings are kept in %s, %s: %s",
+            self._endpoint, f" ({on_and_off}for {lasts_s} s now)" if lasts_s else "", self._spool, advice, error,
         )  # fmt: skip
         self._logged = True
         self._next_nag = now + NAG_S[min(self._nags, len(NAG_S) - 1)]

@@ -153,11 +153,11 @@ class Run:
         together = {one.opening.stream for one in stream.group}
         self.run_chunker.drop(together)
         self.pop_failed(together)
+        short = self.header.run_uid[:8]
         _logger.error(
-            "%r is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit` or `retry`",
-            label,
-            reason,
-        )
+            "run %s: %r is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit %s …` or "
+            "`atomscale-bluesky retry %s`", self.header.run_uid, label, reason, short, short,
+        )  # fmt: skip
 
     def pop_failed(self, streams: Container[int]) -> list[Task]:
         """Remove and return the failed tasks of some streams. Their links are made after the run was read again."""

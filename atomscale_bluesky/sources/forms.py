@@ -67,8 +67,8 @@ def _read(body: bytes, *, trust_pickle: bool) -> object:
     if body.startswith(_PICKLED):
         if not trust_pickle:
             raise MessageError(
-                "a message is pickled, and reading a pickle can run any code: have it sent as JSON or MessagePack, or "
-                "say that everybody who can send there is trusted"
+                "a message is pickled, and reading a pickle can run any code: have it sent as JSON or MessagePack, or, "
+                "if everybody who can send there is trusted, give --trust-pickle"
             )
         try:
             return pickle.loads(body)  # noqa: S301 - the operator trusts the sender

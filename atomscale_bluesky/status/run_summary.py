@@ -73,8 +73,9 @@ def say(status: RunStatus, state: LedgerState) -> None:
     took = [s.confirmed_at - s.last.last_time for s in state.streams.values() if s.confirmed_at and s.last]
     _logger.log(
         logging.WARNING if points.waiting or points.refused or points.lost else logging.INFO,
-        "run %s %s%s: %d points delivered to %s; waiting: %d; refused: %d; left out: %s; discarded: %d; lost: %d; "
-        "the last point took %.1f s",
-        status.run_uid, status.state, ended, points.delivered, ", ".join(status.data_ids) or "no stream",
-        points.waiting, points.refused, left_out, points.discarded, points.lost, max([0.0, *took]),
+        "run %s %s%s: %d points delivered%s; waiting: %d; refused: %d; left out: %s; discarded: %d; lost: %d%s",
+        status.run_uid, status.state, ended, points.delivered,
+        f" to {', '.join(status.data_ids)}" if status.data_ids else "",
+        points.waiting, points.refused, left_out, points.discarded, points.lost,
+        f"; the last point took {max(0.0, *took):.1f} s" if took else "",
     )  # fmt: skip

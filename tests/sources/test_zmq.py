@@ -251,8 +251,8 @@ def test_consume_records_and_delivers_until_it_is_told_to_end(
     assert arrived.count(19.2) - arrived.count(4.2) == 1
     assert f"run {missed[0][1]['uid']}: its start document never came" in said
     assert f"run {gaps[0][1]['uid']}: its stop document counts events that never came: 3 of" in said
-    assert "1 runs are open, and count as interrupted until they go on" in said
-    assert "1 documents could not be used" in said
+    assert "open runs, which count as interrupted until they go on: 1: " in said
+    assert "documents that could not be used: 1: " in said
     assert "Traceback" not in said
     assert seen_of(spool_dir, unfinished[0][1]["uid"]) == 60
 

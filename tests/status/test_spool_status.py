@@ -306,6 +306,20 @@ def test_a_run_that_stays_behind_when_its_callback_closes_says_what_waits(
     assert "waiting: 10;" in said.getMessage()
 
 
+def test_of_a_run_of_which_nothing_was_delivered_no_stream_and_no_time_are_told(
+    callback: AtomscaleCallback, server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.misbehave(Fault(call="initialize", status=404))
+    for name, doc in growth(points=25):
+        callback(name, doc)
+    wait_until(lambda: callback.status()[0].state == "parked")
+    assert not callback.close(timeout_s=1)
+
+    (said,) = [record for record in caplog.records if "waiting: 50" in record.getMessage()]
+    assert "0 points delivered; waiting: 50;" in said.getMessage()
+    assert said.getMessage().endswith("; lost: 0")
+
+
 def test_the_streams_of_a_run_are_found_by_the_beginning_of_its_uid(make_callback: MakeCallback) -> None:
     callback = make_callback()
     uids: list[str] = []

@@ -74,10 +74,11 @@ class MakeLinks(Work[LinksMade], frozen=True, eq=False):
         for link, reason in new.items():
             run.ledger.note(LinkRefused(self.stream, link.kind, link.to, reason), sync=True)
         if new:
+            uid = run.header.run_uid
             _logger.error(
-                "%r is not linked (%s), its readings are delivered and it stays unfinalized: %s; "
-                "mend it with `atomscale-bluesky edit` or `retry`",
-                self.label, ", ".join(link.kind for link in new), next(iter(new.values())),
+                "run %s: %r is not linked (%s), its readings are delivered and it stays unfinalized: %s; "
+                "mend it with `atomscale-bluesky edit %s …` or `atomscale-bluesky retry %s`",
+                uid, self.label, ", ".join(link.kind for link in new), next(iter(new.values())), uid[:8], uid[:8],
             )  # fmt: skip
 
     def park(self, run: Run, reason: str) -> None:
