@@ -157,6 +157,10 @@ def _send(out: Console, settings: Settings, sample: str | None, begin: Begin, en
     if failure is not None:
         out.print(Text(f"{plain(failure, limit=1000)}.", style="bold red"), soft_wrap=True)
         code = 1
+    if uploader is None and ending.event.is_set():
+        said = "Stopped before the end. What was taken is in the spool; begin again whenever you like, for the rest."
+        out.print(said, soft_wrap=True)
+        return code
     if uploader is None:
         out.print("It is in the spool; `atomscale-bluesky upload` delivers it.", soft_wrap=True)
         return code
@@ -164,7 +168,7 @@ def _send(out: Console, settings: Settings, sample: str | None, begin: Begin, en
     if not ending.event.is_set():
         deliver(out, settings, spool, watch, ending.event)
     if ending.event.is_set():
-        out.print("Stopped. Begin again whenever you like: it goes on where it is.", soft_wrap=True)
+        out.print("Stopped before the end. Begin again whenever you like: it goes on where it is.", soft_wrap=True)
         return code
     return report(out, spool, watch, begun) or code
 
@@ -179,7 +183,8 @@ class _Reading:
         self._source = origin.source
         self._how_far = origin.how_far
         self._intake = intake
-        self._look_at = self._line_at = time.monotonic()
+        self._look_at = time.monotonic()
+        self._line_at = self._look_at + LINE_PERIOD_S
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),

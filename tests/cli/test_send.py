@@ -281,8 +281,28 @@ def test_ended_by_a_signal_it_says_so_and_goes_on_the_next_time(
         assert process.wait(30) == 128 + number
         assert process.stdout is not None
         assert process.stderr is not None
-        assert b"Begin again whenever you like" in process.stdout.read()
+        said = process.stdout.read()
+        assert b"Stopped before the end. Begin again whenever you like" in said
+        assert b"read 0.0 of 0.0 MB" not in said
         assert process.stderr.read() == b""
 
     assert say(recording)[0] == 0
     assert sorted(held(server)["k0"]) == [float(n) for n in range(25)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals to a process of its own")
+def test_ended_on_a_full_spool_it_does_not_say_that_all_was_read(tmp_path: Path, spool_dir: Path) -> None:
+    path = tmp_path / "larger_than_the_spool.jsonl"
+    path.write_text(lines(growth(points=20_000)))
+    more = {"PYTHONUNBUFFERED": "1", "ATOMSCALE_BLUESKY_SPOOL_MAX_BYTES": "1000000"}
+    with subprocess.Popen(
+        [*COMMAND, str(path), "--spool-only"], env=os.environ | more, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        first = next(line for line in process.stdout if "room" in line)
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.read()
+
+    assert "if no process delivers, start `atomscale-bluesky upload`" in first
+    assert "Stopped before the end. What was taken is in the spool; begin again whenever you like" in said
+    assert process.returncode == 128 + signal.SIGINT
