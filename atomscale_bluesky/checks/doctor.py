@@ -21,7 +21,9 @@ from ..settings import DEFAULT_ENDPOINT, Settings, is_loopback
 from ..spool.disk_space import network_file_system
 from ..spool.spool import Spool
 from ..status.clock_note import CLOCK_WARNS_S, told
+from ..status.progress import counted
 from ..status.spool_status import SpoolStatus
+from .who_delivers import undelivered
 
 
 class Result(Enum):
@@ -201,7 +203,7 @@ def _spool(settings: Settings) -> Iterator[Check]:
         yield Check("room", Result.WARNING, room, "deliver what waits, or free some space")
     else:
         yield Check("room", Result.PASSED, room)
-    yield _leftovers(spool)
+    yield _leftovers(settings, spool)
 
 
 def _can_be_written(path: Path) -> Check:
@@ -223,7 +225,7 @@ def _can_be_made(path: Path) -> Check:
     return Check("spool", Result.FAILED, f"{path} cannot be made: {above} {why}", "choose another `spool_dir`")
 
 
-def _leftovers(spool: Spool) -> Check:
+def _leftovers(settings: Settings, spool: Spool) -> Check:
     try:
         runs = SpoolStatus(spool).status()
     except SpoolError as error:
@@ -238,7 +240,13 @@ def _leftovers(spool: Spool) -> Check:
         return Check("leftovers", Result.WARNING, f"runs wait for the operator: {len(parked)}; {parked[0].problem}",
                      "see `atomscale-bluesky status`; mend with `edit`, `retry` or `discard`")  # fmt: skip
     waiting = runs.points.waiting
-    if waiting:
-        return Check("leftovers", Result.WARNING, f"{waiting} points wait, of runs in the spool: {len(runs)}",
-                     "they are sent by the next session, or by `atomscale-bluesky upload`")  # fmt: skip
-    return Check("leftovers", Result.PASSED, "nothing waits")
+    if not waiting:
+        return Check("leftovers", Result.PASSED, "nothing waits")
+    said = f"{counted(waiting, 'point')} of {counted(len(runs), 'run')} wait"
+    if alone := list(undelivered(settings, runs)):
+        found = "; ".join(f"{one.found[0].lower()}{one.found[1:]}" for one in alone)
+        return Check("leftovers", Result.WARNING, f"{said}; {found}", "; ".join(one.remedy for one in alone))
+    if runs.trouble is not None:
+        return Check("leftovers", Result.WARNING, f"{said}; Atomscale takes no data: {runs.trouble.error}",
+                     "a process goes on trying; see `atomscale-bluesky status`")  # fmt: skip
+    return Check("leftovers", Result.PASSED, f"{said}, and a process delivers them")

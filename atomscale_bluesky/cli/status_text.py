@@ -46,6 +46,7 @@ def blocks(runs: Iterable[RunStatus], finished: Iterable[dict[str, Any]], endpoi
 
 def summary(settings: Settings, runs: Status, now: float) -> Iterator[Text]:
     """Yield the lines about the spool as a whole: what is wrong, what waits, and who delivers it."""
+    from ..checks.who_delivers import undelivered
     from ..status.clock_note import CLOCK_WARNS_S, read_note, told
 
     yield from not_kept_lines(runs)
@@ -66,7 +67,7 @@ def summary(settings: Settings, runs: Status, now: float) -> Iterator[Text]:
         )
     if runs and runs.trouble is not None:
         yield outage(runs, now)
-    yield from (Text(line, style="yellow") for line in _who_delivers(settings, runs))
+    yield from (Text(str(one), style="yellow") for one in undelivered(settings, runs))
 
 
 def outage(runs: Status, now: float) -> Text:
@@ -79,37 +80,6 @@ def outage(runs: Status, now: float) -> Text:
         f"since {moment(trouble.since)}: {plain(trouble.error)}",
         style="yellow",
     )
-
-
-def _who_delivers(settings: Settings, runs: Status) -> Iterator[str]:
-    """Yield, for each endpoint to which nobody delivers, what waits for it and what delivers it."""
-    waiting: dict[str, int] = {}
-    for run in runs:
-        if run.points.waiting and not run.needs_operator:
-            waiting[run.endpoint] = waiting.get(run.endpoint, 0) + 1
-    for endpoint, count in waiting.items():
-        if endpoint in runs.delivered_to:
-            continue
-        subject = f"{counted(count, 'run')} for {plain(endpoint)}"
-        if endpoint != settings.endpoint:
-            yield (
-                f"Nobody delivers {subject} at present, and this session's endpoint is another: "
-                f"`atomscale-bluesky upload --endpoint {plain(endpoint)}` delivers, `move` changes the endpoint."
-            )
-        elif settings.offline:
-            yield f"Nobody delivers {subject}: the setting `offline` is on."
-        elif not settings.api_key:
-            yield (
-                f"Nobody delivers {subject} at present, and there is no API key here: put it into ATOMSCALE_API_KEY, "
-                f"then `atomscale-bluesky upload` delivers."
-            )
-        elif settings.uploader == "none":
-            yield (
-                f"Nobody delivers {subject} at present: the setting `uploader` is `none`, so start the service "
-                f"`atomscale-bluesky upload --follow`, or deliver once with `atomscale-bluesky upload`."
-            )
-        else:
-            yield f"Nobody delivers {subject} at present: the next session will, or now `atomscale-bluesky upload`."
 
 
 def fitting(out: Console, runs: Sequence[Group], below: Sequence[Text]) -> Group:

@@ -183,7 +183,38 @@ def test_points_that_wait_are_warned_about(server: LocalServer, spool_dir: Path,
     _, checks = doctor(server, spool_dir)
 
     assert checks["leftovers"]["result"] == "warning"
-    assert "50 points wait" in checks["leftovers"]["found"]
+    assert checks["leftovers"]["found"].startswith(f"50 points of 1 run wait; nobody delivers 1 run for {server.url}")
+    assert checks["leftovers"]["remedy"] == "the next session will, or now `atomscale-bluesky upload`"
+
+    for more, found, remedy in (
+        ({"ATOMSCALE_BLUESKY_UPLOADER": "none"}, "`uploader` is `none`", "start the service"),
+        ({"key": ""}, "there is no API key here", "put it into ATOMSCALE_API_KEY"),
+        ({"ATOMSCALE_BLUESKY_OFFLINE": "1"}, "`offline` is on", ""),
+        ({"ATOMSCALE_API_ENDPOINT": "http://127.0.0.1:9"}, "endpoint is another", f"upload --endpoint {server.url}"),
+    ):
+        check = doctor(server, spool_dir, **more)[1]["leftovers"]
+        assert (check["result"], found in check["found"], remedy in check["remedy"]) == ("warning", True, True)
+
+
+def test_points_that_a_living_session_delivers_need_nothing(
+    server: LocalServer, spool_dir: Path, callback: AtomscaleCallback
+) -> None:
+    for name, doc in list(growth(points=25))[:-1]:  # the last chunk is not full, and the run goes on
+        callback(name, doc)
+    wait_until(lambda: callback.status().points.delivered == 40)
+
+    check = doctor(server, spool_dir)[1]["leftovers"]
+    assert (check["result"], check["remedy"]) == ("passed", "")
+    assert check["found"] == "10 points of 1 run wait, and a process delivers them"
+
+    server.misbehave(Fault(call=("chunk", "chunk_multi"), status=503))
+    for name, doc in growth(points=25):
+        callback(name, doc)
+    wait_until(lambda: callback.status().trouble is not None)
+    check = doctor(server, spool_dir)[1]["leftovers"]
+    assert check["result"] == "warning"
+    assert "Atomscale takes no data" in check["found"]
+    assert check["remedy"] == "a process goes on trying; see `atomscale-bluesky status`"
 
 
 def test_a_run_that_cannot_be_read_is_warned_about_and_needs_a_person(server: LocalServer, spool_dir: Path) -> None:
@@ -276,7 +307,8 @@ def test_edit_mends_the_metadata_of_a_parked_run(
     assert not callback.drain(timeout_s=10)
     uid = documents[0][1]["uid"][:8]
 
-    bad = run("edit", uid, "--project-id", "nonsense", url=server.url, key=server.api_key, spool_dir=spool_dir)
+    wrong = ("--synth-source-id", "42", "--project-id", "nonsense")
+    bad = run("edit", uid, *wrong, url=server.url, key=server.api_key, spool_dir=spool_dir)
     assert (bad.returncode, "expected a UUID" in bad.stderr) == (2, True)
     done = run("edit", uid, "--synth-source-id", "42", url=server.url, key=server.api_key, spool_dir=spool_dir)
 
@@ -332,8 +364,8 @@ def test_a_status_says_whether_anybody_delivers_what_waits(
     assert "Nobody delivers 1 run" in said()
 
 
-def test_a_run_that_is_not_there_is_said_so(server: LocalServer, spool_dir: Path) -> None:
-    spool_dir.mkdir()
+def test_a_run_that_is_not_there_is_said_so(server: LocalServer, spool_dir: Path, make_callback: MakeCallback) -> None:
+    make_callback(offline=True).close()
     done = run("retry", "nothing", url=server.url, key=server.api_key, spool_dir=spool_dir)
 
     assert done.returncode == 1

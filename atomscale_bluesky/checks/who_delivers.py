@@ -1,0 +1,60 @@
+"""Runs that nobody delivers: which they are, why, and what delivers them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..model.text import plain
+from ..settings import Settings
+from ..status.progress import counted
+from ..status.spool_status import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Undelivered:
+    """Runs for one endpoint that wait, and that no process delivers. Both texts are parts of a sentence."""
+
+    found: str
+    remedy: str = ""  # empty if the first part says it
+
+    def __str__(self) -> str:
+        """Return it as a sentence."""
+        return f"{self.found}: {self.remedy}." if self.remedy else f"{self.found}."
+
+
+def undelivered(settings: Settings, runs: Status) -> Iterator[Undelivered]:
+    """Yield, for each endpoint to which no process delivers, what waits for it and what delivers it.
+
+    Args:
+        settings: Of the session or the command that asks: its endpoint, its key and its uploader.
+        runs: The spool's status.
+    """
+    waiting: dict[str, int] = {}
+    for run in runs:
+        if run.points.waiting and not run.needs_operator:
+            waiting[run.endpoint] = waiting.get(run.endpoint, 0) + 1
+    for endpoint, count in waiting.items():
+        if endpoint in runs.delivered_to:
+            continue
+        said, shown = f"Nobody delivers {counted(count, 'run')} for {plain(endpoint, 500)}", plain(endpoint, 500)
+        if endpoint != settings.endpoint:
+            yield Undelivered(
+                f"{said} at present, and this session's endpoint is another",
+                f"`atomscale-bluesky upload --endpoint {shown}` delivers, `move` changes the endpoint",
+            )
+        elif settings.offline:
+            yield Undelivered(f"{said}: the setting `offline` is on")
+        elif not settings.api_key:
+            yield Undelivered(
+                f"{said} at present, and there is no API key here",
+                "put it into ATOMSCALE_API_KEY, then `atomscale-bluesky upload` delivers",
+            )
+        elif settings.uploader == "none":
+            yield Undelivered(
+                f"{said} at present, and the setting `uploader` is `none`",
+                "start the service `atomscale-bluesky upload --follow`, or deliver once with `atomscale-bluesky "
+                "upload`",
+            )
+        else:
+            yield Undelivered(f"{said} at present", "the next session will, or now `atomscale-bluesky upload`")
