@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from sys import is_finalizing  # a name of this module is there until the end
 from types import TracebackType
 from typing import Any
 
@@ -254,6 +255,10 @@ class DocumentRecorder:
 
     def _take(self, name: str, doc: Mapping[str, Any]) -> Accepted:
         """Take a document that is no start."""
+        if is_finalizing():
+            # A paused RunEngine that is never resumed gives its run's stop when Python takes it apart. The process's
+            # end has completed the run before that, and files can no longer be written reliably.
+            return NOTHING
         match name:
             case "event":
                 return self._events.event(doc)

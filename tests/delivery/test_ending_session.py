@@ -23,6 +23,26 @@ for name, doc in growth(points=25):
 print("over", flush=True)
 """
 
+PAUSED = """
+import warnings; warnings.simplefilter("default")  # of the session's own packages
+from bluesky import RunEngine, RunEngineInterrupted, plan_stubs as bps
+from ophyd.sim import det1
+from atomscale_bluesky import AtomscaleCallback
+RE = RunEngine()
+RE.subscribe(AtomscaleCallback(points_per_chunk=10))
+
+def plan():
+    yield from bps.open_run({"synth_source_id": 42})
+    for _ in range(25):
+        yield from bps.trigger_and_read([det1])
+    yield from bps.pause()
+
+try:
+    RE(plan())
+except RunEngineInterrupted:
+    print(RE.state)
+"""
+
 
 def start(script: str, server: LocalServer, spool_dir: Path, **more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
@@ -84,3 +104,15 @@ def test_a_warning_names_the_package_where_nobody_has_configured_the_log(
     lines = said.splitlines()
     assert lines[0].startswith("mine: offline by setting" if configured else "atomscale: offline by setting")
     assert len([line for line in lines if "offline by setting" in line]) == 1
+
+
+def test_a_session_that_ends_in_a_paused_plan_completes_its_run_and_says_nothing_of_a_stop(
+    server: LocalServer, spool_dir: Path
+) -> None:
+    with start(PAUSED, server, spool_dir) as session:
+        printed, said = session.communicate(timeout=60)
+
+    assert (session.returncode, printed.splitlines()[-1]) == (0, "paused")
+    assert "atomscale" not in said  # Bluesky itself has more to say when Python takes its engine apart
+    (stream,) = server.streams()
+    assert (stream.status, stream.points) == ("success", 25)
