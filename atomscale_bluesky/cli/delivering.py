@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from ..status.outage import NEW_KEY, read_outage
 from ..status.progress import LOOK_PERIOD_S, Bar, counted, number
 from ..status.remedies import remedies
 from .formatting import ConsoleLog, plain
@@ -153,7 +154,11 @@ def report(out: Console, spool: Spool, watch: SpoolStatus, begun: float) -> int:
         out.print(Text(text, style="bold red" if run.problem else "yellow"), soft_wrap=True)
     elsewhere = sum(_delivered_elsewhere(spool, folder) for folder in spool.run_folders())
     if elsewhere:
-        out.print(f"Of these, {counted(elsewhere, 'run')} in the hands of another process, which goes on with it.")
+        text = f"Of these, {counted(elsewhere, 'run')} in the hands of another process, which goes on with it."
+        outage = read_outage(spool.path)
+        if outage is not None and outage.key_refused:
+            text = f"{text[:-1]} once its API key is taken: it is refused now, and {NEW_KEY}."
+        out.print(text, soft_wrap=True)
     out.print("Not all of it is delivered; `atomscale-bluesky status` tells more.")
     return 1
 

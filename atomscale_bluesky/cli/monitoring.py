@@ -71,7 +71,9 @@ def _judge(settings: Settings, runs: Status, max_age_s: float | None, now: float
     if oldest is not None and max_age_s is not None and now - oldest > max_age_s:
         grave.append(f"the oldest point has waited for {age(now - oldest)}, longer than {age(max_age_s)}")
     waiting = [run for run in runs if run.points.waiting and not run.needs_operator]
-    if waiting and runs.trouble is not None:
+    if waiting and runs.trouble is not None and runs.key_refused:
+        grave.append(f"the API key is refused since {age(now - runs.trouble.since)}: {plain(runs.trouble.error)}")
+    elif waiting and runs.trouble is not None:
         slight.append(f"no data taken since {age(now - runs.trouble.since)}: {plain(runs.trouble.error)}")
     if undelivered := sum(run.endpoint not in runs.delivered_to for run in waiting):
         slight.append(f"nobody delivers {counted(undelivered, 'run')}")

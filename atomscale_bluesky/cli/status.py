@@ -69,7 +69,8 @@ def status(
     while the RunEngine's process lives, and after it has died.
 
     The exit code is 1 if something needs the operator: a run that is parked or cannot be read, a chunk that was
-    refused, a point that was lost, a disk or a spool that is full. It is 0 otherwise, also while points wait.
+    refused, a point that was lost, an API key that is refused, a disk or a spool that is full. It is 0 otherwise, also
+    while points wait.
 
     With --check the exit codes are those of monitoring plugins: 0 all is well, 1 points wait and are not being
     delivered, 2 the operator is needed or a point waits for longer than --max-age, 3 the spool or a setting cannot be
@@ -167,7 +168,8 @@ class _Look:
     @property
     def exit_code(self) -> int:
         """1 if something needs the operator."""
-        return 1 if self.runs.no_room or any(run.needs_operator for run in self.runs) else 0
+        runs = self.runs
+        return 1 if runs.no_room or runs.key_refused or any(run.needs_operator for run in runs) else 0
 
     def shown(self) -> Iterable[RenderableType]:
         """Return it as text: what needs the operator, the newest runs, and what holds for all."""

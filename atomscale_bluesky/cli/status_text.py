@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..model.loss import not_kept
+from ..status.outage import NEW_KEY
 from ..status.progress import counted, number
 from ..status.remedies import remedies
 from .formatting import age, moment, plain
@@ -75,10 +76,11 @@ def outage(runs: Status, now: float) -> Text:
     trouble = runs.trouble
     if trouble is None:
         return Text()
+    refused = trouble.key_refused and trouble.endpoint in runs.delivered_to
     return Text(
         f"Atomscale at {plain(trouble.endpoint)} has taken no data for {age(now - trouble.since)}, "
-        f"since {moment(trouble.since)}: {plain(trouble.error)}",
-        style="yellow",
+        f"since {moment(trouble.since)}: {plain(trouble.error)}" + (f"; {NEW_KEY}" if refused else ""),
+        style="bold red" if refused else "yellow",
     )
 
 

@@ -30,7 +30,7 @@ from ..spool.run_reader import LEDGER, RunReader, read_header
 from ..spool.run_writer import RunWriter
 from ..spool.spool import Spool
 from ..status.account import Account
-from ..status.outage import read_outage
+from ..status.outage import NEW_KEY, read_outage
 from ..status.run_status import RunStatus, status_of
 from ..status.spool_status import ending
 
@@ -195,6 +195,8 @@ class Announcer:
             return f"parked: {plain(run.parked, 600)}; `atomscale-bluesky status` has more"
         outage = read_outage(self._spool.path)
         ends = "it is sent as soon as that is over, by this session or a later one"
+        if outage is not None and outage.endpoint == run.endpoint and outage.key_refused:
+            return f"the API key is refused, {plain(outage.error, 300)}; {NEW_KEY}"
         if outage is not None and outage.endpoint == run.endpoint:
             return f"{plain(outage.error, 300)}; {ends}"
         return "it is sent by this session or a later one; `atomscale-bluesky status` has more"

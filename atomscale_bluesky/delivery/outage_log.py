@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 
 from ..errors import ApiError, ApiKeyError
-from ..status.outage import OutageNote
+from ..status.outage import NEW_KEY, OutageNote
 
 _logger = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ class OutageLog:
             error: The failure.
             pause_s: For how long nothing is sent now.
         """
-        self._note.failed(str(error), lasting=pause_s >= LASTING_S)
+        key_refused = isinstance(error, ApiKeyError)
+        self._note.failed(str(error), lasting=pause_s >= LASTING_S, key_refused=key_refused)
         if self._since is None:
             self._since = now
             over, since = self._was
@@ -59,7 +60,7 @@ class OutageLog:
                 self._nags, self._next_nag = 0, now
         if now < self._next_nag and (self._logged or now - self._since < NAG_S[0]):
             return
-        advice = "check the API key" if isinstance(error, ApiKeyError) else "it is tried again until it works"
+        advice = f"check the API key; {NEW_KEY}" if key_refused else "it is tried again until it works"
         on_and_off = "on and off " if self._unrest_since < self._since else ""
         lasts_s = round(now - self._unrest_since)
         _logger.warning(

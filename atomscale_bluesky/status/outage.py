@@ -19,6 +19,8 @@ from ..spool.own_files import read_own, refuse_link
 _NAME = "trouble.json"
 # The note of the same outage with other words (a port number, a request's path) is not rewritten more often than this.
 REWRITE_S = 5.0
+# What ends an outage that a refused key makes. A key may get its rights back, and is then used without this.
+NEW_KEY = "a process keeps the key that it began with, so for another one end it, or make a new callback in it"
 
 
 class Outage(msgspec.Struct, frozen=True):
@@ -28,6 +30,7 @@ class Outage(msgspec.Struct, frozen=True):
     time: float  # of the last error, Unix seconds
     error: str
     endpoint: str
+    key_refused: bool = False  # it is the API key of the process that delivers
 
 
 class OutageNote:
@@ -49,7 +52,7 @@ class OutageNote:
         self._written_at: float | None = None
         self._perhaps_there = True  # an earlier uploader may have left it
 
-    def failed(self, error: str, *, lasting: bool = False) -> None:
+    def failed(self, error: str, *, lasting: bool = False, key_refused: bool = False) -> None:
         """Note a failed attempt that keeps all data waiting. A single failure is no outage, unless `lasting` is set."""
         now = self._now()
         if self._since is None:
@@ -62,7 +65,7 @@ class OutageNote:
             return
         self._written_at = self._monotonic()
         self._perhaps_there = True
-        text = msgspec.json.encode(Outage(self._since, now, error[:1000], self._endpoint))
+        text = msgspec.json.encode(Outage(self._since, now, error[:1000], self._endpoint, key_refused))
         with contextlib.suppress(OSError):
             keep(self._path, text)
 

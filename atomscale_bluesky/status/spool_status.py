@@ -112,6 +112,14 @@ class Status(tuple[RunStatus, ...]):
         return next((run.problem for run in reversed(self) if run.problem), None)
 
     @property
+    def key_refused(self) -> bool:
+        """True if points wait because the API key of the process that delivers them is refused."""
+        trouble = self.trouble
+        if trouble is None or not trouble.key_refused:
+            return False
+        return any(run.points.waiting and run.endpoint == trouble.endpoint for run in self)
+
+    @property
     def oldest_waiting(self) -> float | None:
         """Time of the oldest waiting point, Unix seconds; None if none waits."""
         return min((run.oldest_waiting for run in self if run.oldest_waiting is not None), default=None)

@@ -323,3 +323,29 @@ def test_a_spool_that_is_not_there_is_not_called_empty(say: Say, tmp_path: Path)
         assert "the setting `spool_dir` says where it is" in said
     assert told(say, "--spool-dir", missing)["spool_is_there"] is False
     assert not Path(missing).exists()
+
+
+def test_a_session_whose_key_is_refused_is_named_with_what_to_do(
+    say: Say, make_callback: MakeCallback, server: LocalServer
+) -> None:
+    remedy = "a process keeps the key that it began with, so for another one end it, or make a new callback in it"
+    callback = make_callback(api_key="revoked")
+    for name, doc in growth(25):
+        callback(name, doc)
+    wait_until(lambda: callback.status().key_refused)
+
+    code, said, _ = say("status")
+    assert code == 1
+    assert remedy in said
+    assert told(say)["trouble"]["key_refused"] is True
+    code, said, _ = say("status", "--check")
+    assert code == 2
+    assert said.startswith("CRITICAL: the API key is refused since ")
+    code, said, _ = say("upload")
+    assert code == 1
+    assert f"which goes on with it once its API key is taken: it is refused now, and {remedy}" in said
+
+    callback.close()
+    assert say("upload")[0] == 0
+    assert say("status", "--check")[0] == 0
+    assert [stream.points for stream in server.streams()] == [50]
