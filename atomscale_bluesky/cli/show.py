@@ -74,7 +74,9 @@ def _facts(run: FoundRun) -> list[tuple[str, str]]:
         facts.append(("state", "discarded" if entry.get("discarded") else "finalized"))
         if (at := verified_at(entry)) is not None:
             facts.append(("read back", f"equal, on {moment(at)}"))
-        if not entry.get("interrupted"):
+        if entry.get("interrupted"):
+            facts.append(("ended", "interrupted: no stop document came"))
+        else:
             facts += _ended(str(entry.get("exit_status") or ""), str(entry.get("reason") or ""))
         counts = {name: int(entry.get(name) or 0) for name in ("delivered", "discarded", "lost")}
         left_out = {reason: {"": n} for reason, n in (entry.get("left_out") or {}).items()}

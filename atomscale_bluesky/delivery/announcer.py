@@ -42,6 +42,8 @@ PATIENCE_S = 10.0
 LOOK_S, LOOK_AT_WAITING_S = 0.1, 1.0
 # How many waiting runs are followed until they are delivered. Nothing more is printed of older ones.
 MOST_WAITING = 100
+# How many runs that earlier sessions have left are followed, the newest ones. Their end alone is reported.
+MOST_LEFTOVERS = 10
 # How often the files of a run may be unreadable before nothing more is printed of it.
 MOST_FAILURES = 20
 # How long `close` waits for the last lines.
@@ -72,7 +74,7 @@ class Announcer:
         self._settings = settings
         self._deliverer = deliverer
         self._inbox: queue.SimpleQueue[tuple[str, Path | None]] = queue.SimpleQueue()
-        self._runs: dict[Path, _Run] = {}
+        self._runs: dict[Path, _Run] = self._leftovers() if deliverer is not None else {}
         self._thread = threading.Thread(target=self._loop, name="atomscale-announcer", daemon=True)
         self._thread.start()
 
@@ -127,9 +129,9 @@ class Announcer:
     def _wait_s(self) -> float | None:
         """Return how long nothing has to be looked at unless a message comes; None if no run is followed."""
         runs = self._runs.values()
-        if any(not run.begun or (run.stopped_at is not None and not run.waits) for run in runs):
+        if any(not (run.begun or run.parked) or (run.stopped_at is not None and not run.waits) for run in runs):
             return LOOK_S
-        return LOOK_AT_WAITING_S if any(run.waits for run in runs) else None
+        return LOOK_AT_WAITING_S if any(run.waits or not run.begun for run in runs) else None
 
     def _look(self, *, last: bool) -> None:
         for run in list(self._runs.values()):
@@ -149,11 +151,13 @@ class Announcer:
         now = time.monotonic()
         run.read()
         entry = None if run.folder.exists() else self._finished(run.folder)
-        if not run.begun and (entry or last or run.name or not self._sends or now - run.seen_at > NAME_S):
+        named = entry or last or run.name or not self._sends or now - run.seen_at > NAME_S
+        went = entry is not None and not entry.get("discarded")
+        if not run.begun and named and (went or not run.parked):  # a parked run goes nowhere until it is mended
             run.begun = True
             _print(self._begins(run, entry))
         if entry is not None:
-            _print(delivered(entry))
+            _print(delivered(entry, earlier=run.earlier))
             return True
         if run.stopped_at is None:
             return False
@@ -168,6 +172,17 @@ class Announcer:
     @property
     def _sends(self) -> bool:
         return self._deliverer is not None
+
+    def _leftovers(self) -> dict[Path, _Run]:
+        """Return the newest runs that no living process writes or delivers, which this session takes up."""
+        found: dict[Path, _Run] = {}
+        with contextlib.suppress(OSError):  # then less is printed
+            for folder in self._spool.run_folders()[-MOST_LEFTOVERS:]:
+                if not (self._spool.writer_alive(folder) or self._spool.uploader_alive(folder)):
+                    run = found[folder] = _Run(folder, time.monotonic())
+                    run.earlier = run.begun = run.waits = True
+                    run.stopped_at = run.seen_at
+        return found
 
     def _finished(self, folder: Path) -> dict[str, Any] | None:
         """Return the history's entry of the run that was in a folder, or None if there is none."""
@@ -208,6 +223,7 @@ class _Run:
     def __init__(self, folder: Path, seen_at: float) -> None:
         self.folder = folder
         self.seen_at = seen_at
+        self.earlier = False  # an earlier session has left it, so nothing is printed until it is delivered
         self.begun = False  # its first line is printed
         self.stopped_at: float | None = None
         self.waits = False  # it was reported as waiting
@@ -250,9 +266,10 @@ class _Run:
         return status_of(account, self._ledger.state, folder=str(self.folder))
 
 
-def delivered(entry: dict[str, Any]) -> str:
+def delivered(entry: dict[str, Any], *, earlier: bool = False) -> str:
     """Return the line about a run that has left the spool, from its entry in the history."""
-    text = f"run {plain(str(entry.get('run_uid'))[:8], 40)}{_ending(entry)}: "
+    whose = " of an earlier session" if earlier else ""
+    text = f"run {plain(str(entry.get('run_uid'))[:8], 40)}{whose}{_ending(entry)}: "
     text += f"{_counted(entry.get('delivered') or 0)} delivered"
     for what in ("discarded", "lost"):
         if entry.get(what):

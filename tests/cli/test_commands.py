@@ -285,6 +285,7 @@ def test_upload_delivers_the_run_of_a_killed_process_and_completes_it(
 
     assert code == 0
     assert "All of it is delivered." in said
+    assert "ended interrupted: no stop document came" in say("show", "last")[1]
     (stream,) = server.streams()
     assert (stream.status, stream.points) == ("success", 50)
     assert say("status")[1].endswith("nothing waits.")

@@ -18,6 +18,7 @@ from runs import growth
 from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky.__main__ import main
 from atomscale_bluesky.server import Fault, LocalServer
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -111,6 +112,47 @@ def test_a_parked_run_is_announced_with_the_reason(
     assert "50 wait: parked: " in text
     assert "999" in text
     assert "atomscale-bluesky status" in text
+    callback.close()
+    assert "goes to" not in capfd.readouterr().err
+
+
+def test_a_parked_run_is_announced_as_going_once_it_is_mended(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    callback = make_callback(announce="on")
+    uid = a_run(callback, synth_source_id="the big one")
+    text = wait_until(said(capfd, "50 wait: parked: "))
+    assert "goes to" not in text
+
+    assert main(["edit", uid[:8], "--synth-source-id", "42", "--spool-dir", str(spool_dir)]) == 0
+
+    text = wait_until(said(capfd, "50 points delivered"))
+    assert text.index(f"run {uid[:8]} goes to {server.url}") < text.index("50 points delivered")
+
+
+def test_what_an_earlier_session_has_left_is_announced_when_it_is_delivered(
+    make_callback: MakeCallback, environment: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    killed = RUN.replace("for name, doc in growth(25):", "for name, doc in list(growth(48))[:-1]:")
+    killed = killed.replace("callback.drain(20)", "import os; os._exit(9)")
+    subprocess.run(
+        [sys.executable, "-c", killed.format(tests=str(Path(__file__).parents[1]))],
+        env=environment | {"ATOMSCALE_BLUESKY_OFFLINE": "1"}, timeout=60, capture_output=True,
+    )  # fmt: skip
+    callback = make_callback(announce="on")
+    left = callback.status()
+    callback.drain(20)
+
+    text = wait_until(said(capfd, "delivered"))
+    assert len(text.splitlines()) == 1
+    assert " of an earlier session (interrupted): 96 points delivered; data_id " in text
+    assert all(run.run_uid[:8] in text for run in left)
+
+    uid = a_run(callback)
+    callback.drain(20)
+    text = wait_until(said(capfd, "50 points delivered"))
+    assert f"run {uid[:8]} goes to" in text
+    assert f"run {uid[:8]}: 50 points delivered" in text
 
 
 def test_closing_during_an_outage_announces_what_waits_and_why(
