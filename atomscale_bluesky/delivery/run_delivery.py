@@ -121,7 +121,7 @@ class RunDelivery:
 
     def status(self) -> RunStatus:
         """Return the run's public status."""
-        return status_of(self.run.run_chunker.account, self.run.state)
+        return status_of(self.run.run_chunker.account, self.run.state, folder=str(self.claim.folder))
 
     def settle_if_interrupted(self) -> bool:
         """Note that the run was interrupted, if its writer has died without a stop. Return True if so."""

@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,6 +45,20 @@ _ALWAYS = (
 def is_run_name(name: str) -> bool:
     """Return True if the name has the form that the package gives to a run's folder."""
     return _RUN.fullmatch(name) is not None
+
+
+def recorded_since(folder: str) -> float:
+    """Return when the recording of a run began, Unix seconds, by the name of its folder; 0.0 for another folder.
+
+    A run of an archive, or from a bus, may be much older.
+    """
+    name = Path(folder).name
+    if not is_run_name(name):
+        return 0.0
+    try:
+        return datetime.strptime(name[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
+    except ValueError:  # no day has this date
+        return 0.0
 
 
 def is_run_file(name: str) -> bool:

@@ -11,6 +11,7 @@ import msgspec
 from ..errors import SpoolError
 from ..spool.ledger_format import NO_POINT
 from ..spool.ledger_state import LedgerState
+from ..spool.own_files import recorded_since
 from ..spool.stream_state import StreamState
 from .account import Account, Counts
 
@@ -45,7 +46,8 @@ class RunStatus(msgspec.Struct, frozen=True):
     channels: Mapping[str, Counts]
     streams: tuple[StreamStatus, ...]
     problem: str | None
-    oldest_waiting: float | None  # time of the oldest waiting point, Unix seconds
+    # Since when the oldest waiting point waits, Unix seconds: its time, or when its run's recording began, if later
+    oldest_waiting: float | None
     folder: str = ""  # the run's folder in the spool
     rounded: Mapping[str, int] = {}  # by channel: integers beyond 2**53 that lost digits
     endpoint: str = ""  # where it is delivered
@@ -124,7 +126,7 @@ def status_of(account: Account, ledger: LedgerState, *, writer_alive: bool = Tru
         repeated_rows=account.rows_repeated.total(),
         scan_id=header.scan_id,
         endpoint=ledger.endpoint or header.endpoint,
-        oldest_waiting=(min(since, default=header.started) if points.waiting else None),
+        oldest_waiting=(max(min(since, default=header.started), recorded_since(folder)) if points.waiting else None),
         exit_status=stop.exit_status if stop else "",
         reason=stop.reason if stop else "",
         cause=_cause(account, ledger) if parked else None,

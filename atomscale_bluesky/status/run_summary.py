@@ -10,6 +10,7 @@ import msgspec
 
 from ..spool.journal_format import Header
 from ..spool.ledger_state import LedgerState
+from ..spool.own_files import recorded_since
 from .account import Account
 from .run_status import RunStatus
 from .spool_status import ending
@@ -70,7 +71,8 @@ def say(status: RunStatus, state: LedgerState) -> None:
     points = status.points
     left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(points.left_out.items())) or "none"
     ended = f", its plan ended with {word}" if (word := ending(status.exit_status)) else ""
-    took = [s.confirmed_at - s.last.last_time for s in state.streams.values() if s.confirmed_at and s.last]
+    since = recorded_since(status.folder)  # a recorded run's points are old before they are taken
+    took = [s.confirmed_at - max(s.last.last_time, since) for s in state.streams.values() if s.confirmed_at and s.last]
     _logger.log(
         logging.WARNING if points.waiting or points.refused or points.lost else logging.INFO,
         "run %s %s%s: %d points delivered%s; waiting: %d; refused: %d; left out: %s; discarded: %d; lost: %d%s",

@@ -121,7 +121,7 @@ class Status(tuple[RunStatus, ...]):
 
     @property
     def oldest_waiting(self) -> float | None:
-        """Time of the oldest waiting point, Unix seconds; None if none waits."""
+        """Since when the oldest waiting point waits, Unix seconds; None if none waits."""
         return min((run.oldest_waiting for run in self if run.oldest_waiting is not None), default=None)
 
     @property

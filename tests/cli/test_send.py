@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -306,3 +307,23 @@ def test_ended_on_a_full_spool_it_does_not_say_that_all_was_read(tmp_path: Path,
     assert "if no process delivers, start `atomscale-bluesky upload`" in first
     assert "Stopped before the end. What was taken is in the spool; begin again whenever you like" in said
     assert process.returncode == 128 + signal.SIGINT
+
+
+def test_an_archive_that_was_just_taken_has_not_waited_for_years(
+    say: Say, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="atomscale_bluesky")
+    old = tmp_path / "old.jsonl"
+    text = lines(growth(25))
+    # Three years are 94 608 000 s.
+    old.write_text(re.sub(r"\b1[789]\d{8}(?=\.)", lambda found: str(int(found[0]) - 94_608_000), text))
+    assert say("--spool-only", old)[0] == 0
+
+    assert main(["status", "--check", "--max-age", "10m"]) == 1
+    assert capsys.readouterr().out.startswith("WARNING: nobody delivers 1 run; ")
+    main(["status", "--json"])
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert 0 <= run["oldest_waiting_s"] < 120
+    assert main(["upload"]) == 0
+    took = re.findall(r"the last point took (\d+)\.\d s", capsys.readouterr().out)
+    assert [int(seconds) < 120 for seconds in took] == [True]
