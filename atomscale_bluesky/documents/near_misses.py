@@ -1,4 +1,4 @@
-"""Finds metadata keys that are nearly one of ours, such as `synth_source`. Pure."""
+"""Finds metadata keys that are nearly one of ours, such as `synth_source`, or another word for it. Pure."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from .metadata import read_metadata
 _BEGINNING = 3
 # `tags` is too short: every other word with four letters would be nearly it.
 _SHORT = 6
+_SAMPLE = frozenset({"physical_sample", "physical_sample_id"})
+# Words that people use for one of ours.
+_OTHER_WORDS = {"sample": "physical_sample"}
 _BEGINNINGS = frozenset(name[:_BEGINNING] for name in METADATA_KEYS if len(name) > _SHORT)
 
 
 def near_misses(start: Mapping[str, Any], keys: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield each key of a start document that is nearly one of ours, and ours.
+    """Yield each key of a start document that is nearly one of ours, or another word for it, and ours.
 
     A key counts only if its value could be meant: `synth_source` with a number, but not with text. It does not count
     if the document has our key too, or if the setting `metadata_keys`, given as `keys`, names it for something.
     """
     nested = start.get(NAMESPACE)
-    given = start.keys() | (nested.keys() if isinstance(nested, Mapping) else set()) | keys.keys()
+    given = _SAMPLE if start.keys() & _SAMPLE else frozenset[str]()
+    given = given | start.keys() | (nested.keys() if isinstance(nested, Mapping) else set()) | keys.keys()
     for key in start:
         if not isinstance(key, str) or key in METADATA_KEYS or key in keys.values():
             continue
-        if key[:_BEGINNING].lower() not in _BEGINNINGS:
-            continue
-        meant = nearest_key(key)
+        meant = _OTHER_WORDS.get(key)
+        if meant is None and key[:_BEGINNING].lower() in _BEGINNINGS:
+            meant = nearest_key(key)
         if meant is not None and len(meant) > _SHORT and meant not in given and _can_be(meant, start[key]):
             yield key, meant
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import MetadataError
 from ..settings import Settings
 from .metadata import read_metadata
+from .near_misses import near_misses
 
 
 def validate_metadata(
@@ -33,7 +34,9 @@ def validate_metadata(
     keys = (Settings.load() if settings is None else settings).metadata_keys
     if read_metadata(md, keys=keys).links.synth_source_id is None and require_synth_source_id:
         key = keys.get("synth_source_id", "synth_source_id")
+        near = [found for found, meant in near_misses(md, keys) if meant == "synth_source_id"]
+        hint = f", and {near[0]!r} means nothing here" if near else ""
         raise MetadataError(
-            f"metadata {key!r} is missing; name the growth instrument of this run, as in "
+            f"metadata {key!r} is missing{hint}; name the growth instrument of this run, as in "
             "`RE(plan, synth_source_id=42)`: `atomscale-bluesky instruments` lists them with their numbers"
         )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from runs import growth
 
-from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky import AtomscaleCallback, MetadataError, validate_metadata
 
 MakeCallback = Callable[..., AtomscaleCallback]
 PROJECT = "0f14d0ab-9605-4a62-a9e4-5ed26688389b"
@@ -33,8 +33,14 @@ def mentioned(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
         ({"synth_source": "the big one"}, []),
         ({"project": "perovskites"}, []),
         ({"proposal_id": "GUP-1"}, []),
-        ({"tag": "x", "sample": "y", "stream": "z", "points": 4}, []),
+        ({"tag": "x", "stream": "z", "points": 4}, []),
+        ({"sample": {"name": "W12", "diameter": 50}}, []),
+        # Another word for ours.
+        ({"sample": "W12"}, [("sample", "physical_sample")]),
+        ({"sample": 12}, [("sample", "physical_sample")]),
         # Ours is there too.
+        ({"sample": "W12", "physical_sample_id": PROJECT}, []),
+        ({"sample": "W12", "atomscale": {"physical_sample": "W12"}}, []),
         ({"synth_source": 7, "synth_source_id": 42}, []),
         ({"synth_source": 7, "atomscale": {"synth_source_id": 42}}, []),
     ],
@@ -73,3 +79,10 @@ def test_a_key_that_the_setting_names_is_no_near_miss(
         callback(name, doc)
 
     assert mentioned(caplog) == []
+
+
+def test_the_error_about_a_missing_instrument_names_the_key_that_was_perhaps_meant() -> None:
+    with pytest.raises(MetadataError, match="'synth_source_id' is missing, and 'synth_sourceid' means nothing here"):
+        validate_metadata({"synth_sourceid": 42}, require_synth_source_id=True)
+    with pytest.raises(MetadataError, match="'synth_source_id' is missing; name the growth instrument"):
+        validate_metadata({"synth": "the big one"}, require_synth_source_id=True)
