@@ -59,7 +59,8 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--endpoint", metavar="URL", help="Send to the API there."),
         click.option("--spool-dir", type=folder, help="Go through this spool."),
-        click.option("--tags", metavar="A,B", help="Tags of runs that have none, separated by commas."),
+        click.option("--tag", "tag", multiple=True, help="A tag of runs that have none; may be given several times."),
+        click.option("--tags", metavar="A,B", hidden=True, help="The same as several --tag, separated by commas."),
         click.option("--physical-sample", metavar="NAME", help="Physical sample, by name or id, of runs without one."),
         click.option("--synth-source-id", type=int, metavar="ID", help="Growth instrument of runs that name none."),
         click.option("--spool-only", is_flag=True, help="Only put the runs into the spool; `upload` delivers them."),
@@ -76,6 +77,7 @@ def send_runs(
     spool_only: bool,
     synth_source_id: int | None,
     physical_sample: str | None,
+    tag: tuple[str, ...],
     tags: str | None,
     spool_dir: Path | None,
     endpoint: str | None,
@@ -89,7 +91,8 @@ def send_runs(
         spool_only: Deliver nothing.
         synth_source_id: The growth instrument of runs that name none.
         physical_sample: The physical sample of runs that name none.
-        tags: The tags of runs that have none, separated by commas.
+        tag: The tags of runs that have none.
+        tags: More of them, separated by commas.
         spool_dir: The spool, if not the one that the settings name.
         endpoint: The API, if not the one that the settings name.
         without_stop: What would happen to a run that has no stop document, for the list.
@@ -100,7 +103,7 @@ def send_runs(
         spool_dir=spool_dir,
         endpoint=endpoint,
         synth_source_id=synth_source_id,
-        tags=[tag.strip() for tag in tags.split(",") if tag.strip()] if tags is not None else None,
+        tags=None if tags is None and not tag else [*tag, *(tags or "").split(",")],  # blank ones are dropped
     )
     sample = None if physical_sample is None else _sample(physical_sample)
     out = console()

@@ -101,20 +101,30 @@ def test_a_run_that_was_sent_is_not_sent_again(say: Say, server: LocalServer, re
     assert len(server.streams()) == 1
 
 
-def test_what_old_runs_lack_is_filled_in_and_what_they_say_stays(say: Say, server: LocalServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        (["--tag", "archive", "--tag", "2024"], {"archive", "2024"}),
+        (["--tag", "archive, 2024"], {"archive, 2024"}),  # as `edit --tag`, and a text in a file or in metadata
+        (["--tags", "archive, 2024"], {"archive", "2024"}),  # as before
+    ],
+)
+def test_what_old_runs_lack_is_filled_in_and_what_they_say_stays(
+    say: Say, server: LocalServer, tmp_path: Path, tags: list[str], expected: set[str]
+) -> None:
     path = tmp_path / "runs.jsonl"
     bare = [(name, {k: v for k, v in doc.items() if k != "synth_source_id"}) for name, doc in growth(points=3)]
     own = growth(points=3, start_metadata={"physical_sample": "its own", "tags": ["old"], "synth_source_id": 7})
     path.write_text(lines([*bare, *own]))
     before = path.read_bytes()
 
-    code, _, complaint = say(path, "--synth-source-id", 42, "--physical-sample", "GaN 17", "--tags", "archive, 2024")
+    code, _, complaint = say(path, "--synth-source-id", 42, "--physical-sample", "GaN 17", *tags)
 
     assert (code, complaint) == (0, "")
     assert path.read_bytes() == before
     streams = {stream.synth_source_id: stream for stream in server.streams()}
     assert streams.keys() == {42, 7}
-    assert set(streams[42].tags) > {"archive", "2024"}  # and one that says how the run ended
+    assert set(streams[42].tags) == expected | {"bluesky: success"}  # and one that says how the run ended
     assert "archive" not in streams[7].tags
     with requests.Session() as session:
         session.headers["X-API-KEY"] = server.api_key

@@ -231,7 +231,7 @@ def test_what_old_runs_lack_is_filled_in(site: Site, server: LocalServer, say: S
     bare = [(name, {k: v for k, v in doc.items() if k != "synth_source_id"}) for name, doc in growth(points=3)]
     uid = site.copy(bare, tmp_path / "bare.jsonl")
 
-    code, said = say(site.address, "--run", uid, "--synth-source-id", 7, "--tags", "archive")
+    code, said = say(site.address, "--run", uid, "--synth-source-id", 7, "--tag", "archive")
 
     assert code == 0, said
     (stream,) = server.streams()
