@@ -5,6 +5,7 @@ Each command is in the file of its name. Two files have several: `orders` has `r
 `--help` is quick, and an extra that is not installed stops only the commands that need it.
 
     formatting   text from outside made harmless; numbers, times and the console
+    options      options that may be given once
     runs         the argument RUN: which run is meant, and where its points come from
     sending      what `send` does wherever the runs come from; send_tiled, `send tiled`
     delivering   what `send` and `upload` share: the check before, the bar, the report after

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .formatting import console, plain
+from .options import Once
 
 if TYPE_CHECKING:
     from ..checks.settings_report import SettingsReport
@@ -22,8 +23,10 @@ def config() -> None:
 
 
 @config.command
-@click.option("--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="Show them as if this were given.")
-@click.option("--endpoint", metavar="URL", help="Show them as if this were given.")
+@click.option(
+    "--spool-dir", cls=Once, type=click.Path(file_okay=False, path_type=Path), help="Show them as if this were given."
+)
+@click.option("--endpoint", cls=Once, metavar="URL", help="Show them as if this were given.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
     """Show every setting, its value, and where it comes from.

@@ -12,6 +12,7 @@ import click
 
 from .delivering import logged_as_a_service
 from .ending import Ending
+from .options import Once
 
 if TYPE_CHECKING:
     import threading
@@ -31,9 +32,12 @@ _logger = logging.getLogger("atomscale_bluesky.consume")
 
 def _with_spool(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that every bus has."""
-    endpoint = click.option("--endpoint", metavar="URL", help="Send to the API there.")
+    endpoint = click.option("--endpoint", cls=Once, metavar="URL", help="Send to the API there.")
     spool = click.option(
-        "--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="Go through this spool, on a local disk."
+        "--spool-dir",
+        cls=Once,
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Go through this spool, on a local disk.",
     )
     return spool(endpoint(command))
 

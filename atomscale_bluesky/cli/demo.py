@@ -19,6 +19,7 @@ from rich.text import Text
 from ..status.progress import number
 from .demo_display import DemoDisplay, DemoLog
 from .formatting import console, plain
+from .options import Once
 
 if TYPE_CHECKING:
     from ..demo import Comparison, Outcome
@@ -46,6 +47,7 @@ DEFAULT_PLOT = Path("atomscale-demo.png")
 )
 @click.option(
     "--endpoint",
+    cls=Once,
     metavar="URL",
     help="Stream to this server instead, with the key in ATOMSCALE_API_KEY; it is not made unreachable.",
 )

@@ -11,13 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from .formatting import console, plain
+from .options import Once
 
 _STYLES = {"passed": "green", "warning": "yellow", "failed": "bold red"}
 
 
 @click.command
-@click.option("--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="Check this spool.")
-@click.option("--endpoint", metavar="URL", help="Ask the API there.")
+@click.option("--spool-dir", cls=Once, type=click.Path(file_okay=False, path_type=Path), help="Check this spool.")
+@click.option("--endpoint", cls=Once, metavar="URL", help="Ask the API there.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
     """Check key, server, TLS, clock, instrument and spool, and say what to do.

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ..status.progress import counted
 from .formatting import console, plain
+from .options import Once
 from .runs import run_argument, runs_argument, uid_meant
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ..status.run_status import RunStatus
 
 _spool_dir = click.option(
-    "--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="The spool that the runs are in."
+    "--spool-dir", cls=Once, type=click.Path(file_okay=False, path_type=Path), help="The spool that the runs are in."
 )
 _T = TypeVar("_T", bound=Callable[..., Any])
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .formatting import console, plain
+from .options import Once
 
 if TYPE_CHECKING:
     from ..status.probe_results import Fact, Findings
@@ -21,7 +22,7 @@ _STREAMS = 5
 
 @click.command
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--endpoint", metavar="URL", help="Probe the API there.")
+@click.option("--endpoint", cls=Once, metavar="URL", help="Probe the API there.")
 @click.option(
     "--physical-sample-id", help="Link two more streams to this sample, to see whether the server takes that."
 )
@@ -30,7 +31,10 @@ _STREAMS = 5
     help="The largest request to try, in bytes.",
 )  # fmt: skip
 @click.option(
-    "--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="The spool that keeps what was found."
+    "--spool-dir",
+    cls=Once,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The spool that keeps what was found.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def probe(

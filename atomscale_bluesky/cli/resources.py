@@ -11,12 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from .formatting import console, plain
+from .options import Once
 
 if TYPE_CHECKING:
     from ..api.client import Client
 
 _text = click.argument("text", required=False, default="")
-_endpoint = click.option("--endpoint", metavar="URL", help="Ask the API there.")
+_endpoint = click.option("--endpoint", cls=Once, metavar="URL", help="Ask the API there.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

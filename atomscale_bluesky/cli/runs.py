@@ -12,6 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from .formatting import plain
+from .options import Once
 
 if TYPE_CHECKING:
     from ..checks.run_tables import Table
@@ -67,7 +68,7 @@ run_argument = click.argument("run", metavar="RUN", type=RunName())
 run_or_all_argument = click.argument("run", metavar="[RUN]", type=RunName(), required=False)
 runs_argument = click.argument("runs", metavar="RUN...", type=RunName(), nargs=-1)
 spool_dir_option = click.option(
-    "--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="The spool that the run is in."
+    "--spool-dir", cls=Once, type=click.Path(file_okay=False, path_type=Path), help="The spool that the run is in."
 )
 source_option = click.option(
     "--from",

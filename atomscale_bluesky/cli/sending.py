@@ -18,6 +18,7 @@ from ..status.progress import LOOK_PERIOD_S, counted, number
 from .delivering import check_that_it_may_send, check_the_key, deliver, logged, report
 from .ending import Ending
 from .formatting import console, moment, plain
+from .options import Once
 from .status import open_spool
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that hold for runs from anywhere. The command gives them to `send_runs`."""
     folder = click.Path(file_okay=False, path_type=Path)
     for option in (
-        click.option("--endpoint", metavar="URL", help="Send to the API there."),
-        click.option("--spool-dir", type=folder, help="Go through this spool."),
+        click.option("--endpoint", cls=Once, metavar="URL", help="Send to the API there."),
+        click.option("--spool-dir", cls=Once, type=folder, help="Go through this spool."),
         click.option("--tag", "tag", multiple=True, help="A tag of runs that have none; may be given several times."),
         click.option("--tags", metavar="A,B", hidden=True, help="The same as several --tag, separated by commas."),
         click.option("--physical-sample", metavar="NAME", help="Physical sample, by name or id, of runs without one."),

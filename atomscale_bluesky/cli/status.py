@@ -24,6 +24,7 @@ from rich.text import Text
 from ..status.progress import counted
 from .formatting import console, moment, plain
 from .monitoring import Duration, check_now
+from .options import Once
 from .runs import run_or_all_argument, uid_meant
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ MOST_SHOWN = 20
 @click.option("--all", "with_finished", is_flag=True, help="Show the finished runs too.")
 @click.option("--last", type=click.IntRange(min=1), default=MOST_SHOWN, show_default=True, metavar="N",
               help="Show the newest N runs in the spool, and with --all the newest N finished ones.")  # fmt: skip
-@click.option("--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="Read this spool.")
+@click.option("--spool-dir", cls=Once, type=click.Path(file_okay=False, path_type=Path), help="Read this spool.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, channel by channel; with --watch, one line each.")
 @click.option("--watch", "watched", is_flag=True, help="Stay on the screen until Ctrl-C; in a pipe, print each change.")
 @click.option("--check", is_flag=True, help="Print one line, with the exit code of a monitoring plugin.")

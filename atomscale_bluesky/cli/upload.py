@@ -17,6 +17,7 @@ from rich.text import Text
 
 from .delivering import check_that_it_may_send, check_the_key, deliver, logged, logged_as_a_service, report
 from .formatting import console, plain
+from .options import Once
 from .status import no_spool, open_spool
 
 if TYPE_CHECKING:
@@ -27,8 +28,12 @@ _logger = logging.getLogger(__name__)
 
 
 @click.command
-@click.option("--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="Deliver the runs of this spool.")
-@click.option("--endpoint", metavar="URL", help="Origin of the API; only runs that were spooled for it are delivered.")
+@click.option(
+    "--spool-dir", cls=Once, type=click.Path(file_okay=False, path_type=Path), help="Deliver the runs of this spool."
+)
+@click.option(
+    "--endpoint", cls=Once, metavar="URL", help="Origin of the API; only runs that were spooled for it are delivered."
+)
 @click.option(
     "--timeout",
     "timeout_s",

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from ..status.progress import counted, number
 from .formatting import ConsoleLog, console, moment, plain
+from .options import Once
 from .runs import UID_SHOWN, run_argument, uid_meant
 from .status import no_spool, open_spool
 
@@ -42,8 +43,10 @@ MOST_NAMES = 8  # of series that the service has added; --json has all
     metavar="SECONDS",
     help="How long to go on reading while something is missing.",
 )
-@click.option("--spool-dir", type=click.Path(file_okay=False, path_type=Path), help="The spool that the run is in.")
-@click.option("--endpoint", metavar="URL", help="Ask the API there.")
+@click.option(
+    "--spool-dir", cls=Once, type=click.Path(file_okay=False, path_type=Path), help="The spool that the run is in."
+)
+@click.option("--endpoint", cls=Once, metavar="URL", help="Ask the API there.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(
     run: str,

@@ -77,6 +77,24 @@ def test_no_command_takes_an_api_key() -> None:
     assert not [option for option in options if "key" in option]
 
 
+def test_a_spool_or_an_endpoint_given_twice_is_refused_and_does_not_win_silently(say: Say, tmp_path: Path) -> None:
+    from atomscale_bluesky.cli import commands
+
+    values = {"--spool-dir": (str(tmp_path / "mbe1"), str(tmp_path / "mbe2")), "--endpoint": ("http://a", "http://b")}
+    tried = 0
+    for name, command in commands.commands.items():
+        for option, (first, second) in values.items():
+            if any(option in parameter.opts for parameter in command.params):
+                tried += 1
+                code, _, complaint = say(name, option, first, option, second)
+                assert (code, f"{option} is given 2 times" in complaint or "Missing argument" in complaint) == (2, True)
+    assert tried > 15
+    code, _, complaint = say(
+        "status", "--check", "--spool-dir", str(tmp_path / "a"), "--spool-dir", str(tmp_path / "b")
+    )
+    assert (code, "--spool-dir is given 2 times; run the command once for each" in complaint) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("missing", "arguments", "extra"),
     [
