@@ -7,14 +7,17 @@ and acknowledged too. One that comes again changes nothing. A run whose start do
 Bounded: one batch of acknowledgements. While the spool is full, no document is taken and none is lost.
 Nothing here sends anything to Atomscale. Buses and Tiled need their own client libraries, imported when they are used.
 
-    incoming    what a source hands over, and what a source is
-    intake      takes documents from a source into a recorder, and acknowledges them in batches
-    forms       the forms in which programs write a document, in files and in messages
-    recordings  documents of recorded files, whatever tool of Bluesky's world has written them
-    kafka       documents from Kafka topics
-    nats        documents from NATS JetStream
-    zmq         documents from Bluesky's 0MQ proxy
-    tiled       documents of the runs in a Tiled catalogue
-    contents    what a recording holds, without recording any of it
-    pipes       a pipe that can be left although nothing comes
+    incoming          what a source hands over, and what a source is
+    intake            takes documents from a source into a recorder, and acknowledges them in batches
+    forms             the forms in which programs write a document, in files and in messages
+    recordings        documents of recorded files, whatever tool of Bluesky's world has written them
+    recorded_json     documents of a JSON file of any size
+    recorded_msgpack  documents of a MessagePack file of any size
+    recording_errors  what is wrong with a file of documents. Pure.
+    contents          what a recording holds, without recording any of it
+    pipes             a pipe that can be left although nothing comes
+    kafka             documents from Kafka topics
+    nats              documents from NATS JetStream
+    zmq               documents from Bluesky's 0MQ proxy
+    tiled             documents of the runs in a Tiled catalogue
 """

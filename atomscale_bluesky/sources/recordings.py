@@ -19,10 +19,8 @@ In a file of lines, a damaged one costs no other: what cannot be read up to the 
 from __future__ import annotations
 
 import bz2
-import codecs
 import gzip
 import io
-import json
 import lzma
 import sys
 import threading
@@ -32,34 +30,19 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import AtomscaleBlueskyError
-from .forms import Document, as_document, from_numpy
+from .forms import Document
 from .incoming import Incoming, no_ack, unreadable
 from .pipes import Pipe
+from .recorded_json import Text, from_json
+from .recorded_msgpack import from_msgpack
+from .recording_errors import EXPECTED, CutOffError, RecordingError
 
 # How much is read at a time.
 _BLOCK = 1 << 20
-# A document larger than this is none: no bus and no store takes one.
-MAX_DOCUMENT = 1 << 29
-# An error of the JSON decoder so near the end of what was read may be due to the end.
-_NEAR_THE_END = 16
 _MAGIC_BYTES = 6
 _PACKED: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 # The file name that stands for standard input.
 STANDARD_INPUT = "-"
-_BETWEEN = " \t\r\n,\x1e\ufeff"
-EXPECTED = (
-    'expected JSON or MessagePack, plain or packed, in which each document is [name, doc], {"name": …, "doc": …}, '
-    '{"type": …, "document": …} or {name: doc}'
-)
-
-
-class RecordingError(AtomscaleBlueskyError, ValueError):
-    """A file is not a recorded run."""
-
-
-class CutOffError(RecordingError):
-    """A file ends within a document. All documents before it were read."""
 
 
 class Recordings:
@@ -181,9 +164,9 @@ def _documents_in(
         with unpacked:
             first = file.begin[:1] if packed is None else unpacked.peek(1)[:1]
             if first and first[0] >= 0x80 and first != b"\xef":  # MessagePack begins with an array or a mapping
-                yield from _from_msgpack(unpacked, name, unusable)
+                yield from from_msgpack(unpacked, name, unusable)
             else:
-                yield from _from_json(_Text(unpacked, live=live and packed is None), name, unusable)
+                yield from from_json(Text(unpacked, live=live and packed is None), name, unusable)
     except EOFError as error:  # of a packed file
         raise CutOffError(f"{name} is cut off: the file ends within packed data") from error
     except (OSError, UnicodeDecodeError, zlib.error, lzma.LZMAError) as error:
@@ -233,189 +216,3 @@ class _Beginning(io.RawIOBase):
             size = self._file.readinto(into) or 0
         self.read_so_far += size
         return size
-
-
-# ---- JSON ------------------------------------------------------------------------------------------------------------
-
-
-class _Text:
-    """The part of a text file that is in memory."""
-
-    def __init__(self, file: io.BufferedReader[Any], *, live: bool) -> None:
-        self._file = file
-        self._live = live
-        self._decode = codecs.getincrementaldecoder("utf-8")().decode
-        self.text = ""
-        self.at = 0  # what is before this was used
-        self.line = 1
-        self._before = "\n"  # the letter before the text
-        self.ended = False
-
-    @property
-    def begins_line(self) -> bool:
-        """Return True if the next letter is the first of its line."""
-        return (self.text[self.at - 1] if self.at else self._before) in "\n\x1e"
-
-    def use(self, end: int) -> None:
-        """Go on behind `end`."""
-        self.line += self.text.count("\n", self.at, end)
-        self.at = end
-
-    def more(self) -> bool:
-        """Read more, as much again as is in memory. Return False at the file's end.
-
-        In a pipe, read up to the end of a line that has come.
-        """
-        self._before = self.text[self.at - 1] if self.at else self._before
-        blocks, size, enough = [self.text[self.at :]], 0, max(_BLOCK, len(self.text) - self.at)
-        self.at = 0
-        while size < enough and not self.ended:
-            read = self._file.read1(_BLOCK)
-            blocks.append(self._decode(read, final=not read))
-            size += len(blocks[-1])
-            self.ended = not read
-            if self._live and "\n" in blocks[-1]:
-                break
-        self.text = "".join(blocks)
-        return size > 0
-
-    def skip_line(self) -> bool:
-        """Go on behind the next newline. Return False if there is none."""
-        while (end := self.text.find("\n", self.at)) < 0:
-            self.at = len(self.text)
-            if not self.more():
-                return False
-        self.use(end + 1)
-        return True
-
-    def skip(self, letters: str) -> str:
-        """Skip all of these letters, and return the next one; an empty text at the file's end."""
-        while True:
-            end = self.at
-            while end < len(self.text) and self.text[end] in letters:
-                end += 1
-            self.use(end)
-            if self.at < len(self.text):
-                return self.text[self.at]
-            if not self.more():
-                return ""
-
-
-def _from_json(text: _Text, name: str, unusable: Callable[[str], object] | None) -> Iterator[Document]:
-    decode = json.JSONDecoder().raw_decode
-    while letter := text.skip(_BETWEEN):
-        where = f"{name}, line {text.line}"
-        if letter == "]" or (letter == "[" and _begins_array(text)):
-            text.use(text.at + 1)  # an array of documents ends or begins
-            continue
-        is_line = text.begins_line
-        try:
-            found = _value(decode, text, where)
-        except CutOffError:
-            raise
-        except RecordingError as error:
-            if unusable is None or not is_line or not text.skip_line():
-                raise
-            unusable(str(error))
-            continue
-        document = _usable(found, where, unusable)
-        if document is not None:
-            yield document
-
-
-def _usable(found: object, where: str, unusable: Callable[[str], object] | None) -> Document | None:
-    """Return a document, or None if it is none and `unusable` was told so."""
-    document = as_document(found)
-    if document is None:
-        why = f"{where} is no document but a {type(found).__name__}; {EXPECTED}"
-        if unusable is None:
-            raise RecordingError(why)
-        unusable(why)
-    return document
-
-
-def _begins_array(text: _Text) -> bool:
-    """Return True if the bracket here begins an array of documents, and not the document `[name, doc]`."""
-    here = text.at
-    while True:
-        end = here + 1
-        while end < len(text.text) and text.text[end] in _BETWEEN:
-            end += 1
-        if end < len(text.text):
-            return text.text[end] != '"'
-        text.more()  # what is here is not used yet, so it comes first now
-        here = 0
-        if text.ended:
-            return True
-
-
-def _value(decode: Any, text: _Text, where: str) -> object:
-    """Return the JSON value that begins here, and go on behind it."""
-    while True:
-        try:
-            found, end = decode(text.text, text.at)
-        except RecursionError as error:
-            raise RecordingError(f"{where} is nested too deep to be a document") from error
-        except json.JSONDecodeError as error:
-            within = error.pos >= len(text.text) - _NEAR_THE_END or error.msg.startswith("Unterminated string")
-            if not within:
-                raise RecordingError(f"{where} is no JSON: {error.msg}, column {error.colno}; {EXPECTED}") from error
-            if len(text.text) - text.at > MAX_DOCUMENT:
-                raise RecordingError(f"{where} begins something larger than any document; {EXPECTED}") from error
-            if not text.more():
-                if text.text[text.at] in '[{"':
-                    raise CutOffError(f"{where} is cut off: the file ends within this document") from error
-                raise RecordingError(f"{where} is no JSON; {EXPECTED}") from error
-            continue
-        text.use(end)
-        return found
-
-
-# ---- MessagePack -----------------------------------------------------------------------------------------------------
-
-
-class _Counted(io.RawIOBase):
-    """A file that counts what was read of it."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__()
-        self._file = file
-        self.read_so_far = 0
-
-    def read(self, size: int = -1) -> bytes:
-        """Read, and count."""
-        block = self._file.read(size)
-        self.read_so_far += len(block)
-        return block
-
-
-def _from_msgpack(file: IO[bytes], name: str, unusable: Callable[[str], object] | None) -> Iterator[Document]:
-    try:
-        import msgpack
-    except ImportError as error:
-        raise RecordingError(
-            f"{name} is MessagePack, and msgpack is not installed: `pip install 'atomscale-bluesky[cli]'`"
-        ) from error
-    counted = _Counted(file)
-    unpacker = msgpack.Unpacker(
-        counted,
-        strict_map_key=False,
-        object_hook=from_numpy,
-        unicode_errors="surrogateescape",
-        max_buffer_size=MAX_DOCUMENT,
-    )
-    number = whole = 0
-    while True:
-        where = f"{name}, document {number + 1}"
-        try:
-            found = unpacker.unpack()
-        except msgpack.OutOfData:
-            break
-        except (msgpack.UnpackException, ValueError, TypeError) as error:
-            raise RecordingError(f"{where} is no MessagePack ({type(error).__name__}: {error}); {EXPECTED}") from error
-        number, whole = number + 1, unpacker.tell()
-        document = _usable(found, where, unusable)
-        if document is not None:
-            yield document
-    if whole < counted.read_so_far:
-        raise CutOffError(f"{name}, document {number + 1} is cut off: the file ends within this document")

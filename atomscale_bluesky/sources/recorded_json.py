@@ -1,0 +1,151 @@
+"""Documents of a JSON file of any size: one after the other, in lines, in arrays, or separated by record separators."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .forms import Document
+from .recording_errors import EXPECTED, MAX_DOCUMENT, CutOffError, RecordingError, usable
+
+# How much is read at a time.
+_BLOCK = 1 << 20
+# An error of the JSON decoder so near the end of what was read may be due to the end.
+_NEAR_THE_END = 16
+_BETWEEN = " \t\r\n,\x1e\ufeff"
+
+
+class Text:
+    """The part of a text file that is in memory."""
+
+    def __init__(self, file: io.BufferedReader[Any], *, live: bool) -> None:
+        self._file = file
+        self._live = live
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
+        self.text = ""
+        self.at = 0  # what is before this was used
+        self.line = 1
+        self._before = "\n"  # the letter before the text
+        self.ended = False
+
+    @property
+    def begins_line(self) -> bool:
+        """Return True if the next letter is the first of its line."""
+        return (self.text[self.at - 1] if self.at else self._before) in "\n\x1e"
+
+    def use(self, end: int) -> None:
+        """Go on behind `end`."""
+        self.line += self.text.count("\n", self.at, end)
+        self.at = end
+
+    def more(self) -> bool:
+        """Read more, as much again as is in memory. Return False at the file's end.
+
+        In a pipe, read up to the end of a line that has come.
+        """
+        self._before = self.text[self.at - 1] if self.at else self._before
+        blocks, size, enough = [self.text[self.at :]], 0, max(_BLOCK, len(self.text) - self.at)
+        self.at = 0
+        while size < enough and not self.ended:
+            read = self._file.read1(_BLOCK)
+            blocks.append(self._decode(read, final=not read))
+            size += len(blocks[-1])
+            self.ended = not read
+            if self._live and "\n" in blocks[-1]:
+                break
+        self.text = "".join(blocks)
+        return size > 0
+
+    def skip_line(self) -> bool:
+        """Go on behind the next newline. Return False if there is none."""
+        while (end := self.text.find("\n", self.at)) < 0:
+            self.at = len(self.text)
+            if not self.more():
+                return False
+        self.use(end + 1)
+        return True
+
+    def skip(self, letters: str) -> str:
+        """Skip all of these letters, and return the next one; an empty text at the file's end."""
+        while True:
+            end = self.at
+            while end < len(self.text) and self.text[end] in letters:
+                end += 1
+            self.use(end)
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.more():
+                return ""
+
+
+def from_json(text: Text, name: str, unusable: Callable[[str], object] | None) -> Iterator[Document]:
+    """Yield the documents of a JSON file.
+
+    Args:
+        text: The file, at its beginning.
+        name: What errors call it.
+        unusable: Is told of each document that cannot be used, if the next one can be found. None: raise an error.
+
+    Raises:
+        CutOffError: The file ends within a document.
+        RecordingError: It holds something else.
+    """
+    decode = json.JSONDecoder().raw_decode
+    while letter := text.skip(_BETWEEN):
+        where = f"{name}, line {text.line}"
+        if letter == "]" or (letter == "[" and _begins_array(text)):
+            text.use(text.at + 1)  # an array of documents ends or begins
+            continue
+        is_line = text.begins_line
+        try:
+            found = _value(decode, text, where)
+        except CutOffError:
+            raise
+        except RecordingError as error:
+            if unusable is None or not is_line or not text.skip_line():
+                raise
+            unusable(str(error))
+            continue
+        document = usable(found, where, unusable)
+        if document is not None:
+            yield document
+
+
+def _begins_array(text: Text) -> bool:
+    """Return True if the bracket here begins an array of documents, and not the document `[name, doc]`."""
+    here = text.at
+    while True:
+        end = here + 1
+        while end < len(text.text) and text.text[end] in _BETWEEN:
+            end += 1
+        if end < len(text.text):
+            return text.text[end] != '"'
+        text.more()  # what is here is not used yet, so it comes first now
+        here = 0
+        if text.ended:
+            return True
+
+
+def _value(decode: Any, text: Text, where: str) -> object:
+    """Return the JSON value that begins here, and go on behind it."""
+    while True:
+        try:
+            found, end = decode(text.text, text.at)
+        except RecursionError as error:
+            raise RecordingError(f"{where} is nested too deep to be a document") from error
+        except json.JSONDecodeError as error:
+            within = error.pos >= len(text.text) - _NEAR_THE_END or error.msg.startswith("Unterminated string")
+            if not within:
+                raise RecordingError(f"{where} is no JSON: {error.msg}, column {error.colno}; {EXPECTED}") from error
+            if len(text.text) - text.at > MAX_DOCUMENT:
+                raise RecordingError(f"{where} begins something larger than any document; {EXPECTED}") from error
+            if not text.more():
+                if text.text[text.at] in '[{"':
+                    raise CutOffError(f"{where} is cut off: the file ends within this document") from error
+                raise RecordingError(f"{where} is no JSON; {EXPECTED}") from error
+            continue
+        text.use(end)
+        return found
