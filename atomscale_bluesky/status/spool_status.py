@@ -21,7 +21,7 @@ from ..model.text import plain
 from ..spool.ledger import LedgerReader, is_delivered
 from ..spool.ledger_state import LedgerState
 from ..spool.orders import Orders, endpoint_of
-from ..spool.own_files import refuse_links_in
+from ..spool.own_files import recorded_since, refuse_links_in
 from ..spool.run_reader import LEDGER, RunReader, was_synced
 from ..spool.runs_not_kept import NotKept
 from ..spool.spool import Spool
@@ -196,6 +196,7 @@ class SpoolStatus:
         found = sorted((run for run in runs if run is not None), key=lambda run: run.started)
         since = time.time() - NOT_KEPT_SHOWN_S
         not_kept = [run for run in self._spool.not_kept.runs() if run.ended >= since]
+        not_kept = [run for run in not_kept if not self._was_replayed(run, found)]
         delivered_to = self._delivered_to(found)
         return Status(
             [
@@ -207,6 +208,15 @@ class SpoolStatus:
             not_kept,
             delivered_to,
         )
+
+    def _was_replayed(self, run: NotKept, found: Iterable[RunStatus]) -> bool:
+        """Return True if as many readings of a run were taken after it had found no disk space."""
+        taken = [(one.folder, one.points.seen) for one in found if one.run_uid == run.run_uid]
+        for entry in self._spool.history.of(run.run_uid):
+            counts = (entry.get("delivered"), entry.get("discarded"), entry.get("lost"))
+            seen = sum(int(count or 0) for count in counts) + sum((entry.get("left_out") or {}).values())
+            taken.append((str(entry.get("folder")), seen))
+        return any(recorded_since(folder) >= int(run.ended) and seen >= run.readings for folder, seen in taken)
 
     def _delivered_to(self, runs: Iterable[RunStatus]) -> set[str]:
         """Return the endpoints to which a living process delivers a run.

@@ -65,3 +65,24 @@ def test_a_run_of_which_a_part_found_no_room_is_not_called_whole(say: Say, make_
     said = say("status", "--all")[1].replace(" ", "")
     assert f"{150_000 - left_out}delivered,allthatwaskept,by" in said
     assert f"leftout{left_out}noroominthespool" in said
+
+
+def test_a_run_that_found_no_room_is_not_named_any_more_when_all_of_it_was_taken_later(
+    say: Say, make_callback: MakeCallback
+) -> None:
+    documents = list(growth(25))
+    with make_callback(**NO_ROOM) as full:
+        for name, doc in documents:
+            full(name, doc)
+    assert [run.readings for run in full.status().not_kept] == [50]
+
+    with make_callback() as callback:
+        for name, doc in documents[:10]:
+            callback(name, doc)
+        assert [run.readings for run in callback.status().not_kept] == [50]  # a part of it is not all of it
+        for name, doc in documents[10:]:
+            callback(name, doc)
+        assert callback.status().not_kept == ()
+        assert callback.drain(10)
+        assert callback.status().not_kept == ()
+    assert "was not kept" not in say("status")[1]
