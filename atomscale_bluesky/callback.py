@@ -155,9 +155,8 @@ class AtomscaleCallback:
             progress: Show a bar on the terminal meanwhile: points, rate and remaining time.
 
         Returns:
-            True when every stopped run is finalized and every full chunk of the open ones confirmed; False at the
-            time-out,
-            or at once when waiting cannot help: no key, offline, parked, refused.
+            True when every stopped run is finalized and every full chunk of the open ones confirmed. False at the
+            time-out, or at once when waiting cannot help: no key, offline, parked, refused.
 
         Raises:
             SettingsError: `progress` is set, and the extra `cli`, which draws the bar, is not installed.

@@ -1,7 +1,7 @@
 """The API's answers: what each of them says. Pure.
 
-Each function reads the body of an answer. One that differs from the documentation, or is about something else than the
-request, raises `AnswerError`: a status code alone does not count as success.
+Each function reads the body of an answer. An answer that differs from the documentation, or is about something else
+than the request, raises `AnswerError`: a status code alone does not count as success.
 """
 
 from __future__ import annotations

@@ -10,5 +10,5 @@ Bounded: for each metrology stream, at most the rows of one unfinished chunk are
     cut_stream       a metrology stream while it is cut: its channels, and the points of its unfinished chunk. Pure.
     run_chunker      reads a run's journal, notes in its ledger what the rules decide, keeps the chunks to be pushed
     stream_openings  which metrology streams a run has, and how a further one opens
-    recut            cuts chunks that were tried again, without noting anything
+    recut            cuts again the chunks that were tried, without noting anything
 """

@@ -5,16 +5,24 @@ chunk is shorter. Journal and ledger alone decide which rows make a chunk: every
 the same chunks, so a chunk of a given index never changes.
 
 A metrology stream takes the rows in which all its channels have a value, and passes over the rows in which none has.
-At a row in which only some have a value, the stream parts: the channels without one leave it together, with their
-points of the unfinished chunk, for a further stream that follows the same rule. So channels whose gaps are in the same
-rows stay together, and a time base has at most one stream for each pattern of gaps, never more than one per channel. A
-channel without a stream waits for its next value, and channels whose wait ends with the same row share the stream that
-opens there. Channels that come late wait like that, too. So each stream has a point when it opens.
+At a row in which only some have a value, the stream splits: the channels without one leave it together, with their
+points of the unfinished chunk, for a further stream that follows the same rule. Three rows of the channels a and b, for
+example, none of them in a full chunk:
+
+    row  a  b
+    0    1  1
+    1    2  -    the stream splits: b leaves, with its point of row 0
+    2    3  3    the first stream holds a: 1, 2, 3; the further one holds b: 1, 3
+
+So channels whose gaps are in the same rows stay together, and a time base has at most one stream for each pattern of
+gaps, never more than one per channel. A channel without a stream waits for its next value, and channels whose wait ends
+with the same row share the stream that opens there. A channel that comes late waits for its first value in the same
+way. So each stream has a point when it opens.
 
 The run's policy says what a value is. With `own_stream` it is a finite number. With `null` a gap is a value as well,
 and sent as null. With `drop_row` a row that has a gap has no value of any channel that came together with that one.
 
-What a preview has shown neither vanishes nor changes. So if the stream would part, its unfinished chunk ends with the
+What a preview has shown neither vanishes nor changes. So if the stream would split, its unfinished chunk ends with the
 preview instead, and the stream with it.
 
 Memory holds at most the rows of one unfinished chunk per metrology stream.

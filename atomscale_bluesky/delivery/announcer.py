@@ -1,7 +1,7 @@
 """Prints a line when a run begins, and another when it is delivered or has to wait.
 
 So the operator sees what a run is called in Atomscale, and what happened to it. The lines are made of the
-run's files, in a thread of their own. Neither the plan nor the uploader waits for a terminal: one that takes no output
+run's files, in a thread of their own. Neither the plan nor the uploader waits for a terminal: a blocked terminal
 holds up this thread and nothing else, and `close` waits for the thread for a second at most.
 """
 

@@ -6,7 +6,7 @@ multiplicative decrease).
     at first                                    doubled with each block of answers
     all connections in use, answers as quick    one more, `GROW_S` after the last change at the earliest
     answers take `SLOW` times as long           three quarters
-    half as many again bring few more answers   as before, and for a while not up to that number again
+    50 % more connections, hardly more answers  as before, and for a while not up to that number again
     429, or `Retry-After`                       half, and for a while not up to that number again
     many requests fail otherwise                the same, but if just as many fail with half, it was chance
     nothing but failures, and then an answer    as at first

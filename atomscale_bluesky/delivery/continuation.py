@@ -2,8 +2,8 @@
 
 A stream takes no more points when the server has closed it, or when its chunks are too large, damaged, or cut short by
 a preview. Once nothing of it is under way, it is read back if chunks are in doubt: they were pushed and perhaps taken.
-Then, in one line of the ledger, the stream ends. The points that it does not hold go into further streams, one for all
-channels with the same rest.
+Then, in one line of the ledger, the stream ends. The points that it does not hold go into further streams: one further
+stream per group of channels with the same missing rows.
 
 For each channel a stream holds chunks in the order of their indices: all that were confirmed, and perhaps some of those
 in doubt. So a chunk in doubt is found by its place among the others, never by its points alone: many rows may have the

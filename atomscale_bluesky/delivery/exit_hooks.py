@@ -1,7 +1,8 @@
 """Completes the runs of callbacks before their process ends, and keeps a forked child off its parent's runs.
 
-`atexit` runs at an interpreter's normal end, but not in a worker of multiprocessing, whose own finalizers do. Neither
-runs when a process is killed. What was accepted is on disk by then. Nothing is registered before the first callback.
+`atexit` runs at an interpreter's normal end. It does not run in a worker of multiprocessing, where multiprocessing's
+own finalizers do. Neither runs when a process is killed. What was accepted is on disk by then. Nothing is registered
+before the first callback.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Converts one value to a finite float, or gives the reason why that is not possible. Pure.
 
-The value itself decides: what a descriptor promises about it is only the first guess (see `event_stream`).
+The value itself decides: what a descriptor promises about it is only the first guess (see `layouts`).
 """
 
 from __future__ import annotations

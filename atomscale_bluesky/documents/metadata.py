@@ -1,10 +1,13 @@
 """Reads from a start document how to initialize the run's streams. Pure.
 
-The keys `synth_source_id`, `physical_sample` or `physical_sample_id`, `project_id`, `tags`, `track_sample`,
-`stream_name` and `points_per_chunk` are read in a dict under `atomscale`, in which all is ours, or at the top level of
-the start document, where a facility may use the same words for its own purposes: there a value is ours only if it can
-be. In the dict, None and the empty text mean that there is none; at the top level they count as absent, as does the NaN
-of an empty cell. Numbers may come as text, whole floats or numpy's.
+The keys are `synth_source_id`, `physical_sample` or `physical_sample_id`, `project_id`, `tags`, `track_sample`,
+`stream_name` and `points_per_chunk`. They are read in two places:
+
+    the dict under `atomscale`         all of it is ours; None and the empty text mean that there is none
+    the top level of the document      a facility may use the same words for its own purposes, so a value is ours only
+                                       if it can be; None, the empty text and the NaN of an empty cell count as absent
+
+The dict wins. Numbers may come as text, whole floats or numpy's.
 
 Everything else in a start document stays on this machine, and may be of any kind.
 """

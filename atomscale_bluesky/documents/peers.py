@@ -1,8 +1,8 @@
 """What recorders and callbacks of one process know of each other, if they have the same spool and the same account.
 
 A run that two of them get is a mistake: a start-up file was executed twice, or a closed callback is still subscribed.
-Another endpoint, key or spool is intent (decision 0086). The common knowledge hangs on the interpreter and not on this
-module, because a module can be loaded again while the objects of the earlier one go on.
+Another endpoint, key or spool is intent (decision 0086). The shared state is stored in the interpreter (on `sys`) and
+not in this module, because a module can be loaded again while the objects of the earlier one go on.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ directly. A recorder sends nothing: what it has recorded is delivered by the cal
 upload`, or by any process that delivers the spool's runs.
 
 A signal may come at any moment. If its handler raises, as Ctrl-C does, the exception leaves `take`, and the next call
-finds out from the journal what was written and counts that. If its handler calls the recorder, or if a document's value
-does, which is foreign code, then that call does not wait for itself: its document is taken after the present one.
+finds out from the journal what was written and counts that. A signal handler may call the recorder. So may a document's
+value, which is foreign code. Such a call does not wait for itself: its document is taken after the present one.
 Nothing is logged while the lock is held.
 """
 

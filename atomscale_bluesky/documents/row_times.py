@@ -1,7 +1,7 @@
 """Decides, for each row of an event stream, whether its readings stand at their own times or at their event's. Pure.
 
 A plan reads its devices and composes the event at once: a stamp that has changed is younger than the event before. A
-flyer's rows are collected later, all at once: their events' times stand still, while their stamps move on and are older
+flyer's rows are collected later, all at once: the events' times do not change, while their stamps change and are older
 than the event before. So the times tell where a row came from, whatever kind of document brings it, and however many
 rows that document has (decision 0081).
 """

@@ -1,6 +1,6 @@
 """Turns values into the encoded rows of one time base. Pure.
 
-An ordinary row takes two steps: pick its values, and encode them. What was encoded then tells whether all of them are
+An ordinary row takes two steps: pick its values, and encode them. The encoded bytes show whether all of them are
 floats, and finite. Integers, booleans and numpy's numbers take a third step between these, in which they become floats.
 Any other row is converted value by value. The rows of a page are packed by column.
 """

@@ -1,7 +1,6 @@
-"""Every line that a run's files may hold, as a type: this module is the format of the spool.
+"""Every line that a run's journal may hold, as a type. `ledger_format` and `orders` have the lines of the other files.
 
-The callback writes the journal: a `Header`, descriptors, `Layout`s, rows, `LeftOut`s and finally a `Stop`. The uploader
-writes the ledger: what happened to each metrology stream and chunk. An order is a request of the operator.
+The callback writes the journal: a `Header`, descriptors, `Layout`s, rows, `LeftOut`s and finally a `Stop`.
 A row with a value for every channel is a binary record (`row_record`). Any other row is a JSON array, `[layout, row,
 time, event uid, values, gaps]`: an object of gaps says why a value could not become a point, and an array of channels
 follows where an integer lost digits. Every other line is an object whose `kind` names its type. A kind or member that

@@ -1,7 +1,7 @@
 """Which readings of an interrupted run its journals hold, so that a replay delivers each reading once.
 
 A reading is its run's uid, its event's uid and its data key. A journal's rows have the uids, and their layouts the
-keys. So an event of which a kill took the last rows is taken again for these alone.
+keys. If a kill cost an event its last rows, only those are taken again.
 
 Some sources, above all catalogues, make up new uids for every replay, or keep only the last of several events with one
 number. Their events are recognised by event stream, exact time and values, as many times as a journal has these.

@@ -7,8 +7,8 @@
     chunk              tried → confirmed | refused;  refused → tried again after the operator unparked it
     preview            previewed → answered: shown | not taken, before the next one and before its chunk is tried
 
-Every fact is appended before anything is done that builds on it, and `LedgerState` checks each transition: two
-uploaders that share a run would be noticed here. Each line is written twice in a row, so that one damaged line costs
+Every fact is appended before anything is done that builds on it, and `LedgerState` checks each transition,
+so two uploaders of one run are detected. Each line is written twice in a row, so that one damaged line costs
 nothing. Where both copies are damaged, the state takes what certainly follows from the other lines. If that is not
 enough, the run is `broken`: it waits for the operator, who can have all of it delivered again.
 

@@ -2,8 +2,8 @@
 
 Rows are worthless without the header and their layouts. Each of these lines is in the journal twice, which repairs a
 flipped bit, and also in `head.jsonl`, a file of its own, which repairs a lost block. The copy is written after the
-journal was synced. So a line that is in neither was never synced, and rows that need it are rows that a power cut may
-take.
+journal was synced. So a line that is in neither place was never synced, and the rows that need it were not either: such
+rows were never promised to survive a power cut.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""Compares this host's clock with the server's: measured by a few exchanges, noted where `status` finds it.
+"""Stores how far this host's clock is from the server's in a file of the spool, where `status` finds it.
 
-An exchange has four time stamps: when the request was sent, when the server received it and sent its answer, and when
-the answer arrived. Of several exchanges the one with the least delay is kept, since its offset is right to half of its
-delay. An exchange with a negative delay, because a clock was set meanwhile, is skipped.
+The file has only the last measurement. `api/clock` measures.
 """
 
 from __future__ import annotations

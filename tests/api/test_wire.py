@@ -1,4 +1,4 @@
-"""Requests and answers are spelled as the bodies in `tests/wire` say, which are written from the API's reference."""
+"""Requests and answers are spelled as the bodies in `tests/api/wire`, which are written from the API's reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server answers as the bodies in `tests/wire` say, which are written from the API's reference."""
+"""The server answers as the bodies in `tests/api/wire` say, which are written from the API's reference."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@
     failed      the deciding thread: it failed in a way that can clear, and the rest is to be done
     put_back    the deciding thread: no worker has begun it
 
-The rest that a failure leaves to do is a further input.
+What remains after a failure becomes a new input.
 """
 
 from __future__ import annotations
