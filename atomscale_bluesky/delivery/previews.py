@@ -7,9 +7,9 @@ under an index only grow, and always begin with the same ones. A preview confirm
 One request per index is under way at a time, and the next one leaves only after the last was answered. In three cases
 there can be no next one:
 
-    no answer came                              the preview may be applied at any later time
-    the server takes no more points             under an index that it holds
-    a channel has a gap                         after the points that were shown
+    - no answer came, so the preview may be applied at any later time
+    - the server takes no more points under an index that it holds
+    - a channel has a gap after the points that were shown
 
 Then the chunk is cut short: it ends with the points that were shown, for ever, and the rest goes on in a further
 stream. So a request that is applied late writes what is there already.

@@ -26,7 +26,7 @@ wait for their descriptor.
     time_base       channels that share their times: encodes their values as rows
     conversion      turns one value into a number, or gives the reason why that is not possible
     open_run        the state of a run whose stop document has not come
-    known_runs      which readings of a run that comes again earlier processes kept
+    known_runs      what earlier processes kept of a run that comes again
     peers           recorders of the same process that get the same runs
     subscriptions   mistakes with subscriptions: warns, and leaves a run to a newer callback
     recognition     which readings of a document the earlier journals have
