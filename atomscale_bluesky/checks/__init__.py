@@ -9,7 +9,7 @@ Guaranteed: a check changes nothing in Atomscale, except `probe`, which makes st
     probe         what an endpoint permits beyond its documentation; probe_streams, the streams it makes for that
     verification  reads a run back and compares it with its journal, point by point
     recordings    the same for recorded documents, which the folder `sources` reads
-    who_delivers  runs that nobody delivers, and what delivers them
+    who_delivers  runs that no process delivers, and what delivers them
     run_tables    a run's points as tables, from the spool or read back
     comparison    how two series of points differ. Pure.
 """

@@ -1,4 +1,4 @@
-"""Runs that nobody delivers: which they are, why, and what delivers them."""
+"""Runs that no process delivers: which they are, why, and what delivers them."""
 
 from __future__ import annotations
 

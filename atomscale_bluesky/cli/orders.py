@@ -1,7 +1,8 @@
 """`retry`, `discard`, `edit`, `settle`, `move`: what the operator may ask to be done with runs.
 
 An order is a line in the run's folder. The process that delivers the run carries it out within seconds, also a living
-RunEngine's process. If nobody delivers the run, the next session or `atomscale-bluesky upload` carries it out first.
+RunEngine's process. If no process delivers the run, the next session or `atomscale-bluesky upload` carries it out
+first.
 """
 
 from __future__ import annotations

@@ -237,7 +237,7 @@ class _Reading:
 
 
 def _tell_what_was_taken(out: Console, intake: Intake, origin: Origin, *, ended: bool) -> int:
-    """Say what became of the documents. Return 1 if some could not be used."""
+    """Report what happened to the documents. Return 1 if some could not be used."""
     text = f"{counted(intake.runs, 'run')} read"
     known_runs = intake.known_runs + origin.known_runs()
     if known_runs:

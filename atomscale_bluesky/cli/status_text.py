@@ -108,7 +108,7 @@ def _height(out: Console, shown: RenderableType, width: int) -> int:
 
 
 def not_kept_text(run: NotKept) -> str:
-    """Return what became of a run that found no room, as a sentence without its full stop."""
+    """Return what happened to a run that found no room, as a sentence without its full stop."""
     return (
         f"Run {plain(run.run_uid[:8])} ({plain(run.label, limit=200)}), started {moment(run.started)}, was not "
         f"kept: {counted(run.readings, 'reading')} left out, {plain(run.reason)}"

@@ -12,7 +12,7 @@ What a callback uses:
     uploader         delivers from this process
     uploader_process delivers from another; uploader_child starts and watches it, drain_check reads how far it is
     uploader_service the code that runs in that process
-    terminal_log     names the package before its warnings where nobody has configured the log
+    terminal_log     names the package before its warnings where no handler is configured
     announcer        prints a line when a run begins, and when it is delivered or has to wait
     exit_hooks       what happens when the process ends or forks
 

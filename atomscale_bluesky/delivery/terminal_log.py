@@ -1,6 +1,6 @@
-"""Names the package before its warnings where nobody has configured the log.
+"""Names the package before its warnings where no handler is configured.
 
-Python prints such warnings on standard error as bare text, and among the lines of a plan nobody sees whose they are.
+Python prints such warnings on standard error as bare text, and among a plan's lines it is not clear whose they are.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ UPLOADER_LOCK = "uploader.lock"
 SESSION_LOCK = "writers-{}.lock"
 _SESSION_LOCK = re.compile(r"writers-[0-9a-f]{16}\.lock")
 
-# Nobody owns a run that is just being made, but other processes test its lock and hold it for that moment.
+# No process owns a run that is just being made, but other processes test its lock and hold it for that moment.
 A_LOOK_S = 0.5
 
 
@@ -114,7 +114,7 @@ def is_held(path: Path) -> bool:
         try:
             descriptor = open_own(path, os.O_RDONLY)
         except OSError as error:  # it is missing; or it is refused, which is reported when it is taken
-            # Without a descriptor nothing can be found out. Whoever has it may be alive, so it counts as held.
+            # Without a descriptor nothing can be found out. Its owner may be alive, so it counts as held.
             return error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
         try:
             # A shared lock, so that two processes that test the lock do not take each other for its owner.

@@ -1,7 +1,7 @@
 """The numbers of one spool that monitoring reads, from its files alone.
 
 Reading with thousands of runs takes a while. So a reading is kept for ten times as long as it took: however often
-somebody asks, at most a tenth of one core is used.
+the numbers are asked for, at most a tenth of one core is used.
 """
 
 from __future__ import annotations
