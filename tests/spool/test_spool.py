@@ -407,8 +407,8 @@ def test_a_run_is_found_in_the_history_wherever_it_stands_and_whoever_added_it(s
         gone = next(n for n, entries in enumerate(found) if entries)
         assert found[gone:] == [[{"run_uid": f'run "{n}"', "n": n}] for n in range(gone, number + 1)]
         assert ours.of(f'run "{number + 1}"') == []
-        assert ours.has_one_like(f'run "{number}')
-        assert not ours.has_one_like(f"{number}")
+        assert ours.newest_like(f'run "{number}') == {"run_uid": f'run "{number}"', "n": number}
+        assert ours.newest_like(f"{number}") is None
 
 
 def test_damage_to_one_line_of_the_history_costs_no_other(spool: Spool) -> None:
