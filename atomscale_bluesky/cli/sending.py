@@ -1,4 +1,4 @@
-"""What the commands that send recorded runs share: options, the way into the spool, the bar, and what is told."""
+"""What the commands that send recorded runs share: options, the way into the spool, the bar, and the report."""
 
 from __future__ import annotations
 

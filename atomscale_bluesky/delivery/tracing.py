@@ -1,8 +1,8 @@
-"""A span of OpenTelemetry for each step of an upload, where the application has set up OpenTelemetry.
+"""A span of OpenTelemetry for each task of an upload, where the application has set up OpenTelemetry.
 
 This is the only place that knows OpenTelemetry. It runs in the worker threads, for each task and never for an event.
-The package does not import OpenTelemetry: an application that has set it up has imported it. Where it has not, a step
-costs a look into `sys.modules`.
+OpenTelemetry is used only where it is imported already, as it is in an application that has set it up. Where it is not
+imported, a task costs a look into `sys.modules`.
 
 A process that a callback has started has no code of the application. It is set up by the environment, with the same
 variables as everything that `opentelemetry-instrument` starts.
@@ -61,7 +61,7 @@ class Tracing:
 
         Args:
             step: What `begin` returned.
-            outcome: What came of the task.
+            outcome: The result of the task, or its error.
             traffic: The task's requests.
         """
         if step is None:
@@ -94,8 +94,8 @@ class Tracing:
             span.set_attribute("atomscale.data_id", str(data_id))
         if chunk is not None:
             span.set_attribute("atomscale.chunk_index", chunk.index)
-            span.set_attribute("atomscale.channels", len(chunk.columns))
-            span.set_attribute("atomscale.points", chunk.points * len(chunk.columns))
+            span.set_attribute("atomscale.channels", len(chunk.names))
+            span.set_attribute("atomscale.points", chunk.points * len(chunk.names))
         return Step(span, context.attach(trace.set_span_in_context(span)))
 
 

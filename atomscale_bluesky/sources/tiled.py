@@ -12,7 +12,7 @@ A catalogue keeps no documents but what it made of them, and its server makes do
 events are then other ones, and of several events with the same `seq_num` only the last one comes. The recorder
 recognises events by time and values, and reports at the stop document how many were not given.
 
-Calls to the server are made in a thread, so that the source ends at once when it is told to, whatever the server does.
+Calls to the server are made in a thread, so that a signal ends the source at once, whatever the server does.
 """
 
 from __future__ import annotations
