@@ -107,7 +107,8 @@ def test_a_run_that_was_interrupted_leaves_a_disk_without_a_byte(
         "callback = AtomscaleCallback(settings=settings)\n"
         "for name, doc in list(growth(points=200, keys=4))[:-1]: callback(name, doc)\n"
         "from waiting import wait_until; from pathlib import Path\n"
-        "wait_until(lambda: (Path(sys.argv[1]) / 'reserve.bin').exists()); os._exit(1)\n"
+        "reserve = Path(sys.argv[1]) / 'reserve.bin'\n"
+        "wait_until(lambda: reserve.exists() and reserve.stat().st_size == 2**19); os._exit(1)\n"
     )
     arguments = [sys.executable, "-c", program, str(disk.spool), str(Path(__file__).parents[1]), server.url]
     assert subprocess.run(arguments, timeout=60, check=False).returncode == 1
