@@ -22,11 +22,14 @@ _STEP_AT_LEAST = 32
 
 _COLUMN = msgspec.json.Decoder(list[float | None])
 _NAME = msgspec.json.Decoder(str)
-_BLANKS = re.compile(rb"[ \t\r\n]*+")
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
-_SCALAR = re.compile(rb'[^ \t\r\n,:"\[\]{}]*+')
-_STRINGS = re.compile(rb'(?:[^"]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)  # text in which every string is whole
-_IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+# Without possessive quantifiers, which the first versions of Python 3.11 match wrongly, such as Debian 12's 3.11.2
+# (https://github.com/python/cpython/issues/106052). The next byte decides each alternative, so nothing is tried twice
+# and the time stays linear.
+_BLANKS = re.compile(rb"[ \t\r\n]*")
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_SCALAR = re.compile(rb'[^ \t\r\n,:"\[\]{}]*')
+_STRINGS = re.compile(rb'[^"]*(?:"[^"\\]*(?:\\.[^"\\]*)*"[^"]*)*', re.DOTALL)  # text in which every string is whole
+_IN_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 _ESCAPED = re.compile(rb"\\.", re.DOTALL)
 _QUOTE, _COMMA = ord('"'), ord(",")
 _DEEPER = np.zeros(256, dtype=np.int64)
