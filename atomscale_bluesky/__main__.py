@@ -69,7 +69,7 @@ def _run(arguments: list[str] | None) -> int:
     import click
 
     from .cli import commands
-    from .cli.formatting import plain
+    from .cli.formatting import safe
     from .errors import ApiKeyError, AtomscaleBlueskyError, SettingsError
 
     try:
@@ -82,11 +82,11 @@ def _run(arguments: list[str] | None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _say("stopped", INTERRUPTED)
     except SettingsError as error:
-        return _say(plain(error, limit=2000), NOT_BEGUN)
+        return _say(safe(error, limit=2000), NOT_BEGUN)
     except ApiKeyError as error:
-        return _say(f"{plain(error, limit=2000)}; check the key in ATOMSCALE_API_KEY", FAILED)
+        return _say(f"{safe(error, limit=2000)}; check the key in ATOMSCALE_API_KEY", FAILED)
     except AtomscaleBlueskyError as error:
-        return _say(plain(error, limit=2000), FAILED)
+        return _say(safe(error, limit=2000), FAILED)
     except BrokenPipeError:  # the reader of our output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
         return FAILED

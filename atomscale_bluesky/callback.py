@@ -182,8 +182,8 @@ class AtomscaleCallback:
             while question is not None and (left_s := end - time.monotonic()) > 0:
                 if question.answered.wait(min(LOOK_PERIOD_S, left_s)):
                     break
-                bar.look()
-            bar.look()
+                bar.update()
+            bar.update()
         if question is not None and question.answer is None:
             question.given_up = True
         return question is not None and question.answer is True

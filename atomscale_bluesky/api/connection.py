@@ -26,7 +26,7 @@ from urllib3.exceptions import HTTPError, InvalidHeader
 from urllib3.util.retry import Retry
 
 from ..errors import ApiKeyError, ApiRefusedError, ApiUnavailableError
-from ..model.text import plain
+from ..model.text import safe
 from ..settings import Settings, is_loopback
 from . import answers, wire
 from .transport import DeadlineAdapter, head_of
@@ -150,7 +150,7 @@ class Connection:
         if not proxy:
             return ""
         host = proxy.rpartition("@")[2].rpartition("://")[2].partition("/")[0]
-        return f" through the proxy {plain(host, 200)}"
+        return f" through the proxy {safe(host, 200)}"
 
     def _ask_with_requests(
         self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], object]
@@ -291,7 +291,7 @@ def _innermost(error: BaseException) -> BaseException:
 
 def _reason(error: BaseException) -> str:
     """Return an error as one line. It may quote what a server sent instead of HTTP."""
-    return plain(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, 300)
+    return safe(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, 300)
 
 
 def _retry_after(headers: Headers) -> float | None:

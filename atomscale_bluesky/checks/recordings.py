@@ -259,7 +259,7 @@ def _cut(claim: RunClaim) -> list[tuple[str, Series]]:
             why="run start", time_base=claim.header.primary, from_row=0, position=START, channels=None
         )
         while not run_chunker.read_all:
-            run_chunker.look()
+            run_chunker.read_on()
             while (chunk := run_chunker.take(lambda _: True)) is not None:
                 time_base = claim.ledger.state.streams[chunk.stream].opening.time_base
                 for column in chunk.columns:

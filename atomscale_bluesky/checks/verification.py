@@ -25,7 +25,7 @@ from ..api.read_back import ReadBack
 from ..chunking.recut import cut_again
 from ..errors import ApiRefusedError, ApiTooLargeError, ApiUnavailableError, SpoolError
 from ..model.points import packed
-from ..model.text import plain
+from ..model.text import safe
 from ..spool.ledger import LedgerReader, facts_of
 from ..spool.ledger_format import Confirmed, Moved, Tried
 from ..spool.run_reader import LEDGER, RunReader
@@ -122,7 +122,7 @@ class Verification:
 
     def __repr__(self) -> str:
         """Return a line that says which run it is and how it compared."""
-        return f"<Verification of run {plain(self.run_uid[:8])}: {plain(str(self))}>"
+        return f"<Verification of run {safe(self.run_uid[:8])}: {safe(str(self))}>"
 
     def _repr_html_(self) -> str:
         """Return the streams as a table for a notebook."""
@@ -158,7 +158,7 @@ def find_to_verify(spool: Spool, watch: SpoolStatus, run: str) -> Path:
         entry = spool.history.newest_like(run) if run else None
         if entry is None:
             raise
-        uid = plain(str(entry.get("run_uid"))[:8])
+        uid = safe(str(entry.get("run_uid"))[:8])
     if (at := verified_at(entry)) is not None:
         when = f"{datetime.fromtimestamp(at).astimezone():%Y-%m-%d %H:%M:%S}"
         raise SpoolError(f"run {uid} was read back on {when} and was equal, and has left the spool")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..model.text import plain
+from ..model.text import safe
 from ..settings import Settings
 from ..status.progress import counted
 from ..status.spool_status import Status
@@ -37,7 +37,10 @@ def undelivered(settings: Settings, runs: Status) -> Iterator[Undelivered]:
     for endpoint, count in waiting.items():
         if endpoint in runs.delivered_to:
             continue
-        said, shown = f"Nobody delivers {counted(count, 'run')} for {plain(endpoint, 500)}", plain(endpoint, 500)
+        said, shown = (
+            f"Nobody delivers {counted(count, 'run')} for {safe(endpoint, 500)}",
+            safe(endpoint, 500),
+        )
         if endpoint != settings.endpoint:
             yield Undelivered(
                 f"{said} at present, and this session's endpoint is another",

@@ -33,8 +33,8 @@ from .stream_openings import StreamOpenings
 
 _logger = logging.getLogger(__name__)
 
-# How many lines one call of `look` may read, so that a run with a long backlog does not delay the others.
-LINES_PER_LOOK = 20_000
+# How many lines one call of `read_on` may read, so that a run with a long backlog does not delay the others.
+LINES_AT_ONCE = 20_000
 # How many points are decoded before another thread may have the interpreter: some tenths of a millisecond.
 POINTS_AT_ONCE = 10_000
 
@@ -57,7 +57,7 @@ class RunChunker:
         self.account = Account()
         self.openings = StreamOpenings(header, ledger, self.account)
         self.at_end = False  # the journal was read to its present end
-        self.more_to_read = False  # the last call of `look` stopped before its end
+        self.more_to_read = False  # the last call of `read_on` stopped before its end
         self.read_all = False  # read up to the run's stop, and its last chunks cut
         self._ready: deque[Chunk] = deque()
         self._damaged: list[Chunk] = []
@@ -76,15 +76,15 @@ class RunChunker:
         self._one_by_one = 0  # how many lines are known not to be `Rows`
         self._too_few = False  # there are only rows ahead, and too few for a chunk
 
-    def look(self, *, count_only: bool = False) -> None:
-        """Read on until a chunk is ready, the journal's present end or `LINES_PER_LOOK`. Or only count the rows."""
-        self._look(count_only)
+    def read_on(self, *, count_only: bool = False) -> None:
+        """Read on until a chunk is ready, the journal's present end or `LINES_AT_ONCE`. Or only count the rows."""
+        self._read_on(count_only)
         if self.at_end:
             self._reader.close()  # so that idle runs hold no file open, however many there are
 
-    def _look(self, count_only: bool) -> None:
+    def _read_on(self, count_only: bool) -> None:
         self.more_to_read = self.at_end = False
-        for _ in range(LINES_PER_LOOK):
+        for _ in range(LINES_AT_ONCE):
             if not count_only and self._take_whole_chunk():
                 if self._ready:
                     return

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from rich.text import Text
 
-from .formatting import console, plain
+from .formatting import console, safe
 from .status import open_spool
 
 
@@ -39,7 +39,7 @@ def board(spools: tuple[Path, ...], port: int, opens: bool) -> None:
         out = console()
         out.print(f"The page is at {url}; stop it with Ctrl-C.", soft_wrap=True)
         for settings in chosen:
-            out.print(Text(f"It shows the runs in {plain(settings.spool_path)}."), soft_wrap=True)
+            out.print(Text(f"It shows the runs in {safe(settings.spool_path)}."), soft_wrap=True)
         if opens:
             webbrowser.open(url)
 

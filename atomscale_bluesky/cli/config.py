@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from .formatting import console, plain
+from .formatting import console, safe
 from .options import Once
 
 if TYPE_CHECKING:
@@ -52,13 +52,13 @@ def show(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
         table.add_column(title, overflow="fold")
     for one in report.shown:
         style = "dim" if one.source.startswith(DEFAULT) else ""
-        table.add_row(one.name, Text(plain(_text(one.value)), style=style), Text(plain(one.source), style=style))
+        table.add_row(one.name, Text(safe(_text(one.value)), style=style), Text(safe(one.source), style=style))
     out.print(table)
     there = "" if report.file.exists() else ", which is not there"
-    out.print(Text(f"Settings file: {plain(report.file)}{there}."), soft_wrap=True)
-    out.print(Text(f"Spool: {plain(_spool(report) or 'none that can be used, as `doctor` explains')}."), soft_wrap=True)
+    out.print(Text(f"Settings file: {safe(report.file)}{there}."), soft_wrap=True)
+    out.print(Text(f"Spool: {safe(_spool(report) or 'none that can be used, as `doctor` explains')}."), soft_wrap=True)
     for mistake in report.mistakes:
-        text = f"{plain(mistake.found, limit=1000)}; {plain(mistake.remedy)}"
+        text = f"{safe(mistake.found, limit=1000)}; {safe(mistake.remedy)}"
         out.print(Text(text, style="bold red" if mistake.refused else "yellow"), soft_wrap=True)
     return int(bool(report.mistakes))
 

@@ -18,7 +18,7 @@ from ..spool.spool import Spool
 from ..status.progress import counted
 from ..status.remedies import edit_options
 from ..status.run_status import RunStatus
-from .formatting import plain
+from .formatting import safe
 
 _TRACKED = {"physical_sample", "physical_sample_id", "project_id", "track_sample"}
 
@@ -52,7 +52,7 @@ def corrected(spool: Spool, run: RunStatus, given: Mapping[str, Any], *, leave_o
     read = read_usable_metadata({"atomscale": metadata | given}, Links())
     if read.problem is not None:
         wrong = click.UsageError if {key for key, _ in read.unusable} <= given.keys() else click.ClickException
-        raise wrong(f"run {run.run_uid[:8]}: {plain(read.problem)}")
+        raise wrong(f"run {run.run_uid[:8]}: {safe(read.problem)}")
     return Edit(read.links, read.points_per_chunk, read.label)
 
 
@@ -84,7 +84,7 @@ def _check_unusable(run: RunStatus, header: Header, given: Mapping[str, Any], *,
     missing = [name for name in run.unusable if name not in settled]
     if missing and not leave_out:
         raise click.ClickException(
-            f"run {run.run_uid[:8]} has metadata that cannot be used ({plain(run.problem)}). Give also "
+            f"run {run.run_uid[:8]} has metadata that cannot be used ({safe(run.problem)}). Give also "
             f"{edit_options(missing)}, or leave out what cannot be used with --leave-out-unusable"
         )
 
@@ -97,14 +97,14 @@ def made_with(order: OrderLine) -> str:
     source, sample = links.synth_source_id, links.physical_sample or links.physical_sample_id
     told = [
         "no instrument" if source is None else f"instrument {source}",
-        f"sample {plain(sample)}" if sample else "no sample",
-        f"project {plain(links.project_id)}" if links.project_id else "no project",
-        f"tags {plain(', '.join(links.tags))}" if links.tags else "no tags",
+        f"sample {safe(sample)}" if sample else "no sample",
+        f"project {safe(links.project_id)}" if links.project_id else "no project",
+        f"tags {safe(', '.join(links.tags))}" if links.tags else "no tags",
     ]
     if links.track_sample:
         told.append("its sample tracked")
     if order.points_per_chunk is not None:
         told.append(f"{counted(order.points_per_chunk, 'point')} per chunk")
     if order.label is not None:
-        told.append(f"named {plain(order.label)}")
+        told.append(f"named {safe(order.label)}")
     return ", ".join(told)

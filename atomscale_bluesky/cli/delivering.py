@@ -16,7 +16,7 @@ from rich.text import Text
 from ..status.outage import NEW_KEY, read_outage
 from ..status.progress import LOOK_PERIOD_S, Bar, counted, number
 from ..status.remedies import remedies
-from .formatting import ConsoleLog, plain
+from .formatting import ConsoleLog, safe
 
 if TYPE_CHECKING:
     from ..delivery.uploader import Uploader
@@ -108,10 +108,10 @@ def deliver(out: Console, settings: Settings, spool: Spool, watch: SpoolStatus, 
                         answer.get(timeout=LOOK_PERIOD_S)
                         break
                     except Empty:
-                        bar.look()
+                        bar.update()
             finally:
                 uploader.stop()
-            bar.look()
+            bar.update()
             if before <= set(spool.run_folders()):
                 return
 
@@ -143,14 +143,14 @@ def report(out: Console, spool: Spool, watch: SpoolStatus, begun: float) -> int:
         out.print(Text("All of it is delivered." if all_kept else "All that was kept is delivered.", style="green"))
         return 0
     for run in left:
-        text = f"{plain(run.label, limit=200)} (run {plain(run.run_uid[:8])}), {plain(run.state)}"
+        text = f"{safe(run.label, limit=200)} (run {safe(run.run_uid[:8])}), {safe(run.state)}"
         text += f" (its plan ended with {ended}): " if (ended := ending(run.exit_status)) else ": "
         text += f"{counted(run.points.waiting, 'point')} waiting"
         if run.points.refused:
             text += f", {number(run.points.refused)} refused"
         if run.problem:
-            text += f"; {plain(run.problem)}"
-        text += "".join(f"; `{plain(command)}`" for command in remedies(run)[:1])
+            text += f"; {safe(run.problem)}"
+        text += "".join(f"; `{safe(command)}`" for command in remedies(run)[:1])
         out.print(Text(text, style="bold red" if run.problem else "yellow"), soft_wrap=True)
     elsewhere = sum(_delivered_elsewhere(spool, folder) for folder in spool.run_folders())
     if elsewhere:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from ..status.progress import number
 from .demo_display import DemoDisplay, DemoLog
-from .formatting import console, plain
+from .formatting import console, safe
 from .options import Once
 
 if TYPE_CHECKING:
@@ -98,9 +98,9 @@ def demo(
             try:
                 draw(outcome, plot)
             except OSError as error:
-                out.print(Text(f"The picture could not be written: {plain(error)}", style="red"))
+                out.print(Text(f"The picture could not be written: {safe(error)}", style="red"))
             else:
-                out.print(f"The picture of it is {plain(plot)}.", soft_wrap=True)
+                out.print(f"The picture of it is {safe(plot)}.", soft_wrap=True)
         _farewell(out, outcome)
         if opens:
             out.print(f"The page stays at {outcome.endpoint} until you press Ctrl-C.", soft_wrap=True)
@@ -148,7 +148,7 @@ def _report(out: Console, outcome: Outcome) -> None:
     table.add_column("arrived")
     for one in outcome.comparisons:
         said = Text("equal", style="green") if one.equal else Text("not equal", style="bold red")
-        table.add_row(Text(plain(one.channel)), number(len(one.emitted)), Text(plain(_unit(one))), *_ends(one), said)
+        table.add_row(Text(safe(one.channel)), number(len(one.emitted)), Text(safe(_unit(one))), *_ends(one), said)
     out.print()
     out.print(Padding(table, (0, 0, 1, 0)))
     channels = len(outcome.comparisons)
@@ -165,11 +165,11 @@ def _report(out: Console, outcome: Outcome) -> None:
         unequal = sum(not one.equal for one in outcome.comparisons)
         text = f"{unequal} of {channels} channels did not arrive as measured."
         if outcome.problem:
-            text += f" {plain(outcome.problem)}."
+            text += f" {safe(outcome.problem)}."
         out.print(Text(text, style="bold red"))
         for one in outcome.comparisons:
             if not one.equal:
-                out.print(Text(f"  {plain(one.channel)}: {plain(one.difference)}", style="red"), soft_wrap=True)
+                out.print(Text(f"  {safe(one.channel)}: {safe(one.difference)}", style="red"), soft_wrap=True)
     if outcome.outage is not None:
         begin, end = outcome.outage
         inside, outside = outcome.longest_pause_in_outage_s, outcome.longest_pause_s
@@ -178,7 +178,7 @@ def _report(out: Console, outcome: Outcome) -> None:
             f"{inside * 1e3:.0f} ms meanwhile, and {outside * 1e3:.0f} ms otherwise."
         )
     for data_id in outcome.data_ids:
-        out.print(f"The metrology stream is {plain(data_id)}.", soft_wrap=True)
+        out.print(f"The metrology stream is {safe(data_id)}.", soft_wrap=True)
 
 
 def _unit(one: Comparison) -> str:
@@ -193,7 +193,7 @@ def _ends(one: Comparison) -> tuple[str, str]:
 
 
 def _value(value: float | None) -> str:
-    return plain(f"{value:.5g}" if isinstance(value, float) else value, limit=12)
+    return safe(f"{value:.5g}" if isinstance(value, float) else value, limit=12)
 
 
 def _farewell(out: Console, outcome: Outcome) -> None:

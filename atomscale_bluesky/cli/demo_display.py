@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..status.progress import number
-from .formatting import plain
+from .formatting import safe
 
 if TYPE_CHECKING:
     from ..demo import Moment
@@ -61,7 +61,7 @@ class DemoDisplay:
         """Note the step of the demo that begins."""
         with self._lock:
             self._step = text
-        self.line(Text(plain(text), style="bold"))
+        self.line(Text(safe(text), style="bold"))
 
     def line(self, text: Text) -> None:
         """Print a line that stays, with the time before it."""
@@ -93,12 +93,12 @@ class DemoDisplay:
         grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
         grid.add_column(style="dim", no_wrap=True, width=9)
         grid.add_column(ratio=1)
-        grid.add_row("now", Text(plain(step), style="bold"))
+        grid.add_row("now", Text(safe(step), style="bold"))
         grid.add_row("points", _counts(moment))
         grid.add_row("", ProgressBar(total=max(1, moment.seen), completed=moment.confirmed))
         if not self._console.options.ascii_only:
             grid.add_row("waiting", Text(_sparkline(waiting, self._console.width - 17), style="yellow"))
-        grid.add_row("stream", Text(", ".join(map(plain, moment.data_ids)) or "not initialized yet"))
+        grid.add_row("stream", Text(", ".join(map(safe, moment.data_ids)) or "not initialized yet"))
         grid.add_row("server", _server(moment))
         return Group(
             Text(), Panel(grid, title="atomscale-bluesky demo", title_align="left", border_style=_colour(moment))
@@ -115,7 +115,7 @@ class DemoLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Show a record of the log."""
         style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else "dim"
-        text = plain(record.getMessage(), limit=400)
+        text = safe(record.getMessage(), limit=400)
         self._display.line(Text.assemble(("log: ", "dim"), (text, style)))
 
 

@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from .formatting import console, plain
+from .formatting import console, safe
 from .options import Once
 
 _STYLES = {"passed": "green", "warning": "yellow", "failed": "bold red"}
@@ -46,7 +46,10 @@ def doctor(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
         for check in checks:
             result = check.result.value
             table.add_row(
-                check.what, Text(result, style=_STYLES[result]), Text(plain(check.found)), Text(plain(check.remedy))
+                check.what,
+                Text(result, style=_STYLES[result]),
+                Text(safe(check.found)),
+                Text(safe(check.remedy)),
             )
         console().print(table)
     return int(any(check.result is Result.FAILED for check in checks))

@@ -12,7 +12,7 @@ import click
 from rich.text import Text
 
 from ..status.progress import counted
-from .formatting import console, plain
+from .formatting import console, safe
 from .plot import check_new
 from .runs import FoundRun, find_run, run_argument, source_option, spool_dir_option, tables_of
 
@@ -63,8 +63,8 @@ def export(
         try:
             _write_csv(table, one) if csv_path else _write_parquet(found, table, one)
         except OSError as error:
-            raise click.ClickException(f"{str(one)!r} cannot be written: {plain(error)}") from None
-        text = f"{plain(one)}: {counted(len(table.times), 'row')} of {counted(len(table.columns), 'channel')}"
+            raise click.ClickException(f"{str(one)!r} cannot be written: {safe(error)}") from None
+        text = f"{safe(one)}: {counted(len(table.times), 'row')} of {counted(len(table.columns), 'channel')}"
         console().print(Text(text), soft_wrap=True)
     return 0
 

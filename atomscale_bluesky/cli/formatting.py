@@ -1,6 +1,6 @@
 """How the command line shows things: text from outside made harmless, numbers and times made readable.
 
-Whatever came from a document, a server or a file passes `plain` before it reaches a terminal, and is given to rich as
+Whatever came from a document, a server or a file passes `safe` before it reaches a terminal, and is given to rich as
 `Text`, never as markup.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, TextIO, cast
 from rich.console import Console
 from rich.text import Text
 
-from ..model.text import plain as in_one_line
+from ..model.text import safe as in_one_line
 from ..status.progress import counted as counted
 from ..status.progress import number as number
 
@@ -64,7 +64,7 @@ class _PlainBlanks:
         return self._file.encoding
 
 
-def plain(value: Any, *, limit: int = 500) -> str:
+def safe(value: Any, *, limit: int = 500) -> str:
     """Return text from outside in one line, with what cannot be printed as Python writes it. A long text is cut."""
     return in_one_line(str(value), limit)
 
@@ -89,7 +89,7 @@ def moment(unix_s: float) -> str:
     try:
         return f"{datetime.fromtimestamp(unix_s).astimezone():%Y-%m-%d %H:%M:%S}"
     except (OverflowError, OSError, ValueError):
-        return plain(repr(unix_s))
+        return safe(repr(unix_s))
 
 
 class ConsoleLog(logging.Handler):
@@ -103,5 +103,5 @@ class ConsoleLog(logging.Handler):
         """Print a record of the log."""
         style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else "dim"
         self._console.print(
-            Text(plain(record.getMessage(), limit=1000), style=style), soft_wrap=not self._console.is_terminal
+            Text(safe(record.getMessage(), limit=1000), style=style), soft_wrap=not self._console.is_terminal
         )

@@ -10,7 +10,7 @@ import click
 from rich.text import Text
 
 from .delivering import logged_as_a_service
-from .formatting import console, plain
+from .formatting import console, safe
 from .status import open_spool
 
 
@@ -26,7 +26,7 @@ class Address(click.ParamType):
         host, _, port = str(value).rpartition(":")
         host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-            self.fail(f"{plain(repr(value))} is no address; write host and port, as in 127.0.0.1:9464", param, ctx)
+            self.fail(f"{safe(repr(value))} is no address; write host and port, as in 127.0.0.1:9464", param, ctx)
         return host, int(port)
 
 
@@ -63,7 +63,7 @@ def metrics(spools: tuple[Path, ...], listen: tuple[str, int], allow_remote: boo
         out = console()
         out.print(f"The metrics are at {url}/metrics; stop it with Ctrl-C.", soft_wrap=True)
         for path in watched:
-            out.print(Text(f"They are of the spool {plain(path)}."), soft_wrap=True)
+            out.print(Text(f"They are of the spool {safe(path)}."), soft_wrap=True)
 
     host, port = listen
     with logged_as_a_service():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..status.progress import counted, number
-from .formatting import age, plain, plain_blanks
+from .formatting import age, plain_blanks, safe
 
 if TYPE_CHECKING:
     from ..settings import Settings
@@ -31,7 +31,7 @@ class Duration(click.ParamType):
             return value
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", str(value))
         if found is None:
-            self.fail(f"{plain(repr(value))} is no time; write 90s, 10m, 2h or 1d", param, ctx)
+            self.fail(f"{safe(repr(value))} is no time; write 90s, 10m, 2h or 1d", param, ctx)
         return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
@@ -42,7 +42,7 @@ def check_now(spool_dir: Path | None, max_age_s: float | None) -> int:
     try:
         code, text = _check(spool_dir, max_age_s)
     except AtomscaleBlueskyError as error:
-        code, text = UNKNOWN, plain(error, limit=2000)
+        code, text = UNKNOWN, safe(error, limit=2000)
     click.echo(plain_blanks(f"{_WORDS[code]}: {text}"))
     return code
 
@@ -64,19 +64,19 @@ def _judge(settings: Settings, runs: Status, max_age_s: float | None, now: float
     grave: list[str] = []
     slight: list[str] = []
     if runs.no_room:
-        grave.append(f"no room for new readings: {plain(runs.no_room)}")
+        grave.append(f"no room for new readings: {safe(runs.no_room)}")
     if urgent := [run for run in runs if run.needs_operator]:
-        grave.append(f"{counted(len(urgent), 'run')} for the operator, such as {plain(urgent[-1].run_uid[:8])}")
+        grave.append(f"{counted(len(urgent), 'run')} for the operator, such as {safe(urgent[-1].run_uid[:8])}")
     oldest = runs.oldest_waiting
     if oldest is not None and max_age_s is not None and now - oldest > max_age_s:
         grave.append(f"the oldest point has waited for {age(now - oldest)}, longer than {age(max_age_s)}")
     waiting = [run for run in runs if run.points.waiting and not run.needs_operator]
     if waiting and runs.trouble is not None and runs.key_refused:
-        grave.append(f"the API key is refused since {age(now - runs.trouble.since)}: {plain(runs.trouble.error)}")
+        grave.append(f"the API key is refused since {age(now - runs.trouble.since)}: {safe(runs.trouble.error)}")
     elif waiting and runs.trouble is not None:
-        slight.append(f"no data taken since {age(now - runs.trouble.since)}: {plain(runs.trouble.error)}")
+        slight.append(f"no data taken since {age(now - runs.trouble.since)}: {safe(runs.trouble.error)}")
     if undelivered := sum(run.endpoint not in runs.delivered_to for run in waiting):
         slight.append(f"nobody delivers {counted(undelivered, 'run')}")
-    account = f"{counted(len(runs), 'run')} in {plain(settings.spool_path)}, {number(runs.points.waiting)} points wait"
+    account = f"{counted(len(runs), 'run')} in {safe(settings.spool_path)}, {number(runs.points.waiting)} points wait"
     code = CRITICAL if grave else WARNING if slight else OK
     return code, "; ".join([*grave, *slight, account])

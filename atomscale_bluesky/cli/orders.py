@@ -15,7 +15,7 @@ import click
 from rich.text import Text
 
 from ..status.progress import counted
-from .formatting import console, plain
+from .formatting import console, safe
 from .options import Once
 from .runs import run_argument, runs_argument, uid_meant
 
@@ -183,18 +183,18 @@ def move(
         if stop_of(folder) is None and spool.writer_alive(folder):
             raise click.ClickException(f"run {run.run_uid[:8]} goes on; move it when it has stopped")
         if run.endpoint == endpoint and run.state != "parked":
-            raise click.ClickException(f"run {run.run_uid[:8]} is for {plain(endpoint)} already")
+            raise click.ClickException(f"run {run.run_uid[:8]} is for {safe(endpoint)} already")
         return Move(endpoint)
 
     def question(found: Sequence[RunStatus]) -> str:
-        told = f"Send all of {_named(found)} to {plain(endpoint)}"
+        told = f"Send all of {_named(found)} to {safe(endpoint)}"
         for before in dict.fromkeys(run.endpoint for run in found):
             if delivered := sum(run.points.delivered for run in found if run.endpoint == before):
-                told += f", beside the {counted(delivered, 'point')} that {plain(before)} has"
+                told += f", beside the {counted(delivered, 'point')} that {safe(before)} has"
         return f"{told}?"
 
     chosen = _choose(spool, runs, all_parked)
-    return chosen.give(order, f"goes to {plain(endpoint)}", dry_run=dry_run, ask=None if yes else question)
+    return chosen.give(order, f"goes to {safe(endpoint)}", dry_run=dry_run, ask=None if yes else question)
 
 
 class _Chosen:
@@ -241,7 +241,7 @@ class _Chosen:
         for run, line in orders:
             if not dry_run:
                 self._spool.order(Path(run.folder), line)
-            name = f"Run {plain(run.run_uid[:8])} ({plain(run.label)})"
+            name = f"Run {safe(run.run_uid[:8])} ({safe(run.label)})"
             text = f"{name} {outcome}, {self._who(run)}" if not dry_run else f"Would be ordered: {name} {outcome}"
             out.print(Text(f"{text}: {told(line)}." if told else f"{text}."), soft_wrap=True)
         for problem in self._problems:
@@ -284,7 +284,7 @@ def _choose(spool: Spool, names: Sequence[str], all_parked: bool) -> _Chosen:
         try:
             run = watch.find(uid_meant(spool, name))
         except SpoolError as error:
-            problems.append(plain(error))
+            problems.append(safe(error))
         else:
             found[run.folder] = run
     return _Chosen(spool, list(found.values()), problems, status.delivered_to)
@@ -293,8 +293,8 @@ def _choose(spool: Spool, names: Sequence[str], all_parked: bool) -> _Chosen:
 def _named(runs: Sequence[RunStatus]) -> str:
     """Return one run by its name, or several by their number and the beginnings of their uids."""
     if len(runs) == 1:
-        return f"run {plain(runs[0].run_uid[:8])} ({plain(runs[0].label)})"
-    shown = ", ".join(plain(run.run_uid[:8]) for run in runs[:10])
+        return f"run {safe(runs[0].run_uid[:8])} ({safe(runs[0].label)})"
+    shown = ", ".join(safe(run.run_uid[:8]) for run in runs[:10])
     return f"{len(runs)} runs ({shown}{', …' if len(runs) > 10 else ''})"
 
 

@@ -10,7 +10,7 @@ import click
 import numpy as np
 from rich.text import Text
 
-from .formatting import console, moment, plain
+from .formatting import console, moment, safe
 from .runs import FoundRun, find_run, run_argument, source_option, spool_dir_option, tables_of
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def plot(run: str, channels: tuple[str, ...], out: Path | None, source: str, spo
         raise click.ClickException(f"run {found.short} has no point yet")
     if out is not None:
         _draw(found, by_unit, out)
-        console().print(Text(f"The picture is {plain(out)}."), soft_wrap=True)
+        console().print(Text(f"The picture is {safe(out)}."), soft_wrap=True)
         return 0
     _print(found, by_unit, bool(channels))
     return 0
@@ -96,13 +96,13 @@ def _print(run: FoundRun, by_unit: dict[str, _Lines], everything: bool) -> None:
     import plotille
 
     out = console()
-    out.print(Text(f"{plain(run.label, limit=200)}, run {run.short}, started {moment(run.started)}", style="bold"))
+    out.print(Text(f"{safe(run.label, limit=200)}, run {run.short}, started {moment(run.started)}", style="bold"))
     shown = list(by_unit.items()) if everything else list(by_unit.items())[:MOST_PLOTS]
     for unit, lines in shown:
         figure = plotille.Figure()
         figure.width, figure.height = max(20, min(out.width, MOST_COLUMNS) - 24), 12
         figure.color_mode, figure.with_colors, figure.origin = "names", out.is_terminal and not out.no_color, False
-        figure.x_label, figure.y_label = "s", plain(unit or "no unit", limit=9)
+        figure.x_label, figure.y_label = "s", safe(unit or "no unit", limit=9)
         figure.register_label_formatter(float, _label)
         known = [table.times[~np.isnan(column.values)] - run.started for table, column in lines[:MOST_LINES]]
         low, high = _round_limits(min(map(np.min, known)), max(map(np.max, known)), figure.width / _TICK_COLUMNS)
@@ -111,12 +111,12 @@ def _print(run: FoundRun, by_unit: dict[str, _Lines], everything: bool) -> None:
         for (table, column), colour in zip(lines[:MOST_LINES], _COLOURS, strict=False):
             times, values = _thinned(table.times - run.started, column.values, 4 * figure.width)
             figure.plot(times, values, lc=colour if figure.with_colors else None)
-            out.print(Text.assemble(("━ ", colour), plain(column.name)))
+            out.print(Text.assemble(("━ ", colour), safe(column.name)))
         if len(lines) > MOST_LINES:
             out.print(Text(f"and {len(lines) - MOST_LINES} more; name the channels that you want", style="dim"))
         out.print(Text.from_ansi(figure.show()), soft_wrap=True)
     if len(by_unit) > len(shown):
-        units = ", ".join(plain(unit or "no unit") for unit in list(by_unit)[len(shown) :])
+        units = ", ".join(safe(unit or "no unit") for unit in list(by_unit)[len(shown) :])
         out.print(Text(f"Not shown: {units}. Name channels, or write a picture by --out.", style="dim"))
 
 
@@ -170,11 +170,11 @@ def _draw(run: FoundRun, by_unit: dict[str, _Lines], path: Path) -> None:
     try:
         figure.savefig(path)
     except ValueError as error:  # an ending that it does not know
-        raise click.BadParameter(plain(error), param_hint="--out") from None
+        raise click.BadParameter(safe(error), param_hint="--out") from None
     except OSError as error:
-        raise click.ClickException(f"{str(path)!r} cannot be written: {plain(error)}") from None
+        raise click.ClickException(f"{str(path)!r} cannot be written: {safe(error)}") from None
 
 
 def _literal(text: str) -> str:
     """Return text that matplotlib does not take for a formula, nor a legend for a hidden line."""
-    return " " * text.startswith("_") + plain(text, limit=120).replace("$", r"\$")
+    return " " * text.startswith("_") + safe(text, limit=120).replace("$", r"\$")

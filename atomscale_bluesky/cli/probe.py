@@ -11,7 +11,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from .formatting import console, plain
+from .formatting import console, safe
 from .options import Once
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def probe(
     spool = Spool(settings.locate_spool(), min_free_bytes=settings.spool_min_free_bytes)
     if not yes:
         streams = _STREAMS + 2 * (physical_sample_id is not None)
-        click.confirm(f"Make {streams} small streams at {plain(settings.endpoint)}?", abort=True)
+        click.confirm(f"Make {streams} small streams at {safe(settings.endpoint)}?", abort=True)
     client = Client(settings)
     asked = Probe(client, largest_body_bytes=largest_body_bytes, physical_sample_id=physical_sample_id)
     try:
@@ -79,7 +79,7 @@ def probe(
     finally:
         client.close()
         if asked.left_open:
-            ids = ", ".join(map(plain, asked.left_open))
+            ids = ", ".join(map(safe, asked.left_open))
             console(stderr=True).print(f"Not finalized, because the server does not take it: {ids}.", soft_wrap=True)
     found = Findings(settings.endpoint, time.time(), __version__, facts)
     write_findings(spool.path, found)
@@ -97,13 +97,13 @@ def _print(found: Findings) -> None:
     for title in ("question", "answer", "told by"):
         table.add_column(title, overflow="fold")
     for fact in found.facts:
-        table.add_row(Text(fact.question), _answer(fact), Text(plain(fact.evidence)))
+        table.add_row(Text(fact.question), _answer(fact), Text(safe(fact.evidence)))
     out = console()
     out.print(table)
     permitted = ", ".join(f"{name} = {json.dumps(value)}" for name, value in found.permitted.items())
     out.print()
     out.print(
-        f"Permitted at {plain(found.endpoint)}: {permitted or 'nothing beyond what is documented'}."
+        f"Permitted at {safe(found.endpoint)}: {permitted or 'nothing beyond what is documented'}."
         + (" The setting `probed` takes it." if permitted else ""),
         soft_wrap=True,
     )

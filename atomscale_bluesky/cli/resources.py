@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from .formatting import console, plain
+from .formatting import console, safe
 from .options import Once
 
 if TYPE_CHECKING:
@@ -70,12 +70,12 @@ def _list(
         click.echo(json.dumps([{member: number, "name": name} for number, name in found], indent=2))
         return 0
     if not found:
-        console().print(f"There are none{' with ' + plain(repr(text)) if text else ''}.")
+        console().print(f"There are none{' with ' + safe(repr(text)) if text else ''}.")
         return 0
     table = Table(box=None, pad_edge=False)
     table.add_column(member, no_wrap=True)
     table.add_column("name", overflow="fold")
     for number, name in found:
-        table.add_row(Text(plain(number)), Text(plain(name)))
+        table.add_row(Text(safe(number)), Text(safe(name)))
     console().print(table)
     return 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from .formatting import plain
+from .formatting import safe
 from .options import Once
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class FoundRun:
     @property
     def short(self) -> str:
         """The beginning of its uid."""
-        return plain(self.run_uid[:UID_SHOWN])
+        return safe(self.run_uid[:UID_SHOWN])
 
 
 class RunName(click.ParamType):
@@ -59,7 +59,7 @@ class RunName(click.ParamType):
             spool = open_spool(Settings.load(spool_dir=ctx.params.get("spool_dir")))
             runs = all_runs(spool) if spool is not None else []
             fitting = [run for run in runs[::-1] if run.run_uid.startswith(incomplete)][:MOST_OFFERED]
-            offered = [CompletionItem(run.run_uid[:UID_SHOWN], help=plain(run.label, limit=60)) for run in fitting]
+            offered = [CompletionItem(run.run_uid[:UID_SHOWN], help=safe(run.label, limit=60)) for run in fitting]
             return offered + [CompletionItem(LAST, help="the newest run")] * LAST.startswith(incomplete)
         return []
 
@@ -114,15 +114,15 @@ def find_run(settings: Settings, text: str) -> FoundRun:
     runs = all_runs(spool)
     _check_kept(spool, runs, text)
     if not runs:
-        raise click.ClickException(f"there is no run in {plain(settings.spool_path)}")
+        raise click.ClickException(f"there is no run in {safe(settings.spool_path)}")
     sought = _uid_meant(runs, text)
     by_uid = {run.run_uid: run for run in runs if sought and run.run_uid.startswith(sought)}  # the newest of each uid
     if len(by_uid) > 1:
-        raise click.ClickException(f"{len(by_uid)} runs begin with {plain(repr(text))}; give more of the uid")
+        raise click.ClickException(f"{len(by_uid)} runs begin with {safe(repr(text))}; give more of the uid")
     if by_uid:
         return next(iter(by_uid.values()))
     raise click.ClickException(
-        f"no run begins with {plain(repr(text))} or has it as its scan id; see `atomscale-bluesky status --all`"
+        f"no run begins with {safe(repr(text))} or has it as its scan id; see `atomscale-bluesky status --all`"
     )
 
 
@@ -183,8 +183,8 @@ def tables_of(settings: Settings, run: FoundRun, source: str, names: Sequence[st
     known = {column.name for table in tables for column in table.columns}
     for name in names:
         if name not in known:
-            there_are = plain(", ".join(sorted(known)), limit=2000)
-            raise click.ClickException(f"run {run.short} has no channel {plain(repr(name))}; it has {there_are}")
+            there_are = safe(", ".join(sorted(known)), limit=2000)
+            raise click.ClickException(f"run {run.short} has no channel {safe(repr(name))}; it has {there_are}")
     return [only for table in tables if (only := table.only(names)).columns]
 
 

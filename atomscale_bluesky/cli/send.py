@@ -34,8 +34,8 @@ class _Send(click.Command):
 def send(files: tuple[str, ...], **options: Any) -> int:
     """Send recorded runs.
 
-    Each FILE holds the documents of one or several runs, as JSON lines, a JSON array or MessagePack, plain or packed by
-    gzip, bzip2 or xz. `-` is standard input. The content decides what a file is, not its name.
+    Each FILE holds the documents of one or several runs, as JSON lines, a JSON array or MessagePack, and may be
+    compressed by gzip, bzip2 or xz. `-` is standard input. The content decides what a file is, not its name.
 
     `send tiled` instead of files takes runs from a Tiled catalogue; see `send tiled --help`.
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from ..status.progress import LOOK_PERIOD_S, counted, number
 from .delivering import check_that_it_may_send, check_the_key, deliver, logged, report
 from .ending import Ending
-from .formatting import console, moment, plain
+from .formatting import console, moment, safe
 from .options import Once
 from .status import open_spool
 
@@ -159,7 +159,7 @@ def _send(out: Console, settings: Settings, sample: str | None, begin: Begin, en
         spool.writers.close()
     code = _tell_what_was_taken(out, intake, origin, ended=ending.event.is_set())
     if failure is not None:
-        out.print(Text(f"{plain(failure, limit=1000)}.", style="bold red"), soft_wrap=True)
+        out.print(Text(f"{safe(failure, limit=1000)}.", style="bold red"), soft_wrap=True)
         code = 1
     if uploader is None and ending.event.is_set():
         said = "Stopped before the end. What was taken is in the spool; begin again whenever you like, for the rest."
@@ -217,9 +217,9 @@ class _Reading:
                 self._look()
             yield incoming
 
-    def rest(self, timeout_s: float) -> None:
+    def pause(self, timeout_s: float) -> None:
         """Wait as the source does."""
-        self._source.rest(timeout_s)
+        self._source.pause(timeout_s)
 
     def close(self) -> None:
         """Close the source."""
@@ -247,7 +247,7 @@ def _tell_what_was_taken(out: Console, intake: Intake, origin: Origin, *, ended:
         text += f", {counted(intake.known, 'event')} known already"
     out.print(f"{text}.", soft_wrap=True)
     if intake.left_out:
-        left_out = ", ".join(f"{number(n)} ({plain(reason)})" for reason, n in intake.left_out.most_common(MOST_SHOWN))
+        left_out = ", ".join(f"{number(n)} ({safe(reason)})" for reason, n in intake.left_out.most_common(MOST_SHOWN))
         out.print(Text(f"Readings that become no points: {left_out}."), soft_wrap=True)
     _tell_counts(out, intake.unusable, *origin.unusable)
     _tell_counts(
@@ -266,14 +266,14 @@ def _tell_what_was_taken(out: Console, intake: Intake, origin: Origin, *, ended:
 def tell_runs(out: Console, uids: list[str], text: str, more: str) -> None:
     """Say something of each of these runs, and how many more there are."""
     for uid in uids[:MOST_SHOWN]:
-        out.print(Text(text.format(plain(uid)), style="yellow"), soft_wrap=True)
+        out.print(Text(text.format(safe(uid)), style="yellow"), soft_wrap=True)
     if len(uids) > MOST_SHOWN:
         out.print(Text(f"{more} {len(uids) - MOST_SHOWN} more.", style="yellow"))
 
 
 def _tell_counts(out: Console, counts: Mapping[str, int], one: str, several: str) -> None:
     for about, n in list(counts.items())[:MOST_SHOWN]:
-        text = (one if n == 1 else several).format(plain(about))
+        text = (one if n == 1 else several).format(safe(about))
         out.print(Text(f"{number(n)} {text}.", style="yellow"), soft_wrap=True)
     if len(counts) > MOST_SHOWN:
         more = sum(list(counts.values())[MOST_SHOWN:])
@@ -289,7 +289,7 @@ def _tell_contents(out: Console, settings: Settings, sample: str | None, begin: 
     contents = Contents(settings, sample)
     with Ending() as ending:
         origin = begin(None, ending.event)
-        contents.look_through(origin.source)
+        contents.read(origin.source)
     known = _known(settings, set(contents.runs))
     table = Table(box=None, pad_edge=False)
     for title in ("run", "begun", "label", "events", "instrument", "sample", "what would happen"):
@@ -298,18 +298,18 @@ def _tell_contents(out: Console, settings: Settings, sample: str | None, begin: 
         links = run.links
         what = known.get(run.run_uid) or ("parked" if run.problem else "sent" if run.stopped else without_stop)
         table.add_row(
-            Text(plain(run.run_uid[:8])),
+            Text(safe(run.run_uid[:8])),
             moment(run.started),
-            Text(plain(run.label, limit=60)),
+            Text(safe(run.label, limit=60)),
             number(sum(run.events.values())),
             Text("-" if links.synth_source_id is None else str(links.synth_source_id)),
-            Text(plain(links.physical_sample or links.physical_sample_id or "-", limit=60)),
+            Text(safe(links.physical_sample or links.physical_sample_id or "-", limit=60)),
             Text(what, style="bold red" if what == "parked" else "yellow" if what == without_stop else ""),
         )
     out.print(table)
     for run in contents.runs.values():
         if run.problem:
-            out.print(Text(f"Run {plain(run.run_uid[:8])}: {plain(run.problem)}", style="red"), soft_wrap=True)
+            out.print(Text(f"Run {safe(run.run_uid[:8])}: {safe(run.problem)}", style="red"), soft_wrap=True)
     _tell_counts(out, contents.unusable, *origin.unusable)
     if contents.without_start:
         text = f"{counted(contents.without_start, 'document')} of runs whose start document is not there."

@@ -11,7 +11,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from ..status.progress import counted, number
-from .formatting import console, moment, plain
+from .formatting import console, moment, safe
 from .runs import FoundRun, find_run, run_argument, source_option, spool_dir_option, tables_of
 
 if TYPE_CHECKING:
@@ -38,15 +38,15 @@ def show(run: str, source: str, as_json: bool, spool_dir: Path | None) -> int:
         click.echo(json.dumps(_as_json(found, tables), indent=2))
         return 0
     out = console()
-    out.print(Text.assemble((plain(found.label, limit=200), "bold"), f"  run {plain(found.run_uid)}"), soft_wrap=True)
+    out.print(Text.assemble((safe(found.label, limit=200), "bold"), f"  run {safe(found.run_uid)}"), soft_wrap=True)
     out.print(_table_of_facts(_facts(found)))
     for table in tables:
         out.print()
-        out.print(Text(f"{plain(table.name, limit=200)}: {counted(len(table.times), 'row')}", style="bold"))
+        out.print(Text(f"{safe(table.name, limit=200)}: {counted(len(table.times), 'row')}", style="bold"))
         out.print(_channels(table))
     if not tables and found.entry is not None:
         for name, known in (found.entry.get("channels") or {}).items():
-            text = f"  {plain(name)}  {counted(int(known['points']), 'point')}  {plain(known['unit'] or '')}"
+            text = f"  {safe(name)}  {counted(int(known['points']), 'point')}  {safe(known['unit'] or '')}"
             out.print(Text(text.rstrip()), soft_wrap=True)
         out.print(Text("It has left the spool; `--from api` shows first and last values.", style="dim"))
     return 0
@@ -82,14 +82,14 @@ def _facts(run: FoundRun) -> list[tuple[str, str]]:
         left_out = {reason: {"": n} for reason, n in (entry.get("left_out") or {}).items()}
     facts.append(("points", ", ".join(f"{number(n)} {name}" for name, n in counts.items() if n or name == "delivered")))
     for label, data_id, state, problem in streams:
-        facts.append(("stream", plain(f"{label}  {data_id or 'no data_id yet'}  {state}")))
+        facts.append(("stream", safe(f"{label}  {data_id or 'no data_id yet'}  {state}")))
         if problem:
-            facts.append(("problem", plain(problem, limit=2000)))
+            facts.append(("problem", safe(problem, limit=2000)))
     if status is not None and status.problem and all(status.problem != problem for *_, problem in streams):
-        facts.append(("problem", plain(status.problem, limit=2000)))
+        facts.append(("problem", safe(status.problem, limit=2000)))
     for reason, keys in left_out.items():
-        names = ", ".join(f"{plain(key)} ({number(n)})" for key, n in keys.items() if key)
-        facts.append(("left out", f"{number(sum(keys.values()))} {plain(reason)}" + (f": {names}" if names else "")))
+        names = ", ".join(f"{safe(key)} ({number(n)})" for key, n in keys.items() if key)
+        facts.append(("left out", f"{number(sum(keys.values()))} {safe(reason)}" + (f": {names}" if names else "")))
     return facts
 
 
@@ -97,7 +97,7 @@ def _ended(exit_status: str, reason: str) -> list[tuple[str, str]]:
     """Return how the plan ended; nothing as long as it goes on."""
     if not exit_status:
         return []
-    return [("ended", plain(exit_status) + (f": {plain(reason)}" if reason and exit_status != "success" else ""))]
+    return [("ended", safe(exit_status) + (f": {safe(reason)}" if reason and exit_status != "success" else ""))]
 
 
 def _left_out(run: FoundRun) -> dict[str, dict[str, int]]:
@@ -126,7 +126,7 @@ def _channels(table: Table) -> Grid:
     for column in table.columns:
         ends = column.ends
         first, last = (f"{ends[0]:.6g}", f"{ends[1]:.6g}") if ends else ("", "")
-        grid.add_row(Text(plain(column.name)), Text(plain(column.unit or "")), number(column.points), first, last)
+        grid.add_row(Text(safe(column.name)), Text(safe(column.unit or "")), number(column.points), first, last)
     return grid
 
 

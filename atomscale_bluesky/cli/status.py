@@ -22,7 +22,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ..status.progress import counted
-from .formatting import console, moment, plain
+from .formatting import console, moment, safe
 from .monitoring import Duration, check_now
 from .options import Once
 from .runs import run_or_all_argument, uid_meant
@@ -143,7 +143,7 @@ class _Look:
             self.finished = [entry for entry in self.finished if str(entry.get("run_uid")).startswith(sought)]
             if not (of_it or self.finished):
                 raise click.ClickException(
-                    f"no run begins with {plain(repr(sought))} or has it as its scan id; `atomscale-bluesky status "
+                    f"no run begins with {safe(repr(sought))} or has it as its scan id; `atomscale-bluesky status "
                     f"--all` lists them"
                 )
             runs = self.runs
@@ -282,7 +282,7 @@ def _holds_something(path: Path) -> bool:
 def no_spool(settings: Settings) -> str:
     """Return the sentence, without its full stop, for a spool that is not there."""
     return (
-        f"there is no spool in {plain(settings.spool_path)} yet: nothing was spooled there; the setting `spool_dir` "
+        f"there is no spool in {safe(settings.spool_path)} yet: nothing was spooled there; the setting `spool_dir` "
         f"says where it is"
     )
 

@@ -13,7 +13,7 @@ from ..model.loss import not_kept
 from ..status.outage import NEW_KEY
 from ..status.progress import counted, number
 from ..status.remedies import remedies
-from .formatting import age, moment, plain
+from .formatting import age, moment, safe
 
 if TYPE_CHECKING:
     from ..settings import Settings
@@ -57,12 +57,12 @@ def summary(settings: Settings, runs: Status, now: float) -> Iterator[Text]:
         text = f"Clock: {told(note.offset_s, note.delay_s)}, measured {age(now - note.measured)} ago."
         yield Text(text, style="yellow" if off else "dim")
     waiting = sum(run.points.waiting for run in runs)
-    text = f"Spool {plain(settings.spool_path)}: "
+    text = f"Spool {safe(settings.spool_path)}: "
     text += f"{counted(len(runs), 'run')}, {counted(waiting, 'point')} waiting." if runs else "nothing waits."
     yield Text(text)
     if runs.no_room:
         yield Text(
-            f"No room, so new readings are left out: {plain(runs.no_room)}. Free some space; what is delivered makes "
+            f"No room, so new readings are left out: {safe(runs.no_room)}. Free some space; what is delivered makes "
             f"room too.",
             style="bold red",
         )
@@ -78,8 +78,8 @@ def outage(runs: Status, now: float) -> Text:
         return Text()
     refused = trouble.key_refused and trouble.endpoint in runs.delivered_to
     return Text(
-        f"Atomscale at {plain(trouble.endpoint)} has taken no data for {age(now - trouble.since)}, "
-        f"since {moment(trouble.since)}: {plain(trouble.error)}" + (f"; {NEW_KEY}" if refused else ""),
+        f"Atomscale at {safe(trouble.endpoint)} has taken no data for {age(now - trouble.since)}, "
+        f"since {moment(trouble.since)}: {safe(trouble.error)}" + (f"; {NEW_KEY}" if refused else ""),
         style="bold red" if refused else "yellow",
     )
 
@@ -110,8 +110,8 @@ def _height(out: Console, shown: RenderableType, width: int) -> int:
 def not_kept_text(run: NotKept) -> str:
     """Return what happened to a run that found no room, as a sentence without its full stop."""
     return (
-        f"Run {plain(run.run_uid[:8])} ({plain(run.label, limit=200)}), started {moment(run.started)}, was not "
-        f"kept: {counted(run.readings, 'reading')} left out, {plain(run.reason)}"
+        f"Run {safe(run.run_uid[:8])} ({safe(run.label, limit=200)}), started {moment(run.started)}, was not "
+        f"kept: {counted(run.readings, 'reading')} left out, {safe(run.reason)}"
     )
 
 
@@ -127,15 +127,15 @@ def not_kept_lines(runs: Status) -> Iterator[Text]:
 def _run(run: RunStatus, now: float, endpoint: str) -> Iterator[RenderableType]:
     table = _table()
     if run.state == "unreadable":
-        yield Text.assemble((f"a run in {plain(run.folder)}", "bold"), "  ", (run.state, _STATES[run.state]))
-        table.add_row("problem", Text(plain(run.problem, limit=1000), style="bold red"))
+        yield Text.assemble((f"a run in {safe(run.folder)}", "bold"), "  ", (run.state, _STATES[run.state]))
+        table.add_row("problem", Text(safe(run.problem, limit=1000), style="bold red"))
         yield table
         yield Text()
         return
     yield _headline(run.label, run.state, run.run_uid, run.started)
     _add_ending(table, run.exit_status, run.reason)
     if run.endpoint not in {"", endpoint}:
-        table.add_row("endpoint", Text(f"{plain(run.endpoint)}, not {plain(endpoint)}", style="yellow"))
+        table.add_row("endpoint", Text(f"{safe(run.endpoint)}, not {safe(endpoint)}", style="yellow"))
     table.add_row("points", _sum_of(run.points))
     if run.points.lost:
         why = "from damaged lines"
@@ -146,17 +146,17 @@ def _run(run: RunStatus, now: float, endpoint: str) -> Iterator[RenderableType]:
         table.add_row("waiting", Text(f"the oldest point for {age(now - run.oldest_waiting)}"))
     for reason, keys in _left_out(run).items():
         count = sum(keys.values())
-        table.add_row("left out", Text(f"{number(count)} {plain(reason)}: {plain(', '.join(keys))}"))
+        table.add_row("left out", Text(f"{number(count)} {safe(reason)}: {safe(', '.join(keys))}"))
     if run.rounded:
         count = sum(run.rounded.values())
-        table.add_row("rounded", Text(f"{number(count)} integers beyond 2**53: {plain(', '.join(run.rounded))}"))
+        table.add_row("rounded", Text(f"{number(count)} integers beyond 2**53: {safe(', '.join(run.rounded))}"))
     _add_not_given(table, run.not_given)
     for stream in run.streams:
         _add_stream(table, stream)
     if run.problem:
-        table.add_row("problem", Text(plain(run.problem, limit=1000), style="bold red"))
+        table.add_row("problem", Text(safe(run.problem, limit=1000), style="bold red"))
     for index, command in enumerate(remedies(run)):
-        table.add_row("" if index else "do", Text(("or " if index else "") + plain(command)))
+        table.add_row("" if index else "do", Text(("or " if index else "") + safe(command)))
     yield table
     yield Text()
 
@@ -177,7 +177,7 @@ def _finished(entry: dict[str, Any], *, went_on: bool) -> Iterator[RenderableTyp
     if (at := verified_at(entry)) is not None:
         table.add_row("read back", Text(f"equal, on {moment(at)}", style="green"))
     for reason, count in (entry.get("left_out") or {}).items():
-        table.add_row("left out", Text(f"{number(count)} {plain(reason)}"))
+        table.add_row("left out", Text(f"{number(count)} {safe(reason)}"))
     _add_not_given(table, entry.get("not_given") or {})
     if entry.get("lost"):
         table.add_row("lost", Text(counted(entry["lost"], "point"), style="bold red"))
@@ -191,8 +191,8 @@ def _finished(entry: dict[str, Any], *, went_on: bool) -> Iterator[RenderableTyp
 
 def _headline(label: Any, state: str, uid: Any, started: float) -> Text:
     return Text.assemble(
-        (plain(label, limit=200), "bold"), "  ", (plain(state), _STATES.get(state, "")), "  ",
-        (f"run {plain(str(uid)[:8])}, started {moment(started)}", "dim"),
+        (safe(label, limit=200), "bold"), "  ", (safe(state), _STATES.get(state, "")), "  ",
+        (f"run {safe(str(uid)[:8])}, started {moment(started)}", "dim"),
     )  # fmt: skip
 
 
@@ -208,7 +208,7 @@ def _add_ending(table: Table, exit_status: str, reason: str) -> None:
     from ..status.spool_status import ending
 
     if ended := ending(exit_status):
-        why = f": {plain(reason)}" if reason else ""
+        why = f": {safe(reason)}" if reason else ""
         table.add_row("plan", Text(f"ended with {ended}{why}", style="bold yellow"))
 
 
@@ -233,7 +233,7 @@ def _sum_of(points: Counts) -> Text:
 
 def _add_not_given(table: Table, events: Mapping[str, int]) -> None:
     for name, count in events.items():
-        said = f"{counted(count, 'event')} of {plain(name)}, which the stop document counts, never came"
+        said = f"{counted(count, 'event')} of {safe(name)}, which the stop document counts, never came"
         table.add_row("not given", Text(said, style="yellow"))
 
 
@@ -248,13 +248,13 @@ def _left_out(run: RunStatus) -> dict[str, dict[str, int]]:
 
 def _add_stream(table: Table, stream: StreamStatus) -> None:
     """Add a stream: its name in Atomscale, its id and state, and its channels on a line of their own."""
-    text = Text(plain(stream.data_id or "no data_id yet"))
-    text.append(f"  {plain(stream.event_stream)}, ")
+    text = Text(safe(stream.data_id or "no data_id yet"))
+    text.append(f"  {safe(stream.event_stream)}, ")
     text.append(stream.state, _STATES.get(stream.state, ""))
     text.append(f", {counted(stream.chunks_confirmed, 'chunk')} confirmed")
     if stream.chunks_refused:
         text.append(f", {number(stream.chunks_refused)} refused", "bold red")
-    table.add_row("name", Text(plain(stream.label)))
+    table.add_row("name", Text(safe(stream.label)))
     table.add_row("stream", text)
     _add_channels(table, stream.channels)
 
@@ -269,8 +269,8 @@ def _add_finished_streams(table: Table, entry: dict[str, Any]) -> None:
         channels.setdefault(data_id, []).extend(stream.get("channels") or ())
     for data_id in entry.get("data_ids") or ():
         if names.get(data_id):
-            table.add_row("name", Text(plain(names[data_id])))
-        table.add_row("stream", Text(plain(data_id)))
+            table.add_row("name", Text(safe(names[data_id])))
+        table.add_row("stream", Text(safe(data_id)))
         _add_channels(table, channels[data_id])
 
 
@@ -278,4 +278,4 @@ def _add_channels(table: Table, names: Sequence[str]) -> None:
     from ..model.labels import MAX_CHANNELS, listed
 
     if names:
-        table.add_row("channels", Text(listed([plain(name) for name in names], MAX_CHANNELS)))
+        table.add_row("channels", Text(listed([safe(name) for name in names], MAX_CHANNELS)))

@@ -16,7 +16,7 @@ import click
 from rich.text import Text
 
 from .delivering import check_that_it_may_send, check_the_key, deliver, logged, logged_as_a_service, report
-from .formatting import console, plain
+from .formatting import console, safe
 from .options import Once
 from .status import no_spool, open_spool
 
@@ -71,7 +71,7 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
     if not spool.run_folders():
         for line in not_kept_lines(SpoolStatus(spool).status()):
             out.print(line, soft_wrap=True)
-        out.print(Text(f"Nothing waits in {plain(settings.spool_path)}."), soft_wrap=True)
+        out.print(Text(f"Nothing waits in {safe(settings.spool_path)}."), soft_wrap=True)
         return 0
     check_that_it_may_send(settings)
     spool = open_spool(settings, read_only=False) or spool

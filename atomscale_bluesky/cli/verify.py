@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..status.progress import counted, number
-from .formatting import ConsoleLog, console, moment, plain
+from .formatting import ConsoleLog, console, moment, safe
 from .options import Once
 from .runs import UID_SHOWN, run_argument, uid_meant
 from .status import no_spool, open_spool
@@ -86,7 +86,7 @@ def verify(
         else:
             found = _with_journal(settings, spool, uid, patience_s)
     except ApiUnavailableError as error:
-        raise click.ClickException(f"the run could not be read back: {plain(error)}") from None
+        raise click.ClickException(f"the run could not be read back: {safe(error)}") from None
     if as_json:
         click.echo(json.dumps(_as_json(found), indent=2))
     else:
@@ -117,7 +117,7 @@ def _show_read_back(entry: dict[str, Any], as_json: bool) -> int:
     else:
         more = "".join(f"; {number(count)} {name}" for name, count in gone.items() if count)
         said = f"it was read back on {moment(at)} and was equal, and has left the spool{more}"
-        text = Text(f"Run {plain(str(entry.get('run_uid'))[:UID_SHOWN])}: {said}.", style="yellow" if more else "green")
+        text = Text(f"Run {safe(str(entry.get('run_uid'))[:UID_SHOWN])}: {said}.", style="yellow" if more else "green")
         console().print(text, soft_wrap=True)
     return int(any(gone.values()))
 
@@ -132,7 +132,7 @@ def _with_journal(settings: Settings, spool: Spool, run: str, patience_s: float)
     try:
         return verify_run(find_to_verify(spool, SpoolStatus(spool), run), client, patience_s=patience_s)
     except SpoolError as error:
-        raise click.ClickException(plain(error, limit=1000)) from None
+        raise click.ClickException(safe(error, limit=1000)) from None
     finally:
         client.close()
 
@@ -154,10 +154,10 @@ def _with_recording(
         uid, documents = one_run(read_documents(recording), run)
         streams = data_ids or _known_streams(spool, uid)
         if not streams:
-            raise click.UsageError(f"the spool knows no streams of run {plain(uid)}; name them by --data-id")
+            raise click.UsageError(f"the spool knows no streams of run {safe(uid)}; name them by --data-id")
         return verify_recorded(documents, streams, settings, patience_s=patience_s)
     except RecordingError as error:
-        raise click.UsageError(plain(error)) from None
+        raise click.UsageError(safe(error)) from None
     finally:
         logging.getLogger("atomscale_bluesky").removeHandler(out)
 
@@ -182,25 +182,25 @@ def _show(found: Verification) -> None:
         said = stream.problem or (f"{counted(stream.uncompared, 'point')} not compared" if stream.uncompared else "")
         said = counted(stream.different, "difference") if stream.different else said
         table.add_row(
-            Text(plain(stream.data_id)),
+            Text(safe(stream.data_id)),
             number(stream.channels),
             number(stream.points),
             Text("equal" if stream.points else "nothing to compare", style="green" if stream.points else "")
             if equal
-            else Text(plain(said), style="bold red"),
+            else Text(safe(said), style="bold red"),
         )
     out.print(table)
     for one in found.differences:
-        out.print(Text(f"  {plain(one.data_id)} {plain(one.channel)}: {plain(one)}", style="red"), soft_wrap=True)
+        out.print(Text(f"  {safe(one.data_id)} {safe(one.channel)}: {safe(one)}", style="red"), soft_wrap=True)
     if found.different > len(found.differences):
         out.print(Text(f"  and {number(found.different - len(found.differences))} more", style="red"))
     for stream in found.streams:
         if stream.added:
-            names = [f"{plain(name)} ({number(values)})" for name, values in [*stream.added.items()][:MOST_NAMES]]
+            names = [f"{safe(name)} ({number(values)})" for name, values in [*stream.added.items()][:MOST_NAMES]]
             names += [f"and {number(more)} more"] if (more := len(stream.added) - MOST_NAMES) > 0 else []
-            out.print(Text(f"  {plain(stream.data_id)} added by the service: {', '.join(names)}"), soft_wrap=True)
+            out.print(Text(f"  {safe(stream.data_id)} added by the service: {', '.join(names)}"), soft_wrap=True)
     style = "bold green" if found.equal else "yellow" if found.arrived else "bold red"
-    out.print(Text(f"Run {plain(found.run_uid[:8])}: {plain(found)}.", style=style), soft_wrap=True)
+    out.print(Text(f"Run {safe(found.run_uid[:8])}: {safe(found)}.", style=style), soft_wrap=True)
 
 
 def _as_json(found: Verification) -> dict[str, Any]:

@@ -25,7 +25,7 @@ The deciding thread:
 
 One run:
 
-    run_delivery     the order of its tasks; run, its files and what was read of them
+    run_delivery     the order of its tasks; claimed_run, its files and what was read of them
     tasks            a folder: one file for each kind of task, from `may it run now` to `what does the result mean`
     task_book        which tasks are under way or have failed
     previews, ending_streams, continuation, pending_links    early points, early ends, links to make

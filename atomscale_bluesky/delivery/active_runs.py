@@ -152,7 +152,7 @@ class ActiveRuns:
         if not self.holds(delivery):
             return True  # its files cannot be used
         if not idle:
-            delivery.look_again()
+            delivery.wake()
             return False
         self.guarded(delivery, delivery.log_what_is_left)
         if self.holds(delivery):

@@ -20,7 +20,7 @@ from typing import Any
 
 from ..documents.run_files import RunListener
 from ..errors import SpoolError
-from ..model.text import plain
+from ..model.text import safe
 from ..settings import Settings
 from ..spool.gil_yield import GilYield
 from ..spool.journal_format import Header
@@ -81,9 +81,9 @@ class Announcer:
     # ---- what a recorder uses; nothing here waits -------------------------------------------------------------------
 
     @property
-    def takes_up(self) -> bool:
+    def delivers_new_runs(self) -> bool:
         """Return True if the deliverer takes the lock of a run that begins now."""
-        return self._deliverer is not None and self._deliverer.takes_up
+        return self._deliverer is not None and self._deliverer.delivers_new_runs
 
     def add(self, writer: RunWriter) -> None:
         """Note that a run begins."""
@@ -191,11 +191,11 @@ class Announcer:
     def _begins(self, run: _Run, entry: dict[str, Any] | None) -> str:
         uid = run.header.run_uid if run.header else str((entry or {}).get("run_uid"))
         if not self._sends:
-            return f"run {plain(uid[:8], 40)} is kept in {self._spool.path} and not sent: {self._why_not_sent()}"
+            return f"run {safe(uid[:8], 40)} is kept in {self._spool.path} and not sent: {self._why_not_sent()}"
         streams = (entry or {}).get("streams") or [{}]
         name = run.name or streams[0].get("label") or (run.header.label if run.header else "")
         endpoint = run.endpoint or str((entry or {}).get("endpoint") or self._settings.endpoint)
-        return f'run {plain(uid[:8], 40)} goes to {plain(endpoint, 200)} as "{plain(name, 300)}"'
+        return f'run {safe(uid[:8], 40)} goes to {safe(endpoint, 200)} as "{safe(name, 300)}"'
 
     def _why_not_sent(self) -> str:
         if self._settings.offline:
@@ -207,13 +207,13 @@ class Announcer:
         if not self._sends:
             return f"{self._why_not_sent()}; a later session sends it, or `atomscale-bluesky upload`"
         if run.parked:
-            return f"parked: {plain(run.parked, 600)}; `atomscale-bluesky status` has more"
+            return f"parked: {safe(run.parked, 600)}; `atomscale-bluesky status` has more"
         outage = read_outage(self._spool.path)
         ends = "it is sent as soon as that is over, by this session or a later one"
         if outage is not None and outage.endpoint == run.endpoint and outage.key_refused:
-            return f"the API key is refused, {plain(outage.error, 300)}; {NEW_KEY}"
+            return f"the API key is refused, {safe(outage.error, 300)}; {NEW_KEY}"
         if outage is not None and outage.endpoint == run.endpoint:
-            return f"{plain(outage.error, 300)}; {ends}"
+            return f"{safe(outage.error, 300)}; {ends}"
         return "it is sent by this session or a later one; `atomscale-bluesky status` has more"
 
 
@@ -269,20 +269,20 @@ class _Run:
 def delivered(entry: dict[str, Any], *, earlier: bool = False) -> str:
     """Return the line about a run that has left the spool, from its entry in the history."""
     whose = " of an earlier session" if earlier else ""
-    text = f"run {plain(str(entry.get('run_uid'))[:8], 40)}{whose}{_ending(entry)}: "
+    text = f"run {safe(str(entry.get('run_uid'))[:8], 40)}{whose}{_ending(entry)}: "
     text += f"{_counted(entry.get('delivered') or 0)} delivered"
     for what in ("discarded", "lost"):
         if entry.get(what):
             text += f", {_number(entry[what])} {what}"
     if left_out := sum((entry.get("left_out") or {}).values()):
         text += f", {_number(left_out)} left out"
-    return f"{text}; data_id {', '.join(plain(one, 100) for one in entry.get('data_ids') or ()) or 'none'}"
+    return f"{text}; data_id {', '.join(safe(one, 100) for one in entry.get('data_ids') or ()) or 'none'}"
 
 
 def waiting(run: RunStatus, why: str) -> str:
     """Return the line about a run that has stopped and is not delivered."""
     ended = f" ({status})" if (status := ending(run.exit_status)) else ""
-    text = f"run {plain(run.run_uid[:8], 40)}{ended}: {_counted(run.points.delivered)} delivered, "
+    text = f"run {safe(run.run_uid[:8], 40)}{ended}: {_counted(run.points.delivered)} delivered, "
     text += f"{_number(run.points.waiting)} wait"
     if run.points.refused:
         text += f", {_number(run.points.refused)} refused"

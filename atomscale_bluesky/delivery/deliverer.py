@@ -22,7 +22,7 @@ class Deliverer(ABC):
 
     @property
     @abstractmethod
-    def takes_up(self) -> bool:
+    def delivers_new_runs(self) -> bool:
         """Return True if it delivers a run that begins now: then its lock is taken together with the run's folder."""
 
     @property

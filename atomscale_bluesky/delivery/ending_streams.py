@@ -11,10 +11,10 @@ from .task_book import Task
 from .tasks.work import Kind
 
 if TYPE_CHECKING:
-    from .run import Run
+    from .claimed_run import ClaimedRun
 
 
-def end_stream(run: Run, stream: int, why: OpeningReason, points_per_chunk: int, in_doubt: Chunk | None) -> None:
+def end_stream(run: ClaimedRun, stream: int, why: OpeningReason, points_per_chunk: int, in_doubt: Chunk | None) -> None:
     """Let a stream, and those that share it, take no more points. The rest goes on once nothing of it is under way.
 
     Args:
@@ -48,16 +48,16 @@ def _may_have_arrived(task: Task) -> bool:
     return task.attempts > 0 or bool(getattr(task.work, "may_be_there", False))
 
 
-def _read_what_was_tried(run: Run, stream: StreamState) -> None:
+def _read_what_was_tried(run: ClaimedRun, stream: StreamState) -> None:
     """Read the journal up to every chunk that a process before this one may have pushed."""
     last_row = max((tried.last_row for tried in stream.tried.values()), default=-1)
     while run.run_chunker.account.next_row.get(stream.opening.time_base, 0) <= last_row:
-        run.run_chunker.look()
+        run.run_chunker.read_on()
         if run.run_chunker.at_end:
             return
 
 
-def end_damaged_streams(run: Run) -> None:
+def end_damaged_streams(run: ClaimedRun) -> None:
     """End streams of which a tried chunk is no longer whole in the journal, so that it cannot be sent."""
     for chunk in run.run_chunker.take_damaged():
         points = run.streams[chunk.stream].opening.points_per_chunk
@@ -70,7 +70,7 @@ def end_damaged_streams(run: Run) -> None:
             run.endings.begin(number, "damaged", stream.opening.points_per_chunk)
 
 
-def end_streams_without_a_point(run: Run) -> None:
+def end_streams_without_a_point(run: ClaimedRun) -> None:
     """End the streams that were opened for rows which never came: they are not made."""
     if run.to_reload or not run.run_chunker.read_all:
         return  # `to_reload`: the rows of a stream that was opened just now are read next
@@ -79,7 +79,7 @@ def end_streams_without_a_point(run: Run) -> None:
             run.ledger.note(Ended(number, NO_POINT))
 
 
-def end_outgrown_streams(run: Run) -> None:
+def end_outgrown_streams(run: ClaimedRun) -> None:
     """End streams whose chunk was cut short at a preview. The rows after it go on in a further stream."""
     for number in run.run_chunker.take_to_cut_short(lambda one: not run.book.holds(Kind.PREVIEW, one)):
         if not run.previews.cut_short(run.streams[number]):

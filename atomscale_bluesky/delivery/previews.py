@@ -67,7 +67,7 @@ class Previews:
         self._run_chunker = run_chunker
         self._now = now
         self._limit_s = header.max_latency_s
-        self._looked_at: float | None = None
+        self._read_at: float | None = None
         self._since: dict[int, tuple[int, float]] = {}  # stream → chunk, and since when a point of it may wait unseen
 
     @property
@@ -79,13 +79,13 @@ class Previews:
         """Return True if this run makes previews."""
         return self._limit_s > 0 and self._state.previews_ended is None
 
-    def looked(self, now: float) -> None:
+    def journal_read(self, now: float) -> None:
         """Note that the journal was read to its present end: new rows came after the call before this one."""
         if not self.wanted:
             return
         # Rows that are found at first may have waited for long, while no process delivered.
-        before = now - self._limit_s if self._looked_at is None else self._looked_at
-        self._looked_at = now
+        before = now - self._limit_s if self._read_at is None else self._read_at
+        self._read_at = now
         since: dict[int, tuple[int, float]] = {}
         for number, index, last_row in self._run_chunker.begun():
             sent = self._state.streams[number].previewed
@@ -97,9 +97,9 @@ class Previews:
 
     def due(self) -> float | None:
         """Return when to read the journal again or send a preview. None if no such time is after `asked_at`."""
-        if not self.wanted or self._looked_at is None or self._run_chunker.read_all:
+        if not self.wanted or self._read_at is None or self._run_chunker.read_all:
             return None
-        times = [self._looked_at + self._limit_s / 2, *(at + self._limit_s for _, at in self._since.values())]
+        times = [self._read_at + self._limit_s / 2, *(at + self._limit_s for _, at in self._since.values())]
         return min((time for time in times if time > self.asked_at), default=None)
 
     def next_chunk(self, now: float, may_leave: Callable[[int], bool]) -> Chunk | None:

@@ -33,8 +33,8 @@ from ..spool.orders import Discard, Edit, Move, Retry, Settle
 from ..spool.run_claim import RunClaim
 from ..status.run_status import RunStatus, status_of
 from ..status.run_summary import history_entry, say
+from .claimed_run import ClaimedRun
 from .ending_streams import end_damaged_streams, end_outgrown_streams, end_streams_without_a_point
-from .run import Run
 from .task_book import Task
 from .tasks import finalize, initialize, make_links, measure_clock, preview, push, read_back, resolve, verify
 from .tasks.work import Again, Knowledge, Work
@@ -67,7 +67,7 @@ class RunDelivery:
         gil_yield: GilYield | None = None,
     ) -> None:
         self.claim = claim
-        self.run = Run(claim, knowledge or Knowledge(), now, gil_yield)
+        self.run = ClaimedRun(claim, knowledge or Knowledge(), now, gil_yield)
         self.run_uid = claim.header.run_uid
         self.released = False  # its files are closed: tasks of it that still lie ready are not to be begun
         self.to_settle = False  # the operator has ordered that its stop document will never come
@@ -110,14 +110,14 @@ class RunDelivery:
             return True
         return any(stream.parked or stream.refused or stream.links_refused for stream in run.streams.values())
 
-    def look_again(self) -> None:
+    def wake(self) -> None:
         """Note that more may have been written. The run is not idle until it was asked for a task again."""
         self._idle = False
 
     def close_files(self) -> None:
         """Close the run's files until they are needed again, but keep its lock."""
         self.run.run_chunker.close()
-        self.run.ledger.rest()
+        self.run.ledger.close_until_needed()
 
     def status(self) -> RunStatus:
         """Return the run's public status."""
@@ -147,7 +147,7 @@ class RunDelivery:
         run, book = self.run, self.run.book
         if run.parked or run.state.discarded:
             if not (run.stopped and run.run_chunker.at_end):
-                run.run_chunker.look(count_only=True)
+                run.run_chunker.read_on(count_only=True)
             work = resolve.plan(run, now)
             return book.next_failed(now) if work is None else book.begin(work)
         end_damaged_streams(run)

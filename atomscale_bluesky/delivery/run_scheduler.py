@@ -153,7 +153,7 @@ class RunScheduler:
         """Note that a run of this process has something to send."""
         delivery = self.active.get(folder)
         if delivery is not None:
-            delivery.look_again()
+            delivery.wake()
         elif self._waiting.reason(folder) is Reason.NOTHING_TO_SEND:
             self._waiting.queue(folder, live=folder in self._written_here)
 
@@ -162,7 +162,7 @@ class RunScheduler:
         self._written_here.discard(folder)
         delivery = self.active.get(folder)
         if delivery is not None:
-            delivery.look_again()
+            delivery.wake()
         elif folder in self._waiting and self._waiting.reason(folder) in {None, Reason.NOTHING_TO_SEND}:
             self._waiting.queue(folder, live=False)
 

@@ -17,7 +17,7 @@ from contextvars import Token
 from typing import TYPE_CHECKING, Any
 
 from ..api.connection import Traffic
-from ..model.text import plain
+from ..model.text import safe
 from .task_book import Task
 from .task_runner import Outcome
 
@@ -110,7 +110,7 @@ def _end(step: Step, outcome: Outcome, traffic: Traffic) -> None:
         span.set_attribute("error.type", type(error).__name__)
         if error.status is not None:
             span.set_attribute("http.response.status_code", error.status)
-        span.set_status(trace.Status(trace.StatusCode.ERROR, plain(str(error), MOST_OF_AN_ERROR)))
+        span.set_status(trace.Status(trace.StatusCode.ERROR, safe(str(error), MOST_OF_AN_ERROR)))
     elif isinstance(outcome.result, str):  # the id of a stream that was made
         span.set_attribute("atomscale.data_id", outcome.result)
     span.end()

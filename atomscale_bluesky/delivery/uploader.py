@@ -59,7 +59,7 @@ class Uploader(Deliverer):
         return self._thread is not None and self._thread.is_alive()
 
     @property
-    def takes_up(self) -> bool:
+    def delivers_new_runs(self) -> bool:
         """Return True if there is a place for a run that begins now."""
         return self._runs_begun - self._loop.runs_begun < self._loop.runs.active.places
 

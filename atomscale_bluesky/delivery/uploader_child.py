@@ -20,12 +20,12 @@ from pathlib import Path
 
 import msgspec
 
-from ..model.text import plain
+from ..model.text import safe
 from ..settings import Settings
 from ..spool.locks import RunLock
 from ..spool.own_files import open_own, open_to_read, read_own
 from . import backoff
-from .uploader_service import ALREADY_SERVED, KEY_REFUSED, LOG, Order, is_served, served_by
+from .uploader_service import ALREADY_SERVED, KEY_REFUSED, LOG, Assignment, is_served, served_by
 
 _logger = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class UploaderChild:
             words = read_own(self._settings.spool_path / LAST_WORDS).decode(errors="replace").strip()
         except OSError:
             return ""
-        return f" ({plain(words.splitlines()[-1], 500)})" if words else ""
+        return f" ({safe(words.splitlines()[-1], 500)})" if words else ""
 
     def _starting_is_over(self) -> None:
         if self._starting is not None:
@@ -168,13 +168,13 @@ def _start_process(settings: Settings) -> subprocess.Popen[bytes]:
     package = str(Path(__file__).parents[2])
     path = [os.path.abspath(entry) for entry in sys.path if entry]  # "" is the folder that the plan is in just now
     path += [package] * (package not in path)
-    order = Order(settings=whole, idle_s=IDLE_S)
+    assignment = Assignment(settings=whole, idle_s=IDLE_S)
     flags = 0
     if sys.platform == "win32":
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
     with open(settings.spool_path / LAST_WORDS, "wb", opener=open_own) as last_words:
         process = subprocess.Popen(
-            # The list of processes shows what it is. It does not show the order, which holds the key.
+            # The list of processes shows what it is. It does not show its standard input, which holds the key.
             [sys.executable, "-P", "-c", _BOOTSTRAP, "atomscale-bluesky-uploader", str(settings.spool_path)],
             bufsize=0,
             stdin=subprocess.PIPE,
@@ -187,7 +187,7 @@ def _start_process(settings: Settings) -> subprocess.Popen[bytes]:
     if process.stdin is not None:  # it always is
         with contextlib.suppress(BrokenPipeError):  # it has died already, which the next poll finds
             # Two lines, together far below what a pipe takes at once, so this does not wait.
-            process.stdin.write(json.dumps(path).encode() + b"\n" + msgspec.json.encode(order) + b"\n")
+            process.stdin.write(json.dumps(path).encode() + b"\n" + msgspec.json.encode(assignment) + b"\n")
     return process
 
 
@@ -220,7 +220,7 @@ class _ChildLog:
         for text in texts:
             parts = text.decode(errors="replace").split(" ", 3)  # date, time, level, message
             if len(parts) == 4 and parts[2] in {"WARNING", "ERROR"}:
-                _logger.log(logging.getLevelName(parts[2]), "%s", plain(parts[3]))
+                _logger.log(logging.getLevelName(parts[2]), "%s", safe(parts[3]))
 
     def _size(self) -> int:
         try:

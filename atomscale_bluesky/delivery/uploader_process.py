@@ -63,7 +63,7 @@ class UploaderProcess(Deliverer):
         return self._thread is not None and self._thread.is_alive()
 
     @property
-    def takes_up(self) -> bool:
+    def delivers_new_runs(self) -> bool:
         """Return False: the other process takes the lock of a run."""
         return False
 

@@ -50,7 +50,7 @@ LOG_BYTES = 1_000_000
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
-class Order(msgspec.Struct, frozen=True):
+class Assignment(msgspec.Struct, frozen=True):
     """What a process is to do. The callback that starts it writes this into its standard input."""
 
     settings: Settings
@@ -130,8 +130,8 @@ class _PrivateLog(RotatingFileHandler):
 def main() -> int:
     """Run the process that a callback starts. Its input is one line, and ends with the process of the callback."""
     with open(0, "rb", closefd=False) as given:  # noqa: SIM115, PTH123 - a descriptor
-        order = msgspec.json.decode(given.readline(), type=Order)
-    handler = _PrivateLog(order.settings.spool_path / LOG, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
+        assignment = msgspec.json.decode(given.readline(), type=Assignment)
+    handler = _PrivateLog(assignment.settings.spool_path / LOG, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     logger = logging.getLogger("atomscale_bluesky")
     logger.addHandler(handler)
@@ -148,7 +148,7 @@ def main() -> int:
     threading.Thread(target=wait_for_the_end_of_input, name="orphaned", daemon=True).start()
     set_up_by_environment(handler)
     try:
-        return serve(order.settings, ending=ending, needed=lambda: not orphaned.is_set(), idle_s=order.idle_s)
+        return serve(assignment.settings, ending=ending, needed=lambda: not orphaned.is_set(), idle_s=assignment.idle_s)
     except Exception:
         _logger.exception("the uploader's process has failed")
         return FAILED

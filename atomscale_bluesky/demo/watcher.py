@@ -63,7 +63,7 @@ class Watcher:
         """Return all states seen, with times in seconds since `since`."""
         return [_at(moment, now - since) for now, moment in list(self._moments)]
 
-    def look(self) -> None:
+    def read_state(self) -> None:
         """Read the state once, and pass it to the display."""
         now = time.time()
         status = self._callback.status()
@@ -96,7 +96,7 @@ class Watcher:
         while not self._stopping.is_set():
             try:
                 self._outage()
-                self.look()
+                self.read_state()
             except ApiError as error:  # the server process was ended from outside; the plan goes on
                 self._display.step(str(error))
                 self._control = None

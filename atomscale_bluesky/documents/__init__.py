@@ -21,7 +21,7 @@ wait for their descriptor.
     row_times       which time a row has: its event's, or its readings' own
     channels        which channels a data key becomes, and their names
     event_page      the columns of a page, of any kind
-    layouts         which keys of an event stream are channels, and which of these share their times
+    layout_chooser  which keys of an event stream are channels, and which of these share their times
     event_stream    one event stream: its events and pages as rows
     time_base       channels that share their times: encodes their values as rows
     conversion      turns one value into a number, or gives the reason why that is not possible
@@ -32,5 +32,5 @@ wait for their descriptor.
     recognition     which readings of a document the earlier journals have
     early_events    events that wait for their descriptor
     not_given       events that the stop document counts and that never came
-    rejections      documents that cannot be used: counted, and logged once
+    ignored_documents    documents that cannot be used: counted, and logged once
 """

@@ -1,6 +1,6 @@
 """Converts one value to a finite float, or gives the reason why that is not possible. Pure.
 
-The value itself decides: what a descriptor promises about it is only the first guess (see `layouts`).
+The value itself decides: what a descriptor promises about it is only the first guess (see `layout_chooser`).
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ def choice(choices: Sequence[str]) -> Callable[[Any], float | Loss]:
     indices = {choice: float(i) for i, choice in enumerate(choices)}
 
     def index(value: Any) -> float | Loss:
-        return indices.get(plain(value), Loss.TEXT) if isinstance(value, str) else number(value)
+        return indices.get(safe(value), Loss.TEXT) if isinstance(value, str) else number(value)
 
     return index
 
 
-def plain(value: Any) -> Any:
+def safe(value: Any) -> Any:
     """Return an enum's value, and any other value unchanged."""
     return value.value if isinstance(value, Enum) else value
 

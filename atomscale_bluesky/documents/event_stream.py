@@ -1,7 +1,7 @@
 """Turns events into encoded rows. Pure: no file, socket, clock or thread.
 
 An `EventStream` reads the documents of one event stream of one run. Which of its keys are channels is decided by
-`layouts`. A value that is not a finite number is a gap with a reason.
+`layout_chooser`. A value that is not a finite number is a gap with a reason.
 
 Keys that share their times form a time base, and rows are numbered within it. Which time a row has is decided by
 `row_times`. Where readings have times of their own, an event stream may have several time bases (decision 0081).
@@ -24,7 +24,7 @@ from .channels import Names
 from .description import Description
 from .descriptor import filled_in_page, mapping_of
 from .event_page import EventPage, as_list, stamps_of
-from .layouts import Layouts
+from .layout_chooser import LayoutChooser
 from .row_times import STILL_S, Own, RowTimes, Stretch
 from .selection import Selection
 
@@ -64,28 +64,28 @@ class EventStream:
         self.description = description
         self.begun = False  # True once a row of it was kept
         self.replaced_times = 0  # readings whose own time was impossible, so they got the event's time
-        earlier, way = list(earlier), selection.way_of(self.name)
-        self.layouts = Layouts(
-            self.name, description, selection, next_layout=next_layout, names=names, earlier=earlier, way=way
+        earlier, rule = list(earlier), selection.time_rule_of(self.name)
+        self.chooser = LayoutChooser(
+            self.name, description, selection, next_layout=next_layout, names=names, earlier=earlier, rule=rule
         )
         resumed = earlier[-1].own_times if earlier else None
-        self.times = RowTimes(way, started, resumed=resumed, certain=collected)
+        self.times = RowTimes(rule, started, resumed=resumed, certain=collected)
         self._events_before = 0  # of earlier journals that this object wrote
 
     @property
     def left_out(self) -> Mapping[str, str]:
         """Data keys that do not become channels, with the reason of each."""
-        return self.layouts.left_out
+        return self.chooser.left_out
 
     @property
     def late(self) -> Counter[str]:
         """Readings of keys that came after too many changes, by key."""
-        return self.layouts.late
+        return self.chooser.late
 
     @property
     def events(self) -> int:
         """How many events have a row, in all journals that it was written to."""
-        bases = self.layouts.bases
+        bases = self.chooser.bases
         return self._events_before + (bases[0].rows if bases else 0)
 
     @property
@@ -96,12 +96,12 @@ class EventStream:
     @property
     def rounded(self) -> list[str]:
         """Channels in which an integer ever lost digits."""
-        return sorted(name for base in self.layouts.bases for name in base.rounded)
+        return sorted(name for base in self.chooser.bases for name in base.rounded)
 
     @property
     def rows_by_time_base(self) -> dict[str, int]:
         """How many rows each time base has."""
-        return {base.layout.time_base: base.rows for base in self.layouts.bases}
+        return {base.layout.time_base: base.rows for base in self.chooser.bases}
 
     def saw(self, doc: Mapping[str, Any]) -> None:
         """Note the times of an event that is kept already: they tell how those of the next one are chosen."""
@@ -109,7 +109,7 @@ class EventStream:
 
     def describe(self, description: Description) -> None:
         """Note that the documents that follow name another descriptor. Its units and choices apply to them."""
-        self.layouts.describe(description)
+        self.chooser.describe(description)
         self.description = description  # last: after an exception from a signal handler all of it is done again
 
     def event(self, doc: Mapping[str, Any]) -> list[bytes]:
@@ -127,12 +127,12 @@ class EventStream:
         if type(time) is not float or not math.isfinite(time):
             time = self._finite(time)
         times = self.times
-        layouts = self.layouts
-        if not (times.by_event and time - times.last > STILL_S and len(data) == layouts.usual_keys) or layouts.watched:
+        chooser = self.chooser
+        if not (times.by_event and time - times.last > STILL_S and len(data) == chooser.usual_keys) or chooser.watched:
             return self._unusual(doc, time, None)
         out: list[bytes] = []
         gaps = False
-        for base in layouts.bases:
+        for base in chooser.bases:
             if not base.declared:
                 base.declare(out)
             row = base.row(data, base.rows, time, uid)
@@ -141,7 +141,7 @@ class EventStream:
             out.append(row)
             base.offered = base.rows + 1
         times.last = time  # only now: an event that cannot be used tells nothing about the next one's times
-        if gaps and layouts.changes_with(data, mapping_of(doc.get("filled")), None, None):
+        if gaps and chooser.changes_with(data, mapping_of(doc.get("filled")), None, None):
             return self._lines(doc, time, None, None)
         return out
 
@@ -153,31 +153,31 @@ class EventStream:
         """Return the lines of an event of which anything may be new: its keys, or which of its times count."""
         data = doc["data"]
         times = self.times
-        layouts = self.layouts
+        chooser = self.chooser
         if type(data) is not dict and not isinstance(data, Mapping):
             raise ChannelError(f"the data of an event of event stream {self.name!r} are no mapping; it is left out")
         self._check_uids((doc["uid"],))
         own = times.of(time, mapping_of(doc.get("timestamps")))
         if (
-            len(data) != layouts.usual_keys
-            or layouts.watched
+            len(data) != chooser.usual_keys
+            or chooser.watched
             or times.uneven
-            or (own is None) == layouts.own_times
+            or (own is None) == chooser.own_times
             or only
         ):
-            layouts.offered_late = {}
-            layouts.prepare(data, mapping_of(doc.get("filled")), own, only)
+            chooser.offered_late = {}
+            chooser.prepare(data, mapping_of(doc.get("filled")), own, only)
         return self._lines(doc, time, own, only)
 
     def _lines(self, doc: Mapping[str, Any], time: float, own: Own | None, only: Set[str] | None) -> list[bytes]:
         """Return the lines for an event whose rows have times of their own, or gaps, or of which a part is wanted."""
         data = doc["data"]
         uid = doc["uid"]
-        layouts = self.layouts
+        chooser = self.chooser
         while True:
             out: list[bytes] = []
             gaps, replaced = False, 0
-            for base in layouts.bases:
+            for base in chooser.bases:
                 at = time
                 if own is not None and base.keys:
                     stamp = own.get(base.keys[0])
@@ -195,7 +195,7 @@ class EventStream:
                     gaps = True
                 out.append(row)
                 base.offered = base.rows + 1
-            if not gaps or not layouts.changes_with(data, mapping_of(doc.get("filled")), own, only):
+            if not gaps or not chooser.changes_with(data, mapping_of(doc.get("filled")), own, only):
                 self.replaced_times += replaced
                 return out
 
@@ -217,13 +217,13 @@ class EventStream:
                     f"{len(uids)} events; the page is left out"
                 )
         self._check_uids(uids)
-        layouts = self.layouts
-        for base in layouts.bases:
+        chooser = self.chooser
+        for base in chooser.bases:
             base.offered = base.rows
-        layouts.offered_late = {}
+        chooser.offered_late = {}
         if not uids:
             return []
-        layouts.usual_keys = -1  # its keys may be others, even if they are as many as before
+        chooser.usual_keys = -1  # its keys may be others, even if they are as many as before
         stamps = {key: stamps_of(column, len(uids)) for key, column in mapping_of(doc.get("timestamps")).items()}
         page = EventPage(uids, times, columns, filled_in_page(doc.get("filled")))
         for stretch in self.times.page(times, {key: column for key, column in stamps.items() if column is not None}):
@@ -231,25 +231,25 @@ class EventStream:
         return page.lines()
 
     def _add_stretch(self, page: EventPage, stretch: Stretch) -> None:
-        row, layouts = stretch.begin, self.layouts
+        row, chooser = stretch.begin, self.chooser
         while row < stretch.end:
             data = {key: column[row] for key, column in page.columns.items()}
             own = stretch.row(row)
-            layouts.prepare(data, page.filled, own, None)
-            points = sum(len(base.layout.channels) for base in layouts.bases)
+            chooser.prepare(data, page.filled, own, None)
+            points = sum(len(base.layout.channels) for base in chooser.bases)
             end = min(stretch.end, row + max(1, BLOCK_POINTS // max(1, points)))
-            end = layouts.alike_until(page, stretch, row, end)
-            values = {base.layout.layout: base.page(page.columns, row, end) for base in layouts.bases}
+            end = chooser.alike_until(page, stretch, row, end)
+            values = {base.layout.layout: base.page(page.columns, row, end) for base in chooser.bases}
             if any(one is None for one in values.values()):
-                grows = layouts.changes_at(page, row, end)
+                grows = chooser.changes_at(page, row, end)
                 if grows == row:
                     continue  # its channels have changed
                 if grows < end:
                     end = grows
-                    values = {base.layout.layout: base.page(page.columns, row, end) for base in layouts.bases}
+                    values = {base.layout.layout: base.page(page.columns, row, end) for base in chooser.bases}
             if end - row > 1:  # the first of these rows is counted
-                layouts.count_late(page.columns, end - row)
-            for base in layouts.bases:
+                chooser.count_late(page.columns, end - row)
+            for base in chooser.bases:
                 at: Sequence[float] = page.times[row:end]
                 if stretch.own is not None and base.keys:
                     at, replaced = stretch.times(base.keys[0], row, end, page.times)
@@ -264,12 +264,12 @@ class EventStream:
             True if a chunk of `points_per_chunk` rows became full.
         """
         self.begun = True
-        layouts = self.layouts
-        if layouts.offered_late:
-            layouts.late.update(layouts.offered_late)
-            layouts.offered_late = {}
+        chooser = self.chooser
+        if chooser.offered_late:
+            chooser.late.update(chooser.offered_late)
+            chooser.offered_late = {}
         full = False
-        for base in layouts.bases:
+        for base in chooser.bases:
             before = base.rows
             rows = base.offered
             if rows > before:  # a time base without a row has not declared its layout either
@@ -282,7 +282,7 @@ class EventStream:
     def start_over(self) -> None:
         """Number the next rows from 0, under layouts that are declared again: they go into another journal."""
         self._events_before = self.events
-        for base in self.layouts.bases:
+        for base in self.chooser.bases:
             base.rows = base.offered = 0
             base.declared = False
 

@@ -19,10 +19,10 @@ from .accepted import KNOWN, NOTHING, PUT_OFF, Accepted
 from .descriptor import mapping_of
 from .early_events import EarlyEvents
 from .event_stream import EventStream
+from .ignored_documents import SEEN_BEFORE, IgnoredDocuments
 from .open_run import OpenRun, without
 from .open_runs import OpenRuns
 from .recognition import event_of, kept_of
-from .rejections import SEEN_BEFORE, Rejections
 from .run_files import RunFiles
 
 
@@ -33,15 +33,17 @@ class EventTaker:
         runs: The open runs.
         files: Writes their journals.
         early: The events that wait for their descriptors.
-        rejections: Counts what is not taken, and collects log entries.
+        ignored_documents: Counts what is not taken, and collects log entries.
     """
 
-    def __init__(self, runs: OpenRuns, *, files: RunFiles, early: EarlyEvents, rejections: Rejections) -> None:
+    def __init__(
+        self, runs: OpenRuns, *, files: RunFiles, early: EarlyEvents, ignored_documents: IgnoredDocuments
+    ) -> None:
         self._runs = runs
         self._streams = runs.streams
         self._files = files
         self._early = early
-        self._rejections = rejections
+        self._ignored = ignored_documents
 
     def event(self, doc: Mapping[str, Any]) -> Accepted:
         """Take an event.
@@ -56,7 +58,7 @@ class EventTaker:
         run, event_stream, description = known
         uid = doc["uid"]
         if uid in run.seen or uid in run.seen_before:
-            self._rejections.counts[SEEN_BEFORE] += 1
+            self._ignored.counts[SEEN_BEFORE] += 1
             return KNOWN
         if event_stream is None:
             return _not_selected(run, (uid,), doc)
@@ -80,10 +82,10 @@ class EventTaker:
             return _why_left_out(why, len(data))
         run.remember(uid)
         self._files.step = None
-        layouts = event_stream.layouts
-        if layouts.usual_answer is not None and len(data) == layouts.usual_keys:
-            return layouts.usual_answer
-        return layouts.answer(payloads, data)
+        chooser = event_stream.chooser
+        if chooser.usual_answer is not None and len(data) == chooser.usual_keys:
+            return chooser.usual_answer
+        return chooser.answer(payloads, data)
 
     def event_page(self, doc: Mapping[str, Any]) -> Accepted:
         """Take the events of a page that are new. Raises as `event` does."""
@@ -96,7 +98,7 @@ class EventTaker:
         run, event_stream, description = known
         seen = [i for i, uid in enumerate(uids) if uid in run.seen or uid in run.seen_before]
         if seen:
-            self._rejections.counts[SEEN_BEFORE] += len(seen)
+            self._ignored.counts[SEEN_BEFORE] += len(seen)
         if event_stream is None:
             others = set(seen)
             return _not_selected(run, [uid for i, uid in enumerate(uids) if i not in others], doc)
@@ -131,7 +133,7 @@ class EventTaker:
         for uid in uids:
             run.remember(uid)
         self._files.step = None
-        return event_stream.layouts.answer(payloads, data, len(uids), known=len(seen))
+        return event_stream.chooser.answer(payloads, data, len(uids), known=len(seen))
 
     def bulk_events(self, doc: Mapping[str, Any]) -> Accepted:
         """Take the events of a document in which older tools put those of a flyer: lists of events by descriptor uid.
@@ -147,7 +149,7 @@ class EventTaker:
                 except DocumentError as error:
                     problem = problem or error
                 except Exception as error:  # noqa: BLE001 - counted; it costs the other events nothing
-                    problem = problem or self._rejections.broken("bulk_events", error)
+                    problem = problem or self._ignored.broken("bulk_events", error)
         if problem is not None:
             raise problem
         return taken
@@ -161,7 +163,7 @@ class EventTaker:
                 rows += taken.rows
             except Exception as error:  # noqa: BLE001 - as in a call of its own
                 if not isinstance(error, DocumentError):
-                    self._rejections.broken(name, error)
+                    self._ignored.broken(name, error)
         return Accepted(rows=rows) if rows else NOTHING
 
     def _take_part(self, run: OpenRun, event_stream: EventStream, doc: Mapping[str, Any], keys: Set[str]) -> Accepted:
@@ -188,7 +190,7 @@ class EventTaker:
             with suppress(ChannelError):
                 event_stream.saw(doc)
             run.remember(doc["uid"])  # an event recognised by its time is recognised by its uid next time
-            self._rejections.counts[SEEN_BEFORE] += 1
+            self._ignored.counts[SEEN_BEFORE] += 1
         return lacking
 
     def _take_unknown(self, name: str, doc: Mapping[str, Any], events: int) -> Accepted:
@@ -208,9 +210,9 @@ class EventTaker:
         if run_uid is None:
             if self._runs and self._early.hold(descriptor, name, doc):
                 return PUT_OFF
-            raise self._rejections.never_came(descriptor, name)
-        self._rejections.counts[Loss.BEHIND_STOP] += events
-        self._rejections.say_once(
+            raise self._ignored.never_came(descriptor, name)
+        self._ignored.counts[Loss.BEHIND_STOP] += events
+        self._ignored.say_once(
             f"late {run_uid}", f"an event of run {run_uid} came behind its stop document and is left out"
         )
         return Accepted(left_out={Loss.BEHIND_STOP: events * len(list(doc.get("data") or ()))})
@@ -226,4 +228,4 @@ def _not_selected(run: OpenRun, uids: Sequence[Any], doc: Mapping[str, Any]) -> 
 
 
 def _why_left_out(reason: Loss, readings: int, known: int = 0) -> Accepted:
-    return Accepted(left_out={reason: readings}, known=known, try_again=reason.may_pass)
+    return Accepted(left_out={reason: readings}, known=known, try_again=reason.may_be_kept_later)

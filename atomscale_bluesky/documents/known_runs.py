@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from ..model.text import plain
+from ..model.text import safe
 from ..spool.journal_events import Events, read_events
 from ..spool.kept_events import KeptEvents
 from ..spool.run_reader import descriptors_in, read_header
@@ -134,7 +134,7 @@ class KnownRuns:
             others = [other for other, uid in self._uids.items() if uid == run_uid and other != name]
             if not self._told and any(map(self._begins, others)) and not on_purpose(run_uid):
                 self._told = True
-                _logger.warning(TWICE, run_uid, plain(str(self._spool.path)))
+                _logger.warning(TWICE, run_uid, safe(str(self._spool.path)))
         self._unread = self._unread and self._read_on()
         return self._unread
 

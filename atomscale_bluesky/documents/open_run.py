@@ -10,7 +10,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from ..model.loss import Loss
-from ..model.text import plain
+from ..model.text import safe
 from ..spool.journal_format import Header, LeftOut
 from ..spool.kept_events import KeptEvents
 from ..spool.lines import encode
@@ -20,7 +20,7 @@ from .channels import Names
 from .description import Description
 from .descriptor import is_flag
 from .event_stream import EventStream
-from .rejections import Rejections
+from .ignored_documents import IgnoredDocuments
 from .selection import Selection
 from .start_document import text_of
 
@@ -136,7 +136,7 @@ class OpenRun:
 
         If a note is returned, the counts start again from 0.
         """
-        readings = sum(n for (reason, _), n in self._left_out.items() if Loss(reason).may_pass)
+        readings = sum(n for (reason, _), n in self._left_out.items() if Loss(reason).may_be_kept_later)
         if (self.ending_written or self._noted_as_not_kept) and not readings:
             return None
         self._noted_as_not_kept = True
@@ -172,88 +172,88 @@ class OpenRun:
         streams = (event_stream for event_stream in self.event_streams.values() if event_stream is not None)
         return {time_base: rows for stream in streams for time_base, rows in stream.rows_by_time_base.items()}
 
-    def tell_opened(self, rejections: Rejections) -> None:
+    def tell_opened(self, ignored_documents: IgnoredDocuments) -> None:
         """Log that the run begins, and what the operator has to know about it."""
         if self.kept is not None:
-            rejections.say(
+            ignored_documents.say(
                 logging.WARNING, "run %s goes on where it was interrupted: what was kept of it is not taken again",
                 self.uid,
             )  # fmt: skip
         if self.kept is not None and self.kept.beyond:
-            rejections.say(
+            ignored_documents.say(
                 logging.WARNING,
                 "run %s: %d of the events that were kept are too many to be known; they are taken again if they come",
                 self.uid, self.kept.beyond,
             )  # fmt: skip
         if self.header.problem:
-            rejections.say(
+            ignored_documents.say(
                 logging.ERROR,
                 "run %s is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit %s …`",
                 self.uid, self.header.problem, self.uid[:8],
             )  # fmt: skip
             return
         source = self.header.links.synth_source_id
-        rejections.say(logging.INFO, "run %s opened for synth_source_id %s", self.uid, source)
+        ignored_documents.say(logging.INFO, "run %s opened for synth_source_id %s", self.uid, source)
         if source is None:
-            rejections.say_once(
+            ignored_documents.say_once(
                 "unlinked", "no synth_source_id in a run's metadata or the settings: it is streamed unlinked"
             )
 
-    def tell_what_was_odd(self, rejections: Rejections) -> None:
+    def tell_what_was_odd(self, ignored_documents: IgnoredDocuments) -> None:
         """Log, at the run's end, which readings were not recorded as they came."""
         for event_stream in filter(None, self.event_streams.values()):
             times = event_stream.times
             if times.before_the_run:
-                rejections.say(
+                ignored_documents.say(
                     logging.INFO,
                     "event stream %r of run %s: %d readings were taken before the run; they have their event's time",
                     event_stream.name, self.uid, times.before_the_run,
                 )  # fmt: skip
             if times.used_relative:
-                rejections.say(
+                ignored_documents.say(
                     logging.WARNING,
                     "event stream %r of run %s: its time stamps are no Unix seconds, the first is %r; they count as "
                     "seconds after the run's start; let the device give Unix seconds, or set `timestamps = \"event\"`",
                     event_stream.name, self.uid, times.relative,
                 )  # fmt: skip
             if event_stream.replaced_times > times.before_the_run:
-                rejections.say(
+                ignored_documents.say(
                     logging.WARNING,
                     "event stream %r of run %s: %d readings had impossible times and got their event's",
                     event_stream.name, self.uid, event_stream.replaced_times - times.before_the_run,
                 )  # fmt: skip
             if event_stream.late:
-                rejections.say(
+                ignored_documents.say(
                     logging.WARNING,
                     "event stream %r of run %s: keys that came after many changes of its keys are left out: %s",
-                    event_stream.name, self.uid, plain(", ".join(event_stream.late)),
+                    event_stream.name, self.uid, safe(", ".join(event_stream.late)),
                 )  # fmt: skip
             if event_stream.rounded:
-                rejections.say(
+                ignored_documents.say(
                     logging.WARNING,
                     "event stream %r of run %s: integers beyond 2**53 lost digits in %s; `status` has the counts",
-                    event_stream.name, self.uid, plain(", ".join(event_stream.rounded)),
+                    event_stream.name, self.uid, safe(", ".join(event_stream.rounded)),
                 )  # fmt: skip
 
         if self.kept is not None and self.kept.by_time:
-            rejections.say(
+            ignored_documents.say(
                 logging.WARNING,
                 "run %s: %d events had new uids and were known by their times, so they were not taken again",
                 self.uid, self.kept.by_time,
             )  # fmt: skip
         if self.kept is not None and self.kept.in_doubt:
-            rejections.say(
+            ignored_documents.say(
                 logging.WARNING,
                 "run %s: the clock was set back and what was kept before is no longer known event by event; %d events "
                 "were taken that may be there twice",
                 self.uid, self.kept.in_doubt,
             )  # fmt: skip
 
-    def tell_not_given(self, events: Mapping[str, int], rejections: Rejections) -> None:
+    def tell_not_given(self, events: Mapping[str, int], ignored_documents: IgnoredDocuments) -> None:
         """Log which events the stop document counts that never came."""
         if events:
-            said = plain(", ".join(f"{n} of event stream {name!r}" for name, n in events.items()))
-            rejections.say(
+            said = safe(", ".join(f"{n} of event stream {name!r}" for name, n in events.items()))
+            ignored_documents.say(
                 logging.WARNING,
                 "run %s: its stop document counts events that never came: %s; if its source has them, `resend` records "
                 "the whole run again",

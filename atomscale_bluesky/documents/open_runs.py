@@ -25,11 +25,11 @@ from .description import Description, description_of
 from .descriptor import event_stream_of, mapping_of
 from .early_events import EarlyEvents
 from .event_stream import EventStream
+from .ignored_documents import TAKEN_BEFORE, IgnoredDocuments
 from .known_runs import KnownRun, KnownRuns
 from .not_given import not_given
 from .open_run import OpenRun
 from .peers import Peers
-from .rejections import TAKEN_BEFORE, Rejections
 from .run_files import RunFiles
 from .selection import Selection
 from .start_document import header_of, text_of, time_of, uid_of
@@ -52,7 +52,7 @@ class OpenRuns:
         peers: The recorders of this process that get the same runs.
         files: Writes the runs' journals.
         early: The events that wait for their descriptors.
-        rejections: Counts what is not taken, and collects log entries.
+        ignored_documents: Counts what is not taken, and collects log entries.
         redelivers: A start document or descriptor that could not be written is given again, so it is not taken.
         physical_sample: Name or id of the physical sample of runs whose metadata name none.
     """
@@ -65,7 +65,7 @@ class OpenRuns:
         peers: Peers,
         files: RunFiles,
         early: EarlyEvents,
-        rejections: Rejections,
+        ignored_documents: IgnoredDocuments,
         redelivers: bool = False,
         physical_sample: str | None = None,
     ) -> None:
@@ -87,7 +87,7 @@ class OpenRuns:
         self._peers = peers
         self._files = files
         self._early = early
-        self._rejections = rejections
+        self._ignored = ignored_documents
         self._runs: dict[str, OpenRun] = {}  # by uid
         self._ended: OrderedDict[str, None] = OrderedDict()  # uids of runs
         self._late: OrderedDict[str, str] = OrderedDict()  # descriptor uid → uid of its run, which has ended
@@ -117,7 +117,7 @@ class OpenRuns:
     def known_of(self, doc: Mapping[str, Any]) -> tuple[str, Header, KnownRun | None]:
         """Return a run's uid and header, and what was taken of it before. Needs no lock; may read the disk."""
         uid = uid_of(doc)
-        header = header_of(doc, uid, self._settings, self._rejections.say_once, physical_sample=self._physical_sample)
+        header = header_of(doc, uid, self._settings, self._ignored.say_once, physical_sample=self._physical_sample)
         if self._settings.resend:
             return uid, header, None
         young = time.time() - header.started <= REPLAY_AGE_S
@@ -129,7 +129,7 @@ class OpenRuns:
                 return uid, header, KnownRun(ended=False, kept=kept)
             known = self._known_runs.of(uid, young=young)
         except OSError as error:  # a SpoolError is one too; and a run taken twice is better than none
-            self._rejections.say_once(
+            self._ignored.say_once(
                 "past", f"whether run {uid} was taken before cannot be told, so it is taken: {error}"
             )
             return uid, header, None
@@ -152,7 +152,7 @@ class OpenRuns:
         """
         open_run = self._runs.get(uid)
         if open_run is not None:
-            self._rejections.ignore("start", f"a second start document of run {uid} is ignored")
+            self._ignored.ignore("start", f"a second start document of run {uid} is ignored")
             if past is not None and past.kept is not None:
                 open_run.kept = past.kept  # an event may repeat one older than those remembered
             return KNOWN
@@ -174,7 +174,7 @@ class OpenRuns:
                 return TRY_AGAIN
             if run.writer is not None and not self._settings.resend:
                 self._known_runs.watch(uid, run.writer.folder, on_purpose=self._peers.has_another_account)
-        run.tell_opened(self._rejections)
+        run.tell_opened(self._ignored)
         return NOTHING
 
     def descriptor(self, doc: Mapping[str, Any]) -> Accepted:
@@ -191,7 +191,7 @@ class OpenRuns:
             self._streams_skipped.add(uid)
             return KNOWN
         if run is None:
-            raise self._rejections.ignore_without_start(
+            raise self._ignored.ignore_without_start(
                 "descriptor", f"a descriptor of run {run_uid}, whose start never came, is ignored", run_uid
             )
         description = description_of(doc, uid, event_stream_of(doc))
@@ -223,12 +223,12 @@ class OpenRuns:
             self._streams_skipped.clear()
             return KNOWN
         if run is None:
-            raise self._rejections.ignore_without_start(
+            raise self._ignored.ignore_without_start(
                 "stop", f"a stop document of run {uid}, whose start never came, is ignored", uid
             )
         counts = mapping_of(doc.get("num_events"))
         if not run.event_streams and any(isinstance(count, int) and count > 0 for count in counts.values()):
-            self._rejections.warn_of_parts(f"run {uid} had events, and no descriptor came")
+            self._ignored.warn_of_parts(f"run {uid} had events, and no descriptor came")
         stop = Stop(
             time=time_of(doc),
             exit_status=text_of(doc.get("exit_status")),
@@ -237,7 +237,7 @@ class OpenRuns:
         if self._early and len(self._runs) == 1:
             self._give_up_early(run)
         stop.not_given.update(not_given(run, counts, self._selection))
-        run.tell_not_given(stop.not_given, self._rejections)
+        run.tell_not_given(stop.not_given, self._ignored)
         if run.ending_written:
             self._files.make_again(run)  # its files say that no stop document came
         self._files.end(run, stop)
@@ -292,18 +292,18 @@ class OpenRuns:
 
     def _skip(self, uid: str) -> None:
         """Take nothing of a run that was taken before."""
-        self._rejections.counts[TAKEN_BEFORE] += 1
+        self._ignored.counts[TAKEN_BEFORE] += 1
         self._skipped.add(uid)
-        self._rejections.say(
+        self._ignored.say(
             logging.INFO if self._redelivers else logging.WARNING,
             "run %s was taken before and is not sent again; `resend` would, and another run needs its own uid", uid,
         )  # fmt: skip
 
     def _leave_to_another(self, uid: str) -> None:
         """Take nothing of a run that another recorder of this process takes, with the same spool and account."""
-        self._rejections.counts[TAKEN_BEFORE] += 1
+        self._ignored.counts[TAKEN_BEFORE] += 1
         self._skipped.add(uid)
-        self._rejections.say_once(
+        self._ignored.say_once(
             "another",
             f"run {uid} goes through two callbacks of this process with the same spool and account, so the younger one "
             f"records it, and later runs too: unsubscribe the older one, `RE.unsubscribe(token)`, as when a start-up "
@@ -313,7 +313,7 @@ class OpenRuns:
     def _warn_of_starts_alone(self) -> None:
         """Warn if runs begin one after the other and nothing else comes of them."""
         if sum(not run.event_streams for run in self._runs.values()) >= MOST_BARE_RUNS:
-            self._rejections.warn_of_parts("only start documents come of several runs")
+            self._ignored.warn_of_parts("only start documents come of several runs")
 
     def _is_described(self, run: OpenRun, descriptor: str) -> bool:
         """Return True if files of the run have a descriptor. Make them if there are none of this process."""
@@ -327,7 +327,7 @@ class OpenRuns:
     def _describe(self, run: OpenRun, description: Description) -> None:
         name = description.line.event_stream
         if name not in run.event_streams and not run.describe(description, self._selection):
-            self._rejections.say(logging.INFO, "event stream %r of run %s is left out by the settings", name, run.uid)
+            self._ignored.say(logging.INFO, "event stream %r of run %s is left out by the settings", name, run.uid)
         run.descriptions[description.line.uid] = description
         self.streams[description.line.uid] = run, run.event_streams[name], description
 
@@ -356,14 +356,14 @@ class OpenRuns:
         run = self._runs[run_uid] = OpenRun(run_uid, header, known.kept)
         for line in known.kept.descriptors.values():
             self._describe(run, Description(line))
-        run.tell_opened(self._rejections)
+        run.tell_opened(self._ignored)
         return run
 
     def _give_up_early(self, run: OpenRun | None) -> None:
         """Count the events whose descriptor has not come: as ignored, and as left out of `run` if that is known."""
         for descriptor, name, doc in self._early.all():
             events = 1 if name == "event" else len(doc.get("uid") or ())
-            self._rejections.never_came(descriptor, name)
+            self._ignored.never_came(descriptor, name)
             if run is not None:
                 run.leave_out(Loss.NO_DESCRIPTOR, list(mapping_of(doc.get("data"))), events)
 

@@ -31,10 +31,10 @@ from ..spool.spool import Spool
 from .accepted import NOTHING, PUT_OFF, Accepted
 from .early_events import EarlyEvents
 from .event_taker import EventTaker
+from .ignored_documents import IgnoredDocuments
 from .known_runs import KnownRuns
 from .open_runs import OpenRuns
 from .peers import Peers
-from .rejections import Rejections
 from .run_files import RunFiles, RunListener
 
 
@@ -81,8 +81,8 @@ class DocumentRecorder:
         self._lock = threading.RLock()
         self._inside = False
         self._put_off: deque[tuple[str | None, Any]] = deque()  # documents; and folders to settle, without a name
-        self._rejections = Rejections(log_missing_starts=not redelivers)
-        self._files = RunFiles(self._spool, deliverer, self._rejections, redelivers=redelivers)
+        self._ignored = IgnoredDocuments(log_missing_starts=not redelivers)
+        self._files = RunFiles(self._spool, deliverer, self._ignored, redelivers=redelivers)
         self._early = early = EarlyEvents()
         self._runs = OpenRuns(
             settings,
@@ -90,11 +90,11 @@ class DocumentRecorder:
             peers=self.peers,
             files=self._files,
             early=early,
-            rejections=self._rejections,
+            ignored_documents=self._ignored,
             redelivers=redelivers,
             physical_sample=physical_sample,
         )
-        self._events = EventTaker(self._runs, files=self._files, early=early, rejections=self._rejections)
+        self._events = EventTaker(self._runs, files=self._files, early=early, ignored_documents=self._ignored)
 
     def take(self, name: str, doc: Mapping[str, Any]) -> Accepted:
         """Record one document. When this returns, its rows survive a killed process.
@@ -120,7 +120,7 @@ class DocumentRecorder:
             if name == "start":
                 warning = self._check()
                 if warning is not None:
-                    self._rejections.say_once(warning, warning)
+                    self._ignored.say_once(warning, warning)
                 known = self._runs.known_of(doc)
             with self._lock:
                 if self._inside:
@@ -144,9 +144,9 @@ class DocumentRecorder:
         except DocumentError:  # counted where it was raised
             raise
         except Exception as error:
-            raise self._rejections.broken(name, error) from error
+            raise self._ignored.broken(name, error) from error
         finally:
-            if self._rejections.untold:
+            if self._ignored.untold:
                 self._tell()
 
     def has_whole(self, run_uid: str) -> bool:
@@ -184,7 +184,7 @@ class DocumentRecorder:
         Documents of no known run or descriptor count under their name, such as `event`. The other kinds are `malformed
         document`, `event seen before`, `event behind its run's stop`, `run taken before` and `run not kept`.
         """
-        return dict(self._rejections.counts)
+        return dict(self._ignored.counts)
 
     def complete_open_runs(self, folder: Path | None = None) -> bool:
         """Complete the runs whose stop document has not come, or only the one in `folder`, as interrupted.
@@ -239,7 +239,7 @@ class DocumentRecorder:
     def _tell(self) -> None:
         """Log what was collected. Called without the lock, since a log handler is foreign code."""
         with suppress(Exception):  # a handler that fails must not end the plan
-            self._rejections.tell()
+            self._ignored.tell()
 
     def after_fork_in_child(self) -> None:
         """Forget the parent's runs, which belong to the parent. A child that gets documents records runs of its own."""
@@ -290,7 +290,7 @@ class DocumentRecorder:
             except DocumentError:
                 pass
             except Exception as error:  # noqa: BLE001 - as in a call of its own, of which nobody gets the error
-                self._rejections.broken(str(name), error)
+                self._ignored.broken(str(name), error)
             self._put_off.popleft()
 
 

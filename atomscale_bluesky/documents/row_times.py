@@ -27,7 +27,7 @@ DAY_S, AHEAD_S = 86400.0, 3600.0
 LONG_BEFORE_S = 1.0
 
 
-class Way(Enum):
+class TimeRule(Enum):
     """How the times of an event stream's rows are chosen."""
 
     EVENT = "event"  # always the event's, by the setting `timestamps`
@@ -82,7 +82,7 @@ class RowTimes:
     """The rule for one event stream, and what it has to remember of the row before.
 
     Args:
-        way: How the times are chosen.
+        rule: How the times are chosen.
         started: The run's start, Unix seconds.
         resumed: How the last row that an earlier journal holds stands: True for its readings' own times, False for its
             event's; None if there is no such row.
@@ -91,19 +91,19 @@ class RowTimes:
 
     def __init__(
         self,
-        way: Way,
+        rule: TimeRule,
         started: float,
         *,
         resumed: bool | None = None,
         certain: bool = False,
     ) -> None:
-        self.way = way
-        self.own = bool(resumed) or way in {Way.READING, Way.MONITOR}  # as the last row was decided
+        self.rule = rule
+        self.own = bool(resumed) or rule in {TimeRule.READING, TimeRule.MONITOR}  # as the last row was decided
         self.certain = certain and self.own  # rows were collected: seen, and not only guessed from the first row
         # The last row's event time. While `by_event` is True, a caller need not ask about a row that is more than
         # `STILL_S` later: it stands at its event's time.
-        self.last = -math.inf if way is Way.EVENT else math.nan
-        self.by_event = way is Way.EVENT or (way is Way.EVIDENCE and resumed is False)
+        self.last = -math.inf if rule is TimeRule.EVENT else math.nan
+        self.by_event = rule is TimeRule.EVENT or (rule is TimeRule.EVIDENCE and resumed is False)
         self.relative: float | None = None  # the first stamp that counts from the run's start
         self.used_relative = False  # and readings stand where it tells
         self.uneven = False  # the readings of the last row may have different times
@@ -112,7 +112,7 @@ class RowTimes:
         self._before: Own = {}  # the stamps of the last row of which they were looked at …
         self._before_at = math.nan  # … and its event's time
         self._resumed = resumed is not None
-        self._always = way in {Way.READING, Way.MONITOR}
+        self._always = rule in {TimeRule.READING, TimeRule.MONITOR}
 
     def of(self, time: float, stamps: Mapping[str, Any]) -> Own | None:
         """Return when the readings of the next row stand, by data key; None if all stand at its event's time."""
@@ -126,13 +126,13 @@ class RowTimes:
                 if type(stamp) is float and self.started <= stamp <= time + AHEAD_S:  # an ordinary monitor's
                     self.uneven = False
                     return dict.fromkeys(stamps, stamp)
-        if self.way is Way.EVENT:
+        if self.rule is TimeRule.EVENT:
             return None
         if self.by_event and time - self.last > STILL_S:
             self.last = time
             return None
         own = self._own(time, stamps)
-        if self.way is Way.EVIDENCE:
+        if self.rule is TimeRule.EVIDENCE:
             newest = self._judge(time, own)
             self.by_event = not self.own
             if not self.own:
@@ -162,12 +162,12 @@ class RowTimes:
     def page(self, times: Sequence[float], columns: Mapping[str, Sequence[Any]]) -> Iterator[Stretch]:
         """Yield the rows of a page in stretches. Each row is decided as `of` decides it."""
         rows = len(times)
-        if self.way is Way.EVENT:
+        if self.rule is TimeRule.EVENT:
             yield Stretch(0, rows, None)
             return
         at = np.array(times)
         placed: Mapping[str, NDArray[np.float64]] | None = None
-        if self.way is not Way.EVIDENCE:
+        if self.rule is not TimeRule.EVIDENCE:
             placed = self._placed_columns(columns, at)
             self.used_relative = self.relative is not None
             yield Stretch(0, rows, placed)
@@ -235,17 +235,17 @@ class RowTimes:
             return None
         started = self.started
         if started - DAY_S <= at <= time + AHEAD_S:
-            if self.way is Way.MONITOR and at < started and time - at > LONG_BEFORE_S:
+            if self.rule is TimeRule.MONITOR and at < started and time - at > LONG_BEFORE_S:
                 self.before_the_run += 1
                 return None
             return at
-        if self.way is Way.MONITOR or not 0 <= at <= time - started:
+        if self.rule is TimeRule.MONITOR or not 0 <= at <= time - started:
             return None
         self.relative = at if self.relative is None else self.relative
         return started + at
 
     def _long_before(self, stamps: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.bool_]:
-        if self.way is not Way.MONITOR:
+        if self.rule is not TimeRule.MONITOR:
             return np.zeros(len(at), dtype=bool)
         started = self.started
         return (started - DAY_S <= stamps) & (stamps < started) & (at - stamps > LONG_BEFORE_S)
@@ -272,7 +272,7 @@ class RowTimes:
         absolute = (self.started - DAY_S <= stamps) & (stamps <= at + AHEAD_S)
         placed = np.where(absolute & ~self._long_before(stamps, at), stamps, math.nan)
         relative = ~absolute & (stamps >= 0) & (stamps <= at - self.started)
-        if self.way is not Way.MONITOR and relative.any():
+        if self.rule is not TimeRule.MONITOR and relative.any():
             self.relative = float(stamps[relative.argmax()]) if self.relative is None else self.relative
             placed = np.where(relative, self.started + stamps, placed)
         return placed

@@ -3,8 +3,8 @@
 Every change is a *step*, which is noted before it is made. If an exception ended the step, `complete_step` finds out
 from the journal what was written, and completes or repeats the rest.
 
-Used by one thread at a time, which holds the recorder's lock. Nothing is logged here: `Rejections` collects the log
-entries, which are written when the lock is free.
+Used by one thread at a time, which holds the recorder's lock. Nothing is logged here: `IgnoredDocuments` collects the
+log entries, which are written when the lock is free.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any, Protocol
 
 from ..errors import LineTooLongError, SpoolError, SpoolFullError
 from ..model.loss import Loss
-from ..model.text import plain
+from ..model.text import safe
 from ..spool.journal_format import Stop
 from ..spool.lines import encode
 from ..spool.run_writer import RunWriter
 from ..spool.spool import Spool
 from .description import Description, described_lines
 from .event_stream import EventStream
+from .ignored_documents import NOT_KEPT, IgnoredDocuments
 from .open_run import OpenRun
-from .rejections import NOT_KEPT, Rejections
 
 # How long after a failure a run's files may be made again, for calls that would otherwise try at every document.
 TRY_AGAIN_S = 1.0
@@ -40,7 +40,7 @@ class RunListener(Protocol):
     """What a recorder tells of its runs: to what delivers them in this process. None of its methods blocks."""
 
     @property
-    def takes_up(self) -> bool:
+    def delivers_new_runs(self) -> bool:
         """Return True if it delivers a run that begins now: then its lock is taken together with the run's folder."""
         ...
 
@@ -63,16 +63,21 @@ class RunFiles:
     Args:
         spool: Where their folders are made.
         deliverer: Is notified of new runs, full chunks and ends. None if runs are not delivered in this process.
-        rejections: Collects what is to be logged.
+        ignored_documents: Collects what is to be logged.
         redelivers: A document that could not be written is given again, so its readings are not counted as left out.
     """
 
     def __init__(
-        self, spool: Spool, deliverer: RunListener | None, rejections: Rejections, *, redelivers: bool = False
+        self,
+        spool: Spool,
+        deliverer: RunListener | None,
+        ignored_documents: IgnoredDocuments,
+        *,
+        redelivers: bool = False,
     ) -> None:
         self._spool = spool
         self.deliverer = deliverer
-        self._rejections = rejections
+        self._ignored = ignored_documents
         self._redelivers = redelivers
         self.step: _Step | None = None  # begun; still set if an exception from a signal handler ended it
 
@@ -80,7 +85,7 @@ class RunFiles:
         """Make the run's folder in the spool. If that fails, the run's readings are counted as left out."""
         self.step = (run, None, [], (), None, 0)
         try:
-            to_deliver = self.deliverer is not None and self.deliverer.takes_up
+            to_deliver = self.deliverer is not None and self.deliverer.delivers_new_runs
             self._spool.writers.create(run.header, to_deliver=to_deliver, accept=run.begin_again)
         except SpoolError as error:
             run.why_not_kept = str(error)
@@ -89,7 +94,7 @@ class RunFiles:
                 run.why_none, until = Loss.NOT_WRITTEN, "its files can be made"
                 run.try_again_at = time.monotonic() + TRY_AGAIN_S
             text = f"run {run.uid} is not kept until {until}, its readings are counted: {error}"
-            self._rejections.say_once(f"not kept {run.uid}", text, logging.ERROR)
+            self._ignored.say_once(f"not kept {run.uid}", text, logging.ERROR)
         self.describe(run, list(run.descriptions.values()))
         self._announce(run)
         self.step = None
@@ -109,7 +114,7 @@ class RunFiles:
         try:
             run.writer.append(lines)
         except SpoolError as error:
-            self._rejections.say(logging.DEBUG, "a descriptor of run %s could not be kept: %s", run.uid, error)
+            self._ignored.say(logging.DEBUG, "a descriptor of run %s could not be kept: %s", run.uid, error)
             return False
         return True
 
@@ -140,20 +145,18 @@ class RunFiles:
         first = not event_stream.begun
         full = event_stream.accepted(run.header.points_per_chunk if run.header else 1)
         if unsynced is not None:
-            self._rejections.say(
+            self._ignored.say(
                 logging.ERROR, "journal in %s could not be synced, a power cut may take it: %s", writer.folder, unsynced
             )
         if first and event_stream.left_out:
-            said = plain(", ".join(f"{key} ({reason})" for key, reason in event_stream.left_out.items()))
-            self._rejections.say(
-                logging.INFO, "event stream %r of run %s leaves out %s", event_stream.name, run.uid, said
-            )
+            said = safe(", ".join(f"{key} ({reason})" for key, reason in event_stream.left_out.items()))
+            self._ignored.say(logging.INFO, "event stream %r of run %s leaves out %s", event_stream.name, run.uid, said)
         if self.deliverer is not None and (first or full):
             self.deliverer.wake(writer.folder)
         return None
 
     def _leave_out(self, run: OpenRun, why: Loss, keys: Any, events: int) -> None:
-        if not (self._redelivers and why.may_pass):
+        if not (self._redelivers and why.may_be_kept_later):
             run.leave_out(why, keys, events)
 
     def _why_not(self, run: OpenRun, error: SpoolError) -> Loss:
@@ -167,7 +170,7 @@ class RunFiles:
             )
         else:
             why, about, text = Loss.NOT_WRITTEN, "not written", f"new readings of run {run.uid} are left out: {error}"
-        self._rejections.say_once(f"{about} {run.uid}", text, logging.ERROR)
+        self._ignored.say_once(f"{about} {run.uid}", text, logging.ERROR)
         return why
 
     def end(self, run: OpenRun, stop: Stop) -> None:
@@ -204,9 +207,9 @@ class RunFiles:
         """Note in the spool a run without a journal for the readings that were left out of it."""
         not_kept = run.not_kept(time.time())
         if not_kept is not None:
-            self._rejections.counts[NOT_KEPT] += 1
+            self._ignored.counts[NOT_KEPT] += 1
             self._spool.writers.note_not_kept(not_kept)
-            self._rejections.say(
+            self._ignored.say(
                 logging.ERROR,
                 "run %s ended without having been kept, %d readings of it are left out: %s; `status` shows it",
                 run.uid, not_kept.readings, not_kept.reason,
@@ -217,7 +220,7 @@ class RunFiles:
         if not stop.interrupted:
             if run.writer is None:
                 self.note_not_kept(run)
-            run.tell_what_was_odd(self._rejections)
+            run.tell_what_was_odd(self._ignored)
         if run.writer is not None:
             self._end_journal(run, run.writer, stop)
 
@@ -231,7 +234,7 @@ class RunFiles:
             writer.end(lines, before)
         except SpoolError as error:
             # Without its stop in the journal the run counts as interrupted once its lock is free, and is completed.
-            self._rejections.say(
+            self._ignored.say(
                 logging.ERROR, "the stop of run %s could not be written, it is tried again: %s", run.uid, error
             )
         self._spool.writers.release(writer)

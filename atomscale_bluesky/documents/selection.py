@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from .row_times import Way
+from .row_times import TimeRule
 
 
 class Selection(NamedTuple):
@@ -31,11 +31,11 @@ class Selection(NamedTuple):
             return hinted
         return matches(key, self.channels)
 
-    def way_of(self, event_stream: str) -> Way:
+    def time_rule_of(self, event_stream: str) -> TimeRule:
         """Return how the times of an event stream's rows are chosen."""
         if self.timestamps == "auto":
-            return Way.MONITOR if matches(event_stream, self.monitors) else Way.EVIDENCE
-        return Way(self.timestamps)
+            return TimeRule.MONITOR if matches(event_stream, self.monitors) else TimeRule.EVIDENCE
+        return TimeRule(self.timestamps)
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

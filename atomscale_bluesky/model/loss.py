@@ -3,11 +3,11 @@
 To add a reason, add a line here and use it where the reason is found. Then classify it, or leave it out, in each of
 these:
 
-    `may_pass`, below                      may the same document be kept when it is given again?
+    `may_be_kept_later`, below                      may the same document be kept when it is given again?
     `documents/open_run`: _COMES_AGAIN     does each replay bring the same readings? Then they are counted already
     `documents/not_given`: _WITHOUT_A_ROW  did the event come, although no journal has a row of it?
     `documents/channels`: _NO_NUMBER_YET   may a value of a numeric key be this for a while?
-    `documents/layouts`: `may_change`      is a key left out because of its first values, which may change?
+    `documents/layout_chooser`: `may_change`      is a key left out because of its first values, which may change?
 
 `ROW_DROPPED` alone is counted where the account is made (`status/account`), not where documents are taken. The table in
 the documentation is made from this file. The texts are in journals and in the account of every run, so they never
@@ -69,11 +69,11 @@ class Loss(StrEnum):
     NO_DESCRIPTOR = "its descriptor never came", "the run ended before the descriptor that the event names came"
 
     @property
-    def may_pass(self) -> bool:
+    def may_be_kept_later(self) -> bool:
         """Return True if the same document may be kept when it is given again later."""
         return self in {Loss.NO_ROOM, Loss.NOT_WRITTEN}
 
 
 def not_kept(left_out: Mapping[str, int]) -> int:
     """Return how many readings would have become points, and found no room; `left_out` has the counts by reason."""
-    return sum(left_out.get(reason, 0) for reason in Loss if reason.may_pass)
+    return sum(left_out.get(reason, 0) for reason in Loss if reason.may_be_kept_later)

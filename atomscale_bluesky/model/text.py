@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def plain(text: str, limit: int = 1000) -> str:
+def safe(text: str, limit: int = 1000) -> str:
     """Return text that may come from outside as one line for a log. Unprintable characters are escaped as in Python."""
     if len(text) > limit:
         text = text[: limit - 1] + "…"

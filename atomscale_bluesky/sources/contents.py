@@ -62,7 +62,7 @@ class Contents:
         self._physical_sample = physical_sample
         self._streams: dict[str, tuple[str, str]] = {}  # descriptor uid → run uid and event stream, of open runs
 
-    def look_through(self, source: Source) -> None:
+    def read(self, source: Source) -> None:
         """Read a source to its end. Acknowledges nothing."""
         for name, doc, _ in source:
             if name == UNREADABLE:

@@ -35,7 +35,7 @@ class Source(Protocol):
         """Yield documents in the order in which they came, and `IDLE` at least every second while there are none."""
         ...
 
-    def rest(self, timeout_s: float) -> None:
+    def pause(self, timeout_s: float) -> None:
         """Wait up to `timeout_s` before the next document is asked for, without losing what was not acknowledged."""
         ...
 

@@ -20,7 +20,7 @@ from typing import Any
 from ..documents.accepted import Accepted
 from ..documents.recorder import DocumentRecorder
 from ..errors import DocumentError, SpoolError, StartMissingError
-from ..model.text import plain
+from ..model.text import safe
 from .incoming import IDLE, UNREADABLE, Source
 
 _logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 BATCH = 1000
 BATCH_S = 0.5
 # How often the spool is asked again whether there is disk space.
-REST_S = 0.5
+PAUSE_S = 0.5
 # So many different reasons, and runs without a start document, are counted one by one. The others are counted together.
 MOST_NAMED = 1000
 OTHERS = "others"
@@ -111,7 +111,7 @@ class Intake:
                 self._say_that_it_waits(f"the spool does not take what was read, and is tried again: {error}")
             if self._ending.is_set():
                 return None
-            source.rest(REST_S)
+            source.pause(PAUSE_S)
 
     def _acknowledge(self) -> None:
         self._recorder.sync()
@@ -157,7 +157,7 @@ class Intake:
             self._say_that_it_waits(_NO_ROOM)
             if self._ending.is_set():
                 return None
-            source.rest(REST_S)
+            source.pause(PAUSE_S)
 
     def _say_that_it_waits(self, why: str) -> None:
         if not self._waits:
@@ -181,7 +181,7 @@ class Intake:
             self.left_out.update(accepted.left_out)
 
     def _cannot_be_used(self, reason: str) -> None:
-        reason = plain(reason)
+        reason = safe(reason)
         if reason not in self.unusable:
             if len(self.unusable) < MOST_NAMED:
                 _logger.warning("a document cannot be used and is left out: %s", reason)
@@ -196,8 +196,8 @@ class Intake:
             self._run_of[str(doc.get("uid"))] = uid
             if len(self._run_of) > MOST_NAMED:
                 self._run_of.popitem(last=False)
-        descriptor = plain(str(doc.get("descriptor")))
-        uid = plain(uid) if uid else self._run_of.get(descriptor, f"of descriptor {descriptor}")
+        descriptor = safe(str(doc.get("descriptor")))
+        uid = safe(uid) if uid else self._run_of.get(descriptor, f"of descriptor {descriptor}")
         if uid not in self.without_start:
             if len(self.without_start) < MOST_NAMED:
                 _logger.warning(

@@ -103,7 +103,7 @@ class KafkaDocuments:
             if any(position.moved for position in self._positions.values()):
                 self._commit()
 
-    def rest(self, timeout_s: float) -> None:
+    def pause(self, timeout_s: float) -> None:
         """Wait without taking messages. The process stays in the group."""
         partitions = self._consumer.assignment()
         self._consumer.pause(partitions)

@@ -106,7 +106,7 @@ class NatsDocuments:
             if self._lost:
                 yield from self._from_the_last_acknowledged()
 
-    def rest(self, timeout_s: float) -> None:
+    def pause(self, timeout_s: float) -> None:
         """Wait, and let the server wait for what was not acknowledged."""
         self._send_acks()
 
@@ -152,7 +152,7 @@ class NatsDocuments:
                 ) from error
             except (Error, TimeoutError) as error:
                 self._say(f"consumer {self._durable!r} cannot be used yet: {error}")
-                self.rest(RETRY_S)
+                self.pause(RETRY_S)
                 yield idle()
                 continue
             if pending:
@@ -190,7 +190,7 @@ class NatsDocuments:
         self._lost = False
         left_s = self._ack_wait_s + RETRY_S
         while left_s > 0 and not self._ending.is_set():
-            self.rest(min(POLL_S * 5, left_s))
+            self.pause(min(POLL_S * 5, left_s))
             left_s -= POLL_S * 5
             yield idle()
         while self._subscription is None and not self._ending.is_set():
@@ -198,7 +198,7 @@ class NatsDocuments:
                 self._run(self._subscribe())
             except (Error, TimeoutError) as error:
                 self._say(f"consumer {self._durable!r} cannot be used yet: {error}")
-                self.rest(RETRY_S)
+                self.pause(RETRY_S)
                 yield idle()
 
     def _fetched(self) -> list[Msg]:
@@ -211,11 +211,11 @@ class NatsDocuments:
         except APIError as error:  # the consumer is gone, or the server begins
             self._say(f"consumer {self._durable!r} gives nothing: {error.description or error}")
             self._lost = True
-            self.rest(RETRY_S)
+            self.pause(RETRY_S)
             return []
         except Error as error:
             self._say(f"the connection gives nothing: {error}")
-            self.rest(RETRY_S)
+            self.pause(RETRY_S)
             return []
         self._said = ""
         return messages

@@ -10,7 +10,7 @@ from .forms import Document, as_document
 # A document larger than this is none: no bus and no store takes one.
 MAX_DOCUMENT = 1 << 29
 EXPECTED = (
-    'expected JSON or MessagePack, plain or packed, in which each document is [name, doc], {"name": …, "doc": …}, '
+    'expected JSON or MessagePack, compressed or not, in which each document is [name, doc], {"name": …, "doc": …}, '
     '{"type": …, "document": …} or {name: doc}'
 )
 

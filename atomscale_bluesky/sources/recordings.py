@@ -9,7 +9,7 @@ The content decides what a file is, not its name:
   record separators of JSON sequences. A document is `[name, doc]`, `{"name": …, "doc": …}`, `{"type": …, "document":
   …}` or `{name: doc}`. NaN and Infinity may stand for numbers.
 - MessagePack, one `[name, doc]` after the other, with numpy's arrays and numbers in the form of `msgpack-numpy`.
-- Either of them packed by gzip, bzip2 or xz.
+- Either of them compressed by gzip, bzip2 or xz.
 
 A file may hold several runs. One document at a time is in memory, whatever the file's size.
 
@@ -40,7 +40,7 @@ from .recording_errors import EXPECTED, CutOffError, RecordingError
 # How much is read at a time.
 _BLOCK = 1 << 20
 _MAGIC_BYTES = 6
-_PACKED: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_DECOMPRESS: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 # The file name that stands for standard input.
 STANDARD_INPUT = "-"
 
@@ -71,7 +71,7 @@ class Recordings:
 
     @property
     def read_bytes(self) -> int:
-        """How much of the files was read so far, packed as it is."""
+        """How much of the files was read so far, compressed as it is."""
         return self._before + (self._file.read_so_far if self._file is not None else 0)
 
     def __iter__(self) -> Iterator[Incoming]:
@@ -89,7 +89,7 @@ class Recordings:
             while odd:
                 yield unreadable(odd.popleft())
 
-    def rest(self, timeout_s: float) -> None:
+    def pause(self, timeout_s: float) -> None:
         """Wait."""
         self._ending.wait(timeout_s)
 
@@ -158,17 +158,17 @@ def _documents_in(
         live: It is a pipe, in which a line is to be read when it has come.
     """
     try:
-        packed = next((unpack for magic, unpack in _PACKED.items() if file.begin.startswith(magic)), None)
-        plain = io.BufferedReader(file, _BLOCK)
-        unpacked = plain if packed is None else io.BufferedReader(packed(plain), _BLOCK)
-        with unpacked:
-            first = file.begin[:1] if packed is None else unpacked.peek(1)[:1]
+        decompress = next((opener for magic, opener in _DECOMPRESS.items() if file.begin.startswith(magic)), None)
+        raw = io.BufferedReader(file, _BLOCK)
+        contents = raw if decompress is None else io.BufferedReader(decompress(raw), _BLOCK)
+        with contents:
+            first = file.begin[:1] if decompress is None else contents.peek(1)[:1]
             if first and first[0] >= 0x80 and first != b"\xef":  # MessagePack begins with an array or a mapping
-                yield from from_msgpack(unpacked, name, unusable)
+                yield from from_msgpack(contents, name, unusable)
             else:
-                yield from from_json(Text(unpacked, live=live and packed is None), name, unusable)
-    except EOFError as error:  # of a packed file
-        raise CutOffError(f"{name} is cut off: the file ends within packed data") from error
+                yield from from_json(Text(contents, live=live and decompress is None), name, unusable)
+    except EOFError as error:  # of a compressed file
+        raise CutOffError(f"{name} is cut off: the file ends within compressed data") from error
     except (OSError, UnicodeDecodeError, zlib.error, lzma.LZMAError) as error:
         raise RecordingError(f"{name} cannot be read: {error}; {EXPECTED}") from error
 

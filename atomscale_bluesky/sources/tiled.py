@@ -37,7 +37,7 @@ from tiled.client.utils import handle_error
 from tiled.queries import Comparison, Eq, Like, SpecsQuery
 
 from ..errors import SettingsError
-from ..model.text import plain
+from ..model.text import safe
 from .incoming import Incoming, SourceError, idle, no_ack, unreadable
 from .recordings import RecordingError, documents_in
 
@@ -151,7 +151,7 @@ class TiledRuns:
                     self.runs += 1
                     taken += yield from self._take(str(key), entry)
 
-    def rest(self, timeout_s: float) -> None:
+    def pause(self, timeout_s: float) -> None:
         """Wait."""
         self._ending.wait(timeout_s)
 
@@ -161,7 +161,7 @@ class TiledRuns:
     def _connected(self) -> Container:
         if not isinstance(self._catalogue, str):
             return self._catalogue
-        name = plain(self._catalogue.partition("?")[0])
+        name = safe(self._catalogue.partition("?")[0])
         try:
             if "://" in self._catalogue:
                 catalogue = _at(_full_address(self._catalogue))
@@ -175,7 +175,7 @@ class TiledRuns:
                 raise SettingsError(f"{name} is not there: {_said(error)}; {_EXPECTED}") from error
             raise SourceError(f"{name} cannot be read: {_said(error)}") from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise SettingsError(f"{name} is no address: {plain(str(error))}; {_EXPECTED}") from error
+            raise SettingsError(f"{name} is no address: {safe(str(error))}; {_EXPECTED}") from error
         except (RuntimeError, CannotPrompt, CannotRefreshAuthentication) as error:  # nobody is logged in
             raise SettingsError(f"{name} cannot be read without a key; {_KEY}") from error
         except (KeyError, TypeError, ValueError) as error:
@@ -189,7 +189,7 @@ class TiledRuns:
         # A catalogue of the time before Tiled kept runs itself has nothing but runs, and knows no specs.
         runs = catalogue if _has_spec(catalogue, "CatalogOfBlueskyRuns", "2") else catalogue.search(_RUNS)
         if not len(runs) and (entries := list(islice(catalogue, 5))):
-            names = ", ".join(map(plain, entries))
+            names = ", ".join(map(safe, entries))
             raise SettingsError(f"there are no runs at this address; below it are {names}: add one of these to it")
         if self._since is not None:
             runs = runs.search(Comparison("ge", "start.time", self._since))
@@ -212,7 +212,7 @@ class TiledRuns:
         start, stop = _mapping(metadata, "start"), _mapping(metadata, "stop")
         uid = start.get("uid")
         if not isinstance(uid, str):
-            yield unreadable(f"entry {plain(key)} of the catalogue is no run: it has no start document")
+            yield unreadable(f"entry {safe(key)} of the catalogue is no run: it has no start document")
             return 0
         if self._known(uid):
             self.known_runs += 1
@@ -234,11 +234,11 @@ class TiledRuns:
             if file is None:
                 return
             with file:
-                for name, doc in documents_in(file, f"run {plain(uid)}"):
+                for name, doc in documents_in(file, f"run {safe(uid)}"):
                     if name != "stop" or doc.get("run_start"):  # a run that goes on has an empty one
                         yield Incoming(name, doc, no_ack)
         except (_RunError, RecordingError, OSError) as error:
-            yield unreadable(f"run {plain(uid)} cannot be read: {plain(str(error))}")
+            yield unreadable(f"run {safe(uid)} cannot be read: {safe(str(error))}")
 
     def _fetched(self, run: Any) -> SpooledTemporaryFile[bytes] | None:
         """Return a file with a run's documents, or None if it was told to end. Asks again after failures on the way.
@@ -385,5 +385,5 @@ def _mapping(of: Any, key: str) -> Mapping[str, Any]:
 def _said(error: Exception) -> str:
     """Return what happened in short, without the address."""
     if isinstance(error, httpx.HTTPStatusError):
-        return f"{error.response.status_code} {plain(error.response.reason_phrase)}"
-    return plain(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+        return f"{error.response.status_code} {safe(error.response.reason_phrase)}"
+    return safe(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)

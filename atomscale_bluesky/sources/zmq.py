@@ -79,7 +79,7 @@ class ZmqDocuments:
                 if incoming is not None:
                     yield incoming
 
-    def rest(self, timeout_s: float) -> None:
+    def pause(self, timeout_s: float) -> None:
         """Wait. Meanwhile 0MQ holds up to `MOST_WAITING` messages, and drops the others."""
         self._ending.wait(timeout_s)
 

@@ -80,17 +80,17 @@ class DiskSpace:
 
     def why_no_room(self) -> str:
         """Return why new readings are left out now, or an empty text if they are not. Measures the disk."""
-        self.look()
+        self.measure_some()
         return "" if self.there_is else self.why_none
 
-    def look(self, *, keep_reserve: bool = False) -> None:
+    def measure_some(self, *, keep_reserve: bool = False) -> None:
         """Measure some runs and the disk, in bounded time. Only one thread may call this at a time.
 
         Args:
             keep_reserve: Make the reserve if it is missing and there is space for it.
         """
         try:
-            self._look_at_some()
+            self._measure_some_runs()
             usage = shutil.disk_usage(self._path)
             disk = usage.total
             if keep_reserve:
@@ -116,7 +116,7 @@ class DiskSpace:
         with os.scandir(self._path) as entries:
             return {entry.name for entry in entries if is_run_name(entry.name) and entry.is_dir(follow_symlinks=False)}
 
-    def _look_at_some(self) -> None:
+    def _measure_some_runs(self) -> None:
         now, changed_at = time.monotonic(), self._path.stat().st_mtime_ns
         if changed_at != self._changed_at:
             self._changed_at, self._list_until = changed_at, now + COARSE_S

@@ -63,9 +63,9 @@ class JournalWriter:
             self._unsynced.pop(0)
         self._file.sync()
 
-    def rest(self) -> None:
+    def close_until_needed(self) -> None:
         """Close the file until the next append. Must not run while another thread appends."""
-        self._file.rest()
+        self._file.close_until_needed()
 
     def close(self) -> None:
         """Close the files. A second call does nothing."""

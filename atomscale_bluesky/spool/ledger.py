@@ -120,9 +120,9 @@ class Ledger:
         """The file's length in bytes. It grows with every fact."""
         return self._file.size
 
-    def rest(self) -> None:
+    def close_until_needed(self) -> None:
         """Close the file until the next fact."""
-        self._file.rest()
+        self._file.close_until_needed()
 
     def close(self) -> None:
         """Close the file. A second call does nothing."""

@@ -20,7 +20,7 @@ BLOCK_BYTES = 2**20
 MAX_LINE_BYTES = 64 * 2**20
 
 _O_CLOEXEC = getattr(os, "O_CLOEXEC", 0)  # a child process must not keep our files open
-_CLOSED, _RESTING = -1, -2  # instead of a descriptor
+_CLOSED, _CLOSED_UNTIL_NEEDED = -1, -2  # instead of a descriptor
 
 
 def sync_file(descriptor: int) -> None:
@@ -93,7 +93,7 @@ class LineFile:
             SpoolFullError: The disk has no space for them. The file is unchanged.
             SpoolError: The disk failed in another way. The file is unchanged, or is cut back before the next append.
         """
-        if self._descriptor == _RESTING:
+        if self._descriptor == _CLOSED_UNTIL_NEEDED:
             self._open_again()
         if self._end != self.size:
             self._find_end()
@@ -136,7 +136,7 @@ class LineFile:
 
     def cut(self, size: int) -> None:
         """Remove everything after the first `size` bytes."""
-        if self._descriptor == _RESTING:
+        if self._descriptor == _CLOSED_UNTIL_NEEDED:
             self._open_again()
         os.ftruncate(self._descriptor, size)
         self.size = self._end = size
@@ -144,28 +144,30 @@ class LineFile:
     def sync(self) -> None:
         """Make everything appended so far survive a power cut. May take as long as the disk needs.
 
-        Another thread may call `append` or `rest` meanwhile. A closed file was synced before it was closed.
+        Another thread may call `append` or `close_until_needed` meanwhile. A closed file was synced before.
         """
         opened, descriptor = self._opened, self._descriptor
         if descriptor == _CLOSED:
             return
         try:
-            if descriptor != _RESTING:
+            if descriptor != _CLOSED_UNTIL_NEEDED:
                 sync_file(descriptor)
         except OSError:
             if opened == self._opened:
                 raise
-        if descriptor == _RESTING or opened != self._opened:  # closed meanwhile: its number may mean another file
+        if (
+            descriptor == _CLOSED_UNTIL_NEEDED or opened != self._opened
+        ):  # closed meanwhile: its number may mean another file
             self._sync_by_name()
         if not self._named:
             sync_folder(self.path.parent)
             self._named = True
 
-    def rest(self) -> None:
+    def close_until_needed(self) -> None:
         """Close the file until the next append. Must not run while another thread appends."""
         if self._descriptor >= 0:
             # In this order, so that a sync that still has the old descriptor notices.
-            descriptor, self._descriptor = self._descriptor, _RESTING
+            descriptor, self._descriptor = self._descriptor, _CLOSED_UNTIL_NEEDED
             self._opened += 1
             os.close(descriptor)
 
@@ -195,7 +197,7 @@ class LineFile:
 
     def _find_end(self) -> None:
         """Find out how an append ended that was interrupted, or whose half line could not be removed."""
-        if self._descriptor == _RESTING:
+        if self._descriptor == _CLOSED_UNTIL_NEEDED:
             self._open_again()
         try:
             size = os.fstat(self._descriptor).st_size

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SpoolError
-from ..model.text import plain
+from ..model.text import safe
 from .gil_yield import GilYield
 from .history import History
 from .journal_format import FORMAT, Header, Stop
@@ -161,7 +161,7 @@ class RunClaim:
         if foreign:
             _logger.warning(
                 "run %s is finished; its folder %s stays, because it holds files that the package did not make: %s",
-                self.header.run_uid, self.folder, plain(", ".join(sorted(foreign))),
+                self.header.run_uid, self.folder, safe(", ".join(sorted(foreign))),
             )  # fmt: skip
         return True
 

@@ -52,7 +52,7 @@ class OpenJournals:
             other = self._writers.pop(random.randrange(len(self._writers))) if too_many else None  # noqa: S311
             self._writers.append(writer)
         if other is not None:
-            other.rest()
+            other.close_until_needed()
 
     def remove(self, writer: RunWriter) -> None:
         """Note that a journal is closed."""
@@ -88,7 +88,7 @@ class RunWriter:
         self.has_lock: bool = not header.session
         if self.has_lock and not self._lock.acquire(patience_s=A_LOOK_S):
             raise FolderTakenError(f"another process writes {folder}; leave the folder to it")
-        self._resting = False  # its journal has to be opened again
+        self._closed_until_needed = False  # its journal has to be opened again
         self.in_use = False  # the caller has received it
         self.dirty: bool = True  # appended to since the last sync
         self.sync_failed: bool = False  # already reported
@@ -128,9 +128,9 @@ class RunWriter:
             raise LineTooLongError(f"a line of {len(lines)} bytes is longer than the {MAX_LINE_BYTES} that it may have")
         if not (always or self._disk_space.there_is):
             raise SpoolFullError(f"the spool has no room: {self._disk_space.why_none}")
-        if self._resting:
+        if self._closed_until_needed:
             self._journals.add(self)
-            self._resting = False
+            self._closed_until_needed = False
         try:
             self._journal.append(lines)
         except SpoolFullError as error:
@@ -203,10 +203,10 @@ class RunWriter:
                 self.end(self.last, self._last_from)
         return not self.last
 
-    def rest(self) -> None:
+    def close_until_needed(self) -> None:
         """Close the journal until the next line."""
-        self._resting = True
-        self._journal.rest()
+        self._closed_until_needed = True
+        self._journal.close_until_needed()
 
     def sync(self) -> None:
         """Make everything appended so far survive a power cut."""

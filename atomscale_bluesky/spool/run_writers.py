@@ -316,7 +316,7 @@ class RunWriters:
 
     def _keep_measured(self) -> None:
         """Watch the disk space in a thread of its own, so that no sync waits however long the disk takes."""
-        self._disk_space.look(keep_reserve=True)
+        self._disk_space.measure_some(keep_reserve=True)
         kind = network_file_system(self._path)
         if kind:
             _logger.warning(
@@ -326,7 +326,7 @@ class RunWriters:
         more = True
         while self._goes_on(self._room_thread):
             self._stopping.wait(BEHIND_INTERVAL_S if more or self._disk_space.behind else ROOM_INTERVAL_S)
-            self._disk_space.look(keep_reserve=True)
+            self._disk_space.measure_some(keep_reserve=True)
             self._not_kept.write()
             try:
                 more = self._in_background is not None and self._in_background()
@@ -364,7 +364,7 @@ class RunWriters:
                 writer.close()
                 self._unended.discard(writer)
             else:
-                writer.rest()
+                writer.close_until_needed()
                 unwritten.append(writer)
         with self._guard:
             self._closing[:0] = unwritten

@@ -80,7 +80,7 @@ class Spool:
             import psutil  # noqa: F401
 
             prepare_folder(path)
-        self.disk_space.look()
+        self.disk_space.measure_some()
 
     def run_folders(self) -> list[Path]:
         """Return the folders of the unfinished runs, oldest first. Folders with other names are never read."""

@@ -44,7 +44,7 @@ class Bar:
     def __enter__(self) -> Bar:
         """Start to show the bar."""
         self._progress.start()
-        self.look()
+        self.update()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,7 +52,7 @@ class Bar:
         self._progress.stop()
         self._print_line()
 
-    def look(self) -> None:
+    def update(self) -> None:
         """Read the spool's status and update the bar."""
         now = {run.run_uid: run.points.waiting + run.points.refused for run in self._watch.status()}
         for uid, waiting in now.items():

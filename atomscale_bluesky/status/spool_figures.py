@@ -96,7 +96,7 @@ class SpoolFigures:
         self._status = self._status or SpoolStatus(spool)
         status = self._status.status()
         while spool.disk_space.behind:
-            spool.disk_space.look()
+            spool.disk_space.measure_some()
         self._count(spool, status)
         states = Counter(run.state for run in status)
         note = read_note(spool.path)

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from ..errors import SpoolError
 from ..model.labels import shortened
-from ..model.text import plain
+from ..model.text import safe
 from ..spool.ledger import LedgerReader, is_delivered
 from ..spool.ledger_state import LedgerState
 from ..spool.orders import Orders, endpoint_of
@@ -66,13 +66,13 @@ class Status(tuple[RunStatus, ...]):
         """Return a line for each of the newest runs, kept or not, below one for all."""
         lines = [self._headline()]
         for run in self[-MOST_SHOWN:]:
-            name = shortened(plain(run.label), 60)
+            name = shortened(safe(run.label), 60)
             state = run.state + (f" ({ended})" if (ended := ending(run.exit_status)) else "")
-            lines.append(f"  {plain(run.run_uid[:8])}  {state:11}  {_told(run.points)}  {name}".rstrip())
+            lines.append(f"  {safe(run.run_uid[:8])}  {state:11}  {_told(run.points)}  {name}".rstrip())
         for one in self.not_kept[-MOST_SHOWN:]:
-            told = f"{one.readings} readings left out, {plain(one.reason, 200)}"
+            told = f"{one.readings} readings left out, {safe(one.reason, 200)}"
             lines.append(
-                f"  {plain(one.run_uid[:8])}  {'not kept':11}  {told}  {shortened(plain(one.label), 60)}".rstrip()
+                f"  {safe(one.run_uid[:8])}  {'not kept':11}  {told}  {shortened(safe(one.label), 60)}".rstrip()
             )
         return "\n".join(lines)
 
@@ -99,7 +99,7 @@ class Status(tuple[RunStatus, ...]):
         if len(self) > MOST_SHOWN:
             text += f", the newest {MOST_SHOWN} are shown"
         if self and self.last_error:
-            text += f"; {plain(self.last_error, 300)}"
+            text += f"; {safe(self.last_error, 300)}"
         if self.not_kept:
             text += f"; {_runs(len(self.not_kept))} of the last seven days found no room"
         return text
@@ -141,7 +141,7 @@ def _runs(count: int) -> str:
 
 def ending(exit_status: str) -> str:
     """Return how a run ended if it did not end well: `fail`, `abort` or another word; else an empty text."""
-    return "" if exit_status in {"", "success"} else plain(exit_status, 40)
+    return "" if exit_status in {"", "success"} else safe(exit_status, 40)
 
 
 def _told(points: Counts) -> str:

@@ -373,7 +373,7 @@ def test_a_delivery_that_dies_at_any_moment_goes_on_with_the_same_chunks(story: 
 # ---- single facts ----------------------------------------------------------------------------------------------------
 
 
-def plain(points_per_chunk: int, policy: str, *series: list[float | None], names: str = "abc") -> Story:
+def safe(points_per_chunk: int, policy: str, *series: list[float | None], names: str = "abc") -> Story:
     rows = [Row(0, n, T0 + n, f"uid {n}", list(values)) for n, values in enumerate(zip(*series, strict=True))]
     return Story(points_per_chunk, policy, [layout_of(0, names[: len(series)])], rows)
 
@@ -386,7 +386,7 @@ def test_a_channel_with_a_gap_leaves_before_the_chunk_that_has_it_and_goes_on_al
     a: list[float | None] = [0, 1, 2, 3, 4, 5, 6]
     b: list[float | None] = [0, 1, 2, None, 4, 5, 6]
 
-    assert sorted(shape(cut(plain(2, "own_stream", a, b)))) == [
+    assert sorted(shape(cut(safe(2, "own_stream", a, b)))) == [
         (0, 0, "ab", [0, 1]),
         (0, 1, "a", [2, 3]),
         (0, 2, "a", [4, 5]),
@@ -397,28 +397,28 @@ def test_a_channel_with_a_gap_leaves_before_the_chunk_that_has_it_and_goes_on_al
 
 
 def test_a_channel_that_never_has_a_value_opens_no_stream() -> None:
-    chunks = cut(plain(2, "own_stream", [0, 1, 2], [None, None, None]))
+    chunks = cut(safe(2, "own_stream", [0, 1, 2], [None, None, None]))
 
     assert {c.stream for c in chunks} == {0}
     assert {name for c in chunks for name in c.names} == {"a"}
 
 
 def test_a_row_with_a_gap_is_dropped_for_all_channels_of_its_stream_where_asked() -> None:
-    assert shape(cut(plain(2, "drop_row", [0, 1, 2, 3], [0, None, 2, 3]))) == [
+    assert shape(cut(safe(2, "drop_row", [0, 1, 2, 3], [0, None, 2, 3]))) == [
         (0, 0, "ab", [0, 2]),
         (0, 1, "ab", [3]),
     ]
 
 
 def test_gaps_go_out_as_null_where_asked() -> None:
-    (first, second) = cut(plain(2, "null", [0, None, 2], [None, None, None]))
+    (first, second) = cut(safe(2, "null", [0, None, 2], [None, None, None]))
 
     assert [column.values for column in first.columns] == [(0, None), (None, None)]
     assert [column.values for column in second.columns] == [(2,), (None,)]
 
 
 def test_channels_that_come_late_share_a_stream_that_begins_with_them() -> None:
-    story = plain(2, "own_stream", [0, 1, 2])
+    story = safe(2, "own_stream", [0, 1, 2])
     story.layouts.append(layout_of(1, "axy"))
     story.rows += [Row(1, n, T0 + n, "", [float(n)] * 3) for n in (3, 4, 5)]
 
@@ -433,7 +433,7 @@ def test_channels_that_come_late_share_a_stream_that_begins_with_them() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_channel_that_gets_a_time_base_of_its_own_takes_nothing_from_the_others(policy: str) -> None:
-    story = plain(4, policy, [0, 1], [0, 1])
+    story = safe(4, policy, [0, 1], [0, 1])
     story.layouts.append(layout_of(1, "a"))
     story.rows += [Row(1, n, T0 + n, "", [float(n)]) for n in range(2, 9)]
 
@@ -444,7 +444,7 @@ def test_a_channel_that_gets_a_time_base_of_its_own_takes_nothing_from_the_other
 
 
 def test_a_part_of_a_chunk_keeps_its_place() -> None:
-    (chunk,) = cut(plain(3, "own_stream", [0, 1, 2], [3, 4, 5], [6, 7, 8]))
+    (chunk,) = cut(safe(3, "own_stream", [0, 1, 2], [3, 4, 5], [6, 7, 8]))
 
     part = chunk.only(["c", "a", "z"])
 
@@ -476,7 +476,7 @@ def resumed(story: Story, tried: list[tuple[int, int, int]], confirmed: list[int
     return [*chunks, *notes.chunks(chunker, chunker.finish())]
 
 
-TEN = plain(2, "own_stream", [float(n) for n in range(10)])
+TEN = safe(2, "own_stream", [float(n) for n in range(10)])
 NOTED = [(0, 0, 1), (1, 2, 3), (2, 4, 5), (3, 6, 7)]
 
 
@@ -552,7 +552,7 @@ def test_channels_that_lack_a_row_together_go_on_together_and_those_that_come_ba
     b: list[float | None] = [0, 1, None, None, 4, 5, 6, 7]
     c: list[float | None] = [0, 1, None, 3, 4, 5, 6, 7]
 
-    assert sorted(shape(cut(plain(2, "own_stream", a, b, c)))) == [
+    assert sorted(shape(cut(safe(2, "own_stream", a, b, c)))) == [
         (0, 0, "abc", [0, 1]),
         (0, 1, "a", [2, 3]),
         (0, 2, "a", [4, 5]),
@@ -568,7 +568,7 @@ def test_channels_that_lack_a_row_together_go_on_together_and_those_that_come_ba
 def test_a_row_that_all_channels_lack_parts_no_stream() -> None:
     gappy: list[float | None] = [0, 1, 2, None, None, 5, 6, 7]
 
-    assert sorted(shape(cut(plain(3, "own_stream", gappy, gappy, gappy)))) == [
+    assert sorted(shape(cut(safe(3, "own_stream", gappy, gappy, gappy)))) == [
         (0, 0, "abc", [0, 1, 2]),
         (0, 1, "abc", [5, 6, 7]),
     ]
@@ -579,7 +579,7 @@ def test_channels_whose_wait_ends_with_the_same_row_share_a_stream() -> None:
     b: list[float | None] = [None, None, None, 3, 4, 5]
     c: list[float | None] = [0, 1, None, 3, 4, 5]
 
-    assert sorted(shape(cut(plain(2, "own_stream", a, b, c)))) == [
+    assert sorted(shape(cut(safe(2, "own_stream", a, b, c)))) == [
         (0, 0, "ac", [0, 1]),
         (0, 1, "a", [2, 3]),
         (0, 2, "a", [4, 5]),
@@ -589,7 +589,7 @@ def test_channels_whose_wait_ends_with_the_same_row_share_a_stream() -> None:
 
 
 def test_channels_that_come_late_get_a_stream_with_their_first_value() -> None:
-    story = plain(2, "own_stream", [0, 1])
+    story = safe(2, "own_stream", [0, 1])
     story.layouts.append(layout_of(1, "axy"))
     story.rows += [Row(1, n, T0 + n, "", [float(n), None if n < 4 else 1.0, None]) for n in (2, 3, 4, 5)]
 

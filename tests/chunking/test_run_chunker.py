@@ -16,7 +16,7 @@ from waiting import wait_until
 
 from atomscale_bluesky.chunking.chunker import Chunker, Waiting
 from atomscale_bluesky.chunking.cut_stream import Resumed
-from atomscale_bluesky.chunking.run_chunker import LINES_PER_LOOK, RunChunker
+from atomscale_bluesky.chunking.run_chunker import LINES_AT_ONCE, RunChunker
 from atomscale_bluesky.delivery.run_delivery import RunDelivery
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
 from atomscale_bluesky.model.chunk import Chunk, Span
@@ -197,7 +197,7 @@ def layout(channels: int) -> bytes:
 def all_chunks(run_chunker: RunChunker) -> list[Chunk]:
     found: list[Chunk] = []
     while not run_chunker.at_end or run_chunker.ready:
-        run_chunker.look()
+        run_chunker.read_on()
         found += taken(run_chunker)
     return found
 
@@ -239,7 +239,7 @@ def test_a_backlog_of_plain_rows_is_cut_chunk_by_chunk_and_what_is_special_row_b
     chunks: list[Chunk] = []
     calls: list[int] = []
     while not run_chunker.at_end:
-        calls.append(calls_of(run_chunker.look))
+        calls.append(calls_of(run_chunker.read_on))
         chunks += taken(run_chunker)
 
     assert [chunk.first_row for chunk in chunks] == list(range(0, 95, 10))
@@ -250,14 +250,14 @@ def test_a_backlog_of_plain_rows_is_cut_chunk_by_chunk_and_what_is_special_row_b
     assert calls[5:9] == [ordinary] * 4
 
 
-def test_a_look_ends_with_a_chunk_and_at_the_journals_present_end(deliver: Deliver) -> None:
+def test_one_call_of_read_on_ends_with_a_chunk_and_at_the_journals_present_end(deliver: Deliver) -> None:
     run_chunker = deliver([layout(1), *(text(n, [1.0]) for n in range(25))]).run.run_chunker
 
     for index in (0, 1):
-        run_chunker.look()
+        run_chunker.read_on()
         (chunk,) = taken(run_chunker)
         assert (chunk.index, run_chunker.at_end, run_chunker.more_to_read) == (index, False, False)
-    run_chunker.look()
+    run_chunker.read_on()
     assert (list(run_chunker.ready), run_chunker.at_end, run_chunker.more_to_read, run_chunker.read_all) == (
         [],
         True,
@@ -273,10 +273,10 @@ def test_rows_that_are_too_few_for_a_chunk_are_left_until_there_are_more(deliver
     assert [(chunk.first_row, chunk.points) for chunk in all_chunks(run_chunker)] == [(0, 10)]
     assert run_chunker.account.next_row["primary"] == 10
     writer.append(b"".join(line(text(n, [1.0])) for n in range(14, 23)))
-    run_chunker.look()
+    run_chunker.read_on()
     assert [(chunk.first_row, chunk.points) for chunk in all_chunks(run_chunker)] == [(10, 10)]
     writer.append(line(STOP))
-    run_chunker.look()
+    run_chunker.read_on()
     assert [(chunk.first_row, chunk.points) for chunk in all_chunks(run_chunker)] == [(20, 3)]
     assert run_chunker.read_all
     writer.close()
@@ -292,7 +292,7 @@ def test_a_long_row_among_too_few_for_a_chunk_holds_up_no_row_after_it(deliver: 
 
     for row in lines[19:]:
         writer.append(line(row))
-        run_chunker.look()
+        run_chunker.read_on()
         found += taken(run_chunker)
 
     third = 20 if policy == "null" else 21
@@ -316,21 +316,21 @@ def test_rows_that_a_preview_may_show_are_read_at_once(deliver: Deliver) -> None
 
 
 def test_a_long_backlog_is_read_in_parts_so_that_other_runs_have_their_turn(deliver: Deliver) -> None:
-    lines = [text(n, [None]) for n in range(LINES_PER_LOOK + 100)]
+    lines = [text(n, [None]) for n in range(LINES_AT_ONCE + 100)]
     run_chunker = deliver([layout(1), *lines]).run.run_chunker
 
-    run_chunker.look(count_only=True)
+    run_chunker.read_on(count_only=True)
     assert (run_chunker.more_to_read, run_chunker.at_end) == (True, False)
-    run_chunker.look(count_only=True)
+    run_chunker.read_on(count_only=True)
     assert (run_chunker.more_to_read, run_chunker.at_end) == (False, True)
-    assert run_chunker.account.next_row["primary"] == LINES_PER_LOOK + 100
+    assert run_chunker.account.next_row["primary"] == LINES_AT_ONCE + 100
     assert list(run_chunker.ready) == []
 
 
 def test_counting_a_parked_runs_rows_makes_no_chunks(deliver: Deliver) -> None:
     run_chunker = deliver([layout(1), *(text(n, [1.0]) for n in range(25)), STOP]).run.run_chunker
 
-    run_chunker.look(count_only=True)
+    run_chunker.read_on(count_only=True)
 
     assert (list(run_chunker.ready), run_chunker.at_end, run_chunker.read_all) == ([], True, False)
     assert run_chunker.account.stop is not None
@@ -382,7 +382,7 @@ def test_a_streams_name_tells_its_event_stream_and_counts_its_continuations(deli
 def test_with_one_stream_per_run_a_stream_of_other_channels_joins_it_and_the_next_is_numbered(deliver: Deliver) -> None:
     delivery = deliver([layout(1)], layout="run")
     delivery.claim.ledger.note(Initialized(0, "id", "metrology"))
-    delivery.run.run_chunker.look()
+    delivery.run.run_chunker.read_on()
 
     assert open_stream(delivery.run.run_chunker, "monitor") == "growth"
     assert delivery.run.state.streams[1].opening.joins == 0
@@ -435,7 +435,7 @@ def test_a_channel_that_its_stream_was_refused_gets_one_after_an_update(deliver:
     ledger.note(ChannelLeft(0, "c1", 0))
     ledger.note(GivenUp("primary", "c1"))
     run_chunker = RunChunker(delivery.claim.folder, delivery.run.header, ledger)
-    run_chunker.look()
+    run_chunker.read_on()
 
     assert sorted(run_chunker.begun()) == [(0, 0, 7), (1, 0, 7)]
     assert delivery.run.state.streams[1].opening.channels == ("c1",)

@@ -19,7 +19,7 @@ from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.__main__ import main
-from atomscale_bluesky.cli.formatting import age, plain
+from atomscale_bluesky.cli.formatting import age, safe
 from atomscale_bluesky.delivery import active_runs
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.spool import Spool
@@ -508,8 +508,8 @@ def test_an_age_has_at_most_two_places(seconds: float, text: str) -> None:
 
 
 def test_plain_text_keeps_what_can_be_printed_and_spells_out_the_rest() -> None:
-    assert plain("25 °C \x1b[2J\r\n\u202e") == r"25 °C \x1b[2J\r\n\u202e"
-    assert len(plain("x" * 600)) == 500
+    assert safe("25 °C \x1b[2J\r\n\u202e") == r"25 °C \x1b[2J\r\n\u202e"
+    assert len(safe("x" * 600)) == 500
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ FOLDERS = {
         "delivery/turns",
         "delivery/waiting_runs",
         "delivery/run_delivery",
-        "delivery/run",
+        "delivery/claimed_run",
         "delivery/task_book",
         "delivery/refusals",
         "delivery/ending_streams",

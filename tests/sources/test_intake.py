@@ -49,7 +49,7 @@ class Bus:
         if self.cut_off:
             raise ConnectionError("the bus is gone")
 
-    def rest(self, timeout_s: float) -> None:
+    def pause(self, timeout_s: float) -> None:
         self.rests += 1
         self._ending.wait(min(timeout_s, 0.05))
 

@@ -166,7 +166,7 @@ def test_packed_data_that_are_cut_off_give_what_came_before(tmp_path: Path) -> N
     recording.write_bytes(packed[: len(packed) // 2])
     found = []
 
-    with pytest.raises(CutOffError, match="ends within packed data"):
+    with pytest.raises(CutOffError, match="ends within compressed data"):
         found.extend(read_documents(recording))
 
     assert found == many[: len(found)]

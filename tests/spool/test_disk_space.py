@@ -52,7 +52,7 @@ def test_what_a_link_in_the_spool_leads_to_is_not_part_of_it(tmp_path: Path) -> 
 
 def test_there_is_room_until_the_limit_is_reached_also_between_two_looks(tmp_path: Path) -> None:
     room = DiskSpace(spool_of(tmp_path, 30), max_bytes=40, min_free_bytes=0)
-    room.look()
+    room.measure_some()
     assert (room.used_bytes, room.there_is) == (30, True)
 
     room.used_bytes += 9
@@ -60,7 +60,7 @@ def test_there_is_room_until_the_limit_is_reached_also_between_two_looks(tmp_pat
     room.used_bytes += 1
     assert not room.there_is
 
-    room.look()  # what was written in between is on the disk, or was not
+    room.measure_some()  # what was written in between is on the disk, or was not
     assert (room.used_bytes, room.there_is) == (30, True)
 
 
@@ -78,32 +78,32 @@ def test_one_look_measures_few_of_many_runs_and_some_looks_all(tmp_path: Path, m
         return real(path)
 
     monkeypatch.setattr(os, "scandir", noted)
-    room.look()
+    room.measure_some()
     assert (room.behind, 400 < room.used_bytes < 700) == (True, True)
     assert len(measured) == 1 + room.used_bytes
-    room.look()
+    room.measure_some()
     assert (room.behind, room.used_bytes) == (False, 700)
     measured.clear()
-    room.look()
+    room.measure_some()
     assert len(measured) <= 1 + 32
 
     (tmp_path / runs[7] / "journal-0001.jsonl").write_bytes(b"x" * 11)
     room.grown.append(runs[7])
-    room.look()
+    room.measure_some()
     assert room.used_bytes == 710
     for run in runs:
         (tmp_path / run / "ledger.jsonl").write_bytes(b"x")
     for _ in range(22):
-        room.look()
+        room.measure_some()
     assert room.used_bytes == 1410
     shutil.rmtree(tmp_path / runs[7])
-    room.look()
+    room.measure_some()
     assert room.used_bytes == 1398
 
 
 def test_a_full_spool_says_how_full_and_which_setting_limits_it(tmp_path: Path) -> None:
     room = DiskSpace(spool_of(tmp_path, 3_000_000), max_bytes=2_000_000, min_free_bytes=0)
-    room.look()
+    room.measure_some()
 
     assert not room.there_is
     assert room.why_none == "it holds 3 of 2 MB (spool_max_bytes)"
@@ -111,7 +111,7 @@ def test_a_full_spool_says_how_full_and_which_setting_limits_it(tmp_path: Path) 
 
 def test_a_spool_that_fills_up_between_two_looks_says_how_full_it_is_now(tmp_path: Path) -> None:
     room = DiskSpace(spool_of(tmp_path, 1_000_000), max_bytes=3_000_000, min_free_bytes=0)
-    room.look()
+    room.measure_some()
     assert room.there_is
     room.used_bytes += 2_000_000
 
@@ -121,7 +121,7 @@ def test_a_spool_that_fills_up_between_two_looks_says_how_full_it_is_now(tmp_pat
 
 def test_a_disk_below_its_floor_leaves_no_room_and_says_so_until_somebody_frees_some(tmp_path: Path) -> None:
     room = DiskSpace(spool_of(tmp_path, 10), max_bytes=10**9, min_free_bytes=10**18)
-    room.look()
+    room.measure_some()
 
     assert not room.there_is
     said = room.why_none
@@ -136,11 +136,11 @@ def test_a_spool_that_cannot_be_measured_keeps_what_was_known_of_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     room = DiskSpace(spool_of(tmp_path / "spool", 10), max_bytes=100, min_free_bytes=0)
-    room.look()
+    room.measure_some()
     (tmp_path / "spool").rename(tmp_path / "moved")
 
     with caplog.at_level(logging.WARNING):
-        room.look()
+        room.measure_some()
 
     assert (room.used_bytes, room.there_is) == (10, True)
     assert "cannot be measured" in caplog.text

@@ -189,7 +189,7 @@ def test_an_order_that_is_not_known_is_an_error(payload: bytes) -> None:
 # ---- many rows at once -----------------------------------------------------------------------------------------------
 
 
-def plain(number: int, layout: int = 0) -> bytes:
+def safe(number: int, layout: int = 0) -> bytes:
     head, values = encode_row(layout, number, number / 4, "uid", packed([number + 0.5, -number])).rsplit(b",", 1)
     return head.ljust(40) + b"," + values  # as in format 2
 
@@ -210,7 +210,7 @@ def shown(rows: Rows | None) -> Any:
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_plain_rows_that_follow_each_other_are_read_at_once(count: int) -> None:
-    rows = together([plain(number, 6) for number in range(3, 3 + count)])
+    rows = together([safe(number, 6) for number in range(3, 3 + count)])
 
     numbers = range(3, 3 + count)
     assert shown(rows) == (6, 3, tuple(n / 4 for n in numbers), [[n + 0.5, -n] for n in numbers])
@@ -221,21 +221,21 @@ def test_plain_rows_that_follow_each_other_are_read_at_once(count: int) -> None:
 @pytest.mark.parametrize(
     "payloads",
     [
-        pytest.param([plain(0), plain(2)], id="a number is missing"),
-        pytest.param([plain(1), plain(0)], id="out of order"),
-        pytest.param([plain(0), plain(0)], id="a number twice"),
-        pytest.param([plain(0, 1), plain(1, 2)], id="two layouts"),
+        pytest.param([safe(0), safe(2)], id="a number is missing"),
+        pytest.param([safe(1), safe(0)], id="out of order"),
+        pytest.param([safe(0), safe(0)], id="a number twice"),
+        pytest.param([safe(0, 1), safe(1, 2)], id="two layouts"),
         pytest.param([encode_row(0, 1, 1.0, "uid", packed([1.0, None]), {"b": "gap"})], id="a gap"),
         pytest.param([encode_row(0, 1, 1.0, "uid", packed([1.0, 2.0]), {}, ["b"])], id="lost digits"),
         pytest.param([encode_row(0, 0, 1.0, "uid", packed([1.0, None]))], id="a value that is none"),
         pytest.param([encode_row(0, 0, 1.0, "uid", packed([1.0, math.inf]))], id="a value that is not finite"),
         pytest.param([encode_row(0, 0, 1.0, "uid", b"x" * 16)], id="a text"),
-        pytest.param([plain(0), gone(plain(1), 16)], id="fewer values"),
+        pytest.param([safe(0), gone(safe(1), 16)], id="fewer values"),
         pytest.param([encode_row(0, 0, 1.0, "uid", packed([1.0])[:-1])], id="half a value"),
         pytest.param([b'[0,0,1.0,"uid",1.0]'], id="no values"),
         pytest.param([b'[0,0,1.0,"uid",[1.0,2.0]]'], id="as they were in format 1"),
         pytest.param([encode(HEADER)], id="another line"),
-        pytest.param([plain(0), plain(1)[:-1] + b","], id="half a line"),
+        pytest.param([safe(0), safe(1)[:-1] + b","], id="half a line"),
         pytest.param([b"[0,0,1.0]"], id="fewer members"),
         pytest.param([b'[0,0,1.0,"' + b"0" * 16 + b'"]'], id="no uid"),
     ],
@@ -245,8 +245,8 @@ def test_rows_of_which_one_is_not_plain_are_read_one_by_one(payloads: list[bytes
 
 
 def test_parts_that_follow_each_other_are_joined() -> None:
-    whole = together([plain(number, 2) for number in range(10, 20)])
-    parts = [together([plain(n, 2) for n in range(begin, end)]) for begin, end in ((10, 11), (11, 16), (16, 20))]
+    whole = together([safe(number, 2) for number in range(10, 20)])
+    parts = [together([safe(n, 2) for n in range(begin, end)]) for begin, end in ((10, 11), (11, 16), (16, 20))]
 
     assert shown(joined([part for part in parts if part])) == shown(whole)
     assert whole is not None
@@ -256,16 +256,16 @@ def test_parts_that_follow_each_other_are_joined() -> None:
 @pytest.mark.parametrize(
     "following",
     [
-        [plain(3)],
-        [plain(1)],
-        [plain(0)],
-        [plain(2, 1)],
+        [safe(3)],
+        [safe(1)],
+        [safe(0)],
+        [safe(2, 1)],
         [encode_row(0, 2, 1.0, "uid", packed([1.0]))],
         [encode_row(0, 2, 1.0, "uid", packed([1.0, 2.0, 3.0]))],
     ],
 )
 def test_parts_that_do_not_follow_each_other_are_not_joined(following: list[bytes]) -> None:
-    first, second = together([plain(0), plain(1)]), together(following)
+    first, second = together([safe(0), safe(1)]), together(following)
 
     assert first is not None
     assert second is not None

@@ -1,6 +1,6 @@
 """The tasks of a run: one file for each kind.
 
-In: a run as its files tell it (`run`), and Atomscale's answers.
+In: a run as its files tell it (`claimed_run`), and Atomscale's answers.
 Out: requests to Atomscale (folder `api`), and lines in the run's ledger before and after each.
 Guaranteed: what must be known after a crash is noted before the request leaves. A task's input never changes under the
 worker that performs it. Only the deciding thread touches the run and its ledger.

@@ -13,7 +13,7 @@ from ..refusals import closed_as
 from .work import Attempt, Kind, Work
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..claimed_run import ClaimedRun
 
 _logger = logging.getLogger(__name__)
 
@@ -40,12 +40,12 @@ class Finalize(Work[None], frozen=True, eq=False):
                     "the server closed %r as %s before it was finalized; the stream is complete", self.label, status
                 )
 
-    def apply(self, run: Run, result: None) -> None:
+    def apply(self, run: ClaimedRun, result: None) -> None:
         """Note that the stream is closed."""
         run.ledger.note(Finalized(self.stream, run.now()), sync=True)
 
 
-def plan(run: Run) -> Finalize | None:
+def plan(run: ClaimedRun) -> Finalize | None:
     """Return the next stream to close, noted and synced. Park the run if its account does not add up."""
     if run.to_reload or not run.run_chunker.read_all or run.run_chunker.ready or run.book.failed:
         return None  # `to_reload`: a stream was opened whose rows are read next
@@ -68,7 +68,7 @@ def plan(run: Run) -> Finalize | None:
     return None
 
 
-def _may_be_closed(run: Run, number: int, stream: StreamState) -> bool:
+def _may_be_closed(run: ClaimedRun, number: int, stream: StreamState) -> bool:
     """Return True if all that is left to do for a stream is to close it, whatever the account says."""
     if run.book.holds(Kind.FINALIZE, number) or stream.opening.joins is not None:
         return False

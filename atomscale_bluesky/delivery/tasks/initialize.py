@@ -18,7 +18,7 @@ from ..refusals import LOOK_UP_REFUSED, is_no_route, surely_did_nothing
 from .work import Again, Attempt, Kind, Work
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..claimed_run import ClaimedRun
 
 _logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Initialize(Work[str], frozen=True, eq=False):
             _check_instrument(client, self.links.synth_source_id, error)
             raise
 
-    def apply(self, run: Run, result: str) -> None:
+    def apply(self, run: ClaimedRun, result: str) -> None:
         """Note the stream's id. Its chunks may leave now."""
         run.knowledge.family = run.knowledge.family or self.family
         if run.streams[self.stream].parked:
@@ -67,7 +67,7 @@ class Initialize(Work[str], frozen=True, eq=False):
         run.ledger.note(Initialized(self.stream, result, self.family), sync=True)
         _logger.info("metrology stream %r has the id %s", self.label, result)
 
-    def refused(self, run: Run, error: ApiRefusedError) -> Again | None:
+    def refused(self, run: ClaimedRun, error: ApiRefusedError) -> Again | None:
         """Try the next path family if this one may not exist here, else park the stream."""
         known = run.knowledge.family
         if known != self.family:
@@ -84,12 +84,12 @@ class Initialize(Work[str], frozen=True, eq=False):
         self.park(run, reason + _what_it_named(self.links, reason))
         return None
 
-    def failed(self, run: Run, error: ApiError, part: str | None) -> Initialize:
+    def failed(self, run: ClaimedRun, error: ApiError, part: str | None) -> Initialize:
         """Return the same, for a stream that may exist, unless the request surely did nothing."""
         return self if surely_did_nothing(error) else msgspec.structs.replace(self, may_exist=True)
 
 
-def plan(run: Run, now: float) -> Initialize | None:
+def plan(run: ClaimedRun, now: float) -> Initialize | None:
     """Return the next stream to make. A refused one is tried again now and then, by a monotonic clock."""
     if not run.pending_links.may_initialize:
         return None
@@ -110,7 +110,7 @@ def plan(run: Run, now: float) -> Initialize | None:
     return None
 
 
-def _note_family(run: Run, stream: int, family: str) -> None:
+def _note_family(run: ClaimedRun, stream: int, family: str) -> None:
     """Note that the request is about to leave for this path family."""
     if run.streams[stream].family != family:
         run.ledger.note(Initializing(stream, family), sync=True)

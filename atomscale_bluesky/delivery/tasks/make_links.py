@@ -26,7 +26,7 @@ from .resolve import tag_ids
 from .work import Attempt, Kind, PartlyDoneError, Work
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..claimed_run import ClaimedRun
 
 _logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class MakeLinks(Work[LinksMade], frozen=True, eq=False):
                 made.append(link)
         return LinksMade(tuple(made), refused)
 
-    def apply(self, run: Run, result: LinksMade) -> None:
+    def apply(self, run: ClaimedRun, result: LinksMade) -> None:
         """Note which links are made and which are refused."""
         self._note_made(run, result.made)
         known = run.streams[self.stream].links_refused
@@ -81,23 +81,23 @@ class MakeLinks(Work[LinksMade], frozen=True, eq=False):
                 uid, self.label, ", ".join(link.kind for link in new), next(iter(new.values())), uid[:8], uid[:8],
             )  # fmt: skip
 
-    def park(self, run: Run, reason: str) -> None:
+    def park(self, run: ClaimedRun, reason: str) -> None:
         """Note that all of them are refused. Chunks are sent all the same."""
         self.apply(run, LinksMade(refused=dict.fromkeys(self.to_link, reason)))
 
-    def failed(self, run: Run, error: ApiError, part: LinksMade | None) -> MakeLinks:
+    def failed(self, run: ClaimedRun, error: ApiError, part: LinksMade | None) -> MakeLinks:
         """Note the links that were made, and return the others."""
         if part is None:
             return self
         self._note_made(run, part.made)
         return msgspec.structs.replace(self, to_link=tuple(link for link in self.to_link if link not in part.made))
 
-    def _note_made(self, run: Run, made: Iterable[Link]) -> None:
+    def _note_made(self, run: ClaimedRun, made: Iterable[Link]) -> None:
         for link in made:
             run.ledger.note(Linked(self.stream, link.kind, link.to), sync=True)
 
 
-def plan(run: Run, now: float) -> MakeLinks | None:
+def plan(run: ClaimedRun, now: float) -> MakeLinks | None:
     """Return the links of the next stream that has any to make. Refused ones come again, by a monotonic clock."""
     for number, stream in run.streams.items():
         if run.book.holds(Kind.LINK, number) or number in run.endings:

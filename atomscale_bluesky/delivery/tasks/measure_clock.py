@@ -13,7 +13,7 @@ from ...spool.stream_state import Life
 from .work import Attempt, Kind, Work
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..claimed_run import ClaimedRun
 
 _logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class MeasureClock(Work["ClockReading | None"], frozen=True, eq=False):
                     raise  # with a key that works the clock may be told
             return None
 
-    def apply(self, run: Run, result: ClockReading | None) -> None:
+    def apply(self, run: ClaimedRun, result: ClockReading | None) -> None:
         """Note the shift, which is added to the run's times from here on."""
         offset_s, delay_s = (0.0, None) if result is None else result
         run.ledger.note(ClockFixed(offset_s, run.now(), delay_s), sync=True)
@@ -59,7 +59,7 @@ class MeasureClock(Work["ClockReading | None"], frozen=True, eq=False):
             _logger.info("run %s is sent with its times shifted by %.6f s", run.header.run_uid, offset_s)
 
 
-def plan(run: Run) -> MeasureClock | None:
+def plan(run: ClaimedRun) -> MeasureClock | None:
     """Return the measurement if it is still to be made, and a stream exists to ask the server about."""
     if not run.clock_is_open or run.book.holds_any(Kind.CLOCK):
         return None

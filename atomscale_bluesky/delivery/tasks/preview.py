@@ -11,7 +11,7 @@ from .chunk_requests import ChunkWork, Sent
 from .work import Kind
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..claimed_run import ClaimedRun
 
 
 class Preview(ChunkWork, frozen=True, eq=False):
@@ -20,7 +20,7 @@ class Preview(ChunkWork, frozen=True, eq=False):
     kind: ClassVar[Kind] = Kind.PREVIEW
     finds_refused: ClassVar[bool] = False  # nothing needs to know which channel it is
 
-    def apply(self, run: Run, result: Sent) -> None:
+    def apply(self, run: ClaimedRun, result: Sent) -> None:
         """Note that it is shown or that the server takes no previews, or let the stream end."""
         if result.closed:
             run.book.hold(Kind.PREVIEW, self.stream)  # until the run's files are read again
@@ -32,26 +32,26 @@ class Preview(ChunkWork, frozen=True, eq=False):
         elif run.previews.refused(self.stream, str(next(iter(result.refused.values())))):
             run.reload("a chunk ends with the last preview that was taken")
 
-    def park(self, run: Run, reason: str) -> None:
+    def park(self, run: ClaimedRun, reason: str) -> None:
         """Park the stream. Nothing more is shown of it until the run's files are read again."""
         super().park(run, reason)
         run.book.hold(Kind.PREVIEW, self.stream)
 
-    def failed(self, run: Run, error: ApiError, part: Sent | None) -> None:
+    def failed(self, run: ClaimedRun, error: ApiError, part: Sent | None) -> None:
         """Note that it was not answered. It may be applied now or later, unless it surely did nothing."""
         some = part is not None and bool(part.confirmed)
         self._not_answered(run, in_doubt=some or not surely_did_nothing(error))
 
-    def put_back(self, run: Run) -> None:
+    def put_back(self, run: ClaimedRun) -> None:
         """Note that it did not leave."""
         self._not_answered(run, in_doubt=False)
 
-    def _not_answered(self, run: Run, *, in_doubt: bool) -> None:
+    def _not_answered(self, run: ClaimedRun, *, in_doubt: bool) -> None:
         if run.previews.failed(self.stream, in_doubt=in_doubt):
             run.reload("a chunk ends with a preview that was not answered")
 
 
-def plan(run: Run, now: float) -> Preview | None:
+def plan(run: ClaimedRun, now: float) -> Preview | None:
     """Return the next preview that is due by a monotonic clock, noted and synced."""
     if run.clock_is_open or run.run_chunker.ready or not run.run_chunker.at_end:
         return None

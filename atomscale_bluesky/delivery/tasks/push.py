@@ -17,7 +17,7 @@ from .chunk_requests import ChunkWork, Sent
 from .work import Kind
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..claimed_run import ClaimedRun
 
 _logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Push(ChunkWork, frozen=True, eq=False):
 
     may_be_there: bool = False  # an earlier attempt, perhaps of another process, may have been applied
 
-    def apply(self, run: Run, result: Sent) -> None:
+    def apply(self, run: ClaimedRun, result: Sent) -> None:
         """Note which channels are confirmed and which are refused, or let the stream end."""
         if result.closed:
             in_doubt = self.chunk if self.may_be_there else None
@@ -41,7 +41,7 @@ class Push(ChunkWork, frozen=True, eq=False):
         else:
             self._answered(run, result)
 
-    def _answered(self, run: Run, result: Sent) -> None:
+    def _answered(self, run: ClaimedRun, result: Sent) -> None:
         confirmed, refused, index = result.confirmed, result.refused, self.chunk.index
         names = self.chunk.names
         if refused and not confirmed and refused.keys() >= {*names}:
@@ -62,7 +62,7 @@ class Push(ChunkWork, frozen=True, eq=False):
             if self.stream in run.apart:
                 run.apart[self.stream].difference_update(confirmed)  # taken again, so sent with the others
 
-    def failed(self, run: Run, error: ApiError, part: Sent | None) -> Push:
+    def failed(self, run: ClaimedRun, error: ApiError, part: Sent | None) -> Push:
         """Note the channels that were confirmed, and return the others."""
         chunk = self.chunk
         if part is not None and part.confirmed:
@@ -71,7 +71,7 @@ class Push(ChunkWork, frozen=True, eq=False):
         return msgspec.structs.replace(self, chunk=chunk, may_be_there=True)
 
 
-def plan(run: Run, now: float) -> Push | None:
+def plan(run: ClaimedRun, now: float) -> Push | None:
     """Return the next chunk that can leave, noted as tried. Read the journal on if none is ready.
 
     Args:
@@ -79,9 +79,9 @@ def plan(run: Run, now: float) -> Push | None:
         now: Monotonic.
     """
     if not (run.run_chunker.ready or run.run_chunker.read_all):
-        run.run_chunker.look()
+        run.run_chunker.read_on()
         if run.run_chunker.at_end:
-            run.previews.looked(now)
+            run.previews.journal_read(now)
     if run.clock_is_open:
         return None  # the shift of a chunk's times is noted before its first attempt
     chunk = run.run_chunker.take(lambda chunk: _may_leave(run, chunk))
@@ -106,7 +106,7 @@ def plan(run: Run, now: float) -> Push | None:
     )
 
 
-def _may_leave(run: Run, chunk: Chunk) -> bool:
+def _may_leave(run: ClaimedRun, chunk: Chunk) -> bool:
     stream = run.streams[chunk.stream]
     if stream.life is not Life.INITIALIZED or chunk.stream in run.endings:
         return False  # it waits for its data_id, or for that of its continuation

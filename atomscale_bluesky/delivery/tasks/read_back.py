@@ -13,7 +13,7 @@ from ..continuation import Points
 from .work import Again, Attempt, Kind, Work
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..claimed_run import ClaimedRun
 
 # How often stored points are read before a difference counts: for a minute and a half, with growing pauses.
 MOST_READS = 8
@@ -33,7 +33,7 @@ class ReadBack(Work[Points], frozen=True, eq=False):
         """Read the points of the channels that are due."""
         return client.points(self.family, self.data_id, self.due).points
 
-    def apply(self, run: Run, result: Points) -> Again | None:
+    def apply(self, run: ClaimedRun, result: Points) -> Again | None:
         """Count the chunks in doubt that are there as confirmed."""
         if self.reads < MOST_READS and run.endings.is_short(self.stream, result):
             # Not all confirmed points can be read yet. So points in doubt may be there too.
@@ -41,12 +41,12 @@ class ReadBack(Work[Points], frozen=True, eq=False):
         run.endings.read_back(self.stream, result)
         return None
 
-    def refused(self, run: Run, error: ApiRefusedError) -> None:
+    def refused(self, run: ClaimedRun, error: ApiRefusedError) -> None:
         """Count none of the chunks in doubt as confirmed, because the stream cannot be read."""
         run.endings.read_back(self.stream, {})
 
 
-def plan(run: Run) -> ReadBack | None:
+def plan(run: ClaimedRun) -> ReadBack | None:
     """End the streams of which nothing is under way. Return one whose chunks are in doubt, which is read first."""
     book = run.book
 

@@ -24,7 +24,7 @@ from ..refusals import LOOK_UP_REFUSED
 from .work import RUN, Attempt, Kind, Work
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..claimed_run import ClaimedRun
 
 _logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Resolve(Work[Links], frozen=True, eq=False):
             links, physical_sample=None, physical_sample_id=sample, tags=tag_ids(client, links.tags)
         )
 
-    def apply(self, run: Run, result: Links) -> None:
+    def apply(self, run: ClaimedRun, result: Links) -> None:
         """Note the ids. Streams are made with them."""
         if self.order != run.pending_links.order:
             return  # another edit has come meanwhile
@@ -63,7 +63,7 @@ class Resolve(Work[Links], frozen=True, eq=False):
             run.reload("rows that were only counted while the links were not found are to be sent")
         run.ledger.note(Resolved(result, self.order), sync=True)
 
-    def park(self, run: Run, reason: str) -> None:
+    def park(self, run: ClaimedRun, reason: str) -> None:
         """Park the run. Its links are looked up again now and then."""
         if self.order != run.pending_links.order or run.state.unresolved == reason:
             return
@@ -74,7 +74,7 @@ class Resolve(Work[Links], frozen=True, eq=False):
         )  # fmt: skip
 
 
-def plan(run: Run, now: float) -> Resolve | None:
+def plan(run: ClaimedRun, now: float) -> Resolve | None:
     """Return the look-up if it is still to be made. One that found nothing comes again, by a monotonic clock."""
     if not run.pending_links.to_resolve or run.book.holds(Kind.RESOLVE, RUN):
         return None

@@ -16,7 +16,7 @@ from .work import Again, Attempt, Kind, Work
 
 if TYPE_CHECKING:
     from ...checks.verification import Verification
-    from ..run import Run
+    from ..claimed_run import ClaimedRun
 
 _REMEDY = "compare it by `atomscale-bluesky verify`; `atomscale-bluesky retry` reads it again"
 
@@ -38,7 +38,7 @@ class Verify(Work["Verification"], frozen=True, eq=False):
         except SpoolError as error:
             raise ApiRefusedError(f"the run cannot be verified: {error}") from error
 
-    def apply(self, run: Run, result: Verification) -> Again | None:
+    def apply(self, run: ClaimedRun, result: Verification) -> Again | None:
         """Note that it is equal, or park the run if it is still not equal after `MOST_READS`."""
         if result.equal:
             run.ledger.note(Verified(run.now()), sync=True)
@@ -49,12 +49,12 @@ class Verify(Work["Verification"], frozen=True, eq=False):
             run.park(f"read back, and not equal: {result}", _REMEDY)
         return None
 
-    def refused(self, run: Run, error: ApiRefusedError) -> None:
+    def refused(self, run: ClaimedRun, error: ApiRefusedError) -> None:
         """Park the run, which stays in the spool."""
         run.park(str(error), _REMEDY)
 
 
-def plan(run: Run) -> Verify | None:
+def plan(run: ClaimedRun) -> Verify | None:
     """Return the comparison if it is wanted and all of the run is delivered."""
     if run.header.keep != "verified" or not run.delivered or run.state.verified or run.book.holds_any(Kind.VERIFY):
         return None

@@ -23,7 +23,7 @@ from ...errors import ApiError, ApiRefusedError
 from ..backoff import Backoff
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..claimed_run import ClaimedRun
 
 R = TypeVar("R")
 
@@ -106,22 +106,22 @@ class Work(msgspec.Struct, Generic[R], frozen=True, eq=False):
         """
         raise NotImplementedError
 
-    def apply(self, run: Run, result: R) -> Again | None:
+    def apply(self, run: ClaimedRun, result: R) -> Again | None:
         """Note what the result means for the run. Return what is to be tried again, and when, or None."""
         raise NotImplementedError
 
-    def refused(self, run: Run, error: ApiRefusedError) -> Again | None:
+    def refused(self, run: ClaimedRun, error: ApiRefusedError) -> Again | None:
         """Note that Atomscale has refused the task. Returns the same as `apply`."""
         self.park(run, str(error))
 
-    def park(self, run: Run, reason: str) -> None:
+    def park(self, run: ClaimedRun, reason: str) -> None:
         """Park what the task is about, until the operator acts or what is missing appears in Atomscale."""
         run.park_stream(self.stream, self.label, reason)
 
-    def failed(self, run: Run, error: ApiError, part: R | None) -> Work[R] | None:
+    def failed(self, run: ClaimedRun, error: ApiError, part: R | None) -> Work[R] | None:
         """Note the part that was done before an attempt failed. Return the rest, or None if there is none."""
         return self
 
-    def put_back(self, run: Run) -> Work[R] | None:
+    def put_back(self, run: ClaimedRun) -> Work[R] | None:
         """Return the rest of a task that no worker has begun, or None if there is none."""
         return self

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import AtomscaleBlueskyError, ChannelError, DocumentError, StartMissingError
 from ..model.loss import Loss
-from ..model.text import plain
+from ..model.text import safe
 
 _logger = logging.getLogger("atomscale_bluesky.callback")
 
@@ -30,7 +30,7 @@ SUBSCRIBE_EARLY = "subscribe before the run begins, and to documents of every ki
 MAX_SAID = 1000
 
 
-class Rejections:
+class IgnoredDocuments:
     """Counts of documents that were not taken, and the memory of what was logged about them.
 
     Args:
@@ -70,14 +70,14 @@ class Rejections:
     def ignore(self, kind: str, text: str) -> DocumentError:
         """Count a document that belongs to nothing known, and return the error that says so."""
         self.counts[kind] += 1
-        text = plain(text)  # it quotes a uid from outside, which may be any text, and it is remembered
+        text = safe(text)  # it quotes a uid from outside, which may be any text, and it is remembered
         self.say_once(text, text)
         return DocumentError(text)
 
     def ignore_without_start(self, kind: str, text: str, run_uid: str = "") -> DocumentError:
         """Do the same for a document of a run whose beginning never came; it is logged once, with the remedy."""
         self.counts[kind] += 1
-        text = plain(text)
+        text = safe(text)
         self.warn_of_parts(text)
         return StartMissingError(text, run_uid=run_uid)
 
@@ -95,7 +95,7 @@ class Rejections:
         """Log a text, unless one was logged about the same thing before."""
         if about not in self._said and len(self._said) < MAX_SAID:
             self._said.add(about)
-            self.say(level, "%s", plain(text))
+            self.say(level, "%s", safe(text))
 
     def broken(self, name: str, error: Exception) -> DocumentError:
         """Count a document that cannot be read, and return the error that says so."""
@@ -104,7 +104,7 @@ class Rejections:
             shown = str(error) if isinstance(error, ChannelError) else f"{type(error).__name__}: {error}"
         except Exception:  # noqa: BLE001 - a foreign exception may have no text
             shown = type(error).__name__
-        what, shown = plain(repr(name), 80), plain(shown)
+        what, shown = safe(repr(name), 80), safe(shown)
         if f"broken {name}" not in self._said:
             self._said.add(f"broken {name}")
             expected = isinstance(error, AtomscaleBlueskyError | LookupError | TypeError | ValueError)

@@ -23,7 +23,7 @@ from .tasks.work import Kind, Knowledge
 _logger = logging.getLogger(__name__)
 
 
-class Run:
+class ClaimedRun:
     """A claimed run, in the state that its files tell. Belongs to the deciding thread.
 
     Args:

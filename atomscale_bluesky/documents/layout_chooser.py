@@ -21,7 +21,7 @@ from .accepted import Accepted
 from .channels import Channels, Names
 from .description import MAX_NAME, Description
 from .event_page import EventPage
-from .row_times import Own, Stretch, Way
+from .row_times import Own, Stretch, TimeRule
 from .selection import Selection
 from .time_base import Source, TimeBase
 
@@ -33,7 +33,7 @@ OTHER_KEYS = "(other keys)"
 MAX_CHANGES = 100
 
 
-class Layouts:
+class LayoutChooser:
     """The time bases of one event stream, each with its present layout, and the keys that are no channels.
 
     An exception from a signal handler may interrupt any method. It leaves the old time bases or the new ones.
@@ -46,7 +46,7 @@ class Layouts:
         names: The channel names of the run, if its event streams share a metrology stream.
         earlier: The event stream's layouts in earlier journals of the run. Its channels keep their names, and keys
             that have been divided stay apart.
-        way: How the times of its rows are chosen.
+        rule: How the times of its rows are chosen.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Layouts:
         next_layout: Callable[[], int],
         names: Names | None,
         earlier: Sequence[Layout],
-        way: Way,
+        rule: TimeRule,
     ) -> None:
         self.bases: list[TimeBase] = []
         self.left_out: Mapping[str, str] = {}  # data keys that do not become channels, with the reason of each
@@ -72,7 +72,7 @@ class Layouts:
         self._description = description
         self._channels = Channels(event_stream, description, selection, names, earlier)
         self._next_layout = next_layout
-        self._by_evidence = way is Way.EVIDENCE
+        self._by_evidence = rule is TimeRule.EVIDENCE
         self._known: set[Any] = set()  # all keys that came
         self._changes = 0
         # By data key: the time base that it had in an earlier journal.
