@@ -27,9 +27,21 @@ class Recorder:
         names = {doc["uid"]: doc["name"] for name, doc in self.documents if name == "descriptor"}
         for name, doc in self.documents:
             if name == "event" and names[doc["descriptor"]] == event_stream:
+                time = doc["time"] if found else _time_of_first(doc)
                 for key, value in doc["data"].items():
-                    found.setdefault(key, []).append((doc["time"], float(value)))
+                    found.setdefault(key, []).append((time, float(value)))
         return found
+
+
+def _time_of_first(event: Mapping[str, Any]) -> float:
+    """When the first row of an event stream stands: with its readings, if the host stood still before the event.
+
+    Decision 0081 has the rule and its two limits.
+    """
+    newest, oldest = max(event["timestamps"].values()), min(event["timestamps"].values())
+    age = event["time"] - newest
+    stood_still = age > (0.25 if newest == oldest else 1.0) and newest - oldest <= age / 10
+    return newest if stood_still else event["time"]
 
 
 def growth(points: int, *, keys: int = 2, start_metadata: Mapping[str, Any] | None = None) -> Iterator[Document]:

@@ -33,6 +33,7 @@ from ..status.account import Account
 from ..status.outage import NEW_KEY, read_outage
 from ..status.run_status import RunStatus, status_of
 from ..status.spool_status import ending
+from .prompt import as_line
 
 # How long the first line waits for the stream's name, which the process that delivers the run gives it.
 NAME_S = 2.0
@@ -311,7 +312,7 @@ def _in_notebook() -> bool:
 
 def _print(text: str) -> None:
     """Print a line where the operator sees it. Blocks as long as the terminal takes no output."""
-    text = f"atomscale: {text}\n"
+    text = as_line(f"atomscale: {text}")
     stream = sys.stdout if _in_notebook() else sys.stderr
     with contextlib.suppress(OSError, ValueError, AttributeError):
         if type(stream) is io.TextIOWrapper:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from .prompt import as_line
+
 _NAME = "atomscale_bluesky"
 # Tells our handler from others. Its class does not: a module that is loaded again has another one.
 _HANDLER = "atomscale_bluesky terminal"
@@ -29,7 +31,7 @@ class _TerminalLog(logging.Handler):
         if logging.lastResort is None or sys.stderr is None or _somebody_else_has(record.name):
             return
         try:
-            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.write(as_line(self.format(record)))
             sys.stderr.flush()
         except (OSError, ValueError):  # closed, or a terminal that is gone
             self.handleError(record)

@@ -134,7 +134,7 @@ def test_with_the_reference_clock_all_times_of_a_run_are_shifted_by_the_same(
     documents = list(growth(points=35))
     for name, doc in documents[:15]:
         callback(name, doc)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     server.behave()
     server.misbehave(ahead(-9000.0))
     for name, doc in documents[15:]:
@@ -156,7 +156,7 @@ def test_the_shift_of_a_run_is_in_its_ledger_and_holds_for_the_next_process_too(
     *documents, stop = growth(points=25)
     for name, doc in documents:
         callback(name, doc)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     (ledger,) = spool_dir.glob("*/ledger.jsonl")
     (noted,) = {text for text in ledger.read_text().splitlines() if '"clock_fixed"' in text}  # each line stands twice
     fixed = json.loads(noted[9:])
@@ -165,7 +165,7 @@ def test_the_shift_of_a_run_is_in_its_ledger_and_holds_for_the_next_process_too(
 
     server.behave()
     callback(*stop)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     times = server.points(server.streams()[0].data_id)["k0"].times
     assert [at - fixed["offset_s"] for at in times] == pytest.approx(
         [doc["time"] for _, doc in documents[2:]], abs=1e-3

@@ -330,7 +330,7 @@ def test_settle_completes_a_run_whose_stop_never_came(
     *documents, _stop = growth(points=25)
     for name, doc in documents:
         callback(name, doc)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
 
     done = run("settle", documents[0][1]["uid"], url=server.url, key=server.api_key, spool_dir=spool_dir)
 

@@ -241,7 +241,7 @@ def test_a_callback_takes_what_a_probe_has_found(
             if name == "event" and doc["seq_num"] == 3:
                 doc["data"]["k0"] = math.nan
             callback(name, doc)
-        assert callback.drain(timeout_s=10)
+        assert callback.drain(timeout_s=30)
 
     (stream,) = [stream for stream in server.streams() if "probe" not in str(stream.label)]
     assert server.points(stream.data_id)["k0"].values[:4] == [0.0, 1.0, None, 3.0]

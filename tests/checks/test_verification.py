@@ -40,7 +40,7 @@ def feed(callback: AtomscaleCallback, documents: list[Document]) -> str:
 def under_way(callback: AtomscaleCallback, points: int = 25, **more: Any) -> str:
     """A run without its stop, all full chunks of which have arrived."""
     uid = feed(callback, list(growth(points=points, **more))[:-1])
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     return uid
 
 
@@ -93,12 +93,12 @@ def test_a_run_with_gaps_further_event_streams_and_a_continuation_is_equal(
                 documents.append(("event", more))
         for name, doc in documents[:60]:
             callback(name, doc)
-        assert callback.drain(timeout_s=10)
+        assert callback.drain(timeout_s=30)
         wait_until(lambda: {stream.status for stream in server.streams()} == {"stream_error"})
         assert callback.verify(run.start_doc["uid"]).arrived
         for name, doc in documents[60:]:
             callback(name, doc)
-        assert callback.drain(timeout_s=10)
+        assert callback.drain(timeout_s=30)
         found = callback.verify(run.start_doc["uid"])
         assert found.arrived, str(found)
         assert len(found.streams) >= 4
@@ -123,7 +123,7 @@ def test_a_run_that_is_one_stream_for_all_event_streams_is_compared_as_that(make
             stamp = run.start_doc["time"] + n / 10
             callback("event", primary.compose_event(data={"T": float(n)}, timestamps={"T": stamp}, time=stamp))
             callback("event", other.compose_event(data={"g": -n}, timestamps={"g": stamp}, time=stamp + 0.05))
-        assert callback.drain(timeout_s=10)
+        assert callback.drain(timeout_s=30)
 
         found = callback.verify(run.start_doc["uid"])
 
@@ -138,7 +138,7 @@ def test_null_values_and_dropped_rows_are_compared_as_they_were_sent(make_callba
             documents = list(growth(points=40))[:-1]
             documents[7][1]["data"]["k0"] = float("nan")
             uid = feed(callback, documents)
-            assert callback.drain(timeout_s=10)
+            assert callback.drain(timeout_s=30)
 
             found = callback.verify(uid)
 
@@ -179,7 +179,7 @@ def test_a_run_without_a_point_is_equal(make_callback: MakeCallback, server: Loc
     callback = make_callback(keep="verified")
     feed(callback, list(growth(points=0)))
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert Spool(spool_dir).history.entries()[0]["verified"]
 
 
@@ -373,7 +373,7 @@ def test_a_refused_chunk_keeps_a_run_from_being_equal(callback: AtomscaleCallbac
 
 def test_a_run_that_is_not_in_the_spool_is_said_to_be_elsewhere(callback: AtomscaleCallback) -> None:
     uid = feed(callback, list(growth(points=25)))
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
 
     with pytest.raises(SpoolError, match='finished and has left the spool: .* --from api.*keep = "verified"') as told:
         callback.verify(uid)
@@ -431,7 +431,7 @@ def test_a_run_that_was_read_back_says_when_wherever_it_is_shown(
 def test_by_default_nothing_is_read_back(callback: AtomscaleCallback, server: LocalServer, spool_dir: Path) -> None:
     feed(callback, list(growth(points=25)))
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert Spool(spool_dir).history.entries()[0]["verified"] is False
     assert all(request.call != "read" for request in server.requests())
 
@@ -512,7 +512,7 @@ def test_what_the_service_adds_is_named_and_is_no_difference(
     documents = list(growth(points=20))
     for name, doc in documents[:-1]:
         callback(name, doc)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
 
     found = callback.verify(str(documents[0][1]["uid"]), patience_s=0)
 
@@ -532,7 +532,7 @@ def test_the_command_names_what_the_service_added(
     callback = make_callback(endpoint=deriving.url)
     documents = list(growth(points=20))
     uid = feed(callback, documents)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     recording = tmp_path / "run.jsonl"
     recording.write_text(lines(documents))
 
@@ -623,7 +623,7 @@ def test_a_run_that_has_left_the_spool_is_compared_with_its_recorded_documents(
     documents = list(growth(points=35))
     documents[17][1]["data"]["k1"] = None
     uid = feed(callback, documents)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     recording = tmp_path / "run.jsonl"
     content = written(documents)
     recording.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -643,7 +643,7 @@ def test_the_recorded_documents_of_a_run_are_compared_in_the_family_that_holds_i
     documents = list(growth(points=15))
     callback = make_callback(api="tool-state")
     uid = feed(callback, documents)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     recording = tmp_path / "run.jsonl"
     recording.write_text(lines(documents))
     server.misbehave(Fault(call="read", family="metrology", **other))
@@ -659,7 +659,7 @@ def test_a_recorded_run_of_other_values_is_not_equal(
 ) -> None:
     documents = list(growth(points=35))
     uid = feed(callback, documents)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     recording = tmp_path / "run.jsonl"
     changed = json.loads(json.dumps(documents))
     changed[12][1]["data"]["k0"] = 1e6

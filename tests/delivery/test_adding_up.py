@@ -86,7 +86,7 @@ def test_a_row_that_repeats_a_number_goes_out_or_is_counted_as_lost_and_costs_no
     for after, number in rows:
         repeat(journal, after, number)
 
-    assert make_callback().drain(timeout_s=10)
+    assert make_callback().drain(timeout_s=30)
 
     values = held(server)["k0"]
     assert [value for value in values if value >= 0] == [float(n) for n in range(35)]

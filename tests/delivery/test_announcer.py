@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 import termios
@@ -212,6 +213,39 @@ def test_on_a_terminal_lines_are_printed_unless_they_are_off(
     os.close(ours)
     os.close(theirs)
     assert len(re.findall(rb"^atomscale: run", shown, re.MULTILINE)) == lines
+
+
+def test_a_line_that_comes_while_python_waits_for_a_command_leaves_the_prompt_behind_it(
+    server: LocalServer, environment: dict[str, str]
+) -> None:
+    server.unreachable()
+    ours, theirs = pty.openpty()
+    program = RUN.format(tests=str(Path(__file__).parents[1])).replace("callback.drain(20)", "")
+    typed = environment | {"PYTHON_BASIC_REPL": "1", "TERM": "dumb"}
+    with subprocess.Popen(
+        [sys.executable, "-q", "-i", "-c", program], env=typed, stdin=theirs, stdout=theirs, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        try:
+            read_until(ours, ">>> $")
+            os.write(ours, b"RE(gro")
+            read_until(ours, r"RE\(gro$")
+            server.reachable()
+            shown = read_until(ours, r"delivered; data_id \S+\r\n>>> RE\(gro$")
+        finally:
+            process.kill()
+            os.close(ours)
+
+    assert re.fullmatch(r"(\r\natomscale: .+\r\n>>> RE\(gro)+", "\r\n" + shown.lstrip()), shown
+
+
+def read_until(terminal: int, pattern: str) -> str:
+    """What a terminal shows from now on, up to what matches a pattern."""
+    found = ""
+    while not re.search(pattern, found):
+        assert select.select([terminal], [], [], 30.0)[0], f"{pattern!r} was not shown, but {found!r}"
+        found += os.read(terminal, 4096).decode()
+    return found
 
 
 def test_a_terminal_that_stands_still_holds_neither_plan_nor_exit(environment: dict[str, str]) -> None:

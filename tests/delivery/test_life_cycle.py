@@ -80,7 +80,7 @@ def test_exit_waits_no_longer_than_the_setting_says_and_keeps_the_rest(
 
     assert done.returncode == 0
     assert took < 10
-    assert make_callback().drain(timeout_s=10)
+    assert make_callback().drain(timeout_s=30)
     assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 50)]
 
 
@@ -197,7 +197,7 @@ def test_a_hundred_subscriptions_start_no_threads(callback: AtomscaleCallback, s
         if n % 25 == 0:
             engine(count([det1], num=1))
         engine.unsubscribe(token)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
 
     assert [stream.points for stream in server.streams()] == [1] * 4
     more = {thread.name for thread in set(threading.enumerate()) - before}
@@ -257,7 +257,7 @@ def test_subscribed_for_good_and_for_the_call_it_takes_each_event_once(
 
     engine(count([det1], num=12), callback)
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert len(held(server)["det1"]) == 12
 
 
@@ -277,7 +277,7 @@ def test_subscribed_within_a_run_it_takes_the_next_one(callback: AtomscaleCallba
 
     engine(plan())
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 15)]
     assert callback.ignored == {"event": 9, "stop": 1}
 
@@ -333,7 +333,7 @@ def test_a_neighbour_that_raises_on_a_monitors_readings_costs_none_that_came_to_
 
     engine(plan(), neighbour)
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert held(server)["pressure"] == [float(n) for n in range(1, 26)]
 
 

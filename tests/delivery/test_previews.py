@@ -108,7 +108,7 @@ def test_points_are_shown_before_their_chunk_is_full_and_the_full_chunk_replaces
     wait_until(lambda: held(server)["a"] == numbers(13))
     plan.stop()
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert held(server) == {"a": numbers(13), "b": numbers(13)}
     assert chunks(server) == [[10, 3]]
     assert [stream.status for stream in server.streams()] == ["success"]
@@ -136,7 +136,7 @@ def test_a_stream_that_fills_its_chunks_in_time_makes_no_previews(
     for name, doc in documents[1:]:
         callback(name, doc)
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert server.counts().by_call["chunk_multi"] == 4
 
 
@@ -154,7 +154,7 @@ def test_a_server_that_takes_no_grown_chunk_ends_the_previews_and_gets_every_poi
         plan.events(20)
         plan.stop()
 
-        assert callback.drain(timeout_s=10)
+        assert callback.drain(timeout_s=30)
         assert held(server) == {"a": numbers(25), "b": numbers(25)}
         assert chunks(server) == [[3], [10, 10, 2]]
         assert [stream.status for stream in server.streams()] == ["success", "success"]
@@ -174,7 +174,7 @@ def test_a_full_chunk_that_is_refused_because_it_was_shown_ends_there_and_the_re
     plan.events(6)
     plan.stop()
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert held(strict) == {"a": numbers(7), "b": numbers(7)}
     assert chunks(strict) == [[1], [2, 2, 2]]
     assert callback.status() == ()
@@ -191,7 +191,7 @@ def test_a_server_that_takes_no_chunk_before_it_is_full_gets_it_when_it_is(
     plan.events(12)
     plan.stop()
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert held(strict) == {"a": numbers(15), "b": numbers(15)}
     assert chunks(strict) == [[10, 5]]
 
@@ -209,7 +209,7 @@ def test_a_preview_that_is_never_answered_is_the_end_of_its_chunk_and_the_rest_g
     plan.events(20)
     plan.stop()
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert held(server) == {"a": numbers(23), "b": numbers(23)}
     assert chunks(server)[0] == [shown]
     assert len(server.streams()) == 2
@@ -231,7 +231,7 @@ def test_what_comes_after_a_chunk_that_was_cut_short_goes_on_in_the_next_session
     server.behave()
 
     second = make_callback()
-    assert second.drain(timeout_s=10)
+    assert second.drain(timeout_s=30)
     assert held(server) == {"a": numbers(rows + 4)}
     assert {stream.status for stream in server.streams()} == {"success"}
 
@@ -252,7 +252,7 @@ def test_a_preview_that_is_applied_after_everything_else_changes_nothing(
 
     wait_until(lambda: any(r.fault == number and r.handled == 200 for r in lenient.requests()))
     plan.stop()
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert held(lenient) == {"a": numbers(24), "b": numbers(24)}
     assert {stream.status for stream in lenient.streams()} == {"success"}
 
@@ -266,7 +266,7 @@ def test_a_gap_beyond_what_was_shown_lets_nothing_vanish(make_callback: MakeCall
     plan.events(19)
     plan.stop()
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert held(server) == {"a": numbers(23), "b": [n for n in numbers(23) if n != 3]}
     assert chunks(server)[0] == [3]
     assert never_shrank(server)
@@ -284,7 +284,7 @@ def test_a_channel_with_a_gap_that_was_not_shown_yet_costs_the_others_no_further
     plan.events(10)
     plan.stop()
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert held(server) == {"a": numbers(23), "b": [n for n in numbers(23) if n != 10]}
     assert chunks(server) == [[10, 10, 3], [10, 2]]
 
@@ -340,7 +340,7 @@ def test_a_further_process_keeps_a_run_s_latency_and_shows_what_is_new(
     wait_until(lambda: held(server)["a"] == numbers(5))
     plan.events(8)
     plan.stop()
-    assert second.drain(timeout_s=10)
+    assert second.drain(timeout_s=30)
     assert held(server) == {"a": numbers(13), "b": numbers(13)}
     assert chunks(server) == [[10, 3]]
 
@@ -357,7 +357,7 @@ def test_event_streams_that_share_a_metrology_stream_are_shown_each_at_its_pace(
         plan.events(9)
         plan.stop()
 
-        assert callback.drain(timeout_s=10)
+        assert callback.drain(timeout_s=30)
         assert held(server) == {"a": numbers(12), "b": numbers(12), "side/x": [7]}
         assert [stream.status for stream in server.streams()] == ["success"]
         callback.close()

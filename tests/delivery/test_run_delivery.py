@@ -60,7 +60,7 @@ def close_in_doubt(callback: AtomscaleCallback, server: LocalServer, *then: Faul
     documents = list(growth(points=47))
     for name, doc in documents[:12]:
         callback(name, doc)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     server.misbehave(
         Fault(call="chunk_multi", reset_after=True, times=1), Fault(call=("chunk", "chunk_multi"), reset_before=True)
     )
@@ -156,7 +156,7 @@ def test_a_chunk_too_large_for_one_request_is_split_by_channels(make_callback: M
         for name, doc in growth(points=25, keys=12):
             callback(name, doc)
 
-        assert callback.drain(timeout_s=10)
+        assert callback.drain(timeout_s=30)
         (stream,) = server.streams()
         assert (stream.status, stream.points) == ("success", 25 * 12)
         callback.close()
@@ -168,7 +168,7 @@ def test_channels_too_large_alone_go_on_with_fewer_points_per_chunk(make_callbac
         for name, doc in growth(points=450):
             callback(name, doc)
 
-        assert callback.drain(timeout_s=10)
+        assert callback.drain(timeout_s=30)
         assert [stream.points_per_chunk for stream in server.streams()] == [200, 100, 50]
         assert [stream.status for stream in server.streams()] == ["success"] * 3
         assert held(server)["k0"] == [float(n) for n in range(450)]
@@ -185,7 +185,7 @@ def test_only_points_that_are_too_large_go_again_with_fewer_points_per_chunk(mak
                 thirds.append(doc["data"]["k1"])
             callback(name, doc)
 
-        assert callback.drain(timeout_s=10)
+        assert callback.drain(timeout_s=30)
         first, *further = server.streams()
         assert first.status == "stream_active"  # its first chunk lacks a channel, and what has a hole is not finalized
         assert {(stream.points_per_chunk, stream.status) for stream in further} == {(25, "success")}
@@ -253,7 +253,7 @@ def test_bodies_are_kept_below_the_limit_of_the_settings(make_callback: MakeCall
     for name, doc in growth(points=100, keys=10):
         callback(name, doc)
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert max(len(request.channels) for request in server.requests("chunk_multi")) == 2
     assert [stream.points for stream in server.streams()] == [1000]
 
@@ -267,7 +267,7 @@ def test_a_channel_with_gaps_goes_on_in_a_stream_of_its_own_and_the_others_stay_
             doc["data"]["k1"] = float("nan")
         callback(name, doc)
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     whole, own = server.streams()
     assert {name: len(series.values) for name, series in server.points(whole.data_id).items()} == {"k0": 40, "k1": 10}
     assert {name: len(series.values) for name, series in server.points(own.data_id).items()} == {"k1": 26}
@@ -371,7 +371,7 @@ def test_a_run_that_began_without_room_is_kept_from_when_there_is(
     for name, doc in documents[12:]:
         callback(name, doc)
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     late = next(stream for stream in server.streams() if stream.label.startswith("late"))
     assert late.status == "success"
     assert late.points == 60
@@ -390,7 +390,7 @@ def test_a_chunk_that_was_not_answered_when_its_stream_grew_too_large_is_there_o
     documents = list(growth(points=55, keys=1))
     for name, doc in documents[:12]:
         callback(name, doc)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     server.misbehave(
         Fault(call="chunk_multi", chunk_index=1, status=413, delay_s=0.2, times=3),
         structs.replace(unanswered, call="chunk_multi", chunk_index=2, times=1),
@@ -410,7 +410,7 @@ def test_a_chunk_that_was_applied_and_not_answered_is_there_once_though_its_stre
     documents = list(growth(points=55, keys=1))
     for name, doc in documents[:12]:
         callback(name, doc)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     (stream,) = server.streams()
     server.misbehave(
         Fault(call="chunk_multi", chunk_index=1, drip_s=5, times=1),  # its answer takes longer than a request may
@@ -451,7 +451,7 @@ def _close_with_a_chunk_in_doubt(
         event["time"] = event["timestamps"]["k0"] = start + n * step_s
     for name, doc in documents[:12]:
         callback(name, doc)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     server.misbehave(
         # Late enough for the chunks behind it, which wait for the other connection alone.
         Fault(

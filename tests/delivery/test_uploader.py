@@ -68,7 +68,7 @@ def test_while_nothing_succeeds_one_request_at_a_time_is_sent(make_callback: Mak
     for documents in runs:
         for name, doc in documents[:3]:
             callback(name, doc)
-    wait_until(lambda: len(server.streams()) == 6 and callback.drain(timeout_s=10))
+    wait_until(lambda: len(server.streams()) == 6 and callback.drain(timeout_s=30))
     before = server.requests()[-1].number
     server.misbehave(Fault(status=503, headers={"Retry-After": "1"}, delay_s=0.2))
 
@@ -104,7 +104,7 @@ def test_after_a_failure_tasks_that_lie_ready_are_held_back(make_callback: MakeC
     documents = list(growth(points=95))
     for name, doc in documents[:12]:  # up to the first chunk, which goes alone
         callback(name, doc)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     before = server.requests()[-1].number
     server.misbehave(Fault(call="chunk_multi", status=503, headers={"Retry-After": "1"}, delay_s=0.3, times=2))
 
@@ -144,7 +144,7 @@ def test_a_finished_run_has_a_line_in_the_log_and_one_in_the_history(
     with caplog.at_level(logging.INFO):
         for name, doc in documents:
             callback(name, doc)
-        assert callback.drain(timeout_s=10)
+        assert callback.drain(timeout_s=30)
 
     (stream,) = server.streams()
     uid, started = documents[0][1]["uid"], documents[0][1]["time"]
@@ -176,7 +176,7 @@ def test_the_history_marks_a_run_without_a_stop_as_interrupted(
 
     callback.close(timeout_s=10)
 
-    assert make_callback().drain(timeout_s=10)
+    assert make_callback().drain(timeout_s=30)
     (entry,) = Spool(spool_dir).history.entries()
     assert (entry["interrupted"], entry["delivered"], entry["exit_status"]) == (True, 10, "")
     assert held(server)["k0"] == [0.0, 1.0, 2.0, 3.0, 4.0]
@@ -708,7 +708,7 @@ def test_a_terminal_gets_no_line_when_the_exit_does_not_wait(
     spooled(spool, server)
     uploader = make_uploader()
     uploader.start()
-    assert uploader.drain(timeout_s=10)
+    assert uploader.drain(timeout_s=30)
     monkeypatch.setattr(sys, "stderr", Terminal())
 
     uploader.close_at_exit()
@@ -726,7 +726,7 @@ def test_an_uploader_that_does_not_run_drains_nothing_and_counts_as_stopped(make
     uploader.start()
     uploader.start()
     assert uploader.running
-    assert uploader.drain(timeout_s=10)
+    assert uploader.drain(timeout_s=30)
     assert uploader.stop(timeout_s=10)
     assert not uploader.running
 
@@ -776,7 +776,7 @@ def test_an_uploader_is_idle_once_everything_is_delivered_and_not_before(
     assert wait_until(lambda: uploader.idle_since) <= begin + 10
     since = uploader.idle_since
     uploader.wake()
-    assert uploader.drain(timeout_s=10)
+    assert uploader.drain(timeout_s=30)
     assert uploader.idle_since == since
 
 
@@ -821,12 +821,12 @@ def test_a_drain_waits_for_a_run_that_another_process_has_just_released(
     claim = other.claim(other.run_folders()[0])
     assert claim is not None
     callback = make_callback()
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert not server.streams()
 
     claim.close()
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert [stream.status for stream in server.streams()] == ["success"]
     other.writers.close()
 

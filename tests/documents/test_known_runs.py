@@ -142,11 +142,11 @@ def test_of_a_long_history_the_one_run_is_found_whatever_the_others_quote(
     uid = documents[0][1]["uid"]
     for name, doc in documents:
         callback(name, doc)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     for label in (uid, f'"run_uid":"{uid}"'):  # another run whose label quotes it
         for name, doc in growth(points=1, start_metadata={"plan_name": label}):
             callback(name, doc)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     callback.close()
 
     again = make_callback()
@@ -163,7 +163,7 @@ def test_a_long_history_is_not_read_by_a_run_a_status_or_a_start_that_may_have_c
     callback = make_callback()
     for name, doc in growth(points=3):
         callback(name, doc)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     history = spool_dir / "history.jsonl"
     entry = history.read_bytes()
     with history.open("ab") as file:
@@ -179,7 +179,7 @@ def test_a_long_history_is_not_read_by_a_run_a_status_or_a_start_that_may_have_c
     for documents in (growth(points=3), old(points=3)):
         for name, doc in documents:
             callback(name, doc)
-        assert callback.drain(timeout_s=10)
+        assert callback.drain(timeout_s=30)
         assert callback.status() == ()
     assert callback.ignored == {}
     assert bytes_read() - before < 2_000_000

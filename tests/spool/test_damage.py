@@ -45,7 +45,7 @@ def test_a_run_with_an_odd_start_or_stop_is_delivered_all_the_same(
     for name, doc in growth(points=3):
         callback(name, doc | change if name == kind else doc)
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 6)]
 
 
@@ -74,7 +74,7 @@ def test_a_flipped_bit_in_what_all_rows_need_costs_nothing(
 ) -> None:
     flip(spooled(make_callback, spool_dir), b'"kind":"%s"' % kind.encode())
 
-    assert make_callback().drain(timeout_s=10)
+    assert make_callback().drain(timeout_s=30)
     assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 50)]
 
 
@@ -103,7 +103,7 @@ def test_a_block_that_the_disk_has_lost_costs_its_rows_and_is_counted(
     journal.write_bytes(content)
 
     callback = make_callback()
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     values = held(server)["k0"]
     assert 150 < len(values) < 250
     assert values == sorted(set(values))
@@ -131,7 +131,7 @@ def test_what_a_power_cut_took_the_beginning_of_is_given_up(
         os.utime(path, (0, 0))
 
     callback = make_callback()
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert held(server) == {}
     wait_until(lambda: not journal.parent.exists())
     if kind == "header":
@@ -205,7 +205,7 @@ def test_a_flipped_bit_in_a_row_costs_that_row_and_is_counted_as_lost(
     flip(journal, row_mark(row))
 
     callback = make_callback()
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert held(server)["k0"] == [float(n) for n in range(25) if n != row]
     (entry,) = Spool(spool_dir).history.entries()
     assert (entry["delivered"], entry["lost"]) == (48, 2)

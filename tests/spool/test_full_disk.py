@@ -208,7 +208,7 @@ def test_a_file_of_that_name_that_is_not_the_spools_is_left_alone(
     callback = make_callback(spool_dir=str(disk.spool))
     for name, doc in growth(points=20):
         callback(name, doc)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     callback.close()
     disk.fill()
     make_callback(spool_dir=str(disk.spool)).status()

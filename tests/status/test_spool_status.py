@@ -78,7 +78,7 @@ def test_what_an_uploader_that_died_has_left_of_its_trouble_goes_with_the_next_a
     for name, doc in growth(points=5):
         callback(name, doc)
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert read_outage(spool_dir) is None
 
 
@@ -153,7 +153,7 @@ def test_in_a_pipe_watching_says_each_change_until_ctrl_c(
     documents = list(growth(points=25))
     for name, doc in documents[:-1]:
         callback(name, doc)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     command = [sys.executable, "-m", "atomscale_bluesky", "status", "--watch"]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -161,7 +161,7 @@ def test_in_a_pipe_watching_says_each_change_until_ctrl_c(
         said = _Said(watching.stdout)
         wait_until(lambda: "10 waiting" in said.text)
         callback(*documents[-1])
-        assert callback.drain(timeout_s=10)
+        assert callback.drain(timeout_s=30)
         wait_until(lambda: "nothing waits" in said.text)
         watching.send_signal(signal.SIGINT)
         assert watching.wait(20) == 0
@@ -284,7 +284,7 @@ def test_a_run_that_is_finalized_says_in_one_line_what_became_of_it(
     caplog.set_level("INFO", logger="atomscale_bluesky")
     for name, doc in growth(points=25):
         callback(name, doc)
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     wait_until(lambda: "the last point took" in caplog.text)
 
     (said,) = [record for record in caplog.records if "the last point took" in record.getMessage()]

@@ -82,7 +82,7 @@ def test_all_event_streams_of_a_run_arrive_in_one_metrology_stream(
 
     engine(plan())
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     (stream,) = server.streams()
     assert stream.status == "success"
     points = {name: len(series.values) for name, series in server.points(stream.data_id).items()}
@@ -104,7 +104,7 @@ def test_channels_of_the_event_stream_that_primary_names_keep_their_names(
     run.event("primary", 1, x=2)
     run.stop()
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert held(server) == [{"x": [1], "primary/x": [2]}]
 
 
@@ -114,7 +114,7 @@ def test_names_are_unique_over_the_run_whatever_their_case(callback: AtomscaleCa
     run.event("Side", 0, X=2)
     run.stop()
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert held(server) == [{"side/x": [1], "Side/X (2)": [2]}]
 
 
@@ -146,7 +146,7 @@ def test_channels_with_gaps_share_one_further_stream(callback: AtomscaleCallback
         run.event("primary", n, a=n, b=math.nan if n == 2 else n, c=math.nan if n == 3 else n)
     run.stop()
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert held(server) == [
         {"a": [0, 1, 2, 3, 4, 5], "b": [0, 1], "c": [0, 1]},
         {"b": [3, 4, 5], "c": [2, 4, 5]},
@@ -169,7 +169,7 @@ def test_what_follows_a_stream_that_the_server_closed_goes_on_in_one_further_str
             run.event("side", 3 + n, x=3 + n)
         run.stop()
 
-        assert callback.drain(timeout_s=10)
+        assert callback.drain(timeout_s=30)
         assert held(server) == [{"side/x": [0, 1]}, {"x": [0, 1, 2], "side/x": [2, 3, 4, 5]}]
         assert [stream.status for stream in server.streams()] == ["stream_error", "success"]
         first, second = (stream.label or "" for stream in server.streams())
@@ -190,7 +190,7 @@ def test_a_further_process_goes_on_in_the_same_stream(make_callback: MakeCallbac
     server.start()
 
     second = make_callback()  # the run was begun with its layout, and keeps it
-    assert second.drain(timeout_s=10)
+    assert second.drain(timeout_s=30)
     assert held(server) == [{"x": [0, 1, 2, 3], "side/x": [0, 1, 2]}]
 
 

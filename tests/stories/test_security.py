@@ -227,7 +227,7 @@ def test_no_redirect_is_followed_to_another_port_host_or_scheme(
         for name, doc in growth(points=15):
             callback(name, doc)
 
-        assert callback.drain(timeout_s=10)
+        assert callback.drain(timeout_s=30)
         assert [stream.points for stream in server.streams()] == [30]
         assert elsewhere.requests() == []
 
@@ -455,7 +455,7 @@ def test_a_data_id_that_looks_like_none_never_becomes_part_of_a_path(
     for name, doc in growth(points=15):
         callback(name, doc)
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     (stream,) = [stream for stream in server.streams() if stream.points]
     assert all(request.data_id in {None, stream.data_id} for request in server.requests())
 

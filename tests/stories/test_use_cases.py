@@ -44,7 +44,7 @@ def test_every_reading_of_a_plan_arrives_in_one_finalized_stream_linked_to_its_i
 ) -> None:
     engine(scan([det1, det2], motor, -1, 1, 25))
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
 
     (stream,) = server.streams()
     assert (stream.status, stream.synth_source_id, stream.finalize_calls) == ("success", 42, 1)
@@ -63,7 +63,7 @@ def test_each_run_of_a_plan_gets_its_own_stream(
     for n in (3, 12):
         engine(count([det1], num=n))
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
 
     assert sorted(stream.points for stream in server.streams()) == [3, 12]
 
@@ -90,7 +90,7 @@ def test_interleaved_runs_do_not_mix(
 
     engine(both())
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert {stream.label[:1]: stream.channels for stream in server.streams()} == {"a": ("det1",), "b": ("det2",)}
     assert {key: len(values) for key, values in held(server).items()} == {"det1": 12, "det2": 12}
 
@@ -137,11 +137,11 @@ def test_either_path_family_is_found_and_used_with_and_without_chunk_multi(
         documents = list(growth(points=25))
         for name, doc in documents[:12]:
             callback(name, doc)
-        assert callback.drain(timeout_s=10)
+        assert callback.drain(timeout_s=30)
         for name, doc in documents[12:]:
             callback(name, doc)
 
-        assert callback.drain(timeout_s=10)
+        assert callback.drain(timeout_s=30)
         (stream,) = server.streams()
         assert (stream.status, stream.points, stream.family) == ("success", 50, families[0])
         # The first chunk shows that there is no chunk/multi; from then on none is tried.
@@ -157,7 +157,7 @@ def test_a_lost_answer_to_initialize_does_not_make_a_second_stream(
     for name, doc in growth(points=15):
         callback(name, doc)
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 30)]
 
 
@@ -169,7 +169,7 @@ def test_a_lost_answer_to_finalize_counts_as_done_when_the_catalogue_says_so(
     for name, doc in growth(points=15):
         callback(name, doc)
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     (stream,) = server.streams()
     assert stream.status == "success"
 
@@ -180,7 +180,7 @@ def test_a_server_that_asks_to_be_left_alone_is_left_alone(callback: AtomscaleCa
     for name, doc in growth(points=5):
         callback(name, doc)
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     first, second = server.requests("initialize")
     assert second.time - first.time >= 1.0
 
@@ -220,7 +220,7 @@ def test_several_event_streams_get_a_metrology_stream_each(make_callback: MakeCa
     engine.subscribe(recorder)
     engine(baseline_wrapper(monitor_during_wrapper(plan(), [pressure]), [motor]))
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     channels = {stream.label.partition(" · ")[2].partition(" [")[0]: stream.channels for stream in server.streams()}
     assert channels == {
         "": ("det1",),
@@ -265,7 +265,7 @@ def test_without_a_key_readings_are_spooled_and_the_next_session_with_a_key_send
     assert caplog.text.count("no API key") == 1
     keyless.close()
 
-    assert make_callback().drain(timeout_s=10)
+    assert make_callback().drain(timeout_s=30)
     assert [stream.status for stream in server.streams()] == ["success"]
 
 
@@ -279,7 +279,7 @@ def test_a_wrong_key_makes_everything_wait_and_the_right_one_sends_it(
     assert not wrong.drain(timeout_s=0.1)
     wrong.close(timeout_s=0)
 
-    assert make_callback().drain(timeout_s=10)
+    assert make_callback().drain(timeout_s=30)
     assert [stream.points for stream in server.streams()] == [50]
     assert "not-this-one" not in caplog.text
 
@@ -296,7 +296,7 @@ def test_runs_spooled_for_another_endpoint_stay_where_they_are(
     wait_until(lambda: "was spooled for https://atomscale.invalid" in caplog.text)
 
     assert server.streams() == []
-    assert here.drain(timeout_s=5)
+    assert here.drain(timeout_s=30)
 
 
 CHILD = """
@@ -351,13 +351,13 @@ def test_an_open_run_of_a_living_process_is_delivered_while_it_runs(
     for name, doc in documents[:-1]:
         callback(name, doc)
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert [stream.points for stream in server.streams()] == [60]
     (run,) = callback.status()
     assert (run.state, run.points.delivered, run.points.waiting) == ("running", 60, 10)
 
     callback(*documents[-1])
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert [(stream.points, stream.status) for stream in server.streams()] == [(70, "success")]
 
 
@@ -372,7 +372,7 @@ def test_documents_after_close_are_still_kept_and_delivered_by_the_next_callback
     for name, doc in documents[12:]:
         first(name, doc)
 
-    assert make_callback().drain(timeout_s=10)
+    assert make_callback().drain(timeout_s=30)
     assert [len(values) for values in held(server).values()] == [25, 25]
 
 
@@ -414,7 +414,7 @@ def test_an_event_behind_its_runs_stop_is_left_out_and_said_so(
     for name, doc in [*documents, stop, late]:
         callback(name, doc)
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert [stream.points for stream in server.streams()] == [22]
     assert callback.ignored == {"event behind its run's stop": 1}
     assert "came behind its stop document" in caplog.text
@@ -428,6 +428,6 @@ def test_a_start_document_without_a_uid_begins_no_run(
     for name, doc in growth(points=3):
         callback(name, doc)
 
-    assert callback.drain(timeout_s=10)
+    assert callback.drain(timeout_s=30)
     assert [stream.points for stream in server.streams()] == [6]
     assert callback.ignored == {"malformed document": 1}
