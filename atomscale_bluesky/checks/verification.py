@@ -29,6 +29,7 @@ from ..model.text import safe
 from ..spool.ledger import LedgerReader, facts_of
 from ..spool.ledger_format import Confirmed, Moved, Tried
 from ..spool.run_reader import LEDGER, RunReader
+from ..spool.segments import segments
 from ..spool.spool import Spool
 from ..spool.stream_state import StreamState
 from ..status.account import Account, Counts
@@ -194,6 +195,7 @@ def verify_run(
     """
     wait = wait or threading.Event().wait
     try:
+        journal = set(segments(folder))
         run = _Run(folder)
         end = monotonic() + patience_s
         told: list[StreamDifference] = []
@@ -202,9 +204,11 @@ def verify_run(
             for stream in run.state.streams.values()
             if stream.data_id is not None and stream.opening.joins is None
         )
-        counts = run.counts
+        if not journal <= set(segments(folder)):
+            raise FileNotFoundError(folder)
     except FileNotFoundError as error:
         raise SpoolError(f"the run in {folder} left the spool while it was read") from error
+    counts = run.counts
     return Verification(
         run_uid=run.header.run_uid,
         label=run.header.label,

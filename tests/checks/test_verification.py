@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -342,6 +343,31 @@ def test_reading_waits_for_what_was_stored_but_cannot_be_read_yet(
     server.misbehave(Fault(call="read", status=200, body='{"properties": {}}', times=1))
 
     assert callback.verify(uid).arrived
+
+
+def test_a_run_that_leaves_the_spool_while_it_is_read_is_not_said_to_be_damaged(
+    callback: AtomscaleCallback, server: LocalServer, tmp_path: Path
+) -> None:
+    run = compose_run(metadata={"synth_source_id": 42})
+    callback("start", run.start_doc)
+    for name in ("primary", "gauge"):
+        keys = {f"{name}_T": {"source": "sim", "dtype": "number", "shape": []}}
+        stream = run.compose_descriptor(name=name, data_keys=keys)
+        callback("descriptor", stream.descriptor_doc)
+        for n in range(10):
+            stamp = run.start_doc["time"] + n
+            event = stream.compose_event(data=dict.fromkeys(keys, n), timestamps=dict.fromkeys(keys, stamp), time=stamp)
+            callback("event", event)
+    assert callback.drain(timeout_s=30)
+    folder = shutil.copytree(callback.status()[0].folder, tmp_path / "copy")
+    server.misbehave(Fault(call="read", status=404, times=1))
+
+    def leave(_pause_s: float) -> None:
+        for segment in folder.glob("journal*"):
+            segment.unlink()
+
+    with pytest.raises(SpoolError, match="left the spool while it was read"):
+        verify_run(folder, Client(callback.settings), wait=leave)
 
 
 def test_a_line_that_is_damaged_in_the_journal_costs_its_chunk_and_is_said(
