@@ -340,9 +340,13 @@ def live(plan: Plan) -> None:
     """A process's whole life."""
     life = Life(plan)
     logger = logging.getLogger("atomscale_bluesky")
-    logger.addHandler(_Unexpected(life))
+    unexpected = _Unexpected(life)
+    logger.addHandler(unexpected)
     log = logging.FileHandler(plan.problems.with_name("log.txt"), delay=True)
     log.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(process)d %(name)s: %(message)s", "%H:%M:%S"))
+    for handler in (unexpected, log):
+        # An alarm that raises within `logging` would leave the handler's lock taken for good, whoever logs.
+        handler.acquire = handler.release = lambda: None
     for noted in (logger, _logger):
         noted.addHandler(log)
         noted.setLevel(logging.INFO)
