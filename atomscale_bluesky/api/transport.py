@@ -15,6 +15,7 @@ earlier request, would be taken for its answer.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import socket
 import threading
@@ -246,16 +247,8 @@ class _Plain:
     def of(cls, begin: bytes, sock: socket.socket) -> _Plain | None:
         """Return the answer that begins like this, or None if it is of another kind or its headers are not complete."""
         head, end, body = begin.partition(b"\r\n\r\n")
-        status, *lines = head.lower().split(b"\r\n")
-        if not end or not status.startswith(b"http/1.1 200 "):
-            return None
-        headers = {name: text.strip() for name, _, text in [line.partition(b":") for line in lines]}
-        length = headers.get(b"content-length", b"")
-        if len(headers) != len(lines) or not (length.isdigit() and len(length) < _LENGTH_DIGITS):
-            return None
-        if headers.get(b"connection", b"keep-alive") != b"keep-alive" or not headers.keys().isdisjoint(_NOT_PLAIN):
-            return None
-        return cls(int(length), body, sock)
+        length = _plain_length(head) if end else None
+        return None if length is None else cls(length, body, sock)
 
     def read1(self, size: int, /) -> bytes:
         size = min(size, self.length or 0)
@@ -318,6 +311,21 @@ def _asked(sock: socket.socket, head: bytes, parts: Sequence[bytes], size: int, 
         for data in (head, *parts) if size >= _ONE_SEND_BYTES else (b"".join((head, *parts)),):
             sock.sendall(data)
     return sock.recv(_RECEIVED_BYTES)
+
+
+@functools.lru_cache(maxsize=16)  # answers to the same kind of request have the same few heads
+def _plain_length(head: bytes) -> int | None:
+    """Return how long the body is behind this status line and these headers, or None if the answer is not plain."""
+    status, *lines = head.lower().split(b"\r\n")
+    if not status.startswith(b"http/1.1 200 "):
+        return None
+    headers = {name: text.strip() for name, _, text in [line.partition(b":") for line in lines]}
+    length = headers.get(b"content-length", b"")
+    if len(headers) != len(lines) or not (length.isdigit() and len(length) < _LENGTH_DIGITS):
+        return None
+    if headers.get(b"connection", b"keep-alive") != b"keep-alive" or not headers.keys().isdisjoint(_NOT_PLAIN):
+        return None
+    return int(length)
 
 
 def head_of(request: PreparedRequest) -> bytes:
