@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..model.chunk import Chunk
 from ..model.labels import MAX_CHANNELS, listed
-from ..model.rows import Rows
+from ..model.rows import NO_ROWS, Rows
 from ..spool.gil_yield import GilYield
 from ..spool.journal_format import Header, Layout, decode_lines, decode_row, is_row, joined
 from ..spool.journal_reader import Line
@@ -35,7 +35,8 @@ _logger = logging.getLogger(__name__)
 
 # How many lines one call of `read_on` may read, so that a run with a long backlog does not delay the others.
 LINES_AT_ONCE = 20_000
-# How many points are decoded before another thread may have the interpreter: some tenths of a millisecond.
+# How many points are decoded before another thread may have the interpreter: some tenths of a millisecond. Rows of
+# several small chunks are decoded together, up to this number.
 POINTS_AT_ONCE = 10_000
 
 
@@ -75,6 +76,8 @@ class RunChunker:
         self._present: Layout | None = None  # the layout that the last row named
         self._one_by_one = 0  # how many lines are known not to be `Rows`
         self._too_few = False  # there are only rows ahead, and too few for a chunk
+        self._decoded = START, NO_ROWS  # rows that stand at this position, decoded already
+        self._at_once = 1  # of how many chunks the rows are decoded together
 
     def read_on(self, *, count_only: bool = False) -> None:
         """Read on until a chunk is ready, the journal's present end or `LINES_AT_ONCE`. Or only count the rows."""
@@ -205,24 +208,38 @@ class RunChunker:
         wanted = chunker.whole_chunk(layout.layout, number)
         if not wanted:
             return False
-        rows = self._rows_ahead(wanted, len(layout.channels))
+        ahead = self._rows_ahead(wanted, len(layout.channels))
         # Rows that a preview may show are read at once, and so are rows that may complete a chunk of another time base.
         # So are rows that show that a stream has a point, before which it is not made.
         may_wait = len(self._cutters) == 1 and not self._header.max_latency_s and not self._waits_for_a_point()
-        if rows is None and may_wait and self._reader.ends_before(wanted, b'{"kind"'):
+        if ahead is None and may_wait and self._reader.ends_before(wanted, b'{"kind"'):
             self._too_few = True
             return False
-        if rows is None or (rows.layout, rows.number) != (layout.layout, number):
+        if ahead is None or (ahead.layout, ahead.number) != (layout.layout, number):
             self._one_by_one = wanted
             return False
+        rows = ahead.part(0, wanted)
         self._gil_yield.make_way()
         self._reader.skip(wanted)
+        self._decoded = self._reader.position, ahead.part(wanted)
         self.account.take_rows(rows)
         self._gil_yield.make_way()
         self._collect(chunker.rows(position, rows))
         return True
 
     def _rows_ahead(self, wanted: int, channels: int) -> Rows | None:
+        """Return at least so many of the next rows, or None if not all of them are there and `Rows`."""
+        position, rows = self._decoded
+        if position == self._reader.position and len(rows.times) >= wanted:
+            return rows
+        most = max(1, POINTS_AT_ONCE // max(1, wanted * channels))
+        self._at_once = min(2 * self._at_once, most)
+        if self._at_once > 1 and (found := self._decode(self._at_once * wanted, channels)) is not None:
+            return found
+        self._at_once = 1
+        return self._decode(wanted, channels)
+
+    def _decode(self, wanted: int, channels: int) -> Rows | None:
         lines = self._reader.ahead(wanted)
         if lines is None:
             return None

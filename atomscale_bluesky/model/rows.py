@@ -44,3 +44,10 @@ class Rows(NamedTuple):
     number: int  # the number of the first row
     times: tuple[float, ...]
     values: NDArray[np.float64]  # one row per line, one channel per column
+
+    def part(self, begin: int, end: int | None = None) -> Rows:
+        """Return the rows from the index `begin` up to `end`, which is not included."""
+        return Rows(self.layout, self.number + begin, self.times[begin:end], self.values[begin:end])
+
+
+NO_ROWS = Rows(0, 0, (), np.empty((0, 0)))
