@@ -23,5 +23,6 @@ Bounded: the settings limit the spool's size and set its disk's free-space floor
     place          which folder is the spool; own_files tells which names in it are the package's
     reserve        disk space that is held back for lines that must be written
     gil_yield      lets a plan's thread run between two steps of long work
-    lines, line_file, atomic_file, locks    single lines, files and locks
+    locks          who owns which part of a run; file_lock is the operating system's lock under it
+    lines, line_file, atomic_file    single lines and files
 """

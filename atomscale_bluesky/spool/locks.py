@@ -8,11 +8,13 @@ import os
 import queue
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from .own_files import LOCK_SUFFIX, open_own, refuse_link, run_files
+from .file_lock import FileLock
+from .own_files import LOCK_SUFFIX, open_own, run_files
 from .reserve import with_room
 
 WRITER_LOCK = "writer.lock"
@@ -23,6 +25,8 @@ _SESSION_LOCK = re.compile(r"writers-[0-9a-f]{16}\.lock")
 
 # No process owns a run that is just being made, but other processes test its lock and hold it for that moment.
 A_LOOK_S = 0.5
+# How often a lock is tried while another process has it.
+ATTEMPT_S = 0.001
 
 
 class Bell:
@@ -47,10 +51,7 @@ class RunLock:
     """One owner's claim on a run, held by the operating system while the owner's process lives."""
 
     def __init__(self, path: Path) -> None:
-        from filelock import FileLock
-
-        self._path = path
-        self._lock = FileLock(path, mode=0o600, thread_local=False)
+        self._lock = FileLock(path)
 
     def acquire(self, *, patience_s: float = 0.0) -> bool:
         """Take the lock if it is or becomes free within `patience_s`. Return True if it was taken.
@@ -58,14 +59,15 @@ class RunLock:
         Return False also if its folder is being removed.
 
         Raises:
-            SpoolError: The lock's file is a link.
+            SpoolError: The lock's file is a link, or not ours.
         """
-        from filelock import Timeout
-
-        refuse_link(self._path)
+        end = time.monotonic() + patience_s
         try:
-            self._lock.acquire(timeout=patience_s, poll_interval=0.001)
-        except (Timeout, FileNotFoundError, FileExistsError):
+            while not self._lock.acquire():
+                if time.monotonic() >= end:
+                    return False
+                time.sleep(ATTEMPT_S)
+        except (FileNotFoundError, FileExistsError):
             return False
         return True
 
@@ -83,14 +85,15 @@ def locked(path: Path, make_room: Callable[[], object] | None = None) -> Iterato
         make_room: Called when the disk has no space for that file, before it is tried again.
 
     Raises:
-        SpoolError: The lock's file is a link.
+        SpoolError: The lock's file is a link, or not ours.
     """
-    from filelock import FileLock
-
-    refuse_link(path)
-    lock = FileLock(path, mode=0o600)
-    with with_room(lock.acquire, make_room or (lambda: None)):
+    lock = FileLock(path)
+    try:
+        while not with_room(lock.acquire, make_room or (lambda: None)):
+            time.sleep(ATTEMPT_S)
         yield
+    finally:
+        lock.release()
 
 
 def session_lives(spool: Path, name: str) -> bool:
@@ -126,7 +129,7 @@ def is_held(path: Path) -> bool:
             return False
         finally:
             os.close(descriptor)
-    # Windows, or a file system without such locks. There filelock has another way.
+    # Windows, or a file system without such locks.
     if not path.exists():
         return False
     lock = RunLock(path)

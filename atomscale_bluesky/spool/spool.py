@@ -70,10 +70,8 @@ class Spool:
         self.not_kept: RunsNotKept = RunsNotKept(path, make_room=self._make_room)
         self.writers: RunWriters = RunWriters(path, self.disk_space, self.not_kept, sync_each=sync_each)
         self._said: set[Path] = set()  # folders without a header that were logged
-        # These two take as long to import as the rest of the package, so they are imported only when there is a spool.
-        # They are imported here and not later in a thread, because a fork during the import would leave them half done.
-        import filelock  # noqa: F401
-
+        # psutil takes half as long to import as the rest of the package, so it is imported only when there is a spool.
+        # It is imported here and not later in a thread, because a fork during the import would leave it half done.
         if read_only:
             check_folder(path)
         else:

@@ -30,9 +30,7 @@ HURRIED = 20.0
 ANSWERS_OF_THE_BENCH_S = 120.0
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(
-    ["atomscale_bluesky.callback", "event_model", "msgspec", "filelock", "tests.faults.child"]
-)
+_forks.set_forkserver_preload(["atomscale_bluesky.callback", "event_model", "msgspec", "tests.faults.child"])
 
 
 @dataclass

@@ -32,7 +32,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock  # noqa: F401 - before the forks, each of which would import it
 import msgpack
 import msgspec
 from event_model import DocumentRouter, Filler, RunRouter, pack_event_page, unpack_event_page

@@ -21,15 +21,15 @@ def test_the_import_leaves_out_what_not_every_session_needs(name: str) -> None:
     assert repr(name) not in done.stdout
 
 
-def test_everything_is_loaded_when_a_callback_is_made_so_that_no_fork_meets_half_a_module(tmp_path: Path) -> None:
+def test_psutil_is_loaded_when_a_callback_is_made_so_that_no_fork_meets_half_a_module(tmp_path: Path) -> None:
     code = (
         "import json, sys; from atomscale_bluesky import AtomscaleCallback, Settings\n"
         f"AtomscaleCallback(settings=Settings(spool_dir={str(tmp_path / 'spool')!r}, offline=True))\n"
-        "print(json.dumps([name for name in ('psutil', 'filelock') if name in sys.modules]))"
+        "print(json.dumps('psutil' in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
 
-    assert json.loads(done.stdout) == ["psutil", "filelock"]
+    assert json.loads(done.stdout) is True
 
 
 def test_the_version_is_that_of_the_installed_package() -> None:
