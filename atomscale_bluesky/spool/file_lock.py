@@ -46,24 +46,20 @@ class FileLock:
             return True
         if sys.platform == "win32" or self._other is not None:
             return self._acquire_other()
-        while True:
-            if self._descriptor < 0:
-                _close_copies_in_children()
-                self._descriptor = open_own(self._path, os.O_RDWR | os.O_CREAT)
-                _descriptors.add(self._descriptor)
-            try:
-                if not _flock(self._descriptor):
-                    self.release()
-                    return False
-            except OSError as error:
-                self.release()
-                if error.errno not in _NO_FLOCK:
-                    raise
-                return self._acquire_other()
-            if self._is_the_files():
-                self._held = True
-                return True
-            self.release()  # its owner has just removed the file, so another process may lock a new one of that name
+        try:
+            while _flock(self._open()):
+                if self._is_the_files():
+                    self._held = True
+                    break
+                self.release()  # its owner has just removed the file: another process may lock a new one of that name
+        except OSError as error:
+            self.release()
+            if error.errno not in _NO_FLOCK:
+                raise
+            return self._acquire_other()
+        if not self._held:
+            self.release()
+        return self._held
 
     def release(self) -> None:
         """Release the lock. A second call does nothing."""
@@ -86,6 +82,13 @@ class FileLock:
     def _forget_parents(self) -> None:
         if self._process != os.getpid():
             self._process, self._descriptor, self._held, self._other = os.getpid(), -1, False, None
+
+    def _open(self) -> int:
+        if self._descriptor < 0:
+            _close_copies_in_children()
+            self._descriptor = open_own(self._path, os.O_RDWR | os.O_CREAT)
+            _descriptors.add(self._descriptor)
+        return self._descriptor
 
     def _is_the_files(self) -> bool:
         """Return True if the file that is locked still has its name."""
