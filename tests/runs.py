@@ -27,20 +27,20 @@ class Recorder:
         names = {doc["uid"]: doc["name"] for name, doc in self.documents if name == "descriptor"}
         for name, doc in self.documents:
             if name == "event" and names[doc["descriptor"]] == event_stream:
-                time = doc["time"] if found else _time_of_first(doc)
+                time = doc["time"] if found else _time_of_first(doc, self.documents[0][1]["time"])
                 for key, value in doc["data"].items():
                     found.setdefault(key, []).append((time, float(value)))
         return found
 
 
-def _time_of_first(event: Mapping[str, Any]) -> float:
+def _time_of_first(event: Mapping[str, Any], started: float) -> float:
     """When the first row of an event stream stands: with its readings, if the host stood still before the event.
 
     Decision 0081 has the rule and its two limits.
     """
     newest, oldest = max(event["timestamps"].values()), min(event["timestamps"].values())
     age = event["time"] - newest
-    stood_still = age > (0.25 if newest == oldest else 1.0) and newest - oldest <= age / 10
+    stood_still = oldest >= started and age > (0.25 if newest == oldest else 1.0) and newest - oldest <= age / 10
     return newest if stood_still else event["time"]
 
 
