@@ -60,7 +60,7 @@ class OutageLog:
                 self._nags, self._next_nag = 0, now
         if now < self._next_nag and (self._logged or now - self._since < NAG_S[0]):
             return
-        advice = f"check the API key; {NEW_KEY}" if key_refused else "it is tried again until it works"
+        advice = f"check the API key; {NEW_KEY}" if key_refused else "sending is tried again until it works"
         on_and_off = "on and off " if self._unrest_since < self._since else ""
         lasts_s = round(now - self._unrest_since)
         _logger.warning(

@@ -48,7 +48,7 @@ NO_NETWORK = ApiUnavailableError("no route to host")
 @pytest.mark.parametrize(
     ("error", "advice"),
     [
-        (lambda: NO_NETWORK, "it is tried again until it works"),
+        (lambda: NO_NETWORK, "sending is tried again until it works"),
         (lambda: ApiKeyError("answered 401", status=401), "check the API key"),
     ],
     ids=["no network", "no key"],

@@ -515,7 +515,7 @@ def test_waiting_readings_are_logged_at_once_and_at_growing_intervals(
             said.append(answering.now - 1000.0)
             assert ("(for" in caplog.text) == (said[-1] > 0)
             assert said[-1] == 0 or f"(for {said[-1]:.0f} s now)" in caplog.text
-            assert "it is tried again until it works" in caplog.text
+            assert "sending is tried again until it works" in caplog.text
         answering.now += 30.0
 
     assert said == [0.0, 60.0, 360.0, 1260.0, 4860.0, 8460.0]
