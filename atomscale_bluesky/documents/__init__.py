@@ -1,4 +1,4 @@
-"""Turns Bluesky's documents into rows for a run's journal, all on the plan's thread.
+"""Turns Bluesky's documents into rows for a run's journal, on the thread that brings the document.
 
 In: start, descriptor, event, event page and stop documents, in any form that a user's session may produce.
 Out: a run's header, and lines for its journal (folder `spool`). Every reading that becomes no row is counted, and each
@@ -6,7 +6,7 @@ document is answered with what happened to it. Any source of documents uses the 
 Guaranteed: no network. Memory does not grow with the run, except for a bounded number of event uids, and of events that
 wait for their descriptor.
 
-    recorder        takes documents one by one, also where calls come from within calls, and answers each
+    recorder        takes documents one by one, also when a call comes during another call, and answers each
     accepted        the answer
     open_runs       how runs begin, go on and end, and to which of them a document belongs
     event_taker     takes events into the journals of their runs, each reading once

@@ -1,4 +1,4 @@
-"""Reads a descriptor, and what events say about it, as Bluesky's tools of all ages write them. Pure.
+"""Reads descriptors, and what events say about their keys, as old and new versions of Bluesky's tools write them. Pure.
 
 Every member but the descriptor's uid and its run's uid may be missing or of another kind. What cannot be read counts as
 missing.

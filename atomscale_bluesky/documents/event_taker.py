@@ -1,7 +1,7 @@
 """Takes events, in each kind of document that holds them, into the journals of their runs. Each reading is taken once.
 
-An event that came before is recognised by its uid, of which the last ones of each run are remembered, or in the earlier
-journals of an interrupted run. An event whose descriptor has not come waits for it.
+The uids of the last events of each run are remembered, so an event that comes again is recognised. For an interrupted
+run the earlier journals are searched too. An event whose descriptor has not come waits for it.
 
 Used by one thread at a time, which holds the recorder's lock.
 """

@@ -1,4 +1,4 @@
-"""Finds out, at a run's stop, how many events its stop document counts that never came."""
+"""Counts, when a stop document comes, how many of the events that it announces never came."""
 
 from __future__ import annotations
 

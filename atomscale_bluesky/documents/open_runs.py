@@ -1,7 +1,8 @@
 """The open runs: how each begins, goes on after an interruption, and ends; and to which of them a document belongs.
 
-A document names its run by the run's uid, or by a descriptor's. A run that was recorded before, or that another
-recorder of this process records, is skipped: its documents are known, and nothing of them is written again.
+A start, descriptor or stop document names its run by the run's uid, an event by its descriptor's uid. A run that was
+recorded before, or that another recorder of this process records, is skipped: its documents are known, and nothing of
+them is written again.
 
 Used by one thread at a time, which holds the recorder's lock.
 """

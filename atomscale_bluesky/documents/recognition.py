@@ -1,4 +1,4 @@
-"""Which readings of a document earlier journals of its run hold."""
+"""Finds the readings of a document that earlier journals of its run already hold."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Decides, for each row of an event stream, whether its readings stand at their own times or at their event's. Pure.
+"""Decides, for each row of an event stream, whether its readings get their own times or their event's. Pure.
 
-A plan reads its devices and composes the event at once: a stamp that has changed is younger than the event before. A
-flyer's rows are collected later, all at once: the events' times do not change, while their stamps change and are older
-than the event before. So the times tell where a row came from, whatever kind of document brings it, and however many
-rows that document has (decision 0081).
+The time of a reading itself is called its stamp. A plan reads its devices and composes the event at once. So if a stamp
+has changed, it is younger than the previous event. A flyer's rows are collected later, all at once. So their events
+have nearly the same time, while the stamps change from row to row and are older than the previous event. This
+difference shows where a row came from. The kind of document, and how many rows it has, do not matter (decision 0081).
 """
 
 from __future__ import annotations

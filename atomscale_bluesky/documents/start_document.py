@@ -1,4 +1,4 @@
-"""Makes a run's header, which has what its delivery needs to know from the beginning, from its start document."""
+"""Makes a run's header from its start document and the settings: all that delivery must know from the beginning."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Finds mistakes with subscriptions, and makes a closed callback, or an older one, leave a run to a newer one.
 
-Bluesky tells a callback neither that it was subscribed nor that it no longer is, so what can be known is found out at a
-run's start. Nothing of Bluesky is changed.
+Bluesky does not tell a callback when it is subscribed or unsubscribed, so this is checked at the start of each run.
+Nothing of Bluesky is changed.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 In: lines for a journal, facts for a ledger, orders of the operator.
 Out: the same, readable from any position, by any process, at any time.
 Guaranteed: a written line survives a killed process, and a synced line survives a power cut. A damaged line costs only
-itself. The package touches only files with its own kinds of names.
+itself. The package changes and removes only files whose names have one of its own forms.
 Bounded: the settings limit the spool's size and set its disk's free-space floor. Files are read in blocks.
 
     spool          the folder of all runs: finds and claims them, and takes orders for them

@@ -2,8 +2,8 @@
 
 Python runs one thread at a time. A thread that computes yields only after the interpreter's switch interval, 5 ms by
 default, and a plan's thread has to ask for its turn again after every write. So while a run is open in this process,
-threads that work through a backlog sleep briefly between small steps. The sleep is long enough for the other thread to
-start before they ask for their turn again. A sleep of 0 is not.
+threads that work through a backlog sleep briefly between small steps. The sleep lasts long enough for the plan's thread
+to start. A sleep of 0 does not.
 """
 
 from __future__ import annotations

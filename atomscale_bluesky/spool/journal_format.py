@@ -2,9 +2,9 @@
 
 The callback writes the journal: a `Header`, descriptors, `Layout`s, rows, `LeftOut`s and finally a `Stop`.
 A row with a value for every channel is a binary record (`row_record`). Any other row is a JSON array, `[layout, row,
-time, event uid, values, gaps]`: an object of gaps says why a value could not become a point, and an array of channels
-follows where an integer lost digits. Every other line is an object whose `kind` names its type. A kind or member that
-this version does not know makes the line unreadable. That is an error of its own, never a guess.
+time, event uid, values, gaps]`. `gaps` is an object that gives a reason for each channel without a point. If an integer
+was rounded, one more array follows, with its channels. Every other line is an object whose `kind` names its type. A
+kind or member that this version does not know makes the line unreadable. That is an error of its own, never a guess.
 
 The values of such an array are one text of 16 hexadecimal digits per value: a 64-bit IEEE 754 float, big-endian. A gap
 is NaN. To decode the text:

@@ -4,7 +4,8 @@ A reading is its run's uid, its event's uid and its data key. A journal's rows h
 keys. If a kill cost an event its last rows, only those are taken again.
 
 Some sources, above all catalogues, make up new uids for every replay, or keep only the last of several events with one
-number. Their events are recognised by event stream, exact time and values, as many times as a journal has these.
+number. Then an event is recognised if a journal has a row with the same event stream, exact time and values. If it has
+n such rows, n such events are recognised.
 
 When an interrupted run leaves the spool, digests of its rows stay in a file beside the history (`stored_events`), with
 the lines that the run needs to go on: its header, its descriptors and its layouts.

@@ -9,8 +9,8 @@
 
 Every fact is appended before anything is done that builds on it, and `LedgerState` checks each transition,
 so two uploaders of one run are detected. Each line is written twice in a row, so that one damaged line costs
-nothing. Where both copies are damaged, the state takes what certainly follows from the other lines. If that is not
-enough, the run is `broken`: it waits for the operator, who can have all of it delivered again.
+nothing. If both copies are damaged, the state is derived from the other lines as far as they leave no doubt. If that
+is not enough, the run is `broken`: it waits for the operator, who can have all of it delivered again.
 
 Confirmed chunks are kept as counts, so memory holds only the chunks still in progress, however long the run is. Facts
 survive a killed process once noted. Facts that a power cut must not take are synced.

@@ -2,8 +2,8 @@
 
 On a full disk nothing could be delivered: each delivery is noted before it is sent, and an order is a line in a file.
 So one file of the spool holds nothing but space. It is removed when a ledger, an order, the history or a run's stop
-finds no disk space. Their lines take its place, runs leave the spool, and their space allows the reserve to be made
-again.
+finds no disk space, and such lines use the space that it leaves. When delivered runs have left the spool, there is
+space to make the reserve again.
 
 The file is filled with random bytes, since a file system may store neither zeros nor holes. Removing it is one call,
 which fails harmlessly if another process was first, so processes need no lock to agree.

@@ -9,8 +9,8 @@ A record is, in this order:
     0a             a newline
 
 Records of one layout are mostly equally wide, so many of them are checked and decoded as a table. Each ends with its
-own checksum, so the checksum of several whole records depends on their number and width alone, whatever they hold. One
-look at a block thus tells whether all of them are intact.
+own checksum, and the CRC of data that are followed by their own CRC is a constant. So the checksum of several whole
+records depends only on their number and width, whatever they hold. One checksum shows that a whole block is intact.
 
 A width is believed only if it follows from what the record's beginning says about uid and values: a damaged width must
 not make a reader wait for bytes that never come.

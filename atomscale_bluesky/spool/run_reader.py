@@ -2,8 +2,8 @@
 
 Rows are worthless without the header and their layouts. Each of these lines is in the journal twice, which repairs a
 flipped bit, and also in `head.jsonl`, a file of its own, which repairs a lost block. The copy is written after the
-journal was synced. So a line that is in neither place was never synced, and the rows that need it were not either: such
-rows were never promised to survive a power cut.
+journal was synced. So if a layout is in neither place, none of the rows that need it were ever synced. A power cut may
+take such rows: they were never promised to survive it.
 """
 
 from __future__ import annotations

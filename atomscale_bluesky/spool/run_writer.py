@@ -1,8 +1,8 @@
 """The writing end of one run: what the callback keeps of it, behind a lock that ends with its process.
 
 The plan's process has few file descriptors, so only some of the open runs use any. A bounded number have their journal
-open; the others open it again for the next line. A bounded number have a lock of their own; for the others the
-session's lock, which their header names, stands until they end.
+open; the others open it again for the next line. A bounded number have a lock of their own. All others share the
+session's lock, which their header names, until they end.
 """
 
 from __future__ import annotations
