@@ -20,10 +20,11 @@ with the same row share the stream that opens there. A channel that comes late w
 way. So each stream has a point when it opens.
 
 The run's policy says what a value is. With `own_stream` it is a finite number. With `null` a gap is a value as well,
-and sent as null. With `drop_row` a row that has a gap has no value of any channel that came together with that one.
+and sent as null. With `drop_row`, if one channel has a gap in a row, the row has no value for any of the channels that
+came together with it, in one layout.
 
-What a preview has shown neither vanishes nor changes. So if the stream would split, its unfinished chunk ends with the
-preview instead, and the stream with it.
+Points that a preview has shown neither vanish nor change. So if the stream would split after a preview, its unfinished
+chunk ends where the preview ended, and the stream ends there too.
 
 Memory holds at most the rows of one unfinished chunk per metrology stream.
 """

@@ -1,4 +1,4 @@
-"""Cuts chunks that were tried from the journal again. Notes nothing and opens nothing.
+"""Repeats chunks that were tried before: cuts the same rows from the journal again. Notes nothing and opens nothing.
 
 The ledger says which rows make a chunk, so the same files give the same chunks at any time.
 """

@@ -8,7 +8,7 @@ Bounded: runs that are delivered at a time, tasks given out, failed chunks kept 
 
 What a callback uses:
 
-    deliverer        what it knows of whatever delivers its runs; drain, the question whether that is done
+    deliverer        the interface between a callback and its uploader; drain, the question whether all is delivered
     uploader         delivers from this process
     uploader_process delivers from another; uploader_child starts and watches it, drain_check reads how far it is
     uploader_service the code that runs in that process
@@ -29,7 +29,9 @@ One run:
     run_delivery     the order of its tasks; claimed_run, its files and what was read of them
     tasks            a folder: one file for each kind of task, from `may it run now` to `what does the result mean`
     task_book        which tasks are under way or have failed
-    previews, ending_streams, continuation, pending_links    early points, early ends, links to make
+    previews         shows the points of a slow stream before their chunk is full
+    ending_streams   ends a stream that takes no more points; continuation, where its other points go
+    pending_links    the links that are still to be made
     refusals         what a 403, a 413 or a closed stream means
 
 The worker threads:

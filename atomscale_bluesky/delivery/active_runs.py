@@ -1,7 +1,7 @@
 """The active runs of one uploader: claimed, with their files open. At most `MAX_ACTIVE`.
 
-A run is claimed through its lock, so no two uploaders have the same one. What goes wrong with one run's files costs
-that run its turn and no other's: it is released, and a later scan starts again from its files.
+A run is claimed through its lock, so no two uploaders have the same one. If the files of a run cannot be used, only
+that run is released. A later scan starts again from its files.
 """
 
 from __future__ import annotations

@@ -5,15 +5,15 @@ multiplicative decrease).
 
     at first                                    doubled with each block of answers
     all connections in use, answers as quick    one more, `GROW_S` after the last change at the earliest
-    answers take `SLOW` times as long           three quarters
-    50 % more connections, hardly more answers  as before, and for a while not up to that number again
-    429, or `Retry-After`                       half, and for a while not up to that number again
-    many requests fail otherwise                the same, but if just as many fail with half, it was chance
+    answers take `SLOW` times as long           down to three quarters
+    50 % more connections, hardly more answers  back to the number before; that high again only after a while
+    429, or `Retry-After`                       down to half; that high again only after a while
+    many requests fail otherwise                the same; if as many fail with half, the number was not the reason
     nothing but failures, and then an answer    as at first
 
-A block is as many answers as there are connections, and at least `BLOCK`. "As long" compares the quick quarter of a
-block with that of the quickest block, for bodies of about the same size: a link on which some answers come late does
-not look like a server that has too much to do.
+A block is as many answers as there are connections, and at least `BLOCK`. To compare speeds, the fastest quarter of the
+answers of each block is used, for bodies of about the same size. So a few late answers on a bad link do not count as an
+overloaded server.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Logs outages: at once, again at growing intervals, and when they are over.
 
-An outage that begins soon after the last one was over is the same one, which comes and goes.
+If an outage begins soon after another one was over, the two count as one outage.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The meaning of a refusal, for every kind of task.
 
-    a look-up is refused                it says nothing: the request that it was made for keeps its own reason
-    403 while others are taken          this task alone is forbidden, and waits for the operator
+    a look-up is refused                ignored: the reason of the request that it was made for counts
+    403 while other tasks succeed       this task alone is forbidden, and waits for the operator
     404, 405                            perhaps the path does not exist here
     413                                 too large: a smaller one may be taken, and the stream is open
-    any other refusal of a chunk        the stream may be closed: the catalogue tells
+    any other refusal of a chunk        the stream may be closed: the catalogue is asked
 
 `is_closed` and `closed_as` ask the catalogue, so a worker calls them. The other functions are pure.
 """

@@ -1,8 +1,8 @@
 """Decides what a task's outcome means: done, refused, parked, or tried again, and when.
 
 The one retry loop is here and in nothing else: a failure that can clear is tried again without end, with a pause that
-all runs share. A wrong key makes everything wait, slowly and loudly. The deciding thread does the waiting. The task's
-file in `tasks` says what a result means for the run.
+all runs share. If the key is refused, all tasks wait, with long pauses, and the log repeats it. The deciding thread
+does the waiting. The task's file in `tasks` says what a result means for the run.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ sends, or decides when to try again after an outage. Each kind of task has a fil
     the run's times are to be shifted              → CLOCK
     a stream exists, and links of it do not        → LINK     (beside the chunks, each noted once it is made)
     a full chunk of an initialized stream          → PUSH     (rows synced, range of rows noted first)
-    points that wait too long for a full one       → PREVIEW  (if wanted; likewise, and the note synced)
+    points that wait too long for a full one       → PREVIEW  (if wanted; rows synced, range noted and synced first)
     stopped, every chunk confirmed, all linked     → FINALIZE (noted and synced first; once the account adds up)
     all of it delivered                            → VERIFY   (if wanted)
 
-After any crash the next process that opens the run reads the same two files and goes on from there.
+After any crash the next process that opens the run reads its journal and its ledger, and goes on from there.
 """
 
 from __future__ import annotations

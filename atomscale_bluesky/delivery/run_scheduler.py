@@ -5,7 +5,7 @@
     spool_listing   which runs have come and gone
     turns           which runs make way when more of them wait than there are places
 
-Bounded: only active runs have files open, at most `MAX_ACTIVE` of them, those of this process included.
+Bounded: at most `MAX_ACTIVE` runs are active, including those of this process. Only active runs have files open.
 """
 
 from __future__ import annotations

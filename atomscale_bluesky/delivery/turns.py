@@ -1,11 +1,13 @@
 """Which runs become active when more of them wait than there are places, and which make way.
 
+A quarter of the places is for runs that are not written in this process: here, "the other runs".
+
 An active run makes way for a queued one if
 
     nothing can be done for it: it waits for the operator, or has nothing to send until more is written
     none of its attempts has succeeded for a minute
-    a run that is being written here is queued, and the other runs have more than their quarter of the places
-    one of the other runs is queued, and they have less than their quarter
+    a run that is being written here is queued, and the other runs have more than their quarter
+    one of the other runs is queued, and the other runs have less than their quarter
 """
 
 from __future__ import annotations

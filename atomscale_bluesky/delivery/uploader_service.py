@@ -2,8 +2,8 @@
 
 It is the callback's uploader without a callback: it polls the journals that other processes write into the spool,
 completes the runs of processes that have died, and delivers. One process at a time serves a spool and an endpoint. It
-holds a lock of the operating system, and a further one that starts ends at once. Each run has its own lock too, so even
-two could not touch the same run.
+holds a lock of the operating system, and a second process for the same spool and endpoint ends at once. Each run has
+its own lock too, so even two processes could not touch the same run.
 
 A process that a callback has started ends by itself, `idle_s` after there is nothing left to do and the callback's
 process has ended. A process whose API key is refused for a while ends too, so that another can start with a right key.

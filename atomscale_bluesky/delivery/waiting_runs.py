@@ -4,7 +4,8 @@ A queued run waits for its turn. Those that are being written in this process co
 
 A run is set aside when nothing can be done for it until its files change. The sizes of its files are remembered, and
 when they differ the run is queued. Runs that are set aside are checked a few at a time, so thousands cost no more than
-a few dozen: each within about a minute, and all at once when an order was given or a drain was asked for.
+a few dozen. Each is checked within about a minute. When an order was given or a drain was asked for, all are checked at
+once.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What every kind of task has: an input that never changes, and what to do with it in which thread.
+"""What every kind of task has: an input that never changes, and functions that use it, each in a certain thread.
 
     plan        the deciding thread: may it run now? A function in each file. Notes what must be known after a crash
     perform     a worker thread: sends the requests of one task. Touches no run and no ledger
     apply       the deciding thread: notes in the run's ledger what the result means
     refused     the deciding thread: Atomscale has refused it
-    failed      the deciding thread: it failed in a way that can clear, and the rest is to be done
+    failed      the deciding thread: it failed and may succeed later. Returns what is left to do
     put_back    the deciding thread: no worker has begun it
 
 What remains after a failure becomes a new input.
