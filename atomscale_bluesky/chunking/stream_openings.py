@@ -98,7 +98,7 @@ class StreamOpenings:
             channels=channels,
             joins=host.stream if host else None,
         )
-        self._ledger.note(opening, sync=True)
+        self._ledger.note(opening)
         return opening
 
     def _host(self, channels: Iterable[str], points_per_chunk: int) -> Opened | None:

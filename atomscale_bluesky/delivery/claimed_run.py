@@ -134,7 +134,7 @@ class ClaimedRun:
 
     def park(self, reason: str, remedy: str) -> None:
         """Keep the run in the spool until the operator acts."""
-        self.ledger.note(Parked(f"{reason}; {remedy}"), sync=True)
+        self.ledger.note(Parked(f"{reason}; {remedy}"))
         _logger.error("run %s is parked and stays in the spool: %s; %s", self.header.run_uid, reason, remedy)
 
     def park_for_its_account(self, contradiction: str) -> None:
@@ -149,7 +149,7 @@ class ClaimedRun:
         stream = self.streams[number]
         if stream.parked == reason:  # tried again, with the same answer
             return
-        self.ledger.note(Parked(reason, number), sync=True)
+        self.ledger.note(Parked(reason, number))
         together = {one.opening.stream for one in stream.group}
         self.run_chunker.drop(together)
         self.pop_failed(together)

@@ -124,7 +124,7 @@ class Previews:
             chunk = self._run_chunker.so_far(stream)
             if chunk is not None:
                 self._run_chunker.sync()
-                self._ledger.note(chunk.noted_as(Previewed), sync=True)
+                self._ledger.note(chunk.noted_as(Previewed))
                 return chunk
         return None
 
@@ -172,7 +172,7 @@ class Previews:
 
     def _end(self, reason: str) -> None:
         if self._state.previews_ended is None:
-            self._ledger.note(PreviewsEnded(reason), sync=True)
+            self._ledger.note(PreviewsEnded(reason))
             _logger.warning(
                 "run %s makes no more previews, its points are shown chunk by chunk: %s; set `max_latency_s` to 0 "
                 "if this server never takes a chunk that has grown",

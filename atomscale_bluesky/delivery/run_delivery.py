@@ -245,13 +245,13 @@ class RunDelivery:
         for number, order in enumerate(orders[self.run.state.orders_obeyed :], start=self.run.state.orders_obeyed + 1):
             match order:
                 case Discard():
-                    self.run.ledger.note(Discarded(self.run.now(), number), sync=True)
+                    self.run.ledger.note(Discarded(self.run.now(), number))
                 case Edit():
-                    self.run.ledger.note(Edited(order.links, number, order.points_per_chunk, order.label), sync=True)
+                    self.run.ledger.note(Edited(order.links, number, order.points_per_chunk, order.label))
                 case Retry():
-                    self.run.ledger.note(Unparked(number), sync=True)
+                    self.run.ledger.note(Unparked(number))
                 case Settle():
-                    self.run.ledger.note(Obeyed(number), sync=True)
+                    self.run.ledger.note(Obeyed(number))
                     self.to_settle = True
                 case Move():
                     self.run.reload("it was moved")  # the process that delivers to the new endpoint notes it

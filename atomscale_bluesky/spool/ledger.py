@@ -13,7 +13,7 @@ nothing. If both copies are damaged, the state is derived from the other lines a
 is not enough, the run is `broken`: it waits for the operator, who can have all of it delivered again.
 
 Confirmed chunks are kept as counts, so memory holds only the chunks still in progress, however long the run is. Facts
-survive a killed process once noted. Facts that a power cut must not take are synced.
+survive a killed process once noted. They are synced, unless their kind can be found out again after a power cut.
 """
 
 from __future__ import annotations
@@ -24,21 +24,17 @@ from pathlib import Path
 
 from ..errors import SpoolError
 from .ledger_format import (
-    ChannelLeft,
     Confirmed,
     Discarded,
     Edited,
     Finalized,
     Finalizing,
-    GivenUp,
     Initialized,
     LedgerLine,
     Moved,
     Obeyed,
     Opened,
     Parked,
-    PreviewAnswered,
-    Refused,
     Together,
     Tried,
     Unparked,
@@ -72,7 +68,9 @@ class Ledger:
             raise
 
     def note(self, fact: LedgerLine, *, sync: bool = False) -> None:
-        """Append a fact. It survives a killed process once this returns, and a power cut if `sync` is set.
+        """Append a fact. It survives a killed process once this returns.
+
+        It survives a power cut too, unless its kind is `unsynced` and `sync` is not set.
 
         Raises:
             SpoolError: The fact cannot follow the known facts, or the file cannot be written. `state` is then ahead of
@@ -83,7 +81,7 @@ class Ledger:
             self._together.append(fact)
             return
         self._file.append(line(encode(fact)) * 2)
-        if sync:
+        if sync or not fact.unsynced:
             self._file.sync()
 
     @contextmanager
@@ -129,10 +127,6 @@ class Ledger:
         self._file.close()
 
 
-# Facts that are noted without a sync: each can be found out again, from the journal or by pushing again.
-_UNSYNCED = (ChannelLeft, Tried, PreviewAnswered, Confirmed, Refused, GivenUp)
-
-
 def _sound_bytes(path: Path) -> int:
     """Return how many bytes of a ledger are sound: all, except an end that a power cut damaged.
 
@@ -160,7 +154,7 @@ def _sound_bytes(path: Path) -> int:
                     return path.stat().st_size
                 # An opening with nothing after it, perhaps with what belongs to it: nothing was done about it either.
                 opened = isinstance(fact, Opened | Together)
-                if not opened and not isinstance(fact, _UNSYNCED):
+                if not opened and not fact.unsynced:
                     return path.stat().st_size
             before = payload or before
             size = end

@@ -6,7 +6,7 @@ answered. A kind or member that this version does not know makes the line unread
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import msgspec
 
@@ -31,7 +31,15 @@ OpeningReason = Literal[
 NO_POINT: Final = "no point"
 
 
-class Opened(FileLine, frozen=True, tag="opened"):
+class Fact(FileLine, frozen=True):
+    """The base of all lines of a ledger."""
+
+    # True: it is noted without a sync, because it can be found out again after a power cut, from the journal or by
+    # pushing again. All other facts are synced when they are noted, because what is done next builds on them.
+    unsynced: ClassVar[bool] = False
+
+
+class Opened(Fact, frozen=True, tag="opened"):
     """An opening: starts a metrology stream of the run, before anything is done about it."""
 
     stream: int  # counts from 0 within the run
@@ -49,14 +57,14 @@ class Opened(FileLine, frozen=True, tag="opened"):
     joins: int | None = None  # the opening whose metrology stream this one shares, instead of having its own
 
 
-class Initializing(FileLine, frozen=True, tag="initializing"):
+class Initializing(Fact, frozen=True, tag="initializing"):
     """A request to initialize is about to be sent on this path family: from here on the stream may exist."""
 
     stream: int
     family: str
 
 
-class Initialized(FileLine, frozen=True, tag="initialized"):
+class Initialized(Fact, frozen=True, tag="initialized"):
     """Atomscale has given the stream an id."""
 
     stream: int
@@ -64,15 +72,16 @@ class Initialized(FileLine, frozen=True, tag="initialized"):
     family: str
 
 
-class ChannelLeft(FileLine, frozen=True, tag="left"):
+class ChannelLeft(Fact, frozen=True, tag="left"):
     """A channel ends in this stream: from `from_row` on, no row gives it a point here."""
 
+    unsynced = True
     stream: int
     channel: str
     from_row: int
 
 
-class _Range(FileLine, frozen=True):
+class _Range(Fact, frozen=True):
     """Consecutive rows of a metrology stream under one index."""
 
     stream: int
@@ -90,6 +99,7 @@ class _Range(FileLine, frozen=True):
 class Tried(_Range, frozen=True, tag="tried"):
     """A chunk is about to be pushed for the first time. From now on it always consists of these rows."""
 
+    unsynced = True
     cut_short: bool = False  # it ends with the rows of a preview, and the metrology stream ends with it
 
 
@@ -101,32 +111,35 @@ class Previewed(_Range, frozen=True, tag="previewed"):
         return Tried(**msgspec.structs.asdict(self), cut_short=cut_short)
 
 
-class PreviewAnswered(FileLine, frozen=True, tag="preview_answered"):
+class PreviewAnswered(Fact, frozen=True, tag="preview_answered"):
     """Atomscale shows the last preview; or it certainly does not, and what it showed before stands."""
 
+    unsynced = True
     stream: int
     index: int
     taken: bool
 
 
-class PreviewsEnded(FileLine, frozen=True, tag="previews_ended"):
+class PreviewsEnded(Fact, frozen=True, tag="previews_ended"):
     """The run makes no further preview."""
 
     reason: str
 
 
-class Confirmed(FileLine, frozen=True, tag="confirmed"):
+class Confirmed(Fact, frozen=True, tag="confirmed"):
     """Atomscale holds these channels of the chunk, or all channels that the chunk has."""
 
+    unsynced = True
     stream: int
     index: int
     time: float
     channels: tuple[str, ...] | None = None
 
 
-class Refused(FileLine, frozen=True, tag="refused"):
+class Refused(Fact, frozen=True, tag="refused"):
     """Atomscale does not take these channels of the chunk as they are."""
 
+    unsynced = True
     stream: int
     index: int
     channels: tuple[str, ...]
@@ -134,47 +147,48 @@ class Refused(FileLine, frozen=True, tag="refused"):
     reason: str
 
 
-class GivenUp(FileLine, frozen=True, tag="given_up"):
+class GivenUp(Fact, frozen=True, tag="given_up"):
     """A channel got no stream, noted while the number of streams had a limit. It gets one now. No longer written."""
 
+    unsynced = True
     time_base: str
     channel: str
 
 
-class Ended(FileLine, frozen=True, tag="ended"):
+class Ended(Fact, frozen=True, tag="ended"):
     """The stream takes no further chunk. The remaining rows go into a continuation."""
 
     stream: int
     why: OpeningReason
 
 
-class Obeyed(FileLine, frozen=True, tag="obeyed"):
+class Obeyed(Fact, frozen=True, tag="obeyed"):
     """An order was carried out that changes nothing here."""
 
     order: int
 
 
-class Discarded(FileLine, frozen=True, tag="discarded"):
+class Discarded(Fact, frozen=True, tag="discarded"):
     """The operator gave up what this run still had waiting or refused."""
 
     time: float
     order: int
 
 
-class Parked(FileLine, frozen=True, tag="parked"):
+class Parked(Fact, frozen=True, tag="parked"):
     """The stream, or the whole run if no stream is named, waits for the operator."""
 
     reason: str
     stream: int | None = None
 
 
-class Unparked(FileLine, frozen=True, tag="unparked"):
+class Unparked(Fact, frozen=True, tag="unparked"):
     """The operator asked to try again what was parked or refused."""
 
     order: int
 
 
-class Edited(FileLine, frozen=True, tag="edited"):
+class Edited(Fact, frozen=True, tag="edited"):
     """The operator corrected the values with which the run's streams are initialized."""
 
     links: Links
@@ -183,27 +197,27 @@ class Edited(FileLine, frozen=True, tag="edited"):
     label: str | None = None  # None: that of the header
 
 
-class Moved(FileLine, frozen=True, tag="moved"):
+class Moved(Fact, frozen=True, tag="moved"):
     """The operator moved the run to another endpoint. Facts noted before do not hold there."""
 
     endpoint: str
     order: int
 
 
-class Resolved(FileLine, frozen=True, tag="resolved"):
+class Resolved(Fact, frozen=True, tag="resolved"):
     """The ids in Atomscale of the names that the run is linked to: the same ids for every stream of the run."""
 
     links: Links  # with ids in place of names
     order: int = 0  # the edit that gave the names; 0 means the run's metadata
 
 
-class Unresolved(FileLine, frozen=True, tag="unresolved"):
+class Unresolved(Fact, frozen=True, tag="unresolved"):
     """Something that the run is to be linked to is not in Atomscale and cannot be made there."""
 
     reason: str
 
 
-class Linked(FileLine, frozen=True, tag="linked"):
+class Linked(Fact, frozen=True, tag="linked"):
     """Atomscale has made one link of an existing stream."""
 
     stream: int
@@ -211,7 +225,7 @@ class Linked(FileLine, frozen=True, tag="linked"):
     to: str
 
 
-class LinkRefused(FileLine, frozen=True, tag="link_refused"):
+class LinkRefused(Fact, frozen=True, tag="link_refused"):
     """Atomscale refuses one link. The stream's chunks are still sent, but the stream is not finalized."""
 
     stream: int
@@ -220,20 +234,20 @@ class LinkRefused(FileLine, frozen=True, tag="link_refused"):
     reason: str
 
 
-class Finalizing(FileLine, frozen=True, tag="finalizing"):
+class Finalizing(Fact, frozen=True, tag="finalizing"):
     """A request to finalize is about to be sent. From now on nothing is pushed to the stream."""
 
     stream: int
 
 
-class Finalized(FileLine, frozen=True, tag="finalized"):
+class Finalized(Fact, frozen=True, tag="finalized"):
     """Atomscale has closed the stream, complete."""
 
     stream: int
     time: float
 
 
-class ClockFixed(FileLine, frozen=True, tag="clock_fixed"):
+class ClockFixed(Fact, frozen=True, tag="clock_fixed"):
     """The shift of all times of the run to the server's clock when they are sent; subtract it to undo that."""
 
     offset_s: float
@@ -241,13 +255,13 @@ class ClockFixed(FileLine, frozen=True, tag="clock_fixed"):
     delay_s: float | None = None  # of the exchange; the shift is right to half of it. None: not measured, so no shift
 
 
-class Verified(FileLine, frozen=True, tag="verified"):
+class Verified(Fact, frozen=True, tag="verified"):
     """The whole run was read back, and everything is equal."""
 
     time: float
 
 
-class Together(FileLine, frozen=True, tag="together"):
+class Together(Fact, frozen=True, tag="together"):
     """Facts that belong together: a crash leaves all of them, or none."""
 
     facts: tuple[LedgerLine, ...]

@@ -89,7 +89,7 @@ class RunClaim:
                 case Edit():  # the only earlier order that also holds at the new endpoint
                     self.ledger.note(Edited(order.links, number, order.points_per_chunk, order.label))
                 case Move() if number == last + 1:
-                    self.ledger.note(Moved(order.endpoint, number), sync=True)
+                    self.ledger.note(Moved(order.endpoint, number))
                 case _:
                     pass
 
@@ -102,7 +102,7 @@ class RunClaim:
             # The damaged line may have noted that the last move was carried out. Repeating it would send all of it
             # twice.
             self.ledger.note(Obeyed(len(self.orders())))
-        self.ledger.note(Parked(state.broken), sync=True)
+        self.ledger.note(Parked(state.broken))
 
     @property
     def endpoint(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import typing
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from atomscale_bluesky.spool.ledger import Ledger, LedgerReader
 from atomscale_bluesky.spool.ledger_format import (
     ChannelLeft,
     Confirmed,
+    Ended,
     Finalized,
     Finalizing,
     Initialized,
@@ -390,6 +392,28 @@ def test_a_ledger_is_for_its_owner_alone(tmp_path: Path) -> None:
         os.umask(before)
 
     assert (tmp_path / "ledger.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another call syncs a file there")
+def test_a_fact_is_synced_unless_it_can_be_found_out_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+
+    def syncs(*facts: LedgerLine, sync: bool = False) -> list[int]:
+        counts = []
+        for fact in facts:
+            before = len(synced)
+            ledger.note(fact, sync=sync)
+            counts.append(len(synced) - before)
+        return counts
+
+    assert syncs(OPENED, INITIALIZING, INITIALIZED) == [1, 1, 1]
+    assert syncs(tried(0), Confirmed(0, 0, 1.0, ("b",))) == [0, 0]
+    assert syncs(Confirmed(0, 0, 1.0, ("a",)), sync=True) == [1]
+    assert syncs(previewed(1, 5), PreviewAnswered(0, 1, taken=True), ChannelLeft(0, "b", 20)) == [1, 0, 0]
+    assert syncs(Parked("why", 0), Ended(0, "too large")) == [1, 1]
+    ledger.close()
 
 
 def test_every_kind_of_line_is_taken_in() -> None:

@@ -42,7 +42,7 @@ class Finalize(Work[None], frozen=True, eq=False):
 
     def apply(self, run: ClaimedRun, result: None) -> None:
         """Note that the stream is closed."""
-        run.ledger.note(Finalized(self.stream, run.now()), sync=True)
+        run.ledger.note(Finalized(self.stream, run.now()))
 
 
 def plan(run: ClaimedRun) -> Finalize | None:
@@ -61,7 +61,7 @@ def plan(run: ClaimedRun) -> Finalize | None:
         if number in contradictions:
             continue
         if stream.life is Life.INITIALIZED:
-            run.ledger.note(Finalizing(number), sync=True)
+            run.ledger.note(Finalizing(number))
         return Finalize(number, stream.opening.label, stream.data_id or "", stream.family or "")
     if contradictions and not run.book.in_flight:
         run.park_for_its_account(next(iter(contradictions.values())))

@@ -64,7 +64,7 @@ class Initialize(Work[str], frozen=True, eq=False):
         run.knowledge.family = run.knowledge.family or self.family
         if run.streams[self.stream].parked:
             run.reload("chunks of a stream were passed over while it was parked")
-        run.ledger.note(Initialized(self.stream, result, self.family), sync=True)
+        run.ledger.note(Initialized(self.stream, result, self.family))
         _logger.info("metrology stream %r has the id %s", self.label, result)
 
     def refused(self, run: ClaimedRun, error: ApiRefusedError) -> Again | None:
@@ -113,7 +113,7 @@ def plan(run: ClaimedRun, now: float) -> Initialize | None:
 def _note_family(run: ClaimedRun, stream: int, family: str) -> None:
     """Note that the request is about to leave for this path family."""
     if run.streams[stream].family != family:
-        run.ledger.note(Initializing(stream, family), sync=True)
+        run.ledger.note(Initializing(stream, family))
 
 
 def _check_instrument(client: Client, source_id: int | None, error: ApiKeyError) -> None:

@@ -72,7 +72,7 @@ class MakeLinks(Work[LinksMade], frozen=True, eq=False):
         known = run.streams[self.stream].links_refused
         new = {link: reason for link, reason in result.refused.items() if known.get(link) != reason}
         for link, reason in new.items():
-            run.ledger.note(LinkRefused(self.stream, link.kind, link.to, reason), sync=True)
+            run.ledger.note(LinkRefused(self.stream, link.kind, link.to, reason))
         if new:
             uid = run.header.run_uid
             _logger.error(
@@ -94,7 +94,7 @@ class MakeLinks(Work[LinksMade], frozen=True, eq=False):
 
     def _note_made(self, run: ClaimedRun, made: Iterable[Link]) -> None:
         for link in made:
-            run.ledger.note(Linked(self.stream, link.kind, link.to), sync=True)
+            run.ledger.note(Linked(self.stream, link.kind, link.to))
 
 
 def plan(run: ClaimedRun, now: float) -> MakeLinks | None:

@@ -61,13 +61,13 @@ class Resolve(Work[Links], frozen=True, eq=False):
             return  # another edit has come meanwhile
         if run.state.unresolved is not None:
             run.reload("rows that were only counted while the links were not found are to be sent")
-        run.ledger.note(Resolved(result, self.order), sync=True)
+        run.ledger.note(Resolved(result, self.order))
 
     def park(self, run: ClaimedRun, reason: str) -> None:
         """Park the run. Its links are looked up again now and then."""
         if self.order != run.pending_links.order or run.state.unresolved == reason:
             return
-        run.ledger.note(Unresolved(reason), sync=True)
+        run.ledger.note(Unresolved(reason))
         _logger.error(
             "run %s is parked, its readings are kept: %s; this is checked again now and then",
             run.header.run_uid, reason,

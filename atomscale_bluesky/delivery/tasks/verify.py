@@ -41,7 +41,7 @@ class Verify(Work["Verification"], frozen=True, eq=False):
     def apply(self, run: ClaimedRun, result: Verification) -> Again | None:
         """Note that it is equal, or park the run if it is still not equal after `MOST_READS`."""
         if result.equal:
-            run.ledger.note(Verified(run.now()), sync=True)
+            run.ledger.note(Verified(run.now()))
         elif self.reads < MOST_READS:
             # Stored points may take a while until they can be read. That is no outage.
             return Again(msgspec.structs.replace(self, reads=self.reads + 1), backoff.READ.pause_s(self.reads))
