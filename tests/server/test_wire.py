@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from atomscale_bluesky.server import CallName
+
 WIRE = Path(__file__).parents[1] / "api" / "wire"
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
@@ -38,6 +40,7 @@ class Conversation:
             timeout=10,
         )
         assert answer.status_code == exchange["status"], answer.text
+        assert self.api.server.requests()[-1].call != CallName.OTHER, "the call has no name that a fault could give"
         self.agree(exchange["response"], answer.json(), name)
 
     def ours(self, text: str) -> str:
