@@ -15,7 +15,7 @@ tests, demonstrations and dry runs on one machine. It analyses nothing.
     rules            what the API does not promise to take, and how it is refused
     store            the database
     page_source      what the page shows; page_server, serves it for the runs of spools, and other web applications
-    faults           how a test makes the server misbehave; request_log, what a test reads of the requests
+    faults           the names of the calls, and how a test makes them fail; request_log, what a test reads of them
     control_client   a test's end of the control port; control_routes, the server's
     docs_page        the page that describes the API; api_description, answers and examples in its description
 """

@@ -100,7 +100,7 @@ class RunWriter:
             self._journal = JournalWriter(folder)
             undo.callback(self._journal.close)
             self._journal.append(line(payload) * 2)  # twice, for rows are worthless without it
-            # How many bytes were appended so far. Too small after an interrupted append, until `kept` is called.
+            # How many bytes were appended so far. Too small after an interrupted append, until `holds` is called.
             self.written: int = self._journal.whole_size()
             undo.pop_all()
         self._journals.add(self)
@@ -111,7 +111,7 @@ class RunWriter:
         With `durability = "event"` they survive a power cut too. With `always` the spool's limits do not count, only
         the disk's. That is for the few bytes that say how a run ended. For them the reserve is released.
 
-        An exception raised by a signal handler may end this call at any point. `kept` finds out afterwards what was
+        An exception raised by a signal handler may end this call at any point. `holds` finds out afterwards what was
         written.
 
         Returns:

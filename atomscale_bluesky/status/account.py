@@ -128,8 +128,8 @@ class Account:
 
         Returns:
             False if the row is damage and belongs to no chunk: its number is lower than the last one, or the journal
-                does
-            not have its layout, so that its values have no meaning. Such a row costs only itself: it counts as lost.
+            does not have its layout, so that its values have no meaning. Such a row costs only itself: it counts as
+            lost.
         """
         if not self._number(row.layout, row.number, row.time):
             return False

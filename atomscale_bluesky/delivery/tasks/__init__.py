@@ -16,8 +16,6 @@ worker that performs it. Only the deciding thread touches the run and its ledger
     measure_clock    find out by how much the run's times are shifted
     verify           read the whole run back and compare
 
-A further kind is a file here with a class and a function `plan`, a member of `Kind` in `work`, and its place in the
-order of `run_delivery`. What it notes is a record in `spool/ledger_format`, with its effect in `spool/ledger_state`. A
-step after finalizing is planned when `run.delivered` is true, as in `verify`, and `RunDelivery.finished` must wait for
-its record, because a finished run leaves the spool.
+CONTRIBUTING.md lists what a further kind needs. A step after finalizing is planned when `run.delivered` is true, as in
+`verify`, and `RunDelivery.finished` must wait for its record, because a finished run leaves the spool.
 """
