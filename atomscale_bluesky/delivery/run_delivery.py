@@ -148,20 +148,20 @@ class RunDelivery:
         if run.parked or run.state.discarded:
             if not (run.stopped and run.run_chunker.at_end):
                 run.run_chunker.read_on(count_only=True)
-            work = resolve.plan(run, now)
+            work = resolve.next_work(run, now)
             return book.next_failed(now) if work is None else book.begin(work)
         end_damaged_streams(run)
-        work = read_back.plan(run)
+        work = read_back.next_work(run)
         if run.to_reload:  # a stream has ended just now, and what is ready of it belongs to another one
             return None if work is None else book.begin(work)
-        work = work or resolve.plan(run, now) or initialize.plan(run, now)
+        work = work or resolve.next_work(run, now) or initialize.next_work(run, now)
         if work is None and (task := book.next_failed(now)) is not None:
             return task
-        work = work or measure_clock.plan(run) or make_links.plan(run, now) or self._next_chunk(now)
+        work = work or measure_clock.next_work(run) or make_links.next_work(run, now) or self._next_chunk(now)
         if work is None:
             end_outgrown_streams(run)
             end_streams_without_a_point(run)
-            work = read_back.plan(run) or finalize.plan(run) or verify.plan(run)
+            work = read_back.next_work(run) or finalize.next_work(run) or verify.next_work(run)
         return None if work is None else book.begin(work)
 
     def _next_chunk(self, now: float) -> Work[Any] | None:
@@ -170,7 +170,12 @@ class RunDelivery:
         if len(run.book.failed) >= MAX_FAILED:
             return None
         # Reading on may have opened a stream, or found the stop, for which a tag is made.
-        return push.plan(run, now) or initialize.plan(run, now) or make_links.plan(run, now) or preview.plan(run, now)
+        return (
+            push.next_work(run, now)
+            or initialize.next_work(run, now)
+            or make_links.next_work(run, now)
+            or preview.next_work(run, now)
+        )
 
     def due(self) -> float | None:
         """Return when a failed task or a preview is due, monotonic, or None if there is none."""

@@ -16,6 +16,6 @@ worker that performs it. Only the deciding thread touches the run and its ledger
     measure_clock    find out by how much the run's times are shifted
     verify           read the whole run back and compare
 
-CONTRIBUTING.md lists what a further kind needs. A step after finalizing is planned when `run.delivered` is true, as in
+CONTRIBUTING.md lists what a further kind needs. A step after finalizing runs when `run.delivered` is true, as in
 `verify`, and `RunDelivery.finished` must wait for its record, because a finished run leaves the spool.
 """

@@ -45,7 +45,7 @@ class Finalize(Work[None], frozen=True, eq=False):
         run.ledger.note(Finalized(self.stream, run.now()))
 
 
-def plan(run: ClaimedRun) -> Finalize | None:
+def next_work(run: ClaimedRun) -> Finalize | None:
     """Return the next stream to close, noted and synced. Park the run if its account does not add up."""
     if run.to_reload or not run.run_chunker.read_all or run.run_chunker.ready or run.book.failed:
         return None  # `to_reload`: a stream was opened whose rows are read next

@@ -89,7 +89,7 @@ class Initialize(Work[str], frozen=True, eq=False):
         return self if surely_did_nothing(error) else msgspec.structs.replace(self, may_exist=True)
 
 
-def plan(run: ClaimedRun, now: float) -> Initialize | None:
+def next_work(run: ClaimedRun, now: float) -> Initialize | None:
     """Return the next stream to make. A refused one is tried again now and then, by a monotonic clock."""
     if not run.pending_links.may_initialize:
         return None

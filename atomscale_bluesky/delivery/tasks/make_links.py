@@ -97,7 +97,7 @@ class MakeLinks(Work[LinksMade], frozen=True, eq=False):
             run.ledger.note(Linked(self.stream, link.kind, link.to))
 
 
-def plan(run: ClaimedRun, now: float) -> MakeLinks | None:
+def next_work(run: ClaimedRun, now: float) -> MakeLinks | None:
     """Return the links of the next stream that has any to make. Refused ones come again, by a monotonic clock."""
     for number, stream in run.streams.items():
         if run.book.holds(Kind.LINK, number) or number in run.endings:

@@ -59,7 +59,7 @@ class MeasureClock(Work["ClockReading | None"], frozen=True, eq=False):
             _logger.info("run %s is sent with its times shifted by %.6f s", run.header.run_uid, offset_s)
 
 
-def plan(run: ClaimedRun) -> MeasureClock | None:
+def next_work(run: ClaimedRun) -> MeasureClock | None:
     """Return the measurement if it is still to be made, and a stream exists to ask the server about."""
     if not run.clock_is_open or run.book.holds_any(Kind.CLOCK):
         return None

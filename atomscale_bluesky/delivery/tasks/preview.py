@@ -51,7 +51,7 @@ class Preview(ChunkWork, frozen=True, eq=False):
             run.reload("a chunk ends with a preview that was not answered")
 
 
-def plan(run: ClaimedRun, now: float) -> Preview | None:
+def next_work(run: ClaimedRun, now: float) -> Preview | None:
     """Return the next preview that is due by a monotonic clock, noted and synced."""
     if run.clock_is_open or run.run_chunker.ready or not run.run_chunker.at_end:
         return None

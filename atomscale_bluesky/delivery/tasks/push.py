@@ -71,7 +71,7 @@ class Push(ChunkWork, frozen=True, eq=False):
         return msgspec.structs.replace(self, chunk=chunk, may_be_there=True)
 
 
-def plan(run: ClaimedRun, now: float) -> Push | None:
+def next_work(run: ClaimedRun, now: float) -> Push | None:
     """Return the next chunk that can leave, noted as tried. Read the journal on if none is ready.
 
     Args:

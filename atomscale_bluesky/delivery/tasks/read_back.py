@@ -46,7 +46,7 @@ class ReadBack(Work[Points], frozen=True, eq=False):
         run.endings.read_back(self.stream, {})
 
 
-def plan(run: ClaimedRun) -> ReadBack | None:
+def next_work(run: ClaimedRun) -> ReadBack | None:
     """End the streams of which nothing is under way. Return one whose chunks are in doubt, which is read first."""
     book = run.book
 

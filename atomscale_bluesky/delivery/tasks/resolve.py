@@ -74,7 +74,7 @@ class Resolve(Work[Links], frozen=True, eq=False):
         )  # fmt: skip
 
 
-def plan(run: ClaimedRun, now: float) -> Resolve | None:
+def next_work(run: ClaimedRun, now: float) -> Resolve | None:
     """Return the look-up if it is still to be made. One that found nothing comes again, by a monotonic clock."""
     if not run.pending_links.to_resolve or run.book.holds(Kind.RESOLVE, RUN):
         return None

@@ -54,7 +54,7 @@ class Verify(Work["Verification"], frozen=True, eq=False):
         run.park(str(error), _REMEDY)
 
 
-def plan(run: ClaimedRun) -> Verify | None:
+def next_work(run: ClaimedRun) -> Verify | None:
     """Return the comparison if it is wanted and all of the run is delivered."""
     if run.header.keep != "verified" or not run.delivered or run.state.verified or run.book.holds_any(Kind.VERIFY):
         return None

@@ -1,6 +1,6 @@
 """What every kind of task has: an input that never changes, and functions that use it, each in a certain thread.
 
-    plan        the deciding thread: may it run now? A function in each file. Notes what must be known after a crash
+    next_work   the deciding thread: may it run now? A function in each file. Notes what must be known after a crash
     perform     a worker thread: sends the requests of one task. Touches no run and no ledger
     apply       the deciding thread: notes in the run's ledger what the result means
     refused     the deciding thread: Atomscale has refused it
