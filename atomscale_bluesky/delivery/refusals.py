@@ -17,7 +17,7 @@ from typing import Any
 from ..api.answers import CLOSED, Entry
 from ..api.client import Client
 from ..errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
-from .tasks.work import Attempt, UnexplainedError, Work
+from .tasks.work import WorkerContext, UnexplainedError, Work
 
 _logger = logging.getLogger(__name__)
 
@@ -55,12 +55,12 @@ def surely_did_nothing(error: ApiError) -> bool:
     return isinstance(error, ApiUnavailableError) and not error.may_have_been_applied
 
 
-def is_closed(client: Client, work: Work[Any], data_id: str, attempt: Attempt) -> bool:
+def is_closed(client: Client, work: Work[Any], data_id: str, context: WorkerContext) -> bool:
     """Return True if the catalogue says that the server has closed the stream, so the chunk was not refused itself."""
-    return closed_as(client, work, data_id, attempt) is not None
+    return closed_as(client, work, data_id, context) is not None
 
 
-def closed_as(client: Client, work: Work[Any], data_id: str, attempt: Attempt) -> str | None:
+def closed_as(client: Client, work: Work[Any], data_id: str, context: WorkerContext) -> str | None:
     """Return the status of a closed stream, or None if it is open or the catalogue does not tell.
 
     Raises:
@@ -72,6 +72,6 @@ def closed_as(client: Client, work: Work[Any], data_id: str, attempt: Attempt) -
     except LOOK_UP_REFUSED as error:
         _logger.info("%s was refused, and the catalogue does not tell whether its stream was closed: %s", work, error)
     except ApiUnavailableError as error:
-        if attempt.unexplained + 1 < CATALOGUE_ATTEMPTS:
+        if context.unexplained + 1 < CATALOGUE_ATTEMPTS:
             raise UnexplainedError from error
     return entry.status if entry is not None and entry.status in CLOSED else None

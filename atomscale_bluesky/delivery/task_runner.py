@@ -10,7 +10,7 @@ import msgspec
 from ..api.client import Client
 from ..errors import ApiError, ApiUnavailableError
 from .task_book import Task
-from .tasks.work import Attempt, Knowledge, PartlyDoneError, UnexplainedError
+from .tasks.work import WorkerContext, Knowledge, PartlyDoneError, UnexplainedError
 
 _logger = logging.getLogger(__name__)
 
@@ -27,9 +27,9 @@ class Outcome(msgspec.Struct, frozen=True):
 def perform(client: Client, task: Task, knowledge: Knowledge) -> Outcome:
     """Perform one task, and return its outcome. Never raises."""
     result, unexplained = None, False
-    attempt = Attempt(knowledge, task.attempts, task.unexplained)
+    context = WorkerContext(knowledge, task.attempts, task.unexplained)
     try:
-        return Outcome(task, task.work.perform(client, attempt))
+        return Outcome(task, task.work.perform(client, context))
     except PartlyDoneError as part:
         result, error = part.result, part.__cause__
     except UnexplainedError as refused:

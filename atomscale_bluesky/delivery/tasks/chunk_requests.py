@@ -11,7 +11,7 @@ from ...api.wire import push_bytes
 from ...errors import ApiRefusedError, ApiUnavailableError
 from ...model.chunk import Chunk
 from ..refusals import is_closed, is_no_route, is_too_large
-from .work import Attempt, PartlyDoneError, Work
+from .work import WorkerContext, PartlyDoneError, Work
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -47,27 +47,27 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
         """Return its name for log lines."""
         return f"{self.kind.value} chunk {self.chunk.index} of {self.label!r}"
 
-    def perform(self, client: Client, attempt: Attempt) -> Sent:
+    def perform(self, client: Client, context: WorkerContext) -> Sent:
         """Send the chunk. If nothing of it is taken, ask the catalogue whether the stream is closed."""
-        sent = self._send(client, self.chunk, attempt)
+        sent = self._send(client, self.chunk, context)
         if sent.unavailable is not None:
             raise PartlyDoneError(sent) from sent.unavailable
-        if sent.refused and not sent.confirmed and is_closed(client, self, self.data_id, attempt):
+        if sent.refused and not sent.confirmed and is_closed(client, self, self.data_id, context):
             return Sent(refused=sent.refused, closed=True)
         return sent
 
-    def _send(self, client: Client, chunk: Chunk, attempt: Attempt) -> Sent:
+    def _send(self, client: Client, chunk: Chunk, context: WorkerContext) -> Sent:
         """Send all channels at once.
 
         One by one if the server has no such request, and in halves to find the channels that are not taken.
         """
         apart = [name for name in chunk.names if name in self.apart] if self.apart else []
         together = chunk.only(name for name in chunk.names if name not in self.apart) if apart else chunk
-        single_only = attempt.knowledge.single_only
+        single_only = context.knowledge.single_only
         if not together.names or self.family in single_only:
             return self._send_each(client, chunk)
         if len(together.names) > 1 and push_bytes(together) > client.max_body_bytes:
-            return self._send_halves(client, chunk, attempt)
+            return self._send_halves(client, chunk, context)
         try:
             client.push(self.family, self.data_id, together)
         except ApiRefusedError as error:
@@ -80,24 +80,24 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
                 return Sent(refused=dict.fromkeys(chunk.names, error))
             if len(together.names) > 1:
                 whole = chunk is self.chunk
-                if whole and not is_too_large(error) and is_closed(client, self, self.data_id, attempt):
+                if whole and not is_too_large(error) and is_closed(client, self, self.data_id, context):
                     return Sent(refused=dict.fromkeys(chunk.names, error))  # all would be refused, one by one
-                return self._send_halves(client, chunk, attempt)
+                return self._send_halves(client, chunk, context)
             sent = Sent(refused=dict.fromkeys(together.names, error))
         else:
             sent = Sent(together.names)
         return sent.and_then(self._send_each(client, chunk.only(apart))) if apart else sent
 
-    def _send_halves(self, client: Client, chunk: Chunk, attempt: Attempt) -> Sent:
+    def _send_halves(self, client: Client, chunk: Chunk, context: WorkerContext) -> Sent:
         """Send a chunk that is too large for one request, or refused as a whole, in two, under the same index.
 
         One refused channel of n is found, and all others are through, after about 2 log2(n) requests.
         """
         half = len(chunk.names) // 2
-        first = self._send(client, chunk.only(chunk.names[:half]), attempt)
+        first = self._send(client, chunk.only(chunk.names[:half]), context)
         if first.unavailable:
             return first
-        return first.and_then(self._send(client, chunk.only(chunk.names[half:]), attempt))
+        return first.and_then(self._send(client, chunk.only(chunk.names[half:]), context))
 
     def _send_each(self, client: Client, chunk: Chunk) -> Sent:
         """Send the channels of a chunk one by one. Stops at the first that gets no answer."""

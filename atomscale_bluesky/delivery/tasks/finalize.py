@@ -10,7 +10,7 @@ from ...errors import ApiRefusedError
 from ...spool.ledger_format import Finalized, Finalizing
 from ...spool.stream_state import Life, StreamState
 from ..refusals import closed_as
-from .work import Attempt, Kind, Work
+from .work import WorkerContext, Kind, Work
 
 if TYPE_CHECKING:
     from ..claimed_run import ClaimedRun
@@ -26,13 +26,13 @@ class Finalize(Work[None], frozen=True, eq=False):
     data_id: str
     family: str
 
-    def perform(self, client: Client, attempt: Attempt) -> None:
+    def perform(self, client: Client, context: WorkerContext) -> None:
         """Close the stream. Nothing is left to do if it is closed already."""
         try:
             client.finalize(self.family, self.data_id)
         except ApiRefusedError:
             # It may be closed already: an answer was lost, or the server closed a stream that was silent.
-            status = closed_as(client, self, self.data_id, attempt)
+            status = closed_as(client, self, self.data_id, context)
             if status is None:
                 raise
             if status != "success":

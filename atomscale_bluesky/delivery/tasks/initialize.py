@@ -15,7 +15,7 @@ from ...model.links import Links
 from ...spool.ledger_format import Initialized, Initializing
 from ...spool.stream_state import Life
 from ..refusals import LOOK_UP_REFUSED, is_no_route, surely_did_nothing
-from .work import Again, Attempt, Kind, Work
+from .work import Again, WorkerContext, Kind, Work
 
 if TYPE_CHECKING:
     from ..claimed_run import ClaimedRun
@@ -34,7 +34,7 @@ class Initialize(Work[str], frozen=True, eq=False):
     may_exist: bool = False  # an earlier attempt may have made the stream
     refusal: str = ""  # why another path family refused it before
 
-    def perform(self, client: Client, attempt: Attempt) -> str:
+    def perform(self, client: Client, context: WorkerContext) -> str:
         """Look for the stream if it may exist, and make it if it does not."""
         if self.may_exist:
             # An earlier request may have been applied although its answer never came. So look before making another.

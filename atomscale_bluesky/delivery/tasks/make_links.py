@@ -23,7 +23,7 @@ from ..backoff import Backoff
 from ..pending_links import Link
 from ..refusals import LOOK_UP_REFUSED
 from .resolve import tag_ids
-from .work import Attempt, Kind, PartlyDoneError, Work
+from .work import WorkerContext, Kind, PartlyDoneError, Work
 
 if TYPE_CHECKING:
     from ..claimed_run import ClaimedRun
@@ -51,7 +51,7 @@ class MakeLinks(Work[LinksMade], frozen=True, eq=False):
     to_link: tuple[Link, ...]
     stopped_at: float | None = None  # when the run had stopped, as far as was known; Unix seconds
 
-    def perform(self, client: Client, attempt: Attempt) -> LinksMade:
+    def perform(self, client: Client, context: WorkerContext) -> LinksMade:
         """Make one link after the other. Earlier results are kept, whatever happens to a later link."""
         made: list[Link] = []
         refused: dict[Link, str] = {}

@@ -10,7 +10,7 @@ from ...api.clock import measure
 from ...errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
 from ...spool.ledger_format import ClockFixed
 from ...spool.stream_state import Life
-from .work import Attempt, Kind, Work
+from .work import WorkerContext, Kind, Work
 
 if TYPE_CHECKING:
     from ..claimed_run import ClaimedRun
@@ -28,14 +28,14 @@ class MeasureClock(Work["ClockReading | None"], frozen=True, eq=False):
 
     data_id: str
 
-    def perform(self, client: Client, attempt: Attempt) -> ClockReading | None:
+    def perform(self, client: Client, context: WorkerContext) -> ClockReading | None:
         """Measure. Return None if the server has no clock, or does not tell it while it answers other requests."""
         try:
             return measure(client)
         except ApiRefusedError:
             return None
         except ApiError as error:
-            if attempt.attempts + 1 < CLOCK_ATTEMPTS:
+            if context.attempts + 1 < CLOCK_ATTEMPTS:
                 raise ApiUnavailableError(str(error), status=error.status) from error
             try:
                 client.entry(self.data_id)  # raises if the server does not answer this either: then everything waits

@@ -10,7 +10,7 @@ from ...api.client import Client
 from ...errors import ApiRefusedError
 from .. import backoff
 from ..continuation import Points
-from .work import Again, Attempt, Kind, Work
+from .work import Again, WorkerContext, Kind, Work
 
 if TYPE_CHECKING:
     from ..claimed_run import ClaimedRun
@@ -29,7 +29,7 @@ class ReadBack(Work[Points], frozen=True, eq=False):
     due: dict[str, int]  # the channels, and how many points of each may be there
     reads: int = 0  # how often fewer points were read than are confirmed
 
-    def perform(self, client: Client, attempt: Attempt) -> Points:
+    def perform(self, client: Client, context: WorkerContext) -> Points:
         """Read the points of the channels that are due."""
         return client.points(self.family, self.data_id, self.due).points
 

@@ -21,7 +21,7 @@ from ...model.identifiers import folded, is_uuid
 from ...model.links import Links
 from ...spool.ledger_format import Resolved, Unresolved
 from ..refusals import LOOK_UP_REFUSED
-from .work import RUN, Attempt, Kind, Work
+from .work import RUN, WorkerContext, Kind, Work
 
 if TYPE_CHECKING:
     from ..claimed_run import ClaimedRun
@@ -37,7 +37,7 @@ class Resolve(Work[Links], frozen=True, eq=False):
     links: Links
     order: int  # the number of the edit that gave them, 0 for none
 
-    def perform(self, client: Client, attempt: Attempt) -> Links:
+    def perform(self, client: Client, context: WorkerContext) -> Links:
         """Return the same links with ids. A physical sample or tag that does not exist is created.
 
         Raises:

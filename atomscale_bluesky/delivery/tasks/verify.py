@@ -12,7 +12,7 @@ from ...errors import ApiRefusedError, SpoolError
 from ...spool.ledger_format import Verified
 from .. import backoff
 from .read_back import MOST_READS
-from .work import Again, Attempt, Kind, Work
+from .work import Again, WorkerContext, Kind, Work
 
 if TYPE_CHECKING:
     from ...checks.verification import Verification
@@ -29,7 +29,7 @@ class Verify(Work["Verification"], frozen=True, eq=False):
     folder: str  # of the run
     reads: int = 0  # how often it was read back and not equal
 
-    def perform(self, client: Client, attempt: Attempt) -> Verification:
+    def perform(self, client: Client, context: WorkerContext) -> Verification:
         """Read the run back, and compare it with its files."""
         from ...checks.verification import verify_run  # takes a while, and few runs are read back
 

@@ -55,7 +55,7 @@ class Knowledge(msgspec.Struct):
     single_only: set[str] = set()  # families without chunk/multi
 
 
-class Attempt(NamedTuple):
+class WorkerContext(NamedTuple):
     """What a worker must know beside a task's input."""
 
     knowledge: Knowledge
@@ -96,7 +96,7 @@ class Work(msgspec.Struct, Generic[R], frozen=True, eq=False):
         """Return its name for log lines."""
         return f"{self.kind.value} {self.label!r}"
 
-    def perform(self, client: Client, attempt: Attempt) -> R:
+    def perform(self, client: Client, context: WorkerContext) -> R:
         """Send the requests. Repeats nothing, notes nothing, and waits only for answers.
 
         Raises:
