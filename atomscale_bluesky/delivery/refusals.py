@@ -17,7 +17,7 @@ from typing import Any
 from ..api.answers import CLOSED, Entry
 from ..api.client import Client
 from ..errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
-from .tasks.work import WorkerContext, UnexplainedError, Work
+from .tasks.work import UnexplainedError, Work, WorkerContext
 
 _logger = logging.getLogger(__name__)
 

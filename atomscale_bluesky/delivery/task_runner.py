@@ -10,7 +10,7 @@ import msgspec
 from ..api.client import Client
 from ..errors import ApiError, ApiUnavailableError
 from .task_book import Task
-from .tasks.work import WorkerContext, Knowledge, PartlyDoneError, UnexplainedError
+from .tasks.work import Knowledge, PartlyDoneError, UnexplainedError, WorkerContext
 
 _logger = logging.getLogger(__name__)
 

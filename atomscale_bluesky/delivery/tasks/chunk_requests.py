@@ -11,7 +11,7 @@ from ...api.wire import push_bytes
 from ...errors import ApiRefusedError, ApiUnavailableError
 from ...model.chunk import Chunk
 from ..refusals import is_closed, is_no_route, is_too_large
-from .work import WorkerContext, PartlyDoneError, Work
+from .work import PartlyDoneError, Work, WorkerContext
 
 
 class Sent(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from ...errors import ApiRefusedError
 from ...spool.ledger_format import Finalized, Finalizing
 from ...spool.stream_state import Life, StreamState
 from ..refusals import closed_as
-from .work import WorkerContext, Kind, Work
+from .work import Kind, Work, WorkerContext
 
 if TYPE_CHECKING:
     from ..claimed_run import ClaimedRun

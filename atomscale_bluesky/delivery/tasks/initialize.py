@@ -15,7 +15,7 @@ from ...model.links import Links
 from ...spool.ledger_format import Initialized, Initializing
 from ...spool.stream_state import Life
 from ..refusals import LOOK_UP_REFUSED, is_no_route, surely_did_nothing
-from .work import Again, WorkerContext, Kind, Work
+from .work import Again, Kind, Work, WorkerContext
 
 if TYPE_CHECKING:
     from ..claimed_run import ClaimedRun

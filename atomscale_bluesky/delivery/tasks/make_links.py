@@ -23,7 +23,7 @@ from ..backoff import Backoff
 from ..pending_links import Link
 from ..refusals import LOOK_UP_REFUSED
 from .resolve import tag_ids
-from .work import WorkerContext, Kind, PartlyDoneError, Work
+from .work import Kind, PartlyDoneError, Work, WorkerContext
 
 if TYPE_CHECKING:
     from ..claimed_run import ClaimedRun

@@ -10,7 +10,7 @@ from ...api.clock import measure
 from ...errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
 from ...spool.ledger_format import ClockFixed
 from ...spool.stream_state import Life
-from .work import WorkerContext, Kind, Work
+from .work import Kind, Work, WorkerContext
 
 if TYPE_CHECKING:
     from ..claimed_run import ClaimedRun

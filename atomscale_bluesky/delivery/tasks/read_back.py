@@ -10,7 +10,7 @@ from ...api.client import Client
 from ...errors import ApiRefusedError
 from .. import backoff
 from ..continuation import Points
-from .work import Again, WorkerContext, Kind, Work
+from .work import Again, Kind, Work, WorkerContext
 
 if TYPE_CHECKING:
     from ..claimed_run import ClaimedRun

@@ -21,7 +21,7 @@ from ...model.identifiers import folded, is_uuid
 from ...model.links import Links
 from ...spool.ledger_format import Resolved, Unresolved
 from ..refusals import LOOK_UP_REFUSED
-from .work import RUN, WorkerContext, Kind, Work
+from .work import RUN, Kind, Work, WorkerContext
 
 if TYPE_CHECKING:
     from ..claimed_run import ClaimedRun

@@ -12,7 +12,7 @@ from ...errors import ApiRefusedError, SpoolError
 from ...spool.ledger_format import Verified
 from .. import backoff
 from .read_back import MOST_READS
-from .work import Again, WorkerContext, Kind, Work
+from .work import Again, Kind, Work, WorkerContext
 
 if TYPE_CHECKING:
     from ...checks.verification import Verification
