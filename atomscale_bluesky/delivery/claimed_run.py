@@ -14,9 +14,9 @@ from ..spool.run_claim import RunClaim
 from ..spool.segments import START
 from ..spool.stream_state import StreamState
 from .backoff import Patience
-from .continuation import Continuation
 from .pending_links import Link, PendingLinks
 from .previews import Previews, cut_short_in_doubt
+from .streams_about_to_end import StreamsAboutToEnd
 from .task_book import Task, TaskBook
 from .tasks.work import Kind, Knowledge
 
@@ -54,7 +54,7 @@ class ClaimedRun:
             cut_short_in_doubt(claim.ledger)
         self.run_chunker = RunChunker(claim.folder, claim.header, claim.ledger, gil_yield)
         self.previews = Previews(claim.header, claim.ledger, self.run_chunker, now)
-        self.endings = Continuation(claim.ledger, self.run_chunker, now)
+        self.endings = StreamsAboutToEnd(claim.ledger, self.run_chunker, now)
         if self.state.broken is not None:
             _logger.error("run %s is parked and stays in the spool: %s", self.header.run_uid, self.state.broken)
         elif self.clock_is_open and self.parked is None and self._has_sent_times:

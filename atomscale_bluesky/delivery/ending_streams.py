@@ -1,4 +1,4 @@
-"""Ends metrology streams that take no more points, and finds their chunks in doubt. `continuation` has the rest."""
+"""Finds metrology streams that take no more points, and their chunks in doubt. `streams_about_to_end` has the rest."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import msgspec
 from ...api.client import Client
 from ...errors import ApiRefusedError
 from .. import backoff
-from ..continuation import Points
+from ..streams_about_to_end import Points
 from .work import Again, Kind, Work, WorkerContext
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ class _Ending(msgspec.Struct):
     doubtful: list[Chunk] = []  # pushed, and perhaps taken although no answer came
 
 
-class Continuation:
+class StreamsAboutToEnd:
     """The streams of one run that are about to end. Belongs to the deciding thread.
 
     Args:
