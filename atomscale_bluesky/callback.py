@@ -340,9 +340,9 @@ class AtomscaleCallback:
             from .delivery.uploader import Uploader  # a third of the package, which other sessions do not need
 
             return Uploader(self._spool, self.settings, settle=settle)
-        from .delivery.uploader_process import UploaderProcess  # takes a while, and most sessions have a thread
+        from .delivery.uploader_elsewhere import UploaderElsewhere  # takes a while, and most sessions have a thread
 
-        return UploaderProcess(self._spool, self.settings, start=place == "process", settle=settle)
+        return UploaderElsewhere(self._spool, self.settings, start=place == "process", settle=settle)
 
     def _make_announcer(self) -> Announcer | None:
         choice = self.settings.announce

@@ -283,9 +283,9 @@ def _uploader(spool: Spool, settings: Settings, settle: Callable[[Path], None]) 
 
         # It follows: another worker on this spool may die, and its runs are delivered too.
         return Uploader(spool, settings, follow=True, settle=settle)
-    from ..delivery.uploader_process import UploaderProcess
+    from ..delivery.uploader_elsewhere import UploaderElsewhere
 
-    return UploaderProcess(spool, settings, start=settings.uploader == "process", settle=settle)
+    return UploaderElsewhere(spool, settings, start=settings.uploader == "process", settle=settle)
 
 
 def _tell_what_was_taken(intake: Intake) -> None:

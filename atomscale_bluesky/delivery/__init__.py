@@ -10,7 +10,8 @@ What a callback uses:
 
     deliverer        the interface between a callback and its uploader; drain, the question whether all is delivered
     uploader         delivers from this process
-    uploader_process delivers from another; uploader_child starts and watches it, drain_check reads how far it is
+    uploader_elsewhere    the callback's end of an uploader in another process; drain_check reads how far that is
+    uploader_watcher starts that process and watches it
     uploader_service the code that runs in that process
     terminal_log     names the package before its warnings where no handler is configured
     announcer        prints a line when a run begins, and when it is delivered or has to wait

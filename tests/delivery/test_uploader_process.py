@@ -24,7 +24,7 @@ from runs import growth, held
 from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback, Settings
-from atomscale_bluesky.delivery import backoff, uploader_child, uploader_process
+from atomscale_bluesky.delivery import backoff, uploader_elsewhere, uploader_watcher
 from atomscale_bluesky.delivery import uploader_service as service
 from atomscale_bluesky.delivery.backoff import Backoff
 from atomscale_bluesky.plans import wait_until_delivered
@@ -40,7 +40,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals"
 def _no_process_of_ours_is_left(
     monkeypatch: pytest.MonkeyPatch, spool_dir: Path, server: LocalServer, make_callback: MakeCallback
 ) -> Iterator[None]:
-    monkeypatch.setattr(uploader_child, "IDLE_S", 0.2)
+    monkeypatch.setattr(uploader_watcher, "IDLE_S", 0.2)
     yield
     server.behave()
     for pid in started(spool_dir):
@@ -89,7 +89,7 @@ def environment(server: LocalServer, spool_dir: Path, **more: str) -> dict[str, 
 
 
 def run_script(script: str, environ: dict[str, str], **more: object) -> subprocess.CompletedProcess[str]:
-    text = "from atomscale_bluesky.delivery import uploader_child\nuploader_child.IDLE_S = 0.2\n" + textwrap.dedent(
+    text = "from atomscale_bluesky.delivery import uploader_watcher\nuploader_watcher.IDLE_S = 0.2\n" + textwrap.dedent(
         script
     )
     return subprocess.run(
@@ -157,7 +157,7 @@ def test_what_the_process_writes_is_for_its_owner_alone_whatever_the_umask(
         os.umask(before)
 
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in spool_dir.rglob("*") if path.is_file()}
-    assert {service.LOG, uploader_child.LAST_WORDS} <= modes.keys()
+    assert {service.LOG, uploader_watcher.LAST_WORDS} <= modes.keys()
     assert set(modes.values()) == {0o600}, modes
 
 
@@ -389,7 +389,7 @@ def test_a_dying_process_is_started_again_after_growing_pauses_and_its_error_log
     broken.write_text("#!/bin/sh\necho no such module >&2\nexit 3\n")
     broken.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(broken))
-    monkeypatch.setattr(uploader_process, "POLL_S", 0.05)
+    monkeypatch.setattr(uploader_elsewhere, "POLL_S", 0.05)
     monkeypatch.setattr(backoff, "RESTART", Backoff(0.1, 60.0))
     make_callback(uploader="process")
 

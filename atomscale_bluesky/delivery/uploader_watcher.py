@@ -36,7 +36,8 @@ IDLE_S = 30.0
 # A process has this long to take the spool's lock. One that lived longer was no failure.
 STARTING_S = 30.0
 
-# Finds the package of this process, whatever the plan's own folder and environment hold.
+# Finds the package of this process, whatever the plan's own folder and environment hold. After an upgrade a session
+# that still runs the old version starts the new one with this text, so the module and `main` keep their names.
 _BOOTSTRAP = (
     "import json, os, sys; line = b''\n"
     "while not line.endswith(b'\\n'): line += os.read(0, 1) or b'\\n'\n"
@@ -45,8 +46,8 @@ _BOOTSTRAP = (
 )
 
 
-class UploaderChild:
-    """The process that uploads, as a child of this one. Any thread may call any method.
+class UploaderWatcher:
+    """Starts the process that uploads, as a child of this one, and watches it. Any thread may call any method.
 
     Args:
         spool_path: The spool's folder.

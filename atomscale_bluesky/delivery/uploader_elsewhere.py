@@ -1,7 +1,7 @@
 """The callback's end of an uploader in another process: `uploader = "process"` or `"none"`.
 
 Nothing passes between the two but the spool's files, so either may be killed at any time. With "process" a thread here
-starts the process and watches it (`uploader_child`). With "none" the facility runs one.
+starts the process and watches it (`uploader_watcher`). With "none" the facility runs one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..spool.spool import Spool
 from .deliverer import Deliverer
 from .drain import Drain, OpenDrains
 from .drain_check import DrainCheck
-from .uploader_child import UploaderChild
+from .uploader_watcher import UploaderWatcher
 
 _logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ DRAIN_POLL_S = 0.05
 POLLS_PER_CHECK = 30
 
 
-class UploaderProcess(Deliverer):
+class UploaderElsewhere(Deliverer):
     """What the callback knows of an uploader in another process.
 
     Args:
@@ -50,7 +50,7 @@ class UploaderProcess(Deliverer):
         self._polls = 0
         self._drains = OpenDrains()
         self._drain_check = DrainCheck(spool, settings.endpoint)
-        self._child = UploaderChild(spool.path, settings, self._log_error) if start else None
+        self._watcher = UploaderWatcher(spool.path, settings, self._log_error) if start else None
         self._retired = False
         self._wake = Bell()
         self._ending = threading.Event()
@@ -74,8 +74,8 @@ class UploaderProcess(Deliverer):
     def start(self) -> None:
         """Start the process if none serves the spool, and watch it from now on. Idempotent."""
         if self._thread is None:
-            if self._child is not None:
-                self._child.start_if_due()
+            if self._watcher is not None:
+                self._watcher.start_if_due()
             self._thread = threading.Thread(target=self._loop, name="atomscale-elsewhere", daemon=True)
             self._thread.start()
 
@@ -113,14 +113,14 @@ class UploaderProcess(Deliverer):
 
     def close_at_exit(self) -> None:
         """Leave the rest to the other process at the interpreter's exit, without waiting for it."""
-        if not self._ending.is_set() and self._child is not None:
-            self._child.start_if_due()  # the last one may have died, and the rest must not wait for the next session
+        if not self._ending.is_set() and self._watcher is not None:
+            self._watcher.start_if_due()  # the last one may have died, and the rest must not wait for the next session
         self.stop(0.5)
 
     def after_fork_in_child(self) -> None:
         """Hold nothing of the process, which belongs to the parent."""
-        if self._child is not None:
-            self._child.after_fork_in_child()
+        if self._watcher is not None:
+            self._watcher.after_fork_in_child()
 
     def _loop(self) -> None:
         try:
@@ -131,14 +131,14 @@ class UploaderProcess(Deliverer):
             if self._retired:
                 self._spool.writers.close_all()
             self._drains.answer(self._drains.still_open(), False)
-            if self._child is not None:
-                self._child.release()
+            if self._watcher is not None:
+                self._watcher.release()
 
     def _poll(self) -> None:
         try:
-            if self._child is not None:
-                self._child.start_if_due()
-                self._child.pass_on_log()
+            if self._watcher is not None:
+                self._watcher.start_if_due()
+                self._watcher.pass_on_log()
             self._settle_where_ordered()
             self._answer_drains()
         except OSError as error:  # a SpoolError is one
