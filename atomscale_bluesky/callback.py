@@ -103,7 +103,7 @@ class AtomscaleCallback:
         self._recorder = DocumentRecorder(
             self.settings,
             spool=self._spool,
-            deliverer=self._announcer or self._uploader,
+            listener=self._announcer or self._uploader,
             check=subscribed_twice,
         )
         self._take: Callable[[str, Mapping[str, Any]], object] = self._recorder.take

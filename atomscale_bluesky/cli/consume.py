@@ -246,7 +246,7 @@ def _consume(source: Callable[[threading.Event], Source], *, turn: str = "", **g
                 uploader.start()
             if turn and not _has_turn(lock, ending.event):
                 return 0
-            with DocumentRecorder(settings, spool=spool, deliverer=uploader, redelivers=True) as recorder:
+            with DocumentRecorder(settings, spool=spool, listener=uploader, redelivers=True) as recorder:
                 recorders.append(recorder)
                 intake = Intake(recorder, ending.event)
                 try:

@@ -144,7 +144,7 @@ def _send(out: Console, settings: Settings, sample: str | None, begin: Begin, en
         if uploader is not None:
             uploader.start()
         with DocumentRecorder(
-            settings, spool=spool, deliverer=uploader, redelivers=True, physical_sample=sample
+            settings, spool=spool, listener=uploader, redelivers=True, physical_sample=sample
         ) as recorder:
             origin = begin(recorder, ending.event)
             intake = Intake(recorder, ending.event)

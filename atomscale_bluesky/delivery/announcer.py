@@ -62,20 +62,20 @@ def is_watched() -> bool:
 
 
 class Announcer:
-    """Announces the runs of one callback. Stands before the deliverer, and passes on everything that a recorder says.
+    """Announces the runs of one callback. Passes on everything that a recorder says to the listener that delivers.
 
     Args:
         spool: The callback's.
         settings: Its settings.
-        deliverer: Delivers the runs in this process. None if nothing is sent.
+        listener: Delivers the runs in this process. None if nothing is sent.
     """
 
-    def __init__(self, spool: Spool, settings: Settings, deliverer: RunListener | None) -> None:
+    def __init__(self, spool: Spool, settings: Settings, listener: RunListener | None) -> None:
         self._spool = spool
         self._settings = settings
-        self._deliverer = deliverer
+        self._listener = listener
         self._inbox: queue.SimpleQueue[tuple[str, Path | None]] = queue.SimpleQueue()
-        self._runs: dict[Path, _Run] = self._leftovers() if deliverer is not None else {}
+        self._runs: dict[Path, _Run] = self._leftovers() if listener is not None else {}
         self._thread = threading.Thread(target=self._loop, name="atomscale-announcer", daemon=True)
         self._thread.start()
 
@@ -83,24 +83,24 @@ class Announcer:
 
     @property
     def delivers_new_runs(self) -> bool:
-        """Return True if the deliverer takes the lock of a run that begins now."""
-        return self._deliverer is not None and self._deliverer.delivers_new_runs
+        """Return True if the listener behind it takes the lock of a run that begins now."""
+        return self._listener is not None and self._listener.delivers_new_runs
 
     def add(self, writer: RunWriter) -> None:
         """Note that a run begins."""
-        if self._deliverer is not None:
-            self._deliverer.add(writer)
+        if self._listener is not None:
+            self._listener.add(writer)
         self._inbox.put(("begun", writer.folder))
 
     def wake(self, folder: Any = None) -> None:
         """Note that a journal has new lines that can be sent."""
-        if self._deliverer is not None:
-            self._deliverer.wake(folder)
+        if self._listener is not None:
+            self._listener.wake(folder)
 
     def stopped(self, folder: Any) -> None:
         """Note that a run has ended."""
-        if self._deliverer is not None:
-            self._deliverer.stopped(folder)
+        if self._listener is not None:
+            self._listener.stopped(folder)
         self._inbox.put(("stopped", folder))
 
     def retire(self) -> None:
@@ -172,7 +172,7 @@ class Announcer:
 
     @property
     def _sends(self) -> bool:
-        return self._deliverer is not None
+        return self._listener is not None
 
     def _leftovers(self) -> dict[Path, _Run]:
         """Return the newest runs that no living process writes or delivers, which this session takes up."""

@@ -53,7 +53,7 @@ class OpenRun:
         self.ending_written = kept is not None
         self.why_not_kept = ""  # why the spool did not take it at the last attempt
         self._noted_as_not_kept = False
-        self.to_announce = False  # the deliverer does not know of its journal yet
+        self.to_announce = False  # the listener does not know of its journal yet
         # The lines that say how it ended, and the journal's size before them, while they are being written.
         self.last_lines: tuple[list[bytes], int] | None = None
         self.why_none = Loss.NO_ROOM  # why there is no writer

@@ -48,7 +48,7 @@ class DocumentRecorder:
     Args:
         settings: Which spool, and which event streams and data keys are taken. The default is environment and file.
         spool: The spool, if it is already open.
-        deliverer: Delivers the runs in this process. None if they are not delivered here.
+        listener: Delivers the runs in this process. None if they are not delivered here.
         check: Is called when a start document comes, without the lock. What it returns is logged once.
         redelivers: The source gives a document again if the answer says `try_again`, and reports runs whose start
             document never came. Then readings that find no disk space are not counted as left out, and a start document
@@ -64,7 +64,7 @@ class DocumentRecorder:
         settings: Settings | None = None,
         *,
         spool: Spool | None = None,
-        deliverer: RunListener | None = None,
+        listener: RunListener | None = None,
         check: Callable[[], str | None] = lambda: None,
         redelivers: bool = False,
         physical_sample: str | None = None,
@@ -82,7 +82,7 @@ class DocumentRecorder:
         self._inside = False
         self._put_off: deque[tuple[str | None, Any]] = deque()  # documents; and folders to settle, without a name
         self._ignored = IgnoredDocuments(log_missing_starts=not redelivers)
-        self._files = RunFiles(self._spool, deliverer, self._ignored, redelivers=redelivers)
+        self._files = RunFiles(self._spool, listener, self._ignored, redelivers=redelivers)
         self._early = early = EarlyEvents()
         self._runs = OpenRuns(
             settings,
@@ -249,7 +249,7 @@ class DocumentRecorder:
         self.peers: Peers = Peers(self._spool.path, self.settings, self)
         self._runs.forget_all(self.peers)
         self._spool.writers.forget_after_fork()
-        self._files.deliverer = None
+        self._files.listener = None
 
     # ---- the methods below are called with the lock held -----------------------------------------------------------
 

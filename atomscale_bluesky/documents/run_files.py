@@ -62,7 +62,7 @@ class RunFiles:
 
     Args:
         spool: Where their folders are made.
-        deliverer: Is notified of new runs, full chunks and ends. None if runs are not delivered in this process.
+        listener: Is notified of new runs, full chunks and ends. None if runs are not delivered in this process.
         ignored_documents: Collects what is to be logged.
         redelivers: A document that could not be written is given again, so its readings are not counted as left out.
     """
@@ -70,13 +70,13 @@ class RunFiles:
     def __init__(
         self,
         spool: Spool,
-        deliverer: RunListener | None,
+        listener: RunListener | None,
         ignored_documents: IgnoredDocuments,
         *,
         redelivers: bool = False,
     ) -> None:
         self._spool = spool
-        self.deliverer = deliverer
+        self.listener = listener
         self._ignored = ignored_documents
         self._redelivers = redelivers
         self.step: _Step | None = None  # begun; still set if an exception from a signal handler ended it
@@ -85,7 +85,7 @@ class RunFiles:
         """Make the run's folder in the spool. If that fails, the run's readings are counted as left out."""
         self.step = (run, None, [], (), None, 0)
         try:
-            to_deliver = self.deliverer is not None and self.deliverer.delivers_new_runs
+            to_deliver = self.listener is not None and self.listener.delivers_new_runs
             self._spool.writers.create(run.header, to_deliver=to_deliver, accept=run.begin_again)
         except SpoolError as error:
             run.why_not_kept = str(error)
@@ -151,8 +151,8 @@ class RunFiles:
         if first and event_stream.left_out:
             said = safe(", ".join(f"{key} ({reason})" for key, reason in event_stream.left_out.items()))
             self._ignored.say(logging.INFO, "event stream %r of run %s leaves out %s", event_stream.name, run.uid, said)
-        if self.deliverer is not None and (first or full):
-            self.deliverer.wake(writer.folder)
+        if self.listener is not None and (first or full):
+            self.listener.wake(writer.folder)
         return None
 
     def _leave_out(self, run: OpenRun, why: Loss, keys: Any, events: int) -> None:
@@ -199,8 +199,8 @@ class RunFiles:
             event_stream.accepted()
             for uid in uids:
                 run.remember(uid)
-            if self.deliverer is not None:
-                self.deliverer.wake(run.writer.folder)
+            if self.listener is not None:
+                self.listener.wake(run.writer.folder)
         return None
 
     def note_not_kept(self, run: OpenRun) -> None:
@@ -238,14 +238,14 @@ class RunFiles:
                 logging.ERROR, "the stop of run %s could not be written, it is tried again: %s", run.uid, error
             )
         self._spool.writers.release(writer)
-        if self.deliverer is not None:
-            self.deliverer.stopped(writer.folder)
+        if self.listener is not None:
+            self.listener.stopped(writer.folder)
         run.end()
 
     def _announce(self, run: OpenRun) -> None:
-        """Notify the deliverer of a new journal, only once however often this is called."""
-        if run.to_announce and run.writer is not None and self.deliverer is not None:
-            self.deliverer.add(run.writer)
+        """Notify the listener of a new journal, only once however often this is called."""
+        if run.to_announce and run.writer is not None and self.listener is not None:
+            self.listener.add(run.writer)
         run.to_announce = False
 
 
