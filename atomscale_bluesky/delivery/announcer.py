@@ -97,10 +97,10 @@ class Announcer:
         if self._listener is not None:
             self._listener.wake(folder)
 
-    def stopped(self, folder: Any) -> None:
-        """Note that a run has ended."""
+    def writer_done(self, folder: Any) -> None:
+        """Note that the writer of a run has finished."""
         if self._listener is not None:
-            self._listener.stopped(folder)
+            self._listener.writer_done(folder)
         self._inbox.put(("stopped", folder))
 
     def retire(self) -> None:

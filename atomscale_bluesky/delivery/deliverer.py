@@ -43,7 +43,7 @@ class Deliverer(ABC):
         """Note that a journal has new lines that can be sent."""
 
     @abstractmethod
-    def stopped(self, folder: Path) -> None:
+    def writer_done(self, folder: Path) -> None:
         """Note that the writer in this process has finished with a run."""
 
     @abstractmethod

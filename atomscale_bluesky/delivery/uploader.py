@@ -96,7 +96,7 @@ class Uploader(Deliverer):
         """Note that a journal has new lines that can be sent. Does not wait."""
         self._inbox.put(folder)
 
-    def stopped(self, folder: Path) -> None:
+    def writer_done(self, folder: Path) -> None:
         """Note that the writer in this process has finished with a run. Does not wait."""
         self._inbox.put(WriterGone(folder))
 

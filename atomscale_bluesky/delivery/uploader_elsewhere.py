@@ -86,7 +86,7 @@ class UploaderElsewhere(Deliverer):
     def wake(self, folder: Path | None = None) -> None:
         """Do nothing: the other process polls the journals."""
 
-    def stopped(self, folder: Path) -> None:
+    def writer_done(self, folder: Path) -> None:
         """Note that the writer in this process has finished with a run. Does not wait."""
         self._written_here.discard(folder)
 

@@ -52,8 +52,8 @@ class RunListener(Protocol):
         """Note that a journal has new lines that can be sent."""
         ...
 
-    def stopped(self, folder: Any) -> None:
-        """Note that a run has ended."""
+    def writer_done(self, folder: Any) -> None:
+        """Note that the writer of a run has finished, and writes nothing more."""
         ...
 
 
@@ -239,7 +239,7 @@ class RunFiles:
             )
         self._spool.writers.release(writer)
         if self.listener is not None:
-            self.listener.stopped(writer.folder)
+            self.listener.writer_done(writer.folder)
         run.end()
 
     def _announce(self, run: OpenRun) -> None:
