@@ -57,7 +57,7 @@ class ClaimedRun:
         self.endings = StreamsAboutToEnd(claim.ledger, self.run_chunker, now)
         if self.state.broken is not None:
             _logger.error("run %s is parked and stays in the spool: %s", self.header.run_uid, self.state.broken)
-        elif self.clock_is_open and self.parked is None and self._has_sent_times:
+        elif self.offset_unknown and self.parked is None and self._has_sent_times:
             self.park(
                 "the line of its ledger that tells the shift of its times is damaged, and a part of it was sent",
                 "`move` it to the same endpoint, which delivers all of it again as new streams, or `discard` it",
@@ -110,7 +110,7 @@ class ClaimedRun:
         return self.state.stuck or (self.header.problem if self.state.edited is None else None)
 
     @property
-    def clock_is_open(self) -> bool:
+    def offset_unknown(self) -> bool:
         """Return True if it is not known yet by how much the run's times are to be shifted."""
         return self.header.clock == "reference" and self.state.clock is None
 

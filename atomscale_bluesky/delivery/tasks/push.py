@@ -82,7 +82,7 @@ def next_work(run: ClaimedRun, now: float) -> Push | None:
         run.run_chunker.read_on()
         if run.run_chunker.at_end:
             run.previews.journal_read(now)
-    if run.clock_is_open:
+    if run.offset_unknown:
         return None  # the shift of a chunk's times is noted before its first attempt
     chunk = run.run_chunker.take(lambda chunk: _may_leave(run, chunk))
     if chunk is None:
