@@ -46,7 +46,7 @@ class ClaimedRun:
         self.now = now
         self.book = TaskBook()
         self.patience = Patience()
-        self.apart: dict[int, set[str]] = {}  # by stream: channels that were refused, and are pushed one by one
+        self.pushed_singly: dict[int, set[str]] = {}  # by stream: channels that were refused
         self.adds_up: set[int] = set()  # streams that may be finalized by the account
         self.to_reload = False  # what was read of the files no longer holds
         self.pending_links = PendingLinks(claim.header, claim.ledger.state)

@@ -41,7 +41,7 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
     family: str
     points_per_chunk: int
     chunk: Chunk
-    apart: frozenset[str] = frozenset()  # channels that were refused before. Sent one by one.
+    pushed_singly: frozenset[str] = frozenset()  # channels that were refused before. Sent one by one.
 
     def __str__(self) -> str:
         """Return its name for log lines."""
@@ -61,8 +61,8 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
 
         One by one if the server has no such request, and in halves to find the channels that are not taken.
         """
-        apart = [name for name in chunk.names if name in self.apart] if self.apart else []
-        together = chunk.only(name for name in chunk.names if name not in self.apart) if apart else chunk
+        singly = [name for name in chunk.names if name in self.pushed_singly] if self.pushed_singly else []
+        together = chunk.only(name for name in chunk.names if name not in self.pushed_singly) if singly else chunk
         single_only = context.knowledge.single_only
         if not together.names or self.family in single_only:
             return self._send_each(client, chunk)
@@ -86,7 +86,7 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
             sent = Sent(refused=dict.fromkeys(together.names, error))
         else:
             sent = Sent(together.names)
-        return sent.and_then(self._send_each(client, chunk.only(apart))) if apart else sent
+        return sent.and_then(self._send_each(client, chunk.only(singly))) if singly else sent
 
     def _send_halves(self, client: Client, chunk: Chunk, context: WorkerContext) -> Sent:
         """Send a chunk that is too large for one request, or refused as a whole, in two, under the same index.

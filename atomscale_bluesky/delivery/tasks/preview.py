@@ -71,5 +71,5 @@ def next_work(run: ClaimedRun, now: float) -> Preview | None:
         stream.family or "",
         opening.points_per_chunk,
         run.as_sent(chunk),
-        frozenset(run.apart.get(opening.stream, ())),
+        frozenset(run.pushed_singly.get(opening.stream, ())),
     )

@@ -51,7 +51,7 @@ class Push(ChunkWork, frozen=True, eq=False):
                 return
         for name, error in refused.items():
             run.ledger.note(Refused(self.stream, index, (name,), error.status, str(error)))
-            run.apart.setdefault(self.stream, set()).add(name)
+            run.pushed_singly.setdefault(self.stream, set()).add(name)
             _logger.error(
                 "chunk %d of channel %r in %r was refused and is kept: %s; see `atomscale-bluesky status`",
                 index, name, self.label, error,
@@ -59,8 +59,8 @@ class Push(ChunkWork, frozen=True, eq=False):
         if confirmed:
             whole = confirmed == names or {*confirmed} >= {*names}
             run.ledger.note(Confirmed(self.stream, index, run.now(), None if whole else confirmed))
-            if self.stream in run.apart:
-                run.apart[self.stream].difference_update(confirmed)  # taken again, so sent with the others
+            if self.stream in run.pushed_singly:
+                run.pushed_singly[self.stream].difference_update(confirmed)  # taken again, so sent with the others
 
     def failed(self, run: ClaimedRun, error: ApiError, part: Sent | None) -> Push:
         """Note the channels that were confirmed, and return the others."""
@@ -101,7 +101,7 @@ def next_work(run: ClaimedRun, now: float) -> Push | None:
         stream.family or "",
         opening.points_per_chunk,
         run.as_sent(_unconfirmed(stream, chunk)),
-        frozenset(run.apart.get(opening.stream, ())),
+        frozenset(run.pushed_singly.get(opening.stream, ())),
         tried_before,
     )
 
