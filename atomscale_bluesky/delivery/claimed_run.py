@@ -47,7 +47,7 @@ class ClaimedRun:
         self.book = TaskBook()
         self.patience = Patience()
         self.pushed_singly: dict[int, set[str]] = {}  # by stream: channels that were refused
-        self.adds_up: set[int] = set()  # streams that may be finalized by the account
+        self.account_checked: set[int] = set()  # streams whose account was checked and is right
         self.to_reload = False  # what was read of the files no longer holds
         self.pending_links = PendingLinks(claim.header, claim.ledger.state)
         if self.state.broken is None:

@@ -50,12 +50,12 @@ def next_work(run: ClaimedRun) -> Finalize | None:
     if run.to_reload or not run.run_chunker.read_all or run.run_chunker.ready or run.book.failed:
         return None  # `to_reload`: a stream was opened whose rows are read next
     ready = [stream for number, stream in run.streams.items() if _may_be_closed(run, number, stream)]
-    unknown = [stream for stream in ready if stream.opening.stream not in run.adds_up]
+    unknown = [stream for stream in ready if stream.opening.stream not in run.account_checked]
     contradictions: dict[int, str] = {}
     if unknown:
         beyond = {*run.run_chunker.outgrown, *(number for number in run.streams if number in run.endings)}
         contradictions = run.run_chunker.account.contradiction(run.state, unknown, beyond)
-        run.adds_up.update({stream.opening.stream for stream in unknown} - contradictions.keys())
+        run.account_checked.update({stream.opening.stream for stream in unknown} - contradictions.keys())
     for stream in ready:
         number = stream.opening.stream
         if number in contradictions:
