@@ -96,7 +96,7 @@ class ClaimedRun:
             self.run_chunker.read_all
             and all(stream.over for stream in self.streams.values())
             and not self.pending_links.to_resolve
-            and not any(self.links_open(stream) for stream in self.streams.values())
+            and not any(self.missing_links(stream) for stream in self.streams.values())
         )
 
     @property
@@ -123,9 +123,9 @@ class ClaimedRun:
         """Return a chunk with its times as they are sent."""
         return chunk.shifted(self.state.clock.offset_s) if self.state.clock else chunk
 
-    def links_open(self, stream: StreamState) -> list[Link]:
+    def missing_links(self, stream: StreamState) -> list[Link]:
         """Return the links of a stream that are still to be made, including refused ones."""
-        return self.pending_links.open(stream, self.run_chunker.account.stop)
+        return self.pending_links.missing(stream, self.run_chunker.account.stop)
 
     def reload(self, reason: str) -> None:
         """Let the run be read again from its files once nothing of it is under way. Until then no task begins."""

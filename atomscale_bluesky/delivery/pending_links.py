@@ -74,7 +74,7 @@ class PendingLinks:
         """Return True if a stream may be made. The names of an edit do not hold up a run that is under way."""
         return not self.to_resolve or self._state.exists
 
-    def open(self, stream: StreamState, stop: Stop | None) -> list[Link]:
+    def missing(self, stream: StreamState, stop: Stop | None) -> list[Link]:
         """Return the links of a stream that are still to be made, including refused ones."""
         if self.to_resolve or stream.data_id is None or stream.opening.joins is not None:
             return []

@@ -74,7 +74,7 @@ def _may_be_closed(run: ClaimedRun, number: int, stream: StreamState) -> bool:
         return False
     if stream.blocked or any(not one.all_confirmed or one.life is Life.CLOSED for one in stream.group):
         return False
-    if run.book.holds(Kind.LINK, number) or run.pending_links.to_resolve or run.links_open(stream):
+    if run.book.holds(Kind.LINK, number) or run.pending_links.to_resolve or run.missing_links(stream):
         return False
     if any(one.opening.stream in run.run_chunker.outgrown for one in stream.group):
         return False  # the rows after it have no stream yet

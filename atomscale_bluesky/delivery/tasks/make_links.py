@@ -104,7 +104,7 @@ def next_work(run: ClaimedRun, now: float) -> MakeLinks | None:
             continue
         to_link = tuple(
             link
-            for link in run.links_open(stream)
+            for link in run.missing_links(stream)
             if link not in stream.links_refused or run.patience.is_over((number, link), now)
         )
         if to_link:
