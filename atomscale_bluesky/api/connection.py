@@ -112,15 +112,15 @@ class Connection:
         """Send a request and return the body of its 2xx answer."""
         return self.take(request, max_bytes, _whole)
 
-    def take(self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], T]) -> T:
-        """Send a request and return what `take` makes of the parts of its 2xx answer's body."""
+    def take(self, request: wire.Request, max_bytes: int, read_body: Callable[[Iterator[bytes]], T]) -> T:
+        """Send a request and return what `read_body` makes of the parts of its 2xx answer's body."""
         begin = self._clock()
         self._deadline = begin + self._timeout_s
         what = f"{request.method} {request.path.partition('?')[0]}"
         self._adapter.begin(self._deadline)
         try:
-            answer = self._ask_over_open_connection(request, max_bytes, take) or self._ask_with_requests(
-                request, max_bytes, take
+            answer = self._ask_over_open_connection(request, max_bytes, read_body) or self._ask_with_requests(
+                request, max_bytes, read_body
             )
         except answers.AnswerError:
             self._check_time(what)  # a connection that was cut looks like the end of an answer
@@ -153,7 +153,7 @@ class Connection:
         return f" through the proxy {safe(host, 200)}"
 
     def _ask_with_requests(
-        self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], object]
+        self, request: wire.Request, max_bytes: int, read_body: Callable[[Iterator[bytes]], object]
     ) -> Answer:
         """Send a request with requests, which chooses a proxy, sets up TLS, connects and makes the headers."""
         with self._session.request(
@@ -169,10 +169,10 @@ class Connection:
             if request.path.endswith(wire.PUSHES):
                 self._heads[request.path] = head_of(response.request)
             read = lambda size: response.raw.read1(size, decode_content=False)  # noqa: E731
-            return self._answer(response.status_code, response.headers, read, max_bytes, take)
+            return self._answer(response.status_code, response.headers, read, max_bytes, read_body)
 
     def _ask_over_open_connection(
-        self, request: wire.Request, max_bytes: int, take: Callable[[Iterator[bytes]], object]
+        self, request: wire.Request, max_bytes: int, read_body: Callable[[Iterator[bytes]], object]
     ) -> Answer | None:
         """Send a similar request over the open connection, which is much faster.
 
@@ -184,7 +184,7 @@ class Connection:
         with self._adapter.exchange(head, request.parts, self._timeout_s) as response:
             if response is None:
                 return None
-            return self._answer(response.status, response.headers, response.read1, max_bytes, take)
+            return self._answer(response.status, response.headers, response.read1, max_bytes, read_body)
 
     def _answer(
         self,
@@ -192,14 +192,14 @@ class Connection:
         headers: Headers,
         read: Callable[[int], bytes],
         max_bytes: int,
-        take: Callable[[Iterator[bytes]], object],
+        read_body: Callable[[Iterator[bytes]], object],
     ) -> Answer:
         packed = headers.get("Content-Encoding", "identity") != "identity"
         if not _is_success(status):
             return Answer(status, headers, refusal=b"" if packed else _beginning(read))
         if packed:
             raise ApiUnavailableError("the answer has an encoding that was not asked for", status=status)
-        return Answer(status, headers, taken=take(self._parts(read, max_bytes, status)))
+        return Answer(status, headers, taken=read_body(self._parts(read, max_bytes, status)))
 
     def _parts(self, read: Callable[[int], bytes], max_bytes: int, status: int) -> Iterator[bytes]:
         """Yield the parts of a body.
