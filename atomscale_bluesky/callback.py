@@ -25,7 +25,7 @@ from .delivery.deliverer import Deliverer
 from .delivery.drain import Drain
 from .delivery.terminal_log import log_to_terminal
 from .documents.recorder import DocumentRecorder, open_spool
-from .documents.subscriptions import Yielding, say_not_an_instance, subscribed_twice
+from .documents.subscriptions import YoungerFirst, say_not_an_instance, subscribed_twice
 from .errors import SettingsError
 from .settings import Settings
 from .spool.spool import Spool
@@ -269,11 +269,11 @@ class AtomscaleCallback:
         """
         if self._closed:
             self.settle_open_runs()  # documents may have come since
-            used = isinstance(self._take, Yielding) and self._take.used
+            used = isinstance(self._take, YoungerFirst) and self._take.used
             return self._spool.is_empty() if used else self._all_delivered
         self._closed = True
         self._flush()
-        self._yield(closed=True)
+        self._let_younger_first(closed=True)
         settled = self.settle_open_runs()
         deadline = time.monotonic() + timeout_s
         drained = self._uploader.drain(timeout_s) if self._uploader else self._spool.is_empty()
@@ -304,18 +304,18 @@ class AtomscaleCallback:
 
     def step_back(self) -> None:
         """Leave runs to a younger callback of this process, with the same spool and account, that gets them too."""
-        self._yield(closed=self._closed)
+        self._let_younger_first(closed=self._closed)
 
-    def _yield(self, *, closed: bool) -> None:
+    def _let_younger_first(self, *, closed: bool) -> None:
         """Put start documents aside from here on. Those that are put aside already stay so."""
-        if isinstance(self._take, Yielding):
+        if isinstance(self._take, YoungerFirst):
             self._take.closed = closed
         else:
-            self._take = Yielding(self._recorder.take, closed=closed)
+            self._take = YoungerFirst(self._recorder.take, closed=closed)
 
     def _flush(self) -> None:
         """Take the start documents that wait for what a younger callback does."""
-        if isinstance(self._take, Yielding):
+        if isinstance(self._take, YoungerFirst):
             self._take.flush()
 
     # ---- process ---------------------------------------------------------------------------------------------------
@@ -357,8 +357,8 @@ class AtomscaleCallback:
         """
         self._watch = SpoolStatus(self._spool)
         self._recorder.after_fork_in_child()
-        if isinstance(self._take, Yielding):
-            self._take = Yielding(self._recorder.take, closed=self._closed)
+        if isinstance(self._take, YoungerFirst):
+            self._take = YoungerFirst(self._recorder.take, closed=self._closed)
         if self._uploader:
             self._uploader.after_fork_in_child()
         self._uploader = self._announcer = None

@@ -77,7 +77,7 @@ def say_not_an_instance(arguments: tuple[object, ...]) -> bool:
     return True
 
 
-class Yielding:
+class YoungerFirst:
     """Takes documents for a callback that leaves runs to a younger one, or that is closed.
 
     A RunEngine gives each document to all of its callbacks, so a younger one gets the start document before the older
