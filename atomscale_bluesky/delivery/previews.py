@@ -124,7 +124,7 @@ class Previews:
             chunk = self._run_chunker.so_far(stream)
             if chunk is not None:
                 self._run_chunker.sync()
-                self._ledger.note(chunk.noted_as(Previewed))
+                self._ledger.note(Previewed.of(chunk))
                 return chunk
         return None
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from .rows import Position
-
-Noted = TypeVar("Noted")
 
 # One line per channel. None is only where the policy is `null`, and then the lines are tuples.
 Values = NDArray[np.float64] | tuple[tuple[float | None, ...], ...]
@@ -67,21 +65,6 @@ class Chunk(msgspec.Struct, frozen=True, eq=False):
         if not offset_s:
             return self
         return msgspec.structs.replace(self, times=tuple(time + offset_s for time in self.times))
-
-    def noted_as(self, kind: Callable[..., Noted]) -> Noted:
-        """Return the chunk's rows as a line of the ledger."""
-        return kind(
-            stream=self.stream,
-            index=self.index,
-            first_row=self.first_row,
-            last_row=self.last_row,
-            points=self.points,
-            channels=self.names,
-            segment=self.position.segment,
-            offset=self.position.offset,
-            first_time=self.times[0],
-            last_time=self.times[-1],
-        )
 
 
 def _lines(values: Values, places: list[int]) -> Values:

@@ -6,11 +6,12 @@ answered. A kind or member that this version does not know makes the line unread
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, Self
 
 import msgspec
 
 from ..errors import SpoolError
+from ..model.chunk import Chunk
 from ..model.links import Links
 from .lines import FileLine
 
@@ -94,6 +95,22 @@ class _Range(Fact, frozen=True):
     offset: int
     last_time: float  # of its last point
     first_time: float | None = None
+
+    @classmethod
+    def of(cls, chunk: Chunk) -> Self:
+        """Return the line that notes a chunk's rows under its index."""
+        return cls(
+            stream=chunk.stream,
+            index=chunk.index,
+            first_row=chunk.first_row,
+            last_row=chunk.last_row,
+            points=chunk.points,
+            channels=chunk.names,
+            segment=chunk.position.segment,
+            offset=chunk.position.offset,
+            last_time=chunk.times[-1],
+            first_time=chunk.times[0],
+        )
 
 
 class Tried(_Range, frozen=True, tag="tried"):

@@ -92,7 +92,7 @@ def next_work(run: ClaimedRun, now: float) -> Push | None:
     tried_before = chunk.index < stream.next_index
     if not tried_before:
         # If a power cut took this note, the preview sent before would be sent again, and that has fewer points.
-        run.ledger.note(chunk.noted_as(Tried), sync=stream.previewed is not None)
+        run.ledger.note(Tried.of(chunk), sync=stream.previewed is not None)
     opening = stream.opening
     return Push(
         opening.stream,
