@@ -1,8 +1,9 @@
 """Turns a run's journal into chunks: reads it as far as it is written, and cuts it for every metrology stream.
 
-A `RunChunker` continues from the state in the ledger: confirmed chunks are not cut again, and chunks that were tried
-are cut as they were. It opens metrology streams, with a line in the ledger before anything is done about them. It also
-counts the rows for the run's account. Bounded: it holds the few chunks that are ready, and the rows of unfinished ones.
+A `RunChunker` continues from the state in the ledger: confirmed chunks are skipped, and chunks that were tried before
+get the same rows again. It opens metrology streams, with a line in the ledger before anything is done about them. It
+also counts the rows for the run's account. Bounded: it holds the few chunks that are ready, and the rows of unfinished
+ones.
 """
 
 from __future__ import annotations

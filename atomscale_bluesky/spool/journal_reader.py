@@ -1,7 +1,7 @@
 """Reads the intact lines of a journal, however damaged it is, while another process may append to it.
 
 Any number of processes may read, at any time. Reading takes time in proportion to the file's size, and memory in
-proportion to its longest line: bytes without a line for `MAX_LINE_BYTES` are skipped as damage.
+proportion to its longest line. If no line ends within `MAX_LINE_BYTES`, these bytes are skipped as damage.
 """
 
 from __future__ import annotations
