@@ -336,13 +336,24 @@ class _Unexpected(logging.Handler):
             self._life._problem(self.format(record))
 
 
+class _Log(logging.Handler):
+    """Writes without a buffer: a forked child would wait for ever for a buffer that a thread had at the fork."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        os.write(self._file, f"{self.format(record)}\n".encode(errors="replace"))
+
+
 def live(plan: Plan) -> None:
     """A process's whole life."""
     life = Life(plan)
     logger = logging.getLogger("atomscale_bluesky")
     unexpected = _Unexpected(life)
     logger.addHandler(unexpected)
-    log = logging.FileHandler(plan.problems.with_name("log.txt"), delay=True)
+    log = _Log(plan.problems.with_name("log.txt"))
     log.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(process)d %(name)s: %(message)s", "%H:%M:%S"))
     for handler in (unexpected, log):
         # An alarm that raises within `logging` would leave the handler's lock taken for good, whoever logs.
