@@ -7,6 +7,7 @@ On Windows, and on a file system without `flock`, the library filelock has other
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -87,7 +88,7 @@ class FileLock:
         if self._descriptor < 0:
             _close_copies_in_children()
             self._descriptor = open_own(self._path, os.O_RDWR | os.O_CREAT)
-            _descriptors.add(self._descriptor)
+        _descriptors.add(self._descriptor)  # again, if the first time was interrupted
         return self._descriptor
 
     def _is_the_files(self) -> bool:
@@ -117,15 +118,16 @@ def _close_copies_in_children() -> None:
     """Have forked children close their copies of the descriptors, from the first lock of the process on."""
     global _hooked_in
     if not _hooked_in:
-        _hooked_in = True
         os.register_at_fork(after_in_child=_close_copies)
+        _hooked_in = True  # in this order: if that is interrupted, registering twice does no harm
 
 
 def _close_copies() -> None:
     copies = list(_descriptors)
     _descriptors.clear()
     for descriptor in copies:
-        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
 
 if sys.platform != "win32":
