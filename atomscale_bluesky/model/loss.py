@@ -11,8 +11,7 @@ these:
 
 CONTRIBUTING.md lists the files that find reasons. `ROW_DROPPED` alone is counted where the account is made
 (`status/account`), not where documents are taken. The table of every reason in the documentation is made from this
-file. The texts are in journals and in the account of every run, so they never
-change.
+file. The texts are in journals and in the account of every run, so they never change.
 """
 
 from __future__ import annotations
