@@ -233,12 +233,14 @@ class RunChunker:
         position, rows = self._decoded
         if position == self._reader.position and len(rows.times) >= wanted:
             return rows
-        most = max(1, POINTS_AT_ONCE // max(1, wanted * channels))
-        self._at_once = min(2 * self._at_once, most)
-        if self._at_once > 1 and (found := self._decode(self._at_once * wanted, channels)) is not None:
-            return found
-        self._at_once = 1
-        return self._decode(wanted, channels)
+        found = self._decode(self._at_once * wanted, channels)
+        if found is None and self._at_once > 1:
+            self._at_once = 1
+            return self._decode(wanted, channels)
+        if found is not None:
+            # Only now, since a run that is still written rarely has rows for a second chunk.
+            self._at_once = min(2 * self._at_once, max(1, POINTS_AT_ONCE // max(1, wanted * channels)))
+        return found
 
     def _decode(self, wanted: int, channels: int) -> Rows | None:
         lines = self._reader.ahead(wanted)
