@@ -16,12 +16,13 @@ import asyncio
 import logging
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import Error, MsgAlreadyAckdError, TimeoutError
+from nats.errors import Error
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import APIError, NotFoundError
@@ -43,6 +44,8 @@ MOST_UNACKNOWLEDGED = 5000
 RETRY_S = 1.0
 POLL_S = 0.1
 _ACK, _WORKING = b"+ACK", b"+WPI"
+# What the client raises while the server is slow or away: errors of its own, and Python's, as TimeoutError.
+_AWAY = (Error, OSError)
 
 
 class NatsDocuments:
@@ -116,7 +119,10 @@ class NatsDocuments:
                     await self._connection.publish(reply, _WORKING)
             await asyncio.sleep(timeout_s)
 
-        self._run(wait())
+        try:
+            self._run(wait())
+        except _AWAY as error:
+            self._say(f"the server cannot be told that messages are still worked on: {error}")
 
     def close(self) -> None:
         """Send the last acknowledgements, and close the connection."""
@@ -124,7 +130,8 @@ class NatsDocuments:
             return
         self._send_acks()
         if self._connection is not None:
-            self._run(self._connection.close(), always=True)
+            with suppress(*_AWAY):
+                self._run(self._connection.close(), always=True)
         self._run(self._loop.shutdown_asyncgens(), always=True)
         self._loop.close()
 
@@ -150,7 +157,7 @@ class NatsDocuments:
                     f"stream {self._stream!r} is not on {', '.join(self._servers)}: {error.description}; make it, or "
                     f"name the one whose subjects the documents have"
                 ) from error
-            except (Error, TimeoutError) as error:
+            except _AWAY as error:
                 self._say(f"consumer {self._durable!r} cannot be used yet: {error}")
                 self.pause(RETRY_S)
                 yield idle()
@@ -184,7 +191,7 @@ class NatsDocuments:
             subscription, self._subscription = self._subscription, None
             try:
                 self._run(subscription.unsubscribe())
-            except Error:  # the connection is gone, and with it the subscription
+            except _AWAY:  # the connection is gone, and with it the subscription
                 _logger.debug("a subscription could not be given up")
         self._unacknowledged.clear()
         self._lost = False
@@ -196,7 +203,7 @@ class NatsDocuments:
         while self._subscription is None and not self._ending.is_set():
             try:
                 self._run(self._subscribe())
-            except (Error, TimeoutError) as error:
+            except _AWAY as error:
                 self._say(f"consumer {self._durable!r} cannot be used yet: {error}")
                 self.pause(RETRY_S)
                 yield idle()
@@ -213,7 +220,7 @@ class NatsDocuments:
             self._lost = True
             self.pause(RETRY_S)
             return []
-        except Error as error:
+        except _AWAY as error:
             self._say(f"the connection gives nothing: {error}")
             self.pause(RETRY_S)
             return []
@@ -255,7 +262,7 @@ class NatsDocuments:
 
         try:
             self._run(send(), always=True)
-        except (Error, MsgAlreadyAckdError) as error:
+        except _AWAY as error:
             self._say(f"{len(acks)} messages could not be acknowledged, and come again: {error}")
 
     def _run(self, work: Coroutine[Any, Any, T], *, always: bool = False) -> T | None:

@@ -63,7 +63,7 @@ class Broker:
 
         connection = await nats.connect(self.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=ignore)
         stream = connection.jetstream()
-        await stream.add_stream(name="BLUESKY", subjects=["bluesky.>"])
+        await stream.add_stream(name="BLUESKY", subjects=["bluesky.>"])  # also if it is there
         for number, (subject, body) in enumerate(messages):
             while True:
                 try:
@@ -105,6 +105,7 @@ def test_each_reading_arrives_once_though_workers_and_server_are_killed(
     def publish(documents: list[Document], pause_s: float) -> None:
         broker.publish(messages_of(documents), pause_s)
 
+    broker.publish([])  # makes the stream, which workers look for
     log = tmp_path / "workers.log"
     with starting([*WORKER, "--server", broker.url], log) as start:
         assert_each_reading_arrives_once(server, start, log, seed=seed, publish=publish, harm_the_broker=kill_and_start)
@@ -131,6 +132,22 @@ def test_hostile_messages_are_named_and_do_not_come_again(broker: Broker) -> Non
     found = taken()
     assert [one.name for one in found] == ["start", "descriptor", *[UNREADABLE] * 5, *["event"] * 3, "stop"]
     assert taken() == []
+
+
+@pytest.mark.parametrize("fetch_s", [0.0002, 0.0004, 0.0006, 0.0008, 0.001, 0.0015, 0.002])
+def test_a_server_that_answers_at_the_last_moment_is_asked_again(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, fetch_s: float
+) -> None:
+    from atomscale_bluesky.sources import nats
+
+    broker.publish([])
+    monkeypatch.setattr(nats, "FETCH_S", fetch_s)
+    source = nats.NatsDocuments(broker.url, stream="BLUESKY", durable="atomscale")
+    for number, one in enumerate(source):
+        assert one.name == IDLE
+        if number == 100:
+            break
+    source.close()
 
 
 def test_a_missing_stream_is_one_line_and_exit_code_2(broker: Broker) -> None:

@@ -80,11 +80,12 @@ def assert_each_reading_arrives_once(
     wait_until(lambda: len(held(server).get("k0", ())) >= len(due), 90)
     for worker in workers:
         worker.terminate()
-        assert worker.wait(30) in {0, -signal.SIGTERM}  # the youngest may not have begun yet
+        code = worker.wait(30)
+        assert code in {0, -signal.SIGTERM}, (code, log.read_text())  # the youngest may not have begun yet
     assert sorted(held(server)["k0"]) == due
     said = log.read_text()
     assert "its start document never came" not in said
-    assert "Traceback" not in said
+    assert "Traceback" not in said, said
 
 
 def _points_in(server: LocalServer) -> int:
