@@ -15,8 +15,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-from .seeds import play_many
-
 # So many seeds share a server, whose lists grow with what it holds.
 AT_ONCE = 20
 
@@ -29,6 +27,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes at the same time")
     parser.add_argument("--keep", type=Path, help="keep the folders of failed seeds in this folder")
     given = parser.parse_args()
+
+    from .seeds import play_many  # here, since each process of a life imports this module again, and not the server
+
     begin, failed = time.monotonic(), 0
     end = given.first + given.seeds
     with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn"), max_tasks_per_child=10) as pool:

@@ -349,6 +349,7 @@ class _Log(logging.Handler):
 
 def live(plan: Plan) -> None:
     """A process's whole life."""
+    gc.freeze()  # what was imported before this process was forked is not looked through again and again
     life = Life(plan)
     logger = logging.getLogger("atomscale_bluesky")
     unexpected = _Unexpected(life)
