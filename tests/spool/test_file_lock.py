@@ -139,6 +139,18 @@ def interrupted_after(events: int, what: Any) -> bool:
     return False
 
 
+def test_a_lock_that_was_interrupted_while_made_is_gone_without_a_word(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    for events in range(1, 100):
+        if not interrupted_after(events, lambda: FileLock(path)):
+            break
+    assert 5 < events < 99
+    assert {one.exc_type for one in said} <= {Interrupted}  # where its `__del__` was interrupted
+
+
 def test_a_lock_that_was_interrupted_while_taken_can_be_taken_or_given_up(path: Path) -> None:
     for events in range(1, 2000):
         lock = FileLock(path)
