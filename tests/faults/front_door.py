@@ -32,7 +32,7 @@ def main() -> int:
 
     begin, failed = time.monotonic(), 0
     end = given.first + given.seeds
-    with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn"), max_tasks_per_child=10) as pool:
+    with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
         jobs = [
             pool.submit(play_many, first, min(AT_ONCE, end - first), given.keep)
             for first in range(given.first, end, AT_ONCE)
