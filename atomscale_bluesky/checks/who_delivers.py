@@ -32,7 +32,7 @@ def undelivered(settings: Settings, runs: Status) -> Iterator[Undelivered]:
     """
     waiting: dict[str, int] = {}
     for run in runs:
-        if run.points.waiting and not run.needs_operator:
+        if run.unfinished:
             waiting[run.endpoint] = waiting.get(run.endpoint, 0) + 1
     for endpoint, count in waiting.items():
         if endpoint in runs.delivered_to:

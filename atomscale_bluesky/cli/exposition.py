@@ -118,7 +118,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "spool_points": ("Points of the runs in the spool, by what happened to them.", ("fate",)),
     "spool_runs": ("Runs in the spool, by state.", ("state",)),
     "spool_runs_for_operator": ("Runs of which something does not move until the operator acts.", ()),
-    "spool_runs_without_uploader": ("Runs whose points wait and that no living process delivers.", ()),
+    "spool_runs_without_uploader": ("Runs that are not finished and that no living process delivers.", ()),
     "spool_runs_not_kept": ("Runs of the last seven days that found no disk space.", ()),
     "oldest_waiting_point_age_seconds": ("Age of the oldest waiting point; 0 if none waits.", ()),
     "outage_age_seconds": ("For how long Atomscale has taken no data; 0 if it takes them.", ()),

@@ -14,6 +14,7 @@ from .formatting import age, plain_blanks, safe
 
 if TYPE_CHECKING:
     from ..settings import Settings
+    from ..status.run_status import RunStatus
     from ..status.spool_status import Status
 
 OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3
@@ -70,13 +71,22 @@ def _judge(settings: Settings, runs: Status, max_age_s: float | None, now: float
     oldest = runs.oldest_waiting
     if oldest is not None and max_age_s is not None and now - oldest > max_age_s:
         grave.append(f"the oldest point has waited for {age(now - oldest)}, longer than {age(max_age_s)}")
-    waiting = [run for run in runs if run.points.waiting and not run.needs_operator]
-    if waiting and runs.trouble is not None and runs.key_refused:
+    unfinished = [run for run in runs if run.unfinished]
+    if max_age_s is not None and (late := _late_to_finalize(unfinished, now - max_age_s)):
+        grave.append(
+            f"run {safe(late[0].run_uid[:8])} is not finalized, longer than {age(max_age_s)} after its last point"
+        )
+    if unfinished and runs.trouble is not None and runs.key_refused:
         grave.append(f"the API key is refused since {age(now - runs.trouble.since)}: {safe(runs.trouble.error)}")
-    elif waiting and runs.trouble is not None:
+    elif unfinished and runs.trouble is not None:
         slight.append(f"no data taken since {age(now - runs.trouble.since)}: {safe(runs.trouble.error)}")
-    if undelivered := sum(run.endpoint not in runs.delivered_to for run in waiting):
+    if undelivered := sum(run.endpoint not in runs.delivered_to for run in unfinished):
         slight.append(f"nobody delivers {counted(undelivered, 'run')}")
     account = f"{counted(len(runs), 'run')} in {safe(settings.spool_path)}, {number(runs.points.waiting)} points wait"
     code = CRITICAL if grave else WARNING if slight else OK
     return code, "; ".join([*grave, *slight, account])
+
+
+def _late_to_finalize(runs: list[RunStatus], before: float) -> list[RunStatus]:
+    """Return the runs whose points have all been in Atomscale since before that time."""
+    return [run for run in runs if not run.points.waiting and (run.last_confirmed or run.started) < before]

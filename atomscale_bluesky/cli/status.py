@@ -73,9 +73,9 @@ def status(
     refused, a point that was lost, an API key that is refused, a disk or a spool that is full. It is 0 otherwise, also
     while points wait.
 
-    With --check the exit codes are those of monitoring plugins: 0 all is well, 1 points wait and are not being
-    delivered, 2 the operator is needed or a point waits for longer than --max-age, 3 the spool or a setting cannot be
-    used, or there is no spool.
+    With --check the exit codes are those of monitoring plugins: 0 all is well, 1 runs wait and are not being delivered,
+    2 the operator is needed, or a point or a finished run waits for longer than --max-age, 3 the spool or a setting
+    cannot be used, or there is no spool.
     """
     from ..settings import Settings
 

@@ -72,6 +72,12 @@ class RunStatus(msgspec.Struct, frozen=True):
         return self.state in {"parked", "unreadable"} or self.points.refused > 0 or self.points.lost > 0
 
     @property
+    def unfinished(self) -> bool:
+        """True if a process has something left to do for it: to deliver points, or to finalize its streams."""
+        ended = self.state not in {"running", "finalized", "discarded"}
+        return not self.needs_operator and (self.points.waiting > 0 or ended)
+
+    @property
     def data_ids(self) -> tuple[str, ...]:
         """The ids that Atomscale has given its metrology streams so far."""
         return tuple(dict.fromkeys(stream.data_id for stream in self.streams if stream.data_id))

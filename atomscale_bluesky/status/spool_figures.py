@@ -35,7 +35,7 @@ class Figures(msgspec.Struct, frozen=True):
     points: Counts  # of the runs in the spool
     runs: dict[str, int]  # runs in the spool, by state
     runs_for_operator: int  # runs of which something does not move by itself
-    runs_without_uploader: int  # runs whose points wait, with no living process that delivers to their endpoint
+    runs_without_uploader: int  # runs that are not finished, with no living process that delivers to their endpoint
     runs_not_kept: int  # runs of the last seven days that found no disk space
     oldest_waiting: float | None
     outage_since: float | None
@@ -100,12 +100,12 @@ class SpoolFigures:
         self._count(spool, status)
         states = Counter(run.state for run in status)
         note = read_note(spool.path)
-        waiting = [run for run in status if run.points.waiting and not run.needs_operator]
+        unfinished = [run for run in status if run.unfinished]
         return Figures(
             points=status.points,
             runs=dict(states),
             runs_for_operator=sum(run.needs_operator for run in status),
-            runs_without_uploader=sum(run.endpoint not in status.delivered_to for run in waiting),
+            runs_without_uploader=sum(run.endpoint not in status.delivered_to for run in unfinished),
             runs_not_kept=len(status.not_kept),
             oldest_waiting=status.oldest_waiting,
             outage_since=None if status.trouble is None else status.trouble.since,

@@ -113,11 +113,11 @@ class Status(tuple[RunStatus, ...]):
 
     @property
     def key_refused(self) -> bool:
-        """True if points wait because the API key of the process that delivers them is refused."""
+        """True if runs wait because the API key of the process that delivers them is refused."""
         trouble = self.trouble
         if trouble is None or not trouble.key_refused:
             return False
-        return any(run.points.waiting and run.endpoint == trouble.endpoint for run in self)
+        return any((run.points.waiting or run.unfinished) and run.endpoint == trouble.endpoint for run in self)
 
     @property
     def oldest_waiting(self) -> float | None:

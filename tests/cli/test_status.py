@@ -307,6 +307,31 @@ def test_monitoring_gets_one_line_and_an_exit_code_of_its_own(
     assert said.count("\n") == 1
 
 
+def test_a_run_that_is_only_to_be_finalized_is_watched_as_well(
+    say: Say, make_callback: MakeCallback, server: LocalServer
+) -> None:
+    server.misbehave(Fault(call="finalize", status=503))
+    callback = make_callback(exit_timeout_s=0.0)
+    for name, doc in growth(25):
+        callback(name, doc)
+    wait_until(lambda: callback.status().trouble is not None)
+    uid = callback.status()[0].run_uid
+
+    assert callback.status().points.waiting == 0
+    assert say("status", "--check")[1].startswith("WARNING: no data taken since ")
+    code, said, _ = say("status", "--check", "--max-age", "0")
+    assert code == 2
+    assert said.startswith(f"CRITICAL: run {uid[:8]} is not finalized, longer than 0 s after its last point; ")
+
+    callback.close(0)
+    code, said, _ = say("status", "--check")
+    assert code == 1
+    assert "nobody delivers 1 run; 1 run in " in said
+    server.behave()
+    assert say("upload")[0] == 0
+    assert say("status", "--check")[0] == 0
+
+
 def test_a_time_that_is_none_is_a_usage_error(say: Say) -> None:
     code, _, complaint = say("status", "--check", "--max-age", "soon")
 
