@@ -721,6 +721,7 @@ KILLED = """
     links = {"physical_sample": "GaN-0417", "tags": ["night shift", "recipe 12"], "track_sample": True}
     for name, doc in growth(25, start_metadata={"project_id": sys.argv[1], **links}):
         callback(name, doc | {"exit_status": "fail", "reason": "heater tripped"} if name == "stop" else doc)
+    print("fed", flush=True)
     callback.drain(60)
 """
 
@@ -738,13 +739,14 @@ def child(server: LocalServer, spool_dir: Path) -> Iterator[Callable[[], subproc
             "ATOMSCALE_BLUESKY_SPOOL_MIN_FREE_BYTES": "0",
         }
         script = "\n".join(line.removeprefix("    ") for line in KILLED.splitlines())
-        started.append(subprocess.Popen([sys.executable, "-c", script, project(server)], env=environment))
+        command = [sys.executable, "-c", script, project(server)]
+        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE))
         return started[-1]
 
     yield start
     for process in started:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 @pytest.mark.parametrize("applied", [False, True], ids=["before", "after"])
@@ -759,6 +761,8 @@ def test_a_process_killed_at_any_step_of_linking_is_completed_by_the_next_one(
     method = "PATCH" if call == "change_entry" else "POST"
     server.misbehave(Fault(call=call, method=method, times=1, **({"drip_s": 5.0} if applied else {"hang": True})))
     process = child()
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"fed\n"  # without its stop document the run would be interrupted, not failed
     wait_until(lambda: any(record.fault for record in server.requests(call)), timeout_s=30)
     if applied:
         wait_until(lambda: any(record.fault and record.handled for record in server.requests(call)))
