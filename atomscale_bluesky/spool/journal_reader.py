@@ -16,7 +16,7 @@ from .line_bounds import BEGIN, MOST_TRIES, end_of_entries, end_of_record
 from .line_file import MAX_LINE_BYTES, sync_file, sync_folder
 from .lines import PREFIX_BYTES, payload_of
 from .own_files import open_own
-from .row_record import MAGIC, is_intact
+from .row_record import HEAD_BYTES, MAGIC, is_intact
 from .segments import START, segment_path, segments
 
 # How much of a journal is in memory while it is read. A longer line is read whole.
@@ -105,10 +105,15 @@ class JournalReader:
     def _holds(self, lines: int) -> bool:
         """Return True if the block has so many further lines."""
         at = self._at
-        for _ in range(lines):
-            at = self._end_of_line(at)
-            if not at:
+        while lines:
+            end = self._end_of_line(at)
+            if not end:
                 return False
+            head, width = self._block[at : at + HEAD_BYTES], end - at
+            at, lines = end, lines - 1
+            if head.startswith(MAGIC):  # records that begin alike are equally wide
+                while lines and self._block.startswith(head, at) and at + width <= len(self._block):
+                    at, lines = at + width, lines - 1
         return True
 
     def skip(self, lines: int) -> None:

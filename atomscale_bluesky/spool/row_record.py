@@ -32,13 +32,14 @@ from ..model.rows import Row, Rows
 
 MAGIC = b"\xf5row"
 RECORD = MAGIC[0]  # the first byte of a record, and of no text
-# The bytes after the MessagePack text: checksum and newline.
+# The bytes before the MessagePack text: those of `MAGIC`, and the width.
+HEAD_BYTES = 8
+# The bytes after it: checksum and newline.
 TAIL_BYTES = 5
 # No record has more values, so that it is never longer than a line may be.
 MAX_VALUES = 4_000_000
 # Nor a longer uid. A row of a longer one is a line of text.
 MAX_UID_BYTES = 0xFFFF
-_VALUES_AT = 8  # where the MessagePack text begins
 _FLOAT, _NEWLINE = 0xCB, 0x0A
 # The bytes before a length of 1, 2 and 4 bytes. A text of 4 GB is no uid.
 _TEXT, _ARRAY = (0xD9, 0xDA, None), (None, 0xDC, 0xDD)
@@ -86,7 +87,7 @@ def encoder(layout: int, count: int) -> Encode:
                 size = _size(layout, uid, count)
                 buffer[4:8] = (size + TAIL_BYTES).to_bytes(4, "little")
                 known = len(uid), size
-            _encode_into((layout, number, time, uid, values), buffer, _VALUES_AT)
+            _encode_into((layout, number, time, uid, values), buffer, HEAD_BYTES)
             plain = type(uid) is str and uid.isascii() and "\n" not in uid and len(uid) <= MAX_UID_BYTES
         except (TypeError, AttributeError, UnicodeError, OverflowError, msgspec.MsgspecError):  # of a foreign type
             return None
@@ -110,7 +111,7 @@ def encode_one(layout: int, number: int, time: float, uid: str, values: Sequence
         return None
     buffer = bytearray(MAGIC + bytes(4))
     try:
-        _encode_into((layout, float(number), time, uid, values), buffer, _VALUES_AT)
+        _encode_into((layout, float(number), time, uid, values), buffer, HEAD_BYTES)
     except UnicodeError:  # half of a character
         return None
     buffer[4:8] = (len(buffer) + TAIL_BYTES).to_bytes(4, "little")
@@ -200,7 +201,7 @@ def decode_record(record: bytes) -> Row:
 
 def _parts(record: bytes) -> tuple[int, int, float, str, list[float | None]]:
     try:
-        layout, number, time, uid, values = _decode(memoryview(record)[_VALUES_AT:-TAIL_BYTES])
+        layout, number, time, uid, values = _decode(memoryview(record)[HEAD_BYTES:-TAIL_BYTES])
     except msgspec.MsgspecError as error:
         raise ValueError(f"a row is not understood: {error}") from error
     return layout, int(number), time, uid, list(values)
@@ -208,7 +209,7 @@ def _parts(record: bytes) -> tuple[int, int, float, str, list[float | None]]:
 
 def start_of(record: bytes) -> tuple[int, int, float]:
     """Return the layout, the number and the time of an intact record."""
-    layout, where = _unsigned(record, _VALUES_AT + 1)
+    layout, where = _unsigned(record, HEAD_BYTES + 1)
     if layout is None:
         raise ValueError("a row is not understood")
     number, _, time = struct.unpack_from(">dcd", record, where + 1)
@@ -283,7 +284,7 @@ def _size(layout: int, uid: str, count: int) -> int:
     """Return how many bytes a record has without its tail, with a uid of as many ASCII letters as this one has."""
     text = bytearray()
     _encode_into((layout, 0.0, 0.0, "x" * len(uid), [0.0] * count), text)
-    return _VALUES_AT + len(text)
+    return HEAD_BYTES + len(text)
 
 
 def _bytes(block: bytes, at: int, count: int) -> bytes:
