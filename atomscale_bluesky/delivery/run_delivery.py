@@ -159,9 +159,12 @@ class RunDelivery:
             return task
         work = work or measure_clock.next_work(run) or make_links.next_work(run, now) or self._next_chunk(now)
         if work is None:
+            end_damaged_streams(run)  # again, because the journal was read on
             end_outgrown_streams(run)
             end_streams_without_a_point(run)
-            work = read_back.next_work(run) or finalize.next_work(run) or verify.next_work(run)
+            work = read_back.next_work(run)
+        if work is None and not run.to_reload:
+            work = finalize.next_work(run) or verify.next_work(run)
         return None if work is None else book.begin(work)
 
     def _next_chunk(self, now: float) -> Work[Any] | None:
