@@ -389,8 +389,7 @@ class _Run:
         account = Account()
         reader = RunReader(folder)
         try:
-            for line in reader.read():
-                account.take(line.payload)
+            account.read_on(reader)
         finally:
             reader.close()
         if account.header is None:

@@ -96,6 +96,8 @@ class RunChunker:
             if self._too_few and not count_only:
                 self.at_end = True  # they are taken together when more lines follow
                 return
+            if self._count_ahead(count_only):
+                break
             found = next(self._lines, None)
             if found is None:
                 self._lines = self._reader.read()
@@ -227,6 +229,16 @@ class RunChunker:
         self._gil_yield.make_way()
         self._collect(chunker.rows(position, rows))
         return True
+
+    def _count_ahead(self, count_only: bool) -> bool:
+        """Count rows together that are only to be counted. Return True if there were any."""
+        if self._one_by_one > 0 or not (count_only or self._reader.position < self._from):
+            return False
+        before = self._reader.position
+        self._one_by_one = self.account.take_ahead(
+            self._reader, self._gil_yield.worked_through, None if count_only else self._from
+        )
+        return self._reader.position > before
 
     def _rows_ahead(self, wanted: int, channels: int) -> Rows | None:
         """Return at least so many of the next rows, or None if not all of them are there and `Rows`."""

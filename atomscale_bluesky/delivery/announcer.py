@@ -259,9 +259,7 @@ class _Run:
         account, reader, gil_yield = Account(), RunReader(self.folder), GilYield()
         gil_yield.asked = True
         try:
-            for line in reader.read():
-                account.take(line.payload)
-                gil_yield.worked_through(len(line.payload))
+            account.read_on(reader, gil_yield.worked_through)
         finally:
             reader.close()
         return status_of(account, self._ledger.state, folder=str(self.folder))

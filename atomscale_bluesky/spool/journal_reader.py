@@ -85,6 +85,20 @@ class JournalReader:
         found = memoryview(self._block)[self._at : self._at + size]
         return found if len(found) == size else None
 
+    def alike(self, before: Position | None = None) -> tuple[memoryview, int]:
+        """Return the next records in memory that begin alike, without consuming them, and how wide each of them is.
+
+        They end before a position, if one is given. Return none if the next line is no record; and after any damage,
+        which only `read` can handle. Call this between two lines of `read`.
+        """
+        at, limit = self._at, min(len(self._block), self._at + READ_BYTES)
+        if before is not None and before.segment <= self.position.segment:
+            same = before.segment == self.position.segment
+            limit = min(limit, at + before.offset - self.position.offset) if same else at
+        width = max(0, self._end_of_line(at) - at)
+        end = self._alike(at, width, limit) if width and not self.damaged else at
+        return memoryview(self._block)[at:end], width
+
     def ends_before(self, lines: int, without: bytes) -> bool:
         """Return True if the journal ended, at the last read, before that many more lines, none containing `without`.
 
@@ -109,15 +123,23 @@ class JournalReader:
             end = self._end_of_line(at)
             if not end:
                 return False
-            head, width = self._block[at : at + HEAD_BYTES], end - at
-            at, lines = end, lines - 1
-            if head.startswith(MAGIC):  # records that begin alike are equally wide
-                while lines and self._block.startswith(head, at) and at + width <= len(self._block):
-                    at, lines = at + width, lines - 1
+            alike = self._alike(at, end - at, min(len(self._block), at + lines * (end - at)))
+            lines -= max(1, (alike - at) // (end - at))
+            at = max(end, alike)
         return True
 
+    def _alike(self, at: int, width: int, limit: int) -> int:
+        """Return where the records end, up to `limit`, that begin like the one at this place of the block.
+
+        They are equally wide. If no record is there, none begins so.
+        """
+        head = self._block[at : at + HEAD_BYTES]
+        while head.startswith(MAGIC) and at + width <= limit and self._block.startswith(head, at):
+            at += width
+        return at
+
     def skip(self, lines: int) -> None:
-        """Skip lines that `ahead` has returned."""
+        """Skip lines that `ahead` or `alike` has returned."""
         size = lines * self._width()
         self._at += size
         self.position = Position(self.position.segment, self.position.offset + size)

@@ -322,8 +322,7 @@ class _RunWatch:
         # The ledger first: what it confirms is in the journal already, so no point counts as delivered before it was
         # seen.
         ledger = self._ledger.read_on()
-        for line in self._journal.read():
-            self._account.take(line.payload)
+        self._account.read_on(self._journal)
         self._journal.close()
         if self._account.header is None:
             lost = was_synced(self._folder) and not is_delivered(self._folder / LEDGER)

@@ -1,5 +1,7 @@
 """Random damages of a journal: no value is false, no untouched line is lost, and a writer goes on behind them.
 
+Rows that are counted together have the same account as those that are counted one by one.
+
 python -m tests.faults.damage --first 0 --seeds 100000
 """
 
@@ -15,17 +17,20 @@ import uuid
 from collections import Counter
 from pathlib import Path
 
-from atomscale_bluesky.spool.journal_format import encode_row, packed
+from atomscale_bluesky.model.rows import Channel
+from atomscale_bluesky.spool.journal_format import Layout, encode_row, packed
 from atomscale_bluesky.spool.journal_reader import JournalReader
 from atomscale_bluesky.spool.journal_writer import JournalWriter
-from atomscale_bluesky.spool.lines import line, payload_of
+from atomscale_bluesky.spool.lines import encode, line, payload_of
 from atomscale_bluesky.spool.row_record import encoder, is_record
+from atomscale_bluesky.spool.run_reader import RunReader
 from atomscale_bluesky.spool.segments import segment_path
+from atomscale_bluesky.status.account import Account
 
 KINDS = ["bits", "byte", "burst", "zeros", "newlines", "torn", "twice", "swapped", "taken out", "put in"]
 # Values whose bytes look like the beginning of a record, or like the end of a line.
 ODD = [struct.unpack(">d", b"\x40row\xf5row")[0], struct.unpack(">d", b"\x40\x0a\xf5row\x0a\x0a")[0]]
-STOP = b'{"kind":"stop"}'
+STOP = b'{"kind":"stop","time":1.7e9,"exit_status":"success"}'
 
 
 class Damage:
@@ -103,6 +108,8 @@ class Damage:
         writer.append(line(STOP))
         writer.close()
         found += self._differs(read(folder), "behind a writer, ", STOP)
+        if vars(counted(folder, together=True)) != vars(counted(folder, together=False)):
+            found.append("rows that are counted together have another account than one by one")
         whole = sum(len(text) for n, text in enumerate(self.lines) if n not in self.touched)
         if self.kind == "torn" and len(self.content) - cut != whole:
             found.append(f"{cut} bytes of a torn line were cut off, not {len(self.content) - whole}")
@@ -134,6 +141,20 @@ def read(folder: Path) -> list[bytes]:
         return [found.payload for _ in range(2) for found in reader.read()]
     finally:
         reader.close()
+
+
+def counted(folder: Path, *, together: bool) -> Account:
+    """The account of the rows, counted together where that is possible, or one by one."""
+    account, reader = Account(), RunReader(folder)
+    for number in (0, 1, 200):
+        account.take(encode(Layout(number, "primary", "d", (Channel(f"a{number}", "a"),))))
+    if together:
+        account.read_on(reader)
+    else:
+        for found in reader.read():
+            account.take(found.payload)
+    reader.close()
+    return account
 
 
 def play(seeds: range, folder: Path) -> dict[int, list[str]]:
