@@ -66,7 +66,7 @@ class AtomscaleCallback:
     """
 
     def __new__(cls, *arguments: object, **settings: object) -> Self:
-        """Make a callback. Called by a RunEngine in the place of an instance, it logs an error and makes none."""
+        """Make a callback. If a RunEngine calls the class instead of an instance, log an error and make none."""
         if say_not_an_instance(arguments):
             return None  # type: ignore[return-value] - of interest to nobody: a RunEngine drops what a callback returns
         if arguments:
@@ -144,7 +144,7 @@ class AtomscaleCallback:
         return f"<AtomscaleCallback to {self.settings.endpoint}, spool {str(self._spool.path)!r}{why}>"
 
     def _repr_html_(self) -> str:
-        """Return the same with the runs that wait, as a table for a notebook. Reads the spool's files."""
+        """Return that text as HTML, with a table of the runs that wait, for a notebook. Reads the spool's files."""
         return f"<div>{escaped(repr(self))}</div>{self.status()._repr_html_()}"  # noqa: SLF001 - a notebook's protocol
 
     def drain(self, timeout_s: float, *, progress: bool = False) -> bool:
@@ -307,7 +307,7 @@ class AtomscaleCallback:
         self._let_younger_first(closed=self._closed)
 
     def _let_younger_first(self, *, closed: bool) -> None:
-        """Put start documents aside from here on. Those that are put aside already stay so."""
+        """From now on, put start documents aside. Those that were put aside before stay aside."""
         if isinstance(self._take, YoungerFirst):
             self._take.closed = closed
         else:
@@ -325,7 +325,7 @@ class AtomscaleCallback:
         if self.settings.offline or not (self.settings.api_key or place == "none"):
             why = "offline by setting" if self.settings.offline else "no API key (ATOMSCALE_API_KEY)"
             _logger.warning(
-                "%s: readings are spooled in %s and sent by a later session that has one", why, self._spool.path
+                "%s: readings are spooled in %s, and a later session that may send delivers them", why, self._spool.path
             )
             return None
         # A weak reference: the uploader's threads must not keep a callback alive that nothing else refers to.

@@ -139,7 +139,7 @@ def read_entries(body: bytes) -> list[Entry]:
     """Return the entries of a catalogue answer, without those that have no id."""
     answer = _json(body)
     if not isinstance(answer, list):
-        raise AnswerError("the answer of the catalogue is no list")
+        raise AnswerError("the answer of the catalogue is not a list")
     return [
         Entry(
             one["data_id"],
@@ -163,7 +163,7 @@ def read_items(body: bytes) -> list[Item]:
     """
     answer = _json(body)
     if not isinstance(answer, list):
-        raise AnswerError("the answer is no list")
+        raise AnswerError("the answer is not a list")
     return _items(answer)
 
 
@@ -186,7 +186,7 @@ def read_instruments(body: bytes) -> dict[int, str]:
     """Return the growth instruments of an answer: id → name."""
     answer = _json(body)
     if not isinstance(answer, list):
-        raise AnswerError("the answer about instruments is no list")
+        raise AnswerError("the answer about instruments is not a list")
     return {
         one["synth_source_id"]: _text(one.get("source_name"))
         for one in answer
@@ -240,7 +240,7 @@ def _json(body: bytes) -> Any:
 def _object(body: bytes) -> dict[str, Any]:
     answer = _json(body)
     if not isinstance(answer, dict):
-        raise AnswerError("the answer is no JSON object")
+        raise AnswerError("the answer is not a JSON object")
     return answer
 
 

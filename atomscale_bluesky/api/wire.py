@@ -1,4 +1,6 @@
-"""The API's paths and the bodies of its requests. This is the only module that knows them. Pure.
+"""The API's paths and the bodies of its requests. Delivery knows them only from here. Pure.
+
+The probe (`checks/probe_streams`) builds requests of its own, which may be odd on purpose.
 
 Each function returns a `Request`. Ids and families come from files that may have been copied from elsewhere: a text
 that cannot be an id or a family raises `ApiRefusedError`, and becomes part of no path.

@@ -97,7 +97,7 @@ def _server(settings: Settings, client: Client) -> Iterator[Check]:
         yield Check("server", Result.PASSED, f"{settings.endpoint} answers")
         yield _tls(settings)
         yield Check("clock", Result.WARNING, f"the server does not tell its time: {error}",
-                    "see yourself that the host's clock is set by NTP")  # fmt: skip
+                    "make sure that NTP sets this host's clock")  # fmt: skip
     except ApiError as error:
         if "certificate" in str(error).lower():
             yield Check("TLS", Result.FAILED, str(error),

@@ -89,7 +89,7 @@ class Chunker:
         self._know(layout, Waiting(0, "event stream"))
 
     def layout(self, layout: Layout, *, from_row: int) -> None:
-        """Know the layout that rows from `from_row` on name. Channels that it adds wait for their first value."""
+        """Note the layout that rows from `from_row` on name. Channels that it adds wait for their first value."""
         self._know(layout, Waiting(from_row, "late channel"))
 
     def opened(self, stream: StreamState) -> None:
@@ -147,7 +147,7 @@ class Chunker:
                 yield stream.opening.stream, stream.index, stream.points[-1].number
 
     def so_far(self, number: int) -> Iterator[Decision]:
-        """Yield a stream's unfinished chunk as it is now. It is missing if it must not be shown."""
+        """Yield a stream's unfinished chunk as it is now, but not if it must not be shown."""
         stream = next(stream for stream in self._streams if stream.opening.stream == number)
         return self._cut(stream, unfinished=True)
 
@@ -255,7 +255,7 @@ class Chunker:
                     yield from self._cut(opened)
 
     def _leave_as_noted(self, stream: CutStream, number: int) -> Iterator[Decision]:
-        """Have channels leave that left at a row up to this one when the journal was read before."""
+        """Have channels leave again that, in an earlier reading of the journal, left at this row or before."""
         names = tuple(name for name in stream.channels if stream.leaving.get(name, number + 1) <= number)
         if not names:
             return

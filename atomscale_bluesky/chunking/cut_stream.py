@@ -63,7 +63,7 @@ class CutStream:
         return shown if shown is not None and shown.index == self.index and self.noted is None else None
 
     def go_on(self, index: int, from_row: int) -> None:
-        """Continue with this chunk, or with the next one that is not settled already."""
+        """Continue with this chunk, or with the next one that is not confirmed yet."""
         while self._ahead and self._ahead[0].first_index <= index:
             span = self._ahead.pop(0)
             if span.last_index >= index:

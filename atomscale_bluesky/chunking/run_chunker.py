@@ -241,7 +241,7 @@ class RunChunker:
         return self._reader.position > before
 
     def _rows_ahead(self, wanted: int, channels: int) -> Rows | None:
-        """Return at least so many of the next rows, or None if not all of them are there and `Rows`."""
+        """Return at least `wanted` of the next rows, or None unless all of them are there and are `Rows`."""
         position, rows = self._decoded
         if position == self._reader.position and len(rows.times) >= wanted:
             return rows

@@ -5,7 +5,7 @@ Each command is in the file of its name. Two files have several: `orders` has `r
 `--help` is quick, and an extra that is not installed stops only the commands that need it.
 
     formatting   text from outside made harmless; numbers, times and the console
-    options      options that may be given once
+    options      options that may be given only once
     runs         the argument RUN: which run is meant, and where its points come from
     sending      what `send` does wherever the runs come from; send_tiled, `send tiled`
     delivering   what `send` and `upload` share: the check before, the bar, the report after
@@ -16,7 +16,8 @@ Each command is in the file of its name. Two files have several: `orders` has `r
     demo_display what `demo` shows while it runs
 
 Exit codes: 0 all is well. 1 it is not, as the command says. 2 the command could not begin: a wrong argument or setting,
-a port in use, an extra that is not installed. 130 Ctrl-C.
+a port in use, an extra that is not installed. 130 Ctrl-C, 143 SIGTERM. `upload --follow` and `status --check` have
+codes of their own, which their help lists.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def commands() -> None:
         from atomscale_bluesky import AtomscaleCallback
         RE.subscribe(AtomscaleCallback())
 
-    These commands show what happens to your readings, and help where a run needs you. New here? Begin with
+    These commands show what happens to your readings, and help when a run needs your decision. New here? Begin with
     `atomscale-bluesky demo`.
 
     The API key comes from the environment variable ATOMSCALE_API_KEY, or AS_API_KEY, and never from the command line.

@@ -32,9 +32,9 @@ def show(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
     """Show every setting, its value, and where it comes from.
 
     Also names the settings file and the spool's folder, and the variables and keys of the file that are no settings,
-    with the settings that were perhaps meant. Of the API key it only says whether it is set.
+    with the settings that were perhaps meant. It does not show the API key, only whether it is set.
 
-    The exit code is 1 if there is such a mistake.
+    The exit code is 1 if there is such a variable or key, or a value that cannot be used.
     """
     from ..checks.settings_report import DEFAULT, report_settings
 

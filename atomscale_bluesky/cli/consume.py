@@ -46,12 +46,12 @@ def _with_spool(command: Callable[..., Any]) -> Callable[..., Any]:
 def consume() -> None:
     """Take documents from a message bus until told to end.
 
-    Puts them into the spool and delivers them, as the setting `uploader` says: in this process, in one of its own, or
-    not at all where `atomscale-bluesky upload --follow` serves the spool. A document is acknowledged when it survives a
-    power cut. Says what it does on its standard error.
+    Puts them into the spool. The setting `uploader` says how they are delivered: by this process, by a separate one, or
+    not by this command, if `atomscale-bluesky upload --follow` serves the spool. A document is acknowledged when it
+    survives a power cut. The command reports on standard error what it does.
 
-    The exit code is 0 when it was told to end (SIGTERM, Ctrl-C), after what was in hand is in the spool; 1 when it
-    failed.
+    SIGTERM or Ctrl-C ends it, once the documents that it has received are in the spool. The exit code is then 0, and 1
+    after a failure.
     """
 
 
@@ -81,8 +81,8 @@ def zmq_(
 ) -> int:
     """Take documents from a 0MQ proxy; best effort.
 
-    0MQ keeps nothing: what is sent while nobody listens is lost. A run whose start document was missed is left out and
-    reported by its uid, and at a run's end it is reported if events never came.
+    0MQ keeps nothing: what is sent while no process listens is gone. A run whose start document was missed is left out
+    and reported by its uid. At a run's end the command reports how many events never came.
 
     Bluesky's Publisher pickles by default, and reading a pickle can run any code. Let it send JSON or MessagePack, as
     in `Publisher(address, serializer=msgpack_numpy.dumps)`, or give --trust-pickle.
@@ -137,8 +137,8 @@ def nats_(
     The name of a document is the last part of its subject, as bluesky-nats publishes it; its body is JSON or
     MessagePack. A message is acknowledged when it survives a power cut here.
 
-    Of several of these commands with the same durable and the same spool one takes documents, and another goes on when
-    it ends or dies.
+    If several of these commands run with the same durable and the same spool, only one takes documents. When it ends or
+    dies, another one goes on.
     """
     from ..sources.nats import NatsDocuments
 
@@ -180,8 +180,8 @@ def kafka_(
     A message's value is `[name, doc]` as MessagePack or JSON, as bluesky-kafka publishes it. An offset is committed
     when everything before it survives a power cut here.
 
-    Of several of these commands with the same group and the same spool one takes documents, and another goes on when it
-    ends or dies. Each spool needs a group of its own.
+    If several of these commands run with the same group and the same spool, only one takes documents. When it ends or
+    dies, another one goes on. Each spool needs a group of its own.
     """
     from confluent_kafka import KafkaException
 

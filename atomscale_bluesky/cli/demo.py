@@ -36,7 +36,7 @@ DEFAULT_PLOT = Path("atomscale-demo.png")
     help="The file for the picture.",
 )
 @click.option("--no-plot", is_flag=True, help="Draw no picture.")
-@click.option("--quick", is_flag=True, help="Take a shorter growth and a shorter outage: some seconds in all.")
+@click.option("--quick", is_flag=True, help="Make the growth and the outage shorter: some seconds in all.")
 @click.option("--keep", is_flag=True, help="Leave the local server running when the demo ends.")
 @click.option("--open", "opens", is_flag=True, help="Open the local server's page, and stay until Ctrl-C.")
 @click.option(

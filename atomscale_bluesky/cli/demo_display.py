@@ -129,7 +129,7 @@ def _counts(moment: Moment) -> Text:
 
 def _server(moment: Moment) -> Text:
     if moment.reachable is None:
-        return Text("not ours, so it is left in peace")
+        return Text("not ours, so it is left alone")
     held = f"   holds {number(moment.held)} points" if moment.held is not None else ""
     if moment.reachable:
         return Text.assemble(("reachable", "green"), held)

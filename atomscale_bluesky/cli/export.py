@@ -40,9 +40,9 @@ def export(
     """Write a run's points to a file.
 
     RUN is a uid, its beginning, a scan id, or `last` for the newest run. Without a CHANNEL all are written. The first
-    column is the time in Unix seconds, and each channel has a column of its own. Channels with other times, of a
-    monitor say, get a further file, whose name has that of their event stream. No file is overwritten. Parquet needs
-    the extra `parquet`.
+    column is the time in Unix seconds, and each channel has a column of its own. Channels with other times,
+    such as those of a monitor, get a further file, named after their event stream. No file is overwritten. Parquet
+    needs the extra `parquet`.
     """
     from ..settings import Settings
 

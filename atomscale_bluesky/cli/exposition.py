@@ -117,7 +117,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "spool_readable": ("1 if the spool was read; 0 if there is none or it cannot be read.", ()),
     "spool_points": ("Points of the runs in the spool, by what happened to them.", ("fate",)),
     "spool_runs": ("Runs in the spool, by state.", ("state",)),
-    "spool_runs_for_operator": ("Runs of which something does not move until the operator acts.", ()),
+    "spool_runs_for_operator": ("Runs in which something waits for the operator.", ()),
     "spool_runs_without_uploader": ("Runs that are not finished and that no living process delivers.", ()),
     "spool_runs_not_kept": ("Runs of the last seven days that found no disk space.", ()),
     "oldest_waiting_point_age_seconds": ("Age of the oldest waiting point; 0 if none waits.", ()),
@@ -132,7 +132,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "spool_disk_free_limit_bytes": ("Free space below which new readings are left out.", ()),
 }
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "points_seen": ("Points that came, those that were left out too.", ()),
+    "points_seen": ("Points that came, including those that were left out.", ()),
     "points": ("Points by how they ended.", ("fate",)),
     "points_left_out": ("Readings that did not become points, by the reason.", ("reason",)),
     "chunks_confirmed": ("Chunks that Atomscale confirmed.", ()),

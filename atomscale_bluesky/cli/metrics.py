@@ -36,13 +36,13 @@ class Address(click.ParamType):
               help="Answer there; port 0 takes any free one.")  # fmt: skip
 @click.option("--allow-remote", is_flag=True, help="Permit a host that other machines can reach.")
 def metrics(spools: tuple[Path, ...], listen: tuple[str, int], allow_remote: bool) -> None:
-    """Serve the account of spools to Prometheus, at /metrics.
+    """Serve the counts of spools to Prometheus, at /metrics.
 
     It runs beside the plan in a process of its own, reads the spools' files, and changes nothing. It needs no key.
     Without a SPOOL it reads that of the settings. A SPOOL need not be there yet.
 
-    It answers this machine alone, unless told otherwise: whoever reaches it can read the names of the spools' folders
-    and how much is in them, but no reading, no name of a run and no key.
+    Only this machine can reach it, unless --allow-remote is given. Every program that reaches it can read the names of
+    the spools' folders and how much is in them, but no reading, no name of a run and no key.
     """
     from ..server import serve_app
     from ..settings import Settings

@@ -32,7 +32,7 @@ class Duration(click.ParamType):
             return value
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", str(value))
         if found is None:
-            self.fail(f"{safe(repr(value))} is no time; write 90s, 10m, 2h or 1d", param, ctx)
+            self.fail(f"{safe(repr(value))} is not a time; write 90s, 10m, 2h or 1d", param, ctx)
         return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 

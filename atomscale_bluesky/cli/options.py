@@ -1,4 +1,4 @@
-"""Options that may be given once."""
+"""Options that may be given only once."""
 
 from __future__ import annotations
 

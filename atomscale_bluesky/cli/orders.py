@@ -43,8 +43,8 @@ def _runs(command: _T) -> _T:
 def retry(runs: tuple[str, ...], all_parked: bool, dry_run: bool, spool_dir: Path | None) -> int:
     """Try again what is parked or refused.
 
-    RUN is a uid, its beginning, a scan id, or `last` for the newest run. Use it when the reason has passed: an
-    instrument was registered, a right was given, the server was mended. A chunk keeps its number and its content.
+    RUN is a uid, its beginning, a scan id, or `last` for the newest run. Use it when the cause is gone: an
+    instrument was registered, a permission was given, the server was repaired. A chunk keeps its number and content.
     """
     from ..spool.orders import Retry
 
@@ -107,11 +107,11 @@ def edit(
 ) -> int:
     """Correct what the streams of runs are initialized with and linked to.
 
-    RUN is a uid, its beginning, a scan id, or `last` for the newest run. What is not given stays as the run's metadata
-    or an earlier edit say. What in the metadata cannot be used has to be given, or left out with --leave-out-unusable.
-    Sample, tags and tracking can be given until the run is finalized. Once Atomscale has a stream of the run,
-    instrument and project can only be changed in Atomscale. Name and points per chunk can be given until its streams
-    are planned, which is not before its metadata can be used.
+    RUN is a uid, its beginning, a scan id, or `last` for the newest run. Values that you do not give stay as in
+    the run's metadata or an earlier edit. Replace values that cannot be used, or give --leave-out-unusable. Sample,
+    tags and tracking can be given until the run is finalized. Once Atomscale has a stream of the run, instrument and
+    project can be changed only in Atomscale. Name and points per chunk can be given until the run's streams are
+    planned, which is not before its metadata can be used.
     """
     given: dict[str, Any] = {name: value for name, value in one.items() if value is not None}
     if no_sample or given.keys() & {"physical_sample", "physical_sample_id"}:
@@ -141,8 +141,8 @@ def settle(run: str, spool_dir: Path | None) -> int:
     """Complete a run whose stop document never comes.
 
     RUN is a uid, its beginning, a scan id, or `last` for the newest run. Only for a run that a living process holds
-    open although its plan is over, because another subscriber raised on the stop document; a run whose process has
-    died is completed by itself.
+    open although its plan is over, because another subscriber raised an exception at the stop document. A run whose
+    process has died is completed without this command.
     """
     from ..spool.orders import Settle
     from ..spool.run_reader import stop_of
@@ -163,7 +163,7 @@ def settle(run: str, spool_dir: Path | None) -> int:
 def move(
     runs: tuple[str, ...], all_parked: bool, dry_run: bool, endpoint: str, yes: bool, spool_dir: Path | None
 ) -> int:
-    """Deliver runs to another endpoint than the one they were spooled for, or parked ones again to the same.
+    """Deliver runs to another endpoint than the one they were spooled for, or parked runs to the same one again.
 
     RUN is a uid, its beginning, a scan id, or `last` for the newest run. The whole run goes to the new endpoint,
     from its first reading on, into new metrology streams; what the old one has of it stays there, in streams that

@@ -47,10 +47,11 @@ def probe(
 ) -> int:
     """Find out what the server accepts beyond what is documented.
 
-    Makes a few small streams, named as a probe, on your account, pushes to them what the documentation leaves open,
-    reads back, and finalizes them. What is found is kept for this endpoint, and used where the setting `probed` is on.
+    Makes a few small streams on your account, named as a probe, and tries on them what the documentation leaves open.
+    Then it reads them back and finalizes them. The answers are kept for this endpoint, and used if the setting `probed`
+    is on.
 
-    The exit code is 1 if a question stayed open, and 0 otherwise.
+    The exit code is 1 if a question could not be answered, and 0 otherwise.
     """
     from .. import __version__
     from ..api.client import Client

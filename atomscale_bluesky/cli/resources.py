@@ -26,7 +26,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_endpoint
 @_json
 def instruments(text: str, endpoint: str | None, as_json: bool) -> int:
-    """List the growth instruments, for `synth_source_id`; with TEXT, those whose name or id has it."""
+    """List the growth instruments, for `synth_source_id`; with TEXT, those whose name or id contains it."""
     return _list("synth_source_id", text, endpoint, as_json, lambda client: sorted(client.instruments().items()))
 
 
@@ -35,7 +35,7 @@ def instruments(text: str, endpoint: str | None, as_json: bool) -> int:
 @_endpoint
 @_json
 def samples(text: str, endpoint: str | None, as_json: bool) -> int:
-    """List the physical samples, for `physical_sample`; with TEXT, those whose name or id has it."""
+    """List the physical samples, for `physical_sample`; with TEXT, those whose name or id contains it."""
     return _list("physical_sample_id", text, endpoint, as_json, lambda client: client.samples())
 
 
@@ -44,7 +44,7 @@ def samples(text: str, endpoint: str | None, as_json: bool) -> int:
 @_endpoint
 @_json
 def projects(text: str, endpoint: str | None, as_json: bool) -> int:
-    """List the projects, for `project_id`; with TEXT, those whose name or id has it."""
+    """List the projects, for `project_id`; with TEXT, those whose name or id contains it."""
     return _list("project_id", text, endpoint, as_json, lambda client: client.projects())
 
 

@@ -35,13 +35,13 @@ def send(files: tuple[str, ...], **options: Any) -> int:
     """Send recorded runs.
 
     Each FILE holds the documents of one or several runs, as JSON lines, a JSON array or MessagePack, and may be
-    compressed by gzip, bzip2 or xz. `-` is standard input. The content decides what a file is, not its name.
+    compressed by gzip, bzip2 or xz. `-` is standard input. The kind of a file is recognised by its content.
 
-    `send tiled` instead of files takes runs from a Tiled catalogue; see `send tiled --help`.
+    `send tiled` takes runs from a Tiled catalogue instead of files; see `send tiled --help`.
 
-    The runs keep their own times. Begin again whenever you like, also after Ctrl-C or a crash: a run that was sent is
-    known by its uid and not sent again, and of one that was interrupted the rest is sent. The options for instrument,
-    sample and tags hold for runs whose own metadata name none; no document is changed.
+    The runs keep their own times. Give the same command again whenever you like, even after Ctrl-C or a crash: a run
+    that was sent is recognised by its uid and not sent again, and an interrupted run is continued. The options for
+    instrument, sample and tags apply to runs whose own metadata name none; no document is changed.
 
     The exit code is 0 only if every document could be used, every run has its stop document, and all is delivered. It
     is 130 after Ctrl-C and 143 after SIGTERM.

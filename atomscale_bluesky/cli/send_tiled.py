@@ -25,16 +25,16 @@ class _Moment(click.ParamType):
         try:
             return datetime.fromisoformat(value).astimezone().timestamp()
         except (ValueError, OverflowError, OSError):
-            self.fail(f"{value!r} is no time; expected such as 2024-01-31 or 2024-01-31T22:15", param, ctx)
+            self.fail(f"{value!r} is not a time; expected one such as 2024-01-31 or 2024-01-31T22:15", param, ctx)
 
 
 @click.command("tiled")
 @click.argument("catalogue", metavar="CATALOGUE")
 @click.option("--since", type=_Moment(), help="Only runs that began then or later: 2024-01-31, or with T22:15.")
 @click.option("--until", type=_Moment(), help="Only runs that began before.")
-@click.option("--run", "run_uids", multiple=True, metavar="UID", help="Only this run; its first five letters will do.")
+@click.option("--run", "run_uids", multiple=True, metavar="UID", help="Only this run; its first 5 characters will do.")
 @click.option("--scan-id", "scan_ids", type=int, multiple=True, metavar="N", help="Only runs with this scan id.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many runs that were not sent yet.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N runs that were not sent yet.")
 @click.option("--unfinished", is_flag=True, help="Also runs without a stop document, as interrupted.")
 @common_options
 def send_tiled(
@@ -53,11 +53,12 @@ def send_tiled(
     TILED_API_KEY, from the profile, or from an earlier `tiled login`, and not from the command line, which others can
     read.
 
-    Begin again whenever you like: a run that was sent is known by its uid, and not even fetched. Times without a zone
-    are local. The options for instrument, sample and tags hold for runs whose own metadata name none.
+    Give the same command again whenever you like: a run that was sent is recognised by its uid, and not even fetched.
+    Times without a zone are local. The options for instrument, sample and tags apply to runs whose own metadata name
+    none.
 
-    A run without a stop document is still going on, or its writer has died. It is left for another time and named. Give
-    --unfinished, best with --run, for those of which nothing more will come.
+    A run without a stop document is still going on, or its writer has died. It is skipped and reported. Give
+    --unfinished, best with --run, for runs that will get no more documents.
 
     The exit code is 0 only if every run could be read and has its stop document, and all is delivered. It is 130 after
     Ctrl-C and 143 after SIGTERM.

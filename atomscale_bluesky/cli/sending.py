@@ -65,7 +65,7 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--physical-sample", metavar="NAME", help="Physical sample, by name or id, of runs without one."),
         click.option("--synth-source-id", type=int, metavar="ID", help="Growth instrument of runs that name none."),
         click.option("--spool-only", is_flag=True, help="Only put the runs into the spool; `upload` delivers them."),
-        click.option("--dry-run", is_flag=True, help="Only list the runs, and what would become of them."),
+        click.option("--dry-run", is_flag=True, help="Only list the runs, and what would happen to them."),
     ):
         command = option(command)
     return command

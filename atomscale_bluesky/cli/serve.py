@@ -26,7 +26,7 @@ from .formatting import console
     "families",
     multiple=True,
     type=click.Choice(["metrology", "tool-state"]),
-    help="Path family to speak; may be repeated. Default: both.",
+    help="Path family to serve; may be repeated. Default: both.",
 )
 @click.option(
     "--no-multi", is_flag=True, help="Do not offer chunk/multi: every channel then comes in a request of its own."
@@ -35,7 +35,7 @@ from .formatting import console
 @click.option(
     "--silence", "silence_s", type=float, metavar="SECONDS", help="End a stream that gets no request for this long."
 )
-@click.option("--derived", is_flag=True, help="Give derived series back beside those that were streamed.")
+@click.option("--derived", is_flag=True, help="Return made-up derived series beside those that were streamed.")
 @click.option("--control", is_flag=True, help="Let tests and demonstrations inspect the server and make it misbehave.")
 @click.option(
     "--control-port",
@@ -66,8 +66,8 @@ def serve(
 ) -> None:
     """Run a local Atomscale server to try things on.
 
-    It speaks the streaming calls of the API, keeps what it is sent, gives it back, and refuses what the API does not
-    promise to take. It analyses nothing. Its key is the word `local-key`, and protects nothing.
+    It has the streaming calls of the API, keeps the data that it is sent, returns them, and refuses what the API does
+    not promise to take. It analyses nothing. Its key is the word `local-key`, and protects nothing.
     """
     from ..server import DEFAULT_API_KEY
     from ..server import serve as run

@@ -64,10 +64,10 @@ def status(
 ) -> int:
     """Report what happened to every reading.
 
-    Shows the runs that are not delivered whole: what was seen, delivered, waits, was refused or left out, and why; for
-    how long the oldest point has been waiting; and what to do about a run that needs the operator. RUN is a uid,
-    its beginning, a scan id, or `last` for the newest run: then only that run is shown, also if it is finished. Works
-    while the RunEngine's process lives, and after it has died.
+    Shows the runs that are not completely delivered: how many points were seen, delivered, refused or left out, how
+    many wait, and why; for how long the oldest point has been waiting; and what to do about a run that needs the
+    operator. RUN is a uid, its beginning, a scan id, or `last` for the newest run: then only that run is shown, even if
+    it is finished. Works while the RunEngine's process lives, and after it has died.
 
     The exit code is 1 if something needs the operator: a run that is parked or cannot be read, a chunk that was
     refused, a point that was lost, an API key that is refused, a disk or a spool that is full. It is 0 otherwise, also

@@ -64,8 +64,8 @@ def verify(
     is finalized. Then it is compared with its recorded documents, given by --file; its streams are those that the
     spool's history names, or --data-id.
 
-    With the setting `keep = "verified"` each run is read back before it leaves the spool. Of such a run this says when
-    it was read back.
+    With the setting `keep = "verified"` each run is read back before it leaves the spool. For such a run this command
+    says when it was read back.
 
     The exit code is 0 only if the whole run is in Atomscale, and all of it equal. It is 1 if something differs, is
     missing, waits, was refused or could not be compared.
@@ -163,7 +163,7 @@ def _with_recording(
 
 
 def _known_streams(spool: Spool | None, uid: str) -> tuple[str, ...]:
-    """Return what happened to a run, by the spool or its history."""
+    """Return the ids of a run's metrology streams, from the spool or its history."""
     from ..status.spool_status import SpoolStatus
 
     if spool is None:

@@ -62,7 +62,7 @@ def is_watched() -> bool:
 
 
 class Announcer:
-    """Announces the runs of one callback. Passes on everything that a recorder says to the listener that delivers.
+    """Announces the runs of one callback. Passes each notice of the recorder on to the listener that delivers.
 
     Args:
         spool: The callback's.

@@ -41,7 +41,7 @@ MEASURE_S, CALM_S = 60.0, 0.5
 MISSED_S = 15.0
 # How long the number stays below one that was refused. It doubles with each refusal that follows.
 HOLD_S, LONGEST_HOLD_S = 5.0, 60.0
-# So many failures in the last `WINDOW` requests, beyond twice those by chance, speak for too many connections.
+# This many failures in the last `WINDOW` requests, beyond twice those by chance, suggest too many connections.
 WINDOW, FAILED = 64, 6
 # If at least this share of the failures remains with half the connections, they are chance, up to `CHANCE` of all.
 REMAINS, CHANCE = 0.5, 0.3
@@ -213,7 +213,7 @@ class ConnectionLimit:
         return True
 
     def _hold_below(self, now: float, number: int) -> None:
-        """Let the number stay below one for a while, and longer each time."""
+        """Keep the number of connections below `number` for a while, longer each time."""
         if self._refused_number is not None:
             self._hold_s = min(2 * self._hold_s, LONGEST_HOLD_S)
         self._refused_number, self._hold_until = number, now + self._hold_s

@@ -48,7 +48,7 @@ FOLLOW_S = 0.2
 SCAN_S = 2.0
 # No more connections than this while a plan runs in this process: each is a thread that the plan's thread waits for.
 BESIDE_A_PLAN = 8
-# So many further tasks lie ready at most, and no more than there are connections.
+# Up to this many further tasks lie ready, and no more than there are connections.
 READY = 8
 # A finished run's files are closed by their writer a moment after its stop.
 FINISH_S = 0.02
@@ -82,7 +82,7 @@ class DeliveryLoop:
         spool: Whose runs.
         settings: Endpoint, key and limits.
         inbox: The messages: the classes above, `Report`, `ClockReading`, `Drain`, and the folder of a run that was
-            written on, or None to look again.
+            written on, or None to take another step.
         follow: True if it serves other processes, which send no messages. Then it polls.
         settle: Has the writer in this process complete the run in a folder whose stop document never came.
         now, monotonic, jitter: The clocks and the chance that tests hand in.
@@ -100,7 +100,7 @@ class DeliveryLoop:
         monotonic: Callable[[], float],
         jitter: Callable[[], float],
     ) -> None:
-        self.idle_since: float | None = None  # monotonic: since when nothing moves and no run of these is written
+        self.idle_since: float | None = None  # monotonic: since when nothing moves and none of its runs is written
         self.runs_begun = 0  # how many `RunBegun` it has received
         self.over = False  # it has ended and receives no further message
         self._spool = spool

@@ -69,12 +69,12 @@ class Uploader(Deliverer):
 
     @property
     def idle_since(self) -> float | None:
-        """Return since when nothing moves and no run of these is written, monotonic. None if it is not so."""
+        """Since when nothing moves and none of its runs is being written, monotonic; None while something does."""
         return self._loop.idle_since
 
     @property
     def key_refused_s(self) -> float:
-        """Return for how long the server has refused the API key. 0 if it does not."""
+        """For how long the server has refused the API key; 0 while the key is taken, or was not tried yet."""
         since = self._loop.retries.key_refused_since
         return 0.0 if since is None else self._monotonic() - since
 

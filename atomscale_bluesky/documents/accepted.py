@@ -19,7 +19,7 @@ class Accepted(msgspec.Struct, frozen=True, gc=False):
     rows: int = 0  # rows written to the run's journal: one for each time base of an event
     known: int = 0  # runs or events that were written before, so nothing of them is written again
     left_out: Mapping[str, int] = MappingProxyType({})  # readings that are in no row, by reason
-    put_off: bool = False  # it is taken later: at the end of the call from within which it came, or with its descriptor
+    put_off: bool = False  # it is taken later: at the end of the call that it interrupted, or when its descriptor comes
     try_again: bool = False  # no disk space, or the disk failed: the same document may be given again later
 
     def __add__(self, other: Accepted) -> Accepted:

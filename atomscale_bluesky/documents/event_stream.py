@@ -104,7 +104,7 @@ class EventStream:
         return {base.layout.time_base: base.rows for base in self.chooser.bases}
 
     def saw(self, doc: Mapping[str, Any]) -> None:
-        """Note the times of an event that is kept already: they tell how those of the next one are chosen."""
+        """Note the times of an event that is kept already. They decide how the next event's times are chosen."""
         self.times.of(self._finite(doc.get("time")), mapping_of(doc.get("timestamps")))
 
     def describe(self, description: Description) -> None:
@@ -146,7 +146,7 @@ class EventStream:
         return out
 
     def part(self, doc: Mapping[str, Any], keys: Set[str]) -> list[bytes]:
-        """Return the same for the readings of these data keys alone. A time base without any of them has no row."""
+        """Return the lines for an event's readings of these data keys only. A time base without any has no row."""
         return self._unusual(doc, self._finite(doc.get("time")), keys)
 
     def _unusual(self, doc: Mapping[str, Any], time: float, only: Set[str] | None) -> list[bytes]:
@@ -155,7 +155,7 @@ class EventStream:
         times = self.times
         chooser = self.chooser
         if type(data) is not dict and not isinstance(data, Mapping):
-            raise ChannelError(f"the data of an event of event stream {self.name!r} are no mapping; it is left out")
+            raise ChannelError(f"the data of an event of event stream {self.name!r} are not a mapping; it is left out")
         self._check_uids((doc["uid"],))
         own = times.of(time, mapping_of(doc.get("timestamps")))
         if (
@@ -208,7 +208,7 @@ class EventStream:
         uids = as_list(doc["uid"])
         times = list(map(self._finite, as_list(doc["time"])))
         if not isinstance(doc.get("data"), Mapping):
-            raise ChannelError(f"the data of a page of event stream {self.name!r} are no mapping; it is left out")
+            raise ChannelError(f"the data of a page of event stream {self.name!r} are not a mapping; it is left out")
         columns = {key: as_list(column) for key, column in doc["data"].items()}
         for what, column in {"the times": times, **{f"data key {key!r}": columns[key] for key in columns}}.items():
             if len(column) != len(uids):

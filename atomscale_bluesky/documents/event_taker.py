@@ -90,7 +90,7 @@ class EventTaker:
     def event_page(self, doc: Mapping[str, Any]) -> Accepted:
         """Take the events of a page that are new. Raises as `event` does."""
         uids = list(doc["uid"])
-        if not uids:  # wherever it comes from, it says nothing
+        if not uids:  # an empty page changes nothing, whatever run it names
             return NOTHING
         known = self._streams.get(doc["descriptor"])
         if known is None:

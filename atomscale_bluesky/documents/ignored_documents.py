@@ -26,7 +26,7 @@ NOT_KEPT = "run not kept"
 PARTS_ALONE = "parts alone"
 SUBSCRIBE_EARLY = "subscribe before the run begins, and to documents of every kind: `RE.subscribe(callback)`"
 
-# How many kinds of things are logged. Nobody would read a log of more.
+# How many different things are logged. Nobody would read more.
 MAX_SAID = 1000
 
 
@@ -75,7 +75,7 @@ class IgnoredDocuments:
         return DocumentError(text)
 
     def ignore_without_start(self, kind: str, text: str, run_uid: str = "") -> DocumentError:
-        """Do the same for a document of a run whose beginning never came; it is logged once, with the remedy."""
+        """Count a document of a run whose start never came, and return the error. Logged once, with the remedy."""
         self.counts[kind] += 1
         text = safe(text)
         self.warn_of_parts(text)
@@ -87,7 +87,7 @@ class IgnoredDocuments:
             self.say_once(PARTS_ALONE, f"{text}; {SUBSCRIBE_EARLY}")
 
     def never_came(self, descriptor: str, name: str) -> DocumentError:
-        """Do the same for an event, or a page of events, whose descriptor never came."""
+        """Count an event, or a page of events, whose descriptor never came, and return the error. Logged once."""
         what = "an event" if name == "event" else "a page"
         return self.ignore_without_start(name, f"{what} of descriptor {descriptor}, which never came, is ignored")
 

@@ -34,8 +34,8 @@ class KnownRun(msgspec.Struct, frozen=True):
 
 
 TWICE = (
-    "run %s is recorded by another process too, with the same spool %s, so its readings arrive twice, and later runs' "
-    "too: subscribe one of the two alone; a second recording on purpose needs a `spool_dir` of its own"
+    "run %s is recorded by another process too, with the same spool %s, so its readings arrive twice, and so do those "
+    "of later runs: subscribe only one of the two; a second recording on purpose needs a `spool_dir` of its own"
 )
 
 # How many of the youngest runs in the spool are searched for a descriptor.
@@ -60,7 +60,7 @@ class KnownRuns:
         self._most_uids = _twice(names)  # from this many on, those of folders that are gone are forgotten
         self._read(names[max(0, len(names) - AT_CONSTRUCTION) :])
         self._unread = len(names) > AT_CONSTRUCTION
-        # Runs to look after. Any thread may append. If no thread of the spool runs any more, the oldest are dropped.
+        # Runs to check for a second recorder. Any thread may append. Without the spool's thread the oldest are dropped.
         self._begun: deque[tuple[str, str, Callable[[str], bool]]] = deque(maxlen=MOST_SEARCHED)
         self._told = False  # that another process records a run too
         if self._unread:
@@ -127,7 +127,7 @@ class KnownRuns:
             self._spool.writers.in_background(self._step)
 
     def _step(self) -> bool:
-        """Read some headers and look after some runs, in the spool's thread. Return True if there is more to do."""
+        """Read some headers and check the runs in `_begun`, in the spool's thread. Return True if more is to do."""
         while self._begun:
             run_uid, name, on_purpose = self._begun.popleft()
             self._look(young=True)

@@ -27,7 +27,7 @@ from .start_document import text_of
 # The same event may come twice (two subscriptions, a bus that delivers again). So many uids of each run are remembered.
 REMEMBERED_EVENTS = 10_000
 
-# Why readings are left out of which each replay brings the same. Others may be kept the next time, or are told by rows.
+# Reasons whose readings come again in each replay. Others may be kept the next time, or are counted by their rows.
 _COMES_AGAIN = frozenset({Loss.EVENT_STREAM_NOT_SELECTED, Loss.MALFORMED, Loss.DOCUMENT_TOO_LONG})
 
 # A line of the journal names no more keys than this, so that it is never too long.
@@ -182,7 +182,7 @@ class OpenRun:
         if self.kept is not None and self.kept.beyond:
             ignored_documents.say(
                 logging.WARNING,
-                "run %s: %d of the events that were kept are too many to be known; they are taken again if they come",
+                "run %s: %d kept rows are too many to be remembered; their events are taken again if they come",
                 self.uid, self.kept.beyond,
             )  # fmt: skip
         if self.header.problem:

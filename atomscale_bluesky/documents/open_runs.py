@@ -40,7 +40,7 @@ REMEMBERED_RUNS = 1000
 # A start document older than this does not belong to a run that begins now: if another process takes the run, it is
 # left to that. A younger one may come to two callbacks, each of which takes its own.
 REPLAY_AGE_S = 5.0
-# So many runs may be open of which nothing but the start document has come, as of runs around other runs.
+# Up to this many open runs may have nothing but a start document, as runs that enclose other runs have at first.
 MOST_BARE_RUNS = 3
 
 
@@ -306,7 +306,7 @@ class OpenRuns:
         self._skipped.add(uid)
         self._ignored.say_once(
             "another",
-            f"run {uid} goes through two callbacks of this process with the same spool and account, so the younger one "
+            f"run {uid} goes through two callbacks of this process with the same spool and account, so the newer one "
             f"records it, and later runs too: unsubscribe the older one, `RE.unsubscribe(token)`, as when a start-up "
             f"file was executed twice. A second recording on purpose needs a `spool_dir` of its own",
         )
@@ -314,7 +314,7 @@ class OpenRuns:
     def _warn_of_starts_alone(self) -> None:
         """Warn if runs begin one after the other and nothing else comes of them."""
         if sum(not run.event_streams for run in self._runs.values()) >= MOST_BARE_RUNS:
-            self._ignored.warn_of_parts("only start documents come of several runs")
+            self._ignored.warn_of_parts("several runs have only their start documents")
 
     def _is_described(self, run: OpenRun, descriptor: str) -> bool:
         """Return True if files of the run have a descriptor. Make them if there are none of this process."""

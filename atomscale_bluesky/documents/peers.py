@@ -42,7 +42,7 @@ class _Shared:
 class Peers:
     """The peers of one recorder.
 
-    Held for memory operations only, by any thread.
+    Any thread may call it. Its lock is held for memory operations only.
 
     Args:
         spool: The spool's folder.

@@ -1,4 +1,4 @@
-"""Writes Bluesky's documents into journals of runs on disk, and answers each document.
+"""Writes Bluesky's documents into journals of runs on disk, and returns what happened to each.
 
     for name, doc in documents:
         accepted = recorder.take(name, doc)     # the rows survive a killed process
@@ -39,17 +39,18 @@ from .run_files import RunFiles, RunListener
 
 
 class DocumentRecorder:
-    """Records the documents of runs in a spool, and answers for each what happened to it.
+    """Records the documents of runs in a spool, and returns what happened to each.
 
     Make one per process and spool, with the same settings as the process that delivers. Keep it while documents come,
-    then close it. Several threads may call it at once: one lock is held for each document, for memory operations and
-    one `write`, and never while waiting for anything else.
+    then close it. Several threads may call it at once: one lock is held while a document is taken. Mostly that is
+    memory operations and one `write`. A start makes a folder, a stop may sync a journal, and an event of an unknown
+    descriptor searches the youngest runs of the spool.
 
     Args:
         settings: Which spool, and which event streams and data keys are taken. The default is environment and file.
         spool: The spool, if it is already open.
         listener: Delivers the runs in this process. None if they are not delivered here.
-        check: Is called when a start document comes, without the lock. What it returns is logged once.
+        check: Called without the lock when a start document comes. A text that it returns is logged once.
         redelivers: The source gives a document again if the answer says `try_again`, and reports runs whose start
             document never came. Then readings that find no disk space are not counted as left out, and a start document
             or descriptor that could not be written is not taken.
@@ -76,7 +77,7 @@ class DocumentRecorder:
         self._check = check
         self._redelivers = redelivers
         self.peers = Peers(self._spool.path, settings, self)
-        # Guards everything below, and is held for memory operations and one write. A signal handler or a document's
+        # Guards everything below, and is held while a document is taken. A signal handler or a document's
         # value may call in while it is held. Then `_inside` is set, and the document of that call is put off.
         self._lock = threading.RLock()
         self._inside = False
@@ -289,7 +290,7 @@ class DocumentRecorder:
                     self._take(name, doc)
             except DocumentError:
                 pass
-            except Exception as error:  # noqa: BLE001 - as in a call of its own, of which nobody gets the error
+            except Exception as error:  # noqa: BLE001 - as in a call of its own, but no caller receives the error
                 self._ignored.broken(str(name), error)
             self._put_off.popleft()
 

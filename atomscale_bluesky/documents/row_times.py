@@ -21,7 +21,7 @@ STILL_S = 0.0005
 # A plan's event is composed within this time after the newest of its readings was taken, if that was taken for it. On a
 # busy host it may take longer. Then several readings have different times, and a flyer's row mostly has one.
 FRESH_S, FRESH_ON_A_BUSY_HOST_S = 0.25, 1.0
-# A stamp that is further before the run, or further ahead of its event, was shown by no clock.
+# No clock can have given a stamp that is further before the run, or further ahead of its event, than this.
 DAY_S, AHEAD_S = 86400.0, 3600.0
 # A monitor's reading that is older than this, and than the run, is the value that its signal had before.
 LONG_BEFORE_S = 1.0
@@ -105,11 +105,11 @@ class RowTimes:
         self.last = -math.inf if rule is TimeRule.EVENT else math.nan
         self.by_event = rule is TimeRule.EVENT or (rule is TimeRule.EVIDENCE and resumed is False)
         self.relative: float | None = None  # the first stamp that counts from the run's start
-        self.used_relative = False  # and readings stand where it tells
+        self.used_relative = False  # some readings stand where such stamps put them
         self.uneven = False  # the readings of the last row may have different times
         self.before_the_run = 0  # readings of a monitor that were taken long before the run
         self.started = started
-        self._before: Own = {}  # the stamps of the last row of which they were looked at …
+        self._before: Own = {}  # the stamps of the last row whose stamps were used …
         self._before_at = math.nan  # … and its event's time
         self._resumed = resumed is not None
         self._always = rule in {TimeRule.READING, TimeRule.MONITOR}
@@ -253,7 +253,7 @@ class RowTimes:
     def _placed_columns(
         self, columns: Mapping[str, Sequence[Any]], at: NDArray[np.float64]
     ) -> dict[str, NDArray[np.float64]]:
-        """Return the same for the columns of a page, NaN for None. Equal columns, as a flyer mostly has, are one."""
+        """Return where a page's readings stand by their stamps, NaN for None. Equal columns share one array."""
         placed: dict[str, NDArray[np.float64]] = {}
         last: Sequence[Any] = ()
         column = np.zeros(0)
@@ -268,7 +268,7 @@ class RowTimes:
         return placed
 
     def _placed_column(self, stamps: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the same for a column of a page, NaN for None. It counts nothing."""
+        """Return where the readings of one column stand by their stamps, NaN for None. Counts nothing."""
         absolute = (self.started - DAY_S <= stamps) & (stamps <= at + AHEAD_S)
         placed = np.where(absolute & ~self._long_before(stamps, at), stamps, math.nan)
         relative = ~absolute & (stamps >= 0) & (stamps <= at - self.started)

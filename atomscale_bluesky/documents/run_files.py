@@ -27,7 +27,7 @@ from .event_stream import EventStream
 from .ignored_documents import NOT_KEPT, IgnoredDocuments
 from .open_run import OpenRun
 
-# How long after a failure a run's files may be made again, for calls that would otherwise try at every document.
+# For this long after a failure, a run's files are not made again. Otherwise every document would try.
 TRY_AGAIN_S = 1.0
 
 # A change of a run's files: the run, the event stream and the lines to append with their event uids, or how the run
@@ -37,7 +37,7 @@ _Step = tuple[OpenRun, EventStream | None, list[bytes], Sequence[str], Stop | No
 
 
 class RunListener(Protocol):
-    """What a recorder tells of its runs: to what delivers them in this process. None of its methods blocks."""
+    """What a recorder notifies about its runs: whatever delivers them in this process. No method blocks."""
 
     @property
     def delivers_new_runs(self) -> bool:
@@ -146,7 +146,10 @@ class RunFiles:
         full = event_stream.accepted(run.header.points_per_chunk if run.header else 1)
         if unsynced is not None:
             self._ignored.say(
-                logging.ERROR, "journal in %s could not be synced, a power cut may take it: %s", writer.folder, unsynced
+                logging.ERROR,
+                "journal in %s could not be synced, so a power cut may take its last rows: %s",
+                writer.folder,
+                unsynced,
             )
         if first and event_stream.left_out:
             said = safe(", ".join(f"{key} ({reason})" for key, reason in event_stream.left_out.items()))

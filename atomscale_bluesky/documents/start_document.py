@@ -53,7 +53,7 @@ def header_of(
         start: The document.
         uid: The run's uid.
         settings: What the metadata do not say.
-        note: Is called for each value that is taken for somebody else's, with what it is about and a text.
+        note: Called with a subject and a text for each value that is taken for another program's.
         physical_sample: Name or id of the physical sample, if the metadata name none.
     """
     is_id = physical_sample is not None and is_uuid(physical_sample)

@@ -17,7 +17,7 @@ from .accepted import KNOWN
 
 _logger = logging.getLogger("atomscale_bluesky.callback")
 
-# How far up the stack the dispatcher is looked for. It is five frames up.
+# How many frames of the stack are searched for the dispatcher. It is five frames up.
 _FRAMES = 12
 # The warnings about a callback that is not subscribed as it should be.
 NOT_AN_INSTANCE = (
@@ -95,7 +95,7 @@ class YoungerFirst:
         # By identity. Each stays until it is taken, so that neither an interruption nor another thread loses it.
         self._aside: dict[int, Mapping[str, Any]] = {}
         self._warned = False
-        self.used = False  # True once any row was written
+        self.used = False  # True once the recorder has taken a start document, or counted a reading, after the closing
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take one document. Raises what the recorder raises."""

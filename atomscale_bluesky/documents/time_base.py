@@ -62,7 +62,7 @@ class Source(NamedTuple):
         return length
 
     def spread(self, value: Any) -> Sequence[Any]:
-        """Return the same for packing. A value that is not a number becomes something that cannot be packed."""
+        """Return a value for each channel, for packing. What is not a number becomes what cannot be packed."""
         if self.convert:
             converted = self.convert(value)
             return (converted if type(converted) is float else None,)

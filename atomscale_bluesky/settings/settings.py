@@ -54,7 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     project_id: Annotated[str | None, _setting("Project, a UUID, for runs whose metadata name none.")] = None
     tags: Annotated[
         tuple[str, ...],
-        _setting("Tags of runs whose metadata name none. The streams of a run that has tags tell how it ended, too."),
+        _setting("Tags of runs whose metadata name none. A run that has tags gets one more, for how it ended."),
     ] = ()  # fmt: skip
     metadata_keys: Annotated[
         dict[str, str],
@@ -66,8 +66,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 100
     spool_dir: Annotated[
         str | None,
-        _setting("Folder that holds the runs not yet finalized. Where it holds other things, its subfolder "
-                 "`atomscale-bluesky` does. Default: in the user's state folder."),
+        _setting("Folder that holds the runs not yet finalized. If other things are in it, the runs are in its "
+                 "subfolder `atomscale-bluesky`. Default: in the user's state folder."),
     ] = None  # fmt: skip
     spool_max_bytes: Annotated[
         int, _setting("Size of the spool from which on new readings are left out.", ge=1_000_000)
@@ -110,8 +110,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = "time_base"  # fmt: skip
     max_latency_s: Annotated[
         float,
-        _setting("How long a point may wait for its chunk to be full before the chunk is sent as far as it is, and "
-                 "again when it has grown (not promised by the API). 0: until the chunk is full.", ge=0, le=86_400),
+        _setting("How long a point may wait for its chunk to be full before the chunk is sent with the points it has, "
+                 "and again when it has more (not promised by the API). 0: until the chunk is full.", ge=0, le=86_400),
     ] = 0.0  # fmt: skip
     durability: Annotated[
         Durability,
@@ -137,7 +137,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str | None, _setting("File or folder of certificate authorities to trust instead of the usual ones.")
     ] = None
     allow_http: Annotated[
-        bool, _setting("Permit plain http to a host that is not loopback; the API key travels readable.")
+        bool, _setting("Permit plain http to a host that is not loopback; the key travels unencrypted.")
     ] = False
     label: Annotated[
         str,
@@ -145,18 +145,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = "{plan_name} {scan_id} {date}"  # fmt: skip
     keep: Annotated[
         Keep,
-        _setting("Until when a run stays in the spool: until its streams are finalized, or until it was read back too "
-                 "and every point is equal."),
+        _setting("How long a run stays in the spool: until its streams are finalized, or until it was also read back "
+                 "and every point was equal."),
     ] = "finalized"  # fmt: skip
     clock: Annotated[
         ClockOf,
-        _setting("Times as Bluesky recorded them on this host, or shifted to the server's clock, by the same for all "
-                 "of a run."),
+        _setting("Times as Bluesky recorded them on this host, or shifted to the server's clock, by the same amount "
+                 "for the whole run."),
     ] = "host"  # fmt: skip
     probed: Annotated[
         bool,
-        _setting("Take what `atomscale-bluesky probe` has found that this endpoint permits, for the settings that are "
-                 "not given otherwise."),
+        _setting("For settings that are not given, use what this endpoint permits, as `atomscale-bluesky probe` has "
+                 "found out."),
     ] = False  # fmt: skip
     resend: Annotated[
         bool, _setting("Send a run again that was sent before, for instance when recorded documents are replayed.")

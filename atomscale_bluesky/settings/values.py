@@ -26,7 +26,7 @@ def value_of(field: FieldInfo, value: Any, source: str) -> Any:
     """
     shown = "<not shown>" if field.name == "api_key" else repr(value)
     if isinstance(value, bool) and not isinstance(field.default, bool):
-        raise SettingsError(f"setting {field.name!r} ({source}) is {shown}, which is no value for it")
+        raise SettingsError(f"setting {field.name!r} ({source}) is {shown}, which is not a value for it")
     if isinstance(value, Path):
         value = str(value)
     if isinstance(field.default, tuple) and isinstance(value, str):

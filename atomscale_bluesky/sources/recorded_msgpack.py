@@ -31,7 +31,8 @@ def from_msgpack(file: IO[bytes], name: str, unusable: Callable[[str], object] |
     Args:
         file: The file, at its beginning.
         name: What errors call it.
-        unusable: Is told of each document that cannot be used, if the next one can be found. None: raise an error.
+        unusable: Called with the reason for each document that cannot be used, if the next one can be found. None:
+            raise an error.
 
     Raises:
         CutOffError: The file ends within a document.

@@ -24,7 +24,7 @@ class CutOffError(RecordingError):
 
 
 def usable(found: object, where: str, unusable: Callable[[str], object] | None) -> Document | None:
-    """Return a document, or None if it is none and `unusable` was told so."""
+    """Return a document. If it is not one, call `unusable` with the reason and return None."""
     document = as_document(found)
     if document is None:
         why = f"{where} is no document but a {type(found).__name__}; {EXPECTED}"

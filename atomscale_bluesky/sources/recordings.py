@@ -154,7 +154,8 @@ def _documents_in(
     Args:
         file: The file.
         name: What errors call it.
-        unusable: Is told of each document that cannot be used, if the next one can be found. None: raise an error.
+        unusable: Called with the reason for each document that cannot be used, if the next one can be found. None:
+            raise an error.
         live: It is a pipe, in which a line is to be read when it has come.
     """
     try:

@@ -69,13 +69,13 @@ NO_DOCUMENTS = (
 
 
 class _RunError(Exception):
-    """The documents of one run cannot be had."""
+    """The documents of one run cannot be fetched."""
 
 
 class TiledRuns:
     """The runs of a Tiled catalogue: a source that can be read again from the beginning.
 
-    A run whose documents cannot be had is handed over as unreadable, with its uid. The next run follows.
+    A run whose documents cannot be fetched is handed over as unreadable, with its uid. The next run follows.
 
     Args:
         catalogue: The address of a catalogue, such as `http://tiled.lab:8000/mbe`; the name of one of Tiled's profiles;
@@ -109,7 +109,7 @@ class TiledRuns:
     ) -> None:
         for uid in run_uids:
             if not _UID.fullmatch(uid):
-                raise SettingsError(f"{uid!r} is no run's uid; expected five or more of its letters, digits and dashes")
+                raise SettingsError(f"{uid!r} is not a uid; expected five or more of its letters, digits and dashes")
         self.runs = 0  # how many runs of the list were passed so far
         self.total_runs: int | None = None  # how many the list has; None until that is known
         self.known_runs = 0  # that `known` knew

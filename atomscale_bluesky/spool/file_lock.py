@@ -145,7 +145,7 @@ if sys.platform != "win32":
         return True
 
     def _unlock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # for a forked child's copy would keep it
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # otherwise a forked child's copy would keep the lock
 
 else:
 

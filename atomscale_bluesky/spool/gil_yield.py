@@ -27,7 +27,7 @@ class GilYield:
     def make_way(self) -> None:
         """Sleep briefly so that another thread can run, if `asked` is set.
 
-        Otherwise return at once, which is cheapest.
+        Otherwise return at once.
         """
         if self.asked:
             time.sleep(REST_S)

@@ -81,7 +81,7 @@ class Layout(FileLine, frozen=True, tag="layout"):
     time_base: str  # numbers its rows; named like the event stream, unless its keys have times of their own
     channels: tuple[Channel, ...]
     left_out: dict[str, str] = {}  # data key → why its readings never become points
-    own_times: bool = False  # its rows have their readings' times, as the times of its event stream have told
+    own_times: bool = False  # its rows have their readings' times, because the event stream's times showed that
 
 
 class Described(FileLine, frozen=True, tag="descriptor"):
@@ -109,7 +109,7 @@ class Stop(FileLine, frozen=True, tag="stop"):
     exit_status: str
     reason: str = ""
     interrupted: bool = False
-    rows: dict[str, int] = {}  # by time base: how many rows there are, which shows it when the last ones are damaged
+    rows: dict[str, int] = {}  # by time base: how many rows there are, to notice when the last ones are damaged
     not_given: dict[str, int] = {}  # by event stream: how many events the stop document counts that never came
 
 
@@ -204,7 +204,7 @@ def start_of_row(payload: bytes) -> tuple[int, int, float]:
 
 
 def alike(payload: bytes, other: bytes) -> bool:
-    """Return True if two rows may be decoded together: they are as long, and of one layout."""
+    """Return True if two rows may be decoded together: they are equally long and of one layout."""
     if len(payload) != len(other) or payload[:1] != other[:1]:
         return False
     if not is_record(payload):
@@ -225,7 +225,7 @@ def decode_lines(lines: memoryview, width: int) -> Rows | None:
 
 
 def decode_payloads(payloads: Sequence[bytes]) -> Rows | None:
-    """Do the same for lines that were read one by one, and are `alike`."""
+    """Decode lines that were read one by one and are `alike`. Return None unless they are `Rows`."""
     if is_record(payloads[0]):
         return decode_records(b"".join(payloads), len(payloads[0]))
     return _decode_table(np.frombuffer(b"".join(payloads), dtype=np.uint8).reshape(len(payloads), -1))

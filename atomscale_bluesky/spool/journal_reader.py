@@ -100,7 +100,7 @@ class JournalReader:
         return memoryview(self._block)[at:end], width
 
     def ends_before(self, lines: int, without: bytes) -> bool:
-        """Return True if the journal ended, at the last read, before that many more lines, none containing `without`.
+        """Return True if fewer than `lines` more lines were there at the last read, and none contains `without`.
 
         Call this after `ahead`. Return False if that many lines are more than may be in memory.
         """
@@ -117,7 +117,7 @@ class JournalReader:
         )
 
     def _holds(self, lines: int) -> bool:
-        """Return True if the block has so many further lines."""
+        """Return True if the block has `lines` further whole lines."""
         at = self._at
         while lines:
             end = self._end_of_line(at)

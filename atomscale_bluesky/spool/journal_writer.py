@@ -14,8 +14,7 @@ from .line_bounds import end_of_entries
 from .line_file import LineFile, not_written
 from .segments import segment_path, segments
 
-# Segments keep single files small enough to open, and allow the confirmed part of a long run to be removed first when
-# disk space is short.
+# Segments keep single files small enough to open with any tool.
 SEGMENT_BYTES = 64 * 2**20
 
 

@@ -53,7 +53,7 @@ class Opened(Fact, frozen=True, tag="opened"):
     segment: int  # where to start reading the journal to find its first row
     offset: int
     channels: tuple[str, ...] | None = None  # None: those of the time base's first layout
-    own: bool = False  # noted for the stream of a single channel with gaps while each such channel had one; ignored
+    own: bool = False  # of earlier versions, in which each channel with gaps had a stream of its own; ignored
     skip: tuple[tuple[int, int], ...] = ()  # first and last rows of ranges that an earlier stream holds already
     joins: int | None = None  # the opening whose metrology stream this one shares, instead of having its own
 
@@ -165,7 +165,7 @@ class Refused(Fact, frozen=True, tag="refused"):
 
 
 class GivenUp(Fact, frozen=True, tag="given_up"):
-    """A channel got no stream, noted while the number of streams had a limit. It gets one now. No longer written."""
+    """Of earlier versions, which limited the number of streams: a channel got none. It gets one now. Not written."""
 
     unsynced = True
     time_base: str

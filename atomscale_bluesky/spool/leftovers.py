@@ -57,7 +57,7 @@ def remove_leftover(folder: Path, said: set[Path]) -> None:
             said.add(folder)
             _logger.warning(
                 "%s holds the rest of a run whose beginning a power cut took; %s",
-                folder, f"it stays, for it also holds {safe(', '.join(foreign))}" if foreign else "it is removed",
+                folder, f"it stays, because it also holds {safe(', '.join(foreign))}" if foreign else "it is removed",
             )  # fmt: skip
         if age_s > BEGINNING_S and not foreign:
             _remove_unless_owned(folder)

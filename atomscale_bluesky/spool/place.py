@@ -29,7 +29,7 @@ _DEPTH = 8
 
 _MARKER_TEXT = b"""\
 This folder is the spool of atomscale-bluesky: it holds measured data that may not have been delivered yet.
-Leave it alone while it does; `atomscale-bluesky status` tells. This file only says whose folder it is.
+Leave it alone while it does; `atomscale-bluesky status` shows that. This file only says whose folder it is.
 """
 
 # A run's file starts with one of its first lines, and a history soon has a line. Some lines may be damaged.

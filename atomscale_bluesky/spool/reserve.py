@@ -122,8 +122,8 @@ class Reserve:
             with contextlib.suppress(OSError):
                 self._path.unlink()
                 _logger.warning(
-                    "spool %s: its disk is full; the spool's reserve is given up, so that what is kept can leave; free "
-                    "some space", self._path.parent,
+                    "spool %s: its disk is full; the spool's reserve was released, so that kept readings can be "
+                    "delivered; free some space", self._path.parent,
                 )  # fmt: skip
 
     def _write(self, known: int, until: int, size: int) -> bool:

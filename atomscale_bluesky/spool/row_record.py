@@ -38,7 +38,7 @@ HEAD_BYTES = 8
 TAIL_BYTES = 5
 # No record has more values, so that it is never longer than a line may be.
 MAX_VALUES = 4_000_000
-# Nor a longer uid. A row of a longer one is a line of text.
+# No record has a longer uid. A row with a longer one is written as a line of text.
 MAX_UID_BYTES = 0xFFFF
 _FLOAT, _NEWLINE = 0xCB, 0x0A
 # The bytes before a length of 1, 2 and 4 bytes. A text of 4 GB is no uid.
@@ -272,7 +272,7 @@ def _column(records: bytes | memoryview, at: int, count: int, width: int) -> NDA
 
 @functools.lru_cache(maxsize=256)
 def _checksum_of(count: int, width: int) -> int:
-    """Return the checksum that any so many intact records of a width have together."""
+    """Return the checksum that `count` intact records of this width have together, whatever they hold."""
     body = bytes(width - TAIL_BYTES)
     record, checksum = body + _tail(zlib.crc32(body), _NEWLINE), 0
     for _ in range(count):

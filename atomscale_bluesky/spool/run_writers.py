@@ -320,7 +320,7 @@ class RunWriters:
         kind = network_file_system(self._path)
         if kind:
             _logger.warning(
-                "spool %s is on a network file system (%s): what a crash keeps depends on it; set `spool_dir` to a "
+                "spool %s is on a network file system (%s): what survives a crash depends on it; set `spool_dir` to a "
                 "local disk", self._path, kind,
             )  # fmt: skip
         more = True

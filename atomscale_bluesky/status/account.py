@@ -292,7 +292,7 @@ class Account:
         return result
 
     def _gone_at_the_end(self, ledger: LedgerState) -> Counter[int]:
-        """Return by layout how many rows after the journal's last one the ledger knows: they were damaged since."""
+        """Return, by layout, how many rows beyond the journal's last one the ledger has: they were damaged since."""
         gone = Counter[int]()
         if self.stop is None:
             return gone

@@ -201,7 +201,7 @@ def key_wrong_for_a_while(b: Bench) -> None:
     deliver(b, Fault(status=status, skip=b.chance.randrange(8), times=b.chance.randrange(1, 5)), runs=2, at_once=True)
 
 
-@scenario("A server that says when to come back is not asked before.")
+@scenario("A server that says when to come back is not asked earlier.")
 def retry_after_in_all_spellings(b: Bench) -> None:
     now = time.time()
     stamp = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now + 2))
@@ -300,7 +300,7 @@ def thirty_percent_fail(b: Bench) -> None:
     b.result.counts["at 30 %: needed"] += b.result.verdict.needed
 
 
-@scenario("A server that hangs or answers byte by byte is left when its time is over, and asked again.")
+@scenario("A request that hangs or is answered byte by byte is given up at its deadline, and made again.")
 def hang_and_drip(b: Bench) -> None:
     story = b.story(points=b.chance.randrange(10, 60))
     documents = story.documents()
@@ -373,7 +373,7 @@ def killed(b: Bench) -> None:
 
 
 @scenario(
-    "Killed during an outage, and again while it recovers in bad weather: what was accepted is there once.", weight=10
+    "Killed during an outage, and again while it recovers amid faults: what was accepted is there once.", weight=10
 )
 def killed_in_an_outage(b: Bench) -> None:
     story = b.story(runs=b.chance.randrange(1, 3), at_once=True)
@@ -601,7 +601,7 @@ def spool_full_from_the_start(b: Bench) -> None:
     b.judge(second.documents())
 
 
-@scenario("A disk that is full to the last byte: delivery goes on when somebody frees some, and what was kept arrives.")
+@scenario("A disk that is full to the last byte: delivery goes on when space is freed, and what was kept arrives.")
 def disk_full_to_the_last_byte(b: Bench) -> None:
     tiny = b.folder / "tiny"
     tiny.mkdir()

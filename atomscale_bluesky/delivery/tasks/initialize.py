@@ -85,7 +85,7 @@ class Initialize(Work[str], frozen=True, eq=False):
         return None
 
     def failed(self, run: ClaimedRun, error: ApiError, part: str | None) -> Initialize:
-        """Return the same, for a stream that may exist, unless the request surely did nothing."""
+        """Return this task, for a stream that may exist by now unless the request certainly did nothing."""
         return self if surely_did_nothing(error) else msgspec.structs.replace(self, may_exist=True)
 
 
