@@ -129,8 +129,11 @@ def report(out: Console, spool: Spool, watch: SpoolStatus, begun: float) -> int:
     from ..status.spool_status import ending
     from .status_text import not_kept_lines
 
-    delivered = [entry for entry in spool.history.entries() if float(entry.get("finished") or 0.0) >= begun]
-    missing = [n for entry in delivered if (n := not_kept(entry.get("left_out") or {}))]
+    finished = [entry for entry in spool.history.entries() if float(entry.get("finished") or 0.0) >= begun]
+    if discarded := [n for entry in finished if (n := int(entry.get("discarded") or 0))]:
+        points, runs = counted(sum(discarded), "point"), counted(len(discarded), "run")
+        out.print(Text(f"Discarded, as ordered: {points} of {runs}.", style="yellow"), soft_wrap=True)
+    missing = [n for entry in finished if (n := not_kept(entry.get("left_out") or {}))]
     if missing:
         text = f"{counted(sum(missing), 'reading')} of {counted(len(missing), 'run')} had found no room in the spool."
         out.print(Text(text, style="yellow"), soft_wrap=True)
@@ -139,8 +142,13 @@ def report(out: Console, spool: Spool, watch: SpoolStatus, begun: float) -> int:
         out.print(line, soft_wrap=True)
     left = [run for run in status if run.points.waiting or run.points.refused or run.state != "running"]
     if not left:
-        all_kept = not (missing or status.not_kept)
-        out.print(Text("All of it is delivered." if all_kept else "All that was kept is delivered.", style="green"))
+        if not any(entry.get("delivered") for entry in finished):
+            text = "Nothing is left to deliver."
+        elif discarded:
+            text = "All the rest is delivered."
+        else:
+            text = "All that was kept is delivered." if missing or status.not_kept else "All of it is delivered."
+        out.print(Text(text, style="green"))
         return 0
     for run in left:
         text = f"{safe(run.label, limit=200)} (run {safe(run.run_uid[:8])}), {safe(run.state)}"

@@ -47,6 +47,11 @@ MOST_WAITING = 100
 MOST_LEFTOVERS = 10
 # How often the files of a run may be unreadable before nothing more is printed of it.
 MOST_FAILURES = 20
+# What is said of a run that only a service may deliver.
+NO_SERVICE = (
+    "no service delivers it now: start `atomscale-bluesky upload --follow`, or deliver once with `atomscale-bluesky "
+    "upload`"
+)
 # How long `close` waits for the last lines.
 LAST_LINES_S = 1.0
 
@@ -193,10 +198,16 @@ class Announcer:
         uid = run.header.run_uid if run.header else str((entry or {}).get("run_uid"))
         if not self._sends:
             return f"run {safe(uid[:8], 40)} is kept in {self._spool.path} and not sent: {self._why_not_sent()}"
+        if entry is None and not run.name and self._lacks_service(run):
+            return f"run {safe(uid[:8], 40)} is kept in {self._spool.path}: {NO_SERVICE}"
         streams = (entry or {}).get("streams") or [{}]
         name = run.name or streams[0].get("label") or (run.header.label if run.header else "")
         endpoint = run.endpoint or str((entry or {}).get("endpoint") or self._settings.endpoint)
         return f'run {safe(uid[:8], 40)} goes to {safe(endpoint, 200)} as "{safe(name, 300)}"'
+
+    def _lacks_service(self, run: _Run) -> bool:
+        """Return True if only a service may deliver a run, and none does."""
+        return self._settings.uploader == "none" and not self._spool.uploader_alive(run.folder)
 
     def _why_not_sent(self) -> str:
         if self._settings.offline:
@@ -209,6 +220,8 @@ class Announcer:
             return f"{self._why_not_sent()}; a later session sends it, or `atomscale-bluesky upload`"
         if run.parked:
             return f"parked: {safe(run.parked, 600)}; `atomscale-bluesky status` has more"
+        if self._lacks_service(run):
+            return NO_SERVICE
         outage = read_outage(self._spool.path)
         ends = "it is sent as soon as that is over, by this session or a later one"
         if outage is not None and outage.endpoint == run.endpoint and outage.key_refused:

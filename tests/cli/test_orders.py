@@ -168,6 +168,13 @@ def test_discarding_several_runs_asks_once_with_the_sum_of_their_points(
     assert orders_in(spool_dir) == 0
     assert say("discard", "--all-parked", "--yes")[0] == 0
     assert orders_in(spool_dir) == 2
+    spooled(5)
+    code, said, _ = say("upload")
+    assert code == 0
+    assert "Discarded, as ordered: 20 points of 2 runs. All the rest is delivered." in said
+    spooled(5, synth_source_id="the big one")
+    say("discard", "--all-parked", "--yes")
+    assert "Discarded, as ordered: 10 points of 1 run. Nothing is left to deliver." in say("upload")[1]
 
 
 def test_without_a_run_it_says_how_to_name_one(say: Say, spooled: Spooled) -> None:

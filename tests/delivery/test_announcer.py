@@ -125,6 +125,17 @@ def test_without_a_key_both_lines_say_that_nothing_is_sent(spool_dir: Path, prin
     assert end.startswith(f"atomscale: run {uid[:8]}: 0 points delivered, 50 wait: there is no API key")
 
 
+def test_where_only_a_service_delivers_and_none_runs_both_lines_say_so(spool_dir: Path, printed: Printed) -> None:
+    callback = printed.callback(uploader="none", api_key=None)
+    uid = a_run(callback)
+    callback.close(0)
+
+    begin, end = printed.until("wait: ").splitlines()[-2:]
+    remedy = "no service delivers it now: start `atomscale-bluesky upload --follow`, or deliver once with "
+    assert begin.startswith(f"atomscale: run {uid[:8]} is kept in {spool_dir}: {remedy}")
+    assert end.startswith(f"atomscale: run {uid[:8]}: 0 points delivered, 50 wait: {remedy}")
+
+
 def test_a_parked_run_is_announced_with_the_reason(printed: Printed) -> None:
     callback = printed.callback()
     a_run(callback, synth_source_id=999)
