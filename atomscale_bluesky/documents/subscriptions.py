@@ -25,9 +25,10 @@ NOT_AN_INSTANCE = (
     "parentheses, as in `RE.subscribe(AtomscaleCallback())`"
 )
 TWICE = (
-    "the callback is subscribed to its RunEngine %d times. Each document is taken once, but when one of the "
-    "subscriptions ends, Bluesky ends them all: one by `RE(plan, callback)` ends at the next call, and later runs "
-    "would be missing. Subscribe it once, by `RE.subscribe(callback)`, and leave it out of `RE(plan)`"
+    "the callback is subscribed to its RunEngine %d times. Each document is taken once, but Bluesky ends all of these "
+    "subscriptions with the first that ends. If one of them is from `RE(plan, callback)`, that is when the next call "
+    "begins, and later runs would be missing. So after this call: `RE([])`, then `RE.subscribe(callback)`, and from "
+    "then on `RE(plan)` without the callback"
 )
 CLOSED = (
     "the callback is closed and still subscribed: run %s is kept in the spool, and is sent by the next session or by "

@@ -187,7 +187,14 @@ def test_a_callback_for_one_call_that_is_subscribed_for_good_is_warned_about_in_
     assert callback.drain(20)
     assert points(server) == [15, 15, 15]
     (warning,) = warnings(caplog, "subscribed to its RunEngine 2 times")
-    assert "Subscribe it once, by `RE.subscribe(callback)`" in warning
+    assert "after this call: `RE([])`, then `RE.subscribe(callback)`" in warning
+
+    engine([])
+    engine.subscribe(callback)
+    for _ in range(2):
+        engine(count([det], num=15))
+    assert callback.drain(20)
+    assert points(server) == [15] * 5
 
 
 @pytest.mark.parametrize("times", [1, 2])
