@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import threading
@@ -30,6 +31,13 @@ def pytest_xdist_auto_num_workers() -> int:
     """More processes than cores, where those are few: most tests wait for something."""
     cores = os.cpu_count() or 1
     return max(cores, min(2 * cores, 8))
+
+
+@pytest.fixture(autouse=True)
+def _a_long_test_takes_its_time(request: pytest.FixtureRequest) -> None:
+    """Keep the limit that ends the whole process from a long test, which has a time-out of its own."""
+    if request.node.get_closest_marker("long") is not None:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(autouse=True)
