@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ..errors import AtomscaleBlueskyError
@@ -20,6 +21,10 @@ KINDS = {
 }
 # How a pickle begins: the protocols that any Python of today writes.
 _PICKLED = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
+# A document as MessagePack, in the shape in which nearly all are sent: an array of two.
+_OF_TWO = b"\x92"
+_DOCUMENT = msgspec.msgpack.Decoder(Document)
+_UNUSUAL = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 class MessageError(AtomscaleBlueskyError, ValueError):
@@ -54,6 +59,11 @@ def document_in(body: bytes, *, name: str | None = None, trust_pickle: bool = Fa
     Raises:
         MessageError: The body is none of these, or holds something else. Says what.
     """
+    if name is None and body[:1] == _OF_TWO and not _may_have_numpy(body):
+        try:
+            return _DOCUMENT.decode(body)
+        except _UNUSUAL:
+            pass  # another shape, or none
     found = _read(body, trust_pickle=trust_pickle)
     if name is not None and isinstance(found, dict) and name in KINDS:
         return name, found
@@ -75,6 +85,11 @@ def _read(body: bytes, *, trust_pickle: bool) -> object:
         except Exception as error:
             raise MessageError(f"a message is a pickle that cannot be read ({type(error).__name__})") from error
     if body[:1] >= b"\x80":
+        if not _may_have_numpy(body):
+            try:
+                return msgspec.msgpack.decode(body)
+            except _UNUSUAL:
+                pass  # msgpack reads more, such as text that is not UTF-8, and names what it cannot read
         import msgpack
 
         try:
@@ -85,6 +100,14 @@ def _read(body: bytes, *, trust_pickle: bool) -> object:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise MessageError(f"a message is neither JSON nor MessagePack ({type(error).__name__})") from error
+
+
+def _may_have_numpy(body: bytes) -> bool:
+    """Return False if no mapping in a MessagePack has the key `nd`, which `msgpack-numpy` writes into each of its own.
+
+    A text or bytes of two characters begin with 0xA2, or with a length of which the last byte is 2.
+    """
+    return b"nd" in body and (b"\xa2nd" in body or b"\x02nd" in body)
 
 
 def from_numpy(found: dict[Any, Any]) -> object:

@@ -1,0 +1,60 @@
+"""The forms of a bus's message: the quick way of reading MessagePack gives what the general one gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import msgpack
+import msgpack_numpy
+import numpy as np
+import pytest
+
+from atomscale_bluesky.sources.forms import MessageError, document_in
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.sampled_from(["nd", "wind", "\x02nd", "data"])
+    | st.binary(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text() | st.integers(0, 9), inner, max_size=4),
+    max_leaves=12,
+)
+DOCUMENTS = st.dictionaries(st.sampled_from(["data", "timestamps", "uid", "wind", "end"]) | st.text(), VALUES)
+
+
+@hypothesis.settings(max_examples=50)
+@hypothesis.given(DOCUMENTS, st.booleans())
+def test_a_document_reads_back_in_either_shape(doc: dict[str, Any], as_array: bool) -> None:
+    body = msgpack.packb(["event", doc] if as_array else {"name": "event", "doc": doc})
+
+    assert document_in(body) == ("event", doc)
+    assert document_in(msgpack.packb(doc), name="event") == ("event", doc)
+
+
+@pytest.mark.parametrize("value", [np.float32(2.5), np.arange(6.0).reshape(2, 3), np.int16(-3), np.array(["wind"])])
+@pytest.mark.parametrize("use_bin_type", [True, False])
+def test_a_value_of_numpy_reads_back_with_its_type(value: Any, use_bin_type: bool) -> None:
+    body = msgpack.packb(("event", {"data": {"k": value}}), default=msgpack_numpy.encode, use_bin_type=use_bin_type)
+
+    _, doc = document_in(body)
+    assert doc["data"]["k"].dtype == value.dtype
+    assert np.array_equal(doc["data"]["k"], value)
+
+
+def test_text_that_is_not_utf_8_is_read_and_kept() -> None:
+    name, doc = document_in(b"\x92\xa5event\x81\xa4text\xa2\xff\xfe")
+
+    assert (name, doc["text"].encode(errors="surrogateescape")) == ("event", b"\xff\xfe")
+
+
+@pytest.mark.parametrize(
+    "body", [b"\x92", b"\x92\xa5event", b"\x92\xa5event\x01", b"\x92\x01\x80", b"\x92\xa5event\x80\x00", b"\x91" * 5000]
+)
+def test_what_is_no_document_is_named(body: bytes) -> None:
+    with pytest.raises(MessageError, match="a message is no"):
+        document_in(body)
