@@ -13,6 +13,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -23,6 +24,8 @@ from .incoming import Incoming, idle, unreadable
 _logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
+# How many messages are taken from the client in one go.
+BATCH = 256
 _POLL_AT_REST_S = 0.1
 # How soon the brokers give the partitions of a dead process to another one.
 SESSION_TIMEOUT_MS = 10_000
@@ -59,7 +62,7 @@ class KafkaDocuments:
     ) -> None:
         self._ending = ending or threading.Event()
         self._positions: dict[Partition, _Position] = {}
-        self._kept: deque[Message] = deque()  # came while the partitions were being paused
+        self._kept: deque[Message] = deque()  # came, and were not handed over yet
         self._said = ""
         self._closed = False
         self._consumer = Consumer(
@@ -86,11 +89,13 @@ class KafkaDocuments:
             KafkaException: The client cannot go on.
         """
         while not self._ending.is_set():
-            message = self._kept.popleft() if self._kept else self._consumer.poll(POLL_S)
-            if message is None:
+            if not self._kept:
                 self._commit()
+                self._receive()
+            if not self._kept:
                 yield idle()
                 continue
+            message = self._kept.popleft()
             error = message.error()
             if error is None:
                 self._said = ""
@@ -100,8 +105,6 @@ class KafkaDocuments:
             elif error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - the library's public name for it
                 self._note_error(error)
                 yield idle()
-            if any(position.moved for position in self._positions.values()):
-                self._commit()
 
     def pause(self, timeout_s: float) -> None:
         """Wait without taking messages. The process stays in the group."""
@@ -122,19 +125,30 @@ class KafkaDocuments:
             self._commit(wait=True)
             self._consumer.close()
 
+    def _receive(self) -> None:
+        """Wait for a message, and take those that have come behind it in one call, which costs less than one for each.
+
+        If a rebalance gives a partition to another process meanwhile, librdkafka leaves its messages out of the batch,
+        as `_give_up` leaves them out of `_kept`.
+        """
+        message = self._consumer.poll(POLL_S)
+        if message is not None:
+            self._kept.append(message)
+            self._kept.extend(self._consumer.consume(BATCH - 1, 0))
+
     def _incoming(self, message: Message) -> Incoming:
         partition, offset = (message.topic() or "", message.partition() or 0), message.offset() or 0
-        position = self._positions.setdefault(partition, _Position())
+        position = self._positions.get(partition)
+        if position is None:
+            position = self._positions[partition] = _Position()
         position.taken(offset)
-
-        def ack() -> None:
-            position.acknowledge(offset)
-
+        ack = partial(position.acknowledge, offset)
         value = message.value()
         try:
             if value is None:
                 raise MessageError("a message has no value")
-            return Incoming(*document_in(bytes(value)), ack)
+            name, doc = document_in(value)
+            return Incoming(name, doc, ack)
         except MessageError as error:
             return unreadable(f"topic {partition[0]}: {error}", ack)
 
@@ -184,7 +198,10 @@ class _Position:
 
     def acknowledge(self, offset: int) -> None:
         """Note that a message survives a power cut."""
-        self._acknowledged.add(offset)
-        while self._taken and self._taken[0] in self._acknowledged:
+        if self._taken and self._taken[0] == offset:  # in the order in which they came, as nearly always
+            self.next, self.moved = self._taken.popleft() + 1, True
+        else:
+            self._acknowledged.add(offset)
+        while self._acknowledged and self._taken and self._taken[0] in self._acknowledged:
             self._acknowledged.discard(self._taken[0])
             self.next, self.moved = self._taken.popleft() + 1, True
