@@ -82,6 +82,7 @@ class NatsDocuments:
         self._connection: Client | None = None
         self._subscription: JetStreamContext.PullSubscription | None = None
         self._ack_wait_s = ACK_WAIT_S
+        self._most_unacknowledged = MOST_UNACKNOWLEDGED  # the server gives no more until some are acknowledged
         self._next: int | None = None  # which delivery has to come next; None: any
         self._unacknowledged: set[str] = set()  # where to acknowledge what was handed over
         self._acks: list[str] = []
@@ -96,6 +97,9 @@ class NatsDocuments:
         """
         yield from self._connected()
         while not self._ending.is_set():
+            if len(self._unacknowledged) + FETCH > self._most_unacknowledged:
+                yield idle()  # what was taken is acknowledged now, before the server waits for that
+                self._send_acks()
             messages = self._fetched()
             if not messages:
                 yield idle()
@@ -179,6 +183,8 @@ class NatsDocuments:
         )
         info = await subscription.consumer_info()
         self._ack_wait_s = info.config.ack_wait or ACK_WAIT_S
+        most = info.config.max_ack_pending or 0
+        self._most_unacknowledged = most if most > 0 else MOST_UNACKNOWLEDGED  # -1: as many as one likes
         self._subscription, self._next = subscription, None
         _logger.info("taking stream %r as consumer %r", self._stream, self._durable)
         return info.num_ack_pending or 0
@@ -212,7 +218,8 @@ class NatsDocuments:
         if self._subscription is None:
             return []
         try:
-            messages = self._run(self._subscription.fetch(FETCH, timeout=FETCH_S)) or []
+            number = min(FETCH, self._most_unacknowledged)
+            messages = self._run(self._subscription.fetch(number, timeout=FETCH_S)) or []
         except TimeoutError:
             return []
         except APIError as error:  # the consumer is gone, or the server begins

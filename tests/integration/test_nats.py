@@ -57,6 +57,19 @@ class Broker:
         """Publish in order, each until the server has it."""
         asyncio.run(self._publish(messages, pause_s))
 
+    def add_consumer(self, durable: str, **limits: int) -> None:
+        """Add a durable consumer, as a site may have one."""
+        asyncio.run(self._add_consumer(durable, limits))
+
+    async def _add_consumer(self, durable: str, limits: dict[str, int]) -> None:
+        import nats
+        from nats.js.api import AckPolicy, ConsumerConfig
+
+        connection = await nats.connect(self.url)
+        config = ConsumerConfig(durable_name=durable, ack_policy=AckPolicy.EXPLICIT, **limits)
+        await connection.jetstream().add_consumer("BLUESKY", config)
+        await connection.close()
+
     async def _publish(self, messages: list[tuple[str, bytes]], pause_s: float) -> None:
         import nats
 
@@ -148,6 +161,32 @@ def test_hostile_messages_are_named_and_do_not_come_again(broker: Broker) -> Non
     found = taken()
     assert [one.name for one in found] == ["start", "descriptor", *[UNREADABLE] * 5, *["event"] * 3, "stop"]
     assert taken() == []
+
+
+def test_a_consumer_that_gives_few_messages_at_a_time_is_read_without_waiting(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from atomscale_bluesky.sources import nats
+
+    documents = list(growth(points=300, keys=1))
+    broker.publish(messages_of(documents))
+    broker.add_consumer("atomscale", max_ack_pending=5)
+    monkeypatch.setattr(nats, "FETCH_S", 30.0)
+    source = nats.NatsDocuments(broker.url, stream="BLUESKY", durable="atomscale")
+    found: list[Incoming] = []
+    waiting: list[Incoming] = []
+    for one in source:
+        if one.name == IDLE:
+            for taken in waiting:
+                taken.ack()
+            waiting = []
+            continue
+        waiting.append(one)
+        found.append(one)
+        if one.name == "stop":
+            break
+    source.close()
+    assert [(one.name, one.doc) for one in found] == documents
 
 
 @pytest.mark.parametrize("fetch_s", [0.0002, 0.0004, 0.0006, 0.0008, 0.001, 0.0015, 0.002])
