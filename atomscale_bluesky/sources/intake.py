@@ -25,7 +25,7 @@ from .incoming import IDLE, UNREADABLE, Source
 
 _logger = logging.getLogger(__name__)
 
-BATCH = 1000
+BATCH = 4000
 BATCH_S = 0.5
 # How often the spool is asked again whether there is disk space.
 PAUSE_S = 0.5
