@@ -21,6 +21,7 @@ PROGRAMS = {
     "scale": "whether the cost stays flat: long runs, many runs, runs at once, a thousand keys for ten minutes",
     "idle": "what a session with nothing to do costs beside thousands of runs that wait",
     "recording": "what sending a recorded run of 200 MB takes, killed and resumed too",
+    "consume": "what taking documents from Kafka or NATS costs, beside their own clients",
     "worst": "how long a call can take at worst, beside a draining backlog",
 }
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROGRAMS = (
     "event", "plan", "drain", "memory", "outage", "latency", "link", "worst", "startup", "scale", "parts", "idle",
-    "recording",
+    "recording", "consume",
     "connections",
 )  # fmt: skip
 
