@@ -41,6 +41,7 @@ def undelivered(settings: Settings, runs: Status) -> Iterator[Undelivered]:
             f"Nobody delivers {counted(count, 'run')} for {safe(endpoint, 500)}",
             safe(endpoint, 500),
         )
+        refused = runs.key_refused and runs.trouble is not None and runs.trouble.endpoint == endpoint
         if endpoint != settings.endpoint:
             yield Undelivered(
                 f"{said} at present, and this session's endpoint is another",
@@ -48,16 +49,44 @@ def undelivered(settings: Settings, runs: Status) -> Iterator[Undelivered]:
             )
         elif settings.offline:
             yield Undelivered(f"{said}: the setting `offline` is on")
+        elif settings.uploader == "none":
+            once = ", or deliver once with `atomscale-bluesky upload`" if settings.api_key else ""
+            yield Undelivered(
+                f"{said} at present, and the setting `uploader` is `none`",
+                f"{'give the service a key that works, and ' if refused else ''}"
+                f"start the service `atomscale-bluesky upload --follow`{'' if refused else once}",
+            )
         elif not settings.api_key:
             yield Undelivered(
                 f"{said} at present, and there is no API key here",
-                "put it into ATOMSCALE_API_KEY, then `atomscale-bluesky upload` delivers",
+                "put the key into ATOMSCALE_API_KEY, then `atomscale-bluesky upload` delivers",
             )
-        elif settings.uploader == "none":
+        elif refused:
             yield Undelivered(
-                f"{said} at present, and the setting `uploader` is `none`",
-                "start the service `atomscale-bluesky upload --follow`, or deliver once with `atomscale-bluesky "
-                "upload`",
+                f"{said} at present, and the last process that did had an API key that is refused",
+                "put a key that works into ATOMSCALE_API_KEY, then the next session delivers, or now "
+                "`atomscale-bluesky upload`",
             )
         else:
             yield Undelivered(f"{said} at present", "the next session will, or now `atomscale-bluesky upload`")
+
+
+def deliverer(settings: Settings, endpoint: str, options: str = "") -> str:
+    """Return who will deliver to an endpoint to which no process delivers now: the end of a sentence.
+
+    Args:
+        settings: Of the command that tells it.
+        endpoint: Where the runs go.
+        options: With which options `upload` finds them, such as ` --spool-dir /data/spool`.
+    """
+    upload = f"atomscale-bluesky upload{options}"
+    if endpoint != settings.endpoint:
+        return f"by `{upload} --endpoint {safe(endpoint, 500)}`"
+    if settings.offline:
+        return "once the setting `offline` is off"
+    if settings.uploader == "none":
+        once = f", or now by `{upload}`" if settings.api_key else ""
+        return f"by the service `{upload} --follow`, once it runs{once}"
+    if not settings.api_key:
+        return f"once the key is in ATOMSCALE_API_KEY: by the next session, or by `{upload}`"
+    return f"by the next session, or now by `{upload}`"

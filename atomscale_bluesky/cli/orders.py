@@ -7,6 +7,7 @@ first.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,7 +50,7 @@ def retry(runs: tuple[str, ...], all_parked: bool, dry_run: bool, spool_dir: Pat
     from ..spool.orders import Retry
 
     spool = _spool(spool_dir)
-    chosen = _choose(spool, runs, all_parked)
+    chosen = _choose(spool, spool_dir, runs, all_parked)
     return chosen.give(lambda run: Retry(), "is tried again", dry_run=dry_run)
 
 
@@ -65,7 +66,7 @@ def discard(runs: tuple[str, ...], all_parked: bool, dry_run: bool, yes: bool, s
     """
     from ..spool.orders import Discard
 
-    chosen = _choose(_spool(spool_dir), runs, all_parked)
+    chosen = _choose(_spool(spool_dir), spool_dir, runs, all_parked)
 
     def question(found: Sequence[RunStatus]) -> str:
         left = sum(run.points.waiting + run.points.refused for run in found)
@@ -127,7 +128,7 @@ def edit(
     from .correction import corrected, made_with
 
     spool = _spool(spool_dir)
-    chosen = _choose(spool, runs, all_parked)
+    chosen = _choose(spool, spool_dir, runs, all_parked)
     return chosen.give(
         lambda run: corrected(spool, run, given, leave_out=leave_out_unusable), "goes on", dry_run=dry_run,
         told=made_with,
@@ -152,7 +153,8 @@ def settle(run: str, spool_dir: Path | None) -> int:
             raise click.ClickException(f"run {found.run_uid[:8]} has its stop document; there is nothing to settle")
         return Settle()
 
-    return _choose(_spool(spool_dir), (run,), False).give(order, "is completed as interrupted", dry_run=False)
+    chosen = _choose(_spool(spool_dir), spool_dir, (run,), False)
+    return chosen.give(order, "is completed as interrupted", dry_run=False)
 
 
 @click.command
@@ -193,18 +195,22 @@ def move(
                 told += f", beside the {counted(delivered, 'point')} that {safe(before)} has"
         return f"{told}?"
 
-    chosen = _choose(spool, runs, all_parked)
+    chosen = _choose(spool, spool_dir, runs, all_parked)
     return chosen.give(order, f"goes to {safe(endpoint)}", dry_run=dry_run, ask=None if yes else question)
 
 
 class _Chosen:
     """The runs that are meant, and what kept others from being found."""
 
-    def __init__(self, spool: Spool, runs: Sequence[RunStatus], problems: Sequence[str], delivered: frozenset[str]):
+    def __init__(
+        self, spool: Spool, spool_dir: Path | None, runs: Sequence[RunStatus], problems: Sequence[str],
+        delivered_to: frozenset[str],
+    ) -> None:  # fmt: skip
         self._spool = spool
+        self._spool_dir = spool_dir  # as it was given to the command
+        self._delivered_to = delivered_to
         self._runs = runs
         self._problems = list(problems)
-        self._delivered_to = delivered
 
     def give(
         self,
@@ -237,12 +243,12 @@ class _Chosen:
                 self._problems.append(error.message)
         if orders and ask is not None and not dry_run:
             _confirm(ask([run for run, _ in orders]))
-        out = console()
+        out, who = console(), self._deliverers()
         for run, line in orders:
             if not dry_run:
                 self._spool.order(Path(run.folder), line)
             name = f"Run {safe(run.run_uid[:8])} ({safe(run.label)})"
-            text = f"{name} {outcome}, {self._who(run)}" if not dry_run else f"Would be ordered: {name} {outcome}"
+            text = f"{name} {outcome}, {who(run, line)}" if not dry_run else f"Would be ordered: {name} {outcome}"
             out.print(Text(f"{text}: {told(line)}." if told else f"{text}."), soft_wrap=True)
         for problem in self._problems:
             click.echo(f"Error: {problem}", err=True)
@@ -250,10 +256,23 @@ class _Chosen:
             out.print("No run waits for the operator.")
         return 1 if self._problems else 0
 
-    def _who(self, run: RunStatus) -> str:
-        if self._spool.uploader_alive(Path(run.folder)) or run.endpoint in self._delivered_to:
-            return "by the process that delivers it, within seconds"
-        return "by the next session, or now by `atomscale-bluesky upload`"
+    def _deliverers(self) -> Callable[[RunStatus, OrderLine], str]:
+        """Return a function that says who carries out an order."""
+        from ..checks.who_delivers import deliverer
+        from ..settings import Settings
+        from ..spool.orders import Move
+
+        settings = Settings.load(spool_dir=self._spool_dir)
+        options = f" --spool-dir {shlex.quote(safe(self._spool_dir))}" if self._spool_dir else ""
+
+        def who(run: RunStatus, order: OrderLine) -> str:
+            endpoint = order.endpoint if isinstance(order, Move) else run.endpoint
+            held = endpoint == run.endpoint and self._spool.uploader_alive(Path(run.folder))
+            if held or endpoint in self._delivered_to or self._spool.is_served(endpoint):
+                return "by the process that delivers it, within seconds"
+            return deliverer(settings, endpoint, options)
+
+        return who
 
 
 def _confirm(question: str) -> None:
@@ -267,7 +286,7 @@ def _confirm(question: str) -> None:
     raise click.Abort
 
 
-def _choose(spool: Spool, names: Sequence[str], all_parked: bool) -> _Chosen:
+def _choose(spool: Spool, spool_dir: Path | None, names: Sequence[str], all_parked: bool) -> _Chosen:
     """Return the runs that are named, or all that wait for the operator."""
     from ..errors import SpoolError
     from ..status.spool_status import SpoolStatus
@@ -287,7 +306,7 @@ def _choose(spool: Spool, names: Sequence[str], all_parked: bool) -> _Chosen:
             problems.append(safe(error))
         else:
             found[run.folder] = run
-    return _Chosen(spool, list(found.values()), problems, status.delivered_to)
+    return _Chosen(spool, spool_dir, list(found.values()), problems, status.delivered_to)
 
 
 def _named(runs: Sequence[RunStatus]) -> str:

@@ -128,7 +128,9 @@ class _Look:
         self.now = time.time()
         if self._spool is not None:
             self._watch = self._watch or SpoolStatus(self._spool)
-            self.runs = self._watch.status()
+            self.runs = runs = self._watch.status()
+            if self._spool.is_served(here := self._settings.endpoint):  # it may have no run at present
+                self.runs = Status(runs, runs.trouble, runs.no_room, runs.not_kept, runs.delivered_to | {here})
             self.finished = []
             if self._with_finished:
                 self.finished = self._entries(self._spool)

@@ -60,6 +60,8 @@ def summary(settings: Settings, runs: Status, now: float) -> Iterator[Text]:
     text = f"Spool {safe(settings.spool_path)}: "
     text += f"{counted(len(runs), 'run')}, {counted(waiting, 'point')} waiting." if runs else "nothing waits."
     yield Text(text)
+    for endpoint in sorted(runs.delivered_to):
+        yield Text(f"A process delivers to {safe(endpoint)}.", style="dim")
     if runs.no_room:
         yield Text(
             f"No room, so new readings are left out: {safe(runs.no_room)}. Free some space; what is delivered makes "
@@ -154,7 +156,10 @@ def _run(run: RunStatus, now: float, endpoint: str) -> Iterator[RenderableType]:
     for stream in run.streams:
         _add_stream(table, stream)
     if run.problem:
-        table.add_row("problem", Text(safe(run.problem, limit=1000), style="bold red"))
+        table.add_row("problem", Text(safe(run.problem, limit=1000), style="dim" if run.ordered else "bold red"))
+    if run.ordered:
+        told = f"{', '.join(run.ordered)}; the process that delivers the run next carries it out"
+        table.add_row("ordered", Text(told, style="yellow"))
     for index, command in enumerate(remedies(run)):
         table.add_row("" if index else "do", Text(("or " if index else "") + safe(command)))
     yield table

@@ -12,7 +12,6 @@ process has ended. A process whose API key is refused for a while ends too, so t
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import signal
@@ -28,7 +27,7 @@ from typing import Any
 import msgspec
 
 from ..settings import Settings
-from ..spool.locks import RunLock, is_held
+from ..spool.locks import RunLock, is_held, service_lock
 from ..spool.own_files import open_own
 from ..spool.spool import Spool
 from .tracing import set_up_by_environment
@@ -105,8 +104,7 @@ def serve(
 
 def served_by(settings: Settings) -> Path:
     """Return the lock of the process that serves the settings' spool and endpoint."""
-    name = hashlib.sha256(settings.endpoint.encode()).hexdigest()[:8]
-    return settings.spool_path / f"uploader-{name}.lock"
+    return settings.spool_path / service_lock(settings.endpoint)
 
 
 def is_served(settings: Settings) -> bool:

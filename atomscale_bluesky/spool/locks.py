@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import queue
 import re
@@ -107,6 +108,11 @@ def session_lives(spool: Path, name: str) -> bool:
 def session_locks(spool: Path) -> list[Path]:
     """Return the session locks in a spool, also those of processes that have ended."""
     return [path for path in spool.glob(SESSION_LOCK.format("*")) if _SESSION_LOCK.fullmatch(path.name)]
+
+
+def service_lock(endpoint: str) -> str:
+    """Return the name of the lock that the process holds which serves a spool for this endpoint."""
+    return f"uploader-{hashlib.sha256(endpoint.encode()).hexdigest()[:8]}.lock"
 
 
 def is_held(path: Path) -> bool:

@@ -23,7 +23,7 @@ from .history import History
 from .leftovers import holds_a_run, remove_leftover
 from .line_file import LineFile
 from .lines import encode, line
-from .locks import UPLOADER_LOCK, WRITER_LOCK, RunLock, is_held, locked, session_lives
+from .locks import UPLOADER_LOCK, WRITER_LOCK, RunLock, is_held, locked, service_lock, session_lives
 from .orders import ORDERS, Edit, OrderLine, read_orders
 from .own_files import is_run_name, open_own
 from .place import check_folder, prepare_folder
@@ -166,6 +166,10 @@ class Spool:
             return header is not None and session_lives(self.path, header.session) and not has_stop(folder)
         except SpoolError:  # its lines cannot be decoded
             return False
+
+    def is_served(self, endpoint: str) -> bool:
+        """Return True if a living process serves this spool: it delivers all runs for this endpoint."""
+        return is_held(self.path / service_lock(endpoint))
 
     def uploader_alive(self, folder: Path) -> bool:
         """Return True if a process delivers the run."""

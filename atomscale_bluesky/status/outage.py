@@ -20,7 +20,9 @@ _NAME = "trouble.json"
 # The note of the same outage with other words (a port number, a request's path) is not rewritten more often than this.
 REWRITE_S = 5.0
 # What ends an outage that a refused key makes. A key may get its rights back, and is then used without this.
-NEW_KEY = "a process keeps the key that it began with, so for another one end it, or make a new callback in it"
+NEW_KEY = (
+    "a process keeps the key that it began with: to use another key, end the process, or make a new callback in it"
+)
 
 
 class Outage(msgspec.Struct, frozen=True):

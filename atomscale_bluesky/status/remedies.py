@@ -32,6 +32,8 @@ _WORDS = (
 
 def remedies(run: RunStatus) -> tuple[str, ...]:
     """Return the commands that mend a run, the most likely one first. Empty if it does not wait for the operator."""
+    if run.state != "parked":
+        return ()
     uid = run.run_uid[:UID_SHOWN]
     edit = f"{PROGRAM} edit {uid} {edit_options(run.unusable) or _option(run.problem or '')}"
     retry, discard = f"{PROGRAM} retry {uid}", f"{PROGRAM} discard {uid}"

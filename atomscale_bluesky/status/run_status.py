@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Literal
 
@@ -11,6 +11,7 @@ import msgspec
 from ..errors import SpoolError
 from ..spool.ledger_format import NO_POINT
 from ..spool.ledger_state import LedgerState
+from ..spool.orders import Discard, Edit, OrderLine, Retry
 from ..spool.own_files import recorded_since
 from ..spool.stream_state import StreamState
 from .account import Account, Counts
@@ -60,6 +61,8 @@ class RunStatus(msgspec.Struct, frozen=True):
     last_confirmed: float | None = None  # when Atomscale last confirmed a chunk of it, Unix seconds
     # The keys of its metadata that cannot be used, while it waits for that; `atomscale` for what that dict may not hold
     unusable: tuple[str, ...] = ()
+    # What the operator ordered and no process has carried out yet: retry, discard, edit, settle, move
+    ordered: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -69,7 +72,8 @@ class RunStatus(msgspec.Struct, frozen=True):
     @property
     def needs_operator(self) -> bool:
         """True if something of the run does not move by itself."""
-        return self.state in {"parked", "unreadable"} or self.points.refused > 0 or self.points.lost > 0
+        refused = self.points.refused > 0 and not self.ordered
+        return self.state in {"parked", "unreadable"} or refused or self.points.lost > 0
 
     @property
     def unfinished(self) -> bool:
@@ -83,7 +87,14 @@ class RunStatus(msgspec.Struct, frozen=True):
         return tuple(dict.fromkeys(stream.data_id for stream in self.streams if stream.data_id))
 
 
-def status_of(account: Account, ledger: LedgerState, *, writer_alive: bool = True, folder: str = "") -> RunStatus:
+def status_of(
+    account: Account,
+    ledger: LedgerState,
+    *,
+    writer_alive: bool = True,
+    folder: str = "",
+    ordered: Sequence[OrderLine] = (),
+) -> RunStatus:
     """Return the run's status for operators and programs.
 
     Args:
@@ -91,6 +102,7 @@ def status_of(account: Account, ledger: LedgerState, *, writer_alive: bool = Tru
         ledger: What happened to its chunks.
         writer_alive: True if a process may still write the journal.
         folder: The run's folder.
+        ordered: The operator's orders that no process has carried out yet. A run that one of them mends is not parked.
 
     Raises:
         SpoolError: The journal has no header.
@@ -102,11 +114,12 @@ def status_of(account: Account, ledger: LedgerState, *, writer_alive: bool = Tru
     problem = ledger.stuck or (header.problem if ledger.edited is None else None) or ledger.unresolved
     streams = tuple(_stream_status(stream, account) for stream in ledger.streams.values() if stream.ended != NO_POINT)
     parked = problem or next((stream.problem for stream in streams if stream.state == "parked"), None)
+    cause = _cause(account, ledger) if parked else None
     if ledger.discarded:
         state = "discarded"
     elif ledger.streams and all(stream.over for stream in ledger.streams.values()) and not ledger.stuck:
         state = "finalized"
-    elif parked:
+    elif parked and not any(_may_mend(order, cause) for order in ordered):
         state = "parked"
     elif account.stop is None:
         state = "running" if writer_alive else "interrupted"
@@ -135,9 +148,10 @@ def status_of(account: Account, ledger: LedgerState, *, writer_alive: bool = Tru
         oldest_waiting=(max(min(since, default=header.started), recorded_since(folder)) if points.waiting else None),
         exit_status=stop.exit_status if stop else "",
         reason=stop.reason if stop else "",
-        cause=_cause(account, ledger) if parked else None,
+        cause=cause,
         unusable=header.unusable if ledger.edited is None else (),
         last_confirmed=max((s.confirmed_at for s in ledger.streams.values() if s.confirmed_at), default=None),
+        ordered=tuple(type(order).__name__.lower() for order in ordered),
     )
 
 
@@ -156,6 +170,11 @@ def unreadable(folder: str, problem: str) -> RunStatus:
         folder=folder,
         cause="unreadable",
     )
+
+
+def _may_mend(order: OrderLine, cause: Cause | None) -> bool:
+    """Return True if a parked run goes on, or ends, when this order is carried out."""
+    return isinstance(order, Edit | Discard) or (isinstance(order, Retry) and cause != "metadata")
 
 
 def _cause(account: Account, ledger: LedgerState) -> Cause:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -218,12 +218,13 @@ class SpoolStatus:
             taken.append((str(entry.get("folder")), seen))
         return any(recorded_since(folder) >= int(run.ended) and seen >= run.readings for folder, seen in taken)
 
-    def _delivered_to(self, runs: Iterable[RunStatus]) -> set[str]:
+    def _delivered_to(self, runs: Sequence[RunStatus]) -> set[str]:
         """Return the endpoints to which a living process delivers a run.
 
-        The process holds the locks of a few runs. Its other runs wait for their turn without a lock.
+        The process holds the locks of a few runs. Its other runs wait for their turn without a lock. A process that
+        serves the spool may hold no run's lock.
         """
-        found: set[str] = set()
+        found = {endpoint for endpoint in {run.endpoint for run in runs} if self._spool.is_served(endpoint)}
         for run in runs:
             if run.endpoint in found or run.state in {"parked", "unreadable", "discarded"}:
                 continue
@@ -328,12 +329,14 @@ class _RunWatch:
             lost = was_synced(self._folder) and not is_delivered(self._folder / LEDGER)
             return unreadable(str(self._folder), "its header is damaged or gone") if lost else None
         alive = self._account.stop is None and spool.writer_alive(self._folder)
-        endpoint = endpoint_of(self._account.header, self._orders.read_on())
+        orders = self._orders.read_on()
+        ordered = orders[ledger.orders_obeyed :]
+        endpoint = endpoint_of(self._account.header, orders)
         if endpoint != (ledger.endpoint or self._account.header.endpoint) and ledger.broken is None:
             # Moved: facts about the previous endpoint no longer count, even before an uploader has noted the move.
             edited, ledger = ledger.edited, LedgerState()
             ledger.edited, ledger.endpoint = edited, endpoint
-        return status_of(self._account, ledger, writer_alive=alive, folder=str(self._folder))
+        return status_of(self._account, ledger, writer_alive=alive, folder=str(self._folder), ordered=ordered)
 
     def close(self) -> None:
         self._journal.close()

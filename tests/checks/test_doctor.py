@@ -188,7 +188,7 @@ def test_points_that_wait_are_warned_about(server: LocalServer, spool_dir: Path,
 
     for more, found, remedy in (
         ({"ATOMSCALE_BLUESKY_UPLOADER": "none"}, "`uploader` is `none`", "start the service"),
-        ({"key": ""}, "there is no API key here", "put it into ATOMSCALE_API_KEY"),
+        ({"key": ""}, "there is no API key here", "put the key into ATOMSCALE_API_KEY"),
         ({"ATOMSCALE_BLUESKY_OFFLINE": "1"}, "`offline` is on", ""),
         ({"ATOMSCALE_API_ENDPOINT": "http://127.0.0.1:9"}, "endpoint is another", f"upload --endpoint {server.url}"),
     ):

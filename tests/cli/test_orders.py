@@ -185,3 +185,75 @@ def test_without_a_run_it_says_how_to_name_one(say: Say, spooled: Spooled) -> No
     assert "name the runs, or give --all-parked" in complaint
     code, said, _ = say("retry", "--all-parked")
     assert (code, said) == (0, "No run waits for the operator.")
+
+
+@pytest.mark.parametrize("order", [("edit", "--synth-source-id", "42"), ("discard", "--yes")])
+def test_an_order_that_no_process_has_carried_out_is_in_the_status_and_is_not_asked_for_again(
+    say: Say, spooled: Spooled, order: tuple[str, ...]
+) -> None:
+    uid = spooled(synth_source_id="the big one")
+    assert say("status", "--check")[0] == 2
+    assert say(order[0], uid[:8], *order[1:])[0] == 0
+
+    code, said, _ = say("status")
+    assert code == 0
+    assert f"ordered {order[0]}; the process that delivers the run next carries it out" in said
+    assert "parked" not in said
+    assert "atomscale-bluesky edit" not in said
+    assert "Nobody delivers 1 run" in said
+    code, said, _ = say("status", "--check")
+    assert (code, "nobody delivers 1 run" in said) == (1, True)
+    assert "No run waits for the operator." in say("retry", "--all-parked", "--dry-run")[1]
+    assert say("upload")[0] == 0
+    assert "nothing waits" in say("status")[1]
+
+
+def test_a_retry_does_not_hide_that_metadata_still_have_to_be_corrected(say: Say, spooled: Spooled) -> None:
+    uid = spooled(synth_source_id="the big one")
+    assert say("retry", uid[:8])[0] == 0
+
+    code, said, _ = say("status")
+    assert code == 1
+    assert "ordered retry" in said
+    assert f"do atomscale-bluesky edit {uid[:8]} --synth-source-id NUMBER" in said
+
+
+@pytest.mark.parametrize(
+    ("environment", "answer"),
+    [
+        ({}, "by the next session, or now by `atomscale-bluesky upload`."),
+        ({"ATOMSCALE_API_KEY": ""}, "once the key is in ATOMSCALE_API_KEY: by the next session, or by"),
+        ({"ATOMSCALE_API_ENDPOINT": "https://elsewhere.example"}, "by `atomscale-bluesky upload --endpoint {url}`."),
+        (
+            {"ATOMSCALE_BLUESKY_UPLOADER": "none", "ATOMSCALE_API_KEY": ""},
+            "by the service `atomscale-bluesky upload --follow`, once it runs.",
+        ),
+        ({"ATOMSCALE_BLUESKY_OFFLINE": "true"}, "once the setting `offline` is off."),
+    ],
+)
+def test_the_answer_to_an_order_names_what_will_carry_it_out(
+    say: Say, spooled: Spooled, server: LocalServer, monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str], answer: str,
+) -> None:  # fmt: skip
+    uid = spooled(synth_source_id="the big one")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    assert answer.format(url=server.url) in say("discard", uid[:8], "--yes")[1]
+
+
+def test_the_answer_to_an_order_names_the_spool_that_was_named(
+    say: Say, spooled: Spooled, spool_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid = spooled()
+    monkeypatch.delenv("ATOMSCALE_BLUESKY_SPOOL_DIR")
+
+    said = say("discard", uid[:8], "--yes", "--spool-dir", str(spool_dir))[1]
+    assert f"now by `atomscale-bluesky upload --spool-dir {spool_dir}`" in said
+
+
+def test_the_answer_to_a_move_names_who_delivers_to_the_new_endpoint(say: Say, spooled: Spooled) -> None:
+    uid = spooled()
+
+    said = say("move", uid[:8], "--to", "https://elsewhere.example", "--yes")[1]
+    assert "by `atomscale-bluesky upload --endpoint https://elsewhere.example`." in said

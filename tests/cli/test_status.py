@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from waiting import wait_until
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.__main__ import main
 from atomscale_bluesky.cli.status_text import blocks, fitting
+from atomscale_bluesky.delivery.uploader_service import serve
 from atomscale_bluesky.server import Fault, LocalServer
+from atomscale_bluesky.settings import Settings
 from atomscale_bluesky.spool.spool import Spool
 from atomscale_bluesky.status.spool_status import SpoolStatus
 
@@ -146,12 +149,39 @@ def test_a_run_that_nobody_delivers_is_waiting_and_one_with_a_deliverer_is_deliv
         claim.close()
 
 
+def test_status_says_that_a_process_serves_the_spool_even_if_nothing_waits(say: Say, server: LocalServer) -> None:
+    ending = threading.Event()
+    service = threading.Thread(target=serve, args=(Settings.load(),), kwargs={"ending": ending})
+    service.start()
+    try:
+        wait_until(lambda: told(say)["delivered_to"] == [server.url])
+        assert f"nothing waits. A process delivers to {server.url}." in say("status")[1]
+    finally:
+        ending.set()
+        service.join()
+    assert "A process delivers" not in say("status")[1]
+
+
+def test_status_does_not_send_the_operator_to_an_upload_with_the_key_that_is_refused(
+    say: Say, make_callback: MakeCallback
+) -> None:
+    callback = make_callback(api_key="revoked")
+    for name, doc in growth(25):
+        callback(name, doc)
+    wait_until(lambda: callback.status().key_refused)
+    callback.close(timeout_s=0)
+
+    code, said, _ = say("status")
+    assert code == 1
+    assert "put a key that works into ATOMSCALE_API_KEY, then the next session delivers" in said
+
+
 @pytest.mark.parametrize(
     ("variable", "text", "remedy"),
     [
         ("ATOMSCALE_BLUESKY_UPLOADER", "none", "start the service `atomscale-bluesky upload --follow`"),
         ("ATOMSCALE_BLUESKY_OFFLINE", "true", "the setting `offline` is on"),
-        ("ATOMSCALE_API_KEY", "", "there is no API key here"),
+        ("ATOMSCALE_API_KEY", "", "there is no API key here: put the key into ATOMSCALE_API_KEY"),
         ("ATOMSCALE_API_ENDPOINT", "https://elsewhere.example", "`atomscale-bluesky upload --endpoint http://127"),
         ("ATOMSCALE_BLUESKY_UPLOADER", "thread", "the next session will, or now `atomscale-bluesky upload`"),
     ],
@@ -353,7 +383,9 @@ def test_a_spool_that_is_not_there_is_not_called_empty(say: Say, tmp_path: Path)
 def test_a_session_whose_key_is_refused_is_named_with_what_to_do(
     say: Say, make_callback: MakeCallback, server: LocalServer
 ) -> None:
-    remedy = "a process keeps the key that it began with, so for another one end it, or make a new callback in it"
+    remedy = (
+        "a process keeps the key that it began with: to use another key, end the process, or make a new callback in it"
+    )
     callback = make_callback(api_key="revoked")
     for name, doc in growth(25):
         callback(name, doc)
