@@ -79,6 +79,10 @@ def _key_is_there(settings: Settings, unclear: Set[str]) -> Check:
         return Check("API key", Result.PASSED, "set")
     if "api_key" in unclear:
         return Check("API key", Result.FAILED, "no usable `api_key`", "first mend the settings")
+    if settings.uploader == "none":
+        return Check(
+            "API key", Result.PASSED, "not set, and not needed here: `uploader` is `none`, so a service delivers"
+        )
     return Check(
         "API key",
         Result.FAILED,
@@ -194,16 +198,27 @@ def _spool(settings: Settings) -> Iterator[Check]:
         f"a network file system ({kind})" if kind else "on this machine",
         "set `spool_dir` to a folder on a local disk" if kind else "",
     )
-    used, free = spool.disk_space.measure()
-    room = f"{used / 1e6:.0f} MB of {settings.spool_max_bytes / 1e6:.0f} MB used, {free / 1e9:.1f} GB free on the disk"
-    if spool.disk_space.why_no_room() or used >= settings.spool_max_bytes or free < settings.spool_min_free_bytes:
-        yield Check("room", Result.FAILED, f"{room}: new readings are left out",
-                    "free some space, deliver what waits, or raise the limits")  # fmt: skip
-    elif used > 0.8 * settings.spool_max_bytes or free < 2 * settings.spool_min_free_bytes:
-        yield Check("room", Result.WARNING, room, "deliver what waits, or free some space")
-    else:
-        yield Check("room", Result.PASSED, room)
+    yield _room(settings, spool)
     yield _leftovers(settings, spool)
+
+
+def _room(settings: Settings, spool: Spool) -> Check:
+    used, free = spool.disk_space.measure()
+    most, least = settings.spool_max_bytes, settings.spool_min_free_bytes
+    room = f"{used / 1e6:.0f} MB of {most / 1e6:.0f} MB used, {free / 1e6:.0f} MB free on the disk"
+    out = "new readings are left out"
+    if used >= most:
+        return Check("room", Result.FAILED, f"{room}: {out}", "deliver what waits, or raise `spool_max_bytes`")
+    if free < least:
+        found = f"{room}, and {least / 1e6:.0f} MB are to stay free (`spool_min_free_bytes`): {out}"
+        return Check("room", Result.FAILED, found, "free some space on that disk, or lower `spool_min_free_bytes`")
+    if spool.disk_space.why_no_room():
+        return Check("room", Result.FAILED, f"{room}, so the disk is full: {out}", "free some space on that disk")
+    if used > 0.8 * most:
+        return Check("room", Result.WARNING, room, "deliver what waits, or raise `spool_max_bytes`")
+    if free < 2 * least:
+        return Check("room", Result.WARNING, room, "free some space on that disk, or deliver what waits")
+    return Check("room", Result.PASSED, room)
 
 
 def _can_be_written(path: Path) -> Check:

@@ -63,11 +63,10 @@ def summary(settings: Settings, runs: Status, now: float) -> Iterator[Text]:
     for endpoint in sorted(runs.delivered_to):
         yield Text(f"A process delivers to {safe(endpoint)}.", style="dim")
     if runs.no_room:
-        yield Text(
-            f"No room, so new readings are left out: {safe(runs.no_room)}. Free some space; what is delivered makes "
-            f"room too.",
-            style="bold red",
-        )
+        remedy = "Free some space; what is delivered makes room too"
+        if "(spool_max_bytes)" in runs.no_room:
+            remedy = "What is delivered makes room; or raise that setting"
+        yield Text(f"No room, so new readings are left out: {safe(runs.no_room)}. {remedy}.", style="bold red")
     if runs and runs.trouble is not None:
         yield outage(runs, now)
     yield from (Text(str(one), style="yellow") for one in undelivered(settings, runs))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+# What stands in a large number of ours, as in 1 250 points. Python does not count it as printable.
+_BLANK = "\N{NO-BREAK SPACE}"
+
 
 def safe(text: str, limit: int = 1000) -> str:
     """Return text that may come from outside as one line for a log. Unprintable characters are escaped as in Python."""
     if len(text) > limit:
         text = text[: limit - 1] + "…"
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == _BLANK else repr(c)[1:-1] for c in text)
 
 
 def sound(text: str) -> str:

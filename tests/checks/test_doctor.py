@@ -63,7 +63,11 @@ def test_when_all_is_well_every_check_passes(server: LocalServer, spool_dir: Pat
         ({"key": ""}, "API key", "not set"),
         ({"key": "wrong"}, "key works", "401"),
         ({"ATOMSCALE_BLUESKY_SYNTH_SOURCE_ID": "999"}, "instrument", "there is no instrument 999; there are 7"),
-        ({"ATOMSCALE_BLUESKY_SPOOL_MIN_FREE_BYTES": str(10**18)}, "room", "new readings are left out"),
+        (
+            {"ATOMSCALE_BLUESKY_SPOOL_MIN_FREE_BYTES": str(10**18)},
+            "room",
+            "and 1000000000000 MB are to stay free (`spool_min_free_bytes`): new readings are left out",
+        ),
     ],
 )
 def test_what_keeps_a_run_from_arriving_fails_its_check(
@@ -75,6 +79,37 @@ def test_what_keeps_a_run_from_arriving_fails_its_check(
     assert checks[what]["result"] == "failed"
     assert found in checks[what]["found"]
     assert checks[what]["remedy"]
+
+
+def test_a_session_that_leaves_delivery_to_a_service_needs_no_key(server: LocalServer, spool_dir: Path) -> None:
+    code, checks = doctor(server, spool_dir, key="", ATOMSCALE_BLUESKY_UPLOADER="none")
+
+    assert (code, checks["API key"]["result"]) == (0, "passed")
+    assert "`uploader` is `none`" in checks["API key"]["found"]
+
+
+def test_a_spool_at_its_limit_is_helped_by_delivery_or_a_higher_limit(
+    server: LocalServer, spool_dir: Path, make_callback: MakeCallback
+) -> None:
+    with make_callback(offline=True) as callback:
+        for name, doc in growth(12_000):
+            callback(name, doc)
+    more = {"ATOMSCALE_BLUESKY_SPOOL_MAX_BYTES": "1000000"}
+    code, checks = doctor(server, spool_dir, **more)
+
+    assert (code, checks["room"]["remedy"]) == (1, "deliver what waits, or raise `spool_max_bytes`")
+    said = run("status", url=server.url, key=server.api_key, spool_dir=spool_dir, **more).stdout
+    assert "(spool_max_bytes). What is delivered makes room; or raise that setting." in said
+
+
+def test_a_large_number_reads_as_in_the_other_commands(
+    server: LocalServer, spool_dir: Path, make_callback: MakeCallback
+) -> None:
+    with make_callback(offline=True) as callback:
+        for name, doc in growth(700):
+            callback(name, doc)
+
+    assert "1 400 points of 1 run wait" in run("doctor", url=server.url, key="", spool_dir=spool_dir).stdout
 
 
 def test_a_server_that_is_not_there_fails_with_a_remedy(server: LocalServer, spool_dir: Path) -> None:
