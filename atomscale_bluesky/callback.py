@@ -27,7 +27,7 @@ from .delivery.terminal_log import log_to_terminal
 from .documents.recorder import DocumentRecorder, open_spool
 from .documents.subscriptions import YoungerFirst, say_not_an_instance, subscribed_twice
 from .errors import SettingsError
-from .settings import Settings
+from .settings import Settings, refuse_other_arguments
 from .spool.spool import Spool
 from .status.notebook import escaped
 from .status.run_status import StreamStatus
@@ -71,6 +71,8 @@ class AtomscaleCallback:
             return None  # type: ignore[return-value] - of interest to nobody: a RunEngine drops what a callback returns
         if arguments:
             raise TypeError(f"AtomscaleCallback takes keyword arguments alone, {len(arguments)} others were given")
+        if cls.__init__ is AtomscaleCallback.__init__:  # a subclass may take others
+            refuse_other_arguments(settings, AtomscaleCallback.__init__.__kwdefaults__ or {}, "AtomscaleCallback")
         return super().__new__(cls)
 
     def __init__(

@@ -22,6 +22,7 @@ from .settings import (
     Timestamps,
     UploaderPlace,
     checked,
+    refuse_other_arguments,
 )
 from .sources import (
     APP,
@@ -59,6 +60,7 @@ __all__ = [
     "from_file",
     "is_loopback",
     "nearest",
+    "refuse_other_arguments",
     "relative_spool",
     "settings_of",
     "unknown_variables",

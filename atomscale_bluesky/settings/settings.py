@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -257,12 +257,42 @@ def checked(name: str, value: Any, source: str) -> Any:
     Raises:
         SettingsError: The setting is unknown, or the value cannot be used.
     """
+    return value_of(checked_name(name, source), value, source)
+
+
+def checked_name(name: str, source: str) -> msgspec.structs.FieldInfo:
+    """Return the setting of this name.
+
+    Raises:
+        SettingsError: There is none.
+    """
     field = FIELDS.get(name)
     if field is None:
         meant = nearest(name, FIELDS)
         hint = f"did you mean {meant!r}? " if meant else ""
         raise SettingsError(f"there is no setting {name!r} ({source}); {hint}there are {', '.join(sorted(FIELDS))}")
-    return value_of(field, value, source)
+    return field
+
+
+def refuse_other_arguments(given: Iterable[str], taken: Container[str], caller: str) -> None:
+    """Raise an error if an argument is not one that the caller takes.
+
+    Args:
+        given: The names of the arguments.
+        taken: The names that the caller takes.
+        caller: Its name, for the error.
+
+    Raises:
+        SettingsError: There is another argument. Names the nearest setting, or how this setting is given.
+    """
+    for name in given:
+        if name in taken:
+            continue
+        checked_name(name, "argument")
+        raise SettingsError(
+            f"{caller} has no argument {name!r}, but there is a setting of this name: write "
+            f"{caller}(settings=Settings.load({name}=...)), or give it by environment or file"
+        )
 
 
 def _permitted(settings: Settings) -> dict[str, Any]:

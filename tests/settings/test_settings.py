@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from atomscale_bluesky import Settings, SettingsError
+from atomscale_bluesky import AtomscaleCallback, Settings, SettingsError
 from atomscale_bluesky.settings import is_loopback
 
 KEY = "k3y-that-must-not-be-seen"
@@ -361,3 +361,28 @@ def test_every_setting_can_be_given_in_every_way(toml: Any, name: str) -> None:
     assert getattr(Settings.load(environ={}, **{name: value}), name) == value
     assert getattr(Settings.load(environ={variable: text}), name) == value
     assert getattr(Settings.load(environ={}, file=file), name) == value
+
+
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        ("point_per_chunk", r"there is no setting 'point_per_chunk' \(argument\); did you mean 'points_per_chunk'\?"),
+        ("durability", r"write AtomscaleCallback\(settings=Settings.load\(durability=\.\.\.\)\)"),
+    ],
+)
+def test_a_wrong_argument_of_the_callback_raises_with_the_right_one(argument: str, hint: str, tmp_path: Path) -> None:
+    given: dict[str, Any] = {argument: 5}
+
+    with pytest.raises(SettingsError, match=hint):
+        AtomscaleCallback(spool_dir=tmp_path / "spool", **given)
+    assert not (tmp_path / "spool").exists()
+
+
+def test_a_subclass_of_the_callback_may_take_arguments_of_its_own(tmp_path: Path) -> None:
+    class Named(AtomscaleCallback):
+        def __init__(self, chamber: str, **settings: Any) -> None:
+            super().__init__(**settings)
+            self.chamber = chamber
+
+    with Named(chamber="mbe1", spool_dir=tmp_path / "spool", settings=Settings.load(environ={}, offline=True)) as named:
+        assert named.chamber == "mbe1"
