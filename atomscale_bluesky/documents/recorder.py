@@ -249,7 +249,7 @@ class DocumentRecorder:
         self._put_off.clear()
         self.peers: Peers = Peers(self._spool.path, self.settings, self)
         self._runs.forget_all(self.peers)
-        self._spool.writers.forget_after_fork()
+        self._spool.after_fork_in_child()
         self._files.listener = None
 
     # ---- the methods below are called with the lock held -----------------------------------------------------------

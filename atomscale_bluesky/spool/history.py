@@ -49,6 +49,10 @@ class History:
         self._uids: dict[tuple[int, int], _Uids] = {}  # by file
         self._lock = threading.RLock()  # guards `_uids`; re-entrant, as a signal handler may come here during a read
 
+    def after_fork_in_child(self) -> None:
+        """Renew the lock in a forked child: a thread of the parent may have had it, and never releases this copy."""
+        self._lock = threading.RLock()
+
     def entries(self) -> list[dict[str, Any]]:
         """Return all entries, oldest first."""
         return list(self._found(b""))

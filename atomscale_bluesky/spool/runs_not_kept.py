@@ -77,3 +77,4 @@ class RunsNotKept:
         """Forget what is only in memory, in a forked child: it belongs to the parent."""
         self._unwritten.clear()
         self._guard = threading.RLock()
+        self._file.after_fork_in_child()

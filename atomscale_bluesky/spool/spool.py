@@ -80,6 +80,11 @@ class Spool:
             prepare_folder(path)
         self.disk_space.measure_some()
 
+    def after_fork_in_child(self) -> None:
+        """In a forked child, leave the parent's runs alone, and wait for no lock that one of its threads had."""
+        self.history.after_fork_in_child()
+        self.writers.forget_after_fork()
+
     def run_folders(self) -> list[Path]:
         """Return the folders of the unfinished runs, oldest first. Folders with other names are never read."""
         return [self.path / name for name in sorted(self.run_names())]

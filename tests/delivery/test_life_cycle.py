@@ -43,7 +43,7 @@ def run_script(
         cwd=Path(__file__).parents[1],
         env=os.environ
         | {
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "ATOMSCALE_API_ENDPOINT": server.url,
             "ATOMSCALE_API_KEY": server.api_key,
             "ATOMSCALE_BLUESKY_SPOOL_DIR": str(spool_dir),
@@ -187,6 +187,53 @@ def test_a_forked_child_neither_uploads_nor_takes_the_parents_locks_with_it(
     streams = {stream.label.split()[0]: (stream.status, stream.points) for stream in server.streams()}
     assert streams["grow"] == ("success", 50)
     assert streams.get("child", ("success", 24)) == ("success", 24)
+
+
+@posix
+@pytest.mark.parametrize("held_up", ["history.jsonl"])
+def test_a_forked_child_takes_a_run_when_a_thread_of_its_parent_was_reading(
+    server: LocalServer, spool_dir: Path, held_up: str
+) -> None:
+    done = run_script(
+        f"""
+        import os, shutil, signal, threading, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork beside threads
+        from runs import growth
+        from atomscale_bluesky import AtomscaleCallback
+        callback = AtomscaleCallback(points_per_chunk=10)
+        for name, doc in growth(points=5):
+            callback(name, doc)
+        assert callback.drain(20)
+        reading, go_on = threading.Event(), threading.Event()
+
+        def slow(real):
+            def call(path, *arguments, **more):
+                if threading.current_thread() is monitor and str(path).endswith({held_up!r}):
+                    reading.set()
+                    go_on.wait()
+                return real(path, *arguments, **more)
+            return call
+
+        os.open, shutil.disk_usage = slow(os.open), slow(shutil.disk_usage)
+        monitor = threading.Thread(target=callback.streams, args=("u" * 40,))
+        monitor.start()
+        assert reading.wait(20)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            for name, doc in growth(points=12, start_metadata={{"stream_name": "child"}}):
+                callback(name, doc)
+            os._exit(0 if len(callback.status()) == 1 else 1)
+        _, status = os.waitpid(child, 0)
+        go_on.set()
+        monitor.join()
+        assert status == 0, status
+        """,
+        server,
+        spool_dir,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_hundred_subscriptions_start_no_threads(callback: AtomscaleCallback, server: LocalServer) -> None:
