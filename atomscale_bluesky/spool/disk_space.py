@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import threading
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -47,6 +50,14 @@ class DiskSpace:
         self._names: set[str] = set()
         self._changed_at = -1
         self._list_until = float("-inf")
+        self._measuring = threading.RLock()  # one thread at a time measures; others wait for it
+        self._is_measuring = False  # a signal handler that comes in meanwhile goes without
+        self._unreadable: set[str] = set()  # names of run folders whose size could not be read the last time
+        self._failing: set[str] = set()  # what could not be measured the last time
+
+    def after_fork_in_child(self) -> None:
+        """Renew the lock in a forked child: a thread of the parent may have had it, and never releases this copy."""
+        self._measuring, self._is_measuring = threading.RLock(), False
 
     @property
     def there_is(self) -> bool:
@@ -73,10 +84,16 @@ class DiskSpace:
     def measure(self) -> tuple[int, int]:
         """Return the spool's size and the free space on its disk, in bytes. Reads the size of every file.
 
+        A run whose folder cannot be read counts as nothing.
+
         Raises:
-            OSError: The folder cannot be read.
+            OSError: The spool's folder cannot be read.
         """
-        return sum(self._size(name) for name in self._listed()), shutil.disk_usage(self._path).free
+        used = 0
+        for name in self._listed():
+            with suppress(OSError):
+                used += self._size(name)
+        return used, shutil.disk_usage(self._path).free
 
     def why_no_room(self) -> str:
         """Return why new readings are left out now, or an empty text if they are not. Measures the disk."""
@@ -84,21 +101,40 @@ class DiskSpace:
         return "" if self.there_is else self.why_none
 
     def measure_some(self, *, keep_reserve: bool = False) -> None:
-        """Measure some runs and the disk, in bounded time. Only one thread may call this at a time.
+        """Measure some runs and the disk, in bounded time. If that fails, what was known before still counts.
+
+        Any thread may call this; one waits for another. What cannot be measured is logged once until it can be again.
 
         Args:
             keep_reserve: Make the reserve if it is missing and there is space for it.
         """
+        with self._measuring:
+            if self._is_measuring:
+                return
+            self._is_measuring = True
+            try:
+                self._attempt("size", self._measure_some_runs)
+                self._attempt("free space", lambda: self._measure_disk(keep_reserve=keep_reserve))
+            finally:
+                self._is_measuring = False
+
+    def _attempt(self, what: str, step: Callable[[], None]) -> None:
         try:
-            self._measure_some_runs()
-            usage = shutil.disk_usage(self._path)
-            disk = usage.total
-            if keep_reserve:
-                self._refused = not self._reserve.keep(self.used_bytes, usage.free, disk)
-            free = shutil.disk_usage(self._path).free
+            step()
         except OSError as error:
-            _logger.warning("the size of spool %s cannot be measured: %s", self._path, error)
-            return
+            self.behind = False  # nothing is gained by hurrying
+            if what not in self._failing:
+                self._failing.add(what)
+                _logger.warning("the %s of spool %s cannot be measured, it is tried again: %s", what, self._path, error)
+        else:
+            self._failing.discard(what)
+
+    def _measure_disk(self, *, keep_reserve: bool) -> None:
+        usage = shutil.disk_usage(self._path)
+        disk, free = usage.total, usage.free
+        if keep_reserve:
+            self._refused = not self._reserve.keep(self.used_bytes, free, disk)
+            free = shutil.disk_usage(self._path).free
         least = least_bytes(disk)
         full = self._refused or free < (least if self._reserve.size() >= least else 2 * least)
         self._free_enough = free >= self._min_free_bytes and not full
@@ -124,15 +160,30 @@ class DiskSpace:
             self._names = self._listed()
             for gone in self._sizes.keys() - self._names:
                 del self._sizes[gone]
+            self._unreadable &= self._names
         due = {self.grown.popleft() for _ in range(len(self.grown))} & self._names
         due.update(islice(self._sizes, KNOWN_PER_LOOK))
         new = self._names - self._sizes.keys() - due
         due.update(islice(new, NEW_PER_LOOK))
         for name in due:
-            self._sizes[name] = self._size(name)
+            self._sizes[name] = self._size_or_last(name)
             self._sizes.move_to_end(name)
         self.behind = len(new) > NEW_PER_LOOK
         self.used_bytes = sum(self._sizes.values())
+
+    def _size_or_last(self, name: str) -> int:
+        """Return the size of a run, or the last one that was known if its folder cannot be read."""
+        try:
+            size = self._size(name)
+        except OSError as error:
+            if not self._unreadable:
+                _logger.warning(
+                    "the size of a run in spool %s cannot be read, its last size counts: %s", self._path, error
+                )
+            self._unreadable.add(name)
+            return self._sizes.get(name, 0)
+        self._unreadable.discard(name)
+        return size
 
     def _size(self, name: str) -> int:
         try:
@@ -150,12 +201,16 @@ _NETWORK = frozenset(
 
 
 def network_file_system(path: Path) -> str | None:
-    """Return the kind of network file system that `path` is on, or None if it is on a local one."""
+    """Return the kind of network file system that `path` is on; None if it is on a local one, or if that is unknown."""
     import psutil  # `Spool` has imported it, which takes long, and a session without a spool does not need it
 
-    here = path.resolve()
+    try:
+        here = path.resolve()
+        partitions = psutil.disk_partitions(all=True)
+    except (OSError, RuntimeError, psutil.Error):  # RuntimeError: a loop of links, before Python 3.13
+        return None
     best = ("", "", "")
-    for partition in psutil.disk_partitions(all=True):
+    for partition in partitions:
         mount = Path(partition.mountpoint)
         if (here == mount or mount in here.parents) and len(partition.mountpoint) >= len(best[0]):
             best = (partition.mountpoint, partition.fstype.lower(), partition.opts)

@@ -82,6 +82,7 @@ class Spool:
 
     def after_fork_in_child(self) -> None:
         """In a forked child, leave the parent's runs alone, and wait for no lock that one of its threads had."""
+        self.disk_space.after_fork_in_child()
         self.history.after_fork_in_child()
         self.writers.forget_after_fork()
 

@@ -35,6 +35,7 @@ def run_script(
 ) -> subprocess.CompletedProcess[str]:
     """A script of a user's in a process of its own, with the settings in its environment."""
     what = [str(script)] if isinstance(script, Path) else ["-c", textwrap.dedent(script)]
+    search = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
         [sys.executable, "-W", "error", *what],
         capture_output=True,
@@ -43,7 +44,7 @@ def run_script(
         cwd=Path(__file__).parents[1],
         env=os.environ
         | {
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONPATH": os.pathsep.join(search),
             "ATOMSCALE_API_ENDPOINT": server.url,
             "ATOMSCALE_API_KEY": server.api_key,
             "ATOMSCALE_BLUESKY_SPOOL_DIR": str(spool_dir),
@@ -190,7 +191,7 @@ def test_a_forked_child_neither_uploads_nor_takes_the_parents_locks_with_it(
 
 
 @posix
-@pytest.mark.parametrize("held_up", ["history.jsonl"])
+@pytest.mark.parametrize("held_up", ["history.jsonl", "spool"])
 def test_a_forked_child_takes_a_run_when_a_thread_of_its_parent_was_reading(
     server: LocalServer, spool_dir: Path, held_up: str
 ) -> None:

@@ -7,11 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
+from refusing import refuse
 
 from atomscale_bluesky.spool.disk_space import DiskSpace, network_file_system
 from atomscale_bluesky.spool.locks import RunLock, is_held
@@ -144,6 +147,109 @@ def test_a_spool_that_cannot_be_measured_keeps_what_was_known_of_it(
 
     assert (room.used_bytes, room.there_is) == (10, True)
     assert "cannot be measured" in caplog.text
+
+
+def test_a_trouble_with_one_run_is_logged_once_and_the_disk_is_watched_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = DiskSpace(spool_of(tmp_path, 10), max_bytes=100, min_free_bytes=10**6)
+    (tmp_path / ANOTHER).mkdir()
+    (tmp_path / ANOTHER / "0.jsonl").write_bytes(b"x" * 7)
+    room.measure_some()
+    assert (room.used_bytes, room.there_is) == (17, True)
+    with monkeypatch.context() as patch:
+        refuse(patch, "scandir", tmp_path / RUN)
+        disk = psutil.disk_usage(str(tmp_path))
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=disk.total, free=10))
+        (tmp_path / ANOTHER / "1.jsonl").write_bytes(b"x" * 5)
+        for _ in range(20):
+            room.measure_some()
+        assert (room.used_bytes, room.there_is, room.behind) == (22, False, False)
+        assert room.measure()[0] == 12
+    assert len(caplog.records) == 1
+    assert RUN in caplog.text
+
+    room.measure_some()
+    assert (room.used_bytes, room.there_is) == (22, True)
+    refuse(monkeypatch, "scandir", tmp_path / RUN)
+    room.measure_some()
+    assert len(caplog.records) == 2  # it was over in between
+
+
+def test_a_folder_that_is_gone_is_logged_once_and_hurries_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(700):
+        (tmp_path / "spool" / f"20260101T000000-{n:08x}").mkdir(parents=True)
+    room = DiskSpace(tmp_path / "spool", max_bytes=100, min_free_bytes=0)
+    room.measure_some()
+    assert room.behind
+    (tmp_path / "spool").rename(tmp_path / "moved")
+
+    for _ in range(20):
+        room.measure_some(keep_reserve=True)
+
+    assert not room.behind
+    assert ["size" in record.getMessage() for record in caplog.records] == [True, False]
+
+
+def test_several_threads_may_measure_at_once(tmp_path: Path) -> None:
+    room = DiskSpace(tmp_path, max_bytes=10**9, min_free_bytes=0)
+    begin, failed = time.monotonic(), list[RuntimeError]()
+
+    def measure() -> None:
+        try:
+            while time.monotonic() < begin + 2:
+                room.measure_some()
+        except RuntimeError as error:  # a collection was changed meanwhile
+            failed.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=measure) for _ in range(2)]
+    try:
+        for thread in threads:
+            thread.start()
+        made: list[Path] = []
+        while any(thread.is_alive() for thread in threads):
+            made.append(tmp_path / f"20260101T000000-{len(made):08x}")
+            made[-1].mkdir()
+            if len(made) > 60:
+                made[-61].rmdir()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failed
+
+
+def test_a_signal_handler_that_asks_for_room_while_it_is_measured_gets_what_was_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = DiskSpace(spool_of(tmp_path, 10), max_bytes=100, min_free_bytes=0)
+    room.measure_some()
+    answers: list[str] = []
+    real = os.scandir
+
+    def interrupted(path: str) -> os.ScandirIterator[str]:
+        if not answers:
+            answers.append("")
+            answers.append(room.why_no_room())
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", interrupted)
+    room.measure_some()
+
+    assert (answers, room.used_bytes) == (["", ""], 10)
+
+
+def test_a_list_of_mounts_that_cannot_be_read_leaves_the_kind_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(all: bool) -> list[object]:
+        raise PermissionError(13, "Permission denied", "/proc/self/mounts")
+
+    monkeypatch.setattr(psutil, "disk_partitions", refused)
+
+    assert network_file_system(tmp_path) is None
 
 
 @pytest.mark.parametrize(
