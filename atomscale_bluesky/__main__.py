@@ -90,6 +90,8 @@ def _run(arguments: list[str] | None) -> int:
     except BrokenPipeError:  # the reader of our output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
         return FAILED
+    except OSError as error:  # a file or a folder; the error names it
+        return _say(safe(error, limit=2000), FAILED)
     return code if isinstance(code, int) else 0
 
 

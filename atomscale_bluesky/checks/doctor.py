@@ -243,13 +243,13 @@ def _can_be_made(path: Path) -> Check:
 def _leftovers(settings: Settings, spool: Spool) -> Check:
     try:
         runs = SpoolStatus(spool).status()
-    except SpoolError as error:
-        return Check("leftovers", Result.FAILED, str(error), "update the package, or move that run's folder away")
+    except OSError as error:
+        return Check("leftovers", Result.FAILED, str(error), "see to it that the spool's folder can be read")
     damaged = [run for run in runs if run.state == "unreadable"]
     if damaged:
         return Check("leftovers", Result.WARNING,
                      f"runs that cannot be read: {len(damaged)}; {damaged[0].folder}: {damaged[0].problem}",
-                     "they are kept; update the package, or move their folders away")  # fmt: skip
+                     "they are kept; make them readable, update the package, or move their folders away")  # fmt: skip
     parked = [run for run in runs if run.state == "parked"]
     if parked:
         return Check("leftovers", Result.WARNING, f"runs wait for the operator: {len(parked)}; {parked[0].problem}",

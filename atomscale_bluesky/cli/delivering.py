@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -160,7 +159,7 @@ def report(out: Console, spool: Spool, watch: SpoolStatus, begun: float) -> int:
             text += f"; {safe(run.problem)}"
         text += "".join(f"; `{safe(command)}`" for command in remedies(run)[:1])
         out.print(Text(text, style="bold red" if run.problem else "yellow"), soft_wrap=True)
-    elsewhere = sum(_delivered_elsewhere(spool, folder) for folder in spool.run_folders())
+    elsewhere = sum(map(spool.uploader_alive, spool.run_folders()))
     if elsewhere:
         text = f"Of these, {counted(elsewhere, 'run')} in the hands of another process, which goes on with it."
         outage = read_outage(spool.path)
@@ -169,16 +168,3 @@ def report(out: Console, spool: Spool, watch: SpoolStatus, begun: float) -> int:
         out.print(text, soft_wrap=True)
     out.print("Not all of it is delivered; `atomscale-bluesky status` tells more.")
     return 1
-
-
-def _delivered_elsewhere(spool: Spool, folder: Path) -> bool:
-    from ..errors import SpoolError
-
-    try:
-        claim = spool.claim(folder)
-    except SpoolError:
-        return False
-    if claim is None:
-        return True
-    claim.close()
-    return False

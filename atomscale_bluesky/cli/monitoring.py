@@ -42,7 +42,7 @@ def check_now(spool_dir: Path | None, max_age_s: float | None) -> int:
 
     try:
         code, text = _check(spool_dir, max_age_s)
-    except AtomscaleBlueskyError as error:
+    except (AtomscaleBlueskyError, OSError) as error:
         code, text = UNKNOWN, safe(error, limit=2000)
     click.echo(plain_blanks(f"{_WORDS[code]}: {text}"))
     return code

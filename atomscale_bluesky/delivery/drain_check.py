@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import SpoolError
 from ..spool.ledger import LedgerReader
 from ..spool.orders import endpoint_of, read_orders
+from ..spool.own_files import refuse_links_in
 from ..spool.run_reader import LEDGER, read_header
 from ..spool.spool import Spool
 from ..status.run_status import RunStatus
@@ -35,7 +35,7 @@ class DrainCheck:
             waits for the operator.
 
         Raises:
-            SpoolError: Files of the spool cannot be read.
+            OSError: The spool's folder cannot be read.
         """
         if any(self._is_under_way(folder) for folder in self._spool.run_folders()):
             return None
@@ -54,8 +54,9 @@ class DrainCheck:
                 return False
             if self._spool.writer_alive(folder):
                 return False
+            refuse_links_in(folder)  # whoever delivers it does the same first
             ledger = self._ledgers.setdefault(folder, LedgerReader(folder / LEDGER)).read_on()
-        except SpoolError:
+        except OSError:  # a SpoolError is one
             return False
         if ledger.stuck or (header.problem and ledger.edited is None):
             return False
@@ -66,7 +67,7 @@ class DrainCheck:
             folder = Path(run.folder)
             header = read_header(folder)
             return header is None or endpoint_of(header, read_orders(folder)) == self._endpoint
-        except SpoolError:
+        except OSError:  # a SpoolError is one
             return True
 
     def _holds_no_full_chunk(self, run: RunStatus) -> bool:

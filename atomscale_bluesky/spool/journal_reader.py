@@ -271,8 +271,8 @@ class JournalReader:
         rest = len(self._block) - self._at
         # From the line's beginning: the writer may have removed half of it meanwhile and written another line there.
         os.lseek(self._descriptor, self.position.offset, os.SEEK_SET)
-        self._block = b""  # never two blocks in memory at once
-        self._block, self._at = os.read(self._descriptor, size + rest), 0
+        self._block, self._at = b"", 0  # never two blocks in memory at once
+        self._block = os.read(self._descriptor, size + rest)
         self._to_the_end = len(self._block) < size + rest
         return bool(self._block)
 

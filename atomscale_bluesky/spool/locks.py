@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .file_lock import FileLock
-from .own_files import LOCK_SUFFIX, open_own, run_files
+from .own_files import LOCK_SUFFIX, OUT_OF_RESOURCES, open_own, run_files
 from .reserve import with_room
 
 WRITER_LOCK = "writer.lock"
@@ -124,7 +124,7 @@ def is_held(path: Path) -> bool:
             descriptor = open_own(path, os.O_RDONLY)
         except OSError as error:  # it is missing; or it is refused, which is reported when it is taken
             # Without a descriptor nothing can be found out. Its owner may be alive, so it counts as held.
-            return error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+            return error.errno in OUT_OF_RESOURCES
         try:
             # A shared lock, so that two processes that test the lock do not take each other for its owner.
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -8,6 +8,7 @@ its content is not ours to read, cut or write.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -32,6 +33,9 @@ _NAMED = (
     r"|consumer-[0-9a-f]{8}\.lock"
 )
 _SPOOL_FILE = re.compile(rf"{re.escape(MARKER)}|{_NAMED}|\.({_NAMED})-[0-9a-f]{{8}}|\.probe-[0-9a-f]{{8}}")
+
+# Errors that say nothing about the file: this process or its machine has no descriptor or no memory left.
+OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 _O_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _ALWAYS = (

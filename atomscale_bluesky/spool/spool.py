@@ -17,7 +17,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import SpoolError
 from .disk_space import DiskSpace
 from .history import History
 from .leftovers import holds_a_run, remove_leftover
@@ -25,7 +24,7 @@ from .line_file import LineFile
 from .lines import encode, line
 from .locks import UPLOADER_LOCK, WRITER_LOCK, RunLock, is_held, locked, service_lock, session_lives
 from .orders import ORDERS, Edit, OrderLine, read_orders
-from .own_files import is_run_name, open_own
+from .own_files import OUT_OF_RESOURCES, is_run_name, open_own
 from .place import check_folder, prepare_folder
 from .reserve import with_room
 from .run_claim import FoundRun, RunClaim
@@ -82,8 +81,8 @@ class Spool:
 
     def after_fork_in_child(self) -> None:
         """In a forked child, leave the parent's runs alone, and wait for no lock that one of its threads had."""
-        self.disk_space.after_fork_in_child()
         self.history.after_fork_in_child()
+        self.disk_space.after_fork_in_child()
         self.writers.forget_after_fork()
 
     def run_folders(self) -> list[Path]:
@@ -164,14 +163,14 @@ class Spool:
             raise
 
     def writer_alive(self, folder: Path) -> bool:
-        """Return True if a process has the run open for writing."""
+        """Return True if a process has the run open for writing. Return False also if its files cannot be read."""
         if is_held(folder / WRITER_LOCK):
             return True
         try:
             header = read_header(folder)
             return header is not None and session_lives(self.path, header.session) and not has_stop(folder)
-        except SpoolError:  # its lines cannot be decoded
-            return False
+        except OSError as error:  # a SpoolError is one: its lines cannot be decoded
+            return error.errno in OUT_OF_RESOURCES  # then nothing was found out, and its writer may be alive
 
     def is_served(self, endpoint: str) -> bool:
         """Return True if a living process serves this spool: it delivers all runs for this endpoint."""

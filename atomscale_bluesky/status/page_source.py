@@ -122,6 +122,8 @@ class SpoolSource:
         budget = MOST_READ
         for run in reversed(runs):
             known = self._points.get(run.folder)
+            if run.state == "unreadable":
+                continue
             live = run.state == "running" and (known is not None or len(self._points) < MOST_KEPT_RUNS)
             if live or (run.folder not in self._sparks and budget):
                 budget -= not live

@@ -21,7 +21,7 @@ from ..model.text import safe
 from ..spool.ledger import LedgerReader, is_delivered
 from ..spool.ledger_state import LedgerState
 from ..spool.orders import Orders, endpoint_of
-from ..spool.own_files import recorded_since, refuse_links_in
+from ..spool.own_files import OUT_OF_RESOURCES, recorded_since, refuse_links_in
 from ..spool.run_reader import LEDGER, RunReader, was_synced
 from ..spool.runs_not_kept import NotKept
 from ..spool.spool import Spool
@@ -163,7 +163,11 @@ class SpoolStatus:
         self._last = Status()
 
     def status(self) -> Status:
-        """Return the runs in the spool now. A run whose files cannot be decoded is listed as `unreadable`."""
+        """Return the runs in the spool now. A run whose files cannot be read is listed as `unreadable`.
+
+        Raises:
+            OSError: The spool's own folder cannot be read, or this process has no descriptor or memory left.
+        """
         with self._lock:
             if self._calls > 1:
                 return self._last
@@ -305,8 +309,12 @@ class _RunWatch:
             if found is not None and self._account.stop is not None:  # it depends on its files alone
                 self._final = files, found
             return found
-        except SpoolError as error:
+        except OSError as error:  # a SpoolError is one
             self._journal.close()
+            if error.errno in OUT_OF_RESOURCES:
+                raise
+            if isinstance(error, FileNotFoundError) and not os.path.lexists(self._folder):
+                return None  # it was removed meanwhile
             return unreadable(str(self._folder), str(error))
 
     def _files(self) -> frozenset[tuple[str, int, int]]:

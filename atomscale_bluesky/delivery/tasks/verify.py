@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 import msgspec
 
 from ...api.client import Client
-from ...errors import ApiRefusedError, SpoolError
+from ...errors import ApiRefusedError
 from ...spool.ledger_format import Verified
+from ...spool.own_files import OUT_OF_RESOURCES
 from .. import backoff
 from .read_back import MOST_READS
 from .work import Again, Kind, Work, WorkerContext
@@ -35,7 +36,9 @@ class Verify(Work["Verification"], frozen=True, eq=False):
 
         try:
             return verify_run(Path(self.folder), client, patience_s=0)
-        except SpoolError as error:
+        except OSError as error:  # a SpoolError is one
+            if error.errno in OUT_OF_RESOURCES:
+                raise
             raise ApiRefusedError(f"the run cannot be verified: {error}") from error
 
     def apply(self, run: ClaimedRun, result: Verification) -> Again | None:
