@@ -32,6 +32,7 @@ from ..spool.spool import Spool
 from ..status.clock_note import ClockNote, write_note
 from .connection_limit import ConnectionLimit
 from .drain import Drain, OpenDrains
+from .drain_check import DrainCheck
 from .retry_policy import RetryPolicy
 from .run_scheduler import RunScheduler
 from .tasks.work import Kind, Knowledge
@@ -113,6 +114,7 @@ class DeliveryLoop:
         self._retired = False
         self._refused = False  # the system refused something at the last step
         self._drains = OpenDrains()
+        self._drain_check = DrainCheck(spool, settings.endpoint)  # for runs that others deliver
         self._gil_yield = GilYield()
         knowledge = Knowledge(None if settings.api == "auto" else settings.api)
         self.runs = RunScheduler(
@@ -325,5 +327,12 @@ class DeliveryLoop:
         if not self._drains:
             return
         drains = self._drains.still_open()
-        if not (can_move or self._spool.writers.has_unended or self.runs.others_deliver_ours):
-            self._drains.answer(drains, not self.runs.needs_operator)
+        if can_move or self._spool.writers.has_unended:
+            return
+        delivered = not self.runs.needs_operator
+        if self.runs.others_deliver:
+            theirs = self._drain_check.answer()
+            if theirs is None:
+                return
+            delivered = delivered and theirs
+        self._drains.answer(drains, delivered)

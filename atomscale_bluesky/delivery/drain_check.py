@@ -75,7 +75,9 @@ class DrainCheck:
             return False
         header = read_header(Path(run.folder))
         full = header.points_per_chunk if header else 1
-        return bool(run.data_ids) and all(counts.waiting < full for counts in run.channels.values())
+        return bool(run.data_ids or not run.points.waiting) and all(
+            counts.waiting < full for counts in run.channels.values()
+        )
 
 
 def _needs_operator(run: RunStatus) -> bool:

@@ -70,9 +70,9 @@ class RunScheduler:
         self._check_all = True
 
     @property
-    def others_deliver_ours(self) -> bool:
-        """Return True if another process delivers a run that began in this one. Looks at every run that it has."""
-        return any(folder in self.active.begun for folder in self._waiting.set_aside_for(Reason.CLAIMED_ELSEWHERE))
+    def others_deliver(self) -> bool:
+        """Return True if another process, or another uploader of this one, delivers a run of the spool."""
+        return self._waiting.count(Reason.CLAIMED_ELSEWHERE) > 0
 
     @property
     def needs_operator(self) -> bool:

@@ -140,11 +140,6 @@ class WaitingRuns:
                         return folder
         return None
 
-    def set_aside_for(self, reason: Reason) -> list[Path]:
-        """Return the runs that are set aside for a reason."""
-        kinds = (self._by_size, self._by_opening)
-        return [folder for kind in kinds for folder, known in kind.items() if known.reason is reason]
-
     def check(self, is_due: Callable[[Path, SetAside], bool], *, all_by_size: bool, all_by_opening: bool) -> list[Path]:
         """Return the runs that can go on, out of the next few or of all that are set aside."""
         found: list[Path] = []

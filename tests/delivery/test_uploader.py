@@ -821,7 +821,7 @@ def test_a_drain_waits_for_a_run_that_another_process_has_just_released(
     claim = other.claim(other.run_folders()[0])
     assert claim is not None
     callback = make_callback()
-    assert callback.drain(timeout_s=30)
+    assert not callback.drain(timeout_s=0.5)
     assert not server.streams()
 
     claim.close()
@@ -829,6 +829,43 @@ def test_a_drain_waits_for_a_run_that_another_process_has_just_released(
     assert callback.drain(timeout_s=30)
     assert [stream.status for stream in server.streams()] == ["success"]
     other.writers.close()
+
+
+def test_a_drain_waits_for_stopped_runs_that_another_uploader_has(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    first = make_callback()
+    server.misbehave(Fault(call="finalize", status=503))
+    for name, doc in growth(points=25):
+        first(name, doc)
+    wait_until(lambda: first.status().trouble is not None)
+
+    assert not make_callback().drain(timeout_s=1)
+    server.behave()
+    assert make_callback().drain(timeout_s=30)
+    assert [stream.status for stream in server.streams()] == ["success"]
+
+
+def test_a_drain_says_at_once_that_a_run_of_another_uploader_needs_the_operator(make_callback: MakeCallback) -> None:
+    first = make_callback()
+    for name, doc in growth(points=25, start_metadata={"synth_source_id": "the big one"}):
+        first(name, doc)
+    wait_until(lambda: any(run.state == "parked" for run in first.status()))
+
+    assert not make_callback().drain(timeout_s=600)  # longer than a test may take
+
+
+def test_a_drain_does_not_wait_for_an_open_run_of_another_uploader(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    first = make_callback()
+    documents = list(growth(points=3))
+    for name, doc in documents[:-1]:
+        first(name, doc)
+    wait_until(lambda: server.streams())
+
+    assert make_callback().drain(timeout_s=30)
+    first(*documents[-1])
 
 
 def test_runs_that_begin_while_the_uploader_ends_are_left_to_others(
