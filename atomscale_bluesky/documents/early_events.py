@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from .descriptor import mapping_of
 
 # Up to this many documents wait, and up to this many values in them.
 MAX_DOCUMENTS = 10_000
 MAX_VALUES = 1_000_000
+# An event waits until this many runs have ended. Its descriptor comes before the stop of its own run, and forty
+# chambers that share a bus end a few runs in between.
+MAX_STOPS = 100
+
+
+class EarlyEvent(NamedTuple):
+    """A document that waits for its descriptor."""
+
+    descriptor: str
+    name: str
+    doc: Mapping[str, Any]
+    values: int  # how many it holds
 
 
 class EarlyEvents:
     """The documents that wait for their descriptors, in the order in which they came."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}  # by descriptor uid
+        self._waiting: dict[str, deque[EarlyEvent]] = {}  # by descriptor uid
+        self._until: dict[str, int] = {}  # by descriptor uid: after how many stops its events are given up
+        self._stops = 0
         self._documents = 0
         self._values = 0
 
@@ -24,36 +39,54 @@ class EarlyEvents:
         """Return True if any document waits."""
         return self._documents > 0
 
+    @property
+    def descriptors(self) -> Iterable[str]:
+        """The uids of the descriptors that are waited for."""
+        return self._waiting.keys()
+
     def hold(self, descriptor: str, name: str, doc: Mapping[str, Any]) -> bool:
-        """Keep a copy of a document until its descriptor comes. Return False if there is no room for it."""
+        """Keep a copy of a document until its descriptor comes. Return False if there is no room for it, or no uid."""
+        if not isinstance(descriptor, str):
+            return False
         values = sum(map(_size, mapping_of(doc.get("data")).values()))
         if self._documents >= MAX_DOCUMENTS or self._values + values > MAX_VALUES:
             return False
         # A copy of its members too: whoever gave it may go on to use it, as event-model's Filler does.
         copy = {member: dict(value) if isinstance(value, Mapping) else value for member, value in doc.items()}
-        self._waiting.setdefault(descriptor, []).append((name, copy))
+        self._until.setdefault(descriptor, self._stops + MAX_STOPS)
+        self._waiting.setdefault(descriptor, deque()).append(EarlyEvent(descriptor, name, copy, values))
         self._documents += 1
         self._values += values
         return True
 
-    def of(self, descriptor: str) -> list[tuple[str, Mapping[str, Any]]]:
-        """Return the documents that waited for a descriptor. They wait no longer."""
-        found = self._waiting.pop(descriptor, [])
-        self._documents -= len(found)
-        if not self._documents:
-            self._values = 0
-        return found
+    def first(self, descriptor: str) -> EarlyEvent | None:
+        """Return the oldest document that waits for a descriptor, or None. It waits until `done` is called."""
+        waiting = self._waiting.get(descriptor)
+        return waiting[0] if waiting else None
+
+    def done(self, descriptor: str) -> None:
+        """Forget the oldest document that waits for a descriptor."""
+        waiting = self._waiting[descriptor]
+        self._documents -= 1
+        self._values -= waiting.popleft().values
+        if not waiting:
+            del self._waiting[descriptor], self._until[descriptor]
+
+    def give_up(self, descriptors: Iterable[str]) -> Iterator[EarlyEvent]:
+        """Yield the documents that wait for any of these descriptors. They wait no longer."""
+        for descriptor in list(descriptors):
+            while (event := self.first(descriptor)) is not None:
+                yield event
+                self.done(descriptor)
 
     def clear(self) -> None:
         """Forget all documents."""
-        self._waiting, self._documents, self._values = {}, 0, 0
+        self._waiting, self._until, self._documents, self._values = {}, {}, 0, 0
 
-    def all(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-        """Yield all documents with their descriptors' uids. They wait no longer."""
-        waiting, self._waiting, self._documents, self._values = self._waiting, {}, 0, 0
-        for descriptor, documents in waiting.items():
-            for name, doc in documents:
-                yield descriptor, name, doc
+    def note_stop(self) -> list[str]:
+        """Note that a run has ended. Return the uids of the descriptors that have been waited for too long."""
+        self._stops += 1
+        return [descriptor for descriptor, until in self._until.items() if until <= self._stops]
 
 
 def _size(value: Any) -> int:

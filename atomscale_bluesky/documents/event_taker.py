@@ -155,16 +155,20 @@ class EventTaker:
         return taken
 
     def take_early(self, descriptor: str) -> Accepted:
-        """Take the events that came before their descriptor."""
-        rows = 0
-        for name, doc in self._early.of(descriptor):
+        """Take the events that came before their descriptor. If one is to be given again, it and the rest stay."""
+        total = NOTHING
+        while (early := self._early.first(descriptor)) is not None:
             try:
-                taken = self.event(doc) if name == "event" else self.event_page(doc)
-                rows += taken.rows
+                taken = self.event(early.doc) if early.name == "event" else self.event_page(early.doc)
             except Exception as error:  # noqa: BLE001 - as in a call of its own
                 if not isinstance(error, DocumentError):
-                    self._ignored.broken(name, error)
-        return Accepted(rows=rows) if rows else NOTHING
+                    self._ignored.broken(early.name, error)
+            else:
+                total += taken
+                if taken.try_again and self._files.redelivers:
+                    return total  # the descriptor comes again, and the event with it
+            self._early.done(descriptor)
+        return total
 
     def _take_part(self, run: OpenRun, event_stream: EventStream, doc: Mapping[str, Any], keys: Set[str]) -> Accepted:
         """Take the readings of an event that earlier journals of its run do not hold."""

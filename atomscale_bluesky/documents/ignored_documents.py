@@ -91,6 +91,14 @@ class IgnoredDocuments:
         what = "an event" if name == "event" else "a page"
         return self.ignore_without_start(name, f"{what} of descriptor {descriptor}, which never came, is ignored")
 
+    def gave_up(self, descriptor: str, name: str) -> None:
+        """Count an event, or a page of events, that waited for its descriptor in vain. Logged once."""
+        self.never_came(descriptor, name)
+        if not self._log_missing_starts:  # whoever gave the document was told that it waits, and gets no error
+            self.say_once(
+                f"descriptor {descriptor}", f"events of descriptor {descriptor} are left out: it has not come"
+            )
+
     def say_once(self, about: str, text: str, level: int = logging.WARNING) -> None:
         """Log a text, unless one was logged about the same thing before."""
         if about not in self._said and len(self._said) < MAX_SAID:

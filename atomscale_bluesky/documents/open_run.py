@@ -51,6 +51,7 @@ class OpenRun:
         self.writer: RunWriter | None = None  # None: the spool had no disk space for it, or its files say how it ended
         # Its files say how it ended. So do the earlier files of a run that goes on: its next reading makes new ones.
         self.ending_written = kept is not None
+        self.completed = False  # its journal says how it ended, and it did not go on since
         self.why_not_kept = ""  # why the spool did not take it at the last attempt
         self._noted_as_not_kept = False
         self.to_announce = False  # the listener does not know of its journal yet
@@ -95,6 +96,7 @@ class OpenRun:
         for event_stream in self.event_streams.values():
             if event_stream is not None:
                 event_stream.start_over()
+        self.completed = False
         # In one statement, and last: if this is interrupted before, the run begins again with a further journal.
         self.writer, self.ending_written, self.to_announce, writer.in_use = writer, False, True, True
 
@@ -108,6 +110,7 @@ class OpenRun:
         left_out: Counter[tuple[str, str]] = Counter()
         for event_stream in filter(None, self.event_streams.values()):
             event_stream.late.clear()
+        self.completed = True
         self.writer, self.ending_written, self.last_lines, self._left_out = None, True, None, left_out
 
     def remember(self, uid: str) -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ REMEMBERED_RUNS = 1000
 # A start document older than this does not belong to a run that begins now: if another process takes the run, it is
 # left to that. A younger one may come to two callbacks, each of which takes its own.
 REPLAY_AGE_S = 5.0
+# Up to this many runs that were completed as interrupted stay in memory, each with up to 20 000 uids of events. If
+# another one goes on, it is opened again from its files.
+MOST_COMPLETED = 16
 # Up to this many open runs may have nothing but a start document, as runs that enclose other runs have at first.
 MOST_BARE_RUNS = 3
 
@@ -92,6 +96,7 @@ class OpenRuns:
         self._runs: dict[str, OpenRun] = {}  # by uid
         self._ended: OrderedDict[str, None] = OrderedDict()  # uids of runs
         self._late: OrderedDict[str, str] = OrderedDict()  # descriptor uid → uid of its run, which has ended
+        self._completed: OrderedDict[str, str] = OrderedDict()  # the same of interrupted runs that are forgotten
         self._skipped: set[str] = set()  # uids of runs
         self._streams_skipped: set[str] = set()  # uids of their descriptors
         self._sought: OrderedDict[str, None] = OrderedDict()  # descriptors that belong to no run in the spool
@@ -235,8 +240,13 @@ class OpenRuns:
             exit_status=text_of(doc.get("exit_status")),
             reason=text_of(doc.get("reason")),
         )
-        if self._early and len(self._runs) == 1:
-            self._give_up_early(run)
+        if self._early:
+            overdue = self._early.note_stop()
+            alone = all(other is run or other.completed for other in self._runs.values())
+            if alone:  # then they can only be this run's
+                self._give_up_early(run)
+            elif overdue:
+                self.give_up_early(overdue)
         stop.not_given.update(not_given(run, counts, self._selection))
         run.tell_not_given(stop.not_given, self._ignored)
         if run.ending_written:
@@ -248,12 +258,12 @@ class OpenRuns:
 
     def find(self, descriptor: str) -> bool:
         """Find the run of a descriptor that did not come to this process, in the spool. Return True if it goes on."""
-        if descriptor in self._sought or not isinstance(descriptor, str):
-            return False
-        try:
-            run_uid = self._known_runs.with_descriptor(descriptor)
-        except OSError:
-            run_uid = None
+        run_uid = self._completed.get(descriptor)
+        if run_uid is None:
+            if descriptor in self._sought or not isinstance(descriptor, str):
+                return False
+            with suppress(OSError):
+                run_uid = self._known_runs.with_descriptor(descriptor)
         run = None if run_uid is None else self._runs.get(run_uid)
         if run is not None and run.kept is not None and descriptor in run.kept.descriptors:
             self._describe(run, Description(run.kept.descriptors[descriptor]))
@@ -270,7 +280,11 @@ class OpenRuns:
     def complete(self, folder: Path | None) -> None:
         """Complete all open runs, or the one in `folder`, as interrupted."""
         if folder is None and self._early:
-            self._give_up_early(next(iter(self._runs.values())) if len(self._runs) == 1 else None)
+            open_runs = [run for run in self._runs.values() if not run.completed]
+            if len(open_runs) == 1:
+                self._give_up_early(open_runs[0])
+            else:
+                self.give_up_early(self._early.descriptors)
         for run in list(self._runs.values()):
             if run.writer is None and folder is None:
                 self._files.note_not_kept(run)
@@ -279,6 +293,16 @@ class OpenRuns:
                 self._files.end(run, Stop(time.time(), "", "no stop document", interrupted=True))
                 self._peers.release(run.uid, ended=False)
                 self._files.step = None
+        completed = [run for run in self._runs.values() if run.completed]
+        for run in completed[: max(0, len(completed) - MOST_COMPLETED)]:
+            self._files.note_not_kept(run)  # what came since then and found no room
+            self._forget_descriptors(run, self._completed)
+            del self._runs[run.uid]
+
+    def give_up_early(self, descriptors: Iterable[str]) -> None:
+        """Count the events that wait for these descriptors as ignored: their run is not known."""
+        for early in self._early.give_up(descriptors):
+            self._ignored.gave_up(early.descriptor, early.name)
 
     def complete_step(self) -> None:
         """Complete the step that an exception from a signal handler has interrupted."""
@@ -360,24 +384,27 @@ class OpenRuns:
         run.tell_opened(self._ignored)
         return run
 
-    def _give_up_early(self, run: OpenRun | None) -> None:
-        """Count the events whose descriptor has not come: as ignored, and as left out of `run` if that is known."""
-        for descriptor, name, doc in self._early.all():
-            events = 1 if name == "event" else len(doc.get("uid") or ())
-            self._ignored.never_came(descriptor, name)
-            if run is not None:
-                run.leave_out(Loss.NO_DESCRIPTOR, list(mapping_of(doc.get("data"))), events)
+    def _give_up_early(self, run: OpenRun) -> None:
+        """Count all events whose descriptor has not come: as ignored, and as left out of `run`."""
+        for early in self._early.give_up(self._early.descriptors):
+            events = 1 if early.name == "event" else len(early.doc.get("uid") or ())
+            self._ignored.gave_up(early.descriptor, early.name)
+            run.leave_out(Loss.NO_DESCRIPTOR, list(mapping_of(early.doc.get("data"))), events)
 
     def _forget(self, run: OpenRun) -> None:
         """Forget a run, except that it has ended."""
-        for descriptor in [key for key, value in self.streams.items() if value[0] is run]:
-            self._late[descriptor] = run.uid
-            del self.streams[descriptor]
-        while len(self._late) > REMEMBERED_RUNS:
-            self._late.popitem(last=False)
+        self._forget_descriptors(run, self._late)
         self._peers.release(run.uid, ended=run.ending_written)
         if run.ending_written:  # otherwise nothing of it is kept, and a replay should be taken
             self._ended[run.uid] = None
         if len(self._ended) > REMEMBERED_RUNS:
             self._ended.popitem(last=False)
         self._runs.pop(run.uid, None)
+
+    def _forget_descriptors(self, run: OpenRun, remembered: OrderedDict[str, str]) -> None:
+        """Forget what a run's descriptors say. Remember only their uids, and the run's."""
+        for descriptor in [key for key, value in self.streams.items() if value[0] is run]:
+            remembered[descriptor] = run.uid
+            del self.streams[descriptor]
+        while len(remembered) > REMEMBERED_RUNS:
+            remembered.popitem(last=False)

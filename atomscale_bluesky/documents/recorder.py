@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
 from sys import is_finalizing  # a name of this module is there until the end
@@ -174,9 +174,24 @@ class DocumentRecorder:
         return self._spool.writers.has_room
 
     @property
-    def holds_early_events(self) -> bool:
-        """Return True if events wait in memory for their descriptor. `take` has answered that they are put off."""
-        return bool(self._early)
+    def early_descriptors(self) -> Set[str]:
+        """The uids of descriptors that have not come, although events of them have. Does not block for the disk.
+
+        `take` has answered that these events are put off. They wait in memory.
+        """
+        with self._lock:
+            return frozenset(self._early.descriptors)
+
+    def give_up_early_events(self, descriptors: Iterable[str]) -> None:
+        """Count the events that wait for these descriptors as ignored, so that they wait no longer.
+
+        Without this they wait until the run ends that can only be theirs, or until a hundred runs have ended. Call it
+        if the source holds something until then, such as an acknowledgement. From within `take` it does nothing.
+        """
+        with self._lock:
+            if not self._inside:
+                self._runs.give_up_early(descriptors)
+        self._tell()
 
     @property
     def ignored(self) -> Mapping[str, int]:

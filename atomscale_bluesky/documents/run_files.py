@@ -78,7 +78,7 @@ class RunFiles:
         self._spool = spool
         self.listener = listener
         self._ignored = ignored_documents
-        self._redelivers = redelivers
+        self.redelivers = redelivers
         self.step: _Step | None = None  # begun; still set if an exception from a signal handler ended it
 
     def make(self, run: OpenRun) -> None:
@@ -159,7 +159,7 @@ class RunFiles:
         return None
 
     def _leave_out(self, run: OpenRun, why: Loss, keys: Any, events: int) -> None:
-        if not (self._redelivers and why.may_be_kept_later):
+        if not (self.redelivers and why.may_be_kept_later):
             run.leave_out(why, keys, events)
 
     def _why_not(self, run: OpenRun, error: SpoolError) -> Loss:

@@ -13,9 +13,9 @@ import logging
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..documents.accepted import Accepted
 from ..documents.recorder import DocumentRecorder
@@ -29,6 +29,9 @@ BATCH = 4000
 BATCH_S = 0.5
 # How often the spool is asked again whether there is disk space.
 PAUSE_S = 0.5
+# An event whose descriptor has not come is given up after this many further documents: until then the source has to
+# keep its place before the event.
+MOST_BEHIND = 100_000
 # So many different reasons, and runs without a start document, are counted one by one. The others are counted together.
 MOST_NAMED = 1000
 OTHERS = "others"
@@ -36,6 +39,14 @@ _NO_ROOM = (
     "the spool has no room: what is delivered makes room (if no process delivers, start `atomscale-bluesky upload`), "
     "and so does free space on its disk, or a larger `spool_max_bytes`"
 )
+
+
+class _Held(NamedTuple):
+    """The acknowledgement of a document with events that wait in memory for their descriptors."""
+
+    ack: Callable[[], object]
+    descriptors: Set[str]
+    until: int  # up to how many documents it waits
 
 
 class Intake:
@@ -67,7 +78,7 @@ class Intake:
         self._ending = ending or threading.Event()
         self._monotonic = monotonic
         self._acks: list[Callable[[], object]] = []
-        self._held: list[Callable[[], object]] = []  # of events that wait in memory for their descriptor
+        self._held: list[_Held] = []
         self._acknowledged_at = monotonic()
         self._run_of: OrderedDict[str, str] = OrderedDict()  # descriptors of runs without a start document
         self._waits = False
@@ -91,7 +102,7 @@ class Intake:
                 elif self._take(name, doc, source):
                     self._acks.append(ack)
                 elif not self._ending.is_set():
-                    self._held.append(ack)
+                    self._held.append(_Held(ack, _descriptors(name, doc), self.documents + MOST_BEHIND))
                 if len(self._acks) >= BATCH or self._monotonic() - self._acknowledged_at >= BATCH_S:
                     self.acknowledge(source)
                 if self._ending.is_set():
@@ -114,13 +125,22 @@ class Intake:
             source.pause(PAUSE_S)
 
     def _acknowledge(self) -> None:
+        if self._held:
+            self._release_held()  # before the sync, which is for what has been taken by now
         self._recorder.sync()
         acks, self._acks = self._acks, []
-        if self._held and not self._recorder.holds_early_events:
-            acks, self._held = acks + self._held, []
         for ack in acks:
             ack()
         self._acknowledged_at = self._monotonic()
+
+    def _release_held(self) -> None:
+        """Let documents be acknowledged whose events wait no longer. Give up those that have waited for too long."""
+        overdue = [held for held in self._held if held.until <= self.documents]
+        if overdue:
+            self._recorder.give_up_early_events(descriptor for held in overdue for descriptor in held.descriptors)
+        waiting = self._recorder.early_descriptors
+        self._acks += [held.ack for held in self._held if waiting.isdisjoint(held.descriptors)]
+        self._held = [held for held in self._held if not waiting.isdisjoint(held.descriptors)]
 
     def _take(self, name: str, doc: Mapping[str, Any], source: Source) -> bool:
         """Take a document. Return True if it may be acknowledged after the next sync."""
@@ -207,3 +227,9 @@ class Intake:
             else:
                 uid = OTHERS
         self.without_start[uid] += 1
+
+
+def _descriptors(name: str, doc: Mapping[str, Any]) -> Set[str]:
+    """Return the uids of the descriptors to which a document's events belong."""
+    events = [event for events in doc.values() for event in events] if name == "bulk_events" else [doc]
+    return {str(event.get("descriptor")) for event in events}

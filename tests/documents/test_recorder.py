@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from atomscale_bluesky import (
     SpoolError,
     StartMissingError,
 )
+from atomscale_bluesky.documents.open_run import OpenRun
 from atomscale_bluesky.server import LocalServer
 from atomscale_bluesky.spool.run_reader import read_header
 from atomscale_bluesky.spool.spool import Spool
@@ -199,6 +201,68 @@ def test_events_whose_descriptor_never_comes_are_counted_at_the_runs_stop(
         assert recorder.ignored == {"event": 3}
     (run,) = make_callback(offline=True).status()
     assert (run.points.seen, run.points.left_out) == (6, {"its descriptor never came": 6})
+
+
+def test_early_events_are_given_up_after_a_hundred_stops_while_a_run_stays_open(settings: Settings) -> None:
+    abandoned, orphan = list(growth(points=1)), list(growth(points=2))
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, abandoned[:-1])  # its producer was killed
+        take_all(recorder, orphan[2:4])
+        for _ in range(99):
+            take_all(recorder, list(growth(points=0)))
+        assert recorder.early_descriptors == {orphan[1][1]["uid"]}
+        assert recorder.ignored == {}
+        take_all(recorder, list(growth(points=0)))
+        assert recorder.early_descriptors == set()
+        assert recorder.ignored == {"event": 2}
+
+
+def test_early_events_have_room_again_when_their_descriptors_have_come(settings: Settings) -> None:
+    abandoned, orphan = list(growth(points=1)), list(growth(points=1))
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, abandoned[:-1])
+        assert recorder.take(*orphan[2]).put_off
+        for _ in range(3):  # more values than may wait at a time
+            start, descriptor, event, stop = list(growth(points=1))
+            event[1]["data"]["k0"] = np.zeros(500_000)
+            assert [one.put_off for one in take_all(recorder, [start, event])] == [False, True]
+            assert take_all(recorder, [descriptor, stop])[0].rows == 1
+
+
+def test_a_completed_run_gives_no_early_event_a_reason_to_wait(settings: Settings, make_callback: MakeCallback) -> None:
+    interrupted, (start, _, *events, stop) = list(growth(points=1)), list(growth(points=3))
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, interrupted[:-1])
+        recorder.complete_open_runs()
+        take_all(recorder, [start, *events, stop])
+        assert recorder.early_descriptors == set()
+    left_out = {run.run_uid: run.points.left_out for run in make_callback(offline=True).status()}
+    assert left_out == {interrupted[0][1]["uid"]: {}, start[1]["uid"]: {"its descriptor never came": 6}}
+
+
+def test_any_of_many_completed_runs_goes_on(
+    settings: Settings, make_callback: MakeCallback, server: LocalServer
+) -> None:
+    runs = [list(growth(points=4)) for _ in range(60)]  # more than are searched for a descriptor
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        for documents in runs:
+            take_all(recorder, documents[:4])
+            recorder.complete_open_runs()
+        answers = [take_all(recorder, documents[3:]) for documents in (runs[0], runs[30], runs[-1])]
+        assert [[(one.rows, one.known) for one in taken] for taken in answers] == [[(0, 1), (1, 0), (1, 0), (0, 0)]] * 3
+        assert recorder.ignored == {"event seen before": 3}
+
+
+def test_completed_runs_take_bounded_memory(settings: Settings) -> None:
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        recorder.complete_open_runs()
+        gc.collect()
+        before = sum(isinstance(one, OpenRun) for one in gc.get_objects())
+        for _ in range(100):
+            take_all(recorder, list(growth(points=1))[:-1])
+            recorder.complete_open_runs()
+        gc.collect()
+        assert sum(isinstance(one, OpenRun) for one in gc.get_objects()) - before < 20
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,60 @@ def test_events_before_their_descriptor_are_acknowledged_with_it(settings: Setti
         assert intake.rows == 3
 
 
+def test_an_event_without_its_descriptor_holds_no_other_acknowledgement(settings: Settings) -> None:
+    abandoned, orphan, early = list(growth(points=1)), list(growth(points=1)), list(growth(points=2))
+    start, descriptor, *events, stop = early
+    bus = Bus([*abandoned[:-1], orphan[2], start, *events, descriptor, stop])
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        intake = Intake(recorder)
+        intake.take_all(bus)
+        assert sorted(bus.acknowledged) == [n for n in range(len(bus.documents)) if n != 3]
+        assert intake.rows == 3
+
+
+def test_an_event_without_its_descriptor_is_given_up_and_logged_after_many_documents(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    abandoned, orphan = list(growth(points=1)), list(growth(points=1))
+    held: list[bool] = []
+
+    class Long(Bus):
+        def __iter__(self) -> Iterator[Incoming]:
+            yield from super().__iter__()
+            for further in (99_000, 2_000):
+                for _ in range(further):
+                    yield unreadable("it is a picture")
+                yield idle()
+                held.append(3 not in self.acknowledged)
+
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        Intake(recorder).take_all(Long([*abandoned[:-1], orphan[2]]))
+        assert held == [True, False]
+        assert recorder.ignored == {"event": 1}
+    assert f"events of descriptor {orphan[1][1]['uid']} are left out: it has not come" in caplog.text
+
+
+def test_an_early_event_is_not_lost_when_the_spool_is_full_at_its_descriptor(
+    settings: Settings, spool_dir: Path, make_callback: MakeCallback, server: LocalServer
+) -> None:
+    settings = settings.replaced(spool_max_bytes=1_000_000)
+    start, descriptor, *events, stop = growth(points=3)
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        for name, doc in (start, *events):
+            recorder.take(name, doc)
+        stuffing = spool_dir / "20200101T000000-00000000"
+        stuffing.mkdir()
+        (stuffing / "journal-0001.jsonl").write_bytes(b"x" * 1_000_000)
+        wait_until(lambda: not recorder.has_room)
+        assert recorder.take(*descriptor).try_again
+        (stuffing / "journal-0001.jsonl").unlink()
+        wait_until(lambda: recorder.has_room)
+        assert recorder.take(*descriptor).rows == 3
+        recorder.take(*stop)
+    assert make_callback().drain(20)
+    assert held(server)["k0"] == [0.0, 1.0, 2.0]
+
+
 def test_a_full_spool_holds_the_source_back_and_loses_nothing(
     settings: Settings,
     spool_dir: Path,
