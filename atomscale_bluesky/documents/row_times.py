@@ -259,7 +259,7 @@ class RowTimes:
         column = np.zeros(0)
         before = 0
         for key, given in columns.items():
-            if given is not last and given != last:
+            if not _same(given, last):
                 last = given
                 stamps = _column(given)
                 column, before = self._placed_column(stamps, at), int(self._long_before(stamps, at).sum())
@@ -303,6 +303,14 @@ def _column(column: Sequence[Any]) -> NDArray[np.float64]:
     array = array.astype(np.float64)
     array[~np.isfinite(array)] = math.nan
     return array
+
+
+def _same(column: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Return True if two columns of stamps are surely equal."""
+    try:
+        return column is other or bool(column == other)
+    except (TypeError, ValueError):  # of stamps that are arrays, or of pandas' NA
+        return False
 
 
 def _changed_or_none(placed: Mapping[str, NDArray[np.float64]], rows: int) -> NDArray[np.bool_]:
