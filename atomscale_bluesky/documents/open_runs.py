@@ -98,7 +98,7 @@ class OpenRuns:
         self._late: OrderedDict[str, str] = OrderedDict()  # descriptor uid → uid of its run, which has ended
         self._completed: OrderedDict[str, str] = OrderedDict()  # the same of interrupted runs that are forgotten
         self._skipped: set[str] = set()  # uids of runs
-        self._streams_skipped: set[str] = set()  # uids of their descriptors
+        self._skipped_descriptors: dict[str, str] = {}  # uid → uid of its run, which is skipped
         self._sought: OrderedDict[str, None] = OrderedDict()  # descriptors that belong to no run in the spool
 
     def __bool__(self) -> bool:
@@ -107,7 +107,7 @@ class OpenRuns:
 
     def skips(self, descriptor: str) -> bool:
         """Return True if a descriptor belongs to a run that is skipped."""
-        return descriptor in self._streams_skipped
+        return descriptor in self._skipped_descriptors
 
     def ended_run_of(self, descriptor: str) -> str | None:
         """Return the uid of the run that a descriptor belonged to, if that has ended, or None."""
@@ -194,7 +194,7 @@ class OpenRuns:
         run_uid, uid = str(doc["run_start"]), str(doc["uid"])
         run = self._open_run(run_uid)
         if run is None and run_uid in self._skipped:
-            self._streams_skipped.add(uid)
+            self._skipped_descriptors[uid] = run_uid
             return KNOWN
         if run is None:
             raise self._ignored.ignore_without_start(
@@ -226,7 +226,8 @@ class OpenRuns:
         run = self._open_run(uid)
         if run is None and uid in self._skipped:
             self._skipped.discard(uid)
-            self._streams_skipped.clear()
+            for descriptor in [key for key, run_uid in self._skipped_descriptors.items() if run_uid == uid]:
+                del self._skipped_descriptors[descriptor]
             return KNOWN
         if run is None:
             raise self._ignored.ignore_without_start(
@@ -268,7 +269,7 @@ class OpenRuns:
         if run is not None and run.kept is not None and descriptor in run.kept.descriptors:
             self._describe(run, Description(run.kept.descriptors[descriptor]))
         elif run_uid is not None and run is None and self._go_on(run_uid) is None and run_uid in self._skipped:
-            self._streams_skipped.add(descriptor)
+            self._skipped_descriptors[descriptor] = run_uid
             return False
         if descriptor in self.streams:
             return True
