@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import ChannelError
 from ..spool.row_record import encode_all
+from .descriptor import is_flag, mapping_of
 from .time_base import TimeBase
 
 
@@ -57,6 +58,36 @@ class EventPage:
     def lines(self) -> list[bytes]:
         """Return all lines."""
         return [one for lines in self._lines.values() for one in lines]
+
+
+def without(page: Mapping[str, Any], rows: Collection[int]) -> dict[str, Any]:
+    """Return an event page without some of its rows. What is no column of a value per row is left out.
+
+    Raises:
+        ChannelError: Its times or one of its data are no such column.
+    """
+    count, gone = len(page["uid"]), set(rows)
+    out: dict[str, Any] = {"descriptor": page["descriptor"], "data": page.get("data")}
+
+    def remaining(column: Any, what: str = "") -> list[Any] | None:
+        given = as_list(column) if what else stamps_of(column, count)
+        if given is None:
+            return None
+        if len(given) != count:
+            raise ChannelError(f"{what} has {len(given)} values in a page of {count} events; the page is left out")
+        return [value for i, value in enumerate(given) if i not in gone]
+
+    out["uid"], out["time"] = remaining(page["uid"], "the uids"), remaining(page["time"], "the times")
+    if isinstance(page.get("data"), Mapping):
+        out["data"] = {key: remaining(column, f"data key {key!r}") for key, column in page["data"].items()}
+    for member in ("timestamps", "filled"):
+        columns = ((key, column, remaining(column)) for key, column in mapping_of(page.get(member)).items())
+        out[member] = {
+            key: column if is_flag(column) else left
+            for key, column, left in columns
+            if is_flag(column) or left is not None
+        }
+    return out
 
 
 def stamps_of(column: Any, rows: int) -> Sequence[Any] | None:

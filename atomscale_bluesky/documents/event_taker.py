@@ -18,9 +18,10 @@ from ..spool.journal_format import is_row
 from .accepted import KNOWN, NOTHING, PUT_OFF, Accepted
 from .descriptor import mapping_of
 from .early_events import EarlyEvents
+from .event_page import without
 from .event_stream import EventStream
 from .ignored_documents import SEEN_BEFORE, IgnoredDocuments
-from .open_run import OpenRun, without
+from .open_run import OpenRun
 from .open_runs import OpenRuns
 from .recognition import event_of, kept_of
 from .run_files import RunFiles
@@ -99,41 +100,43 @@ class EventTaker:
         seen = [i for i, uid in enumerate(uids) if uid in run.seen or uid in run.seen_before]
         if seen:
             self._ignored.counts[SEEN_BEFORE] += len(seen)
+        taken = Accepted(known=len(seen)) if seen else NOTHING  # what came of the events that are not new as a whole
         if event_stream is None:
-            others = set(seen)
-            return _not_selected(run, [uid for i, uid in enumerate(uids) if i not in others], doc)
+            gone = set(seen)
+            return taken + _not_selected(run, [uid for i, uid in enumerate(uids) if i not in gone], doc)
         if description is not event_stream.description:
             event_stream.describe(description)
-        rows = 0
         if run.kept is not None:
-            others = set(seen)
-            for i in range(len(uids)):
-                event = event_of(doc, i) if i not in others else {}
-                lacking = self._lacking(run, event_stream, event) if event else None
+            for i in sorted(set(range(len(uids))).difference(seen)):
+                event = event_of(doc, i)
+                lacking = self._lacking(run, event_stream, event)
                 if lacking is not None:
                     seen.append(i)
-                    rows += self.event(event).rows if lacking else 0
+                    taken += self.event(event) if lacking else KNOWN
         if seen:
-            doc = without(doc, seen)
-            uids = list(doc["uid"])
-        if run.writer is None and uids:
+            gone = set(seen)
+            uids = [uid for i, uid in enumerate(uids) if i not in gone]
+            if not uids:
+                return taken
+        if run.writer is None:
             self._files.make_again(run)
         try:
+            if seen:
+                doc = without(doc, seen)
             payloads = event_stream.event_page(doc)
         except Exception:
             run.leave_out(Loss.MALFORMED, mapping_of(doc.get("data")), len(uids))
             raise
-        if not payloads:
-            return Accepted(rows=rows, known=len(seen))
         data = doc.get("data") or {}
         why = self._files.append(run, event_stream, payloads, uids, data)
         if why is not None:
             self._files.step = None
-            return _why_left_out(why, len(data) * len(uids), known=len(seen))
+            return taken + _why_left_out(why, len(data) * len(uids))
         for uid in uids:
             run.remember(uid)
         self._files.step = None
-        return event_stream.chooser.answer(payloads, data, len(uids), known=len(seen))
+        answer = event_stream.chooser.answer(payloads, data, len(uids))
+        return taken + answer if seen else answer
 
     def bulk_events(self, doc: Mapping[str, Any]) -> Accepted:
         """Take the events of a document in which older tools put those of a flyer: lists of events by descriptor uid.
@@ -228,8 +231,8 @@ def _not_selected(run: OpenRun, uids: Sequence[Any], doc: Mapping[str, Any]) -> 
     run.leave_out(Loss.EVENT_STREAM_NOT_SELECTED, keys, len(uids))
     for uid in uids:
         run.remember(uid)
-    return Accepted(left_out={Loss.EVENT_STREAM_NOT_SELECTED: len(keys) * len(uids)}) if uids else KNOWN
+    return Accepted(left_out={Loss.EVENT_STREAM_NOT_SELECTED: len(keys) * len(uids)}) if uids else NOTHING
 
 
-def _why_left_out(reason: Loss, readings: int, known: int = 0) -> Accepted:
-    return Accepted(left_out={reason: readings}, known=known, try_again=reason.may_be_kept_later)
+def _why_left_out(reason: Loss, readings: int) -> Accepted:
+    return Accepted(left_out={reason: readings}, try_again=reason.may_be_kept_later)

@@ -157,14 +157,13 @@ class LayoutChooser:
                 name = OTHER_KEYS
             self.offered_late[name] = self.offered_late.get(name, 0) + rows
 
-    def answer(self, payloads: Sequence[bytes], data: Mapping[Any, Any], events: int = 1, known: int = 0) -> Accepted:
+    def answer(self, payloads: Sequence[bytes], data: Mapping[Any, Any], events: int = 1) -> Accepted:
         """Return the answer for a document whose lines were written, and keep it if such a document is usual.
 
         Args:
             payloads: The lines.
             data: Has the document's keys.
             events: How many events the document holds.
-            known: How many others of it came before.
         """
         reasons, met = self.left_out, self._known
         left_out: Counter[str] = Counter()
@@ -174,8 +173,8 @@ class LayoutChooser:
                 reason = Loss.LATE
             if reason is not None:
                 left_out[reason] += events
-        found = Accepted(rows=sum(map(is_row, payloads)), known=known, left_out=dict(left_out))
-        if len(payloads) == events == 1 and len(data) == self.usual_keys and not known:
+        found = Accepted(rows=sum(map(is_row, payloads)), left_out=dict(left_out))
+        if len(payloads) == events == 1 and len(data) == self.usual_keys:
             self.usual_answer = found
         return found
 

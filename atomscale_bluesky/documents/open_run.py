@@ -18,7 +18,6 @@ from ..spool.run_writer import RunWriter
 from ..spool.runs_not_kept import NotKept
 from .channels import Names
 from .description import Description
-from .descriptor import is_flag
 from .event_stream import EventStream
 from .ignored_documents import IgnoredDocuments
 from .selection import Selection
@@ -267,20 +266,3 @@ class OpenRun:
         """Return a layout number that is unique in this run."""
         self._layouts += 1
         return self._layouts - 1
-
-
-def without(page: Mapping[str, Any], rows: Iterable[int]) -> dict[str, Any]:
-    """Return an event page without some of its rows."""
-    gone = set(rows)
-
-    def remaining(column: Any) -> list[Any]:
-        return [value for i, value in enumerate(column) if i not in gone]
-
-    out = dict(page)
-    for member in ("uid", "time", "seq_num"):
-        if member in page:
-            out[member] = remaining(page[member])
-    for member in ("data", "timestamps", "filled"):
-        columns = (page.get(member) or {}).items()
-        out[member] = {key: column if is_flag(column) else remaining(column) for key, column in columns}
-    return out

@@ -27,8 +27,9 @@ def event_of(page: Mapping[str, Any], row: int) -> dict[str, Any]:
     rows = len(page["uid"])
     out: dict[str, Any] = {"descriptor": page["descriptor"]}
     for member in ("uid", "time", "seq_num"):
-        if member in page and len(page[member]) == rows:
-            out[member] = page[member][row]
+        column: Any = page.get(member)
+        if hasattr(column, "__len__") and len(column) == rows:
+            out[member] = column[row]
     for member in ("data", "timestamps", "filled"):
         columns = mapping_of(page.get(member)).items()
         out[member] = {

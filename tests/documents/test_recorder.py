@@ -154,6 +154,79 @@ def test_an_event_that_comes_again_is_known_in_a_page_too(settings: Settings) ->
         assert recorder.take("event_page", page) == Accepted(known=3)
 
 
+@pytest.mark.parametrize("stamps", [5.0, [1.0], None, "now"])
+def test_the_new_events_of_a_page_are_taken_whatever_its_time_stamps_are(settings: Settings, stamps: Any) -> None:
+    (_, start), (_, descriptor), *_ = growth(points=1, keys=1)
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [("start", start), ("descriptor", descriptor)])
+        for uids, expected in ((["a", "b"], Accepted(rows=2)), (["b", "c"], Accepted(rows=1, known=1))):
+            page = {"descriptor": descriptor["uid"], "uid": uids, "time": [start["time"]] * 2, "seq_num": 1}
+            page |= {"data": {"k0": np.zeros(2)}, "timestamps": {"k0": stamps}, "filled": {"k0": 1.5}}
+            assert recorder.take("event_page", page) == expected
+
+
+@pytest.mark.parametrize("broken", [{"time": 5.0}, {"data": {"k0": 1.0}}, {"data": {"k0": [1.0]}}, {"data": 5}])
+def test_the_new_events_of_a_broken_page_are_counted(
+    settings: Settings, make_callback: MakeCallback, broken: dict[str, Any]
+) -> None:
+    (_, start), (_, descriptor), (_, event), *_ = growth(points=1, keys=1)
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [("start", start), ("descriptor", descriptor), ("event", event)])
+        page = {"descriptor": descriptor["uid"], "uid": [event["uid"], "b", "c"], "time": [start["time"]] * 3}
+        page |= {"data": {"k0": [1.0, 2.0, 3.0]}, "timestamps": {}, "filled": {}} | broken
+        with pytest.raises(DocumentError):
+            recorder.take("event_page", page)
+    (run,) = make_callback(offline=True).status()
+    assert (run.points.seen, sum(run.points.left_out.values())) == (
+        1 + 2 * (broken != {"data": 5}),
+        2 * (broken != {"data": 5}),
+    )
+
+
+def test_a_page_answers_for_the_rest_of_a_cut_event_and_for_its_new_events(settings: Settings) -> None:
+    """Its rows and its known events add up."""
+    run = compose_run()
+    described = {key: {"source": "s", "dtype": "number", "shape": []} for key in ("a", "b")}
+    stream = run.compose_descriptor(name="m_monitor", data_keys=described)
+    at = run.start_doc["time"]
+    page = {"descriptor": stream.descriptor_doc["uid"], "uid": ["e", "f"], "time": [at, at + 1], "seq_num": [1, 2]}
+    page |= {"data": {"a": [1.0, 2.0], "b": [3.0, 4.0]}, "filled": {}}
+    page |= {"timestamps": {"a": [at + 0.1, at + 1.1], "b": [at + 0.2, at + 1.2]}}
+    begun: list[Document] = [("start", run.start_doc), ("descriptor", stream.descriptor_doc)]
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        take_all(recorder, begun)
+        event = {name: page[name][0] for name in ("uid", "time", "seq_num")} | {"descriptor": page["descriptor"]}
+        event |= {name: {key: column[0] for key, column in page[name].items()} for name in ("data", "timestamps")}
+        assert recorder.take("event", event).rows == 2
+    (journal,) = settings.spool_path.glob("2*/journal-0001.jsonl")
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[: whole.rindex(b"\xf5row")])  # as after a kill
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        take_all(recorder, begun)
+        assert recorder.take("event_page", page) == Accepted(rows=3, known=1)
+
+
+@pytest.mark.parametrize("timestamps", ["reading", "event", ""])
+def test_a_page_whose_time_stamps_are_arrays_is_taken_as_its_events_are(settings: Settings, timestamps: str) -> None:
+    (_, start), (_, descriptor), *_ = growth(points=1)
+    stamps = {key: [np.array([start["time"] + n] * 2) for n in range(2)] for key in ("k0", "k1")}
+    page = {"descriptor": descriptor["uid"], "uid": ["a", "b"], "time": [start["time"], start["time"] + 1]}
+    page |= {"data": {"k0": [1.0, 2.0], "k1": [3.0, 4.0]}, "timestamps": stamps, "filled": {}}
+    with DocumentRecorder(settings.replaced(timestamps=timestamps) if timestamps else settings) as recorder:
+        take_all(recorder, [("start", start), ("descriptor", descriptor)])
+        assert recorder.take("event_page", page) == Accepted(rows=2)
+
+
+def test_nested_runs_that_another_recorder_takes_are_known_to_their_ends(settings: Settings) -> None:
+    outer, inner = list(growth(points=3)), list(growth(points=1))
+    order = [*outer[:3], *inner, *outer[3:]]
+    with DocumentRecorder(settings) as recorder, DocumentRecorder(settings) as second:
+        for name, doc in order:
+            recorder.take(name, doc)
+            assert second.take(name, doc) == Accepted(known=1), name
+        assert second.ignored == {"run taken before": 2}
+
+
 def test_a_run_that_was_recorded_before_is_known_whatever_its_metadata_have_become(settings: Settings) -> None:
     documents = old(points=3)
     with DocumentRecorder(settings) as recorder:
