@@ -18,8 +18,10 @@ from __future__ import annotations
 import logging
 import queue
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +32,7 @@ from ..spool.gil_yield import GilYield
 from ..spool.locks import RunLock
 from ..spool.spool import Spool
 from ..status.clock_note import ClockNote, write_note
+from . import backoff
 from .connection_limit import ConnectionLimit
 from .drain import Drain, OpenDrains
 from .drain_check import DrainCheck
@@ -53,6 +56,9 @@ BESIDE_A_PLAN = 8
 READY = 8
 # A finished run's files are closed by their writer a moment after its stop.
 FINISH_S = 0.02
+
+# An unexpected failure is logged again only after this time, and counts as the first one after it.
+CALM_S = 600.0
 
 
 class RunBegun(NamedTuple):
@@ -113,11 +119,15 @@ class DeliveryLoop:
         self._next_scan = 0.0
         self._retired = False
         self._refused = False  # the system refused something at the last step
+        self._failures = 0  # unexpected ones, with less than `CALM_S` between them
+        self._failed_at = self._failure_logged_at = float("-inf")  # monotonic
+        self._held: deque[object] = deque()  # messages that came while it waited after a failure
         self._drains = OpenDrains()
         self._drain_check = DrainCheck(spool, settings.endpoint)  # for runs that others deliver
         self._gil_yield = GilYield()
         knowledge = Knowledge(None if settings.api == "auto" else settings.api)
-        self.runs = RunScheduler(
+        self._make_scheduler = partial(
+            RunScheduler,
             spool,
             settings.endpoint,
             knowledge=knowledge,
@@ -126,6 +136,7 @@ class DeliveryLoop:
             monotonic=monotonic,
             gil_yield=self._gil_yield,
         )
+        self.runs: RunScheduler = self._make_scheduler()
         self._active = self.runs.active
         self.retries = RetryPolicy((settings.endpoint, str(spool.path)), monotonic, jitter)
         self.workers = WorkerPool(settings, knowledge, inbox.put, gil_yield=self._gil_yield)
@@ -148,16 +159,20 @@ class DeliveryLoop:
 
     def refuse_messages(self) -> None:
         """Release the locks of runs that began too late, and answer the drains that came too late. Any thread may."""
-        with suppress(queue.Empty):
+        with suppress(queue.Empty, IndexError):
             while True:
-                message = self._inbox.get_nowait()
+                message = self._held.popleft() if self._held else self._inbox.get_nowait()
                 if isinstance(message, RunBegun) and message.lock is not None:
                     message.lock.release()
                 elif isinstance(message, Drain):
                     message.reply(False)
 
     def _step_or_wait(self) -> bool:
-        """Take a step. Where the system refuses something, such as another open file, wait and go on from the files."""
+        """Take a step. Return False to end.
+
+        If the system refuses something, such as another open file, wait and go on. After an error that nothing
+        foresees, wait and begin again from the files.
+        """
         try:
             goes_on = self._step()
         except OSError as error:
@@ -166,11 +181,67 @@ class DeliveryLoop:
             self._refused = True
             time.sleep(POLL_S)
             return True
+        except Exception as error:  # noqa: BLE001 - a mistake of ours must not end all delivery: it is logged
+            if not self._wait_after(error):
+                return False
+            self._begin_again()
+            return True
         self._refused = False
         return goes_on
 
+    def _wait_after(self, error: Exception) -> bool:
+        """Report an error that nothing foresees, and wait, longer each time. Return False to end.
+
+        The runs stay claimed until no request for one of them is under way.
+        """
+        self.idle_since = None
+        now = time.monotonic()
+        if now - self._failed_at > CALM_S:
+            self._failures = 0
+        pause_s = backoff.RESTART.pause_s(self._failures)
+        self._failures, self._failed_at = self._failures + 1, now
+        if now - self._failure_logged_at > CALM_S:
+            self._failure_logged_at = now
+            _logger.error(
+                "the uploader of spool %s failed unexpectedly, and starts again from the spool's files; please report "
+                "this", self._spool.path, exc_info=error,
+            )  # fmt: skip
+        self.retries.note_failure(f"the uploader failed unexpectedly, see the log: {type(error).__name__}: {error}")
+        self.workers.take_back()
+        end = now + pause_s
+        while (left_s := end - time.monotonic()) > 0 or self.workers.in_flight:
+            self.workers.cut_if_late()
+            try:
+                message = self._inbox.get(timeout=min(left_s, POLL_S) if left_s > 0 else POLL_S)
+            except queue.Empty:
+                continue
+            match message:
+                case EndLoop():
+                    return False
+                case Report():  # the files tell what to do again
+                    self.workers.returned()
+                    if message.outcome.error is not None:
+                        self.workers.go_on()
+                case _:
+                    self._held.append(message)
+        return True
+
+    def _begin_again(self) -> None:
+        """Release every run, and forget all that was read of the spool."""
+        before = self._active
+        for delivery in before:
+            with suppress(Exception):  # its lock is free at the latest when nothing refers to it any more
+                delivery.close()
+        self.runs = self._make_scheduler()
+        self._active = self.runs.active
+        self._active.written_here |= before.written_here
+        self._active.begun |= before.begun
+        self._next_scan = 0.0
+
     def _step(self) -> bool:
         """Give out what can be done, receive the messages that are there or the next one. Return False to end."""
+        while self._held:
+            self._receive(self._held.popleft())
         beside_a_plan = bool(self._active.written_here)
         self._gil_yield.asked = beside_a_plan
         most = self._settings.max_connections
@@ -207,8 +278,10 @@ class DeliveryLoop:
     def _receive(self, message: object) -> None:
         match message:
             case Report(delivery, outcome):
-                self._learn_from(message)
-                self.workers.returned()
+                try:
+                    self._learn_from(message)
+                finally:
+                    self.workers.returned()
                 if self._active.holds(delivery):  # if it was released meanwhile, its files tell what to do again
                     self._active.guarded(delivery, lambda: self.retries.apply(delivery, outcome))
                 if outcome.error is not None:

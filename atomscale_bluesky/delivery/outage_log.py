@@ -71,6 +71,10 @@ class OutageLog:
         self._next_nag = now + NAG_S[min(self._nags, len(NAG_S) - 1)]
         self._nags += 1
 
+    def note_failure(self, why: str) -> None:
+        """Let the status say why nothing is delivered, until Atomscale answers again. The caller logs it."""
+        self._note.failed(why)
+
     def answered(self, now: float) -> None:
         """Note an answer. Logs that the outage is over, if its beginning was logged."""
         self._note.answered()

@@ -48,6 +48,10 @@ class RetryPolicy:
         else:
             self._failed(delivery, outcome, error, now)
 
+    def note_failure(self, why: str) -> None:
+        """Let the status say why nothing is delivered, although no request has failed."""
+        self._outages.note_failure(why)
+
     def _failed(self, delivery: RunDelivery, outcome: Outcome, error: ApiError, now: float) -> None:
         task = outcome.task
         task.unexplained += outcome.unexplained

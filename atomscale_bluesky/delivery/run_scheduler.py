@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ..spool.gil_yield import GilYield
@@ -108,11 +109,11 @@ class RunScheduler:
             folder = delivery.claim.folder
             active.guarded(delivery, delivery.obey)
             if delivery.to_settle and folder in self._written_here:
-                self._settle(folder)
+                active.guarded(delivery, partial(self._settle, folder))
             if folder not in self._written_here and not delivery.run.stopped and folder in active:
                 active.guarded(delivery, delivery.settle_if_interrupted)
             if active.holds(delivery) and delivery.idle:
-                delivery.close_files()
+                active.guarded(delivery, delivery.close_files)
         try:
             come, gone = self._listing.update()
         except OSError as error:
@@ -189,7 +190,13 @@ class RunScheduler:
             self._waiting.queue(folder, live=folder in self._written_here)
 
     def _is_due(self, folder: Path, known: SetAside) -> bool:
-        """Return True if something can be done for a run that is set aside."""
+        """Return True if something can be done for a run that is set aside, or if its files cannot be looked at."""
+        try:
+            return self._can_go_on(folder, known)
+        except OSError:
+            return True  # claiming it fails the same way: then it is logged, and set aside as broken
+
+    def _can_go_on(self, folder: Path, known: SetAside) -> bool:
         if known.reason is Reason.CLAIMED_ELSEWHERE:
             if folder in self._written_here:
                 self._settle_if_ordered(folder)

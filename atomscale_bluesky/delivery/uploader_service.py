@@ -82,7 +82,7 @@ def serve(
     try:
         while not ending.wait(POLL_S):
             if not uploader.running:
-                code = FAILED  # by an unexpected error, whose traceback is on standard error
+                code = FAILED  # by what not even its loop could go on after; its traceback is on standard error
                 break
             if not served_by(settings).exists():
                 _logger.error("spool %s was removed, so this process ends", spool.path)
