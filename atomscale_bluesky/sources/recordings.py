@@ -25,7 +25,6 @@ import lzma
 import sys
 import threading
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -41,6 +40,8 @@ from .recording_errors import EXPECTED, CutOffError, RecordingError
 _BLOCK = 1 << 20
 _MAGIC_BYTES = 6
 _DECOMPRESS: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+# How many damaged lines of a file are named one by one.
+MOST_TOLD = 20
 # The file name that stands for standard input.
 STANDARD_INPUT = "-"
 
@@ -77,17 +78,15 @@ class Recordings:
     def __iter__(self) -> Iterator[Incoming]:
         """Yield every document of every file."""
         for path in self._paths:
-            odd: deque[str] = deque()
+            odd = _Unusable("standard input" if str(path) == STANDARD_INPUT else str(path))
             try:
-                for name, doc in self._documents_of(path, odd.append):
-                    while odd:
-                        yield unreadable(odd.popleft())
+                for name, doc in self._documents_of(path, odd.note):
+                    yield from map(unreadable, odd.before_a_document())
                     yield Incoming(name, doc, no_ack)
             except RecordingError as error:
                 if not (isinstance(error, CutOffError) and self._ending.is_set()):
-                    odd.append(str(error))
-            while odd:
-                yield unreadable(odd.popleft())
+                    odd.note(str(error))
+            yield from map(unreadable, odd.at_the_end())
 
     def pause(self, timeout_s: float) -> None:
         """Wait."""
@@ -111,6 +110,40 @@ class Recordings:
         yield from _documents_in(self._file, name, unusable, live=live)
         self._before += self._file.read_so_far
         self._file = None
+
+
+class _Unusable:
+    """What of one file cannot be used: the first reasons one by one, the others by their number."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+        self._reasons: list[str] = []  # not handed over yet
+        self._count = 0
+        self._last = ""
+        self._has_documents = False
+
+    def note(self, reason: str) -> None:
+        """Note that something cannot be used."""
+        self._count += 1
+        self._last = reason
+        if self._count <= MOST_TOLD:
+            self._reasons.append(reason)
+
+    def before_a_document(self) -> Iterable[str]:
+        """Return the reasons that are new, now that a document has come."""
+        self._has_documents = True
+        if not self._reasons:
+            return ()
+        reasons, self._reasons = self._reasons, []
+        return reasons
+
+    def at_the_end(self) -> Iterable[str]:
+        """Return what is left to say: one reason for all if the file holds no document at all."""
+        if not self._has_documents and self._count > 1:
+            return (f"{self._file} is no recorded run, because nothing in it is a document; {self._reasons[0]}",)
+        more = self._count - MOST_TOLD
+        rest = [f"{self._file} holds {more} more lines or values that are no documents; the last: {self._last}"]
+        return self._reasons + (rest if more > 0 else [])
 
 
 def read_documents(path: Path) -> Iterator[Document]:

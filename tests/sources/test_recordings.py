@@ -368,3 +368,30 @@ def test_a_pipe_from_which_nothing_comes_can_be_left(pipe: int) -> None:
     threading.Timer(0.2, ending.set).start()
     assert list(found) == []
     os.close(pipe)
+
+
+def test_a_file_that_is_no_recording_is_said_to_be_none_once(tmp_path: Path) -> None:
+    table = tmp_path / "big.csv"
+    table.write_text("time,T\n" + "".join(f"{n},{n / 2}\n" for n in range(3000)))
+
+    (only,) = Recordings([table])
+
+    assert only.name == UNREADABLE
+    assert only.doc["reason"].startswith(f"{table} is no recorded run, because nothing in it is a document; ")
+    assert f"{table}, line 1 is no JSON" in only.doc["reason"]
+
+
+def test_many_damaged_lines_of_a_recording_are_counted_together(tmp_path: Path) -> None:
+    file = tmp_path / "growth.jsonl"
+    start, stop = '["start", {"uid": "a"}]\n', '["stop", {"run_start": "a"}]\n'
+    file.write_text(start + "damaged\n" * 500 + stop + "damaged\n")
+
+    found = list(Recordings([file]))
+
+    assert [one.name for one in found if one.name != UNREADABLE] == ["start", "stop"]
+    reasons = [one.doc["reason"] for one in found if one.name == UNREADABLE]
+    assert len(reasons) == 21
+    assert reasons[0].startswith(f"{file}, line 2 is no JSON")
+    assert reasons[-1].startswith(
+        f"{file} holds 481 more lines or values that are no documents; the last: {file}, line 503"
+    )
