@@ -11,6 +11,7 @@ import logging
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -66,7 +67,7 @@ class RunWriters:
         self._wake = Bell()
         self._thread: threading.Thread | None = None
         self._room_thread: threading.Thread | None = None
-        self._in_background: Callable[[], bool] | None = None
+        self._in_background: deque[Callable[[], bool]] = deque()
         # Guards the threads' start and end. Held for memory operations only, and re-entrant for signal handlers.
         self._guard = threading.RLock()
         self._syncing = threading.RLock()  # a caller that syncs everything waits for the thread that is syncing
@@ -275,9 +276,13 @@ class RunWriters:
             raise SpoolError("; ".join(failed))
 
     def in_background(self, step: Callable[[], bool]) -> None:
-        """Call `step` repeatedly in a thread of the spool, until it returns False."""
-        self._in_background = step
+        """Call `step` repeatedly in a thread of the spool, until it returns False.
+
+        If this is called during a call of the same step, the step is called again after that.
+        """
         with self._guard:
+            if step not in self._in_background:
+                self._in_background.append(step)
             self._start_threads()
 
     def note_not_kept(self, run: NotKept) -> None:
@@ -323,18 +328,18 @@ class RunWriters:
                 "spool %s is on a network file system (%s): what survives a crash depends on it; set `spool_dir` to a "
                 "local disk", self._path, kind,
             )  # fmt: skip
-        more = True
         while self._goes_on(self._room_thread):
-            self._stopping.wait(BEHIND_INTERVAL_S if more or self._disk_space.behind else ROOM_INTERVAL_S)
+            behind = self._in_background or self._disk_space.behind
+            self._stopping.wait(BEHIND_INTERVAL_S if behind else ROOM_INTERVAL_S)
             self._disk_space.measure_some(keep_reserve=True)
             self._not_kept.write()
-            try:
-                more = self._in_background is not None and self._in_background()
-            except OSError as error:
-                _logger.warning("spool %s cannot be read: %s", self._path, error)
-                more = False
-            if not more:
-                self._in_background = None
+            for _ in range(len(self._in_background)):
+                step = self._in_background.popleft()  # before the call: from then on it can be asked for again
+                try:
+                    if step():
+                        self.in_background(step)
+                except OSError as error:
+                    _logger.warning("spool %s cannot be read: %s", self._path, error)
         self._not_kept.write()
 
     def _sync_all(self, *, last_time: bool = False) -> None:

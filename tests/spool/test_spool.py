@@ -548,6 +548,26 @@ def test_a_disk_that_takes_no_header_costs_no_open_file(tmp_path: Path) -> None:
     assert int(done.stdout) < 10
 
 
+def test_a_step_in_the_background_is_called_again_if_it_is_asked_for_during_its_call(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, min_free_bytes=0)
+    calls: list[str] = []
+    begun, asked = threading.Event(), threading.Event()
+
+    def step() -> bool:
+        calls.append("step")
+        begun.set()
+        return not asked.wait(20)
+
+    spool.writers.in_background(step)
+    spool.writers.in_background(other := lambda: bool(calls.append("other")))
+    assert begun.wait(20)
+    spool.writers.in_background(step)
+    spool.writers.in_background(other)
+    asked.set()
+    wait_until(lambda: calls.count("step") == 2 and calls.count("other") >= 1)
+    spool.writers.close()
+
+
 def test_the_lock_of_a_session_is_removed_with_its_last_writer(tmp_path: Path) -> None:
     spool = Spool(tmp_path, min_free_bytes=0)
     for n in range(OWN_LOCKS + 2):
