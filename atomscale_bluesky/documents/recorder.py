@@ -43,8 +43,8 @@ class DocumentRecorder:
 
     Make one per process and spool, with the same settings as the process that delivers. Keep it while documents come,
     then close it. Several threads may call it at once: one lock is held while a document is taken. Mostly that is
-    memory operations and one `write`. A start makes a folder, a stop may sync a journal, and an event of an unknown
-    descriptor searches the youngest runs of the spool.
+    memory operations and one `write`. A start makes a folder, and an event of an unknown descriptor searches the
+    youngest runs of the spool. None of it waits for a sync, except with `durability = "event"`.
 
     Args:
         settings: Which spool, and which event streams and data keys are taken. The default is environment and file.

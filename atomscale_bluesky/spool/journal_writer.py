@@ -63,8 +63,9 @@ class JournalWriter:
         self._file.sync()
 
     def close_until_needed(self) -> None:
-        """Close the file until the next append. Must not run while another thread appends."""
-        self._file.close_until_needed()
+        """Close the files until the next append or sync. Must not run while another thread appends."""
+        for file in [*self._unsynced, self._file]:
+            file.close_until_needed()
 
     def close(self) -> None:
         """Close the files. A second call does nothing."""

@@ -88,6 +88,7 @@ class RunWriter:
         self.has_lock: bool = not header.session
         if self.has_lock and not self._lock.acquire(patience_s=A_LOOK_S):
             raise FolderTakenError(f"another process writes {folder}; leave the folder to it")
+        self.gave_back = False  # its journal and lock, before the last sync
         self._closed_until_needed = False  # its journal has to be opened again
         self.in_use = False  # the caller has received it
         self.dirty: bool = True  # appended to since the last sync
@@ -208,6 +209,16 @@ class RunWriter:
         self._closed_until_needed = True
         self._journal.close_until_needed()
 
+    def give_back(self) -> None:
+        """Close the files of an ended run without waiting for the disk. `sync` opens them again.
+
+        The run is free with that: the process that takes it syncs the journal before it sends anything.
+        """
+        self.gave_back = True
+        self._journal.close_until_needed()
+        self._lock.release()
+        self.has_lock = False
+
     def sync(self) -> None:
         """Make everything appended so far survive a power cut."""
         self.dirty = False
@@ -218,6 +229,21 @@ class RunWriter:
             raise
 
     def _sync(self) -> None:
+        if not self.gave_back:
+            self._sync_files()
+            return
+        # With the lock no other process finishes the run meanwhile, and removes its folder.
+        try:
+            if self._lock.acquire(patience_s=A_LOOK_S):
+                self._sync_files()
+            else:
+                self._journal.sync()
+        except FileNotFoundError:  # another process has delivered it
+            pass
+        finally:
+            self._lock.release()
+
+    def _sync_files(self) -> None:
         described = len(self._described)  # another thread may append meanwhile
         self._journal.sync()
         if not self._named:

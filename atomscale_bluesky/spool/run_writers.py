@@ -36,7 +36,8 @@ _logger = logging.getLogger(__name__)
 SYNC_INTERVAL_S = 0.15
 # How many open runs have a lock of their own. The session's lock stands for those of all others.
 OWN_LOCKS = 16
-# How many ended runs may wait to be synced and closed. When one more run ends, it waits for one of them to close.
+# How many ended runs keep their files open until they are synced. When one more run ends, the oldest of them gives its
+# files back, and they are opened again for the sync.
 MOST_CLOSING = 16
 
 
@@ -181,8 +182,8 @@ class RunWriters:
         return self._session_name
 
     def release(self, writer: RunWriter) -> None:
-        """Sync and close an ended run's files in the spool's thread, unless too many already wait there."""
-        oldest = None
+        """Sync and close an ended run's files in the spool's thread. Does not wait for the disk while that runs."""
+        surplus: list[RunWriter] = []
         writer.released()
         with self._guard:
             # In this order, and repeatable: after an interruption the writer is still in at least one of the lists.
@@ -193,15 +194,15 @@ class RunWriters:
             running = self._thread is not None and self._thread.is_alive()
             if writer.last:
                 self._unended.add(writer)
-            elif running and len(self._closing) - len(self._unended) > MOST_CLOSING:
-                oldest = next(one for one in self._closing if one not in self._unended)
-                self._closing.remove(oldest)
+            elif running:
+                holding = [one for one in self._closing if not one.gave_back and one not in self._unended]
+                surplus = holding[: max(0, len(holding) - MOST_CLOSING)]
         if running:
             self._wake.ring()
         else:
             self._sync_all()
-        if oldest is not None:
-            oldest.close()
+        for one in surplus:
+            one.give_back()
 
     def retire(self) -> None:
         """End the threads soon, since nothing writes any more.

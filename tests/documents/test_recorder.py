@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -487,8 +490,6 @@ def full_event(documents: list[Document]) -> Document:
 
 
 def test_a_sync_that_fails_says_so_and_succeeds_later(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     documents = list(growth(points=2))
 
     def fails(_: int) -> None:
@@ -510,8 +511,6 @@ def test_a_sync_that_fails_says_so_and_succeeds_later(settings: Settings, monkey
 
 
 def test_sync_waits_for_the_disk_to_have_each_run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     real, files = os.fdatasync, set[str]()
 
     def noted(descriptor: int) -> None:
@@ -528,6 +527,73 @@ def test_sync_waits_for_the_disk_to_have_each_run(settings: Settings, monkeypatc
             recorder.take(*documents[3])
         recorder.sync()
         assert len({path for path in files if path.endswith("journal-0001.jsonl")}) >= 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_stops_wait_for_no_sync_and_leave_the_process_its_descriptors(
+    settings: Settings, make_callback: MakeCallback, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, real, disk_works = ("fsync", "fdatasync"), (os.fsync, os.fdatasync), threading.Event()
+    here: list[int] = []
+
+    def hangs(descriptor: int) -> None:
+        if threading.current_thread() is threading.main_thread() and not disk_works.is_set():
+            here.append(descriptor)
+        elif threading.current_thread().name == "atomscale-spool":
+            assert disk_works.wait(60)
+        real[1](descriptor)
+
+    before = len(os.listdir("/proc/self/fd"))
+    with DocumentRecorder(settings) as recorder:
+        for name in names:
+            monkeypatch.setattr(os, name, hangs)
+        try:
+            for _ in range(60):
+                take_all(recorder, list(growth(points=3, keys=1)))
+            assert here == []
+            assert len(os.listdir("/proc/self/fd")) - before < 70
+        finally:
+            disk_works.set()
+        recorder.sync()
+        wait_until(lambda: len(list(settings.spool_path.glob("2*/head.jsonl"))) == 60)
+    assert len(os.listdir("/proc/self/fd")) - before < 10
+    callback = make_callback()
+    assert callback.drain(60)
+    assert list(callback.status()) == []
+    assert len(server.streams()) == 60
+    assert sorted(held(server)["k0"]) == [float(n) for n in range(3) for _ in range(60)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_runs_that_gave_their_files_back_are_delivered_while_the_disk_hangs(
+    settings: Settings, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process takes the runs whose sync is still to come. It finishes them, and leaves nothing behind."""
+    disk_works, real = threading.Event(), os.fdatasync
+
+    def hangs(descriptor: int) -> None:
+        if threading.current_thread().name == "atomscale-spool":
+            assert disk_works.wait(100)
+        real(descriptor)
+
+    with DocumentRecorder(settings) as recorder:
+        monkeypatch.setattr(os, "fdatasync", hangs)
+        try:
+            for _ in range(60):
+                take_all(recorder, list(growth(points=3, keys=1)))
+            uploading = [sys.executable, "-m", "atomscale_bluesky", "upload", "--spool-dir", str(settings.spool_path)]
+            environment = os.environ | {"ATOMSCALE_API_KEY": server.api_key, "ATOMSCALE_API_ENDPOINT": server.url}
+            child = subprocess.Popen([*uploading, "--timeout", "60"], env=environment)
+            try:
+                wait_until(lambda: len(list(settings.spool_path.glob("2*"))) < 40, timeout_s=60)
+            finally:
+                disk_works.set()
+                child.wait(90)
+        finally:
+            disk_works.set()
+        recorder.sync()
+        assert list(settings.spool_path.glob("2*")) == []
+    assert sorted(held(server)["k0"]) == [float(n) for n in range(3) for _ in range(60)]
 
 
 def test_a_document_from_within_another_one_is_put_off_and_taken_behind_it(settings: Settings) -> None:
