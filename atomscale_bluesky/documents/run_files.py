@@ -143,7 +143,7 @@ class RunFiles:
             self._leave_out(run, why, keys, len(uids))
             return why
         first = not event_stream.begun
-        full = event_stream.accepted(run.header.points_per_chunk if run.header else 1)
+        full = event_stream.accepted(run.header.points_per_chunk)
         if unsynced is not None:
             self._ignored.say(
                 logging.ERROR,

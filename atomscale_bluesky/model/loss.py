@@ -40,7 +40,7 @@ class Loss(StrEnum):
     # of a value: its row has a gap
     NOT_FINITE = "not finite", "the value is NaN or infinite"
     NO_VALUE = "no value", "the value is None, or an array without elements"
-    TOO_LARGE = "number too large", "the value is an integer beyond the largest float"
+    TOO_LARGE = "number too large", "the value is a number beyond the largest float"
     MISSING = "missing", "the event lacks the key, or the array has fewer elements than another one had"
     TEXT = "text", "the value is text, and not one of the `choices` or `enum_strs` of the descriptor"
     NOT_NUMERIC = "not numeric", "the value is no number, for example a table, a date or an object"

@@ -32,7 +32,10 @@ class Source(Protocol):
     """Where documents come from. Used by one thread."""
 
     def __iter__(self) -> Iterator[Incoming]:
-        """Yield documents in the order in which they came, and `IDLE` at least every second while there are none."""
+        """Yield documents in the order in which they came.
+
+        While there are none, yield `IDLE` at least every second, so that what came before is acknowledged.
+        """
         ...
 
     def pause(self, timeout_s: float) -> None:

@@ -92,6 +92,8 @@ class NatsDocuments:
     def __iter__(self) -> Iterator[Incoming]:
         """Yield documents until `ending` is set. While the server is away, `idle`.
 
+        Nothing is yielded before the first connection, for which it waits.
+
         Raises:
             SettingsError: The server has no such stream, or refuses the connection for good.
         """
@@ -140,7 +142,7 @@ class NatsDocuments:
         self._loop.close()
 
     def _connected(self) -> Iterator[Incoming]:
-        """Connect, and find or make the consumer. Yields `idle` while that takes."""
+        """Wait for a connection, then find or make the consumer. Yields `idle` while there is none."""
         connecting = nats.connect(
             self._servers,
             name=f"atomscale-bluesky {self._durable}",

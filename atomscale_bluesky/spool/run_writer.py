@@ -125,8 +125,12 @@ class RunWriter:
             SpoolError: The file cannot be written.
         """
         lines = b"".join(map(_whole, payloads)) if len(payloads) > 1 else _whole(payloads[0])
-        if len(lines) > MAX_LINE_BYTES and max(map(len, payloads)) + len(line(b"")) > MAX_LINE_BYTES:
-            raise LineTooLongError(f"a line of {len(lines)} bytes is longer than the {MAX_LINE_BYTES} that it may have")
+        if len(lines) > MAX_LINE_BYTES:
+            longest = max(map(len, payloads)) + len(line(b""))
+            if longest > MAX_LINE_BYTES:
+                raise LineTooLongError(
+                    f"a line of {longest} bytes is longer than {MAX_LINE_BYTES}, the most it may have"
+                )
         if not (always or self._disk_space.there_is):
             raise SpoolFullError(f"the spool has no room: {self._disk_space.why_none}")
         if self._closed_until_needed:

@@ -18,6 +18,7 @@ import pytest
 from waiting import wait_until
 
 from atomscale_bluesky import SpoolError, SpoolFullError
+from atomscale_bluesky.errors import LineTooLongError
 from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.spool.disk_space import DiskSpace
 from atomscale_bluesky.spool.history import History
@@ -565,6 +566,17 @@ def test_a_step_in_the_background_is_called_again_if_it_is_asked_for_during_its_
     spool.writers.in_background(other)
     asked.set()
     wait_until(lambda: calls.count("step") == 2 and calls.count("other") >= 1)
+    spool.writers.close()
+
+
+def test_a_line_that_is_too_long_is_refused_with_its_own_length(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, min_free_bytes=0)
+    writer = spool.writers.create(header())
+    too_long, others = b"[%b]" % (b"1" * (64 * 2**20)), [b"[%b]" % (b"1" * 1_000_000)] * 3
+    with pytest.raises(LineTooLongError, match=rf"a line of {64 * 2**20 + 12} bytes is longer than {64 * 2**20}"):
+        writer.append([*others, too_long, *others])
+    writer.append(others)  # as long together as they like
+    spool.writers.close_all()
     spool.writers.close()
 
 
