@@ -71,13 +71,20 @@ class DrainCheck:
             return True
 
     def _holds_no_full_chunk(self, run: RunStatus) -> bool:
+        """Return True if a run is in progress and none of its streams can have a full chunk that waits."""
         if run.state != "running":
             return False
-        header = read_header(Path(run.folder))
-        full = header.points_per_chunk if header else 1
-        return bool(run.data_ids or not run.points.waiting) and all(
-            counts.waiting < full for counts in run.channels.values()
-        )
+        if not run.points.waiting:
+            return True
+        if not run.data_ids:
+            return False
+        folder = Path(run.folder)
+        ledger = self._ledgers.setdefault(folder, LedgerReader(folder / LEDGER)).read_on()
+        # By an order or after a refusal a stream's chunks may be smaller than the run's header says.
+        sizes = {one.opening.label: one.opening.points_per_chunk for one in ledger.streams.values() if not one.over}
+        full = {name: sizes[one.label] for one in run.streams if one.label in sizes for name in one.channels}
+        least = min(sizes.values(), default=1)
+        return all(counts.waiting < full.get(name, least) for name, counts in run.channels.items())
 
 
 def _needs_operator(run: RunStatus) -> bool:

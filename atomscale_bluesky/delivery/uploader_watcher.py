@@ -25,12 +25,14 @@ from ..settings import Settings
 from ..spool.locks import RunLock
 from ..spool.own_files import open_own, open_to_read, read_own
 from . import backoff
-from .uploader_service import ALREADY_SERVED, KEY_REFUSED, LOG, Assignment, is_served, served_by
+from .uploader_service import ALREADY_SERVED, KEY_REFUSED, LOG, LOG_BYTES, Assignment, is_served, served_by
 
 _logger = logging.getLogger(__name__)
 
 # The standard error of a process that cannot even log.
 LAST_WORDS = "uploader.stderr"
+# How much of its log is read at a time.
+LOG_READ_BYTES = 2**16
 # How long a started process stays when its starter is gone and there is nothing to do.
 IDLE_S = 30.0
 # A process has this long to take the spool's lock. One that lived longer was no failure.
@@ -47,7 +49,9 @@ _BOOTSTRAP = (
 
 
 class UploaderWatcher:
-    """Starts the process that uploads, as a child of this one, and watches it. Any thread may call any method.
+    """Starts the process that uploads, as a child of this one, and watches it.
+
+    Only one thread may call `pass_on_log`. Any thread may call the other methods.
 
     Args:
         spool_path: The spool's folder.
@@ -208,17 +212,22 @@ class _ChildLog:
         self._offset = self._size()
 
     def pass_on(self) -> None:
-        """Log the warnings since the last call."""
+        """Log the warnings since the last call. A line longer than `LOG_READ_BYTES` is passed over."""
         size = self._size()
-        if size == self._offset:
-            return
-        if size < self._offset:
-            self._offset = 0  # a new file has begun
-        with open_to_read(self.path) as file:
+        if size < self._offset:  # a new file has begun, and the old one may have further lines
+            with contextlib.suppress(OSError):
+                self._pass_on(self.path.with_name(f"{self.path.name}.1"), LOG_BYTES)
+            self._offset = 0
+        if size > self._offset:
+            self._pass_on(self.path, LOG_READ_BYTES)
+
+    def _pass_on(self, path: Path, most_bytes: int) -> None:
+        with open_to_read(path) as file:
             file.seek(self._offset)
-            *texts, _ = file.read(65536).split(b"\n")
-        self._offset += sum(len(text) + 1 for text in texts)
-        for text in texts:
+            found = file.read(most_bytes)
+        whole, newline, _ = found.rpartition(b"\n")
+        self._offset += len(whole) + len(newline) or (len(found) == most_bytes) * most_bytes
+        for text in whole.split(b"\n"):
             parts = text.decode(errors="replace").split(" ", 3)  # date, time, level, message
             if len(parts) == 4 and parts[2] in {"WARNING", "ERROR"}:
                 _logger.log(logging.getLevelName(parts[2]), "%s", safe(parts[3]))

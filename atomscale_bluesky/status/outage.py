@@ -1,7 +1,8 @@
 """Why readings cannot be delivered, for other processes to read: one small file in the spool.
 
-The uploader that cannot send writes the file, and the first one that succeeds again removes it. So status needs no
-connection to the process that delivers, and still reports what is wrong and since when after that process has died.
+The uploader that cannot send writes the file, and the first one for its endpoint that succeeds again removes it. So
+status needs no connection to the process that delivers, and still reports what is wrong and since when after that
+process has died.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from ..spool.own_files import read_own, refuse_link
 _NAME = "trouble.json"
 # The note of the same outage with other words (a port number, a request's path) is not rewritten more often than this.
 REWRITE_S = 5.0
+# An uploader of another endpoint removes a note that was not rewritten for this time. Attempts come more often.
+STALE_S = 900.0
 # What ends an outage that a refused key makes. A key may get its rights back, and is then used without this.
 NEW_KEY = (
     "a process keeps the key that it began with: to use another key, end the process, or make a new callback in it"
@@ -53,6 +56,7 @@ class OutageNote:
         self._since: float | None = None
         self._written_at: float | None = None
         self._perhaps_there = True  # an earlier uploader may have left it
+        self._not_before = float("-inf")  # monotonic; another endpoint's note is looked at again then
 
     def failed(self, error: str, *, lasting: bool = False, key_refused: bool = False) -> None:
         """Note a failed attempt that keeps all data waiting. A single failure is no outage, unless `lasting` is set."""
@@ -66,7 +70,7 @@ class OutageNote:
         if self._written_at is not None and self._monotonic() - self._written_at < REWRITE_S:
             return
         self._written_at = self._monotonic()
-        self._perhaps_there = True
+        self._perhaps_there, self._not_before = True, float("-inf")
         text = msgspec.json.encode(Outage(self._since, now, error[:1000], self._endpoint, key_refused))
         with contextlib.suppress(OSError):
             keep(self._path, text)
@@ -74,7 +78,11 @@ class OutageNote:
     def answered(self) -> None:
         """Note that Atomscale takes data again."""
         self._since = self._written_at = None
-        if self._perhaps_there:
+        if self._perhaps_there and self._monotonic() >= self._not_before:
+            there = read_outage(self._path.parent)
+            if there is not None and there.endpoint != self._endpoint and self._now() - there.time < STALE_S:
+                self._not_before = self._monotonic() + STALE_S  # its own uploader removes it, if that one lives
+                return
             with contextlib.suppress(OSError):
                 refuse_link(self._path)
                 self._path.unlink(missing_ok=True)

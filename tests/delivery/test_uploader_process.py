@@ -27,9 +27,11 @@ from atomscale_bluesky import AtomscaleCallback, Settings
 from atomscale_bluesky.delivery import backoff, uploader_elsewhere, uploader_watcher
 from atomscale_bluesky.delivery import uploader_service as service
 from atomscale_bluesky.delivery.backoff import Backoff
+from atomscale_bluesky.delivery.uploader import Uploader
+from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.plans import wait_until_delivered
 from atomscale_bluesky.server import Fault, LocalServer
-from atomscale_bluesky.spool.orders import Settle
+from atomscale_bluesky.spool.orders import Edit, Settle
 from atomscale_bluesky.spool.spool import Spool
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -671,3 +673,53 @@ def test_follow_without_a_key_is_one_line_and_exit_code_2(follow: Callable[..., 
     assert said == ""
     assert len(log.splitlines()) == 1
     assert "ATOMSCALE_API_KEY" in log
+
+
+def test_what_the_process_logs_behind_a_very_long_line_and_before_a_rotation_is_passed_on(
+    make_callback: MakeCallback, spool_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_callback(uploader="process")
+    serving(spool_dir)
+    log, begin = spool_dir / service.LOG, "2026-01-01 00:00:00,000 WARNING"
+    with log.open("a") as file:
+        file.write(f"{begin} {'x' * 200_000}\n{begin} behind the long line\n")
+    wait_until(lambda: "behind the long line" in caplog.text, 20)
+
+    with log.open("a") as file:
+        file.write(f"{begin} the last of the old file\n")
+    log.rename(f"{log}.1")
+    log.write_text(f"{begin} the first of the new file\n")
+    wait_until(lambda: "the first of the new file" in caplog.text, 20)
+
+    said = [record.getMessage() for record in caplog.records]
+    assert [text for text in said if " of the " in text] == ["the last of the old file", "the first of the new file"]
+    with log.open("a") as file:
+        file.write(Path(f"{log}.1").read_text())  # names the process, for the end of this test
+
+
+def test_a_drain_waits_for_the_chunks_that_an_edit_has_made_smaller(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    callback = make_callback(uploader="none", points_per_chunk=100)
+    for name, doc in list(growth(points=55, start_metadata={"synth_source_id": "GM2"}))[:-1]:
+        callback(name, doc)
+    spool = Spool(spool_dir)
+    (folder,) = spool.run_folders()
+    found = spool.find(folder)
+    assert found is not None
+    spool.order(folder, Edit(Links(synth_source_id=42), points_per_chunk=10))
+    server.misbehave(Fault(call="chunk_multi", status=503))
+    uploader = Uploader(spool, callback.settings, follow=True)
+    uploader.start()
+    try:
+        wait_until(lambda: any(stream.data_id for stream in callback.streams(found.header.run_uid)))
+        drain = callback.ask_whether_drained()
+        assert drain is not None
+        assert not drain.answered.wait(1.5)
+
+        server.behave()
+        assert drain.answered.wait(30)
+        assert drain.answer is True
+        assert [stream.points for stream in server.streams()] == [100]
+    finally:
+        assert uploader.stop(10)

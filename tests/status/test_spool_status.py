@@ -129,6 +129,25 @@ def test_a_lasting_trouble_is_written_seldom_and_keeps_its_beginning(spool_dir: 
     assert list(spool_dir.iterdir()) == []
 
 
+def test_an_answer_of_another_endpoint_leaves_a_trouble_that_lasts_and_removes_an_old_one(spool_dir: Path) -> None:
+    spool_dir.mkdir()
+    now = [1000.0]
+    ours, another = (
+        OutageNote(spool_dir, endpoint, now=lambda: now[0], monotonic=lambda: now[0])
+        for endpoint in ("https://a.invalid", "https://b.invalid")
+    )
+    ours.failed("the key is refused", lasting=True, key_refused=True)
+    for _ in range(3):
+        another.answered()
+        now[0] += 300.0
+        ours.failed("the key is refused", lasting=True, key_refused=True)
+    assert (read_outage(spool_dir).endpoint, read_outage(spool_dir).since) == ("https://a.invalid", 1000.0)
+
+    now[0] += 1800.0  # the process that met it has ended
+    another.answered()
+    assert read_outage(spool_dir) is None
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"since": "noon"}'])
 def test_a_note_that_cannot_be_read_is_none(spool_dir: Path, content: bytes) -> None:
     spool_dir.mkdir()
