@@ -125,7 +125,7 @@ class History:
         """Add the entry of a finished run. Several processes may call this at once.
 
         Raises:
-            SpoolError: The file cannot be written.
+            SpoolError: The file cannot be written, or another process has its lock for too long.
         """
         with locked(self._path.with_suffix(".lock"), self._make_room):
             with contextlib.suppress(FileNotFoundError):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from ..errors import SpoolError
 from .file_lock import FileLock
 from .own_files import LOCK_SUFFIX, OUT_OF_RESOURCES, open_own, run_files
 from .reserve import with_room
@@ -28,6 +29,9 @@ _SESSION_LOCK = re.compile(r"writers-[0-9a-f]{16}\.lock")
 A_LOOK_S = 0.5
 # How often a lock is tried while another process has it.
 ATTEMPT_S = 0.001
+# A lock for a few lines is held for as long as writing and syncing them takes. Who holds it longer was stopped, or its
+# disk does not answer.
+FEW_LINES_S = 5.0
 
 
 class Bell:
@@ -79,18 +83,23 @@ class RunLock:
 
 @contextlib.contextmanager
 def locked(path: Path, make_room: Callable[[], object] | None = None) -> Iterator[None]:
-    """Hold a lock while writing a few lines that other processes may want to write too. Waits for the lock.
+    """Hold a lock while writing a few lines that other processes may want to write too. Waits up to `FEW_LINES_S`.
 
     Args:
         path: The lock's file.
         make_room: Called when the disk has no space for that file, before it is tried again.
 
     Raises:
-        SpoolError: The lock's file is a link, or not ours.
+        SpoolError: The lock's file is a link, or not ours; or another process held the lock all the time.
     """
     lock = FileLock(path)
+    end = time.monotonic() + FEW_LINES_S
     try:
         while not with_room(lock.acquire, make_room or (lambda: None)):
+            if time.monotonic() >= end:
+                raise SpoolError(
+                    f"another process has held {path} for {FEW_LINES_S:g} s; if one was stopped, let it go on or end it"
+                )
             time.sleep(ATTEMPT_S)
         yield
     finally:

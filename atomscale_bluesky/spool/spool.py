@@ -193,7 +193,7 @@ class Spool:
         """Write an order for a run. If a process delivers the run now, it carries the order out within seconds.
 
         Raises:
-            SpoolError: The file cannot be written.
+            SpoolError: The file cannot be written, or another process has its lock for too long.
         """
         with locked(folder / "orders.lock", self._make_room):
             file = LineFile(folder / ORDERS, make_room=self._make_room)

@@ -16,8 +16,12 @@ import psutil
 import pytest
 from refusing import refuse
 
+from atomscale_bluesky.errors import SpoolError
+from atomscale_bluesky.spool import locks
 from atomscale_bluesky.spool.disk_space import DiskSpace, network_file_system
 from atomscale_bluesky.spool.locks import RunLock, is_held
+from atomscale_bluesky.spool.orders import Retry
+from atomscale_bluesky.spool.spool import Spool
 
 RUN, ANOTHER, LINK = "20260101T020000-deadbeef", "20260101T020001-deadbeef", "20260101T020002-deadbeef"
 
@@ -312,3 +316,23 @@ def test_a_lock_is_free_again_when_its_process_was_killed(tmp_path: Path) -> Non
         process.kill()
 
     assert not is_held(path)
+
+
+def test_a_lock_that_a_stopped_process_holds_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "FEW_LINES_S", 0.2)
+    spool = Spool(tmp_path)
+    (tmp_path / RUN).mkdir()
+    holders = [RunLock(tmp_path / "history.lock"), RunLock(tmp_path / RUN / "orders.lock")]
+    assert all(lock.acquire() for lock in holders)
+
+    with pytest.raises(SpoolError, match=r"history\.lock for 0\.2 s; if one was stopped"):
+        spool.history.add({"run_uid": "u"})
+    with pytest.raises(SpoolError, match=r"orders\.lock"):
+        spool.order(tmp_path / RUN, Retry())
+
+    for lock in holders:
+        lock.release()
+    spool.history.add({"run_uid": "u"})
+    assert [entry["run_uid"] for entry in spool.history.entries()] == ["u"]
