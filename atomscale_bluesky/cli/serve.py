@@ -88,6 +88,8 @@ def serve(
         out.print(f"    ATOMSCALE_API_KEY={DEFAULT_API_KEY}", soft_wrap=True)
 
     if until_eof:
+        if sys.stdin is None:
+            raise click.UsageError("--until-eof needs standard input, which is closed")
         threading.Thread(target=_interrupt_at_eof, name="stdin", daemon=True).start()
     run(
         ready=ready,

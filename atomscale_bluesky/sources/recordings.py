@@ -97,7 +97,7 @@ class Recordings:
 
     def _documents_of(self, path: str | Path, unusable: Callable[[str], object]) -> Iterator[Document]:
         if str(path) == STANDARD_INPUT:
-            pipe = Pipe(sys.stdin.fileno(), self._ending)
+            pipe = Pipe(_standard_input(), self._ending)
             yield from self._counted(pipe, "standard input", unusable, live=True)
             return
         with _opened(Path(path)) as file:
@@ -106,7 +106,7 @@ class Recordings:
     def _counted(
         self, file: io.RawIOBase, name: str, unusable: Callable[[str], object], *, live: bool
     ) -> Iterator[Document]:
-        self._file = _Beginning(file)
+        self._file = _beginning_of(file, name)
         yield from _documents_in(self._file, name, unusable, live=live)
         self._before += self._file.read_so_far
         self._file = None
@@ -155,7 +155,7 @@ def read_documents(path: Path) -> Iterator[Document]:
         RecordingError: The file cannot be read, or holds something else. Names the line, or the number of the document.
     """
     with _opened(path) as file:
-        yield from _documents_in(_Beginning(file), str(path))
+        yield from _documents_in(_beginning_of(file, str(path)), str(path))
 
 
 def documents_in(file: IO[bytes], name: str) -> Iterator[Document]:
@@ -169,7 +169,7 @@ def documents_in(file: IO[bytes], name: str) -> Iterator[Document]:
         CutOffError: The file ends within a document.
         RecordingError: The file cannot be read, or holds something else.
     """
-    yield from _documents_in(_Beginning(_Raw(file)), name)
+    yield from _documents_in(_beginning_of(_Raw(file), name), name)
 
 
 def _opened(path: Path) -> io.FileIO:
@@ -177,6 +177,20 @@ def _opened(path: Path) -> io.FileIO:
         return io.FileIO(path)
     except OSError as error:
         raise RecordingError(f"{path} cannot be read: {error}; {EXPECTED}") from error
+
+
+def _standard_input() -> int:
+    try:
+        return sys.stdin.fileno()
+    except (AttributeError, ValueError) as error:  # None, or closed since
+        raise RecordingError("standard input is closed; give a file, or send the documents through a pipe") from error
+
+
+def _beginning_of(file: io.RawIOBase, name: str) -> _Beginning:
+    try:
+        return _Beginning(file)
+    except OSError as error:
+        raise RecordingError(f"{name} cannot be read: {error}; {EXPECTED}") from error
 
 
 def _documents_in(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -533,3 +534,22 @@ for name, doc in growth({points}):
         wait_until(lambda: Spool(spool_dir).run_folders())
 
     return run
+
+
+@pytest.mark.parametrize("arguments", [["send", "-"], ["serve", "--port", "0", "--until-eof"]])
+def test_a_closed_standard_input_is_named(
+    server: LocalServer,
+    spool_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+) -> None:
+    monkeypatch.setenv("ATOMSCALE_API_ENDPOINT", server.url)
+    monkeypatch.setenv("ATOMSCALE_API_KEY", server.api_key)
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_DIR", str(spool_dir))
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it where the descriptor is closed
+
+    assert main(arguments) != 0
+
+    said = capsys.readouterr()
+    assert re.search(r"standard input.* is closed", said.out + said.err)

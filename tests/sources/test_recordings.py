@@ -395,3 +395,13 @@ def test_many_damaged_lines_of_a_recording_are_counted_together(tmp_path: Path) 
     assert reasons[-1].startswith(
         f"{file} holds 481 more lines or values that are no documents; the last: {file}, line 503"
     )
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="Linux has a file whose first read fails")
+def test_a_file_whose_first_read_fails_is_named() -> None:
+    (found,) = Recordings(["/proc/self/mem"])
+
+    assert found.name == UNREADABLE
+    assert "/proc/self/mem cannot be read" in found.doc["reason"]
+    with pytest.raises(RecordingError, match="/proc/self/mem cannot be read"):
+        list(read_documents(Path("/proc/self/mem")))
