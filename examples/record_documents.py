@@ -4,8 +4,9 @@
     export ATOMSCALE_API_KEY=...
     atomscale-bluesky upload
 
-A line of the file is one document, `["start", {...}]` say. A message bus looks the same: `recorder.take` in the place
-where a message arrives, and its acknowledgement behind `recorder.sync`.
+A line of the file is one document: `{"name": "start", "doc": {...}}`, as Bluesky's JSONLinesWriter writes it, or
+`["start", {...}]`. A message bus looks the same: `recorder.take` in the place where a message arrives, and its
+acknowledgement behind `recorder.sync`.
 """
 
 import json
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from atomscale_bluesky import DocumentError, DocumentRecorder
 
+if len(sys.argv) != 2:
+    raise SystemExit("usage: python record_documents.py FILE")
 path = Path(sys.argv[1])
 done = path.with_suffix(".done")  # how many lines of the file are safe: what a bus calls an acknowledgement
 first = int(done.read_text()) if done.exists() else 0
@@ -21,7 +24,8 @@ rows = 0
 
 with DocumentRecorder() as recorder:
     for number, line in enumerate(path.read_text().splitlines(), start=1):
-        name, doc = json.loads(line)
+        found = json.loads(line)
+        name, doc = (found["name"], found["doc"]) if isinstance(found, dict) else found
         if number <= first and name not in {"start", "descriptor"}:
             continue  # a run goes on where it was: its start document and descriptors are told again
         try:

@@ -37,6 +37,9 @@ from .open_runs import OpenRuns
 from .peers import Peers
 from .run_files import RunFiles, RunListener
 
+# Kinds of documents that name files and places in them, and hold no readings.
+_WITHOUT_READINGS = frozenset({"resource", "datum", "datum_page", "bulk_datum", "stream_resource", "stream_datum"})
+
 
 class DocumentRecorder:
     """Records the documents of runs in a spool, and returns what happened to each.
@@ -104,8 +107,8 @@ class DocumentRecorder:
         present one, and the answer says so.
 
         Args:
-            name: `start`, `descriptor`, `event`, `event_page`, `bulk_events` or `stop`. Documents of other kinds are
-                not recorded.
+            name: `start`, `descriptor`, `event`, `event_page`, `bulk_events` or `stop`. Documents of Bluesky's other
+                kinds, such as `datum`, are not recorded. Those of a kind that is not known are counted in `ignored`.
             doc: The document. It is not changed, and not needed any more afterwards.
 
         Returns:
@@ -288,7 +291,15 @@ class DocumentRecorder:
             case "stop":
                 return self._runs.stop(doc)
             case _:
-                return NOTHING
+                return self._take_another(name, doc)
+
+    def _take_another(self, name: str, doc: object) -> Accepted:
+        """Take a document of a kind that has no readings. Of an unknown kind, count it and log the kind once."""
+        if name not in _WITHOUT_READINGS:
+            if not isinstance(doc, Mapping):
+                raise TypeError(f"expected a kind of document and a mapping, got {name!r} and a {type(doc).__name__}")
+            self._ignored.ignore("unknown kind", f"a {name!r} document is of a kind that is not known, and is ignored")
+        return NOTHING
 
     def _take_what_was_put_off(self) -> None:
         """Take the documents that came from within the call that holds the lock. Called at the end of that call."""

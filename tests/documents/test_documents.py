@@ -1430,12 +1430,20 @@ def test_no_malformed_document_ever_raises_and_runs_beside_it_go_on(
     assert any(values(points).get("a") == [float(i) for i in range(n + 1)] for points in series)
 
 
-@pytest.mark.parametrize("name", ["", "bulk_datum", "datum_page", "EVENT", None, 7, b"event", ("event",)])
-def test_documents_of_other_kinds_are_nobodys_business(quiet: AtomscaleCallback, name: Any) -> None:
+@pytest.mark.parametrize("name", ["bulk_datum", "datum_page", "stream_resource"])
+def test_documents_of_kinds_without_readings_are_nobodys_business(quiet: AtomscaleCallback, name: str) -> None:
     quiet(name, {"uid": "x"})
     quiet(name, None)  # type: ignore[arg-type]
 
     assert dict(quiet.ignored) == {}
+
+
+@pytest.mark.parametrize("name", ["", "EVENT", None, 7, b"event", ("event",)])
+def test_documents_of_unknown_kinds_are_counted(quiet: AtomscaleCallback, name: Any) -> None:
+    quiet(name, {"uid": "x"})
+    quiet(name, None)  # type: ignore[arg-type]
+
+    assert dict(quiet.ignored) == {"unknown kind": 1, "malformed document": 1}
 
 
 A_DESCRIPTOR_BEHIND_ITS_STOP = [

@@ -645,3 +645,12 @@ def test_a_folder_that_cannot_be_a_spool_is_a_settings_error(tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="file"):
         DocumentRecorder(Settings.load(environ={}, spool_dir=str(tmp_path / "file")))
+
+
+def test_what_is_no_document_raises_and_an_unknown_kind_is_counted(settings: Settings) -> None:
+    with DocumentRecorder(settings) as recorder:
+        with pytest.raises(DocumentError, match="expected a kind of document and a mapping, got 'name' and a str"):
+            recorder.take("name", "doc")  # type: ignore[arg-type]
+        assert recorder.take("strat", {"uid": "a"}) == Accepted()
+        assert recorder.take("datum", {"datum_id": "a"}) == Accepted()
+        assert recorder.ignored == {"malformed document": 1, "unknown kind": 1}

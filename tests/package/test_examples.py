@@ -110,8 +110,11 @@ def test_the_example_with_recorded_documents_acknowledges_each_and_goes_on_where
 ) -> None:
     documents = list(growth(points=30, keys=1))
     recorded = tmp_path / "documents.jsonl"
+    lines = [
+        json.dumps({"name": name, "doc": doc} if n % 2 else [name, doc]) for n, (name, doc) in enumerate(documents)
+    ]
     for count in (20, len(documents)):
-        recorded.write_text("".join(f"{json.dumps(document)}\n" for document in documents[:count]))
+        recorded.write_text("".join(f"{line}\n" for line in lines[:count]))
         printed = run(str(EXAMPLES / "record_documents.py"), str(recorded))
         assert (tmp_path / "documents.done").read_text() == str(count)
     assert "12 rows are in the spool" in printed
