@@ -252,8 +252,8 @@ class AtomscaleCallback:
         """How many documents were not taken since this callback was made, by kind. Does not block.
 
         Documents of no known run or descriptor count under their name, such as `event`. The other kinds are `malformed
-        document`, `event seen before`, `event behind its run's stop`, `run taken before` and `run not kept`, about
-        which `status` says more.
+        document`, `unknown kind`, `event seen before`, `event behind its run's stop`, `run taken before` and `run not
+        kept`, about which `status` says more.
         """
         return self._recorder.ignored
 

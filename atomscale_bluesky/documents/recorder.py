@@ -201,7 +201,8 @@ class DocumentRecorder:
         """How many documents were not taken since this recorder was made, by kind. Does not block.
 
         Documents of no known run or descriptor count under their name, such as `event`. The other kinds are `malformed
-        document`, `event seen before`, `event behind its run's stop`, `run taken before` and `run not kept`.
+        document`, `unknown kind`, `event seen before`, `event behind its run's stop`, `run taken before` and `run not
+        kept`.
         """
         return dict(self._ignored.counts)
 
