@@ -1,8 +1,8 @@
 """Compares the expected points with those found: value, time to the millisecond, unit, order, count. Pure.
 
-This is the only place that says what counts as equal. A value has to be exactly the same. A time may differ by what the
-milliseconds of the API cannot hold, whether they are rounded or cut. Differences come one by one, so a caller that asks
-for the first few pays only for those.
+Verification knows only from here what counts as equal. A value has to be exactly the same. A time may differ by what
+the milliseconds of the API cannot hold, whether they are rounded or cut. Differences come one by one, so a caller that
+asks for the first few pays only for those.
 """
 
 from __future__ import annotations

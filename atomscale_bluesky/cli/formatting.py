@@ -15,8 +15,6 @@ from rich.console import Console
 from rich.text import Text
 
 from ..model.text import safe as in_one_line
-from ..status.progress import counted as counted
-from ..status.progress import number as number
 
 # How wide lines may be where the output is no terminal: wide enough that nothing wraps, whatever the environment says.
 PIPE_COLUMNS = 10_000

@@ -128,12 +128,11 @@ class Previews:
                 return chunk
         return None
 
-    # ---- outcomes: each returns True if the run's files have to be read again ----------------------------------------
-
-    def taken(self, stream: int) -> bool:
+    def taken(self, stream: int) -> None:
         """Note that Atomscale has taken a preview."""
         self._note_answer(stream, taken=True)
-        return False
+
+    # ---- other outcomes: each returns True if the run's files have to be read again ----------------------------------
 
     def failed(self, stream: int, *, in_doubt: bool) -> bool:
         """Note that there was no answer, or no useful one. It is in doubt if it may be applied now or later."""

@@ -63,8 +63,6 @@ class RunScheduler:
             monotonic=monotonic,
         )
         self.turns = Turns(self.active, gil_yield, monotonic)
-        self._waiting = self.active.waiting
-        self._written_here = self.active.written_here
         self._spool = spool
         self._settle = settle
         self._ordered_at = -1
@@ -73,24 +71,24 @@ class RunScheduler:
     @property
     def others_deliver(self) -> bool:
         """Return True if another process, or another uploader of this one, delivers a run of the spool."""
-        return self._waiting.count(Reason.CLAIMED_ELSEWHERE) > 0
+        return self.active.waiting.count(Reason.CLAIMED_ELSEWHERE) > 0
 
     @property
     def needs_operator(self) -> bool:
         """Return True if a run cannot be delivered whole until the operator acts. Looks at every run."""
-        return self._waiting.needs_operator or any(delivery.needs_operator for delivery in self.active)
+        return self.active.waiting.needs_operator or any(delivery.needs_operator for delivery in self.active)
 
     @property
     def unready(self) -> bool:
         """Return True if a run that is just beginning had no header yet."""
-        return self._waiting.count(Reason.NO_HEADER_YET) > 0
+        return self.active.waiting.count(Reason.NO_HEADER_YET) > 0
 
     @property
     def anything_open(self) -> bool:
         """Return True if a run may still get readings."""
         return (
             self.unready
-            or self._waiting.count(Reason.NOTHING_TO_SEND) > 0
+            or self.active.waiting.count(Reason.NOTHING_TO_SEND) > 0
             or any(not (delivery.run.stopped or delivery.run.parked) for delivery in self.active)
         )
 
@@ -108,9 +106,9 @@ class RunScheduler:
         for delivery in active:
             folder = delivery.claim.folder
             active.guarded(delivery, delivery.obey)
-            if delivery.to_settle and folder in self._written_here:
+            if delivery.to_settle and folder in self.active.written_here:
                 active.guarded(delivery, partial(self._settle, folder))
-            if folder not in self._written_here and not delivery.run.stopped and folder in active:
+            if folder not in self.active.written_here and not delivery.run.stopped and folder in active:
                 active.guarded(delivery, delivery.settle_if_interrupted)
             if active.holds(delivery) and delivery.idle:
                 active.guarded(delivery, delivery.close_files)
@@ -120,14 +118,14 @@ class RunScheduler:
             _logger.warning("spool %s cannot be read: %s", self._spool.path, error)
             return
         for folder in come:
-            if folder not in active and folder not in self._waiting:
-                self._waiting.queue(folder, live=folder in self._written_here)
+            if folder not in active and folder not in self.active.waiting:
+                self.active.waiting.queue(folder, live=folder in self.active.written_here)
         for folder in gone:
             active.drop(folder)
         self._queue_what_can_go_on()
         active.note_progress()
         self.turns.fill()
-        if self._waiting.any_queued and active.places <= 0:
+        if self.active.waiting.any_queued and active.places <= 0:
             self.turns.give(calm=calm)
             self.turns.fill()
 
@@ -138,38 +136,38 @@ class RunScheduler:
             folder: The run's.
             lock: Its deliverer's lock, if this process holds it already. Released unless the run becomes active.
         """
-        self._written_here.add(folder)
+        self.active.written_here.add(folder)
         self.active.begun.add(folder)
         if folder in self.active:  # a scan has found it before this message came
             return
-        self._waiting.forget(folder)
+        self.active.waiting.forget(folder)
         if self.active.places > 0 or self.turns.make_room():
             self.active.claim(folder, lock)
             return
         if lock is not None:
             lock.release()
-        self._waiting.queue(folder, live=True)
+        self.active.waiting.queue(folder, live=True)
 
     def written(self, folder: Path) -> None:
         """Note that a run of this process has something to send."""
         delivery = self.active.get(folder)
         if delivery is not None:
             delivery.wake()
-        elif self._waiting.reason(folder) is Reason.NOTHING_TO_SEND:
-            self._waiting.queue(folder, live=folder in self._written_here)
+        elif self.active.waiting.reason(folder) is Reason.NOTHING_TO_SEND:
+            self.active.waiting.queue(folder, live=folder in self.active.written_here)
 
     def writer_gone(self, folder: Path) -> None:
         """Note that the writer in this process has finished with a run."""
-        self._written_here.discard(folder)
+        self.active.written_here.discard(folder)
         delivery = self.active.get(folder)
         if delivery is not None:
             delivery.wake()
-        elif folder in self._waiting and self._waiting.reason(folder) in {None, Reason.NOTHING_TO_SEND}:
-            self._waiting.queue(folder, live=False)
+        elif folder in self.active.waiting and self.active.waiting.reason(folder) in {None, Reason.NOTHING_TO_SEND}:
+            self.active.waiting.queue(folder, live=False)
 
     def writers_gone(self) -> None:
         """Note that nothing writes in this process any more, and complete what was being written."""
-        for folder in list(self._written_here):
+        for folder in list(self.active.written_here):
             self.writer_gone(folder)
         for delivery in self.active:
             self.active.guarded(delivery, delivery.settle_if_interrupted)
@@ -186,8 +184,8 @@ class RunScheduler:
         ordered_at = self._spool.ordered_at()
         by_size = self._check_all or ordered_at != self._ordered_at
         by_opening, self._check_all, self._ordered_at = self._check_all, False, ordered_at
-        for folder in self._waiting.check(self._is_due, all_by_size=by_size, all_by_opening=by_opening):
-            self._waiting.queue(folder, live=folder in self._written_here)
+        for folder in self.active.waiting.check(self._is_due, all_by_size=by_size, all_by_opening=by_opening):
+            self.active.waiting.queue(folder, live=folder in self.active.written_here)
 
     def _is_due(self, folder: Path, known: SetAside) -> bool:
         """Return True if something can be done for a run that is set aside, or if its files cannot be looked at."""
@@ -198,7 +196,7 @@ class RunScheduler:
 
     def _can_go_on(self, folder: Path, known: SetAside) -> bool:
         if known.reason is Reason.CLAIMED_ELSEWHERE:
-            if folder in self._written_here:
+            if folder in self.active.written_here:
                 self._settle_if_ordered(folder)
             return not self._spool.uploader_alive(folder)
         if known.reason in {Reason.NO_HEADER_YET, Reason.BROKEN} or file_sizes(folder) != known.sizes:

@@ -44,7 +44,6 @@ def history_entry(
         "exit_status": stop.exit_status if stop else "",
         **({"not_given": dict(status.not_given)} if status.not_given else {}),
         "reason": stop.reason if stop else "",
-        "content": header.content,
         "endpoint": endpoint,
         "scan_id": header.scan_id,
         "channels": _channels(status, account),
