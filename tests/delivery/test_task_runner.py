@@ -186,7 +186,17 @@ def test_a_stream_that_may_exist_is_made_again_when_the_catalogue_is_refused(
     outcome = perform(client, initializing(may_exist=True), Knowledge())
 
     assert (outcome.error, outcome.result) == (None, server.streams()[0].data_id)
-    assert "the catalogue does not tell" in caplog.text
+    assert "the catalogue did not tell" in caplog.text
+
+
+def test_a_refused_key_is_not_logged_as_a_stream_that_may_be_there_twice(
+    client: Client, server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.misbehave(Fault(status=401))
+    outcome = perform(client, initializing(may_exist=True), Knowledge())
+
+    assert isinstance(outcome.error, ApiKeyError)
+    assert "may be left there" not in caplog.text
 
 
 def test_all_channels_go_in_one_request(client: Client, server: LocalServer) -> None:

@@ -36,28 +36,32 @@ class Initialize(Work[str], frozen=True, eq=False):
 
     def perform(self, client: Client, context: WorkerContext) -> str:
         """Look for the stream if it may exist, and make it if it does not."""
+        not_told: ApiError | None = None
         if self.may_exist:
             # An earlier request may have been applied although its answer never came. So look before making another.
             try:
                 entry = client.find(self.label)
             except LOOK_UP_REFUSED as error:
-                # Nothing was ever pushed to a stream whose id is not known, so an empty one may be left at most.
-                _logger.warning(
-                    "%r may be in Atomscale already, and the catalogue does not tell (%s); it is made again, and an "
-                    "empty stream of this label may be left there", self.label, error,
-                )  # fmt: skip
+                not_told = error
             else:
-                found = "was found in the catalogue" if entry else "is not in the catalogue and is made again"
+                found = "was found in the catalogue" if entry else "is not in the catalogue, so it is made"
                 _logger.info("%r %s", self.label, found)
                 if entry:
                     return entry.data_id
         try:
-            return client.initialize(
+            made = client.initialize(
                 self.family, label=self.label, points_per_chunk=self.points_per_chunk, links=self.links
             )
         except ApiKeyError as error:
             _check_instrument(client, self.links.synth_source_id, error)
             raise
+        if not_told is not None:
+            # Nothing was ever pushed to a stream whose id is not known, so an empty one may be left at most.
+            _logger.warning(
+                "%r was perhaps in Atomscale already, and the catalogue did not tell (%s), so it was made; an empty "
+                "stream of this label may be left there", self.label, not_told,
+            )  # fmt: skip
+        return made
 
     def apply(self, run: ClaimedRun, result: str) -> None:
         """Note the stream's id. Its chunks may leave now."""
