@@ -135,7 +135,7 @@ def test_a_sample_id_that_is_not_found_parks_the_run_and_names_the_remedies(
     assert not callback.drain(timeout_s=20)
     (parked,) = callback.status()
     assert f"there is no physical sample {NOBODY} that this key can see" in (parked.problem or "")
-    assert "edit --no-sample" in (parked.problem or "")
+    assert f"`atomscale-bluesky edit {uid[:8]} --no-sample`" in (parked.problem or "")
     assert edit(callback, uid, "--no-sample") == 0
     check_mended(callback, server)
 

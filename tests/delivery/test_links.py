@@ -256,7 +256,7 @@ def test_an_unknown_project_parks_the_run_before_anything_is_made_until_it_is_ed
     (parked,) = callback.status()
     assert parked.state == "parked"
     assert f"there is no project {NOBODY}" in (parked.problem or "")
-    assert "edit --project-id" in (parked.problem or "")
+    assert f"`atomscale-bluesky edit {uid[:8]} --project-id UUID`" in (parked.problem or "")
     assert (parked.points.waiting, server.streams(), samples(server)) == (50, [], [])
 
     assert edit(callback, uid, "--project-id", project(server)) == 0

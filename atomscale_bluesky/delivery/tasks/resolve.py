@@ -20,6 +20,7 @@ from ...errors import ApiKeyError, ApiRefusedError
 from ...model.identifiers import folded, is_uuid
 from ...model.links import Links
 from ...spool.ledger_format import Resolved, Unresolved
+from ...status.remedies import UID_SHOWN
 from ..refusals import LOOK_UP_REFUSED
 from .work import RUN, Kind, Work, WorkerContext
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from ..claimed_run import ClaimedRun
 
 _logger = logging.getLogger(__name__)
+
+# The command in a refusal's text, which names the run once the run is parked for it.
+_EDIT = "atomscale-bluesky edit RUN"
 
 
 class Resolve(Work[Links], frozen=True, eq=False):
@@ -65,6 +69,7 @@ class Resolve(Work[Links], frozen=True, eq=False):
 
     def park(self, run: ClaimedRun, reason: str) -> None:
         """Park the run. Its links are looked up again now and then."""
+        reason = reason.replace(_EDIT, _EDIT.replace("RUN", run.header.run_uid[:UID_SHOWN]))
         if self.order != run.pending_links.order or run.state.unresolved == reason:
             return
         run.ledger.note(Unresolved(reason))
@@ -97,8 +102,8 @@ def _find_project(client: Client, project_id: str) -> None:
             raise
         # A key that can list the projects but not see this one belongs to another organisation.
         raise ApiRefusedError(
-            f"there is no project {project_id} that this key can see ({error}); correct it with `edit --project-id`, "
-            f"or leave it out with `edit --no-project`"
+            f"there is no project {project_id} that this key can see ({error}); correct it with `{_EDIT} --project-id "
+            f"UUID`, or leave it out with `{_EDIT} --no-project`"
         ) from error
 
 
@@ -110,8 +115,9 @@ def _find_sample(client: Client, sample: str) -> None:
     except ApiRefusedError as error:
         why = f" ({error})"
     raise ApiRefusedError(
-        f"there is no physical sample {sample} that this key can see{why}; correct it with `edit "
-        f"--physical-sample-id`, name it by `edit --physical-sample`, or leave it out with `edit --no-sample`"
+        f"there is no physical sample {sample} that this key can see{why}; correct it with `{_EDIT} "
+        f"--physical-sample-id UUID`, name it by `{_EDIT} --physical-sample NAME`, or leave it out with `{_EDIT} "
+        f"--no-sample`"
     )
 
 
@@ -126,7 +132,7 @@ def _sample(client: Client, name: str) -> str:
             if found is None:
                 raise ApiRefusedError(
                     f"physical sample {name!r} is not in Atomscale and cannot be created ({error}); create it there, "
-                    f"or correct it with `edit --physical-sample`, or leave it out with `edit --no-sample`",
+                    f"or correct it with `{_EDIT} --physical-sample NAME`, or leave it out with `{_EDIT} --no-sample`",
                     status=error.status,
                 ) from error
         else:
@@ -158,7 +164,7 @@ def _new_tag(client: Client, name: str) -> str:
         if found is None:
             raise ApiRefusedError(
                 f"tag {name!r} is not in Atomscale and cannot be created ({error}); create it there, or correct it "
-                f"with `edit --tag`, or leave tags out with `edit --no-tags`",
+                f"with `{_EDIT} --tag TAG`, or leave tags out with `{_EDIT} --no-tags`",
                 status=error.status,
             ) from error
         return found
