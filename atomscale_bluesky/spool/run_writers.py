@@ -69,7 +69,7 @@ class RunWriters:
         self._thread: threading.Thread | None = None
         self._room_thread: threading.Thread | None = None
         self._in_background: deque[Callable[[], bool]] = deque()
-        # Guards the threads' start and end. Held for memory operations only, and re-entrant for signal handlers.
+        # Guards the lists, and the threads' start and end. Never held during a sync. Re-entrant for signal handlers.
         self._guard = threading.RLock()
         self._syncing = threading.RLock()  # a caller that syncs everything waits for the thread that is syncing
 
@@ -183,7 +183,6 @@ class RunWriters:
 
     def release(self, writer: RunWriter) -> None:
         """Sync and close an ended run's files in the spool's thread. Does not wait for the disk while that runs."""
-        surplus: list[RunWriter] = []
         writer.released()
         with self._guard:
             # In this order, and repeatable: after an interruption the writer is still in at least one of the lists.
@@ -196,13 +195,12 @@ class RunWriters:
                 self._unended.add(writer)
             elif running:
                 holding = [one for one in self._closing if not one.gave_back and one not in self._unended]
-                surplus = holding[: max(0, len(holding) - MOST_CLOSING)]
+                for surplus in holding[: max(0, len(holding) - MOST_CLOSING)]:
+                    surplus.give_back()  # with the guard held, so that the thread does not close it at the same time
         if running:
             self._wake.ring()
         else:
             self._sync_all()
-        for one in surplus:
-            one.give_back()
 
     def retire(self) -> None:
         """End the threads soon, since nothing writes any more.
