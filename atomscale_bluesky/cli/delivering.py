@@ -161,7 +161,8 @@ def report(out: Console, spool: Spool, watch: SpoolStatus, begun: float) -> int:
         out.print(Text(text, style="bold red" if run.problem else "yellow"), soft_wrap=True)
     elsewhere = sum(map(spool.uploader_alive, spool.run_folders()))
     if elsewhere:
-        text = f"Of these, {counted(elsewhere, 'run')} in the hands of another process, which goes on with it."
+        them = f"{counted(elsewhere, 'run')} {'is' if elsewhere == 1 else 'are'}"
+        text = f"Of these, {them} in the hands of another process, which goes on."
         outage = read_outage(spool.path)
         if outage is not None and outage.key_refused:
             text = f"{text[:-1]} once its API key is taken: it is refused now, and {NEW_KEY}."

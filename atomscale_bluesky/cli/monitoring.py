@@ -77,9 +77,9 @@ def _judge(settings: Settings, runs: Status, max_age_s: float | None, now: float
             f"run {safe(late[0].run_uid[:8])} is not finalized, longer than {age(max_age_s)} after its last point"
         )
     if unfinished and runs.trouble is not None and runs.key_refused:
-        grave.append(f"the API key is refused since {age(now - runs.trouble.since)}: {safe(runs.trouble.error)}")
+        grave.append(f"the API key has been refused for {age(now - runs.trouble.since)}: {safe(runs.trouble.error)}")
     elif unfinished and runs.trouble is not None:
-        slight.append(f"no data taken since {age(now - runs.trouble.since)}: {safe(runs.trouble.error)}")
+        slight.append(f"no data taken for {age(now - runs.trouble.since)}: {safe(runs.trouble.error)}")
     if undelivered := sum(run.endpoint not in runs.delivered_to for run in unfinished):
         slight.append(f"nobody delivers {counted(undelivered, 'run')}")
     account = f"{counted(len(runs), 'run')} in {safe(settings.spool_path)}, {number(runs.points.waiting)} points wait"

@@ -48,7 +48,8 @@ def show(run: str, source: str, as_json: bool, spool_dir: Path | None) -> int:
         for name, known in (found.entry.get("channels") or {}).items():
             text = f"  {safe(name)}  {counted(int(known['points']), 'point')}  {safe(known['unit'] or '')}"
             out.print(Text(text.rstrip()), soft_wrap=True)
-        out.print(Text("It has left the spool; `--from api` shows first and last values.", style="dim"))
+        more = "; `--from api` shows first and last values" if found.entry.get("data_ids") else ""
+        out.print(Text(f"It has left the spool{more}.", style="dim"))
     return 0
 
 

@@ -176,7 +176,7 @@ def _finished(entry: dict[str, Any], *, went_on: bool) -> Iterator[RenderableTyp
     if not entry.get("interrupted"):
         _add_ending(table, str(entry.get("exit_status") or ""), str(entry.get("reason") or ""))
     whole = not (not_kept(entry.get("left_out") or {}) or entry.get("lost"))
-    share = f"{number(discarded)} given up" if discarded else "all of them" if whole else "all that was kept"
+    share = f"{number(discarded)} discarded" if discarded else "all of them" if whole else "all that was kept"
     table.add_row("points", Text(f"{number(points)} delivered, {share}, by {moment(entry.get('finished') or 0.0)}"))
     if (at := verified_at(entry)) is not None:
         table.add_row("read back", Text(f"equal, on {moment(at)}", style="green"))

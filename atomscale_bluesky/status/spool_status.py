@@ -248,7 +248,10 @@ class SpoolStatus:
             more = "; it is finished and has left the spool" if gone else "; see `atomscale-bluesky status`"
             if any(one.run_uid.startswith(run) for one in self._spool.not_kept.runs() if run):
                 more = "; it was not kept, because the spool had no room for it"
-            raise SpoolError(f"no run in the spool begins with {run!r}{more}")
+            none = f"no run in the spool begins with {run!r}"
+            raise SpoolError(
+                f"run {run[:8]} is not in the spool{more}" if len(run) >= SHORTEST_UID else f"{none}{more}"
+            )
         if len({status.run_uid for status in found}) > 1:
             raise SpoolError(f"{len(found)} runs in the spool begin with {run!r}; give more of the uid")
         return found[0]

@@ -396,7 +396,7 @@ def test_upload_leaves_alone_what_another_process_delivers(
         claim.close()
 
     assert code == 1
-    assert "1 run in the hands of another process" in said
+    assert "1 run is in the hands of another process" in said
 
 
 def test_upload_sends_nothing_that_was_spooled_for_another_endpoint(

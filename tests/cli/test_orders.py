@@ -257,3 +257,12 @@ def test_the_answer_to_a_move_names_who_delivers_to_the_new_endpoint(say: Say, s
 
     said = say("move", uid[:8], "--to", "https://elsewhere.example", "--yes")[1]
     assert "by `atomscale-bluesky upload --endpoint https://elsewhere.example`." in said
+
+
+def test_an_order_for_a_finished_run_says_that_it_is_finished(say: Say, spooled: Spooled) -> None:
+    uid = spooled(5)
+    assert say("upload")[0] == 0
+
+    code, _, complaint = say("retry", "last")
+    assert code == 1
+    assert f"run {uid[:8]} is not in the spool; it is finished and has left the spool" in complaint

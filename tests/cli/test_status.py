@@ -348,7 +348,7 @@ def test_a_run_that_is_only_to_be_finalized_is_watched_as_well(
     uid = callback.status()[0].run_uid
 
     assert callback.status().points.waiting == 0
-    assert say("status", "--check")[1].startswith("WARNING: no data taken since ")
+    assert say("status", "--check")[1].startswith("WARNING: no data taken for ")
     code, said, _ = say("status", "--check", "--max-age", "0")
     assert code == 2
     assert said.startswith(f"CRITICAL: run {uid[:8]} is not finalized, longer than 0 s after its last point; ")
@@ -397,10 +397,10 @@ def test_a_session_whose_key_is_refused_is_named_with_what_to_do(
     assert told(say)["trouble"]["key_refused"] is True
     code, said, _ = say("status", "--check")
     assert code == 2
-    assert said.startswith("CRITICAL: the API key is refused since ")
+    assert said.startswith("CRITICAL: the API key has been refused for ")
     code, said, _ = say("upload")
     assert code == 1
-    assert f"which goes on with it once its API key is taken: it is refused now, and {remedy}" in said
+    assert f"which goes on once its API key is taken: it is refused now, and {remedy}" in said
 
     callback.close()
     assert say("upload")[0] == 0
