@@ -116,7 +116,7 @@ def deliver(out: Console, settings: Settings, spool: Spool, watch: SpoolStatus, 
 
 
 def _drain(uploader: Uploader, answer: SimpleQueue[bool]) -> None:
-    answer.put(uploader.drain(threading.TIMEOUT_MAX))
+    answer.put(uploader.drain_own(threading.TIMEOUT_MAX))
 
 
 def report(out: Console, spool: Spool, watch: SpoolStatus, begun: float) -> int:

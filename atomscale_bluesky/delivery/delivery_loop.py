@@ -404,7 +404,9 @@ class DeliveryLoop:
             return
         delivered = not self.runs.needs_operator
         if self.runs.others_deliver:
-            theirs = self._drain_check.answer()
+            self._drains.answer([drain for drain in drains if not drain.with_others], delivered)
+            drains = [drain for drain in drains if drain.with_others]
+            theirs = self._drain_check.answer() if drains else None
             if theirs is None:
                 return
             delivered = delivered and theirs

@@ -7,9 +7,14 @@ from collections.abc import Iterable
 
 
 class Drain:
-    """One such question. `answer` is None until `answered` is set."""
+    """One such question. `answer` is None until `answered` is set.
 
-    def __init__(self) -> None:
+    Args:
+        with_others: Ask also about runs that other uploaders of the spool have.
+    """
+
+    def __init__(self, *, with_others: bool = True) -> None:
+        self.with_others = with_others
         self.answered: threading.Event = threading.Event()
         self.answer: bool | None = None
         self.given_up: bool = False

@@ -106,9 +106,16 @@ class Uploader(Deliverer):
 
     def ask_whether_drained(self) -> Drain | None:
         """Return the question that `drain` asks, without waiting. Return None if the uploader does not run."""
+        return self._ask(Drain())
+
+    def drain_own(self, timeout_s: float) -> bool:
+        """Wait as `drain` does, but not for runs that other uploaders of the spool have. Return the same."""
+        drain = None if self._is_here else self._ask(Drain(with_others=False))
+        return drain is not None and drain.wait(timeout_s)
+
+    def _ask(self, drain: Drain) -> Drain | None:
         if not self.running:
             return None
-        drain = Drain()
         self._inbox.put(drain)
         if self._loop.over:
             self._loop.refuse_messages()
@@ -133,10 +140,10 @@ class Uploader(Deliverer):
         """
         limit_s = self._exit_timeout_s
         soon_s = min(0.5, limit_s)
-        if self.running and not self.drain(soon_s) and limit_s > soon_s and not self.key_refused_s:
+        if self.running and not self.drain_own(soon_s) and limit_s > soon_s and not self.key_refused_s:
             if sys.stderr is not None and sys.stderr.isatty():
                 sys.stderr.write(f"atomscale: up to {limit_s:g} s for what is under way; the rest stays spooled\n")
-            self.drain(limit_s - soon_s)
+            self.drain_own(limit_s - soon_s)
         self.stop(0.5)
 
     def after_fork_in_child(self) -> None:

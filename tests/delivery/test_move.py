@@ -121,7 +121,7 @@ def test_a_session_for_the_old_endpoint_releases_a_moved_run(
     wait_until(lambda: callback.status().last_error)
 
     _, said, _ = say(new, "move", uid[:8], "--to", new.url, "--yes")
-    assert "by the process that delivers it, within seconds" in said
+    assert f"goes to {new.url}, by the next session, or now by `atomscale-bluesky upload`" in said
     wait_until(lambda: f"was moved to {new.url}" in caplog.text)
 
     assert make_callback(endpoint=new.url, api_key=new.api_key).drain(timeout_s=20)
