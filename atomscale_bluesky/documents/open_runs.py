@@ -227,7 +227,8 @@ class OpenRuns:
         if run is None and uid in self._skipped:
             self._skipped.discard(uid)
             for descriptor in [key for key, run_uid in self._skipped_descriptors.items() if run_uid == uid]:
-                del self._skipped_descriptors[descriptor]
+                self._late[descriptor] = self._skipped_descriptors.pop(descriptor)
+            _keep_newest(self._late)
             return KNOWN
         if run is None:
             raise self._ignored.ignore_without_start(
@@ -407,5 +408,9 @@ class OpenRuns:
         for descriptor in [key for key, value in self.streams.items() if value[0] is run]:
             remembered[descriptor] = run.uid
             del self.streams[descriptor]
-        while len(remembered) > REMEMBERED_RUNS:
-            remembered.popitem(last=False)
+        _keep_newest(remembered)
+
+
+def _keep_newest(remembered: OrderedDict[str, str]) -> None:
+    while len(remembered) > REMEMBERED_RUNS:
+        remembered.popitem(last=False)

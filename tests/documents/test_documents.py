@@ -1452,8 +1452,23 @@ A_DESCRIPTOR_BEHIND_ITS_STOP = [
 ]
 
 
+A_STOP_THAT_COMES_TWICE = [
+    (name, which, False)
+    for name, which in (
+        ("start", 0),
+        ("start", 1),
+        ("stop", 1),
+        ("descriptor", 1),
+        ("stop", 1),
+        ("event", 1),
+        ("stop", 0),
+    )
+]
+
+
 @settings(max_examples=60)
 @example(A_DESCRIPTOR_BEHIND_ITS_STOP)
+@example(A_STOP_THAT_COMES_TWICE)
 @given(
     st.lists(
         st.tuples(
