@@ -183,6 +183,8 @@ class LedgerState:
             case Together():
                 for one in fact.facts:
                     self.apply(one)
+            case _:
+                raise SpoolError(f"{type(fact).__name__} is a fact of modules that were loaded again meanwhile")
 
     def _opened(self, fact: Opened) -> None:
         stream = self.streams[fact.stream] = StreamState(fact)
