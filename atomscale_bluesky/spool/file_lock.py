@@ -27,7 +27,9 @@ _hooked_in = False
 class FileLock:
     """A lock that one thread at a time uses. It is released at the latest when the object or its process is gone."""
 
-    _process = _descriptor = -1  # until `__init__` has set them, which may be interrupted too
+    # Until `__init__` has set them, which may be interrupted too.
+    _process: int = -1
+    _descriptor: int = -1
 
     def __init__(self, path: Path) -> None:
         self._path = path

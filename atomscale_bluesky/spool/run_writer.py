@@ -88,7 +88,7 @@ class RunWriter:
         self.has_lock: bool = not header.session
         if self.has_lock and not self._lock.acquire(patience_s=A_LOOK_S):
             raise FolderTakenError(f"another process writes {folder}; leave the folder to it")
-        self.gave_back = False  # its journal and lock, before the last sync
+        self.gave_back: bool = False  # its journal and lock, before the last sync
         self._closed_until_needed = False  # its journal has to be opened again
         self.in_use = False  # the caller has received it
         self.dirty: bool = True  # appended to since the last sync
