@@ -21,6 +21,7 @@ What a callback uses:
 The deciding thread:
 
     delivery_loop    messages in, tasks out
+    unforeseen_errors    how long it waits before it begins again from the files
     run_scheduler    which runs are active: active_runs, waiting_runs, spool_listing, turns
     retry_policy     what an outcome means, and when a task is tried again
     backoff          how long to wait after a failure; outage_log, what is logged of it

@@ -47,7 +47,7 @@ MOST_WAITING = 100
 MOST_LEFTOVERS = 10
 # How often the files of a run may be unreadable before nothing more is printed of it.
 MOST_FAILURES = 20
-# What is said of a run that only a service may deliver.
+# The reason that is printed for a run that only a service may deliver, while none runs.
 NO_SERVICE = (
     "no service delivers it now: start `atomscale-bluesky upload --follow`, or deliver once with `atomscale-bluesky "
     "upload`"

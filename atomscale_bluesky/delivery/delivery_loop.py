@@ -32,13 +32,13 @@ from ..spool.gil_yield import GilYield
 from ..spool.locks import RunLock
 from ..spool.spool import Spool
 from ..status.clock_note import ClockNote, write_note
-from . import backoff
 from .connection_limit import ConnectionLimit
 from .drain import Drain, OpenDrains
 from .drain_check import DrainCheck
 from .retry_policy import RetryPolicy
 from .run_scheduler import RunScheduler
 from .tasks.work import Kind, Knowledge
+from .unforeseen_errors import UnforeseenErrors
 from .worker_pool import Report, WorkerPool
 
 _logger = logging.getLogger(__name__)
@@ -56,9 +56,6 @@ BESIDE_A_PLAN = 8
 READY = 8
 # A finished run's files are closed by their writer a moment after its stop.
 FINISH_S = 0.02
-
-# An unexpected failure is logged again only after this time, and counts as the first one after it.
-CALM_S = 600.0
 
 
 class RunBegun(NamedTuple):
@@ -119,9 +116,8 @@ class DeliveryLoop:
         self._next_scan = 0.0
         self._retired = False
         self._refused = False  # the system refused something at the last step
-        self._failures = 0  # unexpected ones, with less than `CALM_S` between them
-        self._failed_at = self._failure_logged_at = float("-inf")  # monotonic
-        self._held: deque[object] = deque()  # messages that came while it waited after a failure
+        self._unforeseen = UnforeseenErrors(spool.path)
+        self._held: deque[object] = deque()  # messages that came while it waited after an unforeseen error
         self._drains = OpenDrains()
         self._drain_check = DrainCheck(spool, settings.endpoint)  # for runs that others deliver
         self._gil_yield = GilYield()
@@ -190,25 +186,14 @@ class DeliveryLoop:
         return goes_on
 
     def _wait_after(self, error: Exception) -> bool:
-        """Report an error that nothing foresees, and wait, longer each time. Return False to end.
+        """Report an error that nothing foresees, and wait. Return False to end.
 
         The runs stay claimed until no request for one of them is under way.
         """
         self.idle_since = None
-        now = time.monotonic()
-        if now - self._failed_at > CALM_S:
-            self._failures = 0
-        pause_s = backoff.RESTART.pause_s(self._failures)
-        self._failures, self._failed_at = self._failures + 1, now
-        if now - self._failure_logged_at > CALM_S:
-            self._failure_logged_at = now
-            _logger.error(
-                "the uploader of spool %s failed unexpectedly, and starts again from the spool's files; please report "
-                "this", self._spool.path, exc_info=error,
-            )  # fmt: skip
+        end = time.monotonic() + self._unforeseen.note(error)
         self.retries.note_failure(f"the uploader failed unexpectedly, see the log: {type(error).__name__}: {error}")
         self.workers.take_back()
-        end = now + pause_s
         while (left_s := end - time.monotonic()) > 0 or self.workers.in_flight:
             self.workers.cut_if_late()
             try:

@@ -226,7 +226,10 @@ class _ChildLog:
             file.seek(self._offset)
             found = file.read(most_bytes)
         whole, newline, _ = found.rpartition(b"\n")
-        self._offset += len(whole) + len(newline) or (len(found) == most_bytes) * most_bytes
+        if newline:
+            self._offset += len(whole) + 1
+        elif len(found) == most_bytes:  # a part of a line that is too long
+            self._offset += most_bytes
         for text in whole.split(b"\n"):
             parts = text.decode(errors="replace").split(" ", 3)  # date, time, level, message
             if len(parts) == 4 and parts[2] in {"WARNING", "ERROR"}:

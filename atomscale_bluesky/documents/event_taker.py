@@ -100,7 +100,7 @@ class EventTaker:
         seen = [i for i, uid in enumerate(uids) if uid in run.seen or uid in run.seen_before]
         if seen:
             self._ignored.counts[SEEN_BEFORE] += len(seen)
-        taken = Accepted(known=len(seen)) if seen else NOTHING  # what came of the events that are not new as a whole
+        taken = Accepted(known=len(seen)) if seen else NOTHING  # the answer for events kept before, also in part
         if event_stream is None:
             gone = set(seen)
             return taken + _not_selected(run, [uid for i, uid in enumerate(uids) if i not in gone], doc)
