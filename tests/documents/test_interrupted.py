@@ -40,7 +40,7 @@ def interrupted(
 def assert_each_reading_is_there_once(told: dict[str, Any], server: LocalServer, spool_dir: Path) -> None:
     """What returned arrived once, and what was interrupted once at most; and every account says so."""
     arrived = Counter(value for values in held(server).values() for value in values)
-    assert [value for value in told["returned"] if arrived[value] != 1] == []
+    assert {value: arrived[value] for value in told["returned"] if arrived[value] != 1} == {}
     assert [value for value, times in arrived.items() if times > 1] == []
     assert set(arrived) <= {*told["returned"], *told["interrupted"]}
     assert min(told["places"]) > 0
