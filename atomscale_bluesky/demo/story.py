@@ -195,8 +195,7 @@ def _grow(
     drained = callback.drain(DRAIN_TIMEOUT_S)
     left = next((run for run in callback.status() if run.run_uid == emitted.run_uid), None)
     data_ids = left.data_ids if left else _finished(spool, emitted.run_uid)
-    watcher.stop()
-    watcher.read_state()
+    watcher.finish()
 
     display.step("reading it back through the API, and comparing every point")
     arrived, problem = _read_back(settings, data_ids, {name: len(series) for name, series in emitted.channels.items()})

@@ -63,7 +63,17 @@ class Watcher:
         """Return all states seen, with times in seconds since `since`."""
         return [_at(moment, now - since) for now, moment in list(self._moments)]
 
-    def read_state(self) -> None:
+    def finish(self) -> None:
+        """Stop, and show the last state. An outage whose end was not noticed yet ends with this.
+
+        Raises:
+            ApiError: The local server does not answer.
+        """
+        self.stop()
+        self._outage()
+        self._read_state()
+
+    def _read_state(self) -> None:
         """Read the state once, and pass it to the display."""
         now = time.time()
         status = self._callback.status()
@@ -96,7 +106,7 @@ class Watcher:
         while not self._stopping.is_set():
             try:
                 self._outage()
-                self.read_state()
+                self._read_state()
             except ApiError as error:  # the server process was ended from outside; the plan goes on
                 self._display.step(str(error))
                 self._control = None

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,9 +18,12 @@ from typing import Any
 import pytest
 import requests
 
+from atomscale_bluesky import AtomscaleCallback, Settings
 from atomscale_bluesky.__main__ import main
-from atomscale_bluesky.demo import Emitted, Series, compare, joined
+from atomscale_bluesky.demo import Emitted, Moment, Series, compare, joined
+from atomscale_bluesky.demo.watcher import Watcher
 from atomscale_bluesky.server import Control, LocalServer
+from atomscale_bluesky.spool.spool import Spool
 
 
 def series(**changes: Any) -> dict[str, Series]:
@@ -123,6 +127,33 @@ def test_the_demo_streams_through_an_outage_and_finds_every_point_equal(
     picture = (tmp_path / "atomscale-demo.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert 20_000 < len(picture) < 600_000
+
+
+def test_an_outage_that_ends_just_before_the_demo_does_is_said_to_have_ended(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Told:
+        def step(self, text: str) -> None:
+            said.append(text)
+
+        def moment(self, moment: Moment) -> None:
+            pass
+
+    with LocalServer(control=True) as server:
+        settings = Settings.load(
+            environ={}, endpoint=server.url, api_key=server.api_key, spool_dir=tmp_path, spool_min_free_bytes=0
+        )
+        with AtomscaleCallback(settings=settings) as callback:
+            control = Control(server.control_url)
+            watcher = Watcher(callback, Spool(tmp_path, read_only=True), Told(), control, 0.3)
+            watcher.start()
+            watcher.take_server_away()
+            while not said or not control.info().reachable:
+                time.sleep(0.001)
+            watcher.finish()
+
+    assert said == ["the server is made unreachable for 0.3 s; the plan goes on", "the server can be reached again"]
+    assert watcher.outage is not None
 
 
 def test_the_demo_opens_the_page_and_stays_until_ctrl_c(tmp_path: Path) -> None:
