@@ -25,7 +25,7 @@ DELIVERY_S = 90.0
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
-    ["atomscale_bluesky.callback", "event_model", "msgspec", "tests.faults.child", "tests.faults.life"]
+    ["atomscale_bluesky.callback", "event_model", "msgspec", "psutil", "tests.faults.child", "tests.faults.life"]
 )
 
 
