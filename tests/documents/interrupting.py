@@ -40,8 +40,8 @@ class Here:
         self.files = tuple(f"{PACKAGE}/{file}" for file in files)
         self.left, self.act, self.reached = nth, act, False
         self.before: dict[FrameType, str] = {}
-        # One object that stays. If each use made a bound method of its own, Python 3.11 was seen to call, in place of one
-        # that nobody referred to any more, another method with a trace function's arguments.
+        # One object that stays. When each use made a bound method of its own, Python 3.11 was seen to call another one
+        # with a trace function's arguments, in the place of one that nobody referred to any more.
         self.tracing = self.trace
 
     def __call__(self, call: Callable[[], None]) -> None:
