@@ -20,10 +20,10 @@ _logger = logging.getLogger(__name__)
 
 # How often the spool's size and free space are measured. In between, the bytes that this process writes are counted.
 ROOM_INTERVAL_S = 1.0
-BEHIND_INTERVAL_S = 0.05  # while some runs have not been measured yet
-# How many runs one poll measures: runs never measured before, and runs measured before. With these bounds a poll takes
-# as long for twenty thousand runs as for a few hundred, and each run's size is measured again within minutes.
-NEW_PER_LOOK, KNOWN_PER_LOOK = 500, 32
+CATCH_UP_INTERVAL_S = 0.05  # while some runs have not been measured yet
+# How many runs one update measures: runs never measured before, and runs measured before. With these bounds an update
+# takes as long for twenty thousand runs as for a few hundred, and each run's size is measured again within minutes.
+NEW_PER_UPDATE, KNOWN_PER_UPDATE = 500, 32
 # A folder's modification time may be as coarse as 2 s. For this long after a change the folder is listed again.
 COARSE_S = 3.0
 
@@ -31,20 +31,20 @@ COARSE_S = 3.0
 class DiskSpace:
     """The disk space of one spool.
 
-    `used_bytes` is the spool's size at the last poll plus the bytes written since, which the writers add.
-    `grown` names the runs that were written to: each poll measures these, and the others in turns.
+    `used_bytes` is the spool's size at the last `update` plus the bytes written since, which the writers add.
+    `grown_runs` names the runs that were written to: each update measures these, and the others in turns.
     """
 
     def __init__(self, path: Path, *, max_bytes: int, min_free_bytes: int) -> None:
         self.used_bytes: int = 0
-        self.grown: deque[str] = deque()  # names of run folders; any thread may append
-        self.behind: bool = False  # some runs have not been measured yet
+        self.grown_runs: deque[str] = deque()  # names of run folders; any thread may append
+        self.has_unmeasured_runs: bool = False
         self._path = path
         self._max_bytes = max_bytes
         self._min_free_bytes = min_free_bytes
         self._free_enough = True
         self._why_not_free = ""
-        self._refused = False  # the disk was full, and the reserve has not been made again since
+        self._lacks_reserve = False  # the disk was full, and the reserve has not been made again since
         self._reserve = Reserve(path)
         self._sizes: OrderedDict[str, int] = OrderedDict()  # by folder name, the one measured longest ago first
         self._names: set[str] = set()
@@ -60,28 +60,28 @@ class DiskSpace:
         self._measuring, self._is_measuring = threading.RLock(), False
 
     @property
-    def there_is(self) -> bool:
+    def has_room(self) -> bool:
         """Return True if new readings can be kept. Reads no disk."""
         return self._free_enough and self.used_bytes < self._max_bytes
 
     @property
-    def why_none(self) -> str:
+    def why_full(self) -> str:
         """Why new readings cannot be kept, while that is so. Reads no disk."""
         size = f"it holds {self.used_bytes / 1e6:.0f} of {self._max_bytes / 1e6:.0f} MB (spool_max_bytes)"
         return self._why_not_free or size
 
-    def disk_is_full(self) -> None:
-        """Note that the disk is full: new readings are left out until a poll finds free space again."""
-        self._refused = True
+    def note_disk_full(self) -> None:
+        """Note that the disk is full: new readings are left out until an update finds free space again."""
+        self._lacks_reserve = True
         self._free_enough = False
         self._why_not_free = "its disk is full"
 
-    def give_up_reserve(self) -> None:
+    def release_reserve(self) -> None:
         """Release the reserve, so that delivery and the operator's orders can be written on a full disk."""
-        self.disk_is_full()
-        self._reserve.give_up()
+        self.note_disk_full()
+        self._reserve.release()
 
-    def measure(self) -> tuple[int, int]:
+    def measure_all(self) -> tuple[int, int]:
         """Return the spool's size and the free space on its disk, in bytes. Reads the size of every file.
 
         A run whose folder cannot be read counts as nothing.
@@ -95,26 +95,26 @@ class DiskSpace:
                 used += self._size(name)
         return used, shutil.disk_usage(self._path).free
 
-    def why_no_room(self) -> str:
-        """Return why new readings are left out now, or an empty text if they are not. Measures the disk."""
-        self.measure_some()
-        return "" if self.there_is else self.why_none
+    def why_full_now(self) -> str:
+        """Measure the disk, and return why new readings are left out; an empty text if they are not."""
+        self.update()
+        return "" if self.has_room else self.why_full
 
-    def measure_some(self, *, keep_reserve: bool = False) -> None:
-        """Measure some runs and the disk, in bounded time. If that fails, what was known before still counts.
+    def update(self, *, maintain_reserve: bool = False) -> None:
+        """Measure a few runs and the disk again, in bounded time. If that fails, what was known before still counts.
 
         Any thread may call this; one waits for another. What cannot be measured is logged once until it can be again.
 
         Args:
-            keep_reserve: Make the reserve if it is missing and there is space for it.
+            maintain_reserve: Make the reserve if it is missing and there is space for it.
         """
         with self._measuring:
             if self._is_measuring:
                 return
             self._is_measuring = True
             try:
-                self._attempt("size", self._measure_some_runs)
-                self._attempt("free space", lambda: self._measure_disk(keep_reserve=keep_reserve))
+                self._attempt("size", self._update_sizes)
+                self._attempt("free space", lambda: self._update_free_space(maintain_reserve=maintain_reserve))
             finally:
                 self._is_measuring = False
 
@@ -122,21 +122,21 @@ class DiskSpace:
         try:
             step()
         except OSError as error:
-            self.behind = False  # nothing is gained by hurrying
+            self.has_unmeasured_runs = False  # so that the next attempt comes at the usual interval
             if what not in self._failing:
                 self._failing.add(what)
                 _logger.warning("the %s of spool %s cannot be measured, it is tried again: %s", what, self._path, error)
         else:
             self._failing.discard(what)
 
-    def _measure_disk(self, *, keep_reserve: bool) -> None:
+    def _update_free_space(self, *, maintain_reserve: bool) -> None:
         usage = shutil.disk_usage(self._path)
         disk, free = usage.total, usage.free
-        if keep_reserve:
-            self._refused = not self._reserve.keep(self.used_bytes, free, disk)
+        if maintain_reserve:
+            self._lacks_reserve = not self._reserve.maintain(self.used_bytes, free, disk)
             free = shutil.disk_usage(self._path).free
         least = least_bytes(disk)
-        full = self._refused or free < (least if self._reserve.size() >= least else 2 * least)
+        full = self._lacks_reserve or free < (least if self._reserve.size() >= least else 2 * least)
         self._free_enough = free >= self._min_free_bytes and not full
         if full:
             self._why_not_free = f"its disk is full ({free / 1e3:.0f} kB free)"
@@ -152,7 +152,7 @@ class DiskSpace:
         with os.scandir(self._path) as entries:
             return {entry.name for entry in entries if is_run_name(entry.name) and entry.is_dir(follow_symlinks=False)}
 
-    def _measure_some_runs(self) -> None:
+    def _update_sizes(self) -> None:
         now, changed_at = time.monotonic(), self._path.stat().st_mtime_ns
         if changed_at != self._changed_at:
             self._changed_at, self._list_until = changed_at, now + COARSE_S
@@ -161,14 +161,14 @@ class DiskSpace:
             for gone in self._sizes.keys() - self._names:
                 del self._sizes[gone]
             self._unreadable &= self._names
-        due = {self.grown.popleft() for _ in range(len(self.grown))} & self._names
-        due.update(islice(self._sizes, KNOWN_PER_LOOK))
+        due = {self.grown_runs.popleft() for _ in range(len(self.grown_runs))} & self._names
+        due.update(islice(self._sizes, KNOWN_PER_UPDATE))
         new = self._names - self._sizes.keys() - due
-        due.update(islice(new, NEW_PER_LOOK))
+        due.update(islice(new, NEW_PER_UPDATE))
         for name in due:
             self._sizes[name] = self._size_or_last(name)
             self._sizes.move_to_end(name)
-        self.behind = len(new) > NEW_PER_LOOK
+        self.has_unmeasured_runs = len(new) > NEW_PER_UPDATE
         self.used_bytes = sum(self._sizes.values())
 
     def _size_or_last(self, name: str) -> int:

@@ -80,7 +80,7 @@ class Reserve:
             return 0
         return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
-    def keep(self, used_bytes: int, free_bytes: int, disk_bytes: int) -> bool:
+    def maintain(self, used_bytes: int, free_bytes: int, disk_bytes: int) -> bool:
         """Make the reserve, or make it larger, if the disk has space. May write up to `STEP_BYTES`.
 
         Args:
@@ -106,7 +106,7 @@ class Reserve:
             self._write(size, min(goal, size + STEP_BYTES), min(goal, size + STEP_BYTES))
         return True
 
-    def give_up(self) -> None:
+    def release(self) -> None:
         """Remove the reserve for lines that must be written now. Any thread may call this."""
         try:
             descriptor = os.open(self._path, os.O_RDONLY | _FLAGS)

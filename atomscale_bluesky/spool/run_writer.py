@@ -131,8 +131,8 @@ class RunWriter:
                 raise LineTooLongError(
                     f"a line of {longest} bytes is longer than {MAX_LINE_BYTES}, the most it may have"
                 )
-        if not (always or self._disk_space.there_is):
-            raise SpoolFullError(f"the spool has no room: {self._disk_space.why_none}")
+        if not (always or self._disk_space.has_room):
+            raise SpoolFullError(f"the spool has no room: {self._disk_space.why_full}")
         if self._closed_until_needed:
             self._journals.add(self)
             self._closed_until_needed = False
@@ -142,9 +142,9 @@ class RunWriter:
             if not is_full(error):
                 raise
             if not always:
-                self._disk_space.disk_is_full()
+                self._disk_space.note_disk_full()
                 raise
-            self._disk_space.give_up_reserve()
+            self._disk_space.release_reserve()
             self._journal.append(lines)
         self.written += len(lines)
         self._disk_space.used_bytes += len(lines)

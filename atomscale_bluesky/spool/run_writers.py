@@ -20,7 +20,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from ..errors import SpoolError, SpoolFullError
-from .disk_space import BEHIND_INTERVAL_S, ROOM_INTERVAL_S, DiskSpace, network_file_system
+from .disk_space import CATCH_UP_INTERVAL_S, ROOM_INTERVAL_S, DiskSpace, network_file_system
 from .journal_format import Header
 from .locks import A_LOOK_S, SESSION_LOCK, UPLOADER_LOCK, WRITER_LOCK, Bell, RunLock, is_held, session_locks
 from .reserve import is_full
@@ -76,7 +76,7 @@ class RunWriters:
     @property
     def has_room(self) -> bool:
         """Return True if new readings can be kept. Reads no disk."""
-        return self._disk_space.there_is
+        return self._disk_space.has_room
 
     @property
     def has_unended(self) -> bool:
@@ -99,7 +99,7 @@ class RunWriters:
         with self._guard:
             self._start_threads()  # also without disk space: a thread notices when there is some again
         if not self.has_room:
-            raise SpoolFullError(f"the spool has no room: {self._disk_space.why_none}")
+            raise SpoolFullError(f"the spool has no room: {self._disk_space.why_full}")
         try:
             return self._create(header, to_deliver=to_deliver, accept=accept)
         except FolderTakenError:  # a new name is not taken
@@ -142,7 +142,7 @@ class RunWriters:
                 self._give_up(folder, writer, delivering)
             if isinstance(error, OSError):
                 if is_full(error):
-                    self._disk_space.disk_is_full()
+                    self._disk_space.note_disk_full()
                 kind = FolderTakenError if isinstance(error, FolderTakenError) else SpoolError
                 raise kind(f"spool {self._path} takes no further run: {error}") from error
             raise
@@ -320,7 +320,7 @@ class RunWriters:
 
     def _keep_measured(self) -> None:
         """Watch the disk space in a thread of its own, so that no sync waits however long the disk takes."""
-        self._disk_space.measure_some(keep_reserve=True)
+        self._disk_space.update(maintain_reserve=True)
         kind = network_file_system(self._path)
         if kind:
             _logger.warning(
@@ -328,9 +328,9 @@ class RunWriters:
                 "local disk", self._path, kind,
             )  # fmt: skip
         while self._goes_on(self._room_thread):
-            behind = self._in_background or self._disk_space.behind
-            self._stopping.wait(BEHIND_INTERVAL_S if behind else ROOM_INTERVAL_S)
-            self._disk_space.measure_some(keep_reserve=True)
+            catching_up = self._in_background or self._disk_space.has_unmeasured_runs
+            self._stopping.wait(CATCH_UP_INTERVAL_S if catching_up else ROOM_INTERVAL_S)
+            self._disk_space.update(maintain_reserve=True)
             self._not_kept.write()
             for _ in range(len(self._in_background)):
                 step = self._in_background.popleft()  # before the call: from then on it can be asked for again
@@ -351,7 +351,7 @@ class RunWriters:
             self._closing = []
         for writer in writers:
             if writer.dirty:
-                self._disk_space.grown.append(writer.folder.name)
+                self._disk_space.grown_runs.append(writer.folder.name)
                 try:
                     writer.sync()
                     writer.sync_failed = False

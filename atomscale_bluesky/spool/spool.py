@@ -64,7 +64,7 @@ class Spool:
     ) -> None:
         self.path = path
         self.disk_space: DiskSpace = DiskSpace(path, max_bytes=max_bytes, min_free_bytes=min_free_bytes)
-        self._make_room = self.disk_space.give_up_reserve
+        self._make_room = self.disk_space.release_reserve
         self.history: History = History(path, make_room=self._make_room)
         self.not_kept: RunsNotKept = RunsNotKept(path, make_room=self._make_room)
         self.writers: RunWriters = RunWriters(path, self.disk_space, self.not_kept, sync_each=sync_each)
@@ -77,7 +77,7 @@ class Spool:
             import psutil  # noqa: F401
 
             prepare_folder(path)
-        self.disk_space.measure_some()
+        self.disk_space.update()
 
     def after_fork_in_child(self) -> None:
         """In a forked child, leave the parent's runs alone, and wait for no lock that one of its threads had."""

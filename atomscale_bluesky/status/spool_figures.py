@@ -95,8 +95,8 @@ class SpoolFigures:
         spool = self._spool
         self._status = self._status or SpoolStatus(spool)
         status = self._status.status()
-        while spool.disk_space.behind:
-            spool.disk_space.measure_some()
+        while spool.disk_space.has_unmeasured_runs:
+            spool.disk_space.update()
         self._count(spool, status)
         states = Counter(run.state for run in status)
         note = read_note(spool.path)

@@ -208,7 +208,7 @@ class SpoolStatus:
                 for run in found
             ],
             read_outage(self._spool.path),
-            self._spool.disk_space.why_no_room(),
+            self._spool.disk_space.why_full_now(),
             not_kept,
             delivered_to,
         )

@@ -467,7 +467,7 @@ def _empty_spool() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="routes-empty-", dir=SHM))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     _recorder(folder / "spool").close()
-    Reserve(folder / "spool").keep(0, 2**40, 2**40)
+    Reserve(folder / "spool").maintain(0, 2**40, 2**40)
     return folder / "spool"
 
 

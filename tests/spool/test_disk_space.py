@@ -42,7 +42,7 @@ def test_a_spool_is_as_large_as_the_files_of_its_runs(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.jsonl").write_bytes(b"x" * 7)
 
-    used, free = room.measure()
+    used, free = room.measure_all()
 
     assert used == 37
     assert free > 0
@@ -54,21 +54,21 @@ def test_what_a_link_in_the_spool_leads_to_is_not_part_of_it(tmp_path: Path) -> 
     room = DiskSpace(spool_of(tmp_path / "spool", 10), max_bytes=100, min_free_bytes=0)
     (tmp_path / "spool" / LINK).symlink_to(elsewhere / RUN)
 
-    assert room.measure()[0] == 10
+    assert room.measure_all()[0] == 10
 
 
 def test_there_is_room_until_the_limit_is_reached_also_between_two_looks(tmp_path: Path) -> None:
     room = DiskSpace(spool_of(tmp_path, 30), max_bytes=40, min_free_bytes=0)
-    room.measure_some()
-    assert (room.used_bytes, room.there_is) == (30, True)
+    room.update()
+    assert (room.used_bytes, room.has_room) == (30, True)
 
     room.used_bytes += 9
-    assert room.there_is
+    assert room.has_room
     room.used_bytes += 1
-    assert not room.there_is
+    assert not room.has_room
 
-    room.measure_some()  # what was written in between is on the disk, or was not
-    assert (room.used_bytes, room.there_is) == (30, True)
+    room.update()  # what was written in between is on the disk, or was not
+    assert (room.used_bytes, room.has_room) == (30, True)
 
 
 def test_one_look_measures_few_of_many_runs_and_some_looks_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,53 +85,53 @@ def test_one_look_measures_few_of_many_runs_and_some_looks_all(tmp_path: Path, m
         return real(path)
 
     monkeypatch.setattr(os, "scandir", noted)
-    room.measure_some()
-    assert (room.behind, 400 < room.used_bytes < 700) == (True, True)
+    room.update()
+    assert (room.has_unmeasured_runs, 400 < room.used_bytes < 700) == (True, True)
     assert len(measured) == 1 + room.used_bytes
-    room.measure_some()
-    assert (room.behind, room.used_bytes) == (False, 700)
+    room.update()
+    assert (room.has_unmeasured_runs, room.used_bytes) == (False, 700)
     measured.clear()
-    room.measure_some()
+    room.update()
     assert len(measured) <= 1 + 32
 
     (tmp_path / runs[7] / "journal-0001.jsonl").write_bytes(b"x" * 11)
-    room.grown.append(runs[7])
-    room.measure_some()
+    room.grown_runs.append(runs[7])
+    room.update()
     assert room.used_bytes == 710
     for run in runs:
         (tmp_path / run / "ledger.jsonl").write_bytes(b"x")
     for _ in range(22):
-        room.measure_some()
+        room.update()
     assert room.used_bytes == 1410
     shutil.rmtree(tmp_path / runs[7])
-    room.measure_some()
+    room.update()
     assert room.used_bytes == 1398
 
 
 def test_a_full_spool_says_how_full_and_which_setting_limits_it(tmp_path: Path) -> None:
     room = DiskSpace(spool_of(tmp_path, 3_000_000), max_bytes=2_000_000, min_free_bytes=0)
-    room.measure_some()
+    room.update()
 
-    assert not room.there_is
-    assert room.why_none == "it holds 3 of 2 MB (spool_max_bytes)"
+    assert not room.has_room
+    assert room.why_full == "it holds 3 of 2 MB (spool_max_bytes)"
 
 
 def test_a_spool_that_fills_up_between_two_looks_says_how_full_it_is_now(tmp_path: Path) -> None:
     room = DiskSpace(spool_of(tmp_path, 1_000_000), max_bytes=3_000_000, min_free_bytes=0)
-    room.measure_some()
-    assert room.there_is
+    room.update()
+    assert room.has_room
     room.used_bytes += 2_000_000
 
-    assert not room.there_is
-    assert room.why_none == "it holds 3 of 3 MB (spool_max_bytes)"
+    assert not room.has_room
+    assert room.why_full == "it holds 3 of 3 MB (spool_max_bytes)"
 
 
 def test_a_disk_below_its_floor_leaves_no_room_and_says_so_until_somebody_frees_some(tmp_path: Path) -> None:
     room = DiskSpace(spool_of(tmp_path, 10), max_bytes=10**9, min_free_bytes=10**18)
-    room.measure_some()
+    room.update()
 
-    assert not room.there_is
-    said = room.why_none
+    assert not room.has_room
+    said = room.why_full
     assert said.startswith("its disk has ")
     assert said.endswith(" MB free, and 1000000000000 MB are to stay free (spool_min_free_bytes)")
     megabytes = float(said.removeprefix("its disk has ").split(" ")[0])
@@ -143,13 +143,13 @@ def test_a_spool_that_cannot_be_measured_keeps_what_was_known_of_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     room = DiskSpace(spool_of(tmp_path / "spool", 10), max_bytes=100, min_free_bytes=0)
-    room.measure_some()
+    room.update()
     (tmp_path / "spool").rename(tmp_path / "moved")
 
     with caplog.at_level(logging.WARNING):
-        room.measure_some()
+        room.update()
 
-    assert (room.used_bytes, room.there_is) == (10, True)
+    assert (room.used_bytes, room.has_room) == (10, True)
     assert "cannot be measured" in caplog.text
 
 
@@ -159,24 +159,24 @@ def test_a_trouble_with_one_run_is_logged_once_and_the_disk_is_watched_all_the_s
     room = DiskSpace(spool_of(tmp_path, 10), max_bytes=100, min_free_bytes=10**6)
     (tmp_path / ANOTHER).mkdir()
     (tmp_path / ANOTHER / "0.jsonl").write_bytes(b"x" * 7)
-    room.measure_some()
-    assert (room.used_bytes, room.there_is) == (17, True)
+    room.update()
+    assert (room.used_bytes, room.has_room) == (17, True)
     with monkeypatch.context() as patch:
         refuse(patch, "scandir", tmp_path / RUN)
         disk = psutil.disk_usage(str(tmp_path))
         patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=disk.total, free=10))
         (tmp_path / ANOTHER / "1.jsonl").write_bytes(b"x" * 5)
         for _ in range(20):
-            room.measure_some()
-        assert (room.used_bytes, room.there_is, room.behind) == (22, False, False)
-        assert room.measure()[0] == 12
+            room.update()
+        assert (room.used_bytes, room.has_room, room.has_unmeasured_runs) == (22, False, False)
+        assert room.measure_all()[0] == 12
     assert len(caplog.records) == 1
     assert RUN in caplog.text
 
-    room.measure_some()
-    assert (room.used_bytes, room.there_is) == (22, True)
+    room.update()
+    assert (room.used_bytes, room.has_room) == (22, True)
     refuse(monkeypatch, "scandir", tmp_path / RUN)
-    room.measure_some()
+    room.update()
     assert len(caplog.records) == 2  # it was over in between
 
 
@@ -186,14 +186,14 @@ def test_a_folder_that_is_gone_is_logged_once_and_hurries_nobody(
     for n in range(700):
         (tmp_path / "spool" / f"20260101T000000-{n:08x}").mkdir(parents=True)
     room = DiskSpace(tmp_path / "spool", max_bytes=100, min_free_bytes=0)
-    room.measure_some()
-    assert room.behind
+    room.update()
+    assert room.has_unmeasured_runs
     (tmp_path / "spool").rename(tmp_path / "moved")
 
     for _ in range(20):
-        room.measure_some(keep_reserve=True)
+        room.update(maintain_reserve=True)
 
-    assert not room.behind
+    assert not room.has_unmeasured_runs
     assert ["size" in record.getMessage() for record in caplog.records] == [True, False]
 
 
@@ -204,7 +204,7 @@ def test_several_threads_may_measure_at_once(tmp_path: Path) -> None:
     def measure() -> None:
         try:
             while time.monotonic() < begin + 2:
-                room.measure_some()
+                room.update()
         except RuntimeError as error:  # a collection was changed meanwhile
             failed.append(error)
 
@@ -229,18 +229,18 @@ def test_a_signal_handler_that_asks_for_room_while_it_is_measured_gets_what_was_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = DiskSpace(spool_of(tmp_path, 10), max_bytes=100, min_free_bytes=0)
-    room.measure_some()
+    room.update()
     answers: list[str] = []
     real = os.scandir
 
     def interrupted(path: str) -> os.ScandirIterator[str]:
         if not answers:
             answers.append("")
-            answers.append(room.why_no_room())
+            answers.append(room.why_full_now())
         return real(path)
 
     monkeypatch.setattr(os, "scandir", interrupted)
-    room.measure_some()
+    room.update()
 
     assert (answers, room.used_bytes) == (["", ""], 10)
 

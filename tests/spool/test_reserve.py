@@ -20,7 +20,7 @@ def kept(reserve: Reserve, used_bytes: int, free_bytes: int, disk_bytes: int) ->
     """Have the reserve made as large as it gets; its size."""
     size = -1
     while size != (size := reserve.size()) or not size:
-        if not reserve.keep(used_bytes, free_bytes, disk_bytes):
+        if not reserve.maintain(used_bytes, free_bytes, disk_bytes):
             break
     return reserve.size()
 
@@ -49,9 +49,9 @@ def test_it_is_a_share_of_the_spool_within_bounds(
 def test_it_is_made_only_if_twice_its_size_is_free(folder: Path) -> None:
     reserve = Reserve(folder)
 
-    assert not reserve.keep(0, 2 * least_bytes(100 * GIB) - 1, 100 * GIB)
+    assert not reserve.maintain(0, 2 * least_bytes(100 * GIB) - 1, 100 * GIB)
     assert reserve.size() == 0
-    assert reserve.keep(0, 2 * least_bytes(100 * GIB), 100 * GIB)
+    assert reserve.maintain(0, 2 * least_bytes(100 * GIB), 100 * GIB)
     assert reserve.size() == MIB
 
 
@@ -65,10 +65,10 @@ def test_it_does_not_grow_on_a_disk_that_is_nearly_full(folder: Path) -> None:
 def test_giving_it_up_removes_it_once_and_a_foreign_file_never(folder: Path) -> None:
     reserve = Reserve(folder)
     kept(reserve, 0, GIB, 100 * GIB)
-    reserve.give_up()
-    reserve.give_up()
+    reserve.release()
+    reserve.release()
     assert not (folder / NAME).exists()
 
     (folder / NAME).write_bytes(b"somebody's own")
-    reserve.give_up()
+    reserve.release()
     assert (folder / NAME).read_bytes() == b"somebody's own"

@@ -201,7 +201,7 @@ def test_that_runs_come_and_go_is_seen(spool: Spool, tmp_path: Path) -> None:
 
     folder = spool.writers.create(header()).folder
     assert spool.changed_at() > 10**9
-    assert spool.disk_space.measure()[0] == sum(path.stat().st_size for path in folder.iterdir()) > 0
+    assert spool.disk_space.measure_all()[0] == sum(path.stat().st_size for path in folder.iterdir()) > 0
     spool.writers.close()
     spool.writers.close_all()
     spool.path.rename(tmp_path / "moved")
