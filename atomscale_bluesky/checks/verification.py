@@ -383,7 +383,7 @@ class _Run:
                 names = fact.channels or (noted.channels if noted else ())
                 self._confirmed.setdefault((fact.stream, fact.index), set()).update(names)
         for number, stream in self.state.streams.items():
-            shown = stream.shown or stream.previewed
+            shown = stream.last_preview_taken or stream.last_preview
             if shown is not None and shown.index == stream.next_index:  # there, and confirmed only with its chunk
                 self._tried.setdefault(number, {})[shown.index] = shown.as_tried(cut_short=False)
         account = Account()
@@ -410,7 +410,9 @@ class _Run:
         opening = stream.opening
         tried = self._tried.get(opening.stream, {})
         offset_s = self.state.clock.offset_s if self.state.clock else 0.0
-        cut = cut_again(self._folder, self._layouts.values(), self.header.non_finite, opening, stream.left, tried)
+        cut = cut_again(
+            self._folder, self._layouts.values(), self.header.non_finite, opening, stream.left_at_row, tried
+        )
         again = {chunk.index: chunk.shifted(offset_s) for chunk in cut}
         units = {channel.name: channel.unit for one in reversed(self._layouts.values()) for channel in one.channels}
         for index, noted in tried.items():

@@ -40,7 +40,7 @@ from ..model.chunk import Chunk
 from ..model.rows import Position, Row, Rows
 from ..spool.journal_format import Layout
 from ..spool.ledger_format import OpeningReason
-from ..spool.stream_state import FOR_EVER, StreamState
+from ..spool.stream_state import NO_END, StreamState
 from .cut_stream import CutStream, Point, Resumed, begins_with, by_channel
 from .decisions import CutShort, Decision, Leave, Open, Outgrown, Skip
 
@@ -266,7 +266,7 @@ class Chunker:
         # another stream already.
         for row in sorted({stream.leaving[name] for name in names}):
             some = tuple(name for name in names if stream.leaving.get(name) == row)
-            yield from self._part(stream, some, stream.points[0].position, row, ((row, FOR_EVER),))
+            yield from self._part(stream, some, stream.points[0].position, row, ((row, NO_END),))
 
     def _end_waits(self, position: Position, row: Row) -> Iterator[Decision]:
         """Open a stream for the channels that have a value again, or for the first time."""

@@ -42,12 +42,12 @@ class CutStream:
         self.channels = tuple(self.opening.channels or (channel.name for channel in first_layout.channels))
         self.points: list[Point] = []
         self.over = resumed.over
-        self._ahead = list(self._state.ahead)
+        self._ahead = list(self._state.confirmed_ahead)
         self._places: dict[int, Sequence[int] | None] = {}  # layout → where its rows have the values of the channels
         self._units: tuple[str | None, ...] | None = None
         self.leaving: dict[str, int] = {}  # channels noted as leaving at a later row
         self.go_on(resumed.index, resumed.from_row)
-        left = {name: self._state.left[name] for name in self.channels if name in self._state.left}
+        left = {name: self._state.left_at_row[name] for name in self.channels if name in self._state.left_at_row}
         self.keep(name for name in self.channels if left.get(name, self.from_row + 1) > self.from_row)
         self.leaving = {name: row for name, row in left.items() if name in self.channels}
 
@@ -59,7 +59,7 @@ class CutStream:
     @property
     def shown(self) -> Previewed | None:
         """What the last preview shows, or is about to show, of this chunk if it was not tried yet."""
-        shown = self._state.previewed
+        shown = self._state.last_preview
         return shown if shown is not None and shown.index == self.index and self.noted is None else None
 
     def go_on(self, index: int, from_row: int) -> None:

@@ -47,7 +47,7 @@ def cut_again(
         return
     first, last_row = tried[min(tried)], max(one.last_row for one in tried.values())
     # As it was then: the boundary of a preview is like any other.
-    noted = StreamState(opening, left=dict(left), tried=dict(tried))
+    noted = StreamState(opening, left_at_row=dict(left), tried=dict(tried))
     chunker = Chunker(
         own[0],
         non_finite=non_finite,

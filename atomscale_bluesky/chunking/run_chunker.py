@@ -151,7 +151,7 @@ class RunChunker:
         """
         together = {one.opening.stream for one in stream.group}
         return (
-            any(one.last or one.previewed for one in stream.group)
+            any(one.last_tried or one.last_preview for one in stream.group)
             or any(chunk.stream in together for chunk in self._ready)
             or any(number in together for number, _, _ in self.begun())
         )
@@ -189,13 +189,15 @@ class RunChunker:
     def again(self, stream: StreamState, tried: Mapping[int, Tried]) -> Iterator[Chunk]:
         """Cut the tried chunks of a stream again. The journal is read from the first of them on."""
         layouts = self.account.layouts.values()
-        for chunk in cut_again(self._folder, layouts, self._header.non_finite, stream.opening, stream.left, tried):
+        for chunk in cut_again(
+            self._folder, layouts, self._header.non_finite, stream.opening, stream.left_at_row, tried
+        ):
             self._gil_yield.make_way()
             yield chunk
 
     def _waits_for_a_point(self) -> bool:
         streams = self.ledger.state.streams.items()
-        return any((number or self._header.part) and stream.unmade for number, stream in streams)
+        return any((number or self._header.part) and stream.is_not_requested for number, stream in streams)
 
     def close(self) -> None:
         """Close the journal."""
@@ -313,7 +315,7 @@ class RunChunker:
 
     def _resumed(self, stream: StreamState) -> Resumed:
         index, from_row, _ = self._resume.get(stream.opening.stream) or stream.resume()
-        over = stream.last is not None and stream.last.cut_short and index > stream.last.index
+        over = stream.last_tried is not None and stream.last_tried.cut_short and index > stream.last_tried.index
         return Resumed(stream, index, from_row, over)
 
     def _carry_out_all(self, time_base: str, decisions: Iterable[Decision]) -> None:
@@ -363,7 +365,7 @@ class RunChunker:
         """Keep a chunk that is still to be pushed. An earlier chunk that is confirmed or refused is dropped."""
         stream = self.ledger.state.streams[chunk.stream]
         noted = stream.tried.get(chunk.index)
-        if (noted is None and chunk.index < stream.next_index) or chunk.index in stream.refused or stream.blocked:
+        if (noted is None and chunk.index < stream.next_index) or chunk.index in stream.refused or stream.group_parked:
             return
         if stream.life in {Life.FINALIZING, Life.FINALIZED}:
             return  # it takes no more: these points wait, and the account counts them

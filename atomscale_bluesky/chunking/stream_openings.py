@@ -54,13 +54,13 @@ class StreamOpenings:
         """Return the channels that left a stream and were not given another one for what came after that."""
         waiting: dict[str, Waiting] = {}
         for stream in streams:
-            for name, row in stream.left.items():
+            for name, row in stream.left_at_row.items():
                 if name not in waiting or waiting[name].from_row < row:
                     waiting[name] = Waiting(row, "gap", tuple(span for span in stream.opening.skip if span[1] >= row))
         for stream in streams:
             from_row = stream.opening.from_row
             for name in self.channels_of(stream.opening):
-                has_it = name not in stream.left or stream.left[name] > from_row
+                has_it = name not in stream.left_at_row or stream.left_at_row[name] > from_row
                 if has_it and name in waiting and waiting[name].from_row <= from_row:
                     del waiting[name]
         return waiting
@@ -113,7 +113,7 @@ class StreamOpenings:
                 continue
             if not {name for one in stream.group for name in self.channels_of(one.opening)}.isdisjoint(channels):
                 return None
-            ended = stream.blocked or any(one.ended for one in stream.group)
+            ended = stream.group_parked or any(one.ended for one in stream.group)
             if stream.life in takes and not ended and stream.opening.points_per_chunk == points_per_chunk:
                 return stream.opening
         return None

@@ -94,7 +94,7 @@ class ClaimedRun:
         """Return True if every metrology stream of the stopped run is finalized, and linked."""
         return (
             self.run_chunker.read_all
-            and all(stream.over for stream in self.streams.values())
+            and all(stream.is_done for stream in self.streams.values())
             and not self.pending_links.to_resolve
             and not any(self.missing_links(stream) for stream in self.streams.values())
         )
@@ -107,7 +107,7 @@ class ClaimedRun:
     @property
     def parked_for_good(self) -> str | None:
         """The same, if only the operator can mend it."""
-        return self.state.stuck or (self.header.problem if self.state.edited is None else None)
+        return self.state.stuck_reason or (self.header.problem if self.state.edited is None else None)
 
     @property
     def offset_unknown(self) -> bool:
@@ -117,7 +117,7 @@ class ClaimedRun:
     @property
     def _has_sent_times(self) -> bool:
         """Return True if a part of the run was pushed, or may have been."""
-        return any(stream.last or stream.previewed for stream in self.streams.values())
+        return any(stream.last_tried or stream.last_preview for stream in self.streams.values())
 
     def as_sent(self, chunk: Chunk) -> Chunk:
         """Return a chunk with its times as they are sent."""

@@ -58,7 +58,7 @@ class DrainCheck:
             ledger = self._ledgers.setdefault(folder, LedgerReader(folder / LEDGER)).read_on()
         except OSError:  # a SpoolError is one
             return False
-        if ledger.stuck or (header.problem and ledger.edited is None):
+        if ledger.stuck_reason or (header.problem and ledger.edited is None):
             return False
         return not any(stream.parked or stream.refused for stream in ledger.streams.values())
 
@@ -81,7 +81,7 @@ class DrainCheck:
         folder = Path(run.folder)
         ledger = self._ledgers.setdefault(folder, LedgerReader(folder / LEDGER)).read_on()
         # By an order or after a refusal a stream's chunks may be smaller than the run's header says.
-        sizes = {one.opening.label: one.opening.points_per_chunk for one in ledger.streams.values() if not one.over}
+        sizes = {one.opening.label: one.opening.points_per_chunk for one in ledger.streams.values() if not one.is_done}
         full = {name: sizes[one.label] for one in run.streams if one.label in sizes for name in one.channels}
         least = min(sizes.values(), default=1)
         return all(counts.waiting < full.get(name, least) for name, counts in run.channels.items())

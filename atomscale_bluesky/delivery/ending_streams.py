@@ -75,7 +75,7 @@ def end_streams_without_a_point(run: ClaimedRun) -> None:
     if run.to_reload or not run.run_chunker.read_all:
         return  # `to_reload`: the rows of a stream that was opened just now are read next
     for number, stream in run.streams.items():
-        if not run.is_made_at_once(number) and stream.unmade and not run.run_chunker.has_point(stream):
+        if not run.is_made_at_once(number) and stream.is_not_requested and not run.run_chunker.has_point(stream):
             run.ledger.note(Ended(number, NO_POINT))
 
 
@@ -86,6 +86,6 @@ def end_outgrown_streams(run: ClaimedRun) -> None:
             run.reload("a preview was not taken, so its chunk is made as usual")
     for number in run.run_chunker.outgrown:
         stream = run.streams[number]
-        cut_short = stream.last is not None and stream.last.cut_short
-        if cut_short and stream.all_confirmed and not (stream.ended or stream.blocked):
+        cut_short = stream.last_tried is not None and stream.last_tried.cut_short
+        if cut_short and stream.all_confirmed and not (stream.ended or stream.group_parked):
             run.endings.begin(number, "preview", stream.opening.points_per_chunk)

@@ -43,8 +43,8 @@ def cut_short_in_doubt(ledger: Ledger) -> bool:
     """
     found = False
     for stream in ledger.state.streams.values():
-        sent = stream.previewed
-        if sent is not None and sent is not stream.shown and sent.index == stream.next_index:
+        sent = stream.last_preview
+        if sent is not None and sent is not stream.last_preview_taken and sent.index == stream.next_index:
             ledger.note(sent.as_tried(cut_short=True), sync=True)
             found = True
     return found
@@ -88,7 +88,7 @@ class Previews:
         self._read_at = now
         since: dict[int, tuple[int, float]] = {}
         for number, index, last_row in self._run_chunker.begun():
-            sent = self._state.streams[number].previewed
+            sent = self._state.streams[number].last_preview
             if sent is not None and sent.index == index and sent.last_row >= last_row:
                 continue
             known = self._since.get(number)
@@ -115,7 +115,7 @@ class Previews:
             stream = self._state.streams[number]
             if now < since + self._limit_s or stream.life is not Life.INITIALIZED or index != stream.next_index:
                 continue
-            if stream.blocked or not may_leave(number):
+            if stream.group_parked or not may_leave(number):
                 continue
             if sum(one.opening.why == "preview" for one in self._state.streams.values()) >= MOST_FURTHER_STREAMS:
                 self._end(f"they have cost {MOST_FURTHER_STREAMS} further streams")
@@ -149,14 +149,14 @@ class Previews:
 
     def chunk_refused(self, stream: StreamState, index: int, reason: str) -> bool:
         """Note that the server takes no channel of a chunk. If it was shown, it ends with that, which confirms it."""
-        if stream.shown is None or stream.shown.index != index or not self.cut_short(stream):
+        if stream.last_preview_taken is None or stream.last_preview_taken.index != index or not self.cut_short(stream):
             return False
         self._end(reason)
         return True
 
     def cut_short(self, stream: StreamState) -> bool:
         """End the chunk of which points were shown with these, which confirms it. Return False if there is none."""
-        shown = stream.shown
+        shown = stream.last_preview_taken
         if shown is None or stream.ended or shown.index in stream.confirmed_channels:
             return False
         with self._ledger.together():
@@ -165,7 +165,7 @@ class Previews:
         return True
 
     def _note_answer(self, stream: int, *, taken: bool) -> None:
-        sent = self._state.streams[stream].previewed
+        sent = self._state.streams[stream].last_preview
         if sent is not None:
             self._ledger.note(PreviewAnswered(stream, sent.index, taken))
 

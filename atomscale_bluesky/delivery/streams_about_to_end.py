@@ -124,7 +124,7 @@ class StreamsAboutToEnd:
                 shown, at_least = _shown(stream, index, name)
                 part = Part(noted.points, required, times if name in columns else None, values, shown, at_least)
                 parts.setdefault(name, {})[index] = part
-        preview = stream.previewed
+        preview = stream.last_preview
         if preview is not None and preview.index not in tried:
             for name in preview.channels:
                 shown, at_least = _shown(stream, preview.index, name)
@@ -137,7 +137,7 @@ class StreamsAboutToEnd:
         doubtful = self._endings[stream].doubtful
         names = [name for names in self._ledger.state.streams[stream].delivered for name in names]
         most = sum(
-            one.opening.points_per_chunk * (1 + max(one.next_index, one.last.index if one.last else 0))
+            one.opening.points_per_chunk * (1 + max(one.next_index, one.last_tried.index if one.last_tried else 0))
             for one in self._ledger.state.streams[stream].group
         )
         return dict.fromkeys([*names, *(name for chunk in doubtful for name in chunk.names)], most)
@@ -182,6 +182,10 @@ def _delivered(stream: StreamState, name: str) -> int:
 
 def _shown(stream: StreamState, index: int, name: str) -> tuple[tuple[int, ...], int]:
     """Return how many points of a chunk previews may have put into a stream, and how many are surely there."""
-    sent = [one for one in (stream.previewed, stream.shown) if one and one.index == index and name in one.channels]
-    taken = [one.points for one in sent if one is stream.shown]
+    sent = [
+        one
+        for one in (stream.last_preview, stream.last_preview_taken)
+        if one and one.index == index and name in one.channels
+    ]
+    taken = [one.points for one in sent if one is stream.last_preview_taken]
     return tuple(one.points for one in sent), max(taken, default=0)

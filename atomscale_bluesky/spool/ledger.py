@@ -202,7 +202,7 @@ def is_delivered(path: Path) -> bool:
         SpoolError: A line cannot be decoded.
     """
     state = LedgerReader(path).read_on()
-    return state.broken is None and state.is_over
+    return state.broken is None and state.is_done
 
 
 class LedgerReader:
@@ -304,10 +304,10 @@ class LedgerReader:
                     raise SpoolError(
                         f"a chunk of metrology stream {fact.stream} was tried, but the stream's id is missing"
                     )
-                before = stream.opening.channels if stream.last is None else stream.last.channels
+                before = stream.opening.channels if stream.last_tried is None else stream.last_tried.channels
                 for name in before or ():
                     if name not in fact.channels:
-                        stream.left.setdefault(name, fact.first_row)
+                        stream.left_at_row.setdefault(name, fact.first_row)
             case _:
                 pass
 

@@ -38,7 +38,7 @@ from .ledger_format import (
     Unresolved,
     Verified,
 )
-from .stream_state import FOR_EVER, Life, Refusal, StreamState
+from .stream_state import NO_END, Life, Refusal, StreamState
 
 
 class LedgerState:
@@ -66,7 +66,7 @@ class LedgerState:
         self.broken_was_noted = False
 
     @property
-    def stuck(self) -> str | None:
+    def stuck_reason(self) -> str | None:
         """Why the whole run waits for the operator, whatever its header says."""
         return self.broken or self.parked
 
@@ -76,9 +76,9 @@ class LedgerState:
         return any(stream.data_id is not None for stream in self.streams.values())
 
     @property
-    def is_over(self) -> bool:
+    def is_done(self) -> bool:
         """Return True if nothing of the run is left to deliver."""
-        return bool(self.discarded or (self.streams and all(stream.over for stream in self.streams.values())))
+        return bool(self.discarded or (self.streams and all(stream.is_done for stream in self.streams.values())))
 
     def apply(self, fact: LedgerLine) -> None:
         """Apply one fact to the state.
@@ -105,19 +105,19 @@ class LedgerState:
                     one.life, one.data_id, one.family = Life.INITIALIZED, fact.data_id, fact.family
                     one.parked = None  # the reason for parking has passed
             case ChannelLeft():
-                left = self._stream(fact.stream).left
-                left[fact.channel] = min(fact.from_row, left.get(fact.channel, FOR_EVER))
+                left = self._stream(fact.stream).left_at_row
+                left[fact.channel] = min(fact.from_row, left.get(fact.channel, NO_END))
             case Tried():
                 self._tried(fact)
             case Previewed():
                 self._previewed(fact)
             case PreviewAnswered():
                 stream = self._stream(fact.stream)
-                if stream.previewed is not None and stream.previewed.index == fact.index:
+                if stream.last_preview is not None and stream.last_preview.index == fact.index:
                     if fact.taken:
-                        stream.shown = stream.previewed
+                        stream.last_preview_taken = stream.last_preview
                     else:
-                        stream.previewed = stream.shown
+                        stream.last_preview = stream.last_preview_taken
             case PreviewsEnded():
                 self.previews_ended = fact.reason
             case Confirmed():
@@ -215,18 +215,22 @@ class LedgerState:
             raise SpoolError(
                 f"chunk {fact.index} of metrology stream {fact.stream} cannot follow {stream.next_index - 1}"
             )
-        stream.tried[fact.index] = stream.last = fact
+        stream.tried[fact.index] = stream.last_tried = fact
         stream.next_index += 1
 
     def _previewed(self, fact: Previewed) -> None:
         stream = self._stream(fact.stream, Life.INITIALIZED)
-        before = stream.previewed
-        if fact.index != stream.next_index or before is not stream.shown or (before and before.points >= fact.points):
+        before = stream.last_preview
+        if (
+            fact.index != stream.next_index
+            or before is not stream.last_preview_taken
+            or (before and before.points >= fact.points)
+        ):
             raise SpoolError(
                 f"a preview of chunk {fact.index} of metrology stream {fact.stream} with {fact.points} points cannot "
                 f"follow what was sent before; do two uploaders share this run?"
             )
-        stream.previewed = fact
+        stream.last_preview = fact
 
     def _confirmed(self, fact: Confirmed) -> None:
         stream = self._stream(fact.stream, Life.INITIALIZED)
@@ -259,12 +263,12 @@ class LedgerState:
     def _ended(self, fact: Ended) -> None:
         stream = self._stream(fact.stream, Life.OPENED if fact.why == NO_POINT else Life.INITIALIZED)
         stream.ended = fact.why
-        if fact.why in {"closed by the server", NO_POINT} or stream.ahead or stream.confirmed_channels:
+        if fact.why in {"closed by the server", NO_POINT} or stream.confirmed_ahead or stream.confirmed_channels:
             stream.life = Life.CLOSED  # a stream with a hole is never finalized
         stream.tried.clear()
         stream.refused.clear()
         stream.confirmed_channels.clear()
-        stream.previewed = stream.shown = None
+        stream.last_preview = stream.last_preview_taken = None
 
     def _obeyed(self, order: int) -> None:
         """Let everything that was parked or refused be tried again."""

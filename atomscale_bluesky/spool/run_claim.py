@@ -67,7 +67,7 @@ class RunClaim:
         self.ledger: Ledger = Ledger(folder / LEDGER, make_room=make_room)
         self._make_room = make_room
         # If everything was delivered before, the process that did it may already have written the history.
-        self._perhaps_in_history = self.ledger.state.is_over
+        self._perhaps_in_history = self.ledger.state.is_done
         self._orders = found.orders
         self._history = history
         self._lock = lock

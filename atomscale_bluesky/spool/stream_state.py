@@ -41,7 +41,7 @@ class RowsNotHeld(NamedTuple):
     position: Position
 
 
-FOR_EVER = 2**62  # a row number that no run reaches
+NO_END = 2**62  # a row number that no run reaches
 
 
 @dataclass(slots=True)
@@ -54,15 +54,15 @@ class StreamState:
     family: str | None = None
     parked: str | None = None
     ended: str | None = None  # why it takes no further chunk; NO_POINT if it was never made
-    left: dict[str, int] = field(default_factory=dict)  # channel → the row from which on it is no longer here
+    left_at_row: dict[str, int] = field(default_factory=dict)  # channel → the row from which on it is no longer here
     tried: dict[int, Tried] = field(default_factory=dict)  # chunks that are not wholly confirmed
     refused: dict[int, Refusal] = field(default_factory=dict)
     confirmed_channels: dict[int, set[str]] = field(default_factory=dict)  # of partly confirmed chunks
-    ahead: list[Span] = field(default_factory=list)  # confirmed chunks above one that is not
+    confirmed_ahead: list[Span] = field(default_factory=list)  # confirmed chunks above one that is not
     next_index: int = 0
-    last: Tried | None = None  # the chunk with the highest index
-    previewed: Previewed | None = None  # the last preview of the chunk that is not confirmed yet …
-    shown: Previewed | None = None  # … and the last one that Atomscale has taken
+    last_tried: Tried | None = None  # the chunk with the highest index
+    last_preview: Previewed | None = None  # the last preview of the chunk that is not confirmed yet …
+    last_preview_taken: Previewed | None = None  # … and the last one that Atomscale has taken
     delivered: Counter[tuple[str, ...]] = field(default_factory=Counter)  # points, by the channels that have them
     chunks_confirmed: int = 0
     confirmed_at: float | None = None
@@ -73,18 +73,18 @@ class StreamState:
     group: list[StreamState] = field(default_factory=list, repr=False, compare=False)
 
     @property
-    def over(self) -> bool:
+    def is_done(self) -> bool:
         """Return True if nothing is left to do for this stream."""
         left_open = self.all_confirmed and any(stream.life is Life.CLOSED for stream in self.group)
         return left_open or self.life in {Life.FINALIZED, Life.CLOSED}
 
     @property
-    def unmade(self) -> bool:
+    def is_not_requested(self) -> bool:
         """Return True if it is opened, and no request has been made for a metrology stream of its own."""
         return self.life is Life.OPENED and self.opening.joins is None
 
     @property
-    def blocked(self) -> str | None:
+    def group_parked(self) -> str | None:
         """Why this stream, or one that shares its metrology stream, waits for the operator; None if none waits."""
         return next((stream.parked for stream in self.group if stream.parked), None)
 
@@ -96,10 +96,10 @@ class StreamState:
     @property
     def next_row(self) -> int:
         """The row after the last chunk that was tried."""
-        return self._end()[0]
+        return self._end_of_tried()[0]
 
     @property
-    def answered(self) -> bool:
+    def has_an_answer(self) -> bool:
         """Return True if Atomscale has confirmed or refused any chunk."""
         return bool(self.chunks_confirmed or self.confirmed_channels or self.refused)
 
@@ -109,7 +109,7 @@ class StreamState:
         With no channels, because none came yet, the rest is all rows.
         """
         if not channels:
-            from_row, position = self._end()
+            from_row, position = self._end_of_tried()
             return {RowsNotHeld(from_row, (), position): ()}
         rows_not_held: dict[RowsNotHeld, tuple[str, ...]] = {}
         for name in channels:
@@ -118,7 +118,7 @@ class StreamState:
                 for index, tried in sorted(self.tried.items())
                 if name in tried.channels and name not in self.confirmed_channels.get(index, ())
             ]
-            if name in self.left and not missing and self.left[name] <= self.next_row:
+            if name in self.left_at_row and not missing and self.left_at_row[name] <= self.next_row:
                 continue
             if missing:
                 first = missing[0]
@@ -126,31 +126,31 @@ class StreamState:
                 from_row, position = first.first_row, Position(first.segment, first.offset)
             else:
                 skip = [*self.opening.skip]
-                from_row, position = self._end()
-            if name in self.left:
-                skip.append((self.left[name], FOR_EVER))
+                from_row, position = self._end_of_tried()
+            if name in self.left_at_row:
+                skip.append((self.left_at_row[name], NO_END))
             rest = RowsNotHeld(from_row, tuple(skip), position)
             rows_not_held[rest] = (*rows_not_held.get(rest, ()), name)
         return rows_not_held
 
     def may_be_cut_short_before(self, index: int) -> bool:
         """Return True if an earlier chunk was shown and has no answer yet, so that it may become the last one."""
-        shown = self.previewed
+        shown = self.last_preview
         return shown is not None and shown.index < index and shown.index not in self.refused
 
     def _held(self, name: str) -> list[tuple[int, int]]:
         """Return the row ranges of a channel held above this stream's first chunk that is not wholly confirmed."""
-        ranges = [(span.first_row, span.last_row) for span in self.ahead]
+        ranges = [(span.first_row, span.last_row) for span in self.confirmed_ahead]
         for index, tried in self.tried.items():
             if name in self.confirmed_channels.get(index, ()):
                 ranges.append((tried.first_row, tried.last_row))
         return sorted(ranges)
 
-    def _end(self) -> tuple[int, Position]:
+    def _end_of_tried(self) -> tuple[int, Position]:
         """Return the row after the last chunk that was tried, and its position in the journal."""
-        if self.last is None:
+        if self.last_tried is None:
             return self.opening.from_row, Position(self.opening.segment, self.opening.offset)
-        return self.last.last_row + 1, Position(self.last.segment, self.last.offset)
+        return self.last_tried.last_row + 1, Position(self.last_tried.segment, self.last_tried.offset)
 
     def resume(self) -> tuple[int, int, Position]:
         """Return the next chunk's index, its first row, and the journal position to read from."""
@@ -158,17 +158,17 @@ class StreamState:
         if unconfirmed:
             first = min(unconfirmed, key=lambda tried: tried.index)
             return first.index, first.first_row, Position(first.segment, first.offset)
-        return self.next_index, *self._end()
+        return self.next_index, *self._end_of_tried()
 
     def confirm(self, tried: Tried) -> None:
         """Note that the whole chunk is confirmed."""
         del self.tried[tried.index]
-        if self.previewed is not None and self.previewed.index == tried.index:
-            self.previewed = self.shown = None
+        if self.last_preview is not None and self.last_preview.index == tried.index:
+            self.last_preview = self.last_preview_taken = None
         self.chunks_confirmed += 1
         merged = Span(tried.index, tried.index, tried.first_row, tried.last_row)
         apart: list[Span] = []
-        for span in self.ahead:
+        for span in self.confirmed_ahead:
             if span.last_index + 1 == merged.first_index:
                 merged = Span(span.first_index, merged.last_index, span.first_row, merged.last_row)
             elif merged.last_index + 1 == span.first_index:
@@ -176,4 +176,4 @@ class StreamState:
             else:
                 apart.append(span)
         lowest = min(self.tried, default=self.next_index)
-        self.ahead = sorted(span for span in [*apart, merged] if span.last_index > lowest)
+        self.confirmed_ahead = sorted(span for span in [*apart, merged] if span.last_index > lowest)

@@ -261,7 +261,7 @@ class Account:
             for index, tried in stream.tried.items()
             if name in tried.channels and index not in stream.refused
         )
-        if stream.blocked or beyond:
+        if stream.group_parked or beyond:
             points += max(0, self.next_row.get(time_base, 0) - stream.next_row)
         return points
 
@@ -299,7 +299,7 @@ class Account:
         known: dict[str, int] = {}
         for stream in ledger.streams.values():
             time_base = stream.opening.time_base
-            known[time_base] = max(known.get(time_base, 0), 0 if stream.last is None else stream.next_row)
+            known[time_base] = max(known.get(time_base, 0), 0 if stream.last_tried is None else stream.next_row)
         for number, layout in reversed(self.layouts.items()):
             rows = known.pop(layout.time_base, 0)
             gone[number] = max(0, rows - self.next_row[layout.time_base])

@@ -238,7 +238,7 @@ class _RunPoints:
             if stream.opening.from_row and not self._begins.get(number):
                 self._begins[number] = self._time_of_first_row(stream)
         ends = [chunk.first_time or chunk.last_time for one in state.streams.values() for chunk in one.tried.values()]
-        lasts = [stream.last.last_time for stream in state.streams.values() if stream.last is not None]
+        lasts = [stream.last_tried.last_time for stream in state.streams.values() if stream.last_tried is not None]
         self._delivered = min(ends) if ends else max(lasts, default=None)
         self.marked = hash((self._delivered, *self._begins.values()))
 

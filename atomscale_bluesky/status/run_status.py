@@ -111,13 +111,13 @@ def status_of(
     if header is None:
         raise SpoolError("the journal has no header")
     channels = account.channels(ledger)
-    problem = ledger.stuck or (header.problem if ledger.edited is None else None) or ledger.unresolved
+    problem = ledger.stuck_reason or (header.problem if ledger.edited is None else None) or ledger.unresolved
     streams = tuple(_stream_status(stream, account) for stream in ledger.streams.values() if stream.ended != NO_POINT)
     parked = problem or next((stream.problem for stream in streams if stream.state == "parked"), None)
     cause = _cause(account, ledger) if parked else None
     if ledger.discarded:
         state = "discarded"
-    elif ledger.streams and all(stream.over for stream in ledger.streams.values()) and not ledger.stuck:
+    elif ledger.streams and all(stream.is_done for stream in ledger.streams.values()) and not ledger.stuck_reason:
         state = "finalized"
     elif parked and not any(_may_mend(order, cause) for order in ordered):
         state = "parked"
@@ -126,7 +126,7 @@ def status_of(
     else:
         state = "delivering"
     points = sum(channels.values(), Counts())
-    since = [stream.last.last_time for stream in ledger.streams.values() if stream.last]
+    since = [stream.last_tried.last_time for stream in ledger.streams.values() if stream.last_tried]
     tried = [chunk for stream in ledger.streams.values() for chunk in stream.tried.values()]
     since += [chunk.first_time for chunk in tried if chunk.first_time is not None]
     stop = account.stop if account.stop is not None and not account.stop.interrupted else None
@@ -179,7 +179,7 @@ def _may_mend(order: OrderLine, cause: Cause | None) -> bool:
 
 def _cause(account: Account, ledger: LedgerState) -> Cause:
     """Return the kind of problem of a run that has one."""
-    if ledger.stuck:
+    if ledger.stuck_reason:
         return "ledger" if ledger.broken else "run"
     if account.header is not None and account.header.problem and ledger.edited is None:
         return "metadata"
@@ -210,5 +210,5 @@ def _stream_status(stream: StreamState, account: Account) -> StreamStatus:
         problem=problem,
         chunks_confirmed=stream.chunks_confirmed,
         chunks_refused=len(stream.refused),
-        channels=tuple(name for name in account.channels_of(stream) if name in held or name not in stream.left),
+        channels=tuple(name for name in account.channels_of(stream) if name in held or name not in stream.left_at_row),
     )

@@ -71,7 +71,11 @@ def say(status: RunStatus, state: LedgerState) -> None:
     left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(points.left_out.items())) or "none"
     ended = f", its plan ended with {word}" if (word := ending(status.exit_status)) else ""
     since = recorded_since(status.folder)  # a recorded run's points are old before they are taken
-    took = [s.confirmed_at - max(s.last.last_time, since) for s in state.streams.values() if s.confirmed_at and s.last]
+    took = [
+        s.confirmed_at - max(s.last_tried.last_time, since)
+        for s in state.streams.values()
+        if s.confirmed_at and s.last_tried
+    ]
     _logger.log(
         logging.WARNING if points.waiting or points.refused or points.lost else logging.INFO,
         "run %s %s%s: %d points delivered%s; waiting: %d; refused: %d; left out: %s; discarded: %d; lost: %d%s",

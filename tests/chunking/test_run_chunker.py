@@ -44,7 +44,7 @@ SMALLER = Layout(layout=1, event_stream="primary", time_base="primary", channels
 def stream(number: int = 4, *, noted: tuple[Tried, ...] = (), ahead: tuple[Span, ...] = (), **opening: Any) -> Any:
     """A metrology stream of which some chunks may have been tried or settled before."""
     opened = Opened(number, "primary", 0, "run start", "label", "token", 5, 1, 0, **opening)
-    return StreamState(opened, tried={tried.index: tried for tried in noted}, ahead=[*ahead])
+    return StreamState(opened, tried={tried.index: tried for tried in noted}, confirmed_ahead=[*ahead])
 
 
 def chunker(*resumed: Resumed, waiting: dict[str, Waiting] | None = None) -> Chunker:

@@ -277,7 +277,7 @@ def test_a_run_does_not_leave_the_spool_while_points_of_it_are_nowhere(
     if forged is a_skip_over_what_is_nowhere:
         facts += [*further, Finalizing(1), Finalized(1, 1.0)]
     write(spool_dir, [*facts, Finalizing(0), Finalized(0, 1.0)])
-    assert LedgerReader(folder_in(spool_dir) / "ledger.jsonl").read_on().streams[0].over
+    assert LedgerReader(folder_in(spool_dir) / "ledger.jsonl").read_on().streams[0].is_done
 
     callback = make_callback()
     assert not callback.drain(timeout_s=20)

@@ -149,7 +149,7 @@ def test_a_preview_only_ever_grows_and_waits_for_the_answer_to_the_last_one(fact
 def test_a_preview_that_was_not_taken_leaves_what_was_shown_before() -> None:
     stream = stream_of(previewed(0, 4), SHOWN, previewed(0, 6), PreviewAnswered(0, 0, taken=False))
 
-    assert stream.shown == stream.previewed == previewed(0, 4)
+    assert stream.last_preview_taken == stream.last_preview == previewed(0, 4)
     assert stream.delivered.total() == 0
 
 
@@ -161,7 +161,7 @@ def test_a_chunk_that_is_cut_short_replaces_the_one_that_was_tried_whole_and_is_
 
     assert stream.all_confirmed
     assert stream.delivered == {("a", "b"): 4}
-    assert stream.last == short
+    assert stream.last_tried == short
     assert stream.rows_not_held(("a", "b")) == {RowsNotHeld(4, (), Position(1, 0)): ("a", "b")}
 
 
@@ -194,7 +194,7 @@ def test_facts_noted_together_are_all_there_after_a_crash_or_none(tmp_path: Path
     assert LedgerReader(path).read_on().streams[0].chunks_confirmed == 1
     with path.open("r+b") as file:
         file.truncate(before + (path.stat().st_size - before) // 2 - 5)
-    assert LedgerReader(path).read_on().streams[0].last is None
+    assert LedgerReader(path).read_on().streams[0].last_tried is None
 
 
 def test_what_a_refused_move_says_names_the_stream_and_the_likely_cause() -> None:
@@ -253,7 +253,7 @@ def test_a_channel_that_was_refused_and_then_confirmed_is_delivered() -> None:
 def test_what_is_confirmed_takes_no_memory_however_long_the_run() -> None:
     stream = stream_of(*(fact for index in range(5000) for fact in (tried(index), Confirmed(0, index, 1.0))))
 
-    assert (stream.tried, stream.confirmed_channels, stream.refused, stream.ahead) == ({}, {}, {}, [])
+    assert (stream.tried, stream.confirmed_channels, stream.refused, stream.confirmed_ahead) == ({}, {}, {}, [])
     assert stream.delivered == {("a", "b"): 50_000}
     assert (stream.chunks_confirmed, stream.next_index) == (5000, 5000)
 
@@ -277,13 +277,15 @@ def test_chunks_that_are_confirmed_above_one_that_is_not_are_known_by_their_rows
 
     first = min(stream.tried, default=8)
     assert first == min(set(order[confirmed:]), default=8)
-    ahead = {n for span in stream.ahead for n in range(span.first_index, span.last_index + 1)}
+    ahead = {n for span in stream.confirmed_ahead for n in range(span.first_index, span.last_index + 1)}
     assert ahead == {n for n in order[:confirmed] if n > first}
     assert all(
-        (span.first_row, span.last_row) == (10 * span.first_index, 10 * span.last_index + 9) for span in stream.ahead
+        (span.first_row, span.last_row) == (10 * span.first_index, 10 * span.last_index + 9)
+        for span in stream.confirmed_ahead
     )
     assert all(
-        one.last_index + 1 < other.first_index for one, other in zip(stream.ahead, stream.ahead[1:], strict=False)
+        one.last_index + 1 < other.first_index
+        for one, other in zip(stream.confirmed_ahead, stream.confirmed_ahead[1:], strict=False)
     )
 
 

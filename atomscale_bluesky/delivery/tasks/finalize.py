@@ -72,7 +72,7 @@ def _may_be_closed(run: ClaimedRun, number: int, stream: StreamState) -> bool:
     """Return True if all that is left to do for a stream is to close it, whatever the account says."""
     if run.book.holds(Kind.FINALIZE, number) or stream.opening.joins is not None:
         return False
-    if stream.blocked or any(not one.all_confirmed or one.life is Life.CLOSED for one in stream.group):
+    if stream.group_parked or any(not one.all_confirmed or one.life is Life.CLOSED for one in stream.group):
         return False
     if run.book.holds(Kind.LINK, number) or run.pending_links.to_resolve or run.missing_links(stream):
         return False

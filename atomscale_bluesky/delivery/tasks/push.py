@@ -92,7 +92,7 @@ def next_work(run: ClaimedRun, now: float) -> Push | None:
     tried_before = chunk.index < stream.next_index
     if not tried_before:
         # If a power cut took this note, the preview sent before would be sent again, and that has fewer points.
-        run.ledger.note(Tried.of(chunk), sync=stream.previewed is not None)
+        run.ledger.note(Tried.of(chunk), sync=stream.last_preview is not None)
     opening = stream.opening
     return Push(
         opening.stream,
@@ -113,7 +113,7 @@ def _may_leave(run: ClaimedRun, chunk: Chunk) -> bool:
     if run.book.holds(Kind.PREVIEW, chunk.stream) or stream.may_be_cut_short_before(chunk.index):
         return False
     # The first chunk leaves alone. It shows whether the server takes chunks of this kind and size.
-    return stream.answered or not run.book.holds(Kind.PUSH, chunk.stream)
+    return stream.has_an_answer or not run.book.holds(Kind.PUSH, chunk.stream)
 
 
 def _unconfirmed(stream: StreamState, chunk: Chunk) -> Chunk:
