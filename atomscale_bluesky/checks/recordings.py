@@ -258,9 +258,9 @@ def _cut(claim: RunClaim) -> list[tuple[str, Series]]:
         run_chunker.openings.open(
             why="run start", time_base=claim.header.primary, from_row=0, position=START, channels=None
         )
-        while not run_chunker.read_all:
+        while not run_chunker.all_cut:
             run_chunker.read_on()
-            while (chunk := run_chunker.take(lambda _: True)) is not None:
+            while (chunk := run_chunker.take_ready(lambda _: True)) is not None:
                 time_base = claim.ledger.state.streams[chunk.stream].opening.time_base
                 for column in chunk.columns:
                     series = due.setdefault((time_base, column.name), Series(column.unit))

@@ -45,7 +45,7 @@ from .cut_stream import CutStream, Point, Resumed, begins_with, by_channel
 from .decisions import CutShort, Decision, Leave, Open, Outgrown, Skip
 
 
-class Waiting(msgspec.Struct, frozen=True):
+class ChannelWait(msgspec.Struct, frozen=True):
     """What a channel without a stream waits for: the first row from `from_row` on that has a value of it."""
 
     from_row: int
@@ -73,53 +73,53 @@ class Chunker:
         *,
         non_finite: str,
         streams: Iterable[Resumed],
-        waiting: Mapping[str, Waiting] | None = None,
+        waiting: Mapping[str, ChannelWait] | None = None,
         known: Iterable[str] = (),
     ) -> None:
         self._policy = non_finite
-        self._opened: CutStream | None = None  # the stream of the last decision to open one
-        self._index: dict[int, dict[str, int]] = {}  # layout → channel name → index in its rows' values
+        self._stream_opened: CutStream | None = None  # the stream of the last decision to open one
+        self._places: dict[int, dict[str, int]] = {}  # layout → channel name → index in its rows' values
         self._units: dict[str, str | None] = {}
-        self._came: dict[str, int] = {}  # channel name → its first layout
+        self._first_layouts: dict[str, int] = {}  # channel name → its first layout
         self._waiting = dict(waiting or {})
-        self._known = {*known, *self._waiting}
+        self._known_channels = {*known, *self._waiting}
         self._first_layout = layout
         self._streams = [CutStream(resumed, layout) for resumed in streams]
-        self._known.update(name for stream in self._streams for name in stream.channels)
-        self._know(layout, Waiting(0, "event stream"))
+        self._known_channels.update(name for stream in self._streams for name in stream.channels)
+        self._note_channels(layout, ChannelWait(0, "event stream"))
 
-    def layout(self, layout: Layout, *, from_row: int) -> None:
+    def take_layout(self, layout: Layout, *, from_row: int) -> None:
         """Note the layout that rows from `from_row` on name. Channels that it adds wait for their first value."""
-        self._know(layout, Waiting(from_row, "late channel"))
+        self._note_channels(layout, ChannelWait(from_row, "late channel"))
 
-    def opened(self, stream: StreamState) -> None:
+    def take_opened(self, stream: StreamState) -> None:
         """Take rows for the stream of the last decision to open one."""
-        self._opened = CutStream(Resumed(stream, from_row=stream.opening.from_row), self._first_layout)
-        self._streams.append(self._opened)
+        self._stream_opened = CutStream(Resumed(stream, from_row=stream.opening.from_row), self._first_layout)
+        self._streams.append(self._stream_opened)
 
-    def row(self, position: Position, row: Row) -> Iterator[Decision]:
+    def take_row(self, position: Position, row: Row) -> Iterator[Decision]:
         """Yield what this row decides, above all the chunks that it completes. Rows come in order of their numbers."""
         for stream in tuple(self._streams):
-            yield from self._add(stream, position, row)
+            yield from self._take_row_for(stream, position, row)
         if self._waiting:
             yield from self._end_waits(position, row)
 
-    def whole_chunk(self, layout: int, number: int) -> int:
-        """Return how many `Rows` from `number` on make exactly the next chunk and nothing else; 0 if they do not."""
+    def rows_of_whole_chunk(self, layout: int, number: int) -> int:
+        """Return how many `Rows` from `number` on are exactly the next chunk of one stream; 0 if they decide more."""
         taking = [stream for stream in self._streams if stream.channels]
         if len(taking) != 1 or self._waiting:
             return 0
         stream, opening = taking[0], taking[0].opening
-        if stream.points or stream.over or stream.leaving or opening.skip or number < stream.from_row:
+        if stream.points or stream.takes_no_more or stream.leaving or opening.skip or number < stream.from_row:
             return 0
-        if stream.noted or stream.places(layout, self._index[layout]) is None:
+        if stream.tried_before or stream.places(layout, self._places[layout]) is None:
             return 0
         return opening.points_per_chunk
 
-    def rows(self, position: Position, rows: Rows) -> Chunk:
-        """Return the chunk of these rows, after `whole_chunk` said that they make one. `row` would give the same."""
+    def chunk_of(self, position: Position, rows: Rows) -> Chunk:
+        """Return the chunk of as many rows as `rows_of_whole_chunk` has said. `take_row` would give the same."""
         stream = next(stream for stream in self._streams if stream.channels)
-        places = stream.places(rows.layout, self._index[rows.layout])
+        places = stream.places(rows.layout, self._places[rows.layout])
         last_row = rows.number + len(rows.times) - 1
         chunk = Chunk(
             stream=stream.opening.stream,
@@ -132,7 +132,7 @@ class Chunker:
             last_row=last_row,
             position=position,
         )
-        stream.go_on(stream.index + 1, last_row + 1)
+        stream.go_to(stream.index + 1, last_row + 1)
         return chunk
 
     def finish(self) -> Iterator[Decision]:
@@ -140,65 +140,75 @@ class Chunker:
         for stream in self._streams:
             yield from self._cut(stream)
 
-    def begun(self) -> Iterator[tuple[int, int, int]]:
+    def unfinished(self) -> Iterator[tuple[int, int, int]]:
         """Yield each stream with an unfinished chunk, that chunk's index, and the number of its newest row."""
         for stream in self._streams:
             if stream.points:
                 yield stream.opening.stream, stream.index, stream.points[-1].number
 
-    def so_far(self, number: int) -> Iterator[Decision]:
+    def preview_of(self, number: int) -> Iterator[Decision]:
         """Yield a stream's unfinished chunk as it is now, but not if it must not be shown."""
         stream = next(stream for stream in self._streams if stream.opening.stream == number)
         return self._cut(stream, unfinished=True)
 
-    def _know(self, layout: Layout, waiting: Waiting) -> None:
-        self._index[layout.layout] = {channel.name: i for i, channel in enumerate(layout.channels)}
+    def _note_channels(self, layout: Layout, waiting: ChannelWait) -> None:
+        self._places[layout.layout] = {channel.name: i for i, channel in enumerate(layout.channels)}
         for channel in layout.channels:
             self._units.setdefault(channel.name, channel.unit)
-            self._came.setdefault(channel.name, layout.layout)
-            if channel.name not in self._known:
-                self._known.add(channel.name)
+            self._first_layouts.setdefault(channel.name, layout.layout)
+            if channel.name not in self._known_channels:
+                self._known_channels.add(channel.name)
                 self._waiting[channel.name] = waiting
 
-    def _add(self, stream: CutStream, position: Position, row: Row) -> Iterator[Decision]:
+    def _take_row_for(self, stream: CutStream, position: Position, row: Row) -> Iterator[Decision]:
         if row.number < stream.from_row or not stream.channels:
             return
         if stream.opening.skip and any(first <= row.number <= last for first, last in stream.opening.skip):
             return
         if stream.leaving:
             yield from self._leave_as_noted(stream, row.number)
-        places = stream.places(row.layout, self._index[row.layout])
-        without: tuple[str, ...] = ()
-        if places is None or (None in row.values and self._policy != "null"):
-            without = tuple(name for name in stream.channels if not self._has_value(row, name))
-            if len(without) == len(stream.channels):
+        without = self._channels_without_value(stream, row)
+        if without and len(without) == len(stream.channels):
+            return
+        if stream.tried_before is not None:
+            yield from self._end_damaged_chunks(stream, row.number)
+            if row.number < stream.from_row:
                 return
-        noted = stream.noted
-        while noted and row.number > noted.last_row:  # the row that ended it then is damaged now
+        if stream.takes_no_more:
+            yield Outgrown(stream.opening.stream)
+            return
+        tried = stream.tried_before
+        if tried is not None:
+            without = tuple(name for name in stream.channels if name in without or name not in tried.channels)
+        if without:
+            if stream.preview:
+                yield from self._cut_short(stream)
+                return
+            yield from self._split_off(stream, without, position, row.number)
+        point = self._point(stream, position, row)
+        if point is not None and stream.add(point):
+            yield from self._cut(stream)
+
+    def _channels_without_value(self, stream: CutStream, row: Row) -> tuple[str, ...]:
+        """Return the channels of a stream to which a row gives no point."""
+        has_all_channels = stream.places(row.layout, self._places[row.layout]) is not None
+        if has_all_channels and (self._policy == "null" or None not in row.values):
+            return ()
+        return tuple(name for name in stream.channels if not self._has_value(row, name))
+
+    def _end_damaged_chunks(self, stream: CutStream, number: int) -> Iterator[Decision]:
+        """End the tried chunks that are not full before this row: the rows that ended them are damaged now."""
+        tried = stream.tried_before
+        while tried is not None and number > tried.last_row:
             if stream.points:
                 yield from self._cut(stream)
             else:  # all of it is damaged, and no other rows may get its index
-                stream.go_on(noted.index + 1, noted.last_row + 1)
-            noted = stream.noted
-        if row.number < stream.from_row:
-            return
-        if stream.over:
-            yield Outgrown(stream.opening.stream)
-            return
-        if noted:
-            without = tuple(name for name in stream.channels if name in without or name not in noted.channels)
-        if without:
-            if stream.shown:
-                yield from self._cut_short(stream)
-                return
-            yield from self._part(stream, without, position, row.number)
-        point = self._point(stream, position, row)
-        if point is not None and stream.take(point):
-            yield from self._cut(stream)
+                stream.go_to(tried.index + 1, tried.last_row + 1)
+            tried = stream.tried_before
 
     def _point(self, stream: CutStream, position: Position, row: Row) -> Point | None:
         """Return what a row gives a stream, or None if it lacks a channel."""
-        places = stream.places(row.layout, self._index[row.layout])
+        places = stream.places(row.layout, self._places[row.layout])
         if places is None:
             return None
         values = row.values
@@ -206,7 +216,7 @@ class Chunker:
 
     def _cut(self, stream: CutStream, *, unfinished: bool = False) -> Iterator[Decision]:
         """Make a chunk of the collected points."""
-        points, shown, noted = stream.points, stream.shown, stream.noted
+        points, shown, noted = stream.points, stream.preview, stream.tried_before
         if not points:
             return
         if shown and not (set(stream.channels) >= set(shown.channels) and begins_with(points, shown)):
@@ -225,33 +235,33 @@ class Chunker:
         )
         if not unfinished:
             stream.points = []
-            stream.over = noted is not None and noted.cut_short
-            stream.go_on(stream.index + 1, points[-1].number + 1)
+            stream.takes_no_more = noted is not None and noted.cut_short
+            stream.go_to(stream.index + 1, points[-1].number + 1)
 
     def _cut_short(self, stream: CutStream) -> Iterator[Decision]:
         """End a stream with what was shown of its chunk. Rows beyond it are read again, for a further stream."""
-        stream.points, stream.over = [], True
+        stream.points, stream.takes_no_more = [], True
         yield CutShort(stream.opening.stream)
         yield Outgrown(stream.opening.stream)
 
     # ---- channels that leave a stream, or have none ------------------------------------------------------------------
 
-    def _part(
+    def _split_off(
         self, stream: CutStream, names: tuple[str, ...], position: Position, number: int, skip: Skip = ()
     ) -> Iterator[Decision]:
         """Have channels leave a stream, with their points of its unfinished chunk, before the row of this number."""
-        gone = stream.keep(name for name in stream.channels if name not in names)
+        gone = stream.keep_only(name for name in stream.channels if name not in names)
         if gone:
             position, number = gone[0].position, gone[0].number
         skip = tuple(span for span in (*stream.opening.skip, *skip) if span[1] >= number)
         if not gone:
             yield Leave(stream.opening.stream, names, number)
-            self._waiting.update(dict.fromkeys(names, Waiting(number, "gap", skip)))
+            self._waiting.update(dict.fromkeys(names, ChannelWait(number, "gap", skip)))
             return
         opened = yield from self._open(Open("gap", number, position, names, skip, stream.opening.stream))
         if opened is not None:
             for point in gone:
-                if opened.take(point):
+                if opened.add(point):
                     yield from self._cut(opened)
 
     def _leave_as_noted(self, stream: CutStream, number: int) -> Iterator[Decision]:
@@ -260,42 +270,42 @@ class Chunker:
         if not names:
             return
         if not stream.points:
-            stream.keep(name for name in stream.channels if name not in names)
+            stream.keep_only(name for name in stream.channels if name not in names)
             return
         # Rows have been damaged since, so the chunk has no end where the channels left. Their later points are in
         # another stream already.
         for row in sorted({stream.leaving[name] for name in names}):
             some = tuple(name for name in names if stream.leaving.get(name) == row)
-            yield from self._part(stream, some, stream.points[0].position, row, ((row, NO_END),))
+            yield from self._split_off(stream, some, stream.points[0].position, row, ((row, NO_END),))
 
     def _end_waits(self, position: Position, row: Row) -> Iterator[Decision]:
         """Open a stream for the channels that have a value again, or for the first time."""
-        index = self._index[row.layout]
+        index = self._places[row.layout]
         together: dict[tuple[OpeningReason, int, Skip], list[str]] = {}
         for name in sorted(self._waiting.keys() & index.keys(), key=index.__getitem__):
             waiting = self._waiting[name]
             held = row.number < waiting.from_row or any(first <= row.number <= last for first, last in waiting.skip)
             if not held and self._has_value(row, name):
-                together.setdefault((waiting.why, self._came[name], waiting.skip), []).append(name)
+                together.setdefault((waiting.why, self._first_layouts[name], waiting.skip), []).append(name)
         for (why, _, skip), names in together.items():
             for name in names:
                 del self._waiting[name]
             skip = tuple(span for span in skip if span[1] >= row.number)
             opened = yield from self._open(Open(why, row.number, position, tuple(names), skip))
             point = None if opened is None else self._point(opened, position, row)
-            if opened is not None and point is not None and opened.take(point):
+            if opened is not None and point is not None and opened.add(point):
                 yield from self._cut(opened)
 
     def _open(self, decision: Open) -> Generator[Decision, None, CutStream | None]:
         """Decide that a stream opens. Return it, or None if it is not made."""
-        self._opened = None
+        self._stream_opened = None
         yield decision
-        return self._opened
+        return self._stream_opened
 
     # ---- values ------------------------------------------------------------------------------------------------------
 
     def _has_value(self, row: Row, name: str) -> bool:
-        place = self._index[row.layout].get(name)
+        place = self._places[row.layout].get(name)
         if place is None or self._policy == "null":
             return place is not None
         return row.values[place] is not None and not self._is_dropped(row, name)
@@ -304,5 +314,5 @@ class Chunker:
         """Return True if the policy skips the row: a channel that began together with this one has a gap in it."""
         if self._policy != "drop_row":
             return False
-        index, came = self._index[row.layout], self._came[name]
-        return any(row.values[place] is None and self._came[other] == came for other, place in index.items())
+        index, came = self._places[row.layout], self._first_layouts[name]
+        return any(row.values[place] is None and self._first_layouts[other] == came for other, place in index.items())

@@ -21,7 +21,7 @@ class Resumed(msgspec.Struct, frozen=True):
     stream: StreamState
     index: int = 0  # of the next chunk
     from_row: int = 0  # rows before this one are in earlier chunks
-    over: bool = False  # its last chunk was cut short, so it takes no more
+    takes_no_more: bool = False  # its last chunk was cut short, so it takes no more
 
 
 class Point(NamedTuple):
@@ -41,36 +41,36 @@ class CutStream:
         self.opening = resumed.stream.opening
         self.channels = tuple(self.opening.channels or (channel.name for channel in first_layout.channels))
         self.points: list[Point] = []
-        self.over = resumed.over
-        self._ahead = list(self._state.confirmed_ahead)
+        self.takes_no_more = resumed.takes_no_more
+        self._confirmed_ahead = list(self._state.confirmed_ahead)
         self._places: dict[int, Sequence[int] | None] = {}  # layout → where its rows have the values of the channels
         self._units: tuple[str | None, ...] | None = None
         self.leaving: dict[str, int] = {}  # channels noted as leaving at a later row
-        self.go_on(resumed.index, resumed.from_row)
+        self.go_to(resumed.index, resumed.from_row)
         left = {name: self._state.left_at_row[name] for name in self.channels if name in self._state.left_at_row}
-        self.keep(name for name in self.channels if left.get(name, self.from_row + 1) > self.from_row)
+        self.keep_only(name for name in self.channels if left.get(name, self.from_row + 1) > self.from_row)
         self.leaving = {name: row for name, row in left.items() if name in self.channels}
 
     @property
-    def noted(self) -> Tried | None:
+    def tried_before(self) -> Tried | None:
         """The range of rows of this chunk if it was tried before: its boundary stays where it was."""
         return self._state.tried.get(self.index)
 
     @property
-    def shown(self) -> Previewed | None:
+    def preview(self) -> Previewed | None:
         """What the last preview shows, or is about to show, of this chunk if it was not tried yet."""
-        shown = self._state.last_preview
-        return shown if shown is not None and shown.index == self.index and self.noted is None else None
+        preview = self._state.last_preview
+        return preview if preview is not None and preview.index == self.index and self.tried_before is None else None
 
-    def go_on(self, index: int, from_row: int) -> None:
-        """Continue with this chunk, or with the next one that is not confirmed yet."""
-        while self._ahead and self._ahead[0].first_index <= index:
-            span = self._ahead.pop(0)
+    def go_to(self, index: int, from_row: int) -> None:
+        """Go on with the chunk of this index, or with the next one that is not confirmed yet."""
+        while self._confirmed_ahead and self._confirmed_ahead[0].first_index <= index:
+            span = self._confirmed_ahead.pop(0)
             if span.last_index >= index:
                 index, from_row = span.last_index + 1, span.last_row + 1
         self.index, self.from_row = index, from_row
 
-    def take(self, point: Point) -> bool:
+    def add(self, point: Point) -> bool:
         """Add a point. Return True if the chunk is full."""
         self.points.append(point)
         noted = self._state.tried.get(self.index)
@@ -79,8 +79,8 @@ class CutStream:
         # The last row's number may occur twice.
         return point.number == noted.last_row and len(self.points) >= noted.points
 
-    def keep(self, names: Iterable[str]) -> list[Point]:
-        """Keep these channels only. Return the points of the others in the unfinished chunk."""
+    def keep_only(self, names: Iterable[str]) -> list[Point]:
+        """Drop all other channels. Return their points of the unfinished chunk."""
         kept = frozenset(names)
         stay = [place for place, name in enumerate(self.channels) if name in kept]
         go = [place for place, name in enumerate(self.channels) if name not in kept]
@@ -92,13 +92,22 @@ class CutStream:
         return gone
 
     def places(self, layout: int, index: Mapping[str, int]) -> Sequence[int] | None:
-        """Return where rows of a layout have the channels' values, or None if the layout lacks a channel."""
+        """Return where rows of a layout have the channels' values, or None if the layout lacks a channel.
+
+        Args:
+            layout: The layout's number.
+            index: Where its rows have the value of each channel.
+        """
         if layout not in self._places:
-            places = [index[name] for name in self.channels if name in index]
-            whole = range(len(index))  # all that a row has, in its order
-            there = len(places) == len(self.channels)
-            self._places[layout] = None if not there else whole if places == [*whole] else places
+            self._places[layout] = self._find_places(index)
         return self._places[layout]
+
+    def _find_places(self, index: Mapping[str, int]) -> Sequence[int] | None:
+        if any(name not in index for name in self.channels):
+            return None
+        places = [index[name] for name in self.channels]
+        whole_row = range(len(index))
+        return whole_row if places == [*whole_row] else places
 
     def units(self, known: Mapping[str, str | None]) -> tuple[str | None, ...]:
         """Return the units of the channels, in their order."""

@@ -13,7 +13,7 @@ Skip = tuple[tuple[int, int], ...]
 
 
 class Open(msgspec.Struct, frozen=True):
-    """A further metrology stream of this time base begins. `Chunker.opened` takes it, unless it is not made."""
+    """A further metrology stream of this time base begins. `Chunker.take_opened` takes it, unless it is not made."""
 
     why: OpeningReason
     from_row: int

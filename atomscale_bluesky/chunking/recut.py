@@ -24,7 +24,7 @@ def cut_again(
     layouts: Iterable[Layout],
     non_finite: str,
     opening: Opened,
-    left: Mapping[str, int],
+    left_at_row: Mapping[str, int],
     tried: Mapping[int, Tried],
 ) -> Iterator[Chunk]:
     """Cut the chunks of one metrology stream again, as they were when they were tried.
@@ -36,27 +36,27 @@ def cut_again(
         layouts: All of the run's layouts, in order.
         non_finite: The run's policy for gaps.
         opening: The stream's opening.
-        left: Channels that ended in the stream, and from which row on.
+        left_at_row: Channels that ended in the stream, and from which row on.
         tried: Which rows made its chunks, by index. Cutting begins with the first of them.
 
     Raises:
         SpoolError: A line of the journal cannot be decoded.
     """
-    own = [layout for layout in layouts if layout.time_base == opening.time_base]
-    if not tried or not own:
+    layouts_here = [layout for layout in layouts if layout.time_base == opening.time_base]
+    if not tried or not layouts_here:
         return
     first, last_row = tried[min(tried)], max(one.last_row for one in tried.values())
     # As it was then: the boundary of a preview is like any other.
-    noted = StreamState(opening, left_at_row=dict(left), tried=dict(tried))
+    state = StreamState(opening, left_at_row=dict(left_at_row), tried=dict(tried))
     chunker = Chunker(
-        own[0],
+        layouts_here[0],
         non_finite=non_finite,
-        streams=[Resumed(noted, first.index, first.first_row)],
-        known={channel.name for layout in own for channel in layout.channels},
+        streams=[Resumed(state, first.index, first.first_row)],
+        known={channel.name for layout in layouts_here for channel in layout.channels},
     )
-    for layout in own[1:]:
-        chunker.layout(layout, from_row=0)
-    numbers, last = {layout.layout for layout in own}, 0
+    for layout in layouts_here[1:]:
+        chunker.take_layout(layout, from_row=0)
+    numbers, newest = {layout.layout for layout in layouts_here}, 0
     for position, payload in _lines(folder, Position(first.segment, first.offset)):
         if not is_row(payload):
             continue
@@ -64,14 +64,14 @@ def cut_again(
         if row.layout in numbers:
             if row.number > last_row:
                 break
-            if row.number < last:  # damage: it was not sent
+            if row.number < newest:  # damage: it was not sent
                 continue
-            last = row.number
-            yield from _chunks(chunker.row(position, row))
-    yield from _chunks(chunker.finish())
+            newest = row.number
+            yield from _only_chunks(chunker.take_row(position, row))
+    yield from _only_chunks(chunker.finish())
 
 
-def _chunks(decisions: Iterable[Decision]) -> Iterator[Chunk]:
+def _only_chunks(decisions: Iterable[Decision]) -> Iterator[Chunk]:
     """Yield the chunks. What else was decided was noted then, and further rows are in another stream."""
     return (decision for decision in decisions if isinstance(decision, Chunk))
 

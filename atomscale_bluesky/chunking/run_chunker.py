@@ -60,7 +60,7 @@ class RunChunker:
         self.openings = StreamOpenings(header, ledger, self.account)
         self.at_end = False  # the journal was read to its present end
         self.more_to_read = False  # the last call of `read_on` stopped before its end
-        self.read_all = False  # read up to the run's stop, and its last chunks cut
+        self.all_cut = False  # read up to the run's stop, and its last chunks cut
         self._ready: deque[Chunk] = deque()
         self._damaged: list[Chunk] = []
         self._to_cut_short: set[int] = set()
@@ -70,15 +70,15 @@ class RunChunker:
         self._gil_yield = gil_yield or GilYield()
         self._cutters: dict[str, Chunker] = {}
         self._resume = {stream.opening.stream: stream.resume() for stream in self.openings.going_on()}
-        self._from = min((position for _, _, position in self._resume.values()), default=START)
+        self._cut_from = min((position for _, _, position in self._resume.values()), default=START)
         self._reader = RunReader(folder)
         self._lines: Iterator[Line] = iter(())
         self._synced_to = START
-        self._present: Layout | None = None  # the layout that the last row named
-        self._one_by_one = 0  # how many lines are known not to be `Rows`
-        self._too_few = False  # there are only rows ahead, and too few for a chunk
-        self._decoded = START, NO_ROWS  # rows that stand at this position, decoded already
-        self._at_once = 1  # of how many chunks the rows are decoded together
+        self._last_layout: Layout | None = None  # the layout that the last row named
+        self._lines_one_by_one = 0  # how many lines are known not to be `Rows`
+        self._too_few_ahead = False  # there are only rows ahead, and too few for a chunk
+        self._decoded_ahead = START, NO_ROWS  # rows that stand at this position, decoded already
+        self._chunks_at_once = 1  # of how many chunks the rows are decoded together
 
     def read_on(self, *, count_only: bool = False) -> None:
         """Read on until a chunk is ready, the journal's present end or `LINES_AT_ONCE`. Or only count the rows."""
@@ -93,7 +93,7 @@ class RunChunker:
                 if self._ready:
                     return
                 continue
-            if self._too_few and not count_only:
+            if self._too_few_ahead and not count_only:
                 self.at_end = True  # they are taken together when more lines follow
                 return
             if self._count_ahead(count_only):
@@ -105,11 +105,11 @@ class RunChunker:
                 if found is None:
                     self.at_end = True
                     return
-            self._one_by_one -= 1
-            self._take(found, count_only)
+            self._lines_one_by_one -= 1
+            self._take_line(found, count_only)
             self._gil_yield.worked_through(len(found.payload))
-            if not count_only and (self._ready or self.read_all):
-                self.at_end = self.read_all
+            if not count_only and (self._ready or self.all_cut):
+                self.at_end = self.all_cut
                 return
         self.more_to_read = True
 
@@ -125,7 +125,7 @@ class RunChunker:
         """The streams that take no more, though more rows are there."""
         return self._outgrown
 
-    def take(self, may_leave: Callable[[Chunk], bool]) -> Chunk | None:
+    def take_ready(self, may_leave: Callable[[Chunk], bool]) -> Chunk | None:
         """Take out the first chunk that may leave; None if none may."""
         for place, chunk in enumerate(self._ready):
             if may_leave(chunk):
@@ -153,10 +153,10 @@ class RunChunker:
         return (
             any(one.last_tried or one.last_preview for one in stream.group)
             or any(chunk.stream in together for chunk in self._ready)
-            or any(number in together for number, _, _ in self.begun())
+            or any(number in together for number, _, _ in self.unfinished())
         )
 
-    def drop(self, streams: Container[int]) -> list[Chunk]:
+    def drop_ready(self, streams: Container[int]) -> list[Chunk]:
         """Drop the chunks of some streams that were made and have not left, and return them."""
         dropped = [chunk for chunk in self._ready if chunk.stream in streams]
         self._ready = deque(chunk for chunk in self._ready if chunk.stream not in streams)
@@ -164,29 +164,29 @@ class RunChunker:
 
     def everything_read(self) -> bool:
         """Return True if everything in the journal has been read."""
-        return self.read_all or self._reader.is_at_end()
+        return self.all_cut or self._reader.is_at_end()
 
     def sync(self) -> None:
         """Sync what was read so far: after a power cut the same rows have to make the same chunk."""
         if self._reader.position > self._synced_to:
             self._synced_to = self._reader.sync()
 
-    def begun(self) -> Iterator[tuple[int, int, int]]:
+    def unfinished(self) -> Iterator[tuple[int, int, int]]:
         """Yield each stream with an unfinished chunk, that chunk's index, and the number of its newest row."""
         for chunker in self._cutters.values():
-            yield from chunker.begun()
+            yield from chunker.unfinished()
 
-    def so_far(self, stream: StreamState) -> Chunk | None:
+    def preview_of(self, stream: StreamState) -> Chunk | None:
         """Return a stream's unfinished chunk as it is now, or None if it must not be shown."""
         chunker, shown = self._cutters[stream.opening.time_base], None
-        for decision in chunker.so_far(stream.opening.stream):
+        for decision in chunker.preview_of(stream.opening.stream):
             if isinstance(decision, Chunk) and decision.stream == stream.opening.stream:
                 shown = decision
             else:
                 self._carry_out(chunker, stream.opening.time_base, decision)
         return shown
 
-    def again(self, stream: StreamState, tried: Mapping[int, Tried]) -> Iterator[Chunk]:
+    def recut(self, stream: StreamState, tried: Mapping[int, Tried]) -> Iterator[Chunk]:
         """Cut the tried chunks of a stream again. The journal is read from the first of them on."""
         layouts = self.account.layouts.values()
         for chunk in cut_again(
@@ -205,12 +205,12 @@ class RunChunker:
 
     def _take_whole_chunk(self) -> bool:
         """Read the next chunk's rows in one go if all of them are plain. Return True if that worked."""
-        self._too_few = False
-        layout, position = self._present, self._reader.position
-        if layout is None or self._one_by_one > 0 or position < self._from:
+        self._too_few_ahead = False
+        layout, position = self._last_layout, self._reader.position
+        if layout is None or self._lines_one_by_one > 0 or position < self._cut_from:
             return False
         chunker, number = self._cutters[layout.time_base], self.account.next_row[layout.time_base]
-        wanted = chunker.whole_chunk(layout.layout, number)
+        wanted = chunker.rows_of_whole_chunk(layout.layout, number)
         if not wanted:
             return False
         ahead = self._rows_ahead(wanted, len(layout.channels))
@@ -218,42 +218,42 @@ class RunChunker:
         # So are rows that show that a stream has a point, before which it is not made.
         may_wait = len(self._cutters) == 1 and not self._header.max_latency_s and not self._waits_for_a_point()
         if ahead is None and may_wait and self._reader.ends_before(wanted, b'{"kind"'):
-            self._too_few = True
+            self._too_few_ahead = True
             return False
         if ahead is None or (ahead.layout, ahead.number) != (layout.layout, number):
-            self._one_by_one = wanted
+            self._lines_one_by_one = wanted
             return False
         rows = ahead.part(0, wanted)
         self._gil_yield.make_way()
         self._reader.skip(wanted)
-        self._decoded = self._reader.position, ahead.part(wanted)
+        self._decoded_ahead = self._reader.position, ahead.part(wanted)
         self.account.take_rows(rows)
         self._gil_yield.make_way()
-        self._collect(chunker.rows(position, rows))
+        self._keep_if_to_push(chunker.chunk_of(position, rows))
         return True
 
     def _count_ahead(self, count_only: bool) -> bool:
         """Count rows together that are only to be counted. Return True if there were any."""
-        if self._one_by_one > 0 or not (count_only or self._reader.position < self._from):
+        if self._lines_one_by_one > 0 or not (count_only or self._reader.position < self._cut_from):
             return False
         before = self._reader.position
-        self._one_by_one = self.account.take_ahead(
-            self._reader, self._gil_yield.worked_through, None if count_only else self._from
+        self._lines_one_by_one = self.account.take_ahead(
+            self._reader, self._gil_yield.worked_through, None if count_only else self._cut_from
         )
         return self._reader.position > before
 
     def _rows_ahead(self, wanted: int, channels: int) -> Rows | None:
         """Return at least `wanted` of the next rows, or None unless all of them are there and are `Rows`."""
-        position, rows = self._decoded
+        position, rows = self._decoded_ahead
         if position == self._reader.position and len(rows.times) >= wanted:
             return rows
-        found = self._decode(self._at_once * wanted, channels)
-        if found is None and self._at_once > 1:
-            self._at_once = 1
+        found = self._decode(self._chunks_at_once * wanted, channels)
+        if found is None and self._chunks_at_once > 1:
+            self._chunks_at_once = 1
             return self._decode(wanted, channels)
         if found is not None:
             # Only now, since a run that is still written rarely has rows for a second chunk.
-            self._at_once = min(2 * self._at_once, max(1, POINTS_AT_ONCE // max(1, wanted * channels)))
+            self._chunks_at_once = min(2 * self._chunks_at_once, max(1, POINTS_AT_ONCE // max(1, wanted * channels)))
         return found
 
     def _decode(self, wanted: int, channels: int) -> Rows | None:
@@ -272,25 +272,25 @@ class RunChunker:
             parts.append(part)
         return joined(parts)
 
-    def _take(self, found: Line, count_only: bool) -> None:
-        if is_row(found.payload) and found.position >= self._from and not count_only:
+    def _take_line(self, found: Line, count_only: bool) -> None:
+        if is_row(found.payload) and found.position >= self._cut_from and not count_only:
             row = decode_row(found.payload)
             if self.account.take_row(row):
-                self._present = self.account.layouts[row.layout]
-                time_base = self._present.time_base
-                self._carry_out_all(time_base, self._cutters[time_base].row(found.position, row))
+                self._last_layout = self.account.layouts[row.layout]
+                time_base = self._last_layout.time_base
+                self._carry_out_all(time_base, self._cutters[time_base].take_row(found.position, row))
             return
         line = self.account.take(found.payload)
         if line is not None:
-            self._one_by_one = 0  # the lines before the rows were special, not the rows
+            self._lines_one_by_one = 0  # the lines before the rows were special, not the rows
         if count_only:
             return
         if isinstance(line, Layout):
-            self._layout(line)
+            self._take_layout(line)
         elif self.account.stop is not None:
             for time_base, chunker in self._cutters.items():
                 self._carry_out_all(time_base, chunker.finish())
-            self.read_all = True
+            self.all_cut = True
             repeated = self.account.rows_repeated.total()
             if repeated:
                 _logger.error(
@@ -298,18 +298,18 @@ class RunChunker:
                     "lost, and counted", self._header.run_uid, repeated,
                 )  # fmt: skip
 
-    def _layout(self, layout: Layout) -> None:
-        self._present = layout
+    def _take_layout(self, layout: Layout) -> None:
+        self._last_layout = layout
         chunker = self._cutters.get(layout.time_base)
         if chunker is not None:
-            chunker.layout(layout, from_row=self.account.next_row[layout.time_base])
+            chunker.take_layout(layout, from_row=self.account.next_row[layout.time_base])
             return
         streams, going_on = self.openings.of_time_base(layout.time_base), self.openings.going_on()
         self._cutters[layout.time_base] = Chunker(
             layout,
             non_finite=self._header.non_finite,
             streams=[self._resumed(stream) for stream in streams if stream in going_on],
-            waiting=self.openings.waiting(streams),
+            waiting=self.openings.waits(streams),
             known={name for stream in streams for name in self.openings.channels_of(stream.opening)},
         )
 
@@ -327,7 +327,7 @@ class RunChunker:
         """Note in the ledger what the rules decided for a time base, before anything is done about it."""
         match decision:
             case Chunk():
-                self._collect(decision)
+                self._keep_if_to_push(decision)
             case Open():
                 self._open(chunker, time_base, decision)
             case Leave(stream, channels, from_row):
@@ -354,14 +354,14 @@ class RunChunker:
             "run %s has a further stream, %r (%s), which holds %s",
             self._header.run_uid, opening.label, decision.why, listed(decision.channels, MAX_CHANNELS),
         )  # fmt: skip
-        chunker.opened(self.ledger.state.streams[opening.stream])
+        chunker.take_opened(self.ledger.state.streams[opening.stream])
 
     def _leave(self, stream: int, channels: tuple[str, ...], from_row: int) -> None:
         with self.ledger.together():
             for name in channels:
                 self.ledger.note(ChannelLeft(stream, name, from_row))
 
-    def _collect(self, chunk: Chunk) -> None:
+    def _keep_if_to_push(self, chunk: Chunk) -> None:
         """Keep a chunk that is still to be pushed. An earlier chunk that is confirmed or refused is dropped."""
         stream = self.ledger.state.streams[chunk.stream]
         noted = stream.tried.get(chunk.index)

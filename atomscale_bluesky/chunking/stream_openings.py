@@ -16,7 +16,7 @@ from ..spool.ledger import Ledger
 from ..spool.ledger_format import Opened, OpeningReason
 from ..spool.stream_state import Life, StreamState
 from ..status.account import Account
-from .chunker import Waiting
+from .chunker import ChannelWait
 
 
 class StreamOpenings:
@@ -50,13 +50,15 @@ class StreamOpenings:
             return opening.channels
         return self._first_channels(opening.time_base)
 
-    def waiting(self, streams: list[StreamState]) -> dict[str, Waiting]:
+    def waits(self, streams: list[StreamState]) -> dict[str, ChannelWait]:
         """Return the channels that left a stream and were not given another one for what came after that."""
-        waiting: dict[str, Waiting] = {}
+        waiting: dict[str, ChannelWait] = {}
         for stream in streams:
             for name, row in stream.left_at_row.items():
                 if name not in waiting or waiting[name].from_row < row:
-                    waiting[name] = Waiting(row, "gap", tuple(span for span in stream.opening.skip if span[1] >= row))
+                    waiting[name] = ChannelWait(
+                        row, "gap", tuple(span for span in stream.opening.skip if span[1] >= row)
+                    )
         for stream in streams:
             from_row = stream.opening.from_row
             for name in self.channels_of(stream.opening):

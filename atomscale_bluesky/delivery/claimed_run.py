@@ -93,7 +93,7 @@ class ClaimedRun:
     def delivered(self) -> bool:
         """Return True if every metrology stream of the stopped run is finalized, and linked."""
         return (
-            self.run_chunker.read_all
+            self.run_chunker.all_cut
             and all(stream.is_done for stream in self.streams.values())
             and not self.pending_links.to_resolve
             and not any(self.missing_links(stream) for stream in self.streams.values())
@@ -151,7 +151,7 @@ class ClaimedRun:
             return
         self.ledger.note(Parked(reason, number))
         together = {one.opening.stream for one in stream.group}
-        self.run_chunker.drop(together)
+        self.run_chunker.drop_ready(together)
         self.pop_failed(together)
         short = self.header.run_uid[:8]
         _logger.error(

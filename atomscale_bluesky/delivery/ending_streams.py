@@ -39,7 +39,7 @@ def end_stream(run: ClaimedRun, stream: int, why: OpeningReason, points_per_chun
             if in_doubt is not None and number == stream:
                 doubtful.append(in_doubt)
             doubtful += [task.chunk for task in failed if task.chunk is not None and _may_have_arrived(task)]
-            dropped = run.run_chunker.drop({number})
+            dropped = run.run_chunker.drop_ready({number})
             doubtful += [run.as_sent(chunk) for chunk in dropped if chunk.index < one.next_index]
         run.endings.begin(number, why, points_per_chunk, doubtful)
 
@@ -62,7 +62,7 @@ def end_damaged_streams(run: ClaimedRun) -> None:
     for chunk in run.run_chunker.take_damaged():
         points = run.streams[chunk.stream].opening.points_per_chunk
         run.endings.begin(chunk.stream, "damaged", points, [run.as_sent(chunk)])
-    if not run.run_chunker.read_all or run.run_chunker.ready or run.book.failed or run.book.in_flight:
+    if not run.run_chunker.all_cut or run.run_chunker.ready or run.book.failed or run.book.in_flight:
         return
     for number, stream in run.streams.items():
         if stream.life is Life.INITIALIZED and not stream.parked and stream.tried.keys() - stream.refused.keys():
@@ -72,7 +72,7 @@ def end_damaged_streams(run: ClaimedRun) -> None:
 
 def end_streams_without_a_point(run: ClaimedRun) -> None:
     """End the streams that were opened for rows which never came: they are not made."""
-    if run.to_reload or not run.run_chunker.read_all:
+    if run.to_reload or not run.run_chunker.all_cut:
         return  # `to_reload`: the rows of a stream that was opened just now are read next
     for number, stream in run.streams.items():
         if not run.is_made_at_once(number) and stream.is_not_requested and not run.run_chunker.has_point(stream):

@@ -87,7 +87,7 @@ class Previews:
         before = now - self._limit_s if self._read_at is None else self._read_at
         self._read_at = now
         since: dict[int, tuple[int, float]] = {}
-        for number, index, last_row in self._run_chunker.begun():
+        for number, index, last_row in self._run_chunker.unfinished():
             sent = self._state.streams[number].last_preview
             if sent is not None and sent.index == index and sent.last_row >= last_row:
                 continue
@@ -97,7 +97,7 @@ class Previews:
 
     def due(self) -> float | None:
         """Return when to read the journal again or send a preview. None if no such time is after `asked_at`."""
-        if not self.wanted or self._read_at is None or self._run_chunker.read_all:
+        if not self.wanted or self._read_at is None or self._run_chunker.all_cut:
             return None
         times = [self._read_at + self._limit_s / 2, *(at + self._limit_s for _, at in self._since.values())]
         return min((time for time in times if time > self.asked_at), default=None)
@@ -121,7 +121,7 @@ class Previews:
                 self._end(f"they have cost {MOST_FURTHER_STREAMS} further streams")
                 return None
             del self._since[number]
-            chunk = self._run_chunker.so_far(stream)
+            chunk = self._run_chunker.preview_of(stream)
             if chunk is not None:
                 self._run_chunker.sync()
                 self._ledger.note(Previewed.of(chunk))

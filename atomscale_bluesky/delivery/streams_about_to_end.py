@@ -107,7 +107,7 @@ class StreamsAboutToEnd:
         chunks = dict(at_hand)
         clock = self._ledger.state.clock
         if confirmed or stream.confirmed_channels or tried.keys() - at_hand.keys():
-            for chunk in self._run_chunker.again(stream, tried):
+            for chunk in self._run_chunker.recut(stream, tried):
                 chunks.setdefault(chunk.index, chunk.shifted(clock.offset_s) if clock else chunk)
         parts: dict[str, dict[int, Part]] = {}
         for index, noted in tried.items():

@@ -143,7 +143,7 @@ class Notes:
                 case Chunk():
                     yield decision
                 case Open():
-                    chunker.opened(self.open(decision))
+                    chunker.take_opened(self.open(decision))
                 case Leave(stream, channels, from_row):
                     for name in channels:
                         self.state.apply(ChannelLeft(stream, name, from_row))
@@ -162,10 +162,10 @@ def cut(story: Story) -> list[Chunk]:
             assert isinstance(found, Layout)
             chunker = Chunker(found, non_finite=story.policy, streams=[Resumed(notes.state.streams[0])])
         elif isinstance(found, Row):
-            chunks += notes.chunks(chunker, chunker.row(position, found))
+            chunks += notes.chunks(chunker, chunker.take_row(position, found))
         else:
             following = next(row.number for row in story.rows if row.layout == found.layout)
-            chunker.layout(found, from_row=following)
+            chunker.take_layout(found, from_row=following)
     if chunker is not None:
         chunks += notes.chunks(chunker, chunker.finish())
     return chunks
@@ -472,7 +472,7 @@ def resumed(story: Story, tried: list[tuple[int, int, int]], confirmed: list[int
     chunks: list[Chunk] = []
     for row in story.rows:
         if row.number not in damaged:
-            chunks += notes.chunks(chunker, chunker.row(Position(1, row.number), row))
+            chunks += notes.chunks(chunker, chunker.take_row(Position(1, row.number), row))
     return [*chunks, *notes.chunks(chunker, chunker.finish())]
 
 

@@ -14,7 +14,7 @@ import pytest
 from chunks import spelled
 from waiting import wait_until
 
-from atomscale_bluesky.chunking.chunker import Chunker, Waiting
+from atomscale_bluesky.chunking.chunker import ChannelWait, Chunker
 from atomscale_bluesky.chunking.cut_stream import Resumed
 from atomscale_bluesky.chunking.run_chunker import LINES_AT_ONCE, RunChunker
 from atomscale_bluesky.delivery.run_delivery import RunDelivery
@@ -47,7 +47,7 @@ def stream(number: int = 4, *, noted: tuple[Tried, ...] = (), ahead: tuple[Span,
     return StreamState(opened, tried={tried.index: tried for tried in noted}, confirmed_ahead=[*ahead])
 
 
-def chunker(*resumed: Resumed, waiting: dict[str, Waiting] | None = None) -> Chunker:
+def chunker(*resumed: Resumed, waiting: dict[str, ChannelWait] | None = None) -> Chunker:
     return Chunker(LAYOUT, non_finite="own_stream", streams=resumed, waiting=waiting, known=("a", "b"))
 
 
@@ -63,30 +63,30 @@ def rows(begin: int, count: int) -> Rows:
 @pytest.mark.parametrize("begin", [0, 1, 2, 3, 7, 10, 13])
 def test_rows_taken_at_once_are_the_chunk_that_they_are_one_by_one(begin: int) -> None:
     at_once, one_by_one = (chunker(Resumed(stream(), index=2, from_row=begin)) for _ in range(2))
-    assert at_once.whole_chunk(0, begin) == 5
+    assert at_once.rows_of_whole_chunk(0, begin) == 5
 
     for index in (2, 3):
-        chunk = at_once.rows(Position(1, begin * 100), rows(begin, 5))
+        chunk = at_once.chunk_of(Position(1, begin * 100), rows(begin, 5))
         places = [Position(1, number * 100) for number in range(begin, begin + 5)]
         (expected,) = [
-            chunk for number, place in enumerate(places) for chunk in one_by_one.row(place, row(begin + number))
+            chunk for number, place in enumerate(places) for chunk in one_by_one.take_row(place, row(begin + number))
         ]
         assert spelled(chunk) == spelled(expected)
         assert (chunk.index, chunk.first_row, chunk.last_row) == (index, begin, begin + 4)
         begin += 5
-        assert at_once.whole_chunk(0, begin) == one_by_one.whole_chunk(0, begin) == 5
-        assert at_once.whole_chunk(0, begin - 1) == one_by_one.whole_chunk(0, begin - 1) == 0
+        assert at_once.rows_of_whole_chunk(0, begin) == one_by_one.rows_of_whole_chunk(0, begin) == 5
+        assert at_once.rows_of_whole_chunk(0, begin - 1) == one_by_one.rows_of_whole_chunk(0, begin - 1) == 0
 
 
 def begun() -> Chunker:
     begun = chunker(Resumed(stream()))
-    assert list(begun.row(START, row(9))) == []
+    assert list(begun.take_row(START, row(9))) == []
     return begun
 
 
 def smaller() -> Chunker:
     smaller = chunker(Resumed(stream()))
-    smaller.layout(SMALLER, from_row=10)
+    smaller.take_layout(SMALLER, from_row=10)
     return smaller
 
 
@@ -96,7 +96,8 @@ def smaller() -> Chunker:
         pytest.param(lambda: (chunker(Resumed(stream(), from_row=11)), 0), id="rows that earlier chunks hold"),
         pytest.param(lambda: (chunker(Resumed(stream(skip=((20, 30),)))), 0), id="rows that an earlier stream holds"),
         pytest.param(
-            lambda: (chunker(Resumed(stream()), waiting={"c": Waiting(50, "gap")}), 0), id="a channel without a stream"
+            lambda: (chunker(Resumed(stream()), waiting={"c": ChannelWait(50, "gap")}), 0),
+            id="a channel without a stream",
         ),
         pytest.param(lambda: (chunker(), 0), id="no stream"),
         pytest.param(
@@ -116,15 +117,15 @@ def test_rows_are_taken_one_by_one_where_they_may_not_be_the_next_chunk(
 ) -> None:
     special_cutter, layout = special()
 
-    assert special_cutter.whole_chunk(layout, 10) == 0
-    assert chunker(Resumed(stream(), from_row=10)).whole_chunk(0, 10) == 5  # nothing special
+    assert special_cutter.rows_of_whole_chunk(layout, 10) == 0
+    assert chunker(Resumed(stream(), from_row=10)).rows_of_whole_chunk(0, 10) == 5  # nothing special
 
 
 def test_a_stream_of_some_of_the_channels_takes_rows_at_once_too() -> None:
     some = chunker(Resumed(stream(channels=("b",))))
 
-    assert some.whole_chunk(0, 0) == 5
-    (column,) = some.rows(START, rows(0, 5)).columns
+    assert some.rows_of_whole_chunk(0, 0) == 5
+    (column,) = some.chunk_of(START, rows(0, 5)).columns
     assert (column.name, column.unit, list(column.values)) == ("b", "K", [n / 8 for n in range(5)])
 
 
@@ -132,17 +133,17 @@ def test_chunks_that_are_settled_already_are_passed_over_with_their_rows() -> No
     settled = (Span(1, 3, 5, 19), Span(5, 5, 25, 29))
     one_by_one, at_once = (chunker(Resumed(stream(ahead=settled))) for _ in range(2))
 
-    chunks = [chunk for number in range(35) for chunk in one_by_one.row(START, row(number))]
+    chunks = [chunk for number in range(35) for chunk in one_by_one.take_row(START, row(number))]
     assert [(chunk.index, chunk.first_row, chunk.last_row) for chunk in chunks] == [(0, 0, 4), (4, 20, 24), (6, 30, 34)]
     for index, first in ((0, 0), (4, 20), (6, 30)):
-        assert at_once.whole_chunk(0, first) == 5
-        assert at_once.rows(START, rows(first, 5)).index == index
-        assert at_once.whole_chunk(0, first + 5) == (0 if index < 6 else 5)
+        assert at_once.rows_of_whole_chunk(0, first) == 5
+        assert at_once.chunk_of(START, rows(first, 5)).index == index
+        assert at_once.rows_of_whole_chunk(0, first + 5) == (0 if index < 6 else 5)
 
 
 def test_a_continuation_takes_every_row_but_those_that_an_earlier_stream_holds() -> None:
     continuation = chunker(Resumed(stream(skip=((3, 5), (8, 8))), from_row=1))
-    chunks = [chunk for number in range(12) for chunk in continuation.row(START, row(number))] + [
+    chunks = [chunk for number in range(12) for chunk in continuation.take_row(START, row(number))] + [
         *continuation.finish()
     ]
 
@@ -204,7 +205,7 @@ def all_chunks(run_chunker: RunChunker) -> list[Chunk]:
 
 def taken(run_chunker: RunChunker) -> list[Chunk]:
     found: list[Chunk] = []
-    while (chunk := run_chunker.take(lambda _: True)) is not None:
+    while (chunk := run_chunker.take_ready(lambda _: True)) is not None:
         found.append(chunk)
     return found
 
@@ -278,7 +279,7 @@ def test_one_call_of_read_on_ends_with_a_chunk_and_at_the_journals_present_end(d
         (chunk,) = taken(run_chunker)
         assert (chunk.index, run_chunker.at_end, run_chunker.more_to_read) == (index, False, False)
     run_chunker.read_on()
-    assert (list(run_chunker.ready), run_chunker.at_end, run_chunker.more_to_read, run_chunker.read_all) == (
+    assert (list(run_chunker.ready), run_chunker.at_end, run_chunker.more_to_read, run_chunker.all_cut) == (
         [],
         True,
         False,
@@ -298,7 +299,7 @@ def test_rows_that_are_too_few_for_a_chunk_are_left_until_there_are_more(deliver
     writer.append(line(STOP))
     run_chunker.read_on()
     assert [(chunk.first_row, chunk.points) for chunk in all_chunks(run_chunker)] == [(20, 3)]
-    assert run_chunker.read_all
+    assert run_chunker.all_cut
     writer.close()
 
 
@@ -352,7 +353,7 @@ def test_counting_a_parked_runs_rows_makes_no_chunks(deliver: Deliver) -> None:
 
     run_chunker.read_on(count_only=True)
 
-    assert (list(run_chunker.ready), run_chunker.at_end, run_chunker.read_all) == ([], True, False)
+    assert (list(run_chunker.ready), run_chunker.at_end, run_chunker.all_cut) == ([], True, False)
     assert run_chunker.account.stop is not None
 
 
@@ -457,6 +458,6 @@ def test_a_channel_that_its_stream_was_refused_gets_one_after_an_update(deliver:
     run_chunker = RunChunker(delivery.claim.folder, delivery.run.header, ledger)
     run_chunker.read_on()
 
-    assert sorted(run_chunker.begun()) == [(0, 0, 7), (1, 0, 7)]
+    assert sorted(run_chunker.unfinished()) == [(0, 0, 7), (1, 0, 7)]
     assert delivery.run.state.streams[1].opening.channels == ("c1",)
     run_chunker.close()

@@ -47,7 +47,7 @@ class Finalize(Work[None], frozen=True, eq=False):
 
 def next_work(run: ClaimedRun) -> Finalize | None:
     """Return the next stream to close, noted and synced. Park the run if its account does not add up."""
-    if run.to_reload or not run.run_chunker.read_all or run.run_chunker.ready or run.book.failed:
+    if run.to_reload or not run.run_chunker.all_cut or run.run_chunker.ready or run.book.failed:
         return None  # `to_reload`: a stream was opened whose rows are read next
     ready = [stream for number, stream in run.streams.items() if _may_be_closed(run, number, stream)]
     unknown = [stream for stream in ready if stream.opening.stream not in run.account_checked]
