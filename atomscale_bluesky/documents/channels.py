@@ -13,7 +13,7 @@ from .conversion import choice, length_of, number
 from .description import MAX_NAME, Description
 from .descriptor import is_filled
 from .selection import Selection
-from .time_base import Source
+from .time_base import KeySource
 
 # Channel names in lower case → event stream, data key, element and unit.
 Names = dict[str, tuple[str, str, int | None, str | None]]
@@ -61,12 +61,12 @@ class Channels:
         """Note that the values that follow belong to another descriptor."""
         self._description = description
 
-    def grown(self, source: Source, value: Any) -> Source:
+    def grow(self, source: KeySource, value: Any) -> KeySource:
         """Return a key's source with a channel for each element of an array, if it has too few."""
-        length = source.outgrown_by(value)
+        length = source.outgrown_length(value)
         return source if length is None else self._elements(source.key, source.channels[0].unit, length)
 
-    def source(self, key: Any, value: Any, filled: Any) -> Source | Loss:
+    def source_of(self, key: Any, value: Any, filled: Any) -> KeySource | Loss:
         """Return how a data key becomes channels, by its value, or the reason why it does not."""
         if not isinstance(key, str):
             return Loss.NAMELESS
@@ -75,31 +75,34 @@ class Channels:
         except Exception:  # noqa: BLE001 - a foreign object may do anything when it is asked what it is
             return Loss.NOT_NUMERIC
 
-    def _decide(self, key: str, value: Any, filled: Any) -> Source | Loss:
+    def _decide(self, key: str, value: Any, filled: Any) -> KeySource | Loss:
         described = self._description.line.data_keys.get(key, _UNDESCRIBED)
         if not self._selection.takes_key(key, key in self._description.line.hinted):
             return Loss.KEY_NOT_SELECTED
         if described.external and (not is_filled(filled) or isinstance(value, str) or value is None):
             return Loss.EXTERNAL
-        dtype, choices, unit = described.dtype, described.choices, described.units
         if isinstance(value, str):
-            return self._scalar(key, unit, choice(choices)) if choices else Loss.TEXT
+            return self._text(key, described)
         length = length_of(value, described.length)
         if length is not None and length > self._selection.max_elements:
             return Loss.LONG_ARRAY
         first = number(value)
-        known = self._lengths.get(sound(key), 0)
-        if length is not None or (known and (not isinstance(first, str) or first in _NO_NUMBER_YET)):
-            return self._elements(key, unit, max(length or 0, known))
-        if isinstance(first, str):
-            if first not in _NO_NUMBER_YET:
-                return first
-            if dtype == "string":
-                return self._scalar(key, unit, choice(choices)) if choices else Loss.TEXT
-        special = isinstance(value, bool) or dtype == "boolean" or bool(choices)
-        return self._scalar(key, unit, choice(choices) if special else None)
+        may_be_number = not isinstance(first, str) or first in _NO_NUMBER_YET
+        known_length = self._lengths.get(sound(key), 0)
+        if length is not None or (known_length and may_be_number):
+            return self._elements(key, described.units, max(length or 0, known_length))
+        if isinstance(first, str) and not may_be_number:
+            return first
+        if isinstance(first, str) and described.dtype == "string":
+            return self._text(key, described)
+        converts = isinstance(value, bool) or described.dtype == "boolean" or bool(described.choices)
+        return self._scalar(key, described.units, choice(described.choices) if converts else None)
 
-    def redescribed(self, source: Source) -> Source:
+    def _text(self, key: str, described: DataKey) -> KeySource | Loss:
+        """Return how a data key of text becomes a channel: by the indices of its choices, if it has any."""
+        return self._scalar(key, described.units, choice(described.choices)) if described.choices else Loss.TEXT
+
+    def redescribed(self, source: KeySource) -> KeySource:
         """Return a key's source with the unit and the choices that its present descriptor has."""
         described = self._description.line.data_keys.get(source.key)
         if described is None:
@@ -112,15 +115,15 @@ class Channels:
             return source if convert is source.convert else source._replace(convert=convert)
         return self._scalar(source.key, described.units, convert)
 
-    def _scalar(self, key: str, unit: str | None, convert: Callable[[Any], float | Loss] | None) -> Source:
+    def _scalar(self, key: str, unit: str | None, convert: Callable[[Any], float | Loss] | None) -> KeySource:
         channel = Channel(name=self._name(key, None, unit), key=sound(key), unit=unit)
-        return Source(key, (channel,), convert, self._selection.max_elements)
+        return KeySource(key, (channel,), convert, self._selection.max_elements)
 
-    def _elements(self, key: str, unit: str | None, length: int) -> Source:
+    def _elements(self, key: str, unit: str | None, length: int) -> KeySource:
         channels = tuple(
             Channel(name=self._name(key, i, unit), key=sound(key), unit=unit, element=i) for i in range(length)
         )
-        return Source(key, channels, None, self._selection.max_elements)
+        return KeySource(key, channels, None, self._selection.max_elements)
 
     def _name(self, key: str, element: int | None, unit: str | None) -> str:
         """Return a name that the API takes and that no other channel of its metrology stream has, ignoring case."""

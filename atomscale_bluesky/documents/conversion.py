@@ -46,8 +46,10 @@ def number(value: Any, depth: int = MAX_DEPTH) -> float | Loss:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else Loss.NOT_FINITE
     if isinstance(value, Decimal):
-        nearest = float(value) if value.is_finite() else math.nan
-        return Loss.NOT_FINITE if math.isnan(nearest) else nearest if math.isfinite(nearest) else Loss.TOO_LARGE
+        if not value.is_finite():
+            return Loss.NOT_FINITE
+        nearest = float(value)
+        return nearest if math.isfinite(nearest) else Loss.TOO_LARGE
     if isinstance(value, int):
         try:
             nearest = float(value)

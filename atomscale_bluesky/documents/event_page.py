@@ -31,62 +31,61 @@ class EventPage:
         self._lines: dict[str, list[bytes]] = {}  # by time base
         self._declared: set[int] = set()
 
-    def add(self, base: TimeBase, at: Sequence[float], row: int, values: NDArray[np.float64] | None) -> None:
+    def add_rows(self, base: TimeBase, at: Sequence[float], row: int, values: NDArray[np.float64] | None) -> None:
         """Add the lines of rows from `row` on, after the layout that they name.
 
         Args:
             base: The rows' time base.
             at: The rows' times.
             row: The first of them in the page.
-            values: All their values, if these are plain numbers; see `TimeBase.page`.
+            values: All their values, if these are plain numbers; see `TimeBase.page_values`.
         """
         out = self._lines.setdefault(base.layout.time_base, [])
         if not base.declared and base.layout.layout not in self._declared:
             base.declare(out)
             self._declared.add(base.layout.layout)
-        number, uids = base.offered, self.uids[row : row + len(at)]
+        number, uids = base.rows_if_kept, self.uids[row : row + len(at)]
         lines = None if values is None else encode_all(base.layout.layout, number, at, uids, values)
         if lines is None:
             held = [(key, self.columns[key]) for key in base.keys if key in self.columns]
             lines = [
-                base.row({key: column[row + i] for key, column in held}, number + i, time, uid)
+                base.row_line({key: column[row + i] for key, column in held}, number + i, time, uid)
                 for i, (time, uid) in enumerate(zip(at, uids, strict=True))
             ]
         out += lines
-        base.offered = number + len(lines)
+        base.rows_if_kept = number + len(lines)
 
     def lines(self) -> list[bytes]:
         """Return all lines."""
         return [one for lines in self._lines.values() for one in lines]
 
 
-def without(page: Mapping[str, Any], rows: Collection[int]) -> dict[str, Any]:
+def without_rows(page: Mapping[str, Any], rows: Collection[int]) -> dict[str, Any]:
     """Return an event page without some of its rows. What is no column of a value per row is left out.
 
     Raises:
         ChannelError: Its times or one of its data are no such column.
     """
-    count, gone = len(page["uid"]), set(rows)
+    count, dropped = len(page["uid"]), set(rows)
+    stay = [i for i in range(count) if i not in dropped]
     out: dict[str, Any] = {"descriptor": page["descriptor"], "data": page.get("data")}
 
-    def remaining(column: Any, what: str = "") -> list[Any] | None:
-        given = as_list(column) if what else stamps_of(column, count)
-        if given is None:
-            return None
-        if len(given) != count:
-            raise ChannelError(f"{what} has {len(given)} values in a page of {count} events; the page is left out")
-        return [value for i, value in enumerate(given) if i not in gone]
+    def remaining(column: Any, what: str) -> list[Any]:
+        values = as_list(column)
+        if len(values) != count:
+            raise ChannelError(f"{what} has {len(values)} values in a page of {count} events; the page is left out")
+        return [values[i] for i in stay]
 
     out["uid"], out["time"] = remaining(page["uid"], "the uids"), remaining(page["time"], "the times")
     if isinstance(page.get("data"), Mapping):
         out["data"] = {key: remaining(column, f"data key {key!r}") for key, column in page["data"].items()}
     for member in ("timestamps", "filled"):
-        columns = ((key, column, remaining(column)) for key, column in mapping_of(page.get(member)).items())
-        out[member] = {
-            key: column if is_flag(column) else left
-            for key, column, left in columns
-            if is_flag(column) or left is not None
-        }
+        out[member] = {}
+        for key, column in mapping_of(page.get(member)).items():
+            if is_flag(column):
+                out[member][key] = column
+            elif (values := stamps_of(column, count)) is not None:
+                out[member][key] = [values[i] for i in stay]
     return out
 
 

@@ -25,7 +25,7 @@ from .description import Description
 from .descriptor import filled_in_page, mapping_of
 from .event_page import EventPage, as_list, stamps_of
 from .layout_chooser import LayoutChooser
-from .row_times import STILL_S, Own, RowTimes, Stretch
+from .row_times import STILL_S, OwnTimes, RowTimes, Stretch
 from .selection import Selection
 
 # How many points of a page are in memory a second time while they are packed.
@@ -35,7 +35,7 @@ BLOCK_POINTS = 100_000
 class EventStream:
     """Turns the documents of one event stream of one run into lines for its journal.
 
-    `event` and `event_page` return JSON texts and number no row until `accepted` confirms that they were kept. So a
+    `lines_of_event` and `lines_of_page` number no row until `note_kept` says that their lines were written. So a
     line that could not be written leaves no hole.
 
     Args:
@@ -62,14 +62,14 @@ class EventStream:
     ) -> None:
         self.name = sound(description.line.event_stream)
         self.description = description
-        self.begun = False  # True once a row of it was kept
+        self.has_rows = False  # True once a row of it was kept
         self.replaced_times = 0  # readings whose own time was impossible, so they got the event's time
         earlier, rule = list(earlier), selection.time_rule_of(self.name)
         self.chooser = LayoutChooser(
             self.name, description, selection, next_layout=next_layout, names=names, earlier=earlier, rule=rule
         )
         resumed = earlier[-1].own_times if earlier else None
-        self.times = RowTimes(rule, started, resumed=resumed, certain=collected)
+        self.times = RowTimes(rule, started, resumed_own_times=resumed, collected=collected)
         self._events_before = 0  # of earlier journals that this object wrote
 
     @property
@@ -103,16 +103,16 @@ class EventStream:
         """How many rows each time base has."""
         return {base.layout.time_base: base.rows for base in self.chooser.bases}
 
-    def saw(self, doc: Mapping[str, Any]) -> None:
+    def note_times(self, doc: Mapping[str, Any]) -> None:
         """Note the times of an event that is kept already. They decide how the next event's times are chosen."""
-        self.times.of(self._finite(doc.get("time")), mapping_of(doc.get("timestamps")))
+        self.times.next_row(self._finite_time(doc.get("time")), mapping_of(doc.get("timestamps")))
 
     def describe(self, description: Description) -> None:
         """Note that the documents that follow name another descriptor. Its units and choices apply to them."""
         self.chooser.describe(description)
         self.description = description  # last: after an exception from a signal handler all of it is done again
 
-    def event(self, doc: Mapping[str, Any]) -> list[bytes]:
+    def lines_of_event(self, doc: Mapping[str, Any]) -> list[bytes]:
         """Return the lines for one event: new layouts, then its row in each time base.
 
         Raises:
@@ -125,31 +125,34 @@ class EventStream:
                 f"an event of event stream {self.name!r} has no {error.args[0]!r}; it is left out"
             ) from None
         if type(time) is not float or not math.isfinite(time):
-            time = self._finite(time)
+            time = self._finite_time(time)
         times = self.times
         chooser = self.chooser
-        if not (times.by_event and time - times.last > STILL_S and len(data) == chooser.usual_keys) or chooser.watched:
-            return self._unusual(doc, time, None)
+        if (
+            not (times.at_event_times and time - times.last_time > STILL_S and len(data) == chooser.usual_keys)
+            or chooser.watched
+        ):
+            return self._lines_of_unusual(doc, time, None)
         out: list[bytes] = []
         gaps = False
         for base in chooser.bases:
             if not base.declared:
                 base.declare(out)
-            row = base.row(data, base.rows, time, uid)
+            row = base.row_line(data, base.rows, time, uid)
             if row[0] != RECORD:
                 gaps = True
             out.append(row)
-            base.offered = base.rows + 1
-        times.last = time  # only now: an event that cannot be used tells nothing about the next one's times
-        if gaps and chooser.changes_with(data, mapping_of(doc.get("filled")), None, None):
+            base.rows_if_kept = base.rows + 1
+        times.last_time = time  # only now: an event that cannot be used tells nothing about the next one's times
+        if gaps and chooser.add_channels_for(data, mapping_of(doc.get("filled")), None, None):
             return self._lines(doc, time, None, None)
         return out
 
-    def part(self, doc: Mapping[str, Any], keys: Set[str]) -> list[bytes]:
+    def lines_of_keys(self, doc: Mapping[str, Any], keys: Set[str]) -> list[bytes]:
         """Return the lines for an event's readings of these data keys only. A time base without any has no row."""
-        return self._unusual(doc, self._finite(doc.get("time")), keys)
+        return self._lines_of_unusual(doc, self._finite_time(doc.get("time")), keys)
 
-    def _unusual(self, doc: Mapping[str, Any], time: float, only: Set[str] | None) -> list[bytes]:
+    def _lines_of_unusual(self, doc: Mapping[str, Any], time: float, only: Set[str] | None) -> list[bytes]:
         """Return the lines of an event of which anything may be new: its keys, or which of its times count."""
         data = doc["data"]
         times = self.times
@@ -157,19 +160,21 @@ class EventStream:
         if type(data) is not dict and not isinstance(data, Mapping):
             raise ChannelError(f"the data of an event of event stream {self.name!r} are not a mapping; it is left out")
         self._check_uids((doc["uid"],))
-        own = times.of(time, mapping_of(doc.get("timestamps")))
+        own_times = times.next_row(time, mapping_of(doc.get("timestamps")))
         if (
             len(data) != chooser.usual_keys
             or chooser.watched
             or times.uneven
-            or (own is None) == chooser.own_times
+            or (own_times is None) == chooser.at_own_times
             or only
         ):
-            chooser.offered_late = {}
-            chooser.prepare(data, mapping_of(doc.get("filled")), own, only)
-        return self._lines(doc, time, own, only)
+            chooser.late_if_kept = {}
+            chooser.prepare(data, mapping_of(doc.get("filled")), own_times, only)
+        return self._lines(doc, time, own_times, only)
 
-    def _lines(self, doc: Mapping[str, Any], time: float, own: Own | None, only: Set[str] | None) -> list[bytes]:
+    def _lines(
+        self, doc: Mapping[str, Any], time: float, own_times: OwnTimes | None, only: Set[str] | None
+    ) -> list[bytes]:
         """Return the lines for an event whose rows have times of their own, or gaps, or of which a part is wanted."""
         data = doc["data"]
         uid = doc["uid"]
@@ -179,34 +184,34 @@ class EventStream:
             gaps, replaced = False, 0
             for base in chooser.bases:
                 at = time
-                if own is not None and base.keys:
-                    stamp = own.get(base.keys[0])
+                if own_times is not None and base.keys:
+                    stamp = own_times.get(base.keys[0])
                     if stamp is None:
                         replaced += 1
                     else:
                         at = stamp
                 if only and only.isdisjoint(base.keys):
-                    base.offered = base.rows
+                    base.rows_if_kept = base.rows
                     continue
                 if not base.declared:
                     base.declare(out)
-                row = base.row(data, base.rows, at, uid)
+                row = base.row_line(data, base.rows, at, uid)
                 if row[0] != RECORD:
                     gaps = True
                 out.append(row)
-                base.offered = base.rows + 1
-            if not gaps or not chooser.changes_with(data, mapping_of(doc.get("filled")), own, only):
+                base.rows_if_kept = base.rows + 1
+            if not gaps or not chooser.add_channels_for(data, mapping_of(doc.get("filled")), own_times, only):
                 self.replaced_times += replaced
                 return out
 
-    def event_page(self, doc: Mapping[str, Any]) -> list[bytes]:
+    def lines_of_page(self, doc: Mapping[str, Any]) -> list[bytes]:
         """Return the lines for all rows of an event page: the same as for its events one by one, ordered by time base.
 
         Raises:
             ChannelError: Its data are no columns of one length, one of its times is not finite, or a uid is no text.
         """
         uids = as_list(doc["uid"])
-        times = list(map(self._finite, as_list(doc["time"])))
+        times = list(map(self._finite_time, as_list(doc["time"])))
         if not isinstance(doc.get("data"), Mapping):
             raise ChannelError(f"the data of a page of event stream {self.name!r} are not a mapping; it is left out")
         columns = {key: as_list(column) for key, column in doc["data"].items()}
@@ -219,14 +224,16 @@ class EventStream:
         self._check_uids(uids)
         chooser = self.chooser
         for base in chooser.bases:
-            base.offered = base.rows
-        chooser.offered_late = {}
+            base.rows_if_kept = base.rows
+        chooser.late_if_kept = {}
         if not uids:
             return []
         chooser.usual_keys = -1  # its keys may be others, even if they are as many as before
         stamps = {key: stamps_of(column, len(uids)) for key, column in mapping_of(doc.get("timestamps")).items()}
         page = EventPage(uids, times, columns, filled_in_page(doc.get("filled")))
-        for stretch in self.times.page(times, {key: column for key, column in stamps.items() if column is not None}):
+        for stretch in self.times.stretches(
+            times, {key: column for key, column in stamps.items() if column is not None}
+        ):
             self._add_stretch(page, stretch)
         return page.lines()
 
@@ -234,44 +241,45 @@ class EventStream:
         row, chooser = stretch.begin, self.chooser
         while row < stretch.end:
             data = {key: column[row] for key, column in page.columns.items()}
-            own = stretch.row(row)
-            chooser.prepare(data, page.filled, own, None)
+            own_times = stretch.own_times_of(row)
+            chooser.prepare(data, page.filled, own_times, None)
             points = sum(len(base.layout.channels) for base in chooser.bases)
             end = min(stretch.end, row + max(1, BLOCK_POINTS // max(1, points)))
             end = chooser.alike_until(page, stretch, row, end)
-            values = {base.layout.layout: base.page(page.columns, row, end) for base in chooser.bases}
+            values = {base.layout.layout: base.page_values(page.columns, row, end) for base in chooser.bases}
             if any(one is None for one in values.values()):
-                grows = chooser.changes_at(page, row, end)
-                if grows == row:
-                    continue  # its channels have changed
-                if grows < end:
-                    end = grows
-                    values = {base.layout.layout: base.page(page.columns, row, end) for base in chooser.bases}
+                outgrown = chooser.first_outgrown(page, row, end)
+                if outgrown == row:
+                    chooser.grow_arrays(data)
+                    continue
+                if outgrown < end:
+                    end = outgrown
+                    values = {base.layout.layout: base.page_values(page.columns, row, end) for base in chooser.bases}
             if end - row > 1:  # the first of these rows is counted
                 chooser.count_late(page.columns, end - row)
             for base in chooser.bases:
                 at: Sequence[float] = page.times[row:end]
-                if stretch.own is not None and base.keys:
-                    at, replaced = stretch.times(base.keys[0], row, end, page.times)
+                if stretch.own_times is not None and base.keys:
+                    at, replaced = stretch.times_of(base.keys[0], row, end, page.times)
                     self.replaced_times += replaced
-                page.add(base, at, row, values[base.layout.layout])
+                page.add_rows(base, at, row, values[base.layout.layout])
             row = end
 
-    def accepted(self, points_per_chunk: int = 1) -> bool:
-        """Note that the result of the last `event` or `event_page` was kept, and number the next rows after it.
+    def note_kept(self, points_per_chunk: int = 1) -> bool:
+        """Note that the last lines returned were kept, and number the next rows after them.
 
         Returns:
             True if a chunk of `points_per_chunk` rows became full.
         """
-        self.begun = True
+        self.has_rows = True
         chooser = self.chooser
-        if chooser.offered_late:
-            chooser.late.update(chooser.offered_late)
-            chooser.offered_late = {}
+        if chooser.late_if_kept:
+            chooser.late.update(chooser.late_if_kept)
+            chooser.late_if_kept = {}
         full = False
         for base in chooser.bases:
             before = base.rows
-            rows = base.offered
+            rows = base.rows_if_kept
             if rows > before:  # a time base without a row has not declared its layout either
                 base.rows = rows
                 base.declared = True
@@ -283,7 +291,7 @@ class EventStream:
         """Number the next rows from 0, under layouts that are declared again: they go into another journal."""
         self._events_before = self.events
         for base in self.chooser.bases:
-            base.rows = base.offered = 0
+            base.rows = base.rows_if_kept = 0
             base.declared = False
 
     def _check_uids(self, uids: Sequence[Any]) -> None:
@@ -304,7 +312,7 @@ class EventStream:
                         f"an event of event stream {self.name!r} has the uid {uid!r}, expected text; it is left out"
                     ) from None
 
-    def _finite(self, time: Any) -> float:
+    def _finite_time(self, time: Any) -> float:
         """Return an event's time as a float. Without a finite time its readings could not be placed."""
         try:
             at = float(time)

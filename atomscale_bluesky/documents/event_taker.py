@@ -18,7 +18,7 @@ from ..spool.journal_format import is_row
 from .accepted import KNOWN, NOTHING, PUT_OFF, Accepted
 from .descriptor import mapping_of
 from .early_events import EarlyEvents
-from .event_page import without
+from .event_page import without_rows
 from .event_stream import EventStream
 from .ignored_documents import SEEN_BEFORE, IgnoredDocuments
 from .open_run import OpenRun
@@ -41,19 +41,19 @@ class EventTaker:
         self, runs: OpenRuns, *, files: RunFiles, early: EarlyEvents, ignored_documents: IgnoredDocuments
     ) -> None:
         self._runs = runs
-        self._streams = runs.streams
+        self._by_descriptor = runs.by_descriptor
         self._files = files
         self._early = early
         self._ignored = ignored_documents
 
-    def event(self, doc: Mapping[str, Any]) -> Accepted:
+    def take_event(self, doc: Mapping[str, Any]) -> Accepted:
         """Take an event.
 
         Raises:
             DocumentError: Its descriptor never came.
             ChannelError: It lacks something that every event must have.
         """
-        known = self._streams.get(doc["descriptor"])
+        known = self._by_descriptor.get(doc["descriptor"])
         if known is None:
             return self._take_unknown("event", doc, 1)
         run, event_stream, description = known
@@ -66,13 +66,13 @@ class EventTaker:
         if description is not event_stream.description:
             event_stream.describe(description)
         if run.kept is not None:
-            lacking = self._lacking(run, event_stream, doc)
+            lacking = self._keys_not_kept(run, event_stream, doc)
             if lacking is not None:
                 return self._take_part(run, event_stream, doc, lacking) if lacking else KNOWN
         if run.writer is None:
             self._files.make_again(run)
         try:
-            payloads = event_stream.event(doc)
+            payloads = event_stream.lines_of_event(doc)
         except Exception:
             run.leave_out(Loss.MALFORMED, mapping_of(doc.get("data")))
             raise
@@ -88,12 +88,12 @@ class EventTaker:
             return chooser.usual_answer
         return chooser.answer(payloads, data)
 
-    def event_page(self, doc: Mapping[str, Any]) -> Accepted:
-        """Take the events of a page that are new. Raises as `event` does."""
+    def take_page(self, doc: Mapping[str, Any]) -> Accepted:
+        """Take the events of a page that are new. Raises as `take_event` does."""
         uids = list(doc["uid"])
         if not uids:  # an empty page changes nothing, whatever run it names
             return NOTHING
-        known = self._streams.get(doc["descriptor"])
+        known = self._by_descriptor.get(doc["descriptor"])
         if known is None:
             return self._take_unknown("event_page", doc, len(uids))
         run, event_stream, description = known
@@ -109,10 +109,10 @@ class EventTaker:
         if run.kept is not None:
             for i in sorted(set(range(len(uids))).difference(seen)):
                 event = event_of(doc, i)
-                lacking = self._lacking(run, event_stream, event)
+                lacking = self._keys_not_kept(run, event_stream, event)
                 if lacking is not None:
                     seen.append(i)
-                    taken += self.event(event) if lacking else KNOWN
+                    taken += self.take_event(event) if lacking else KNOWN
         if seen:
             gone = set(seen)
             uids = [uid for i, uid in enumerate(uids) if i not in gone]
@@ -122,8 +122,8 @@ class EventTaker:
             self._files.make_again(run)
         try:
             if seen:
-                doc = without(doc, seen)
-            payloads = event_stream.event_page(doc)
+                doc = without_rows(doc, seen)
+            payloads = event_stream.lines_of_page(doc)
         except Exception:
             run.leave_out(Loss.MALFORMED, mapping_of(doc.get("data")), len(uids))
             raise
@@ -138,7 +138,7 @@ class EventTaker:
         answer = event_stream.chooser.answer(payloads, data, len(uids))
         return taken + answer if seen else answer
 
-    def bulk_events(self, doc: Mapping[str, Any]) -> Accepted:
+    def take_bulk_events(self, doc: Mapping[str, Any]) -> Accepted:
         """Take the events of a document in which older tools put those of a flyer: lists of events by descriptor uid.
 
         Raises:
@@ -148,7 +148,7 @@ class EventTaker:
         for events in mapping_of(doc).values():
             for event in events:
                 try:
-                    taken += self.event(event)
+                    taken += self.take_event(event)
                 except DocumentError as error:
                     problem = problem or error
                 except Exception as error:  # noqa: BLE001 - counted; it costs the other events nothing
@@ -162,7 +162,7 @@ class EventTaker:
         total = NOTHING
         while (early := self._early.first(descriptor)) is not None:
             try:
-                taken = self.event(early.doc) if early.name == "event" else self.event_page(early.doc)
+                taken = self.take_event(early.doc) if early.name == "event" else self.take_page(early.doc)
             except Exception as error:  # noqa: BLE001 - as in a call of its own
                 if not isinstance(error, DocumentError):
                     self._ignored.broken(early.name, error)
@@ -177,7 +177,7 @@ class EventTaker:
         """Take the readings of an event that earlier journals of its run do not hold."""
         if run.writer is None:
             self._files.make_again(run)
-        payloads = event_stream.part(doc, keys)
+        payloads = event_stream.lines_of_keys(doc, keys)
         if payloads:
             why = self._files.append(run, event_stream, payloads, (doc["uid"],), keys)
             if why is not None:
@@ -187,7 +187,7 @@ class EventTaker:
         self._files.step = None
         return Accepted(rows=sum(map(is_row, payloads)), known=1)
 
-    def _lacking(self, run: OpenRun, event_stream: EventStream, doc: Mapping[str, Any]) -> Set[str] | None:
+    def _keys_not_kept(self, run: OpenRun, event_stream: EventStream, doc: Mapping[str, Any]) -> Set[str] | None:
         """Return the data keys of an event that earlier journals do not hold; None if they hold none of the event."""
         kept = None if run.kept is None else kept_of(run.kept, event_stream, doc)
         if kept is None:
@@ -195,7 +195,7 @@ class EventTaker:
         lacking = kept.lacks(mapping_of(doc.get("data")))
         if not lacking:
             with suppress(ChannelError):
-                event_stream.saw(doc)
+                event_stream.note_times(doc)
             run.remember(doc["uid"])  # an event recognised by its time is recognised by its uid next time
             self._ignored.counts[SEEN_BEFORE] += 1
         return lacking
@@ -211,7 +211,7 @@ class EventTaker:
             return Accepted(known=events)
         run_uid = self._runs.ended_run_of(descriptor)
         if run_uid is None and self._runs.find(descriptor):
-            return self.event(doc) if name == "event" else self.event_page(doc)
+            return self.take_event(doc) if name == "event" else self.take_page(doc)
         if self._runs.skips(descriptor):
             return Accepted(known=events)
         if run_uid is None:

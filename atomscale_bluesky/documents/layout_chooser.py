@@ -21,9 +21,9 @@ from .accepted import Accepted
 from .channels import Channels, Names
 from .description import MAX_NAME, Description
 from .event_page import EventPage
-from .row_times import Own, Stretch, TimeRule
+from .row_times import OwnTimes, Stretch, TimeRule
 from .selection import Selection
-from .time_base import Source, TimeBase
+from .time_base import KeySource, TimeBase
 
 # This many keys that first appear later are counted one by one, and the others together.
 MAX_LATE_KEYS = 1000
@@ -65,15 +65,15 @@ class LayoutChooser:
         self.watched: tuple[str, ...] = ()  # keys left out because of their values, which may become numbers later
         self.usual_keys = -1  # how many keys an event has if all of its keys are known
         self.usual_answer: Accepted | None = None  # the answer for such an event
-        self.own_times = bool(earlier and earlier[-1].own_times)  # the last row stands at its readings' own times
+        self.at_own_times = bool(earlier and earlier[-1].own_times)  # the last row stands at its readings' own times
         self.late: Counter[str] = Counter()  # readings of keys that came after too many changes
-        self.offered_late: dict[str, int] = {}  # the same of the last document, to be added once it is kept
+        self.late_if_kept: dict[str, int] = {}  # the same of the last document, to be added once it is kept
         self._event_stream = event_stream
         self._description = description
         self._channels = Channels(event_stream, description, selection, names, earlier)
         self._next_layout = next_layout
         self._by_evidence = rule is TimeRule.EVIDENCE
-        self._known: set[Any] = set()  # all keys that came
+        self._known_keys: set[Any] = set()  # all keys that came
         self._changes = 0
         # By data key: the time base that it had in an earlier journal.
         self._time_bases = {one.key: layout.time_base for layout in earlier for one in layout.channels}
@@ -86,63 +86,63 @@ class LayoutChooser:
         bases: list[TimeBase] = []
         for base in self.bases:
             sources = list(map(self._channels.redescribed, base.sources))
-            bases.append(base if sources == base.sources else self._changed(base, sources))
+            bases.append(base if sources == base.sources else self._with_sources(base, sources))
         self.bases = bases
 
     def prepare(
-        self, data: Mapping[Any, Any], filled: Mapping[str, Any], own: Own | None, only: Set[str] | None
+        self, data: Mapping[Any, Any], filled: Mapping[str, Any], own_times: OwnTimes | None, only: Set[str] | None
     ) -> None:
         """Make the channels and time bases that an event needs, or only those of the keys in `only`."""
-        if (own is not None) != self.own_times:
-            before, self.own_times = self.own_times, own is not None
+        if (own_times is not None) != self.at_own_times:
+            before, self.at_own_times = self.at_own_times, own_times is not None
             try:
                 if self._by_evidence:
-                    self.bases = [self._changed(base, base.sources) for base in self.bases]
+                    self.bases = [self._with_sources(base, base.sources) for base in self.bases]
             except BaseException:  # from a signal handler: the layouts are changed with the next event
-                self.own_times = before
+                self.at_own_times = before
                 raise
         if not self.bases:
-            self._arrange(data, filled, own)
+            self._choose_at_first_event(data, filled, own_times)
         if len(data) != self.usual_keys:
-            self._meet(data, filled)
+            self._take_new_keys(data, filled)
         if self.watched:
-            self._welcome({key: data[key] for key in self.watched if key in data}, filled)
-        self._divide(own, only)
+            self._take_keys_turned_numeric({key: data[key] for key in self.watched if key in data}, filled)
+        self._split_where_needed(own_times, only)
 
-    def changes_with(
-        self, data: Mapping[Any, Any], filled: Mapping[str, Any], own: Own | None, only: Set[str] | None
+    def add_channels_for(
+        self, data: Mapping[Any, Any], filled: Mapping[str, Any], own_times: OwnTimes | None, only: Set[str] | None
     ) -> bool:
         """Give an event with a gap the channels that it needs. Return True if there are new ones."""
-        met = self.usual_keys >= 0 and self._meet(data, filled)  # another key may have taken the place of a missing one
-        if not (self._grow(data) or met):
+        met = self.usual_keys >= 0 and self._take_new_keys(
+            data, filled
+        )  # another key may have taken the place of a missing one
+        if not (self.grow_arrays(data) or met):
             return False
-        self._divide(own, only)
+        self._split_where_needed(own_times, only)
         return True
 
-    def changes_at(self, page: EventPage, row: int, end: int) -> int:
-        """Return the first of these rows whose arrays need more channels, or `end`. At `row` itself, add them."""
-        arrays = [source for base in self.bases for source in base.sources if source.key in page.columns]
+    def first_outgrown(self, page: EventPage, row: int, end: int) -> int:
+        """Return the first of these rows whose arrays need more channels and may get them; `end` if there is none."""
+        if self._changes >= MAX_CHANGES:
+            return end
+        sources = [source for base in self.bases for source in base.sources if source.key in page.columns]
         for i in range(row, end):
-            if any(source.outgrown_by(page.columns[source.key][i]) for source in arrays):
-                if self._changes >= MAX_CHANGES:
-                    return end
-                if i == row:
-                    self._grow({key: column[row] for key, column in page.columns.items()})
+            if any(source.outgrown_length(page.columns[source.key][i]) for source in sources):
                 return i
         return end
 
     def alike_until(self, page: EventPage, stretch: Stretch, row: int, end: int) -> int:
         """Return the first row after `row` that needs other time bases, or a channel for a key that turns numeric."""
-        if stretch.own is not None:
+        if stretch.own_times is not None:
             for base in self.bases:
-                end = min(end, stretch.differ(base.keys, row, end))
+                end = min(end, stretch.first_difference(base.keys, row, end))
         for key in self.watched:
             column = page.columns.get(key, ())
             for i in range(row + 1, min(end, len(column))):
                 value = column[i]
                 if value is None or issubclass(type(value), str):
                     continue
-                if not isinstance(self._channels.source(key, value, page.filled.get(key, True)), str):
+                if not isinstance(self._channels.source_of(key, value, page.filled.get(key, True)), str):
                     end = i
                     break
         return end
@@ -150,12 +150,12 @@ class LayoutChooser:
     def count_late(self, data: Mapping[Any, Any], rows: int) -> None:
         """Count the readings of keys that came too late, to be added once these rows are kept."""
         for key in data:
-            if key in self._known:
+            if key in self._known_keys:
                 continue
             name = sound(key)[:MAX_NAME] if isinstance(key, str) else type(key).__name__
             if name not in self.late and len(self.late) >= MAX_LATE_KEYS:
                 name = OTHER_KEYS
-            self.offered_late[name] = self.offered_late.get(name, 0) + rows
+            self.late_if_kept[name] = self.late_if_kept.get(name, 0) + rows
 
     def answer(self, payloads: Sequence[bytes], data: Mapping[Any, Any], events: int = 1) -> Accepted:
         """Return the answer for a document whose lines were written, and keep it if such a document is usual.
@@ -165,7 +165,7 @@ class LayoutChooser:
             data: Has the document's keys.
             events: How many events the document holds.
         """
-        reasons, met = self.left_out, self._known
+        reasons, met = self.left_out, self._known_keys
         left_out: Counter[str] = Counter()
         for key in data:
             reason = reasons.get(sound(key) if isinstance(key, str) else sound(type(key).__name__))
@@ -178,20 +178,22 @@ class LayoutChooser:
             self.usual_answer = found
         return found
 
-    def _arrange(self, data: Mapping[Any, Any], filled: Mapping[str, Any], own: Own | None) -> None:
+    def _choose_at_first_event(
+        self, data: Mapping[Any, Any], filled: Mapping[str, Any], own_times: OwnTimes | None
+    ) -> None:
         """Decide, at the first event, which keys become channels, and which of these share their times."""
-        sources: list[Source] = []
+        sources: list[KeySource] = []
         left_out: dict[str, str] = {sound(kind): Loss.NAMELESS for kind in self._description.nameless}
         for key in dict.fromkeys([*self._description.line.data_keys, *data]):
-            source = self._channels.source(key, data.get(key), filled.get(key, True))
+            source = self._channels.source_of(key, data.get(key), filled.get(key, True))
             if isinstance(source, str):
                 left_out[_left_out_name(key)] = source
             else:
                 sources.append(source)
         earlier = {key: self._time_bases.get(key, self._event_stream) for key in {source.key for source in sources}}
-        groups: list[list[Source]] = []
+        groups: list[list[KeySource]] = []
         for group in _sharing(sources, earlier):
-            groups += [group] if own is None else _sharing(group, own)
+            groups += [group] if own_times is None else _sharing(group, own_times)
         groups.sort(key=lambda group: earlier[group[0].key] != self._event_stream)
         if groups and earlier[groups[0][0].key] != self._event_stream:
             groups.insert(0, [])
@@ -201,12 +203,12 @@ class LayoutChooser:
             bases.append(self._further_base(group, bases))
         # The bases last: until then, an exception from a signal handler leaves it to the next event.
         watched = _watched(left_out, [*self._description.line.data_keys, *data])
-        self.left_out, self.watched, self._known = left_out, watched, {*self._description.line.data_keys, *data}
+        self.left_out, self.watched, self._known_keys = left_out, watched, {*self._description.line.data_keys, *data}
         self.bases, self.usual_answer = bases, None
 
-    def _meet(self, data: Mapping[Any, Any], filled: Mapping[str, Any]) -> bool:
+    def _take_new_keys(self, data: Mapping[Any, Any], filled: Mapping[str, Any]) -> bool:
         """Take the keys that come for the first time. Return True if any did."""
-        unknown = [key for key in data if key not in self._known]
+        unknown = [key for key in data if key not in self._known_keys]
         self.usual_keys, self.usual_answer = -1 if unknown else len(data), None
         if not unknown:
             return False
@@ -217,74 +219,74 @@ class LayoutChooser:
         base, *others = self.bases
         sources, left_out = list(base.sources), dict(self.left_out)
         for key in unknown:
-            source = self._channels.source(key, data[key], filled.get(key, True))
+            source = self._channels.source_of(key, data[key], filled.get(key, True))
             if isinstance(source, str):
                 left_out[_left_out_name(key)] = source
             else:
                 sources.append(source)
-        base = base.changed(sources, self._layout(base.layout.time_base, sources, left_out))
+        base = base.with_sources(sources, self._layout(base.layout.time_base, sources, left_out))
         watched = (*self.watched, *_watched(left_out, unknown))
-        known = {*self._known, *unknown}
-        self.left_out, self.bases, self._known, self.watched = left_out, [base, *others], known, watched
+        known = {*self._known_keys, *unknown}
+        self.left_out, self.bases, self._known_keys, self.watched = left_out, [base, *others], known, watched
         self.usual_keys = len(data)
         return True
 
-    def _welcome(self, values: Mapping[str, Any], filled: Mapping[str, Any]) -> None:
+    def _take_keys_turned_numeric(self, values: Mapping[str, Any], filled: Mapping[str, Any]) -> None:
         """Add keys that were not numeric until now, and are numbers in this event, in a new layout."""
         for key, value in values.items():
             if value is None or issubclass(type(value), str):
                 continue
-            source = self._channels.source(key, value, filled.get(key, True))
+            source = self._channels.source_of(key, value, filled.get(key, True))
             if isinstance(source, str):
                 continue
             base, *others = self.bases
             watched = tuple(other for other in self.watched if other != key)
             left_out = {other: reason for other, reason in self.left_out.items() if other != _left_out_name(key)}
             sources = [*base.sources, source]
-            base = base.changed(sources, self._layout(base.layout.time_base, sources, left_out))
+            base = base.with_sources(sources, self._layout(base.layout.time_base, sources, left_out))
             self.left_out, self.watched, self.bases, self.usual_answer = left_out, watched, [base, *others], None
 
-    def _grow(self, data: Mapping[Any, Any]) -> bool:
+    def grow_arrays(self, data: Mapping[Any, Any]) -> bool:
         """Give an array a channel for each element. Return True if there are new ones."""
         if self._changes >= MAX_CHANGES:
             return False
         changed: list[TimeBase] = []
         for base in self.bases:
-            sources = [self._channels.grown(source, data.get(source.key)) for source in base.sources]
-            changed.append(base if sources == base.sources else self._changed(base, sources))
+            sources = [self._channels.grow(source, data.get(source.key)) for source in base.sources]
+            changed.append(base if sources == base.sources else self._with_sources(base, sources))
         if changed == self.bases:
             return False
         self._changes += 1
         self.bases, self.usual_answer = changed, None
         return True
 
-    def _divide(self, own: Own | None, only: Set[str] | None) -> None:
-        if own is not None:
-            self._split_where_times_differ(own)
+    def _split_where_needed(self, own_times: OwnTimes | None, only: Set[str] | None) -> None:
+        if own_times is not None:
+            self._split_where_times_differ(own_times)
         if only:
             for base in list(self.bases):
                 if not only.isdisjoint(base.keys):
                     self._split(base, {key: key in only for key in base.keys})
 
-    def _split_where_times_differ(self, own: Own) -> None:
+    def _split_where_times_differ(self, own_times: OwnTimes) -> None:
         """From here on, give a time base of its own to each key that no longer shares its time with the others."""
         for base in list(self.bases):
-            if len(base.sources) > 1 and len(set(map(own.get, base.keys))) > 1:
-                self._split(base, own)
+            if len(base.sources) > 1 and len(set(map(own_times.get, base.keys))) > 1:
+                self._split(base, own_times)
 
-    def _split(self, base: TimeBase, own: Mapping[str, Any]) -> None:
-        groups = _sharing(base.sources, own)
+    def _split(self, base: TimeBase, shared_by: Mapping[str, Any]) -> None:
+        groups = _sharing(base.sources, shared_by)
         if len(groups) < 2:
             return
         stay, *leave = groups
-        less = self._changed(base, stay)
+        less = self._with_sources(base, stay)
         bases = [less if one is base else one for one in self.bases]
         for group in leave:
             bases.append(self._further_base(group, bases))
         # At once: an exception from a signal handler leaves the old ones or all new ones.
         self.bases, self.usual_answer = bases, None
 
-    def _further_base(self, sources: list[Source], others: Iterable[TimeBase]) -> TimeBase:
+    def _further_base(self, sources: list[KeySource], others: Iterable[TimeBase]) -> TimeBase:
         key = sources[0].key
         name = self._time_bases.get(key, self._event_stream)
         taken = {base.layout.time_base for base in others}
@@ -292,28 +294,28 @@ class LayoutChooser:
             name = f"{self._event_stream}/{sources[0].channels[0].key}"
         return self._base(name, sources, {})
 
-    def _base(self, name: str, sources: list[Source], left_out: Mapping[str, str]) -> TimeBase:
+    def _base(self, name: str, sources: list[KeySource], left_out: Mapping[str, str]) -> TimeBase:
         return TimeBase(self._layout(name, sources, left_out), sources)
 
-    def _changed(self, base: TimeBase, sources: list[Source]) -> TimeBase:
-        return base.changed(sources, self._layout(base.layout.time_base, sources, base.layout.left_out))
+    def _with_sources(self, base: TimeBase, sources: list[KeySource]) -> TimeBase:
+        return base.with_sources(sources, self._layout(base.layout.time_base, sources, base.layout.left_out))
 
-    def _layout(self, time_base: str, sources: Iterable[Source], left_out: Mapping[str, str]) -> Layout:
+    def _layout(self, time_base: str, sources: Iterable[KeySource], left_out: Mapping[str, str]) -> Layout:
         return Layout(
             layout=self._next_layout(),
             event_stream=self._event_stream,
             time_base=time_base,
             channels=tuple(channel for source in sources for channel in source.channels),
             left_out=dict(left_out),
-            own_times=self.own_times and self._by_evidence,
+            own_times=self.at_own_times and self._by_evidence,
         )
 
 
-def _sharing(sources: Iterable[Source], own: Mapping[str, Any]) -> list[list[Source]]:
-    """Return the sources in groups that share their times."""
-    groups: dict[Any, list[Source]] = {}
+def _sharing(sources: Iterable[KeySource], shared_by: Mapping[str, Any]) -> list[list[KeySource]]:
+    """Return the sources in groups: those of one group have the same value in `shared_by`."""
+    groups: dict[Any, list[KeySource]] = {}
     for source in sources:
-        groups.setdefault(own.get(source.key), []).append(source)
+        groups.setdefault(shared_by.get(source.key), []).append(source)
     return list(groups.values())
 
 

@@ -216,7 +216,7 @@ class OpenRun:
                     logging.WARNING,
                     "event stream %r of run %s: its time stamps are no Unix seconds, the first is %r; they count as "
                     "seconds after the run's start; let the device give Unix seconds, or set `timestamps = \"event\"`",
-                    event_stream.name, self.uid, times.relative,
+                    event_stream.name, self.uid, times.first_relative_stamp,
                 )  # fmt: skip
             if event_stream.replaced_times > times.before_the_run:
                 ignored_documents.say(

@@ -75,7 +75,7 @@ class OpenRuns:
         physical_sample: str | None = None,
     ) -> None:
         # By descriptor uid: the run, the event stream or None if it is not selected, and what the descriptor says.
-        self.streams: dict[str, tuple[OpenRun, EventStream | None, Description]] = {}
+        self.by_descriptor: dict[str, tuple[OpenRun, EventStream | None, Description]] = {}
         self._settings = settings
         self._redelivers = redelivers
         self._physical_sample = physical_sample
@@ -116,7 +116,7 @@ class OpenRuns:
     def forget_all(self, peers: Peers) -> None:
         """Forget the open runs, in a forked child: they belong to the parent, and the child has other peers."""
         self._runs.clear()
-        self.streams.clear()
+        self.by_descriptor.clear()
         self._early.clear()
         self._peers = peers
 
@@ -272,7 +272,7 @@ class OpenRuns:
         elif run_uid is not None and run is None and self._go_on(run_uid) is None and run_uid in self._skipped:
             self._skipped_descriptors[descriptor] = run_uid
             return False
-        if descriptor in self.streams:
+        if descriptor in self.by_descriptor:
             return True
         self._sought[descriptor] = None
         if len(self._sought) > REMEMBERED_RUNS:
@@ -356,7 +356,7 @@ class OpenRuns:
         if name not in run.event_streams and not run.describe(description, self._selection):
             self._ignored.say(logging.INFO, "event stream %r of run %s is left out by the settings", name, run.uid)
         run.descriptions[description.line.uid] = description
-        self.streams[description.line.uid] = run, run.event_streams[name], description
+        self.by_descriptor[description.line.uid] = run, run.event_streams[name], description
 
     def _open_run(self, run_uid: str) -> OpenRun | None:
         """Return an open run, or one that was interrupted and goes on now. Return None if it is skipped or unknown."""
@@ -405,9 +405,9 @@ class OpenRuns:
 
     def _forget_descriptors(self, run: OpenRun, remembered: OrderedDict[str, str]) -> None:
         """Forget what a run's descriptors say. Remember only their uids, and the run's."""
-        for descriptor in [key for key, value in self.streams.items() if value[0] is run]:
+        for descriptor in [key for key, value in self.by_descriptor.items() if value[0] is run]:
             remembered[descriptor] = run.uid
-            del self.streams[descriptor]
+            del self.by_descriptor[descriptor]
         _keep_newest(remembered)
 
 

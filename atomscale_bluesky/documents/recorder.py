@@ -136,7 +136,7 @@ class DocumentRecorder:
                         if self._files.step is not None:
                             self._runs.complete_step()
                         if name == "event":
-                            return self._events.event(doc)
+                            return self._events.take_event(doc)
                         if known is not None:
                             return self._runs.start(*known)
                         return self._take(name, doc)
@@ -281,14 +281,14 @@ class DocumentRecorder:
             return NOTHING
         match name:
             case "event":
-                return self._events.event(doc)
+                return self._events.take_event(doc)
             case "event_page":
-                return self._events.event_page(doc)
+                return self._events.take_page(doc)
             case "descriptor":
                 answer = self._runs.descriptor(doc)
                 return answer if answer is not NOTHING else self._events.take_early(str(doc["uid"]))
             case "bulk_events":
-                return self._events.bulk_events(doc)
+                return self._events.take_bulk_events(doc)
             case "stop":
                 return self._runs.stop(doc)
             case _:

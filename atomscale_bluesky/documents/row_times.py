@@ -36,8 +36,8 @@ class TimeRule(Enum):
     EVIDENCE = "evidence"  # as the times tell
 
 
-# By data key: when the reading stands; None for the event's time.
-Own = Mapping[str, float | None]
+# By data key: the reading's own time; None for the event's time.
+OwnTimes = Mapping[str, float | None]
 
 
 class Stretch(NamedTuple):
@@ -45,17 +45,19 @@ class Stretch(NamedTuple):
 
     begin: int
     end: int
-    own: Mapping[str, NDArray[np.float64]] | None  # these rows', by data key, NaN for None; None: all at their event's
+    own_times: (
+        Mapping[str, NDArray[np.float64]] | None
+    )  # these rows', by data key, NaN for None; None: all at their event's
 
-    def row(self, row: int) -> Own | None:
-        """Return one row's times as `RowTimes.of` does."""
-        if self.own is None:
+    def own_times_of(self, row: int) -> OwnTimes | None:
+        """Return one row's times as `RowTimes.next_row` does."""
+        if self.own_times is None:
             return None
-        return {key: _or_none(column[row - self.begin]) for key, column in self.own.items()}
+        return {key: _none_if_nan(column[row - self.begin]) for key, column in self.own_times.items()}
 
-    def times(self, key: str, begin: int, end: int, events: Sequence[float]) -> tuple[list[float], int]:
+    def times_of(self, key: str, begin: int, end: int, events: Sequence[float]) -> tuple[list[float], int]:
         """Return the times of rows of a key, and how many of them are their event's because the reading has none."""
-        column = None if self.own is None else self.own.get(key)
+        column = None if self.own_times is None else self.own_times.get(key)
         if column is None:
             return list(events[begin:end]), end - begin
         found: list[float] = column[begin - self.begin : end - self.begin].tolist()
@@ -64,18 +66,18 @@ class Stretch(NamedTuple):
             found = [event if math.isnan(at) else at for at, event in zip(found, events[begin:end], strict=True)]
         return found, none
 
-    def differ(self, keys: Sequence[str], row: int, end: int) -> int:
+    def first_difference(self, keys: Sequence[str], row: int, end: int) -> int:
         """Return the first row after `row` and before `end` in which the keys have different times; `end` if none."""
-        if self.own is None or len(keys) < 2:
+        if self.own_times is None or len(keys) < 2:
             return end
         part = slice(row + 1 - self.begin, end - self.begin)
         none = np.full(max(0, end - row - 1), math.nan)
-        first, *others = [self.own[key][part] if key in self.own else none for key in keys]
+        first, *others = [self.own_times[key][part] if key in self.own_times else none for key in keys]
         where = np.zeros(len(none), dtype=bool)
         for other in others:
             if other is not first:
                 where |= (first != other) & ~(np.isnan(first) & np.isnan(other))
-        return row + 1 + _first(where)
+        return row + 1 + _first_true(where)
 
 
 class RowTimes:
@@ -84,9 +86,9 @@ class RowTimes:
     Args:
         rule: How the times are chosen.
         started: The run's start, Unix seconds.
-        resumed: How the last row that an earlier journal holds stands: True for its readings' own times, False for its
+        resumed_own_times: True if the last row of the earlier journals has its readings' own times, False if it has its
             event's; None if there is no such row.
-        certain: True if that journal shows that the rows were collected.
+        collected: True if that journal shows that the rows were collected.
     """
 
     def __init__(
@@ -94,29 +96,31 @@ class RowTimes:
         rule: TimeRule,
         started: float,
         *,
-        resumed: bool | None = None,
-        certain: bool = False,
+        resumed_own_times: bool | None = None,
+        collected: bool = False,
     ) -> None:
         self.rule = rule
-        self.own = bool(resumed) or rule in {TimeRule.READING, TimeRule.MONITOR}  # as the last row was decided
-        self.certain = certain and self.own  # rows were collected: seen, and not only guessed from the first row
-        # The last row's event time. While `by_event` is True, a caller need not ask about a row that is more than
+        # As the last row was decided.
+        self.uses_own_times = bool(resumed_own_times) or rule in {TimeRule.READING, TimeRule.MONITOR}
+        # Rows were collected: that was seen, and not only guessed from the first row.
+        self.surely_collected = collected and self.uses_own_times
+        # The last row's event time. While `at_event_times` is True, a caller need not ask about a row that is more than
         # `STILL_S` later: it stands at its event's time.
-        self.last = -math.inf if rule is TimeRule.EVENT else math.nan
-        self.by_event = rule is TimeRule.EVENT or (rule is TimeRule.EVIDENCE and resumed is False)
-        self.relative: float | None = None  # the first stamp that counts from the run's start
+        self.last_time = -math.inf if rule is TimeRule.EVENT else math.nan
+        self.at_event_times = rule is TimeRule.EVENT or (rule is TimeRule.EVIDENCE and resumed_own_times is False)
+        self.first_relative_stamp: float | None = None  # the first stamp that counts from the run's start
         self.used_relative = False  # some readings stand where such stamps put them
         self.uneven = False  # the readings of the last row may have different times
         self.before_the_run = 0  # readings of a monitor that were taken long before the run
         self.started = started
-        self._before: Own = {}  # the stamps of the last row whose stamps were used …
-        self._before_at = math.nan  # … and its event's time
-        self._resumed = resumed is not None
-        self._always = rule in {TimeRule.READING, TimeRule.MONITOR}
+        self._stamps_before: OwnTimes = {}  # the stamps of the last row whose stamps were used …
+        self._stamps_before_at = math.nan  # … and its event's time
+        self._is_resumed = resumed_own_times is not None
+        self._own_by_rule = rule in {TimeRule.READING, TimeRule.MONITOR}
 
-    def of(self, time: float, stamps: Mapping[str, Any]) -> Own | None:
-        """Return when the readings of the next row stand, by data key; None if all stand at its event's time."""
-        if self._always:
+    def next_row(self, time: float, stamps: Mapping[str, Any]) -> OwnTimes | None:
+        """Return the times of the next row's readings, by data key; None if all have its event's time."""
+        if self._own_by_rule:
             try:
                 values = set(stamps.values())
             except TypeError:  # a stamp that is no number
@@ -128,39 +132,39 @@ class RowTimes:
                     return dict.fromkeys(stamps, stamp)
         if self.rule is TimeRule.EVENT:
             return None
-        if self.by_event and time - self.last > STILL_S:
-            self.last = time
+        if self.at_event_times and time - self.last_time > STILL_S:
+            self.last_time = time
             return None
-        own = self._own(time, stamps)
+        own_times = self._place_all(time, stamps)
         if self.rule is TimeRule.EVIDENCE:
-            newest = self._judge(time, own)
-            self.by_event = not self.own
-            if not self.own:
+            newest = self._judge_evidence(time, own_times)
+            self.at_event_times = not self.uses_own_times
+            if not self.uses_own_times:
                 self.uneven = False
                 return None
-            if not self.certain and newest is not None:
-                own, self.uneven = dict.fromkeys(own, newest), False
-        if self.relative is not None:
+            if not self.surely_collected and newest is not None:
+                own_times, self.uneven = dict.fromkeys(own_times, newest), False
+        if self.first_relative_stamp is not None:
             self.used_relative = True
-        return own
+        return own_times
 
-    def _own(self, time: float, stamps: Mapping[str, Any]) -> Own:
-        """Return where readings stand by their own stamps."""
+    def _place_all(self, time: float, stamps: Mapping[str, Any]) -> OwnTimes:
+        """Return the readings' own times, each None if no clock could have shown it during this run."""
         try:
             self.uneven = len(set(stamps.values())) > 1
         except TypeError:  # a stamp that is no number
             self.uneven = True
         if self.uneven:
-            return {key: self._placed(stamp, time) for key, stamp in stamps.items()}
+            return {key: self._place(stamp, time) for key, stamp in stamps.items()}
         before = self.before_the_run
         for stamp in stamps.values():
-            own = dict.fromkeys(stamps, self._placed(stamp, time))
-            self.before_the_run += (self.before_the_run - before) * (len(own) - 1)
-            return own
+            own_times = dict.fromkeys(stamps, self._place(stamp, time))
+            self.before_the_run += (self.before_the_run - before) * (len(own_times) - 1)
+            return own_times
         return {}
 
-    def page(self, times: Sequence[float], columns: Mapping[str, Sequence[Any]]) -> Iterator[Stretch]:
-        """Yield the rows of a page in stretches. Each row is decided as `of` decides it."""
+    def stretches(self, times: Sequence[float], columns: Mapping[str, Sequence[Any]]) -> Iterator[Stretch]:
+        """Yield the rows of a page in stretches. Each row is decided as `next_row` decides it."""
         rows = len(times)
         if self.rule is TimeRule.EVENT:
             yield Stretch(0, rows, None)
@@ -168,68 +172,68 @@ class RowTimes:
         at = np.array(times)
         placed: Mapping[str, NDArray[np.float64]] | None = None
         if self.rule is not TimeRule.EVIDENCE:
-            placed = self._placed_columns(columns, at)
-            self.used_relative = self.relative is not None
+            placed = self._place_columns(columns, at)
+            self.used_relative = self.first_relative_stamp is not None
             yield Stretch(0, rows, placed)
             return
         since = np.diff(at, prepend=math.nan)
         stays = np.zeros(0, dtype=bool)
         begin = 0
         while begin < rows:
-            alike, own = 0, None
-            if self.by_event and begin:
-                alike = _first(~(since[begin:] > STILL_S))
-            elif self.certain and begin:
+            alike, own_times = 0, None
+            if self.at_event_times and begin:
+                alike = _first_true(~(since[begin:] > STILL_S))
+            elif self.surely_collected and begin:
                 if placed is None:
-                    placed = self._placed_columns(columns, at)
+                    placed = self._place_columns(columns, at)
                     stays = ((since >= 0) & (since <= STILL_S)) | _changed_or_none(placed, rows)
-                alike, own = _first(~stays[begin:]), placed
+                alike, own_times = _first_true(~stays[begin:]), placed
             end = begin + max(alike, 1)
             if not alike:
-                one = self.of(times[begin], {key: column[begin] for key, column in columns.items()})
+                one = self.next_row(times[begin], {key: column[begin] for key, column in columns.items()})
                 yield Stretch(begin, end, None if one is None else {
                     key: np.array([math.nan if value is None else value]) for key, value in one.items()
                 })  # fmt: skip
             else:
-                self.last = times[end - 1]
-                if own is not None:
-                    self._before = {key: _or_none(column[end - 1]) for key, column in own.items()}
-                    self._before_at = self.last
-                    part = {id(column): column[begin:end] for column in own.values()}
-                    own = {key: part[id(column)] for key, column in own.items()}
-                    self.used_relative = self.relative is not None
-                yield Stretch(begin, end, own)
+                self.last_time = times[end - 1]
+                if own_times is not None:
+                    self._stamps_before = {key: _none_if_nan(column[end - 1]) for key, column in own_times.items()}
+                    self._stamps_before_at = self.last_time
+                    part = {id(column): column[begin:end] for column in own_times.values()}
+                    own_times = {key: part[id(column)] for key, column in own_times.items()}
+                    self.used_relative = self.first_relative_stamp is not None
+                yield Stretch(begin, end, own_times)
             begin = end
 
-    def _judge(self, time: float, own: Own) -> float | None:
-        """Decide about a row. Return the newest of its stamps, or None if it has none."""
-        stamps = [stamp for stamp in own.values() if stamp is not None]
-        before = self._before if self._before_at == self.last else None
-        previous, self.last = self.last, time
-        self._before, self._before_at = own, time
+    def _judge_evidence(self, time: float, own_times: OwnTimes) -> float | None:
+        """Decide by a row's times whether readings have their own. Return its newest stamp, or None if it has none."""
+        stamps = [stamp for stamp in own_times.values() if stamp is not None]
+        before = self._stamps_before if self._stamps_before_at == self.last_time else None
+        previous, self.last_time = self.last_time, time
+        self._stamps_before, self._stamps_before_at = own_times, time
         if not stamps:
             return None
         newest = max(stamps)
         if math.isnan(previous):
-            if not self._resumed:
+            if not self._is_resumed:
                 oldest, age = min(stamps), time - newest
                 old = age > (FRESH_S if newest == oldest else FRESH_ON_A_BUSY_HOST_S)
-                self.own = oldest >= self.started and old and newest - oldest <= age / 10
+                self.uses_own_times = oldest >= self.started and old and newest - oldest <= age / 10
             return newest
         if before is None:
             return newest
-        changed = [stamp for key, stamp in own.items() if stamp is not None and stamp != before.get(key)]
+        changed = [stamp for key, stamp in own_times.items() if stamp is not None and stamp != before.get(key)]
         if 0 <= time - previous <= STILL_S:
             if changed and min(changed) >= self.started and max(changed) < previous:
-                self.own = self.certain = True
+                self.uses_own_times = self.surely_collected = True
         elif not changed:
-            self.own = self.certain = False
-        elif not self.certain and newest > previous:
-            self.own = False
+            self.uses_own_times = self.surely_collected = False
+        elif not self.surely_collected and newest > previous:
+            self.uses_own_times = False
         return newest
 
-    def _placed(self, stamp: Any, time: float) -> float | None:
-        """Return where a reading stands by its own stamp; None if no clock could have shown it during this run."""
+    def _place(self, stamp: Any, time: float) -> float | None:
+        """Return a reading's own time by its stamp; None if no clock could have shown it during this run."""
         at = number_of(stamp)
         if at is None:
             return None
@@ -241,7 +245,7 @@ class RowTimes:
             return at
         if self.rule is TimeRule.MONITOR or not 0 <= at <= time - started:
             return None
-        self.relative = at if self.relative is None else self.relative
+        self.first_relative_stamp = at if self.first_relative_stamp is None else self.first_relative_stamp
         return started + at
 
     def _long_before(self, stamps: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -250,7 +254,7 @@ class RowTimes:
         started = self.started
         return (started - DAY_S <= stamps) & (stamps < started) & (at - stamps > LONG_BEFORE_S)
 
-    def _placed_columns(
+    def _place_columns(
         self, columns: Mapping[str, Sequence[Any]], at: NDArray[np.float64]
     ) -> dict[str, NDArray[np.float64]]:
         """Return where a page's readings stand by their stamps, NaN for None. Equal columns share one array."""
@@ -259,21 +263,23 @@ class RowTimes:
         column = np.zeros(0)
         before = 0
         for key, given in columns.items():
-            if not _same(given, last):
+            if not _surely_equal(given, last):
                 last = given
-                stamps = _column(given)
-                column, before = self._placed_column(stamps, at), int(self._long_before(stamps, at).sum())
+                stamps = _as_floats(given)
+                column, before = self._place_column(stamps, at), int(self._long_before(stamps, at).sum())
             placed[key] = column
             self.before_the_run += before
         return placed
 
-    def _placed_column(self, stamps: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _place_column(self, stamps: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return where the readings of one column stand by their stamps, NaN for None. Counts nothing."""
         absolute = (self.started - DAY_S <= stamps) & (stamps <= at + AHEAD_S)
         placed = np.where(absolute & ~self._long_before(stamps, at), stamps, math.nan)
         relative = ~absolute & (stamps >= 0) & (stamps <= at - self.started)
         if self.rule is not TimeRule.MONITOR and relative.any():
-            self.relative = float(stamps[relative.argmax()]) if self.relative is None else self.relative
+            self.first_relative_stamp = (
+                float(stamps[relative.argmax()]) if self.first_relative_stamp is None else self.first_relative_stamp
+            )
             placed = np.where(relative, self.started + stamps, placed)
         return placed
 
@@ -291,7 +297,7 @@ def number_of(stamp: Any) -> float | None:
     return at if math.isfinite(at) else None
 
 
-def _column(column: Sequence[Any]) -> NDArray[np.float64]:
+def _as_floats(column: Sequence[Any]) -> NDArray[np.float64]:
     """Return a column of stamps as floats, with NaN for what is no finite number."""
     try:
         array = np.array(column)
@@ -305,7 +311,7 @@ def _column(column: Sequence[Any]) -> NDArray[np.float64]:
     return array
 
 
-def _same(column: Sequence[Any], other: Sequence[Any]) -> bool:
+def _surely_equal(column: Sequence[Any], other: Sequence[Any]) -> bool:
     """Return True if two columns of stamps are surely equal."""
     try:
         return column is other or bool(column == other)
@@ -324,10 +330,10 @@ def _changed_or_none(placed: Mapping[str, NDArray[np.float64]], rows: int) -> ND
     return changed | ~stamped
 
 
-def _first(where: NDArray[np.bool_]) -> int:
+def _first_true(where: NDArray[np.bool_]) -> int:
     """Return the first place that is True, or the length if there is none."""
     return int(where.argmax()) if where.any() else len(where)
 
 
-def _or_none(value: Any) -> float | None:
+def _none_if_nan(value: Any) -> float | None:
     return None if math.isnan(value) else float(value)

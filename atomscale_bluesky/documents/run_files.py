@@ -142,8 +142,8 @@ class RunFiles:
             why = self._why_not(run, error)
             self._leave_out(run, why, keys, len(uids))
             return why
-        first = not event_stream.begun
-        full = event_stream.accepted(run.header.points_per_chunk)
+        first = not event_stream.has_rows
+        full = event_stream.note_kept(run.header.points_per_chunk)
         if unsynced is not None:
             self._ignored.say(
                 logging.ERROR,
@@ -199,7 +199,7 @@ class RunFiles:
                     run.writer.append(payloads)
             self._announce(run)
         elif run.writer is not None and _holds(run.writer, payloads, before):
-            event_stream.accepted()
+            event_stream.note_kept()
             for uid in uids:
                 run.remember(uid)
             if self.listener is not None:

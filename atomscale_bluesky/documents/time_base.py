@@ -26,13 +26,13 @@ from .conversion import Rounded, has_no_elements, length_of, number, numbers
 _NUMBERS = list[float]
 
 
-class Source(NamedTuple):
+class KeySource(NamedTuple):
     """A data key that becomes channels."""
 
     key: str
     channels: tuple[Channel, ...]
     convert: Callable[[Any], float | Loss] | None  # None: a plain number, or the elements of an array
-    most: int  # the largest number of elements that an array may have
+    max_elements: int  # the largest number of elements that an array may have
 
     @property
     def is_array(self) -> bool:
@@ -51,17 +51,17 @@ class Source(NamedTuple):
         except Exception:  # noqa: BLE001 - a foreign object may do anything when it is asked what it is
             return [Loss.NOT_NUMERIC] * len(self.channels)
 
-    def outgrown_by(self, value: Any) -> int | None:
+    def outgrown_length(self, value: Any) -> int | None:
         """Return how many elements an array has that needs more channels than there are; None for any other value."""
         try:
             length = length_of(value)
         except Exception:  # noqa: BLE001 - a foreign object
             return None
-        if length is None or length > self.most or (self.is_array and length <= len(self.channels)):
+        if length is None or length > self.max_elements or (self.is_array and length <= len(self.channels)):
             return None
         return length
 
-    def spread(self, value: Any) -> Sequence[Any]:
+    def values_to_pack(self, value: Any) -> Sequence[Any]:
         """Return a value for each channel, for packing. What is not a number becomes what cannot be packed."""
         if self.convert:
             converted = self.convert(value)
@@ -76,9 +76,9 @@ class Source(NamedTuple):
 class TimeBase:
     """Channels that share their times, and how many rows they have so far."""
 
-    def __init__(self, layout: Layout, sources: list[Source]) -> None:
+    def __init__(self, layout: Layout, sources: list[KeySource]) -> None:
         self.rows = 0
-        self.offered = 0  # how many rows there are once the last lines returned are kept
+        self.rows_if_kept = 0  # how many rows there are once the last lines returned are kept
         self.rounded: set[str] = set()  # channels in which an integer ever lost digits
         self.sources = sources
         self.layout = layout
@@ -90,13 +90,13 @@ class TimeBase:
         special = [(i, source) for i, source in enumerate(sources) if source.convert or source.is_array]
         self._special = special[::-1]
 
-    def changed(self, sources: list[Source], layout: Layout) -> TimeBase:
+    def with_sources(self, sources: list[KeySource], layout: Layout) -> TimeBase:
         """Return a time base with other channels, whose rows continue the numbering.
 
         It is a new object, so that code interrupted meanwhile has either the old or the new one, and never a mixture.
         """
         other = TimeBase(layout, sources)
-        other.rows, other.offered, other.rounded = self.rows, self.offered, self.rounded
+        other.rows, other.rows_if_kept, other.rounded = self.rows, self.rows_if_kept, self.rounded
         return other
 
     def declare(self, out: list[bytes]) -> None:
@@ -106,14 +106,14 @@ class TimeBase:
         """
         out += [encode(self.layout)] * 2
 
-    def row(self, data: Mapping[str, Any], number: int, time: float, uid: Any) -> bytes:
+    def row_line(self, data: Mapping[str, Any], number: int, time: float, uid: Any) -> bytes:
         """Return the line for the row of one event: a record if each channel has a value, otherwise text."""
         try:
             values = self._pick(data)
             if self._special:
                 values = list(values)
                 for i, source in self._special:
-                    values[i : i + 1] = source.spread(values[i])
+                    values[i : i + 1] = source.values_to_pack(values[i])
             record = self._encode(float(number), time, uid, values)
             if record is None:
                 record = self._encode(float(number), time, uid, _plain(values))
@@ -123,7 +123,7 @@ class TimeBase:
             pass
         return self._value_by_value(data, number, time, uid)
 
-    def page(self, data: Mapping[str, Sequence[Any]], begin: int, end: int) -> NDArray[np.float64] | None:
+    def page_values(self, data: Mapping[str, Sequence[Any]], begin: int, end: int) -> NDArray[np.float64] | None:
         """Return the values of these rows of a page, one row below the other. None unless all are plain numbers.
 
         Args:
@@ -144,7 +144,7 @@ class TimeBase:
             column = whole[begin:end]
             if source.convert or source.is_array:
                 try:
-                    spread = list(map(source.spread, column))
+                    spread = list(map(source.values_to_pack, column))
                 except Exception:  # noqa: BLE001 - a foreign object
                     return None
                 if any(values is _NO_NUMBERS for values in spread):

@@ -84,7 +84,7 @@ class Told:
             "timestamps": dict.fromkeys(data, self.now),
             "filled": {},
         } | members
-        self._keep(self.stream.event(doc), accept)
+        self._keep(self.stream.lines_of_event(doc), accept)
         return doc
 
     def page(self, data: Mapping[str, Any], *, accept: bool = True, **members: Any) -> None:
@@ -98,12 +98,12 @@ class Told:
             "timestamps": {key: [self.now] * rows for key in data},
             "filled": {},
         } | members
-        self._keep(self.stream.event_page(doc), accept)
+        self._keep(self.stream.lines_of_page(doc), accept)
 
     def _keep(self, payloads: list[bytes], accept: bool) -> None:
         found = [decode_journal(payload) for payload in payloads]
         if accept:
-            self.stream.accepted()
+            self.stream.note_kept()
             self.lines += [line for line in found if isinstance(line, Layout | Row)]
 
     @property
@@ -542,7 +542,7 @@ def test_a_descriptor_may_lack_nearly_everything(members: dict[str, Any]) -> Non
     description = description_of(descriptor, "d", event_stream_of(descriptor))
     stream = EventStream(description, Selection(), started=0.0, next_layout=itertools.count().__next__)
 
-    lines = stream.event({"uid": "e", "time": 2.0, "descriptor": "d", "seq_num": 1, "data": {"T": 3.5}})
+    lines = stream.lines_of_event({"uid": "e", "time": 2.0, "descriptor": "d", "seq_num": 1, "data": {"T": 3.5}})
 
     found = [decode_journal(line) for line in lines]
     assert [line.event_stream for line in found if isinstance(line, Layout)] == ["primary", "primary"]
@@ -661,7 +661,7 @@ def test_the_columns_of_a_page_may_be_sequences_of_any_kind(make: Callable[[list
         "data": {"T": make([1.0, 2.0, 3.0])},
         "timestamps": {"T": make([told.now + i for i in range(3)])},
     }
-    told._keep(told.stream.event_page(doc), accept=True)
+    told._keep(told.stream.lines_of_page(doc), accept=True)
 
     assert told.values() == {"T": [1.0, 2.0, 3.0]}
 
@@ -675,7 +675,7 @@ def test_what_has_no_order_or_is_text_is_no_column(column: Any) -> None:
     }  # fmt: skip
 
     with pytest.raises(ChannelError, match="expected a list"):
-        told.stream.event_page(doc)
+        told.stream.lines_of_page(doc)
 
 
 def test_an_enum_whose_first_value_is_none_of_its_choices_is_a_channel_all_the_same() -> None:
@@ -1029,7 +1029,7 @@ def test_an_event_that_lacks_what_it_must_have_is_refused_by_name(member: str) -
     del doc[member]
 
     with pytest.raises(ChannelError, match=rf"event stream 'primary' has no '{member}'"):
-        told.stream.event(doc)
+        told.stream.lines_of_event(doc)
 
 
 def test_a_page_whose_columns_differ_in_length_is_refused_as_a_whole() -> None:
