@@ -60,11 +60,11 @@ class EarlyEvents:
         return True
 
     def first(self, descriptor: str) -> EarlyEvent | None:
-        """Return the oldest document that waits for a descriptor, or None. It waits until `done` is called."""
+        """Return the oldest document that waits for a descriptor, or None. It waits until `forget_first` is called."""
         waiting = self._waiting.get(descriptor)
         return waiting[0] if waiting else None
 
-    def done(self, descriptor: str) -> None:
+    def forget_first(self, descriptor: str) -> None:
         """Forget the oldest document that waits for a descriptor."""
         waiting = self._waiting[descriptor]
         self._documents -= 1
@@ -77,7 +77,7 @@ class EarlyEvents:
         for descriptor in list(descriptors):
             while (event := self.first(descriptor)) is not None:
                 yield event
-                self.done(descriptor)
+                self.forget_first(descriptor)
 
     def clear(self) -> None:
         """Forget all documents."""

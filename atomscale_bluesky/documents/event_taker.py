@@ -65,7 +65,7 @@ class EventTaker:
             return _not_selected(run, (uid,), doc)
         if description is not event_stream.description:
             event_stream.describe(description)
-        if run.kept is not None:
+        if run.kept_before is not None:
             lacking = self._keys_not_kept(run, event_stream, doc)
             if lacking is not None:
                 return self._take_part(run, event_stream, doc, lacking) if lacking else KNOWN
@@ -106,7 +106,7 @@ class EventTaker:
             return taken + _not_selected(run, [uid for i, uid in enumerate(uids) if i not in gone], doc)
         if description is not event_stream.description:
             event_stream.describe(description)
-        if run.kept is not None:
+        if run.kept_before is not None:
             for i in sorted(set(range(len(uids))).difference(seen)):
                 event = event_of(doc, i)
                 lacking = self._keys_not_kept(run, event_stream, event)
@@ -152,7 +152,7 @@ class EventTaker:
                 except DocumentError as error:
                     problem = problem or error
                 except Exception as error:  # noqa: BLE001 - counted; it costs the other events nothing
-                    problem = problem or self._ignored.broken("bulk_events", error)
+                    problem = problem or self._ignored.count_unusable("bulk_events", error)
         if problem is not None:
             raise problem
         return taken
@@ -165,12 +165,12 @@ class EventTaker:
                 taken = self.take_event(early.doc) if early.name == "event" else self.take_page(early.doc)
             except Exception as error:  # noqa: BLE001 - as in a call of its own
                 if not isinstance(error, DocumentError):
-                    self._ignored.broken(early.name, error)
+                    self._ignored.count_unusable(early.name, error)
             else:
                 total += taken
                 if taken.try_again and self._files.redelivers:
                     return total  # the descriptor comes again, and the event with it
-            self._early.done(descriptor)
+            self._early.forget_first(descriptor)
         return total
 
     def _take_part(self, run: OpenRun, event_stream: EventStream, doc: Mapping[str, Any], keys: Set[str]) -> Accepted:
@@ -189,7 +189,7 @@ class EventTaker:
 
     def _keys_not_kept(self, run: OpenRun, event_stream: EventStream, doc: Mapping[str, Any]) -> Set[str] | None:
         """Return the data keys of an event that earlier journals do not hold; None if they hold none of the event."""
-        kept = None if run.kept is None else kept_of(run.kept, event_stream, doc)
+        kept = None if run.kept_before is None else kept_of(run.kept_before, event_stream, doc)
         if kept is None:
             return None
         lacking = kept.lacks(mapping_of(doc.get("data")))
@@ -210,7 +210,7 @@ class EventTaker:
         if self._runs.skips(descriptor):
             return Accepted(known=events)
         run_uid = self._runs.ended_run_of(descriptor)
-        if run_uid is None and self._runs.find(descriptor):
+        if run_uid is None and self._runs.find_run_of(descriptor):
             return self.take_event(doc) if name == "event" else self.take_page(doc)
         if self._runs.skips(descriptor):
             return Accepted(known=events)
@@ -219,7 +219,7 @@ class EventTaker:
                 return PUT_OFF
             raise self._ignored.never_came(descriptor, name)
         self._ignored.counts[Loss.BEHIND_STOP] += events
-        self._ignored.say_once(
+        self._ignored.log_once(
             f"late {run_uid}", f"an event of run {run_uid} came behind its stop document and is left out"
         )
         return Accepted(left_out={Loss.BEHIND_STOP: events * len(list(doc.get("data") or ()))})

@@ -27,7 +27,7 @@ PARTS_ALONE = "parts alone"
 SUBSCRIBE_EARLY = "subscribe before the run begins, and to documents of every kind: `RE.subscribe(callback)`"
 
 # How many different things are logged. Nobody would read more.
-MAX_SAID = 1000
+MAX_LOGGED_SUBJECTS = 1000
 
 
 class IgnoredDocuments:
@@ -40,38 +40,38 @@ class IgnoredDocuments:
     def __init__(self, *, log_missing_starts: bool = True) -> None:
         self._log_missing_starts = log_missing_starts
         self.counts: Counter[str] = Counter()
-        self.untold: deque[tuple[int, str, tuple[Any, ...], BaseException | None]] = deque()
-        self._said: set[str] = set()
-        self._telling: int | None = None  # the thread that is in `tell`
+        self.pending_log: deque[tuple[int, str, tuple[Any, ...], BaseException | None]] = deque()
+        self._logged_subjects: set[str] = set()
+        self._writing_thread: int | None = None  # the thread that is in `write_log`
 
-    def say(self, level: int, text: str, *args: object, error: BaseException | None = None) -> None:
+    def log_later(self, level: int, text: str, *args: object, error: BaseException | None = None) -> None:
         """Collect a log entry, written once the caller holds no lock.
 
         Includes the error's traceback, if there is one.
         """
-        self.untold.append((level, text, args, error))
+        self.pending_log.append((level, text, args, error))
 
-    def tell(self) -> None:
+    def write_log(self) -> None:
         """Write the collected log entries.
 
         A handler that calls this again gets none: the outer call goes on with them.
         """
-        if self._telling == threading.get_ident():
+        if self._writing_thread == threading.get_ident():
             return
-        self._telling = threading.get_ident()
+        self._writing_thread = threading.get_ident()
         try:
             with suppress(IndexError):
                 while True:
-                    level, text, args, error = self.untold.popleft()
+                    level, text, args, error = self.pending_log.popleft()
                     _logger.log(level, text, *args, exc_info=error)
         finally:
-            self._telling = None
+            self._writing_thread = None
 
     def ignore(self, kind: str, text: str) -> DocumentError:
         """Count a document that belongs to nothing known, and return the error that says so."""
         self.counts[kind] += 1
         text = safe(text)  # it quotes a uid from outside, which may be any text, and it is remembered
-        self.say_once(text, text)
+        self.log_once(text, text)
         return DocumentError(text)
 
     def ignore_without_start(self, kind: str, text: str, run_uid: str = "") -> DocumentError:
@@ -84,28 +84,28 @@ class IgnoredDocuments:
     def warn_of_parts(self, text: str) -> None:
         """Log, once, that only some of a run's documents come, with the remedy for a callback."""
         if self._log_missing_starts:
-            self.say_once(PARTS_ALONE, f"{text}; {SUBSCRIBE_EARLY}")
+            self.log_once(PARTS_ALONE, f"{text}; {SUBSCRIBE_EARLY}")
 
     def never_came(self, descriptor: str, name: str) -> DocumentError:
         """Count an event, or a page of events, whose descriptor never came, and return the error. Logged once."""
         what = "an event" if name == "event" else "a page"
         return self.ignore_without_start(name, f"{what} of descriptor {descriptor}, which never came, is ignored")
 
-    def gave_up(self, descriptor: str, name: str) -> None:
+    def count_given_up(self, descriptor: str, name: str) -> None:
         """Count an event, or a page of events, that waited for its descriptor in vain. Logged once."""
         self.never_came(descriptor, name)
         if not self._log_missing_starts:  # whoever gave the document was told that it waits, and gets no error
-            self.say_once(
+            self.log_once(
                 f"descriptor {descriptor}", f"events of descriptor {descriptor} are left out: it has not come"
             )
 
-    def say_once(self, about: str, text: str, level: int = logging.WARNING) -> None:
+    def log_once(self, about: str, text: str, level: int = logging.WARNING) -> None:
         """Log a text, unless one was logged about the same thing before."""
-        if about not in self._said and len(self._said) < MAX_SAID:
-            self._said.add(about)
-            self.say(level, "%s", safe(text))
+        if about not in self._logged_subjects and len(self._logged_subjects) < MAX_LOGGED_SUBJECTS:
+            self._logged_subjects.add(about)
+            self.log_later(level, "%s", safe(text))
 
-    def broken(self, name: str, error: Exception) -> DocumentError:
+    def count_unusable(self, name: str, error: Exception) -> DocumentError:
         """Count a document that cannot be read, and return the error that says so."""
         self.counts[Loss.MALFORMED] += 1
         try:
@@ -113,10 +113,10 @@ class IgnoredDocuments:
         except Exception:  # noqa: BLE001 - a foreign exception may have no text
             shown = type(error).__name__
         what, shown = safe(repr(name), 80), safe(shown)
-        if f"broken {name}" not in self._said:
-            self._said.add(f"broken {name}")
+        if f"broken {name}" not in self._logged_subjects:
+            self._logged_subjects.add(f"broken {name}")
             expected = isinstance(error, AtomscaleBlueskyError | LookupError | TypeError | ValueError)
-            self.say(
+            self.log_later(
                 logging.ERROR, "a %s document could not be used, the run goes on: %s", what, shown,
                 error=None if expected else error,
             )  # fmt: skip

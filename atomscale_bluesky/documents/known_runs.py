@@ -33,15 +33,15 @@ class KnownRun(msgspec.Struct, frozen=True):
     kept: KeptEvents | None = None  # the kept events of an interrupted run
 
 
-TWICE = (
+RECORDED_TWICE = (
     "run %s is recorded by another process too, with the same spool %s, so its readings arrive twice, and so do those "
     "of later runs: subscribe only one of the two; a second recording on purpose needs a `spool_dir` of its own"
 )
 
 # How many of the youngest runs in the spool are searched for a descriptor.
-MOST_SEARCHED = 50
+MAX_RUNS_SEARCHED = 50
 # How many headers are read at construction, which takes about 20 ms, and at a time later.
-AT_CONSTRUCTION, AT_A_TIME = 500, 100
+HEADERS_AT_CONSTRUCTION, HEADERS_AT_A_TIME = 500, 100
 
 
 class KnownRuns:
@@ -54,21 +54,21 @@ class KnownRuns:
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._uids: dict[str, str] = {}  # by folder name; empty while there is no header
-        self._descriptors: dict[str, set[str]] = {}  # by folder name, of runs that no process writes
+        self._uid_by_folder: dict[str, str] = {}  # by folder name; empty while there is no header
+        self._descriptors_by_folder: dict[str, set[str]] = {}  # by folder name, of runs that no process writes
         names = sorted(spool.run_names())
         self._most_uids = _twice(names)  # from this many on, those of folders that are gone are forgotten
-        self._read(names[max(0, len(names) - AT_CONSTRUCTION) :])
-        self._unread = len(names) > AT_CONSTRUCTION
+        self._read_headers_of(_youngest(names))
+        self._unread = len(names) > HEADERS_AT_CONSTRUCTION
         # Runs to check for a second recorder. Any thread may append. Without the spool's thread the oldest are dropped.
-        self._begun: deque[tuple[str, str, Callable[[str], bool]]] = deque(maxlen=MOST_SEARCHED)
-        self._told = False  # that another process records a run too
+        self._to_check: deque[tuple[str, str, Callable[[str], bool]]] = deque(maxlen=MAX_RUNS_SEARCHED)
+        self._warned = False  # that another process records a run too
         if self._unread:
-            spool.writers.in_background(self._step)
+            spool.writers.in_background(self._background_step)
         with suppress(OSError):  # reported when a run is asked for
             spool.history.read_on()
 
-    def of(self, run_uid: str, *, goes_on: bool = False, young: bool = False) -> KnownRun | None:
+    def known_run(self, run_uid: str, *, goes_on: bool = False, young: bool = False) -> KnownRun | None:
         """Return what is known of a run, or None if it is in neither spool nor history.
 
         Reads the run's files in the spool.
@@ -78,112 +78,116 @@ class KnownRuns:
             goes_on: The run goes on where it was, so its source keeps the uids of events.
             young: The run began a moment ago: only the youngest runs of the spool are searched, and those known.
         """
-        found, entries = self._found(run_uid, young=young)
+        found, entries = self._found_in_spool_and_history(run_uid, young=young)
         if not found and not entries:
             return None
         if any(map(_has_ended, found.values())) or not all(entry.get("interrupted") for entry in entries):
             return KnownRun(ended=True, being_taken=None in found.values())
         parts = [part for part in found.values() if part is not None]
-        return KnownRun(ended=False, kept=self._kept(parts, entries, uids_alone=goes_on))
+        return KnownRun(ended=False, kept=self._kept_events(parts, entries, uids_alone=goes_on))
 
-    def of_open(self, run_uid: str, folder: Path) -> KeptEvents:
+    def events_of_open_run(self, run_uid: str, folder: Path) -> KeptEvents:
         """Return the events of a run that is open in `folder`, as far as they are written at the time of the call."""
-        found, entries = self._found(run_uid, but=folder.name)
+        found, entries = self._found_in_spool_and_history(run_uid, except_folder=folder.name)
         parts = [part for part in found.values() if part is not None]
-        return self._kept(parts, entries, read_events(folder))
+        return self._kept_events(parts, entries, read_events(folder))
 
-    def with_descriptor(self, uid: str) -> str | None:
+    def run_with_descriptor(self, uid: str) -> str | None:
         """Return the uid of the interrupted run to which a descriptor belongs, or None.
 
         Searches the youngest runs of the spool, and those in the history.
         """
-        self._look(young=True)
-        names = sorted(self._spool.run_names())[-MOST_SEARCHED:]
-        self._descriptors = {name: known for name, known in self._descriptors.items() if name in names}
+        self._read_new_headers(young=True)
+        names = sorted(self._spool.run_names())[-MAX_RUNS_SEARCHED:]
+        self._descriptors_by_folder = {
+            name: known for name, known in self._descriptors_by_folder.items() if name in names
+        }
         for name in reversed(names):
-            if name not in self._descriptors:
+            if name not in self._descriptors_by_folder:
                 folder = self._spool.path / name
                 if self._spool.writer_alive(folder):
                     continue
-                self._descriptors[name] = descriptors_in(folder)
-            if uid in self._descriptors[name]:
-                return self._uids.get(name)
+                self._descriptors_by_folder[name] = descriptors_in(folder)
+            if uid in self._descriptors_by_folder[name]:
+                return self._uid_by_folder.get(name)
         entry = self._spool.history.with_descriptor(uid)
         return None if entry is None else str(entry.get("run_uid"))
 
-    def watch(self, run_uid: str, folder: Path, *, on_purpose: Callable[[str], bool]) -> None:
+    def check_for_second_recorder(self, run_uid: str, folder: Path, *, on_purpose: Callable[[str], bool]) -> None:
         """Let a thread of the spool find out whether another process records a run too, and log that once.
 
-        Returns at once. The thread looks within a second: if two processes begin a run at the same moment, neither has
-        found the other one's files before.
+        Returns at once. The thread checks it within a second. Two processes that begin a run at the same moment cannot
+        find each other's files at that moment.
 
         Args:
             run_uid: The run, which begins here.
             folder: Its folder.
             on_purpose: Returns True for a run that another recorder of this process has, too.
         """
-        if not self._told:
-            self._begun.append((run_uid, folder.name, on_purpose))
-            self._spool.writers.in_background(self._step)
+        if not self._warned:
+            self._to_check.append((run_uid, folder.name, on_purpose))
+            self._spool.writers.in_background(self._background_step)
 
-    def _step(self) -> bool:
-        """Read some headers and check the runs in `_begun`, in the spool's thread. Return True if more is to do."""
-        while self._begun:
-            run_uid, name, on_purpose = self._begun.popleft()
-            self._look(young=True)
-            others = [other for other, uid in self._uids.items() if uid == run_uid and other != name]
-            if not self._told and any(map(self._begins, others)) and not on_purpose(run_uid):
-                self._told = True
-                _logger.warning(TWICE, run_uid, safe(str(self._spool.path)))
-        self._unread = self._unread and self._read_on()
+    def _background_step(self) -> bool:
+        """Read some headers and check the runs in `_to_check`, in the spool's thread. Return True if more is to do."""
+        while self._to_check:
+            run_uid, name, on_purpose = self._to_check.popleft()
+            self._read_new_headers(young=True)
+            others = [other for other, uid in self._uid_by_folder.items() if uid == run_uid and other != name]
+            if not self._warned and any(map(self._has_beginning, others)) and not on_purpose(run_uid):
+                self._warned = True
+                _logger.warning(RECORDED_TWICE, run_uid, safe(str(self._spool.path)))
+        self._unread = self._unread and self._read_some_headers()
         return self._unread
 
-    def _begins(self, name: str) -> bool:
+    def _has_beginning(self, name: str) -> bool:
         """Return True if a folder has the beginning of a run, and not what came after an interruption."""
         header = read_header(self._spool.path / name)
         return header is not None and header.part == 0
 
-    def _look(self, *, young: bool = False) -> None:
-        """Read the headers of runs that are not known yet, or only those of the youngest."""
-        if len(self._uids) > self._most_uids:
-            self._read([name for name in self._spool.run_names() if name in self._uids])
-            self._most_uids = _twice(self._uids)
-        names = self._spool.run_names_but(self._uids)
-        names = names[max(0, len(names) - AT_CONSTRUCTION) :] if young else names
-        names += [name for name, uid in self._uids.items() if not uid]
+    def _read_new_headers(self, *, young: bool = False) -> None:
+        """Read the headers of folders that are not known yet, or only of the youngest, and of those that had none."""
+        if len(self._uid_by_folder) > self._most_uids:
+            known = self._uid_by_folder
+            self._uid_by_folder = {name: known[name] for name in self._spool.run_names() if name in known}
+            self._most_uids = _twice(self._uid_by_folder)
+        new = self._spool.run_names_but(self._uid_by_folder)
+        without_header = [name for name, uid in self._uid_by_folder.items() if not uid]
+        self._read_headers_of([*(_youngest(new) if young else new), *without_header])
+
+    def _read_headers_of(self, names: Sequence[str]) -> None:
+        """Add the uids of the runs in these folders."""
         if names:
-            self._uids = {**self._uids, **{name: _uid_in(self._spool.path / name) for name in names}}
+            # A new dict replaces the old one: several threads may call this or iterate, and none waits for another.
+            uids = {name: _uid_in(self._spool.path / name) for name in names}
+            self._uid_by_folder = {**self._uid_by_folder, **uids}
 
-    def _read(self, names: Sequence[str]) -> None:
-        # A new dict replaces the old one: several threads may call this, and none waits for another.
-        known = self._uids
-        self._uids = {name: known.get(name) or _uid_in(self._spool.path / name) for name in names}
-
-    def _read_on(self) -> bool:
+    def _read_some_headers(self) -> bool:
         """Read some of the headers not read yet. Return True if there are more."""
         names = self._spool.run_names()
-        new = [name for name in names if name not in self._uids]
-        # Also a new dict: another thread may be iterating over the old one. A header read meanwhile may be read again.
-        self._uids = {**self._uids, **{name: _uid_in(self._spool.path / name) for name in new[:AT_A_TIME]}}
-        return len(new) > AT_A_TIME
+        new = [name for name in names if name not in self._uid_by_folder]
+        self._read_headers_of(new[:HEADERS_AT_A_TIME])
+        return len(new) > HEADERS_AT_A_TIME
 
-    def _found(
-        self, run_uid: str, but: str = "", *, young: bool = False
+    def _found_in_spool_and_history(
+        self, run_uid: str, except_folder: str = "", *, young: bool = False
     ) -> tuple[dict[str, Events | None], list[dict[str, Any]]]:
-        """Return what the spool has of a run, except in the folder `but`, and the run's entries in the history."""
+        """Return what the spool has of a run, except in one folder, and the run's entries in the history."""
         # The spool first: a run that leaves it meanwhile is then in the history, and what was read of it does not
         # count.
-        found = self._in_spool(run_uid, but, young=young)
+        found = self._in_spool(run_uid, except_folder, young=young)
         entries = self._spool.history.of(run_uid)
         for entry in entries:
             found.pop(str(entry.get("folder")), None)
         return found, entries
 
-    def _in_spool(self, run_uid: str, but: str, *, young: bool) -> dict[str, Events | None]:
+    def _in_spool(self, run_uid: str, except_folder: str, *, young: bool) -> dict[str, Events | None]:
         """Return the run's events by folder name. They are None while the folder is being written."""
-        self._look(young=young)
+        self._read_new_headers(young=young)
         found: dict[str, Events | None] = {}
-        for name in sorted(name for name, uid in self._uids.items() if uid == run_uid and name != but):
+        for name in sorted(
+            name for name, uid in self._uid_by_folder.items() if uid == run_uid and name != except_folder
+        ):
             folder = self._spool.path / name
             if read_header(folder) is None:
                 continue
@@ -193,7 +197,7 @@ class KnownRuns:
             found[name] = events if events.stop is not None or not written else None
         return found
 
-    def _kept(
+    def _kept_events(
         self,
         parts: list[Events],
         entries: list[dict[str, Any]],
@@ -213,8 +217,13 @@ class KnownRuns:
         return KeptEvents([*earlier, *parts], until, by_uid=by_uid, uids_alone=uids_alone)
 
 
+def _youngest(names: list[str]) -> list[str]:
+    """Return the last names in order, those of the youngest runs: as many as are read at construction."""
+    return names[max(0, len(names) - HEADERS_AT_CONSTRUCTION) :]
+
+
 def _twice(names: Collection[str]) -> int:
-    return 2 * len(names) + AT_CONSTRUCTION
+    return 2 * len(names) + HEADERS_AT_CONSTRUCTION
 
 
 def _has_ended(events: Events | None) -> bool:

@@ -113,10 +113,9 @@ class LayoutChooser:
         self, data: Mapping[Any, Any], filled: Mapping[str, Any], own_times: OwnTimes | None, only: Set[str] | None
     ) -> bool:
         """Give an event with a gap the channels that it needs. Return True if there are new ones."""
-        met = self.usual_keys >= 0 and self._take_new_keys(
-            data, filled
-        )  # another key may have taken the place of a missing one
-        if not (self.grow_arrays(data) or met):
+        # Another key may have taken the place of a missing one.
+        any_new_keys = self.usual_keys >= 0 and self._take_new_keys(data, filled)
+        if not (self.grow_arrays(data) or any_new_keys):
             return False
         self._split_where_needed(own_times, only)
         return True

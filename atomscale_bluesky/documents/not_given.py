@@ -13,7 +13,7 @@ from .selection import Selection
 _WITHOUT_A_ROW = frozenset({Loss.NO_ROOM, Loss.NOT_WRITTEN, Loss.DOCUMENT_TOO_LONG, Loss.MALFORMED, Loss.NO_DESCRIPTOR})
 
 
-def not_given(run: OpenRun, counts: Mapping[Any, Any], selection: Selection) -> dict[str, int]:
+def count_not_given(run: OpenRun, counts: Mapping[Any, Any], selection: Selection) -> dict[str, int]:
     """Return how many events never came, by event stream, as far as that is known.
 
     A run's source counts an event that was taken again only once. So there may be more events than it counts, and then
@@ -25,14 +25,14 @@ def not_given(run: OpenRun, counts: Mapping[Any, Any], selection: Selection) -> 
         counts: The stop document's `num_events`: how many events each event stream had.
         selection: Which event streams are taken.
     """
-    if run.left_out_for(_WITHOUT_A_ROW):
+    if run.has_left_out_for(_WITHOUT_A_ROW):
         return {}
     found: dict[str, int] = {}
     for name, count in counts.items():
         if not isinstance(name, str) or type(count) is not int or not selection.takes_event_stream(name):
             continue
         event_stream = run.event_streams.get(name)
-        kept = 0 if run.kept is None else run.kept.events_of(name)
+        kept = 0 if run.kept_before is None else run.kept_before.events_of(name)
         if kept is None or (event_stream is not None and event_stream.has_external_data):
             continue
         missing = count - kept - (event_stream.events if event_stream is not None else 0)

@@ -55,12 +55,12 @@ class OpenRun:
         self._noted_as_not_kept = False
         self.to_announce = False  # the listener does not know of its journal yet
         # The lines that say how it ended, and the journal's size before them, while they are being written.
-        self.last_lines: tuple[list[bytes], int] | None = None
-        self.why_none = Loss.NO_ROOM  # why there is no writer
+        self.ending_lines: tuple[list[bytes], int] | None = None
+        self.why_no_writer = Loss.NO_ROOM  # why there is no writer
         self.try_again_at = 0.0  # monotonic: when to try again to make one
         self.event_streams: dict[str, EventStream | None] = {}  # None: not selected
-        self.names: Names = {}  # of all channels
-        self.kept = kept
+        self.channel_names: Names = {}  # of all channels
+        self.kept_before = kept
         # Uids of earlier events, at least of the last `REMEMBERED_EVENTS`.
         self.seen: set[str] = set()  # the youngest
         self.seen_before: set[str] = set()  # the ones before those
@@ -81,9 +81,9 @@ class OpenRun:
                 selection,
                 started=self.header.started,
                 next_layout=self._next_layout,
-                names=self.names,
-                earlier=self.kept.layouts_of(name) if self.kept else (),
-                collected=self.kept is not None and self.kept.shows_collected(name),
+                names=self.channel_names,
+                earlier=self.kept_before.layouts_of(name) if self.kept_before else (),
+                collected=self.kept_before is not None and self.kept_before.shows_collected(name),
             )
             if taken
             else None
@@ -99,18 +99,18 @@ class OpenRun:
         # In one statement, and last: if this is interrupted before, the run begins again with a further journal.
         self.writer, self.ending_written, self.to_announce, writer.in_use = writer, False, True, True
 
-    def goes_on_with(self, descriptor: str) -> bool:
+    def lacks_descriptor(self, descriptor: str) -> bool:
         """Return True if the run goes on without a journal yet, and no earlier one has this descriptor."""
-        return self.ending_written and (self.kept is None or descriptor not in self.kept.descriptors)
+        return self.ending_written and (self.kept_before is None or descriptor not in self.kept_before.descriptors)
 
-    def end(self) -> None:
+    def release_journal(self) -> None:
         """Release the journal, which now says how the run ended. If the run goes on, it does so in a further one."""
         self.header = replace(self.header, part=self.header.part + 1)
         left_out: Counter[tuple[str, str]] = Counter()
         for event_stream in filter(None, self.event_streams.values()):
             event_stream.late.clear()
         self.completed = True
-        self.writer, self.ending_written, self.last_lines, self._left_out = None, True, None, left_out
+        self.writer, self.ending_written, self.ending_lines, self._left_out = None, True, None, left_out
 
     def remember(self, uid: str) -> None:
         """Remember an event's uid. When there are too many, forget the oldest, many at once."""
@@ -128,15 +128,15 @@ class OpenRun:
             if events > before:
                 self._left_out[counted] += events - before
 
-    def left_out_for(self, reasons: Set[str]) -> bool:
+    def has_left_out_for(self, reasons: Set[str]) -> bool:
         """Return True if any reading was left out for one of these reasons, here or in an earlier journal."""
-        before = self.kept.left_out if self.kept else {}
+        before = self.kept_before.left_out if self.kept_before else {}
         return any(reason in reasons for reason, _ in [*self._left_out, *before])
 
-    def not_kept(self, ended: float) -> NotKept | None:
-        """Return a note of a run whose left-out readings have no journal, or None if there is nothing to note.
+    def take_note_of_not_kept(self, ended: float) -> NotKept | None:
+        """Take out the counts of left-out readings that have no journal, as a note. Return None if there are none.
 
-        If a note is returned, the counts start again from 0.
+        After a note the counts start again from 0.
         """
         readings = sum(n for (reason, _), n in self._left_out.items() if Loss(reason).may_be_kept_later)
         if (self.ending_written or self._noted_as_not_kept) and not readings:
@@ -169,93 +169,93 @@ class OpenRun:
             for keys in lines
         ]
 
-    def rows(self) -> dict[str, int]:
+    def rows_by_time_base(self) -> dict[str, int]:
         """Return how many rows of each time base are in this journal."""
         streams = (event_stream for event_stream in self.event_streams.values() if event_stream is not None)
         return {time_base: rows for stream in streams for time_base, rows in stream.rows_by_time_base.items()}
 
-    def tell_opened(self, ignored_documents: IgnoredDocuments) -> None:
+    def log_opened(self, ignored_documents: IgnoredDocuments) -> None:
         """Log that the run begins, and what the operator has to know about it."""
-        if self.kept is not None:
-            ignored_documents.say(
+        if self.kept_before is not None:
+            ignored_documents.log_later(
                 logging.WARNING, "run %s goes on where it was interrupted: what was kept of it is not taken again",
                 self.uid,
             )  # fmt: skip
-        if self.kept is not None and self.kept.beyond:
-            ignored_documents.say(
+        if self.kept_before is not None and self.kept_before.beyond:
+            ignored_documents.log_later(
                 logging.WARNING,
                 "run %s: %d kept rows are too many to be remembered; their events are taken again if they come",
-                self.uid, self.kept.beyond,
+                self.uid, self.kept_before.beyond,
             )  # fmt: skip
         if self.header.problem:
-            ignored_documents.say(
+            ignored_documents.log_later(
                 logging.ERROR,
                 "run %s is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit %s …`",
                 self.uid, self.header.problem, self.uid[:8],
             )  # fmt: skip
             return
         source = self.header.links.synth_source_id
-        ignored_documents.say(logging.INFO, "run %s opened for synth_source_id %s", self.uid, source)
+        ignored_documents.log_later(logging.INFO, "run %s opened for synth_source_id %s", self.uid, source)
         if source is None:
-            ignored_documents.say_once(
+            ignored_documents.log_once(
                 "unlinked", "no synth_source_id in a run's metadata or the settings: it is streamed unlinked"
             )
 
-    def tell_what_was_odd(self, ignored_documents: IgnoredDocuments) -> None:
+    def log_what_was_odd(self, ignored_documents: IgnoredDocuments) -> None:
         """Log, at the run's end, which readings were not recorded as they came."""
         for event_stream in filter(None, self.event_streams.values()):
             times = event_stream.times
             if times.before_the_run:
-                ignored_documents.say(
+                ignored_documents.log_later(
                     logging.INFO,
                     "event stream %r of run %s: %d readings were taken before the run; they have their event's time",
                     event_stream.name, self.uid, times.before_the_run,
                 )  # fmt: skip
             if times.used_relative:
-                ignored_documents.say(
+                ignored_documents.log_later(
                     logging.WARNING,
                     "event stream %r of run %s: its time stamps are no Unix seconds, the first is %r; they count as "
                     "seconds after the run's start; let the device give Unix seconds, or set `timestamps = \"event\"`",
                     event_stream.name, self.uid, times.first_relative_stamp,
                 )  # fmt: skip
             if event_stream.replaced_times > times.before_the_run:
-                ignored_documents.say(
+                ignored_documents.log_later(
                     logging.WARNING,
                     "event stream %r of run %s: %d readings had impossible times and got their event's",
                     event_stream.name, self.uid, event_stream.replaced_times - times.before_the_run,
                 )  # fmt: skip
             if event_stream.late:
-                ignored_documents.say(
+                ignored_documents.log_later(
                     logging.WARNING,
                     "event stream %r of run %s: keys that came after many changes of its keys are left out: %s",
                     event_stream.name, self.uid, safe(", ".join(event_stream.late)),
                 )  # fmt: skip
             if event_stream.rounded:
-                ignored_documents.say(
+                ignored_documents.log_later(
                     logging.WARNING,
                     "event stream %r of run %s: integers beyond 2**53 lost digits in %s; `status` has the counts",
                     event_stream.name, self.uid, safe(", ".join(event_stream.rounded)),
                 )  # fmt: skip
 
-        if self.kept is not None and self.kept.by_time:
-            ignored_documents.say(
+        if self.kept_before is not None and self.kept_before.by_time:
+            ignored_documents.log_later(
                 logging.WARNING,
                 "run %s: %d events had new uids and were known by their times, so they were not taken again",
-                self.uid, self.kept.by_time,
+                self.uid, self.kept_before.by_time,
             )  # fmt: skip
-        if self.kept is not None and self.kept.in_doubt:
-            ignored_documents.say(
+        if self.kept_before is not None and self.kept_before.in_doubt:
+            ignored_documents.log_later(
                 logging.WARNING,
                 "run %s: the clock was set back and what was kept before is no longer known event by event; %d events "
                 "were taken that may be there twice",
-                self.uid, self.kept.in_doubt,
+                self.uid, self.kept_before.in_doubt,
             )  # fmt: skip
 
-    def tell_not_given(self, events: Mapping[str, int], ignored_documents: IgnoredDocuments) -> None:
+    def log_not_given(self, events: Mapping[str, int], ignored_documents: IgnoredDocuments) -> None:
         """Log which events the stop document counts that never came."""
         if events:
             said = safe(", ".join(f"{n} of event stream {name!r}" for name, n in events.items()))
-            ignored_documents.say(
+            ignored_documents.log_later(
                 logging.WARNING,
                 "run %s: its stop document counts events that never came: %s; if its source has them, `resend` records "
                 "the whole run again",

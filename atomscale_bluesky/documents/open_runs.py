@@ -29,7 +29,7 @@ from .early_events import EarlyEvents
 from .event_stream import EventStream
 from .ignored_documents import TAKEN_BEFORE, IgnoredDocuments
 from .known_runs import KnownRun, KnownRuns
-from .not_given import not_given
+from .not_given import count_not_given
 from .open_run import OpenRun
 from .peers import Peers
 from .run_files import RunFiles
@@ -95,11 +95,17 @@ class OpenRuns:
         self._ignored = ignored_documents
         self._runs: dict[str, OpenRun] = {}  # by uid
         self._ended: OrderedDict[str, None] = OrderedDict()  # uids of runs
-        self._late: OrderedDict[str, str] = OrderedDict()  # descriptor uid → uid of its run, which has ended
-        self._completed: OrderedDict[str, str] = OrderedDict()  # the same of interrupted runs that are forgotten
+        self._descriptors_of_ended: OrderedDict[str, str] = (
+            OrderedDict()
+        )  # descriptor uid → uid of its run, which has ended
+        self._descriptors_of_completed: OrderedDict[str, str] = (
+            OrderedDict()
+        )  # the same of interrupted runs that are forgotten
         self._skipped: set[str] = set()  # uids of runs
         self._skipped_descriptors: dict[str, str] = {}  # uid → uid of its run, which is skipped
-        self._sought: OrderedDict[str, None] = OrderedDict()  # descriptors that belong to no run in the spool
+        self._descriptors_of_none: OrderedDict[str, None] = (
+            OrderedDict()
+        )  # descriptors that belong to no run in the spool
 
     def __bool__(self) -> bool:
         """Return True if any run is open."""
@@ -111,7 +117,7 @@ class OpenRuns:
 
     def ended_run_of(self, descriptor: str) -> str | None:
         """Return the uid of the run that a descriptor belonged to, if that has ended, or None."""
-        return self._late.get(descriptor)
+        return self._descriptors_of_ended.get(descriptor)
 
     def forget_all(self, peers: Peers) -> None:
         """Forget the open runs, in a forked child: they belong to the parent, and the child has other peers."""
@@ -120,10 +126,10 @@ class OpenRuns:
         self._early.clear()
         self._peers = peers
 
-    def known_of(self, doc: Mapping[str, Any]) -> tuple[str, Header, KnownRun | None]:
+    def look_up(self, doc: Mapping[str, Any]) -> tuple[str, Header, KnownRun | None]:
         """Return a run's uid and header, and what was taken of it before. Needs no lock; may read the disk."""
         uid = uid_of(doc)
-        header = header_of(doc, uid, self._settings, self._ignored.say_once, physical_sample=self._physical_sample)
+        header = header_of(doc, uid, self._settings, self._ignored.log_once, physical_sample=self._physical_sample)
         if self._settings.resend:
             return uid, header, None
         young = time.time() - header.started <= REPLAY_AGE_S
@@ -131,11 +137,11 @@ class OpenRuns:
         writer = run.writer if run is not None else None
         try:
             if writer is not None:
-                kept = None if young else self._known_runs.of_open(uid, writer.folder)
+                kept = None if young else self._known_runs.events_of_open_run(uid, writer.folder)
                 return uid, header, KnownRun(ended=False, kept=kept)
-            known = self._known_runs.of(uid, young=young)
+            known = self._known_runs.known_run(uid, young=young)
         except OSError as error:  # a SpoolError is one too; and a run taken twice is better than none
-            self._ignored.say_once(
+            self._ignored.log_once(
                 "past", f"whether run {uid} was taken before cannot be told, so it is taken: {error}"
             )
             return uid, header, None
@@ -146,13 +152,13 @@ class OpenRuns:
         if self._settings.resend or uid in self._runs:
             return False
         try:
-            known = self._known_runs.of(uid)
+            known = self._known_runs.known_run(uid)
         except OSError:
             return False
         return known is not None and known.ended and not known.being_taken
 
     def start(self, uid: str, header: Header, past: KnownRun | None) -> Accepted:
-        """Open a run, unless it is skipped. The arguments are what `known_of` returns.
+        """Open a run, unless it is skipped. The arguments are what `look_up` returns.
 
         Return `TRY_AGAIN` if its files cannot be made and its source gives it again.
         """
@@ -160,7 +166,7 @@ class OpenRuns:
         if open_run is not None:
             self._ignored.ignore("start", f"a second start document of run {uid} is ignored")
             if past is not None and past.kept is not None:
-                open_run.kept = past.kept  # an event may repeat one older than those remembered
+                open_run.kept_before = past.kept  # an event may repeat one older than those remembered
             return KNOWN
         ended = past.ended if past is not None else False
         if ended or (uid in self._ended and not self._settings.resend):
@@ -172,15 +178,17 @@ class OpenRuns:
         self._warn_of_starts_alone()
         kept = past.kept if past else None
         run = self._runs[uid] = OpenRun(uid, replace(header, part=kept.part) if kept else header, kept)
-        if run.kept is None:
+        if run.kept_before is None:
             self._files.make(run)
             if run.writer is None and self._redelivers:
                 del self._runs[uid]
                 self._peers.release(uid, ended=False)
                 return TRY_AGAIN
             if run.writer is not None and not self._settings.resend:
-                self._known_runs.watch(uid, run.writer.folder, on_purpose=self._peers.has_another_account)
-        run.tell_opened(self._ignored)
+                self._known_runs.check_for_second_recorder(
+                    uid, run.writer.folder, on_purpose=self._peers.has_another_account
+                )
+        run.log_opened(self._ignored)
         return NOTHING
 
     def descriptor(self, doc: Mapping[str, Any]) -> Accepted:
@@ -205,7 +213,7 @@ class OpenRuns:
         self._describe(run, description)
         if not new:
             return NOTHING
-        if run.goes_on_with(uid):
+        if run.lacks_descriptor(uid):
             self._files.make_again(run)  # the descriptor may come only once, and another process may go on with the run
             described = run.writer is not None
         else:
@@ -227,8 +235,8 @@ class OpenRuns:
         if run is None and uid in self._skipped:
             self._skipped.discard(uid)
             for descriptor in [key for key, run_uid in self._skipped_descriptors.items() if run_uid == uid]:
-                self._late[descriptor] = self._skipped_descriptors.pop(descriptor)
-            _keep_newest(self._late)
+                self._descriptors_of_ended[descriptor] = self._skipped_descriptors.pop(descriptor)
+            _forget_oldest(self._descriptors_of_ended)
             return KNOWN
         if run is None:
             raise self._ignored.ignore_without_start(
@@ -249,8 +257,8 @@ class OpenRuns:
                 self._give_up_early(run)
             elif overdue:
                 self.give_up_early(overdue)
-        stop.not_given.update(not_given(run, counts, self._selection))
-        run.tell_not_given(stop.not_given, self._ignored)
+        stop.not_given.update(count_not_given(run, counts, self._selection))
+        run.log_not_given(stop.not_given, self._ignored)
         if run.ending_written:
             self._files.make_again(run)  # its files say that no stop document came
         self._files.end(run, stop)
@@ -258,26 +266,33 @@ class OpenRuns:
         self._files.step = None
         return NOTHING
 
-    def find(self, descriptor: str) -> bool:
+    def find_run_of(self, descriptor: str) -> bool:
         """Find the run of a descriptor that did not come to this process, in the spool. Return True if it goes on."""
-        run_uid = self._completed.get(descriptor)
+        run_uid = self._descriptors_of_completed.get(descriptor)
         if run_uid is None:
-            if descriptor in self._sought or not isinstance(descriptor, str):
+            if descriptor in self._descriptors_of_none or not isinstance(descriptor, str):
                 return False
             with suppress(OSError):
-                run_uid = self._known_runs.with_descriptor(descriptor)
-        run = None if run_uid is None else self._runs.get(run_uid)
-        if run is not None and run.kept is not None and descriptor in run.kept.descriptors:
-            self._describe(run, Description(run.kept.descriptors[descriptor]))
-        elif run_uid is not None and run is None and self._go_on(run_uid) is None and run_uid in self._skipped:
-            self._skipped_descriptors[descriptor] = run_uid
+                run_uid = self._known_runs.run_with_descriptor(descriptor)
+        if run_uid is not None:
+            self._take_up(run_uid, descriptor)
+        if descriptor in self._skipped_descriptors:
             return False
         if descriptor in self.by_descriptor:
             return True
-        self._sought[descriptor] = None
-        if len(self._sought) > REMEMBERED_RUNS:
-            self._sought.popitem(last=False)
+        self._descriptors_of_none[descriptor] = None
+        if len(self._descriptors_of_none) > REMEMBERED_RUNS:
+            self._descriptors_of_none.popitem(last=False)
         return False
+
+    def _take_up(self, run_uid: str, descriptor: str) -> None:
+        """Go on with the run of a descriptor that did not come to this process. Skip the descriptor if it has ended."""
+        run = self._runs.get(run_uid)
+        if run is None:
+            if self._go_on(run_uid) is None and run_uid in self._skipped:
+                self._skipped_descriptors[descriptor] = run_uid
+        elif run.kept_before is not None and descriptor in run.kept_before.descriptors:
+            self._describe(run, Description(run.kept_before.descriptors[descriptor]))
 
     def complete(self, folder: Path | None) -> None:
         """Complete all open runs, or the one in `folder`, as interrupted."""
@@ -298,13 +313,13 @@ class OpenRuns:
         completed = [run for run in self._runs.values() if run.completed]
         for run in completed[: max(0, len(completed) - MOST_COMPLETED)]:
             self._files.note_not_kept(run)  # what came since then and found no room
-            self._forget_descriptors(run, self._completed)
+            self._forget_descriptors(run, self._descriptors_of_completed)
             del self._runs[run.uid]
 
     def give_up_early(self, descriptors: Iterable[str]) -> None:
         """Count the events that wait for these descriptors as ignored: their run is not known."""
         for early in self._early.give_up(descriptors):
-            self._ignored.gave_up(early.descriptor, early.name)
+            self._ignored.count_given_up(early.descriptor, early.name)
 
     def complete_step(self) -> None:
         """Complete the step that an exception from a signal handler has interrupted."""
@@ -321,7 +336,7 @@ class OpenRuns:
         """Take nothing of a run that was taken before."""
         self._ignored.counts[TAKEN_BEFORE] += 1
         self._skipped.add(uid)
-        self._ignored.say(
+        self._ignored.log_later(
             logging.INFO if self._redelivers else logging.WARNING,
             "run %s was taken before and is not sent again; `resend` would, and another run needs its own uid", uid,
         )  # fmt: skip
@@ -330,7 +345,7 @@ class OpenRuns:
         """Take nothing of a run that another recorder of this process takes, with the same spool and account."""
         self._ignored.counts[TAKEN_BEFORE] += 1
         self._skipped.add(uid)
-        self._ignored.say_once(
+        self._ignored.log_once(
             "another",
             f"run {uid} goes through two callbacks of this process with the same spool and account, so the newer one "
             f"records it, and later runs too: unsubscribe the older one, `RE.unsubscribe(token)`, as when a start-up "
@@ -344,7 +359,7 @@ class OpenRuns:
 
     def _is_described(self, run: OpenRun, descriptor: str) -> bool:
         """Return True if files of the run have a descriptor. Make them if there are none of this process."""
-        if run.kept is not None and descriptor in run.kept.descriptors:
+        if run.kept_before is not None and descriptor in run.kept_before.descriptors:
             return True
         if run.writer is None and self._redelivers:
             self._files.make_again(run)  # writes all descriptors
@@ -354,7 +369,9 @@ class OpenRuns:
     def _describe(self, run: OpenRun, description: Description) -> None:
         name = description.line.event_stream
         if name not in run.event_streams and not run.describe(description, self._selection):
-            self._ignored.say(logging.INFO, "event stream %r of run %s is left out by the settings", name, run.uid)
+            self._ignored.log_later(
+                logging.INFO, "event stream %r of run %s is left out by the settings", name, run.uid
+            )
         run.descriptions[description.line.uid] = description
         self.by_descriptor[description.line.uid] = run, run.event_streams[name], description
 
@@ -369,7 +386,7 @@ class OpenRuns:
         Return None if there is none. A run that has ended is skipped from here on.
         """
         try:
-            known = self._known_runs.of(run_uid, goes_on=True)
+            known = self._known_runs.known_run(run_uid, goes_on=True)
         except OSError:
             return None
         if known is not None and known.ended:
@@ -383,19 +400,19 @@ class OpenRuns:
         run = self._runs[run_uid] = OpenRun(run_uid, header, known.kept)
         for line in known.kept.descriptors.values():
             self._describe(run, Description(line))
-        run.tell_opened(self._ignored)
+        run.log_opened(self._ignored)
         return run
 
     def _give_up_early(self, run: OpenRun) -> None:
         """Count all events whose descriptor has not come: as ignored, and as left out of `run`."""
         for early in self._early.give_up(self._early.descriptors):
             events = 1 if early.name == "event" else len(early.doc.get("uid") or ())
-            self._ignored.gave_up(early.descriptor, early.name)
+            self._ignored.count_given_up(early.descriptor, early.name)
             run.leave_out(Loss.NO_DESCRIPTOR, list(mapping_of(early.doc.get("data"))), events)
 
     def _forget(self, run: OpenRun) -> None:
         """Forget a run, except that it has ended."""
-        self._forget_descriptors(run, self._late)
+        self._forget_descriptors(run, self._descriptors_of_ended)
         self._peers.release(run.uid, ended=run.ending_written)
         if run.ending_written:  # otherwise nothing of it is kept, and a replay should be taken
             self._ended[run.uid] = None
@@ -408,9 +425,9 @@ class OpenRuns:
         for descriptor in [key for key, value in self.by_descriptor.items() if value[0] is run]:
             remembered[descriptor] = run.uid
             del self.by_descriptor[descriptor]
-        _keep_newest(remembered)
+        _forget_oldest(remembered)
 
 
-def _keep_newest(remembered: OrderedDict[str, str]) -> None:
+def _forget_oldest(remembered: OrderedDict[str, str]) -> None:
     while len(remembered) > REMEMBERED_RUNS:
         remembered.popitem(last=False)

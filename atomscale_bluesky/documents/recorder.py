@@ -124,8 +124,8 @@ class DocumentRecorder:
             if name == "start":
                 warning = self._check()
                 if warning is not None:
-                    self._ignored.say_once(warning, warning)
-                known = self._runs.known_of(doc)
+                    self._ignored.log_once(warning, warning)
+                known = self._runs.look_up(doc)
             with self._lock:
                 if self._inside:
                     self._put_off.append((name, doc))
@@ -148,10 +148,10 @@ class DocumentRecorder:
         except DocumentError:  # counted where it was raised
             raise
         except Exception as error:
-            raise self._ignored.broken(name, error) from error
+            raise self._ignored.count_unusable(name, error) from error
         finally:
-            if self._ignored.untold:
-                self._tell()
+            if self._ignored.pending_log:
+                self._write_log()
 
     def has_whole(self, run_uid: str) -> bool:
         """Return True if a run was recorded up to its stop document, so that its documents would change nothing.
@@ -194,7 +194,7 @@ class DocumentRecorder:
         with self._lock:
             if not self._inside:
                 self._runs.give_up_early(descriptors)
-        self._tell()
+        self._write_log()
 
     @property
     def ignored(self) -> Mapping[str, int]:
@@ -228,7 +228,7 @@ class DocumentRecorder:
                     self._take_what_was_put_off()
             finally:
                 self._inside = False
-        self._tell()
+        self._write_log()
         return True
 
     def close(self) -> bool:
@@ -256,10 +256,10 @@ class DocumentRecorder:
         """Return a text that names the spool's folder."""
         return f"<DocumentRecorder in {str(self._spool.path)!r}>"
 
-    def _tell(self) -> None:
+    def _write_log(self) -> None:
         """Log what was collected. Called without the lock, since a log handler is foreign code."""
         with suppress(Exception):  # a handler that fails must not end the plan
-            self._ignored.tell()
+            self._ignored.write_log()
 
     def after_fork_in_child(self) -> None:
         """Forget the parent's runs, which belong to the parent. A child that gets documents records runs of its own."""
@@ -312,13 +312,13 @@ class DocumentRecorder:
                 if name is None:
                     self._runs.complete(doc)
                 elif name == "start":
-                    self._runs.start(*self._runs.known_of(doc))
+                    self._runs.start(*self._runs.look_up(doc))
                 else:
                     self._take(name, doc)
             except DocumentError:
                 pass
             except Exception as error:  # noqa: BLE001 - as in a call of its own, but no caller receives the error
-                self._ignored.broken(str(name), error)
+                self._ignored.count_unusable(str(name), error)
             self._put_off.popleft()
 
 

@@ -89,12 +89,12 @@ class RunFiles:
             self._spool.writers.create(run.header, to_deliver=to_deliver, accept=run.begin_again)
         except SpoolError as error:
             run.why_not_kept = str(error)
-            run.why_none, until = Loss.NO_ROOM, "there is room"
+            run.why_no_writer, until = Loss.NO_ROOM, "there is room"
             if not isinstance(error, SpoolFullError):
-                run.why_none, until = Loss.NOT_WRITTEN, "its files can be made"
+                run.why_no_writer, until = Loss.NOT_WRITTEN, "its files can be made"
                 run.try_again_at = time.monotonic() + TRY_AGAIN_S
             text = f"run {run.uid} is not kept until {until}, its readings are counted: {error}"
-            self._ignored.say_once(f"not kept {run.uid}", text, logging.ERROR)
+            self._ignored.log_once(f"not kept {run.uid}", text, logging.ERROR)
         self.describe(run, list(run.descriptions.values()))
         self._announce(run)
         self.step = None
@@ -114,7 +114,7 @@ class RunFiles:
         try:
             run.writer.append(lines)
         except SpoolError as error:
-            self._ignored.say(logging.DEBUG, "a descriptor of run %s could not be kept: %s", run.uid, error)
+            self._ignored.log_later(logging.DEBUG, "a descriptor of run %s could not be kept: %s", run.uid, error)
             return False
         return True
 
@@ -133,8 +133,8 @@ class RunFiles:
         """
         writer = run.writer
         if writer is None:
-            self._leave_out(run, run.why_none, keys, len(uids))
-            return run.why_none
+            self._leave_out(run, run.why_no_writer, keys, len(uids))
+            return run.why_no_writer
         self.step = (run, event_stream, payloads, uids, None, writer.written)
         try:
             unsynced = writer.append(payloads)
@@ -145,7 +145,7 @@ class RunFiles:
         first = not event_stream.has_rows
         full = event_stream.note_kept(run.header.points_per_chunk)
         if unsynced is not None:
-            self._ignored.say(
+            self._ignored.log_later(
                 logging.ERROR,
                 "journal in %s could not be synced, so a power cut may take its last rows: %s",
                 writer.folder,
@@ -153,7 +153,9 @@ class RunFiles:
             )
         if first and event_stream.left_out:
             said = safe(", ".join(f"{key} ({reason})" for key, reason in event_stream.left_out.items()))
-            self._ignored.say(logging.INFO, "event stream %r of run %s leaves out %s", event_stream.name, run.uid, said)
+            self._ignored.log_later(
+                logging.INFO, "event stream %r of run %s leaves out %s", event_stream.name, run.uid, said
+            )
         if self.listener is not None and (first or full):
             self.listener.wake(writer.folder)
         return None
@@ -173,7 +175,7 @@ class RunFiles:
             )
         else:
             why, about, text = Loss.NOT_WRITTEN, "not written", f"new readings of run {run.uid} are left out: {error}"
-        self._ignored.say_once(f"{about} {run.uid}", text, logging.ERROR)
+        self._ignored.log_once(f"{about} {run.uid}", text, logging.ERROR)
         return why
 
     def end(self, run: OpenRun, stop: Stop) -> None:
@@ -208,11 +210,11 @@ class RunFiles:
 
     def note_not_kept(self, run: OpenRun) -> None:
         """Note in the spool a run without a journal for the readings that were left out of it."""
-        not_kept = run.not_kept(time.time())
+        not_kept = run.take_note_of_not_kept(time.time())
         if not_kept is not None:
             self._ignored.counts[NOT_KEPT] += 1
             self._spool.writers.note_not_kept(not_kept)
-            self._ignored.say(
+            self._ignored.log_later(
                 logging.ERROR,
                 "run %s ended without having been kept, %d readings of it are left out: %s; `status` shows it",
                 run.uid, not_kept.readings, not_kept.reason,
@@ -223,27 +225,27 @@ class RunFiles:
         if not stop.interrupted:
             if run.writer is None:
                 self.note_not_kept(run)
-            run.tell_what_was_odd(self._ignored)
+            run.log_what_was_odd(self._ignored)
         if run.writer is not None:
             self._end_journal(run, run.writer, stop)
 
     def _end_journal(self, run: OpenRun, writer: RunWriter, stop: Stop) -> None:
         self._announce(run)
-        if run.last_lines is None:
-            stop.rows.update(run.rows())
-            run.last_lines = ([*run.left_out_lines(), encode(stop)], writer.written)
-        lines, before = run.last_lines
+        if run.ending_lines is None:
+            stop.rows.update(run.rows_by_time_base())
+            run.ending_lines = ([*run.left_out_lines(), encode(stop)], writer.written)
+        lines, before = run.ending_lines
         try:
             writer.end(lines, before)
         except SpoolError as error:
             # Without its stop in the journal the run counts as interrupted once its lock is free, and is completed.
-            self._ignored.say(
+            self._ignored.log_later(
                 logging.ERROR, "the stop of run %s could not be written, it is tried again: %s", run.uid, error
             )
         self._spool.writers.release(writer)
         if self.listener is not None:
             self.listener.writer_done(writer.folder)
-        run.end()
+        run.release_journal()
 
     def _announce(self, run: OpenRun) -> None:
         """Notify the listener of a new journal, only once however often this is called."""

@@ -61,7 +61,7 @@ def test_a_start_that_may_have_come_before_opens_no_file_of_the_runs_that_wait(
 def test_of_many_runs_few_are_read_at_construction_and_the_others_soon_after(
     make_callback: MakeCallback, spool_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(past, "AT_CONSTRUCTION", 4)
+    monkeypatch.setattr(past, "HEADERS_AT_CONSTRUCTION", 4)
     before = make_callback(offline=True)
     runs = [old() for _ in range(30)]
     for documents in runs:
@@ -96,7 +96,7 @@ def test_of_many_runs_few_are_read_at_construction_and_the_others_soon_after(
 def test_a_run_whose_header_was_not_read_at_construction_is_known_at_once(
     make_callback: MakeCallback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(past, "AT_CONSTRUCTION", 0)
+    monkeypatch.setattr(past, "HEADERS_AT_CONSTRUCTION", 0)
     before = make_callback(offline=True)
     runs = [old() for _ in range(3)]
     for documents in runs:
