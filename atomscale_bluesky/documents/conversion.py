@@ -75,12 +75,12 @@ def choice(choices: Sequence[str]) -> Callable[[Any], float | Loss]:
     indices = {choice: float(i) for i, choice in enumerate(choices)}
 
     def index(value: Any) -> float | Loss:
-        return indices.get(safe(value), Loss.TEXT) if isinstance(value, str) else number(value)
+        return indices.get(enum_value(value), Loss.TEXT) if isinstance(value, str) else number(value)
 
     return index
 
 
-def safe(value: Any) -> Any:
+def enum_value(value: Any) -> Any:
     """Return an enum's value, and any other value unchanged."""
     return value.value if isinstance(value, Enum) else value
 

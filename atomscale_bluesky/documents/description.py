@@ -40,7 +40,7 @@ def description_of(descriptor: Mapping[str, Any], uid: str, name: str) -> Descri
     )
 
 
-def described_lines(description: Description) -> list[bytes]:
+def descriptor_lines(description: Description) -> list[bytes]:
     """Return the lines for a journal, the same one twice: a run cannot go on without it."""
     line = description.line
     try:

@@ -23,7 +23,7 @@ from .event_stream import EventStream
 from .ignored_documents import SEEN_BEFORE, IgnoredDocuments
 from .open_run import OpenRun
 from .open_runs import OpenRuns
-from .recognition import event_of, kept_of
+from .recognition import event_of, kept_readings_of
 from .run_files import RunFiles
 
 
@@ -189,7 +189,7 @@ class EventTaker:
 
     def _keys_not_kept(self, run: OpenRun, event_stream: EventStream, doc: Mapping[str, Any]) -> Set[str] | None:
         """Return the data keys of an event that earlier journals do not hold; None if they hold none of the event."""
-        kept = None if run.kept_before is None else kept_of(run.kept_before, event_stream, doc)
+        kept = None if run.kept_before is None else kept_readings_of(run.kept_before, event_stream, doc)
         if kept is None:
             return None
         lacking = kept.lacks(mapping_of(doc.get("data")))

@@ -20,7 +20,7 @@ from ..spool.journal_events import Events, read_events
 from ..spool.kept_events import KeptEvents
 from ..spool.run_reader import descriptors_in, read_header
 from ..spool.spool import Spool
-from ..spool.stored_events import stored_events
+from ..spool.stored_events import load_events
 
 _logger = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class KnownRuns:
         until: dict[str, float] = {}
         earlier: list[Events] = []
         for entry in entries:
-            events = stored_events(self._spool.path, str(entry.get("events")))
+            events = load_events(self._spool.path, str(entry.get("events")))
             if events is not None:
                 earlier.append(events)
                 continue

@@ -181,11 +181,11 @@ class OpenRun:
                 logging.WARNING, "run %s goes on where it was interrupted: what was kept of it is not taken again",
                 self.uid,
             )  # fmt: skip
-        if self.kept_before is not None and self.kept_before.beyond:
+        if self.kept_before is not None and self.kept_before.rows_not_remembered:
             ignored_documents.log_later(
                 logging.WARNING,
                 "run %s: %d kept rows are too many to be remembered; their events are taken again if they come",
-                self.uid, self.kept_before.beyond,
+                self.uid, self.kept_before.rows_not_remembered,
             )  # fmt: skip
         if self.header.problem:
             ignored_documents.log_later(
@@ -237,18 +237,18 @@ class OpenRun:
                     event_stream.name, self.uid, safe(", ".join(event_stream.rounded)),
                 )  # fmt: skip
 
-        if self.kept_before is not None and self.kept_before.by_time:
+        if self.kept_before is not None and self.kept_before.recognised_by_time:
             ignored_documents.log_later(
                 logging.WARNING,
                 "run %s: %d events had new uids and were known by their times, so they were not taken again",
-                self.uid, self.kept_before.by_time,
+                self.uid, self.kept_before.recognised_by_time,
             )  # fmt: skip
-        if self.kept_before is not None and self.kept_before.in_doubt:
+        if self.kept_before is not None and self.kept_before.taken_in_doubt:
             ignored_documents.log_later(
                 logging.WARNING,
                 "run %s: the clock was set back and what was kept before is no longer known event by event; %d events "
                 "were taken that may be there twice",
-                self.uid, self.kept_before.in_doubt,
+                self.uid, self.kept_before.taken_in_doubt,
             )  # fmt: skip
 
     def log_not_given(self, events: Mapping[str, int], ignored_documents: IgnoredDocuments) -> None:

@@ -8,18 +8,20 @@ from typing import Any
 import numpy as np
 
 from ..spool.journal_format import DataKey, Layout, packed
-from ..spool.kept_events import Alternatives, Kept, KeptEvents
+from ..spool.kept_events import KeptEvents, KeptReadings, PossibleRows
 from .conversion import choice, number, numbers
 from .descriptor import is_flag, mapping_of
 from .event_stream import EventStream
 
 
-def kept_of(kept: KeptEvents, event_stream: EventStream, doc: Mapping[str, Any]) -> Kept | None:
+def kept_readings_of(kept: KeptEvents, event_stream: EventStream, doc: Mapping[str, Any]) -> KeptReadings | None:
     """Return what was kept of an event, or None if it is new."""
     stamps = _numbers_of(*mapping_of(doc.get("timestamps")).values())
     times = _numbers_of(doc.get("time"))
     keys = mapping_of(doc.get("data")).keys()
-    return kept.of(event_stream.name, doc["uid"], keys, times + stamps, _alternatives(event_stream, doc, times, stamps))
+    return kept.readings_of(
+        event_stream.name, doc["uid"], keys, times + stamps, _possible_rows(event_stream, doc, times, stamps)
+    )
 
 
 def event_of(page: Mapping[str, Any], row: int) -> dict[str, Any]:
@@ -46,9 +48,9 @@ def _numbers_of(*stamps: Any) -> list[float]:
     return [float(stamp) for stamp in plain if isinstance(stamp, float) or type(stamp) is int]
 
 
-def _alternatives(
+def _possible_rows(
     event_stream: EventStream, doc: Mapping[str, Any], times: Sequence[float], stamps: Sequence[float]
-) -> Alternatives:
+) -> PossibleRows:
     """Return a function that gives the rows which an event may have made under a layout."""
     data = mapping_of(doc.get("data"))
     candidates = dict.fromkeys([*times, *stamps, *(event_stream.times.started + stamp for stamp in stamps)])

@@ -22,7 +22,7 @@ from ..spool.journal_format import Stop
 from ..spool.lines import encode
 from ..spool.run_writer import RunWriter
 from ..spool.spool import Spool
-from .description import Description, described_lines
+from .description import Description, descriptor_lines
 from .event_stream import EventStream
 from .ignored_documents import NOT_KEPT, IgnoredDocuments
 from .open_run import OpenRun
@@ -105,7 +105,7 @@ class RunFiles:
         Returns:
             False if they could not be written.
         """
-        lines = [line for description in descriptions for line in described_lines(description)]
+        lines = [line for description in descriptions for line in descriptor_lines(description)]
         if run.writer is None:
             return False
         if not lines:

@@ -10,7 +10,7 @@ from pathlib import Path
 from .own_files import open_own, refuse_link
 
 
-def keep(path: Path, text: bytes) -> None:
+def replace_file(path: Path, text: bytes) -> None:
     """Replace the content of `path` with `text`. A reader sees all of it or all of the previous content.
 
     Raises:

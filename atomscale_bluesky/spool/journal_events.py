@@ -29,16 +29,16 @@ MAX_ROWS = 2_000_000
 # How a uid begins that Tiled makes up: a descriptor's uid and the `seq_num` follow.
 MADE_UP = "event-"
 # A row under this layout stands for a whole event, as in the files of earlier versions.
-WHOLE = 0xFFFF
+WHOLE_EVENT = 0xFFFF
 
 
 class Events(msgspec.Struct):
     """The rows of one journal, in the journal's order, and what its run needs to go on."""
 
     uids: array[int]  # digests of the event uids
-    layouts: array[int]  # places in `known`
-    prints: array[int]  # digests of time and values; 0 for a further row of an event
-    known: list[Layout] = []
+    layout_places: array[int]  # places in `known`
+    fingerprints: array[int]  # digests of time and values; 0 for a further row of an event
+    layouts: list[Layout] = []
     header: Header | None = None
     descriptors: dict[str, Described] = {}  # by uid
     times: dict[str, array[float]] = {}  # by event stream, one time per event; only in files of earlier versions
@@ -62,9 +62,9 @@ def read_events(folder: Path, gil_yield: GilYield | None = None) -> Events:
                 gil_yield.worked_through(len(line.payload))
             if not is_row(line.payload):
                 match decode_journal(line.payload):
-                    case Layout() as layout if layout.layout not in places and len(events.known) < WHOLE:
-                        places[layout.layout] = len(events.known)
-                        events.known.append(layout)
+                    case Layout() as layout if layout.layout not in places and len(events.layouts) < WHOLE_EVENT:
+                        places[layout.layout] = len(events.layouts)
+                        events.layouts.append(layout)
                     case Described() as descriptor:
                         events.descriptors[descriptor.uid] = descriptor
                     case Header() as header:
@@ -83,11 +83,11 @@ def read_events(folder: Path, gil_yield: GilYield | None = None) -> Events:
             if len(events.uids) >= MAX_ROWS:
                 events.beyond += 1
                 continue
-            known = events.known[place]
+            known = events.layouts[place]
             events.made_up = events.made_up or str(uid).startswith(MADE_UP)
             events.uids.append(digest_of(uid))
-            events.layouts.append(place)
-            events.prints.append(print_of(known, time, values))
+            events.layout_places.append(place)
+            events.fingerprints.append(fingerprint_of(known, time, values))
     except SpoolError:  # a line that cannot be decoded: only the lines before it count
         pass
     finally:
@@ -97,13 +97,13 @@ def read_events(folder: Path, gil_yield: GilYield | None = None) -> Events:
 
 
 def _forget_further_rows(events: Events) -> None:
-    """Keep the prints of each event's first row alone, and of rows whose event has its first row in another journal."""
-    first = [place for place, layout in enumerate(events.known) if layout.time_base == layout.event_stream]
+    """Set the fingerprint of each further row of an event to 0, if the event's first row is in the same journal."""
+    first = [place for place, layout in enumerate(events.layouts) if layout.time_base == layout.event_stream]
     uids = np.array(events.uids, dtype=np.uint64)
-    further = ~np.isin(np.array(events.layouts, dtype=np.uint16), first)
-    prints = np.array(events.prints, dtype=np.uint64)
-    prints[further & np.isin(uids, uids[~further])] = 0
-    events.prints = array("Q", prints.tobytes())
+    further = ~np.isin(np.array(events.layout_places, dtype=np.uint16), first)
+    fingerprints = np.array(events.fingerprints, dtype=np.uint64)
+    fingerprints[further & np.isin(uids, uids[~further])] = 0
+    events.fingerprints = array("Q", fingerprints.tobytes())
 
 
 def _parts_of(payload: bytes) -> tuple[int, float, Any, bytes]:
@@ -129,7 +129,7 @@ def digest_of(uid: Any) -> int:
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
 
 
-def print_of(layout: Layout, time: float, values: bytes) -> int:
+def fingerprint_of(layout: Layout, time: float, values: bytes) -> int:
     """Return 8 bytes that stand for a row's time and values. Never 0.
 
     Args:

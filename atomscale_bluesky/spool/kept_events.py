@@ -23,31 +23,32 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from .journal_events import MAX_ROWS, WHOLE, Events, digest_of, print_of
+from .journal_events import MAX_ROWS, WHOLE_EVENT, Events, digest_of, fingerprint_of
 from .journal_format import Described, Header, Layout
 
 # The last events that were recognised by time and values are also remembered by uid, up to this many: an event whose
 # call was interrupted comes again, and its row has already been counted.
-MAX_TOLD = 100_000
+MAX_RECOGNISED = 100_000
 
 
-class Kept(msgspec.Struct, frozen=True):
+class KeptReadings(msgspec.Struct, frozen=True):
     """What earlier journals hold of an event."""
 
     keys: Set[str]  # the data keys whose readings they hold
-    decided: Set[str]  # data keys that are no channels, and are counted with it
+    left_out_keys: Set[str]  # data keys that are no channels, and are counted with it
     whole: bool  # all of the event, whatever its keys
 
     def lacks(self, data: Iterable[Any]) -> Set[str]:
         """Return the data keys of an event whose readings are not kept."""
         if self.whole:
             return frozenset()
-        return {key for key in data if isinstance(key, str) and key not in self.keys and key not in self.decided}
+        return {key for key in data if isinstance(key, str) and key not in self.keys and key not in self.left_out_keys}
 
 
 # Given a layout, yields the times that an event's row may have under it, and its packed values.
-Alternatives = Callable[[Layout], Iterator[tuple[float, bytes]]]
+PossibleRows = Callable[[Layout], Iterator[tuple[float, bytes]]]
 
 
 class KeptEvents:
@@ -70,9 +71,9 @@ class KeptEvents:
         by_uid: Events | None = None,
         uids_alone: bool = False,
     ) -> None:
-        self.by_time = 0  # how many events were recognised only by time and values
-        self.in_doubt = 0  # how many events were taken although a journal that is gone may have had them
-        self.beyond = 0  # how many rows are not remembered, because there are too many
+        self.recognised_by_time = 0  # how many events were recognised only by time and values
+        self.taken_in_doubt = 0  # how many events were taken although a journal that is gone may have had them
+        self.rows_not_remembered = 0  # how many rows are not remembered, because there are too many
         self.layouts: list[Layout] = []  # of all journals
         self.descriptors: dict[str, Described] = {}  # by uid
         self.header: Header | None = None
@@ -81,19 +82,20 @@ class KeptEvents:
         self._until = dict(until or {})
         self._latest: dict[str, float] = {}
         self._set_back: set[str] = set()
-        self._told: dict[int, Kept] = {}  # events recognised by time, by digest of their new uid: the youngest …
-        self._told_before: dict[int, Kept] = {}  # … and those before them
+        # Events recognised by time, by digest of their new uid: the youngest, and those before them.
+        self._recognised: dict[int, KeptReadings] = {}
+        self._recognised_before: dict[int, KeptReadings] = {}
         self._journals: list[_Journal] = []
         self.part = 0  # the number of the next journal
         room = MAX_ROWS
         journals = list(parts)
         if by_uid is not None:
             journals.append(by_uid)
-        for part in sorted(journals, key=_part_of):
-            self.part = max(self.part, _part_of(part) + 1)
-            self.beyond += part.beyond + max(0, len(part.uids) - room)
+        for part in sorted(journals, key=_part_number):
+            self.part = max(self.part, _part_number(part) + 1)
+            self.rows_not_remembered += part.beyond + max(0, len(part.uids) - room)
             self._journals.append(_Journal(part, room, by_uid=part is by_uid or (uids_alone and not part.made_up)))
-            self.layouts += part.known
+            self.layouts += part.layouts
             self.descriptors |= part.descriptors
             for line in () if uids_alone else part.left_out:
                 self.left_out.update({(line.reason, key): readings for key, readings in line.keys.items()})
@@ -107,20 +109,20 @@ class KeptEvents:
     def events_of(self, event_stream: str) -> int | None:
         """Return how many events of an event stream the journals hold, or None if that is not known."""
         counts = [journal.events_of(event_stream) for journal in self._journals]
-        return None if self.beyond or self._until or None in counts else sum(filter(None, counts))
+        return None if self.rows_not_remembered or self._until or None in counts else sum(filter(None, counts))
 
     def layouts_of(self, event_stream: str) -> list[Layout]:
         """Return the layouts of an event stream, in the order in which they were written."""
         return [layout for layout in self.layouts if layout.event_stream == event_stream]
 
-    def of(
+    def readings_of(
         self,
         event_stream: str,
         uid: Any,
         keys: Collection[Any],
         times: Sequence[float],
-        alternatives: Alternatives,
-    ) -> Kept | None:
+        possible_rows: PossibleRows,
+    ) -> KeptReadings | None:
         """Return what was kept of an event before, or None if it is new.
 
         Args:
@@ -128,52 +130,54 @@ class KeptEvents:
             uid: The event's uid.
             keys: Its data keys.
             times: The event's own time and those of its readings. A journal of which only the times are known has one.
-            alternatives: Gives the rows that the event may have made.
+            possible_rows: Gives the rows that the event may have made.
         """
         digest = digest_of(uid)
-        found = self._with_uid(digest)
+        found = self._readings_with_uid(digest)
         if found is not None:
             for journal in self._journals:
                 journal.note_uid(digest)
-            return self._completed(found, event_stream, keys, alternatives)
-        told = self._told.get(digest) or self._told_before.get(digest)
-        if told is not None:
-            return told
+            return self._with_parts(found, event_stream, keys, possible_rows)
+        recognised = self._recognised.get(digest) or self._recognised_before.get(digest)
+        if recognised is not None:
+            return recognised
         for journal in self._journals:
-            kept = journal.like(event_stream, alternatives, times, lambda known: self._tell(digest, known))
+            kept = journal.recognise(event_stream, possible_rows, times, lambda known: self._remember(digest, known))
             if kept is not None:
-                self.by_time += 1
-                return self._completed(kept, event_stream, keys, alternatives)
-        if self._was_before(event_stream, times):
-            self.by_time += 1
+                self.recognised_by_time += 1
+                return self._with_parts(kept, event_stream, keys, possible_rows)
+        if self._is_before_last_row(event_stream, times):
+            self.recognised_by_time += 1
             return _ALL
         return None
 
-    def _completed(self, kept: Kept, event_stream: str, keys: Collection[Any], alternatives: Alternatives) -> Kept:
+    def _with_parts(
+        self, kept: KeptReadings, event_stream: str, keys: Collection[Any], possible_rows: PossibleRows
+    ) -> KeptReadings:
         """Add the parts of an event that a replay with made-up uids has brought."""
         for journal in self._journals:
             if journal.has_parts and kept.lacks(keys):
-                kept = _together([kept, *journal.parts_of(event_stream, alternatives, self._has_event)])
+                kept = _sum_of([kept, *journal.parts_of(event_stream, possible_rows, self._has_event)])
         return kept
 
     def _has_event(self, digest: int) -> bool:
         """Return True if an event with this uid was kept, and not only a part under a uid that was made up."""
         return any(journal.has_event(digest) for journal in self._journals)
 
-    def _with_uid(self, digest: int) -> Kept | None:
+    def _readings_with_uid(self, digest: int) -> KeptReadings | None:
         """Return what all journals hold of an event: after two interruptions, more than one may hold a part of it."""
-        found = [kept for journal in self._journals if (kept := journal.rows_of(digest)) is not None]
-        return _together(found) if found else None
+        found = [kept for journal in self._journals if (kept := journal.readings_with_uid(digest)) is not None]
+        return _sum_of(found) if found else None
 
-    def _tell(self, digest: int, known: int | None) -> Kept:
+    def _remember(self, digest: int, known: int | None) -> KeptReadings:
         """Remember an event that was recognised: by the uid under which it is known, or None for one known by time."""
-        kept = _ALL if known is None else self._with_uid(known) or _ALL
-        self._told[digest] = kept
-        if len(self._told) > MAX_TOLD:
-            self._told, self._told_before = {}, self._told
+        kept = _ALL if known is None else self._readings_with_uid(known) or _ALL
+        self._recognised[digest] = kept
+        if len(self._recognised) > MAX_RECOGNISED:
+            self._recognised, self._recognised_before = {}, self._recognised
         return kept
 
-    def _was_before(self, event_stream: str, times: Sequence[float]) -> bool:
+    def _is_before_last_row(self, event_stream: str, times: Sequence[float]) -> bool:
         """Return True if the event is not later than the last row of a journal of which only that time is known.
 
         The comparison means nothing once the clock was set back. From then on every event is taken.
@@ -187,7 +191,7 @@ class KeptEvents:
         self._latest[event_stream] = at
         if at > until:
             return False
-        self.in_doubt += event_stream in self._set_back
+        self.taken_in_doubt += event_stream in self._set_back
         return event_stream not in self._set_back
 
 
@@ -200,105 +204,111 @@ class _Journal:
 
     def __init__(self, events: Events, room: int, *, by_uid: bool) -> None:
         self._keeps_uids = by_uid
-        self._known = events.known
-        self._keys = [frozenset(channel.key for channel in layout.channels) for layout in events.known]
+        self._layouts = events.layouts
+        self._keys = [frozenset(channel.key for channel in layout.channels) for layout in events.layouts]
         uids = np.array(events.uids[:room], dtype=np.uint64)
-        layouts = np.array(events.layouts[:room], dtype=np.uint16)
+        layouts = np.array(events.layout_places[:room], dtype=np.uint16)
         order = np.argsort(uids, kind="stable")
         self._uids = array("Q", uids[order].tobytes())
-        self._layouts = array("H", layouts[order].tobytes())
-        self._prints, self._rows, self._taken = array("Q"), array("Q"), array("I")
+        self._layout_places = array("H", layouts[order].tobytes())
+        self._fingerprints, self._uids_by_fingerprint = array("Q"), array("Q")
+        self._recognised_counts = array("I")
         self._times: dict[str, array[float]] = {}
-        self._times_taken: dict[str, array[int]] = {}
-        first = [place for place, layout in enumerate(events.known) if layout.time_base == layout.event_stream]
-        prints = np.array(events.prints[:room], dtype=np.uint64)
-        self._first = frozenset(first)
-        self.has_parts = bool((prints[~np.isin(layouts, first)] != 0).any())
+        self._time_counts: dict[str, array[int]] = {}
+        first = [place for place, layout in enumerate(events.layouts) if layout.time_base == layout.event_stream]
+        fingerprints = np.array(events.fingerprints[:room], dtype=np.uint64)
+        self._first_row_layouts = frozenset(first)
+        self.has_parts = bool((fingerprints[~np.isin(layouts, first)] != 0).any())
         if not by_uid or self.has_parts:
-            of_events = np.flatnonzero(prints)
-            order = of_events[np.argsort(prints[of_events], kind="stable")]
-            self._prints, self._rows = array("Q", prints[order].tobytes()), array("Q", uids[order].tobytes())
-            self._taken = array("I", bytes(4 * len(order)))
+            self._sort_by_fingerprint(fingerprints, uids)
             for name, times in events.times.items():
                 self._times[name] = array("d", np.sort(np.array(times[:room], dtype=np.float64)).tobytes())
-                self._times_taken[name] = array("I", bytes(4 * len(self._times[name])))
+                self._time_counts[name] = array("I", bytes(4 * len(self._times[name])))
+
+    def _sort_by_fingerprint(self, fingerprints: NDArray[np.uint64], uids: NDArray[np.uint64]) -> None:
+        """Keep the rows that have a fingerprint in its order, each with its uid and how often it was recognised."""
+        with_one = np.flatnonzero(fingerprints)
+        order = with_one[np.argsort(fingerprints[with_one], kind="stable")]
+        self._fingerprints = array("Q", fingerprints[order].tobytes())
+        self._uids_by_fingerprint = array("Q", uids[order].tobytes())
+        self._recognised_counts = array("I", bytes(4 * len(order)))
 
     def events_of(self, event_stream: str) -> int | None:
         """Return how many events of an event stream have their first row here; None in files of earlier versions."""
-        if self._times or WHOLE in self._layouts:
+        if self._times or WHOLE_EVENT in self._layout_places:
             return None
-        places = [place for place in self._first if self._known[place].event_stream == event_stream]
-        return sum(self._layouts.count(place) for place in places)
+        places = [place for place in self._first_row_layouts if self._layouts[place].event_stream == event_stream]
+        return sum(self._layout_places.count(place) for place in places)
 
     def rows_at_own_times(self, event_stream: str) -> int:
         """Return how many events of an event stream have rows at their readings' own times."""
         places = [
             place
-            for place, layout in enumerate(self._known)
+            for place, layout in enumerate(self._layouts)
             if layout.own_times and layout.event_stream == layout.time_base == event_stream
         ]
-        return sum(self._layouts.count(place) for place in places)
+        return sum(self._layout_places.count(place) for place in places)
 
     def note_uid(self, digest: int) -> None:
         """Note that an event with this uid came: if the journal has it, its source keeps uids."""
-        if not self._keeps_uids and self.rows_of(digest) is not None:
+        if not self._keeps_uids and self.readings_with_uid(digest) is not None:
             self._keeps_uids = True
 
-    def like(
+    def recognise(
         self,
         event_stream: str,
-        alternatives: Alternatives,
+        possible_rows: PossibleRows,
         times: Sequence[float],
-        tell: Callable[[int | None], Kept],
-    ) -> Kept | None:
+        remember: Callable[[int | None], KeptReadings],
+    ) -> KeptReadings | None:
         """Return what the journal holds of an event with this time and these values, and count it as recognised.
 
-        `tell` gets the digest under which it is known, and is called before it is counted: after an interruption in
+        `remember` gets the digest under which it is known, and is called before it is counted: after an interruption in
         between, one row too few is counted.
         """
         if self._keeps_uids:
             return None
-        place = self._time_of(event_stream, times)
+        place = self._place_of_time(event_stream, times)
         if place is not None:
-            kept = tell(None)
+            kept = remember(None)
             place[0][place[1]] += 1
             return kept
-        for layout in self._known:
+        for layout in self._layouts:
             if layout.event_stream != event_stream or layout.time_base != event_stream:
                 continue
-            at = self._place_of(layout, alternatives)
+            at = self._place_of(layout, possible_rows)
             if at is not None:
-                kept = tell(self._rows[at])
-                self._taken[at] += 1
+                kept = remember(self._uids_by_fingerprint[at])
+                self._recognised_counts[at] += 1
                 return kept
         return None
 
     def parts_of(
-        self, event_stream: str, alternatives: Alternatives, has_event: Callable[[int], bool]
-    ) -> Iterator[Kept]:
+        self, event_stream: str, possible_rows: PossibleRows, has_event: Callable[[int], bool]
+    ) -> Iterator[KeptReadings]:
         """Yield rows with this time and these values that are parts of events, and count them as recognised.
 
         `has_event` tells whether a row's uid is an event's own: then the row is a part of that event and of no other.
         """
-        for layout in self._known:
+        for layout in self._layouts:
             if layout.event_stream == event_stream and layout.time_base != event_stream:
-                at = self._place_of(layout, alternatives, has_event)
+                at = self._place_of(layout, possible_rows, has_event)
                 if at is not None:
-                    self._taken[at] += 1
-                    yield Kept({channel.key for channel in layout.channels}, frozenset(), whole=False)
+                    self._recognised_counts[at] += 1
+                    yield KeptReadings({channel.key for channel in layout.channels}, frozenset(), whole=False)
 
     def _place_of(
-        self, layout: Layout, alternatives: Alternatives, but: Callable[[int], bool] = lambda _: False
+        self, layout: Layout, possible_rows: PossibleRows, is_excluded: Callable[[int], bool] = lambda _: False
     ) -> int | None:
         """Return the place of a row that an event may have made, and that was not recognised before.
 
         Rows for whose uid `but` returns True are passed over.
         """
-        for time, values in alternatives(layout):
-            sought = print_of(layout, time, values)
-            at = bisect_left(self._prints, sought)
-            while at < len(self._prints) and self._prints[at] == sought:
-                if not self._taken[at] and not but(self._rows[at]):
+        for time, values in possible_rows(layout):
+            sought = fingerprint_of(layout, time, values)
+            at = bisect_left(self._fingerprints, sought)
+            while at < len(self._fingerprints) and self._fingerprints[at] == sought:
+                if not self._recognised_counts[at] and not is_excluded(self._uids_by_fingerprint[at]):
                     return at
                 at += 1
         return None
@@ -307,32 +317,32 @@ class _Journal:
         """Return True if the journal has the first row of an event with this uid."""
         at = bisect_left(self._uids, digest)
         while at < len(self._uids) and self._uids[at] == digest:
-            if self._layouts[at] in self._first:
+            if self._layout_places[at] in self._first_row_layouts:
                 return True
             at += 1
         return False
 
-    def rows_of(self, digest: int) -> Kept | None:
+    def readings_with_uid(self, digest: int) -> KeptReadings | None:
         """Return what the journal holds of an event with this uid."""
         at = bisect_left(self._uids, digest)
         keys: set[str] = set()
-        decided: set[str] = set()
+        left_out: set[str] = set()
         found = False
         while at < len(self._uids) and self._uids[at] == digest:
-            layout = self._layouts[at]
-            if layout == WHOLE:
+            layout = self._layout_places[at]
+            if layout == WHOLE_EVENT:
                 return _ALL
             keys |= self._keys[layout]
-            decided |= self._known[layout].left_out.keys()
+            left_out |= self._layouts[layout].left_out.keys()
             found = True
             at += 1
-        return Kept(keys, decided - keys, whole=False) if found else None
+        return KeptReadings(keys, left_out - keys, whole=False) if found else None
 
-    def _time_of(self, event_stream: str, times: Sequence[float]) -> tuple[array[int], int] | None:
+    def _place_of_time(self, event_stream: str, times: Sequence[float]) -> tuple[array[int], int] | None:
         """Return where to count an event with one of these times, of a journal of which only the times are known."""
         if event_stream not in self._times:
             return None
-        kept, taken = self._times[event_stream], self._times_taken[event_stream]
+        kept, taken = self._times[event_stream], self._time_counts[event_stream]
         for time in times:
             first = bisect_left(kept, time)
             if first < len(kept) and kept[first] == time and taken[first] < bisect_right(kept, time) - first:
@@ -340,16 +350,16 @@ class _Journal:
         return None
 
 
-def _part_of(events: Events) -> int:
+def _part_number(events: Events) -> int:
     return 0 if events.header is None else events.header.part
 
 
-_ALL = Kept(frozenset(), frozenset(), whole=True)
+_ALL = KeptReadings(frozenset(), frozenset(), whole=True)
 
 
-def _together(found: list[Kept]) -> Kept:
+def _sum_of(found: list[KeptReadings]) -> KeptReadings:
     if len(found) == 1:
         return found[0]
     keys = frozenset[str]().union(*(kept.keys for kept in found))
-    decided = frozenset[str]().union(*(kept.decided for kept in found))
-    return Kept(keys, decided - keys, whole=any(kept.whole for kept in found))
+    left_out = frozenset[str]().union(*(kept.left_out_keys for kept in found))
+    return KeptReadings(keys, left_out - keys, whole=any(kept.whole for kept in found))

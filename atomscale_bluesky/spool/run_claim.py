@@ -24,7 +24,7 @@ from .orders import Edit, Move, OrderLine, Orders, endpoint_of
 from .own_files import refuse_links_in
 from .run_reader import HEAD, LEDGER, described_lines, has_stop, keep_copies
 from .segments import segment_path, segments
-from .stored_events import keep_events
+from .stored_events import store_events
 
 _logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class RunClaim:
         if self._perhaps_in_history and self._history.entries_with("folder", folder):
             return
         if entry.get("interrupted"):
-            kept = keep_events(self.folder, gil_yield)
+            kept = store_events(self.folder, gil_yield)
             entry["events"], entry["descriptors"] = kept or (None, [])
         self._history.add(entry)
 

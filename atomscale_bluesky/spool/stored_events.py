@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from . import atomic_file as notes
+from .atomic_file import replace_file
 from .gil_yield import GilYield
-from .journal_events import WHOLE, Events, read_events
+from .journal_events import WHOLE_EVENT, Events, read_events
 from .journal_format import Described, Header, Layout, LeftOut, decode_journal
 from .lines import encode
 from .own_files import read_own
@@ -42,7 +42,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     lines: list[bytes] = []  # header, descriptors, layouts and what was left out, in this order
 
 
-def keep_events(folder: Path, gil_yield: GilYield | None = None) -> tuple[str, list[str]] | None:
+def store_events(folder: Path, gil_yield: GilYield | None = None) -> tuple[str, list[str]] | None:
     """Store the events of an interrupted run that leaves the spool.
 
     Returns:
@@ -53,21 +53,21 @@ def keep_events(folder: Path, gil_yield: GilYield | None = None) -> tuple[str, l
     if not _NAME.fullmatch(name):
         return None
     header = [events.header] if events.header else []
-    lines = [*header, *events.descriptors.values(), *events.known, *events.left_out]
+    lines = [*header, *events.descriptors.values(), *events.layouts, *events.left_out]
     stored = msgspec.msgpack.encode(
         _File(
             version=2,
             uids=_to_bytes(events.uids),
             times={},
             beyond=events.beyond,
-            layouts=_to_bytes(events.layouts),
-            prints=_to_bytes(events.prints),
+            layouts=_to_bytes(events.layout_places),
+            prints=_to_bytes(events.fingerprints),
             made_up=events.made_up,
             lines=[encode(line) for line in lines],
         )
     )
     try:
-        notes.keep(folder.parent / name, zlib.crc32(stored).to_bytes(4, "little") + stored)
+        replace_file(folder.parent / name, zlib.crc32(stored).to_bytes(4, "little") + stored)
     except OSError:
         return None
     with suppress(OSError):
@@ -75,7 +75,7 @@ def keep_events(folder: Path, gil_yield: GilYield | None = None) -> tuple[str, l
     return name, list(events.descriptors)
 
 
-def stored_events(spool: Path, name: str) -> Events | None:
+def load_events(spool: Path, name: str) -> Events | None:
     """Return the stored events of a run that has left the spool, or None if they are gone or damaged."""
     if not _NAME.fullmatch(name):
         return None
@@ -87,7 +87,7 @@ def stored_events(spool: Path, name: str) -> Events | None:
         uids = _from_bytes("Q", found.uids)
         if found.version == 1:
             times = {stream: _from_bytes("d", values) for stream, values in found.times.items()}
-            whole = array("H", [WHOLE]) * len(uids)
+            whole = array("H", [WHOLE_EVENT]) * len(uids)
             return Events(uids, whole, array("Q", bytes(8 * len(uids))), times=times, beyond=found.beyond)
         events = Events(
             uids,
@@ -105,7 +105,7 @@ def stored_events(spool: Path, name: str) -> Events | None:
                 case Described():
                     events.descriptors[line.uid] = line
                 case Layout():
-                    events.known.append(line)
+                    events.layouts.append(line)
                 case LeftOut():
                     events.left_out.append(line)
                 case _:

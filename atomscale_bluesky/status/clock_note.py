@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..spool.atomic_file import keep
+from ..spool.atomic_file import replace_file
 from ..spool.own_files import read_own
 
 # Beyond this the points of two hosts visibly no longer line up in a plot.
@@ -32,7 +32,7 @@ def write_note(spool: Path, note: ClockNote) -> None:
     Raises:
         OSError: The folder cannot be written.
     """
-    keep(spool / NOTE, msgspec.json.encode(note))
+    replace_file(spool / NOTE, msgspec.json.encode(note))
 
 
 def read_note(spool: Path) -> ClockNote | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..spool.atomic_file import keep
+from ..spool.atomic_file import replace_file
 from ..spool.own_files import read_own, refuse_link
 
 _NAME = "trouble.json"
@@ -73,7 +73,7 @@ class OutageNote:
         self._perhaps_there, self._not_before = True, float("-inf")
         text = msgspec.json.encode(Outage(self._since, now, error[:1000], self._endpoint, key_refused))
         with contextlib.suppress(OSError):
-            keep(self._path, text)
+            replace_file(self._path, text)
 
     def answered(self) -> None:
         """Note that Atomscale takes data again."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from ..spool.atomic_file import keep
+from ..spool.atomic_file import replace_file
 from ..spool.own_files import read_own
 
 # The settings that a fact permits, by its name, if it is true. Ten seconds are prompt enough to watch.
@@ -53,7 +53,7 @@ def write_findings(spool: Path, findings: Findings) -> None:
     Raises:
         OSError: The folder cannot be written.
     """
-    keep(_path(spool, findings.endpoint), msgspec.json.format(msgspec.json.encode(findings)))
+    replace_file(_path(spool, findings.endpoint), msgspec.json.format(msgspec.json.encode(findings)))
 
 
 def read_findings(spool: Path, endpoint: str) -> Findings | None:

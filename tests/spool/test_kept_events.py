@@ -12,11 +12,11 @@ from runs import growth
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.model.rows import Channel
-from atomscale_bluesky.spool.journal_events import MAX_ROWS, Events, digest_of, print_of
+from atomscale_bluesky.spool.journal_events import MAX_ROWS, Events, digest_of, fingerprint_of
 from atomscale_bluesky.spool.journal_format import Layout, packed
 from atomscale_bluesky.spool.kept_events import KeptEvents
 from atomscale_bluesky.spool.spool import Spool
-from atomscale_bluesky.spool.stored_events import MAX_BYTES, stored_events
+from atomscale_bluesky.spool.stored_events import MAX_BYTES, load_events
 
 MakeCallback = Callable[..., AtomscaleCallback]
 
@@ -30,7 +30,7 @@ def events_of(*uids: str, **times: list[float]) -> Events:
 
 
 def has(kept: KeptEvents, event_stream: str, uid: str, times: list[float]) -> bool:
-    return kept.of(event_stream, uid, ["a"], times, lambda layout: iter(())) is not None
+    return kept.readings_of(event_stream, uid, ["a"], times, lambda layout: iter(())) is not None
 
 
 def test_an_event_is_known_by_its_uid_or_as_often_as_its_time_was_kept() -> None:
@@ -42,7 +42,7 @@ def test_an_event_is_known_by_its_uid_or_as_often_as_its_time_was_kept() -> None
     assert has(kept, "fly", "e4", [5.0])
     assert not has(kept, "fly", "new", [5.0])  # its source keeps uids, so this one is new
     assert not has(kept, "other", "new", [5.0])
-    assert kept.by_time == 3
+    assert kept.recognised_by_time == 3
 
 
 def test_a_replay_with_uids_of_its_own_tells_nothing_of_another_journal() -> None:
@@ -51,14 +51,14 @@ def test_a_replay_with_uids_of_its_own_tells_nothing_of_another_journal() -> Non
     assert [has(kept, "primary", uid, [at]) for uid, at in [("f3", 3.0), ("f1", 1.0), ("f2", 2.0)]] == [True] * 3
     assert not has(kept, "primary", "f5", [4.0])  # another event at the time of f4, in the journal that keeps uids
     assert not has(kept, "primary", "f6", [2.0])
-    assert kept.by_time == 2
+    assert kept.recognised_by_time == 2
 
 
 def test_an_event_that_its_time_told_is_told_again_where_its_call_was_interrupted() -> None:
     kept = KeptEvents([events_of("e1", primary=[1.0])])
 
     assert [has(kept, "primary", uid, [1.0]) for uid in ("new 1", "new 1", "new 2")] == [True, True, False]
-    assert kept.by_time == 1
+    assert kept.recognised_by_time == 1
 
 
 @pytest.mark.parametrize("uid", ["", "\ud800", 'with "quotes" and \\', 7, None])
@@ -90,7 +90,7 @@ def test_rows_beyond_the_bound_are_counted_and_not_known() -> None:
     ]
     kept = KeptEvents(many)
 
-    assert kept.beyond == 2
+    assert kept.rows_not_remembered == 2
 
 
 def layout(number: int, time_base: str, *keys: str, **left_out: str) -> Layout:
@@ -104,7 +104,7 @@ def rows_of(*rows: tuple[str, int, float, float], known: list[Layout]) -> Events
         array("Q", [digest_of(uid) for uid, *_ in rows]),
         array("H", [number for _, number, *_ in rows]),
         array("Q", [
-            print_of(known[number], at, packed([value])) if "/" not in known[number].time_base else 0
+            fingerprint_of(known[number], at, packed([value])) if "/" not in known[number].time_base else 0
             for _, number, at, value in rows
         ]),
         known,
@@ -114,10 +114,10 @@ def rows_of(*rows: tuple[str, int, float, float], known: list[Layout]) -> Events
 def of(kept: KeptEvents, uid: str, at: float, **data: float) -> set[str] | None:
     """The data keys of an event that are not kept; None for a new event."""
 
-    def alternatives(layout: Layout) -> Iterator[tuple[float, bytes]]:
+    def possible_rows(layout: Layout) -> Iterator[tuple[float, bytes]]:
         yield at, packed(data[channel.key] for channel in layout.channels)
 
-    found = kept.of("m", uid, data.keys(), [at], alternatives)
+    found = kept.readings_of("m", uid, data.keys(), [at], possible_rows)
     return None if found is None else set(found.lacks(data))
 
 
@@ -139,7 +139,7 @@ def test_an_event_with_a_new_uid_is_known_by_its_time_and_values_as_often_as_the
     assert of(kept, "x2", 1.5, a=5.0, b=6.0) is None
     assert [of(kept, f"y{n}", 1.0, a=5.0, b=6.0) for n in range(3)] == [set(), {"b"}, None]
     assert of(kept, "y0", 1.0, a=5.0, b=6.0) == set()  # it comes again
-    assert kept.by_time == 2
+    assert kept.recognised_by_time == 2
 
 
 def test_the_parts_of_an_event_in_two_journals_are_known_together() -> None:
@@ -172,10 +172,10 @@ def test_files_of_events_that_are_too_large_together_go_oldest_first_and_no_othe
 
     (entry,) = Spool(spool_dir).history.entries()
     assert sorted(path.name for path in spool_dir.glob("*.events")) == sorted([names[1], names[2], entry["events"]])
-    events = stored_events(spool_dir, entry["events"])
+    events = load_events(spool_dir, entry["events"])
     assert events is not None
-    assert len(events.uids) == len(events.prints) == len(events.layouts) == 5
-    assert [layout.event_stream for layout in events.known] == ["primary"]
+    assert len(events.uids) == len(events.fingerprints) == len(events.layout_places) == 5
+    assert [layout.event_stream for layout in events.layouts] == ["primary"]
     assert events.header is not None
     assert list(events.descriptors) == entry["descriptors"]
-    assert stored_events(spool_dir, names[1]) is None  # damaged: that costs nothing but what it knew
+    assert load_events(spool_dir, names[1]) is None  # damaged: that costs nothing but what it knew
