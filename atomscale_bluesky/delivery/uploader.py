@@ -88,7 +88,7 @@ class Uploader(Deliverer):
     def add(self, writer: RunWriter) -> None:
         """Take up a run that begins in this process. Does not wait."""
         self._runs_begun += 1
-        self._inbox.put(RunBegun(writer.folder, writer.delivering))
+        self._inbox.put(RunBegun(writer.folder, writer.uploader_lock))
         if self._loop.over:
             self._loop.refuse_messages()
 

@@ -64,7 +64,7 @@ class KnownRuns:
         self._to_check: deque[tuple[str, str, Callable[[str], bool]]] = deque(maxlen=MAX_RUNS_SEARCHED)
         self._warned = False  # that another process records a run too
         if self._unread:
-            spool.writers.in_background(self._background_step)
+            spool.writers.run_in_background(self._background_step)
         with suppress(OSError):  # reported when a run is asked for
             spool.history.read_on()
 
@@ -126,7 +126,7 @@ class KnownRuns:
         """
         if not self._warned:
             self._to_check.append((run_uid, folder.name, on_purpose))
-            self._spool.writers.in_background(self._background_step)
+            self._spool.writers.run_in_background(self._background_step)
 
     def _background_step(self) -> bool:
         """Read some headers and check the runs in `_to_check`, in the spool's thread. Return True if more is to do."""

@@ -97,7 +97,7 @@ class OpenRun:
                 event_stream.start_over()
         self.completed = False
         # In one statement, and last: if this is interrupted before, the run begins again with a further journal.
-        self.writer, self.ending_written, self.to_announce, writer.in_use = writer, False, True, True
+        self.writer, self.ending_written, self.to_announce, writer.is_accepted = writer, False, True, True
 
     def lacks_descriptor(self, descriptor: str) -> bool:
         """Return True if the run goes on without a journal yet, and no earlier one has this descriptor."""

@@ -35,8 +35,8 @@ class FileLock:
         self._path = path
         self._descriptor = -1
         self._process = os.getpid()
-        self._held = False
-        self._other: Any = None  # filelock's, if there is no `flock`
+        self._is_held = False
+        self._filelock: Any = None  # filelock's, if there is no `flock`
 
     def acquire(self) -> bool:
         """Take the lock if it is free, or held by this object. Return True if it is held now. Does not wait.
@@ -47,31 +47,31 @@ class FileLock:
             OSError: Its file cannot be made.
         """
         self._forget_parents()
-        if self._held:
+        if self._is_held:
             return True
-        if sys.platform == "win32" or self._other is not None:
-            return self._acquire_other()
+        if sys.platform == "win32" or self._filelock is not None:
+            return self._acquire_filelock()
         try:
             while _flock(self._open()):
-                if self._is_the_files():
-                    self._held = True
+                if self._file_has_its_name():
+                    self._is_held = True
                     break
                 self.release()  # its owner has just removed the file: another process may lock a new one of that name
         except OSError as error:
             self.release()
             if error.errno not in _NO_FLOCK:
                 raise
-            return self._acquire_other()
-        if not self._held:
+            return self._acquire_filelock()
+        if not self._is_held:
             self.release()
-        return self._held
+        return self._is_held
 
     def release(self) -> None:
         """Release the lock. A second call does nothing."""
         self._forget_parents()
-        if self._other is not None:
-            self._other.release()
-        self._held = False
+        if self._filelock is not None:
+            self._filelock.release()
+        self._is_held = False
         if self._descriptor >= 0:
             _descriptors.discard(self._descriptor)
             _unlock(self._descriptor)
@@ -86,7 +86,7 @@ class FileLock:
 
     def _forget_parents(self) -> None:
         if self._process != os.getpid():
-            self._process, self._descriptor, self._held, self._other = os.getpid(), -1, False, None
+            self._process, self._descriptor, self._is_held, self._filelock = os.getpid(), -1, False, None
 
     def _open(self) -> int:
         if self._descriptor < 0:
@@ -95,7 +95,7 @@ class FileLock:
         _descriptors.add(self._descriptor)  # again, if the first time was interrupted
         return self._descriptor
 
-    def _is_the_files(self) -> bool:
+    def _file_has_its_name(self) -> bool:
         """Return True if the file that is locked still has its name."""
         try:
             named = os.stat(self._path, follow_symlinks=False)
@@ -103,18 +103,18 @@ class FileLock:
             return False
         return os.path.samestat(named, os.fstat(self._descriptor))
 
-    def _acquire_other(self) -> bool:
+    def _acquire_filelock(self) -> bool:
         from filelock import FileLock as Other
         from filelock import Timeout
 
         refuse_link(self._path)
-        if self._other is None:
-            self._other = Other(self._path, mode=0o600, thread_local=False)
+        if self._filelock is None:
+            self._filelock = Other(self._path, mode=0o600, thread_local=False)
         try:
-            self._other.acquire(timeout=0)
+            self._filelock.acquire(timeout=0)
         except Timeout:
             return False
-        self._held = True
+        self._is_held = True
         return True
 
 

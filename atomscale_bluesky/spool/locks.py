@@ -26,12 +26,12 @@ SESSION_LOCK = "writers-{}.lock"
 _SESSION_LOCK = re.compile(r"writers-[0-9a-f]{16}\.lock")
 
 # No process owns a run that is just being made, but other processes test its lock and hold it for that moment.
-A_LOOK_S = 0.5
+LOCK_TEST_S = 0.5
 # How often a lock is tried while another process has it.
 ATTEMPT_S = 0.001
 # A lock for a few lines is held for as long as writing and syncing them takes. Who holds it longer was stopped, or its
 # disk does not answer.
-FEW_LINES_S = 5.0
+LOCK_WAIT_S = 5.0
 
 
 class Bell:
@@ -83,7 +83,7 @@ class RunLock:
 
 @contextlib.contextmanager
 def locked(path: Path, make_room: Callable[[], object] | None = None) -> Iterator[None]:
-    """Hold a lock while writing a few lines that other processes may want to write too. Waits up to `FEW_LINES_S`.
+    """Hold a lock while writing a few lines that other processes may want to write too. Waits up to `LOCK_WAIT_S`.
 
     Args:
         path: The lock's file.
@@ -93,12 +93,12 @@ def locked(path: Path, make_room: Callable[[], object] | None = None) -> Iterato
         SpoolError: The lock's file is a link, or not ours; or another process held the lock all the time.
     """
     lock = FileLock(path)
-    end = time.monotonic() + FEW_LINES_S
+    end = time.monotonic() + LOCK_WAIT_S
     try:
         while not with_room(lock.acquire, make_room or (lambda: None)):
             if time.monotonic() >= end:
                 raise SpoolError(
-                    f"another process has held {path} for {FEW_LINES_S:g} s; if one was stopped, let it go on or end it"
+                    f"another process has held {path} for {LOCK_WAIT_S:g} s; if one was stopped, let it go on or end it"
                 )
             time.sleep(ATTEMPT_S)
         yield
@@ -106,7 +106,7 @@ def locked(path: Path, make_room: Callable[[], object] | None = None) -> Iterato
         lock.release()
 
 
-def session_lives(spool: Path, name: str) -> bool:
+def is_session_alive(spool: Path, name: str) -> bool:
     """Return True if a living process has the session lock of this name.
 
     A name from a file may be of no lock at all.

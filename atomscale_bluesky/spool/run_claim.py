@@ -19,10 +19,10 @@ from .ledger import Ledger
 from .ledger_format import Edited, Moved, Obeyed, Parked
 from .line_file import sync_folder
 from .lines import encode, line
-from .locks import WRITER_LOCK, RunLock, remove_folder, session_lives
+from .locks import WRITER_LOCK, RunLock, is_session_alive, remove_folder
 from .orders import Edit, Move, OrderLine, Orders, endpoint_of
 from .own_files import refuse_links_in
-from .run_reader import HEAD, LEDGER, described_lines, has_stop, keep_copies
+from .run_reader import HEAD, LEDGER, append_to_copy, has_stop, lines_to_copy
 from .segments import segment_path, segments
 from .stored_events import store_events
 
@@ -121,7 +121,7 @@ class RunClaim:
         if not lock.acquire():
             return False
         try:
-            if has_stop(self.folder) or session_lives(self.folder.parent, self.header.session):
+            if has_stop(self.folder) or is_session_alive(self.folder.parent, self.header.session):
                 return False
             journal = JournalWriter(self.folder, make_room=self._make_room)
             try:
@@ -131,7 +131,7 @@ class RunClaim:
             finally:
                 journal.close()
             if not (self.folder / HEAD).exists():  # killed before its writer's first sync
-                keep_copies(self.folder, described_lines(self.folder), make_room=self._make_room)
+                append_to_copy(self.folder, lines_to_copy(self.folder), make_room=self._make_room)
         finally:
             lock.release()
         return True

@@ -37,7 +37,7 @@ class RunReader(JournalReader):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._known: set[int] = set()
+        self._seen_numbers: set[int] = set()
         self._copy: dict[int, bytes] | None = None
         self._copy_is_whole = True
 
@@ -48,15 +48,15 @@ class RunReader(JournalReader):
             SpoolError: A line cannot be decoded, or a layout and its copies are damaged.
         """
         for found in super().read():
-            number = _described(found.payload)
+            number = _number_in_copy(found.payload)
             if number is not None:
-                self._known.add(number)
+                self._seen_numbers.add(number)
             elif self.damaged or found.position.segment > 1:  # a line may be missing before this one
                 yield from self._mended(_HEADER, found)
                 layout = _layout_of(found.payload)
-                if layout is not None and layout not in self._known:
+                if layout is not None and layout not in self._seen_numbers:
                     yield from self._mended(layout, found)
-                    if layout not in self._known and not self._copy_is_whole:
+                    if layout not in self._seen_numbers and not self._copy_is_whole:
                         self.position = found.position  # the next read finds it again
                         raise SpoolError(f"both copies of layout {layout} in the journal are damaged; the run is kept")
             yield found
@@ -65,22 +65,22 @@ class RunReader(JournalReader):
 
     def _mended(self, number: int, before: Line) -> Iterator[Line]:
         """Yield the copy of the header or a layout, unless it was read already or there is no copy."""
-        if number in self._known:
+        if number in self._seen_numbers:
             return
         if self._copy is None or number not in self._copy:
-            self._copy, self._copy_is_whole = _copied(self._folder)
+            self._copy, self._copy_is_whole = _read_copy(self._folder)
         payload = self._copy.get(number)
         if payload is not None:
-            self._known.add(number)
+            self._seen_numbers.add(number)
             yield Line(before.position, payload)
 
 
-def describes(payload: bytes) -> bool:
+def needs_copy(payload: bytes) -> bool:
     """Return True if a journal's line is a header or layout, without which the rows are worthless, or a descriptor."""
     return payload.startswith((b'{"kind":"layout"', b'{"kind":"header"', b'{"kind":"descriptor"'))
 
 
-def keep_copies(folder: Path, payloads: list[bytes], *, make_room: Callable[[], object] | None = None) -> None:
+def append_to_copy(folder: Path, payloads: list[bytes], *, make_room: Callable[[], object] | None = None) -> None:
     """Add headers and layouts that the journal holds, synced, to their copy.
 
     Args:
@@ -106,7 +106,7 @@ def read_header(folder: Path) -> Header | None:
         SpoolError: The journal does not begin with a header that this version understands.
     """
     payload = first_line(folder)
-    if payload is None or not describes(payload):
+    if payload is None or not needs_copy(payload):
         reader = RunReader(folder)
         try:
             first = next(reader.read(), None)
@@ -166,7 +166,7 @@ def stop_of(folder: Path) -> Stop | None:
     return line if isinstance(line, Stop) else None
 
 
-def described_lines(folder: Path) -> list[bytes]:
+def lines_to_copy(folder: Path) -> list[bytes]:
     """Return the header and layouts of a journal as it is now.
 
     Raises:
@@ -174,12 +174,12 @@ def described_lines(folder: Path) -> list[bytes]:
     """
     reader = RunReader(folder)
     try:
-        return list(dict.fromkeys(found.payload for found in reader.read() if describes(found.payload)))
+        return list(dict.fromkeys(found.payload for found in reader.read() if needs_copy(found.payload)))
     finally:
         reader.close()
 
 
-def _copied(folder: Path) -> tuple[dict[int, bytes], bool]:
+def _read_copy(folder: Path) -> tuple[dict[int, bytes], bool]:
     """Return the copy's lines, and True if the copy is intact, so that a line missing in it was never written."""
     try:
         file = open_to_read(folder / HEAD)
@@ -189,15 +189,15 @@ def _copied(folder: Path) -> tuple[dict[int, bytes], bool]:
         payloads = [None if text is None else payload_of(text) for _, text in whole_lines(file)]
     found: dict[int, bytes] = {}
     for payload in payloads:
-        number = None if payload is None else _described(payload)
+        number = None if payload is None else _number_in_copy(payload)
         if payload is not None and number is not None:
             found[number] = payload
     return found, None not in payloads
 
 
-def _described(payload: bytes) -> int | None:
+def _number_in_copy(payload: bytes) -> int | None:
     """Return the number of the layout in a line, `_HEADER` for a header, None for any other line."""
-    if not describes(payload):
+    if not needs_copy(payload):
         return None
     match decode_journal(payload):
         case Layout(layout=number):

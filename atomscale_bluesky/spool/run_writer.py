@@ -18,13 +18,13 @@ from .journal_format import Header
 from .journal_writer import JournalWriter
 from .line_file import MAX_LINE_BYTES, sync_folder
 from .lines import encode, line
-from .locks import A_LOOK_S, WRITER_LOCK, RunLock
+from .locks import LOCK_TEST_S, WRITER_LOCK, RunLock
 from .reserve import is_full
 from .row_record import RECORD
-from .run_reader import describes, keep_copies
+from .run_reader import append_to_copy, needs_copy
 
 # How many open runs have their journal file open.
-OPEN_JOURNALS = 56
+MAX_OPEN_JOURNALS = 56
 
 
 class FolderTakenError(SpoolError):
@@ -48,7 +48,7 @@ class OpenJournals:
         with self._guard:
             if writer in self._writers:  # it could not be opened the last time
                 return
-            too_many = len(self._writers) >= OPEN_JOURNALS
+            too_many = len(self._writers) >= MAX_OPEN_JOURNALS
             other = self._writers.pop(random.randrange(len(self._writers))) if too_many else None  # noqa: S311
             self._writers.append(writer)
         if other is not None:
@@ -63,39 +63,39 @@ class OpenJournals:
 class RunWriter:
     """The writing end of one run: what the callback keeps of it.
 
-    Only one thread at a time may call `append`, for all writers that share `journals`. `delivering` is the lock of the
-    process that delivers the run, if it was taken for this process. The uploader in this process takes it over.
+    Only one thread at a time may call `append`, for all writers that share `journals`. `uploader_lock` is the lock of
+    the process that delivers the run, if it was taken for this process. The uploader in this process takes it over.
     """
 
     def __init__(
         self,
         folder: Path,
         header: Header,
-        room: DiskSpace,
+        disk_space: DiskSpace,
         *,
         sync_each: bool,
-        delivering: RunLock | None = None,
+        uploader_lock: RunLock | None = None,
         journals: OpenJournals | None = None,
     ) -> None:
         self.folder = folder
-        self.delivering = delivering
+        self.uploader_lock = uploader_lock
         self.sync_each = sync_each
-        self.last: list[bytes] = []  # lines that could not be written when the run ended
-        self._last_from = 0
-        self._disk_space = room
+        self.unwritten_ending: list[bytes] = []  # lines that could not be written when the run ended
+        self._size_before_ending = 0
+        self._disk_space = disk_space
         self._journals = journals or OpenJournals()
         self._lock = RunLock(folder / WRITER_LOCK)
         self.has_lock: bool = not header.session
-        if self.has_lock and not self._lock.acquire(patience_s=A_LOOK_S):
+        if self.has_lock and not self._lock.acquire(patience_s=LOCK_TEST_S):
             raise FolderTakenError(f"another process writes {folder}; leave the folder to it")
-        self.gave_back: bool = False  # its journal and lock, before the last sync
+        self.is_released: bool = False  # its journal and lock, before the last sync
         self._closed_until_needed = False  # its journal has to be opened again
-        self.in_use = False  # the caller has received it
+        self.is_accepted = False  # the caller has received it
         self.dirty: bool = True  # appended to since the last sync
         self.sync_failed: bool = False  # already reported
-        self._named = False  # the folder's own name survives a power cut
+        self._folder_name_synced = False  # the folder's own name survives a power cut
         payload = encode(header)
-        self._described = [payload]  # header and layouts that are not in the copy yet
+        self._lines_to_copy = [payload]  # header and layouts that are not in the copy yet
         with contextlib.ExitStack() as undo:
             undo.callback(self._lock.release)
             self._journal = JournalWriter(folder)
@@ -106,11 +106,11 @@ class RunWriter:
             undo.pop_all()
         self._journals.add(self)
 
-    def append(self, payloads: list[bytes], *, always: bool = False) -> OSError | None:
+    def append(self, payloads: list[bytes], *, beyond_limits: bool = False) -> OSError | None:
         """Keep these lines, all or none. They survive a killed process once this returns.
 
-        With `durability = "event"` they survive a power cut too. With `always` the spool's limits do not count, only
-        the disk's. That is for the few bytes that say how a run ended. For them the reserve is released.
+        With `durability = "event"` they survive a power cut too. With `beyond_limits` the spool's limits do not count,
+        only the disk's. That is for the few bytes that say how a run ended. For them the reserve is released.
 
         An exception raised by a signal handler may end this call at any point. `holds` finds out afterwards what was
         written.
@@ -124,14 +124,14 @@ class RunWriter:
             LineTooLongError: One of them is longer than a reader takes. The journal is unchanged.
             SpoolError: The file cannot be written.
         """
-        lines = b"".join(map(_whole, payloads)) if len(payloads) > 1 else _whole(payloads[0])
+        lines = b"".join(map(_as_written, payloads)) if len(payloads) > 1 else _as_written(payloads[0])
         if len(lines) > MAX_LINE_BYTES:
             longest = max(map(len, payloads)) + len(line(b""))
             if longest > MAX_LINE_BYTES:
                 raise LineTooLongError(
                     f"a line of {longest} bytes is longer than {MAX_LINE_BYTES}, the most it may have"
                 )
-        if not (always or self._disk_space.has_room):
+        if not (beyond_limits or self._disk_space.has_room):
             raise SpoolFullError(f"the spool has no room: {self._disk_space.why_full}")
         if self._closed_until_needed:
             self._journals.add(self)
@@ -141,7 +141,7 @@ class RunWriter:
         except SpoolFullError as error:
             if not is_full(error):
                 raise
-            if not always:
+            if not beyond_limits:
                 self._disk_space.note_disk_full()
                 raise
             self._disk_space.release_reserve()
@@ -149,7 +149,7 @@ class RunWriter:
         self.written += len(lines)
         self._disk_space.used_bytes += len(lines)
         if len(payloads) > 1:
-            self._described += dict.fromkeys(filter(describes, payloads))
+            self._lines_to_copy += dict.fromkeys(filter(needs_copy, payloads))
         self.dirty = True
         if self.sync_each:
             try:
@@ -173,12 +173,12 @@ class RunWriter:
         self.written = self._journal.whole_size()
         if self.written == written_before:
             return False
-        self._described += dict.fromkeys(filter(describes, payloads))
+        self._lines_to_copy += dict.fromkeys(filter(needs_copy, payloads))
         self.dirty = True
         return True
 
     def end(self, payloads: list[bytes], written_before: int) -> None:
-        """Write a run's last lines, once. If that fails they are kept in memory, and `try_to_end` tries again.
+        """Write a run's last lines, once. If that fails they are kept in memory, and `retry_ending` tries again.
 
         From here on the run has a lock of its own: once that is free, another process may finish the run.
 
@@ -189,36 +189,36 @@ class RunWriter:
         Raises:
             SpoolError: The lines could not be written yet.
         """
-        self.last, self._last_from = payloads, written_before
+        self.unwritten_ending, self._size_before_ending = payloads, written_before
         with contextlib.suppress(OSError):
-            self.has_lock = self.has_lock or self._lock.acquire(patience_s=A_LOOK_S)
+            self.has_lock = self.has_lock or self._lock.acquire(patience_s=LOCK_TEST_S)
         if not self.holds(payloads, written_before):
-            self.append(payloads, always=True)
-        self.last = []
+            self.append(payloads, beyond_limits=True)
+        self.unwritten_ending = []
 
-    def released(self) -> None:
-        """Note that only the spool uses this writer now: it and other writers no longer close each other's journals."""
+    def detach(self) -> None:
+        """Leave the shared open journals: from here on this writer and others do not close each other's journals."""
         self._journals.remove(self)
         self._journals = OpenJournals()
 
-    def try_to_end(self) -> bool:
+    def retry_ending(self) -> bool:
         """Write the last lines if that failed before. Return False if it still fails."""
-        if self.last:
+        if self.unwritten_ending:
             with contextlib.suppress(OSError):
-                self.end(self.last, self._last_from)
-        return not self.last
+                self.end(self.unwritten_ending, self._size_before_ending)
+        return not self.unwritten_ending
 
     def close_until_needed(self) -> None:
         """Close the journal until the next line."""
         self._closed_until_needed = True
         self._journal.close_until_needed()
 
-    def give_back(self) -> None:
-        """Close the files of an ended run without waiting for the disk. `sync` opens them again.
+    def release_unsynced(self) -> None:
+        """Close an ended run's files and release its lock, without waiting for the disk. `sync` opens them again.
 
-        The run is free with that: the process that takes it syncs the journal before it sends anything.
+        Another process may take the run then. It syncs the journal before it sends anything.
         """
-        self.gave_back = True
+        self.is_released = True
         self._journal.close_until_needed()
         self._lock.release()
         self.has_lock = False
@@ -233,12 +233,12 @@ class RunWriter:
             raise
 
     def _sync(self) -> None:
-        if not self.gave_back:
+        if not self.is_released:
             self._sync_files()
             return
         # With the lock no other process finishes the run meanwhile, and removes its folder.
         try:
-            if self._lock.acquire(patience_s=A_LOOK_S):
+            if self._lock.acquire(patience_s=LOCK_TEST_S):
                 self._sync_files()
             else:
                 self._journal.sync()
@@ -248,17 +248,17 @@ class RunWriter:
             self._lock.release()
 
     def _sync_files(self) -> None:
-        described = len(self._described)  # another thread may append meanwhile
+        described = len(self._lines_to_copy)  # another thread may append meanwhile
         self._journal.sync()
-        if not self._named:
+        if not self._folder_name_synced:
             sync_folder(self.folder.parent)
-            self._named = True
+            self._folder_name_synced = True
         if described:
             # After the journal's sync: a line missing in the copy was then never synced. If the disk does not take the
             # copy, the next sync tries again.
             with contextlib.suppress(OSError):
-                keep_copies(self.folder, self._described[:described])
-                del self._described[:described]
+                append_to_copy(self.folder, self._lines_to_copy[:described])
+                del self._lines_to_copy[:described]
 
     def close(self) -> None:
         """Sync, close and release the run. A second call does nothing."""
@@ -270,6 +270,6 @@ class RunWriter:
         self.has_lock = False
 
 
-def _whole(payload: bytes) -> bytes:
+def _as_written(payload: bytes) -> bytes:
     """Return a line as the file holds it. A record has its checksum already."""
     return payload if payload[0] == RECORD else line(payload)

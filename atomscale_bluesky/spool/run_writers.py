@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from ..errors import SpoolError, SpoolFullError
 from .disk_space import CATCH_UP_INTERVAL_S, ROOM_INTERVAL_S, DiskSpace, network_file_system
 from .journal_format import Header
-from .locks import A_LOOK_S, SESSION_LOCK, UPLOADER_LOCK, WRITER_LOCK, Bell, RunLock, is_held, session_locks
+from .locks import LOCK_TEST_S, SESSION_LOCK, UPLOADER_LOCK, WRITER_LOCK, Bell, RunLock, is_held, session_locks
 from .reserve import is_full
 from .run_reader import HEAD
 from .run_writer import FolderTakenError, OpenJournals, RunWriter
@@ -35,10 +35,10 @@ _logger = logging.getLogger(__name__)
 # the thread's scheduling need a part of that.
 SYNC_INTERVAL_S = 0.15
 # How many open runs have a lock of their own. The session's lock stands for those of all others.
-OWN_LOCKS = 16
+MAX_OWN_LOCKS = 16
 # How many ended runs keep their files open until they are synced. When one more run ends, the oldest of them gives its
 # files back, and they are opened again for the sync.
-MOST_CLOSING = 16
+MAX_CLOSING = 16
 
 
 class RunWriters:
@@ -59,7 +59,7 @@ class RunWriters:
         self._writers: list[RunWriter] = []
         self._closing: list[RunWriter] = []
         self._unended: set[RunWriter] = set()  # the ones in `_closing` whose last lines could not be written yet
-        self._locked: list[RunWriter] = []  # writers with a lock of their own
+        self._with_own_lock: list[RunWriter] = []  # writers with a lock of their own
         self._journals = OpenJournals()
         self._session: RunLock | None = None  # stands for the locks of further runs
         self._session_name = ""
@@ -90,7 +90,7 @@ class RunWriters:
 
         The run is ours until the writer is closed or this process ends. With `to_deliver` the writer also has the run's
         uploader lock, taken before another process can take it. The writer is passed to `accept`, which sets its
-        `in_use`. If making the folder is interrupted before that, nothing of it is left.
+        `is_accepted`. If making the folder is interrupted before that, nothing of it is left.
 
         Raises:
             SpoolFullError: There is no disk space for a further run.
@@ -108,38 +108,38 @@ class RunWriters:
     def _create(self, header: Header, *, to_deliver: bool, accept: Callable[[RunWriter], None] | None) -> RunWriter:
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
         folder = self._path / name
-        delivering = RunLock(folder / UPLOADER_LOCK) if to_deliver else None
+        uploader_lock = RunLock(folder / UPLOADER_LOCK) if to_deliver else None
         made = False
         writer: RunWriter | None = None
         try:
             folder.mkdir(mode=0o700)
             made = True
-            if delivering is not None and not delivering.acquire(patience_s=A_LOOK_S):
-                delivering = None  # the process that holds it delivers the run
-            self._locked = [writer for writer in self._locked if writer.has_lock]
-            if len(self._locked) >= OWN_LOCKS:
+            if uploader_lock is not None and not uploader_lock.acquire(patience_s=LOCK_TEST_S):
+                uploader_lock = None  # the process that holds it delivers the run
+            self._with_own_lock = [writer for writer in self._with_own_lock if writer.has_lock]
+            if len(self._with_own_lock) >= MAX_OWN_LOCKS:
                 header = replace(header, session=self._session_lock())
             writer = RunWriter(
                 folder,
                 header,
                 self._disk_space,
                 sync_each=self.sync_each,
-                delivering=delivering,
+                uploader_lock=uploader_lock,
                 journals=self._journals,
             )
             if writer.has_lock:
-                self._locked.append(writer)
+                self._with_own_lock.append(writer)
             with self._guard:
                 self._writers.append(writer)
             if accept is None:
-                writer.in_use = True
+                writer.is_accepted = True
             else:
                 accept(writer)
         except BaseException as error:
-            if writer is not None and writer.in_use:  # interrupted after it was accepted
+            if writer is not None and writer.is_accepted:  # interrupted after it was accepted
                 raise
             if made:
-                self._give_up(folder, writer, delivering)
+                self._remove_unfinished(folder, writer, uploader_lock)
             if isinstance(error, OSError):
                 if is_full(error):
                     self._disk_space.note_disk_full()
@@ -148,7 +148,7 @@ class RunWriters:
             raise
         return writer
 
-    def _give_up(self, folder: Path, writer: RunWriter | None, delivering: RunLock | None) -> None:
+    def _remove_unfinished(self, folder: Path, writer: RunWriter | None, uploader_lock: RunLock | None) -> None:
         """Remove all files of a run's folder that was being made and has no writer."""
         if writer is not None:
             with self._guard:
@@ -159,8 +159,8 @@ class RunWriters:
         for path in (segment_path(folder, 1), folder / HEAD, folder / WRITER_LOCK, folder / UPLOADER_LOCK):
             with suppress(OSError):
                 path.unlink()
-        if delivering is not None:
-            delivering.release()
+        if uploader_lock is not None:
+            uploader_lock.release()
         with suppress(OSError):
             folder.rmdir()
 
@@ -183,7 +183,7 @@ class RunWriters:
 
     def release(self, writer: RunWriter) -> None:
         """Sync and close an ended run's files in the spool's thread. Does not wait for the disk while that runs."""
-        writer.released()
+        writer.detach()
         with self._guard:
             # In this order, and repeatable: after an interruption the writer is still in at least one of the lists.
             if writer not in self._closing:
@@ -191,12 +191,12 @@ class RunWriters:
             if writer in self._writers:
                 self._writers.remove(writer)
             running = self._thread is not None and self._thread.is_alive()
-            if writer.last:
+            if writer.unwritten_ending:
                 self._unended.add(writer)
             elif running:
-                holding = [one for one in self._closing if not one.gave_back and one not in self._unended]
-                for surplus in holding[: max(0, len(holding) - MOST_CLOSING)]:
-                    surplus.give_back()  # with the guard held, so that the thread does not close it at the same time
+                holding = [one for one in self._closing if not one.is_released and one not in self._unended]
+                for surplus in holding[: max(0, len(holding) - MAX_CLOSING)]:
+                    surplus.release_unsynced()  # with the guard held, so that the thread does not close it too
         if running:
             self._wake.ring()
         else:
@@ -215,7 +215,7 @@ class RunWriters:
             writers = self._writers + self._closing
             self._writers, self._closing, self._unended = [], [], set()
         for writer in writers:
-            writer.try_to_end()
+            writer.retry_ending()
             writer.close()
         if self._session is not None:
             self._session.release()
@@ -249,7 +249,7 @@ class RunWriters:
     def forget_after_fork(self) -> None:
         """In a forked child, leave the files and locks of the parent's runs alone: they belong to the parent."""
         self._guard, self._syncing = threading.RLock(), threading.RLock()
-        self._writers, self._closing, self._locked, self._unended = [], [], [], set()
+        self._writers, self._closing, self._with_own_lock, self._unended = [], [], [], set()
         self._journals, self._session = OpenJournals(), None
         self._not_kept.forget()
         self._thread = self._room_thread = None
@@ -274,7 +274,7 @@ class RunWriters:
         if failed:
             raise SpoolError("; ".join(failed))
 
-    def in_background(self, step: Callable[[], bool]) -> None:
+    def run_in_background(self, step: Callable[[], bool]) -> None:
         """Call `step` repeatedly in a thread of the spool, until it returns False.
 
         If this is called during a call of the same step, the step is called again after that.
@@ -301,8 +301,8 @@ class RunWriters:
         if self._stopping.is_set() or (self._room_thread is not None and self._room_thread.ident is not None):
             return
         # Stored before they start: if starting them is interrupted, others replace them and these end.
-        self._thread = threading.Thread(target=self._keep_synced, name="atomscale-spool", daemon=True)
-        self._room_thread = threading.Thread(target=self._keep_measured, name="atomscale-room", daemon=True)
+        self._thread = threading.Thread(target=self._sync_loop, name="atomscale-spool", daemon=True)
+        self._room_thread = threading.Thread(target=self._measure_loop, name="atomscale-room", daemon=True)
         try:
             self._thread.start()
             self._room_thread.start()
@@ -313,12 +313,12 @@ class RunWriters:
     def _goes_on(self, thread: threading.Thread | None) -> bool:
         return not (self._stopping.is_set() or self._retired) and thread is threading.current_thread()
 
-    def _keep_synced(self) -> None:
+    def _sync_loop(self) -> None:
         while self._goes_on(self._thread):
             self._wake.wait(SYNC_INTERVAL_S)
             self._sync_all()
 
-    def _keep_measured(self) -> None:
+    def _measure_loop(self) -> None:
         """Watch the disk space in a thread of its own, so that no sync waits however long the disk takes."""
         self._disk_space.update(maintain_reserve=True)
         kind = network_file_system(self._path)
@@ -336,16 +336,16 @@ class RunWriters:
                 step = self._in_background.popleft()  # before the call: from then on it can be asked for again
                 try:
                     if step():
-                        self.in_background(step)
+                        self.run_in_background(step)
                 except OSError as error:
                     _logger.warning("spool %s cannot be read: %s", self._path, error)
         self._not_kept.write()
 
     def _sync_all(self, *, last_time: bool = False) -> None:
         with self._syncing:
-            self._sync_each(last_time=last_time)
+            self._sync_and_close(last_time=last_time)
 
-    def _sync_each(self, *, last_time: bool) -> None:
+    def _sync_and_close(self, *, last_time: bool) -> None:
         with self._guard:
             writers, closing = list(self._writers), self._closing
             self._closing = []
@@ -364,7 +364,7 @@ class RunWriters:
                         )
         unwritten: list[RunWriter] = []
         for writer in closing:
-            if writer.try_to_end() or last_time:
+            if writer.retry_ending() or last_time:
                 writer.close()
                 self._unended.discard(writer)
             else:

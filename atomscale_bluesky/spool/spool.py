@@ -22,7 +22,7 @@ from .history import History
 from .leftovers import holds_a_run, remove_leftover
 from .line_file import LineFile
 from .lines import encode, line
-from .locks import UPLOADER_LOCK, WRITER_LOCK, RunLock, is_held, locked, service_lock, session_lives
+from .locks import UPLOADER_LOCK, WRITER_LOCK, RunLock, is_held, is_session_alive, locked, service_lock
 from .orders import ORDERS, Edit, OrderLine, read_orders
 from .own_files import OUT_OF_RESOURCES, is_run_name, open_own
 from .place import check_folder, prepare_folder
@@ -168,7 +168,7 @@ class Spool:
             return True
         try:
             header = read_header(folder)
-            return header is not None and session_lives(self.path, header.session) and not has_stop(folder)
+            return header is not None and is_session_alive(self.path, header.session) and not has_stop(folder)
         except OSError as error:  # a SpoolError is one: its lines cannot be decoded
             return error.errno in OUT_OF_RESOURCES  # then nothing was found out, and its writer may be alive
 

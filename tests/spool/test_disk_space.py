@@ -321,7 +321,7 @@ def test_a_lock_is_free_again_when_its_process_was_killed(tmp_path: Path) -> Non
 def test_a_lock_that_a_stopped_process_holds_is_not_waited_for_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks, "FEW_LINES_S", 0.2)
+    monkeypatch.setattr(locks, "LOCK_WAIT_S", 0.2)
     spool = Spool(tmp_path)
     (tmp_path / RUN).mkdir()
     holders = [RunLock(tmp_path / "history.lock"), RunLock(tmp_path / RUN / "orders.lock")]

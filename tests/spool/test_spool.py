@@ -29,7 +29,7 @@ from atomscale_bluesky.spool.orders import Discard, Edit, Retry
 from atomscale_bluesky.spool.run_claim import RunClaim
 from atomscale_bluesky.spool.run_reader import has_stop, stop_of
 from atomscale_bluesky.spool.run_writer import RunWriter
-from atomscale_bluesky.spool.run_writers import OWN_LOCKS
+from atomscale_bluesky.spool.run_writers import MAX_OWN_LOCKS
 from atomscale_bluesky.spool.spool import Spool
 
 T0 = 1_760_000_000.0
@@ -150,7 +150,7 @@ def test_a_full_spool_takes_no_run_and_no_reading_and_says_why_until_there_is_ro
         writer.append([row(1)])
     with pytest.raises(SpoolFullError, match=r"the spool has no room: .*spool_max_bytes"):
         make_spool(max_bytes=size // 2).writers.create(header())
-    writer.append([encode(STOP)], always=True)  # how it ended is always kept
+    writer.append([encode(STOP)], beyond_limits=True)  # how it ended is always kept
     assert has_stop(writer.folder)
     assert len(spool.run_folders()) == 1
 
@@ -559,11 +559,11 @@ def test_a_step_in_the_background_is_called_again_if_it_is_asked_for_during_its_
         begun.set()
         return not asked.wait(20)
 
-    spool.writers.in_background(step)
-    spool.writers.in_background(other := lambda: bool(calls.append("other")))
+    spool.writers.run_in_background(step)
+    spool.writers.run_in_background(other := lambda: bool(calls.append("other")))
     assert begun.wait(20)
-    spool.writers.in_background(step)
-    spool.writers.in_background(other)
+    spool.writers.run_in_background(step)
+    spool.writers.run_in_background(other)
     asked.set()
     wait_until(lambda: calls.count("step") == 2 and calls.count("other") >= 1)
     spool.writers.close()
@@ -582,7 +582,7 @@ def test_a_line_that_is_too_long_is_refused_with_its_own_length(tmp_path: Path) 
 
 def test_the_lock_of_a_session_is_removed_with_its_last_writer(tmp_path: Path) -> None:
     spool = Spool(tmp_path, min_free_bytes=0)
-    for n in range(OWN_LOCKS + 2):
+    for n in range(MAX_OWN_LOCKS + 2):
         spool.writers.create(header(f"run {n}"))
     assert len(list(tmp_path.glob("writers-*.lock"))) == 1
 
