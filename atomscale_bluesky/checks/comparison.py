@@ -161,7 +161,7 @@ def same_time(ours: float | None, theirs: float | None) -> bool:
     return ours is not None and theirs is not None and abs(ours - theirs) <= TIME_TOLERANCE_S
 
 
-def joined(streams: Iterable[Points]) -> dict[str, Series]:
+def join_streams(streams: Iterable[Points]) -> dict[str, Series]:
     """Return the channels of a run's metrology streams, each joined in the order of the streams."""
     found: dict[str, Series] = {}
     for stream in streams:

@@ -24,7 +24,7 @@ from ..chunking.run_chunker import RunChunker
 from ..documents.recorder import DocumentRecorder
 from ..errors import DocumentError
 from ..model.identifiers import FAMILIES
-from ..model.points import packed
+from ..model.points import packed_column
 from ..settings import Settings
 from ..sources.forms import Document
 from ..sources.recordings import RecordingError
@@ -265,7 +265,7 @@ def _cut(claim: RunClaim) -> list[tuple[str, Series]]:
                 for column in chunk.columns:
                     series = due.setdefault((time_base, column.name), Series(column.unit))
                     series.times.extend(chunk.times)
-                    series.values.extend(packed(column.values))
+                    series.values.extend(packed_column(column.values))
     finally:
         run_chunker.close()
     return [(name, series) for (_, name), series in due.items()]

@@ -24,7 +24,7 @@ from ..api.client import Client
 from ..api.read_back import ReadBack
 from ..chunking.recut import cut_again
 from ..errors import ApiRefusedError, ApiTooLargeError, ApiUnavailableError, SpoolError
-from ..model.points import packed
+from ..model.points import packed_column
 from ..model.text import safe
 from ..spool.ledger import LedgerReader, facts_of
 from ..spool.ledger_format import Confirmed, Moved, Tried
@@ -156,7 +156,7 @@ def find_to_verify(spool: Spool, watch: SpoolStatus, run: str) -> Path:
     try:
         return Path(watch.find(run).folder)
     except SpoolError:
-        entry = spool.history.newest_like(run) if run else None
+        entry = spool.history.newest_beginning_with(run) if run else None
         if entry is None:
             raise
         uid = safe(str(entry.get("run_uid"))[:8])
@@ -420,10 +420,10 @@ class _Run:
             confirmed = self._confirmed.get((opening.stream, index), set())
             whole = chunk is not None and chunk.points == noted.points
             columns = {column.name: column for column in chunk.columns} if chunk is not None and whole else {}
-            times = packed(chunk.times) if chunk is not None and whole else None
+            times = packed_column(chunk.times) if chunk is not None and whole else None
             for name in noted.channels:
                 due.units[name] = units.get(name)
-                values = packed(columns[name].values) if name in columns else ()
+                values = packed_column(columns[name].values) if name in columns else ()
                 part = Part(noted.points, name in confirmed, times if name in columns else None, values)
                 due.parts.setdefault(name, []).append(part)
                 due.uncompared += noted.points if part.times is None and part.required else 0

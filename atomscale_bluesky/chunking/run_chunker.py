@@ -18,7 +18,7 @@ from ..model.chunk import Chunk
 from ..model.labels import MAX_CHANNELS, listed
 from ..model.rows import NO_ROWS, Rows
 from ..spool.gil_yield import GilYield
-from ..spool.journal_format import Header, Layout, decode_lines, decode_row, is_row, joined
+from ..spool.journal_format import Header, Layout, decode_lines, decode_row, is_row, join_rows
 from ..spool.journal_reader import Line
 from ..spool.ledger import Ledger
 from ..spool.ledger_format import ChannelLeft, Tried
@@ -217,7 +217,7 @@ class RunChunker:
         # Rows that a preview may show are read at once, and so are rows that may complete a chunk of another time base.
         # So are rows that show that a stream has a point, before which it is not made.
         may_wait = len(self._cutters) == 1 and not self._header.max_latency_s and not self._waits_for_a_point()
-        if ahead is None and may_wait and self._reader.ends_before(wanted, b'{"kind"'):
+        if ahead is None and may_wait and self._reader.has_fewer_lines(wanted, b'{"kind"'):
             self._too_few_ahead = True
             return False
         if ahead is None or (ahead.layout, ahead.number) != (layout.layout, number):
@@ -257,7 +257,7 @@ class RunChunker:
         return found
 
     def _decode(self, wanted: int, channels: int) -> Rows | None:
-        lines = self._reader.ahead(wanted)
+        lines = self._reader.peek(wanted)
         if lines is None:
             return None
         width = len(lines) // wanted
@@ -270,7 +270,7 @@ class RunChunker:
             if part is None:
                 return None
             parts.append(part)
-        return joined(parts)
+        return join_rows(parts)
 
     def _take_line(self, found: Line, count_only: bool) -> None:
         if is_row(found.payload) and found.position >= self._cut_from and not count_only:

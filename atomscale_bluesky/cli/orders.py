@@ -246,7 +246,7 @@ class _Chosen:
         out, who = console(), self._deliverers()
         for run, line in orders:
             if not dry_run:
-                self._spool.order(Path(run.folder), line)
+                self._spool.give_order(Path(run.folder), line)
             name = f"Run {safe(run.run_uid[:8])} ({safe(run.label)})"
             text = f"{name} {outcome}, {who(run, line)}" if not dry_run else f"Would be ordered: {name} {outcome}"
             out.print(Text(f"{text}: {told(line)}." if told else f"{text}."), soft_wrap=True)

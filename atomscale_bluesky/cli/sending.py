@@ -328,7 +328,7 @@ def _known(settings: Settings, uids: set[str]) -> dict[str, str]:
         return {}
     found: dict[str, str] = {}
     for uid in uids:
-        entries: list[dict[str, Any]] = spool.history.of(uid)
+        entries: list[dict[str, Any]] = spool.history.entries_of(uid)
         if entries:
             found[uid] = "the rest sent" if all(entry.get("interrupted") for entry in entries) else "sent before"
     for run in SpoolStatus(spool).status():

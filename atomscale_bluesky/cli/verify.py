@@ -99,7 +99,7 @@ def _read_back_before(spool: Spool, run: str) -> dict[str, Any] | None:
     from ..status.run_summary import verified_at
     from ..status.spool_status import SpoolStatus
 
-    entry = spool.history.newest_like(run) if run else None
+    entry = spool.history.newest_beginning_with(run) if run else None
     if entry is None or verified_at(entry) is None:
         return None
     return None if any(status.run_uid.startswith(run) for status in SpoolStatus(spool).status()) else entry
@@ -169,7 +169,7 @@ def _known_streams(spool: Spool | None, uid: str) -> tuple[str, ...]:
     if spool is None:
         return ()
     here = next((status.data_ids for status in SpoolStatus(spool).status() if status.run_uid == uid), ())
-    return here or next((tuple(entry["data_ids"]) for entry in spool.history.of(uid)), ())
+    return here or next((tuple(entry["data_ids"]) for entry in spool.history.entries_of(uid)), ())
 
 
 def _show(found: Verification) -> None:

@@ -197,7 +197,7 @@ class ActiveRuns:
 
     def _claim(self, folder: Path, lock: RunLock | None) -> None:
         sizes = file_sizes(folder)
-        found = self._spool.find(folder)
+        found = self._spool.find_run(folder)
         if found is not None and found.endpoint != self._endpoint:
             if folder not in self._not_delivered:
                 self._not_delivered.add(folder)

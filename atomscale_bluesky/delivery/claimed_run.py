@@ -102,7 +102,7 @@ class ClaimedRun:
     @property
     def parked(self) -> str | None:
         """The reason why the whole run waits for the operator or for something missing in Atomscale, or None."""
-        return self.parked_for_good or (None if self.state.exists else self.state.unresolved)
+        return self.parked_for_good or (None if self.state.is_initialized else self.state.unresolved)
 
     @property
     def parked_for_good(self) -> str | None:

@@ -72,7 +72,7 @@ class PendingLinks:
     @property
     def may_initialize(self) -> bool:
         """Return True if a stream may be made. The names of an edit do not hold up a run that is under way."""
-        return not self.to_resolve or self._state.exists
+        return not self.to_resolve or self._state.is_initialized
 
     def missing(self, stream: StreamState, stop: Stop | None) -> list[Link]:
         """Return the links of a stream that are still to be made, including refused ones."""

@@ -20,7 +20,7 @@ import msgspec
 from ..checks.comparison import Part, Series, arrangement
 from ..chunking.run_chunker import RunChunker
 from ..model.chunk import Chunk
-from ..model.points import packed
+from ..model.points import packed_column
 from ..spool.ledger import Ledger
 from ..spool.ledger_format import Confirmed, Ended, OpeningReason
 from ..spool.stream_state import StreamState
@@ -102,7 +102,7 @@ class StreamsAboutToEnd:
 
     def _parts(self, stream: StreamState, at_hand: dict[int, Chunk]) -> dict[str, dict[int, Part]]:
         """Return the chunks from the first one in doubt on, by channel and index."""
-        tried = self._ledger.ranges(stream.opening.stream, min(at_hand))
+        tried = self._ledger.tried_chunks(stream.opening.stream, min(at_hand))
         confirmed = {index: noted for index, noted in tried.items() if index not in stream.tried}
         chunks = dict(at_hand)
         clock = self._ledger.state.clock
@@ -114,13 +114,13 @@ class StreamsAboutToEnd:
             chunk = chunks.get(index)
             whole = chunk is not None and chunk.points == noted.points
             columns = {column.name: column for column in chunk.columns} if chunk is not None and whole else {}
-            times = packed(chunk.times) if chunk is not None and whole else None
+            times = packed_column(chunk.times) if chunk is not None and whole else None
             refusal = stream.refused.get(index)
             for name in noted.channels:
                 if refusal is not None and name in refusal.channels:
                     continue
                 required = index in confirmed or name in stream.confirmed_channels.get(index, ())
-                values = packed(columns[name].values) if name in columns else ()
+                values = packed_column(columns[name].values) if name in columns else ()
                 shown, at_least = _shown(stream, index, name)
                 part = Part(noted.points, required, times if name in columns else None, values, shown, at_least)
                 parts.setdefault(name, {})[index] = part

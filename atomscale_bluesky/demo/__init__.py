@@ -14,7 +14,7 @@ looks. `draw` makes the picture. Everything that was started is ended, also on C
 
 from __future__ import annotations
 
-from ..checks.comparison import Series, joined
+from ..checks.comparison import Series, join_streams
 from .display import Display, Moment
 from .emitted import Comparison, Emitted, compare
 from .story import Choices, Outcome, run_demo
@@ -28,6 +28,6 @@ __all__ = [
     "Outcome",
     "Series",
     "compare",
-    "joined",
+    "join_streams",
     "run_demo",
 ]

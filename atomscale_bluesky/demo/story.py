@@ -22,7 +22,7 @@ from bluesky.utils import RunEngineInterrupted
 
 from ..api.client import Client
 from ..callback import AtomscaleCallback
-from ..checks.comparison import Series, joined
+from ..checks.comparison import Series, join_streams
 from ..errors import ApiError, ApiRefusedError, SettingsError
 from ..model.identifiers import FAMILIES
 from ..server import DEFAULT_API_KEY, Control
@@ -231,7 +231,7 @@ def _read_back(
     """Return what the server holds of these channels in these streams, and why it could not be read."""
     client = Client(settings)
     try:
-        return joined([_points(client, data_id, due) for data_id in data_ids]), None
+        return join_streams([_points(client, data_id, due) for data_id in data_ids]), None
     except ApiError as error:
         return {}, f"it could not be read back: {error}"
     finally:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..model.loss import Loss
 from ..model.rows import Channel
-from ..model.text import cut, sound
+from ..model.text import cut_to_bytes, encodable
 from ..spool.journal_format import DataKey, Layout
 from .conversion import choice, length_of, number
 from .description import MAX_NAME, Description
@@ -88,7 +88,7 @@ class Channels:
             return Loss.LONG_ARRAY
         first = number(value)
         may_be_number = not isinstance(first, str) or first in _NO_NUMBER_YET
-        known_length = self._lengths.get(sound(key), 0)
+        known_length = self._lengths.get(encodable(key), 0)
         if length is not None or (known_length and may_be_number):
             return self._elements(key, described.units, max(length or 0, known_length))
         if isinstance(first, str) and not may_be_number:
@@ -116,26 +116,26 @@ class Channels:
         return self._scalar(source.key, described.units, convert)
 
     def _scalar(self, key: str, unit: str | None, convert: Callable[[Any], float | Loss] | None) -> KeySource:
-        channel = Channel(name=self._name(key, None, unit), key=sound(key), unit=unit)
+        channel = Channel(name=self._name(key, None, unit), key=encodable(key), unit=unit)
         return KeySource(key, (channel,), convert, self._selection.max_elements)
 
     def _elements(self, key: str, unit: str | None, length: int) -> KeySource:
         channels = tuple(
-            Channel(name=self._name(key, i, unit), key=sound(key), unit=unit, element=i) for i in range(length)
+            Channel(name=self._name(key, i, unit), key=encodable(key), unit=unit, element=i) for i in range(length)
         )
         return KeySource(key, channels, None, self._selection.max_elements)
 
     def _name(self, key: str, element: int | None, unit: str | None) -> str:
         """Return a name that the API takes and that no other channel of its metrology stream has, ignoring case."""
-        wanted = f"{self._prefix}{sound(self._selection.rename.get(key, key)).strip() or 'channel'}"
+        wanted = f"{self._prefix}{encodable(self._selection.rename.get(key, key)).strip() or 'channel'}"
         suffix = "" if element is None else f"[{element}]"
-        if self._units.setdefault(sound(key), unit) != unit:
-            suffix += f" ({cut(unit, 40) if unit else 'no unit'})"
-        mine = (self._event_stream, sound(key), element, unit)
+        if self._units.setdefault(encodable(key), unit) != unit:
+            suffix += f" ({cut_to_bytes(unit, 40) if unit else 'no unit'})"
+        mine = (self._event_stream, encodable(key), element, unit)
         attempt = 1
         while True:
             end = suffix if attempt == 1 else f"{suffix} ({attempt})"
-            name = cut(wanted, MAX_NAME - len(end.encode())) + end
+            name = cut_to_bytes(wanted, MAX_NAME - len(end.encode())) + end
             if self._names.setdefault(name.lower(), mine) == mine:
                 return name
             attempt += 1

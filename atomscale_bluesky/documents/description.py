@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..model.text import cut, sound
+from ..model.text import cut_to_bytes, encodable
 from ..spool.journal_format import DataKey, Described
 from ..spool.lines import encode
 from .descriptor import choices_of, hinted, mapping_of
@@ -48,10 +48,10 @@ def descriptor_lines(description: Description) -> list[bytes]:
     except UnicodeEncodeError:  # a lone surrogate, which a file cannot hold
         text = encode(
             Described(
-                uid=sound(line.uid),
-                event_stream=sound(line.event_stream),
-                data_keys={sound(key): _sound(described) for key, described in line.data_keys.items()},
-                hinted=tuple(map(sound, line.hinted)),
+                uid=encodable(line.uid),
+                event_stream=encodable(line.event_stream),
+                data_keys={encodable(key): _sound(described) for key, described in line.data_keys.items()},
+                hinted=tuple(map(encodable, line.hinted)),
             )
         )
     return [text] * 2
@@ -59,10 +59,10 @@ def descriptor_lines(description: Description) -> list[bytes]:
 
 def _sound(described: DataKey) -> DataKey:
     return DataKey(
-        dtype=None if described.dtype is None else sound(described.dtype),
+        dtype=None if described.dtype is None else encodable(described.dtype),
         units=described.units,
         length=described.length,
-        choices=tuple(map(sound, described.choices)),
+        choices=tuple(map(encodable, described.choices)),
         external=described.external,
     )
 
@@ -72,7 +72,7 @@ def _data_key(described: Mapping[str, Any]) -> DataKey:
     length = shape[0] if isinstance(shape, list | tuple) and len(shape) == 1 else None
     return DataKey(
         dtype=dtype if isinstance(dtype, str) else None,
-        units=cut(sound(units), MAX_NAME) if isinstance(units, str) and units.strip() else None,
+        units=cut_to_bytes(encodable(units), MAX_NAME) if isinstance(units, str) and units.strip() else None,
         length=length if type(length) is int and dtype == "array" else None,
         choices=tuple(choices_of(described)),
         external=bool(described.get("external")),

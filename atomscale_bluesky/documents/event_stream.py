@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from ..errors import ChannelError
-from ..model.text import sound
+from ..model.text import encodable
 from ..spool.journal_format import Layout
 from ..spool.row_record import RECORD
 from .channels import Names
@@ -60,7 +60,7 @@ class EventStream:
         earlier: Iterable[Layout] = (),
         collected: bool = False,
     ) -> None:
-        self.name = sound(description.line.event_stream)
+        self.name = encodable(description.line.event_stream)
         self.description = description
         self.has_rows = False  # True once a row of it was kept
         self.replaced_times = 0  # readings whose own time was impossible, so they got the event's time

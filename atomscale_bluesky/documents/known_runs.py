@@ -110,7 +110,7 @@ class KnownRuns:
                 self._descriptors_by_folder[name] = descriptors_in(folder)
             if uid in self._descriptors_by_folder[name]:
                 return self._uid_by_folder.get(name)
-        entry = self._spool.history.with_descriptor(uid)
+        entry = self._spool.history.entry_with_descriptor(uid)
         return None if entry is None else str(entry.get("run_uid"))
 
     def check_for_second_recorder(self, run_uid: str, folder: Path, *, on_purpose: Callable[[str], bool]) -> None:
@@ -176,7 +176,7 @@ class KnownRuns:
         # The spool first: a run that leaves it meanwhile is then in the history, and what was read of it does not
         # count.
         found = self._in_spool(run_uid, except_folder, young=young)
-        entries = self._spool.history.of(run_uid)
+        entries = self._spool.history.entries_of(run_uid)
         for entry in entries:
             found.pop(str(entry.get("folder")), None)
         return found, entries

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from ..model.loss import Loss
-from ..model.text import sound
+from ..model.text import encodable
 from ..spool.journal_format import Layout, is_row
 from .accepted import Accepted
 from .channels import Channels, Names
@@ -151,7 +151,7 @@ class LayoutChooser:
         for key in data:
             if key in self._known_keys:
                 continue
-            name = sound(key)[:MAX_NAME] if isinstance(key, str) else type(key).__name__
+            name = encodable(key)[:MAX_NAME] if isinstance(key, str) else type(key).__name__
             if name not in self.late and len(self.late) >= MAX_LATE_KEYS:
                 name = OTHER_KEYS
             self.late_if_kept[name] = self.late_if_kept.get(name, 0) + rows
@@ -167,7 +167,7 @@ class LayoutChooser:
         reasons, met = self.left_out, self._known_keys
         left_out: Counter[str] = Counter()
         for key in data:
-            reason = reasons.get(sound(key) if isinstance(key, str) else sound(type(key).__name__))
+            reason = reasons.get(encodable(key) if isinstance(key, str) else encodable(type(key).__name__))
             if reason is None and key not in met:
                 reason = Loss.LATE
             if reason is not None:
@@ -182,7 +182,7 @@ class LayoutChooser:
     ) -> None:
         """Decide, at the first event, which keys become channels, and which of these share their times."""
         sources: list[KeySource] = []
-        left_out: dict[str, str] = {sound(kind): Loss.NAMELESS for kind in self._description.nameless}
+        left_out: dict[str, str] = {encodable(kind): Loss.NAMELESS for kind in self._description.nameless}
         for key in dict.fromkeys([*self._description.line.data_keys, *data]):
             source = self._channels.source_of(key, data.get(key), filled.get(key, True))
             if isinstance(source, str):
@@ -325,4 +325,4 @@ def _watched(left_out: Mapping[str, str], keys: Iterable[Any]) -> tuple[str, ...
 
 
 def _left_out_name(key: Any) -> str:
-    return sound(key) if isinstance(key, str) else sound(type(key).__name__)
+    return encodable(key) if isinstance(key, str) else encodable(type(key).__name__)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..spool.journal_format import DataKey, Layout, packed
+from ..spool.journal_format import DataKey, Layout, pack_values
 from ..spool.kept_events import KeptEvents, KeptReadings, PossibleRows
 from .conversion import choice, number, numbers
 from .descriptor import is_flag, mapping_of
@@ -57,7 +57,7 @@ def _possible_rows(
     described = event_stream.description.line.data_keys
 
     def rows(layout: Layout) -> Iterator[tuple[float, bytes]]:
-        values = packed(_values(layout, data, described))
+        values = pack_values(_values(layout, data, described))
         for time in candidates:
             yield time, values
 

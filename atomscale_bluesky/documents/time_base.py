@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..model.loss import Loss
 from ..model.rows import Channel
-from ..spool.journal_format import Layout, encode_row, packed
+from ..spool.journal_format import Layout, encode_row, pack_values
 from ..spool.lines import encode
 from ..spool.row_record import COMMON, encode_one, encoder
 from .conversion import Rounded, has_no_elements, length_of, number, numbers
@@ -173,7 +173,7 @@ class TimeBase:
             record = encode_one(self.layout.layout, number, time, uid, [float(one) for one in row if one is not None])
             if record is not None:
                 return record
-        return encode_row(self.layout.layout, number, time, uid, packed(row), gaps, rounded)
+        return encode_row(self.layout.layout, number, time, uid, pack_values(row), gaps, rounded)
 
 
 # Stands for the value of a key that is missing in the document.

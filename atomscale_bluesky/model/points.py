@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def packed(numbers: Sequence[float | None] | NDArray[np.float64]) -> Sequence[float | None]:
+def packed_column(numbers: Sequence[float | None] | NDArray[np.float64]) -> Sequence[float | None]:
     """Return the numbers packed at eight bytes each, or unchanged if one is missing."""
     if isinstance(numbers, np.ndarray):
         return array("d", numbers.tolist())

@@ -13,12 +13,12 @@ def safe(text: str, limit: int = 1000) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() or c == _BLANK else repr(c)[1:-1] for c in text)
 
 
-def sound(text: str) -> str:
+def encodable(text: str) -> str:
     """Return the text without lone surrogates, which a file cannot hold."""
     return text.encode(errors="replace").decode()
 
 
-def cut(text: str, limit: int) -> str:
+def cut_to_bytes(text: str, limit: int) -> str:
     """Return text cut to `limit` bytes, with an ellipsis if it was cut. Never cuts within a character."""
     if len(text.encode(errors="replace")) <= limit:
         return text

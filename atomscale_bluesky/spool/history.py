@@ -44,7 +44,7 @@ class History:
     ) -> None:
         self._path = spool / name
         self._make_room = make_room
-        self._before = self._path.with_stem(f"{self._path.stem}-1")
+        self._older_path = self._path.with_stem(f"{self._path.stem}-1")
         self._max_bytes = max_bytes
         self._uids: dict[tuple[int, int], _Uids] = {}  # by file
         self._lock = threading.RLock()  # guards `_uids`; re-entrant, as a signal handler may come here during a read
@@ -55,21 +55,21 @@ class History:
 
     def entries(self) -> list[dict[str, Any]]:
         """Return all entries, oldest first."""
-        return list(self._found(b""))
+        return list(self._entries_containing(b""))
 
     def entries_with(self, name: str, value: str) -> list[dict[str, Any]]:
         """Return the entries whose `name` has this value. Other entries are not decoded, however many there are."""
         sought = msgspec.json.encode({name: value})[1:-1]
-        return [entry for entry in self._found(sought) if entry.get(name) == value]
+        return [entry for entry in self._entries_containing(sought) if entry.get(name) == value]
 
-    def of(self, run_uid: str) -> list[dict[str, Any]]:
+    def entries_of(self, run_uid: str) -> list[dict[str, Any]]:
         """Return the entries of one run. If there are none, only the lines added since the last call are read."""
         self.read_on()
         with self._lock:
             perhaps = any(run_uid in uids for uids in self._uids.values())
         return self.entries_with("run_uid", run_uid) if perhaps else []
 
-    def with_descriptor(self, uid: str) -> dict[str, Any] | None:
+    def entry_with_descriptor(self, uid: str) -> dict[str, Any] | None:
         """Return the youngest entry of an interrupted run with this descriptor, or None.
 
         If there is none, only the lines added since the last call are read.
@@ -79,16 +79,20 @@ class History:
             perhaps = any(uids.may_describe(uid) for uids in self._uids.values())
         if not perhaps:
             return None
-        found = [entry for entry in self._found(msgspec.json.encode(uid)) if uid in (entry.get("descriptors") or ())]
+        found = [
+            entry
+            for entry in self._entries_containing(msgspec.json.encode(uid))
+            if uid in (entry.get("descriptors") or ())
+        ]
         return found[-1] if found else None
 
-    def newest_like(self, beginning: str) -> dict[str, Any] | None:
+    def newest_beginning_with(self, beginning: str) -> dict[str, Any] | None:
         """Return the newest entry of a run whose uid begins with `beginning`, or None."""
         sought = msgspec.json.encode({"run_uid": beginning})[1:-2]
-        found = [entry for entry in self._found(sought) if str(entry.get("run_uid")).startswith(beginning)]
+        found = [entry for entry in self._entries_containing(sought) if str(entry.get("run_uid")).startswith(beginning)]
         return found[-1] if found else None
 
-    def added(self, marks: dict[tuple[int, int], int]) -> Iterator[dict[str, Any]]:
+    def entries_added(self, marks: dict[tuple[int, int], int]) -> Iterator[dict[str, Any]]:
         """Yield the entries added since the last call with the same `marks`, oldest first. The first call yields all.
 
         Args:
@@ -130,7 +134,7 @@ class History:
         with locked(self._path.with_suffix(".lock"), self._make_room):
             with contextlib.suppress(FileNotFoundError):
                 if self._path.stat().st_size >= self._max_bytes:
-                    self._path.replace(self._before)
+                    self._path.replace(self._older_path)
             file = LineFile(self._path, make_room=self._make_room)
             try:
                 file.append(line(msgspec.json.encode(entry)))
@@ -138,7 +142,7 @@ class History:
             finally:
                 file.close()
 
-    def _found(self, sought: bytes) -> Iterator[dict[str, Any]]:
+    def _entries_containing(self, sought: bytes) -> Iterator[dict[str, Any]]:
         """Yield the entries of the lines that contain `sought`, oldest first."""
         for file in self._open():
             with file:
@@ -150,7 +154,7 @@ class History:
         """Open the files that exist and return them, the older one first."""
         files: list[BinaryIO] = []
         # The younger file is opened first: it may become the older one between the two calls.
-        for path in (self._path, self._before):
+        for path in (self._path, self._older_path):
             with contextlib.suppress(FileNotFoundError):
                 files.insert(0, open_to_read(path))
         if len(files) == 2 and os.path.sameopenfile(files[0].fileno(), files[1].fileno()):

@@ -20,7 +20,7 @@ import orjson
 
 from ..errors import SpoolError
 from .gil_yield import GilYield
-from .journal_format import Described, Header, Layout, LeftOut, Stop, decode_journal, decode_row, is_row, packed
+from .journal_format import Described, Header, Layout, LeftOut, Stop, decode_journal, decode_row, is_row, pack_values
 from .row_record import head_of, is_record
 from .run_reader import RunReader
 
@@ -119,7 +119,7 @@ def _parts_of(payload: bytes) -> tuple[int, float, Any, bytes]:
     begin = rest.find(b',"', end)
     if rest[:1] != b'"' or end < 0 or b"\\" in rest[:end] or begin < 0:
         row = decode_row(payload)
-        return row.layout, row.time, row.event_uid, packed(row.values)
+        return row.layout, row.time, row.event_uid, pack_values(row.values)
     return int(layout), float(time), rest[1:end].decode(errors="replace"), rest[begin + 2 : rest.find(b'"', begin + 2)]
 
 

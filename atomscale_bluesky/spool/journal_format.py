@@ -123,7 +123,7 @@ _journal_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(JournalLine)
 _TO_VALUES, _END = b',"', b'"]'
 
 
-def packed(values: Iterable[float | None]) -> bytes:
+def pack_values(values: Iterable[float | None]) -> bytes:
     """Return the values of a row as the journal's text; None stands for a gap."""
     numbers = [math.nan if value is None else value for value in values]
     return hexlify(struct.pack(f">{len(numbers)}d", *numbers))
@@ -138,7 +138,7 @@ def encode_row(
     gaps: Mapping[str, str] | None = None,
     rounded: Sequence[str] = (),
 ) -> bytes:
-    """Return the JSON text of a row that cannot be a record. `values` is the result of `packed`."""
+    """Return the JSON text of a row that cannot be a record. `values` is the result of `pack_values`."""
     head = orjson.dumps((layout, number, time, event_uid))[:-1]
     if rounded:
         return b'%b,"%b",%b,%b]' % (head, values, orjson.dumps(gaps or {}), orjson.dumps(rounded))
@@ -203,7 +203,7 @@ def start_of_row(payload: bytes) -> tuple[int, int, float]:
     return int(one), int(two), float(three)
 
 
-def alike(payload: bytes, other: bytes) -> bool:
+def may_decode_together(payload: bytes, other: bytes) -> bool:
     """Return True if two rows may be decoded together: they are equally long and of one layout."""
     if len(payload) != len(other) or payload[:1] != other[:1]:
         return False
@@ -225,7 +225,7 @@ def decode_lines(lines: memoryview, width: int) -> Rows | None:
 
 
 def decode_payloads(payloads: Sequence[bytes]) -> Rows | None:
-    """Decode lines that were read one by one and are `alike`. Return None unless they are `Rows`."""
+    """Decode lines that were read one by one and that `may_decode_together`. Return None unless they are `Rows`."""
     if is_record(payloads[0]):
         return decode_records(b"".join(payloads), len(payloads[0]))
     return _decode_table(np.frombuffer(b"".join(payloads), dtype=np.uint8).reshape(len(payloads), -1))
@@ -259,7 +259,7 @@ def _decode_table(payloads: NDArray[np.uint8]) -> Rows | None:
     return Rows(layouts[0], numbers[0], times, array)
 
 
-def joined(parts: list[Rows]) -> Rows | None:
+def join_rows(parts: list[Rows]) -> Rows | None:
     """Return consecutive parts as one, or None if they are not consecutive."""
     first, number = parts[0], parts[0].number
     for part in parts:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..model.rows import Position
-from .line_bounds import BEGIN, MOST_TRIES, end_of_entries, end_of_record
+from .line_bounds import BEGIN, MAX_STARTS_TRIED, end_of_entries, end_of_record
 from .line_file import MAX_LINE_BYTES, sync_file, sync_folder
 from .lines import PREFIX_BYTES, payload_of
 from .own_files import open_own
@@ -22,7 +22,7 @@ from .segments import START, segment_path, segments
 # How much of a journal is in memory while it is read. A longer line is read whole.
 READ_BYTES = 2**18
 # How much of a journal may be read ahead: 100 points of 5000 channels.
-MOST_AHEAD_BYTES = 8 * 2**20
+MAX_PEEK_BYTES = 8 * 2**20
 
 
 class Line(NamedTuple):
@@ -45,13 +45,13 @@ class JournalReader:
         self.damaged = 0
         self._descriptor = -1
         self._synced_segment = position.segment
-        self._named = False  # the folder was synced
+        self._folder_synced = False  # the folder was synced
         self._block = b""  # the block read last; its byte `_at` stands at `position`
         self._at = 0
-        self._to_the_end = False  # the block reached the end of the file when it was read
-        self._skipping = False  # the position is within a line longer than `MAX_LINE_BYTES`
-        self._tries = (0, 0)  # a newline's offset, and how many damaged lines of text began before it
-        self._astray = False  # what was read last was damaged, so a line may or may not begin at the position
+        self._block_reaches_end = False  # the block reached the end of the file when it was read
+        self._in_long_line = False  # the position is within a line longer than `MAX_LINE_BYTES`
+        self._starts_tried = (0, 0)  # a newline's offset, and how many damaged lines of text began before it
+        self._unsure_of_start = False  # what was read last was damaged, so a line may or may not begin at the position
         self._torn: tuple[int, int, int] | None = None  # segment, size and time of a file that ends in a long half line
 
     def read(self) -> Iterator[Line]:
@@ -66,11 +66,11 @@ class JournalReader:
                 # before that.
                 self._torn = None
                 if not self._fill_line():
-                    self._on_to(following)
+                    self._go_to_segment(following)
                     continue
             yield from self._lines()
 
-    def ahead(self, lines: int) -> memoryview | None:
+    def peek(self, lines: int) -> memoryview | None:
         """Return the next lines without consuming them: `read` yields them too, unless `skip` passes over them.
 
         Return None if there are not that many lines, if they differ in width from the first, reach beyond this segment
@@ -78,14 +78,14 @@ class JournalReader:
         lines of `read`.
         """
         size = lines * self._width()
-        if self.damaged or not 0 < size <= MOST_AHEAD_BYTES:
+        if self.damaged or not 0 < size <= MAX_PEEK_BYTES:
             return None
         if self._at + size > len(self._block):
             self._fill(max(size, READ_BYTES))
         found = memoryview(self._block)[self._at : self._at + size]
         return found if len(found) == size else None
 
-    def alike(self, before: Position | None = None) -> tuple[memoryview, int]:
+    def peek_records(self, before: Position | None = None) -> tuple[memoryview, int]:
         """Return the next records in memory that begin alike, without consuming them, and how wide each of them is.
 
         They end before a position, if one is given. Return none if the next line is no record; and after any damage,
@@ -96,39 +96,39 @@ class JournalReader:
             same = before.segment == self.position.segment
             limit = min(limit, at + before.offset - self.position.offset) if same else at
         width = max(0, self._end_of_line(at) - at)
-        end = self._alike(at, width, limit) if width and not self.damaged else at
+        end = self._end_of_alike(at, width, limit) if width and not self.damaged else at
         return memoryview(self._block)[at:end], width
 
-    def ends_before(self, lines: int, without: bytes) -> bool:
+    def has_fewer_lines(self, lines: int, without: bytes) -> bool:
         """Return True if fewer than `lines` more lines were there at the last read, and none contains `without`.
 
-        Call this after `ahead`. Return False if that many lines are more than may be in memory.
+        Call this after `peek`. Return False if that many lines are more than may be in memory.
         """
         size = lines * self._width()
-        if self.damaged or size > MOST_AHEAD_BYTES:
+        if self.damaged or size > MAX_PEEK_BYTES:
             return False
-        if len(self._block) - self._at >= size:  # so `ahead` has read nothing more
+        if len(self._block) - self._at >= size:  # so `peek` has read nothing more
             self._fill(max(size, READ_BYTES))
         return (
-            self._to_the_end
-            and not self._holds(lines)
+            self._block_reaches_end
+            and not self._block_has_lines(lines)
             and self._block.find(without, self._at) < 0
             and segments(self._folder)[-1:] == [self.position.segment]
         )
 
-    def _holds(self, lines: int) -> bool:
+    def _block_has_lines(self, lines: int) -> bool:
         """Return True if the block has `lines` further whole lines."""
         at = self._at
         while lines:
             end = self._end_of_line(at)
             if not end:
                 return False
-            alike = self._alike(at, end - at, min(len(self._block), at + lines * (end - at)))
+            alike = self._end_of_alike(at, end - at, min(len(self._block), at + lines * (end - at)))
             lines -= max(1, (alike - at) // (end - at))
             at = max(end, alike)
         return True
 
-    def _alike(self, at: int, width: int, limit: int) -> int:
+    def _end_of_alike(self, at: int, width: int, limit: int) -> int:
         """Return where the records end, up to `limit`, that begin like the one at this place of the block.
 
         They are equally wide. If no record is there, none begins so.
@@ -139,7 +139,7 @@ class JournalReader:
         return at
 
     def skip(self, lines: int) -> None:
-        """Skip lines that `ahead` or `alike` has returned."""
+        """Skip lines that `peek` or `peek_records` has returned."""
         size = lines * self._width()
         self._at += size
         self.position = Position(self.position.segment, self.position.offset + size)
@@ -156,9 +156,9 @@ class JournalReader:
                 reached = max(reached, Position(segment, whole))
             finally:
                 os.close(descriptor)
-        if self._synced_segment != self.position.segment or not self._named:
+        if self._synced_segment != self.position.segment or not self._folder_synced:
             sync_folder(self._folder)  # the names of the segments
-            self._named = True
+            self._folder_synced = True
         self._synced_segment = self.position.segment
         return reached
 
@@ -202,29 +202,36 @@ class JournalReader:
         than `MAX_LINE_BYTES` is skipped in blocks, as far as it is written.
         """
         while True:
-            if not self._skipping:
-                if self._is_known_to_be_torn():
-                    return False
-                before = len(self._block) - self._at
-                self._fill(min(max(READ_BYTES, before), MAX_LINE_BYTES + 1 - before))
-                if self._end_of_line(0):
-                    return True
-                if self._to_the_end or not self._block:
-                    hidden = self._hidden()
-                    if hidden:
-                        self._lose_until(hidden)
-                        return True
-                    self._note_if_torn()
-                    return False
-                if len(self._block) <= MAX_LINE_BYTES:
-                    continue
-                self._skipping = True
+            if not self._in_long_line:
+                is_whole = self._fill_until_line_ends()
+                if is_whole is not None:
+                    return is_whole
+                self._in_long_line = True
                 self.damaged += 1
             elif not self._fill(READ_BYTES):
                 return False
             self._pass_over(self._block.find(b"\n"))
 
-    def _hidden(self) -> int:
+    def _fill_until_line_ends(self) -> bool | None:
+        """Return True if a whole line is there, False if its end is not written, None if it is too long."""
+        if self._is_known_to_be_torn():
+            return False
+        while True:
+            before = len(self._block) - self._at
+            self._fill(min(max(READ_BYTES, before), MAX_LINE_BYTES + 1 - before))
+            if self._end_of_line(0):
+                return True
+            if self._block_reaches_end or not self._block:
+                begin = self._line_behind_damage()
+                if begin:
+                    self._skip_damage(begin)
+                    return True
+                self._note_if_torn()
+                return False
+            if len(self._block) > MAX_LINE_BYTES:
+                return None
+
+    def _line_behind_damage(self) -> int:
         """Return where a whole line begins behind the record at the position, whose end is not in the file; 0 if none.
 
         Then that record is damaged: a writer makes one line after the other.
@@ -241,7 +248,7 @@ class JournalReader:
         passed = len(self._block) if newline < 0 else newline + 1
         self.position = Position(self.position.segment, self.position.offset + passed)
         self._block, self._at = b"", 0
-        self._skipping = newline < 0
+        self._in_long_line = newline < 0
 
     def _note_if_torn(self) -> None:
         """Remember a file that ends in a long half line, so that it is read again only after it has changed."""
@@ -266,33 +273,33 @@ class JournalReader:
             try:
                 self._descriptor = open_own(segment_path(self._folder, self.position.segment), os.O_RDONLY)
             except FileNotFoundError:  # removed: nothing follows, and what was read before is not read again
-                self._block, self._at, self._to_the_end = b"", 0, True
+                self._block, self._at, self._block_reaches_end = b"", 0, True
                 return False
         rest = len(self._block) - self._at
         # From the line's beginning: the writer may have removed half of it meanwhile and written another line there.
         os.lseek(self._descriptor, self.position.offset, os.SEEK_SET)
         self._block, self._at = b"", 0  # never two blocks in memory at once
         self._block = os.read(self._descriptor, size + rest)
-        self._to_the_end = len(self._block) < size + rest
+        self._block_reaches_end = len(self._block) < size + rest
         return bool(self._block)
 
     def _lines(self) -> Iterator[Line]:
         while True:
             end = self._end_of_line(self._at)
             if not end:
-                hidden = self._hidden() if self._to_the_end else 0
-                if not hidden:
+                begin = self._line_behind_damage() if self._block_reaches_end else 0
+                if not begin:
                     return
-                self._lose_until(hidden)
+                self._skip_damage(begin)
                 continue
             payload = self._payload(self._at, end)
             if payload is None:
-                self._lose_until(self._next_try(end))
+                self._skip_damage(self._next_start(end))
                 continue
-            begin = self.position
-            self.position = Position(begin.segment, begin.offset + end - self._at)
-            self._at, self._astray = end, False
-            yield Line(begin, payload)
+            position = self.position
+            self.position = Position(position.segment, position.offset + end - self._at)
+            self._at, self._unsure_of_start = end, False
+            yield Line(position, payload)
 
     def _payload(self, at: int, end: int) -> bytes | None:
         """Return the line in this part of the block, or None if it is damaged."""
@@ -306,14 +313,14 @@ class JournalReader:
         found = BEGIN.search(self._block, at + 1)
         return found.start() if found else 0
 
-    def _next_try(self, end: int) -> int:
+    def _next_start(self, end: int) -> int:
         """Return where to go on behind the damaged line at the position, which ends at `end`."""
         following = self._next_begin(self._at)
         if not following:  # the first bytes of the next line may be the last ones of the block
             return max(self._at + 1, len(self._block) - PREFIX_BYTES)
         at = self.position.offset + end - self._at
-        self._tries = (at, self._tries[1] + 1 if self._tries[0] == at else 1)
-        if self._tries[1] < MOST_TRIES or following >= end:
+        self._starts_tried = (at, self._starts_tried[1] + 1 if self._starts_tried[0] == at else 1)
+        if self._starts_tried[1] < MAX_STARTS_TRIED or following >= end:
             return following
         magic = self._block.find(MAGIC, following, end)
         return magic if magic >= 0 else end
@@ -324,18 +331,18 @@ class JournalReader:
             return end_of_record(self._block, self._at) != 0
         return BEGIN.match(self._block, self._at) is not None
 
-    def _lose_until(self, at: int) -> None:
+    def _skip_damage(self, at: int) -> None:
         """Skip what is damaged, up to this place in the block. Count it, unless it is a part of what was counted."""
-        if not self._astray or self._is_a_line():
+        if not self._unsure_of_start or self._is_a_line():
             self.damaged += 1
-        self._astray = True
+        self._unsure_of_start = True
         self.position = Position(self.position.segment, self.position.offset + at - self._at)
         self._at = at
 
-    def _on_to(self, segment: int) -> None:
-        if self._at < len(self._block) and not self._skipping:
+    def _go_to_segment(self, segment: int) -> None:
+        if self._at < len(self._block) and not self._in_long_line:
             self.damaged += 1
         self._block, self._at = b"", 0
-        self._skipping, self._torn = False, None
+        self._in_long_line, self._torn = False, None
         self.close()
         self.position = Position(segment, 0)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .line_bounds import end_of_entries
-from .line_file import LineFile, not_written
+from .line_file import LineFile, write_error
 from .segments import segment_path, segments
 
 # Segments keep single files small enough to open with any tool.
@@ -76,7 +76,7 @@ class JournalWriter:
         try:
             following = LineFile(segment_path(self._folder, self._segment + 1), end_of_whole=end_of_entries)
         except OSError as error:
-            raise not_written(f"{self._folder} takes no further file: {error.strerror}", error.errno) from error
+            raise write_error(f"{self._folder} takes no further file: {error.strerror}", error.errno) from error
         # No signal handler runs between these lines: it could sync and close a segment that is still written, or forget
         # one.
         behind = self._file

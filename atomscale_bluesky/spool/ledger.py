@@ -60,8 +60,8 @@ class Ledger:
         self._together: list[LedgerLine] | None = None
         try:
             self.state = LedgerReader(path).read_on()
-            if self.state.broken is not None and (size := _sound_bytes(path)) != self._file.size:
-                self._file.cut(size)
+            if self.state.broken is not None and (size := _size_before_damage(path)) != self._file.size:
+                self._file.truncate(size)
                 self.state: LedgerState = LedgerReader(path).read_on()
         except BaseException:
             self._file.close()
@@ -99,7 +99,7 @@ class Ledger:
         self._file.append(line(encode(Together(tuple(noted)))) * 2)
         self._file.sync()
 
-    def ranges(self, stream: int, from_index: int) -> dict[int, Tried]:
+    def tried_chunks(self, stream: int, from_index: int) -> dict[int, Tried]:
         """Return the stream's chunks that were tried, from `from_index` on, confirmed or not. Reads the file.
 
         Raises:
@@ -127,38 +127,52 @@ class Ledger:
         self._file.close()
 
 
-def _sound_bytes(path: Path) -> int:
+def _size_before_damage(path: Path) -> int:
     """Return how many bytes of a ledger are sound: all, except an end that a power cut damaged.
 
     After a power cut the disk may have later blocks of unsynced data and lack earlier ones. Lines after such a damaged
     line cannot be understood without it and are dropped, as if they had not been written. If a fact that had been
     synced follows, the cause was no power cut: then the damaged line is skipped like any other.
     """
-    size, sound, opened, before = 0, None, False, b""
+    whole_size, last_payload = 0, b""
+    size_before_damage: int | None = None
     named: set[int] = set()  # streams whose id is known, and streams that join another
+    after_opening = False
     with open_to_read(path) as file:
         for end, text in whole_lines(file):
             payload = None if text is None else payload_of(text)
             if payload is None:
-                sound = size if sound is None else sound
-            elif sound is None:
+                size_before_damage = whole_size if size_before_damage is None else size_before_damage
+            elif size_before_damage is None:
+                named |= _streams_named_by(decode_ledger(payload))
+            elif payload != last_payload:
                 fact = decode_ledger(payload)
-                for one in fact.facts if isinstance(fact, Together) else (fact,):
-                    if isinstance(one, Initialized) or (isinstance(one, Opened) and one.joins is not None):
-                        named.add(one.stream)
-            elif payload != before:
-                if opened:  # a line follows the opening, so its sync had completed
+                if after_opening or _shows_a_sync(fact, named):
                     return path.stat().st_size
-                fact = decode_ledger(payload)
-                if isinstance(fact, Tried) and fact.stream not in named:  # its id was synced before
-                    return path.stat().st_size
-                # An opening with nothing after it, perhaps with what belongs to it: nothing was done about it either.
-                opened = isinstance(fact, Opened | Together)
-                if not opened and not fact.unsynced:
-                    return path.stat().st_size
-            before = payload or before
-            size = end
-    return size if sound is None else sound
+                after_opening = isinstance(fact, Opened | Together)
+            last_payload = payload or last_payload
+            whole_size = end
+    return whole_size if size_before_damage is None else size_before_damage
+
+
+def _streams_named_by(fact: LedgerLine) -> set[int]:
+    """Return the streams whose id is known by a fact, and those that join another stream by it."""
+    facts = fact.facts if isinstance(fact, Together) else (fact,)
+    return {
+        one.stream
+        for one in facts
+        if isinstance(one, Initialized) or (isinstance(one, Opened) and one.joins is not None)
+    }
+
+
+def _shows_a_sync(fact: LedgerLine, named: set[int]) -> bool:
+    """Return True if the lines before a fact had been synced, so that no power cut can have damaged them.
+
+    An opening alone does not show it: without a line after it, nothing was done about it.
+    """
+    if isinstance(fact, Tried) and fact.stream not in named:
+        return True  # the stream's id was synced before
+    return not fact.unsynced and not isinstance(fact, Opened | Together)
 
 
 def _payloads(text: bytes | None) -> list[bytes]:
@@ -214,17 +228,17 @@ class LedgerReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self.state: LedgerState = LedgerState()
         self.damaged = 0
         self._offset = 0
         self._lines = 0
         self._first_damaged = 0  # line, counted from 1
-        self._before = b""  # the last intact line
-        self._began = 0  # where the facts begin that hold at the run's present endpoint
-        self._seen: set[int] | None = None  # the lines from there on; read after a fact that could not follow
+        self._last_payload = b""  # the last intact line
+        self._endpoint_offset = 0  # where the facts begin that hold at the run's present endpoint
+        self._seen_lines: set[int] | None = None  # the lines from there on; read after a fact that could not follow
 
     def read_on(self) -> LedgerState:
         """Read the lines written since the last call and return the state. An absent file gives an empty state.
@@ -247,15 +261,15 @@ class LedgerReader:
                     self.damaged += 1
                     self._first_damaged = self._first_damaged or self._lines
                 for payload in payloads:
-                    if payload != self._before:
-                        self._take(payload)
-                        if self._seen is not None:
-                            self._seen.add(hash(payload))
-                    self._before = payload
+                    if payload != self._last_payload:
+                        self._take_payload(payload)
+                        if self._seen_lines is not None:
+                            self._seen_lines.add(hash(payload))
+                    self._last_payload = payload
                 self._offset = end
         return self.state
 
-    def _take(self, payload: bytes) -> None:
+    def _take_payload(self, payload: bytes) -> None:
         fact, state = decode_ledger(payload), self.state
         if isinstance(fact, Unparked | Edited | Moved | Discarded | Obeyed):
             if fact.order <= state.orders_obeyed:
@@ -265,22 +279,22 @@ class LedgerReader:
             return
         try:
             if self.damaged:
-                self._derive(fact)
+                self._apply_what_was_damaged(fact)
             if isinstance(fact, Opened) and fact.stream > len(state.streams):
                 raise SpoolError(
                     f"the opening of metrology stream {len(state.streams)} is missing before that of {fact.stream}"
                 )
             state.apply(fact)
         except NoIdError:
-            self._begin()  # otherwise the next call would skip the line
+            self._reset()  # otherwise the next call would skip the line
             raise
         except SpoolError as error:
             if not self._came_before(payload):
-                self._break(fact, str(error).partition(";")[0])
+                self._mark_broken(fact, str(error).partition(";")[0])
         if isinstance(fact, Moved):
-            self._began, self._first_damaged, self.damaged, self._seen = self._offset, 0, 0, None
+            self._endpoint_offset, self._first_damaged, self.damaged, self._seen_lines = self._offset, 0, 0, None
 
-    def _derive(self, fact: LedgerLine) -> None:
+    def _apply_what_was_damaged(self, fact: LedgerLine) -> None:
         """Apply what a damaged line must have said, as far as the fact that follows makes that certain.
 
         Raises:
@@ -296,7 +310,7 @@ class LedgerReader:
                             state.apply(Confirmed(stream.opening.stream, index, stream.confirmed_at or 0.0))
             case Finalized() if fact.stream in state.streams:
                 if state.streams[fact.stream].life is Life.INITIALIZED:
-                    self._derive(Finalizing(fact.stream))
+                    self._apply_what_was_damaged(Finalizing(fact.stream))
                     state.apply(Finalizing(fact.stream))
             case Tried() if fact.stream in state.streams:
                 stream = state.streams[fact.stream]
@@ -316,18 +330,18 @@ class LedgerReader:
 
         Asked only for a line that cannot follow. Reads the file again, once.
         """
-        if self._seen is None:
-            self._seen = set()
+        if self._seen_lines is None:
+            self._seen_lines = set()
             with open_to_read(self._path) as file:
-                at = self._began
-                for end, text in whole_lines(file, self._began):
+                at = self._endpoint_offset
+                for end, text in whole_lines(file, self._endpoint_offset):
                     if at >= self._offset:
                         break
-                    self._seen.update(map(hash, _payloads(text)))
+                    self._seen_lines.update(map(hash, _payloads(text)))
                     at = end
-        return hash(payload) in self._seen
+        return hash(payload) in self._seen_lines
 
-    def _break(self, fact: LedgerLine, why: str) -> None:
+    def _mark_broken(self, fact: LedgerLine, why: str) -> None:
         where = f"line {self._lines} of its ledger cannot follow those before it"
         if self._first_damaged:
             where = f"line {self._first_damaged} of its ledger is damaged, and line {self._lines} needs it"

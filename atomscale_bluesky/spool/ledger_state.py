@@ -48,9 +48,9 @@ class LedgerState:
         self.endpoint: str | None = None  # the endpoint that the operator moved the run to
         self.edited: Edited | None = None
         self.orders_obeyed: int = 0
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         """Reset the state: nothing of the run has reached its endpoint yet."""
         self.streams: dict[int, StreamState] = {}
         self.parked: str | None = None  # why the whole run waits for the operator
@@ -71,7 +71,7 @@ class LedgerState:
         return self.broken or self.parked
 
     @property
-    def exists(self) -> bool:
+    def is_initialized(self) -> bool:
         """Return True if Atomscale has a stream of the run."""
         return any(stream.data_id is not None for stream in self.streams.values())
 
@@ -140,12 +140,12 @@ class LedgerState:
             case Ended():
                 self._ended(fact)
             case Unparked():
-                self._obeyed(fact.order)
+                self._unpark_all(fact.order)
             case Edited():
                 self.edited = fact
-                self._obeyed(fact.order)
+                self._unpark_all(fact.order)
             case Moved():
-                self._begin()
+                self._reset()
                 self.endpoint = fact.endpoint
                 self.orders_obeyed = fact.order
             case Discarded():
@@ -270,11 +270,11 @@ class LedgerState:
         stream.confirmed_channels.clear()
         stream.last_preview = stream.last_preview_taken = None
 
-    def _obeyed(self, order: int) -> None:
+    def _unpark_all(self, order: int) -> None:
         """Let everything that was parked or refused be tried again."""
         self.orders_obeyed = order
         self.parked = self.unresolved = None
-        if not self.exists:
+        if not self.is_initialized:
             self.resolved = None  # the id of a name may be gone
         for stream in self.streams.values():
             stream.parked = None

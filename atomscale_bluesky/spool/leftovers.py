@@ -36,7 +36,7 @@ def holds_a_run(folder: Path) -> bool:
     return bool(own) or not foreign
 
 
-def remove_leftover(folder: Path, said: set[Path]) -> None:
+def remove_leftover(folder: Path, logged: set[Path]) -> None:
     """Remove the folder of a run without a header, whose writer or machine died at its start.
 
     A folder that holds any file which the package did not make is left as it is.
@@ -53,8 +53,8 @@ def remove_leftover(folder: Path, said: set[Path]) -> None:
         if was_synced(folder) and not is_delivered(folder / LEDGER):
             raise SpoolError(f"{folder} holds a run whose header is damaged or gone; its other lines are kept")
         foreign = run_files(folder)[1]
-        if has_lines(folder) and folder not in said:
-            said.add(folder)
+        if has_lines(folder) and folder not in logged:
+            logged.add(folder)
             _logger.warning(
                 "%s holds the rest of a run whose beginning a power cut took; %s",
                 folder, f"it stays, because it also holds {safe(', '.join(foreign))}" if foreign else "it is removed",

@@ -16,7 +16,7 @@ from .row_record import MAGIC, is_intact, shape_of
 # How much of a journal's end is looked at to see whether it ends with a whole line.
 TAIL_BYTES = 2**16
 # How often a line of text is sought before one newline. There is one, or two if the newline between them is damaged.
-MOST_TRIES = 16
+MAX_STARTS_TRIED = 16
 # How a line begins: a record, or the checksum of a text.
 BEGIN = re.compile(re.escape(MAGIC) + rb"|[0-9a-f]{8} [\[{]")
 
@@ -68,7 +68,7 @@ def _end_of_last_intact(block: bytes, begins: list[int]) -> int:
             end = end_of_record(block, at)
             if end and is_intact(block[at:end]):
                 return end
-        elif newline >= 0 and tries < MOST_TRIES:
+        elif newline >= 0 and tries < MAX_STARTS_TRIED:
             tries += 1
             if payload_of(block[at:newline]) is not None:
                 return newline + 1

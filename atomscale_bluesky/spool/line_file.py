@@ -75,7 +75,7 @@ class LineFile:
     ) -> None:
         self.path = path
         self._make_room = make_room
-        self._opened = 0  # how often it was closed in order to be opened again
+        self._times_closed = 0  # how often it was closed in order to be opened again
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
         self._descriptor = with_room(lambda: open_own(path, flags), make_room or _nothing)
         try:
@@ -83,8 +83,8 @@ class LineFile:
         except OSError:
             self.close()
             raise
-        self._end = self.size  # differs while lines are being written: where the file will end with them
-        self._named = False  # its name in the folder survives a power cut
+        self._expected_end = self.size  # differs while lines are being written: where the file will end with them
+        self._name_synced = False  # its name in the folder survives a power cut
 
     def append(self, lines: bytes) -> None:
         """Write whole lines, all of them or none.
@@ -95,20 +95,20 @@ class LineFile:
         """
         if self._descriptor == _CLOSED_UNTIL_NEEDED:
             self._open_again()
-        if self._end != self.size:
+        if self._expected_end != self.size:
             self._find_end()
-        self._end = end = self.size + len(lines)
+        self._expected_end = end = self.size + len(lines)
         try:
             written = os.write(self._descriptor, lines)
         except OSError as error:
-            self._end = self.size
+            self._expected_end = self.size
             text = f"{self.path} cannot take more: {error.strerror}. Free some space."
-            self._append_with_room(lines, not_written(text, error.errno), error)
+            self._append_with_room(lines, write_error(text, error.errno), error)
             return
         if written != len(lines):
             self._cut_back()
             text = f"{self.path} took only {written} of {len(lines)} bytes. Free some space on its disk."
-            self._append_with_room(lines, not_written(text, errno.ENOSPC), None)
+            self._append_with_room(lines, write_error(text, errno.ENOSPC), None)
             return
         self.size = end
 
@@ -130,45 +130,45 @@ class LineFile:
         Raises:
             SpoolError: The file's size cannot be read, or half a line cannot be removed.
         """
-        if self._end != self.size:
+        if self._expected_end != self.size:
             self._find_end()
         return self.size
 
-    def cut(self, size: int) -> None:
+    def truncate(self, size: int) -> None:
         """Remove everything after the first `size` bytes."""
         if self._descriptor == _CLOSED_UNTIL_NEEDED:
             self._open_again()
         os.ftruncate(self._descriptor, size)
-        self.size = self._end = size
+        self.size = self._expected_end = size
 
     def sync(self) -> None:
         """Make everything appended so far survive a power cut. May take as long as the disk needs.
 
         Another thread may call `append` or `close_until_needed` meanwhile. A closed file was synced before.
         """
-        opened, descriptor = self._opened, self._descriptor
+        opened, descriptor = self._times_closed, self._descriptor
         if descriptor == _CLOSED:
             return
         try:
             if descriptor != _CLOSED_UNTIL_NEEDED:
                 sync_file(descriptor)
         except OSError:
-            if opened == self._opened:
+            if opened == self._times_closed:
                 raise
         if (
-            descriptor == _CLOSED_UNTIL_NEEDED or opened != self._opened
+            descriptor == _CLOSED_UNTIL_NEEDED or opened != self._times_closed
         ):  # closed meanwhile: its number may mean another file
             self._sync_by_name()
-        if not self._named:
+        if not self._name_synced:
             sync_folder(self.path.parent)
-            self._named = True
+            self._name_synced = True
 
     def close_until_needed(self) -> None:
         """Close the file until the next append. Must not run while another thread appends."""
         if self._descriptor >= 0:
             # In this order, so that a sync that still has the old descriptor notices.
             descriptor, self._descriptor = self._descriptor, _CLOSED_UNTIL_NEEDED
-            self._opened += 1
+            self._times_closed += 1
             os.close(descriptor)
 
     def close(self) -> None:
@@ -203,7 +203,7 @@ class LineFile:
             size = os.fstat(self._descriptor).st_size
         except OSError as error:
             raise SpoolError(f"the size of {self.path} cannot be read: {error.strerror}") from error
-        if size == self._end:
+        if size == self._expected_end:
             self.size = size
         else:
             self._cut_back()
@@ -214,7 +214,7 @@ class LineFile:
             os.ftruncate(self._descriptor, self.size)
         except OSError as error:
             raise SpoolError(f"{self.path} ends in half a line that cannot be removed: {error.strerror}") from error
-        self._end = self.size
+        self._expected_end = self.size
 
     def _cut_torn_tail(self, end_of_whole: Callable[[int, int], int]) -> int:
         size = os.lseek(self._descriptor, 0, os.SEEK_END)
@@ -228,7 +228,7 @@ def _nothing() -> None:
     """Do nothing: no disk space can be made."""
 
 
-def not_written(text: str, number: int | None) -> SpoolFullError:
+def write_error(text: str, number: int | None) -> SpoolFullError:
     """Return an error whose `errno` says whether the disk is full."""
     error = SpoolFullError(text)
     error.errno = number

@@ -42,7 +42,7 @@ _NOTES = {
     "probed": {"endpoint", "time", "version", "facts"},
 }
 
-_told: set[Path] = set()  # folders that this process has warned about
+_warned_about: set[Path] = set()  # folders that this process has warned about
 
 
 def spool_folder(wanted: Path) -> Path:
@@ -68,8 +68,8 @@ def spool_folder(wanted: Path) -> Path:
 
 def warn_if_elsewhere(wanted: Path, folder: Path) -> None:
     """Log, once per process, that the spool is not in the named folder."""
-    if folder != wanted and wanted not in _told:
-        _told.add(wanted)
+    if folder != wanted and wanted not in _warned_about:
+        _warned_about.add(wanted)
         _logger.warning(
             "%s holds other things, which are left alone: the spool is %s. Set `spool_dir` to that, or to a folder of "
             "its own", wanted, folder,
@@ -110,14 +110,14 @@ def _holds_other_things(folder: Path) -> bool:
             found = list(entries)
     except OSError:
         return False
-    if not found or any(map(_is_a_spools, found)):
+    if not found or any(map(_surely_a_spools, found)):
         return False
     if all(map(_may_be_a_spools, found)) and any(map(_is_a_run, found)):
         return False
     return not _is_marked(folder)  # the marker is written before all else, so it is there now if anything is
 
 
-def _is_a_spools(entry: os.DirEntry[str]) -> bool:
+def _surely_a_spools(entry: os.DirEntry[str]) -> bool:
     """Return True if an entry certainly belongs to a spool: a run, or a file beside the runs, with matching content."""
     try:
         if entry.is_dir(follow_symlinks=False):

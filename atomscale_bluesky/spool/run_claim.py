@@ -72,12 +72,12 @@ class RunClaim:
         self._history = history
         self._lock = lock
         try:
-            self._begin_anew_if_moved()
+            self._note_if_moved()
         except BaseException:
             self.ledger.close()
             raise
 
-    def _begin_anew_if_moved(self) -> None:
+    def _note_if_moved(self) -> None:
         """If the operator has moved the run, note that: facts about the previous endpoint no longer count."""
         self._note_if_broken()
         orders, obeyed = self.orders(), self.ledger.state.orders_obeyed

@@ -68,7 +68,7 @@ class Spool:
         self.history: History = History(path, make_room=self._make_room)
         self.not_kept: RunsNotKept = RunsNotKept(path, make_room=self._make_room)
         self.writers: RunWriters = RunWriters(path, self.disk_space, self.not_kept, sync_each=sync_each)
-        self._said: set[Path] = set()  # folders without a header that were logged
+        self._logged_folders: set[Path] = set()  # folders without a header that were logged
         # psutil takes half as long to import as the rest of the package, so it is imported only when there is a spool.
         # It is imported here and not later in a thread, because a fork during the import would leave it half done.
         if read_only:
@@ -125,7 +125,7 @@ class Spool:
         except OSError:
             return 0
 
-    def find(self, folder: Path) -> FoundRun | None:
+    def find_run(self, folder: Path) -> FoundRun | None:
         """Return what the files of a run say to a process that may deliver it, or None if there is no header.
 
         Raises:
@@ -145,9 +145,9 @@ class Spool:
         Raises:
             SpoolError: The run's files cannot be read, or were written by a newer version.
         """
-        found = found or self.find(folder)
+        found = found or self.find_run(folder)
         if found is None:
-            remove_leftover(folder, self._said)
+            remove_leftover(folder, self._logged_folders)
             return None
         ours = lock is not None
         lock = lock or RunLock(folder / UPLOADER_LOCK)
@@ -189,7 +189,7 @@ class Spool:
         edits = [order for order in read_orders(folder) if isinstance(order, Edit)]
         return edits[-1] if edits else None
 
-    def order(self, folder: Path, order: OrderLine) -> None:
+    def give_order(self, folder: Path, order: OrderLine) -> None:
         """Write an order for a run. If a process delivers the run now, it carries the order out within seconds.
 
         Raises:

@@ -115,7 +115,7 @@ class Account:
         Return how many lines must be taken one by one now. This takes a fraction of the time that taking them one by
         one takes.
         """
-        lines, width = reader.alike(before)
+        lines, width = reader.peek_records(before)
         rows = decode_lines(lines, width) if lines else None
         if rows is None:
             return len(lines) // width if width else 0

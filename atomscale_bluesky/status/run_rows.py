@@ -13,7 +13,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..spool.journal_format import Header, Layout, Stop, alike, decode_journal, decode_payloads, decode_row, is_row
+from ..spool.journal_format import (
+    Header,
+    Layout,
+    Stop,
+    decode_journal,
+    decode_payloads,
+    decode_row,
+    is_row,
+    may_decode_together,
+)
 from ..spool.run_reader import RunReader
 
 # How many rows are decoded together.
@@ -50,7 +59,7 @@ class RunRows:
             for line in self._reader.read():
                 payload = line.payload
                 if is_row(payload):
-                    if waiting and (len(waiting) >= BLOCK_ROWS or not alike(payload, waiting[0])):
+                    if waiting and (len(waiting) >= BLOCK_ROWS or not may_decode_together(payload, waiting[0])):
                         yield from self._blocks(waiting)
                         waiting = []
                     waiting.append(payload)

@@ -122,7 +122,7 @@ class SpoolFigures:
         """Add what is new to the totals. The history is read after the runs: a run that leaves is not missed."""
         times = [run.last_confirmed for run in status]
         entries: list[dict[str, Any]] = []
-        for entry in spool.history.added(self._marks):
+        for entry in spool.history.entries_added(self._marks):
             if not entry.get("discarded"):
                 times.append(float(entry.get("finished") or 0.0))
             if self._watched:

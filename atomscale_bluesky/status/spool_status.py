@@ -216,7 +216,7 @@ class SpoolStatus:
     def _was_replayed(self, run: NotKept, found: Iterable[RunStatus]) -> bool:
         """Return True if as many readings of a run were taken after it had found no disk space."""
         taken = [(one.folder, one.points.seen) for one in found if one.run_uid == run.run_uid]
-        for entry in self._spool.history.of(run.run_uid):
+        for entry in self._spool.history.entries_of(run.run_uid):
             counts = (entry.get("delivered"), entry.get("discarded"), entry.get("lost"))
             seen = sum(int(count or 0) for count in counts) + sum((entry.get("left_out") or {}).values())
             taken.append((str(entry.get("folder")), seen))
@@ -244,7 +244,7 @@ class SpoolStatus:
         """
         found = [status for status in self.status() if run and status.run_uid.startswith(run)]
         if not found:
-            gone = bool(run) and self._spool.history.newest_like(run) is not None
+            gone = bool(run) and self._spool.history.newest_beginning_with(run) is not None
             more = "; it is finished and has left the spool" if gone else "; see `atomscale-bluesky status`"
             if any(one.run_uid.startswith(run) for one in self._spool.not_kept.runs() if run):
                 more = "; it was not kept, because the spool had no room for it"
@@ -269,7 +269,9 @@ class SpoolStatus:
             run_uid = self._whole_uid(run_uid)
         found = [stream for run in self.status() if run.run_uid == run_uid for stream in run.streams]
         known = {stream.label for stream in found}
-        for entry in self._spool.history.of(run_uid):  # read last: a run that is finished meanwhile is found here
+        for entry in self._spool.history.entries_of(
+            run_uid
+        ):  # read last: a run that is finished meanwhile is found here
             streams = msgspec.convert(entry.get("streams") or [], list[StreamStatus])
             found += [stream for stream in streams if stream.label not in known]
         return tuple(found)

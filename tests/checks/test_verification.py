@@ -478,7 +478,7 @@ def test_a_run_that_reads_back_different_is_parked_and_a_person_may_have_it_read
     assert [stream.status for stream in server.streams()] == ["success"]
 
     server.behave()
-    Spool(spool_dir).order(Path(run.folder), Retry())
+    Spool(spool_dir).give_order(Path(run.folder), Retry())
     wait_until(lambda: not callback.status())
     assert Spool(spool_dir).history.entries()[0]["verified"] is True
 
@@ -517,7 +517,7 @@ def test_a_stream_that_is_too_large_to_be_read_back_keeps_its_run_and_holds_up_n
     with pytest.raises(ApiTooLargeError, match="cannot be read back"):
         callback.verify(uid)
     server.behave()
-    Spool(spool_dir).order(Path(run.folder), Retry())
+    Spool(spool_dir).give_order(Path(run.folder), Retry())
     wait_until(lambda: not callback.status())
 
 

@@ -23,7 +23,7 @@ from atomscale_bluesky.delivery.tasks.work import Kind
 from atomscale_bluesky.errors import ApiUnavailableError
 from atomscale_bluesky.model.chunk import Chunk
 from atomscale_bluesky.model.rows import Channel, Position, Row
-from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, packed
+from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, pack_values
 from atomscale_bluesky.spool.ledger_format import ChannelLeft, Confirmed, Initialized, Opened, Tried
 from atomscale_bluesky.spool.ledger_state import LedgerState
 from atomscale_bluesky.spool.lines import encode
@@ -265,7 +265,7 @@ def texts(found: Layout | Row, story: Story) -> bytes:
         return encode(found)
     names = [channel.name for channel in story.layouts[found.layout].channels]
     gaps = {name: "not finite" for name, value in zip(names, found.values, strict=True) if value is None}
-    return encode_row(found.layout, found.number, found.time, found.event_uid, packed(found.values), gaps)
+    return encode_row(found.layout, found.number, found.time, found.event_uid, pack_values(found.values), gaps)
 
 
 def deliver(story: Story, *, crashes: int) -> tuple[Shelf, RunDelivery]:

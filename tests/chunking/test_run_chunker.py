@@ -21,7 +21,7 @@ from atomscale_bluesky.delivery.run_delivery import RunDelivery
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
 from atomscale_bluesky.model.chunk import Chunk, Span
 from atomscale_bluesky.model.rows import Channel, Position, Row, Rows
-from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, packed
+from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, pack_values
 from atomscale_bluesky.spool.journal_writer import JournalWriter
 from atomscale_bluesky.spool.ledger_format import ChannelLeft, GivenUp, Initialized, Opened, Tried
 from atomscale_bluesky.spool.lines import encode, line
@@ -180,7 +180,7 @@ def deliver(tmp_path: Path) -> Iterator[Deliver]:
 
 def text(number: int, values: list[float | None]) -> bytes:
     gaps = {f"c{place}": "not finite" for place, value in enumerate(values) if value is None}
-    return encode_row(0, number, T0 + number, f"uid {number}", packed(values), gaps)
+    return encode_row(0, number, T0 + number, f"uid {number}", pack_values(values), gaps)
 
 
 def record(number: int, values: list[float | None]) -> bytes:
@@ -323,7 +323,7 @@ def test_a_long_row_among_too_few_for_a_chunk_holds_up_no_row_after_it(deliver: 
 
 def test_rows_of_two_time_bases_are_read_although_they_are_too_few_for_a_chunk_of_one(deliver: Deliver) -> None:
     other = encode(Layout(layout=1, event_stream="gauge", time_base="gauge", channels=(Channel("g", "g"),)))
-    rows = [encode_row(n % 2, n // 2, T0 + n, f"uid {n}", packed([float(n)])) for n in range(24)]
+    rows = [encode_row(n % 2, n // 2, T0 + n, f"uid {n}", pack_values([float(n)])) for n in range(24)]
     run_chunker = deliver([layout(1), other, *rows]).run.run_chunker
 
     assert [(chunk.first_row, chunk.points) for chunk in all_chunks(run_chunker)] == [(0, 10), (0, 10)]

@@ -256,7 +256,7 @@ def test_a_run_of_an_earlier_version_is_read_from_the_api_if_its_channels_are_na
     say: Say, spool_dir: Path, delivered: str
 ) -> None:
     spool = Spool(spool_dir)
-    (entry,) = spool.history.of(delivered)
+    (entry,) = spool.history.entries_of(delivered)
     for name in ("channels", "scan_id"):
         del entry[name]
     spool.history.add(entry | {"run_uid": "earlier-" + delivered, "started": entry["started"] + 1})

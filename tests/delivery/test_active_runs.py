@@ -51,7 +51,7 @@ def spooled(make_callback: MakeCallback, instruments: list[int]) -> Iterator[str
 
 
 def order(spool_dir: Path, callback: AtomscaleCallback, uid: str, what: OrderLine) -> None:
-    Spool(spool_dir).order(next(Path(run.folder) for run in callback.status() if run.run_uid == uid), what)
+    Spool(spool_dir).give_order(next(Path(run.folder) for run in callback.status() if run.run_uid == uid), what)
 
 
 def points(server: LocalServer) -> list[tuple[str, int]]:
@@ -103,7 +103,7 @@ def test_a_run_that_made_way_becomes_active_again_when_there_is_a_place(
     first = {folder for folder in spool.run_folders() if spool.uploader_alive(folder)}
     assert len(first) == 2
     for folder in first:
-        spool.order(folder, Discard())
+        spool.give_order(folder, Discard())
 
     wait_until(lambda: not first & set(spool.run_folders()), timeout_s=60)
     wait_until(lambda: sum(map(spool.uploader_alive, spool.run_folders())) == 2, timeout_s=60)
@@ -128,8 +128,8 @@ def test_taking_up_a_run_reads_its_header_and_its_orders_once(
     list(spooled(make_callback, [42]))
     spool = Spool(spool_dir)
     (folder,) = spool.run_folders()
-    spool.order(folder, Edit(Links(synth_source_id=42)))
-    spool.order(folder, Retry())
+    spool.give_order(folder, Edit(Links(synth_source_id=42)))
+    spool.give_order(folder, Retry())
     decoded: list[bytes] = []
     for module, name in ((run_reader, "decode_journal"), (orders, "decode_order")):
         decode = getattr(module, name)

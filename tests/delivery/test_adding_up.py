@@ -258,7 +258,7 @@ def test_a_stream_is_not_finalized_while_points_of_it_are_nowhere(
     assert {stream.status for stream in server.streams()} == {"stream_active"}
     assert Spool(spool_dir).history.entries() == []
 
-    Spool(spool_dir).order(folder_in(spool_dir), Discard())
+    Spool(spool_dir).give_order(folder_in(spool_dir), Discard())
 
     wait_until(lambda: Spool(spool_dir).history.entries())
     assert {stream.status for stream in server.streams()} == {"stream_active"}

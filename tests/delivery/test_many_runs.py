@@ -126,7 +126,7 @@ def test_parked_runs_of_this_session_leave_the_plan_its_descriptors_and_others_t
 
         spool = Spool(spool_dir)
         for folder in spool.run_folders():
-            spool.order(folder, Discard())
+            spool.give_order(folder, Discard())
         wait_until(lambda: not spool.run_folders(), timeout_s=60)
     assert delivered(server) == {("success", 6): 20}
 
@@ -279,7 +279,7 @@ def test_an_order_is_seen_at_the_next_scan_however_many_runs_are_set_aside(pile:
         ours.scan()
         clock[0] += 10
     for folder in pile[50::10]:
-        spool.order(folder, Move("https://here.example"))
+        spool.give_order(folder, Move("https://here.example"))
     ours.scan()
 
     assert len(ours.active) == 15

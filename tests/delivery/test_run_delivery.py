@@ -27,7 +27,7 @@ def order(callback: AtomscaleCallback, what: OrderLine) -> None:
     """Ask for something to be done with the one run in the callback's spool, as the command line does."""
     spool = Spool(callback.settings.spool_path)
     (folder,) = spool.run_folders()
-    spool.order(folder, what)
+    spool.give_order(folder, what)
 
 
 def test_a_stream_that_the_server_closed_goes_on_in_a_further_one(

@@ -33,7 +33,7 @@ from atomscale_bluesky.errors import ApiError, ApiKeyError, ApiRefusedError, Api
 from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.model.rows import Channel
 from atomscale_bluesky.server import Fault, LocalServer
-from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, packed
+from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, pack_values
 from atomscale_bluesky.spool.lines import encode
 from atomscale_bluesky.spool.orders import Edit, Retry
 from atomscale_bluesky.spool.spool import Spool
@@ -208,7 +208,7 @@ def deliver(spool: Spool) -> Iterator[Deliver]:
         names = tuple(Channel(f"c{n}", f"c{n}") for n in range(channels))
         writer.append([encode(Layout(layout=0, event_stream="primary", time_base="primary", channels=names))])
         for number in range(points):
-            values = packed([number + n / 10 for n in range(channels)])
+            values = pack_values([number + n / 10 for n in range(channels)])
             writer.append([encode_row(0, number, T0 + number, "uid", values)])
         if stopped:
             writer.append([encode(Stop(time=T0 + 1000, exit_status="success"))])
@@ -336,7 +336,7 @@ def test_a_refused_chunk_is_pushed_again_by_the_next_process_after_a_retry(deliv
     delivery.obey()
     assert not delivery.to_start_again
 
-    spool.order(delivery.claim.folder, Retry())
+    spool.give_order(delivery.claim.folder, Retry())
     delivery.obey()
 
     fresh = begun_anew(delivery, spool)
@@ -410,7 +410,7 @@ def test_a_run_that_is_to_be_read_again_has_nothing_due(deliver: Deliver, spool:
     delivery.failed_attempt(first, DOWN, 7.0)
     assert delivery.due() == 7.0
 
-    spool.order(delivery.claim.folder, Retry())
+    spool.give_order(delivery.claim.folder, Retry())
     delivery.obey()
 
     assert (delivery.due(), delivery.more_to_read, delivery.to_start_again) == (None, False, False)
@@ -464,7 +464,7 @@ def test_a_run_is_read_back_by_one_task_at_a_time_also_after_a_failure(deliver: 
 def test_orders_wait_for_what_is_under_way(deliver: Deliver, spool: Spool) -> None:
     delivery = initialized(deliver(35))
     (task,) = tasks(delivery)
-    spool.order(delivery.claim.folder, Edit(Links(synth_source_id=7)))
+    spool.give_order(delivery.claim.folder, Edit(Links(synth_source_id=7)))
 
     delivery.obey()
 
@@ -668,7 +668,7 @@ def spooled(spool: Spool, server: LocalServer, points: int = 25) -> Path:
     layout = Layout(layout=0, event_stream="primary", time_base="primary", channels=(Channel("c0", "c0"),))
     writer.append([encode(layout)])
     for number in range(points):
-        writer.append([encode_row(0, number, T0 + number, "uid", packed([number]))])
+        writer.append([encode_row(0, number, T0 + number, "uid", pack_values([number]))])
     writer.append([encode(Stop(time=T0 + 1000, exit_status="success"))])
     spool.writers.release(writer)
     return writer.folder
@@ -895,7 +895,7 @@ def test_a_run_that_is_read_again_is_not_released_meanwhile(
     ledger = folder / "ledger.jsonl"
     wait_until(ledger.exists)
     for order in range(1, 3):
-        other.order(folder, Retry())
+        other.give_order(folder, Retry())
         end = time.monotonic() + 20
         while f'"order":{order}' not in ledger.read_text() and time.monotonic() < end:
             assert other.claim(folder) is None

@@ -532,7 +532,7 @@ def test_a_run_without_a_stop_is_settled_when_the_operator_orders_it(
     for name, doc in list(growth(points=25))[:-1]:
         callback(name, doc)
     run = callback.status().runs[0]
-    Spool(spool_dir).order(Path(run.folder), Settle())
+    Spool(spool_dir).give_order(Path(run.folder), Settle())
 
     wait_until(lambda: whole(server, 50), 20)
 
@@ -705,9 +705,9 @@ def test_a_drain_waits_for_the_chunks_that_an_edit_has_made_smaller(
         callback(name, doc)
     spool = Spool(spool_dir)
     (folder,) = spool.run_folders()
-    found = spool.find(folder)
+    found = spool.find_run(folder)
     assert found is not None
-    spool.order(folder, Edit(Links(synth_source_id=42), points_per_chunk=10))
+    spool.give_order(folder, Edit(Links(synth_source_id=42), points_per_chunk=10))
     server.misbehave(Fault(call="chunk_multi", status=503))
     uploader = Uploader(spool, callback.settings, follow=True)
     uploader.start()

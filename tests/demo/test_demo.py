@@ -20,7 +20,7 @@ import requests
 
 from atomscale_bluesky import AtomscaleCallback, Settings
 from atomscale_bluesky.__main__ import main
-from atomscale_bluesky.demo import Emitted, Moment, Series, compare, joined
+from atomscale_bluesky.demo import Emitted, Moment, Series, compare, join_streams
 from atomscale_bluesky.demo.watcher import Watcher
 from atomscale_bluesky.server import Control, LocalServer
 from atomscale_bluesky.spool.spool import Spool
@@ -89,7 +89,7 @@ def test_the_streams_of_a_run_are_joined_in_their_order() -> None:
     first = {"T": ("K", [1.0, 2.0], [10.0, 20.0])}
     second = {"T": ("K", [3.0], [30.0]), "p": (None, [3.0], [0.5])}
 
-    assert joined([first, second]) == {
+    assert join_streams([first, second]) == {
         "T": Series("K", [1.0, 2.0, 3.0], [10.0, 20.0, 30.0]),
         "p": Series(None, [3.0], [0.5]),
     }

@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 from atomscale_bluesky.model.rows import Channel
-from atomscale_bluesky.spool.journal_format import Layout, encode_row, packed
+from atomscale_bluesky.spool.journal_format import Layout, encode_row, pack_values
 from atomscale_bluesky.spool.journal_reader import JournalReader
 from atomscale_bluesky.spool.journal_writer import JournalWriter
 from atomscale_bluesky.spool.lines import encode, line, payload_of
@@ -52,7 +52,7 @@ class Damage:
         for n in range(chance.randrange(2, 60)):
             uid = str(uuid.UUID(int=chance.getrandbits(128)))
             if chance.random() < 0.15:
-                values = packed([chance.random(), *[None] * (channels - 1)])
+                values = pack_values([chance.random(), *[None] * (channels - 1)])
                 found.append(line(encode_row(1, n, 1.7e9 + n, uid, values, {"a": "gap"})))
                 continue
             record = encode(float(n), 1.7e9 + n, uid, [chance.choice([chance.random(), *ODD]) for _ in range(channels)])

@@ -252,7 +252,7 @@ def test_events_that_the_catalogue_has_dropped_are_reported_as_not_given(
 
     assert code == 0, said
     assert held(server)["k0"] == [0.0, 1.0, 4.0]
-    (entry,) = Spool(spool_dir).history.of(uid)
+    (entry,) = Spool(spool_dir).history.entries_of(uid)
     assert entry["not_given"] == {"primary": 2}
 
 

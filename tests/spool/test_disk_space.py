@@ -330,7 +330,7 @@ def test_a_lock_that_a_stopped_process_holds_is_not_waited_for_for_ever(
     with pytest.raises(SpoolError, match=r"history\.lock for 0\.2 s; if one was stopped"):
         spool.history.add({"run_uid": "u"})
     with pytest.raises(SpoolError, match=r"orders\.lock"):
-        spool.order(tmp_path / RUN, Retry())
+        spool.give_order(tmp_path / RUN, Retry())
 
     for lock in holders:
         lock.release()

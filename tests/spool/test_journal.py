@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from atomscale_bluesky import SpoolFullError
 from atomscale_bluesky.model.rows import Position
 from atomscale_bluesky.spool import journal_reader, line_bounds
-from atomscale_bluesky.spool.journal_reader import MOST_AHEAD_BYTES, READ_BYTES, JournalReader
+from atomscale_bluesky.spool.journal_reader import MAX_PEEK_BYTES, READ_BYTES, JournalReader
 from atomscale_bluesky.spool.journal_writer import JournalWriter
 from atomscale_bluesky.spool.line_file import BLOCK_BYTES, MAX_LINE_BYTES, LineFile
 from atomscale_bluesky.spool.lines import line, payload_of, table_of
@@ -559,7 +559,7 @@ def test_a_journal_of_which_nothing_can_be_opened_is_an_error(tmp_path: Path) ->
 
 def seen_ahead(reader: JournalReader, count: int) -> list[bytes] | None:
     """What the next lines hold, if so many can be taken together."""
-    lines = reader.ahead(count)
+    lines = reader.peek(count)
     table = None if lines is None else table_of(lines, len(lines) // count)
     return None if table is None else [row.tobytes() for row in table]
 
@@ -579,7 +579,7 @@ def test_lines_seen_ahead_are_read_all_the_same_unless_they_are_skipped(
     assert reader.position == open_reader(reader.position).position
     assert next(open_reader(reader.position).read()).payload == payload(6)
     assert [found.payload for found in lines] == [payload(n) for n in range(6, 10)]
-    assert reader.ahead(1) is None
+    assert reader.peek(1) is None
     writer.append(line(payload(10)))
     assert seen_ahead(reader, 1) == [payload(10)]
     assert numbers(reader) == [10]
@@ -615,7 +615,7 @@ def test_lines_that_fill_several_blocks_can_be_seen_ahead_up_to_a_limit(
         writer.append(line(payload(n, 200_000)))
 
     assert seen_ahead(reader, 20) == [payload(n, 200_000) for n in range(20)]
-    assert reader.ahead(60) is None  # 12 MB are too much to have in memory at a time
+    assert reader.peek(60) is None  # 12 MB are too much to have in memory at a time
     reader.skip(20)
     assert numbers(reader) == list(range(20, 60))
 
@@ -637,7 +637,7 @@ def test_nothing_is_seen_ahead_across_a_segments_end_or_through_damage(
     reader = open_reader()
     assert seen_ahead(reader, 2) is None
     assert numbers(reader) == list(range(1, 10))
-    assert reader.ahead(1) is None
+    assert reader.peek(1) is None
     assert reader.damaged == 1
 
 
@@ -649,13 +649,13 @@ def test_a_journal_that_ends_before_so_many_lines_is_told_from_one_that_goes_on(
     reader = open_reader()
 
     def ends_before(lines: int, without: bytes = b"kind") -> bool:
-        reader.ahead(lines)
-        return reader.ends_before(lines, without)
+        reader.peek(lines)
+        return reader.has_fewer_lines(lines, without)
 
     assert ends_before(4)
     assert not ends_before(3)  # there they are
     assert not ends_before(4, without=b"[ 2,")
-    assert not ends_before(MOST_AHEAD_BYTES // len(line(payload(0))) + 1)  # more than is to be in memory
+    assert not ends_before(MAX_PEEK_BYTES // len(line(payload(0))) + 1)  # more than is to be in memory
     writer.append(line(payload(3)))
     assert ends_before(5)
     assert numbers(reader) == [0, 1, 2, 3]
@@ -678,7 +678,7 @@ def test_a_journal_that_is_removed_while_it_is_read_ends_there(
     for path in tmp_path.rglob("journal-*.jsonl"):
         path.unlink()
 
-    assert reader.ahead(9) is None
+    assert reader.peek(9) is None
     assert list(lines) == []
     assert reader.is_at_end()
 
@@ -694,8 +694,8 @@ def test_a_damaged_journal_is_read_to_its_end_line_by_line(
     assert next(lines).payload == payload(1)
     assert reader.damaged == 1
     writer.append(line(payload(2)))
-    assert reader.ahead(5) is None
-    assert not reader.ends_before(5, b"kind")
+    assert reader.peek(5) is None
+    assert not reader.has_fewer_lines(5, b"kind")
 
 
 # ---- ends and borders ------------------------------------------------------------------------------------------------
@@ -754,7 +754,7 @@ def test_what_stands_after_a_cut_is_gone_and_the_next_line_follows_there(tmp_pat
     size = file.size
     file.append(line(b"[1]"))
 
-    file.cut(size)
+    file.truncate(size)
 
     assert file.size == size
     file.append(line(b"[2]"))
@@ -833,8 +833,8 @@ def test_lines_are_counted_that_are_shorter_than_the_first(tmp_path: Path, open_
     reader = open_reader()
     next(reader.read())
 
-    assert reader.ahead(10) is None
-    assert reader.ends_before(10, b"none of them") == (there < 10)
+    assert reader.peek(10) is None
+    assert reader.has_fewer_lines(10, b"none of them") == (there < 10)
 
 
 # ---- what a writer cuts off when it opens a journal ------------------------------------------------------------------

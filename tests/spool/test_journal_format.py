@@ -26,8 +26,8 @@ from atomscale_bluesky.spool.journal_format import (
     decode_journal,
     decode_payloads,
     encode_row,
-    joined,
-    packed,
+    join_rows,
+    pack_values,
 )
 from atomscale_bluesky.spool.ledger_format import LedgerLine, decode_ledger
 from atomscale_bluesky.spool.lines import encode
@@ -156,7 +156,7 @@ def test_a_line_of_no_kind_is_an_error(payload: bytes) -> None:
 def test_a_row_is_read_back_exactly(
     layout: int, number: int, time: float, uid: str, values: list[float | None], gaps: dict[str, str]
 ) -> None:
-    text = encode_row(layout, number, time, uid, packed(values), gaps)
+    text = encode_row(layout, number, time, uid, pack_values(values), gaps)
 
     row = decode_journal(text)
 
@@ -170,7 +170,7 @@ def test_a_row_is_read_back_exactly(
 
 @pytest.mark.parametrize("gaps", [None, {}, {"a": "not finite"}])
 def test_a_row_tells_which_integers_lost_digits(gaps: dict[str, str] | None) -> None:
-    row = decode_journal(encode_row(3, 7, 1.5, "uid", packed([1.0, 2.0]), gaps, ["b"]))
+    row = decode_journal(encode_row(3, 7, 1.5, "uid", pack_values([1.0, 2.0]), gaps, ["b"]))
 
     assert row == Row(3, 7, 1.5, "uid", [1.0, 2.0], gaps or {}, ["b"])
 
@@ -190,7 +190,7 @@ def test_an_order_that_is_not_known_is_an_error(payload: bytes) -> None:
 
 
 def safe(number: int, layout: int = 0) -> bytes:
-    head, values = encode_row(layout, number, number / 4, "uid", packed([number + 0.5, -number])).rsplit(b",", 1)
+    head, values = encode_row(layout, number, number / 4, "uid", pack_values([number + 0.5, -number])).rsplit(b",", 1)
     return head.ljust(40) + b"," + values  # as in format 2
 
 
@@ -225,13 +225,13 @@ def test_plain_rows_that_follow_each_other_are_read_at_once(count: int) -> None:
         pytest.param([safe(1), safe(0)], id="out of order"),
         pytest.param([safe(0), safe(0)], id="a number twice"),
         pytest.param([safe(0, 1), safe(1, 2)], id="two layouts"),
-        pytest.param([encode_row(0, 1, 1.0, "uid", packed([1.0, None]), {"b": "gap"})], id="a gap"),
-        pytest.param([encode_row(0, 1, 1.0, "uid", packed([1.0, 2.0]), {}, ["b"])], id="lost digits"),
-        pytest.param([encode_row(0, 0, 1.0, "uid", packed([1.0, None]))], id="a value that is none"),
-        pytest.param([encode_row(0, 0, 1.0, "uid", packed([1.0, math.inf]))], id="a value that is not finite"),
+        pytest.param([encode_row(0, 1, 1.0, "uid", pack_values([1.0, None]), {"b": "gap"})], id="a gap"),
+        pytest.param([encode_row(0, 1, 1.0, "uid", pack_values([1.0, 2.0]), {}, ["b"])], id="lost digits"),
+        pytest.param([encode_row(0, 0, 1.0, "uid", pack_values([1.0, None]))], id="a value that is none"),
+        pytest.param([encode_row(0, 0, 1.0, "uid", pack_values([1.0, math.inf]))], id="a value that is not finite"),
         pytest.param([encode_row(0, 0, 1.0, "uid", b"x" * 16)], id="a text"),
         pytest.param([safe(0), gone(safe(1), 16)], id="fewer values"),
-        pytest.param([encode_row(0, 0, 1.0, "uid", packed([1.0])[:-1])], id="half a value"),
+        pytest.param([encode_row(0, 0, 1.0, "uid", pack_values([1.0])[:-1])], id="half a value"),
         pytest.param([b'[0,0,1.0,"uid",1.0]'], id="no values"),
         pytest.param([b'[0,0,1.0,"uid",[1.0,2.0]]'], id="as they were in format 1"),
         pytest.param([encode(HEADER)], id="another line"),
@@ -248,9 +248,9 @@ def test_parts_that_follow_each_other_are_joined() -> None:
     whole = together([safe(number, 2) for number in range(10, 20)])
     parts = [together([safe(n, 2) for n in range(begin, end)]) for begin, end in ((10, 11), (11, 16), (16, 20))]
 
-    assert shown(joined([part for part in parts if part])) == shown(whole)
+    assert shown(join_rows([part for part in parts if part])) == shown(whole)
     assert whole is not None
-    assert joined([whole]) is whole
+    assert join_rows([whole]) is whole
 
 
 @pytest.mark.parametrize(
@@ -260,8 +260,8 @@ def test_parts_that_follow_each_other_are_joined() -> None:
         [safe(1)],
         [safe(0)],
         [safe(2, 1)],
-        [encode_row(0, 2, 1.0, "uid", packed([1.0]))],
-        [encode_row(0, 2, 1.0, "uid", packed([1.0, 2.0, 3.0]))],
+        [encode_row(0, 2, 1.0, "uid", pack_values([1.0]))],
+        [encode_row(0, 2, 1.0, "uid", pack_values([1.0, 2.0, 3.0]))],
     ],
 )
 def test_parts_that_do_not_follow_each_other_are_not_joined(following: list[bytes]) -> None:
@@ -269,7 +269,7 @@ def test_parts_that_do_not_follow_each_other_are_not_joined(following: list[byte
 
     assert first is not None
     assert second is not None
-    assert joined([first, second]) is None
+    assert join_rows([first, second]) is None
 
 
 def test_the_format_has_a_number() -> None:
@@ -283,7 +283,7 @@ def test_a_row_of_format_1_is_read() -> None:
 
 
 def test_a_person_reads_values_as_the_documentation_says() -> None:
-    text = json.loads(encode_row(0, 0, 1.0, "uid", packed([1.0, -0.1, None])))[4]
+    text = json.loads(encode_row(0, 0, 1.0, "uid", pack_values([1.0, -0.1, None])))[4]
 
     values = struct.unpack(f">{len(text) // 16}d", bytes.fromhex(text))
 

@@ -13,7 +13,7 @@ from runs import growth
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.model.rows import Channel
 from atomscale_bluesky.spool.journal_events import MAX_ROWS, Events, digest_of, fingerprint_of
-from atomscale_bluesky.spool.journal_format import Layout, packed
+from atomscale_bluesky.spool.journal_format import Layout, pack_values
 from atomscale_bluesky.spool.kept_events import KeptEvents
 from atomscale_bluesky.spool.spool import Spool
 from atomscale_bluesky.spool.stored_events import MAX_BYTES, load_events
@@ -104,7 +104,7 @@ def rows_of(*rows: tuple[str, int, float, float], known: list[Layout]) -> Events
         array("Q", [digest_of(uid) for uid, *_ in rows]),
         array("H", [number for _, number, *_ in rows]),
         array("Q", [
-            fingerprint_of(known[number], at, packed([value])) if "/" not in known[number].time_base else 0
+            fingerprint_of(known[number], at, pack_values([value])) if "/" not in known[number].time_base else 0
             for _, number, at, value in rows
         ]),
         known,
@@ -115,7 +115,7 @@ def of(kept: KeptEvents, uid: str, at: float, **data: float) -> set[str] | None:
     """The data keys of an event that are not kept; None for a new event."""
 
     def possible_rows(layout: Layout) -> Iterator[tuple[float, bytes]]:
-        yield at, packed(data[channel.key] for channel in layout.channels)
+        yield at, pack_values(data[channel.key] for channel in layout.channels)
 
     found = kept.readings_of("m", uid, data.keys(), [at], possible_rows)
     return None if found is None else set(found.lacks(data))

@@ -386,15 +386,15 @@ def test_the_history_is_bounded_and_keeps_its_newest_runs(spool: Spool) -> None:
 def test_each_entry_that_is_added_is_yielded_once_over_changes_of_the_file(spool: Spool) -> None:
     history, marks = History(spool.path, max_bytes=500), dict[tuple[int, int], int]()
     history.add({"run_uid": "earlier"})
-    assert [entry["run_uid"] for entry in history.added(marks)] == ["earlier"]
-    assert list(history.added(marks)) == []
+    assert [entry["run_uid"] for entry in history.entries_added(marks)] == ["earlier"]
+    assert list(history.entries_added(marks)) == []
 
     found: list[str] = []
     for n in range(60):
         history.add({"run_uid": str(n)})
         if n % 3 == 0:
-            found += [entry["run_uid"] for entry in history.added(marks)]
-    found += [entry["run_uid"] for entry in history.added(marks)]
+            found += [entry["run_uid"] for entry in history.entries_added(marks)]
+    found += [entry["run_uid"] for entry in history.entries_added(marks)]
 
     assert found == [str(n) for n in range(60)]
     assert len(marks) == 2
@@ -404,12 +404,12 @@ def test_a_run_is_found_in_the_history_wherever_it_stands_and_whoever_added_it(s
     ours, other = History(spool.path, max_bytes=500), History(spool.path, max_bytes=500)
     for number in range(60):
         (ours if number % 2 else other).add({"run_uid": f'run "{number}"', "n": number})
-        found = [ours.of(f'run "{known}"') for known in range(number + 1)]
+        found = [ours.entries_of(f'run "{known}"') for known in range(number + 1)]
         gone = next(n for n, entries in enumerate(found) if entries)
         assert found[gone:] == [[{"run_uid": f'run "{n}"', "n": n}] for n in range(gone, number + 1)]
-        assert ours.of(f'run "{number + 1}"') == []
-        assert ours.newest_like(f'run "{number}') == {"run_uid": f'run "{number}"', "n": number}
-        assert ours.newest_like(f"{number}") is None
+        assert ours.entries_of(f'run "{number + 1}"') == []
+        assert ours.newest_beginning_with(f'run "{number}') == {"run_uid": f'run "{number}"', "n": number}
+        assert ours.newest_beginning_with(f"{number}") is None
 
 
 def test_damage_to_one_line_of_the_history_costs_no_other(spool: Spool) -> None:
@@ -493,7 +493,7 @@ def test_orders_are_kept_in_order_beside_the_run_and_the_last_edit_counts(spool:
     orders = [Retry(), Edit(Links(synth_source_id=7)), Edit(Links(project_id="p"), 50, "grow 17"), Discard()]
 
     for order in orders:
-        spool.order(folder, order)
+        spool.give_order(folder, order)
 
     claim = claimed(spool, folder)
     assert claim.orders() == orders
@@ -503,13 +503,13 @@ def test_orders_are_kept_in_order_beside_the_run_and_the_last_edit_counts(spool:
 
 def test_half_an_order_is_none(spool: Spool) -> None:
     folder = spool.writers.create(header()).folder
-    spool.order(folder, Retry())
+    spool.give_order(folder, Retry())
     with (folder / "orders.jsonl").open("ab") as file:
         file.write(line(encode(Discard()))[:-1])
 
     claim = claimed(spool, folder)
     assert claim.orders() == [Retry()]
-    spool.order(folder, Edit(Links()))
+    spool.give_order(folder, Edit(Links()))
     assert claim.orders() == [Retry(), Edit(Links())]
     claim.close()
 

@@ -14,7 +14,7 @@ from atomscale_bluesky import SpoolError
 from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.model.loss import Loss
 from atomscale_bluesky.model.rows import Channel
-from atomscale_bluesky.spool.journal_format import Header, Layout, LeftOut, Stop, encode_row, packed
+from atomscale_bluesky.spool.journal_format import Header, Layout, LeftOut, Stop, encode_row, pack_values
 from atomscale_bluesky.spool.ledger_format import (
     Confirmed,
     Discarded,
@@ -53,7 +53,7 @@ def layout_of(number: int, names: str, left_out: dict[str, str] | None = None, t
 def row(layout: Layout, number: int, *values: float | None) -> bytes:
     names = [channel.name for channel in layout.channels]
     gaps = {name: "not finite" for name, value in zip(names, values, strict=True) if value is None}
-    return encode_row(layout.layout, number, T0 + number, f"uid {number}", packed(values), gaps)
+    return encode_row(layout.layout, number, T0 + number, f"uid {number}", pack_values(values), gaps)
 
 
 def account_of(*payloads: bytes, header: Header = HEADER) -> Account:

@@ -135,7 +135,7 @@ def test_the_stream_stays_open_while_a_chunk_of_any_event_stream_is_refused(
     assert status.points.refused == 4
     assert status.data_ids == (stream.data_id,)
 
-    callback._spool.order(callback._spool.run_folders()[0], Retry())
+    callback._spool.give_order(callback._spool.run_folders()[0], Retry())
     wait_until(lambda: server.streams()[0].status == "success")
     assert held(server) == [{"x": [0, 1, 2, 3], "side/x": [10, 11, 12, 13]}]
 
