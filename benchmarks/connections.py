@@ -134,7 +134,7 @@ class Uploader:
 
     def may_send(self, now: float) -> bool:
         """Return True if a request may leave."""
-        return self.pause.over(now) and self.under_way < (1 if self.pause.failures else self.permitted)
+        return self.pause.is_over(now) and self.under_way < (1 if self.pause.failures else self.permitted)
 
     def came_back(self, now: float, sent: float, status: int, retry_after_s: float | None) -> None:
         """Take an answer."""
@@ -142,11 +142,11 @@ class Uploader:
         self.under_way -= 1
         if status == 200:
             self.taken.append(now)
-            self.pause.succeeded()
+            self.pause.note_success()
             self.limit.answered(now, now - sent, BODY_BYTES, in_use=in_use)
         else:
             self.refused.append(now)
-            self.pause.failed(now, ApiUnavailableError("", status=status, retry_after_s=retry_after_s))
+            self.pause.note_failure(now, ApiUnavailableError("", status=status, retry_after_s=retry_after_s))
             overloaded = status == 429 or retry_after_s is not None
             self.limit.failed(now, now - sent, overloaded=overloaded)
         self.numbers.append((now, self.permitted))
@@ -171,7 +171,7 @@ def simulate(server: Server, uploaders: list[Uploader], seconds: float) -> None:
         if status:
             server.under_way -= 1
             uploader.came_back(now, sent, status, None if status == 200 else server.retry_after_s)
-            if not uploader.pause.over(now):
+            if not uploader.pause.is_over(now):
                 at(uploader.pause.until, uploader)
         while uploader.may_send(now):
             uploader.under_way += 1

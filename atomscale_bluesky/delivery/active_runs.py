@@ -19,7 +19,7 @@ from ..spool.locks import RunLock
 from ..spool.spool import Spool
 from .run_delivery import RunDelivery
 from .spool_listing import SpoolListing
-from .tasks.work import Knowledge
+from .tasks.work import ServerFacts
 from .waiting_runs import Reason, SetAside, WaitingRuns, file_sizes
 
 _logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class ActiveRuns:
         endpoint: str,
         *,
         listing: SpoolListing,
-        knowledge: Knowledge | None = None,
+        knowledge: ServerFacts | None = None,
         gil_yield: GilYield | None = None,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -60,7 +60,7 @@ class ActiveRuns:
         self._spool = spool
         self._endpoint = endpoint
         self._listing = listing
-        self._knowledge = knowledge or Knowledge()
+        self._knowledge = knowledge or ServerFacts()
         self._gil_yield = gil_yield or GilYield()
         self._now = now
         self._monotonic = monotonic
@@ -147,7 +147,7 @@ class ActiveRuns:
         """Release a run until its files change. Return False if something can be done for it after all."""
         folder = delivery.claim.folder
         sizes = file_sizes(folder)
-        self.guarded(delivery, delivery.obey)
+        self.guarded(delivery, delivery.obey_orders)
         idle = delivery.idle and self.guarded(delivery, delivery.run.run_chunker.everything_read)
         if not self.holds(delivery):
             return True  # its files cannot be used
@@ -166,7 +166,7 @@ class ActiveRuns:
     def finish_runs(self) -> None:
         """Move the runs that are delivered whole into the history."""
         for delivery in self:
-            if delivery.finished and delivery.run.book.in_flight == 0 and self.guarded(delivery, delivery.finish):
+            if delivery.finished and delivery.run.task_book.in_flight == 0 and self.guarded(delivery, delivery.finish):
                 self._remove(delivery.claim.folder)
                 self.drop(delivery.claim.folder)
 
@@ -224,12 +224,12 @@ class ActiveRuns:
             return
         try:
             delivery = RunDelivery(claim, knowledge=self._knowledge, now=self._now, gil_yield=self._gil_yield)
-            delivery.obey()
+            delivery.obey_orders()
             if folder not in self.written_here:
                 if folder not in self._found and folder not in self.begun:
                     self._found.add(folder)
                     _logger.info("run %s was found in the spool; its delivery goes on", claim.header.run_uid)
-                delivery.settle_if_interrupted()
+                delivery.complete_if_interrupted()
         except BaseException:
             claim.close()  # tried again from scan to scan, so nothing may stay open
             raise

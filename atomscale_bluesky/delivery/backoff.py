@@ -48,14 +48,14 @@ class Pause:
         self._jitter = jitter
         self._obliged_until = 0.0  # the server named this time itself
 
-    def failed(self, now: float, error: ApiError) -> float:
+    def note_failure(self, now: float, error: ApiError) -> float:
         """Count a failure, and return until when the request that failed should wait.
 
         While a pause is on, only requests that left before it can fail. They tell nothing new: one short outage fails
         as many requests as were under way, and would else be followed by a long pause.
         """
         delay = 0.0
-        if self.over(now) or not self.failures:
+        if self.is_over(now) or not self.failures:
             backoff = KEY if isinstance(error, ApiKeyError) else SERVER
             delay = backoff.pause_s(self.failures) * (0.5 + self._jitter() / 2)
             self.failures += 1
@@ -66,12 +66,12 @@ class Pause:
         self.until = max(self.until, now + delay)
         return self.until
 
-    def succeeded(self) -> None:
+    def note_success(self) -> None:
         """Note that the server answers: there is no need to wait, unless it asked for it."""
         self.failures = 0
         self.until = self._obliged_until
 
-    def over(self, now: float) -> bool:
+    def is_over(self, now: float) -> bool:
         """Return True if requests may leave."""
         return now >= self.until
 

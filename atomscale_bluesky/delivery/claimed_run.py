@@ -18,7 +18,7 @@ from .pending_links import Link, PendingLinks
 from .previews import Previews, cut_short_in_doubt
 from .streams_about_to_end import StreamsAboutToEnd
 from .task_book import Task, TaskBook
-from .tasks.work import Kind, Knowledge
+from .tasks.work import Kind, ServerFacts
 
 _logger = logging.getLogger(__name__)
 
@@ -37,14 +37,14 @@ class ClaimedRun:
     """
 
     def __init__(
-        self, claim: RunClaim, knowledge: Knowledge, now: Callable[[], float], gil_yield: GilYield | None
+        self, claim: RunClaim, knowledge: ServerFacts, now: Callable[[], float], gil_yield: GilYield | None
     ) -> None:
         self.claim = claim
         self.header = claim.header
         self.ledger = claim.ledger
         self.knowledge = knowledge
         self.now = now
-        self.book = TaskBook()
+        self.task_book = TaskBook()
         self.patience = Patience()
         self.pushed_singly: dict[int, set[str]] = {}  # by stream: channels that were refused
         self.account_checked: set[int] = set()  # streams whose account was checked and is right
@@ -54,7 +54,7 @@ class ClaimedRun:
             cut_short_in_doubt(claim.ledger)
         self.run_chunker = RunChunker(claim.folder, claim.header, claim.ledger, gil_yield)
         self.previews = Previews(claim.header, claim.ledger, self.run_chunker, now)
-        self.endings = StreamsAboutToEnd(claim.ledger, self.run_chunker, now)
+        self.ending_streams = StreamsAboutToEnd(claim.ledger, self.run_chunker, now)
         if self.state.broken is not None:
             _logger.error("run %s is parked and stays in the spool: %s", self.header.run_uid, self.state.broken)
         elif self.offset_unknown and self.parked is None and self._has_sent_times:
@@ -152,23 +152,23 @@ class ClaimedRun:
         self.ledger.note(Parked(reason, number))
         together = {one.opening.stream for one in stream.group}
         self.run_chunker.drop_ready(together)
-        self.pop_failed(together)
+        self.take_out_failed(together)
         short = self.header.run_uid[:8]
         _logger.error(
             "run %s: %r is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit %s …` or "
             "`atomscale-bluesky retry %s`", self.header.run_uid, label, reason, short, short,
         )  # fmt: skip
 
-    def pop_failed(self, streams: Container[int]) -> list[Task]:
+    def take_out_failed(self, streams: Container[int]) -> list[Task]:
         """Remove and return the failed tasks of some streams. Their links are made after the run was read again."""
-        popped = self.book.pop_failed(streams)
+        popped = self.task_book.take_out_failed(streams)
         for task in popped:
             if task.kind is not Kind.LINK:
-                self.book.over(task)
+                self.task_book.finish(task)
         return popped
 
-    def keep_failed(self, task: Task) -> None:
+    def keep_for_retry(self, task: Task) -> None:
         """Let a failed task that was removed be tried again after all."""
         if task.kind is not Kind.LINK:
-            self.book.hold(task.kind, task.stream)
-        self.book.wait(task)
+            self.task_book.hold(task.kind, task.stream)
+        self.task_book.keep_for_retry(task)

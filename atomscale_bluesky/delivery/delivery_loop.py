@@ -37,7 +37,7 @@ from .drain import Drain, OpenDrains
 from .drain_check import DrainCheck
 from .retry_policy import RetryPolicy
 from .run_scheduler import RunScheduler
-from .tasks.work import Kind, Knowledge
+from .tasks.work import Kind, ServerFacts
 from .unforeseen_errors import UnforeseenErrors
 from .worker_pool import Report, WorkerPool
 
@@ -121,7 +121,7 @@ class DeliveryLoop:
         self._drains = OpenDrains()
         self._drain_check = DrainCheck(spool, settings.endpoint)  # for runs that others deliver
         self._gil_yield = GilYield()
-        knowledge = Knowledge(None if settings.api == "auto" else settings.api)
+        knowledge = ServerFacts(None if settings.api == "auto" else settings.api)
         self._make_scheduler = partial(
             RunScheduler,
             spool,
@@ -268,7 +268,7 @@ class DeliveryLoop:
                 finally:
                     self.workers.returned()
                 if self._active.holds(delivery):  # if it was released meanwhile, its files tell what to do again
-                    self._active.guarded(delivery, lambda: self.retries.apply(delivery, outcome))
+                    self._active.guarded(delivery, lambda: self.retries.apply_outcome(delivery, outcome))
                 if outcome.error is not None:
                     if self.retries.pause.failures:
                         self._take_back()
@@ -318,7 +318,7 @@ class DeliveryLoop:
         now = self._monotonic()
         pause = self.retries.pause
         idle_turns = 0
-        while self.workers.in_flight < self._max_in_flight and idle_turns < len(self._active) and pause.over(now):
+        while self.workers.in_flight < self._max_in_flight and idle_turns < len(self._active) and pause.is_over(now):
             delivery = self._active.in_turn()
             task = self._active.guarded(delivery, lambda delivery=delivery: delivery.next_task(now))
             if task is None:
@@ -360,24 +360,24 @@ class DeliveryLoop:
         """Return for how long nothing needs to be done unless a message comes."""
         now = self._monotonic()
         pause = self.retries.pause
-        if not pause.over(now):
+        if not pause.is_over(now):
             return max(0.0, min(pause.until - now, self._poll_s()))
         if self.workers.in_flight >= self._max_in_flight:
             return self._poll_s()  # a message comes when one is done
         if self._more_to_read:
             return 0.0
         times = [self._poll_s()]
-        times += [due - now for delivery in self._active if (due := delivery.due()) is not None]
+        times += [due - now for delivery in self._active if (due := delivery.next_due()) is not None]
         if not busy and any(delivery.finished for delivery in self._active):
             times.append(FINISH_S)
         return max(0.0, min(times))
 
     def _can_move(self, busy: bool) -> bool:
         """Return True if anything will change without a new document or the operator."""
-        if busy or self._active.waiting.any_queued or not self.retries.pause.over(self._monotonic()):
+        if busy or self._active.waiting.any_queued or not self.retries.pause.is_over(self._monotonic()):
             return True
         return any(
-            delivery.run.book.is_busy or delivery.finished or not delivery.run.run_chunker.at_end
+            delivery.run.task_book.is_busy or delivery.finished or not delivery.run.run_chunker.at_end
             for delivery in self._active
         )
 

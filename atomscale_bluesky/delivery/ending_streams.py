@@ -29,11 +29,11 @@ def end_stream(run: ClaimedRun, stream: int, why: OpeningReason, points_per_chun
             continue
         number = one.opening.stream
         doubtful: list[Chunk] = []
-        failed = run.pop_failed({number})
+        failed = run.take_out_failed({number})
         if why != "closed by the server":
             # Pushing them again tells whether they were taken. The stream ends after that.
             for task in filter(_may_have_arrived, failed):
-                run.keep_failed(task)
+                run.keep_for_retry(task)
         else:
             _read_what_was_tried(run, one)
             if in_doubt is not None and number == stream:
@@ -41,7 +41,7 @@ def end_stream(run: ClaimedRun, stream: int, why: OpeningReason, points_per_chun
             doubtful += [task.chunk for task in failed if task.chunk is not None and _may_have_arrived(task)]
             dropped = run.run_chunker.drop_ready({number})
             doubtful += [run.as_sent(chunk) for chunk in dropped if chunk.index < one.next_index]
-        run.endings.begin(number, why, points_per_chunk, doubtful)
+        run.ending_streams.begin(number, why, points_per_chunk, doubtful)
 
 
 def _may_have_arrived(task: Task) -> bool:
@@ -61,13 +61,13 @@ def end_damaged_streams(run: ClaimedRun) -> None:
     """End streams of which a tried chunk is no longer whole in the journal, so that it cannot be sent."""
     for chunk in run.run_chunker.take_damaged():
         points = run.streams[chunk.stream].opening.points_per_chunk
-        run.endings.begin(chunk.stream, "damaged", points, [run.as_sent(chunk)])
-    if not run.run_chunker.all_cut or run.run_chunker.ready or run.book.failed or run.book.in_flight:
+        run.ending_streams.begin(chunk.stream, "damaged", points, [run.as_sent(chunk)])
+    if not run.run_chunker.all_cut or run.run_chunker.ready or run.task_book.failed_tasks or run.task_book.in_flight:
         return
     for number, stream in run.streams.items():
         if stream.life is Life.INITIALIZED and not stream.parked and stream.tried.keys() - stream.refused.keys():
             # All has been read and pushed, and yet a chunk waits: none of its rows is left.
-            run.endings.begin(number, "damaged", stream.opening.points_per_chunk)
+            run.ending_streams.begin(number, "damaged", stream.opening.points_per_chunk)
 
 
 def end_streams_without_a_point(run: ClaimedRun) -> None:
@@ -81,11 +81,11 @@ def end_streams_without_a_point(run: ClaimedRun) -> None:
 
 def end_outgrown_streams(run: ClaimedRun) -> None:
     """End streams whose chunk was cut short at a preview. The rows after it go on in a further stream."""
-    for number in run.run_chunker.take_to_cut_short(lambda one: not run.book.holds(Kind.PREVIEW, one)):
+    for number in run.run_chunker.take_to_cut_short(lambda one: not run.task_book.holds(Kind.PREVIEW, one)):
         if not run.previews.cut_short(run.streams[number]):
             run.reload("a preview was not taken, so its chunk is made as usual")
     for number in run.run_chunker.outgrown:
         stream = run.streams[number]
         cut_short = stream.last_tried is not None and stream.last_tried.cut_short
         if cut_short and stream.all_confirmed and not (stream.ended or stream.group_parked):
-            run.endings.begin(number, "preview", stream.opening.points_per_chunk)
+            run.ending_streams.begin(number, "preview", stream.opening.points_per_chunk)

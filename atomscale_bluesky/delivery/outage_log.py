@@ -15,7 +15,7 @@ from ..status.outage import NEW_KEY, OutageNote
 _logger = logging.getLogger(__name__)
 
 # After how long the same outage is logged again.
-NAG_S = (60.0, 300.0, 900.0, 3600.0)
+LOG_AGAIN_S = (60.0, 300.0, 900.0, 3600.0)
 # A failure after which nothing is tried for this time shows in the status at once: a refused key, say.
 LASTING_S = 2.0
 # An outage that begins within this time after the last one is the same one. But if it lasts for the first of the
@@ -36,13 +36,13 @@ class OutageLog:
         self._spool = spool
         self._note = OutageNote(Path(spool), endpoint)
         self._since: float | None = None  # monotonic, as all times here; None while Atomscale answers
-        self._was = (-math.inf, 0.0)  # when the last outage was over, and since when it came and went
-        self._unrest_since = 0.0  # the present outage's beginning, or that of the first of those that come and go
+        self._last_outage = (-math.inf, 0.0)  # when the last outage was over, and since when it came and went
+        self._on_and_off_since = 0.0  # the present outage's beginning, or that of the first of those that come and go
         self._logged = False  # the present outage was logged
-        self._nags = 0
-        self._next_nag = 0.0
+        self._times_logged = 0
+        self._log_again_at = 0.0
 
-    def failed(self, now: float, error: ApiError, *, pause_s: float = 0.0) -> None:
+    def note_failed_request(self, now: float, error: ApiError, *, pause_s: float = 0.0) -> None:
         """Note a failed request. Logs the first one, and further ones at growing intervals.
 
         Args:
@@ -51,35 +51,35 @@ class OutageLog:
             pause_s: For how long nothing is sent now.
         """
         key_refused = isinstance(error, ApiKeyError)
-        self._note.failed(str(error), lasting=pause_s >= LASTING_S, key_refused=key_refused)
+        self._note.note_failure(str(error), lasting=pause_s >= LASTING_S, key_refused=key_refused)
         if self._since is None:
             self._since = now
-            over, since = self._was
-            self._unrest_since = since if now - over < CALM_S else now
-            if self._unrest_since == now:
-                self._nags, self._next_nag = 0, now
-        if now < self._next_nag and (self._logged or now - self._since < NAG_S[0]):
+            over, since = self._last_outage
+            self._on_and_off_since = since if now - over < CALM_S else now
+            if self._on_and_off_since == now:
+                self._times_logged, self._log_again_at = 0, now
+        if now < self._log_again_at and (self._logged or now - self._since < LOG_AGAIN_S[0]):
             return
         advice = f"check the API key; {NEW_KEY}" if key_refused else "sending is tried again until it works"
-        on_and_off = "on and off " if self._unrest_since < self._since else ""
-        lasts_s = round(now - self._unrest_since)
+        on_and_off = "on and off " if self._on_and_off_since < self._since else ""
+        lasts_s = round(now - self._on_and_off_since)
         _logger.warning(
             "Atomscale at %s does not take data%s; readings are kept in %s, %s: %s",
             self._endpoint, f" ({on_and_off}for {lasts_s} s now)" if lasts_s else "", self._spool, advice, error,
         )  # fmt: skip
         self._logged = True
-        self._next_nag = now + NAG_S[min(self._nags, len(NAG_S) - 1)]
-        self._nags += 1
+        self._log_again_at = now + LOG_AGAIN_S[min(self._times_logged, len(LOG_AGAIN_S) - 1)]
+        self._times_logged += 1
 
     def note_failure(self, why: str) -> None:
         """Let the status say why nothing is delivered, until Atomscale answers again. The caller logs it."""
-        self._note.failed(why)
+        self._note.note_failure(why)
 
-    def answered(self, now: float) -> None:
+    def note_answer(self, now: float) -> None:
         """Note an answer. Logs that the outage is over, if its beginning was logged."""
-        self._note.answered()
+        self._note.note_answer()
         if self._since is not None:
             if self._logged:
                 _logger.info("Atomscale at %s takes data again", self._endpoint)
             self._since, self._logged = None, False
-            self._was = (now, self._unrest_since)
+            self._last_outage = (now, self._on_and_off_since)

@@ -44,30 +44,32 @@ class PendingLinks:
         self._state = state
 
     @property
-    def given(self) -> Links:
+    def named_links(self) -> Links:
         """The links that the run's metadata give, or the last edit."""
         return self._state.edited.links if self._state.edited else self._header.links
 
     @property
-    def order(self) -> int:
+    def edit_number(self) -> int:
         """The number of that edit, 0 for none."""
         return self._state.edited.order if self._state.edited else 0
 
     @property
     def to_resolve(self) -> bool:
         """Return True if names among them must be resolved, before anything is linked to them."""
-        links, resolved = self.given, self._state.resolved
-        if resolved is not None and resolved.order == self.order:
+        links, resolved = self.named_links, self._state.resolved
+        if resolved is not None and resolved.order == self.edit_number:
             return False
         return bool(links.physical_sample or links.physical_sample_id or links.project_id or links.tags)
 
     @property
-    def links(self) -> Links:
+    def resolved_links(self) -> Links:
         """The links to initialize with, names resolved. The earlier ones while an edit's names are not resolved yet."""
         resolved = self._state.resolved
-        if resolved is not None and (resolved.order == self.order or self.to_resolve):
+        if resolved is not None and (resolved.order == self.edit_number or self.to_resolve):
             return resolved.links
-        return msgspec.structs.replace(self.given, physical_sample=None, tags=tuple(filter(is_uuid, self.given.tags)))
+        return msgspec.structs.replace(
+            self.named_links, physical_sample=None, tags=tuple(filter(is_uuid, self.named_links.tags))
+        )
 
     @property
     def may_initialize(self) -> bool:
@@ -81,13 +83,13 @@ class PendingLinks:
         return [link for link in self._wanted(stream, stop) if link not in stream.linked]
 
     def _wanted(self, stream: StreamState, stop: Stop | None) -> list[Link]:
-        links, wanted = self.links, []
+        links, wanted = self.resolved_links, []
         sample, project = links.physical_sample_id, links.project_id
         if sample:
             wanted.append(Link("sample", sample))
         if project:
             wanted.append(Link("project", project))
-        if links.track_sample and stream is self._first:
+        if links.track_sample and stream is self._first_made_stream:
             wanted.append(Link("tracking", f"{project} {sample}"))
         if links.tags:
             wanted.append(Link("tags", " ".join(links.tags)))
@@ -100,7 +102,7 @@ class PendingLinks:
         return wanted
 
     @property
-    def _first(self) -> StreamState | None:
+    def _first_made_stream(self) -> StreamState | None:
         return next((stream for stream in self._state.streams.values() if stream.data_id is not None), None)
 
 

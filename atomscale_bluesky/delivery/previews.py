@@ -79,7 +79,7 @@ class Previews:
         """Return True if this run makes previews."""
         return self._limit_s > 0 and self._state.previews_ended is None
 
-    def journal_read(self, now: float) -> None:
+    def note_journal_read(self, now: float) -> None:
         """Note that the journal was read to its present end: new rows came after the call before this one."""
         if not self.wanted:
             return
@@ -95,7 +95,7 @@ class Previews:
             since[number] = known if known and known[0] == index else (index, before)
         self._since = since
 
-    def due(self) -> float | None:
+    def next_due(self) -> float | None:
         """Return when to read the journal again or send a preview. None if no such time is after `asked_at`."""
         if not self.wanted or self._read_at is None or self._run_chunker.all_cut:
             return None
@@ -128,26 +128,26 @@ class Previews:
                 return chunk
         return None
 
-    def taken(self, stream: int) -> None:
+    def note_taken(self, stream: int) -> None:
         """Note that Atomscale has taken a preview."""
         self._note_answer(stream, taken=True)
 
     # ---- other outcomes: each returns True if the run's files have to be read again ----------------------------------
 
-    def failed(self, stream: int, *, in_doubt: bool) -> bool:
+    def note_failed(self, stream: int, *, in_doubt: bool) -> bool:
         """Note that there was no answer, or no useful one. It is in doubt if it may be applied now or later."""
         if in_doubt:
             return cut_short_in_doubt(self._ledger)
         self._note_answer(stream, taken=False)
         return False
 
-    def refused(self, stream: int, reason: str) -> bool:
+    def note_refused(self, stream: int, reason: str) -> bool:
         """Note that the server refuses a preview. The chunk ends with the preview that it took before, if any."""
         self._note_answer(stream, taken=False)
         self._end(reason)
         return self.cut_short(self._state.streams[stream])
 
-    def chunk_refused(self, stream: StreamState, index: int, reason: str) -> bool:
+    def end_refused_chunk(self, stream: StreamState, index: int, reason: str) -> bool:
         """Note that the server takes no channel of a chunk. If it was shown, it ends with that, which confirms it."""
         if stream.last_preview_taken is None or stream.last_preview_taken.index != index or not self.cut_short(stream):
             return False

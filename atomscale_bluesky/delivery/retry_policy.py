@@ -36,23 +36,23 @@ class RetryPolicy:
         self._outages = OutageLog(*where)
         self._answered_at = 0.0
 
-    def apply(self, delivery: RunDelivery, outcome: Outcome) -> None:
+    def apply_outcome(self, delivery: RunDelivery, outcome: Outcome) -> None:
         """Note a task's outcome in its run."""
         task, error, now = outcome.task, outcome.error, self._monotonic()
         if error is None:
-            self._answered(now)
-            delivery.came_back(task, outcome.result, now)
+            self._note_answer(now)
+            delivery.apply_result(task, outcome.result, now)
         elif isinstance(error, ApiRefusedError):
-            self._answered(now)
-            delivery.refused(task, error, now)
+            self._note_answer(now)
+            delivery.apply_refusal(task, error, now)
         else:
-            self._failed(delivery, outcome, error, now)
+            self._apply_failure(delivery, outcome, error, now)
 
     def note_failure(self, why: str) -> None:
         """Let the status say why nothing is delivered, although no request has failed."""
         self._outages.note_failure(why)
 
-    def _failed(self, delivery: RunDelivery, outcome: Outcome, error: ApiError, now: float) -> None:
+    def _apply_failure(self, delivery: RunDelivery, outcome: Outcome, error: ApiError, now: float) -> None:
         task = outcome.task
         task.unexplained += outcome.unexplained
         if is_forbidden_alone(error, task.forbidden_at, self._answered_at):
@@ -62,16 +62,16 @@ class RetryPolicy:
             task.forbidden_at = task.forbidden_at or now
         if isinstance(error, ApiKeyError) and self.key_refused_since is None:
             self.key_refused_since = now
-        not_before = self.pause.failed(now, error)
+        not_before = self.pause.note_failure(now, error)
         spacing = backoff.LINK if task.unexplained else task.work.backoff
         if spacing is not None:
             not_before = max(not_before, now + spacing.pause_s(task.unexplained or task.attempts))
-        if delivery.failed_attempt(task, error, not_before, outcome.result):
+        if delivery.apply_failure(task, error, not_before, outcome.result):
             _logger.debug("attempt %d to %s failed: %s", task.attempts, task, error)
-        self._outages.failed(now, error, pause_s=self.pause.until - now)
+        self._outages.note_failed_request(now, error, pause_s=self.pause.until - now)
 
-    def _answered(self, now: float) -> None:
+    def _note_answer(self, now: float) -> None:
         self._answered_at = now
-        self.pause.succeeded()
+        self.pause.note_success()
         self.key_refused_since = None
-        self._outages.answered(now)
+        self._outages.note_answer(now)

@@ -1,8 +1,9 @@
 """Delivers one run: gives out its next task, and takes the task's result.
 
 A `RunDelivery` owns a claimed run and belongs to the deciding thread. `next_task` returns a task that can run now, and
-notes in the ledger what must be known after a crash. `came_back` and the others take the result. Nothing here waits or
-sends, or decides when to try again after an outage. Each kind of task has a file in `tasks`. This is their order:
+notes in the ledger what must be known after a crash. `apply_result`, `apply_refusal` and `apply_failure` take its
+outcome. Nothing here waits or sends, or decides when to try again after an outage. Each kind of task has a file in
+`tasks`. This is their order:
 
     a stream takes no more, with chunks in doubt   → READ_BACK
     the run is to be linked to something           → RESOLVE  (once, before its first stream is made)
@@ -37,7 +38,7 @@ from .claimed_run import ClaimedRun
 from .ending_streams import end_damaged_streams, end_outgrown_streams, end_streams_without_a_point
 from .task_book import Task
 from .tasks import finalize, initialize, make_links, measure_clock, preview, push, read_back, resolve, verify
-from .tasks.work import Again, Knowledge, Work
+from .tasks.work import RetryAfter, ServerFacts, Work
 
 _logger = logging.getLogger(__name__)
 
@@ -62,15 +63,15 @@ class RunDelivery:
         self,
         claim: RunClaim,
         *,
-        knowledge: Knowledge | None = None,
+        knowledge: ServerFacts | None = None,
         now: Callable[[], float] = time.time,
         gil_yield: GilYield | None = None,
     ) -> None:
         self.claim = claim
-        self.run = ClaimedRun(claim, knowledge or Knowledge(), now, gil_yield)
+        self.run = ClaimedRun(claim, knowledge or ServerFacts(), now, gil_yield)
         self.run_uid = claim.header.run_uid
         self.released = False  # its files are closed: tasks of it that still lie ready are not to be begun
-        self.to_settle = False  # the operator has ordered that its stop document will never come
+        self.settle_ordered = False  # the operator has ordered that its stop document will never come
         self._idle = False  # `next_task` returned None, and nothing has happened since
         self._gil_yield = gil_yield
 
@@ -81,7 +82,7 @@ class RunDelivery:
         if run.to_reload:
             return False
         if run.state.discarded:
-            return run.stopped and run.book.in_flight == 0
+            return run.stopped and run.task_book.in_flight == 0
         if run.state.stuck_reason:
             return False
         return run.delivered and (run.header.keep != "verified" or run.state.verified is not None)
@@ -89,7 +90,7 @@ class RunDelivery:
     @property
     def to_start_again(self) -> bool:
         """Return True if the run has to be read again from its files, and nothing of it is under way."""
-        return self.run.to_reload and self.run.book.in_flight == 0
+        return self.run.to_reload and self.run.task_book.in_flight == 0
 
     @property
     def more_to_read(self) -> bool:
@@ -99,8 +100,8 @@ class RunDelivery:
     @property
     def idle(self) -> bool:
         """Return True if nothing can be done until more is written, the operator acts, or minutes have passed."""
-        moves = self.run.book.is_busy or self.finished or self.run.to_reload or not self.run.run_chunker.at_end
-        return self._idle and not moves and self.run.previews.due() is None
+        moves = self.run.task_book.is_busy or self.finished or self.run.to_reload or not self.run.run_chunker.at_end
+        return self._idle and not moves and self.run.previews.next_due() is None
 
     @property
     def needs_operator(self) -> bool:
@@ -123,9 +124,9 @@ class RunDelivery:
         """Return the run's public status."""
         return status_of(self.run.run_chunker.account, self.run.state, folder=str(self.claim.folder))
 
-    def settle_if_interrupted(self) -> bool:
+    def complete_if_interrupted(self) -> bool:
         """Note that the run was interrupted, if its writer has died without a stop. Return True if so."""
-        if self.run.stopped or not self.claim.settle_if_interrupted():
+        if self.run.stopped or not self.claim.complete_if_interrupted():
             return False
         _logger.info("run %s was interrupted: no stop document came; it is being completed", self.run.header.run_uid)
         return True
@@ -144,18 +145,18 @@ class RunDelivery:
         return task
 
     def _next_task(self, now: float) -> Task | None:
-        run, book = self.run, self.run.book
+        run, book = self.run, self.run.task_book
         if run.parked or run.state.discarded:
             if not (run.stopped and run.run_chunker.at_end):
                 run.run_chunker.read_on(count_only=True)
             work = resolve.next_work(run, now)
-            return book.next_failed(now) if work is None else book.begin(work)
+            return book.give_out_failed(now) if work is None else book.begin(work)
         end_damaged_streams(run)
         work = read_back.next_work(run)
         if run.to_reload:  # a stream has ended just now, and what is ready of it belongs to another one
             return None if work is None else book.begin(work)
         work = work or resolve.next_work(run, now) or initialize.next_work(run, now)
-        if work is None and (task := book.next_failed(now)) is not None:
+        if work is None and (task := book.give_out_failed(now)) is not None:
             return task
         work = work or measure_clock.next_work(run) or make_links.next_work(run, now) or self._next_chunk(now)
         if work is None:
@@ -170,7 +171,7 @@ class RunDelivery:
     def _next_chunk(self, now: float) -> Work[Any] | None:
         """Return a chunk to send, or a task that reading the journal on has made possible."""
         run = self.run
-        if len(run.book.failed) >= MAX_FAILED:
+        if len(run.task_book.failed_tasks) >= MAX_FAILED:
             return None
         # Reading on may have opened a stream, or found the stop, for which a tag is made.
         return (
@@ -180,32 +181,32 @@ class RunDelivery:
             or preview.next_work(run, now)
         )
 
-    def due(self) -> float | None:
+    def next_due(self) -> float | None:
         """Return when a failed task or a preview is due, monotonic, or None if there is none."""
         if self.run.to_reload:
             return None
-        times = [self.run.book.due(), self.run.previews.due()]
+        times = [self.run.task_book.next_due(), self.run.previews.next_due()]
         return min((time for time in times if time is not None), default=None)
 
     # ---- its result ------------------------------------------------------------------------------------------------
 
-    def came_back(self, task: Task, result: Any, now: float) -> None:
+    def apply_result(self, task: Task, result: Any, now: float) -> None:
         """Take a task's result. `now` is monotonic."""
-        self._returned(task)
-        self._over_or_again(task, task.work.apply(self.run, result), now)
+        self._note_returned(task)
+        self._finish_or_retry(task, task.work.apply_result(self.run, result), now)
 
-    def refused(self, task: Task, error: ApiRefusedError, now: float) -> None:
+    def apply_refusal(self, task: Task, error: ApiRefusedError, now: float) -> None:
         """Take a refusal. `now` is monotonic."""
-        self._returned(task)
-        self._over_or_again(task, task.work.refused(self.run, error), now)
+        self._note_returned(task)
+        self._finish_or_retry(task, task.work.apply_refusal(self.run, error), now)
 
     def park(self, task: Task, reason: str) -> None:
         """Park what a task is about, until the operator acts or what is missing appears. Data are kept."""
-        self._returned(task)
+        self._note_returned(task)
         task.work.park(self.run, reason)
-        self.run.book.over(task)
+        self.run.task_book.finish(task)
 
-    def failed_attempt(self, task: Task, error: ApiError, not_before: float, part: Any = None) -> bool:
+    def apply_failure(self, task: Task, error: ApiError, not_before: float, part: Any = None) -> bool:
         """Take a failure that can clear. Return True if `next_task` will return the task again.
 
         Args:
@@ -214,36 +215,36 @@ class RunDelivery:
             not_before: When it may be tried again, monotonic.
             part: The result of the part that was done before it failed.
         """
-        self._returned(task)
-        work = task.work.failed(self.run, error, part)
-        self._over_or_again(task, None if work is None else Again(work, 0.0), not_before)
+        self._note_returned(task)
+        work = task.work.apply_failure(self.run, error, part)
+        self._finish_or_retry(task, None if work is None else RetryAfter(work, 0.0), not_before)
         return work is not None
 
     def put_back(self, task: Task) -> None:
         """Take back a task that no worker has begun. `next_task` will return it again."""
-        self._returned(task)
+        self._note_returned(task)
         work = task.work.put_back(self.run)
         if work is None:
-            self.run.book.over(task)
+            self.run.task_book.finish(task)
         else:
-            self.run.book.wait(task)
+            self.run.task_book.keep_for_retry(task)
 
-    def _returned(self, task: Task) -> None:
+    def _note_returned(self, task: Task) -> None:
         self._idle = False
-        self.run.book.returned(task)
+        self.run.task_book.note_returned(task)
 
-    def _over_or_again(self, task: Task, again: Again | None, now: float) -> None:
+    def _finish_or_retry(self, task: Task, again: RetryAfter | None, now: float) -> None:
         if again is None:
-            self.run.book.over(task)
+            self.run.task_book.finish(task)
             return
         task.work = again.work
         task.attempts += 1
         task.not_before = now + again.after_s
-        self.run.book.wait(task)
+        self.run.task_book.keep_for_retry(task)
 
     # ---- orders, and the run's end ---------------------------------------------------------------------------------
 
-    def obey(self) -> None:
+    def obey_orders(self) -> None:
         """Note the operator's new orders. They take effect once `to_start_again` is True and the run is read again.
 
         Raises:
@@ -260,7 +261,7 @@ class RunDelivery:
                     self.run.ledger.note(Unparked(number))
                 case Settle():
                     self.run.ledger.note(Obeyed(number))
-                    self.to_settle = True
+                    self.settle_ordered = True
                 case Move():
                     self.run.reload("it was moved")  # the process that delivers to the new endpoint notes it
                     return

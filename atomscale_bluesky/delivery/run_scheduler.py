@@ -22,7 +22,7 @@ from ..spool.orders import Settle, read_orders
 from ..spool.spool import Spool
 from .active_runs import ActiveRuns
 from .spool_listing import SpoolListing
-from .tasks.work import Knowledge
+from .tasks.work import ServerFacts
 from .turns import Turns
 from .waiting_runs import Reason, SetAside, file_sizes
 
@@ -46,7 +46,7 @@ class RunScheduler:
         spool: Spool,
         endpoint: str,
         *,
-        knowledge: Knowledge | None = None,
+        knowledge: ServerFacts | None = None,
         settle: Callable[[Path], None] = lambda folder: None,
         gil_yield: GilYield | None = None,
         now: Callable[[], float] = time.time,
@@ -105,11 +105,11 @@ class RunScheduler:
         active = self.active
         for delivery in active:
             folder = delivery.claim.folder
-            active.guarded(delivery, delivery.obey)
-            if delivery.to_settle and folder in self.active.written_here:
+            active.guarded(delivery, delivery.obey_orders)
+            if delivery.settle_ordered and folder in self.active.written_here:
                 active.guarded(delivery, partial(self._settle, folder))
             if folder not in self.active.written_here and not delivery.run.stopped and folder in active:
-                active.guarded(delivery, delivery.settle_if_interrupted)
+                active.guarded(delivery, delivery.complete_if_interrupted)
             if active.holds(delivery) and delivery.idle:
                 active.guarded(delivery, delivery.close_files)
         try:
@@ -170,7 +170,7 @@ class RunScheduler:
         for folder in list(self.active.written_here):
             self.writer_gone(folder)
         for delivery in self.active:
-            self.active.guarded(delivery, delivery.settle_if_interrupted)
+            self.active.guarded(delivery, delivery.complete_if_interrupted)
 
     def start_again_where_due(self) -> bool:
         """Read the files of runs again where an order has changed their meaning. Return True if there were any."""

@@ -68,7 +68,7 @@ class StreamsAboutToEnd:
         due = {name for names in stream.delivered for name in names}
         return any(_delivered(stream, name) > len(points[name][2] if name in points else ()) for name in due)
 
-    def read_back(self, number: int, points: Points) -> None:
+    def note_read_back(self, number: int, points: Points) -> None:
         """Note the chunks in doubt that the stream holds as confirmed.
 
         If the points that were read do not fit those that were confirmed, no chunk of the channel counts as held.
@@ -121,18 +121,18 @@ class StreamsAboutToEnd:
                     continue
                 required = index in confirmed or name in stream.confirmed_channels.get(index, ())
                 values = packed_column(columns[name].values) if name in columns else ()
-                shown, at_least = _shown(stream, index, name)
+                shown, at_least = _previewed_points(stream, index, name)
                 part = Part(noted.points, required, times if name in columns else None, values, shown, at_least)
                 parts.setdefault(name, {})[index] = part
         preview = stream.last_preview
         if preview is not None and preview.index not in tried:
             for name in preview.channels:
-                shown, at_least = _shown(stream, preview.index, name)
+                shown, at_least = _previewed_points(stream, preview.index, name)
                 part = Part(preview.points, False, None, (), shown, at_least)
                 parts.setdefault(name, {})[preview.index] = part
         return parts
 
-    def due(self, stream: int) -> dict[str, int]:
+    def points_to_read(self, stream: int) -> dict[str, int]:
         """Return the channels that are confirmed or in doubt, and how many points of each the stream may hold."""
         doubtful = self._endings[stream].doubtful
         names = [name for names in self._ledger.state.streams[stream].delivered for name in names]
@@ -180,7 +180,7 @@ def _delivered(stream: StreamState, name: str) -> int:
     return sum(points for names, points in stream.delivered.items() if name in names)
 
 
-def _shown(stream: StreamState, index: int, name: str) -> tuple[tuple[int, ...], int]:
+def _previewed_points(stream: StreamState, index: int, name: str) -> tuple[tuple[int, ...], int]:
     """Return how many points of a chunk previews may have put into a stream, and how many are surely there."""
     sent = [
         one

@@ -49,9 +49,9 @@ class TaskBook:
     """
 
     def __init__(self) -> None:
-        self.failed: deque[Task] = deque()
+        self.failed_tasks: deque[Task] = deque()
         self.in_flight = 0  # given to workers, and not returned
-        self._in_flight: Counter[int] = Counter()  # the same, by stream
+        self._in_flight_by_stream: Counter[int] = Counter()  # the same, by stream
         self._held: Counter[tuple[Kind, int]] = Counter()
 
     def begin(self, work: Work[Any]) -> Task:
@@ -61,37 +61,37 @@ class TaskBook:
         self._give_out(task)
         return task
 
-    def next_failed(self, now: float) -> Task | None:
+    def give_out_failed(self, now: float) -> Task | None:
         """Give out a failed task whose time has come, by a monotonic clock. Return None if there is none."""
-        for task in self.failed:
+        for task in self.failed_tasks:
             if task.not_before <= now:
-                self.failed.remove(task)
+                self.failed_tasks.remove(task)
                 self._give_out(task)
                 return task
         return None
 
-    def returned(self, task: Task) -> None:
+    def note_returned(self, task: Task) -> None:
         """Note that the worker is done with a task. It still holds its kind."""
         self.in_flight -= 1
-        self._in_flight[task.stream] -= 1
+        self._in_flight_by_stream[task.stream] -= 1
 
-    def wait(self, task: Task) -> None:
+    def keep_for_retry(self, task: Task) -> None:
         """Keep a returned task until it is given out again."""
-        self.failed.append(task)
+        self.failed_tasks.append(task)
 
-    def over(self, task: Task) -> None:
+    def finish(self, task: Task) -> None:
         """Note that nothing is left to do of a returned task."""
         self._held[task.kind, task.stream] -= 1
 
     def hold(self, kind: Kind, stream: int) -> None:
-        """Let no task of a kind begin for a stream until `over` was called as often."""
+        """Let no task of a kind begin for a stream until `finish` was called as often."""
         self._held[kind, stream] += 1
 
-    def pop_failed(self, streams: Container[int]) -> list[Task]:
+    def take_out_failed(self, streams: Container[int]) -> list[Task]:
         """Remove and return the failed tasks of some streams, in their order."""
-        popped = [task for task in self.failed if task.stream in streams]
+        popped = [task for task in self.failed_tasks if task.stream in streams]
         if popped:
-            self.failed = deque(task for task in self.failed if task.stream not in streams)
+            self.failed_tasks = deque(task for task in self.failed_tasks if task.stream not in streams)
         return popped
 
     def holds(self, kind: Kind, stream: int) -> bool:
@@ -105,16 +105,16 @@ class TaskBook:
     @property
     def is_busy(self) -> bool:
         """Return True if anything is under way, or has failed and waits."""
-        return self.in_flight > 0 or bool(self.failed)
+        return self.in_flight > 0 or bool(self.failed_tasks)
 
     def is_in_flight(self, stream: int) -> bool:
         """Return True if a worker has a task of a stream."""
-        return self._in_flight[stream] > 0
+        return self._in_flight_by_stream[stream] > 0
 
-    def due(self) -> float | None:
+    def next_due(self) -> float | None:
         """Return when the next failed task may be tried again, monotonic, or None if there is none."""
-        return min((task.not_before for task in self.failed), default=None)
+        return min((task.not_before for task in self.failed_tasks), default=None)
 
     def _give_out(self, task: Task) -> None:
         self.in_flight += 1
-        self._in_flight[task.stream] += 1
+        self._in_flight_by_stream[task.stream] += 1

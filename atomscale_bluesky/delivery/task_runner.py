@@ -10,7 +10,7 @@ import msgspec
 from ..api.client import Client
 from ..errors import ApiError, ApiUnavailableError
 from .task_book import Task
-from .tasks.work import Knowledge, PartlyDoneError, UnexplainedError, WorkerContext
+from .tasks.work import PartlyDoneError, ServerFacts, UnexplainedError, WorkerContext
 
 _logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class Outcome(msgspec.Struct, frozen=True):
     unexplained: bool = False  # it was refused, and the catalogue did not tell whether its stream is closed
 
 
-def perform(client: Client, task: Task, knowledge: Knowledge) -> Outcome:
+def perform(client: Client, task: Task, knowledge: ServerFacts) -> Outcome:
     """Perform one task, and return its outcome. Never raises."""
     result, unexplained = None, False
     context = WorkerContext(knowledge, task.attempts, task.unexplained)

@@ -96,7 +96,7 @@ class Turns:
         if active.places > 0 or now - self._stuck_at < STUCK_PERIOD_S:
             return
         for delivery in active:
-            failed = delivery.run.book.failed
+            failed = delivery.run.task_book.failed_tasks
             verifies = any(task.kind is Kind.VERIFY for task in failed)
             if active.stuck_s(delivery) >= STUCK_S and failed and _may_stop(delivery) and not verifies:
                 self._stuck_at = now
@@ -115,4 +115,4 @@ class Turns:
 
 def _may_stop(delivery: RunDelivery) -> bool:
     """Return True if a run can be released: nothing of it is under way, and it is not about to be finished."""
-    return delivery.run.book.in_flight == 0 and not delivery.finished and not delivery.to_start_again
+    return delivery.run.task_book.in_flight == 0 and not delivery.finished and not delivery.to_start_again

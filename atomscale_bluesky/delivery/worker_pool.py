@@ -24,7 +24,7 @@ from ..spool.gil_yield import GilYield
 from .run_delivery import RunDelivery
 from .task_book import Task
 from .task_runner import Outcome, perform
-from .tasks.work import Knowledge
+from .tasks.work import ServerFacts
 from .tracing import Tracing
 
 # How often the server's clock is measured for `status`: NTP corrects a host's clock within minutes.
@@ -56,7 +56,7 @@ class WorkerPool:
     def __init__(
         self,
         settings: Settings,
-        knowledge: Knowledge,
+        knowledge: ServerFacts,
         report: Callable[[object], None],
         gil_yield: GilYield | None = None,
     ) -> None:

@@ -112,7 +112,7 @@ class RunClaim:
             return endpoint_of(self.header, self.orders())
         return state.endpoint or self.header.endpoint
 
-    def settle_if_interrupted(self) -> bool:
+    def complete_if_interrupted(self) -> bool:
         """Write the stop of a run whose writer died without one.
 
         Return False if the writer lives or a stop is there.

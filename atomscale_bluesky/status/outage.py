@@ -58,7 +58,7 @@ class OutageNote:
         self._perhaps_there = True  # an earlier uploader may have left it
         self._not_before = float("-inf")  # monotonic; another endpoint's note is looked at again then
 
-    def failed(self, error: str, *, lasting: bool = False, key_refused: bool = False) -> None:
+    def note_failure(self, error: str, *, lasting: bool = False, key_refused: bool = False) -> None:
         """Note a failed attempt that keeps all data waiting. A single failure is no outage, unless `lasting` is set."""
         now = self._now()
         if self._since is None:
@@ -75,7 +75,7 @@ class OutageNote:
         with contextlib.suppress(OSError):
             replace_file(self._path, text)
 
-    def answered(self) -> None:
+    def note_answer(self) -> None:
         """Note that Atomscale takes data again."""
         self._since = self._written_at = None
         if self._perhaps_there and self._monotonic() >= self._not_before:

@@ -338,18 +338,18 @@ def begin(shelf: Shelf, task: Task, *, applied: bool) -> None:
 def end(shelf: Shelf, delivery: RunDelivery, task: Task, chance: random.Random) -> None:
     """The answer comes."""
     if task.kind is Kind.INITIALIZE:
-        delivery.came_back(task, shelf.initialize(task), 0.0)
+        delivery.apply_result(task, shelf.initialize(task), 0.0)
     elif task.kind is Kind.FINALIZE:
         shelf.finalized.add(task.work.data_id)
-        delivery.came_back(task, None, 0.0)
+        delivery.apply_result(task, None, 0.0)
     elif task.chunk is not None:
         some = tuple(name for name in task.chunk.names if chance.random() < 0.5)
         if chance.random() < 0.2 and some != task.chunk.names:
             shelf.push(task.work.data_id, task.chunk.only(some))
-            delivery.failed_attempt(task, ApiUnavailableError("no answer"), 0.0, Sent(some))
+            delivery.apply_failure(task, ApiUnavailableError("no answer"), 0.0, Sent(some))
         else:
             shelf.push(task.work.data_id, task.chunk)
-            delivery.came_back(task, Sent(task.chunk.names), 0.0)
+            delivery.apply_result(task, Sent(task.chunk.names), 0.0)
 
 
 @settings(max_examples=60)

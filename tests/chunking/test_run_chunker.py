@@ -369,13 +369,13 @@ def test_the_rows_of_a_chunk_are_synced_before_it_is_pushed_for_the_first_time(
 
     task = delivery.next_task(0.0)
     assert task is not None
-    delivery.came_back(task, "id", 0.0)
+    delivery.apply_result(task, "id", 0.0)
     assert journal not in synced
     task = delivery.next_task(0.0)
     assert task is not None
     assert task.chunk is not None
     assert synced.count(journal) == 1
-    delivery.came_back(task, Sent(task.chunk.names), 0.0)
+    delivery.apply_result(task, Sent(task.chunk.names), 0.0)
     assert delivery.next_task(0.0) is not None
     assert synced.count(journal) == 1  # to its end, as it was then
 

@@ -22,7 +22,7 @@ def pauses(pause: Pause, error: ApiError, count: int) -> list[float]:
     found: list[float] = []
     for _ in range(count):
         now = max(NOW, pause.until)
-        found.append(pause.failed(now, error) - now)
+        found.append(pause.note_failure(now, error) - now)
     return found
 
 
@@ -50,9 +50,9 @@ def test_the_pause_stays_at_its_limit_however_many_failures_there_were() -> None
 
 
 def test_jitter_shortens_a_pause_by_up_to_half() -> None:
-    assert Pause(lambda: 0.0).failed(NOW, DOWN) == NOW + 0.25
-    assert Pause(lambda: 0.5).failed(NOW, DOWN) == NOW + 0.375
-    waits = {Pause().failed(NOW, DOWN) - NOW for _ in range(50)}
+    assert Pause(lambda: 0.0).note_failure(NOW, DOWN) == NOW + 0.25
+    assert Pause(lambda: 0.5).note_failure(NOW, DOWN) == NOW + 0.375
+    waits = {Pause().note_failure(NOW, DOWN) - NOW for _ in range(50)}
     assert len(waits) > 1
     assert all(0.25 <= wait <= 0.5 for wait in waits)
 
@@ -61,7 +61,7 @@ def test_jitter_shortens_a_pause_by_up_to_half() -> None:
 def test_nothing_is_sent_for_as_long_as_the_server_asks_within_a_limit(asks_for: float, gets: float) -> None:
     pause = longest()
 
-    assert pause.failed(NOW, asked(asks_for)) == NOW + gets
+    assert pause.note_failure(NOW, asked(asks_for)) == NOW + gets
 
 
 @pytest.mark.parametrize("asks_for", [0.0, -5.0, 0.2])
@@ -69,32 +69,32 @@ def test_a_retry_after_below_a_second_leaves_the_growing_pause(asks_for: float) 
     pause = longest()
 
     assert pauses(pause, asked(asks_for), 8) == [0.5, 1, 2, 4, 8, 16, 30, 30]
-    pause.succeeded()
-    assert pause.over(NOW)
+    pause.note_success()
+    assert pause.is_over(NOW)
 
 
 def test_a_later_failure_does_not_shorten_a_pause() -> None:
     pause = longest()
-    pause.failed(NOW, asked(60))
+    pause.note_failure(NOW, asked(60))
 
-    assert pause.failed(NOW + 1, DOWN) == NOW + 60
-    assert pause.failed(NOW + 2, asked(10)) == NOW + 60
+    assert pause.note_failure(NOW + 1, DOWN) == NOW + 60
+    assert pause.note_failure(NOW + 2, asked(10)) == NOW + 60
 
 
 def test_requests_that_were_under_way_do_not_make_the_pause_of_one_outage_longer() -> None:
     pause = longest()
-    until = pause.failed(NOW, DOWN)
+    until = pause.note_failure(NOW, DOWN)
 
-    assert {pause.failed(NOW + n / 100, DOWN) for n in range(16)} == {until}
-    assert pause.failed(until, DOWN) == until + 1.0
+    assert {pause.note_failure(NOW + n / 100, DOWN) for n in range(16)} == {until}
+    assert pause.note_failure(until, DOWN) == until + 1.0
 
 
 def test_requests_leave_again_at_the_end_of_a_pause_and_not_before() -> None:
     pause = longest()
-    assert pause.over(NOW)
-    until = pause.failed(NOW, DOWN)
+    assert pause.is_over(NOW)
+    until = pause.note_failure(NOW, DOWN)
 
-    assert (pause.over(NOW), pause.over(until - 0.01), pause.over(until), pause.over(until + 1)) == (
+    assert (pause.is_over(NOW), pause.is_over(until - 0.01), pause.is_over(until), pause.is_over(until + 1)) == (
         False,
         False,
         True,
@@ -107,20 +107,20 @@ def test_after_a_success_nothing_waits_and_the_next_pause_is_short_again() -> No
     pauses(pause, DOWN, 6)
     assert pause.failures == 6
 
-    pause.succeeded()
+    pause.note_success()
 
-    assert (pause.failures, pause.over(NOW)) == (0, True)
-    assert pause.failed(NOW, DOWN) == NOW + 0.5
+    assert (pause.failures, pause.is_over(NOW)) == (0, True)
+    assert pause.note_failure(NOW, DOWN) == NOW + 0.5
 
 
 def test_a_success_does_not_undo_what_the_server_asked_for() -> None:
     pause = longest()
-    pause.failed(NOW, asked(20))
-    pause.failed(NOW, asked(10))
+    pause.note_failure(NOW, asked(20))
+    pause.note_failure(NOW, asked(10))
 
-    pause.succeeded()
+    pause.note_success()
 
-    assert (pause.over(NOW + 19), pause.over(NOW + 20)) == (False, True)
+    assert (pause.is_over(NOW + 19), pause.is_over(NOW + 20)) == (False, True)
 
 
 @pytest.mark.parametrize(

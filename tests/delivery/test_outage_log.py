@@ -28,9 +28,9 @@ class Night:
         """An answer, or what came in its place."""
         self.now = seconds
         if error is None:
-            self._log.answered(self.now)
+            self._log.note_answer(self.now)
         else:
-            self._log.failed(self.now, error)
+            self._log.note_failed_request(self.now, error)
         self.said += [(seconds, record.getMessage()) for record in self._caplog.records]
         self._caplog.clear()
 

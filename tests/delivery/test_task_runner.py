@@ -20,7 +20,7 @@ from atomscale_bluesky.delivery.tasks.finalize import Finalize
 from atomscale_bluesky.delivery.tasks.initialize import Initialize
 from atomscale_bluesky.delivery.tasks.measure_clock import CLOCK_ATTEMPTS, MeasureClock
 from atomscale_bluesky.delivery.tasks.push import Push
-from atomscale_bluesky.delivery.tasks.work import Knowledge
+from atomscale_bluesky.delivery.tasks.work import ServerFacts
 from atomscale_bluesky.errors import ApiKeyError, ApiRefusedError, ApiUnavailableError
 from atomscale_bluesky.model.chunk import Chunk, Column
 from atomscale_bluesky.model.links import Links
@@ -62,7 +62,7 @@ def chunk(names: Iterable[str], index: int = 0) -> Chunk:
 
 
 def initialize(client: Client) -> str:
-    outcome = perform(client, initializing(), Knowledge())
+    outcome = perform(client, initializing(), ServerFacts())
     assert outcome.error is None
     return outcome.result
 
@@ -71,10 +71,10 @@ def push(
     client: Client,
     data_id: str,
     names: Iterable[str],
-    knowledge: Knowledge | None = None,
+    knowledge: ServerFacts | None = None,
     apart: frozenset[str] = frozenset(),
 ) -> Outcome:
-    return perform(client, pushing(data_id, chunk(names), apart), knowledge or Knowledge())
+    return perform(client, pushing(data_id, chunk(names), apart), knowledge or ServerFacts())
 
 
 def sent(outcome: Outcome) -> Sent:
@@ -87,8 +87,8 @@ def calls(server: LocalServer) -> list[str]:
 
 
 def test_a_stream_that_may_exist_is_looked_for_before_it_is_made(client: Client, server: LocalServer) -> None:
-    first = perform(client, initializing(may_exist=True), Knowledge())
-    again = perform(client, initializing(may_exist=True), Knowledge())
+    first = perform(client, initializing(may_exist=True), ServerFacts())
+    again = perform(client, initializing(may_exist=True), ServerFacts())
 
     assert first.result == again.result == server.streams()[0].data_id
     assert calls(server) == ["catalogue", "initialize", "catalogue"]
@@ -103,7 +103,7 @@ def test_finalizing_what_is_finalized_is_done(
     data_id = initialize(client)
     push(client, data_id, "ab")
 
-    assert [perform(client, finalizing(data_id), Knowledge()).error for _ in range(2)] == [None, None]
+    assert [perform(client, finalizing(data_id), ServerFacts()).error for _ in range(2)] == [None, None]
     assert server.streams()[0].status == "success"
     assert caplog.text == ""
 
@@ -113,7 +113,7 @@ def test_finalizing_what_is_open_and_refused_or_not_there_is_refused(client: Cli
     server.misbehave(Fault(call="finalize", status=422, times=1))
 
     for where in (data_id, NOBODY):
-        assert isinstance(perform(client, finalizing(where), Knowledge()).error, ApiRefusedError)
+        assert isinstance(perform(client, finalizing(where), ServerFacts()).error, ApiRefusedError)
 
 
 def test_finalizing_a_stream_that_the_server_closed_logs_that_it_is_complete(caplog: pytest.LogCaptureFixture) -> None:
@@ -122,10 +122,10 @@ def test_finalizing_a_stream_that_the_server_closed_logs_that_it_is_complete(cap
         data_id = initialize(client)
         push(client, data_id, "a")
         wait_until(lambda: server.streams()[0].status == "stream_error")
-        assert perform(client, finalizing(data_id), Knowledge()).error is None
+        assert perform(client, finalizing(data_id), ServerFacts()).error is None
         assert "as stream_error before it was finalized; the stream is complete" in caplog.text
 
-        late = sent(perform(client, pushing(data_id, chunk("ab", 1)), Knowledge()))
+        late = sent(perform(client, pushing(data_id, chunk("ab", 1)), ServerFacts()))
         assert (late.closed, late.confirmed, set(late.refused)) == (True, (), {"a", "b"})
         assert calls(server)[-3:] == ["chunk_multi", "catalogue", "catalogue"]  # and not one by one
         client.close()
@@ -156,7 +156,7 @@ def test_a_refused_finalize_keeps_its_own_reason_when_the_catalogue_is_refused_t
     data_id = initialize(client)
     server.misbehave(Fault(call="finalize", status=422), Fault(call="catalogue", status=status))
 
-    outcome = perform(client, finalizing(data_id), Knowledge())
+    outcome = perform(client, finalizing(data_id), ServerFacts())
 
     assert isinstance(outcome.error, ApiRefusedError)
     assert "finalize was answered 422" in str(outcome.error)
@@ -168,11 +168,11 @@ def test_a_refusal_counts_in_the_end_when_the_catalogue_never_answers(client: Cl
     task = pushing(data_id, chunk("a"))
 
     for _ in range(CATALOGUE_ATTEMPTS - 1):  # it may be closed, so it is asked again
-        failed = perform(client, task, Knowledge())
+        failed = perform(client, task, ServerFacts())
         assert isinstance(failed.error, ApiUnavailableError)
         assert failed.unexplained
         task.unexplained += 1
-    found = sent(perform(client, task, Knowledge()))
+    found = sent(perform(client, task, ServerFacts()))
 
     assert (found.closed, set(found.refused)) == (False, {"a"})
 
@@ -183,7 +183,7 @@ def test_a_stream_that_may_exist_is_made_again_when_the_catalogue_is_refused(
 ) -> None:
     server.misbehave(Fault(call="catalogue", status=status))
 
-    outcome = perform(client, initializing(may_exist=True), Knowledge())
+    outcome = perform(client, initializing(may_exist=True), ServerFacts())
 
     assert (outcome.error, outcome.result) == (None, server.streams()[0].data_id)
     assert "the catalogue did not tell" in caplog.text
@@ -193,7 +193,7 @@ def test_a_refused_key_is_not_logged_as_a_stream_that_may_be_there_twice(
     client: Client, server: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.misbehave(Fault(status=401))
-    outcome = perform(client, initializing(may_exist=True), Knowledge())
+    outcome = perform(client, initializing(may_exist=True), ServerFacts())
 
     assert isinstance(outcome.error, ApiKeyError)
     assert "may be left there" not in caplog.text
@@ -254,22 +254,22 @@ def test_an_outage_in_the_middle_of_a_search_ends_it_and_the_whole_chunk_is_trie
 def test_a_family_without_chunk_multi_gets_channel_by_channel_from_then_on(
     client: Client, server: LocalServer, status: int
 ) -> None:
-    data_id, knowledge = initialize(client), Knowledge()
+    data_id, knowledge = initialize(client), ServerFacts()
     server.misbehave(Fault(call="chunk_multi", status=status))
 
     for _ in range(2):
         assert sent(push(client, data_id, "abc", knowledge)).confirmed == ("a", "b", "c")
 
-    assert knowledge.single_only == {"metrology"}
+    assert knowledge.families_without_multi == {"metrology"}
     assert calls(server)[1:] == ["chunk_multi"] + ["chunk"] * 6
 
 
 def test_a_stream_that_is_gone_says_nothing_about_chunk_multi(client: Client) -> None:
-    knowledge = Knowledge()
+    knowledge = ServerFacts()
 
     found = sent(push(client, NOBODY, "ab", knowledge))
 
-    assert (found.confirmed, set(found.refused), knowledge.single_only) == ((), {"a", "b"}, set())
+    assert (found.confirmed, set(found.refused), knowledge.families_without_multi) == ((), {"a", "b"}, set())
 
 
 def test_a_chunk_larger_than_the_limit_goes_in_parts_without_being_refused_first(server: LocalServer) -> None:
@@ -303,25 +303,25 @@ def test_the_clock_is_asked_for_several_times_and_then_done_without_if_the_serve
     client: Client, server: LocalServer
 ) -> None:
     data_id = initialize(client)
-    measured = perform(client, measuring(data_id), Knowledge())
+    measured = perform(client, measuring(data_id), ServerFacts())
     assert measured.error is None
     assert measured.result is not None
     assert abs(measured.result.offset_s) < 60
     server.misbehave(Fault(call="time", status=503))
 
     for attempts in range(CLOCK_ATTEMPTS - 1):
-        failed = perform(client, measuring(data_id, attempts=attempts), Knowledge())
+        failed = perform(client, measuring(data_id, attempts=attempts), ServerFacts())
         assert isinstance(failed.error, ApiUnavailableError)
-    without = perform(client, measuring(data_id, attempts=CLOCK_ATTEMPTS - 1), Knowledge())
+    without = perform(client, measuring(data_id, attempts=CLOCK_ATTEMPTS - 1), ServerFacts())
     assert (without.error, without.result) == (None, None)
 
     for status in (403, 404):  # refused is an answer, too
         server.misbehave(Fault(call="catalogue", status=status, times=1))
-        without = perform(client, measuring(data_id, attempts=CLOCK_ATTEMPTS - 1), Knowledge())
+        without = perform(client, measuring(data_id, attempts=CLOCK_ATTEMPTS - 1), ServerFacts())
         assert (without.error, without.result) == (None, None)
 
     server.misbehave(Fault(call="catalogue", status=503))
-    down = perform(client, measuring(data_id, attempts=CLOCK_ATTEMPTS - 1), Knowledge())
+    down = perform(client, measuring(data_id, attempts=CLOCK_ATTEMPTS - 1), ServerFacts())
     assert isinstance(down.error, ApiUnavailableError)
 
 
@@ -329,7 +329,7 @@ def test_a_server_without_a_clock_is_done_without_at_once(client: Client, server
     data_id = initialize(client)
     server.misbehave(Fault(call="time", status=404))
 
-    outcome = perform(client, measuring(data_id), Knowledge())
+    outcome = perform(client, measuring(data_id), ServerFacts())
 
     assert (outcome.error, outcome.result) == (None, None)
 
@@ -338,10 +338,10 @@ def test_a_wrong_key_and_a_mistake_of_our_own_are_both_part_of_the_outcome(
     client: Client, server: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.misbehave(Fault(status=401))
-    assert isinstance(perform(client, initializing(), Knowledge()).error, ApiKeyError)
+    assert isinstance(perform(client, initializing(), ServerFacts()).error, ApiKeyError)
 
     broken = pushing("id", chunk_of(0, (), [Column("a", None, None)]))
-    outcome = perform(client, broken, Knowledge())
+    outcome = perform(client, broken, ServerFacts())
 
     assert isinstance(outcome.error, ApiUnavailableError)
     assert "failed unexpectedly" in caplog.text

@@ -238,7 +238,7 @@ def what(found: list[Task]) -> list[tuple[Kind, int | None]]:
 def initialized(delivery: RunDelivery) -> RunDelivery:
     (task,) = tasks(delivery)
     assert task.kind is Kind.INITIALIZE
-    delivery.came_back(task, "id-0", 0.0)
+    delivery.apply_result(task, "id-0", 0.0)
     return delivery
 
 
@@ -253,7 +253,7 @@ def begun_anew(delivery: RunDelivery, spool: Spool) -> RunDelivery:
 
 def confirm(delivery: RunDelivery, task: Task) -> None:
     assert task.chunk is not None
-    delivery.came_back(task, Sent(task.chunk.names), 0.0)
+    delivery.apply_result(task, Sent(task.chunk.names), 0.0)
 
 
 def test_the_first_chunk_goes_alone_and_then_several_at_a_time_and_finalize_last(deliver: Deliver) -> None:
@@ -261,7 +261,7 @@ def test_the_first_chunk_goes_alone_and_then_several_at_a_time_and_finalize_last
 
     (first,) = tasks(delivery)
     assert first.chunk is not None
-    assert (first.chunk.index, delivery.run.book.in_flight) == (0, 1)
+    assert (first.chunk.index, delivery.run.task_book.in_flight) == (0, 1)
     confirm(delivery, first)
     rest = tasks(delivery)
     assert what(rest) == [(Kind.PUSH, 1), (Kind.PUSH, 2), (Kind.PUSH, 3)]
@@ -270,19 +270,19 @@ def test_the_first_chunk_goes_alone_and_then_several_at_a_time_and_finalize_last
         confirm(delivery, task)
     (last,) = tasks(delivery)
     assert (last.kind, delivery.finished) == (Kind.FINALIZE, False)
-    delivery.came_back(last, None, 0.0)
-    assert (tasks(delivery), delivery.finished, delivery.run.book.in_flight) == ([], True, 0)
+    delivery.apply_result(last, None, 0.0)
+    assert (tasks(delivery), delivery.finished, delivery.run.task_book.in_flight) == ([], True, 0)
 
 
 def test_a_first_chunk_that_failed_is_still_alone(deliver: Deliver) -> None:
     delivery = initialized(deliver(35))
     (first,) = tasks(delivery)
 
-    delivery.failed_attempt(first, DOWN, 7.0)
+    delivery.apply_failure(first, DOWN, 7.0)
 
-    assert (tasks(delivery, 6.9), delivery.due()) == ([], 7.0)
+    assert (tasks(delivery, 6.9), delivery.next_due()) == ([], 7.0)
     assert what(tasks(delivery, 7.0)) == [(Kind.PUSH, 0)]
-    assert (first.attempts, delivery.due()) == (1, None)
+    assert (first.attempts, delivery.next_due()) == (1, None)
 
 
 def test_no_further_chunk_is_begun_while_too_many_have_failed(deliver: Deliver) -> None:
@@ -292,10 +292,10 @@ def test_no_further_chunk_is_begun_while_too_many_have_failed(deliver: Deliver) 
     begun = 0
     while (task := delivery.next_task(0.0)) is not None:
         begun += 1
-        delivery.failed_attempt(task, DOWN, 100.0 - begun)
+        delivery.apply_failure(task, DOWN, 100.0 - begun)
 
     assert begun == MAX_FAILED
-    assert delivery.due() == 100.0 - MAX_FAILED
+    assert delivery.next_due() == 100.0 - MAX_FAILED
     again = tasks(delivery, 100.0)
     assert sorted(number or 0 for _, number in what(again)) == list(range(1, MAX_FAILED + 5))
 
@@ -304,12 +304,12 @@ def test_a_task_that_was_not_begun_comes_back_as_it_was(deliver: Deliver) -> Non
     delivery = initialized(deliver(35))
     confirm(delivery, tasks(delivery)[0])
     rest = tasks(delivery)
-    assert [tasks(delivery), delivery.run.book.in_flight] == [[], 3]
+    assert [tasks(delivery), delivery.run.task_book.in_flight] == [[], 3]
 
     for task in rest[1:]:
         delivery.put_back(task)
 
-    assert delivery.run.book.in_flight == 1
+    assert delivery.run.task_book.in_flight == 1
     assert tasks(delivery) == rest[1:]
     assert [(task.attempts, task.work.may_be_there) for task in rest] == [(0, False)] * 3
 
@@ -318,12 +318,12 @@ def test_what_was_confirmed_of_a_failed_chunk_is_not_pushed_again(deliver: Deliv
     delivery = initialized(deliver(10, channels=3))
     (task,) = tasks(delivery)
 
-    delivery.failed_attempt(task, DOWN, 0.0, Sent(("c1",)))
+    delivery.apply_failure(task, DOWN, 0.0, Sent(("c1",)))
 
     (again,) = tasks(delivery)
     assert again.chunk is not None
     assert again.chunk.names == ("c0", "c2")
-    delivery.came_back(again, Sent(("c0",), {"c2": ApiRefusedError("not this one", status=422)}), 0.0)
+    delivery.apply_result(again, Sent(("c0",), {"c2": ApiRefusedError("not this one", status=422)}), 0.0)
     points = delivery.status().points
     assert (points.delivered, points.refused, points.waiting) == (20, 10, 0)
     assert tasks(delivery) == []  # a stream with a refused chunk is not finalized
@@ -332,15 +332,15 @@ def test_what_was_confirmed_of_a_failed_chunk_is_not_pushed_again(deliver: Deliv
 def test_a_refused_chunk_is_pushed_again_by_the_next_process_after_a_retry(deliver: Deliver, spool: Spool) -> None:
     delivery = initialized(deliver(10))
     (task,) = tasks(delivery)
-    delivery.came_back(task, Sent((), {"c0": ApiRefusedError("not this one", status=422)}), 0.0)
-    delivery.obey()
+    delivery.apply_result(task, Sent((), {"c0": ApiRefusedError("not this one", status=422)}), 0.0)
+    delivery.obey_orders()
     assert not delivery.to_start_again
 
     spool.give_order(delivery.claim.folder, Retry())
-    delivery.obey()
+    delivery.obey_orders()
 
     fresh = begun_anew(delivery, spool)
-    fresh.obey()
+    fresh.obey_orders()
     assert not fresh.to_start_again  # an order is obeyed once
     assert what(tasks(fresh)) == [(Kind.PUSH, 0)]
     fresh.close()
@@ -368,15 +368,15 @@ def test_what_a_process_that_died_has_sent_to_a_stream_that_closed_since_is_read
 
     under_way = [task for _ in range(at_a_time) if (task := delivery.next_task(0.0))]
     for task in under_way:
-        delivery.came_back(task, Sent(closed=True), 0.0)
+        delivery.apply_result(task, Sent(closed=True), 0.0)
 
     (look,) = tasks(delivery)
     assert look.kind is Kind.READ_BACK
-    delivery.came_back(look, points, 0.0)
+    delivery.apply_result(look, points, 0.0)
     delivery = begun_anew(delivery, spool)
     (task,) = tasks(delivery)
     assert task.kind is Kind.INITIALIZE
-    delivery.came_back(task, "id-1", 0.0)
+    delivery.apply_result(task, "id-1", 0.0)
     (again,) = tasks(delivery)
     assert again.chunk is not None
     assert [time - T0 for time in again.chunk.times] == [20, 21, 22, 23, 24, 25, 26, 27, 28, 29]
@@ -394,9 +394,9 @@ def test_a_runs_links_are_looked_up_again_after_a_failure(deliver: Deliver) -> N
     assert tasks(delivery, 0.0) == []
     (again,) = tasks(delivery, MISSING.longest_s)
 
-    delivery.failed_attempt(again, DOWN, MISSING.longest_s + 7.0)
+    delivery.apply_failure(again, DOWN, MISSING.longest_s + 7.0)
 
-    assert delivery.due() == MISSING.longest_s + 7.0
+    assert delivery.next_due() == MISSING.longest_s + 7.0
     assert tasks(delivery, MISSING.longest_s + 6.0) == []
     assert tasks(delivery, MISSING.longest_s + 7.0) == [again]
     delivery.put_back(again)
@@ -407,13 +407,13 @@ def test_a_run_that_is_to_be_read_again_has_nothing_due(deliver: Deliver, spool:
     delivery = initialized(deliver(35))
     confirm(delivery, tasks(delivery)[0])
     first, second, _ = tasks(delivery)
-    delivery.failed_attempt(first, DOWN, 7.0)
-    assert delivery.due() == 7.0
+    delivery.apply_failure(first, DOWN, 7.0)
+    assert delivery.next_due() == 7.0
 
     spool.give_order(delivery.claim.folder, Retry())
-    delivery.obey()
+    delivery.obey_orders()
 
-    assert (delivery.due(), delivery.more_to_read, delivery.to_start_again) == (None, False, False)
+    assert (delivery.next_due(), delivery.more_to_read, delivery.to_start_again) == (None, False, False)
     confirm(delivery, second)
 
 
@@ -421,14 +421,14 @@ def test_a_read_back_that_fails_is_one_task(deliver: Deliver) -> None:
     delivery = initialized(deliver(35))
     confirm(delivery, tasks(delivery)[0])
     first, second, third = tasks(delivery)
-    delivery.failed_attempt(first, DOWN, 0.0)
+    delivery.apply_failure(first, DOWN, 0.0)
     assert tasks(delivery) == [first]
     for task in (first, second, third):
-        delivery.came_back(task, Sent(closed=True), 0.0)
+        delivery.apply_result(task, Sent(closed=True), 0.0)
     (read_back,) = tasks(delivery)
     assert read_back.kind is Kind.READ_BACK
 
-    delivery.failed_attempt(read_back, DOWN, 7.0)
+    delivery.apply_failure(read_back, DOWN, 7.0)
 
     assert tasks(delivery, 6.0) == []
     assert tasks(delivery, 7.0) == [read_back]
@@ -437,10 +437,10 @@ def test_a_read_back_that_fails_is_one_task(deliver: Deliver) -> None:
 def test_a_stream_that_ends_because_its_chunk_is_too_large_is_not_read_back(deliver: Deliver, spool: Spool) -> None:
     delivery = initialized(deliver(35))
     (first,) = tasks(delivery)
-    delivery.failed_attempt(first, DOWN, 0.0)
+    delivery.apply_failure(first, DOWN, 0.0)
     (again,) = tasks(delivery)
 
-    delivery.came_back(again, Sent(refused={"c0": ApiRefusedError("too large", status=413)}), 0.0)
+    delivery.apply_result(again, Sent(refused={"c0": ApiRefusedError("too large", status=413)}), 0.0)
 
     delivery = begun_anew(delivery, spool)
     (task,) = tasks(delivery)
@@ -451,11 +451,11 @@ def test_a_stream_that_ends_because_its_chunk_is_too_large_is_not_read_back(deli
 def test_a_run_is_read_back_by_one_task_at_a_time_also_after_a_failure(deliver: Deliver) -> None:
     delivery = initialized(deliver(0, keep="verified"))
     (last,) = tasks(delivery)
-    delivery.came_back(last, None, 0.0)
+    delivery.apply_result(last, None, 0.0)
     (verify,) = tasks(delivery)
     assert verify.kind is Kind.VERIFY
 
-    delivery.failed_attempt(verify, DOWN, 7.0)
+    delivery.apply_failure(verify, DOWN, 7.0)
 
     assert tasks(delivery, 6.0) == []
     assert tasks(delivery, 7.0) == [verify]
@@ -466,11 +466,11 @@ def test_orders_wait_for_what_is_under_way(deliver: Deliver, spool: Spool) -> No
     (task,) = tasks(delivery)
     spool.give_order(delivery.claim.folder, Edit(Links(synth_source_id=7)))
 
-    delivery.obey()
+    delivery.obey_orders()
 
-    assert (delivery.to_start_again, delivery.run.book.in_flight) == (False, 1)
+    assert (delivery.to_start_again, delivery.run.task_book.in_flight) == (False, 1)
     confirm(delivery, task)
-    assert (delivery.to_start_again, delivery.run.book.in_flight, tasks(delivery)) == (True, 0, [])
+    assert (delivery.to_start_again, delivery.run.task_book.in_flight, tasks(delivery)) == (True, 0, [])
 
 
 # ---- what came of it -------------------------------------------------------------------------------------------------
@@ -491,11 +491,11 @@ class Server:
 
     def fails(self, error: ApiError) -> Task:
         task = self.task()
-        self.retries.apply(self.delivery, Outcome(task, error=error))
+        self.retries.apply_outcome(self.delivery, Outcome(task, error=error))
         return task
 
     def initializes(self) -> None:
-        self.retries.apply(self.delivery, Outcome(self.task(), "id-0"))
+        self.retries.apply_outcome(self.delivery, Outcome(self.task(), "id-0"))
 
 
 @pytest.fixture
@@ -603,7 +603,7 @@ def test_a_chunk_too_large_alone_halves_the_points_and_at_one_point_it_is_refuse
         task = answering.task()
         assert task.chunk is not None
         assert (task.work.points_per_chunk, task.chunk.points) == (points, points)
-        answering.retries.apply(answering.delivery, Outcome(task, Sent(refused={"c0": too_large})))
+        answering.retries.apply_outcome(answering.delivery, Outcome(task, Sent(refused={"c0": too_large})))
 
     assert answering.delivery.status().points.refused == 1
     answering.delivery.close()
@@ -613,14 +613,14 @@ def test_a_run_that_reads_back_unequal_is_parked_after_a_minute_and_a_half(answe
     delivery = answering.delivery = deliver(5, keep="verified")
     answering.initializes()
     confirm(delivery, answering.task())
-    delivery.came_back(answering.task(), None, 0.0)
+    delivery.apply_result(answering.task(), None, 0.0)
     missing = Verification(delivery.run.header.run_uid, "growth", (), (), waiting=5)
     pauses: list[float] = []
     while delivery.run.parked is None:
         task = answering.task()
         assert task.kind is Kind.VERIFY
-        answering.retries.apply(delivery, Outcome(task, missing))
-        if (due := delivery.due()) is not None:
+        answering.retries.apply_outcome(delivery, Outcome(task, missing))
+        if (due := delivery.next_due()) is not None:
             pauses.append(due - answering.now)
             answering.now = due
 
@@ -632,11 +632,11 @@ def test_a_run_that_reads_back_unequal_is_parked_after_a_minute_and_a_half(answe
 def test_a_run_that_is_equal_in_the_end_is_finished(answering: Server, deliver: Deliver) -> None:
     delivery = answering.delivery = deliver(0, keep="verified")
     answering.initializes()
-    delivery.came_back(answering.task(), None, 0.0)
+    delivery.apply_result(answering.task(), None, 0.0)
     assert not delivery.finished
     equal = Verification(delivery.run.header.run_uid, "growth", (), ())
 
-    answering.retries.apply(delivery, Outcome(answering.task(), equal))
+    answering.retries.apply_outcome(delivery, Outcome(answering.task(), equal))
 
     assert delivery.finished
 

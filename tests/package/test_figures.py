@@ -13,7 +13,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_figures_in_the_manual_are_the_codes() -> None:
-    pauses = "{:.0f}, {:.0f} and {:.0f}".format(*(pause / 60 for pause in outage_log.NAG_S))
+    pauses = "{:.0f}, {:.0f} and {:.0f}".format(*(pause / 60 for pause in outage_log.LOG_AGAIN_S))
     said = {
         "reference/spool-format.md": f"a new one after {journal_writer.SEGMENT_BYTES // 2**20} MiB",
         "reference/logging.md": f"again after {pauses} minutes",
@@ -25,7 +25,7 @@ def test_figures_in_the_manual_are_the_codes() -> None:
 
 def test_a_power_cut_takes_less_than_the_manual_says() -> None:
     assert 0.05 <= run_writers.SYNC_INTERVAL_S < 0.25
-    assert outage_log.NAG_S[-1] == 3600
+    assert outage_log.LOG_AGAIN_S[-1] == 3600
 
 
 def test_a_spool_without_limits_of_its_own_has_those_of_the_settings() -> None:

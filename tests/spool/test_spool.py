@@ -293,13 +293,13 @@ def test_a_run_whose_writer_is_gone_gets_the_stop_that_never_came_once(spool: Sp
     writer = spool.writers.create(header())
     writer.append([row(0)])
     claim = claimed(spool, writer.folder)
-    assert not claim.settle_if_interrupted()  # its writer lives
+    assert not claim.complete_if_interrupted()  # its writer lives
     spool.writers.release(writer)
     wait_until(lambda: not spool.writer_alive(writer.folder))
 
     begin = time.time()
-    assert claim.settle_if_interrupted()
-    assert not claim.settle_if_interrupted()
+    assert claim.complete_if_interrupted()
+    assert not claim.complete_if_interrupted()
 
     stop = stop_of(writer.folder)
     assert stop is not None
@@ -316,7 +316,7 @@ def test_a_run_that_was_stopped_keeps_its_own_stop(spool: Spool) -> None:
     wait_until(lambda: not spool.writer_alive(writer.folder))
     claim = claimed(spool, writer.folder)
 
-    assert not claim.settle_if_interrupted()
+    assert not claim.complete_if_interrupted()
     assert stop_of(writer.folder) == STOP
     claim.close()
 

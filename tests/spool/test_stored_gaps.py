@@ -47,10 +47,10 @@ def deliver_the_rest(delivery: RunDelivery) -> Points:
         assert task is not None
         if task.chunk is not None:
             found.update((name, time - T0) for name in task.chunk.names for time in task.chunk.times)
-            delivery.came_back(task, Sent(task.chunk.names), 0.0)
+            delivery.apply_result(task, Sent(task.chunk.names), 0.0)
         else:
             made = f"id-new-{task.stream}" if task.kind is Kind.INITIALIZE else None
-            delivery.came_back(task, made, 0.0)
+            delivery.apply_result(task, made, 0.0)
     return found
 
 

@@ -68,9 +68,9 @@ def test_what_an_uploader_that_died_has_left_of_its_trouble_goes_with_the_next_a
 ) -> None:
     spool_dir.mkdir(mode=0o700)
     note = OutageNote(spool_dir, server.url)
-    note.failed("no route to host")
+    note.note_failure("no route to host")
     assert read_outage(spool_dir) is None  # once is none
-    note.failed("no route to host")
+    note.note_failure("no route to host")
     assert read_outage(spool_dir).error == "no route to host"
     assert (spool_dir / "trouble.json").stat().st_mode & 0o777 == 0o600
 
@@ -107,11 +107,11 @@ def test_a_trouble_that_a_restart_did_not_end_is_told_since_it_began(spool_dir: 
     spool_dir.mkdir()
     for begin in (1000.0, 5000.0):  # two processes, one after the other
         note = OutageNote(spool_dir, "https://a.invalid", now=iter([begin]).__next__)
-        note.failed("no route", lasting=begin == 1000.0)
+        note.note_failure("no route", lasting=begin == 1000.0)
 
     elsewhere = OutageNote(spool_dir, "https://b.invalid", now=lambda: 6000.0)
     assert (read_outage(spool_dir).since, read_outage(spool_dir).time) == (1000.0, 5000.0)
-    elsewhere.failed("no route", lasting=True)
+    elsewhere.note_failure("no route", lasting=True)
     assert read_outage(spool_dir).since == 6000.0
 
 
@@ -120,12 +120,12 @@ def test_a_lasting_trouble_is_written_seldom_and_keeps_its_beginning(spool_dir: 
     now = [1000.0]
     note = OutageNote(spool_dir, "https://a.invalid", now=lambda: now[0], monotonic=lambda: now[0])
     for n in range(12):
-        note.failed(f"error {n}")
+        note.note_failure(f"error {n}")
         now[0] += 1.0
 
     trouble = read_outage(spool_dir)
     assert (trouble.since, trouble.time, trouble.error) == (1000.0, 1011.0, "error 11")
-    note.answered()
+    note.note_answer()
     assert list(spool_dir.iterdir()) == []
 
 
@@ -136,15 +136,15 @@ def test_an_answer_of_another_endpoint_leaves_a_trouble_that_lasts_and_removes_a
         OutageNote(spool_dir, endpoint, now=lambda: now[0], monotonic=lambda: now[0])
         for endpoint in ("https://a.invalid", "https://b.invalid")
     )
-    ours.failed("the key is refused", lasting=True, key_refused=True)
+    ours.note_failure("the key is refused", lasting=True, key_refused=True)
     for _ in range(3):
-        another.answered()
+        another.note_answer()
         now[0] += 300.0
-        ours.failed("the key is refused", lasting=True, key_refused=True)
+        ours.note_failure("the key is refused", lasting=True, key_refused=True)
     assert (read_outage(spool_dir).endpoint, read_outage(spool_dir).since) == ("https://a.invalid", 1000.0)
 
     now[0] += 1800.0  # the process that met it has ended
-    another.answered()
+    another.note_answer()
     assert read_outage(spool_dir) is None
 
 

@@ -306,7 +306,7 @@ class Atomscale:
                 data_id = self.data_ids.setdefault(task.work.label, f"id-{len(self.data_ids)}")
                 self.streams.setdefault(data_id, {})
                 self.points[data_id] = task.work.points_per_chunk
-                delivery.came_back(task, data_id, 0.0)
+                delivery.apply_result(task, data_id, 0.0)
             case Kind.PUSH:
                 assert task.chunk is not None
                 assert task.work.data_id not in self.finalized
@@ -316,7 +316,7 @@ class Atomscale:
                     assert all(value is not None and math.isfinite(value) for value in column.values)
                     points = list(zip(task.chunk.times, map(float, column.values), strict=True))
                     assert held.setdefault(column.name, points) == points  # a chunk never changes
-                delivery.came_back(task, Sent(task.chunk.names), 0.0)
+                delivery.apply_result(task, Sent(task.chunk.names), 0.0)
             case Kind.FINALIZE:
                 chunks = self.streams[task.work.data_id]
                 for name in {name for chunk in chunks.values() for name in chunk}:
@@ -324,7 +324,7 @@ class Atomscale:
                     assert list(mine) == list(range(len(mine)))
                     assert all(len(points) == self.points[task.work.data_id] for points in list(mine.values())[:-1])
                 self.finalized.add(task.work.data_id)
-                delivery.came_back(task, None, 0.0)
+                delivery.apply_result(task, None, 0.0)
             case Kind.READ_BACK:
                 raise AssertionError("nothing was in doubt")
 
@@ -352,7 +352,7 @@ def deliver(spool: Spool, atomscale: Atomscale, dice: random.Random) -> None:
             claim = spool.claim(folder)
             assert claim is not None
             delivery = RunDelivery(claim)
-            delivery.settle_if_interrupted()
+            delivery.complete_if_interrupted()
             while True:
                 task = delivery.next_task(0.0)
                 if delivery.finished:

@@ -33,7 +33,7 @@ from atomscale_bluesky.checks.doctor import Result, examine
 from atomscale_bluesky.delivery.task_book import Task
 from atomscale_bluesky.delivery.task_runner import perform
 from atomscale_bluesky.delivery.tasks.finalize import Finalize
-from atomscale_bluesky.delivery.tasks.work import Knowledge
+from atomscale_bluesky.delivery.tasks.work import ServerFacts
 from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.journal_format import decode_journal
@@ -196,7 +196,7 @@ def test_a_proxys_password_is_in_no_log_error_or_traceback(
     client = Client(settings)
 
     task = Task(Finalize(0, "label", "id", "metrology"))
-    outcome = perform(client, task, Knowledge())
+    outcome = perform(client, task, ServerFacts())
     client.close()
 
     assert isinstance(outcome.error, ApiUnavailableError)

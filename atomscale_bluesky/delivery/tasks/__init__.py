@@ -5,7 +5,7 @@ Out: requests to Atomscale (folder `api`), and lines in the run's ledger before 
 Guaranteed: what must be known after a crash is noted before the request leaves. A task's input never changes under the
 worker that performs it. Only the deciding thread touches the run and its ledger.
 
-    work             what every kind has: its input, `perform`, `apply`, and the rest after a failure
+    work             what every kind has: its input, `perform`, `apply_result`, and the rest after a failure
     resolve          turn names of samples, projects and tags into ids, before the first stream is made
     initialize       make a metrology stream
     push             send a full chunk; preview, the beginning of one that is not full

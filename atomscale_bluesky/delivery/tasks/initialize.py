@@ -15,7 +15,7 @@ from ...model.links import Links
 from ...spool.ledger_format import Initialized, Initializing
 from ...spool.stream_state import Life
 from ..refusals import LOOK_UP_REFUSED, is_no_route, surely_did_nothing
-from .work import Again, Kind, Work, WorkerContext
+from .work import Kind, RetryAfter, Work, WorkerContext
 
 if TYPE_CHECKING:
     from ..claimed_run import ClaimedRun
@@ -63,7 +63,7 @@ class Initialize(Work[str], frozen=True, eq=False):
             )  # fmt: skip
         return made
 
-    def apply(self, run: ClaimedRun, result: str) -> None:
+    def apply_result(self, run: ClaimedRun, result: str) -> None:
         """Note the stream's id. Its chunks may leave now."""
         run.knowledge.family = run.knowledge.family or self.family
         if run.streams[self.stream].parked:
@@ -71,7 +71,7 @@ class Initialize(Work[str], frozen=True, eq=False):
         run.ledger.note(Initialized(self.stream, result, self.family))
         _logger.info("metrology stream %r has the id %s", self.label, result)
 
-    def refused(self, run: ClaimedRun, error: ApiRefusedError) -> Again | None:
+    def apply_refusal(self, run: ClaimedRun, error: ApiRefusedError) -> RetryAfter | None:
         """Try the next path family if this one may not exist here, else park the stream."""
         known = run.knowledge.family
         if known != self.family:
@@ -81,14 +81,14 @@ class Initialize(Work[str], frozen=True, eq=False):
             if routeless and following:
                 _note_family(run, self.stream, following[0])
                 work = msgspec.structs.replace(self, family=following[0], refusal=str(error), may_exist=False)
-                return Again(work, 0.0)
+                return RetryAfter(work, 0.0)
             if known is None and self.family != FAMILIES[0]:
                 _note_family(run, self.stream, FAMILIES[0])  # after a correction it begins with the first family
         reason = f"{self.refusal}; {error}" if self.refusal else str(error)
         self.park(run, reason + _what_it_named(self.links, reason))
         return None
 
-    def failed(self, run: ClaimedRun, error: ApiError, part: str | None) -> Initialize:
+    def apply_failure(self, run: ClaimedRun, error: ApiError, part: str | None) -> Initialize:
         """Return this task, for a stream that may exist by now unless the request certainly did nothing."""
         return self if surely_did_nothing(error) else msgspec.structs.replace(self, may_exist=True)
 
@@ -98,7 +98,7 @@ def next_work(run: ClaimedRun, now: float) -> Initialize | None:
     if not run.pending_links.may_initialize:
         return None
     for number, stream in run.streams.items():
-        if stream.life not in {Life.OPENED, Life.INITIALIZING} or run.book.holds(Kind.INITIALIZE, number):
+        if stream.life not in {Life.OPENED, Life.INITIALIZING} or run.task_book.holds(Kind.INITIALIZE, number):
             continue
         if stream.opening.joins is not None:
             continue  # initialized with the one that it joins
@@ -110,7 +110,9 @@ def next_work(run: ClaimedRun, now: float) -> Initialize | None:
         family = stream.family or run.knowledge.family or FAMILIES[0]
         _note_family(run, number, family)
         opening = stream.opening
-        return Initialize(number, opening.label, run.pending_links.links, opening.points_per_chunk, family, may_exist)
+        return Initialize(
+            number, opening.label, run.pending_links.resolved_links, opening.points_per_chunk, family, may_exist
+        )
     return None
 
 

@@ -66,7 +66,7 @@ class MakeLinks(Work[LinksMade], frozen=True, eq=False):
                 made.append(link)
         return LinksMade(tuple(made), refused)
 
-    def apply(self, run: ClaimedRun, result: LinksMade) -> None:
+    def apply_result(self, run: ClaimedRun, result: LinksMade) -> None:
         """Note which links are made and which are refused."""
         self._note_made(run, result.made)
         known = run.streams[self.stream].links_refused
@@ -83,9 +83,9 @@ class MakeLinks(Work[LinksMade], frozen=True, eq=False):
 
     def park(self, run: ClaimedRun, reason: str) -> None:
         """Note that all of them are refused. Chunks are sent all the same."""
-        self.apply(run, LinksMade(refused=dict.fromkeys(self.to_link, reason)))
+        self.apply_result(run, LinksMade(refused=dict.fromkeys(self.to_link, reason)))
 
-    def failed(self, run: ClaimedRun, error: ApiError, part: LinksMade | None) -> MakeLinks:
+    def apply_failure(self, run: ClaimedRun, error: ApiError, part: LinksMade | None) -> MakeLinks:
         """Note the links that were made, and return the others."""
         if part is None:
             return self
@@ -100,7 +100,7 @@ class MakeLinks(Work[LinksMade], frozen=True, eq=False):
 def next_work(run: ClaimedRun, now: float) -> MakeLinks | None:
     """Return the links of the next stream that has any to make. Refused ones come again, by a monotonic clock."""
     for number, stream in run.streams.items():
-        if run.book.holds(Kind.LINK, number) or number in run.endings:
+        if run.task_book.holds(Kind.LINK, number) or number in run.ending_streams:
             continue
         to_link = tuple(
             link

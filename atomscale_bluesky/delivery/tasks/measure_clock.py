@@ -46,7 +46,7 @@ class MeasureClock(Work["ClockReading | None"], frozen=True, eq=False):
                     raise  # with a key that works the clock may be told
             return None
 
-    def apply(self, run: ClaimedRun, result: ClockReading | None) -> None:
+    def apply_result(self, run: ClaimedRun, result: ClockReading | None) -> None:
         """Note the shift, which is added to the run's times from here on."""
         offset_s, delay_s = (0.0, None) if result is None else result
         run.ledger.note(ClockFixed(offset_s, run.now(), delay_s))
@@ -61,7 +61,7 @@ class MeasureClock(Work["ClockReading | None"], frozen=True, eq=False):
 
 def next_work(run: ClaimedRun) -> MeasureClock | None:
     """Return the measurement if it is still to be made, and a stream exists to ask the server about."""
-    if not run.offset_unknown or run.book.holds_any(Kind.CLOCK):
+    if not run.offset_unknown or run.task_book.holds_any(Kind.CLOCK):
         return None
     for stream in run.streams.values():
         if stream.life is Life.INITIALIZED:

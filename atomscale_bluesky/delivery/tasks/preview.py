@@ -20,24 +20,24 @@ class Preview(ChunkWork, frozen=True, eq=False):
     kind: ClassVar[Kind] = Kind.PREVIEW
     finds_refused: ClassVar[bool] = False  # nothing needs to know which channel it is
 
-    def apply(self, run: ClaimedRun, result: Sent) -> None:
+    def apply_result(self, run: ClaimedRun, result: Sent) -> None:
         """Note that it is shown or that the server takes no previews, or let the stream end."""
         if result.closed:
-            run.book.hold(Kind.PREVIEW, self.stream)  # until the run's files are read again
+            run.task_book.hold(Kind.PREVIEW, self.stream)  # until the run's files are read again
             end_stream(run, self.stream, "closed by the server", self.points_per_chunk, None)
         elif not result.refused:
-            run.previews.taken(self.stream)
+            run.previews.note_taken(self.stream)
         elif result.confirmed:  # some channels are taken, which cannot be undone, so this is the chunk
             self._not_answered(run, in_doubt=True)
-        elif run.previews.refused(self.stream, str(next(iter(result.refused.values())))):
+        elif run.previews.note_refused(self.stream, str(next(iter(result.refused.values())))):
             run.reload("a chunk ends with the last preview that was taken")
 
     def park(self, run: ClaimedRun, reason: str) -> None:
         """Park the stream. Nothing more is shown of it until the run's files are read again."""
         super().park(run, reason)
-        run.book.hold(Kind.PREVIEW, self.stream)
+        run.task_book.hold(Kind.PREVIEW, self.stream)
 
-    def failed(self, run: ClaimedRun, error: ApiError, part: Sent | None) -> None:
+    def apply_failure(self, run: ClaimedRun, error: ApiError, part: Sent | None) -> None:
         """Note that it was not answered. It may be applied now or later, unless it surely did nothing."""
         some = part is not None and bool(part.confirmed)
         self._not_answered(run, in_doubt=some or not surely_did_nothing(error))
@@ -47,7 +47,7 @@ class Preview(ChunkWork, frozen=True, eq=False):
         self._not_answered(run, in_doubt=False)
 
     def _not_answered(self, run: ClaimedRun, *, in_doubt: bool) -> None:
-        if run.previews.failed(self.stream, in_doubt=in_doubt):
+        if run.previews.note_failed(self.stream, in_doubt=in_doubt):
             run.reload("a chunk ends with a preview that was not answered")
 
 
@@ -57,7 +57,9 @@ def next_work(run: ClaimedRun, now: float) -> Preview | None:
         return None
 
     def is_quiet(number: int) -> bool:
-        return not (run.book.is_in_flight(number) or run.book.holds(Kind.PUSH, number) or number in run.endings)
+        return not (
+            run.task_book.is_in_flight(number) or run.task_book.holds(Kind.PUSH, number) or number in run.ending_streams
+        )
 
     chunk = run.previews.next_chunk(now, is_quiet)
     if chunk is None:

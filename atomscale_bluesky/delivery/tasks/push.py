@@ -29,7 +29,7 @@ class Push(ChunkWork, frozen=True, eq=False):
 
     may_be_there: bool = False  # an earlier attempt, perhaps of another process, may have been applied
 
-    def apply(self, run: ClaimedRun, result: Sent) -> None:
+    def apply_result(self, run: ClaimedRun, result: Sent) -> None:
         """Note which channels are confirmed and which are refused, or let the stream end."""
         if result.closed:
             in_doubt = self.chunk if self.may_be_there else None
@@ -46,7 +46,7 @@ class Push(ChunkWork, frozen=True, eq=False):
         names = self.chunk.names
         if refused and not confirmed and refused.keys() >= {*names}:
             reason = str(next(iter(refused.values())))
-            if run.previews.chunk_refused(run.streams[self.stream], index, reason):
+            if run.previews.end_refused_chunk(run.streams[self.stream], index, reason):
                 run.reload("a refused chunk ends with what was shown of it")
                 return
         for name, error in refused.items():
@@ -62,7 +62,7 @@ class Push(ChunkWork, frozen=True, eq=False):
             if self.stream in run.pushed_singly:
                 run.pushed_singly[self.stream].difference_update(confirmed)  # taken again, so sent with the others
 
-    def failed(self, run: ClaimedRun, error: ApiError, part: Sent | None) -> Push:
+    def apply_failure(self, run: ClaimedRun, error: ApiError, part: Sent | None) -> Push:
         """Note the channels that were confirmed, and return the others."""
         chunk = self.chunk
         if part is not None and part.confirmed:
@@ -81,7 +81,7 @@ def next_work(run: ClaimedRun, now: float) -> Push | None:
     if not (run.run_chunker.ready or run.run_chunker.all_cut):
         run.run_chunker.read_on()
         if run.run_chunker.at_end:
-            run.previews.journal_read(now)
+            run.previews.note_journal_read(now)
     if run.offset_unknown:
         return None  # the shift of a chunk's times is noted before its first attempt
     chunk = run.run_chunker.take_ready(lambda chunk: _may_leave(run, chunk))
@@ -108,12 +108,12 @@ def next_work(run: ClaimedRun, now: float) -> Push | None:
 
 def _may_leave(run: ClaimedRun, chunk: Chunk) -> bool:
     stream = run.streams[chunk.stream]
-    if stream.life is not Life.INITIALIZED or chunk.stream in run.endings:
+    if stream.life is not Life.INITIALIZED or chunk.stream in run.ending_streams:
         return False  # it waits for its data_id, or for that of its continuation
-    if run.book.holds(Kind.PREVIEW, chunk.stream) or stream.may_be_cut_short_before(chunk.index):
+    if run.task_book.holds(Kind.PREVIEW, chunk.stream) or stream.may_be_cut_short_before(chunk.index):
         return False
     # The first chunk leaves alone. It shows whether the server takes chunks of this kind and size.
-    return stream.has_an_answer or not run.book.holds(Kind.PUSH, chunk.stream)
+    return stream.has_an_answer or not run.task_book.holds(Kind.PUSH, chunk.stream)
 
 
 def _unconfirmed(stream: StreamState, chunk: Chunk) -> Chunk:

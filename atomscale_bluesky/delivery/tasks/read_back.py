@@ -10,7 +10,7 @@ from ...api.client import Client
 from ...errors import ApiRefusedError
 from .. import backoff
 from ..streams_about_to_end import Points
-from .work import Again, Kind, Work, WorkerContext
+from .work import Kind, RetryAfter, Work, WorkerContext
 
 if TYPE_CHECKING:
     from ..claimed_run import ClaimedRun
@@ -33,22 +33,22 @@ class ReadBack(Work[Points], frozen=True, eq=False):
         """Read the points of the channels that are due."""
         return client.points(self.family, self.data_id, self.due).points
 
-    def apply(self, run: ClaimedRun, result: Points) -> Again | None:
+    def apply_result(self, run: ClaimedRun, result: Points) -> RetryAfter | None:
         """Count the chunks in doubt that are there as confirmed."""
-        if self.reads < MOST_READS and run.endings.is_short(self.stream, result):
+        if self.reads < MOST_READS and run.ending_streams.is_short(self.stream, result):
             # Not all confirmed points can be read yet. So points in doubt may be there too.
-            return Again(msgspec.structs.replace(self, reads=self.reads + 1), backoff.READ.pause_s(self.reads))
-        run.endings.read_back(self.stream, result)
+            return RetryAfter(msgspec.structs.replace(self, reads=self.reads + 1), backoff.READ.pause_s(self.reads))
+        run.ending_streams.note_read_back(self.stream, result)
         return None
 
-    def refused(self, run: ClaimedRun, error: ApiRefusedError) -> None:
+    def apply_refusal(self, run: ClaimedRun, error: ApiRefusedError) -> None:
         """Count none of the chunks in doubt as confirmed, because the stream cannot be read."""
-        run.endings.read_back(self.stream, {})
+        run.ending_streams.note_read_back(self.stream, {})
 
 
 def next_work(run: ClaimedRun) -> ReadBack | None:
     """End the streams of which nothing is under way. Return one whose chunks are in doubt, which is read first."""
-    book = run.book
+    book = run.task_book
 
     def is_under_way(number: int) -> bool:
         """Return True if an answer about what the stream holds is still to come."""
@@ -58,9 +58,9 @@ def next_work(run: ClaimedRun) -> ReadBack | None:
         run.previews.cut_short(run.streams[number])
         run.reload("a stream ended, and the rest goes on in a further one")
 
-    in_doubt = run.endings.end_streams(is_under_way, ended)
+    in_doubt = run.ending_streams.end_streams(is_under_way, ended)
     if in_doubt is None:
         return None
     stream = run.streams[in_doubt]
-    due = run.endings.due(in_doubt)
+    due = run.ending_streams.points_to_read(in_doubt)
     return ReadBack(in_doubt, stream.opening.label, stream.data_id or "", stream.family or "", due)

@@ -59,9 +59,9 @@ class Resolve(Work[Links], frozen=True, eq=False):
             links, physical_sample=None, physical_sample_id=sample, tags=tag_ids(client, links.tags)
         )
 
-    def apply(self, run: ClaimedRun, result: Links) -> None:
+    def apply_result(self, run: ClaimedRun, result: Links) -> None:
         """Note the ids. Streams are made with them."""
-        if self.order != run.pending_links.order:
+        if self.order != run.pending_links.edit_number:
             return  # another edit has come meanwhile
         if run.state.unresolved is not None:
             run.reload("rows that were only counted while the links were not found are to be sent")
@@ -70,7 +70,7 @@ class Resolve(Work[Links], frozen=True, eq=False):
     def park(self, run: ClaimedRun, reason: str) -> None:
         """Park the run. Its links are looked up again now and then."""
         reason = reason.replace(_EDIT, _EDIT.replace("RUN", run.header.run_uid[:UID_SHOWN]))
-        if self.order != run.pending_links.order or run.state.unresolved == reason:
+        if self.order != run.pending_links.edit_number or run.state.unresolved == reason:
             return
         run.ledger.note(Unresolved(reason))
         _logger.error(
@@ -81,7 +81,7 @@ class Resolve(Work[Links], frozen=True, eq=False):
 
 def next_work(run: ClaimedRun, now: float) -> Resolve | None:
     """Return the look-up if it is still to be made. One that found nothing comes again, by a monotonic clock."""
-    if not run.pending_links.to_resolve or run.book.holds(Kind.RESOLVE, RUN):
+    if not run.pending_links.to_resolve or run.task_book.holds(Kind.RESOLVE, RUN):
         return None
     if run.parked_for_good or run.state.discarded:
         return None
@@ -89,7 +89,7 @@ def next_work(run: ClaimedRun, now: float) -> Resolve | None:
         return None
     edited = run.state.edited
     label = (edited and edited.label) or run.header.label
-    return Resolve(RUN, label, run.pending_links.given, run.pending_links.order)
+    return Resolve(RUN, label, run.pending_links.named_links, run.pending_links.edit_number)
 
 
 def _find_project(client: Client, project_id: str) -> None:

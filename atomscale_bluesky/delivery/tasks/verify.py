@@ -13,7 +13,7 @@ from ...spool.ledger_format import Verified
 from ...spool.own_files import OUT_OF_RESOURCES
 from .. import backoff
 from .read_back import MOST_READS
-from .work import Again, Kind, Work, WorkerContext
+from .work import Kind, RetryAfter, Work, WorkerContext
 
 if TYPE_CHECKING:
     from ...checks.verification import Verification
@@ -41,25 +41,25 @@ class Verify(Work["Verification"], frozen=True, eq=False):
                 raise
             raise ApiRefusedError(f"the run cannot be verified: {error}") from error
 
-    def apply(self, run: ClaimedRun, result: Verification) -> Again | None:
+    def apply_result(self, run: ClaimedRun, result: Verification) -> RetryAfter | None:
         """Note that it is equal, or park the run if it is still not equal after `MOST_READS`."""
         if result.equal:
             run.ledger.note(Verified(run.now()))
         elif self.reads < MOST_READS:
             # Stored points may take a while until they can be read. That is no outage.
-            return Again(msgspec.structs.replace(self, reads=self.reads + 1), backoff.READ.pause_s(self.reads))
+            return RetryAfter(msgspec.structs.replace(self, reads=self.reads + 1), backoff.READ.pause_s(self.reads))
         else:
             run.park(f"read back, and not equal: {result}", _REMEDY)
         return None
 
-    def refused(self, run: ClaimedRun, error: ApiRefusedError) -> None:
+    def apply_refusal(self, run: ClaimedRun, error: ApiRefusedError) -> None:
         """Park the run, which stays in the spool."""
         run.park(str(error), _REMEDY)
 
 
 def next_work(run: ClaimedRun) -> Verify | None:
     """Return the comparison if it is wanted and all of the run is delivered."""
-    if run.header.keep != "verified" or not run.delivered or run.state.verified or run.book.holds_any(Kind.VERIFY):
+    if run.header.keep != "verified" or not run.delivered or run.state.verified or run.task_book.holds_any(Kind.VERIFY):
         return None
     for stream in run.streams.values():
         return Verify(stream.opening.stream, stream.opening.label, str(run.claim.folder))

@@ -1,11 +1,11 @@
 """What every kind of task has: an input that never changes, and functions that use it, each in a certain thread.
 
-    next_work   the deciding thread: may it run now? A function in each file. Notes what must be known after a crash
-    perform     a worker thread: sends the requests of one task. Touches no run and no ledger
-    apply       the deciding thread: notes in the run's ledger what the result means
-    refused     the deciding thread: Atomscale has refused it
-    failed      the deciding thread: it failed and may succeed later. Returns what is left to do
-    put_back    the deciding thread: no worker has begun it
+    next_work       the deciding thread: may it run now? A function in each file. Notes what must be known after a crash
+    perform         a worker thread: sends the requests of one task. Touches no run and no ledger
+    apply_result    the deciding thread: notes in the run's ledger what the result means
+    apply_refusal   the deciding thread: notes that Atomscale has refused it
+    apply_failure   the deciding thread: it failed and may succeed later. Returns what is left to do
+    put_back        the deciding thread: no worker has begun it
 
 What remains after a failure becomes a new input.
 """
@@ -47,23 +47,23 @@ class Kind(Enum):
     __hash__ = object.__hash__  # each exists once. The hash of `Enum` is a call in Python, several for each chunk.
 
 
-class Knowledge(msgspec.Struct):
+class ServerFacts(msgspec.Struct):
     """What is known about the server. Any worker may set each member."""
 
     family: str | None = None  # the one that streams are made in
     clock_measured: float = -math.inf  # when, monotonic
-    single_only: set[str] = set()  # families without chunk/multi
+    families_without_multi: set[str] = set()  # families without chunk/multi
 
 
 class WorkerContext(NamedTuple):
     """What a worker must know beside a task's input."""
 
-    knowledge: Knowledge
+    knowledge: ServerFacts
     attempts: int = 0  # how often the task failed before
     unexplained: int = 0  # how often it was refused while the catalogue did not tell about its stream
 
 
-class Again(NamedTuple):
+class RetryAfter(NamedTuple):
     """The rest of a task that is tried again although the server answers."""
 
     work: Work[Any]
@@ -106,19 +106,19 @@ class Work(msgspec.Struct, Generic[R], frozen=True, eq=False):
         """
         raise NotImplementedError
 
-    def apply(self, run: ClaimedRun, result: R) -> Again | None:
+    def apply_result(self, run: ClaimedRun, result: R) -> RetryAfter | None:
         """Note what the result means for the run. Return what is to be tried again, and when, or None."""
         raise NotImplementedError
 
-    def refused(self, run: ClaimedRun, error: ApiRefusedError) -> Again | None:
-        """Note that Atomscale has refused the task. Returns the same as `apply`."""
+    def apply_refusal(self, run: ClaimedRun, error: ApiRefusedError) -> RetryAfter | None:
+        """Note that Atomscale has refused the task. Returns the same as `apply_result`."""
         self.park(run, str(error))
 
     def park(self, run: ClaimedRun, reason: str) -> None:
         """Park what the task is about, until the operator acts or what is missing appears in Atomscale."""
         run.park_stream(self.stream, self.label, reason)
 
-    def failed(self, run: ClaimedRun, error: ApiError, part: R | None) -> Work[R] | None:
+    def apply_failure(self, run: ClaimedRun, error: ApiError, part: R | None) -> Work[R] | None:
         """Note the part that was done before an attempt failed. Return the rest, or None if there is none."""
         return self
 
