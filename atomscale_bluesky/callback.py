@@ -333,7 +333,7 @@ class AtomscaleCallback:
         # A weak reference: the uploader's threads must not keep a callback alive that nothing else refers to.
         this = weakref.ref(self)
 
-        def settle(folder: Path) -> None:
+        def complete_run(folder: Path) -> None:
             callback = this()
             if callback is not None:
                 callback.settle_open_runs(folder)
@@ -341,10 +341,10 @@ class AtomscaleCallback:
         if place == "thread":
             from .delivery.uploader import Uploader  # a third of the package, which other sessions do not need
 
-            return Uploader(self._spool, self.settings, settle=settle)
+            return Uploader(self._spool, self.settings, complete_run=complete_run)
         from .delivery.uploader_elsewhere import UploaderElsewhere  # takes a while, and most sessions have a thread
 
-        return UploaderElsewhere(self._spool, self.settings, start=place == "process", settle=settle)
+        return UploaderElsewhere(self._spool, self.settings, start=place == "process", complete_run=complete_run)
 
     def _make_announcer(self) -> Announcer | None:
         choice = self.settings.announce

@@ -143,12 +143,12 @@ class Uploader:
         if status == 200:
             self.taken.append(now)
             self.pause.note_success()
-            self.limit.answered(now, now - sent, BODY_BYTES, in_use=in_use)
+            self.limit.note_answer(now, now - sent, BODY_BYTES, in_use=in_use)
         else:
             self.refused.append(now)
             self.pause.note_failure(now, ApiUnavailableError("", status=status, retry_after_s=retry_after_s))
             overloaded = status == 429 or retry_after_s is not None
-            self.limit.failed(now, now - sent, overloaded=overloaded)
+            self.limit.note_failure(now, now - sent, overloaded=overloaded)
         self.numbers.append((now, self.permitted))
 
 

@@ -282,10 +282,10 @@ def _uploader(spool: Spool, settings: Settings, settle: Callable[[Path], None]) 
         from ..delivery.uploader import Uploader
 
         # It follows: another worker on this spool may die, and its runs are delivered too.
-        return Uploader(spool, settings, follow=True, settle=settle)
+        return Uploader(spool, settings, follow=True, complete_run=settle)
     from ..delivery.uploader_elsewhere import UploaderElsewhere
 
-    return UploaderElsewhere(spool, settings, start=settings.uploader == "process", settle=settle)
+    return UploaderElsewhere(spool, settings, start=settings.uploader == "process", complete_run=settle)
 
 
 def _tell_what_was_taken(intake: Intake) -> None:

@@ -55,7 +55,7 @@ class ActiveRuns:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.written_here: set[Path] = set()  # runs whose writer is in this process
-        self.begun: set[Path] = set()  # runs that began in this process and are still in the spool
+        self.begun_here: set[Path] = set()  # runs that began in this process and are still in the spool
         self.waiting = WaitingRuns()
         self._spool = spool
         self._endpoint = endpoint
@@ -65,10 +65,10 @@ class ActiveRuns:
         self._now = now
         self._monotonic = monotonic
         self._deliveries: dict[Path, RunDelivery] = {}
-        self._turn: deque[Path] = deque()  # whose task comes next
-        self._ledgers: dict[Path, tuple[int, float]] = {}  # how large each ledger was, and since when
-        self._not_delivered: set[Path] = set()  # runs that the log says are not delivered now
-        self._found: set[Path] = set()  # runs that the log says were found
+        self._turns: deque[Path] = deque()  # whose task comes next
+        self._ledger_sizes: dict[Path, tuple[int, float]] = {}  # how large each ledger was, and since when
+        self._logged_undelivered: set[Path] = set()  # runs that the log says are not delivered now
+        self._logged_found: set[Path] = set()  # runs that the log says were found
 
     def __iter__(self) -> Iterator[RunDelivery]:
         """Return the deliveries of this moment. They may be changed meanwhile."""
@@ -84,18 +84,18 @@ class ActiveRuns:
         """Return the delivery of the run in a folder, or None if it is not active."""
         return self._deliveries.get(folder)
 
-    def holds(self, delivery: RunDelivery) -> bool:
+    def is_active(self, delivery: RunDelivery) -> bool:
         """Return True if the delivery is active: its run was not released, and not claimed again."""
         return self._deliveries.get(delivery.claim.folder) is delivery
 
-    def in_turn(self) -> RunDelivery:
+    def next_in_turn(self) -> RunDelivery:
         """Return the delivery whose turn it is. The next call returns the one after it."""
-        folder = self._turn[0]
-        self._turn.rotate(-1)
+        folder = self._turns[0]
+        self._turns.rotate(-1)
         return self._deliveries[folder]
 
     @property
-    def places(self) -> int:
+    def free_places(self) -> int:
         """Return how many further runs can become active at once. Any thread may ask."""
         return MAX_ACTIVE - len(self._deliveries)
 
@@ -129,7 +129,7 @@ class ActiveRuns:
         """Read the files of an active run again from their beginning, without releasing its lock."""
         folder = delivery.claim.folder
         lock = self._deliveries.pop(folder).hand_over()
-        self._turn.remove(folder)
+        self._turns.remove(folder)
         self.claim(folder, lock)
 
     def release(self, delivery: RunDelivery) -> None:
@@ -149,13 +149,13 @@ class ActiveRuns:
         sizes = file_sizes(folder)
         self.guarded(delivery, delivery.obey_orders)
         idle = delivery.idle and self.guarded(delivery, delivery.run.run_chunker.everything_read)
-        if not self.holds(delivery):
+        if not self.is_active(delivery):
             return True  # its files cannot be used
         if not idle:
             delivery.wake()
             return False
         self.guarded(delivery, delivery.log_what_is_left)
-        if self.holds(delivery):
+        if self.is_active(delivery):
             self.release(delivery)
             no_more_comes = delivery.run.stopped or delivery.run.parked
             reason = Reason.NEEDS_OPERATOR if no_more_comes else Reason.NOTHING_TO_SEND
@@ -168,13 +168,13 @@ class ActiveRuns:
         for delivery in self:
             if delivery.finished and delivery.run.task_book.in_flight == 0 and self.guarded(delivery, delivery.finish):
                 self._remove(delivery.claim.folder)
-                self.drop(delivery.claim.folder)
+                self.forget(delivery.claim.folder)
 
-    def drop(self, folder: Path) -> None:
+    def forget(self, folder: Path) -> None:
         """Forget a run that has left the spool."""
         self.waiting.forget(folder)
         self._listing.forget(folder)
-        for known in (self.written_here, self.begun, self._not_delivered, self._found):
+        for known in (self.written_here, self.begun_here, self._logged_undelivered, self._logged_found):
             known.discard(folder)
 
     def note_progress(self) -> None:
@@ -182,12 +182,12 @@ class ActiveRuns:
         now = self._monotonic()
         for delivery in self:
             folder, size = delivery.claim.folder, delivery.claim.ledger.size
-            if self._ledgers.get(folder, (-1, 0.0))[0] != size:
-                self._ledgers[folder] = (size, now)
+            if self._ledger_sizes.get(folder, (-1, 0.0))[0] != size:
+                self._ledger_sizes[folder] = (size, now)
 
     def stuck_s(self, delivery: RunDelivery) -> float:
         """Return for how long a run's ledger has not grown, as far as `note_progress` has seen."""
-        return self._monotonic() - self._ledgers[delivery.claim.folder][1]
+        return self._monotonic() - self._ledger_sizes[delivery.claim.folder][1]
 
     def close(self) -> None:
         """Release every run as it is."""
@@ -199,8 +199,8 @@ class ActiveRuns:
         sizes = file_sizes(folder)
         found = self._spool.find_run(folder)
         if found is not None and found.endpoint != self._endpoint:
-            if folder not in self._not_delivered:
-                self._not_delivered.add(folder)
+            if folder not in self._logged_undelivered:
+                self._logged_undelivered.add(folder)
                 spooled = found.endpoint == found.header.endpoint
                 _logger.warning(
                     "run %s was %s %s and waits for an uploader with that endpoint",
@@ -211,7 +211,7 @@ class ActiveRuns:
         claim = self._spool.claim(folder, lock, found=found)
         if claim is None:
             if not folder.exists():
-                self.drop(folder)
+                self.forget(folder)
             elif found is None and not is_beginning(folder):
                 self.waiting.set_aside(folder, SetAside(Reason.EMPTY, sizes))
             else:
@@ -226,8 +226,8 @@ class ActiveRuns:
             delivery = RunDelivery(claim, knowledge=self._knowledge, now=self._now, gil_yield=self._gil_yield)
             delivery.obey_orders()
             if folder not in self.written_here:
-                if folder not in self._found and folder not in self.begun:
-                    self._found.add(folder)
+                if folder not in self._logged_found and folder not in self.begun_here:
+                    self._logged_found.add(folder)
                     _logger.info("run %s was found in the spool; its delivery goes on", claim.header.run_uid)
                 delivery.complete_if_interrupted()
         except BaseException:
@@ -235,17 +235,17 @@ class ActiveRuns:
             raise
         self.waiting.forget(folder)
         self._deliveries[folder] = delivery
-        self._turn.append(folder)
-        self._ledgers[folder] = (claim.ledger.size, self._monotonic())
+        self._turns.append(folder)
+        self._ledger_sizes[folder] = (claim.ledger.size, self._monotonic())
 
     def _remove(self, folder: Path) -> None:
         del self._deliveries[folder]
-        self._turn.remove(folder)
-        self._ledgers.pop(folder, None)
+        self._turns.remove(folder)
+        self._ledger_sizes.pop(folder, None)
 
     def _set_broken_aside(self, folder: Path, error: Exception) -> None:
         self.waiting.set_aside(folder, SetAside(Reason.BROKEN))
-        if folder not in self._not_delivered:
-            self._not_delivered.add(folder)
+        if folder not in self._logged_undelivered:
+            self._logged_undelivered.add(folder)
             expected = isinstance(error, OSError)  # a SpoolError is one
             _logger.error("run in %s cannot be delivered now, it is kept: %s", folder, error, exc_info=not expected)

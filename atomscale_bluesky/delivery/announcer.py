@@ -270,7 +270,7 @@ class _Run:
             SpoolError: The journal cannot be read.
         """
         account, reader, gil_yield = Account(), RunReader(self.folder), GilYield()
-        gil_yield.asked = True
+        gil_yield.enabled = True
         try:
             account.read_on(reader, gil_yield.worked_through)
         finally:

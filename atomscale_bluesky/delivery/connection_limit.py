@@ -59,19 +59,23 @@ class ConnectionLimit:
     def __init__(self, most: int) -> None:
         self._most = most
         self._number = min(FIRST, most)
-        self._doubles = True  # nothing has spoken against more
+        self._still_doubles = True  # nothing has spoken against more
         self._changed_at = 0.0  # when the number last changed
-        self._times: dict[int, list[float]] = {}  # of the present block, by class of size
+        self._times_by_size: dict[int, list[float]] = {}  # of the present block, by class of size
         self._answers = self._in_use = 0  # of the present block; those that came while all connections were in use
-        self._all_answers = 0  # since `_since`, also those to requests that left before the last change
-        self._since = 0.0
-        self._worth: tuple[int, float] | None = None  # the last number that was worth it, and its answers per second
+        self._answers_since = 0  # since `_counted_since`, also those to requests that left before the last change
+        self._counted_since = 0.0
+        self._last_worth_it: tuple[int, float] | None = (
+            None  # the last number that was worth it, and its answers per second
+        )
         self._quickest: dict[int, float] = {}  # the quick quarter of the quickest block, by class of size
         self._measure_at: float | None = None
-        self._before = 0  # while the quickest times are measured: the number before
+        self._number_before_measuring = 0  # while the quickest times are measured: the number before
         self._outcomes: deque[bool] = deque(maxlen=WINDOW)  # of the last requests, True for those that failed
-        self._by_chance = 0.0  # the share of requests that fails whatever the number is
-        self._before_half: tuple[int, float] | None = None  # until that is found: the number, and the share that failed
+        self._chance_failures = 0.0  # the share of requests that fails whatever the number is
+        self._before_halving: tuple[int, float] | None = (
+            None  # until that is found: the number, and the share that failed
+        )
         self._failing_since: float | None = None  # nothing has succeeded since
         self._refused_number: int | None = None  # was refused, and not tried since
         self._hold_s = HOLD_S
@@ -91,10 +95,10 @@ class ConnectionLimit:
     @most.setter
     def most(self, most: int) -> None:
         if most < self._number:
-            self._number, self._before = most, 0
+            self._number, self._number_before_measuring = most, 0
         self._most = most
 
-    def answered(self, now: float, took_s: float, size: int, *, in_use: bool) -> None:
+    def note_answer(self, now: float, took_s: float, size: int, *, in_use: bool) -> None:
         """Take a request that the server has done or refused for its content.
 
         Args:
@@ -104,25 +108,26 @@ class ConnectionLimit:
             in_use: True if as many requests were under way as permitted.
         """
         if self._failing_since is not None and now - self._failing_since >= OUTAGE_S:
-            self._begin_again(now)
+            self._begin_as_at_first(now)
         self._failing_since = None
-        if not self._all_answers:
-            self._since = max(self._since, now - took_s)  # nothing was under way before
-        self._all_answers += 1
-        if now - took_s < self._changed_at and not self._doubles:
+        if not self._answers_since:
+            self._counted_since = max(self._counted_since, now - took_s)  # nothing was under way before
+        self._answers_since += 1
+        if now - took_s < self._changed_at and not self._still_doubles:
             return  # it left under another number
-        self._note(now, failed=False)
-        self._times.setdefault(size.bit_length(), []).append(took_s)
+        self._note_outcome(now, failed=False)
+        self._times_by_size.setdefault(size.bit_length(), []).append(took_s)
         self._answers += 1
         self._in_use += in_use
-        if self._before:
-            over = self._answers >= BLOCK // 2 and now >= self._changed_at + CALM_S
-        else:
-            over = self._answers >= max(self.number, BLOCK // 2 if self._doubles else BLOCK)
-        if over:
-            self._judge(now)
+        if self._block_is_over(now):
+            self._end_block(now)
 
-    def failed(self, now: float, took_s: float, *, overloaded: bool) -> None:
+    def _block_is_over(self, now: float) -> bool:
+        if self._number_before_measuring:
+            return self._answers >= BLOCK // 2 and now >= self._changed_at + CALM_S
+        return self._answers >= max(self.number, BLOCK // 2 if self._still_doubles else BLOCK)
+
+    def note_failure(self, now: float, took_s: float, *, overloaded: bool) -> None:
         """Take a request that failed in a way that can clear.
 
         Args:
@@ -135,81 +140,94 @@ class ConnectionLimit:
             self._failing_since = math.inf if overloaded else now
         if now - took_s < self._changed_at:
             return  # it left before the last change, which was for others of its kind
-        self._note(now, failed=True)
+        self._note_outcome(now, failed=True)
         if not first_in_row:
             return  # now one request at a time finds out whether the server is there
         failed = sum(self._outcomes)
         if overloaded:
             if now - self._halved_at >= GROW_S:  # the server may need a moment to get over what it has refused
                 self._halve(now)
-        elif self._before_half is None and failed >= FAILED + 2 * self._by_chance * WINDOW:
-            self._before_half = self.number, failed / len(self._outcomes)
+        elif self._before_halving is None and failed >= FAILED + 2 * self._chance_failures * WINDOW:
+            self._before_halving = self.number, failed / len(self._outcomes)
             self._halve(now)
 
-    def _note(self, now: float, *, failed: bool) -> None:
+    def _note_outcome(self, now: float, *, failed: bool) -> None:
         self._outcomes.append(failed)
-        if self._before_half is None or len(self._outcomes) < WINDOW:
+        if self._before_halving is None or len(self._outcomes) < WINDOW:
             return
-        (number, share), self._before_half = self._before_half, None
+        (number, share), self._before_halving = self._before_halving, None
         remains = sum(self._outcomes) / WINDOW
         if REMAINS * share <= remains <= CHANCE:
-            self._by_chance, self._refused_number = remains, None
+            self._chance_failures, self._refused_number = remains, None
             self._change(now, number)
 
-    def _begin_again(self, now: float) -> None:
-        self._doubles, self._before, self._refused_number, self._worth = True, 0, None, None
+    def _begin_as_at_first(self, now: float) -> None:
+        self._still_doubles, self._number_before_measuring, self._refused_number, self._last_worth_it = (
+            True,
+            0,
+            None,
+            None,
+        )
         self._outcomes.clear()
-        self._clear(now)
+        self._begin_block(now)
         self._change(now, min(self._number, FIRST))
 
-    def _judge(self, now: float) -> None:
+    def _end_block(self, now: float) -> None:
         """Change the number at the end of a block of answers, if they speak for that."""
         if self._measure_at is None or now > self._measure_at + MISSED_S:
             self._measure_at = (now // MEASURE_S + 1) * MEASURE_S
         in_use = 2 * self._in_use >= self._answers
-        rate = self._all_answers / max(now - self._since, 1e-6)
-        times = sorted(took for times in self._times.values() for took in times)
+        rate = self._answers_since / max(now - self._counted_since, 1e-6)
+        times = sorted(took for times in self._times_by_size.values() for took in times)
         usual_s = times[len(times) // 2]
-        slowdown = self._slowdown(replace=bool(self._before))
-        self._clear(now)
-        if self._before:
-            self._change(now, self._before)
-            self._before = 0
+        slowdown = self._slowdown(replace=bool(self._number_before_measuring))
+        self._begin_block(now)
+        if self._number_before_measuring:
+            self._change(now, self._number_before_measuring)
+            self._number_before_measuring = 0
         elif not in_use:
             return
         elif not self._is_worth_it(rate):
-            self._doubles = False
+            self._still_doubles = False
             self._hold_below(now, self.number)
-            self._change(now, self._worth[0] if self._worth else self.number)
-        elif now >= self._measure_at and not self._doubles:
-            # Until then the server is busy with what left before, also from others.
-            calm_at = max(now + usual_s, self._measure_at + CALM_S)
-            self._measure_at = (now // MEASURE_S + 1) * MEASURE_S
-            self._before = self.number
-            self._change(now, self.number // 4)
-            self._changed_at = calm_at
+            self._change(now, self._last_worth_it[0] if self._last_worth_it else self.number)
+        elif now >= self._measure_at and not self._still_doubles:
+            self._begin_to_measure(now, self._measure_at, usual_s)
         elif slowdown >= SLOW:
-            self._doubles = False
+            self._still_doubles = False
             self._change(now, max(self.number * 3 // 4, min(self.number, FIRST)))
-        elif self._doubles:
+        elif self._still_doubles:
             self._change(now, 2 * self.number)
-            self._doubles = self.number < self._most
+            self._still_doubles = self.number < self._most
         elif now - self._changed_at >= GROW_S:
             self._grow(now)
 
+    def _begin_to_measure(self, now: float, planned_at: float, usual_s: float) -> None:
+        """Use a quarter of the connections until the time of a quick answer is measured."""
+        # Until then the server is busy with what left before, also from others.
+        calm_at = max(now + usual_s, planned_at + CALM_S)
+        self._measure_at = (now // MEASURE_S + 1) * MEASURE_S
+        self._number_before_measuring = self.number
+        self._change(now, self.number // 4)
+        self._changed_at = calm_at
+
     def _is_worth_it(self, rate: float) -> bool:
         """Return False if more connections than before have brought too few more answers per second."""
-        if self._worth is None or self.number <= self._worth[0]:
-            known = self._worth[1] if self._worth is not None and self._worth[0] == self.number else rate
-            self._worth = self.number, known + LEARN * (rate - known)
+        if self._last_worth_it is None or self.number <= self._last_worth_it[0]:
+            known = (
+                self._last_worth_it[1]
+                if self._last_worth_it is not None and self._last_worth_it[0] == self.number
+                else rate
+            )
+            self._last_worth_it = self.number, known + LEARN * (rate - known)
             return True
-        number, before = self._worth
+        number, before = self._last_worth_it
         factor = self.number / number
         if factor < STEP:
             return True
         if rate < before * (1.0 + GAIN * (factor - 1.0)):
             return False
-        self._worth = self.number, rate
+        self._last_worth_it = self.number, rate
         return True
 
     def _hold_below(self, now: float, number: int) -> None:
@@ -228,28 +246,28 @@ class ConnectionLimit:
         self._change(now, self.number + 1)
 
     def _halve(self, now: float) -> None:
-        refused = self._before or self.number
+        refused = self._number_before_measuring or self.number
         self._hold_below(now, refused)
-        self._doubles, self._before = False, 0
+        self._still_doubles, self._number_before_measuring = False, 0
         self._outcomes.clear()
-        self._clear(now)
+        self._begin_block(now)
         self._halved_at = now
         self._change(now, refused // 2)
 
     def _change(self, now: float, number: int) -> None:
         self._number = max(1, min(number, self._most))
-        self._changed_at = self._since = now
-        self._all_answers = 0
+        self._changed_at = self._counted_since = now
+        self._answers_since = 0
 
-    def _clear(self, now: float) -> None:
-        self._all_answers, self._since = 0, now
-        self._times.clear()
+    def _begin_block(self, now: float) -> None:
+        self._answers_since, self._counted_since = 0, now
+        self._times_by_size.clear()
         self._answers = self._in_use = 0
 
     def _slowdown(self, *, replace: bool) -> float:
         """Return how many times as long the answers of the block took as the quickest ever did."""
         total = 0.0
-        for size, times in self._times.items():
+        for size, times in self._times_by_size.items():
             quick = sorted(times)[len(times) // 4]
             known = self._quickest.get(size, quick)
             least = quick if replace else known + LEARN * min(0.0, quick - known)

@@ -27,7 +27,7 @@ class Deliverer(ABC):
 
     @property
     @abstractmethod
-    def _is_here(self) -> bool:
+    def _is_own_thread(self) -> bool:
         """Return True in a thread of its own, where a log handler has called the callback."""
 
     @abstractmethod
@@ -73,5 +73,5 @@ class Deliverer(ABC):
             True if every stopped run is finalized, and every full chunk of the others is confirmed. False at the
             time-out, at once if the rest waits for the operator, and in its own threads, which must not wait.
         """
-        drain = None if self._is_here else self.ask_whether_drained()
+        drain = None if self._is_own_thread else self.ask_whether_drained()
         return drain is not None and drain.wait(timeout_s)

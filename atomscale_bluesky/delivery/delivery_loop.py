@@ -51,9 +51,9 @@ FOLLOW_S = 0.2
 # How often the spool is searched for runs that no process delivers, and for writers that have died.
 SCAN_S = 2.0
 # No more connections than this while a plan runs in this process: each is a thread that the plan's thread waits for.
-BESIDE_A_PLAN = 8
+MAX_BESIDE_A_PLAN = 8
 # Up to this many further tasks lie ready, and no more than there are connections.
-READY = 8
+MAX_READY = 8
 # A finished run's files are closed by their writer a moment after its stop.
 FINISH_S = 0.02
 
@@ -88,7 +88,7 @@ class DeliveryLoop:
         inbox: The messages: the classes above, `Report`, `ClockReading`, `Drain`, and the folder of a run that was
             written on, or None to take another step.
         follow: True if it serves other processes, which send no messages. Then it polls.
-        settle: Has the writer in this process complete the run in a folder whose stop document never came.
+        complete_run: Has the writer in this process complete the run in a folder whose stop document never came.
         now, monotonic, jitter: The clocks and the chance that tests hand in.
     """
 
@@ -99,14 +99,14 @@ class DeliveryLoop:
         inbox: queue.SimpleQueue[object],
         *,
         follow: bool,
-        settle: Callable[[Path], None],
+        complete_run: Callable[[Path], None],
         now: Callable[[], float],
         monotonic: Callable[[], float],
         jitter: Callable[[], float],
     ) -> None:
         self.idle_since: float | None = None  # monotonic: since when nothing moves and none of its runs is written
         self.runs_begun = 0  # how many `RunBegun` it has received
-        self.over = False  # it has ended and receives no further message
+        self.has_ended = False  # it has ended and receives no further message
         self._spool = spool
         self._settings = settings
         self._inbox = inbox
@@ -115,9 +115,9 @@ class DeliveryLoop:
         self._spool_changed_at = 0
         self._next_scan = 0.0
         self._retired = False
-        self._refused = False  # the system refused something at the last step
+        self._system_refused = False  # the system refused something at the last step
         self._unforeseen = UnforeseenErrors(spool.path)
-        self._held: deque[object] = deque()  # messages that came while it waited after an unforeseen error
+        self._held_messages: deque[object] = deque()  # messages that came while it waited after an unforeseen error
         self._drains = OpenDrains()
         self._drain_check = DrainCheck(spool, settings.endpoint)  # for runs that others deliver
         self._gil_yield = GilYield()
@@ -127,7 +127,7 @@ class DeliveryLoop:
             spool,
             settings.endpoint,
             knowledge=knowledge,
-            settle=settle,
+            complete_run=complete_run,
             now=now,
             monotonic=monotonic,
             gil_yield=self._gil_yield,
@@ -145,19 +145,19 @@ class DeliveryLoop:
                 pass
         finally:
             try:
-                self.workers.take_back()  # it stays in the spool
-                self.workers.dismiss()
+                self.workers.take_back_tasks()  # it stays in the spool
+                self.workers.end_threads()
                 self._active.close()
             finally:
                 self._drains.answer(self._drains.still_open(), False)
-                self.over = True
+                self.has_ended = True
                 self.refuse_messages()
 
     def refuse_messages(self) -> None:
         """Release the locks of runs that began too late, and answer the drains that came too late. Any thread may."""
         with suppress(queue.Empty, IndexError):
             while True:
-                message = self._held.popleft() if self._held else self._inbox.get_nowait()
+                message = self._held_messages.popleft() if self._held_messages else self._inbox.get_nowait()
                 if isinstance(message, RunBegun) and message.lock is not None:
                     message.lock.release()
                 elif isinstance(message, Drain):
@@ -172,9 +172,9 @@ class DeliveryLoop:
         try:
             goes_on = self._step()
         except OSError as error:
-            if not self._refused:
+            if not self._system_refused:
                 _logger.warning("the uploader waits, because the operating system refused a call: %s", error)
-            self._refused = True
+            self._system_refused = True
             time.sleep(POLL_S)
             return True
         except Exception as error:  # noqa: BLE001 - a mistake of ours must not end all delivery: it is logged
@@ -182,7 +182,7 @@ class DeliveryLoop:
                 return False
             self._begin_again()
             return True
-        self._refused = False
+        self._system_refused = False
         return goes_on
 
     def _wait_after(self, error: Exception) -> bool:
@@ -193,7 +193,7 @@ class DeliveryLoop:
         self.idle_since = None
         end = time.monotonic() + self._unforeseen.note(error)
         self.retries.note_failure(f"the uploader failed unexpectedly, see the log: {type(error).__name__}: {error}")
-        self.workers.take_back()
+        self.workers.take_back_tasks()
         while (left_s := end - time.monotonic()) > 0 or self.workers.in_flight:
             self.workers.cut_if_late()
             try:
@@ -204,11 +204,11 @@ class DeliveryLoop:
                 case EndLoop():
                     return False
                 case Report():  # the files tell what to do again
-                    self.workers.returned()
+                    self.workers.note_returned()
                     if message.outcome.error is not None:
-                        self.workers.go_on()
+                        self.workers.resume_failed()
                 case _:
-                    self._held.append(message)
+                    self._held_messages.append(message)
         return True
 
     def _begin_again(self) -> None:
@@ -220,27 +220,27 @@ class DeliveryLoop:
         self.runs = self._make_scheduler()
         self._active = self.runs.active
         self._active.written_here |= before.written_here
-        self._active.begun |= before.begun
+        self._active.begun_here |= before.begun_here
         self._next_scan = 0.0
 
     def _step(self) -> bool:
         """Give out what can be done, receive the messages that are there or the next one. Return False to end."""
-        while self._held:
-            self._receive(self._held.popleft())
+        while self._held_messages:
+            self._receive(self._held_messages.popleft())
         beside_a_plan = bool(self._active.written_here)
-        self._gil_yield.asked = beside_a_plan
+        self._gil_yield.enabled = beside_a_plan
         most = self._settings.max_connections
-        self._connections.most = min(most, BESIDE_A_PLAN) if beside_a_plan else most
-        self.workers.use(self._connections.number)
+        self._connections.most = min(most, MAX_BESIDE_A_PLAN) if beside_a_plan else most
+        self.workers.permit(self._connections.number)
         self.workers.cut_if_late()
         if self._monotonic() >= self._next_scan or (self._follow and self._spool_has_changed()):
             self.runs.scan(calm=not self.retries.pause.failures)
             self._next_scan = self._monotonic() + SCAN_S
-        busy = self._give_tasks()
+        busy = self._give_out_tasks()
         self._active.finish_runs()
         if self.runs.start_again_where_due():
             self._inbox.put(None)
-        if self.runs.turns.fill():
+        if self.runs.turns.fill_places():
             self._inbox.put(None)
         can_move = self._can_move(busy)
         self._answer_drains(can_move)
@@ -264,26 +264,26 @@ class DeliveryLoop:
         match message:
             case Report(delivery, outcome):
                 try:
-                    self._learn_from(message)
+                    self._adapt_connections(message)
                 finally:
-                    self.workers.returned()
-                if self._active.holds(delivery):  # if it was released meanwhile, its files tell what to do again
+                    self.workers.note_returned()
+                if self._active.is_active(delivery):  # if it was released meanwhile, its files tell what to do again
                     self._active.guarded(delivery, lambda: self.retries.apply_outcome(delivery, outcome))
                 if outcome.error is not None:
                     if self.retries.pause.failures:
                         self._take_back()
-                    self.workers.go_on()
+                    self.workers.resume_failed()
             case Path():
-                self.runs.written(message)
+                self.runs.note_written(message)
             case RunBegun():
                 self.runs_begun += 1
-                self.runs.begin(message.folder, message.lock)
+                self.runs.take_up(message.folder, message.lock)
             case Retire():
                 self._retired = True
                 self._spool.writers.close_all()
-                self.runs.writers_gone()
+                self.runs.note_all_writers_gone()
             case WriterGone():
-                self.runs.writer_gone(message.folder)
+                self.runs.note_writer_gone(message.folder)
             case ClockReading():
                 self._note_clock(message)
             case Drain():
@@ -293,18 +293,18 @@ class DeliveryLoop:
             case _:
                 pass
 
-    def _learn_from(self, report: Report) -> None:
+    def _adapt_connections(self, report: Report) -> None:
         """Let the number of connections follow from how the server has answered."""
         traffic, error = report.traffic, report.outcome.error
         if not traffic.requests:
             return
         now, each_s = self._monotonic(), traffic.waited_s / traffic.requests
         if isinstance(error, ApiUnavailableError):
-            self._connections.failed(now, each_s, overloaded=error.status == 429 or bool(error.retry_after_s))
+            self._connections.note_failure(now, each_s, overloaded=error.status == 429 or bool(error.retry_after_s))
         elif report.outcome.task.kind is Kind.PUSH:  # other requests take other times
             in_use = self.workers.in_flight >= self._connections.number
-            self._connections.answered(now, each_s, traffic.sent_bytes // traffic.requests, in_use=in_use)
-        self.workers.use(self._connections.number)
+            self._connections.note_answer(now, each_s, traffic.sent_bytes // traffic.requests, in_use=in_use)
+        self.workers.permit(self._connections.number)
 
     def _note_clock(self, reading: ClockReading) -> None:
         note = ClockNote(self._settings.endpoint, reading.offset_s, reading.delay_s, time.time())
@@ -313,25 +313,25 @@ class DeliveryLoop:
         except OSError as error:
             _logger.debug("the clock's offset could not be noted: %s", error)
 
-    def _give_tasks(self) -> bool:
+    def _give_out_tasks(self) -> bool:
         """Give tasks to workers while there are both. Return True if anything is under way or can be at once."""
         now = self._monotonic()
         pause = self.retries.pause
         idle_turns = 0
         while self.workers.in_flight < self._max_in_flight and idle_turns < len(self._active) and pause.is_over(now):
-            delivery = self._active.in_turn()
+            delivery = self._active.next_in_turn()
             task = self._active.guarded(delivery, lambda delivery=delivery: delivery.next_task(now))
             if task is None:
                 idle_turns += 1
                 continue
             idle_turns = 0
-            self.workers.give(delivery, task)
+            self.workers.queue_task(delivery, task)
         return self.workers.in_flight > 0 or self._more_to_read
 
     def _take_back(self) -> None:
         """Take back the tasks that no worker has begun: the server fails, so they wait with the rest."""
-        for delivery, task in self.workers.take_back():
-            if self._active.holds(delivery):
+        for delivery, task in self.workers.take_back_tasks():
+            if self._active.is_active(delivery):
                 self._active.guarded(delivery, lambda delivery=delivery, task=task: delivery.put_back(task))
 
     @property
@@ -340,7 +340,7 @@ class DeliveryLoop:
         if self.retries.pause.failures:
             return 1
         number = self._connections.number
-        return number + min(number, READY)
+        return number + min(number, MAX_READY)
 
     @property
     def _more_to_read(self) -> bool:
@@ -349,7 +349,7 @@ class DeliveryLoop:
     def _spool_has_changed(self) -> bool:
         """Return True if a run has come or gone since the last call, or one that came has no header yet."""
         before, self._spool_changed_at = self._spool_changed_at, self._spool.changed_at()
-        return before != self._spool_changed_at or self.runs.unready
+        return before != self._spool_changed_at or self.runs.has_run_without_header
 
     def _poll_s(self) -> float:
         if not self._follow:

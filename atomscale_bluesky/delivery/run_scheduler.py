@@ -36,7 +36,7 @@ class RunScheduler:
         spool: Whose runs.
         endpoint: Where they are to go. Runs for another endpoint are left alone.
         knowledge: What is known about the server.
-        settle: Has the writer in this process complete the run in a folder whose stop document never came.
+        complete_run: Has the writer in this process complete the run in a folder whose stop document never came.
         gil_yield: Makes way for a plan's thread.
         now, monotonic: The clocks that tests hand in.
     """
@@ -47,7 +47,7 @@ class RunScheduler:
         endpoint: str,
         *,
         knowledge: ServerFacts | None = None,
-        settle: Callable[[Path], None] = lambda folder: None,
+        complete_run: Callable[[Path], None] = lambda folder: None,
         gil_yield: GilYield | None = None,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -64,7 +64,7 @@ class RunScheduler:
         )
         self.turns = Turns(self.active, gil_yield, monotonic)
         self._spool = spool
-        self._settle = settle
+        self._complete_run = complete_run
         self._ordered_at = -1
         self._check_all = True
 
@@ -79,7 +79,7 @@ class RunScheduler:
         return self.active.waiting.needs_operator or any(delivery.needs_operator for delivery in self.active)
 
     @property
-    def unready(self) -> bool:
+    def has_run_without_header(self) -> bool:
         """Return True if a run that is just beginning had no header yet."""
         return self.active.waiting.count(Reason.NO_HEADER_YET) > 0
 
@@ -87,7 +87,7 @@ class RunScheduler:
     def anything_open(self) -> bool:
         """Return True if a run may still get readings."""
         return (
-            self.unready
+            self.has_run_without_header
             or self.active.waiting.count(Reason.NOTHING_TO_SEND) > 0
             or any(not (delivery.run.stopped or delivery.run.parked) for delivery in self.active)
         )
@@ -107,10 +107,10 @@ class RunScheduler:
             folder = delivery.claim.folder
             active.guarded(delivery, delivery.obey_orders)
             if delivery.settle_ordered and folder in self.active.written_here:
-                active.guarded(delivery, partial(self._settle, folder))
+                active.guarded(delivery, partial(self._complete_run, folder))
             if folder not in self.active.written_here and not delivery.run.stopped and folder in active:
                 active.guarded(delivery, delivery.complete_if_interrupted)
-            if active.holds(delivery) and delivery.idle:
+            if active.is_active(delivery) and delivery.idle:
                 active.guarded(delivery, delivery.close_files)
         try:
             come, gone = self._listing.update()
@@ -121,15 +121,15 @@ class RunScheduler:
             if folder not in active and folder not in self.active.waiting:
                 self.active.waiting.queue(folder, live=folder in self.active.written_here)
         for folder in gone:
-            active.drop(folder)
+            active.forget(folder)
         self._queue_what_can_go_on()
         active.note_progress()
-        self.turns.fill()
-        if self.active.waiting.any_queued and active.places <= 0:
-            self.turns.give(calm=calm)
-            self.turns.fill()
+        self.turns.fill_places()
+        if self.active.waiting.any_queued and active.free_places <= 0:
+            self.turns.give_turns(calm=calm)
+            self.turns.fill_places()
 
-    def begin(self, folder: Path, lock: RunLock | None) -> None:
+    def take_up(self, folder: Path, lock: RunLock | None) -> None:
         """Take up a run that begins in this process.
 
         Args:
@@ -137,18 +137,18 @@ class RunScheduler:
             lock: Its deliverer's lock, if this process holds it already. Released unless the run becomes active.
         """
         self.active.written_here.add(folder)
-        self.active.begun.add(folder)
+        self.active.begun_here.add(folder)
         if folder in self.active:  # a scan has found it before this message came
             return
         self.active.waiting.forget(folder)
-        if self.active.places > 0 or self.turns.make_room():
+        if self.active.free_places > 0 or self.turns.free_a_place():
             self.active.claim(folder, lock)
             return
         if lock is not None:
             lock.release()
         self.active.waiting.queue(folder, live=True)
 
-    def written(self, folder: Path) -> None:
+    def note_written(self, folder: Path) -> None:
         """Note that a run of this process has something to send."""
         delivery = self.active.get(folder)
         if delivery is not None:
@@ -156,7 +156,7 @@ class RunScheduler:
         elif self.active.waiting.reason(folder) is Reason.NOTHING_TO_SEND:
             self.active.waiting.queue(folder, live=folder in self.active.written_here)
 
-    def writer_gone(self, folder: Path) -> None:
+    def note_writer_gone(self, folder: Path) -> None:
         """Note that the writer in this process has finished with a run."""
         self.active.written_here.discard(folder)
         delivery = self.active.get(folder)
@@ -165,10 +165,10 @@ class RunScheduler:
         elif folder in self.active.waiting and self.active.waiting.reason(folder) in {None, Reason.NOTHING_TO_SEND}:
             self.active.waiting.queue(folder, live=False)
 
-    def writers_gone(self) -> None:
+    def note_all_writers_gone(self) -> None:
         """Note that nothing writes in this process any more, and complete what was being written."""
         for folder in list(self.active.written_here):
-            self.writer_gone(folder)
+            self.note_writer_gone(folder)
         for delivery in self.active:
             self.active.guarded(delivery, delivery.complete_if_interrupted)
 
@@ -184,7 +184,7 @@ class RunScheduler:
         ordered_at = self._spool.ordered_at()
         by_size = self._check_all or ordered_at != self._ordered_at
         by_opening, self._check_all, self._ordered_at = self._check_all, False, ordered_at
-        for folder in self.active.waiting.check(self._is_due, all_by_size=by_size, all_by_opening=by_opening):
+        for folder in self.active.waiting.find_due(self._is_due, all_by_size=by_size, all_by_opening=by_opening):
             self.active.waiting.queue(folder, live=folder in self.active.written_here)
 
     def _is_due(self, folder: Path, known: SetAside) -> bool:
@@ -197,17 +197,17 @@ class RunScheduler:
     def _can_go_on(self, folder: Path, known: SetAside) -> bool:
         if known.reason is Reason.CLAIMED_ELSEWHERE:
             if folder in self.active.written_here:
-                self._settle_if_ordered(folder)
+                self._complete_if_settled(folder)
             return not self._spool.uploader_alive(folder)
         if known.reason in {Reason.NO_HEADER_YET, Reason.BROKEN} or file_sizes(folder) != known.sizes:
             return True
         return known.written_elsewhere and not self._spool.writer_alive(folder)
 
-    def _settle_if_ordered(self, folder: Path) -> None:
+    def _complete_if_settled(self, folder: Path) -> None:
         """Obey the one order that only the writer can obey, also where another process delivers the run."""
         try:
             ordered = any(isinstance(order, Settle) for order in read_orders(folder))
         except OSError:  # the process that delivers it logs this
             return
         if ordered:
-            self._settle(folder)
+            self._complete_run(folder)

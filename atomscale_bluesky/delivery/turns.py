@@ -46,13 +46,13 @@ class Turns:
         self._monotonic = monotonic
         self._stuck_at = float("-inf")
 
-    def fill(self) -> bool:
+    def fill_places(self) -> bool:
         """Claim runs whose turn it is while there are places, for up to `FILL_S`. Return True if there were any."""
         active, waiting = self._active, self._active.waiting
         end, any_claimed = self._monotonic() + FILL_S, False
-        while waiting.any_queued and (active.places > 0 or self.make_room()):
+        while waiting.any_queued and (active.free_places > 0 or self.free_a_place()):
             others = len(active) - sum(map(self._is_live, active))
-            folder = waiting.next(live_first=not waiting.backlog or others >= self._for_others)
+            folder = waiting.take_next(live_first=not waiting.any_backlog or others >= self._for_others)
             if folder is None:
                 break
             active.claim(folder)
@@ -60,14 +60,14 @@ class Turns:
             self._gil_yield.make_way()
             if self._monotonic() >= end:
                 return True
-        while active.places > 0 and (folder := waiting.next_set_aside()) is not None:
+        while active.free_places > 0 and (folder := waiting.take_set_aside()) is not None:
             active.claim(folder)
             any_claimed = True
             if self._monotonic() >= end:
                 break
         return any_claimed
 
-    def make_room(self) -> bool:
+    def free_a_place(self) -> bool:
         """Set a run aside for which nothing can be done now. Return False if there is none.
 
         The choice is random. If a few more runs are being written than there are places, and each has its turn in the
@@ -76,7 +76,7 @@ class Turns:
         idle = [delivery for delivery in self._active if delivery.idle]
         return bool(idle) and self._active.set_aside(random.choice(idle))  # noqa: S311 - no secret
 
-    def give(self, *, calm: bool) -> None:
+    def give_turns(self, *, calm: bool) -> None:
         """Let runs make way that could go on, so that none waits for ever and those being written wait least.
 
         Args:
@@ -86,14 +86,14 @@ class Turns:
         live = [delivery for delivery in active if self._is_live(delivery)]
         others = [delivery for delivery in active if not self._is_live(delivery)]
         spare = len(others) - self._for_others
-        if calm and waiting.live and spare > 0:  # the youngest of the others give theirs back
+        if calm and waiting.any_live and spare > 0:  # the youngest of the others give theirs back
             for delivery in [one for one in reversed(others) if _may_stop(one)][: min(spare, TURNS_PER_SCAN)]:
                 active.put_back(delivery, first=True)
-        elif calm and (waiting.live or spare < 0):  # those that have had theirs longest
+        elif calm and (waiting.any_live or spare < 0):  # those that have had theirs longest
             for delivery in [one for one in live if _may_stop(one)][:TURNS_PER_SCAN]:
                 active.put_back(delivery)
         now = self._monotonic()
-        if active.places > 0 or now - self._stuck_at < STUCK_PERIOD_S:
+        if active.free_places > 0 or now - self._stuck_at < STUCK_PERIOD_S:
             return
         for delivery in active:
             failed = delivery.run.task_book.failed_tasks
@@ -106,7 +106,7 @@ class Turns:
     @property
     def _for_others(self) -> int:
         """Return how many places are kept for runs that are not being written here."""
-        all_places = len(self._active) + self._active.places
+        all_places = len(self._active) + self._active.free_places
         return max(1, all_places // 4)
 
     def _is_live(self, delivery: RunDelivery) -> bool:

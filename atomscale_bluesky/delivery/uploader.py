@@ -29,7 +29,7 @@ class Uploader(Deliverer):
         spool: Whose runs. Several uploaders may share one. Each run has one deliverer.
         settings: Endpoint, key and limits.
         follow: True if it serves other processes, which send no message when they begin a run or write. Then it polls.
-        settle: Has the writer in this process complete the run in a folder whose stop document never came.
+        complete_run: Has the writer in this process complete the run in a folder whose stop document never came.
         now, monotonic, jitter: The clocks and the chance that tests hand in.
     """
 
@@ -39,7 +39,7 @@ class Uploader(Deliverer):
         settings: Settings,
         *,
         follow: bool = False,
-        settle: Callable[[Path], None] = lambda folder: None,
+        complete_run: Callable[[Path], None] = lambda folder: None,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
@@ -48,7 +48,14 @@ class Uploader(Deliverer):
         self._monotonic = monotonic
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._loop = DeliveryLoop(
-            spool, settings, self._inbox, follow=follow, settle=settle, now=now, monotonic=monotonic, jitter=jitter
+            spool,
+            settings,
+            self._inbox,
+            follow=follow,
+            complete_run=complete_run,
+            now=now,
+            monotonic=monotonic,
+            jitter=jitter,
         )
         self._runs_begun = 0  # as `add` was called. The loop counts those that it has seen.
         self._thread: threading.Thread | None = None
@@ -61,11 +68,11 @@ class Uploader(Deliverer):
     @property
     def delivers_new_runs(self) -> bool:
         """Return True if there is a place for a run that begins now."""
-        return self._runs_begun - self._loop.runs_begun < self._loop.runs.active.places
+        return self._runs_begun - self._loop.runs_begun < self._loop.runs.active.free_places
 
     @property
-    def _is_here(self) -> bool:
-        return self._thread is threading.current_thread() or self._loop.workers.is_here
+    def _is_own_thread(self) -> bool:
+        return self._thread is threading.current_thread() or self._loop.workers.is_own_thread
 
     @property
     def idle_since(self) -> float | None:
@@ -81,7 +88,7 @@ class Uploader(Deliverer):
     def start(self) -> None:
         """Start delivering. Idempotent until `stop`."""
         if self._thread is None:
-            self._loop.workers.hire()  # at the interpreter's exit, when the last chunks leave, no thread can start
+            self._loop.workers.start_thread()  # now: at the interpreter's exit no thread can start
             self._thread = threading.Thread(target=self._deliver, name="atomscale-uploader", daemon=True)
             self._thread.start()
 
@@ -89,7 +96,7 @@ class Uploader(Deliverer):
         """Take up a run that begins in this process. Does not wait."""
         self._runs_begun += 1
         self._inbox.put(RunBegun(writer.folder, writer.uploader_lock))
-        if self._loop.over:
+        if self._loop.has_ended:
             self._loop.refuse_messages()
 
     def wake(self, folder: Path | None = None) -> None:
@@ -110,14 +117,14 @@ class Uploader(Deliverer):
 
     def drain_own(self, timeout_s: float) -> bool:
         """Wait as `drain` does, but not for runs that other uploaders of the spool have. Return the same."""
-        drain = None if self._is_here else self._ask(Drain(with_others=False))
+        drain = None if self._is_own_thread else self._ask(Drain(with_others=False))
         return drain is not None and drain.wait(timeout_s)
 
     def _ask(self, drain: Drain) -> Drain | None:
         if not self.running:
             return None
         self._inbox.put(drain)
-        if self._loop.over:
+        if self._loop.has_ended:
             self._loop.refuse_messages()
         return drain
 
@@ -127,7 +134,7 @@ class Uploader(Deliverer):
             return True
         deadline = self._monotonic() + timeout_s
         self._inbox.put(EndLoop())
-        if self._is_here:
+        if self._is_own_thread:
             return False
         self._thread.join(timeout_s)
         sent = self._loop.workers.join(max(0.0, deadline - self._monotonic()))

@@ -37,14 +37,19 @@ class UploaderElsewhere(Deliverer):
         spool: The callback's.
         settings: Its settings. A process that is started gets the same.
         start: True to start a process if none serves the spool.
-        settle: Completes the run in a folder whose stop document never came.
+        complete_run: Completes the run in a folder whose stop document never came.
     """
 
     def __init__(
-        self, spool: Spool, settings: Settings, *, start: bool, settle: Callable[[Path], None] = lambda folder: None
+        self,
+        spool: Spool,
+        settings: Settings,
+        *,
+        start: bool,
+        complete_run: Callable[[Path], None] = lambda folder: None,
     ) -> None:
         self._spool = spool
-        self._settle = settle
+        self._complete_run = complete_run
         self._written_here: set[Path] = set()  # runs that are open here
         self._ordered_at = 0  # when the last order that was seen was given
         self._polls = 0
@@ -68,7 +73,7 @@ class UploaderElsewhere(Deliverer):
         return False
 
     @property
-    def _is_here(self) -> bool:
+    def _is_own_thread(self) -> bool:
         return self._thread is threading.current_thread()
 
     def start(self) -> None:
@@ -107,7 +112,7 @@ class UploaderElsewhere(Deliverer):
         """Stop watching. Return True if the thread ended in time. The other process finishes the rest."""
         self._ending.set()
         self._wake.ring()
-        if self._thread is not None and not self._is_here:
+        if self._thread is not None and not self._is_own_thread:
             self._thread.join(timeout_s)
         return not self.running
 
@@ -139,7 +144,7 @@ class UploaderElsewhere(Deliverer):
             if self._watcher is not None:
                 self._watcher.start_if_due()
                 self._watcher.pass_on_log()
-            self._settle_where_ordered()
+            self._complete_where_settled()
             self._answer_drains()
         except OSError as error:  # a SpoolError is one
             self._log_error(error)
@@ -150,7 +155,7 @@ class UploaderElsewhere(Deliverer):
             self._last_error = str(error)
             _logger.warning("the uploader's process cannot be watched now: %s", error)
 
-    def _settle_where_ordered(self) -> None:
+    def _complete_where_settled(self) -> None:
         ordered_at = self._spool.ordered_at()
         self._polls += 1
         if ordered_at == self._ordered_at and self._polls % POLLS_PER_CHECK:
@@ -158,7 +163,7 @@ class UploaderElsewhere(Deliverer):
         self._ordered_at = ordered_at
         for folder in list(self._written_here):
             if any(isinstance(order, Settle) for order in read_orders(folder)):
-                self._settle(folder)
+                self._complete_run(folder)
 
     def _answer_drains(self) -> None:
         if not self._drains:

@@ -71,12 +71,12 @@ class WaitingRuns:
             yield from list(kind)
 
     @property
-    def live(self) -> bool:
+    def any_live(self) -> bool:
         """Return True if a run that is being written here is queued."""
         return bool(self._live)
 
     @property
-    def backlog(self) -> bool:
+    def any_backlog(self) -> bool:
         """Return True if another run is queued."""
         return bool(self._backlog)
 
@@ -122,14 +122,14 @@ class WaitingRuns:
         if known is not None:
             self._counts[known.reason] -= 1
 
-    def next(self, *, live_first: bool) -> Path | None:
+    def take_next(self, *, live_first: bool) -> Path | None:
         """Take the run whose turn it is out of the queue. Return None if none is queued."""
         for queue in (self._live, self._backlog) if live_first else (self._backlog, self._live):
             if queue:
                 return queue.popitem(last=False)[0]
         return None
 
-    def next_set_aside(self) -> Path | None:
+    def take_set_aside(self) -> Path | None:
         """Take out a run for a place that no queued run needs: one that is written, or waits for the operator."""
         for reason in (Reason.NOTHING_TO_SEND, Reason.NEEDS_OPERATOR):
             if self._counts[reason]:
@@ -140,7 +140,9 @@ class WaitingRuns:
                         return folder
         return None
 
-    def check(self, is_due: Callable[[Path, SetAside], bool], *, all_by_size: bool, all_by_opening: bool) -> list[Path]:
+    def find_due(
+        self, is_due: Callable[[Path, SetAside], bool], *, all_by_size: bool, all_by_opening: bool
+    ) -> list[Path]:
         """Return the runs that can go on, out of the next few or of all that are set aside."""
         found: list[Path] = []
         for kind, least, everything in (

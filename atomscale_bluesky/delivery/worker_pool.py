@@ -1,6 +1,6 @@
 """The threads that send: each takes one task at a time, performs it over a connection of its own, and reports.
 
-They decide nothing and know nothing of runs. Bounded: at most as many threads as `use` permits, started as they are
+They decide nothing and know nothing of runs. Bounded: at most as many threads as `permit` allows, started as they are
 needed. If fewer are permitted later, the others rest, with their connections open. Further tasks lie ready, so that no
 thread has to wait for the deciding thread between one task and the next.
 A task that no thread has begun can be taken back. After a task that failed, its thread begins no other before the
@@ -60,7 +60,7 @@ class WorkerPool:
         report: Callable[[object], None],
         gil_yield: GilYield | None = None,
     ) -> None:
-        self.in_flight = 0  # given and not yet `returned`; counted by the deciding thread alone
+        self.in_flight = 0  # queued, and not noted as returned; counted by the deciding thread alone
         self._settings = settings
         self._knowledge = knowledge
         self._report = report
@@ -73,33 +73,33 @@ class WorkerPool:
         self._threads: list[threading.Thread] = []
         self._clients: list[Client] = []  # one per thread
 
-    def use(self, number: int) -> None:
+    def permit(self, number: int) -> None:
         """Permit up to `number` threads to work from now on. Returns at once."""
         self._permitted = number
-        while self._working > number:
+        while self._working_threads > number:
             self._resting += 1
             self._tasks.put(_Rest())
 
-    def give(self, delivery: RunDelivery, task: Task) -> None:
+    def queue_task(self, delivery: RunDelivery, task: Task) -> None:
         """Queue a task. Returns at once."""
         self.in_flight += 1
         self._tasks.put((delivery, task))
-        if self._working < min(self.in_flight, self._permitted):
+        if self._working_threads < min(self.in_flight, self._permitted):
             if self._resting:
                 self._resting -= 1
                 self._wake.release()
             else:
-                self.hire()
+                self.start_thread()
 
-    def returned(self) -> None:
+    def note_returned(self) -> None:
         """Note that a task's report was received."""
         self.in_flight -= 1
 
-    def go_on(self) -> None:
+    def resume_failed(self) -> None:
         """Let a worker that reported a failure begin another task."""
         self._go_on.release()
 
-    def take_back(self) -> list[tuple[RunDelivery, Task]]:
+    def take_back_tasks(self) -> list[tuple[RunDelivery, Task]]:
         """Return the tasks that no thread has begun. None of them will be."""
         found: list[tuple[RunDelivery, Task]] = []
         others: list[_Rest | None] = []
@@ -115,9 +115,9 @@ class WorkerPool:
         self.in_flight -= len(found)
         return found
 
-    def hire(self) -> None:
+    def start_thread(self) -> None:
         """Start another thread, if the system allows it."""
-        thread = threading.Thread(target=self._work, name=f"atomscale-sender-{len(self._threads)}", daemon=True)
+        thread = threading.Thread(target=self._work_loop, name=f"atomscale-sender-{len(self._threads)}", daemon=True)
         try:
             thread.start()
         except RuntimeError:  # the interpreter is ending, or there are too many threads: the others go on
@@ -129,7 +129,7 @@ class WorkerPool:
         for client in self._clients:
             client.connection.cut_if_late()
 
-    def dismiss(self) -> None:
+    def end_threads(self) -> None:
         """Let every thread end after its present task."""
         for _ in self._threads:
             self._tasks.put(None)
@@ -137,7 +137,7 @@ class WorkerPool:
             self._wake.release()
 
     @property
-    def is_here(self) -> bool:
+    def is_own_thread(self) -> bool:
         """Return True in one of these threads."""
         return threading.current_thread() in self._threads
 
@@ -149,10 +149,10 @@ class WorkerPool:
         return not any(thread.is_alive() for thread in self._threads)
 
     @property
-    def _working(self) -> int:
+    def _working_threads(self) -> int:
         return len(self._threads) - self._resting
 
-    def _work(self) -> None:
+    def _work_loop(self) -> None:
         client = Client(self._settings, make_way=self._gil_yield.make_way)
         self._clients.append(client)
         tracing = Tracing()

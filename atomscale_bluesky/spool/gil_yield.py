@@ -18,18 +18,18 @@ REST_S = 50e-6
 
 
 class GilYield:
-    """Yields to other threads while `asked` is set. One object is shared by all threads of one uploader."""
+    """Yields to other threads while `enabled` is set. One object is shared by all threads of one uploader."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.enabled = False
         self._since = 0  # bytes; several threads may miscount here, which does no harm
 
     def make_way(self) -> None:
-        """Sleep briefly so that another thread can run, if `asked` is set.
+        """Sleep briefly so that another thread can run, if `enabled` is set.
 
         Otherwise return at once.
         """
-        if self.asked:
+        if self.enabled:
             time.sleep(REST_S)
 
     def worked_through(self, size: int) -> None:

@@ -13,7 +13,7 @@ from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.delivery.connection_limit import FIRST, MEASURE_S, ConnectionLimit
-from atomscale_bluesky.delivery.delivery_loop import BESIDE_A_PLAN
+from atomscale_bluesky.delivery.delivery_loop import MAX_BESIDE_A_PLAN
 from atomscale_bluesky.server import Fault, LocalServer
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -54,9 +54,9 @@ def used(
         in_use = under_way[who] >= limit.number
         under_way[who] -= 1
         if failure:
-            limit.failed(now, now - sent, overloaded=failure == "overloaded")
+            limit.note_failure(now, now - sent, overloaded=failure == "overloaded")
         else:
-            limit.answered(now, now - sent, 20_000, in_use=in_use)
+            limit.note_answer(now, now - sent, 20_000, in_use=in_use)
         yield now - begin, limit.number, failure
         send(now, who)
 
@@ -104,11 +104,11 @@ def test_all_connections_are_in_use_within_seconds_on_a_far_link(delay_s: float)
 def test_no_more_connections_than_permitted_are_used_at_any_time() -> None:
     limit = ConnectionLimit(32)
     for at, _, _ in used(far(0.02), 10.0, limits=[limit]):
-        limit.most = BESIDE_A_PLAN if 3.0 <= at <= 6.0 else 32
+        limit.most = MAX_BESIDE_A_PLAN if 3.0 <= at <= 6.0 else 32
         assert limit.number <= limit.most
         if at >= 6.0:
             break
-    assert limit.number == BESIDE_A_PLAN
+    assert limit.number == MAX_BESIDE_A_PLAN
 
     assert max(number for _, number, _ in used(far(0.02), 20.0, limits=[limit], begin=1010.0)) == 32
     assert max(number for _, number, _ in used(far(0.02), 20.0, limits=[ConnectionLimit(3)])) == 3
@@ -157,10 +157,10 @@ def test_the_first_refusal_halves_the_number_and_the_others_of_its_kind_do_not()
     now = 1000.0 + at
 
     for _ in range(32):
-        limit.failed(now + 0.05, 0.1, overloaded=True)
+        limit.note_failure(now + 0.05, 0.1, overloaded=True)
     assert limit.number == 16
-    limit.answered(now + 1.0, 0.1, 20_000, in_use=True)
-    limit.failed(now + 1.1, 0.1, overloaded=True)
+    limit.note_answer(now + 1.0, 0.1, 20_000, in_use=True)
+    limit.note_failure(now + 1.1, 0.1, overloaded=True)
     assert limit.number == 8
 
 
@@ -176,8 +176,8 @@ def test_an_outage_leaves_the_number_where_it_begins_and_it_doubles_again() -> N
     limit = ConnectionLimit(32)
     assert max(number for _, number, _ in used(far(0.02), 5.0, limits=[limit])) == 32
     for second in range(600):
-        limit.failed(1005.0 + second, 0.5, overloaded=False)
-    limit.answered(1606.0, 0.02, 20_000, in_use=True)
+        limit.note_failure(1005.0 + second, 0.5, overloaded=False)
+    limit.note_answer(1606.0, 0.02, 20_000, in_use=True)
 
     assert limit.number == FIRST
     assert [number for at, number, _ in used(far(0.02), 1.0, limits=[limit], begin=1607.0) if at >= 0.5][0] == 32
@@ -194,7 +194,7 @@ def test_a_longer_way_to_the_server_is_learned_within_two_minutes() -> None:
 def test_requests_that_leave_now_and_then_change_nothing() -> None:
     limit = ConnectionLimit(32)
     for n in range(200):
-        limit.answered(1000.0 + 10.0 * n, 0.02 if n % 3 else 0.5, 20_000, in_use=False)
+        limit.note_answer(1000.0 + 10.0 * n, 0.02 if n % 3 else 0.5, 20_000, in_use=False)
 
     assert limit.number == FIRST
 
@@ -204,7 +204,7 @@ def test_more_connections_that_bring_no_more_answers_are_taken_back() -> None:
     limit = ConnectionLimit(32)
     numbers: list[int] = []
     for n in range(20_000):
-        limit.answered(1000.0 + 0.002 * n, 0.001, 20_000, in_use=True)
+        limit.note_answer(1000.0 + 0.002 * n, 0.001, 20_000, in_use=True)
         numbers.append(limit.number)
 
     assert numbers[0] == FIRST
@@ -218,7 +218,7 @@ def test_large_bodies_that_take_longer_are_not_slow_answers() -> None:
     for _ in range(4000):
         now += 0.08 / limit.number
         size, took_s = (1_000_000, 0.2) if large.random() < 0.3 else (20_000, 0.02)
-        limit.answered(now, took_s * large.uniform(1.0, 1.2), size, in_use=True)
+        limit.note_answer(now, took_s * large.uniform(1.0, 1.2), size, in_use=True)
         if now < 1019.0 and now > 1010.0:
             assert limit.number == 32
 
@@ -238,7 +238,7 @@ def test_a_backlog_goes_over_more_connections_once_answers_come_late(
 
     assert callback.drain(timeout_s=60)
     assert held(server)["k0"] == list(range(2000))
-    assert BESIDE_A_PLAN < server.counts().most_under_way <= 12
+    assert MAX_BESIDE_A_PLAN < server.counts().most_under_way <= 12
 
 
 def test_fewer_connections_are_used_beside_a_plan_and_more_after_it(
@@ -249,7 +249,7 @@ def test_fewer_connections_are_used_beside_a_plan_and_more_after_it(
     documents = list(growth(points=2000, keys=1))
     feed(callback, documents[:-1])
     wait_until(lambda: len(server.requests()) > 60)
-    assert server.counts().most_under_way <= BESIDE_A_PLAN
+    assert server.counts().most_under_way <= MAX_BESIDE_A_PLAN
 
     feed(callback, documents[-1:])
 
