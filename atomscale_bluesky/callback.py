@@ -170,7 +170,7 @@ class AtomscaleCallback:
         return self._drain_with_bar(timeout_s)
 
     def _drain_with_bar(self, timeout_s: float) -> bool:
-        from .status.progress import LOOK_PERIOD_S, Bar
+        from .status.progress import POLL_S, Bar
 
         try:
             from rich.console import Console
@@ -182,7 +182,7 @@ class AtomscaleCallback:
         with Bar(Console(markup=False, emoji=False, highlight=False, stderr=True), self._watch) as bar:
             question = self.ask_whether_drained()
             while question is not None and (left_s := end - time.monotonic()) > 0:
-                if question.answered.wait(min(LOOK_PERIOD_S, left_s)):
+                if question.answered.wait(min(POLL_S, left_s)):
                     break
                 bar.update()
             bar.update()

@@ -50,7 +50,7 @@ class Item(NamedTuple):
 
 
 # Points that were read back: channel name → unit, times in Unix seconds, values.
-Points = dict[str, tuple[str | None, Sequence[float | None], Sequence[float | None]]]
+PointsByChannel = dict[str, tuple[str | None, Sequence[float | None], Sequence[float | None]]]
 
 
 def read_initialized(body: bytes) -> str:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .answers import AnswerError, Points
+from .answers import AnswerError, PointsByChannel
 from .json_parts import MAX_NAME_BYTES, JsonParts, TooMuchError
 
 # Bounds for an answer's size. A point has a time in milliseconds, a relative time and a value: about 60 bytes with all
@@ -40,7 +40,7 @@ _NO_CHANNELS = frozenset({"unix_timestamp_ms", "relative_time_seconds", "time_se
 class ReadBack(NamedTuple):
     """The content of a metrology stream as it was read back."""
 
-    points: Points  # of the channels that are due and present
+    points: PointsByChannel  # of the channels that are due and present
     added: dict[str, int]  # the other series: the names of the first `MOST_ADDED`, and how many values each has
 
 

@@ -7,16 +7,15 @@ asks for the first few pays only for those.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from ..api.answers import PointsByChannel
 
 # The API keeps milliseconds. A little is added, since a time in seconds since 1970 as a float is good to 0.2
 # microseconds.
 TIME_TOLERANCE_S = 0.001 + 1e-6
-
-# A stream as `Client.points` returns it: by channel, its unit, times and values.
-Points = Mapping[str, tuple[str | None, Sequence[float | None], Sequence[float | None]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +160,7 @@ def same_time(ours: float | None, theirs: float | None) -> bool:
     return ours is not None and theirs is not None and abs(ours - theirs) <= TIME_TOLERANCE_S
 
 
-def join_streams(streams: Iterable[Points]) -> dict[str, Series]:
+def join_streams(streams: Iterable[PointsByChannel]) -> dict[str, Series]:
     """Return the channels of a run's metrology streams, each joined in the order of the streams."""
     found: dict[str, Series] = {}
     for stream in streams:

@@ -20,7 +20,7 @@ from ..errors import ApiError, ApiKeyError, ApiRefusedError, SpoolError
 from ..settings import DEFAULT_ENDPOINT, Settings, is_loopback
 from ..spool.disk_space import network_file_system
 from ..spool.spool import Spool
-from ..status.clock_note import CLOCK_WARNS_S, told
+from ..status.clock_note import CLOCK_WARNS_S, offset_in_words
 from ..status.progress import counted
 from ..status.spool_status import SpoolStatus
 from .who_delivers import undelivered
@@ -117,7 +117,7 @@ def _server(settings: Settings, client: Client) -> Iterator[Check]:
         yield Check(
             "clock",
             Result.WARNING if off else Result.PASSED,
-            told(clock.offset_s, clock.delay_s),
+            offset_in_words(clock.offset_s, clock.delay_s),
             "let the host's clock be set by NTP" if off else "",
         )
     if settings.api_key:
@@ -198,11 +198,11 @@ def _spool(settings: Settings) -> Iterator[Check]:
         f"a network file system ({kind})" if kind else "on this machine",
         "set `spool_dir` to a folder on a local disk" if kind else "",
     )
-    yield _room(settings, spool)
+    yield _disk_room(settings, spool)
     yield _leftovers(settings, spool)
 
 
-def _room(settings: Settings, spool: Spool) -> Check:
+def _disk_room(settings: Settings, spool: Spool) -> Check:
     used, free = spool.disk_space.measure_all()
     most, least = settings.spool_max_bytes, settings.spool_min_free_bytes
     room = f"{used / 1e6:.0f} MB of {most / 1e6:.0f} MB used, {free / 1e6:.0f} MB free on the disk"

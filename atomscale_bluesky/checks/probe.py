@@ -13,12 +13,12 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from ..api.client import Client
 from ..errors import ApiError, ApiRefusedError, ApiUnavailableError
 from ..status.probe_results import Fact
-from .probe_streams import LEAST_PATIENCE_S, PATIENCE_S, POINTS, ProbeStream, ProbeStreams, Series
+from .probe_streams import LEAST_PATIENCE_S, PATIENCE_S, POINTS, ChannelPoints, ProbeStream, ProbeStreams
 
 FAMILIES = ("metrology", "tool-state")
 FIRST_BODY_BYTES = 2**16
 
-Answer = tuple[bool | int | float | None, str]
+Finding = tuple[bool | int | float | None, str]
 
 
 class Probe:
@@ -82,7 +82,7 @@ class Probe:
             yield fact
         return self._streams.made[0]
 
-    def _serves(self, family: str) -> Answer:
+    def _serves(self, family: str) -> Finding:
         stream = self._streams.open(family)
         return True, f"{stream.data_id} was made"
 
@@ -114,7 +114,7 @@ class Probe:
         yield self._whole(family, "hole", "may a chunk be missing?", [(0, "ab", POINTS), (2, "ab", POINTS)])
         yield self._whole(family, "late", "may a channel begin later?", [(0, "a", POINTS), (1, "ab", POINTS)])
 
-    def _takes_multi(self, stream: ProbeStream) -> Answer:
+    def _takes_multi(self, stream: ProbeStream) -> Finding:
         try:
             self._streams.push(stream, 0, stream.both(0))
         except ApiRefusedError as error:
@@ -123,7 +123,7 @@ class Probe:
             return False, f"{_short(error)}; one chunk per channel is taken"
         return True, "2 channels in one request"
 
-    def _delay(self, stream: ProbeStream) -> Answer:
+    def _delay(self, stream: ProbeStream) -> Finding:
         begin = time.monotonic()
         if not self._streams.reads(stream, stream.both(0)):
             return None, f"not within {self._streams.patience_s:g} s"
@@ -131,11 +131,11 @@ class Probe:
         self._streams.patience_s = min(self._streams.patience_s, max(LEAST_PATIENCE_S, 5 * took))
         return round(took, 3), "points are as they were sent"
 
-    def _found(self, stream: ProbeStream) -> Answer:
+    def _found(self, stream: ProbeStream) -> Finding:
         found = self._client.find(stream.label)
         return found is not None, f"{stream.label!r} was {'found' if found else 'not found'}"
 
-    def _largest_body(self, stream: ProbeStream) -> Answer:
+    def _largest_body(self, stream: ProbeStream) -> Finding:
         """Push the same chunk again, with blanks after it that are part of the body."""
         size, taken = FIRST_BODY_BYTES, 0
         while size <= self._largest_body_bytes:
@@ -146,26 +146,26 @@ class Probe:
             taken, size = size, size * 2
         return taken or None, f"{taken} taken, no more was tried"
 
-    def _grows(self, stream: ProbeStream, index: int) -> Answer:
+    def _grows(self, stream: ProbeStream, index: int) -> Finding:
         times, values = stream.full(index)
         begun = (times[:2], values[:2])
         self._streams.push(stream, index, dict.fromkeys("ab", begun))
         self._streams.push(stream, index, stream.both(index))
-        return self._told_by_reading(stream, stream.both(index))
+        return self._read_to_decide(stream, stream.both(index))
 
-    def _after_finalize(self, stream: ProbeStream, index: int) -> Answer:
+    def _after_finalize(self, stream: ProbeStream, index: int) -> Finding:
         if not stream.finalized:
             return None, "the stream could not be finalized"
         self._streams.push(stream, index, stream.both(index))
-        return self._told_by_reading(stream, stream.both(index))
+        return self._read_to_decide(stream, stream.both(index))
 
-    def _again_finalized(self, stream: ProbeStream) -> Answer:
+    def _again_finalized(self, stream: ProbeStream) -> Finding:
         if not stream.finalized:
             return None, "the stream could not be finalized"
         self._streams.finalize(stream)
         return True, "finalize was taken twice"
 
-    def _linked(self, family: str) -> Answer:
+    def _linked(self, family: str) -> Finding:
         stream = self._streams.open(family, physical_sample_id=self._sample)
         entry = self._client.entry(stream.data_id)
         if entry is None:
@@ -173,7 +173,7 @@ class Probe:
         return entry.physical_sample_id == self._sample, f"the entry says {entry.physical_sample_id}"
 
     def _chunk(
-        self, name: str, question: str, stream: ProbeStream, index: int, *, apart: bool = False, **odd: Series
+        self, name: str, question: str, stream: ProbeStream, index: int, *, apart: bool = False, **odd: ChannelPoints
     ) -> Fact:
         """Push a chunk of which some channels are odd. If it is refused, push it in its proper form.
 
@@ -181,10 +181,10 @@ class Probe:
         """
         sent = stream.both(index) | odd
 
-        def pushed() -> Answer:
+        def pushed() -> Finding:
             for part in [{channel: series} for channel, series in sent.items()] if apart else [sent]:
                 self._streams.push(stream, index, part)
-            return self._told_by_reading(stream, sent)
+            return self._read_to_decide(stream, sent)
 
         fact = self._ask(name, question, pushed)
         if fact.answer is not True:
@@ -195,7 +195,7 @@ class Probe:
         """Push chunks (index, channels, points) that leave a stream odd, and finalize it."""
         stream = self._streams.open(family)
 
-        def finalized() -> Answer:
+        def finalized() -> Finding:
             sent: dict[str, tuple[list[float], list[float]]] = {"a": ([], []), "b": ([], [])}
             for index, channels, points in chunks:
                 times, values = stream.full(index)
@@ -204,14 +204,14 @@ class Probe:
                     sent[channel][0].extend(times[:points])
                     sent[channel][1].extend(values[:points])
             self._streams.finalize(stream)
-            return self._told_by_reading(stream, sent)
+            return self._read_to_decide(stream, sent)
 
         fact = self._ask(name, question, finalized)
         if not stream.finalized:
             self._streams.mend(stream, range(chunks[-1][0] + 1))
         return fact
 
-    def _ask(self, name: str, question: str, find_out: Callable[[], Answer]) -> Fact:
+    def _ask(self, name: str, question: str, find_out: Callable[[], Finding]) -> Fact:
         try:
             answer, evidence = find_out()
         except ApiRefusedError as error:
@@ -220,7 +220,7 @@ class Probe:
             answer, evidence = None, _short(error)
         return Fact(name, question, answer, evidence)
 
-    def _told_by_reading(self, stream: ProbeStream, sent: Mapping[str, Series]) -> Answer:
+    def _read_to_decide(self, stream: ProbeStream, sent: Mapping[str, ChannelPoints]) -> Finding:
         if self._streams.reads(stream, sent):
             return True, "taken, and reads back as it was sent"
         return False, "taken, but does not read back as it was sent"

@@ -23,7 +23,7 @@ PATIENCE_S, LEAST_PATIENCE_S, LONGEST_PAUSE_S = 30.0, 1.0, 30.0
 ATTEMPTS = 3
 POLL_S = 0.05
 
-Series = tuple[Sequence[float], Sequence[float | None]]  # times and values of one channel
+ChannelPoints = tuple[Sequence[float], Sequence[float | None]]  # times and values of one channel
 
 
 @dataclass
@@ -41,7 +41,7 @@ class ProbeStream:
         rows = range(index * POINTS, (index + 1) * POINTS)
         return [self.began + row for row in rows], [float(row) for row in rows]
 
-    def both(self, index: int) -> dict[str, Series]:
+    def both(self, index: int) -> dict[str, ChannelPoints]:
         """Return the proper chunk of this index for both channels."""
         return dict.fromkeys("ab", self.full(index))
 
@@ -68,25 +68,25 @@ class ProbeStreams:
         try:
             data_id = self._patiently(lambda: self._client.ask(request, answers.read_initialized))
         except (ApiUnavailableError, KeyboardInterrupt) as error:
-            made = self._made_unseen(family, label)
+            made = self._find_made(family, label)
             if made is None or isinstance(error, KeyboardInterrupt):
                 raise
             return made
-        return self._keep(family, data_id, label)
+        return self._note_made(family, data_id, label)
 
-    def _keep(self, family: str, data_id: str, label: str) -> ProbeStream:
+    def _note_made(self, family: str, data_id: str, label: str) -> ProbeStream:
         self.made.append(ProbeStream(family, data_id, label, math.floor(time.time()) - 100.0))
         return self.made[-1]
 
-    def _made_unseen(self, family: str, label: str) -> ProbeStream | None:
+    def _find_made(self, family: str, label: str) -> ProbeStream | None:
         """Return the stream that was made although its id did not reach us. It is finalized like the others."""
         with contextlib.suppress(ApiError):
             entry = self._client.find(label)
             if entry is not None:
-                return self._keep(family, entry.data_id, label)
+                return self._note_made(family, entry.data_id, label)
         return None
 
-    def push(self, stream: ProbeStream, index: int, channels: Mapping[str, Series], *, size: int = 0) -> None:
+    def push(self, stream: ProbeStream, index: int, channels: Mapping[str, ChannelPoints], *, size: int = 0) -> None:
         """Push a chunk as given, whatever the API promises, padded with blanks up to `size` bytes."""
         head = {"data_id": stream.data_id, "chunk_index": index}
         series = {name: {"timestamps": times, "values": values} for name, (times, values) in channels.items()}
@@ -110,7 +110,7 @@ class ProbeStreams:
                 time.sleep(min(error.retry_after_s or 1.0, LONGEST_PAUSE_S))
         return None
 
-    def reads(self, stream: ProbeStream, sent: Mapping[str, Series]) -> bool:
+    def reads(self, stream: ProbeStream, sent: Mapping[str, ChannelPoints]) -> bool:
         """Return True if these points can finally be read, with null where null was sent."""
         end = time.monotonic() + self.patience_s
         due = {name: len(times) for name, (times, _) in sent.items()}

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 
+from ..api.answers import PointsByChannel
 from ..api.client import Client
 from ..api.read_back import ReadBack
 from ..chunking.run_chunker import RunChunker
@@ -31,8 +32,8 @@ from ..sources.recordings import RecordingError
 from ..spool.run_claim import RunClaim
 from ..spool.segments import START
 from ..spool.spool import Spool
-from .comparison import Difference, Points, Series, same_time
-from .verification import PATIENCE_S, StreamDifference, StreamVerified, Verification, read_back, tell
+from .comparison import Difference, Series, same_time
+from .verification import PATIENCE_S, StreamDifference, StreamVerified, Verification, add_differences, read_back
 
 
 def one_run(documents: Iterable[Document], run: str = "") -> tuple[str, list[Document]]:
@@ -55,9 +56,9 @@ def one_run(documents: Iterable[Document], run: str = "") -> tuple[str, list[Doc
                 ours.setdefault(uid, []).append((name, doc))
         elif name == "bulk_events":
             for descriptor in doc:
-                _keep(ours, held, run_of, str(descriptor), (name, {descriptor: doc[descriptor]}))
+                _keep_events(ours, held, run_of, str(descriptor), (name, {descriptor: doc[descriptor]}))
         elif "descriptor" in doc and name in {"event", "event_page"}:
-            _keep(ours, held, run_of, str(doc["descriptor"]), (name, doc))
+            _keep_events(ours, held, run_of, str(doc["descriptor"]), (name, doc))
         else:
             run_uid = str(doc.get("run_start"))
             if name == "descriptor":
@@ -75,7 +76,7 @@ def one_run(documents: Iterable[Document], run: str = "") -> tuple[str, list[Doc
     return found[0], [one for one in theirs if one[0] != "stop"] + [one for one in theirs if one[0] == "stop"]
 
 
-def _keep(
+def _keep_events(
     ours: dict[str, list[Document]],
     held: dict[str, list[Document]],
     run_of: dict[str, str],
@@ -117,18 +118,18 @@ def verify_recorded(
         ApiUnavailableError: The API did not answer in time.
     """
     uid, ours = one_run(documents, run)
-    label, due = _must_be_there(ours, settings)
+    label, due = _expected(ours, settings)
     end = monotonic() + patience_s
     client = Client(settings)
-    held: list[_Held] = []
+    held: list[_HeldStream] = []
     counts = Counter[str]()  # a channel of several time bases occurs several times
     for name, series in due:
         counts[name] += len(series)
     try:
         for data_id in dict.fromkeys(data_ids):
 
-            def is_whole(points: Points, data_id: str = data_id) -> bool:
-                return _long_enough(due, [*held, _Held(data_id, ReadBack(dict(points), {}), None)])
+            def is_whole(points: PointsByChannel, data_id: str = data_id) -> bool:
+                return _long_enough(due, [*held, _HeldStream(data_id, ReadBack(dict(points), {}), None)])
 
             # Only the last stream can show that points are missing. By then the others have had enough time.
             patient = data_id == list(data_ids)[-1]
@@ -141,20 +142,20 @@ def verify_recorded(
                 left_s=lambda: end - monotonic(),
                 wait=wait or threading.Event().wait,
             )
-            held.append(_Held(data_id, found, problem))
+            held.append(_HeldStream(data_id, found, problem))
     finally:
         client.close()
     told: list[StreamDifference] = []
     for name, series in due:
         _compare(name, series, held, told)
     for one in held:
-        one.count_what_is_too_much(told)
+        one.add_surplus_points(told)
     return Verification(
         run_uid=uid, label=label, streams=tuple(one.verified() for one in held), differences=tuple(told)
     )
 
 
-class _Held:
+class _HeldStream:
     """The points that a metrology stream was found to hold, and how far they were compared."""
 
     def __init__(self, data_id: str, found: ReadBack, problem: str | None) -> None:
@@ -174,15 +175,15 @@ class _Held:
         series, nth = self.channels[name], self.at[name]
         return series.values[nth] == value and same_time(at, series.times[nth])
 
-    def tell(self, found: Iterator[Difference], told: list[StreamDifference]) -> None:
+    def add_differences(self, found: Iterator[Difference], told: list[StreamDifference]) -> None:
         """Record the differences found in this stream."""
-        self.different += tell(self.data_id, found, told)
+        self.different += add_differences(self.data_id, found, told)
 
-    def count_what_is_too_much(self, told: list[StreamDifference]) -> None:
+    def add_surplus_points(self, told: list[StreamDifference]) -> None:
         """Record the points that are in no recording."""
         for name, series in self.channels.items():
             if self.has_next(name):
-                self.tell(iter([Difference(name, "points", None, self.at[name], len(series))]), told)
+                self.add_differences(iter([Difference(name, "points", None, self.at[name], len(series))]), told)
 
     def verified(self) -> StreamVerified:
         """Return the result for this stream."""
@@ -197,12 +198,12 @@ class _Held:
         )
 
 
-def _compare(name: str, due: Series, held: list[_Held], told: list[StreamDifference]) -> None:
+def _compare(name: str, due: Series, held: list[_HeldStream], told: list[StreamDifference]) -> None:
     """Find every point of a channel in one of the streams, in order."""
     ours = [one for one in held if name in one.channels]
     for one in ours:
         if one.channels[name].unit != due.unit:
-            one.tell(iter([Difference(name, "unit", None, due.unit, one.channels[name].unit)]), told)
+            one.add_differences(iter([Difference(name, "unit", None, due.unit, one.channels[name].unit)]), told)
     found = 0
     for index, (at, value) in enumerate(zip(due.times, due.values, strict=True)):
         open_ones = [one for one in ours if one.has_next(name)]
@@ -213,17 +214,17 @@ def _compare(name: str, due: Series, held: list[_Held], told: list[StreamDiffere
             series, nth = one.channels[name], one.at[name]
             what = "time" if series.values[nth] == value else "value"
             mine, other = (at, series.times[nth]) if what == "time" else (value, series.values[nth])
-            one.tell(iter([Difference(name, what, index, mine, other)]), told)
+            one.add_differences(iter([Difference(name, what, index, mine, other)]), told)
         one.at[name] += 1
         one.compared += 1
         found += 1
     if found < len(due) and not any(one.problem for one in held):
         last = (ours or held)[-1]
         what = Difference(name, "points" if ours else "channel", None, len(due), found if ours else None)
-        last.tell(iter([what]), told)
+        last.add_differences(iter([what]), told)
 
 
-def _long_enough(due: list[tuple[str, Series]], held: list[_Held]) -> bool:
+def _long_enough(due: list[tuple[str, Series]], held: list[_HeldStream]) -> bool:
     need, have = Counter[str](), Counter[str]()
     for name, series in due:
         need[name] += len(series)
@@ -232,7 +233,7 @@ def _long_enough(due: list[tuple[str, Series]], held: list[_Held]) -> bool:
     return need <= have
 
 
-def _must_be_there(documents: list[Document], settings: Settings) -> tuple[str, list[tuple[str, Series]]]:
+def _expected(documents: list[Document], settings: Settings) -> tuple[str, list[tuple[str, Series]]]:
     """Return a run's label, and the points of each of its channels, time base after time base."""
     with tempfile.TemporaryDirectory(prefix="atomscale-") as folder:
         here = settings.replaced(spool_dir=folder, spool_min_free_bytes=0)
@@ -245,13 +246,13 @@ def _must_be_there(documents: list[Document], settings: Settings) -> tuple[str, 
             claim = spool.claim(run_folder)
             if claim is not None:
                 try:
-                    return claim.header.label, _cut(claim)
+                    return claim.header.label, _cut_all(claim)
                 finally:
                     claim.close()
     raise RecordingError("the documents make no run")
 
 
-def _cut(claim: RunClaim) -> list[tuple[str, Series]]:
+def _cut_all(claim: RunClaim) -> list[tuple[str, Series]]:
     run_chunker = RunChunker(claim.folder, claim.header, claim.ledger)
     due: dict[tuple[str, str], Series] = {}
     try:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from ..api.answers import PointsByChannel
 from ..api.client import Client
 from ..api.read_back import ReadBack
 from ..chunking.recut import cut_again
@@ -36,7 +37,7 @@ from ..status.account import Account, Counts
 from ..status.notebook import html_table
 from ..status.run_summary import verified_at
 from ..status.spool_status import SpoolStatus
-from .comparison import Difference, Part, Points, Series, arrangement, differences, same_points
+from .comparison import Difference, Part, Series, arrangement, differences, same_points
 
 # How many differences are reported. Further ones are only counted.
 MAX_DIFFERENCES = 20
@@ -227,7 +228,7 @@ def read_back(
     data_id: str,
     due: Mapping[str, int],
     *,
-    is_whole: Callable[[Points], bool],
+    is_whole: Callable[[PointsByChannel], bool],
     left_s: Callable[[], float],
     wait: Callable[[float], object],
 ) -> tuple[ReadBack, str | None]:
@@ -273,7 +274,7 @@ def read_back(
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
-def aligned(parts: list[Part], theirs: Series) -> Series:
+def expected_series(parts: list[Part], theirs: Series) -> Series:
     """Return what must be there of a channel, as far as that is known.
 
     Parts that may be missing and are missing are left out. Parts that are not known are taken from the points found.
@@ -296,7 +297,7 @@ def aligned(parts: list[Part], theirs: Series) -> Series:
     return ours
 
 
-def is_long_enough(parts: dict[str, list[Part]], points: Points) -> bool:
+def is_long_enough(parts: dict[str, list[Part]], points: PointsByChannel) -> bool:
     """Return True if every channel has as many points as it must have."""
     return all(
         sum(part.points for part in ours if part.required) <= len(points[name][1] if name in points else ())
@@ -304,7 +305,7 @@ def is_long_enough(parts: dict[str, list[Part]], points: Points) -> bool:
     )
 
 
-def tell(data_id: str, found: Iterator[Difference], told: list[StreamDifference]) -> int:
+def add_differences(data_id: str, found: Iterator[Difference], told: list[StreamDifference]) -> int:
     """Add the first differences to `told`, up to the limit over all streams, and return how many there are."""
     count = 0
     for one in found:
@@ -336,11 +337,11 @@ def _verify_stream(
     different, compared = 0, 0
     for name, parts in due.parts.items() if problem is None else ():
         theirs = Series.of(*found.points[name]) if name in found.points else None
-        ours = aligned(parts, theirs or Series())
+        ours = expected_series(parts, theirs or Series())
         ours = Series(due.units.get(name), ours.times, ours.values)
         compared += min(len(ours), len(theirs or ()))
         if ours or theirs:  # a channel without a point may be shown or not
-            different += tell(data_id, differences(name, ours or None, theirs), told)
+            different += add_differences(data_id, differences(name, ours or None, theirs), told)
     return StreamVerified(
         data_id=data_id,
         label=stream.opening.label,

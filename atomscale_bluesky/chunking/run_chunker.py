@@ -280,7 +280,7 @@ class RunChunker:
                 time_base = self._last_layout.time_base
                 self._carry_out_all(time_base, self._cutters[time_base].take_row(found.position, row))
             return
-        line = self.account.take(found.payload)
+        line = self.account.take_line(found.payload)
         if line is not None:
             self._lines_one_by_one = 0  # the lines before the rows were special, not the rows
         if count_only:

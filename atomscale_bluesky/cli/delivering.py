@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..status.outage import NEW_KEY, read_outage
-from ..status.progress import LOOK_PERIOD_S, Bar, counted, number
+from ..status.progress import POLL_S, Bar, counted, number
 from ..status.remedies import remedies
 from .formatting import ConsoleLog, safe
 
@@ -104,7 +104,7 @@ def deliver(out: Console, settings: Settings, spool: Spool, watch: SpoolStatus, 
             try:
                 while not ending.is_set():
                     try:
-                        answer.get(timeout=LOOK_PERIOD_S)
+                        answer.get(timeout=POLL_S)
                         break
                     except Empty:
                         bar.update()
@@ -125,7 +125,7 @@ def report(out: Console, spool: Spool, watch: SpoolStatus, begun: float) -> int:
     Return the exit code: 0 if nothing is left.
     """
     from ..model.loss import not_kept
-    from ..status.spool_status import ending
+    from ..status.spool_status import bad_ending
     from .status_text import not_kept_lines
 
     finished = [entry for entry in spool.history.entries() if float(entry.get("finished") or 0.0) >= begun]
@@ -151,7 +151,7 @@ def report(out: Console, spool: Spool, watch: SpoolStatus, begun: float) -> int:
         return 0
     for run in left:
         text = f"{safe(run.label, limit=200)} (run {safe(run.run_uid[:8])}), {safe(run.state)}"
-        text += f" (its plan ended with {ended}): " if (ended := ending(run.exit_status)) else ": "
+        text += f" (its plan ended with {ended}): " if (ended := bad_ending(run.exit_status)) else ": "
         text += f"{counted(run.points.waiting, 'point')} waiting"
         if run.points.refused:
             text += f", {number(run.points.refused)} refused"

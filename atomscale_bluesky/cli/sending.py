@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..status.progress import LOOK_PERIOD_S, counted, number
+from ..status.progress import POLL_S, counted, number
 from .delivering import check_that_it_may_send, check_the_key, deliver, logged, report
 from .ending import Ending
 from .formatting import console, moment, safe
@@ -227,7 +227,7 @@ class _Reading:
 
     def _look(self) -> None:
         now = time.monotonic()
-        self._look_at = now + LOOK_PERIOD_S
+        self._look_at = now + POLL_S
         done, total, text = self._how_far()
         said = f"{counted(self._intake.documents, 'document')}"
         self._progress.update(self._task, completed=done, total=total, said=said)

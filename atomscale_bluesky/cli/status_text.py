@@ -48,13 +48,13 @@ def blocks(runs: Iterable[RunStatus], finished: Iterable[dict[str, Any]], endpoi
 def summary(settings: Settings, runs: Status, now: float) -> Iterator[Text]:
     """Yield the lines about the spool as a whole: what is wrong, what waits, and who delivers it."""
     from ..checks.who_delivers import undelivered
-    from ..status.clock_note import CLOCK_WARNS_S, read_note, told
+    from ..status.clock_note import CLOCK_WARNS_S, offset_in_words, read_note
 
     yield from not_kept_lines(runs)
     note = read_note(settings.spool_path)
     if note is not None and note.endpoint == settings.endpoint:
         off = abs(note.offset_s) > CLOCK_WARNS_S + note.delay_s / 2
-        text = f"Clock: {told(note.offset_s, note.delay_s)}, measured {age(now - note.measured)} ago."
+        text = f"Clock: {offset_in_words(note.offset_s, note.delay_s)}, measured {age(now - note.measured)} ago."
         yield Text(text, style="yellow" if off else "dim")
     waiting = sum(run.points.waiting for run in runs)
     text = f"Spool {safe(settings.spool_path)}: "
@@ -209,9 +209,9 @@ def _table() -> Table:
 
 def _add_ending(table: Table, exit_status: str, reason: str) -> None:
     """Add a line if the plan did not end well."""
-    from ..status.spool_status import ending
+    from ..status.spool_status import bad_ending
 
-    if ended := ending(exit_status):
+    if ended := bad_ending(exit_status):
         why = f": {safe(reason)}" if reason else ""
         table.add_row("plan", Text(f"ended with {ended}{why}", style="bold yellow"))
 

@@ -32,15 +32,15 @@ from ..spool.spool import Spool
 from ..status.account import Account
 from ..status.outage import NEW_KEY, read_outage
 from ..status.run_status import RunStatus, status_of
-from ..status.spool_status import ending
+from ..status.spool_status import bad_ending
 from .prompt import as_line
 
 # How long the first line waits for the stream's name, which the process that delivers the run gives it.
-NAME_S = 2.0
+NAME_PATIENCE_S = 2.0
 # After how long a stopped run that is not delivered is reported as waiting.
 PATIENCE_S = 10.0
 # How often the files of runs that begin or end are read, and those of runs that were reported as waiting.
-LOOK_S, LOOK_AT_WAITING_S = 0.1, 1.0
+POLL_S, POLL_WAITING_S = 0.1, 1.0
 # How many waiting runs are followed until they are delivered. Nothing more is printed of older ones.
 MOST_WAITING = 100
 # How many runs that earlier sessions have left are followed, the newest ones. Their end alone is reported.
@@ -53,7 +53,7 @@ NO_SERVICE = (
     "upload`"
 )
 # How long `close` waits for the last lines.
-LAST_LINES_S = 1.0
+CLOSE_PATIENCE_S = 1.0
 
 
 def is_watched() -> bool:
@@ -80,7 +80,7 @@ class Announcer:
         self._settings = settings
         self._listener = listener
         self._inbox: queue.SimpleQueue[tuple[str, Path | None]] = queue.SimpleQueue()
-        self._runs: dict[Path, _Run] = self._leftovers() if listener is not None else {}
+        self._runs: dict[Path, _FollowedRun] = self._leftovers() if listener is not None else {}
         self._thread = threading.Thread(target=self._loop, name="atomscale-announcer", daemon=True)
         self._thread.start()
 
@@ -116,7 +116,7 @@ class Announcer:
         """Print the last lines and end. Waits for a second at most. A second call does nothing."""
         self.retire()
         if self._thread is not threading.current_thread():
-            self._thread.join(LAST_LINES_S)
+            self._thread.join(CLOSE_PATIENCE_S)
 
     # ---- the thread ------------------------------------------------------------------------------------------------
 
@@ -126,75 +126,79 @@ class Announcer:
                 what, folder = self._inbox.get(timeout=self._wait_s())
                 if folder is None:
                     break
-                run = self._runs.setdefault(folder, _Run(folder, time.monotonic()))
+                run = self._runs.setdefault(folder, _FollowedRun(folder, time.monotonic()))
                 if what == "stopped":
                     run.stopped_at = time.monotonic()
-            self._look(last=False)
-        self._look(last=True)
+            self._poll_all(last=False)
+        self._poll_all(last=True)
 
     def _wait_s(self) -> float | None:
-        """Return how long nothing has to be looked at unless a message comes; None if no run is followed."""
+        """Return for how long nothing has to be polled unless a message comes; None if no run is followed."""
         runs = self._runs.values()
-        if any(not (run.begun or run.parked) or (run.stopped_at is not None and not run.waits) for run in runs):
-            return LOOK_S
-        return LOOK_AT_WAITING_S if any(run.waits or not run.begun for run in runs) else None
+        if any(run.has_news_soon for run in runs):
+            return POLL_S
+        return POLL_WAITING_S if any(run.reported_waiting or not run.reported_begun for run in runs) else None
 
-    def _look(self, *, last: bool) -> None:
+    def _poll_all(self, *, last: bool) -> None:
         for run in list(self._runs.values()):
             try:
-                over = self._look_at(run, last)
+                over = self._poll(run, last)
             except (OSError, SpoolError, ValueError):  # just being removed; or damaged, of which `status` tells
                 run.failures += 1
                 over = run.failures > MOST_FAILURES
             if over:
                 self._runs.pop(run.folder, None)
-        waiting = [run for run in self._runs.values() if run.waits]
+        waiting = [run for run in self._runs.values() if run.reported_waiting]
         for run in waiting[:-MOST_WAITING]:
             del self._runs[run.folder]
 
-    def _look_at(self, run: _Run, last: bool) -> bool:
+    def _poll(self, run: _FollowedRun, last: bool) -> bool:
         """Print what is new about a run. Return True if nothing more will be printed of it."""
         now = time.monotonic()
         run.read()
-        entry = None if run.folder.exists() else self._finished(run.folder)
-        named = entry or last or run.name or not self._sends or now - run.seen_at > NAME_S
-        went = entry is not None and not entry.get("discarded")
-        if not run.begun and named and (went or not run.parked):  # a parked run goes nowhere until it is mended
-            run.begun = True
-            _print(self._begins(run, entry))
+        entry = None if run.folder.exists() else self._history_entry(run.folder)
+        if not run.reported_begun and self._may_report_begun(run, entry, now, last=last):
+            run.reported_begun = True
+            _print(self._first_line(run, entry))
         if entry is not None:
-            _print(delivered(entry, earlier=run.earlier))
+            _print(delivered_line(entry, earlier=run.of_earlier_session))
             return True
         if run.stopped_at is None:
             return False
         if not run.folder.exists():  # moved away, or removed by its owner
             return now - run.stopped_at > PATIENCE_S
         overdue = last or not self._sends or run.parked or now - run.stopped_at > PATIENCE_S
-        if overdue and not run.waits:
-            run.waits = True
-            _print(waiting(run.status(), self._why(run)))
+        if overdue and not run.reported_waiting:
+            run.reported_waiting = True
+            _print(waiting_line(run.status(), self._why_waiting(run)))
         return False
+
+    def _may_report_begun(self, run: _FollowedRun, entry: dict[str, Any] | None, now: float, *, last: bool) -> bool:
+        """Return True if a run goes somewhere, and its stream's name is known or is not waited for any longer."""
+        has_name = entry or last or run.name or not self._sends or now - run.seen_at > NAME_PATIENCE_S
+        was_delivered = entry is not None and not entry.get("discarded")
+        return bool(has_name) and (was_delivered or not run.parked)  # a parked run goes nowhere until it is mended
 
     @property
     def _sends(self) -> bool:
         return self._listener is not None
 
-    def _leftovers(self) -> dict[Path, _Run]:
+    def _leftovers(self) -> dict[Path, _FollowedRun]:
         """Return the newest runs that no living process writes or delivers, which this session takes up."""
-        found: dict[Path, _Run] = {}
+        found: dict[Path, _FollowedRun] = {}
         with contextlib.suppress(OSError):  # then less is printed
             for folder in self._spool.run_folders()[-MOST_LEFTOVERS:]:
                 if not (self._spool.writer_alive(folder) or self._spool.uploader_alive(folder)):
-                    run = found[folder] = _Run(folder, time.monotonic())
-                    run.earlier = run.begun = run.waits = True
+                    run = found[folder] = _FollowedRun(folder, time.monotonic())
+                    run.of_earlier_session = run.reported_begun = run.reported_waiting = True
                     run.stopped_at = run.seen_at
         return found
 
-    def _finished(self, folder: Path) -> dict[str, Any] | None:
+    def _history_entry(self, folder: Path) -> dict[str, Any] | None:
         """Return the history's entry of the run that was in a folder, or None if there is none."""
         return next(iter(self._spool.history.entries_with("folder", folder.name)), None)
 
-    def _begins(self, run: _Run, entry: dict[str, Any] | None) -> str:
+    def _first_line(self, run: _FollowedRun, entry: dict[str, Any] | None) -> str:
         uid = run.header.run_uid if run.header else str((entry or {}).get("run_uid"))
         if not self._sends:
             return f"run {safe(uid[:8], 40)} is kept in {self._spool.path} and not sent: {self._why_not_sent()}"
@@ -205,7 +209,7 @@ class Announcer:
         endpoint = run.endpoint or str((entry or {}).get("endpoint") or self._settings.endpoint)
         return f'run {safe(uid[:8], 40)} goes to {safe(endpoint, 200)} as "{safe(name, 300)}"'
 
-    def _lacks_service(self, run: _Run) -> bool:
+    def _lacks_service(self, run: _FollowedRun) -> bool:
         """Return True if only a service may deliver a run, and none does."""
         return self._settings.uploader == "none" and not self._spool.uploader_alive(run.folder)
 
@@ -214,7 +218,7 @@ class Announcer:
             return "the setting `offline` is on"
         return "there is no API key (ATOMSCALE_API_KEY)"
 
-    def _why(self, run: _Run) -> str:
+    def _why_waiting(self, run: _FollowedRun) -> str:
         """Return why a run waits, and what ends that."""
         if not self._sends:
             return f"{self._why_not_sent()}; a later session sends it, or `atomscale-bluesky upload`"
@@ -231,16 +235,16 @@ class Announcer:
         return "it is sent by this session or a later one; `atomscale-bluesky status` has more"
 
 
-class _Run:
+class _FollowedRun:
     """One run that is followed."""
 
     def __init__(self, folder: Path, seen_at: float) -> None:
         self.folder = folder
         self.seen_at = seen_at
-        self.earlier = False  # an earlier session has left it, so nothing is printed until it is delivered
-        self.begun = False  # its first line is printed
+        self.of_earlier_session = False  # an earlier session has left it, so nothing is printed until it is delivered
+        self.reported_begun = False  # its first line is printed
         self.stopped_at: float | None = None
-        self.waits = False  # it was reported as waiting
+        self.reported_waiting = False  # it was reported as waiting
         self.failures = 0
         self.header: Header | None = None
         self.name = ""  # of its first metrology stream
@@ -248,6 +252,12 @@ class _Run:
         self.endpoint = ""
         self._ledger = LedgerReader(folder / LEDGER)
         self._orders = Orders(folder)
+
+    @property
+    def has_news_soon(self) -> bool:
+        """Return True if it has just begun or ended, and that is not reported yet."""
+        begins = not (self.reported_begun or self.parked)
+        return begins or (self.stopped_at is not None and not self.reported_waiting)
 
     def read(self) -> None:
         """Read what is new in the ledger."""
@@ -278,7 +288,7 @@ class _Run:
         return status_of(account, self._ledger.state, folder=str(self.folder))
 
 
-def delivered(entry: dict[str, Any], *, earlier: bool = False) -> str:
+def delivered_line(entry: dict[str, Any], *, earlier: bool = False) -> str:
     """Return the line about a run that has left the spool, from its entry in the history."""
     whose = " of an earlier session" if earlier else ""
     text = f"run {safe(str(entry.get('run_uid'))[:8], 40)}{whose}{_ending(entry)}: "
@@ -291,9 +301,9 @@ def delivered(entry: dict[str, Any], *, earlier: bool = False) -> str:
     return f"{text}; data_id {', '.join(safe(one, 100) for one in entry.get('data_ids') or ()) or 'none'}"
 
 
-def waiting(run: RunStatus, why: str) -> str:
+def waiting_line(run: RunStatus, why: str) -> str:
     """Return the line about a run that has stopped and is not delivered."""
-    ended = f" ({status})" if (status := ending(run.exit_status)) else ""
+    ended = f" ({status})" if (status := bad_ending(run.exit_status)) else ""
     text = f"run {safe(run.run_uid[:8], 40)}{ended}: {_counted(run.points.delivered)} delivered, "
     text += f"{_number(run.points.waiting)} wait"
     if run.points.refused:
@@ -304,7 +314,7 @@ def waiting(run: RunStatus, why: str) -> str:
 def _ending(entry: dict[str, Any]) -> str:
     if entry.get("interrupted"):
         return " (interrupted)"
-    status = ending(str(entry.get("exit_status") or ""))
+    status = bad_ending(str(entry.get("exit_status") or ""))
     return f" ({status})" if status else ""
 
 

@@ -33,7 +33,7 @@ from ..spool.locks import RunLock
 from ..spool.orders import Discard, Edit, Move, Retry, Settle
 from ..spool.run_claim import RunClaim
 from ..status.run_status import RunStatus, status_of
-from ..status.run_summary import history_entry, say
+from ..status.run_summary import history_entry, log_summary
 from .claimed_run import ClaimedRun
 from .ending_streams import end_damaged_streams, end_outgrown_streams, end_streams_without_a_point
 from .task_book import Task
@@ -284,7 +284,7 @@ class RunDelivery:
     def finish(self) -> bool:
         """Move the finished run into the history. Return False if it has to stay, or its writer has files open."""
         account = self.run.run_chunker.account
-        contradictions = {} if self.run.state.discarded else account.contradiction(self.run.state)
+        contradictions = {} if self.run.state.discarded else account.contradictions(self.run.state)
         for contradiction in contradictions.values():
             self.run.park_for_its_account(contradiction)
             return False
@@ -295,10 +295,10 @@ class RunDelivery:
         )
         if not self.claim.finish(entry, self._gil_yield):
             return False
-        say(status, self.run.state)
+        log_summary(status, self.run.state)
         return True
 
     def log_what_is_left(self) -> None:
         """Log the state of a stopped run that is released before it is finalized."""
         if self.run.stopped and not self.finished:
-            say(self.status(), self.run.state)
+            log_summary(self.status(), self.run.state)

@@ -13,10 +13,11 @@ same time and value.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import msgspec
 
+from ..api.answers import PointsByChannel
 from ..checks.comparison import Part, Series, arrangement
 from ..chunking.run_chunker import RunChunker
 from ..model.chunk import Chunk
@@ -24,9 +25,6 @@ from ..model.points import packed_column
 from ..spool.ledger import Ledger
 from ..spool.ledger_format import Confirmed, Ended, OpeningReason
 from ..spool.stream_state import StreamState
-
-# Points as they were read back: channel name → unit, times, values.
-Points = dict[str, tuple[str | None, Sequence[float | None], Sequence[float | None]]]
 
 _logger = logging.getLogger(__name__)
 
@@ -62,13 +60,13 @@ class StreamsAboutToEnd:
         """Let a stream take no more points. It is unknown whether the `doubtful` chunks were taken."""
         self._endings.setdefault(stream, _Ending(why, points_per_chunk)).doubtful.extend(doubtful)
 
-    def is_short(self, number: int, points: Points) -> bool:
+    def is_short(self, number: int, points: PointsByChannel) -> bool:
         """Return True if fewer points were read than are confirmed, because some may not be readable yet."""
         stream = self._ledger.state.streams[number]
         due = {name for names in stream.delivered for name in names}
         return any(_delivered(stream, name) > len(points[name][2] if name in points else ()) for name in due)
 
-    def note_read_back(self, number: int, points: Points) -> None:
+    def note_read_back(self, number: int, points: PointsByChannel) -> None:
         """Note the chunks in doubt that the stream holds as confirmed.
 
         If the points that were read do not fit those that were confirmed, no chunk of the channel counts as held.

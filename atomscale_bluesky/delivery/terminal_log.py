@@ -28,7 +28,7 @@ class _TerminalLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the record, if nobody else does."""
-        if logging.lastResort is None or sys.stderr is None or _somebody_else_has(record.name):
+        if logging.lastResort is None or sys.stderr is None or _has_another_handler(record.name):
             return
         try:
             sys.stderr.write(as_line(self.format(record)))
@@ -44,7 +44,7 @@ def log_to_terminal() -> None:
         logger.addHandler(_TerminalLog())
 
 
-def _somebody_else_has(name: str) -> bool:
+def _has_another_handler(name: str) -> bool:
     """Return True if a handler other than ours gets the records of this logger."""
     logger: logging.Logger | None = logging.getLogger(name)
     while logger is not None:

@@ -71,7 +71,7 @@ def serve(
         SpoolError: The spool cannot be used.
     """
     spool = Spool(settings.locate_spool(), min_free_bytes=settings.spool_min_free_bytes)
-    lock = RunLock(served_by(settings))
+    lock = RunLock(service_lock_path(settings))
     if not _acquired(lock, ending):
         _logger.info("spool %s is served by another process already", spool.path)
         return ALREADY_SERVED
@@ -84,7 +84,7 @@ def serve(
             if not uploader.running:
                 code = FAILED  # by what not even its loop could go on after; its traceback is on standard error
                 break
-            if not served_by(settings).exists():
+            if not service_lock_path(settings).exists():
                 _logger.error("spool %s was removed, so this process ends", spool.path)
                 code = FAILED
                 break
@@ -102,14 +102,14 @@ def serve(
     return code
 
 
-def served_by(settings: Settings) -> Path:
+def service_lock_path(settings: Settings) -> Path:
     """Return the lock of the process that serves the settings' spool and endpoint."""
     return settings.spool_path / service_lock(settings.endpoint)
 
 
 def is_served(settings: Settings) -> bool:
     """Return True if a living process serves the settings' spool and endpoint."""
-    return is_held(served_by(settings))
+    return is_held(service_lock_path(settings))
 
 
 class _PrivateLog(RotatingFileHandler):

@@ -25,7 +25,7 @@ from ..settings import Settings
 from ..spool.locks import RunLock
 from ..spool.own_files import open_own, open_to_read, read_own
 from . import backoff
-from .uploader_service import ALREADY_SERVED, KEY_REFUSED, LOG, LOG_BYTES, Assignment, is_served, served_by
+from .uploader_service import ALREADY_SERVED, KEY_REFUSED, LOG, LOG_BYTES, Assignment, is_served, service_lock_path
 
 _logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class UploaderWatcher:
         self._report = report
         self._guard = threading.Lock()  # at the interpreter's exit two threads may start the process
         self._process: subprocess.Popen[bytes] | None = None
-        self._starting: RunLock | None = None  # held by the one of many callbacks that has started a process
+        self._starting_lock: RunLock | None = None  # held by the one of many callbacks that has started a process
         self._started_at = 0.0
         self._failures = 0
         self._not_before = 0.0
@@ -86,7 +86,7 @@ class UploaderWatcher:
     def release(self) -> None:
         """Let the process finish its work and end by itself: this process needs it no longer."""
         with self._guard:
-            self._starting_is_over()
+            self._release_starting_lock()
             if self._process is not None:
                 _close_pipe(self._process)
                 self._process = None
@@ -95,45 +95,45 @@ class UploaderWatcher:
         """Hold nothing of the process, which belongs to the parent."""
         if self._process is not None:
             _close_pipe(self._process)
-        self._starting = None
+        self._starting_lock = None
 
     def _start_if_due(self, now: float) -> None:
         if self._process is not None:
             code = self._process.poll()
             if code is None:
-                if self._starting and (is_served(self._settings) or now - self._started_at > STARTING_S):
-                    self._starting_is_over()
+                if self._starting_lock and (is_served(self._settings) or now - self._started_at > STARTING_S):
+                    self._release_starting_lock()
                 return
-            self._ended(self._process, code, now)
+            self._note_ended(self._process, code, now)
         if now < self._not_before or is_served(self._settings):
             return
         # Of many callbacks that see the same free lock one starts a process. The others check again later.
-        lock = RunLock(served_by(self._settings).with_suffix(".starting"))
+        lock = RunLock(service_lock_path(self._settings).with_suffix(".starting"))
         if not lock.acquire():
             return
-        self._starting, self._started_at = lock, now
+        self._starting_lock, self._started_at = lock, now
         try:
             self._process = _start_process(self._settings)
         except OSError as error:
-            self._failed(now, f"cannot be started: {error}")
+            self._note_failure(now, f"cannot be started: {error}")
         else:
             _logger.info("process %d uploads; it logs to %s", self._process.pid, self._log.path)
 
-    def _ended(self, process: subprocess.Popen[bytes], code: int, now: float) -> None:
+    def _note_ended(self, process: subprocess.Popen[bytes], code: int, now: float) -> None:
         _close_pipe(process)
         self._process = None
         if code == ALREADY_SERVED:
-            self._starting_is_over()
+            self._release_starting_lock()
         elif code == KEY_REFUSED:
-            self._failed(now, "ended because the API key is refused")
+            self._note_failure(now, "ended because the API key is refused")
         elif code != 0 or now - self._started_at < STARTING_S:
-            self._failed(now, f"ended with code {code}{self._last_words()}")
+            self._note_failure(now, f"ended with code {code}{self._last_words()}")
         else:
-            self._starting_is_over()
+            self._release_starting_lock()
             self._failures = 0
 
-    def _failed(self, now: float, what: str) -> None:
-        self._starting_is_over()
+    def _note_failure(self, now: float, what: str) -> None:
+        self._release_starting_lock()
         if now - self._started_at > STARTING_S:
             self._failures = 0
         pause_s = backoff.RESTART.pause_s(self._failures)
@@ -151,10 +151,10 @@ class UploaderWatcher:
             return ""
         return f" ({safe(words.splitlines()[-1], 500)})" if words else ""
 
-    def _starting_is_over(self) -> None:
-        if self._starting is not None:
-            self._starting.release()
-            self._starting = None
+    def _release_starting_lock(self) -> None:
+        if self._starting_lock is not None:
+            self._starting_lock.release()
+            self._starting_lock = None
 
 
 def _start_process(settings: Settings) -> subprocess.Popen[bytes]:

@@ -37,7 +37,7 @@ from ..spool.run_reader import RunReader
 from ..spool.stream_state import StreamState
 
 # Stands for the channels of rows whose layout is lost. Each of these rows counts as one reading.
-UNNAMED = "rows of a missing layout"
+ROWS_WITHOUT_LAYOUT = "rows of a missing layout"
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -75,9 +75,11 @@ class Account:
         self.stop: Stop | None = None
         self.rows: Counter[int] = Counter()  # by layout
         self.next_row: dict[str, int] = {}  # by time base
-        self.until: dict[str, float] = {}  # by time base: the latest time of a row
+        self.newest_times: dict[str, float] = {}  # by time base: the latest time of a row
         self.rows_missing: Counter[int] = Counter()  # by layout: row numbers that are missing because of damage
-        self.rows_unnamed = 0  # rows whose layout is not in the journal, and that no number or stop has counted yet
+        self.rows_without_layout = (
+            0  # rows whose layout is not in the journal, and that no number or stop has counted yet
+        )
         # By layout: rows whose number came before. No writer makes them on purpose. The first row of a number decides a
         # chunk's boundary. A row that repeats the number just before it is sent if it is within a chunk, and lost if it
         # is after one. A row whose number is lower than that is lost.
@@ -87,7 +89,7 @@ class Account:
         self._left_out: Counter[tuple[str, str]] = Counter()  # key, reason
         # Time base and channel → its first layout. Channels that came together share a stream, and the rows dropped in
         # it.
-        self._first: dict[tuple[str, str], int] = {}
+        self._first_layout: dict[tuple[str, str], int] = {}
 
     def read_on(self, reader: RunReader, step: Callable[[int], object] = lambda size: None) -> None:
         """Count what was written to a journal since the last call.
@@ -101,7 +103,7 @@ class Account:
         """
         singly = 0
         for found in reader.read():
-            self.take(found.payload)
+            self.take_line(found.payload)
             step(len(found.payload))
             singly -= 1
             if singly <= 0 and is_record(found.payload):
@@ -127,7 +129,7 @@ class Account:
         step(len(lines))
         return 0
 
-    def take(self, payload: bytes) -> JournalLine | None:
+    def take_line(self, payload: bytes) -> JournalLine | None:
         """Count one line of the journal. Return it as its type, or None if it is a row.
 
         Raises:
@@ -137,7 +139,7 @@ class Account:
             if not is_record(payload) and payload.endswith((b"}]", b'"]]')):  # gaps, or integers that lost digits
                 self.take_row(decode_row(payload))
             else:
-                self._number(*start_of_row(payload))
+                self._count_row(*start_of_row(payload))
             return None
         found = decode_journal(payload)
         match found:
@@ -147,7 +149,7 @@ class Account:
                 self.layouts[found.layout] = found
                 self.next_row.setdefault(found.time_base, 0)
                 for channel in found.channels:
-                    self._first.setdefault((found.time_base, channel.name), found.layout)
+                    self._first_layout.setdefault((found.time_base, channel.name), found.layout)
             case LeftOut():
                 for key, n in found.keys.items():
                     self._left_out[key, found.reason] += n
@@ -156,7 +158,7 @@ class Account:
                 for time_base, rows in found.rows.items():
                     self._count_missing_at_the_end(time_base, rows)
                 if found.rows:  # names every time base, including one without a layout
-                    self.rows_unnamed = 0
+                    self.rows_without_layout = 0
             case Row():
                 self.take_row(found)
             case _:
@@ -171,14 +173,14 @@ class Account:
             does not have its layout, so that its values have no meaning. Such a row costs only itself: it counts as
             lost.
         """
-        if not self._number(row.layout, row.number, row.time):
+        if not self._count_row(row.layout, row.number, row.time):
             return False
         self.rounded.update(row.rounded)
         for name, reason in row.gaps.items():
             self._gaps[row.layout, name, reason] += 1
         if row.gaps and self.header is not None and self.header.non_finite == "drop_row":
             layout = self.layouts[row.layout]
-            first = {channel.name: self._first[layout.time_base, channel.name] for channel in layout.channels}
+            first = {channel.name: self._first_layout[layout.time_base, channel.name] for channel in layout.channels}
             dropped = {first[name] for name in row.gaps}
             for name in first:
                 if name not in row.gaps and first[name] in dropped:
@@ -187,7 +189,7 @@ class Account:
 
     def take_rows(self, rows: Rows) -> None:
         """Count consecutive rows without a gap."""
-        self._number(rows.layout, rows.number, max(rows.times))
+        self._count_row(rows.layout, rows.number, max(rows.times))
         more = len(rows.times) - 1
         self.rows[rows.layout] += more
         self.next_row[self.layouts[rows.layout].time_base] += more
@@ -199,11 +201,11 @@ class Account:
             self.rows_missing[layouts[-1]] += missing
             self.next_row[time_base] = rows
 
-    def _number(self, layout: int, number: int, time: float) -> bool:
+    def _count_row(self, layout: int, number: int, time: float) -> bool:
         """Count a row. Return False if its number is lower than the last one, or its layout is missing."""
         known = self.layouts.get(layout)
         if known is None:
-            self.rows_unnamed += 1
+            self.rows_without_layout += 1
             return False
         expected = self.next_row[known.time_base]
         if number < expected:
@@ -212,13 +214,13 @@ class Account:
         self.rows[layout] += 1
         if number > expected:
             self.rows_missing[layout] += number - expected
-            self.rows_unnamed = max(0, self.rows_unnamed - (number - expected))
+            self.rows_without_layout = max(0, self.rows_without_layout - (number - expected))
         self.next_row[known.time_base] = number + 1
-        if time > self.until.get(known.time_base, -math.inf):
-            self.until[known.time_base] = time
+        if time > self.newest_times.get(known.time_base, -math.inf):
+            self.newest_times[known.time_base] = time
         return True
 
-    def contradiction(
+    def contradictions(
         self, ledger: LedgerState, streams: Iterable[StreamState] | None = None, beyond: Collection[int] = ()
     ) -> dict[int, str]:
         """Return why streams must not be finalized, by stream; empty if the account adds up.
@@ -241,18 +243,18 @@ class Account:
             for key in keys:
                 here = counts.get(key, Counts())
                 waiting = here.waiting and here.waiting - sum(
-                    self._may_wait(one, *key, beyond=one.opening.stream in beyond) for one in others
+                    self._points_that_may_wait(one, *key, beyond=one.opening.stream in beyond) for one in others
                 )
                 if waiting > 0 or here.lost < 0 or (everything and here.refused):
-                    found[stream.opening.stream] = f"channel {key[0]!r}: {_told(here)}"
+                    found[stream.opening.stream] = f"channel {key[0]!r}: {_in_words(here)}"
                     break
         if everything and not found:
             unsent = next((key for key, count in counts.items() if count.waiting or count.refused), None)
             if unsent is not None:  # of a channel that no stream has
-                found[0] = f"channel {unsent[0]!r}: {_told(counts[unsent])}"
+                found[0] = f"channel {unsent[0]!r}: {_in_words(counts[unsent])}"
         return found
 
-    def _may_wait(self, stream: StreamState, name: str, time_base: str, *, beyond: bool) -> int:
+    def _points_that_may_wait(self, stream: StreamState, name: str, time_base: str, *, beyond: bool) -> int:
         """Return how many points of a channel may wait in a stream at most."""
         if stream.opening.time_base != time_base or stream.ended or name not in self.channels_of(stream):
             return 0
@@ -285,13 +287,13 @@ class Account:
         for time_base, n in (self.stop.rows if self.stop else {}).items():
             if n and time_base not in self.next_row:  # no line says what its rows were
                 result[time_base] = result.get(time_base, Counts()) + Counts(seen=n, lost=n)
-        if self.rows_unnamed:
-            result[UNNAMED] = Counts(seen=self.rows_unnamed, lost=self.rows_unnamed)
+        if self.rows_without_layout:
+            result[ROWS_WITHOUT_LAYOUT] = Counts(seen=self.rows_without_layout, lost=self.rows_without_layout)
         for (key, reason), n in self._left_out.items():
             result[key] = result.get(key, Counts()) + Counts(seen=n, left_out={reason: n})
         return result
 
-    def _gone_at_the_end(self, ledger: LedgerState) -> Counter[int]:
+    def _rows_damaged_at_the_end(self, ledger: LedgerState) -> Counter[int]:
         """Return, by layout, how many rows beyond the journal's last one the ledger has: they were damaged since."""
         gone = Counter[int]()
         if self.stop is None:
@@ -307,34 +309,18 @@ class Account:
 
     def _by_channel(self, ledger: LedgerState) -> dict[tuple[str, str], Counts]:
         """Return what happened to the points of each channel, by name and time base."""
-        delivered = Counter[tuple[str, str]]()
-        refused = Counter[tuple[str, str]]()
-        for stream in ledger.streams.values():
-            for names, points in stream.delivered.items():
-                for name in names:
-                    delivered[name, stream.opening.time_base] += points
-            for index, refusal in stream.refused.items():
-                for name in refusal.channels:
-                    refused[name, stream.opening.time_base] += stream.tried[index].points
-        nulls_go_out = self.header is not None and self.header.non_finite == "null"
+        delivered, refused = _answered_points(ledger)
+        gaps = self._gaps_by_channel()
+        damaged = self._rows_damaged_at_the_end(ledger)
         result: dict[tuple[str, str], Counts] = {}
-        gaps: dict[str, list[tuple[int, str, int]]] = {}
-        for (layout, channel, reason), n in self._gaps.items():
-            gaps.setdefault(channel, []).append((layout, reason, n))
-        gone = self._gone_at_the_end(ledger)
-        by_channel: dict[tuple[str, str], list[int]] = {}
-        for number, layout in self.layouts.items():
-            for channel in layout.channels:
-                by_channel.setdefault((channel.name, layout.time_base), []).append(number)
-        for (name, time_base), numbers in by_channel.items():
-            lost = sum(self.rows_missing[number] + self.rows_repeated[number] + gone[number] for number in numbers)
-            seen = sum(self.rows[number] for number in numbers) + lost
+        for (name, time_base), layouts in self._layouts_by_channel().items():
+            lost = sum(self.rows_missing[layout] + self.rows_repeated[layout] + damaged[layout] for layout in layouts)
+            seen = sum(self.rows[layout] for layout in layouts) + lost
             left_out = Counter[str]()
             for layout, reason, n in gaps.get(name, ()):
-                if layout in numbers and not nulls_go_out:
+                if layout in layouts:
                     left_out[reason] += n
-            done = delivered[name, time_base]
-            no = refused[name, time_base]
+            done, no = delivered[name, time_base], refused[name, time_base]
             rest = seen - lost - left_out.total() - done - no
             if rest < 0:  # delivered before their rows were damaged here
                 lost, rest = lost + rest, 0
@@ -349,8 +335,38 @@ class Account:
             )
         return result
 
+    def _layouts_by_channel(self) -> dict[tuple[str, str], list[int]]:
+        """Return the numbers of the layouts that have a channel, by its name and time base."""
+        found: dict[tuple[str, str], list[int]] = {}
+        for number, layout in self.layouts.items():
+            for channel in layout.channels:
+                found.setdefault((channel.name, layout.time_base), []).append(number)
+        return found
 
-def _told(counts: Counts) -> str:
+    def _gaps_by_channel(self) -> dict[str, list[tuple[int, str, int]]]:
+        """Return the gaps that are left out, by channel name: layout, reason, count. None are if nulls are sent."""
+        found: dict[str, list[tuple[int, str, int]]] = {}
+        if self.header is None or self.header.non_finite != "null":
+            for (layout, channel, reason), n in self._gaps.items():
+                found.setdefault(channel, []).append((layout, reason, n))
+        return found
+
+
+def _answered_points(ledger: LedgerState) -> tuple[Counter[tuple[str, str]], Counter[tuple[str, str]]]:
+    """Return how many points are delivered and how many are refused, each by channel name and time base."""
+    delivered, refused = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for stream in ledger.streams.values():
+        time_base = stream.opening.time_base
+        for names, points in stream.delivered.items():
+            for name in names:
+                delivered[name, time_base] += points
+        for index, refusal in stream.refused.items():
+            for name in refusal.channels:
+                refused[name, time_base] += stream.tried[index].points
+    return delivered, refused
+
+
+def _in_words(counts: Counts) -> str:
     """Return the counts in words, without those that are 0."""
     sums = {
         "seen": counts.seen,

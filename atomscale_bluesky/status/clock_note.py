@@ -43,7 +43,7 @@ def read_note(spool: Path) -> ClockNote | None:
         return None
 
 
-def told(offset_s: float, delay_s: float) -> str:
+def offset_in_words(offset_s: float, delay_s: float) -> str:
     """Return an offset in words."""
     side = "behind" if offset_s > 0 else "ahead of"
     return f"this host is {abs(offset_s):.3f} s {side} the server (\N{PLUS-MINUS SIGN} {delay_s / 2:.3f} s)"

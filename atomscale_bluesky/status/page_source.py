@@ -25,7 +25,7 @@ from ..spool.spool import Spool
 from ..spool.stream_state import StreamState
 from .run_rows import RunRows
 from .run_status import RunStatus
-from .spool_status import SpoolStatus, ending
+from .spool_status import SpoolStatus, bad_ending
 
 # How many runs are listed, and how many of those that have left the spool.
 MOST_LISTED, MOST_FINISHED = 100, 50
@@ -141,7 +141,7 @@ class SpoolSource:
     def _line(self, run: RunStatus, now: float) -> StreamLine:
         waiting = run.points.waiting
         notes = [f"{waiting} waiting"] if waiting else []
-        notes += [ended] if (ended := ending(run.exit_status)) else []
+        notes += [ended] if (ended := bad_ending(run.exit_status)) else []
         if run.points.refused:
             notes.append(f"{run.points.refused} refused")
         if left_out := sum(run.points.left_out.values()):
@@ -164,7 +164,7 @@ class SpoolSource:
         folder = str(place / str(entry.get("folder") or entry.get("run_uid")))
         lost, discarded = int(entry.get("lost") or 0), int(entry.get("discarded") or 0)
         notes = [f"{n} {what}" for n, what in ((lost, "lost"), (discarded, "discarded")) if n]
-        notes += [ended] if (ended := ending(str(entry.get("exit_status") or ""))) else []
+        notes += [ended] if (ended := bad_ending(str(entry.get("exit_status") or ""))) else []
         return StreamLine(
             id=folder,
             name=str(entry.get("label") or entry.get("run_uid")),

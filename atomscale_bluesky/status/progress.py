@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
     from .spool_status import SpoolStatus
 
-LOOK_PERIOD_S = 0.2
+POLL_S = 0.2
 # How many polls there are from one line to the next if the output is no terminal.
-LOOKS_PER_LINE = 25
+POLLS_PER_LINE = 25
 
 
 class Bar:
@@ -26,7 +26,7 @@ class Bar:
 
         self._out = out
         self._watch = watch
-        self._looks = 0
+        self._polls = 0
         self._points = self._printed = ""
         self._first: dict[str, int] = {}  # waiting points of each run when it was first seen
         self._progress = Progress(
@@ -63,9 +63,9 @@ class Bar:
         task = next(task for task in self._progress.tasks if task.id == self._task)
         rate = f"{number(round(task.speed))}/s" if task.speed else ""
         self._progress.update(self._task, total=max(total, 1), completed=total - waiting, points=points, rate=rate)
-        if self._looks % LOOKS_PER_LINE == 0:
+        if self._polls % POLLS_PER_LINE == 0:
             self._print_line()
-        self._looks += 1
+        self._polls += 1
 
     def _print_line(self) -> None:
         """Print how far it is where there is no terminal, unless that was printed or there is nothing to deliver."""

@@ -46,7 +46,7 @@ class RunRows:
         self.stop: Stop | None = None
         self._reader = RunReader(folder)
         self.layouts: dict[int, Layout] = {}
-        self._next: dict[str, int] = {}  # by time base: the row that is expected
+        self._next_row: dict[str, int] = {}  # by time base: the row that is expected
 
     def read(self) -> Iterator[Block]:
         """Yield the rows written since the last call.
@@ -84,15 +84,15 @@ class RunRows:
             return
         rows = decode_payloads(payloads)
         layout = None if rows is None else self.layouts.get(rows.layout)
-        if rows is not None and layout is not None and rows.number >= self._next.get(layout.time_base, 0):
-            self._next[layout.time_base] = rows.number + len(rows.times)
+        if rows is not None and layout is not None and rows.number >= self._next_row.get(layout.time_base, 0):
+            self._next_row[layout.time_base] = rows.number + len(rows.times)
             yield Block(layout, rows.number, np.array(rows.times), rows.values)
             return
         for payload in payloads:
             row = decode_row(payload)
             layout = self.layouts.get(row.layout)
-            if layout is None or row.number < self._next.get(layout.time_base, 0):
+            if layout is None or row.number < self._next_row.get(layout.time_base, 0):
                 continue
-            self._next[layout.time_base] = row.number + 1
+            self._next_row[layout.time_base] = row.number + 1
             values = np.array([row.values], dtype=np.float64)
             yield Block(layout, row.number, np.array([row.time]), values)

@@ -13,7 +13,7 @@ from ..spool.ledger_state import LedgerState
 from ..spool.own_files import recorded_since
 from .account import Account
 from .run_status import RunStatus
-from .spool_status import ending
+from .spool_status import bad_ending
 
 _logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def history_entry(
         "interrupted": bool(stop and stop.interrupted),
         "verified": state.verified is not None,
         **({"verified_at": state.verified} if state.verified is not None else {}),
-        "until": account.until,
+        "until": account.newest_times,
         "exit_status": stop.exit_status if stop else "",
         **({"not_given": dict(status.not_given)} if status.not_given else {}),
         "reason": stop.reason if stop else "",
@@ -65,11 +65,11 @@ def _channels(status: RunStatus, account: Account) -> dict[str, dict[str, Any]]:
     return {name: {"unit": units.get(name), "points": n} for name, n in [*delivered.items()][:MOST_CHANNELS]}
 
 
-def say(status: RunStatus, state: LedgerState) -> None:
+def log_summary(status: RunStatus, state: LedgerState) -> None:
     """Log one line about the run: a warning if anything is left to do, or lost."""
     points = status.points
     left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(points.left_out.items())) or "none"
-    ended = f", its plan ended with {word}" if (word := ending(status.exit_status)) else ""
+    ended = f", its plan ended with {word}" if (word := bad_ending(status.exit_status)) else ""
     since = recorded_since(status.folder)  # a recorded run's points are old before they are taken
     took = [
         s.confirmed_at - max(s.last_tried.last_time, since)

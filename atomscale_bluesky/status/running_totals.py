@@ -80,21 +80,21 @@ class RunningTotals:
                 continue
             self._statuses[name] = run.points
             now = _Known(run.points, sum(stream.chunks_confirmed for stream in run.streams))
-            self._rise(name, now, count=self._begun and name not in self._unread)
+            self._add_rise(name, now, count=self._begun and name not in self._unread)
             self._unread.discard(name)
         for entry in finished:
             name = str(entry.get("folder") or entry.get("run_uid"))
             if name not in self._ended:
                 self._ended.add(name)
                 self._counts["runs"] += 1
-                self._rise(name, _of_entry(entry), count=True)
+                self._add_rise(name, _of_entry(entry), count=True)
         for gone in self._known.keys() - runs.keys():
             del self._known[gone]
             self._statuses.pop(gone, None)
         self._ended &= runs.keys()
         self._begun = True
 
-    def _rise(self, name: str, now: _Known, *, count: bool) -> None:
+    def _add_rise(self, name: str, now: _Known, *, count: bool) -> None:
         known = self._known.get(name, _Known(Counts(), 0))
         self._known[name] = now
         if not count:

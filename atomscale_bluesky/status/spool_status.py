@@ -67,8 +67,8 @@ class Status(tuple[RunStatus, ...]):
         lines = [self._headline()]
         for run in self[-MOST_SHOWN:]:
             name = shortened(safe(run.label), 60)
-            state = run.state + (f" ({ended})" if (ended := ending(run.exit_status)) else "")
-            lines.append(f"  {safe(run.run_uid[:8])}  {state:11}  {_told(run.points)}  {name}".rstrip())
+            state = run.state + (f" ({ended})" if (ended := bad_ending(run.exit_status)) else "")
+            lines.append(f"  {safe(run.run_uid[:8])}  {state:11}  {_counts_in_words(run.points)}  {name}".rstrip())
         for one in self.not_kept[-MOST_SHOWN:]:
             told = f"{one.readings} readings left out, {safe(one.reason, 200)}"
             lines.append(
@@ -139,12 +139,12 @@ def _runs(count: int) -> str:
     return f"{count} run{'' if count == 1 else 's'}"
 
 
-def ending(exit_status: str) -> str:
+def bad_ending(exit_status: str) -> str:
     """Return how a run ended if it did not end well: `fail`, `abort` or another word; else an empty text."""
     return "" if exit_status in {"", "success"} else safe(exit_status, 40)
 
 
-def _told(points: Counts) -> str:
+def _counts_in_words(points: Counts) -> str:
     """Return the counts in words; what is 0 is left out, except for the waiting points."""
     counts = {"delivered": points.delivered, "waiting": points.waiting}
     more = {"refused": points.refused, "discarded": points.discarded, "left out": sum(points.left_out.values())}

@@ -147,12 +147,12 @@ def counted(folder: Path, *, together: bool) -> Account:
     """The account of the rows, counted together where that is possible, or one by one."""
     account, reader = Account(), RunReader(folder)
     for number in (0, 1, 200):
-        account.take(encode(Layout(number, "primary", "d", (Channel(f"a{number}", "a"),))))
+        account.take_line(encode(Layout(number, "primary", "d", (Channel(f"a{number}", "a"),))))
     if together:
         account.read_on(reader)
     else:
         for found in reader.read():
-            account.take(found.payload)
+            account.take_line(found.payload)
     reader.close()
     return account
 

@@ -29,7 +29,7 @@ from atomscale_bluesky.spool.ledger_format import (
 )
 from atomscale_bluesky.spool.ledger_state import LedgerState
 from atomscale_bluesky.spool.lines import encode
-from atomscale_bluesky.status.account import UNNAMED, Account, Counts
+from atomscale_bluesky.status.account import ROWS_WITHOUT_LAYOUT, Account, Counts
 from atomscale_bluesky.status.run_status import status_of
 
 T0 = 1_760_000_000.0
@@ -59,7 +59,7 @@ def row(layout: Layout, number: int, *values: float | None) -> bytes:
 def account_of(*payloads: bytes, header: Header = HEADER) -> Account:
     account = Account()
     for payload in (encode(header), *payloads):
-        account.take(payload)
+        account.take_line(payload)
     return account
 
 
@@ -182,7 +182,7 @@ def test_a_row_of_a_missing_layout_counts_as_lost() -> None:
     channels = account_of(*TEN, row(other, 0, 1.0), row(other, 1, 2.0)).channels(LedgerState())
 
     assert channels["a"] == Counts(seen=10, waiting=10)
-    assert channels[UNNAMED] == Counts(seen=2, lost=2)
+    assert channels[ROWS_WITHOUT_LAYOUT] == Counts(seen=2, lost=2)
 
 
 def test_rows_of_a_missing_layout_are_counted_once_where_a_stop_or_a_number_tells_of_them() -> None:
@@ -193,7 +193,7 @@ def test_rows_of_a_missing_layout_are_counted_once_where_a_stop_or_a_number_tell
 
     assert stopped.channels(LedgerState())["primary/z"] == Counts(seen=2, lost=2)
     assert gone_on.channels(LedgerState())["z"] == Counts(seen=3, waiting=1, lost=2)
-    assert UNNAMED not in stopped.channels(LedgerState()) | gone_on.channels(LedgerState())
+    assert ROWS_WITHOUT_LAYOUT not in stopped.channels(LedgerState()) | gone_on.channels(LedgerState())
 
 
 def test_a_journal_without_a_header_is_an_error() -> None:
@@ -251,11 +251,11 @@ def test_every_reading_is_in_exactly_one_place(seed: int, policy: str) -> None:
     layouts = [layout_of(0, "ab", {"t": "text"}), layout_of(1, "abc")]
     number, given_number = 0, 0
     for layout in layouts[: chance.randint(1, 2)]:
-        account.take(encode(layout))
+        account.take_line(encode(layout))
         for _ in range(chance.randint(1, 20)):
             if chance.random() > 0.05:
                 values = [None if chance.random() < 0.2 else math.pi for _ in layout.channels]
-                account.take(row(layout, number, *values))
+                account.take_line(row(layout, number, *values))
                 given_number = number + 1
             number += 1
     ledger = ledger_of()

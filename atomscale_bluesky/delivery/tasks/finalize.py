@@ -54,7 +54,7 @@ def next_work(run: ClaimedRun) -> Finalize | None:
     contradictions: dict[int, str] = {}
     if unknown:
         beyond = {*run.run_chunker.outgrown, *(number for number in run.streams if number in run.ending_streams)}
-        contradictions = run.run_chunker.account.contradiction(run.state, unknown, beyond)
+        contradictions = run.run_chunker.account.contradictions(run.state, unknown, beyond)
         run.account_checked.update({stream.opening.stream for stream in unknown} - contradictions.keys())
     for stream in ready:
         number = stream.opening.stream

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
+from ...api.answers import PointsByChannel
 from ...api.client import Client
 from ...errors import ApiRefusedError
 from .. import backoff
-from ..streams_about_to_end import Points
 from .work import Kind, RetryAfter, Work, WorkerContext
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MOST_READS = 8
 
 
-class ReadBack(Work[Points], frozen=True, eq=False):
+class ReadBack(Work[PointsByChannel], frozen=True, eq=False):
     """Read the points of a stream."""
 
     kind: ClassVar[Kind] = Kind.READ_BACK
@@ -29,11 +29,11 @@ class ReadBack(Work[Points], frozen=True, eq=False):
     due: dict[str, int]  # the channels, and how many points of each may be there
     reads: int = 0  # how often fewer points were read than are confirmed
 
-    def perform(self, client: Client, context: WorkerContext) -> Points:
+    def perform(self, client: Client, context: WorkerContext) -> PointsByChannel:
         """Read the points of the channels that are due."""
         return client.points(self.family, self.data_id, self.due).points
 
-    def apply_result(self, run: ClaimedRun, result: Points) -> RetryAfter | None:
+    def apply_result(self, run: ClaimedRun, result: PointsByChannel) -> RetryAfter | None:
         """Count the chunks in doubt that are there as confirmed."""
         if self.reads < MOST_READS and run.ending_streams.is_short(self.stream, result):
             # Not all confirmed points can be read yet. So points in doubt may be there too.
