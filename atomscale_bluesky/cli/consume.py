@@ -235,16 +235,16 @@ def _consume(source: Callable[[threading.Event], Source], *, turn: str = "", **g
         spool = open_spool(settings)
         recorders: list[DocumentRecorder] = []
 
-        def settle(folder: Path) -> None:
+        def complete_run(folder: Path) -> None:
             for recorder in recorders:
                 recorder.complete_open_runs(folder)
 
-        uploader = _uploader(spool, settings, settle)
+        uploader = _uploader(spool, settings, complete_run)
         lock = RunLock(spool.path / f"consumer-{hashlib.sha256(turn.encode()).hexdigest()[:8]}.lock")
         try:
             if uploader is not None:
                 uploader.start()
-            if turn and not _has_turn(lock, ending.event):
+            if turn and not _wait_for_turn(lock, ending.event):
                 return 0
             with DocumentRecorder(settings, spool=spool, listener=uploader, redelivers=True) as recorder:
                 recorders.append(recorder)
@@ -252,7 +252,7 @@ def _consume(source: Callable[[threading.Event], Source], *, turn: str = "", **g
                 try:
                     intake.take_all(source(ending.event))
                 finally:
-                    _tell_what_was_taken(intake)
+                    _log_what_was_taken(intake)
         finally:
             if uploader is not None:
                 uploader.stop()
@@ -261,7 +261,7 @@ def _consume(source: Callable[[threading.Event], Source], *, turn: str = "", **g
     return 0
 
 
-def _has_turn(lock: RunLock, ending: threading.Event) -> bool:
+def _wait_for_turn(lock: RunLock, ending: threading.Event) -> bool:
     """Wait until no other process takes the same through this spool. Return False if it was told to end meanwhile."""
     if lock.acquire():
         return True
@@ -272,7 +272,7 @@ def _has_turn(lock: RunLock, ending: threading.Event) -> bool:
     return False
 
 
-def _uploader(spool: Spool, settings: Settings, settle: Callable[[Path], None]) -> Deliverer | None:
+def _uploader(spool: Spool, settings: Settings, complete_run: Callable[[Path], None]) -> Deliverer | None:
     """Return what delivers in this process or notifies what does, or None if nothing is sent."""
     if settings.offline or not (settings.api_key or settings.uploader == "none"):
         why = "offline by setting" if settings.offline else "no API key (ATOMSCALE_API_KEY)"
@@ -282,13 +282,13 @@ def _uploader(spool: Spool, settings: Settings, settle: Callable[[Path], None]) 
         from ..delivery.uploader import Uploader
 
         # It follows: another worker on this spool may die, and its runs are delivered too.
-        return Uploader(spool, settings, follow=True, complete_run=settle)
+        return Uploader(spool, settings, follow=True, complete_run=complete_run)
     from ..delivery.uploader_elsewhere import UploaderElsewhere
 
-    return UploaderElsewhere(spool, settings, start=settings.uploader == "process", complete_run=settle)
+    return UploaderElsewhere(spool, settings, start=settings.uploader == "process", complete_run=complete_run)
 
 
-def _tell_what_was_taken(intake: Intake) -> None:
+def _log_what_was_taken(intake: Intake) -> None:
     _logger.info(
         "documents taken: %d; runs begun: %d, known before: %d; rows written: %d; events known before: %d",
         intake.documents, intake.runs, intake.known_runs, intake.rows, intake.known,

@@ -36,7 +36,7 @@ class DemoDisplay:
         self._step = ""
         self._moment: Moment | None = None
         self._waiting: list[int] = []
-        self._told = 0.0
+        self._printed_at = 0.0
         self._lock = threading.Lock()
         self._live = (
             Live(get_renderable=self._render, console=console, refresh_per_second=10, transient=True)
@@ -81,8 +81,8 @@ class DemoDisplay:
             self._moment = moment
             self._waiting.append(moment.waiting)
         now = time.monotonic()
-        if self._live is None and now - self._told >= PLAIN_PERIOD_S:
-            self._told = now
+        if self._live is None and now - self._printed_at >= PLAIN_PERIOD_S:
+            self._printed_at = now
             self.line(_plain_moment(moment))
 
     def _render(self) -> ConsoleRenderable:

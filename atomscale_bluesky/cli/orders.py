@@ -51,7 +51,7 @@ def retry(runs: tuple[str, ...], all_parked: bool, dry_run: bool, spool_dir: Pat
 
     spool = _spool(spool_dir)
     chosen = _choose(spool, spool_dir, runs, all_parked)
-    return chosen.give(lambda run: Retry(), "is tried again", dry_run=dry_run)
+    return chosen.give_orders(lambda run: Retry(), "is tried again", dry_run=dry_run)
 
 
 @click.command
@@ -70,9 +70,9 @@ def discard(runs: tuple[str, ...], all_parked: bool, dry_run: bool, yes: bool, s
 
     def question(found: Sequence[RunStatus]) -> str:
         left = sum(run.points.waiting + run.points.refused for run in found)
-        return f"Give up {counted(left, 'point')} of {_named(found)} for good?"
+        return f"Give up {counted(left, 'point')} of {_names_of(found)} for good?"
 
-    return chosen.give(
+    return chosen.give_orders(
         lambda run: Discard(), "is given up as soon as it has stopped", dry_run=dry_run, ask=None if yes else question
     )
 
@@ -129,9 +129,9 @@ def edit(
 
     spool = _spool(spool_dir)
     chosen = _choose(spool, spool_dir, runs, all_parked)
-    return chosen.give(
+    return chosen.give_orders(
         lambda run: corrected(spool, run, given, leave_out=leave_out_unusable), "goes on", dry_run=dry_run,
-        told=made_with,
+        more_about=made_with,
     )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def settle(run: str, spool_dir: Path | None) -> int:
         return Settle()
 
     chosen = _choose(_spool(spool_dir), spool_dir, (run,), False)
-    return chosen.give(order, "is completed as interrupted", dry_run=False)
+    return chosen.give_orders(order, "is completed as interrupted", dry_run=False)
 
 
 @click.command
@@ -189,14 +189,14 @@ def move(
         return Move(endpoint)
 
     def question(found: Sequence[RunStatus]) -> str:
-        told = f"Send all of {_named(found)} to {safe(endpoint)}"
+        told = f"Send all of {_names_of(found)} to {safe(endpoint)}"
         for before in dict.fromkeys(run.endpoint for run in found):
             if delivered := sum(run.points.delivered for run in found if run.endpoint == before):
                 told += f", beside the {counted(delivered, 'point')} that {safe(before)} has"
         return f"{told}?"
 
     chosen = _choose(spool, spool_dir, runs, all_parked)
-    return chosen.give(order, f"goes to {safe(endpoint)}", dry_run=dry_run, ask=None if yes else question)
+    return chosen.give_orders(order, f"goes to {safe(endpoint)}", dry_run=dry_run, ask=None if yes else question)
 
 
 class _Chosen:
@@ -212,14 +212,14 @@ class _Chosen:
         self._runs = runs
         self._problems = list(problems)
 
-    def give(
+    def give_orders(
         self,
         order: Callable[[RunStatus], OrderLine],
         outcome: str,
         *,
         dry_run: bool,
         ask: Callable[[Sequence[RunStatus]], str] | None = None,
-        told: Callable[[OrderLine], str] | None = None,
+        more_about: Callable[[OrderLine], str] | None = None,
     ) -> int:
         """Write each run's order, and say who carries it out. Runs that do not fit are named and left as they are.
 
@@ -228,7 +228,7 @@ class _Chosen:
             outcome: What happens to a run, after its name.
             dry_run: Write nothing.
             ask: Returns the question to ask before anything is written.
-            told: Returns what else there is to say about an order.
+            more_about: Returns what else there is to say about an order.
 
         Returns:
             The exit code: 1 if something could not be ordered.
@@ -249,7 +249,7 @@ class _Chosen:
                 self._spool.give_order(Path(run.folder), line)
             name = f"Run {safe(run.run_uid[:8])} ({safe(run.label)})"
             text = f"{name} {outcome}, {who(run, line)}" if not dry_run else f"Would be ordered: {name} {outcome}"
-            out.print(Text(f"{text}: {told(line)}." if told else f"{text}."), soft_wrap=True)
+            out.print(Text(f"{text}: {more_about(line)}." if more_about else f"{text}."), soft_wrap=True)
         for problem in self._problems:
             click.echo(f"Error: {problem}", err=True)
         if not orders and not self._problems:
@@ -309,7 +309,7 @@ def _choose(spool: Spool, spool_dir: Path | None, names: Sequence[str], all_park
     return _Chosen(spool, spool_dir, list(found.values()), problems, status.delivered_to)
 
 
-def _named(runs: Sequence[RunStatus]) -> str:
+def _names_of(runs: Sequence[RunStatus]) -> str:
     """Return one run by its name, or several by their number and the beginnings of their uids."""
     if len(runs) == 1:
         return f"run {safe(runs[0].run_uid[:8])} ({safe(runs[0].label)})"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from .sending import HowFar, Origin, common_options, send_runs, tell_runs
+from .sending import HowFar, Origin, common_options, print_runs, send_runs
 
 if TYPE_CHECKING:
     from ..documents.recorder import DocumentRecorder
@@ -85,9 +85,9 @@ def send_tiled(
             ending=ending,
         )
 
-        def tell(out: Console) -> int:
+        def print_unusable(out: Console) -> int:
             text = "Run {} has no stop document yet, so it is left for another time; --unfinished sends it."
-            tell_runs(out, source.left_for_later, text, "So are")
+            print_runs(out, source.left_for_later, text, "So are")
             return int(bool(source.left_for_later))
 
         def how_far() -> HowFar:
@@ -98,7 +98,7 @@ def send_tiled(
             source,
             how_far,
             known_runs=lambda: source.known_runs,
-            tell=tell,
+            print_unusable=print_unusable,
             unusable=("run or document cannot be used: {}", "runs or documents cannot be used: {}"),
         )
 

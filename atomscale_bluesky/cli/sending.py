@@ -47,7 +47,7 @@ class Origin(NamedTuple):
     source: Source
     how_far: Callable[[], HowFar]
     known_runs: Callable[[], int] = lambda: 0  # that it left out, because they were sent before
-    tell: Callable[[Console], int] = lambda out: 0  # says what else it left out; returns the exit code
+    print_unusable: Callable[[Console], int] = lambda out: 0  # says what else it left out; returns the exit code
     unusable: tuple[str, str] = ("document cannot be used: {}", "documents cannot be used: {}")
 
 
@@ -109,7 +109,7 @@ def send_runs(
     sample = None if physical_sample is None else _sample(physical_sample)
     out = console()
     if dry_run:
-        return _tell_contents(out, settings, sample, begin, without_stop)
+        return _print_contents(out, settings, sample, begin, without_stop)
     delivers = not (spool_only or settings.offline or settings.uploader == "none")
     if delivers:
         check_that_it_may_send(settings)
@@ -157,7 +157,7 @@ def _send(out: Console, settings: Settings, sample: str | None, begin: Begin, en
         if uploader is not None:
             uploader.stop()
         spool.writers.close()
-    code = _tell_what_was_taken(out, intake, origin, ended=ending.event.is_set())
+    code = _print_what_was_taken(out, intake, origin, ended=ending.event.is_set())
     if failure is not None:
         out.print(Text(f"{safe(failure, limit=1000)}.", style="bold red"), soft_wrap=True)
         code = 1
@@ -187,8 +187,8 @@ class _Reading:
         self._source = origin.source
         self._how_far = origin.how_far
         self._intake = intake
-        self._look_at = time.monotonic()
-        self._line_at = self._look_at + LINE_PERIOD_S
+        self._show_next_at = time.monotonic()
+        self._line_at = self._show_next_at + LINE_PERIOD_S
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -207,14 +207,14 @@ class _Reading:
 
     def __exit__(self, *_: object) -> None:
         """Show the last state."""
-        self._look()
+        self._show_progress()
         self._progress.stop()
 
     def __iter__(self) -> Iterator[Incoming]:
         """Yield the source's documents."""
         for incoming in self._source:
-            if time.monotonic() >= self._look_at:
-                self._look()
+            if time.monotonic() >= self._show_next_at:
+                self._show_progress()
             yield incoming
 
     def pause(self, timeout_s: float) -> None:
@@ -225,9 +225,9 @@ class _Reading:
         """Close the source."""
         self._source.close()
 
-    def _look(self) -> None:
+    def _show_progress(self) -> None:
         now = time.monotonic()
-        self._look_at = now + POLL_S
+        self._show_next_at = now + POLL_S
         done, total, text = self._how_far()
         said = f"{counted(self._intake.documents, 'document')}"
         self._progress.update(self._task, completed=done, total=total, said=said)
@@ -236,7 +236,7 @@ class _Reading:
             self._out.print(f"{text}, {said}")
 
 
-def _tell_what_was_taken(out: Console, intake: Intake, origin: Origin, *, ended: bool) -> int:
+def _print_what_was_taken(out: Console, intake: Intake, origin: Origin, *, ended: bool) -> int:
     """Report what happened to the documents. Return 1 if some could not be used."""
     text = f"{counted(intake.runs, 'run')} read"
     known_runs = intake.known_runs + origin.known_runs()
@@ -249,8 +249,8 @@ def _tell_what_was_taken(out: Console, intake: Intake, origin: Origin, *, ended:
     if intake.left_out:
         left_out = ", ".join(f"{number(n)} ({safe(reason)})" for reason, n in intake.left_out.most_common(MOST_SHOWN))
         out.print(Text(f"Readings that become no points: {left_out}."), soft_wrap=True)
-    _tell_counts(out, intake.unusable, *origin.unusable)
-    _tell_counts(
+    _print_counts(out, intake.unusable, *origin.unusable)
+    _print_counts(
         out,
         intake.without_start,
         "document of run {}, whose start document is not there",
@@ -258,12 +258,12 @@ def _tell_what_was_taken(out: Console, intake: Intake, origin: Origin, *, ended:
     )
     if ended:
         return 0
-    tell_runs(out, sorted(intake.open_runs), "Run {} has no stop document, so it counts as interrupted.", "So do")
-    code = origin.tell(out)
+    print_runs(out, sorted(intake.open_runs), "Run {} has no stop document, so it counts as interrupted.", "So do")
+    code = origin.print_unusable(out)
     return code or int(bool(intake.unusable or intake.without_start or intake.open_runs))
 
 
-def tell_runs(out: Console, uids: list[str], text: str, more: str) -> None:
+def print_runs(out: Console, uids: list[str], text: str, more: str) -> None:
     """Say something of each of these runs, and how many more there are."""
     for uid in uids[:MOST_SHOWN]:
         out.print(Text(text.format(safe(uid)), style="yellow"), soft_wrap=True)
@@ -271,7 +271,7 @@ def tell_runs(out: Console, uids: list[str], text: str, more: str) -> None:
         out.print(Text(f"{more} {len(uids) - MOST_SHOWN} more.", style="yellow"))
 
 
-def _tell_counts(out: Console, counts: Mapping[str, int], one: str, several: str) -> None:
+def _print_counts(out: Console, counts: Mapping[str, int], one: str, several: str) -> None:
     for about, n in list(counts.items())[:MOST_SHOWN]:
         text = (one if n == 1 else several).format(safe(about))
         out.print(Text(f"{number(n)} {text}.", style="yellow"), soft_wrap=True)
@@ -283,7 +283,7 @@ def _tell_counts(out: Console, counts: Mapping[str, int], one: str, several: str
 # ---- --dry-run -------------------------------------------------------------------------------------------------------
 
 
-def _tell_contents(out: Console, settings: Settings, sample: str | None, begin: Begin, without_stop: str) -> int:
+def _print_contents(out: Console, settings: Settings, sample: str | None, begin: Begin, without_stop: str) -> int:
     from ..sources.contents import Contents
 
     contents = Contents(settings, sample)
@@ -310,7 +310,7 @@ def _tell_contents(out: Console, settings: Settings, sample: str | None, begin: 
     for run in contents.runs.values():
         if run.problem:
             out.print(Text(f"Run {safe(run.run_uid[:8])}: {safe(run.problem)}", style="red"), soft_wrap=True)
-    _tell_counts(out, contents.unusable, *origin.unusable)
+    _print_counts(out, contents.unusable, *origin.unusable)
     if contents.without_start:
         text = f"{counted(contents.without_start, 'document')} of runs whose start document is not there."
         out.print(Text(text, style="yellow"), soft_wrap=True)

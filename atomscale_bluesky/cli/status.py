@@ -83,19 +83,19 @@ def status(
         raise click.UsageError("--max-age needs --check")
     if check:
         return check_now(spool_dir, max_age_s)
-    look = _Look(Settings.load(spool_dir=spool_dir), run, with_finished, last)
+    snapshot = _Snapshot(Settings.load(spool_dir=spool_dir), run, with_finished, last)
     if watched:
-        _watch(look, as_json)
-        return look.exit_code
-    look.again()
+        _watch(snapshot, as_json)
+        return snapshot.exit_code
+    snapshot.read_again()
     if as_json:
-        click.echo(json.dumps(look.as_json(), indent=2))
+        click.echo(json.dumps(snapshot.as_json(), indent=2))
     else:
-        _print(console(), look.shown())
-    return look.exit_code
+        _print(console(), snapshot.as_text())
+    return snapshot.exit_code
 
 
-class _Look:
+class _Snapshot:
     """The spool as it is at one moment."""
 
     def __init__(self, settings: Settings, run: str | None, with_finished: bool, last: int) -> None:
@@ -112,7 +112,7 @@ class _Look:
         self.runs = Status()
         self.finished: list[dict[str, Any]] = []
 
-    def again(self, *, just_finished: bool = False) -> None:
+    def read_again(self, *, just_finished: bool = False) -> None:
         """Read the spool again, which may not have been there before.
 
         Args:
@@ -121,35 +121,48 @@ class _Look:
         Raises:
             click.ClickException: There is no such run.
         """
-        from ..status.spool_status import SpoolStatus, Status
-
         if self._spool is None:
             self._spool = open_spool(self._settings)
         self.now = time.time()
         if self._spool is not None:
-            self._watch = self._watch or SpoolStatus(self._spool)
-            self.runs = runs = self._watch.status()
-            if self._spool.is_served(here := self._settings.endpoint):  # it may have no run at present
-                self.runs = Status(runs, runs.trouble, runs.no_room, runs.not_kept, runs.delivered_to | {here})
-            self.finished = []
-            if self._with_finished:
-                self.finished = self._entries(self._spool)
-            elif just_finished:
-                since = self.now - FINISHED_SHOWN_S
-                self.finished = [e for e in self._entries(self._spool) if float(e.get("finished") or 0.0) > since]
+            self._read_spool(self._spool, just_finished=just_finished)
         if self._run is not None:
-            if self._spool is None:
-                raise click.ClickException(no_spool(self._settings))
-            sought = self._run = uid_meant(self._spool, self._run)
-            of_it = [run for run in self.runs if run.run_uid.startswith(sought)]
-            self.finished = [entry for entry in self.finished if str(entry.get("run_uid")).startswith(sought)]
-            if not (of_it or self.finished):
-                raise click.ClickException(
-                    f"no run begins with {safe(repr(sought))} or has it as its scan id; `atomscale-bluesky status "
-                    f"--all` lists them"
-                )
-            runs = self.runs
-            self.runs = Status(of_it, runs.trouble, runs.no_room, (), runs.delivered_to)
+            self._keep_only(self._run)
+
+    def _read_spool(self, spool: Spool, *, just_finished: bool) -> None:
+        from ..status.spool_status import SpoolStatus, Status
+
+        self._watch = self._watch or SpoolStatus(spool)
+        self.runs = runs = self._watch.status()
+        if spool.is_served(here := self._settings.endpoint):  # it may have no run at present
+            self.runs = Status(runs, runs.trouble, runs.no_room, runs.not_kept, runs.delivered_to | {here})
+        self.finished = []
+        if self._with_finished:
+            self.finished = self._entries(spool)
+        elif just_finished:
+            since = self.now - FINISHED_SHOWN_S
+            self.finished = [e for e in self._entries(spool) if float(e.get("finished") or 0.0) > since]
+
+    def _keep_only(self, run: str) -> None:
+        """Drop all runs but the one that is meant by a text.
+
+        Raises:
+            click.ClickException: There is no such run.
+        """
+        from ..status.spool_status import Status
+
+        if self._spool is None:
+            raise click.ClickException(no_spool(self._settings))
+        sought = self._run = uid_meant(self._spool, run)
+        of_it = [one for one in self.runs if one.run_uid.startswith(sought)]
+        self.finished = [entry for entry in self.finished if str(entry.get("run_uid")).startswith(sought)]
+        if not (of_it or self.finished):
+            raise click.ClickException(
+                f"no run begins with {safe(repr(sought))} or has it as its scan id; `atomscale-bluesky status --all` "
+                f"lists them"
+            )
+        runs = self.runs
+        self.runs = Status(of_it, runs.trouble, runs.no_room, (), runs.delivered_to)
 
     def _entries(self, spool: Spool) -> list[dict[str, Any]]:
         """Return the history's entries by when their runs began. Reads them only when a run has left the spool."""
@@ -160,7 +173,7 @@ class _Look:
         return self._history[1]
 
     @property
-    def found_to_tell(self) -> tuple[object, ...]:
+    def printed_state(self) -> tuple[object, ...]:
         """What is printed again when it changes."""
         runs = self.runs
         no_room = bool(runs.no_room)  # the amount changes all the time
@@ -174,7 +187,7 @@ class _Look:
         runs = self.runs
         return 1 if runs.no_room or runs.key_refused or any(run.needs_operator for run in runs) else 0
 
-    def shown(self) -> Iterable[RenderableType]:
+    def as_text(self) -> Iterable[RenderableType]:
         """Return it as text: what needs the operator, the newest runs, and what holds for all."""
         from .status_text import blocks
 
@@ -197,12 +210,12 @@ class _Look:
             return [Text(f"{text[0].upper()}{text[1:]}.", style="yellow")]
         return summary(self._settings, self.runs, self.now)
 
-    def fitting(self, out: Console) -> RenderableType:
+    def fitting_text(self, out: Console) -> RenderableType:
         """Return it as text that fits the terminal, what is new first."""
-        from .status_text import blocks, fitting
+        from .status_text import blocks, fit_terminal
 
         runs = blocks(self.runs[-self._last :], self.finished[-self._last :], self._settings.endpoint, self.now)
-        return fitting(out, runs, [*self._summary()])
+        return fit_terminal(out, runs, [*self._summary()])
 
     def as_json(self) -> dict[str, Any]:
         """Return it for a program: everything that the text has."""
@@ -213,7 +226,7 @@ class _Look:
         }
 
 
-def _watch(look: _Look, as_json: bool) -> None:
+def _watch(snapshot: _Snapshot, as_json: bool) -> None:
     """Poll every second until Ctrl-C: on a terminal in place, in a pipe whenever something has changed."""
     ending, out = threading.Event(), console()
     before = signal.signal(signal.SIGINT, lambda _number, _frame: ending.set())
@@ -224,15 +237,15 @@ def _watch(look: _Look, as_json: bool) -> None:
                 live = stack.enter_context(Live(console=out, auto_refresh=False))
             said: Any = None
             while True:
-                look.again(just_finished=True)
+                snapshot.read_again(just_finished=True)
                 if live is not None:
-                    live.update(look.fitting(out), refresh=True)
-                elif look.found_to_tell != said:
-                    said = look.found_to_tell
+                    live.update(snapshot.fitting_text(out), refresh=True)
+                elif snapshot.printed_state != said:
+                    said = snapshot.printed_state
                     if as_json:
-                        click.echo(json.dumps(look.as_json()))
+                        click.echo(json.dumps(snapshot.as_json()))
                     else:
-                        _print(out, [Text(moment(look.now)), *look.shown()])
+                        _print(out, [Text(moment(snapshot.now)), *snapshot.as_text()])
                     sys.stdout.flush()
                 if ending.wait(LOOK_PERIOD_S):
                     return

@@ -85,7 +85,7 @@ def outage(runs: Status, now: float) -> Text:
     )
 
 
-def fitting(out: Console, runs: Sequence[Group], below: Sequence[Text]) -> Group:
+def fit_terminal(out: Console, runs: Sequence[Group], below: Sequence[Text]) -> Group:
     """Return what fits the terminal: the lines about the whole first, then the newest runs, newest first.
 
     What is new stays in view however many runs there are.

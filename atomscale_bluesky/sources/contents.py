@@ -30,11 +30,11 @@ class RecordedRun(msgspec.Struct):
     newest: Counter[str] = msgspec.field(default_factory=Counter)
     before: Counter[str] = msgspec.field(default_factory=Counter)
 
-    def comes_again(self) -> None:
+    def note_new_copy(self) -> None:
         """Note that what follows may be a further copy of the documents, of which the events are known."""
         self.before = self.newest.copy()
 
-    def note(self, event_stream: str, numbers: Iterable[object]) -> None:
+    def count_events(self, event_stream: str, numbers: Iterable[object]) -> None:
         """Count the events with these numbers that no earlier copy had."""
         known = self.before[event_stream]
         for number in numbers:
@@ -78,7 +78,7 @@ class Contents:
             case "start":
                 uid = uid_of(doc)
                 if uid in self.runs:
-                    self.runs[uid].comes_again()
+                    self.runs[uid].note_new_copy()
                     return
                 header = header_of(doc, uid, self._settings, physical_sample=self._physical_sample)
                 self.runs[uid] = RecordedRun(
@@ -104,7 +104,7 @@ class Contents:
                         for name, n in mapping_of(doc.get("num_events")).items():
                             if isinstance(n, int):
                                 run.events[str(name)] = max(run.events[str(name)], n)
-                    run.comes_again()
+                    run.note_new_copy()
                 else:
                     self.without_start += 1
                 self._streams = {key: value for key, value in self._streams.items() if value[0] != run_uid}
@@ -114,7 +114,7 @@ class Contents:
     def _count(self, descriptor: object, numbers: Iterable[object]) -> None:
         run_uid, event_stream = self._streams.get(str(descriptor), ("", ""))
         if run_uid in self.runs:
-            self.runs[run_uid].note(event_stream, numbers)
+            self.runs[run_uid].count_events(event_stream, numbers)
         else:
             self.without_start += 1
 

@@ -31,9 +31,9 @@ BATCH_S = 0.5
 PAUSE_S = 0.5
 # An event whose descriptor has not come is given up after this many further documents: until then the source has to
 # keep its place before the event.
-MOST_BEHIND = 100_000
+MAX_DOCUMENTS_BEHIND = 100_000
 # So many different reasons, and runs without a start document, are counted one by one. The others are counted together.
-MOST_NAMED = 1000
+MAX_NAMED = 1000
 OTHERS = "others"
 _NO_ROOM = (
     "the spool has no room: what is delivered makes room (if no process delivers, start `atomscale-bluesky upload`), "
@@ -41,7 +41,7 @@ _NO_ROOM = (
 )
 
 
-class _Held(NamedTuple):
+class _HeldAck(NamedTuple):
     """The acknowledgement of a document with events that wait in memory for their descriptors."""
 
     ack: Callable[[], object]
@@ -78,10 +78,10 @@ class Intake:
         self._ending = ending or threading.Event()
         self._monotonic = monotonic
         self._acks: list[Callable[[], object]] = []
-        self._held: list[_Held] = []
+        self._held_acks: list[_HeldAck] = []
         self._acknowledged_at = monotonic()
         self._run_of: OrderedDict[str, str] = OrderedDict()  # descriptors of runs without a start document
-        self._waits = False
+        self._reported_waiting = False
 
     def take_all(self, source: Source) -> None:
         """Take documents until the source has no more, or `ending` is set, then close the source. Blocks.
@@ -102,7 +102,9 @@ class Intake:
                 elif self._take(name, doc, source):
                     self._acks.append(ack)
                 elif not self._ending.is_set():
-                    self._held.append(_Held(ack, _descriptors(name, doc), self.documents + MOST_BEHIND))
+                    self._held_acks.append(
+                        _HeldAck(ack, _descriptors(name, doc), self.documents + MAX_DOCUMENTS_BEHIND)
+                    )
                 if len(self._acks) >= BATCH or self._monotonic() - self._acknowledged_at >= BATCH_S:
                     self.acknowledge(source)
                 if self._ending.is_set():
@@ -119,13 +121,13 @@ class Intake:
             try:
                 return self._acknowledge()
             except SpoolError as error:
-                self._say_that_it_waits(f"the spool does not take what was read, and is tried again: {error}")
+                self._report_waiting(f"the spool does not take what was read, and is tried again: {error}")
             if self._ending.is_set():
                 return None
             source.pause(PAUSE_S)
 
     def _acknowledge(self) -> None:
-        if self._held:
+        if self._held_acks:
             self._release_held()  # before the sync, which is for what has been taken by now
         self._recorder.sync()
         acks, self._acks = self._acks, []
@@ -135,25 +137,25 @@ class Intake:
 
     def _release_held(self) -> None:
         """Let documents be acknowledged whose events wait no longer. Give up those that have waited for too long."""
-        overdue = [held for held in self._held if held.until <= self.documents]
+        overdue = [held for held in self._held_acks if held.until <= self.documents]
         if overdue:
             self._recorder.give_up_early_events(descriptor for held in overdue for descriptor in held.descriptors)
         waiting = self._recorder.early_descriptors
-        self._acks += [held.ack for held in self._held if waiting.isdisjoint(held.descriptors)]
-        self._held = [held for held in self._held if not waiting.isdisjoint(held.descriptors)]
+        self._acks += [held.ack for held in self._held_acks if waiting.isdisjoint(held.descriptors)]
+        self._held_acks = [held for held in self._held_acks if not waiting.isdisjoint(held.descriptors)]
 
     def _take(self, name: str, doc: Mapping[str, Any], source: Source) -> bool:
         """Take a document. Return True if it may be acknowledged after the next sync."""
         if name == UNREADABLE:
             self.documents += 1
-            self._cannot_be_used(str(doc.get("reason")))
+            self._count_unusable(str(doc.get("reason")))
             return True
         try:
-            accepted = self._accepted(name, doc, source)
+            accepted = self._give_to_recorder(name, doc, source)
         except StartMissingError as error:
             self._note_without_start(name, doc, error)
         except DocumentError as error:
-            self._cannot_be_used(str(error))
+            self._count_unusable(str(error))
         else:
             if accepted is None:
                 return False
@@ -164,24 +166,24 @@ class Intake:
         self.documents += 1
         return True
 
-    def _accepted(self, name: str, doc: Mapping[str, Any], source: Source) -> Accepted | None:
+    def _give_to_recorder(self, name: str, doc: Mapping[str, Any], source: Source) -> Accepted | None:
         """Give a document to the recorder, as often as it takes. Return None if it was told to end meanwhile."""
         while True:
             if self._recorder.has_room:
                 accepted = self._recorder.take(name, doc)
                 if not accepted.try_again:
-                    if self._waits:
-                        self._waits = False
+                    if self._reported_waiting:
+                        self._reported_waiting = False
                         _logger.warning("the spool has room again, so documents are taken again")
                     return accepted
-            self._say_that_it_waits(_NO_ROOM)
+            self._report_waiting(_NO_ROOM)
             if self._ending.is_set():
                 return None
             source.pause(PAUSE_S)
 
-    def _say_that_it_waits(self, why: str) -> None:
-        if not self._waits:
-            self._waits = True
+    def _report_waiting(self, why: str) -> None:
+        if not self._reported_waiting:
+            self._reported_waiting = True
             _logger.warning("%s; until then no further document is taken, and none is lost", why)
 
     def _count(self, name: str, doc: Mapping[str, Any], accepted: Accepted) -> None:
@@ -200,10 +202,10 @@ class Intake:
         if accepted.left_out:
             self.left_out.update(accepted.left_out)
 
-    def _cannot_be_used(self, reason: str) -> None:
+    def _count_unusable(self, reason: str) -> None:
         reason = safe(reason)
         if reason not in self.unusable:
-            if len(self.unusable) < MOST_NAMED:
+            if len(self.unusable) < MAX_NAMED:
                 _logger.warning("a document cannot be used and is left out: %s", reason)
             else:
                 reason = OTHERS
@@ -214,12 +216,12 @@ class Intake:
         uid = error.run_uid
         if name == "descriptor":
             self._run_of[str(doc.get("uid"))] = uid
-            if len(self._run_of) > MOST_NAMED:
+            if len(self._run_of) > MAX_NAMED:
                 self._run_of.popitem(last=False)
         descriptor = safe(str(doc.get("descriptor")))
         uid = safe(uid) if uid else self._run_of.get(descriptor, f"of descriptor {descriptor}")
         if uid not in self.without_start:
-            if len(self.without_start) < MOST_NAMED:
+            if len(self.without_start) < MAX_NAMED:
                 _logger.warning(
                     "run %s: its start document never came, so its documents are left out; `atomscale-bluesky send` "
                     "takes the whole run from a recorded file", uid,

@@ -64,8 +64,8 @@ class KafkaDocuments:
     ) -> None:
         self._ending = ending or threading.Event()
         self._positions: dict[Partition, _Position] = {}
-        self._kept: deque[Message] = deque()  # came, and were not handed over yet
-        self._said = ""
+        self._received: deque[Message] = deque()  # came, and were not handed over yet
+        self._last_warning = ""
         self._closed = False
         self._consumer = Consumer(
             {
@@ -82,7 +82,7 @@ class KafkaDocuments:
                 "error_cb": self._note_error,
             }
         )
-        self._consumer.subscribe(list(topics), on_revoke=self._give_up, on_lost=self._give_up)
+        self._consumer.subscribe(list(topics), on_revoke=self._hand_back, on_lost=self._hand_back)
         _logger.info("taking %s of %s as group %r", ", ".join(topics), bootstrap, group)
 
     def __iter__(self) -> Iterator[Incoming]:
@@ -92,16 +92,16 @@ class KafkaDocuments:
             KafkaException: The client cannot go on.
         """
         while not self._ending.is_set():
-            if not self._kept:
+            if not self._received:
                 self._commit()
                 self._receive()
-            if not self._kept:
+            if not self._received:
                 yield idle()
                 continue
-            message = self._kept.popleft()
+            message = self._received.popleft()
             error = message.error()
             if error is None:
-                self._said = ""
+                self._last_warning = ""
                 yield self._incoming(message)
             elif error.fatal():
                 raise KafkaException(error)
@@ -117,7 +117,7 @@ class KafkaDocuments:
         while left_s > 0 and not self._ending.is_set():
             message = self._consumer.poll(min(_POLL_AT_REST_S, left_s))
             if message is not None:
-                self._kept.append(message)
+                self._received.append(message)
             left_s -= _POLL_AT_REST_S
         self._consumer.resume(self._consumer.assignment())
 
@@ -132,19 +132,19 @@ class KafkaDocuments:
         """Wait for a message, and take those that have come behind it in one call, which costs less than one for each.
 
         If a rebalance gives a partition to another process meanwhile, librdkafka leaves its messages out of the batch,
-        as `_give_up` leaves them out of `_kept`.
+        as `_hand_back` leaves them out of `_received`.
         """
         message = self._consumer.poll(POLL_S)
         if message is not None:
-            self._kept.append(message)
-            self._kept.extend(self._consumer.consume(BATCH - 1, 0))
+            self._received.append(message)
+            self._received.extend(self._consumer.consume(BATCH - 1, 0))
 
     def _incoming(self, message: Message) -> Incoming:
         partition, offset = (message.topic() or "", message.partition() or 0), message.offset() or 0
         position = self._positions.get(partition)
         if position is None:
             position = self._positions[partition] = _Position()
-        position.taken(offset)
+        position.note_taken(offset)
         ack = partial(position.acknowledge, offset)
         value = message.value()
         try:
@@ -164,25 +164,25 @@ class KafkaDocuments:
         try:
             self._consumer.commit(offsets=offsets, asynchronous=not wait)
         except KafkaException as error:
-            self._say(f"offsets could not be committed, so messages come again: {error.args[0]}")
+            self._warn_if_new(f"offsets could not be committed, so messages come again: {error.args[0]}")
             return
         for key in moved:
             self._positions[key].moved = False
 
-    def _give_up(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _hand_back(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Commit what was acknowledged of partitions that go to another process of the group, or to this one again."""
         self._commit(wait=True)
         for partition in partitions:
             self._positions.pop((partition.topic, partition.partition), None)
         given_up = {(partition.topic, partition.partition) for partition in partitions}
-        self._kept = deque(one for one in self._kept if (one.topic(), one.partition()) not in given_up)
+        self._received = deque(one for one in self._received if (one.topic(), one.partition()) not in given_up)
 
     def _note_error(self, error: KafkaError) -> None:
-        self._say(f"the brokers: {error.str()}")
+        self._warn_if_new(f"the brokers: {error.str()}")
 
-    def _say(self, text: str) -> None:
-        if text != self._said:
-            self._said = text
+    def _warn_if_new(self, text: str) -> None:
+        if text != self._last_warning:
+            self._last_warning = text
             _logger.warning("%s", text)
 
 
@@ -195,7 +195,7 @@ class _Position:
         self._taken: deque[int] = deque()
         self._acknowledged: set[int] = set()
 
-    def taken(self, offset: int) -> None:
+    def note_taken(self, offset: int) -> None:
         """Note that a message was handed over."""
         self._taken.append(offset)
 

@@ -87,7 +87,7 @@ class NatsDocuments:
         self._unacknowledged: set[str] = set()  # where to acknowledge what was handed over
         self._acks: list[str] = []
         self._lost = False  # deliveries, or the consumer itself
-        self._said = ""
+        self._last_warning = ""
 
     def __iter__(self) -> Iterator[Incoming]:
         """Yield documents until `ending` is set. While the server is away, `idle`.
@@ -113,7 +113,7 @@ class NatsDocuments:
                 yield self._incoming(message)
             self._send_acks()
             if self._lost:
-                yield from self._from_the_last_acknowledged()
+                yield from self._restart_after_last_ack()
 
     def pause(self, timeout_s: float) -> None:
         """Wait, and let the server wait for what was not acknowledged."""
@@ -128,7 +128,7 @@ class NatsDocuments:
         try:
             self._run(wait())
         except _AWAY as error:
-            self._say(f"the server cannot be told that messages are still worked on: {error}")
+            self._warn_if_new(f"the server cannot be told that messages are still worked on: {error}")
 
     def close(self) -> None:
         """Send the last acknowledgements, and close the connection."""
@@ -164,12 +164,12 @@ class NatsDocuments:
                     f"name the one whose subjects the documents have"
                 ) from error
             except _AWAY as error:
-                self._say(f"consumer {self._durable!r} cannot be used yet: {error}")
+                self._warn_if_new(f"consumer {self._durable!r} cannot be used yet: {error}")
                 self.pause(RETRY_S)
                 yield idle()
                 continue
             if pending:
-                yield from self._from_the_last_acknowledged()
+                yield from self._restart_after_last_ack()
 
     async def _subscribe(self) -> int:
         """Find or make the consumer. Return how many messages were delivered and not acknowledged."""
@@ -191,9 +191,9 @@ class NatsDocuments:
         _logger.info("taking stream %r as consumer %r", self._stream, self._durable)
         return info.num_ack_pending or 0
 
-    def _from_the_last_acknowledged(self) -> Iterator[Incoming]:
+    def _restart_after_last_ack(self) -> Iterator[Incoming]:
         """Wait until everything that was not acknowledged comes again, in order."""
-        self._say(f"messages were delivered and did not come, so they are waited for: {self._ack_wait_s:g} s")
+        self._warn_if_new(f"messages were delivered and did not come, so they are waited for: {self._ack_wait_s:g} s")
         self._send_acks()
         if self._subscription is not None:
             subscription, self._subscription = self._subscription, None
@@ -212,7 +212,7 @@ class NatsDocuments:
             try:
                 self._run(self._subscribe())
             except _AWAY as error:
-                self._say(f"consumer {self._durable!r} cannot be used yet: {error}")
+                self._warn_if_new(f"consumer {self._durable!r} cannot be used yet: {error}")
                 self.pause(RETRY_S)
                 yield idle()
 
@@ -225,15 +225,15 @@ class NatsDocuments:
         except TimeoutError:
             return []
         except APIError as error:  # the consumer is gone, or the server begins
-            self._say(f"consumer {self._durable!r} gives nothing: {error.description or error}")
+            self._warn_if_new(f"consumer {self._durable!r} gives nothing: {error.description or error}")
             self._lost = True
             self.pause(RETRY_S)
             return []
         except _AWAY as error:
-            self._say(f"the connection gives nothing: {error}")
+            self._warn_if_new(f"the connection gives nothing: {error}")
             self.pause(RETRY_S)
             return []
-        self._said = ""
+        self._last_warning = ""
         return messages
 
     def _is_next(self, message: Msg) -> bool:
@@ -272,7 +272,7 @@ class NatsDocuments:
         try:
             self._run(send(), always=True)
         except _AWAY as error:
-            self._say(f"{len(acks)} messages could not be acknowledged, and come again: {error}")
+            self._warn_if_new(f"{len(acks)} messages could not be acknowledged, and come again: {error}")
 
     def _run(self, work: Coroutine[Any, Any, T], *, always: bool = False) -> T | None:
         """Do something with the connection. Return None if it was told to end meanwhile."""
@@ -286,9 +286,9 @@ class NatsDocuments:
         return None if task.cancelled() else task.result()
 
     async def _note_error(self, error: Exception) -> None:
-        self._say(f"the connection to {', '.join(self._servers)}: {str(error) or type(error).__name__}")
+        self._warn_if_new(f"the connection to {', '.join(self._servers)}: {str(error) or type(error).__name__}")
 
-    def _say(self, text: str) -> None:
-        if text != self._said:
-            self._said = text
+    def _warn_if_new(self, text: str) -> None:
+        if text != self._last_warning:
+            self._last_warning = text
             _logger.warning("%s", text)

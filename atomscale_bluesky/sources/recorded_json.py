@@ -36,12 +36,12 @@ class Text:
         """Return True if the next letter is the first of its line."""
         return (self.text[self.at - 1] if self.at else self._before) in "\n\x1e"
 
-    def use(self, end: int) -> None:
+    def move_to(self, end: int) -> None:
         """Go on behind `end`."""
         self.line += self.text.count("\n", self.at, end)
         self.at = end
 
-    def more(self) -> bool:
+    def read_more(self) -> bool:
         """Read more, as much again as is in memory. Return False at the file's end.
 
         In a pipe, read up to the end of a line that has come.
@@ -63,9 +63,9 @@ class Text:
         """Go on behind the next newline. Return False if there is none."""
         while (end := self.text.find("\n", self.at)) < 0:
             self.at = len(self.text)
-            if not self.more():
+            if not self.read_more():
                 return False
-        self.use(end + 1)
+        self.move_to(end + 1)
         return True
 
     def skip(self, letters: str) -> str:
@@ -74,10 +74,10 @@ class Text:
             end = self.at
             while end < len(self.text) and self.text[end] in letters:
                 end += 1
-            self.use(end)
+            self.move_to(end)
             if self.at < len(self.text):
                 return self.text[self.at]
-            if not self.more():
+            if not self.read_more():
                 return ""
 
 
@@ -98,7 +98,7 @@ def from_json(text: Text, name: str, unusable: Callable[[str], object] | None) -
     while letter := text.skip(_BETWEEN):
         where = f"{name}, line {text.line}"
         if letter == "]" or (letter == "[" and _begins_array(text)):
-            text.use(text.at + 1)  # an array of documents ends or begins
+            text.move_to(text.at + 1)  # an array of documents ends or begins
             continue
         is_line = text.begins_line
         try:
@@ -124,7 +124,7 @@ def _begins_array(text: Text) -> bool:
             end += 1
         if end < len(text.text):
             return text.text[end] != '"'
-        text.more()  # what is here is not used yet, so it comes first now
+        text.read_more()  # what is here is not used yet, so it comes first now
         here = 0
         if text.ended:
             return True
@@ -143,10 +143,10 @@ def _value(decode: Any, text: Text, where: str) -> object:
                 raise RecordingError(f"{where} is no JSON: {error.msg}, column {error.colno}; {EXPECTED}") from error
             if len(text.text) - text.at > MAX_DOCUMENT:
                 raise RecordingError(f"{where} begins something larger than any document; {EXPECTED}") from error
-            if not text.more():
+            if not text.read_more():
                 if text.text[text.at] in '[{"':
                     raise CutOffError(f"{where} is cut off: the file ends within this document") from error
                 raise RecordingError(f"{where} is no JSON; {EXPECTED}") from error
             continue
-        text.use(end)
+        text.move_to(end)
         return found

@@ -19,7 +19,7 @@ from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.__main__ import main
-from atomscale_bluesky.cli.status_text import blocks, fitting
+from atomscale_bluesky.cli.status_text import blocks, fit_terminal
 from atomscale_bluesky.delivery.uploader_service import serve
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.settings import Settings
@@ -249,7 +249,7 @@ def test_watching_keeps_the_newest_run_and_the_totals_on_a_small_terminal(spoole
     runs = SpoolStatus(Spool(spool_dir)).status()
     out = Console(width=60, height=16)
 
-    shown = fitting(out, blocks(runs, [], runs[0].endpoint, runs[0].started), [Text("the outage")])
+    shown = fit_terminal(out, blocks(runs, [], runs[0].endpoint, runs[0].started), [Text("the outage")])
     with out.capture() as capture:
         out.print(shown)
     lines = capture.get().splitlines()
