@@ -110,7 +110,7 @@ class AtomscaleCallback:
         )
         self._take: Callable[[str, Mapping[str, Any]], object] = self._recorder.take
         self._closed = self._all_delivered = False
-        self._recorder.peers.join(self)
+        self._recorder.peers.add_subscriber(self)
         if self._uploader is not None:
             self._uploader.start()
         # When nothing refers to the callback any more, its threads complete the remaining work, and end.

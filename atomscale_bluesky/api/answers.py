@@ -87,7 +87,7 @@ class UsualAnswers:
 
     def __init__(self) -> None:
         # Stream, channels → the text between the places of the index, nothing if the text changes otherwise too.
-        self._known: dict[tuple[str, tuple[str, ...]], tuple[bytes, ...]] = {}
+        self._known_parts: dict[tuple[str, tuple[str, ...]], tuple[bytes, ...]] = {}
         self._size = 0
 
     def check_confirmed(self, body: bytes, data_id: str, index: int, names: tuple[str, ...]) -> None:
@@ -97,20 +97,20 @@ class UsualAnswers:
             AnswerError: It does not.
         """
         about = (data_id, names)
-        known = self._known.get(about)
+        known = self._known_parts.get(about)
         if known and body == (b"%d" % index).join(known):
             return
         check_confirmed(body, data_id, index, names)
         if known is None and self._size + len(body) > _REMEMBERED_BYTES:
-            self._known, self._size = {}, 0
+            self._known_parts, self._size = {}, 0
         if known is None:
-            self._known[about] = _around_index(body, data_id, index, names)
+            self._known_parts[about] = _parts_around_index(body, data_id, index, names)
             self._size += len(body)
         elif known:
-            self._known[about] = ()
+            self._known_parts[about] = ()
 
 
-def _around_index(body: bytes, data_id: str, index: int, names: Collection[str]) -> tuple[bytes, ...]:
+def _parts_around_index(body: bytes, data_id: str, index: int, names: Collection[str]) -> tuple[bytes, ...]:
     """Return the parts of an answer between the places where it names a chunk's index.
 
     With another index between them, they are the answer that confirms that chunk. Return nothing if that is not so.
@@ -173,7 +173,7 @@ def read_created(body: bytes) -> str:
     return _id(answer.get("id") or answer.get("physical_sample_id"), "id")
 
 
-def read_taken(body: bytes) -> str | None:
+def read_existing_sample(body: bytes) -> str | None:
     """Return the id of the physical sample that already has the name, if a refusal names it."""
     try:
         detail = _object(body).get("detail")
@@ -203,7 +203,7 @@ def read_clock(body: bytes) -> tuple[float, float]:
     return received / 1000, sent / 1000
 
 
-def detail(body: bytes) -> str:
+def error_text(body: bytes) -> str:
     """Return the message of an error's answer as one short line. It comes from outside, so it is quoted.
 
     Never raises: whatever the body is, the status code says what the answer means.

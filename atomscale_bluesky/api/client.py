@@ -11,7 +11,7 @@ from ..model.chunk import Chunk, Column
 from ..model.links import Links
 from ..settings import Settings
 from . import answers, read_back, wire
-from .connection import Connection, EndlessError
+from .connection import AnswerTooLargeError, Connection
 from .json_parts import TooMuchError
 
 MAX_CATALOGUE_BYTES = 32 * 2**20
@@ -55,7 +55,7 @@ class Client:
         self.max_body_bytes = settings.max_body_bytes
         self._endpoint = settings.endpoint
         self._make_way = make_way
-        self._usual = answers.UsualAnswers()
+        self._usual_answers = answers.UsualAnswers()
         self.connection = Connection(settings, clock)
         self._send = self.connection.send
 
@@ -68,12 +68,12 @@ class Client:
         """Link a stream to a physical sample. Repeating it changes nothing."""
         self._send(wire.link_sample(data_id, physical_sample_id))
 
-    def find(self, label: str) -> answers.Entry | None:
+    def find_entry(self, label: str) -> answers.Entry | None:
         """Return the catalogue's entry with exactly this label, or None if the catalogue's search does not find it."""
         entries = self._read(self._send(wire.search(label), MAX_CATALOGUE_BYTES), answers.read_entries)
         return next((entry for entry in entries if entry.label == label), None)
 
-    def entry(self, data_id: str) -> answers.Entry | None:
+    def entry_of(self, data_id: str) -> answers.Entry | None:
         """Return the catalogue's entry of a stream, or None if it has none."""
         entries = self._read(self._send(wire.look_up(data_id), MAX_CATALOGUE_BYTES), answers.read_entries)
         return next((entry for entry in entries if entry.data_id == data_id), None)
@@ -84,12 +84,12 @@ class Client:
         request = wire.push(family, data_id, chunk, pause=self._make_way)
         self._make_way()
         answer = self._send(request)
-        self._read(answer, lambda body: self._usual.check_confirmed(body, data_id, chunk.index, chunk.names))
+        self._read(answer, lambda body: self._usual_answers.check_confirmed(body, data_id, chunk.index, chunk.names))
 
     def push_channel(self, family: str, data_id: str, chunk: Chunk, column: Column) -> None:
         """Push one channel of a chunk. Pushing it again is harmless."""
         answer = self._send(wire.push_channel(family, data_id, chunk, column))
-        self._read(answer, lambda body: self._usual.check_confirmed(body, data_id, chunk.index, (column.name,)))
+        self._read(answer, lambda body: self._usual_answers.check_confirmed(body, data_id, chunk.index, (column.name,)))
 
     def finalize(self, family: str, data_id: str) -> None:
         """Close a complete stream for good."""
@@ -110,15 +110,15 @@ class Client:
             ApiTooLargeError: The answer is larger than such a stream can be.
         """
         try:
-            return self.connection.take(
+            return self.connection.send_and_read(
                 wire.read_back(family, data_id),
                 read_back.max_bytes(due),
                 lambda parts: read_back.read_points(parts, due, pause=self._make_way),
             )
-        except (EndlessError, TooMuchError) as error:
+        except (AnswerTooLargeError, TooMuchError) as error:
             raise ApiTooLargeError(f"stream {data_id} cannot be read back: {error}") from error
         except answers.AnswerError as error:
-            raise self._not_the_apis(error) from error
+            raise self._not_from_the_api(error) from error
 
     def instruments(self) -> dict[int, str]:
         """Return the organisation's growth instruments: id → name."""
@@ -152,7 +152,7 @@ class Client:
         try:
             answer = self._send(wire.create_sample(name))
         except ApiRefusedError as error:
-            taken = answers.read_taken(error.answer) if error.status == 409 else None
+            taken = answers.read_existing_sample(error.answer) if error.status == 409 else None
             if taken is None:
                 raise
             return taken
@@ -193,7 +193,7 @@ class Client:
             delay_s=(back - sent) - (server_sent - server_received),
         )
 
-    def ask(self, request: wire.Request, read: Callable[[bytes], T]) -> T:
+    def send(self, request: wire.Request, read: Callable[[bytes], T]) -> T:
         """Send a request of any other kind and return its 2xx answer as parsed by `read`."""
         return self._read(self._send(request), read)
 
@@ -208,7 +208,7 @@ class Client:
         try:
             return read(body)
         except (answers.AnswerError, RecursionError) as error:
-            raise self._not_the_apis(error) from error
+            raise self._not_from_the_api(error) from error
 
-    def _not_the_apis(self, error: Exception) -> ApiUnavailableError:
+    def _not_from_the_api(self, error: Exception) -> ApiUnavailableError:
         return ApiUnavailableError(f"{error}; is a proxy between here and {self._endpoint}?", status=200)

@@ -49,7 +49,7 @@ class Answer(NamedTuple):
     status: int
     headers: Headers
     refusal: bytes = b""  # the beginning of the body, if the answer is no success
-    taken: Any = None  # the result of reading the body of a success
+    result: Any = None  # the result of reading the body of a success
 
 
 class Traffic(NamedTuple):
@@ -66,7 +66,7 @@ class Traffic(NamedTuple):
         )
 
 
-class EndlessError(ApiUnavailableError):
+class AnswerTooLargeError(ApiUnavailableError):
     """An answer is larger than any of its kind should be."""
 
 
@@ -80,7 +80,7 @@ class Connection:
     `traffic` counts what it has sent so far.
 
     Raises:
-        ApiUnavailableError: From `send` and `take`: no answer from the API, or 408, 425, 429 or 5xx. Try again later.
+        ApiUnavailableError: From both ways to send: no answer from the API, or 408, 425, 429 or 5xx. Try again later.
         ApiKeyError: From both: 401 or 403.
         ApiRefusedError: From both: any other 4xx.
     """
@@ -110,9 +110,9 @@ class Connection:
 
     def send(self, request: wire.Request, max_bytes: int = MAX_ANSWER_BYTES) -> bytes:
         """Send a request and return the body of its 2xx answer."""
-        return self.take(request, max_bytes, _whole)
+        return self.send_and_read(request, max_bytes, _join)
 
-    def take(self, request: wire.Request, max_bytes: int, read_body: Callable[[Iterator[bytes]], T]) -> T:
+    def send_and_read(self, request: wire.Request, max_bytes: int, read_body: Callable[[Iterator[bytes]], T]) -> T:
         """Send a request and return what `read_body` makes of the parts of its 2xx answer's body."""
         begin = self._clock()
         self._deadline = begin + self._timeout_s
@@ -126,13 +126,13 @@ class Connection:
             self._check_time(what)  # a connection that was cut looks like the end of an answer
             raise
         except requests.exceptions.ConnectTimeout as error:
-            text = f"{what}{self._way()}: no connection in time"
+            text = f"{what}{self._proxy_text()}: no connection in time"
             raise ApiUnavailableError(text, may_have_been_applied=False) from error
         except (HTTPError, HTTPException, OSError) as error:  # requests' own errors are OSErrors
             self._check_time(what)
             innermost = _innermost(error)
             never_left = isinstance(innermost, ConnectionRefusedError | socket.gaierror | InvalidSchema | InvalidURL)
-            text = f"{what}{self._way()}: {_reason(innermost)}"
+            text = f"{what}{self._proxy_text()}: {_reason(innermost)}"
             raise ApiUnavailableError(text, may_have_been_applied=not never_left) from error
         finally:
             self._adapter.end()
@@ -140,10 +140,10 @@ class Connection:
             self.traffic = Traffic(sent.requests + 1, sent.sent_bytes + size, sent.waited_s + self._clock() - begin)
         if _is_success(answer.status):
             self._check_time(what)
-        self._judge(what, answer)
-        return answer.taken
+        self._raise_unless_success(what, answer)
+        return answer.result
 
-    def _way(self) -> str:
+    def _proxy_text(self) -> str:
         """Return a text that names the proxy through which requests go, without its user and password; else empty."""
         url = f"{self._endpoint}/"
         proxy = select_proxy(url, get_environ_proxies(url)) if self._session.trust_env else None
@@ -199,9 +199,9 @@ class Connection:
             return Answer(status, headers, refusal=b"" if packed else _beginning(read))
         if packed:
             raise ApiUnavailableError("the answer has an encoding that was not asked for", status=status)
-        return Answer(status, headers, taken=read_body(self._parts(read, max_bytes, status)))
+        return Answer(status, headers, result=read_body(self._body_parts(read, max_bytes, status)))
 
-    def _parts(self, read: Callable[[int], bytes], max_bytes: int, status: int) -> Iterator[bytes]:
+    def _body_parts(self, read: Callable[[int], bytes], max_bytes: int, status: int) -> Iterator[bytes]:
         """Yield the parts of a body.
 
         The time limit is for the server: time spent on processing a part does not count.
@@ -210,7 +210,7 @@ class Connection:
         while part := read(2**16):
             size += len(part)
             if size > max_bytes:
-                raise EndlessError(f"an answer of more than {max_bytes} bytes", status=status)
+                raise AnswerTooLargeError(f"an answer of more than {max_bytes} bytes", status=status)
             self._check_time("the answer")
             given = self._clock()
             yield part
@@ -221,11 +221,11 @@ class Connection:
         if self._clock() > self._deadline:
             raise ApiUnavailableError(f"{what}: no whole answer within {self._timeout_s:g} s")
 
-    def _judge(self, what: str, answer: Answer) -> None:
+    def _raise_unless_success(self, what: str, answer: Answer) -> None:
         status = answer.status
         if _is_success(status):
             return
-        detail = answers.detail(answer.refusal)
+        detail = answers.error_text(answer.refusal)
         text = f"{what} was answered {status}: {detail}"
         if status in {401, 403}:
             raise ApiKeyError(text, status=status)
@@ -261,7 +261,7 @@ class _Session(requests.Session):
         """Return None, as for an answer that is no redirect."""
 
 
-def _whole(parts: Iterable[bytes]) -> bytes:
+def _join(parts: Iterable[bytes]) -> bytes:
     return b"".join(parts)
 
 

@@ -47,8 +47,8 @@ class JsonParts:
         self._parts = iter(parts)
         self._members_left = most_members
         self._pause = pause
-        self._held = b""
-        self._at = 0  # up to here it was read
+        self._text = b""
+        self._offset = 0  # up to here it was read
         self._since = 0  # bytes read since the last pause
 
     def members(self) -> Iterator[str]:
@@ -57,13 +57,13 @@ class JsonParts:
             self._members_left -= 1
             if self._members_left < 0:
                 raise TooMuchError("the answer has more series than a stream can have")
-            if self.next() != b'"':
+            if self.peek() != b'"':
                 raise AnswerError("the answer has a member without a name")
-            found = _STRING.match(self._held, self._at, self._at + MAX_NAME_BYTES)
+            found = _STRING.match(self._text, self._offset, self._offset + MAX_NAME_BYTES)
             if found:
                 self._advance(len(found.group()))
             name = _NAME.decode(found.group() if found else self.value(MAX_NAME_BYTES))
-            self._take(b":")
+            self._expect(b":")
             yield name
 
     def elements(self) -> Iterator[None]:
@@ -71,33 +71,33 @@ class JsonParts:
         return self._items(b"[", b"]")
 
     def _items(self, opening: bytes, closing: bytes) -> Iterator[None]:
-        self._take(opening)
-        if self.next() == closing:
+        self._expect(opening)
+        if self.peek() == closing:
             self._advance(1)
             return
         while True:
             yield
-            if self.next() == closing:
+            if self.peek() == closing:
                 self._advance(1)
                 return
-            self._take(b",")
+            self._expect(b",")
 
     def numbers(self) -> Iterator[list[float | None]]:
         """Read an array of numbers and nulls, and yield them block by block."""
-        self._take(b"[")
+        self._expect(b"[")
         begun = False
         while True:
-            limit = self._at + STEP_BYTES
-            end = self._held.find(b"]", self._at, limit)
-            if end < 0 and len(self._held) < limit and self._more():
+            limit = self._offset + STEP_BYTES
+            end = self._text.find(b"]", self._offset, limit)
+            if end < 0 and len(self._text) < limit and self._read_more():
                 continue
-            cut = end if end >= 0 else self._held.rfind(b",", self._at, limit)
+            cut = end if end >= 0 else self._text.rfind(b",", self._offset, limit)
             if cut < 0:
                 raise AnswerError("the answer ends within a series, or holds something other than numbers")
-            block = self._held[self._at : cut]
+            block = self._text[self._offset : cut]
             if begun and not block.strip():
                 raise AnswerError("a series of the answer ends with a comma")
-            self._advance(cut + 1 - self._at)
+            self._advance(cut + 1 - self._offset)
             yield _COLUMN.decode(b"[%b]" % block)
             if end >= 0:
                 return
@@ -114,41 +114,41 @@ class JsonParts:
 
     def skip(self) -> int:
         """Skip one value of any kind and depth. Return its number of elements if it is an array, else 0."""
-        if self.next() != b"[":
+        if self.peek() != b"[":
             for _ in self._value():
                 pass
             return 0
         self._advance(1)
-        empty = self.next() == b"]"
+        empty = self.peek() == b"]"
         commas = sum(commas for _, commas in self._inside())
         return 0 if empty else commas + 1
 
-    def next(self) -> bytes:
+    def peek(self) -> bytes:
         """Return the next character that is not a blank, without reading it."""
-        char = self._held[self._at : self._at + 1]
+        char = self._text[self._offset : self._offset + 1]
         if char > b" ":
             return char
         while True:
-            found = _BLANKS.match(self._held, self._at, self._at + STEP_BYTES)
-            self._advance(found.end() - self._at if found else 0)
-            if self._at < len(self._held):
-                char = self._held[self._at : self._at + 1]
+            found = _BLANKS.match(self._text, self._offset, self._offset + STEP_BYTES)
+            self._advance(found.end() - self._offset if found else 0)
+            if self._offset < len(self._text):
+                char = self._text[self._offset : self._offset + 1]
                 if char not in b" \t\r\n":  # JSON's blanks; Python has more
                     return char
-            elif not self._more():
+            elif not self._read_more():
                 raise AnswerError("the answer ends too early")
 
-    def end(self) -> None:
+    def check_end(self) -> None:
         """Check that only blanks follow."""
-        while not self._held[self._at :].strip():
-            self._advance(len(self._held) - self._at)
-            if not self._more():
+        while not self._text[self._offset :].strip():
+            self._advance(len(self._text) - self._offset)
+            if not self._read_more():
                 return
         raise AnswerError("the answer goes on after its end")
 
     def _value(self) -> Iterator[tuple[bytes, int]]:
         """Read one value: yields the pieces of its text, and how many commas at its own depth each has."""
-        first = self.next()
+        first = self.peek()
         if first in b"[{":
             self._advance(1)
             yield first, 0
@@ -157,11 +157,11 @@ class JsonParts:
             yield from self._string()
         else:
             empty = True
-            while (found := _SCALAR.match(self._held, self._at, self._at + STEP_BYTES)) and found.group():
+            while (found := _SCALAR.match(self._text, self._offset, self._offset + STEP_BYTES)) and found.group():
                 empty = False
                 self._advance(len(found.group()))
                 yield found.group(), 0
-                if self._at < len(self._held) or not self._more():
+                if self._offset < len(self._text) or not self._read_more():
                     return
             if empty:
                 raise AnswerError(f"the answer has {first!r} where a value was expected")
@@ -170,9 +170,9 @@ class JsonParts:
         """Read to the end of an array or object that has begun, however deep it is."""
         depth = 1
         while depth:
-            found = _STRINGS.match(self._held, self._at, self._at + STEP_BYTES)
+            found = _STRINGS.match(self._text, self._offset, self._offset + STEP_BYTES)
             piece = found.group() if found else b""
-            if not piece and self._at < len(self._held):
+            if not piece and self._offset < len(self._text):
                 yield from self._string()  # a long string, or one that is in two parts
             elif piece:
                 text = np.frombuffer(_ESCAPED.sub(b"??", piece) if b"\\" in piece else piece, dtype=np.uint8)
@@ -183,42 +183,42 @@ class JsonParts:
                 depth = int(depths[size - 1])
                 self._advance(size)
                 yield piece[:size], int(commas)
-            elif not self._more():
+            elif not self._read_more():
                 raise AnswerError("the answer ends too early")
 
     def _string(self) -> Iterator[tuple[bytes, int]]:
         self._advance(1)
         yield b'"', 0
         while True:
-            found = _IN_STRING.match(self._held, self._at, self._at + STEP_BYTES)
+            found = _IN_STRING.match(self._text, self._offset, self._offset + STEP_BYTES)
             piece = found.group() if found else b""
             self._advance(len(piece))
             yield piece, 0
-            if self._held[self._at : self._at + 1] == b'"':
+            if self._text[self._offset : self._offset + 1] == b'"':
                 self._advance(1)
                 yield b'"', 0
                 return
-            if not piece and not self._more():
+            if not piece and not self._read_more():
                 raise AnswerError("the answer ends within a text")
 
-    def _take(self, char: bytes) -> None:
-        if self.next() != char:
-            raise AnswerError(f"the answer has {self.next()!r} where {char!r} was expected")
+    def _expect(self, char: bytes) -> None:
+        if self.peek() != char:
+            raise AnswerError(f"the answer has {self.peek()!r} where {char!r} was expected")
         self._advance(1)
 
     def _advance(self, size: int) -> None:
-        self._at += size
+        self._offset += size
         self._since += size + _STEP_AT_LEAST
         if self._since >= STEP_BYTES // 2:  # a step ends at the end of a number or a string
             self._since = 0
             self._pause()
 
-    def _more(self) -> bool:
+    def _read_more(self) -> bool:
         """Get more of the text and drop the part already read. Return False if there is no more."""
-        parts = [self._held[self._at :]]
+        parts = [self._text[self._offset :]]
         size = 0
         while size < STEP_BYTES and (part := next(self._parts, b"")):
             parts.append(part)
             size += len(part)
-        self._held, self._at = b"".join(parts), 0
+        self._text, self._offset = b"".join(parts), 0
         return size > 0

@@ -83,13 +83,13 @@ def _read(text: JsonParts, due: Mapping[str, int]) -> ReadBack:
     rows: dict[str, _Column] | None = None
     added: dict[str, int] = {}
     for member in text.members():
-        if member == "properties" and text.next() == b"{":
+        if member == "properties" and text.peek() == b"{":
             columns = _read_series(text, due, added)
-        elif member == "series" and text.next() == b"[":
+        elif member == "series" and text.peek() == b"[":
             rows = _read_rows(text, due, added)
         else:
             text.skip()
-    text.end()
+    text.check_end()
     found = rows if columns is None else columns
     if found is None:
         raise AnswerError("the answer has no 'properties'")
@@ -164,7 +164,7 @@ def _read_series(text: JsonParts, due: Mapping[str, int], added: dict[str, int])
             found[name].read(text)
             continue
         count = 0
-        if text.next() == b"{":
+        if text.peek() == b"{":
             for member in text.members():
                 passed = text.skip()
                 count = passed if member == "values" else count

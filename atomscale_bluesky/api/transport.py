@@ -102,10 +102,12 @@ class DeadlineAdapter(HTTPAdapter):
         sound = False
         try:
             size = sum(map(len, parts))
-            begin = _asked(connection.sock, b"%bContent-Length: %d\r\n\r\n" % (head, size), parts, size, timeout_s)
-            response = _Plain.of(begin, connection.sock)
+            begin = _send_and_receive(
+                connection.sock, b"%bContent-Length: %d\r\n\r\n" % (head, size), parts, size, timeout_s
+            )
+            response = _PlainResponse.of(begin, connection.sock)
             if response is None:  # a chunked answer, say: the library can read every kind
-                response = _Final(_Begun(begin, connection.sock), method="POST")  # pyright: ignore[reportArgumentType]
+                response = _FinalResponse(_StartedSocket(begin, connection.sock), method="POST")  # pyright: ignore[reportArgumentType]
             with contextlib.closing(response):
                 if isinstance(response, HTTPResponse):
                     response.begin()
@@ -146,14 +148,14 @@ class DeadlineAdapter(HTTPAdapter):
         connected = self._connected
 
         class Connection(HTTPConnection):
-            response_class = _Final
+            response_class = _FinalResponse
 
             def connect(self) -> None:
                 super().connect()
                 connected(self)
 
         class SecureConnection(HTTPSConnection):
-            response_class = _Final
+            response_class = _FinalResponse
 
             @property
             def is_connected(self) -> bool:
@@ -200,7 +202,7 @@ class Response(Protocol):
         ...
 
 
-class _Final(HTTPResponse):
+class _FinalResponse(HTTPResponse):
     """The final answer to a request, after any interim answers.
 
     http.client skips only "100 Continue", and takes the first of several lengths.
@@ -231,7 +233,7 @@ class _Final(HTTPResponse):
             self.will_close = True
 
 
-class _Plain:
+class _PlainResponse:
     """A success of known length over a connection that stays open, like nearly every answer."""
 
     status = 200
@@ -244,7 +246,7 @@ class _Plain:
         self._sock = sock
 
     @classmethod
-    def of(cls, begin: bytes, sock: socket.socket) -> _Plain | None:
+    def of(cls, begin: bytes, sock: socket.socket) -> _PlainResponse | None:
         """Return the answer that begins like this, or None if it is of another kind or its headers are not complete."""
         head, end, body = begin.partition(b"\r\n\r\n")
         length = _plain_length(head) if end else None
@@ -264,7 +266,7 @@ class _Plain:
         self._body = b""
 
 
-class _Begun(io.RawIOBase):
+class _StartedSocket(io.RawIOBase):
     """A socket from which some bytes were already received, as a file for the library to read."""
 
     def __init__(self, begin: bytes, sock: socket.socket) -> None:
@@ -302,7 +304,7 @@ def _is_usable(proxy: str) -> bool:
     return bool(parts.host) and (parts.scheme or "").lower() in _PROXY_SCHEMES and rest == ("/", None, None)
 
 
-def _asked(sock: socket.socket, head: bytes, parts: Sequence[bytes], size: int, timeout_s: float) -> bytes:
+def _send_and_receive(sock: socket.socket, head: bytes, parts: Sequence[bytes], size: int, timeout_s: float) -> bytes:
     """Send a request and return the first bytes of the answer."""
     if sock.gettimeout() != timeout_s:
         sock.settimeout(timeout_s)

@@ -127,7 +127,7 @@ def _server(settings: Settings, client: Client) -> Iterator[Check]:
 def _answer_of_another_service(client: Client) -> str:
     """Return the answer to a call that Atomscale's API certainly has, if it is "not found"; else an empty text."""
     try:
-        client.find("atomscale-bluesky doctor")
+        client.find_entry("atomscale-bluesky doctor")
     except ApiRefusedError as error:
         return str(error) if error.status in {404, 405} else ""
     except ApiError:
@@ -153,7 +153,7 @@ def _tls(settings: Settings) -> Check:
 
 def _key_works(settings: Settings, client: Client) -> Iterator[Check]:
     try:
-        client.find("atomscale-bluesky doctor")
+        client.find_entry("atomscale-bluesky doctor")
         instruments = client.instruments()
     except ApiKeyError as error:
         yield Check("key works", Result.FAILED, str(error), "make a new key in the dashboard, or ask for its rights")

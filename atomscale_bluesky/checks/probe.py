@@ -132,7 +132,7 @@ class Probe:
         return round(took, 3), "points are as they were sent"
 
     def _found(self, stream: ProbeStream) -> Finding:
-        found = self._client.find(stream.label)
+        found = self._client.find_entry(stream.label)
         return found is not None, f"{stream.label!r} was {'found' if found else 'not found'}"
 
     def _largest_body(self, stream: ProbeStream) -> Finding:
@@ -167,7 +167,7 @@ class Probe:
 
     def _linked(self, family: str) -> Finding:
         stream = self._streams.open(family, physical_sample_id=self._sample)
-        entry = self._client.entry(stream.data_id)
+        entry = self._client.entry_of(stream.data_id)
         if entry is None:
             return None, "the catalogue has no entry of the stream"
         return entry.physical_sample_id == self._sample, f"the entry says {entry.physical_sample_id}"

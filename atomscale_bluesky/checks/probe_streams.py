@@ -66,7 +66,7 @@ class ProbeStreams:
         body = {"stream_name": label, "points_per_chunk": POINTS, **more}
         request = wire.Request("POST", f"{family}/stream/initialize", (orjson.dumps(body),))
         try:
-            data_id = self._patiently(lambda: self._client.ask(request, answers.read_initialized))
+            data_id = self._patiently(lambda: self._client.send(request, answers.read_initialized))
         except (ApiUnavailableError, KeyboardInterrupt) as error:
             made = self._find_made(family, label)
             if made is None or isinstance(error, KeyboardInterrupt):
@@ -81,7 +81,7 @@ class ProbeStreams:
     def _find_made(self, family: str, label: str) -> ProbeStream | None:
         """Return the stream that was made although its id did not reach us. It is finalized like the others."""
         with contextlib.suppress(ApiError):
-            entry = self._client.find(label)
+            entry = self._client.find_entry(label)
             if entry is not None:
                 return self._note_made(family, entry.data_id, label)
         return None
@@ -97,7 +97,7 @@ class ProbeStreams:
             bodies = [(path, head | {"channel_name": name} | one) for name, one in series.items()]
         for path, body in bodies:
             request = wire.Request("POST", path, (orjson.dumps(body).ljust(size),))
-            self._patiently(lambda request=request: self._client.ask(request, bytes))
+            self._patiently(lambda request=request: self._client.send(request, bytes))
 
     def _patiently(self, ask: Callable[[], Any]) -> Any:
         """Call `ask`. If the server asks to wait for a while, wait and call it again."""

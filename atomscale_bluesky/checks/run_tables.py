@@ -52,7 +52,7 @@ class Table:
     times: NDArray[np.float64]  # Unix seconds
     columns: tuple[TableColumn, ...]
 
-    def only(self, names: Sequence[str]) -> Table:
+    def with_channels(self, names: Sequence[str]) -> Table:
         """Return the table with only these channels, in its own order."""
         return Table(self.name, self.times, tuple(column for column in self.columns if column.name in names))
 
@@ -66,10 +66,10 @@ def spool_tables(folder: Path) -> list[Table]:
     blocks: dict[str, list[Block]] = {}
     for block in RunRows(folder).read():
         blocks.setdefault(block.layout.time_base, []).append(block)
-    return [_joined(time_base, found) for time_base, found in blocks.items()]
+    return [_table_of(time_base, found) for time_base, found in blocks.items()]
 
 
-def _joined(time_base: str, blocks: list[Block]) -> Table:
+def _table_of(time_base: str, blocks: list[Block]) -> Table:
     units = {channel.name: channel.unit for block in blocks for channel in block.layout.channels}
     rows = sum(len(block.times) for block in blocks)
     values = {name: np.full(rows, np.nan) for name in units}

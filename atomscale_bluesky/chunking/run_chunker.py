@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from ..model.chunk import Chunk
-from ..model.labels import MAX_CHANNELS, listed
+from ..model.labels import MAX_CHANNELS, join_names
 from ..model.rows import NO_ROWS, Rows
 from ..spool.gil_yield import GilYield
 from ..spool.journal_format import Header, Layout, decode_lines, decode_row, is_row, join_rows
@@ -352,7 +352,7 @@ class RunChunker:
                     self.ledger.note(ChannelLeft(decision.leaves, name, decision.from_row))
         _logger.info(
             "run %s has a further stream, %r (%s), which holds %s",
-            self._header.run_uid, opening.label, decision.why, listed(decision.channels, MAX_CHANNELS),
+            self._header.run_uid, opening.label, decision.why, join_names(decision.channels, MAX_CHANNELS),
         )  # fmt: skip
         chunker.take_opened(self.ledger.state.streams[opening.stream])
 

@@ -49,7 +49,7 @@ def check_the_key(settings: Settings) -> None:
 
     client = Client(settings)
     try:
-        client.find("atomscale-bluesky")
+        client.find_entry("atomscale-bluesky")
     except ApiUnavailableError:
         pass  # the uploader goes on asking
     finally:
@@ -124,7 +124,7 @@ def report(out: Console, spool: Spool, watch: SpoolStatus, begun: float) -> int:
 
     Return the exit code: 0 if nothing is left.
     """
-    from ..model.loss import not_kept
+    from ..model.loss import count_not_kept
     from ..status.spool_status import bad_ending
     from .status_text import not_kept_lines
 
@@ -132,7 +132,7 @@ def report(out: Console, spool: Spool, watch: SpoolStatus, begun: float) -> int:
     if discarded := [n for entry in finished if (n := int(entry.get("discarded") or 0))]:
         points, runs = counted(sum(discarded), "point"), counted(len(discarded), "run")
         out.print(Text(f"Discarded, as ordered: {points} of {runs}.", style="yellow"), soft_wrap=True)
-    missing = [n for entry in finished if (n := not_kept(entry.get("left_out") or {}))]
+    missing = [n for entry in finished if (n := count_not_kept(entry.get("left_out") or {}))]
     if missing:
         text = f"{counted(sum(missing), 'reading')} of {counted(len(missing), 'run')} had found no room in the spool."
         out.print(Text(text, style="yellow"), soft_wrap=True)

@@ -185,7 +185,7 @@ def tables_of(settings: Settings, run: FoundRun, source: str, names: Sequence[st
         if name not in known:
             there_are = safe(", ".join(sorted(known)), limit=2000)
             raise click.ClickException(f"run {run.short} has no channel {safe(repr(name))}; it has {there_are}")
-    return [only for table in tables if (only := table.only(names)).columns]
+    return [only for table in tables if (only := table.with_channels(names)).columns]
 
 
 def _from_spool(run: FoundRun) -> list[Table]:

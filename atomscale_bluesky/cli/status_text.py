@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..model.loss import not_kept
+from ..model.loss import count_not_kept
 from ..status.outage import NEW_KEY
 from ..status.progress import counted, number
 from ..status.remedies import remedies
@@ -175,7 +175,7 @@ def _finished(entry: dict[str, Any], *, went_on: bool) -> Iterator[RenderableTyp
     table = _table()
     if not entry.get("interrupted"):
         _add_ending(table, str(entry.get("exit_status") or ""), str(entry.get("reason") or ""))
-    whole = not (not_kept(entry.get("left_out") or {}) or entry.get("lost"))
+    whole = not (count_not_kept(entry.get("left_out") or {}) or entry.get("lost"))
     share = f"{number(discarded)} discarded" if discarded else "all of them" if whole else "all that was kept"
     table.add_row("points", Text(f"{number(points)} delivered, {share}, by {moment(entry.get('finished') or 0.0)}"))
     if (at := verified_at(entry)) is not None:
@@ -279,7 +279,7 @@ def _add_finished_streams(table: Table, entry: dict[str, Any]) -> None:
 
 
 def _add_channels(table: Table, names: Sequence[str]) -> None:
-    from ..model.labels import MAX_CHANNELS, listed
+    from ..model.labels import MAX_CHANNELS, join_names
 
     if names:
-        table.add_row("channels", Text(listed([safe(name) for name in names], MAX_CHANNELS)))
+        table.add_row("channels", Text(join_names([safe(name) for name in names], MAX_CHANNELS)))

@@ -125,7 +125,7 @@ def _say_if_refused(settings: Settings) -> None:
 
     client = Client(settings)
     try:
-        client.find("atomscale-bluesky")
+        client.find_entry("atomscale-bluesky")
     except ApiKeyError as error:
         _logger.error("%s refuses the API key: %s; put a key that works into ATOMSCALE_API_KEY, and start this again",
                       settings.endpoint, error)  # fmt: skip

@@ -68,7 +68,7 @@ def closed_as(client: Client, work: Work[Any], data_id: str, context: WorkerCont
     """
     entry: Entry | None = None
     try:
-        entry = client.entry(data_id)
+        entry = client.entry_of(data_id)
     except LOOK_UP_REFUSED as error:
         _logger.info("%s was refused, and the catalogue does not tell whether its stream was closed: %s", work, error)
     except ApiUnavailableError as error:

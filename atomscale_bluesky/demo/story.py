@@ -147,7 +147,7 @@ def _check(settings: Settings) -> None:
         raise SettingsError("no API key: put the key of your Atomscale account into ATOMSCALE_API_KEY")
     client = Client(settings)
     try:
-        client.find("atomscale-bluesky demo")
+        client.find_entry("atomscale-bluesky demo")
     finally:
         client.close()
 

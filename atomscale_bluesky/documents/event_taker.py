@@ -62,7 +62,7 @@ class EventTaker:
             self._ignored.counts[SEEN_BEFORE] += 1
             return KNOWN
         if event_stream is None:
-            return _not_selected(run, (uid,), doc)
+            return _count_not_selected(run, (uid,), doc)
         if description is not event_stream.description:
             event_stream.describe(description)
         if run.kept_before is not None:
@@ -70,7 +70,7 @@ class EventTaker:
             if lacking is not None:
                 return self._take_part(run, event_stream, doc, lacking) if lacking else KNOWN
         if run.writer is None:
-            self._files.make_again(run)
+            self._files.make_folder_if_due(run)
         try:
             payloads = event_stream.lines_of_event(doc)
         except Exception:
@@ -80,7 +80,7 @@ class EventTaker:
         why = self._files.append(run, event_stream, payloads, (uid,), data)
         if why is not None:
             self._files.step = None
-            return _why_left_out(why, len(data))
+            return _answer_for_left_out(why, len(data))
         run.remember(uid)
         self._files.step = None
         chooser = event_stream.chooser
@@ -103,7 +103,7 @@ class EventTaker:
         taken = Accepted(known=len(seen)) if seen else NOTHING  # the answer for events kept before, also in part
         if event_stream is None:
             gone = set(seen)
-            return taken + _not_selected(run, [uid for i, uid in enumerate(uids) if i not in gone], doc)
+            return taken + _count_not_selected(run, [uid for i, uid in enumerate(uids) if i not in gone], doc)
         if description is not event_stream.description:
             event_stream.describe(description)
         if run.kept_before is not None:
@@ -119,7 +119,7 @@ class EventTaker:
             if not uids:
                 return taken
         if run.writer is None:
-            self._files.make_again(run)
+            self._files.make_folder_if_due(run)
         try:
             if seen:
                 doc = without_rows(doc, seen)
@@ -131,7 +131,7 @@ class EventTaker:
         why = self._files.append(run, event_stream, payloads, uids, data)
         if why is not None:
             self._files.step = None
-            return taken + _why_left_out(why, len(data) * len(uids))
+            return taken + _answer_for_left_out(why, len(data) * len(uids))
         for uid in uids:
             run.remember(uid)
         self._files.step = None
@@ -176,13 +176,13 @@ class EventTaker:
     def _take_part(self, run: OpenRun, event_stream: EventStream, doc: Mapping[str, Any], keys: Set[str]) -> Accepted:
         """Take the readings of an event that earlier journals of its run do not hold."""
         if run.writer is None:
-            self._files.make_again(run)
+            self._files.make_folder_if_due(run)
         payloads = event_stream.lines_of_keys(doc, keys)
         if payloads:
             why = self._files.append(run, event_stream, payloads, (doc["uid"],), keys)
             if why is not None:
                 self._files.step = None
-                return _why_left_out(why, len(keys))
+                return _answer_for_left_out(why, len(keys))
         run.remember(doc["uid"])
         self._files.step = None
         return Accepted(rows=sum(map(is_row, payloads)), known=1)
@@ -225,7 +225,7 @@ class EventTaker:
         return Accepted(left_out={Loss.BEHIND_STOP: events * len(list(doc.get("data") or ()))})
 
 
-def _not_selected(run: OpenRun, uids: Sequence[Any], doc: Mapping[str, Any]) -> Accepted:
+def _count_not_selected(run: OpenRun, uids: Sequence[Any], doc: Mapping[str, Any]) -> Accepted:
     """Count the readings of events of an event stream that the settings leave out, once."""
     keys = list(doc.get("data") or ())
     run.leave_out(Loss.EVENT_STREAM_NOT_SELECTED, keys, len(uids))
@@ -234,5 +234,5 @@ def _not_selected(run: OpenRun, uids: Sequence[Any], doc: Mapping[str, Any]) -> 
     return Accepted(left_out={Loss.EVENT_STREAM_NOT_SELECTED: len(keys) * len(uids)}) if uids else NOTHING
 
 
-def _why_left_out(reason: Loss, readings: int) -> Accepted:
+def _answer_for_left_out(reason: Loss, readings: int) -> Accepted:
     return Accepted(left_out={reason: readings}, try_again=reason.may_be_kept_later)

@@ -84,7 +84,7 @@ def read_usable_metadata(
 ) -> RunMetadata:
     """Return the same as `read_metadata`, but refuse nothing: `unusable` names what cannot be used."""
     keys = keys or {}
-    found = _Found()
+    found = _Reading()
     nested = _nested(start, found)
     # Two keys for the same thing: whichever of them the dict has, it decides about both.
     decided = nested.keys() | (_SAMPLE if nested.keys() & _SAMPLE else set())
@@ -94,8 +94,12 @@ def read_usable_metadata(
             continue
         at = keys.get(name, keys.get(ALL_OTHERS, name))
         value = None if at == NAMESPACE else start.get(at)
-        if not _absent(value):
-            (found.read_strictly if name in keys else found.read_if_ours)(name, value, at)
+        if _is_absent(value):
+            continue
+        if name in keys:
+            found.read_strictly(name, value, at)
+        else:
+            found.read_if_ours(name, value, at)
     for name in found.unusable:
         found.values.setdefault(name, None)  # what was meant is not the default
     return RunMetadata(
@@ -107,20 +111,20 @@ def read_usable_metadata(
     )
 
 
-class _Found:
+class _Reading:
     """What was found in a start document."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}  # what was read; None where the dict says that there is none
-        self.strict: set[str] = set()  # what is certainly meant for us
+        self.surely_ours: set[str] = set()  # what is certainly meant for us
         self.others: dict[str, str] = {}  # key of the start document → why its value is not ours
         self.unusable: dict[str, str] = {}  # key of ours → why its value, which is ours, cannot be used
 
     def read_strictly(self, name: str, value: object, at: str = "") -> None:
         """Read a value that is meant for us."""
-        self.strict.add(name)
+        self.surely_ours.add(name)
         try:
-            self.values[name] = None if _absent(value) else _READERS[name](at or name, value)
+            self.values[name] = None if _is_absent(value) else _READERS[name](at or name, value)
         except MetadataError as error:
             self.unusable[name] = str(error)
         except Exception as error:  # noqa: BLE001 - a foreign object may do anything when it is asked for its value
@@ -137,9 +141,9 @@ class _Found:
             else:
                 self.others[at] = why
 
-    def take_for_others(self, name: str, why: str) -> None:
-        """Leave out a value that can be ours, but not together with the others."""
-        if name in self.strict:
+    def set_aside(self, name: str, why: str) -> None:
+        """Set a value aside that can be ours, but not together with the others: as another program's if it may be."""
+        if name in self.surely_ours:
             self.unusable[name] = why
         else:
             self.others[name] = why
@@ -150,7 +154,7 @@ def _unreadable(at: str, error: Exception) -> str:
     return f"metadata {at!r} cannot be read: {type(error).__name__}"
 
 
-def _nested(start: Mapping[str, Any], found: _Found) -> Mapping[str, Any]:
+def _nested(start: Mapping[str, Any], found: _Reading) -> Mapping[str, Any]:
     """Return the dict of our keys within a start document, empty if there is none."""
     nested = start.get(NAMESPACE)
     if nested is None:
@@ -168,7 +172,7 @@ def _nested(start: Mapping[str, Any], found: _Found) -> Mapping[str, Any]:
     return nested
 
 
-def _links(found: _Found, defaults: Links | None) -> Links:
+def _links(found: _Reading, defaults: Links | None) -> Links:
     read = found.values
     name = read.get("physical_sample")
     if name is not None and is_uuid(name):
@@ -180,8 +184,8 @@ def _links(found: _Found, defaults: Links | None) -> Links:
             f"metadata 'physical_sample' is {_shown(name)} and 'physical_sample_id' is {_shown(sample_id)}; "
             f"name one physical sample, in one of them"
         )
-        lenient = "physical_sample" if "physical_sample" not in found.strict else "physical_sample_id"
-        found.take_for_others(lenient, why)
+        lenient = "physical_sample" if "physical_sample" not in found.surely_ours else "physical_sample_id"
+        found.set_aside(lenient, why)
         if lenient in found.unusable:  # it is not known which of them was meant
             read["physical_sample"] = read["physical_sample_id"] = None
     default = defaults or Links()
@@ -201,7 +205,7 @@ def _links(found: _Found, defaults: Links | None) -> Links:
     if found.unusable.keys() & (_SAMPLE | {"project_id"}):
         return links  # whether the project can track the sample is seen when both can be read
     if links.track_sample and not (has_sample and (links.project_id or defaults is None)):
-        found.take_for_others(
+        found.set_aside(
             "track_sample",
             f"metadata 'track_sample' is True, and no {'project' if has_sample else 'physical sample'} is named; a "
             f"project tracks a sample: give both `project_id` and `physical_sample`, or leave `track_sample` out",
@@ -272,7 +276,7 @@ def _shown(value: object) -> str:
     return shortened(text, 80)
 
 
-def _absent(value: object) -> bool:
+def _is_absent(value: object) -> bool:
     """Return True for None, blank text, and the NaN that a spreadsheet's empty cell gives."""
     if isinstance(value, str):
         return not value.strip()
@@ -281,13 +285,13 @@ def _absent(value: object) -> bool:
 
 def _integer(name: str, value: object) -> int:
     try:
-        number = _whole(value)
+        number = _whole_number(value)
     except (TypeError, ValueError, ArithmeticError):
         raise MetadataError(f"metadata {name!r} is {_shown(value)}; expected a whole number such as 42") from None
     return number
 
 
-def _whole(value: object) -> int:
+def _whole_number(value: object) -> int:
     """Return a whole number, which a spreadsheet may have made a float: 42.0 is 42."""
     if isinstance(value, bool | np.bool_):
         raise TypeError
@@ -327,7 +331,7 @@ def _points(name: str, value: object) -> int:
     return number
 
 
-def _checked(read: Callable[[object], Any]) -> Callable[[str, object], Any]:
+def _naming_key(read: Callable[[object], Any]) -> Callable[[str, object], Any]:
     """Return a reader whose errors name the metadata's key."""
 
     def reader(name: str, value: object) -> Any:
@@ -353,10 +357,10 @@ def _text(name: str, value: object) -> str:
 
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "synth_source_id": _source_id,
-    "physical_sample": _checked(_name),
-    "physical_sample_id": _checked(uuid_of),
-    "project_id": _checked(uuid_of),
-    "tags": _checked(tags_of),
+    "physical_sample": _naming_key(_name),
+    "physical_sample_id": _naming_key(uuid_of),
+    "project_id": _naming_key(uuid_of),
+    "tags": _naming_key(tags_of),
     "track_sample": _flag,
     "stream_name": _text,
     "points_per_chunk": _points,

@@ -53,7 +53,7 @@ class OpenRun:
         self.completed = False  # its journal says how it ended, and it did not go on since
         self.why_not_kept = ""  # why the spool did not take it at the last attempt
         self._noted_as_not_kept = False
-        self.to_announce = False  # the listener does not know of its journal yet
+        self.listener_unaware = False  # the listener does not know of its journal yet
         # The lines that say how it ended, and the journal's size before them, while they are being written.
         self.ending_lines: tuple[list[bytes], int] | None = None
         self.why_no_writer = Loss.NO_ROOM  # why there is no writer
@@ -97,7 +97,7 @@ class OpenRun:
                 event_stream.start_over()
         self.completed = False
         # In one statement, and last: if this is interrupted before, the run begins again with a further journal.
-        self.writer, self.ending_written, self.to_announce, writer.is_accepted = writer, False, True, True
+        self.writer, self.ending_written, self.listener_unaware, writer.is_accepted = writer, False, True, True
 
     def lacks_descriptor(self, descriptor: str) -> bool:
         """Return True if the run goes on without a journal yet, and no earlier one has this descriptor."""

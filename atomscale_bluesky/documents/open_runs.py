@@ -179,7 +179,7 @@ class OpenRuns:
         kept = past.kept if past else None
         run = self._runs[uid] = OpenRun(uid, replace(header, part=kept.part) if kept else header, kept)
         if run.kept_before is None:
-            self._files.make(run)
+            self._files.make_folder(run)
             if run.writer is None and self._redelivers:
                 del self._runs[uid]
                 self._peers.release(uid, ended=False)
@@ -214,7 +214,9 @@ class OpenRuns:
         if not new:
             return NOTHING
         if run.lacks_descriptor(uid):
-            self._files.make_again(run)  # the descriptor may come only once, and another process may go on with the run
+            self._files.make_folder_if_due(
+                run
+            )  # the descriptor may come only once, and another process may go on with the run
             described = run.writer is not None
         else:
             described = self._files.describe(run, [description]) or self._is_described(run, uid)
@@ -260,7 +262,7 @@ class OpenRuns:
         stop.not_given.update(count_not_given(run, counts, self._selection))
         run.log_not_given(stop.not_given, self._ignored)
         if run.ending_written:
-            self._files.make_again(run)  # its files say that no stop document came
+            self._files.make_folder_if_due(run)  # its files say that no stop document came
         self._files.end(run, stop)
         self._forget(run)
         self._files.step = None
@@ -362,7 +364,7 @@ class OpenRuns:
         if run.kept_before is not None and descriptor in run.kept_before.descriptors:
             return True
         if run.writer is None and self._redelivers:
-            self._files.make_again(run)  # writes all descriptors
+            self._files.make_folder_if_due(run)  # writes all descriptors
             return run.writer is not None
         return False
 

@@ -93,7 +93,7 @@ class Peers:
             for uid in over[: max(0, len(over) - _REMEMBERED_RUNS)]:
                 del self._shared.runs[uid]
 
-    def join(self, subscriber: Subscriber) -> None:
+    def add_subscriber(self, subscriber: Subscriber) -> None:
         """Note that there is a further subscriber. The older ones step back."""
         with self._shared.lock:
             older = [one for one in (ref() for ref in self._shared.subscribers) if one is not None]

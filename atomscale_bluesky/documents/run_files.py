@@ -81,7 +81,7 @@ class RunFiles:
         self.redelivers = redelivers
         self.step: _Step | None = None  # begun; still set if an exception from a signal handler ended it
 
-    def make(self, run: OpenRun) -> None:
+    def make_folder(self, run: OpenRun) -> None:
         """Make the run's folder in the spool. If that fails, the run's readings are counted as left out."""
         self.step = (run, None, [], (), None, 0)
         try:
@@ -96,7 +96,7 @@ class RunFiles:
             text = f"run {run.uid} is not kept until {until}, its readings are counted: {error}"
             self._ignored.log_once(f"not kept {run.uid}", text, logging.ERROR)
         self.describe(run, list(run.descriptions.values()))
-        self._announce(run)
+        self._notify_of_journal(run)
         self.step = None
 
     def describe(self, run: OpenRun, descriptions: Iterable[Description]) -> bool:
@@ -118,10 +118,10 @@ class RunFiles:
             return False
         return True
 
-    def make_again(self, run: OpenRun) -> None:
+    def make_folder_if_due(self, run: OpenRun) -> None:
         """Make a folder for a run that has none, if that may succeed by now."""
         if (run.ending_written or self._spool.writers.has_room) and time.monotonic() >= run.try_again_at:
-            self.make(run)
+            self.make_folder(run)
 
     def append(
         self, run: OpenRun, event_stream: EventStream, payloads: list[bytes], uids: Sequence[str], keys: Any
@@ -139,7 +139,7 @@ class RunFiles:
         try:
             unsynced = writer.append(payloads)
         except SpoolError as error:
-            why = self._why_not(run, error)
+            why = self._reason_for(run, error)
             self._leave_out(run, why, keys, len(uids))
             return why
         first = not event_stream.has_rows
@@ -164,7 +164,7 @@ class RunFiles:
         if not (self.redelivers and why.may_be_kept_later):
             run.leave_out(why, keys, events)
 
-    def _why_not(self, run: OpenRun, error: SpoolError) -> Loss:
+    def _reason_for(self, run: OpenRun, error: SpoolError) -> Loss:
         if isinstance(error, SpoolFullError):
             why, about, text = Loss.NO_ROOM, "no room", f"new readings of run {run.uid} are left out: {error}"
         elif isinstance(error, LineTooLongError):
@@ -196,11 +196,11 @@ class RunFiles:
             self._end(run, stop)
             return None if stop.interrupted else run
         if event_stream is None:
-            if payloads and run.writer is not None and not _holds(run.writer, payloads, before):
+            if payloads and run.writer is not None and not _has_written(run.writer, payloads, before):
                 with suppress(SpoolError):  # as in `describe`
                     run.writer.append(payloads)
-            self._announce(run)
-        elif run.writer is not None and _holds(run.writer, payloads, before):
+            self._notify_of_journal(run)
+        elif run.writer is not None and _has_written(run.writer, payloads, before):
             event_stream.note_kept()
             for uid in uids:
                 run.remember(uid)
@@ -230,7 +230,7 @@ class RunFiles:
             self._end_journal(run, run.writer, stop)
 
     def _end_journal(self, run: OpenRun, writer: RunWriter, stop: Stop) -> None:
-        self._announce(run)
+        self._notify_of_journal(run)
         if run.ending_lines is None:
             stop.rows.update(run.rows_by_time_base())
             run.ending_lines = ([*run.left_out_lines(), encode(stop)], writer.written)
@@ -247,14 +247,14 @@ class RunFiles:
             self.listener.writer_done(writer.folder)
         run.release_journal()
 
-    def _announce(self, run: OpenRun) -> None:
+    def _notify_of_journal(self, run: OpenRun) -> None:
         """Notify the listener of a new journal, only once however often this is called."""
-        if run.to_announce and run.writer is not None and self.listener is not None:
+        if run.listener_unaware and run.writer is not None and self.listener is not None:
             self.listener.add(run.writer)
-        run.to_announce = False
+        run.listener_unaware = False
 
 
-def _holds(writer: RunWriter, payloads: list[bytes], written_before: int) -> bool:
+def _has_written(writer: RunWriter, payloads: list[bytes], written_before: int) -> bool:
     try:
         return writer.holds(payloads, written_before)
     except SpoolError:  # the disk fails: nothing is written after half a line until it is removed

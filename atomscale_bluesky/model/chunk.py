@@ -49,7 +49,7 @@ class Chunk(msgspec.Struct, frozen=True, eq=False):
         """The channels, one by one."""
         return tuple(map(Column, self.names, self.units, self.values))
 
-    def only(self, names: Iterable[str]) -> Chunk:
+    def with_channels(self, names: Iterable[str]) -> Chunk:
         """Return the chunk with only the named channels, in the chunk's own order."""
         wanted = frozenset(names)
         places = [place for place, name in enumerate(self.names) if name in wanted]
@@ -57,7 +57,7 @@ class Chunk(msgspec.Struct, frozen=True, eq=False):
             self,
             names=tuple([self.names[place] for place in places]),
             units=tuple([self.units[place] for place in places]),
-            values=_lines(self.values, places),
+            values=_values_at(self.values, places),
         )
 
     def shifted(self, offset_s: float) -> Chunk:
@@ -67,7 +67,7 @@ class Chunk(msgspec.Struct, frozen=True, eq=False):
         return msgspec.structs.replace(self, times=tuple(time + offset_s for time in self.times))
 
 
-def _lines(values: Values, places: list[int]) -> Values:
+def _values_at(values: Values, places: list[int]) -> Values:
     return values[places] if isinstance(values, np.ndarray) else tuple([values[place] for place in places])
 
 

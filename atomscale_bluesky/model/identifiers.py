@@ -90,12 +90,12 @@ def tags_of(value: object) -> tuple[str, ...]:
             raise ValueError(f"expected texts, {tag!r:.40} is none")  # noqa: TRY004 - one kind of error for any input
         if tag.strip():
             name = name_of(tag)
-            tags.setdefault(folded(name), name)
+            tags.setdefault(comparable(name), name)
     if len(tags) > MAX_TAGS:
         raise ValueError(f"expected up to {MAX_TAGS} tags, there are {len(tags)}")
     return tuple(tags.values())
 
 
-def folded(name: str) -> str:
+def comparable(name: str) -> str:
     """Return the form that two spellings of one name share."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name.strip()).casefold())

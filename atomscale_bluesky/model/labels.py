@@ -9,7 +9,7 @@ MAX_LABEL = 240
 # How much of that the channels' names take at most.
 MAX_CHANNELS = 80
 # Only the start of a text of megabytes is used to make a name, because the plan waits meanwhile.
-MAX_LOOKED_AT = 4000
+MAX_CHARACTERS_USED = 4000
 
 
 def stream_label(
@@ -27,7 +27,7 @@ def stream_label(
     """
     tail = f" · {shortened(one_line(event_stream), 100)}" if event_stream else ""
     tail += f" ({number})" if number > 1 else ""
-    tail += f" · {listed([one_line(name) for name in channels], MAX_CHANNELS)}" if channels else ""
+    tail += f" · {join_names([one_line(name) for name in channels], MAX_CHANNELS)}" if channels else ""
     tail += f" [{one_line(run_uid[:8])}-{token}]"
     return shortened(label, MAX_LABEL - len(tail)) + tail
 
@@ -40,7 +40,7 @@ def label_with_reason(label: str, reason: str) -> str:
     return f"{shortened(name, room)} · {shown}{bracket}{tail}"
 
 
-def listed(names: Sequence[str], limit: int) -> str:
+def join_names(names: Sequence[str], limit: int) -> str:
     """Return names in one text of some `limit` characters: the first few, and how many more there are."""
     shown = [shortened(names[0], limit)]
     for name in names[1:]:
@@ -52,7 +52,7 @@ def listed(names: Sequence[str], limit: int) -> str:
 
 def one_line(text: str) -> str:
     """Return text without control characters and with single blanks; of a very long text only the beginning."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text[:MAX_LOOKED_AT]).split())
+    return " ".join("".join(char if char.isprintable() else " " for char in text[:MAX_CHARACTERS_USED]).split())
 
 
 def shortened(text: str, limit: int) -> str:

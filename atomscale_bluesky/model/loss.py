@@ -74,6 +74,6 @@ class Loss(StrEnum):
         return self in {Loss.NO_ROOM, Loss.NOT_WRITTEN}
 
 
-def not_kept(left_out: Mapping[str, int]) -> int:
+def count_not_kept(left_out: Mapping[str, int]) -> int:
     """Return how many readings would have become points, and found no room; `left_out` has the counts by reason."""
     return sum(left_out.get(reason, 0) for reason in Loss if reason.may_be_kept_later)

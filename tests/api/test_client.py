@@ -43,7 +43,7 @@ def test_a_stream_is_initialized_pushed_finalized_and_read_back(client: Client) 
 
     ((name, (unit, times, values)),) = client.points("metrology", data_id, {"t": 2}).points.items()
     assert (name, unit, list(times), list(values)) == ("t", "K", [1.0, 2.0], [3.0, 4.0])
-    assert client.find("a label") == client.entry(data_id)
+    assert client.find_entry("a label") == client.entry_of(data_id)
 
 
 def test_samples_tags_and_projects_are_listed_made_and_linked(client: Client, server: LocalServer) -> None:
@@ -59,7 +59,7 @@ def test_samples_tags_and_projects_are_listed_made_and_linked(client: Client, se
     assert [(item.id, item.name) for item in client.samples()] == [(sample, "GaN-0417")]
     assert client.samples(sample) == client.samples() == client.project_samples(project.id)
     assert [(item.id, item.name) for item in client.tags()] == [(tag, "night shift")]
-    entry = client.entry(data_id)
+    entry = client.entry_of(data_id)
     assert entry is not None
     assert (entry.label, entry.physical_sample_id, entry.tags) == ("another label", sample, ("night shift",))
 
@@ -159,7 +159,7 @@ def test_a_redirect_is_not_followed_and_gets_no_key(client: Client, server: Loca
         for status in (301, 302, 303, 307, 308):
             server.misbehave(Fault(status=status, headers={"Location": elsewhere.url + "/data_entries/"}, times=1))
             with pytest.raises(ApiUnavailableError):
-                client.find("anything")
+                client.find_entry("anything")
 
         assert elsewhere.requests() == []
 
@@ -170,7 +170,7 @@ def test_netrc_is_not_read(server: LocalServer, tmp_path: Path, monkeypatch: pyt
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     client = Client(settings(server.url))
-    client.find("anything")
+    client.find_entry("anything")
     client.close()
 
     assert "authorization" not in {name.lower() for name in server.requests()[-1].headers}
@@ -183,7 +183,7 @@ def test_a_proxy_of_the_environment_is_not_asked_for_a_server_on_this_machine(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     client = Client(settings(server.url))
 
-    assert client.find("anything") is None
+    assert client.find_entry("anything") is None
     client.close()
 
 
@@ -198,14 +198,14 @@ def test_the_error_names_the_proxy_without_its_password(monkeypatch: pytest.Monk
     client = Client(settings("https://server.example.org"))
 
     with pytest.raises(ApiUnavailableError) as raised:
-        client.find("anything")
+        client.find_entry("anything")
     client.close()
     assert f"through the proxy {address}: " in str(raised.value)
     assert "me:" not in str(raised.value)
 
     direct = Client(settings(f"https://{address}"))  # this machine is asked without a proxy
     with pytest.raises(ApiUnavailableError) as raised:
-        direct.find("anything")
+        direct.find_entry("anything")
     direct.close()
     assert "proxy" not in str(raised.value)
 

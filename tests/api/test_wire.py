@@ -120,7 +120,7 @@ def test_a_created_sample_is_read_with_either_name_of_its_id() -> None:
 
 
 def test_the_refusal_of_a_taken_sample_name_gives_the_existing_samples_id() -> None:
-    assert answers.read_taken(answer(exchange("physical-samples-conflict"))) == SAMPLE
+    assert answers.read_existing_sample(answer(exchange("physical-samples-conflict"))) == SAMPLE
     for body in (
         b'{"detail": "taken"}',
         b'{"detail": {}}',
@@ -128,7 +128,7 @@ def test_the_refusal_of_a_taken_sample_name_gives_the_existing_samples_id() -> N
         b"no",
         b'{"detail": {"physical_sample_id": "../x"}}',
     ):
-        assert answers.read_taken(body) is None
+        assert answers.read_existing_sample(body) is None
 
 
 def test_tags_tracking_and_names_go_out_as_the_reference_says() -> None:
@@ -443,7 +443,7 @@ def test_catalogue_entries_without_a_usable_id_are_skipped() -> None:
     ],
 )
 def test_a_refusals_text_is_quoted_on_one_line(body: bytes, detail: str) -> None:
-    shown = answers.detail(body)
+    shown = answers.error_text(body)
 
     assert shown.replace("�", r"\ufffd") == detail
     assert "\n" not in shown
@@ -452,4 +452,4 @@ def test_a_refusals_text_is_quoted_on_one_line(body: bytes, detail: str) -> None
 
 @pytest.mark.parametrize("body", [b"x" * 10_000, json.dumps({"detail": "y" * 10_000}).encode()])
 def test_a_long_text_of_a_refusal_is_cut(body: bytes) -> None:
-    assert len(answers.detail(body)) <= 310
+    assert len(answers.error_text(body)) <= 310

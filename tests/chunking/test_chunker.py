@@ -345,7 +345,7 @@ def end(shelf: Shelf, delivery: RunDelivery, task: Task, chance: random.Random) 
     elif task.chunk is not None:
         some = tuple(name for name in task.chunk.names if chance.random() < 0.5)
         if chance.random() < 0.2 and some != task.chunk.names:
-            shelf.push(task.work.data_id, task.chunk.only(some))
+            shelf.push(task.work.data_id, task.chunk.with_channels(some))
             delivery.apply_failure(task, ApiUnavailableError("no answer"), 0.0, Sent(some))
         else:
             shelf.push(task.work.data_id, task.chunk)
@@ -446,7 +446,7 @@ def test_a_channel_that_gets_a_time_base_of_its_own_takes_nothing_from_the_other
 def test_a_part_of_a_chunk_keeps_its_place() -> None:
     (chunk,) = cut(safe(3, "own_stream", [0, 1, 2], [3, 4, 5], [6, 7, 8]))
 
-    part = chunk.only(["c", "a", "z"])
+    part = chunk.with_channels(["c", "a", "z"])
 
     assert part.names == ("a", "c")
     assert (part.index, part.times, part.first_row, part.last_row) == (0, chunk.times, 0, 2)

@@ -109,7 +109,7 @@ def test_the_key_is_in_no_exception(keyed: tuple[LocalServer, MakeCallback]) -> 
     client = Client(make(offline=True).settings)
 
     with pytest.raises(ApiUnavailableError) as raised:
-        client.find("anything")
+        client.find_entry("anything")
     error: BaseException | None = raised.value
     while error is not None:
         assert KEY not in repr(error)
@@ -280,7 +280,7 @@ def _named(monkeypatch: pytest.MonkeyPatch) -> None:
 def ask(endpoint: str, **settings: Any) -> None:
     client = Client(Settings.load(environ={}, endpoint=endpoint, api_key=KEY, **settings))
     try:
-        client.find("anything")
+        client.find_entry("anything")
     finally:
         client.close()
 

@@ -62,7 +62,9 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
         One by one if the server has no such request, and in halves to find the channels that are not taken.
         """
         singly = [name for name in chunk.names if name in self.pushed_singly] if self.pushed_singly else []
-        together = chunk.only(name for name in chunk.names if name not in self.pushed_singly) if singly else chunk
+        together = (
+            chunk.with_channels(name for name in chunk.names if name not in self.pushed_singly) if singly else chunk
+        )
         single_only = context.knowledge.families_without_multi
         if not together.names or self.family in single_only:
             return self._send_each(client, chunk)
@@ -86,7 +88,7 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
             sent = Sent(refused=dict.fromkeys(together.names, error))
         else:
             sent = Sent(together.names)
-        return sent.and_then(self._send_each(client, chunk.only(singly))) if singly else sent
+        return sent.and_then(self._send_each(client, chunk.with_channels(singly))) if singly else sent
 
     def _send_halves(self, client: Client, chunk: Chunk, context: WorkerContext) -> Sent:
         """Send a chunk that is too large for one request, or refused as a whole, in two, under the same index.
@@ -94,10 +96,10 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
         One refused channel of n is found, and all others are through, after about 2 log2(n) requests.
         """
         half = len(chunk.names) // 2
-        first = self._send(client, chunk.only(chunk.names[:half]), context)
+        first = self._send(client, chunk.with_channels(chunk.names[:half]), context)
         if first.unavailable:
             return first
-        return first.and_then(self._send(client, chunk.only(chunk.names[half:]), context))
+        return first.and_then(self._send(client, chunk.with_channels(chunk.names[half:]), context))
 
     def _send_each(self, client: Client, chunk: Chunk) -> Sent:
         """Send the channels of a chunk one by one. Stops at the first that gets no answer."""

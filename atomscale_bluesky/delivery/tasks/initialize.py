@@ -40,7 +40,7 @@ class Initialize(Work[str], frozen=True, eq=False):
         if self.may_exist:
             # An earlier request may have been applied although its answer never came. So look before making another.
             try:
-                entry = client.find(self.label)
+                entry = client.find_entry(self.label)
             except LOOK_UP_REFUSED as error:
                 not_told = error
             else:

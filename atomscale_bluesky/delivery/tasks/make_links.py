@@ -117,7 +117,7 @@ def next_work(run: ClaimedRun, now: float) -> MakeLinks | None:
 def _entry(client: Client, data_id: str) -> Entry | None:
     """Return a stream's entry in the catalogue, or None if there is none or the catalogue does not tell."""
     try:
-        return client.entry(data_id)
+        return client.entry_of(data_id)
     except LOOK_UP_REFUSED as error:
         _logger.info("the catalogue does not tell what stream %s is linked to: %s", data_id, error)
         return None

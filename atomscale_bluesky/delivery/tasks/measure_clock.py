@@ -38,7 +38,7 @@ class MeasureClock(Work["ClockReading | None"], frozen=True, eq=False):
             if context.attempts + 1 < CLOCK_ATTEMPTS:
                 raise ApiUnavailableError(str(error), status=error.status) from error
             try:
-                client.entry(self.data_id)  # raises if the server does not answer this either: then everything waits
+                client.entry_of(self.data_id)  # raises if the server does not answer this either: then everything waits
             except ApiRefusedError:
                 pass  # it does answer
             except ApiKeyError as refused:

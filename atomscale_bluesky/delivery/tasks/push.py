@@ -67,7 +67,7 @@ class Push(ChunkWork, frozen=True, eq=False):
         chunk = self.chunk
         if part is not None and part.confirmed:
             run.ledger.note(Confirmed(self.stream, chunk.index, run.now(), part.confirmed))
-            chunk = chunk.only(name for name in chunk.names if name not in part.confirmed)
+            chunk = chunk.with_channels(name for name in chunk.names if name not in part.confirmed)
         return msgspec.structs.replace(self, chunk=chunk, may_be_there=True)
 
 
@@ -119,4 +119,4 @@ def _may_leave(run: ClaimedRun, chunk: Chunk) -> bool:
 def _unconfirmed(stream: StreamState, chunk: Chunk) -> Chunk:
     """Return the channels of a chunk that are not confirmed yet."""
     confirmed = stream.confirmed_channels.get(chunk.index)
-    return chunk.only(name for name in chunk.names if name not in confirmed) if confirmed else chunk
+    return chunk.with_channels(name for name in chunk.names if name not in confirmed) if confirmed else chunk

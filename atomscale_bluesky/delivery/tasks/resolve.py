@@ -17,7 +17,7 @@ import msgspec
 from ...api.answers import Item
 from ...api.client import Client
 from ...errors import ApiKeyError, ApiRefusedError
-from ...model.identifiers import folded, is_uuid
+from ...model.identifiers import comparable, is_uuid
 from ...model.links import Links
 from ...spool.ledger_format import Resolved, Unresolved
 from ...status.remedies import UID_SHOWN
@@ -183,4 +183,4 @@ def _listed(list_items: Callable[[], list[Item]]) -> list[Item]:
 def _named(items: list[Item], name: str) -> str | None:
     """Return the id of the item with exactly this name, or else with this name in any case."""
     exact = next((item.id for item in items if item.name == name), None)
-    return exact or next((item.id for item in items if folded(item.name) == folded(name)), None)
+    return exact or next((item.id for item in items if comparable(item.name) == comparable(name)), None)
