@@ -51,8 +51,8 @@ class Pause:
     def note_failure(self, now: float, error: ApiError) -> float:
         """Count a failure, and return until when the request that failed should wait.
 
-        While a pause is on, only requests that left before it can fail. They tell nothing new: one short outage fails
-        as many requests as were under way, and would else be followed by a long pause.
+        While a pause is on, only requests that left before it can fail. They do not lengthen it by themselves: an
+        outage fails all requests under way, and one failure counts for all of them.
         """
         delay = 0.0
         if self.is_over(now) or not self.failures:

@@ -54,7 +54,7 @@ class DrainCheck:
                 return False
             if self._spool.writer_alive(folder):
                 return False
-            refuse_links_in(folder)  # whoever delivers it does the same first
+            refuse_links_in(folder)  # the process that delivers it does the same first
             ledger = self._ledgers.setdefault(folder, LedgerReader(folder / LEDGER)).read_on()
         except OSError:  # a SpoolError is one
             return False

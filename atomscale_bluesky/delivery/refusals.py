@@ -1,6 +1,6 @@
 """The meaning of a refusal, for every kind of task.
 
-    a look-up is refused                ignored: the reason of the request that it was made for counts
+    a look-up is refused                ignored: it was made for another request, whose reason counts
     403 while other tasks succeed       this task alone is forbidden, and waits for the operator
     404, 405                            perhaps the path does not exist here
     413                                 too large: a smaller one may be taken, and the stream is open
@@ -21,7 +21,7 @@ from .tasks.work import UnexplainedError, Work, WorkerContext
 
 _logger = logging.getLogger(__name__)
 
-# A refused look-up has told nothing: a key that may only write gets no answer, and some deployments have no catalogue.
+# A refused look-up shows nothing: a key that may only write gets no answer, and some deployments have no catalogue.
 LOOK_UP_REFUSED = (ApiKeyError, ApiRefusedError)
 # After this many attempts, each without an answer from the catalogue about its stream, a refusal counts as it is.
 CATALOGUE_ATTEMPTS = 8

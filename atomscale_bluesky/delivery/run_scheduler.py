@@ -75,7 +75,7 @@ class RunScheduler:
 
     @property
     def needs_operator(self) -> bool:
-        """Return True if a run cannot be delivered whole until the operator acts. Looks at every run."""
+        """Return True if a run cannot be delivered whole until the operator acts. Checks every run."""
         return self.active.waiting.needs_operator or any(delivery.needs_operator for delivery in self.active)
 
     @property
@@ -93,7 +93,7 @@ class RunScheduler:
         )
 
     def check_all(self) -> None:
-        """Let the next scan look at every run, because a drain waits for the answer."""
+        """Let the next scan check every run, because a drain waits for the answer."""
         self._check_all = True
 
     def scan(self, *, calm: bool = True) -> None:
@@ -188,7 +188,7 @@ class RunScheduler:
             self.active.waiting.queue(folder, live=folder in self.active.written_here)
 
     def _is_due(self, folder: Path, known: SetAside) -> bool:
-        """Return True if something can be done for a run that is set aside, or if its files cannot be looked at."""
+        """Return True if something can be done for a run that is set aside, or if its files cannot be read."""
         try:
             return self._can_go_on(folder, known)
         except OSError:

@@ -27,7 +27,7 @@ class _TerminalLog(logging.Handler):
         self.setFormatter(logging.Formatter("atomscale: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the record, if nobody else does."""
+        """Print the record, unless another handler gets it."""
         if logging.lastResort is None or sys.stderr is None or _has_another_handler(record.name):
             return
         try:

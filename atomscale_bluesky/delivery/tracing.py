@@ -2,7 +2,7 @@
 
 This is the only place that knows OpenTelemetry. It runs in the worker threads, for each task and never for an event.
 OpenTelemetry is used only where it is imported already, as it is in an application that has set it up. Where it is not
-imported, a task costs a look into `sys.modules`.
+imported, a task costs one look-up in `sys.modules`.
 
 A process that a callback has started has no code of the application. It is set up by the environment, with the same
 variables as everything that `opentelemetry-instrument` starts.

@@ -10,7 +10,7 @@ from . import backoff
 
 _logger = logging.getLogger(__name__)
 
-# Such errors are logged at most this often. After so long without one, the pauses begin anew.
+# Such errors are logged once in this time at most. After this time without one, the pauses are short again.
 CALM_S = 600.0
 
 

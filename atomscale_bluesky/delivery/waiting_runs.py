@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from ..spool.orders import ORDERS
 
-# How many runs one check looks at: at least `PER_CHECK`, and all of them within `CHECKS_PER_ROUND` checks.
+# How many runs one call checks: at least `PER_CHECK`, and all of them within `CHECKS_PER_ROUND` checks.
 PER_CHECK, CHECKS_PER_ROUND = 64, 30
 # The same for runs that are checked by a lock or by opening their files, which takes some 20 times as long.
 OPENED_PER_CHECK = 16
@@ -96,7 +96,7 @@ class WaitingRuns:
 
     @property
     def needs_operator(self) -> bool:
-        """Return True if a run waits for the operator, or its files cannot be used. Looks at every run."""
+        """Return True if a run waits for the operator, or its files cannot be used. Checks every run."""
         return self._counts[Reason.BROKEN] > 0 or any(known.needs_operator for known in self._by_size.values())
 
     def queue(self, folder: Path, *, live: bool, first: bool = False) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..model.loss import Loss
 
-# A list that holds only these is a table or text.
+# A list that holds only these is a table, or it holds text.
 _NO_ELEMENTS = (list, tuple, str, dict)
 # Of a list longer than any array of channels, only the first elements decide what it is.
 MOST_LOOKED_AT = 1000

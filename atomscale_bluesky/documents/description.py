@@ -21,7 +21,7 @@ class Description(NamedTuple):
 
 
 def description_of(descriptor: Mapping[str, Any], uid: str, name: str) -> Description:
-    """Return what is used of a descriptor. What is not as it should be counts as missing."""
+    """Return what is used of a descriptor. A malformed member counts as missing."""
     data_keys: dict[str, DataKey] = {}
     nameless: list[str] = []
     for key, described in mapping_of(descriptor.get("data_keys")).items():
@@ -41,7 +41,7 @@ def description_of(descriptor: Mapping[str, Any], uid: str, name: str) -> Descri
 
 
 def descriptor_lines(description: Description) -> list[bytes]:
-    """Return the lines for a journal, the same one twice: a run cannot go on without it."""
+    """Return the descriptor's line for a journal, twice: a run cannot go on without it."""
     line = description.line
     try:
         text = encode(line)

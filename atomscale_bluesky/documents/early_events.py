@@ -51,7 +51,7 @@ class EarlyEvents:
         values = sum(map(_size, mapping_of(doc.get("data")).values()))
         if self._documents >= MAX_DOCUMENTS or self._values + values > MAX_VALUES:
             return False
-        # A copy of its members too: whoever gave it may go on to use it, as event-model's Filler does.
+        # A copy of its members too: its source may go on to change it, as event-model's Filler does.
         copy = {member: dict(value) if isinstance(value, Mapping) else value for member, value in doc.items()}
         self._until.setdefault(descriptor, self._stops + MAX_STOPS)
         self._waiting.setdefault(descriptor, deque()).append(EarlyEvent(descriptor, name, copy, values))

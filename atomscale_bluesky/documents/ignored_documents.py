@@ -26,7 +26,7 @@ NOT_KEPT = "run not kept"
 PARTS_ALONE = "parts alone"
 SUBSCRIBE_EARLY = "subscribe before the run begins, and to documents of every kind: `RE.subscribe(callback)`"
 
-# How many different things are logged. Nobody would read more.
+# Up to this many different things are logged. More would not be read.
 MAX_LOGGED_SUBJECTS = 1000
 
 
@@ -94,7 +94,7 @@ class IgnoredDocuments:
     def count_given_up(self, descriptor: str, name: str) -> None:
         """Count an event, or a page of events, that waited for its descriptor in vain. Logged once."""
         self.never_came(descriptor, name)
-        if not self._log_missing_starts:  # whoever gave the document was told that it waits, and gets no error
+        if not self._log_missing_starts:  # its source has the answer that it waits, and gets no error
             self.log_once(
                 f"descriptor {descriptor}", f"events of descriptor {descriptor} are left out: it has not come"
             )

@@ -37,7 +37,7 @@ _LARGEST_NAME = 10**18
 _SAMPLE = frozenset({"physical_sample", "physical_sample_id"})
 # Keys whose value is an id, or may be one.
 _IDS = _SAMPLE | {"project_id"}
-# Of the unknown keys of the dict, so many are reported.
+# Up to this many unknown keys of the dict are reported.
 _MOST_UNKNOWN = 5
 
 
@@ -47,7 +47,7 @@ class RunMetadata(msgspec.Struct, frozen=True):
     links: Links
     label: str | None  # from the run's metadata; None if the template applies
     points_per_chunk: int | None
-    # Keys of the start document whose values are somebody else's, each with what was expected of it.
+    # Keys of the start document whose values are another program's, each with what was expected of it.
     others: tuple[tuple[str, str], ...] = ()
     # Keys of ours whose values are meant for us and cannot be used, each with the reason; the name of the dict
     # `atomscale` for a key in it that is none of ours. Nothing stands in the place of such a value, and no default.
@@ -131,13 +131,13 @@ class _Reading:
             self.unusable[name] = _unreadable(at or name, error)
 
     def read_if_ours(self, name: str, value: object, at: str) -> None:
-        """Read a value at the top level, which may be somebody else's."""
+        """Read a value at the top level, which may be another program's."""
         try:
             self.values[name] = _READERS[name](at, value)
         except Exception as error:  # noqa: BLE001 - a foreign object may do anything when it is asked for its value
             why = str(error) if isinstance(error, MetadataError) else _unreadable(at, error)
             if name == "synth_source_id" or (name in _IDS and is_nearly_uuid(value)):
-                self.unusable[name] = why  # nobody else's word, or a typing error
+                self.unusable[name] = why  # no other program uses the word, or it is a typing error
             else:
                 self.others[at] = why
 

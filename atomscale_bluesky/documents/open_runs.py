@@ -38,8 +38,8 @@ from .start_document import header_of, text_of, time_of, uid_of
 
 # How many ended runs are remembered, to recognise a replay.
 REMEMBERED_RUNS = 1000
-# A start document older than this does not belong to a run that begins now: if another process takes the run, it is
-# left to that. A younger one may come to two callbacks, each of which takes its own.
+# A start document older than this is a replay: if another process takes the run now, the run is left to that process. A
+# younger one begins a run, which two processes may get at the same moment. Then each of them records it.
 REPLAY_AGE_S = 5.0
 # Up to this many runs that were completed as interrupted stay in memory, each with up to 20 000 uids of events. If
 # another one goes on, it is opened again from its files.

@@ -51,7 +51,7 @@ class Peers:
     """
 
     def __init__(self, spool: Path, settings: Settings, recorder: object) -> None:
-        # The key's hash, which differs from process to process, rather than the key, which nobody should find here.
+        # The key's hash, which differs from process to process, and not the key itself: it is not to be found here.
         self._key = key = (os.getpid(), os.path.realpath(spool), settings.endpoint, hash(settings.api_key))
         everyone = sys.__dict__.setdefault(_ATTRIBUTE, weakref.WeakValueDictionary())
         self._shared: _Shared = everyone.setdefault(key, _Shared())

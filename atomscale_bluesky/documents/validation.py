@@ -18,7 +18,7 @@ def validate_metadata(
 
     Refused is what would park the run: a value that cannot be used in the dict `atomscale`, of a key that the setting
     `metadata_keys` names, or of `synth_source_id`, and a UUID with a typing error. What else the top level holds may be
-    somebody else's, and is never refused.
+    another program's, and is never refused.
 
     Args:
         md: The metadata that will become the start document.

@@ -32,7 +32,7 @@ PAUSE_S = 0.5
 # An event whose descriptor has not come is given up after this many further documents: until then the source has to
 # keep its place before the event.
 MAX_DOCUMENTS_BEHIND = 100_000
-# So many different reasons, and runs without a start document, are counted one by one. The others are counted together.
+# Up to this many reasons, and runs without a start document, are counted one by one. The others are counted together.
 MAX_NAMED = 1000
 OTHERS = "others"
 _NO_ROOM = (

@@ -46,7 +46,7 @@ _logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 JSON_SEQ = "application/json-seq"
-# So many entries of the catalogue are asked for at a time, which is the size of a server's page.
+# How many entries of the catalogue are asked for at a time: the size of a server's page.
 PAGE = 100
 # Documents of a run up to this size are in memory, larger ones in a temporary file.
 IN_MEMORY = 8 << 20
@@ -84,7 +84,7 @@ class TiledRuns:
         until: Take runs that began before this time.
         run_uids: Take only runs with these uids. The first five letters or more will do.
         scan_ids: Take only runs with these scan ids.
-        limit: Take so many runs. Those that `known` knows do not count.
+        limit: How many runs to take. Those that `known` knows do not count.
         unfinished: Take runs without a stop document too. A recorder counts them as interrupted, and takes the rest
             when they come again.
         known: Returns True for the uid of a run that need not come, such as `DocumentRecorder.has_whole`.

@@ -64,7 +64,7 @@ class Header(FileLine, frozen=True, tag="header"):
 
 
 class DataKey(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What is used of a data key's description. None stands for what it does not have, or not as it should be."""
+    """What is used of a data key's description. None stands for a member that is missing or malformed."""
 
     dtype: str | None = None
     units: str | None = None

@@ -13,9 +13,10 @@ from .line_file import BLOCK_BYTES, MAX_LINE_BYTES, end_of_lines
 from .lines import payload_of
 from .row_record import MAGIC, is_intact, shape_of
 
-# How much of a journal's end is looked at to see whether it ends with a whole line.
+# How much of a journal's end is read first, to see whether it ends with a whole line.
 TAIL_BYTES = 2**16
-# How often a line of text is sought before one newline. There is one, or two if the newline between them is damaged.
+# In how many places before a newline its line is sought. There is one such line, or two if the newline between them is
+# damaged.
 MAX_STARTS_TRIED = 16
 # How a line begins: a record, or the checksum of a text.
 BEGIN = re.compile(re.escape(MAGIC) + rb"|[0-9a-f]{8} [\[{]")

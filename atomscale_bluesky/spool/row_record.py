@@ -106,7 +106,7 @@ def encoder(layout: int, count: int) -> Encode:
 
 
 def encode_one(layout: int, number: int, time: float, uid: str, values: Sequence[float]) -> bytes | None:
-    """Return the record of a row of any finite floats. None if no record may have this uid, or so many values."""
+    """Return the record of a row of any finite floats. None if no record may have this uid or this many values."""
     if type(uid) is not str or "\n" in uid or len(uid) > MAX_UID_BYTES // 4 or len(values) > MAX_VALUES:
         return None
     buffer = bytearray(MAGIC + bytes(4))

@@ -32,10 +32,10 @@ class FolderTakenError(SpoolError):
 
 
 class OpenJournals:
-    """The writers of a spool whose journal file is open. Which of them is closed for another one is chosen at random.
+    """The writers of a spool whose journal file is open. When one too many is open, one chosen at random is closed.
 
-    So runs that are never written to again lose their file. If a few more runs than files are written in turns, not
-    each of them loses its file before its next turn.
+    If a few more runs than `MAX_OPEN_JOURNALS` are written in turns, most of them then still have their file at their
+    next turn. The file opened longest ago would always be the one that is needed next.
     """
 
     def __init__(self) -> None:

@@ -56,7 +56,7 @@ class OutageNote:
         self._since: float | None = None
         self._written_at: float | None = None
         self._perhaps_there = True  # an earlier uploader may have left it
-        self._not_before = float("-inf")  # monotonic; another endpoint's note is looked at again then
+        self._not_before = float("-inf")  # monotonic; another endpoint's note is read again then
 
     def note_failure(self, error: str, *, lasting: bool = False, key_refused: bool = False) -> None:
         """Note a failed attempt that keeps all data waiting. A single failure is no outage, unless `lasting` is set."""

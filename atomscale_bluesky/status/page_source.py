@@ -29,10 +29,10 @@ from .spool_status import SpoolStatus, bad_ending
 
 # How many runs are listed, and how many of those that have left the spool.
 MOST_LISTED, MOST_FINISHED = 100, 50
-# Of how many runs the points are kept, and how many of these are read for the list's small pictures in one look.
+# Of how many runs the points are kept, and how many of these are read for the list's small pictures at a time.
 MOST_KEPT_RUNS, MOST_READ = 16, 2
 # How old an overview may be before the files are read again. Several browsers share it. With thousands of runs it gets
-# older, so that reading takes a tenth of the time at most. The points of the run that is looked at are always new.
+# older, so that reading takes a tenth of the time at most. The points of the run that is shown are always new.
 FRESH_S, SHARE = 0.3, 0.1
 
 _TONES = {

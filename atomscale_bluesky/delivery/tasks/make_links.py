@@ -1,6 +1,6 @@
 """Links an existing stream to its sample, project and tags, one link after the other.
 
-Repeating anything here changes nothing. A refused look-up in the catalogue has told nothing: only the refusal of the
+Repeating anything here changes nothing. A refused look-up in the catalogue shows nothing: only the refusal of the
 link itself counts.
 """
 
