@@ -75,7 +75,7 @@ def draw(outcome: Outcome, path: Path) -> None:
         panels = (picture.rheed, picture.temperatures, picture.shutters, picture.thickness, picture.delivery)
         for panel, axes in zip(panels, shared, strict=True):
             panel(axes)
-            picture.outage(axes, said=axes is shared[0])
+            picture.outage(axes, caption=axes is shared[0])
         shared[-1].set_xlim(0, picture.end_s)
         shared[-1].set_xlabel("seconds since the run's start")
         figure.align_ylabels([closeup, *shared])
@@ -184,13 +184,13 @@ class _Picture:
                 textcoords="offset points", va="bottom", fontsize=8.5, color=_GOLD[1],
             )  # fmt: skip
 
-    def outage(self, axes: Any, *, said: bool) -> None:
+    def outage(self, axes: Any, *, caption: bool) -> None:
         """Mark when the server could not be reached."""
         if self._outcome.outage is None:
             return
         begin, end = self._outcome.outage
         axes.axvspan(begin, end, color=_AWAY, linewidth=0, zorder=0)
-        if said:
+        if caption:
             axes.text(
                 (begin + end) / 2, 1.03, "server unreachable", transform=axes.get_xaxis_transform(),
                 ha="center", va="bottom", fontsize=8.5, color=_GREY,

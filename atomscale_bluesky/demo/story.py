@@ -260,7 +260,7 @@ def _pause_on_ctrl_c(engine: RunEngine) -> Iterator[None]:
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         # In a thread: the request waits for the RunEngine's thread, which is not allowed in a signal handler.
-        threading.Thread(target=_quietly(engine.request_pause), daemon=True).start()
+        threading.Thread(target=_ignoring_failures(engine.request_pause), daemon=True).start()
 
     before = signal.signal(signal.SIGINT, handle)
     try:
@@ -269,7 +269,7 @@ def _pause_on_ctrl_c(engine: RunEngine) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _quietly(request: Callable[[], Any]) -> Callable[[], None]:
+def _ignoring_failures(request: Callable[[], Any]) -> Callable[[], None]:
     def call() -> None:
         try:
             request()

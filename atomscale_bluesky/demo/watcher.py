@@ -35,7 +35,7 @@ class Watcher:
         self._display = display
         self._control = control
         self._outage_s = outage_s
-        self._away = threading.Event()
+        self._to_take_away = threading.Event()
         self._stopping = threading.Event()
         self._began = time.time()
         self._moments: list[tuple[float, Moment]] = []
@@ -57,7 +57,7 @@ class Watcher:
 
     def take_server_away(self) -> None:
         """Make the local server unreachable from the next poll on. Any other server is left alone."""
-        self._away.set()
+        self._to_take_away.set()
 
     def moments(self, since: float) -> list[Moment]:
         """Return all states seen, with times in seconds since `since`."""
@@ -114,7 +114,7 @@ class Watcher:
 
     def _outage(self) -> None:
         control = self._control
-        if control is None or not self._away.is_set() or self.outage is not None:
+        if control is None or not self._to_take_away.is_set() or self.outage is not None:
             return
         if self._gone_since is None:
             control.unreachable(self._outage_s)

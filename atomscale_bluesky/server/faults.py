@@ -163,7 +163,7 @@ class FaultState(msgspec.Struct, frozen=True):
 
 
 @dataclass(slots=True)
-class _Armed:
+class _ArmedFault:
     number: int
     fault: Fault
     random: random.Random
@@ -191,7 +191,7 @@ class _Armed:
 class FaultTable:
     """The rules in force."""
 
-    _armed: list[_Armed] = field(default_factory=list)
+    _armed: list[_ArmedFault] = field(default_factory=list)
     _count: int = 0
 
     def add(self, faults: Sequence[Fault]) -> list[int]:
@@ -199,7 +199,7 @@ class FaultTable:
         numbers = []
         for fault in faults:
             self._count += 1
-            self._armed.append(_Armed(self._count, fault, random.Random(fault.seed)))  # noqa: S311
+            self._armed.append(_ArmedFault(self._count, fault, random.Random(fault.seed)))  # noqa: S311
             numbers.append(self._count)
         return numbers
 

@@ -42,7 +42,7 @@ class ServerInstance:
         self._dispatcher = _Dispatcher(
             PageApp(PageSource(store, self.streams, log, lambda: listener.url)), self._middleware
         )
-        self._return: asyncio.Task[None] | None = None
+        self._reachable_again: asyncio.Task[None] | None = None
 
     def _label_of(self, data_id: str) -> str | None:
         row = self.store.first("SELECT label FROM streams WHERE data_id = ?", data_id)
@@ -69,7 +69,7 @@ class ServerInstance:
         await self._forget_return()
         await self.listener.shut(reset=True)
         if seconds is not None:
-            self._return = asyncio.create_task(self._return_after(seconds))
+            self._reachable_again = asyncio.create_task(self._return_after(seconds))
 
     async def reachable(self) -> None:
         """Listen again. Does nothing if it already listens."""
@@ -81,10 +81,10 @@ class ServerInstance:
         await self.listener.open(self._dispatcher)
 
     async def _forget_return(self) -> None:
-        if self._return is not None:
-            self._return.cancel()
-            await asyncio.gather(self._return, return_exceptions=True)
-            self._return = None
+        if self._reachable_again is not None:
+            self._reachable_again.cancel()
+            await asyncio.gather(self._reachable_again, return_exceptions=True)
+            self._reachable_again = None
 
 
 class _Dispatcher:

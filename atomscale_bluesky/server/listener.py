@@ -55,7 +55,7 @@ class Listener:
     def __init__(self, host: str, port: int) -> None:
         self.host = host
         self.port = port
-        self._held: socket.socket | None = None
+        self._held_socket: socket.socket | None = None
         self._server: uvicorn.Server | None = None
         self._ticking: asyncio.Task[None] | None = None
 
@@ -70,7 +70,7 @@ class Listener:
         Raises:
             SettingsError: The port is taken, or the host is not an address of this machine.
         """
-        if self._held is not None:
+        if self._held_socket is not None:
             return
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         # asyncio sends small answers at once (TCP_NODELAY) only if the protocol is named. Otherwise each takes 40 ms.
@@ -88,13 +88,13 @@ class Listener:
                 "stop the program that has it, or give another port (0 takes any free one)"
             ) from error
         self.port = sock.getsockname()[1]
-        self._held = sock
+        self._held_socket = sock
 
     def release(self) -> None:
         """Release the port. Idempotent. The listener must be shut."""
-        if self._held is not None:
-            self._held.close()
-            self._held = None
+        if self._held_socket is not None:
+            self._held_socket.close()
+            self._held_socket = None
 
     @property
     def is_open(self) -> bool:
@@ -120,7 +120,7 @@ class Listener:
         config.load()
         server = uvicorn.Server(config)
         server.lifespan = config.lifespan_class(config)
-        held, self._held = self._held, None
+        held, self._held_socket = self._held_socket, None
         await server.startup(sockets=[held] if held is not None else None)
         await server.on_tick(0)
         self._server = server

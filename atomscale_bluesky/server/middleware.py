@@ -48,7 +48,7 @@ class _EndingError(Exception):
     """The server ends while a request waits: its connection is reset, as with any server that ends."""
 
 
-class _Peek(msgspec.Struct):
+class _StreamingNames(msgspec.Struct):
     """The members of a streaming body that identify it. Its numbers are skipped."""
 
     data_id: str | None = None
@@ -59,7 +59,7 @@ class _Peek(msgspec.Struct):
 
 
 @dataclass(slots=True)
-class Answer:
+class WholeResponse:
     """A complete response."""
 
     status: int = 500
@@ -84,14 +84,14 @@ class Middleware:
         self._log = log
         self._label_of = label_of
         self._closing = asyncio.Event()
-        self._later: set[asyncio.Task[None]] = set()
+        self._applied_later: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
         """End the waits of delayed requests, and drop those that were to be applied later."""
         self._closing.set()
-        for task in list(self._later):
+        for task in list(self._applied_later):
             task.cancel()
-        await asyncio.gather(*self._later, return_exceptions=True)
+        await asyncio.gather(*self._applied_later, return_exceptions=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take one request."""
@@ -101,7 +101,7 @@ class Middleware:
         body = await self._read(receive)
         if body is None:
             return
-        record, request = self._name(scope, body)
+        record, request = self._describe_request(scope, body)
         self._log.begin(record)
         started = time.monotonic()
         try:
@@ -133,20 +133,20 @@ class Middleware:
             if not message.get("more_body", False):
                 return b"".join(parts) if size <= limit else bytes(limit + 1)
 
-    def _name(self, scope: Scope, body: bytes) -> tuple[RequestRecord, Request]:
+    def _describe_request(self, scope: Scope, body: bytes) -> tuple[RequestRecord, Request]:
         parts = tuple(part for part in scope["path"].split("/") if part)
         call, family, data_id = _call_of(parts)
-        peek = _Peek()
+        names = _StreamingNames()
         if call in (CallName.INITIALIZE, CallName.CHUNK, CallName.CHUNK_MULTI):
             with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                peek = msgspec.json.decode(body, type=_Peek)
-        data_id = data_id or peek.data_id
-        label = peek.stream_name
+                names = msgspec.json.decode(body, type=_StreamingNames)
+        data_id = data_id or names.data_id
+        label = names.stream_name
         if label is None and data_id is not None:
             label = self._label_of(data_id)
-        channels = (peek.channel_name,) if peek.channel_name is not None else tuple(peek.channels)
+        channels = (names.channel_name,) if names.channel_name is not None else tuple(names.channels)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        request = Request(call, scope["method"], family, data_id, peek.chunk_index, channels, label, len(body))
+        request = Request(call, scope["method"], family, data_id, names.chunk_index, channels, label, len(body))
         record = RequestRecord(
             number=0,
             time=time.time(),
@@ -161,19 +161,19 @@ class Middleware:
             family=family,
             data_id=data_id,
             label=label,
-            chunk_index=peek.chunk_index,
+            chunk_index=names.chunk_index,
             channels=channels,
         )
         return record, request
 
-    async def _handle(self, scope: Scope, body: bytes, record: RequestRecord) -> Answer:
+    async def _handle(self, scope: Scope, body: bytes, record: RequestRecord) -> WholeResponse:
         """Let the routes apply the request."""
         if len(body) > self._options.max_body_bytes:
             detail = f"the body has more than {self._options.max_body_bytes} bytes"
-            answer = Answer(413, _json_headers(), msgspec.json.encode({"detail": detail}))
+            answer = WholeResponse(413, _json_headers(), msgspec.json.encode({"detail": detail}))
             record.handled = answer.status
             return answer
-        answer = Answer()
+        answer = WholeResponse()
         given = False
 
         async def receive() -> Message:
@@ -220,8 +220,8 @@ class Middleware:
             await _abort(scope, receive)
         elif fault.apply_later_s is not None:
             task = asyncio.create_task(self._apply_later(fault.apply_later_s, scope, body, record))
-            self._later.add(task)
-            task.add_done_callback(self._later.discard)
+            self._applied_later.add(task)
+            task.add_done_callback(self._applied_later.discard)
             await _abort(scope, receive)
         elif fault.status is not None or fault.body is not None:
             if fault.applied:
@@ -248,7 +248,7 @@ class Middleware:
 
     async def _hang(self, receive: Receive) -> None:
         """Do nothing until the client leaves, or the server ends."""
-        gone, ending = asyncio.ensure_future(_until_gone(receive)), asyncio.ensure_future(self._closing.wait())
+        gone, ending = asyncio.ensure_future(_until_client_leaves(receive)), asyncio.ensure_future(self._closing.wait())
         await asyncio.wait({gone, ending}, return_when=asyncio.FIRST_COMPLETED)
         for waiting in gone, ending:
             waiting.cancel()
@@ -256,7 +256,9 @@ class Middleware:
         if self._closing.is_set():
             raise _EndingError
 
-    async def _send(self, answer: Answer, record: RequestRecord, send: Send, *, pause_s: float | None = None) -> None:
+    async def _send(
+        self, answer: WholeResponse, record: RequestRecord, send: Send, *, pause_s: float | None = None
+    ) -> None:
         record.status = answer.status
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers or []})
         if pause_s is not None:
@@ -301,7 +303,7 @@ def _json_headers() -> list[tuple[bytes, bytes]]:
     return [(b"content-type", b"application/json")]
 
 
-def _canned(fault: Fault, request: Request) -> Answer:
+def _canned(fault: Fault, request: Request) -> WholeResponse:
     """Return the answer that a fault gives instead. Only the framing declares its length, unless the fault does."""
     status = 200 if fault.status is None else fault.status
     if fault.body is not None:
@@ -315,10 +317,12 @@ def _canned(fault: Fault, request: Request) -> Answer:
     if status in (204, 304):
         headers = {}
     headers |= {name.lower(): value for name, value in fault.headers.items()}
-    return Answer(status, [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()], body)
+    return WholeResponse(
+        status, [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()], body
+    )
 
 
-def _garbled(answer: Answer, how: str) -> Answer:
+def _garbled(answer: WholeResponse, how: str) -> WholeResponse:
     if how == "empty":
         body = b""
     elif how == "half":
@@ -330,7 +334,7 @@ def _garbled(answer: Answer, how: str) -> Answer:
                 item["chunk_index"] += 1
         body = msgspec.json.encode(value)
     headers = [header for header in answer.headers or [] if header[0].lower() != b"content-length"]
-    return Answer(answer.status, [*headers, (b"content-length", str(len(body)).encode())], body)
+    return WholeResponse(answer.status, [*headers, (b"content-length", str(len(body)).encode())], body)
 
 
 def _first_channels(body: bytes, count: int) -> bytes:
@@ -345,9 +349,9 @@ def _first_channels(body: bytes, count: int) -> bytes:
 
 async def _abort(scope: Scope, receive: Receive) -> None:
     scope["extensions"][ABORT]()
-    await _until_gone(receive)
+    await _until_client_leaves(receive)
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _until_client_leaves(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

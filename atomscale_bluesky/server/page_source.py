@@ -1,6 +1,6 @@
 """What the page shows of the local server: its streams as stored, and the requests that it has had.
 
-It only reads. The points of the few streams that are being looked at are kept thinned, so the page costs the same
+It only reads. The points of the few streams that are shown are kept thinned, so the page costs the same
 however long a stream is.
 """
 
@@ -42,7 +42,7 @@ class PageSource:
         self._log = log
         self._url = url
         self._sparks: dict[int, tuple[int, list[float | None]]] = {}  # by stream: points, picture
-        self._kept: OrderedDict[int, _Points] = OrderedDict()
+        self._points_kept: OrderedDict[int, _Points] = OrderedDict()
 
     async def overview(self) -> Overview:
         """Return the newest streams and the counts of requests."""
@@ -68,10 +68,10 @@ class PageSource:
         row = self._store.first("SELECT * FROM streams WHERE data_id = ?", identity)
         if row is None:
             return None
-        points = self._kept.setdefault(row["id"], _Points(self._store, row["id"]))
-        self._kept.move_to_end(row["id"])
-        while len(self._kept) > MOST_KEPT_STREAMS:
-            self._kept.popitem(last=False)
+        points = self._points_kept.setdefault(row["id"], _Points(self._store, row["id"]))
+        self._points_kept.move_to_end(row["id"])
+        while len(self._points_kept) > MOST_KEPT_STREAMS:
+            self._points_kept.popitem(last=False)
         points.read_on()
         name = row["label"] or row["data_id"]
         present = f"{points.version} {row['status']} {begin} {end}"
@@ -162,7 +162,7 @@ class _Points:
         self._store = store
         self._stream = stream
         self._traces: dict[int, tuple[str, str | None, Trace, int]] = {}  # by channel; the last is the next chunk
-        self._last: dict[int, list[sqlite3.Row]] = {}  # by channel: chunks that may still change
+        self._last_chunks: dict[int, list[sqlite3.Row]] = {}  # by channel: chunks that may still change
         self.version = ""
 
     def read_on(self) -> None:
@@ -185,8 +185,8 @@ class _Points:
                     np.concatenate([_numbers(chunk["data"]) for chunk in complete]),
                 )
             self._traces[row["id"]] = row["name"], row["units"], trace, following
-            self._last[row["id"]] = chunks
-        self.version = f"{total} {sum(len(chunks) for chunks in self._last.values())}"
+            self._last_chunks[row["id"]] = chunks
+        self.version = f"{total} {sum(len(chunks) for chunks in self._last_chunks.values())}"
 
     def channels(self, begin: float, end: float) -> tuple[list[Channel], bool]:
         """Return the points from `begin` to `end`, and True if some of them are left out."""
@@ -195,7 +195,7 @@ class _Points:
         for identity, (name, unit, trace, _) in self._traces.items():
             times, values, left_out = trace.window(begin, end)
             count = trace.count
-            for chunk in self._last[identity]:
+            for chunk in self._last_chunks[identity]:
                 newest = Trace()
                 newest.extend(_numbers(chunk["times"]), _numbers(chunk["data"]))
                 more_times, more_values, more_left_out = newest.window(begin, end)
