@@ -18,7 +18,7 @@ from ..settings import (
     FIELDS,
     RELATIVE_REMEDY,
     Settings,
-    checked,
+    checked_value,
     file_to_read,
     from_arguments,
     from_environment,
@@ -87,7 +87,7 @@ def report_settings(
             mistakes.append(Mistake(found, f"did you mean {meant!r}?" if meant else "remove it", refused=True))
             continue
         try:
-            given[name] = checked(name, value, source)
+            given[name] = checked_value(name, value, source)
         except SettingsError as error:
             unclear.add(name)
             mistakes.append(Mistake(str(error), "give it a value that fits", refused=True))

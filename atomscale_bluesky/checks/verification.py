@@ -32,7 +32,7 @@ from ..spool.ledger_format import Confirmed, Moved, Tried
 from ..spool.run_reader import LEDGER, RunReader
 from ..spool.segments import segments
 from ..spool.spool import Spool
-from ..spool.stream_state import StreamState
+from ..spool.stream_state import MetrologyStreamState
 from ..status.account import Account, Counts
 from ..status.notebook import html_table
 from ..status.run_summary import verified_at
@@ -317,7 +317,7 @@ def add_differences(data_id: str, found: Iterator[Difference], told: list[Stream
 
 def _verify_stream(
     run: _Run,
-    stream: StreamState,
+    stream: MetrologyStreamState,
     client: Client,
     told: list[StreamDifference],
     left_s: Callable[[], float],
@@ -399,14 +399,14 @@ class _Run:
         self._layouts = account.layouts
         self.counts = sum(account.channels(self.state).values(), Counts())
 
-    def must_be_there(self, stream: StreamState) -> _Due:
+    def must_be_there(self, stream: MetrologyStreamState) -> _Due:
         """Return the points that a metrology stream must hold, channel by channel, in the order of its chunks."""
         due = _Due()
         for one in stream.group:
             self._collect(one, due)
         return due
 
-    def _collect(self, stream: StreamState, due: _Due) -> None:
+    def _collect(self, stream: MetrologyStreamState, due: _Due) -> None:
         """Add the points that one opening has put into its metrology stream."""
         opening = stream.opening
         tried = self._tried.get(opening.stream, {})

@@ -40,7 +40,7 @@ from ..model.chunk import Chunk
 from ..model.rows import Position, Row, Rows
 from ..spool.journal_format import Layout
 from ..spool.ledger_format import OpeningReason
-from ..spool.stream_state import NO_END, StreamState
+from ..spool.stream_state import NO_END, MetrologyStreamState
 from .cut_stream import CutStream, Point, Resumed, begins_with, by_channel
 from .decisions import CutShort, Decision, Leave, Open, Outgrown, Skip
 
@@ -92,7 +92,7 @@ class Chunker:
         """Note the layout that rows from `from_row` on name. Channels that it adds wait for their first value."""
         self._note_channels(layout, ChannelWait(from_row, "late channel"))
 
-    def take_opened(self, stream: StreamState) -> None:
+    def take_opened(self, stream: MetrologyStreamState) -> None:
         """Take rows for the stream of the last decision to open one."""
         self._stream_opened = CutStream(Resumed(stream, from_row=stream.opening.from_row), self._first_layout)
         self._streams.append(self._stream_opened)

@@ -12,13 +12,13 @@ from ..model.chunk import Values
 from ..model.rows import Position
 from ..spool.journal_format import Layout
 from ..spool.ledger_format import Previewed, Tried
-from ..spool.stream_state import StreamState
+from ..spool.stream_state import MetrologyStreamState
 
 
 class Resumed(msgspec.Struct, frozen=True):
     """A metrology stream as its cutting continues. Its state is read at any later time, and never changed."""
 
-    stream: StreamState
+    stream: MetrologyStreamState
     index: int = 0  # of the next chunk
     from_row: int = 0  # rows before this one are in earlier chunks
     takes_no_more: bool = False  # its last chunk was cut short, so it takes no more

@@ -13,7 +13,7 @@ from ..model.rows import Position
 from ..spool.journal_format import Layout, decode_row, is_row
 from ..spool.journal_reader import JournalReader
 from ..spool.ledger_format import Opened, Tried
-from ..spool.stream_state import StreamState
+from ..spool.stream_state import MetrologyStreamState
 from .chunker import Chunker
 from .cut_stream import Resumed
 from .decisions import Decision
@@ -47,7 +47,7 @@ def cut_again(
         return
     first, last_row = tried[min(tried)], max(one.last_row for one in tried.values())
     # As it was then: the boundary of a preview is like any other.
-    state = StreamState(opening, left_at_row=dict(left_at_row), tried=dict(tried))
+    state = MetrologyStreamState(opening, left_at_row=dict(left_at_row), tried=dict(tried))
     chunker = Chunker(
         layouts_here[0],
         non_finite=non_finite,

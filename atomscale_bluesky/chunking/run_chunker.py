@@ -24,7 +24,7 @@ from ..spool.ledger import Ledger
 from ..spool.ledger_format import ChannelLeft, Tried
 from ..spool.run_reader import RunReader
 from ..spool.segments import START
-from ..spool.stream_state import Life, StreamState
+from ..spool.stream_state import Life, MetrologyStreamState
 from ..status.account import Account
 from .chunker import Chunker
 from .cut_stream import Resumed
@@ -144,7 +144,7 @@ class RunChunker:
         self._to_cut_short.difference_update(taken)
         return taken
 
-    def has_point(self, stream: StreamState) -> bool:
+    def has_point(self, stream: MetrologyStreamState) -> bool:
         """Return True if a stream, or one that shares its metrology stream, has a point as far as the journal was read.
 
         There is no need to read on for that: a stream opens with its first point, or goes on where another one ended.
@@ -176,7 +176,7 @@ class RunChunker:
         for chunker in self._cutters.values():
             yield from chunker.unfinished()
 
-    def preview_of(self, stream: StreamState) -> Chunk | None:
+    def preview_of(self, stream: MetrologyStreamState) -> Chunk | None:
         """Return a stream's unfinished chunk as it is now, or None if it must not be shown."""
         chunker, shown = self._cutters[stream.opening.time_base], None
         for decision in chunker.preview_of(stream.opening.stream):
@@ -186,7 +186,7 @@ class RunChunker:
                 self._carry_out(chunker, stream.opening.time_base, decision)
         return shown
 
-    def recut(self, stream: StreamState, tried: Mapping[int, Tried]) -> Iterator[Chunk]:
+    def recut(self, stream: MetrologyStreamState, tried: Mapping[int, Tried]) -> Iterator[Chunk]:
         """Cut the tried chunks of a stream again. The journal is read from the first of them on."""
         layouts = self.account.layouts.values()
         for chunk in cut_again(
@@ -313,7 +313,7 @@ class RunChunker:
             known={name for stream in streams for name in self.openings.channels_of(stream.opening)},
         )
 
-    def _resumed(self, stream: StreamState) -> Resumed:
+    def _resumed(self, stream: MetrologyStreamState) -> Resumed:
         index, from_row, _ = self._resume.get(stream.opening.stream) or stream.resume()
         over = stream.last_tried is not None and stream.last_tried.cut_short and index > stream.last_tried.index
         return Resumed(stream, index, from_row, over)

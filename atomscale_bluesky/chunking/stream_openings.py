@@ -14,7 +14,7 @@ from ..model.rows import Position
 from ..spool.journal_format import Header
 from ..spool.ledger import Ledger
 from ..spool.ledger_format import Opened, OpeningReason
-from ..spool.stream_state import Life, StreamState
+from ..spool.stream_state import Life, MetrologyStreamState
 from ..status.account import Account
 from .chunker import ChannelWait
 
@@ -33,11 +33,11 @@ class StreamOpenings:
         self._ledger = ledger
         self._account = account
 
-    def going_on(self) -> list[StreamState]:
+    def going_on(self) -> list[MetrologyStreamState]:
         """Return the metrology streams that take further chunks."""
         return [stream for stream in self._ledger.state.streams.values() if not stream.ended]
 
-    def of_time_base(self, time_base: str) -> list[StreamState]:
+    def of_time_base(self, time_base: str) -> list[MetrologyStreamState]:
         """Return the metrology streams that take rows of a time base."""
         return [stream for stream in self._ledger.state.streams.values() if stream.opening.time_base == time_base]
 
@@ -50,7 +50,7 @@ class StreamOpenings:
             return opening.channels
         return self._first_channels(opening.time_base)
 
-    def waits(self, streams: list[StreamState]) -> dict[str, ChannelWait]:
+    def waits(self, streams: list[MetrologyStreamState]) -> dict[str, ChannelWait]:
         """Return the channels that left a stream and were not given another one for what came after that."""
         waiting: dict[str, ChannelWait] = {}
         for stream in streams:

@@ -12,7 +12,7 @@ from ..spool.ledger_format import Parked
 from ..spool.ledger_state import LedgerState
 from ..spool.run_claim import RunClaim
 from ..spool.segments import START
-from ..spool.stream_state import StreamState
+from ..spool.stream_state import MetrologyStreamState
 from .backoff import Patience
 from .pending_links import Link, PendingLinks
 from .previews import Previews, cut_short_in_doubt
@@ -73,7 +73,7 @@ class ClaimedRun:
         return self.ledger.state
 
     @property
-    def streams(self) -> dict[int, StreamState]:
+    def streams(self) -> dict[int, MetrologyStreamState]:
         """The metrology streams in the ledger, by number."""
         return self.ledger.state.streams
 
@@ -123,7 +123,7 @@ class ClaimedRun:
         """Return a chunk with its times as they are sent."""
         return chunk.shifted(self.state.clock.offset_s) if self.state.clock else chunk
 
-    def missing_links(self, stream: StreamState) -> list[Link]:
+    def missing_links(self, stream: MetrologyStreamState) -> list[Link]:
         """Return the links of a stream that are still to be made, including refused ones."""
         return self.pending_links.missing(stream, self.run_chunker.account.stop)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..model.chunk import Chunk
 from ..spool.ledger_format import NO_POINT, Ended, OpeningReason
-from ..spool.stream_state import Life, StreamState
+from ..spool.stream_state import Life, MetrologyStreamState
 from .task_book import Task
 from .tasks.work import Kind
 
@@ -48,7 +48,7 @@ def _may_have_arrived(task: Task) -> bool:
     return task.attempts > 0 or bool(getattr(task.work, "may_be_there", False))
 
 
-def _read_what_was_tried(run: ClaimedRun, stream: StreamState) -> None:
+def _read_what_was_tried(run: ClaimedRun, stream: MetrologyStreamState) -> None:
     """Read the journal up to every chunk that a process before this one may have pushed."""
     last_row = max((tried.last_row for tried in stream.tried.values()), default=-1)
     while run.run_chunker.account.next_row.get(stream.opening.time_base, 0) <= last_row:

@@ -24,7 +24,7 @@ from ..model.labels import label_with_reason
 from ..model.links import Links
 from ..spool.journal_format import Header, Stop
 from ..spool.ledger_state import LedgerState
-from ..spool.stream_state import StreamState
+from ..spool.stream_state import MetrologyStreamState
 
 ENDINGS = ("success", "abort", "fail")
 
@@ -76,13 +76,13 @@ class PendingLinks:
         """Return True if a stream may be made. The names of an edit do not hold up a run that is under way."""
         return not self.to_resolve or self._state.is_initialized
 
-    def missing(self, stream: StreamState, stop: Stop | None) -> list[Link]:
+    def missing(self, stream: MetrologyStreamState, stop: Stop | None) -> list[Link]:
         """Return the links of a stream that are still to be made, including refused ones."""
         if self.to_resolve or stream.data_id is None or stream.opening.joins is not None:
             return []
         return [link for link in self._wanted(stream, stop) if link not in stream.linked]
 
-    def _wanted(self, stream: StreamState, stop: Stop | None) -> list[Link]:
+    def _wanted(self, stream: MetrologyStreamState, stop: Stop | None) -> list[Link]:
         links, wanted = self.resolved_links, []
         sample, project = links.physical_sample_id, links.project_id
         if sample:
@@ -102,7 +102,7 @@ class PendingLinks:
         return wanted
 
     @property
-    def _first_made_stream(self) -> StreamState | None:
+    def _first_made_stream(self) -> MetrologyStreamState | None:
         return next((stream for stream in self._state.streams.values() if stream.data_id is not None), None)
 
 

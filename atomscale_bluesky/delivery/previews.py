@@ -28,7 +28,7 @@ from ..spool.journal_format import Header
 from ..spool.ledger import Ledger
 from ..spool.ledger_format import Confirmed, PreviewAnswered, Previewed, PreviewsEnded
 from ..spool.ledger_state import LedgerState
-from ..spool.stream_state import Life, StreamState
+from ..spool.stream_state import Life, MetrologyStreamState
 
 _logger = logging.getLogger(__name__)
 
@@ -147,14 +147,14 @@ class Previews:
         self._end(reason)
         return self.cut_short(self._state.streams[stream])
 
-    def end_refused_chunk(self, stream: StreamState, index: int, reason: str) -> bool:
+    def end_refused_chunk(self, stream: MetrologyStreamState, index: int, reason: str) -> bool:
         """Note that the server takes no channel of a chunk. If it was shown, it ends with that, which confirms it."""
         if stream.last_preview_taken is None or stream.last_preview_taken.index != index or not self.cut_short(stream):
             return False
         self._end(reason)
         return True
 
-    def cut_short(self, stream: StreamState) -> bool:
+    def cut_short(self, stream: MetrologyStreamState) -> bool:
         """End the chunk of which points were shown with these, which confirms it. Return False if there is none."""
         shown = stream.last_preview_taken
         if shown is None or stream.ended or shown.index in stream.confirmed_channels:

@@ -24,7 +24,7 @@ from ..model.chunk import Chunk
 from ..model.points import packed_column
 from ..spool.ledger import Ledger
 from ..spool.ledger_format import Confirmed, Ended, OpeningReason
-from ..spool.stream_state import StreamState
+from ..spool.stream_state import MetrologyStreamState
 
 _logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class StreamsAboutToEnd:
         for index, names in sorted(held.items()):
             self._ledger.note(Confirmed(number, index, self._now(), tuple(names)))
 
-    def _parts(self, stream: StreamState, at_hand: dict[int, Chunk]) -> dict[str, dict[int, Part]]:
+    def _parts(self, stream: MetrologyStreamState, at_hand: dict[int, Chunk]) -> dict[str, dict[int, Part]]:
         """Return the chunks from the first one in doubt on, by channel and index."""
         tried = self._ledger.tried_chunks(stream.opening.stream, min(at_hand))
         confirmed = {index: noted for index, noted in tried.items() if index not in stream.tried}
@@ -173,12 +173,12 @@ class StreamsAboutToEnd:
         return None
 
 
-def _delivered(stream: StreamState, name: str) -> int:
+def _delivered(stream: MetrologyStreamState, name: str) -> int:
     """Return how many points of a channel are confirmed in a stream."""
     return sum(points for names, points in stream.delivered.items() if name in names)
 
 
-def _previewed_points(stream: StreamState, index: int, name: str) -> tuple[tuple[int, ...], int]:
+def _previewed_points(stream: MetrologyStreamState, index: int, name: str) -> tuple[tuple[int, ...], int]:
     """Return how many points of a chunk previews may have put into a stream, and how many are surely there."""
     sent = [
         one

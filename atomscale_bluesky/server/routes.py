@@ -140,7 +140,7 @@ def _stream_routes(family: Family, streams: Streams, options: Options) -> APIRou
         """Take one chunk of one channel."""
         body = decode(await _body(request, options), ChunkBody, options)
         points = points_of(body.channel_name, body.timestamps, body.values, body.units, options)
-        return Answer(streams.take(family, body.data_id, body.chunk_index, [points])[0])
+        return Answer(streams.store_chunk(family, body.data_id, body.chunk_index, [points])[0])
 
     if options.multi:
 
@@ -153,7 +153,7 @@ def _stream_routes(family: Family, streams: Streams, options: Options) -> APIRou
                 for name, channel in body.channels.items()
             ]
             # the answers' order is not promised, so it differs from the request's
-            return Answer(streams.take(family, body.data_id, body.chunk_index, parts)[::-1])
+            return Answer(streams.store_chunk(family, body.data_id, body.chunk_index, parts)[::-1])
 
     @router.post("/stream/{data_id}/finalize")
     async def finalize(data_id: str) -> Response:

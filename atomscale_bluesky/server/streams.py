@@ -57,7 +57,9 @@ class Streams:
             )
         return {"data_id": data_id, "processed_data_id": processed_data_id}
 
-    def take(self, family: Family, data_id: str, chunk_index: int, parts: Sequence[Points]) -> list[dict[str, Any]]:
+    def store_chunk(
+        self, family: Family, data_id: str, chunk_index: int, parts: Sequence[Points]
+    ) -> list[dict[str, Any]]:
         """Store one chunk of some channels. Return the API's answer for each channel, in the order of `parts`.
 
         Raises:
@@ -82,11 +84,11 @@ class Streams:
                 "SELECT * FROM chunks WHERE stream = ? AND chunk_index = ?", stream["id"], chunk_index
             )
         }
-        self._judge_repeats(chunk_index, parts, channels, held)
-        self._judge_time_base(chunk_index, parts, channels, held)
+        self._check_repeats(chunk_index, parts, channels, held)
+        self._check_time_base(chunk_index, parts, channels, held)
         return self._write(stream, chunk_index, parts, channels, held)
 
-    def _judge_repeats(
+    def _check_repeats(
         self,
         chunk_index: int,
         parts: Sequence[Points],
@@ -126,7 +128,7 @@ class Streams:
                 self._store.execute("UPDATE chunks SET changed = changed + 1 WHERE id = ?", before["id"])
                 raise
 
-    def _judge_time_base(
+    def _check_time_base(
         self,
         chunk_index: int,
         parts: Sequence[Points],
@@ -214,7 +216,7 @@ class Streams:
         elif stream["status"] == ERROR:
             raise Refusal(409, f"stream {data_id} was closed after a silence ({ERROR})")
         else:
-            self._judge_whole(stream)
+            self._check_whole(stream)
             now = self._store.now()
             self._store.execute(
                 "UPDATE streams SET status = ?, finalized = ?, updated = ? WHERE id = ?",
@@ -225,7 +227,7 @@ class Streams:
             )
         return {"data_id": stream["data_id"], "processed_data_id": stream["processed_data_id"]}
 
-    def _judge_whole(self, stream: sqlite3.Row) -> None:
+    def _check_whole(self, stream: sqlite3.Row) -> None:
         rows = self._store.all(
             "SELECT channels.name AS name, chunk_index, chunks.points AS points FROM chunks"
             " JOIN channels ON channels.id = chunks.channel WHERE chunks.stream = ? ORDER BY channels.id, chunk_index",

@@ -21,7 +21,7 @@ from .settings import (
     Settings,
     Timestamps,
     UploaderPlace,
-    checked,
+    checked_value,
     refuse_other_arguments,
 )
 from .sources import (
@@ -53,7 +53,7 @@ __all__ = [
     "Settings",
     "Timestamps",
     "UploaderPlace",
-    "checked",
+    "checked_value",
     "file_to_read",
     "from_arguments",
     "from_environment",

@@ -222,7 +222,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         merged = from_file(file, environ) | from_environment(FIELDS, environ) | from_arguments(arguments)
         if (relative := relative_spool(merged)) is not None:
             _logger.warning("%s; %s", relative, RELATIVE_REMEDY)
-        return cls.made_of({name: checked(name, value, source) for name, (value, source) in merged.items()})
+        return cls.made_of({name: checked_value(name, value, source) for name, (value, source) in merged.items()})
 
     @classmethod
     def made_of(cls, given: Mapping[str, Any]) -> Settings:
@@ -234,7 +234,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         settings = cls(**given)
         if settings.probed:
             settings = msgspec.structs.replace(settings, **_permitted(settings) | dict(given))
-        return _together(settings)
+        return _check_together(settings)
 
     def replaced(self, **arguments: Any) -> Settings:
         """Return these settings, with other values for the arguments that are not None.
@@ -242,16 +242,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Raises:
             SettingsError: A setting is unknown or its value cannot be used.
         """
-        given = {name: checked(name, value, "argument") for name, value in arguments.items() if value is not None}
+        given = {name: checked_value(name, value, "argument") for name, value in arguments.items() if value is not None}
         if self.probed and given.get("endpoint", self.endpoint) != self.endpoint:
             raise SettingsError("setting 'probed' is on, for another endpoint: give the endpoint to Settings.load")
-        return _together(msgspec.structs.replace(self, **given))
+        return _check_together(msgspec.structs.replace(self, **given))
 
 
 FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
 
 
-def checked(name: str, value: Any, source: str) -> Any:
+def checked_value(name: str, value: Any, source: str) -> Any:
     """Return a setting's value in its own type.
 
     Raises:
@@ -304,10 +304,10 @@ def _permitted(settings: Settings) -> dict[str, Any]:
             "probe`, or leave out the setting `probed`", settings.endpoint,
         )  # fmt: skip
         return {}
-    return {name: checked(name, value, "probe") for name, value in found.permitted.items() if name in FIELDS}
+    return {name: checked_value(name, value, "probe") for name, value in found.permitted.items() if name in FIELDS}
 
 
-def _together(settings: Settings) -> Settings:
+def _check_together(settings: Settings) -> Settings:
     """Check what depends on several settings together."""
     if settings.endpoint.startswith("http:") and not is_loopback(settings.endpoint) and not settings.allow_http:
         raise SettingsError(

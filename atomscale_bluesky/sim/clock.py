@@ -55,7 +55,7 @@ class SimulatedClock:
         self._waiting: list[tuple[Callable[[], bool], Status]] = []
         self._listeners: list[Callable[[], bool]] = []
         self._thread: threading.Thread | None = None
-        self._looking = False  # True while that thread will check again; otherwise it may be about to end
+        self._polling = False  # True while that thread will check again; otherwise it may be about to end
         self._closing = threading.Event()
 
     @property
@@ -107,7 +107,7 @@ class SimulatedClock:
         with self._lock:
             self._waiting.append((reached, status))
         self.advance()
-        self._look_while_needed()
+        self._poll_while_needed()
         return status
 
     def listen(self, tell: Callable[[], bool]) -> None:
@@ -115,7 +115,7 @@ class SimulatedClock:
         with self._lock:
             if tell not in self._listeners:
                 self._listeners.append(tell)
-        self._look_while_needed()
+        self._poll_while_needed()
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """End the thread and fail the unfinished statuses. Return True if the thread ended in time. Idempotent.
@@ -157,20 +157,20 @@ class SimulatedClock:
             if tell in self._listeners and not tell() and tell in self._listeners:
                 self._listeners.remove(tell)
 
-    def _look_while_needed(self) -> None:
+    def _poll_while_needed(self) -> None:
         """Start the thread if a status or a listener waits, the time moves, and the thread does not run yet."""
         with self._lock:
-            if not self._looking and self.speed > 0.0 and self._needed() and not self._closing.is_set():
-                self._looking = True
-                self._thread = threading.Thread(target=self._look, name="simulated chamber", daemon=True)
+            if not self._polling and self.speed > 0.0 and self._needed() and not self._closing.is_set():
+                self._polling = True
+                self._thread = threading.Thread(target=self._poll_loop, name="simulated chamber", daemon=True)
                 self._thread.start()
 
-    def _look(self) -> None:
+    def _poll_loop(self) -> None:
         while not self._closing.wait(LOOK_PERIOD_S):
             self.advance()
             with self._lock:
                 if not self._needed():
-                    self._looking = False
+                    self._polling = False
                     return
 
     def _needed(self) -> bool:

@@ -38,7 +38,7 @@ from .ledger_format import (
     Unresolved,
     Verified,
 )
-from .stream_state import NO_END, Life, Refusal, StreamState
+from .stream_state import NO_END, Life, MetrologyStreamState, Refusal
 
 
 class LedgerState:
@@ -52,7 +52,7 @@ class LedgerState:
 
     def _reset(self) -> None:
         """Reset the state: nothing of the run has reached its endpoint yet."""
-        self.streams: dict[int, StreamState] = {}
+        self.streams: dict[int, MetrologyStreamState] = {}
         self.parked: str | None = None  # why the whole run waits for the operator
         self.resolved: Resolved | None = None  # the ids of the links' names
         self.unresolved: str | None = None  # why there are no such ids
@@ -187,7 +187,7 @@ class LedgerState:
                 raise SpoolError(f"{type(fact).__name__} is a fact of modules that were loaded again meanwhile")
 
     def _opened(self, fact: Opened) -> None:
-        stream = self.streams[fact.stream] = StreamState(fact)
+        stream = self.streams[fact.stream] = MetrologyStreamState(fact)
         if fact.joins is None:
             stream.group = [stream]
             return
@@ -196,7 +196,7 @@ class LedgerState:
         stream.group.append(stream)
         stream.life, stream.data_id, stream.family = host.life, host.data_id, host.family
 
-    def _stream(self, number: int, *lives: Life) -> StreamState:
+    def _stream(self, number: int, *lives: Life) -> MetrologyStreamState:
         stream = self.streams.get(number)
         if stream is None or (lives and stream.life not in lives):
             life = "unknown" if stream is None else stream.life.value

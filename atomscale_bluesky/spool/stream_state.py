@@ -45,7 +45,7 @@ NO_END = 2**62  # a row number that no run reaches
 
 
 @dataclass(slots=True)
-class StreamState:
+class MetrologyStreamState:
     """One metrology stream, as far as the ledger describes it."""
 
     opening: Opened
@@ -70,7 +70,7 @@ class StreamState:
     linked: set[tuple[str, str]] = field(default_factory=set)  # the kind of each link made, and its target
     links_refused: dict[tuple[str, str], str] = field(default_factory=dict)  # … and the reason of each link refused
     # All openings that share one metrology stream of Atomscale's. The first has initialized it and finalizes it.
-    group: list[StreamState] = field(default_factory=list, repr=False, compare=False)
+    group: list[MetrologyStreamState] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def is_done(self) -> bool:

@@ -34,7 +34,7 @@ from ..spool.journal_format import (
 from ..spool.ledger_state import LedgerState
 from ..spool.row_record import is_record
 from ..spool.run_reader import RunReader
-from ..spool.stream_state import StreamState
+from ..spool.stream_state import MetrologyStreamState
 
 # Stands for the channels of rows whose layout is lost. Each of these rows counts as one reading.
 ROWS_WITHOUT_LAYOUT = "rows of a missing layout"
@@ -221,7 +221,7 @@ class Account:
         return True
 
     def contradictions(
-        self, ledger: LedgerState, streams: Iterable[StreamState] | None = None, beyond: Collection[int] = ()
+        self, ledger: LedgerState, streams: Iterable[MetrologyStreamState] | None = None, beyond: Collection[int] = ()
     ) -> dict[int, str]:
         """Return why streams must not be finalized, by stream; empty if the account adds up.
 
@@ -254,7 +254,7 @@ class Account:
                 found[0] = f"channel {unsent[0]!r}: {_in_words(counts[unsent])}"
         return found
 
-    def _points_that_may_wait(self, stream: StreamState, name: str, time_base: str, *, beyond: bool) -> int:
+    def _points_that_may_wait(self, stream: MetrologyStreamState, name: str, time_base: str, *, beyond: bool) -> int:
         """Return how many points of a channel may wait in a stream at most."""
         if stream.opening.time_base != time_base or stream.ended or name not in self.channels_of(stream):
             return 0
@@ -267,7 +267,7 @@ class Account:
             points += max(0, self.next_row.get(time_base, 0) - stream.next_row)
         return points
 
-    def channels_of(self, stream: StreamState) -> tuple[str, ...]:
+    def channels_of(self, stream: MetrologyStreamState) -> tuple[str, ...]:
         """Return the names of a stream's channels."""
         if stream.opening.channels is not None:
             return stream.opening.channels

@@ -22,7 +22,7 @@ from ..spool.journal_reader import JournalReader
 from ..spool.ledger import LedgerReader
 from ..spool.run_reader import LEDGER
 from ..spool.spool import Spool
-from ..spool.stream_state import StreamState
+from ..spool.stream_state import MetrologyStreamState
 from .run_rows import RunRows
 from .run_status import RunStatus
 from .spool_status import SpoolStatus, bad_ending
@@ -268,7 +268,7 @@ class _RunPoints:
             marks.append(Mark(self._delivered, "delivered up to here"))
         return marks
 
-    def _time_of_first_row(self, stream: StreamState) -> float:
+    def _time_of_first_row(self, stream: MetrologyStreamState) -> float:
         """Return the time of a stream's first row, or 0 if there is none yet."""
         opening = stream.opening
         reader = JournalReader(self._folder, Position(opening.segment, opening.offset))

@@ -13,7 +13,7 @@ from ..spool.ledger_format import NO_POINT
 from ..spool.ledger_state import LedgerState
 from ..spool.orders import Discard, Edit, OrderLine, Retry
 from ..spool.own_files import recorded_since
-from ..spool.stream_state import StreamState
+from ..spool.stream_state import MetrologyStreamState
 from .account import Account, Counts
 
 # What keeps a run waiting for the operator: its metadata; something that it names and Atomscale does not have; a
@@ -191,7 +191,7 @@ def _cause(account: Account, ledger: LedgerState) -> Cause:
     return "chunk" if any(stream.refused for stream in streams) else "link"
 
 
-def _stream_status(stream: StreamState, account: Account) -> StreamStatus:
+def _stream_status(stream: MetrologyStreamState, account: Account) -> StreamStatus:
     opening = stream.opening
     event_stream = next(
         (layout.event_stream for layout in account.layouts.values() if layout.time_base == opening.time_base),

@@ -28,7 +28,7 @@ from atomscale_bluesky.spool.ledger_format import ChannelLeft, Confirmed, Initia
 from atomscale_bluesky.spool.ledger_state import LedgerState
 from atomscale_bluesky.spool.lines import encode
 from atomscale_bluesky.spool.spool import Spool
-from atomscale_bluesky.spool.stream_state import StreamState
+from atomscale_bluesky.spool.stream_state import MetrologyStreamState
 
 POLICIES = ["own_stream", "null", "drop_row"]
 T0 = 1_760_000_000.0
@@ -115,7 +115,7 @@ class Notes:
         self._points_per_chunk = points_per_chunk
         self.open(Open("run start", 0, Position(1, 0), ()))
 
-    def open(self, decision: Open) -> StreamState:
+    def open(self, decision: Open) -> MetrologyStreamState:
         number = len(self.state.streams)
         opening = Opened(
             stream=number,

@@ -29,7 +29,7 @@ from atomscale_bluesky.spool.locks import WRITER_LOCK, is_held
 from atomscale_bluesky.spool.row_record import encode_one
 from atomscale_bluesky.spool.segments import START
 from atomscale_bluesky.spool.spool import Spool
-from atomscale_bluesky.spool.stream_state import StreamState
+from atomscale_bluesky.spool.stream_state import MetrologyStreamState
 
 T0 = 1_760_000_000.0
 LAYOUT = Layout(
@@ -44,7 +44,7 @@ SMALLER = Layout(layout=1, event_stream="primary", time_base="primary", channels
 def stream(number: int = 4, *, noted: tuple[Tried, ...] = (), ahead: tuple[Span, ...] = (), **opening: Any) -> Any:
     """A metrology stream of which some chunks may have been tried or settled before."""
     opened = Opened(number, "primary", 0, "run start", "label", "token", 5, 1, 0, **opening)
-    return StreamState(opened, tried={tried.index: tried for tried in noted}, confirmed_ahead=[*ahead])
+    return MetrologyStreamState(opened, tried={tried.index: tried for tried in noted}, confirmed_ahead=[*ahead])
 
 
 def chunker(*resumed: Resumed, waiting: dict[str, ChannelWait] | None = None) -> Chunker:

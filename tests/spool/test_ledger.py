@@ -35,7 +35,7 @@ from atomscale_bluesky.spool.ledger_format import (
 )
 from atomscale_bluesky.spool.ledger_state import LedgerState
 from atomscale_bluesky.spool.lines import encode, line
-from atomscale_bluesky.spool.stream_state import Life, RowsNotHeld, StreamState
+from atomscale_bluesky.spool.stream_state import Life, MetrologyStreamState, RowsNotHeld
 
 OPENED = Opened(0, "primary", 0, "run start", "label", "token", 10, 1, 0)
 INITIALIZING = Initializing(0, "metrology")
@@ -53,7 +53,7 @@ def folded(*facts: LedgerLine) -> LedgerState:
     return state
 
 
-def stream_of(*facts: LedgerLine) -> StreamState:
+def stream_of(*facts: LedgerLine) -> MetrologyStreamState:
     return folded(OPENED, INITIALIZING, INITIALIZED, *facts).streams[0]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ...api.client import Client
 from ...errors import ApiRefusedError
 from ...spool.ledger_format import Finalized, Finalizing
-from ...spool.stream_state import Life, StreamState
+from ...spool.stream_state import Life, MetrologyStreamState
 from ..refusals import closed_as
 from .work import Kind, Work, WorkerContext
 
@@ -68,7 +68,7 @@ def next_work(run: ClaimedRun) -> Finalize | None:
     return None
 
 
-def _may_be_closed(run: ClaimedRun, number: int, stream: StreamState) -> bool:
+def _may_be_closed(run: ClaimedRun, number: int, stream: MetrologyStreamState) -> bool:
     """Return True if all that is left to do for a stream is to close it, whatever the account says."""
     if run.task_book.holds(Kind.FINALIZE, number) or stream.opening.joins is not None:
         return False

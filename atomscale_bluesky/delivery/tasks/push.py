@@ -10,7 +10,7 @@ import msgspec
 from ...errors import ApiError
 from ...model.chunk import Chunk
 from ...spool.ledger_format import Confirmed, Refused, Tried
-from ...spool.stream_state import Life, StreamState
+from ...spool.stream_state import Life, MetrologyStreamState
 from ..ending_streams import end_stream
 from ..refusals import is_too_large
 from .chunk_requests import ChunkWork, Sent
@@ -116,7 +116,7 @@ def _may_leave(run: ClaimedRun, chunk: Chunk) -> bool:
     return stream.has_an_answer or not run.task_book.holds(Kind.PUSH, chunk.stream)
 
 
-def _unconfirmed(stream: StreamState, chunk: Chunk) -> Chunk:
+def _unconfirmed(stream: MetrologyStreamState, chunk: Chunk) -> Chunk:
     """Return the channels of a chunk that are not confirmed yet."""
     confirmed = stream.confirmed_channels.get(chunk.index)
     return chunk.with_channels(name for name in chunk.names if name not in confirmed) if confirmed else chunk
