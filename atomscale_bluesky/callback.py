@@ -276,10 +276,10 @@ class AtomscaleCallback:
         self._closed = True
         self._flush()
         self._let_younger_first(closed=True)
-        settled = self.settle_open_runs()
+        completed = self.settle_open_runs()
         deadline = time.monotonic() + timeout_s
         drained = self._uploader.drain(timeout_s) if self._uploader else self._spool.is_empty()
-        self._all_delivered = drained and settled
+        self._all_delivered = drained and completed
         if self._announcer is not None:
             self._announcer.close()
         _stop_threads(self._uploader, self._spool, max(0.5, deadline - time.monotonic()))

@@ -246,8 +246,8 @@ def _object(body: bytes) -> dict[str, Any]:
 
 def _id(value: Any, member: str) -> str:
     if not isinstance(value, str) or not _DATA_ID.fullmatch(value):
-        given = repr(value)[:80] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
-        raise AnswerError(f"the answer's {member!r} is {given}; expected an id")
+        shown = repr(value)[:80] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+        raise AnswerError(f"the answer's {member!r} is {shown}; expected an id")
     return value
 
 
@@ -266,6 +266,6 @@ def _items(answer: Any) -> list[Item]:
 
 def _tags(answer: Any) -> tuple[str, ...]:
     """Return the tags of a catalogue entry. It is not documented whether each is text or an object."""
-    given = answer if isinstance(answer, list) else ()
-    tags = (tag.get("name") or tag.get("id") if isinstance(tag, dict) else tag for tag in given)
+    items = answer if isinstance(answer, list) else ()
+    tags = (tag.get("name") or tag.get("id") if isinstance(tag, dict) else tag for tag in items)
     return tuple(tag for tag in tags if isinstance(tag, str))

@@ -212,9 +212,9 @@ class Connection:
             if size > max_bytes:
                 raise AnswerTooLargeError(f"an answer of more than {max_bytes} bytes", status=status)
             self._check_time("the answer")
-            given = self._clock()
+            yielded_at = self._clock()
             yield part
-            self._deadline += self._clock() - given
+            self._deadline += self._clock() - yielded_at
             self._adapter.begin(self._deadline)
 
     def _check_time(self, what: str) -> None:

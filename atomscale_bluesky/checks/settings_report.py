@@ -70,42 +70,42 @@ def report_settings(
     environ = os.environ if environ is None else environ
     mistakes: list[Mistake] = []
     unclear: set[str] = set()
-    given_beside_file = from_environment(FIELDS, environ) | from_arguments(arguments)
+    beside_file = from_environment(FIELDS, environ) | from_arguments(arguments)
     try:
         merged = from_file(file, environ)
     except SettingsError as error:
         mistakes.append(Mistake(str(error), "mend the file", refused=True))
-        unclear |= FIELDS.keys() - given_beside_file.keys()
+        unclear |= FIELDS.keys() - beside_file.keys()
         merged = {}
-    merged |= given_beside_file
-    given: dict[str, Any] = {}
+    merged |= beside_file
+    usable: dict[str, Any] = {}
     for name, (value, source) in merged.items():
         if name not in FIELDS:
             meant = nearest(name, FIELDS)
-            unclear |= {meant} - given_beside_file.keys() if meant else set()
+            unclear |= {meant} - beside_file.keys() if meant else set()
             found = f"there is no setting {name!r} ({source})"
             mistakes.append(Mistake(found, f"did you mean {meant!r}?" if meant else "remove it", refused=True))
             continue
         try:
-            given[name] = checked_value(name, value, source)
+            usable[name] = checked_value(name, value, source)
         except SettingsError as error:
             unclear.add(name)
             mistakes.append(Mistake(str(error), "give it a value that fits", refused=True))
     for variable, meant in unknown_variables(FIELDS, environ).items():
-        unclear |= settings_of(meant, FIELDS) - given_beside_file.keys() if meant else set()
+        unclear |= settings_of(meant, FIELDS) - beside_file.keys() if meant else set()
         found = f"environment variable {variable} is no setting, so it has no effect"
         mistakes.append(Mistake(found, f"did you mean {meant}?" if meant else "remove it", refused=False))
     if (relative := relative_spool(merged)) is not None:
         mistakes.append(Mistake(relative, RELATIVE_REMEDY, refused=False))
     mistakes += _one_tag(merged) + _readable_key(merged)
     try:
-        settings = Settings.made_of(given)
+        settings = Settings.made_of(usable)
     except SettingsError as error:
         mistakes.append(Mistake(str(error), "mend the setting `endpoint`", refused=True))
         unclear.add("endpoint")
-        given.pop("endpoint", None)
-        settings = Settings(**given)
-    shown = _shown(settings, given, merged)
+        usable.pop("endpoint", None)
+        settings = Settings(**usable)
+    shown = _shown(settings, usable, merged)
     return SettingsReport(settings, file_to_read(file, environ), tuple(shown), tuple(mistakes), frozenset(unclear))
 
 
@@ -134,13 +134,13 @@ def _readable_key(merged: Mapping[str, tuple[Any, str]]) -> list[Mistake]:
     return [Mistake(found, f"chmod 600 {shlex.quote(path)}", refused=False)]
 
 
-def _shown(settings: Settings, given: Mapping[str, Any], merged: Mapping[str, tuple[Any, str]]) -> list[SettingShown]:
+def _shown(settings: Settings, usable: Mapping[str, Any], merged: Mapping[str, tuple[Any, str]]) -> list[SettingShown]:
     shown: list[SettingShown] = []
     defaults = Settings()
     for name in FIELDS:
         value = getattr(settings, name)
-        source = merged[name][1] if name in given else DEFAULT
-        if name in merged and name not in given:
+        source = merged[name][1] if name in usable else DEFAULT
+        if name in merged and name not in usable:
             source = f"{DEFAULT}, because the value from {merged[name][1]} cannot be used"
         if source == DEFAULT and value != getattr(defaults, name):
             source = PROBE

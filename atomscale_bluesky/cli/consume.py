@@ -217,20 +217,20 @@ def _properties(path: Path) -> dict[str, str]:
     return found
 
 
-def _consume(source: Callable[[threading.Event], Source], *, turn: str = "", **given: Any) -> int:
+def _consume(source: Callable[[threading.Event], Source], *, turn: str = "", **settings_given: Any) -> int:
     """Take a source's documents until a signal says to end. Return the exit code.
 
     Args:
         source: Makes the source, given what ends it.
         turn: What only one process may take at a time through one spool, or an empty text.
-        **given: Settings.
+        **settings_given: Settings.
     """
     from ..documents.recorder import DocumentRecorder, open_spool
     from ..settings import Settings
     from ..sources.intake import Intake
     from ..spool.locks import RunLock
 
-    settings = Settings.load(**given)
+    settings = Settings.load(**settings_given)
     with Ending() as ending, logged_as_a_service():
         spool = open_spool(settings)
         recorders: list[DocumentRecorder] = []

@@ -23,47 +23,49 @@ from .formatting import safe
 _TRACKED = {"physical_sample", "physical_sample_id", "project_id", "track_sample"}
 
 
-def corrected(spool: Spool, run: RunStatus, given: Mapping[str, Any], *, leave_out: bool) -> Edit:
+def corrected(spool: Spool, run: RunStatus, operator_values: Mapping[str, Any], *, leave_out: bool) -> Edit:
     """Return the order that gives a run what it has, and in the place of some of it what the operator gives.
 
     Args:
         spool: The spool that the run is in.
         run: Its status.
-        given: The operator's values, by metadata key.
+        operator_values: The operator's values, by metadata key.
         leave_out: Leave out what the metadata have and cannot be used.
 
     Raises:
         click.UsageError: A value that the operator gives cannot be used.
         click.ClickException: The order does not fit the run.
     """
-    _check_not_fixed(run, given)
+    _check_not_fixed(run, operator_values)
     header = read_header(Path(run.folder))
     if header is None:
         raise click.ClickException(f"run {run.run_uid[:8]} is unreadable: its header is damaged or gone")
     before = spool.last_edit(Path(run.folder))
     if before is None:
-        _check_unusable(run, header, given, leave_out=leave_out)
+        _check_unusable(run, header, operator_values, leave_out=leave_out)
     unusable = run.unusable if before is None else ()
     before = before or Edit(header.links)
     metadata = msgspec.to_builtins(before.links)
     metadata |= {"points_per_chunk": before.points_per_chunk, "stream_name": before.label}
     if leave_out and not _TRACKED.isdisjoint(unusable):
         metadata["track_sample"] = False  # a project tracks a sample, and one of these is left out
-    read = read_usable_metadata({"atomscale": metadata | given}, Links())
+    read = read_usable_metadata({"atomscale": metadata | operator_values}, Links())
     if read.problem is not None:
-        wrong = click.UsageError if {key for key, _ in read.unusable} <= given.keys() else click.ClickException
+        wrong = (
+            click.UsageError if {key for key, _ in read.unusable} <= operator_values.keys() else click.ClickException
+        )
         raise wrong(f"run {run.run_uid[:8]}: {safe(read.problem)}")
     return Edit(read.links, read.points_per_chunk, read.label)
 
 
-def _check_not_fixed(run: RunStatus, given: Mapping[str, Any]) -> None:
-    fixed = sorted(given.keys() & {"synth_source_id", "project_id", "stream_name", "points_per_chunk"})
+def _check_not_fixed(run: RunStatus, operator_values: Mapping[str, Any]) -> None:
+    fixed = sorted(operator_values.keys() & {"synth_source_id", "project_id", "stream_name", "points_per_chunk"})
     if run.data_ids and fixed:
         raise click.ClickException(
             f"run {run.run_uid[:8]} is in Atomscale already as {', '.join(run.data_ids)}, "
             f"and its {fixed[0]} cannot be changed from here; change it in Atomscale"
         )
-    planned = sorted(given.keys() & {"stream_name", "points_per_chunk"})
+    planned = sorted(operator_values.keys() & {"stream_name", "points_per_chunk"})
     if run.streams and planned:
         raise click.ClickException(
             f"run {run.run_uid[:8]} has its metrology streams planned, with the {planned[0]} that they have; "
@@ -71,7 +73,7 @@ def _check_not_fixed(run: RunStatus, given: Mapping[str, Any]) -> None:
         )
 
 
-def _check_unusable(run: RunStatus, header: Header, given: Mapping[str, Any], *, leave_out: bool) -> None:
+def _check_unusable(run: RunStatus, header: Header, operator_values: Mapping[str, Any], *, leave_out: bool) -> None:
     """Raise unless all that cannot be used is given or left out, and say it if nothing is known of that."""
     if header.problem and not header.unusable:
         click.echo(
@@ -80,8 +82,8 @@ def _check_unusable(run: RunStatus, header: Header, given: Mapping[str, Any], *,
             err=True,
         )
     # A wish to track the sample is kept if it could not be met. It may be met with what is given.
-    settled = given.keys() | ({"track_sample"} if header.links.track_sample else set())
-    missing = [name for name in run.unusable if name not in settled]
+    decided = operator_values.keys() | ({"track_sample"} if header.links.track_sample else set())
+    missing = [name for name in run.unusable if name not in decided]
     if missing and not leave_out:
         raise click.ClickException(
             f"run {run.run_uid[:8]} has metadata that cannot be used ({safe(run.problem)}). Give also "

@@ -97,7 +97,7 @@ class RunScheduler:
         self._check_all = True
 
     def scan(self, *, calm: bool = True) -> None:
-        """Obey orders, settle runs whose writer has died, and find the runs that can be delivered.
+        """Obey orders, complete runs whose writer has died, and find the runs that can be delivered.
 
         Args:
             calm: True while the server answers. While it does not, no run is preferred to another.

@@ -92,10 +92,10 @@ def without_rows(page: Mapping[str, Any], rows: Collection[int]) -> dict[str, An
 def stamps_of(column: Any, rows: int) -> Sequence[Any] | None:
     """Return a column of time stamps, or None if it is not one of `rows` values."""
     try:
-        given = as_list(column)
+        values = as_list(column)
     except ChannelError:
         return None
-    return given if len(given) == rows else None
+    return values if len(values) == rows else None
 
 
 def as_list(column: Any) -> Sequence[Any]:

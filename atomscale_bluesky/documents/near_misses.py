@@ -26,15 +26,15 @@ def near_misses(start: Mapping[str, Any], keys: Mapping[str, str]) -> Iterator[t
     if the document has our key too, or if the setting `metadata_keys`, given as `keys`, names it for something.
     """
     nested = start.get(NAMESPACE)
-    given = _SAMPLE if start.keys() & _SAMPLE else frozenset[str]()
-    given = given | start.keys() | (nested.keys() if isinstance(nested, Mapping) else set()) | keys.keys()
+    present_keys = _SAMPLE if start.keys() & _SAMPLE else frozenset[str]()
+    present_keys = present_keys | start.keys() | (nested.keys() if isinstance(nested, Mapping) else set()) | keys.keys()
     for key in start:
         if not isinstance(key, str) or key in METADATA_KEYS or key in keys.values():
             continue
         meant = _OTHER_WORDS.get(key)
         if meant is None and key[:_BEGINNING].lower() in _BEGINNINGS:
             meant = nearest_key(key)
-        if meant is not None and len(meant) > _SHORT and meant not in given and _can_be(meant, start[key]):
+        if meant is not None and len(meant) > _SHORT and meant not in present_keys and _can_be(meant, start[key]):
             yield key, meant
 
 

@@ -84,7 +84,7 @@ class DocumentRecorder:
         # value may call in while it is held. Then `_inside` is set, and the document of that call is put off.
         self._lock = threading.RLock()
         self._inside = False
-        self._put_off: deque[tuple[str | None, Any]] = deque()  # documents; and folders to settle, without a name
+        self._put_off: deque[tuple[str | None, Any]] = deque()  # documents; and folders to complete, without a name
         self._ignored = IgnoredDocuments(log_missing_starts=not redelivers)
         self._files = RunFiles(self._spool, listener, self._ignored, redelivers=redelivers)
         self._early = early = EarlyEvents()

@@ -259,16 +259,16 @@ class RowTimes:
     ) -> dict[str, NDArray[np.float64]]:
         """Return where a page's readings stand by their stamps, NaN for None. Equal columns share one array."""
         placed: dict[str, NDArray[np.float64]] = {}
-        last: Sequence[Any] = ()
-        column = np.zeros(0)
-        before = 0
-        for key, given in columns.items():
-            if not _surely_equal(given, last):
-                last = given
-                stamps = _as_floats(given)
-                column, before = self._place_column(stamps, at), int(self._long_before(stamps, at).sum())
-            placed[key] = column
-            self.before_the_run += before
+        last_column: Sequence[Any] = ()
+        own_times, before_the_run = np.zeros(0), 0
+        for key, column in columns.items():
+            if not _surely_equal(column, last_column):
+                last_column = column
+                stamps = _as_floats(column)
+                own_times = self._place_column(stamps, at)
+                before_the_run = int(self._long_before(stamps, at).sum())
+            placed[key] = own_times
+            self.before_the_run += before_the_run
         return placed
 
     def _place_column(self, stamps: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
