@@ -326,9 +326,13 @@ class Account:
         for number, layout in self.layouts.items():
             for channel in layout.channels:
                 by_channel.setdefault((channel.name, layout.time_base), []).append(number)
+        sums: dict[tuple[int, ...], tuple[int, int]] = {}  # rows seen and lost, by layouts, which many channels share
         for (name, time_base), numbers in by_channel.items():
-            lost = sum(self.rows_missing[number] + self.rows_repeated[number] + gone[number] for number in numbers)
-            seen = sum(self.rows[number] for number in numbers) + lost
+            layouts = tuple(numbers)
+            if layouts not in sums:
+                away = sum(self.rows_missing[n] + self.rows_repeated[n] + gone[n] for n in layouts)
+                sums[layouts] = sum(self.rows[n] for n in layouts) + away, away
+            seen, lost = sums[layouts]
             left_out = Counter[str]()
             for layout, reason, n in gaps.get(name, ()):
                 if layout in numbers and not nulls_go_out:
