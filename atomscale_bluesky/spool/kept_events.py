@@ -135,18 +135,34 @@ class KeptEvents:
         if found is not None:
             for journal in self._journals:
                 journal.note_uid(digest)
-            return self._completed(found, event_stream, keys, alternatives)
-        told = self._told.get(digest) or self._told_before.get(digest)
+            found = self._completed(found, event_stream, keys, alternatives)
+            if found.lacks(keys) and not self._has_event(digest):
+                # A part alone: the event's first row may be known under another uid, by its time and values.
+                first = self._told_of(digest) or self._like(event_stream, digest, times, alternatives)
+                found = found if first is None else _together([found, first])
+            return found
+        told = self._told_of(digest)
         if told is not None:
             return told
+        kept = self._like(event_stream, digest, times, alternatives)
+        if kept is not None:
+            return self._completed(kept, event_stream, keys, alternatives)
+        if self._was_before(event_stream, times):
+            self.by_time += 1
+            return _ALL
+        return None
+
+    def _told_of(self, digest: int) -> Kept | None:
+        """Return what was found before of an event that was recognised by its time and values."""
+        return self._told.get(digest) or self._told_before.get(digest)
+
+    def _like(self, event_stream: str, digest: int, times: Sequence[float], alternatives: Alternatives) -> Kept | None:
+        """Return what a journal holds of an event with this time and these values, and count it as recognised."""
         for journal in self._journals:
             kept = journal.like(event_stream, alternatives, times, lambda known: self._tell(digest, known))
             if kept is not None:
                 self.by_time += 1
-                return self._completed(kept, event_stream, keys, alternatives)
-        if self._was_before(event_stream, times):
-            self.by_time += 1
-            return _ALL
+                return kept
         return None
 
     def _completed(self, kept: Kept, event_stream: str, keys: Collection[Any], alternatives: Alternatives) -> Kept:

@@ -448,6 +448,31 @@ def test_a_part_that_a_kill_took_is_taken_again_when_another_event_has_one_like_
     assert points(server) == {"a": [(float(n), n + 0.5) for n in range(4)], "b": [(0.0, 7.0)] * 4}
 
 
+def test_a_part_that_a_catalogue_has_brought_keeps_its_event_known_for_the_next_replay(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    events = [event("d", n, {"a": n + 0.5, "b": 7.0}, {"a": T0 + n, "b": T0}) for n in range(1, 4)]
+    documents = run_of(descriptor("d", "gauge_monitor", a=number(), b=number()), *events)
+    killed = make_callback(offline=True)
+    play(killed, documents[:3])
+    killed.close()
+    (journal,) = spool_dir.glob("*/journal-0001.jsonl")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert b'"stop"' in lines[-1]
+    journal.write_bytes(b"".join(lines[:-2]))  # as if killed while the first event was written
+    exported = [
+        (name, doc | {"uid": f"event-{number}"} if name == "event" else doc)
+        for number, (name, doc) in enumerate(documents)
+    ]
+    for given in (exported[:-1], exported):
+        callback = make_callback()
+        play(callback, given)
+        callback.close()
+    assert make_callback().drain(20)
+
+    assert points(server) == {"a": [(float(n), n + 0.5) for n in range(1, 4)], "b": [(0.0, 7.0)] * 3}
+
+
 # ---- forms of documents that public reports describe -----------------------------------------------------------------
 
 
