@@ -38,8 +38,10 @@ TWICE = (
     "of later runs: subscribe only one of the two; a second recording on purpose needs a `spool_dir` of its own"
 )
 
-# How many of the youngest runs in the spool are searched for a descriptor.
+# In how many runs of the spool, the youngest ones, a descriptor is sought that no run read so far has.
 MOST_SEARCHED = 50
+# How many runs that began here wait to be checked for a second recorder.
+MOST_BEGUN = 50
 # How many headers are read at construction, which takes about 20 ms, and at a time later.
 AT_CONSTRUCTION, AT_A_TIME = 500, 100
 
@@ -61,7 +63,7 @@ class KnownRuns:
         self._read(names[max(0, len(names) - AT_CONSTRUCTION) :])
         self._unread = len(names) > AT_CONSTRUCTION
         # Runs to check for a second recorder. Any thread may append. Without the spool's thread the oldest are dropped.
-        self._begun: deque[tuple[str, str, Callable[[str], bool]]] = deque(maxlen=MOST_SEARCHED)
+        self._begun: deque[tuple[str, str, Callable[[str], bool]]] = deque(maxlen=MOST_BEGUN)
         self._told = False  # that another process records a run too
         if self._unread:
             spool.writers.in_background(self._step)
@@ -92,19 +94,28 @@ class KnownRuns:
         parts = [part for part in found.values() if part is not None]
         return self._kept(parts, entries, read_events(folder))
 
-    def with_descriptor(self, uid: str) -> str | None:
+    def with_descriptor(self, uid: str, *, everywhere: bool = False) -> str | None:
         """Return the uid of the interrupted run to which a descriptor belongs, or None.
 
-        Searches the youngest runs of the spool, and those in the history.
+        Searches the runs of the spool, the youngest ones first, and those in the history.
+
+        Args:
+            uid: The descriptor's uid.
+            everywhere: Read every run of the spool if need be, about half a millisecond for each. Otherwise up to
+                `MOST_SEARCHED` of those that no earlier call has read.
         """
-        self._look(young=True)
-        names = sorted(self._spool.run_names())[-MOST_SEARCHED:]
-        self._descriptors = {name: known for name, known in self._descriptors.items() if name in names}
-        for name in reversed(names):
+        self._look(young=not everywhere)
+        names = sorted(self._spool.run_names(), reverse=True)
+        self._descriptors = {name: self._descriptors[name] for name in names if name in self._descriptors}
+        left = len(names) if everywhere else MOST_SEARCHED
+        for name in names:
             if name not in self._descriptors:
+                if not left:
+                    continue
                 folder = self._spool.path / name
                 if self._spool.writer_alive(folder):
                     continue
+                left -= 1
                 self._descriptors[name] = descriptors_in(folder)
             if uid in self._descriptors[name]:
                 return self._uids.get(name)

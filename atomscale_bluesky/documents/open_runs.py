@@ -265,7 +265,7 @@ class OpenRuns:
             if descriptor in self._sought or not isinstance(descriptor, str):
                 return False
             with suppress(OSError):
-                run_uid = self._known_runs.with_descriptor(descriptor)
+                run_uid = self._known_runs.with_descriptor(descriptor, everywhere=self._redelivers)
         run = None if run_uid is None else self._runs.get(run_uid)
         if run is not None and run.kept is not None and descriptor in run.kept.descriptors:
             self._describe(run, Description(run.kept.descriptors[descriptor]))

@@ -465,6 +465,16 @@ def test_a_descriptor_that_comes_after_a_restart_survives_the_next_one(settings:
     assert rows == 2
 
 
+def test_however_many_runs_a_restart_interrupts_each_goes_on(settings: Settings) -> None:
+    documents = [list(growth(points=2, keys=1)) for _ in range(60)]
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        for run in documents:
+            take_all(recorder, run[:3])
+
+    with DocumentRecorder(settings, redelivers=True) as later:  # its source goes on in the middle of all of them
+        assert [later.take(*run[3]) for run in documents] == [Accepted(rows=1)] * 60
+
+
 @pytest.mark.parametrize("sample", ["GaN 17", "6f0e2c1a-93c4-4b7e-8d55-0a1b2c3d4e5f"])
 def test_a_sample_given_to_the_recorder_is_for_runs_that_name_none(settings: Settings, sample: str) -> None:
     with DocumentRecorder(settings, physical_sample=sample) as recorder:
