@@ -475,6 +475,17 @@ def test_however_many_runs_a_restart_interrupts_each_goes_on(settings: Settings)
         assert [later.take(*run[3]) for run in documents] == [Accepted(rows=1)] * 60
 
 
+def test_a_run_with_a_descriptor_of_half_a_megabyte_goes_on_after_a_restart(settings: Settings) -> None:
+    documents = list(growth(points=2, keys=500))
+    for described in documents[1][1]["data_keys"].values():
+        described["choices"] = [f"choice {n}" for n in range(100)]
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        take_all(recorder, documents[:3])
+
+    with DocumentRecorder(settings, redelivers=True) as later:
+        assert later.take(*documents[3]) == Accepted(rows=1)
+
+
 @pytest.mark.parametrize("sample", ["GaN 17", "6f0e2c1a-93c4-4b7e-8d55-0a1b2c3d4e5f"])
 def test_a_sample_given_to_the_recorder_is_for_runs_that_name_none(settings: Settings, sample: str) -> None:
     with DocumentRecorder(settings, physical_sample=sample) as recorder:
