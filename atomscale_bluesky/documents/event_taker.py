@@ -98,6 +98,9 @@ class EventTaker:
             return self._take_unknown("event_page", doc, len(uids))
         run, event_stream, description = known
         seen = [i for i, uid in enumerate(uids) if uid in run.seen or uid in run.seen_before]
+        if len({*uids}) < len(uids):  # the page has an event twice
+            first = {uid: i for i, uid in reversed([*enumerate(uids)])}
+            seen = sorted({*seen, *(i for i, uid in enumerate(uids) if first[uid] != i)})
         if seen:
             self._ignored.counts[SEEN_BEFORE] += len(seen)
         taken = Accepted(known=len(seen)) if seen else NOTHING  # the answer for events kept before, also in part

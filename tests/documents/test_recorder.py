@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from event_model import compose_run
+from event_model import compose_run, pack_event_page
 from runs import Document, growth, held
 from waiting import wait_until
 
@@ -484,6 +484,20 @@ def test_a_run_with_a_descriptor_of_half_a_megabyte_goes_on_after_a_restart(sett
 
     with DocumentRecorder(settings, redelivers=True) as later:
         assert later.take(*documents[3]) == Accepted(rows=1)
+
+
+def test_an_event_that_a_page_has_twice_is_taken_once(
+    settings: Settings, make_callback: MakeCallback, server: LocalServer
+) -> None:
+    start, descriptor, *events, stop = growth(points=4, keys=1)
+    page = pack_event_page(*[events[i][1] for i in (0, 1, 0, 2, 1, 3)])
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [start, descriptor])
+        assert recorder.take("event_page", page) == Accepted(rows=4, known=2)
+        recorder.take(*stop)
+
+    assert make_callback().drain(20)
+    assert held(server) == {"k0": [0.0, 1.0, 2.0, 3.0]}
 
 
 @pytest.mark.parametrize("sample", ["GaN 17", "6f0e2c1a-93c4-4b7e-8d55-0a1b2c3d4e5f"])
