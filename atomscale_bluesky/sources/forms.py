@@ -114,15 +114,23 @@ def from_numpy(found: dict[Any, Any]) -> object:
     """Return the array or number for which `msgpack-numpy` wrote a mapping; any other mapping unchanged.
 
     An array of objects is a pickle, which may do anything when it is read. It stays a mapping, which is no number.
+
+    Raises:
+        ValueError: The mapping says that it is an array or number, and is none.
     """
     is_array = _member(found, "nd")
     if not isinstance(is_array, bool) or _member(found, "kind") in {b"O", "O"}:
         return found
-    data = _member(found, "data")
-    if isinstance(data, str):  # written by a msgpack that knew no bytes
-        data = data.encode(errors="surrogateescape")
-    values = np.frombuffer(data, dtype=_dtype(_member(found, "type")))
-    return values.reshape(_member(found, "shape")) if is_array else values[0]
+    if _member(found, "data") is None or _member(found, "type") is None:
+        return found  # somebody's own key of this name, such as a filter's
+    try:
+        data = _member(found, "data")
+        if isinstance(data, str):  # written by a msgpack that knew no bytes
+            data = data.encode(errors="surrogateescape")
+        values = np.frombuffer(data, dtype=_dtype(_member(found, "type")))
+        return values.reshape(_member(found, "shape")) if is_array else values[0]
+    except Exception as error:  # numpy reads some types as Python code, and no number has no bytes
+        raise ValueError(f"an array or number of numpy cannot be read: {type(error).__name__}") from error
 
 
 def _member(found: Mapping[Any, Any], name: str) -> Any:

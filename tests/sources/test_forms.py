@@ -46,6 +46,25 @@ def test_a_value_of_numpy_reads_back_with_its_type(value: Any, use_bin_type: boo
     assert np.array_equal(doc["data"]["k"], value)
 
 
+@pytest.mark.parametrize("mapping", [{"nd": True}, {"nd": False, "data": 1.0}, {b"nd": True, b"type": "<f8"}])
+def test_a_mapping_that_has_only_a_key_of_numpys_is_somebodys_own(mapping: dict[Any, Any]) -> None:
+    assert document_in(msgpack.packb(["start", {"filters": mapping}])) == ("start", {"filters": mapping})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"nd": False, "type": "<f8", "data": b""},
+        {"nd": True, "type": ",", "data": b"\0" * 8, "shape": [1]},
+        {"nd": True, "type": "<f8", "data": b"\0" * 8, "shape": [2]},
+        {"nd": True, "type": [["a"]], "data": b"\0" * 8, "shape": [1]},
+    ],
+)
+def test_a_value_that_numpy_cannot_read_makes_no_document(value: dict[str, Any]) -> None:
+    with pytest.raises(MessageError, match="a message is no MessagePack"):
+        document_in(msgpack.packb(["event", {"data": {"k": value}}]))
+
+
 def test_text_that_is_not_utf_8_is_read_and_kept() -> None:
     name, doc = document_in(b"\x92\xa5event\x81\xa4text\xa2\xff\xfe")
 
