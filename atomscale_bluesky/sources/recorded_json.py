@@ -148,5 +148,7 @@ def _value(decode: Any, text: Text, where: str) -> object:
                     raise CutOffError(f"{where} is cut off: the file ends within this document") from error
                 raise RecordingError(f"{where} is no JSON; {EXPECTED}") from error
             continue
+        except ValueError as error:  # an integer of more digits than Python reads
+            raise RecordingError(f"{where} cannot be read: {error}; {EXPECTED}") from error
         text.use(end)
         return found

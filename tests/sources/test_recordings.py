@@ -292,7 +292,12 @@ def test_several_files_follow_each_other_and_all_bytes_are_counted(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "damage", ['["event", {"a": ', '["event", {"a": 1}} ]', "\0\0\0\0", '["event"]', "garbage", "{}"]
+    "damage",
+    [
+        *('["event", {"a": ', '["event", {"a": 1}} ]', "\0\0\0\0", '["event"]', "garbage", "{}"),
+        '["event", {"a": ' + "1" * 5000 + "}]",  # Python reads no integer of so many digits
+    ],
+    ids=lambda text: text[:16],
 )
 def test_a_damaged_line_costs_no_other_and_is_named(tmp_path: Path, damage: str) -> None:
     lines = texts(DOCUMENTS)
