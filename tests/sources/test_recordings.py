@@ -25,7 +25,9 @@ from event_model import pack_event_page
 from ophyd.sim import det1, det2
 from runs import Document, Recorder, growth
 
+from atomscale_bluesky import Settings
 from atomscale_bluesky.checks.recordings import one_run
+from atomscale_bluesky.sources.contents import Contents
 from atomscale_bluesky.sources.incoming import UNREADABLE
 from atomscale_bluesky.sources.recordings import CutOffError, RecordingError, Recordings, read_documents
 
@@ -310,6 +312,20 @@ def test_a_damaged_line_costs_no_other_and_is_named(tmp_path: Path, damage: str)
     reasons = [one.doc["reason"] for one in found if one.name == UNREADABLE]
     assert all(f"{path}, line 5 " in reason for reason in reasons)
     assert len(reasons) == 1
+
+
+@pytest.mark.parametrize("events", [[1], ["text"], [None], None, 5])
+def test_the_list_of_what_a_file_holds_counts_events_that_are_none(tmp_path: Path, events: Any) -> None:
+    path = tmp_path / "run.jsonl"
+    documents = [*DOCUMENTS[:3], ("bulk_events", {DOCUMENTS[1][1]["uid"]: events}), *DOCUMENTS[3:]]
+    path.write_text("\n".join(texts(documents)))
+
+    contents = Contents(Settings.load(environ={}))
+    contents.read(Recordings([path]))
+
+    (run,) = contents.runs.values()
+    assert run.stopped
+    assert run.events["primary"] - 5 + sum(contents.unusable.values()) == 1
 
 
 def test_a_cut_off_line_and_a_foreign_file_are_named_and_the_next_file_follows(tmp_path: Path) -> None:
