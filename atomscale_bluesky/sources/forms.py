@@ -53,7 +53,8 @@ def document_in(body: bytes, *, name: str | None = None, trust_pickle: bool = Fa
 
     Args:
         body: The message.
-        name: The document's name, if it stands elsewhere in the message. Then the body may be the document alone.
+        name: The document's name, if it stands elsewhere in the message. Then the body may be the document alone, or
+            have the name once more.
         trust_pickle: Read pickles. Reading one can run any code, with the rights of this process.
 
     Raises:
@@ -65,9 +66,10 @@ def document_in(body: bytes, *, name: str | None = None, trust_pickle: bool = Fa
         except _UNUSUAL:
             pass  # another shape, or none
     found = _read(body, trust_pickle=trust_pickle)
-    if name is not None and isinstance(found, dict) and name in KINDS:
-        return name, found
     document = as_document(found)
+    if name is not None and isinstance(found, dict) and name in KINDS:
+        is_whole = document is not None and document[0] in KINDS and "uid" not in found
+        return document if document is not None and is_whole else (name, found)
     if document is None:
         raise MessageError(f"a message is no document but a {type(found).__name__}")
     return document

@@ -36,6 +36,17 @@ def test_a_document_reads_back_in_either_shape(doc: dict[str, Any], as_array: bo
     assert document_in(msgpack.packb(doc), name="event") == ("event", doc)
 
 
+@pytest.mark.parametrize("keys", [("name", "doc"), ("type", "document")])
+def test_a_body_may_have_the_name_that_its_subject_has(keys: tuple[str, str]) -> None:
+    described = {"uid": "d", "name": "primary", "doc": {}}  # a document with a member of its own called so
+
+    for doc in ({"uid": "u"}, described):
+        body = msgpack.packb(dict(zip(keys, ("descriptor", doc), strict=True)))
+        assert document_in(body, name="descriptor") == ("descriptor", doc)
+        assert document_in(msgpack.packb({"descriptor": doc}), name="descriptor") == ("descriptor", doc)
+        assert document_in(msgpack.packb(doc), name="descriptor") == ("descriptor", doc)
+
+
 @pytest.mark.parametrize("value", [np.float32(2.5), np.arange(6.0).reshape(2, 3), np.int16(-3), np.array(["wind"])])
 @pytest.mark.parametrize("use_bin_type", [True, False])
 def test_a_value_of_numpy_reads_back_with_its_type(value: Any, use_bin_type: bool) -> None:
