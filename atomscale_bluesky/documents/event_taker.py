@@ -116,6 +116,8 @@ class EventTaker:
                 if lacking is not None:
                     seen.append(i)
                     taken += self.event(event) if lacking else KNOWN
+                    if self._to_be_given_again(taken):
+                        return taken
         if seen:
             gone = set(seen)
             uids = [uid for i, uid in enumerate(uids) if i not in gone]
@@ -145,20 +147,27 @@ class EventTaker:
         """Take the events of a document in which older tools put those of a flyer: lists of events by descriptor uid.
 
         Raises:
-            DocumentError: An event cannot be used. The others were taken.
+            DocumentError: An event cannot be used. The others were taken. Not raised if the answer says that an event
+                is to be given again or waits, because the document must not be acknowledged then.
         """
         taken, problem = NOTHING, None
         for events in mapping_of(doc).values():
             for event in events:
                 try:
                     taken += self.event(event)
+                    if self._to_be_given_again(taken):
+                        return taken
                 except DocumentError as error:
                     problem = problem or error
                 except Exception as error:  # noqa: BLE001 - counted; it costs the other events nothing
                     problem = problem or self._ignored.broken("bulk_events", error)
-        if problem is not None:
+        if problem is not None and not taken.put_off:
             raise problem
         return taken
+
+    def _to_be_given_again(self, taken: Accepted) -> bool:
+        """Return True if the source gives the document again, because a part of it could not be written."""
+        return taken.try_again and self._files.redelivers
 
     def take_early(self, descriptor: str) -> Accepted:
         """Take the events that came before their descriptor. If one is to be given again, it and the rest stay."""
@@ -171,7 +180,7 @@ class EventTaker:
                     self._ignored.broken(early.name, error)
             else:
                 total += taken
-                if taken.try_again and self._files.redelivers:
+                if self._to_be_given_again(taken):
                     return total  # the descriptor comes again, and the event with it
             self._early.done(descriptor)
         return total

@@ -428,6 +428,27 @@ def test_a_source_that_gives_documents_again_loses_none_for_want_of_room(
     assert held(server)["k0"] == [float(n) for _ in "12" for n in range(20)]
 
 
+def test_an_event_that_cannot_be_used_hides_no_other_of_its_document_that_waits(
+    settings: Settings, spool_dir: Path
+) -> None:
+    start, (_, descriptor), (_, event), (_, other), _ = growth(points=2, keys=1)
+    broken = {"uid": "broken", "descriptor": descriptor["uid"]}
+    with DocumentRecorder(settings.replaced(spool_max_bytes=1_000_000), redelivers=True) as recorder:
+        recorder.take(*start)
+        bulk = {descriptor["uid"]: [broken, event]}
+        assert recorder.take("bulk_events", bulk) == Accepted(put_off=True)
+        recorder.take("descriptor", descriptor)
+
+        stuffing = stuffed(spool_dir)
+        wait_until(lambda: not recorder.has_room)
+        assert recorder.take("bulk_events", {descriptor["uid"]: [broken, other]}).try_again
+        stuffing.unlink()
+        wait_until(lambda: recorder.has_room)
+        with pytest.raises(DocumentError):
+            recorder.take("bulk_events", {descriptor["uid"]: [broken, other]})
+        assert recorder.take("event", other) == recorder.take("event", event) == Accepted(known=1)
+
+
 def test_a_descriptor_without_room_is_given_again_and_survives_a_restart(settings: Settings, spool_dir: Path) -> None:
     settings = settings.replaced(spool_max_bytes=1_000_000)
     documents = list(growth(points=5, keys=1))
