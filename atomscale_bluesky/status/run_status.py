@@ -33,7 +33,8 @@ class StreamStatus(msgspec.Struct, frozen=True):
     problem: str | None  # why it is parked, or the last refusal: of a chunk, or of a link
     chunks_confirmed: int
     chunks_refused: int
-    channels: tuple[str, ...] = ()  # those that it holds or will hold; empty if an earlier version noted it
+    # Those that it holds or will hold. Empty if an earlier version noted it, or if a finished run has hundreds of them.
+    channels: tuple[str, ...] = ()
 
 
 class RunStatus(msgspec.Struct, frozen=True):

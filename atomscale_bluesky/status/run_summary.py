@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -12,12 +12,13 @@ from ..spool.journal_format import Header
 from ..spool.ledger_state import LedgerState
 from ..spool.own_files import recorded_since
 from .account import Account
-from .run_status import RunStatus
+from .run_status import RunStatus, StreamStatus
 from .spool_status import ending
 
 _logger = logging.getLogger(__name__)
 
-# How many channels an entry names. A longer list would push other runs out of the bounded history.
+# How many channels an entry names, and so often it does so for its streams. A longer list would push other runs out of
+# the bounded history.
 MOST_CHANNELS = 200
 
 
@@ -32,7 +33,7 @@ def history_entry(
         "started": status.started,
         "finished": finished,
         "data_ids": list(status.data_ids),
-        "streams": msgspec.to_builtins(status.streams),
+        "streams": _streams(status.streams),
         "delivered": status.points.delivered,
         "left_out": dict(status.points.left_out),
         "lost": status.points.lost,
@@ -56,6 +57,17 @@ def verified_at(entry: Mapping[str, Any]) -> float | None:
     A line of an earlier version has no time for it. Such a run left the spool right after that.
     """
     return float(entry.get("verified_at") or entry.get("finished") or 0.0) if entry.get("verified") else None
+
+
+def _streams(streams: Iterable[StreamStatus]) -> list[dict[str, Any]]:
+    """Return the run's streams. A stream whose channels would be too many for the entry is named without them."""
+    found: list[dict[str, Any]] = []
+    left = MOST_CHANNELS
+    for stream in streams:
+        named = len(stream.channels) <= left
+        left -= len(stream.channels) if named else 0
+        found.append(msgspec.to_builtins(stream if named else msgspec.structs.replace(stream, channels=())))
+    return found
 
 
 def _channels(status: RunStatus, account: Account) -> dict[str, dict[str, Any]]:
