@@ -22,8 +22,8 @@ HISTORY = "history.jsonl"
 HISTORY_BYTES = 16 * 2**20
 
 _RUN_UID = re.compile(rb'"run_uid":"([^"]*)"')
-_DESCRIPTORS = re.compile(rb'"descriptors":\[([^\]]*)\]')
-_TEXT = re.compile(rb'"([^"]*)"')
+_DESCRIPTORS = re.compile(rb'"descriptors":\[((?:"(?:[^"\\]|\\.)*",?)*)\]')
+_TEXT = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 
 
 class History:

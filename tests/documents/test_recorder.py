@@ -521,6 +521,21 @@ def test_an_event_that_a_page_has_twice_is_taken_once(
     assert held(server) == {"k0": [0.0, 1.0, 2.0, 3.0]}
 
 
+@pytest.mark.parametrize("uid", ["a]b", 'a"b', "a\\", "a,b", "\u00e9"])
+def test_a_run_that_has_left_the_spool_goes_on_whatever_its_descriptor_is_called(
+    settings: Settings, make_callback: MakeCallback, uid: str
+) -> None:
+    start, (_, descriptor), *events, _ = growth(points=2, keys=1)
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        take_all(
+            recorder, [start, ("descriptor", descriptor | {"uid": uid}), ("event", events[0][1] | {"descriptor": uid})]
+        )
+    assert make_callback().close(20)
+
+    with DocumentRecorder(settings, redelivers=True) as later:
+        assert later.take("event", events[1][1] | {"descriptor": uid}) == Accepted(rows=1)
+
+
 @pytest.mark.parametrize("sample", ["GaN 17", "6f0e2c1a-93c4-4b7e-8d55-0a1b2c3d4e5f"])
 def test_a_sample_given_to_the_recorder_is_for_runs_that_name_none(settings: Settings, sample: str) -> None:
     with DocumentRecorder(settings, physical_sample=sample) as recorder:
