@@ -24,6 +24,7 @@ from bluesky.plans import count
 from event_model import pack_event_page
 from ophyd.sim import det1, det2
 from runs import Document, Recorder, growth
+from waiting import wait_until
 
 from atomscale_bluesky import Settings
 from atomscale_bluesky.checks.recordings import one_run
@@ -426,3 +427,24 @@ def test_a_file_whose_first_read_fails_is_named() -> None:
     assert "/proc/self/mem cannot be read" in found.doc["reason"]
     with pytest.raises(RecordingError, match="/proc/self/mem cannot be read"):
         list(read_documents(Path("/proc/self/mem")))
+
+
+@pytest.mark.parametrize("has_writer", [False, True])
+def test_a_named_pipe_from_which_nothing_comes_can_be_left(tmp_path: Path, has_writer: bool) -> None:
+    path = tmp_path / "documents"
+    os.mkfifo(path)
+    ending = threading.Event()
+    found: list[str] = []
+    reading = threading.Thread(target=lambda: found.extend(one.name for one in Recordings([path], ending)), daemon=True)
+    reading.start()
+    if has_writer:
+        writing = os.open(path, os.O_WRONLY)
+        os.write(writing, (json.dumps(DOCUMENTS[0]) + '\n["event", {').encode())
+        wait_until(lambda: found == ["start"])
+    ending.set()
+    reading.join(10)
+    left = not reading.is_alive()
+    os.close(writing if has_writer else os.open(path, os.O_WRONLY))  # so that no thread waits any longer
+
+    assert left
+    assert found == ["start"] * has_writer
