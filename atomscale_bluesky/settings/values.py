@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
@@ -14,6 +15,9 @@ from msgspec.structs import FieldInfo
 from ..errors import SettingsError
 from ..model.identifiers import tags_of, uuid_of
 from ..model.metadata_keys import checked_keys
+from ..model.text import sound
+
+_PATHS = frozenset({"ca_bundle", "spool_dir"})
 
 DEFAULT_ENDPOINT = "https://api.atomscale.ai"
 
@@ -31,6 +35,8 @@ def value_of(field: FieldInfo, value: Any, source: str) -> Any:
         value = str(value)
     if isinstance(field.default, tuple) and isinstance(value, str):
         value = [value]
+    if not _can_be_kept(value, is_path=field.name in _PATHS):
+        raise SettingsError(f"setting {field.name!r} ({source}) is {shown}, which is not text in UTF-8")
     try:
         found = msgspec.convert(value, field.type, strict=False)
     except msgspec.ValidationError as error:
@@ -44,6 +50,18 @@ def value_of(field: FieldInfo, value: Any, source: str) -> Any:
         return _CHECKS[field.name](found) if field.name in _CHECKS else found
     except ValueError as error:
         raise SettingsError(f"setting {field.name!r} ({source}) is {shown}: {error}") from None
+
+
+def _can_be_kept(value: Any, *, is_path: bool) -> bool:
+    """Return False for text that no file can hold. A path may have bytes that are no text, as the system permits."""
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    texts = value if isinstance(value, list | tuple) else [value]
+    return all(
+        "\0" not in text and (is_path or text.isascii() or text == sound(text))
+        for text in texts
+        if isinstance(text, str)
+    )
 
 
 def is_loopback(endpoint: str) -> bool:

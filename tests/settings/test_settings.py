@@ -185,6 +185,11 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         ("label", "{0}", "names in braces"),
         ("label", "{a.b}", "names in braces"),
         ("spool_dir", 5, "Expected str"),
+        ("spool_dir", "/tmp\0", "not text in UTF-8"),
+        ("primary", "growth\udcff", "not text in UTF-8"),  # as a variable has it that holds a byte of Latin-1
+        ("points_per_chunk", "\udcff", "not text in UTF-8"),
+        ("channels", ["T", "\udcff"], "not text in UTF-8"),
+        ("rename", {"T": "\udcff"}, "not text in UTF-8"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named_with_its_source_and_what_is_expected(
