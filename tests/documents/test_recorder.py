@@ -428,6 +428,28 @@ def test_a_source_that_gives_documents_again_loses_none_for_want_of_room(
     assert held(server)["k0"] == [float(n) for _ in "12" for n in range(20)]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the name of every file is text")
+@pytest.mark.parametrize("uploader", ["thread", "process"])
+def test_in_a_folder_whose_name_is_no_text_a_run_is_kept_or_noted(
+    make_callback: MakeCallback, tmp_path: Path, uploader: str
+) -> None:
+    spool_dir, aside = tmp_path / "spool\udcff", tmp_path / "aside"
+    callback = make_callback(spool_dir=str(spool_dir), uploader=uploader)
+    spool_dir.rename(aside)
+    for name, doc in growth(points=3, keys=1):
+        callback(name, doc)
+    aside.rename(spool_dir)
+
+    wait_until((spool_dir / "not-kept.jsonl").exists)
+    (not_kept,) = callback.status().not_kept
+    assert (not_kept.readings, "spool?" in not_kept.reason) == (3, True)
+    for name, doc in growth(points=3, keys=1):
+        callback(name, doc)
+    delivers = uploader == "thread"  # the settings of a process are text
+    assert callback.drain(20 if delivers else 0.5) is delivers
+    assert [run.points.seen for run in callback.status()] == ([] if delivers else [3])
+
+
 def test_an_event_that_cannot_be_used_hides_no_other_of_its_document_that_waits(
     settings: Settings, spool_dir: Path
 ) -> None:
