@@ -84,6 +84,7 @@ class OpenRun:
                 names=self.names,
                 earlier=self.kept.layouts_of(name) if self.kept else (),
                 collected=self.kept is not None and self.kept.shows_collected(name),
+                time_bases=self._time_bases,
             )
             if taken
             else None
@@ -261,6 +262,10 @@ class OpenRun:
                 "the whole run again",
                 self.uid, said,
             )  # fmt: skip
+
+    def _time_bases(self) -> Set[str]:
+        """Return the names of all time bases, also of event streams that have no row yet."""
+        return self.rows().keys() | self.event_streams.keys()
 
     def _next_layout(self) -> int:
         """Return a layout number that is unique in this run."""

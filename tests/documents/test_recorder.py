@@ -529,6 +529,34 @@ def test_a_run_with_a_descriptor_of_half_a_megabyte_goes_on_after_a_restart(sett
         assert later.take(*documents[3]) == Accepted(rows=1)
 
 
+def test_an_event_stream_may_be_called_like_a_key_of_another_one(
+    settings: Settings, make_callback: MakeCallback, server: LocalServer
+) -> None:
+    run = compose_run()
+    described = {key: {"source": "sim", "dtype": "number", "shape": []} for key in ("T", "p")}
+    monitor, other = (
+        run.compose_descriptor(name=name, data_keys=described) for name in ("chamber_monitor", "chamber_monitor/p")
+    )
+    start = run.start_doc["time"]
+    documents: list[Document] = [("start", run.start_doc)]
+    for stream in (monitor, other):
+        documents.append(("descriptor", stream.descriptor_doc))
+    for n in range(5):
+        stamps = {"T": start + n, "p": start + n / 2}  # each key has times of its own
+        documents.append(("event", monitor.compose_event(data={"T": n, "p": n}, timestamps=stamps, time=start + n)))
+    for n in range(3):
+        stamps = dict.fromkeys(described, start + n)
+        documents.append(("event", other.compose_event(data={"T": n, "p": n}, timestamps=stamps, time=start + n)))
+    documents.append(("stop", run.compose_stop()))
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, documents)
+
+    assert make_callback().drain(20)
+    assert {name: sorted(values) for name, values in held(server).items()} == {
+        key: sorted([0.0, 1.0, 2.0, 3.0, 4.0, 0.0, 1.0, 2.0]) for key in ("T", "p")
+    }
+
+
 def test_an_event_that_a_page_has_twice_is_taken_once(
     settings: Settings, make_callback: MakeCallback, server: LocalServer
 ) -> None:
