@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..model.text import sound
 from .forms import Document
 from .recording_errors import EXPECTED, MAX_DOCUMENT, CutOffError, RecordingError, usable
 
@@ -24,12 +25,14 @@ class Text:
     def __init__(self, file: io.BufferedReader[Any], *, live: bool) -> None:
         self._file = file
         self._live = live
-        self._decode = codecs.getincrementaldecoder("utf-8")().decode
+        # What is no UTF-8 costs its own document alone.
+        self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
         self.text = ""
         self.at = 0  # what is before this was used
         self.line = 1
         self._before = "\n"  # the letter before the text
         self.ended = False
+        self.has_other_bytes = False  # something that was read is no UTF-8
 
     @property
     def begins_line(self) -> bool:
@@ -52,6 +55,7 @@ class Text:
         while size < enough and not self.ended:
             read = self._file.read1(_BLOCK)
             blocks.append(self._decode(read, final=not read))
+            self.has_other_bytes = self.has_other_bytes or not _is_sound(blocks[-1])
             size += len(blocks[-1])
             self.ended = not read
             if self._live and "\n" in blocks[-1]:
@@ -79,6 +83,10 @@ class Text:
                 return self.text[self.at]
             if not self.more():
                 return ""
+
+
+def _is_sound(text: str) -> bool:
+    return text.isascii() or text == sound(text)
 
 
 def from_json(text: Text, name: str, unusable: Callable[[str], object] | None) -> Iterator[Document]:
@@ -150,5 +158,7 @@ def _value(decode: Any, text: Text, where: str) -> object:
             continue
         except ValueError as error:  # an integer of more digits than Python reads
             raise RecordingError(f"{where} cannot be read: {error}; {EXPECTED}") from error
+        if text.has_other_bytes and not _is_sound(text.text[text.at : end]):
+            raise RecordingError(f"{where} cannot be read, because it is no UTF-8; {EXPECTED}")
         text.use(end)
         return found

@@ -329,6 +329,19 @@ def test_the_list_of_what_a_file_holds_counts_events_that_are_none(tmp_path: Pat
     assert run.events["primary"] - 5 + sum(contents.unusable.values()) == 1
 
 
+@pytest.mark.parametrize("damage", [b'["event", {"uid": "\xff"}]', b'["event", {\xff"uid": "e"}]', b"\xff\xfe\xfd"])
+def test_a_line_that_is_no_utf_8_costs_no_other(tmp_path: Path, damage: bytes) -> None:
+    lines = [text.encode() for text in texts([*DOCUMENTS, ("start", {"uid": "\u00fc"})])]
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(b"\n".join([*lines[:4], damage, *lines[4:]]) + b"\n")
+
+    found = list(Recordings([path]))
+
+    assert [one.name for one in found if one.name != UNREADABLE] == [*(name for name, _ in DOCUMENTS), "start"]
+    (reason,) = (one.doc["reason"] for one in found if one.name == UNREADABLE)
+    assert f"{path}, line 5 " in reason
+
+
 def test_a_cut_off_line_and_a_foreign_file_are_named_and_the_next_file_follows(tmp_path: Path) -> None:
     names = ("cut.jsonl", "picture.png", "missing", "whole.msgpack")
     cut, foreign, missing, whole = (tmp_path / name for name in names)
