@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from ..status.spool_status import SpoolStatus
 
 
-def check_that_it_may_send(settings: Settings) -> None:
+def check_that_it_may_send(settings: Settings, *, as_service: bool = False) -> None:
     """Refuse to begin where nothing may be sent.
+
+    Args:
+        settings: Of the command.
+        as_service: The command is the service that delivers for sessions whose setting `uploader` is `none`.
 
     Raises:
         SettingsError: There is no key, or `offline` is on.
@@ -34,6 +38,11 @@ def check_that_it_may_send(settings: Settings) -> None:
 
     if settings.offline:
         raise SettingsError("setting 'offline' is on, so nothing may be sent; turn it off for this command")
+    if settings.api_key is None and settings.uploader == "none" and not as_service:
+        raise SettingsError(
+            "no API key here, and the setting 'uploader' is 'none': the service `atomscale-bluesky upload --follow` "
+            "has the key and delivers; to deliver once from here, put the key into ATOMSCALE_API_KEY"
+        )
     if settings.api_key is None:
         raise SettingsError("no API key: put the key of your Atomscale account into ATOMSCALE_API_KEY")
 

@@ -103,7 +103,7 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
 def _follow(settings: Settings, timeout_s: float | None) -> int:
     from ..delivery.uploader_service import serve, stop_on_signals
 
-    check_that_it_may_send(settings)
+    check_that_it_may_send(settings, as_service=True)
     ending = threading.Event()
     restore_handlers = stop_on_signals(ending)
     if timeout_s is not None:

@@ -344,6 +344,24 @@ def test_upload_without_a_key_is_one_line_and_exit_code_2(
     )
 
 
+def test_upload_without_a_key_names_the_service_if_only_that_one_needs_the_key(
+    say: Say, spooled: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spooled()
+    monkeypatch.delenv("ATOMSCALE_API_KEY")
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_UPLOADER", "none")
+    code, _, complaint = say("upload")
+
+    assert code == 2
+    assert complaint == (
+        "atomscale-bluesky: no API key here, and the setting 'uploader' is 'none': the service `atomscale-bluesky "
+        "upload --follow` has the key and delivers; to deliver once from here, put the key into ATOMSCALE_API_KEY\n"
+    )
+    assert say("upload", "--follow")[2] == (
+        "atomscale-bluesky: no API key: put the key of your Atomscale account into ATOMSCALE_API_KEY\n"
+    )
+
+
 def test_upload_with_a_wrong_key_ends_and_never_shows_it(
     say: Say, spooled: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
