@@ -106,6 +106,7 @@ def find_run(settings: Settings, text: str) -> FoundRun:
     Raises:
         click.ClickException: There is no such run, or there are several.
     """
+    from ..settings import spool_option
     from .status import no_spool, open_spool
 
     spool = open_spool(settings)
@@ -122,7 +123,8 @@ def find_run(settings: Settings, text: str) -> FoundRun:
     if by_uid:
         return next(iter(by_uid.values()))
     raise click.ClickException(
-        f"no run begins with {safe(repr(text))} or has it as its scan id; see `atomscale-bluesky status --all`"
+        f"no run begins with {safe(repr(text))} or has it as its scan id; see `atomscale-bluesky status "
+        f"--all{safe(spool_option(settings))}`"
     )
 
 

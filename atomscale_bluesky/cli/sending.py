@@ -133,6 +133,7 @@ def _send(out: Console, settings: Settings, sample: str | None, begin: Begin, en
     from ..delivery.uploader import Uploader
     from ..documents.recorder import DocumentRecorder
     from ..documents.recorder import open_spool as open_to_record
+    from ..settings import spool_option
     from ..sources.incoming import SourceError
     from ..sources.intake import Intake
     from ..status.spool_status import SpoolStatus
@@ -166,7 +167,9 @@ def _send(out: Console, settings: Settings, sample: str | None, begin: Begin, en
         out.print(said, soft_wrap=True)
         return code
     if uploader is None:
-        out.print("It is in the spool; `atomscale-bluesky upload` delivers it.", soft_wrap=True)
+        who = f"`atomscale-bluesky upload{safe(spool_option(settings))}"
+        who = f"the service {who} --follow`" if settings.uploader == "none" else f"{who}`"
+        out.print(Text(f"It is in the spool; {who} delivers it."), soft_wrap=True)
         return code
     watch = SpoolStatus(spool)
     if not ending.event.is_set():
@@ -174,7 +177,7 @@ def _send(out: Console, settings: Settings, sample: str | None, begin: Begin, en
     if ending.event.is_set():
         out.print("Stopped before the end. Begin again whenever you like: it goes on where it is.", soft_wrap=True)
         return code
-    return report(out, spool, watch, begun) or code
+    return report(out, settings, spool, watch, begun) or code
 
 
 class _Reading:

@@ -155,6 +155,17 @@ def test_the_spool_only_is_filled_where_that_is_asked_for(
     assert run.points.waiting == 50
 
 
+def test_the_service_is_named_if_only_that_one_delivers(
+    say: Say, recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_UPLOADER", "none")
+    code, said, _ = say(recording, "--spool-dir", str(tmp_path / "archive"))
+
+    assert code == 0
+    upload = f"atomscale-bluesky upload --spool-dir {tmp_path / 'archive'}"
+    assert f"It is in the spool; the service `{upload} --follow` delivers it." in said
+
+
 # ---- what is odd in a file -------------------------------------------------------------------------------------------
 
 

@@ -19,11 +19,13 @@ from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.__main__ import main
+from atomscale_bluesky.cli import commands
 from atomscale_bluesky.cli.status_text import blocks, fitting
 from atomscale_bluesky.delivery.uploader_service import serve
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.settings import Settings
 from atomscale_bluesky.spool.spool import Spool
+from atomscale_bluesky.status.commands import with_option
 from atomscale_bluesky.status.spool_status import SpoolStatus
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -367,6 +369,50 @@ def test_a_time_that_is_none_is_a_usage_error(say: Say) -> None:
 
     assert code == 2
     assert "write 90s, 10m, 2h or 1d" in complaint
+
+
+def test_each_command_that_is_named_works_as_pasted_for_a_spool_given_by_option(
+    say: Say, spooled: Spooled, spool_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid = spooled(synth_source_id="the big one")
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_DIR", str(spool_dir.parent / "another"))
+    monkeypatch.setenv("COLUMNS", "300")
+    here = f"--spool-dir {spool_dir}"
+
+    said = say("status", *here.split())[1]
+    assert f"do atomscale-bluesky edit {uid[:8]} --synth-source-id NUMBER {here} " in said
+    assert f"or atomscale-bluesky discard {uid[:8]} {here} " in said
+    (run,) = told(say, *here.split())["runs"]
+    edit, discard = run["remedies"]
+    assert edit.endswith(here)
+    assert discard.endswith(here)
+    assert f"; `atomscale-bluesky edit {uid[:8]} --synth-source-id NUMBER {here}`" in (
+        left := say("upload", *here.split())[1]
+    )
+    assert left.endswith(f"`atomscale-bluesky status {here}` tells more.")
+
+    pasted = edit.replace("NUMBER", "42").split()[1:]
+    assert say(*pasted)[0] == 0
+    said = say("status", *here.split())[1]
+    assert said.endswith(f"the next session will, or now `atomscale-bluesky upload {here}`.")
+    assert f"`atomscale-bluesky status --all {here}`" in say("show", "nosuch", *here.split())[2]
+    assert f"`atomscale-bluesky status {here}`" in say("retry", "nosuch", *here.split())[2]
+    assert say("upload", *here.split())[0] == 0
+    finished = say("verify", "last", *here.split())[2]
+    assert f"(`atomscale-bluesky verify {uid[:8]} --file FILE {here}`)" in finished
+    assert f"(`atomscale-bluesky show {uid[:8]} --from api {here}`)" in finished
+
+
+def test_the_option_is_added_to_the_commands_that_take_it_and_to_no_other() -> None:
+    takes = {
+        name for name, command in commands.commands.items() if any(one.name == "spool_dir" for one in command.params)
+    }
+    named = {name for name in commands.commands if with_option(f"`atomscale-bluesky {name}`", " X").endswith(" X`")}
+
+    assert named == takes
+    assert with_option("`atomscale-bluesky edit 1 --tag A`, or `RE([])`", " X") == (
+        "`atomscale-bluesky edit 1 --tag A X`, or `RE([])`"
+    )
 
 
 def test_a_spool_that_is_not_there_is_not_called_empty(say: Say, tmp_path: Path) -> None:
