@@ -175,8 +175,13 @@ class OpenRun:
         streams = (event_stream for event_stream in self.event_streams.values() if event_stream is not None)
         return {time_base: rows for stream in streams for time_base, rows in stream.rows_by_time_base.items()}
 
-    def tell_opened(self, ignored_documents: IgnoredDocuments) -> None:
-        """Log that the run begins, and what the operator has to know about it."""
+    def tell_opened(self, ignored_documents: IgnoredDocuments, spool_option: str) -> None:
+        """Log that the run begins, and what the operator has to know about it.
+
+        Args:
+            ignored_documents: Collects the log entries.
+            spool_option: By which the command that is named finds the spool.
+        """
         if self.kept is not None:
             ignored_documents.say(
                 logging.WARNING, "run %s goes on where it was interrupted: what was kept of it is not taken again",
@@ -191,8 +196,8 @@ class OpenRun:
         if self.header.problem:
             ignored_documents.say(
                 logging.ERROR,
-                "run %s is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit %s …`",
-                self.uid, self.header.problem, self.uid[:8],
+                "run %s is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit %s …%s`",
+                self.uid, self.header.problem, self.uid[:8], spool_option,
             )  # fmt: skip
             return
         source = self.header.links.synth_source_id

@@ -64,8 +64,8 @@ class Push(ChunkWork, frozen=True, eq=False):
             run.ledger.note(Refused(self.stream, index, (name,), error.status, str(error)))
             run.pushed_singly.setdefault(self.stream, set()).add(name)
             _logger.error(
-                "chunk %d of channel %r in %r was refused and is kept: %s; see `atomscale-bluesky status`",
-                index, name, self.label, error,
+                "chunk %d of channel %r in %r was refused and is kept: %s; see `atomscale-bluesky status%s`",
+                index, name, self.label, error, run.knowledge.spool_option,
             )  # fmt: skip
         if confirmed:
             whole = confirmed == names or {*confirmed} >= {*names}
