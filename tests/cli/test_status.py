@@ -430,7 +430,8 @@ def test_a_session_whose_key_is_refused_is_named_with_what_to_do(
     say: Say, make_callback: MakeCallback, server: LocalServer
 ) -> None:
     remedy = (
-        "a process keeps the key that it began with: to use another key, end the process, or make a new callback in it"
+        "a process keeps the key that it began with: to use another key, end the process, or unsubscribe and close its "
+        "callback before you subscribe a new one"
     )
     callback = make_callback(api_key="revoked")
     for name, doc in growth(25):
