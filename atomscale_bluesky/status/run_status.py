@@ -25,7 +25,7 @@ Cause = Literal["metadata", "missing", "ledger", "run", "stream", "chunk", "link
 class StreamStatus(msgspec.Struct, frozen=True):
     """One metrology stream of a run."""
 
-    label: str
+    label: str  # its name in Atomscale
     event_stream: str
     why: str
     state: str  # opened, initializing, initialized, finalizing, finalized; closed, if it ended early; or parked
@@ -203,7 +203,7 @@ def _stream_status(stream: StreamState, account: Account) -> StreamStatus:
     held |= {name for tried in stream.tried.values() for name in tried.channels}
     problem = stream.parked or (refusal.reason if refusal else None) or next(iter(stream.links_refused.values()), None)
     return StreamStatus(
-        label=opening.label,
+        label=stream.renamed or opening.label,
         event_stream=event_stream,
         why=opening.why,
         state="parked" if problem else stream.life.value,

@@ -68,6 +68,20 @@ def test_the_name_in_atomscale_is_shown_for_waiting_and_finished_runs(
     assert f"name {stream.label}" in say("status", "--all")[1]
 
 
+def test_the_name_of_a_run_that_ended_badly_is_the_one_that_atomscale_has(
+    say: Say, callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    uid = fail(callback, exit_status="abort")
+    assert callback.drain(20)
+
+    (stream,) = server.streams()
+    assert stream.label is not None
+    assert " · abort [" in stream.label
+    assert f"name {stream.label}" in say("status", "--all")[1]
+    assert stream.label in say("show", uid)[1]
+    assert [one.label for one in callback.streams(uid)] == [stream.label]
+
+
 @pytest.mark.parametrize(
     ("metadata", "command"),
     [
