@@ -61,7 +61,8 @@ def from_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, tuple[
             return {}
         raise SettingsError(f"there is no settings file {str(path)!r}; make it, or do not name it") from None
     except (OSError, ValueError) as error:  # not UTF-8, or not TOML
-        raise SettingsError(f"settings file {str(path)!r} cannot be read: {error}") from error
+        hint = '; a text has quotes, as in keep = "verified"' if "Invalid value" in str(error) else ""
+        raise SettingsError(f"settings file {str(path)!r} cannot be read: {error}{hint}") from error
     return {name: (value, f"file {path}") for name, value in content.items()}
 
 

@@ -20,6 +20,15 @@ from ..model.text import sound
 _PATHS = frozenset({"ca_bundle", "spool_dir"})
 
 DEFAULT_ENDPOINT = "https://api.atomscale.ai"
+# What msgspec's errors call the kinds of values.
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "array": "a list of texts",
+    "object": "pairs such as a=b, c=d",
+}
 
 
 def value_of(field: FieldInfo, value: Any, source: str) -> Any:
@@ -40,7 +49,7 @@ def value_of(field: FieldInfo, value: Any, source: str) -> Any:
     try:
         found = msgspec.convert(value, field.type, strict=False)
     except msgspec.ValidationError as error:
-        expected = str(error).partition(" - at ")[0].replace("`", "")
+        expected = _in_words(str(error))
         if choices := _choices(field.type):
             expected = f"expected one of {', '.join(map(repr, choices))}"
         if isinstance(value, str) and field.default_factory is not msgspec.NODEFAULT:
@@ -62,6 +71,13 @@ def _can_be_kept(value: Any, *, is_path: bool) -> bool:
         for text in texts
         if isinstance(text, str)
     )
+
+
+def _in_words(error: str) -> str:
+    """Return what a ValidationError expects, such as `Expected int | null, got str`, as a user would say it."""
+    text = error.partition(" - at ")[0].partition(", got ")[0].replace("`", "").replace(" | null", "")
+    word, kind, *bound = text.split(" ", 2)
+    return " ".join(["expected", _KINDS[kind], *bound]) if word == "Expected" and kind in _KINDS else text
 
 
 def is_loopback(endpoint: str) -> bool:
