@@ -97,8 +97,8 @@ class AtomscaleCallback:
             "event_streams": event_streams,
             "channels": channels,
         }
+        log_to_terminal()  # before the settings, which may be warned about
         self.settings: Settings = Settings.load(**arguments) if settings is None else settings.replaced(**arguments)
-        log_to_terminal()
         self._spool_option = spool_option(self.settings)  # of the commands that messages name
         self._spool = open_spool(self.settings)
         self._watch = SpoolStatus(self._spool)
