@@ -97,6 +97,15 @@ def _variables(name: str) -> tuple[str, ...]:
     return {"api_key": _KEY_VARIABLES, "endpoint": _ENDPOINT_VARIABLES}.get(name, (_PREFIX + name.upper(),))
 
 
+def place_of_key(fields: Fields, environ: Mapping[str, str]) -> str:
+    """Return where the API key comes from, unless it is an argument: a variable or a file, to be named after "in"."""
+    try:
+        given = from_file(None, environ) | from_environment(fields, environ)
+    except SettingsError:  # the file has changed since it was read
+        given = from_environment(fields, environ)
+    return given.get("api_key", ("", _KEY_VARIABLES[0]))[1].removeprefix("environment variable ")
+
+
 def settings_of(variable: str, fields: Fields) -> set[str]:
     """Return the settings that a variable of the environment may give: one, or all if it names the file."""
     return set(fields) if variable == _FILE_VARIABLE else {name for name in fields if variable in _variables(name)}
