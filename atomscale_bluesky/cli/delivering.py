@@ -163,7 +163,9 @@ def report(out: Console, settings: Settings, spool: Spool, watch: SpoolStatus, b
     option = spool_option(settings)
     for run in left:
         text = f"{safe(run.label, limit=200)} (run {safe(run.run_uid[:8])}), {safe(run.state)}"
-        text += f" (its plan ended with {ended}): " if (ended := ending(run.exit_status)) else ": "
+        ended = f"its plan ended with {word}" if (word := ending(run.exit_status)) else ""
+        ended = "interrupted" if run.interrupted else ended
+        text += f" ({ended}): " if ended else ": "
         text += f"{counted(run.points.waiting, 'point')} waiting"
         if run.points.refused:
             text += f", {number(run.points.refused)} refused"

@@ -146,6 +146,8 @@ def _run(run: RunStatus, now: float, endpoint: str, option: str) -> Iterator[Ren
         return
     yield _headline(run.label, run.state, run.run_uid, run.started)
     _add_ending(table, run.exit_status, run.reason)
+    if run.interrupted:
+        table.add_row("plan", Text("interrupted: no stop document came", style="yellow"))
     if run.endpoint not in {"", endpoint}:
         table.add_row("endpoint", Text(f"{safe(run.endpoint)}, not {safe(endpoint)}", style="yellow"))
     table.add_row("points", _sum_of(run.points))

@@ -296,7 +296,7 @@ def delivered(entry: dict[str, Any], *, earlier: bool = False) -> str:
 
 def waiting(run: RunStatus, why: str) -> str:
     """Return the line about a run that has stopped and is not delivered."""
-    ended = f" ({status})" if (status := ending(run.exit_status)) else ""
+    ended = f" ({status})" if (status := "interrupted" if run.interrupted else ending(run.exit_status)) else ""
     text = f"run {safe(run.run_uid[:8], 40)}{ended}: {_counted(run.points.delivered)} delivered, "
     text += f"{_number(run.points.waiting)} wait"
     if run.points.refused:

@@ -64,6 +64,7 @@ class RunStatus(msgspec.Struct, frozen=True):
     unusable: tuple[str, ...] = ()
     # What the operator ordered and no process has carried out yet: retry, discard, edit, settle, move
     ordered: tuple[str, ...] = ()
+    interrupted: bool = False  # no stop document came, and the run is completed without one
 
     @property
     def name(self) -> str:
@@ -153,6 +154,7 @@ def status_of(
         unusable=header.unusable if ledger.edited is None else (),
         last_confirmed=max((s.confirmed_at for s in ledger.streams.values() if s.confirmed_at), default=None),
         ordered=tuple(type(order).__name__.lower() for order in ordered),
+        interrupted=account.stop is not None and account.stop.interrupted,
     )
 
 

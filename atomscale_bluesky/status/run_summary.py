@@ -82,12 +82,13 @@ def say(status: RunStatus, state: LedgerState) -> None:
     points = status.points
     left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(points.left_out.items())) or "none"
     ended = f", its plan ended with {word}" if (word := ending(status.exit_status)) else ""
+    ended = ", interrupted" if status.interrupted else ended
     since = recorded_since(status.folder)  # a recorded run's points are old before they are taken
     took = [s.confirmed_at - max(s.last.last_time, since) for s in state.streams.values() if s.confirmed_at and s.last]
     _logger.log(
         logging.WARNING if points.waiting or points.refused or points.lost else logging.INFO,
-        "run %s %s%s: %d points delivered%s; waiting: %d; refused: %d; left out: %s; discarded: %d; lost: %d%s",
-        status.run_uid, status.state, ended, points.delivered,
+        "run %s %s%s: %d point%s delivered%s; waiting: %d; refused: %d; left out: %s; discarded: %d; lost: %d%s",
+        status.run_uid, status.state, ended, points.delivered, "" if points.delivered == 1 else "s",
         f" to {', '.join(status.data_ids)}" if status.data_ids else "",
         points.waiting, points.refused, left_out, points.discarded, points.lost,
         f"; the last point took {max(0.0, *took):.1f} s" if took else "",
