@@ -156,7 +156,8 @@ def _key_works(settings: Settings, client: Client) -> Iterator[Check]:
         client.find("atomscale-bluesky doctor")
         instruments = client.instruments()
     except ApiKeyError as error:
-        yield Check("key works", Result.FAILED, str(error), "make a new key in the dashboard, or ask for its rights")
+        yield Check("key works", Result.FAILED, str(error),
+                    "make a new key in Atomscale's dashboard, or ask for the permissions it needs")  # fmt: skip
         return
     except ApiError as error:
         yield Check("key works", Result.WARNING, str(error), "try again")

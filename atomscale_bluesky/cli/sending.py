@@ -46,7 +46,7 @@ class Origin(NamedTuple):
 
     source: Source
     how_far: Callable[[], HowFar]
-    known_runs: Callable[[], int] = lambda: 0  # that it left out, because they were sent before
+    known_runs: Callable[[], int] = lambda: 0  # that it left out, because they were taken before
     tell: Callable[[Console], int] = lambda out: 0  # says what else it left out; returns the exit code
     unusable: tuple[str, str] = ("document cannot be used: {}", "documents cannot be used: {}")
 
@@ -244,7 +244,7 @@ def _tell_what_was_taken(out: Console, intake: Intake, origin: Origin, *, ended:
     text = f"{counted(intake.runs, 'run')} read"
     known_runs = intake.known_runs + origin.known_runs()
     if known_runs:
-        text += f", and {counted(known_runs, 'run')} that had been sent before"
+        text += f", and {counted(known_runs, 'run')} that had been taken before"
     text += f": {counted(intake.rows, 'row')} taken"
     if intake.known:
         text += f", {counted(intake.known, 'event')} known already"

@@ -289,7 +289,7 @@ def no_spool(settings: Settings) -> str:
     """Return the sentence, without its full stop, for a spool that is not there."""
     return (
         f"there is no spool in {safe(settings.spool_path)} yet: nothing was spooled there; the setting `spool_dir` "
-        f"says where it is"
+        f"says where it is, or the option --spool-dir"
     )
 
 

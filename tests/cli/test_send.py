@@ -97,7 +97,7 @@ def test_a_run_that_was_sent_is_not_sent_again(say: Say, server: LocalServer, re
     code, said, _ = say(recording)
 
     assert code == 0
-    assert "0 runs read, and 1 run that had been sent before: 0 rows taken" in said
+    assert "0 runs read, and 1 run that had been taken before: 0 rows taken" in said
     assert held(server)["k0"] == [float(n) for n in range(25)]
     assert len(server.streams()) == 1
 

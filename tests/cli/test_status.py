@@ -435,7 +435,7 @@ def test_a_spool_that_is_not_there_is_not_called_empty(say: Say, tmp_path: Path)
     for command in ("status", "upload"):
         code, said, _ = say(command, "--spool-dir", missing)
         assert (code, said.split(":")[0]) == (0, f"There is no spool in {missing} yet")
-        assert "the setting `spool_dir` says where it is" in said
+        assert "the setting `spool_dir` says where it is, or the option --spool-dir" in said
     assert told(say, "--spool-dir", missing)["spool_is_there"] is False
     assert not Path(missing).exists()
 
