@@ -246,7 +246,7 @@ def _watch(look: _Look, as_json: bool) -> None:
 
 def _print(out: Console, shown: Iterable[RenderableType]) -> None:
     for part in shown:
-        out.print(part, soft_wrap=isinstance(part, Text))
+        out.print(part, soft_wrap=True)  # a table's cells are wrapped all the same
 
 
 def open_spool(settings: Settings, *, read_only: bool = True) -> Spool | None:

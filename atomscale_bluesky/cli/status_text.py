@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # How many runs that found no disk space are shown one by one.
 MOST_NOT_KEPT = 10
+# How wide the column of names is, at the left.
+_NAMES = 10
 
 _STATES = {
     "running": "green",
@@ -173,9 +175,11 @@ def _run(run: RunStatus, now: float, endpoint: str, option: str) -> Iterator[Ren
     if run.ordered:
         told = f"{', '.join(run.ordered)}; the process that delivers the run next carries it out"
         table.add_row("ordered", Text(told, style="yellow"))
-    for index, command in enumerate(remedies(run, option)):
-        table.add_row("" if index else "do", Text(("or " if index else "") + safe(command)))
     yield table
+    for index, command in enumerate(remedies(run, option)):
+        # Not in the table, which would break a long line into several that cannot be pasted.
+        name = "" if index else "do"
+        yield Text.assemble((f"{name:>{_NAMES}}", "dim"), "  ", "or " if index else "", safe(command))
     yield Text()
 
 
@@ -216,7 +220,7 @@ def _headline(label: Any, state: str, uid: Any, started: float) -> Text:
 
 def _table() -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True, width=10, justify="right")
+    table.add_column(style="dim", no_wrap=True, width=_NAMES, justify="right")
     table.add_column(overflow="fold")
     return table
 

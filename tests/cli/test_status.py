@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
 import subprocess
 import sys
 import threading
@@ -415,6 +418,31 @@ def test_each_command_that_is_named_works_as_pasted_for_a_spool_given_by_option(
     finished = say("verify", "last", *here.split())[2]
     assert f"(`atomscale-bluesky verify {uid[:8]} --file FILE {here}`)" in finished
     assert f"(`atomscale-bluesky show {uid[:8]} --from api {here}`)" in finished
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal")
+def test_a_command_stays_on_one_line_of_a_narrow_terminal(
+    spooled: Spooled, spool_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pty
+
+    uid = spooled(synth_source_id="the big one")
+    outer, inner = pty.openpty()
+    command = [sys.executable, "-m", "atomscale_bluesky", "status", "--spool-dir", str(spool_dir)]
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_DIR", str(spool_dir.parent / "another"))
+    monkeypatch.setenv("COLUMNS", "60")
+    with subprocess.Popen(command, stdout=inner, stderr=inner) as process:
+        os.close(inner)
+        said = b""
+        with contextlib.suppress(OSError):  # the terminal is gone
+            while part := os.read(outer, 65536):
+                said += part
+    os.close(outer)
+
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in said.decode().splitlines()]
+    assert process.returncode == 1
+    assert f"        do  atomscale-bluesky edit {uid[:8]} --synth-source-id NUMBER --spool-dir {spool_dir}" in lines
+    assert max(len(line) for line in lines if "problem" in line) <= 60
 
 
 def test_the_option_is_added_to_the_commands_that_take_it_and_to_no_other() -> None:
