@@ -103,23 +103,25 @@ def from_json(text: Text, name: str, unusable: Callable[[str], object] | None) -
         RecordingError: It holds something else.
     """
     decode = json.JSONDecoder().raw_decode
+    of_lines = True  # the last document began a line, or there is none yet; so the next one may do so too
     while letter := text.skip(_BETWEEN):
         where = f"{name}, line {text.line}"
         if letter == "]" or (letter == "[" and _begins_array(text)):
             text.use(text.at + 1)  # an array of documents ends or begins
             continue
-        is_line = text.begins_line
+        begins_line = text.begins_line
         try:
             found = _value(decode, text, where)
         except CutOffError:
             raise
         except RecordingError as error:
-            if unusable is None or not is_line or not text.skip_line():
+            if unusable is None or not (begins_line or of_lines) or not text.skip_line():
                 raise
             unusable(str(error))
             continue
         document = usable(found, where, unusable)
         if document is not None:
+            of_lines = begins_line
             yield document
 
 

@@ -329,6 +329,22 @@ def test_the_list_of_what_a_file_holds_counts_events_that_are_none(tmp_path: Pat
     assert run.events["primary"] - 5 + sum(contents.unusable.values()) == 1
 
 
+@pytest.mark.parametrize(
+    "damage",
+    ['["event", {"uid": "a\nb", "time": 1}]', '["event",\n {"uid": "e"}}]', '"event", {"uid": "e"}]', ' "event": {]'],
+)
+def test_a_line_that_is_damaged_into_several_values_costs_no_other(tmp_path: Path, damage: str) -> None:
+    lines = texts(DOCUMENTS)
+    path = tmp_path / "run.jsonl"
+    path.write_text("\n".join([*lines[:4], damage, *lines[4:]]) + "\n")
+
+    found = list(Recordings([path]))
+
+    assert [one.name for one in found if one.name != UNREADABLE] == [name for name, _ in DOCUMENTS]
+    reasons = [one.doc["reason"] for one in found if one.name == UNREADABLE]
+    assert f"{path}, line 5 " in reasons[0]
+
+
 @pytest.mark.parametrize("damage", [b'["event", {"uid": "\xff"}]', b'["event", {\xff"uid": "e"}]', b"\xff\xfe\xfd"])
 def test_a_line_that_is_no_utf_8_costs_no_other(tmp_path: Path, damage: bytes) -> None:
     lines = [text.encode() for text in texts([*DOCUMENTS, ("start", {"uid": "\u00fc"})])]
