@@ -22,13 +22,13 @@ def end_stream(run: ClaimedRun, stream: int, why: OpeningReason, points_per_chun
         stream: The stream that takes no more.
         why: The reason.
         points_per_chunk: Of the streams that go on.
-        in_doubt: A chunk that the stream did not take now, but perhaps in an earlier attempt.
+        in_doubt: A chunk that a closed stream did not take now, but perhaps in an earlier attempt.
     """
     for one in run.streams[stream].group:
         if one.ended:
             continue
         number = one.opening.stream
-        doubtful = [in_doubt] if in_doubt is not None and number == stream else []
+        doubtful: list[Chunk] = []
         failed = run.pop_failed({number})
         if why != "closed by the server":
             # Pushing them again tells whether they were taken. The stream ends after that.
@@ -36,6 +36,8 @@ def end_stream(run: ClaimedRun, stream: int, why: OpeningReason, points_per_chun
                 run.keep_failed(task)
         else:
             _read_what_was_tried(run, one)
+            if in_doubt is not None and number == stream:
+                doubtful.append(in_doubt)
             doubtful += [task.chunk for task in failed if task.chunk is not None and _may_have_arrived(task)]
             dropped = run.run_chunker.drop({number})
             doubtful += [run.as_sent(chunk) for chunk in dropped if chunk.index < one.next_index]

@@ -403,22 +403,6 @@ def test_a_chunk_that_was_not_answered_when_its_stream_grew_too_large_is_there_o
     assert sorted(held(server)["k0"]) == list(range(55))
 
 
-@pytest.mark.parametrize("keys", [1, 3])
-def test_a_chunk_that_was_applied_and_then_refused_as_too_large_is_there_once(
-    make_callback: MakeCallback, server: LocalServer, keys: int
-) -> None:
-    server.misbehave(
-        Fault(call="chunk_multi", chunk_index=1, status=503, applied=True, times=1),
-        Fault(call="chunk_multi", chunk_index=1, status=413, times=9),  # by a gateway that was set up meanwhile
-    )
-    callback = make_callback()
-    for name, doc in growth(points=30, keys=keys):
-        callback(name, doc)
-
-    assert callback.drain(30)
-    assert {name: len(values) for name, values in held(server).items()} == {f"k{n}": 30 for n in range(keys)}
-
-
 def test_a_chunk_that_was_applied_and_not_answered_is_there_once_though_its_stream_was_closed(
     make_callback: MakeCallback, server: LocalServer
 ) -> None:

@@ -31,13 +31,13 @@ class Push(ChunkWork, frozen=True, eq=False):
 
     def apply(self, run: ClaimedRun, result: Sent) -> None:
         """Note which channels are confirmed and which are refused, or let the stream end."""
-        in_doubt = self.chunk if self.may_be_there else None
         if result.closed:
+            in_doubt = self.chunk if self.may_be_there else None
             end_stream(run, self.stream, "closed by the server", self.points_per_chunk, in_doubt)
         elif any(map(is_too_large, result.refused.values())) and self._may_be_halved(run, result):
             if result.confirmed:  # close to the limit, a channel's digits decide
                 run.ledger.note(Confirmed(self.stream, self.chunk.index, run.now(), result.confirmed))
-            end_stream(run, self.stream, "too large", max(1, self.points_per_chunk // 2), in_doubt)
+            end_stream(run, self.stream, "too large", max(1, self.points_per_chunk // 2), None)
         else:
             self._answered(run, result)
 
