@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import subprocess
 import sys
@@ -431,8 +432,10 @@ def test_a_source_that_gives_documents_again_loses_none_for_want_of_room(
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the name of every file is text")
 @pytest.mark.parametrize("uploader", ["thread", "process"])
 def test_in_a_folder_whose_name_is_no_text_a_run_is_kept_or_noted(
-    make_callback: MakeCallback, tmp_path: Path, uploader: str
+    monkeypatch: pytest.MonkeyPatch, make_callback: MakeCallback, tmp_path: Path, uploader: str
 ) -> None:
+    # The log names the folder, and the processes that run the tests cannot exchange such a name.
+    monkeypatch.setattr(logging.getLogger("atomscale_bluesky"), "propagate", False)
     spool_dir, aside = tmp_path / "spool\udcff", tmp_path / "aside"
     callback = make_callback(spool_dir=str(spool_dir), uploader=uploader)
     spool_dir.rename(aside)
