@@ -84,7 +84,10 @@ def _run(arguments: list[str] | None) -> int:
     except SettingsError as error:
         return _say(safe(error, limit=2000), NOT_BEGUN)
     except ApiKeyError as error:
-        return _say(f"{safe(error, limit=2000)}; check the key in ATOMSCALE_API_KEY", FAILED)
+        from .settings import FIELDS, place_of_key
+
+        place = safe(place_of_key(FIELDS, os.environ))
+        return _say(f"{safe(error, limit=2000)}; check the key in {place}", FAILED)
     except AtomscaleBlueskyError as error:
         return _say(safe(error, limit=2000), FAILED)
     except BrokenPipeError:  # the reader of our output has closed the pipe

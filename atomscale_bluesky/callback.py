@@ -26,9 +26,10 @@ from .delivery.drain import Drain
 from .delivery.terminal_log import log_to_terminal
 from .documents.recorder import DocumentRecorder, open_spool
 from .documents.subscriptions import YoungerFirst, say_not_an_instance, subscribed_twice
-from .errors import SettingsError
-from .settings import Settings, refuse_other_arguments
+from .errors import SettingsError, SpoolError
+from .settings import Settings, refuse_other_arguments, spool_option
 from .spool.spool import Spool
+from .status.commands import with_option
 from .status.notebook import escaped
 from .status.run_status import StreamStatus
 from .status.spool_status import SpoolStatus, Status
@@ -96,8 +97,9 @@ class AtomscaleCallback:
             "event_streams": event_streams,
             "channels": channels,
         }
+        log_to_terminal()  # before the settings, which may be warned about
         self.settings: Settings = Settings.load(**arguments) if settings is None else settings.replaced(**arguments)
-        log_to_terminal()
+        self._spool_option = spool_option(self.settings)  # of the commands that messages name
         self._spool = open_spool(self.settings)
         self._watch = SpoolStatus(self._spool)
         self._uploader = self._make_uploader()
@@ -240,7 +242,10 @@ class AtomscaleCallback:
         from .api.client import Client  # both take a while, and few sessions need them
         from .checks.verification import find_to_verify, verify_run
 
-        folder = find_to_verify(self._spool, self._watch, run_uid)
+        try:
+            folder = find_to_verify(self._spool, self._watch, run_uid)
+        except SpoolError as error:
+            raise SpoolError(with_option(str(error), self._spool_option)) from None
         client = Client(self.settings)
         try:
             return verify_run(folder, client, patience_s=patience_s)
@@ -288,11 +293,12 @@ class AtomscaleCallback:
     @property
     def what_stays(self) -> str:
         """Where the readings that are not delivered are, and who delivers them, in words for a terminal."""
-        who = "the next session or `atomscale-bluesky upload`"
+        upload = f"atomscale-bluesky upload{self._spool_option}"
+        who = f"the next session or `{upload}`"
         if self.settings.uploader == "process":
             who = "the uploader's process"
         elif self.settings.uploader == "none":
-            who = "the service `atomscale-bluesky upload --follow`"
+            who = f"the service `{upload} --follow`"
         return f"readings that are not delivered stay in {self._spool.path}, and {who} sends them"
 
     def settle_open_runs(self, folder: Path | None = None) -> bool:
@@ -313,7 +319,7 @@ class AtomscaleCallback:
         if isinstance(self._take, YoungerFirst):
             self._take.closed = closed
         else:
-            self._take = YoungerFirst(self._recorder.take, closed=closed)
+            self._take = YoungerFirst(self._recorder.take, closed=closed, spool_option=self._spool_option)
 
     def _flush(self) -> None:
         """Take the start documents that wait for what a younger callback does."""
@@ -360,7 +366,7 @@ class AtomscaleCallback:
         self._watch = SpoolStatus(self._spool)
         self._recorder.after_fork_in_child()
         if isinstance(self._take, YoungerFirst):
-            self._take = YoungerFirst(self._recorder.take, closed=self._closed)
+            self._take = YoungerFirst(self._recorder.take, closed=self._closed, spool_option=self._spool_option)
         if self._uploader:
             self._uploader.after_fork_in_child()
         self._uploader = self._announcer = None

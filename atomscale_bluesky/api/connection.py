@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,13 +30,16 @@ from ..errors import ApiKeyError, ApiRefusedError, ApiUnavailableError
 from ..model.text import safe
 from ..settings import Settings, is_loopback
 from . import answers, wire
-from .transport import DeadlineAdapter, head_of
+from .transport import DeadlineAdapter, headers_of
 
 MAX_ANSWER_BYTES = 2**20
 MAX_REFUSAL_BYTES = 2**16  # how much of an answer other than a success is read: its status says what it means
 
 # Statuses that can clear without a change of the request: time-outs, too early, too many requests, and all of 5xx.
 _TRANSIENT = frozenset({408, 425, 429})
+
+# A path that is sent as it stands. Any other is left to requests, which quotes it.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9/_-]+")
 
 T = TypeVar("T")
 
@@ -96,7 +100,8 @@ class Connection:
         self._session.auth = _no_auth  # without one, requests would read netrc
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # no cookie is kept or sent
         self._adapter = DeadlineAdapter()
-        self._heads: dict[str, bytes] = {}  # of requests that are made repeatedly, by path
+        # Of a POST with a body, and of one without: what stands before the path, and the headers.
+        self._headers: dict[bool, tuple[str, bytes]] = {}
         self._session.mount("https://", self._adapter)
         self._session.mount("http://", self._adapter)
         self._session.headers.update({"User-Agent": _user_agent(), "Accept": "application/json"})
@@ -166,21 +171,24 @@ class Connection:
             verify=self._verify,
             stream=True,
         ) as response:
-            if request.path.endswith(wire.PUSHES):
-                self._heads[request.path] = head_of(response.request)
+            before, path, rest = (response.request.path_url or "").rpartition(request.path)
+            if request.method == "POST" and path and not rest:
+                self._headers[bool(request.parts)] = before, headers_of(response.request)
             read = lambda size: response.raw.read1(size, decode_content=False)  # noqa: E731
             return self._answer(response.status_code, response.headers, read, max_bytes, read_body)
 
     def _ask_over_open_connection(
         self, request: wire.Request, max_bytes: int, read_body: Callable[[Iterator[bytes]], object]
     ) -> Answer | None:
-        """Send a similar request over the open connection, which is much faster.
+        """Send a POST like an earlier one over the open connection, which is much faster.
 
         Return None if that is not possible.
         """
-        head = self._heads.get(request.path)
-        if head is None or not request.parts:
+        known = self._headers.get(bool(request.parts)) if request.method == "POST" else None
+        if known is None or not _PLAIN_PATH.fullmatch(request.path):
             return None
+        before, headers = known
+        head = f"POST {before}{request.path} HTTP/1.1\r\n".encode() + headers
         with self._adapter.exchange(head, request.parts, self._timeout_s) as response:
             if response is None:
                 return None

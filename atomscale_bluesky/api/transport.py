@@ -84,7 +84,7 @@ class DeadlineAdapter(HTTPAdapter):
         connection that cannot be used again afterwards is closed, and requests makes another.
 
         Args:
-            head: The result of `head_of` for a request that requests sent to the same address.
+            head: The first line, and the result of `headers_of` for a request of this kind that requests has sent.
             parts: The body. Its length is added to the head.
             timeout_s: The limit of each wait.
 
@@ -330,12 +330,11 @@ def _plain_length(head: bytes) -> int | None:
     return int(length)
 
 
-def head_of(request: PreparedRequest) -> bytes:
-    """Return a request's first line and headers, without its body's length, as they are sent."""
+def headers_of(request: PreparedRequest) -> bytes:
+    """Return a request's headers as they are sent, without its body's length."""
     names = {"host": urlsplit(request.url or "").netloc, **request.headers}
     names.pop("Content-Length", None)
-    headers = "".join(f"{name}: {_text(value)}\r\n" for name, value in names.items())
-    return f"{request.method} {request.path_url} HTTP/1.1\r\n{headers}".encode("latin-1")
+    return "".join(f"{name}: {_text(value)}\r\n" for name, value in names.items()).encode("latin-1")
 
 
 def _is_success(status: int) -> bool:

@@ -28,9 +28,6 @@ from ..model.links import Links
 # Encoding holds the interpreter's lock. With this bound it does so for some tenths of a millisecond at a time.
 POINTS_AT_ONCE = 10_000
 
-# The ends of the paths that push chunks.
-PUSHES = ("/stream/chunk", "/stream/chunk/multi")
-
 
 class Request(NamedTuple):
     """A request to send: a path below the endpoint, with its query, and a JSON body, perhaps in several parts."""

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from ..api.client import Client
 from ..api.clock import measure
 from ..errors import ApiError, ApiKeyError, ApiRefusedError, SpoolError
-from ..settings import DEFAULT_ENDPOINT, Settings, is_loopback
+from ..settings import DEFAULT_ENDPOINT, Settings, is_loopback, spool_option
 from ..spool.disk_space import network_file_system
 from ..spool.spool import Spool
 from ..status.clock_note import CLOCK_WARNS_S, offset_in_words
@@ -156,7 +156,8 @@ def _key_works(settings: Settings, client: Client) -> Iterator[Check]:
         client.find_entry("atomscale-bluesky doctor")
         instruments = client.instruments()
     except ApiKeyError as error:
-        yield Check("key works", Result.FAILED, str(error), "make a new key in the dashboard, or ask for its rights")
+        yield Check("key works", Result.FAILED, str(error),
+                    "make a new key in Atomscale's dashboard, or ask for the permissions it needs")  # fmt: skip
         return
     except ApiError as error:
         yield Check("key works", Result.WARNING, str(error), "try again")
@@ -250,10 +251,11 @@ def _leftovers(settings: Settings, spool: Spool) -> Check:
         return Check("leftovers", Result.WARNING,
                      f"runs that cannot be read: {len(damaged)}; {damaged[0].folder}: {damaged[0].problem}",
                      "they are kept; make them readable, update the package, or move their folders away")  # fmt: skip
+    status = f"atomscale-bluesky status{spool_option(settings)}"
     parked = [run for run in runs if run.state == "parked"]
     if parked:
         return Check("leftovers", Result.WARNING, f"runs wait for the operator: {len(parked)}; {parked[0].problem}",
-                     "see `atomscale-bluesky status`; mend with `edit`, `retry` or `discard`")  # fmt: skip
+                     f"see `{status}`; mend with `edit`, `retry` or `discard`")  # fmt: skip
     waiting = runs.points.waiting
     if not waiting:
         return Check("leftovers", Result.PASSED, "nothing waits")
@@ -263,5 +265,5 @@ def _leftovers(settings: Settings, spool: Spool) -> Check:
         return Check("leftovers", Result.WARNING, f"{said}; {found}", "; ".join(one.remedy for one in alone))
     if runs.trouble is not None:
         return Check("leftovers", Result.WARNING, f"{said}; Atomscale takes no data: {runs.trouble.error}",
-                     "a process goes on trying; see `atomscale-bluesky status`")  # fmt: skip
+                     f"a process goes on trying; see `{status}`")  # fmt: skip
     return Check("leftovers", Result.PASSED, f"{said}, and a process delivers them")

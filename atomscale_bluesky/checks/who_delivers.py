@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..model.text import safe
-from ..settings import Settings
+from ..settings import Settings, spool_option
 from ..status.progress import counted
 from ..status.spool_status import Status
 
@@ -30,6 +30,7 @@ def undelivered(settings: Settings, runs: Status) -> Iterator[Undelivered]:
         settings: Of the session or the command that asks: its endpoint, its key and its uploader.
         runs: The spool's status.
     """
+    upload = f"atomscale-bluesky upload{spool_option(settings)}"
     waiting: dict[str, int] = {}
     for run in runs:
         if run.unfinished:
@@ -45,41 +46,39 @@ def undelivered(settings: Settings, runs: Status) -> Iterator[Undelivered]:
         if endpoint != settings.endpoint:
             yield Undelivered(
                 f"{said} at present, and this session's endpoint is another",
-                f"`atomscale-bluesky upload --endpoint {shown}` delivers, `move` changes the endpoint",
+                f"`{upload} --endpoint {shown}` delivers, `move` changes the endpoint",
             )
         elif settings.offline:
             yield Undelivered(f"{said}: the setting `offline` is on")
         elif settings.uploader == "none":
-            once = ", or deliver once with `atomscale-bluesky upload`" if settings.api_key else ""
+            once = f", or deliver once with `{upload}`" if settings.api_key else ""
             yield Undelivered(
                 f"{said} at present, and the setting `uploader` is `none`",
                 f"{'give the service a key that works, and ' if refused else ''}"
-                f"start the service `atomscale-bluesky upload --follow`{'' if refused else once}",
+                f"start the service `{upload} --follow`{'' if refused else once}",
             )
         elif not settings.api_key:
             yield Undelivered(
                 f"{said} at present, and there is no API key here",
-                "put the key into ATOMSCALE_API_KEY, then `atomscale-bluesky upload` delivers",
+                f"put the key into ATOMSCALE_API_KEY, then `{upload}` delivers",
             )
         elif refused:
             yield Undelivered(
                 f"{said} at present, and the last process that did had an API key that is refused",
-                "put a key that works into ATOMSCALE_API_KEY, then the next session delivers, or now "
-                "`atomscale-bluesky upload`",
+                f"put a key that works into ATOMSCALE_API_KEY, then the next session delivers, or now `{upload}`",
             )
         else:
-            yield Undelivered(f"{said} at present", "the next session will, or now `atomscale-bluesky upload`")
+            yield Undelivered(f"{said} at present", f"the next session will, or now `{upload}`")
 
 
-def deliverer(settings: Settings, endpoint: str, options: str = "") -> str:
+def deliverer(settings: Settings, endpoint: str) -> str:
     """Return who will deliver to an endpoint to which no process delivers now: the end of a sentence.
 
     Args:
         settings: Of the command that tells it.
         endpoint: Where the runs go.
-        options: With which options `upload` finds them, such as ` --spool-dir /data/spool`.
     """
-    upload = f"atomscale-bluesky upload{options}"
+    upload = f"atomscale-bluesky upload{spool_option(settings)}"
     if endpoint != settings.endpoint:
         return f"by `{upload} --endpoint {safe(endpoint, 500)}`"
     if settings.offline:

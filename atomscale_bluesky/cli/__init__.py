@@ -6,6 +6,7 @@ Each command is in the file of its name. Two files have several: `orders` has `r
 
     formatting   text from outside made harmless; numbers, times and the console
     options      options that may be given only once
+    asking       what commands that only ask the API share
     runs         the argument RUN: which run is meant, and where its points come from
     sending      what `send` does wherever the runs come from; send_tiled, `send tiled`
     delivering   what `send` and `upload` share: the check before, the bar, the report after

@@ -275,8 +275,11 @@ def _wait_for_turn(lock: RunLock, ending: threading.Event) -> bool:
 def _uploader(spool: Spool, settings: Settings, complete_run: Callable[[Path], None]) -> Deliverer | None:
     """Return what delivers in this process or notifies what does, or None if nothing is sent."""
     if settings.offline or not (settings.api_key or settings.uploader == "none"):
+        from ..settings import spool_option
+
         why = "offline by setting" if settings.offline else "no API key (ATOMSCALE_API_KEY)"
-        _logger.warning("%s: documents are spooled in %s, and `atomscale-bluesky upload` sends them", why, spool.path)
+        upload = f"atomscale-bluesky upload{spool_option(settings)}"
+        _logger.warning("%s: documents are spooled in %s, and `%s` sends them", why, spool.path, upload)
         return None
     if settings.uploader == "thread":
         from ..delivery.uploader import Uploader

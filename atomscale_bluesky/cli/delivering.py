@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from ..status.commands import with_option
 from ..status.outage import NEW_KEY, read_outage
 from ..status.progress import POLL_S, Bar, counted, number
 from ..status.remedies import remedies
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
     from ..status.spool_status import SpoolStatus
 
 
-def check_that_it_may_send(settings: Settings) -> None:
+def check_that_it_may_send(settings: Settings, *, as_service: bool = False) -> None:
     """Refuse to begin where nothing may be sent.
+
+    Args:
+        settings: Of the command.
+        as_service: The command is the service that delivers for sessions whose setting `uploader` is `none`.
 
     Raises:
         SettingsError: There is no key, or `offline` is on.
@@ -34,6 +39,11 @@ def check_that_it_may_send(settings: Settings) -> None:
 
     if settings.offline:
         raise SettingsError("setting 'offline' is on, so nothing may be sent; turn it off for this command")
+    if settings.api_key is None and settings.uploader == "none" and not as_service:
+        raise SettingsError(
+            "no API key here, and the setting 'uploader' is 'none': the service `atomscale-bluesky upload --follow` "
+            "has the key and delivers; to deliver once from here, put the key into ATOMSCALE_API_KEY"
+        )
     if settings.api_key is None:
         raise SettingsError("no API key: put the key of your Atomscale account into ATOMSCALE_API_KEY")
 
@@ -119,12 +129,13 @@ def _drain(uploader: Uploader, answer: SimpleQueue[bool]) -> None:
     answer.put(uploader.drain_own(threading.TIMEOUT_MAX))
 
 
-def report(out: Console, spool: Spool, watch: SpoolStatus, begun: float) -> int:
+def report(out: Console, settings: Settings, spool: Spool, watch: SpoolStatus, begun: float) -> int:
     """Say what is left in the spool, and what of the runs delivered since `begun`, Unix seconds, had found no room.
 
     Return the exit code: 0 if nothing is left.
     """
     from ..model.loss import count_not_kept
+    from ..settings import spool_option
     from ..status.spool_status import bad_ending
     from .status_text import not_kept_lines
 
@@ -149,15 +160,18 @@ def report(out: Console, spool: Spool, watch: SpoolStatus, begun: float) -> int:
             text = "All that was kept is delivered." if missing or status.not_kept else "All of it is delivered."
         out.print(Text(text, style="green"))
         return 0
+    option = spool_option(settings)
     for run in left:
         text = f"{safe(run.label, limit=200)} (run {safe(run.run_uid[:8])}), {safe(run.state)}"
-        text += f" (its plan ended with {ended}): " if (ended := bad_ending(run.exit_status)) else ": "
+        ended = f"its plan ended with {word}" if (word := bad_ending(run.exit_status)) else ""
+        ended = "interrupted" if run.interrupted else ended
+        text += f" ({ended}): " if ended else ": "
         text += f"{counted(run.points.waiting, 'point')} waiting"
         if run.points.refused:
             text += f", {number(run.points.refused)} refused"
         if run.problem:
-            text += f"; {safe(run.problem)}"
-        text += "".join(f"; `{safe(command)}`" for command in remedies(run)[:1])
+            text += f"; {with_option(safe(run.problem), option)}"
+        text += "".join(f"; `{safe(command)}`" for command in remedies(run, option)[:1])
         out.print(Text(text, style="bold red" if run.problem else "yellow"), soft_wrap=True)
     elsewhere = sum(map(spool.uploader_alive, spool.run_folders()))
     if elsewhere:
@@ -167,5 +181,6 @@ def report(out: Console, spool: Spool, watch: SpoolStatus, begun: float) -> int:
         if outage is not None and outage.key_refused:
             text = f"{text[:-1]} once its API key is taken: it is refused now, and {NEW_KEY}."
         out.print(text, soft_wrap=True)
-    out.print("Not all of it is delivered; `atomscale-bluesky status` tells more.")
+    text = f"Not all of it is delivered; `atomscale-bluesky status{safe(option)}` tells more."
+    out.print(Text(text), soft_wrap=True)
     return 1

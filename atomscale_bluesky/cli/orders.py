@@ -7,7 +7,6 @@ first.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from rich.text import Text
 
+from ..status.commands import with_option
 from ..status.progress import counted
 from .formatting import console, safe
 from .options import Once
@@ -263,14 +263,13 @@ class _Chosen:
         from ..spool.orders import Move
 
         settings = Settings.load(spool_dir=self._spool_dir)
-        options = f" --spool-dir {shlex.quote(safe(self._spool_dir))}" if self._spool_dir else ""
 
         def who(run: RunStatus, order: OrderLine) -> str:
             endpoint = order.endpoint if isinstance(order, Move) else run.endpoint
             held = endpoint == run.endpoint and self._spool.uploader_alive(Path(run.folder))
             if held or endpoint in self._delivered_to or self._spool.is_served(endpoint):
                 return "by the process that delivers it, within seconds"
-            return deliverer(settings, endpoint, options)
+            return deliverer(settings, endpoint)
 
         return who
 
@@ -289,6 +288,7 @@ def _confirm(question: str) -> None:
 def _choose(spool: Spool, spool_dir: Path | None, names: Sequence[str], all_parked: bool) -> _Chosen:
     """Return the runs that are named, or all that wait for the operator."""
     from ..errors import SpoolError
+    from ..settings import Settings, spool_option
     from ..status.spool_status import SpoolStatus
 
     if bool(names) == all_parked:
@@ -303,7 +303,7 @@ def _choose(spool: Spool, spool_dir: Path | None, names: Sequence[str], all_park
         try:
             run = watch.find(uid_meant(spool, name))
         except SpoolError as error:
-            problems.append(safe(error))
+            problems.append(with_option(safe(error), spool_option(Settings.load(spool_dir=spool_dir))))
         else:
             found[run.folder] = run
     return _Chosen(spool, spool_dir, list(found.values()), problems, status.delivered_to)

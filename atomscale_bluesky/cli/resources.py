@@ -10,6 +10,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from .asking import asking
 from .formatting import console, safe
 from .options import Once
 
@@ -55,17 +56,10 @@ def _list(
     as_json: bool,
     ask: Callable[[Client], Iterable[tuple[int | str, str]]],
 ) -> int:
-    from ..api.client import Client
     from ..settings import Settings
 
-    settings = Settings.load(endpoint=endpoint)
-    if not settings.api_key:
-        raise click.ClickException("there is no API key; put the key of your Atomscale account into ATOMSCALE_API_KEY")
-    client = Client(settings)
-    try:
+    with asking(Settings.load(endpoint=endpoint)) as client:
         found = [(number, name) for number, name in ask(client) if text.casefold() in f"{number} {name}".casefold()]
-    finally:
-        client.close()
     if as_json:
         click.echo(json.dumps([{member: number, "name": name} for number, name in found], indent=2))
         return 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from .asking import asking
 from .formatting import safe
 from .options import Once
 
@@ -106,6 +107,7 @@ def find_run(settings: Settings, text: str) -> FoundRun:
     Raises:
         click.ClickException: There is no such run, or there are several.
     """
+    from ..settings import spool_option
     from .status import no_spool, open_spool
 
     spool = open_spool(settings)
@@ -122,7 +124,8 @@ def find_run(settings: Settings, text: str) -> FoundRun:
     if by_uid:
         return next(iter(by_uid.values()))
     raise click.ClickException(
-        f"no run begins with {safe(repr(text))} or has it as its scan id; see `atomscale-bluesky status --all`"
+        f"no run begins with {safe(repr(text))} or has it as its scan id; see `atomscale-bluesky status "
+        f"--all{safe(spool_option(settings))}`"
     )
 
 
@@ -199,11 +202,8 @@ def _from_spool(run: FoundRun) -> list[Table]:
 
 
 def _from_api(settings: Settings, run: FoundRun, names: Sequence[str]) -> list[Table]:
-    from ..api.client import Client
     from ..checks.run_tables import api_tables
 
-    if settings.api_key is None:
-        raise click.ClickException("there is no API key; put the key of your Atomscale account into ATOMSCALE_API_KEY")
     if run.status is not None:
         streams = {stream.data_id: stream.label for stream in run.status.streams if stream.data_id}
         due = {name: counts.seen for name, counts in run.status.channels.items() if counts.seen}
@@ -219,8 +219,5 @@ def _from_api(settings: Settings, run: FoundRun, names: Sequence[str]) -> list[T
         raise click.ClickException(
             f"an earlier version has delivered run {run.short} and did not note its channels; name them"
         )
-    client = Client(settings)
-    try:
+    with asking(settings) as client:
         return api_tables(client, streams, due)
-    finally:
-        client.close()

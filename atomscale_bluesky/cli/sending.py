@@ -46,7 +46,7 @@ class Origin(NamedTuple):
 
     source: Source
     how_far: Callable[[], HowFar]
-    known_runs: Callable[[], int] = lambda: 0  # that it left out, because they were sent before
+    known_runs: Callable[[], int] = lambda: 0  # that it left out, because they were taken before
     print_unusable: Callable[[Console], int] = lambda out: 0  # says what else it left out; returns the exit code
     unusable: tuple[str, str] = ("document cannot be used: {}", "documents cannot be used: {}")
 
@@ -133,6 +133,7 @@ def _send(out: Console, settings: Settings, sample: str | None, begin: Begin, en
     from ..delivery.uploader import Uploader
     from ..documents.recorder import DocumentRecorder
     from ..documents.recorder import open_spool as open_to_record
+    from ..settings import spool_option
     from ..sources.incoming import SourceError
     from ..sources.intake import Intake
     from ..status.spool_status import SpoolStatus
@@ -166,7 +167,9 @@ def _send(out: Console, settings: Settings, sample: str | None, begin: Begin, en
         out.print(said, soft_wrap=True)
         return code
     if uploader is None:
-        out.print("It is in the spool; `atomscale-bluesky upload` delivers it.", soft_wrap=True)
+        who = f"`atomscale-bluesky upload{safe(spool_option(settings))}"
+        who = f"the service {who} --follow`" if settings.uploader == "none" else f"{who}`"
+        out.print(Text(f"It is in the spool; {who} delivers it."), soft_wrap=True)
         return code
     watch = SpoolStatus(spool)
     if not ending.event.is_set():
@@ -174,7 +177,7 @@ def _send(out: Console, settings: Settings, sample: str | None, begin: Begin, en
     if ending.event.is_set():
         out.print("Stopped before the end. Begin again whenever you like: it goes on where it is.", soft_wrap=True)
         return code
-    return report(out, spool, watch, begun) or code
+    return report(out, settings, spool, watch, begun) or code
 
 
 class _Reading:
@@ -241,7 +244,7 @@ def _print_what_was_taken(out: Console, intake: Intake, origin: Origin, *, ended
     text = f"{counted(intake.runs, 'run')} read"
     known_runs = intake.known_runs + origin.known_runs()
     if known_runs:
-        text += f", and {counted(known_runs, 'run')} that had been sent before"
+        text += f", and {counted(known_runs, 'run')} that had been taken before"
     text += f": {counted(intake.rows, 'row')} taken"
     if intake.known:
         text += f", {counted(intake.known, 'event')} known already"

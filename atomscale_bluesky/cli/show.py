@@ -65,6 +65,8 @@ def _facts(run: FoundRun) -> list[tuple[str, str]]:
         points, streams = status.points, [(s.label, s.data_id, s.state, s.problem) for s in status.streams]
         facts.append(("state", status.state))
         facts += _ended(status.exit_status, status.reason)
+        if status.interrupted:
+            facts.append(("ended", "interrupted: no stop document came"))
         counts = {"delivered": points.delivered, "waiting": points.waiting, "refused": points.refused}
         counts |= {"discarded": points.discarded, "lost": points.lost}
         left_out = _left_out(run)

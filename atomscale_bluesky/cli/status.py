@@ -99,9 +99,11 @@ class _Snapshot:
     """The spool as it is at one moment."""
 
     def __init__(self, settings: Settings, run: str | None, with_finished: bool, last: int) -> None:
+        from ..settings import spool_option
         from ..status.spool_status import SpoolStatus, Status
 
         self._settings = settings
+        self._option = spool_option(settings)
         self._spool: Spool | None = None
         self._watch: SpoolStatus | None = None
         self._run = run
@@ -158,8 +160,8 @@ class _Snapshot:
         self.finished = [entry for entry in self.finished if str(entry.get("run_uid")).startswith(sought)]
         if not (of_it or self.finished):
             raise click.ClickException(
-                f"no run begins with {safe(repr(sought))} or has it as its scan id; `atomscale-bluesky status --all` "
-                f"lists them"
+                f"no run begins with {safe(repr(sought))} or has it as its scan id; `atomscale-bluesky status "
+                f"--all{self._option}` lists them"
             )
         runs = self.runs
         self.runs = Status(of_it, runs.trouble, runs.no_room, (), runs.delivered_to)
@@ -195,7 +197,8 @@ class _Snapshot:
         older = self.runs[: -self._last]
         urgent = [run for run in older if run.needs_operator][-self._last :]
         finished = self.finished[-self._last :]
-        shown: list[RenderableType] = list(blocks((*urgent, *newest), finished, self._settings.endpoint, self.now))
+        endpoint = self._settings.endpoint
+        shown: list[RenderableType] = [*blocks((*urgent, *newest), finished, endpoint, self.now, self._option)]
         if hidden := len(older) - len(urgent):
             shown.append(Text(f"{counted(hidden, 'older run')} in the spool not shown; see `--last`."))
         if hidden := len(self.finished) - len(finished):
@@ -214,13 +217,14 @@ class _Snapshot:
         """Return it as text that fits the terminal, what is new first."""
         from .status_text import blocks, fit_terminal
 
-        runs = blocks(self.runs[-self._last :], self.finished[-self._last :], self._settings.endpoint, self.now)
-        return fit_terminal(out, runs, [*self._summary()])
+        runs, finished = self.runs[-self._last :], self.finished[-self._last :]
+        shown = blocks(runs, finished, self._settings.endpoint, self.now, self._option)
+        return fit_terminal(out, shown, [*self._summary()])
 
     def as_json(self) -> dict[str, Any]:
         """Return it for a program: everything that the text has."""
         finished = self.finished[-self._last :] if self._with_finished else None
-        return _as_json(self._settings, self.runs, finished, self.now) | {
+        return _as_json(self._settings, self.runs, finished, self.now, self._option) | {
             "exit_code": self.exit_code,
             "spool_is_there": self._spool is not None,
         }
@@ -255,7 +259,7 @@ def _watch(snapshot: _Snapshot, as_json: bool) -> None:
 
 def _print(out: Console, shown: Iterable[RenderableType]) -> None:
     for part in shown:
-        out.print(part, soft_wrap=isinstance(part, Text))
+        out.print(part, soft_wrap=True)  # a table's cells are wrapped all the same
 
 
 def open_spool(settings: Settings, *, read_only: bool = True) -> Spool | None:
@@ -298,11 +302,13 @@ def no_spool(settings: Settings) -> str:
     """Return the sentence, without its full stop, for a spool that is not there."""
     return (
         f"there is no spool in {safe(settings.spool_path)} yet: nothing was spooled there; the setting `spool_dir` "
-        f"says where it is"
+        f"says where it is, or the option --spool-dir"
     )
 
 
-def _as_json(settings: Settings, runs: Status, finished: list[dict[str, Any]] | None, now: float) -> dict[str, Any]:
+def _as_json(
+    settings: Settings, runs: Status, finished: list[dict[str, Any]] | None, now: float, option: str
+) -> dict[str, Any]:
     import msgspec
 
     from ..status.clock_note import read_note
@@ -318,7 +324,7 @@ def _as_json(settings: Settings, runs: Status, finished: list[dict[str, Any]] | 
                 "name": run.name,
                 "oldest_waiting_s": None if run.oldest_waiting is None else max(0.0, now - run.oldest_waiting),
                 "delivered_by_a_process": run.endpoint in runs.delivered_to,
-                "remedies": list(remedies(run)),
+                "remedies": list(remedies(run, option)),
             }
             for run in runs
         ],

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..model.loss import count_not_kept
+from ..status.commands import with_option
 from ..status.outage import NEW_KEY
 from ..status.progress import counted, number
 from ..status.remedies import remedies
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 # How many runs that found no disk space are shown one by one.
 MOST_NOT_KEPT = 10
+# How wide the column of names is, at the left.
+_NAMES = 10
 
 _STATES = {
     "running": "green",
@@ -37,12 +40,22 @@ _STATES = {
 }
 
 
-def blocks(runs: Iterable[RunStatus], finished: Iterable[dict[str, Any]], endpoint: str, now: float) -> list[Group]:
-    """Return a block of text for each run: the finished ones, then those in the spool, each oldest first."""
+def blocks(
+    runs: Iterable[RunStatus], finished: Iterable[dict[str, Any]], endpoint: str, now: float, option: str = ""
+) -> list[Group]:
+    """Return a block of text for each run: the finished ones, then those in the spool, each oldest first.
+
+    Args:
+        runs: Those in the spool.
+        finished: The history's entries of the others.
+        endpoint: Of the command. A run for another one says so.
+        now: Unix seconds.
+        option: By which the commands that mend a run find the spool, such as ` --spool-dir /data/spool`.
+    """
     finished = list(finished)
     ended = {entry.get("run_uid") for entry in finished if not entry.get("interrupted")}
     shown = [Group(*_finished(entry, went_on=entry.get("run_uid") in ended)) for entry in finished]
-    return shown + [Group(*_run(run, now, endpoint)) for run in runs]
+    return shown + [Group(*_run(run, now, endpoint, option)) for run in runs]
 
 
 def summary(settings: Settings, runs: Status, now: float) -> Iterator[Text]:
@@ -125,7 +138,7 @@ def not_kept_lines(runs: Status) -> Iterator[Text]:
         yield Text(f"{counted(more, 'other run')} of the last seven days found no room.", style="yellow")
 
 
-def _run(run: RunStatus, now: float, endpoint: str) -> Iterator[RenderableType]:
+def _run(run: RunStatus, now: float, endpoint: str, option: str) -> Iterator[RenderableType]:
     table = _table()
     if run.state == "unreadable":
         yield Text.assemble((f"a run in {safe(run.folder)}", "bold"), "  ", (run.state, _STATES[run.state]))
@@ -135,6 +148,8 @@ def _run(run: RunStatus, now: float, endpoint: str) -> Iterator[RenderableType]:
         return
     yield _headline(run.label, run.state, run.run_uid, run.started)
     _add_ending(table, run.exit_status, run.reason)
+    if run.interrupted:
+        table.add_row("plan", Text("interrupted: no stop document came", style="yellow"))
     if run.endpoint not in {"", endpoint}:
         table.add_row("endpoint", Text(f"{safe(run.endpoint)}, not {safe(endpoint)}", style="yellow"))
     table.add_row("points", _sum_of(run.points))
@@ -155,13 +170,16 @@ def _run(run: RunStatus, now: float, endpoint: str) -> Iterator[RenderableType]:
     for stream in run.streams:
         _add_stream(table, stream)
     if run.problem:
-        table.add_row("problem", Text(safe(run.problem, limit=1000), style="dim" if run.ordered else "bold red"))
+        problem = with_option(safe(run.problem, limit=1000), option)
+        table.add_row("problem", Text(problem, style="dim" if run.ordered else "bold red"))
     if run.ordered:
         told = f"{', '.join(run.ordered)}; the process that delivers the run next carries it out"
         table.add_row("ordered", Text(told, style="yellow"))
-    for index, command in enumerate(remedies(run)):
-        table.add_row("" if index else "do", Text(("or " if index else "") + safe(command)))
     yield table
+    for index, command in enumerate(remedies(run, option)):
+        # Not in the table, which would break a long line into several that cannot be pasted.
+        name = "" if index else "do"
+        yield Text.assemble((f"{name:>{_NAMES}}", "dim"), "  ", "or " if index else "", safe(command))
     yield Text()
 
 
@@ -202,7 +220,7 @@ def _headline(label: Any, state: str, uid: Any, started: float) -> Text:
 
 def _table() -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True, width=10, justify="right")
+    table.add_column(style="dim", no_wrap=True, width=_NAMES, justify="right")
     table.add_column(overflow="fold")
     return table
 

@@ -97,13 +97,13 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
     if interrupted.is_set():
         out.print("Stopped. What is not delivered stays in the spool; begin again whenever you like.", soft_wrap=True)
         return 130
-    return report(out, spool, watch, begun)
+    return report(out, settings, spool, watch, begun)
 
 
 def _follow(settings: Settings, timeout_s: float | None) -> int:
     from ..delivery.uploader_service import serve, stop_on_signals
 
-    check_that_it_may_send(settings)
+    check_that_it_may_send(settings, as_service=True)
     ending = threading.Event()
     restore_handlers = stop_on_signals(ending)
     if timeout_s is not None:

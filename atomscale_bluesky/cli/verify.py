@@ -126,13 +126,15 @@ def _with_journal(settings: Settings, spool: Spool, run: str, patience_s: float)
     from ..api.client import Client
     from ..checks.verification import find_to_verify, verify_run
     from ..errors import SpoolError
+    from ..settings import spool_option
+    from ..status.commands import with_option
     from ..status.spool_status import SpoolStatus
 
     client = Client(settings)
     try:
         return verify_run(find_to_verify(spool, SpoolStatus(spool), run), client, patience_s=patience_s)
     except SpoolError as error:
-        raise click.ClickException(safe(error, limit=1000)) from None
+        raise click.ClickException(with_option(safe(error, limit=1000), spool_option(settings))) from None
     finally:
         client.close()
 

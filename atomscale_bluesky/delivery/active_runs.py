@@ -110,6 +110,11 @@ class ActiveRuns:
             self._set_broken_aside(folder, error)
             return None
 
+    def is_to_settle(self, delivery: RunDelivery) -> bool:
+        """Return True if the operator has ordered to complete an active run, and its writer is in this process."""
+        written_here = self.is_active(delivery) and delivery.claim.folder in self.written_here
+        return written_here and bool(self.guarded(delivery, lambda: delivery.settle_ordered))
+
     def claim(self, folder: Path, lock: RunLock | None = None) -> None:
         """Begin to deliver the run in a folder, unless another process does, or it is for another endpoint.
 
@@ -151,7 +156,7 @@ class ActiveRuns:
         idle = delivery.idle and self.guarded(delivery, delivery.run.run_chunker.everything_read)
         if not self.is_active(delivery):
             return True  # its files cannot be used
-        if not idle:
+        if not idle or self.is_to_settle(delivery):
             delivery.wake()
             return False
         self.guarded(delivery, delivery.log_what_is_left)

@@ -21,7 +21,7 @@ from typing import Any
 from ..documents.run_files import RunListener
 from ..errors import SpoolError
 from ..model.text import safe
-from ..settings import Settings
+from ..settings import Settings, spool_option
 from ..spool.gil_yield import GilYield
 from ..spool.journal_format import Header
 from ..spool.ledger import LedgerReader
@@ -30,6 +30,7 @@ from ..spool.run_reader import LEDGER, RunReader, read_header
 from ..spool.run_writer import RunWriter
 from ..spool.spool import Spool
 from ..status.account import Account
+from ..status.commands import with_option
 from ..status.outage import NEW_KEY, read_outage
 from ..status.run_status import RunStatus, status_of
 from ..status.spool_status import bad_ending
@@ -47,11 +48,6 @@ MOST_WAITING = 100
 MOST_LEFTOVERS = 10
 # How often the files of a run may be unreadable before nothing more is printed of it.
 MOST_FAILURES = 20
-# The reason that is printed for a run that only a service may deliver, while none runs.
-NO_SERVICE = (
-    "no service delivers it now: start `atomscale-bluesky upload --follow`, or deliver once with `atomscale-bluesky "
-    "upload`"
-)
 # How long `close` waits for the last lines.
 CLOSE_PATIENCE_S = 1.0
 
@@ -78,6 +74,7 @@ class Announcer:
     def __init__(self, spool: Spool, settings: Settings, listener: RunListener | None) -> None:
         self._spool = spool
         self._settings = settings
+        self._option = spool_option(settings)
         self._listener = listener
         self._inbox: queue.SimpleQueue[tuple[str, Path | None]] = queue.SimpleQueue()
         self._runs: dict[Path, _FollowedRun] = self._leftovers() if listener is not None else {}
@@ -203,7 +200,7 @@ class Announcer:
         if not self._sends:
             return f"run {safe(uid[:8], 40)} is kept in {self._spool.path} and not sent: {self._why_not_sent()}"
         if entry is None and not run.name and self._lacks_service(run):
-            return f"run {safe(uid[:8], 40)} is kept in {self._spool.path}: {NO_SERVICE}"
+            return f"run {safe(uid[:8], 40)} is kept in {self._spool.path}: {self._no_service()}"
         streams = (entry or {}).get("streams") or [{}]
         name = run.name or streams[0].get("label") or (run.header.label if run.header else "")
         endpoint = run.endpoint or str((entry or {}).get("endpoint") or self._settings.endpoint)
@@ -213,6 +210,11 @@ class Announcer:
         """Return True if only a service may deliver a run, and none does."""
         return self._settings.uploader == "none" and not self._spool.uploader_alive(run.folder)
 
+    def _no_service(self) -> str:
+        """Return why a run waits that only a service may deliver, while none runs."""
+        upload = f"atomscale-bluesky upload{self._option}"
+        return f"no service delivers it now: start `{upload} --follow`, or deliver once with `{upload}`"
+
     def _why_not_sent(self) -> str:
         if self._settings.offline:
             return "the setting `offline` is on"
@@ -221,18 +223,19 @@ class Announcer:
     def _why_waiting(self, run: _FollowedRun) -> str:
         """Return why a run waits, and what ends that."""
         if not self._sends:
-            return f"{self._why_not_sent()}; a later session sends it, or `atomscale-bluesky upload`"
+            return f"{self._why_not_sent()}; a later session sends it, or `atomscale-bluesky upload{self._option}`"
         if run.parked:
-            return f"parked: {safe(run.parked, 600)}; `atomscale-bluesky status` has more"
+            parked = with_option(safe(run.parked, 600), self._option)
+            return f"parked: {parked}; `atomscale-bluesky status{self._option}` has more"
         if self._lacks_service(run):
-            return NO_SERVICE
+            return self._no_service()
         outage = read_outage(self._spool.path)
         ends = "it is sent as soon as that is over, by this session or a later one"
         if outage is not None and outage.endpoint == run.endpoint and outage.key_refused:
             return f"the API key is refused, {safe(outage.error, 300)}; {NEW_KEY}"
         if outage is not None and outage.endpoint == run.endpoint:
             return f"{safe(outage.error, 300)}; {ends}"
-        return "it is sent by this session or a later one; `atomscale-bluesky status` has more"
+        return f"it is sent by this session or a later one; `atomscale-bluesky status{self._option}` has more"
 
 
 class _FollowedRun:
@@ -303,7 +306,7 @@ def delivered_line(entry: dict[str, Any], *, earlier: bool = False) -> str:
 
 def waiting_line(run: RunStatus, why: str) -> str:
     """Return the line about a run that has stopped and is not delivered."""
-    ended = f" ({status})" if (status := bad_ending(run.exit_status)) else ""
+    ended = f" ({status})" if (status := "interrupted" if run.interrupted else bad_ending(run.exit_status)) else ""
     text = f"run {safe(run.run_uid[:8], 40)}{ended}: {_counted(run.points.delivered)} delivered, "
     text += f"{_number(run.points.waiting)} wait"
     if run.points.refused:

@@ -13,6 +13,7 @@ from ..spool.ledger_state import LedgerState
 from ..spool.run_claim import RunClaim
 from ..spool.segments import START
 from ..spool.stream_state import MetrologyStreamState
+from ..status.commands import with_option
 from .backoff import Patience
 from .pending_links import Link, PendingLinks
 from .previews import Previews, cut_short_in_doubt
@@ -135,6 +136,7 @@ class ClaimedRun:
     def park(self, reason: str, remedy: str) -> None:
         """Keep the run in the spool until the operator acts."""
         self.ledger.note(Parked(f"{reason}; {remedy}"))
+        remedy = with_option(remedy, self.knowledge.spool_option)
         _logger.error("run %s is parked and stays in the spool: %s; %s", self.header.run_uid, reason, remedy)
 
     def park_for_its_account(self, contradiction: str) -> None:
@@ -153,11 +155,15 @@ class ClaimedRun:
         together = {one.opening.stream for one in stream.group}
         self.run_chunker.drop_ready(together)
         self.take_out_failed(together)
-        short = self.header.run_uid[:8]
         _logger.error(
-            "run %s: %r is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit %s …` or "
-            "`atomscale-bluesky retry %s`", self.header.run_uid, label, reason, short, short,
+            "run %s: %r is parked, its readings are kept: %s; %s", self.header.run_uid, label, reason,
+            self.edit_or_retry(),
         )  # fmt: skip
+
+    def edit_or_retry(self) -> str:
+        """Return the commands that mend the run, or one of its streams, for a log line."""
+        short, option = self.header.run_uid[:8], self.knowledge.spool_option
+        return f"mend it with `atomscale-bluesky edit {short} …{option}` or `atomscale-bluesky retry {short}{option}`"
 
     def take_out_failed(self, streams: Container[int]) -> list[Task]:
         """Remove and return the failed tasks of some streams. Their links are made after the run was read again."""

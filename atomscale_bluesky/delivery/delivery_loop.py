@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from ..api.client import ClockReading
 from ..errors import ApiUnavailableError
-from ..settings import Settings
+from ..settings import Settings, spool_option
 from ..spool.gil_yield import GilYield
 from ..spool.locks import RunLock
 from ..spool.spool import Spool
@@ -121,7 +121,7 @@ class DeliveryLoop:
         self._drains = OpenDrains()
         self._drain_check = DrainCheck(spool, settings.endpoint)  # for runs that others deliver
         self._gil_yield = GilYield()
-        knowledge = ServerFacts(None if settings.api == "auto" else settings.api)
+        knowledge = ServerFacts(None if settings.api == "auto" else settings.api, spool_option=spool_option(settings))
         self._make_scheduler = partial(
             RunScheduler,
             spool,

@@ -71,7 +71,6 @@ class RunDelivery:
         self.run = ClaimedRun(claim, knowledge or ServerFacts(), now, gil_yield)
         self.run_uid = claim.header.run_uid
         self.released = False  # its files are closed: tasks of it that still lie ready are not to be begun
-        self.settle_ordered = False  # the operator has ordered that its stop document will never come
         self._idle = False  # `next_task` returned None, and nothing has happened since
         self._gil_yield = gil_yield
 
@@ -110,6 +109,15 @@ class RunDelivery:
         if run.stopped or run.parked:
             return True
         return any(stream.parked or stream.refused or stream.links_refused for stream in run.streams.values())
+
+    @property
+    def settle_ordered(self) -> bool:
+        """Return True if the operator has ordered that no stop document will come, and none is there.
+
+        Raises:
+            SpoolError: An order cannot be decoded.
+        """
+        return not self.run.stopped and any(isinstance(order, Settle) for order in self.claim.orders())
 
     def wake(self) -> None:
         """Note that more may have been written. The run is not idle until it was asked for a task again."""
@@ -260,8 +268,7 @@ class RunDelivery:
                 case Retry():
                     self.run.ledger.note(Unparked(number))
                 case Settle():
-                    self.run.ledger.note(Obeyed(number))
-                    self.settle_ordered = True
+                    self.run.ledger.note(Obeyed(number))  # `settle_ordered` is True from here on
                 case Move():
                     self.run.reload("it was moved")  # the process that delivers to the new endpoint notes it
                     return

@@ -106,7 +106,7 @@ class RunScheduler:
         for delivery in active:
             folder = delivery.claim.folder
             active.guarded(delivery, delivery.obey_orders)
-            if delivery.settle_ordered and folder in self.active.written_here:
+            if active.is_to_settle(delivery):
                 active.guarded(delivery, partial(self._complete_run, folder))
             if folder not in self.active.written_here and not delivery.run.stopped and folder in active:
                 active.guarded(delivery, delivery.complete_if_interrupted)

@@ -114,7 +114,7 @@ class UploaderWatcher:
         self._starting_lock, self._started_at = lock, now
         try:
             self._process = _start_process(self._settings)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: the name of the spool's folder is no text
             self._note_failure(now, f"cannot be started: {error}")
         else:
             _logger.info("process %d uploads; it logs to %s", self._process.pid, self._log.path)
@@ -162,6 +162,7 @@ def _start_process(settings: Settings) -> subprocess.Popen[bytes]:
 
     Raises:
         OSError: It cannot be started.
+        UnicodeError: A setting cannot be passed on: a path that is no text.
     """
     if not sys.executable:
         raise FileNotFoundError("this program does not know its Python interpreter")
@@ -174,6 +175,7 @@ def _start_process(settings: Settings) -> subprocess.Popen[bytes]:
     path = [os.path.abspath(entry) for entry in sys.path if entry]  # "" is the folder that the plan is in just now
     path += [package] * (package not in path)
     assignment = Assignment(settings=whole, idle_s=IDLE_S)
+    given = json.dumps(path).encode() + b"\n" + msgspec.json.encode(assignment) + b"\n"
     flags = 0
     if sys.platform == "win32":
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
@@ -192,7 +194,7 @@ def _start_process(settings: Settings) -> subprocess.Popen[bytes]:
     if process.stdin is not None:  # it always is
         with contextlib.suppress(BrokenPipeError):  # it has died already, which the next poll finds
             # Two lines, together far below what a pipe takes at once, so this does not wait.
-            process.stdin.write(json.dumps(path).encode() + b"\n" + msgspec.json.encode(assignment) + b"\n")
+            process.stdin.write(given)
     return process
 
 

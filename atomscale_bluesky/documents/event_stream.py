@@ -47,6 +47,7 @@ class EventStream:
         earlier: The event stream's layouts in earlier journals of the run. Its channels keep their names, and keys
             that have been divided stay apart.
         collected: True if earlier journals show that its rows were collected, and not read by a plan.
+        time_bases: Returns the names of all time bases of the run, of which no two may be alike.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class EventStream:
         names: Names | None = None,
         earlier: Iterable[Layout] = (),
         collected: bool = False,
+        time_bases: Callable[[], Set[str]] = frozenset,
     ) -> None:
         self.name = encodable(description.line.event_stream)
         self.description = description
@@ -66,7 +68,14 @@ class EventStream:
         self.replaced_times = 0  # readings whose own time was impossible, so they got the event's time
         earlier, rule = list(earlier), selection.time_rule_of(self.name)
         self.chooser = LayoutChooser(
-            self.name, description, selection, next_layout=next_layout, names=names, earlier=earlier, rule=rule
+            self.name,
+            description,
+            selection,
+            next_layout=next_layout,
+            names=names,
+            earlier=earlier,
+            rule=rule,
+            time_bases=time_bases,
         )
         resumed = earlier[-1].own_times if earlier else None
         self.times = RowTimes(rule, started, resumed_own_times=resumed, collected=collected)

@@ -98,6 +98,9 @@ class EventTaker:
             return self._take_unknown("event_page", doc, len(uids))
         run, event_stream, description = known
         seen = [i for i, uid in enumerate(uids) if uid in run.seen or uid in run.seen_before]
+        if len({*uids}) < len(uids):  # the page has an event twice
+            first = {uid: i for i, uid in reversed([*enumerate(uids)])}
+            seen = sorted({*seen, *(i for i, uid in enumerate(uids) if first[uid] != i)})
         if seen:
             self._ignored.counts[SEEN_BEFORE] += len(seen)
         taken = Accepted(known=len(seen)) if seen else NOTHING  # the answer for events kept before, also in part
@@ -113,6 +116,8 @@ class EventTaker:
                 if lacking is not None:
                     seen.append(i)
                     taken += self.take_event(event) if lacking else KNOWN
+                    if self._to_be_given_again(taken):
+                        return taken
         if seen:
             gone = set(seen)
             uids = [uid for i, uid in enumerate(uids) if i not in gone]
@@ -142,20 +147,27 @@ class EventTaker:
         """Take the events of a document in which older tools put those of a flyer: lists of events by descriptor uid.
 
         Raises:
-            DocumentError: An event cannot be used. The others were taken.
+            DocumentError: An event cannot be used. The others were taken. Not raised if the answer says that an event
+                is to be given again or waits, because the document must not be acknowledged then.
         """
         taken, problem = NOTHING, None
         for events in mapping_of(doc).values():
             for event in events:
                 try:
                     taken += self.take_event(event)
+                    if self._to_be_given_again(taken):
+                        return taken
                 except DocumentError as error:
                     problem = problem or error
                 except Exception as error:  # noqa: BLE001 - counted; it costs the other events nothing
                     problem = problem or self._ignored.count_unusable("bulk_events", error)
-        if problem is not None:
+        if problem is not None and not taken.put_off:
             raise problem
         return taken
+
+    def _to_be_given_again(self, taken: Accepted) -> bool:
+        """Return True if the source gives the document again, because a part of it could not be written."""
+        return taken.try_again and self._files.redelivers
 
     def take_early(self, descriptor: str) -> Accepted:
         """Take the events that came before their descriptor. If one is to be given again, it and the rest stay."""
@@ -168,7 +180,7 @@ class EventTaker:
                     self._ignored.count_unusable(early.name, error)
             else:
                 total += taken
-                if taken.try_again and self._files.redelivers:
+                if self._to_be_given_again(taken):
                     return total  # the descriptor comes again, and the event with it
             self._early.forget_first(descriptor)
         return total

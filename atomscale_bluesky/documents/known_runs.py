@@ -38,8 +38,10 @@ RECORDED_TWICE = (
     "of later runs: subscribe only one of the two; a second recording on purpose needs a `spool_dir` of its own"
 )
 
-# How many of the youngest runs in the spool are searched for a descriptor.
+# In how many runs of the spool, the youngest ones, a descriptor is sought that no run read so far has.
 MAX_RUNS_SEARCHED = 50
+# How many runs that began here wait to be checked for a second recorder.
+MAX_TO_CHECK = 50
 # How many headers are read at construction, which takes about 20 ms, and at a time later.
 HEADERS_AT_CONSTRUCTION, HEADERS_AT_A_TIME = 500, 100
 
@@ -61,7 +63,7 @@ class KnownRuns:
         self._read_headers_of(_youngest(names))
         self._unread = len(names) > HEADERS_AT_CONSTRUCTION
         # Runs to check for a second recorder. Any thread may append. Without the spool's thread the oldest are dropped.
-        self._to_check: deque[tuple[str, str, Callable[[str], bool]]] = deque(maxlen=MAX_RUNS_SEARCHED)
+        self._to_check: deque[tuple[str, str, Callable[[str], bool]]] = deque(maxlen=MAX_TO_CHECK)
         self._warned = False  # that another process records a run too
         if self._unread:
             spool.writers.run_in_background(self._background_step)
@@ -92,21 +94,29 @@ class KnownRuns:
         parts = [part for part in found.values() if part is not None]
         return self._kept_events(parts, entries, read_events(folder))
 
-    def run_with_descriptor(self, uid: str) -> str | None:
+    def run_with_descriptor(self, uid: str, *, everywhere: bool = False) -> str | None:
         """Return the uid of the interrupted run to which a descriptor belongs, or None.
 
-        Searches the youngest runs of the spool, and those in the history.
+        Searches the runs of the spool, the youngest ones first, and those in the history.
+
+        Args:
+            uid: The descriptor's uid.
+            everywhere: Read every run of the spool if need be, about half a millisecond for each. Otherwise up to
+                `MAX_RUNS_SEARCHED` of those that no earlier call has read.
         """
-        self._read_new_headers(young=True)
-        names = sorted(self._spool.run_names())[-MAX_RUNS_SEARCHED:]
-        self._descriptors_by_folder = {
-            name: known for name, known in self._descriptors_by_folder.items() if name in names
-        }
-        for name in reversed(names):
+        self._read_new_headers(young=not everywhere)
+        names = sorted(self._spool.run_names(), reverse=True)
+        known = self._descriptors_by_folder
+        self._descriptors_by_folder = {name: known[name] for name in names if name in known}
+        left = len(names) if everywhere else MAX_RUNS_SEARCHED
+        for name in names:
             if name not in self._descriptors_by_folder:
+                if not left:
+                    continue
                 folder = self._spool.path / name
                 if self._spool.writer_alive(folder):
                     continue
+                left -= 1
                 self._descriptors_by_folder[name] = descriptors_in(folder)
             if uid in self._descriptors_by_folder[name]:
                 return self._uid_by_folder.get(name)

@@ -47,6 +47,7 @@ class LayoutChooser:
         earlier: The event stream's layouts in earlier journals of the run. Its channels keep their names, and keys
             that have been divided stay apart.
         rule: How the times of its rows are chosen.
+        time_bases: The names of all time bases of the run. Each has another one.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class LayoutChooser:
         names: Names | None,
         earlier: Sequence[Layout],
         rule: TimeRule,
+        time_bases: Callable[[], Set[str]],
     ) -> None:
         self.bases: list[TimeBase] = []
         self.left_out: Mapping[str, str] = {}  # data keys that do not become channels, with the reason of each
@@ -72,6 +74,7 @@ class LayoutChooser:
         self._description = description
         self._channels = Channels(event_stream, description, selection, names, earlier)
         self._next_layout = next_layout
+        self._names_of_all = time_bases
         self._by_evidence = rule is TimeRule.EVIDENCE
         self._known_keys: set[Any] = set()  # all keys that came
         self._changes = 0
@@ -197,9 +200,7 @@ class LayoutChooser:
         if groups and earlier[groups[0][0].key] != self._event_stream:
             groups.insert(0, [])
         first, *others = groups or [[]]
-        bases = [self._base(self._event_stream, first, left_out)]
-        for group in others:
-            bases.append(self._further_base(group, bases))
+        bases = self._with_further([self._base(self._event_stream, first, left_out)], others)
         # The bases last: until then, an exception from a signal handler leaves it to the next event.
         watched = _watched(left_out, [*self._description.line.data_keys, *data])
         self.left_out, self.watched, self._known_keys = left_out, watched, {*self._description.line.data_keys, *data}
@@ -279,18 +280,28 @@ class LayoutChooser:
             return
         stay, *leave = groups
         less = self._with_sources(base, stay)
-        bases = [less if one is base else one for one in self.bases]
-        for group in leave:
-            bases.append(self._further_base(group, bases))
+        bases = self._with_further([less if one is base else one for one in self.bases], leave)
         # At once: an exception from a signal handler leaves the old ones or all new ones.
         self.bases, self.usual_answer = bases, None
 
-    def _further_base(self, sources: list[KeySource], others: Iterable[TimeBase]) -> TimeBase:
+    def _with_further(self, bases: list[TimeBase], groups: Iterable[list[KeySource]]) -> list[TimeBase]:
+        """Return time bases with one more for each group of sources. Each has a name of its own in the run."""
+        found = list(bases)
+        taken = {*self._names_of_all(), *(base.layout.time_base for base in bases)}
+        for group in groups:
+            found.append(self._further_base(group, taken))
+            taken.add(found[-1].layout.time_base)
+        return found
+
+    def _further_base(self, sources: list[KeySource], taken: Set[str]) -> TimeBase:
         key = sources[0].key
         name = self._time_bases.get(key, self._event_stream)
-        taken = {base.layout.time_base for base in others}
         if name == self._event_stream or name in taken:
-            name = f"{self._event_stream}/{sources[0].channels[0].key}"
+            name = wanted = f"{self._event_stream}/{sources[0].channels[0].key}"
+            attempt = 1
+            while name in taken:  # an event stream is called so, or two keys that differ in what no file can hold
+                attempt += 1
+                name = f"{wanted} ({attempt})"
         return self._base(name, sources, {})
 
     def _base(self, name: str, sources: list[KeySource], left_out: Mapping[str, str]) -> TimeBase:

@@ -85,6 +85,7 @@ class OpenRun:
                 names=self.channel_names,
                 earlier=self.kept_before.layouts_of(name) if self.kept_before else (),
                 collected=self.kept_before is not None and self.kept_before.shows_collected(name),
+                time_bases=self._time_bases,
             )
             if taken
             else None
@@ -175,8 +176,13 @@ class OpenRun:
         streams = (event_stream for event_stream in self.event_streams.values() if event_stream is not None)
         return {time_base: rows for stream in streams for time_base, rows in stream.rows_by_time_base.items()}
 
-    def log_opened(self, ignored_documents: IgnoredDocuments) -> None:
-        """Log that the run begins, and what the operator has to know about it."""
+    def log_opened(self, ignored_documents: IgnoredDocuments, spool_option: str) -> None:
+        """Log that the run begins, and what the operator has to know about it.
+
+        Args:
+            ignored_documents: Collects the log entries.
+            spool_option: By which the command that is named finds the spool.
+        """
         if self.kept_before is not None:
             ignored_documents.log_later(
                 logging.WARNING, "run %s goes on where it was interrupted: what was kept of it is not taken again",
@@ -191,8 +197,8 @@ class OpenRun:
         if self.header.problem:
             ignored_documents.log_later(
                 logging.ERROR,
-                "run %s is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit %s …`",
-                self.uid, self.header.problem, self.uid[:8],
+                "run %s is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit %s …%s`",
+                self.uid, self.header.problem, self.uid[:8], spool_option,
             )  # fmt: skip
             return
         source = self.header.links.synth_source_id
@@ -262,6 +268,10 @@ class OpenRun:
                 "the whole run again",
                 self.uid, said,
             )  # fmt: skip
+
+    def _time_bases(self) -> Set[str]:
+        """Return the names of all time bases, also of event streams that have no row yet."""
+        return self.rows_by_time_base().keys() | self.event_streams.keys()
 
     def _next_layout(self) -> int:
         """Return a layout number that is unique in this run."""

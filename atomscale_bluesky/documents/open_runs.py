@@ -20,7 +20,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from ..model.loss import Loss
-from ..settings import Settings
+from ..settings import Settings, spool_option
 from ..spool.journal_format import FORMAT, Header, Stop
 from .accepted import KNOWN, NOTHING, TRY_AGAIN, Accepted
 from .description import Description, description_of
@@ -77,6 +77,7 @@ class OpenRuns:
         # By descriptor uid: the run, the event stream or None if it is not selected, and what the descriptor says.
         self.by_descriptor: dict[str, tuple[OpenRun, EventStream | None, Description]] = {}
         self._settings = settings
+        self._spool_option = spool_option(settings)  # now, because later the plan would wait for the settings file
         self._redelivers = redelivers
         self._physical_sample = physical_sample
         self._selection = Selection(
@@ -188,7 +189,7 @@ class OpenRuns:
                 self._known_runs.check_for_second_recorder(
                     uid, run.writer.folder, on_purpose=self._peers.has_another_account
                 )
-        run.log_opened(self._ignored)
+        run.log_opened(self._ignored, self._spool_option)
         return NOTHING
 
     def descriptor(self, doc: Mapping[str, Any]) -> Accepted:
@@ -275,7 +276,7 @@ class OpenRuns:
             if descriptor in self._descriptors_of_none or not isinstance(descriptor, str):
                 return False
             with suppress(OSError):
-                run_uid = self._known_runs.run_with_descriptor(descriptor)
+                run_uid = self._known_runs.run_with_descriptor(descriptor, everywhere=self._redelivers)
         if run_uid is not None:
             self._take_up(run_uid, descriptor)
         if descriptor in self._skipped_descriptors:
@@ -402,7 +403,7 @@ class OpenRuns:
         run = self._runs[run_uid] = OpenRun(run_uid, header, known.kept)
         for line in known.kept.descriptors.values():
             self._describe(run, Description(line))
-        run.log_opened(self._ignored)
+        run.log_opened(self._ignored, self._spool_option)
         return run
 
     def _give_up_early(self, run: OpenRun) -> None:

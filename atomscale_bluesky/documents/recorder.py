@@ -46,8 +46,9 @@ class DocumentRecorder:
 
     Make one per process and spool, with the same settings as the process that delivers. Keep it while documents come,
     then close it. Several threads may call it at once: one lock is held while a document is taken. Mostly that is
-    memory operations and one `write`. A start makes a folder, and an event of an unknown descriptor searches the
-    youngest runs of the spool. None of it waits for a sync, except with `durability = "event"`.
+    memory operations and one `write`. A start makes a folder, and an event of an unknown descriptor searches runs of
+    the spool: all of them with `redelivers`, half a millisecond for each, and otherwise the youngest. None of it waits
+    for a sync, except with `durability = "event"`.
 
     Args:
         settings: Which spool, and which event streams and data keys are taken. The default is environment and file.

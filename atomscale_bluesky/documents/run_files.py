@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from ..errors import LineTooLongError, SpoolError, SpoolFullError
 from ..model.loss import Loss
-from ..model.text import safe
+from ..model.text import encodable, safe
 from ..spool.journal_format import Stop
 from ..spool.lines import encode
 from ..spool.run_writer import RunWriter
@@ -88,7 +88,7 @@ class RunFiles:
             to_deliver = self.listener is not None and self.listener.delivers_new_runs
             self._spool.writers.create(run.header, to_deliver=to_deliver, accept=run.begin_again)
         except SpoolError as error:
-            run.why_not_kept = str(error)
+            run.why_not_kept = encodable(str(error))  # a folder's name may be no text
             run.why_no_writer, until = Loss.NO_ROOM, "there is room"
             if not isinstance(error, SpoolFullError):
                 run.why_no_writer, until = Loss.NOT_WRITTEN, "its files can be made"

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import DocumentError
+from ..status.commands import with_option
 from .accepted import KNOWN
 
 _logger = logging.getLogger("atomscale_bluesky.callback")
@@ -88,10 +89,12 @@ class YoungerFirst:
     Args:
         take: The recorder's `take`.
         closed: Warn that the callback is closed.
+        spool_option: By which the command that the warning names finds the spool.
     """
 
-    def __init__(self, take: Callable[[str, Mapping[str, Any]], Any], *, closed: bool) -> None:
+    def __init__(self, take: Callable[[str, Mapping[str, Any]], Any], *, closed: bool, spool_option: str = "") -> None:
         self._take = take
+        self._spool_option = spool_option
         self.closed = closed  # may be set later
         # By identity. Each stays until it is taken, so that neither an interruption nor another thread loses it.
         self._aside: dict[int, Mapping[str, Any]] = {}
@@ -110,7 +113,7 @@ class YoungerFirst:
             self.used = True
             if not self._warned:
                 self._warned = True
-                _logger.warning("%s", CLOSED_WITHIN)
+                _logger.warning("%s", with_option(CLOSED_WITHIN, self._spool_option))
 
     def flush(self) -> None:
         """Take the start documents that were put aside, unless a younger callback records their runs.
@@ -125,4 +128,4 @@ class YoungerFirst:
             self._aside.pop(key, None)
             if self.closed and not accepted.known:
                 self.used = self._warned = True
-                _logger.warning(CLOSED, start.get("uid"))
+                _logger.warning(with_option(CLOSED, self._spool_option.replace("%", "%%")), start.get("uid"))

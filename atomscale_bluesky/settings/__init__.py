@@ -4,9 +4,10 @@ In: arguments, the environment, and a file.
 Out: a frozen `Settings`.
 Guaranteed: a value that cannot be used is refused with a text that names the setting, its source and what is expected.
 
-    settings  every setting with its default, and how the sources are put together
-    sources   arguments, the environment, and the file
-    values    checks a value, and turns it into its setting's type
+    settings      every setting with its default, and how the sources are put together
+    sources       arguments, the environment, and the file
+    spool_option  which option a command needs to find the spool of these settings
+    values        checks a value, and turns it into its setting's type
 """
 
 from .settings import (
@@ -32,10 +33,12 @@ from .sources import (
     from_environment,
     from_file,
     nearest,
+    place_of_key,
     relative_spool,
     settings_of,
     unknown_variables,
 )
+from .spool_option import spool_option
 from .values import DEFAULT_ENDPOINT, is_loopback
 
 __all__ = [
@@ -60,8 +63,10 @@ __all__ = [
     "from_file",
     "is_loopback",
     "nearest",
+    "place_of_key",
     "refuse_other_arguments",
     "relative_spool",
     "settings_of",
+    "spool_option",
     "unknown_variables",
 ]

@@ -61,7 +61,8 @@ def from_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, tuple[
             return {}
         raise SettingsError(f"there is no settings file {str(path)!r}; make it, or do not name it") from None
     except (OSError, ValueError) as error:  # not UTF-8, or not TOML
-        raise SettingsError(f"settings file {str(path)!r} cannot be read: {error}") from error
+        hint = '; a text has quotes, as in keep = "verified"' if "Invalid value" in str(error) else ""
+        raise SettingsError(f"settings file {str(path)!r} cannot be read: {error}{hint}") from error
     return {name: (value, f"file {path}") for name, value in content.items()}
 
 
@@ -94,6 +95,15 @@ def relative_spool(merged: Mapping[str, tuple[Any, str]]) -> str | None:
 def _variables(name: str) -> tuple[str, ...]:
     """Return the variables that may have a setting. The first one that is set counts."""
     return {"api_key": _KEY_VARIABLES, "endpoint": _ENDPOINT_VARIABLES}.get(name, (_PREFIX + name.upper(),))
+
+
+def place_of_key(fields: Fields, environ: Mapping[str, str]) -> str:
+    """Return where the API key comes from, unless it is an argument: a variable or a file, to be named after "in"."""
+    try:
+        given = from_file(None, environ) | from_environment(fields, environ)
+    except SettingsError:  # the file has changed since it was read
+        given = from_environment(fields, environ)
+    return given.get("api_key", ("", _KEY_VARIABLES[0]))[1].removeprefix("environment variable ")
 
 
 def settings_of(variable: str, fields: Fields) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
@@ -14,8 +15,20 @@ from msgspec.structs import FieldInfo
 from ..errors import SettingsError
 from ..model.identifiers import tags_of, uuid_of
 from ..model.metadata_keys import checked_keys
+from ..model.text import encodable
+
+_PATHS = frozenset({"ca_bundle", "spool_dir"})
 
 DEFAULT_ENDPOINT = "https://api.atomscale.ai"
+# What msgspec's errors call the kinds of values.
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "array": "a list of texts",
+    "object": "pairs such as a=b, c=d",
+}
 
 
 def value_of(field: FieldInfo, value: Any, source: str) -> Any:
@@ -31,10 +44,12 @@ def value_of(field: FieldInfo, value: Any, source: str) -> Any:
         value = str(value)
     if isinstance(field.default, tuple) and isinstance(value, str):
         value = [value]
+    if not _can_be_kept(value, is_path=field.name in _PATHS):
+        raise SettingsError(f"setting {field.name!r} ({source}) is {shown}, which is not text in UTF-8")
     try:
         found = msgspec.convert(value, field.type, strict=False)
     except msgspec.ValidationError as error:
-        expected = str(error).partition(" - at ")[0].replace("`", "")
+        expected = _in_words(str(error))
         if choices := _choices(field.type):
             expected = f"expected one of {', '.join(map(repr, choices))}"
         if isinstance(value, str) and field.default_factory is not msgspec.NODEFAULT:
@@ -44,6 +59,25 @@ def value_of(field: FieldInfo, value: Any, source: str) -> Any:
         return _CHECKS[field.name](found) if field.name in _CHECKS else found
     except ValueError as error:
         raise SettingsError(f"setting {field.name!r} ({source}) is {shown}: {error}") from None
+
+
+def _can_be_kept(value: Any, *, is_path: bool) -> bool:
+    """Return False for text that no file can hold. A path may have bytes that are no text, as the system permits."""
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    texts = value if isinstance(value, list | tuple) else [value]
+    return all(
+        "\0" not in text and (is_path or text.isascii() or text == encodable(text))
+        for text in texts
+        if isinstance(text, str)
+    )
+
+
+def _in_words(error: str) -> str:
+    """Return what a ValidationError expects, such as `Expected int | null, got str`, as a user would say it."""
+    text = error.partition(" - at ")[0].partition(", got ")[0].replace("`", "").replace(" | null", "")
+    word, kind, *bound = text.split(" ", 2)
+    return " ".join(["expected", _KINDS[kind], *bound]) if word == "Expected" and kind in _KINDS else text
 
 
 def is_loopback(endpoint: str) -> bool:

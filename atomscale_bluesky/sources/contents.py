@@ -94,7 +94,7 @@ class Contents:
                 self._count(doc["descriptor"], _numbers(doc))
             case "bulk_events":
                 for descriptor, events in doc.items():
-                    self._count(descriptor, [event.get("seq_num") for event in events])
+                    self._count(descriptor, [mapping_of(event).get("seq_num") for event in events])
             case "stop":
                 run_uid = str(doc["run_start"])
                 if run_uid in self.runs:

@@ -53,7 +53,8 @@ def document_in(body: bytes, *, name: str | None = None, trust_pickle: bool = Fa
 
     Args:
         body: The message.
-        name: The document's name, if it stands elsewhere in the message. Then the body may be the document alone.
+        name: The document's name, if it stands elsewhere in the message. Then the body may be the document alone, or
+            have the name once more.
         trust_pickle: Read pickles. Reading one can run any code, with the rights of this process.
 
     Raises:
@@ -65,9 +66,10 @@ def document_in(body: bytes, *, name: str | None = None, trust_pickle: bool = Fa
         except _UNUSUAL:
             pass  # another shape, or none
     found = _read(body, trust_pickle=trust_pickle)
-    if name is not None and isinstance(found, dict) and name in KINDS:
-        return name, found
     document = as_document(found)
+    if name is not None and isinstance(found, dict) and name in KINDS:
+        is_whole = document is not None and document[0] in KINDS and "uid" not in found
+        return document if document is not None and is_whole else (name, found)
     if document is None:
         raise MessageError(f"a message is no document but a {type(found).__name__}")
     return document
@@ -114,15 +116,23 @@ def from_numpy(found: dict[Any, Any]) -> object:
     """Return the array or number for which `msgpack-numpy` wrote a mapping; any other mapping unchanged.
 
     An array of objects is a pickle, which may do anything when it is read. It stays a mapping, which is no number.
+
+    Raises:
+        ValueError: The mapping says that it is an array or number, and is none.
     """
     is_array = _member(found, "nd")
     if not isinstance(is_array, bool) or _member(found, "kind") in {b"O", "O"}:
         return found
-    data = _member(found, "data")
-    if isinstance(data, str):  # written by a msgpack that knew no bytes
-        data = data.encode(errors="surrogateescape")
-    values = np.frombuffer(data, dtype=_dtype(_member(found, "type")))
-    return values.reshape(_member(found, "shape")) if is_array else values[0]
+    if _member(found, "data") is None or _member(found, "type") is None:
+        return found  # somebody's own key of this name, such as a filter's
+    try:
+        data = _member(found, "data")
+        if isinstance(data, str):  # written by a msgpack that knew no bytes
+            data = data.encode(errors="surrogateescape")
+        values = np.frombuffer(data, dtype=_dtype(_member(found, "type")))
+        return values.reshape(_member(found, "shape")) if is_array else values[0]
+    except Exception as error:  # numpy reads some types as Python code, and no number has no bytes
+        raise ValueError(f"an array or number of numpy cannot be read: {type(error).__name__}") from error
 
 
 def _member(found: Mapping[Any, Any], name: str) -> Any:

@@ -10,7 +10,9 @@ bluesky-kafka has it, or if the topic has only one.
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -33,6 +35,12 @@ SESSION_TIMEOUT_MS = 10_000
 FETCHED_AHEAD_KB = 16_384
 # How long the client waits before it fetches again, once it has so much. Its default is a second; we take it in less.
 FETCH_AGAIN_MS = 20
+
+# The client prints each failed attempt to connect, 20 a second while the brokers are away. It also reports what is
+# wrong to `error_cb`, so its own lines are left out, unless `config` has another level: these are syslog's.
+LOG_LEVEL = 2
+# How often the same kind of error is reported while no message comes.
+WARN_AGAIN_S = 900.0
 
 Partition = tuple[str, int]
 
@@ -65,7 +73,7 @@ class KafkaDocuments:
         self._ending = ending or threading.Event()
         self._positions: dict[Partition, _Position] = {}
         self._received: deque[Message] = deque()  # came, and were not handed over yet
-        self._last_warning = ""
+        self._warned_at: dict[int | str, float] = {}  # by kind of error: when it was reported, monotonic
         self._closed = False
         self._consumer = Consumer(
             {
@@ -74,6 +82,7 @@ class KafkaDocuments:
                 "session.timeout.ms": SESSION_TIMEOUT_MS,
                 "queued.max.messages.kbytes": FETCHED_AHEAD_KB,
                 "fetch.queue.backoff.ms": FETCH_AGAIN_MS,
+                "log_level": LOG_LEVEL,
                 **(config or {}),
                 "bootstrap.servers": bootstrap,
                 "group.id": group,
@@ -101,7 +110,7 @@ class KafkaDocuments:
             message = self._received.popleft()
             error = message.error()
             if error is None:
-                self._last_warning = ""
+                self._warned_at.clear()
                 yield self._incoming(message)
             elif error.fatal():
                 raise KafkaException(error)
@@ -164,7 +173,7 @@ class KafkaDocuments:
         try:
             self._consumer.commit(offsets=offsets, asynchronous=not wait)
         except KafkaException as error:
-            self._warn_if_new(f"offsets could not be committed, so messages come again: {error.args[0]}")
+            self._warn_if_due("commit", f"offsets could not be committed, so messages come again: {error.args[0]}")
             return
         for key in moved:
             self._positions[key].moved = False
@@ -178,11 +187,13 @@ class KafkaDocuments:
         self._received = deque(one for one in self._received if (one.topic(), one.partition()) not in given_up)
 
     def _note_error(self, error: KafkaError) -> None:
-        self._warn_if_new(f"the brokers: {error.str()}")
+        self._warn_if_due(error.code(), f"the brokers: {error.str()}")
 
-    def _warn_if_new(self, text: str) -> None:
-        if text != self._last_warning:
-            self._last_warning = text
+    def _warn_if_due(self, kind: int | str, text: str) -> None:
+        """Log a warning, unless one of its kind was logged lately. The texts differ by milliseconds and addresses."""
+        now = time.monotonic()
+        if now - self._warned_at.get(kind, -math.inf) >= WARN_AGAIN_S:
+            self._warned_at[kind] = now
             _logger.warning("%s", text)
 
 

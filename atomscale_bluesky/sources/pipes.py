@@ -1,7 +1,8 @@
 """A pipe that can be left although nothing comes.
 
-A read of a pipe returns when its writer has written or ended, and no signal interrupts it for good. So a thread reads,
-and the caller stops waiting for that thread when the command is to end.
+A read of a pipe returns when its writer has written or ended, and no signal interrupts it for good. A named pipe is not
+even opened before it has a writer. So a thread opens and reads, and the caller stops waiting for that thread when the
+command is to end.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import io
 import os
 import queue
 import threading
+from pathlib import Path
 from typing import Any
 
 _BLOCK = 1 << 16
@@ -21,13 +23,13 @@ class Pipe(io.RawIOBase):
     """The bytes that come through a pipe. Once `ending` is set, it is at its end.
 
     Args:
-        descriptor: The pipe. It is not closed.
+        pipe: A descriptor, which is not closed; or a named pipe, which is opened once it has a writer.
         ending: Ends it.
     """
 
-    def __init__(self, descriptor: int, ending: threading.Event) -> None:
+    def __init__(self, pipe: int | Path, ending: threading.Event) -> None:
         super().__init__()
-        self._descriptor = descriptor
+        self._pipe = pipe
         self._ending = ending
         self._blocks: queue.Queue[bytes | OSError] = queue.Queue(_BLOCKS)
         self._rest = b""
@@ -55,12 +57,15 @@ class Pipe(io.RawIOBase):
         return size
 
     def _read_on(self) -> None:
-        while True:
+        try:
+            descriptor = self._pipe if isinstance(self._pipe, int) else os.open(self._pipe, os.O_RDONLY)
             try:
-                block = os.read(self._descriptor, _BLOCK)
-            except OSError as error:
-                self._blocks.put(error)
-                return
-            self._blocks.put(block)
-            if not block:
-                return
+                while block := os.read(descriptor, _BLOCK):
+                    self._blocks.put(block)
+            finally:
+                if descriptor is not self._pipe:
+                    os.close(descriptor)
+        except OSError as error:
+            self._blocks.put(error)
+        else:
+            self._blocks.put(b"")

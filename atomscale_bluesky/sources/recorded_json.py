@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..model.text import encodable
 from .forms import Document
 from .recording_errors import EXPECTED, MAX_DOCUMENT, CutOffError, RecordingError, usable
 
@@ -24,12 +25,14 @@ class Text:
     def __init__(self, file: io.BufferedReader[Any], *, live: bool) -> None:
         self._file = file
         self._live = live
-        self._decode = codecs.getincrementaldecoder("utf-8")().decode
+        # What is no UTF-8 costs its own document alone.
+        self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
         self.text = ""
         self.at = 0  # what is before this was used
         self.line = 1
         self._before = "\n"  # the letter before the text
         self.ended = False
+        self.has_other_bytes = False  # something that was read is no UTF-8
 
     @property
     def begins_line(self) -> bool:
@@ -52,6 +55,7 @@ class Text:
         while size < enough and not self.ended:
             read = self._file.read1(_BLOCK)
             blocks.append(self._decode(read, final=not read))
+            self.has_other_bytes = self.has_other_bytes or not _is_encodable(blocks[-1])
             size += len(blocks[-1])
             self.ended = not read
             if self._live and "\n" in blocks[-1]:
@@ -81,6 +85,10 @@ class Text:
                 return ""
 
 
+def _is_encodable(text: str) -> bool:
+    return text.isascii() or text == encodable(text)
+
+
 def from_json(text: Text, name: str, unusable: Callable[[str], object] | None) -> Iterator[Document]:
     """Yield the documents of a JSON file.
 
@@ -95,23 +103,25 @@ def from_json(text: Text, name: str, unusable: Callable[[str], object] | None) -
         RecordingError: It holds something else.
     """
     decode = json.JSONDecoder().raw_decode
+    of_lines = True  # the last document began a line, or there is none yet; so the next one may do so too
     while letter := text.skip(_BETWEEN):
         where = f"{name}, line {text.line}"
         if letter == "]" or (letter == "[" and _begins_array(text)):
             text.move_to(text.at + 1)  # an array of documents ends or begins
             continue
-        is_line = text.begins_line
+        begins_line = text.begins_line
         try:
             found = _value(decode, text, where)
         except CutOffError:
             raise
         except RecordingError as error:
-            if unusable is None or not is_line or not text.skip_line():
+            if unusable is None or not (begins_line or of_lines) or not text.skip_line():
                 raise
             unusable(str(error))
             continue
         document = usable(found, where, unusable)
         if document is not None:
+            of_lines = begins_line
             yield document
 
 
@@ -148,5 +158,9 @@ def _value(decode: Any, text: Text, where: str) -> object:
                     raise CutOffError(f"{where} is cut off: the file ends within this document") from error
                 raise RecordingError(f"{where} is no JSON; {EXPECTED}") from error
             continue
+        except ValueError as error:  # an integer of more digits than Python reads
+            raise RecordingError(f"{where} cannot be read: {error}; {EXPECTED}") from error
+        if text.has_other_bytes and not _is_encodable(text.text[text.at : end]):
+            raise RecordingError(f"{where} cannot be read, because it is no UTF-8; {EXPECTED}")
         text.move_to(end)
         return found

@@ -22,6 +22,7 @@ import bz2
 import gzip
 import io
 import lzma
+import stat
 import sys
 import threading
 import zlib
@@ -54,7 +55,7 @@ class Recordings:
 
     Args:
         paths: The files; `-` is standard input.
-        ending: Once it is set, standard input is at its end, although its writer has not ended.
+        ending: Once it is set, standard input and named pipes are at their end, although their writers have not ended.
     """
 
     def __init__(self, paths: Iterable[str | Path], ending: threading.Event | None = None) -> None:
@@ -99,6 +100,9 @@ class Recordings:
         if str(path) == STANDARD_INPUT:
             pipe = Pipe(_standard_input(), self._ending)
             yield from self._counted(pipe, "standard input", unusable, live=True)
+            return
+        if _is_pipe(Path(path)):
+            yield from self._counted(Pipe(Path(path), self._ending), str(path), unusable, live=True)
             return
         with _opened(Path(path)) as file:
             yield from self._counted(file, str(path), unusable, live=False)
@@ -177,6 +181,15 @@ def _opened(path: Path) -> io.FileIO:
         return io.FileIO(path)
     except OSError as error:
         raise RecordingError(f"{path} cannot be read: {error}; {EXPECTED}") from error
+
+
+def _is_pipe(path: Path) -> bool:
+    """Return True for a file of which a read may wait for another program: a named pipe, or a terminal."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # reported when it is opened
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
 
 def _standard_input() -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 import zmq
 
@@ -109,5 +110,10 @@ class ZmqDocuments:
         if separator and name.decode(errors="replace") in KINDS:
             if self._prefix and prefix != self._prefix:
                 return None
-            return document_in(body, name=name.decode(), trust_pickle=self._trust_pickle)
+            try:
+                return document_in(body, name=name.decode(), trust_pickle=self._trust_pickle)
+            except MessageError:
+                with suppress(MessageError):  # the blanks and the kind may stand in a text of a whole document
+                    return document_in(frames[0], trust_pickle=self._trust_pickle)
+                raise
         return document_in(frames[0], trust_pickle=self._trust_pickle)

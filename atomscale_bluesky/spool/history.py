@@ -22,8 +22,8 @@ HISTORY = "history.jsonl"
 HISTORY_BYTES = 16 * 2**20
 
 _RUN_UID = re.compile(rb'"run_uid":"([^"]*)"')
-_DESCRIPTORS = re.compile(rb'"descriptors":\[([^\]]*)\]')
-_TEXT = re.compile(rb'"([^"]*)"')
+_DESCRIPTORS = re.compile(rb'"descriptors":\[((?:"(?:[^"\\]|\\.)*",?)*)\]')
+_TEXT = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 
 
 class History:
@@ -48,6 +48,7 @@ class History:
         self._max_bytes = max_bytes
         self._uids: dict[tuple[int, int], _Uids] = {}  # by file
         self._lock = threading.RLock()  # guards `_uids`; re-entrant, as a signal handler may come here during a read
+        self._name_synced = (0, 0)  # the file whose name in the folder survives a power cut
 
     def after_fork_in_child(self) -> None:
         """Renew the lock in a forked child: a thread of the parent may have had it, and never releases this copy."""
@@ -132,15 +133,22 @@ class History:
             SpoolError: The file cannot be written, or another process has its lock for too long.
         """
         with locked(self._path.with_suffix(".lock"), self._make_room):
+            name_synced = False
             with contextlib.suppress(FileNotFoundError):
-                if self._path.stat().st_size >= self._max_bytes:
+                found = self._path.stat()
+                if found.st_size >= self._max_bytes:
                     self._path.replace(self._older_path)
-            file = LineFile(self._path, make_room=self._make_room)
+                else:
+                    name_synced = (found.st_dev, found.st_ino) == self._name_synced
+            file = LineFile(self._path, make_room=self._make_room, name_synced=name_synced)
             try:
                 file.append(line(msgspec.json.encode(entry)))
                 file.sync()
             finally:
                 file.close()
+            with contextlib.suppress(FileNotFoundError):  # somebody has removed it just now
+                found = self._path.stat()
+                self._name_synced = found.st_dev, found.st_ino
 
     def _entries_containing(self, sought: bytes) -> Iterator[dict[str, Any]]:
         """Yield the entries of the lines that contain `sought`, oldest first."""

@@ -137,18 +137,36 @@ class KeptEvents:
         if found is not None:
             for journal in self._journals:
                 journal.note_uid(digest)
-            return self._with_parts(found, event_stream, keys, possible_rows)
-        recognised = self._recognised.get(digest) or self._recognised_before.get(digest)
-        if recognised is not None:
-            return recognised
+            found = self._with_parts(found, event_stream, keys, possible_rows)
+            if found.lacks(keys) and not self._has_event(digest):
+                # A part alone: the event's first row may be known under another uid, by its time and values.
+                first = self._remembered(digest) or self._recognise(event_stream, digest, times, possible_rows)
+                found = found if first is None else _sum_of([found, first])
+            return found
+        remembered = self._remembered(digest)
+        if remembered is not None:
+            return remembered
+        kept = self._recognise(event_stream, digest, times, possible_rows)
+        if kept is not None:
+            return self._with_parts(kept, event_stream, keys, possible_rows)
+        if self._is_before_last_row(event_stream, times):
+            self.recognised_by_time += 1
+            return _ALL
+        return None
+
+    def _remembered(self, digest: int) -> KeptReadings | None:
+        """Return what was found before of an event that was recognised by its time and values."""
+        return self._recognised.get(digest) or self._recognised_before.get(digest)
+
+    def _recognise(
+        self, event_stream: str, digest: int, times: Sequence[float], possible_rows: PossibleRows
+    ) -> KeptReadings | None:
+        """Return what a journal holds of an event with this time and these values, and count it as recognised."""
         for journal in self._journals:
             kept = journal.recognise(event_stream, possible_rows, times, lambda known: self._remember(digest, known))
             if kept is not None:
                 self.recognised_by_time += 1
-                return self._with_parts(kept, event_stream, keys, possible_rows)
-        if self._is_before_last_row(event_stream, times):
-            self.recognised_by_time += 1
-            return _ALL
+                return kept
         return None
 
     def _with_parts(

@@ -159,6 +159,7 @@ class LedgerState:
             case Linked():
                 stream = self._stream(fact.stream)
                 stream.linked.add((fact.link, fact.to))
+                stream.renamed = fact.to if fact.link == "label" else stream.renamed
                 stream.links_refused.pop((fact.link, fact.to), None)
             case LinkRefused():
                 stream = self._stream(fact.stream)

@@ -62,6 +62,8 @@ class LineFile:
         path: The file. It is made if it is missing.
         make_room: Called when the disk is full, before the failed write is tried again.
         end_of_whole: Given a descriptor and the file's size, returns where the last whole line ends.
+        name_synced: Its name in the folder is known to survive a power cut. Then the first sync does not sync the
+            folder.
     """
 
     _descriptor = _CLOSED  # if opening failed
@@ -72,6 +74,7 @@ class LineFile:
         *,
         make_room: Callable[[], object] | None = None,
         end_of_whole: Callable[[int, int], int] | None = None,
+        name_synced: bool = False,
     ) -> None:
         self.path = path
         self._make_room = make_room
@@ -84,7 +87,7 @@ class LineFile:
             self.close()
             raise
         self._expected_end = self.size  # differs while lines are being written: where the file will end with them
-        self._name_synced = False  # its name in the folder survives a power cut
+        self._name_synced = name_synced  # its name in the folder survives a power cut
 
     def append(self, lines: bytes) -> None:
         """Write whole lines, all of them or none.

@@ -23,7 +23,7 @@ from .segments import START, first_line, last_line, segment_path
 HEAD = "head.jsonl"
 LEDGER = "ledger.jsonl"
 
-# How much of a copy or a journal is searched for descriptors.
+# How much of a journal is searched for descriptors, up to the end of the line that is there.
 MOST_SEARCHED = 2**18
 _HEADER = -1  # stands for the header among the layouts' numbers
 
@@ -118,15 +118,17 @@ def read_header(folder: Path) -> Header | None:
 
 
 def descriptors_in(folder: Path) -> set[str]:
-    """Return the uids of a run's descriptors, as far as the beginning of its journal or the copy has them."""
+    """Return the uids of a run's descriptors, as far as the copy or the beginning of its journal has them."""
     found: set[str] = set()
-    for path in (folder / HEAD, segment_path(folder, START.segment)):
+    for path, most in ((folder / HEAD, None), (segment_path(folder, START.segment), MOST_SEARCHED)):
         with contextlib.suppress(OSError, SpoolError), open_to_read(path) as file:
-            for text in file.read(MOST_SEARCHED).split(b"\n"):
-                payload = payload_of(text) if b'{"kind":"descriptor"' in text else None
+            for end, text in whole_lines(file):
+                payload = payload_of(text) if text is not None and b'{"kind":"descriptor"' in text else None
                 line = None if payload is None else decode_journal(payload)
                 if isinstance(line, Described):
                     found.add(line.uid)
+                if most is not None and end >= most:
+                    break
     return found
 
 

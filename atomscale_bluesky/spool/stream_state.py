@@ -68,6 +68,7 @@ class MetrologyStreamState:
     confirmed_at: float | None = None
     finalized_at: float | None = None
     linked: set[tuple[str, str]] = field(default_factory=set)  # the kind of each link made, and its target
+    renamed: str | None = None  # its name in Atomscale, if that was changed after it was made
     links_refused: dict[tuple[str, str], str] = field(default_factory=dict)  # … and the reason of each link refused
     # All openings that share one metrology stream of Atomscale's. The first has initialized it and finalizes it.
     group: list[MetrologyStreamState] = field(default_factory=list, repr=False, compare=False)

@@ -313,9 +313,13 @@ class Account:
         gaps = self._gaps_by_channel()
         damaged = self._rows_damaged_at_the_end(ledger)
         result: dict[tuple[str, str], Counts] = {}
-        for (name, time_base), layouts in self._layouts_by_channel().items():
-            lost = sum(self.rows_missing[layout] + self.rows_repeated[layout] + damaged[layout] for layout in layouts)
-            seen = sum(self.rows[layout] for layout in layouts) + lost
+        sums: dict[tuple[int, ...], tuple[int, int]] = {}  # rows seen and lost, by layouts, which many channels share
+        for (name, time_base), numbers in self._layouts_by_channel().items():
+            layouts = tuple(numbers)
+            if layouts not in sums:
+                away = sum(self.rows_missing[n] + self.rows_repeated[n] + damaged[n] for n in layouts)
+                sums[layouts] = sum(self.rows[n] for n in layouts) + away, away
+            seen, lost = sums[layouts]
             left_out = Counter[str]()
             for layout, reason, n in gaps.get(name, ()):
                 if layout in layouts:

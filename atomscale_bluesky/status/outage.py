@@ -23,8 +23,10 @@ REWRITE_S = 5.0
 # An uploader of another endpoint removes a note that was not rewritten for this time. Attempts come more often.
 STALE_S = 900.0
 # What ends an outage that a refused key makes. A key may get its rights back, and is then used without this.
+# The old callback has to go first: with another key it counts as another account, and both would record every run.
 NEW_KEY = (
-    "a process keeps the key that it began with: to use another key, end the process, or make a new callback in it"
+    "a process keeps the key that it began with: to use another key, end the process, or unsubscribe and close its "
+    "callback before you subscribe a new one"
 )
 
 

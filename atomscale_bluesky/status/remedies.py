@@ -30,8 +30,17 @@ _WORDS = (
 )
 
 
-def remedies(run: RunStatus) -> tuple[str, ...]:
-    """Return the commands that mend a run, the most likely one first. Empty if it does not wait for the operator."""
+def remedies(run: RunStatus, option: str = "") -> tuple[str, ...]:
+    """Return the commands that mend a run, the most likely one first. Empty if it does not wait for the operator.
+
+    Args:
+        run: The run.
+        option: By which the commands find the run's spool, such as ` --spool-dir /data/spool`.
+    """
+    return tuple(f"{command}{option}" for command in _commands(run))
+
+
+def _commands(run: RunStatus) -> tuple[str, ...]:
     if run.state != "parked":
         return ()
     uid = run.run_uid[:UID_SHOWN]

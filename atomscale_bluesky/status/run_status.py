@@ -25,7 +25,7 @@ Cause = Literal["metadata", "missing", "ledger", "run", "stream", "chunk", "link
 class StreamStatus(msgspec.Struct, frozen=True):
     """One metrology stream of a run."""
 
-    label: str
+    label: str  # its name in Atomscale
     event_stream: str
     why: str
     state: str  # opened, initializing, initialized, finalizing, finalized; closed, if it ended early; or parked
@@ -33,7 +33,8 @@ class StreamStatus(msgspec.Struct, frozen=True):
     problem: str | None  # why it is parked, or the last refusal: of a chunk, or of a link
     chunks_confirmed: int
     chunks_refused: int
-    channels: tuple[str, ...] = ()  # those that it holds or will hold; empty if an earlier version noted it
+    # Those that it holds or will hold. Empty if an earlier version noted it, or if a finished run has hundreds of them.
+    channels: tuple[str, ...] = ()
 
 
 class RunStatus(msgspec.Struct, frozen=True):
@@ -63,6 +64,7 @@ class RunStatus(msgspec.Struct, frozen=True):
     unusable: tuple[str, ...] = ()
     # What the operator ordered and no process has carried out yet: retry, discard, edit, settle, move
     ordered: tuple[str, ...] = ()
+    interrupted: bool = False  # no stop document came, and the run is completed without one
 
     @property
     def name(self) -> str:
@@ -152,6 +154,7 @@ def status_of(
         unusable=header.unusable if ledger.edited is None else (),
         last_confirmed=max((s.confirmed_at for s in ledger.streams.values() if s.confirmed_at), default=None),
         ordered=tuple(type(order).__name__.lower() for order in ordered),
+        interrupted=account.stop is not None and account.stop.interrupted,
     )
 
 
@@ -202,7 +205,7 @@ def _stream_status(stream: MetrologyStreamState, account: Account) -> StreamStat
     held |= {name for tried in stream.tried.values() for name in tried.channels}
     problem = stream.parked or (refusal.reason if refusal else None) or next(iter(stream.links_refused.values()), None)
     return StreamStatus(
-        label=opening.label,
+        label=stream.renamed or opening.label,
         event_stream=event_stream,
         why=opening.why,
         state="parked" if problem else stream.life.value,

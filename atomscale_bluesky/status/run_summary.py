@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -12,12 +12,13 @@ from ..spool.journal_format import Header
 from ..spool.ledger_state import LedgerState
 from ..spool.own_files import recorded_since
 from .account import Account
-from .run_status import RunStatus
+from .run_status import RunStatus, StreamStatus
 from .spool_status import bad_ending
 
 _logger = logging.getLogger(__name__)
 
-# How many channels an entry names. A longer list would push other runs out of the bounded history.
+# How many channels an entry names, and so often it does so for its streams. A longer list would push other runs out of
+# the bounded history.
 MOST_CHANNELS = 200
 
 
@@ -32,7 +33,7 @@ def history_entry(
         "started": status.started,
         "finished": finished,
         "data_ids": list(status.data_ids),
-        "streams": msgspec.to_builtins(status.streams),
+        "streams": _streams(status.streams),
         "delivered": status.points.delivered,
         "left_out": dict(status.points.left_out),
         "lost": status.points.lost,
@@ -58,6 +59,17 @@ def verified_at(entry: Mapping[str, Any]) -> float | None:
     return float(entry.get("verified_at") or entry.get("finished") or 0.0) if entry.get("verified") else None
 
 
+def _streams(streams: Iterable[StreamStatus]) -> list[dict[str, Any]]:
+    """Return the run's streams. A stream whose channels would be too many for the entry is named without them."""
+    found: list[dict[str, Any]] = []
+    left = MOST_CHANNELS
+    for stream in streams:
+        named = len(stream.channels) <= left
+        left -= len(stream.channels) if named else 0
+        found.append(msgspec.to_builtins(stream if named else msgspec.structs.replace(stream, channels=())))
+    return found
+
+
 def _channels(status: RunStatus, account: Account) -> dict[str, dict[str, Any]]:
     """Return unit and number of delivered points of the first channels, by name."""
     units = {channel.name: channel.unit for layout in account.layouts.values() for channel in layout.channels}
@@ -70,6 +82,7 @@ def log_summary(status: RunStatus, state: LedgerState) -> None:
     points = status.points
     left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(points.left_out.items())) or "none"
     ended = f", its plan ended with {word}" if (word := bad_ending(status.exit_status)) else ""
+    ended = ", interrupted" if status.interrupted else ended
     since = recorded_since(status.folder)  # a recorded run's points are old before they are taken
     took = [
         s.confirmed_at - max(s.last_tried.last_time, since)
@@ -78,8 +91,8 @@ def log_summary(status: RunStatus, state: LedgerState) -> None:
     ]
     _logger.log(
         logging.WARNING if points.waiting or points.refused or points.lost else logging.INFO,
-        "run %s %s%s: %d points delivered%s; waiting: %d; refused: %d; left out: %s; discarded: %d; lost: %d%s",
-        status.run_uid, status.state, ended, points.delivered,
+        "run %s %s%s: %d point%s delivered%s; waiting: %d; refused: %d; left out: %s; discarded: %d; lost: %d%s",
+        status.run_uid, status.state, ended, points.delivered, "" if points.delivered == 1 else "s",
         f" to {', '.join(status.data_ids)}" if status.data_ids else "",
         points.waiting, points.refused, left_out, points.discarded, points.lost,
         f"; the last point took {max(0.0, *took):.1f} s" if took else "",

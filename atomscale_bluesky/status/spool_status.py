@@ -245,7 +245,8 @@ class SpoolStatus:
         found = [status for status in self.status() if run and status.run_uid.startswith(run)]
         if not found:
             gone = bool(run) and self._spool.history.newest_beginning_with(run) is not None
-            more = "; it is finished and has left the spool" if gone else "; see `atomscale-bluesky status`"
+            more = f"; `atomscale-bluesky status` lists those of {self._spool.path}"
+            more = "; it is finished and has left the spool" if gone else more
             if any(one.run_uid.startswith(run) for one in self._spool.not_kept.runs() if run):
                 more = "; it was not kept, because the spool had no room for it"
             none = f"no run in the spool begins with {run!r}"

@@ -125,6 +125,22 @@ def test_further_chunks_go_over_the_same_connection_with_the_same_headers(served
     assert [body for *_, body in server.asked] == [push("metrology", "id", chunk).body for chunk in CHUNKS]
 
 
+def test_streams_are_finalized_over_the_same_connection_each_at_its_own_path(served: Serve) -> None:
+    server, client = served(*[answer(json.dumps({"data_id": f"id-{n}"}).encode()) for n in range(3)])
+
+    for n in range(3):
+        client.finalize("metrology", f"id-{n}")
+
+    assert [number for number, *_ in server.asked] == [1, 1, 1]
+    lines = [head.partition(b"\r\n") for _, head, _ in server.asked]
+    assert [first for first, *_ in lines] == [
+        b"POST /metrology/stream/id-%d/finalize HTTP/1.1" % n for n in range(3)
+    ]  # fmt: skip
+    said = [sorted(rest.lower().replace(b": ", b":").split(b"\r\n")) for *_, rest in lines]
+    assert said[0] == said[1] == said[2]
+    assert b"content-length:0" in said[2]
+
+
 @pytest.mark.parametrize(
     "told",
     [

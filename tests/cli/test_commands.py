@@ -296,6 +296,21 @@ def test_as_json_a_program_can_add_it_up_channel_by_channel(
 # ---- upload ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_run_that_was_completed_and_still_waits_says_that_it_was_interrupted(
+    say: Say, server: LocalServer, killed: Callable[[int], None]
+) -> None:
+    killed(25)
+    server.unreachable()
+    code, said, _ = say("upload", "--timeout", "3")
+
+    assert (code, "waiting (interrupted): 50 points waiting" in said) == (1, True)
+    assert "plan interrupted: no stop document came" in say("status")[1]
+    assert "ended interrupted: no stop document came" in say("show", "last")[1]
+    server.reachable()
+    code, said, _ = say("upload")
+    assert (code, "finalized, interrupted: 50 points delivered to " in said) == (0, True)
+
+
 def test_upload_delivers_the_run_of_a_killed_process_and_completes_it(
     say: Say, server: LocalServer, killed: Callable[[int], None]
 ) -> None:
@@ -340,6 +355,24 @@ def test_upload_without_a_key_is_one_line_and_exit_code_2(
 
     assert code == 2
     assert complaint == (
+        "atomscale-bluesky: no API key: put the key of your Atomscale account into ATOMSCALE_API_KEY\n"
+    )
+
+
+def test_upload_without_a_key_names_the_service_if_only_that_one_needs_the_key(
+    say: Say, spooled: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spooled()
+    monkeypatch.delenv("ATOMSCALE_API_KEY")
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_UPLOADER", "none")
+    code, _, complaint = say("upload")
+
+    assert code == 2
+    assert complaint == (
+        "atomscale-bluesky: no API key here, and the setting 'uploader' is 'none': the service `atomscale-bluesky "
+        "upload --follow` has the key and delivers; to deliver once from here, put the key into ATOMSCALE_API_KEY\n"
+    )
+    assert say("upload", "--follow")[2] == (
         "atomscale-bluesky: no API key: put the key of your Atomscale account into ATOMSCALE_API_KEY\n"
     )
 

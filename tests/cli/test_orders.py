@@ -48,6 +48,7 @@ def test_several_runs_are_named_and_one_that_is_not_there_is_an_error_of_its_own
     assert f"Run {first[:8]} " in said
     assert f"Run {second[:8]} " in said
     assert "no run in the spool begins with 'no-such-run'" in complaint
+    assert f"; `atomscale-bluesky status` lists those of {spool_dir}\n" in complaint
     assert orders_in(spool_dir) == 2
 
 

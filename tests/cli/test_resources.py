@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -65,9 +66,24 @@ def test_a_name_from_outside_reaches_no_terminal_as_it_is(say: Say, server: Loca
 def test_a_list_that_cannot_be_had_says_why(say: Say, server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
     server.misbehave(Fault(call="projects", status=503))
     code, _, complaint = say("projects")
-    assert (code, "was answered 503" in complaint) == (1, True)
+    assert (code, f"Error: Atomscale at {server.url}: GET projects/" in complaint) == (1, True)
+    assert "was answered 503" in complaint
+    assert "`atomscale-bluesky doctor` checks the way there" in complaint
     monkeypatch.setenv("ATOMSCALE_API_KEY", "another")
     code, _, complaint = say("instruments")
     assert (code, "check the key in ATOMSCALE_API_KEY" in complaint) == (1, True)
     monkeypatch.delenv("ATOMSCALE_API_KEY")
     assert "there is no API key" in say("samples")[2]
+
+
+def test_a_key_that_is_refused_is_named_with_its_place(
+    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('api_key = "revoked"\n')
+    file.chmod(0o600)
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_SETTINGS", str(file))
+    monkeypatch.delenv("ATOMSCALE_API_KEY")
+    assert say("instruments")[2].endswith(f"; check the key in file {file}\n")
+    monkeypatch.setenv("AS_API_KEY", "revoked too")
+    assert say("instruments")[2].endswith("; check the key in AS_API_KEY\n")

@@ -97,7 +97,7 @@ def test_a_run_that_was_sent_is_not_sent_again(say: Say, server: LocalServer, re
     code, said, _ = say(recording)
 
     assert code == 0
-    assert "0 runs read, and 1 run that had been sent before: 0 rows taken" in said
+    assert "0 runs read, and 1 run that had been taken before: 0 rows taken" in said
     assert held(server)["k0"] == [float(n) for n in range(25)]
     assert len(server.streams()) == 1
 
@@ -153,6 +153,17 @@ def test_the_spool_only_is_filled_where_that_is_asked_for(
     assert server.streams() == []
     (run,) = SpoolStatus(Spool(Settings.load().spool_path)).status()
     assert run.points.waiting == 50
+
+
+def test_the_service_is_named_if_only_that_one_delivers(
+    say: Say, recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_UPLOADER", "none")
+    code, said, _ = say(recording, "--spool-dir", str(tmp_path / "archive"))
+
+    assert code == 0
+    upload = f"atomscale-bluesky upload --spool-dir {tmp_path / 'archive'}"
+    assert f"It is in the spool; the service `{upload} --follow` delivers it." in said
 
 
 # ---- what is odd in a file -------------------------------------------------------------------------------------------

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
 import subprocess
 import sys
 import threading
@@ -19,11 +22,13 @@ from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.__main__ import main
+from atomscale_bluesky.cli import commands
 from atomscale_bluesky.cli.status_text import blocks, fit_terminal
 from atomscale_bluesky.delivery.uploader_service import serve
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.settings import Settings
 from atomscale_bluesky.spool.spool import Spool
+from atomscale_bluesky.status.commands import with_option
 from atomscale_bluesky.status.spool_status import SpoolStatus
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -64,6 +69,20 @@ def test_the_name_in_atomscale_is_shown_for_waiting_and_finished_runs(
     callback(*documents[-1])
     assert callback.drain(20)
     assert f"name {stream.label}" in say("status", "--all")[1]
+
+
+def test_the_name_of_a_run_that_ended_badly_is_the_one_that_atomscale_has(
+    say: Say, callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    uid = fail(callback, exit_status="abort")
+    assert callback.drain(20)
+
+    (stream,) = server.streams()
+    assert stream.label is not None
+    assert " · abort [" in stream.label
+    assert f"name {stream.label}" in say("status", "--all")[1]
+    assert stream.label in say("show", uid)[1]
+    assert [one.label for one in callback.streams(uid)] == [stream.label]
 
 
 @pytest.mark.parametrize(
@@ -369,13 +388,82 @@ def test_a_time_that_is_none_is_a_usage_error(say: Say) -> None:
     assert "write 90s, 10m, 2h or 1d" in complaint
 
 
+def test_each_command_that_is_named_works_as_pasted_for_a_spool_given_by_option(
+    say: Say, spooled: Spooled, spool_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid = spooled(synth_source_id="the big one")
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_DIR", str(spool_dir.parent / "another"))
+    monkeypatch.setenv("COLUMNS", "300")
+    here = f"--spool-dir {spool_dir}"
+
+    said = say("status", *here.split())[1]
+    assert f"do atomscale-bluesky edit {uid[:8]} --synth-source-id NUMBER {here} " in said
+    assert f"or atomscale-bluesky discard {uid[:8]} {here} " in said
+    (run,) = told(say, *here.split())["runs"]
+    edit, discard = run["remedies"]
+    assert edit.endswith(here)
+    assert discard.endswith(here)
+    assert f"; `atomscale-bluesky edit {uid[:8]} --synth-source-id NUMBER {here}`" in (
+        left := say("upload", *here.split())[1]
+    )
+    assert left.endswith(f"`atomscale-bluesky status {here}` tells more.")
+
+    pasted = edit.replace("NUMBER", "42").split()[1:]
+    assert say(*pasted)[0] == 0
+    said = say("status", *here.split())[1]
+    assert said.endswith(f"the next session will, or now `atomscale-bluesky upload {here}`.")
+    assert f"`atomscale-bluesky status --all {here}`" in say("show", "nosuch", *here.split())[2]
+    assert f"`atomscale-bluesky status {here}`" in say("retry", "nosuch", *here.split())[2]
+    assert say("upload", *here.split())[0] == 0
+    finished = say("verify", "last", *here.split())[2]
+    assert f"(`atomscale-bluesky verify {uid[:8]} --file FILE {here}`)" in finished
+    assert f"(`atomscale-bluesky show {uid[:8]} --from api {here}`)" in finished
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal")
+def test_a_command_stays_on_one_line_of_a_narrow_terminal(
+    spooled: Spooled, spool_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pty
+
+    uid = spooled(synth_source_id="the big one")
+    outer, inner = pty.openpty()
+    command = [sys.executable, "-m", "atomscale_bluesky", "status", "--spool-dir", str(spool_dir)]
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_DIR", str(spool_dir.parent / "another"))
+    monkeypatch.setenv("COLUMNS", "60")
+    with subprocess.Popen(command, stdout=inner, stderr=inner) as process:
+        os.close(inner)
+        said = b""
+        with contextlib.suppress(OSError):  # the terminal is gone
+            while part := os.read(outer, 65536):
+                said += part
+    os.close(outer)
+
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in said.decode().splitlines()]
+    assert process.returncode == 1
+    assert f"        do  atomscale-bluesky edit {uid[:8]} --synth-source-id NUMBER --spool-dir {spool_dir}" in lines
+    assert max(len(line) for line in lines if "problem" in line) <= 60
+
+
+def test_the_option_is_added_to_the_commands_that_take_it_and_to_no_other() -> None:
+    takes = {
+        name for name, command in commands.commands.items() if any(one.name == "spool_dir" for one in command.params)
+    }
+    named = {name for name in commands.commands if with_option(f"`atomscale-bluesky {name}`", " X").endswith(" X`")}
+
+    assert named == takes
+    assert with_option("`atomscale-bluesky edit 1 --tag A`, or `RE([])`", " X") == (
+        "`atomscale-bluesky edit 1 --tag A X`, or `RE([])`"
+    )
+
+
 def test_a_spool_that_is_not_there_is_not_called_empty(say: Say, tmp_path: Path) -> None:
     missing = str(tmp_path / "spoool")
 
     for command in ("status", "upload"):
         code, said, _ = say(command, "--spool-dir", missing)
         assert (code, said.split(":")[0]) == (0, f"There is no spool in {missing} yet")
-        assert "the setting `spool_dir` says where it is" in said
+        assert "the setting `spool_dir` says where it is, or the option --spool-dir" in said
     assert told(say, "--spool-dir", missing)["spool_is_there"] is False
     assert not Path(missing).exists()
 
@@ -384,7 +472,8 @@ def test_a_session_whose_key_is_refused_is_named_with_what_to_do(
     say: Say, make_callback: MakeCallback, server: LocalServer
 ) -> None:
     remedy = (
-        "a process keeps the key that it began with: to use another key, end the process, or make a new callback in it"
+        "a process keeps the key that it began with: to use another key, end the process, or unsubscribe and close its "
+        "callback before you subscribe a new one"
     )
     callback = make_callback(api_key="revoked")
     for name, doc in growth(25):

@@ -21,6 +21,7 @@ from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.__main__ import main
+from atomscale_bluesky.errors import SpoolError
 from atomscale_bluesky.server import Fault, LocalServer
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -131,7 +132,8 @@ def test_where_only_a_service_delivers_and_none_runs_both_lines_say_so(spool_dir
     callback.close(0)
 
     begin, end = printed.until("wait: ").splitlines()[-2:]
-    remedy = "no service delivers it now: start `atomscale-bluesky upload --follow`, or deliver once with "
+    upload = f"atomscale-bluesky upload --spool-dir {spool_dir}"
+    remedy = f"no service delivers it now: start `{upload} --follow`, or deliver once with `{upload}`"
     assert begin.startswith(f"atomscale: run {uid[:8]} is kept in {spool_dir}: {remedy}")
     assert end.startswith(f"atomscale: run {uid[:8]}: 0 points delivered, 50 wait: {remedy}")
 
@@ -146,6 +148,35 @@ def test_a_parked_run_is_announced_with_the_reason(printed: Printed) -> None:
     assert "atomscale-bluesky status" in text
     callback.close()
     assert "goes to" not in printed.rest()
+
+
+def test_the_commands_that_a_session_names_find_its_spool(
+    spool_dir: Path, printed: Printed, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = f"--spool-dir {spool_dir}"  # the session's spool is an argument, and a command's is another
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_DIR", str(spool_dir.parent / "another"))
+    callback = printed.callback()
+    first, second = a_run(callback, synth_source_id="the big one"), a_run(callback, synth_source_id=999)
+
+    text = printed.until(f"run {second[:8]}: 0 points delivered, 50 wait: parked: ")
+    assert f"; `atomscale-bluesky status {here}` has more" in text
+    assert f"mend it with `atomscale-bluesky edit {first[:8]} … {here}`" in caplog.text
+    edit, retry = f"atomscale-bluesky edit {second[:8]} … {here}", f"atomscale-bluesky retry {second[:8]} {here}"
+    assert f"mend it with `{edit}` or `{retry}`" in caplog.text
+    assert main(edit.replace("…", "--synth-source-id 42").split()[1:]) == 0
+    assert f"run {second[:8]}: 50 points delivered" in printed.until("delivered; data_id")
+
+    with pytest.raises(SpoolError, match=f"verify {second[:8]} --file FILE {here}`"):
+        callback.verify(second)
+
+
+def test_the_commands_name_no_spool_that_they_find_by_themselves(
+    spool_dir: Path, printed: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_DIR", str(spool_dir))
+    a_run(printed.callback(), synth_source_id="the big one")
+
+    assert "; `atomscale-bluesky status` has more" in printed.until("has more")
 
 
 def test_a_parked_run_is_announced_as_going_once_it_is_mended(

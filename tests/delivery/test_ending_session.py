@@ -113,6 +113,16 @@ def test_a_warning_names_the_package_where_nobody_has_configured_the_log(
     assert len([line for line in lines if "offline by setting" in line]) == 1
 
 
+def test_a_warning_about_the_settings_names_the_package_too(server: LocalServer, tmp_path: Path) -> None:
+    script = f"import os, atomscale_bluesky; os.chdir({str(tmp_path)!r})\n{GROW}"
+    with start(script, server, tmp_path, ATOMSCALE_BLUESKY_SPOOL_DIR="relative") as session:
+        _, said = session.communicate(timeout=60)
+
+    assert said.startswith(
+        "atomscale: setting 'spool_dir' (environment variable ATOMSCALE_BLUESKY_SPOOL_DIR) is 'relative'"
+    )
+
+
 def test_a_session_that_ends_in_a_paused_plan_completes_its_run_and_says_nothing_of_a_stop(
     server: LocalServer, spool_dir: Path
 ) -> None:

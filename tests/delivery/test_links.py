@@ -373,7 +373,8 @@ def test_an_instrument_that_is_registered_later_lets_the_run_through_by_itself(
     (said,) = [record.message for record in caplog.records if "is parked" in record.message]
     uid = callback.status()[0].run_uid
     assert said.startswith(f"run {uid}: ")
-    assert said.endswith(f"`atomscale-bluesky edit {uid[:8]} …` or `atomscale-bluesky retry {uid[:8]}`")
+    here = f"--spool-dir {callback.settings.spool_path}"
+    assert said.endswith(f"`atomscale-bluesky edit {uid[:8]} … {here}` or `atomscale-bluesky retry {uid[:8]} {here}`")
 
     body = {"label": "MBE 43", "name": "maker and model", "type": "mbe"}
     assert ask(server, "POST", "/instruments/synthesis", body)["synth_source_id"] == 43

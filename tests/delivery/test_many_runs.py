@@ -18,10 +18,11 @@ from waiting import wait_until
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.delivery import active_runs
 from atomscale_bluesky.delivery.run_scheduler import RunScheduler
+from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.line_file import LineFile
 from atomscale_bluesky.spool.lines import encode, line
-from atomscale_bluesky.spool.orders import ORDERS, Discard, Move
+from atomscale_bluesky.spool.orders import ORDERS, Discard, Edit, Move, Settle
 from atomscale_bluesky.spool.spool import Spool
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -298,6 +299,25 @@ OPEN_RUNS = """
         feed(documents[-1:])
     print(most, int(callback.drain(120)), len(callback.status()), flush=True)
 """
+
+
+def test_a_run_that_is_settled_and_edited_at_once_is_completed_also_if_it_was_set_aside(
+    monkeypatch: pytest.MonkeyPatch, make_callback: MakeCallback, server: LocalServer
+) -> None:
+    monkeypatch.setattr(active_runs, "MAX_ACTIVE", 2)
+    callback = make_callback()
+    for _ in range(6):  # more than there are places, each with a stop document that never comes
+        for name, doc in list(growth(points=5, keys=1, start_metadata={"synth_source_id": "none"}))[:-1]:
+            callback(name, doc)
+    wait_until(lambda: [run.state for run in callback.status()] == ["parked"] * 6)
+    spool = Spool(callback.settings.spool_path)
+
+    for run in callback.status():
+        spool.order(Path(run.folder), Settle())
+        spool.order(Path(run.folder), Edit(Links(synth_source_id=42)))
+
+    wait_until(lambda: callback.status() == ())
+    assert [stream.points for stream in server.streams()] == [5] * 6
 
 
 @posix

@@ -19,6 +19,8 @@ from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.server import Fault, LocalServer, Rule
+from atomscale_bluesky.spool.orders import Retry
+from atomscale_bluesky.spool.spool import Spool
 
 MakeCallback = Callable[..., AtomscaleCallback]
 CHUNKS = ("chunk", "chunk_multi")
@@ -418,3 +420,23 @@ def test_a_run_that_previews_have_cost_many_streams_makes_no_more(
     assert callback.drain(timeout_s=15)
     assert held(server) == {"a": numbers(plan.n), "b": numbers(plan.n)}
     assert len(server.streams()) == 3
+
+
+def test_a_shown_chunk_of_which_one_channel_is_too_large_waits_and_nothing_is_there_twice(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    callback = make_callback(max_latency_s=SOON_S)
+    plan = Plan(callback)
+    plan.events(5)
+    wait_until(lambda: chunks(server) == [[5]])
+    server.misbehave(*(Fault(call=CHUNKS, channel="b", chunk_index=n, status=413) for n in (0, 1)))
+    plan.events(25)
+    plan.stop()
+    wait_until(lambda: callback.status().points.refused == 20)
+    assert not callback.drain(20)
+
+    server.behave()
+    spool = Spool(callback.settings.spool_path)
+    spool.order(Path(callback.status()[0].folder), Retry())
+    wait_until(lambda: callback.drain(20))
+    assert held(server) == {key: [float(n) for n in range(30)] for key in ("a", "b")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from event_model import compose_run
+from event_model import compose_run, pack_event_page
 from runs import Document, growth, held
 from waiting import wait_until
 
@@ -428,6 +429,51 @@ def test_a_source_that_gives_documents_again_loses_none_for_want_of_room(
     assert held(server)["k0"] == [float(n) for _ in "12" for n in range(20)]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the name of every file is text")
+@pytest.mark.parametrize("uploader", ["thread", "process"])
+def test_in_a_folder_whose_name_is_no_text_a_run_is_kept_or_noted(
+    monkeypatch: pytest.MonkeyPatch, make_callback: MakeCallback, tmp_path: Path, uploader: str
+) -> None:
+    # The log names the folder, and the processes that run the tests cannot exchange such a name.
+    monkeypatch.setattr(logging.getLogger("atomscale_bluesky"), "propagate", False)
+    spool_dir, aside = tmp_path / "spool\udcff", tmp_path / "aside"
+    callback = make_callback(spool_dir=str(spool_dir), uploader=uploader)
+    spool_dir.rename(aside)
+    for name, doc in growth(points=3, keys=1):
+        callback(name, doc)
+    aside.rename(spool_dir)
+
+    wait_until((spool_dir / "not-kept.jsonl").exists)
+    (not_kept,) = callback.status().not_kept
+    assert (not_kept.readings, "spool?" in not_kept.reason) == (3, True)
+    for name, doc in growth(points=3, keys=1):
+        callback(name, doc)
+    delivers = uploader == "thread"  # the settings of a process are text
+    assert callback.drain(20 if delivers else 0.5) is delivers
+    assert [run.points.seen for run in callback.status()] == ([] if delivers else [3])
+
+
+def test_an_event_that_cannot_be_used_hides_no_other_of_its_document_that_waits(
+    settings: Settings, spool_dir: Path
+) -> None:
+    start, (_, descriptor), (_, event), (_, other), _ = growth(points=2, keys=1)
+    broken = {"uid": "broken", "descriptor": descriptor["uid"]}
+    with DocumentRecorder(settings.replaced(spool_max_bytes=1_000_000), redelivers=True) as recorder:
+        recorder.take(*start)
+        bulk = {descriptor["uid"]: [broken, event]}
+        assert recorder.take("bulk_events", bulk) == Accepted(put_off=True)
+        recorder.take("descriptor", descriptor)
+
+        stuffing = stuffed(spool_dir)
+        wait_until(lambda: not recorder.has_room)
+        assert recorder.take("bulk_events", {descriptor["uid"]: [broken, other]}).try_again
+        stuffing.unlink()
+        wait_until(lambda: recorder.has_room)
+        with pytest.raises(DocumentError):
+            recorder.take("bulk_events", {descriptor["uid"]: [broken, other]})
+        assert recorder.take("event", other) == recorder.take("event", event) == Accepted(known=1)
+
+
 def test_a_descriptor_without_room_is_given_again_and_survives_a_restart(settings: Settings, spool_dir: Path) -> None:
     settings = settings.replaced(spool_max_bytes=1_000_000)
     documents = list(growth(points=5, keys=1))
@@ -463,6 +509,84 @@ def test_a_descriptor_that_comes_after_a_restart_survives_the_next_one(settings:
         with DocumentRecorder(settings, redelivers=True) as recorder:
             rows += sum(one.rows for one in take_all(recorder, documents))
     assert rows == 2
+
+
+def test_however_many_runs_a_restart_interrupts_each_goes_on(settings: Settings) -> None:
+    documents = [list(growth(points=2, keys=1)) for _ in range(60)]
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        for run in documents:
+            take_all(recorder, run[:3])
+
+    with DocumentRecorder(settings, redelivers=True) as later:  # its source goes on in the middle of all of them
+        assert [later.take(*run[3]) for run in documents] == [Accepted(rows=1)] * 60
+
+
+def test_a_run_with_a_descriptor_of_half_a_megabyte_goes_on_after_a_restart(settings: Settings) -> None:
+    documents = list(growth(points=2, keys=500))
+    for described in documents[1][1]["data_keys"].values():
+        described["choices"] = [f"choice {n}" for n in range(100)]
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        take_all(recorder, documents[:3])
+
+    with DocumentRecorder(settings, redelivers=True) as later:
+        assert later.take(*documents[3]) == Accepted(rows=1)
+
+
+def test_an_event_stream_may_be_called_like_a_key_of_another_one(
+    settings: Settings, make_callback: MakeCallback, server: LocalServer
+) -> None:
+    run = compose_run()
+    described = {key: {"source": "sim", "dtype": "number", "shape": []} for key in ("T", "p")}
+    monitor, other = (
+        run.compose_descriptor(name=name, data_keys=described) for name in ("chamber_monitor", "chamber_monitor/p")
+    )
+    start = run.start_doc["time"]
+    documents: list[Document] = [("start", run.start_doc)]
+    for stream in (monitor, other):
+        documents.append(("descriptor", stream.descriptor_doc))
+    for n in range(5):
+        stamps = {"T": start + n, "p": start + n / 2}  # each key has times of its own
+        documents.append(("event", monitor.compose_event(data={"T": n, "p": n}, timestamps=stamps, time=start + n)))
+    for n in range(3):
+        stamps = dict.fromkeys(described, start + n)
+        documents.append(("event", other.compose_event(data={"T": n, "p": n}, timestamps=stamps, time=start + n)))
+    documents.append(("stop", run.compose_stop()))
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, documents)
+
+    assert make_callback().drain(20)
+    assert {name: sorted(values) for name, values in held(server).items()} == {
+        key: sorted([0.0, 1.0, 2.0, 3.0, 4.0, 0.0, 1.0, 2.0]) for key in ("T", "p")
+    }
+
+
+def test_an_event_that_a_page_has_twice_is_taken_once(
+    settings: Settings, make_callback: MakeCallback, server: LocalServer
+) -> None:
+    start, descriptor, *events, stop = growth(points=4, keys=1)
+    page = pack_event_page(*[events[i][1] for i in (0, 1, 0, 2, 1, 3)])
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [start, descriptor])
+        assert recorder.take("event_page", page) == Accepted(rows=4, known=2)
+        recorder.take(*stop)
+
+    assert make_callback().drain(20)
+    assert held(server) == {"k0": [0.0, 1.0, 2.0, 3.0]}
+
+
+@pytest.mark.parametrize("uid", ["a]b", 'a"b', "a\\", "a,b", "\u00e9"])
+def test_a_run_that_has_left_the_spool_goes_on_whatever_its_descriptor_is_called(
+    settings: Settings, make_callback: MakeCallback, uid: str
+) -> None:
+    start, (_, descriptor), *events, _ = growth(points=2, keys=1)
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        take_all(
+            recorder, [start, ("descriptor", descriptor | {"uid": uid}), ("event", events[0][1] | {"descriptor": uid})]
+        )
+    assert make_callback().close(20)
+
+    with DocumentRecorder(settings, redelivers=True) as later:
+        assert later.take("event", events[1][1] | {"descriptor": uid}) == Accepted(rows=1)
 
 
 @pytest.mark.parametrize("sample", ["GaN 17", "6f0e2c1a-93c4-4b7e-8d55-0a1b2c3d4e5f"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from bluesky import RunEngine
 from bluesky import plans as bp
@@ -445,3 +446,99 @@ def test_a_part_that_a_kill_took_is_taken_again_when_another_event_has_one_like_
     assert last.drain(20)
 
     assert points(server) == {"a": [(float(n), n + 0.5) for n in range(4)], "b": [(0.0, 7.0)] * 4}
+
+
+def test_a_part_that_a_catalogue_has_brought_keeps_its_event_known_for_the_next_replay(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    events = [event("d", n, {"a": n + 0.5, "b": 7.0}, {"a": T0 + n, "b": T0}) for n in range(1, 4)]
+    documents = run_of(descriptor("d", "gauge_monitor", a=number(), b=number()), *events)
+    killed = make_callback(offline=True)
+    play(killed, documents[:3])
+    killed.close()
+    (journal,) = spool_dir.glob("*/journal-0001.jsonl")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert b'"stop"' in lines[-1]
+    journal.write_bytes(b"".join(lines[:-2]))  # as if killed while the first event was written
+    exported = [
+        (name, doc | {"uid": f"event-{number}"} if name == "event" else doc)
+        for number, (name, doc) in enumerate(documents)
+    ]
+    for given in (exported[:-1], exported):
+        callback = make_callback()
+        play(callback, given)
+        callback.close()
+    assert make_callback().drain(20)
+
+    assert points(server) == {"a": [(float(n), n + 0.5) for n in range(1, 4)], "b": [(0.0, 7.0)] * 3}
+
+
+# ---- forms of documents that public reports describe -----------------------------------------------------------------
+
+
+def test_documents_that_are_views_of_other_mappings_are_taken(callback: AtomscaleCallback, server: LocalServer) -> None:
+    documents = run_of(descriptor("d", "primary", a=number()), event("d", 1, {"a": 1.0}), event("d", 2, {"a": 2.0}))
+    for name, doc in documents:
+        if name == "event":
+            doc["data"] = ChainMap({}, doc["data"])
+        callback(name, ChainMap({}, doc))
+
+    assert callback.drain(20)
+    assert points(server) == {"a": [(1.0, 1.0), (2.0, 2.0)]}
+
+
+def test_the_stamp_of_a_record_that_was_never_processed_gives_way_to_the_events_time(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    epics_epoch = 631152000.0
+    play(
+        callback,
+        run_of(
+            descriptor("plan", "primary", a=number()),
+            descriptor("monitor", "b_monitor", b=number()),
+            descriptor("flyer", "fly", c=number()),
+            event("plan", 1, {"a": 1.0}, epics_epoch),
+            event("monitor", 2, {"b": 2.0}, epics_epoch),
+            event("flyer", 3, {"c": 3.0}, epics_epoch),
+            event("flyer", 3.0001, {"c": 3.5}, epics_epoch + 1),
+        ),
+    )
+
+    assert callback.drain(20)
+    assert points(server) == {"a": [(1.0, 1.0)], "b": [(2.0, 2.0)], "c": [(3.0, 3.0), (3.0, 3.5)]}
+
+
+def test_a_value_of_a_structured_type_is_left_out_and_counted(
+    callback: AtomscaleCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    pairs = np.array([(1, 2), (3, 4)], dtype=[("x", "f4"), ("y", "f4")])
+    key = number(dtype="array", shape=[2], dtype_numpy=[["x", "<f4"], ["y", "<f4"]])
+    play(
+        callback,
+        run_of(
+            descriptor("d", "primary", a=number(), t=key),
+            event("d", 1, {"a": 1.0, "t": pairs}),
+            event("d", 2, {"a": 2.0, "t": pairs[0]}),
+        ),
+    )
+
+    assert callback.drain(20)
+    assert points(server) == {"a": [(1.0, 1.0), (2.0, 2.0)]}
+    assert [entry["left_out"] for entry in Spool(spool_dir).history.entries()] == [{"array": 2}]
+
+
+def test_an_external_number_is_taken_if_filled_says_nothing_about_its_key(
+    callback: AtomscaleCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    play(
+        callback,
+        run_of(
+            descriptor("d", "primary", a=number(), x=number(external="FILESTORE:")),
+            event("d", 1, {"a": 1.0, "x": 7.0}),
+            event("d", 2, {"a": 2.0, "x": "datum/1"}),
+        ),
+    )
+
+    assert callback.drain(20)
+    assert points(server) == {"a": [(1.0, 1.0), (2.0, 2.0)], "x": [(1.0, 7.0)]}
+    assert [entry["left_out"] for entry in Spool(spool_dir).history.entries()] == [{"text": 1}]

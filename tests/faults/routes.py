@@ -579,10 +579,14 @@ def play(seed: int) -> list[str]:
         problems += [] if overlaps else _counted_twice(left_out, left_out_here)
         surplus = found - expected
         for reading, n in (expected - found).items():
-            if not droppable or not _was_dropped(run, reading):
+            elsewhere = _in_another_channel(surplus, reading) if droppable else None
+            if droppable and _was_dropped(run, reading):
+                if elsewhere:
+                    surplus[elsewhere] -= 1
+            elif elsewhere and _growth_was_dropped(run, reading):
+                surplus[elsewhere] -= n
+            else:
                 problems.append(f"lacks {n} of {reading}")
-            elif later := _brought_later(surplus, reading):
-                surplus[later] -= 1
         problems += [f"has {n} too many of {reading}" for reading, n in (+surplus).items()]
     except Exception:  # noqa: BLE001 - it is the seed's problem
         problems = [traceback.format_exc()]
@@ -597,9 +601,9 @@ def _counted_twice(live: Counter[str], here: Counter[str]) -> list[str]:
     return [f"left out are {dict(here)} instead of {dict(live)}"] if more else []
 
 
-def _brought_later(surplus: Counter[Reading], dropped: Reading) -> Reading | None:
-    """The same reading under another channel: a further route brought it after its array had grown."""
-    same = (dropped.event_stream, dropped.key, dropped.time, dropped.value)
+def _in_another_channel(surplus: Counter[Reading], lacking: Reading) -> Reading | None:
+    """The same reading under another channel: it came before or after its array had grown."""
+    same = (lacking.event_stream, lacking.key, lacking.time, lacking.value)
     return next((one for one in +surplus if (one.event_stream, one.key, one.time, one.value) == same), None)
 
 
@@ -613,6 +617,15 @@ def _was_dropped(run: Run, reading: Reading) -> bool:
             if value == reading.value or (isinstance(value, list) and reading.value in value):
                 return True
     return False
+
+
+def _growth_was_dropped(run: Run, reading: Reading) -> bool:
+    """Whether a catalogue has dropped an earlier event in which the reading's array had several elements."""
+    names = {doc["uid"]: doc["name"] for name, doc in run.documents if name == "descriptor"}
+    kept = {doc["uid"] for doc in _events_of(tiled_before_renaming(run.documents))}
+    dropped = [doc for doc in _events_of(run.documents) if doc["uid"] not in kept and doc["time"] <= reading.time]
+    values = [doc["data"].get(reading.key) for doc in dropped if names[doc["descriptor"]] == reading.event_stream]
+    return any(isinstance(value, list) and len(value) > 1 for value in values)
 
 
 def tiled_before_renaming(documents: list[Document]) -> list[Document]:

@@ -191,3 +191,22 @@ def test_events_are_committed_only_without_a_gap(broker: Broker) -> None:
                 one.ack()
         source.close()
     assert [one.name for one in found] == ["event"] * 3 + ["stop"]
+
+
+def test_brokers_that_are_away_are_reported_once_and_not_at_each_attempt(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    need_module("confluent_kafka", "confluent-kafka")
+    from atomscale_bluesky.sources.kafka import KafkaDocuments
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and never listens
+        source = KafkaDocuments(f"127.0.0.1:{taken.getsockname()[1]}", [TOPIC], group="atomscale")
+        with caplog.at_level("WARNING", logger="atomscale_bluesky"):
+            assert [one.name for one, _ in zip(source, range(6), strict=False)] == [IDLE] * 6  # some 3 s
+        source.close()
+
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("Connection refused" in text for text in said) == 1
+    assert sum("brokers are down" in text for text in said) == 1
+    assert "Connection refused" not in capfd.readouterr().err

@@ -191,7 +191,7 @@ def test_runs_of_a_catalogue_arrive_with_the_channels_values_times_and_units_of_
     assert {stream.status for stream in server.streams()} == {"success"}
 
     code, said = say(site.address, *the_runs(site, *names))
-    assert (code, "0 runs read, and 7 runs that had been sent before: 0 rows taken" in said) == (0, True)
+    assert (code, "0 runs read, and 7 runs that had been taken before: 0 rows taken" in said) == (0, True)
     assert points(server) == expected
 
 
@@ -294,7 +294,7 @@ def test_an_unfinished_run_is_sent_where_that_is_asked_for_and_its_rest_follows(
     site.end(uid, documents[-1][1])
     assert say(site.address, "--run", uid)[0] == 0
     assert sorted(held(server)["k0"]) == [float(n) for n in range(8)]
-    assert "1 run that had been sent before" in say(site.address, "--run", uid)[1]
+    assert "1 run that had been taken before" in say(site.address, "--run", uid)[1]
 
 
 def test_a_run_that_cannot_be_read_is_named_and_the_others_go_on(site: Site, server: LocalServer, say: Say) -> None:

@@ -142,19 +142,25 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         Settings.load(environ={}, file=path)
 
 
+def test_a_text_without_quotes_in_the_file_is_named_with_the_remedy(toml: Any) -> None:
+    with pytest.raises(SettingsError, match=r'line 2, column 12\); a text has quotes, as in keep = "verified"$'):
+        Settings.load(environ={}, file=toml("points_per_chunk = 50\nuploader = none\n"))
+
+
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("points_per_chunk", 0, ">= 1"),
+        ("points_per_chunk", 0, "expected a whole number >= 1"),
         ("points_per_chunk", 100_001, "<= 100000"),
-        ("points_per_chunk", "many", "Expected int"),
-        ("points_per_chunk", 1.5, "Expected int"),
+        ("points_per_chunk", "many", "expected a whole number"),
+        ("points_per_chunk", 1.5, "expected a whole number"),
         ("points_per_chunk", True, "not a value for it"),
         ("synth_source_id", -1, ">= 0"),
-        ("synth_source_id", "MBE 2", "Expected int"),
+        ("synth_source_id", "MBE 2", "expected a whole number"),
         ("synth_source_id", False, "not a value for it"),
         ("spool_max_bytes", 10, ">= 1000000"),
-        ("request_timeout_s", 0, "> 0"),
+        ("request_timeout_s", 0, "expected a number > 0"),
+        ("max_latency_s", "soon", "expected a number"),
         ("request_timeout_s", math.nan, "> 0"),
         ("request_timeout_s", math.inf, "<= 3600"),
         ("exit_timeout_s", math.nan, ">= 0"),
@@ -166,11 +172,11 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         ("keep", 5, "expected one of 'finalized', 'verified'"),
         ("api", "v2", "expected one of 'auto', 'metrology', 'tool-state'"),
         ("ca_bundle", "/nowhere/ca.pem", "expected a file or folder that exists"),
-        ("offline", "perhaps", "Expected bool"),
-        ("channels", 5, "Expected array"),
-        ("channels", [5], "Expected str"),
+        ("offline", "perhaps", "expected true or false"),
+        ("channels", 5, "expected a list of texts"),
+        ("channels", [5], "expected text"),
         ("rename", "det1", "expected pairs such as a=b, c=d"),
-        ("rename", {"a": 1}, "Expected str"),
+        ("rename", {"a": 1}, "expected text"),
         ("metadata_keys", {"project": "x"}, "there is no 'project'; expected synth_source_id, "),
         ("metadata_keys", {"project_id": " "}, "or 'atomscale' for the dict of that name alone"),
         ("metadata_keys", {"*": "x"}, "expected 'atomscale' for '*'"),
@@ -184,7 +190,12 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         ("label", "{", "names in braces"),
         ("label", "{0}", "names in braces"),
         ("label", "{a.b}", "names in braces"),
-        ("spool_dir", 5, "Expected str"),
+        ("spool_dir", 5, "expected text"),
+        ("spool_dir", "/tmp\0", "not text in UTF-8"),
+        ("primary", "growth\udcff", "not text in UTF-8"),  # as a variable has it that holds a byte of Latin-1
+        ("points_per_chunk", "\udcff", "not text in UTF-8"),
+        ("channels", ["T", "\udcff"], "not text in UTF-8"),
+        ("rename", {"T": "\udcff"}, "not text in UTF-8"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named_with_its_source_and_what_is_expected(

@@ -36,6 +36,17 @@ def test_a_document_reads_back_in_either_shape(doc: dict[str, Any], as_array: bo
     assert document_in(msgpack.packb(doc), name="event") == ("event", doc)
 
 
+@pytest.mark.parametrize("keys", [("name", "doc"), ("type", "document")])
+def test_a_body_may_have_the_name_that_its_subject_has(keys: tuple[str, str]) -> None:
+    described = {"uid": "d", "name": "primary", "doc": {}}  # a document with a member of its own called so
+
+    for doc in ({"uid": "u"}, described):
+        body = msgpack.packb(dict(zip(keys, ("descriptor", doc), strict=True)))
+        assert document_in(body, name="descriptor") == ("descriptor", doc)
+        assert document_in(msgpack.packb({"descriptor": doc}), name="descriptor") == ("descriptor", doc)
+        assert document_in(msgpack.packb(doc), name="descriptor") == ("descriptor", doc)
+
+
 @pytest.mark.parametrize("value", [np.float32(2.5), np.arange(6.0).reshape(2, 3), np.int16(-3), np.array(["wind"])])
 @pytest.mark.parametrize("use_bin_type", [True, False])
 def test_a_value_of_numpy_reads_back_with_its_type(value: Any, use_bin_type: bool) -> None:
@@ -44,6 +55,25 @@ def test_a_value_of_numpy_reads_back_with_its_type(value: Any, use_bin_type: boo
     _, doc = document_in(body)
     assert doc["data"]["k"].dtype == value.dtype
     assert np.array_equal(doc["data"]["k"], value)
+
+
+@pytest.mark.parametrize("mapping", [{"nd": True}, {"nd": False, "data": 1.0}, {b"nd": True, b"type": "<f8"}])
+def test_a_mapping_that_has_only_a_key_of_numpys_is_somebodys_own(mapping: dict[Any, Any]) -> None:
+    assert document_in(msgpack.packb(["start", {"filters": mapping}])) == ("start", {"filters": mapping})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"nd": False, "type": "<f8", "data": b""},
+        {"nd": True, "type": ",", "data": b"\0" * 8, "shape": [1]},
+        {"nd": True, "type": "<f8", "data": b"\0" * 8, "shape": [2]},
+        {"nd": True, "type": [["a"]], "data": b"\0" * 8, "shape": [1]},
+    ],
+)
+def test_a_value_that_numpy_cannot_read_makes_no_document(value: dict[str, Any]) -> None:
+    with pytest.raises(MessageError, match="a message is no MessagePack"):
+        document_in(msgpack.packb(["event", {"data": {"k": value}}]))
 
 
 def test_text_that_is_not_utf_8_is_read_and_kept() -> None:

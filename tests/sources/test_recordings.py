@@ -24,8 +24,11 @@ from bluesky.plans import count
 from event_model import pack_event_page
 from ophyd.sim import det1, det2
 from runs import Document, Recorder, growth
+from waiting import wait_until
 
+from atomscale_bluesky import Settings
 from atomscale_bluesky.checks.recordings import one_run
+from atomscale_bluesky.sources.contents import Contents
 from atomscale_bluesky.sources.incoming import UNREADABLE
 from atomscale_bluesky.sources.recordings import CutOffError, RecordingError, Recordings, read_documents
 
@@ -292,7 +295,12 @@ def test_several_files_follow_each_other_and_all_bytes_are_counted(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "damage", ['["event", {"a": ', '["event", {"a": 1}} ]', "\0\0\0\0", '["event"]', "garbage", "{}"]
+    "damage",
+    [
+        *('["event", {"a": ', '["event", {"a": 1}} ]', "\0\0\0\0", '["event"]', "garbage", "{}"),
+        '["event", {"a": ' + "1" * 5000 + "}]",  # Python reads no integer of so many digits
+    ],
+    ids=lambda text: text[:16],
 )
 def test_a_damaged_line_costs_no_other_and_is_named(tmp_path: Path, damage: str) -> None:
     lines = texts(DOCUMENTS)
@@ -305,6 +313,49 @@ def test_a_damaged_line_costs_no_other_and_is_named(tmp_path: Path, damage: str)
     reasons = [one.doc["reason"] for one in found if one.name == UNREADABLE]
     assert all(f"{path}, line 5 " in reason for reason in reasons)
     assert len(reasons) == 1
+
+
+@pytest.mark.parametrize("events", [[1], ["text"], [None], None, 5])
+def test_the_list_of_what_a_file_holds_counts_events_that_are_none(tmp_path: Path, events: Any) -> None:
+    path = tmp_path / "run.jsonl"
+    documents = [*DOCUMENTS[:3], ("bulk_events", {DOCUMENTS[1][1]["uid"]: events}), *DOCUMENTS[3:]]
+    path.write_text("\n".join(texts(documents)))
+
+    contents = Contents(Settings.load(environ={}))
+    contents.read(Recordings([path]))
+
+    (run,) = contents.runs.values()
+    assert run.stopped
+    assert run.events["primary"] - 5 + sum(contents.unusable.values()) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ['["event", {"uid": "a\nb", "time": 1}]', '["event",\n {"uid": "e"}}]', '"event", {"uid": "e"}]', ' "event": {]'],
+)
+def test_a_line_that_is_damaged_into_several_values_costs_no_other(tmp_path: Path, damage: str) -> None:
+    lines = texts(DOCUMENTS)
+    path = tmp_path / "run.jsonl"
+    path.write_text("\n".join([*lines[:4], damage, *lines[4:]]) + "\n")
+
+    found = list(Recordings([path]))
+
+    assert [one.name for one in found if one.name != UNREADABLE] == [name for name, _ in DOCUMENTS]
+    reasons = [one.doc["reason"] for one in found if one.name == UNREADABLE]
+    assert f"{path}, line 5 " in reasons[0]
+
+
+@pytest.mark.parametrize("damage", [b'["event", {"uid": "\xff"}]', b'["event", {\xff"uid": "e"}]', b"\xff\xfe\xfd"])
+def test_a_line_that_is_no_utf_8_costs_no_other(tmp_path: Path, damage: bytes) -> None:
+    lines = [text.encode() for text in texts([*DOCUMENTS, ("start", {"uid": "\u00fc"})])]
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(b"\n".join([*lines[:4], damage, *lines[4:]]) + b"\n")
+
+    found = list(Recordings([path]))
+
+    assert [one.name for one in found if one.name != UNREADABLE] == [*(name for name, _ in DOCUMENTS), "start"]
+    (reason,) = (one.doc["reason"] for one in found if one.name == UNREADABLE)
+    assert f"{path}, line 5 " in reason
 
 
 def test_a_cut_off_line_and_a_foreign_file_are_named_and_the_next_file_follows(tmp_path: Path) -> None:
@@ -405,3 +456,24 @@ def test_a_file_whose_first_read_fails_is_named() -> None:
     assert "/proc/self/mem cannot be read" in found.doc["reason"]
     with pytest.raises(RecordingError, match="/proc/self/mem cannot be read"):
         list(read_documents(Path("/proc/self/mem")))
+
+
+@pytest.mark.parametrize("has_writer", [False, True])
+def test_a_named_pipe_from_which_nothing_comes_can_be_left(tmp_path: Path, has_writer: bool) -> None:
+    path = tmp_path / "documents"
+    os.mkfifo(path)
+    ending = threading.Event()
+    found: list[str] = []
+    reading = threading.Thread(target=lambda: found.extend(one.name for one in Recordings([path], ending)), daemon=True)
+    reading.start()
+    if has_writer:
+        writing = os.open(path, os.O_WRONLY)
+        os.write(writing, (json.dumps(DOCUMENTS[0]) + '\n["event", {').encode())
+        wait_until(lambda: found == ["start"])
+    ending.set()
+    reading.join(10)
+    left = not reading.is_alive()
+    os.close(writing if has_writer else os.open(path, os.O_WRONLY))  # so that no thread waits any longer
+
+    assert left
+    assert found == ["start"] * has_writer

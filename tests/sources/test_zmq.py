@@ -161,6 +161,8 @@ def test_no_pickle_runs_code_whatever_it_is_called(tmp_path: Path) -> None:
         [b"topic", b"start", b'{"uid": "u"}'],
         [b'prefix start {"uid": "u"}'],
         [b' start {"uid": "u"}'],
+        [b'["start",{"uid":"u","purpose":"no stop at night"}]'],
+        [msgpack.packb(["start", {"uid": "u", "purpose": "the event itself"}])],
     ],
 )
 def test_other_forms_of_messages_are_read(frames: list[bytes]) -> None:
@@ -173,7 +175,7 @@ def test_other_forms_of_messages_are_read(frames: list[bytes]) -> None:
         listening = Listening(f"tcp://127.0.0.1:{port}", publish)
         socket.send_multipart(frames)
         wait_until(lambda: listening.found)
-        assert [one[:2] for one in listening.close()] == [("start", {"uid": "u"})]
+        assert [(name, doc["uid"]) for name, doc, _ in listening.close()] == [("start", "u")]
 
 
 def test_hostile_messages_are_named_and_the_next_is_read() -> None:

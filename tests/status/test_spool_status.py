@@ -391,3 +391,17 @@ def test_a_later_status_reads_no_run_that_has_stopped_and_not_changed(
 
     assert told[0] == "21 210"
     assert told[1] == "{'uploader.lock'}"  # whether anybody delivers it
+
+
+def test_a_run_of_many_channels_takes_little_of_the_history(make_callback: MakeCallback, spool_dir: Path) -> None:
+    callback = make_callback()
+    uids = []
+    for keys in (100, 2000):
+        for name, doc in growth(points=3, keys=keys):
+            callback(name, doc)
+        uids.append(doc["run_start"])
+    assert callback.close(30)
+
+    few, many = (callback.streams(uid)[0] for uid in uids)
+    assert (len(few.channels), many.channels) == (100, ())
+    assert max(map(len, (spool_dir / "history.jsonl").read_bytes().splitlines())) < 20_000

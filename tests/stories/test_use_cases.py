@@ -379,7 +379,7 @@ def test_documents_after_close_are_still_kept_and_delivered_by_the_next_callback
 @pytest.mark.parametrize(
     ("setting", "value", "expected"),
     [
-        ("points_per_chunk", 0, "'points_per_chunk' (argument) is 0: Expected int >= 1"),
+        ("points_per_chunk", 0, "'points_per_chunk' (argument) is 0: expected a whole number >= 1"),
         ("endpoint", "atomscale", "'endpoint' (argument) is 'atomscale': expected an address"),
         ("endpoint", "http://atomscale.invalid", "plain http would carry the API key readable"),
         ("spool_dir", "/proc/nowhere", "spool folder '/proc/nowhere' cannot be written"),

@@ -76,9 +76,8 @@ class MakeLinks(Work[LinksMade], frozen=True, eq=False):
         if new:
             uid = run.header.run_uid
             _logger.error(
-                "run %s: %r is not linked (%s), its readings are delivered and it stays unfinalized: %s; "
-                "mend it with `atomscale-bluesky edit %s …` or `atomscale-bluesky retry %s`",
-                uid, self.label, ", ".join(link.kind for link in new), next(iter(new.values())), uid[:8], uid[:8],
+                "run %s: %r is not linked (%s), its readings are delivered and it stays unfinalized: %s; %s",
+                uid, self.label, ", ".join(link.kind for link in new), next(iter(new.values())), run.edit_or_retry(),
             )  # fmt: skip
 
     def park(self, run: ClaimedRun, reason: str) -> None:

@@ -34,12 +34,23 @@ class Push(ChunkWork, frozen=True, eq=False):
         if result.closed:
             in_doubt = self.chunk if self.may_be_there else None
             end_stream(run, self.stream, "closed by the server", self.points_per_chunk, in_doubt)
-        elif any(map(is_too_large, result.refused.values())) and self.points_per_chunk > 1:
+        elif any(map(is_too_large, result.refused.values())) and self._may_be_halved(run, result):
             if result.confirmed:  # close to the limit, a channel's digits decide
                 run.ledger.note(Confirmed(self.stream, self.chunk.index, run.now(), result.confirmed))
             end_stream(run, self.stream, "too large", max(1, self.points_per_chunk // 2), None)
         else:
             self._answered(run, result)
+
+    def _may_be_halved(self, run: ClaimedRun, result: Sent) -> bool:
+        """Return True if the points of a chunk that is too large may go into smaller chunks of a further stream.
+
+        Not if the stream holds all points of some channels of a chunk that was shown, and shows a part of the others':
+        it cannot end there, and these would be there twice. Then what is too large waits for the operator.
+        """
+        stream = run.streams[self.stream]
+        shown = None if stream.last_preview_taken is None else stream.last_preview_taken.index
+        in_part = shown in stream.confirmed_channels or (shown == self.chunk.index and result.confirmed)
+        return self.points_per_chunk > 1 and not in_part
 
     def _answered(self, run: ClaimedRun, result: Sent) -> None:
         confirmed, refused, index = result.confirmed, result.refused, self.chunk.index
@@ -53,8 +64,8 @@ class Push(ChunkWork, frozen=True, eq=False):
             run.ledger.note(Refused(self.stream, index, (name,), error.status, str(error)))
             run.pushed_singly.setdefault(self.stream, set()).add(name)
             _logger.error(
-                "chunk %d of channel %r in %r was refused and is kept: %s; see `atomscale-bluesky status`",
-                index, name, self.label, error,
+                "chunk %d of channel %r in %r was refused and is kept: %s; see `atomscale-bluesky status%s`",
+                index, name, self.label, error, run.knowledge.spool_option,
             )  # fmt: skip
         if confirmed:
             whole = confirmed == names or {*confirmed} >= {*names}

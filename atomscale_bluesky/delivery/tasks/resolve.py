@@ -20,6 +20,7 @@ from ...errors import ApiKeyError, ApiRefusedError
 from ...model.identifiers import comparable, is_uuid
 from ...model.links import Links
 from ...spool.ledger_format import Resolved, Unresolved
+from ...status.commands import with_option
 from ...status.remedies import UID_SHOWN
 from ..refusals import LOOK_UP_REFUSED
 from .work import RUN, Kind, Work, WorkerContext
@@ -75,7 +76,7 @@ class Resolve(Work[Links], frozen=True, eq=False):
         run.ledger.note(Unresolved(reason))
         _logger.error(
             "run %s is parked, its readings are kept: %s; this is checked again now and then",
-            run.header.run_uid, reason,
+            run.header.run_uid, with_option(reason, run.knowledge.spool_option),
         )  # fmt: skip
 
 

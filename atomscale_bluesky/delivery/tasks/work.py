@@ -48,11 +48,15 @@ class Kind(Enum):
 
 
 class ServerFacts(msgspec.Struct):
-    """What is known about the server. Any worker may set each member."""
+    """What is known about the server, and how the operator's commands find the spool.
+
+    Any worker may set each member about the server.
+    """
 
     family: str | None = None  # the one that streams are made in
     clock_measured: float = -math.inf  # when, monotonic
     families_without_multi: set[str] = set()  # families without chunk/multi
+    spool_option: str = ""  # of the commands that the log names, such as ` --spool-dir /data/spool`
 
 
 class WorkerContext(NamedTuple):
