@@ -124,7 +124,7 @@ def from_numpy(found: dict[Any, Any]) -> object:
     if not isinstance(is_array, bool) or _member(found, "kind") in {b"O", "O"}:
         return found
     if _member(found, "data") is None or _member(found, "type") is None:
-        return found  # somebody's own key of this name, such as a filter's
+        return found  # a plan's own key of this name, such as a filter's
     try:
         data = _member(found, "data")
         if isinstance(data, str):  # written by a msgpack that knew no bytes

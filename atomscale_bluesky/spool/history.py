@@ -48,7 +48,7 @@ class History:
         self._max_bytes = max_bytes
         self._uids: dict[tuple[int, int], _Uids] = {}  # by file
         self._lock = threading.RLock()  # guards `_uids`; re-entrant, as a signal handler may come here during a read
-        self._name_synced = (0, 0)  # the file whose name in the folder survives a power cut
+        self._name_synced_of = (0, 0)  # the file whose name in the folder survives a power cut
 
     def after_fork_in_child(self) -> None:
         """Renew the lock in a forked child: a thread of the parent may have had it, and never releases this copy."""
@@ -139,16 +139,16 @@ class History:
                 if found.st_size >= self._max_bytes:
                     self._path.replace(self._older_path)
                 else:
-                    name_synced = (found.st_dev, found.st_ino) == self._name_synced
+                    name_synced = (found.st_dev, found.st_ino) == self._name_synced_of
             file = LineFile(self._path, make_room=self._make_room, name_synced=name_synced)
             try:
                 file.append(line(msgspec.json.encode(entry)))
                 file.sync()
             finally:
                 file.close()
-            with contextlib.suppress(FileNotFoundError):  # somebody has removed it just now
+            with contextlib.suppress(FileNotFoundError):  # it was removed just now
                 found = self._path.stat()
-                self._name_synced = found.st_dev, found.st_ino
+                self._name_synced_of = found.st_dev, found.st_ino
 
     def _entries_containing(self, sought: bytes) -> Iterator[dict[str, Any]]:
         """Yield the entries of the lines that contain `sought`, oldest first."""
