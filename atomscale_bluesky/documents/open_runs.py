@@ -313,6 +313,13 @@ class OpenRuns:
                 self._files.end(run, Stop(time.time(), "", "no stop document", interrupted=True))
                 self._peers.release(run.uid, ended=False)
                 self._files.step = None
+                if folder is None and self._peers.has_several_subscribers:
+                    self._ignored.log_once(
+                        "completed beside another",
+                        f"run {run.uid} is completed as interrupted, since its callback is closed. Another callback of "
+                        f"this process with the same spool and account takes nothing more of it: what still comes is "
+                        f"recorded only while the closed one stays subscribed",
+                    )
         completed = [run for run in self._runs.values() if run.completed]
         for run in completed[: max(0, len(completed) - MOST_COMPLETED)]:
             self._files.note_not_kept(run)  # what came since then and found no room

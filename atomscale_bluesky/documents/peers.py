@@ -93,6 +93,12 @@ class Peers:
             for uid in over[: max(0, len(over) - _REMEMBERED_RUNS)]:
                 del self._shared.runs[uid]
 
+    @property
+    def has_several_subscribers(self) -> bool:
+        """Return True if several callbacks may get the same runs."""
+        with self._shared.lock:
+            return sum(ref() is not None for ref in self._shared.subscribers) > 1
+
     def add_subscriber(self, subscriber: Subscriber) -> None:
         """Note that there is a further subscriber. The older ones step back."""
         with self._shared.lock:

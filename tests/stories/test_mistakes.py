@@ -75,6 +75,24 @@ def test_a_closed_callback_that_is_still_subscribed_leaves_runs_to_the_one_that_
     assert warnings(caplog, "is closed") == []
 
 
+def test_a_callback_that_is_closed_within_a_run_beside_an_older_one_says_that_nobody_takes_the_rest(
+    make_callback: MakeCallback, server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    older, newer = make_callback(), make_callback()
+    documents = list(growth(points=20, keys=1))
+    for name, doc in documents[:12]:
+        older(name, doc)
+        newer(name, doc)
+    newer.close(20)
+    for name, doc in documents[12:]:
+        older(name, doc)
+
+    assert older.drain(20)
+    assert held(server)["k0"] == [float(n) for n in range(10)]
+    (said,) = warnings(caplog, "takes nothing more of it")
+    assert documents[0][1]["uid"] in said
+
+
 def test_two_callbacks_with_spools_of_their_own_make_two_recordings_without_a_warning(
     engine: RunEngine,
     make_callback: MakeCallback,
