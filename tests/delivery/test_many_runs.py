@@ -313,8 +313,8 @@ def test_a_run_that_is_settled_and_edited_at_once_is_completed_also_if_it_was_se
     spool = Spool(callback.settings.spool_path)
 
     for run in callback.status():
-        spool.order(Path(run.folder), Settle())
-        spool.order(Path(run.folder), Edit(Links(synth_source_id=42)))
+        spool.give_order(Path(run.folder), Settle())
+        spool.give_order(Path(run.folder), Edit(Links(synth_source_id=42)))
 
     wait_until(lambda: callback.status() == ())
     assert [stream.points for stream in server.streams()] == [5] * 6

@@ -437,6 +437,6 @@ def test_a_shown_chunk_of_which_one_channel_is_too_large_waits_and_nothing_is_th
 
     server.behave()
     spool = Spool(callback.settings.spool_path)
-    spool.order(Path(callback.status()[0].folder), Retry())
+    spool.give_order(Path(callback.status()[0].folder), Retry())
     wait_until(lambda: callback.drain(20))
     assert held(server) == {key: [float(n) for n in range(30)] for key in ("a", "b")}
