@@ -131,25 +131,28 @@ def encode_all(
     except (TypeError, UnicodeError):
         return None
     length = len(uids[0])
-    if b"\n" in text or any(type(uid) is not str or len(uid) != length for uid in uids):
+    if b"\n" in text or {*map(type, uids)} != {str} or {*map(len, uids)} != {length}:
         return None
     one = encoder(layout, count)(0.0, 0.0, uids[0], [0.0] * count)
     shape = None if one is None else shape_of(one, 0)
     if one is None or shape is None:
         return None
-    table = np.empty((rows, shape.width - TAIL_BYTES), dtype=np.uint8)
-    table[:] = np.frombuffer(one, dtype=np.uint8)[:-TAIL_BYTES]
+    size = shape.width - TAIL_BYTES  # of a record without its checksum and newline
+    table = np.empty((rows, shape.width), dtype=np.uint8)
+    table[:] = np.frombuffer(one, dtype=np.uint8)
     heads = np.empty((rows, 2), dtype=">f8")
     heads[:, 0], heads[:, 1] = np.arange(first, first + rows), times
     parts = heads.view(np.uint8).reshape(rows, 16)
     table[:, shape.row : shape.row + 8], table[:, shape.row + 9 : shape.row + 17] = parts[:, :8], parts[:, 8:]
     table[:, shape.uid : shape.uid + length] = np.frombuffer(text, dtype=np.uint8).reshape(rows, length)
-    places = table[:, shape.values :].reshape(rows, count, 9)
+    places = table[:, shape.values : size].reshape(rows, count, 9)
     places[:, :, 1:] = np.ascontiguousarray(values, dtype=">f8").view(np.uint8).reshape(rows, count, 8)
-    table[:, shape.values :] = places.reshape(rows, 9 * count)
-    whole, size = table.tobytes(), table.shape[1]
-    bodies = [whole[begin : begin + size] for begin in range(0, len(whole), size)]
-    return [b"".join((body, _tail(zlib.crc32(body), _NEWLINE))) for body in bodies]
+    table[:, shape.values : size] = places.reshape(rows, 9 * count)
+    whole, begins = table.tobytes(), range(0, table.size, shape.width)
+    sums = np.array([zlib.crc32(whole[begin : begin + size]) for begin in begins], dtype="<u4")
+    table[:, size : size + 4] = sums.view(np.uint8).reshape(rows, 4)
+    whole = table.tobytes()
+    return [whole[begin : begin + shape.width] for begin in begins]
 
 
 def is_record(payload: bytes) -> bool:

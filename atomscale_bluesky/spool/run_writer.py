@@ -124,7 +124,10 @@ class RunWriter:
             LineTooLongError: One of them is longer than a reader takes. The journal is unchanged.
             SpoolError: The file cannot be written.
         """
-        lines = b"".join(map(_as_written, payloads)) if len(payloads) > 1 else _as_written(payloads[0])
+        if len(payloads) == 1:
+            lines = _as_written(payloads[0])
+        else:
+            lines = b"".join([one if one[0] == RECORD else line(one) for one in payloads])
         if len(lines) > MAX_LINE_BYTES:
             longest = max(map(len, payloads)) + len(line(b""))
             if longest > MAX_LINE_BYTES:
@@ -149,7 +152,7 @@ class RunWriter:
         self.written += len(lines)
         self._disk_space.used_bytes += len(lines)
         if len(payloads) > 1:
-            self._lines_to_copy += dict.fromkeys(filter(needs_copy, payloads))
+            self._lines_to_copy += dict.fromkeys([one for one in payloads if one[0] != RECORD and needs_copy(one)])
         self.dirty = True
         if self.sync_each:
             try:
