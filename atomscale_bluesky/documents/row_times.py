@@ -176,12 +176,14 @@ class RowTimes:
             self.used_relative = self.first_relative_stamp is not None
             yield Stretch(0, rows, placed)
             return
-        since = np.diff(at, prepend=math.nan)
+        since = np.empty(rows)
+        since[:1] = at[:1] - self.last_time
+        np.subtract(at[1:], at[:-1], out=since[1:])
         stays = np.zeros(0, dtype=bool)
         begin = 0
         while begin < rows:
             alike, own_times = 0, None
-            if self.at_event_times and begin:
+            if self.at_event_times:
                 alike = _first_true(~(since[begin:] > STILL_S))
             elif self.surely_collected and begin:
                 if placed is None:
