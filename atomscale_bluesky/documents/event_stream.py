@@ -10,6 +10,7 @@ Keys that share their times form a time base, and rows are numbered within it. W
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
@@ -220,7 +221,7 @@ class EventStream:
             ChannelError: Its data are no columns of one length, one of its times is not finite, or a uid is no text.
         """
         uids = as_list(doc["uid"])
-        times = list(map(self._finite_time, as_list(doc["time"])))
+        times = self._finite_times(as_list(doc["time"]))
         if not isinstance(doc.get("data"), Mapping):
             raise ChannelError(f"the data of a page of event stream {self.name!r} are not a mapping; it is left out")
         columns = {key: as_list(column) for key, column in doc["data"].items()}
@@ -320,6 +321,16 @@ class EventStream:
                     raise ChannelError(
                         f"an event of event stream {self.name!r} has the uid {uid!r}, expected text; it is left out"
                     ) from None
+
+    def _finite_times(self, times: Sequence[Any]) -> list[float]:
+        """Return the events' times as floats."""
+        try:
+            floats = array("d", times)
+        except (TypeError, OverflowError):  # texts, say
+            floats = None
+        if floats is not None and all(map(math.isfinite, floats)):
+            return floats.tolist()
+        return list(map(self._finite_time, times))
 
     def _finite_time(self, time: Any) -> float:
         """Return an event's time as a float. Without a finite time its readings could not be placed."""

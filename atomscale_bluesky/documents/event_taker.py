@@ -97,8 +97,10 @@ class EventTaker:
         if known is None:
             return self._take_unknown("event_page", doc, len(uids))
         run, event_stream, description = known
-        seen = [i for i, uid in enumerate(uids) if uid in run.seen or uid in run.seen_before]
-        if len({*uids}) < len(uids):  # the page has an event twice
+        different, seen = {*uids}, list[int]()
+        if not (different.isdisjoint(run.seen) and different.isdisjoint(run.seen_before)):
+            seen = [i for i, uid in enumerate(uids) if uid in run.seen or uid in run.seen_before]
+        if len(different) < len(uids):  # the page has an event twice
             first = {uid: i for i, uid in reversed([*enumerate(uids)])}
             seen = sorted({*seen, *(i for i, uid in enumerate(uids) if first[uid] != i)})
         if seen:
@@ -137,8 +139,7 @@ class EventTaker:
         if why is not None:
             self._files.step = None
             return taken + _answer_for_left_out(why, len(data) * len(uids))
-        for uid in uids:
-            run.remember(uid)
+        run.remember_all(uids)
         self._files.step = None
         answer = event_stream.chooser.answer(payloads, data, len(uids))
         return taken + answer if seen else answer

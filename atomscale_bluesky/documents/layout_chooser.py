@@ -17,6 +17,7 @@ from typing import Any
 from ..model.loss import Loss
 from ..model.text import encodable
 from ..spool.journal_format import Layout, is_row
+from ..spool.row_record import RECORD
 from .accepted import Accepted
 from .channels import Channels, Names
 from .description import MAX_NAME, Description
@@ -175,7 +176,7 @@ class LayoutChooser:
                 reason = Loss.LATE
             if reason is not None:
                 left_out[reason] += events
-        found = Accepted(rows=sum(map(is_row, payloads)), left_out=dict(left_out))
+        found = Accepted(rows=sum([line[0] == RECORD or is_row(line) for line in payloads]), left_out=dict(left_out))
         if len(payloads) == events == 1 and len(data) == self.usual_keys:
             self.usual_answer = found
         return found

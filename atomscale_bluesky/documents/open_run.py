@@ -120,6 +120,12 @@ class OpenRun:
         if len(self.seen) > REMEMBERED_EVENTS:
             self.seen, self.seen_before = set(), self.seen
 
+    def remember_all(self, uids: Iterable[str]) -> None:
+        """Remember the uids of a page's events."""
+        self.seen.update(uids)
+        if len(self.seen) > REMEMBERED_EVENTS:
+            self.seen, self.seen_before = set(), self.seen
+
     def leave_out(self, reason: str, keys: Iterable[Any], events: int = 1) -> None:
         """Count readings that do not reach the journal."""
         for key in keys:
