@@ -97,7 +97,8 @@ class EventTaker:
         if known is None:
             return self._take_unknown("event_page", doc, len(uids))
         run, event_stream, description = known
-        different, seen = {*uids}, list[int]()
+        different = {*uids}
+        seen: list[int] = []
         if not (different.isdisjoint(run.seen) and different.isdisjoint(run.seen_before)):
             seen = [i for i, uid in enumerate(uids) if uid in run.seen or uid in run.seen_before]
         if len(different) < len(uids):  # the page has an event twice
