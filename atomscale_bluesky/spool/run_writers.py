@@ -275,7 +275,7 @@ class RunWriters:
             raise SpoolError("; ".join(failed))
 
     def run_in_background(self, step: Callable[[], bool]) -> None:
-        """Call `step` repeatedly in a thread of the spool, until it returns False.
+        """Call `step` repeatedly in a thread of the spool, until it returns False or the spool closes; at least once.
 
         If this is called during a call of the same step, the step is called again after that.
         """
@@ -332,14 +332,20 @@ class RunWriters:
             self._stopping.wait(CATCH_UP_INTERVAL_S if catching_up else ROOM_INTERVAL_S)
             self._disk_space.update(maintain_reserve=True)
             self._not_kept.write()
-            for _ in range(len(self._in_background)):
-                step = self._in_background.popleft()  # before the call: from then on it can be asked for again
-                try:
-                    if step():
-                        self.run_in_background(step)
-                except OSError as error:
-                    _logger.warning("spool %s cannot be read: %s", self._path, error)
+            self._call_background_steps()
+        if self._stopping.is_set():
+            self._call_background_steps()  # those that a short session asked for while the disk space was measured
         self._not_kept.write()
+
+    def _call_background_steps(self) -> None:
+        """Call each step in `_in_background` once."""
+        for _ in range(len(self._in_background)):
+            step = self._in_background.popleft()  # before the call: from then on it can be asked for again
+            try:
+                if step():
+                    self.run_in_background(step)
+            except OSError as error:
+                _logger.warning("spool %s cannot be read: %s", self._path, error)
 
     def _sync_all(self, *, last_time: bool = False) -> None:
         with self._syncing:

@@ -264,7 +264,14 @@ def test_closing_once_more_completes_what_came_behind_the_first_time(make_callba
 
 
 RECORDS = """
-import json, sys
+import json, shutil, sys, threading, time
+if "slow disk" in sys.argv:
+    measure = shutil.disk_usage
+    def measure_slowly(path):
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.3)
+        return measure(path)
+    shutil.disk_usage = measure_slowly
 from atomscale_bluesky import DocumentRecorder, Settings
 recorder = DocumentRecorder(Settings.load(environ={}, spool_dir=sys.argv[1], spool_min_free_bytes=0))
 for name, doc in json.load(sys.stdin):
@@ -273,14 +280,15 @@ recorder.close()
 """
 
 
+@pytest.mark.parametrize("disk", ["quick disk", "slow disk"])  # a session may end before a slow one is measured
 def test_runs_that_two_processes_record_in_one_spool_are_reported_once_by_the_later_one(
-    make_callback: MakeCallback, spool_dir: Path
+    make_callback: MakeCallback, spool_dir: Path, disk: str
 ) -> None:
     documents = [document for _ in range(2) for document in list(growth(points=3))[:4]]
     callback = make_callback(offline=True)
     for name, doc in documents:
         callback(name, doc)
-    command = [sys.executable, "-c", RECORDS, str(spool_dir)]
+    command = [sys.executable, "-c", RECORDS, str(spool_dir), disk]
     later = subprocess.run(command, input=json.dumps(documents), text=True, check=True, capture_output=True)
 
     (told,) = [line for line in later.stderr.splitlines() if "another process" in line]
