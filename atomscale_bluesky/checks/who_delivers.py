@@ -30,7 +30,8 @@ def undelivered(settings: Settings, runs: Status) -> Iterator[Undelivered]:
         settings: Of the session or the command that asks: its endpoint, its key and its uploader.
         runs: The spool's status.
     """
-    upload = f"atomscale-bluesky upload{spool_option(settings)}"
+    option = spool_option(settings)
+    upload = f"atomscale-bluesky upload{option}"
     waiting: dict[str, int] = {}
     for run in runs:
         if run.unfinished:
@@ -46,7 +47,8 @@ def undelivered(settings: Settings, runs: Status) -> Iterator[Undelivered]:
         if endpoint != settings.endpoint:
             yield Undelivered(
                 f"{said} at present, and this session's endpoint is another",
-                f"`{upload} --endpoint {shown}` delivers, `move` changes the endpoint",
+                f"`{upload} --endpoint {shown}` delivers; if that endpoint is wrong, "
+                f"`atomscale-bluesky move --from {shown} --to {safe(settings.endpoint, 500)}{option}` changes it",
             )
         elif settings.offline:
             yield Undelivered(f"{said}: the setting `offline` is on")

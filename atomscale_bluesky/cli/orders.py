@@ -159,11 +159,18 @@ def settle(run: str, spool_dir: Path | None) -> int:
 
 @click.command
 @_runs
+@click.option("--from", "before", metavar="URL", help="All runs that are for this endpoint.")
 @click.option("--to", "endpoint", metavar="URL", required=True, help="Origin of the API that the runs are to go to.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_spool_dir
 def move(
-    runs: tuple[str, ...], all_parked: bool, dry_run: bool, endpoint: str, yes: bool, spool_dir: Path | None
+    runs: tuple[str, ...],
+    all_parked: bool,
+    dry_run: bool,
+    before: str | None,
+    endpoint: str,
+    yes: bool,
+    spool_dir: Path | None,
 ) -> int:
     """Deliver runs to another endpoint than the one they were spooled for, or parked runs to the same one again.
 
@@ -195,7 +202,7 @@ def move(
                 told += f", beside the {counted(delivered, 'point')} that {safe(before)} has"
         return f"{told}?"
 
-    chosen = _choose(spool, spool_dir, runs, all_parked)
+    chosen = _choose(spool, spool_dir, runs, all_parked, before)
     return chosen.give_orders(order, f"goes to {safe(endpoint)}", dry_run=dry_run, ask=None if yes else question)
 
 
@@ -285,20 +292,28 @@ def _confirm(question: str) -> None:
     raise click.Abort
 
 
-def _choose(spool: Spool, spool_dir: Path | None, names: Sequence[str], all_parked: bool) -> _Chosen:
-    """Return the runs that are named, or all that wait for the operator."""
+def _choose(
+    spool: Spool, spool_dir: Path | None, names: Sequence[str], all_parked: bool, endpoint: str | None = None
+) -> _Chosen:
+    """Return the runs that are named, all that wait for the operator, or all that are for an endpoint."""
     from ..errors import SpoolError
     from ..settings import Settings, spool_option
     from ..status.spool_status import SpoolStatus
 
-    if bool(names) == all_parked:
-        raise click.UsageError("name the runs, or give --all-parked")
+    if [bool(names), all_parked, endpoint is not None].count(True) != 1:
+        other = ", --all-parked or --from" if click.get_current_context().command.name == "move" else " or --all-parked"
+        raise click.UsageError(f"give one of these: the runs{other}")
     watch = SpoolStatus(spool)
     status = watch.status()
     found: dict[str, RunStatus] = {}
     problems: list[str] = []
     if all_parked:
         found = {run.folder: run for run in status if run.state == "parked" or run.points.refused}
+    if endpoint is not None:
+        found = {run.folder: run for run in status if run.endpoint == endpoint.rstrip("/") and _movable(run)}
+        if not found:
+            others = ", ".join(dict.fromkeys(safe(run.endpoint) for run in status if _movable(run)))
+            problems.append(f"no run waits for {safe(endpoint)}{f'; runs wait for {others}' if others else ''}")
     for name in names:
         try:
             run = watch.find(uid_meant(spool, name))
@@ -307,6 +322,11 @@ def _choose(spool: Spool, spool_dir: Path | None, names: Sequence[str], all_park
         else:
             found[run.folder] = run
     return _Chosen(spool, spool_dir, list(found.values()), problems, status.delivered_to)
+
+
+def _movable(run: RunStatus) -> bool:
+    """Return True if something of a run may not be in Atomscale yet."""
+    return run.state not in {"finalized", "discarded"}
 
 
 def _names_of(runs: Sequence[RunStatus]) -> str:

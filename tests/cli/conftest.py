@@ -37,10 +37,10 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
 @pytest.fixture
 def spooled(make_callback: Callable[..., AtomscaleCallback]) -> Callable[..., str]:
-    """Leave a run in the spool that nobody delivers, and return its uid."""
+    """Leave a run in the spool that nobody delivers, with these settings and metadata, and return its uid."""
 
-    def spool(points: int = 25, **metadata: Any) -> str:
-        callback = make_callback(offline=True)
+    def spool(points: int = 25, settings: dict[str, Any] | None = None, **metadata: Any) -> str:
+        callback = make_callback(**{"offline": True} | (settings or {}))
         uid = ""
         for name, doc in growth(points, start_metadata=metadata):
             uid = uid or doc["uid"]

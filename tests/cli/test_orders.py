@@ -183,7 +183,7 @@ def test_without_a_run_it_says_how_to_name_one(say: Say, spooled: Spooled) -> No
 
     code, _, complaint = say("retry")
     assert code == 2
-    assert "name the runs, or give --all-parked" in complaint
+    assert "give one of these: the runs or --all-parked" in complaint
     code, said, _ = say("retry", "--all-parked")
     assert (code, said) == (0, "No run waits for the operator.")
 
@@ -251,6 +251,39 @@ def test_the_answer_to_an_order_names_the_spool_that_was_named(
 
     said = say("discard", uid[:8], "--yes", "--spool-dir", str(spool_dir))[1]
     assert f"now by `atomscale-bluesky upload --spool-dir {spool_dir}`" in said
+
+
+def test_all_runs_of_a_wrong_endpoint_are_moved_as_the_status_says(
+    say: Say, spooled: Spooled, spool_dir: Path, server: LocalServer
+) -> None:
+    elsewhere = {"endpoint": "http://127.0.0.1:9"}
+    wrong = [spooled(settings=elsewhere), spooled(settings=elsewhere, synth_source_id="the big one")]
+    right = spooled()
+    command = f"move --from http://127.0.0.1:9 --to {server.url}"
+    assert f"`atomscale-bluesky {command}" in " ".join(say("status")[1].split())
+
+    code, said, _ = say(*command.split(), "--yes")
+
+    assert code == 0
+    assert all(f"Run {uid[:8]} " in said for uid in wrong)
+    assert right[:8] not in said
+    assert orders_in(spool_dir) == 2
+    assert say("upload")[0] == 1  # one of them has metadata that cannot be used
+    assert len(server.streams()) == 2
+
+
+def test_a_move_from_an_endpoint_for_which_nothing_waits_names_those_for_which_something_does(
+    say: Say, spooled: Spooled, spool_dir: Path, server: LocalServer
+) -> None:
+    spooled()
+    code, _, complaint = say("move", "--from", "http://127.0.0.1:9", "--to", "http://127.0.0.1:8", "--yes")
+
+    assert code == 1
+    assert f"no run waits for http://127.0.0.1:9; runs wait for {server.url}" in complaint
+    code, _, complaint = say("move", "--all-parked", "--from", "http://127.0.0.1:9", "--to", "http://127.0.0.1:8")
+    assert code == 2
+    assert "give one of these: the runs, --all-parked or --from" in complaint
+    assert orders_in(spool_dir) == 0
 
 
 def test_the_answer_to_a_move_names_who_delivers_to_the_new_endpoint(say: Say, spooled: Spooled) -> None:
