@@ -21,7 +21,7 @@ from .tasks.work import UnexplainedError, Work, WorkerContext
 
 _logger = logging.getLogger(__name__)
 
-# A refused look-up shows nothing: a key that may only write gets no answer, and some deployments have no catalogue.
+# A refused look-up shows nothing: a key that may only write gets no answer, and some servers have no catalogue.
 LOOK_UP_REFUSED = (ApiKeyError, ApiRefusedError)
 # After this many attempts, each without an answer from the catalogue about its stream, a refusal counts as it is.
 CATALOGUE_ATTEMPTS = 8
@@ -38,7 +38,7 @@ def is_too_large(error: ApiError) -> bool:
 
 
 def is_forbidden_alone(error: ApiError, forbidden_at: float | None, answered_at: float) -> bool:
-    """Return True if a request is forbidden while others are taken, so that the key is not the reason.
+    """Return True if a request is forbidden while others are accepted, so that the key is not the reason.
 
     Args:
         error: How the request failed.

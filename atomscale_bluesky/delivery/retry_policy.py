@@ -56,7 +56,7 @@ class RetryPolicy:
         task = outcome.task
         task.unexplained += outcome.unexplained
         if is_forbidden_alone(error, task.forbidden_at, self._answered_at):
-            delivery.park(task, f"forbidden, while others are taken: {error}")
+            delivery.park(task, f"forbidden while other requests are accepted: {error}")
             return
         if error.status == 403:
             task.forbidden_at = task.forbidden_at or now

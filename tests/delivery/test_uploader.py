@@ -582,7 +582,7 @@ def test_a_task_forbidden_while_others_are_taken_is_parked_and_else_tried_again(
     answering.delivery = first
     answering.now += 400.0
     answering.fails(forbidden)
-    assert "forbidden, while others are taken" in (first.run.state.streams[0].parked or "")
+    assert "forbidden while other requests are accepted" in (first.run.state.streams[0].parked or "")
 
 
 def test_the_family_that_the_first_stream_was_made_in_is_kept_for_all(answering: Server) -> None:
