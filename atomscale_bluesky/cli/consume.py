@@ -47,8 +47,8 @@ def consume() -> None:
     """Take documents from a message bus until told to end.
 
     Puts them into the spool. The setting `uploader` says how they are delivered: by this process, by a separate one, or
-    not by this command, if `atomscale-bluesky upload --follow` serves the spool. A document is acknowledged when it
-    survives a power cut. The command reports on standard error what it does.
+    not by this command, if `atomscale-bluesky upload --follow` serves the spool. NATS and Kafka get an acknowledgement
+    once a document is safe on disk, even from a power cut. The command reports on standard error what it does.
 
     SIGTERM or Ctrl-C ends it, once the documents that it has received are in the spool. The exit code is then 0, and 1
     after a failure.
@@ -135,7 +135,7 @@ def nats_(
     """Take documents from a NATS JetStream stream.
 
     The name of a document is the last part of its subject, as bluesky-nats publishes it; its body is JSON or
-    MessagePack. A message is acknowledged when it survives a power cut here.
+    MessagePack. A message is acknowledged once it is safe on disk, even from a power cut.
 
     If several of these commands run with the same durable and the same spool, only one takes documents. When it ends or
     dies, another one goes on.
@@ -178,7 +178,7 @@ def kafka_(
     """Take documents from Kafka topics.
 
     A message's value is `[name, doc]` as MessagePack or JSON, as bluesky-kafka publishes it. An offset is committed
-    when everything before it survives a power cut here.
+    once everything before it is safe on this disk, even from a power cut.
 
     If several of these commands run with the same group and the same spool, only one takes documents. When it ends or
     dies, another one goes on. Each spool needs a group of its own.

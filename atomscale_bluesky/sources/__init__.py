@@ -2,8 +2,9 @@
 
 In: files, pipes, what a bus delivers, and what a catalogue has.
 Out: documents in the spool, through a `DocumentRecorder`. Every source is an iterator of `(name, doc, ack)`.
-Guaranteed: a document is acknowledged when it survives a power cut. One that cannot be used is counted with its reason
-and acknowledged too. One that comes again changes nothing. A run whose start document never came is reported by uid.
+Guaranteed: a document is acknowledged once it is safe on disk, even from a power cut. One that cannot be used is
+counted with its reason and acknowledged too. One that comes again changes nothing. A run whose start document never
+came is reported by uid.
 Bounded: one batch of acknowledgements. If an event's descriptor does not come, the source keeps its place for up to
 100 000 documents more, and then the event is counted as ignored. While the spool is full, no document is taken and none
 is lost.

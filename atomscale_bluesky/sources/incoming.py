@@ -19,8 +19,8 @@ class SourceError(AtomscaleBlueskyError):
 class Incoming(NamedTuple):
     """A document from a source.
 
-    Call `ack` once the document survives a power cut, that is after `DocumentRecorder.sync`. It does not block. A
-    source gives a document again, later or to another process, until it is acknowledged.
+    Call `ack` once the document is safe on disk, even from a power cut, that is after `DocumentRecorder.sync`. It does
+    not block. A source gives a document again, later or to another process, until it is acknowledged.
     """
 
     name: str

@@ -1,10 +1,11 @@
-"""Takes documents from a source into a recorder, and acknowledges them once they survive a power cut.
+"""Takes documents from a source into a recorder, and acknowledges them once they are safe on disk.
 
     intake = Intake(recorder, ending)
     intake.take_all(source)
 
-A sync costs some milliseconds however many documents it is for, so acknowledgements wait for a batch: of `BATCH`
-documents, of `BATCH_S` seconds, or until the source has nothing more for the moment.
+Safe means synced: even a power cut does not take them. A sync costs some milliseconds however many documents it is
+for, so acknowledgements wait for a batch: of `BATCH` documents, of `BATCH_S` seconds, or until the source has nothing
+more for the moment.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class Intake:
         self.acknowledge(source)
 
     def acknowledge(self, source: Source) -> None:
-        """Acknowledge what was taken, once it survives a power cut. Waits while the disk does not take it."""
+        """Acknowledge what was taken, once it is safe on disk. Waits while the disk does not take it."""
         while True:
             try:
                 return self._acknowledge()

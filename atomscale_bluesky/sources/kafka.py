@@ -1,7 +1,8 @@
 """Documents from Kafka, as bluesky-kafka publishes them: `(name, doc)` in the value of each message.
 
-A consumer group keeps on the brokers up to which offset each partition was taken. An offset is committed when all
-messages before it survive a power cut here. After a crash the messages behind it come again, and are known.
+A consumer group keeps on the brokers up to which offset each partition was taken. An offset is committed once all
+messages before it are safe on this disk, even from a power cut. After a crash the messages behind it come again, and
+are known.
 
 Kafka keeps the order within a partition. Documents of one run are in one partition if their key is the run's uid, as
 bluesky-kafka has it, or if the topic has only one.
@@ -211,7 +212,7 @@ class _Position:
         self._taken.append(offset)
 
     def acknowledge(self, offset: int) -> None:
-        """Note that a message survives a power cut."""
+        """Note that a message is safe on disk."""
         if self._taken and self._taken[0] == offset:  # in the order in which they came, as nearly always
             self.next, self.moved = self._taken.popleft() + 1, True
         else:

@@ -1,7 +1,7 @@
 """Documents from NATS JetStream, as bluesky-nats publishes them: one per message, its name the subject's last token.
 
-A durable pull consumer keeps on the server which messages were acknowledged. Each is acknowledged by itself, after it
-survives a power cut here, and given again until then.
+A durable pull consumer keeps on the server which messages were acknowledged. Each is acknowledged by itself, once it is
+safe on this disk, even from a power cut, and given again until then.
 
 The order of a run's documents matters: an event means nothing before its descriptor. JetStream gives a message again
 only when `ack_wait` has passed, and meanwhile later ones. So after a delivery that did not come, which the consumer's

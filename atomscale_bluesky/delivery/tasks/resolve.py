@@ -128,7 +128,7 @@ def _sample(client: Client, name: str) -> str:
         try:
             found = client.create_sample(name)
         except ApiRefusedError as error:
-            # The name may have been taken meanwhile. Some deployments do not answer by which sample.
+            # The name may have been taken meanwhile. Some servers do not answer by which sample.
             found = _named(_listed(client.samples), name) if error.status == 409 else None
             if found is None:
                 raise ApiRefusedError(
