@@ -157,7 +157,7 @@ def _key_works(settings: Settings, client: Client) -> Iterator[Check]:
         instruments = client.instruments()
     except ApiKeyError as error:
         yield Check("key works", Result.FAILED, str(error),
-                    "make a new key in Atomscale's dashboard, or ask for the permissions it needs")  # fmt: skip
+                    "make a new key in Atomscale's dashboard, or ask for the permissions that it lacks")  # fmt: skip
         return
     except ApiError as error:
         yield Check("key works", Result.WARNING, str(error), "try again")
@@ -229,7 +229,7 @@ def _can_be_written(path: Path) -> Check:
                      "choose another `spool_dir`, or mend its permissions")  # fmt: skip
     if os.name != "nt" and mode & 0o022:
         return Check("spool", Result.WARNING, f"others can rename and remove what is in {path} ({mode:04o})",
-                     "take that right from them, or set `spool_dir` to a folder of your own")  # fmt: skip
+                     "`chmod go-w` that folder, or set `spool_dir` to a folder of your own")  # fmt: skip
     return Check("spool", Result.PASSED, f"{path} can be written, by you alone")
 
 

@@ -65,11 +65,11 @@ def _check_not_fixed(run: RunStatus, operator_values: Mapping[str, Any]) -> None
             f"run {run.run_uid[:8]} is in Atomscale already as {', '.join(run.data_ids)}, "
             f"and its {fixed[0]} cannot be changed from here; change it in Atomscale"
         )
-    planned = sorted(operator_values.keys() & {"stream_name", "points_per_chunk"})
-    if run.streams and planned:
+    fixed_now = sorted(operator_values.keys() & {"stream_name", "points_per_chunk"})
+    if run.streams and fixed_now:
         raise click.ClickException(
-            f"run {run.run_uid[:8]} has its metrology streams planned, with the {planned[0]} that they have; "
-            f"leave out --{planned[0].replace('_', '-')}"
+            f"the first stream of run {run.run_uid[:8]} is begun, so the run's {fixed_now[0]} cannot be changed; "
+            f"leave out --{fixed_now[0].replace('_', '-')}"
         )
 
 

@@ -111,8 +111,8 @@ def edit(
     RUN is a uid, its beginning, a scan id, or `last` for the newest run. Values that you do not give stay as in
     the run's metadata or an earlier edit. Replace values that cannot be used, or give --leave-out-unusable. Sample,
     tags and tracking can be given until the run is finalized. Once Atomscale has a stream of the run, instrument and
-    project can be changed only in Atomscale. Name and points per chunk can be given until the run's streams are
-    planned, which is not before its metadata can be used.
+    project can be changed only in Atomscale. Stream name and points per chunk can be given until the uploader begins
+    the run's first stream.
     """
     given: dict[str, Any] = {name: value for name, value in one.items() if value is not None}
     if no_sample or given.keys() & {"physical_sample", "physical_sample_id"}:
