@@ -173,46 +173,55 @@ def _nested(start: Mapping[str, Any], found: _Reading) -> Mapping[str, Any]:
 
 
 def _links(found: _Reading, defaults: Links | None) -> Links:
-    read = found.values
-    name = read.get("physical_sample")
-    if name is not None and is_uuid(name):
-        # An id in the place of the name.
-        read["physical_sample"], read["physical_sample_id"] = None, read.get("physical_sample_id") or name
-    name, sample_id = read.get("physical_sample"), read.get("physical_sample_id")
-    if name is not None and sample_id is not None:
+    values, default = found.values, defaults or Links()
+    if values.keys() & _SAMPLE:
+        name, sample_id = _one_sample(found)
+    else:
+        name, sample_id = default.physical_sample, default.physical_sample_id
+    links = Links(
+        synth_source_id=values.get("synth_source_id", default.synth_source_id),
+        physical_sample_id=sample_id,
+        project_id=values.get("project_id", default.project_id),
+        physical_sample=name,
+        tags=values.get("tags", default.tags) or (),
+        track_sample=values.get("track_sample") or False,
+    )
+    if found.unusable.keys() & _IDS:
+        return links  # whether the project can track the sample is seen when both can be read
+    return _with_checked_tracking(links, found, any_project=defaults is None)
+
+
+def _one_sample(found: _Reading) -> tuple[str | None, str | None]:
+    """Return the name and the id of the physical sample, of which at most one is not None.
+
+    An id in the place of the name counts as an id. Of two that contradict each other, the one that may be another
+    program's is set aside. If both are ours, neither is used: it is not known which of them was meant.
+    """
+    name, sample_id = found.values.get("physical_sample"), found.values.get("physical_sample_id")
+    if name is not None and sample_id is not None and name != sample_id:
         why = (
             f"metadata 'physical_sample' is {_shown(name)} and 'physical_sample_id' is {_shown(sample_id)}; "
             f"name one physical sample, in one of them"
         )
-        lenient = "physical_sample" if "physical_sample" not in found.surely_ours else "physical_sample_id"
-        found.set_aside(lenient, why)
-        if lenient in found.unusable:  # it is not known which of them was meant
-            read["physical_sample"] = read["physical_sample_id"] = None
-    default = defaults or Links()
-    if read.keys() & _SAMPLE:
-        name, sample_id = read.get("physical_sample"), read.get("physical_sample_id")
-    else:
-        name, sample_id = default.physical_sample, default.physical_sample_id
-    links = Links(
-        synth_source_id=read.get("synth_source_id", default.synth_source_id),
-        physical_sample_id=sample_id,
-        project_id=read.get("project_id", default.project_id),
-        physical_sample=name,
-        tags=read.get("tags", default.tags) or (),
-        track_sample=read.get("track_sample") or False,
-    )
+        doubtful = "physical_sample" if "physical_sample" not in found.surely_ours else "physical_sample_id"
+        found.set_aside(doubtful, why)
+        if doubtful in found.unusable:
+            return None, None
+        name, sample_id = found.values.get("physical_sample"), found.values.get("physical_sample_id")
+    return (None, name) if name is not None and is_uuid(name) else (name, sample_id)
+
+
+def _with_checked_tracking(links: Links, found: _Reading, *, any_project: bool) -> Links:
+    """Return links that track the sample only if they name one, and a project, which `any_project` supplies."""
     has_sample = bool(links.physical_sample or links.physical_sample_id)
-    if found.unusable.keys() & (_SAMPLE | {"project_id"}):
-        return links  # whether the project can track the sample is seen when both can be read
-    if links.track_sample and not (has_sample and (links.project_id or defaults is None)):
-        found.set_aside(
-            "track_sample",
-            f"metadata 'track_sample' is True, and no {'project' if has_sample else 'physical sample'} is named; a "
-            f"project tracks a sample: give both `project_id` and `physical_sample`, or leave `track_sample` out",
-        )
-        if "track_sample" not in found.unusable:
-            links = msgspec.structs.replace(links, track_sample=False)
-    return links
+    if not links.track_sample or (has_sample and (links.project_id or any_project)):
+        return links
+    found.set_aside(
+        "track_sample",
+        f"metadata 'track_sample' is True, and no {'project' if has_sample else 'physical sample'} is named; a "
+        f"project tracks a sample: give both `project_id` and `physical_sample`, or leave `track_sample` out",
+    )
+    return links if "track_sample" in found.unusable else msgspec.structs.replace(links, track_sample=False)
 
 
 def run_label(start: Mapping[str, Any], template: str) -> str:

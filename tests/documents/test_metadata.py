@@ -460,6 +460,19 @@ def test_a_sample_named_by_its_id_is_that_sample() -> None:
     assert read_metadata({"physical_sample": f" {SAMPLE.upper()}"}).links.physical_sample_id == SAMPLE
 
 
+def test_two_ids_of_a_sample_have_to_be_equal() -> None:
+    other = "7f0e2c1a-93c4-4b7e-8d55-0a1b2c3d4e5f"
+    assert read_metadata({"atomscale": {"physical_sample": SAMPLE, "physical_sample_id": SAMPLE.upper()}}).links == (
+        read_metadata({"physical_sample_id": SAMPLE}).links
+    )
+    with pytest.raises(MetadataError, match=f"'{other}' and 'physical_sample_id' is '{SAMPLE}'; name one"):
+        read_metadata({"atomscale": {"physical_sample": other, "physical_sample_id": SAMPLE}})
+
+    found = read_metadata({"physical_sample": other, "physical_sample_id": SAMPLE})
+
+    assert (found.links.physical_sample_id, [key for key, _ in found.others]) == (SAMPLE, ["physical_sample"])
+
+
 def test_two_physical_samples_are_one_too_many() -> None:
     both = {"physical_sample": "GaN-0417", "physical_sample_id": SAMPLE}
     with pytest.raises(MetadataError, match="name one physical sample"):
