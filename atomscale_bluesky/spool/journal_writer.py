@@ -26,6 +26,7 @@ class JournalWriter:
     ) -> None:
         self._folder = folder
         self._segment_bytes = segment_bytes
+        self._make_room = make_room
         self._segment = max(segments(folder), default=1)
         self._file = LineFile(segment_path(folder, self._segment), make_room=make_room, end_of_whole=end_of_entries)
         self._before = 0  # total size of the earlier segments
@@ -35,7 +36,7 @@ class JournalWriter:
         """Write all of the lines or none. They survive a killed process once this returns.
 
         Raises:
-            SpoolFullError: The disk is full. None of `lines` was kept.
+            SpoolFullError: The disk has no space. None of `lines` was kept.
             SpoolError: The file cannot be written.
         """
         if self._file.size >= self._segment_bytes:
@@ -74,9 +75,11 @@ class JournalWriter:
 
     def _next_segment(self) -> None:
         try:
-            following = LineFile(segment_path(self._folder, self._segment + 1), end_of_whole=end_of_entries)
+            following = LineFile(
+                segment_path(self._folder, self._segment + 1), make_room=self._make_room, end_of_whole=end_of_entries
+            )
         except OSError as error:
-            raise write_error(f"{self._folder} takes no further file: {error.strerror}", error.errno) from error
+            raise write_error(f"{self._folder} takes no further file", error) from error
         # No signal handler runs between these lines: it could sync and close a segment that is still written, or forget
         # one.
         behind = self._file

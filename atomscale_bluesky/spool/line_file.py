@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from ..errors import SpoolError, SpoolFullError
 from .own_files import open_own
-from .reserve import is_full, with_room
+from .reserve import is_full, is_limit, with_room
 
 # How much of a file is read from its end at a time, to find the last line.
 BLOCK_BYTES = 2**20
@@ -105,13 +105,12 @@ class LineFile:
             written = os.write(self._descriptor, lines)
         except OSError as error:
             self._expected_end = self.size
-            text = f"{self.path} cannot take more: {error.strerror}. Free some space."
-            self._append_with_room(lines, write_error(text, error.errno), error)
+            self._append_with_room(lines, write_error(f"{self.path} cannot take more", error), error)
             return
         if written != len(lines):
             self._cut_back()
-            text = f"{self.path} took only {written} of {len(lines)} bytes. Free some space on its disk."
-            self._append_with_room(lines, write_error(text, errno.ENOSPC), None)
+            text = f"{self.path} took only {written} of {len(lines)} bytes"
+            self._append_with_room(lines, write_error(text, _no_space()), None)
             return
         self.size = end
 
@@ -231,11 +230,16 @@ def _nothing() -> None:
     """Do nothing: no disk space can be made."""
 
 
-def write_error(text: str, number: int | None) -> SpoolFullError:
-    """Return an error whose `errno` says whether the disk is full."""
-    error = SpoolFullError(text)
-    error.errno = number
+def write_error(text: str, cause: OSError) -> SpoolError:
+    """Return the error for a failed write, with the cause's `errno`. A `SpoolFullError` if freeing disk space helps."""
+    kind, remedy = (SpoolFullError, ". Free some space") if is_full(cause) or is_limit(cause) else (SpoolError, "")
+    error = kind(f"{text}: {cause.strerror}{remedy}")
+    error.errno = cause.errno
     return error
+
+
+def _no_space() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def end_of_lines(descriptor: int, size: int) -> int:

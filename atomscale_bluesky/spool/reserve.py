@@ -48,6 +48,11 @@ def is_full(error: OSError) -> bool:
     return error.errno in _FULL
 
 
+def is_limit(error: OSError) -> bool:
+    """Return True if a file would become larger than the user's or the file system's limit for one file."""
+    return error.errno == errno.EFBIG
+
+
 def with_room(step: Callable[[], T], make_room: Callable[[], object]) -> T:
     """Call `step`. If the disk is full, call `make_room` and then `step` again."""
     try:

@@ -141,9 +141,10 @@ class RunWriters:
             if made:
                 self._remove_unfinished(folder, writer, uploader_lock)
             if isinstance(error, OSError):
+                kind = FolderTakenError if isinstance(error, FolderTakenError) else SpoolError
                 if is_full(error):
                     self._disk_space.note_disk_full()
-                kind = FolderTakenError if isinstance(error, FolderTakenError) else SpoolError
+                    kind = SpoolFullError
                 raise kind(f"spool {self._path} takes no further run: {error}") from error
             raise
         return writer
