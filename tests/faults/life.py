@@ -34,6 +34,7 @@ from .story import Doc, Story
 HURRIED = 20.0
 # A life that takes longer hangs: it writes down where, and ends.
 LIFE_S = 90.0
+CHILD_S = 30.0  # the same of a child that it forks
 # What a life does, and how often.
 ACTIONS = {
     "feed": 60,
@@ -262,6 +263,8 @@ class Life:
         documents = self._chance.randrange(1, len(run.documents) + 1)
         child = os.fork()
         if child == 0:
+            hung = self.plan.problems.with_name("hung-child.txt").open("a")
+            faulthandler.register(signal.SIGUSR1, file=hung)
             try:
                 self._feed_many(run, documents)
             except BaseException as error:  # noqa: BLE001 - it is a problem, whatever it is
@@ -271,7 +274,16 @@ class Life:
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             os._exit(0)
-        os.waitpid(child, 0)
+        end = time.monotonic() + CHILD_S
+        while os.waitpid(child, os.WNOHANG)[0] == 0:
+            if time.monotonic() > end:
+                os.kill(child, signal.SIGUSR1)
+                time.sleep(0.5)
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                self._problem(f"a child hung: {self.plan.problems.with_name('hung-child.txt').read_text()}")
+                break
+            time.sleep(0.001)
 
     def _feed_nonsense(self) -> None:
         name, doc = self._chance.choice(
