@@ -46,8 +46,9 @@ def log_to_terminal() -> None:
 
 def _has_another_handler(name: str) -> bool:
     """Return True if a handler other than ours gets the records of this logger."""
-    logger: logging.Logger | None = logging.getLogger(name)
-    while logger is not None:
+    # Not by `logging.getLogger`: if a signal handler raised within it, its lock stays taken, and no thread could log.
+    logger = logging.Logger.manager.loggerDict.get(name)
+    while isinstance(logger, logging.Logger):
         if any(handler.get_name() != _HANDLER for handler in logger.handlers):
             return True
         logger = logger.parent if logger.propagate else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from array import array
 from binascii import hexlify
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from ..errors import SpoolError
 from .gil_yield import GilYield
@@ -98,12 +100,28 @@ def read_events(folder: Path, gil_yield: GilYield | None = None) -> Events:
 
 def _forget_further_rows(events: Events) -> None:
     """Set the fingerprint of each further row of an event to 0, if the event's first row is in the same journal."""
-    first = [place for place, layout in enumerate(events.layouts) if layout.time_base == layout.event_stream]
+    further = ~is_first_row(events.layouts, np.array(events.layout_places, dtype=np.uint16))
     uids = np.array(events.uids, dtype=np.uint64)
-    further = ~np.isin(np.array(events.layout_places, dtype=np.uint16), first)
     fingerprints = np.array(events.fingerprints, dtype=np.uint64)
-    fingerprints[further & np.isin(uids, uids[~further])] = 0
+    with_first = np.sort(uids[~further])
+    places = np.searchsorted(with_first, uids)
+    places[places == len(with_first)] = 0
+    if len(with_first):
+        fingerprints[further & (with_first[places] == uids)] = 0
     events.fingerprints = array("Q", fingerprints.tobytes())
+
+
+def is_first_row(layouts: Sequence[Layout], places: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    """Return for each row whether it is its event's first row, that of the event stream's own time base.
+
+    Args:
+        layouts: The layouts of the rows.
+        places: The place of each row's layout in `layouts`, or `WHOLE_EVENT`.
+    """
+    # Not `np.isin`, whose first call imports a module: a process forked meanwhile would wait for that import for ever.
+    of_layout = np.zeros(WHOLE_EVENT + 1, dtype=np.bool_)
+    of_layout[: len(layouts)] = [layout.time_base == layout.event_stream for layout in layouts]
+    return of_layout[places]
 
 
 def _parts_of(payload: bytes) -> tuple[int, float, Any, bytes]:

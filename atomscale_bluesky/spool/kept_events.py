@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from .journal_events import MAX_ROWS, WHOLE_EVENT, Events, digest_of, fingerprint_of
+from .journal_events import MAX_ROWS, WHOLE_EVENT, Events, digest_of, fingerprint_of, is_first_row
 from .journal_format import Described, Header, Layout
 
 # The last events that were recognised by time and values are also remembered by uid, up to this many: an event whose
@@ -233,10 +233,11 @@ class _Journal:
         self._recognised_counts = array("I")
         self._times: dict[str, array[float]] = {}
         self._time_counts: dict[str, array[int]] = {}
-        first = [place for place, layout in enumerate(events.layouts) if layout.time_base == layout.event_stream]
         fingerprints = np.array(events.fingerprints[:room], dtype=np.uint64)
-        self._first_row_layouts = frozenset(first)
-        self.has_parts = bool((fingerprints[~np.isin(layouts, first)] != 0).any())
+        self._first_row_layouts = frozenset(
+            place for place, layout in enumerate(events.layouts) if layout.time_base == layout.event_stream
+        )
+        self.has_parts = bool((fingerprints[~is_first_row(events.layouts, layouts)] != 0).any())
         if not by_uid or self.has_parts:
             self._sort_by_fingerprint(fingerprints, uids)
             for name, times in events.times.items():

@@ -60,7 +60,7 @@ def recorded_since(folder: str) -> float:
     if not is_run_name(name):
         return 0.0
     try:
-        return datetime.strptime(name[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
+        return datetime.fromisoformat(name[:15]).replace(tzinfo=UTC).timestamp()
     except ValueError:  # no day has this date
         return 0.0
 

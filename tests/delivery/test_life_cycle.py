@@ -237,6 +237,71 @@ def test_a_forked_child_takes_a_run_when_a_thread_of_its_parent_was_reading(
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {"KEEP": "verified", "CLOCK": "reference", "MAX_LATENCY_S": "1", "ANNOUNCE": "on"}]
+)
+def test_no_thread_imports_a_module_since_a_child_forked_meanwhile_would_wait_for_it_for_ever(
+    server: LocalServer, spool_dir: Path, more: dict[str, str]
+) -> None:
+    done = run_script(
+        """
+        import sys, threading
+        imported = []
+
+        def note(event, arguments):
+            if event == "import" and threading.current_thread().name.startswith("atomscale"):
+                if arguments[0] not in sys.modules:
+                    imported.append((arguments[0], threading.current_thread().name))
+
+        from runs import growth
+        from atomscale_bluesky import AtomscaleCallback
+        sys.addaudithook(note)
+        for points in (55, 25):
+            documents = list(growth(points=points, start_metadata={"physical_sample": "W1", "tags": ["a"]}))
+            before = AtomscaleCallback(points_per_chunk=10)
+            for name, doc in documents[:20]:
+                before(name, doc)
+            before.close(0)
+            after = AtomscaleCallback(points_per_chunk=10)  # the run goes on, and its earlier events are read
+            for name, doc in documents:
+                after(name, doc)
+            assert after.drain(20)
+            after.close()
+        print(imported)
+        """,
+        server,
+        spool_dir,
+        **{f"ATOMSCALE_BLUESKY_{name}": value for name, value in more.items()},
+    )
+
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+    assert sum(stream.points for stream in server.streams()) == 2 * (55 + 25)
+
+
+def test_a_warning_is_written_although_logging_was_interrupted_in_another_thread(
+    server: LocalServer, spool_dir: Path
+) -> None:
+    # As an exception from a signal handler leaves it, if it comes within `logging.getLogger`.
+    done = run_script(
+        """
+        import logging, threading
+        from atomscale_bluesky import AtomscaleCallback
+        callback = AtomscaleCallback()
+        callback("one kind", {})  # logging itself takes its lock once for each level of a logger
+        logging._lock.acquire()
+        feeding = threading.Thread(target=callback, args=("another kind", {}), daemon=True)
+        feeding.start()
+        feeding.join(10)
+        print(feeding.is_alive())
+        """,
+        server,
+        spool_dir,
+    )
+
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+    assert "'another kind'" in done.stderr
+
+
 def test_a_hundred_subscriptions_start_no_threads(callback: AtomscaleCallback, server: LocalServer) -> None:
     engine = RunEngine({"synth_source_id": 42}, context_managers=[])
     before = set(threading.enumerate())
