@@ -1,8 +1,8 @@
 """Tables that the package itself tells: `settings-table`, `rules-table`, `loss-table`, `lines-table`, `fields-table`,
 `metrics-table`.
 
-What a field means stands in the source as the comment behind it, and in `settings` as its description; so what a reader
-finds here cannot differ from what the code says.
+What a field means is written in the source, as the comment behind or above it, or in `settings` as its description. So
+what a reader finds here cannot differ from what the code says.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def lines_table(union: str) -> str:
 
 
 def fields_table(path: str) -> str:
-    """One class: what it is, and its fields with the comment behind each."""
+    """One class: what it is, and its fields with the comment of each."""
     module, _, name = path.rpartition(".")
     cls = getattr(importlib.import_module(module), name)
     said = (inspect.getdoc(cls) or "").partition("\n")[0]
@@ -101,21 +101,32 @@ def fields_table(path: str) -> str:
 
 
 def _fields(cls: type) -> list[tuple[str, str, str]]:
-    """Name, type and comment of each field, as the source has them; a text below a field counts as its comment."""
+    """Return name, type and comment of each field, as the source has them.
+
+    The comment stands behind the field or above it, or is a text below it.
+    """
     source = inspect.getsource(cls)
     texts = source.splitlines()
     body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
     ours = [base for base in cls.__bases__ if base.__module__ == cls.__module__]
     found: list[tuple[str, str, str]] = [one for base in ours for one in _fields(base)]
     for node, following in zip(body, [*body[1:], None], strict=True):
-        if not isinstance(node, ast.AnnAssign):
+        if not isinstance(node, ast.AnnAssign) or ast.unparse(node.annotation).startswith("ClassVar"):
             continue
         comment = re.search(r"#\s(.*)$", texts[node.end_lineno - 1])
-        text = comment[1] if comment else ""
+        text = comment[1] if comment else _comment_above(texts, node.lineno - 1)
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
             text = str(following.value.value)
         found.append((typing.cast(ast.Name, node.target).id, ast.unparse(node.annotation), text))
     return found
+
+
+def _comment_above(texts: list[str], field: int) -> str:
+    """Return the lines of comment directly above a line of the source, as one text; empty if there are none."""
+    begin = field
+    while begin and texts[begin - 1].lstrip().startswith("# "):
+        begin -= 1
+    return " ".join(text.strip().removeprefix("# ") for text in texts[begin:field])
 
 
 def _cell(text: str) -> str:
