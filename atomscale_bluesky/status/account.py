@@ -1,4 +1,4 @@
-"""What happened to every reading of a run: seen = delivered + waiting + refused + discarded + left out, and lost = 0.
+"""What happened to every reading of a run: seen = delivered + waiting + refused + discarded + left out + lost.
 
 An `Account` reads a run's journal and combines it with the ledger's
 state. So the result is the same whether the run's own process, another one, or no process delivers the run, and there
