@@ -39,15 +39,18 @@ class Loss(StrEnum):
 
     # of a value: its row has a gap
     NOT_FINITE = "not finite", "the value is NaN or infinite"
-    NO_VALUE = "no value", "the value is None, or an array without elements"
+    NO_VALUE = "no value", "the value is None, a masked element, or an array without elements"
     TOO_LARGE = "number too large", "the value is a number beyond the largest float"
     MISSING = "missing", "the event lacks the key, or the array has fewer elements than another one had"
     TEXT = "text", "the value is text, and not one of the `choices` or `enum_strs` of the descriptor"
     NOT_NUMERIC = "not numeric", "the value is no number, for example a table, a date or an object"
 
     # of a data key: it becomes no channel
-    ARRAY = "array", "the value is an array of more than one dimension"
-    LONG_ARRAY = "array too long", "the array has more elements than `max_elements`"
+    ARRAY = "array", "the value is an array of more than one dimension, or a list of something else than numbers"
+    LONG_ARRAY = (
+        "array too long",
+        "the array has more elements than `max_elements`, or grew after keys or arrays had changed 100 times",
+    )
     EXTERNAL = "external data", "the document names a file that has the value"
     KEY_NOT_SELECTED = "not selected", "the setting `channels` leaves the key out"
     NAMELESS = "its name is no text", "the data key is no text"
@@ -62,7 +65,7 @@ class Loss(StrEnum):
     # of a document: none of its readings is in the journal
     EVENT_STREAM_NOT_SELECTED = "event stream not selected", "the setting `event_streams` leaves the event stream out"
     NO_ROOM = "no room in the spool", "the spool or its disk is full"
-    NOT_WRITTEN = "its file could not be written", "the disk failed"
+    NOT_WRITTEN = "its file could not be written", "the disk failed, or the process could open no more files"
     DOCUMENT_TOO_LONG = "document too long", "the document's rows are longer than a line of a journal may be"
     MALFORMED = "malformed document", "the document is not what an event has to be"
     BEHIND_STOP = "event behind its run's stop", "the event came after the run's stop document"
