@@ -230,7 +230,8 @@ def redirects(b: Bench) -> None:
 
 
 @scenario(
-    "A stream that the server closed after a silence goes on in a further one; each point is there once.", silence_s=0.4
+    "A stream that the server closed after a silence goes on in a continuation; each point is there once.",
+    silence_s=0.4,
 )
 def closed_by_silence(b: Bench) -> None:
     story = b.story(points=b.chance.randrange(12, 90), monitor=False, pages=False, late=False)
@@ -690,7 +691,7 @@ def _power_cut(
 
 
 @scenario(
-    "A power cut takes at most the readings of the last 250 ms; nothing is false or doubled afterwards.", weight=20
+    "A power cut takes at most the readings of the last 250 ms; nothing is wrong or doubled afterwards.", weight=20
 )
 def power_cut(b: Bench) -> None:
     _power_cut(b, durability="interval")
@@ -702,7 +703,7 @@ def power_cut_with_durability_event(b: Bench) -> None:
 
 
 @scenario(
-    "A power cut among previews: what was shown stands, and nothing is false or doubled.",
+    "A power cut among previews: what was shown stands, and nothing is wrong or doubled.",
     weight=5,
     relax=("grown_chunk",),
 )
@@ -714,7 +715,9 @@ def previews_and_a_power_cut(b: Bench) -> None:
 
 
 @scenario(
-    "Damage in one run's files costs that run's damaged lines and no other run; nothing false, nothing twice.", weight=5
+    "Damage in one run's files costs that run's damaged lines and no other run; nothing is wrong, and nothing is "
+    "doubled unless the ledger lost synced lines.",
+    weight=5,
 )
 def damaged_spool(b: Bench) -> None:
     story = b.story(runs=3, at_once=True, points=b.chance.randrange(15, 80), stops=True)
