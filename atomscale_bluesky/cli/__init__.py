@@ -58,7 +58,8 @@ def commands() -> None:
     These commands show what happens to your readings, and help when a run needs your decision. New here? Begin with
     `atomscale-bluesky demo`.
 
-    The API key comes from the environment variable ATOMSCALE_API_KEY, or AS_API_KEY, and never from the command line.
+    The API key comes from the environment variable ATOMSCALE_API_KEY or AS_API_KEY, or from the settings file. It never
+    comes from the command line.
     """
 
 

@@ -24,9 +24,12 @@ def config() -> None:
 
 @config.command
 @click.option(
-    "--spool-dir", cls=Once, type=click.Path(file_okay=False, path_type=Path), help="Show them as if this were given."
+    "--spool-dir",
+    cls=Once,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Show the settings as they are with this folder.",
 )
-@click.option("--endpoint", cls=Once, metavar="URL", help="Show them as if this were given.")
+@click.option("--endpoint", cls=Once, metavar="URL", help="Show the settings as they are with this endpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
     """Show every setting, its value, and where it comes from.

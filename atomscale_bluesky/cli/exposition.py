@@ -127,7 +127,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "spool_read_duration_seconds": ("How long it took to read the spool.", ()),
     "spool_takes_readings": ("1 if new readings are kept; 0 if they are left out for want of space.", ()),
     "spool_size_bytes": ("Size of the spool.", ()),
-    "spool_size_limit_bytes": ("Size from which on new readings are left out.", ()),
+    "spool_size_limit_bytes": ("Size of the spool at which new readings begin to be left out.", ()),
     "spool_disk_free_bytes": ("Free space on the spool's disk.", ()),
     "spool_disk_free_limit_bytes": ("Free space below which new readings are left out.", ()),
 }

@@ -61,15 +61,16 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     `data_id`, `chunk_index`, `channel` (is among the request's), `label` (a part of the stream's label), `above_bytes`
     (a body larger than this).
 
-    How often: not for the first `skip` that match, then for `times` of them (None: for ever), each with `probability`
-    (drawn from `seed`), and only those above `above_per_s` a second, counted over a tenth of a second.
+    How often: the first `skip` that match are spared. On each of the others the rule acts with `probability` (drawn
+    from `seed`), until it has acted `times` times (None: no limit). With `above_per_s`, up to this many requests a
+    second, counted over a tenth of a second, are spared too.
 
     What: wait `delay_s` first, and `delay_each_s` for each other request under way, then at most one of
 
     - `status` with `headers` and `body`: this answer instead; the request is not applied, unless `applied`
     - `body` alone: as `status=200`
     - `garble`: applied, but the answer is `"empty"`, cut in `"half"`, or about the `"other_chunk"`
-    - `hang`: no answer, not applied, until the client goes away
+    - `hang`: not applied, and no answer; the connection stays until the client closes it
     - `reset_before`: the connection is reset and the request not applied
     - `reset_after`: applied, and the connection reset before the answer
     - `apply_later_s`: the connection is reset, and the request applied this many seconds later

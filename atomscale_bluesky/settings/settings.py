@@ -70,7 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                  "subfolder `atomscale-bluesky`. Default: in the user's state folder."),
     ] = None  # fmt: skip
     spool_max_bytes: Annotated[
-        int, _setting("Size of the spool from which on new readings are left out.", ge=1_000_000)
+        int, _setting("Size of the spool at which new readings begin to be left out.", ge=1_000_000)
     ] = 20 * 10**9
     spool_min_free_bytes: Annotated[
         int, _setting("Free space on the spool's disk below which new readings are left out.", ge=0)
@@ -88,7 +88,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = ("*_monitor",)
     channels: Annotated[
         tuple[str, ...],
-        _setting("Data keys to take, as patterns; `!pattern` leaves out; `hints` alone takes the hinted fields."),
+        _setting(
+            "Data keys to take, as patterns; `!pattern` leaves out. `hints` as the only pattern: the hinted fields."
+        ),
     ] = ("*",)
     rename: Annotated[dict[str, str], _setting("Channel names by data key, where they should differ.")] = {}
     max_elements: Annotated[
@@ -96,7 +98,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 16
     timestamps: Annotated[
         Timestamps,
-        _setting("Time of a point: the event's, the reading's own, or by kind of event stream."),
+        _setting(
+            "Time of a point: as the rows' times and `monitors` tell, always the event's, or always the reading's."
+        ),
     ] = "auto"
     non_finite: Annotated[
         NonFinite,
@@ -122,7 +126,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _setting("Deliver in threads of the RunEngine's process, in a process of its own that is started and watched, "
                  "or not at all: the site runs `atomscale-bluesky upload --follow`."),
     ] = "thread"  # fmt: skip
-    api: Annotated[Api, _setting("Path family: the documented one, the one newer clients use, or found out.")] = "auto"
+    api: Annotated[Api, _setting("Path family: found out, the documented one, or the one of newer clients.")] = "auto"
     max_connections: Annotated[
         int,
         _setting("Requests under way at the same time, at most. How many there are follows from how quickly the server "
