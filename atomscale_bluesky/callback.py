@@ -223,7 +223,7 @@ class AtomscaleCallback:
 
         Blocks, because it sends requests to Atomscale. Of a run in progress, the points confirmed so far are compared.
         The run has to be in the spool, which it leaves as soon as it is finalized. With `keep = "verified"` it leaves
-        only after it was read back and was equal, and the error then says when that was.
+        only after it was read back and was equal. The SpoolError for a run that has left then says when that was.
 
         Args:
             run_uid: The run's uid, or its beginning.
@@ -256,7 +256,7 @@ class AtomscaleCallback:
     def ignored(self) -> Mapping[str, int]:
         """How many documents were not taken since this callback was made, by kind. Does not block.
 
-        Documents of no known run or descriptor count under their name, such as `event`. The other kinds are `malformed
+        Documents of no known run or descriptor count under their kind, such as `event`. Other counts are `malformed
         document`, `unknown kind`, `event seen before`, `event behind its run's stop`, `run taken before` and `run not
         kept`, about which `status` says more.
         """

@@ -46,18 +46,18 @@ class DocumentRecorder:
 
     Make one per process and spool, with the same settings as the process that delivers. Keep it while documents come,
     then close it. Several threads may call it at once: one lock is held while a document is taken. Mostly that is
-    memory operations and one `write`. A start makes a folder, and an event of an unknown descriptor searches runs of
-    the spool: all of them with `redelivers`, half a millisecond for each, and otherwise the youngest. None of it waits
-    for a sync, except with `durability = "event"`.
+    memory operations and one `write`. For a start document a folder is made. For an event of an unknown descriptor the
+    spool's runs are searched, half a millisecond for each: the youngest 50, or all of them with `redelivers`. Nothing
+    waits for a sync, except with `durability = "event"`.
 
     Args:
         settings: Which spool, and which event streams and data keys are taken. The default is environment and file.
         spool: The spool, if it is already open.
         listener: Delivers the runs in this process. None if they are not delivered here.
         check: Called without the lock when a start document comes. A text that it returns is logged once.
-        redelivers: The source gives a document again if the answer says `try_again`, and reports runs whose start
-            document never came. Then readings that find no disk space are not counted as left out, and a start document
-            or descriptor that could not be written is not taken.
+        redelivers: True if the caller gives a document again when the answer says `try_again`, and itself reports runs
+            whose start document never came. Then readings that find no disk space are not counted as left out, and a
+            start document or descriptor that could not be written is not taken.
         physical_sample: Name or id of the physical sample of runs whose metadata name none.
 
     Raises:
@@ -162,7 +162,7 @@ class DocumentRecorder:
         return self._runs.has_whole(run_uid)
 
     def sync(self) -> None:
-        """Make everything taken so far survive a power cut. Takes as long as the disk needs, mostly some milliseconds.
+        """Sync everything taken so far, so that no power cut can take it. Waits for the disk, mostly some milliseconds.
 
         Raises:
             SpoolError: A journal could not be synced, or the end of a run not written. The next call tries again, and
@@ -189,7 +189,7 @@ class DocumentRecorder:
     def give_up_early_events(self, descriptors: Iterable[str]) -> None:
         """Count the events that wait for these descriptors as ignored, so that they wait no longer.
 
-        Without this they wait until the run ends that can only be theirs, or until a hundred runs have ended. Call it
+        Without this they wait until a run stops and no other run is open, or until a hundred runs have stopped. Call it
         if the source holds something until then, such as an acknowledgement. From within `take` it does nothing.
         """
         with self._lock:
@@ -201,7 +201,7 @@ class DocumentRecorder:
     def ignored(self) -> Mapping[str, int]:
         """How many documents were not taken since this recorder was made, by kind. Does not block.
 
-        Documents of no known run or descriptor count under their name, such as `event`. The other kinds are `malformed
+        Documents of no known run or descriptor count under their kind, such as `event`. Other counts are `malformed
         document`, `unknown kind`, `event seen before`, `event behind its run's stop`, `run taken before` and `run not
         kept`.
         """

@@ -16,9 +16,9 @@ def validate_metadata(
 ) -> None:
     """Accept or refuse a run's metadata before the plan begins: `RE.md_validator = validate_metadata`.
 
-    Refused is what would park the run: a value that cannot be used in the dict `atomscale`, of a key that the setting
-    `metadata_keys` names, or of `synth_source_id`, and a UUID with a typing error. What else the top level holds may be
-    another program's, and is never refused.
+    Refuses what would park the run: a UUID with a typing error, an unknown key in the dict `atomscale`, and an unusable
+    value in that dict, of `synth_source_id`, or of a key that the setting `metadata_keys` names. Anything else at the
+    top level may be another program's, and is accepted.
 
     Args:
         md: The metadata that will become the start document.

@@ -57,9 +57,9 @@ class Header(FileLine, frozen=True, tag="header"):
     max_latency_s: float = 0.0  # after how long points that wait for a full chunk are shown in a preview; 0: never
     scan_id: int | None = None  # of the start document, to find the run by
     session: str = ""  # the lock in the spool that its writer holds until it writes the stop; empty: writer.lock
-    part: int = 0  # how many earlier journals of the run were known: it goes on after an interruption
-    # With `problem`: the metadata keys that cannot be used; `atomscale` for a key in that dict that means nothing.
-    # `links`, `label` and `points_per_chunk` have all others. Earlier versions kept none of them with a problem.
+    part: int = 0  # how many earlier journals of the run there were; above 0 if it goes on after an interruption
+    # With `problem`: the metadata keys that cannot be used; `atomscale` for an unknown key in that dict. `links`,
+    # `label` and `points_per_chunk` have the values of all others. Earlier versions kept none of these with a problem
     unusable: tuple[str, ...] = ()
 
 
@@ -78,10 +78,10 @@ class Layout(FileLine, frozen=True, tag="layout"):
 
     layout: int
     event_stream: str
-    time_base: str  # numbers its rows; named like the event stream, unless its keys have times of their own
+    time_base: str  # rows are numbered within it; it has the event stream's name, unless the keys have own times
     channels: tuple[Channel, ...]
     left_out: dict[str, str] = {}  # data key → why its readings never become points
-    own_times: bool = False  # its rows have their readings' times, because the event stream's times showed that
+    own_times: bool = False  # its rows have the readings' own times, since the times tell that a flyer collected them
 
 
 class Described(FileLine, frozen=True, tag="descriptor"):

@@ -129,7 +129,7 @@ class Previewed(_Range, frozen=True, tag="previewed"):
 
 
 class PreviewAnswered(Fact, frozen=True, tag="preview_answered"):
-    """Atomscale shows the last preview; or it certainly does not, and what it showed before stands."""
+    """Atomscale shows the last preview (`taken`), or it surely does not, and what it showed before stands."""
 
     unsynced = True
     stream: int
@@ -180,7 +180,7 @@ class Ended(Fact, frozen=True, tag="ended"):
 
 
 class Obeyed(Fact, frozen=True, tag="obeyed"):
-    """An order was carried out that changes nothing here."""
+    """An order was carried out that needs no other line in the ledger."""
 
     order: int
 
@@ -269,7 +269,8 @@ class ClockFixed(Fact, frozen=True, tag="clock_fixed"):
 
     offset_s: float
     time: float  # when it was measured
-    delay_s: float | None = None  # of the exchange; the shift is right to half of it. None: not measured, so no shift
+    # How long the exchange took; the shift is accurate to half of that. None: not measured, so no shift
+    delay_s: float | None = None
 
 
 class Verified(Fact, frozen=True, tag="verified"):

@@ -37,7 +37,7 @@ class Outage(msgspec.Struct, frozen=True):
     time: float  # of the last error, Unix seconds
     error: str
     endpoint: str
-    key_refused: bool = False  # it is the API key of the process that delivers
+    key_refused: bool = False  # True if the API key of the process that delivers is refused
 
 
 class OutageNote:

@@ -60,7 +60,7 @@ class RunStatus(msgspec.Struct, frozen=True):
     reason: str = ""  # why it failed or was aborted, by the stop document
     cause: Cause | None = None  # the kind of `problem`
     last_confirmed: float | None = None  # when Atomscale last confirmed a chunk of it, Unix seconds
-    # The keys of its metadata that cannot be used, while it waits for that; `atomscale` for what that dict may not hold
+    # Metadata keys that cannot be used; `atomscale` for an unknown key in that dict. Empty once they are corrected
     unusable: tuple[str, ...] = ()
     # What the operator ordered and no process has carried out yet: retry, discard, edit, settle, move
     ordered: tuple[str, ...] = ()

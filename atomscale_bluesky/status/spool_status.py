@@ -106,7 +106,7 @@ class Status(tuple[RunStatus, ...]):
 
     @property
     def last_error(self) -> str | None:
-        """Why Atomscale takes no data, by the delivering process; else the last run's problem for the operator."""
+        """Why Atomscale takes no data, as the process that delivers noted it; else the newest run's problem, if any."""
         if self.trouble is not None:
             return self.trouble.error
         return next((run.problem for run in reversed(self) if run.problem), None)
