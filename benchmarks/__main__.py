@@ -12,9 +12,9 @@ PROGRAMS = {
     "plan": "how much longer a plan takes because our callback is subscribed",
     "drain": "how fast a backlog goes from the disk to the last confirmation",
     "parts": "what the time goes into: the parts of an event, and those of a chunk",
-    "memory": "how far the process grows in a long run, and while a backlog drains",
-    "outage": "what a hundred million points of an outage take in memory and on disk, and draining them",
-    "latency": "how long the last event of a chunk takes to its confirmation",
+    "memory": "how far the process grows in a long run, and while a backlog is delivered",
+    "outage": "what a hundred million points of an outage take in memory and on disk, and delivering them",
+    "latency": "how long it takes from the last event of a chunk to the chunk's confirmation",
     "link": "how much of a slow link's connections is used, and how many there are",
     "connections": "how the number of connections settles, simulated against servers of several kinds",
     "startup": "what importing, constructing and a run of one event cost",
@@ -22,7 +22,7 @@ PROGRAMS = {
     "idle": "what a session with nothing to do costs beside thousands of runs that wait",
     "recording": "what sending a recorded run of 200 MB takes, killed and resumed too",
     "consume": "what taking documents from Kafka or NATS costs, beside their own clients",
-    "worst": "how long a call can take at worst, beside a draining backlog",
+    "worst": "how long a call can take at worst, while a backlog is delivered",
 }
 
 
