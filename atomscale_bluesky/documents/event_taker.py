@@ -118,7 +118,7 @@ class EventTaker:
                 lacking = self._keys_not_kept(run, event_stream, event)
                 if lacking is not None:
                     seen.append(i)
-                    taken += self.take_event(event) if lacking else KNOWN
+                    taken += self._take_part(run, event_stream, event, lacking) if lacking else KNOWN
                     if self._to_be_given_again(taken):
                         return taken
         if seen:

@@ -473,6 +473,35 @@ def test_a_part_that_a_catalogue_has_brought_keeps_its_event_known_for_the_next_
     assert points(server) == {"a": [(float(n), n + 0.5) for n in range(1, 4)], "b": [(0.0, 7.0)] * 3}
 
 
+@pytest.mark.parametrize("paged", [False, True])
+def test_parts_from_two_interruptions_are_not_taken_again_with_the_part_that_is_missing(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, paged: bool
+) -> None:
+    keys = {"a": number(), "b": number(), "c": number()}
+    own = [{"a": T0 + n, "b": T0 + n / 2, "c": T0 + n / 4} for n in range(1, 4)]
+    events = [event("d", n, {"a": n + 0.5, "b": 7.0, "c": 8.0}, own[n - 1]) for n in range(1, 4)]
+    documents = run_of(descriptor("d", "gauge_monitor", **keys), *events)
+    for made_up, rows_of_the_last in ((False, 1), (True, 1)):  # the first row, then the second
+        callback = make_callback(offline=True)
+        for name, doc in documents[:3]:
+            callback(name, doc | {"uid": f"event-{made_up}"} if made_up and name == "event" else doc)
+        callback.close()
+        journal = max(spool_dir.glob("*/journal-0001.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+        lines = journal.read_bytes().splitlines(keepends=True)
+        rows = [place for place, text in enumerate(lines) if text.startswith(b"\xf5row")]
+        journal.write_bytes(b"".join(lines[: rows[0] + rows_of_the_last]))  # as if killed while the event was written
+    again = [(name, doc | {"uid": f"event-again-{n}"}) for n, (name, doc) in enumerate(documents[2:-1])]
+    last = make_callback()
+    play(last, [*documents[:2], *([page(again)] if paged else again), documents[-1]])
+    assert last.drain(20)
+
+    assert points(server) == {
+        "a": [(float(n), n + 0.5) for n in range(1, 4)],
+        "b": [(n / 2, 7.0) for n in range(1, 4)],
+        "c": [(n / 4, 8.0) for n in range(1, 4)],
+    }
+
+
 # ---- forms of documents that public reports describe -----------------------------------------------------------------
 
 
