@@ -10,7 +10,7 @@ from .callback import AtomscaleCallback
 from .errors import ApiUnavailableError
 
 # How long the plan sleeps between two polls. Meanwhile the RunEngine is free to pause or abort the plan.
-LOOK_S = 0.2
+POLL_S = 0.2
 
 
 def wait_until_delivered(
@@ -40,8 +40,12 @@ def wait_until_delivered(
 
     end = time.monotonic() + timeout_s
     question = callback.ask_whether_drained()
-    while question is not None and question.answer is None and time.monotonic() < end:
-        yield from sleep(LOOK_S)
+    try:
+        while question is not None and question.answer is None and time.monotonic() < end:
+            yield from sleep(POLL_S)
+    finally:  # the plan may be aborted in its sleep
+        if question is not None:
+            question.given_up = True
     delivered = question is not None and question.answer is True
     if fail and not delivered:
         timed_out = question is not None and question.answer is None

@@ -538,6 +538,8 @@ def test_a_plan_that_waits_in_vain_goes_on_unless_it_wants_to_fail(
     engine = RunEngine({"synth_source_id": 42}, context_managers=[])
     engine.subscribe(callback)
     answers: list[bool] = []
+    ask, questions = callback.ask_whether_drained, []
+    callback.ask_whether_drained = lambda: questions.append(ask()) or questions[-1]
 
     def plan(fail: bool):
         yield from count([det1], num=2)
@@ -549,6 +551,7 @@ def test_a_plan_that_waits_in_vain_goes_on_unless_it_wants_to_fail(
 
     assert answers == [False]
     assert callback.status().points.waiting == 4
+    assert [question.given_up for question in questions] == [True, True]  # otherwise they would be asked on and on
 
 
 def test_waiting_in_a_plan_ends_at_once_when_nothing_can_move(make_callback: MakeCallback) -> None:
