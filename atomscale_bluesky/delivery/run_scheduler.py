@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..spool.gil_yield import GilYield
 from ..spool.locks import RunLock
-from ..spool.orders import Settle, read_orders
+from ..spool.orders import is_settle_ordered
 from ..spool.spool import Spool
 from .active_runs import ActiveRuns
 from .spool_listing import SpoolListing
@@ -205,9 +205,5 @@ class RunScheduler:
 
     def _complete_if_settled(self, folder: Path) -> None:
         """Obey the one order that only the writer can obey, also where another process delivers the run."""
-        try:
-            ordered = any(isinstance(order, Settle) for order in read_orders(folder))
-        except OSError:  # the process that delivers it logs this
-            return
-        if ordered:
+        if is_settle_ordered(folder):
             self._complete_run(folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..settings import Settings
 from ..spool.locks import Bell
-from ..spool.orders import Settle, read_orders
+from ..spool.orders import is_settle_ordered
 from ..spool.run_writer import RunWriter
 from ..spool.spool import Spool
 from .deliverer import Deliverer
@@ -162,7 +162,7 @@ class UploaderElsewhere(Deliverer):
             return
         self._ordered_at = ordered_at
         for folder in list(self._written_here):
-            if any(isinstance(order, Settle) for order in read_orders(folder)):
+            if is_settle_ordered(folder):
                 self._complete_run(folder)
 
     def _answer_drains(self) -> None:

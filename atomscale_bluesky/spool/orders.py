@@ -18,8 +18,6 @@ from .line_file import whole_lines
 from .lines import FileLine, payload_of
 from .own_files import open_to_read
 
-# ---- orders ----------------------------------------------------------------------------------------------------------
-
 
 class Retry(FileLine, frozen=True, tag="retry"):
     """Try again what is parked or refused."""
@@ -109,3 +107,14 @@ def read_orders(folder: Path) -> Sequence[OrderLine]:
         SpoolError: An order cannot be decoded.
     """
     return Orders(folder).read_on()
+
+
+def is_settle_ordered(folder: Path) -> bool:
+    """Return True if the operator has ordered to complete a run whose stop document never comes.
+
+    Return False if the orders cannot be read. The process that delivers the run logs that.
+    """
+    try:
+        return any(isinstance(order, Settle) for order in read_orders(folder))
+    except OSError:  # a SpoolError is one
+        return False

@@ -31,6 +31,7 @@ from atomscale_bluesky.delivery.uploader import Uploader
 from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.plans import wait_until_delivered
 from atomscale_bluesky.server import Fault, LocalServer
+from atomscale_bluesky.spool.lines import line
 from atomscale_bluesky.spool.orders import Edit, Settle
 from atomscale_bluesky.spool.spool import Spool
 
@@ -535,6 +536,21 @@ def test_a_run_without_a_stop_is_settled_when_the_operator_orders_it(
     Spool(spool_dir).give_order(Path(run.folder), Settle())
 
     wait_until(lambda: whole(server, 50), 20)
+
+
+def test_a_run_is_settled_beside_one_with_an_order_that_cannot_be_read(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    callback = make_callback(uploader="process")
+    for _ in range(4):  # which of the folders comes first is chance
+        for name, doc in list(growth(points=25))[:-1]:
+            callback(name, doc)
+    *others, last = callback.status().runs
+    for run in others:
+        (Path(run.folder) / "orders.jsonl").write_bytes(line(b'{"kind":"of a newer version"}'))
+    Spool(spool_dir).give_order(Path(last.folder), Settle())
+
+    wait_until(lambda: [stream.status for stream in server.streams()].count("success") == 1, 20)
 
 
 def test_a_callback_without_references_leaves_its_run_to_the_process(
