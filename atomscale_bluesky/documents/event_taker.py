@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import ChannelError, DocumentError
 from ..model.loss import Loss
 from ..spool.journal_format import is_row
+from ..spool.own_files import OUT_OF_RESOURCES
 from .accepted import KNOWN, NOTHING, PUT_OFF, Accepted
 from .descriptor import mapping_of
 from .early_events import EarlyEvents
@@ -161,7 +162,9 @@ class EventTaker:
                         return taken
                 except DocumentError as error:
                     problem = problem or error
-                except Exception as error:  # noqa: BLE001 - counted; it costs the other events nothing
+                except Exception as error:  # counted; it costs the other events nothing
+                    if self._files.redelivers and isinstance(error, OSError) and error.errno in OUT_OF_RESOURCES:
+                        raise  # the document comes again
                     problem = problem or self._ignored.count_unusable("bulk_events", error)
         if problem is not None and not taken.put_off:
             raise problem

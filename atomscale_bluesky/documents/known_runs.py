@@ -94,34 +94,40 @@ class KnownRuns:
         parts = [part for part in found.values() if part is not None]
         return self._kept_events(parts, entries, read_events(folder))
 
-    def run_with_descriptor(self, uid: str, *, everywhere: bool = False) -> str | None:
-        """Return the uid of the interrupted run to which a descriptor belongs, or None.
+    def run_with_descriptor(self, uid: str, *, everywhere: bool = False) -> tuple[str | None, bool]:
+        """Return the uid of the interrupted run to which a descriptor belongs, or None; and whether that is certain.
 
-        Searches the runs of the spool, the youngest ones first, and those in the history.
+        Searches the runs of the spool, the youngest ones first, and those in the history. It is not certain that there
+        is none if a run was left out because its writer lives, which may be about to end.
 
         Args:
             uid: The descriptor's uid.
             everywhere: Read every run of the spool if need be, about half a millisecond for each. Otherwise up to
                 `MAX_RUNS_SEARCHED` of those that no earlier call has read.
+
+        Raises:
+            OSError: A file cannot be read now.
         """
         self._read_new_headers(young=not everywhere)
         names = sorted(self._spool.run_names(), reverse=True)
         known = self._descriptors_by_folder
         self._descriptors_by_folder = {name: known[name] for name in names if name in known}
         left = len(names) if everywhere else MAX_RUNS_SEARCHED
+        certain = True
         for name in names:
             if name not in self._descriptors_by_folder:
                 if not left:
                     continue
                 folder = self._spool.path / name
                 if self._spool.writer_alive(folder):
+                    certain = False
                     continue
                 left -= 1
                 self._descriptors_by_folder[name] = descriptors_in(folder)
-            if uid in self._descriptors_by_folder[name]:
-                return self._uid_by_folder.get(name)
+            if uid in self._descriptors_by_folder[name] and self._uid_by_folder.get(name):
+                return self._uid_by_folder[name], True
         entry = self._spool.history.entry_with_descriptor(uid)
-        return None if entry is None else str(entry.get("run_uid"))
+        return (None, certain) if entry is None else (str(entry.get("run_uid")), True)
 
     def check_for_second_recorder(self, run_uid: str, folder: Path, *, on_purpose: Callable[[str], bool]) -> None:
         """Let a thread of the spool find out whether another process records a run too, and log that once.

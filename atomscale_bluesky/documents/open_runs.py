@@ -10,10 +10,10 @@ Used by one thread at a time, which holds the recorder's lock.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from ..model.loss import Loss
 from ..settings import Settings, spool_option
 from ..spool.journal_format import FORMAT, Header, Stop
+from ..spool.own_files import OUT_OF_RESOURCES
 from .accepted import KNOWN, NOTHING, TRY_AGAIN, Accepted
 from .description import Description, description_of
 from .descriptor import event_stream_of, mapping_of
@@ -44,6 +45,8 @@ REPLAY_AGE_S = 5.0
 # Up to this many runs that were completed as interrupted stay in memory, each with up to 20 000 uids of events. If
 # another one goes on, it is opened again from its files.
 MOST_COMPLETED = 16
+# After how long a descriptor is sought again if the writer of a run that may have it lived. It may have been dying.
+SEARCH_AGAIN_S = 1.0
 # Up to this many open runs may have nothing but a start document, as runs that enclose other runs have at first.
 MOST_BARE_RUNS = 3
 
@@ -96,17 +99,13 @@ class OpenRuns:
         self._ignored = ignored_documents
         self._runs: dict[str, OpenRun] = {}  # by uid
         self._ended: OrderedDict[str, None] = OrderedDict()  # uids of runs
-        self._descriptors_of_ended: OrderedDict[str, str] = (
-            OrderedDict()
-        )  # descriptor uid → uid of its run, which has ended
-        self._descriptors_of_completed: OrderedDict[str, str] = (
-            OrderedDict()
-        )  # the same of interrupted runs that are forgotten
+        # By descriptor uid: the uid of its run, which has ended; and of those that were completed as interrupted.
+        self._descriptors_of_ended: OrderedDict[str, str] = OrderedDict()
+        self._descriptors_of_completed: OrderedDict[str, str] = OrderedDict()
         self._skipped: set[str] = set()  # uids of runs
         self._skipped_descriptors: dict[str, str] = {}  # uid → uid of its run, which is skipped
-        self._descriptors_of_none: OrderedDict[str, None] = (
-            OrderedDict()
-        )  # descriptors that belong to no run in the spool
+        # Descriptors that were sought in the spool in vain, and when to search again, monotonic.
+        self._descriptors_of_none: OrderedDict[str, float] = OrderedDict()
 
     def __bool__(self) -> bool:
         """Return True if any run is open."""
@@ -270,20 +269,24 @@ class OpenRuns:
         return NOTHING
 
     def find_run_of(self, descriptor: str) -> bool:
-        """Find the run of a descriptor that did not come to this process, in the spool. Return True if it goes on."""
-        run_uid = self._descriptors_of_completed.get(descriptor)
+        """Find the run of a descriptor that did not come to this process, in the spool. Return True if it goes on.
+
+        Raises:
+            OSError: The spool cannot be searched now.
+        """
+        run_uid, certain = self._descriptors_of_completed.get(descriptor), True
         if run_uid is None:
-            if descriptor in self._descriptors_of_none or not isinstance(descriptor, str):
+            search_again_at = self._descriptors_of_none.get(descriptor, -math.inf)
+            if not isinstance(descriptor, str) or time.monotonic() < search_again_at:
                 return False
-            with suppress(OSError):
-                run_uid = self._known_runs.run_with_descriptor(descriptor, everywhere=self._redelivers)
+            run_uid, certain = self._known_runs.run_with_descriptor(descriptor, everywhere=self._redelivers)
         if run_uid is not None:
             self._take_up(run_uid, descriptor)
         if descriptor in self._skipped_descriptors:
             return False
         if descriptor in self.by_descriptor:
             return True
-        self._descriptors_of_none[descriptor] = None
+        self._descriptors_of_none[descriptor] = math.inf if certain else time.monotonic() + SEARCH_AGAIN_S
         if len(self._descriptors_of_none) > REMEMBERED_RUNS:
             self._descriptors_of_none.popitem(last=False)
         return False
@@ -394,10 +397,15 @@ class OpenRuns:
         """Open a run that was interrupted and whose source goes on where it was.
 
         Return None if there is none. A run that has ended is skipped from here on.
+
+        Raises:
+            OSError: Its files cannot be read now.
         """
         try:
             known = self._known_runs.known_run(run_uid, goes_on=True)
-        except OSError:
+        except OSError as error:
+            if error.errno in OUT_OF_RESOURCES:
+                raise
             return None
         if known is not None and known.ended:
             self._skipped.add(run_uid)

@@ -27,8 +27,9 @@ from typing import Any
 
 from ..errors import DocumentError, SettingsError, SpoolError
 from ..settings import Settings
+from ..spool.own_files import OUT_OF_RESOURCES
 from ..spool.spool import Spool
-from .accepted import NOTHING, PUT_OFF, Accepted
+from .accepted import NOTHING, PUT_OFF, TRY_AGAIN, Accepted
 from .early_events import EarlyEvents
 from .event_taker import EventTaker
 from .ignored_documents import IgnoredDocuments
@@ -149,6 +150,9 @@ class DocumentRecorder:
         except DocumentError:  # counted where it was raised
             raise
         except Exception as error:
+            if self._redelivers and isinstance(error, OSError) and error.errno in OUT_OF_RESOURCES:
+                self._ignored.log_once("resources", f"documents wait until files can be opened again: {error}")
+                return TRY_AGAIN
             raise self._ignored.count_unusable(name, error) from error
         finally:
             if self._ignored.pending_log:

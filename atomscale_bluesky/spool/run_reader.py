@@ -17,7 +17,7 @@ from .journal_format import Described, Header, Layout, Stop, decode_journal, is_
 from .journal_reader import JournalReader, Line
 from .line_file import LineFile, whole_lines
 from .lines import line, payload_of
-from .own_files import open_to_read
+from .own_files import OUT_OF_RESOURCES, open_to_read
 from .segments import START, first_line, last_line, segment_path
 
 HEAD = "head.jsonl"
@@ -118,17 +118,34 @@ def read_header(folder: Path) -> Header | None:
 
 
 def descriptors_in(folder: Path) -> set[str]:
-    """Return the uids of a run's descriptors, as far as the copy or the beginning of its journal has them."""
+    """Return the uids of a run's descriptors, as far as the copy or the beginning of its journal has them.
+
+    A file that cannot be read counts as empty.
+
+    Raises:
+        OSError: No file can be opened at present, for want of a descriptor or of memory.
+    """
     found: set[str] = set()
     for path, most in ((folder / HEAD, None), (segment_path(folder, START.segment), MOST_SEARCHED)):
-        with contextlib.suppress(OSError, SpoolError), open_to_read(path) as file:
-            for end, text in whole_lines(file):
-                payload = payload_of(text) if text is not None and b'{"kind":"descriptor"' in text else None
-                line = None if payload is None else decode_journal(payload)
-                if isinstance(line, Described):
-                    found.add(line.uid)
-                if most is not None and end >= most:
-                    break
+        try:
+            found |= _descriptors_in(path, most)
+        except OSError as error:  # a SpoolError is one
+            if error.errno in OUT_OF_RESOURCES:
+                raise
+    return found
+
+
+def _descriptors_in(path: Path, most: int | None) -> set[str]:
+    """Return the uids of the descriptors in a file, or in its first `most` bytes."""
+    found: set[str] = set()
+    with open_to_read(path) as file, contextlib.suppress(SpoolError):  # what comes before a damaged line counts
+        for end, text in whole_lines(file):
+            payload = payload_of(text) if text is not None and b'{"kind":"descriptor"' in text else None
+            line = None if payload is None else decode_journal(payload)
+            if isinstance(line, Described):
+                found.add(line.uid)
+            if most is not None and end >= most:
+                break
     return found
 
 

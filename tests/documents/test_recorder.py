@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from atomscale_bluesky import (
     SpoolError,
     StartMissingError,
 )
+from atomscale_bluesky.documents import open_runs
 from atomscale_bluesky.documents.open_run import OpenRun
 from atomscale_bluesky.server import LocalServer
 from atomscale_bluesky.spool.run_reader import read_header
@@ -278,6 +280,60 @@ def test_events_whose_descriptor_never_comes_are_counted_at_the_runs_stop(
         assert recorder.ignored == {"event": 3}
     (run,) = make_callback(offline=True).status()
     assert (run.points.seen, run.points.left_out) == (6, {"its descriptor never came": 6})
+
+
+@pytest.fixture
+def no_files_can_be_opened() -> Iterator[Callable[[], None]]:
+    """Use up the process's file descriptors; a call gives them back."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 20, before[1]))
+    taken: list[int] = []
+
+    def give_back() -> None:
+        while taken:
+            os.close(taken.pop())
+
+    with suppress(OSError):
+        while True:
+            taken.append(os.dup(0))
+    yield give_back
+    give_back()
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("first", ["descriptor", "event", "stop"])
+def test_the_rest_of_a_run_waits_until_files_can_be_opened_again(
+    settings: Settings, make_callback: MakeCallback, request: pytest.FixtureRequest, first: str
+) -> None:
+    start, descriptor, *events, stop = old(points=6)
+    with DocumentRecorder(settings) as recorder:  # ends in mid-run
+        take_all(recorder, [start, descriptor, *events[:3]])
+    given = {"descriptor": [descriptor, *events[3:], stop], "event": [*events[3:], stop], "stop": [stop]}[first]
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        give_back = request.getfixturevalue("no_files_can_be_opened")
+        assert recorder.take(*given[0]).try_again
+        give_back()
+        answers = take_all(recorder, given)
+        assert sum(answer.rows for answer in answers) == (0 if first == "stop" else 3)
+        assert not any(answer.try_again for answer in answers)
+        assert recorder.ignored == {}
+    points = sum(run.points.seen for run in make_callback(offline=True).status())
+    assert points == (6 if first == "stop" else 12)
+
+
+def test_an_event_finds_its_run_once_the_process_that_wrote_it_has_ended(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_runs, "SEARCH_AGAIN_S", 0.0)
+    start, descriptor, *events, stop = old(points=6)
+    dying = DocumentRecorder(settings)
+    take_all(dying, [start, descriptor, *events[:3]])
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        with pytest.raises(StartMissingError):
+            recorder.take(*events[3])
+        dying.close()
+        assert [answer.rows for answer in take_all(recorder, [*events[3:], stop])] == [1, 1, 1, 0]
 
 
 def test_early_events_are_given_up_after_a_hundred_stops_while_a_run_stays_open(settings: Settings) -> None:
