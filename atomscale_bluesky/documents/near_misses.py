@@ -23,19 +23,35 @@ def near_misses(start: Mapping[str, Any], keys: Mapping[str, str]) -> Iterator[t
     """Yield each key of a start document that is nearly one of ours, or another word for it, and ours.
 
     A key counts only if its value could be meant: `synth_source` with a number, but not with text. It does not count
-    if the document has our key too, or if the setting `metadata_keys`, given as `keys`, names it for something.
+    if the setting `metadata_keys`, given as `keys`, names it for something. If the document has our key too, another
+    word for it does not count, and a key that is nearly it only with another value: in `RE(plan, synth_source=7)` the
+    instrument of `RE.md` is not the one that was meant.
     """
     nested = start.get(NAMESPACE)
-    present_keys = _SAMPLE if start.keys() & _SAMPLE else frozenset[str]()
-    present_keys = present_keys | start.keys() | (nested.keys() if isinstance(nested, Mapping) else set()) | keys.keys()
+    present = {**start, **nested} if isinstance(nested, Mapping) else start
     for key in start:
         if not isinstance(key, str) or key in METADATA_KEYS or key in keys.values():
             continue
         meant = _OTHER_WORDS.get(key)
         if meant is None and key[:_BEGINNING].lower() in _BEGINNINGS:
             meant = nearest_key(key)
-        if meant is not None and len(meant) > _SHORT and meant not in present_keys and _can_be(meant, start[key]):
+        if meant is None or len(meant) <= _SHORT or meant in keys or not _can_be(meant, start[key]):
+            continue
+        same = _SAMPLE if meant in _SAMPLE else {meant}
+        if key in _OTHER_WORDS:
+            missed = same.isdisjoint(present)
+        else:
+            missed = all(not _has_value(present.get(name), start[key]) for name in same)
+        if missed:
             yield key, meant
+
+
+def _has_value(ours: object, other: object) -> bool:
+    """Return True if the value of our key is that of another key, such as 42 and `"42"`."""
+    try:
+        return ours == other or str(ours) == str(other)
+    except Exception:  # noqa: BLE001 - a foreign object may do anything when it is compared
+        return False
 
 
 def _can_be(name: str, value: object) -> bool:

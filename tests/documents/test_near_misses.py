@@ -41,8 +41,12 @@ def mentioned(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
         # Ours is there too.
         ({"sample": "W12", "physical_sample_id": PROJECT}, []),
         ({"sample": "W12", "atomscale": {"physical_sample": "W12"}}, []),
-        ({"synth_source": 7, "synth_source_id": 42}, []),
-        ({"synth_source": 7, "atomscale": {"synth_source_id": 42}}, []),
+        ({"synth_source": 42, "synth_source_id": 42}, []),
+        ({"synth_source": "42", "atomscale": {"synth_source_id": 42}}, []),
+        ({"physical_samples": "W12", "physical_sample": "W12"}, []),
+        # Ours is there too, with another value, as in the RunEngine's own metadata.
+        ({"synth_source": 7, "synth_source_id": 42}, [("synth_source", "synth_source_id")]),
+        ({"synth_source": 7, "atomscale": {"synth_source_id": 42}}, [("synth_source", "synth_source_id")]),
     ],
 )
 def test_a_key_that_is_nearly_ours_is_mentioned(
