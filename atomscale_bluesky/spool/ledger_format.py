@@ -165,7 +165,10 @@ class Refused(Fact, frozen=True, tag="refused"):
 
 
 class GivenUp(Fact, frozen=True, tag="given_up"):
-    """Of earlier versions, which limited the number of streams: a channel got none. It gets one now. Not written."""
+    """Only in ledgers of earlier versions, which limited the number of streams: a channel that got none.
+
+    It gets one now.
+    """
 
     unsynced = True
     time_base: str
