@@ -6,10 +6,8 @@ from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import ChannelError
-from ..spool.row_record import encode_all
 from .descriptor import is_flag, mapping_of
 from .time_base import TimeBase
 
@@ -31,29 +29,28 @@ class EventPage:
         self._lines: dict[str, list[bytes]] = {}  # by time base
         self._declared: set[int] = set()
 
-    def add_rows(self, base: TimeBase, at: Sequence[float], row: int, values: NDArray[np.float64] | None) -> None:
+    def add_rows(self, base: TimeBase, at: Sequence[float], row: int, records: list[bytes] | None) -> None:
         """Add the lines of rows from `row` on, after the layout that they name.
 
         Args:
             base: The rows' time base.
             at: The rows' times.
             row: The first of them in the page.
-            values: All their values, if these are plain numbers; see `TimeBase.page_values`.
+            records: Their records, if `TimeBase.page_records` has made them. Otherwise each row is made on its own.
         """
         out = self._lines.setdefault(base.layout.time_base, [])
         if not base.declared and base.layout.layout not in self._declared:
             base.declare(out)
             self._declared.add(base.layout.layout)
-        number, uids = base.rows_if_kept, self.uids[row : row + len(at)]
-        lines = None if values is None else encode_all(base.layout.layout, number, at, uids, values)
-        if lines is None:
+        number = base.rows_if_kept
+        if records is None:
             held = [(key, self.columns[key]) for key in base.keys if key in self.columns]
-            lines = [
-                base.row_line({key: column[row + i] for key, column in held}, number + i, time, uid)
-                for i, (time, uid) in enumerate(zip(at, uids, strict=True))
+            records = [
+                base.row_line({key: column[row + i] for key, column in held}, number + i, time, self.uids[row + i])
+                for i, time in enumerate(at)
             ]
-        out += lines
-        base.rows_if_kept = number + len(lines)
+        out += records
+        base.rows_if_kept = number + len(records)
 
     def lines(self) -> list[bytes]:
         """Return all lines."""

@@ -256,24 +256,37 @@ class EventStream:
             points = sum(len(base.layout.channels) for base in chooser.bases)
             end = min(stretch.end, row + max(1, BLOCK_POINTS // max(1, points)))
             end = chooser.alike_until(page, stretch, row, end)
-            values = {base.layout.layout: base.page_values(page.columns, row, end) for base in chooser.bases}
-            if any(one is None for one in values.values()):
+            rows = self._rows_of_page(page, stretch, row, end)
+            if any(records is None for _, _, records in rows):
                 outgrown = chooser.first_outgrown(page, row, end)
                 if outgrown == row:
                     chooser.grow_arrays(data)
                     continue
                 if outgrown < end:
                     end = outgrown
-                    values = {base.layout.layout: base.page_values(page.columns, row, end) for base in chooser.bases}
+                    rows = self._rows_of_page(page, stretch, row, end)
             if end - row > 1:  # the first of these rows is counted
                 chooser.count_late(page.columns, end - row)
-            for base in chooser.bases:
-                at: Sequence[float] = page.times[row:end]
-                if stretch.own_times is not None and base.keys:
-                    at, replaced = stretch.times_of(base.keys[0], row, end, page.times)
-                    self.replaced_times += replaced
-                page.add_rows(base, at, row, values[base.layout.layout])
+            for base, (at, replaced, records) in zip(chooser.bases, rows, strict=True):
+                self.replaced_times += replaced
+                page.add_rows(base, at, row, records)
             row = end
+
+    def _rows_of_page(
+        self, page: EventPage, stretch: Stretch, begin: int, end: int
+    ) -> list[tuple[Sequence[float], int, list[bytes] | None]]:
+        """Return for each time base the times of these rows, how many of them replace a missing time, and the records.
+
+        The records are None if a row has to be made on its own.
+        """
+        found: list[tuple[Sequence[float], int, list[bytes] | None]] = []
+        uids = page.uids[begin:end]
+        for base in self.chooser.bases:
+            at, replaced = page.times[begin:end], 0
+            if stretch.own_times is not None and base.keys:
+                at, replaced = stretch.times_of(base.keys[0], begin, end, page.times)
+            found.append((at, replaced, base.page_records(page.columns, begin, end, at, uids)))
+        return found
 
     def note_kept(self, points_per_chunk: int = 1) -> bool:
         """Note that the last lines returned were kept, and number the next rows after them.

@@ -2,25 +2,23 @@
 
 An ordinary row takes two steps: pick its values, and encode them. The encoded bytes show whether all of them are
 floats, and finite. Integers, booleans and numpy's numbers take a third step between these, in which they become floats.
-Any other row is converted value by value. The rows of a page are packed by column.
+Any other row is converted value by value.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import ValidationError, convert
-from numpy.typing import NDArray
 
 from ..model.loss import Loss
 from ..model.rows import Channel
 from ..spool.journal_format import Layout, encode_row, pack_values
 from ..spool.lines import encode
-from ..spool.row_record import COMMON, encode_one, encoder
+from ..spool.row_record import encode_one, encode_rows, encoder
 from .conversion import Rounded, has_no_elements, length_of, number, numbers
 
 _NUMBERS = list[float]
@@ -123,16 +121,29 @@ class TimeBase:
             pass
         return self._value_by_value(data, number, time, uid)
 
-    def page_values(self, data: Mapping[str, Sequence[Any]], begin: int, end: int) -> NDArray[np.float64] | None:
-        """Return the values of these rows of a page, one row below the other. None unless all are plain numbers.
+    def page_records(
+        self, data: Mapping[str, Sequence[Any]], begin: int, end: int, times: Sequence[float], uids: Sequence[Any]
+    ) -> list[bytes] | None:
+        """Return the records of these rows of a page. None unless each channel has a plain number in each row.
 
         Args:
             data: The page's columns.
             begin: The first row.
             end: The row after the last one.
+            times: The rows' times.
+            uids: The uids of their events.
         """
         columns = self._columns(data, begin, end)
-        return _table(columns, end - begin) if columns else None
+        if not columns:
+            return None
+        layout, first = self.layout.layout, self.rows_if_kept
+        records = encode_rows(layout, first, times, uids, columns)
+        if records is None:  # there are integers, say
+            try:
+                records = encode_rows(layout, first, times, uids, list(map(_plain, columns)))
+            except Exception:  # noqa: BLE001 - a value is no number, or a foreign object
+                return None
+        return records
 
     def _columns(self, data: Mapping[str, Sequence[Any]], begin: int, end: int) -> list[Sequence[Any]] | None:
         """Return a column for each channel, ready to be packed; None if any value has to be converted on its own."""
@@ -188,18 +199,6 @@ def _plain(values: Sequence[Any]) -> Sequence[Any]:
         return convert(values, _NUMBERS)
     except ValidationError:  # numpy's numbers, say, or a boolean
         return list(map(number, values))
-
-
-def _table(columns: list[Sequence[Any]], rows: int) -> NDArray[np.float64] | None:
-    """Return the rows that columns make, big-endian, or None unless all values are plain numbers."""
-    pack = struct.Struct(f">{rows}d").pack
-    try:
-        by_column = b"".join([pack(*_plain(column)) for column in columns])
-    except Exception:  # noqa: BLE001 - a value is no number, or a foreign object
-        return None
-    if by_column[::8].translate(None, COMMON):
-        return None
-    return np.frombuffer(by_column, dtype=">f8").reshape(len(columns), rows).T
 
 
 def _picker(keys: tuple[str, ...]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:

@@ -118,41 +118,42 @@ def encode_one(layout: int, number: int, time: float, uid: str, values: Sequence
     return b"".join((buffer, _tail(zlib.crc32(buffer), _NEWLINE)))
 
 
-def encode_all(
-    layout: int, first: int, times: Sequence[float], uids: Sequence[Any], values: NDArray[np.float64]
+def encode_rows(
+    layout: int, first: int, times: Sequence[float], uids: Sequence[Any], columns: Sequence[Sequence[Any]]
 ) -> list[bytes] | None:
-    """Return the records of consecutive rows, one per row of `values`. None unless all uids are equally long lines.
+    """Return the records of consecutive rows, given by columns; the same as `encoder` for one row after the other.
 
-    The values are big-endian, and as `encoder` wants them.
+    None unless all uids are equally long lines of ASCII text, and all values are as `encoder` wants them.
+
+    Args:
+        layout: The rows' layout.
+        first: The number of the first row.
+        times: A time for each row.
+        uids: The event's uid for each row.
+        columns: For each channel a value for each row.
     """
-    rows, count = values.shape
+    count = len(columns)
     try:
-        text = "".join(uids).encode("ascii")
-    except (TypeError, UnicodeError):
+        text = "".join(uids)
+    except TypeError:
         return None
-    length = len(uids[0])
-    if b"\n" in text or {*map(type, uids)} != {str} or {*map(len, uids)} != {length}:
+    if not text.isascii() or "\n" in text or {*map(type, uids)} != {str} or {*map(len, uids)} != {len(uids[0])}:
         return None
-    one = encoder(layout, count)(0.0, 0.0, uids[0], [0.0] * count)
-    shape = None if one is None else shape_of(one, 0)
-    if one is None or shape is None:
+    if count > MAX_VALUES or len(uids[0]) > MAX_UID_BYTES:
         return None
-    size = shape.width - TAIL_BYTES  # of a record without its checksum and newline
-    table = np.empty((rows, shape.width), dtype=np.uint8)
-    table[:] = np.frombuffer(one, dtype=np.uint8)
-    heads = np.empty((rows, 2), dtype=">f8")
-    heads[:, 0], heads[:, 1] = np.arange(first, first + rows), times
-    parts = heads.view(np.uint8).reshape(rows, 16)
-    table[:, shape.row : shape.row + 8], table[:, shape.row + 9 : shape.row + 17] = parts[:, :8], parts[:, 8:]
-    table[:, shape.uid : shape.uid + length] = np.frombuffer(text, dtype=np.uint8).reshape(rows, length)
-    places = table[:, shape.values : size].reshape(rows, count, 9)
-    places[:, :, 1:] = np.ascontiguousarray(values, dtype=">f8").view(np.uint8).reshape(rows, count, 8)
-    table[:, shape.values : size] = places.reshape(rows, 9 * count)
-    whole, begins = table.tobytes(), range(0, table.size, shape.width)
-    sums = np.array([zlib.crc32(whole[begin : begin + size]) for begin in begins], dtype="<u4")
-    table[:, size : size + 4] = sums.view(np.uint8).reshape(rows, 4)
-    whole = table.tobytes()
-    return [whole[begin : begin + shape.width] for begin in begins]
+    size = _size(layout, uids[0], count)
+    begin, tags, records = size - 9 * count, bytes([_FLOAT]) * count, list[bytes]()
+    buffer = bytearray(MAGIC + (size + TAIL_BYTES).to_bytes(4, "little"))
+    rows = zip(*columns, strict=True) if columns else [()] * len(uids)
+    try:
+        for number, (time, uid, values) in enumerate(zip(times, uids, rows, strict=True), first):
+            _encode_into((layout, float(number), time, uid, values), buffer, HEAD_BYTES)
+            if len(buffer) != size or buffer[begin::9] != tags or buffer[begin + 1 :: 9].translate(None, COMMON):
+                return None
+            records.append(b"".join((buffer, _tail(zlib.crc32(buffer), _NEWLINE))))
+    except (TypeError, AttributeError, UnicodeError, OverflowError, msgspec.MsgspecError):  # of a foreign type
+        return None
+    return records
 
 
 def is_record(payload: bytes) -> bool:

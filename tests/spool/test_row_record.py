@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import uuid
 from typing import Any
@@ -18,8 +19,8 @@ from atomscale_bluesky.spool.row_record import (
     MAX_VALUES,
     decode_record,
     decode_records,
-    encode_all,
     encode_one,
+    encode_rows,
     encoder,
     head_of,
     is_intact,
@@ -125,8 +126,9 @@ def test_rows_are_encoded_and_decoded_together_as_one_by_one(channels: int) -> N
     values = np.arange(5 * channels, dtype=np.float64).reshape(5, channels) / 7
     times, uids = [1.7e9 + n / 7 for n in range(5)], [str(uuid.uuid4()) for _ in range(5)]
 
-    records = encode_all(3, 20, times, uids, values)
+    records = encode_rows(3, 20, times, uids, values.T.tolist())
 
+    assert records is not None
     assert records == [encode_one(3, 20 + n, times[n], uids[n], values[n].tolist()) for n in range(5)]
     found = decode_records(b"".join(records), len(records[0]))
     assert found is not None
@@ -136,7 +138,14 @@ def test_rows_are_encoded_and_decoded_together_as_one_by_one(channels: int) -> N
 
 @pytest.mark.parametrize("uids", [["a", "bb"], ["a", 7], ["\u02cb", "a"], ["a", "\n"]])
 def test_rows_whose_uids_differ_in_kind_are_encoded_one_by_one(uids: list[Any]) -> None:
-    assert encode_all(0, 0, [1.0, 2.0], uids, np.zeros((2, 1))) is None
+    assert encode_rows(0, 0, [1.0, 2.0], uids, [[0.0, 0.0]]) is None
+
+
+@pytest.mark.parametrize("odd", [7, True, None, "a", math.nan, -math.inf, 2.0**60, [1.0], object(), np.float64(1.5)])
+def test_rows_of_other_values_than_plain_floats_are_encoded_one_by_one(odd: object) -> None:
+    uids = [str(uuid.uuid4()) for _ in range(3)]
+
+    assert encode_rows(0, 0, [1.0, 2.0, 3.0], uids, [[0.0, 1.0, 2.0], [0.0, odd, 2.0]]) is None
 
 
 @pytest.mark.parametrize("uid", ["a\nb", "x" * 70_000, "\ud800", b"0b9c", 7])
