@@ -197,7 +197,7 @@ class EventStream:
                 if own_times is not None and base.keys:
                     stamp = own_times.get(base.keys[0])
                     if stamp is None:
-                        replaced += 1
+                        replaced += len(base.keys)
                     else:
                         at = stamp
                 if only and only.isdisjoint(base.keys):
@@ -275,7 +275,7 @@ class EventStream:
     def _rows_of_page(
         self, page: EventPage, stretch: Stretch, begin: int, end: int
     ) -> list[tuple[Sequence[float], int, list[bytes] | None]]:
-        """Return for each time base the times of these rows, how many of them replace a missing time, and the records.
+        """Return for each time base the times of these rows, how many readings have their event's, and the records.
 
         The records are None if a row has to be made on its own.
         """
@@ -284,7 +284,8 @@ class EventStream:
         for base in self.chooser.bases:
             at, replaced = page.times[begin:end], 0
             if stretch.own_times is not None and base.keys:
-                at, replaced = stretch.times_of(base.keys[0], begin, end, page.times)
+                at, rows = stretch.times_of(base.keys[0], begin, end, page.times)
+                replaced = rows * len(base.keys)
             found.append((at, replaced, base.page_records(page.columns, begin, end, at, uids)))
         return found
 

@@ -73,6 +73,36 @@ def points(server: LocalServer) -> Points:
     return {name: sorted(values) for name, values in found.items()}
 
 
+@pytest.mark.parametrize("paged", [False, True])
+def test_what_was_odd_about_times_is_logged_with_counts_and_ordinary_times_are_not(
+    callback: AtomscaleCallback, server: LocalServer, caplog: pytest.LogCaptureFixture, paged: bool
+) -> None:
+    keys = {"a": number(), "b": number(), "c": number()}
+    values = {"a": 1.0, "b": 2.0, "c": 3.0}
+    events = [
+        event("old", 2, values, -100.0 + T0),  # the value that three signals had before
+        event("old", 3, values, {"a": T0 - 0.5, "b": T0 + 3, "c": 7.0}),  # one is no time of this run
+        event("old", 4, values),
+    ]
+    young = [event("young", 0.25, {"d": 1.0}, T0 - 0.5), event("young", 5, {"d": 2.0})]
+    given = [page(events), page(young)] if paged else [*events, *young]
+    with caplog.at_level("INFO", logger="atomscale_bluesky"):
+        play(
+            callback,
+            run_of(descriptor("old", "a_monitor", **keys), descriptor("young", "d_monitor", d=number()), *given),
+        )
+    assert callback.drain(20)
+
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    assert said.count("readings were taken before the run") == 1
+    assert ": 4 readings were taken before the run; they have their event's time" in said
+    assert said.count("readings had impossible times") == 1
+    assert ": 1 readings had impossible times and got their event's" in said
+    assert "no Unix seconds" not in said
+    assert points(server)["a"] == [(2.0, 1.0), (3.0, 1.0), (4.0, 1.0)]
+    assert points(server)["d"] == [(-0.5, 1.0), (5.0, 2.0)]
+
+
 def test_a_plan_through_a_run_router_gives_the_same_points_as_directly(
     make_callback: MakeCallback, server: LocalServer
 ) -> None:
