@@ -43,6 +43,26 @@ def answer(exchange: dict[str, Any]) -> bytes:
     return json.dumps(exchange["response"]).encode()
 
 
+@pytest.mark.parametrize(("channels", "points"), [(1, 30_000), (3, 10_000), (101, 100), (250, 199), (7, 3)])
+def test_a_body_that_is_encoded_in_steps_is_that_of_one_step(channels: int, points: int) -> None:
+    columns = [
+        Column(f"T{n}", "K" if n % 2 else None, tuple(n + k / 7 for k in range(points))) for n in range(channels)
+    ]
+    chunk = chunk_of(3, [1.7e9 + k for k in range(points)], columns)
+    pauses: list[int] = []
+
+    request = wire.push("metrology", DATA_ID, chunk, pause=lambda: pauses.append(1))
+
+    body = json.loads(request.body or b"")
+    assert {name: value for name, value in body.items() if name != "channels"} == {"data_id": DATA_ID, "chunk_index": 3}
+    assert [*body["channels"]] == [column.name for column in columns]
+    for column in columns:
+        series = {"timestamps": list(chunk.times), "values": list(column.values)}
+        assert body["channels"][column.name] == series | ({"units": "K"} if column.unit else {})
+    at_once = max(1, 10_000 // points)
+    assert len(pauses) == (channels - 1) // at_once
+
+
 def chunk_in(request: dict[str, Any]) -> Chunk:
     """The chunk that a body speaks of."""
     channels = request.get("channels") or {request.get("channel_name"): request}

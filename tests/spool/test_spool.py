@@ -590,3 +590,22 @@ def test_the_lock_of_a_session_is_removed_with_its_last_writer(tmp_path: Path) -
     spool.writers.close()
     assert list(tmp_path.glob("writers-*.lock")) == []
     assert not any(spool.writer_alive(folder) for folder in spool.run_folders())
+
+
+def test_the_lock_of_a_session_that_was_killed_goes_after_a_minute_and_others_stay(tmp_path: Path) -> None:
+    ages = {"1" * 16: 3600.0, "2" * 16: 5.0}
+    for name, age in ages.items():
+        path = tmp_path / f"writers-{name}.lock"
+        path.touch()
+        os.utime(path, (time.time() - age,) * 2)
+    notes = tmp_path / "writers-of-mine.lock"
+    notes.write_text("mine")
+    spool = Spool(tmp_path, min_free_bytes=0)
+    for n in range(MAX_OWN_LOCKS + 2):
+        spool.writers.create(header(f"run {n}"))
+
+    left = {path.name for path in tmp_path.glob("writers-*.lock")}
+    assert "writers-1111111111111111.lock" not in left
+    assert {"writers-2222222222222222.lock", "writers-of-mine.lock"} <= left
+    spool.writers.close_all()
+    spool.writers.close()
