@@ -77,21 +77,21 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
     spool = open_spool(settings, read_only=False) or spool
     check_the_key(settings)
     watch, begun = SpoolStatus(spool), time.time()
-    ending, interrupted = threading.Event(), threading.Event()
+    stopping, interrupted = threading.Event(), threading.Event()
 
     def interrupt(_number: int, _frame: object) -> None:
         # Not as an exception: one that is raised while Python tidies up an object is lost.
         interrupted.set()
-        ending.set()
+        stopping.set()
 
     before = signal.signal(signal.SIGINT, interrupt)
     if timeout_s is not None:
-        timer = threading.Timer(timeout_s, ending.set)
+        timer = threading.Timer(timeout_s, stopping.set)
         timer.daemon = True
         timer.start()
     try:
         with logged(out):
-            deliver(out, settings, spool, watch, ending)
+            deliver(out, settings, spool, watch, stopping)
     finally:
         signal.signal(signal.SIGINT, before)
     if interrupted.is_set():
@@ -104,16 +104,16 @@ def _follow(settings: Settings, timeout_s: float | None) -> int:
     from ..delivery.uploader_service import serve, stop_on_signals
 
     check_that_it_may_send(settings, as_service=True)
-    ending = threading.Event()
-    restore_handlers = stop_on_signals(ending)
+    stopping = threading.Event()
+    restore_handlers = stop_on_signals(stopping)
     if timeout_s is not None:
-        timer = threading.Timer(timeout_s, ending.set)
+        timer = threading.Timer(timeout_s, stopping.set)
         timer.daemon = True
         timer.start()
     try:
         with logged_as_a_service():
             threading.Thread(target=_say_if_refused, args=(settings,), name="key", daemon=True).start()
-            return serve(settings, ending=ending)
+            return serve(settings, stopping=stopping)
     finally:
         restore_handlers()
 

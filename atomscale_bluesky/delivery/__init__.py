@@ -32,8 +32,8 @@ One run:
     tasks            a folder: one file for each kind of task, from `may it run now` to `what does the result mean`
     task_book        which tasks are under way or have failed
     previews         shows the points of a slow stream before their chunk is full
-    ending_streams   ends a stream that takes no more points
-    streams_about_to_end    what such a stream holds, and where its other points go
+    stream_end_rules ends a stream that takes no more points
+    streams_about_to_end  what such a stream holds, and where its other points go
     pending_links    the links that are still to be made
     refusals         what a 403, a 413 or a closed stream means
 

@@ -55,7 +55,7 @@ class ClaimedRun:
             cut_short_in_doubt(claim.ledger)
         self.run_chunker = RunChunker(claim.folder, claim.header, claim.ledger, gil_yield)
         self.previews = Previews(claim.header, claim.ledger, self.run_chunker, now)
-        self.ending_streams = StreamsAboutToEnd(claim.ledger, self.run_chunker, now)
+        self.streams_about_to_end = StreamsAboutToEnd(claim.ledger, self.run_chunker, now)
         if self.state.broken is not None:
             _logger.error("run %s is parked and stays in the spool: %s", self.header.run_uid, self.state.broken)
         elif self.offset_unknown and self.parked is None and self._has_sent_times:

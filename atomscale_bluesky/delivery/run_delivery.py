@@ -35,7 +35,7 @@ from ..spool.run_claim import RunClaim
 from ..status.run_status import RunStatus, status_of
 from ..status.run_summary import history_entry, log_summary
 from .claimed_run import ClaimedRun
-from .ending_streams import end_damaged_streams, end_outgrown_streams, end_streams_without_a_point
+from .stream_end_rules import end_damaged_streams, end_outgrown_streams, end_streams_without_a_point
 from .task_book import Task
 from .tasks import finalize, initialize, make_links, measure_clock, preview, push, read_back, resolve, verify
 from .tasks.work import RetryAfter, ServerFacts, Work

@@ -59,11 +59,11 @@ class Assignment(msgspec.Struct, frozen=True):
 def serve(
     settings: Settings,
     *,
-    ending: threading.Event,
+    stopping: threading.Event,
     needed: Callable[[], bool] = lambda: True,
     idle_s: float = 0.0,
 ) -> int:
-    """Deliver the spool's runs until `ending` is set. Return the exit code.
+    """Deliver the spool's runs until `stopping` is set. Return the exit code.
 
     Ends by itself when nothing was left to do for `idle_s` and it is no longer `needed`.
 
@@ -72,7 +72,7 @@ def serve(
     """
     spool = Spool(settings.locate_spool(), min_free_bytes=settings.spool_min_free_bytes)
     lock = RunLock(service_lock_path(settings))
-    if not _acquired(lock, ending):
+    if not _acquired(lock, stopping):
         _logger.info("spool %s is served by another process already", spool.path)
         return ALREADY_SERVED
     uploader = Uploader(spool, settings, follow=True)
@@ -80,7 +80,7 @@ def serve(
     _logger.info("process %d serves spool %s, to %s", os.getpid(), spool.path, settings.endpoint)
     code = STOPPED
     try:
-        while not ending.wait(POLL_S):
+        while not stopping.wait(POLL_S):
             if not uploader.running:
                 code = FAILED  # by what not even its loop could go on after; its traceback is on standard error
                 break
@@ -134,8 +134,8 @@ def main() -> int:
     logger = logging.getLogger("atomscale_bluesky")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    ending, orphaned = threading.Event(), threading.Event()
-    stop_on_signals(ending)
+    stopping, orphaned = threading.Event(), threading.Event()
+    stop_on_signals(stopping)
 
     def wait_for_the_end_of_input() -> None:
         with contextlib.suppress(OSError):
@@ -146,19 +146,24 @@ def main() -> int:
     threading.Thread(target=wait_for_the_end_of_input, name="orphaned", daemon=True).start()
     set_up_by_environment(handler)
     try:
-        return serve(assignment.settings, ending=ending, needed=lambda: not orphaned.is_set(), idle_s=assignment.idle_s)
+        return serve(
+            assignment.settings,
+            stopping=stopping,
+            needed=lambda: not orphaned.is_set(),
+            idle_s=assignment.idle_s,
+        )
     except Exception:
         _logger.exception("the uploader's process has failed")
         return FAILED
 
 
-def stop_on_signals(ending: threading.Event) -> Callable[[], None]:
-    """Set `ending` on SIGTERM, Ctrl-C and Ctrl-Break. Return a function that restores the handlers."""
+def stop_on_signals(stopping: threading.Event) -> Callable[[], None]:
+    """Set `stopping` on SIGTERM, Ctrl-C and Ctrl-Break. Return a function that restores the handlers."""
     before: dict[signal.Signals, Any] = {}
     for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
         if hasattr(signal, name):
             number = getattr(signal, name)
-            before[number] = signal.signal(number, lambda _number, _frame: ending.set())
+            before[number] = signal.signal(number, lambda _number, _frame: stopping.set())
 
     def restore() -> None:
         for number, handler in before.items():
@@ -167,11 +172,11 @@ def stop_on_signals(ending: threading.Event) -> Callable[[], None]:
     return restore
 
 
-def _acquired(lock: RunLock, ending: threading.Event) -> bool:
+def _acquired(lock: RunLock, stopping: threading.Event) -> bool:
     for _ in range(LOCK_ATTEMPTS):
         if lock.acquire():
             return True
-        if ending.wait(LOCK_PAUSE_S):
+        if stopping.wait(LOCK_PAUSE_S):
             return False
     return False
 

@@ -357,7 +357,7 @@ def test_a_process_whose_key_is_refused_ends_with_a_code_that_says_so(
 
     settings = Settings.load(environ={}, endpoint=server.url, api_key="old-key-123", spool_dir=str(spool_dir))
 
-    assert service.serve(settings, ending=threading.Event()) == service.KEY_REFUSED
+    assert service.serve(settings, stopping=threading.Event()) == service.KEY_REFUSED
 
 
 def test_a_second_service_of_the_same_spool_ends_at_once(
@@ -366,7 +366,7 @@ def test_a_second_service_of_the_same_spool_ends_at_once(
     callback = make_callback(uploader="process")
     serving(spool_dir)
 
-    assert service.serve(callback.settings, ending=threading.Event()) == service.ALREADY_SERVED
+    assert service.serve(callback.settings, stopping=threading.Event()) == service.ALREADY_SERVED
 
 
 def test_a_process_that_cannot_be_started_is_logged_and_the_readings_are_kept(

@@ -92,7 +92,7 @@ FOLDERS = {
         "delivery/claimed_run",
         "delivery/task_book",
         "delivery/refusals",
-        "delivery/ending_streams",
+        "delivery/stream_end_rules",
         "delivery/tasks/chunk_requests",
         "delivery/tasks/finalize",
         "delivery/tasks/initialize",

@@ -53,7 +53,7 @@ def next_work(run: ClaimedRun) -> Finalize | None:
     unknown = [stream for stream in ready if stream.opening.stream not in run.account_checked]
     contradictions: dict[int, str] = {}
     if unknown:
-        beyond = {*run.run_chunker.outgrown, *(number for number in run.streams if number in run.ending_streams)}
+        beyond = {*run.run_chunker.outgrown, *(number for number in run.streams if number in run.streams_about_to_end)}
         contradictions = run.run_chunker.account.contradictions(run.state, unknown, beyond)
         run.account_checked.update({stream.opening.stream for stream in unknown} - contradictions.keys())
     for stream in ready:

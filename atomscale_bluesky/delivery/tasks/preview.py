@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from ...errors import ApiError
-from ..ending_streams import end_stream
 from ..refusals import surely_did_nothing
+from ..stream_end_rules import end_stream
 from .chunk_requests import ChunkWork, Sent
 from .work import Kind
 
@@ -57,9 +57,8 @@ def next_work(run: ClaimedRun, now: float) -> Preview | None:
         return None
 
     def is_quiet(number: int) -> bool:
-        return not (
-            run.task_book.is_in_flight(number) or run.task_book.holds(Kind.PUSH, number) or number in run.ending_streams
-        )
+        book = run.task_book
+        return not (book.is_in_flight(number) or book.holds(Kind.PUSH, number) or number in run.streams_about_to_end)
 
     chunk = run.previews.next_chunk(now, is_quiet)
     if chunk is None:

@@ -11,8 +11,8 @@ from ...errors import ApiError
 from ...model.chunk import Chunk
 from ...spool.ledger_format import Confirmed, Refused, Tried
 from ...spool.stream_state import Life, MetrologyStreamState
-from ..ending_streams import end_stream
 from ..refusals import is_too_large
+from ..stream_end_rules import end_stream
 from .chunk_requests import ChunkWork, Sent
 from .work import Kind
 
@@ -119,7 +119,7 @@ def next_work(run: ClaimedRun, now: float) -> Push | None:
 
 def _may_leave(run: ClaimedRun, chunk: Chunk) -> bool:
     stream = run.streams[chunk.stream]
-    if stream.life is not Life.INITIALIZED or chunk.stream in run.ending_streams:
+    if stream.life is not Life.INITIALIZED or chunk.stream in run.streams_about_to_end:
         return False  # it waits for its data_id, or for that of its continuation
     if run.task_book.holds(Kind.PREVIEW, chunk.stream) or stream.may_be_cut_short_before(chunk.index):
         return False

@@ -35,15 +35,15 @@ class ReadBack(Work[PointsByChannel], frozen=True, eq=False):
 
     def apply_result(self, run: ClaimedRun, result: PointsByChannel) -> RetryAfter | None:
         """Count the chunks in doubt that are there as confirmed."""
-        if self.reads < MOST_READS and run.ending_streams.is_short(self.stream, result):
+        if self.reads < MOST_READS and run.streams_about_to_end.is_short(self.stream, result):
             # Not all confirmed points can be read yet. So points in doubt may be there too.
             return RetryAfter(msgspec.structs.replace(self, reads=self.reads + 1), backoff.READ.pause_s(self.reads))
-        run.ending_streams.note_read_back(self.stream, result)
+        run.streams_about_to_end.note_read_back(self.stream, result)
         return None
 
     def apply_refusal(self, run: ClaimedRun, error: ApiRefusedError) -> None:
         """Count none of the chunks in doubt as confirmed, because the stream cannot be read."""
-        run.ending_streams.note_read_back(self.stream, {})
+        run.streams_about_to_end.note_read_back(self.stream, {})
 
 
 def next_work(run: ClaimedRun) -> ReadBack | None:
@@ -58,9 +58,9 @@ def next_work(run: ClaimedRun) -> ReadBack | None:
         run.previews.cut_short(run.streams[number])
         run.reload("a stream ended, and the rest goes on in a further one")
 
-    in_doubt = run.ending_streams.end_streams(is_under_way, ended)
+    in_doubt = run.streams_about_to_end.end_streams(is_under_way, ended)
     if in_doubt is None:
         return None
     stream = run.streams[in_doubt]
-    due = run.ending_streams.points_to_read(in_doubt)
+    due = run.streams_about_to_end.points_to_read(in_doubt)
     return ReadBack(in_doubt, stream.opening.label, stream.data_id or "", stream.family or "", due)

@@ -41,7 +41,7 @@ def end_stream(run: ClaimedRun, stream: int, why: OpeningReason, points_per_chun
             doubtful += [task.chunk for task in failed if task.chunk is not None and _may_have_arrived(task)]
             dropped = run.run_chunker.drop_ready({number})
             doubtful += [run.as_sent(chunk) for chunk in dropped if chunk.index < one.next_index]
-        run.ending_streams.begin(number, why, points_per_chunk, doubtful)
+        run.streams_about_to_end.begin(number, why, points_per_chunk, doubtful)
 
 
 def _may_have_arrived(task: Task) -> bool:
@@ -61,13 +61,13 @@ def end_damaged_streams(run: ClaimedRun) -> None:
     """End streams of which a tried chunk is no longer whole in the journal, so that it cannot be sent."""
     for chunk in run.run_chunker.take_damaged():
         points = run.streams[chunk.stream].opening.points_per_chunk
-        run.ending_streams.begin(chunk.stream, "damaged", points, [run.as_sent(chunk)])
+        run.streams_about_to_end.begin(chunk.stream, "damaged", points, [run.as_sent(chunk)])
     if not run.run_chunker.all_cut or run.run_chunker.ready or run.task_book.failed_tasks or run.task_book.in_flight:
         return
     for number, stream in run.streams.items():
         if stream.life is Life.INITIALIZED and not stream.parked and stream.tried.keys() - stream.refused.keys():
             # All has been read and pushed, and yet a chunk waits: none of its rows is left.
-            run.ending_streams.begin(number, "damaged", stream.opening.points_per_chunk)
+            run.streams_about_to_end.begin(number, "damaged", stream.opening.points_per_chunk)
 
 
 def end_streams_without_a_point(run: ClaimedRun) -> None:
@@ -88,4 +88,4 @@ def end_outgrown_streams(run: ClaimedRun) -> None:
         stream = run.streams[number]
         cut_short = stream.last_tried is not None and stream.last_tried.cut_short
         if cut_short and stream.all_confirmed and not (stream.ended or stream.group_parked):
-            run.ending_streams.begin(number, "preview", stream.opening.points_per_chunk)
+            run.streams_about_to_end.begin(number, "preview", stream.opening.points_per_chunk)
