@@ -149,7 +149,10 @@ class ActiveRuns:
         self.waiting.queue(folder, live=folder in self.written_here, first=first)
 
     def set_aside(self, delivery: RunDelivery) -> bool:
-        """Release a run until its files change. Return False if something can be done for it after all."""
+        """Obey a run's orders. If nothing can be done for it then, release it until its files change.
+
+        Return False if something can be done for it after all.
+        """
         folder = delivery.claim.folder
         sizes = file_sizes(folder)
         self.guarded(delivery, delivery.obey_orders)

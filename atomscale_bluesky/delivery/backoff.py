@@ -82,8 +82,8 @@ class Patience:
     def __init__(self) -> None:
         self._waits: dict[Hashable, tuple[float, int]] = {}  # when to ask again, and how often that was done
 
-    def is_over(self, what: Hashable, now: float) -> bool:
-        """Return True if it is time to ask again, by a monotonic clock. The first call for a thing begins the wait."""
+    def may_ask_again(self, what: Hashable, now: float) -> bool:
+        """Return True if it is time to ask again, and begin the next, longer wait. The first call begins the first."""
         at, asked = self._waits.setdefault(what, (now + MISSING.pause_s(0), 0))
         if now < at:
             return False

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import NamedTuple
 
 # The first number of connections.
 FIRST = 4
@@ -49,6 +50,13 @@ REMAINS, CHANCE = 0.5, 0.3
 OUTAGE_S = 2.0
 
 
+class Worth(NamedTuple):
+    """A number of connections that was worth it: compared with fewer, it brought enough more answers."""
+
+    number: int
+    rate: float  # answers per second
+
+
 class ConnectionLimit:
     """The number of connections to one server. Belongs to the deciding thread. All times are monotonic.
 
@@ -65,18 +73,17 @@ class ConnectionLimit:
         self._answers = self._in_use = 0  # of the present block; those that came while all connections were in use
         self._answers_since = 0  # since `_counted_since`, also those to requests that left before the last change
         self._counted_since = 0.0
-        self._last_worth_it: tuple[int, float] | None = (
-            None  # the last number that was worth it, and its answers per second
-        )
+        self._last_worth_it: Worth | None = None
         self._quickest: dict[int, float] = {}  # the quick quarter of the quickest block, by class of size
         self._measure_at: float | None = None
         self._number_before_measuring = 0  # while the quickest times are measured: the number before
         self._outcomes: deque[bool] = deque(maxlen=WINDOW)  # of the last requests, True for those that failed
         self._chance_failures = 0.0  # the share of requests that fails whatever the number is
-        self._before_halving: tuple[int, float] | None = (
-            None  # until that is found: the number, and the share that failed
-        )
-        self._failing_since: float | None = None  # nothing has succeeded since
+        # While it is found out whether halving the number helps: the number before, and the share that failed then.
+        self._before_halving: tuple[int, float] | None = None
+        # Nothing has succeeded since. Infinite if the server said that it is overloaded: then it is no outage, however
+        # long it lasts.
+        self._failing_since: float | None = None
         self._refused_number: int | None = None  # was refused, and not tried since
         self._hold_s = HOLD_S
         self._hold_until = 0.0
@@ -162,12 +169,8 @@ class ConnectionLimit:
             self._change(now, number)
 
     def _begin_as_at_first(self, now: float) -> None:
-        self._still_doubles, self._number_before_measuring, self._refused_number, self._last_worth_it = (
-            True,
-            0,
-            None,
-            None,
-        )
+        self._still_doubles, self._number_before_measuring = True, 0
+        self._refused_number = self._last_worth_it = None
         self._outcomes.clear()
         self._begin_block(now)
         self._change(now, min(self._number, FIRST))
@@ -180,17 +183,17 @@ class ConnectionLimit:
         rate = self._answers_since / max(now - self._counted_since, 1e-6)
         times = sorted(took for times in self._times_by_size.values() for took in times)
         usual_s = times[len(times) // 2]
-        slowdown = self._slowdown(replace=bool(self._number_before_measuring))
+        slowdown = self._update_slowdown(replace=bool(self._number_before_measuring))
         self._begin_block(now)
         if self._number_before_measuring:
             self._change(now, self._number_before_measuring)
             self._number_before_measuring = 0
         elif not in_use:
             return
-        elif not self._is_worth_it(rate):
+        elif not self._judge_growth(rate):
             self._still_doubles = False
             self._hold_below(now, self.number)
-            self._change(now, self._last_worth_it[0] if self._last_worth_it else self.number)
+            self._change(now, self._last_worth_it.number if self._last_worth_it else self.number)
         elif now >= self._measure_at and not self._still_doubles:
             self._begin_to_measure(now, self._measure_at, usual_s)
         elif slowdown >= SLOW:
@@ -211,23 +214,23 @@ class ConnectionLimit:
         self._change(now, self.number // 4)
         self._changed_at = calm_at
 
-    def _is_worth_it(self, rate: float) -> bool:
-        """Return False if more connections than before have brought too few more answers per second."""
-        if self._last_worth_it is None or self.number <= self._last_worth_it[0]:
-            known = (
-                self._last_worth_it[1]
-                if self._last_worth_it is not None and self._last_worth_it[0] == self.number
-                else rate
-            )
-            self._last_worth_it = self.number, known + LEARN * (rate - known)
+    def _judge_growth(self, rate: float) -> bool:
+        """Return False if more connections than before have brought too few more answers per second.
+
+        Otherwise remember the number and its answers per second, unless too few connections were added to judge.
+        """
+        last = self._last_worth_it
+        if last is None or self.number <= last.number:
+            if last is not None and self.number == last.number:
+                rate = last.rate + LEARN * (rate - last.rate)
+            self._last_worth_it = Worth(self.number, rate)
             return True
-        number, before = self._last_worth_it
-        factor = self.number / number
+        factor = self.number / last.number
         if factor < STEP:
             return True
-        if rate < before * (1.0 + GAIN * (factor - 1.0)):
+        if rate < last.rate * (1.0 + GAIN * (factor - 1.0)):
             return False
-        self._last_worth_it = self.number, rate
+        self._last_worth_it = Worth(self.number, rate)
         return True
 
     def _hold_below(self, now: float, number: int) -> None:
@@ -264,8 +267,8 @@ class ConnectionLimit:
         self._times_by_size.clear()
         self._answers = self._in_use = 0
 
-    def _slowdown(self, *, replace: bool) -> float:
-        """Return how many times as long the answers of the block took as the quickest ever did."""
+    def _update_slowdown(self, *, replace: bool) -> float:
+        """Update the quickest times. Return how many times as long as these the answers of the block took."""
         total = 0.0
         for size, times in self._times_by_size.items():
             quick = sorted(times)[len(times) // 4]

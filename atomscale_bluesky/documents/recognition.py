@@ -19,7 +19,7 @@ def kept_readings_of(kept: KeptEvents, event_stream: EventStream, doc: Mapping[s
     stamps = _numbers_of(*mapping_of(doc.get("timestamps")).values())
     times = _numbers_of(doc.get("time"))
     keys = mapping_of(doc.get("data")).keys()
-    return kept.readings_of(
+    return kept.recognise(
         event_stream.name, doc["uid"], keys, times + stamps, _possible_rows(event_stream, doc, times, stamps)
     )
 

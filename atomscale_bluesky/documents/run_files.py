@@ -256,6 +256,6 @@ class RunFiles:
 
 def _has_written(writer: RunWriter, payloads: list[bytes], written_before: int) -> bool:
     try:
-        return writer.holds(payloads, written_before)
+        return writer.recover_append(payloads, written_before)
     except SpoolError:  # the disk fails: nothing is written after half a line until it is removed
         return False

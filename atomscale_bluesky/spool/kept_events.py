@@ -115,7 +115,7 @@ class KeptEvents:
         """Return the layouts of an event stream, in the order in which they were written."""
         return [layout for layout in self.layouts if layout.event_stream == event_stream]
 
-    def readings_of(
+    def recognise(
         self,
         event_stream: str,
         uid: Any,
@@ -124,6 +124,8 @@ class KeptEvents:
         possible_rows: PossibleRows,
     ) -> KeptReadings | None:
         """Return what was kept of an event before, or None if it is new.
+
+        Counts what it recognises: call it once per event.
 
         Args:
             event_stream: The event stream's name.
@@ -140,13 +142,13 @@ class KeptEvents:
             found = self._with_parts(found, event_stream, keys, possible_rows)
             if found.lacks(keys) and not self._has_event(digest):
                 # A part alone: the event's first row may be known under another uid, by its time and values.
-                first = self._remembered(digest) or self._recognise(event_stream, digest, times, possible_rows)
+                first = self._remembered(digest) or self._recognise_by_time(event_stream, digest, times, possible_rows)
                 found = found if first is None else _sum_of([found, first])
             return found
         remembered = self._remembered(digest)
         if remembered is not None:
             return remembered
-        kept = self._recognise(event_stream, digest, times, possible_rows)
+        kept = self._recognise_by_time(event_stream, digest, times, possible_rows)
         if kept is not None:
             return self._with_parts(kept, event_stream, keys, possible_rows)
         if self._is_before_last_row(event_stream, times):
@@ -158,7 +160,7 @@ class KeptEvents:
         """Return what was found before of an event that was recognised by its time and values."""
         return self._recognised.get(digest) or self._recognised_before.get(digest)
 
-    def _recognise(
+    def _recognise_by_time(
         self, event_stream: str, digest: int, times: Sequence[float], possible_rows: PossibleRows
     ) -> KeptReadings | None:
         """Return what a journal holds of an event with this time and these values, and count it as recognised."""

@@ -101,19 +101,20 @@ class RunWriter:
             self._journal = JournalWriter(folder)
             undo.callback(self._journal.close)
             self._journal.append(line(payload) * 2)  # twice, for rows are worthless without it
-            # How many bytes were appended so far. Too small after an interrupted append, until `holds` is called.
+            # How many bytes were appended so far. After an interrupted `append` it is too small until `recover_append`
+            # has measured the file.
             self.written: int = self._journal.whole_size()
             undo.pop_all()
         self._journals.add(self)
 
     def append(self, payloads: list[bytes], *, beyond_limits: bool = False) -> OSError | None:
-        """Keep these lines, all or none. They survive a killed process once this returns.
+        """Append these lines, all or none. They survive a killed process once this returns.
 
         With `durability = "event"` they survive a power cut too. With `beyond_limits` the spool's limits do not count,
         only the disk's. That is for the few bytes that say how a run ended. For them the reserve is released.
 
-        An exception raised by a signal handler may end this call at any point. `holds` finds out afterwards what was
-        written.
+        An exception raised by a signal handler may end this call at any point. `recover_append` finds out
+        afterwards what was written.
 
         Returns:
             Why the lines could not be synced, but only the first time. They are in the file and keep their numbers, so
@@ -163,8 +164,10 @@ class RunWriter:
                     return error
         return None
 
-    def holds(self, payloads: list[bytes], written_before: int) -> bool:
-        """Return True if an `append` of these lines that may have been interrupted has written them.
+    def recover_append(self, payloads: list[bytes], written_before: int) -> bool:
+        """Return True if an `append` of these lines has written them. Needed only if it may have been interrupted.
+
+        Measures the file, and removes half a line. If the lines are there, does what `append` would have done next.
 
         Args:
             payloads: The lines.
@@ -183,7 +186,8 @@ class RunWriter:
     def end(self, payloads: list[bytes], written_before: int) -> None:
         """Write a run's last lines, once. If that fails they are kept in memory, and `retry_ending` tries again.
 
-        From here on the run has a lock of its own: once that is free, another process may finish the run.
+        From here on the run has a lock of its own, if one can be had: once that is free, another process may finish the
+        run.
 
         Args:
             payloads: The lines.
@@ -195,7 +199,7 @@ class RunWriter:
         self.unwritten_ending, self._size_before_ending = payloads, written_before
         with contextlib.suppress(OSError):
             self.has_lock = self.has_lock or self._lock.acquire(patience_s=LOCK_TEST_S)
-        if not self.holds(payloads, written_before):
+        if not self.recover_append(payloads, written_before):
             self.append(payloads, beyond_limits=True)
         self.unwritten_ending = []
 

@@ -385,11 +385,11 @@ def test_an_instrument_that_is_registered_later_lets_the_run_through_by_itself(
 
 def test_what_was_refused_is_asked_for_after_a_minute_and_ever_less_often() -> None:
     patience = Patience()
-    asked = [second for second in range(10 * 3600) if patience.is_over("a project", second)]
+    asked = [second for second in range(10 * 3600) if patience.may_ask_again("a project", second)]
 
     assert asked[:4] == [60, 180, 420, 900]
     assert max(b - a for a, b in zip(asked, asked[1:], strict=False)) == 3600
-    assert not patience.is_over("another one", asked[-1])
+    assert not patience.may_ask_again("another one", asked[-1])
 
 
 # ---- links of a stream that exists -----------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def events_of(*uids: str, **times: list[float]) -> Events:
 
 
 def has(kept: KeptEvents, event_stream: str, uid: str, times: list[float]) -> bool:
-    return kept.readings_of(event_stream, uid, ["a"], times, lambda layout: iter(())) is not None
+    return kept.recognise(event_stream, uid, ["a"], times, lambda layout: iter(())) is not None
 
 
 def test_an_event_is_known_by_its_uid_or_as_often_as_its_time_was_kept() -> None:
@@ -117,7 +117,7 @@ def of(kept: KeptEvents, uid: str, at: float, **data: float) -> set[str] | None:
     def possible_rows(layout: Layout) -> Iterator[tuple[float, bytes]]:
         yield at, pack_values(data[channel.key] for channel in layout.channels)
 
-    found = kept.readings_of("m", uid, data.keys(), [at], possible_rows)
+    found = kept.recognise("m", uid, data.keys(), [at], possible_rows)
     return None if found is None else set(found.lacks(data))
 
 

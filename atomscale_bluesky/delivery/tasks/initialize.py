@@ -105,7 +105,7 @@ def next_work(run: ClaimedRun, now: float) -> Initialize | None:
         may_exist = stream.life is Life.INITIALIZING
         if not (may_exist or run.is_made_at_once(number) or run.run_chunker.has_point(stream)):
             continue  # perhaps it never has one
-        if stream.parked and not run.patience.is_over(number, now):
+        if stream.parked and not run.patience.may_ask_again(number, now):
             continue
         family = stream.family or run.knowledge.family or FAMILIES[0]
         _note_family(run, number, family)

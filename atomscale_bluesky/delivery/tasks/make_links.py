@@ -104,7 +104,7 @@ def next_work(run: ClaimedRun, now: float) -> MakeLinks | None:
         to_link = tuple(
             link
             for link in run.missing_links(stream)
-            if link not in stream.links_refused or run.patience.is_over((number, link), now)
+            if link not in stream.links_refused or run.patience.may_ask_again((number, link), now)
         )
         if to_link:
             stop = stop_of(run.claim.folder)  # which may not have been read yet

@@ -86,7 +86,7 @@ def next_work(run: ClaimedRun, now: float) -> Resolve | None:
         return None
     if run.parked_for_good or run.state.discarded:
         return None
-    if run.state.unresolved and not run.patience.is_over(RUN, now):
+    if run.state.unresolved and not run.patience.may_ask_again(RUN, now):
         return None
     edited = run.state.edited
     label = (edited and edited.label) or run.header.label
