@@ -17,7 +17,7 @@ from atomscale_bluesky.errors import ApiUnavailableError
 
 from .report import Report, Table, percentile
 
-MOST, SECONDS, SETTLED_S = 32, 120.0, 5.0
+MAX_CONNECTIONS, SECONDS, SETTLED_S = 32, 120.0, 5.0
 LATE = 0.54  # from then on of the whole time: after the uploaders have measured together
 BODY_BYTES = 20_000
 FIXED = (8, 32)
@@ -119,7 +119,7 @@ class Uploader:
     """What of an uploader matters here: how many requests leave, and when."""
 
     def __init__(self, fixed: int | None, seed: int) -> None:
-        self.limit = ConnectionLimit(MOST)
+        self.limit = ConnectionLimit(MAX_CONNECTIONS)
         self.pause = Pause(random.Random(seed).random)
         self.fixed = fixed
         self.under_way = 0
@@ -185,7 +185,7 @@ def measure(*, short: bool, rounds: int | None, with_peers: bool = True) -> Repo
     seconds = 10.0 if short else SECONDS
     report = Report(f"How the number of connections settles: a simulation of {seconds:g} s")
     table = Table(
-        f"AtomscaleCallback's rule, at most {MOST} connections, beside fixed numbers of connections",
+        f"AtomscaleCallback's rule, at most {MAX_CONNECTIONS} connections, beside fixed numbers of connections",
         [
             "server", "number after 1 s", "5 s", f"{LATE * seconds:.0f} to {seconds:g} s",
             "taken/s", *(f"fixed {n}" for n in FIXED),

@@ -43,9 +43,9 @@ class TooMuchError(AnswerError):
 class JsonParts:
     """JSON text that arrives in parts. Text that was read is not kept."""
 
-    def __init__(self, parts: Iterable[bytes], pause: Callable[[], object], most_members: int) -> None:
+    def __init__(self, parts: Iterable[bytes], pause: Callable[[], object], max_members: int) -> None:
         self._parts = iter(parts)
-        self._members_left = most_members
+        self._members_left = max_members
         self._pause = pause
         self._text = b""
         self._offset = 0  # up to here it was read
@@ -103,13 +103,13 @@ class JsonParts:
                 return
             begun = True
 
-    def value(self, most_bytes: int) -> bytes:
+    def value(self, max_bytes: int) -> bytes:
         """Read one value and return its whole text."""
         taken = bytearray()
         for piece, _ in self._value():
             taken += piece
-            if len(taken) > most_bytes:
-                raise AnswerError(f"a member of the answer has more than {most_bytes} bytes")
+            if len(taken) > max_bytes:
+                raise AnswerError(f"a member of the answer has more than {max_bytes} bytes")
         return bytes(taken)
 
     def skip(self) -> int:

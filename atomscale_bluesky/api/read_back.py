@@ -23,14 +23,14 @@ from .json_parts import MAX_NAME_BYTES, JsonParts, TooMuchError
 # digits. Atomscale documents eight series beside a channel, each as long as the channel and with a name that begins
 # with the channel's. In the older shape every value comes with the name.
 BYTES_PER_POINT, BYTES_PER_NAME_BYTE = 1024, 16
-LEAST_BYTES, MOST_BYTES = 4 * 2**20, 2**30
+MIN_ANSWER_BYTES, MAX_ANSWER_BYTES = 4 * 2**20, 2**30
 # How many points beyond the expected ones are kept of a channel, for a message that says how many there are.
 _SPARE_POINTS = 1000
 # Added series beyond this number are skipped and not noted.
-MOST_ADDED = 1000
+MAX_ADDED = 1000
 _ROW_BYTES = 2**20
 # Each member of an object takes about 10 µs. A series has four of them, and eight other series beside it.
-_MOST_MEMBERS, _MEMBERS_PER_CHANNEL = 10_000, 100
+_MAX_MEMBERS, _MEMBERS_PER_CHANNEL = 10_000, 100
 
 _UNITS = msgspec.json.Decoder(str | None)
 _ROW = msgspec.json.Decoder(dict[str, Any])
@@ -41,7 +41,7 @@ class ReadBack(NamedTuple):
     """The content of a metrology stream as it was read back."""
 
     points: PointsByChannel  # of the channels that are due and present
-    added: dict[str, int]  # the other series: the names of the first `MOST_ADDED`, and how many values each has
+    added: dict[str, int]  # the other series: the names of the first `MAX_ADDED`, and how many values each has
 
 
 def max_bytes(due: Mapping[str, int]) -> int:
@@ -53,7 +53,7 @@ def max_bytes(due: Mapping[str, int]) -> int:
         count * (BYTES_PER_POINT + BYTES_PER_NAME_BYTE * len(name.encode(errors="replace")))
         for name, count in due.items()
     )
-    return min(MOST_BYTES, LEAST_BYTES + points)
+    return min(MAX_ANSWER_BYTES, MIN_ANSWER_BYTES + points)
 
 
 def read_points(
@@ -71,7 +71,7 @@ def read_points(
         TooMuchError: A channel has more than twice the points that it should have plus a thousand, or there are far too
             many series.
     """
-    text = JsonParts(parts, pause, _MOST_MEMBERS + _MEMBERS_PER_CHANNEL * len(due))
+    text = JsonParts(parts, pause, _MAX_MEMBERS + _MEMBERS_PER_CHANNEL * len(due))
     try:
         return _read(text, due)
     except (msgspec.DecodeError, RecursionError, KeyError, TypeError, ValueError, OverflowError) as error:
@@ -104,7 +104,7 @@ class _Column:
         self.values: array[float] | list[float | None] = array("d")
         self.unit: str | None = None
         self._name = name
-        self._most = 2 * due + _SPARE_POINTS
+        self._max_points = 2 * due + _SPARE_POINTS
 
     def read(self, text: JsonParts) -> None:
         """Read the next value of the text as this channel's series."""
@@ -148,8 +148,8 @@ class _Column:
     def _with(
         self, numbers: array[float] | list[float | None], more: list[float | None]
     ) -> array[float] | list[float | None]:
-        if len(numbers) + len(more) > self._most:
-            raise TooMuchError(f"channel {self._name!r:.80} has more than {self._most} points")
+        if len(numbers) + len(more) > self._max_points:
+            raise TooMuchError(f"channel {self._name!r:.80} has more than {self._max_points} points")
         if isinstance(numbers, array) and None in more:
             numbers = list(numbers)  # rare: null comes back where a client sent null
         numbers.extend(more)  # type: ignore[arg-type]
@@ -176,10 +176,10 @@ def _read_series(text: JsonParts, due: Mapping[str, int], added: dict[str, int])
 
 def _read_rows(text: JsonParts, due: Mapping[str, int], added: dict[str, int]) -> dict[str, _Column]:
     found: dict[str, _Column] = {}
-    most = 2 * sum(due.values()) + _SPARE_POINTS  # each channel may have rows of its own
+    max_rows = 2 * sum(due.values()) + _SPARE_POINTS  # each channel may have rows of its own
     for count, _ in enumerate(text.elements()):
-        if count >= most:
-            raise TooMuchError(f"the answer has more than {most} rows")
+        if count >= max_rows:
+            raise TooMuchError(f"the answer has more than {max_rows} rows")
         row = _ROW.decode(text.value(_ROW_BYTES))
         ms = row["unix_timestamp_ms"]
         for name, value in row.items():
@@ -194,5 +194,5 @@ def _read_rows(text: JsonParts, due: Mapping[str, int], added: dict[str, int]) -
 
 def _note(added: dict[str, int], name: str, count: int) -> None:
     """Note how many values an added series has. A name longer than a channel's may be is ignored."""
-    if name in added or (len(added) < MOST_ADDED and len(name) <= MAX_NAME_BYTES):
+    if name in added or (len(added) < MAX_ADDED and len(name) <= MAX_NAME_BYTES):
         added[name] = count

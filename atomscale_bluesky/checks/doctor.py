@@ -205,19 +205,19 @@ def _spool(settings: Settings) -> Iterator[Check]:
 
 def _disk_room(settings: Settings, spool: Spool) -> Check:
     used, free = spool.disk_space.measure_all()
-    most, least = settings.spool_max_bytes, settings.spool_min_free_bytes
-    room = f"{used / 1e6:.0f} MB of {most / 1e6:.0f} MB used, {free / 1e6:.0f} MB free on the disk"
+    max_bytes, min_free = settings.spool_max_bytes, settings.spool_min_free_bytes
+    room = f"{used / 1e6:.0f} MB of {max_bytes / 1e6:.0f} MB used, {free / 1e6:.0f} MB free on the disk"
     out = "new readings are left out"
-    if used >= most:
+    if used >= max_bytes:
         return Check("room", Result.FAILED, f"{room}: {out}", "deliver what waits, or raise `spool_max_bytes`")
-    if free < least:
-        found = f"{room}, and {least / 1e6:.0f} MB are to stay free (`spool_min_free_bytes`): {out}"
+    if free < min_free:
+        found = f"{room}, and {min_free / 1e6:.0f} MB are to stay free (`spool_min_free_bytes`): {out}"
         return Check("room", Result.FAILED, found, "free some space on that disk, or lower `spool_min_free_bytes`")
     if spool.disk_space.why_full_now():
         return Check("room", Result.FAILED, f"{room}, so the disk is full: {out}", "free some space on that disk")
-    if used > 0.8 * most:
+    if used > 0.8 * max_bytes:
         return Check("room", Result.WARNING, room, "deliver what waits, or raise `spool_max_bytes`")
-    if free < 2 * least:
+    if free < 2 * min_free:
         return Check("room", Result.WARNING, room, "free some space on that disk, or deliver what waits")
     return Check("room", Result.PASSED, room)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from ..api.client import Client
 from ..errors import ApiError, ApiRefusedError, ApiUnavailableError
 from ..status.probe_results import Fact
-from .probe_streams import LEAST_PATIENCE_S, PATIENCE_S, POINTS, ChannelPoints, ProbeStream, ProbeStreams
+from .probe_streams import MIN_PATIENCE_S, PATIENCE_S, POINTS, ChannelPoints, ProbeStream, ProbeStreams
 
 FAMILIES = ("metrology", "tool-state")
 FIRST_BODY_BYTES = 2**16
@@ -128,7 +128,7 @@ class Probe:
         if not self._streams.reads(stream, stream.both(0)):
             return None, f"not within {self._streams.patience_s:g} s"
         took = time.monotonic() - begin
-        self._streams.patience_s = min(self._streams.patience_s, max(LEAST_PATIENCE_S, 5 * took))
+        self._streams.patience_s = min(self._streams.patience_s, max(MIN_PATIENCE_S, 5 * took))
         return round(took, 3), "points are as they were sent"
 
     def _found(self, stream: ProbeStream) -> Finding:

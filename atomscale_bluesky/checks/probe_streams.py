@@ -19,7 +19,7 @@ from ..errors import ApiError, ApiRefusedError, ApiUnavailableError
 LABEL = "atomscale-bluesky probe"
 POINTS = 4  # in a full chunk
 # How long to wait until accepted points can be read, and how long at most for a server that asks to wait.
-PATIENCE_S, LEAST_PATIENCE_S, LONGEST_PAUSE_S = 30.0, 1.0, 30.0
+PATIENCE_S, MIN_PATIENCE_S, MAX_PAUSE_S = 30.0, 1.0, 30.0
 ATTEMPTS = 3
 POLL_S = 0.05
 
@@ -107,7 +107,7 @@ class ProbeStreams:
             except ApiUnavailableError as error:
                 if error.status not in {429, 503} or attempt == ATTEMPTS:
                     raise
-                time.sleep(min(error.retry_after_s or 1.0, LONGEST_PAUSE_S))
+                time.sleep(min(error.retry_after_s or 1.0, MAX_PAUSE_S))
         return None
 
     def reads(self, stream: ProbeStream, sent: Mapping[str, ChannelPoints]) -> bool:

@@ -43,7 +43,7 @@ from .comparison import Difference, Part, Series, arrangement, differences, same
 MAX_DIFFERENCES = 20
 # How long it may take until confirmed points can be read. That is not documented.
 PATIENCE_S = 30.0
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.25, 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +271,7 @@ def read_back(
         if last or (problem is None and is_whole(found.points)):
             return found, problem
         wait(pause_s)
-        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
 
 def expected_series(parts: list[Part], theirs: Series) -> Series:

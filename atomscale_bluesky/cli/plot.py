@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from ..checks.run_tables import Table, TableColumn
 
 # How many lines share a plot, and how many plots are shown unless channels are named.
-MOST_LINES, MOST_PLOTS = 8, 6
+MAX_LINES, MAX_PLOTS = 8, 6
 # How wide a plot in text is at most. A pipe has no width of its own.
-MOST_COLUMNS = 160
+MAX_COLUMNS = 160
 _COLOURS = (
     "bright_blue",
     "bright_red",
@@ -97,23 +97,23 @@ def _print(run: FoundRun, by_unit: dict[str, _Lines], everything: bool) -> None:
 
     out = console()
     out.print(Text(f"{safe(run.label, limit=200)}, run {run.short}, started {moment(run.started)}", style="bold"))
-    shown = list(by_unit.items()) if everything else list(by_unit.items())[:MOST_PLOTS]
+    shown = list(by_unit.items()) if everything else list(by_unit.items())[:MAX_PLOTS]
     for unit, lines in shown:
         figure = plotille.Figure()
-        figure.width, figure.height = max(20, min(out.width, MOST_COLUMNS) - 24), 12
+        figure.width, figure.height = max(20, min(out.width, MAX_COLUMNS) - 24), 12
         figure.color_mode, figure.with_colors, figure.origin = "names", out.is_terminal and not out.no_color, False
         figure.x_label, figure.y_label = "s", safe(unit or "no unit", limit=9)
         figure.register_label_formatter(float, _label)
-        known = [table.times[~np.isnan(column.values)] - run.started for table, column in lines[:MOST_LINES]]
+        known = [table.times[~np.isnan(column.values)] - run.started for table, column in lines[:MAX_LINES]]
         low, high = _round_limits(min(map(np.min, known)), max(map(np.max, known)), figure.width / _TICK_COLUMNS)
         figure.set_x_limits(min_=low, max_=high)
         out.print()
-        for (table, column), colour in zip(lines[:MOST_LINES], _COLOURS, strict=False):
+        for (table, column), colour in zip(lines[:MAX_LINES], _COLOURS, strict=False):
             times, values = _thinned(table.times - run.started, column.values, 4 * figure.width)
             figure.plot(times, values, lc=colour if figure.with_colors else None)
             out.print(Text.assemble(("━ ", colour), safe(column.name)))
-        if len(lines) > MOST_LINES:
-            out.print(Text(f"and {len(lines) - MOST_LINES} more; name the channels that you want", style="dim"))
+        if len(lines) > MAX_LINES:
+            out.print(Text(f"and {len(lines) - MAX_LINES} more; name the channels that you want", style="dim"))
         out.print(Text.from_ansi(figure.show()), soft_wrap=True)
     if len(by_unit) > len(shown):
         units = ", ".join(safe(unit or "no unit") for unit in list(by_unit)[len(shown) :])
@@ -139,11 +139,11 @@ def _label(val: float, chars: int, delta: float, left: bool = False) -> str:
     return f"{text:<{chars}}" if left else f"{text:>{chars}}"
 
 
-def _thinned(times: Any, values: Any, most: int) -> tuple[list[float], list[float]]:
+def _thinned(times: Any, values: Any, max_points: int) -> tuple[list[float], list[float]]:
     """Return the lowest and the highest value of each part, so that no spike is missed."""
     known = ~np.isnan(values)
     times, values = times[known], values[known]
-    size = math.ceil(len(values) / max(1, most // 2))
+    size = math.ceil(len(values) / max(1, max_points // 2))
     if size > 2:
         parts = range(0, len(values), size)
         kept = {at + int(f(values[at : at + size])) for at in parts for f in (np.argmin, np.argmax)}

@@ -25,7 +25,7 @@ LAST = "last"
 # How much of a uid is shown. A shorter number that is a run's scan id means that run.
 UID_SHOWN = 8
 # How many runs a shell is offered.
-MOST_OFFERED = 50
+MAX_OFFERED = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class RunName(click.ParamType):
         with contextlib.suppress(AtomscaleBlueskyError, OSError):
             spool = open_spool(Settings.load(spool_dir=ctx.params.get("spool_dir")))
             runs = all_runs(spool) if spool is not None else []
-            fitting = [run for run in runs[::-1] if run.run_uid.startswith(incomplete)][:MOST_OFFERED]
+            fitting = [run for run in runs[::-1] if run.run_uid.startswith(incomplete)][:MAX_OFFERED]
             offered = [CompletionItem(run.run_uid[:UID_SHOWN], help=safe(run.label, limit=60)) for run in fitting]
             return offered + [CompletionItem(LAST, help="the newest run")] * LAST.startswith(incomplete)
         return []

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..sources.intake import Intake
 
 # So many reasons, or runs, are shown one by one.
-MOST_SHOWN = 10
+MAX_SHOWN = 10
 # Where the output is no terminal, a line is printed this often.
 LINE_PERIOD_S = 10.0
 
@@ -250,7 +250,7 @@ def _print_what_was_taken(out: Console, intake: Intake, origin: Origin, *, ended
         text += f", {counted(intake.known, 'event')} known already"
     out.print(f"{text}.", soft_wrap=True)
     if intake.left_out:
-        left_out = ", ".join(f"{number(n)} ({safe(reason)})" for reason, n in intake.left_out.most_common(MOST_SHOWN))
+        left_out = ", ".join(f"{number(n)} ({safe(reason)})" for reason, n in intake.left_out.most_common(MAX_SHOWN))
         out.print(Text(f"Readings that become no points: {left_out}."), soft_wrap=True)
     _print_counts(out, intake.unusable, *origin.unusable)
     _print_counts(
@@ -268,19 +268,19 @@ def _print_what_was_taken(out: Console, intake: Intake, origin: Origin, *, ended
 
 def print_runs(out: Console, uids: list[str], text: str, more: str) -> None:
     """Say something of each of these runs, and how many more there are."""
-    for uid in uids[:MOST_SHOWN]:
+    for uid in uids[:MAX_SHOWN]:
         out.print(Text(text.format(safe(uid)), style="yellow"), soft_wrap=True)
-    if len(uids) > MOST_SHOWN:
-        out.print(Text(f"{more} {len(uids) - MOST_SHOWN} more.", style="yellow"))
+    if len(uids) > MAX_SHOWN:
+        out.print(Text(f"{more} {len(uids) - MAX_SHOWN} more.", style="yellow"))
 
 
 def _print_counts(out: Console, counts: Mapping[str, int], one: str, several: str) -> None:
-    for about, n in list(counts.items())[:MOST_SHOWN]:
+    for about, n in list(counts.items())[:MAX_SHOWN]:
         text = (one if n == 1 else several).format(safe(about))
         out.print(Text(f"{number(n)} {text}.", style="yellow"), soft_wrap=True)
-    if len(counts) > MOST_SHOWN:
-        more = sum(list(counts.values())[MOST_SHOWN:])
-        out.print(Text(f"And {number(more)} more, for {len(counts) - MOST_SHOWN} other reasons.", style="yellow"))
+    if len(counts) > MAX_SHOWN:
+        more = sum(list(counts.values())[MAX_SHOWN:])
+        out.print(Text(f"And {number(more)} more, for {len(counts) - MAX_SHOWN} other reasons.", style="yellow"))
 
 
 # ---- --dry-run -------------------------------------------------------------------------------------------------------

@@ -38,13 +38,13 @@ LOOK_PERIOD_S = 1.0
 # How long `--watch` shows a run after it has left the spool.
 FINISHED_SHOWN_S = 60.0
 # How many runs are shown unless `--last` says otherwise, of those in the spool and of the finished ones.
-MOST_SHOWN = 20
+MAX_SHOWN = 20
 
 
 @click.command
 @run_or_all_argument
 @click.option("--all", "with_finished", is_flag=True, help="Show the finished runs too.")
-@click.option("--last", type=click.IntRange(min=1), default=MOST_SHOWN, show_default=True, metavar="N",
+@click.option("--last", type=click.IntRange(min=1), default=MAX_SHOWN, show_default=True, metavar="N",
               help="Show the newest N runs in the spool, and with --all the newest N finished ones.")  # fmt: skip
 @click.option("--spool-dir", cls=Once, type=click.Path(file_okay=False, path_type=Path), help="Read this spool.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, channel by channel; with --watch, one line each.")

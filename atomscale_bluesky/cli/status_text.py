@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..status.spool_status import Status
 
 # How many runs that found no disk space are shown one by one.
-MOST_NOT_KEPT = 10
+MAX_NOT_KEPT_SHOWN = 10
 # How wide the column of names is, at the left.
 _NAMES = 10
 
@@ -131,10 +131,10 @@ def not_kept_text(run: NotKept) -> str:
 
 def not_kept_lines(runs: Status) -> Iterator[Text]:
     """Yield a line for each of the newest runs that found no room."""
-    for run in runs.not_kept[-MOST_NOT_KEPT:]:
+    for run in runs.not_kept[-MAX_NOT_KEPT_SHOWN:]:
         yield Text(f"{not_kept_text(run)}.", style="yellow")
-    if len(runs.not_kept) > MOST_NOT_KEPT:
-        more = len(runs.not_kept) - MOST_NOT_KEPT
+    if len(runs.not_kept) > MAX_NOT_KEPT_SHOWN:
+        more = len(runs.not_kept) - MAX_NOT_KEPT_SHOWN
         yield Text(f"{counted(more, 'other run')} of the last seven days found no room.", style="yellow")
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..settings import Settings
     from ..spool.spool import Spool
 
-MOST_NAMES = 8  # of series that the service has added; --json has all
+MAX_NAMES = 8  # of series that the service has added; --json has all
 
 
 @click.command
@@ -198,8 +198,8 @@ def _show(found: Verification) -> None:
         out.print(Text(f"  and {number(found.different - len(found.differences))} more", style="red"))
     for stream in found.streams:
         if stream.added:
-            names = [f"{safe(name)} ({number(values)})" for name, values in [*stream.added.items()][:MOST_NAMES]]
-            names += [f"and {number(more)} more"] if (more := len(stream.added) - MOST_NAMES) > 0 else []
+            names = [f"{safe(name)} ({number(values)})" for name, values in [*stream.added.items()][:MAX_NAMES]]
+            names += [f"and {number(more)} more"] if (more := len(stream.added) - MAX_NAMES) > 0 else []
             out.print(Text(f"  {safe(stream.data_id)} added by the service: {', '.join(names)}"), soft_wrap=True)
     style = "bold green" if found.equal else "yellow" if found.arrived else "bold red"
     out.print(Text(f"Run {safe(found.run_uid[:8])}: {safe(found)}.", style=style), soft_wrap=True)

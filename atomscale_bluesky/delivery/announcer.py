@@ -43,11 +43,11 @@ PATIENCE_S = 10.0
 # How often the files of runs that begin or end are read, and those of runs that were reported as waiting.
 POLL_S, POLL_WAITING_S = 0.1, 1.0
 # How many waiting runs are followed until they are delivered. Nothing more is printed of older ones.
-MOST_WAITING = 100
+MAX_WAITING_FOLLOWED = 100
 # How many runs that earlier sessions have left are followed, the newest ones. Their end alone is reported.
-MOST_LEFTOVERS = 10
+MAX_EARLIER_RUNS = 10
 # How often the files of a run may be unreadable before nothing more is printed of it.
-MOST_FAILURES = 20
+MAX_FAILURES = 20
 # How long `close` waits for the last lines.
 CLOSE_PATIENCE_S = 1.0
 
@@ -142,11 +142,11 @@ class Announcer:
                 over = self._poll(run, last)
             except (OSError, SpoolError, ValueError):  # just being removed; or damaged, of which `status` tells
                 run.failures += 1
-                over = run.failures > MOST_FAILURES
+                over = run.failures > MAX_FAILURES
             if over:
                 self._runs.pop(run.folder, None)
         waiting = [run for run in self._runs.values() if run.reported_waiting]
-        for run in waiting[:-MOST_WAITING]:
+        for run in waiting[:-MAX_WAITING_FOLLOWED]:
             del self._runs[run.folder]
 
     def _poll(self, run: _FollowedRun, last: bool) -> bool:
@@ -184,7 +184,7 @@ class Announcer:
         """Return the newest runs that no living process writes or delivers, which this session takes up."""
         found: dict[Path, _FollowedRun] = {}
         with contextlib.suppress(OSError):  # then less is printed
-            for folder in self._spool.run_folders()[-MOST_LEFTOVERS:]:
+            for folder in self._spool.run_folders()[-MAX_EARLIER_RUNS:]:
                 if not (self._spool.writer_alive(folder) or self._spool.uploader_alive(folder)):
                     run = found[folder] = _FollowedRun(folder, time.monotonic())
                     run.of_earlier_session = run.reported_begun = run.reported_waiting = True

@@ -10,18 +10,18 @@ import msgspec
 from ..errors import ApiError, ApiKeyError, ApiUnavailableError
 
 # What a server may ask for. Less than a second, or a date that is over, asks for nothing.
-SHORTEST_RETRY_AFTER_S, LONGEST_RETRY_AFTER_S = 1.0, 600.0
+MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1.0, 600.0
 
 
 class Backoff(msgspec.Struct, frozen=True):
     """Pauses that double from one failure to the next, up to a limit."""
 
     first_s: float
-    longest_s: float
+    max_s: float
 
     def pause_s(self, failures_before: int) -> float:
         """Return how long to wait after a failure, of which there were `failures_before` since the last success."""
-        return min(self.longest_s, self.first_s * 2.0 ** min(failures_before, 20))
+        return min(self.max_s, self.first_s * 2.0 ** min(failures_before, 20))
 
 
 # After a request that was not answered, or answered by an error that can clear.
@@ -60,8 +60,8 @@ class Pause:
             delay = backoff.pause_s(self.failures) * (0.5 + self._jitter() / 2)
             self.failures += 1
         asked = error.retry_after_s if isinstance(error, ApiUnavailableError) else None
-        if asked is not None and asked >= SHORTEST_RETRY_AFTER_S:
-            delay = min(asked, LONGEST_RETRY_AFTER_S)
+        if asked is not None and asked >= MIN_RETRY_AFTER_S:
+            delay = min(asked, MAX_RETRY_AFTER_S)
             self._obliged_until = max(self._obliged_until, now + delay)
         self.until = max(self.until, now + delay)
         return self.until

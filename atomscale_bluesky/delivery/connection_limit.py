@@ -41,7 +41,7 @@ MEASURE_S, CALM_S = 60.0, 0.5
 # After this long it is too late to measure with the others.
 MISSED_S = 15.0
 # How long the number stays below one that was refused. It doubles with each refusal that follows.
-HOLD_S, LONGEST_HOLD_S = 5.0, 60.0
+HOLD_S, MAX_HOLD_S = 5.0, 60.0
 # This many failures in the last `WINDOW` requests, beyond twice those by chance, suggest too many connections.
 WINDOW, FAILED = 64, 6
 # If at least this share of the failures remains with half the connections, they are chance, up to `CHANCE` of all.
@@ -61,12 +61,12 @@ class ConnectionLimit:
     """The number of connections to one server. Belongs to the deciding thread. All times are monotonic.
 
     Args:
-        most: The number is never larger.
+        maximum: The number is never larger.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._number = min(FIRST, most)
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
+        self._number = min(FIRST, maximum)
         self._still_doubles = True  # nothing has spoken against more
         self._changed_at = 0.0  # when the number last changed
         self._times_by_size: dict[int, list[float]] = {}  # of the present block, by class of size
@@ -91,19 +91,19 @@ class ConnectionLimit:
 
     @property
     def number(self) -> int:
-        """How many requests may be under way now, from 1 to `most`."""
-        return min(self._number, self._most)
+        """How many requests may be under way now, from 1 to `maximum`."""
+        return min(self._number, self._maximum)
 
     @property
-    def most(self) -> int:
+    def maximum(self) -> int:
         """The largest number permitted now."""
-        return self._most
+        return self._maximum
 
-    @most.setter
-    def most(self, most: int) -> None:
-        if most < self._number:
-            self._number, self._number_before_measuring = most, 0
-        self._most = most
+    @maximum.setter
+    def maximum(self, maximum: int) -> None:
+        if maximum < self._number:
+            self._number, self._number_before_measuring = maximum, 0
+        self._maximum = maximum
 
     def note_answer(self, now: float, took_s: float, size: int, *, in_use: bool) -> None:
         """Take a request that the server has done or refused for its content.
@@ -201,7 +201,7 @@ class ConnectionLimit:
             self._change(now, max(self.number * 3 // 4, min(self.number, FIRST)))
         elif self._still_doubles:
             self._change(now, 2 * self.number)
-            self._still_doubles = self.number < self._most
+            self._still_doubles = self.number < self._maximum
         elif now - self._changed_at >= GROW_S:
             self._grow(now)
 
@@ -236,7 +236,7 @@ class ConnectionLimit:
     def _hold_below(self, now: float, number: int) -> None:
         """Keep the number of connections below `number` for a while, longer each time."""
         if self._refused_number is not None:
-            self._hold_s = min(2 * self._hold_s, LONGEST_HOLD_S)
+            self._hold_s = min(2 * self._hold_s, MAX_HOLD_S)
         self._refused_number, self._hold_until = number, now + self._hold_s
 
     def _grow(self, now: float) -> None:
@@ -258,7 +258,7 @@ class ConnectionLimit:
         self._change(now, refused // 2)
 
     def _change(self, now: float, number: int) -> None:
-        self._number = max(1, min(number, self._most))
+        self._number = max(1, min(number, self._maximum))
         self._changed_at = self._counted_since = now
         self._answers_since = 0
 
@@ -273,7 +273,7 @@ class ConnectionLimit:
         for size, times in self._times_by_size.items():
             quick = sorted(times)[len(times) // 4]
             known = self._quickest.get(size, quick)
-            least = quick if replace else known + LEARN * min(0.0, quick - known)
-            self._quickest[size] = least
-            total += len(times) * (quick / least if least > 0 else 1.0)
+            quickest = quick if replace else known + LEARN * min(0.0, quick - known)
+            self._quickest[size] = quickest
+            total += len(times) * (quick / quickest if quickest > 0 else 1.0)
         return total / self._answers

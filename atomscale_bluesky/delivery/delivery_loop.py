@@ -229,8 +229,8 @@ class DeliveryLoop:
             self._receive(self._held_messages.popleft())
         beside_a_plan = bool(self._active.written_here)
         self._gil_yield.enabled = beside_a_plan
-        most = self._settings.max_connections
-        self._connections.most = min(most, MAX_BESIDE_A_PLAN) if beside_a_plan else most
+        permitted = self._settings.max_connections
+        self._connections.maximum = min(permitted, MAX_BESIDE_A_PLAN) if beside_a_plan else permitted
         self.workers.permit(self._connections.number)
         self.workers.cut_if_late()
         if self._monotonic() >= self._next_scan or (self._follow and self._spool_has_changed()):

@@ -83,8 +83,8 @@ class DrainCheck:
         # By an order or after a refusal a stream's chunks may be smaller than the run's header says.
         sizes = {one.opening.label: one.opening.points_per_chunk for one in ledger.streams.values() if not one.is_done}
         full = {name: sizes[one.label] for one in run.streams if one.label in sizes for name in one.channels}
-        least = min(sizes.values(), default=1)
-        return all(counts.waiting < full.get(name, least) for name, counts in run.channels.items())
+        smallest = min(sizes.values(), default=1)
+        return all(counts.waiting < full.get(name, smallest) for name, counts in run.channels.items())
 
 
 def _needs_operator(run: RunStatus) -> bool:

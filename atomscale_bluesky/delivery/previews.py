@@ -14,7 +14,7 @@ there can be no next one:
 Then the chunk is cut short: it ends with the points that were shown, for ever, and the rest goes on in a further
 stream. So a request that is applied late writes what is there already.
 
-Bounded: a run whose previews have cost it `MOST_FURTHER_STREAMS` makes no more of them.
+Bounded: a run whose previews have cost it `MAX_CONTINUATIONS` makes no more of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ..spool.stream_state import Life, MetrologyStreamState
 _logger = logging.getLogger(__name__)
 
 # After this many streams that ended at a preview, a run goes on without previews.
-MOST_FURTHER_STREAMS = 10
+MAX_CONTINUATIONS = 10
 
 
 def cut_short_in_doubt(ledger: Ledger) -> bool:
@@ -117,8 +117,8 @@ class Previews:
                 continue
             if stream.group_parked or not may_leave(number):
                 continue
-            if sum(one.opening.why == "preview" for one in self._state.streams.values()) >= MOST_FURTHER_STREAMS:
-                self._end(f"they have cost {MOST_FURTHER_STREAMS} further streams")
+            if sum(one.opening.why == "preview" for one in self._state.streams.values()) >= MAX_CONTINUATIONS:
+                self._end(f"they have cost {MAX_CONTINUATIONS} further streams")
                 return None
             del self._since[number]
             chunk = self._run_chunker.preview_of(stream)

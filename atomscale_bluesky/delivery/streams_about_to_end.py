@@ -134,11 +134,11 @@ class StreamsAboutToEnd:
         """Return the channels that are confirmed or in doubt, and how many points of each the stream may hold."""
         doubtful = self._endings[stream].doubtful
         names = [name for names in self._ledger.state.streams[stream].delivered for name in names]
-        most = sum(
+        max_points = sum(
             one.opening.points_per_chunk * (1 + max(one.next_index, one.last_tried.index if one.last_tried else 0))
             for one in self._ledger.state.streams[stream].group
         )
-        return dict.fromkeys([*names, *(name for chunk in doubtful for name in chunk.names)], most)
+        return dict.fromkeys([*names, *(name for chunk in doubtful for name in chunk.names)], max_points)
 
     def end_streams(self, is_under_way: Callable[[int], bool], ended: Callable[[int], None]) -> int | None:
         """End the streams of which nothing is under way. Calls `ended` with each of them, just before.

@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 _EXPORTER = "OTEL_TRACES_EXPORTER"
 # How much of an error's text a span has.
-MOST_OF_AN_ERROR = 300
+MAX_ERROR_CHARACTERS = 300
 
 
 class Step:
@@ -110,7 +110,7 @@ def _end(step: Step, outcome: Outcome, traffic: Traffic) -> None:
         span.set_attribute("error.type", type(error).__name__)
         if error.status is not None:
             span.set_attribute("http.response.status_code", error.status)
-        span.set_status(trace.Status(trace.StatusCode.ERROR, safe(str(error), MOST_OF_AN_ERROR)))
+        span.set_status(trace.Status(trace.StatusCode.ERROR, safe(str(error), MAX_ERROR_CHARACTERS)))
     elif isinstance(outcome.result, str):  # the id of a stream that was made
         span.set_attribute("atomscale.data_id", outcome.result)
     span.end()

@@ -223,15 +223,15 @@ class _ChildLog:
         if size > self._offset:
             self._pass_on(self.path, LOG_READ_BYTES)
 
-    def _pass_on(self, path: Path, most_bytes: int) -> None:
+    def _pass_on(self, path: Path, max_bytes: int) -> None:
         with open_to_read(path) as file:
             file.seek(self._offset)
-            found = file.read(most_bytes)
+            found = file.read(max_bytes)
         whole, newline, _ = found.rpartition(b"\n")
         if newline:
             self._offset += len(whole) + 1
-        elif len(found) == most_bytes:  # a part of a line that is too long
-            self._offset += most_bytes
+        elif len(found) == max_bytes:  # a part of a line that is too long
+            self._offset += max_bytes
         for text in whole.split(b"\n"):
             parts = text.decode(errors="replace").split(" ", 3)  # date, time, level, message
             if len(parts) == 4 and parts[2] in {"WARNING", "ERROR"}:

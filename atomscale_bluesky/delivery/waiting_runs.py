@@ -145,12 +145,12 @@ class WaitingRuns:
     ) -> list[Path]:
         """Return the runs that can go on, out of the next few or of all that are set aside."""
         found: list[Path] = []
-        for kind, least, everything in (
+        for kind, minimum, everything in (
             (self._by_size, PER_CHECK, all_by_size),
             (self._by_opening, OPENED_PER_CHECK, all_by_opening),
         ):
             share = len(kind) // CHECKS_PER_ROUND + 1 if kind is self._by_size else 0
-            number = len(kind) if everything else max(least, share)
+            number = len(kind) if everything else max(minimum, share)
             for folder, known in list(islice(kind.items(), number)):
                 kind.move_to_end(folder)
                 if is_due(folder, known):

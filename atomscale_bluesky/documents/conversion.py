@@ -18,7 +18,7 @@ from ..model.loss import Loss
 # A list that holds only these is a table, or it holds text.
 _NO_ELEMENTS = (list, tuple, str, dict)
 # Of a list longer than any array of channels, only the first elements decide what it is.
-MOST_LOOKED_AT = 1000
+MAX_ELEMENTS_CHECKED = 1000
 # How many levels of one-element lists are unwrapped. A list that contains itself would never end.
 MAX_DEPTH = 8
 
@@ -110,7 +110,7 @@ def has_no_elements(value: Any) -> bool:
 
 def _has_elements(values: Sequence[Any]) -> bool:
     """Return True if any of a list's first elements may be a number."""
-    looked_at = values if len(values) <= MOST_LOOKED_AT else values[:MOST_LOOKED_AT]
+    looked_at = values if len(values) <= MAX_ELEMENTS_CHECKED else values[:MAX_ELEMENTS_CHECKED]
     return any(not isinstance(item, _NO_ELEMENTS) for item in looked_at)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 # The event stream of a descriptor without a name: event-model's schema allows that, and databroker reads it so.
 UNNAMED = "primary"
-_LONGEST_NAME = 500
+_MAX_EVENT_STREAM_NAME = 500
 
 
 def event_stream_of(descriptor: Mapping[str, Any]) -> str:
@@ -23,7 +23,7 @@ def event_stream_of(descriptor: Mapping[str, Any]) -> str:
         text = "" if name is None else str(name)
     except Exception:  # noqa: BLE001 - a foreign object's text may do anything
         text = type(name).__name__
-    return text[:_LONGEST_NAME].encode(errors="replace").decode() or UNNAMED
+    return text[:_MAX_EVENT_STREAM_NAME].encode(errors="replace").decode() or UNNAMED
 
 
 def mapping_of(value: Any) -> Mapping[Any, Any]:

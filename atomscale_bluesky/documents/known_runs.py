@@ -59,7 +59,7 @@ class KnownRuns:
         self._uid_by_folder: dict[str, str] = {}  # by folder name; empty while there is no header
         self._descriptors_by_folder: dict[str, set[str]] = {}  # by folder name, of runs that no process writes
         names = sorted(spool.run_names())
-        self._most_uids = _twice(names)  # from this many on, those of folders that are gone are forgotten
+        self._max_uids = _twice(names)  # from this many on, those of folders that are gone are forgotten
         self._read_headers_of(_youngest(names))
         self._unread = len(names) > HEADERS_AT_CONSTRUCTION
         # Runs to check for a second recorder. Any thread may append. Without the spool's thread the oldest are dropped.
@@ -163,10 +163,10 @@ class KnownRuns:
 
     def _read_new_headers(self, *, young: bool = False) -> None:
         """Read the headers of folders that are not known yet, or only of the youngest, and of those that had none."""
-        if len(self._uid_by_folder) > self._most_uids:
+        if len(self._uid_by_folder) > self._max_uids:
             known = self._uid_by_folder
             self._uid_by_folder = {name: known[name] for name in self._spool.run_names() if name in known}
-            self._most_uids = _twice(self._uid_by_folder)
+            self._max_uids = _twice(self._uid_by_folder)
         new = self._spool.run_names_but(self._uid_by_folder)
         without_header = [name for name, uid in self._uid_by_folder.items() if not uid]
         self._read_headers_of([*(_youngest(new) if young else new), *without_header])

@@ -31,14 +31,14 @@ from ..model.links import Links
 from ..model.metadata_keys import ALL_OTHERS, METADATA_KEYS, NAMESPACE, nearest_key
 
 # A value with more values than this is shown only by its type and size.
-_MOST_SHOWN = 400
+_MAX_VALUE_SHOWN = 400
 # A number beyond this is no sample's name.
-_LARGEST_NAME = 10**18
+_MAX_NUMBER_AS_NAME = 10**18
 _SAMPLE = frozenset({"physical_sample", "physical_sample_id"})
 # Keys whose value is an id, or may be one.
 _IDS = _SAMPLE | {"project_id"}
 # Up to this many unknown keys of the dict are reported.
-_MOST_UNKNOWN = 5
+_MAX_UNKNOWN_KEYS = 5
 
 
 class RunMetadata(msgspec.Struct, frozen=True):
@@ -162,7 +162,7 @@ def _nested(start: Mapping[str, Any], found: _Reading) -> Mapping[str, Any]:
     if not isinstance(nested, Mapping):
         found.unusable[NAMESPACE] = f"metadata {NAMESPACE!r} is {_shown(nested)}; expected a dict, or leave it out"
         return {}
-    for key in sorted(str(key) for key in nested if key not in _READERS)[:_MOST_UNKNOWN]:
+    for key in sorted(str(key) for key in nested if key not in _READERS)[:_MAX_UNKNOWN_KEYS]:
         meant = nearest_key(key)
         why = f"metadata {NAMESPACE!r} holds {_shown(key)}, which means nothing here; "
         if meant is None or meant in nested:
@@ -279,7 +279,7 @@ class _Start(dict[str, Any]):
 def _shown(value: object) -> str:
     """Return a value as an error shows it: short, on one line, without control characters."""
     try:
-        text = repr(value) if _size(value, _MOST_SHOWN) else f"a {type(value).__name__} of {len(value)}"  # type: ignore[arg-type]
+        text = repr(value) if _size(value, _MAX_VALUE_SHOWN) else f"a {type(value).__name__} of {len(value)}"  # type: ignore[arg-type]
     except Exception:  # noqa: BLE001 - a foreign object's repr may do anything
         text = f"<{type(value).__name__}>"
     return shortened(text, 80)
@@ -322,7 +322,7 @@ def _name(value: object) -> str:
     if isinstance(value, int | float | np.integer) and not isinstance(value, bool):
         if isinstance(value, float) and not value.is_integer():
             return name_of(str(value) if math.isfinite(value) else None)
-        return name_of(str(int(value)) if abs(value) < _LARGEST_NAME else None)
+        return name_of(str(int(value)) if abs(value) < _MAX_NUMBER_AS_NAME else None)
     return name_of(value)
 
 

@@ -44,11 +44,11 @@ REMEMBERED_RUNS = 1000
 REPLAY_AGE_S = 5.0
 # Up to this many runs that were completed as interrupted stay in memory, each with up to 20 000 uids of events. If
 # another one goes on, it is opened again from its files.
-MOST_COMPLETED = 16
+MAX_COMPLETED_RUNS = 16
 # After how long a descriptor is sought again if the writer of a run that may have it lived. It may have been dying.
 SEARCH_AGAIN_S = 1.0
 # Up to this many open runs may have nothing but a start document, as runs that enclose other runs have at first.
-MOST_BARE_RUNS = 3
+MAX_BARE_RUNS = 3
 
 
 class OpenRuns:
@@ -324,7 +324,7 @@ class OpenRuns:
                         f"recorded only while the closed one stays subscribed",
                     )
         completed = [run for run in self._runs.values() if run.completed]
-        for run in completed[: max(0, len(completed) - MOST_COMPLETED)]:
+        for run in completed[: max(0, len(completed) - MAX_COMPLETED_RUNS)]:
             self._files.note_not_kept(run)  # what came since then and found no room
             self._forget_descriptors(run, self._descriptors_of_completed)
             del self._runs[run.uid]
@@ -367,7 +367,7 @@ class OpenRuns:
 
     def _warn_of_starts_alone(self) -> None:
         """Warn if runs begin one after the other and nothing else comes of them."""
-        if sum(not run.event_streams for run in self._runs.values()) >= MOST_BARE_RUNS:
+        if sum(not run.event_streams for run in self._runs.values()) >= MAX_BARE_RUNS:
             self._ignored.warn_of_parts("several runs have only their start documents")
 
     def _is_described(self, run: OpenRun, descriptor: str) -> bool:

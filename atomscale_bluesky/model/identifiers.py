@@ -18,7 +18,7 @@ MAX_NAME = 255
 # Fifty tags are enough to find a stream by. More is a mistake, such as a text taken for a list of letters.
 MAX_TAGS = 50
 # The same limit before repetitions are dropped.
-MOST_GIVEN = 1000
+MAX_TAGS_GIVEN = 1000
 # The path families of the API, the documented one first.
 FAMILIES = ("metrology", "tool-state")
 # An id in the documentation is a UUID. Whatever its form, an id must not lead a request to another path.
@@ -26,7 +26,7 @@ _ID = re.compile(r"[0-9A-Za-z._~:@+=,-]{1,255}")
 
 # How many hexadecimal digits a UUID has, and the longest text that is checked for being nearly one.
 _UUID_DIGITS = 32
-_LONGEST_NEARLY = 60
+_MAX_NEARLY_UUID = 60
 
 
 def uuid_of(value: object) -> str:
@@ -55,7 +55,7 @@ def is_nearly_uuid(value: object) -> bool:
 
     A text of 32 hexadecimal digits is a UUID. Hashes of 24 or 40 digits, as other programs use them, are not near one.
     """
-    if not isinstance(value, str) or len(value) > _LONGEST_NEARLY:
+    if not isinstance(value, str) or len(value) > _MAX_NEARLY_UUID:
         return False
     text = value.strip().strip("{}").lower().removeprefix("urn:uuid:").strip()
     letters = text.replace("-", "")
@@ -80,7 +80,7 @@ def tags_of(value: object) -> tuple[str, ...]:
     given: Iterable[Any] = (value,) if isinstance(value, str) else value  # type: ignore[assignment]
     if not isinstance(value, str | list | tuple | set | frozenset):
         raise ValueError("expected text or a list of texts")
-    if not isinstance(value, str) and len(value) > MOST_GIVEN:
+    if not isinstance(value, str) and len(value) > MAX_TAGS_GIVEN:
         raise ValueError(f"expected up to {MAX_TAGS} tags, there are {len(value)}")
     if isinstance(value, set | frozenset):
         given = sorted(value, key=str)  # the order of a set differs between processes

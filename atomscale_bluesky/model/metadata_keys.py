@@ -21,7 +21,7 @@ METADATA_KEYS = (
 ALL_OTHERS = "*"
 # How alike two keys have to be, from 0 to 1. `synth_source` and `synth_source_id` are at 0.9.
 _ALIKE = 0.85
-_LONGEST = max(map(len, METADATA_KEYS)) + 5
+_MAX_COMPARED = max(map(len, METADATA_KEYS)) + 5
 
 
 def _bare(key: str) -> str:
@@ -33,7 +33,7 @@ _BARE = {_bare(name): name for name in METADATA_KEYS}
 
 def nearest_key(key: str) -> str | None:
     """Return the one of our keys that another one is nearly, such as `synthSourceId`; None if it is not like any."""
-    if len(key) > _LONGEST:
+    if len(key) > _MAX_COMPARED:
         return None
     alike = difflib.get_close_matches(_bare(key), _BARE, n=1, cutoff=_ALIKE)
     return _BARE[alike[0]] if alike else None

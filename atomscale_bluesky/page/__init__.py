@@ -5,7 +5,7 @@ spools.
 Out: the page, and its data as JSON.
 Guaranteed: read only. The page loads nothing from another host, runs no script but its own files, and never takes a
 text for markup. No other web page can read the data. Nothing here imports another folder, so the server may use it.
-Bounded: what is kept and sent of a stream, by the number of points (`MOST_KEPT`, `MOST_SENT`).
+Bounded: what is kept and sent of a stream, by the number of points (`MAX_KEPT`, `MAX_SENT`).
 
     records  what a source tells: overview, stream, channel. Pure.
     trace    the points of a channel, thinned to a bounded number. Pure.
@@ -15,11 +15,11 @@ Bounded: what is kept and sent of a stream, by the number of points (`MOST_KEPT`
 
 from .app import PageApp, Source, is_page_path
 from .records import Channel, Mark, Outage, Overview, Requests, Stream, StreamLine
-from .trace import MOST_KEPT, MOST_SENT, Trace, sparkline
+from .trace import MAX_KEPT, MAX_SENT, Trace, sparkline
 
 __all__ = [
-    "MOST_KEPT",
-    "MOST_SENT",
+    "MAX_KEPT",
+    "MAX_SENT",
     "Channel",
     "Mark",
     "Outage",

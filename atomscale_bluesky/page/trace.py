@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 # How many points of a channel are kept, and how many are sent to the browser at a time.
-MOST_KEPT = 100_000
-MOST_SENT = 2_000
+MAX_KEPT = 100_000
+MAX_SENT = 2_000
 
 Numbers = NDArray[np.float64]
 
@@ -34,16 +34,16 @@ class Trace:
         self._times = np.concatenate((self._times, np.asarray(times, dtype=np.float64)))
         self._values = np.concatenate((self._values, np.asarray(values, dtype=np.float64)))
         self.count += len(times)
-        if len(self._times) > MOST_KEPT:
-            self._times, self._values = _thin(self._times, self._values, MOST_KEPT // 2)
+        if len(self._times) > MAX_KEPT:
+            self._times, self._values = _thin(self._times, self._values, MAX_KEPT // 2)
             self.thinned = True
 
     def window(
-        self, begin: float = -math.inf, end: float = math.inf, most: int = MOST_SENT
+        self, begin: float = -math.inf, end: float = math.inf, max_points: int = MAX_SENT
     ) -> tuple[list[float], list[float | None], bool]:
         """Return times and values from `begin` to `end`, with a neighbour on each side, and True if some are left out.
 
-        At most about `most` points are returned.
+        At most about `max_points` points are returned.
         """
         # Times of a stream may step back when a clock is set, so this is no bisection.
         inside = np.flatnonzero((self._times >= begin) & (self._times <= end))
@@ -51,9 +51,9 @@ class Trace:
             return [], [], self.thinned
         first, last = max(0, int(inside[0]) - 1), min(len(self._times), int(inside[-1]) + 2)
         times, values = self._times[first:last], self._values[first:last]
-        left_out = self.thinned or len(times) > most
-        if len(times) > most:
-            times, values = _thin(times, values, most)
+        left_out = self.thinned or len(times) > max_points
+        if len(times) > max_points:
+            times, values = _thin(times, values, max_points)
         return times.tolist(), _with_gaps(values), left_out
 
     def spark(self) -> list[float | None]:
@@ -61,17 +61,17 @@ class Trace:
         return sparkline(self._values)
 
 
-def sparkline(values: Sequence[float | None] | Numbers, most: int = 80) -> list[float | None]:
-    """Return at most about `most` values that show the course of these."""
+def sparkline(values: Sequence[float | None] | Numbers, max_points: int = 80) -> list[float | None]:
+    """Return at most about `max_points` values that show the course of these."""
     numbers = np.asarray(values, dtype=np.float64)
-    if len(numbers) > most:
-        numbers = _thin(np.arange(len(numbers), dtype=np.float64), numbers, most)[1]
+    if len(numbers) > max_points:
+        numbers = _thin(np.arange(len(numbers), dtype=np.float64), numbers, max_points)[1]
     return _with_gaps(numbers)
 
 
-def _thin(times: Numbers, values: Numbers, most: int) -> tuple[Numbers, Numbers]:
-    """Return the lowest and the highest point of each of `most` / 2 equal parts, in order; a gap stays a gap."""
-    size = math.ceil(len(times) / max(1, most // 2))
+def _thin(times: Numbers, values: Numbers, max_points: int) -> tuple[Numbers, Numbers]:
+    """Return the lowest and the highest point of each of `max_points` / 2 equal parts, in order; a gap stays a gap."""
+    size = math.ceil(len(times) / max(1, max_points // 2))
     whole = len(times) // size * size
     blocks = values[:whole].reshape(-1, size)
     gaps = np.isnan(blocks)

@@ -178,9 +178,9 @@ class _ArmedFault:
         rate = self.fault.above_per_s
         if rate is None:
             return False
-        most = max(1.0, rate / 10)
-        before = most if self.permitted is None else self.permitted
-        self.permitted = min(most, before + rate * (now - self.permitted_at))
+        burst = max(1.0, rate / 10)
+        before = burst if self.permitted is None else self.permitted
+        self.permitted = min(burst, before + rate * (now - self.permitted_at))
         self.permitted_at = now
         if self.permitted < 1.0:
             return False

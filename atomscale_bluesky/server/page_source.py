@@ -23,7 +23,7 @@ from .store import Store
 from .streams import ACTIVE, ERROR, SUCCESS, Streams
 
 # How many streams are listed, and of how many the points are kept.
-MOST_LISTED, MOST_KEPT_STREAMS = 200, 4
+MAX_LISTED, MAX_KEPT_STREAMS = 200, 4
 # How many chunks a stream's small picture is made of, at most about twice as many.
 SPARK_CHUNKS = 40
 
@@ -47,7 +47,7 @@ class PageSource:
     async def overview(self) -> Overview:
         """Return the newest streams and the counts of requests."""
         self._streams.close_silent()
-        rows = self._store.all("SELECT * FROM streams ORDER BY id DESC LIMIT ?", MOST_LISTED)
+        rows = self._store.all("SELECT * FROM streams ORDER BY id DESC LIMIT ?", MAX_LISTED)
         total = self._store.one("SELECT count(*) FROM streams")[0]
         counts = self._log.counts()
         lines = [self._line(row) for row in rows]
@@ -70,7 +70,7 @@ class PageSource:
             return None
         points = self._points_kept.setdefault(row["id"], _Points(self._store, row["id"]))
         self._points_kept.move_to_end(row["id"])
-        while len(self._points_kept) > MOST_KEPT_STREAMS:
+        while len(self._points_kept) > MAX_KEPT_STREAMS:
             self._points_kept.popitem(last=False)
         points.read_on()
         name = row["label"] or row["data_id"]

@@ -40,7 +40,7 @@ ACK_WAIT_S = 10.0
 FETCH = 256
 FETCH_S = 0.5
 # How many messages may be unacknowledged: what is fetched, and what waits for a sync.
-MOST_UNACKNOWLEDGED = 5000
+MAX_UNACKNOWLEDGED = 5000
 RETRY_S = 1.0
 POLL_S = 0.1
 _ACK, _WORKING = b"+ACK", b"+WPI"
@@ -82,7 +82,7 @@ class NatsDocuments:
         self._connection: Client | None = None
         self._subscription: JetStreamContext.PullSubscription | None = None
         self._ack_wait_s = ACK_WAIT_S
-        self._most_unacknowledged = MOST_UNACKNOWLEDGED  # the server gives no more until some are acknowledged
+        self._max_unacknowledged = MAX_UNACKNOWLEDGED  # the server gives no more until some are acknowledged
         self._next: int | None = None  # which delivery has to come next; None: any
         self._unacknowledged: set[str] = set()  # where to acknowledge what was handed over
         self._acks: list[str] = []
@@ -99,7 +99,7 @@ class NatsDocuments:
         """
         yield from self._connected()
         while not self._ending.is_set():
-            if len(self._unacknowledged) + FETCH > self._most_unacknowledged:
+            if len(self._unacknowledged) + FETCH > self._max_unacknowledged:
                 yield idle()  # what was taken is acknowledged now, before the server waits for that
                 self._send_acks()
             messages = self._fetched()
@@ -176,7 +176,7 @@ class NatsDocuments:
         if self._connection is None:
             return 0
         config = ConsumerConfig(
-            ack_policy=AckPolicy.EXPLICIT, ack_wait=ACK_WAIT_S, max_ack_pending=MOST_UNACKNOWLEDGED, max_waiting=8
+            ack_policy=AckPolicy.EXPLICIT, ack_wait=ACK_WAIT_S, max_ack_pending=MAX_UNACKNOWLEDGED, max_waiting=8
         )
         stream = self._connection.jetstream()
         await stream.stream_info(self._stream)
@@ -185,8 +185,8 @@ class NatsDocuments:
         )
         info = await subscription.consumer_info()
         self._ack_wait_s = info.config.ack_wait or ACK_WAIT_S
-        most = info.config.max_ack_pending or 0
-        self._most_unacknowledged = most if most > 0 else MOST_UNACKNOWLEDGED  # -1: as many as one likes
+        permitted = info.config.max_ack_pending or 0
+        self._max_unacknowledged = permitted if permitted > 0 else MAX_UNACKNOWLEDGED  # -1: as many as one likes
         self._subscription, self._next = subscription, None
         _logger.info("taking stream %r as consumer %r", self._stream, self._durable)
         return info.num_ack_pending or 0
@@ -220,7 +220,7 @@ class NatsDocuments:
         if self._subscription is None:
             return []
         try:
-            number = min(FETCH, self._most_unacknowledged)
+            number = min(FETCH, self._max_unacknowledged)
             messages = self._run(self._subscription.fetch(number, timeout=FETCH_S)) or []
         except TimeoutError:
             return []

@@ -42,7 +42,7 @@ _BLOCK = 1 << 20
 _MAGIC_BYTES = 6
 _DECOMPRESS: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 # How many damaged lines of a file are named one by one.
-MOST_TOLD = 20
+MAX_REASONS = 20
 # The file name that stands for standard input.
 STANDARD_INPUT = "-"
 
@@ -130,7 +130,7 @@ class _Unusable:
         """Note that something cannot be used."""
         self._count += 1
         self._last = reason
-        if self._count <= MOST_TOLD:
+        if self._count <= MAX_REASONS:
             self._reasons.append(reason)
 
     def before_a_document(self) -> Iterable[str]:
@@ -145,7 +145,7 @@ class _Unusable:
         """Return what is left to say: one reason for all if the file holds no document at all."""
         if not self._has_documents and self._count > 1:
             return (f"{self._file} is no recorded run, because nothing in it is a document; {self._reasons[0]}",)
-        more = self._count - MOST_TOLD
+        more = self._count - MAX_REASONS
         rest = [f"{self._file} holds {more} more lines or values that are no documents; the last: {self._last}"]
         return self._reasons + (rest if more > 0 else [])
 

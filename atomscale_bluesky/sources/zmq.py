@@ -24,7 +24,7 @@ from .incoming import Incoming, idle, no_ack, unreadable
 _logger = logging.getLogger(__name__)
 
 # How many messages 0MQ holds for this process before it drops further ones.
-MOST_WAITING = 20_000
+MAX_WAITING = 20_000
 # A larger message ends the connection, which 0MQ then makes again.
 MAX_BYTES = 1 << 29
 POLL_S = 0.2
@@ -63,7 +63,7 @@ class ZmqDocuments:
             zmq.ZMQError: The address or an option of the socket cannot be used.
         """
         with zmq.Context() as context, context.socket(zmq.SUB) as socket:
-            socket.setsockopt(zmq.RCVHWM, MOST_WAITING)
+            socket.setsockopt(zmq.RCVHWM, MAX_WAITING)
             socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.SUBSCRIBE, self._prefix)
@@ -81,7 +81,7 @@ class ZmqDocuments:
                     yield incoming
 
     def pause(self, timeout_s: float) -> None:
-        """Wait. Meanwhile 0MQ holds up to `MOST_WAITING` messages, and drops the others."""
+        """Wait. Meanwhile 0MQ holds up to `MAX_WAITING` messages, and drops the others."""
         self._ending.wait(timeout_s)
 
     def close(self) -> None:

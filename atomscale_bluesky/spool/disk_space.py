@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from .own_files import is_run_name
-from .reserve import Reserve, least_bytes
+from .reserve import Reserve, min_bytes
 
 _logger = logging.getLogger(__name__)
 
@@ -135,8 +135,8 @@ class DiskSpace:
         if maintain_reserve:
             self._lacks_reserve = not self._reserve.maintain(self.used_bytes, free, disk)
             free = shutil.disk_usage(self._path).free
-        least = least_bytes(disk)
-        full = self._lacks_reserve or free < (least if self._reserve.size() >= least else 2 * least)
+        minimum = min_bytes(disk)
+        full = self._lacks_reserve or free < (minimum if self._reserve.size() >= minimum else 2 * minimum)
         self._free_enough = free >= self._min_free_bytes and not full
         if full:
             self._why_not_free = f"its disk is full ({free / 1e3:.0f} kB free)"

@@ -27,11 +27,11 @@ NAME = "reserve.bin"
 # How the file begins. A file of that name with another beginning is not ours and is left alone.
 _BEGINNING = b"Space that atomscale-bluesky gives up when the disk is full.\n"
 # Enough for the ledgers of a hundred runs. On a small disk the reserve is an eighth of the disk instead.
-LEAST_BYTES = 2**20
+MIN_BYTES = 2**20
 # A ledger grows to about a hundredth of its run's journal, so the reserve grows with the waiting data …
 SHARE_OF_SPOOL = 1 / 32
 # … but only up to a bound, and in steps: the thread that writes it has other work.
-MOST_BYTES = 64 * 2**20
+MAX_BYTES = 64 * 2**20
 STEP_BYTES = 4 * 2**20
 # Where the user's quota is used up, only an attempt shows whether there is space again. Wait this long before the next.
 AGAIN_S = 10.0
@@ -64,9 +64,9 @@ def with_room(step: Callable[[], T], make_room: Callable[[], object]) -> T:
     return step()
 
 
-def least_bytes(disk_bytes: int) -> int:
+def min_bytes(disk_bytes: int) -> int:
     """Return how large the reserve is on a disk of this size while little data waits."""
-    return min(LEAST_BYTES, disk_bytes // 8)
+    return min(MIN_BYTES, disk_bytes // 8)
 
 
 class Reserve:
@@ -97,16 +97,16 @@ class Reserve:
             False if there is no reserve because the disk is full. True also if there is none for another reason, such
             as a foreign file in its place.
         """
-        size, least = self.size(), least_bytes(disk_bytes)
-        goal = max(least, min(MOST_BYTES, disk_bytes // 8, int(used_bytes * SHARE_OF_SPOOL)))
+        size, minimum = self.size(), min_bytes(disk_bytes)
+        goal = max(minimum, min(MAX_BYTES, disk_bytes // 8, int(used_bytes * SHARE_OF_SPOOL)))
         if self._impossible:
             return True
-        if size < least:
+        if size < minimum:
             # Twice its size has to fit: the reserve just released must not take back the space that it was released
             # for.
-            if free_bytes + size < 2 * least or time.monotonic() < self._not_before:
+            if free_bytes + size < 2 * minimum or time.monotonic() < self._not_before:
                 return False
-            return self._write(size, 2 * least, least)
+            return self._write(size, 2 * minimum, minimum)
         if size < goal and free_bytes >= 2 * goal:
             self._write(size, min(goal, size + STEP_BYTES), min(goal, size + STEP_BYTES))
         return True

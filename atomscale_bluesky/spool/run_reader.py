@@ -24,7 +24,7 @@ HEAD = "head.jsonl"
 LEDGER = "ledger.jsonl"
 
 # How much of a journal is searched for descriptors, up to the end of the line that is there.
-MOST_SEARCHED = 2**18
+MAX_BYTES_SEARCHED = 2**18
 _HEADER = -1  # stands for the header among the layouts' numbers
 
 
@@ -126,17 +126,17 @@ def descriptors_in(folder: Path) -> set[str]:
         OSError: No file can be opened at present, for want of a descriptor or of memory.
     """
     found: set[str] = set()
-    for path, most in ((folder / HEAD, None), (segment_path(folder, START.segment), MOST_SEARCHED)):
+    for path, max_bytes in ((folder / HEAD, None), (segment_path(folder, START.segment), MAX_BYTES_SEARCHED)):
         try:
-            found |= _descriptors_in(path, most)
+            found |= _descriptors_in(path, max_bytes)
         except OSError as error:  # a SpoolError is one
             if error.errno in OUT_OF_RESOURCES:
                 raise
     return found
 
 
-def _descriptors_in(path: Path, most: int | None) -> set[str]:
-    """Return the uids of the descriptors in a file, or in its first `most` bytes."""
+def _descriptors_in(path: Path, max_bytes: int | None) -> set[str]:
+    """Return the uids of the descriptors in a file, or in its first `max_bytes` bytes."""
     found: set[str] = set()
     with open_to_read(path) as file, contextlib.suppress(SpoolError):  # what comes before a damaged line counts
         for end, text in whole_lines(file):
@@ -144,7 +144,7 @@ def _descriptors_in(path: Path, most: int | None) -> set[str]:
             line = None if payload is None else decode_journal(payload)
             if isinstance(line, Described):
                 found.add(line.uid)
-            if most is not None and end >= most:
+            if max_bytes is not None and end >= max_bytes:
                 break
     return found
 

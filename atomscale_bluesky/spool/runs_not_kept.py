@@ -21,7 +21,7 @@ _logger = logging.getLogger(__name__)
 # About a thousand runs.
 FILE, FILE_BYTES = "not-kept.jsonl", 2**18
 # How many of them are kept in memory while the disk has no space even for their lines.
-MOST_IN_MEMORY = 1000
+MAX_IN_MEMORY = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class RunsNotKept:
 
     def __init__(self, spool: Path, *, make_room: Callable[[], object]) -> None:
         self._file = History(spool, name=FILE, max_bytes=FILE_BYTES, make_room=make_room)
-        self._unwritten: deque[NotKept] = deque(maxlen=MOST_IN_MEMORY)
+        self._unwritten: deque[NotKept] = deque(maxlen=MAX_IN_MEMORY)
         self._guard = threading.RLock()  # held for memory operations only, and re-entrant for signal handlers
 
     def add(self, run: NotKept) -> None:

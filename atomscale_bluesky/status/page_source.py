@@ -28,9 +28,9 @@ from .run_status import RunStatus
 from .spool_status import SpoolStatus, bad_ending
 
 # How many runs are listed, and how many of those that have left the spool.
-MOST_LISTED, MOST_FINISHED = 100, 50
+MAX_LISTED, MAX_FINISHED = 100, 50
 # Of how many runs the points are kept, and how many of these are read for the list's small pictures at a time.
-MOST_KEPT_RUNS, MOST_READ = 16, 2
+MAX_KEPT_RUNS, MAX_READ = 16, 2
 # How old an overview may be before the files are read again. Several browsers share it. With thousands of runs it gets
 # older, so that reading takes a tenth of the time at most. The points of the run that is shown are always new.
 FRESH_S, SHARE = 0.3, 0.1
@@ -87,8 +87,8 @@ class SpoolSource:
                 status = watch.status()
                 if status.trouble is not None and outage is None:
                     outage = Outage(status.trouble.since, status.trouble.error)
-                more += max(0, len(status) - MOST_LISTED)
-                listed = status[-MOST_LISTED:]
+                more += max(0, len(status) - MAX_LISTED)
+                listed = status[-MAX_LISTED:]
                 self._read_some(listed)
                 runs += [(run.started, self._line(run, now)) for run in listed]
                 runs += [
@@ -114,17 +114,17 @@ class SpoolSource:
         present = spool.changed_at()
         known = self._entries_of.get(spool.path)
         if known is None or known[0] != present:
-            known = self._entries_of[spool.path] = present, spool.history.entries()[-MOST_FINISHED:]
+            known = self._entries_of[spool.path] = present, spool.history.entries()[-MAX_FINISHED:]
         return known[1]
 
     def _read_some(self, runs: Sequence[RunStatus]) -> None:
         """Read on in the runs that are written, and in a few others that have no small picture yet."""
-        budget = MOST_READ
+        budget = MAX_READ
         for run in reversed(runs):
             known = self._points.get(run.folder)
             if run.state == "unreadable":
                 continue
-            live = run.state == "running" and (known is not None or len(self._points) < MOST_KEPT_RUNS)
+            live = run.state == "running" and (known is not None or len(self._points) < MAX_KEPT_RUNS)
             if live or (run.folder not in self._sparks and budget):
                 budget -= not live
                 self._read_on(run.folder)
@@ -132,7 +132,7 @@ class SpoolSource:
     def _read_on(self, folder: str) -> _RunPoints:
         points = self._points.setdefault(folder, _RunPoints(Path(folder)))
         self._points.move_to_end(folder)
-        while len(self._points) > MOST_KEPT_RUNS:
+        while len(self._points) > MAX_KEPT_RUNS:
             self._points.popitem(last=False)
         points.read_on()
         self._sparks[folder] = points.spark()

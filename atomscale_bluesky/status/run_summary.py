@@ -19,7 +19,7 @@ _logger = logging.getLogger(__name__)
 
 # How many channels an entry names, and so often it does so for its streams. A longer list would push other runs out of
 # the bounded history.
-MOST_CHANNELS = 200
+MAX_CHANNELS = 200
 
 
 def history_entry(
@@ -62,7 +62,7 @@ def verified_at(entry: Mapping[str, Any]) -> float | None:
 def _streams(streams: Iterable[StreamStatus]) -> list[dict[str, Any]]:
     """Return the run's streams. A stream whose channels would be too many for the entry is named without them."""
     found: list[dict[str, Any]] = []
-    left = MOST_CHANNELS
+    left = MAX_CHANNELS
     for stream in streams:
         named = len(stream.channels) <= left
         left -= len(stream.channels) if named else 0
@@ -74,7 +74,7 @@ def _channels(status: RunStatus, account: Account) -> dict[str, dict[str, Any]]:
     """Return unit and number of delivered points of the first channels, by name."""
     units = {channel.name: channel.unit for layout in account.layouts.values() for channel in layout.channels}
     delivered = {name: counts.delivered for name, counts in status.channels.items() if counts.delivered}
-    return {name: {"unit": units.get(name), "points": n} for name, n in [*delivered.items()][:MOST_CHANNELS]}
+    return {name: {"unit": units.get(name), "points": n} for name, n in [*delivered.items()][:MAX_CHANNELS]}
 
 
 def log_summary(status: RunStatus, state: LedgerState) -> None:

@@ -33,9 +33,9 @@ from .run_status import RunStatus, StreamStatus, status_of, unreadable
 # A run that found no disk space is in the status for a week. Only a replay could still deliver it.
 NOT_KEPT_SHOWN_S = 7 * 86400.0
 # How many runs a status shows at a prompt or in a notebook: the newest ones.
-MOST_SHOWN = 20
+MAX_SHOWN = 20
 # A shorter text may be the beginning of a uid. Bluesky's uids are UUIDs, which have 32 digits.
-SHORTEST_UID = 32
+MIN_UID_LENGTH = 32
 
 
 class Status(tuple[RunStatus, ...]):
@@ -65,11 +65,11 @@ class Status(tuple[RunStatus, ...]):
     def __repr__(self) -> str:
         """Return a line for each of the newest runs, kept or not, below one for all."""
         lines = [self._headline()]
-        for run in self[-MOST_SHOWN:]:
+        for run in self[-MAX_SHOWN:]:
             name = shortened(safe(run.label), 60)
             state = run.state + (f" ({ended})" if (ended := bad_ending(run.exit_status)) else "")
             lines.append(f"  {safe(run.run_uid[:8])}  {state:11}  {_counts_in_words(run.points)}  {name}".rstrip())
-        for one in self.not_kept[-MOST_SHOWN:]:
+        for one in self.not_kept[-MAX_SHOWN:]:
             told = f"{one.readings} readings left out, {safe(one.reason, 200)}"
             lines.append(
                 f"  {safe(one.run_uid[:8])}  {'not kept':11}  {told}  {shortened(safe(one.label), 60)}".rstrip()
@@ -86,9 +86,9 @@ class Status(tuple[RunStatus, ...]):
                 *(run.run_uid[:8], run.label, run.state, run.points.seen, run.points.delivered, run.points.waiting),
                 *(run.points.refused, sum(run.points.left_out.values()), run.problem),
             )
-            for run in self[-MOST_SHOWN:]
+            for run in self[-MAX_SHOWN:]
         ]
-        for one in self.not_kept[-MOST_SHOWN:]:
+        for one in self.not_kept[-MAX_SHOWN:]:
             rows.append((one.run_uid[:8], one.label, "not kept", None, None, None, None, one.readings, one.reason))
         return html_table(self._headline(), columns, rows)
 
@@ -96,8 +96,8 @@ class Status(tuple[RunStatus, ...]):
         text = "no run waits"
         if self:
             text = f"{_runs(len(self))}, {self.points.waiting} points waiting"
-        if len(self) > MOST_SHOWN:
-            text += f", the newest {MOST_SHOWN} are shown"
+        if len(self) > MAX_SHOWN:
+            text += f", the newest {MAX_SHOWN} are shown"
         if self and self.last_error:
             text += f"; {safe(self.last_error, 300)}"
         if self.not_kept:
@@ -251,7 +251,7 @@ class SpoolStatus:
                 more = "; it was not kept, because the spool had no room for it"
             none = f"no run in the spool begins with {run!r}"
             raise SpoolError(
-                f"run {run[:8]} is not in the spool{more}" if len(run) >= SHORTEST_UID else f"{none}{more}"
+                f"run {run[:8]} is not in the spool{more}" if len(run) >= MIN_UID_LENGTH else f"{none}{more}"
             )
         if len({status.run_uid for status in found}) > 1:
             raise SpoolError(f"{len(found)} runs in the spool begin with {run!r}; give more of the uid")
@@ -266,7 +266,7 @@ class SpoolStatus:
         Raises:
             SpoolError: Several runs begin with `run_uid`.
         """
-        if 0 < len(run_uid) < SHORTEST_UID:
+        if 0 < len(run_uid) < MIN_UID_LENGTH:
             run_uid = self._whole_uid(run_uid)
         found = [stream for run in self.status() if run.run_uid == run_uid for stream in run.streams]
         known = {stream.label for stream in found}

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from atomscale_bluesky.api.answers import AnswerError
 from atomscale_bluesky.api.json_parts import STEP_BYTES, TooMuchError
 from atomscale_bluesky.api.read_back import (
-    LEAST_BYTES,
-    MOST_ADDED,
-    MOST_BYTES,
+    MAX_ADDED,
+    MAX_ANSWER_BYTES,
+    MIN_ANSWER_BYTES,
     ReadBack,
     max_bytes,
     read_points,
@@ -228,9 +228,9 @@ def test_in_the_older_shape_added_members_of_a_row_are_counted_too() -> None:
 
 
 def test_of_very_many_added_series_the_first_are_named() -> None:
-    found = read({"properties": {f"a{n}": series([], []) for n in range(MOST_ADDED + 500)}}, {"T": 1})
+    found = read({"properties": {f"a{n}": series([], []) for n in range(MAX_ADDED + 500)}}, {"T": 1})
 
-    assert len(found.added) == MOST_ADDED
+    assert len(found.added) == MAX_ADDED
 
 
 # ---- bounds ----------------------------------------------------------------------------------------------------------
@@ -307,10 +307,10 @@ def test_a_pause_is_made_after_every_step_whatever_is_read() -> None:
 
 
 def test_an_answers_bound_grows_with_its_points_between_a_floor_and_a_ceiling() -> None:
-    assert LEAST_BYTES < max_bytes({"T": 40}) < LEAST_BYTES + 50_000
-    assert max_bytes({}) == LEAST_BYTES
+    assert MIN_ANSWER_BYTES < max_bytes({"T": 40}) < MIN_ANSWER_BYTES + 50_000
+    assert max_bytes({}) == MIN_ANSWER_BYTES
     assert max_bytes({"T": 100_000}) > 100 * 2**20
-    assert max_bytes(dict.fromkeys("abc", 10**9)) == MOST_BYTES
+    assert max_bytes(dict.fromkeys("abc", 10**9)) == MAX_ANSWER_BYTES
 
 
 def traced(body: bytes, due: Mapping[str, int]) -> tuple[int, Exception | None]:

@@ -465,7 +465,7 @@ def test_by_default_nothing_is_read_back(callback: AtomscaleCallback, server: Lo
 def test_a_run_that_reads_back_different_is_parked_and_a_person_may_have_it_read_again(
     make_callback: MakeCallback, server: LocalServer, spool_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("atomscale_bluesky.delivery.tasks.verify.MOST_READS", 1)
+    monkeypatch.setattr("atomscale_bluesky.delivery.tasks.verify.MAX_READS", 1)
     callback = make_callback(keep="verified")
     uid = under_way(callback, points=20)
     read_as(server, _value)

@@ -104,8 +104,8 @@ def test_all_connections_are_in_use_within_seconds_on_a_far_link(delay_s: float)
 def test_no_more_connections_than_permitted_are_used_at_any_time() -> None:
     limit = ConnectionLimit(32)
     for at, _, _ in used(far(0.02), 10.0, limits=[limit]):
-        limit.most = MAX_BESIDE_A_PLAN if 3.0 <= at <= 6.0 else 32
-        assert limit.number <= limit.most
+        limit.maximum = MAX_BESIDE_A_PLAN if 3.0 <= at <= 6.0 else 32
+        assert limit.number <= limit.maximum
         if at >= 6.0:
             break
     assert limit.number == MAX_BESIDE_A_PLAN

@@ -407,7 +407,7 @@ def test_a_stream_that_the_server_closed_after_it_showed_points_holds_them_once(
 def test_a_run_that_previews_have_cost_many_streams_makes_no_more(
     make_callback: MakeCallback, server: LocalServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("atomscale_bluesky.delivery.previews.MOST_FURTHER_STREAMS", 2)
+    monkeypatch.setattr("atomscale_bluesky.delivery.previews.MAX_CONTINUATIONS", 2)
     callback = make_callback(max_latency_s=SOON_S)
     plan = Plan(callback)
     while "makes no more previews" not in caplog.text:

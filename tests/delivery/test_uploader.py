@@ -392,15 +392,15 @@ def test_a_runs_links_are_looked_up_again_after_a_failure(deliver: Deliver) -> N
     (task,) = tasks(delivery)
     delivery.park(task, "there is no such sample")
     assert tasks(delivery, 0.0) == []
-    (again,) = tasks(delivery, MISSING.longest_s)
+    (again,) = tasks(delivery, MISSING.max_s)
 
-    delivery.apply_failure(again, DOWN, MISSING.longest_s + 7.0)
+    delivery.apply_failure(again, DOWN, MISSING.max_s + 7.0)
 
-    assert delivery.next_due() == MISSING.longest_s + 7.0
-    assert tasks(delivery, MISSING.longest_s + 6.0) == []
-    assert tasks(delivery, MISSING.longest_s + 7.0) == [again]
+    assert delivery.next_due() == MISSING.max_s + 7.0
+    assert tasks(delivery, MISSING.max_s + 6.0) == []
+    assert tasks(delivery, MISSING.max_s + 7.0) == [again]
     delivery.put_back(again)
-    assert tasks(delivery, MISSING.longest_s + 8.0) == [again]
+    assert tasks(delivery, MISSING.max_s + 8.0) == [again]
 
 
 def test_a_run_that_is_to_be_read_again_has_nothing_due(deliver: Deliver, spool: Spool) -> None:

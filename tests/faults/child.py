@@ -92,7 +92,7 @@ class Told:
 def hurry(factor: float) -> None:
     """Make the pauses between attempts shorter; what is tried, and in which order, stays the same."""
     for name, unhurried in _BACKOFFS.items():
-        setattr(backoff, name, Backoff(unhurried.first_s / factor, unhurried.longest_s / factor))
+        setattr(backoff, name, Backoff(unhurried.first_s / factor, unhurried.max_s / factor))
     for name, unhurried_s in _INTERVALS.items():
         setattr(delivery_loop, name, unhurried_s / factor)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from atomscale_bluesky.server import LocalServer
 
-LONGEST_ARRAY = 16
+MAX_ARRAY = 16
 
 # A further stream of an event stream has a number, and may name its channels behind that.
 _LABEL = re.compile(
@@ -176,7 +176,7 @@ def _numbers(key: str, value: Any, data_key: Mapping[str, Any]) -> Iterator[tupl
     elif isinstance(value, list | tuple):
         if len(value) == 1:
             yield from _numbers(key, value[0], data_key)
-        elif len(value) <= LONGEST_ARRAY and all(isinstance(item, int | float) for item in value):
+        elif len(value) <= MAX_ARRAY and all(isinstance(item, int | float) for item in value):
             yield from ((f"{key}[{i}]", float(item)) for i, item in enumerate(value))
     elif isinstance(value, int | float) and math.isfinite(value):
         yield key, float(value)

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(720
 KEYS = 100
 KILLS = 10
 MB = 10**6
-MOST_MEMORY = 100 * MB  # over that of the imports
+MAX_MEMORY = 100 * MB  # over that of the imports
 SEND = [sys.executable, "-m", "atomscale_bluesky", "send", "--spool-only"]
 IMPORTS = """
 import os, psutil
@@ -86,7 +86,7 @@ def test_a_large_recording_is_kept_once_with_little_memory_though_its_process_is
                 assert process.poll() is None, "it ended before it was killed"
                 process.kill()
 
-    assert most - begin < MOST_MEMORY, (most, begin)
+    assert most - begin < MAX_MEMORY, (most, begin)
     points = SpoolStatus(Spool(spool_dir, read_only=True)).status().points
     assert (points.waiting, points.lost, dict(points.left_out)) == (events * KEYS, 0, {})
     firsts = np.concatenate([_first_values(folder) for folder in {file.parent for file in _journals(spool_dir)}])

@@ -24,7 +24,7 @@ from atomscale_bluesky.status.spool_status import SpoolStatus
 Start = Callable[[], subprocess.Popen[str]]
 # By how much a worker may be larger after everything than after a tenth of it, when it takes some 75 MB. What it keeps
 # is bounded: some chunks, the uids of the last 10 000 events of each run, and what the broker's client has fetched.
-MOST_GROWTH = 32 * 2**20
+MAX_GROWTH = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def assert_each_reading_arrives_once(
     assert "Traceback" not in said, said
     _assert_held_once(trial, server)
     _assert_accounts(trial, server, spool_dir, {doc["uid"] for name, doc in documents if name == "start"})
-    assert end < begin + MOST_GROWTH, (begin, end)
+    assert end < begin + MAX_GROWTH, (begin, end)
 
 
 def _interleaved(trial: Trial, chance: random.Random) -> list[Document]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from atomscale_bluesky.page import MOST_KEPT, MOST_SENT, Trace, sparkline
+from atomscale_bluesky.page import MAX_KEPT, MAX_SENT, Trace, sparkline
 
 
 def test_a_short_trace_is_returned_as_it_is() -> None:
@@ -25,13 +25,13 @@ def test_a_spike_and_a_gap_stay_however_much_is_left_out() -> None:
     times, values, left_out = trace.window()
     assert left_out
     assert trace.count == 300_000
-    assert len(times) <= MOST_SENT * 1.6
+    assert len(times) <= MAX_SENT * 1.6
     assert sorted(times) == times
     assert 99.0 in values
     assert -99.0 in values
     assert None in values
-    everything, _, _ = trace.window(most=10 * MOST_KEPT)
-    assert len(everything) <= MOST_KEPT
+    everything, _, _ = trace.window(max_points=10 * MAX_KEPT)
+    assert len(everything) <= MAX_KEPT
 
 
 def test_a_window_shows_each_point_where_the_whole_is_thinned() -> None:

@@ -233,7 +233,7 @@ def test_a_row_damaged_after_its_chunk_was_tried_costs_itself_and_doubles_nothin
 # ---- zeros where lines should be -------------------------------------------------------------------------------------
 
 ZEROS = 100 * 10**6
-LONGEST_LINE = 64 * 2**20
+MAX_LINE = 64 * 2**20
 ENDS_IN_ZEROS = ["journal-0001.jsonl", "ledger.jsonl", "orders.jsonl", "head.jsonl", "../history.jsonl"]
 
 
@@ -265,7 +265,7 @@ def test_a_file_that_ends_in_zeros_is_read_in_linear_time_and_bounded_memory(
         tracemalloc.stop()
 
     assert bytes_read() - before < 20 * ZEROS
-    assert peak < 3 * LONGEST_LINE
+    assert peak < 3 * MAX_LINE
     assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 50)]
 
 

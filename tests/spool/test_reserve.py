@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from atomscale_bluesky.spool.reserve import NAME, Reserve, least_bytes
+from atomscale_bluesky.spool.reserve import NAME, Reserve, min_bytes
 
 MIB, GIB = 2**20, 2**30
 
@@ -49,9 +49,9 @@ def test_it_is_a_share_of_the_spool_within_bounds(
 def test_it_is_made_only_if_twice_its_size_is_free(folder: Path) -> None:
     reserve = Reserve(folder)
 
-    assert not reserve.maintain(0, 2 * least_bytes(100 * GIB) - 1, 100 * GIB)
+    assert not reserve.maintain(0, 2 * min_bytes(100 * GIB) - 1, 100 * GIB)
     assert reserve.size() == 0
-    assert reserve.maintain(0, 2 * least_bytes(100 * GIB), 100 * GIB)
+    assert reserve.maintain(0, 2 * min_bytes(100 * GIB), 100 * GIB)
     assert reserve.size() == MIB
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..claimed_run import ClaimedRun
 
 # How often stored points are read before a difference counts: for a minute and a half, with growing pauses.
-MOST_READS = 8
+MAX_READS = 8
 
 
 class ReadBack(Work[PointsByChannel], frozen=True, eq=False):
@@ -35,7 +35,7 @@ class ReadBack(Work[PointsByChannel], frozen=True, eq=False):
 
     def apply_result(self, run: ClaimedRun, result: PointsByChannel) -> RetryAfter | None:
         """Count the chunks in doubt that are there as confirmed."""
-        if self.reads < MOST_READS and run.streams_about_to_end.is_short(self.stream, result):
+        if self.reads < MAX_READS and run.streams_about_to_end.is_short(self.stream, result):
             # Not all confirmed points can be read yet. So points in doubt may be there too.
             return RetryAfter(msgspec.structs.replace(self, reads=self.reads + 1), backoff.READ.pause_s(self.reads))
         run.streams_about_to_end.note_read_back(self.stream, result)

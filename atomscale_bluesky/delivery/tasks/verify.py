@@ -12,7 +12,7 @@ from ...errors import ApiRefusedError
 from ...spool.ledger_format import Verified
 from ...spool.own_files import OUT_OF_RESOURCES
 from .. import backoff
-from .read_back import MOST_READS
+from .read_back import MAX_READS
 from .work import Kind, RetryAfter, Work, WorkerContext
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ class Verify(Work["Verification"], frozen=True, eq=False):
             raise ApiRefusedError(f"the run cannot be verified: {error}") from error
 
     def apply_result(self, run: ClaimedRun, result: Verification) -> RetryAfter | None:
-        """Note that it is equal, or park the run if it is still not equal after `MOST_READS`."""
+        """Note that it is equal, or park the run if it is still not equal after `MAX_READS`."""
         if result.equal:
             run.ledger.note(Verified(run.now()))
-        elif self.reads < MOST_READS:
+        elif self.reads < MAX_READS:
             # Stored points may take a while until they can be read. That is no outage.
             return RetryAfter(msgspec.structs.replace(self, reads=self.reads + 1), backoff.READ.pause_s(self.reads))
         else:

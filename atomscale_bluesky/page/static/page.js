@@ -6,7 +6,7 @@
   const LOOK_MS = 500;
   const LIGHT = ["#0b5cad", "#a8201a", "#17703a", "#8a5a00", "#6b3fa0", "#0f766e", "#b0306a", "#4a5568"];
   const DARK = ["#7db8f7", "#ff8f86", "#6fd08f", "#f0c05a", "#c3a2f5", "#5eead4", "#f59ac4", "#aab6c6"];
-  const MOST_IN_A_PLOT = 24;
+  const MAX_IN_A_PLOT = 24;
 
   const $ = (id) => document.getElementById(id);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
@@ -170,7 +170,7 @@
     for (const channel of shown.channels) {
       const unit = channel.unit ?? "";
       if (!units.has(unit)) units.set(unit, []);
-      if (units.get(unit).length < MOST_IN_A_PLOT) units.get(unit).push(channel);
+      if (units.get(unit).length < MAX_IN_A_PLOT) units.get(unit).push(channel);
     }
     for (const [unit, plot] of plots) {
       if (!units.has(unit)) { plot.remove(); plots.delete(unit); }
