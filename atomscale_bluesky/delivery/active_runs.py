@@ -193,7 +193,7 @@ class ActiveRuns:
             if self._ledger_sizes.get(folder, (-1, 0.0))[0] != size:
                 self._ledger_sizes[folder] = (size, now)
 
-    def stuck_s(self, delivery: RunDelivery) -> float:
+    def quiet_s(self, delivery: RunDelivery) -> float:
         """Return for how long a run's ledger has not grown, as far as `note_progress` has seen."""
         return self._monotonic() - self._ledger_sizes[delivery.claim.folder][1]
 

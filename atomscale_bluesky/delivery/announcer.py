@@ -274,7 +274,7 @@ class _FollowedRun:
         self.name = first.opening.label if first else (state.edited and state.edited.label) or ""
         blocked = next((stream.group_parked for stream in state.streams.values() if stream.group_parked), None)
         problem = self.header.problem if state.edited is None else None
-        self.parked = state.stuck_reason or problem or state.unresolved or blocked
+        self.parked = state.parked_reason or problem or state.unresolved or blocked
 
     def status(self) -> RunStatus:
         """Return its status. Reads the whole journal, and yields to the plan between two steps.

@@ -108,7 +108,7 @@ class ClaimedRun:
     @property
     def parked_for_good(self) -> str | None:
         """The same, if only the operator can mend it."""
-        return self.state.stuck_reason or (self.header.problem if self.state.edited is None else None)
+        return self.state.parked_reason or (self.header.problem if self.state.edited is None else None)
 
     @property
     def offset_unknown(self) -> bool:

@@ -5,15 +5,15 @@ multiplicative decrease).
 
     at first                                    doubled with each block of answers
     all connections in use, answers as quick    one more, `GROW_S` after the last change at the earliest
-    answers take `SLOW` times as long           down to three quarters
+    answers take `SLOW_FACTOR` times as long    down to three quarters
     50 % more connections, hardly more answers  back to the number before; that high again only after a while
     429, or `Retry-After`                       down to half; that high again only after a while
     many requests fail otherwise                the same; if as many fail with half, the number was not the reason
     nothing but failures, and then an answer    as at first
 
-A block is as many answers as there are connections, and at least `BLOCK`. To compare speeds, the fastest quarter of the
-answers of each block is used, for bodies of about the same size. So a few late answers on a bad link do not count as an
-overloaded server.
+A block is as many answers as there are connections, and at least `BLOCK_ANSWERS`. To compare speeds, the fastest
+quarter of the answers of each block is used, for bodies of about the same size. So a few late answers on a bad link do
+not count as an overloaded server.
 """
 
 from __future__ import annotations
@@ -25,27 +25,28 @@ from typing import NamedTuple
 # The first number of connections.
 FIRST = 4
 # At least as many answers are compared with earlier ones, and half as many while the number doubles.
-BLOCK = 16
+BLOCK_ANSWERS = 16
 # Answers that take this many times as long as with few connections mean that requests wait in the server.
-SLOW = 2.0
+SLOW_FACTOR = 2.0
 # The number grows this long after its last change at the earliest, so that a quick server has time to object.
 GROW_S = 0.25
 # When the number has grown by this factor, the answers per second must have grown by this share of that. Otherwise
 # something else bounds them, such as this process, and further threads would only be in each other's way.
-STEP, GAIN = 1.5, 0.25
+GROWTH_FACTOR, MIN_GAIN_SHARE = 1.5, 0.25
 # How much of a shorter time of a quick answer counts at once. Single blocks may be quick by chance.
-LEARN = 0.25
+SMOOTHING = 0.25
 # How often the time of a quick answer is measured again, with a quarter of the connections. All uploaders of a host do
 # that at the same moment by its monotonic clock, so that each sees the server without the others' requests.
-MEASURE_S, CALM_S = 60.0, 0.5
+MEASURE_S, QUIET_BEFORE_MEASURING_S = 60.0, 0.5
 # After this long it is too late to measure with the others.
 MISSED_S = 15.0
 # How long the number stays below one that was refused. It doubles with each refusal that follows.
 HOLD_S, MAX_HOLD_S = 5.0, 60.0
 # This many failures in the last `WINDOW` requests, beyond twice those by chance, suggest too many connections.
-WINDOW, FAILED = 64, 6
-# If at least this share of the failures remains with half the connections, they are chance, up to `CHANCE` of all.
-REMAINS, CHANCE = 0.5, 0.3
+WINDOW, FAILURES_THAT_COUNT = 64, 6
+# If at least this share of the failures remains with half the connections, they are chance, up to `MAX_CHANCE_SHARE`
+# of all requests.
+REMAINING_SHARE, MAX_CHANCE_SHARE = 0.5, 0.3
 # After nothing but failures for this long the server was not there, which says nothing about how much it takes.
 OUTAGE_S = 2.0
 
@@ -131,8 +132,8 @@ class ConnectionLimit:
 
     def _block_is_over(self, now: float) -> bool:
         if self._number_before_measuring:
-            return self._answers >= BLOCK // 2 and now >= self._changed_at + CALM_S
-        return self._answers >= max(self.number, BLOCK // 2 if self._still_doubles else BLOCK)
+            return self._answers >= BLOCK_ANSWERS // 2 and now >= self._changed_at + QUIET_BEFORE_MEASURING_S
+        return self._answers >= max(self.number, BLOCK_ANSWERS // 2 if self._still_doubles else BLOCK_ANSWERS)
 
     def note_failure(self, now: float, took_s: float, *, overloaded: bool) -> None:
         """Take a request that failed in a way that can clear.
@@ -154,7 +155,7 @@ class ConnectionLimit:
         if overloaded:
             if now - self._halved_at >= GROW_S:  # the server may need a moment to get over what it has refused
                 self._halve(now)
-        elif self._before_halving is None and failed >= FAILED + 2 * self._chance_failures * WINDOW:
+        elif self._before_halving is None and failed >= FAILURES_THAT_COUNT + 2 * self._chance_failures * WINDOW:
             self._before_halving = self.number, failed / len(self._outcomes)
             self._halve(now)
 
@@ -164,7 +165,7 @@ class ConnectionLimit:
             return
         (number, share), self._before_halving = self._before_halving, None
         remains = sum(self._outcomes) / WINDOW
-        if REMAINS * share <= remains <= CHANCE:
+        if REMAINING_SHARE * share <= remains <= MAX_CHANCE_SHARE:
             self._chance_failures, self._refused_number = remains, None
             self._change(now, number)
 
@@ -196,7 +197,7 @@ class ConnectionLimit:
             self._change(now, self._last_worth_it.number if self._last_worth_it else self.number)
         elif now >= self._measure_at and not self._still_doubles:
             self._begin_to_measure(now, self._measure_at, usual_s)
-        elif slowdown >= SLOW:
+        elif slowdown >= SLOW_FACTOR:
             self._still_doubles = False
             self._change(now, max(self.number * 3 // 4, min(self.number, FIRST)))
         elif self._still_doubles:
@@ -208,11 +209,11 @@ class ConnectionLimit:
     def _begin_to_measure(self, now: float, planned_at: float, usual_s: float) -> None:
         """Use a quarter of the connections until the time of a quick answer is measured."""
         # Until then the server is busy with what left before, also from others.
-        calm_at = max(now + usual_s, planned_at + CALM_S)
+        quiet_at = max(now + usual_s, planned_at + QUIET_BEFORE_MEASURING_S)
         self._measure_at = (now // MEASURE_S + 1) * MEASURE_S
         self._number_before_measuring = self.number
         self._change(now, self.number // 4)
-        self._changed_at = calm_at
+        self._changed_at = quiet_at
 
     def _judge_growth(self, rate: float) -> bool:
         """Return False if more connections than before have brought too few more answers per second.
@@ -222,13 +223,13 @@ class ConnectionLimit:
         last = self._last_worth_it
         if last is None or self.number <= last.number:
             if last is not None and self.number == last.number:
-                rate = last.rate + LEARN * (rate - last.rate)
+                rate = last.rate + SMOOTHING * (rate - last.rate)
             self._last_worth_it = Worth(self.number, rate)
             return True
         factor = self.number / last.number
-        if factor < STEP:
+        if factor < GROWTH_FACTOR:
             return True
-        if rate < last.rate * (1.0 + GAIN * (factor - 1.0)):
+        if rate < last.rate * (1.0 + MIN_GAIN_SHARE * (factor - 1.0)):
             return False
         self._last_worth_it = Worth(self.number, rate)
         return True
@@ -273,7 +274,7 @@ class ConnectionLimit:
         for size, times in self._times_by_size.items():
             quick = sorted(times)[len(times) // 4]
             known = self._quickest.get(size, quick)
-            quickest = quick if replace else known + LEARN * min(0.0, quick - known)
+            quickest = quick if replace else known + SMOOTHING * min(0.0, quick - known)
             self._quickest[size] = quickest
             total += len(times) * (quick / quickest if quickest > 0 else 1.0)
         return total / self._answers

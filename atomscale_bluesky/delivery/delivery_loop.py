@@ -234,7 +234,7 @@ class DeliveryLoop:
         self.workers.permit(self._connections.number)
         self.workers.cut_if_late()
         if self._monotonic() >= self._next_scan or (self._follow and self._spool_has_changed()):
-            self.runs.scan(calm=not self.retries.pause.failures)
+            self.runs.scan(server_answers=not self.retries.pause.failures)
             self._next_scan = self._monotonic() + SCAN_S
         busy = self._give_out_tasks()
         self._active.finish_runs()

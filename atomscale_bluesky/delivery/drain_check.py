@@ -58,7 +58,7 @@ class DrainCheck:
             ledger = self._ledgers.setdefault(folder, LedgerReader(folder / LEDGER)).read_on()
         except OSError:  # a SpoolError is one
             return False
-        if ledger.stuck_reason or (header.problem and ledger.edited is None):
+        if ledger.parked_reason or (header.problem and ledger.edited is None):
             return False
         return not any(stream.parked or stream.refused for stream in ledger.streams.values())
 

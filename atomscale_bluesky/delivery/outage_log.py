@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import ApiError, ApiKeyError
 from ..status.outage import NEW_KEY, OutageNote
@@ -20,7 +21,12 @@ LOG_AGAIN_S = (60.0, 300.0, 900.0, 3600.0)
 LASTING_S = 2.0
 # An outage that begins within this time after the last one is the same one. But if it lasts for the first of the
 # intervals above, it is logged, whatever was logged before.
-CALM_S = 300.0
+SAME_OUTAGE_S = 300.0
+
+
+class _LastOutage(NamedTuple):
+    ended: float  # monotonic
+    series_since: float  # monotonic: when the series of outages that come and go began, to which it belongs
 
 
 class OutageLog:
@@ -36,8 +42,8 @@ class OutageLog:
         self._spool = spool
         self._note = OutageNote(Path(spool), endpoint)
         self._since: float | None = None  # monotonic, as all times here; None while Atomscale answers
-        self._last_outage = (-math.inf, 0.0)  # when the last outage was over, and since when it came and went
-        self._on_and_off_since = 0.0  # the present outage's beginning, or that of the first of those that come and go
+        self._last_outage = _LastOutage(-math.inf, 0.0)
+        self._on_and_off_since = 0.0  # the present outage's beginning, or that of the first of its series
         self._logged = False  # the present outage was logged
         self._times_logged = 0
         self._log_again_at = 0.0
@@ -54,8 +60,8 @@ class OutageLog:
         self._note.note_failure(str(error), lasting=pause_s >= LASTING_S, key_refused=key_refused)
         if self._since is None:
             self._since = now
-            over, since = self._last_outage
-            self._on_and_off_since = since if now - over < CALM_S else now
+            last = self._last_outage
+            self._on_and_off_since = last.series_since if now - last.ended < SAME_OUTAGE_S else now
             if self._on_and_off_since == now:
                 self._times_logged, self._log_again_at = 0, now
         if now < self._log_again_at and (self._logged or now - self._since < LOG_AGAIN_S[0]):
@@ -82,4 +88,4 @@ class OutageLog:
             if self._logged:
                 _logger.info("Atomscale at %s takes data again", self._endpoint)
             self._since, self._logged = None, False
-            self._last_outage = (now, self._on_and_off_since)
+            self._last_outage = _LastOutage(now, self._on_and_off_since)

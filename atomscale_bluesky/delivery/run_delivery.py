@@ -82,7 +82,7 @@ class RunDelivery:
             return False
         if run.state.discarded:
             return run.stopped and run.task_book.in_flight == 0
-        if run.state.stuck_reason:
+        if run.state.parked_reason:
             return False
         return run.delivered and (run.header.keep != "verified" or run.state.verified is not None)
 

@@ -96,11 +96,11 @@ class RunScheduler:
         """Let the next scan check every run, because a drain waits for the answer."""
         self._check_all = True
 
-    def scan(self, *, calm: bool = True) -> None:
+    def scan(self, *, server_answers: bool = True) -> None:
         """Obey orders, complete runs whose writer has died, and find the runs that can be delivered.
 
         Args:
-            calm: True while the server answers. While it does not, no run is preferred to another.
+            server_answers: True while the server answers. While it does not, no run is preferred to another.
         """
         active = self.active
         for delivery in active:
@@ -126,7 +126,7 @@ class RunScheduler:
         active.note_progress()
         self.turns.fill_places()
         if self.active.waiting.any_queued and active.free_places <= 0:
-            self.turns.give_turns(calm=calm)
+            self.turns.give_turns(server_answers=server_answers)
             self.turns.fill_places()
 
     def take_up(self, folder: Path, lock: RunLock | None) -> None:

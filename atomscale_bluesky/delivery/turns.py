@@ -23,8 +23,8 @@ from .tasks.work import Kind
 
 # How long one call may go on claiming runs before the uploader sees to its messages again.
 FILL_S = 0.05
-# A run without progress for `STUCK_S` makes way, one run every `STUCK_PERIOD_S`.
-STUCK_S, STUCK_PERIOD_S = 60.0, 10.0
+# A run without progress for `QUIET_S` makes way, one run every `QUIET_PERIOD_S`.
+QUIET_S, QUIET_PERIOD_S = 60.0, 10.0
 # How many runs that could go on make way in one scan for runs that have waited.
 TURNS_PER_SCAN = 4
 
@@ -44,7 +44,7 @@ class Turns:
         self._active = active
         self._gil_yield = gil_yield or GilYield()
         self._monotonic = monotonic
-        self._stuck_at = float("-inf")
+        self._quiet_put_back_at = float("-inf")
 
     def fill_places(self) -> bool:
         """Claim runs whose turn it is while there are places, for up to `FILL_S`. Return True if there were any."""
@@ -76,30 +76,30 @@ class Turns:
         idle = [delivery for delivery in self._active if delivery.idle]
         return bool(idle) and self._active.set_aside(random.choice(idle))  # noqa: S311 - no secret
 
-    def give_turns(self, *, calm: bool) -> None:
+    def give_turns(self, *, server_answers: bool) -> None:
         """Let runs make way that could go on, so that none waits for ever and those being written wait least.
 
         Args:
-            calm: True while the server answers. While it does not, no run is preferred to another.
+            server_answers: True while the server answers. While it does not, no run is preferred to another.
         """
         active, waiting = self._active, self._active.waiting
         live = [delivery for delivery in active if self._is_live(delivery)]
         others = [delivery for delivery in active if not self._is_live(delivery)]
         spare = len(others) - self._for_others
-        if calm and waiting.any_live and spare > 0:  # the youngest of the others give theirs back
+        if server_answers and waiting.any_live and spare > 0:  # the youngest of the others give theirs back
             for delivery in [one for one in reversed(others) if _may_stop(one)][: min(spare, TURNS_PER_SCAN)]:
                 active.put_back(delivery, first=True)
-        elif calm and (waiting.any_live or spare < 0):  # those that have had theirs longest
+        elif server_answers and (waiting.any_live or spare < 0):  # those that have had theirs longest
             for delivery in [one for one in live if _may_stop(one)][:TURNS_PER_SCAN]:
                 active.put_back(delivery)
         now = self._monotonic()
-        if active.free_places > 0 or now - self._stuck_at < STUCK_PERIOD_S:
+        if active.free_places > 0 or now - self._quiet_put_back_at < QUIET_PERIOD_S:
             return
         for delivery in active:
             failed = delivery.run.task_book.failed_tasks
             verifies = any(task.kind is Kind.VERIFY for task in failed)
-            if active.stuck_s(delivery) >= STUCK_S and failed and _may_stop(delivery) and not verifies:
-                self._stuck_at = now
+            if active.quiet_s(delivery) >= QUIET_S and failed and _may_stop(delivery) and not verifies:
+                self._quiet_put_back_at = now
                 active.put_back(delivery)
                 return
 

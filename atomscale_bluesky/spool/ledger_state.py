@@ -66,8 +66,8 @@ class LedgerState:
         self.broken_was_noted = False
 
     @property
-    def stuck_reason(self) -> str | None:
-        """Why the whole run waits for the operator, whatever its header says."""
+    def parked_reason(self) -> str | None:
+        """Why the whole run waits for the operator, whatever its header says: it is parked, or its ledger is broken."""
         return self.broken or self.parked
 
     @property

@@ -113,13 +113,13 @@ def status_of(
     if header is None:
         raise SpoolError("the journal has no header")
     channels = account.channels(ledger)
-    problem = ledger.stuck_reason or (header.problem if ledger.edited is None else None) or ledger.unresolved
+    problem = ledger.parked_reason or (header.problem if ledger.edited is None else None) or ledger.unresolved
     streams = tuple(_stream_status(stream, account) for stream in ledger.streams.values() if stream.ended != NO_POINT)
     parked = problem or next((stream.problem for stream in streams if stream.state == "parked"), None)
     cause = _cause(account, ledger) if parked else None
     if ledger.discarded:
         state = "discarded"
-    elif ledger.streams and all(stream.is_done for stream in ledger.streams.values()) and not ledger.stuck_reason:
+    elif ledger.streams and all(stream.is_done for stream in ledger.streams.values()) and not ledger.parked_reason:
         state = "finalized"
     elif parked and not any(_may_mend(order, cause) for order in ordered):
         state = "parked"
@@ -182,7 +182,7 @@ def _may_mend(order: OrderLine, cause: Cause | None) -> bool:
 
 def _cause(account: Account, ledger: LedgerState) -> Cause:
     """Return the kind of problem of a run that has one."""
-    if ledger.stuck_reason:
+    if ledger.parked_reason:
         return "ledger" if ledger.broken else "run"
     if account.header is not None and account.header.problem and ledger.edited is None:
         return "metadata"

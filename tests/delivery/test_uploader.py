@@ -21,7 +21,7 @@ from atomscale_bluesky.checks.verification import Verification
 from atomscale_bluesky.delivery.active_runs import MAX_ACTIVE
 from atomscale_bluesky.delivery.backoff import MISSING
 from atomscale_bluesky.delivery.drain import Drain
-from atomscale_bluesky.delivery.outage_log import CALM_S
+from atomscale_bluesky.delivery.outage_log import SAME_OUTAGE_S
 from atomscale_bluesky.delivery.retry_policy import RetryPolicy
 from atomscale_bluesky.delivery.run_delivery import MAX_FAILED, RunDelivery
 from atomscale_bluesky.delivery.task_book import Task
@@ -533,7 +533,7 @@ def test_the_end_of_an_outage_and_the_next_one_after_a_calm_are_logged_at_once(
     answering.now = 40.0
     answering.initializes()
     assert caplog.text.count("takes data again") == 1
-    answering.now += CALM_S
+    answering.now += SAME_OUTAGE_S
     answering.fails(DOWN)
     assert caplog.text.count("does not take data") == 2
     assert "(for" not in caplog.text  # both have only just begun
