@@ -125,7 +125,7 @@ class RunChunker:
         """The streams that take no more, though more rows are there."""
         return self._outgrown
 
-    def take_ready(self, may_leave: Callable[[Chunk], bool]) -> Chunk | None:
+    def pop_ready(self, may_leave: Callable[[Chunk], bool]) -> Chunk | None:
         """Take out the first chunk that may leave; None if none may."""
         for place, chunk in enumerate(self._ready):
             if may_leave(chunk):
@@ -133,12 +133,12 @@ class RunChunker:
                 return chunk
         return None
 
-    def take_damaged(self) -> list[Chunk]:
+    def pop_damaged(self) -> list[Chunk]:
         """Take out the chunks that were tried before and are no longer whole in the journal. They are never sent."""
         taken, self._damaged = self._damaged, []
         return taken
 
-    def take_to_cut_short(self, may_end: Callable[[int], bool]) -> list[int]:
+    def pop_to_cut_short(self, may_end: Callable[[int], bool]) -> list[int]:
         """Take out the streams that may end now, and whose next chunk must end with the rows of its preview."""
         taken = [stream for stream in self._to_cut_short if may_end(stream)]
         self._to_cut_short.difference_update(taken)

@@ -154,7 +154,7 @@ class ClaimedRun:
         self.ledger.note(Parked(reason, number))
         together = {one.opening.stream for one in stream.group}
         self.run_chunker.drop_ready(together)
-        self.take_out_failed(together)
+        self.pop_failed(together)
         _logger.error(
             "run %s: %r is parked, its readings are kept: %s; %s", self.header.run_uid, label, reason,
             self.edit_or_retry(),
@@ -165,9 +165,9 @@ class ClaimedRun:
         short, option = self.header.run_uid[:8], self.knowledge.spool_option
         return f"mend it with `atomscale-bluesky edit {short} …{option}` or `atomscale-bluesky retry {short}{option}`"
 
-    def take_out_failed(self, streams: Container[int]) -> list[Task]:
+    def pop_failed(self, streams: Container[int]) -> list[Task]:
         """Remove and return the failed tasks of some streams. Their links are made after the run was read again."""
-        popped = self.task_book.take_out_failed(streams)
+        popped = self.task_book.pop_failed(streams)
         for task in popped:
             if task.kind is not Kind.LINK:
                 self.task_book.finish(task)

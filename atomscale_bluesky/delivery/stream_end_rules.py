@@ -29,7 +29,7 @@ def end_stream(run: ClaimedRun, stream: int, why: OpeningReason, points_per_chun
             continue
         number = one.opening.stream
         doubtful: list[Chunk] = []
-        failed = run.take_out_failed({number})
+        failed = run.pop_failed({number})
         if why != "closed by the server":
             # Pushing them again tells whether they were taken. The stream ends after that.
             for task in filter(_may_have_arrived, failed):
@@ -59,7 +59,7 @@ def _read_what_was_tried(run: ClaimedRun, stream: MetrologyStreamState) -> None:
 
 def end_damaged_streams(run: ClaimedRun) -> None:
     """End streams of which a tried chunk is no longer whole in the journal, so that it cannot be sent."""
-    for chunk in run.run_chunker.take_damaged():
+    for chunk in run.run_chunker.pop_damaged():
         points = run.streams[chunk.stream].opening.points_per_chunk
         run.streams_about_to_end.begin(chunk.stream, "damaged", points, [run.as_sent(chunk)])
     if not run.run_chunker.all_cut or run.run_chunker.ready or run.task_book.failed_tasks or run.task_book.in_flight:
@@ -81,7 +81,7 @@ def end_streams_without_a_point(run: ClaimedRun) -> None:
 
 def end_outgrown_streams(run: ClaimedRun) -> None:
     """End streams whose chunk was cut short at a preview. The rows after it go on in a further stream."""
-    for number in run.run_chunker.take_to_cut_short(lambda one: not run.task_book.holds(Kind.PREVIEW, one)):
+    for number in run.run_chunker.pop_to_cut_short(lambda one: not run.task_book.holds(Kind.PREVIEW, one)):
         if not run.previews.cut_short(run.streams[number]):
             run.reload("a preview was not taken, so its chunk is made as usual")
     for number in run.run_chunker.outgrown:

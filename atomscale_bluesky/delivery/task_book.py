@@ -87,7 +87,7 @@ class TaskBook:
         """Let no task of a kind begin for a stream until `finish` was called as often."""
         self._held[kind, stream] += 1
 
-    def take_out_failed(self, streams: Container[int]) -> list[Task]:
+    def pop_failed(self, streams: Container[int]) -> list[Task]:
         """Remove and return the failed tasks of some streams, in their order."""
         popped = [task for task in self.failed_tasks if task.stream in streams]
         if popped:

@@ -52,7 +52,7 @@ class Turns:
         end, any_claimed = self._monotonic() + FILL_S, False
         while waiting.any_queued and (active.free_places > 0 or self.free_a_place()):
             others = len(active) - sum(map(self._is_live, active))
-            folder = waiting.take_next(live_first=not waiting.any_backlog or others >= self._for_others)
+            folder = waiting.pop_next(live_first=not waiting.any_backlog or others >= self._for_others)
             if folder is None:
                 break
             active.claim(folder)
@@ -60,7 +60,7 @@ class Turns:
             self._gil_yield.make_way()
             if self._monotonic() >= end:
                 return True
-        while active.free_places > 0 and (folder := waiting.take_set_aside()) is not None:
+        while active.free_places > 0 and (folder := waiting.pop_set_aside()) is not None:
             active.claim(folder)
             any_claimed = True
             if self._monotonic() >= end:

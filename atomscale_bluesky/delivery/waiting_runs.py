@@ -122,14 +122,14 @@ class WaitingRuns:
         if known is not None:
             self._counts[known.reason] -= 1
 
-    def take_next(self, *, live_first: bool) -> Path | None:
+    def pop_next(self, *, live_first: bool) -> Path | None:
         """Take the run whose turn it is out of the queue. Return None if none is queued."""
         for queue in (self._live, self._backlog) if live_first else (self._backlog, self._live):
             if queue:
                 return queue.popitem(last=False)[0]
         return None
 
-    def take_set_aside(self) -> Path | None:
+    def pop_set_aside(self) -> Path | None:
         """Take out a run for a place that no queued run needs: one that is written, or waits for the operator."""
         for reason in (Reason.NOTHING_TO_SEND, Reason.NEEDS_OPERATOR):
             if self._counts[reason]:

@@ -141,7 +141,7 @@ class OpenRun:
         before = self.kept_before.left_out if self.kept_before else {}
         return any(reason in reasons for reason, _ in [*self._left_out, *before])
 
-    def take_note_of_not_kept(self, ended: float) -> NotKept | None:
+    def pop_not_kept_note(self, ended: float) -> NotKept | None:
         """Take out the counts of left-out readings that have no journal, as a note. Return None if there are none.
 
         After a note the counts start again from 0.

@@ -210,7 +210,7 @@ class RunFiles:
 
     def note_not_kept(self, run: OpenRun) -> None:
         """Note in the spool a run without a journal for the readings that were left out of it."""
-        not_kept = run.take_note_of_not_kept(time.time())
+        not_kept = run.pop_not_kept_note(time.time())
         if not_kept is not None:
             self._ignored.counts[NOT_KEPT] += 1
             self._spool.writers.note_not_kept(not_kept)

@@ -205,7 +205,7 @@ def all_chunks(run_chunker: RunChunker) -> list[Chunk]:
 
 def taken(run_chunker: RunChunker) -> list[Chunk]:
     found: list[Chunk] = []
-    while (chunk := run_chunker.take_ready(lambda _: True)) is not None:
+    while (chunk := run_chunker.pop_ready(lambda _: True)) is not None:
         found.append(chunk)
     return found
 

@@ -95,7 +95,7 @@ def next_work(run: ClaimedRun, now: float) -> Push | None:
             run.previews.note_journal_read(now)
     if run.offset_unknown:
         return None  # the shift of a chunk's times is noted before its first attempt
-    chunk = run.run_chunker.take_ready(lambda chunk: _may_leave(run, chunk))
+    chunk = run.run_chunker.pop_ready(lambda chunk: _may_leave(run, chunk))
     if chunk is None:
         return None
     run.run_chunker.sync()
