@@ -126,7 +126,7 @@ class RunChunker:
         return self._outgrown
 
     def pop_ready(self, may_leave: Callable[[Chunk], bool]) -> Chunk | None:
-        """Take out the first chunk that may leave; None if none may."""
+        """Remove and return the first chunk that may leave; None if none may."""
         for place, chunk in enumerate(self._ready):
             if may_leave(chunk):
                 del self._ready[place]
@@ -134,12 +134,12 @@ class RunChunker:
         return None
 
     def pop_damaged(self) -> list[Chunk]:
-        """Take out the chunks that were tried before and are no longer whole in the journal. They are never sent."""
+        """Remove and return the chunks that were tried and are no longer whole in the journal. They are never sent."""
         taken, self._damaged = self._damaged, []
         return taken
 
     def pop_to_cut_short(self, may_end: Callable[[int], bool]) -> list[int]:
-        """Take out the streams that may end now, and whose next chunk must end with the rows of its preview."""
+        """Remove and return the streams that may end now, and whose next chunk must end with its preview's rows."""
         taken = [stream for stream in self._to_cut_short if may_end(stream)]
         self._to_cut_short.difference_update(taken)
         return taken

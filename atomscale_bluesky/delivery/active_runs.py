@@ -37,7 +37,7 @@ class ActiveRuns:
         spool: Whose runs.
         endpoint: Where they are to go. Runs for another endpoint are left alone.
         listing: Forgets the runs that leave the spool.
-        knowledge: What is known about the server.
+        server_facts: What is known about the server, shared by all runs.
         gil_yield: Makes way for a plan's thread.
         now: Unix seconds.
         monotonic: A clock.
@@ -49,7 +49,7 @@ class ActiveRuns:
         endpoint: str,
         *,
         listing: SpoolListing,
-        knowledge: ServerFacts | None = None,
+        server_facts: ServerFacts | None = None,
         gil_yield: GilYield | None = None,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -60,7 +60,7 @@ class ActiveRuns:
         self._spool = spool
         self._endpoint = endpoint
         self._listing = listing
-        self._knowledge = knowledge or ServerFacts()
+        self._server_facts = server_facts or ServerFacts()
         self._gil_yield = gil_yield or GilYield()
         self._now = now
         self._monotonic = monotonic
@@ -231,7 +231,7 @@ class ActiveRuns:
             self.waiting.queue(folder, live=folder in self.written_here)
             return
         try:
-            delivery = RunDelivery(claim, knowledge=self._knowledge, now=self._now, gil_yield=self._gil_yield)
+            delivery = RunDelivery(claim, server_facts=self._server_facts, now=self._now, gil_yield=self._gil_yield)
             delivery.obey_orders()
             if folder not in self.written_here:
                 if folder not in self._logged_found and folder not in self.begun_here:

@@ -29,7 +29,7 @@ class ClaimedRun:
 
     Args:
         claim: Has its files.
-        knowledge: What is known about the server.
+        server_facts: What is known about the server, shared by all runs.
         now: Unix seconds.
         gil_yield: Makes way for a plan's thread.
 
@@ -38,12 +38,12 @@ class ClaimedRun:
     """
 
     def __init__(
-        self, claim: RunClaim, knowledge: ServerFacts, now: Callable[[], float], gil_yield: GilYield | None
+        self, claim: RunClaim, server_facts: ServerFacts, now: Callable[[], float], gil_yield: GilYield | None
     ) -> None:
         self.claim = claim
         self.header = claim.header
         self.ledger = claim.ledger
-        self.knowledge = knowledge
+        self.server_facts = server_facts
         self.now = now
         self.task_book = TaskBook()
         self.patience = Patience()
@@ -136,7 +136,7 @@ class ClaimedRun:
     def park(self, reason: str, remedy: str) -> None:
         """Keep the run in the spool until the operator acts."""
         self.ledger.note(Parked(f"{reason}; {remedy}"))
-        remedy = with_option(remedy, self.knowledge.spool_option)
+        remedy = with_option(remedy, self.server_facts.spool_option)
         _logger.error("run %s is parked and stays in the spool: %s; %s", self.header.run_uid, reason, remedy)
 
     def park_for_its_account(self, contradiction: str) -> None:
@@ -162,7 +162,7 @@ class ClaimedRun:
 
     def edit_or_retry(self) -> str:
         """Return the commands that mend the run, or one of its streams, for a log line."""
-        short, option = self.header.run_uid[:8], self.knowledge.spool_option
+        short, option = self.header.run_uid[:8], self.server_facts.spool_option
         return f"mend it with `atomscale-bluesky edit {short} …{option}` or `atomscale-bluesky retry {short}{option}`"
 
     def pop_failed(self, streams: Container[int]) -> list[Task]:

@@ -121,12 +121,13 @@ class DeliveryLoop:
         self._drains = OpenDrains()
         self._drain_check = DrainCheck(spool, settings.endpoint)  # for runs that others deliver
         self._gil_yield = GilYield()
-        knowledge = ServerFacts(None if settings.api == "auto" else settings.api, spool_option=spool_option(settings))
+        family = None if settings.api == "auto" else settings.api
+        server_facts = ServerFacts(family, spool_option=spool_option(settings))
         self._make_scheduler = partial(
             RunScheduler,
             spool,
             settings.endpoint,
-            knowledge=knowledge,
+            server_facts=server_facts,
             complete_run=complete_run,
             now=now,
             monotonic=monotonic,
@@ -135,7 +136,7 @@ class DeliveryLoop:
         self.runs: RunScheduler = self._make_scheduler()
         self._active = self.runs.active
         self.retries = RetryPolicy((settings.endpoint, str(spool.path)), monotonic, jitter)
-        self.workers = WorkerPool(settings, knowledge, inbox.put, gil_yield=self._gil_yield)
+        self.workers = WorkerPool(settings, server_facts, inbox.put, gil_yield=self._gil_yield)
         self._connections = ConnectionLimit(settings.max_connections)
 
     def run(self) -> None:

@@ -51,7 +51,7 @@ class RunDelivery:
 
     Args:
         claim: The run. It belongs to this object from now on.
-        knowledge: What is known about the server.
+        server_facts: What is known about the server, shared by all runs.
         now: Unix seconds.
         gil_yield: Makes way for a plan's thread.
 
@@ -63,12 +63,12 @@ class RunDelivery:
         self,
         claim: RunClaim,
         *,
-        knowledge: ServerFacts | None = None,
+        server_facts: ServerFacts | None = None,
         now: Callable[[], float] = time.time,
         gil_yield: GilYield | None = None,
     ) -> None:
         self.claim = claim
-        self.run = ClaimedRun(claim, knowledge or ServerFacts(), now, gil_yield)
+        self.run = ClaimedRun(claim, server_facts or ServerFacts(), now, gil_yield)
         self.run_uid = claim.header.run_uid
         self.released = False  # its files are closed: tasks of it that still lie ready are not to be begun
         self._idle = False  # `next_task` returned None, and nothing has happened since

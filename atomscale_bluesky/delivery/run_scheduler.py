@@ -35,7 +35,7 @@ class RunScheduler:
     Args:
         spool: Whose runs.
         endpoint: Where they are to go. Runs for another endpoint are left alone.
-        knowledge: What is known about the server.
+        server_facts: What is known about the server, shared by all runs.
         complete_run: Has the writer in this process complete the run in a folder whose stop document never came.
         gil_yield: Makes way for a plan's thread.
         now, monotonic: The clocks that tests hand in.
@@ -46,7 +46,7 @@ class RunScheduler:
         spool: Spool,
         endpoint: str,
         *,
-        knowledge: ServerFacts | None = None,
+        server_facts: ServerFacts | None = None,
         complete_run: Callable[[Path], None] = lambda folder: None,
         gil_yield: GilYield | None = None,
         now: Callable[[], float] = time.time,
@@ -57,7 +57,7 @@ class RunScheduler:
             spool,
             endpoint,
             listing=self._listing,
-            knowledge=knowledge,
+            server_facts=server_facts,
             gil_yield=gil_yield,
             now=now,
             monotonic=monotonic,

@@ -24,10 +24,10 @@ class Outcome(msgspec.Struct, frozen=True):
     unexplained: bool = False  # it was refused, and the catalogue did not tell whether its stream is closed
 
 
-def perform(client: Client, task: Task, knowledge: ServerFacts) -> Outcome:
+def perform(client: Client, task: Task, server_facts: ServerFacts) -> Outcome:
     """Perform one task, and return its outcome. Never raises."""
     result, unexplained = None, False
-    context = WorkerContext(knowledge, task.attempts, task.unexplained)
+    context = WorkerContext(server_facts, task.attempts, task.unexplained)
     try:
         return Outcome(task, task.work.perform(client, context))
     except PartlyDoneError as part:

@@ -123,14 +123,17 @@ class WaitingRuns:
             self._counts[known.reason] -= 1
 
     def pop_next(self, *, live_first: bool) -> Path | None:
-        """Take the run whose turn it is out of the queue. Return None if none is queued."""
+        """Remove and return the queued run whose turn it is, or None if none is queued."""
         for queue in (self._live, self._backlog) if live_first else (self._backlog, self._live):
             if queue:
                 return queue.popitem(last=False)[0]
         return None
 
     def pop_set_aside(self) -> Path | None:
-        """Take out a run for a place that no queued run needs: one that is written, or waits for the operator."""
+        """Remove and return a run that is set aside, for a free place that no queued run needs.
+
+        It is one that is being written, or waits for the operator. Return None if there is none.
+        """
         for reason in (Reason.NOTHING_TO_SEND, Reason.NEEDS_OPERATOR):
             if self._counts[reason]:
                 for kind in (self._by_size, self._by_opening):

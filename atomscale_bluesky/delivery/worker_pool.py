@@ -48,7 +48,7 @@ class WorkerPool:
 
     Args:
         settings: Endpoint, key and limits.
-        knowledge: What is known about the server.
+        server_facts: What is known about the server, shared by all runs.
         report: Called in a worker's thread with a `Report` for each task, and now and then with a `ClockReading`.
         gil_yield: Makes way for a plan's thread.
     """
@@ -56,13 +56,13 @@ class WorkerPool:
     def __init__(
         self,
         settings: Settings,
-        knowledge: ServerFacts,
+        server_facts: ServerFacts,
         report: Callable[[object], None],
         gil_yield: GilYield | None = None,
     ) -> None:
         self.in_flight = 0  # queued, and not noted as returned; counted by the deciding thread alone
         self._settings = settings
-        self._knowledge = knowledge
+        self._server_facts = server_facts
         self._report = report
         self._gil_yield = gil_yield or GilYield()
         self._go_on = threading.Semaphore(0)  # for workers that have reported a failure
@@ -165,7 +165,7 @@ class WorkerPool:
                 before = client.connection.traffic
                 # If the run was released meanwhile, another uploader may have begun the same.
                 step = None if delivery.released else tracing.begin(delivery.run_uid, task)
-                outcome = Outcome(task) if delivery.released else perform(client, task, self._knowledge)
+                outcome = Outcome(task) if delivery.released else perform(client, task, self._server_facts)
                 traffic = client.connection.traffic.since(before)
                 tracing.end(step, outcome, traffic)
                 self._report(Report(delivery, outcome, traffic))
@@ -179,8 +179,8 @@ class WorkerPool:
     def _measure_clock(self, client: Client) -> None:
         """Measure how far this host's clock is off, once an hour. Nothing waits for it, and a failure is ignored."""
         now = time.monotonic()
-        if now - self._knowledge.clock_measured < CLOCK_INTERVAL_S:
+        if now - self._server_facts.clock_measured < CLOCK_INTERVAL_S:
             return
-        self._knowledge.clock_measured = now
+        self._server_facts.clock_measured = now
         with suppress(Exception):
             self._report(measure(client))

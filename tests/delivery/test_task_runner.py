@@ -71,10 +71,10 @@ def push(
     client: Client,
     data_id: str,
     names: Iterable[str],
-    knowledge: ServerFacts | None = None,
+    server_facts: ServerFacts | None = None,
     apart: frozenset[str] = frozenset(),
 ) -> Outcome:
-    return perform(client, pushing(data_id, chunk(names), apart), knowledge or ServerFacts())
+    return perform(client, pushing(data_id, chunk(names), apart), server_facts or ServerFacts())
 
 
 def sent(outcome: Outcome) -> Sent:
@@ -254,22 +254,22 @@ def test_an_outage_in_the_middle_of_a_search_ends_it_and_the_whole_chunk_is_trie
 def test_a_family_without_chunk_multi_gets_channel_by_channel_from_then_on(
     client: Client, server: LocalServer, status: int
 ) -> None:
-    data_id, knowledge = initialize(client), ServerFacts()
+    data_id, server_facts = initialize(client), ServerFacts()
     server.misbehave(Fault(call="chunk_multi", status=status))
 
     for _ in range(2):
-        assert sent(push(client, data_id, "abc", knowledge)).confirmed == ("a", "b", "c")
+        assert sent(push(client, data_id, "abc", server_facts)).confirmed == ("a", "b", "c")
 
-    assert knowledge.families_without_multi == {"metrology"}
+    assert server_facts.families_without_multi == {"metrology"}
     assert calls(server)[1:] == ["chunk_multi"] + ["chunk"] * 6
 
 
 def test_a_stream_that_is_gone_says_nothing_about_chunk_multi(client: Client) -> None:
-    knowledge = ServerFacts()
+    server_facts = ServerFacts()
 
-    found = sent(push(client, NOBODY, "ab", knowledge))
+    found = sent(push(client, NOBODY, "ab", server_facts))
 
-    assert (found.confirmed, set(found.refused), knowledge.families_without_multi) == ((), {"a", "b"}, set())
+    assert (found.confirmed, set(found.refused), server_facts.families_without_multi) == ((), {"a", "b"}, set())
 
 
 def test_a_chunk_larger_than_the_limit_goes_in_parts_without_being_refused_first(server: LocalServer) -> None:

@@ -586,10 +586,10 @@ def test_a_task_forbidden_while_others_are_taken_is_parked_and_else_tried_again(
 
 
 def test_the_family_that_the_first_stream_was_made_in_is_kept_for_all(answering: Server) -> None:
-    knowledge = answering.delivery.run.knowledge
-    assert knowledge.family is None
+    server_facts = answering.delivery.run.server_facts
+    assert server_facts.family is None
     answering.initializes()
-    assert knowledge.family == "metrology"
+    assert server_facts.family == "metrology"
 
 
 def test_a_chunk_too_large_alone_halves_the_points_and_at_one_point_it_is_refused(

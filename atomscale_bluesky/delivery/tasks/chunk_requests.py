@@ -65,7 +65,7 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
         together = (
             chunk.with_channels(name for name in chunk.names if name not in self.pushed_singly) if singly else chunk
         )
-        single_only = context.knowledge.families_without_multi
+        single_only = context.server_facts.families_without_multi
         if not together.names or self.family in single_only:
             return self._send_each(client, chunk)
         if len(together.names) > 1 and push_bytes(together) > client.max_body_bytes:

@@ -65,7 +65,7 @@ class Initialize(Work[str], frozen=True, eq=False):
 
     def apply_result(self, run: ClaimedRun, result: str) -> None:
         """Note the stream's id. Its chunks may leave now."""
-        run.knowledge.family = run.knowledge.family or self.family
+        run.server_facts.family = run.server_facts.family or self.family
         if run.streams[self.stream].parked:
             run.reload("chunks of a stream were passed over while it was parked")
         run.ledger.note(Initialized(self.stream, result, self.family))
@@ -73,7 +73,7 @@ class Initialize(Work[str], frozen=True, eq=False):
 
     def apply_refusal(self, run: ClaimedRun, error: ApiRefusedError) -> RetryAfter | None:
         """Try the next path family if this one may not exist here, else park the stream."""
-        known = run.knowledge.family
+        known = run.server_facts.family
         if known != self.family:
             # The family was a guess; meanwhile another stream may have found out which one it is.
             routeless = is_no_route(error) and is_about_the_route(error.detail, self.links)
@@ -107,7 +107,7 @@ def next_work(run: ClaimedRun, now: float) -> Initialize | None:
             continue  # perhaps it never has one
         if stream.parked and not run.patience.may_ask_again(number, now):
             continue
-        family = stream.family or run.knowledge.family or FAMILIES[0]
+        family = stream.family or run.server_facts.family or FAMILIES[0]
         _note_family(run, number, family)
         opening = stream.opening
         return Initialize(

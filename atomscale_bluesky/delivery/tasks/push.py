@@ -65,7 +65,7 @@ class Push(ChunkWork, frozen=True, eq=False):
             run.pushed_singly.setdefault(self.stream, set()).add(name)
             _logger.error(
                 "chunk %d of channel %r in %r was refused and is kept: %s; see `atomscale-bluesky status%s`",
-                index, name, self.label, error, run.knowledge.spool_option,
+                index, name, self.label, error, run.server_facts.spool_option,
             )  # fmt: skip
         if confirmed:
             whole = confirmed == names or {*confirmed} >= {*names}

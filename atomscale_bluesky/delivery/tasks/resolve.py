@@ -76,7 +76,7 @@ class Resolve(Work[Links], frozen=True, eq=False):
         run.ledger.note(Unresolved(reason))
         _logger.error(
             "run %s is parked, its readings are kept: %s; this is checked again now and then",
-            run.header.run_uid, with_option(reason, run.knowledge.spool_option),
+            run.header.run_uid, with_option(reason, run.server_facts.spool_option),
         )  # fmt: skip
 
 

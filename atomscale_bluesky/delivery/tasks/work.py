@@ -62,7 +62,7 @@ class ServerFacts(msgspec.Struct):
 class WorkerContext(NamedTuple):
     """What a worker must know beside a task's input."""
 
-    knowledge: ServerFacts
+    server_facts: ServerFacts
     attempts: int = 0  # how often the task failed before
     unexplained: int = 0  # how often it was refused while the catalogue did not tell about its stream
 
