@@ -69,7 +69,7 @@ class RunChunker:
         self._header = header
         self._gil_yield = gil_yield or GilYield()
         self._cutters: dict[str, Chunker] = {}
-        self._resume = {stream.opening.stream: stream.resume() for stream in self.openings.going_on()}
+        self._resume = {stream.opening.stream: stream.resume() for stream in self.openings.open_streams()}
         self._cut_from = min((position for _, _, position in self._resume.values()), default=START)
         self._reader = RunReader(folder)
         self._lines: Iterator[Line] = iter(())
@@ -304,11 +304,11 @@ class RunChunker:
         if chunker is not None:
             chunker.take_layout(layout, from_row=self.account.next_row[layout.time_base])
             return
-        streams, going_on = self.openings.of_time_base(layout.time_base), self.openings.going_on()
+        streams, open_streams = self.openings.of_time_base(layout.time_base), self.openings.open_streams()
         self._cutters[layout.time_base] = Chunker(
             layout,
             non_finite=self._header.non_finite,
-            streams=[self._resumed(stream) for stream in streams if stream in going_on],
+            streams=[self._resumed(stream) for stream in streams if stream in open_streams],
             waiting=self.openings.waits(streams),
             known={name for stream in streams for name in self.openings.channels_of(stream.opening)},
         )

@@ -33,7 +33,7 @@ class StreamOpenings:
         self._ledger = ledger
         self._account = account
 
-    def going_on(self) -> list[MetrologyStreamState]:
+    def open_streams(self) -> list[MetrologyStreamState]:
         """Return the metrology streams that take further chunks."""
         return [stream for stream in self._ledger.state.streams.values() if not stream.ended]
 

@@ -130,7 +130,7 @@ class ActiveRuns:
         if lock is not None and folder not in self._deliveries:
             lock.release()
 
-    def claim_again(self, delivery: RunDelivery) -> None:
+    def reload(self, delivery: RunDelivery) -> None:
         """Read the files of an active run again from their beginning, without releasing its lock."""
         folder = delivery.claim.folder
         lock = self._deliveries.pop(folder).hand_over()

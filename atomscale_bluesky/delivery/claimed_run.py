@@ -49,7 +49,7 @@ class ClaimedRun:
         self.patience = Patience()
         self.pushed_singly: dict[int, set[str]] = {}  # by stream: channels that were refused
         self.account_checked: set[int] = set()  # streams whose account was checked and is right
-        self.to_reload = False  # what was read of the files no longer holds
+        self.must_reload = False  # what was read of the files no longer holds
         self.pending_links = PendingLinks(claim.header, claim.ledger.state)
         if self.state.broken is None:
             cut_short_in_doubt(claim.ledger)
@@ -96,18 +96,18 @@ class ClaimedRun:
         return (
             self.run_chunker.all_cut
             and all(stream.is_done for stream in self.streams.values())
-            and not self.pending_links.to_resolve
+            and not self.pending_links.must_resolve
             and not any(self.missing_links(stream) for stream in self.streams.values())
         )
 
     @property
     def parked(self) -> str | None:
         """The reason why the whole run waits for the operator or for something missing in Atomscale, or None."""
-        return self.parked_for_good or (None if self.state.is_initialized else self.state.unresolved)
+        return self.needs_operator_because or (None if self.state.is_initialized else self.state.unresolved)
 
     @property
-    def parked_for_good(self) -> str | None:
-        """The same, if only the operator can mend it."""
+    def needs_operator_because(self) -> str | None:
+        """Why only the operator can free the run, or None if it is not parked or waits for something in Atomscale."""
         return self.state.parked_reason or (self.header.problem if self.state.edited is None else None)
 
     @property
@@ -128,10 +128,10 @@ class ClaimedRun:
         """Return the links of a stream that are still to be made, including refused ones."""
         return self.pending_links.missing(stream, self.run_chunker.account.stop)
 
-    def reload(self, reason: str) -> None:
+    def request_reload(self, reason: str) -> None:
         """Let the run be read again from its files once nothing of it is under way. Until then no task begins."""
         _logger.debug("run %s is to be read again from its files: %s", self.header.run_uid, reason)
-        self.to_reload = True
+        self.must_reload = True
 
     def park(self, reason: str, remedy: str) -> None:
         """Keep the run in the spool until the operator acts."""

@@ -181,7 +181,7 @@ class DeliveryLoop:
         except Exception as error:  # noqa: BLE001 - a mistake of ours must not end all delivery: it is logged
             if not self._wait_after(error):
                 return False
-            self._begin_again()
+            self._restart()
             return True
         self._system_refused = False
         return goes_on
@@ -212,7 +212,7 @@ class DeliveryLoop:
                     self._held_messages.append(message)
         return True
 
-    def _begin_again(self) -> None:
+    def _restart(self) -> None:
         """Release every run, and forget all that was read of the spool."""
         before = self._active
         for delivery in before:
@@ -239,7 +239,7 @@ class DeliveryLoop:
             self._next_scan = self._monotonic() + SCAN_S
         busy = self._give_out_tasks()
         self._active.finish_runs()
-        if self.runs.start_again_where_due():
+        if self.runs.reload_runs():
             self._inbox.put(None)
         if self.runs.turns.fill_places():
             self._inbox.put(None)

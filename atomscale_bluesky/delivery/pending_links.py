@@ -54,7 +54,7 @@ class PendingLinks:
         return self._state.edited.order if self._state.edited else 0
 
     @property
-    def to_resolve(self) -> bool:
+    def must_resolve(self) -> bool:
         """Return True if names among them must be resolved, before anything is linked to them."""
         links, resolved = self.named_links, self._state.resolved
         if resolved is not None and resolved.order == self.edit_number:
@@ -65,7 +65,7 @@ class PendingLinks:
     def resolved_links(self) -> Links:
         """The links to initialize with, names resolved. The earlier ones while an edit's names are not resolved yet."""
         resolved = self._state.resolved
-        if resolved is not None and (resolved.order == self.edit_number or self.to_resolve):
+        if resolved is not None and (resolved.order == self.edit_number or self.must_resolve):
             return resolved.links
         return msgspec.structs.replace(
             self.named_links, physical_sample=None, tags=tuple(filter(is_uuid, self.named_links.tags))
@@ -74,11 +74,11 @@ class PendingLinks:
     @property
     def may_initialize(self) -> bool:
         """Return True if a stream may be made. The names of an edit do not hold up a run that is under way."""
-        return not self.to_resolve or self._state.is_initialized
+        return not self.must_resolve or self._state.is_initialized
 
     def missing(self, stream: MetrologyStreamState, stop: Stop | None) -> list[Link]:
         """Return the links of a stream that are still to be made, including refused ones."""
-        if self.to_resolve or stream.data_id is None or stream.opening.joins is not None:
+        if self.must_resolve or stream.data_id is None or stream.opening.joins is not None:
             return []
         return [link for link in self._wanted(stream, stop) if link not in stream.linked]
 

@@ -78,7 +78,7 @@ class RunDelivery:
     def finished(self) -> bool:
         """Return True if every metrology stream of the stopped run is finalized, and read back if wanted."""
         run = self.run
-        if run.to_reload:
+        if run.must_reload:
             return False
         if run.state.discarded:
             return run.stopped and run.task_book.in_flight == 0
@@ -87,19 +87,19 @@ class RunDelivery:
         return run.delivered and (run.header.keep != "verified" or run.state.verified is not None)
 
     @property
-    def to_start_again(self) -> bool:
+    def may_reload_now(self) -> bool:
         """Return True if the run has to be read again from its files, and nothing of it is under way."""
-        return self.run.to_reload and self.run.task_book.in_flight == 0
+        return self.run.must_reload and self.run.task_book.in_flight == 0
 
     @property
     def more_to_read(self) -> bool:
         """Return True if the journal was not read to its present end, and can be read on at once."""
-        return self.run.run_chunker.more_to_read and not self.run.to_reload
+        return self.run.run_chunker.more_to_read and not self.run.must_reload
 
     @property
     def idle(self) -> bool:
         """Return True if nothing can be done until more is written, the operator acts, or minutes have passed."""
-        moves = self.run.task_book.is_busy or self.finished or self.run.to_reload or not self.run.run_chunker.at_end
+        moves = self.run.task_book.is_busy or self.finished or self.run.must_reload or not self.run.run_chunker.at_end
         return self._idle and not moves and self.run.previews.next_due() is None
 
     @property
@@ -148,7 +148,7 @@ class RunDelivery:
             now: Monotonic. Failed tasks come again when their pause is over.
         """
         self.run.previews.asked_at = now
-        task = None if self.run.to_reload else self._next_task(now)
+        task = None if self.run.must_reload else self._next_task(now)
         self._idle = task is None
         return task
 
@@ -161,7 +161,7 @@ class RunDelivery:
             return book.give_out_failed(now) if work is None else book.begin(work)
         end_damaged_streams(run)
         work = read_back.next_work(run)
-        if run.to_reload:  # a stream has ended just now, and what is ready of it belongs to another one
+        if run.must_reload:  # a stream has ended just now, and what is ready of it belongs to another one
             return None if work is None else book.begin(work)
         work = work or resolve.next_work(run, now) or initialize.next_work(run, now)
         if work is None and (task := book.give_out_failed(now)) is not None:
@@ -172,7 +172,7 @@ class RunDelivery:
             end_outgrown_streams(run)
             end_streams_without_a_point(run)
             work = read_back.next_work(run)
-        if work is None and not run.to_reload:
+        if work is None and not run.must_reload:
             work = finalize.next_work(run) or verify.next_work(run)
         return None if work is None else book.begin(work)
 
@@ -191,7 +191,7 @@ class RunDelivery:
 
     def next_due(self) -> float | None:
         """Return when a failed task or a preview is due, monotonic, or None if there is none."""
-        if self.run.to_reload:
+        if self.run.must_reload:
             return None
         times = [self.run.task_book.next_due(), self.run.previews.next_due()]
         return min((time for time in times if time is not None), default=None)
@@ -253,7 +253,7 @@ class RunDelivery:
     # ---- orders, and the run's end ---------------------------------------------------------------------------------
 
     def obey_orders(self) -> None:
-        """Note the operator's new orders. They take effect once `to_start_again` is True and the run is read again.
+        """Note the operator's new orders. They take effect once `may_reload_now` is True and the run is read again.
 
         Raises:
             SpoolError: The run's files cannot be read or written.
@@ -270,11 +270,11 @@ class RunDelivery:
                 case Settle():
                     self.run.ledger.note(Obeyed(number))  # `settle_ordered` is True from here on
                 case Move():
-                    self.run.reload("it was moved")  # the process that delivers to the new endpoint notes it
+                    self.run.request_reload("it was moved")  # the process that delivers to the new endpoint notes it
                     return
             _logger.info("run %s: %s, as ordered", self.run.header.run_uid, type(order).__name__.lower())
             if not isinstance(order, Settle):
-                self.run.reload(f"{type(order).__name__.lower()} was ordered")
+                self.run.request_reload(f"{type(order).__name__.lower()} was ordered")
 
     def close(self) -> None:
         """Close the run's files and release its lock."""

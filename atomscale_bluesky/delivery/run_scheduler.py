@@ -122,7 +122,7 @@ class RunScheduler:
                 self.active.waiting.queue(folder, live=folder in self.active.written_here)
         for folder in gone:
             active.forget(folder)
-        self._queue_what_can_go_on()
+        self._queue_where_possible()
         active.note_progress()
         self.turns.fill_places()
         if self.active.waiting.any_queued and active.free_places <= 0:
@@ -172,36 +172,37 @@ class RunScheduler:
         for delivery in self.active:
             self.active.guarded(delivery, delivery.complete_if_interrupted)
 
-    def start_again_where_due(self) -> bool:
-        """Read the files of runs again where an order has changed their meaning. Return True if there were any."""
-        again = [delivery for delivery in self.active if delivery.to_start_again]
+    def reload_runs(self) -> bool:
+        """Read the files of runs again for which that was requested. Return True if there were any."""
+        again = [delivery for delivery in self.active if delivery.may_reload_now]
         for delivery in again:
-            self.active.claim_again(delivery)
+            self.active.reload(delivery)
         return bool(again)
 
-    def _queue_what_can_go_on(self) -> None:
+    def _queue_where_possible(self) -> None:
         """Queue the runs whose files have changed since they were set aside."""
         ordered_at = self._spool.ordered_at()
         by_size = self._check_all or ordered_at != self._ordered_at
-        by_opening, self._check_all, self._ordered_at = self._check_all, False, ordered_at
+        by_opening = self._check_all
+        self._check_all, self._ordered_at = False, ordered_at
         for folder in self.active.waiting.find_due(self._is_due, all_by_size=by_size, all_by_opening=by_opening):
             self.active.waiting.queue(folder, live=folder in self.active.written_here)
 
-    def _is_due(self, folder: Path, known: SetAside) -> bool:
+    def _is_due(self, folder: Path, note: SetAside) -> bool:
         """Return True if something can be done for a run that is set aside, or if its files cannot be read."""
         try:
-            return self._can_go_on(folder, known)
+            return self._has_something_to_do(folder, note)
         except OSError:
             return True  # claiming it fails the same way: then it is logged, and set aside as broken
 
-    def _can_go_on(self, folder: Path, known: SetAside) -> bool:
-        if known.reason is Reason.CLAIMED_ELSEWHERE:
+    def _has_something_to_do(self, folder: Path, note: SetAside) -> bool:
+        if note.reason is Reason.CLAIMED_ELSEWHERE:
             if folder in self.active.written_here:
                 self._complete_if_settled(folder)
             return not self._spool.uploader_alive(folder)
-        if known.reason in {Reason.NO_HEADER_YET, Reason.BROKEN} or file_sizes(folder) != known.sizes:
+        if note.reason in {Reason.NO_HEADER_YET, Reason.BROKEN} or file_sizes(folder) != note.sizes:
             return True
-        return known.written_elsewhere and not self._spool.writer_alive(folder)
+        return note.written_elsewhere and not self._spool.writer_alive(folder)
 
     def _complete_if_settled(self, folder: Path) -> None:
         """Obey the one order that only the writer can obey, also where another process delivers the run."""

@@ -72,8 +72,8 @@ def end_damaged_streams(run: ClaimedRun) -> None:
 
 def end_streams_without_a_point(run: ClaimedRun) -> None:
     """End the streams that were opened for rows which never came: they are not made."""
-    if run.to_reload or not run.run_chunker.all_cut:
-        return  # `to_reload`: the rows of a stream that was opened just now are read next
+    if run.must_reload or not run.run_chunker.all_cut:
+        return  # `must_reload`: the rows of a stream that was opened just now are read next
     for number, stream in run.streams.items():
         if not run.is_made_at_once(number) and stream.is_not_requested and not run.run_chunker.has_point(stream):
             run.ledger.note(Ended(number, NO_POINT))
@@ -83,7 +83,7 @@ def end_outgrown_streams(run: ClaimedRun) -> None:
     """End streams whose chunk was cut short at a preview. The rows after it go on in a further stream."""
     for number in run.run_chunker.pop_to_cut_short(lambda one: not run.task_book.holds(Kind.PREVIEW, one)):
         if not run.previews.cut_short(run.streams[number]):
-            run.reload("a preview was not taken, so its chunk is made as usual")
+            run.request_reload("a preview was not taken, so its chunk is made as usual")
     for number in run.run_chunker.outgrown:
         stream = run.streams[number]
         cut_short = stream.last_tried is not None and stream.last_tried.cut_short

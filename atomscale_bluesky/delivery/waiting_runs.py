@@ -91,13 +91,13 @@ class WaitingRuns:
 
     def reason(self, folder: Path) -> Reason | None:
         """Return why a run is set aside, or None if it is not."""
-        known = self._by_size.get(folder) or self._by_opening.get(folder)
-        return known.reason if known else None
+        note = self._by_size.get(folder) or self._by_opening.get(folder)
+        return note.reason if note else None
 
     @property
     def needs_operator(self) -> bool:
         """Return True if a run waits for the operator, or its files cannot be used. Checks every run."""
-        return self._counts[Reason.BROKEN] > 0 or any(known.needs_operator for known in self._by_size.values())
+        return self._counts[Reason.BROKEN] > 0 or any(note.needs_operator for note in self._by_size.values())
 
     def queue(self, folder: Path, *, live: bool, first: bool = False) -> None:
         """Queue a run, as the last one of its kind or as the first."""
@@ -107,20 +107,20 @@ class WaitingRuns:
         if first:
             queue.move_to_end(folder, last=False)
 
-    def set_aside(self, folder: Path, known: SetAside) -> None:
+    def set_aside(self, folder: Path, note: SetAside) -> None:
         """Set a run aside until its files change."""
         self.forget(folder)
-        by_opening = known.reason in _BY_OPENING or known.written_elsewhere
-        (self._by_opening if by_opening else self._by_size)[folder] = known
-        self._counts[known.reason] += 1
+        by_opening = note.reason in _BY_OPENING or note.written_elsewhere
+        (self._by_opening if by_opening else self._by_size)[folder] = note
+        self._counts[note.reason] += 1
 
     def forget(self, folder: Path) -> None:
         """Forget a run that has become active, or is gone."""
         self._live.pop(folder, None)
         self._backlog.pop(folder, None)
-        known = self._by_size.pop(folder, None) or self._by_opening.pop(folder, None)
-        if known is not None:
-            self._counts[known.reason] -= 1
+        note = self._by_size.pop(folder, None) or self._by_opening.pop(folder, None)
+        if note is not None:
+            self._counts[note.reason] -= 1
 
     def pop_next(self, *, live_first: bool) -> Path | None:
         """Remove and return the queued run whose turn it is, or None if none is queued."""
@@ -137,7 +137,7 @@ class WaitingRuns:
         for reason in (Reason.NOTHING_TO_SEND, Reason.NEEDS_OPERATOR):
             if self._counts[reason]:
                 for kind in (self._by_size, self._by_opening):
-                    folder = next((folder for folder, known in kind.items() if known.reason is reason), None)
+                    folder = next((folder for folder, note in kind.items() if note.reason is reason), None)
                     if folder is not None:
                         self.forget(folder)
                         return folder
@@ -154,9 +154,9 @@ class WaitingRuns:
         ):
             share = len(kind) // CHECKS_PER_ROUND + 1 if kind is self._by_size else 0
             number = len(kind) if everything else max(minimum, share)
-            for folder, known in list(islice(kind.items(), number)):
+            for folder, note in list(islice(kind.items(), number)):
                 kind.move_to_end(folder)
-                if is_due(folder, known):
+                if is_due(folder, note):
                     found.append(folder)
         return found
 

@@ -65,7 +65,7 @@ class WorkerPool:
         self._server_facts = server_facts
         self._report = report
         self._gil_yield = gil_yield or GilYield()
-        self._go_on = threading.Semaphore(0)  # for workers that have reported a failure
+        self._may_work = threading.Semaphore(0)  # for workers that have reported a failure
         self._tasks: queue.SimpleQueue[tuple[RunDelivery, Task] | _Rest | None] = queue.SimpleQueue()
         self._permitted = 1
         self._resting = 0  # threads that rest, or will when they have done the tasks that were queued before
@@ -97,7 +97,7 @@ class WorkerPool:
 
     def resume_failed(self) -> None:
         """Let a worker that reported a failure begin another task."""
-        self._go_on.release()
+        self._may_work.release()
 
     def take_back_tasks(self) -> list[tuple[RunDelivery, Task]]:
         """Return the tasks that no thread has begun. None of them will be."""
@@ -133,7 +133,7 @@ class WorkerPool:
         """Let every thread end after its present task."""
         for _ in self._threads:
             self._tasks.put(None)
-            self._go_on.release()
+            self._may_work.release()
             self._wake.release()
 
     @property
@@ -172,7 +172,7 @@ class WorkerPool:
                 if outcome.error is None:
                     self._measure_clock(client)
                 else:
-                    self._go_on.acquire()
+                    self._may_work.acquire()
         finally:
             client.close()
 

@@ -311,11 +311,11 @@ class RunWriters:
             self.sync_each = True
             self._thread = self._room_thread = None
 
-    def _goes_on(self, thread: threading.Thread | None) -> bool:
+    def _may_continue(self, thread: threading.Thread | None) -> bool:
         return not (self._stopping.is_set() or self._retired) and thread is threading.current_thread()
 
     def _sync_loop(self) -> None:
-        while self._goes_on(self._thread):
+        while self._may_continue(self._thread):
             self._wake.wait(SYNC_INTERVAL_S)
             self._sync_all()
 
@@ -328,7 +328,7 @@ class RunWriters:
                 "spool %s is on a network file system (%s): what survives a crash depends on it; set `spool_dir` to a "
                 "local disk", self._path, kind,
             )  # fmt: skip
-        while self._goes_on(self._room_thread):
+        while self._may_continue(self._room_thread):
             catching_up = self._in_background or self._disk_space.has_unmeasured_runs
             self._stopping.wait(CATCH_UP_INTERVAL_S if catching_up else ROOM_INTERVAL_S)
             self._disk_space.update(maintain_reserve=True)

@@ -244,7 +244,7 @@ def initialized(delivery: RunDelivery) -> RunDelivery:
 
 def begun_anew(delivery: RunDelivery, spool: Spool) -> RunDelivery:
     """The same run, read again after something has changed what its files mean."""
-    assert (tasks(delivery), delivery.to_start_again) == ([], True)
+    assert (tasks(delivery), delivery.may_reload_now) == ([], True)
     delivery.close()
     claim = spool.claim(delivery.claim.folder)
     assert claim is not None
@@ -334,14 +334,14 @@ def test_a_refused_chunk_is_pushed_again_by_the_next_process_after_a_retry(deliv
     (task,) = tasks(delivery)
     delivery.apply_result(task, Sent((), {"c0": ApiRefusedError("not this one", status=422)}), 0.0)
     delivery.obey_orders()
-    assert not delivery.to_start_again
+    assert not delivery.may_reload_now
 
     spool.give_order(delivery.claim.folder, Retry())
     delivery.obey_orders()
 
     fresh = begun_anew(delivery, spool)
     fresh.obey_orders()
-    assert not fresh.to_start_again  # an order is obeyed once
+    assert not fresh.may_reload_now  # an order is obeyed once
     assert what(tasks(fresh)) == [(Kind.PUSH, 0)]
     fresh.close()
 
@@ -413,7 +413,7 @@ def test_a_run_that_is_to_be_read_again_has_nothing_due(deliver: Deliver, spool:
     spool.give_order(delivery.claim.folder, Retry())
     delivery.obey_orders()
 
-    assert (delivery.next_due(), delivery.more_to_read, delivery.to_start_again) == (None, False, False)
+    assert (delivery.next_due(), delivery.more_to_read, delivery.may_reload_now) == (None, False, False)
     confirm(delivery, second)
 
 
@@ -468,9 +468,9 @@ def test_orders_wait_for_what_is_under_way(deliver: Deliver, spool: Spool) -> No
 
     delivery.obey_orders()
 
-    assert (delivery.to_start_again, delivery.run.task_book.in_flight) == (False, 1)
+    assert (delivery.may_reload_now, delivery.run.task_book.in_flight) == (False, 1)
     confirm(delivery, task)
-    assert (delivery.to_start_again, delivery.run.task_book.in_flight, tasks(delivery)) == (True, 0, [])
+    assert (delivery.may_reload_now, delivery.run.task_book.in_flight, tasks(delivery)) == (True, 0, [])
 
 
 # ---- what came of it -------------------------------------------------------------------------------------------------

@@ -47,8 +47,8 @@ class Finalize(Work[None], frozen=True, eq=False):
 
 def next_work(run: ClaimedRun) -> Finalize | None:
     """Return the next stream to close, noted and synced. Park the run if its account does not add up."""
-    if run.to_reload or not run.run_chunker.all_cut or run.run_chunker.ready or run.task_book.failed_tasks:
-        return None  # `to_reload`: a stream was opened whose rows are read next
+    if run.must_reload or not run.run_chunker.all_cut or run.run_chunker.ready or run.task_book.failed_tasks:
+        return None  # `must_reload`: a stream was opened whose rows are read next
     ready = [stream for number, stream in run.streams.items() if _may_be_closed(run, number, stream)]
     unknown = [stream for stream in ready if stream.opening.stream not in run.account_checked]
     contradictions: dict[int, str] = {}
@@ -74,7 +74,7 @@ def _may_be_closed(run: ClaimedRun, number: int, stream: MetrologyStreamState) -
         return False
     if stream.group_parked or any(not one.all_confirmed or one.life is Life.CLOSED for one in stream.group):
         return False
-    if run.task_book.holds(Kind.LINK, number) or run.pending_links.to_resolve or run.missing_links(stream):
+    if run.task_book.holds(Kind.LINK, number) or run.pending_links.must_resolve or run.missing_links(stream):
         return False
     if any(one.opening.stream in run.run_chunker.outgrown for one in stream.group):
         return False  # the rows after it have no stream yet

@@ -67,7 +67,7 @@ class Initialize(Work[str], frozen=True, eq=False):
         """Note the stream's id. Its chunks may leave now."""
         run.server_facts.family = run.server_facts.family or self.family
         if run.streams[self.stream].parked:
-            run.reload("chunks of a stream were passed over while it was parked")
+            run.request_reload("chunks of a stream were passed over while it was parked")
         run.ledger.note(Initialized(self.stream, result, self.family))
         _logger.info("metrology stream %r has the id %s", self.label, result)
 

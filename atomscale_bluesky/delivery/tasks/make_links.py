@@ -48,14 +48,14 @@ class MakeLinks(Work[LinksMade], frozen=True, eq=False):
     backoff: ClassVar[Backoff | None] = backoff.LINK
 
     data_id: str
-    to_link: tuple[Link, ...]
+    links_to_make: tuple[Link, ...]
     stopped_at: float | None = None  # when the run had stopped, as far as was known; Unix seconds
 
     def perform(self, client: Client, context: WorkerContext) -> LinksMade:
         """Make one link after the other. Earlier results are kept, whatever happens to a later link."""
         made: list[Link] = []
         refused: dict[Link, str] = {}
-        for link in self.to_link:
+        for link in self.links_to_make:
             try:
                 _LINKERS[link.kind](client, self, link.to)
             except ApiRefusedError as error:
@@ -82,14 +82,16 @@ class MakeLinks(Work[LinksMade], frozen=True, eq=False):
 
     def park(self, run: ClaimedRun, reason: str) -> None:
         """Note that all of them are refused. Chunks are sent all the same."""
-        self.apply_result(run, LinksMade(refused=dict.fromkeys(self.to_link, reason)))
+        self.apply_result(run, LinksMade(refused=dict.fromkeys(self.links_to_make, reason)))
 
     def apply_failure(self, run: ClaimedRun, error: ApiError, part: LinksMade | None) -> MakeLinks:
         """Note the links that were made, and return the others."""
         if part is None:
             return self
         self._note_made(run, part.made)
-        return msgspec.structs.replace(self, to_link=tuple(link for link in self.to_link if link not in part.made))
+        return msgspec.structs.replace(
+            self, links_to_make=tuple(link for link in self.links_to_make if link not in part.made)
+        )
 
     def _note_made(self, run: ClaimedRun, made: Iterable[Link]) -> None:
         for link in made:
@@ -101,15 +103,15 @@ def next_work(run: ClaimedRun, now: float) -> MakeLinks | None:
     for number, stream in run.streams.items():
         if run.task_book.holds(Kind.LINK, number) or number in run.streams_about_to_end:
             continue
-        to_link = tuple(
+        links_to_make = tuple(
             link
             for link in run.missing_links(stream)
             if link not in stream.links_refused or run.patience.may_ask_again((number, link), now)
         )
-        if to_link:
+        if links_to_make:
             stop = stop_of(run.claim.folder)  # which may not have been read yet
             stopped_at = stop.time if stop else None
-            return MakeLinks(number, stream.opening.label, stream.data_id or "", to_link, stopped_at)
+            return MakeLinks(number, stream.opening.label, stream.data_id or "", links_to_make, stopped_at)
     return None
 
 

@@ -30,7 +30,7 @@ class Preview(ChunkWork, frozen=True, eq=False):
         elif result.confirmed:  # some channels are taken, which cannot be undone, so this is the chunk
             self._not_answered(run, in_doubt=True)
         elif run.previews.note_refused(self.stream, str(next(iter(result.refused.values())))):
-            run.reload("a chunk ends with the last preview that was taken")
+            run.request_reload("a chunk ends with the last preview that was taken")
 
     def park(self, run: ClaimedRun, reason: str) -> None:
         """Park the stream. Nothing more is shown of it until the run's files are read again."""
@@ -48,7 +48,7 @@ class Preview(ChunkWork, frozen=True, eq=False):
 
     def _not_answered(self, run: ClaimedRun, *, in_doubt: bool) -> None:
         if run.previews.note_failed(self.stream, in_doubt=in_doubt):
-            run.reload("a chunk ends with a preview that was not answered")
+            run.request_reload("a chunk ends with a preview that was not answered")
 
 
 def next_work(run: ClaimedRun, now: float) -> Preview | None:

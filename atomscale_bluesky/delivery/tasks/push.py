@@ -58,7 +58,7 @@ class Push(ChunkWork, frozen=True, eq=False):
         if refused and not confirmed and refused.keys() >= {*names}:
             reason = str(next(iter(refused.values())))
             if run.previews.end_refused_chunk(run.streams[self.stream], index, reason):
-                run.reload("a refused chunk ends with what was shown of it")
+                run.request_reload("a refused chunk ends with what was shown of it")
                 return
         for name, error in refused.items():
             run.ledger.note(Refused(self.stream, index, (name,), error.status, str(error)))

@@ -65,7 +65,7 @@ class Resolve(Work[Links], frozen=True, eq=False):
         if self.order != run.pending_links.edit_number:
             return  # another edit has come meanwhile
         if run.state.unresolved is not None:
-            run.reload("rows that were only counted while the links were not found are to be sent")
+            run.request_reload("rows that were only counted while the links were not found are to be sent")
         run.ledger.note(Resolved(result, self.order))
 
     def park(self, run: ClaimedRun, reason: str) -> None:
@@ -82,9 +82,9 @@ class Resolve(Work[Links], frozen=True, eq=False):
 
 def next_work(run: ClaimedRun, now: float) -> Resolve | None:
     """Return the look-up if it is still to be made. One that found nothing comes again, by a monotonic clock."""
-    if not run.pending_links.to_resolve or run.task_book.holds(Kind.RESOLVE, RUN):
+    if not run.pending_links.must_resolve or run.task_book.holds(Kind.RESOLVE, RUN):
         return None
-    if run.parked_for_good or run.state.discarded:
+    if run.needs_operator_because or run.state.discarded:
         return None
     if run.state.unresolved and not run.patience.may_ask_again(RUN, now):
         return None
