@@ -39,8 +39,8 @@ class ActiveRuns:
         listing: Forgets the runs that leave the spool.
         server_facts: What is known about the server, shared by all runs.
         gil_yield: Makes way for a plan's thread.
-        now: Unix seconds.
-        monotonic: A clock.
+        unix_time: Returns Unix seconds. A test passes its own.
+        monotonic: Returns monotonic seconds. A test passes its own.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ActiveRuns:
         listing: SpoolListing,
         server_facts: ServerFacts | None = None,
         gil_yield: GilYield | None = None,
-        now: Callable[[], float] = time.time,
+        unix_time: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.written_here: set[Path] = set()  # runs whose writer is in this process
@@ -62,7 +62,7 @@ class ActiveRuns:
         self._listing = listing
         self._server_facts = server_facts or ServerFacts()
         self._gil_yield = gil_yield or GilYield()
-        self._now = now
+        self._unix_time = unix_time
         self._monotonic = monotonic
         self._deliveries: dict[Path, RunDelivery] = {}
         self._turns: deque[Path] = deque()  # whose task comes next
@@ -231,7 +231,9 @@ class ActiveRuns:
             self.waiting.queue(folder, live=folder in self.written_here)
             return
         try:
-            delivery = RunDelivery(claim, server_facts=self._server_facts, now=self._now, gil_yield=self._gil_yield)
+            delivery = RunDelivery(
+                claim, server_facts=self._server_facts, unix_time=self._unix_time, gil_yield=self._gil_yield
+            )
             delivery.obey_orders()
             if folder not in self.written_here:
                 if folder not in self._logged_found and folder not in self.begun_here:

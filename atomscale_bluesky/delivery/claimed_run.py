@@ -30,7 +30,7 @@ class ClaimedRun:
     Args:
         claim: Has its files.
         server_facts: What is known about the server, shared by all runs.
-        now: Unix seconds.
+        unix_time: Returns Unix seconds. A test passes its own.
         gil_yield: Makes way for a plan's thread.
 
     Raises:
@@ -38,13 +38,13 @@ class ClaimedRun:
     """
 
     def __init__(
-        self, claim: RunClaim, server_facts: ServerFacts, now: Callable[[], float], gil_yield: GilYield | None
+        self, claim: RunClaim, server_facts: ServerFacts, unix_time: Callable[[], float], gil_yield: GilYield | None
     ) -> None:
         self.claim = claim
         self.header = claim.header
         self.ledger = claim.ledger
         self.server_facts = server_facts
-        self.now = now
+        self.unix_time = unix_time
         self.task_book = TaskBook()
         self.patience = Patience()
         self.pushed_singly: dict[int, set[str]] = {}  # by stream: channels that were refused
@@ -54,8 +54,8 @@ class ClaimedRun:
         if self.state.broken is None:
             cut_short_in_doubt(claim.ledger)
         self.run_chunker = RunChunker(claim.folder, claim.header, claim.ledger, gil_yield)
-        self.previews = Previews(claim.header, claim.ledger, self.run_chunker, now)
-        self.streams_about_to_end = StreamsAboutToEnd(claim.ledger, self.run_chunker, now)
+        self.previews = Previews(claim.header, claim.ledger, self.run_chunker, unix_time)
+        self.streams_about_to_end = StreamsAboutToEnd(claim.ledger, self.run_chunker, unix_time)
         if self.state.broken is not None:
             _logger.error("run %s is parked and stays in the spool: %s", self.header.run_uid, self.state.broken)
         elif self.offset_unknown and self.parked is None and self._has_sent_times:

@@ -89,7 +89,7 @@ class DeliveryLoop:
             written on, or None to take another step.
         follow: True if it serves other processes, which send no messages. Then it polls.
         complete_run: Has the writer in this process complete the run in a folder whose stop document never came.
-        now, monotonic, jitter: The clocks and the chance that tests hand in.
+        unix_time, monotonic, jitter: The clocks and the random number. A test passes its own.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class DeliveryLoop:
         *,
         follow: bool,
         complete_run: Callable[[Path], None],
-        now: Callable[[], float],
+        unix_time: Callable[[], float],
         monotonic: Callable[[], float],
         jitter: Callable[[], float],
     ) -> None:
@@ -129,7 +129,7 @@ class DeliveryLoop:
             settings.endpoint,
             server_facts=server_facts,
             complete_run=complete_run,
-            now=now,
+            unix_time=unix_time,
             monotonic=monotonic,
             gil_yield=self._gil_yield,
         )

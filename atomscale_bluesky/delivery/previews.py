@@ -57,15 +57,15 @@ class Previews:
         header: Says how long a point may wait.
         ledger: Where each preview is noted before it leaves.
         run_chunker: Has the chunks that are not full.
-        now: Unix seconds.
+        unix_time: Returns Unix seconds. A test passes its own.
     """
 
-    def __init__(self, header: Header, ledger: Ledger, run_chunker: RunChunker, now: Callable[[], float]) -> None:
-        self.asked_at = 0.0  # monotonic, as all times here
+    def __init__(self, header: Header, ledger: Ledger, run_chunker: RunChunker, unix_time: Callable[[], float]) -> None:
+        self.asked_at = 0.0  # monotonic, as every time here except `unix_time()`
         self._header = header
         self._ledger = ledger
         self._run_chunker = run_chunker
-        self._now = now
+        self._unix_time = unix_time
         self._limit_s = header.max_latency_s
         self._read_at: float | None = None
         self._since: dict[int, tuple[int, float]] = {}  # stream → chunk, and since when a point of it may wait unseen
@@ -161,7 +161,7 @@ class Previews:
             return False
         with self._ledger.together():
             self._ledger.note(shown.as_tried(cut_short=True))
-            self._ledger.note(Confirmed(shown.stream, shown.index, self._now()))
+            self._ledger.note(Confirmed(shown.stream, shown.index, self._unix_time()))
         return True
 
     def _note_answer(self, stream: int, *, taken: bool) -> None:

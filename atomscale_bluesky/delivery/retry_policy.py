@@ -26,7 +26,7 @@ class RetryPolicy:
 
     Args:
         where: Endpoint and spool, as warnings name them.
-        monotonic, jitter: The clock and the chance that tests hand in.
+        monotonic, jitter: The clock and the random number. A test passes its own.
     """
 
     def __init__(self, where: tuple[str, str], monotonic: Callable[[], float], jitter: Callable[[], float]) -> None:

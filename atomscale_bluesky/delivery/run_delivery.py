@@ -52,7 +52,7 @@ class RunDelivery:
     Args:
         claim: The run. It belongs to this object from now on.
         server_facts: What is known about the server, shared by all runs.
-        now: Unix seconds.
+        unix_time: Returns Unix seconds. A test passes its own.
         gil_yield: Makes way for a plan's thread.
 
     Raises:
@@ -64,11 +64,11 @@ class RunDelivery:
         claim: RunClaim,
         *,
         server_facts: ServerFacts | None = None,
-        now: Callable[[], float] = time.time,
+        unix_time: Callable[[], float] = time.time,
         gil_yield: GilYield | None = None,
     ) -> None:
         self.claim = claim
-        self.run = ClaimedRun(claim, server_facts or ServerFacts(), now, gil_yield)
+        self.run = ClaimedRun(claim, server_facts or ServerFacts(), unix_time, gil_yield)
         self.run_uid = claim.header.run_uid
         self.released = False  # its files are closed: tasks of it that still lie ready are not to be begun
         self._idle = False  # `next_task` returned None, and nothing has happened since
@@ -262,7 +262,7 @@ class RunDelivery:
         for number, order in enumerate(orders[self.run.state.orders_obeyed :], start=self.run.state.orders_obeyed + 1):
             match order:
                 case Discard():
-                    self.run.ledger.note(Discarded(self.run.now(), number))
+                    self.run.ledger.note(Discarded(self.run.unix_time(), number))
                 case Edit():
                     self.run.ledger.note(Edited(order.links, number, order.points_per_chunk, order.label))
                 case Retry():
@@ -298,7 +298,12 @@ class RunDelivery:
         self.run.run_chunker.close()
         status = self.status()
         entry = history_entry(
-            status, account, self.run.state, self.run.header, endpoint=self.claim.endpoint, finished=self.run.now()
+            status,
+            account,
+            self.run.state,
+            self.run.header,
+            endpoint=self.claim.endpoint,
+            finished=self.run.unix_time(),
         )
         if not self.claim.finish(entry, self._gil_yield):
             return False

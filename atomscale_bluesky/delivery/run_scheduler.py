@@ -38,7 +38,7 @@ class RunScheduler:
         server_facts: What is known about the server, shared by all runs.
         complete_run: Has the writer in this process complete the run in a folder whose stop document never came.
         gil_yield: Makes way for a plan's thread.
-        now, monotonic: The clocks that tests hand in.
+        unix_time, monotonic: The clocks. A test passes its own.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class RunScheduler:
         server_facts: ServerFacts | None = None,
         complete_run: Callable[[Path], None] = lambda folder: None,
         gil_yield: GilYield | None = None,
-        now: Callable[[], float] = time.time,
+        unix_time: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._listing = SpoolListing(spool, monotonic)
@@ -59,7 +59,7 @@ class RunScheduler:
             listing=self._listing,
             server_facts=server_facts,
             gil_yield=gil_yield,
-            now=now,
+            unix_time=unix_time,
             monotonic=monotonic,
         )
         self.turns = Turns(self.active, gil_yield, monotonic)

@@ -18,7 +18,7 @@ class SpoolListing:
 
     Args:
         spool: Whose runs.
-        monotonic: A clock.
+        monotonic: Returns monotonic seconds. A test passes its own.
     """
 
     def __init__(self, spool: Spool, monotonic: Callable[[], float]) -> None:

@@ -43,13 +43,13 @@ class StreamsAboutToEnd:
     Args:
         ledger: Where each end is noted.
         run_chunker: Opens the streams that go on.
-        now: Unix seconds.
+        unix_time: Returns Unix seconds. A test passes its own.
     """
 
-    def __init__(self, ledger: Ledger, run_chunker: RunChunker, now: Callable[[], float]) -> None:
+    def __init__(self, ledger: Ledger, run_chunker: RunChunker, unix_time: Callable[[], float]) -> None:
         self._ledger = ledger
         self._run_chunker = run_chunker
-        self._now = now
+        self._unix_time = unix_time
         self._endings: dict[int, _Ending] = {}
 
     def __contains__(self, stream: int) -> bool:
@@ -96,7 +96,7 @@ class StreamsAboutToEnd:
                 stream.opening.label, ", ".join(unclear[:5]),
             )  # fmt: skip
         for index, names in sorted(held.items()):
-            self._ledger.note(Confirmed(number, index, self._now(), tuple(names)))
+            self._ledger.note(Confirmed(number, index, self._unix_time(), tuple(names)))
 
     def _parts(self, stream: MetrologyStreamState, at_hand: dict[int, Chunk]) -> dict[str, dict[int, Part]]:
         """Return the chunks from the first one in doubt on, by channel and index."""

@@ -35,7 +35,7 @@ class Turns:
     Args:
         active: The active runs, and those that wait.
         gil_yield: Makes way for a plan's thread.
-        monotonic: A clock.
+        monotonic: Returns monotonic seconds. A test passes its own.
     """
 
     def __init__(

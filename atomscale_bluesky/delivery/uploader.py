@@ -30,7 +30,7 @@ class Uploader(Deliverer):
         settings: Endpoint, key and limits.
         follow: True if it serves other processes, which send no message when they begin a run or write. Then it polls.
         complete_run: Has the writer in this process complete the run in a folder whose stop document never came.
-        now, monotonic, jitter: The clocks and the chance that tests hand in.
+        unix_time, monotonic, jitter: The clocks and the random number. A test passes its own.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Uploader(Deliverer):
         *,
         follow: bool = False,
         complete_run: Callable[[Path], None] = lambda folder: None,
-        now: Callable[[], float] = time.time,
+        unix_time: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -56,7 +56,7 @@ class Uploader(Deliverer):
             self._inbox,
             follow=follow,
             complete_run=complete_run,
-            now=now,
+            unix_time=unix_time,
             monotonic=monotonic,
             jitter=jitter,
         )

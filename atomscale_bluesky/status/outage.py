@@ -48,12 +48,12 @@ class OutageNote:
         spool: Path,
         endpoint: str,
         *,
-        now: Callable[[], float] = time.time,
+        unix_time: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = spool / _NAME
         self._endpoint = endpoint
-        self._now = now
+        self._unix_time = unix_time
         self._monotonic = monotonic
         self._since: float | None = None
         self._written_at: float | None = None
@@ -62,7 +62,7 @@ class OutageNote:
 
     def note_failure(self, error: str, *, lasting: bool = False, key_refused: bool = False) -> None:
         """Note a failed attempt that keeps all data waiting. A single failure is no outage, unless `lasting` is set."""
-        now = self._now()
+        now = self._unix_time()
         if self._since is None:
             before = read_outage(self._path.parent)
             goes_on = before is not None and before.endpoint == self._endpoint  # no uploader has succeeded since
@@ -82,7 +82,7 @@ class OutageNote:
         self._since = self._written_at = None
         if self._perhaps_there and self._monotonic() >= self._not_before:
             there = read_outage(self._path.parent)
-            if there is not None and there.endpoint != self._endpoint and self._now() - there.time < STALE_S:
+            if there is not None and there.endpoint != self._endpoint and self._unix_time() - there.time < STALE_S:
                 self._not_before = self._monotonic() + STALE_S  # its own uploader removes it, if that one lives
                 return
             with contextlib.suppress(OSError):

@@ -106,10 +106,10 @@ def test_one_failure_is_told_at_once_where_the_next_attempt_is_a_while_away(
 def test_a_trouble_that_a_restart_did_not_end_is_told_since_it_began(spool_dir: Path) -> None:
     spool_dir.mkdir()
     for begin in (1000.0, 5000.0):  # two processes, one after the other
-        note = OutageNote(spool_dir, "https://a.invalid", now=iter([begin]).__next__)
+        note = OutageNote(spool_dir, "https://a.invalid", unix_time=iter([begin]).__next__)
         note.note_failure("no route", lasting=begin == 1000.0)
 
-    elsewhere = OutageNote(spool_dir, "https://b.invalid", now=lambda: 6000.0)
+    elsewhere = OutageNote(spool_dir, "https://b.invalid", unix_time=lambda: 6000.0)
     assert (read_outage(spool_dir).since, read_outage(spool_dir).time) == (1000.0, 5000.0)
     elsewhere.note_failure("no route", lasting=True)
     assert read_outage(spool_dir).since == 6000.0
@@ -118,7 +118,7 @@ def test_a_trouble_that_a_restart_did_not_end_is_told_since_it_began(spool_dir: 
 def test_a_lasting_trouble_is_written_seldom_and_keeps_its_beginning(spool_dir: Path) -> None:
     spool_dir.mkdir()
     now = [1000.0]
-    note = OutageNote(spool_dir, "https://a.invalid", now=lambda: now[0], monotonic=lambda: now[0])
+    note = OutageNote(spool_dir, "https://a.invalid", unix_time=lambda: now[0], monotonic=lambda: now[0])
     for n in range(12):
         note.note_failure(f"error {n}")
         now[0] += 1.0
@@ -133,7 +133,7 @@ def test_an_answer_of_another_endpoint_leaves_a_trouble_that_lasts_and_removes_a
     spool_dir.mkdir()
     now = [1000.0]
     ours, another = (
-        OutageNote(spool_dir, endpoint, now=lambda: now[0], monotonic=lambda: now[0])
+        OutageNote(spool_dir, endpoint, unix_time=lambda: now[0], monotonic=lambda: now[0])
         for endpoint in ("https://a.invalid", "https://b.invalid")
     )
     ours.note_failure("the key is refused", lasting=True, key_refused=True)

@@ -42,7 +42,7 @@ class Finalize(Work[None], frozen=True, eq=False):
 
     def apply_result(self, run: ClaimedRun, result: None) -> None:
         """Note that the stream is closed."""
-        run.ledger.note(Finalized(self.stream, run.now()))
+        run.ledger.note(Finalized(self.stream, run.unix_time()))
 
 
 def next_work(run: ClaimedRun) -> Finalize | None:

@@ -49,7 +49,7 @@ class MeasureClock(Work["ClockReading | None"], frozen=True, eq=False):
     def apply_result(self, run: ClaimedRun, result: ClockReading | None) -> None:
         """Note the shift, which is added to the run's times from here on."""
         offset_s, delay_s = (0.0, None) if result is None else result
-        run.ledger.note(ClockFixed(offset_s, run.now(), delay_s))
+        run.ledger.note(ClockFixed(offset_s, run.unix_time(), delay_s))
         if result is None:
             _logger.warning(
                 "run %s is sent with the times that this host recorded, because the server's clock cannot be measured",

@@ -36,7 +36,7 @@ class Push(ChunkWork, frozen=True, eq=False):
             end_stream(run, self.stream, "closed by the server", self.points_per_chunk, in_doubt)
         elif any(map(is_too_large, result.refused.values())) and self._may_be_halved(run, result):
             if result.confirmed:  # close to the limit, a channel's digits decide
-                run.ledger.note(Confirmed(self.stream, self.chunk.index, run.now(), result.confirmed))
+                run.ledger.note(Confirmed(self.stream, self.chunk.index, run.unix_time(), result.confirmed))
             end_stream(run, self.stream, "too large", max(1, self.points_per_chunk // 2), None)
         else:
             self._answered(run, result)
@@ -69,7 +69,7 @@ class Push(ChunkWork, frozen=True, eq=False):
             )  # fmt: skip
         if confirmed:
             whole = confirmed == names or {*confirmed} >= {*names}
-            run.ledger.note(Confirmed(self.stream, index, run.now(), None if whole else confirmed))
+            run.ledger.note(Confirmed(self.stream, index, run.unix_time(), None if whole else confirmed))
             if self.stream in run.pushed_singly:
                 run.pushed_singly[self.stream].difference_update(confirmed)  # taken again, so sent with the others
 
@@ -77,7 +77,7 @@ class Push(ChunkWork, frozen=True, eq=False):
         """Note the channels that were confirmed, and return the others."""
         chunk = self.chunk
         if part is not None and part.confirmed:
-            run.ledger.note(Confirmed(self.stream, chunk.index, run.now(), part.confirmed))
+            run.ledger.note(Confirmed(self.stream, chunk.index, run.unix_time(), part.confirmed))
             chunk = chunk.with_channels(name for name in chunk.names if name not in part.confirmed)
         return msgspec.structs.replace(self, chunk=chunk, may_be_there=True)
 

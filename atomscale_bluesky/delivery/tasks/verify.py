@@ -44,7 +44,7 @@ class Verify(Work["Verification"], frozen=True, eq=False):
     def apply_result(self, run: ClaimedRun, result: Verification) -> RetryAfter | None:
         """Note that it is equal, or park the run if it is still not equal after `MAX_READS`."""
         if result.equal:
-            run.ledger.note(Verified(run.now()))
+            run.ledger.note(Verified(run.unix_time()))
         elif self.reads < MAX_READS:
             # Stored points may take a while until they can be read. That is no outage.
             return RetryAfter(msgspec.structs.replace(self, reads=self.reads + 1), backoff.READ.pause_s(self.reads))
