@@ -5,12 +5,12 @@ Out: requests to the one host that the settings name, and their answers as recor
 Guaranteed: nothing is tried twice here. The API key goes to no other host, and into no log or error.
 Bounded: every request by its deadline, every answer by its size.
 
-    client      one method for each call of the API
-    wire        the API's paths and the bodies of requests. Pure.
-    answers     what the API's answers say. Pure.
-    connection  sends one request, and turns what came back into an answer or an error
-    read_back   reads a stream's points from an answer piece by piece. Pure.
-    json_parts  reads JSON that arrives in parts. Pure.
-    transport   deadlines, and a fast path for chunk after chunk over one connection
-    clock       compares the server's clock with this host's
+    client          one method for each call of the API
+    wire            the API's paths and the bodies of requests. Pure.
+    answers         what the API's answers say. Pure.
+    connection      sends one request, and turns what came back into an answer or an error
+    stream_content  reads a stream's points from an answer piece by piece. Pure.
+    json_parts      reads JSON that arrives in parts. Pure.
+    transport       deadlines, and a fast path for chunk after chunk over one connection
+    clock           compares the server's clock with this host's
 """

@@ -10,7 +10,7 @@ from ..errors import ApiRefusedError, ApiTooLargeError, ApiUnavailableError
 from ..model.chunk import Chunk, Column
 from ..model.links import Links
 from ..settings import Settings
-from . import answers, read_back, wire
+from . import answers, stream_content, wire
 from .connection import AnswerTooLargeError, Connection
 from .json_parts import TooMuchError
 
@@ -95,7 +95,7 @@ class Client:
         """Close a complete stream for good."""
         self._read(self._send(wire.finalize(family, data_id)), lambda body: answers.check_finalized(body, data_id))
 
-    def points(self, family: str, data_id: str, due: Mapping[str, int]) -> read_back.ReadBack:
+    def points(self, family: str, data_id: str, due: Mapping[str, int]) -> stream_content.StreamContent:
         """Read the points of some channels of a stream, and the names of everything else in it.
 
         There is no documented way to ask for a part of a stream. So the answer is read piece by piece, and only points
@@ -112,8 +112,8 @@ class Client:
         try:
             return self.connection.send_and_read(
                 wire.read_back(family, data_id),
-                read_back.max_bytes(due),
-                lambda parts: read_back.read_points(parts, due, pause=self._make_way),
+                stream_content.max_bytes(due),
+                lambda parts: stream_content.read_points(parts, due, pause=self._make_way),
             )
         except (AnswerTooLargeError, TooMuchError) as error:
             raise ApiTooLargeError(f"stream {data_id} cannot be read back: {error}") from error

@@ -20,7 +20,7 @@ from contextlib import suppress
 
 from ..api.answers import PointsByChannel
 from ..api.client import Client
-from ..api.read_back import ReadBack
+from ..api.stream_content import StreamContent
 from ..chunking.run_chunker import RunChunker
 from ..documents.recorder import DocumentRecorder
 from ..errors import DocumentError
@@ -129,7 +129,7 @@ def verify_recorded(
         for data_id in dict.fromkeys(data_ids):
 
             def is_whole(points: PointsByChannel, data_id: str = data_id) -> bool:
-                return _long_enough(due, [*held, _HeldStream(data_id, ReadBack(dict(points), {}), None)])
+                return _long_enough(due, [*held, _HeldStream(data_id, StreamContent(dict(points), {}), None)])
 
             # Only the last stream can show that points are missing. By then the others have had enough time.
             patient = data_id == list(data_ids)[-1]
@@ -158,7 +158,7 @@ def verify_recorded(
 class _HeldStream:
     """The points that a metrology stream was found to hold, and how far they were compared."""
 
-    def __init__(self, data_id: str, found: ReadBack, problem: str | None) -> None:
+    def __init__(self, data_id: str, found: StreamContent, problem: str | None) -> None:
         self.data_id = data_id
         self.added = found.added
         self.channels = {name: Series.of(*series) for name, series in found.points.items()}

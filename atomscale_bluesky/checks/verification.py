@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ..api.answers import PointsByChannel
 from ..api.client import Client
-from ..api.read_back import ReadBack
+from ..api.stream_content import StreamContent
 from ..chunking.recut import cut_again
 from ..errors import ApiRefusedError, ApiTooLargeError, ApiUnavailableError, SpoolError
 from ..model.points import packed_column
@@ -231,7 +231,7 @@ def read_back(
     is_whole: Callable[[PointsByChannel], bool],
     left_s: Callable[[], float],
     wait: Callable[[float], object],
-) -> tuple[ReadBack, str | None]:
+) -> tuple[StreamContent, str | None]:
     """Return a stream's points, and why they could not be read. Reads again while points are missing and time is left.
 
     Args:
@@ -250,7 +250,7 @@ def read_back(
     """
     pause_s = _FIRST_PAUSE_S
     while True:
-        found = ReadBack({}, {})
+        found = StreamContent({}, {})
         problems: list[str] = []
         last = left_s() <= pause_s
         for family in families:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atomscale_bluesky.api import answers, wire
-from atomscale_bluesky.api.read_back import read_points
+from atomscale_bluesky.api.stream_content import read_points
 from atomscale_bluesky.model.chunk import Chunk, Column
 from atomscale_bluesky.model.links import Links
 

@@ -109,7 +109,15 @@ FOLDERS = {
         "delivery/pending_links",
         "delivery/previews",
     ),
-    "api": ("api/answers", "api/client", "api/clock", "api/connection", "api/json_parts", "api/read_back", "api/wire"),
+    "api": (
+        "api/answers",
+        "api/client",
+        "api/clock",
+        "api/connection",
+        "api/json_parts",
+        "api/stream_content",
+        "api/wire",
+    ),
 }
 
 

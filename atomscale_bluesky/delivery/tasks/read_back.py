@@ -26,12 +26,12 @@ class ReadBack(Work[PointsByChannel], frozen=True, eq=False):
 
     data_id: str
     family: str
-    due: dict[str, int]  # the channels, and how many points of each may be there
+    max_points: dict[str, int]  # channel → how many points of it may be there
     reads: int = 0  # how often fewer points were read than are confirmed
 
     def perform(self, client: Client, context: WorkerContext) -> PointsByChannel:
-        """Read the points of the channels that are due."""
-        return client.points(self.family, self.data_id, self.due).points
+        """Read the points of these channels."""
+        return client.points(self.family, self.data_id, self.max_points).points
 
     def apply_result(self, run: ClaimedRun, result: PointsByChannel) -> RetryAfter | None:
         """Count the chunks in doubt that are there as confirmed."""
@@ -62,5 +62,5 @@ def next_work(run: ClaimedRun) -> ReadBack | None:
     if in_doubt is None:
         return None
     stream = run.streams[in_doubt]
-    due = run.streams_about_to_end.points_to_read(in_doubt)
-    return ReadBack(in_doubt, stream.opening.label, stream.data_id or "", stream.family or "", due)
+    max_points = run.streams_about_to_end.points_to_read(in_doubt)
+    return ReadBack(in_doubt, stream.opening.label, stream.data_id or "", stream.family or "", max_points)

@@ -13,21 +13,21 @@ from hypothesis import strategies as st
 
 from atomscale_bluesky.api.answers import AnswerError
 from atomscale_bluesky.api.json_parts import STEP_BYTES, TooMuchError
-from atomscale_bluesky.api.read_back import (
+from atomscale_bluesky.api.stream_content import (
     MAX_ADDED,
     MAX_ANSWER_BYTES,
     MIN_ANSWER_BYTES,
-    ReadBack,
+    StreamContent,
     max_bytes,
     read_points,
 )
 
 
-def read(body: object, due: Mapping[str, int]) -> ReadBack:
+def read(body: object, due: Mapping[str, int]) -> StreamContent:
     return read_points([body if isinstance(body, bytes) else json.dumps(body).encode()], due)
 
 
-def listed(found: ReadBack) -> dict[str, tuple[str | None, list[float | None], list[float | None]]]:
+def listed(found: StreamContent) -> dict[str, tuple[str | None, list[float | None], list[float | None]]]:
     return {name: (unit, list(times), list(values)) for name, (unit, times, values) in found.points.items()}
 
 

@@ -37,7 +37,7 @@ _ROW = msgspec.json.Decoder(dict[str, Any])
 _NO_CHANNELS = frozenset({"unix_timestamp_ms", "relative_time_seconds", "time_seconds"})
 
 
-class ReadBack(NamedTuple):
+class StreamContent(NamedTuple):
     """The content of a metrology stream as it was read back."""
 
     points: PointsByChannel  # of the channels that are due and present
@@ -58,7 +58,7 @@ def max_bytes(due: Mapping[str, int]) -> int:
 
 def read_points(
     parts: Iterable[bytes], due: Mapping[str, int], *, pause: Callable[[], object] = lambda: None
-) -> ReadBack:
+) -> StreamContent:
     """Read the points of the channels that are due from an answer's parts.
 
     Args:
@@ -78,7 +78,7 @@ def read_points(
         raise AnswerError(f"a series of the answer is not understood: {error!r:.300}") from error
 
 
-def _read(text: JsonParts, due: Mapping[str, int]) -> ReadBack:
+def _read(text: JsonParts, due: Mapping[str, int]) -> StreamContent:
     columns: dict[str, _Column] | None = None
     rows: dict[str, _Column] | None = None
     added: dict[str, int] = {}
@@ -93,7 +93,7 @@ def _read(text: JsonParts, due: Mapping[str, int]) -> ReadBack:
     found = rows if columns is None else columns
     if found is None:
         raise AnswerError("the answer has no 'properties'")
-    return ReadBack({name: column.points() for name, column in found.items()}, added)
+    return StreamContent({name: column.points() for name, column in found.items()}, added)
 
 
 class _Column:
