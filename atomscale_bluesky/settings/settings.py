@@ -17,7 +17,7 @@ import platformdirs
 from msgspec import Meta
 
 from ..errors import SettingsError
-from ..spool.place import spool_folder, warn_if_elsewhere
+from ..spool.spool_folder import spool_folder, warn_if_elsewhere
 from ..status.probe_results import read_findings
 from .sources import APP, RELATIVE_REMEDY, from_arguments, from_environment, from_file, nearest, relative_spool
 from .values import DEFAULT_ENDPOINT, is_loopback, value_of

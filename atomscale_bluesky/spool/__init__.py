@@ -20,7 +20,7 @@ Bounded: the settings limit the spool's size and set its disk's free-space floor
     orders         the operator's orders; history has one entry per finished run
     journal_events reads the events of a run's journal as digests; stored_events keeps those of runs that left the spool
     kept_events    recognises by these which events of a replay were kept before
-    place          which folder is the spool; own_files tells which names in it are the package's
+    spool_folder   which folder is the spool; own_files tells which names in it are the package's
     reserve        disk space that is held back for lines that must be written
     gil_yield      lets a plan's thread run between two steps of long work
     locks          who owns which part of a run; file_lock is the operating system's lock under it

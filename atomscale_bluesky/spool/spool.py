@@ -25,13 +25,13 @@ from .lines import encode, line
 from .locks import UPLOADER_LOCK, WRITER_LOCK, RunLock, is_held, is_session_alive, locked, service_lock
 from .orders import ORDERS, Edit, OrderLine, read_orders
 from .own_files import OUT_OF_RESOURCES, is_run_name, open_own
-from .place import check_folder, prepare_folder
 from .reserve import with_room
 from .run_claim import FoundRun, RunClaim
 from .run_reader import has_stop, read_header
 from .run_writers import RunWriters
 from .runs_not_kept import RunsNotKept
 from .segments import segments
+from .spool_folder import check_folder, prepare_folder
 
 # Touched with every order, so that the uploader does not have to check every run for one.
 ORDERED = "orders.touched"

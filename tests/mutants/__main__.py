@@ -74,7 +74,7 @@ FOLDERS = {
         "spool/locks",
         "spool/file_lock",
         "spool/stored_events",
-        "spool/place",
+        "spool/spool_folder",
         "spool/own_files",
     ),
     "ledger": ("spool/ledger", "spool/ledger_state", "spool/stream_state"),
