@@ -16,11 +16,12 @@ from typing import TypeVar
 from ..spool.gil_yield import GilYield
 from ..spool.leftovers import is_beginning
 from ..spool.locks import RunLock
+from ..spool.run_claim import FoundRun, RunClaim
 from ..spool.spool import Spool
 from .run_delivery import RunDelivery
 from .spool_listing import SpoolListing
 from .tasks.work import ServerFacts
-from .waiting_runs import Reason, SetAside, WaitingRuns, file_sizes
+from .waiting_runs import FileSizes, Reason, SetAside, WaitingRuns, file_sizes
 
 _logger = logging.getLogger(__name__)
 
@@ -207,29 +208,41 @@ class ActiveRuns:
         sizes = file_sizes(folder)
         found = self._spool.find_run(folder)
         if found is not None and found.endpoint != self._endpoint:
-            if folder not in self._logged_undelivered:
-                self._logged_undelivered.add(folder)
-                spooled = found.endpoint == found.header.endpoint
-                _logger.warning(
-                    "run %s was %s %s and waits for an uploader with that endpoint",
-                    found.header.run_uid, "spooled for" if spooled else "moved to", found.endpoint,
-                )  # fmt: skip
-            self.waiting.set_aside(folder, SetAside(Reason.OTHER_ENDPOINT, sizes))
+            self._leave_to_other_endpoint(found, sizes)
             return
         claim = self._spool.claim(folder, lock, found=found)
         if claim is None:
-            if not folder.exists():
-                self.forget(folder)
-            elif found is None and not is_beginning(folder):
-                self.waiting.set_aside(folder, SetAside(Reason.EMPTY, sizes))
-            else:
-                reason = Reason.NO_HEADER_YET if found is None else Reason.CLAIMED_ELSEWHERE
-                self.waiting.set_aside(folder, SetAside(reason))
-            return
-        if claim.endpoint != self._endpoint:  # moved just now
+            self._set_unclaimed_aside(folder, found, sizes)
+        elif claim.endpoint != self._endpoint:  # moved just now
             claim.close()
             self.waiting.queue(folder, live=folder in self.written_here)
-            return
+        else:
+            self._activate(claim)
+
+    def _leave_to_other_endpoint(self, found: FoundRun, sizes: FileSizes) -> None:
+        if found.folder not in self._logged_undelivered:
+            self._logged_undelivered.add(found.folder)
+            spooled = found.endpoint == found.header.endpoint
+            _logger.warning(
+                "run %s was %s %s and waits for an uploader with that endpoint",
+                found.header.run_uid, "spooled for" if spooled else "moved to", found.endpoint,
+            )  # fmt: skip
+        self.waiting.set_aside(found.folder, SetAside(Reason.OTHER_ENDPOINT, sizes))
+
+    def _set_unclaimed_aside(self, folder: Path, found: FoundRun | None, sizes: FileSizes) -> None:
+        """Set a run aside that cannot be claimed now, or forget it if it is gone."""
+        if not folder.exists():
+            self.forget(folder)
+        elif found is not None:
+            self.waiting.set_aside(folder, SetAside(Reason.CLAIMED_ELSEWHERE))
+        elif is_beginning(folder):
+            self.waiting.set_aside(folder, SetAside(Reason.NO_HEADER_YET))
+        else:
+            self.waiting.set_aside(folder, SetAside(Reason.EMPTY, sizes))
+
+    def _activate(self, claim: RunClaim) -> None:
+        """Begin to deliver a claimed run. Closes the claim if that fails."""
+        folder = claim.folder
         try:
             delivery = RunDelivery(
                 claim, server_facts=self._server_facts, unix_time=self._unix_time, gil_yield=self._gil_yield

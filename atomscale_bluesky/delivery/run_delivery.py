@@ -155,26 +155,40 @@ class RunDelivery:
     def _next_task(self, now: float) -> Task | None:
         run, book = self.run, self.run.task_book
         if run.parked or run.state.discarded:
-            if not (run.stopped and run.run_chunker.at_end):
-                run.run_chunker.read_on(count_only=True)
-            work = resolve.next_work(run, now)
-            return book.give_out_failed(now) if work is None else book.begin(work)
+            return self._next_while_parked(now)
         end_damaged_streams(run)
         work = read_back.next_work(run)
-        if run.must_reload:  # a stream has ended just now, and what is ready of it belongs to another one
-            return None if work is None else book.begin(work)
+        if work is None and run.must_reload:
+            return None  # a stream has ended just now, and what is ready of it belongs to another one
         work = work or resolve.next_work(run, now) or initialize.next_work(run, now)
-        if work is None and (task := book.give_out_failed(now)) is not None:
+        if work is not None:
+            return book.begin(work)
+        task = book.give_out_failed(now)
+        if task is not None:
             return task
-        work = work or measure_clock.next_work(run) or make_links.next_work(run, now) or self._next_chunk(now)
+        work = measure_clock.next_work(run) or make_links.next_work(run, now) or self._next_chunk(now)
         if work is None:
-            end_damaged_streams(run)  # again, because the journal was read on
-            end_outgrown_streams(run)
-            end_streams_without_a_point(run)
-            work = read_back.next_work(run)
-        if work is None and not run.must_reload:
-            work = finalize.next_work(run) or verify.next_work(run)
+            work = self._next_without_chunks()
         return None if work is None else book.begin(work)
+
+    def _next_while_parked(self, now: float) -> Task | None:
+        """Count the rows of a parked or discarded run, and look for what its links name. Nothing is sent."""
+        run, book = self.run, self.run.task_book
+        if not (run.stopped and run.run_chunker.at_end):
+            run.run_chunker.read_on(count_only=True)
+        work = resolve.next_work(run, now)
+        return book.give_out_failed(now) if work is None else book.begin(work)
+
+    def _next_without_chunks(self) -> Work[Any] | None:
+        """Return what can be done while no chunk can be sent: end streams, finalize, verify."""
+        run = self.run
+        end_damaged_streams(run)  # again, because the journal was read on
+        end_outgrown_streams(run)
+        end_streams_without_a_point(run)
+        work = read_back.next_work(run)
+        if work is not None or run.must_reload:
+            return work
+        return finalize.next_work(run) or verify.next_work(run)
 
     def _next_chunk(self, now: float) -> Work[Any] | None:
         """Return a chunk to send, or a task that reading the journal on has made possible."""

@@ -61,7 +61,8 @@ class RunWriters:
         self._unended: set[RunWriter] = set()  # the ones in `_closing` whose last lines could not be written yet
         self._with_own_lock: list[RunWriter] = []  # writers with a lock of their own
         self._journals = OpenJournals()
-        self._session: RunLock | None = None  # stands for the locks of further runs
+        # The session's lock: runs without a lock of their own name it in their header.
+        self._session: RunLock | None = None
         self._session_name = ""
         self._retired = False
         self._stopping = threading.Event()
@@ -89,8 +90,10 @@ class RunWriters:
         """Make the folder of a new run, with its header in it.
 
         The run is ours until the writer is closed or this process ends. With `to_deliver` the writer also has the run's
-        uploader lock, taken before another process can take it. The writer is passed to `accept`, which sets its
-        `is_accepted`. If making the folder is interrupted before that, nothing of it is left.
+        uploader lock, taken before another process can take it.
+
+        A caller that a signal handler may interrupt passes `accept`, which gets the writer and sets its `is_accepted`.
+        Then the caller either has the writer, or nothing of the folder is left.
 
         Raises:
             SpoolFullError: There is no disk space for a further run.
@@ -116,21 +119,15 @@ class RunWriters:
             made = True
             if uploader_lock is not None and not uploader_lock.acquire(patience_s=LOCK_TEST_S):
                 uploader_lock = None  # the process that holds it delivers the run
-            self._with_own_lock = [writer for writer in self._with_own_lock if writer.has_lock]
-            if len(self._with_own_lock) >= MAX_OWN_LOCKS:
-                header = replace(header, session=self._session_lock())
             writer = RunWriter(
                 folder,
-                header,
+                self._with_session(header),
                 self._disk_space,
                 sync_each=self.sync_each,
                 uploader_lock=uploader_lock,
                 journals=self._journals,
             )
-            if writer.has_lock:
-                self._with_own_lock.append(writer)
-            with self._guard:
-                self._writers.append(writer)
+            self._add(writer)
             if accept is None:
                 writer.is_accepted = True
             else:
@@ -141,13 +138,30 @@ class RunWriters:
             if made:
                 self._remove_unfinished(folder, writer, uploader_lock)
             if isinstance(error, OSError):
-                kind = FolderTakenError if isinstance(error, FolderTakenError) else SpoolError
-                if is_full(error):
-                    self._disk_space.note_disk_full()
-                    kind = SpoolFullError
-                raise kind(f"spool {self._path} takes no further run: {error}") from error
+                raise self._no_further_run(error) from error
             raise
         return writer
+
+    def _with_session(self, header: Header) -> Header:
+        """Return a header that names the session's lock if as many runs as may have a lock of their own."""
+        self._with_own_lock = [writer for writer in self._with_own_lock if writer.has_lock]
+        if len(self._with_own_lock) < MAX_OWN_LOCKS:
+            return header
+        return replace(header, session=self._session_lock())
+
+    def _add(self, writer: RunWriter) -> None:
+        if writer.has_lock:
+            self._with_own_lock.append(writer)
+        with self._guard:
+            self._writers.append(writer)
+
+    def _no_further_run(self, error: OSError) -> SpoolError:
+        """Return the error for a run whose folder could not be made. Notes it if the disk is full."""
+        kind = FolderTakenError if isinstance(error, FolderTakenError) else SpoolError
+        if is_full(error):
+            self._disk_space.note_disk_full()
+            kind = SpoolFullError
+        return kind(f"spool {self._path} takes no further run: {error}")
 
     def _remove_unfinished(self, folder: Path, writer: RunWriter | None, uploader_lock: RunLock | None) -> None:
         """Remove all files of a run's folder that was being made and has no writer."""
@@ -166,10 +180,7 @@ class RunWriters:
             folder.rmdir()
 
     def _session_lock(self) -> str:
-        """Return the name of the session's lock, which stands for the locks of further runs.
-
-        Takes it on the first call.
-        """
+        """Return the name of the session's lock. Takes it on the first call."""
         if self._session is None:
             for path in session_locks(self._path):  # of sessions that have ended
                 with suppress(OSError):
