@@ -299,6 +299,7 @@ class Chunker:
     def _open(self, decision: Open) -> Generator[Decision, None, CutStream | None]:
         """Decide that a stream opens. Return it, or None if it is not made."""
         self._stream_opened = None
+        # While this waits, the caller opens the stream and calls `take_opened`, or does not if the stream is not made.
         yield decision
         return self._stream_opened
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..model.chunk import Chunk
@@ -15,13 +16,15 @@ if TYPE_CHECKING:
 
 
 def end_stream(run: ClaimedRun, stream: int, why: OpeningReason, points_per_chunk: int, in_doubt: Chunk | None) -> None:
-    """Let a stream, and those that share it, take no more points. The rest goes on once nothing of it is under way.
+    """Let a stream, and those that share it, take no more points.
+
+    Its other points go into a continuation once none of its requests is under way.
 
     Args:
         run: Whose stream.
         stream: The stream that takes no more.
         why: The reason.
-        points_per_chunk: Of the streams that go on.
+        points_per_chunk: Of the continuations.
         in_doubt: A chunk that a closed stream did not take now, but perhaps in an earlier attempt.
     """
     for one in run.streams[stream].group:
@@ -30,18 +33,25 @@ def end_stream(run: ClaimedRun, stream: int, why: OpeningReason, points_per_chun
         number = one.opening.stream
         doubtful: list[Chunk] = []
         failed = run.pop_failed({number})
-        if why != "closed by the server":
+        if why == "closed by the server":
+            doubtful = _chunks_in_doubt(run, one, failed, in_doubt if number == stream else None)
+        else:
             # Pushing them again tells whether they were taken. The stream ends after that.
             for task in filter(_may_have_arrived, failed):
                 run.keep_for_retry(task)
-        else:
-            _read_what_was_tried(run, one)
-            if in_doubt is not None and number == stream:
-                doubtful.append(in_doubt)
-            doubtful += [task.chunk for task in failed if task.chunk is not None and _may_have_arrived(task)]
-            dropped = run.run_chunker.drop_ready({number})
-            doubtful += [run.as_sent(chunk) for chunk in dropped if chunk.index < one.next_index]
         run.streams_about_to_end.begin(number, why, points_per_chunk, doubtful)
+
+
+def _chunks_in_doubt(
+    run: ClaimedRun, stream: MetrologyStreamState, failed: Iterable[Task], in_doubt: Chunk | None
+) -> list[Chunk]:
+    """Return the chunks that a closed stream may have taken. Drops those that are ready."""
+    _read_what_was_tried(run, stream)
+    doubtful = [] if in_doubt is None else [in_doubt]
+    doubtful += [task.chunk for task in failed if task.chunk is not None and _may_have_arrived(task)]
+    dropped = run.run_chunker.drop_ready({stream.opening.stream})
+    doubtful += [run.as_sent(chunk) for chunk in dropped if chunk.index < stream.next_index]
+    return doubtful
 
 
 def _may_have_arrived(task: Task) -> bool:
@@ -80,7 +90,7 @@ def end_streams_without_a_point(run: ClaimedRun) -> None:
 
 
 def end_outgrown_streams(run: ClaimedRun) -> None:
-    """End streams whose chunk was cut short at a preview. The rows after it go on in a further stream."""
+    """End streams whose chunk was cut short at a preview. The rows after it go into a continuation."""
     for number in run.run_chunker.pop_to_cut_short(lambda one: not run.task_book.holds(Kind.PREVIEW, one)):
         if not run.previews.cut_short(run.streams[number]):
             run.request_reload("a preview was not taken, so its chunk is made as usual")

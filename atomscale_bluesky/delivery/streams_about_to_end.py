@@ -2,8 +2,8 @@
 
 A stream takes no more points when the server has closed it, or when its chunks are too large, damaged, or cut short by
 a preview. Once nothing of it is under way, it is read back if chunks are in doubt: they were pushed and perhaps taken.
-Then, in one line of the ledger, the stream ends. The points that it does not hold go into further streams: one further
-stream per group of channels with the same missing rows.
+Then, in one line of the ledger, the stream ends. The points that it does not hold go into continuations: one per
+group of channels with the same missing rows.
 
 For each channel a stream holds chunks in the order of their indices: all that were confirmed, and perhaps some of those
 in doubt. So a chunk in doubt is found by its place among the others, never by its points alone: many rows may have the
@@ -13,7 +13,7 @@ same time and value.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -27,6 +27,8 @@ from ..spool.ledger_format import Confirmed, Ended, OpeningReason
 from ..spool.stream_state import MetrologyStreamState
 
 _logger = logging.getLogger(__name__)
+
+_Numbers = Sequence[float | None]
 
 
 class _Ending(msgspec.Struct):
@@ -75,20 +77,20 @@ class StreamsAboutToEnd:
         if not doubtful:
             return
         stream = self._ledger.state.streams[number]
-        at_hand = {chunk.index: chunk for chunk in doubtful}
-        parts = self._parts(stream, at_hand)
-        held: dict[int, list[str]] = {}
-        unclear: list[str] = []
+        chunks_in_doubt = {chunk.index: chunk for chunk in doubtful}
+        parts = self._parts(stream, chunks_in_doubt)
+        held: dict[int, list[str]] = {}  # chunks in doubt, with the channels of which the stream holds all points
+        unclear: list[str] = []  # channels whose points fit no arrangement of these chunks
         for name in {name: None for chunk in doubtful for name in chunk.names}:
             ours = parts.get(name, {})
             theirs = Series.of(*points[name]) if name in points else Series()
             required = sum(part.points for part in ours.values() if part.required)
-            there = arrangement([*ours.values()], theirs, _delivered(stream, name) - required)
-            if there is None:
+            counts = arrangement([*ours.values()], theirs, _delivered(stream, name) - required)
+            if counts is None:
                 unclear.append(name)
                 continue
-            for index, count in zip(ours, there, strict=True):
-                if index in at_hand and not ours[index].required and count == ours[index].points:
+            for index, count in zip(ours, counts, strict=True):
+                if index in chunks_in_doubt and not ours[index].required and count == ours[index].points:
                     held.setdefault(index, []).append(name)
         if unclear and points:
             _logger.warning(
@@ -98,36 +100,40 @@ class StreamsAboutToEnd:
         for index, names in sorted(held.items()):
             self._ledger.note(Confirmed(number, index, self._unix_time(), tuple(names)))
 
-    def _parts(self, stream: MetrologyStreamState, at_hand: dict[int, Chunk]) -> dict[str, dict[int, Part]]:
+    def _parts(self, stream: MetrologyStreamState, chunks_in_doubt: dict[int, Chunk]) -> dict[str, dict[int, Part]]:
         """Return the chunks from the first one in doubt on, by channel and index."""
-        tried = self._ledger.tried_chunks(stream.opening.stream, min(at_hand))
+        tried = self._ledger.tried_chunks(stream.opening.stream, min(chunks_in_doubt))
         confirmed = {index: noted for index, noted in tried.items() if index not in stream.tried}
-        chunks = dict(at_hand)
+        chunks = dict(chunks_in_doubt)
         clock = self._ledger.state.clock
-        if confirmed or stream.confirmed_channels or tried.keys() - at_hand.keys():
+        if confirmed or stream.confirmed_channels or tried.keys() - chunks_in_doubt.keys():
             for chunk in self._run_chunker.recut(stream, tried):
                 chunks.setdefault(chunk.index, chunk.shifted(clock.offset_s) if clock else chunk)
         parts: dict[str, dict[int, Part]] = {}
+
+        def add(name: str, index: int, points: int, required: bool, times: _Numbers | None, values: _Numbers) -> None:
+            shown, at_least = _previewed_points(stream, index, name)
+            parts.setdefault(name, {})[index] = Part(points, required, times, values, shown, at_least)
+
         for index, noted in tried.items():
             chunk = chunks.get(index)
-            whole = chunk is not None and chunk.points == noted.points
-            columns = {column.name: column for column in chunk.columns} if chunk is not None and whole else {}
-            times = packed_column(chunk.times) if chunk is not None and whole else None
-            refusal = stream.refused.get(index)
+            if chunk is not None and chunk.points != noted.points:
+                chunk = None  # some of its lines are damaged, so its points are not known
+            columns = {} if chunk is None else {column.name: column for column in chunk.columns}
+            times = None if chunk is None else packed_column(chunk.times)
+            refused = stream.refused[index].channels if index in stream.refused else ()
             for name in noted.channels:
-                if refusal is not None and name in refusal.channels:
+                if name in refused:
                     continue
                 required = index in confirmed or name in stream.confirmed_channels.get(index, ())
-                values = packed_column(columns[name].values) if name in columns else ()
-                shown, at_least = _previewed_points(stream, index, name)
-                part = Part(noted.points, required, times if name in columns else None, values, shown, at_least)
-                parts.setdefault(name, {})[index] = part
+                if name in columns:
+                    add(name, index, noted.points, required, times, packed_column(columns[name].values))
+                else:
+                    add(name, index, noted.points, required, None, ())
         preview = stream.last_preview
         if preview is not None and preview.index not in tried:
             for name in preview.channels:
-                shown, at_least = _previewed_points(stream, preview.index, name)
-                part = Part(preview.points, False, None, (), shown, at_least)
-                parts.setdefault(name, {})[preview.index] = part
+                add(name, preview.index, preview.points, False, None, ())
         return parts
 
     def points_to_read(self, stream: int) -> dict[str, int]:
@@ -169,7 +175,7 @@ class StreamsAboutToEnd:
                         skip=skip,
                         points_per_chunk=ending.points_per_chunk,
                     )
-            _logger.warning("%r ended (%s); its run goes on in a further stream", stream.opening.label, ending.why)
+            _logger.warning("%r ended (%s); its run goes on in a continuation", stream.opening.label, ending.why)
         return None
 
 

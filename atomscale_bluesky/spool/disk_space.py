@@ -136,7 +136,9 @@ class DiskSpace:
             self._lacks_reserve = not self._reserve.maintain(self.used_bytes, free, disk)
             free = shutil.disk_usage(self._path).free
         minimum = min_bytes(disk)
-        full = self._lacks_reserve or free < (minimum if self._reserve.size() >= minimum else 2 * minimum)
+        # Without a reserve, space for one and as much again: making it must not use up what it is to keep free.
+        needed = minimum if self._reserve.size() >= minimum else 2 * minimum
+        full = self._lacks_reserve or free < needed
         self._free_enough = free >= self._min_free_bytes and not full
         if full:
             self._why_not_free = f"its disk is full ({free / 1e3:.0f} kB free)"

@@ -192,7 +192,9 @@ class JournalReader:
         """
         if self._block[at : at + 1] == MAGIC[:1]:
             end = end_of_record(self._block, at)
-            return at + 1 if end == 0 else end or 0
+            if end:
+                return end
+            return 0 if end is None else at + 1  # the block ends within the record; or the byte is damage
         return self._block.find(b"\n", at) + 1
 
     def _fill_line(self) -> bool:

@@ -134,28 +134,27 @@ def _size_before_damage(path: Path) -> int:
     line cannot be understood without it and are dropped, as if they had not been written. If a fact that had been
     synced follows, the cause was no power cut: then the damaged line is skipped like any other.
     """
-    whole_size, last_payload = 0, b""
-    size_before_damage: int | None = None
-    named: set[int] = set()  # streams whose id is known, and streams that join another
+    sound_size, last_payload = 0, b""
+    streams_with_id: set[int] = set()  # and those that join another
     after_opening = False
     with open_to_read(path) as file:
-        for end, text in whole_lines(file):
-            payload = None if text is None else payload_of(text)
+        lines = ((end, None if text is None else payload_of(text)) for end, text in whole_lines(file))
+        for end, payload in lines:
             if payload is None:
-                size_before_damage = whole_size if size_before_damage is None else size_before_damage
-            elif size_before_damage is None:
-                named |= _streams_named_by(decode_ledger(payload))
-            elif payload != last_payload:
-                fact = decode_ledger(payload)
-                if after_opening or _shows_a_sync(fact, named):
-                    return path.stat().st_size
-                after_opening = isinstance(fact, Opened | Together)
-            last_payload = payload or last_payload
-            whole_size = end
-    return whole_size if size_before_damage is None else size_before_damage
+                break
+            streams_with_id |= _streams_with_id_by(decode_ledger(payload))
+            sound_size, last_payload = end, payload
+        for _, payload in lines:  # after the damage
+            if payload is None or payload == last_payload:
+                continue
+            fact = decode_ledger(payload)
+            if after_opening or _shows_a_sync(fact, streams_with_id):
+                return path.stat().st_size
+            after_opening, last_payload = isinstance(fact, Opened | Together), payload
+    return sound_size
 
 
-def _streams_named_by(fact: LedgerLine) -> set[int]:
+def _streams_with_id_by(fact: LedgerLine) -> set[int]:
     """Return the streams whose id is known by a fact, and those that join another stream by it."""
     facts = fact.facts if isinstance(fact, Together) else (fact,)
     return {
@@ -165,12 +164,12 @@ def _streams_named_by(fact: LedgerLine) -> set[int]:
     }
 
 
-def _shows_a_sync(fact: LedgerLine, named: set[int]) -> bool:
+def _shows_a_sync(fact: LedgerLine, streams_with_id: set[int]) -> bool:
     """Return True if the lines before a fact had been synced, so that no power cut can have damaged them.
 
     An opening alone does not show it: without a line after it, nothing was done about it.
     """
-    if isinstance(fact, Tried) and fact.stream not in named:
+    if isinstance(fact, Tried) and fact.stream not in streams_with_id:
         return True  # the stream's id was synced before
     return not fact.unsynced and not isinstance(fact, Opened | Together)
 
@@ -272,9 +271,11 @@ class LedgerReader:
     def _take_payload(self, payload: bytes) -> None:
         fact, state = decode_ledger(payload), self.state
         if isinstance(fact, Unparked | Edited | Moved | Discarded | Obeyed):
+            # Orders also count in a broken ledger. They are numbered, so a second copy is recognised.
             if fact.order <= state.orders_obeyed:
-                return  # this is the second copy: orders are numbered
+                return
         elif state.broken is not None:
+            # After the damage nothing else counts, except that it was noted.
             state.broken_was_noted = state.broken_was_noted or fact == Parked(state.broken)
             return
         try:

@@ -72,6 +72,7 @@ class RunClaim:
         self._history = history
         self._lock = lock
         try:
+            self._note_if_broken()
             self._note_if_moved()
         except BaseException:
             self.ledger.close()
@@ -79,16 +80,15 @@ class RunClaim:
 
     def _note_if_moved(self) -> None:
         """If the operator has moved the run, note that: facts about the previous endpoint no longer count."""
-        self._note_if_broken()
         orders, obeyed = self.orders(), self.ledger.state.orders_obeyed
-        last = max((i for i, order in enumerate(orders) if isinstance(order, Move)), default=-1)
-        if last < obeyed:
+        moves = [number for number, order in enumerate(orders, start=1) if isinstance(order, Move)]
+        if not moves or moves[-1] <= obeyed:
             return
-        for number, order in enumerate(orders[obeyed : last + 1], start=obeyed + 1):
+        for number, order in enumerate(orders[obeyed : moves[-1]], start=obeyed + 1):
             match order:
                 case Edit():  # the only earlier order that also holds at the new endpoint
                     self.ledger.note(Edited(order.links, number, order.points_per_chunk, order.label))
-                case Move() if number == last + 1:
+                case Move() if number == moves[-1]:
                     self.ledger.note(Moved(order.endpoint, number))
                 case _:
                     pass

@@ -68,8 +68,8 @@ class MetrologyStreamState:
     confirmed_at: float | None = None
     finalized_at: float | None = None
     linked: set[tuple[str, str]] = field(default_factory=set)  # the kind of each link made, and its target
+    links_refused: dict[tuple[str, str], str] = field(default_factory=dict)  # kind and target → the reason
     renamed: str | None = None  # its name in Atomscale, if that was changed after it was made
-    links_refused: dict[tuple[str, str], str] = field(default_factory=dict)  # … and the reason of each link refused
     # All openings that share one metrology stream of Atomscale's. The first has initialized it and finalizes it.
     group: list[MetrologyStreamState] = field(default_factory=list, repr=False, compare=False)
 
@@ -114,25 +114,34 @@ class MetrologyStreamState:
             return {RowsNotHeld(from_row, (), position): ()}
         rows_not_held: dict[RowsNotHeld, tuple[str, ...]] = {}
         for name in channels:
-            missing = [
-                tried
-                for index, tried in sorted(self.tried.items())
-                if name in tried.channels and name not in self.confirmed_channels.get(index, ())
-            ]
-            if name in self.left_at_row and not missing and self.left_at_row[name] <= self.next_row:
-                continue
-            if missing:
-                first = missing[0]
-                skip = [*self.opening.skip, *(held for held in self._held(name) if held[0] > first.first_row)]
-                from_row, position = first.first_row, Position(first.segment, first.offset)
-            else:
-                skip = [*self.opening.skip]
-                from_row, position = self._end_of_tried()
-            if name in self.left_at_row:
-                skip.append((self.left_at_row[name], NO_END))
-            rest = RowsNotHeld(from_row, tuple(skip), position)
-            rows_not_held[rest] = (*rows_not_held.get(rest, ()), name)
+            rest = self._rows_not_held_of(name)
+            if rest is not None:
+                rows_not_held[rest] = (*rows_not_held.get(rest, ()), name)
         return rows_not_held
+
+    def _rows_not_held_of(self, name: str) -> RowsNotHeld | None:
+        """Return the rows of a channel from its first chunk on that is not held; None if the channel left before.
+
+        Later chunks that are held are skipped.
+        """
+        left_at = self.left_at_row.get(name)
+        not_held = [
+            tried
+            for index, tried in sorted(self.tried.items())
+            if name in tried.channels and name not in self.confirmed_channels.get(index, ())
+        ]
+        skip = [*self.opening.skip]
+        if not_held:
+            first = not_held[0]
+            skip += [held for held in self._held(name) if held[0] > first.first_row]
+            from_row, position = first.first_row, Position(first.segment, first.offset)
+        elif left_at is not None and left_at <= self.next_row:
+            return None
+        else:
+            from_row, position = self._end_of_tried()
+        if left_at is not None:
+            skip.append((left_at, NO_END))
+        return RowsNotHeld(from_row, tuple(skip), position)
 
     def may_be_cut_short_before(self, index: int) -> bool:
         """Return True if an earlier chunk was shown and has no answer yet, so that it may become the last one."""

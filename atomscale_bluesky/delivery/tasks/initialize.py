@@ -74,15 +74,14 @@ class Initialize(Work[str], frozen=True, eq=False):
     def apply_refusal(self, run: ClaimedRun, error: ApiRefusedError) -> RetryAfter | None:
         """Try the next path family if this one may not exist here, else park the stream."""
         known = run.server_facts.family
-        if known != self.family:
-            # The family was a guess; meanwhile another stream may have found out which one it is.
-            routeless = is_no_route(error) and is_about_the_route(error.detail, self.links)
+        if known != self.family:  # the family was a guess
+            # The next one is tried, or the one that another stream has found out meanwhile.
             following = FAMILIES[FAMILIES.index(self.family) + 1 :] if known is None else (known,)
-            if routeless and following:
+            if following and is_no_route(error) and is_about_the_route(error.detail, self.links):
                 _note_family(run, self.stream, following[0])
                 work = msgspec.structs.replace(self, family=following[0], refusal=str(error), may_exist=False)
                 return RetryAfter(work, 0.0)
-            if known is None and self.family != FAMILIES[0]:
+            if known is None and self.family != FAMILIES[0]:  # all were refused
                 _note_family(run, self.stream, FAMILIES[0])  # after a correction it begins with the first family
         reason = f"{self.refusal}; {error}" if self.refusal else str(error)
         self.park(run, reason + _what_it_named(self.links, reason))
