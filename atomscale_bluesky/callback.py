@@ -20,9 +20,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from .delivery import exit_hooks
-from .delivery.announcer import Announcer, is_watched
+from .delivery.announcer import Announcer, has_operator
 from .delivery.deliverer import Deliverer
-from .delivery.drain import Drain
+from .delivery.drain import DrainQuestion
 from .delivery.terminal_log import log_to_terminal
 from .documents.recorder import DocumentRecorder, open_spool
 from .documents.subscriptions import YoungerFirst, say_not_an_instance, subscribed_twice
@@ -192,7 +192,7 @@ class AtomscaleCallback:
             question.given_up = True
         return question is not None and question.answer is True
 
-    def ask_whether_drained(self) -> Drain | None:
+    def ask_whether_drained(self) -> DrainQuestion | None:
         """Check the condition of `drain` without waiting. Return None if nothing is sent: no key, offline, closed."""
         return self._uploader.ask_whether_drained() if self._uploader else None
 
@@ -354,7 +354,7 @@ class AtomscaleCallback:
 
     def _make_announcer(self) -> Announcer | None:
         choice = self.settings.announce
-        if choice == "off" or (choice == "auto" and not is_watched()):
+        if choice == "off" or (choice == "auto" and not has_operator()):
             return None
         return Announcer(self._spool, self.settings, self._uploader)
 
@@ -375,7 +375,7 @@ class AtomscaleCallback:
 def _stop_threads(uploader: Deliverer | None, spool: Spool, timeout_s: float) -> None:
     if uploader is not None:
         uploader.stop(timeout_s)
-    spool.writers.close(timeout_s)
+    spool.writers.stop_threads(timeout_s)
 
 
 def _retire(uploader: Deliverer | None, announcer: Announcer | None, spool: Spool) -> None:

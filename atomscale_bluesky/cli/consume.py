@@ -256,7 +256,7 @@ def _consume(source: Callable[[threading.Event], Source], *, turn: str = "", **s
         finally:
             if uploader is not None:
                 uploader.stop()
-            spool.writers.close()
+            spool.writers.stop_threads()
             lock.release()
     return 0
 

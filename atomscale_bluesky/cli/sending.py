@@ -157,7 +157,7 @@ def _send(out: Console, settings: Settings, sample: str | None, begin: Begin, en
     finally:
         if uploader is not None:
             uploader.stop()
-        spool.writers.close()
+        spool.writers.stop_threads()
     code = _print_what_was_taken(out, intake, origin, ended=ending.event.is_set())
     if failure is not None:
         out.print(Text(f"{safe(failure, limit=1000)}.", style="bold red"), soft_wrap=True)

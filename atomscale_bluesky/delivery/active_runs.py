@@ -66,7 +66,7 @@ class ActiveRuns:
         self._unix_time = unix_time
         self._monotonic = monotonic
         self._deliveries: dict[Path, RunDelivery] = {}
-        self._turns: deque[Path] = deque()  # whose task comes next
+        self._task_order: deque[Path] = deque()  # whose task comes next
         self._ledger_sizes: dict[Path, tuple[int, float]] = {}  # how large each ledger was, and since when
         self._logged_undelivered: set[Path] = set()  # runs that the log says are not delivered now
         self._logged_found: set[Path] = set()  # runs that the log says were found
@@ -89,10 +89,10 @@ class ActiveRuns:
         """Return True if the delivery is active: its run was not released, and not claimed again."""
         return self._deliveries.get(delivery.claim.folder) is delivery
 
-    def next_in_turn(self) -> RunDelivery:
+    def next_delivery(self) -> RunDelivery:
         """Return the delivery whose turn it is. The next call returns the one after it."""
-        folder = self._turns[0]
-        self._turns.rotate(-1)
+        folder = self._task_order[0]
+        self._task_order.rotate(-1)
         return self._deliveries[folder]
 
     @property
@@ -135,7 +135,7 @@ class ActiveRuns:
         """Read the files of an active run again from their beginning, without releasing its lock."""
         folder = delivery.claim.folder
         lock = self._deliveries.pop(folder).hand_over()
-        self._turns.remove(folder)
+        self._task_order.remove(folder)
         self.claim(folder, lock)
 
     def release(self, delivery: RunDelivery) -> None:
@@ -258,12 +258,12 @@ class ActiveRuns:
             raise
         self.waiting.forget(folder)
         self._deliveries[folder] = delivery
-        self._turns.append(folder)
+        self._task_order.append(folder)
         self._ledger_sizes[folder] = (claim.ledger.size, self._monotonic())
 
     def _remove(self, folder: Path) -> None:
         del self._deliveries[folder]
-        self._turns.remove(folder)
+        self._task_order.remove(folder)
         self._ledger_sizes.pop(folder, None)
 
     def _set_broken_aside(self, folder: Path, error: Exception) -> None:

@@ -52,7 +52,7 @@ MAX_FAILURES = 20
 CLOSE_PATIENCE_S = 1.0
 
 
-def is_watched() -> bool:
+def has_operator() -> bool:
     """Return True if an operator sees what this process prints: in a notebook, or if standard error is a terminal."""
     if _in_notebook():
         return True
@@ -77,7 +77,7 @@ class Announcer:
         self._option = spool_option(settings)
         self._listener = listener
         self._inbox: queue.SimpleQueue[tuple[str, Path | None]] = queue.SimpleQueue()
-        self._runs: dict[Path, _FollowedRun] = self._leftovers() if listener is not None else {}
+        self._runs: dict[Path, _FollowedRun] = self._runs_of_earlier_sessions() if listener is not None else {}
         self._thread = threading.Thread(target=self._loop, name="atomscale-announcer", daemon=True)
         self._thread.start()
 
@@ -180,7 +180,7 @@ class Announcer:
     def _sends(self) -> bool:
         return self._listener is not None
 
-    def _leftovers(self) -> dict[Path, _FollowedRun]:
+    def _runs_of_earlier_sessions(self) -> dict[Path, _FollowedRun]:
         """Return the newest runs that no living process writes or delivers, which this session takes up."""
         found: dict[Path, _FollowedRun] = {}
         with contextlib.suppress(OSError):  # then less is printed

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from ..spool.run_writer import RunWriter
-from .drain import Drain
+from .drain import DrainQuestion
 
 
 class Deliverer(ABC):
@@ -51,7 +51,7 @@ class Deliverer(ABC):
         """Complete what the callback left, because it is gone, then end. The garbage collector may call this."""
 
     @abstractmethod
-    def ask_whether_drained(self) -> Drain | None:
+    def ask_whether_drained(self) -> DrainQuestion | None:
         """Return the question that `drain` asks, without waiting. Return None if it does not run."""
 
     @abstractmethod

@@ -33,7 +33,7 @@ from ..spool.locks import RunLock
 from ..spool.spool import Spool
 from ..status.clock_note import ClockNote, write_note
 from .connection_limit import ConnectionLimit
-from .drain import Drain, OpenDrains
+from .drain import DrainQuestion, OpenQuestions
 from .drain_check import DrainCheck
 from .retry_policy import RetryPolicy
 from .run_scheduler import RunScheduler
@@ -85,8 +85,8 @@ class DeliveryLoop:
     Args:
         spool: Whose runs.
         settings: Endpoint, key and limits.
-        inbox: The messages: the classes above, `Report`, `ClockReading`, `Drain`, and the folder of a run that was
-            written on, or None to take another step.
+        inbox: The messages: the classes above, `Report`, `ClockReading`, `DrainQuestion`, and the folder of a run that
+            was written on, or None to take another step.
         follow: True if it serves other processes, which send no messages. Then it polls.
         complete_run: Has the writer in this process complete the run in a folder whose stop document never came.
         unix_time, monotonic, jitter: The clocks and the random number. A test passes its own.
@@ -118,7 +118,7 @@ class DeliveryLoop:
         self._system_refused = False  # the system refused something at the last step
         self._unforeseen = UnforeseenErrors(spool.path)
         self._held_messages: deque[object] = deque()  # messages that came while it waited after an unforeseen error
-        self._drains = OpenDrains()
+        self._drains = OpenQuestions()
         self._drain_check = DrainCheck(spool, settings.endpoint)  # for runs that others deliver
         self._gil_yield = GilYield()
         family = None if settings.api == "auto" else settings.api
@@ -161,7 +161,7 @@ class DeliveryLoop:
                 message = self._held_messages.popleft() if self._held_messages else self._inbox.get_nowait()
                 if isinstance(message, RunBegun) and message.lock is not None:
                     message.lock.release()
-                elif isinstance(message, Drain):
+                elif isinstance(message, DrainQuestion):
                     message.reply(False)
 
     def _step_or_wait(self) -> bool:
@@ -281,13 +281,13 @@ class DeliveryLoop:
                 self.runs.take_up(message.folder, message.lock)
             case Retire():
                 self._retired = True
-                self._spool.writers.close_all()
+                self._spool.writers.close_writers()
                 self.runs.note_all_writers_gone()
             case WriterGone():
                 self.runs.note_writer_gone(message.folder)
             case ClockReading():
                 self._note_clock(message)
-            case Drain():
+            case DrainQuestion():
                 self._drains.add(message)
                 self.runs.check_all()
                 self._next_scan = 0.0  # another process may just have released a run
@@ -318,14 +318,14 @@ class DeliveryLoop:
         """Give tasks to workers while there are both. Return True if anything is under way or can be at once."""
         now = self._monotonic()
         pause = self.retries.pause
-        idle_turns = 0
-        while self.workers.in_flight < self._max_in_flight and idle_turns < len(self._active) and pause.is_over(now):
-            delivery = self._active.next_in_turn()
+        without_task = 0
+        while self.workers.in_flight < self._max_in_flight and without_task < len(self._active) and pause.is_over(now):
+            delivery = self._active.next_delivery()
             task = self._active.guarded(delivery, lambda delivery=delivery: delivery.next_task(now))
             if task is None:
-                idle_turns += 1
+                without_task += 1
                 continue
-            idle_turns = 0
+            without_task = 0
             self.workers.queue_task(delivery, task)
         return self.workers.in_flight > 0 or self._more_to_read
 

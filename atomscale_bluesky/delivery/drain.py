@@ -1,4 +1,4 @@
-"""The question whether everything is delivered, and its answer. One thread asks, the deliverer's thread answers."""
+"""The question of `drain`, whether everything is delivered. One thread asks, the deliverer's thread answers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterable
 
 
-class Drain:
-    """One such question. `answer` is None until `answered` is set.
+class DrainQuestion:
+    """The question whether everything is delivered. `answer` is None until `answered` is set.
 
     Args:
         with_others: Ask also about runs that other uploaders of the spool have.
@@ -31,27 +31,27 @@ class Drain:
         self.answered.set()
 
 
-class OpenDrains:
+class OpenQuestions:
     """The questions that have no answer yet. Any thread may add one; the rest belongs to the deliverer's thread."""
 
     def __init__(self) -> None:
-        self._drains: list[Drain] = []  # changed in place, so that none is lost that is added meanwhile
+        self._drains: list[DrainQuestion] = []  # changed in place, so that none is lost that is added meanwhile
 
     def __bool__(self) -> bool:
         return bool(self._drains)
 
-    def add(self, drain: Drain) -> None:
+    def add(self, drain: DrainQuestion) -> None:
         """Add a question."""
         self._drains.append(drain)
 
-    def still_open(self) -> list[Drain]:
+    def still_open(self) -> list[DrainQuestion]:
         """Return the questions, and forget those that were given up."""
         for drain in list(self._drains):
             if drain.given_up:
                 self._drains.remove(drain)
         return list(self._drains)
 
-    def answer(self, drains: Iterable[Drain], answer: bool) -> None:
+    def answer(self, drains: Iterable[DrainQuestion], answer: bool) -> None:
         """Answer some questions, which were open before the answer was found."""
         for drain in drains:
             self._drains.remove(drain)

@@ -19,7 +19,7 @@ from ..spool.run_writer import RunWriter
 from ..spool.spool import Spool
 from .deliverer import Deliverer
 from .delivery_loop import DeliveryLoop, EndLoop, Retire, RunBegun, WriterGone
-from .drain import Drain
+from .drain import DrainQuestion
 
 
 class Uploader(Deliverer):
@@ -114,16 +114,16 @@ class Uploader(Deliverer):
         """Complete what the callback left, because it is gone, then end. The garbage collector may call this."""
         self._inbox.put(Retire())
 
-    def ask_whether_drained(self) -> Drain | None:
+    def ask_whether_drained(self) -> DrainQuestion | None:
         """Return the question that `drain` asks, without waiting. Return None if the uploader does not run."""
-        return self._ask(Drain())
+        return self._ask(DrainQuestion())
 
     def drain_own(self, timeout_s: float) -> bool:
         """Wait as `drain` does, but not for runs that other uploaders of the spool have. Return the same."""
-        drain = None if self._is_own_thread else self._ask(Drain(with_others=False))
+        drain = None if self._is_own_thread else self._ask(DrainQuestion(with_others=False))
         return drain is not None and drain.wait(timeout_s)
 
-    def _ask(self, drain: Drain) -> Drain | None:
+    def _ask(self, drain: DrainQuestion) -> DrainQuestion | None:
         if not self.running:
             return None
         self._inbox.put(drain)

@@ -17,7 +17,7 @@ from ..spool.orders import is_settle_ordered
 from ..spool.run_writer import RunWriter
 from ..spool.spool import Spool
 from .deliverer import Deliverer
-from .drain import Drain, OpenDrains
+from .drain import DrainQuestion, OpenQuestions
 from .drain_check import DrainCheck
 from .uploader_watcher import UploaderWatcher
 
@@ -53,7 +53,7 @@ class UploaderElsewhere(Deliverer):
         self._written_here: set[Path] = set()  # runs that are open here
         self._ordered_at = 0  # when the last order that was seen was given
         self._polls = 0
-        self._drains = OpenDrains()
+        self._drains = OpenQuestions()
         self._drain_check = DrainCheck(spool, settings.endpoint)
         self._watcher = UploaderWatcher(spool.path, settings, self._log_error) if start else None
         self._retired = False
@@ -99,11 +99,11 @@ class UploaderElsewhere(Deliverer):
         """Release what the callback left, because it is gone, then end. The garbage collector may call this."""
         self._retired = True
 
-    def ask_whether_drained(self) -> Drain | None:
+    def ask_whether_drained(self) -> DrainQuestion | None:
         """Return the question that `drain` asks, without waiting. Return None if the thread does not run."""
         if not self.running:
             return None
-        drain = Drain()
+        drain = DrainQuestion()
         self._drains.add(drain)
         self._wake.ring()
         return drain
@@ -134,7 +134,7 @@ class UploaderElsewhere(Deliverer):
                 self._wake.wait(DRAIN_POLL_S if self._drains else POLL_S)
         finally:
             if self._retired:
-                self._spool.writers.close_all()
+                self._spool.writers.close_writers()
             self._drains.answer(self._drains.still_open(), False)
             if self._watcher is not None:
                 self._watcher.release()

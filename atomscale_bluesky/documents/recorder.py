@@ -244,7 +244,7 @@ class DocumentRecorder:
         """
         completed = self.complete_open_runs()
         if self._owns_spool:
-            self._spool.writers.close()
+            self._spool.writers.stop_threads()
         return completed
 
     def __enter__(self) -> DocumentRecorder:

@@ -221,7 +221,7 @@ class RunWriters:
         """
         self._retired = True
 
-    def close_all(self) -> None:
+    def close_writers(self) -> None:
         """Close all writers, which nothing writes to any more, and release their runs."""
         with self._guard:
             writers = self._writers + self._closing
@@ -235,7 +235,7 @@ class RunWriters:
                 (self._path / self._session_name).unlink()
             self._session = None
 
-    def close(self, timeout_s: float = 5.0) -> bool:
+    def stop_threads(self, timeout_s: float = 5.0) -> bool:
         """Sync everything and stop the threads. Return True if the syncing thread has ended.
 
         Writers stay usable, and from then on each call syncs.
@@ -258,12 +258,12 @@ class RunWriters:
                     writer.sync_each = True
         return ended
 
-    def forget_after_fork(self) -> None:
+    def after_fork_in_child(self) -> None:
         """In a forked child, leave the files and locks of the parent's runs alone: they belong to the parent."""
         self._guard, self._syncing = threading.RLock(), threading.RLock()
         self._writers, self._closing, self._with_own_lock, self._unended = [], [], [], set()
         self._journals, self._session = OpenJournals(), None
-        self._not_kept.forget()
+        self._not_kept.after_fork_in_child()
         self._thread = self._room_thread = None
         self._stopping = threading.Event()
         self._wake = Bell()

@@ -73,7 +73,7 @@ class RunsNotKept:
         except OSError as error:  # a SpoolError is one too
             _logger.debug("%d runs that were not kept could not be noted: %s", len(self._unwritten), error)
 
-    def forget(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Forget what is only in memory, in a forked child: it belongs to the parent."""
         self._unwritten.clear()
         self._guard = threading.RLock()

@@ -83,7 +83,7 @@ class Spool:
         """In a forked child, leave the parent's runs alone, and wait for no lock that one of its threads had."""
         self.history.after_fork_in_child()
         self.disk_space.after_fork_in_child()
-        self.writers.forget_after_fork()
+        self.writers.after_fork_in_child()
 
     def run_folders(self) -> list[Path]:
         """Return the folders of the unfinished runs, oldest first. Folders with other names are never read."""

@@ -71,7 +71,7 @@ def store_events(folder: Path, gil_yield: GilYield | None = None) -> tuple[str, 
     except OSError:
         return None
     with suppress(OSError):
-        _make_room(folder.parent, name)
+        _remove_oldest(folder.parent, name)
     return name, list(events.descriptors)
 
 
@@ -115,7 +115,7 @@ def load_events(spool: Path, name: str) -> Events | None:
         return None
 
 
-def _make_room(spool: Path, newest: str) -> None:
+def _remove_oldest(spool: Path, newest: str) -> None:
     """Remove the oldest files of this kind until all together are small enough."""
     names = sorted(path.name for path in spool.glob("*.events") if _NAME.fullmatch(path.name) and path.name != newest)
     size = sum((spool / name).lstat().st_size for name in [*names, newest])

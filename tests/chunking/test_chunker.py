@@ -317,7 +317,7 @@ def deliver(story: Story, *, crashes: int) -> tuple[Shelf, RunDelivery]:
             return shelf, delivery
         finally:
             spool.writers.release(writer)
-            spool.writers.close()
+            spool.writers.stop_threads()
 
 
 def claimed(spool: Spool, folder: Path) -> RunDelivery:

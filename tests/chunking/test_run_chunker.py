@@ -175,7 +175,7 @@ def deliver(tmp_path: Path) -> Iterator[Deliver]:
     yield make
     for delivery in made:
         delivery.close()
-    spool.writers.close()
+    spool.writers.stop_threads()
 
 
 def text(number: int, values: list[float | None]) -> bytes:

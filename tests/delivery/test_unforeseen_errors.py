@@ -66,7 +66,7 @@ def delivered(settings: Settings, clock: FaultyClock, spool_dir: Path) -> Iterat
     clock.fails = False
     recorder.close()
     assert uploader.stop(10)
-    assert spool.writers.close()
+    assert spool.writers.stop_threads()
 
 
 def test_an_unforeseen_error_is_logged_once_and_delivery_goes_on_from_the_files(

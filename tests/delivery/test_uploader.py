@@ -20,7 +20,7 @@ from atomscale_bluesky import AtomscaleCallback, Settings
 from atomscale_bluesky.checks.verification import Verification
 from atomscale_bluesky.delivery.active_runs import MAX_ACTIVE
 from atomscale_bluesky.delivery.backoff import MISSING
-from atomscale_bluesky.delivery.drain import Drain
+from atomscale_bluesky.delivery.drain import DrainQuestion
 from atomscale_bluesky.delivery.outage_log import SAME_OUTAGE_S
 from atomscale_bluesky.delivery.retry_policy import RetryPolicy
 from atomscale_bluesky.delivery.run_delivery import MAX_FAILED, RunDelivery
@@ -191,7 +191,7 @@ Deliver = Callable[..., RunDelivery]
 def spool(tmp_path: Path) -> Iterator[Spool]:
     spool = Spool(tmp_path / "spool")
     yield spool
-    spool.writers.close()
+    spool.writers.stop_threads()
 
 
 @pytest.fixture
@@ -783,7 +783,7 @@ def test_an_uploader_is_idle_once_everything_is_delivered_and_not_before(
 def test_drains_asked_while_the_uploader_ends_are_answered(make_callback: MakeCallback) -> None:
     for _ in range(20):
         callback = make_callback()
-        asked: list[Drain | None] = []
+        asked: list[DrainQuestion | None] = []
         closing = threading.Thread(target=callback.close)
         closing.start()
         while closing.is_alive():
@@ -808,7 +808,7 @@ def test_a_run_that_begins_is_delivered_by_the_uploader_of_its_own_process(
 
     assert callback.drain(timeout_s=30)
     assert [stream.status for stream in server.streams()] == ["success"] * 20
-    other.writers.close()
+    other.writers.stop_threads()
 
 
 def test_a_drain_waits_for_a_run_that_another_process_has_just_released(
@@ -828,7 +828,7 @@ def test_a_drain_waits_for_a_run_that_another_process_has_just_released(
 
     assert callback.drain(timeout_s=30)
     assert [stream.status for stream in server.streams()] == ["success"]
-    other.writers.close()
+    other.writers.stop_threads()
 
 
 def test_a_drain_waits_for_stopped_runs_that_another_uploader_has(
@@ -906,7 +906,7 @@ def test_a_run_that_is_read_again_is_not_released_meanwhile(
         callback(name, doc)
     assert callback.drain(timeout_s=30)
     assert held(server)["k0"] == list(range(200))
-    other.writers.close()
+    other.writers.stop_threads()
 
 
 def test_locks_of_runs_that_are_being_finished_can_be_checked(
@@ -936,4 +936,4 @@ def test_locks_of_runs_that_are_being_finished_can_be_checked(
 
     assert not problems
     assert [stream.status for stream in server.streams()] == ["success"] * 40
-    other.writers.close()
+    other.writers.stop_threads()

@@ -564,7 +564,7 @@ def disk_full(b: Bench) -> None:
 
 def _filler(b: Bench, size: int) -> Path:
     """A spool with the folder of a run that takes so much of its room."""
-    Spool(b.spool).writers.close()
+    Spool(b.spool).writers.stop_threads()
     filler = b.spool / "20000101T000000-f111e200"
     filler.mkdir()
     (filler / "filler").write_bytes(bytes(size))

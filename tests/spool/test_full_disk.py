@@ -307,7 +307,7 @@ def test_a_run_that_found_no_room_is_counted_and_taken_when_it_is_replayed(
 
 def test_the_list_of_runs_that_found_no_room_is_bounded(make_callback: MakeCallback, spool_dir: Path) -> None:
     spool = Spool(spool_dir)
-    spool.writers.close()
+    spool.writers.stop_threads()
     for n in range(4000):
         spool.writers.note_not_kept(NotKept(f"run {n}", "x" * 200, 0.0, float(n), n, "the spool has no room"))
 

@@ -160,7 +160,7 @@ def test_where_a_run_goes_on_with_its_own_uids_equal_rows_are_new_ones() -> None
 def test_files_of_events_that_are_too_large_together_go_oldest_first_and_no_others(
     make_callback: MakeCallback, spool_dir: Path
 ) -> None:
-    Spool(spool_dir).writers.close()
+    Spool(spool_dir).writers.stop_threads()
     names = ["20200101T000000-00000001.events", "20200102T000000-00000002.events", "mine.events"]
     for name in names:
         with (spool_dir / name).open("wb") as file:

@@ -46,8 +46,8 @@ def make_spool(tmp_path: Path) -> Iterator[MakeSpool]:
 
     yield make
     for spool in made:
-        spool.writers.close()
-        spool.writers.close_all()
+        spool.writers.stop_threads()
+        spool.writers.close_writers()
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_released_run_is_closed_soon_and_nobody_writes_it_any_more(spool: Spoo
 
 def test_a_closed_spool_lets_its_writers_go_on_and_syncs_each_call(spool: Spool) -> None:
     writer = spool.writers.create(header())
-    assert spool.writers.close()
+    assert spool.writers.stop_threads()
 
     writer.append([row(0)])
     assert not writer.dirty
@@ -202,8 +202,8 @@ def test_that_runs_come_and_go_is_seen(spool: Spool, tmp_path: Path) -> None:
     folder = spool.writers.create(header()).folder
     assert spool.changed_at() > 10**9
     assert spool.disk_space.measure_all()[0] == sum(path.stat().st_size for path in folder.iterdir()) > 0
-    spool.writers.close()
-    spool.writers.close_all()
+    spool.writers.stop_threads()
+    spool.writers.close_writers()
     spool.path.rename(tmp_path / "moved")
     assert spool.changed_at() == 0
 
@@ -566,7 +566,7 @@ def test_a_step_in_the_background_is_called_again_if_it_is_asked_for_during_its_
     spool.writers.run_in_background(other)
     asked.set()
     wait_until(lambda: calls.count("step") == 2 and calls.count("other") >= 1)
-    spool.writers.close()
+    spool.writers.stop_threads()
 
 
 def test_a_line_that_is_too_long_is_refused_with_its_own_length(tmp_path: Path) -> None:
@@ -576,8 +576,8 @@ def test_a_line_that_is_too_long_is_refused_with_its_own_length(tmp_path: Path) 
     with pytest.raises(LineTooLongError, match=rf"a line of {64 * 2**20 + 12} bytes is longer than {64 * 2**20}"):
         writer.append([*others, too_long, *others])
     writer.append(others)  # as long together as they like
-    spool.writers.close_all()
-    spool.writers.close()
+    spool.writers.close_writers()
+    spool.writers.stop_threads()
 
 
 def test_the_lock_of_a_session_is_removed_with_its_last_writer(tmp_path: Path) -> None:
@@ -586,8 +586,8 @@ def test_the_lock_of_a_session_is_removed_with_its_last_writer(tmp_path: Path) -
         spool.writers.create(header(f"run {n}"))
     assert len(list(tmp_path.glob("writers-*.lock"))) == 1
 
-    spool.writers.close_all()
-    spool.writers.close()
+    spool.writers.close_writers()
+    spool.writers.stop_threads()
     assert list(tmp_path.glob("writers-*.lock")) == []
     assert not any(spool.writer_alive(folder) for folder in spool.run_folders())
 

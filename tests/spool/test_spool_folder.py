@@ -81,7 +81,7 @@ def test_a_folder_that_is_not_there_or_is_empty_is_the_spool_and_stays_it(tmp_pa
     (tmp_path / "empty").mkdir()
     for name in ("missing", "empty"):
         assert located(tmp_path / name) == tmp_path / name
-        Spool(tmp_path / name).writers.close()
+        Spool(tmp_path / name).writers.stop_threads()
         things_in(tmp_path / name)  # put there later
         assert located(tmp_path / name) == tmp_path / name
 
@@ -170,13 +170,13 @@ def test_findings_are_kept_and_read_where_the_spool_is(tmp_path: Path) -> None:
 
 def test_a_spool_below_stays_the_spool_whatever_comes_or_goes_above_it(tmp_path: Path) -> None:
     things_in(tmp_path)
-    Spool(located(tmp_path)).writers.close()
+    Spool(located(tmp_path)).writers.stop_threads()
     for name in ("thesis", "empty", "20260101"):
         shutil.rmtree(tmp_path / name)
     (tmp_path / "users_data.h5").unlink()
     assert located(tmp_path) == tmp_path / OURS
 
-    Spool(tmp_path / "another").writers.close()
+    Spool(tmp_path / "another").writers.stop_threads()
     shutil.copytree(tmp_path / "another", tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MARKER))
     assert located(tmp_path) == tmp_path / OURS
 
@@ -186,7 +186,7 @@ def test_a_checkout_of_the_same_name_is_other_peoples_too(tmp_path: Path) -> Non
     things_in(tmp_path / OURS)
 
     assert located(tmp_path) == tmp_path / OURS / OURS
-    Spool(located(tmp_path)).writers.close()
+    Spool(located(tmp_path)).writers.stop_threads()
     assert located(tmp_path) == tmp_path / OURS / OURS
 
 
@@ -254,7 +254,7 @@ def test_other_peoples_things_are_not_taken_for_ours_by_their_names(tmp_path: Pa
     before = tree(tmp_path)
 
     assert located(tmp_path) == tmp_path / OURS
-    Spool(located(tmp_path)).writers.close()
+    Spool(located(tmp_path)).writers.stop_threads()
     assert {name: entry for name, entry in tree(tmp_path).items() if name != "." and OURS not in name} == {
         name: entry for name, entry in before.items() if name != "."
     }
@@ -323,7 +323,7 @@ def test_a_folder_full_of_folders_of_our_name_is_refused(make_callback: MakeCall
 @posix
 def test_a_folder_that_may_not_be_searched_is_for_its_opener_to_report(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
-    Spool(closed).writers.close()
+    Spool(closed).writers.stop_threads()
     settings = Settings.load(environ={}, spool_dir=closed)
     closed.chmod(0)
     before = os.geteuid()
@@ -407,7 +407,7 @@ def test_looking_whether_a_run_is_delivered_disturbs_nobody_who_takes_it(tmp_pat
 
 @posix
 def test_doctor_warns_of_a_spool_that_others_can_change_and_leaves_it(server: LocalServer, spool_dir: Path) -> None:
-    Spool(spool_dir).writers.close()
+    Spool(spool_dir).writers.stop_threads()
     spool_dir.chmod(0o775)
     settings = Settings.load(environ={}, endpoint=server.url, spool_dir=spool_dir, offline=True)
 
@@ -424,7 +424,7 @@ def test_doctor_warns_of_a_spool_that_others_can_change_and_leaves_it(server: Lo
 def test_nothing_that_others_keep_is_removed_by_a_callback_or_an_upload(
     make_callback: MakeCallback, server: LocalServer, spool_dir: Path
 ) -> None:
-    Spool(spool_dir).writers.close()  # it is ours, and they put their things into it all the same
+    Spool(spool_dir).writers.stop_threads()  # it is ours, and they put their things into it all the same
     things_in(spool_dir)
     (spool_dir / RUN.replace("-", "_")).mkdir()
     kept = spool_dir / "backup" / RUN
@@ -483,7 +483,7 @@ def test_a_finished_run_leaves_what_a_person_has_put_into_its_folder(
 def test_the_rest_of_a_run_stays_where_a_person_has_put_something_to_it(
     make_callback: MakeCallback, spool_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Spool(spool_dir).writers.close()
+    Spool(spool_dir).writers.stop_threads()
     rest, other = spool_dir / RUN, spool_dir / RUN.replace("dead", "0ff0")
     for folder in (rest, other):
         folder.mkdir()
@@ -506,7 +506,7 @@ def test_a_run_folder_that_is_a_link_is_not_looked_at(
 ) -> None:
     offline_run(make_callback, spool_dir=str(tmp_path / "elsewhere"))
     (run,) = [path for path in (tmp_path / "elsewhere").iterdir() if path.is_dir()]
-    Spool(spool_dir).writers.close()
+    Spool(spool_dir).writers.stop_threads()
     (spool_dir / RUN).symlink_to(run)
     before = tree(run)
 
