@@ -8,7 +8,7 @@ from ..model.chunk import Chunk
 from ..model.rows import Position
 from ..spool.ledger_format import OpeningReason
 
-# First and last rows of ranges that an earlier stream holds.
+# Ranges of rows that an earlier stream holds: (first, last), both included.
 Skip = tuple[tuple[int, int], ...]
 
 
@@ -20,7 +20,7 @@ class Open(msgspec.Struct, frozen=True):
     position: Position
     channels: tuple[str, ...]
     skip: Skip = ()
-    leaves: int | None = None  # the stream that the channels leave at `from_row`
+    from_stream: int | None = None  # the stream that the channels leave at `from_row`
 
 
 class Leave(msgspec.Struct, frozen=True):

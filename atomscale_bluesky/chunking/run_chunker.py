@@ -69,8 +69,8 @@ class RunChunker:
         self._header = header
         self._gil_yield = gil_yield or GilYield()
         self._cutters: dict[str, Chunker] = {}
-        self._resume = {stream.opening.stream: stream.resume() for stream in self.openings.open_streams()}
-        self._cut_from = min((position for _, _, position in self._resume.values()), default=START)
+        self._resume_points = {stream.opening.stream: stream.resume_point for stream in self.openings.open_streams()}
+        self._cut_from = min((position for _, _, position in self._resume_points.values()), default=START)
         self._reader = RunReader(folder)
         self._lines: Iterator[Line] = iter(())
         self._synced_to = START
@@ -217,7 +217,7 @@ class RunChunker:
         # Rows that a preview may show are read at once, and so are rows that may complete a chunk of another time base.
         # So are rows that show that a stream has a point, before which it is not made.
         may_wait = len(self._cutters) == 1 and not self._header.max_latency_s and not self._waits_for_a_point()
-        if ahead is None and may_wait and self._reader.has_fewer_lines(wanted, b'{"kind"'):
+        if ahead is None and may_wait and self._reader.ends_before(wanted, unless_containing=b'{"kind"'):
             self._too_few_ahead = True
             return False
         if ahead is None or (ahead.layout, ahead.number) != (layout.layout, number):
@@ -314,7 +314,7 @@ class RunChunker:
         )
 
     def _resumed(self, stream: MetrologyStreamState) -> Resumed:
-        index, from_row, _ = self._resume.get(stream.opening.stream) or stream.resume()
+        index, from_row, _ = self._resume_points.get(stream.opening.stream) or stream.resume_point
         over = stream.last_tried is not None and stream.last_tried.cut_short and index > stream.last_tried.index
         return Resumed(stream, index, from_row, over)
 
@@ -338,7 +338,7 @@ class RunChunker:
                 self._outgrown.add(stream)
 
     def _open(self, chunker: Chunker, time_base: str, decision: Open) -> None:
-        with self.ledger.together() if decision.leaves is not None else nullcontext():
+        with self.ledger.together() if decision.from_stream is not None else nullcontext():
             opening = self.openings.open(
                 why=decision.why,
                 time_base=time_base,
@@ -347,9 +347,9 @@ class RunChunker:
                 channels=decision.channels,
                 skip=decision.skip,
             )
-            if decision.leaves is not None:
+            if decision.from_stream is not None:
                 for name in decision.channels:
-                    self.ledger.note(ChannelLeft(decision.leaves, name, decision.from_row))
+                    self.ledger.note(ChannelLeft(decision.from_stream, name, decision.from_row))
         _logger.info(
             "run %s has a further stream, %r (%s), which holds %s",
             self._header.run_uid, opening.label, decision.why, join_names(decision.channels, MAX_CHANNELS),

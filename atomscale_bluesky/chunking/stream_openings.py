@@ -38,7 +38,7 @@ class StreamOpenings:
         return [stream for stream in self._ledger.state.streams.values() if not stream.ended]
 
     def of_time_base(self, time_base: str) -> list[MetrologyStreamState]:
-        """Return the metrology streams that take rows of a time base."""
+        """Return all metrology streams of a time base, ended ones too."""
         return [stream for stream in self._ledger.state.streams.values() if stream.opening.time_base == time_base]
 
     def channels_of(self, opening: Opened) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from ..model.text import safe
-from ..spool.journal_events import Events, read_events
+from ..spool.journal_events import EventDigests, read_events
 from ..spool.kept_events import KeptEvents
 from ..spool.run_reader import descriptors_in, read_header
 from ..spool.spool import Spool
@@ -167,7 +167,7 @@ class KnownRuns:
             known = self._uid_by_folder
             self._uid_by_folder = {name: known[name] for name in self._spool.run_names() if name in known}
             self._max_uids = _twice(self._uid_by_folder)
-        new = self._spool.run_names_but(self._uid_by_folder)
+        new = self._spool.new_run_names(self._uid_by_folder)
         without_header = [name for name, uid in self._uid_by_folder.items() if not uid]
         self._read_headers_of([*(_youngest(new) if young else new), *without_header])
 
@@ -187,7 +187,7 @@ class KnownRuns:
 
     def _found_in_spool_and_history(
         self, run_uid: str, except_folder: str = "", *, young: bool = False
-    ) -> tuple[dict[str, Events | None], list[dict[str, Any]]]:
+    ) -> tuple[dict[str, EventDigests | None], list[dict[str, Any]]]:
         """Return what the spool has of a run, except in one folder, and the run's entries in the history."""
         # The spool first: a run that leaves it meanwhile is then in the history, and what was read of it does not
         # count.
@@ -197,10 +197,10 @@ class KnownRuns:
             found.pop(str(entry.get("folder")), None)
         return found, entries
 
-    def _in_spool(self, run_uid: str, except_folder: str, *, young: bool) -> dict[str, Events | None]:
+    def _in_spool(self, run_uid: str, except_folder: str, *, young: bool) -> dict[str, EventDigests | None]:
         """Return the run's events by folder name. They are None while the folder is being written."""
         self._read_new_headers(young=young)
-        found: dict[str, Events | None] = {}
+        found: dict[str, EventDigests | None] = {}
         for name in sorted(
             name for name, uid in self._uid_by_folder.items() if uid == run_uid and name != except_folder
         ):
@@ -215,14 +215,14 @@ class KnownRuns:
 
     def _kept_events(
         self,
-        parts: list[Events],
+        parts: list[EventDigests],
         entries: list[dict[str, Any]],
-        by_uid: Events | None = None,
+        resent: EventDigests | None = None,
         *,
         uids_alone: bool = False,
     ) -> KeptEvents:
         until: dict[str, float] = {}
-        earlier: list[Events] = []
+        earlier: list[EventDigests] = []
         for entry in entries:
             events = load_events(self._spool.path, str(entry.get("events")))
             if events is not None:
@@ -230,7 +230,7 @@ class KnownRuns:
                 continue
             for time_base, time in dict(entry.get("until") or {}).items():
                 until[time_base] = max(time, until.get(time_base, time))
-        return KeptEvents([*earlier, *parts], until, by_uid=by_uid, uids_alone=uids_alone)
+        return KeptEvents([*earlier, *parts], until, resent=resent, uids_alone=uids_alone)
 
 
 def _youngest(names: list[str]) -> list[str]:
@@ -242,7 +242,7 @@ def _twice(names: Collection[str]) -> int:
     return 2 * len(names) + HEADERS_AT_CONSTRUCTION
 
 
-def _has_ended(events: Events | None) -> bool:
+def _has_ended(events: EventDigests | None) -> bool:
     return events is None or (events.stop is not None and not events.stop.interrupted)
 
 

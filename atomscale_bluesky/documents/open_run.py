@@ -256,12 +256,12 @@ class OpenRun:
                 "run %s: %d events had new uids and were known by their times, so they were not taken again",
                 self.uid, self.kept_before.recognised_by_time,
             )  # fmt: skip
-        if self.kept_before is not None and self.kept_before.taken_in_doubt:
+        if self.kept_before is not None and self.kept_before.possibly_taken_twice:
             ignored_documents.log_later(
                 logging.WARNING,
                 "run %s: the clock was set back and what was kept before is no longer known event by event; %d events "
                 "were taken that may be there twice",
-                self.uid, self.kept_before.taken_in_doubt,
+                self.uid, self.kept_before.possibly_taken_twice,
             )  # fmt: skip
 
     def log_not_given(self, events: Mapping[str, int], ignored_documents: IgnoredDocuments) -> None:

@@ -34,28 +34,28 @@ MADE_UP = "event-"
 WHOLE_EVENT = 0xFFFF
 
 
-class Events(msgspec.Struct):
+class EventDigests(msgspec.Struct):
     """The rows of one journal, in the journal's order, and what its run needs to go on."""
 
     uids: array[int]  # digests of the event uids
-    layout_places: array[int]  # places in `known`
+    layout_places: array[int]  # places in `layouts`
     fingerprints: array[int]  # digests of time and values; 0 for a further row of an event
     layouts: list[Layout] = []
     header: Header | None = None
     descriptors: dict[str, Described] = {}  # by uid
     times: dict[str, array[float]] = {}  # by event stream, one time per event; only in files of earlier versions
-    beyond: int = 0  # how many rows could not be remembered
+    rows_not_remembered: int = 0  # because there are too many
     made_up: bool = False  # its source made up the events' uids, as a catalogue does
     left_out: list[LeftOut] = []  # readings that are not in its rows
     stop: Stop | None = None
 
 
-def read_events(folder: Path, gil_yield: GilYield | None = None) -> Events:
+def read_events(folder: Path, gil_yield: GilYield | None = None) -> EventDigests:
     """Read the events of the journal in a run's folder, as far as it is readable, and how the journal ended.
 
     Takes a few microseconds per row.
     """
-    events = Events(array("Q"), array("H"), array("Q"), [], descriptors={})
+    events = EventDigests(array("Q"), array("H"), array("Q"), [], descriptors={})
     places: dict[int, int] = {}  # by layout
     reader = RunReader(folder)
     try:
@@ -83,7 +83,7 @@ def read_events(folder: Path, gil_yield: GilYield | None = None) -> Events:
             if place is None:
                 continue
             if len(events.uids) >= MAX_ROWS:
-                events.beyond += 1
+                events.rows_not_remembered += 1
                 continue
             known = events.layouts[place]
             events.made_up = events.made_up or str(uid).startswith(MADE_UP)
@@ -98,7 +98,7 @@ def read_events(folder: Path, gil_yield: GilYield | None = None) -> Events:
     return events
 
 
-def _forget_further_rows(events: Events) -> None:
+def _forget_further_rows(events: EventDigests) -> None:
     """Set the fingerprint of each further row of an event to 0, if the event's first row is in the same journal."""
     further = ~is_first_row(events.layouts, np.array(events.layout_places, dtype=np.uint16))
     uids = np.array(events.uids, dtype=np.uint64)

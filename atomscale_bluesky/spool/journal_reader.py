@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..model.rows import Position
-from .line_bounds import BEGIN, MAX_STARTS_TRIED, end_of_entries, end_of_record
+from .line_bounds import BEGIN, MAX_STARTS_TRIED, end_of_journal_lines, end_of_record
 from .line_file import MAX_LINE_BYTES, sync_file, sync_folder
 from .lines import PREFIX_BYTES, payload_of
 from .own_files import open_own
@@ -99,8 +99,8 @@ class JournalReader:
         end = self._end_of_alike(at, width, limit) if width and not self.damaged else at
         return memoryview(self._block)[at:end], width
 
-    def has_fewer_lines(self, lines: int, without: bytes) -> bool:
-        """Return True if fewer than `lines` more lines were there at the last read, and none contains `without`.
+    def ends_before(self, lines: int, *, unless_containing: bytes) -> bool:
+        """Return True if fewer than `lines` more lines were there at the last read. None contains the given bytes.
 
         Call this after `peek`. Return False if that many lines are more than may be in memory.
         """
@@ -112,7 +112,7 @@ class JournalReader:
         return (
             self._block_reaches_end
             and not self._block_has_lines(lines)
-            and self._block.find(without, self._at) < 0
+            and self._block.find(unless_containing, self._at) < 0
             and segments(self._folder)[-1:] == [self.position.segment]
         )
 
@@ -152,7 +152,7 @@ class JournalReader:
             try:
                 size = os.lseek(descriptor, 0, os.SEEK_END)
                 sync_file(descriptor)
-                whole = end_of_entries(descriptor, size)  # half a line may still be removed and rewritten
+                whole = end_of_journal_lines(descriptor, size)  # half a line may still be removed and rewritten
                 reached = max(reached, Position(segment, whole))
             finally:
                 os.close(descriptor)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from .line_bounds import end_of_entries
+from .line_bounds import end_of_journal_lines
 from .line_file import LineFile, write_error
 from .segments import segment_path, segments
 
@@ -28,7 +28,9 @@ class JournalWriter:
         self._segment_bytes = segment_bytes
         self._make_room = make_room
         self._segment = max(segments(folder), default=1)
-        self._file = LineFile(segment_path(folder, self._segment), make_room=make_room, end_of_whole=end_of_entries)
+        self._file = LineFile(
+            segment_path(folder, self._segment), make_room=make_room, end_of_whole=end_of_journal_lines
+        )
         self._before = 0  # total size of the earlier segments
         self._unsynced: list[LineFile] = []  # earlier segments that have not been synced yet
 
@@ -76,7 +78,9 @@ class JournalWriter:
     def _next_segment(self) -> None:
         try:
             following = LineFile(
-                segment_path(self._folder, self._segment + 1), make_room=self._make_room, end_of_whole=end_of_entries
+                segment_path(self._folder, self._segment + 1),
+                make_room=self._make_room,
+                end_of_whole=end_of_journal_lines,
             )
         except OSError as error:
             raise write_error(f"{self._folder} takes no further file", error) from error

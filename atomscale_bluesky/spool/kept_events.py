@@ -10,7 +10,8 @@ n such rows, n such events are recognised.
 When an interrupted run leaves the spool, digests of its rows stay in a file beside the history (`stored_events`), with
 the lines that the run needs to go on: its header, its descriptors and its layouts.
 
-Bounded: up to `MAX_ROWS` rows of a run, 22 bytes each in memory and 18 on disk.
+Bounded: up to `MAX_ROWS` rows of a run, 18 bytes each on disk. In memory each has 10, and an event's first row 20 more
+unless its journal's events are recognised by uid only.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from .journal_events import MAX_ROWS, WHOLE_EVENT, Events, digest_of, fingerprint_of, is_first_row
+from .journal_events import MAX_ROWS, WHOLE_EVENT, EventDigests, digest_of, fingerprint_of, is_first_row
 from .journal_format import Described, Header, Layout
 
 # The last events that were recognised by time and values are also remembered by uid, up to this many: an event whose
@@ -58,21 +59,21 @@ class KeptEvents:
         parts: The events of these journals.
         until: By event stream, the time of the last row of a journal that is gone, if nothing else is known of its
             events.
-        by_uid: The events of a journal that are recognised only by uid, because the same process sends them again.
-        uids_alone: Recognise no event by its time, unless it came from a catalogue: the source goes on where it was,
-            so it keeps uids.
+        resent: The events of a journal that are recognised only by uid, because the same process sends them again.
+        uids_alone: Recognise events by uid only, because the source continues where it was and keeps uids. Journals
+            recorded from a catalogue are still searched by time.
     """
 
     def __init__(
         self,
-        parts: Iterable[Events] = (),
+        parts: Iterable[EventDigests] = (),
         until: dict[str, float] | None = None,
         *,
-        by_uid: Events | None = None,
+        resent: EventDigests | None = None,
         uids_alone: bool = False,
     ) -> None:
         self.recognised_by_time = 0  # how many events were recognised only by time and values
-        self.taken_in_doubt = 0  # how many events were taken although a journal that is gone may have had them
+        self.possibly_taken_twice = 0  # how many events were taken although a journal that is gone may have had them
         self.rows_not_remembered = 0  # how many rows are not remembered, because there are too many
         self.layouts: list[Layout] = []  # of all journals
         self.descriptors: dict[str, Described] = {}  # by uid
@@ -89,12 +90,12 @@ class KeptEvents:
         self.part = 0  # the number of the next journal
         room = MAX_ROWS
         journals = list(parts)
-        if by_uid is not None:
-            journals.append(by_uid)
+        if resent is not None:
+            journals.append(resent)
         for part in sorted(journals, key=_part_number):
             self.part = max(self.part, _part_number(part) + 1)
-            self.rows_not_remembered += part.beyond + max(0, len(part.uids) - room)
-            self._journals.append(_Journal(part, room, by_uid=part is by_uid or (uids_alone and not part.made_up)))
+            self.rows_not_remembered += part.rows_not_remembered + max(0, len(part.uids) - room)
+            self._journals.append(_Journal(part, room, only_by_uid=part is resent or (uids_alone and not part.made_up)))
             self.layouts += part.layouts
             self.descriptors |= part.descriptors
             for line in () if uids_alone else part.left_out:
@@ -211,7 +212,7 @@ class KeptEvents:
         self._latest[event_stream] = at
         if at > until:
             return False
-        self.taken_in_doubt += event_stream in self._set_back
+        self.possibly_taken_twice += event_stream in self._set_back
         return event_stream not in self._set_back
 
 
@@ -222,8 +223,8 @@ class _Journal:
     That holds for this journal only, because another journal may come from a replay with made-up uids.
     """
 
-    def __init__(self, events: Events, room: int, *, by_uid: bool) -> None:
-        self._keeps_uids = by_uid
+    def __init__(self, events: EventDigests, room: int, *, only_by_uid: bool) -> None:
+        self._keeps_uids = only_by_uid
         self._layouts = events.layouts
         self._keys = [frozenset(channel.key for channel in layout.channels) for layout in events.layouts]
         uids = np.array(events.uids[:room], dtype=np.uint64)
@@ -240,7 +241,7 @@ class _Journal:
             place for place, layout in enumerate(events.layouts) if layout.time_base == layout.event_stream
         )
         self.has_parts = bool((fingerprints[~is_first_row(events.layouts, layouts)] != 0).any())
-        if not by_uid or self.has_parts:
+        if not only_by_uid or self.has_parts:
             self._sort_by_fingerprint(fingerprints, uids)
             for name, times in events.times.items():
                 self._times[name] = array("d", np.sort(np.array(times[:room], dtype=np.float64)).tobytes())
@@ -284,8 +285,8 @@ class _Journal:
     ) -> KeptReadings | None:
         """Return what the journal holds of an event with this time and these values, and count it as recognised.
 
-        `remember` gets the digest under which it is known, and is called before it is counted: after an interruption in
-        between, one row too few is counted.
+        `remember` gets the digest under which it is known, and is called before the row is counted. An interruption
+        between the two leaves one row uncounted, which can only repeat a recognition.
         """
         if self._keeps_uids:
             return None
@@ -323,7 +324,7 @@ class _Journal:
     ) -> int | None:
         """Return the place of a row that an event may have made, and that was not recognised before.
 
-        Rows for whose uid `but` returns True are passed over.
+        Rows whose uid `is_excluded` returns True for are passed over.
         """
         for time, values in possible_rows(layout):
             sought = fingerprint_of(layout, time, values)
@@ -371,7 +372,7 @@ class _Journal:
         return None
 
 
-def _part_number(events: Events) -> int:
+def _part_number(events: EventDigests) -> int:
     return 0 if events.header is None else events.header.part
 
 

@@ -54,7 +54,7 @@ class Opened(Fact, frozen=True, tag="opened"):
     offset: int
     channels: tuple[str, ...] | None = None  # None: those of the time base's first layout
     own: bool = False  # of earlier versions, in which each channel with gaps had a stream of its own; ignored
-    skip: tuple[tuple[int, int], ...] = ()  # first and last rows of ranges that an earlier stream holds already
+    skip: tuple[tuple[int, int], ...] = ()  # (first, last) rows that an earlier stream holds, both included
     joins: int | None = None  # the opening whose metrology stream this one shares, instead of having its own
 
 

@@ -14,7 +14,7 @@ from .lines import payload_of
 from .row_record import MAGIC, is_intact, shape_of
 
 # How much of a journal's end is read first, to see whether it ends with a whole line.
-TAIL_BYTES = 2**16
+CHECKED_TAIL_BYTES = 2**16
 # In how many places before a newline its line is sought. There is one such line, or two if the newline between them is
 # damaged.
 MAX_STARTS_TRIED = 16
@@ -22,12 +22,12 @@ MAX_STARTS_TRIED = 16
 BEGIN = re.compile(re.escape(MAGIC) + rb"|[0-9a-f]{8} [\[{]")
 
 
-def end_of_entries(descriptor: int, size: int) -> int:
+def end_of_journal_lines(descriptor: int, size: int) -> int:
     """Return where the last whole line of a journal's segment of this size ends.
 
-    Mostly reads `TAIL_BYTES`, and more if these do not end with an intact line.
+    Mostly reads `CHECKED_TAIL_BYTES`, and more if these do not end with an intact line.
     """
-    if _ends_with_a_line(_tail(descriptor, size, TAIL_BYTES)):
+    if _ends_with_a_line(_tail(descriptor, size, CHECKED_TAIL_BYTES)):
         return size
     after_newline, length = end_of_lines(descriptor, size), BLOCK_BYTES
     while True:

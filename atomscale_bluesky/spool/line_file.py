@@ -148,18 +148,17 @@ class LineFile:
 
         Another thread may call `append` or `close_until_needed` meanwhile. A closed file was synced before.
         """
-        opened, descriptor = self._times_closed, self._descriptor
+        times_closed, descriptor = self._times_closed, self._descriptor
         if descriptor == _CLOSED:
             return
         try:
             if descriptor != _CLOSED_UNTIL_NEEDED:
                 sync_file(descriptor)
         except OSError:
-            if opened == self._times_closed:
+            if times_closed == self._times_closed:
                 raise
-        if (
-            descriptor == _CLOSED_UNTIL_NEEDED or opened != self._times_closed
-        ):  # closed meanwhile: its number may mean another file
+        # If it was closed meanwhile, its number may mean another file.
+        if descriptor == _CLOSED_UNTIL_NEEDED or times_closed != self._times_closed:
             self._sync_by_name()
         if not self._name_synced:
             sync_folder(self.path.parent)

@@ -51,7 +51,7 @@ def is_run_name(name: str) -> bool:
     return _RUN.fullmatch(name) is not None
 
 
-def recorded_since(folder: str) -> float:
+def recording_began(folder: str) -> float:
     """Return when the recording of a run began, Unix seconds, by the name of its folder; 0.0 for another folder.
 
     A run of an archive, or from a bus, may be much older.

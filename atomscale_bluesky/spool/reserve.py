@@ -70,7 +70,7 @@ def min_bytes(disk_bytes: int) -> int:
 
 
 class Reserve:
-    """The reserve of one spool. It belongs to one thread, except `give_up`."""
+    """The reserve of one spool. It belongs to one thread, except `release`."""
 
     def __init__(self, spool: Path) -> None:
         self._path = spool / NAME
@@ -131,8 +131,8 @@ class Reserve:
                     "delivered; free some space", self._path.parent,
                 )  # fmt: skip
 
-    def _write(self, known: int, until: int, size: int) -> bool:
-        """Write the file up to `until` and cut it to `size`.
+    def _write(self, present_bytes: int, write_to: int, final_bytes: int) -> bool:
+        """Write the file up to `write_to` and cut it to `final_bytes`. It has `present_bytes` now.
 
         Return False, with the file unchanged, if the disk is full.
         """
@@ -142,25 +142,25 @@ class Reserve:
             return not is_full(error)
         full = False
         try:
-            known = min(known, os.lseek(descriptor, 0, os.SEEK_END))
+            present_bytes = min(present_bytes, os.lseek(descriptor, 0, os.SEEK_END))
             os.lseek(descriptor, 0, os.SEEK_SET)
-            if known and os.read(descriptor, len(_BEGINNING)) != _BEGINNING:
+            if present_bytes and os.read(descriptor, len(_BEGINNING)) != _BEGINNING:
                 return True  # not ours
-            os.lseek(descriptor, known, os.SEEK_SET)
+            os.lseek(descriptor, present_bytes, os.SEEK_SET)
             try:
-                _fill(descriptor, known, until)
+                _fill(descriptor, present_bytes, write_to)
             except OSError as error:
-                size, full = known, is_full(error)
+                final_bytes, full = present_bytes, is_full(error)
                 self._impossible = not full
                 self._not_before = time.monotonic() + AGAIN_S
-            os.ftruncate(descriptor, size)
+            os.ftruncate(descriptor, final_bytes)
         except OSError as error:
             _logger.debug("%s cannot be written: %s", self._path, error)
             self._impossible = True
             return True
         finally:
             os.close(descriptor)
-        if not size:
+        if not final_bytes:
             with contextlib.suppress(OSError):
                 self._path.unlink()
         return not full

@@ -46,7 +46,7 @@ _TEXT, _ARRAY = (0xD9, 0xDA, None), (None, 0xDC, 0xDD)
 _tail = struct.Struct("<IB").pack
 # The first bytes of 64-bit floats below 2**49: up to there no integer loses a digit. A number that is not finite begins
 # with another byte.
-COMMON = bytes([*range(0x43), *range(0x80, 0xC3)])
+FIRST_BYTES_OF_PLAIN_FLOATS = bytes([*range(0x43), *range(0x80, 0xC3)])
 _encode_into = msgspec.msgpack.Encoder().encode_into
 _decode = msgspec.msgpack.Decoder(tuple[int, float, float, str, list[float]]).decode
 
@@ -97,7 +97,7 @@ def encoder(layout: int, count: int) -> Encode:
             not plain
             or len(buffer) != size
             or buffer[begin::9] != tags
-            or buffer[begin + 1 :: 9].translate(None, COMMON)
+            or buffer[begin + 1 :: 9].translate(None, FIRST_BYTES_OF_PLAIN_FLOATS)
         ):
             return None
         return b"".join((buffer, _tail(zlib.crc32(buffer), _NEWLINE)))
@@ -148,7 +148,11 @@ def encode_rows(
     try:
         for number, (time, uid, values) in enumerate(zip(times, uids, rows, strict=True), first):
             _encode_into((layout, float(number), time, uid, values), buffer, HEAD_BYTES)
-            if len(buffer) != size or buffer[begin::9] != tags or buffer[begin + 1 :: 9].translate(None, COMMON):
+            if (
+                len(buffer) != size
+                or buffer[begin::9] != tags
+                or buffer[begin + 1 :: 9].translate(None, FIRST_BYTES_OF_PLAIN_FLOATS)
+            ):
                 return None
             records.append(b"".join((buffer, _tail(zlib.crc32(buffer), _NEWLINE))))
     except (TypeError, AttributeError, UnicodeError, OverflowError, msgspec.MsgspecError):  # of a foreign type

@@ -94,7 +94,7 @@ class Spool:
         with os.scandir(self.path) as entries:
             return [entry.name for entry in entries if is_run_name(entry.name) and entry.is_dir(follow_symlinks=False)]
 
-    def run_names_but(self, known: Iterable[str]) -> list[str]:
+    def new_run_names(self, known: Iterable[str]) -> list[str]:
         """Return the names of these folders that are not among the known ones, oldest first.
 
         With thousands of runs of which nearly all are known, this takes a tenth of the time of `run_names`.
@@ -140,7 +140,7 @@ class Spool:
         Args:
             folder: The run's folder.
             lock: The run's uploader lock, if it is already ours. If None is returned, the caller releases it.
-            found: What `find` has just returned, so that nothing is read twice.
+            found: What `find_run` has just returned, so that nothing is read twice.
 
         Raises:
             SpoolError: The run's files cannot be read, or were written by a newer version.

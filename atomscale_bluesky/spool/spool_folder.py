@@ -110,14 +110,14 @@ def _holds_other_things(folder: Path) -> bool:
             found = list(entries)
     except OSError:
         return False
-    if not found or any(map(_surely_a_spools, found)):
+    if not found or any(map(_is_surely_from_a_spool, found)):
         return False
-    if all(map(_may_be_a_spools, found)) and any(map(_is_a_run, found)):
+    if all(map(_may_be_from_a_spool, found)) and any(map(_is_a_run, found)):
         return False
     return not _is_marked(folder)  # the marker is written before all else, so it is there now if anything is
 
 
-def _surely_a_spools(entry: os.DirEntry[str]) -> bool:
+def _is_surely_from_a_spool(entry: os.DirEntry[str]) -> bool:
     """Return True if an entry certainly belongs to a spool: a run, or a file beside the runs, with matching content."""
     try:
         if entry.is_dir(follow_symlinks=False):
@@ -135,7 +135,7 @@ def _surely_a_spools(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _may_be_a_spools(entry: os.DirEntry[str]) -> bool:
+def _may_be_from_a_spool(entry: os.DirEntry[str]) -> bool:
     """Return True if an entry may belong to a spool, though its content may be damaged."""
     try:
         if entry.is_dir(follow_symlinks=False):

@@ -18,7 +18,7 @@ import msgspec
 
 from .atomic_file import replace_file
 from .gil_yield import GilYield
-from .journal_events import WHOLE_EVENT, Events, read_events
+from .journal_events import WHOLE_EVENT, EventDigests, read_events
 from .journal_format import Described, Header, Layout, LeftOut, decode_journal
 from .lines import encode
 from .own_files import read_own
@@ -59,7 +59,7 @@ def store_events(folder: Path, gil_yield: GilYield | None = None) -> tuple[str, 
             version=2,
             uids=_to_bytes(events.uids),
             times={},
-            beyond=events.beyond,
+            beyond=events.rows_not_remembered,
             layouts=_to_bytes(events.layout_places),
             prints=_to_bytes(events.fingerprints),
             made_up=events.made_up,
@@ -75,7 +75,7 @@ def store_events(folder: Path, gil_yield: GilYield | None = None) -> tuple[str, 
     return name, list(events.descriptors)
 
 
-def load_events(spool: Path, name: str) -> Events | None:
+def load_events(spool: Path, name: str) -> EventDigests | None:
     """Return the stored events of a run that has left the spool, or None if they are gone or damaged."""
     if not _NAME.fullmatch(name):
         return None
@@ -88,14 +88,16 @@ def load_events(spool: Path, name: str) -> Events | None:
         if found.version == 1:
             times = {stream: _from_bytes("d", values) for stream, values in found.times.items()}
             whole = array("H", [WHOLE_EVENT]) * len(uids)
-            return Events(uids, whole, array("Q", bytes(8 * len(uids))), times=times, beyond=found.beyond)
-        events = Events(
+            return EventDigests(
+                uids, whole, array("Q", bytes(8 * len(uids))), times=times, rows_not_remembered=found.beyond
+            )
+        events = EventDigests(
             uids,
             _from_bytes("H", found.layouts),
             _from_bytes("Q", found.prints),
             [],
             descriptors={},
-            beyond=found.beyond,
+            rows_not_remembered=found.beyond,
             made_up=found.made_up,
         )
         for line in map(decode_journal, found.lines):

@@ -162,8 +162,9 @@ class MetrologyStreamState:
             return self.opening.from_row, Position(self.opening.segment, self.opening.offset)
         return self.last_tried.last_row + 1, Position(self.last_tried.segment, self.last_tried.offset)
 
-    def resume(self) -> tuple[int, int, Position]:
-        """Return the next chunk's index, its first row, and the journal position to read from."""
+    @property
+    def resume_point(self) -> tuple[int, int, Position]:
+        """The next chunk's index, its first row, and the journal position to read from."""
         unconfirmed = [tried for index, tried in self.tried.items() if index not in self.refused]
         if unconfirmed:
             first = min(unconfirmed, key=lambda tried: tried.index)

@@ -12,7 +12,7 @@ from ..errors import SpoolError
 from ..spool.ledger_format import NO_POINT
 from ..spool.ledger_state import LedgerState
 from ..spool.orders import Discard, Edit, OrderLine, Retry
-from ..spool.own_files import recorded_since
+from ..spool.own_files import recording_began
 from ..spool.stream_state import MetrologyStreamState
 from .account import Account, Counts
 
@@ -147,7 +147,7 @@ def status_of(
         repeated_rows=account.rows_repeated.total(),
         scan_id=header.scan_id,
         endpoint=ledger.endpoint or header.endpoint,
-        oldest_waiting=(max(min(since, default=header.started), recorded_since(folder)) if points.waiting else None),
+        oldest_waiting=(max(min(since, default=header.started), recording_began(folder)) if points.waiting else None),
         exit_status=stop.exit_status if stop else "",
         reason=stop.reason if stop else "",
         cause=cause,

@@ -10,7 +10,7 @@ import msgspec
 
 from ..spool.journal_format import Header
 from ..spool.ledger_state import LedgerState
-from ..spool.own_files import recorded_since
+from ..spool.own_files import recording_began
 from .account import Account
 from .run_status import RunStatus, StreamStatus
 from .spool_status import bad_ending
@@ -83,7 +83,7 @@ def log_summary(status: RunStatus, state: LedgerState) -> None:
     left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(points.left_out.items())) or "none"
     ended = f", its plan ended with {word}" if (word := bad_ending(status.exit_status)) else ""
     ended = ", interrupted" if status.interrupted else ended
-    since = recorded_since(status.folder)  # a recorded run's points are old before they are taken
+    since = recording_began(status.folder)  # a recorded run's points are old before they are taken
     took = [
         s.confirmed_at - max(s.last_tried.last_time, since)
         for s in state.streams.values()

@@ -21,7 +21,7 @@ from ..model.text import safe
 from ..spool.ledger import LedgerReader, is_delivered
 from ..spool.ledger_state import LedgerState
 from ..spool.orders import Orders, endpoint_of
-from ..spool.own_files import OUT_OF_RESOURCES, recorded_since, refuse_links_in
+from ..spool.own_files import OUT_OF_RESOURCES, recording_began, refuse_links_in
 from ..spool.run_reader import LEDGER, RunReader, was_synced
 from ..spool.runs_not_kept import NotKept
 from ..spool.spool import Spool
@@ -220,7 +220,7 @@ class SpoolStatus:
             counts = (entry.get("delivered"), entry.get("discarded"), entry.get("lost"))
             seen = sum(int(count or 0) for count in counts) + sum((entry.get("left_out") or {}).values())
             taken.append((str(entry.get("folder")), seen))
-        return any(recorded_since(folder) >= int(run.ended) and seen >= run.readings for folder, seen in taken)
+        return any(recording_began(folder) >= int(run.ended) and seen >= run.readings for folder, seen in taken)
 
     def _delivered_to(self, runs: Sequence[RunStatus]) -> set[str]:
         """Return the endpoints to which a living process delivers a run.

@@ -131,9 +131,9 @@ class Notes:
             skip=decision.skip,
         )
         self.state.apply(opening)
-        if decision.leaves is not None:
+        if decision.from_stream is not None:
             for name in decision.channels:
-                self.state.apply(ChannelLeft(decision.leaves, name, decision.from_row))
+                self.state.apply(ChannelLeft(decision.from_stream, name, decision.from_row))
         return self.state.streams[number]
 
     def chunks(self, chunker: Chunker, decisions: Iterable[Decision]) -> Iterator[Chunk]:
@@ -467,7 +467,7 @@ def resumed(story: Story, tried: list[tuple[int, int, int]], confirmed: list[int
     for index in confirmed:
         notes.state.apply(Confirmed(0, index, T0))
     stream = notes.state.streams[0]
-    index, from_row, _ = stream.resume()
+    index, from_row, _ = stream.resume_point
     chunker = Chunker(story.layouts[0], non_finite=story.policy, streams=[Resumed(stream, index, from_row)])
     chunks: list[Chunk] = []
     for row in story.rows:

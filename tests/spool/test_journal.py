@@ -651,7 +651,7 @@ def test_a_journal_that_ends_before_so_many_lines_is_told_from_one_that_goes_on(
 
     def ends_before(lines: int, without: bytes = b"kind") -> bool:
         reader.peek(lines)
-        return reader.has_fewer_lines(lines, without)
+        return reader.ends_before(lines, unless_containing=without)
 
     assert ends_before(4)
     assert not ends_before(3)  # there they are
@@ -696,7 +696,7 @@ def test_a_damaged_journal_is_read_to_its_end_line_by_line(
     assert reader.damaged == 1
     writer.append(line(payload(2)))
     assert reader.peek(5) is None
-    assert not reader.has_fewer_lines(5, b"kind")
+    assert not reader.ends_before(5, unless_containing=b"kind")
 
 
 # ---- ends and borders ------------------------------------------------------------------------------------------------
@@ -835,7 +835,7 @@ def test_lines_are_counted_that_are_shorter_than_the_first(tmp_path: Path, open_
     next(reader.read())
 
     assert reader.peek(10) is None
-    assert reader.has_fewer_lines(10, b"none of them") == (there < 10)
+    assert reader.ends_before(10, unless_containing=b"none of them") == (there < 10)
 
 
 # ---- what a writer cuts off when it opens a journal ------------------------------------------------------------------

@@ -12,7 +12,7 @@ from runs import growth
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.model.rows import Channel
-from atomscale_bluesky.spool.journal_events import MAX_ROWS, Events, digest_of, fingerprint_of
+from atomscale_bluesky.spool.journal_events import MAX_ROWS, EventDigests, digest_of, fingerprint_of
 from atomscale_bluesky.spool.journal_format import Layout, pack_values
 from atomscale_bluesky.spool.kept_events import KeptEvents
 from atomscale_bluesky.spool.spool import Spool
@@ -21,10 +21,10 @@ from atomscale_bluesky.spool.stored_events import MAX_BYTES, load_events
 MakeCallback = Callable[..., AtomscaleCallback]
 
 
-def events_of(*uids: str, **times: list[float]) -> Events:
+def events_of(*uids: str, **times: list[float]) -> EventDigests:
     """The events of an earlier version's file, which knows uids and times alone."""
     stored = {name: array("d", values) for name, values in times.items()}
-    return Events(
+    return EventDigests(
         array("Q", map(digest_of, uids)), array("H", [0xFFFF]) * len(uids), array("Q", [0]) * len(uids), times=stored
     )
 
@@ -86,7 +86,8 @@ def test_a_uid_that_needs_escapes_is_known_again(make_callback: MakeCallback) ->
 def test_rows_beyond_the_bound_are_counted_and_not_known() -> None:
     half = MAX_ROWS // 2 + 1
     many = [
-        Events(array("Q", range(n, n + half)), array("H", [0xFFFF]) * half, array("Q", [0]) * half) for n in (0, half)
+        EventDigests(array("Q", range(n, n + half)), array("H", [0xFFFF]) * half, array("Q", [0]) * half)
+        for n in (0, half)
     ]
     kept = KeptEvents(many)
 
@@ -98,9 +99,9 @@ def layout(number: int, time_base: str, *keys: str, **left_out: str) -> Layout:
     return Layout(number, time_base.partition("/")[0], time_base, channels, left_out)
 
 
-def rows_of(*rows: tuple[str, int, float, float], known: list[Layout]) -> Events:
+def rows_of(*rows: tuple[str, int, float, float], known: list[Layout]) -> EventDigests:
     """The rows of a journal: event uid, layout, time and value of its one channel."""
-    return Events(
+    return EventDigests(
         array("Q", [digest_of(uid) for uid, *_ in rows]),
         array("H", [number for _, number, *_ in rows]),
         array("Q", [

@@ -259,14 +259,14 @@ def test_what_is_confirmed_takes_no_memory_however_long_the_run() -> None:
 
 
 def test_a_stream_goes_on_with_its_first_chunk_that_is_neither_confirmed_nor_refused() -> None:
-    assert stream_of().resume() == (0, 0, Position(1, 0))
-    assert stream_of(tried(0)).resume() == (0, 0, Position(1, 0))
-    assert stream_of(tried(0), Confirmed(0, 0, 1.0)).resume() == (1, 10, Position(1, 0))
-    assert stream_of(*(tried(n) for n in range(4)), Confirmed(0, 0, 1.0), Confirmed(0, 2, 1.0)).resume() == (
+    assert stream_of().resume_point == (0, 0, Position(1, 0))
+    assert stream_of(tried(0)).resume_point == (0, 0, Position(1, 0))
+    assert stream_of(tried(0), Confirmed(0, 0, 1.0)).resume_point == (1, 10, Position(1, 0))
+    assert stream_of(*(tried(n) for n in range(4)), Confirmed(0, 0, 1.0), Confirmed(0, 2, 1.0)).resume_point == (
         1, 10, Position(1, 100),
     )  # fmt: skip
-    assert stream_of(tried(0), tried(1), Refused(0, 0, ("a",), 422, "no")).resume() == (1, 10, Position(1, 100))
-    assert stream_of(tried(0), Refused(0, 0, ("a", "b"), 422, "no")).resume() == (1, 10, Position(1, 0))
+    assert stream_of(tried(0), tried(1), Refused(0, 0, ("a",), 422, "no")).resume_point == (1, 10, Position(1, 100))
+    assert stream_of(tried(0), Refused(0, 0, ("a", "b"), 422, "no")).resume_point == (1, 10, Position(1, 0))
 
 
 @given(st.permutations(range(8)), st.integers(0, 8))
