@@ -121,7 +121,7 @@ class ActiveRuns:
 
         Args:
             folder: The run's.
-            lock: Its deliverer's lock, if this process holds it already. Released unless the run becomes active.
+            lock: Its uploader lock, if this process holds it already. Released unless the run becomes active.
         """
         if folder not in self._deliveries:
             try:

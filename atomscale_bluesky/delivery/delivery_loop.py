@@ -59,7 +59,7 @@ FINISH_S = 0.02
 
 
 class RunBegun(NamedTuple):
-    """The message that a run of this process begins. Its deliverer's lock may have been taken with its folder."""
+    """The message that a run of this process begins. Its uploader lock may have been taken with its folder."""
 
     folder: Path
     lock: RunLock | None

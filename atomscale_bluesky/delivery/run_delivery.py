@@ -297,7 +297,7 @@ class RunDelivery:
         self.claim.close()
 
     def hand_over(self) -> RunLock:
-        """Close the run's files, and return its deliverer's lock, still held."""
+        """Close the run's files, and return its uploader lock, still held."""
         self.released = True
         self.run.run_chunker.close()
         return self.claim.hand_over()

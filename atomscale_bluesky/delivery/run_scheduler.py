@@ -134,7 +134,7 @@ class RunScheduler:
 
         Args:
             folder: The run's.
-            lock: Its deliverer's lock, if this process holds it already. Released unless the run becomes active.
+            lock: Its uploader lock, if this process holds it already. Released unless the run becomes active.
         """
         self.active.written_here.add(folder)
         self.active.begun_here.add(folder)

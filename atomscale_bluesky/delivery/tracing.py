@@ -31,7 +31,7 @@ _EXPORTER = "OTEL_TRACES_EXPORTER"
 MAX_ERROR_CHARACTERS = 300
 
 
-class Step:
+class TaskSpan:
     """One task that a span is recorded for."""
 
     def __init__(self, span: Span, token: Token[Any]) -> None:
@@ -46,7 +46,7 @@ class Tracing:
         self._provider: object = None
         self._tracer: Tracer | None = None
 
-    def begin(self, run_uid: str, task: Task) -> Step | None:
+    def begin(self, run_uid: str, task: Task) -> TaskSpan | None:
         """Begin a span for a task. Return None if the application has not set up OpenTelemetry."""
         if "opentelemetry.trace" not in sys.modules:
             return None
@@ -56,22 +56,22 @@ class Tracing:
             _logger.debug("a span could not be begun", exc_info=True)
             return None
 
-    def end(self, step: Step | None, outcome: Outcome, traffic: Traffic) -> None:
+    def end(self, task_span: TaskSpan | None, outcome: Outcome, traffic: Traffic) -> None:
         """End the span of a task.
 
         Args:
-            step: What `begin` returned.
+            task_span: What `begin` returned.
             outcome: The result of the task, or its error.
             traffic: The task's requests.
         """
-        if step is None:
+        if task_span is None:
             return
         try:
-            _end(step, outcome, traffic)
+            _end(task_span, outcome, traffic)
         except Exception:  # noqa: BLE001 - likewise
             _logger.debug("a span could not be ended", exc_info=True)
 
-    def _begin(self, run_uid: str, task: Task) -> Step | None:
+    def _begin(self, run_uid: str, task: Task) -> TaskSpan | None:
         from opentelemetry import context, trace
 
         provider = trace.get_tracer_provider()
@@ -96,14 +96,14 @@ class Tracing:
             span.set_attribute("atomscale.chunk_index", chunk.index)
             span.set_attribute("atomscale.channels", len(chunk.names))
             span.set_attribute("atomscale.points", chunk.points * len(chunk.names))
-        return Step(span, context.attach(trace.set_span_in_context(span)))
+        return TaskSpan(span, context.attach(trace.set_span_in_context(span)))
 
 
-def _end(step: Step, outcome: Outcome, traffic: Traffic) -> None:
+def _end(task_span: TaskSpan, outcome: Outcome, traffic: Traffic) -> None:
     from opentelemetry import context, trace
 
-    context.detach(step.token)
-    span, error = step.span, outcome.error
+    context.detach(task_span.token)
+    span, error = task_span.span, outcome.error
     span.set_attribute("atomscale.requests", traffic.requests)
     span.set_attribute("atomscale.sent_bytes", traffic.sent_bytes)
     if error is not None:

@@ -1,6 +1,6 @@
 """Starts the process that uploads, watches it, and starts another if it dies.
 
-A process is started if no other one holds the uploader's lock of the spool. If the process dies, the next one is
+A process is started if no other one holds the spool's service lock. If the process dies, the next one is
 started after a growing pause. Warnings in its log are logged here too. The API key goes through a pipe, so that
 no command line and no environment holds it.
 """

@@ -164,10 +164,10 @@ class WorkerPool:
                 delivery, task = work
                 before = client.connection.traffic
                 # If the run was released meanwhile, another uploader may have begun the same.
-                step = None if delivery.released else tracing.begin(delivery.run_uid, task)
+                span = None if delivery.released else tracing.begin(delivery.run_uid, task)
                 outcome = Outcome(task) if delivery.released else perform(client, task, self._server_facts)
                 traffic = client.connection.traffic.since(before)
-                tracing.end(step, outcome, traffic)
+                tracing.end(span, outcome, traffic)
                 self._report(Report(delivery, outcome, traffic))
                 if outcome.error is None:
                     self._measure_clock(client)

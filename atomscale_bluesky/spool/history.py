@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from .line_file import LineFile, whole_lines
-from .lines import line, payload_of
+from .lines import checksummed, payload_of
 from .locks import locked
 from .own_files import open_to_read
 
@@ -142,7 +142,7 @@ class History:
                     name_synced = (found.st_dev, found.st_ino) == self._name_synced_of
             file = LineFile(self._path, make_room=self._make_room, name_synced=name_synced)
             try:
-                file.append(line(msgspec.json.encode(entry)))
+                file.append(checksummed(msgspec.json.encode(entry)))
                 file.sync()
             finally:
                 file.close()

@@ -42,7 +42,7 @@ from .ledger_format import (
 )
 from .ledger_state import LedgerState, NoIdError
 from .line_file import LineFile, whole_lines
-from .lines import encode, line, payload_of
+from .lines import checksummed, encode, payload_of
 from .own_files import open_to_read
 from .stream_state import Life
 
@@ -80,7 +80,7 @@ class Ledger:
         if self._together is not None:
             self._together.append(fact)
             return
-        self._file.append(line(encode(fact)) * 2)
+        self._file.append(checksummed(encode(fact)) * 2)
         if sync or not fact.unsynced:
             self._file.sync()
 
@@ -96,7 +96,7 @@ class Ledger:
             yield
         finally:
             self._together = None
-        self._file.append(line(encode(Together(tuple(noted)))) * 2)
+        self._file.append(checksummed(encode(Together(tuple(noted)))) * 2)
         self._file.sync()
 
     def tried_chunks(self, stream: int, from_index: int) -> dict[int, Tried]:

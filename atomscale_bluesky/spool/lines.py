@@ -27,7 +27,7 @@ def encode(value: FileLine) -> bytes:
 PREFIX_BYTES = 9  # eight digits and a space
 
 
-def line(payload: bytes) -> bytes:
+def checksummed(payload: bytes) -> bytes:
     """Return the whole line for `payload`, which is one JSON value without a newline."""
     return b"%b %b\n" % (hexlify(zlib.crc32(payload).to_bytes(4, "big")), payload)
 
@@ -50,10 +50,10 @@ def table_of(lines: memoryview, width: int) -> NDArray[np.uint8] | None:
     count = len(lines) // width
     table = np.frombuffer(lines, dtype=np.uint8).reshape(count, width)
     try:
-        said = struct.unpack(f">{count}I", bytes.fromhex(table[:, :8].tobytes().decode("ascii")))
+        noted_checksums = struct.unpack(f">{count}I", bytes.fromhex(table[:, :8].tobytes().decode("ascii")))
     except (ValueError, struct.error):
         return None
-    if said != tuple(
+    if noted_checksums != tuple(
         [zlib.crc32(lines[begin + PREFIX_BYTES : begin + width - 1]) for begin in range(0, len(lines), width)]
     ):
         return None

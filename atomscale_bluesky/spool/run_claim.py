@@ -18,7 +18,7 @@ from .journal_writer import JournalWriter
 from .ledger import Ledger
 from .ledger_format import Edited, Moved, Obeyed, Parked
 from .line_file import sync_folder
-from .lines import encode, line
+from .lines import checksummed, encode
 from .locks import WRITER_LOCK, RunLock, is_session_alive, remove_folder
 from .orders import Edit, Move, OrderLine, Orders, endpoint_of
 from .own_files import refuse_links_in
@@ -126,7 +126,7 @@ class RunClaim:
             journal = JournalWriter(self.folder, make_room=self._make_room)
             try:
                 stop = Stop(time=time.time(), exit_status="", reason="no stop document", interrupted=True)
-                journal.append(line(encode(stop)))
+                journal.append(checksummed(encode(stop)))
                 journal.sync()
             finally:
                 journal.close()

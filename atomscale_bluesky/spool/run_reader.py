@@ -16,7 +16,7 @@ from ..errors import SpoolError
 from .journal_format import Described, Header, Layout, Stop, decode_journal, is_row, start_of_row
 from .journal_reader import JournalReader, Line
 from .line_file import LineFile, whole_lines
-from .lines import line, payload_of
+from .lines import checksummed, payload_of
 from .own_files import OUT_OF_RESOURCES, open_to_read
 from .segments import START, first_line, last_line, segment_path
 
@@ -93,7 +93,7 @@ def append_to_copy(folder: Path, payloads: list[bytes], *, make_room: Callable[[
     """
     file = LineFile(folder / HEAD, make_room=make_room)
     try:
-        file.append(b"".join(map(line, payloads)))
+        file.append(b"".join(map(checksummed, payloads)))
         file.sync()
     finally:
         file.close()

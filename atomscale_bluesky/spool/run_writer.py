@@ -17,7 +17,7 @@ from .disk_space import DiskSpace
 from .journal_format import Header
 from .journal_writer import JournalWriter
 from .line_file import MAX_LINE_BYTES, sync_folder
-from .lines import encode, line
+from .lines import checksummed, encode
 from .locks import LOCK_TEST_S, WRITER_LOCK, RunLock
 from .reserve import is_full
 from .row_record import RECORD
@@ -100,7 +100,7 @@ class RunWriter:
             undo.callback(self._lock.release)
             self._journal = JournalWriter(folder)
             undo.callback(self._journal.close)
-            self._journal.append(line(payload) * 2)  # twice, for rows are worthless without it
+            self._journal.append(checksummed(payload) * 2)  # twice, for rows are worthless without it
             # How many bytes were appended so far. After an interrupted `append` it is too small until `recover_append`
             # has measured the file.
             self.written: int = self._journal.whole_size()
@@ -128,9 +128,9 @@ class RunWriter:
         if len(payloads) == 1:
             lines = _as_written(payloads[0])
         else:
-            lines = b"".join([one if one[0] == RECORD else line(one) for one in payloads])
+            lines = b"".join([one if one[0] == RECORD else checksummed(one) for one in payloads])
         if len(lines) > MAX_LINE_BYTES:
-            longest = max(map(len, payloads)) + len(line(b""))
+            longest = max(map(len, payloads)) + len(checksummed(b""))
             if longest > MAX_LINE_BYTES:
                 raise LineTooLongError(
                     f"a line of {longest} bytes is longer than {MAX_LINE_BYTES}, the most it may have"
@@ -279,4 +279,4 @@ class RunWriter:
 
 def _as_written(payload: bytes) -> bytes:
     """Return a line as the file holds it. A record has its checksum already."""
-    return payload if payload[0] == RECORD else line(payload)
+    return payload if payload[0] == RECORD else checksummed(payload)

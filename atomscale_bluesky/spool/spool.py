@@ -21,7 +21,7 @@ from .disk_space import DiskSpace
 from .history import History
 from .leftovers import holds_a_run, remove_leftover
 from .line_file import LineFile
-from .lines import encode, line
+from .lines import checksummed, encode
 from .locks import UPLOADER_LOCK, WRITER_LOCK, RunLock, is_held, is_session_alive, locked, service_lock
 from .orders import ORDERS, Edit, OrderLine, read_orders
 from .own_files import OUT_OF_RESOURCES, is_run_name, open_own
@@ -198,7 +198,7 @@ class Spool:
         with locked(folder / "orders.lock", self._make_room):
             file = LineFile(folder / ORDERS, make_room=self._make_room)
             try:
-                file.append(line(encode(order)))
+                file.append(checksummed(encode(order)))
                 file.sync()
             finally:
                 file.close()

@@ -24,7 +24,7 @@ from atomscale_bluesky.model.rows import Channel, Position, Row, Rows
 from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, pack_values
 from atomscale_bluesky.spool.journal_writer import JournalWriter
 from atomscale_bluesky.spool.ledger_format import ChannelLeft, GivenUp, Initialized, Opened, Tried
-from atomscale_bluesky.spool.lines import encode, line
+from atomscale_bluesky.spool.lines import checksummed, encode
 from atomscale_bluesky.spool.locks import WRITER_LOCK, is_held
 from atomscale_bluesky.spool.row_record import encode_one
 from atomscale_bluesky.spool.segments import START
@@ -293,10 +293,10 @@ def test_rows_that_are_too_few_for_a_chunk_are_left_until_there_are_more(deliver
 
     assert [(chunk.first_row, chunk.points) for chunk in all_chunks(run_chunker)] == [(0, 10)]
     assert run_chunker.account.next_row["primary"] == 10
-    writer.append(b"".join(line(text(n, [1.0])) for n in range(14, 23)))
+    writer.append(b"".join(checksummed(text(n, [1.0])) for n in range(14, 23)))
     run_chunker.read_on()
     assert [(chunk.first_row, chunk.points) for chunk in all_chunks(run_chunker)] == [(10, 10)]
-    writer.append(line(STOP))
+    writer.append(checksummed(STOP))
     run_chunker.read_on()
     assert [(chunk.first_row, chunk.points) for chunk in all_chunks(run_chunker)] == [(20, 3)]
     assert run_chunker.all_cut
@@ -312,7 +312,7 @@ def test_a_long_row_among_too_few_for_a_chunk_holds_up_no_row_after_it(deliver: 
     found = all_chunks(run_chunker)
 
     for row in lines[19:]:
-        writer.append(line(row))
+        writer.append(checksummed(row))
         run_chunker.read_on()
         found += taken(run_chunker)
 

@@ -29,7 +29,7 @@ from atomscale_bluesky.spool.ledger_format import (
     Tried,
     decode_ledger,
 )
-from atomscale_bluesky.spool.lines import encode, line, payload_of
+from atomscale_bluesky.spool.lines import checksummed, encode, payload_of
 from atomscale_bluesky.spool.orders import Discard
 from atomscale_bluesky.spool.segments import segment_path
 from atomscale_bluesky.spool.spool import Spool
@@ -154,7 +154,7 @@ def facts_in(spool_dir: Path) -> list[LedgerLine]:
 
 
 def write(spool_dir: Path, facts: list[LedgerLine]) -> None:
-    (folder_in(spool_dir) / "ledger.jsonl").write_bytes(b"".join(line(encode(fact)) for fact in facts))
+    (folder_in(spool_dir) / "ledger.jsonl").write_bytes(b"".join(checksummed(encode(fact)) for fact in facts))
 
 
 def delivered_but_not_finalized(make_callback: MakeCallback, server: LocalServer) -> None:

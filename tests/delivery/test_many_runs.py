@@ -21,7 +21,7 @@ from atomscale_bluesky.delivery.run_scheduler import RunScheduler
 from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.line_file import LineFile
-from atomscale_bluesky.spool.lines import encode, line
+from atomscale_bluesky.spool.lines import checksummed, encode
 from atomscale_bluesky.spool.orders import ORDERS, Discard, Edit, Move, Settle
 from atomscale_bluesky.spool.spool import Spool
 
@@ -260,7 +260,7 @@ def test_an_order_in_the_runs_own_file_alone_is_seen_within_thirty_scans(pile: l
     assert len(ours.active) == 0
 
     file = LineFile(pile[150] / ORDERS)  # as versions do that touch nothing else
-    file.append(line(encode(Move("https://here.example"))))
+    file.append(checksummed(encode(Move("https://here.example"))))
     file.close()
     for _ in range(30):
         ours.scan()

@@ -31,7 +31,7 @@ from atomscale_bluesky.delivery.uploader import Uploader
 from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.plans import wait_until_delivered
 from atomscale_bluesky.server import Fault, LocalServer
-from atomscale_bluesky.spool.lines import line
+from atomscale_bluesky.spool.lines import checksummed
 from atomscale_bluesky.spool.orders import Edit, Settle
 from atomscale_bluesky.spool.spool import Spool
 
@@ -547,7 +547,7 @@ def test_a_run_is_settled_beside_one_with_an_order_that_cannot_be_read(
             callback(name, doc)
     *others, last = callback.status().runs
     for run in others:
-        (Path(run.folder) / "orders.jsonl").write_bytes(line(b'{"kind":"of a newer version"}'))
+        (Path(run.folder) / "orders.jsonl").write_bytes(checksummed(b'{"kind":"of a newer version"}'))
     Spool(spool_dir).give_order(Path(last.folder), Settle())
 
     wait_until(lambda: [stream.status for stream in server.streams()].count("success") == 1, 20)

@@ -21,7 +21,7 @@ from atomscale_bluesky.model.rows import Channel
 from atomscale_bluesky.spool.journal_format import Layout, encode_row, pack_values
 from atomscale_bluesky.spool.journal_reader import JournalReader
 from atomscale_bluesky.spool.journal_writer import JournalWriter
-from atomscale_bluesky.spool.lines import encode, line, payload_of
+from atomscale_bluesky.spool.lines import checksummed, encode, payload_of
 from atomscale_bluesky.spool.row_record import encoder, is_record
 from atomscale_bluesky.spool.run_reader import RunReader
 from atomscale_bluesky.spool.segments import segment_path
@@ -53,7 +53,7 @@ class Damage:
             uid = str(uuid.UUID(int=chance.getrandbits(128)))
             if chance.random() < 0.15:
                 values = pack_values([chance.random(), *[None] * (channels - 1)])
-                found.append(line(encode_row(1, n, 1.7e9 + n, uid, values, {"a": "gap"})))
+                found.append(checksummed(encode_row(1, n, 1.7e9 + n, uid, values, {"a": "gap"})))
                 continue
             record = encode(float(n), 1.7e9 + n, uid, [chance.choice([chance.random(), *ODD]) for _ in range(channels)])
             assert record is not None
@@ -105,7 +105,7 @@ class Damage:
         found = self._differs(read(folder), "")
         writer = JournalWriter(folder)
         cut = len(self.content) - path.stat().st_size
-        writer.append(line(STOP))
+        writer.append(checksummed(STOP))
         writer.close()
         found += self._differs(read(folder), "behind a writer, ", STOP)
         if vars(counted(folder, together=True)) != vars(counted(folder, together=False)):

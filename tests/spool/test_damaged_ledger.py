@@ -13,7 +13,7 @@ from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.__main__ import main
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.ledger_format import Finalized
-from atomscale_bluesky.spool.lines import encode, line, payload_of
+from atomscale_bluesky.spool.lines import checksummed, encode, payload_of
 from atomscale_bluesky.spool.segments import segment_path
 from atomscale_bluesky.spool.spool import Spool
 
@@ -42,7 +42,7 @@ def finished(make_callback: MakeCallback, server: LocalServer, spool_dir: Path) 
     server.misbehave(Fault(call="finalize", status=503, applied=True))
     ledger = _left(make_callback, server, spool_dir, delivered=70)
     with ledger.open("ab") as file:
-        file.write(line(encode(Finalized(0, 1_760_000_000.0))) * 2)
+        file.write(checksummed(encode(Finalized(0, 1_760_000_000.0))) * 2)
     return ledger
 
 

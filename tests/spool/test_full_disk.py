@@ -248,7 +248,7 @@ def test_what_does_not_fit_is_written_once_room_was_made(tmp_path: Path) -> None
     program = """
         import json, resource, signal, sys
         from pathlib import Path
-        from atomscale_bluesky.spool.line_file import LineFile; from atomscale_bluesky.spool.lines import line
+        from atomscale_bluesky.spool.line_file import LineFile; from atomscale_bluesky.spool.lines import checksummed
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         made = []
@@ -263,7 +263,7 @@ def test_what_does_not_fit_is_written_once_room_was_made(tmp_path: Path) -> None
         file = LineFile(Path(sys.argv[1]) / "ledger.jsonl", make_room=make_room)
         limit(500)
         for n in range(30):
-            file.append(line(json.dumps([n, "x" * 60]).encode()))
+            file.append(checksummed(json.dumps([n, "x" * 60]).encode()))
         print(len(made))
     """
     pytest.importorskip("resource")

@@ -23,7 +23,7 @@ from atomscale_bluesky.spool import journal_reader, line_bounds
 from atomscale_bluesky.spool.journal_reader import MAX_PEEK_BYTES, READ_BYTES, JournalReader
 from atomscale_bluesky.spool.journal_writer import JournalWriter
 from atomscale_bluesky.spool.line_file import BLOCK_BYTES, MAX_LINE_BYTES, LineFile
-from atomscale_bluesky.spool.lines import line, payload_of, table_of
+from atomscale_bluesky.spool.lines import checksummed, payload_of, table_of
 from atomscale_bluesky.spool.row_record import encode_one
 from atomscale_bluesky.spool.segments import START, last_line, segment_path, segments
 
@@ -71,7 +71,7 @@ Readers = Callable[..., JournalReader]
 
 @given(st.binary().filter(lambda text: b"\n" not in text))
 def test_a_line_holds_its_payload_behind_a_checksum(content: bytes) -> None:
-    text = line(content)
+    text = checksummed(content)
 
     assert text == b"%08x %b\n" % (zlib.crc32(content), content)
     assert payload_of(text[:-1]) == content
@@ -84,7 +84,7 @@ SAME_SIZE = st.integers(0, 30).flatmap(
 
 @given(SAME_SIZE, st.data())
 def test_many_lines_are_whole_together_only_when_each_is(contents: list[bytes], data: st.DataObject) -> None:
-    lines, width = b"".join(map(line, contents)), len(line(contents[0]))
+    lines, width = b"".join(map(checksummed, contents)), len(checksummed(contents[0]))
     table = table_of(memoryview(lines), width)
     assert table is not None
     assert [row.tobytes() for row in table] == contents
@@ -101,7 +101,7 @@ def test_many_lines_are_whole_together_only_when_each_is(contents: list[bytes], 
 
 @given(content=st.binary(min_size=1, max_size=40).filter(lambda text: b"\n" not in text), data=st.data())
 def test_a_line_in_which_any_one_bit_is_flipped_is_known_to_be_damaged(content: bytes, data: st.DataObject) -> None:
-    text = bytearray(line(content)[:-1])
+    text = bytearray(checksummed(content)[:-1])
     bit = data.draw(st.integers(0, 8 * len(text) - 1))
     text[bit // 8] ^= 1 << bit % 8
 
@@ -117,7 +117,7 @@ def test_what_is_no_line_is_damaged(text: bytes) -> None:
 
 
 def test_a_pager_shows_a_line(tmp_path: Path, open_writer: Writers) -> None:
-    open_writer().append(line(b'{"kind":"header"}'))
+    open_writer().append(checksummed(b'{"kind":"header"}'))
 
     checksum = format(zlib.crc32(b'{"kind":"header"}'), "08x")
     assert segment_path(tmp_path, 1).read_text() == checksum + ' {"kind":"header"}\n'
@@ -130,11 +130,11 @@ def test_lines_are_read_once_in_order_as_far_as_they_are_written(open_writer: Wr
     writer, reader = open_writer(), open_reader()
     assert numbers(reader) == []
 
-    writer.append(line(payload(0)) + line(payload(1)))
+    writer.append(checksummed(payload(0)) + checksummed(payload(1)))
     assert numbers(reader) == [0, 1]
     assert numbers(reader) == []
 
-    writer.append(line(payload(2)))
+    writer.append(checksummed(payload(2)))
     assert numbers(reader) == [2]
     assert reader.damaged == 0
 
@@ -142,7 +142,7 @@ def test_lines_are_read_once_in_order_as_far_as_they_are_written(open_writer: Wr
 def test_a_reader_goes_on_from_any_line_that_another_one_read(open_writer: Writers, open_reader: Readers) -> None:
     writer = open_writer(segment_bytes=100)
     for n in range(40):
-        writer.append(line(payload(n)))
+        writer.append(checksummed(payload(n)))
     found = list(open_reader().read())
 
     for n, one in enumerate(found):
@@ -154,7 +154,7 @@ def test_segments_follow_each_other_and_are_read_on(tmp_path: Path, open_writer:
     writer, reader = open_writer(segment_bytes=200), open_reader()
     seen: list[int] = []
     for n in range(100):
-        writer.append(line(payload(n, size=20)))
+        writer.append(checksummed(payload(n, size=20)))
         if n % 7 == 0:
             seen += numbers(reader)
     seen += numbers(reader)
@@ -168,11 +168,11 @@ def test_segments_follow_each_other_and_are_read_on(tmp_path: Path, open_writer:
 def test_a_writer_goes_on_in_the_last_segment(tmp_path: Path, open_writer: Writers, open_reader: Readers) -> None:
     first = open_writer(segment_bytes=50)
     for n in range(5):
-        first.append(line(payload(n)))
+        first.append(checksummed(payload(n)))
     first.close()
     before = segments(tmp_path)
 
-    open_writer(segment_bytes=10_000).append(line(payload(5)))
+    open_writer(segment_bytes=10_000).append(checksummed(payload(5)))
 
     assert segments(tmp_path) == before
     assert numbers(open_reader()) == [0, 1, 2, 3, 4, 5]
@@ -183,7 +183,7 @@ def test_a_reader_passes_over_segments_that_are_gone(
 ) -> None:
     writer = open_writer(segment_bytes=1)
     for n in range(5):
-        writer.append(line(payload(n)))
+        writer.append(checksummed(payload(n)))
     segment_path(tmp_path, 1).unlink()
     segment_path(tmp_path, 3).unlink()
 
@@ -192,7 +192,7 @@ def test_a_reader_passes_over_segments_that_are_gone(
 
 def test_the_ten_thousandth_segment_comes_after_the_last_with_four_digits(tmp_path: Path, open_reader: Readers) -> None:
     for number in (9999, 10_000, 10_001):
-        segment_path(tmp_path, number).write_bytes(line(payload(number)))
+        segment_path(tmp_path, number).write_bytes(checksummed(payload(number)))
 
     assert numbers(open_reader()) == [9999, 10_000, 10_001]
 
@@ -200,20 +200,20 @@ def test_the_ten_thousandth_segment_comes_after_the_last_with_four_digits(tmp_pa
 def test_a_line_longer_than_a_block_is_read_whole(open_writer: Writers, open_reader: Readers) -> None:
     writer = open_writer()
     for n, size in enumerate([10, READ_BYTES - 30, 3 * READ_BYTES, READ_BYTES, 0]):
-        writer.append(line(payload(n, size)))
+        writer.append(checksummed(payload(n, size)))
 
     assert numbers(open_reader()) == [0, 1, 2, 3, 4]
 
 
 def test_a_line_longer_than_any_may_be_is_damage_up_to_its_newline(tmp_path: Path, open_reader: Readers) -> None:
     path = segment_path(tmp_path, 1)
-    path.write_bytes(line(payload(0)))
+    path.write_bytes(checksummed(payload(0)))
     os.truncate(path, path.stat().st_size + MAX_LINE_BYTES + 10)
     reader = open_reader()
     assert numbers(reader) == [0]
 
     with path.open("ab") as file:
-        file.write(b"\n" + line(payload(1)))
+        file.write(b"\n" + checksummed(payload(1)))
 
     assert numbers(reader) == [1]
     assert reader.damaged == 1
@@ -221,7 +221,7 @@ def test_a_line_longer_than_any_may_be_is_damage_up_to_its_newline(tmp_path: Pat
 
 
 def test_a_half_line_that_grows_slowly_is_read_when_it_is_whole(tmp_path: Path, open_reader: Readers) -> None:
-    path, reader, whole = segment_path(tmp_path, 1), open_reader(), line(payload(0, 5 * READ_BYTES))
+    path, reader, whole = segment_path(tmp_path, 1), open_reader(), checksummed(payload(0, 5 * READ_BYTES))
     for begin in range(0, len(whole), READ_BYTES // 2):
         assert numbers(reader) == []
         with path.open("ab") as file:
@@ -238,8 +238,8 @@ def test_a_folder_without_a_journal_has_no_lines(tmp_path: Path, open_reader: Re
 
 def test_closing_twice_is_closing_once(open_writer: Writers, open_reader: Readers) -> None:
     writer, reader = open_writer(segment_bytes=1), open_reader()
-    writer.append(line(payload(0)))
-    writer.append(line(payload(1)))
+    writer.append(checksummed(payload(0)))
+    writer.append(checksummed(payload(1)))
     numbers(reader)
 
     for _ in range(2):
@@ -252,10 +252,10 @@ def test_lines_survive_a_killed_process_once_they_were_appended(tmp_path: Path, 
         import os, signal, sys
         from pathlib import Path
         from atomscale_bluesky.spool.journal_writer import JournalWriter
-        from atomscale_bluesky.spool.lines import line
+        from atomscale_bluesky.spool.lines import checksummed
         writer = JournalWriter(Path(sys.argv[1]), segment_bytes=100)
         for n in range(50):
-            writer.append(line(b"[%d]" % n))
+            writer.append(checksummed(b"[%d]" % n))
         os.kill(os.getpid(), signal.SIGKILL)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program), str(tmp_path)], check=False)
@@ -268,8 +268,8 @@ def test_files_are_for_their_owner_alone_whatever_the_umask(tmp_path: Path, umas
     before = os.umask(umask)
     try:
         writer = JournalWriter(tmp_path, segment_bytes=1)
-        writer.append(line(payload(0)))
-        writer.append(line(payload(1)))
+        writer.append(checksummed(payload(0)))
+        writer.append(checksummed(payload(1)))
         writer.close()
     finally:
         os.umask(before)
@@ -282,7 +282,7 @@ def test_syncing_is_possible_at_any_time_from_either_end(open_writer: Writers, o
     writer.sync()
     reader.sync()
     for n in range(5):
-        writer.append(line(payload(n)))
+        writer.append(checksummed(payload(n)))
         if n % 2:
             writer.sync()
             numbers(reader)
@@ -303,7 +303,7 @@ def test_a_reader_sees_each_line_once_while_a_writer_appends(open_writer: Writer
 
     def write() -> None:
         for n, size in enumerate(sizes):
-            writer.append(line(payload(n, size)))
+            writer.append(checksummed(payload(n, size)))
         done.set()
 
     thread = threading.Thread(target=write)
@@ -329,7 +329,7 @@ def test_one_thread_may_sync_while_another_appends(open_writer: Writers, open_re
     thread = threading.Thread(target=sync)
     thread.start()
     for n in range(2000):
-        writer.append(line(payload(n)))
+        writer.append(checksummed(payload(n)))
     done.set()
     thread.join()
     writer.sync()
@@ -339,7 +339,7 @@ def test_one_thread_may_sync_while_another_appends(open_writer: Writers, open_re
 
 def test_half_a_line_is_not_read_until_it_is_whole(tmp_path: Path, open_reader: Readers) -> None:
     path, reader = segment_path(tmp_path, 1), open_reader()
-    whole = line(payload(0)) + line(payload(1, size=50))
+    whole = checksummed(payload(0)) + checksummed(payload(1, size=50))
     seen: list[list[int]] = []
     for end in range(0, len(whole) + 1, 5):
         path.write_bytes(whole[:end])
@@ -353,10 +353,10 @@ def test_half_a_line_is_not_read_until_it_is_whole(tmp_path: Path, open_reader: 
 
 def test_half_a_line_that_is_taken_back_between_two_looks_leaves_no_trace(tmp_path: Path, open_reader: Readers) -> None:
     path, reader = segment_path(tmp_path, 1), open_reader()
-    path.write_bytes(line(payload(0)) + line(payload(1, size=30))[:20])
+    path.write_bytes(checksummed(payload(0)) + checksummed(payload(1, size=30))[:20])
     assert numbers(reader) == [0]
 
-    path.write_bytes(line(payload(0)) + line(payload(2)))
+    path.write_bytes(checksummed(payload(0)) + checksummed(payload(2)))
 
     assert numbers(reader) == [2]
     assert reader.damaged == 0
@@ -364,11 +364,11 @@ def test_half_a_line_that_is_taken_back_between_two_looks_leaves_no_trace(tmp_pa
 
 def test_half_a_line_that_is_taken_back_within_one_look_leaves_no_trace(tmp_path: Path, open_reader: Readers) -> None:
     path, reader = segment_path(tmp_path, 1), open_reader()
-    path.write_bytes(line(payload(0)) + line(payload(1, size=30))[:20])
+    path.write_bytes(checksummed(payload(0)) + checksummed(payload(1, size=30))[:20])
     lines = reader.read()
     assert json.loads(next(lines).payload)[0] == 0  # the rest of the look comes later
 
-    path.write_bytes(line(payload(0)) + line(payload(2, size=60)))
+    path.write_bytes(checksummed(payload(0)) + checksummed(payload(2, size=60)))
 
     assert [json.loads(found.payload)[0] for found in lines] == [2]
     assert reader.damaged == 0
@@ -380,7 +380,7 @@ def test_half_a_line_that_is_taken_back_within_one_look_leaves_no_trace(tmp_path
 def test_a_flipped_bit_costs_one_line_and_no_other(tmp_path: Path, open_writer: Writers, open_reader: Readers) -> None:
     writer = open_writer()
     for n in range(20):
-        writer.append(line(payload(n, size=10)))
+        writer.append(checksummed(payload(n, size=10)))
     begins = [found.position.offset for found in open_reader().read()]
     path = segment_path(tmp_path, 1)
     content = bytearray(path.read_bytes())
@@ -401,7 +401,7 @@ def test_no_damage_makes_a_line_that_was_not_written(
 ) -> None:
     folder = tmp_path_factory.mktemp("journal")
     written = [payload(n, size=n) for n in range(12)]
-    content = bytearray(b"".join(map(line, written)))
+    content = bytearray(b"".join(map(checksummed, written)))
     for flip in flips:
         if flip // 8 < len(content):
             content[flip // 8] ^= 1 << flip % 8
@@ -419,12 +419,12 @@ def test_no_damage_makes_a_line_that_was_not_written(
 
 
 def test_a_torn_tail_is_cut_off_when_its_file_is_opened_again(tmp_path: Path, open_reader: Readers) -> None:
-    whole = line(payload(0)) + line(payload(1))
-    for torn in (line(payload(2))[:-1], b"0", b"\x00" * 5000, b"x" * (3 * BLOCK_BYTES)):
+    whole = checksummed(payload(0)) + checksummed(payload(1))
+    for torn in (checksummed(payload(2))[:-1], b"0", b"\x00" * 5000, b"x" * (3 * BLOCK_BYTES)):
         segment_path(tmp_path, 1).write_bytes(whole + torn)
         writer = JournalWriter(tmp_path)
         assert segment_path(tmp_path, 1).read_bytes() == whole
-        writer.append(line(payload(3)))
+        writer.append(checksummed(payload(3)))
         writer.close()
         assert numbers(open_reader()) == [0, 1, 3]
 
@@ -440,8 +440,8 @@ def test_a_file_that_holds_nothing_but_a_torn_line_becomes_empty(tmp_path: Path,
 
 
 def test_a_torn_tail_before_the_next_segment_counts_as_one_damaged_line(tmp_path: Path, open_reader: Readers) -> None:
-    segment_path(tmp_path, 1).write_bytes(line(payload(0)) + b"torn")
-    segment_path(tmp_path, 2).write_bytes(line(payload(1)))
+    segment_path(tmp_path, 1).write_bytes(checksummed(payload(0)) + b"torn")
+    segment_path(tmp_path, 2).write_bytes(checksummed(payload(1)))
     reader = open_reader()
 
     assert numbers(reader) == [0, 1]
@@ -457,7 +457,7 @@ LIMITED = """
     from atomscale_bluesky import SpoolFullError
     from atomscale_bluesky.spool.journal_reader import JournalReader
     from atomscale_bluesky.spool.journal_writer import JournalWriter
-    from atomscale_bluesky.spool.lines import line
+    from atomscale_bluesky.spool.lines import checksummed
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     folder, limit = Path(sys.argv[1]), int(sys.argv[2])
@@ -466,14 +466,14 @@ LIMITED = """
     kept, refused, seen = [], [], []
     for n in range(40):
         try:
-            writer.append(line(json.dumps([n, "x" * (30 * (n % 3))]).encode()))
+            writer.append(checksummed(json.dumps([n, "x" * (30 * (n % 3))]).encode()))
             kept.append(n)
         except SpoolFullError as error:
             refused.append([n, str(error)])
         seen += [json.loads(found.payload)[0] for found in reader.read()]
     size = (folder / "journal-0001.jsonl").stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    writer.append(line(b"[1000]"))
+    writer.append(checksummed(b"[1000]"))
     seen += [json.loads(found.payload)[0] for found in reader.read()]
     print(json.dumps({"kept": kept, "refused": refused, "seen": seen, "size": size, "damaged": reader.damaged}))
 """
@@ -510,7 +510,7 @@ def test_a_disk_without_any_room_refuses_the_line_and_says_so(tmp_path: Path) ->
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     try:
         with pytest.raises(SpoolFullError, match=r"full cannot take more: File too large. Free some space"):
-            file.append(line(payload(0)))
+            file.append(checksummed(payload(0)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -525,18 +525,18 @@ def test_a_folder_that_takes_no_further_file_refuses_new_lines_and_keeps_the_old
         from atomscale_bluesky import SpoolError
         from atomscale_bluesky.spool.journal_reader import JournalReader
         from atomscale_bluesky.spool.journal_writer import JournalWriter
-        from atomscale_bluesky.spool.lines import line
+        from atomscale_bluesky.spool.lines import checksummed
 
         writer = JournalWriter(Path(sys.argv[1]), segment_bytes=1)
-        writer.append(line(b"[0]"))
+        writer.append(checksummed(b"[0]"))
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         try:
-            writer.append(line(b"[1]"))
+            writer.append(checksummed(b"[1]"))
         except SpoolError as error:
             print(type(error).__name__, error)
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
-        writer.append(line(b"[2]"))
+        writer.append(checksummed(b"[2]"))
         writer.sync()
     """
     done = subprocess.run(
@@ -569,7 +569,7 @@ def test_lines_seen_ahead_are_read_all_the_same_unless_they_are_skipped(
     open_writer: Writers, open_reader: Readers
 ) -> None:
     writer, reader = open_writer(), open_reader()
-    writer.append(b"".join(line(payload(n)) for n in range(10)))
+    writer.append(b"".join(checksummed(payload(n)) for n in range(10)))
     lines = reader.read()
 
     assert next(lines).payload == payload(0)
@@ -581,27 +581,27 @@ def test_lines_seen_ahead_are_read_all_the_same_unless_they_are_skipped(
     assert next(open_reader(reader.position).read()).payload == payload(6)
     assert [found.payload for found in lines] == [payload(n) for n in range(6, 10)]
     assert reader.peek(1) is None
-    writer.append(line(payload(10)))
+    writer.append(checksummed(payload(10)))
     assert seen_ahead(reader, 1) == [payload(10)]
     assert numbers(reader) == [10]
 
 
 def test_the_position_after_skipping_is_where_the_next_line_begins(open_writer: Writers, open_reader: Readers) -> None:
     writer = open_writer()
-    writer.append(b"".join(line(payload(n, 30)) for n in range(20)))
+    writer.append(b"".join(checksummed(payload(n, 30)) for n in range(20)))
     for count in range(1, 20):
         reader = open_reader()
         assert seen_ahead(reader, count)
         reader.skip(count)
 
-        begin = Position(1, count * len(line(payload(0, 30))))
+        begin = Position(1, count * len(checksummed(payload(0, 30))))
         assert reader.position == begin
         assert next(reader.read()) == (begin, payload(count, 30))
 
 
 def test_lines_of_which_one_is_wider_are_not_seen_ahead(open_writer: Writers, open_reader: Readers) -> None:
     writer, reader = open_writer(), open_reader()
-    writer.append(b"".join(line(payload(n, 31 if n == 5 else 30)) for n in range(10)))
+    writer.append(b"".join(checksummed(payload(n, 31 if n == 5 else 30)) for n in range(10)))
 
     assert seen_ahead(reader, 5) == [payload(n, 30) for n in range(5)]
     assert seen_ahead(reader, 6) is None
@@ -613,7 +613,7 @@ def test_lines_that_fill_several_blocks_can_be_seen_ahead_up_to_a_limit(
 ) -> None:
     writer, reader = open_writer(), open_reader()
     for n in range(60):
-        writer.append(line(payload(n, 200_000)))
+        writer.append(checksummed(payload(n, 200_000)))
 
     assert seen_ahead(reader, 20) == [payload(n, 200_000) for n in range(20)]
     assert reader.peek(60) is None  # 12 MB are too much to have in memory at a time
@@ -626,7 +626,7 @@ def test_nothing_is_seen_ahead_across_a_segments_end_or_through_damage(
 ) -> None:
     writer = open_writer(segment_bytes=100)
     for n in range(10):
-        writer.append(line(payload(n)))
+        writer.append(checksummed(payload(n)))
     per_segment = next(n for n in range(2, 10) if seen_ahead(open_reader(), n) is None) - 1
     reader = open_reader()
     reader.skip(per_segment)
@@ -646,7 +646,7 @@ def test_a_journal_that_ends_before_so_many_lines_is_told_from_one_that_goes_on(
     tmp_path: Path, open_writer: Writers, open_reader: Readers
 ) -> None:
     writer = open_writer(segment_bytes=10_000)
-    writer.append(b"".join(line(payload(n)) for n in range(3)))
+    writer.append(b"".join(checksummed(payload(n)) for n in range(3)))
     reader = open_reader()
 
     def ends_before(lines: int, without: bytes = b"kind") -> bool:
@@ -656,13 +656,13 @@ def test_a_journal_that_ends_before_so_many_lines_is_told_from_one_that_goes_on(
     assert ends_before(4)
     assert not ends_before(3)  # there they are
     assert not ends_before(4, without=b"[ 2,")
-    assert not ends_before(MAX_PEEK_BYTES // len(line(payload(0))) + 1)  # more than is to be in memory
-    writer.append(line(payload(3)))
+    assert not ends_before(MAX_PEEK_BYTES // len(checksummed(payload(0))) + 1)  # more than is to be in memory
+    writer.append(checksummed(payload(3)))
     assert ends_before(5)
     assert numbers(reader) == [0, 1, 2, 3]
     assert ends_before(1)  # no line at all
-    writer.append(line(payload(4, 10_000)))
-    writer.append(line(payload(5)))
+    writer.append(checksummed(payload(4, 10_000)))
+    writer.append(checksummed(payload(5)))
     assert not ends_before(3)  # another segment follows
     assert numbers(reader) == [4, 5]
 
@@ -671,7 +671,7 @@ def test_a_journal_that_is_removed_while_it_is_read_ends_there(
     tmp_path: Path, open_writer: Writers, open_reader: Readers
 ) -> None:
     writer = open_writer()
-    writer.append(b"".join(line(payload(n)) for n in range(3)))
+    writer.append(b"".join(checksummed(payload(n)) for n in range(3)))
     reader = open_reader()
     lines = reader.read()
     assert next(lines).payload == payload(0)
@@ -688,13 +688,13 @@ def test_a_damaged_journal_is_read_to_its_end_line_by_line(
     tmp_path: Path, open_writer: Writers, open_reader: Readers
 ) -> None:
     writer = open_writer()
-    writer.append(line(payload(0))[:-2] + b"#\n" + line(payload(1)))
+    writer.append(checksummed(payload(0))[:-2] + b"#\n" + checksummed(payload(1)))
     reader = open_reader()
     lines = reader.read()
 
     assert next(lines).payload == payload(1)
     assert reader.damaged == 1
-    writer.append(line(payload(2)))
+    writer.append(checksummed(payload(2)))
     assert reader.peek(5) is None
     assert not reader.ends_before(5, unless_containing=b"kind")
 
@@ -706,23 +706,23 @@ def test_a_sync_tells_up_to_which_whole_line_the_journal_is_safe(
     tmp_path: Path, open_writer: Writers, open_reader: Readers
 ) -> None:
     writer, reader = open_writer(), open_reader()
-    writer.append(line(payload(0)))
+    writer.append(checksummed(payload(0)))
     assert numbers(reader) == [0]
-    assert reader.sync() == reader.position == Position(1, len(line(payload(0))))
+    assert reader.sync() == reader.position == Position(1, len(checksummed(payload(0))))
 
-    writer.append(line(payload(1)))
+    writer.append(checksummed(payload(1)))
     safe = reader.sync()
-    assert safe == Position(1, 2 * len(line(payload(0)))) > reader.position
+    assert safe == Position(1, 2 * len(checksummed(payload(0)))) > reader.position
 
     with segment_path(tmp_path, 1).open("ab") as file:
-        file.write(line(payload(2))[:-1])
+        file.write(checksummed(payload(2))[:-1])
     assert reader.sync() == safe  # half a line may still be taken back
 
 
 def test_a_sync_reaches_through_all_segments_that_were_read(open_writer: Writers, open_reader: Readers) -> None:
     writer, reader = open_writer(segment_bytes=20), open_reader()
     for number in range(7):
-        writer.append(line(payload(number)))
+        writer.append(checksummed(payload(number)))
         if number in {0, 4}:
             assert numbers(reader)[-1] == number
             assert reader.sync() == reader.position
@@ -735,7 +735,7 @@ def test_a_sync_reaches_through_all_segments_that_were_read(open_writer: Writers
 @pytest.mark.parametrize("torn", [1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 2 * BLOCK_BYTES + 5])
 @pytest.mark.parametrize(
     "whole",
-    [b"", line(b"[0]"), line(payload(0)) + line(payload(1, BLOCK_BYTES))],
+    [b"", checksummed(b"[0]"), checksummed(payload(0)) + checksummed(payload(1, BLOCK_BYTES))],
     ids=["nothing", "a line", "a line longer than a block"],
 )
 def test_a_torn_tail_of_any_length_is_cut_off_after_the_last_newline(tmp_path: Path, whole: bytes, torn: int) -> None:
@@ -744,22 +744,22 @@ def test_a_torn_tail_of_any_length_is_cut_off_after_the_last_newline(tmp_path: P
 
     file = LineFile(path)
     assert file.size == path.stat().st_size == len(whole)
-    file.append(line(b"[1]"))
-    assert (file.size, path.read_bytes()) == (len(whole) + len(line(b"[1]")), whole + line(b"[1]"))
+    file.append(checksummed(b"[1]"))
+    assert (file.size, path.read_bytes()) == (len(whole) + len(checksummed(b"[1]")), whole + checksummed(b"[1]"))
     file.close()
 
 
 def test_what_stands_after_a_cut_is_gone_and_the_next_line_follows_there(tmp_path: Path) -> None:
     file = LineFile(tmp_path / "file.jsonl")
-    file.append(line(b"[0]"))
+    file.append(checksummed(b"[0]"))
     size = file.size
-    file.append(line(b"[1]"))
+    file.append(checksummed(b"[1]"))
 
     file.truncate(size)
 
     assert file.size == size
-    file.append(line(b"[2]"))
-    assert (tmp_path / "file.jsonl").read_bytes() == line(b"[0]") + line(b"[2]")
+    file.append(checksummed(b"[2]"))
+    assert (tmp_path / "file.jsonl").read_bytes() == checksummed(b"[0]") + checksummed(b"[2]")
     file.close()
 
 
@@ -769,15 +769,18 @@ def test_what_stands_after_a_cut_is_gone_and_the_next_line_follows_there(tmp_pat
         ([], None),
         ([b""], None),
         ([b"torn"], None),
-        ([line(b"[0]")], b"[0]"),
-        ([line(b"[0]") + line(b"[1]")], b"[1]"),
-        ([line(b"[0]") + line(b"[1]")[:-1]], b"[0]"),
-        ([line(b"[0]") + b"00000000 [1]\n"], b"[0]"),
-        ([line(b"[0]"), b""], b"[0]"),
-        ([line(b"[0]"), b"00000000 [1]\n" + b"torn"], b"[0]"),
-        ([line(b"[0]"), line(b"[1]")], b"[1]"),
-        ([line(b"[0]") + line(b"[" + b"1" * (BLOCK_BYTES - 12) + b"]")], b"[" + b"1" * (BLOCK_BYTES - 12) + b"]"),
-        ([line(b"[0]" + b" " * BLOCK_BYTES) + line(b"[1]")], b"[1]"),
+        ([checksummed(b"[0]")], b"[0]"),
+        ([checksummed(b"[0]") + checksummed(b"[1]")], b"[1]"),
+        ([checksummed(b"[0]") + checksummed(b"[1]")[:-1]], b"[0]"),
+        ([checksummed(b"[0]") + b"00000000 [1]\n"], b"[0]"),
+        ([checksummed(b"[0]"), b""], b"[0]"),
+        ([checksummed(b"[0]"), b"00000000 [1]\n" + b"torn"], b"[0]"),
+        ([checksummed(b"[0]"), checksummed(b"[1]")], b"[1]"),
+        (
+            [checksummed(b"[0]") + checksummed(b"[" + b"1" * (BLOCK_BYTES - 12) + b"]")],
+            b"[" + b"1" * (BLOCK_BYTES - 12) + b"]",
+        ),
+        ([checksummed(b"[0]" + b" " * BLOCK_BYTES) + checksummed(b"[1]")], b"[1]"),
     ],
     ids=[f"journal {n}" for n in range(12)],
 )
@@ -791,10 +794,10 @@ def test_a_journals_last_line_is_its_last_intact_one(
 
 
 def test_a_segment_is_left_when_it_has_reached_its_size_and_not_before(tmp_path: Path, open_writer: Writers) -> None:
-    size = len(line(payload(0)))
+    size = len(checksummed(payload(0)))
     writer = open_writer(segment_bytes=2 * size)
     for number in range(5):
-        writer.append(line(payload(number)))
+        writer.append(checksummed(payload(number)))
 
     assert [segment_path(tmp_path, n).stat().st_size for n in segments(tmp_path)] == [2 * size, 2 * size, size]
 
@@ -809,18 +812,18 @@ def test_what_is_no_segment_is_not_read_as_one(tmp_path: Path) -> None:
 def test_a_line_that_ends_with_its_block_is_read_once(open_writer: Writers, open_reader: Readers) -> None:
     writer, reader = open_writer(), open_reader()
     first = b"[" + b"1" * (BLOCK_BYTES - 12) + b"]"
-    writer.append(line(first) + line(b"[2]"))
-    assert len(line(first)) == BLOCK_BYTES
+    writer.append(checksummed(first) + checksummed(b"[2]"))
+    assert len(checksummed(first)) == BLOCK_BYTES
 
     assert [found.payload for found in reader.read()] == [first, b"[2]"]
-    assert reader.position == Position(1, BLOCK_BYTES + len(line(b"[2]")))
+    assert reader.position == Position(1, BLOCK_BYTES + len(checksummed(b"[2]")))
 
 
 def test_lines_are_read_on_where_the_last_look_at_a_segment_ended(open_writer: Writers, open_reader: Readers) -> None:
     writer, reader = open_writer(segment_bytes=20), open_reader()
     found: list[int] = []
     for number in range(12):
-        writer.append(line(payload(number)))
+        writer.append(checksummed(payload(number)))
         found += numbers(reader)
         assert list(reader.read()) == []
 
@@ -830,7 +833,9 @@ def test_lines_are_read_on_where_the_last_look_at_a_segment_ended(open_writer: W
 
 @pytest.mark.parametrize("there", [9, 10, 11])
 def test_lines_are_counted_that_are_shorter_than_the_first(tmp_path: Path, open_reader: Readers, there: int) -> None:
-    segment_path(tmp_path, 1).write_bytes(line(payload(0)) + record(0, 300) + b"".join(map(record, range(1, there))))
+    segment_path(tmp_path, 1).write_bytes(
+        checksummed(payload(0)) + record(0, 300) + b"".join(map(record, range(1, there)))
+    )
     reader = open_reader()
     next(reader.read())
 
@@ -866,7 +871,7 @@ def test_a_writer_cuts_off_a_torn_record_and_nothing_else(tmp_path: Path, channe
 
 
 def test_a_writer_leaves_an_intact_line_behind_a_damaged_record(tmp_path: Path) -> None:
-    text = line(payload(7))
+    text = checksummed(payload(7))
     short = record(1)[:60] + record(1)[160:]  # bytes taken out, so that it seems to go on behind the line
     wide = bytearray(record(1))
     wide[7] ^= 0x40
@@ -876,7 +881,7 @@ def test_a_writer_leaves_an_intact_line_behind_a_damaged_record(tmp_path: Path) 
         assert cut_by_a_writer(tmp_path, record(0) + damaged + 3 * text) == 0
 
 
-@pytest.mark.parametrize("unit", [b"\xf5row", b"00000000 [", record(0)[:60], record(0)[:60] + line(payload(1))])
+@pytest.mark.parametrize("unit", [b"\xf5row", b"00000000 [", record(0)[:60], record(0)[:60] + checksummed(payload(1))])
 @pytest.mark.parametrize("end", [b"", b"\n"])
 def test_hostile_content_is_read_and_opened_in_linear_time(
     tmp_path: Path, open_reader: Readers, monkeypatch: pytest.MonkeyPatch, unit: bytes, end: bytes

@@ -34,7 +34,7 @@ from atomscale_bluesky.spool.ledger_format import (
     Tried,
 )
 from atomscale_bluesky.spool.ledger_state import LedgerState
-from atomscale_bluesky.spool.lines import encode, line
+from atomscale_bluesky.spool.lines import checksummed, encode
 from atomscale_bluesky.spool.stream_state import Life, MetrologyStreamState, RowsNotHeld
 
 OPENED = Opened(0, "primary", 0, "run start", "label", "token", 10, 1, 0)
@@ -338,7 +338,7 @@ def test_a_ledger_read_back_tells_what_was_known_in_memory(
     ledger.close()
     if torn:
         with path.open("ab") as file:
-            file.write(line(encode(Parked("torn")))[:torn])
+            file.write(checksummed(encode(Parked("torn")))[:torn])
 
     assert told(reader.read_on()) == told(ledger.state)
     assert told(LedgerReader(path).read_on()) == told(ledger.state)
@@ -364,7 +364,7 @@ def test_a_reader_reads_on_while_the_ledger_is_written_and_counts_what_is_damage
     assert reader.read_on().streams[0].life is Life.OPENED
     with path.open("ab") as file:
         file.write(b"damaged line\n")
-        file.write(line(encode(INITIALIZED))[:20])
+        file.write(checksummed(encode(INITIALIZED))[:20])
     assert reader.read_on().streams[0].life is Life.OPENED
     ledger.close()
 
@@ -378,12 +378,12 @@ def test_a_reader_reads_on_while_the_ledger_is_written_and_counts_what_is_damage
 
 def test_a_ledger_of_a_newer_version_is_left_alone_and_said_so(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    path.write_bytes(line(b'{"kind":"teleported","stream":0}'))
+    path.write_bytes(checksummed(b'{"kind":"teleported","stream":0}'))
 
     with pytest.raises(SpoolError, match=r"a ledger's line is not understood: .*was it written by a newer version\?"):
         Ledger(path)
 
-    assert path.read_bytes() == line(b'{"kind":"teleported","stream":0}')
+    assert path.read_bytes() == checksummed(b'{"kind":"teleported","stream":0}')
 
 
 def test_a_ledger_is_for_its_owner_alone(tmp_path: Path) -> None:

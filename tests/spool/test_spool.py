@@ -24,7 +24,7 @@ from atomscale_bluesky.spool.disk_space import DiskSpace
 from atomscale_bluesky.spool.history import History
 from atomscale_bluesky.spool.journal_format import FORMAT, Header, Layout, Stop, decode_journal
 from atomscale_bluesky.spool.ledger_format import Discarded
-from atomscale_bluesky.spool.lines import encode, line
+from atomscale_bluesky.spool.lines import checksummed, encode
 from atomscale_bluesky.spool.orders import Discard, Edit, Retry
 from atomscale_bluesky.spool.run_claim import RunClaim
 from atomscale_bluesky.spool.run_reader import has_stop, stop_of
@@ -92,7 +92,7 @@ def test_what_was_appended_is_synced_without_being_asked_for(spool: Spool) -> No
     for number in range(3):
         writer.append([row(number)])
         assert wait_until(lambda: not writer.dirty)
-    assert (writer.folder / "head.jsonl").read_bytes() == line(encode(header()))
+    assert (writer.folder / "head.jsonl").read_bytes() == checksummed(encode(header()))
 
 
 def test_a_disk_that_takes_long_to_be_measured_delays_no_sync(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,9 +248,9 @@ def test_a_copy_of_the_header_that_the_disk_did_not_take_is_written_by_a_later_s
     writer.sync()
     writer.sync()
 
-    assert (tmp_path / "run" / "head.jsonl").read_bytes() == line(encode(header())) + line(layout)
+    assert (tmp_path / "run" / "head.jsonl").read_bytes() == checksummed(encode(header())) + checksummed(layout)
     size = (tmp_path / "run" / "journal-0001.jsonl").stat().st_size
-    assert room.used_bytes == size - 2 * len(line(encode(header())))
+    assert room.used_bytes == size - 2 * len(checksummed(encode(header())))
     writer.close()
     writer.close()
 
@@ -380,7 +380,7 @@ def test_the_history_is_bounded_and_keeps_its_newest_runs(spool: Spool) -> None:
     assert all((spool.path / name).stat().st_size < 1100 for name in files)
     kept = [entry["run_uid"] for entry in history.entries()]
     assert kept == [f"run {number}" for number in range(200 - len(kept), 200)]
-    assert len(kept) * len(line(b'{"run_uid":"run 100"}')) >= 1000
+    assert len(kept) * len(checksummed(b'{"run_uid":"run 100"}')) >= 1000
 
 
 def test_each_entry_that_is_added_is_yielded_once_over_changes_of_the_file(spool: Spool) -> None:
@@ -454,7 +454,7 @@ def test_rows_whose_header_a_power_cut_took_are_removed_and_that_is_said_once(
     spool: Spool, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = left(spool, YOUNG, age_s=0)
-    (folder / "journal-0001.jsonl").write_bytes(line(row(0)))
+    (folder / "journal-0001.jsonl").write_bytes(checksummed(row(0)))
     assert (spool.claim(folder), spool.claim(folder)) == (None, None)
     assert caplog.text.count("holds the rest of a run whose beginning a power cut took; it is removed") == 1
 
@@ -505,7 +505,7 @@ def test_half_an_order_is_none(spool: Spool) -> None:
     folder = spool.writers.create(header()).folder
     spool.give_order(folder, Retry())
     with (folder / "orders.jsonl").open("ab") as file:
-        file.write(line(encode(Discard()))[:-1])
+        file.write(checksummed(encode(Discard()))[:-1])
 
     claim = claimed(spool, folder)
     assert claim.orders() == [Retry()]

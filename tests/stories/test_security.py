@@ -39,7 +39,7 @@ from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.journal_format import decode_journal
 from atomscale_bluesky.spool.ledger_format import Initialized, Initializing, LedgerLine, Opened, Resolved, Together
 from atomscale_bluesky.spool.ledger_state import LedgerState
-from atomscale_bluesky.spool.lines import encode, line
+from atomscale_bluesky.spool.lines import checksummed, encode
 from atomscale_bluesky.status.probe_results import Findings, write_findings
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -706,7 +706,7 @@ EVIL_IDS = [
 def planted(spool_dir: Path, facts: list[LedgerLine]) -> Path:
     """The folder of the one run in the spool, with a ledger that somebody else wrote."""
     (folder,) = [path for path in spool_dir.iterdir() if path.is_dir()]
-    (folder / "ledger.jsonl").write_bytes(b"".join(line(encode(fact)) for fact in facts))
+    (folder / "ledger.jsonl").write_bytes(b"".join(checksummed(encode(fact)) for fact in facts))
     return folder
 
 
@@ -790,7 +790,7 @@ def test_a_header_that_names_a_project_which_cannot_be_one_parks_its_run(
     journal = folder / "journal-0001.jsonl"
     first, _, rest = journal.read_bytes().partition(b"\n")
     header = msgspec.structs.replace(decode_journal(first[9:]), links=Links(project_id="../../admin?x="))
-    journal.write_bytes(line(encode(header)) * 2 + rest.partition(b"\n")[2])
+    journal.write_bytes(checksummed(encode(header)) * 2 + rest.partition(b"\n")[2])
 
     callback = make_callback()
     (status,) = wait_until(lambda: (runs := callback.status()) and runs[0].state == "parked" and runs)

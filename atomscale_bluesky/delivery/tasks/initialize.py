@@ -36,13 +36,13 @@ class Initialize(Work[str], frozen=True, eq=False):
 
     def perform(self, client: Client, context: WorkerContext) -> str:
         """Look for the stream if it may exist, and make it if it does not."""
-        not_told: ApiError | None = None
+        look_up_error: ApiError | None = None
         if self.may_exist:
             # An earlier request may have been applied although its answer never came. So look before making another.
             try:
                 entry = client.find_entry(self.label)
             except LOOK_UP_REFUSED as error:
-                not_told = error
+                look_up_error = error
             else:
                 found = "was found in the catalogue" if entry else "is not in the catalogue, so it is made"
                 _logger.info("%r %s", self.label, found)
@@ -55,11 +55,11 @@ class Initialize(Work[str], frozen=True, eq=False):
         except ApiKeyError as error:
             _check_instrument(client, self.links.synth_source_id, error)
             raise
-        if not_told is not None:
+        if look_up_error is not None:
             # Nothing was ever pushed to a stream whose id is not known, so an empty one may be left at most.
             _logger.warning(
                 "%r was perhaps in Atomscale already, and the catalogue did not tell (%s), so it was made; an empty "
-                "stream of this label may be left there", self.label, not_told,
+                "stream of this label may be left there", self.label, look_up_error,
             )  # fmt: skip
         return made
 
