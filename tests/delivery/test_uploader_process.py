@@ -582,7 +582,7 @@ def test_with_none_the_engine_needs_no_key_and_the_facilitys_service_delivers(
 
     ending = threading.Event()
     settings = Settings.load(environ={}, endpoint=server.url, api_key=server.api_key, spool_dir=str(spool_dir))
-    thread = threading.Thread(target=service.serve, args=(settings,), kwargs={"ending": ending})
+    thread = threading.Thread(target=service.serve, args=(settings,), kwargs={"stopping": ending})
     thread.start()
     try:
         assert callback.drain(timeout_s=20)
