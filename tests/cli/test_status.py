@@ -170,7 +170,7 @@ def test_a_run_that_nobody_delivers_is_waiting_and_one_with_a_deliverer_is_deliv
 
 def test_status_says_that_a_process_serves_the_spool_even_if_nothing_waits(say: Say, server: LocalServer) -> None:
     ending = threading.Event()
-    service = threading.Thread(target=serve, args=(Settings.load(),), kwargs={"ending": ending})
+    service = threading.Thread(target=serve, args=(Settings.load(),), kwargs={"stopping": ending})
     service.start()
     try:
         wait_until(lambda: told(say)["delivered_to"] == [server.url])
