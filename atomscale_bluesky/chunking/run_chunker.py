@@ -294,8 +294,8 @@ class RunChunker:
             repeated = self.account.rows_repeated.total()
             if repeated:
                 _logger.error(
-                    "run %s: its journal has %d rows with the number of an earlier row; those behind a chunk's end are "
-                    "lost, and counted", self._header.run_uid, repeated,
+                    "run %s: %d rows of its journal repeat the number of an earlier row, which only damage can do; "
+                    "those after the end of a chunk count as lost", self._header.run_uid, repeated,
                 )  # fmt: skip
 
     def _take_layout(self, layout: Layout) -> None:

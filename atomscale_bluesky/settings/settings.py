@@ -104,7 +104,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = "auto"
     non_finite: Annotated[
         NonFinite,
-        _setting("Channels with NaN, infinite or missing values go on in a further stream, those with the same gaps "
+        _setting("Channels with NaN, infinite or missing values go on in a continuation, those with the same gaps "
                  "together; or the gaps are sent as null (not promised by the API); or rows with a gap are dropped."),
     ] = "own_stream"  # fmt: skip
     layout: Annotated[

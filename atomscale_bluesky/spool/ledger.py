@@ -347,7 +347,8 @@ class LedgerReader:
         if self._first_damaged:
             where = f"line {self._first_damaged} of its ledger is damaged, and line {self._lines} needs it"
         self.state.broken = (
-            f"{where} ({why}), so it is not known what has arrived; its readings are kept: look at its streams, then "
-            f"`move` it to the same endpoint, which delivers all of it again as new ones, or `discard` it"
+            f"{where} ({why}), so it is unknown which chunks have arrived. Its readings are kept. Check its streams in "
+            f"Atomscale, then `move` it to the same endpoint, which delivers all of it again as new streams, or "
+            f"`discard` it"
         )
         self.state.may_have_moved = isinstance(fact, Opened) and fact.stream == 0

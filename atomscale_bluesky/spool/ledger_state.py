@@ -185,7 +185,10 @@ class LedgerState:
                 for one in fact.facts:
                     self.apply(one)
             case _:
-                raise SpoolError(f"{type(fact).__name__} is a fact of modules that were loaded again meanwhile")
+                raise SpoolError(
+                    f"the ledger cannot note {type(fact).__name__}: the package was loaded again in this process; "
+                    f"restart the session"
+                )
 
     def _opened(self, fact: Opened) -> None:
         stream = self.streams[fact.stream] = MetrologyStreamState(fact)

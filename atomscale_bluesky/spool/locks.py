@@ -98,7 +98,8 @@ def locked(path: Path, make_room: Callable[[], object] | None = None) -> Iterato
         while not with_room(lock.acquire, make_room or (lambda: None)):
             if time.monotonic() >= end:
                 raise SpoolError(
-                    f"another process has held {path} for {LOCK_WAIT_S:g} s; if one was stopped, let it go on or end it"
+                    f"another process has held the lock {path} for {LOCK_WAIT_S:g} s; if that process is suspended "
+                    f"(Ctrl-Z), resume or end it"
                 )
             time.sleep(ATTEMPT_S)
         yield

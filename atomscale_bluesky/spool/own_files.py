@@ -97,7 +97,9 @@ def open_own(path: str | Path, flags: int) -> int:
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise SpoolError(f"{path} is no file, but has the name of one of the spool's files; move it away")
+            raise SpoolError(
+                f"{path} is not a regular file, although the spool keeps a file of this name; move it away"
+            )
         if hasattr(os, "getuid") and found.st_uid != os.getuid():
             raise SpoolError(
                 f"{path} belongs to another user, but has the name of one of the spool's files; move it away"

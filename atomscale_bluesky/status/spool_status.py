@@ -166,7 +166,7 @@ class SpoolStatus:
         """Return the runs in the spool now. A run whose files cannot be read is listed as `unreadable`.
 
         Raises:
-            OSError: The spool's own folder cannot be read, or this process has no descriptor or memory left.
+            OSError: The spool's own folder cannot be read, or this process has no file descriptor or memory left.
         """
         with self._lock:
             if self._calls > 1:

@@ -94,7 +94,7 @@ def test_a_row_that_repeats_a_number_goes_out_or_is_counted_as_lost_and_costs_no
     assert [stream.status for stream in server.streams()] == ["success"]
     (entry,) = Spool(spool_dir).history.entries()
     assert (entry["delivered"], entry["lost"]) == (2 * (35 + len(rows) - lost), 2 * lost)
-    assert f"its journal has {len(rows)} rows with the number of an earlier row" in caplog.text
+    assert f"{len(rows)} rows of its journal repeat the number of an earlier row" in caplog.text
 
 
 def test_a_row_that_repeats_a_number_is_in_the_status(

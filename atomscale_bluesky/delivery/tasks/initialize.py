@@ -58,8 +58,8 @@ class Initialize(Work[str], frozen=True, eq=False):
         if look_up_error is not None:
             # Nothing was ever pushed to a stream whose id is not known, so an empty one may be left at most.
             _logger.warning(
-                "%r was perhaps in Atomscale already, and the catalogue did not tell (%s), so it was made; an empty "
-                "stream of this label may be left there", self.label, look_up_error,
+                "%r may have existed already, and the catalogue gave no answer (%s), so it was made again; delete an "
+                "empty stream of this label if there is one", self.label, look_up_error,
             )  # fmt: skip
         return made
 
