@@ -21,7 +21,7 @@ class Resumed(msgspec.Struct, frozen=True):
     stream: MetrologyStreamState
     index: int = 0  # of the next chunk
     from_row: int = 0  # rows before this one are in earlier chunks
-    takes_no_more: bool = False  # its last chunk was cut short, so it takes no more
+    takes_no_more: bool = False  # its last chunk was cut short at a preview
 
 
 class Point(NamedTuple):

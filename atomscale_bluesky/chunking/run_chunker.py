@@ -75,13 +75,16 @@ class RunChunker:
         self._lines: Iterator[Line] = iter(())
         self._synced_to = START
         self._last_layout: Layout | None = None  # the layout that the last row named
-        self._lines_one_by_one = 0  # how many lines are known not to be `Rows`
+        self._lines_one_by_one = 0  # how many of the next lines must be decoded one by one
         self._too_few_ahead = False  # there are only rows ahead, and too few for a chunk
         self._decoded_ahead = START, NO_ROWS  # rows that stand at this position, decoded already
         self._chunks_at_once = 1  # of how many chunks the rows are decoded together
 
     def read_on(self, *, count_only: bool = False) -> None:
-        """Read on until a chunk is ready, the journal's present end or `LINES_AT_ONCE`. Or only count the rows."""
+        """Read on until a chunk is ready, the journal's present end or `LINES_AT_ONCE`.
+
+        With `count_only`, cut nothing and only count rows for the account.
+        """
         self._read_on(count_only)
         if self.at_end:
             self._reader.close()  # so that idle runs hold no file open, however many there are
@@ -196,6 +199,7 @@ class RunChunker:
             yield chunk
 
     def _waits_for_a_point(self) -> bool:
+        """Return True if a stream is not made yet because it waits for its first point."""
         streams = self.ledger.state.streams.items()
         return any((number or self._header.part) and stream.is_not_requested for number, stream in streams)
 

@@ -72,7 +72,7 @@ class ActiveRuns:
         self._logged_found: set[Path] = set()  # runs that the log says were found
 
     def __iter__(self) -> Iterator[RunDelivery]:
-        """Return the deliveries of this moment. They may be changed meanwhile."""
+        """Iterate over a copy, so that runs may be claimed and released meanwhile."""
         return iter(list(self._deliveries.values()))
 
     def __len__(self) -> int:

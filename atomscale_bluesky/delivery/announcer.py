@@ -171,7 +171,7 @@ class Announcer:
         return False
 
     def _may_report_begun(self, run: _FollowedRun, entry: dict[str, Any] | None, now: float, *, last: bool) -> bool:
-        """Return True if a run goes somewhere, and its stream's name is known or is not waited for any longer."""
+        """Return True if the run is not parked, and its stream's name is known or was waited for long enough."""
         has_name = entry or last or run.name or not self._sends or now - run.seen_at > NAME_PATIENCE_S
         was_delivered = entry is not None and not entry.get("discarded")
         return bool(has_name) and (was_delivered or not run.parked)  # a parked run goes nowhere until it is mended

@@ -166,7 +166,10 @@ class ClaimedRun:
         return f"mend it with `atomscale-bluesky edit {short} …{option}` or `atomscale-bluesky retry {short}{option}`"
 
     def pop_failed(self, streams: Container[int]) -> list[Task]:
-        """Remove and return the failed tasks of some streams. Their links are made after the run was read again."""
+        """Remove and return the failed tasks of some streams.
+
+        A failed link task still holds its kind, so these links are made only after the run was read again.
+        """
         popped = self.task_book.pop_failed(streams)
         for task in popped:
             if task.kind is not Kind.LINK:

@@ -28,7 +28,7 @@ class Deliverer(ABC):
     @property
     @abstractmethod
     def _is_own_thread(self) -> bool:
-        """Return True in a thread of its own, where a log handler has called the callback."""
+        """Return True if called from a thread of this deliverer, as when a log handler calls the callback."""
 
     @abstractmethod
     def start(self) -> None:

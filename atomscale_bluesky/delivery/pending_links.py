@@ -55,7 +55,7 @@ class PendingLinks:
 
     @property
     def must_resolve(self) -> bool:
-        """Return True if names among them must be resolved, before anything is linked to them."""
+        """Return True if the run names a sample, project or tags whose ids are not known yet."""
         links, resolved = self.named_links, self._state.resolved
         if resolved is not None and resolved.order == self.edit_number:
             return False
@@ -63,7 +63,7 @@ class PendingLinks:
 
     @property
     def resolved_links(self) -> Links:
-        """The links to initialize with, names resolved. The earlier ones while an edit's names are not resolved yet."""
+        """The links with ids in place of names. While an edit's names are not resolved, those before the edit."""
         resolved = self._state.resolved
         if resolved is not None and (resolved.order == self.edit_number or self.must_resolve):
             return resolved.links

@@ -1,6 +1,6 @@
 """The meaning of a refusal, for every kind of task.
 
-    a look-up is refused                ignored: it was made for another request, whose reason counts
+    a look-up is refused                ignored: it only serves another request, whose own refusal counts
     403 while other tasks succeed       this task alone is forbidden, and waits for the operator
     404, 405                            perhaps the path does not exist here
     413                                 too large: a smaller one may be taken, and the stream is open

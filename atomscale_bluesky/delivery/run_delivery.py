@@ -112,7 +112,7 @@ class RunDelivery:
 
     @property
     def settle_ordered(self) -> bool:
-        """Return True if the operator has ordered that no stop document will come, and none is there.
+        """Return True if the operator has ordered `settle`, and the run has no stop yet.
 
         Raises:
             SpoolError: An order cannot be decoded.

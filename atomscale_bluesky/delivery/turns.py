@@ -86,10 +86,10 @@ class Turns:
         live = [delivery for delivery in active if self._is_live(delivery)]
         others = [delivery for delivery in active if not self._is_live(delivery)]
         spare = len(others) - self._for_others
-        if server_answers and waiting.any_live and spare > 0:  # the youngest of the others give theirs back
+        if server_answers and waiting.any_live and spare > 0:  # the youngest of the others give their place back
             for delivery in [one for one in reversed(others) if _may_stop(one)][: min(spare, TURNS_PER_SCAN)]:
                 active.put_back(delivery, first=True)
-        elif server_answers and (waiting.any_live or spare < 0):  # those that have had theirs longest
+        elif server_answers and (waiting.any_live or spare < 0):  # those that have had their place longest
             for delivery in [one for one in live if _may_stop(one)][:TURNS_PER_SCAN]:
                 active.put_back(delivery)
         now = self._monotonic()

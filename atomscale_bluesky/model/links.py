@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import msgspec
 
-# ---- journal ---------------------------------------------------------------------------------------------------------
-
 
 class Links(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """What a metrology stream is linked to in Atomscale."""

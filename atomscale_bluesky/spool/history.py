@@ -60,7 +60,7 @@ class History:
 
     def entries_with(self, name: str, value: str) -> list[dict[str, Any]]:
         """Return the entries whose `name` has this value. Other entries are not decoded, however many there are."""
-        sought = msgspec.json.encode({name: value})[1:-1]
+        sought = msgspec.json.encode({name: value})[1:-1]  # without the braces
         return [entry for entry in self._entries_containing(sought) if entry.get(name) == value]
 
     def entries_of(self, run_uid: str) -> list[dict[str, Any]]:
@@ -89,7 +89,7 @@ class History:
 
     def newest_beginning_with(self, beginning: str) -> dict[str, Any] | None:
         """Return the newest entry of a run whose uid begins with `beginning`, or None."""
-        sought = msgspec.json.encode({"run_uid": beginning})[1:-2]
+        sought = msgspec.json.encode({"run_uid": beginning})[1:-2]  # without the braces and the closing quote
         found = [entry for entry in self._entries_containing(sought) if str(entry.get("run_uid")).startswith(beginning)]
         return found[-1] if found else None
 

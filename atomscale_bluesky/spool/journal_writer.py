@@ -84,8 +84,8 @@ class JournalWriter:
             )
         except OSError as error:
             raise write_error(f"{self._folder} takes no further file", error) from error
-        # No signal handler runs between these lines: it could sync and close a segment that is still written, or forget
-        # one.
+        # CPython runs signal handlers only at calls and backward jumps, and the first call here is the last step. A
+        # handler in between could sync and close a segment that is still written, or forget one.
         behind = self._file
         self._before += behind.size - following.size
         self._segment, self._file = self._segment + 1, following

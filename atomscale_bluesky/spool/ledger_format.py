@@ -15,8 +15,6 @@ from ..model.chunk import Chunk
 from ..model.links import Links
 from .lines import FileLine
 
-# ---- ledger ----------------------------------------------------------------------------------------------------------
-
 OpeningReason = Literal[
     "run start",
     "event stream",

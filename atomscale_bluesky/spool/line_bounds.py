@@ -15,8 +15,7 @@ from .row_record import MAGIC, is_intact, shape_of
 
 # How much of a journal's end is read first, to see whether it ends with a whole line.
 CHECKED_TAIL_BYTES = 2**16
-# In how many places before a newline its line is sought. There is one such line, or two if the newline between them is
-# damaged.
+# How many possible beginnings before a newline are tried. Normally the first one tried is right.
 MAX_STARTS_TRIED = 16
 # How a line begins: a record, or the checksum of a text.
 BEGIN = re.compile(re.escape(MAGIC) + rb"|[0-9a-f]{8} [\[{]")
@@ -38,7 +37,7 @@ def end_of_journal_lines(descriptor: int, size: int) -> int:
             break
         length *= 4
     start = size - len(block)
-    # Behind the last intact line. Before it, what looks like the beginning of a torn record is a part of a line.
+    # Only after the last intact line: before it, bytes that look like a torn record's beginning are part of a line.
     torn = next((at for at in begins if at >= intact and end_of_record(block, at) is None), None)
     return max(start + intact, after_newline) if torn is None else start + torn
 

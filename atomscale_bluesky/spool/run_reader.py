@@ -51,7 +51,8 @@ class RunReader(JournalReader):
             number = _number_in_copy(found.payload)
             if number is not None:
                 self._seen_numbers.add(number)
-            elif self.damaged or found.position.segment > 1:  # a line may be missing before this one
+            elif self.damaged or found.position.segment > 1:
+                # Only after damage, or in a later segment, can a line be missing that this one needs.
                 yield from self._mended(_HEADER, found)
                 layout = _layout_of(found.payload)
                 if layout is not None and layout not in self._seen_numbers:
@@ -61,7 +62,8 @@ class RunReader(JournalReader):
                         raise SpoolError(f"both copies of layout {layout} in the journal are damaged; the run is kept")
             yield found
         if self.damaged:
-            yield from self._mended(_HEADER, Line(self.position, b""))  # even if no other line is left
+            # The header, although no line is left that would ask for it.
+            yield from self._mended(_HEADER, Line(self.position, b""))
 
     def _mended(self, number: int, before: Line) -> Iterator[Line]:
         """Yield the copy of the header or a layout, unless it was read already or there is no copy."""

@@ -57,9 +57,10 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
         return sent
 
     def _send(self, client: Client, chunk: Chunk, context: WorkerContext) -> Sent:
-        """Send all channels at once.
+        """Send all channels in one request.
 
-        One by one if the server has no such request, and in halves to find the channels that are not taken.
+        If the server has no such request, send them one by one. If it refuses, send halves, to find which channels it
+        refuses.
         """
         singly = [name for name in chunk.names if name in self.pushed_singly] if self.pushed_singly else []
         together = (

@@ -56,7 +56,7 @@ class ServerFacts(msgspec.Struct):
     family: str | None = None  # the one that streams are made in
     clock_measured: float = -math.inf  # when, monotonic
     families_without_multi: set[str] = set()  # families without chunk/multi
-    spool_option: str = ""  # of the commands that the log names, such as ` --spool-dir /data/spool`
+    spool_option: str = ""  # appended to commands in the log, such as ` --spool-dir /data/spool`
 
 
 class WorkerContext(NamedTuple):
