@@ -199,8 +199,11 @@ def start_of_row(payload: bytes) -> tuple[int, int, float]:
             return start_of(payload)
         except ValueError as error:
             raise _not_understood(error) from error
-    one, two, three, _ = payload[1:80].split(b",", 3)
-    return int(one), int(two), float(three)
+    try:
+        layout, number, time, _ = payload[1:80].split(b",", 3)
+        return int(layout), int(number), float(time)
+    except ValueError as error:
+        raise _not_understood(error) from error
 
 
 def may_decode_together(payload: bytes, other: bytes) -> bool:

@@ -28,6 +28,7 @@ from atomscale_bluesky.spool.journal_format import (
     encode_row,
     join_rows,
     pack_values,
+    start_of_row,
 )
 from atomscale_bluesky.spool.ledger_format import LedgerLine, decode_ledger
 from atomscale_bluesky.spool.lines import encode
@@ -143,6 +144,12 @@ def test_a_kind_or_member_that_is_not_known_is_an_error_and_never_a_guess(change
 def test_a_line_of_no_kind_is_an_error(payload: bytes) -> None:
     with pytest.raises(SpoolError, match="is not understood"):
         decode_journal(payload)
+
+
+@pytest.mark.parametrize("payload", [b"[]", b"[0]", b"[0,0,1.0]", b"[0,0,null,1]", b'["a",0,1.0,"e",[]]'])
+def test_the_start_of_a_row_of_another_shape_is_an_error(payload: bytes) -> None:
+    with pytest.raises(SpoolError, match="is not understood"):
+        start_of_row(payload)
 
 
 @given(
