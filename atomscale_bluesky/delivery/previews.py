@@ -11,8 +11,8 @@ there can be no next one:
     - the server takes no more points under an index that it holds
     - a channel has a gap after the points that were shown
 
-Then the chunk is cut short: it ends with the points that were shown, for ever, and the rest goes on in a further
-stream. So a request that is applied late writes what is there already.
+Then the chunk is cut short: it ends with the points that were shown, for ever, and the rest goes on in a
+continuation. So a request that is applied late writes what is there already.
 
 Bounded: a run whose previews have cost it `MAX_CONTINUATIONS` makes no more of them.
 """

@@ -31,7 +31,7 @@ _logger = logging.getLogger(__name__)
 _Numbers = Sequence[float | None]
 
 
-class _Ending(msgspec.Struct):
+class _StreamEnd(msgspec.Struct):
     """A stream that takes no more points, until nothing of it is under way."""
 
     why: OpeningReason
@@ -52,15 +52,15 @@ class StreamsAboutToEnd:
         self._ledger = ledger
         self._run_chunker = run_chunker
         self._unix_time = unix_time
-        self._endings: dict[int, _Ending] = {}
+        self._ends: dict[int, _StreamEnd] = {}
 
     def __contains__(self, stream: int) -> bool:
         """Return True if a stream is about to end."""
-        return stream in self._endings
+        return stream in self._ends
 
     def begin(self, stream: int, why: OpeningReason, points_per_chunk: int, doubtful: Iterable[Chunk] = ()) -> None:
         """Let a stream take no more points. It is unknown whether the `doubtful` chunks were taken."""
-        self._endings.setdefault(stream, _Ending(why, points_per_chunk)).doubtful.extend(doubtful)
+        self._ends.setdefault(stream, _StreamEnd(why, points_per_chunk)).doubtful.extend(doubtful)
 
     def is_short(self, number: int, points: PointsByChannel) -> bool:
         """Return True if fewer points were read than are confirmed, because some may not be readable yet."""
@@ -73,7 +73,7 @@ class StreamsAboutToEnd:
 
         If the points that were read do not fit those that were confirmed, no chunk of the channel counts as held.
         """
-        doubtful, self._endings[number].doubtful = self._endings[number].doubtful, []
+        doubtful, self._ends[number].doubtful = self._ends[number].doubtful, []
         if not doubtful:
             return
         stream = self._ledger.state.streams[number]
@@ -138,7 +138,7 @@ class StreamsAboutToEnd:
 
     def points_to_read(self, stream: int) -> dict[str, int]:
         """Return the channels that are confirmed or in doubt, and how many points of each the stream may hold."""
-        doubtful = self._endings[stream].doubtful
+        doubtful = self._ends[stream].doubtful
         names = [name for names in self._ledger.state.streams[stream].delivered for name in names]
         max_points = sum(
             one.opening.points_per_chunk * (1 + max(one.next_index, one.last_tried.index if one.last_tried else 0))
@@ -152,30 +152,30 @@ class StreamsAboutToEnd:
         Returns:
             A stream that has to be read back before it can end, or None.
         """
-        for number, ending in list(self._endings.items()):
+        for number, end in list(self._ends.items()):
             stream = self._ledger.state.streams[number]
             together = [one.opening.stream for one in stream.group]
             if any(map(is_under_way, together)):
                 continue
             for one in together:
-                if one in self._endings and self._endings[one].doubtful:
+                if one in self._ends and self._ends[one].doubtful:
                     return one
-            del self._endings[number]
+            del self._ends[number]
             ended(number)
             rests = stream.rows_not_held(self._run_chunker.openings.channels_of(stream.opening))
             with self._ledger.together():
-                self._ledger.note(Ended(number, ending.why))
+                self._ledger.note(Ended(number, end.why))
                 for (from_row, skip, position), channels in rests.items():
                     self._run_chunker.openings.open(
-                        why=ending.why,
+                        why=end.why,
                         time_base=stream.opening.time_base,
                         from_row=from_row,
                         position=position,
                         channels=channels or None,
                         skip=skip,
-                        points_per_chunk=ending.points_per_chunk,
+                        points_per_chunk=end.points_per_chunk,
                     )
-            _logger.warning("%r ended (%s); its run goes on in a continuation", stream.opening.label, ending.why)
+            _logger.warning("%r ended (%s); its run goes on in a continuation", stream.opening.label, end.why)
         return None
 
 

@@ -77,9 +77,8 @@ class Account:
         self.next_row: dict[str, int] = {}  # by time base
         self.newest_times: dict[str, float] = {}  # by time base: the latest time of a row
         self.rows_missing: Counter[int] = Counter()  # by layout: row numbers that are missing because of damage
-        self.rows_without_layout = (
-            0  # rows whose layout is not in the journal, and that no number or stop has counted yet
-        )
+        # Rows whose layout is not in the journal, and that no number or stop has counted yet.
+        self.rows_without_layout = 0
         # By layout: rows whose number came before. No writer makes them on purpose. The first row of a number decides a
         # chunk's boundary. A row that repeats the number just before it is sent if it is within a chunk, and lost if it
         # is after one. A row whose number is lower than that is lost.

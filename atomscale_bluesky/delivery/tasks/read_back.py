@@ -56,7 +56,7 @@ def next_work(run: ClaimedRun) -> ReadBack | None:
 
     def ended(number: int) -> None:
         run.previews.cut_short(run.streams[number])
-        run.request_reload("a stream ended, and the rest goes on in a further one")
+        run.request_reload("a stream ended, and the rest goes on in a continuation")
 
     in_doubt = run.streams_about_to_end.end_streams(is_under_way, ended)
     if in_doubt is None:
