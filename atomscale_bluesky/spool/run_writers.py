@@ -143,7 +143,7 @@ class RunWriters:
         return writer
 
     def _with_session(self, header: Header) -> Header:
-        """Return a header that names the session's lock if as many runs as may have a lock of their own."""
+        """Return the header, with the session's lock in it if no further run may have a lock of its own."""
         self._with_own_lock = [writer for writer in self._with_own_lock if writer.has_lock]
         if len(self._with_own_lock) < MAX_OWN_LOCKS:
             return header
