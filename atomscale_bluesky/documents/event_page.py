@@ -57,21 +57,20 @@ class EventPage:
         return [one for lines in self._lines.values() for one in lines]
 
 
-def without_rows(page: Mapping[str, Any], rows: Collection[int]) -> dict[str, Any]:
-    """Return an event page without some of its rows. What is no column of a value per row is left out.
+def only_rows(page: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """Return an event page with some of its rows only. What is no column of a value per row is left out.
 
     Raises:
         ChannelError: Its times or one of its data are no such column.
     """
-    count, dropped = len(page["uid"]), set(rows)
-    stay = [i for i in range(count) if i not in dropped]
+    count = len(page["uid"])
     out: dict[str, Any] = {"descriptor": page["descriptor"], "data": page.get("data")}
 
     def remaining(column: Any, what: str) -> list[Any]:
         values = as_list(column)
         if len(values) != count:
             raise ChannelError(f"{what} has {len(values)} values in a page of {count} events; the page is left out")
-        return [values[i] for i in stay]
+        return [values[row] for row in rows]
 
     out["uid"], out["time"] = remaining(page["uid"], "the uids"), remaining(page["time"], "the times")
     if isinstance(page.get("data"), Mapping):
@@ -82,7 +81,7 @@ def without_rows(page: Mapping[str, Any], rows: Collection[int]) -> dict[str, An
             if is_flag(column):
                 out[member][key] = column
             elif (values := stamps_of(column, count)) is not None:
-                out[member][key] = [values[i] for i in stay]
+                out[member][key] = [values[row] for row in rows]
     return out
 
 

@@ -8,7 +8,7 @@ Used by one thread at a time, which holds the recorder's lock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..spool.own_files import OUT_OF_RESOURCES
 from .accepted import KNOWN, NOTHING, PUT_OFF, Accepted
 from .descriptor import mapping_of
 from .early_events import EarlyEvents
-from .event_page import without_rows
+from .event_page import only_rows
 from .event_stream import EventStream
 from .ignored_documents import SEEN_BEFORE, IgnoredDocuments
 from .open_run import OpenRun
@@ -67,7 +67,7 @@ class EventTaker:
         if description is not event_stream.description:
             event_stream.describe(description)
         if run.kept_before is not None:
-            lacking = self._keys_not_kept(run, event_stream, doc)
+            lacking = self._recognise(run, event_stream, doc)
             if lacking is not None:
                 return self._take_part(run, event_stream, doc, lacking) if lacking else KNOWN
         if run.writer is None:
@@ -98,40 +98,30 @@ class EventTaker:
         if known is None:
             return self._take_unknown("event_page", doc, len(uids))
         run, event_stream, description = known
+        rows = len(uids)
+        new: Sequence[int] = range(rows)  # the rows of the page whose events are recorded below …
+        answer = NOTHING  # … and the answer for the others
         different = {*uids}
-        seen: list[int] = []
-        if not (different.isdisjoint(run.seen) and different.isdisjoint(run.seen_before)):
-            seen = [i for i, uid in enumerate(uids) if uid in run.seen or uid in run.seen_before]
-        if len(different) < len(uids):  # the page has an event twice
-            first = {uid: i for i, uid in reversed([*enumerate(uids)])}
-            seen = sorted({*seen, *(i for i, uid in enumerate(uids) if first[uid] != i)})
-        if seen:
-            self._ignored.counts[SEEN_BEFORE] += len(seen)
-        taken = Accepted(known=len(seen)) if seen else NOTHING  # the answer for events kept before, also in part
+        if len(different) < rows or not (different.isdisjoint(run.seen) and different.isdisjoint(run.seen_before)):
+            new = _rows_not_seen(run, uids)
+            self._ignored.counts[SEEN_BEFORE] += rows - len(new)
+            answer = Accepted(known=rows - len(new))
         if event_stream is None:
-            gone = set(seen)
-            return taken + _count_not_selected(run, [uid for i, uid in enumerate(uids) if i not in gone], doc)
+            return answer + _count_not_selected(run, [uids[row] for row in new], doc)
         if description is not event_stream.description:
             event_stream.describe(description)
         if run.kept_before is not None:
-            for i in sorted(set(range(len(uids))).difference(seen)):
-                event = event_of(doc, i)
-                lacking = self._keys_not_kept(run, event_stream, event)
-                if lacking is not None:
-                    seen.append(i)
-                    taken += self._take_part(run, event_stream, event, lacking) if lacking else KNOWN
-                    if self._to_be_given_again(taken):
-                        return taken
-        if seen:
-            gone = set(seen)
-            uids = [uid for i, uid in enumerate(uids) if i not in gone]
-            if not uids:
-                return taken
+            new, answer = self._take_earlier_events(run, event_stream, doc, new, answer)
+            if self._to_be_given_again(answer):
+                return answer
+        if not new:
+            return answer
         if run.writer is None:
             self._files.make_folder_if_due(run)
         try:
-            if seen:
-                doc = without_rows(doc, seen)
+            if len(new) < rows:
+                uids = [uids[row] for row in new]
+                doc = only_rows(doc, new)
             payloads = event_stream.lines_of_page(doc)
         except Exception:
             run.leave_out(Loss.MALFORMED, mapping_of(doc.get("data")), len(uids))
@@ -140,11 +130,32 @@ class EventTaker:
         why = self._files.append(run, event_stream, payloads, uids, data)
         if why is not None:
             self._files.step = None
-            return taken + _answer_for_left_out(why, len(data) * len(uids))
+            return answer + _answer_for_left_out(why, len(data) * len(uids))
         run.remember_all(uids)
         self._files.step = None
-        answer = event_stream.chooser.answer(payloads, data, len(uids))
-        return taken + answer if seen else answer
+        written = event_stream.chooser.answer(payloads, data, len(uids))
+        return written if answer is NOTHING else answer + written
+
+    def _take_earlier_events(
+        self, run: OpenRun, event_stream: EventStream, page: Mapping[str, Any], rows: Iterable[int], answer: Accepted
+    ) -> tuple[list[int], Accepted]:
+        """Take those events of a page that earlier journals of its run hold, wholly or in part.
+
+        Returns:
+            The rows whose events they do not hold, and `answer` with the others added. It stops early if an event is
+            to be given again.
+        """
+        new: list[int] = []
+        for row in rows:
+            event = event_of(page, row)
+            lacking = self._recognise(run, event_stream, event)
+            if lacking is None:
+                new.append(row)
+                continue
+            answer += self._take_part(run, event_stream, event, lacking) if lacking else KNOWN
+            if self._to_be_given_again(answer):
+                break
+        return new, answer
 
     def take_bulk_events(self, doc: Mapping[str, Any]) -> Accepted:
         """Take the events of a document in which older tools put those of a flyer: lists of events by descriptor uid.
@@ -204,8 +215,16 @@ class EventTaker:
         self._files.step = None
         return Accepted(rows=sum(map(is_row, payloads)), known=1)
 
-    def _keys_not_kept(self, run: OpenRun, event_stream: EventStream, doc: Mapping[str, Any]) -> Set[str] | None:
-        """Return the data keys of an event that earlier journals do not hold; None if they hold none of the event."""
+    def _recognise(self, run: OpenRun, event_stream: EventStream, doc: Mapping[str, Any]) -> Set[str] | None:
+        """Look for an event in the earlier journals of its run. Call it once per event, since it counts what it finds.
+
+        An event that they hold wholly is remembered, and counts as seen before.
+
+        Returns:
+            - None if they hold nothing of the event;
+            - an empty set if they hold all of it;
+            - otherwise the data keys whose readings they do not hold.
+        """
         kept = None if run.kept_before is None else kept_readings_of(run.kept_before, event_stream, doc)
         if kept is None:
             return None
@@ -240,6 +259,15 @@ class EventTaker:
             f"late {run_uid}", f"an event of run {run_uid} came behind its stop document and is left out"
         )
         return Accepted(left_out={Loss.BEHIND_STOP: events * len(list(doc.get("data") or ()))})
+
+
+def _rows_not_seen(run: OpenRun, uids: Sequence[Any]) -> list[int]:
+    """Return the rows of a page whose events have not been seen. Of an event that the page has twice, the first."""
+    rows: dict[Any, int] = {}
+    for row, uid in enumerate(uids):
+        if uid not in run.seen and uid not in run.seen_before:
+            rows.setdefault(uid, row)
+    return list(rows.values())
 
 
 def _count_not_selected(run: OpenRun, uids: Sequence[Any], doc: Mapping[str, Any]) -> Accepted:
