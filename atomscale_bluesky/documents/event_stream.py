@@ -26,7 +26,7 @@ from .description import Description
 from .descriptor import filled_in_page, mapping_of
 from .event_page import EventPage, as_list, stamps_of
 from .layout_chooser import LayoutChooser
-from .row_times import STILL_S, OwnTimes, RowTimes, Stretch
+from .row_times import SAME_COLLECTION_S, OwnTimes, RowTimes, Stretch
 from .selection import Selection
 
 # How many points of a page are in memory a second time while they are packed.
@@ -139,7 +139,9 @@ class EventStream:
         times = self.times
         chooser = self.chooser
         if (
-            not (times.at_event_times and time - times.last_time > STILL_S and len(data) == chooser.usual_keys)
+            not times.at_event_times
+            or not time - times.last_time > SAME_COLLECTION_S
+            or len(data) != chooser.usual_keys
             or chooser.watched
         ):
             return self._lines_of_unusual(doc, time, None)

@@ -17,14 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 # The times of events that were composed one after the other, in one collection, differ by less than this.
-STILL_S = 0.0005
-# A plan's event is composed within this time after the newest of its readings was taken, if that was taken for it. On a
-# busy host it may take longer. Then several readings have different times, and a flyer's row mostly has one.
-FRESH_S, FRESH_ON_A_BUSY_HOST_S = 0.25, 1.0
-# No clock can have given a stamp that is further before the run, or further ahead of its event, than this.
-DAY_S, AHEAD_S = 86400.0, 3600.0
+SAME_COLLECTION_S = 0.0005
+# A plan's event is composed within this time after the newest of its readings was taken, if that was taken for it.
+FRESH_STAMP_S = 0.25
+# On a busy host it may take this long. Only readings with different times get it: a flyer's row mostly has one time.
+FRESH_STAMPS_BUSY_S = 1.0
+# No clock can have given a stamp that is further before the run than this …
+MAX_BEFORE_RUN_S = 86400.0
+# … or further ahead of its event than this.
+MAX_AHEAD_OF_EVENT_S = 3600.0
 # A monitor's reading that is older than this, and than the run, is the value that its signal had before.
-LONG_BEFORE_S = 1.0
+OLD_MONITOR_VALUE_S = 1.0
 
 
 class TimeRule(Enum):
@@ -105,7 +108,7 @@ class RowTimes:
         # Rows were collected: that was seen, and not only guessed from the first row.
         self.surely_collected = collected and self.uses_own_times
         # The last row's event time. While `at_event_times` is True, a caller need not ask about a row that is more than
-        # `STILL_S` later: it stands at its event's time.
+        # `SAME_COLLECTION_S` later: it stands at its event's time.
         self.last_time = -math.inf if rule is TimeRule.EVENT else math.nan
         self.at_event_times = rule is TimeRule.EVENT or (rule is TimeRule.EVIDENCE and resumed_own_times is False)
         self.first_relative_stamp: float | None = None  # the first stamp that counts from the run's start
@@ -127,15 +130,16 @@ class RowTimes:
                 values = ()
             if len(values) == 1:
                 (stamp,) = values
-                if type(stamp) is float and self.started <= stamp <= time + AHEAD_S:  # an ordinary monitor's
+                # An ordinary monitor's stamp.
+                if type(stamp) is float and self.started <= stamp <= time + MAX_AHEAD_OF_EVENT_S:
                     self.uneven = False
                     return dict.fromkeys(stamps, stamp)
         if self.rule is TimeRule.EVENT:
             return None
-        if self.at_event_times and time - self.last_time > STILL_S:
+        if self.at_event_times and time - self.last_time > SAME_COLLECTION_S:
             self.last_time = time
             return None
-        own_times = self._place_all(time, stamps)
+        own_times = self._times_from_stamps(time, stamps)
         if self.rule is TimeRule.EVIDENCE:
             newest = self._judge_evidence(time, own_times)
             self.at_event_times = not self.uses_own_times
@@ -148,20 +152,21 @@ class RowTimes:
             self.used_relative = True
         return own_times
 
-    def _place_all(self, time: float, stamps: Mapping[str, Any]) -> OwnTimes:
+    def _times_from_stamps(self, time: float, stamps: Mapping[str, Any]) -> OwnTimes:
         """Return the readings' own times, each None if no clock could have shown it during this run."""
         try:
             self.uneven = len(set(stamps.values())) > 1
         except TypeError:  # a stamp that is no number
             self.uneven = True
         if self.uneven:
-            return {key: self._place(stamp, time) for key, stamp in stamps.items()}
+            return {key: self._time_from_stamp(stamp, time) for key, stamp in stamps.items()}
+        if not stamps:
+            return {}
         before = self.before_the_run
-        for stamp in stamps.values():
-            own_times = dict.fromkeys(stamps, self._place(stamp, time))
-            self.before_the_run += (self.before_the_run - before) * (len(own_times) - 1)
-            return own_times
-        return {}
+        own_time = self._time_from_stamp(next(iter(stamps.values())), time)
+        if self.before_the_run > before:  # that is not one reading, but all of them
+            self.before_the_run = before + len(stamps)
+        return dict.fromkeys(stamps, own_time)
 
     def stretches(self, times: Sequence[float], columns: Mapping[str, Sequence[Any]]) -> Iterator[Stretch]:
         """Yield the rows of a page in stretches. Each row is decided as `next_row` decides it."""
@@ -169,43 +174,55 @@ class RowTimes:
         if self.rule is TimeRule.EVENT:
             yield Stretch(0, rows, None)
             return
-        at = np.array(times)
-        placed: Mapping[str, NDArray[np.float64]] | None = None
-        if self.rule is not TimeRule.EVIDENCE:
-            placed = self._place_columns(columns, at)
-            self.used_relative = self.first_relative_stamp is not None
-            yield Stretch(0, rows, placed)
+        if self.rule is TimeRule.EVIDENCE:
+            yield from self._stretches_by_evidence(times, columns)
             return
-        since = np.empty(rows)
+        own_times = self._columns_from_stamps(columns, np.array(times))
+        self.used_relative = self.first_relative_stamp is not None
+        yield Stretch(0, rows, own_times)
+
+    def _stretches_by_evidence(self, times: Sequence[float], columns: Mapping[str, Sequence[Any]]) -> Iterator[Stretch]:
+        """Yield the stretches of a page under the rule `EVIDENCE`.
+
+        Rows that `next_row` would decide as the row before them are taken together. Any other is a stretch of its own.
+        """
+        rows, at = len(times), np.array(times)
+        since = np.empty(rows)  # how long after the event before it each event came
         since[:1] = at[:1] - self.last_time
         np.subtract(at[1:], at[:-1], out=since[1:])
-        stays = np.zeros(0, dtype=bool)
+        own_times: Mapping[str, NDArray[np.float64]] | None = None  # of all rows, once they are needed
+        stays_collected = np.zeros(0, dtype=bool)  # then: False for a later event with the stamps of the one before it
         begin = 0
         while begin < rows:
-            alike, own_times = 0, None
+            alike, part = 0, None
             if self.at_event_times:
-                alike = _first_true(~(since[begin:] > STILL_S))
+                alike = _first_true(~(since[begin:] > SAME_COLLECTION_S))
             elif self.surely_collected and begin:
-                if placed is None:
-                    placed = self._place_columns(columns, at)
-                    stays = ((since >= 0) & (since <= STILL_S)) | _changed_or_none(placed, rows)
-                alike, own_times = _first_true(~stays[begin:]), placed
+                if own_times is None:
+                    own_times = self._columns_from_stamps(columns, at)
+                    composed_together = (since >= 0) & (since <= SAME_COLLECTION_S)
+                    stays_collected = composed_together | _changed_or_none(own_times, rows)
+                alike = _first_true(~stays_collected[begin:])
+                if alike:
+                    part = _rows_of(own_times, begin, begin + alike)
             end = begin + max(alike, 1)
-            if not alike:
-                one = self.next_row(times[begin], {key: column[begin] for key, column in columns.items()})
-                yield Stretch(begin, end, None if one is None else {
-                    key: np.array([math.nan if value is None else value]) for key, value in one.items()
-                })  # fmt: skip
+            if alike:
+                self._note_last_row(times[end - 1], part)
             else:
-                self.last_time = times[end - 1]
-                if own_times is not None:
-                    self._stamps_before = {key: _none_if_nan(column[end - 1]) for key, column in own_times.items()}
-                    self._stamps_before_at = self.last_time
-                    part = {id(column): column[begin:end] for column in own_times.values()}
-                    own_times = {key: part[id(column)] for key, column in own_times.items()}
-                    self.used_relative = self.first_relative_stamp is not None
-                yield Stretch(begin, end, own_times)
+                one = self.next_row(times[begin], {key: column[begin] for key, column in columns.items()})
+                part = None if one is None else {
+                    key: np.array([math.nan if value is None else value]) for key, value in one.items()
+                }  # fmt: skip
+            yield Stretch(begin, end, part)
             begin = end
+
+    def _note_last_row(self, time: float, own_times: Mapping[str, NDArray[np.float64]] | None) -> None:
+        """Note the last of some rows that were decided as the row before them, as `next_row` does."""
+        self.last_time = time
+        if own_times is not None:
+            self._stamps_before = {key: _none_if_nan(column[-1]) for key, column in own_times.items()}
+            self._stamps_before_at = time
+            self.used_relative = self.first_relative_stamp is not None
 
     def _judge_evidence(self, time: float, own_times: OwnTimes) -> float | None:
         """Decide by a row's times whether readings have their own. Return its newest stamp, or None if it has none."""
@@ -216,32 +233,32 @@ class RowTimes:
         if not stamps:
             return None
         newest = max(stamps)
-        if math.isnan(previous):
+        if math.isnan(previous):  # the first row: only a guess, from how old its stamps are
             if not self._is_resumed:
                 oldest, age = min(stamps), time - newest
-                old = age > (FRESH_S if newest == oldest else FRESH_ON_A_BUSY_HOST_S)
+                old = age > (FRESH_STAMP_S if newest == oldest else FRESH_STAMPS_BUSY_S)
                 self.uses_own_times = oldest >= self.started and old and newest - oldest <= age / 10
             return newest
-        if before is None:
+        if before is None:  # the row before had no stamps that were used: nothing to compare with
             return newest
         changed = [stamp for key, stamp in own_times.items() if stamp is not None and stamp != before.get(key)]
-        if 0 <= time - previous <= STILL_S:
+        if 0 <= time - previous <= SAME_COLLECTION_S:  # composed together with the row before
             if changed and min(changed) >= self.started and max(changed) < previous:
-                self.uses_own_times = self.surely_collected = True
-        elif not changed:
+                self.uses_own_times = self.surely_collected = True  # and its stamps are others, older than that row
+        elif not changed:  # a later event with the same stamps: a plan reads devices that stand still
             self.uses_own_times = self.surely_collected = False
-        elif not self.surely_collected and newest > previous:
+        elif not self.surely_collected and newest > previous:  # taken since the row before: a plan's reading
             self.uses_own_times = False
         return newest
 
-    def _place(self, stamp: Any, time: float) -> float | None:
+    def _time_from_stamp(self, stamp: Any, time: float) -> float | None:
         """Return a reading's own time by its stamp; None if no clock could have shown it during this run."""
         at = number_of(stamp)
         if at is None:
             return None
         started = self.started
-        if started - DAY_S <= at <= time + AHEAD_S:
-            if self.rule is TimeRule.MONITOR and at < started and time - at > LONG_BEFORE_S:
+        if started - MAX_BEFORE_RUN_S <= at <= time + MAX_AHEAD_OF_EVENT_S:
+            if self.rule is TimeRule.MONITOR and at < started and time - at > OLD_MONITOR_VALUE_S:
                 self.before_the_run += 1
                 return None
             return at
@@ -254,36 +271,36 @@ class RowTimes:
         if self.rule is not TimeRule.MONITOR:
             return np.zeros(len(at), dtype=bool)
         started = self.started
-        return (started - DAY_S <= stamps) & (stamps < started) & (at - stamps > LONG_BEFORE_S)
+        return (started - MAX_BEFORE_RUN_S <= stamps) & (stamps < started) & (at - stamps > OLD_MONITOR_VALUE_S)
 
-    def _place_columns(
+    def _columns_from_stamps(
         self, columns: Mapping[str, Sequence[Any]], at: NDArray[np.float64]
     ) -> dict[str, NDArray[np.float64]]:
         """Return where a page's readings stand by their stamps, NaN for None. Equal columns share one array."""
-        placed: dict[str, NDArray[np.float64]] = {}
+        own_times: dict[str, NDArray[np.float64]] = {}
         last_column: Sequence[Any] = ()
-        own_times, before_the_run = np.zeros(0), 0
+        column_times, before_the_run = np.zeros(0), 0
         for key, column in columns.items():
             if not _surely_equal(column, last_column):
                 last_column = column
                 stamps = _as_floats(column)
-                own_times = self._place_column(stamps, at)
+                column_times = self._column_from_stamps(stamps, at)
                 before_the_run = int(self._long_before(stamps, at).sum())
-            placed[key] = own_times
+            own_times[key] = column_times
             self.before_the_run += before_the_run
-        return placed
+        return own_times
 
-    def _place_column(self, stamps: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _column_from_stamps(self, stamps: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return where the readings of one column stand by their stamps, NaN for None. Counts nothing."""
-        absolute = (self.started - DAY_S <= stamps) & (stamps <= at + AHEAD_S)
-        placed = np.where(absolute & ~self._long_before(stamps, at), stamps, math.nan)
+        absolute = (self.started - MAX_BEFORE_RUN_S <= stamps) & (stamps <= at + MAX_AHEAD_OF_EVENT_S)
+        own_times = np.where(absolute & ~self._long_before(stamps, at), stamps, math.nan)
         relative = ~absolute & (stamps >= 0) & (stamps <= at - self.started)
         if self.rule is not TimeRule.MONITOR and relative.any():
             self.first_relative_stamp = (
                 float(stamps[relative.argmax()]) if self.first_relative_stamp is None else self.first_relative_stamp
             )
-            placed = np.where(relative, self.started + stamps, placed)
-        return placed
+            own_times = np.where(relative, self.started + stamps, own_times)
+        return own_times
 
 
 def number_of(stamp: Any) -> float | None:
@@ -321,11 +338,17 @@ def _surely_equal(column: Sequence[Any], other: Sequence[Any]) -> bool:
         return False
 
 
-def _changed_or_none(placed: Mapping[str, NDArray[np.float64]], rows: int) -> NDArray[np.bool_]:
+def _rows_of(columns: Mapping[str, NDArray[np.float64]], begin: int, end: int) -> dict[str, NDArray[np.float64]]:
+    """Return some rows of columns. Columns that are one object stay one."""
+    parts = {id(column): column[begin:end] for column in columns.values()}
+    return {key: parts[id(column)] for key, column in columns.items()}
+
+
+def _changed_or_none(own_times: Mapping[str, NDArray[np.float64]], rows: int) -> NDArray[np.bool_]:
     """Return in which rows a stamp has changed since the row before, or there is none."""
     changed = np.zeros(rows, dtype=bool)
     stamped = np.zeros(rows, dtype=bool)
-    for column in {id(column): column for column in placed.values()}.values():
+    for column in {id(column): column for column in own_times.values()}.values():
         there = ~np.isnan(column)
         stamped |= there
         changed[1:] |= (column[1:] != column[:-1]) & there[1:]
