@@ -25,7 +25,7 @@ from .delivery.deliverer import Deliverer
 from .delivery.drain import DrainQuestion
 from .delivery.terminal_log import log_to_terminal
 from .documents.recorder import DocumentRecorder, open_spool
-from .documents.subscriptions import YoungerFirst, say_not_an_instance, subscribed_twice
+from .documents.subscriptions import YoungerFirst, subscribed_twice, was_class_called
 from .errors import SettingsError, SpoolError
 from .settings import Settings, refuse_other_arguments, spool_option
 from .spool.spool import Spool
@@ -68,7 +68,7 @@ class AtomscaleCallback:
 
     def __new__(cls, *arguments: object, **settings: object) -> Self:
         """Make a callback. If a RunEngine calls the class instead of an instance, log an error and make none."""
-        if say_not_an_instance(arguments):
+        if was_class_called(arguments):
             return None  # type: ignore[return-value] - of interest to nobody: a RunEngine drops what a callback returns
         if arguments:
             raise TypeError(f"AtomscaleCallback takes keyword arguments alone, {len(arguments)} others were given")

@@ -246,14 +246,14 @@ class EventTaker:
         if self._runs.skips(descriptor):
             return Accepted(known=events)
         run_uid = self._runs.ended_run_of(descriptor)
-        if run_uid is None and self._runs.find_run_of(descriptor):
+        if run_uid is None and self._runs.resume_run_of(descriptor):
             return self.take_event(doc) if name == "event" else self.take_page(doc)
         if self._runs.skips(descriptor):
             return Accepted(known=events)
         if run_uid is None:
             if self._runs and self._early.hold(descriptor, name, doc):
                 return PUT_OFF
-            raise self._ignored.never_came(descriptor, name)
+            raise self._ignored.count_without_descriptor(descriptor, name)
         self._ignored.counts[Loss.BEHIND_STOP] += events
         self._ignored.log_once(
             f"late {run_uid}", f"an event of run {run_uid} came behind its stop document and is left out"

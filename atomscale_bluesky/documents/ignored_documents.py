@@ -68,7 +68,11 @@ class IgnoredDocuments:
             self._writing_thread = None
 
     def ignore(self, kind: str, text: str) -> DocumentError:
-        """Count a document that belongs to nothing known, and return the error that says so."""
+        """Count a document that belongs to nothing known, and log it once.
+
+        Returns:
+            The error that says so. The caller raises it if the document's source must know.
+        """
         self.counts[kind] += 1
         text = safe(text)  # it quotes a uid from outside, which may be any text, and it is remembered
         self.log_once(text, text)
@@ -86,14 +90,14 @@ class IgnoredDocuments:
         if self._log_missing_starts:
             self.log_once(PARTS_ALONE, f"{text}; {SUBSCRIBE_EARLY}")
 
-    def never_came(self, descriptor: str, name: str) -> DocumentError:
+    def count_without_descriptor(self, descriptor: str, name: str) -> DocumentError:
         """Count an event, or a page of events, whose descriptor never came, and return the error. Logged once."""
         what = "an event" if name == "event" else "a page"
         return self.ignore_without_start(name, f"{what} of descriptor {descriptor}, which never came, is ignored")
 
     def count_given_up(self, descriptor: str, name: str) -> None:
         """Count an event, or a page of events, that waited for its descriptor in vain. Logged once."""
-        self.never_came(descriptor, name)
+        self.count_without_descriptor(descriptor, name)
         if not self._log_missing_starts:  # its source has the answer that it waits, and gets no error
             self.log_once(
                 f"descriptor {descriptor}", f"events of descriptor {descriptor} are left out: it has not come"

@@ -200,7 +200,7 @@ class OpenRuns:
             DocumentError: The run's start document never came.
         """
         run_uid, uid = str(doc["run_start"]), str(doc["uid"])
-        run = self._open_run(run_uid)
+        run = self._get_or_resume(run_uid)
         if run is None and run_uid in self._skipped:
             self._skipped_descriptors[uid] = run_uid
             return KNOWN
@@ -233,7 +233,7 @@ class OpenRuns:
             DocumentError: The run's start document never came.
         """
         uid = str(doc["run_start"])
-        run = self._open_run(uid)
+        run = self._get_or_resume(uid)
         if run is None and uid in self._skipped:
             self._skipped.discard(uid)
             for descriptor in [key for key, run_uid in self._skipped_descriptors.items() if run_uid == uid]:
@@ -268,8 +268,14 @@ class OpenRuns:
         self._files.step = None
         return NOTHING
 
-    def find_run_of(self, descriptor: str) -> bool:
-        """Find the run of a descriptor that did not come to this process, in the spool. Return True if it goes on.
+    def resume_run_of(self, descriptor: str) -> bool:
+        """Find the run of a descriptor that did not come to this process, in the spool, and resume it.
+
+        A run that has ended is skipped from here on. A descriptor of no run is remembered, so that the spool is not
+        searched for each of its events.
+
+        Returns:
+            True if its events can be recorded now.
 
         Raises:
             OSError: The spool cannot be searched now.
@@ -388,8 +394,8 @@ class OpenRuns:
         run.descriptions[description.line.uid] = description
         self.by_descriptor[description.line.uid] = run, run.event_streams[name], description
 
-    def _open_run(self, run_uid: str) -> OpenRun | None:
-        """Return an open run, or one that was interrupted and goes on now. Return None if it is skipped or unknown."""
+    def _get_or_resume(self, run_uid: str) -> OpenRun | None:
+        """Return an open run, or resume one that was interrupted. Return None if it is skipped or unknown."""
         run = self._runs.get(run_uid)
         return self._go_on(run_uid) if run is None and run_uid not in self._skipped else run
 

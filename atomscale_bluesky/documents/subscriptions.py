@@ -66,10 +66,10 @@ def subscribed_twice() -> str | None:
     return None
 
 
-def say_not_an_instance(arguments: tuple[object, ...]) -> bool:
-    """Log an error if a class was called with a document, in the place of an instance. Return True if it was.
+def was_class_called(arguments: tuple[object, ...]) -> bool:
+    """Return True if a class was called with a document, in the place of an instance; log an error then, once per run.
 
-    The plan goes on, because an exception would end it. Logged for each run.
+    It raises nothing, because an exception would end the plan.
     """
     if len(arguments) != 2 or not isinstance(arguments[0], str) or not isinstance(arguments[1], Mapping):
         return False
