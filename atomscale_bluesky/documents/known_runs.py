@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,19 @@ from ..spool.stored_events import load_events
 _logger = logging.getLogger(__name__)
 
 
-class KnownRun(msgspec.Struct, frozen=True):
-    """What is left of a run that some process took before."""
+class RunState(Enum):
+    """How far a run was recorded before."""
 
-    ended: bool  # ended by a stop document; or another process is taking it right now
-    being_taken: bool = False  # by another process, or by another recorder
-    kept: KeptEvents | None = None  # the kept events of an interrupted run
+    ENDED = "ended"  # up to its stop document
+    BEING_RECORDED = "being recorded"  # another process, or another recorder, writes its journal right now
+    INTERRUPTED = "interrupted"  # its journals have no stop document, and it may go on
+
+
+class KnownRun(msgspec.Struct, frozen=True):
+    """What is left of a run that some process recorded before."""
+
+    state: RunState
+    earlier_events: KeptEvents | None = None  # what the journals of an interrupted run hold
 
 
 RECORDED_TWICE = (
@@ -84,9 +92,9 @@ class KnownRuns:
         if not found and not entries:
             return None
         if any(map(_has_ended, found.values())) or not all(entry.get("interrupted") for entry in entries):
-            return KnownRun(ended=True, being_taken=None in found.values())
+            return KnownRun(RunState.BEING_RECORDED if None in found.values() else RunState.ENDED)
         parts = [part for part in found.values() if part is not None]
-        return KnownRun(ended=False, kept=self._kept_events(parts, entries, uids_alone=goes_on))
+        return KnownRun(RunState.INTERRUPTED, self._kept_events(parts, entries, uids_alone=goes_on))
 
     def events_of_open_run(self, run_uid: str, folder: Path) -> KeptEvents:
         """Return the events of a run that is open in `folder`, as far as they are written at the time of the call."""

@@ -29,7 +29,7 @@ from .descriptor import event_stream_of, mapping_of
 from .early_events import EarlyEvents
 from .event_stream import EventStream
 from .ignored_documents import TAKEN_BEFORE, IgnoredDocuments
-from .known_runs import KnownRun, KnownRuns
+from .known_runs import KnownRun, KnownRuns, RunState
 from .not_given import count_not_given
 from .open_run import OpenRun
 from .peers import Peers
@@ -137,15 +137,17 @@ class OpenRuns:
         writer = run.writer if run is not None else None
         try:
             if writer is not None:
-                kept = None if young else self._known_runs.events_of_open_run(uid, writer.folder)
-                return uid, header, KnownRun(ended=False, kept=kept)
+                earlier_events = None if young else self._known_runs.events_of_open_run(uid, writer.folder)
+                return uid, header, KnownRun(RunState.INTERRUPTED, earlier_events)
             known = self._known_runs.known_run(uid, young=young)
         except OSError as error:  # a SpoolError is one too; and a run taken twice is better than none
             self._ignored.log_once(
-                "past", f"whether run {uid} was taken before cannot be told, so it is taken: {error}"
+                "known run", f"whether run {uid} was taken before cannot be told, so it is taken: {error}"
             )
             return uid, header, None
-        return uid, header, None if young and known is not None and known.being_taken else known
+        if young and known is not None and known.state is RunState.BEING_RECORDED:
+            known = None  # two processes got its start document at the same moment: each of them records the run
+        return uid, header, known
 
     def has_whole(self, uid: str) -> bool:
         """Return True if a run has ended, here or in another process. Needs no lock; may read the disk."""
@@ -155,9 +157,9 @@ class OpenRuns:
             known = self._known_runs.known_run(uid)
         except OSError:
             return False
-        return known is not None and known.ended and not known.being_taken
+        return known is not None and known.state is RunState.ENDED
 
-    def start(self, uid: str, header: Header, past: KnownRun | None) -> Accepted:
+    def start(self, uid: str, header: Header, known: KnownRun | None) -> Accepted:
         """Open a run, unless it is skipped. The arguments are what `look_up` returns.
 
         Return `TRY_AGAIN` if its files cannot be made and its source gives it again.
@@ -165,19 +167,21 @@ class OpenRuns:
         open_run = self._runs.get(uid)
         if open_run is not None:
             self._ignored.ignore("start", f"a second start document of run {uid} is ignored")
-            if past is not None and past.kept is not None:
-                open_run.kept_before = past.kept  # an event may repeat one older than those remembered
+            if known is not None and known.earlier_events is not None:
+                open_run.kept_before = known.earlier_events  # an event may repeat one older than those remembered
             return KNOWN
-        ended = past.ended if past is not None else False
-        if ended or (uid in self._ended and not self._settings.resend):
+        is_ours = known is None or known.state is RunState.INTERRUPTED
+        if not is_ours or (uid in self._ended and not self._settings.resend):
             self._skip(uid)
             return KNOWN
         if not self._peers.claim(uid, again=self._settings.resend):
             self._leave_to_another(uid)
             return KNOWN
         self._warn_of_starts_alone()
-        kept = past.kept if past else None
-        run = self._runs[uid] = OpenRun(uid, replace(header, part=kept.part) if kept else header, kept)
+        earlier_events = known.earlier_events if known is not None else None
+        if earlier_events is not None:
+            header = replace(header, part=earlier_events.part)
+        run = self._runs[uid] = OpenRun(uid, header, earlier_events)
         if run.kept_before is None:
             self._files.make_folder(run)
             if run.writer is None and self._redelivers:
@@ -402,7 +406,7 @@ class OpenRuns:
     def _go_on(self, run_uid: str) -> OpenRun | None:
         """Open a run that was interrupted and whose source goes on where it was.
 
-        Return None if there is none. A run that has ended is skipped from here on.
+        Return None if there is none. A run that has ended, or that another recorder writes, is skipped from here on.
 
         Raises:
             OSError: Its files cannot be read now.
@@ -413,16 +417,20 @@ class OpenRuns:
             if error.errno in OUT_OF_RESOURCES:
                 raise
             return None
-        if known is not None and known.ended:
+        if known is None:
+            return None
+        if known.state is not RunState.INTERRUPTED:
             self._skipped.add(run_uid)
-        if known is None or known.ended or known.kept is None or known.kept.header is None:
+            return None
+        earlier_events = known.earlier_events
+        if earlier_events is None or earlier_events.header is None:
             return None
         if not self._peers.claim(run_uid):
             self._leave_to_another(run_uid)
             return None
-        header = replace(known.kept.header, format=FORMAT, session="", part=known.kept.part)
-        run = self._runs[run_uid] = OpenRun(run_uid, header, known.kept)
-        for line in known.kept.descriptors.values():
+        header = replace(earlier_events.header, format=FORMAT, session="", part=earlier_events.part)
+        run = self._runs[run_uid] = OpenRun(run_uid, header, earlier_events)
+        for line in earlier_events.descriptors.values():
             self._describe(run, Description(line))
         run.log_opened(self._ignored, self._spool_option)
         return run
