@@ -42,7 +42,7 @@ class EventPage:
         if not base.declared and base.layout.layout not in self._declared:
             base.declare(out)
             self._declared.add(base.layout.layout)
-        number = base.rows_if_kept
+        number = base.rows_if_written
         if records is None:
             held = [(key, self.columns[key]) for key in base.keys if key in self.columns]
             records = [
@@ -50,7 +50,7 @@ class EventPage:
                 for i, time in enumerate(at)
             ]
         out += records
-        base.rows_if_kept = number + len(records)
+        base.rows_if_written = number + len(records)
 
     def lines(self) -> list[bytes]:
         """Return all lines."""

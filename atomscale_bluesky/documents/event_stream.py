@@ -36,7 +36,7 @@ BLOCK_POINTS = 100_000
 class EventStream:
     """Turns the documents of one event stream of one run into lines for its journal.
 
-    `lines_of_event` and `lines_of_page` number no row until `note_kept` says that their lines were written. So a
+    `lines_of_event` and `lines_of_page` number no row until `note_written` says that their lines were written. So a
     line that could not be written leaves no hole.
 
     Args:
@@ -65,7 +65,7 @@ class EventStream:
     ) -> None:
         self.name = encodable(description.line.event_stream)
         self.description = description
-        self.has_rows = False  # True once a row of it was kept
+        self.has_rows = False  # True once a row of it was written
         self.replaced_times = 0  # readings whose own time was impossible, so they got the event's time
         earlier, rule = list(earlier), selection.time_rule_of(self.name)
         self.chooser = LayoutChooser(
@@ -154,7 +154,7 @@ class EventStream:
             if row[0] != RECORD:
                 gaps = True
             out.append(row)
-            base.rows_if_kept = base.rows + 1
+            base.rows_if_written = base.rows + 1
         times.last_time = time  # only now: an event that cannot be used tells nothing about the next one's times
         if gaps and chooser.add_channels_for(data, mapping_of(doc.get("filled")), None, None):
             return self._lines(doc, time, None, None)
@@ -180,7 +180,7 @@ class EventStream:
             or (own_times is None) == chooser.at_own_times
             or only
         ):
-            chooser.late_if_kept = {}
+            chooser.late_if_written = {}
             chooser.prepare(data, mapping_of(doc.get("filled")), own_times, only)
         return self._lines(doc, time, own_times, only)
 
@@ -203,7 +203,7 @@ class EventStream:
                     else:
                         at = stamp
                 if only and only.isdisjoint(base.keys):
-                    base.rows_if_kept = base.rows
+                    base.rows_if_written = base.rows
                     continue
                 if not base.declared:
                     base.declare(out)
@@ -211,7 +211,7 @@ class EventStream:
                 if row[0] != RECORD:
                     gaps = True
                 out.append(row)
-                base.rows_if_kept = base.rows + 1
+                base.rows_if_written = base.rows + 1
             if not gaps or not chooser.add_channels_for(data, mapping_of(doc.get("filled")), own_times, only):
                 self.replaced_times += replaced
                 return out
@@ -236,8 +236,8 @@ class EventStream:
         self._check_uids(uids)
         chooser = self.chooser
         for base in chooser.bases:
-            base.rows_if_kept = base.rows
-        chooser.late_if_kept = {}
+            base.rows_if_written = base.rows
+        chooser.late_if_written = {}
         if not uids:
             return []
         chooser.usual_keys = -1  # its keys may be others, even if they are as many as before
@@ -291,21 +291,21 @@ class EventStream:
             found.append((at, replaced, base.page_records(page.columns, begin, end, at, uids)))
         return found
 
-    def note_kept(self, points_per_chunk: int = 1) -> bool:
-        """Note that the last lines returned were kept, and number the next rows after them.
+    def note_written(self, points_per_chunk: int = 1) -> bool:
+        """Note that the last lines returned were written, and number the next rows after them.
 
         Returns:
             True if a chunk of `points_per_chunk` rows became full.
         """
         self.has_rows = True
         chooser = self.chooser
-        if chooser.late_if_kept:
-            chooser.late.update(chooser.late_if_kept)
-            chooser.late_if_kept = {}
+        if chooser.late_if_written:
+            chooser.late.update(chooser.late_if_written)
+            chooser.late_if_written = {}
         full = False
         for base in chooser.bases:
             before = base.rows
-            rows = base.rows_if_kept
+            rows = base.rows_if_written
             if rows > before:  # a time base without a row has not declared its layout either
                 base.rows = rows
                 base.declared = True
@@ -317,7 +317,7 @@ class EventStream:
         """Number the next rows from 0, under layouts that are declared again: they go into another journal."""
         self._events_before = self.events
         for base in self.chooser.bases:
-            base.rows = base.rows_if_kept = 0
+            base.rows = base.rows_if_written = 0
             base.declared = False
 
     def _check_uids(self, uids: Sequence[Any]) -> None:

@@ -66,7 +66,7 @@ class EventTaker:
             return _count_not_selected(run, (uid,), doc)
         if description is not event_stream.description:
             event_stream.describe(description)
-        if run.kept_before is not None:
+        if run.earlier_events is not None:
             lacking = self._recognise(run, event_stream, doc)
             if lacking is not None:
                 return self._take_part(run, event_stream, doc, lacking) if lacking else KNOWN
@@ -110,7 +110,7 @@ class EventTaker:
             return answer + _count_not_selected(run, [uids[row] for row in new], doc)
         if description is not event_stream.description:
             event_stream.describe(description)
-        if run.kept_before is not None:
+        if run.earlier_events is not None:
             new, answer = self._take_earlier_events(run, event_stream, doc, new, answer)
             if self._to_be_given_again(answer):
                 return answer
@@ -225,7 +225,7 @@ class EventTaker:
             - an empty set if they hold all of it;
             - otherwise the data keys whose readings they do not hold.
         """
-        kept = None if run.kept_before is None else kept_readings_of(run.kept_before, event_stream, doc)
+        kept = None if run.earlier_events is None else kept_readings_of(run.earlier_events, event_stream, doc)
         if kept is None:
             return None
         lacking = kept.lacks(mapping_of(doc.get("data")))

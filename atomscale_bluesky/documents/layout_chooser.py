@@ -70,7 +70,9 @@ class LayoutChooser:
         self.usual_answer: Accepted | None = None  # the answer for such an event
         self.at_own_times = bool(earlier and earlier[-1].own_times)  # the last row stands at its readings' own times
         self.late: Counter[str] = Counter()  # readings of keys that came after too many changes
-        self.late_if_kept: dict[str, int] = {}  # the same of the last document, to be added once it is kept
+        self.late_if_written: dict[
+            str, int
+        ] = {}  # those of the last document; added to `late` once its lines are written
         self._event_stream = event_stream
         self._description = description
         self._channels = Channels(event_stream, description, selection, names, earlier)
@@ -151,14 +153,14 @@ class LayoutChooser:
         return end
 
     def count_late(self, data: Mapping[Any, Any], rows: int) -> None:
-        """Count the readings of keys that came too late, to be added once these rows are kept."""
+        """Count the readings of keys that came too late, to be added once these rows are written."""
         for key in data:
             if key in self._known_keys:
                 continue
             name = encodable(key)[:MAX_NAME] if isinstance(key, str) else type(key).__name__
             if name not in self.late and len(self.late) >= MAX_LATE_KEYS:
                 name = OTHER_KEYS
-            self.late_if_kept[name] = self.late_if_kept.get(name, 0) + rows
+            self.late_if_written[name] = self.late_if_written.get(name, 0) + rows
 
     def answer(self, payloads: Sequence[bytes], data: Mapping[Any, Any], events: int = 1) -> Accepted:
         """Return the answer for a document whose lines were written, and keep it if such a document is usual.

@@ -32,7 +32,7 @@ def count_not_given(run: OpenRun, counts: Mapping[Any, Any], selection: Selectio
         if not isinstance(name, str) or type(count) is not int or not selection.takes_event_stream(name):
             continue
         event_stream = run.event_streams.get(name)
-        kept = 0 if run.kept_before is None else run.kept_before.events_of(name)
+        kept = 0 if run.earlier_events is None else run.earlier_events.events_of(name)
         if kept is None or (event_stream is not None and event_stream.has_external_data):
             continue
         missing = count - kept - (event_stream.events if event_stream is not None else 0)

@@ -40,17 +40,17 @@ class OpenRun:
     Args:
         uid: The run's uid.
         header: The first line of its journal.
-        kept: The events that were kept before it was interrupted.
+        earlier_events: What its earlier journals hold, if it was interrupted.
     """
 
-    def __init__(self, uid: str, header: Header, kept: KeptEvents | None = None) -> None:
+    def __init__(self, uid: str, header: Header, earlier_events: KeptEvents | None = None) -> None:
         self.uid = uid
         self.header = header
         # What the descriptors say, by uid. The journal has it too, for a process that goes on with the run.
         self.descriptions: dict[str, Description] = {}
         self.writer: RunWriter | None = None  # None: the spool had no disk space for it, or its files say how it ended
         # Its files say how it ended. So do the earlier files of a run that goes on: its next reading makes new ones.
-        self.ending_written = kept is not None
+        self.ending_written = earlier_events is not None
         self.completed = False  # its journal says how it ended, and it did not go on since
         self.why_not_kept = ""  # why the spool did not take it at the last attempt
         self._noted_as_not_kept = False
@@ -61,15 +61,16 @@ class OpenRun:
         self.try_again_at = 0.0  # monotonic: when to try again to make one
         self.event_streams: dict[str, EventStream | None] = {}  # None: not selected
         self.channel_names: Names = {}  # of all channels
-        self.kept_before = kept
+        self.earlier_events = earlier_events
         # Uids of earlier events, at least of the last `REMEMBERED_EVENTS`.
         self.seen: set[str] = set()  # the youngest
         self.seen_before: set[str] = set()  # the ones before those
         self._layouts = 0
         self._left_out: Counter[tuple[str, str]] = Counter()  # reason, key
         # The same of earlier journals, of readings that come again: they are counted already.
+        left_out = earlier_events.left_out if earlier_events is not None else {}
         self._counted_before = {
-            (reason, key): n for (reason, key), n in (kept.left_out if kept else {}).items() if reason in _COMES_AGAIN
+            counted: readings for counted, readings in left_out.items() if counted[0] in _COMES_AGAIN
         }
 
     def describe(self, description: Description, selection: Selection) -> bool:
@@ -83,8 +84,8 @@ class OpenRun:
                 started=self.header.started,
                 next_layout=self._next_layout,
                 names=self.channel_names,
-                earlier=self.kept_before.layouts_of(name) if self.kept_before else (),
-                collected=self.kept_before is not None and self.kept_before.shows_collected(name),
+                earlier=self.earlier_events.layouts_of(name) if self.earlier_events else (),
+                collected=self.earlier_events is not None and self.earlier_events.shows_collected(name),
                 time_bases=self._time_bases,
             )
             if taken
@@ -103,7 +104,9 @@ class OpenRun:
 
     def lacks_descriptor(self, descriptor: str) -> bool:
         """Return True if the run goes on without a journal yet, and no earlier one has this descriptor."""
-        return self.ending_written and (self.kept_before is None or descriptor not in self.kept_before.descriptors)
+        return self.ending_written and (
+            self.earlier_events is None or descriptor not in self.earlier_events.descriptors
+        )
 
     def release_journal(self) -> None:
         """Release the journal, which now says how the run ended. If the run goes on, it does so in a further one."""
@@ -138,7 +141,7 @@ class OpenRun:
 
     def has_left_out_for(self, reasons: Set[str]) -> bool:
         """Return True if any reading was left out for one of these reasons, here or in an earlier journal."""
-        before = self.kept_before.left_out if self.kept_before else {}
+        before = self.earlier_events.left_out if self.earlier_events else {}
         return any(reason in reasons for reason, _ in [*self._left_out, *before])
 
     def pop_not_kept_note(self, ended: float) -> NotKept | None:
@@ -189,16 +192,16 @@ class OpenRun:
             ignored_documents: Collects the log entries.
             spool_option: By which the command that is named finds the spool.
         """
-        if self.kept_before is not None:
+        if self.earlier_events is not None:
             ignored_documents.log_later(
                 logging.WARNING, "run %s goes on where it was interrupted: what was kept of it is not taken again",
                 self.uid,
             )  # fmt: skip
-        if self.kept_before is not None and self.kept_before.rows_not_remembered:
+        if self.earlier_events is not None and self.earlier_events.rows_not_remembered:
             ignored_documents.log_later(
                 logging.WARNING,
                 "run %s: %d kept rows are too many to be remembered; their events are taken again if they come",
-                self.uid, self.kept_before.rows_not_remembered,
+                self.uid, self.earlier_events.rows_not_remembered,
             )  # fmt: skip
         if self.header.problem:
             ignored_documents.log_later(
@@ -250,18 +253,18 @@ class OpenRun:
                     event_stream.name, self.uid, safe(", ".join(event_stream.rounded)),
                 )  # fmt: skip
 
-        if self.kept_before is not None and self.kept_before.recognised_by_time:
+        if self.earlier_events is not None and self.earlier_events.recognised_by_time:
             ignored_documents.log_later(
                 logging.WARNING,
                 "run %s: %d events had new uids and were known by their times, so they were not taken again",
-                self.uid, self.kept_before.recognised_by_time,
+                self.uid, self.earlier_events.recognised_by_time,
             )  # fmt: skip
-        if self.kept_before is not None and self.kept_before.possibly_taken_twice:
+        if self.earlier_events is not None and self.earlier_events.possibly_taken_twice:
             ignored_documents.log_later(
                 logging.WARNING,
                 "run %s: the clock was set back and what was kept before is no longer known event by event; %d events "
                 "were taken that may be there twice",
-                self.uid, self.kept_before.possibly_taken_twice,
+                self.uid, self.earlier_events.possibly_taken_twice,
             )  # fmt: skip
 
     def log_not_given(self, events: Mapping[str, int], ignored_documents: IgnoredDocuments) -> None:

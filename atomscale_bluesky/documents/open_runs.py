@@ -168,7 +168,7 @@ class OpenRuns:
         if open_run is not None:
             self._ignored.ignore("start", f"a second start document of run {uid} is ignored")
             if known is not None and known.earlier_events is not None:
-                open_run.kept_before = known.earlier_events  # an event may repeat one older than those remembered
+                open_run.earlier_events = known.earlier_events  # an event may repeat one older than those remembered
             return KNOWN
         is_ours = known is None or known.state is RunState.INTERRUPTED
         if not is_ours or (uid in self._ended and not self._settings.resend):
@@ -182,7 +182,7 @@ class OpenRuns:
         if earlier_events is not None:
             header = replace(header, part=earlier_events.part)
         run = self._runs[uid] = OpenRun(uid, header, earlier_events)
-        if run.kept_before is None:
+        if run.earlier_events is None:
             self._files.make_folder(run)
             if run.writer is None and self._redelivers:
                 del self._runs[uid]
@@ -307,8 +307,8 @@ class OpenRuns:
         if run is None:
             if self._go_on(run_uid) is None and run_uid in self._skipped:
                 self._skipped_descriptors[descriptor] = run_uid
-        elif run.kept_before is not None and descriptor in run.kept_before.descriptors:
-            self._describe(run, Description(run.kept_before.descriptors[descriptor]))
+        elif run.earlier_events is not None and descriptor in run.earlier_events.descriptors:
+            self._describe(run, Description(run.earlier_events.descriptors[descriptor]))
 
     def complete(self, folder: Path | None) -> None:
         """Complete all open runs, or the one in `folder`, as interrupted."""
@@ -382,7 +382,7 @@ class OpenRuns:
 
     def _is_described(self, run: OpenRun, descriptor: str) -> bool:
         """Return True if files of the run have a descriptor. Make them if there are none of this process."""
-        if run.kept_before is not None and descriptor in run.kept_before.descriptors:
+        if run.earlier_events is not None and descriptor in run.earlier_events.descriptors:
             return True
         if run.writer is None and self._redelivers:
             self._files.make_folder_if_due(run)  # writes all descriptors

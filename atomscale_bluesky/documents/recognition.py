@@ -14,12 +14,14 @@ from .descriptor import is_flag, mapping_of
 from .event_stream import EventStream
 
 
-def kept_readings_of(kept: KeptEvents, event_stream: EventStream, doc: Mapping[str, Any]) -> KeptReadings | None:
-    """Return what was kept of an event, or None if it is new."""
+def kept_readings_of(
+    earlier_events: KeptEvents, event_stream: EventStream, doc: Mapping[str, Any]
+) -> KeptReadings | None:
+    """Return what earlier journals hold of an event, or None if it is new. Counts it: call it once per event."""
     stamps = _numbers_of(*mapping_of(doc.get("timestamps")).values())
     times = _numbers_of(doc.get("time"))
     keys = mapping_of(doc.get("data")).keys()
-    return kept.recognise(
+    return earlier_events.recognise(
         event_stream.name, doc["uid"], keys, times + stamps, _possible_rows(event_stream, doc, times, stamps)
     )
 

@@ -143,7 +143,7 @@ class RunFiles:
             self._leave_out(run, why, keys, len(uids))
             return why
         first = not event_stream.has_rows
-        full = event_stream.note_kept(run.header.points_per_chunk)
+        full = event_stream.note_written(run.header.points_per_chunk)
         if unsynced is not None:
             self._ignored.log_later(
                 logging.ERROR,
@@ -201,7 +201,7 @@ class RunFiles:
                     run.writer.append(payloads)
             self._notify_of_journal(run)
         elif run.writer is not None and _has_written(run.writer, payloads, before):
-            event_stream.note_kept()
+            event_stream.note_written()
             for uid in uids:
                 run.remember(uid)
             if self.listener is not None:

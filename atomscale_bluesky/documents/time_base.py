@@ -76,7 +76,7 @@ class TimeBase:
 
     def __init__(self, layout: Layout, sources: list[KeySource]) -> None:
         self.rows = 0
-        self.rows_if_kept = 0  # how many rows there are once the last lines returned are kept
+        self.rows_if_written = 0  # how many rows there are once the last lines returned are written
         self.rounded: set[str] = set()  # channels in which an integer ever lost digits
         self.sources = sources
         self.layout = layout
@@ -94,7 +94,7 @@ class TimeBase:
         It is a new object, so that code interrupted meanwhile has either the old or the new one, and never a mixture.
         """
         other = TimeBase(layout, sources)
-        other.rows, other.rows_if_kept, other.rounded = self.rows, self.rows_if_kept, self.rounded
+        other.rows, other.rows_if_written, other.rounded = self.rows, self.rows_if_written, self.rounded
         return other
 
     def declare(self, out: list[bytes]) -> None:
@@ -136,7 +136,7 @@ class TimeBase:
         columns = self._columns(data, begin, end)
         if not columns:
             return None
-        layout, first = self.layout.layout, self.rows_if_kept
+        layout, first = self.layout.layout, self.rows_if_written
         records = encode_rows(layout, first, times, uids, columns)
         if records is None:  # there are integers, say
             try:

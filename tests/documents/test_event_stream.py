@@ -103,7 +103,7 @@ class Told:
     def _keep(self, payloads: list[bytes], accept: bool) -> None:
         found = [decode_journal(payload) for payload in payloads]
         if accept:
-            self.stream.note_kept()
+            self.stream.note_written()
             self.lines += [line for line in found if isinstance(line, Layout | Row)]
 
     @property
