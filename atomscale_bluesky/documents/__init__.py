@@ -8,7 +8,7 @@ wait for their descriptor.
 
     recorder        takes documents one by one, also when a call comes during another call, and answers each
     accepted        the answer
-    open_runs       how runs begin, go on and end, and to which of them a document belongs
+    open_runs       how runs begin, are resumed and end, and to which of them a document belongs
     event_taker     takes events into the journals of their runs, each reading once
     run_files       makes, writes and ends the files of open runs
     start_document  the run's header, from its start document and the settings

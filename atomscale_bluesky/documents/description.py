@@ -41,7 +41,7 @@ def description_of(descriptor: Mapping[str, Any], uid: str, name: str) -> Descri
 
 
 def descriptor_lines(description: Description) -> list[bytes]:
-    """Return the descriptor's line for a journal, twice: a run cannot go on without it."""
+    """Return the descriptor's line for a journal, twice: a run cannot be resumed without it."""
     line = description.line
     try:
         text = encode(line)

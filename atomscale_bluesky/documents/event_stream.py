@@ -313,7 +313,7 @@ class EventStream:
                     full = True
         return full
 
-    def start_over(self) -> None:
+    def restart_numbering(self) -> None:
         """Number the next rows from 0, under layouts that are declared again: they go into another journal."""
         self._events_before = self.events
         for base in self.chooser.bases:

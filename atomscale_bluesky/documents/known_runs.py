@@ -1,7 +1,7 @@
 """What the spool and its history know of a run whose start document comes again, by a replay or from a message bus.
 
-A run that has ended is recognised and not taken again. A run that was interrupted, because its process was killed or
-its bus delivers again from an earlier position, goes on: each event is checked against those already kept.
+A run that has ended is recognised and not recorded again. A run that was interrupted, because its process was killed
+or its bus delivers again from an earlier position, is resumed: each event is checked against those already kept.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RunState(Enum):
 
     ENDED = "ended"  # up to its stop document
     BEING_RECORDED = "being recorded"  # another process, or another recorder, writes its journal right now
-    INTERRUPTED = "interrupted"  # its journals have no stop document, and it may go on
+    INTERRUPTED = "interrupted"  # its journals have no stop document, so it can be resumed
 
 
 class KnownRun(msgspec.Struct, frozen=True):
@@ -78,14 +78,15 @@ class KnownRuns:
         with suppress(OSError):  # reported when a run is asked for
             spool.history.read_on()
 
-    def known_run(self, run_uid: str, *, goes_on: bool = False, young: bool = False) -> KnownRun | None:
+    def known_run(self, run_uid: str, *, resumed: bool = False, young: bool = False) -> KnownRun | None:
         """Return what is known of a run, or None if it is in neither spool nor history.
 
         Reads the run's files in the spool.
 
         Args:
             run_uid: The run's uid.
-            goes_on: The run goes on where it was, so its source keeps the uids of events.
+            resumed: Its source continues where it was and does not make up new uids, so events are recognised by uid
+                alone.
             young: The run began a moment ago: only the youngest runs of the spool are searched, and those known.
         """
         found, entries = self._found_in_spool_and_history(run_uid, young=young)
@@ -94,7 +95,7 @@ class KnownRuns:
         if any(map(_has_ended, found.values())) or not all(entry.get("interrupted") for entry in entries):
             return KnownRun(RunState.BEING_RECORDED if None in found.values() else RunState.ENDED)
         parts = [part for part in found.values() if part is not None]
-        return KnownRun(RunState.INTERRUPTED, self._kept_events(parts, entries, uids_alone=goes_on))
+        return KnownRun(RunState.INTERRUPTED, self._kept_events(parts, entries, uids_alone=resumed))
 
     def events_of_open_run(self, run_uid: str, folder: Path) -> KeptEvents:
         """Return the events of a run that is open in `folder`, as far as they are written at the time of the call."""

@@ -46,7 +46,7 @@ class OpenRun:
     def __init__(self, uid: str, header: Header, earlier_events: KeptEvents | None = None) -> None:
         self.uid = uid
         self.header = header
-        # What the descriptors say, by uid. The journal has it too, for a process that goes on with the run.
+        # What the descriptors say, by uid. The journal has it too, for a process that resumes the run.
         self.descriptions: dict[str, Description] = {}
         self.writer: RunWriter | None = None  # None: the spool had no disk space for it, or its files say how it ended
         # Its files say how it ended. So do the earlier files of a run that goes on: its next reading makes new ones.
@@ -93,23 +93,23 @@ class OpenRun:
         )
         return taken
 
-    def begin_again(self, writer: RunWriter) -> None:
-        """Go on in another, empty journal."""
+    def begin_journal(self, writer: RunWriter) -> None:
+        """Write into this empty journal from here on: the run's first, or a further one after an interruption."""
         for event_stream in self.event_streams.values():
             if event_stream is not None:
-                event_stream.start_over()
+                event_stream.restart_numbering()
         self.completed = False
-        # In one statement, and last: if this is interrupted before, the run begins again with a further journal.
+        # In one statement, and last: if this is interrupted before, the run gets a further journal.
         self.writer, self.ending_written, self.listener_unaware, writer.is_accepted = writer, False, True, True
 
     def lacks_descriptor(self, descriptor: str) -> bool:
-        """Return True if the run goes on without a journal yet, and no earlier one has this descriptor."""
+        """Return True if the run has only ended journals, and none of them has this descriptor."""
         return self.ending_written and (
             self.earlier_events is None or descriptor not in self.earlier_events.descriptors
         )
 
     def release_journal(self) -> None:
-        """Release the journal, which now says how the run ended. If the run goes on, it does so in a further one."""
+        """Release the journal, which now says how the run ended. If more comes of the run, it has a further journal."""
         self.header = replace(self.header, part=self.header.part + 1)
         left_out: Counter[tuple[str, str]] = Counter()
         for event_stream in filter(None, self.event_streams.values()):

@@ -1,4 +1,4 @@
-"""The open runs: how each begins, goes on after an interruption, and ends; and to which of them a document belongs.
+"""The open runs: how each begins, is resumed after an interruption, and ends; and which of them a document belongs to.
 
 A start, descriptor or stop document names its run by the run's uid, an event by its descriptor's uid. A run that was
 recorded before, or that another recorder of this process records, is skipped: its documents are known, and nothing of
@@ -43,7 +43,7 @@ REMEMBERED_RUNS = 1000
 # younger one begins a run, which two processes may get at the same moment. Then each of them records it.
 REPLAY_AGE_S = 5.0
 # Up to this many runs that were completed as interrupted stay in memory, each with up to 20 000 uids of events. If
-# another one goes on, it is opened again from its files.
+# another one continues, it is resumed from its files.
 MAX_COMPLETED_RUNS = 16
 # After how long a descriptor is sought again if the writer of a run that may have it lived. It may have been dying.
 SEARCH_AGAIN_S = 1.0
@@ -218,9 +218,8 @@ class OpenRuns:
         if not new:
             return NOTHING
         if run.lacks_descriptor(uid):
-            self._files.make_folder_if_due(
-                run
-            )  # the descriptor may come only once, and another process may go on with the run
+            # The descriptor may come only once, and another process may have to resume the run.
+            self._files.make_folder_if_due(run)
             described = run.writer is not None
         else:
             described = self._files.describe(run, [description]) or self._is_described(run, uid)
@@ -291,7 +290,7 @@ class OpenRuns:
                 return False
             run_uid, certain = self._known_runs.run_with_descriptor(descriptor, everywhere=self._redelivers)
         if run_uid is not None:
-            self._take_up(run_uid, descriptor)
+            self._resume_by_descriptor(run_uid, descriptor)
         if descriptor in self._skipped_descriptors:
             return False
         if descriptor in self.by_descriptor:
@@ -301,11 +300,11 @@ class OpenRuns:
             self._descriptors_of_none.popitem(last=False)
         return False
 
-    def _take_up(self, run_uid: str, descriptor: str) -> None:
-        """Go on with the run of a descriptor that did not come to this process. Skip the descriptor if it has ended."""
+    def _resume_by_descriptor(self, run_uid: str, descriptor: str) -> None:
+        """Resume the run of a descriptor that did not come to this process. If it has ended, skip the descriptor."""
         run = self._runs.get(run_uid)
         if run is None:
-            if self._go_on(run_uid) is None and run_uid in self._skipped:
+            if self._resume(run_uid) is None and run_uid in self._skipped:
                 self._skipped_descriptors[descriptor] = run_uid
         elif run.earlier_events is not None and descriptor in run.earlier_events.descriptors:
             self._describe(run, Description(run.earlier_events.descriptors[descriptor]))
@@ -401,10 +400,10 @@ class OpenRuns:
     def _get_or_resume(self, run_uid: str) -> OpenRun | None:
         """Return an open run, or resume one that was interrupted. Return None if it is skipped or unknown."""
         run = self._runs.get(run_uid)
-        return self._go_on(run_uid) if run is None and run_uid not in self._skipped else run
+        return self._resume(run_uid) if run is None and run_uid not in self._skipped else run
 
-    def _go_on(self, run_uid: str) -> OpenRun | None:
-        """Open a run that was interrupted and whose source goes on where it was.
+    def _resume(self, run_uid: str) -> OpenRun | None:
+        """Resume a run that was interrupted and whose source continues where it was.
 
         Return None if there is none. A run that has ended, or that another recorder writes, is skipped from here on.
 
@@ -412,7 +411,7 @@ class OpenRuns:
             OSError: Its files cannot be read now.
         """
         try:
-            known = self._known_runs.known_run(run_uid, goes_on=True)
+            known = self._known_runs.known_run(run_uid, resumed=True)
         except OSError as error:
             if error.errno in OUT_OF_RESOURCES:
                 raise

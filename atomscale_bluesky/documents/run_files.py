@@ -86,7 +86,7 @@ class RunFiles:
         self.step = (run, None, [], (), None, 0)
         try:
             to_deliver = self.listener is not None and self.listener.delivers_new_runs
-            self._spool.writers.create(run.header, to_deliver=to_deliver, accept=run.begin_again)
+            self._spool.writers.create(run.header, to_deliver=to_deliver, accept=run.begin_journal)
         except SpoolError as error:
             run.why_not_kept = encodable(str(error))  # a folder's name may be no text
             run.why_no_writer, until = Loss.NO_ROOM, "there is room"
@@ -100,7 +100,7 @@ class RunFiles:
         self.step = None
 
     def describe(self, run: OpenRun, descriptions: Iterable[Description]) -> bool:
-        """Keep what descriptors say, for a process that goes on with the run. The caller ends the step.
+        """Keep what descriptors say, for a process that resumes the run. The caller ends the step.
 
         Returns:
             False if they could not be written.
