@@ -48,17 +48,18 @@ class OpenRun:
         self.header = header
         # What the descriptors say, by uid. The journal has it too, for a process that resumes the run.
         self.descriptions: dict[str, Description] = {}
-        self.writer: RunWriter | None = None  # None: the spool had no disk space for it, or its files say how it ended
-        # Its files say how it ended. So do the earlier files of a run that goes on: its next reading makes new ones.
-        self.ending_written = earlier_events is not None
-        self.completed = False  # its journal says how it ended, and it did not go on since
-        self.why_not_kept = ""  # why the spool did not take it at the last attempt
+        self.writer: RunWriter | None = None  # of the journal that is being written
+        # True while the run has journals of which none is being written: its next reading makes a further one.
+        self.has_only_ended_journals = earlier_events is not None
+        self.completed = False  # its last journal says how it ended, and nothing came since
+        # Without a writer: why the last attempt to make one failed, in a reading's account and for the operator.
+        self.no_writer_reason = Loss.NO_ROOM
+        self.no_writer_text = ""
+        self.try_again_at = 0.0  # monotonic: when to try again to make one
         self._noted_as_not_kept = False
-        self.listener_unaware = False  # the listener does not know of its journal yet
+        self.listener_knows = True  # of its journal, if there is one
         # The lines that say how it ended, and the journal's size before them, while they are being written.
         self.ending_lines: tuple[list[bytes], int] | None = None
-        self.why_no_writer = Loss.NO_ROOM  # why there is no writer
-        self.try_again_at = 0.0  # monotonic: when to try again to make one
         self.event_streams: dict[str, EventStream | None] = {}  # None: not selected
         self.channel_names: Names = {}  # of all channels
         self.earlier_events = earlier_events
@@ -67,7 +68,7 @@ class OpenRun:
         self.seen_before: set[str] = set()  # the ones before those
         self._layouts = 0
         self._left_out: Counter[tuple[str, str]] = Counter()  # reason, key
-        # The same of earlier journals, of readings that come again: they are counted already.
+        # What earlier journals count as left out, for reasons that a replay brings again. It is not counted twice.
         left_out = earlier_events.left_out if earlier_events is not None else {}
         self._counted_before = {
             counted: readings for counted, readings in left_out.items() if counted[0] in _COMES_AGAIN
@@ -100,11 +101,11 @@ class OpenRun:
                 event_stream.restart_numbering()
         self.completed = False
         # In one statement, and last: if this is interrupted before, the run gets a further journal.
-        self.writer, self.ending_written, self.listener_unaware, writer.is_accepted = writer, False, True, True
+        self.writer, self.has_only_ended_journals, self.listener_knows, writer.is_accepted = writer, False, False, True
 
     def lacks_descriptor(self, descriptor: str) -> bool:
         """Return True if the run has only ended journals, and none of them has this descriptor."""
-        return self.ending_written and (
+        return self.has_only_ended_journals and (
             self.earlier_events is None or descriptor not in self.earlier_events.descriptors
         )
 
@@ -115,7 +116,7 @@ class OpenRun:
         for event_stream in filter(None, self.event_streams.values()):
             event_stream.late.clear()
         self.completed = True
-        self.writer, self.ending_written, self.ending_lines, self._left_out = None, True, None, left_out
+        self.writer, self.has_only_ended_journals, self.ending_lines, self._left_out = None, True, None, left_out
 
     def remember(self, uid: str) -> None:
         """Remember an event's uid. When there are too many, forget the oldest, many at once."""
@@ -150,7 +151,9 @@ class OpenRun:
         After a note the counts start again from 0.
         """
         readings = sum(n for (reason, _), n in self._left_out.items() if Loss(reason).may_be_kept_later)
-        if (self.ending_written or self._noted_as_not_kept) and not readings:
+        # A run without any journal is noted even if it lost no reading, but only once.
+        is_first_note = not (self.has_only_ended_journals or self._noted_as_not_kept)
+        if not readings and not is_first_note:
             return None
         self._noted_as_not_kept = True
         self._left_out.clear()
@@ -160,7 +163,7 @@ class OpenRun:
             started=self.header.started,
             ended=ended,
             readings=readings,
-            reason=self.why_not_kept,
+            reason=self.no_writer_text,
         )
 
     def left_out_lines(self) -> list[bytes]:

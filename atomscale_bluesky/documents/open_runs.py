@@ -264,7 +264,7 @@ class OpenRuns:
                 self.give_up_early(overdue)
         stop.not_given.update(count_not_given(run, counts, self._selection))
         run.log_not_given(stop.not_given, self._ignored)
-        if run.ending_written:
+        if run.has_only_ended_journals:
             self._files.make_folder_if_due(run)  # its files say that no stop document came
         self._files.end(run, stop)
         self._forget(run)
@@ -444,8 +444,8 @@ class OpenRuns:
     def _forget(self, run: OpenRun) -> None:
         """Forget a run, except that it has ended."""
         self._forget_descriptors(run, self._descriptors_of_ended)
-        self._peers.release(run.uid, ended=run.ending_written)
-        if run.ending_written:  # otherwise nothing of it is kept, and a replay should be taken
+        self._peers.release(run.uid, ended=run.has_only_ended_journals)
+        if run.has_only_ended_journals:  # otherwise nothing of it is kept, and a replay should be taken
             self._ended[run.uid] = None
         if len(self._ended) > REMEMBERED_RUNS:
             self._ended.popitem(last=False)

@@ -88,10 +88,10 @@ class RunFiles:
             to_deliver = self.listener is not None and self.listener.delivers_new_runs
             self._spool.writers.create(run.header, to_deliver=to_deliver, accept=run.begin_journal)
         except SpoolError as error:
-            run.why_not_kept = encodable(str(error))  # a folder's name may be no text
-            run.why_no_writer, until = Loss.NO_ROOM, "there is room"
+            run.no_writer_text = encodable(str(error))  # a folder's name may be no text
+            run.no_writer_reason, until = Loss.NO_ROOM, "there is room"
             if not isinstance(error, SpoolFullError):
-                run.why_no_writer, until = Loss.NOT_WRITTEN, "its files can be made"
+                run.no_writer_reason, until = Loss.NOT_WRITTEN, "its files can be made"
                 run.try_again_at = time.monotonic() + TRY_AGAIN_S
             text = f"run {run.uid} is not kept until {until}, its readings are counted: {error}"
             self._ignored.log_once(f"not kept {run.uid}", text, logging.ERROR)
@@ -120,7 +120,7 @@ class RunFiles:
 
     def make_folder_if_due(self, run: OpenRun) -> None:
         """Make a folder for a run that has none, if that may succeed by now."""
-        if (run.ending_written or self._spool.writers.has_room) and time.monotonic() >= run.try_again_at:
+        if (run.has_only_ended_journals or self._spool.writers.has_room) and time.monotonic() >= run.try_again_at:
             self.make_folder(run)
 
     def append(
@@ -133,8 +133,8 @@ class RunFiles:
         """
         writer = run.writer
         if writer is None:
-            self._leave_out(run, run.why_no_writer, keys, len(uids))
-            return run.why_no_writer
+            self._leave_out(run, run.no_writer_reason, keys, len(uids))
+            return run.no_writer_reason
         self.step = (run, event_stream, payloads, uids, None, writer.written)
         try:
             unsynced = writer.append(payloads)
@@ -249,9 +249,9 @@ class RunFiles:
 
     def _notify_of_journal(self, run: OpenRun) -> None:
         """Notify the listener of a new journal, only once however often this is called."""
-        if run.listener_unaware and run.writer is not None and self.listener is not None:
+        if not run.listener_knows and run.writer is not None and self.listener is not None:
             self.listener.add(run.writer)
-        run.listener_unaware = False
+        run.listener_knows = True
 
 
 def _has_written(writer: RunWriter, payloads: list[bytes], written_before: int) -> bool:
