@@ -9,7 +9,7 @@ from typing import Any
 import click
 import msgspec
 
-from ..documents.metadata import read_usable_metadata
+from ..documents.metadata import read_what_is_usable
 from ..model.links import Links
 from ..spool.journal_format import Header
 from ..spool.orders import Edit, OrderLine
@@ -49,7 +49,7 @@ def corrected(spool: Spool, run: RunStatus, operator_values: Mapping[str, Any], 
     metadata |= {"points_per_chunk": before.points_per_chunk, "stream_name": before.label}
     if leave_out and not _TRACKED.isdisjoint(unusable):
         metadata["track_sample"] = False  # a project tracks a sample, and one of these is left out
-    read = read_usable_metadata({"atomscale": metadata | operator_values}, Links())
+    read = read_what_is_usable({"atomscale": metadata | operator_values}, Links())
     if read.problem is not None:
         wrong = (
             click.UsageError if {key for key, _ in read.unusable} <= operator_values.keys() else click.ClickException

@@ -48,9 +48,9 @@ class RunMetadata(msgspec.Struct, frozen=True):
     label: str | None  # from the run's metadata; None if the template applies
     points_per_chunk: int | None
     # Keys of the start document whose values are another program's, each with what was expected of it.
-    others: tuple[tuple[str, str], ...] = ()
-    # Keys of ours whose values are meant for us and cannot be used, each with the reason; the name of the dict
-    # `atomscale` for a key in it that is none of ours. Nothing stands in the place of such a value, and no default.
+    not_ours: tuple[tuple[str, str], ...] = ()
+    # Our keys whose values cannot be used, each with the reason. A key of the dict `atomscale` that we do not know is
+    # listed under `atomscale`. No default replaces such a value.
     unusable: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -73,88 +73,88 @@ def read_metadata(
         MetadataError: A value that is certainly meant for us cannot be used: one in the dict `atomscale`, of a key that
             `keys` names, of `synth_source_id`, or one that is nearly a UUID. Or the dict has an unknown key.
     """
-    metadata = read_usable_metadata(start, defaults, keys)
+    metadata = read_what_is_usable(start, defaults, keys)
     if metadata.problem is not None:
         raise MetadataError(metadata.problem)
     return metadata
 
 
-def read_usable_metadata(
+def read_what_is_usable(
     start: Mapping[str, Any], defaults: Links | None = None, keys: Mapping[str, str] | None = None
 ) -> RunMetadata:
     """Return the same as `read_metadata`, but refuse nothing: `unusable` names what cannot be used."""
     keys = keys or {}
-    found = _Reading()
-    nested = _nested(start, found)
+    found = _Findings()
+    nested = _our_dict(start, found)
     # Two keys for the same thing: whichever of them the dict has, it decides about both.
     decided = nested.keys() | (_SAMPLE if nested.keys() & _SAMPLE else set())
     for name in METADATA_KEYS:
         if name in decided:
             found.read_strictly(name, nested.get(name))
             continue
-        at = keys.get(name, keys.get(ALL_OTHERS, name))
-        value = None if at == NAMESPACE else start.get(at)
+        key = keys.get(name, keys.get(ALL_OTHERS, name))
+        value = None if key == NAMESPACE else start.get(key)
         if _is_absent(value):
             continue
         if name in keys:
-            found.read_strictly(name, value, at)
+            found.read_strictly(name, value, key)
         else:
-            found.read_if_ours(name, value, at)
+            found.read_if_ours(name, value, key)
     for name in found.unusable:
         found.values.setdefault(name, None)  # what was meant is not the default
     return RunMetadata(
         links=_links(found, defaults),
         label=found.values.get("stream_name"),
         points_per_chunk=found.values.get("points_per_chunk"),
-        others=tuple(found.others.items()),
+        not_ours=tuple(found.not_ours.items()),
         unusable=tuple(found.unusable.items()),
     )
 
 
-class _Reading:
+class _Findings:
     """What was found in a start document."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}  # what was read; None where the dict says that there is none
         self.surely_ours: set[str] = set()  # what is certainly meant for us
-        self.others: dict[str, str] = {}  # key of the start document → why its value is not ours
+        self.not_ours: dict[str, str] = {}  # key of the start document → why its value is not ours
         self.unusable: dict[str, str] = {}  # key of ours → why its value, which is ours, cannot be used
 
-    def read_strictly(self, name: str, value: object, at: str = "") -> None:
+    def read_strictly(self, name: str, value: object, key: str = "") -> None:
         """Read a value that is meant for us."""
         self.surely_ours.add(name)
         try:
-            self.values[name] = None if _is_absent(value) else _READERS[name](at or name, value)
+            self.values[name] = None if _is_absent(value) else _READERS[name](key or name, value)
         except MetadataError as error:
             self.unusable[name] = str(error)
         except Exception as error:  # noqa: BLE001 - a foreign object may do anything when it is asked for its value
-            self.unusable[name] = _unreadable(at or name, error)
+            self.unusable[name] = _unreadable(key or name, error)
 
-    def read_if_ours(self, name: str, value: object, at: str) -> None:
+    def read_if_ours(self, name: str, value: object, key: str) -> None:
         """Read a value at the top level, which may be another program's."""
         try:
-            self.values[name] = _READERS[name](at, value)
+            self.values[name] = _READERS[name](key, value)
         except Exception as error:  # noqa: BLE001 - a foreign object may do anything when it is asked for its value
-            why = str(error) if isinstance(error, MetadataError) else _unreadable(at, error)
+            why = str(error) if isinstance(error, MetadataError) else _unreadable(key, error)
             if name == "synth_source_id" or (name in _IDS and is_nearly_uuid(value)):
                 self.unusable[name] = why  # no other program uses the word, or it is a typing error
             else:
-                self.others[at] = why
+                self.not_ours[key] = why
 
-    def set_aside(self, name: str, why: str) -> None:
-        """Set a value aside that can be ours, but not together with the others: as another program's if it may be."""
+    def reject(self, name: str, why: str) -> None:
+        """Reject a value that contradicts another: as unusable if it is certainly ours, else as another program's."""
         if name in self.surely_ours:
             self.unusable[name] = why
         else:
-            self.others[name] = why
+            self.not_ours[name] = why
             self.values.pop(name, None)
 
 
-def _unreadable(at: str, error: Exception) -> str:
-    return f"metadata {at!r} cannot be read: {type(error).__name__}"
+def _unreadable(key: str, error: Exception) -> str:
+    return f"metadata {key!r} cannot be read: {type(error).__name__}"
 
 
-def _nested(start: Mapping[str, Any], found: _Reading) -> Mapping[str, Any]:
+def _our_dict(start: Mapping[str, Any], found: _Findings) -> Mapping[str, Any]:
     """Return the dict of our keys within a start document, empty if there is none."""
     nested = start.get(NAMESPACE)
     if nested is None:
@@ -172,7 +172,7 @@ def _nested(start: Mapping[str, Any], found: _Reading) -> Mapping[str, Any]:
     return nested
 
 
-def _links(found: _Reading, defaults: Links | None) -> Links:
+def _links(found: _Findings, defaults: Links | None) -> Links:
     values, default = found.values, defaults or Links()
     if values.keys() & _SAMPLE:
         name, sample_id = _one_sample(found)
@@ -191,11 +191,11 @@ def _links(found: _Reading, defaults: Links | None) -> Links:
     return _with_checked_tracking(links, found, any_project=defaults is None)
 
 
-def _one_sample(found: _Reading) -> tuple[str | None, str | None]:
+def _one_sample(found: _Findings) -> tuple[str | None, str | None]:
     """Return the name and the id of the physical sample, of which at most one is not None.
 
     An id in the place of the name counts as an id. Of two that contradict each other, the one that may be another
-    program's is set aside. If both are ours, neither is used: it is not known which of them was meant.
+    program's is rejected. If both are ours, neither is used: it is not known which of them was meant.
     """
     name, sample_id = found.values.get("physical_sample"), found.values.get("physical_sample_id")
     if name is not None and sample_id is not None and name != sample_id:
@@ -204,19 +204,19 @@ def _one_sample(found: _Reading) -> tuple[str | None, str | None]:
             f"name one physical sample, in one of them"
         )
         doubtful = "physical_sample" if "physical_sample" not in found.surely_ours else "physical_sample_id"
-        found.set_aside(doubtful, why)
+        found.reject(doubtful, why)
         if doubtful in found.unusable:
             return None, None
         name, sample_id = found.values.get("physical_sample"), found.values.get("physical_sample_id")
     return (None, name) if name is not None and is_uuid(name) else (name, sample_id)
 
 
-def _with_checked_tracking(links: Links, found: _Reading, *, any_project: bool) -> Links:
+def _with_checked_tracking(links: Links, found: _Findings, *, any_project: bool) -> Links:
     """Return links that track the sample only if they name one, and a project, which `any_project` supplies."""
     has_sample = bool(links.physical_sample or links.physical_sample_id)
     if not links.track_sample or (has_sample and (links.project_id or any_project)):
         return links
-    found.set_aside(
+    found.reject(
         "track_sample",
         f"metadata 'track_sample' is True, and no {'project' if has_sample else 'physical sample'} is named; a "
         f"project tracks a sample: give both `project_id` and `physical_sample`, or leave `track_sample` out",

@@ -57,7 +57,7 @@ def _has_value(ours: object, other: object) -> bool:
 def _can_be(name: str, value: object) -> bool:
     """Return True if a value could be that of one of our keys."""
     try:
-        return not read_metadata({name: value}).others
+        return not read_metadata({name: value}).not_ours
     except MetadataError:
         return False
     except Exception:  # noqa: BLE001 - a foreign object may do anything when it is asked for its value

@@ -13,7 +13,7 @@ from ..model.links import Links
 from ..model.metadata_keys import NAMESPACE
 from ..settings import Settings
 from ..spool.journal_format import FORMAT, Header
-from .metadata import RunMetadata, read_usable_metadata, run_label
+from .metadata import RunMetadata, read_what_is_usable, run_label
 from .near_misses import near_misses
 
 # Longer than any uid, label or path in use. A start document's uid is written with every line about it.
@@ -47,7 +47,7 @@ def header_of(
 ) -> Header:
     """Return the first line of a run's journal, whatever its start document holds.
 
-    Values that are meant for us and cannot be used park the run. The header has all others.
+    Values that are meant for us and cannot be used park the run. The header holds all the other values.
 
     Args:
         start: The document.
@@ -65,12 +65,12 @@ def header_of(
         tags=settings.tags,
     )
     try:
-        metadata = read_usable_metadata(start, defaults, settings.metadata_keys)
+        metadata = read_what_is_usable(start, defaults, settings.metadata_keys)
         near = list(near_misses(start, settings.metadata_keys))
     except Exception as error:  # noqa: BLE001 - a foreign object may do anything when it is asked for its keys
         why = f"the metadata cannot be read: {type(error).__name__}"
         metadata, near = RunMetadata(Links(), None, None, unusable=((NAMESPACE, why),)), []
-    for key, why in metadata.others:
+    for key, why in metadata.not_ours:
         note(
             f"other's {key}",
             f"run {uid} is streamed without its {key!r}, taken for another program's: {why}; what is for Atomscale "

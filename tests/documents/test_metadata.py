@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atomscale_bluesky import MetadataError, Settings, validate_metadata
-from atomscale_bluesky.documents.metadata import RunMetadata, read_metadata, read_usable_metadata, run_label
+from atomscale_bluesky.documents.metadata import RunMetadata, read_metadata, read_what_is_usable, run_label
 from atomscale_bluesky.model.labels import MAX_LABEL, label_with_reason, stream_label
 from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.model.metadata_keys import METADATA_KEYS
@@ -181,7 +181,7 @@ def test_a_value_at_the_top_level_that_cannot_be_ours_is_named_and_parks_nothing
     found = read_metadata({name: value}, site)
 
     assert (found.links, found.label, found.points_per_chunk) == (site, None, None)
-    ((key, why),) = found.others
+    ((key, why),) = found.not_ours
     assert key == name
     assert why.isprintable()
     assert expected in why
@@ -206,7 +206,7 @@ class Hostile:
 def test_no_object_of_somebody_elses_at_the_top_level_parks_a_run() -> None:
     given = {name: Hostile() for name in METADATA_KEYS if name != "synth_source_id"}
 
-    assert [key for key, _ in read_metadata(given).others] == list(given)
+    assert [key for key, _ in read_metadata(given).not_ours] == list(given)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_a_setting_names_the_keys_to_read() -> None:
     found = read_metadata(start, keys=keys)
 
     assert found.links == Links(project_id=SAMPLE, physical_sample="1234")
-    assert found.others == ()
+    assert found.not_ours == ()
 
 
 def test_what_the_setting_names_is_meant_for_us_and_cannot_be_anything_else() -> None:
@@ -345,7 +345,7 @@ def test_one_value_that_cannot_be_used_leaves_all_others_as_they_are(
 ) -> None:
     given = {key: value for key, value in KEPT.items() if key not in unusable or "atomscale" in start}
 
-    found = read_usable_metadata(given | start, Links(synth_source_id=7, project_id=SAMPLE, tags=("site",)))
+    found = read_what_is_usable(given | start, Links(synth_source_id=7, project_id=SAMPLE, tags=("site",)))
 
     assert [key for key, _ in found.unusable] == unusable
     # A value that could not be read is not the site's either. Beside a misspelt key, the right one is read.
@@ -360,7 +360,7 @@ def test_one_value_that_cannot_be_used_leaves_all_others_as_they_are(
 
 
 def test_a_wish_to_track_a_sample_is_kept_until_its_project_can_be_read() -> None:
-    found = read_usable_metadata({"physical_sample": "W9", "track_sample": True, "project_id": SAMPLE[:-1]}, Links())
+    found = read_what_is_usable({"physical_sample": "W9", "track_sample": True, "project_id": SAMPLE[:-1]}, Links())
 
     assert [key for key, _ in found.unusable] == ["project_id"]
     assert found.links == Links(physical_sample="W9", track_sample=True)
@@ -470,7 +470,7 @@ def test_two_ids_of_a_sample_have_to_be_equal() -> None:
 
     found = read_metadata({"physical_sample": other, "physical_sample_id": SAMPLE})
 
-    assert (found.links.physical_sample_id, [key for key, _ in found.others]) == (SAMPLE, ["physical_sample"])
+    assert (found.links.physical_sample_id, [key for key, _ in found.not_ours]) == (SAMPLE, ["physical_sample"])
 
 
 def test_two_physical_samples_are_one_too_many() -> None:
@@ -481,7 +481,7 @@ def test_two_physical_samples_are_one_too_many() -> None:
     found = read_metadata(both)
 
     assert found.links == Links(physical_sample_id=SAMPLE)  # an id cannot be mistaken
-    assert [key for key, _ in found.others] == ["physical_sample"]
+    assert [key for key, _ in found.not_ours] == ["physical_sample"]
     named = read_metadata({"wafer": "GaN-0417", "physical_sample_id": SAMPLE}, keys={"physical_sample": "wafer"})
     assert named.links == Links(physical_sample="GaN-0417")
 
@@ -508,7 +508,7 @@ def test_to_track_a_sample_takes_a_sample_and_a_project() -> None:
     for others in (no_project, no_sample):
         found = read_metadata(others, Links())
         assert not found.links.track_sample
-        assert [key for key, _ in found.others] == ["track_sample"]
+        assert [key for key, _ in found.not_ours] == ["track_sample"]
 
 
 def test_what_a_run_says_of_its_links_wins_over_the_site() -> None:
