@@ -80,10 +80,10 @@ class EventTaker:
         data = doc["data"]
         why = self._files.append(run, event_stream, payloads, (uid,), data)
         if why is not None:
-            self._files.step = None
+            self._files.change = None
             return _answer_for_left_out(why, len(data))
         run.remember(uid)
-        self._files.step = None
+        self._files.change = None
         chooser = event_stream.chooser
         if chooser.usual_answer is not None and len(data) == chooser.usual_keys:
             return chooser.usual_answer
@@ -129,10 +129,10 @@ class EventTaker:
         data = doc.get("data") or {}
         why = self._files.append(run, event_stream, payloads, uids, data)
         if why is not None:
-            self._files.step = None
+            self._files.change = None
             return answer + _answer_for_left_out(why, len(data) * len(uids))
         run.remember_all(uids)
-        self._files.step = None
+        self._files.change = None
         written = event_stream.chooser.answer(payloads, data, len(uids))
         return written if answer is NOTHING else answer + written
 
@@ -209,10 +209,10 @@ class EventTaker:
         if payloads:
             why = self._files.append(run, event_stream, payloads, (doc["uid"],), keys)
             if why is not None:
-                self._files.step = None
+                self._files.change = None
                 return _answer_for_left_out(why, len(keys))
         run.remember(doc["uid"])
-        self._files.step = None
+        self._files.change = None
         return Accepted(rows=sum(map(is_row, payloads)), known=1)
 
     def _recognise(self, run: OpenRun, event_stream: EventStream, doc: Mapping[str, Any]) -> Set[str] | None:

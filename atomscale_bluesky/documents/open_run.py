@@ -273,12 +273,12 @@ class OpenRun:
     def log_not_given(self, events: Mapping[str, int], ignored_documents: IgnoredDocuments) -> None:
         """Log which events the stop document counts that never came."""
         if events:
-            said = safe(", ".join(f"{n} of event stream {name!r}" for name, n in events.items()))
+            listed = safe(", ".join(f"{n} of event stream {name!r}" for name, n in events.items()))
             ignored_documents.log_later(
                 logging.WARNING,
                 "run %s: its stop document counts events that never came: %s; if its source has them, `resend` records "
                 "the whole run again",
-                self.uid, said,
+                self.uid, listed,
             )  # fmt: skip
 
     def _time_bases(self) -> Set[str]:

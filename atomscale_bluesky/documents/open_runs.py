@@ -223,7 +223,7 @@ class OpenRuns:
             described = run.writer is not None
         else:
             described = self._files.describe(run, [description]) or self._is_described(run, uid)
-        self._files.step = None
+        self._files.change = None
         if self._redelivers and not described:
             del run.descriptions[uid]  # so that it is new when it comes again
             return TRY_AGAIN
@@ -268,7 +268,7 @@ class OpenRuns:
             self._files.make_folder_if_due(run)  # its files say that no stop document came
         self._files.end(run, stop)
         self._forget(run)
-        self._files.step = None
+        self._files.change = None
         return NOTHING
 
     def resume_run_of(self, descriptor: str) -> bool:
@@ -324,7 +324,7 @@ class OpenRuns:
             elif run.writer is not None and folder in {None, run.writer.folder}:
                 self._files.end(run, Stop(time.time(), "", "no stop document", interrupted=True))
                 self._peers.release(run.uid, ended=False)
-                self._files.step = None
+                self._files.change = None
                 if folder is None and self._peers.has_several_subscribers:
                     self._ignored.log_once(
                         "completed beside another",
@@ -343,16 +343,16 @@ class OpenRuns:
         for early in self._early.give_up(descriptors):
             self._ignored.count_given_up(early.descriptor, early.name)
 
-    def complete_step(self) -> None:
-        """Complete the step that an exception from a signal handler has interrupted."""
+    def complete_change(self) -> None:
+        """Complete the change that an exception from a signal handler has interrupted."""
         try:
-            ended = self._files.complete_step()
+            ended = self._files.complete_change()
             if ended is not None:
                 self._forget(ended)
-        except Exception:  # the same step would fail for ever, and with it every later document
-            self._files.step = None
+        except Exception:  # the same change would fail for ever, and with it every later document
+            self._files.change = None
             raise
-        self._files.step = None
+        self._files.change = None
 
     def _skip(self, uid: str) -> None:
         """Take nothing of a run that was taken before."""

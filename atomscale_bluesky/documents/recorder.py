@@ -135,8 +135,8 @@ class DocumentRecorder:
                 self._inside = True
                 try:  # around the other, so that no interruption between the two leaves `_inside` set
                     try:
-                        if self._files.step is not None:
-                            self._runs.complete_step()
+                        if self._files.change is not None:
+                            self._runs.complete_change()
                         if name == "event":
                             return self._events.take_event(doc)
                         if known is not None:
@@ -226,8 +226,8 @@ class DocumentRecorder:
             self._inside = True
             try:
                 try:
-                    if self._files.step is not None:
-                        self._runs.complete_step()
+                    if self._files.change is not None:
+                        self._runs.complete_change()
                     self._runs.complete(folder)
                 finally:
                     self._take_what_was_put_off()
@@ -269,7 +269,7 @@ class DocumentRecorder:
     def after_fork_in_child(self) -> None:
         """Forget the parent's runs, which belong to the parent. A child that gets documents records runs of its own."""
         self._lock = threading.RLock()
-        self._inside, self._files.step = False, None
+        self._inside, self._files.change = False, None
         self._put_off.clear()
         self.peers: Peers = Peers(self._spool.path, self.settings, self)
         self._runs.forget_all(self.peers)
@@ -312,8 +312,8 @@ class DocumentRecorder:
         while self._put_off:
             name, doc = self._put_off[0]  # removed when it is done: after an interruption it is done again
             try:
-                if self._files.step is not None:
-                    self._runs.complete_step()
+                if self._files.change is not None:
+                    self._runs.complete_change()
                 if name is None:
                     self._runs.complete(doc)
                 elif name == "start":

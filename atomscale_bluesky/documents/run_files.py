@@ -1,7 +1,7 @@
 """The files of the open runs: makes, appends to and ends them, even if an exception from a signal handler interrupts.
 
-Every change is a *step*, which is noted before it is made. If an exception ended the step, `complete_step` finds out
-from the journal what was written, and completes or repeats the rest.
+Every change is noted in `change` before it is made. If an exception ended it, `complete_change` finds out from the
+journal what was written, and completes or repeats the rest.
 
 Used by one thread at a time, which holds the recorder's lock. Nothing is logged here: `IgnoredDocuments` collects the
 log entries, which are written when the lock is free.
@@ -33,7 +33,7 @@ TRY_AGAIN_S = 1.0
 # A change of a run's files: the run, the event stream and the lines to append with their event uids, or how the run
 # ended. Without either, the journal is being made. The last item is the journal's size before. A plain tuple, because
 # one is made per event.
-_Step = tuple[OpenRun, EventStream | None, list[bytes], Sequence[str], Stop | None, int]
+_Change = tuple[OpenRun, EventStream | None, list[bytes], Sequence[str], Stop | None, int]
 
 
 class RunListener(Protocol):
@@ -79,11 +79,14 @@ class RunFiles:
         self.listener = listener
         self._ignored = ignored_documents
         self.redelivers = redelivers
-        self.step: _Step | None = None  # begun; still set if an exception from a signal handler ended it
+        self.change: _Change | None = None  # begun; still set if an exception from a signal handler ended it
 
     def make_folder(self, run: OpenRun) -> None:
-        """Make the run's folder in the spool. If that fails, the run's readings are counted as left out."""
-        self.step = (run, None, [], (), None, 0)
+        """Make the run's folder in the spool. If that fails, the run's readings are counted as left out.
+
+        Sets `change` to None at the end.
+        """
+        self.change = (run, None, [], (), None, 0)
         try:
             to_deliver = self.listener is not None and self.listener.delivers_new_runs
             self._spool.writers.create(run.header, to_deliver=to_deliver, accept=run.begin_journal)
@@ -97,10 +100,10 @@ class RunFiles:
             self._ignored.log_once(f"not kept {run.uid}", text, logging.ERROR)
         self.describe(run, list(run.descriptions.values()))
         self._notify_of_journal(run)
-        self.step = None
+        self.change = None
 
     def describe(self, run: OpenRun, descriptions: Iterable[Description]) -> bool:
-        """Keep what descriptors say, for a process that resumes the run. The caller ends the step.
+        """Write down what descriptors say, for a process that resumes the run. The caller then sets `change` to None.
 
         Returns:
             False if they could not be written.
@@ -110,7 +113,7 @@ class RunFiles:
             return False
         if not lines:
             return True
-        self.step = (run, None, lines, (), None, run.writer.written)
+        self.change = (run, None, lines, (), None, run.writer.written)
         try:
             run.writer.append(lines)
         except SpoolError as error:
@@ -126,7 +129,7 @@ class RunFiles:
     def append(
         self, run: OpenRun, event_stream: EventStream, payloads: list[bytes], uids: Sequence[str], keys: Any
     ) -> Loss | None:
-        """Append a document's lines, or count its readings as left out. The caller ends the step.
+        """Append a document's lines, or count its readings as left out. The caller then sets `change` to None.
 
         Returns:
             Why the readings were left out; None if they were appended.
@@ -135,7 +138,7 @@ class RunFiles:
         if writer is None:
             self._leave_out(run, run.no_writer_reason, keys, len(uids))
             return run.no_writer_reason
-        self.step = (run, event_stream, payloads, uids, None, writer.written)
+        self.change = (run, event_stream, payloads, uids, None, writer.written)
         try:
             unsynced = writer.append(payloads)
         except SpoolError as error:
@@ -152,9 +155,9 @@ class RunFiles:
                 unsynced,
             )
         if first and event_stream.left_out:
-            said = safe(", ".join(f"{key} ({reason})" for key, reason in event_stream.left_out.items()))
+            listed = safe(", ".join(f"{key} ({reason})" for key, reason in event_stream.left_out.items()))
             self._ignored.log_later(
-                logging.INFO, "event stream %r of run %s leaves out %s", event_stream.name, run.uid, said
+                logging.INFO, "event stream %r of run %s leaves out %s", event_stream.name, run.uid, listed
             )
         if self.listener is not None and (first or full):
             self.listener.wake(writer.folder)
@@ -179,19 +182,21 @@ class RunFiles:
         return why
 
     def end(self, run: OpenRun, stop: Stop) -> None:
-        """Write into the run's files how it ended. The caller ends the step."""
-        self.step = (run, None, [], (), stop, 0)
+        """Write into the run's files how it ended. The caller then sets `change` to None."""
+        self.change = (run, None, [], (), stop, 0)
         self._end(run, stop)
 
-    def complete_step(self) -> OpenRun | None:
-        """Complete the step that an exception from a signal handler has interrupted. The caller ends it.
+    def complete_change(self) -> OpenRun | None:
+        """Complete the change that an exception from a signal handler has interrupted.
+
+        The caller then sets `change` to None.
 
         Returns:
-            The run that has ended with this, by its stop document; None if it was another step.
+            The run that has ended with this, by its stop document; None if it was another change.
         """
-        if self.step is None:
+        if self.change is None:
             return None
-        run, event_stream, payloads, uids, stop, before = self.step
+        run, event_stream, payloads, uids, stop, before = self.change
         if stop is not None:
             self._end(run, stop)
             return None if stop.interrupted else run
@@ -257,5 +262,5 @@ class RunFiles:
 def _has_written(writer: RunWriter, payloads: list[bytes], written_before: int) -> bool:
     try:
         return writer.recover_append(payloads, written_before)
-    except SpoolError:  # the disk fails: nothing is written after half a line until it is removed
+    except SpoolError:  # the disk fails; half a line may be there, which is removed before anything else is written
         return False
