@@ -25,7 +25,7 @@ from .delivery.deliverer import Deliverer
 from .delivery.drain import DrainQuestion
 from .delivery.terminal_log import log_to_terminal
 from .documents.recorder import DocumentRecorder, open_spool
-from .documents.subscriptions import YoungerFirst, subscribed_twice, was_class_called
+from .documents.subscriptions import YoungerFirst, double_subscription_warning, was_class_called
 from .errors import SettingsError, SpoolError
 from .settings import Settings, refuse_other_arguments, spool_option
 from .spool.spool import Spool
@@ -108,7 +108,7 @@ class AtomscaleCallback:
             self.settings,
             spool=self._spool,
             listener=self._announcer or self._uploader,
-            check=subscribed_twice,
+            check=double_subscription_warning,
         )
         self._take: Callable[[str, Mapping[str, Any]], object] = self._recorder.take
         self._closed = self._all_delivered = False

@@ -23,7 +23,7 @@ TAKEN_BEFORE = "run taken before"
 NOT_KEPT = "run not kept"
 
 # What the log says when a run's start document never came: a callback that was subscribed too late, or to events alone.
-PARTS_ALONE = "parts alone"
+INCOMPLETE = "incomplete run"
 SUBSCRIBE_EARLY = "subscribe before the run begins, and to documents of every kind: `RE.subscribe(callback)`"
 
 # Up to this many different things are logged. More would not be read.
@@ -82,13 +82,13 @@ class IgnoredDocuments:
         """Count a document of a run whose start never came, and return the error. Logged once, with the remedy."""
         self.counts[kind] += 1
         text = safe(text)
-        self.warn_of_parts(text)
+        self.warn_of_incomplete_run(text)
         return StartMissingError(text, run_uid=run_uid)
 
-    def warn_of_parts(self, text: str) -> None:
+    def warn_of_incomplete_run(self, text: str) -> None:
         """Log, once, that only some of a run's documents come, with the remedy for a callback."""
         if self._log_missing_starts:
-            self.log_once(PARTS_ALONE, f"{text}; {SUBSCRIBE_EARLY}")
+            self.log_once(INCOMPLETE, f"{text}; {SUBSCRIBE_EARLY}")
 
     def count_without_descriptor(self, descriptor: str, name: str) -> DocumentError:
         """Count an event, or a page of events, whose descriptor never came, and return the error. Logged once."""

@@ -104,8 +104,8 @@ class OpenRuns:
         self._descriptors_of_completed: OrderedDict[str, str] = OrderedDict()
         self._skipped: set[str] = set()  # uids of runs
         self._skipped_descriptors: dict[str, str] = {}  # uid → uid of its run, which is skipped
-        # Descriptors that were sought in the spool in vain, and when to search again, monotonic.
-        self._descriptors_of_none: OrderedDict[str, float] = OrderedDict()
+        # By uid of a descriptor that was sought in the spool in vain: when to search again, monotonic.
+        self._unknown_descriptors: OrderedDict[str, float] = OrderedDict()
 
     def __bool__(self) -> bool:
         """Return True if any run is open."""
@@ -177,7 +177,7 @@ class OpenRuns:
         if not self._peers.claim(uid, again=self._settings.resend):
             self._leave_to_another(uid)
             return KNOWN
-        self._warn_of_starts_alone()
+        self._warn_of_bare_starts()
         earlier_events = known.earlier_events if known is not None else None
         if earlier_events is not None:
             header = replace(header, part=earlier_events.part)
@@ -249,7 +249,7 @@ class OpenRuns:
             )
         counts = mapping_of(doc.get("num_events"))
         if not run.event_streams and any(isinstance(count, int) and count > 0 for count in counts.values()):
-            self._ignored.warn_of_parts(f"run {uid} had events, and no descriptor came")
+            self._ignored.warn_of_incomplete_run(f"run {uid} had events, and no descriptor came")
         stop = Stop(
             time=time_of(doc),
             exit_status=text_of(doc.get("exit_status")),
@@ -259,7 +259,7 @@ class OpenRuns:
             overdue = self._early.note_stop()
             alone = all(other is run or other.completed for other in self._runs.values())
             if alone:  # then they can only be this run's
-                self._give_up_early(run)
+                self._leave_out_all_early(run)
             elif overdue:
                 self.give_up_early(overdue)
         stop.not_given.update(count_not_given(run, counts, self._selection))
@@ -285,7 +285,7 @@ class OpenRuns:
         """
         run_uid, certain = self._descriptors_of_completed.get(descriptor), True
         if run_uid is None:
-            search_again_at = self._descriptors_of_none.get(descriptor, -math.inf)
+            search_again_at = self._unknown_descriptors.get(descriptor, -math.inf)
             if not isinstance(descriptor, str) or time.monotonic() < search_again_at:
                 return False
             run_uid, certain = self._known_runs.run_with_descriptor(descriptor, everywhere=self._redelivers)
@@ -295,9 +295,9 @@ class OpenRuns:
             return False
         if descriptor in self.by_descriptor:
             return True
-        self._descriptors_of_none[descriptor] = math.inf if certain else time.monotonic() + SEARCH_AGAIN_S
-        if len(self._descriptors_of_none) > REMEMBERED_RUNS:
-            self._descriptors_of_none.popitem(last=False)
+        self._unknown_descriptors[descriptor] = math.inf if certain else time.monotonic() + SEARCH_AGAIN_S
+        if len(self._unknown_descriptors) > REMEMBERED_RUNS:
+            self._unknown_descriptors.popitem(last=False)
         return False
 
     def _resume_by_descriptor(self, run_uid: str, descriptor: str) -> None:
@@ -314,24 +314,32 @@ class OpenRuns:
         if folder is None and self._early:
             open_runs = [run for run in self._runs.values() if not run.completed]
             if len(open_runs) == 1:
-                self._give_up_early(open_runs[0])
+                self._leave_out_all_early(open_runs[0])
             else:
                 self.give_up_early(self._early.descriptors)
         for run in list(self._runs.values()):
-            if run.writer is None and folder is None:
+            if run.writer is not None and folder in {None, run.writer.folder}:
+                self._complete_journal(run, closing=folder is None)
+            elif run.writer is None and folder is None:  # nothing of it is in the spool, or not since it was completed
                 self._files.note_not_kept(run)
                 self._peers.release(run.uid, ended=False)
-            elif run.writer is not None and folder in {None, run.writer.folder}:
-                self._files.end(run, Stop(time.time(), "", "no stop document", interrupted=True))
-                self._peers.release(run.uid, ended=False)
-                self._files.change = None
-                if folder is None and self._peers.has_several_subscribers:
-                    self._ignored.log_once(
-                        "completed beside another",
-                        f"run {run.uid} is completed as interrupted, since its callback is closed. Another callback of "
-                        f"this process with the same spool and account takes nothing more of it: what still comes is "
-                        f"recorded only while the closed one stays subscribed",
-                    )
+        self._forget_oldest_completed()
+
+    def _complete_journal(self, run: OpenRun, *, closing: bool) -> None:
+        """Write into a run's journal that its stop document has not come. `closing`: it is one of all open runs."""
+        self._files.end(run, Stop(time.time(), "", "no stop document", interrupted=True))
+        self._peers.release(run.uid, ended=False)
+        self._files.change = None
+        if closing and self._peers.has_several_subscribers:
+            self._ignored.log_once(
+                "completed beside another",
+                f"run {run.uid} is completed as interrupted, since its callback is closed. Another callback of "
+                f"this process with the same spool and account takes nothing more of it: what still comes is "
+                f"recorded only while the closed one stays subscribed",
+            )
+
+    def _forget_oldest_completed(self) -> None:
+        """Forget runs that were completed as interrupted, except the youngest. If one continues, it is resumed."""
         completed = [run for run in self._runs.values() if run.completed]
         for run in completed[: max(0, len(completed) - MAX_COMPLETED_RUNS)]:
             self._files.note_not_kept(run)  # what came since then and found no room
@@ -374,10 +382,10 @@ class OpenRuns:
             f"file was executed twice. A second recording on purpose needs a `spool_dir` of its own",
         )
 
-    def _warn_of_starts_alone(self) -> None:
+    def _warn_of_bare_starts(self) -> None:
         """Warn if runs begin one after the other and nothing else comes of them."""
         if sum(not run.event_streams for run in self._runs.values()) >= MAX_BARE_RUNS:
-            self._ignored.warn_of_parts("several runs have only their start documents")
+            self._ignored.warn_of_incomplete_run("several runs have only their start documents")
 
     def _is_described(self, run: OpenRun, descriptor: str) -> bool:
         """Return True if files of the run have a descriptor. Make them if there are none of this process."""
@@ -434,7 +442,7 @@ class OpenRuns:
         run.log_opened(self._ignored, self._spool_option)
         return run
 
-    def _give_up_early(self, run: OpenRun) -> None:
+    def _leave_out_all_early(self, run: OpenRun) -> None:
         """Count all events whose descriptor has not come: as ignored, and as left out of `run`."""
         for early in self._early.give_up(self._early.descriptors):
             events = 1 if early.name == "event" else len(early.doc.get("uid") or ())

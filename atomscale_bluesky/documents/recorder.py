@@ -224,7 +224,7 @@ class DocumentRecorder:
                 self._put_off.append((None, folder))
                 return False
             self._inside = True
-            try:
+            try:  # around the other, as in `take`
                 try:
                     if self._files.change is not None:
                         self._runs.complete_change()

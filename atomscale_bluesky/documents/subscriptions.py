@@ -41,7 +41,7 @@ CLOSED_WITHIN = (
 )
 
 
-def subscribed_twice() -> str | None:
+def double_subscription_warning() -> str | None:
     """Return a warning if the callback that is being called is subscribed more than once to its RunEngine.
 
     Bluesky gives a callable that is subscribed again the same place in its list, so that it is called once, and frees
