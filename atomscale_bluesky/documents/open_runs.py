@@ -219,8 +219,7 @@ class OpenRuns:
             return NOTHING
         if run.lacks_descriptor(uid):
             # The descriptor may come only once, and another process may have to resume the run.
-            self._files.make_folder_if_due(run)
-            described = run.writer is not None
+            described = self._files.make_folder_if_due(run)
         else:
             described = self._files.describe(run, [description]) or self._is_described(run, uid)
         self._files.change = None
@@ -320,7 +319,7 @@ class OpenRuns:
         for run in list(self._runs.values()):
             if run.writer is not None and folder in {None, run.writer.folder}:
                 self._complete_journal(run, closing=folder is None)
-            elif run.writer is None and folder is None:  # nothing of it is in the spool, or not since it was completed
+            elif run.writer is None and folder is None:  # no journal says what was left out of it
                 self._files.note_not_kept(run)
                 self._peers.release(run.uid, ended=False)
         self._forget_oldest_completed()
@@ -392,8 +391,7 @@ class OpenRuns:
         if run.earlier_events is not None and descriptor in run.earlier_events.descriptors:
             return True
         if run.writer is None and self._redelivers:
-            self._files.make_folder_if_due(run)  # writes all descriptors
-            return run.writer is not None
+            return self._files.make_folder_if_due(run)  # writes all descriptors
         return False
 
     def _describe(self, run: OpenRun, description: Description) -> None:

@@ -81,10 +81,13 @@ class RunFiles:
         self.redelivers = redelivers
         self.change: _Change | None = None  # begun; still set if an exception from a signal handler ended it
 
-    def make_folder(self, run: OpenRun) -> None:
+    def make_folder(self, run: OpenRun) -> bool:
         """Make the run's folder in the spool. If that fails, the run's readings are counted as left out.
 
         Sets `change` to None at the end.
+
+        Returns:
+            True if the folder is there, with all that the run's descriptors say.
         """
         self.change = (run, None, [], (), None, 0)
         try:
@@ -98,9 +101,10 @@ class RunFiles:
                 run.try_again_at = time.monotonic() + TRY_AGAIN_S
             text = f"run {run.uid} is not kept until {until}, its readings are counted: {error}"
             self._ignored.log_once(f"not kept {run.uid}", text, logging.ERROR)
-        self.describe(run, list(run.descriptions.values()))
+        described = self.describe(run, run.descriptions.values())
         self._notify_of_journal(run)
         self.change = None
+        return described
 
     def describe(self, run: OpenRun, descriptions: Iterable[Description]) -> bool:
         """Write down what descriptors say, for a process that resumes the run. The caller then sets `change` to None.
@@ -121,10 +125,10 @@ class RunFiles:
             return False
         return True
 
-    def make_folder_if_due(self, run: OpenRun) -> None:
-        """Make a folder for a run that has none, if that may succeed by now."""
-        if (run.has_only_ended_journals or self._spool.writers.has_room) and time.monotonic() >= run.try_again_at:
-            self.make_folder(run)
+    def make_folder_if_due(self, run: OpenRun) -> bool:
+        """Make a folder for a run that has none, if that may succeed by now. Return True as `make_folder` does."""
+        may_succeed = run.has_only_ended_journals or self._spool.writers.has_room
+        return may_succeed and time.monotonic() >= run.try_again_at and self.make_folder(run)
 
     def append(
         self, run: OpenRun, event_stream: EventStream, payloads: list[bytes], uids: Sequence[str], keys: Any
@@ -201,7 +205,9 @@ class RunFiles:
             self._end(run, stop)
             return None if stop.interrupted else run
         if event_stream is None:
-            if payloads and run.writer is not None and not _has_written(run.writer, payloads, before):
+            if not payloads:  # the journal was being made: none of the run's descriptors is in it yet
+                self.describe(run, run.descriptions.values())
+            elif run.writer is not None and not _has_written(run.writer, payloads, before):
                 with suppress(SpoolError):  # as in `describe`
                     run.writer.append(payloads)
             self._notify_of_journal(run)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -565,6 +566,35 @@ def test_a_descriptor_that_comes_after_a_restart_survives_the_next_one(settings:
         with DocumentRecorder(settings, redelivers=True) as recorder:
             rows += sum(one.rows for one in take_all(recorder, documents))
     assert rows == 2
+
+
+def test_a_signal_while_a_journal_is_made_costs_it_no_descriptor(settings: Settings, spool_dir: Path) -> None:
+    start, descriptor, *events, _ = growth(points=3, keys=1)
+    recorder = DocumentRecorder(settings.replaced(spool_max_bytes=1_000_000))
+    recorder.take(*next(growth(points=0)))  # another run, for which the spool's size is measured
+    stuffing = stuffed(spool_dir)
+    wait_until(lambda: not recorder.has_room)
+    take_all(recorder, [start, descriptor])
+    stuffing.unlink()
+    wait_until(lambda: recorder.has_room)
+
+    def signalled(frame: FrameType, event: str, argument: object) -> None:
+        if frame.f_code.co_qualname == "RunFiles.describe":  # once the folder is made
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+    before = sys.gettrace()
+    sys.settrace(signalled)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            recorder.take(*events[0])
+    finally:
+        sys.settrace(before)
+    assert recorder.take(*events[1]) == Accepted(rows=1)
+    recorder.close()
+
+    with DocumentRecorder(settings, redelivers=True) as later:  # its source goes on behind the descriptor
+        assert later.take(*events[2]) == Accepted(rows=1)
 
 
 def test_however_many_runs_a_restart_interrupts_each_goes_on(settings: Settings) -> None:
