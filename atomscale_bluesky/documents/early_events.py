@@ -31,6 +31,9 @@ class EarlyEvents:
     def __init__(self) -> None:
         self._waiting: dict[str, deque[EarlyEvent]] = {}  # by descriptor uid
         self._until: dict[str, int] = {}  # by descriptor uid: after how many stops its events are given up
+        self._of_any_run: set[str] = (
+            set()
+        )  # descriptor uids: events waited while a run ended, so they may be that run's
         self._stops = 0
         self._documents = 0
         self._values = 0
@@ -71,6 +74,7 @@ class EarlyEvents:
         self._values -= waiting.popleft().values
         if not waiting:
             del self._waiting[descriptor], self._until[descriptor]
+            self._of_any_run.discard(descriptor)
 
     def give_up(self, descriptors: Iterable[str]) -> Iterator[EarlyEvent]:
         """Yield the documents that wait for any of these descriptors. They wait no longer."""
@@ -82,6 +86,16 @@ class EarlyEvents:
     def clear(self) -> None:
         """Forget all documents."""
         self._waiting, self._until, self._documents, self._values = {}, {}, 0, 0
+        self._of_any_run.clear()
+
+    @property
+    def of_any_run(self) -> Iterable[str]:
+        """The uids of those descriptors whose events may belong to a run that has ended while they waited."""
+        return self._of_any_run
+
+    def note_run_ended(self) -> None:
+        """Note that all events that wait now may belong to a run that has just ended."""
+        self._of_any_run.update(self._waiting)
 
     def note_stop(self) -> list[str]:
         """Note that a run has ended. Return the uids of the descriptors that have been waited for too long."""

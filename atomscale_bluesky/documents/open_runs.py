@@ -241,6 +241,7 @@ class OpenRuns:
             for descriptor in [key for key, run_uid in self._skipped_descriptors.items() if run_uid == uid]:
                 self._descriptors_of_ended[descriptor] = self._skipped_descriptors.pop(descriptor)
             _forget_oldest(self._descriptors_of_ended)
+            self._early.note_run_ended()
             return KNOWN
         if run is None:
             raise self._ignored.ignore_without_start(
@@ -257,9 +258,10 @@ class OpenRuns:
         if self._early:
             overdue = self._early.note_stop()
             alone = all(other is run or other.completed for other in self._runs.values())
-            if alone:  # then they can only be this run's
+            if alone:
                 self._leave_out_all_early(run)
-            elif overdue:
+            else:
+                self._early.note_run_ended()
                 self.give_up_early(overdue)
         stop.not_given.update(count_not_given(run, counts, self._selection))
         run.log_not_given(stop.not_given, self._ignored)
@@ -326,6 +328,7 @@ class OpenRuns:
 
     def _complete_journal(self, run: OpenRun, *, closing: bool) -> None:
         """Write into a run's journal that its stop document has not come. `closing`: it is one of all open runs."""
+        self._early.note_run_ended()
         self._files.end(run, Stop(time.time(), "", "no stop document", interrupted=True))
         self._peers.release(run.uid, ended=False)
         self._files.change = None
@@ -441,7 +444,11 @@ class OpenRuns:
         return run
 
     def _leave_out_all_early(self, run: OpenRun) -> None:
-        """Count all events whose descriptor has not come: as ignored, and as left out of `run`."""
+        """Count all events whose descriptor has not come, as ignored and as left out of `run`, the only open one.
+
+        Those that waited while another run ended may be of that run, so they count as ignored only.
+        """
+        self.give_up_early(self._early.of_any_run)
         for early in self._early.give_up(self._early.descriptors):
             events = 1 if early.name == "event" else len(early.doc.get("uid") or ())
             self._ignored.count_given_up(early.descriptor, early.name)

@@ -1487,6 +1487,7 @@ def test_documents_in_any_order_never_raise_and_the_account_adds_up(
     described = [run.compose_descriptor(name="primary", data_keys={"a": NUMBER}) for run in runs]
     taken = 0
     early = [0, 0]  # readings that wait for their descriptor
+    of_any_run: set[int] = set()  # the runs of which some waited when another run ended
     open_runs: set[int] = set()
     known: set[int] = set()  # runs whose descriptor came after their start
     ended: set[int] = set()
@@ -1501,10 +1502,14 @@ def test_documents_in_any_order_never_raise_and_the_account_adds_up(
             known |= {which} & (open_runs | ended)  # the events of an ended run are nobody else's
             if which in open_runs:
                 taken, early[which] = taken + early[which], 0
+                of_any_run.discard(which)
         elif name == "stop":
             doc = {"run_start": runs[which].start_doc["uid"], "uid": str(n), "time": 5.0, "exit_status": "success"}
-            if open_runs == {which}:  # then they can only be this run's
-                taken, early = taken + sum(early), [0, 0]
+            if open_runs == {which}:  # then they can only be this run's, or of a run that has ended since
+                taken += sum(readings for n, readings in enumerate(early) if n not in of_any_run)
+                early, of_any_run = [0, 0], set()
+            elif which in open_runs | ended:
+                of_any_run |= {n for n, readings in enumerate(early) if readings}
             ended |= {which} & open_runs
             open_runs.discard(which)
             ready.discard(which)

@@ -351,6 +351,30 @@ def test_early_events_are_given_up_after_a_hundred_stops_while_a_run_stays_open(
         assert recorder.ignored == {"event": 2}
 
 
+@pytest.mark.parametrize("ends", ["with its stop", "as interrupted"])
+def test_early_events_that_may_be_of_a_run_that_has_ended_are_not_counted_against_the_next_one(
+    settings: Settings, make_callback: MakeCallback, ends: str
+) -> None:
+    first, second = list(growth(points=2)), list(growth(points=3))
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [first[0], second[0], first[2], second[2]])
+        if ends == "with its stop":
+            recorder.take(*first[-1])
+        else:
+            (folder,) = (
+                folder
+                for folder in Spool(settings.spool_path).run_folders()
+                if (header := read_header(folder)) is not None and header.run_uid == first[0][1]["uid"]
+            )
+            recorder.complete_open_runs(folder)
+        take_all(recorder, [*second[1:2], *second[3:]])
+        assert recorder.early_descriptors == set()
+        assert recorder.ignored == {"event": 1}
+    accounts = {run.run_uid: run.points for run in make_callback(offline=True).status()}
+    assert [accounts[run[0][1]["uid"]].left_out for run in (first, second)] == [{}, {}]
+    assert accounts[second[0][1]["uid"]].seen == 6
+
+
 def test_early_events_have_room_again_when_their_descriptors_have_come(settings: Settings) -> None:
     abandoned, orphan = list(growth(points=1)), list(growth(points=1))
     with DocumentRecorder(settings) as recorder:
