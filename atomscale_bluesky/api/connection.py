@@ -202,10 +202,10 @@ class Connection:
         max_bytes: int,
         read_body: Callable[[Iterator[bytes]], object],
     ) -> Answer:
-        packed = headers.get("Content-Encoding", "identity") != "identity"
+        compressed = headers.get("Content-Encoding", "identity") != "identity"
         if not _is_success(status):
-            return Answer(status, headers, refusal=b"" if packed else _beginning(read))
-        if packed:
+            return Answer(status, headers, refusal=b"" if compressed else _beginning(read))
+        if compressed:
             raise ApiUnavailableError("the answer has an encoding that was not asked for", status=status)
         return Answer(status, headers, result=read_body(self._body_parts(read, max_bytes, status)))
 

@@ -102,12 +102,12 @@ class DeadlineAdapter(HTTPAdapter):
         sound = False
         try:
             size = sum(map(len, parts))
-            begin = _send_and_receive(
+            first_bytes = _send_and_receive(
                 connection.sock, b"%bContent-Length: %d\r\n\r\n" % (head, size), parts, size, timeout_s
             )
-            response = _PlainResponse.of(begin, connection.sock)
+            response = _PlainResponse.of(first_bytes, connection.sock)
             if response is None:  # a chunked answer, say: the library can read every kind
-                response = _FinalResponse(_StartedSocket(begin, connection.sock), method="POST")  # pyright: ignore[reportArgumentType]
+                response = _FinalResponse(_StartedSocket(first_bytes, connection.sock), method="POST")  # pyright: ignore[reportArgumentType]
             with contextlib.closing(response):
                 if isinstance(response, HTTPResponse):
                     response.begin()
@@ -246,9 +246,9 @@ class _PlainResponse:
         self._sock = sock
 
     @classmethod
-    def of(cls, begin: bytes, sock: socket.socket) -> _PlainResponse | None:
+    def of(cls, first_bytes: bytes, sock: socket.socket) -> _PlainResponse | None:
         """Return the answer that begins like this, or None if it is of another kind or its headers are not complete."""
-        head, end, body = begin.partition(b"\r\n\r\n")
+        head, end, body = first_bytes.partition(b"\r\n\r\n")
         length = _plain_length(head) if end else None
         return None if length is None else cls(length, body, sock)
 
@@ -269,8 +269,8 @@ class _PlainResponse:
 class _StartedSocket(io.RawIOBase):
     """A socket from which some bytes were already received, as a file for the library to read."""
 
-    def __init__(self, begin: bytes, sock: socket.socket) -> None:
-        self._begin = begin
+    def __init__(self, first_bytes: bytes, sock: socket.socket) -> None:
+        self._begin = first_bytes
         self._sock = sock
 
     def makefile(self, *_: object) -> io.BufferedReader:

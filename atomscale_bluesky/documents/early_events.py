@@ -31,9 +31,8 @@ class EarlyEvents:
     def __init__(self) -> None:
         self._waiting: dict[str, deque[EarlyEvent]] = {}  # by descriptor uid
         self._until: dict[str, int] = {}  # by descriptor uid: after how many stops its events are given up
-        self._of_any_run: set[str] = (
-            set()
-        )  # descriptor uids: events waited while a run ended, so they may be that run's
+        # Descriptor uids whose events waited while a run ended, so they may be that run's.
+        self._of_any_run: set[str] = set()
         self._stops = 0
         self._documents = 0
         self._values = 0

@@ -27,7 +27,7 @@ class EventPage:
         self.columns = columns
         self.filled = filled
         self._lines: dict[str, list[bytes]] = {}  # by time base
-        self._declared: set[int] = set()
+        self._layouts_added: set[int] = set()
 
     def add_rows(self, base: TimeBase, at: Sequence[float], row: int, records: list[bytes] | None) -> None:
         """Add the lines of rows from `row` on, after the layout that they name.
@@ -39,9 +39,9 @@ class EventPage:
             records: Their records, if `TimeBase.page_records` has made them. Otherwise each row is made on its own.
         """
         out = self._lines.setdefault(base.layout.time_base, [])
-        if not base.declared and base.layout.layout not in self._declared:
-            base.declare(out)
-            self._declared.add(base.layout.layout)
+        if not base.layout_written and base.layout.layout not in self._layouts_added:
+            base.add_layout_lines(out)
+            self._layouts_added.add(base.layout.layout)
         number = base.rows_if_written
         if records is None:
             held = [(key, self.columns[key]) for key in base.keys if key in self.columns]

@@ -48,7 +48,7 @@ class EventStream:
         earlier: The event stream's layouts in earlier journals of the run. Its channels keep their names, and keys
             that have been divided stay apart.
         collected: True if earlier journals show that its rows were collected, and not read by a plan.
-        time_bases: Returns the names of all time bases of the run, of which no two may be alike.
+        all_time_base_names: Returns the names of all time bases of the run, of which no two may be alike.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class EventStream:
         names: Names | None = None,
         earlier: Iterable[Layout] = (),
         collected: bool = False,
-        time_bases: Callable[[], Set[str]] = frozenset,
+        all_time_base_names: Callable[[], Set[str]] = frozenset,
     ) -> None:
         self.name = encodable(description.line.event_stream)
         self.description = description
@@ -76,7 +76,7 @@ class EventStream:
             names=names,
             earlier=earlier,
             rule=rule,
-            time_bases=time_bases,
+            all_time_base_names=all_time_base_names,
         )
         resumed = earlier[-1].own_times if earlier else None
         self.times = RowTimes(rule, started, resumed_own_times=resumed, collected=collected)
@@ -148,8 +148,8 @@ class EventStream:
         out: list[bytes] = []
         gaps = False
         for base in chooser.bases:
-            if not base.declared:
-                base.declare(out)
+            if not base.layout_written:
+                base.add_layout_lines(out)
             row = base.row_line(data, base.rows, time, uid)
             if row[0] != RECORD:
                 gaps = True
@@ -205,8 +205,8 @@ class EventStream:
                 if only and only.isdisjoint(base.keys):
                     base.rows_if_written = base.rows
                     continue
-                if not base.declared:
-                    base.declare(out)
+                if not base.layout_written:
+                    base.add_layout_lines(out)
                 row = base.row_line(data, base.rows, at, uid)
                 if row[0] != RECORD:
                     gaps = True
@@ -306,19 +306,19 @@ class EventStream:
         for base in chooser.bases:
             before = base.rows
             rows = base.rows_if_written
-            if rows > before:  # a time base without a row has not declared its layout either
+            if rows > before:  # the layout of a time base without a row is not written either
                 base.rows = rows
-                base.declared = True
+                base.layout_written = True
                 if before // points_per_chunk != rows // points_per_chunk:
                     full = True
         return full
 
     def restart_numbering(self) -> None:
-        """Number the next rows from 0, under layouts that are declared again: they go into another journal."""
+        """Number the next rows from 0, and write their layouts again: they go into another journal."""
         self._events_before = self.events
         for base in self.chooser.bases:
             base.rows = base.rows_if_written = 0
-            base.declared = False
+            base.layout_written = False
 
     def _check_uids(self, uids: Sequence[Any]) -> None:
         """Check the uids of events before their times count.

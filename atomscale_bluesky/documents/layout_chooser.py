@@ -48,7 +48,7 @@ class LayoutChooser:
         earlier: The event stream's layouts in earlier journals of the run. Its channels keep their names, and keys
             that have been divided stay apart.
         rule: How the times of its rows are chosen.
-        time_bases: The names of all time bases of the run. Each has another one.
+        all_time_base_names: Returns the names of all time bases of the run. Each has another one.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class LayoutChooser:
         names: Names | None,
         earlier: Sequence[Layout],
         rule: TimeRule,
-        time_bases: Callable[[], Set[str]],
+        all_time_base_names: Callable[[], Set[str]],
     ) -> None:
         self.bases: list[TimeBase] = []
         self.left_out: Mapping[str, str] = {}  # data keys that do not become channels, with the reason of each
@@ -77,12 +77,12 @@ class LayoutChooser:
         self._description = description
         self._channels = Channels(event_stream, description, selection, names, earlier)
         self._next_layout = next_layout
-        self._names_of_all = time_bases
+        self._all_time_base_names = all_time_base_names
         self._by_evidence = rule is TimeRule.EVIDENCE
         self._known_keys: set[Any] = set()  # all keys that came
         self._changes = 0
         # By data key: the time base that it had in an earlier journal.
-        self._time_bases = {one.key: layout.time_base for layout in earlier for one in layout.channels}
+        self._earlier_time_base = {one.key: layout.time_base for layout in earlier for one in layout.channels}
 
     def describe(self, description: Description) -> None:
         """Note that the documents that follow name another descriptor. Its units and choices apply to them."""
@@ -195,7 +195,8 @@ class LayoutChooser:
                 left_out[_left_out_name(key)] = source
             else:
                 sources.append(source)
-        earlier = {key: self._time_bases.get(key, self._event_stream) for key in {source.key for source in sources}}
+        keys = {source.key for source in sources}
+        earlier = {key: self._earlier_time_base.get(key, self._event_stream) for key in keys}
         groups: list[list[KeySource]] = []
         for group in _sharing(sources, earlier):
             groups += [group] if own_times is None else _sharing(group, own_times)
@@ -290,7 +291,7 @@ class LayoutChooser:
     def _with_further(self, bases: list[TimeBase], groups: Iterable[list[KeySource]]) -> list[TimeBase]:
         """Return time bases with one more for each group of sources. Each has a name of its own in the run."""
         found = list(bases)
-        taken = {*self._names_of_all(), *(base.layout.time_base for base in bases)}
+        taken = {*self._all_time_base_names(), *(base.layout.time_base for base in bases)}
         for group in groups:
             found.append(self._further_base(group, taken))
             taken.add(found[-1].layout.time_base)
@@ -298,7 +299,7 @@ class LayoutChooser:
 
     def _further_base(self, sources: list[KeySource], taken: Set[str]) -> TimeBase:
         key = sources[0].key
-        name = self._time_bases.get(key, self._event_stream)
+        name = self._earlier_time_base.get(key, self._event_stream)
         if name == self._event_stream or name in taken:
             name = wanted = f"{self._event_stream}/{sources[0].channels[0].key}"
             attempt = 1

@@ -87,7 +87,7 @@ class OpenRun:
                 names=self.channel_names,
                 earlier=self.earlier_events.layouts_of(name) if self.earlier_events else (),
                 collected=self.earlier_events is not None and self.earlier_events.shows_collected(name),
-                time_bases=self._time_bases,
+                all_time_base_names=self._all_time_base_names,
             )
             if taken
             else None
@@ -281,7 +281,7 @@ class OpenRun:
                 self.uid, listed,
             )  # fmt: skip
 
-    def _time_bases(self) -> Set[str]:
+    def _all_time_base_names(self) -> Set[str]:
         """Return the names of all time bases, also of event streams that have no row yet."""
         return self.rows_by_time_base().keys() | self.event_streams.keys()
 

@@ -48,9 +48,8 @@ class Stretch(NamedTuple):
 
     begin: int
     end: int
-    own_times: (
-        Mapping[str, NDArray[np.float64]] | None
-    )  # these rows', by data key, NaN for None; None: all at their event's
+    # These rows' own times, by data key, with NaN for None; None if all rows are at their event's.
+    own_times: Mapping[str, NDArray[np.float64]] | None
 
     def own_times_of(self, row: int) -> OwnTimes | None:
         """Return one row's times as `RowTimes.next_row` does."""

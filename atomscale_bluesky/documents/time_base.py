@@ -80,7 +80,7 @@ class TimeBase:
         self.rounded: set[str] = set()  # channels in which an integer ever lost digits
         self.sources = sources
         self.layout = layout
-        self.declared = False
+        self.layout_written = False  # in the journal that its rows go into
         self.keys = tuple(source.key for source in sources)
         self._pick = _picker(self.keys)
         self._encode = encoder(layout.layout, len(layout.channels))
@@ -97,14 +97,14 @@ class TimeBase:
         other.rows, other.rows_if_written, other.rounded = self.rows, self.rows_if_written, self.rounded
         return other
 
-    def declare(self, out: list[bytes]) -> None:
-        """Append the layout, before the first row that names it.
+    def add_layout_lines(self, out: list[bytes]) -> None:
+        """Append the lines of the layout, before the first row that names it.
 
         It is written twice, for rows are worthless without it.
         """
         out += [encode(self.layout)] * 2
 
-    def row_line(self, data: Mapping[str, Any], number: int, time: float, uid: Any) -> bytes:
+    def row_line(self, data: Mapping[str, Any], row_number: int, time: float, uid: Any) -> bytes:
         """Return the line for the row of one event: a record if each channel has a value, otherwise text."""
         try:
             values = self._pick(data)
@@ -112,14 +112,14 @@ class TimeBase:
                 values = list(values)
                 for i, source in self._special:
                     values[i : i + 1] = source.values_to_pack(values[i])
-            record = self._encode(float(number), time, uid, values)
+            record = self._encode(float(row_number), time, uid, values)
             if record is None:
-                record = self._encode(float(number), time, uid, _plain(values))
+                record = self._encode(float(row_number), time, uid, _plain(values))
             if record is not None:
                 return record
         except Exception:  # noqa: BLE001 - a key is missing, a value is no number, or a foreign object
             pass
-        return self._value_by_value(data, number, time, uid)
+        return self._value_by_value(data, row_number, time, uid)
 
     def page_records(
         self, data: Mapping[str, Sequence[Any]], begin: int, end: int, times: Sequence[float], uids: Sequence[Any]
@@ -165,7 +165,7 @@ class TimeBase:
                 columns.append(column)
         return columns
 
-    def _value_by_value(self, data: Mapping[str, Any], number: int, time: float, uid: Any) -> bytes:
+    def _value_by_value(self, data: Mapping[str, Any], row_number: int, time: float, uid: Any) -> bytes:
         row: list[float | None] = []
         gaps: dict[str, str] = {}
         rounded: list[str] = []
@@ -181,10 +181,12 @@ class TimeBase:
                 else:
                     row.append(value)
         if not (gaps or rounded):
-            record = encode_one(self.layout.layout, number, time, uid, [float(one) for one in row if one is not None])
+            record = encode_one(
+                self.layout.layout, row_number, time, uid, [float(one) for one in row if one is not None]
+            )
             if record is not None:
                 return record
-        return encode_row(self.layout.layout, number, time, uid, pack_values(row), gaps, rounded)
+        return encode_row(self.layout.layout, row_number, time, uid, pack_values(row), gaps, rounded)
 
 
 # Stands for the value of a key that is missing in the document.
