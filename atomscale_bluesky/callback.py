@@ -71,7 +71,7 @@ class AtomscaleCallback:
         if was_class_called(arguments):
             return None  # type: ignore[return-value] - of interest to nobody: a RunEngine drops what a callback returns
         if arguments:
-            raise TypeError(f"AtomscaleCallback takes keyword arguments alone, {len(arguments)} others were given")
+            raise TypeError(f"AtomscaleCallback takes only keyword arguments, but got {len(arguments)} positional ones")
         if cls.__init__ is AtomscaleCallback.__init__:  # a subclass may take others
             refuse_other_arguments(settings, AtomscaleCallback.__init__.__kwdefaults__ or {}, "AtomscaleCallback")
         return super().__new__(cls)
@@ -97,9 +97,10 @@ class AtomscaleCallback:
             "event_streams": event_streams,
             "channels": channels,
         }
-        log_to_terminal()  # before the settings, which may be warned about
+        log_to_terminal()  # first, because loading the settings may log warnings
         self.settings: Settings = Settings.load(**arguments) if settings is None else settings.replaced(**arguments)
-        self._spool_option = spool_option(self.settings)  # of the commands that messages name
+        # Appended to commands in messages, such as ` --spool-dir /data/spool`.
+        self._spool_option = spool_option(self.settings)
         self._spool = open_spool(self.settings)
         self._watch = SpoolStatus(self._spool)
         self._uploader = self._make_uploader()
@@ -127,7 +128,7 @@ class AtomscaleCallback:
         """
         try:  # noqa: SIM105 - this is called for each event
             self._take(name, doc)
-        except Exception:  # noqa: BLE001, S110 - counted and logged there; it would end the plan
+        except Exception:  # noqa: BLE001, S110 - the recorder has counted and logged it; it would end the plan
             pass
 
     def __enter__(self) -> AtomscaleCallback:
@@ -322,7 +323,7 @@ class AtomscaleCallback:
             self._take = YoungerFirst(self._recorder.take, closed=closed, spool_option=self._spool_option)
 
     def _flush(self) -> None:
-        """Take the start documents that wait for what a younger callback does."""
+        """Take the start documents that were put aside to let a younger callback go first."""
         if isinstance(self._take, YoungerFirst):
             self._take.flush()
 

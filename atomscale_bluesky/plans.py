@@ -34,7 +34,8 @@ def wait_until_delivered(
         parked, refused).
 
     Raises:
-        ApiUnavailableError: With `fail`, instead of returning False. Says which of the two it was.
+        ApiUnavailableError: With `fail`, instead of returning False. The text says whether the time ran out or
+            waiting cannot help.
     """
     from bluesky.plan_stubs import sleep
 
@@ -50,6 +51,6 @@ def wait_until_delivered(
     if fail and not delivered:
         timed_out = question is not None and question.answer is None
         late = f"not everything was delivered within {timeout_s:g} s"
-        why = late if timed_out else "what is left cannot move by itself"
+        why = late if timed_out else "what is left waits for an API key or for the operator"
         raise ApiUnavailableError(f"{why}; it stays spooled, see `atomscale-bluesky status`")
     return delivered

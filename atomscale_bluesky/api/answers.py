@@ -79,14 +79,14 @@ def check_confirmed(body: bytes, data_id: str, index: int, names: Collection[str
 
 
 class UsualAnswers:
-    """Knows the answers that confirm chunks by an earlier one, which differs from them in the chunk's index alone.
+    """Recognises the answer that confirms a chunk by comparing it with an earlier one: only the index may differ.
 
     To read an answer costs some 100 ns per channel, about as much as to encode four points. To compare it with the text
     that is expected costs next to nothing. An answer of another text is read, and so are those to later chunks.
     """
 
     def __init__(self) -> None:
-        # Stream, channels → the text between the places of the index, nothing if the text changes otherwise too.
+        # (stream, channels) → the parts of the answer around the index; empty if answers differ in more than the index.
         self._known_parts: dict[tuple[str, tuple[str, ...]], tuple[bytes, ...]] = {}
         self._size = 0
 

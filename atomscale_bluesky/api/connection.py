@@ -100,7 +100,7 @@ class Connection:
         self._session.auth = _no_auth  # without one, requests would read netrc
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # no cookie is kept or sent
         self._adapter = DeadlineAdapter()
-        # Of a POST with a body, and of one without: what stands before the path, and the headers.
+        # By whether the POST has a body: the URL before the path and the headers, as requests sent them.
         self._headers: dict[bool, tuple[str, bytes]] = {}
         self._session.mount("https://", self._adapter)
         self._session.mount("http://", self._adapter)
@@ -227,7 +227,7 @@ class Connection:
 
     def _check_time(self, what: str) -> None:
         if self._clock() > self._deadline:
-            raise ApiUnavailableError(f"{what}: no whole answer within {self._timeout_s:g} s")
+            raise ApiUnavailableError(f"{what}: no complete answer within {self._timeout_s:g} s")
 
     def _raise_unless_success(self, what: str, answer: Answer) -> None:
         status = answer.status

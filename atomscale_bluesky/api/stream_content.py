@@ -29,7 +29,8 @@ _SPARE_POINTS = 1000
 # Added series beyond this number are skipped and not noted.
 MAX_ADDED = 1000
 _ROW_BYTES = 2**20
-# Each member of an object takes about 10 µs. A series has four of them, and eight other series beside it.
+# Each member of an object takes about 10 µs. A series has four members, and each channel comes with eight more
+# series.
 _MAX_MEMBERS, _MEMBERS_PER_CHANNEL = 10_000, 100
 
 _UNITS = msgspec.json.Decoder(str | None)
@@ -63,12 +64,12 @@ def read_points(
 
     Args:
         parts: The answer, in parts of any size.
-        due: The channels to read, and how many points each should have.
+        due: The channels to read, and how many points each may have.
         pause: Called after every `STEP_BYTES`.
 
     Raises:
         AnswerError: The answer has neither shape, or a channel that is due is no series of numbers.
-        TooMuchError: A channel has more than twice the points that it should have plus a thousand, or there are far too
+        TooMuchError: A channel has more than twice the points that it may have plus a thousand, or there are far too
             many series.
     """
     text = JsonParts(parts, pause, _MAX_MEMBERS + _MEMBERS_PER_CHANNEL * len(due))

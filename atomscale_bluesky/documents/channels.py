@@ -19,7 +19,7 @@ from .time_base import KeySource
 Names = dict[str, tuple[str, str, int | None, str | None]]
 
 _UNDESCRIBED = DataKey()
-# What a value of a numeric key may be for a while.
+# Reasons that do not show that a key is not numeric: its next value may be a number.
 _NO_NUMBER_YET = {Loss.NO_VALUE, Loss.NOT_FINITE, Loss.TOO_LARGE}
 
 

@@ -98,7 +98,8 @@ class IgnoredDocuments:
     def count_given_up(self, descriptor: str, name: str) -> None:
         """Count an event, or a page of events, that waited for its descriptor in vain. Logged once."""
         self.count_without_descriptor(descriptor, name)
-        if not self._log_missing_starts:  # its source has the answer that it waits, and gets no error
+        if not self._log_missing_starts:
+            # Its source was told that it waits, so no error reaches it and it must be logged here.
             self.log_once(
                 f"descriptor {descriptor}", f"events of descriptor {descriptor} are left out: it has not come"
             )

@@ -67,7 +67,8 @@ class KnownRuns:
         self._uid_by_folder: dict[str, str] = {}  # by folder name; empty while there is no header
         self._descriptors_by_folder: dict[str, set[str]] = {}  # by folder name, of runs that no process writes
         names = sorted(spool.run_names())
-        self._max_uids = _twice(names)  # from this many on, those of folders that are gone are forgotten
+        # When `_uid_by_folder` is larger than this, folders that are gone are dropped from it.
+        self._max_uids = _twice(names)
         self._read_headers_of(_youngest(names))
         self._unread = len(names) > HEADERS_AT_CONSTRUCTION
         # Runs to check for a second recorder. Any thread may append. Without the spool's thread the oldest are dropped.
@@ -256,9 +257,9 @@ def _has_ended(events: EventDigests | None) -> bool:
 
 
 def _uid_in(folder: Path) -> str:
-    """Return the uid of the run in a folder, or an empty text without a readable header.
+    """Return the uid of the run in a folder, or an empty text if its header cannot be read.
 
-    Other runs are not affected.
+    One unreadable run must not hide the others.
     """
     try:
         header = read_header(folder)

@@ -29,8 +29,10 @@ from .time_base import KeySource, TimeBase
 # This many keys that first appear later are counted one by one, and the others together.
 MAX_LATE_KEYS = 1000
 OTHER_KEYS = "(other keys)"
-# How often the values of an event stream may change its channels. A layout names all channels, so more would let the
-# journal grow with the square of their number.
+# How many times new keys and growing arrays may change the channels of an event stream. A layout names all channels, so
+# more would let the journal grow with the square of their number. Other changes are not counted: a key turns numeric,
+# or gets times of its own, only once. Another unit, or a switch between the event's times and the readings' own, comes
+# with a row, which has a value for each channel.
 MAX_CHANGES = 100
 
 
@@ -200,12 +202,11 @@ class LayoutChooser:
         groups: list[list[KeySource]] = []
         for group in _sharing(sources, earlier):
             groups += [group] if own_times is None else _sharing(group, own_times)
-        groups.sort(key=lambda group: earlier[group[0].key] != self._event_stream)
-        if groups and earlier[groups[0][0].key] != self._event_stream:
-            groups.insert(0, [])
-        first, *others = groups or [[]]
-        bases = self._with_further([self._base(self._event_stream, first, left_out)], others)
-        # The bases last: until then, an exception from a signal handler leaves it to the next event.
+        own = [group for group in groups if earlier[group[0].key] == self._event_stream]
+        others = [group for group in groups if earlier[group[0].key] != self._event_stream]
+        first = own[0] if own else []  # the event stream's own time base is always the first, if need be an empty one
+        bases = self._with_further([self._base(self._event_stream, first, left_out)], [*own[1:], *others])
+        # `bases` last: if a signal handler raises before that, `bases` is still empty and the next event decides again.
         watched = _watched(left_out, [*self._description.line.data_keys, *data])
         self.left_out, self.watched, self._known_keys = left_out, watched, {*self._description.line.data_keys, *data}
         self.bases, self.usual_answer = bases, None

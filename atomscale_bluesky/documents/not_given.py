@@ -16,9 +16,8 @@ _WITHOUT_A_ROW = frozenset({Loss.NO_ROOM, Loss.NOT_WRITTEN, Loss.DOCUMENT_TOO_LO
 def count_not_given(run: OpenRun, counts: Mapping[Any, Any], selection: Selection) -> dict[str, int]:
     """Return how many events never came, by event stream, as far as that is known.
 
-    A run's source counts an event that was taken again only once. So there may be more events than it counts, and then
-    a missing one is not found. Nor is it found where other events were left out, or where some of the values are in
-    external files, since such frames count as events.
+    Not found: a missing event if another one was recorded twice, because only the difference is known; and any if
+    events were left out, or if values are in external files, whose frames `num_events` counts as events.
 
     Args:
         run: The run, with all its events.

@@ -193,17 +193,18 @@ class OpenRun:
 
         Args:
             ignored_documents: Collects the log entries.
-            spool_option: By which the command that is named finds the spool.
+            spool_option: Appended to the command that is named, such as ` --spool-dir /data/spool`.
         """
         if self.earlier_events is not None:
             ignored_documents.log_later(
-                logging.WARNING, "run %s goes on where it was interrupted: what was kept of it is not taken again",
+                logging.WARNING, "run %s is resumed where it was interrupted: what was recorded is not recorded again",
                 self.uid,
             )  # fmt: skip
         if self.earlier_events is not None and self.earlier_events.rows_not_remembered:
             ignored_documents.log_later(
                 logging.WARNING,
-                "run %s: %d kept rows are too many to be remembered; their events are taken again if they come",
+                "run %s: it has %d rows more than can be recognised; if their events come again, they are recorded "
+                "twice",
                 self.uid, self.earlier_events.rows_not_remembered,
             )  # fmt: skip
         if self.header.problem:
@@ -246,7 +247,8 @@ class OpenRun:
             if event_stream.late:
                 ignored_documents.log_later(
                     logging.WARNING,
-                    "event stream %r of run %s: keys that came after many changes of its keys are left out: %s",
+                    "event stream %r of run %s: keys that came after 100 changes of its keys or arrays are left out: "
+                    "%s",
                     event_stream.name, self.uid, safe(", ".join(event_stream.late)),
                 )  # fmt: skip
             if event_stream.rounded:
@@ -259,14 +261,15 @@ class OpenRun:
         if self.earlier_events is not None and self.earlier_events.recognised_by_time:
             ignored_documents.log_later(
                 logging.WARNING,
-                "run %s: %d events had new uids and were known by their times, so they were not taken again",
+                "run %s: %d events had new uids and were recognised by their times and values, so they were not "
+                "recorded again",
                 self.uid, self.earlier_events.recognised_by_time,
             )  # fmt: skip
         if self.earlier_events is not None and self.earlier_events.possibly_taken_twice:
             ignored_documents.log_later(
                 logging.WARNING,
-                "run %s: the clock was set back and what was kept before is no longer known event by event; %d events "
-                "were taken that may be there twice",
+                "run %s: the clock was set back, and the list of earlier events is gone, so %d events may be recorded "
+                "twice",
                 self.uid, self.earlier_events.possibly_taken_twice,
             )  # fmt: skip
 

@@ -142,7 +142,9 @@ class OpenRuns:
             known = self._known_runs.known_run(uid, young=young)
         except OSError as error:  # a SpoolError is one too; and a run taken twice is better than none
             self._ignored.log_once(
-                "known run", f"whether run {uid} was taken before cannot be told, so it is taken: {error}"
+                "known run",
+                f"run {uid} is recorded, although it may have been recorded before: the spool cannot be searched: "
+                f"{error}",
             )
             return uid, header, None
         if young and known is not None and known.state is RunState.BEING_RECORDED:
@@ -335,9 +337,9 @@ class OpenRuns:
         if closing and self._peers.has_several_subscribers:
             self._ignored.log_once(
                 "completed beside another",
-                f"run {run.uid} is completed as interrupted, since its callback is closed. Another callback of "
-                f"this process with the same spool and account takes nothing more of it: what still comes is "
-                f"recorded only while the closed one stays subscribed",
+                f"run {run.uid} is marked as interrupted, because its callback was closed before its stop document. "
+                f"The other callback of this process will not go on with it. Keep the closed callback subscribed until "
+                f"the run ends if its further readings matter",
             )
 
     def _forget_oldest_completed(self) -> None:
@@ -370,7 +372,8 @@ class OpenRuns:
         self._skipped.add(uid)
         self._ignored.log_later(
             logging.INFO if self._redelivers else logging.WARNING,
-            "run %s was taken before and is not sent again; `resend` would, and another run needs its own uid", uid,
+            "run %s was recorded before and is not sent again; set `resend` to send it again. If it is another run, "
+            "give it its own uid", uid,
         )  # fmt: skip
 
     def _leave_to_another(self, uid: str) -> None:
@@ -380,8 +383,8 @@ class OpenRuns:
         self._ignored.log_once(
             "another",
             f"run {uid} goes through two callbacks of this process with the same spool and account, so the newer one "
-            f"records it, and later runs too: unsubscribe the older one, `RE.unsubscribe(token)`, as when a start-up "
-            f"file was executed twice. A second recording on purpose needs a `spool_dir` of its own",
+            f"records it and all later runs. A start-up file may have been executed twice. Unsubscribe the older one: "
+            f"`RE.unsubscribe(token)`. A second recording on purpose needs a `spool_dir` of its own",
         )
 
     def _warn_of_bare_starts(self) -> None:

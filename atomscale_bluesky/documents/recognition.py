@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..model.loss import Loss
 from ..spool.journal_format import DataKey, Layout, pack_values
 from ..spool.kept_events import KeptEvents, KeptReadings, PossibleRows
 from .conversion import choice, number, numbers
@@ -78,7 +79,7 @@ def _values(layout: Layout, data: Mapping[str, Any], described: Mapping[str, Dat
             try:
                 arrays[channel.key] = list(numbers(data.get(channel.key), count))
             except Exception:  # noqa: BLE001 - a foreign object
-                arrays[channel.key] = [""] * count
+                arrays[channel.key] = [Loss.NOT_NUMERIC] * count
         value = arrays[channel.key][channel.element]
         yield None if isinstance(value, str) else value
 

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
-from sys import is_finalizing  # a name of this module is there until the end
+from sys import is_finalizing  # imported by name, because `sys` may be gone when the interpreter ends
 from types import TracebackType
 from typing import Any
 
@@ -86,7 +86,8 @@ class DocumentRecorder:
         # value may call in while it is held. Then `_inside` is set, and the document of that call is put off.
         self._lock = threading.RLock()
         self._inside = False
-        self._put_off: deque[tuple[str | None, Any]] = deque()  # documents; and folders to complete, without a name
+        # (kind, document), or (None, folder) for runs to complete.
+        self._put_off: deque[tuple[str | None, Any]] = deque()
         self._ignored = IgnoredDocuments(log_missing_starts=not redelivers)
         self._files = RunFiles(self._spool, listener, self._ignored, redelivers=redelivers)
         self._early = early = EarlyEvents()

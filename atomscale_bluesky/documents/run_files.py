@@ -99,7 +99,7 @@ class RunFiles:
             if not isinstance(error, SpoolFullError):
                 run.no_writer_reason, until = Loss.NOT_WRITTEN, "its files can be made"
                 run.try_again_at = time.monotonic() + TRY_AGAIN_S
-            text = f"run {run.uid} is not kept until {until}, its readings are counted: {error}"
+            text = f"run {run.uid} is not recorded until {until}; until then its readings are left out: {error}"
             self._ignored.log_once(f"not kept {run.uid}", text, logging.ERROR)
         described = self.describe(run, run.descriptions.values())
         self._notify_of_journal(run)

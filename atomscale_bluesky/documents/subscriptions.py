@@ -26,10 +26,10 @@ NOT_AN_INSTANCE = (
     "parentheses, as in `RE.subscribe(AtomscaleCallback())`"
 )
 TWICE = (
-    "the callback is subscribed to its RunEngine %d times. Each document is taken once, but Bluesky ends all of these "
-    "subscriptions with the first that ends. If one of them is from `RE(plan, callback)`, that is when the next call "
-    "begins, and later runs would be missing. So after this call: `RE([])`, then `RE.subscribe(callback)`, and from "
-    "then on `RE(plan)` without the callback"
+    "the callback is subscribed to its RunEngine %d times. Each document is taken once, but when one of these "
+    "subscriptions ends, Bluesky ends all of them. One made by `RE(plan, callback)` ends when the next call begins, "
+    "and then no later run is recorded. So after this call: `RE([])`, then `RE.subscribe(callback)`, and from then on "
+    "`RE(plan)` without the callback"
 )
 CLOSED = (
     "the callback is closed and still subscribed: run %s is kept in the spool, and is sent by the next session or by "
@@ -89,7 +89,7 @@ class YoungerFirst:
     Args:
         take: The recorder's `take`.
         closed: Warn that the callback is closed.
-        spool_option: By which the command that the warning names finds the spool.
+        spool_option: Appended to the command that the warning names, such as ` --spool-dir /data/spool`.
     """
 
     def __init__(self, take: Callable[[str, Mapping[str, Any]], Any], *, closed: bool, spool_option: str = "") -> None:
@@ -99,7 +99,7 @@ class YoungerFirst:
         # By identity. Each stays until it is taken, so that neither an interruption nor another thread loses it.
         self._aside: dict[int, Mapping[str, Any]] = {}
         self._warned = False
-        self.used = False  # True once the recorder has taken a start document, or counted a reading, after the closing
+        self.used = False  # True once something was recorded after `close`
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take one document. Raises what the recorder raises."""

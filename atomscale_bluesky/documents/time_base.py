@@ -60,7 +60,10 @@ class KeySource(NamedTuple):
         return length
 
     def values_to_pack(self, value: Any) -> Sequence[Any]:
-        """Return a value for each channel, for packing. What is not a number becomes what cannot be packed."""
+        """Return a value for each channel, for packing.
+
+        Anything but a number becomes None, which cannot be packed, so the caller converts the row value by value.
+        """
         if self.convert:
             converted = self.convert(value)
             return (converted if type(converted) is float else None,)
@@ -196,7 +199,7 @@ _NO_NUMBERS = (None,)
 
 
 def _plain(values: Sequence[Any]) -> Sequence[Any]:
-    """Return the numbers as floats. A value that is not a number becomes something that cannot be packed."""
+    """Return the numbers as floats. Anything else becomes text, which cannot be packed: the row is converted singly."""
     try:
         return convert(values, _NUMBERS)
     except ValidationError:  # numpy's numbers, say, or a boolean

@@ -17,7 +17,7 @@ from typing import Any
 MAX_NAME = 255
 # Fifty tags are enough to find a stream by. More is a mistake, such as a text taken for a list of letters.
 MAX_TAGS = 50
-# The same limit before repetitions are dropped.
+# How many may be given, with repetitions.
 MAX_TAGS_GIVEN = 1000
 # The path families of the API, the documented one first.
 FAMILIES = ("metrology", "tool-state")
@@ -66,7 +66,7 @@ def is_nearly_uuid(value: object) -> bool:
 
 
 def name_of(value: object) -> str:
-    """Return a name, trimmed, or an id in lower case."""
+    """Return a name without blanks around it; a UUID in lower case."""
     text = unicodedata.normalize("NFC", value.strip()) if isinstance(value, str) else ""
     if not text or not text.isprintable():
         raise ValueError("expected printable text on one line")

@@ -78,5 +78,9 @@ class Loss(StrEnum):
 
 
 def count_not_kept(left_out: Mapping[str, int]) -> int:
-    """Return how many readings would have become points, and found no room; `left_out` has the counts by reason."""
+    """Return how many readings could not be written, for want of space or because the disk failed.
+
+    Args:
+        left_out: How many readings were left out, by reason.
+    """
     return sum(left_out.get(reason, 0) for reason in Loss if reason.may_be_kept_later)

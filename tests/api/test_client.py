@@ -259,7 +259,7 @@ def test_a_server_that_drips_bytes_is_left_at_the_deadline(part: bytes) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        with pytest.raises(ApiUnavailableError, match=r"no whole answer within 0\.5 s"):
+        with pytest.raises(ApiUnavailableError, match=r"no complete answer within 0\.5 s"):
             initialize(client)
     finally:
         ended.set()

@@ -226,7 +226,7 @@ def test_a_server_that_drips_is_left_at_the_deadline_over_a_used_connection_too(
         data_id = client.initialize("metrology", label="x", points_per_chunk=2, links=Links())
         client.push("metrology", data_id, CHUNKS[0])
         server.misbehave(Fault(call="chunk_multi", drip_s=0.1, times=1))
-        with pytest.raises(ApiUnavailableError, match="no whole answer"):
+        with pytest.raises(ApiUnavailableError, match="no complete answer"):
             client.push("metrology", data_id, CHUNKS[1])
         client.push("metrology", data_id, CHUNKS[1])
     finally:

@@ -366,7 +366,7 @@ def test_a_run_that_began_without_room_is_kept_from_when_there_is(
     documents = list(growth(points=40, start_metadata={"stream_name": "late"}))
     for name, doc in documents[:12]:
         callback(name, doc)
-    assert "is not kept until there is room" in caplog.text
+    assert "is not recorded until there is room" in caplog.text
     wait_until(lambda: callback._spool.writers.has_room, timeout_s=30)
     for name, doc in documents[12:]:
         callback(name, doc)

@@ -285,7 +285,7 @@ def test_the_class_in_place_of_an_instance_ends_no_plan_and_is_an_error_for_each
 
 @pytest.mark.parametrize("arguments", [("key",), ("key", "https://host"), ("start", {}, 1)])
 def test_arguments_without_names_are_an_error(arguments: tuple[Any, ...]) -> None:
-    with pytest.raises(TypeError, match="takes keyword arguments alone"):
+    with pytest.raises(TypeError, match="takes only keyword arguments"):
         AtomscaleCallback(*arguments)
 
 
