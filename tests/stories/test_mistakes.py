@@ -89,7 +89,7 @@ def test_a_callback_that_is_closed_within_a_run_beside_an_older_one_says_that_no
 
     assert older.drain(20)
     assert held(server)["k0"] == [float(n) for n in range(10)]
-    (said,) = warnings(caplog, "takes nothing more of it")
+    (said,) = warnings(caplog, "will not go on with it")
     assert documents[0][1]["uid"] in said
 
 
