@@ -327,7 +327,7 @@ def test_a_lock_that_a_stopped_process_holds_is_not_waited_for_for_ever(
     holders = [RunLock(tmp_path / "history.lock"), RunLock(tmp_path / RUN / "orders.lock")]
     assert all(lock.acquire() for lock in holders)
 
-    with pytest.raises(SpoolError, match=r"history\.lock for 0\.2 s; if one was stopped"):
+    with pytest.raises(SpoolError, match=r"history\.lock for 0\.2 s; if that process is suspended"):
         spool.history.add({"run_uid": "u"})
     with pytest.raises(SpoolError, match=r"orders\.lock"):
         spool.give_order(tmp_path / RUN, Retry())
