@@ -137,6 +137,9 @@ class RunWriters:
                 raise
             if made:
                 self._remove_unfinished(folder, writer, uploader_lock)
+            elif not isinstance(error, OSError):  # interrupted, perhaps when the folder had just been made
+                with suppress(OSError):
+                    folder.rmdir()
             if isinstance(error, OSError):
                 raise self._no_further_run(error) from error
             raise

@@ -580,6 +580,23 @@ def test_a_line_that_is_too_long_is_refused_with_its_own_length(tmp_path: Path) 
     spool.writers.stop_threads()
 
 
+def test_a_folder_is_removed_if_a_signal_interrupts_its_making(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(tmp_path, min_free_bytes=0)
+    make = os.mkdir
+
+    def make_and_interrupt(path: Path, mode: int = 0o777) -> None:
+        make(path, mode)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", make_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            spool.writers.create(header())
+
+    assert spool.run_folders() == []
+    spool.writers.stop_threads()
+
+
 def test_the_lock_of_a_session_is_removed_with_its_last_writer(tmp_path: Path) -> None:
     spool = Spool(tmp_path, min_free_bytes=0)
     for n in range(MAX_OWN_LOCKS + 2):
@@ -607,5 +624,5 @@ def test_the_lock_of_a_session_that_was_killed_goes_after_a_minute_and_others_st
     left = {path.name for path in tmp_path.glob("writers-*.lock")}
     assert "writers-1111111111111111.lock" not in left
     assert {"writers-2222222222222222.lock", "writers-of-mine.lock"} <= left
-    spool.writers.close_all()
-    spool.writers.close()
+    spool.writers.close_writers()
+    spool.writers.stop_threads()
