@@ -113,7 +113,7 @@ def _chunk(size: int, rounds: int, *, short: bool) -> dict[str, float]:
     names = documents.keys(size)
     chance = np.random.default_rng(1).random((POINTS, size)) * 1000.0
     times = tuple(1.76e9 + n / 10 for n in range(POINTS))
-    records = row_record.encode_all(0, 0, times, ["0" * 36] * POINTS, chance)
+    records = row_record.encode_rows(0, 0, times, ["0" * 36] * POINTS, chance.T.tolist())
     if records is None:
         raise RuntimeError("ordinary rows are no records")
     block, width = b"".join(records), len(records[0])
