@@ -139,12 +139,16 @@ class Listener:
         if self._ticking is not None:
             self._ticking.cancel()
             await asyncio.gather(self._ticking, return_exceptions=True)
-        for listening in server.servers:
-            listening.close()
-        # A connection that was accepted just before is known after some turns of the loop. One that is never known is
-        # never closed.
+        # Accept no more, and wait some turns of the loop before the rest. A connection that was just accepted is set up
+        # in these turns. If its server were closed before that, asyncio would leave it open for good.
+        loop = asyncio.get_running_loop()
+        for sock in [sock for listening in server.servers for sock in listening.sockets]:
+            with contextlib.suppress(NotImplementedError):  # Windows' own loop
+                loop.remove_reader(sock.fileno())
         for _ in range(5):
             await asyncio.sleep(0)
+        for listening in server.servers:
+            listening.close()
         for connection in list(server.server_state.connections):
             if reset and isinstance(connection, AbortableProtocol):
                 connection.abort()
