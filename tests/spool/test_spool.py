@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from refusing import refuse
 from waiting import wait_until
 
 from atomscale_bluesky import SpoolError, SpoolFullError
@@ -577,6 +578,20 @@ def test_a_line_that_is_too_long_is_refused_with_its_own_length(tmp_path: Path) 
         writer.append([*others, too_long, *others])
     writer.append(others)  # as long together as they like
     spool.writers.close_writers()
+    spool.writers.stop_threads()
+
+
+@pytest.mark.parametrize(("code", "kind"), [(errno.ENOSPC, SpoolFullError), (errno.EIO, SpoolError)])
+def test_a_full_disk_at_a_runs_start_is_told_from_one_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[SpoolError]
+) -> None:
+    spool = Spool(tmp_path, min_free_bytes=0)
+    with monkeypatch.context() as patch:
+        refuse(patch, "mkdir", tmp_path, code)
+        with pytest.raises(SpoolError, match="takes no further run") as raised:
+            spool.writers.create(header())
+
+    assert raised.type is kind
     spool.writers.stop_threads()
 
 
