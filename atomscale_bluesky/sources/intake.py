@@ -40,6 +40,7 @@ _NO_ROOM = (
     "the spool has no room: what is delivered makes room (if no process delivers, start `atomscale-bluesky upload`), "
     "and so does free space on its disk, or a larger `spool_max_bytes`"
 )
+_NOT_TAKEN = "the spool cannot be read or written at present, as the log says"
 
 
 class _HeldAck(NamedTuple):
@@ -175,9 +176,9 @@ class Intake:
                 if not accepted.try_again:
                     if self._reported_waiting:
                         self._reported_waiting = False
-                        _logger.warning("the spool has room again, so documents are taken again")
+                        _logger.warning("documents are taken again")
                     return accepted
-            self._report_waiting(_NO_ROOM)
+            self._report_waiting(_NOT_TAKEN if self._recorder.has_room else _NO_ROOM)
             if self._ending.is_set():
                 return None
             source.pause(PAUSE_S)

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from refusing import refuse
 from runs import Document, growth, held
 from waiting import wait_until
 
@@ -262,6 +263,25 @@ def test_a_full_spool_holds_the_source_back_and_loses_nothing(
     assert callback.drain(20)
     assert [run.left_out for run in callback.status()] == []
     assert held(server)["k0"] == [float(n) for n in range(20)]
+
+
+def test_a_disk_that_fails_holds_the_source_back_and_is_not_called_full(
+    settings: Settings, spool_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = Bus(list(growth(points=20)))
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        intake = Intake(recorder)
+        with monkeypatch.context() as patch:
+            refuse(patch, "mkdir", spool_dir)
+            thread = threading.Thread(target=intake.take_all, args=(bus,))
+            thread.start()
+            wait_until(lambda: bus.rests > 2)
+            assert bus.acknowledged == []
+        thread.join(30)
+        assert (len(bus.acknowledged), intake.rows) == (len(bus.documents), 20)
+    assert "the spool cannot be read or written at present, as the log says; until then" in caplog.text
+    assert "Input/output error" in caplog.text
+    assert "has no room" not in caplog.text
 
 
 def test_told_to_end_it_leaves_the_rest_to_the_source(settings: Settings, spool_dir: Path) -> None:
