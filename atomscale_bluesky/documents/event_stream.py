@@ -48,7 +48,7 @@ class EventStream:
         earlier: The event stream's layouts in earlier journals of the run. Its channels keep their names, and keys
             that have been divided stay apart.
         collected: True if earlier journals show that its rows were collected, and not read by a plan.
-        all_time_base_names: Returns the names of all time bases of the run, of which no two may be alike.
+        all_time_base_names: As `LayoutChooser` has it.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class EventStream:
         names: Names | None = None,
         earlier: Iterable[Layout] = (),
         collected: bool = False,
-        all_time_base_names: Callable[[], Set[str]] = frozenset,
+        all_time_base_names: Callable[[str], Set[str]] = lambda _: frozenset(),
     ) -> None:
         self.name = encodable(description.line.event_stream)
         self.description = description

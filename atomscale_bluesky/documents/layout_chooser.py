@@ -50,7 +50,8 @@ class LayoutChooser:
         earlier: The event stream's layouts in earlier journals of the run. Its channels keep their names, and keys
             that have been divided stay apart.
         rule: How the times of its rows are chosen.
-        all_time_base_names: Returns the names of all time bases of the run. Each has another one.
+        all_time_base_names: Returns the names of all time bases of the run. Each has another one. Those of event
+            streams without a row count too, except that of the event stream it is called with.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class LayoutChooser:
         names: Names | None,
         earlier: Sequence[Layout],
         rule: TimeRule,
-        all_time_base_names: Callable[[], Set[str]],
+        all_time_base_names: Callable[[str], Set[str]],
     ) -> None:
         self.bases: list[TimeBase] = []
         self.left_out: Mapping[str, str] = {}  # data keys that do not become channels, with the reason of each
@@ -84,7 +85,11 @@ class LayoutChooser:
         self._known_keys: set[Any] = set()  # all keys that came
         self._changes = 0
         # By data key: the time base that it had in an earlier journal.
-        self._earlier_time_base = {one.key: layout.time_base for layout in earlier for one in layout.channels}
+        self._earlier_time_base = {
+            one.key: event_stream if layout.has_first_rows else layout.time_base
+            for layout in earlier
+            for one in layout.channels
+        }
 
     def describe(self, description: Description) -> None:
         """Note that the documents that follow name another descriptor. Its units and choices apply to them."""
@@ -205,7 +210,8 @@ class LayoutChooser:
         own = [group for group in groups if earlier[group[0].key] == self._event_stream]
         others = [group for group in groups if earlier[group[0].key] != self._event_stream]
         first = own[0] if own else []  # the event stream's own time base is always the first, if need be an empty one
-        bases = self._with_further([self._base(self._event_stream, first, left_out)], [*own[1:], *others])
+        name = _free_name(self._event_stream, self._all_time_base_names(self._event_stream))
+        bases = self._with_further([self._base(name, first, left_out)], [*own[1:], *others])
         # `bases` last: if a signal handler raises before that, `bases` is still empty and the next event decides again.
         watched = _watched(left_out, [*self._description.line.data_keys, *data])
         self.left_out, self.watched, self._known_keys = left_out, watched, {*self._description.line.data_keys, *data}
@@ -292,7 +298,7 @@ class LayoutChooser:
     def _with_further(self, bases: list[TimeBase], groups: Iterable[list[KeySource]]) -> list[TimeBase]:
         """Return time bases with one more for each group of sources. Each has a name of its own in the run."""
         found = list(bases)
-        taken = {*self._all_time_base_names(), *(base.layout.time_base for base in bases)}
+        taken = {*self._all_time_base_names(""), *(base.layout.time_base for base in bases)}
         for group in groups:
             found.append(self._further_base(group, taken))
             taken.add(found[-1].layout.time_base)
@@ -302,11 +308,8 @@ class LayoutChooser:
         key = sources[0].key
         name = self._earlier_time_base.get(key, self._event_stream)
         if name == self._event_stream or name in taken:
-            name = wanted = f"{self._event_stream}/{sources[0].channels[0].key}"
-            attempt = 1
-            while name in taken:  # an event stream is called so, or two keys that differ in what no file can hold
-                attempt += 1
-                name = f"{wanted} ({attempt})"
+            # An event stream may be called so, or there are two keys that differ in what no file can hold.
+            name = _free_name(f"{self._event_stream}/{sources[0].channels[0].key}", taken)
         return self._base(name, sources, {})
 
     def _base(self, name: str, sources: list[KeySource], left_out: Mapping[str, str]) -> TimeBase:
@@ -324,6 +327,15 @@ class LayoutChooser:
             left_out=dict(left_out),
             own_times=self.at_own_times and self._by_evidence,
         )
+
+
+def _free_name(wanted: str, taken: Set[str]) -> str:
+    """Return the name that is wanted, with a number behind it if it is taken."""
+    name, attempt = wanted, 1
+    while name in taken:
+        attempt += 1
+        name = f"{wanted} ({attempt})"
+    return name
 
 
 def _sharing(sources: Iterable[KeySource], shared_by: Mapping[str, Any]) -> list[list[KeySource]]:

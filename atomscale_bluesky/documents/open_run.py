@@ -284,9 +284,9 @@ class OpenRun:
                 self.uid, listed,
             )  # fmt: skip
 
-    def _all_time_base_names(self) -> Set[str]:
-        """Return the names of all time bases, also of event streams that have no row yet."""
-        return self.rows_by_time_base().keys() | self.event_streams.keys()
+    def _all_time_base_names(self, but: str) -> Set[str]:
+        """Return the names of all time bases, also of event streams that have no row yet, except of `but`."""
+        return self.rows_by_time_base().keys() | (self.event_streams.keys() - {but})
 
     def _next_layout(self) -> int:
         """Return a layout number that is unique in this run."""

@@ -120,7 +120,7 @@ def is_first_row(layouts: Sequence[Layout], places: NDArray[np.uint16]) -> NDArr
     """
     # Not `np.isin`, whose first call imports a module: a process forked meanwhile would wait for that import for ever.
     of_layout = np.zeros(WHOLE_EVENT + 1, dtype=np.bool_)
-    of_layout[: len(layouts)] = [layout.time_base == layout.event_stream for layout in layouts]
+    of_layout[: len(layouts)] = [layout.has_first_rows for layout in layouts]
     return of_layout[places]
 
 

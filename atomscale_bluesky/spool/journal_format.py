@@ -15,6 +15,7 @@ is NaN. To decode the text:
 from __future__ import annotations
 
 import math
+import re
 import struct
 from binascii import hexlify, unhexlify
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,6 +74,10 @@ class DataKey(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
     external: bool = False
 
 
+# What follows an event stream's name in the name of its first time base, if that name is taken.
+_NUMBER = re.compile(r" \(\d+\)")
+
+
 class Layout(FileLine, frozen=True, tag="layout"):
     """Which channels the values of this layout's rows belong to, in order."""
 
@@ -82,6 +87,17 @@ class Layout(FileLine, frozen=True, tag="layout"):
     channels: tuple[Channel, ...]
     left_out: dict[str, str] = {}  # data key → why its readings never become points
     own_times: bool = False  # its rows have the readings' own times, since the times tell that a flyer collected them
+
+    @property
+    def has_first_rows(self) -> bool:
+        """True if each event of the event stream has its first row in this time base.
+
+        It has the event stream's name, and a number if another event stream's keys have a time base of that name.
+        """
+        return self.time_base == self.event_stream or (
+            self.time_base.startswith(self.event_stream)
+            and _NUMBER.fullmatch(self.time_base, len(self.event_stream)) is not None
+        )
 
 
 class Described(FileLine, frozen=True, tag="descriptor"):

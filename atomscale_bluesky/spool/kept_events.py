@@ -238,7 +238,7 @@ class _Journal:
         self._time_counts: dict[str, array[int]] = {}
         fingerprints = np.array(events.fingerprints[:room], dtype=np.uint64)
         self._first_row_layouts = frozenset(
-            place for place, layout in enumerate(events.layouts) if layout.time_base == layout.event_stream
+            place for place, layout in enumerate(events.layouts) if layout.has_first_rows
         )
         self.has_parts = bool((fingerprints[~is_first_row(events.layouts, layouts)] != 0).any())
         if not only_by_uid or self.has_parts:
@@ -267,7 +267,7 @@ class _Journal:
         places = [
             place
             for place, layout in enumerate(self._layouts)
-            if layout.own_times and layout.event_stream == layout.time_base == event_stream
+            if layout.own_times and layout.event_stream == event_stream and layout.has_first_rows
         ]
         return sum(self._layout_places.count(place) for place in places)
 
@@ -296,7 +296,7 @@ class _Journal:
             place[0][place[1]] += 1
             return kept
         for layout in self._layouts:
-            if layout.event_stream != event_stream or layout.time_base != event_stream:
+            if layout.event_stream != event_stream or not layout.has_first_rows:
                 continue
             at = self._place_of(layout, possible_rows)
             if at is not None:
@@ -313,7 +313,7 @@ class _Journal:
         `has_event` tells whether a row's uid is an event's own: then the row is a part of that event and of no other.
         """
         for layout in self._layouts:
-            if layout.event_stream == event_stream and layout.time_base != event_stream:
+            if layout.event_stream == event_stream and not layout.has_first_rows:
                 at = self._place_of(layout, possible_rows, has_event)
                 if at is not None:
                     self._recognised_counts[at] += 1

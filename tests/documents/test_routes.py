@@ -532,6 +532,34 @@ def test_parts_from_two_interruptions_are_not_taken_again_with_the_part_that_is_
     }
 
 
+@pytest.mark.parametrize("again", ["not at all", "as they were", "with other uids"])
+@pytest.mark.parametrize("late", [False, True])
+def test_an_event_stream_is_called_like_another_one_and_a_key_that_has_times_of_its_own(
+    make_callback: MakeCallback, server: LocalServer, late: bool, again: str
+) -> None:
+    first = descriptor("d", "m_monitor", a=number(), y=number())
+    second = descriptor("e", "m_monitor/y", z=number())
+    own = [event("d", n, {"a": n + 0.5, "y": n + 0.25}, {"a": T0 + n, "y": T0 + n / 2}) for n in range(1, 4)]
+    other = [event("e", n, {"z": n + 0.75}) for n in range(1, 4)]
+    documents = run_of(*([first, *own, second, *other] if late else [first, second, *own, *other]))
+    callback = make_callback()
+    play(callback, documents if again == "not at all" else documents[:-2])
+    if again != "not at all":
+        callback.close()
+        callback = make_callback()
+        given = [
+            (name, doc | {"uid": f"event-{n}"} if name == "event" else doc) for n, (name, doc) in enumerate(documents)
+        ]
+        play(callback, given if again == "with other uids" else documents)
+    assert callback.drain(20)
+
+    assert points(server) == {
+        "a": [(float(n), n + 0.5) for n in range(1, 4)],
+        "y": [(n / 2, n + 0.25) for n in range(1, 4)],
+        "z": [(float(n), n + 0.75) for n in range(1, 4)],
+    }
+
+
 # ---- forms of documents that public reports describe -----------------------------------------------------------------
 
 
