@@ -56,7 +56,7 @@ class Wire:
                     self.waits.set()
                     self._closed.wait(0.05)
                 if answers and self.cut_after is not None and passed + len(block) > self.cut_after:
-                    self._end_all()
+                    self._end_all(one, other)
                     return
                 passed += len(block)
                 other.sendall(block)
@@ -64,7 +64,8 @@ class Wire:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
-    def _end_all(self) -> None:
-        for end in self._open:
+    def _end_all(self, *last: socket.socket) -> None:
+        """End the connections of this moment, those in use last: who notices it uses another one or connects again."""
+        for end in [*(end for end in self._open if end not in last), *last]:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
