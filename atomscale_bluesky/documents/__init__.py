@@ -8,8 +8,11 @@ wait for their descriptor.
 
     recorder        takes documents one by one, also when a call comes during another call, and answers each
     accepted        the answer
-    open_runs       how runs begin, are resumed and end, and to which of them a document belongs
+    run_lookup      what a run's header says, and what was kept of the run before
+    run_taker       takes start, descriptor and stop documents: how runs begin and end
     event_taker     takes events into the journals of their runs, each reading once
+    open_runs       to which open run a document belongs, and how an interrupted run is resumed
+    remembered_runs    runs that are not open: which of them ended, and which are skipped
     run_files       makes, writes and ends the files of open runs
     start_document  the run's header, from its start document and the settings
     metadata        what the start document says about instrument, sample, project and tags

@@ -243,12 +243,12 @@ class EventTaker:
             DocumentError: The descriptor never came.
         """
         descriptor = doc["descriptor"]
-        if self._runs.skips(descriptor):
+        if self._runs.remembered.skips_descriptor(descriptor):
             return Accepted(known=events)
-        run_uid = self._runs.ended_run_of(descriptor)
+        run_uid = self._runs.remembered.ended_run_of(descriptor)
         if run_uid is None and self._runs.resume_run_of(descriptor):
             return self.take_event(doc) if name == "event" else self.take_page(doc)
-        if self._runs.skips(descriptor):
+        if self._runs.remembered.skips_descriptor(descriptor):
             return Accepted(known=events)
         if run_uid is None:
             if self._runs and self._early.hold(descriptor, name, doc):

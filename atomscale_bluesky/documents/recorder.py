@@ -37,6 +37,8 @@ from .known_runs import KnownRuns
 from .open_runs import OpenRuns
 from .peers import Peers
 from .run_files import RunFiles, RunListener
+from .run_lookup import RunLookup
+from .run_taker import RunTaker
 
 # Kinds of documents that name files and places in them, and hold no readings.
 _WITHOUT_READINGS = frozenset({"resource", "datum", "datum_page", "bulk_datum", "stream_resource", "stream_datum"})
@@ -91,17 +93,27 @@ class DocumentRecorder:
         self._ignored = IgnoredDocuments(log_missing_starts=not redelivers)
         self._files = RunFiles(self._spool, listener, self._ignored, redelivers=redelivers)
         self._early = early = EarlyEvents()
-        self._runs = OpenRuns(
+        known_runs = KnownRuns(self._spool)
+        self._open_runs = OpenRuns(
+            settings, known_runs=known_runs, peers=self.peers, ignored_documents=self._ignored, redelivers=redelivers
+        )
+        self._lookup = RunLookup(
             settings,
-            known_runs=KnownRuns(self._spool),
-            peers=self.peers,
+            runs=self._open_runs,
+            known_runs=known_runs,
+            ignored_documents=self._ignored,
+            physical_sample=physical_sample,
+        )
+        self._runs = RunTaker(
+            settings,
+            runs=self._open_runs,
+            known_runs=known_runs,
             files=self._files,
             early=early,
             ignored_documents=self._ignored,
             redelivers=redelivers,
-            physical_sample=physical_sample,
         )
-        self._events = EventTaker(self._runs, files=self._files, early=early, ignored_documents=self._ignored)
+        self._events = EventTaker(self._open_runs, files=self._files, early=early, ignored_documents=self._ignored)
 
     def take(self, name: str, doc: Mapping[str, Any]) -> Accepted:
         """Record one document. When this returns, its rows survive a killed process.
@@ -128,7 +140,7 @@ class DocumentRecorder:
                 warning = self._check()
                 if warning is not None:
                     self._ignored.log_once(warning, warning)
-                known = self._runs.look_up(doc)
+                known = self._lookup.look_up(doc)
             with self._lock:
                 if self._inside:
                     self._put_off.append((name, doc))
@@ -164,7 +176,7 @@ class DocumentRecorder:
 
         Reads the disk. With the setting `resend`, and for a run that is being recorded, the answer is False.
         """
-        return self._runs.has_whole(run_uid)
+        return self._lookup.has_whole(run_uid)
 
     def sync(self) -> None:
         """Sync everything taken so far, so that no power cut can take it. Waits for the disk, mostly some milliseconds.
@@ -273,7 +285,8 @@ class DocumentRecorder:
         self._inside, self._files.change = False, None
         self._put_off.clear()
         self.peers: Peers = Peers(self._spool.path, self.settings, self)
-        self._runs.forget_all(self.peers)
+        self._open_runs.forget_all(self.peers)
+        self._early.clear()
         self._spool.after_fork_in_child()
         self._files.listener = None
 
@@ -318,7 +331,7 @@ class DocumentRecorder:
                 if name is None:
                     self._runs.complete(doc)
                 elif name == "start":
-                    self._runs.start(*self._runs.look_up(doc))
+                    self._runs.start(*self._lookup.look_up(doc))
                 else:
                     self._take(name, doc)
             except DocumentError:

@@ -74,7 +74,7 @@ def test_each_reading_is_kept_once_wherever_a_signal_comes_while_each_event_is_s
 def test_each_reading_is_kept_once_at_every_place_of_the_recorder_itself(
     make_callback: MakeCallback, server: LocalServer, spool_dir: Path
 ) -> None:
-    files = ("recorder", "open_runs", "event_taker")
+    files = ("recorder", "run_taker", "open_runs", "remembered_runs", "event_taker")
     told = interrupted("raise", 1, spool_dir, server, *[f"documents/{name}.py" for name in files])
 
     assert make_callback().drain(timeout_s=300)

@@ -37,8 +37,11 @@ FOLDERS = {
         "documents/open_runs",
         "documents/recognition",
         "documents/recorder",
+        "documents/remembered_runs",
         "documents/row_times",
         "documents/run_files",
+        "documents/run_lookup",
+        "documents/run_taker",
         "documents/time_base",
     ),
     "journal": (
