@@ -12,11 +12,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..model.rows import Position
-from .line_bounds import BEGIN, MAX_STARTS_TRIED, end_of_journal_lines, end_of_record
+from .line_bounds import (
+    MAX_STARTS_TRIED,
+    end_of_alike,
+    end_of_journal_lines,
+    end_of_line,
+    has_lines,
+    looks_like_a_line,
+    next_begin,
+    payload_in,
+)
 from .line_file import MAX_LINE_BYTES, sync_file, sync_folder
-from .lines import PREFIX_BYTES, payload_of
+from .lines import PREFIX_BYTES
 from .own_files import open_own
-from .row_record import HEAD_BYTES, MAGIC, is_intact
+from .row_record import MAGIC
 from .segments import START, segment_path, segments
 
 # How much of a journal is in memory while it is read. A longer line is read whole.
@@ -95,8 +104,8 @@ class JournalReader:
         if before is not None and before.segment <= self.position.segment:
             same = before.segment == self.position.segment
             limit = min(limit, at + before.offset - self.position.offset) if same else at
-        width = max(0, self._end_of_line(at) - at)
-        end = self._end_of_alike(at, width, limit) if width and not self.damaged else at
+        width = max(0, end_of_line(self._block, at) - at)
+        end = end_of_alike(self._block, at, width, limit) if width and not self.damaged else at
         return memoryview(self._block)[at:end], width
 
     def ends_before(self, lines: int, *, unless_containing: bytes) -> bool:
@@ -111,32 +120,10 @@ class JournalReader:
             self._fill(max(size, READ_BYTES))
         return (
             self._block_reaches_end
-            and not self._block_has_lines(lines)
+            and not has_lines(self._block, self._at, lines)
             and self._block.find(unless_containing, self._at) < 0
             and segments(self._folder)[-1:] == [self.position.segment]
         )
-
-    def _block_has_lines(self, lines: int) -> bool:
-        """Return True if the block has `lines` further whole lines."""
-        at = self._at
-        while lines:
-            end = self._end_of_line(at)
-            if not end:
-                return False
-            alike = self._end_of_alike(at, end - at, min(len(self._block), at + lines * (end - at)))
-            lines -= max(1, (alike - at) // (end - at))
-            at = max(end, alike)
-        return True
-
-    def _end_of_alike(self, at: int, width: int, limit: int) -> int:
-        """Return where the records end, up to `limit`, that begin like the one at this place of the block.
-
-        They are equally wide. If no record is there, none begins so.
-        """
-        head = self._block[at : at + HEAD_BYTES]
-        while head.startswith(MAGIC) and at + width <= limit and self._block.startswith(head, at):
-            at += width
-        return at
 
     def skip(self, lines: int) -> None:
         """Skip lines that `peek` or `peek_records` has returned."""
@@ -179,23 +166,11 @@ class JournalReader:
 
     def _width(self) -> int:
         """Return how many bytes the next line has, or 0 if its end is not written."""
-        end = self._end_of_line(self._at)
+        end = end_of_line(self._block, self._at)
         if not end:
             self._fill_line()
-            end = self._end_of_line(self._at)
+            end = end_of_line(self._block, self._at)
         return max(0, end - self._at)
-
-    def _end_of_line(self, at: int) -> int:
-        """Return where a line that begins at this place of the block ends; 0 if the block ends before.
-
-        If the line is damaged, this may be any later place.
-        """
-        if self._block[at : at + 1] == MAGIC[:1]:
-            end = end_of_record(self._block, at)
-            if end:
-                return end
-            return 0 if end is None else at + 1  # the block ends within the record; or the byte is damage
-        return self._block.find(b"\n", at) + 1
 
     def _fill_line(self) -> bool:
         """Read from the position on. Return True if a whole line is there.
@@ -221,7 +196,7 @@ class JournalReader:
         while True:
             before = len(self._block) - self._at
             self._fill(min(max(READ_BYTES, before), MAX_LINE_BYTES + 1 - before))
-            if self._end_of_line(0):
+            if end_of_line(self._block, 0):
                 return True
             if self._block_reaches_end or not self._block:
                 begin = self._line_behind_damage()
@@ -239,9 +214,9 @@ class JournalReader:
         Then that record is damaged: a writer makes one line after the other.
         """
         at = self._at
-        while self._block[self._at : self._at + 1] == MAGIC[:1] and (at := self._next_begin(at)):
-            end = self._end_of_line(at)
-            if end and self._payload(at, end) is not None:
+        while self._block[self._at : self._at + 1] == MAGIC[:1] and (at := next_begin(self._block, at)):
+            end = end_of_line(self._block, at)
+            if end and payload_in(self._block, at, end) is not None:
                 return at
         return 0
 
@@ -287,14 +262,14 @@ class JournalReader:
 
     def _lines(self) -> Iterator[Line]:
         while True:
-            end = self._end_of_line(self._at)
+            end = end_of_line(self._block, self._at)
             if not end:
                 begin = self._line_behind_damage() if self._block_reaches_end else 0
                 if not begin:
                     return
                 self._skip_damage(begin)
                 continue
-            payload = self._payload(self._at, end)
+            payload = payload_in(self._block, self._at, end)
             if payload is None:
                 self._skip_damage(self._next_start(end))
                 continue
@@ -303,21 +278,9 @@ class JournalReader:
             self._at, self._unsure_of_start = end, False
             yield Line(position, payload)
 
-    def _payload(self, at: int, end: int) -> bytes | None:
-        """Return the line in this part of the block, or None if it is damaged."""
-        if self._block[at] == MAGIC[0]:
-            record = self._block[at:end]
-            return record if is_intact(record) else None
-        return payload_of(self._block[at : end - 1])
-
-    def _next_begin(self, at: int) -> int:
-        """Return the next place after `at` where a line may begin, 0 if there is none in the block."""
-        found = BEGIN.search(self._block, at + 1)
-        return found.start() if found else 0
-
     def _next_start(self, end: int) -> int:
         """Return where to go on behind the damaged line at the position, which ends at `end`."""
-        following = self._next_begin(self._at)
+        following = next_begin(self._block, self._at)
         if not following:  # the first bytes of the next line may be the last ones of the block
             return max(self._at + 1, len(self._block) - PREFIX_BYTES)
         at = self.position.offset + end - self._at
@@ -327,15 +290,9 @@ class JournalReader:
         magic = self._block.find(MAGIC, following, end)
         return magic if magic >= 0 else end
 
-    def _is_a_line(self) -> bool:
-        """Return True if what stands at the position looks like a line, damaged or not."""
-        if self._block.startswith(MAGIC, self._at):
-            return end_of_record(self._block, self._at) != 0
-        return BEGIN.match(self._block, self._at) is not None
-
     def _skip_damage(self, at: int) -> None:
         """Skip what is damaged, up to this place in the block. Count it, unless it is a part of what was counted."""
-        if not self._unsure_of_start or self._is_a_line():
+        if not self._unsure_of_start or looks_like_a_line(self._block, self._at):
             self.damaged += 1
         self._unsure_of_start = True
         self.position = Position(self.position.segment, self.position.offset + at - self._at)

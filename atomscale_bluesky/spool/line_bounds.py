@@ -11,7 +11,7 @@ import re
 
 from .line_file import BLOCK_BYTES, MAX_LINE_BYTES, end_of_lines
 from .lines import payload_of
-from .row_record import MAGIC, is_intact, shape_of
+from .row_record import HEAD_BYTES, MAGIC, is_intact, shape_of
 
 # How much of a journal's end is read first, to see whether it ends with a whole line.
 CHECKED_TAIL_BYTES = 2**16
@@ -84,3 +84,60 @@ def end_of_record(block: bytes, at: int) -> int | None:
     if shape is None:
         return 0
     return at + shape.width if at + shape.width <= len(block) else None
+
+
+def end_of_line(block: bytes, at: int) -> int:
+    """Return where a line that begins at this place of a block ends; 0 if the block ends before.
+
+    If the line is damaged, this may be any later place.
+    """
+    if block[at : at + 1] == MAGIC[:1]:
+        end = end_of_record(block, at)
+        if end:
+            return end
+        return 0 if end is None else at + 1  # the block ends within the record; or the byte is damage
+    return block.find(b"\n", at) + 1
+
+
+def end_of_alike(block: bytes, at: int, width: int, limit: int) -> int:
+    """Return where the records end, up to `limit`, that begin like the one at this place of a block.
+
+    They are equally wide. If no record is there, none begins so.
+    """
+    head = block[at : at + HEAD_BYTES]
+    while head.startswith(MAGIC) and at + width <= limit and block.startswith(head, at):
+        at += width
+    return at
+
+
+def has_lines(block: bytes, at: int, lines: int) -> bool:
+    """Return True if at least `lines` whole lines follow one another from this place of a block on."""
+    while lines:
+        end = end_of_line(block, at)
+        if not end:
+            return False
+        alike = end_of_alike(block, at, end - at, min(len(block), at + lines * (end - at)))
+        lines -= max(1, (alike - at) // (end - at))
+        at = max(end, alike)
+    return True
+
+
+def payload_in(block: bytes, at: int, end: int) -> bytes | None:
+    """Return the JSON text, or the whole record, of the line in this part of a block; None if it is damaged."""
+    if block[at] == MAGIC[0]:
+        record = block[at:end]
+        return record if is_intact(record) else None
+    return payload_of(block[at : end - 1])
+
+
+def next_begin(block: bytes, at: int) -> int:
+    """Return the next place after `at` where a line may begin, 0 if there is none in the block."""
+    found = BEGIN.search(block, at + 1)
+    return found.start() if found else 0
+
+
+def looks_like_a_line(block: bytes, at: int) -> bool:
+    """Return True if what stands at this place of a block looks like a line, damaged or not."""
+    if block.startswith(MAGIC, at):
+        return end_of_record(block, at) != 0
+    return BEGIN.match(block, at) is not None
