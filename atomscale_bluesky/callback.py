@@ -241,7 +241,7 @@ class AtomscaleCallback:
             ApiTooLargeError: An answer is far larger than its stream can be.
         """
         from .api.client import Client  # both take a while, and few sessions need them
-        from .checks.verification import find_to_verify, verify_run
+        from .checks.verify_run import find_to_verify, verify_run
 
         try:
             folder = find_to_verify(self._spool, self._watch, run_uid)

@@ -7,7 +7,10 @@ Guaranteed: a check changes nothing in Atomscale, except `probe`, which makes st
     doctor        key, server, clock and disk, before a run
     settings_report  where each setting comes from, and what is no setting
     probe         what an endpoint permits beyond its documentation; probe_streams, the streams it makes for that
-    verification  reads a run back and compares it with its journal, point by point
+    verify_run    reads a run back and compares it with its journal, point by point
+    expected_points  which points must be there, by the run's files
+    stream_reading   reads a stream, and again while points are missing
+    verification  the result
     recordings    the same for recorded documents, which the folder `sources` reads
     who_delivers  runs that no process delivers, and what delivers them
     run_tables    a run's points as tables, from the spool or read back

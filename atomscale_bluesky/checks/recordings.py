@@ -33,7 +33,8 @@ from ..spool.run_claim import RunClaim
 from ..spool.segments import START
 from ..spool.spool import Spool
 from .comparison import Difference, Series, same_time
-from .verification import PATIENCE_S, StreamDifference, StreamVerified, Verification, add_differences, read_back
+from .stream_reading import PATIENCE_S, read_back
+from .verification import StreamDifference, StreamVerified, Verification, add_differences
 
 
 def one_run(documents: Iterable[Document], run: str = "") -> tuple[str, list[Document]]:

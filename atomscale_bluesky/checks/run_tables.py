@@ -18,7 +18,7 @@ from ..api.client import Client
 from ..errors import ApiUnavailableError
 from ..model.identifiers import FAMILIES
 from ..status.run_rows import Block, RunRows
-from .verification import read_back
+from .stream_reading import read_back
 
 # How long it may take until points that were just delivered can be read.
 PATIENCE_S = 10.0

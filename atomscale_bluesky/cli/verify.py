@@ -124,7 +124,7 @@ def _show_read_back(entry: dict[str, Any], as_json: bool) -> int:
 
 def _with_journal(settings: Settings, spool: Spool, run: str, patience_s: float) -> Verification:
     from ..api.client import Client
-    from ..checks.verification import find_to_verify, verify_run
+    from ..checks.verify_run import find_to_verify, verify_run
     from ..errors import SpoolError
     from ..settings import spool_option
     from ..status.commands import with_option

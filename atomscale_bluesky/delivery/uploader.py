@@ -46,7 +46,7 @@ class Uploader(Deliverer):
     ) -> None:
         if settings.keep == "verified":
             # Here and not in a thread: a process forked during the import would wait for it for ever.
-            from ..checks import verification  # noqa: F401
+            from ..checks import verify_run  # noqa: F401
         self._exit_timeout_s = settings.exit_timeout_s
         self._monotonic = monotonic
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()

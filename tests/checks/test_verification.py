@@ -23,7 +23,8 @@ from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.api.client import Client
-from atomscale_bluesky.checks.verification import MAX_DIFFERENCES, verify_run
+from atomscale_bluesky.checks.verification import MAX_DIFFERENCES
+from atomscale_bluesky.checks.verify_run import verify_run
 from atomscale_bluesky.errors import ApiTooLargeError, ApiUnavailableError, SpoolError
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.orders import Retry

@@ -32,7 +32,7 @@ class Verify(Work["Verification"], frozen=True, eq=False):
 
     def perform(self, client: Client, context: WorkerContext) -> Verification:
         """Read the run back, and compare it with its files."""
-        from ...checks.verification import verify_run  # few sessions need it, and there the uploader has it
+        from ...checks.verify_run import verify_run  # few sessions need it, and there the uploader has it
 
         try:
             return verify_run(Path(self.folder), client, patience_s=0)
