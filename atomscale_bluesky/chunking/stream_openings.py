@@ -100,7 +100,7 @@ class StreamOpenings:
             channels=channels,
             joins=host.stream if host else None,
         )
-        self._ledger.note(opening)
+        self._ledger.note(opening, sync=host is not None)
         return opening
 
     def _host(self, channels: Iterable[str], points_per_chunk: int) -> Opened | None:

@@ -150,7 +150,8 @@ def _size_before_damage(path: Path) -> int:
             fact = decode_ledger(payload)
             if after_opening or _shows_a_sync(fact, streams_with_id):
                 return path.stat().st_size
-            after_opening, last_payload = isinstance(fact, Opened | Together), payload
+            after_opening = isinstance(fact, Together) or (isinstance(fact, Opened) and fact.joins is not None)
+            last_payload = payload
     return sound_size
 
 
@@ -171,7 +172,7 @@ def _shows_a_sync(fact: LedgerLine, streams_with_id: set[int]) -> bool:
     """
     if isinstance(fact, Tried) and fact.stream not in streams_with_id:
         return True  # the stream's id was synced before
-    return not fact.unsynced and not isinstance(fact, Opened | Together)
+    return not fact.unsynced and not isinstance(fact, Together)
 
 
 def _payloads(text: bytes | None) -> list[bytes]:

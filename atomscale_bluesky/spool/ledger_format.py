@@ -39,8 +39,13 @@ class Fact(FileLine, frozen=True):
 
 
 class Opened(Fact, frozen=True, tag="opened"):
-    """An opening: starts a metrology stream of the run, before anything is done about it."""
+    """An opening: starts a metrology stream of the run, before anything is done about it.
 
+    It is synced with the next line about its stream, which is synced before the stream is made in Atomscale. One that
+    shares another's metrology stream needs no such line, so it is synced itself.
+    """
+
+    unsynced = True
     stream: int  # counts from 0 within the run
     time_base: str
     from_row: int

@@ -59,9 +59,8 @@ class RunClaim:
                 f"{folder} was written in format {header.format}, this version knows up to {FORMAT}; update the package"
             )
         refuse_links_in(folder)
-        # Before the first request for the run: after a power cut it can be found again, with its header.
+        # Before the first request for the run: after a power cut its header can be read again.
         JournalReader(folder).sync()
-        sync_folder(folder.parent)
         self.folder = folder
         self.header = header
         self.ledger: Ledger = Ledger(folder / LEDGER, make_room=make_room)

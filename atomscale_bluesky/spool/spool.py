@@ -13,14 +13,14 @@ mode 0700 and files 0600.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from contextlib import suppress
 from pathlib import Path
 
 from .disk_space import DiskSpace
 from .history import History
 from .leftovers import holds_a_run, remove_leftover
-from .line_file import LineFile
+from .line_file import LineFile, sync_folder
 from .lines import checksummed, encode
 from .locks import UPLOADER_LOCK, WRITER_LOCK, RunLock, is_held, is_session_alive, locked, service_lock
 from .orders import ORDERS, Edit, OrderLine, read_orders
@@ -69,6 +69,7 @@ class Spool:
         self.not_kept: RunsNotKept = RunsNotKept(path, make_room=self._make_room)
         self.writers: RunWriters = RunWriters(path, self.disk_space, self.not_kept, sync_each=sync_each)
         self._logged_folders: set[Path] = set()  # folders without a header that were logged
+        self._synced_names: Set[str] = frozenset()  # of run folders: these names survive a power cut
         # psutil takes half as long to import as the rest of the package, so it is imported only when there is a spool.
         # It is imported here and not later in a thread, because a fork during the import would leave it half done.
         if read_only:
@@ -157,10 +158,18 @@ class Spool:
             if not ours and not segments(folder):  # its previous owner has just finished it
                 lock.release()
                 return None
+            self._sync_name(folder)
             return RunClaim(found, lock, self.history, self._make_room)
         except BaseException:
             lock.release()
             raise
+
+    def _sync_name(self, folder: Path) -> None:
+        """Let the name of a run's folder survive a power cut, and those of all other runs that are there now."""
+        if folder.name not in self._synced_names:
+            names = frozenset(self.run_names())
+            sync_folder(self.path)
+            self._synced_names = names
 
     def writer_alive(self, folder: Path) -> bool:
         """Return True if a process has the run open for writing. Return False also if its files cannot be read."""

@@ -410,11 +410,12 @@ def test_a_fact_is_synced_unless_it_can_be_found_out_again(tmp_path: Path, monke
             counts.append(len(synced) - before)
         return counts
 
-    assert syncs(OPENED, INITIALIZING, INITIALIZED) == [1, 1, 1]
+    assert syncs(OPENED, INITIALIZING, INITIALIZED) == [0, 1, 1]
     assert syncs(tried(0), Confirmed(0, 0, 1.0, ("b",))) == [0, 0]
     assert syncs(Confirmed(0, 0, 1.0, ("a",)), sync=True) == [1]
     assert syncs(previewed(1, 5), PreviewAnswered(0, 1, taken=True), ChannelLeft(0, "b", 20)) == [1, 0, 0]
     assert syncs(Parked("why", 0), Ended(0, "too large")) == [1, 1]
+    assert syncs(Finalizing(0), Finalized(0, 2.0)) == [1, 1]
     ledger.close()
 
 
