@@ -34,6 +34,6 @@ wait for their descriptor.
     subscriptions   mistakes with subscriptions: warns, and leaves a run to a newer callback
     recognition     which readings of a document the earlier journals have
     early_events    events that wait for their descriptor
-    not_given       events that the stop document counts and that never came
+    missing_events  events that the stop document counts and that never came
     ignored_documents    documents that cannot be used: counted, and logged once
 """

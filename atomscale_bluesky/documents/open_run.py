@@ -273,7 +273,7 @@ class OpenRun:
                 self.uid, self.earlier_events.possibly_taken_twice,
             )  # fmt: skip
 
-    def log_not_given(self, events: Mapping[str, int], ignored_documents: IgnoredDocuments) -> None:
+    def log_missing_events(self, events: Mapping[str, int], ignored_documents: IgnoredDocuments) -> None:
         """Log which events the stop document counts that never came."""
         if events:
             listed = safe(", ".join(f"{n} of event stream {name!r}" for name, n in events.items()))

@@ -22,7 +22,7 @@ from .descriptor import event_stream_of, mapping_of
 from .early_events import EarlyEvents
 from .ignored_documents import TAKEN_BEFORE, IgnoredDocuments
 from .known_runs import KnownRun, KnownRuns, RunState
-from .not_given import count_not_given
+from .missing_events import count_missing_events
 from .open_run import OpenRun
 from .open_runs import OpenRuns
 from .run_files import RunFiles
@@ -167,8 +167,8 @@ class RunTaker:
             else:
                 self._early.note_run_ended()
                 self.give_up_early(overdue)
-        stop.not_given.update(count_not_given(run, counts, self._runs.selection))
-        run.log_not_given(stop.not_given, self._ignored)
+        stop.not_given.update(count_missing_events(run, counts, self._runs.selection))
+        run.log_missing_events(stop.not_given, self._ignored)
         if run.has_only_ended_journals:
             self._files.make_folder_if_due(run)  # its files say that no stop document came
         self._files.end(run, stop)

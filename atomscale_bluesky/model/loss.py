@@ -3,11 +3,11 @@
 To add a reason, add a line here and use it where the reason is found. Then classify it, or leave it out, in each of
 these:
 
-    may_be_kept_later, below               may the same document be kept when it is given again?
-    documents/open_run, _COMES_AGAIN       does each replay bring the same readings? Then they are counted already
-    documents/not_given, _WITHOUT_A_ROW    did the event come, although no journal has a row of it?
-    documents/channels, _NO_NUMBER_YET     may a value of a numeric key be this for a while?
-    documents/layout_chooser, may_change   is a key left out because of its first values, which may change?
+    may_be_kept_later, below                    may the same document be kept when it is given again?
+    documents/open_run, _COMES_AGAIN            does each replay bring the same readings? Then they are counted already
+    documents/missing_events, _WITHOUT_A_ROW    did the event come, although no journal has a row of it?
+    documents/channels, _NO_NUMBER_YET          may a value of a numeric key be this for a while?
+    documents/layout_chooser, may_change        is a key left out because of its first values, which may change?
 
 CONTRIBUTING.md lists the files that find reasons. `ROW_DROPPED` alone is counted where the account is made
 (`status/account`), not where documents are taken. The table of every reason in the documentation is made from this

@@ -32,7 +32,7 @@ FOLDERS = {
         "documents/known_runs",
         "documents/layout_chooser",
         "documents/metadata",
-        "documents/not_given",
+        "documents/missing_events",
         "documents/open_run",
         "documents/open_runs",
         "documents/recognition",

@@ -1,4 +1,7 @@
-"""Counts, when a stop document comes, how many of the events that it announces never came."""
+"""Counts, when a stop document comes, how many of the events that it announces never came.
+
+Journal, `status` and history call these events `not_given`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from .selection import Selection
 _WITHOUT_A_ROW = frozenset({Loss.NO_ROOM, Loss.NOT_WRITTEN, Loss.DOCUMENT_TOO_LONG, Loss.MALFORMED, Loss.NO_DESCRIPTOR})
 
 
-def count_not_given(run: OpenRun, counts: Mapping[Any, Any], selection: Selection) -> dict[str, int]:
+def count_missing_events(run: OpenRun, counts: Mapping[Any, Any], selection: Selection) -> dict[str, int]:
     """Return how many events never came, by event stream, as far as that is known.
 
     Not found: a missing event if another one was recorded twice, because only the difference is known; and any if
