@@ -30,7 +30,7 @@ One run:
 
     run_delivery     the order of its tasks; claimed_run, its files and what was read of them
     tasks            a folder: one file for each kind of task, from `may it run now` to `what does the result mean`
-    task_book        which tasks are under way or have failed
+    unfinished_tasks which tasks a worker has, and which failed and are tried again
     previews         shows the points of a slow stream before their chunk is full
     stream_end_rules ends a stream that takes no more points
     streams_about_to_end  what such a stream holds, and where its other points go

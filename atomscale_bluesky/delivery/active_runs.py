@@ -175,7 +175,11 @@ class ActiveRuns:
     def finish_runs(self) -> None:
         """Move the runs that are delivered whole into the history."""
         for delivery in self:
-            if delivery.finished and delivery.run.task_book.in_flight == 0 and self.guarded(delivery, delivery.finish):
+            if (
+                delivery.finished
+                and delivery.run.unfinished_tasks.in_flight == 0
+                and self.guarded(delivery, delivery.finish)
+            ):
                 self._remove(delivery.claim.folder)
                 self.forget(delivery.claim.folder)
 

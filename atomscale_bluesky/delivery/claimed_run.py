@@ -18,8 +18,8 @@ from .backoff import Patience
 from .pending_links import Link, PendingLinks
 from .previews import Previews, cut_short_in_doubt
 from .streams_about_to_end import StreamsAboutToEnd
-from .task_book import Task, TaskBook
 from .tasks.work import Kind, ServerFacts
+from .unfinished_tasks import Task, UnfinishedTasks
 
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class ClaimedRun:
         self.ledger = claim.ledger
         self.server_facts = server_facts
         self.unix_time = unix_time
-        self.task_book = TaskBook()
+        self.unfinished_tasks = UnfinishedTasks()
         self.patience = Patience()
         self.pushed_singly: dict[int, set[str]] = {}  # by stream: channels that were refused
         self.account_checked: set[int] = set()  # streams whose account was checked and is right
@@ -170,14 +170,14 @@ class ClaimedRun:
 
         A failed link task still holds its kind, so these links are made only after the run was read again.
         """
-        popped = self.task_book.pop_failed(streams)
+        popped = self.unfinished_tasks.pop_failed(streams)
         for task in popped:
             if task.kind is not Kind.LINK:
-                self.task_book.finish(task)
+                self.unfinished_tasks.finish(task)
         return popped
 
     def keep_for_retry(self, task: Task) -> None:
         """Let a failed task that was removed be tried again after all."""
         if task.kind is not Kind.LINK:
-            self.task_book.hold(task.kind, task.stream)
-        self.task_book.keep_for_retry(task)
+            self.unfinished_tasks.hold(task.kind, task.stream)
+        self.unfinished_tasks.keep_for_retry(task)

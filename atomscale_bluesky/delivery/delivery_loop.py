@@ -378,7 +378,7 @@ class DeliveryLoop:
         if busy or self._active.waiting.any_queued or not self.retries.pause.is_over(self._monotonic()):
             return True
         return any(
-            delivery.run.task_book.is_busy or delivery.finished or not delivery.run.run_chunker.at_end
+            delivery.run.unfinished_tasks.is_busy or delivery.finished or not delivery.run.run_chunker.at_end
             for delivery in self._active
         )
 

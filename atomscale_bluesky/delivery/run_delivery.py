@@ -36,9 +36,9 @@ from ..status.run_status import RunStatus, status_of
 from ..status.run_summary import history_entry, log_summary
 from .claimed_run import ClaimedRun
 from .stream_end_rules import end_damaged_streams, end_outgrown_streams, end_streams_without_a_point
-from .task_book import Task
 from .tasks import finalize, initialize, make_links, measure_clock, preview, push, read_back, resolve, verify
 from .tasks.work import RetryAfter, ServerFacts, Work
+from .unfinished_tasks import Task
 
 _logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class RunDelivery:
         if run.must_reload:
             return False
         if run.state.discarded:
-            return run.stopped and run.task_book.in_flight == 0
+            return run.stopped and run.unfinished_tasks.in_flight == 0
         if run.state.parked_reason:
             return False
         return run.delivered and (run.header.keep != "verified" or run.state.verified is not None)
@@ -89,7 +89,7 @@ class RunDelivery:
     @property
     def may_reload_now(self) -> bool:
         """Return True if the run has to be read again from its files, and nothing of it is under way."""
-        return self.run.must_reload and self.run.task_book.in_flight == 0
+        return self.run.must_reload and self.run.unfinished_tasks.in_flight == 0
 
     @property
     def more_to_read(self) -> bool:
@@ -99,7 +99,12 @@ class RunDelivery:
     @property
     def idle(self) -> bool:
         """Return True if nothing can be done until more is written, the operator acts, or minutes have passed."""
-        moves = self.run.task_book.is_busy or self.finished or self.run.must_reload or not self.run.run_chunker.at_end
+        moves = (
+            self.run.unfinished_tasks.is_busy
+            or self.finished
+            or self.run.must_reload
+            or not self.run.run_chunker.at_end
+        )
         return self._idle and not moves and self.run.previews.next_due() is None
 
     @property
@@ -153,7 +158,7 @@ class RunDelivery:
         return task
 
     def _next_task(self, now: float) -> Task | None:
-        run, book = self.run, self.run.task_book
+        run, tasks = self.run, self.run.unfinished_tasks
         if run.parked or run.state.discarded:
             return self._next_while_parked(now)
         end_damaged_streams(run)
@@ -162,22 +167,22 @@ class RunDelivery:
             return None  # a stream has ended just now, and what is ready of it belongs to another one
         work = work or resolve.next_work(run, now) or initialize.next_work(run, now)
         if work is not None:
-            return book.begin(work)
-        task = book.give_out_failed(now)
+            return tasks.begin(work)
+        task = tasks.give_out_failed(now)
         if task is not None:
             return task
         work = measure_clock.next_work(run) or make_links.next_work(run, now) or self._next_chunk(now)
         if work is None:
             work = self._next_without_chunks()
-        return None if work is None else book.begin(work)
+        return None if work is None else tasks.begin(work)
 
     def _next_while_parked(self, now: float) -> Task | None:
         """Count the rows of a parked or discarded run, and look for what its links name. Nothing is sent."""
-        run, book = self.run, self.run.task_book
+        run, tasks = self.run, self.run.unfinished_tasks
         if not (run.stopped and run.run_chunker.at_end):
             run.run_chunker.read_on(count_only=True)
         work = resolve.next_work(run, now)
-        return book.give_out_failed(now) if work is None else book.begin(work)
+        return tasks.give_out_failed(now) if work is None else tasks.begin(work)
 
     def _next_without_chunks(self) -> Work[Any] | None:
         """Return what can be done while no chunk can be sent: end streams, finalize, verify."""
@@ -193,7 +198,7 @@ class RunDelivery:
     def _next_chunk(self, now: float) -> Work[Any] | None:
         """Return a chunk to send, or a task that reading the journal on has made possible."""
         run = self.run
-        if len(run.task_book.failed_tasks) >= MAX_FAILED:
+        if len(run.unfinished_tasks.failed_tasks) >= MAX_FAILED:
             return None
         # Reading on may have opened a stream, or found the stop, for which a tag is made.
         return (
@@ -207,7 +212,7 @@ class RunDelivery:
         """Return when a failed task or a preview is due, monotonic, or None if there is none."""
         if self.run.must_reload:
             return None
-        times = [self.run.task_book.next_due(), self.run.previews.next_due()]
+        times = [self.run.unfinished_tasks.next_due(), self.run.previews.next_due()]
         return min((time for time in times if time is not None), default=None)
 
     # ---- its result ------------------------------------------------------------------------------------------------
@@ -226,7 +231,7 @@ class RunDelivery:
         """Park what a task is about, until the operator acts or what is missing appears. Data are kept."""
         self._note_returned(task)
         task.work.park(self.run, reason)
-        self.run.task_book.finish(task)
+        self.run.unfinished_tasks.finish(task)
 
     def apply_failure(self, task: Task, error: ApiError, not_before: float, part: Any = None) -> bool:
         """Take a failure that can clear. Return True if `next_task` will return the task again.
@@ -247,22 +252,22 @@ class RunDelivery:
         self._note_returned(task)
         work = task.work.put_back(self.run)
         if work is None:
-            self.run.task_book.finish(task)
+            self.run.unfinished_tasks.finish(task)
         else:
-            self.run.task_book.keep_for_retry(task)
+            self.run.unfinished_tasks.keep_for_retry(task)
 
     def _note_returned(self, task: Task) -> None:
         self._idle = False
-        self.run.task_book.note_returned(task)
+        self.run.unfinished_tasks.note_returned(task)
 
     def _finish_or_retry(self, task: Task, again: RetryAfter | None, now: float) -> None:
         if again is None:
-            self.run.task_book.finish(task)
+            self.run.unfinished_tasks.finish(task)
             return
         task.work = again.work
         task.attempts += 1
         task.not_before = now + again.after_s
-        self.run.task_book.keep_for_retry(task)
+        self.run.unfinished_tasks.keep_for_retry(task)
 
     # ---- orders, and the run's end ---------------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from ..model.chunk import Chunk
 from ..spool.ledger_format import NO_POINT, Ended, OpeningReason
 from ..spool.stream_state import Life, MetrologyStreamState
-from .task_book import Task
 from .tasks.work import Kind
+from .unfinished_tasks import Task
 
 if TYPE_CHECKING:
     from .claimed_run import ClaimedRun
@@ -72,7 +72,7 @@ def end_damaged_streams(run: ClaimedRun) -> None:
     for chunk in run.run_chunker.pop_damaged():
         points = run.streams[chunk.stream].opening.points_per_chunk
         run.streams_about_to_end.begin(chunk.stream, "damaged", points, [run.as_sent(chunk)])
-    if not run.run_chunker.all_cut or run.run_chunker.ready or run.task_book.failed_tasks or run.task_book.in_flight:
+    if not run.run_chunker.all_cut or run.run_chunker.ready or run.unfinished_tasks.is_busy:
         return
     for number, stream in run.streams.items():
         if stream.life is Life.INITIALIZED and not stream.parked and stream.tried.keys() - stream.refused.keys():
@@ -91,7 +91,7 @@ def end_streams_without_a_point(run: ClaimedRun) -> None:
 
 def end_outgrown_streams(run: ClaimedRun) -> None:
     """End streams whose chunk was cut short at a preview. The rows after it go into a continuation."""
-    for number in run.run_chunker.pop_to_cut_short(lambda one: not run.task_book.holds(Kind.PREVIEW, one)):
+    for number in run.run_chunker.pop_to_cut_short(lambda one: not run.unfinished_tasks.holds(Kind.PREVIEW, one)):
         if not run.previews.cut_short(run.streams[number]):
             run.request_reload("a preview was not taken, so its chunk is made as usual")
     for number in run.run_chunker.outgrown:

@@ -9,8 +9,8 @@ import msgspec
 
 from ..api.client import Client
 from ..errors import ApiError, ApiUnavailableError
-from .task_book import Task
 from .tasks.work import PartlyDoneError, ServerFacts, UnexplainedError, WorkerContext
+from .unfinished_tasks import Task
 
 _logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..api.connection import Traffic
 from ..model.text import safe
-from .task_book import Task
 from .task_runner import Outcome
+from .unfinished_tasks import Task
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer

@@ -96,7 +96,7 @@ class Turns:
         if active.free_places > 0 or now - self._quiet_put_back_at < QUIET_PERIOD_S:
             return
         for delivery in active:
-            failed = delivery.run.task_book.failed_tasks
+            failed = delivery.run.unfinished_tasks.failed_tasks
             verifies = any(task.kind is Kind.VERIFY for task in failed)
             if active.quiet_s(delivery) >= QUIET_S and failed and _may_stop(delivery) and not verifies:
                 self._quiet_put_back_at = now
@@ -115,4 +115,4 @@ class Turns:
 
 def _may_stop(delivery: RunDelivery) -> bool:
     """Return True if a run can be released: nothing of it is under way, and it is not about to be finished."""
-    return delivery.run.task_book.in_flight == 0 and not delivery.finished and not delivery.may_reload_now
+    return delivery.run.unfinished_tasks.in_flight == 0 and not delivery.finished and not delivery.may_reload_now

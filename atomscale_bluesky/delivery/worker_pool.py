@@ -22,10 +22,10 @@ from ..api.connection import Traffic
 from ..settings import Settings
 from ..spool.gil_yield import GilYield
 from .run_delivery import RunDelivery
-from .task_book import Task
 from .task_runner import Outcome, perform
 from .tasks.work import ServerFacts
 from .tracing import Tracing
+from .unfinished_tasks import Task
 
 # How often the server's clock is measured for `status`: NTP corrects a host's clock within minutes.
 CLOCK_INTERVAL_S = 3600.0

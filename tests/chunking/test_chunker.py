@@ -17,9 +17,9 @@ from atomscale_bluesky.chunking.chunker import Chunker
 from atomscale_bluesky.chunking.cut_stream import Resumed
 from atomscale_bluesky.chunking.decisions import Decision, Leave, Open
 from atomscale_bluesky.delivery.run_delivery import RunDelivery
-from atomscale_bluesky.delivery.task_book import Task
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
 from atomscale_bluesky.delivery.tasks.work import Kind
+from atomscale_bluesky.delivery.unfinished_tasks import Task
 from atomscale_bluesky.errors import ApiUnavailableError
 from atomscale_bluesky.model.chunk import Chunk
 from atomscale_bluesky.model.rows import Channel, Position, Row

@@ -13,7 +13,6 @@ from atomscale_bluesky import Settings
 from atomscale_bluesky.api.client import Client
 from atomscale_bluesky.api.wire import push_bytes
 from atomscale_bluesky.delivery.refusals import CATALOGUE_ATTEMPTS
-from atomscale_bluesky.delivery.task_book import Task
 from atomscale_bluesky.delivery.task_runner import Outcome, perform
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
 from atomscale_bluesky.delivery.tasks.finalize import Finalize
@@ -21,6 +20,7 @@ from atomscale_bluesky.delivery.tasks.initialize import Initialize
 from atomscale_bluesky.delivery.tasks.measure_clock import CLOCK_ATTEMPTS, MeasureClock
 from atomscale_bluesky.delivery.tasks.push import Push
 from atomscale_bluesky.delivery.tasks.work import ServerFacts
+from atomscale_bluesky.delivery.unfinished_tasks import Task
 from atomscale_bluesky.errors import ApiKeyError, ApiRefusedError, ApiUnavailableError
 from atomscale_bluesky.model.chunk import Chunk, Column
 from atomscale_bluesky.model.links import Links

@@ -24,10 +24,10 @@ from atomscale_bluesky.delivery.drain import DrainQuestion
 from atomscale_bluesky.delivery.outage_log import SAME_OUTAGE_S
 from atomscale_bluesky.delivery.retry_policy import RetryPolicy
 from atomscale_bluesky.delivery.run_delivery import MAX_FAILED, RunDelivery
-from atomscale_bluesky.delivery.task_book import Task
 from atomscale_bluesky.delivery.task_runner import Outcome
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
 from atomscale_bluesky.delivery.tasks.work import Kind
+from atomscale_bluesky.delivery.unfinished_tasks import Task
 from atomscale_bluesky.delivery.uploader import Uploader
 from atomscale_bluesky.errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
 from atomscale_bluesky.model.links import Links
@@ -261,7 +261,7 @@ def test_the_first_chunk_goes_alone_and_then_several_at_a_time_and_finalize_last
 
     (first,) = tasks(delivery)
     assert first.chunk is not None
-    assert (first.chunk.index, delivery.run.task_book.in_flight) == (0, 1)
+    assert (first.chunk.index, delivery.run.unfinished_tasks.in_flight) == (0, 1)
     confirm(delivery, first)
     rest = tasks(delivery)
     assert what(rest) == [(Kind.PUSH, 1), (Kind.PUSH, 2), (Kind.PUSH, 3)]
@@ -271,7 +271,7 @@ def test_the_first_chunk_goes_alone_and_then_several_at_a_time_and_finalize_last
     (last,) = tasks(delivery)
     assert (last.kind, delivery.finished) == (Kind.FINALIZE, False)
     delivery.apply_result(last, None, 0.0)
-    assert (tasks(delivery), delivery.finished, delivery.run.task_book.in_flight) == ([], True, 0)
+    assert (tasks(delivery), delivery.finished, delivery.run.unfinished_tasks.in_flight) == ([], True, 0)
 
 
 def test_a_first_chunk_that_failed_is_still_alone(deliver: Deliver) -> None:
@@ -304,12 +304,12 @@ def test_a_task_that_was_not_begun_comes_back_as_it_was(deliver: Deliver) -> Non
     delivery = initialized(deliver(35))
     confirm(delivery, tasks(delivery)[0])
     rest = tasks(delivery)
-    assert [tasks(delivery), delivery.run.task_book.in_flight] == [[], 3]
+    assert [tasks(delivery), delivery.run.unfinished_tasks.in_flight] == [[], 3]
 
     for task in rest[1:]:
         delivery.put_back(task)
 
-    assert delivery.run.task_book.in_flight == 1
+    assert delivery.run.unfinished_tasks.in_flight == 1
     assert tasks(delivery) == rest[1:]
     assert [(task.attempts, task.work.may_be_there) for task in rest] == [(0, False)] * 3
 
@@ -468,9 +468,9 @@ def test_orders_wait_for_what_is_under_way(deliver: Deliver, spool: Spool) -> No
 
     delivery.obey_orders()
 
-    assert (delivery.may_reload_now, delivery.run.task_book.in_flight) == (False, 1)
+    assert (delivery.may_reload_now, delivery.run.unfinished_tasks.in_flight) == (False, 1)
     confirm(delivery, task)
-    assert (delivery.may_reload_now, delivery.run.task_book.in_flight, tasks(delivery)) == (True, 0, [])
+    assert (delivery.may_reload_now, delivery.run.unfinished_tasks.in_flight, tasks(delivery)) == (True, 0, [])
 
 
 # ---- what came of it -------------------------------------------------------------------------------------------------

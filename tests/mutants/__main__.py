@@ -93,7 +93,7 @@ FOLDERS = {
         "delivery/waiting_runs",
         "delivery/run_delivery",
         "delivery/claimed_run",
-        "delivery/task_book",
+        "delivery/unfinished_tasks",
         "delivery/refusals",
         "delivery/stream_end_rules",
         "delivery/tasks/chunk_requests",

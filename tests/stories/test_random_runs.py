@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 
 from atomscale_bluesky import AtomscaleCallback, Settings
 from atomscale_bluesky.delivery.run_delivery import RunDelivery
-from atomscale_bluesky.delivery.task_book import Task
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
 from atomscale_bluesky.delivery.tasks.work import Kind
+from atomscale_bluesky.delivery.unfinished_tasks import Task
 from atomscale_bluesky.spool.spool import Spool
 from atomscale_bluesky.status.spool_status import SpoolStatus
 

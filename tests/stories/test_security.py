@@ -30,10 +30,10 @@ import atomscale_bluesky
 from atomscale_bluesky import ApiRefusedError, ApiUnavailableError, AtomscaleCallback, Settings, SettingsError
 from atomscale_bluesky.api.client import Client
 from atomscale_bluesky.checks.doctor import Result, examine
-from atomscale_bluesky.delivery.task_book import Task
 from atomscale_bluesky.delivery.task_runner import perform
 from atomscale_bluesky.delivery.tasks.finalize import Finalize
 from atomscale_bluesky.delivery.tasks.work import ServerFacts
+from atomscale_bluesky.delivery.unfinished_tasks import Task
 from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.journal_format import decode_journal

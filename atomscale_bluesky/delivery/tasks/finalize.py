@@ -47,7 +47,7 @@ class Finalize(Work[None], frozen=True, eq=False):
 
 def next_work(run: ClaimedRun) -> Finalize | None:
     """Return the next stream to close, noted and synced. Park the run if its account does not add up."""
-    if run.must_reload or not run.run_chunker.all_cut or run.run_chunker.ready or run.task_book.failed_tasks:
+    if run.must_reload or not run.run_chunker.all_cut or run.run_chunker.ready or run.unfinished_tasks.failed_tasks:
         return None  # `must_reload`: a stream was opened whose rows are read next
     ready = [stream for number, stream in run.streams.items() if _may_be_closed(run, number, stream)]
     unknown = [stream for stream in ready if stream.opening.stream not in run.account_checked]
@@ -63,18 +63,18 @@ def next_work(run: ClaimedRun) -> Finalize | None:
         if stream.life is Life.INITIALIZED:
             run.ledger.note(Finalizing(number))
         return Finalize(number, stream.opening.label, stream.data_id or "", stream.family or "")
-    if contradictions and not run.task_book.in_flight:
+    if contradictions and not run.unfinished_tasks.in_flight:
         run.park_for_its_account(next(iter(contradictions.values())))
     return None
 
 
 def _may_be_closed(run: ClaimedRun, number: int, stream: MetrologyStreamState) -> bool:
     """Return True if all that is left to do for a stream is to close it, whatever the account says."""
-    if run.task_book.holds(Kind.FINALIZE, number) or stream.opening.joins is not None:
+    if run.unfinished_tasks.holds(Kind.FINALIZE, number) or stream.opening.joins is not None:
         return False
     if stream.group_parked or any(not one.all_confirmed or one.life is Life.CLOSED for one in stream.group):
         return False
-    if run.task_book.holds(Kind.LINK, number) or run.pending_links.must_resolve or run.missing_links(stream):
+    if run.unfinished_tasks.holds(Kind.LINK, number) or run.pending_links.must_resolve or run.missing_links(stream):
         return False
     if any(one.opening.stream in run.run_chunker.outgrown for one in stream.group):
         return False  # the rows after it have no stream yet

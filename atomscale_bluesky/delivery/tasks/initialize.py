@@ -97,7 +97,7 @@ def next_work(run: ClaimedRun, now: float) -> Initialize | None:
     if not run.pending_links.may_initialize:
         return None
     for number, stream in run.streams.items():
-        if stream.life not in {Life.OPENED, Life.INITIALIZING} or run.task_book.holds(Kind.INITIALIZE, number):
+        if stream.life not in {Life.OPENED, Life.INITIALIZING} or run.unfinished_tasks.holds(Kind.INITIALIZE, number):
             continue
         if stream.opening.joins is not None:
             continue  # initialized with the one that it joins

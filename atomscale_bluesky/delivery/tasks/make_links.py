@@ -101,7 +101,7 @@ class MakeLinks(Work[LinksMade], frozen=True, eq=False):
 def next_work(run: ClaimedRun, now: float) -> MakeLinks | None:
     """Return the links of the next stream that has any to make. Refused ones come again, by a monotonic clock."""
     for number, stream in run.streams.items():
-        if run.task_book.holds(Kind.LINK, number) or number in run.streams_about_to_end:
+        if run.unfinished_tasks.holds(Kind.LINK, number) or number in run.streams_about_to_end:
             continue
         links_to_make = tuple(
             link

@@ -61,7 +61,7 @@ class MeasureClock(Work["ClockReading | None"], frozen=True, eq=False):
 
 def next_work(run: ClaimedRun) -> MeasureClock | None:
     """Return the measurement if it is still to be made, and a stream exists to ask the server about."""
-    if not run.offset_unknown or run.task_book.holds_any(Kind.CLOCK):
+    if not run.offset_unknown or run.unfinished_tasks.holds_any(Kind.CLOCK):
         return None
     for stream in run.streams.values():
         if stream.life is Life.INITIALIZED:

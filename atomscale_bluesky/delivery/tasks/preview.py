@@ -23,7 +23,7 @@ class Preview(ChunkWork, frozen=True, eq=False):
     def apply_result(self, run: ClaimedRun, result: Sent) -> None:
         """Note that it is shown or that the server takes no previews, or let the stream end."""
         if result.closed:
-            run.task_book.hold(Kind.PREVIEW, self.stream)  # until the run's files are read again
+            run.unfinished_tasks.hold(Kind.PREVIEW, self.stream)  # until the run's files are read again
             end_stream(run, self.stream, "closed by the server", self.points_per_chunk, None)
         elif not result.refused:
             run.previews.note_taken(self.stream)
@@ -35,7 +35,7 @@ class Preview(ChunkWork, frozen=True, eq=False):
     def park(self, run: ClaimedRun, reason: str) -> None:
         """Park the stream. Nothing more is shown of it until the run's files are read again."""
         super().park(run, reason)
-        run.task_book.hold(Kind.PREVIEW, self.stream)
+        run.unfinished_tasks.hold(Kind.PREVIEW, self.stream)
 
     def apply_failure(self, run: ClaimedRun, error: ApiError, part: Sent | None) -> None:
         """Note that it was not answered. It may be applied now or later, unless it surely did nothing."""
@@ -57,8 +57,8 @@ def next_work(run: ClaimedRun, now: float) -> Preview | None:
         return None
 
     def is_quiet(number: int) -> bool:
-        book = run.task_book
-        return not (book.is_in_flight(number) or book.holds(Kind.PUSH, number) or number in run.streams_about_to_end)
+        tasks = run.unfinished_tasks
+        return not (tasks.is_in_flight(number) or tasks.holds(Kind.PUSH, number) or number in run.streams_about_to_end)
 
     chunk = run.previews.next_chunk(now, is_quiet)
     if chunk is None:

@@ -121,10 +121,10 @@ def _may_leave(run: ClaimedRun, chunk: Chunk) -> bool:
     stream = run.streams[chunk.stream]
     if stream.life is not Life.INITIALIZED or chunk.stream in run.streams_about_to_end:
         return False  # it waits for its data_id, or for that of its continuation
-    if run.task_book.holds(Kind.PREVIEW, chunk.stream) or stream.may_be_cut_short_before(chunk.index):
+    if run.unfinished_tasks.holds(Kind.PREVIEW, chunk.stream) or stream.may_be_cut_short_before(chunk.index):
         return False
     # The first chunk leaves alone. It shows whether the server takes chunks of this kind and size.
-    return stream.has_an_answer or not run.task_book.holds(Kind.PUSH, chunk.stream)
+    return stream.has_an_answer or not run.unfinished_tasks.holds(Kind.PUSH, chunk.stream)
 
 
 def _unconfirmed(stream: MetrologyStreamState, chunk: Chunk) -> Chunk:

@@ -48,11 +48,11 @@ class ReadBack(Work[PointsByChannel], frozen=True, eq=False):
 
 def next_work(run: ClaimedRun) -> ReadBack | None:
     """End the streams of which nothing is under way. Return one whose chunks are in doubt, which is read first."""
-    book = run.task_book
+    tasks = run.unfinished_tasks
 
     def is_under_way(number: int) -> bool:
         """Return True if an answer about what the stream holds is still to come."""
-        return book.is_in_flight(number) or book.holds(Kind.PUSH, number) or book.holds(Kind.READ_BACK, number)
+        return tasks.is_in_flight(number) or tasks.holds(Kind.PUSH, number) or tasks.holds(Kind.READ_BACK, number)
 
     def ended(number: int) -> None:
         run.previews.cut_short(run.streams[number])

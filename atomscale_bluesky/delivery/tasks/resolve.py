@@ -82,7 +82,7 @@ class Resolve(Work[Links], frozen=True, eq=False):
 
 def next_work(run: ClaimedRun, now: float) -> Resolve | None:
     """Return the look-up if it is still to be made. One that found nothing comes again, by a monotonic clock."""
-    if not run.pending_links.must_resolve or run.task_book.holds(Kind.RESOLVE, RUN):
+    if not run.pending_links.must_resolve or run.unfinished_tasks.holds(Kind.RESOLVE, RUN):
         return None
     if run.needs_operator_because or run.state.discarded:
         return None

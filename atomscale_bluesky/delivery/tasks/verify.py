@@ -59,7 +59,12 @@ class Verify(Work["Verification"], frozen=True, eq=False):
 
 def next_work(run: ClaimedRun) -> Verify | None:
     """Return the comparison if it is wanted and all of the run is delivered."""
-    if run.header.keep != "verified" or not run.delivered or run.state.verified or run.task_book.holds_any(Kind.VERIFY):
+    if (
+        run.header.keep != "verified"
+        or not run.delivered
+        or run.state.verified
+        or run.unfinished_tasks.holds_any(Kind.VERIFY)
+    ):
         return None
     for stream in run.streams.values():
         return Verify(stream.opening.stream, stream.opening.label, str(run.claim.folder))

@@ -1,4 +1,4 @@
-"""The tasks of one run that are under way: given to a worker, or failed and waiting for another attempt."""
+"""The tasks of one run that have begun and are not finished: a worker has them, or they failed and are tried again."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Task(msgspec.Struct, eq=False):
         return str(self.work)
 
 
-class TaskBook:
-    """What is under way for one run. Belongs to the deciding thread.
+class UnfinishedTasks:
+    """The unfinished tasks of one run. Belongs to the deciding thread.
 
-    A task *holds* its kind for its stream from when it is given out until its outcome was noted, over all failed
-    attempts. So no second task does the same.
+    A task *holds* its kind for its stream from `begin` to `finish`, over all failed attempts. So no second task does
+    the same.
     """
 
     def __init__(self) -> None:
@@ -95,16 +95,16 @@ class TaskBook:
         return popped
 
     def holds(self, kind: Kind, stream: int) -> bool:
-        """Return True if a task of a kind is under way for a stream, or has failed and waits."""
+        """Return True if a task of a kind is unfinished for a stream."""
         return self._held[kind, stream] > 0
 
     def holds_any(self, kind: Kind) -> bool:
-        """Return True if a task of a kind is under way for any stream, or has failed and waits."""
+        """Return True if a task of a kind is unfinished for any stream."""
         return any(held for (one, _), held in self._held.items() if one is kind)
 
     @property
     def is_busy(self) -> bool:
-        """Return True if anything is under way, or has failed and waits."""
+        """Return True if a worker has a task, or one has failed and is to be tried again."""
         return self.in_flight > 0 or bool(self.failed_tasks)
 
     def is_in_flight(self, stream: int) -> bool:
