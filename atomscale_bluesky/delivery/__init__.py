@@ -28,7 +28,8 @@ The deciding thread:
 
 One run:
 
-    run_delivery     the order of its tasks; claimed_run, its files and what was read of them
+    run_delivery     gives out its tasks and takes their results; claimed_run, its files and what was read of them
+    task_order       the order in which its tasks come
     tasks            a folder: one file for each kind of task, from `may it run now` to `what does the result mean`
     unfinished_tasks which tasks a worker has, and which failed and are tried again
     previews         shows the points of a slow stream before their chunk is full

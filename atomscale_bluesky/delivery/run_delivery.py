@@ -1,20 +1,8 @@
 """Delivers one run: gives out its next task, and takes the task's result.
 
 A `RunDelivery` owns a claimed run and belongs to the deciding thread. `next_task` returns a task that can run now, and
-notes in the ledger what must be known after a crash. `apply_result`, `apply_refusal` and `apply_failure` take its
-outcome. Nothing here waits or sends, or decides when to try again after an outage. Each kind of task has a file in
-`tasks`. This is their order:
-
-    a stream takes no more, with chunks in doubt   → READ_BACK
-    the run is to be linked to something           → RESOLVE  (once, before its first stream is made)
-    metrology stream 0 opens with the run          → INITIALIZE
-    an earlier attempt failed                      → that task again, when its pause is over
-    the run's times are to be shifted              → CLOCK
-    a stream exists, and links of it do not        → LINK     (beside the chunks, each noted once it is made)
-    a full chunk of an initialized stream          → PUSH     (rows synced, range of rows noted first)
-    points that wait too long for a full one       → PREVIEW  (if wanted; rows synced, range noted and synced first)
-    stopped, every chunk confirmed, all linked     → FINALIZE (noted and synced first; once the account adds up)
-    all of it delivered                            → VERIFY   (if wanted)
+notes in the ledger what must be known after a crash. `task_order` decides which one. `apply_result`, `apply_refusal`
+and `apply_failure` take its outcome. Nothing here waits or sends, or decides when to try again after an outage.
 
 After any crash the next process that opens the run reads its journal and its ledger, and goes on from there.
 """
@@ -34,16 +22,12 @@ from ..spool.orders import Discard, Edit, Move, Retry, Settle
 from ..spool.run_claim import RunClaim
 from ..status.run_status import RunStatus, status_of
 from ..status.run_summary import history_entry, log_summary
+from . import task_order
 from .claimed_run import ClaimedRun
-from .stream_end_rules import end_damaged_streams, end_outgrown_streams, end_streams_without_a_point
-from .tasks import finalize, initialize, make_links, measure_clock, preview, push, read_back, resolve, verify
-from .tasks.work import RetryAfter, ServerFacts, Work
+from .tasks.work import RetryAfter, ServerFacts
 from .unfinished_tasks import Task
 
 _logger = logging.getLogger(__name__)
-
-# When this many chunks of a run have failed and wait for another attempt, no further one is begun.
-MAX_FAILED = 8
 
 
 class RunDelivery:
@@ -153,60 +137,9 @@ class RunDelivery:
             now: Monotonic. Failed tasks come again when their pause is over.
         """
         self.run.previews.asked_at = now
-        task = None if self.run.must_reload else self._next_task(now)
+        task = task_order.next_task(self.run, now)
         self._idle = task is None
         return task
-
-    def _next_task(self, now: float) -> Task | None:
-        run, tasks = self.run, self.run.unfinished_tasks
-        if run.parked or run.state.discarded:
-            return self._next_while_parked(now)
-        end_damaged_streams(run)
-        work = read_back.next_work(run)
-        if work is None and run.must_reload:
-            return None  # a stream has ended just now, and what is ready of it belongs to another one
-        work = work or resolve.next_work(run, now) or initialize.next_work(run, now)
-        if work is not None:
-            return tasks.begin(work)
-        task = tasks.give_out_failed(now)
-        if task is not None:
-            return task
-        work = measure_clock.next_work(run) or make_links.next_work(run, now) or self._next_chunk(now)
-        if work is None:
-            work = self._next_without_chunks()
-        return None if work is None else tasks.begin(work)
-
-    def _next_while_parked(self, now: float) -> Task | None:
-        """Count the rows of a parked or discarded run, and look for what its links name. Nothing is sent."""
-        run, tasks = self.run, self.run.unfinished_tasks
-        if not (run.stopped and run.run_chunker.at_end):
-            run.run_chunker.read_on(count_only=True)
-        work = resolve.next_work(run, now)
-        return tasks.give_out_failed(now) if work is None else tasks.begin(work)
-
-    def _next_without_chunks(self) -> Work[Any] | None:
-        """Return what can be done while no chunk can be sent: end streams, finalize, verify."""
-        run = self.run
-        end_damaged_streams(run)  # again, because the journal was read on
-        end_outgrown_streams(run)
-        end_streams_without_a_point(run)
-        work = read_back.next_work(run)
-        if work is not None or run.must_reload:
-            return work
-        return finalize.next_work(run) or verify.next_work(run)
-
-    def _next_chunk(self, now: float) -> Work[Any] | None:
-        """Return a chunk to send, or a task that reading the journal on has made possible."""
-        run = self.run
-        if len(run.unfinished_tasks.failed_tasks) >= MAX_FAILED:
-            return None
-        # Reading on may have opened a stream, or found the stop, for which a tag is made.
-        return (
-            push.next_work(run, now)
-            or initialize.next_work(run, now)
-            or make_links.next_work(run, now)
-            or preview.next_work(run, now)
-        )
 
     def next_due(self) -> float | None:
         """Return when a failed task or a preview is due, monotonic, or None if there is none."""

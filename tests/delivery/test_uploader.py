@@ -23,7 +23,8 @@ from atomscale_bluesky.delivery.backoff import MISSING
 from atomscale_bluesky.delivery.drain import DrainQuestion
 from atomscale_bluesky.delivery.outage_log import SAME_OUTAGE_S
 from atomscale_bluesky.delivery.retry_policy import RetryPolicy
-from atomscale_bluesky.delivery.run_delivery import MAX_FAILED, RunDelivery
+from atomscale_bluesky.delivery.run_delivery import RunDelivery
+from atomscale_bluesky.delivery.task_order import MAX_FAILED
 from atomscale_bluesky.delivery.task_runner import Outcome
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
 from atomscale_bluesky.delivery.tasks.work import Kind
