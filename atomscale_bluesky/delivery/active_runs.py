@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from ..spool.locks import RunLock
 from ..spool.run_claim import FoundRun, RunClaim
 from ..spool.spool import Spool
 from .run_delivery import RunDelivery
+from .run_orders import obey_orders, settle_is_ordered
 from .spool_listing import SpoolListing
 from .tasks.work import ServerFacts
 from .waiting_runs import FileSizes, Reason, SetAside, WaitingRuns, file_sizes
@@ -114,7 +116,7 @@ class ActiveRuns:
     def is_to_settle(self, delivery: RunDelivery) -> bool:
         """Return True if the operator has ordered to complete an active run, and its writer is in this process."""
         written_here = self.is_active(delivery) and delivery.claim.folder in self.written_here
-        return written_here and bool(self.guarded(delivery, lambda: delivery.settle_ordered))
+        return written_here and bool(self.guarded(delivery, lambda: settle_is_ordered(delivery.run)))
 
     def claim(self, folder: Path, lock: RunLock | None = None) -> None:
         """Begin to deliver the run in a folder, unless another process does, or it is for another endpoint.
@@ -156,7 +158,7 @@ class ActiveRuns:
         """
         folder = delivery.claim.folder
         sizes = file_sizes(folder)
-        self.guarded(delivery, delivery.obey_orders)
+        self.guarded(delivery, partial(obey_orders, delivery.run))
         idle = delivery.idle and self.guarded(delivery, delivery.run.run_chunker.everything_read)
         if not self.is_active(delivery):
             return True  # its files cannot be used
@@ -251,7 +253,7 @@ class ActiveRuns:
             delivery = RunDelivery(
                 claim, server_facts=self._server_facts, unix_time=self._unix_time, gil_yield=self._gil_yield
             )
-            delivery.obey_orders()
+            obey_orders(delivery.run)
             if folder not in self.written_here:
                 if folder not in self._logged_found and folder not in self.begun_here:
                     self._logged_found.add(folder)

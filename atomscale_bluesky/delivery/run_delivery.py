@@ -16,9 +16,7 @@ from typing import Any
 
 from ..errors import ApiError, ApiRefusedError
 from ..spool.gil_yield import GilYield
-from ..spool.ledger_format import Discarded, Edited, Obeyed, Unparked
 from ..spool.locks import RunLock
-from ..spool.orders import Discard, Edit, Move, Retry, Settle
 from ..spool.run_claim import RunClaim
 from ..status.run_status import RunStatus, status_of
 from ..status.run_summary import history_entry, log_summary
@@ -98,15 +96,6 @@ class RunDelivery:
         if run.stopped or run.parked:
             return True
         return any(stream.parked or stream.refused or stream.links_refused for stream in run.streams.values())
-
-    @property
-    def settle_ordered(self) -> bool:
-        """Return True if the operator has ordered `settle`, and the run has no stop yet.
-
-        Raises:
-            SpoolError: An order cannot be decoded.
-        """
-        return not self.run.stopped and any(isinstance(order, Settle) for order in self.claim.orders())
 
     def wake(self) -> None:
         """Note that more may have been written. The run is not idle until it was asked for a task again."""
@@ -202,31 +191,7 @@ class RunDelivery:
         task.not_before = now + again.after_s
         self.run.unfinished_tasks.keep_for_retry(task)
 
-    # ---- orders, and the run's end ---------------------------------------------------------------------------------
-
-    def obey_orders(self) -> None:
-        """Note the operator's new orders. They take effect once `may_reload_now` is True and the run is read again.
-
-        Raises:
-            SpoolError: The run's files cannot be read or written.
-        """
-        orders = self.claim.orders()
-        for number, order in enumerate(orders[self.run.state.orders_obeyed :], start=self.run.state.orders_obeyed + 1):
-            match order:
-                case Discard():
-                    self.run.ledger.note(Discarded(self.run.unix_time(), number))
-                case Edit():
-                    self.run.ledger.note(Edited(order.links, number, order.points_per_chunk, order.label))
-                case Retry():
-                    self.run.ledger.note(Unparked(number))
-                case Settle():
-                    self.run.ledger.note(Obeyed(number))  # `settle_ordered` is True from here on
-                case Move():
-                    self.run.request_reload("it was moved")  # the process that delivers to the new endpoint notes it
-                    return
-            _logger.info("run %s: %s, as ordered", self.run.header.run_uid, type(order).__name__.lower())
-            if not isinstance(order, Settle):
-                self.run.request_reload(f"{type(order).__name__.lower()} was ordered")
+    # ---- the run's end -----------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close the run's files and release its lock."""

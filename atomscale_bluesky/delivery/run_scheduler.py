@@ -21,6 +21,7 @@ from ..spool.locks import RunLock
 from ..spool.orders import is_settle_ordered
 from ..spool.spool import Spool
 from .active_runs import ActiveRuns
+from .run_orders import obey_orders
 from .spool_listing import SpoolListing
 from .tasks.work import ServerFacts
 from .turns import Turns
@@ -105,7 +106,7 @@ class RunScheduler:
         active = self.active
         for delivery in active:
             folder = delivery.claim.folder
-            active.guarded(delivery, delivery.obey_orders)
+            active.guarded(delivery, partial(obey_orders, delivery.run))
             if active.is_to_settle(delivery):
                 active.guarded(delivery, partial(self._complete_run, folder))
             if folder not in self.active.written_here and not delivery.run.stopped and folder in active:

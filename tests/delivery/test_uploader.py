@@ -24,6 +24,7 @@ from atomscale_bluesky.delivery.drain import DrainQuestion
 from atomscale_bluesky.delivery.outage_log import SAME_OUTAGE_S
 from atomscale_bluesky.delivery.retry_policy import RetryPolicy
 from atomscale_bluesky.delivery.run_delivery import RunDelivery
+from atomscale_bluesky.delivery.run_orders import obey_orders
 from atomscale_bluesky.delivery.task_order import MAX_FAILED
 from atomscale_bluesky.delivery.task_runner import Outcome
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
@@ -334,14 +335,14 @@ def test_a_refused_chunk_is_pushed_again_by_the_next_process_after_a_retry(deliv
     delivery = initialized(deliver(10))
     (task,) = tasks(delivery)
     delivery.apply_result(task, Sent((), {"c0": ApiRefusedError("not this one", status=422)}), 0.0)
-    delivery.obey_orders()
+    obey_orders(delivery.run)
     assert not delivery.may_reload_now
 
     spool.give_order(delivery.claim.folder, Retry())
-    delivery.obey_orders()
+    obey_orders(delivery.run)
 
     fresh = begun_anew(delivery, spool)
-    fresh.obey_orders()
+    obey_orders(fresh.run)
     assert not fresh.may_reload_now  # an order is obeyed once
     assert what(tasks(fresh)) == [(Kind.PUSH, 0)]
     fresh.close()
@@ -412,7 +413,7 @@ def test_a_run_that_is_to_be_read_again_has_nothing_due(deliver: Deliver, spool:
     assert delivery.next_due() == 7.0
 
     spool.give_order(delivery.claim.folder, Retry())
-    delivery.obey_orders()
+    obey_orders(delivery.run)
 
     assert (delivery.next_due(), delivery.more_to_read, delivery.may_reload_now) == (None, False, False)
     confirm(delivery, second)
@@ -467,7 +468,7 @@ def test_orders_wait_for_what_is_under_way(deliver: Deliver, spool: Spool) -> No
     (task,) = tasks(delivery)
     spool.give_order(delivery.claim.folder, Edit(Links(synth_source_id=7)))
 
-    delivery.obey_orders()
+    obey_orders(delivery.run)
 
     assert (delivery.may_reload_now, delivery.run.unfinished_tasks.in_flight) == (False, 1)
     confirm(delivery, task)

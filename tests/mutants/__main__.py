@@ -92,6 +92,7 @@ FOLDERS = {
         "delivery/turns",
         "delivery/waiting_runs",
         "delivery/run_delivery",
+        "delivery/run_orders",
         "delivery/task_order",
         "delivery/claimed_run",
         "delivery/unfinished_tasks",
