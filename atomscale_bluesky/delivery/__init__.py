@@ -31,6 +31,7 @@ One run:
     run_delivery     gives out its tasks and takes their results; claimed_run, its files and what was read of them
     task_order       the order in which its tasks come
     run_orders       the orders of the operator
+    run_end          moves it into the history, or logs what is left of it
     tasks            a folder: one file for each kind of task, from `may it run now` to `what does the result mean`
     unfinished_tasks which tasks a worker has, and which failed and are tried again
     previews         shows the points of a slow stream before their chunk is full

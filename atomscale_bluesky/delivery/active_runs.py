@@ -20,6 +20,7 @@ from ..spool.locks import RunLock
 from ..spool.run_claim import FoundRun, RunClaim
 from ..spool.spool import Spool
 from .run_delivery import RunDelivery
+from .run_end import finish, log_what_is_left
 from .run_orders import obey_orders, settle_is_ordered
 from .spool_listing import SpoolListing
 from .tasks.work import ServerFacts
@@ -165,7 +166,7 @@ class ActiveRuns:
         if not idle or self.is_to_settle(delivery):
             delivery.wake()
             return False
-        self.guarded(delivery, delivery.log_what_is_left)
+        self.guarded(delivery, partial(log_what_is_left, delivery.run))
         if self.is_active(delivery):
             self.release(delivery)
             no_more_comes = delivery.run.stopped or delivery.run.parked
@@ -177,11 +178,10 @@ class ActiveRuns:
     def finish_runs(self) -> None:
         """Move the runs that are delivered whole into the history."""
         for delivery in self:
-            if (
-                delivery.finished
-                and delivery.run.unfinished_tasks.in_flight == 0
-                and self.guarded(delivery, delivery.finish)
-            ):
+            run = delivery.run
+            if not run.finished or run.unfinished_tasks.in_flight:
+                continue
+            if self.guarded(delivery, partial(finish, run, self._gil_yield)):
                 self._remove(delivery.claim.folder)
                 self.forget(delivery.claim.folder)
 
@@ -207,7 +207,7 @@ class ActiveRuns:
     def close(self) -> None:
         """Release every run as it is."""
         for delivery in self:
-            self.guarded(delivery, delivery.log_what_is_left)
+            self.guarded(delivery, partial(log_what_is_left, delivery.run))
             delivery.close()
 
     def _claim(self, folder: Path, lock: RunLock | None) -> None:

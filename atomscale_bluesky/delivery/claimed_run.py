@@ -14,6 +14,7 @@ from ..spool.run_claim import RunClaim
 from ..spool.segments import START
 from ..spool.stream_state import MetrologyStreamState
 from ..status.commands import with_option
+from ..status.run_status import RunStatus, status_of
 from .backoff import Patience
 from .pending_links import Link, PendingLinks
 from .previews import Previews, cut_short_in_doubt
@@ -101,6 +102,20 @@ class ClaimedRun:
         )
 
     @property
+    def finished(self) -> bool:
+        """Return True if nothing is left to do, so that the run may leave the spool.
+
+        Then all of it is delivered, and read back if wanted. Or it was discarded, and no worker has a task of it.
+        """
+        if self.must_reload:
+            return False
+        if self.state.discarded:
+            return self.stopped and self.unfinished_tasks.in_flight == 0
+        if self.state.parked_reason:
+            return False
+        return self.delivered and (self.header.keep != "verified" or self.state.verified is not None)
+
+    @property
     def parked(self) -> str | None:
         """The reason why the whole run waits for the operator or for something missing in Atomscale, or None."""
         return self.needs_operator_because or (None if self.state.is_initialized else self.state.unresolved)
@@ -119,6 +134,10 @@ class ClaimedRun:
     def _has_sent_times(self) -> bool:
         """Return True if a part of the run was pushed, or may have been."""
         return any(stream.last_tried or stream.last_preview for stream in self.streams.values())
+
+    def status(self) -> RunStatus:
+        """Return the run's public status."""
+        return status_of(self.run_chunker.account, self.state, folder=str(self.claim.folder))
 
     def as_sent(self, chunk: Chunk) -> Chunk:
         """Return a chunk with its times as they are sent."""

@@ -369,7 +369,7 @@ class DeliveryLoop:
             return 0.0
         times = [self._poll_s()]
         times += [due - now for delivery in self._active if (due := delivery.next_due()) is not None]
-        if not busy and any(delivery.finished for delivery in self._active):
+        if not busy and any(delivery.run.finished for delivery in self._active):
             times.append(FINISH_S)
         return max(0.0, min(times))
 
@@ -378,7 +378,7 @@ class DeliveryLoop:
         if busy or self._active.waiting.any_queued or not self.retries.pause.is_over(self._monotonic()):
             return True
         return any(
-            delivery.run.unfinished_tasks.is_busy or delivery.finished or not delivery.run.run_chunker.at_end
+            delivery.run.unfinished_tasks.is_busy or delivery.run.finished or not delivery.run.run_chunker.at_end
             for delivery in self._active
         )
 

@@ -18,8 +18,6 @@ from ..errors import ApiError, ApiRefusedError
 from ..spool.gil_yield import GilYield
 from ..spool.locks import RunLock
 from ..spool.run_claim import RunClaim
-from ..status.run_status import RunStatus, status_of
-from ..status.run_summary import history_entry, log_summary
 from . import task_order
 from .claimed_run import ClaimedRun
 from .tasks.work import RetryAfter, ServerFacts
@@ -54,19 +52,6 @@ class RunDelivery:
         self.run_uid = claim.header.run_uid
         self.released = False  # its files are closed: tasks of it that still lie ready are not to be begun
         self._idle = False  # `next_task` returned None, and nothing has happened since
-        self._gil_yield = gil_yield
-
-    @property
-    def finished(self) -> bool:
-        """Return True if every metrology stream of the stopped run is finalized, and read back if wanted."""
-        run = self.run
-        if run.must_reload:
-            return False
-        if run.state.discarded:
-            return run.stopped and run.unfinished_tasks.in_flight == 0
-        if run.state.parked_reason:
-            return False
-        return run.delivered and (run.header.keep != "verified" or run.state.verified is not None)
 
     @property
     def may_reload_now(self) -> bool:
@@ -81,13 +66,9 @@ class RunDelivery:
     @property
     def idle(self) -> bool:
         """Return True if nothing can be done until more is written, the operator acts, or minutes have passed."""
-        moves = (
-            self.run.unfinished_tasks.is_busy
-            or self.finished
-            or self.run.must_reload
-            or not self.run.run_chunker.at_end
-        )
-        return self._idle and not moves and self.run.previews.next_due() is None
+        run = self.run
+        moves = run.unfinished_tasks.is_busy or run.finished or run.must_reload or not run.run_chunker.at_end
+        return self._idle and not moves and run.previews.next_due() is None
 
     @property
     def needs_operator(self) -> bool:
@@ -105,10 +86,6 @@ class RunDelivery:
         """Close the run's files until they are needed again, but keep its lock."""
         self.run.run_chunker.close()
         self.run.ledger.close_until_needed()
-
-    def status(self) -> RunStatus:
-        """Return the run's public status."""
-        return status_of(self.run.run_chunker.account, self.run.state, folder=str(self.claim.folder))
 
     def complete_if_interrupted(self) -> bool:
         """Note that the run was interrupted, if its writer has died without a stop. Return True if so."""
@@ -191,7 +168,7 @@ class RunDelivery:
         task.not_before = now + again.after_s
         self.run.unfinished_tasks.keep_for_retry(task)
 
-    # ---- the run's end -----------------------------------------------------------------------------------------------
+    # ---- its release -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close the run's files and release its lock."""
@@ -204,30 +181,3 @@ class RunDelivery:
         self.released = True
         self.run.run_chunker.close()
         return self.claim.hand_over()
-
-    def finish(self) -> bool:
-        """Move the finished run into the history. Return False if it has to stay, or its writer has files open."""
-        account = self.run.run_chunker.account
-        contradictions = {} if self.run.state.discarded else account.contradictions(self.run.state)
-        for contradiction in contradictions.values():
-            self.run.park_for_its_account(contradiction)
-            return False
-        self.run.run_chunker.close()
-        status = self.status()
-        entry = history_entry(
-            status,
-            account,
-            self.run.state,
-            self.run.header,
-            endpoint=self.claim.endpoint,
-            finished=self.run.unix_time(),
-        )
-        if not self.claim.finish(entry, self._gil_yield):
-            return False
-        log_summary(status, self.run.state)
-        return True
-
-    def log_what_is_left(self) -> None:
-        """Log the state of a stopped run that is released before it is finalized."""
-        if self.run.stopped and not self.finished:
-            log_summary(self.status(), self.run.state)

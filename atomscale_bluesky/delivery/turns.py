@@ -115,4 +115,4 @@ class Turns:
 
 def _may_stop(delivery: RunDelivery) -> bool:
     """Return True if a run can be released: nothing of it is under way, and it is not about to be finished."""
-    return delivery.run.unfinished_tasks.in_flight == 0 and not delivery.finished and not delivery.may_reload_now
+    return delivery.run.unfinished_tasks.in_flight == 0 and not delivery.run.finished and not delivery.may_reload_now

@@ -292,7 +292,7 @@ def deliver(story: Story, *, crashes: int) -> tuple[Shelf, RunDelivery]:
             under_way: list[Task] = []
             idle = 0
             for _ in range(10_000):
-                if delivery.finished and not under_way:
+                if delivery.run.finished and not under_way:
                     break
                 deed = chance.choice(["write", "begin", "begin", "end", "die"])
                 if deed == "write" and lines:
@@ -302,7 +302,7 @@ def deliver(story: Story, *, crashes: int) -> tuple[Shelf, RunDelivery]:
                     if task is not None:
                         under_way.append(task)
                         begin(shelf, task, applied=chance.random() < 0.7)
-                    elif not (lines or under_way or delivery.run.run_chunker.more_to_read or delivery.finished):
+                    elif not (lines or under_way or delivery.run.run_chunker.more_to_read or delivery.run.finished):
                         idle += 1
                         assert idle < 3, "nothing moves any more"
                 elif deed == "end" and under_way:
@@ -312,7 +312,7 @@ def deliver(story: Story, *, crashes: int) -> tuple[Shelf, RunDelivery]:
                     under_way = []
                     delivery.close()
                     delivery = claimed(spool, writer.folder)
-            assert delivery.finished
+            assert delivery.run.finished
             delivery.close()
             return shelf, delivery
         finally:
@@ -365,7 +365,7 @@ def test_a_delivery_that_dies_at_any_moment_goes_on_with_the_same_chunks(story: 
             indices = sorted(index for index, one in held if one == name)
             assert indices == list(range(len(lengths)))
             assert all(length == story.points_per_chunk for length in lengths[:-1])
-    status = delivery.status()
+    status = delivery.run.status()
     assert status.state == "finalized"
     assert status.points.waiting == 0
 
@@ -541,7 +541,7 @@ def test_channels_with_one_pattern_of_gaps_share_a_stream_and_no_finite_value_is
     assert not patterns or all(shelf.held.values())  # no stream is empty, unless the run is
     for held in shelf.held.values():
         assert all(None not in values for _, values in held.values())
-    points = delivery.status().points
+    points = delivery.run.status().points
     finite = sum(value is not None for row in story.rows for value in row.values)
     assert (points.delivered, points.waiting, points.lost) == (finite, 0, 0)
     assert points.left_out == ({"not finite": points.seen - finite} if points.seen > finite else {})

@@ -271,9 +271,9 @@ def test_the_first_chunk_goes_alone_and_then_several_at_a_time_and_finalize_last
         assert tasks(delivery) == []
         confirm(delivery, task)
     (last,) = tasks(delivery)
-    assert (last.kind, delivery.finished) == (Kind.FINALIZE, False)
+    assert (last.kind, delivery.run.finished) == (Kind.FINALIZE, False)
     delivery.apply_result(last, None, 0.0)
-    assert (tasks(delivery), delivery.finished, delivery.run.unfinished_tasks.in_flight) == ([], True, 0)
+    assert (tasks(delivery), delivery.run.finished, delivery.run.unfinished_tasks.in_flight) == ([], True, 0)
 
 
 def test_a_first_chunk_that_failed_is_still_alone(deliver: Deliver) -> None:
@@ -326,7 +326,7 @@ def test_what_was_confirmed_of_a_failed_chunk_is_not_pushed_again(deliver: Deliv
     assert again.chunk is not None
     assert again.chunk.names == ("c0", "c2")
     delivery.apply_result(again, Sent(("c0",), {"c2": ApiRefusedError("not this one", status=422)}), 0.0)
-    points = delivery.status().points
+    points = delivery.run.status().points
     assert (points.delivered, points.refused, points.waiting) == (20, 10, 0)
     assert tasks(delivery) == []  # a stream with a refused chunk is not finalized
 
@@ -607,7 +607,7 @@ def test_a_chunk_too_large_alone_halves_the_points_and_at_one_point_it_is_refuse
         assert (task.work.points_per_chunk, task.chunk.points) == (points, points)
         answering.retries.apply_outcome(answering.delivery, Outcome(task, Sent(refused={"c0": too_large})))
 
-    assert answering.delivery.status().points.refused == 1
+    assert answering.delivery.run.status().points.refused == 1
     answering.delivery.close()
 
 
@@ -628,19 +628,19 @@ def test_a_run_that_reads_back_unequal_is_parked_after_a_minute_and_a_half(answe
 
     assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30]
     assert "read back, and not equal" in delivery.run.parked
-    assert (delivery.finished, answering.retries.pause.failures) == (False, 0)
+    assert (delivery.run.finished, answering.retries.pause.failures) == (False, 0)
 
 
 def test_a_run_that_is_equal_in_the_end_is_finished(answering: Server, deliver: Deliver) -> None:
     delivery = answering.delivery = deliver(0, keep="verified")
     answering.initializes()
     delivery.apply_result(answering.task(), None, 0.0)
-    assert not delivery.finished
+    assert not delivery.run.finished
     equal = Verification(delivery.run.header.run_uid, "growth", (), ())
 
     answering.retries.apply_outcome(delivery, Outcome(answering.task(), equal))
 
-    assert delivery.finished
+    assert delivery.run.finished
 
 
 # ---- the uploader's own life -----------------------------------------------------------------------------------------

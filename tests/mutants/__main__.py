@@ -93,6 +93,7 @@ FOLDERS = {
         "delivery/waiting_runs",
         "delivery/run_delivery",
         "delivery/run_orders",
+        "delivery/run_end",
         "delivery/task_order",
         "delivery/claimed_run",
         "delivery/unfinished_tasks",

@@ -42,7 +42,7 @@ def due(folder: Path) -> Points:
 
 def deliver_the_rest(delivery: RunDelivery) -> Points:
     found = Points()
-    while not delivery.finished:
+    while not delivery.run.finished:
         task = delivery.next_task(0.0)
         assert task is not None
         if task.chunk is not None:
@@ -70,7 +70,7 @@ def test_what_an_earlier_version_left_of_channels_with_gaps_arrives_once(
     held = Points((name, time) for name, times in HELD[uid]["held"].items() for time in times)
     assert arrived + held == due(claim.folder)
     assert len(delivery.run.streams) - before == new_streams  # for `d`, and for the three without a stream
-    points = delivery.status().points
+    points = delivery.run.status().points
     assert (points.delivered, points.waiting, points.lost) == (len(due(claim.folder)), 0, 0)
     assert points.left_out == {"not finite": points.seen - points.delivered}
     for one in claims:

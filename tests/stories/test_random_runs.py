@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from atomscale_bluesky import AtomscaleCallback, Settings
 from atomscale_bluesky.delivery.run_delivery import RunDelivery
+from atomscale_bluesky.delivery.run_end import finish
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
 from atomscale_bluesky.delivery.tasks.work import Kind
 from atomscale_bluesky.delivery.unfinished_tasks import Task
@@ -355,8 +356,8 @@ def deliver(spool: Spool, atomscale: Atomscale, dice: random.Random) -> None:
             delivery.complete_if_interrupted()
             while True:
                 task = delivery.next_task(0.0)
-                if delivery.finished:
-                    finished = delivery.finish()  # not yet, while the callback's own thread still closes its files
+                if delivery.run.finished:
+                    finished = finish(delivery.run)  # not yet, while the callback's own thread still closes its files
                     break
                 if task is None:
                     assert delivery.run.run_chunker.more_to_read

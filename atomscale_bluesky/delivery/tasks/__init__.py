@@ -17,5 +17,5 @@ worker that performs it. Only the deciding thread touches the run and its ledger
     verify           read the whole run back and compare
 
 CONTRIBUTING.md lists what a further kind needs. A step after finalizing runs when `run.delivered` is true, as in
-`verify`, and `RunDelivery.finished` must wait for its record, because a finished run leaves the spool.
+`verify`, and `run.finished` must wait for its record, because a finished run leaves the spool.
 """
