@@ -1,12 +1,10 @@
 """The active runs of one uploader: claimed, with their files open. At most `MAX_ACTIVE`.
 
-A run is claimed through its lock, so no two uploaders have the same one. If the files of a run cannot be used, only
-that run is released. A later scan starts again from its files.
+If the files of a run cannot be used, only that run is released. A later scan starts again from its files.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,18 +13,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..spool.gil_yield import GilYield
-from ..spool.leftovers import is_beginning
 from ..spool.locks import RunLock
-from ..spool.run_claim import FoundRun, RunClaim
 from ..spool.spool import Spool
+from .run_claiming import RunClaiming, Unclaimed
 from .run_delivery import RunDelivery
 from .run_end import finish, log_what_is_left
 from .run_orders import obey_orders, settle_is_ordered
 from .spool_listing import SpoolListing
 from .tasks.work import ServerFacts
-from .waiting_runs import FileSizes, Reason, SetAside, WaitingRuns, file_sizes
-
-_logger = logging.getLogger(__name__)
+from .waiting_runs import Reason, SetAside, WaitingRuns, file_sizes
 
 # Runs delivered at the same time. Each has up to three files open: its lock, its ledger and its journal.
 MAX_ACTIVE = 48
@@ -61,18 +56,19 @@ class ActiveRuns:
         self.written_here: set[Path] = set()  # runs whose writer is in this process
         self.begun_here: set[Path] = set()  # runs that began in this process and are still in the spool
         self.waiting = WaitingRuns()
-        self._spool = spool
-        self._endpoint = endpoint
         self._listing = listing
-        self._server_facts = server_facts or ServerFacts()
         self._gil_yield = gil_yield or GilYield()
-        self._unix_time = unix_time
         self._monotonic = monotonic
+        self._claiming = RunClaiming(
+            spool,
+            endpoint,
+            server_facts=server_facts or ServerFacts(),
+            gil_yield=self._gil_yield,
+            unix_time=unix_time,
+        )
         self._deliveries: dict[Path, RunDelivery] = {}
-        self._task_order: deque[Path] = deque()  # whose task comes next
+        self._run_order: deque[Path] = deque()  # the run at the beginning is asked for a task next
         self._ledger_sizes: dict[Path, tuple[int, float]] = {}  # how large each ledger was, and since when
-        self._logged_undelivered: set[Path] = set()  # runs that the log says are not delivered now
-        self._logged_found: set[Path] = set()  # runs that the log says were found
 
     def __iter__(self) -> Iterator[RunDelivery]:
         """Iterate over a copy, so that runs may be claimed and released meanwhile."""
@@ -94,8 +90,8 @@ class ActiveRuns:
 
     def next_delivery(self) -> RunDelivery:
         """Return the delivery whose turn it is. The next call returns the one after it."""
-        folder = self._task_order[0]
-        self._task_order.rotate(-1)
+        folder = self._run_order[0]
+        self._run_order.rotate(-1)
         return self._deliveries[folder]
 
     @property
@@ -138,7 +134,7 @@ class ActiveRuns:
         """Read the files of an active run again from their beginning, without releasing its lock."""
         folder = delivery.claim.folder
         lock = self._deliveries.pop(folder).hand_over()
-        self._task_order.remove(folder)
+        self._run_order.remove(folder)
         self.claim(folder, lock)
 
     def release(self, delivery: RunDelivery) -> None:
@@ -189,8 +185,9 @@ class ActiveRuns:
         """Forget a run that has left the spool."""
         self.waiting.forget(folder)
         self._listing.forget(folder)
-        for known in (self.written_here, self.begun_here, self._logged_undelivered, self._logged_found):
-            known.discard(folder)
+        self._claiming.forget(folder)
+        self.written_here.discard(folder)
+        self.begun_here.discard(folder)
 
     def note_progress(self) -> None:
         """Note which ledgers have grown."""
@@ -211,70 +208,27 @@ class ActiveRuns:
             delivery.close()
 
     def _claim(self, folder: Path, lock: RunLock | None) -> None:
-        sizes = file_sizes(folder)
-        found = self._spool.find_run(folder)
-        if found is not None and found.endpoint != self._endpoint:
-            self._leave_to_other_endpoint(found, sizes)
-            return
-        claim = self._spool.claim(folder, lock, found=found)
-        if claim is None:
-            self._set_unclaimed_aside(folder, found, sizes)
-        elif claim.endpoint != self._endpoint:  # moved just now
-            claim.close()
-            self.waiting.queue(folder, live=folder in self.written_here)
-        else:
-            self._activate(claim)
-
-    def _leave_to_other_endpoint(self, found: FoundRun, sizes: FileSizes) -> None:
-        if found.folder not in self._logged_undelivered:
-            self._logged_undelivered.add(found.folder)
-            spooled = found.endpoint == found.header.endpoint
-            _logger.warning(
-                "run %s was %s %s and waits for an uploader with that endpoint",
-                found.header.run_uid, "spooled for" if spooled else "moved to", found.endpoint,
-            )  # fmt: skip
-        self.waiting.set_aside(found.folder, SetAside(Reason.OTHER_ENDPOINT, sizes))
-
-    def _set_unclaimed_aside(self, folder: Path, found: FoundRun | None, sizes: FileSizes) -> None:
-        """Set a run aside that cannot be claimed now, or forget it if it is gone."""
-        if not folder.exists():
-            self.forget(folder)
-        elif found is not None:
-            self.waiting.set_aside(folder, SetAside(Reason.CLAIMED_ELSEWHERE))
-        elif is_beginning(folder):
-            self.waiting.set_aside(folder, SetAside(Reason.NO_HEADER_YET))
-        else:
-            self.waiting.set_aside(folder, SetAside(Reason.EMPTY, sizes))
-
-    def _activate(self, claim: RunClaim) -> None:
-        """Begin to deliver a claimed run. Closes the claim if that fails."""
-        folder = claim.folder
-        try:
-            delivery = RunDelivery(
-                claim, server_facts=self._server_facts, unix_time=self._unix_time, gil_yield=self._gil_yield
-            )
-            obey_orders(delivery.run)
-            if folder not in self.written_here:
-                if folder not in self._logged_found and folder not in self.begun_here:
-                    self._logged_found.add(folder)
-                    _logger.info("run %s was found in the spool; its delivery goes on", claim.header.run_uid)
-                delivery.complete_if_interrupted()
-        except BaseException:
-            claim.close()  # tried again from scan to scan, so nothing may stay open
-            raise
-        self.waiting.forget(folder)
-        self._deliveries[folder] = delivery
-        self._task_order.append(folder)
-        self._ledger_sizes[folder] = (claim.ledger.size, self._monotonic())
+        claimed = self._claiming.claim(
+            folder, lock, written_here=folder in self.written_here, begun_here=folder in self.begun_here
+        )
+        match claimed:
+            case RunDelivery():
+                self.waiting.forget(folder)
+                self._deliveries[folder] = claimed
+                self._run_order.append(folder)
+                self._ledger_sizes[folder] = (claimed.claim.ledger.size, self._monotonic())
+            case SetAside():
+                self.waiting.set_aside(folder, claimed)
+            case Unclaimed.MOVED_JUST_NOW:
+                self.waiting.queue(folder, live=folder in self.written_here)
+            case Unclaimed.GONE:
+                self.forget(folder)
 
     def _remove(self, folder: Path) -> None:
         del self._deliveries[folder]
-        self._task_order.remove(folder)
+        self._run_order.remove(folder)
         self._ledger_sizes.pop(folder, None)
 
     def _set_broken_aside(self, folder: Path, error: Exception) -> None:
         self.waiting.set_aside(folder, SetAside(Reason.BROKEN))
-        if folder not in self._logged_undelivered:
-            self._logged_undelivered.add(folder)
-            expected = isinstance(error, OSError)  # a SpoolError is one
-            _logger.error("run in %s cannot be delivered now, it is kept: %s", folder, error, exc_info=not expected)
+        self._claiming.log_broken(folder, error)

@@ -1,6 +1,6 @@
 """Decides which of the spool's runs are active. Finds runs, obeys orders, and gives each run its turn.
 
-    active_runs     the runs that are delivered now
+    active_runs     the runs that are delivered now; run_claiming, how one becomes active
     waiting_runs    the others: queued, or set aside until their files change
     spool_listing   which runs have come and gone
     turns           which runs make way when more of them wait than there are places

@@ -88,6 +88,7 @@ FOLDERS = {
         "delivery/task_runner",
         "delivery/retry_policy",
         "delivery/active_runs",
+        "delivery/run_claiming",
         "delivery/run_scheduler",
         "delivery/turns",
         "delivery/waiting_runs",
