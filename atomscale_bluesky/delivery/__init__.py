@@ -22,7 +22,8 @@ The deciding thread:
 
     delivery_loop    messages in, tasks out
     unforeseen_errors    how long it waits before it begins again from the files
-    run_scheduler    which runs are active: active_runs, run_claiming, waiting_runs, spool_listing, turns
+    run_scheduler    which runs are active: active_runs, waiting_runs, spool_listing, turns
+    run_claiming     how a run becomes active; ledger_growth, which active ones make progress
     retry_policy     what an outcome means, and when a task is tried again
     backoff          how long to wait after a failure; outage_log, what is logged of it
 

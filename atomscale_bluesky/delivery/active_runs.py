@@ -15,6 +15,7 @@ from typing import TypeVar
 from ..spool.gil_yield import GilYield
 from ..spool.locks import RunLock
 from ..spool.spool import Spool
+from .ledger_growth import LedgerGrowth
 from .run_claiming import RunClaiming, Unclaimed
 from .run_delivery import RunDelivery
 from .run_end import finish, log_what_is_left
@@ -56,9 +57,9 @@ class ActiveRuns:
         self.written_here: set[Path] = set()  # runs whose writer is in this process
         self.begun_here: set[Path] = set()  # runs that began in this process and are still in the spool
         self.waiting = WaitingRuns()
+        self.ledger_growth = LedgerGrowth(monotonic)
         self._listing = listing
         self._gil_yield = gil_yield or GilYield()
-        self._monotonic = monotonic
         self._claiming = RunClaiming(
             spool,
             endpoint,
@@ -68,7 +69,6 @@ class ActiveRuns:
         )
         self._deliveries: dict[Path, RunDelivery] = {}
         self._run_order: deque[Path] = deque()  # the run at the beginning is asked for a task next
-        self._ledger_sizes: dict[Path, tuple[int, float]] = {}  # how large each ledger was, and since when
 
     def __iter__(self) -> Iterator[RunDelivery]:
         """Iterate over a copy, so that runs may be claimed and released meanwhile."""
@@ -189,18 +189,6 @@ class ActiveRuns:
         self.written_here.discard(folder)
         self.begun_here.discard(folder)
 
-    def note_progress(self) -> None:
-        """Note which ledgers have grown."""
-        now = self._monotonic()
-        for delivery in self:
-            folder, size = delivery.claim.folder, delivery.claim.ledger.size
-            if self._ledger_sizes.get(folder, (-1, 0.0))[0] != size:
-                self._ledger_sizes[folder] = (size, now)
-
-    def quiet_s(self, delivery: RunDelivery) -> float:
-        """Return for how long a run's ledger has not grown, as far as `note_progress` has seen."""
-        return self._monotonic() - self._ledger_sizes[delivery.claim.folder][1]
-
     def close(self) -> None:
         """Release every run as it is."""
         for delivery in self:
@@ -216,7 +204,7 @@ class ActiveRuns:
                 self.waiting.forget(folder)
                 self._deliveries[folder] = claimed
                 self._run_order.append(folder)
-                self._ledger_sizes[folder] = (claimed.claim.ledger.size, self._monotonic())
+                self.ledger_growth.begin(claimed)
             case SetAside():
                 self.waiting.set_aside(folder, claimed)
             case Unclaimed.MOVED_JUST_NOW:
@@ -227,7 +215,7 @@ class ActiveRuns:
     def _remove(self, folder: Path) -> None:
         del self._deliveries[folder]
         self._run_order.remove(folder)
-        self._ledger_sizes.pop(folder, None)
+        self.ledger_growth.forget(folder)
 
     def _set_broken_aside(self, folder: Path, error: Exception) -> None:
         self.waiting.set_aside(folder, SetAside(Reason.BROKEN))

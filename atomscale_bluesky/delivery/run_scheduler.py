@@ -4,6 +4,7 @@
     waiting_runs    the others: queued, or set aside until their files change
     spool_listing   which runs have come and gone
     turns           which runs make way when more of them wait than there are places
+    ledger_growth   which active runs make progress
 
 Bounded: at most `MAX_ACTIVE` runs are active, including those of this process. Only active runs have files open.
 """
@@ -124,7 +125,7 @@ class RunScheduler:
         for folder in gone:
             active.forget(folder)
         self._queue_where_possible()
-        active.note_progress()
+        active.ledger_growth.update(active)
         self.turns.fill_places()
         if self.active.waiting.any_queued and active.free_places <= 0:
             self.turns.give_turns(server_answers=server_answers)

@@ -98,7 +98,7 @@ class Turns:
         for delivery in active:
             failed = delivery.run.unfinished_tasks.failed_tasks
             verifies = any(task.kind is Kind.VERIFY for task in failed)
-            if active.quiet_s(delivery) >= QUIET_S and failed and _may_stop(delivery) and not verifies:
+            if active.ledger_growth.quiet_s(delivery) >= QUIET_S and failed and _may_stop(delivery) and not verifies:
                 self._quiet_put_back_at = now
                 active.put_back(delivery)
                 return

@@ -89,6 +89,7 @@ FOLDERS = {
         "delivery/retry_policy",
         "delivery/active_runs",
         "delivery/run_claiming",
+        "delivery/ledger_growth",
         "delivery/run_scheduler",
         "delivery/turns",
         "delivery/waiting_runs",
