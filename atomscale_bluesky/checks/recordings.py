@@ -262,7 +262,7 @@ def _cut_all(claim: RunClaim) -> list[tuple[str, Series]]:
         )
         while not run_chunker.all_cut:
             run_chunker.read_on()
-            while (chunk := run_chunker.pop_ready(lambda _: True)) is not None:
+            while (chunk := run_chunker.results.pop_ready(lambda _: True)) is not None:
                 time_base = claim.ledger.state.streams[chunk.stream].opening.time_base
                 for column in chunk.columns:
                     series = due.setdefault((time_base, column.name), Series(column.unit))

@@ -8,7 +8,8 @@ Bounded: for each metrology stream, at most the rows of one unfinished chunk are
     chunker          the rules: rows of one time base in, decisions out, above all chunks. Pure.
     decisions        what these rules decide. Pure.
     cut_stream       a metrology stream while it is cut: its channels, and the points of its unfinished chunk. Pure.
-    run_chunker      reads a run's journal, notes in its ledger what the rules decide, keeps the chunks to be pushed
+    run_chunker      reads a run's journal, and notes in its ledger what the rules decide
+    cut_results      what came of it, until delivery takes it: chunks to be pushed, streams that take no more
     stream_openings  which metrology streams a run has, and how a further one opens
     recut            cuts again the chunks that were tried, without noting anything
 """

@@ -9,8 +9,7 @@ ones.
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -24,9 +23,10 @@ from ..spool.ledger import Ledger
 from ..spool.ledger_format import ChannelLeft, Tried
 from ..spool.run_reader import RunReader
 from ..spool.segments import START
-from ..spool.stream_state import Life, MetrologyStreamState
+from ..spool.stream_state import MetrologyStreamState
 from ..status.account import Account
 from .chunker import Chunker
+from .cut_results import CutResults
 from .cut_stream import Resumed
 from .decisions import CutShort, Decision, Leave, Open, Outgrown
 from .recut import cut_again
@@ -61,10 +61,7 @@ class RunChunker:
         self.at_end = False  # the journal was read to its present end
         self.more_to_read = False  # the last call of `read_on` stopped before its end
         self.all_cut = False  # read up to the run's stop, and its last chunks cut
-        self._ready: deque[Chunk] = deque()
-        self._damaged: list[Chunk] = []
-        self._to_cut_short: set[int] = set()
-        self._outgrown: set[int] = set()
+        self.results = CutResults(ledger.state)
         self._folder = folder
         self._header = header
         self._gil_yield = gil_yield or GilYield()
@@ -91,9 +88,10 @@ class RunChunker:
 
     def _read_on(self, count_only: bool) -> None:
         self.more_to_read = self.at_end = False
+        ready = self.results.ready
         for _ in range(LINES_AT_ONCE):
             if not count_only and self._take_whole_chunk():
-                if self._ready:
+                if ready:
                     return
                 continue
             if self._too_few_ahead and not count_only:
@@ -111,41 +109,10 @@ class RunChunker:
             self._lines_one_by_one -= 1
             self._take_line(found, count_only)
             self._gil_yield.worked_through(len(found.payload))
-            if not count_only and (self._ready or self.all_cut):
+            if not count_only and (ready or self.all_cut):
                 self.at_end = self.all_cut
                 return
         self.more_to_read = True
-
-    # ---- what was decided --------------------------------------------------------------------------------------------
-
-    @property
-    def ready(self) -> Collection[Chunk]:
-        """The chunks that are to be pushed next, in order."""
-        return self._ready
-
-    @property
-    def outgrown(self) -> Collection[int]:
-        """The streams that take no more, though more rows are there."""
-        return self._outgrown
-
-    def pop_ready(self, may_leave: Callable[[Chunk], bool]) -> Chunk | None:
-        """Remove and return the first chunk that may leave; None if none may."""
-        for place, chunk in enumerate(self._ready):
-            if may_leave(chunk):
-                del self._ready[place]
-                return chunk
-        return None
-
-    def pop_damaged(self) -> list[Chunk]:
-        """Remove and return the chunks that were tried and are no longer whole in the journal. They are never sent."""
-        taken, self._damaged = self._damaged, []
-        return taken
-
-    def pop_to_cut_short(self, may_end: Callable[[int], bool]) -> list[int]:
-        """Remove and return the streams that may end now, and whose next chunk must end with its preview's rows."""
-        taken = [stream for stream in self._to_cut_short if may_end(stream)]
-        self._to_cut_short.difference_update(taken)
-        return taken
 
     def has_point(self, stream: MetrologyStreamState) -> bool:
         """Return True if a stream, or one that shares its metrology stream, has a point as far as the journal was read.
@@ -155,15 +122,9 @@ class RunChunker:
         together = {one.opening.stream for one in stream.group}
         return (
             any(one.last_tried or one.last_preview for one in stream.group)
-            or any(chunk.stream in together for chunk in self._ready)
+            or any(chunk.stream in together for chunk in self.results.ready)
             or any(number in together for number, _, _ in self.unfinished())
         )
-
-    def drop_ready(self, streams: Container[int]) -> list[Chunk]:
-        """Drop the chunks of some streams that were made and have not left, and return them."""
-        dropped = [chunk for chunk in self._ready if chunk.stream in streams]
-        self._ready = deque(chunk for chunk in self._ready if chunk.stream not in streams)
-        return dropped
 
     def everything_read(self) -> bool:
         """Return True if everything in the journal has been read."""
@@ -233,7 +194,7 @@ class RunChunker:
         self._decoded_ahead = self._reader.position, ahead.part(wanted)
         self.account.take_rows(rows)
         self._gil_yield.make_way()
-        self._keep_if_to_push(chunker.chunk_of(position, rows))
+        self.results.add_if_to_push(chunker.chunk_of(position, rows))
         return True
 
     def _count_ahead(self, count_only: bool) -> bool:
@@ -331,15 +292,15 @@ class RunChunker:
         """Note in the ledger what the rules decided for a time base, before anything is done about it."""
         match decision:
             case Chunk():
-                self._keep_if_to_push(decision)
+                self.results.add_if_to_push(decision)
             case Open():
                 self._open(chunker, time_base, decision)
             case Leave(stream, channels, from_row):
                 self._leave(stream, channels, from_row)
             case CutShort(stream):
-                self._to_cut_short.add(stream)
+                self.results.add_to_cut_short(stream)
             case Outgrown(stream):
-                self._outgrown.add(stream)
+                self.results.add_outgrown(stream)
 
     def _open(self, chunker: Chunker, time_base: str, decision: Open) -> None:
         with self.ledger.together() if decision.from_stream is not None else nullcontext():
@@ -364,16 +325,3 @@ class RunChunker:
         with self.ledger.together():
             for name in channels:
                 self.ledger.note(ChannelLeft(stream, name, from_row))
-
-    def _keep_if_to_push(self, chunk: Chunk) -> None:
-        """Keep a chunk that is still to be pushed. An earlier chunk that is confirmed or refused is dropped."""
-        stream = self.ledger.state.streams[chunk.stream]
-        noted = stream.tried.get(chunk.index)
-        if (noted is None and chunk.index < stream.next_index) or chunk.index in stream.refused or stream.group_parked:
-            return
-        if stream.life in {Life.FINALIZING, Life.FINALIZED}:
-            return  # it takes no more: these points wait, and the account counts them
-        if noted is not None and chunk.points < noted.points:
-            self._damaged.append(chunk)
-        else:
-            self._ready.append(chunk)

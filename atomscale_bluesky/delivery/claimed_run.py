@@ -172,7 +172,7 @@ class ClaimedRun:
             return
         self.ledger.note(Parked(reason, number))
         together = {one.opening.stream for one in stream.group}
-        self.run_chunker.drop_ready(together)
+        self.run_chunker.results.drop_ready(together)
         self.pop_failed(together)
         _logger.error(
             "run %s: %r is parked, its readings are kept: %s; %s", self.header.run_uid, label, reason,

@@ -49,7 +49,7 @@ def _chunks_in_doubt(
     _read_what_was_tried(run, stream)
     doubtful = [] if in_doubt is None else [in_doubt]
     doubtful += [task.chunk for task in failed if task.chunk is not None and _may_have_arrived(task)]
-    dropped = run.run_chunker.drop_ready({stream.opening.stream})
+    dropped = run.run_chunker.results.drop_ready({stream.opening.stream})
     doubtful += [run.as_sent(chunk) for chunk in dropped if chunk.index < stream.next_index]
     return doubtful
 
@@ -69,10 +69,10 @@ def _read_what_was_tried(run: ClaimedRun, stream: MetrologyStreamState) -> None:
 
 def end_damaged_streams(run: ClaimedRun) -> None:
     """End streams of which a tried chunk is no longer whole in the journal, so that it cannot be sent."""
-    for chunk in run.run_chunker.pop_damaged():
+    for chunk in run.run_chunker.results.pop_damaged():
         points = run.streams[chunk.stream].opening.points_per_chunk
         run.streams_about_to_end.begin(chunk.stream, "damaged", points, [run.as_sent(chunk)])
-    if not run.run_chunker.all_cut or run.run_chunker.ready or run.unfinished_tasks.is_busy:
+    if not run.run_chunker.all_cut or run.run_chunker.results.ready or run.unfinished_tasks.is_busy:
         return
     for number, stream in run.streams.items():
         if stream.life is Life.INITIALIZED and not stream.parked and stream.tried.keys() - stream.refused.keys():
@@ -91,10 +91,11 @@ def end_streams_without_a_point(run: ClaimedRun) -> None:
 
 def end_outgrown_streams(run: ClaimedRun) -> None:
     """End streams whose chunk was cut short at a preview. The rows after it go into a continuation."""
-    for number in run.run_chunker.pop_to_cut_short(lambda one: not run.unfinished_tasks.holds(Kind.PREVIEW, one)):
+    results, tasks = run.run_chunker.results, run.unfinished_tasks
+    for number in results.pop_to_cut_short(lambda one: not tasks.holds(Kind.PREVIEW, one)):
         if not run.previews.cut_short(run.streams[number]):
             run.request_reload("a preview was not taken, so its chunk is made as usual")
-    for number in run.run_chunker.outgrown:
+    for number in results.outgrown:
         stream = run.streams[number]
         cut_short = stream.last_tried is not None and stream.last_tried.cut_short
         if cut_short and stream.all_confirmed and not (stream.ended or stream.group_parked):

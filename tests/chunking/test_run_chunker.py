@@ -197,7 +197,7 @@ def layout(channels: int) -> bytes:
 
 def all_chunks(run_chunker: RunChunker) -> list[Chunk]:
     found: list[Chunk] = []
-    while not run_chunker.at_end or run_chunker.ready:
+    while not run_chunker.at_end or run_chunker.results.ready:
         run_chunker.read_on()
         found += taken(run_chunker)
     return found
@@ -205,7 +205,7 @@ def all_chunks(run_chunker: RunChunker) -> list[Chunk]:
 
 def taken(run_chunker: RunChunker) -> list[Chunk]:
     found: list[Chunk] = []
-    while (chunk := run_chunker.pop_ready(lambda _: True)) is not None:
+    while (chunk := run_chunker.results.pop_ready(lambda _: True)) is not None:
         found.append(chunk)
     return found
 
@@ -279,7 +279,7 @@ def test_one_call_of_read_on_ends_with_a_chunk_and_at_the_journals_present_end(d
         (chunk,) = taken(run_chunker)
         assert (chunk.index, run_chunker.at_end, run_chunker.more_to_read) == (index, False, False)
     run_chunker.read_on()
-    assert (list(run_chunker.ready), run_chunker.at_end, run_chunker.more_to_read, run_chunker.all_cut) == (
+    assert (list(run_chunker.results.ready), run_chunker.at_end, run_chunker.more_to_read, run_chunker.all_cut) == (
         [],
         True,
         False,
@@ -345,7 +345,7 @@ def test_a_long_backlog_is_read_in_parts_so_that_other_runs_have_their_turn(deli
     run_chunker.read_on(count_only=True)
     assert (run_chunker.more_to_read, run_chunker.at_end) == (False, True)
     assert run_chunker.account.next_row["primary"] == LINES_AT_ONCE + 100
-    assert list(run_chunker.ready) == []
+    assert list(run_chunker.results.ready) == []
 
 
 def test_counting_a_parked_runs_rows_makes_no_chunks(deliver: Deliver) -> None:
@@ -353,7 +353,7 @@ def test_counting_a_parked_runs_rows_makes_no_chunks(deliver: Deliver) -> None:
 
     run_chunker.read_on(count_only=True)
 
-    assert (list(run_chunker.ready), run_chunker.at_end, run_chunker.all_cut) == ([], True, False)
+    assert (list(run_chunker.results.ready), run_chunker.at_end, run_chunker.all_cut) == ([], True, False)
     assert run_chunker.account.stop is not None
 
 

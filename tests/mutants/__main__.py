@@ -60,6 +60,7 @@ FOLDERS = {
         "chunking/chunker",
         "chunking/cut_stream",
         "chunking/run_chunker",
+        "chunking/cut_results",
         "chunking/stream_openings",
         "chunking/recut",
     ),

@@ -47,14 +47,15 @@ class Finalize(Work[None], frozen=True, eq=False):
 
 def next_work(run: ClaimedRun) -> Finalize | None:
     """Return the next stream to close, noted and synced. Park the run if its account does not add up."""
-    if run.must_reload or not run.run_chunker.all_cut or run.run_chunker.ready or run.unfinished_tasks.failed_tasks:
+    chunker = run.run_chunker
+    if run.must_reload or not chunker.all_cut or chunker.results.ready or run.unfinished_tasks.failed_tasks:
         return None  # `must_reload`: a stream was opened whose rows are read next
     ready = [stream for number, stream in run.streams.items() if _may_be_closed(run, number, stream)]
     unknown = [stream for stream in ready if stream.opening.stream not in run.account_checked]
     contradictions: dict[int, str] = {}
     if unknown:
-        beyond = {*run.run_chunker.outgrown, *(number for number in run.streams if number in run.streams_about_to_end)}
-        contradictions = run.run_chunker.account.contradictions(run.state, unknown, beyond)
+        beyond = {*chunker.results.outgrown, *(number for number in run.streams if number in run.streams_about_to_end)}
+        contradictions = chunker.account.contradictions(run.state, unknown, beyond)
         run.account_checked.update({stream.opening.stream for stream in unknown} - contradictions.keys())
     for stream in ready:
         number = stream.opening.stream
@@ -76,6 +77,6 @@ def _may_be_closed(run: ClaimedRun, number: int, stream: MetrologyStreamState) -
         return False
     if run.unfinished_tasks.holds(Kind.LINK, number) or run.pending_links.must_resolve or run.missing_links(stream):
         return False
-    if any(one.opening.stream in run.run_chunker.outgrown for one in stream.group):
+    if any(one.opening.stream in run.run_chunker.results.outgrown for one in stream.group):
         return False  # the rows after it have no stream yet
     return stream.life in {Life.INITIALIZED, Life.FINALIZING}

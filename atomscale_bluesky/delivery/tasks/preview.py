@@ -53,7 +53,7 @@ class Preview(ChunkWork, frozen=True, eq=False):
 
 def next_work(run: ClaimedRun, now: float) -> Preview | None:
     """Return the next preview that is due by a monotonic clock, noted and synced."""
-    if run.offset_unknown or run.run_chunker.ready or not run.run_chunker.at_end:
+    if run.offset_unknown or run.run_chunker.results.ready or not run.run_chunker.at_end:
         return None
 
     def is_quiet(number: int) -> bool:

@@ -89,13 +89,13 @@ def next_work(run: ClaimedRun, now: float) -> Push | None:
         run: Whose chunk.
         now: Monotonic.
     """
-    if not (run.run_chunker.ready or run.run_chunker.all_cut):
+    if not (run.run_chunker.results.ready or run.run_chunker.all_cut):
         run.run_chunker.read_on()
         if run.run_chunker.at_end:
             run.previews.note_journal_read(now)
     if run.offset_unknown:
         return None  # the shift of a chunk's times is noted before its first attempt
-    chunk = run.run_chunker.pop_ready(lambda chunk: _may_leave(run, chunk))
+    chunk = run.run_chunker.results.pop_ready(lambda chunk: _may_leave(run, chunk))
     if chunk is None:
         return None
     run.run_chunker.sync()
