@@ -15,9 +15,8 @@ from pathlib import Path
 
 from ..model.chunk import Chunk
 from ..model.labels import MAX_CHANNELS, join_names
-from ..model.rows import NO_ROWS, Rows
 from ..spool.gil_yield import GilYield
-from ..spool.journal_format import Header, Layout, decode_lines, decode_row, is_row, join_rows
+from ..spool.journal_format import Header, Layout, decode_row, is_row
 from ..spool.journal_reader import Line
 from ..spool.ledger import Ledger
 from ..spool.ledger_format import ChannelLeft, Tried
@@ -30,15 +29,13 @@ from .cut_results import CutResults
 from .cut_stream import Resumed
 from .decisions import CutShort, Decision, Leave, Open, Outgrown
 from .recut import cut_again
+from .rows_ahead import RowsAhead
 from .stream_openings import StreamOpenings
 
 _logger = logging.getLogger(__name__)
 
 # How many lines one call of `read_on` may read, so that a run with a long backlog does not delay the others.
 LINES_AT_ONCE = 20_000
-# How many points are decoded before another thread may have the interpreter: some tenths of a millisecond. Rows of
-# several small chunks are decoded together, up to this number.
-POINTS_AT_ONCE = 10_000
 
 
 class RunChunker:
@@ -69,13 +66,12 @@ class RunChunker:
         self._resume_points = {stream.opening.stream: stream.resume_point for stream in self.openings.open_streams()}
         self._cut_from = min((position for _, _, position in self._resume_points.values()), default=START)
         self._reader = RunReader(folder)
+        self._rows_ahead = RowsAhead(self._reader, self._gil_yield)
         self._lines: Iterator[Line] = iter(())
         self._synced_to = START
         self._last_layout: Layout | None = None  # the layout that the last row named
         self._lines_one_by_one = 0  # how many of the next lines must be decoded one by one
         self._too_few_ahead = False  # there are only rows ahead, and too few for a chunk
-        self._decoded_ahead = START, NO_ROWS  # rows that stand at this position, decoded already
-        self._chunks_at_once = 1  # of how many chunks the rows are decoded together
 
     def read_on(self, *, count_only: bool = False) -> None:
         """Read on until a chunk is ready, the journal's present end or `LINES_AT_ONCE`.
@@ -159,11 +155,6 @@ class RunChunker:
             self._gil_yield.make_way()
             yield chunk
 
-    def _waits_for_a_point(self) -> bool:
-        """Return True if a stream is not made yet because it waits for its first point."""
-        streams = self.ledger.state.streams.items()
-        return any((number or self._header.part) and stream.is_not_requested for number, stream in streams)
-
     def close(self) -> None:
         """Close the journal."""
         self._reader.close()
@@ -178,7 +169,7 @@ class RunChunker:
         wanted = chunker.rows_of_whole_chunk(layout.layout, number)
         if not wanted:
             return False
-        ahead = self._rows_ahead(wanted, len(layout.channels))
+        ahead = self._rows_ahead.peek(wanted, len(layout.channels))
         # Rows that a preview may show are read at once, and so are rows that may complete a chunk of another time base.
         # So are rows that show that a stream has a point, before which it is not made.
         may_wait = len(self._cutters) == 1 and not self._header.max_latency_s and not self._waits_for_a_point()
@@ -190,12 +181,16 @@ class RunChunker:
             return False
         rows = ahead.part(0, wanted)
         self._gil_yield.make_way()
-        self._reader.skip(wanted)
-        self._decoded_ahead = self._reader.position, ahead.part(wanted)
+        self._rows_ahead.skip(ahead, wanted)
         self.account.take_rows(rows)
         self._gil_yield.make_way()
         self.results.add_if_to_push(chunker.chunk_of(position, rows))
         return True
+
+    def _waits_for_a_point(self) -> bool:
+        """Return True if a stream is not made yet because it waits for its first point."""
+        streams = self.ledger.state.streams.items()
+        return any((number or self._header.part) and stream.is_not_requested for number, stream in streams)
 
     def _count_ahead(self, count_only: bool) -> bool:
         """Count rows together that are only to be counted. Return True if there were any."""
@@ -206,36 +201,6 @@ class RunChunker:
             self._reader, self._gil_yield.worked_through, None if count_only else self._cut_from
         )
         return self._reader.position > before
-
-    def _rows_ahead(self, wanted: int, channels: int) -> Rows | None:
-        """Return at least `wanted` of the next rows, or None unless all of them are there and are `Rows`."""
-        position, rows = self._decoded_ahead
-        if position == self._reader.position and len(rows.times) >= wanted:
-            return rows
-        found = self._decode(self._chunks_at_once * wanted, channels)
-        if found is None and self._chunks_at_once > 1:
-            self._chunks_at_once = 1
-            return self._decode(wanted, channels)
-        if found is not None:
-            # Only now, since a run that is still written rarely has rows for a second chunk.
-            self._chunks_at_once = min(2 * self._chunks_at_once, max(1, POINTS_AT_ONCE // max(1, wanted * channels)))
-        return found
-
-    def _decode(self, wanted: int, channels: int) -> Rows | None:
-        lines = self._reader.peek(wanted)
-        if lines is None:
-            return None
-        width = len(lines) // wanted
-        at_once = max(1, POINTS_AT_ONCE // max(1, channels)) * width
-        parts: list[Rows] = []
-        for begin in range(0, len(lines), at_once):
-            if begin:
-                self._gil_yield.make_way()
-            part = decode_lines(lines[begin : begin + at_once], width)
-            if part is None:
-                return None
-            parts.append(part)
-        return join_rows(parts)
 
     def _take_line(self, found: Line, count_only: bool) -> None:
         if is_row(found.payload) and found.position >= self._cut_from and not count_only:

@@ -61,6 +61,7 @@ FOLDERS = {
         "chunking/cut_stream",
         "chunking/run_chunker",
         "chunking/cut_results",
+        "chunking/rows_ahead",
         "chunking/stream_openings",
         "chunking/recut",
     ),
