@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..model.chunk import Chunk
 from ..model.labels import MAX_CHANNELS, join_names
+from ..model.rows import Position
 from ..spool.gil_yield import GilYield
 from ..spool.journal_format import Header, Layout, decode_row, is_row
 from ..spool.journal_reader import Line
@@ -45,13 +46,22 @@ class RunChunker:
         folder: The run's folder.
         header: The journal's first line.
         ledger: Records openings, and holds how far the run has got.
+        synced_to: Up to where the journal is synced already.
         gil_yield: Yields to a plan's thread between two pieces of work.
 
     Raises:
         SpoolError: From every method: the run's files cannot be read or written, or contradict each other.
     """
 
-    def __init__(self, folder: Path, header: Header, ledger: Ledger, gil_yield: GilYield | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        header: Header,
+        ledger: Ledger,
+        *,
+        synced_to: Position = START,
+        gil_yield: GilYield | None = None,
+    ) -> None:
         self.ledger = ledger
         self.account = Account()
         self.openings = StreamOpenings(header, ledger, self.account)
@@ -68,7 +78,7 @@ class RunChunker:
         self._reader = RunReader(folder)
         self._rows_ahead = RowsAhead(self._reader, self._gil_yield)
         self._lines: Iterator[Line] = iter(())
-        self._synced_to = START
+        self._synced_to = synced_to
         self._last_layout: Layout | None = None  # the layout that the last row named
         self._lines_one_by_one = 0  # how many of the next lines must be decoded one by one
         self._too_few_ahead = False  # there are only rows ahead, and too few for a chunk

@@ -54,7 +54,9 @@ class ClaimedRun:
         self.pending_links = PendingLinks(claim.header, claim.ledger.state)
         if self.state.broken is None:
             cut_short_in_doubt(claim.ledger)
-        self.run_chunker = RunChunker(claim.folder, claim.header, claim.ledger, gil_yield)
+        self.run_chunker = RunChunker(
+            claim.folder, claim.header, claim.ledger, synced_to=claim.synced_to, gil_yield=gil_yield
+        )
         self.previews = Previews(claim.header, claim.ledger, self.run_chunker, unix_time)
         self.streams_about_to_end = StreamsAboutToEnd(claim.ledger, self.run_chunker, unix_time)
         if self.state.broken is not None:

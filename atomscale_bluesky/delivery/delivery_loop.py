@@ -36,8 +36,10 @@ from .connection_limit import ConnectionLimit
 from .drain import DrainQuestion, OpenQuestions
 from .drain_check import DrainCheck
 from .retry_policy import RetryPolicy
+from .run_delivery import RunDelivery
 from .run_scheduler import RunScheduler
 from .tasks.work import Kind, ServerFacts
+from .unfinished_tasks import Task
 from .unforeseen_errors import UnforeseenErrors
 from .worker_pool import Report, WorkerPool
 
@@ -54,6 +56,8 @@ SCAN_S = 2.0
 MAX_BESIDE_A_PLAN = 8
 # Up to this many further tasks lie ready, and no more than there are connections.
 MAX_READY = 8
+# Up to this many tasks are begun before the first of them is given to a worker: one write then notes all their chunks.
+MAX_TOGETHER = 8
 # A finished run's files are closed by their writer a moment after its stop.
 FINISH_S = 0.02
 
@@ -319,15 +323,32 @@ class DeliveryLoop:
         now = self._monotonic()
         pause = self.retries.pause
         without_task = 0
-        while self.workers.in_flight < self._max_in_flight and without_task < len(self._active) and pause.is_over(now):
+        tasks: list[tuple[RunDelivery, Task]] = []
+        while (
+            self.workers.in_flight + len(tasks) < self._max_in_flight
+            and without_task < len(self._active)
+            and pause.is_over(now)
+        ):
             delivery = self._active.next_delivery()
             task = self._active.guarded(delivery, lambda delivery=delivery: delivery.next_task(now))
             if task is None:
                 without_task += 1
                 continue
             without_task = 0
-            self.workers.queue_task(delivery, task)
+            tasks.append((delivery, task))
+            if len(tasks) == MAX_TOGETHER:
+                self._hand_over(tasks)
+        self._hand_over(tasks)
         return self.workers.in_flight > 0 or self._more_to_read
+
+    def _hand_over(self, tasks: list[tuple[RunDelivery, Task]]) -> None:
+        """Write what the ledgers of all runs have noted, then give the tasks to workers. Empties the list."""
+        for delivery in self._active:
+            self._active.guarded(delivery, delivery.run.ledger.write)
+        for delivery, task in tasks:
+            if self._active.is_active(delivery):
+                self.workers.queue_task(delivery, task)
+        tasks.clear()
 
     def _take_back(self) -> None:
         """Take back the tasks that no worker has begun: the server fails, so they wait with the rest."""

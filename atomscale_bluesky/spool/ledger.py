@@ -19,7 +19,7 @@ survive a killed process once noted. They are synced, unless their kind can be f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import SpoolError
@@ -58,6 +58,7 @@ class Ledger:
     def __init__(self, path: Path, *, make_room: Callable[[], object] | None = None) -> None:
         self._file = LineFile(path, make_room=make_room)
         self._together: list[LedgerLine] | None = None
+        self._unwritten = bytearray()  # lines of facts that were noted
         try:
             self.state = LedgerReader(path).read_on()
             if self.state.broken is not None and (size := _size_before_damage(path)) != self._file.size:
@@ -68,9 +69,9 @@ class Ledger:
             raise
 
     def note(self, fact: LedgerLine, *, sync: bool = False) -> None:
-        """Append a fact. It survives a killed process once this returns.
+        """Note a fact. It survives a power cut once this returns, unless its kind is `unsynced` and `sync` is not set.
 
-        It survives a power cut too, unless its kind is `unsynced` and `sync` is not set.
+        An unsynced fact survives a killed process once `write` returns. Whatever builds on it must wait for that.
 
         Raises:
             SpoolError: The fact cannot follow the known facts, or the file cannot be written. `state` is then ahead of
@@ -80,9 +81,20 @@ class Ledger:
         if self._together is not None:
             self._together.append(fact)
             return
-        self._file.append(checksummed(encode(fact)) * 2)
+        self._unwritten += checksummed(encode(fact)) * 2
         if sync or not fact.unsynced:
+            self.write()
             self._file.sync()
+
+    def write(self) -> None:
+        """Write the facts noted so far, in one go, so that they survive a killed process.
+
+        Raises:
+            SpoolError: As for `note`.
+        """
+        if self._unwritten:
+            lines, self._unwritten = bytes(self._unwritten), bytearray()
+            self._file.append(lines)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -96,7 +108,8 @@ class Ledger:
             yield
         finally:
             self._together = None
-        self._file.append(checksummed(encode(Together(tuple(noted)))) * 2)
+        self._unwritten += checksummed(encode(Together(tuple(noted)))) * 2
+        self.write()
         self._file.sync()
 
     def tried_chunks(self, stream: int, from_index: int) -> dict[int, Tried]:
@@ -105,6 +118,7 @@ class Ledger:
         Raises:
             SpoolError: A line cannot be decoded.
         """
+        self.write()
         found: dict[int, Tried] = {}
         for fact in facts_of(self._file.path):
             if isinstance(fact, Moved):
@@ -115,15 +129,18 @@ class Ledger:
 
     @property
     def size(self) -> int:
-        """The file's length in bytes. It grows with every fact."""
-        return self._file.size
+        """The file's length in bytes once all facts are written. It grows with every fact."""
+        return self._file.size + len(self._unwritten)
 
     def close_until_needed(self) -> None:
         """Close the file until the next fact."""
+        self.write()
         self._file.close_until_needed()
 
     def close(self) -> None:
-        """Close the file. A second call does nothing."""
+        """Write what was noted, as far as that is possible, and close the file. A second call does nothing."""
+        with suppress(SpoolError):  # then it is as if the process had been killed before
+            self.write()
         self._file.close()
 
 

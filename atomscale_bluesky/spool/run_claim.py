@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SpoolError
+from ..model.rows import Position
 from ..model.text import safe
 from .gil_yield import GilYield
 from .history import History
@@ -60,7 +61,7 @@ class RunClaim:
             )
         refuse_links_in(folder)
         # Before the first request for the run: after a power cut its header can be read again.
-        JournalReader(folder).sync()
+        self.synced_to: Position = JournalReader(folder).sync()  # at least up to here the journal is safe
         self.folder = folder
         self.header = header
         self.ledger: Ledger = Ledger(folder / LEDGER, make_room=make_room)

@@ -178,6 +178,13 @@ def deliver(tmp_path: Path) -> Iterator[Deliver]:
     spool.writers.stop_threads()
 
 
+def append(folder: Path, lines: list[bytes]) -> None:
+    """Append lines to a run's journal, as the process does that writes it."""
+    writer = JournalWriter(folder)
+    writer.append(b"".join(checksummed(line) for line in lines))
+    writer.close()
+
+
 def text(number: int, values: list[float | None]) -> bytes:
     gaps = {f"c{place}": "not finite" for place, value in enumerate(values) if value is None}
     return encode_row(0, number, T0 + number, f"uid {number}", pack_values(values), gaps)
@@ -361,11 +368,12 @@ def test_counting_a_parked_runs_rows_makes_no_chunks(deliver: Deliver) -> None:
 def test_the_rows_of_a_chunk_are_synced_before_it_is_pushed_for_the_first_time(
     deliver: Deliver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    delivery = deliver([layout(1), *(text(n, [1.0]) for n in range(25)), STOP])
+    delivery = deliver([layout(1), *(text(n, [1.0]) for n in range(5))])
     folder = delivery.claim.folder
     wait_until(lambda: not is_held(folder / WRITER_LOCK))  # its writer has closed, and syncs nothing any more
     journal, synced, sync = (folder / "journal-0001.jsonl").stat().st_ino, [], os.fdatasync
     monkeypatch.setattr(os, "fdatasync", lambda file: (synced.append(os.fstat(file).st_ino), sync(file)))
+    append(folder, [*(text(n, [1.0]) for n in range(5, 25)), STOP])
 
     task = delivery.next_task(0.0)
     assert task is not None
@@ -378,6 +386,27 @@ def test_the_rows_of_a_chunk_are_synced_before_it_is_pushed_for_the_first_time(
     delivery.apply_result(task, Sent(task.chunk.names), 0.0)
     assert delivery.next_task(0.0) is not None
     assert synced.count(journal) == 1  # to its end, as it was then
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another call syncs a file there")
+def test_rows_that_were_synced_when_the_run_was_claimed_are_not_synced_again(
+    deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, sync = [], os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda file: (synced.append(os.fstat(file).st_ino), sync(file)))
+    delivery = deliver([layout(1), *(text(n, [1.0]) for n in range(25)), STOP])
+    folder = delivery.claim.folder
+    wait_until(lambda: not is_held(folder / WRITER_LOCK))
+    journal = (folder / "journal-0001.jsonl").stat().st_ino
+    assert journal in synced
+    synced.clear()
+
+    for result in ("id", Sent(("c0",)), Sent(("c0",))):
+        task = delivery.next_task(0.0)
+        assert task is not None
+        delivery.apply_result(task, result, 0.0)
+    assert delivery.run.state.streams[0].chunks_confirmed == 2
+    assert journal not in synced
 
 
 def open_stream(run_chunker: RunChunker, time_base: str) -> str:

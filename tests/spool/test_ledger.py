@@ -6,6 +6,7 @@ import os
 import random
 import sys
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -361,6 +362,7 @@ def test_a_reader_reads_on_while_the_ledger_is_written_and_counts_what_is_damage
     reader = LedgerReader(path)
     ledger = Ledger(path)
     ledger.note(OPENED)
+    ledger.write()
     assert reader.read_on().streams[0].life is Life.OPENED
     with path.open("ab") as file:
         file.write(b"damaged line\n")
@@ -417,6 +419,42 @@ def test_a_fact_is_synced_unless_it_can_be_found_out_again(tmp_path: Path, monke
     assert syncs(Parked("why", 0), Ended(0, "too large")) == [1, 1]
     assert syncs(Finalizing(0), Finalized(0, 2.0)) == [1, 1]
     ledger.close()
+
+
+def test_facts_that_are_not_synced_are_written_in_one_go_before_the_next_one_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, written, write = Ledger(tmp_path / "ledger.jsonl"), [], os.write
+    monkeypatch.setattr(os, "write", lambda file, data: (written.append(bytes(data)), write(file, data))[1])
+
+    def on_disk() -> int:
+        return LedgerReader(tmp_path / "ledger.jsonl").read_on().streams[0].next_index
+
+    for fact in (OPENED, INITIALIZING, INITIALIZED):
+        ledger.note(fact)
+    written.clear()
+    for fact in (tried(0), Confirmed(0, 0, 1.0), tried(1)):
+        ledger.note(fact)
+    assert (written, on_disk(), ledger.state.streams[0].next_index) == ([], 0, 2)
+    assert ledger.size > (tmp_path / "ledger.jsonl").stat().st_size
+    ledger.write()
+    assert (len(written), on_disk()) == (1, 2)
+    assert ledger.size == (tmp_path / "ledger.jsonl").stat().st_size
+    ledger.note(Confirmed(0, 1, 2.0))
+    ledger.note(Finalizing(0))
+    assert len(written) == 2
+    ledger.note(Finalized(0, 3.0))
+    ledger.close()
+    assert LedgerReader(tmp_path / "ledger.jsonl").read_on().is_done
+
+
+@pytest.mark.parametrize("close", [Ledger.close, Ledger.close_until_needed])
+def test_what_was_noted_is_written_when_the_file_is_closed(tmp_path: Path, close: Callable[[Ledger], None]) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.note(OPENED)
+    close(ledger)
+
+    assert LedgerReader(tmp_path / "ledger.jsonl").read_on().streams[0].life is Life.OPENED
 
 
 def test_every_kind_of_line_is_taken_in() -> None:
