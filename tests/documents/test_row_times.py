@@ -140,6 +140,7 @@ SECOND_ROWS: dict[str, list[Row]] = {
     "collected at once": [(9.0, 2.0, True), (9.0003, 3.0, True), (9.0004, 4.0, True)],
     "composed apart": [(9.0, 2.0, True), (9.75, 9.5, False)],
     "fresh, then collected": [(9.0, 8.875, False), (9.0003, 8.9375, True)],
+    "guessed, then later with a stamp older than the row before": [(9.0, 2.0, True), (9.75, 3.0, True)],
     "collected, then a plan that stands still": [(9.0, 2.0, True), (9.0003, 3.0, True), (9.5, 3.0, False)],
     "collected, then later with another stamp": [(9.0, 2.0, True), (9.0003, 3.0, True), (9.5, 9.25, True)],
     "at once, stamps that stand still": [(9.0, 8.875, False), (9.0003, 8.875, False)],
