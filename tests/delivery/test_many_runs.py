@@ -18,6 +18,7 @@ from waiting import wait_until
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.delivery import active_runs
 from atomscale_bluesky.delivery.run_scheduler import RunScheduler
+from atomscale_bluesky.documents.run_files import TRY_AGAIN_S
 from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.line_file import LineFile
@@ -358,7 +359,7 @@ def test_open_runs_of_a_killed_session_are_completed_by_the_next(
 # ---- a process without a descriptor left -----------------------------------------------------------------------------
 
 NO_DESCRIPTORS = """
-    import threading
+    import threading, time
     def use_up():
         found = []
         try:
@@ -380,22 +381,22 @@ def test_readings_that_find_no_descriptor_are_counted_with_their_reason(server: 
         begun, late, never = [list(growth(points=100)) for _ in range(3)]
         feed(begun[:10])
         threading.Event().wait(1.0)
-        found = use_up()
+        found, begin = use_up(), time.monotonic()
         for name, doc in [*begun[10:20], *late[:30], *never]:
             found += use_up()  # what another thread has closed meanwhile
             callback(name, doc)
-        attempts = len(made)
+        attempts, took_s = len(made), time.monotonic() - begin
         give_back(found)
         threading.Event().wait(1.1)
         feed([*begun[20:], *late[30:]])
         callback.drain(60)
         lost = sum(run.readings for run in callback.status().not_kept)
-        print(attempts, lost, flush=True)
+        print(attempts, lost, int(took_s), flush=True)
     """
     with session(textwrap.dedent(NO_DESCRIPTORS) + textwrap.dedent(script), server, spool_dir) as process:
-        attempts, lost = said(process)
+        attempts, lost, took_s = said(process)
 
-    assert attempts <= 4  # folders, and not one for each event
+    assert attempts <= 4 + took_s / TRY_AGAIN_S  # folders: now and then, and not one for each event
     assert lost == 200
     assert Spool(spool_dir).run_folders() == []
     history = sorted(Spool(spool_dir).history.entries(), key=lambda entry: -entry["delivered"])
