@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from .own_files import open_own
+
 _logger = logging.getLogger(__name__)
 
 NAME = "reserve.bin"
@@ -37,7 +39,6 @@ STEP_BYTES = 4 * 2**20
 AGAIN_S = 10.0
 
 _FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
-_FLAGS = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 _BLOCK_BYTES = 2**18
 
 T = TypeVar("T")
@@ -114,7 +115,7 @@ class Reserve:
     def release(self) -> None:
         """Remove the reserve for lines that must be written now. Any thread may call this."""
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | _FLAGS)
+            descriptor = open_own(self._path, os.O_RDONLY)
         except OSError:  # it is missing, or is no file
             return
         try:
@@ -136,15 +137,19 @@ class Reserve:
 
         Return False, with the file unchanged, if the disk is full.
         """
+        made = False
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
-        except OSError as error:
+            try:
+                descriptor, made = open_own(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL), True
+            except FileExistsError:
+                descriptor = open_own(self._path, os.O_RDWR)
+        except OSError as error:  # a SpoolError is one: something else has this name
             return not is_full(error)
         full = False
         try:
             present_bytes = min(present_bytes, os.lseek(descriptor, 0, os.SEEK_END))
             os.lseek(descriptor, 0, os.SEEK_SET)
-            if present_bytes and os.read(descriptor, len(_BEGINNING)) != _BEGINNING:
+            if not made and os.read(descriptor, len(_BEGINNING)) != _BEGINNING:
                 return True  # not ours
             os.lseek(descriptor, present_bytes, os.SEEK_SET)
             try:

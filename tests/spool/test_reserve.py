@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from atomscale_bluesky.spool import own_files
 from atomscale_bluesky.spool.reserve import NAME, Reserve, min_bytes
 
 MIB, GIB = 2**20, 2**30
@@ -60,6 +62,45 @@ def test_it_does_not_grow_on_a_disk_that_is_nearly_full(folder: Path) -> None:
 
     assert kept(reserve, 64 * MIB, 4 * MIB - 1, 100 * GIB) == MIB
     assert kept(reserve, 64 * MIB, 4 * MIB, 100 * GIB) == 2 * MIB
+
+
+@pytest.mark.parametrize("content", [b"", b"somebody's own"])
+def test_a_foreign_file_of_its_name_is_left_as_it_is(folder: Path, content: bytes) -> None:
+    (folder / NAME).write_bytes(content)
+    reserve = Reserve(folder)
+
+    assert reserve.maintain(0, GIB, 100 * GIB)
+    reserve.release()
+    assert (folder / NAME).read_bytes() == content
+
+
+@pytest.mark.parametrize("nofollow", [True, False])  # Windows has no such flag
+def test_what_a_link_of_its_name_leads_to_is_left_as_it_is(
+    folder: Path, nofollow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "theirs").write_bytes(b"somebody's own")
+    try:
+        (folder / NAME).symlink_to(folder / "theirs")
+    except OSError:
+        pytest.skip("this system lets nobody make a link")
+    if not nofollow:
+        monkeypatch.setattr(own_files, "_O_NOFOLLOW", 0)
+    reserve = Reserve(folder)
+
+    assert reserve.maintain(0, GIB, 100 * GIB)
+    reserve.release()
+    assert (folder / "theirs").read_bytes() == b"somebody's own"
+    assert (folder / NAME).is_symlink()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_of_its_name_holds_nobody_up(folder: Path) -> None:
+    os.mkfifo(folder / NAME)
+    reserve = Reserve(folder)
+
+    assert reserve.maintain(0, GIB, 100 * GIB)
+    reserve.release()
+    assert (folder / NAME).is_fifo()
 
 
 def test_giving_it_up_removes_it_once_and_a_foreign_file_never(folder: Path) -> None:
