@@ -39,6 +39,8 @@ class DiskSpace:
         self.used_bytes: int = 0
         self.grown_runs: deque[str] = deque()  # names of run folders; any thread may append
         self.has_unmeasured_runs: bool = False
+        self.unwatched: bool = False  # no thread calls `update` any more, so who asks for room has to wait for one
+        self._measure_at = 0.0  # while it is unwatched: when to measure again, monotonic
         self._path = path
         self._max_bytes = max_bytes
         self._min_free_bytes = min_free_bytes
@@ -61,7 +63,10 @@ class DiskSpace:
 
     @property
     def has_room(self) -> bool:
-        """Return True if new readings can be kept. Reads no disk."""
+        """Return True if new readings can be kept. Reads no disk, unless it is `unwatched`: then once a second."""
+        if self.unwatched and time.monotonic() >= self._measure_at:
+            self._measure_at = time.monotonic() + ROOM_INTERVAL_S
+            self.update(maintain_reserve=True)
         return self._free_enough and self.used_bytes < self._max_bytes
 
     @property

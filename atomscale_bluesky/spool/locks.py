@@ -142,6 +142,8 @@ def is_held(path: Path) -> bool:
             if error.errno in {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}:
                 return True
         else:
+            # Not only by closing it: a child that another thread forks just now has a copy that stays open.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
             return False
         finally:
             os.close(descriptor)

@@ -269,8 +269,9 @@ class RunWriter:
 
     def close(self) -> None:
         """Sync, close and release the run. A second call does nothing."""
-        with contextlib.suppress(OSError, ValueError):  # the disk fails, or it is already closed
-            self.sync()
+        if self.dirty:
+            with contextlib.suppress(OSError, ValueError):  # the disk fails, or it is already closed
+                self.sync()
         self._journal.close()
         self._journals.remove(self)
         self._lock.release()

@@ -241,11 +241,15 @@ class RunWriters:
     def stop_threads(self, timeout_s: float = 5.0) -> bool:
         """Sync everything and stop the threads. Return True if the syncing thread has ended.
 
-        Writers stay usable, and from then on each call syncs.
+        Writers stay usable. From now on each call syncs, and measures the disk space where that is due.
         """
         self._stopping.set()
         self._wake.ring()
+        self._disk_space.unwatched = True
+        self.sync_each = True  # before the wait below: a thread that is late syncs nothing more
         with self._guard:
+            for writer in self._writers:
+                writer.sync_each = True
             thread, room_thread = self._thread, self._room_thread
         end = time.monotonic() + timeout_s
         for one in filter(None, (thread, room_thread)):
@@ -255,10 +259,6 @@ class RunWriters:
         ended = thread is None or not thread.is_alive()
         if ended:
             self._sync_all(last_time=True)
-            self.sync_each = True
-            with self._guard:
-                for writer in self._writers:
-                    writer.sync_each = True
         return ended
 
     def after_fork_in_child(self) -> None:
@@ -322,7 +322,7 @@ class RunWriters:
             self._thread.start()
             self._room_thread.start()
         except RuntimeError:  # the interpreter is ending: sync within each call instead
-            self.sync_each = True
+            self.sync_each = self._disk_space.unwatched = True
             self._thread = self._room_thread = None
 
     def _may_continue(self, thread: threading.Thread | None) -> bool:
@@ -373,23 +373,30 @@ class RunWriters:
         for writer in writers:
             if writer.dirty:
                 self._disk_space.grown_runs.append(writer.folder.name)
-                try:
-                    writer.sync()
-                    writer.sync_failed = False
-                except OSError as error:
-                    writer.dirty = True
-                    if not writer.sync_failed:
-                        writer.sync_failed = True
-                        _logger.warning(
-                            "journal in %s could not be synced, it is tried again: %s", writer.folder, error
-                        )
-        unwritten: list[RunWriter] = []
+                _try_to_sync(writer)
+        kept: list[RunWriter] = []
         for writer in closing:
-            if writer.retry_ending() or last_time:
-                writer.close()
+            ended, synced = writer.retry_ending(), not writer.dirty or _try_to_sync(writer)
+            if ended or last_time:
                 self._unended.discard(writer)
-            else:
+            if (ended and synced) or last_time:
+                writer.close()
+                continue
+            kept.append(writer)
+            if not ended:
                 writer.close_until_needed()
-                unwritten.append(writer)
         with self._guard:
-            self._closing[:0] = unwritten
+            self._closing[:0] = kept
+
+
+def _try_to_sync(writer: RunWriter) -> bool:
+    """Sync a journal. Return False if that failed: it stays dirty, and the first failure is logged."""
+    try:
+        writer.sync()
+    except OSError as error:
+        if not writer.sync_failed:
+            writer.sync_failed = True
+            _logger.warning("journal in %s could not be synced, it is tried again: %s", writer.folder, error)
+        return False
+    writer.sync_failed = False
+    return True

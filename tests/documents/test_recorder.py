@@ -32,7 +32,7 @@ from atomscale_bluesky import (
     SpoolError,
     StartMissingError,
 )
-from atomscale_bluesky.documents import open_runs
+from atomscale_bluesky.documents import known_runs, open_runs
 from atomscale_bluesky.documents.open_run import OpenRun
 from atomscale_bluesky.server import LocalServer
 from atomscale_bluesky.spool.run_reader import read_header
@@ -717,6 +717,18 @@ def test_a_sample_given_to_the_recorder_is_for_runs_that_name_none(settings: Set
     assert named == {given, ("its own", None), (None, None)}
 
 
+def test_the_journal_of_a_run_that_is_being_recorded_is_not_read_to_find_that_out(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, descriptor, *events, stop = old(points=30)
+    with DocumentRecorder(settings) as first:
+        take_all(first, [start, descriptor, *events])
+        with DocumentRecorder(settings) as second:
+            monkeypatch.setattr(known_runs, "read_events", lambda folder: pytest.fail(f"{folder} was read"))
+            assert second.take(*stop).known == 1
+            assert first.take(*stop) == Accepted()
+
+
 def full_event(documents: list[Document]) -> Document:
     """A further event of the run, with a uid of its own."""
     name, doc = documents[2]
@@ -742,6 +754,45 @@ def test_a_sync_that_fails_says_so_and_succeeds_later(settings: Settings, monkey
             watched.setattr(os, "fdatasync", synced.append)
             recorder.sync()
         assert synced == []  # all of it was
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another call syncs a file there")
+def test_a_sync_that_fails_says_so_until_it_succeeds_although_the_run_has_ended(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, failed, synced = os.fdatasync, threading.Event(), threading.Event()
+
+    def fails(descriptor: int) -> None:
+        if "journal-" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            failed.set()
+            raise OSError(5, "Input/output error")
+        real(descriptor)
+
+    def works(descriptor: int) -> None:
+        real(descriptor)
+        if "journal-" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            synced.set()
+
+    with DocumentRecorder(settings) as recorder:
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "fdatasync", fails)
+            take_all(recorder, list(growth(points=2)))
+            assert failed.wait(10)  # the spool's thread has tried to sync the ended run
+            for _ in range(2):
+                with pytest.raises(SpoolError, match="could not be synced: .*Input/output error"):
+                    recorder.sync()
+        monkeypatch.setattr(os, "fdatasync", works)
+        wait_until(lambda: not any("could not" in str(sync_error(recorder)) for _ in range(1)))
+        assert synced.is_set()
+    assert [record.message for record in caplog.records if "could not be synced, it is tried again" in record.message]
+
+
+def sync_error(recorder: DocumentRecorder) -> SpoolError | None:
+    try:
+        recorder.sync()
+    except SpoolError as error:
+        return error
+    return None
 
 
 def test_sync_waits_for_the_disk_to_have_each_run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,12 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from refusing import refuse
+from waiting import wait_until
 
 from atomscale_bluesky.errors import SpoolError
 from atomscale_bluesky.spool import locks
 from atomscale_bluesky.spool.disk_space import DiskSpace, network_file_system
+from atomscale_bluesky.spool.journal_format import Header
 from atomscale_bluesky.spool.locks import RunLock, is_held
 from atomscale_bluesky.spool.orders import Retry
 from atomscale_bluesky.spool.spool import Spool
@@ -336,3 +338,61 @@ def test_a_lock_that_a_stopped_process_holds_is_not_waited_for_for_ever(
         lock.release()
     spool.history.add({"run_uid": "u"})
     assert [entry["run_uid"] for entry in spool.history.entries()] == ["u"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a test of a lock is the lock itself")
+def test_a_child_that_is_forked_while_a_lock_is_tested_keeps_nobody_from_taking_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, close, copies = RunLock(tmp_path / "writer.lock"), os.close, list[int]()
+    assert lock.acquire()
+    lock.release()
+    # What a child has that another thread forks just before the descriptor is closed.
+    monkeypatch.setattr(os, "close", lambda file: (copies.append(os.dup(file)), close(file))[1])
+    assert not is_held(tmp_path / "writer.lock")
+    monkeypatch.undo()
+
+    assert copies
+    assert lock.acquire()
+    lock.release()
+    for copy in copies:
+        os.close(copy)
+
+
+# ---- after the threads have ended --------------------------------------------------------------------------------
+
+
+def test_a_closed_spool_finds_out_itself_that_its_disk_has_room_again(tmp_path: Path) -> None:
+    room = DiskSpace(spool_of(tmp_path, 10), max_bytes=10**9, min_free_bytes=0)
+    room.update()
+    room.note_disk_full()
+    assert not room.has_room
+    room.unwatched = True
+
+    assert room.has_room
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another call syncs a file there")
+def test_after_a_close_that_could_not_wait_for_the_disk_each_reading_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, disk_works, waits = os.fdatasync, threading.Event(), threading.Event()
+
+    def slow(descriptor: int) -> None:
+        waits.set()
+        disk_works.wait(60)
+        real(descriptor)
+
+    spool = Spool(tmp_path / "spool")
+    header = Header(1, "b7c2e9f1", 1.76e9, "growth", 10, "primary", "http://x", non_finite="null", layout="run")
+    writer = spool.writers.create(header)
+    monkeypatch.setattr(os, "fdatasync", slow)
+    writer.append([b"{}"])
+    assert waits.wait(30)
+    assert not spool.writers.stop_threads(timeout_s=0.1)
+    disk_works.set()
+    wait_until(lambda: not writer.dirty)
+
+    writer.append([b"{}"])
+    assert not writer.dirty
+    spool.writers.close_writers()
