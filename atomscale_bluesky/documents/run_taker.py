@@ -138,6 +138,8 @@ class RunTaker:
     def stop(self, doc: Mapping[str, Any]) -> Accepted:
         """End a run. Return `KNOWN` if it is skipped.
 
+        Return `TRY_AGAIN` if the files of a resumed run cannot be made and its source gives it again.
+
         Raises:
             DocumentError: The run's start document never came.
         """
@@ -151,6 +153,10 @@ class RunTaker:
             raise self._ignored.ignore_without_start(
                 "stop", f"a stop document of run {uid}, whose start never came, is ignored", uid
             )
+        if run.has_only_ended_journals:  # its files say that no stop document came
+            self._files.make_folder_if_due(run)
+            if run.writer is None and self._redelivers:
+                return TRY_AGAIN
         counts = mapping_of(doc.get("num_events"))
         if not run.event_streams and any(isinstance(count, int) and count > 0 for count in counts.values()):
             self._ignored.warn_of_incomplete_run(f"run {uid} had events, and no descriptor came")
@@ -169,8 +175,6 @@ class RunTaker:
                 self.give_up_early(overdue)
         stop.not_given.update(count_missing_events(run, counts, self._runs.selection))
         run.log_missing_events(stop.not_given, self._ignored)
-        if run.has_only_ended_journals:
-            self._files.make_folder_if_due(run)  # its files say that no stop document came
         self._files.end(run, stop)
         self._runs.forget_ended(run)
         self._files.change = None

@@ -171,7 +171,7 @@ class Intake:
     def _give_to_recorder(self, name: str, doc: Mapping[str, Any], source: Source) -> Accepted | None:
         """Give a document to the recorder, as often as it takes. Return None if it was told to end meanwhile."""
         while True:
-            if self._recorder.has_room:
+            if self._recorder.has_room or name == "stop":  # what ends a run is kept, and lets the run leave the spool
                 accepted = self._recorder.take(name, doc)
                 if not accepted.try_again:
                     if self._reported_waiting:
@@ -235,5 +235,7 @@ class Intake:
 
 def _descriptors(name: str, doc: Mapping[str, Any]) -> Set[str]:
     """Return the uids of the descriptors to which a document's events belong."""
-    events = [event for events in doc.values() for event in events] if name == "bulk_events" else [doc]
-    return {str(event.get("descriptor")) for event in events}
+    if name != "bulk_events":
+        return {str(doc.get("descriptor"))}
+    lists = [events for events in doc.values() if isinstance(events, list | tuple)]
+    return {str(event.get("descriptor")) for events in lists for event in events if isinstance(event, Mapping)}

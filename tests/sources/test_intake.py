@@ -265,6 +265,65 @@ def test_a_full_spool_holds_the_source_back_and_loses_nothing(
     assert held(server)["k0"] == [float(n) for n in range(20)]
 
 
+def test_a_stop_is_taken_without_room_so_that_its_run_can_leave_the_spool(
+    settings: Settings, spool_dir: Path, make_callback: MakeCallback, server: LocalServer
+) -> None:
+    settings = settings.replaced(spool_max_bytes=1_000_000)
+    documents, others = list(growth(points=20)), list(growth(points=1))
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        intake = Intake(recorder)
+        intake.take_all(Bus(documents[:-1]))
+        stuffing = spool_dir / "20200101T000000-00000000"
+        stuffing.mkdir()
+        (stuffing / "journal-0001.jsonl").write_bytes(b"x" * 1_000_000)
+        wait_until(lambda: not recorder.has_room)
+        bus = Bus([documents[-1], *others])
+        thread = threading.Thread(target=intake.take_all, args=(bus,))
+        thread.start()
+        wait_until(lambda: bus.rests > 2)  # at the next run's start, which needs room
+        assert make_callback().drain(20)
+        assert held(server)["k0"] == [float(n) for n in range(20)]
+        assert {stream.status for stream in server.streams()} == {"success"}
+        (stuffing / "journal-0001.jsonl").unlink()
+        thread.join(30)
+        assert len(bus.acknowledged) == len(bus.documents)
+
+
+def test_what_is_no_event_among_early_ones_ends_no_worker(settings: Settings) -> None:
+    start, descriptor, event, *_ = growth(points=1)
+    early = event[1] | {"descriptor": "comes later", "uid": "early"}
+    bulk = ("bulk_events", {"comes later": [early, "garbage"], "others": 7})
+
+    intake = taken(settings, bus := Bus([start, descriptor, bulk, event]))
+
+    assert intake.documents == 4
+    assert {0, 1, 3} <= {*bus.acknowledged}
+
+
+def test_a_stop_whose_run_cannot_be_written_now_is_given_again(
+    settings: Settings, spool_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = list(growth(points=2))
+    taken(settings, Bus(documents[:-1]))
+    bus, ending, make = Bus(documents), threading.Event(), Path.mkdir
+
+    def refuses(path: Path, *args: Any, **more: Any) -> None:
+        if path.parent == spool_dir:
+            raise OSError(24, "Too many open files")
+        make(path, *args, **more)
+
+    monkeypatch.setattr(Path, "mkdir", refuses)
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        thread = threading.Thread(target=Intake(recorder, ending).take_all, args=[bus])
+        thread.start()
+        wait_until(lambda: bus.rests > 1)
+        assert len(documents) - 1 not in bus.acknowledged
+        monkeypatch.setattr(Path, "mkdir", make)
+        thread.join(60)
+        assert recorder.has_whole(documents[0][1]["uid"])
+    assert bus.acknowledged == list(range(len(documents)))
+
+
 def test_a_disk_that_fails_holds_the_source_back_and_is_not_called_full(
     settings: Settings, spool_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
