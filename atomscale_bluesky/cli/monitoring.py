@@ -14,6 +14,7 @@ from .formatting import age, plain_blanks, safe
 
 if TYPE_CHECKING:
     from ..settings import Settings
+    from ..status.outage import Outage
     from ..status.run_status import RunStatus
     from ..status.spool_status import Status
 
@@ -77,14 +78,22 @@ def _judge(settings: Settings, runs: Status, max_age_s: float | None, now: float
             f"run {safe(late[0].run_uid[:8])} is not finalized, longer than {age(max_age_s)} after its last point"
         )
     if unfinished and runs.trouble is not None and runs.key_refused:
-        grave.append(f"the API key has been refused for {age(now - runs.trouble.since)}: {safe(runs.trouble.error)}")
+        grave.append(f"the API key has been refused {_for_how_long(runs.trouble, now)}")
     elif unfinished and runs.trouble is not None:
-        slight.append(f"no data taken for {age(now - runs.trouble.since)}: {safe(runs.trouble.error)}")
+        slight.append(f"no data taken {_for_how_long(runs.trouble, now)}")
     if undelivered := sum(run.endpoint not in runs.delivered_to for run in unfinished):
         slight.append(f"nobody delivers {counted(undelivered, 'run')}")
     account = f"{counted(len(runs), 'run')} in {safe(settings.spool_path)}, {number(runs.points.waiting)} points wait"
     code = CRITICAL if grave else WARNING if slight else OK
     return code, "; ".join([*grave, *slight, account])
+
+
+def _for_how_long(trouble: Outage, now: float) -> str:
+    """Return how long it has failed in the present way and why, and how long in all if it began in another way."""
+    text = f"for {age(now - trouble.of_kind_since)}: {safe(trouble.error)}"
+    if trouble.of_kind_since > trouble.since:
+        text += f" (the outage began {age(now - trouble.since)} ago, with another error)"
+    return text
 
 
 def _late_to_finalize(runs: list[RunStatus], before: float) -> list[RunStatus]:

@@ -179,7 +179,7 @@ class _Snapshot:
         """What is printed again when it changes."""
         runs = self.runs
         no_room = bool(runs.no_room)  # the amount changes all the time
-        since = runs.trouble and runs.trouble.since
+        since = runs.trouble and (runs.trouble.since, runs.trouble.of_kind_since)
         ended = tuple(str(entry.get("run_uid")) for entry in self.finished)
         return tuple(runs), since, no_room, runs.not_kept, ended, runs.delivered_to
 

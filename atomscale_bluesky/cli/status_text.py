@@ -91,11 +91,13 @@ def outage(runs: Status, now: float) -> Text:
     if trouble is None:
         return Text()
     refused = trouble.key_refused and trouble.endpoint in runs.delivered_to
-    return Text(
-        f"Atomscale at {safe(trouble.endpoint)} has taken no data for {age(now - trouble.since)}, "
-        f"since {moment(trouble.since)}: {safe(trouble.error)}" + (f"; {NEW_KEY}" if refused else ""),
-        style="bold red" if refused else "yellow",
-    )
+    what = "refused the API key" if trouble.key_refused else "taken no data"
+    begun = trouble.of_kind_since
+    text = f"Atomscale at {safe(trouble.endpoint)} has {what} for {age(now - begun)}, since {moment(begun)}: "
+    text += safe(trouble.error)
+    if begun > trouble.since:
+        text += f"; the outage began at {moment(trouble.since)}, with another error"
+    return Text(text + (f"; {NEW_KEY}" if refused else ""), style="bold red" if refused else "yellow")
 
 
 def fit_terminal(out: Console, runs: Sequence[Group], below: Sequence[Text]) -> Group:

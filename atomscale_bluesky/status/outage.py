@@ -38,6 +38,13 @@ class Outage(msgspec.Struct, frozen=True):
     error: str
     endpoint: str
     key_refused: bool = False  # True if the API key of the process that delivers is refused
+    # Since when `key_refused` is as it is, Unix seconds; later than `since` if another failure came before
+    kind_since: float | None = None
+
+    @property
+    def of_kind_since(self) -> float:
+        """Since when it fails in the present way; that of the outage in a note of an earlier version."""
+        return self.since if self.kind_since is None else self.kind_since
 
 
 class OutageNote:
@@ -56,6 +63,8 @@ class OutageNote:
         self._unix_time = unix_time
         self._monotonic = monotonic
         self._since: float | None = None
+        self._key_refused = False
+        self._kind_since = 0.0
         self._written_at: float | None = None
         self._perhaps_there = True  # an earlier uploader may have left it
         self._not_before = float("-inf")  # monotonic; another endpoint's note is read again then
@@ -66,16 +75,23 @@ class OutageNote:
         if self._since is None:
             before = read_outage(self._path.parent)
             goes_on = before is not None and before.endpoint == self._endpoint  # no uploader has succeeded since
-            self._since = before.since if before is not None and goes_on else now
+            self._since = self._kind_since = now
+            self._key_refused = key_refused
+            if before is not None and goes_on:
+                self._since = before.since
+                self._kind_since = before.of_kind_since if before.key_refused == key_refused else now
             if not (goes_on or lasting):
                 return
+        if key_refused != self._key_refused:
+            self._key_refused, self._kind_since = key_refused, now
+            self._written_at = None  # it needs another remedy, so it is written at once
         if self._written_at is not None and self._monotonic() - self._written_at < REWRITE_S:
             return
         self._written_at = self._monotonic()
         self._perhaps_there, self._not_before = True, float("-inf")
-        text = msgspec.json.encode(Outage(self._since, now, error[:1000], self._endpoint, key_refused))
+        note = Outage(self._since, now, error[:1000], self._endpoint, key_refused, self._kind_since)
         with contextlib.suppress(OSError):
-            replace_file(self._path, text)
+            replace_file(self._path, msgspec.json.encode(note))
 
     def note_answer(self) -> None:
         """Note that Atomscale takes data again."""

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.settings import Settings
 from atomscale_bluesky.spool.spool import Spool
 from atomscale_bluesky.status.commands import with_option
+from atomscale_bluesky.status.outage import OutageNote
 from atomscale_bluesky.status.spool_status import SpoolStatus
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -495,3 +497,35 @@ def test_a_session_whose_key_is_refused_is_named_with_what_to_do(
     assert say("upload")[0] == 0
     assert say("status", "--check")[0] == 0
     assert [stream.points for stream in server.streams()] == [50]
+
+
+def test_status_reports_since_when_the_key_is_refused_and_not_since_an_earlier_outage(
+    say: Say, make_callback: MakeCallback, server: LocalServer, spool_dir: Path
+) -> None:
+    spool_dir.mkdir(mode=0o700)
+    before = OutageNote(spool_dir, server.url, unix_time=lambda: time.time() - 7200.0)
+    before.note_failure("connection refused", lasting=True)
+    begin = time.time()
+    callback = make_callback(api_key="revoked")
+    for name, doc in growth(25):
+        callback(name, doc)
+    wait_until(lambda: callback.status().key_refused)
+
+    code, said, _ = say("status", "--check")
+    assert code == 2
+    assert re.match(r"CRITICAL: the API key has been refused for \d\d? s: ", said)
+    assert "(the outage began 2 h 0 min ago, with another error)" in said
+    said = say("status")[1]
+    assert re.search(rf"Atomscale at {server.url} has refused the API key for \d\d? s, since ", said)
+    trouble = told(say)["trouble"]
+    assert begin - 1 < trouble["kind_since"] <= time.time()
+    assert trouble["since"] < begin - 7000
+
+    callback.close(timeout_s=0)
+    server.unreachable()
+    callback = make_callback(api_key="revoked")
+    wait_until(lambda: not told(say)["trouble"]["key_refused"])
+    trouble = told(say)["trouble"]
+    assert trouble["since"] < begin - 7000
+    assert trouble["kind_since"] > begin
+    assert re.search(r"has taken no data for \d\d? s, since .*; the outage began at ", say("status")[1])

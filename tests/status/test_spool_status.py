@@ -129,6 +129,22 @@ def test_a_lasting_trouble_is_written_seldom_and_keeps_its_beginning(spool_dir: 
     assert list(spool_dir.iterdir()) == []
 
 
+def test_a_note_tells_since_when_the_key_is_refused_and_is_written_at_once_when_that_changes(spool_dir: Path) -> None:
+    spool_dir.mkdir()
+    now = [1000.0]
+    note = OutageNote(spool_dir, "https://a.invalid", unix_time=lambda: now[0], monotonic=lambda: now[0])
+    told = []
+    for key_refused in (False, True, True, False):
+        note.note_failure("why", lasting=True, key_refused=key_refused)
+        found = read_outage(spool_dir)
+        told.append((found.since, found.key_refused, found.kind_since))
+        now[0] += 1.0
+
+    assert told == [
+        (1000.0, False, 1000.0), (1000.0, True, 1001.0), (1000.0, True, 1001.0), (1000.0, False, 1003.0)
+    ]  # fmt: skip
+
+
 def test_an_answer_of_another_endpoint_leaves_a_trouble_that_lasts_and_removes_an_old_one(spool_dir: Path) -> None:
     spool_dir.mkdir()
     now = [1000.0]
