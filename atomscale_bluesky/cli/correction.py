@@ -15,7 +15,7 @@ from ..spool.journal_format import Header
 from ..spool.orders import Edit, OrderLine
 from ..spool.run_reader import read_header
 from ..spool.spool import Spool
-from ..status.progress import counted
+from ..status.linked_to import ordered_edit
 from ..status.remedies import edit_options
 from ..status.run_status import RunStatus
 from .formatting import safe
@@ -95,18 +95,4 @@ def made_with(order: OrderLine) -> str:
     """Return what the streams of a run are made with after an edit. Empty for another order."""
     if not isinstance(order, Edit):
         return ""
-    links = order.links
-    source, sample = links.synth_source_id, links.physical_sample or links.physical_sample_id
-    told = [
-        "no instrument" if source is None else f"instrument {source}",
-        f"sample {safe(sample)}" if sample else "no sample",
-        f"project {safe(links.project_id)}" if links.project_id else "no project",
-        f"tags {safe(', '.join(links.tags))}" if links.tags else "no tags",
-    ]
-    if links.track_sample:
-        told.append("its sample tracked")
-    if order.points_per_chunk is not None:
-        told.append(f"{counted(order.points_per_chunk, 'point')} per chunk")
-    if order.label is not None:
-        told.append(f"named {safe(order.label)}")
-    return ", ".join(told)
+    return str(ordered_edit(order))

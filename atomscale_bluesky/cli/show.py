@@ -16,6 +16,7 @@ from .runs import FoundRun, find_run, run_argument, source_option, spool_dir_opt
 
 if TYPE_CHECKING:
     from ..checks.run_tables import Table
+    from ..status.linked_to import LinkedTo
 
 
 @click.command
@@ -56,6 +57,7 @@ def show(run: str, source: str, as_json: bool, spool_dir: Path | None) -> int:
 def _facts(run: FoundRun) -> list[tuple[str, str]]:
     """Return what is to be shown of a run beside its channels. Text from outside is made harmless."""
     from ..status.run_summary import verified_at
+    from .status_text import ordered_in_words
 
     status, entry = run.status, run.entry or {}
     facts = [("started", moment(run.started))]
@@ -83,6 +85,10 @@ def _facts(run: FoundRun) -> list[tuple[str, str]]:
             facts += _ended(str(entry.get("exit_status") or ""), str(entry.get("reason") or ""))
         counts = {name: int(entry.get(name) or 0) for name in ("delivered", "discarded", "lost")}
         left_out = {reason: {"": n} for reason, n in (entry.get("left_out") or {}).items()}
+    if linked := _linked_to(run):
+        facts.append(("linked to", str(linked)))
+    if status is not None and status.ordered:
+        facts.append(("ordered", ordered_in_words(status)))
     facts.append(("points", ", ".join(f"{number(n)} {name}" for name, n in counts.items() if n or name == "delivered")))
     for label, data_id, state, problem in streams:
         facts.append(("stream", safe(f"{label}  {data_id or 'no data_id yet'}  {state}")))
@@ -94,6 +100,13 @@ def _facts(run: FoundRun) -> list[tuple[str, str]]:
         names = ", ".join(f"{safe(key)} ({number(n)})" for key, n in keys.items() if key)
         facts.append(("left out", f"{number(sum(keys.values()))} {safe(reason)}" + (f": {names}" if names else "")))
     return facts
+
+
+def _linked_to(run: FoundRun) -> LinkedTo | None:
+    """Return to what a run is linked; None if nothing is known of that, as for one that an earlier version finished."""
+    from ..status.linked_to import linked_to_of_entry
+
+    return run.status.linked_to if run.status is not None else linked_to_of_entry(run.entry or {})
 
 
 def _ended(exit_status: str, reason: str) -> list[tuple[str, str]]:

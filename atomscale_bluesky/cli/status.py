@@ -198,7 +198,9 @@ class _Snapshot:
         urgent = [run for run in older if run.needs_operator][-self._last :]
         finished = self.finished[-self._last :]
         endpoint = self._settings.endpoint
-        shown: list[RenderableType] = [*blocks((*urgent, *newest), finished, endpoint, self.now, self._option)]
+        shown: list[RenderableType] = [
+            *blocks((*urgent, *newest), finished, endpoint, self.now, self._option, with_links=self._run is not None)
+        ]
         if hidden := len(older) - len(urgent):
             shown.append(Text(f"{counted(hidden, 'older run')} in the spool not shown; see `--last`."))
         if hidden := len(self.finished) - len(finished):
@@ -218,7 +220,8 @@ class _Snapshot:
         from .status_text import blocks, fit_terminal
 
         runs, finished = self.runs[-self._last :], self.finished[-self._last :]
-        shown = blocks(runs, finished, self._settings.endpoint, self.now, self._option)
+        endpoint, of_one = self._settings.endpoint, self._run is not None
+        shown = blocks(runs, finished, endpoint, self.now, self._option, with_links=of_one)
         return fit_terminal(out, shown, [*self._summary()])
 
     def as_json(self) -> dict[str, Any]:

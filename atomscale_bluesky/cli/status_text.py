@@ -41,7 +41,13 @@ _STATES = {
 
 
 def blocks(
-    runs: Iterable[RunStatus], finished: Iterable[dict[str, Any]], endpoint: str, now: float, option: str = ""
+    runs: Iterable[RunStatus],
+    finished: Iterable[dict[str, Any]],
+    endpoint: str,
+    now: float,
+    option: str = "",
+    *,
+    with_links: bool = False,
 ) -> list[Group]:
     """Return a block of text for each run: the finished ones, then those in the spool, each oldest first.
 
@@ -51,11 +57,14 @@ def blocks(
         endpoint: Of the command. A run for another one says so.
         now: Unix seconds.
         option: By which the commands that mend a run find the spool, such as ` --spool-dir /data/spool`.
+        with_links: Say to which instrument, sample, project and tags each run is linked.
     """
     finished = list(finished)
     ended = {entry.get("run_uid") for entry in finished if not entry.get("interrupted")}
-    shown = [Group(*_finished(entry, went_on=entry.get("run_uid") in ended)) for entry in finished]
-    return shown + [Group(*_run(run, now, endpoint, option)) for run in runs]
+    shown = [
+        Group(*_finished(entry, went_on=entry.get("run_uid") in ended, with_links=with_links)) for entry in finished
+    ]
+    return shown + [Group(*_run(run, now, endpoint, option, with_links=with_links)) for run in runs]
 
 
 def summary(settings: Settings, runs: Status, now: float) -> Iterator[Text]:
@@ -140,7 +149,7 @@ def not_kept_lines(runs: Status) -> Iterator[Text]:
         yield Text(f"{counted(more, 'other run')} of the last seven days found no room.", style="yellow")
 
 
-def _run(run: RunStatus, now: float, endpoint: str, option: str) -> Iterator[RenderableType]:
+def _run(run: RunStatus, now: float, endpoint: str, option: str, *, with_links: bool) -> Iterator[RenderableType]:
     table = _table()
     if run.state == "unreadable":
         yield Text.assemble((f"a run in {safe(run.folder)}", "bold"), "  ", (run.state, _STATES[run.state]))
@@ -154,6 +163,8 @@ def _run(run: RunStatus, now: float, endpoint: str, option: str) -> Iterator[Ren
         table.add_row("plan", Text("interrupted: no stop document came", style="yellow"))
     if run.endpoint not in {"", endpoint}:
         table.add_row("endpoint", Text(f"{safe(run.endpoint)}, not {safe(endpoint)}", style="yellow"))
+    if with_links and run.linked_to is not None:
+        table.add_row("linked to", Text(str(run.linked_to)))
     table.add_row("points", _sum_of(run.points))
     if run.points.lost:
         why = "from damaged lines"
@@ -175,8 +186,7 @@ def _run(run: RunStatus, now: float, endpoint: str, option: str) -> Iterator[Ren
         problem = with_option(safe(run.problem, limit=1000), option)
         table.add_row("problem", Text(problem, style="dim" if run.ordered else "bold red"))
     if run.ordered:
-        told = f"{', '.join(run.ordered)}; the process that delivers the run next carries it out"
-        table.add_row("ordered", Text(told, style="yellow"))
+        table.add_row("ordered", Text(ordered_in_words(run), style="yellow"))
     yield table
     for index, command in enumerate(remedies(run, option)):
         # Not in the table, which would break a long line into several that cannot be pasted.
@@ -185,7 +195,14 @@ def _run(run: RunStatus, now: float, endpoint: str, option: str) -> Iterator[Ren
     yield Text()
 
 
-def _finished(entry: dict[str, Any], *, went_on: bool) -> Iterator[RenderableType]:
+def ordered_in_words(run: RunStatus) -> str:
+    """Return what the operator ordered and no process has carried out yet, with the values of an edit."""
+    told = [f"edit ({run.ordered_edit})" if name == "edit" and run.ordered_edit else name for name in run.ordered]
+    return f"{', '.join(told)}; the process that delivers the run next carries it out"
+
+
+def _finished(entry: dict[str, Any], *, went_on: bool, with_links: bool) -> Iterator[RenderableType]:
+    from ..status.linked_to import linked_to_of_entry
     from ..status.run_summary import verified_at
 
     points = int(entry.get("delivered") or 0)
@@ -195,6 +212,8 @@ def _finished(entry: dict[str, Any], *, went_on: bool) -> Iterator[RenderableTyp
     table = _table()
     if not entry.get("interrupted"):
         _add_ending(table, str(entry.get("exit_status") or ""), str(entry.get("reason") or ""))
+    if with_links and (linked := linked_to_of_entry(entry)) is not None:
+        table.add_row("linked to", Text(str(linked)))
     whole = not (count_not_kept(entry.get("left_out") or {}) or entry.get("lost"))
     share = f"{number(discarded)} discarded" if discarded else "all of them" if whole else "all that was kept"
     table.add_row("points", Text(f"{number(points)} delivered, {share}, by {moment(entry.get('finished') or 0.0)}"))

@@ -6,6 +6,7 @@ Guaranteed: seen = delivered + waiting + refused + discarded + left out. Lost is
 
     account        one run's points by what happened to them
     run_status     one run's status: its account, its streams, and what it waits for
+    linked_to      to which instrument, sample, project and tags a run's streams are linked. Pure.
     remedies       the commands that mend a run which waits for the operator
     commands       the commands that messages name, with the option for a spool. Pure.
     spool_status   the runs of a spool

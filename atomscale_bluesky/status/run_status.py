@@ -15,6 +15,7 @@ from ..spool.orders import Discard, Edit, OrderLine, Retry
 from ..spool.own_files import recording_began
 from ..spool.stream_state import MetrologyStreamState
 from .account import Account, Counts
+from .linked_to import LinkedTo, OrderedEdit, linked_to, ordered_edit
 
 # What keeps a run waiting for the operator: its metadata; something that it names and Atomscale does not have; a
 # damaged ledger; the whole run, for the reason that its problem tells; or, of a stream, its beginning, a chunk or a
@@ -65,6 +66,8 @@ class RunStatus(msgspec.Struct, frozen=True):
     # What the operator ordered and no process has carried out yet: retry, discard, edit, settle, move
     ordered: tuple[str, ...] = ()
     interrupted: bool = False  # no stop document came, and the run is completed without one
+    linked_to: LinkedTo | None = None  # to what its streams are linked in Atomscale; None if it cannot be read
+    ordered_edit: OrderedEdit | None = None  # the values of the `edit` among `ordered`
 
     @property
     def name(self) -> str:
@@ -132,6 +135,8 @@ def status_of(
     tried = [chunk for stream in ledger.streams.values() for chunk in stream.tried.values()]
     since += [chunk.first_time for chunk in tried if chunk.first_time is not None]
     stop = account.stop if account.stop is not None and not account.stop.interrupted else None
+    edited, found = ledger.edited, ledger.resolved
+    edits = [order for order in ordered if isinstance(order, Edit)]
     return RunStatus(
         folder=folder,
         run_uid=header.run_uid,
@@ -155,6 +160,11 @@ def status_of(
         last_confirmed=max((s.confirmed_at for s in ledger.streams.values() if s.confirmed_at), default=None),
         ordered=tuple(type(order).__name__.lower() for order in ordered),
         interrupted=account.stop is not None and account.stop.interrupted,
+        linked_to=linked_to(
+            edited.links if edited else header.links,
+            found.links if found and found.order == (edited.order if edited else 0) else None,
+        ),
+        ordered_edit=ordered_edit(edits[-1]) if edits else None,
     )
 
 

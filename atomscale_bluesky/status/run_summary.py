@@ -48,6 +48,7 @@ def history_entry(
         "endpoint": endpoint,
         "scan_id": header.scan_id,
         "channels": _channels(status, account),
+        "linked_to": msgspec.to_builtins(status.linked_to),
     }
 
 

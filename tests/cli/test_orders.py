@@ -188,9 +188,15 @@ def test_without_a_run_it_says_how_to_name_one(say: Say, spooled: Spooled) -> No
     assert (code, said) == (0, "No run waits for the operator.")
 
 
-@pytest.mark.parametrize("order", [("edit", "--synth-source-id", "42"), ("discard", "--yes")])
+@pytest.mark.parametrize(
+    ("order", "values"),
+    [
+        (("edit", "--synth-source-id", "42"), " (instrument 42, no sample, no project, no tags)"),
+        (("discard", "--yes"), ""),
+    ],
+)
 def test_an_order_that_no_process_has_carried_out_is_in_the_status_and_is_not_asked_for_again(
-    say: Say, spooled: Spooled, order: tuple[str, ...]
+    say: Say, spooled: Spooled, order: tuple[str, ...], values: str
 ) -> None:
     uid = spooled(synth_source_id="the big one")
     assert say("status", "--check")[0] == 2
@@ -198,7 +204,7 @@ def test_an_order_that_no_process_has_carried_out_is_in_the_status_and_is_not_as
 
     code, said, _ = say("status")
     assert code == 0
-    assert f"ordered {order[0]}; the process that delivers the run next carries it out" in said
+    assert f"ordered {order[0]}{values}; the process that delivers the run next carries it out" in said
     assert "parked" not in said
     assert "atomscale-bluesky edit" not in said
     assert "Nobody delivers 1 run" in said

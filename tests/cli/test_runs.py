@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from event_model import compose_run
 from runs import growth
+from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
-from atomscale_bluesky.server import LocalServer
+from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.spool import Spool
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -310,3 +311,54 @@ def test_the_shell_completes_runs(spooled: Callable[..., str], spool_dir: Path) 
     )
 
     assert f"plain,{uid[:8]}" in ended.stdout.splitlines()
+
+
+def test_a_run_says_to_what_it_is_linked_in_the_spool_and_after_it_has_left(
+    say: Say, make_callback: MakeCallback, server: LocalServer
+) -> None:
+    project = server.add_project("nitrides")
+    server.misbehave(Fault(call=("chunk", "chunk_multi"), status=503))
+    callback = make_callback()
+    metadata = {"physical_sample": "W1", "project_id": project, "tags": ["night", "recipe 12"]}
+    for name, doc in growth(25, start_metadata=metadata):
+        callback(name, doc)
+    wait_until(lambda: server.streams())
+    (status,) = callback.status()
+    assert status.linked_to is not None
+    sample = status.linked_to.physical_sample_id
+    line = f"linked to instrument 42, sample W1 ({sample}), project {project}, tags night, recipe 12"
+
+    assert sample is not None
+    assert line in say("show", "last")[1]
+    assert line in say("status", "last")[1]
+    found = json.loads(say("status", "last", "--json")[1])["runs"][0]["linked_to"]
+    assert (found["synth_source_id"], found["physical_sample"], found["physical_sample_id"]) == (42, "W1", sample)
+    assert (found["project_id"], found["tags"], len(found["tag_ids"])) == (project, ["night", "recipe 12"], 2)
+    assert json.loads(say("show", "last", "--json")[1])["status"]["linked_to"] == found
+
+    server.behave()
+    assert callback.close(30)
+    assert line in say("show", "last")[1]
+    assert line in say("status", "last")[1]
+    assert json.loads(say("show", "last", "--json")[1])["finished"]["linked_to"] == found
+
+
+def test_an_edit_that_is_not_carried_out_is_shown_with_its_values_beside_what_the_run_has(
+    say: Say, spooled: Callable[..., str]
+) -> None:
+    uid = spooled(physical_sample="W1")
+    assert say("edit", uid[:8], "--physical-sample", "W2", "--stream-name", "growth 7")[0] == 0
+
+    for command in ("show", "status"):
+        said = say(command, uid[:8])[1]
+        assert "linked to instrument 42, sample W1, no project, no tags" in said
+        assert "ordered edit (instrument 42, sample W2, no project, no tags, named growth 7); the process" in said
+    (run,) = json.loads(say("status", uid[:8], "--json")[1])["runs"]
+    assert run["ordered_edit"]["linked_to"]["physical_sample"] == "W2"
+    assert run["linked_to"] | {"resolved": None} == run["ordered_edit"]["linked_to"] | {
+        "physical_sample": "W1", "resolved": None,
+    }  # fmt: skip
+    assert run["linked_to"]["resolved"] is False
+
+    assert say("upload")[0] == 0
+    assert re.search(r"linked to instrument 42, sample W2 \([0-9a-f-]{36}\), no project", say("show", uid[:8])[1])
