@@ -272,6 +272,9 @@ class AtomscaleCallback:
         own, which the next `close` completes. Waiting readings stay spooled, and the next callback or
         `atomscale-bluesky upload` delivers them. Idempotent.
 
+        Ctrl-C ends the waiting: KeyboardInterrupt is raised, a line in the log says who delivers the rest, and the
+        process's end does not wait again.
+
         A signal handler may call it too. If that interrupts a document, it returns False: the open runs are completed
         right after that document, and the next callback delivers them.
         """
@@ -284,7 +287,12 @@ class AtomscaleCallback:
         self._let_younger_first(closed=True)
         completed = self.settle_open_runs()
         deadline = time.monotonic() + timeout_s
-        drained = self._uploader.drain(timeout_s) if self._uploader else self._spool.is_empty()
+        try:
+            drained = self._uploader.drain(timeout_s) if self._uploader else self._spool.is_empty()
+        except KeyboardInterrupt:  # the operator does not want to wait now, nor at the process's end
+            _logger.warning("closing was interrupted; %s", self.what_stays)
+            _stop_threads(self._uploader, self._spool, 0.0)
+            raise
         self._all_delivered = drained and completed
         if self._announcer is not None:
             self._announcer.close()

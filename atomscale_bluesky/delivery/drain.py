@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable
+
+# How long one wait lasts. Ctrl-C that comes just before it, or on another thread, is acted on only after it.
+WAIT_S = 0.2
 
 
 class DrainQuestion:
@@ -21,8 +25,11 @@ class DrainQuestion:
 
     def wait(self, timeout_s: float) -> bool:
         """Return the answer, or False if none comes within `timeout_s`. The question is given up then."""
-        if not self.answered.wait(timeout_s):
-            self.given_up = True
+        end = time.monotonic() + timeout_s
+        while not self.answered.wait(max(0.0, min(WAIT_S, end - time.monotonic()))):
+            if time.monotonic() >= end:
+                self.given_up = True
+                break
         return self.answer is True
 
     def reply(self, answer: bool) -> None:

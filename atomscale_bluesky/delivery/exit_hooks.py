@@ -10,8 +10,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import sys
+import threading
 import weakref
+from collections.abc import Iterator
+from types import FrameType
 from typing import Protocol
 
 from .deliverer import Deliverer
@@ -43,7 +47,8 @@ class OpenCallback(Protocol):
 
 
 _callbacks: weakref.WeakSet[OpenCallback] = weakref.WeakSet()
-_deliverers: weakref.WeakSet[Deliverer] = weakref.WeakSet()  # their threads hold them while they run
+# With the text about what stays, because IPython lets go of the callback before this. Their threads hold the keys.
+_deliverers: weakref.WeakKeyDictionary[Deliverer, str] = weakref.WeakKeyDictionary()
 _hooked_in: int | None = None  # the process in which the hooks are registered
 
 
@@ -52,7 +57,7 @@ def register(callback: OpenCallback, deliverer: Deliverer | None) -> None:
     global _hooked_in
     _callbacks.add(callback)
     if deliverer is not None:
-        _deliverers.add(deliverer)
+        _deliverers[deliverer] = callback.what_stays
     if _hooked_in == os.getpid():
         return
     if _hooked_in is None:
@@ -75,16 +80,42 @@ def _close_all() -> None:
     Ctrl-C ends the waiting. Then a line says where the rest is and who sends it, in the place of a traceback.
     """
     try:
-        for callback in list(_callbacks):
-            callback.settle_open_runs()
-        for deliverer in list(_deliverers):
-            deliverer.close_at_exit()
-        for callback in list(_callbacks):
-            callback.close(0.0)
+        with _ctrl_c_raises():
+            for callback in list(_callbacks):
+                callback.settle_open_runs()
+            for deliverer in list(_deliverers):
+                deliverer.close_at_exit()
+            for callback in list(_callbacks):
+                callback.close(0.0)
     except KeyboardInterrupt:
         with contextlib.suppress(OSError, ValueError, AttributeError, KeyboardInterrupt):
-            for text in sorted({callback.what_stays for callback in list(_callbacks)}):
+            for text in sorted({callback.what_stays for callback in list(_callbacks)} | set(_deliverers.values())):
                 sys.stderr.write(f"atomscale: stopped; {text}\n")
+
+
+@contextlib.contextmanager
+def _ctrl_c_raises() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt within the `with`, also if the session has a handler that does not.
+
+    The session's handler is called first, and is restored. Where Ctrl-C is ignored it stays ignored: it is meant for
+    another program then, as in a shell's background.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    ours = threading.current_thread() is threading.main_thread()  # no other thread may set a handler
+    if not ours or before in {None, signal.SIG_IGN, signal.default_int_handler}:
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if callable(before):
+            before(number, frame)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _forget_all() -> None:

@@ -23,6 +23,29 @@ for name, doc in growth(points=25):
 print("over", flush=True)
 """
 
+WITH_HANDLER = (
+    """
+import signal
+signal.signal(signal.SIGINT, lambda number, frame: print("a handler of the session", flush=True))
+"""
+    + GROW
+)
+
+ON_ANOTHER_THREAD = (
+    """
+import os, signal, threading
+def interrupt():
+    open(os.environ["MAY_INTERRUPT"]).read()
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+threading.Thread(target=interrupt, daemon=True).start()
+"""
+    + GROW
+)
+
+LET_GO = GROW + "import gc; del callback; gc.collect()"  # as IPython does before the process ends
+
+CLOSED = GROW + "callback.close(60)"
+
 PAUSED = """
 import warnings; warnings.simplefilter("default")  # of the session's own packages
 from bluesky import RunEngine, RunEngineInterrupted, plan_stubs as bps
@@ -65,24 +88,78 @@ def start(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to a process of its own")
-def test_ctrl_c_while_a_session_ends_says_what_stays_and_who_sends_it(server: LocalServer, spool_dir: Path) -> None:
+@pytest.mark.parametrize("script", [GROW, WITH_HANDLER, LET_GO], ids=["plain", "with a handler", "let go"])
+def test_ctrl_c_while_a_session_ends_says_what_stays_and_who_sends_it(
+    server: LocalServer, spool_dir: Path, script: str
+) -> None:
     server.unreachable()
     terminal, stderr = os.openpty()
     with (
         open(terminal, errors="replace") as shown,
-        start(GROW, server, spool_dir, stderr, ATOMSCALE_BLUESKY_EXIT_TIMEOUT_S="60") as session,
+        start(script, server, spool_dir, stderr, ATOMSCALE_BLUESKY_EXIT_TIMEOUT_S="60") as session,
     ):
         os.close(stderr)
         said = next(line for line in shown if "up to 60 s" in line)  # now it waits
+        begin = time.monotonic()
         session.send_signal(signal.SIGINT)
         with contextlib.suppress(OSError):  # at the end of what a terminal shows
             for line in shown:
                 said += line
 
+        printed, _ = session.communicate(timeout=60)
+
+    assert time.monotonic() - begin < 30
     assert session.returncode == 0
+    assert printed.splitlines() == ["over"] + ["a handler of the session"] * (script == WITH_HANDLER)
     assert "Traceback" not in said
     last = f"readings that are not delivered stay in {spool_dir}, and the next session or `atomscale-bluesky upload`"
     assert said.splitlines()[-1] == f"atomscale: stopped; {last} sends them"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to a process of its own")
+def test_ctrl_c_ends_the_wait_even_if_it_does_not_wake_the_main_thread(
+    server: LocalServer, spool_dir: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "interrupt")
+    server.unreachable()
+    terminal, stderr = os.openpty()
+    more = {"ATOMSCALE_BLUESKY_EXIT_TIMEOUT_S": "60", "MAY_INTERRUPT": str(tmp_path / "interrupt")}
+    with (
+        open(terminal, errors="replace") as shown,
+        start(ON_ANOTHER_THREAD, server, spool_dir, stderr, **more) as session,
+    ):
+        os.close(stderr)
+        said = next(line for line in shown if "up to 60 s" in line)
+        begin = time.monotonic()
+        (tmp_path / "interrupt").write_text("now")
+        with contextlib.suppress(OSError):  # at the end of what a terminal shows
+            for line in shown:
+                said += line
+
+    assert time.monotonic() - begin < 30
+    assert session.returncode == 0
+    assert "atomscale: stopped; " in said.splitlines()[-1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to a process of its own")
+def test_after_ctrl_c_in_close_the_session_says_what_stays_and_does_not_wait_again(
+    server: LocalServer, spool_dir: Path
+) -> None:
+    server.unreachable()
+    with start(CLOSED, server, spool_dir, ATOMSCALE_BLUESKY_EXIT_TIMEOUT_S="60") as session:
+        assert session.stdout is not None
+        assert session.stderr is not None
+        assert session.stdout.readline() == "over\n"
+        said = next(line for line in session.stderr if "does not take data" in line)  # by now it is in `close`
+        begin = time.monotonic()
+        session.send_signal(signal.SIGINT)
+        said += session.communicate(timeout=90)[1]
+
+    assert time.monotonic() - begin < 30
+    assert session.returncode == -signal.SIGINT
+    assert said.splitlines()[-1] == "KeyboardInterrupt"
+    stays = f"readings that are not delivered stay in {spool_dir}, and the next session or `atomscale-bluesky upload`"
+    assert f"atomscale: closing was interrupted; {stays} sends them\n" in said
 
 
 def test_the_end_of_a_session_does_not_wait_for_a_server_that_refuses_the_key(
