@@ -111,7 +111,7 @@ class _Snapshot:
         self._last = last
         self._history: tuple[int, list[dict[str, Any]]] = (0, [])  # and when the spool had changed
         self.now = 0.0
-        self.runs = Status()
+        self.runs = self.in_spool = Status()  # those to be shown, and all of them
         self.finished: list[dict[str, Any]] = []
 
     def read_again(self, *, just_finished: bool = False) -> None:
@@ -138,6 +138,7 @@ class _Snapshot:
         self.runs = runs = self._watch.status()
         if spool.is_served(here := self._settings.endpoint):  # it may have no run at present
             self.runs = Status(runs, runs.trouble, runs.no_room, runs.not_kept, runs.delivered_to | {here})
+        self.in_spool = self.runs
         self.finished = []
         if self._with_finished:
             self.finished = self._entries(spool)
@@ -181,7 +182,8 @@ class _Snapshot:
         no_room = bool(runs.no_room)  # the amount changes all the time
         since = runs.trouble and (runs.trouble.since, runs.trouble.of_kind_since)
         ended = tuple(str(entry.get("run_uid")) for entry in self.finished)
-        return tuple(runs), since, no_room, runs.not_kept, ended, runs.delivered_to
+        totals = len(self.in_spool), self.in_spool.points.waiting
+        return tuple(runs), since, no_room, runs.not_kept, ended, runs.delivered_to, totals
 
     @property
     def exit_code(self) -> int:
@@ -213,7 +215,7 @@ class _Snapshot:
         if self._spool is None:
             text = no_spool(self._settings)
             return [Text(f"{text[0].upper()}{text[1:]}.", style="yellow")]
-        return summary(self._settings, self.runs, self.now)
+        return summary(self._settings, self.in_spool, self.now, with_not_kept=self._run is None)
 
     def fitting_text(self, out: Console) -> RenderableType:
         """Return it as text that fits the terminal, what is new first."""
@@ -226,10 +228,13 @@ class _Snapshot:
 
     def as_json(self) -> dict[str, Any]:
         """Return it for a program: everything that the text has."""
+        import msgspec
+
         finished = self.finished[-self._last :] if self._with_finished else None
         return _as_json(self._settings, self.runs, finished, self.now, self._option) | {
             "exit_code": self.exit_code,
             "spool_is_there": self._spool is not None,
+            "in_spool": {"runs": len(self.in_spool), "points": msgspec.to_builtins(self.in_spool.points)},
         }
 
 

@@ -67,12 +67,20 @@ def blocks(
     return shown + [Group(*_run(run, now, endpoint, option, with_links=with_links)) for run in runs]
 
 
-def summary(settings: Settings, runs: Status, now: float) -> Iterator[Text]:
-    """Yield the lines about the spool as a whole: what is wrong, what waits, and who delivers it."""
+def summary(settings: Settings, runs: Status, now: float, *, with_not_kept: bool = True) -> Iterator[Text]:
+    """Yield the lines about the spool as a whole: what is wrong, what waits, and who delivers it.
+
+    Args:
+        settings: Of the command.
+        runs: All runs of the spool, whichever of them are shown.
+        now: Unix seconds.
+        with_not_kept: Name the runs that found no room.
+    """
     from ..checks.who_delivers import undelivered
     from ..status.clock_note import CLOCK_WARNS_S, offset_in_words, read_note
 
-    yield from not_kept_lines(runs)
+    if with_not_kept:
+        yield from not_kept_lines(runs)
     note = read_note(settings.spool_path)
     if note is not None and note.endpoint == settings.endpoint:
         off = abs(note.offset_s) > CLOCK_WARNS_S + note.delay_s / 2

@@ -256,6 +256,20 @@ def test_one_run_is_shown_by_its_uid_also_if_it_is_finished(
     assert "no run begins with 'no-such'" in complaint
 
 
+def test_the_last_line_is_about_the_whole_spool_also_if_one_run_is_shown(say: Say, spooled: Spooled) -> None:
+    delivered = spooled(5)
+    assert say("upload")[0] == 0
+    uids = [spooled(3, scan_id=n) for n in (7, 8, 9)]
+
+    for name in (uids[0][:8], "last", "8", delivered[:8]):
+        said = say("status", name)[1]
+        assert "3 runs, 18 points waiting." in said
+        assert "Nobody delivers 3 runs for http" in said
+    found = told(say, "last")
+    assert (len(found["runs"]), found["points"]["waiting"]) == (1, 6)
+    assert (found["in_spool"]["runs"], found["in_spool"]["points"]["waiting"]) == (3, 18)
+
+
 def test_finished_runs_are_bounded(say: Say, spooled: Spooled) -> None:
     uids = [spooled(2) for _ in range(3)]
     assert say("upload")[0] == 0
