@@ -12,6 +12,7 @@ Each command is in the file of its name. Two files have several: `orders` has `r
     delivering   what `send` and `upload` share: the check before, the bar, the report after
     correction   what `edit` corrects
     ending       what a command does at Ctrl-C and SIGTERM
+    shown_runs   which runs `status` shows, and which of them as one
     status_text  what `status` shows; monitoring, what `status --check` prints
     exposition   what `metrics` serves
     demo_display what `demo` shows while it runs

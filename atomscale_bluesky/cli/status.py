@@ -45,7 +45,8 @@ MAX_SHOWN = 20
 @run_or_all_argument
 @click.option("--all", "with_finished", is_flag=True, help="Show the finished runs too.")
 @click.option("--last", type=click.IntRange(min=1), default=MAX_SHOWN, show_default=True, metavar="N",
-              help="Show the newest N runs in the spool, and with --all the newest N finished ones.")  # fmt: skip
+              help="Show N runs of the spool, the newest and those that need the operator, and with --all the newest N "
+                   "finished ones. Runs that are parked for the same problem count as one.")  # fmt: skip
 @click.option("--spool-dir", cls=Once, type=click.Path(file_okay=False, path_type=Path), help="Read this spool.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, channel by channel; with --watch, one line each.")
 @click.option("--watch", "watched", is_flag=True, help="Stay on the screen until Ctrl-C; in a pipe, print each change.")
@@ -193,18 +194,17 @@ class _Snapshot:
 
     def as_text(self) -> Iterable[RenderableType]:
         """Return it as text: what needs the operator, the newest runs, and what holds for all."""
-        from .status_text import blocks
+        from .shown_runs import not_shown, shown_runs
+        from .status_text import blocks, not_shown_text
 
-        newest = self.runs[-self._last :]
-        older = self.runs[: -self._last]
-        urgent = [run for run in older if run.needs_operator][-self._last :]
+        runs = shown_runs(self.runs, self._last)
         finished = self.finished[-self._last :]
         endpoint = self._settings.endpoint
-        shown: list[RenderableType] = [
-            *blocks((*urgent, *newest), finished, endpoint, self.now, self._option, with_links=self._run is not None)
-        ]
-        if hidden := len(older) - len(urgent):
-            shown.append(Text(f"{counted(hidden, 'older run')} in the spool not shown; see `--last`."))
+        of_one = self._run is not None
+        found = blocks(runs, finished, endpoint, self.now, self._option, with_links=of_one)
+        shown: list[RenderableType] = [block.shown for block in found]
+        if hidden := not_shown(self.runs, runs):
+            shown.append(not_shown_text(hidden))
         if hidden := len(self.finished) - len(finished):
             shown.append(Text(f"{counted(hidden, 'older finished run')} not shown; see `--last`."))
         return [*shown, *self._summary()]
@@ -219,12 +219,13 @@ class _Snapshot:
 
     def fitting_text(self, out: Console) -> RenderableType:
         """Return it as text that fits the terminal, what is new first."""
+        from .shown_runs import not_shown, shown_runs
         from .status_text import blocks, fit_terminal
 
-        runs, finished = self.runs[-self._last :], self.finished[-self._last :]
+        runs, finished = shown_runs(self.runs, self._last), self.finished[-self._last :]
         endpoint, of_one = self._settings.endpoint, self._run is not None
         shown = blocks(runs, finished, endpoint, self.now, self._option, with_links=of_one)
-        return fit_terminal(out, shown, [*self._summary()])
+        return fit_terminal(out, shown, [*self._summary()], hidden=len(not_shown(self.runs, runs)))
 
     def as_json(self) -> dict[str, Any]:
         """Return it for a program: everything that the text has."""

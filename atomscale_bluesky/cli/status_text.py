@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +16,7 @@ from ..status.outage import NEW_KEY
 from ..status.progress import counted, number
 from ..status.remedies import remedies
 from .formatting import age, moment, safe
+from .shown_runs import MAX_UIDS, ShownRuns
 
 if TYPE_CHECKING:
     from ..settings import Settings
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 # How many runs that found no disk space are shown one by one.
 MAX_NOT_KEPT_SHOWN = 10
+# How many runs are named where many of them are shown as one.
+MAX_NAMED = 5
 # How wide the column of names is, at the left.
 _NAMES = 10
 
@@ -40,16 +44,25 @@ _STATES = {
 }
 
 
+class Block(NamedTuple):
+    """What is shown of one run, or of several as one."""
+
+    shown: Group
+    runs: int  # how many
+
+
 def blocks(
-    runs: Iterable[RunStatus],
+    runs: Iterable[ShownRuns],
     finished: Iterable[dict[str, Any]],
     endpoint: str,
     now: float,
     option: str = "",
     *,
     with_links: bool = False,
-) -> list[Group]:
-    """Return a block of text for each run: the finished ones, then those in the spool, each oldest first.
+) -> list[Block]:
+    """Return a block of text for each run, or for several that are shown as one.
+
+    The finished ones come first, then those in the spool, each oldest first.
 
     Args:
         runs: Those in the spool.
@@ -62,9 +75,15 @@ def blocks(
     finished = list(finished)
     ended = {entry.get("run_uid") for entry in finished if not entry.get("interrupted")}
     shown = [
-        Group(*_finished(entry, went_on=entry.get("run_uid") in ended, with_links=with_links)) for entry in finished
+        Block(Group(*_finished(entry, went_on=entry.get("run_uid") in ended, with_links=with_links)), 1)
+        for entry in finished
     ]
-    return shown + [Group(*_run(run, now, endpoint, option, with_links=with_links)) for run in runs]
+    for one in runs:
+        if len(one.runs) == 1:
+            shown.append(Block(Group(*_run(one.newest, now, endpoint, option, with_links=with_links)), 1))
+        else:
+            shown.append(Block(Group(*_runs_alike(one, now, endpoint, option)), len(one.runs)))
+    return shown
 
 
 def summary(settings: Settings, runs: Status, now: float, *, with_not_kept: bool = True) -> Iterator[Text]:
@@ -117,23 +136,66 @@ def outage(runs: Status, now: float) -> Text:
     return Text(text + (f"; {NEW_KEY}" if refused else ""), style="bold red" if refused else "yellow")
 
 
-def fit_terminal(out: Console, runs: Sequence[Group], below: Sequence[Text]) -> Group:
+def fit_terminal(out: Console, found: Sequence[Block], below: Sequence[Text], *, hidden: int = 0) -> Group:
     """Return what fits the terminal: the lines about the whole first, then the newest runs, newest first.
 
     What is new stays in view however many runs there are.
+
+    Args:
+        out: The terminal.
+        found: What is to be shown of the runs, oldest first.
+        below: The lines about the whole.
+        hidden: How many older runs there are.
     """
     width, room = out.size.width, out.size.height - 1
     shown: list[RenderableType] = list(below)
     room -= sum(_height(out, text, width) for text in below)
-    for index, run in enumerate(reversed(runs)):
-        left = len(runs) - index
-        height = _height(out, run, width)
-        if height > room - (left > 1) and index:
-            shown.append(Text(f"{counted(left, 'older run')} not shown: this terminal is too small.", style="dim"))
+    why = "; see `--last`"
+    for index in range(len(found) - 1, -1, -1):
+        block = found[index]
+        older = hidden + sum(one.runs for one in found[:index])
+        height, space = _height(out, block.shown, width), room - (older > 0)
+        if height > space:
+            why = ": this terminal is too small"
+            if index == len(found) - 1:  # the newest one, as far as it fits
+                shown.append(_FirstLines(block.shown, max(1, space)))
+                hidden = older
+            else:
+                hidden = older + block.runs
             break
         room -= height
-        shown.append(run)
+        shown.append(block.shown)
+    if hidden:
+        shown.append(Text(f"{counted(hidden, 'older run')} not shown{why}.", style="dim"))
     return Group(*shown)
+
+
+class _FirstLines:
+    """The first lines of something."""
+
+    def __init__(self, shown: RenderableType, lines: int) -> None:
+        self._shown = shown
+        self._lines = lines
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield them."""
+        for line in console.render_lines(self._shown, options, pad=False)[: self._lines]:
+            yield from line
+            yield Segment.line()
+
+
+def not_shown_text(runs: Sequence[RunStatus]) -> Text:
+    """Return the line about runs that are not shown. Names the newest of those that need the operator."""
+    text = f"{counted(len(runs), 'older run')} in the spool not shown"
+    if urgent := [safe(run.run_uid[:8]) for run in runs if run.needs_operator]:
+        text += f", {number(len(urgent))} of them for the operator ({_first_of(urgent[::-1])})"
+    return Text(f"{text}; see `--last`.")
+
+
+def _first_of(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {number(more)} more" if more > 0 else "")
 
 
 def _height(out: Console, shown: RenderableType, width: int) -> int:
@@ -196,11 +258,41 @@ def _run(run: RunStatus, now: float, endpoint: str, option: str, *, with_links: 
     if run.ordered:
         table.add_row("ordered", Text(ordered_in_words(run), style="yellow"))
     yield table
-    for index, command in enumerate(remedies(run, option)):
+    yield from _commands(remedies(run, option))
+    yield Text()
+
+
+def _runs_alike(found: ShownRuns, now: float, endpoint: str, option: str) -> Iterator[RenderableType]:
+    """Yield what is shown of runs that are parked for the same problem."""
+    runs, newest = found.runs, found.newest
+    yield Text.assemble(
+        (counted(len(runs), "run"), "bold"), "  ", (newest.state, _STATES[newest.state]), "  ",
+        (f"for the same problem, started {moment(runs[0].started)} to {moment(newest.started)}", "dim"),
+    )  # fmt: skip
+    table = _table()
+    table.add_row("runs", Text(_first_of([safe(run.run_uid[:8]) for run in reversed(runs)])))
+    if newest.endpoint not in {"", endpoint}:
+        table.add_row("endpoint", Text(f"{safe(newest.endpoint)}, not {safe(endpoint)}", style="yellow"))
+    table.add_row("points", _sum_of(sum((run.points for run in runs[1:]), runs[0].points)))
+    since = [run.oldest_waiting for run in runs if run.oldest_waiting is not None]
+    if since:
+        table.add_row("waiting", Text(f"the oldest point for {age(now - min(since))}"))
+    table.add_row("problem", Text(with_option(safe(found.problem, limit=1000), option), style="bold red"))
+    if newest.ordered:
+        table.add_row("ordered", Text(ordered_in_words(newest), style="yellow"))
+    yield table
+    yield from _commands(found.remedies(option))
+    if not found.all_parked and len(runs) > MAX_UIDS:
+        yield Text(f"{'':{_NAMES}}  for the first {MAX_UIDS} of them; then this names the next ones", style="dim")
+    yield Text()
+
+
+def _commands(commands: Iterable[str]) -> Iterator[Text]:
+    """Yield a line for each command, any of which mends what is shown above."""
+    for index, command in enumerate(commands):
         # Not in the table, which would break a long line into several that cannot be pasted.
         name = "" if index else "do"
         yield Text.assemble((f"{name:>{_NAMES}}", "dim"), "  ", "or " if index else "", safe(command))
-    yield Text()
 
 
 def ordered_in_words(run: RunStatus) -> str:

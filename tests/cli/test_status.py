@@ -24,6 +24,7 @@ from waiting import wait_until
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.__main__ import main
 from atomscale_bluesky.cli import commands
+from atomscale_bluesky.cli.shown_runs import not_shown, shown_runs
 from atomscale_bluesky.cli.status_text import blocks, fit_terminal
 from atomscale_bluesky.delivery.uploader_service import serve
 from atomscale_bluesky.server import Fault, LocalServer
@@ -238,6 +239,78 @@ def test_an_old_run_for_the_operator_is_shown_whatever_came_later(say: Say, spoo
         spooled(2)
 
     assert parked[:8] in say("status", "--last", "1")[1]
+    said = say("status", "--last", "2")[1]
+    assert f"do atomscale-bluesky edit {parked[:8]} --synth-source-id NUMBER" in said
+    assert "2 older runs in the spool not shown; see `--last`." in said
+
+
+def test_no_more_runs_are_shown_than_asked_for_however_many_need_the_operator(say: Say, spooled: Spooled) -> None:
+    uids = [spooled(2, synth_source_id=f"number {n}") for n in range(6)]
+
+    said = say("status", "--last", "2")[1]
+    assert [f"run {uid[:8]}, started" in said for uid in uids] == [False] * 4 + [True] * 2
+    named = ", ".join(uid[:8] for uid in reversed(uids[:4]))
+    assert f"4 older runs in the spool not shown, 4 of them for the operator ({named}); see `--last`." in said
+
+
+def test_runs_with_the_same_problem_are_shown_as_one_with_the_command_that_mends_all(
+    say: Say, spooled: Spooled, server: LocalServer
+) -> None:
+    uids = [spooled(2, synth_source_id="the big one") for _ in range(7)]
+
+    said = say("status", "--last", "1")[1]
+    assert "7 runs parked for the same problem" in said
+    assert f"runs {', '.join(uid[:8] for uid in reversed(uids[2:]))} and 2 more points 28 seen" in said
+    assert said.count("problem metadata 'synth_source_id' is 'the big one'") == 1
+    assert "do atomscale-bluesky edit --all-parked --synth-source-id NUMBER Spool" in said
+    assert "not shown" not in said
+    assert len(told(say)["runs"]) == 7
+
+    another = spooled(2, synth_source_id="the small one")
+    said = say("status")[1]
+    assert f"do atomscale-bluesky edit {' '.join(uid[:8] for uid in uids)} --synth-source-id NUMBER" in said
+    assert f"do atomscale-bluesky edit {another[:8]} --synth-source-id NUMBER" in said
+    assert "--all-parked" not in said
+    assert say("edit", *(uid[:8] for uid in uids), "--synth-source-id", "42")[0] == 0
+    assert say("upload")[0] == 1
+    assert len(server.streams()) == 7
+    assert len(told(say)["runs"]) == 1
+
+
+def test_runs_that_atomscale_refused_for_the_same_reason_are_shown_as_one_whatever_their_uids(
+    say: Say, make_callback: MakeCallback
+) -> None:
+    callback = make_callback(project_id="0f14d0ab-9605-4a62-a9e4-5ed26688389b")
+    for _ in range(3):
+        for name, doc in growth(5):
+            callback(name, doc)
+    wait_until(lambda: [run.state for run in callback.status()] == ["parked"] * 3)
+
+    said = say("status")[1]
+    assert "3 runs parked for the same problem" in said
+    assert "correct it with `atomscale-bluesky edit --all-parked --project-id UUID`" in said
+    assert "do atomscale-bluesky edit --all-parked --project-id UUID or atomscale-bluesky retry --all-parked" in said
+    assert "discard" not in said
+
+
+@pytest.mark.parametrize("height", [10, 20])
+def test_watching_many_runs_with_one_problem_fits_a_small_terminal(
+    spooled: Spooled, spool_dir: Path, height: int
+) -> None:
+    uids = [spooled(2) for _ in range(3)] + [spooled(2, synth_source_id="the big one") for _ in range(8)]
+    runs = SpoolStatus(Spool(spool_dir)).status()
+    out = Console(width=60, height=height)
+    shown = shown_runs(runs, 3)
+
+    found = blocks(shown, [], runs[0].endpoint, runs[0].started)
+    with out.capture() as capture:
+        out.print(fit_terminal(out, found, [Text("the outage")], hidden=len(not_shown(runs, shown))))
+    lines = capture.get().splitlines()
+
+    assert len(lines) < height
+    assert "8 runs  parked" in lines[1]
+    assert any(uids[-1][:8] in line for line in lines)
+    assert re.match(r"[123] older runs? not shown(: this terminal is too small|; see `--last`)\.", lines[-1])
 
 
 def test_one_run_is_shown_by_its_uid_also_if_it_is_finished(
@@ -284,7 +357,8 @@ def test_watching_keeps_the_newest_run_and_the_totals_on_a_small_terminal(spoole
     runs = SpoolStatus(Spool(spool_dir)).status()
     out = Console(width=60, height=16)
 
-    shown = fit_terminal(out, blocks(runs, [], runs[0].endpoint, runs[0].started), [Text("the outage")])
+    found = blocks(shown_runs(runs, 20), [], runs[0].endpoint, runs[0].started)
+    shown = fit_terminal(out, found, [Text("the outage")])
     with out.capture() as capture:
         out.print(shown)
     lines = capture.get().splitlines()
