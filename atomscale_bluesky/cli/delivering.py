@@ -16,6 +16,7 @@ from ..status.commands import with_option
 from ..status.outage import NEW_KEY, read_outage
 from ..status.progress import POLL_S, Bar, counted, number
 from ..status.remedies import remedies
+from .asking import says_that_it_waits
 from .formatting import ConsoleLog, safe
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def check_the_key(settings: Settings) -> None:
 
     client = Client(settings)
     try:
-        client.find_entry("atomscale-bluesky")
+        with says_that_it_waits(settings):
+            client.find_entry("atomscale-bluesky")
     except ApiUnavailableError:
         pass  # the uploader goes on asking
     finally:

@@ -10,6 +10,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from .asking import says_that_it_waits
 from .formatting import console, safe
 from .options import Once
 
@@ -36,7 +37,8 @@ def doctor(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
         Check("settings", Result.FAILED if one.refused else Result.WARNING, one.found, one.remedy)
         for one in report.mistakes
     ]
-    checks += examine(report.settings, report.unclear)
+    with says_that_it_waits(report.settings):
+        checks += examine(report.settings, report.unclear)
     if as_json:
         click.echo(json.dumps([asdict(check) | {"result": check.result.value} for check in checks], indent=2))
     else:

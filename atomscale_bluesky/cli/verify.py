@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..status.progress import counted, number
+from .asking import says_that_it_waits
 from .formatting import ConsoleLog, console, moment, safe
 from .options import Once
 from .runs import UID_SHOWN, run_argument, uid_meant
@@ -132,7 +133,9 @@ def _with_journal(settings: Settings, spool: Spool, run: str, patience_s: float)
 
     client = Client(settings)
     try:
-        return verify_run(find_to_verify(spool, SpoolStatus(spool), run), client, patience_s=patience_s)
+        folder = find_to_verify(spool, SpoolStatus(spool), run)
+        with says_that_it_waits(settings, f", and is repeated for up to {patience_s:g} s (--patience)"):
+            return verify_run(folder, client, patience_s=patience_s)
     except SpoolError as error:
         raise click.ClickException(with_option(safe(error, limit=1000), spool_option(settings))) from None
     finally:
