@@ -91,15 +91,22 @@ def moment(unix_s: float) -> str:
 
 
 class ConsoleLog(logging.Handler):
-    """Prints what the package logs, one line each."""
+    """Prints what the package logs, one line each. Prints nothing twice about a run.
+
+    A command may take up a run several times, and each time the log says the same.
+    """
 
     def __init__(self, console: Console, level: int) -> None:
         super().__init__(level)
         self._console = console
+        self._about_runs: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record of the log."""
+        text = record.getMessage()
+        if str(record.msg).startswith("run %s"):
+            if text in self._about_runs:
+                return
+            self._about_runs.add(text)
         style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else "dim"
-        self._console.print(
-            Text(safe(record.getMessage(), limit=1000), style=style), soft_wrap=not self._console.is_terminal
-        )
+        self._console.print(Text(safe(text, limit=1000), style=style), soft_wrap=not self._console.is_terminal)

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..spool.gil_yield import GilYield
 from ..spool.leftovers import is_beginning
 from ..spool.locks import RunLock
-from ..spool.run_claim import FoundRun, RunClaim
+from ..spool.run_claim import FoundRun
 from ..spool.spool import Spool
 from .run_delivery import RunDelivery
 from .run_orders import obey_orders
@@ -93,7 +93,7 @@ class RunClaiming:
             obey_orders(delivery.run)
             if not written_here:
                 if not begun_here:
-                    self._log_found(claim)
+                    self._log_found(delivery)
                 delivery.complete_if_interrupted()
         except BaseException:
             claim.close()  # tried again from scan to scan, so nothing may stay open
@@ -121,10 +121,15 @@ class RunClaiming:
                 found.header.run_uid, "spooled for" if spooled else "moved to", found.endpoint,
             )  # fmt: skip
 
-    def _log_found(self, claim: RunClaim) -> None:
-        if claim.folder not in self._logged_found:
-            self._logged_found.add(claim.folder)
-            _logger.info("run %s was found in the spool; its delivery goes on", claim.header.run_uid)
+    def _log_found(self, delivery: RunDelivery) -> None:
+        run = delivery.run
+        if run.claim.folder not in self._logged_found:
+            self._logged_found.add(run.claim.folder)
+            parked = run.needs_operator_because or run.state.unresolved
+            _logger.info(
+                "run %s was found in the spool; %s", run.header.run_uid,
+                f"it is parked and waits for the operator: {parked}" if parked else "its delivery goes on",
+            )  # fmt: skip
 
 
 def _why_unclaimed(folder: Path, found: FoundRun | None, sizes: FileSizes) -> SetAside | Unclaimed:

@@ -306,3 +306,13 @@ def test_an_order_for_a_finished_run_says_that_it_is_finished(say: Say, spooled:
     code, _, complaint = say("retry", "last")
     assert code == 1
     assert f"run {uid[:8]} is not in the spool; it is finished and has left the spool" in complaint
+
+
+def test_upload_says_once_of_a_parked_run_that_it_waits_for_the_operator(say: Say, spooled: Spooled) -> None:
+    parked = spooled(synth_source_id="the big one")
+    other = spooled()
+
+    said = say("upload")[1]
+    assert said.count(f"run {parked} was found in the spool; it is parked and waits for the operator: metadata '") == 1
+    assert said.count(f"run {parked} parked: 0 points delivered; waiting: 50;") == 1
+    assert said.count(f"run {other} was found in the spool; its delivery goes on") == 1
