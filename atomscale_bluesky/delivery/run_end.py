@@ -37,4 +37,4 @@ def finish(run: ClaimedRun, gil_yield: GilYield | None = None) -> bool:
 def log_what_is_left(run: ClaimedRun) -> None:
     """Log the state of a stopped run that is released before it is finished."""
     if run.stopped and not run.finished:
-        log_summary(run.status(), run.state)
+        log_summary(run.status(), run.state, run.server_facts.spool_option)

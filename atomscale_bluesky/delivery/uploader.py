@@ -150,10 +150,13 @@ class Uploader(Deliverer):
         """
         limit_s = self._exit_timeout_s
         soon_s = min(0.5, limit_s)
-        if self.running and not self.drain_own(soon_s) and limit_s > soon_s and not self.key_refused_s:
-            if sys.stderr is not None and sys.stderr.isatty():
-                sys.stderr.write(f"atomscale: up to {limit_s:g} s for what is under way; the rest stays spooled\n")
-            self.drain_own(limit_s - soon_s)
+        drain = None if self._is_own_thread else self._ask(DrainQuestion(with_others=False))
+        if drain is not None and not drain.wait(soon_s):
+            helps = drain.answer is None and not self.key_refused_s  # else it was answered: no wait can help
+            if helps and limit_s > soon_s:
+                if sys.stderr is not None and sys.stderr.isatty():
+                    sys.stderr.write(f"atomscale: up to {limit_s:g} s for what is under way; the rest stays spooled\n")
+                self.drain_own(limit_s - soon_s)
         self.stop(0.5)
 
     def after_fork_in_child(self) -> None:

@@ -78,9 +78,24 @@ def _channels(status: RunStatus, account: Account) -> dict[str, dict[str, Any]]:
     return {name: {"unit": units.get(name), "points": n} for name, n in [*delivered.items()][:MAX_CHANNELS]}
 
 
-def log_summary(status: RunStatus, state: LedgerState) -> None:
-    """Log one line about the run: a warning if anything is left to do, or lost."""
+def log_summary(status: RunStatus, state: LedgerState, option: str = "") -> None:
+    """Log one line about the run: a warning if anything is left to do, or lost.
+
+    The line about a parked run is short, because the problem was logged when it was parked.
+
+    Args:
+        status: The run's.
+        state: Of its ledger.
+        option: By which a command finds the run's spool, such as ` --spool-dir /data/spool`.
+    """
     points = status.points
+    if status.state == "parked":
+        _logger.warning(
+            "run %s is parked: %d point%s delivered, %d not%s; `atomscale-bluesky status%s` says what to do",
+            status.run_uid, points.delivered, "" if points.delivered == 1 else "s",
+            points.waiting + points.refused, f", {points.lost} lost" if points.lost else "", option,
+        )  # fmt: skip
+        return
     left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(points.left_out.items())) or "none"
     ended = f", its plan ended with {word}" if (word := bad_ending(status.exit_status)) else ""
     ended = ", interrupted" if status.interrupted else ended
@@ -88,7 +103,7 @@ def log_summary(status: RunStatus, state: LedgerState) -> None:
     took = [
         s.confirmed_at - max(s.last_tried.last_time, since)
         for s in state.streams.values()
-        if s.confirmed_at and s.last_tried
+        if s.confirmed_at and s.last_tried and not points.waiting
     ]
     _logger.log(
         logging.WARNING if points.waiting or points.refused or points.lost else logging.INFO,

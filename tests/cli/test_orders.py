@@ -314,5 +314,5 @@ def test_upload_says_once_of_a_parked_run_that_it_waits_for_the_operator(say: Sa
 
     said = say("upload")[1]
     assert said.count(f"run {parked} was found in the spool; it is parked and waits for the operator: metadata '") == 1
-    assert said.count(f"run {parked} parked: 0 points delivered; waiting: 50;") == 1
+    assert said.count(f"run {parked} is parked: 0 points delivered, 50 not; `atomscale-bluesky status") == 1
     assert said.count(f"run {other} was found in the spool; its delivery goes on") == 1

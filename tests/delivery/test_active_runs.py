@@ -119,7 +119,7 @@ def test_the_log_reports_the_waiting_points_of_a_run_that_makes_way(
         callback.close()
 
     for uid in parked:
-        assert f"run {uid} parked: 0 points delivered; waiting: 50" in caplog.text
+        assert f"run {uid} is parked: 0 points delivered, 50 not; `atomscale-bluesky status" in caplog.text
 
 
 def test_taking_up_a_run_reads_its_header_and_its_orders_once(

@@ -46,6 +46,14 @@ LET_GO = GROW + "import gc; del callback; gc.collect()"  # as IPython does befor
 
 CLOSED = GROW + "callback.close(60)"
 
+PARKED = """
+from runs import growth
+from atomscale_bluesky import AtomscaleCallback
+callback = AtomscaleCallback()
+for name, doc in growth(points=25, start_metadata={"synth_source_id": "the big one"}):
+    callback(name, doc)
+"""
+
 PAUSED = """
 import warnings; warnings.simplefilter("default")  # of the session's own packages
 from bluesky import RunEngine, RunEngineInterrupted, plan_stubs as bps
@@ -210,3 +218,23 @@ def test_a_session_that_ends_in_a_paused_plan_completes_its_run_and_says_nothing
     assert "atomscale" not in said  # Bluesky itself has more to say when Python takes its engine apart
     (stream,) = server.streams()
     assert (stream.status, stream.points) == ("success", 25)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal")
+def test_a_session_with_a_parked_run_ends_without_waiting_and_mentions_the_run_once_more(
+    server: LocalServer, spool_dir: Path
+) -> None:
+    terminal, stderr = os.openpty()
+    with (
+        open(terminal, errors="replace") as shown,
+        start(PARKED, server, spool_dir, stderr, ATOMSCALE_BLUESKY_ANNOUNCE="off") as session,
+    ):
+        os.close(stderr)
+        said: list[str] = []
+        with contextlib.suppress(OSError):  # at the end of what a terminal shows
+            said += shown
+
+    assert session.returncode == 0
+    happened, at_the_end = said
+    assert "is parked, its readings are kept: metadata 'synth_source_id' is 'the big one'" in happened
+    assert "is parked: 0 points delivered, 50 not; `atomscale-bluesky status` says what to do" in at_the_end
