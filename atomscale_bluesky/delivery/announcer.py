@@ -31,7 +31,7 @@ from ..spool.run_writer import RunWriter
 from ..spool.spool import Spool
 from ..status.account import Account
 from ..status.commands import with_option
-from ..status.outage import NEW_KEY, read_outage
+from ..status.outage import NEW_KEY, key_for_upload, read_outage
 from ..status.run_status import RunStatus, status_of
 from ..status.spool_status import bad_ending
 from .prompt import as_line
@@ -167,7 +167,7 @@ class Announcer:
         overdue = last or not self._sends or run.parked or now - run.stopped_at > PATIENCE_S
         if overdue and not run.reported_waiting:
             run.reported_waiting = True
-            _print(waiting_line(run.status(), self._why_waiting(run)))
+            _print(waiting_line(run.status(), self._why_waiting(run, last=last)))
         return False
 
     def _may_report_begun(self, run: _FollowedRun, entry: dict[str, Any] | None, now: float, *, last: bool) -> bool:
@@ -220,8 +220,8 @@ class Announcer:
             return "the setting `offline` is on"
         return "there is no API key (ATOMSCALE_API_KEY)"
 
-    def _why_waiting(self, run: _FollowedRun) -> str:
-        """Return why a run waits, and what ends that."""
+    def _why_waiting(self, run: _FollowedRun, *, last: bool) -> str:
+        """Return why a run waits, and what ends that. With `last` this session delivers nothing more."""
         if not self._sends:
             return f"{self._why_not_sent()}; a later session sends it, or `atomscale-bluesky upload{self._option}`"
         if run.parked:
@@ -232,7 +232,9 @@ class Announcer:
         outage = read_outage(self._spool.path)
         ends = "it is sent as soon as that is over, by this session or a later one"
         if outage is not None and outage.endpoint == run.endpoint and outage.key_refused:
-            return f"the API key is refused, {safe(outage.error, 300)}; {NEW_KEY}"
+            leaves = last and self._settings.uploader == "thread"
+            remedy = key_for_upload(self._option) if leaves else NEW_KEY
+            return f"the API key is refused, {safe(outage.error, 300)}; {remedy}"
         if outage is not None and outage.endpoint == run.endpoint:
             return f"{safe(outage.error, 300)}; {ends}"
         return f"it is sent by this session or a later one; `atomscale-bluesky status{self._option}` has more"

@@ -6,6 +6,7 @@ that thread is in `delivery_loop`.
 
 from __future__ import annotations
 
+import logging
 import queue
 import random
 import sys
@@ -14,12 +15,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..settings import Settings
+from ..settings import Settings, spool_option
 from ..spool.run_writer import RunWriter
 from ..spool.spool import Spool
+from ..status.outage import key_for_upload
 from .deliverer import Deliverer
 from .delivery_loop import DeliveryLoop, EndLoop, Retire, RunBegun, WriterGone
 from .drain import DrainQuestion
+
+_logger = logging.getLogger(__name__)
 
 
 class Uploader(Deliverer):
@@ -48,6 +52,7 @@ class Uploader(Deliverer):
             # Here and not in a thread: a process forked during the import would wait for it for ever.
             from ..checks import verify_run  # noqa: F401
         self._exit_timeout_s = settings.exit_timeout_s
+        self._spool_option = spool_option(settings)
         self._monotonic = monotonic
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._loop = DeliveryLoop(
@@ -153,6 +158,8 @@ class Uploader(Deliverer):
         drain = None if self._is_own_thread else self._ask(DrainQuestion(with_others=False))
         if drain is not None and not drain.wait(soon_s):
             helps = drain.answer is None and not self.key_refused_s  # else it was answered: no wait can help
+            if self.key_refused_s:
+                _logger.warning("the API key is refused, and this session ends; %s", key_for_upload(self._spool_option))
             if helps and limit_s > soon_s:
                 if sys.stderr is not None and sys.stderr.isatty():
                     sys.stderr.write(f"atomscale: up to {limit_s:g} s for what is under way; the rest stays spooled\n")

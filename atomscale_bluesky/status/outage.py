@@ -30,6 +30,15 @@ NEW_KEY = (
 )
 
 
+def key_for_upload(option: str) -> str:
+    """Return what ends such an outage once the process ends that had the key.
+
+    Args:
+        option: By which a command finds the spool, such as ` --spool-dir /data/spool`.
+    """
+    return f"put a key that works into ATOMSCALE_API_KEY, then `atomscale-bluesky upload{option}` sends what waits"
+
+
 class Outage(msgspec.Struct, frozen=True):
     """Why Atomscale takes no data at present."""
 

@@ -183,6 +183,28 @@ def test_the_end_of_a_session_does_not_wait_for_a_server_that_refuses_the_key(
     assert time.monotonic() - begin < 50
     assert "atomscale: " in said
     assert "check the API key" in said
+    remedy = "put a key that works into ATOMSCALE_API_KEY, then `atomscale-bluesky upload` sends what waits"
+    assert said.splitlines()[-1] == f"atomscale: the API key is refused, and this session ends; {remedy}"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal")
+def test_the_last_line_about_a_run_names_what_helps_after_the_session_if_the_key_is_refused(
+    server: LocalServer, spool_dir: Path
+) -> None:
+    terminal, stderr = os.openpty()
+    with (
+        open(terminal, errors="replace") as shown,
+        start(GROW, server, spool_dir, stderr, ATOMSCALE_API_KEY="not-the-one") as session,
+    ):
+        os.close(stderr)
+        said: list[str] = []
+        with contextlib.suppress(OSError):  # at the end of what a terminal shows
+            said += shown
+
+    assert session.returncode == 0
+    (about_the_run,) = [line for line in said if "50 wait: the API key is refused" in line]
+    assert "; put a key that works into ATOMSCALE_API_KEY, then `atomscale-bluesky upload` sends" in about_the_run
+    assert "end the process" not in about_the_run
 
 
 @pytest.mark.parametrize("configured", [False, True])
