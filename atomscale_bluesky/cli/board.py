@@ -39,7 +39,13 @@ def board(spools: tuple[Path, ...], port: int, opens: bool) -> None:
         out = console()
         out.print(f"The page is at {url}; stop it with Ctrl-C.", soft_wrap=True)
         for settings in chosen:
-            out.print(Text(f"It shows the runs in {safe(settings.spool_path)}."), soft_wrap=True)
+            if open_spool(settings) is None:
+                text = (
+                    f"There is no spool in {safe(settings.spool_path)} yet. The page shows its runs once there are any."
+                )
+                out.print(Text(text, style="yellow"), soft_wrap=True)
+            else:
+                out.print(Text(f"It shows the runs in {safe(settings.spool_path)}."), soft_wrap=True)
         if opens:
             webbrowser.open(url)
 

@@ -120,3 +120,22 @@ def test_nobody_else_can_read_the_board_or_a_file_by_it(board: Board, tmp_path: 
     assert requests.post(url + "/page/overview", json={}, timeout=5).status_code == 405
     for identity in (str(tmp_path), "/etc/passwd", "../secret.txt"):
         assert requests.get(url + "/page/stream", params={"id": identity}, timeout=5).status_code == 404
+
+
+def test_the_command_says_where_there_is_no_spool_yet(tmp_path: Path, spool_dir: Path, callback: Any) -> None:
+    for name, doc in growth(2):
+        callback(name, doc)
+    (tmp_path / "typo").mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-m", "atomscale_bluesky", "board", str(tmp_path / "typo"), str(spool_dir), "--port", "0"],
+        stdout=subprocess.PIPE, text=True,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        child.stdout.readline()
+        said = [child.stdout.readline(), child.stdout.readline()]
+        child.send_signal(signal.SIGTERM)
+
+    assert said == [
+        f"There is no spool in {tmp_path / 'typo'} yet. The page shows its runs once there are any.\n",
+        f"It shows the runs in {spool_dir}.\n",
+    ]
