@@ -315,13 +315,26 @@ def _choose(
             others = ", ".join(dict.fromkeys(safe(run.endpoint) for run in status if _movable(run)))
             problems.append(f"no run waits for {safe(endpoint)}{f'; runs wait for {others}' if others else ''}")
     for name in names:
+        uid = uid_meant(spool, name)
         try:
-            run = watch.find(uid_meant(spool, name))
+            run = watch.find(uid)
         except SpoolError as error:
-            problems.append(with_option(safe(error), spool_option(Settings.load(spool_dir=spool_dir))))
+            problem = with_option(safe(error), spool_option(Settings.load(spool_dir=spool_dir)))
+            problems.append(problem + _where_to_edit(spool, uid))
         else:
             found[run.folder] = run
     return _Chosen(spool, spool_dir, list(found.values()), problems, status.delivered_to)
+
+
+def _where_to_edit(spool: Spool, uid: str) -> str:
+    """Return where a run is to be changed that has left the spool, if the command is `edit`; else an empty text."""
+    entry = spool.history.newest_beginning_with(uid) if uid else None
+    if click.get_current_context().command.name != "edit" or entry is None:
+        return ""
+    labels = dict.fromkeys(str(one.get("label")) for one in entry.get("streams") or () if one.get("data_id"))
+    names = ", ".join(repr(safe(label)) for label in labels)
+    which = f", where its {'stream is' if len(labels) == 1 else 'streams are'} {names}" if labels else ""
+    return f"; change it in Atomscale now{which}"
 
 
 def _movable(run: RunStatus) -> bool:

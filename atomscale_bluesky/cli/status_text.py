@@ -32,6 +32,13 @@ MAX_NAMED = 5
 # How wide the column of names is, at the left.
 _NAMES = 10
 
+# The commands that list what can be given for these options of `edit`.
+_LISTINGS = {
+    "--synth-source-id": ("instruments", "the instruments and their numbers"),
+    "--physical-sample-id": ("samples", "the samples and their ids"),
+    "--project-id": ("projects", "the projects and their ids"),
+}
+
 _STATES = {
     "running": "green",
     "delivering": "cyan",
@@ -287,12 +294,15 @@ def _runs_alike(found: ShownRuns, now: float, endpoint: str, option: str) -> Ite
     yield Text()
 
 
-def _commands(commands: Iterable[str]) -> Iterator[Text]:
+def _commands(commands: Sequence[str]) -> Iterator[Text]:
     """Yield a line for each command, any of which mends what is shown above."""
     for index, command in enumerate(commands):
         # Not in the table, which would break a long line into several that cannot be pasted.
         name = "" if index else "do"
         yield Text.assemble((f"{name:>{_NAMES}}", "dim"), "  ", "or " if index else "", safe(command))
+    for option, (listing, what) in _LISTINGS.items():
+        if any(f" {option} " in f"{command} " for command in commands):
+            yield Text(f"{'':{_NAMES}}  `atomscale-bluesky {listing}` lists {what}", style="dim")
 
 
 def ordered_in_words(run: RunStatus) -> str:

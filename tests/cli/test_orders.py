@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from runs import growth
+from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.server import LocalServer
@@ -306,6 +307,7 @@ def test_an_order_for_a_finished_run_says_that_it_is_finished(say: Say, spooled:
     code, _, complaint = say("retry", "last")
     assert code == 1
     assert f"run {uid[:8]} is not in the spool; it is finished and has left the spool" in complaint
+    assert "change it in Atomscale" not in complaint
 
 
 def test_upload_says_once_of_a_parked_run_that_it_waits_for_the_operator(say: Say, spooled: Spooled) -> None:
@@ -316,3 +318,30 @@ def test_upload_says_once_of_a_parked_run_that_it_waits_for_the_operator(say: Sa
     assert said.count(f"run {parked} was found in the spool; it is parked and waits for the operator: metadata '") == 1
     assert said.count(f"run {parked} is parked: 0 points delivered, 50 not; `atomscale-bluesky status") == 1
     assert said.count(f"run {other} was found in the spool; its delivery goes on") == 1
+
+
+def test_an_edit_of_a_finished_run_says_where_it_is_to_be_changed_now(
+    say: Say, spooled: Spooled, server: LocalServer
+) -> None:
+    uid = spooled()
+    assert say("upload")[0] == 0
+    (stream,) = server.streams()
+
+    for name in (uid, uid[:8], "last"):
+        code, _, complaint = say("edit", name, "--synth-source-id", "7")
+        assert code == 1
+        assert (
+            f"; it is finished and has left the spool; change it in Atomscale now, where its stream is {stream.label!r}"
+            in (complaint)
+        )
+
+
+def test_status_names_the_command_that_lists_what_an_edit_can_give(say: Say, make_callback: MakeCallback) -> None:
+    callback = make_callback(synth_source_id=99)
+    for name, doc in growth(5, start_metadata={"synth_source_id": 99}):
+        callback(name, doc)
+    wait_until(lambda: callback.status()[0].state == "parked")
+
+    said = say("status")[1]
+    assert "there is no growth instrument 99" in said
+    assert "`atomscale-bluesky instruments` lists the instruments and their numbers" in said

@@ -262,7 +262,9 @@ def test_runs_with_the_same_problem_are_shown_as_one_with_the_command_that_mends
     assert "7 runs parked for the same problem" in said
     assert f"runs {', '.join(uid[:8] for uid in reversed(uids[2:]))} and 2 more points 28 seen" in said
     assert said.count("problem metadata 'synth_source_id' is 'the big one'") == 1
-    assert "do atomscale-bluesky edit --all-parked --synth-source-id NUMBER Spool" in said
+    assert (
+        "do atomscale-bluesky edit --all-parked --synth-source-id NUMBER `atomscale-bluesky instruments` lists" in said
+    )
     assert "not shown" not in said
     assert len(told(say)["runs"]) == 7
 
