@@ -9,6 +9,10 @@ import contextlib
 import io
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import click
 
 # Which extra installs a module that a command may be missing.
 _EXTRAS = {
@@ -77,8 +81,7 @@ def _run(arguments: list[str] | None) -> int:
         code = commands.main(arguments, prog_name="atomscale-bluesky", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _show(error)
     except (click.Abort, KeyboardInterrupt):
         return _say("stopped", INTERRUPTED)
     except SettingsError as error:
@@ -96,6 +99,18 @@ def _run(arguments: list[str] | None) -> int:
     except OSError as error:  # a file or a folder; the error names it
         return _say(safe(error, limit=2000), FAILED)
     return code if isinstance(code, int) else 0
+
+
+def _show(error: click.ClickException) -> int:
+    """Print an error of click, and the command's usage if it was used wrongly, as all other errors are printed."""
+    shown, message = io.StringIO(), error.format_message()
+    error.show(shown)
+    usage, ends_so, _ = shown.getvalue().rpartition(f"Error: {message}\n")
+    if not ends_so:  # in another language
+        print(shown.getvalue(), end="", file=sys.stderr)
+        return error.exit_code
+    print(usage, end="", file=sys.stderr)
+    return _say(message, error.exit_code)
 
 
 def _say(text: str, code: int) -> int:

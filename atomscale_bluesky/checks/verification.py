@@ -105,14 +105,21 @@ class Verification:
             return f"it could not be read back: {self.problem}"
         if self.different:
             first = self.differences[0]
-            more = f", and {self.different - 1} further differences" if self.different > 1 else ""
+            more = f", and {_number(self.different - 1)} further differences" if self.different > 1 else ""
             return f"channel {first.channel!r} of {first.data_id}: {first}{more}"
         if self.uncompared:
-            return f"{self.uncompared} points could not be compared, their lines in the journal are damaged"
+            return f"{_number(self.uncompared)} points could not be compared, their lines in the journal are damaged"
         rest = {"waiting": self.waiting, "refused": self.refused, "discarded": self.discarded, "lost": self.lost}
-        left = ", ".join(f"{n} {what}" for what, n in rest.items() if n)
-        said = f"all {self.points} points that were confirmed are equal" if self.points else "no point is confirmed"
+        left = ", ".join(f"{_number(n)} {what}" for what, n in rest.items() if n)
+        said = "no point is confirmed"
+        if self.points:
+            said = f"all {_number(self.points)} points that were confirmed are equal"
         return said + (f"; {left}" if left else "")
+
+
+def _number(count: int) -> str:
+    """Return a count with its thousands set apart, by plain blanks: the text may go anywhere."""
+    return f"{count:,}".replace(",", " ")
 
 
 def add_differences(data_id: str, found: Iterator[Difference], told: list[StreamDifference]) -> int:

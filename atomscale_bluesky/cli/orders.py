@@ -258,7 +258,7 @@ class _Chosen:
             text = f"{name} {outcome}, {who(run, line)}" if not dry_run else f"Would be ordered: {name} {outcome}"
             out.print(Text(f"{text}: {more_about(line)}." if more_about else f"{text}."), soft_wrap=True)
         for problem in self._problems:
-            click.echo(f"Error: {problem}", err=True)
+            click.echo(f"atomscale-bluesky: {problem}", err=True)
         if not orders and not self._problems:
             out.print("No run waits for the operator.")
         return 1 if self._problems else 0

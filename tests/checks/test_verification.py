@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def test_of_a_run_under_way_what_was_confirmed_is_equal_and_the_rest_waits(callb
     assert not found.equal
     assert (found.points, found.waiting, found.differences) == (40, 10, ())
     assert str(found) == "all 40 points that were confirmed are equal; 10 waiting"
+    assert str(replace(found, waiting=1200)).endswith("; 1 200 waiting")
 
 
 def test_a_run_with_gaps_further_event_streams_and_a_continuation_is_equal(

@@ -586,3 +586,24 @@ def test_a_closed_standard_input_is_named(
 
     said = capsys.readouterr()
     assert re.search(r"standard input.* is closed", said.out + said.err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (("show", "no-such"), 1, "no run begins with 'no-such'"),
+        (("retry", "no-such"), 1, "no run in the spool begins with 'no-such'"),
+        (("status", "--last", "none"), 2, "Invalid value for '--last'"),
+        (("status", "--spool-dir", "/dev/null/spool"), 2, ""),
+    ],
+)
+def test_every_error_begins_with_the_name_of_the_program(
+    say: Say, spooled: Callable[..., None], arguments: tuple[str, ...], code: int, error: str
+) -> None:
+    spooled()
+    ended, _, complaint = say(*arguments)
+
+    assert ended == code
+    assert "Error:" not in complaint
+    assert complaint.splitlines()[-1].startswith(f"atomscale-bluesky: {error}")
+    assert complaint.startswith("Usage: atomscale-bluesky status") == ("--last" in arguments)

@@ -66,7 +66,7 @@ def test_a_name_from_outside_reaches_no_terminal_as_it_is(say: Say, server: Loca
 def test_a_list_that_cannot_be_had_says_why(say: Say, server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
     server.misbehave(Fault(call="projects", status=503))
     code, _, complaint = say("projects")
-    assert (code, f"Error: Atomscale at {server.url}: GET projects/" in complaint) == (1, True)
+    assert (code, f"atomscale-bluesky: Atomscale at {server.url}: GET projects/" in complaint) == (1, True)
     assert "was answered 503" in complaint
     assert "`atomscale-bluesky doctor` checks the way there" in complaint
     monkeypatch.setenv("ATOMSCALE_API_KEY", "another")
