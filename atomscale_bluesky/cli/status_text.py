@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 MAX_NOT_KEPT_SHOWN = 10
 # How many runs are named where many of them are shown as one.
 MAX_NAMED = 5
+# After how long without a document an open run is shown with what to do if its plan is over.
+QUIET_S = 3600.0
 # How wide the column of names is, at the left.
 _NAMES = 10
 
@@ -238,6 +240,9 @@ def _run(run: RunStatus, now: float, endpoint: str, option: str, *, with_links: 
     _add_ending(table, run.exit_status, run.reason)
     if run.interrupted:
         table.add_row("plan", Text("interrupted: no stop document came", style="yellow"))
+    quiet_s = now - run.last_written if run.state == "running" and run.last_written is not None else 0.0
+    if quiet_s > QUIET_S:
+        table.add_row("silent", Text(f"no document for {age(quiet_s)}, and no stop document came", style="yellow"))
     if run.endpoint not in {"", endpoint}:
         table.add_row("endpoint", Text(f"{safe(run.endpoint)}, not {safe(endpoint)}", style="yellow"))
     if with_links and run.linked_to is not None:
@@ -266,6 +271,9 @@ def _run(run: RunStatus, now: float, endpoint: str, option: str, *, with_links: 
         table.add_row("ordered", Text(ordered_in_words(run), style="yellow"))
     yield table
     yield from _commands(remedies(run, option))
+    if quiet_s > QUIET_S and "settle" not in run.ordered:
+        command = f"atomscale-bluesky settle {safe(run.run_uid[:8])}{option}"
+        yield Text.assemble((f"{'do':>{_NAMES}}", "dim"), f"  if its plan is over: {command}")
     yield Text()
 
 

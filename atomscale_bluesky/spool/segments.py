@@ -6,6 +6,7 @@ and an offset in it. A line is either text, as `lines` has it, or a binary `row_
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -33,6 +34,15 @@ def segments(folder: Path) -> list[int]:
         return []
     journals = [name for name in names if name.startswith("journal-") and is_run_file(name)]
     return sorted(int(name.removeprefix("journal-").removesuffix(".jsonl")) for name in journals)
+
+
+def written_at(folder: Path) -> float | None:
+    """Return when a journal was last written to, in Unix seconds; None if there is none."""
+    times: list[float] = []
+    for segment in segments(folder)[-1:]:
+        with contextlib.suppress(OSError):  # the run has just been finished
+            times.append(segment_path(folder, segment).lstat().st_mtime)
+    return max(times, default=None)
 
 
 def first_line(folder: Path) -> bytes | None:

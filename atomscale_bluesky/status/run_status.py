@@ -68,6 +68,7 @@ class RunStatus(msgspec.Struct, frozen=True):
     interrupted: bool = False  # no stop document came, and the run is completed without one
     linked_to: LinkedTo | None = None  # to what its streams are linked in Atomscale; None if it cannot be read
     ordered_edit: OrderedEdit | None = None  # the values of the `edit` among `ordered`
+    last_written: float | None = None  # when its journal was last written to, Unix seconds; None once it has stopped
 
     @property
     def name(self) -> str:
@@ -99,6 +100,7 @@ def status_of(
     writer_alive: bool = True,
     folder: str = "",
     ordered: Sequence[OrderLine] = (),
+    last_written: float | None = None,
 ) -> RunStatus:
     """Return the run's status for operators and programs.
 
@@ -108,6 +110,7 @@ def status_of(
         writer_alive: True if a process may still write the journal.
         folder: The run's folder.
         ordered: The operator's orders that no process has carried out yet. A run that one of them mends is not parked.
+        last_written: When its journal was last written to, Unix seconds.
 
     Raises:
         SpoolError: The journal has no header.
@@ -165,6 +168,7 @@ def status_of(
             found.links if found and found.order == (edited.order if edited else 0) else None,
         ),
         ordered_edit=ordered_edit(edits[-1]) if edits else None,
+        last_written=last_written if account.stop is None else None,
     )
 
 

@@ -24,6 +24,7 @@ from ..spool.orders import Orders, endpoint_of
 from ..spool.own_files import OUT_OF_RESOURCES, recording_began, refuse_links_in
 from ..spool.run_reader import LEDGER, RunReader, was_synced
 from ..spool.runs_not_kept import NotKept
+from ..spool.segments import written_at
 from ..spool.spool import Spool
 from .account import Account, Counts
 from .notebook import html_table
@@ -350,7 +351,14 @@ class _RunWatch:
             # Moved: facts about the previous endpoint no longer count, even before an uploader has noted the move.
             edited, ledger = ledger.edited, LedgerState()
             ledger.edited, ledger.endpoint = edited, endpoint
-        return status_of(self._account, ledger, writer_alive=alive, folder=str(self._folder), ordered=ordered)
+        return status_of(
+            self._account,
+            ledger,
+            writer_alive=alive,
+            folder=str(self._folder),
+            ordered=ordered,
+            last_written=written_at(self._folder) if alive else None,
+        )
 
     def close(self) -> None:
         self._journal.close()

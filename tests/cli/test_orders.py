@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -345,3 +347,26 @@ def test_status_names_the_command_that_lists_what_an_edit_can_give(say: Say, mak
     said = say("status")[1]
     assert "there is no growth instrument 99" in said
     assert "`atomscale-bluesky instruments` lists the instruments and their numbers" in said
+
+
+def test_status_names_settle_for_an_open_run_of_which_nothing_came_for_an_hour(
+    say: Say, make_callback: MakeCallback, spool_dir: Path
+) -> None:
+    callback = make_callback(offline=True)
+    documents = list(growth(5))
+    for name, doc in documents[:-1]:
+        callback(name, doc)
+    uid = documents[0][1]["uid"]
+    assert "atomscale-bluesky settle" not in say("status")[1]
+
+    (journal,) = spool_dir.glob("*/journal-*.jsonl")
+    os.utime(journal, (time.time() - 7300.0,) * 2)
+    said = say("status")[1]
+    assert "silent no document for 2 h 1 min, and no stop document came" in said
+    assert f"do if its plan is over: atomscale-bluesky settle {uid[:8]} " in said
+    assert say("settle", uid[:8])[0] == 0
+    assert "ordered settle; " in say("status")[1]
+
+    callback(*documents[-1])
+    callback.close()
+    assert "silent" not in say("status")[1]
