@@ -97,7 +97,7 @@ def report_settings(
         mistakes.append(Mistake(found, f"did you mean {meant}?" if meant else "remove it", refused=False))
     if (relative := relative_spool(merged)) is not None:
         mistakes.append(Mistake(relative, RELATIVE_REMEDY, refused=False))
-    mistakes += _one_tag(merged) + _readable_key(merged)
+    mistakes += _readable_key(merged)
     try:
         settings = Settings.made_of(usable)
     except SettingsError as error:
@@ -107,15 +107,6 @@ def report_settings(
         settings = Settings(**usable)
     shown = _shown(settings, usable, merged)
     return SettingsReport(settings, file_to_read(file, environ), tuple(shown), tuple(mistakes), frozenset(unclear))
-
-
-def _one_tag(merged: Mapping[str, tuple[Any, str]]) -> list[Mistake]:
-    """Return the mistake that a text with commas in the file is one tag, though a list in a variable is written so."""
-    value, source = merged.get("tags", ((), ""))
-    if not isinstance(value, str) or "," not in value:
-        return []
-    several = ", ".join(f'"{part.strip()}"' for part in value.split(","))
-    return [Mistake(f"setting 'tags' ({source}) is the one tag {value!r}", f"several are a list: [{several}]", False)]
 
 
 def _readable_key(merged: Mapping[str, tuple[Any, str]]) -> list[Mistake]:

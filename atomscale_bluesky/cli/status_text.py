@@ -333,7 +333,12 @@ def _finished(entry: dict[str, Any], *, went_on: bool, with_links: bool) -> Iter
     if with_links and (linked := linked_to_of_entry(entry)) is not None:
         table.add_row("linked to", Text(str(linked)))
     whole = not (count_not_kept(entry.get("left_out") or {}) or entry.get("lost"))
-    share = f"{number(discarded)} discarded" if discarded else "all of them" if whole else "all that was kept"
+    left_out = sum((entry.get("left_out") or {}).values())
+    share = "all of them" if whole else "all that was kept"
+    if discarded:
+        share = f"{number(discarded)} discarded"
+    elif points == 0 and whole:
+        share = f"{number(left_out)} left out" if left_out else "there were none"
     table.add_row("points", Text(f"{number(points)} delivered, {share}, by {moment(entry.get('finished') or 0.0)}"))
     if (at := verified_at(entry)) is not None:
         table.add_row("read back", Text(f"equal, on {moment(at)}", style="green"))

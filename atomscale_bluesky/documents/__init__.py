@@ -19,6 +19,7 @@ wait for their descriptor.
     near_misses     metadata keys that are nearly one of ours
     validation      refuses a run for its metadata, for those who want that
     selection       which event streams and data keys are taken
+    nothing_selected    says if the patterns leave out all that came of a run
     descriptor      reads a descriptor that may lack nearly everything
     description     what is used of a descriptor, as the journal keeps it
     row_times       which time a row has: its event's, or its readings' own

@@ -23,6 +23,7 @@ from .early_events import EarlyEvents
 from .ignored_documents import TAKEN_BEFORE, IgnoredDocuments
 from .known_runs import KnownRun, KnownRuns, RunState
 from .missing_events import count_missing_events
+from .nothing_selected import nothing_selected
 from .open_run import OpenRun
 from .open_runs import OpenRuns
 from .run_files import RunFiles
@@ -175,6 +176,7 @@ class RunTaker:
                 self.give_up_early(overdue)
         stop.not_given.update(count_missing_events(run, counts, self._runs.selection))
         run.log_missing_events(stop.not_given, self._ignored)
+        self._warn_if_nothing_selected(run)
         self._files.end(run, stop)
         self._runs.forget_ended(run)
         self._files.change = None
@@ -199,6 +201,7 @@ class RunTaker:
     def _complete_journal(self, run: OpenRun, *, closing: bool) -> None:
         """Write into a run's journal that its stop document has not come. `closing`: it is one of all open runs."""
         self._early.note_run_ended()
+        self._warn_if_nothing_selected(run)
         self._files.end(run, Stop(time.time(), "", "no stop document", interrupted=True))
         self._runs.peers.release(run.uid, ended=False)
         self._files.change = None
@@ -208,6 +211,16 @@ class RunTaker:
                 f"run {run.uid} is marked as interrupted, because its callback was closed before its stop document. "
                 f"The other callback of this process will not go on with it. Keep the closed callback subscribed until "
                 f"the run ends if its further readings matter",
+            )
+
+    def _warn_if_nothing_selected(self, run: OpenRun) -> None:
+        """Warn, once per cause, if a pattern leaves out all that came: such a run ends, and nothing of it is sent."""
+        why = nothing_selected(run, self._runs.selection)
+        if why is not None:
+            self._ignored.log_once(
+                f"nothing selected: {why}",
+                f"run {run.uid}: all of its readings are left out: {why}; correct the setting, then start the session "
+                f"again",
             )
 
     def _forget_oldest_completed(self) -> None:

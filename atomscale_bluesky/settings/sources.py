@@ -129,10 +129,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def _from_text(field: FieldInfo, text: str) -> Any:
-    """Return a variable's text as the setting's kind of value: lists separated by commas, mappings as `a=b, c=d`."""
-    default = field.default
-    if isinstance(default, tuple):
-        return [part.strip() for part in text.split(",") if part.strip()]
+    """Return a variable's text as the setting's kind of value: mappings are written as `a=b, c=d`."""
     if field.default_factory is not msgspec.NODEFAULT:
         pairs = [part.partition("=") for part in text.split(",") if part.strip()]
         if all(separator for _, separator, _ in pairs):

@@ -43,7 +43,7 @@ def value_of(field: FieldInfo, value: Any, source: str) -> Any:
     if isinstance(value, Path):
         value = str(value)
     if isinstance(field.default, tuple) and isinstance(value, str):
-        value = [value]
+        value = _list_of(value)
     if not _can_be_kept(value, is_path=field.name in _PATHS):
         raise SettingsError(f"setting {field.name!r} ({source}) is {shown}, which is not text in UTF-8")
     try:
@@ -59,6 +59,14 @@ def value_of(field: FieldInfo, value: Any, source: str) -> Any:
         return _CHECKS[field.name](found) if field.name in _CHECKS else found
     except ValueError as error:
         raise SettingsError(f"setting {field.name!r} ({source}) is {shown}: {error}") from None
+
+
+def _list_of(text: str) -> list[str]:
+    """Return the items of a list that is written as one text, separated by commas.
+
+    The same in every source, so that what works in a variable works in the file. An item with a comma needs a list.
+    """
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _can_be_kept(value: Any, *, is_path: bool) -> bool:

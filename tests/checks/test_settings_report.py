@@ -169,16 +169,3 @@ def test_a_spool_that_is_another_folder_in_each_folder_is_named(
     assert report_settings(environ={}, spool_dir="spool").mistakes == ()  # as an argument it is meant so
     Settings.load(environ={}, spool_dir="spool")
     assert "whole path" not in caplog.text
-
-
-def test_one_tag_that_looks_like_several_is_named_with_the_list(tmp_path: Path) -> None:
-    file = tmp_path / "settings.toml"
-    file.write_text('tags = "chamber 3, night"\n')
-    (mistake,) = report_settings(environ={}, file=file).mistakes
-    assert "is the one tag 'chamber 3, night'" in mistake.found
-    assert mistake.remedy == 'several are a list: ["chamber 3", "night"]'
-
-    for text in ('tags = "night"', 'tags = ["chamber 3, night"]', 'tags = ["chamber 3", "night"]'):
-        file.write_text(text)
-        assert report_settings(environ={}, file=file).mistakes == ()
-    assert report_settings(environ={"ATOMSCALE_BLUESKY_TAGS": "chamber 3, night"}).mistakes == ()

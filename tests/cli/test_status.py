@@ -619,3 +619,16 @@ def test_status_reports_since_when_the_key_is_refused_and_not_since_an_earlier_o
     assert trouble["since"] < begin - 7000
     assert trouble["kind_since"] > begin
     assert re.search(r"has taken no data for \d\d? s, since .*; the outage began at ", say("status")[1])
+
+
+def test_a_finished_run_without_a_point_does_not_say_that_all_were_delivered(
+    say: Say, make_callback: MakeCallback
+) -> None:
+    callback = make_callback(channels=["nothing like it"])
+    for name, doc in growth(20):
+        callback(name, doc)
+    assert callback.drain(10)
+    said = say("status", "--all")[1]
+
+    assert "points 0 delivered, 40 left out, by " in said
+    assert "all of them" not in said

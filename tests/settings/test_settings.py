@@ -102,6 +102,22 @@ def test_one_pattern_may_be_given_as_text() -> None:
     assert Settings.load(environ={}, channels="hints").channels == ("hints",)
 
 
+@pytest.mark.parametrize("name", ["event_streams", "channels", "monitors", "tags"])
+def test_a_text_with_commas_is_a_list_in_every_source(toml: Any, name: str) -> None:
+    text, items = "primary, pressure_monitor,", ("primary", "pressure_monitor")
+    file = toml(f"{name} = '{text}'")
+
+    assert getattr(Settings.load(environ={}, file=file), name) == items
+    assert getattr(Settings.load(environ={}, **{name: text}), name) == items
+    assert getattr(Settings.load(environ={f"ATOMSCALE_BLUESKY_{name.upper()}": text}), name) == items
+    assert getattr(Settings().replaced(**{name: text}), name) == items
+
+
+def test_a_name_with_a_comma_is_given_in_a_list(toml: Any) -> None:
+    assert Settings.load(environ={}, file=toml('channels = ["flux, raw"]')).channels == ("flux, raw",)
+    assert Settings.load(environ={}, channels=["flux, raw"]).channels == ("flux, raw",)
+
+
 def test_the_environment_is_the_processes_own_unless_another_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATOMSCALE_BLUESKY_PRIMARY", "fly")
 

@@ -407,3 +407,37 @@ def test_a_session_whose_modules_are_a_mixture_keeps_what_it_cannot_send(
     assert "cannot be delivered now, it is kept" in done.stderr
     assert make_callback().drain(20)
     assert points(server) == [15, 15, 15]
+
+
+# ---- patterns that match nothing -------------------------------------------------------------------------------------
+
+
+def test_a_pattern_that_leaves_out_a_whole_run_is_named_once_with_the_names_that_came(
+    engine: RunEngine, make_callback: MakeCallback, caplog: pytest.LogCaptureFixture
+) -> None:
+    for settings, said in (
+        ({"channels": ["detektor", "det, det1"]}, "`channels` is 'detektor', 'det, det1', and the data keys are det;"),
+        ({"event_streams": ["primry"]}, "`event_streams` is 'primry', and the event streams are primary;"),
+    ):
+        caplog.clear()
+        callback = make_callback(**settings)
+        token = engine.subscribe(callback)
+        for _ in range(2):
+            engine(count([det], num=3))
+        engine.unsubscribe(token)
+        (warning,) = warnings(caplog, "all of its readings are left out")
+        assert said in warning
+        assert warning.endswith("correct the setting, then start the session again")
+        assert callback.drain(30)
+
+
+def test_a_run_of_which_something_was_wanted_brings_no_warning_about_patterns(
+    engine: RunEngine, make_callback: MakeCallback, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = make_callback(channels="det, motor", event_streams="*, !baseline")
+    engine.subscribe(callback)
+    engine(count([det], num=2))
+    engine(count([], num=2))
+
+    assert callback.drain(30)
+    assert warnings(caplog, "all of its readings are left out") == []
