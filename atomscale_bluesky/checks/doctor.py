@@ -48,13 +48,14 @@ class Check:
 _WHOM_TO_ASK = ("endpoint", "allow_http", "offline")
 
 
-def examine(settings: Settings, unclear: Set[str] = frozenset()) -> Iterator[Check]:
+def examine(settings: Settings, unclear: Set[str] = frozenset(), questioned: Set[str] = frozenset()) -> Iterator[Check]:
     """Yield each check as soon as it is done. Sends at most eight requests to the API.
 
     Args:
         settings: The settings in force.
         unclear: Names of settings for which a source has a value that cannot be used or read. What they decide is not
             checked, because the default is perhaps not what the user means: the key goes to no host that was not named.
+        questioned: Names of settings for which a variable of another name is perhaps meant.
     """
     yield _key_is_there(settings, unclear)
     if "spool_dir" in unclear:
@@ -66,6 +67,11 @@ def examine(settings: Settings, unclear: Set[str] = frozenset()) -> Iterator[Che
         return
     if doubtful := [name for name in _WHOM_TO_ASK if name in unclear]:
         yield Check("server", Result.FAILED, f"not asked: no usable `{doubtful[0]}`", "first mend the settings")
+        return
+    if "endpoint" in questioned:
+        yield Check("server", Result.WARNING,
+                    f"not asked: {settings.endpoint} is perhaps not the `endpoint` you mean, and would get the key",
+                    "answer the question above, or set ATOMSCALE_API_ENDPOINT")  # fmt: skip
         return
     client = Client(settings)
     try:

@@ -19,6 +19,7 @@ from ..settings import (
     RELATIVE_REMEDY,
     Settings,
     checked_value,
+    doubtful_variables,
     file_to_read,
     from_arguments,
     from_environment,
@@ -48,6 +49,7 @@ class Mistake:
     found: str
     remedy: str
     refused: bool  # a session does not begin with it
+    question: bool = False  # perhaps it is no mistake: a variable may belong to another program
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class SettingsReport:
     # Settings to which a source gives a value that cannot be used or read. `settings` has the default instead, which is
     # perhaps not what the user means.
     unclear: frozenset[str] = frozenset()
+    # Settings for which a variable of another name is perhaps meant. `settings` has them without it.
+    questioned: frozenset[str] = frozenset()
 
 
 def report_settings(
@@ -95,6 +99,13 @@ def report_settings(
         unclear |= settings_of(meant, FIELDS) - beside_file.keys() if meant else set()
         found = f"environment variable {variable} is no setting, so it has no effect"
         mistakes.append(Mistake(found, f"did you mean {meant}?" if meant else "remove it", refused=False))
+    questioned: set[str] = set()
+    for variable, meant in doubtful_variables(FIELDS, environ).items():
+        if names := settings_of(meant, FIELDS) - beside_file.keys():
+            questioned |= names
+            found = f"environment variable {variable} has no effect on this package"
+            remedy = f"did you mean {meant}? If it belongs to another program, leave it as it is"
+            mistakes.append(Mistake(found, remedy, refused=False, question=True))
     if (relative := relative_spool(merged)) is not None:
         mistakes.append(Mistake(relative, RELATIVE_REMEDY, refused=False))
     mistakes += _readable_key(merged)
@@ -106,7 +117,14 @@ def report_settings(
         usable.pop("endpoint", None)
         settings = Settings(**usable)
     shown = _shown(settings, usable, merged)
-    return SettingsReport(settings, file_to_read(file, environ), tuple(shown), tuple(mistakes), frozenset(unclear))
+    return SettingsReport(
+        settings,
+        file_to_read(file, environ),
+        tuple(shown),
+        tuple(mistakes),
+        unclear=frozenset(unclear),
+        questioned=frozenset(questioned),
+    )
 
 
 def _readable_key(merged: Mapping[str, tuple[Any, str]]) -> list[Mistake]:

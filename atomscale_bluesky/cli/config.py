@@ -37,7 +37,8 @@ def show(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
     Also names the settings file and the spool's folder, and the variables and keys of the file that are no settings,
     with the settings that were perhaps meant. It does not show the API key, only whether it is set.
 
-    The exit code is 1 if there is such a variable or key, or a value that cannot be used.
+    The exit code is 1 if there is such a variable or key, or a value that cannot be used. A variable that may as well
+    belong to another program is named, and does not change the exit code.
     """
     from ..checks.settings_report import DEFAULT, report_settings
 
@@ -48,7 +49,7 @@ def show(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
         told = {"settings": msgspec.to_builtins(report.shown), "mistakes": msgspec.to_builtins(report.mistakes)}
         told |= {"file": str(report.file), "file_exists": report.file.exists(), "spool": _spool(report)}
         click.echo(json.dumps(told, indent=2))
-        return int(bool(report.mistakes))
+        return _exit_code(report)
     out = console()
     table = Table(box=None, pad_edge=False)
     for title in ("setting", "value", "from"):
@@ -63,7 +64,11 @@ def show(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
     for mistake in report.mistakes:
         text = f"{safe(mistake.found, limit=1000)}; {safe(mistake.remedy)}"
         out.print(Text(text, style="bold red" if mistake.refused else "yellow"), soft_wrap=True)
-    return int(bool(report.mistakes))
+    return _exit_code(report)
+
+
+def _exit_code(report: SettingsReport) -> int:
+    return int(any(not one.question for one in report.mistakes))
 
 
 def _spool(report: SettingsReport) -> str | None:

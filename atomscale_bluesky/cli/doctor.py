@@ -38,7 +38,7 @@ def doctor(spool_dir: Path | None, endpoint: str | None, as_json: bool) -> int:
         for one in report.mistakes
     ]
     with says_that_it_waits(report.settings):
-        checks += examine(report.settings, report.unclear)
+        checks += examine(report.settings, report.unclear, report.questioned)
     if as_json:
         click.echo(json.dumps([asdict(check) | {"result": check.result.value} for check in checks], indent=2))
     else:

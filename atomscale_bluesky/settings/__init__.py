@@ -28,6 +28,7 @@ from .settings import (
 from .sources import (
     APP,
     RELATIVE_REMEDY,
+    doubtful_variables,
     file_to_read,
     from_arguments,
     from_environment,
@@ -57,6 +58,7 @@ __all__ = [
     "Timestamps",
     "UploaderPlace",
     "checked_value",
+    "doubtful_variables",
     "file_to_read",
     "from_arguments",
     "from_environment",

@@ -21,8 +21,10 @@ APP = "atomscale-bluesky"
 
 _KEY_VARIABLES = ("ATOMSCALE_API_KEY", "AS_API_KEY")
 _ENDPOINT_VARIABLES = ("ATOMSCALE_API_ENDPOINT", "AS_API_ENDPOINT")
-_PREFIX = "ATOMSCALE_BLUESKY_"
+_VENDOR_PREFIX = "ATOMSCALE_"
+_PREFIX = _VENDOR_PREFIX + "BLUESKY_"
 _FILE_VARIABLE = _PREFIX + "SETTINGS"
+_SHORT_PREFIX = "AS_API_"
 _TEST_PREFIX = _PREFIX + "TEST_"  # of variables that only the tests of this package read
 
 ARGUMENT = "argument"
@@ -119,12 +121,43 @@ def unknown_variables(fields: Fields, environ: Mapping[str, str]) -> dict[str, s
     return {name: nearest(name, known) for name in ours if name not in known}
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is most like this one, or None if none is like it."""
+def doubtful_variables(fields: Fields, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that are perhaps misspelt names of ours, such as `ATOMSCALE_ENDPOINT`, each with our name.
+
+    They do not begin with our prefix, so they may as well belong to another program of the vendor. Variables that are
+    like none of ours are left out.
+    """
+    by_rest = {name: _variables(name)[0] for name in fields}
+    by_rest |= {"api_endpoint": _ENDPOINT_VARIABLES[0], "settings": _FILE_VARIABLE}
+    by_rest |= {f"bluesky_{rest}": variable for rest, variable in by_rest.items()}
+    found: dict[str, str] = {}
+    for name in environ:
+        shout = name.upper()
+        if name in {*_KEY_VARIABLES, *_ENDPOINT_VARIABLES} or shout.startswith(_PREFIX):
+            continue
+        meant = None
+        if shout.startswith(_VENDOR_PREFIX):
+            rest = nearest(name[len(_VENDOR_PREFIX) :], by_rest, likeness=0.8)
+            meant = by_rest[rest] if rest is not None else None
+        elif shout.startswith(_SHORT_PREFIX):
+            meant = nearest(name, (_KEY_VARIABLES[1], _ENDPOINT_VARIABLES[1]), likeness=0.9)
+        if meant is not None:
+            found[name] = meant
+    return found
+
+
+def nearest(name: str, known: Iterable[str], *, likeness: float = 0.7) -> str | None:
+    """Return the known name that is most like this one, or None if none is like it.
+
+    Args:
+        name: Which is none of the known ones.
+        known: The names that there are.
+        likeness: How much alike they have to be, between 0 and 1, by `difflib`.
+    """
     import difflib  # takes a while, and is needed for mistakes only
 
     by_form = {one.casefold(): one for one in known}
-    found = difflib.get_close_matches(name.casefold().replace("-", "_"), by_form, n=1, cutoff=0.7)
+    found = difflib.get_close_matches(name.casefold().replace("-", "_"), by_form, n=1, cutoff=likeness)
     return by_form[found[0]] if found else None
 
 

@@ -13,6 +13,7 @@ import pytest
 from atomscale_bluesky import SettingsError
 from atomscale_bluesky.__main__ import main
 from atomscale_bluesky.checks.settings_report import report_settings
+from atomscale_bluesky.server import LocalServer
 from atomscale_bluesky.settings import Settings
 
 KEY = "a-secret-key-of-many-characters"
@@ -169,3 +170,61 @@ def test_a_spool_that_is_another_folder_in_each_folder_is_named(
     assert report_settings(environ={}, spool_dir="spool").mistakes == ()  # as an argument it is meant so
     Settings.load(environ={}, spool_dir="spool")
     assert "whole path" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("ATOMSCALE_API_ENDPIONT", "ATOMSCALE_API_ENDPOINT"),
+        ("ATOMSCALE_ENDPOINT", "ATOMSCALE_API_ENDPOINT"),
+        ("AS_API_ENDPIONT", "AS_API_ENDPOINT"),
+        ("ATOMSCALE_APIKEY", "ATOMSCALE_API_KEY"),
+        ("atomscale_api_key", "ATOMSCALE_API_KEY"),
+        ("ATOMSCALE_SPOOL_DIR", "ATOMSCALE_BLUESKY_SPOOL_DIR"),
+        ("ATOMSCALE_BLUSKY_CHANNELS", "ATOMSCALE_BLUESKY_CHANNELS"),
+        ("ATOMSCALE_SETTINGS", "ATOMSCALE_BLUESKY_SETTINGS"),
+    ],
+)
+def test_a_variable_that_is_nearly_one_of_ours_is_a_question_and_no_error(variable: str, meant: str) -> None:
+    (mistake,) = report_settings(environ={variable: KEY}).mistakes
+
+    assert mistake.found == f"environment variable {variable} has no effect on this package"
+    assert mistake.remedy == f"did you mean {meant}? If it belongs to another program, leave it as it is"
+    assert (mistake.refused, mistake.question) == (False, True)
+    assert KEY not in repr(mistake)
+
+
+def test_variables_of_other_programs_and_those_that_are_set_properly_too_are_no_question() -> None:
+    others = {"ATOMSCALE_SKIP_CLOCK_SYNC": "1", "AS_API_VERSION": "2", "ATOMSCALE_LOG": "x", "AS_PATH": "x"}
+    assert report_settings(environ=others).mistakes == ()
+    assert report_settings(environ={"ATOMSCALE_ENDPOINT": "x", "AS_API_ENDPOINT": "https://host"}).mistakes == ()
+    assert report_settings(environ={"ATOMSCALE_SPOOL_DIR": "x"}, spool_dir="/x").mistakes == ()
+
+
+def test_config_show_and_doctor_name_a_misspelt_endpoint_and_the_key_goes_nowhere(tmp_path: Path) -> None:
+    with LocalServer() as server:
+        ours = ("ATOMSCALE", "AS_API")
+        environment = {name: text for name, text in os.environ.items() if not name.startswith(ours)} | {
+            "ATOMSCALE_API_ENDPIONT": server.url,
+            "ATOMSCALE_API_KEY": server.api_key,
+            "ATOMSCALE_BLUESKY_SPOOL_DIR": str(tmp_path / "spool"),
+            "XDG_CONFIG_HOME": str(tmp_path),
+        }
+
+        def said(*arguments: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "atomscale_bluesky", *arguments]
+            return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+        shown = said("config", "show")
+        assert (
+            "ATOMSCALE_API_ENDPIONT has no effect on this package; did you mean ATOMSCALE_API_ENDPOINT?" in shown.stdout
+        )
+        assert shown.returncode == 0
+        checked = said("doctor", "--json")
+        checks = {check["what"]: check for check in json.loads(checked.stdout)}
+        assert checks["settings"]["result"] == "warning"
+        assert checks["server"]["result"] == "warning"
+        assert checks["server"]["found"].startswith(
+            "not asked: https://api.atomscale.ai is perhaps not the `endpoint` you"
+        )
+        assert checked.returncode == 0
