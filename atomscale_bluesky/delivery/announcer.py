@@ -208,7 +208,10 @@ class Announcer:
 
     def _lacks_service(self, run: _FollowedRun) -> bool:
         """Return True if only a service may deliver a run, and none does."""
-        return self._settings.uploader == "none" and not self._spool.uploader_alive(run.folder)
+        if self._settings.uploader != "none" or self._spool.uploader_alive(run.folder):
+            return False
+        # A service that lives has perhaps not taken up the new run yet.
+        return not self._spool.is_served(run.endpoint or self._settings.endpoint)
 
     def _no_service(self) -> str:
         """Return why a run waits that only a service may deliver, while none runs."""
@@ -230,14 +233,19 @@ class Announcer:
         if self._lacks_service(run):
             return self._no_service()
         outage = read_outage(self._spool.path)
-        ends = "it is sent as soon as that is over, by this session or a later one"
+        who = self._who_sends()
         if outage is not None and outage.endpoint == run.endpoint and outage.key_refused:
             leaves = last and self._settings.uploader == "thread"
             remedy = key_for_upload(self._option) if leaves else NEW_KEY
             return f"the API key is refused, {safe(outage.error, 300)}; {remedy}"
         if outage is not None and outage.endpoint == run.endpoint:
-            return f"{safe(outage.error, 300)}; {ends}"
-        return f"it is sent by this session or a later one; `atomscale-bluesky status{self._option}` has more"
+            return f"{safe(outage.error, 300)}; it is sent as soon as that is over, by {who}"
+        return f"it is sent by {who}; `atomscale-bluesky status{self._option}` has more"
+
+    def _who_sends(self) -> str:
+        if self._settings.uploader == "process":
+            return "the uploader's own process, also after this session has ended"
+        return "the service" if self._settings.uploader == "none" else "this session or a later one"
 
 
 class _FollowedRun:

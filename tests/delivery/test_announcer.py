@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -23,6 +24,7 @@ from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.__main__ import main
 from atomscale_bluesky.errors import SpoolError
 from atomscale_bluesky.server import Fault, LocalServer
+from atomscale_bluesky.spool.spool import Spool
 
 MakeCallback = Callable[..., AtomscaleCallback]
 
@@ -136,6 +138,30 @@ def test_where_only_a_service_delivers_and_none_runs_both_lines_say_so(spool_dir
     remedy = f"no service delivers it now: start `{upload} --follow`, or deliver once with `{upload}`"
     assert begin.startswith(f"atomscale: run {uid[:8]} is kept in {spool_dir}: {remedy}")
     assert end.startswith(f"atomscale: run {uid[:8]}: 0 points delivered, 50 wait: {remedy}")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="stops a process by a signal")
+@pytest.mark.parametrize(
+    ("uploader", "who"), [("none", "the service"), ("process", "the uploader's own process, also after this session")]
+)
+def test_a_run_that_a_living_service_has_not_taken_up_yet_names_who_sends_it(
+    environment: dict[str, str], server: LocalServer, spool_dir: Path, printed: Printed, uploader: str, who: str
+) -> None:
+    command = [sys.executable, "-m", "atomscale_bluesky", "upload", "--follow"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as service:
+        try:
+            wait_until(lambda: spool_dir.exists() and Spool(spool_dir, read_only=True).is_served(server.url))
+            service.send_signal(signal.SIGSTOP)
+            callback = printed.callback(uploader=uploader)
+            uid = a_run(callback)
+            callback.close(0)
+            begin, end = printed.until("wait: ").splitlines()
+            assert begin.startswith(f"atomscale: run {uid[:8]} goes to {server.url} as ")
+            assert end.startswith(f"atomscale: run {uid[:8]}: 0 points delivered, 50 wait: it is sent by {who}")
+            assert end.endswith(f"; `atomscale-bluesky status --spool-dir {spool_dir}` has more")
+        finally:
+            service.send_signal(signal.SIGCONT)
+            service.terminate()
 
 
 def test_a_parked_run_is_announced_with_the_reason(printed: Printed) -> None:
