@@ -27,7 +27,7 @@ from .delivery.terminal_log import log_to_terminal
 from .documents.recorder import DocumentRecorder, open_spool
 from .documents.subscriptions import YoungerFirst, double_subscription_warning, was_class_called
 from .errors import SettingsError, SpoolError
-from .settings import Settings, refuse_other_arguments, spool_option
+from .settings import Settings, path_in_endpoint, refuse_other_arguments, spool_option
 from .spool.spool import Spool
 from .status.commands import with_option
 from .status.notebook import escaped
@@ -99,6 +99,8 @@ class AtomscaleCallback:
         }
         log_to_terminal()  # first, because loading the settings may log warnings
         self.settings: Settings = Settings.load(**arguments) if settings is None else settings.replaced(**arguments)
+        if (doubt := path_in_endpoint(self.settings.endpoint)) is not None:
+            _logger.warning("%s", doubt)
         # Appended to commands in messages, such as ` --spool-dir /data/spool`.
         self._spool_option = spool_option(self.settings)
         self._spool = open_spool(self.settings)

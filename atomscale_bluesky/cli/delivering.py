@@ -173,7 +173,7 @@ def report(out: Console, settings: Settings, spool: Spool, watch: SpoolStatus, b
             text += f", {number(run.points.refused)} refused"
         if run.problem:
             text += f"; {with_option(safe(run.problem), option)}"
-        text += "".join(f"; `{safe(command)}`" for command in remedies(run, option)[:1])
+        text += "".join(f"; `{safe(command)}`" for command in remedies(run, option, settings.endpoint)[:1])
         out.print(Text(text, style="bold red" if run.problem else "yellow"), soft_wrap=True)
     elsewhere = sum(map(spool.uploader_alive, spool.run_folders()))
     if elsewhere:

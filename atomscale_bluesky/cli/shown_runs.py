@@ -42,14 +42,14 @@ class ShownRuns:
         problem = self.newest.problem or ""
         return problem.replace(_short(self.newest), "--all-parked" if self.all_parked else "RUN")
 
-    def remedies(self, option: str) -> tuple[str, ...]:
-        """Return the commands that mend all of them, the most likely one first."""
+    def remedies(self, option: str, endpoint: str) -> tuple[str, ...]:
+        """Return the commands that mend all of them, the most likely one first. The arguments are as for `remedies`."""
         if len(self.runs) == 1:
-            return remedies(self.newest, option)
-        found = [one.partition(f" {_short(self.newest)}") for one in remedies(self.newest, option)]
+            return remedies(self.newest, option, endpoint)
+        found = [one.partition(f" {_short(self.newest)}") for one in remedies(self.newest, option, endpoint)]
         return tuple(
-            f"{command} {self.names}{rest}"
-            for command, _, rest in found
+            f"{command} {self.names}{rest}" if uid else command  # one that names no run is for all of them
+            for command, uid, rest in found
             if command.rpartition(" ")[2] not in _NOT_FOR_ALL
         )
 

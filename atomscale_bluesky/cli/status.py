@@ -333,7 +333,7 @@ def _as_json(
                 "name": run.name,
                 "oldest_waiting_s": None if run.oldest_waiting is None else max(0.0, now - run.oldest_waiting),
                 "delivered_by_a_process": run.endpoint in runs.delivered_to,
-                "remedies": list(remedies(run, option)),
+                "remedies": list(remedies(run, option, settings.endpoint)),
             }
             for run in runs
         ],

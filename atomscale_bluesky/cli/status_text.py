@@ -270,7 +270,7 @@ def _run(run: RunStatus, now: float, endpoint: str, option: str, *, with_links: 
     if run.ordered:
         table.add_row("ordered", Text(ordered_in_words(run), style="yellow"))
     yield table
-    yield from _commands(remedies(run, option))
+    yield from _commands(remedies(run, option, endpoint))
     if quiet_s > QUIET_S and "settle" not in run.ordered:
         command = f"atomscale-bluesky settle {safe(run.run_uid[:8])}{option}"
         yield Text.assemble((f"{'do':>{_NAMES}}", "dim"), f"  if its plan is over: {command}")
@@ -296,7 +296,7 @@ def _runs_alike(found: ShownRuns, now: float, endpoint: str, option: str) -> Ite
     if newest.ordered:
         table.add_row("ordered", Text(ordered_in_words(newest), style="yellow"))
     yield table
-    yield from _commands(found.remedies(option))
+    yield from _commands(found.remedies(option, endpoint))
     if not found.all_parked and len(runs) > MAX_UIDS:
         yield Text(f"{'':{_NAMES}}  for the first {MAX_UIDS} of them; then this names the next ones", style="dim")
     yield Text()

@@ -14,6 +14,7 @@ from ..spool.run_claim import RunClaim
 from ..spool.segments import START
 from ..spool.stream_state import MetrologyStreamState
 from ..status.commands import with_option
+from ..status.remedies import NO_API, move_away
 from ..status.run_status import RunStatus, status_of
 from .backoff import Patience
 from .pending_links import Link, PendingLinks
@@ -178,8 +179,16 @@ class ClaimedRun:
         self.pop_failed(together)
         _logger.error(
             "run %s: %r is parked, its readings are kept: %s; %s", self.header.run_uid, label, reason,
-            self.edit_or_retry(),
+            self._remedy_for(reason),
         )  # fmt: skip
+
+    def _remedy_for(self, reason: str) -> str:
+        """Return the commands that may mend a parked stream, for a log line."""
+        if NO_API not in reason:
+            return self.edit_or_retry()
+        short, option = self.header.run_uid[:8], self.server_facts.spool_option
+        move = move_away(self.state.endpoint or self.header.endpoint)
+        return f"if it is wrong, `{move}{option}`, else `atomscale-bluesky retry {short}{option}` once the API is there"
 
     def edit_or_retry(self) -> str:
         """Return the commands that mend the run, or one of its streams, for a log line."""

@@ -40,7 +40,7 @@ from .sources import (
     unknown_variables,
 )
 from .spool_option import spool_option
-from .values import DEFAULT_ENDPOINT, is_loopback
+from .values import DEFAULT_ENDPOINT, is_loopback, path_in_endpoint
 
 __all__ = [
     "APP",
@@ -65,6 +65,7 @@ __all__ = [
     "from_file",
     "is_loopback",
     "nearest",
+    "path_in_endpoint",
     "place_of_key",
     "refuse_other_arguments",
     "relative_spool",

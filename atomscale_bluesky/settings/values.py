@@ -97,6 +97,21 @@ def is_loopback(endpoint: str) -> bool:
         return host == "localhost"
 
 
+def path_in_endpoint(endpoint: str) -> str | None:
+    """Return what may be wrong with an endpoint that has a path, or None if it has none.
+
+    It is no error: a gateway of the site may serve the API below a path. Mostly the path belongs to some documentation,
+    and each request is answered 404.
+    """
+    path = urlsplit(endpoint).path
+    if not path:
+        return None
+    return (
+        f"the endpoint {endpoint} has the path {path!r}, so the API is sought below it; leave it out unless a gateway "
+        f"of your site serves the API there; `atomscale-bluesky doctor --endpoint {endpoint}` finds out"
+    )
+
+
 def _choices(kind: Any) -> tuple[Any, ...]:
     """Return the allowed values of a setting, if it is one of a few words."""
     plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind

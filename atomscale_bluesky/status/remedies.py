@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 from .run_status import RunStatus
 
 PROGRAM = "atomscale-bluesky"
 UID_SHOWN = 8
+
+# In the problem of a run whose first request was answered as by a server that has no such API.
+NO_API = "no call of the API is at this endpoint, which is perhaps wrong"
 
 # The option of `edit` for each metadata key that cannot be used.
 _OPTIONS = {
@@ -30,17 +34,27 @@ _WORDS = (
 )
 
 
-def remedies(run: RunStatus, option: str = "") -> tuple[str, ...]:
+def remedies(run: RunStatus, option: str = "", endpoint: str = "") -> tuple[str, ...]:
     """Return the commands that mend a run, the most likely one first. Empty if it does not wait for the operator.
 
     Args:
         run: The run.
         option: By which the commands find the run's spool, such as ` --spool-dir /data/spool`.
+        endpoint: Of the session or the command that asks: where the run could go if its own endpoint is wrong.
     """
-    return tuple(f"{command}{option}" for command in _commands(run))
+    return tuple(f"{command}{option}" for command in _commands(run, endpoint))
 
 
-def _commands(run: RunStatus) -> tuple[str, ...]:
+def move_away(before: str, endpoint: str = "") -> str:
+    """Return the command that moves the runs from a wrong endpoint to another one, or to the same without its path."""
+    other = "" if endpoint == before else endpoint
+    parts = urlsplit(before)
+    if not other and parts.path:
+        other = f"{parts.scheme}://{parts.netloc}"
+    return f"{PROGRAM} move --from {before} --to {other or 'URL'}"
+
+
+def _commands(run: RunStatus, endpoint: str) -> tuple[str, ...]:
     if run.state != "parked":
         return ()
     uid = run.run_uid[:UID_SHOWN]
@@ -50,6 +64,8 @@ def _commands(run: RunStatus) -> tuple[str, ...]:
     match run.cause:
         case "metadata":
             return (edit, discard)
+        case "stream" if NO_API in (run.problem or ""):
+            return (move_away(run.endpoint, endpoint), retry, edit, discard)
         case "missing" | "stream":
             return (edit, retry, discard) if not run.data_ids or run.cause == "missing" else (retry, discard)
         case "link":

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import growth
+from runs import growth, held
 from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
-from atomscale_bluesky.server import LocalServer
+from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.spool import Spool
 from atomscale_bluesky.status.spool_status import SpoolStatus
 
@@ -370,3 +370,54 @@ def test_status_names_settle_for_an_open_run_of_which_nothing_came_for_an_hour(
     callback(*documents[-1])
     callback.close()
     assert "silent" not in say("status")[1]
+
+
+# ---- a wrong endpoint ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_for_an_endpoint_without_the_api_names_the_move_that_mends_it(
+    say: Say, make_callback: MakeCallback, server: LocalServer, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    wrong = f"{server.url}/v1"
+    monkeypatch.setenv("ATOMSCALE_API_ENDPOINT", wrong)
+    callback = make_callback(endpoint=wrong)
+    assert f"the endpoint {wrong} has the path '/v1'" in caplog.text
+    for name, doc in growth(25):
+        callback(name, doc)
+    assert not callback.drain(10)
+    callback.close(0)
+
+    _, said, _ = say("status")
+    assert "no call of the API is at this endpoint" in said
+    move = f"atomscale-bluesky move --from {wrong} --to {server.url}"
+    assert f" do {move} or atomscale-bluesky retry" in said
+    assert f"if it is wrong, `{move}`, else" in caplog.text
+
+    monkeypatch.setenv("ATOMSCALE_API_ENDPOINT", server.url)
+    assert f" do {move} or " in say("status")[1]
+    assert say(*move.split()[1:], "--yes")[0] == 0
+    assert say("upload")[0] == 0
+    assert len(held(server)["k0"]) == 25
+
+
+def test_a_wrong_endpoint_without_a_path_is_moved_to_that_of_the_command(
+    say: Say, make_callback: MakeCallback, server: LocalServer
+) -> None:
+    with LocalServer(control=True) as other:
+        other.misbehave(Fault(status=404, body="<html>nothing here</html>"))
+        callback = make_callback(endpoint=other.url)
+        for name, doc in growth(5):
+            callback(name, doc)
+        assert not callback.drain(10)
+        callback.close(0)
+
+    assert f" do atomscale-bluesky move --from {other.url} --to {server.url} or " in say("status")[1]
+
+
+def test_an_endpoint_without_a_path_brings_no_warning(
+    make_callback: MakeCallback, server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_callback(endpoint=f"{server.url}/")
+
+    assert "has the path" not in caplog.text

@@ -14,6 +14,7 @@ from ...model.identifiers import FAMILIES
 from ...model.links import Links
 from ...spool.ledger_format import Initialized, Initializing
 from ...spool.stream_state import Life
+from ...status.remedies import NO_API
 from ..refusals import LOOK_UP_REFUSED, is_no_route, surely_did_nothing
 from .work import Kind, RetryAfter, Work, WorkerContext
 
@@ -77,12 +78,16 @@ class Initialize(Work[str], frozen=True, eq=False):
         if known != self.family:  # the family was a guess
             # The next one is tried, or the one that another stream has found out meanwhile.
             following = FAMILIES[FAMILIES.index(self.family) + 1 :] if known is None else (known,)
-            if following and is_no_route(error) and is_about_the_route(error.detail, self.links):
+            no_route = is_no_route(error) and is_about_the_route(error.detail, self.links)
+            if following and no_route:
                 _note_family(run, self.stream, following[0])
                 work = msgspec.structs.replace(self, family=following[0], refusal=str(error), may_exist=False)
                 return RetryAfter(work, 0.0)
             if known is None and self.family != FAMILIES[0]:  # all were refused
                 _note_family(run, self.stream, FAMILIES[0])  # after a correction it begins with the first family
+                if self.refusal and no_route:
+                    self.park(run, f"{self.refusal}; {error}; {NO_API}{_what_it_named(self.links, self.refusal)}")
+                    return None
         reason = f"{self.refusal}; {error}" if self.refusal else str(error)
         self.park(run, reason + _what_it_named(self.links, reason))
         return None
