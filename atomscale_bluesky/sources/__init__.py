@@ -22,5 +22,6 @@ Nothing here sends anything to Atomscale. Buses and Tiled need their own client 
     kafka             documents from Kafka topics
     nats              documents from NATS JetStream
     zmq               documents from Bluesky's 0MQ proxy
+    zmq_connection    reports whether a 0MQ socket is connected
     tiled             documents of the runs in a Tiled catalogue
 """

@@ -43,6 +43,7 @@ FETCH_S = 0.5
 MAX_UNACKNOWLEDGED = 5000
 RETRY_S = 1.0
 POLL_S = 0.1
+_SCHEMES = ("nats", "tls", "ws", "wss")
 _ACK, _WORKING = b"+ACK", b"+WPI"
 # What the client raises while the server is slow or away: errors of its own, and Python's, as TimeoutError.
 _AWAY = (Error, OSError)
@@ -60,6 +61,9 @@ class NatsDocuments:
         subject: Take only messages of this subject, with NATS's wildcards. For a consumer that is made.
         ending: Ends the iteration.
         **options: Given to `nats.connect`: `tls`, `user_credentials`, `token` and the like.
+
+    Raises:
+        SettingsError: An address has another scheme than NATS's.
     """
 
     def __init__(
@@ -73,6 +77,10 @@ class NatsDocuments:
         **options: Any,
     ) -> None:
         self._servers = [servers] if isinstance(servers, str) else list(servers)
+        for server in self._servers:
+            scheme, separator, _ = server.partition("://")
+            if separator and scheme.lower() not in _SCHEMES:
+                raise SettingsError(f"the server's address is {server!r}: expected such as nats://bus:4222")
         self._stream = stream
         self._durable = durable
         self._subject = subject

@@ -20,6 +20,7 @@ import zmq
 
 from .forms import KINDS, Document, MessageError, document_in
 from .incoming import Incoming, idle, no_ack, unreadable
+from .zmq_connection import ZmqConnection
 
 _logger = logging.getLogger(__name__)
 
@@ -68,17 +69,15 @@ class ZmqDocuments:
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.SUBSCRIBE, self._prefix)
             self._configure(socket)
-            socket.connect(self._address)
-            _logger.info(
-                "listening to %s; 0MQ keeps nothing, so what is sent while nobody listens is lost", self._address
-            )
-            while not self._ending.is_set():
-                if not socket.poll(int(POLL_S * 1000)):
-                    yield idle()
-                    continue
-                incoming = self._incoming(socket.recv_multipart())
-                if incoming is not None:
-                    yield incoming
+            connection = ZmqConnection(socket, self._address)
+            try:
+                connection.connect()
+                _logger.info(
+                    "listening to %s; 0MQ keeps nothing, so what is sent while nobody listens is lost", self._address
+                )
+                yield from self._received(socket, connection)
+            finally:
+                connection.close()
 
     def pause(self, timeout_s: float) -> None:
         """Wait. Meanwhile 0MQ holds up to `MAX_WAITING` messages, and drops the others."""
@@ -86,6 +85,18 @@ class ZmqDocuments:
 
     def close(self) -> None:
         """Do nothing: the socket is closed with the iteration."""
+
+    def _received(self, socket: zmq.Socket[bytes], connection: ZmqConnection) -> Iterator[Incoming]:
+        while not self._ending.is_set():
+            came = socket.poll(int(POLL_S * 1000))
+            if not (came and connection.connected):  # while documents come, the connection stands
+                connection.check()
+            if not came:
+                yield idle()
+                continue
+            incoming = self._incoming(socket.recv_multipart())
+            if incoming is not None:
+                yield incoming
 
     def _incoming(self, frames: Sequence[bytes]) -> Incoming | None:
         try:

@@ -212,6 +212,14 @@ def test_a_missing_stream_is_one_line_and_exit_code_2(broker: Broker) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("address", ["http://bus:4222", "https://bus", "nat://bus:4222"])
+def test_a_server_that_is_no_address_of_nats_is_one_line_and_exit_code_2(address: str) -> None:
+    done = subprocess.run([*WORKER, "--server", address], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert f"the server's address is '{address}': expected such as nats://bus:4222" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_it_waits_for_a_server_that_is_away_and_ends_when_told_to(broker: Broker, tmp_path: Path) -> None:
     broker.kill()
     log = tmp_path / "workers.log"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from runs import Document, growth, held
 from waiting import wait_until
 
 from atomscale_bluesky.server import LocalServer
+from atomscale_bluesky.sources import zmq_connection
 from atomscale_bluesky.sources.forms import MessageError, document_in
 from atomscale_bluesky.sources.incoming import IDLE, UNREADABLE, Incoming
 from atomscale_bluesky.sources.zmq import ZmqDocuments
@@ -212,6 +216,89 @@ def test_another_prefix_is_not_taken(proxy: tuple[str, str]) -> None:
         publisher.close()
     other_is_there.close()
     assert [one.doc["uid"] for one in listening.close()] == ["ours"]
+
+
+# ---- the connection --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def listening(address: str) -> Iterator[None]:
+    """A source that is read in a thread, whether it is connected or not."""
+    ending = threading.Event()
+    thread = threading.Thread(target=lambda: [None for _ in ZmqDocuments(address, ending=ending)])
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join(20)
+
+
+def said(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if text in record.getMessage()]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def test_an_address_where_nothing_listens_is_warned_about_now_and_then_until_something_does(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(zmq_connection, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(zmq_connection, "WARN_AGAIN_S", 1.0)
+    port = free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    with listening(address):
+        wait_until(lambda: len(said(caplog, f"not connected to {address} for ")) >= 2)
+        assert "documents that are sent are lost: nothing answers there; start the proxy" in caplog.text
+        assert said(caplog, "connected to tcp") == said(caplog, "not connected to tcp")
+        with zmq.Context() as context, context.socket(zmq.PUB) as publisher:
+            publisher.bind(address)
+            wait_until(lambda: f"connected to {address}" in caplog.messages)
+            caplog.clear()
+        wait_until(lambda: said(caplog, f"the connection to {address} is lost"))
+        with zmq.Context() as context, context.socket(zmq.PUB) as publisher:
+            publisher.bind(address)
+            wait_until(lambda: f"connected to {address} again" in caplog.messages)
+
+
+def test_the_proxys_other_address_is_warned_about_and_tried_again(
+    proxy: tuple[str, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zmq_connection, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(zmq_connection, "RECONNECT_S", 0.5)
+    sending, receiving = proxy
+    with listening(sending):
+        wait_until(lambda: said(caplog, "what answers there is no publisher"))
+        assert "the second of its two addresses" in caplog.text
+    caplog.clear()
+    port = free_port()
+    with listening(f"127.0.0.1:{port}"), zmq.Context() as context:
+        with context.socket(zmq.SUB) as other:
+            other.bind(f"tcp://127.0.0.1:{port}")
+            wait_until(lambda: said(caplog, "what answers there is no publisher"))
+        caplog.set_level(logging.INFO)
+        with context.socket(zmq.PUB) as publisher:
+            wait_until(lambda: bound(publisher, port))
+            wait_until(lambda: f"connected to tcp://127.0.0.1:{port}" in caplog.messages)
+
+
+def bound(publisher: zmq.Socket[bytes], port: int) -> bool:
+    """Bind a socket. False while the port is still taken."""
+    try:
+        publisher.bind(f"tcp://127.0.0.1:{port}")
+    except zmq.ZMQError:
+        return False
+    return True
+
+
+def test_a_host_that_is_not_known_is_warned_about_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    with listening("tcp://no-such-host.invalid:5568"):
+        wait_until(lambda: said(caplog, "tcp://no-such-host.invalid:5568: its host is not known: "))
+    assert said(caplog, "not connected to") == []
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
