@@ -56,7 +56,7 @@ def show(run: str, source: str, as_json: bool, spool_dir: Path | None) -> int:
 
 def _facts(run: FoundRun) -> list[tuple[str, str]]:
     """Return what is to be shown of a run beside its channels. Text from outside is made harmless."""
-    from ..status.run_summary import verified_at
+    from ..status.run_summary import left_out_by_reason, verified_at
     from .status_text import ordered_in_words
 
     status, entry = run.status, run.entry or {}
@@ -71,7 +71,7 @@ def _facts(run: FoundRun) -> list[tuple[str, str]]:
             facts.append(("ended", "interrupted: no stop document came"))
         counts = {"delivered": points.delivered, "waiting": points.waiting, "refused": points.refused}
         counts |= {"discarded": points.discarded, "lost": points.lost}
-        left_out = _left_out(run)
+        left_out = {reason: (sum(keys.values()), keys) for reason, keys in _left_out(run).items()}
     else:
         streams = [
             (s.get("label"), s.get("data_id"), s.get("state"), s.get("problem")) for s in entry.get("streams") or ()
@@ -84,7 +84,7 @@ def _facts(run: FoundRun) -> list[tuple[str, str]]:
         else:
             facts += _ended(str(entry.get("exit_status") or ""), str(entry.get("reason") or ""))
         counts = {name: int(entry.get(name) or 0) for name in ("delivered", "discarded", "lost")}
-        left_out = {reason: {"": n} for reason, n in (entry.get("left_out") or {}).items()}
+        left_out = left_out_by_reason(entry)
     if linked := _linked_to(run):
         facts.append(("linked to", str(linked)))
     if status is not None and status.ordered:
@@ -96,9 +96,10 @@ def _facts(run: FoundRun) -> list[tuple[str, str]]:
             facts.append(("problem", safe(problem, limit=2000)))
     if status is not None and status.problem and all(status.problem != problem for *_, problem in streams):
         facts.append(("problem", safe(status.problem, limit=2000)))
-    for reason, keys in left_out.items():
-        names = ", ".join(f"{safe(key)} ({number(n)})" for key, n in keys.items() if key)
-        facts.append(("left out", f"{number(sum(keys.values()))} {safe(reason)}" + (f": {names}" if names else "")))
+    for reason, (count, keys) in left_out.items():
+        names = ", ".join(f"{safe(key)} ({number(n)})" for key, n in keys.items())
+        names += " and others" if keys and sum(keys.values()) < count else ""
+        facts.append(("left out", f"{number(count)} {safe(reason)}" + (f": {names}" if names else "")))
     return facts
 
 

@@ -321,7 +321,7 @@ def ordered_in_words(run: RunStatus) -> str:
 
 def _finished(entry: dict[str, Any], *, went_on: bool, with_links: bool) -> Iterator[RenderableType]:
     from ..status.linked_to import linked_to_of_entry
-    from ..status.run_summary import verified_at
+    from ..status.run_summary import left_out_by_reason, verified_at
 
     points = int(entry.get("delivered") or 0)
     discarded = int(entry.get("discarded") or 0)
@@ -342,8 +342,10 @@ def _finished(entry: dict[str, Any], *, went_on: bool, with_links: bool) -> Iter
     table.add_row("points", Text(f"{number(points)} delivered, {share}, by {moment(entry.get('finished') or 0.0)}"))
     if (at := verified_at(entry)) is not None:
         table.add_row("read back", Text(f"equal, on {moment(at)}", style="green"))
-    for reason, count in (entry.get("left_out") or {}).items():
-        table.add_row("left out", Text(f"{number(count)} {safe(reason)}"))
+    for reason, (count, keys) in left_out_by_reason(entry).items():
+        named = f": {safe(', '.join(keys))}" if keys else ""
+        others = " and others" if keys and sum(keys.values()) < count else ""
+        table.add_row("left out", Text(f"{number(count)} {safe(reason)}{named}{others}"))
     _add_not_given(table, entry.get("not_given") or {})
     if entry.get("lost"):
         table.add_row("lost", Text(counted(entry["lost"], "point"), style="bold red"))

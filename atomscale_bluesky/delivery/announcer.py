@@ -14,12 +14,13 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..documents.run_files import RunListener
 from ..errors import SpoolError
+from ..model.labels import join_names
 from ..model.text import safe
 from ..settings import Settings, spool_option
 from ..spool.gil_yield import GilYield
@@ -33,6 +34,7 @@ from ..status.account import Account
 from ..status.commands import with_option
 from ..status.outage import NEW_KEY, key_for_upload, read_outage
 from ..status.run_status import RunStatus, status_of
+from ..status.run_summary import left_out_by_reason
 from ..status.spool_status import bad_ending
 from .prompt import as_line
 
@@ -309,9 +311,16 @@ def delivered_line(entry: dict[str, Any], *, earlier: bool = False) -> str:
     for what in ("discarded", "lost"):
         if entry.get(what):
             text += f", {_number(entry[what])} {what}"
-    if left_out := sum((entry.get("left_out") or {}).values()):
-        text += f", {_number(left_out)} left out"
+    if left_out := left_out_by_reason(entry):
+        text += f", {_number(sum(n for n, _ in left_out.values()))} left out ({_main_reason(left_out)})"
     return f"{text}; data_id {', '.join(safe(one, 100) for one in entry.get('data_ids') or ()) or 'none'}"
+
+
+def _main_reason(left_out: Mapping[str, tuple[int, Mapping[str, int]]]) -> str:
+    """Return why most of the readings were left out, and of which data keys."""
+    reason, (_, keys) = max(left_out.items(), key=lambda one: one[1][0])
+    text = safe(reason, 100) + (f": {join_names([safe(key, 60) for key in keys], 60)}" if keys else "")
+    return text if len(left_out) == 1 else f"{text}; and for other reasons"
 
 
 def waiting_line(run: RunStatus, why: str) -> str:

@@ -20,6 +20,8 @@ _logger = logging.getLogger(__name__)
 # How many channels an entry names, and so often it does so for its streams. A longer list would push other runs out of
 # the bounded history.
 MAX_CHANNELS = 200
+# How many data keys an entry names whose readings were left out.
+MAX_KEYS_LEFT_OUT = 50
 
 
 def history_entry(
@@ -36,6 +38,7 @@ def history_entry(
         "streams": _streams(status.streams),
         "delivered": status.points.delivered,
         "left_out": dict(status.points.left_out),
+        **({"left_out_keys": keys} if (keys := _left_out_keys(status)) else {}),
         "lost": status.points.lost,
         "discarded": status.points.discarded,
         "interrupted": bool(stop and stop.interrupted),
@@ -58,6 +61,28 @@ def verified_at(entry: Mapping[str, Any]) -> float | None:
     A line of an earlier version has no time for it. Such a run left the spool right after that.
     """
     return float(entry.get("verified_at") or entry.get("finished") or 0.0) if entry.get("verified") else None
+
+
+def left_out_by_reason(entry: Mapping[str, Any]) -> dict[str, tuple[int, dict[str, int]]]:
+    """Return what a line of the history says was left out, by reason: how many readings, and of which data keys.
+
+    Keys are missing if there were too many for the line, or if an earlier version has written it.
+    """
+    keys: Mapping[str, Any] = entry.get("left_out_keys") or {}
+    return {reason: (int(n), dict(keys.get(reason) or {})) for reason, n in (entry.get("left_out") or {}).items()}
+
+
+def _left_out_keys(status: RunStatus) -> dict[str, dict[str, int]]:
+    """Return by reason how many readings of the first data keys or channels were left out."""
+    found: dict[str, dict[str, int]] = {}
+    left = MAX_KEYS_LEFT_OUT
+    for name, counts in status.channels.items():
+        for reason, count in counts.left_out.items():
+            if left <= 0:
+                return found
+            found.setdefault(str(reason), {})[name] = count
+            left -= 1
+    return found
 
 
 def _streams(streams: Iterable[StreamStatus]) -> list[dict[str, Any]]:

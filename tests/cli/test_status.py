@@ -632,3 +632,26 @@ def test_a_finished_run_without_a_point_does_not_say_that_all_were_delivered(
 
     assert "points 0 delivered, 40 left out, by " in said
     assert "all of them" not in said
+
+
+def test_a_finished_run_names_the_keys_that_were_left_out(say: Say, make_callback: MakeCallback) -> None:
+    callback = make_callback(channels=["*", "!k1", "!k2"])
+    for name, doc in growth(20, keys=3):
+        callback(name, doc)
+    assert callback.drain(10)
+
+    assert " left out 40 not selected: k1, k2 " in say("status", "--all")[1]
+    assert "left out 40 not selected: k1 (20), k2 (20)" in say("show", "last")[1]
+    (entry,) = told(say, "--all")["finished"]
+    assert entry["left_out_keys"] == {"not selected": {"k1": 20, "k2": 20}}
+
+
+def test_of_many_keys_that_were_left_out_the_first_are_named(say: Say, make_callback: MakeCallback) -> None:
+    callback = make_callback(channels=["k0"])
+    for name, doc in growth(2, keys=60):
+        callback(name, doc)
+    assert callback.drain(10)
+
+    assert "left out 118 not selected: k1, k2, " in say("status", "--all")[1]
+    assert ", k50 and others " in say("status", "--all")[1]
+    assert "k50 (2) and others " in say("show", "last")[1]

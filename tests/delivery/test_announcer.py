@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from event_model import compose_run
 from runs import growth
 from waiting import wait_until
 
@@ -107,6 +108,23 @@ def test_a_run_is_announced_by_its_name_and_its_end_by_points_and_data_id(
         f'atomscale: run {uid[:8]} goes to {server.url} as "{stream.label}"',
         f"atomscale: run {uid[:8]}: 50 points delivered; data_id {stream.data_id}",
     ]
+
+
+def test_the_end_of_a_run_names_the_main_reason_why_readings_are_left_out(printed: Printed) -> None:
+    callback = printed.callback(channels=["*", "!k1"])
+    a_run(callback)
+    assert "25 points delivered, 25 left out (not selected: k1); data_id " in printed.until("delivered")
+
+    run = compose_run(metadata={"synth_source_id": 42})
+    described = {key: {"source": "sim", "dtype": "number", "shape": []} for key in ("k0", "k1", "note")}
+    stream = run.compose_descriptor(name="primary", data_keys=described)
+    callback("start", run.start_doc)
+    callback("descriptor", stream.descriptor_doc)
+    for value in (1.0, float("nan")):
+        data = {"k0": value, "k1": 2.0, "note": 3.0}
+        callback("event", stream.compose_event(data=data, timestamps=dict.fromkeys(data, 0.0)))
+    callback("stop", run.compose_stop())
+    assert "3 left out (not selected: k1; and for other reasons); data_id " in printed.until("delivered")
 
 
 def test_a_run_that_failed_says_so_at_its_end(printed: Printed) -> None:
