@@ -45,7 +45,7 @@ class Check:
 
 
 # The settings that say whether a server is asked, and which one. The API key goes there.
-_WHOM_TO_ASK = ("endpoint", "allow_http", "offline")
+_WHOM_TO_ASK = frozenset({"endpoint", "allow_http", "offline"})
 
 
 def examine(settings: Settings, unclear: Set[str] = frozenset(), questioned: Set[str] = frozenset()) -> Iterator[Check]:
@@ -65,8 +65,11 @@ def examine(settings: Settings, unclear: Set[str] = frozenset(), questioned: Set
     if settings.offline:
         yield Check("server", Result.WARNING, "not asked: `offline` is set", "unset it to send what is spooled")
         return
-    if doubtful := [name for name in _WHOM_TO_ASK if name in unclear]:
-        yield Check("server", Result.FAILED, f"not asked: no usable `{doubtful[0]}`", "first mend the settings")
+    if not unclear.isdisjoint(_WHOM_TO_ASK):
+        why = "what cannot be read or used of the settings may say which server is meant, or that none is to be asked"
+        if len(unclear) == 1:
+            why = f"no usable `{next(iter(unclear))}`"
+        yield Check("server", Result.FAILED, f"not asked: {why}", "first mend the settings")
         return
     if "endpoint" in questioned:
         yield Check("server", Result.WARNING,
@@ -184,7 +187,7 @@ def _spool(settings: Settings) -> Iterator[Check]:
     try:
         path = settings.spool_path
     except SpoolError as error:
-        yield Check("spool", Result.FAILED, str(error), "choose another `spool_dir`")
+        yield _unusable(error, "choose another `spool_dir`")
         return
     if path != settings.named_folder:
         yield Check("spool", Result.WARNING, f"{settings.named_folder} holds other things, so the spool is {path}",
@@ -195,7 +198,8 @@ def _spool(settings: Settings) -> Iterator[Check]:
     try:
         spool = Spool(path, read_only=True)
     except SpoolError as error:
-        yield Check("spool", Result.FAILED, str(error), "choose another `spool_dir`, or mend its permissions")
+        mend = "" if path.exists() and not path.is_dir() else ", or mend its permissions"
+        yield _unusable(error, f"choose another `spool_dir`{mend}")
         return
     yield _can_be_written(path)
     kind = network_file_system(path)
@@ -207,6 +211,11 @@ def _spool(settings: Settings) -> Iterator[Check]:
     )
     yield _disk_room(settings, spool)
     yield _leftovers(settings, spool)
+
+
+def _unusable(error: SpoolError, remedy: str) -> Check:
+    """Return the check for a spool that cannot be used. The error ends with its own remedy, which is not repeated."""
+    return Check("spool", Result.FAILED, str(error).removesuffix("; choose another `spool_dir`"), remedy)
 
 
 def _disk_room(settings: Settings, spool: Spool) -> Check:

@@ -24,8 +24,8 @@ from ..settings import (
     from_arguments,
     from_environment,
     from_file,
-    nearest,
     relative_spool,
+    setting_meant,
     settings_of,
     unknown_variables,
 )
@@ -85,7 +85,7 @@ def report_settings(
     usable: dict[str, Any] = {}
     for name, (value, source) in merged.items():
         if name not in FIELDS:
-            meant = nearest(name, FIELDS)
+            meant = setting_meant(name, FIELDS)
             unclear |= {meant} - beside_file.keys() if meant else set()
             found = f"there is no setting {name!r} ({source})"
             mistakes.append(Mistake(found, f"did you mean {meant!r}?" if meant else "remove it", refused=True))

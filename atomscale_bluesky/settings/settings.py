@@ -19,7 +19,7 @@ from msgspec import Meta
 from ..errors import SettingsError
 from ..spool.spool_folder import spool_folder, warn_if_elsewhere
 from ..status.probe_results import read_findings
-from .sources import APP, RELATIVE_REMEDY, from_arguments, from_environment, from_file, nearest, relative_spool
+from .sources import APP, RELATIVE_REMEDY, from_arguments, from_environment, from_file, relative_spool, setting_meant
 from .values import DEFAULT_ENDPOINT, is_loopback, value_of
 
 _logger = logging.getLogger(__name__)
@@ -272,7 +272,7 @@ def checked_name(name: str, source: str) -> msgspec.structs.FieldInfo:
     """
     field = FIELDS.get(name)
     if field is None:
-        meant = nearest(name, FIELDS)
+        meant = setting_meant(name, FIELDS)
         hint = f"did you mean {meant!r}? " if meant else ""
         raise SettingsError(f"there is no setting {name!r} ({source}); {hint}there are {', '.join(sorted(FIELDS))}")
     return field

@@ -121,6 +121,16 @@ def unknown_variables(fields: Fields, environ: Mapping[str, str]) -> dict[str, s
     return {name: nearest(name, known) for name in ours if name not in known}
 
 
+def setting_meant(name: str, fields: Fields) -> str | None:
+    """Return the setting that is perhaps meant by a name that is none, also by a variable's; None if none is like it.
+
+    In a file, a setting has its own name: `ATOMSCALE_API_KEY` is a variable, and `api_key` the setting.
+    """
+    rest = name.upper().removeprefix(_VENDOR_PREFIX).removeprefix("AS_").removeprefix("BLUESKY_")
+    meant = nearest(rest, [*fields, "api_endpoint"])
+    return "endpoint" if meant == "api_endpoint" else meant
+
+
 def doubtful_variables(fields: Fields, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that are perhaps misspelt names of ours, such as `ATOMSCALE_ENDPOINT`, each with our name.
 

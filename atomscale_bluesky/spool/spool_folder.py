@@ -214,4 +214,6 @@ def _check_owner(path: Path) -> None:
 def _unusable(path: Path, what: str, error: OSError) -> SpoolError:
     if isinstance(error, SpoolError):
         return error
+    if os.path.lexists(path) and not os.path.isdir(path):
+        return SpoolError(f"spool folder {str(path)!r} is a file and no folder; choose another `spool_dir`")
     return SpoolError(f"spool folder {str(path)!r} cannot be {what} ({error.strerror}); choose another `spool_dir`")

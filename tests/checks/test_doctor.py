@@ -183,7 +183,8 @@ def test_no_server_is_asked_while_it_is_unclear_which_one_is_meant(
     assert code == 1
     assert found in checks["settings"]["found"]
     assert (checks["server"]["result"], checks["server"]["remedy"]) == ("failed", "first mend the settings")
-    assert checks["server"]["found"].startswith("not asked: no usable `")
+    assert checks["server"]["found"].startswith("not asked: ")
+    assert "allow_http" not in checks["server"]["found"]
     assert not {"TLS", "clock", "key works", "instrument"} & set(checks)
 
 
@@ -278,6 +279,33 @@ def test_a_spool_that_cannot_be_made_fails_before_a_run_finds_out(server: LocalS
     assert (done.returncode, check["result"]) == (1, "failed")
     assert f"{tmp_path / 'file'} is no folder" in check["found"]
     assert "spool_dir" in check["remedy"]
+
+
+def test_a_spool_that_is_a_file_is_named_with_one_remedy(server: LocalServer, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    done = run("doctor", "--json", url=server.url, key=server.api_key, spool_dir=path)
+    (check,) = [check for check in json.loads(done.stdout) if check["what"] == "spool"]
+
+    assert check["found"] == f"spool folder '{path}' is a file and no folder"
+    assert check["remedy"] == "choose another `spool_dir`"
+
+
+def test_a_broken_settings_file_leaves_the_server_unasked_although_the_endpoint_is_given(
+    server: LocalServer, spool_dir: Path
+) -> None:
+    file = spool_dir.parent / "settings.toml"
+    file.write_text("points_per_chunk = \n")
+    code, checks = doctor(server, spool_dir, ATOMSCALE_BLUESKY_SETTINGS=str(file))
+
+    assert code == 1
+    assert checks["server"]["found"] == (
+        "not asked: what cannot be read or used of the settings may say which server is meant, or that none is to be "
+        "asked"
+    )
+    file.write_text("offline = 'perhaps'\n")
+    _, checks = doctor(server, spool_dir, ATOMSCALE_BLUESKY_SETTINGS=str(file))
+    assert checks["server"]["found"] == "not asked: no usable `offline`"
 
 
 @pytest.mark.parametrize("status", [401, 404])

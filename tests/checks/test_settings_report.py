@@ -54,6 +54,28 @@ def test_every_mistake_is_found_and_the_other_settings_hold(tmp_path: Path) -> N
         Settings.load(environ={}, file=file)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("ATOMSCALE_API_KEY", "api_key"),
+        ("AS_API_KEY", "api_key"),
+        ("ATOMSCALE_API_ENDPOINT", "endpoint"),
+        ("api_endpoint", "endpoint"),
+        ("ATOMSCALE_BLUESKY_SPOOL_DIR", "spool_dir"),
+        ("spool-dirs", "spool_dir"),
+    ],
+)
+def test_the_name_of_a_variable_in_the_file_is_named_with_the_setting(tmp_path: Path, name: str, meant: str) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(f"{name} = '{KEY}'\n")
+    (mistake,) = report_settings(environ={}, file=file).mistakes
+
+    assert mistake.remedy == f"did you mean {meant!r}?"
+    assert KEY not in repr(mistake)
+    with pytest.raises(SettingsError, match=rf"there is no setting '{name}' .* did you mean '{meant}'\?"):
+        Settings.load(environ={}, file=file)
+
+
 def test_a_variable_of_the_packages_own_tests_is_no_mistake() -> None:
     assert report_settings(environ={"ATOMSCALE_BLUESKY_TEST_SEED": "7"}).mistakes == ()
 

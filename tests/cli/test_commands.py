@@ -158,7 +158,7 @@ def test_a_spool_that_cannot_be_used_is_one_line_and_exit_code_2(
 
     assert code == 2
     assert complaint.count("\n") == 1
-    assert "cannot be" in complaint
+    assert "is a file and no folder" in complaint
 
 
 # ---- status ----------------------------------------------------------------------------------------------------------

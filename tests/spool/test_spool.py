@@ -183,7 +183,7 @@ def test_a_spool_that_is_full_from_the_start_notices_when_there_is_room(make_spo
 def test_what_is_no_folder_cannot_be_a_spool(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
 
-    with pytest.raises(SpoolError, match=r"file' cannot be written .* choose another `spool_dir`"):
+    with pytest.raises(SpoolError, match=r"file' is a file and no folder; choose another `spool_dir`"):
         Spool(tmp_path / "file")
     with pytest.raises(SpoolError, match=r"below' cannot be written"):
         Spool(tmp_path / "file" / "below")
