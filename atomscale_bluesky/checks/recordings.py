@@ -70,11 +70,21 @@ def one_run(documents: Iterable[Document], run: str = "") -> tuple[str, list[Doc
                 held.pop(uid, None)
     found = [uid for uid in uids if uid in ours]
     if len(found) != 1:
-        shown = ", ".join(uid[:8] for uid in uids[:10]) or "none"
-        raise RecordingError(f"{len(found)} recorded runs begin with {run!r}; there are {shown}")
+        raise RecordingError(_not_one(run, uids, len(found)))
     # A stop that came before events which were held is no end yet.
     theirs = ours[found[0]]
     return found[0], [one for one in theirs if one[0] != "stop"] + [one for one in theirs if one[0] == "stop"]
+
+
+def _not_one(run: str, uids: Sequence[str], found: int) -> str:
+    """Return why it is not clear which run of a recording is meant."""
+    shown = ", ".join(uid[:8] for uid in uids[:10]) + (", …" if len(uids) > 10 else "")
+    if not uids:
+        return "the file has no run"
+    if not found:
+        return f"no run of the file begins with {run!r}; its runs are {shown}"
+    which = f" that begin with {run!r}" if run else ""
+    return f"the file has {found} runs{which}; give more of the uid of one: its runs are {shown}"
 
 
 def _keep_events(

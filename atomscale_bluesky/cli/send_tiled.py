@@ -102,4 +102,6 @@ def send_tiled(
             unusable=("run or document cannot be used: {}", "runs or documents cannot be used: {}"),
         )
 
-    return send_runs(begin, without_stop="sent as interrupted" if unfinished else "left for another time", **options)
+    return send_runs(
+        begin, without_stop=f"would be {'sent as interrupted' if unfinished else 'left for another time'}", **options
+    )

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from ..sources.incoming import Incoming, Source
     from ..sources.intake import Intake
 
+# The states of runs that an uploader hands over, in which nothing is wrong with them.
+_MOVING = frozenset({"running", "delivering", "waiting", "interrupted"})
 # So many reasons, or runs, are shown one by one.
 MAX_SHOWN = 10
 # Where the output is no terminal, a line is printed this often.
@@ -82,7 +85,7 @@ def send_runs(
     tags: str | None,
     spool_dir: Path | None,
     endpoint: str | None,
-    without_stop: str = "sent as interrupted",
+    without_stop: str = "would be sent as interrupted",
 ) -> int:
     """Take runs into the spool and deliver them. Return the exit code.
 
@@ -156,7 +159,8 @@ def _send(out: Console, settings: Settings, sample: str | None, begin: Begin, en
                     failure = error
     finally:
         if uploader is not None:
-            uploader.stop()
+            with _no_interim_summaries():
+                uploader.stop()
         spool.writers.stop_threads()
     code = _print_what_was_taken(out, intake, origin, ended=ending.event.is_set())
     if failure is not None:
@@ -178,6 +182,24 @@ def _send(out: Console, settings: Settings, sample: str | None, begin: Begin, en
         out.print("Stopped before the end. Begin again whenever you like: it goes on where it is.", soft_wrap=True)
         return code
     return report(out, settings, spool, watch, begun) or code
+
+
+@contextmanager
+def _no_interim_summaries() -> Iterator[None]:
+    """Log no summary of a run that is only handed over: another uploader goes on with it, or the report says it waits.
+
+    What was finalized, parked or discarded meanwhile is logged as ever.
+    """
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return not (isinstance(record.args, tuple) and len(record.args) > 1 and record.args[1] in _MOVING)
+
+    logger = logging.getLogger("atomscale_bluesky.status.run_summary")
+    logger.addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_wanted)
 
 
 class _Reading:
@@ -299,7 +321,8 @@ def _print_contents(out: Console, settings: Settings, sample: str | None, begin:
         table.add_column(title, justify="right" if title == "events" else "left", overflow="fold")
     for run in contents.runs.values():
         links = run.links
-        what = known.get(run.run_uid) or ("parked" if run.problem else "sent" if run.stopped else without_stop)
+        what = "would be parked" if run.problem else "would be sent" if run.stopped else without_stop
+        what = known.get(run.run_uid, what)
         table.add_row(
             Text(safe(run.run_uid[:8])),
             moment(run.started),
@@ -307,7 +330,7 @@ def _print_contents(out: Console, settings: Settings, sample: str | None, begin:
             number(sum(run.events.values())),
             Text("-" if links.synth_source_id is None else str(links.synth_source_id)),
             Text(safe(links.physical_sample or links.physical_sample_id or "-", limit=60)),
-            Text(what, style="bold red" if what == "parked" else "yellow" if what == without_stop else ""),
+            Text(what, style="bold red" if what == "would be parked" else "yellow" if what == without_stop else ""),
         )
     out.print(table)
     for run in contents.runs.values():
@@ -333,8 +356,10 @@ def _known(settings: Settings, uids: set[str]) -> dict[str, str]:
     for uid in uids:
         entries: list[dict[str, Any]] = spool.history.entries_of(uid)
         if entries:
-            found[uid] = "the rest sent" if all(entry.get("interrupted") for entry in entries) else "sent before"
+            found[uid] = (
+                "the rest would be sent" if all(entry.get("interrupted") for entry in entries) else "sent before"
+            )
     for run in SpoolStatus(spool).status():
         if run.run_uid in uids:
-            found[run.run_uid] = "the rest sent" if run.state == "interrupted" else "in the spool"
+            found[run.run_uid] = "the rest would be sent" if run.state == "interrupted" else "in the spool"
     return found

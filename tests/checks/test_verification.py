@@ -710,8 +710,11 @@ def test_a_recorded_run_of_other_values_is_not_equal(
         ('["start", {"uid": "abc"}]\nnonsense\n', "line 2 is no JSON"),
         ('["start", {"uid": "abc"}]\n["event", {"uid":', "line 2 is cut off"),
         ('["start", 5]\n', "line 1 is no document"),
-        ("", "there are none"),
-        (suitcase([*growth(points=1), *growth(points=1)]), "2 recorded runs begin with ''"),
+        ("", "the file has no run"),
+        (
+            suitcase([*growth(points=1), *growth(points=1)]),
+            "the file has 2 runs; give more of the uid of one: its runs are ",
+        ),
     ],
 )
 def test_a_file_that_is_no_recorded_run_is_said_so(
@@ -724,3 +727,17 @@ def test_a_file_that_is_no_recorded_run_is_said_so(
 
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_a_run_that_is_not_in_the_file_is_named_with_the_runs_of_the_file(
+    server: LocalServer, spool_dir: Path, tmp_path: Path
+) -> None:
+    recording = tmp_path / "run.jsonl"
+    documents = list(growth(points=1))
+    recording.write_text(suitcase(documents))
+
+    done = run_verify(server, spool_dir, "nosuch", "--file", str(recording))
+
+    assert done.returncode == 2
+    uid = documents[0][1]["uid"][:8]
+    assert f"no run of the file begins with 'nosuch'; its runs are {uid}" in done.stderr

@@ -25,7 +25,7 @@ from waiting import wait_until
 
 from atomscale_bluesky import Settings
 from atomscale_bluesky.__main__ import main
-from atomscale_bluesky.server import LocalServer
+from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.spool import Spool
 from atomscale_bluesky.status.spool_status import SpoolStatus
 
@@ -227,14 +227,30 @@ def test_a_dry_run_tells_what_would_happen_and_changes_nothing(
     assert said.count("GaN 17") == 4  # also of the one that would be parked
     for what in (
         "sent before",
-        "25 42",
-        "parked",
-        "sent as interrupted",
+        "25 42 GaN 17 would be sent",
+        "would be parked",
+        "would be sent as interrupted",
         "metadata 'synth_source_id' is 'the big one'",
     ):
         assert what in said
     assert len(server.streams()) == 1
     assert sorted(str(path) for path in spool_dir.rglob("*")) == before
+
+
+def test_a_run_is_reported_by_two_lines_and_none_about_points_that_wait_for_a_moment(server: LocalServer) -> None:
+    server.misbehave(Fault(call=("chunk", "chunk_multi"), status=503, times=1))
+    with subprocess.Popen([*COMMAND, "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        process.stdin.write(lines(growth(points=5)))
+        process.stdin.flush()
+        # Its only chunk is sent when the run has stopped. It is to be sent again when the recording ends.
+        wait_until(lambda: server.faults()[0].acted)
+        said, _ = process.communicate(timeout=60)
+
+    assert process.returncode == 0
+    assert [line for line in said.splitlines() if "waiting:" in line or "points delivered" in line] == []
+    assert "1 run read: 5 rows taken." in said.splitlines()
+    assert said.splitlines()[-1] == "All of it is delivered."
 
 
 def test_a_dry_run_counts_the_events_of_a_run_once_however_many_files_hold_it(

@@ -268,7 +268,7 @@ def test_a_run_without_a_stop_document_is_left_until_it_has_one(
     code, said = say(site.address, "--run", uid)
     assert code == 1
     assert f"Run {uid} has no stop document yet, so it is left for another time" in said
-    assert "left for another time" in say(site.address, "--run", uid, "--dry-run")[1]
+    assert "would be left for another time" in say(site.address, "--run", uid, "--dry-run")[1]
     assert server.streams() == []
 
     site.end(uid, documents[-1][1])
