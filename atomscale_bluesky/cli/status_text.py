@@ -124,6 +124,8 @@ def summary(settings: Settings, runs: Status, now: float, *, with_not_kept: bool
         remedy = "Free some space; what is delivered makes room too"
         if "(spool_max_bytes)" in runs.no_room:
             remedy = "What is delivered makes room; or raise that setting"
+        elif "(spool_min_free_bytes)" in runs.no_room:
+            remedy = "Free some space, or lower that setting; what is delivered makes room too"
         yield Text(f"No room, so new readings are left out: {safe(runs.no_room)}. {remedy}.", style="bold red")
     if runs and runs.trouble is not None:
         yield outage(runs, now)

@@ -221,8 +221,13 @@ class OpenRun:
                 "unlinked", "no synth_source_id in a run's metadata or the settings: it is streamed unlinked"
             )
 
-    def log_what_was_odd(self, ignored_documents: IgnoredDocuments) -> None:
-        """Log, at the run's end, which readings were not recorded as they came."""
+    def log_what_was_odd(self, ignored_documents: IgnoredDocuments, spool_option: str) -> None:
+        """Log, at the run's end, which readings were not recorded as they came.
+
+        Args:
+            ignored_documents: Collects the log entries.
+            spool_option: Appended to the command that is named, such as ` --spool-dir /data/spool`.
+        """
         for event_stream in filter(None, self.event_streams.values()):
             times = event_stream.times
             if times.before_the_run:
@@ -254,8 +259,9 @@ class OpenRun:
             if event_stream.rounded:
                 ignored_documents.log_later(
                     logging.WARNING,
-                    "event stream %r of run %s: integers beyond 2**53 lost digits in %s; `status` has the counts",
-                    event_stream.name, self.uid, safe(", ".join(event_stream.rounded)),
+                    "event stream %r of run %s: integers beyond 2**53 lost digits in %s; "
+                    "`atomscale-bluesky status%s` has the counts",
+                    event_stream.name, self.uid, safe(", ".join(event_stream.rounded)), spool_option,
                 )  # fmt: skip
 
         if self.earlier_events is not None and self.earlier_events.recognised_by_time:

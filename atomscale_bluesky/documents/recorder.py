@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import DocumentError, SettingsError, SpoolError
-from ..settings import Settings
+from ..settings import Settings, spool_option
 from ..spool.own_files import OUT_OF_RESOURCES
 from ..spool.spool import Spool
 from .accepted import NOTHING, PUT_OFF, TRY_AGAIN, Accepted
@@ -91,7 +91,9 @@ class DocumentRecorder:
         # (kind, document), or (None, folder) for runs to complete.
         self._put_off: deque[tuple[str | None, Any]] = deque()
         self._ignored = IgnoredDocuments(log_missing_starts=not redelivers)
-        self._files = RunFiles(self._spool, listener, self._ignored, redelivers=redelivers)
+        self._files = RunFiles(
+            self._spool, listener, self._ignored, redelivers=redelivers, spool_option=spool_option(settings)
+        )
         self._early = early = EarlyEvents()
         known_runs = KnownRuns(self._spool)
         self._open_runs = OpenRuns(

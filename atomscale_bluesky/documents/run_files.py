@@ -65,6 +65,7 @@ class RunFiles:
         listener: Is notified of new runs, full chunks and ends. None if runs are not delivered in this process.
         ignored_documents: Collects what is to be logged.
         redelivers: A document that could not be written is given again, so its readings are not counted as left out.
+        spool_option: Appended to the command that is named, such as ` --spool-dir /data/spool`.
     """
 
     def __init__(
@@ -74,8 +75,10 @@ class RunFiles:
         ignored_documents: IgnoredDocuments,
         *,
         redelivers: bool = False,
+        spool_option: str = "",
     ) -> None:
         self._spool = spool
+        self._spool_option = spool_option
         self.listener = listener
         self._ignored = ignored_documents
         self.redelivers = redelivers
@@ -227,8 +230,9 @@ class RunFiles:
             self._spool.writers.note_not_kept(not_kept)
             self._ignored.log_later(
                 logging.ERROR,
-                "run %s ended without having been kept, %d readings of it are left out: %s; `status` shows it",
-                run.uid, not_kept.readings, not_kept.reason,
+                "run %s ended without having been kept, %d readings of it are left out: %s; "
+                "`atomscale-bluesky status%s` shows it",
+                run.uid, not_kept.readings, not_kept.reason, self._spool_option,
             )  # fmt: skip
 
     def _end(self, run: OpenRun, stop: Stop) -> None:
@@ -236,7 +240,7 @@ class RunFiles:
         if not stop.interrupted:
             if run.writer is None:
                 self.note_not_kept(run)
-            run.log_what_was_odd(self._ignored)
+            run.log_what_was_odd(self._ignored, self._spool_option)
         if run.writer is not None:
             self._end_journal(run, run.writer, stop)
 

@@ -146,7 +146,7 @@ class DiskSpace:
         full = self._lacks_reserve or free < needed
         self._free_enough = free >= self._min_free_bytes and not full
         if full:
-            self._why_not_free = f"its disk is full ({free / 1e3:.0f} kB free)"
+            self._why_not_free = _why_full(free, needed, self._min_free_bytes)
         elif not self._free_enough:
             self._why_not_free = (
                 f"its disk has {free / 1e6:.0f} MB free, and {self._min_free_bytes / 1e6:.0f} MB are to stay free "
@@ -198,6 +198,18 @@ class DiskSpace:
                 return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
         except FileNotFoundError:  # the run was finished meanwhile
             return 0
+
+
+def _why_full(free: int, needed: int, min_free_bytes: int) -> str:
+    """Return that the disk is full, how much of it is free, and how much must be, all in bytes."""
+    if max(free, needed) < min_free_bytes:
+        return (
+            f"its disk is full: {free / 1e6:.1f} MB free, and {min_free_bytes / 1e6:.0f} MB are to stay free "
+            f"(spool_min_free_bytes)"
+        )
+    if free < needed:
+        return f"its disk is full: {free / 1e3:.0f} kB free, and delivery needs {needed / 1e3:.0f} kB"
+    return f"its disk takes no more data although {free / 1e3:.0f} kB are free; a quota may be used up"
 
 
 # Network file systems: their locks and syncs are only as good as the network's.

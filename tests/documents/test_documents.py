@@ -1138,7 +1138,7 @@ def test_a_signal_that_leaves_its_type_is_followed_value_by_value(
 
 
 def test_integers_that_lose_digits_arrive_rounded_and_are_counted_and_said_once(
-    callback: AtomscaleCallback, server: LocalServer, caplog: pytest.LogCaptureFixture
+    callback: AtomscaleCallback, server: LocalServer, spool_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = Run(callback)
     primary = run.describe("ticks", "exact")
@@ -1150,7 +1150,7 @@ def test_integers_that_lose_digits_arrive_rounded_and_are_counted_and_said_once(
     assert callback.drain(timeout_s=30)
     assert held(server) == {"ticks": [2.0**60] * 3, "exact": [2.0**60] * 3}
     assert [r.message.split(": ")[1] for r in caplog.records if "lost digits" in r.message] == [
-        "integers beyond 2**53 lost digits in ticks; `status` has the counts"
+        f"integers beyond 2**53 lost digits in ticks; `atomscale-bluesky status --spool-dir {spool_dir}` has the counts"
     ]
 
 

@@ -195,7 +195,12 @@ def test_status_says_that_the_disk_is_full_and_what_to_do(make_callback: MakeCal
     assert "its disk is full" not in well.stdout
     assert full.returncode == as_json.returncode == 1
     assert "2 400 points waiting" in full.stdout
-    assert "its disk is full (0 kB free). Free some space; what is delivered makes room too." in full.stdout
+    assert "its disk is full: 0 kB free, and delivery needs 524 kB. Free some space; what is delivered" in full.stdout
+    with_floor = command(disk, "status", ATOMSCALE_BLUESKY_SPOOL_MIN_FREE_BYTES="500000000")
+    assert (
+        "its disk is full: 0.0 MB free, and 500 MB are to stay free (spool_min_free_bytes). Free some space, or lower "
+        "that setting; what is delivered makes room too."
+    ) in with_floor.stdout
     assert json.loads(as_json.stdout)["no_room"].startswith("its disk is full")
     assert reserve_bytes(disk.spool) == 2**19  # looking costs nothing
 
@@ -218,7 +223,7 @@ def test_a_file_of_that_name_that_is_not_the_spools_is_left_alone(
 
 
 def test_a_run_that_found_a_full_disk_is_counted_now_and_after_its_session(
-    make_callback: MakeCallback, disk: Disk
+    make_callback: MakeCallback, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
     callback = with_reserve(make_callback, disk, runs=1)
     disk.fill()
@@ -230,6 +235,7 @@ def test_a_run_that_found_a_full_disk_is_counted_now_and_after_its_session(
     (run,) = callback.status().not_kept
     assert (run.run_uid, run.readings) == (documents[0][1]["uid"], 200)
     assert "its disk is full" in run.reason
+    assert f"; `atomscale-bluesky status --spool-dir {disk.spool}` shows it" in caplog.text
     assert callback.ignored == {"run not kept": 1}
     callback.close()
 
