@@ -10,6 +10,8 @@ from ..spool.journal_format import DataKey, Described
 from ..spool.lines import encode
 from .descriptor import choices_of, hinted, mapping_of
 
+# No array is so long. A number with thousands of digits could not be written.
+MAX_LENGTH = 2**53
 MAX_NAME = 255  # characters, and also bytes, since the API does not say which it counts
 
 
@@ -73,7 +75,7 @@ def _data_key(described: Mapping[str, Any]) -> DataKey:
     return DataKey(
         dtype=dtype if isinstance(dtype, str) else None,
         units=cut_to_bytes(encodable(units), MAX_NAME) if isinstance(units, str) and units.strip() else None,
-        length=length if type(length) is int and dtype == "array" else None,
+        length=length if type(length) is int and dtype == "array" and 0 <= length < MAX_LENGTH else None,
         choices=tuple(choices_of(described)),
         external=bool(described.get("external")),
     )

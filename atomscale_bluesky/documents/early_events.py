@@ -22,6 +22,7 @@ class EarlyEvent(NamedTuple):
     descriptor: str
     name: str
     doc: Mapping[str, Any]
+    events: int  # how many it holds
     values: int  # how many it holds
 
 
@@ -46,7 +47,7 @@ class EarlyEvents:
         """The uids of the descriptors that are waited for."""
         return self._waiting.keys()
 
-    def hold(self, descriptor: str, name: str, doc: Mapping[str, Any]) -> bool:
+    def hold(self, descriptor: str, name: str, doc: Mapping[str, Any], events: int) -> bool:
         """Keep a copy of a document until its descriptor comes. Return False if there is no room for it, or no uid."""
         if not isinstance(descriptor, str):
             return False
@@ -56,7 +57,7 @@ class EarlyEvents:
         # A copy of its members too: its source may go on to change it, as event-model's Filler does.
         copy = {member: dict(value) if isinstance(value, Mapping) else value for member, value in doc.items()}
         self._until.setdefault(descriptor, self._stops + MAX_STOPS)
-        self._waiting.setdefault(descriptor, deque()).append(EarlyEvent(descriptor, name, copy, values))
+        self._waiting.setdefault(descriptor, deque()).append(EarlyEvent(descriptor, name, copy, events, values))
         self._documents += 1
         self._values += values
         return True

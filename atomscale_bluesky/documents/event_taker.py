@@ -251,7 +251,7 @@ class EventTaker:
         if self._runs.remembered.skips_descriptor(descriptor):
             return Accepted(known=events)
         if run_uid is None:
-            if self._runs and self._early.hold(descriptor, name, doc):
+            if self._runs and self._early.hold(descriptor, name, doc, events):
                 return PUT_OFF
             raise self._ignored.count_without_descriptor(descriptor, name)
         self._ignored.counts[Loss.BEHIND_STOP] += events

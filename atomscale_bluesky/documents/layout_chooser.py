@@ -164,7 +164,7 @@ class LayoutChooser:
         for key in data:
             if key in self._known_keys:
                 continue
-            name = encodable(key)[:MAX_NAME] if isinstance(key, str) else type(key).__name__
+            name = _left_out_name(key)[:MAX_NAME]
             if name not in self.late and len(self.late) >= MAX_LATE_KEYS:
                 name = OTHER_KEYS
             self.late_if_written[name] = self.late_if_written.get(name, 0) + rows
@@ -180,7 +180,7 @@ class LayoutChooser:
         reasons, met = self.left_out, self._known_keys
         left_out: Counter[str] = Counter()
         for key in data:
-            reason = reasons.get(encodable(key) if isinstance(key, str) else encodable(type(key).__name__))
+            reason = reasons.get(_left_out_name(key))
             if reason is None and key not in met:
                 reason = Loss.LATE
             if reason is not None:

@@ -58,8 +58,6 @@ class OpenRun:
         self.try_again_at = 0.0  # monotonic: when to try again to make one
         self._noted_as_not_kept = False
         self.listener_knows = True  # of its journal, if there is one
-        # The lines that say how it ended, and the journal's size before them, while they are being written.
-        self.ending_lines: tuple[list[bytes], int] | None = None
         self.event_streams: dict[str, EventStream | None] = {}  # None: not selected
         self.channel_names: Names = {}  # of all channels
         self.earlier_events = earlier_events
@@ -116,7 +114,7 @@ class OpenRun:
         for event_stream in filter(None, self.event_streams.values()):
             event_stream.late.clear()
         self.completed = True
-        self.writer, self.has_only_ended_journals, self.ending_lines, self._left_out = None, True, None, left_out
+        self.writer, self.has_only_ended_journals, self._left_out = None, True, left_out
 
     def remember(self, uid: str) -> None:
         """Remember an event's uid. When there are too many, forget the oldest, many at once."""

@@ -31,8 +31,8 @@ from .open_run import OpenRun
 TRY_AGAIN_S = 1.0
 
 # A change of a run's files: the run, the event stream and the lines to append with their event uids, or how the run
-# ended. Without either, the journal is being made. The last item is the journal's size before. A plain tuple, because
-# one is made per event.
+# ended with the lines that say so. Without either, the journal is being made. The last item is the journal's size
+# before. A plain tuple, because one is made per event.
 _Change = tuple[OpenRun, EventStream | None, list[bytes], Sequence[str], Stop | None, int]
 
 
@@ -190,8 +190,12 @@ class RunFiles:
 
     def end(self, run: OpenRun, stop: Stop) -> None:
         """Write into the run's files how it ended. The caller then sets `change` to None."""
-        self.change = (run, None, [], (), stop, 0)
-        self._end(run, stop)
+        lines, before = [], 0
+        if run.writer is not None:  # encoded first: what fails here has changed nothing
+            stop.rows.update(run.rows_by_time_base())
+            lines, before = [*run.left_out_lines(), encode(stop)], run.writer.written
+        self.change = (run, None, lines, (), stop, before)
+        self._end(run, stop, lines, before)
 
     def complete_change(self) -> OpenRun | None:
         """Complete the change that an exception from a signal handler has interrupted.
@@ -205,7 +209,7 @@ class RunFiles:
             return None
         run, event_stream, payloads, uids, stop, before = self.change
         if stop is not None:
-            self._end(run, stop)
+            self._end(run, stop, payloads, before)
             return None if stop.interrupted else run
         if event_stream is None:
             if not payloads:  # the journal was being made: none of the run's descriptors is in it yet
@@ -222,6 +226,22 @@ class RunFiles:
                 self.listener.wake(run.writer.folder)
         return None
 
+    def give_up_change(self) -> OpenRun | None:
+        """Forget a change that cannot be completed, so that nothing after it is affected.
+
+        A run that was ending gets nothing more into that journal. If it could not be written, the run counts as
+        interrupted once this process has ended.
+
+        Returns:
+            The run if its stop document has come; None if it was another change.
+        """
+        if self.change is None:
+            return None
+        run, _, _, _, stop, _ = self.change
+        if stop is not None and run.writer is not None:
+            run.release_journal()
+        return None if stop is None or stop.interrupted else run
+
     def note_not_kept(self, run: OpenRun) -> None:
         """Note in the spool a run without a journal for the readings that were left out of it."""
         not_kept = run.pop_not_kept_note(time.time())
@@ -235,21 +255,17 @@ class RunFiles:
                 run.uid, not_kept.readings, not_kept.reason, self._spool_option,
             )  # fmt: skip
 
-    def _end(self, run: OpenRun, stop: Stop) -> None:
+    def _end(self, run: OpenRun, stop: Stop, lines: list[bytes], before: int) -> None:
         """Write how the run ended. After an interruption, all of this is done again."""
         if not stop.interrupted:
             if run.writer is None:
                 self.note_not_kept(run)
             run.log_what_was_odd(self._ignored, self._spool_option)
         if run.writer is not None:
-            self._end_journal(run, run.writer, stop)
+            self._end_journal(run, run.writer, lines, before)
 
-    def _end_journal(self, run: OpenRun, writer: RunWriter, stop: Stop) -> None:
+    def _end_journal(self, run: OpenRun, writer: RunWriter, lines: list[bytes], before: int) -> None:
         self._notify_of_journal(run)
-        if run.ending_lines is None:
-            stop.rows.update(run.rows_by_time_base())
-            run.ending_lines = ([*run.left_out_lines(), encode(stop)], writer.written)
-        lines, before = run.ending_lines
         try:
             writer.end(lines, before)
         except SpoolError as error:

@@ -22,7 +22,7 @@ from .descriptor import event_stream_of, mapping_of
 from .early_events import EarlyEvents
 from .ignored_documents import TAKEN_BEFORE, IgnoredDocuments
 from .known_runs import KnownRun, KnownRuns, RunState
-from .missing_events import count_missing_events
+from .missing_events import count_missing_events, counts_in
 from .nothing_selected import nothing_selected
 from .open_run import OpenRun
 from .open_runs import OpenRuns
@@ -158,8 +158,8 @@ class RunTaker:
             self._files.make_folder_if_due(run)
             if run.writer is None and self._redelivers:
                 return TRY_AGAIN
-        counts = mapping_of(doc.get("num_events"))
-        if not run.event_streams and any(isinstance(count, int) and count > 0 for count in counts.values()):
+        counts = counts_in(doc)
+        if counts and not run.event_streams:
             self._ignored.warn_of_incomplete_run(f"run {uid} had events, and no descriptor came")
         stop = Stop(
             time=time_of(doc),
@@ -191,12 +191,22 @@ class RunTaker:
             else:
                 self.give_up_early(self._early.descriptors)
         for run in self._runs:
-            if run.writer is not None and folder in {None, run.writer.folder}:
-                self._complete_journal(run, closing=folder is None)
-            elif run.writer is None and folder is None:  # no journal says what was left out of it
-                self._files.note_not_kept(run)
+            try:
+                self._complete_run(run, folder)
+            except Exception as error:  # noqa: BLE001 - what fails with one run must not cost the others their end
+                if self._files.change is not None:
+                    self.complete_change()
+                else:
+                    self._log_incomplete(run.uid, error)
                 self._runs.peers.release(run.uid, ended=False)
         self._forget_oldest_completed()
+
+    def _complete_run(self, run: OpenRun, folder: Path | None) -> None:
+        if run.writer is not None and folder in {None, run.writer.folder}:
+            self._complete_journal(run, closing=folder is None)
+        elif run.writer is None and folder is None:  # no journal says what was left out of it
+            self._files.note_not_kept(run)
+            self._runs.peers.release(run.uid, ended=False)
 
     def _complete_journal(self, run: OpenRun, *, closing: bool) -> None:
         """Write into a run's journal that its stop document has not come. `closing`: it is one of all open runs."""
@@ -242,20 +252,30 @@ class RunTaker:
         """
         self.give_up_early(self._early.of_any_run)
         for early in self._early.give_up(self._early.descriptors):
-            events = 1 if early.name == "event" else len(early.doc.get("uid") or ())
             self._ignored.count_given_up(early.descriptor, early.name)
-            run.leave_out(Loss.NO_DESCRIPTOR, list(mapping_of(early.doc.get("data"))), events)
+            run.leave_out(Loss.NO_DESCRIPTOR, list(mapping_of(early.doc.get("data"))), early.events)
 
     def complete_change(self) -> None:
-        """Complete the change that an exception from a signal handler has interrupted."""
+        """Complete the change that an exception has interrupted, such as one from a signal handler.
+
+        If that fails too, it is logged: the document that comes now is not affected.
+        """
         try:
             ended = self._files.complete_change()
-            if ended is not None:
-                self._runs.forget_ended(ended)
-        except Exception:  # the same change would fail for ever, and with it every later document
-            self._files.change = None
-            raise
+        except Exception as error:  # noqa: BLE001 - it would fail with every later document
+            if self._files.change is not None:
+                self._log_incomplete(self._files.change[0].uid, error)
+            ended = self._files.give_up_change()
+        if ended is not None:
+            self._runs.forget_ended(ended)
         self._files.change = None
+
+    def _log_incomplete(self, run_uid: str, error: Exception) -> None:
+        self._ignored.log_later(
+            logging.ERROR,
+            "run %s: what was being written could not be completed; if its stop is missing, the run counts as "
+            "interrupted once this process has ended", run_uid, error=error,
+        )  # fmt: skip
 
     def _skip(self, uid: str) -> None:
         """Take nothing of a run that was taken before."""

@@ -939,3 +939,102 @@ def test_what_is_no_document_raises_and_an_unknown_kind_is_counted(settings: Set
         assert recorder.take("strat", {"uid": "a"}) == Accepted()
         assert recorder.take("datum", {"datum_id": "a"}) == Accepted()
         assert recorder.ignored == {"malformed document": 1, "unknown kind": 1}
+
+
+class HostileMapping(dict[str, int]):
+    def items(self) -> Any:
+        raise RuntimeError("a mapping that cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("more", "not_given"),
+    [
+        ({"half \ud83d": 2}, {"half ?": 2}),
+        ({"half \ud83d": 1, "half " + chr(0xD800): 1, "primary": 3}, {"half ?": 2, "primary": 1}),
+        ({"huge": 10**400, "large": 2**70}, {}),
+        ({f"s{n}": 1 for n in range(1003)}, {f"s{n}": 1 for n in range(1000)} | {"(other event streams)": 3}),
+        (HostileMapping(), {}),
+    ],
+    ids=["a name no file can hold", "two such names", "counts no reader takes", "a thousand names", "foreign"],
+)
+@pytest.mark.parametrize("redelivers", [False, True])
+def test_a_stop_ends_its_run_whatever_it_counts_and_the_next_run_is_whole(
+    settings: Settings, more: dict[str, int], not_given: dict[str, int], redelivers: bool
+) -> None:
+    documents, following = list(growth(points=2, keys=1)), list(growth(points=3, keys=1))
+    counts = more | {"primary": more.get("primary", 2)} if type(more) is dict else more
+    documents[-1] = "stop", {**documents[-1][1], "num_events": counts}
+    with DocumentRecorder(settings, redelivers=redelivers) as recorder:
+        assert [one.rows for one in take_all(recorder, documents)] == [0, 0, 1, 1, 0]
+        assert [one.rows for one in take_all(recorder, following)] == [0, 0, 1, 1, 1, 0]
+        assert recorder.ignored == {}
+        recorder.sync()
+    runs = {run.run_uid: run for run in SpoolStatus(Spool(settings.spool_path, read_only=True)).status()}
+    first, second = runs[documents[0][1]["uid"]], runs[following[0][1]["uid"]]
+    assert (first.points.seen, first.interrupted, dict(first.not_given)) == (2, False, not_given)
+    assert (second.points.seen, second.interrupted, dict(second.not_given)) == (3, False, {})
+
+
+def test_an_event_stream_whose_name_no_file_can_hold_has_no_missing_event(settings: Settings) -> None:
+    start, (_, descriptor), event, stop = list(growth(points=1, keys=1))
+    descriptor, stop = dict(descriptor, name="half \ud83d"), ("stop", {**stop[1], "num_events": {"half \ud83d": 1}})
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [start, ("descriptor", descriptor), event, stop])
+    (run,) = SpoolStatus(Spool(settings.spool_path, read_only=True)).status()
+    assert (run.points.seen, dict(run.not_given)) == (1, {})
+
+
+@pytest.mark.parametrize("length", [10**30, 10**5000, -1], ids=["large", "huge", "negative"])
+def test_a_descriptor_whose_shape_is_impossible_costs_no_event(settings: Settings, length: int) -> None:
+    start, (_, descriptor), *events, stop = list(growth(points=2, keys=1))
+    descriptor = {**descriptor, "data_keys": {"k0": {"dtype": "array", "shape": [length], "source": ""}}}
+    with DocumentRecorder(settings) as recorder:
+        answers = take_all(recorder, [start, ("descriptor", descriptor), *events, stop])
+    assert [one.rows for one in answers] == [0, 0, 1, 1, 0]
+
+
+class Refusing:
+    """A listener that fails whenever a run has ended."""
+
+    delivers_new_runs = False
+
+    def add(self, writer: Any) -> None:
+        pass
+
+    def wake(self, folder: Any = None) -> None:
+        pass
+
+    def writer_done(self, folder: Any) -> None:
+        raise RuntimeError("the listener fails")
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_an_end_that_cannot_be_completed_costs_no_other_document(
+    settings: Settings, stopped: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = list(growth(points=2, keys=1)), list(growth(points=3, keys=1))
+    recorder = DocumentRecorder(settings, listener=Refusing())
+    take_all(recorder, first[:-1])
+    if stopped:
+        with pytest.raises(DocumentError, match="the listener fails"):
+            recorder.take(*first[-1])
+    assert [one.rows for one in take_all(recorder, second[:-1])] == [0, 0, 1, 1, 1]
+    assert recorder.close()
+    assert "what was being written could not be completed" in caplog.text
+    runs = {run.run_uid: run for run in SpoolStatus(Spool(settings.spool_path, read_only=True)).status()}
+    account = {uid: (run.points.seen, run.interrupted, run.state) for uid, run in runs.items()}
+    assert account == {
+        first[0][1]["uid"]: (2, not stopped, "waiting"),
+        second[0][1]["uid"]: (3, True, "waiting"),
+    }
+
+
+def test_a_page_whose_uids_are_an_array_may_wait_in_vain(settings: Settings, make_callback: MakeCallback) -> None:
+    start, _, (_, event), stop = list(growth(points=1, keys=1))
+    uids = np.array(["a", "b", "c"])
+    page = {"descriptor": event["descriptor"], "uid": uids, "time": [event["time"]] * 3, "data": {"k0": [1.0] * 3}}
+    with DocumentRecorder(settings) as recorder:
+        assert take_all(recorder, [start, ("event_page", page)])[1].put_off
+        recorder.take(*stop)
+    (run,) = make_callback(offline=True).status()
+    assert (run.points.left_out, run.interrupted) == ({"its descriptor never came": 3}, False)
