@@ -142,7 +142,8 @@ class EventStream:
             not times.at_event_times
             or not time - times.last_time > SAME_COLLECTION_S
             or len(data) != chooser.usual_keys
-            or chooser.watched
+            # A channel that is missing is a gap, but a key that is left out may have made place for another one.
+            or (chooser.left_out and (chooser.watched or not chooser.has_usual_keys(data)))
         ):
             return self._lines_of_unusual(doc, time, None)
         out: list[bytes] = []
@@ -174,8 +175,8 @@ class EventStream:
         self._check_uids((doc["uid"],))
         own_times = times.next_row(time, mapping_of(doc.get("timestamps")))
         if (
-            len(data) != chooser.usual_keys
-            or chooser.watched
+            chooser.watched
+            or not chooser.has_usual_keys(data)
             or times.uneven
             or (own_times is None) == chooser.at_own_times
             or only

@@ -69,7 +69,8 @@ class LayoutChooser:
         self.bases: list[TimeBase] = []
         self.left_out: Mapping[str, str] = {}  # data keys that do not become channels, with the reason of each
         self.watched: tuple[str, ...] = ()  # keys left out because of their values, which may become numbers later
-        self.usual_keys = -1  # how many keys an event has if all of its keys are known
+        self.usual_keys = -1  # how many keys a usual event has: one whose keys are those of the last one prepared for
+        self.usual_left_out: Set[Any] = frozenset()  # those of its keys that are left out
         self.usual_answer: Accepted | None = None  # the answer for such an event
         self.at_own_times = bool(earlier and earlier[-1].own_times)  # the last row stands at its readings' own times
         self.late: Counter[str] = Counter()  # readings of keys that came after too many changes
@@ -102,6 +103,13 @@ class LayoutChooser:
             bases.append(base if sources == base.sources else self._with_sources(base, sources))
         self.bases = bases
 
+    def has_usual_keys(self, data: Mapping[Any, Any]) -> bool:
+        """Return True if an event has as many keys as a usual one, and all of those that are left out.
+
+        If another of its keys is new, it then lacks a channel, which is a gap.
+        """
+        return len(data) == self.usual_keys and (not self.left_out or data.keys() >= self.usual_left_out)
+
     def prepare(
         self, data: Mapping[Any, Any], filled: Mapping[str, Any], own_times: OwnTimes | None, only: Set[str] | None
     ) -> None:
@@ -116,10 +124,10 @@ class LayoutChooser:
                 raise
         if not self.bases:
             self._choose_at_first_event(data, filled, own_times)
-        if len(data) != self.usual_keys:
+        if not self.has_usual_keys(data):
             self._take_new_keys(data, filled)
         if self.watched:
-            self._take_keys_turned_numeric({key: data[key] for key in self.watched if key in data}, filled)
+            self._take_keys_turned_numeric(data, filled)
         self._split_where_needed(own_times, only)
 
     def add_channels_for(
@@ -220,9 +228,10 @@ class LayoutChooser:
     def _take_new_keys(self, data: Mapping[Any, Any], filled: Mapping[str, Any]) -> bool:
         """Take the keys that come for the first time. Return True if any did."""
         unknown = [key for key in data if key not in self._known_keys]
-        self.usual_keys, self.usual_answer = -1 if unknown else len(data), None
         if not unknown:
+            self._note_usual_keys(data)
             return False
+        self.usual_keys, self.usual_answer = -1, None
         if self._changes >= MAX_CHANGES:
             self.count_late(data, 1)
             return False
@@ -239,12 +248,20 @@ class LayoutChooser:
         watched = (*self.watched, *_watched(left_out, unknown))
         known = {*self._known_keys, *unknown}
         self.left_out, self.bases, self._known_keys, self.watched = left_out, [base, *others], known, watched
-        self.usual_keys = len(data)
+        self._note_usual_keys(data)
         return True
 
-    def _take_keys_turned_numeric(self, values: Mapping[str, Any], filled: Mapping[str, Any]) -> None:
+    def _note_usual_keys(self, data: Mapping[Any, Any]) -> None:
+        """Note that an event with these keys is a usual one. All of them are known."""
+        left_out: Set[Any] = frozenset()
+        if self.left_out:
+            left_out = data.keys() - set().union(*[base.keys for base in self.bases])
+        self.usual_keys, self.usual_left_out, self.usual_answer = len(data), left_out, None
+
+    def _take_keys_turned_numeric(self, data: Mapping[Any, Any], filled: Mapping[str, Any]) -> None:
         """Add keys that were not numeric until now, and are numbers in this event, in a new layout."""
-        for key, value in values.items():
+        for key in self.watched:
+            value = data.get(key)
             if value is None or issubclass(type(value), str):
                 continue
             source = self._channels.source_of(key, value, filled.get(key, True))

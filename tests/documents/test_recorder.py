@@ -1038,3 +1038,34 @@ def test_a_page_whose_uids_are_an_array_may_wait_in_vain(settings: Settings, mak
         recorder.take(*stop)
     (run,) = make_callback(offline=True).status()
     assert (run.points.left_out, run.interrupted) == ({"its descriptor never came": 3}, False)
+
+
+@pytest.mark.parametrize("as_pages", [False, True])
+@pytest.mark.parametrize("others", [{}, {"c": 2.0}], ids=["one channel", "two channels"])
+@pytest.mark.parametrize(
+    ("more", "value", "reason"),
+    [({}, "text", "text"), ({"channels": ("*", "!t")}, 5.0, "not selected"), ({}, [[1.0]] * 3, "array")],
+    ids=["text", "not selected", "array"],
+)
+def test_a_new_key_is_taken_in_the_place_of_one_that_is_left_out(
+    settings: Settings, more: dict[str, Any], value: Any, reason: str, others: dict[str, float], as_pages: bool
+) -> None:
+    run = compose_run()
+    keys = {key: {"source": "sim", "dtype": "number", "shape": []} for key in ("a", "c", "t")}
+    stream = run.compose_descriptor(name="primary", data_keys=keys)
+    both, new = {"a": 1.0, **others, "t": value}, {"a": 1.0, **others, "b": 7.0}
+    answers = []
+    with DocumentRecorder(settings.replaced(**more)) as recorder:
+        recorder.take("start", run.start_doc)
+        recorder.take("descriptor", stream.descriptor_doc)
+        for data in [both] * 3 + [new] * 5 + [both, new, {"b": 8.0, **others, "t": value}]:
+            stamps = dict.fromkeys(data, time.time())
+            event = stream.compose_event(data=data, timestamps=stamps, validate=False)
+            answers.append(recorder.take(*(("event_page", pack_event_page(event)) if as_pages else ("event", event))))
+        recorder.take("stop", run.compose_stop())
+    left_out = {reason: 1}
+    assert [dict(one.left_out) for one in answers] == [left_out] * 3 + [{}] * 5 + [left_out, {}, left_out]
+    assert [one.rows for one in answers] == [1] * 11
+    (status,) = SpoolStatus(Spool(settings.spool_path, read_only=True)).status()
+    waiting = {name: channel.waiting for name, channel in status.channels.items()}
+    assert waiting == {"a": 10, "b": 7, "c": 11 if others else 0, "t": 0}
