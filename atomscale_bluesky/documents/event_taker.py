@@ -243,14 +243,18 @@ class EventTaker:
             DocumentError: The descriptor never came.
         """
         descriptor = doc["descriptor"]
-        if self._runs.remembered.skips_descriptor(descriptor):
+        remembered = self._runs.remembered
+        if remembered.skips_descriptor(descriptor):
             return Accepted(known=events)
-        run_uid = self._runs.remembered.ended_run_of(descriptor)
+        run_uid = remembered.ended_run_of(descriptor)
         if run_uid is None and self._runs.resume_run_of(descriptor):
             return self.take_event(doc) if name == "event" else self.take_page(doc)
-        if self._runs.remembered.skips_descriptor(descriptor):
+        if remembered.skips_descriptor(descriptor):
             return Accepted(known=events)
-        if run_uid is None:
+        comes_again = run_uid is not None and self._runs.get(run_uid) is not None  # its descriptor will come again too
+        if run_uid is not None and not comes_again and remembered.skips(run_uid):
+            return Accepted(known=events)
+        if run_uid is None or comes_again:
             if self._runs and self._early.hold(descriptor, name, doc, events):
                 return PUT_OFF
             raise self._ignored.count_without_descriptor(descriptor, name)

@@ -1069,3 +1069,46 @@ def test_a_new_key_is_taken_in_the_place_of_one_that_is_left_out(
     (status,) = SpoolStatus(Spool(settings.spool_path, read_only=True)).status()
     waiting = {name: channel.waiting for name, channel in status.channels.items()}
     assert waiting == {"a": 10, "b": 7, "c": 11 if others else 0, "t": 0}
+
+
+@pytest.mark.parametrize("kind", ["event", "event_page"])
+def test_a_replay_in_the_same_process_may_bring_events_before_their_descriptor(
+    settings: Settings, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a recording that was sorted by time."""
+    start, descriptor, *events, stop = old(points=4)
+    if kind == "event_page":
+        events = [("event_page", pack_event_page(event)) for _, event in events]
+    order = [start, *events[:2], descriptor, *events[2:], stop]
+    with DocumentRecorder(settings.replaced(resend=True)) as recorder:
+        for _ in range(2):
+            answers = take_all(recorder, order)
+            assert [one.put_off for one in answers] == [False, True, True, *[False] * 4]
+            assert [one.rows for one in answers] == [0, 0, 0, 2, 1, 1, 0]
+        assert recorder.ignored == {}
+    with DocumentRecorder(settings) as recorder:
+        for other in ([], list(growth(points=1))[:1]):  # nothing else is open, or another run
+            take_all(recorder, other)
+            answers = take_all(recorder, [order[0], *order * 2])
+            assert answers == [Accepted(known=1)] * len(answers)
+        assert set(recorder.ignored) == {"run taken before"}
+    assert "came behind its stop document" not in caplog.text
+    runs = SpoolStatus(Spool(settings.spool_path, read_only=True)).status()
+    assert sorted(run.points.seen for run in runs if run.run_uid == start[1]["uid"]) == [8, 8]
+
+
+def test_a_run_that_found_no_room_is_taken_from_a_replay_whose_events_come_first(
+    settings: Settings, spool_dir: Path
+) -> None:
+    start, descriptor, *events, stop = old(points=3)
+    order = [start, *events[:2], descriptor, *events[2:], stop]
+    with DocumentRecorder(settings.replaced(spool_max_bytes=1_000_000)) as recorder:
+        take_all(recorder, list(growth(points=1)))
+        stuffing = stuffed(spool_dir)
+        wait_until(lambda: not recorder.has_room)
+        take_all(recorder, order)
+        assert recorder.ignored == {"run not kept": 1}
+        stuffing.unlink()
+        wait_until(lambda: recorder.has_room)
+        assert sum(one.rows for one in take_all(recorder, order)) == 3
+        assert recorder.ignored == {"run not kept": 1}
