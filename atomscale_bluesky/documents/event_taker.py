@@ -8,9 +8,11 @@ Used by one thread at a time, which holds the recorder's lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any
+
+import numpy as np
 
 from ..errors import ChannelError, DocumentError
 from ..model.loss import Loss
@@ -58,8 +60,15 @@ class EventTaker:
         if known is None:
             return self._take_unknown("event", doc, 1)
         run, event_stream, description = known
-        uid = doc["uid"]
-        if uid in run.seen or uid in run.seen_before:
+        try:
+            uid = doc["uid"]
+            seen = uid in run.seen or uid in run.seen_before
+            if uid is None:  # all events without a uid would be the same one
+                raise ChannelError("an event's uid is None, expected text; it is left out")
+        except Exception:  # it has no uid, or one that cannot be compared
+            run.leave_out_malformed(doc)
+            raise
+        if seen:
             self._ignored.counts[SEEN_BEFORE] += 1
             return KNOWN
         if event_stream is None:
@@ -67,7 +76,11 @@ class EventTaker:
         if description is not event_stream.description:
             event_stream.describe(description)
         if run.earlier_events is not None:
-            lacking = self._recognise(run, event_stream, doc)
+            try:
+                lacking = self._recognise(run, event_stream, doc)
+            except Exception:  # a foreign object
+                run.leave_out_malformed(doc)
+                raise
             if lacking is not None:
                 return self._take_part(run, event_stream, doc, lacking) if lacking else KNOWN
         if run.writer is None:
@@ -75,7 +88,7 @@ class EventTaker:
         try:
             payloads = event_stream.lines_of_event(doc)
         except Exception:
-            run.leave_out(Loss.MALFORMED, mapping_of(doc.get("data")))
+            run.leave_out_malformed(doc)
             raise
         data = doc["data"]
         why = self._files.append(run, event_stream, payloads, (uid,), data)
@@ -91,7 +104,16 @@ class EventTaker:
 
     def take_page(self, doc: Mapping[str, Any]) -> Accepted:
         """Take the events of a page that are new. Raises as `take_event` does."""
-        uids = list(doc["uid"])
+        try:
+            uids = list(doc["uid"])
+            different = {*uids}
+            if None in different:
+                raise ChannelError("a uid in a page of events is None, expected text; the page is left out")
+        except Exception:  # it has no uids, or some that cannot be compared
+            known = self._by_descriptor.get(doc["descriptor"])
+            if known is not None:
+                known[0].leave_out_malformed(doc, _events_in(doc))
+            raise
         if not uids:  # an empty page changes nothing, whatever run it names
             return NOTHING
         known = self._by_descriptor.get(doc["descriptor"])
@@ -101,7 +123,6 @@ class EventTaker:
         rows = len(uids)
         new: Sequence[int] = range(rows)  # the rows of the page whose events are recorded below …
         answer = NOTHING  # … and the answer for the others
-        different = {*uids}
         if len(different) < rows or not (different.isdisjoint(run.seen) and different.isdisjoint(run.seen_before)):
             new = _rows_not_seen(run, uids)
             self._ignored.counts[SEEN_BEFORE] += rows - len(new)
@@ -124,7 +145,7 @@ class EventTaker:
                 doc = only_rows(doc, new)
             payloads = event_stream.lines_of_page(doc)
         except Exception:
-            run.leave_out(Loss.MALFORMED, mapping_of(doc.get("data")), len(uids))
+            run.leave_out_malformed(doc, len(uids))
             raise
         data = doc.get("data") or {}
         why = self._files.append(run, event_stream, payloads, uids, data)
@@ -137,7 +158,7 @@ class EventTaker:
         return written if answer is NOTHING else answer + written
 
     def _take_earlier_events(
-        self, run: OpenRun, event_stream: EventStream, page: Mapping[str, Any], rows: Iterable[int], answer: Accepted
+        self, run: OpenRun, event_stream: EventStream, page: Mapping[str, Any], rows: Sequence[int], answer: Accepted
     ) -> tuple[list[int], Accepted]:
         """Take those events of a page that earlier journals of its run hold, wholly or in part.
 
@@ -146,9 +167,13 @@ class EventTaker:
             to be given again.
         """
         new: list[int] = []
-        for row in rows:
-            event = event_of(page, row)
-            lacking = self._recognise(run, event_stream, event)
+        for i, row in enumerate(rows):
+            try:
+                event = event_of(page, row)
+                lacking = self._recognise(run, event_stream, event)
+            except Exception:  # a foreign object: neither the new events so far nor the rest can be taken
+                run.leave_out_malformed(page, len(new) + len(rows) - i)
+                raise
             if lacking is None:
                 new.append(row)
                 continue
@@ -205,7 +230,11 @@ class EventTaker:
         """Take the readings of an event that earlier journals of its run do not hold."""
         if run.writer is None:
             self._files.make_folder_if_due(run)
-        payloads = event_stream.lines_of_keys(doc, keys)
+        try:
+            payloads = event_stream.lines_of_keys(doc, keys)
+        except Exception:
+            run.leave_out_malformed({"data": dict.fromkeys(keys)})
+            raise
         if payloads:
             why = self._files.append(run, event_stream, payloads, (doc["uid"],), keys)
             if why is not None:
@@ -262,7 +291,7 @@ class EventTaker:
         self._ignored.log_once(
             f"late {run_uid}", f"an event of run {run_uid} came behind its stop document and is left out"
         )
-        return Accepted(left_out={Loss.BEHIND_STOP: events * len(list(doc.get("data") or ()))})
+        return Accepted(left_out={Loss.BEHIND_STOP: events * len(mapping_of(doc.get("data")))})
 
 
 def _rows_not_seen(run: OpenRun, uids: Sequence[Any]) -> list[int]:
@@ -274,9 +303,15 @@ def _rows_not_seen(run: OpenRun, uids: Sequence[Any]) -> list[int]:
     return list(rows.values())
 
 
+def _events_in(page: Mapping[str, Any]) -> int:
+    """Return how many events a page has whose uids cannot be read: as many as the longest of its columns."""
+    columns = [page.get("time"), page.get("seq_num"), *mapping_of(page.get("data")).values()]
+    return max([1, *(len(column) for column in columns if isinstance(column, list | tuple | np.ndarray))])
+
+
 def _count_not_selected(run: OpenRun, uids: Sequence[Any], doc: Mapping[str, Any]) -> Accepted:
     """Count the readings of events of an event stream that the settings leave out, once."""
-    keys = list(doc.get("data") or ())
+    keys = list(mapping_of(doc.get("data")))
     run.leave_out(Loss.EVENT_STREAM_NOT_SELECTED, keys, len(uids))
     for uid in uids:
         run.remember(uid)

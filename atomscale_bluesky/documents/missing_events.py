@@ -51,7 +51,7 @@ def count_missing_events(run: OpenRun, counts: Mapping[str, int], selection: Sel
         counts: How many events each event stream had, as `counts_in` returns it.
         selection: Which event streams are taken.
     """
-    if run.has_left_out_for(_WITHOUT_A_ROW):
+    if run.has_malformed_events or run.has_left_out_for(_WITHOUT_A_ROW):
         return {}
     found: dict[str, int] = {}
     for name, count in counts.items():

@@ -18,6 +18,7 @@ from ..spool.run_writer import RunWriter
 from ..spool.runs_not_kept import NotKept
 from .channels import Names
 from .description import Description
+from .descriptor import mapping_of
 from .event_stream import EventStream
 from .ignored_documents import IgnoredDocuments
 from .selection import Selection
@@ -66,6 +67,7 @@ class OpenRun:
         self.seen_before: set[str] = set()  # the ones before those
         self._layouts = 0
         self._left_out: Counter[tuple[str, str]] = Counter()  # reason, key
+        self.has_malformed_events = False  # events of it came that could not be read
         # What earlier journals count as left out, for reasons that a replay brings again. It is not counted twice.
         left_out = earlier_events.left_out if earlier_events is not None else {}
         self._counted_before = {
@@ -137,6 +139,14 @@ class OpenRun:
                 self._counted_before[counted] -= before
             if events > before:
                 self._left_out[counted] += events - before
+
+    def leave_out_malformed(self, doc: Mapping[str, Any], events: int = 1) -> None:
+        """Count the readings of a document that cannot be read, of so many events. It may have none that can be told.
+
+        So that its events are not reported as if they had never come, this is noted too.
+        """
+        self.has_malformed_events = True
+        self.leave_out(Loss.MALFORMED, list(mapping_of(doc.get("data"))), events)
 
     def has_left_out_for(self, reasons: Set[str]) -> bool:
         """Return True if any reading was left out for one of these reasons, here or in an earlier journal."""

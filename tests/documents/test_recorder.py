@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -945,6 +946,8 @@ class HostileMapping(dict[str, int]):
     def items(self) -> Any:
         raise RuntimeError("a mapping that cannot be read")
 
+    values = items
+
 
 @pytest.mark.parametrize(
     ("more", "not_given"),
@@ -1112,3 +1115,77 @@ def test_a_run_that_found_no_room_is_taken_from_a_replay_whose_events_come_first
         wait_until(lambda: recorder.has_room)
         assert sum(one.rows for one in take_all(recorder, order)) == 3
         assert recorder.ignored == {"run not kept": 1}
+
+
+class HostileUid(str):
+    def __hash__(self) -> int:
+        raise RuntimeError("a uid that cannot be compared")
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize("kind", ["event", "event_page", "bulk_events"])
+@pytest.mark.parametrize("event_stream", ["primary", "baseline"])
+@pytest.mark.parametrize("uid", [MISSING, None, ["e"], HostileUid("e")], ids=["missing", "none", "a list", "hostile"])
+def test_an_event_without_a_usable_uid_is_in_the_account_of_its_run(
+    settings: Settings, kind: str, event_stream: str, uid: Any
+) -> None:
+    start, (_, descriptor), (_, event), (_, other), (_, stop) = list(growth(points=2))
+    documents = [start, ("descriptor", {**descriptor, "name": event_stream}), ("event", other)]
+    if kind == "event_page":
+        event = pack_event_page(event, {**event, "uid": "another"})
+        event = {**event, "uid": [uid, "another"]}
+    else:
+        event = {**event, "uid": uid}
+    if uid is MISSING:
+        del event["uid"]
+    doc = {descriptor["uid"]: [event]} if kind == "bulk_events" else event
+    bad = 2 if kind == "event_page" else 1
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, documents)
+        with pytest.raises(DocumentError, match="cannot be used"):
+            recorder.take(kind, doc)
+        assert recorder.ignored == {"malformed document": 1}
+        recorder.take("stop", {**stop, "num_events": {event_stream: 1 + bad}})
+    (run,) = SpoolStatus(Spool(settings.spool_path, read_only=True)).status()
+    assert run.points.seen == 2 + 2 * bad
+    assert dict(run.points.left_out)["malformed document"] == 2 * bad
+    assert dict(run.not_given) == {}
+
+
+@pytest.mark.parametrize("data", [MISSING, None, [], 5, np.zeros(3)], ids=["missing", "none", "[]", "5", "array"])
+@pytest.mark.parametrize("event_stream", ["primary", "baseline"])
+def test_an_event_without_readings_did_come(settings: Settings, data: Any, event_stream: str) -> None:
+    start, (_, descriptor), (_, event), (_, other), (_, stop) = list(growth(points=2))
+    event = {**event, "data": data}
+    if data is MISSING:
+        del event["data"]
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [start, ("descriptor", {**descriptor, "name": event_stream}), ("event", other)])
+        if event_stream == "primary":
+            with pytest.raises(DocumentError, match="cannot be used"):
+                recorder.take("event", event)
+        else:
+            assert recorder.take("event", event).rows == 0
+        recorder.take("stop", {**stop, "num_events": {event_stream: 2}})
+    (run,) = SpoolStatus(Spool(settings.spool_path, read_only=True)).status()
+    assert (run.points.seen, dict(run.not_given)) == (2, {})
+
+
+@pytest.mark.parametrize("kind", ["event", "event_page"])
+def test_an_event_that_cannot_be_read_counts_in_a_run_that_goes_on_too(settings: Settings, kind: str) -> None:
+    start, descriptor, *events, stop = old(points=6)
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [start, descriptor, *events[:3]])
+    broken = pack_event_page(*(event for _, event in events[3:5])) if kind == "event_page" else events[4][1]
+    broken = {**broken, "timestamps": HostileMapping(broken["timestamps"])}
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [start, descriptor])
+        with pytest.raises(DocumentError, match="cannot be used"):
+            recorder.take(kind, broken)
+        take_all(recorder, [*events[5:], stop])
+    runs = SpoolStatus(Spool(settings.spool_path, read_only=True)).status()
+    left_out = sum((Counter(run.points.left_out) for run in runs), Counter())
+    assert left_out == {"malformed document": 2 if kind == "event" else 4}
+    assert [dict(run.not_given) for run in runs] == [{}, {}]
