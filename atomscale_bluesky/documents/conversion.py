@@ -15,6 +15,9 @@ import numpy as np
 
 from ..model.loss import Loss
 
+# Numpy's dates and durations. `float`, `item` and `tolist` turn some of them into a bare count of nanoseconds.
+DATES = (np.datetime64, np.timedelta64)
+DATE_KINDS = "mM"
 # A list that holds only these is a table, or it holds text.
 _NO_ELEMENTS = (list, tuple, str, dict)
 # Of a list longer than any array of channels, only the first elements decide what it is.
@@ -35,8 +38,8 @@ def number(value: Any, depth: int = MAX_DEPTH) -> float | Loss:
     """
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else Loss.NOT_FINITE
-    if isinstance(value, np.datetime64 | np.timedelta64):
-        return Loss.NOT_NUMERIC  # before `item`, which turns some of them into a bare count of nanoseconds
+    if isinstance(value, DATES):
+        return Loss.NOT_NUMERIC
     if isinstance(value, np.generic):
         value = value.item()
         if isinstance(value, np.generic):  # `item` leaves a longdouble as it is
@@ -120,7 +123,8 @@ def numbers(values: Any, count: int) -> list[float | Loss]:
     An array of more elements is left out as a whole.
     """
     if isinstance(values, np.ndarray) and values.ndim:
-        values = values.tolist() if values.ndim == 1 and len(values) <= count else list(values[: count + 1])
+        whole = values.ndim == 1 and len(values) <= count and values.dtype.kind not in DATE_KINDS
+        values = values.tolist() if whole else list(values[: count + 1])
     if isinstance(values, list | tuple):
         if len(values) > count:
             return [Loss.LONG_ARRAY] * count

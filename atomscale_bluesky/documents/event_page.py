@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ChannelError
+from .conversion import DATE_KINDS
 from .descriptor import is_flag, mapping_of
 from .time_base import TimeBase
 
@@ -103,7 +104,7 @@ def as_list(column: Any) -> Sequence[Any]:
     if isinstance(column, np.ndarray):
         if column.ndim:
             # `tolist` would turn dates and records into bare numbers and arrays.
-            return list(column) if column.dtype.kind in "mMV" else column.tolist()
+            return list(column) if column.dtype.kind in (*DATE_KINDS, "V") else column.tolist()
     elif isinstance(column, Collection) and not isinstance(column, str | bytes | Mapping | Set):
         return list(column)
     raise ChannelError(f"a column of an event page is a {type(column).__name__}, expected a list; the page is left out")

@@ -22,6 +22,7 @@ from ..model.text import encodable
 from ..spool.journal_format import Layout
 from ..spool.row_record import RECORD
 from .channels import Names
+from .conversion import DATES
 from .description import Description
 from .descriptor import filled_in_page, mapping_of
 from .event_page import EventPage, as_list, stamps_of
@@ -31,6 +32,7 @@ from .selection import Selection
 
 # How many points of a page are in memory a second time while they are packed.
 BLOCK_POINTS = 100_000
+_DATES = frozenset(DATES)
 
 
 class EventStream:
@@ -342,7 +344,7 @@ class EventStream:
     def _finite_times(self, times: Sequence[Any]) -> list[float]:
         """Return the events' times as floats."""
         try:
-            floats = array("d", times)
+            floats = array("d", times) if _DATES.isdisjoint(map(type, times)) else None
         except (TypeError, OverflowError):  # texts, say
             floats = None
         if floats is not None and all(map(math.isfinite, floats)):
@@ -352,7 +354,7 @@ class EventStream:
     def _finite_time(self, time: Any) -> float:
         """Return an event's time as a float. Without a finite time its readings could not be placed."""
         try:
-            at = float(time)
+            at = math.nan if isinstance(time, DATES) else float(time)
         except (TypeError, ValueError, OverflowError):
             at = math.nan
         if not math.isfinite(at):

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .conversion import DATES
+
 # The times of events that were composed one after the other, in one collection, differ by less than this.
 SAME_COLLECTION_S = 0.0005
 # A plan's event is composed within this time after the newest of its readings was taken, if that was taken for it.
@@ -305,7 +307,7 @@ class RowTimes:
 def number_of(stamp: Any) -> float | None:
     """Return a stamp as a float, or None if it is no finite number."""
     if isinstance(stamp, np.generic):
-        stamp = stamp.item()
+        stamp = None if isinstance(stamp, DATES) else stamp.item()
     if not isinstance(stamp, int | float):
         return None
     try:

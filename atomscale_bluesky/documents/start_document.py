@@ -13,6 +13,7 @@ from ..model.links import Links
 from ..model.metadata_keys import NAMESPACE
 from ..settings import Settings
 from ..spool.journal_format import FORMAT, Header
+from .conversion import DATES
 from .metadata import RunMetadata, read_what_is_usable, run_label
 from .near_misses import near_misses
 
@@ -112,7 +113,7 @@ def _scan_id_of(start: Mapping[str, Any]) -> int | None:
 def time_of(doc: Mapping[str, Any]) -> float:
     """Return a document's time, or the present time if it has no usable one."""
     try:
-        at = float(doc.get("time"))  # type: ignore[arg-type]
+        at = math.nan if isinstance(doc.get("time"), DATES) else float(doc.get("time"))  # type: ignore[arg-type]
     except Exception:  # noqa: BLE001 - no number, none at all, or a foreign object
         return time.time()
     return at if math.isfinite(at) else time.time()

@@ -19,7 +19,7 @@ from ..model.rows import Channel
 from ..spool.journal_format import Layout, encode_row, pack_values
 from ..spool.lines import encode
 from ..spool.row_record import encode_one, encode_rows, encoder
-from .conversion import Rounded, has_no_elements, length_of, number, numbers
+from .conversion import DATE_KINDS, Rounded, has_no_elements, length_of, number, numbers
 
 _NUMBERS = list[float]
 
@@ -68,8 +68,8 @@ class KeySource(NamedTuple):
             converted = self.convert(value)
             return (converted if type(converted) is float else None,)
         if isinstance(value, np.ndarray):
-            if value.shape != (len(self.channels),):
-                return _NO_NUMBERS  # checked before it is made a list, which may be long
+            if value.shape != (len(self.channels),) or value.dtype.kind in DATE_KINDS:
+                return _NO_NUMBERS  # checked before it is made a list, which may be long, and whose dates are numbers
             value = value.tolist()
         return value if isinstance(value, list | tuple) and len(value) == len(self.channels) else _NO_NUMBERS
 

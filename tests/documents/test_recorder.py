@@ -1189,3 +1189,42 @@ def test_an_event_that_cannot_be_read_counts_in_a_run_that_goes_on_too(settings:
     left_out = sum((Counter(run.points.left_out) for run in runs), Counter())
     assert left_out == {"malformed document": 2 if kind == "event" else 4}
     assert [dict(run.not_given) for run in runs] == [{}, {}]
+
+
+@pytest.mark.parametrize("as_page", [False, True])
+@pytest.mark.parametrize("unit", ["ns", "s", "D"])
+@pytest.mark.parametrize("kind", ["M8", "m8"])
+def test_dates_in_an_array_are_no_numbers(settings: Settings, kind: str, unit: str, as_page: bool) -> None:
+    (_, start), (_, descriptor), (_, event), (_, stop) = list(growth(points=1, keys=1))
+    descriptor = {**descriptor, "data_keys": {"k0": {"dtype": "array", "shape": [3], "source": "sim"}}}
+    dates = np.array([5, 6, 7], dtype=f"{kind}[{unit}]")
+    values: list[Any] = [[1.0, 2.0, 3.0], dates, dates[:2], list(dates), dates.tolist() if unit != "ns" else dates]
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [("start", start), ("descriptor", descriptor)])
+        for n, value in enumerate(values):
+            doc = {**event, "uid": f"e{n}", "data": {"k0": value}}
+            name = "event_page" if as_page else "event"
+            if as_page:
+                column = [value] if isinstance(value, list) else value.reshape(1, -1)
+                doc = {**pack_event_page({**doc, "data": {}}), "data": {"k0": column}}
+            assert recorder.take(name, doc).rows == 1
+        recorder.take("stop", stop)
+    (run,) = SpoolStatus(Spool(settings.spool_path, read_only=True)).status()
+    assert (run.points.seen, run.points.waiting) == (3 * len(values), 3)
+    assert dict(run.points.left_out) == {"not numeric": 3 * 4 - 1, "missing": 1}
+
+
+def test_a_date_is_no_time(settings: Settings) -> None:
+    (_, start), descriptor, (_, event), (_, other), (_, stop) = list(growth(points=2, keys=1))
+    date = np.datetime64(int(start["time"] * 1e9), "ns")
+    before = time.time()
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [("start", {**start, "time": date}), descriptor])
+        for name, doc in (("event", event), ("event_page", pack_event_page(event))):
+            with pytest.raises(DocumentError, match="no finite time"):
+                recorder.take(name, {**doc, "time": np.array([date]) if name == "event_page" else date})
+        assert recorder.take("event", {**other, "timestamps": {"k0": date}}).rows == 1
+        recorder.take("stop", {**stop, "time": date})
+    (run,) = SpoolStatus(Spool(settings.spool_path, read_only=True)).status()
+    assert before - 1 < run.started < time.time() + 1
+    assert dict(run.points.left_out) == {"malformed document": 2}
