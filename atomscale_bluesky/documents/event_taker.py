@@ -8,6 +8,7 @@ Used by one thread at a time, which holds the recorder's lock.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any
@@ -289,7 +290,9 @@ class EventTaker:
             raise self._ignored.count_without_descriptor(descriptor, name)
         self._ignored.counts[Loss.BEHIND_STOP] += events
         self._ignored.log_once(
-            f"late {run_uid}", f"an event of run {run_uid} came behind its stop document and is left out"
+            f"late {run_uid}",
+            f"an event of run {run_uid} came behind its stop document and is left out",
+            logging.ERROR,
         )
         return Accepted(left_out={Loss.BEHIND_STOP: events * len(mapping_of(doc.get("data")))})
 

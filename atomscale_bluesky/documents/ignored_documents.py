@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from contextlib import suppress
 from typing import Any
 
@@ -26,8 +26,11 @@ NOT_KEPT = "run not kept"
 INCOMPLETE = "incomplete run"
 SUBSCRIBE_EARLY = "subscribe before the run begins, and to documents of every kind: `RE.subscribe(callback)`"
 
-# Up to this many different things are logged. More would not be read.
+# Up to this many different warnings are logged. More would not be read. Errors tell of data loss, and each of them is
+# logged: only their subjects are remembered up to this number, so that after many others one may be logged again.
 MAX_LOGGED_SUBJECTS = 1000
+# Of documents that cannot be used, the first of each of these kinds is logged, and the first of all other kinds.
+_KINDS = frozenset({"start", "descriptor", "event", "event_page", "bulk_events", "stop"})
 
 
 class IgnoredDocuments:
@@ -41,7 +44,8 @@ class IgnoredDocuments:
         self._log_missing_starts = log_missing_starts
         self.counts: Counter[str] = Counter()
         self.pending_log: deque[tuple[int, str, tuple[Any, ...], BaseException | None]] = deque()
-        self._logged_subjects: set[str] = set()
+        self._warned_about: set[str] = set()
+        self._reported_errors: OrderedDict[str, None] = OrderedDict()  # the subjects of errors, the oldest first
         self._writing_thread: int | None = None  # the thread that is in `write_log`
 
     def log_later(self, level: int, text: str, *args: object, error: BaseException | None = None) -> None:
@@ -101,28 +105,56 @@ class IgnoredDocuments:
         if not self._log_missing_starts:
             # Its source was told that it waits, so no error reaches it and it must be logged here.
             self.log_once(
-                f"descriptor {descriptor}", f"events of descriptor {descriptor} are left out: it has not come"
+                f"descriptor {descriptor}",
+                f"events of descriptor {descriptor} are left out: it has not come",
+                logging.ERROR,
             )
 
     def log_once(self, about: str, text: str, level: int = logging.WARNING) -> None:
-        """Log a text, unless one was logged about the same thing before."""
-        if about not in self._logged_subjects and len(self._logged_subjects) < MAX_LOGGED_SUBJECTS:
-            self._logged_subjects.add(about)
-            self.log_later(level, "%s", safe(text))
+        """Log a text, unless one was logged about the same thing before.
 
-    def count_unusable(self, name: str, error: Exception) -> DocumentError:
+        After `MAX_LOGGED_SUBJECTS` warnings only errors are logged, and that documents have no start. What tells of data
+        loss is one of these.
+        """
+        if level >= logging.ERROR:
+            if self._is_new_error(about):
+                self.log_later(level, "%s", safe(text))
+        elif about in self._warned_about:
+            return
+        elif about == INCOMPLETE or len(self._warned_about) < MAX_LOGGED_SUBJECTS:
+            self._warned_about.add(about)
+            self.log_later(level, "%s", safe(text))
+            if len(self._warned_about) == MAX_LOGGED_SUBJECTS:
+                self.log_later(
+                    level, "that was the last of %d different warnings; from here on only errors are logged, and what "
+                    "is ignored is counted in `ignored`", MAX_LOGGED_SUBJECTS,
+                )  # fmt: skip
+
+    def _is_new_error(self, about: str) -> bool:
+        """Return True if no error about the same thing is remembered. Remember it."""
+        if about in self._reported_errors:
+            return False
+        self._reported_errors[about] = None
+        while len(self._reported_errors) > MAX_LOGGED_SUBJECTS:
+            self._reported_errors.popitem(last=False)
+        return True
+
+    def count_unusable(self, name: object, error: Exception) -> DocumentError:
         """Count a document that cannot be read, and return the error that says so."""
         self.counts[Loss.MALFORMED] += 1
         try:
             shown = str(error) if isinstance(error, ChannelError) else f"{type(error).__name__}: {error}"
         except Exception:  # noqa: BLE001 - a foreign exception may have no text
             shown = type(error).__name__
-        what, shown = safe(repr(name), 80), safe(shown)
-        if f"broken {name}" not in self._logged_subjects:
-            self._logged_subjects.add(f"broken {name}")
+        try:
+            what = safe(repr(name), 80)
+        except Exception:  # noqa: BLE001 - a kind of document may be a foreign object too
+            what = type(name).__name__
+        shown = safe(shown)
+        if self._is_new_error(f"broken {name if type(name) is str and name in _KINDS else 'others'}"):
             expected = isinstance(error, AtomscaleBlueskyError | LookupError | TypeError | ValueError)
             self.log_later(
-                logging.ERROR, "a %s document could not be used, the run goes on: %s", what, shown,
+                logging.ERROR, "a document of kind %s could not be used, the run goes on: %s", what, shown,
                 error=None if expected else error,
             )  # fmt: skip
-        return DocumentError(f"a {what} document cannot be used: {shown}")
+        return DocumentError(f"a document of kind {what} cannot be used: {shown}")

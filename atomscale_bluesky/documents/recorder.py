@@ -320,7 +320,8 @@ class DocumentRecorder:
         if name not in _WITHOUT_READINGS:
             if not isinstance(doc, Mapping):
                 raise TypeError(f"expected a kind of document and a mapping, got {name!r} and a {type(doc).__name__}")
-            self._ignored.ignore("unknown kind", f"a {name!r} document is of a kind that is not known, and is ignored")
+            text = f"a document of kind {name!r} is ignored: this version does not know the kind"
+            self._ignored.ignore("unknown kind", text)
         return NOTHING
 
     def _take_what_was_put_off(self) -> None:
@@ -339,7 +340,7 @@ class DocumentRecorder:
             except DocumentError:
                 pass
             except Exception as error:  # noqa: BLE001 - as in a call of its own, but no caller receives the error
-                self._ignored.count_unusable(str(name), error)
+                self._ignored.count_unusable(name, error)
             self._put_off.popleft()
 
 

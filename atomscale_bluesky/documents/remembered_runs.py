@@ -10,7 +10,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable
 
-# How many ended runs are remembered, to recognise a replay, and how many descriptors of each kind.
+# How many ended runs are remembered, to recognise a replay, how many runs that are skipped, and how many descriptors of
+# each kind. What is forgotten is sought in the spool and its history again.
 REMEMBERED_RUNS = 1000
 
 
@@ -26,14 +27,15 @@ class RememberedRuns:
         # By descriptor uid: the uid of its run.
         self._descriptors_of_ended: OrderedDict[str, str] = OrderedDict()
         self._descriptors_of_completed: OrderedDict[str, str] = OrderedDict()
-        self._descriptors_of_skipped: dict[str, str] = {}
-        self._skipped: set[str] = set()  # uids of runs
+        self._descriptors_of_skipped: OrderedDict[str, str] = OrderedDict()
+        self._skipped: OrderedDict[str, None] = OrderedDict()  # uids of runs
         # By uid of a descriptor that was sought in the spool in vain: when to search again, monotonic.
         self._unknown_descriptors: OrderedDict[str, float] = OrderedDict()
 
     def skip(self, uid: str) -> None:
         """Note that a run is skipped: its documents are known, or another recorder takes them."""
-        self._skipped.add(uid)
+        self._skipped[uid] = None
+        _forget_oldest(self._skipped)
 
     def skips(self, uid: str) -> bool:
         """Return True if a run is skipped."""
@@ -42,6 +44,7 @@ class RememberedRuns:
     def skip_descriptor(self, descriptor: str, uid: str) -> None:
         """Note a descriptor of a run that is skipped."""
         self._descriptors_of_skipped[descriptor] = uid
+        _forget_oldest(self._descriptors_of_skipped)
 
     def skips_descriptor(self, descriptor: str) -> bool:
         """Return True if a descriptor belongs to a run that is skipped."""
@@ -49,7 +52,7 @@ class RememberedRuns:
 
     def end_skipped(self, uid: str) -> None:
         """Note that the stop document of a run that is skipped has come."""
-        self._skipped.discard(uid)
+        self._skipped.pop(uid, None)
         for descriptor in [key for key, run_uid in self._descriptors_of_skipped.items() if run_uid == uid]:
             self._descriptors_of_ended[descriptor] = self._descriptors_of_skipped.pop(descriptor)
         _forget_oldest(self._descriptors_of_ended)

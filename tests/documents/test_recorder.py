@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,7 @@ from atomscale_bluesky import (
     SpoolError,
     StartMissingError,
 )
-from atomscale_bluesky.documents import known_runs, open_runs
+from atomscale_bluesky.documents import known_runs, open_runs, remembered_runs
 from atomscale_bluesky.documents.open_run import OpenRun
 from atomscale_bluesky.server import LocalServer
 from atomscale_bluesky.spool.run_reader import read_header
@@ -431,7 +432,7 @@ def test_completed_runs_take_bounded_memory(settings: Settings) -> None:
         ("descriptor", {"run_start": "nobody", "uid": "d"}, "whose start never came"),
         ("stop", {"run_start": "nobody"}, "whose start never came"),
         ("start", {"uid": 7}, "uid is a int, expected text"),
-        ("start", None, "a 'start' document cannot be used"),
+        ("start", None, "a document of kind 'start' cannot be used"),
     ],
 )
 def test_a_document_that_cannot_be_used_raises_and_costs_nothing_else(
@@ -1228,3 +1229,86 @@ def test_a_date_is_no_time(settings: Settings) -> None:
     (run,) = SpoolStatus(Spool(settings.spool_path, read_only=True)).status()
     assert before - 1 < run.started < time.time() + 1
     assert dict(run.points.left_out) == {"malformed document": 2}
+
+
+def test_what_tells_of_lost_readings_is_logged_however_much_was_logged_before(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost, late, growing = (list(growth(points=2)) for _ in range(3))
+    with DocumentRecorder(settings.replaced(spool_max_bytes=1_000_000)) as recorder:
+        take_all(recorder, growing[:1])
+        take_all(recorder, late)
+        for n in range(1500):
+            recorder.take(f"kind {n}", {})
+        said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        assert len(said) == 1001
+        assert "that was the last of 1000 different warnings" in said[-1]
+        caplog.clear()
+        stuffed(settings.spool_path)
+        wait_until(lambda: not recorder.has_room)
+        take_all(recorder, lost)
+        assert recorder.take(*late[2]).left_out == {"event behind its run's stop": 2}
+        with pytest.raises(StartMissingError):
+            recorder.take("stop", {"run_start": "nobody"})
+        with pytest.raises(DocumentError):
+            recorder.take("descriptor", {"run_start": 5})
+        for _ in range(3):
+            recorder.take("another kind", {})
+    text = caplog.text
+    for said_once in (
+        f"run {lost[0][1]['uid']} is not recorded until there is room",
+        f"an event of run {late[0][1]['uid']} came behind its stop document",
+        "a stop document of run nobody, whose start never came, is ignored",
+        "a document of kind 'descriptor' could not be used",
+    ):
+        assert text.count(said_once) == 1, said_once
+    assert "another kind" not in text
+
+
+class HostileText:
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_kinds_of_documents_that_are_none_are_logged_once_and_cost_nothing(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    documents = list(growth(points=2))
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, documents[:3])
+        for kind in [*map("kind {}".format, range(1500)), HostileText(), ["a list"], None]:
+            with pytest.raises(DocumentError, match="cannot be used"):
+                recorder.take(kind, None)  # type: ignore[arg-type]
+        with pytest.raises(DocumentError, match="a document of kind HostileText cannot be used"):
+            recorder.take(HostileText(), {})  # type: ignore[arg-type]
+        assert recorder.ignored == {"malformed document": 1504}
+        assert [one.rows for one in take_all(recorder, documents[3:])] == [1, 0]
+    assert caplog.text.count("could not be used, the run goes on") == 1
+
+
+class Uid(str):
+    """A text that a weak reference may name."""
+
+
+def test_runs_that_are_skipped_and_never_stop_are_forgotten_and_found_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(remembered_runs, "REMEMBERED_RUNS", 5)
+    caplog.set_level(logging.CRITICAL, "atomscale_bluesky.callback")  # a captured entry holds the uid too
+    runs = [old(points=2) for _ in range(20)]
+    with DocumentRecorder(settings) as recorder:
+        for documents in runs:
+            take_all(recorder, documents)
+    with DocumentRecorder(settings) as recorder:
+        uids: weakref.WeakSet[Uid] = weakref.WeakSet()
+        for (_, start), descriptor, *_ in runs:
+            uid = Uid(start["uid"])
+            uids.add(uid)
+            assert recorder.take("start", {**start, "uid": uid}) == Accepted(known=1)
+            assert recorder.take(*descriptor) == Accepted(known=1)
+            del uid, start
+        gc.collect()
+        assert len(uids) <= 5
+        for _, descriptor, *events, stop in runs:
+            assert take_all(recorder, [*events, descriptor, events[0], stop]) == [Accepted(known=1)] * 5
+        assert recorder.ignored == {"run taken before": 20}
