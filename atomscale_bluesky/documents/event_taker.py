@@ -9,7 +9,7 @@ Used by one thread at a time, which holds the recorder's lock.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any
 
@@ -187,12 +187,21 @@ class EventTaker:
         """Take the events of a document in which older tools put those of a flyer: lists of events by descriptor uid.
 
         Raises:
-            DocumentError: An event cannot be used. The others were taken. Not raised if the answer says that an event
-                is to be given again or waits, because the document must not be acknowledged then.
+            DocumentError: An event, or a list of them, cannot be used. The others were taken. Not raised if the answer
+                says that an event is to be given again or waits, because the document must not be acknowledged then.
+            TypeError: It is no mapping.
         """
+        if not isinstance(doc, Mapping):
+            raise TypeError(f"expected lists of events by descriptor uid, got a {type(doc).__name__}")
         taken, problem = NOTHING, None
-        for events in mapping_of(doc).values():
-            for event in events:
+        for events in doc.values():
+            try:
+                listed = _listed(events)
+            except Exception as error:  # noqa: BLE001 - counted; it costs the other lists nothing
+                unusable = self._ignored.count_unusable("bulk_events", error)
+                problem = problem or unusable
+                continue
+            for event in listed:
                 try:
                     taken += self.take_event(event)
                     if self._to_be_given_again(taken):
@@ -202,7 +211,8 @@ class EventTaker:
                 except Exception as error:  # counted; it costs the other events nothing
                     if self._files.redelivers and isinstance(error, OSError) and error.errno in OUT_OF_RESOURCES:
                         raise  # the document comes again
-                    problem = problem or self._ignored.count_unusable("bulk_events", error)
+                    unusable = self._ignored.count_unusable("bulk_events", error)
+                    problem = problem or unusable
         if problem is not None and not taken.put_off:
             raise problem
         return taken
@@ -304,6 +314,17 @@ def _rows_not_seen(run: OpenRun, uids: Sequence[Any]) -> list[int]:
         if uid not in run.seen and uid not in run.seen_before:
             rows.setdefault(uid, row)
     return list(rows.values())
+
+
+def _listed(events: Any) -> list[Any]:
+    """Return the events of one descriptor.
+
+    Raises:
+        TypeError: They are no list of documents.
+    """
+    if isinstance(events, str | bytes | Mapping) or not isinstance(events, Iterable):
+        raise TypeError(f"expected a list of events, got a {type(events).__name__}")
+    return list(events)
 
 
 def _events_in(page: Mapping[str, Any]) -> int:

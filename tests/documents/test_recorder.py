@@ -1312,3 +1312,23 @@ def test_runs_that_are_skipped_and_never_stop_are_forgotten_and_found_again(
         for _, descriptor, *events, stop in runs:
             assert take_all(recorder, [*events, descriptor, events[0], stop]) == [Accepted(known=1)] * 5
         assert recorder.ignored == {"run taken before": 20}
+
+
+@pytest.mark.parametrize("bad", [None, 5, "text", {"uid": "e"}], ids=repr)
+def test_a_list_of_events_that_is_none_costs_the_others_nothing(settings: Settings, bad: Any) -> None:
+    start, descriptor, (_, event), stop = list(growth(points=1))
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [start, descriptor])
+        with pytest.raises(DocumentError, match="expected a list of events"):
+            recorder.take("bulk_events", {"first": bad, descriptor[1]["uid"]: [event], "last": bad})
+        assert recorder.ignored == {"malformed document": 2}
+        assert recorder.take("event", event) == Accepted(known=1)
+        recorder.take(*stop)
+
+
+@pytest.mark.parametrize("bad", [None, [1, 2], "text"], ids=repr)
+def test_bulk_events_that_are_no_mapping_are_counted(settings: Settings, bad: Any) -> None:
+    with DocumentRecorder(settings) as recorder:
+        with pytest.raises(DocumentError, match="expected lists of events by descriptor uid"):
+            recorder.take("bulk_events", bad)
+        assert recorder.ignored == {"malformed document": 1}
