@@ -19,7 +19,6 @@ from msgspec.structs import replace
 from ..settings import Settings, spool_option
 from ..spool.journal_format import FORMAT, Header
 from ..spool.kept_events import KeptEvents
-from ..spool.own_files import OUT_OF_RESOURCES
 from .description import Description
 from .event_stream import EventStream
 from .ignored_documents import TAKEN_BEFORE, IgnoredDocuments
@@ -139,7 +138,11 @@ class OpenRuns:
     # ---- a run is resumed, or left to another recorder -------------------------------------------------------------
 
     def get_or_resume(self, run_uid: str) -> OpenRun | None:
-        """Return an open run, or resume one that was interrupted. Return None if it is skipped or unknown."""
+        """Return an open run, or resume one that was interrupted. Return None if it is skipped or unknown.
+
+        Raises:
+            OSError: Its files cannot be read now. So nothing is known of it, and the document may be one of its.
+        """
         run = self._runs.get(run_uid)
         return self._resume(run_uid) if run is None and not self.remembered.skips(run_uid) else run
 
@@ -186,12 +189,7 @@ class OpenRuns:
         Raises:
             OSError: Its files cannot be read now.
         """
-        try:
-            known = self._known_runs.known_run(run_uid, resumed=True)
-        except OSError as error:
-            if error.errno in OUT_OF_RESOURCES:
-                raise
-            return None
+        known = self._known_runs.known_run(run_uid, resumed=True)
         if known is None:
             return None
         if known.state is not RunState.INTERRUPTED:

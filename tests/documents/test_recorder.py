@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -1331,4 +1332,27 @@ def test_bulk_events_that_are_no_mapping_are_counted(settings: Settings, bad: An
     with DocumentRecorder(settings) as recorder:
         with pytest.raises(DocumentError, match="expected lists of events by descriptor uid"):
             recorder.take("bulk_events", bad)
+        assert recorder.ignored == {"malformed document": 1}
+
+
+@pytest.mark.parametrize("first", ["event", "stop"])
+def test_a_run_whose_files_cannot_be_read_for_a_moment_goes_on_after_that(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    start, descriptor, *events, stop = old(points=6)
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [start, descriptor, *events[:3]])
+    read_events, failures = known_runs.read_events, [OSError(errno.EIO, "Input/output error")]
+
+    def fail_once(folder: Path) -> Any:
+        if failures:
+            raise failures.pop()
+        return read_events(folder)
+
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        monkeypatch.setattr(known_runs, "read_events", fail_once)
+        with pytest.raises(DocumentError, match="Input/output error"):
+            recorder.take(*(stop if first == "stop" else events[3]))
+        answers = take_all(recorder, [*events[3:], stop])
+        assert [one.rows for one in answers] == [1, 1, 1, 0]
         assert recorder.ignored == {"malformed document": 1}
