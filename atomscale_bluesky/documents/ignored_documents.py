@@ -71,6 +71,11 @@ class IgnoredDocuments:
         finally:
             self._writing_thread = None
 
+    def after_fork_in_child(self) -> None:
+        """Forget the parent's log entries, which the parent writes, and that one of its threads may be writing them."""
+        self.pending_log.clear()
+        self._writing_thread = None
+
     def ignore(self, kind: str, text: str) -> DocumentError:
         """Count a document that belongs to nothing known, and log it once.
 
@@ -113,8 +118,8 @@ class IgnoredDocuments:
     def log_once(self, about: str, text: str, level: int = logging.WARNING) -> None:
         """Log a text, unless one was logged about the same thing before.
 
-        After `MAX_LOGGED_SUBJECTS` warnings only errors are logged, and that documents have no start. What tells of data
-        loss is one of these.
+        After `MAX_LOGGED_SUBJECTS` warnings only errors are logged, and that a start never came. What tells of data loss
+        is one of these.
         """
         if level >= logging.ERROR:
             if self._is_new_error(about):
@@ -126,8 +131,8 @@ class IgnoredDocuments:
             self.log_later(level, "%s", safe(text))
             if len(self._warned_about) == MAX_LOGGED_SUBJECTS:
                 self.log_later(
-                    level, "that was the last of %d different warnings; from here on only errors are logged, and what "
-                    "is ignored is counted in `ignored`", MAX_LOGGED_SUBJECTS,
+                    level, "that was the last of %d different warnings; from here on only errors are logged",
+                    MAX_LOGGED_SUBJECTS,
                 )  # fmt: skip
 
     def _is_new_error(self, about: str) -> bool:

@@ -212,8 +212,16 @@ class DocumentRecorder:
         if the source holds something until then, such as an acknowledgement. From within `take` it does nothing.
         """
         with self._lock:
-            if not self._inside:
-                self._runs.give_up_early(descriptors)
+            if self._inside:
+                return
+            self._inside = True
+            try:  # around the other, as in `take`
+                try:
+                    self._runs.give_up_early(descriptors)
+                finally:
+                    self._take_what_was_put_off()
+            finally:
+                self._inside = False
         self._write_log()
 
     @property
@@ -289,6 +297,7 @@ class DocumentRecorder:
         self.peers: Peers = Peers(self._spool.path, self.settings, self)
         self._open_runs.forget_all(self.peers)
         self._early.clear()
+        self._ignored.after_fork_in_child()
         self._spool.after_fork_in_child()
         self._files.listener = None
 

@@ -1356,3 +1356,28 @@ def test_a_run_whose_files_cannot_be_read_for_a_moment_goes_on_after_that(
         answers = take_all(recorder, [*events[3:], stop])
         assert [one.rows for one in answers] == [1, 1, 1, 0]
         assert recorder.ignored == {"malformed document": 1}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_that_is_forked_by_a_log_handler_writes_its_own_log(settings: Settings) -> None:
+    script = """
+import logging, os, sys, threading
+from atomscale_bluesky import AtomscaleCallback, Settings
+callback = AtomscaleCallback(settings=Settings.load(environ={}, offline=True, spool_dir=sys.argv[1]))
+class Panel(logging.Handler):
+    def emit(self, record):
+        if "first" in record.getMessage() and os.fork() == 0:
+            logger.removeHandler(self)
+            logger.addHandler(logging.StreamHandler(sys.stdout))
+            callback("second", {})
+            sys.stdout.flush()
+            os._exit(0)
+logger = logging.getLogger("atomscale_bluesky.callback")
+logger.addHandler(Panel())
+callback("first", {})
+os.wait()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(settings.spool_path)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.count("'second'") == 1, done.stderr
