@@ -118,8 +118,8 @@ class IgnoredDocuments:
     def log_once(self, about: str, text: str, level: int = logging.WARNING) -> None:
         """Log a text, unless one was logged about the same thing before.
 
-        After `MAX_LOGGED_SUBJECTS` warnings only errors are logged, and that a start never came. What tells of data loss
-        is one of these.
+        After `MAX_LOGGED_SUBJECTS` warnings only errors are logged, and that a start never came. What tells of lost
+        readings is one of these.
         """
         if level >= logging.ERROR:
             if self._is_new_error(about):

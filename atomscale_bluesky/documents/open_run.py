@@ -24,8 +24,8 @@ from .ignored_documents import IgnoredDocuments
 from .selection import Selection
 from .start_document import text_of
 
-# The same event may come twice (two subscriptions, a bus that delivers again). Up to twice this many uids of each run
-# are remembered.
+# The same event may come twice (two subscriptions, a bus that delivers again). At least this many uids of each run are
+# remembered, up to twice as many, and in addition those of up to two pages: a page's uids are not divided.
 REMEMBERED_EVENTS = 10_000
 
 # Reasons whose readings come again in each replay. Others may be kept the next time, or are counted by their rows.

@@ -1,6 +1,8 @@
 """What a recorder has to know of a run before it takes the run's start document: its header, and what was kept of it.
 
-Any thread may call it, and it holds no lock while it reads the disk.
+Any thread may call it. It takes no lock, and `take` calls it before it takes the recorder's, so no other document waits
+while the disk is read. Only a start document that was put off is looked up with that lock held, at the end of the call
+that it interrupted.
 """
 
 from __future__ import annotations
