@@ -11,10 +11,14 @@ from ..model.chunk import Chunk, Column
 from ..model.links import Links
 from ..settings import Settings
 from . import answers, stream_content, wire
-from .connection import AnswerTooLargeError, Connection
+from .connection import MAX_ANSWER_BYTES, AnswerTooLargeError, Connection
 from .json_parts import TooMuchError
 
 MAX_CATALOGUE_BYTES = 32 * 2**20
+# What the answer to a push may have about each channel, besides its name: an id, a label, an index and such.
+MAX_CHANNEL_BYTES = 1024
+# A character of a name in JSON is at most two escapes of six bytes.
+_MAX_CHARACTER_BYTES = 12
 
 T = TypeVar("T")
 
@@ -83,7 +87,7 @@ class Client:
         self._make_way()
         request = wire.push(family, data_id, chunk, pause=self._make_way)
         self._make_way()
-        answer = self._send(request)
+        answer = self._send(request, _max_answer_bytes(chunk.names))
         self._read(answer, lambda body: self._usual_answers.check_confirmed(body, data_id, chunk.index, chunk.names))
 
     def push_channel(self, family: str, data_id: str, chunk: Chunk, column: Column) -> None:
@@ -212,3 +216,8 @@ class Client:
 
     def _not_from_the_api(self, error: Exception) -> ApiUnavailableError:
         return ApiUnavailableError(f"{error}; is a proxy between here and {self._endpoint}?", status=200)
+
+
+def _max_answer_bytes(channels: Iterable[str]) -> int:
+    """Return how large the answer to a push may be: it has an entry for each channel."""
+    return MAX_ANSWER_BYTES + sum(MAX_CHANNEL_BYTES + _MAX_CHARACTER_BYTES * len(name) for name in channels)

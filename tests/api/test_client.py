@@ -274,3 +274,16 @@ def test_an_answer_without_end_is_not_read_to_its_end(server: LocalServer, clien
 
     with pytest.raises(ApiUnavailableError, match="more than 1048576 bytes"):
         initialize(client)
+
+
+def test_the_answer_to_a_push_may_be_as_large_as_its_channels_require() -> None:
+    names = [f"{'sensor of module ' * 8}{n}" for n in range(6000)]
+    chunk = chunk_of(0, (1.0,), [Column(name, None, (2.0,)) for name in names])
+    with LocalServer(control=True, max_body_bytes=2**26) as server:
+        client = Client(settings(server.url))
+        data_id = initialize(client)
+
+        client.push("metrology", data_id, chunk)
+
+        assert [stream.points for stream in server.streams()] == [len(names)]
+        client.close()
