@@ -75,7 +75,9 @@ def end_damaged_streams(run: ClaimedRun) -> None:
     if not run.run_chunker.all_cut or run.run_chunker.results.ready or run.unfinished_tasks.is_busy:
         return
     for number, stream in run.streams.items():
-        if stream.life is Life.INITIALIZED and not stream.parked and stream.tried.keys() - stream.refused.keys():
+        if stream.life is not Life.INITIALIZED or stream.group_parked:
+            continue  # nothing is cut for a group that waits for the operator, so a chunk of it may wait for that
+        if stream.tried.keys() - stream.refused.keys():
             # All has been read and pushed, and yet a chunk waits: none of its rows is left.
             run.streams_about_to_end.begin(number, "damaged", stream.opening.points_per_chunk)
 

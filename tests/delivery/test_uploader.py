@@ -389,6 +389,41 @@ def test_what_a_process_that_died_has_sent_to_a_stream_that_closed_since_is_read
     delivery.close()
 
 
+def test_parking_one_time_base_ends_no_other_that_shares_its_metrology_stream(spool: Spool) -> None:
+    header = Header(1, "b7c2e9f1-0000", T0, "growth", 10, "primary", ENDPOINT, "own_stream", layout="run")
+    writer = spool.writers.create(header)
+    for layout, name in enumerate(("primary", "slow")):
+        channels = (Channel(name, name),)
+        writer.append([encode(Layout(layout=layout, event_stream=name, time_base=name, channels=channels))])
+    for number in range(30):
+        for layout in range(2):
+            writer.append([encode_row(layout, number, T0 + number, "uid", pack_values([float(number)]))])
+    writer.append([encode(Stop(time=T0 + 1000, exit_status="success"))])
+    spool.writers.release(writer)
+    claim = spool.claim(writer.folder)
+    assert claim is not None
+    delivery = initialized(RunDelivery(claim))
+    for task in tasks(delivery):
+        confirm(delivery, task)
+    under_way = {task.stream: task for task in tasks(delivery) if task.chunk and task.chunk.index == 1}
+
+    delivery.apply_failure(under_way[0], DOWN, 1.0)  # perhaps it was taken
+    delivery.park(under_way[1], "it is forbidden")
+
+    delivery.close()
+    claim = spool.claim(writer.folder)
+    assert claim is not None
+    delivery = RunDelivery(claim)
+    assert tasks(delivery) == []
+    spool.give_order(writer.folder, Retry())
+    obey_orders(delivery.run)
+    delivery = begun_anew(delivery, spool)
+    again = sorted((task.stream, task.chunk.first_row) for task in tasks(delivery) if task.chunk)
+    assert again == [(0, 10), (0, 20), (1, 10), (1, 20)]
+    assert [stream.ended for stream in delivery.run.streams.values()] == [None, None]
+    delivery.close()
+
+
 def test_a_runs_links_are_looked_up_again_after_a_failure(deliver: Deliver) -> None:
     delivery = deliver(5, links=Links(synth_source_id=1, physical_sample="wafer 7"))
     (task,) = tasks(delivery)
