@@ -1,7 +1,7 @@
 """The meaning of a refusal, for every kind of task.
 
     a look-up is refused                ignored: it only serves another request, whose own refusal counts
-    403 while other tasks succeed       this task alone is forbidden, and waits for the operator
+    403 while other tasks may write     this task alone is forbidden, and waits for the operator
     404, 405                            perhaps the path does not exist here
     413                                 too large: a smaller one may be taken, and the stream is open
     any other refusal of a chunk        the stream may be closed: the catalogue is asked
@@ -37,15 +37,17 @@ def is_too_large(error: ApiError) -> bool:
     return error.status == 413
 
 
-def is_forbidden_alone(error: ApiError, forbidden_at: float | None, answered_at: float) -> bool:
+def is_forbidden_alone(error: ApiError, forbidden_at: float | None, accepted_at: float) -> bool:
     """Return True if a request is forbidden while others are accepted, so that the key is not the reason.
+
+    A request that left before the key was revoked may be answered late. So the time when a request was sent counts.
 
     Args:
         error: How the request failed.
-        forbidden_at: When its task was answered 403 for the first time, or None if it never was.
-        answered_at: When Atomscale last answered any request.
+        forbidden_at: Since when all attempts of its task were answered 403, or None if the last one was not.
+        accepted_at: When the newest task was given out whose result shows that the key may write.
     """
-    return error.status == 403 and forbidden_at is not None and answered_at > forbidden_at
+    return error.status == 403 and forbidden_at is not None and accepted_at > forbidden_at
 
 
 def surely_did_nothing(error: ApiError) -> bool:

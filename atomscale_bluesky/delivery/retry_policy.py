@@ -8,6 +8,7 @@ does the waiting. The task's file in `tasks` says what a result means for the ru
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 
 from ..errors import ApiError, ApiKeyError, ApiRefusedError
@@ -34,16 +35,20 @@ class RetryPolicy:
         self.key_refused_since: float | None = None  # monotonic. None while the key is taken, or was not tried yet.
         self._monotonic = monotonic
         self._outages = OutageLog(*where)
-        self._answered_at = 0.0
+        self._accepted_at = -math.inf  # when the newest task was given out that shows that the key may write
 
     def apply_outcome(self, delivery: RunDelivery, outcome: Outcome) -> None:
         """Note a task's outcome in its run."""
         task, error, now = outcome.task, outcome.error, self._monotonic()
         if error is None:
             self._note_answer(now)
+            task.forbidden_at = None
+            if task.work.shows_write_access(outcome.result):
+                self._accepted_at = max(self._accepted_at, task.given_out_at)
             delivery.apply_result(task, outcome.result, now)
         elif isinstance(error, ApiRefusedError):
             self._note_answer(now)
+            task.forbidden_at = None
             delivery.apply_refusal(task, error, now)
         else:
             self._apply_failure(delivery, outcome, error, now)
@@ -55,11 +60,13 @@ class RetryPolicy:
     def _apply_failure(self, delivery: RunDelivery, outcome: Outcome, error: ApiError, now: float) -> None:
         task = outcome.task
         task.unexplained += outcome.unexplained
-        if is_forbidden_alone(error, task.forbidden_at, self._answered_at):
+        if is_forbidden_alone(error, task.forbidden_at, self._accepted_at):
             delivery.park(task, f"forbidden while other requests are accepted: {error}")
             return
-        if error.status == 403:
-            task.forbidden_at = task.forbidden_at or now
+        if error.status != 403:
+            task.forbidden_at = None
+        elif task.forbidden_at is None:
+            task.forbidden_at = now
         if isinstance(error, ApiKeyError) and self.key_refused_since is None:
             self.key_refused_since = now
         not_before = self.pause.note_failure(now, error)
@@ -71,7 +78,6 @@ class RetryPolicy:
         self._outages.note_failed_request(now, error, pause_s=self.pause.until - now)
 
     def _note_answer(self, now: float) -> None:
-        self._answered_at = now
         self.pause.note_success()
         self.key_refused_since = None
         self._outages.note_answer(now)

@@ -105,6 +105,8 @@ class RunDelivery:
         self.run.previews.asked_at = now
         task = task_order.next_task(self.run, now)
         self._idle = task is None
+        if task is not None:
+            task.given_out_at = now
         return task
 
     def next_due(self) -> float | None:

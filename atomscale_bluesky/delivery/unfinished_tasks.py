@@ -19,7 +19,8 @@ class Task(msgspec.Struct, eq=False):
     attempts: int = 0
     not_before: float = 0.0  # monotonic
     unexplained: int = 0  # how often it was refused while the catalogue did not tell about its stream
-    forbidden_at: float | None = None  # monotonic: when it was first answered 403
+    given_out_at: float = 0.0  # monotonic: before its last attempt was sent
+    forbidden_at: float | None = None  # monotonic: since when each of its attempts was answered 403
 
     @property
     def kind(self) -> Kind:

@@ -622,6 +622,42 @@ def test_a_task_forbidden_while_others_are_taken_is_parked_and_else_tried_again(
     assert "forbidden while other requests are accepted" in (first.run.state.streams[0].parked or "")
 
 
+def test_a_revoked_key_parks_no_task_when_an_answer_to_an_earlier_request_comes_late(answering: Server) -> None:
+    answering.initializes()
+    answering.retries.apply_outcome(answering.delivery, Outcome(first := answering.task(), Sent(("c0",))))
+    late, forbidden = answering.task(), answering.task()  # the key is revoked when the first of them has arrived
+    error = ApiKeyError("revoked", status=403)
+    answering.now = 1.0
+    answering.retries.apply_outcome(answering.delivery, Outcome(forbidden, error=error))
+    answering.now = 2.0
+    answering.retries.apply_outcome(answering.delivery, Outcome(late, Sent(("c0",))))
+
+    answering.now = 400.0
+    again = answering.fails(error)
+
+    assert (first.stream, again) == (0, forbidden)
+    assert answering.delivery.run.state.streams[0].parked is None
+
+
+@pytest.mark.parametrize(
+    "between", [DOWN, ApiRefusedError("malformed", status=400)], ids=["an outage", "a refusal of another run"]
+)
+def test_a_task_forbidden_again_is_not_parked_when_nothing_was_accepted_meanwhile(
+    answering: Server, deliver: Deliver, between: ApiError
+) -> None:
+    forbidden = ApiKeyError("not yours", status=403)
+    answering.fails(forbidden)
+    first, answering.delivery = answering.delivery, deliver(5)
+    answering.now += 400.0
+    answering.fails(between)
+    answering.delivery = first
+    answering.now += 400.0
+
+    answering.fails(forbidden)
+
+    assert first.run.state.streams[0].parked is None
+
+
 def test_the_family_that_the_first_stream_was_made_in_is_kept_for_all(answering: Server) -> None:
     server_facts = answering.delivery.run.server_facts
     assert server_facts.family is None

@@ -56,6 +56,10 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
             return Sent(refused=sent.refused, closed=True)
         return sent
 
+    def shows_write_access(self, result: Sent) -> bool:
+        """Return True if any channel was taken."""
+        return bool(result.confirmed)
+
     def _send(self, client: Client, chunk: Chunk, context: WorkerContext) -> Sent:
         """Send all channels in one request.
 

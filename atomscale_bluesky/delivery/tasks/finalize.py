@@ -40,6 +40,10 @@ class Finalize(Work[None], frozen=True, eq=False):
                     "the server closed %r as %s before it was finalized; the stream is complete", self.label, status
                 )
 
+    def shows_write_access(self, result: None) -> bool:
+        """Return True: the stream was closed."""
+        return True
+
     def apply_result(self, run: ClaimedRun, result: None) -> None:
         """Note that the stream is closed."""
         run.ledger.note(Finalized(self.stream, run.unix_time()))

@@ -64,6 +64,10 @@ class Initialize(Work[str], frozen=True, eq=False):
             )  # fmt: skip
         return made
 
+    def shows_write_access(self, result: str) -> bool:
+        """Return True: the stream was made."""
+        return True
+
     def apply_result(self, run: ClaimedRun, result: str) -> None:
         """Note the stream's id. Its chunks may leave now."""
         run.server_facts.family = run.server_facts.family or self.family

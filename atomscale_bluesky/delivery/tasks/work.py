@@ -114,6 +114,10 @@ class Work(msgspec.Struct, Generic[R], frozen=True, eq=False):
         """Note what the result means for the run. Return what is to be tried again, and when, or None."""
         raise NotImplementedError
 
+    def shows_write_access(self, result: R) -> bool:
+        """Return True if a result shows that the API key was accepted for a request that writes."""
+        return False
+
     def apply_refusal(self, run: ClaimedRun, error: ApiRefusedError) -> RetryAfter | None:
         """Note that Atomscale has refused the task. Returns the same as `apply_result`."""
         self.park(run, str(error))
