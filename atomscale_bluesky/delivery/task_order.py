@@ -10,6 +10,7 @@ Each kind of task has a file in `tasks`, which says whether a task may run now. 
     a stream exists, and links of it do not        → LINK     (beside the chunks, each noted once it is made)
     a full chunk of an initialized stream          → PUSH     (rows synced, range of rows noted first)
     points that wait too long for a full one       → PREVIEW  (if wanted; rows synced, range noted and synced first)
+    an earlier attempt at links failed             → LINK     (after the chunks, which may well be taken)
     stopped, every chunk confirmed, all linked     → FINALIZE (noted and synced first; once the account adds up)
     all of it delivered                            → VERIFY   (if wanted)
 """
@@ -23,9 +24,6 @@ from .stream_end_rules import end_damaged_streams, end_outgrown_streams, end_str
 from .tasks import finalize, initialize, make_links, measure_clock, preview, push, read_back, resolve, verify
 from .tasks.work import Work
 from .unfinished_tasks import Task
-
-# When this many chunks of a run have failed and wait for another attempt, no further one is begun.
-MAX_FAILED = 8
 
 
 def next_task(run: ClaimedRun, now: float) -> Task | None:
@@ -53,10 +51,15 @@ def next_task(run: ClaimedRun, now: float) -> Task | None:
     work = work or resolve.next_work(run, now) or initialize.next_work(run, now)
     if work is not None:
         return tasks.begin(work)
-    task = tasks.give_out_failed(now)
+    task = tasks.give_out_failed(now, links=False)
     if task is not None:
         return task
-    work = measure_clock.next_work(run) or make_links.next_work(run, now) or _next_chunk(run, now)
+    work = measure_clock.next_work(run)
+    if work is None and not tasks.links_fail:
+        work = make_links.next_work(run, now)
+    work = work or _next_chunk(run, now)
+    if work is None and (task := tasks.give_out_failed(now, links=True)) is not None:
+        return task
     if work is None:
         work = _next_without_chunks(run)
     return None if work is None else tasks.begin(work)
@@ -72,7 +75,7 @@ def _next_while_parked(run: ClaimedRun, now: float) -> Task | None:
 
 def _next_chunk(run: ClaimedRun, now: float) -> Work[Any] | None:
     """Return a chunk to send, or a task that reading the journal on has made possible."""
-    if len(run.unfinished_tasks.failed_tasks) >= MAX_FAILED:
+    if not run.unfinished_tasks.may_begin_chunk:
         return None
     # Reading on may have opened a stream, or found the stop, for which a tag is made.
     return (

@@ -11,6 +11,9 @@ import msgspec
 from ..model.chunk import Chunk
 from .tasks.work import Kind, Work
 
+# When this many chunks of a run have failed and wait for another attempt, no further one is begun.
+MAX_FAILED = 8
+
 
 class Task(msgspec.Struct, eq=False):
     """One task, and how often it was tried. Only the deciding thread changes it, and only while no worker has it."""
@@ -62,10 +65,15 @@ class UnfinishedTasks:
         self._give_out(task)
         return task
 
-    def give_out_failed(self, now: float) -> Task | None:
-        """Give out a failed task whose time has come, by a monotonic clock. Return None if there is none."""
+    def give_out_failed(self, now: float, *, links: bool | None = None) -> Task | None:
+        """Give out a failed task whose time has come, by a monotonic clock. Return None if there is none.
+
+        Args:
+            now: The time.
+            links: True for a task that makes links, False for one that does not, None for either.
+        """
         for task in self.failed_tasks:
-            if task.not_before <= now:
+            if task.not_before <= now and links in {None, task.kind is Kind.LINK}:
                 self.failed_tasks.remove(task)
                 self._give_out(task)
                 return task
@@ -94,6 +102,16 @@ class UnfinishedTasks:
         if popped:
             self.failed_tasks = deque(task for task in self.failed_tasks if task.stream not in streams)
         return popped
+
+    @property
+    def may_begin_chunk(self) -> bool:
+        """Return True if few enough chunks have failed that a further one may be begun."""
+        return sum(task.kind is Kind.PUSH for task in self.failed_tasks) < MAX_FAILED
+
+    @property
+    def links_fail(self) -> bool:
+        """Return True if an attempt at links has failed and is to be tried again."""
+        return any(task.kind is Kind.LINK for task in self.failed_tasks)
 
     def holds(self, kind: Kind, stream: int) -> bool:
         """Return True if a task of a kind is unfinished for a stream."""

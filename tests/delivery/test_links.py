@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import requests
+from event_model import compose_run
 from runs import growth, held
 from waiting import wait_until
 
@@ -828,3 +829,26 @@ def test_names_are_resolved_on_no_thread_of_the_plans(callback: AtomscaleCallbac
     assert asked == set()  # all documents were taken before the first answer had come
     assert threading.current_thread() is threading.main_thread()
     assert callback.drain(timeout_s=20)
+
+
+def test_links_without_an_answer_hold_up_no_chunk_of_their_run(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    server.misbehave(Fault(call="attach_tags", status=503))
+    run = compose_run(metadata={"synth_source_id": 42, "atomscale": {"tags": ["night"]}})
+    callback("start", run.start_doc)
+    streams: list[Any] = []
+    for n in range(10):
+        keys = {f"k{n}": {"source": "sim", "dtype": "number", "shape": []}}
+        streams.append(run.compose_descriptor(name=f"s{n}" if n else "primary", data_keys=keys))
+        callback("descriptor", streams[-1].descriptor_doc)
+    for point in range(20):
+        at = run.start_doc["time"] + point
+        for n, stream in enumerate(streams):
+            callback("event", stream.compose_event(data={f"k{n}": 1.0}, timestamps={f"k{n}": at}, time=at))
+
+    wait_until(lambda: [stream.points for stream in server.streams()] == [20] * 10, timeout_s=30)
+    server.behave()
+    callback("stop", run.compose_stop())
+    assert callback.drain(timeout_s=90)
+    assert {tag for stream in server.streams() for tag in stream.tags} >= {"night"}

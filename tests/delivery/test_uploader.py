@@ -25,11 +25,10 @@ from atomscale_bluesky.delivery.outage_log import SAME_OUTAGE_S
 from atomscale_bluesky.delivery.retry_policy import RetryPolicy
 from atomscale_bluesky.delivery.run_delivery import RunDelivery
 from atomscale_bluesky.delivery.run_orders import obey_orders
-from atomscale_bluesky.delivery.task_order import MAX_FAILED
 from atomscale_bluesky.delivery.task_runner import Outcome
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
 from atomscale_bluesky.delivery.tasks.work import Kind
-from atomscale_bluesky.delivery.unfinished_tasks import Task
+from atomscale_bluesky.delivery.unfinished_tasks import MAX_FAILED, Task
 from atomscale_bluesky.delivery.uploader import Uploader
 from atomscale_bluesky.errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
 from atomscale_bluesky.model.links import Links
