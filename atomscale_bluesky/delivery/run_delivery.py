@@ -61,7 +61,11 @@ class RunDelivery:
     @property
     def more_to_read(self) -> bool:
         """Return True if the journal was not read to its present end, and can be read on at once."""
-        return self.run.run_chunker.more_to_read and not self.run.must_reload
+        run = self.run
+        if not run.run_chunker.more_to_read or run.must_reload:
+            return False
+        counts_only = run.parked or run.state.discarded
+        return bool(counts_only) or run.unfinished_tasks.may_begin_chunk
 
     @property
     def idle(self) -> bool:

@@ -301,6 +301,34 @@ def test_no_further_chunk_is_begun_while_too_many_have_failed(deliver: Deliver) 
     assert sorted(number or 0 for _, number in what(again)) == list(range(1, MAX_FAILED + 5))
 
 
+def test_there_is_no_more_to_read_at_once_while_no_further_chunk_may_begin(spool: Spool) -> None:
+    points = 3000
+    writer = spool.writers.create(Header(1, "b7c2e9f1-0000", T0, "growth", points, "s0", ENDPOINT, "own_stream"))
+    for layout in range(9):  # the chunks of the first time base, then many rows of others without a full chunk
+        name = f"s{layout}"
+        writer.append([encode(Layout(layout, name, name, (Channel(name, name),)))])
+        rows = points * (MAX_FAILED + 1) if layout == 0 else points - 1
+        value = pack_values([1.0])
+        writer.append([encode_row(layout, number, T0 + number, "uid", value) for number in range(rows)])
+    writer.append([encode(Stop(time=T0 + 1e6, exit_status="success"))])
+    spool.writers.release(writer)
+    claim = spool.claim(writer.folder)
+    assert claim is not None
+    delivery = initialized(RunDelivery(claim))
+    confirm(delivery, delivery.next_task(0.0) or pytest.fail("no chunk"))
+    pushes = [task for _ in range(MAX_FAILED) if (task := delivery.next_task(0.0))]
+    assert {task.kind for task in pushes} == {Kind.PUSH}
+    delivery.next_task(0.0)
+    assert delivery.more_to_read
+
+    for task in pushes:
+        delivery.apply_failure(task, DOWN, 100.0)
+
+    assert not delivery.more_to_read
+    assert {*pushes} < {*tasks(delivery, 100.0)}
+    delivery.close()
+
+
 def test_a_task_that_was_not_begun_comes_back_as_it_was(deliver: Deliver) -> None:
     delivery = initialized(deliver(35))
     confirm(delivery, tasks(delivery)[0])
