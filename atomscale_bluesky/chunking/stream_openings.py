@@ -100,7 +100,8 @@ class StreamOpenings:
             channels=channels,
             joins=host.stream if host else None,
         )
-        self._ledger.note(opening, sync=host is not None)
+        # The first opening of a run is synced with the next line: without it, there is nothing that could follow.
+        self._ledger.note(opening, sync=bool(streams))
         return opening
 
     def _host(self, channels: Iterable[str], points_per_chunk: int) -> Opened | None:

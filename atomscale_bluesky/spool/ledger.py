@@ -148,12 +148,15 @@ def _size_before_damage(path: Path) -> int:
     """Return how many bytes of a ledger are sound: all, except an end that a power cut damaged.
 
     After a power cut the disk may have later blocks of unsynced data and lack earlier ones. Lines after such a damaged
-    line cannot be understood without it and are dropped, as if they had not been written. If a fact that had been
-    synced follows, the cause was no power cut: then the damaged line is skipped like any other.
+    line cannot be understood without it and are dropped, as if they had not been written. If a fact follows that had
+    been synced, the cause was no power cut: then the damaged line is skipped like any other.
+
+    That a fact is of a kind that is synced does not show that its sync was completed: the power may have gone during
+    it. A line after it shows it. So what the last line alone would show is dropped too. Nothing was done about it.
     """
     sound_size, last_payload = 0, b""
     streams_with_id: set[int] = set()  # and those that join another
-    after_opening = False
+    must_be_synced = False  # the last line is synced before another one follows
     with open_to_read(path) as file:
         lines = ((end, None if text is None else payload_of(text)) for end, text in whole_lines(file))
         for end, payload in lines:
@@ -165,9 +168,9 @@ def _size_before_damage(path: Path) -> int:
             if payload is None or payload == last_payload:
                 continue
             fact = decode_ledger(payload)
-            if after_opening or _shows_a_sync(fact, streams_with_id):
+            if must_be_synced or _shows_a_sync(fact, streams_with_id):
                 return path.stat().st_size
-            after_opening = isinstance(fact, Together) or (isinstance(fact, Opened) and fact.joins is not None)
+            must_be_synced = not fact.unsynced or (isinstance(fact, Opened) and fact.stream > 0)
             last_payload = payload
     return sound_size
 
@@ -183,13 +186,11 @@ def _streams_with_id_by(fact: LedgerLine) -> set[int]:
 
 
 def _shows_a_sync(fact: LedgerLine, streams_with_id: set[int]) -> bool:
-    """Return True if the lines before a fact had been synced, so that no power cut can have damaged them.
+    """Return True if a fact shows that the lines before it had been synced, so that no power cut can have damaged them.
 
-    An opening alone does not show it: without a line after it, nothing was done about it.
+    A chunk is tried only after the id of its stream was synced.
     """
-    if isinstance(fact, Tried) and fact.stream not in streams_with_id:
-        return True  # the stream's id was synced before
-    return not fact.unsynced and not isinstance(fact, Together)
+    return isinstance(fact, Tried) and fact.stream not in streams_with_id
 
 
 def _payloads(text: bytes | None) -> list[bytes]:

@@ -41,8 +41,9 @@ class Fact(FileLine, frozen=True):
 class Opened(Fact, frozen=True, tag="opened"):
     """An opening: starts a metrology stream of the run, before anything is done about it.
 
-    It is synced with the next line about its stream, which is synced before the stream is made in Atomscale. One that
-    shares another's metrology stream needs no such line, so it is synced itself.
+    The first one of a run is synced with the next line, which is synced before the stream is made in Atomscale. Any
+    other is synced itself: a power cut could take it and leave later lines about other streams, which do not contradict
+    that, so its rows would never be sent.
     """
 
     unsynced = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import sys
 import threading
@@ -326,6 +327,35 @@ def test_there_is_no_more_to_read_at_once_while_no_further_chunk_may_begin(spool
 
     assert not delivery.more_to_read
     assert {*pushes} < {*tasks(delivery, 100.0)}
+    delivery.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another call syncs a file there")
+def test_a_further_opening_is_synced_because_nothing_later_would_contradict_its_loss(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = spool.writers.create(Header(1, "b7c2e9f1-0000", T0, "growth", 10, "s0", ENDPOINT, "own_stream"))
+    for layout in range(2):
+        name = f"s{layout}"
+        writer.append([encode(Layout(layout, name, name, (Channel(name, name),)))])
+        writer.append([encode_row(layout, number, T0 + number, "uid", pack_values([1.0])) for number in range(5)])
+    spool.writers.release(writer)
+    ledger = writer.folder / "ledger.jsonl"
+    synced: list[bytes] = []
+
+    def note_sync(file: int) -> None:
+        if ledger.exists() and os.path.samestat(os.fstat(file), ledger.stat()):
+            synced.append(ledger.read_bytes())
+
+    monkeypatch.setattr(os, "fdatasync", note_sync)
+    claim = spool.claim(writer.folder)
+    assert claim is not None
+    delivery = RunDelivery(claim)
+
+    assert [task.kind for task in tasks(delivery)] == [Kind.INITIALIZE] * 2
+
+    opened = [content for content in synced if b'"opened","stream":1' in content]
+    assert b'"initializing","stream":1' not in opened[0]
     delivery.close()
 
 

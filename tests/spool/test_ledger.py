@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from atomscale_bluesky import SpoolError
 from atomscale_bluesky.model.links import Links
@@ -27,6 +28,7 @@ from atomscale_bluesky.spool.ledger_format import (
     Initialized,
     Initializing,
     LedgerLine,
+    Linked,
     Opened,
     Parked,
     PreviewAnswered,
@@ -419,6 +421,37 @@ def test_a_fact_is_synced_unless_it_can_be_found_out_again(tmp_path: Path, monke
     assert syncs(Parked("why", 0), Ended(0, "too large")) == [1, 1]
     assert syncs(Finalizing(0), Finalized(0, 2.0)) == [1, 1]
     ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("before", "during"),
+    [
+        ((), (OPENED, INITIALIZING)),
+        ((OPENED, INITIALIZING), (structs.replace(OPENED, stream=1), Initializing(1, "metrology"))),
+        ((OPENED, INITIALIZING, INITIALIZED), (tried(0), tried(1), Linked(0, "tags", "night"))),
+        ((OPENED, INITIALIZING, INITIALIZED), (tried(0), Confirmed(0, 0, 1.0), Finalizing(0))),
+    ],
+)
+def test_a_power_cut_during_the_sync_of_a_fact_leaves_what_was_synced_before(
+    tmp_path: Path, before: tuple[LedgerLine, ...], during: tuple[LedgerLine, ...]
+) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    for fact in before:
+        ledger.note(fact)
+    ledger.close()
+    intact = path.read_bytes()
+    path.write_bytes(intact + bytes(2 * len(checksummed(encode(during[0])))))  # the disk has only later blocks
+    with path.open("ab") as file:
+        for fact in during[1:]:
+            file.write(checksummed(encode(fact)) * 2)
+
+    ledger = Ledger(path)
+
+    assert ledger.state.broken is None
+    assert told(ledger.state) == told(folded(*before))
+    ledger.close()
+    assert path.read_bytes() == intact
 
 
 def test_facts_that_are_not_synced_are_written_in_one_go_before_the_next_one_that_is(
