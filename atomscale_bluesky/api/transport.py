@@ -145,10 +145,13 @@ class DeadlineAdapter(HTTPAdapter):
         return self._watch(super().proxy_manager_for(*args, **kwargs))
 
     def _watch(self, manager: PoolManager) -> PoolManager:
-        connected = self._connected
+        connected, dialled = self._connected, self._dialled
 
         class Connection(HTTPConnection):
             response_class = _FinalResponse
+
+            def _new_conn(self) -> socket.socket:
+                return dialled(super()._new_conn())
 
             def connect(self) -> None:
                 super().connect()
@@ -162,6 +165,9 @@ class DeadlineAdapter(HTTPAdapter):
                 unread = getattr(self.sock, "pending", int)  # bytes that TLS has already read from the system
                 return super().is_connected and not unread()
 
+            def _new_conn(self) -> socket.socket:
+                return dialled(super()._new_conn())
+
             def connect(self) -> None:
                 super().connect()
                 connected(self)
@@ -174,6 +180,12 @@ class DeadlineAdapter(HTTPAdapter):
 
         manager.pool_classes_by_scheme = {"http": Pool, "https": SecurePool}
         return manager
+
+    def _dialled(self, sock: socket.socket) -> socket.socket:
+        """Note a socket before a proxy's CONNECT and TLS, which may take any time, and return it."""
+        with self._guard:
+            self._socket = sock
+        return sock
 
     def _connected(self, connection: HTTPConnection) -> None:
         with self._guard:

@@ -223,7 +223,7 @@ def test_the_error_of_a_failed_connection_does_not_name_the_key(tmp_path: Path) 
     client.close()
 
 
-def _answering(part: bytes, *, pause_s: float, times: int) -> tuple[socket.socket, threading.Thread]:
+def _answering(part: bytes, *, pause_s: float, times: int, end: bytes = b"}") -> tuple[socket.socket, threading.Thread]:
     """A server that answers one request with these bytes, so often, one at a time with a pause between."""
     listening = socket.create_server(("127.0.0.1", 0))
 
@@ -232,7 +232,7 @@ def _answering(part: bytes, *, pause_s: float, times: int) -> tuple[socket.socke
         connection, _ = listening.accept()
         with connection:
             request = b""
-            while not request.endswith(b"}"):  # closing with something unread would reset the connection
+            while not request.endswith(end):  # closing with something unread would reset the connection
                 request += connection.recv(65536)
             try:
                 for byte in part * times:
@@ -249,7 +249,26 @@ def _answering(part: bytes, *, pause_s: float, times: int) -> tuple[socket.socke
 @pytest.mark.parametrize("part", [b"HTTP/1.1 200 OK\r\nX: " + b"y" * 60000, b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 60000])
 def test_a_server_that_drips_bytes_is_left_at_the_deadline(part: bytes) -> None:
     listening, thread = _answering(part, pause_s=0.02, times=100)
-    client = Client(settings(f"http://127.0.0.1:{listening.getsockname()[1]}", request_timeout_s=0.5))
+    try:
+        _ends_at_its_deadline(settings(f"http://127.0.0.1:{listening.getsockname()[1]}", request_timeout_s=0.5))
+    finally:
+        listening.close()
+        thread.join(5)
+
+
+def test_a_proxy_that_drips_its_answer_to_connect_is_left_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = b"HTTP/1.1 " + b" " * 60000
+    listening, thread = _answering(part, pause_s=0.02, times=1, end=b"\r\n\r\n")
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{listening.getsockname()[1]}")
+    try:
+        _ends_at_its_deadline(settings("https://api.example.org", request_timeout_s=0.5))
+    finally:
+        listening.close()
+        thread.join(5)
+
+
+def _ends_at_its_deadline(asked: Settings) -> None:
+    client = Client(asked)
     ended = threading.Event()
 
     def watch() -> None:
@@ -265,8 +284,6 @@ def test_a_server_that_drips_bytes_is_left_at_the_deadline(part: bytes) -> None:
         ended.set()
         watcher.join()
         client.close()
-        listening.close()
-        thread.join(5)
 
 
 def test_an_answer_without_end_is_not_read_to_its_end(server: LocalServer, client: Client) -> None:
