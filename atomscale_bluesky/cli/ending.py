@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
-import threading
 from types import FrameType, TracebackType
 from typing import Any
+
+from ..spool.locks import SignalEvent
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")
 
@@ -17,7 +18,7 @@ class Ending:
     """
 
     def __init__(self) -> None:
-        self.event = threading.Event()
+        self.event = SignalEvent()
         self.exit_code = 0  # 128 and the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM
         self._before: dict[signal.Signals, Any] = {}
 

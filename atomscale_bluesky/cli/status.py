@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -241,7 +240,9 @@ class _Snapshot:
 
 def _watch(snapshot: _Snapshot, as_json: bool) -> None:
     """Poll every second until Ctrl-C: on a terminal in place, in a pipe whenever something has changed."""
-    ending, out = threading.Event(), console()
+    from ..spool.locks import SignalEvent
+
+    ending, out = SignalEvent(), console()
     before = signal.signal(signal.SIGINT, lambda _number, _frame: ending.set())
     try:
         with ExitStack() as stack:

@@ -56,6 +56,7 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
     served already, 77 when the API key is refused for half a minute, 1 when it failed.
     """
     from ..settings import Settings
+    from ..spool.locks import SignalEvent
     from ..status.spool_status import SpoolStatus
     from .status_text import not_kept_lines
 
@@ -77,7 +78,7 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
     spool = open_spool(settings, read_only=False) or spool
     check_the_key(settings)
     watch, begun = SpoolStatus(spool), time.time()
-    stopping, interrupted = threading.Event(), threading.Event()
+    stopping, interrupted = SignalEvent(), SignalEvent()
 
     def interrupt(_number: int, _frame: object) -> None:
         # Not as an exception: one that is raised while Python tidies up an object is lost.
@@ -104,8 +105,7 @@ def _follow(settings: Settings, timeout_s: float | None) -> int:
     from ..delivery.uploader_service import serve, stop_on_signals
 
     check_that_it_may_send(settings, as_service=True)
-    stopping = threading.Event()
-    restore_handlers = stop_on_signals(stopping)
+    stopping, restore_handlers = stop_on_signals()
     if timeout_s is not None:
         timer = threading.Timer(timeout_s, stopping.set)
         timer.daemon = True

@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 
 from ..settings import Settings
-from ..spool.locks import RunLock, is_held, service_lock
+from ..spool.locks import RunLock, SignalEvent, is_held, service_lock
 from ..spool.own_files import open_own
 from ..spool.spool import Spool
 from .tracing import set_up_by_environment
@@ -134,8 +134,8 @@ def main() -> int:
     logger = logging.getLogger("atomscale_bluesky")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    stopping, orphaned = threading.Event(), threading.Event()
-    stop_on_signals(stopping)
+    orphaned = threading.Event()
+    stopping, _ = stop_on_signals()
 
     def wait_for_the_end_of_input() -> None:
         with contextlib.suppress(OSError):
@@ -157,8 +157,9 @@ def main() -> int:
         return FAILED
 
 
-def stop_on_signals(stopping: threading.Event) -> Callable[[], None]:
-    """Set `stopping` on SIGTERM, Ctrl-C and Ctrl-Break. Return a function that restores the handlers."""
+def stop_on_signals() -> tuple[threading.Event, Callable[[], None]]:
+    """Return an event that SIGTERM, Ctrl-C and Ctrl-Break set, and a function that restores the handlers."""
+    stopping = SignalEvent()
     before: dict[signal.Signals, Any] = {}
     for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
         if hasattr(signal, name):
@@ -169,7 +170,7 @@ def stop_on_signals(stopping: threading.Event) -> Callable[[], None]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    return restore
+    return stopping, restore
 
 
 def _acquired(lock: RunLock, stopping: threading.Event) -> bool:

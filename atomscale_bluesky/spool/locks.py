@@ -9,6 +9,7 @@ import os
 import queue
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -50,6 +51,39 @@ class Bell:
             self._rung.get(timeout=timeout_s)
             while True:
                 self._rung.get_nowait()
+
+
+class SignalEvent(threading.Event):
+    """An event that a signal handler may set, whatever code the signal interrupts.
+
+    Setting a plain one waits for a lock. The code that the handler interrupts may hold it, and then waits for ever.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._was_set = False
+        self._rung: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def is_set(self) -> bool:
+        """Return True if it was set."""
+        return self._was_set
+
+    def set(self) -> None:
+        """Set it, and wake all threads that wait; returns at once."""
+        self._was_set = True
+        self._rung.put(None)
+
+    def clear(self) -> None:
+        """Refuse: it is set once, for good."""
+        raise NotImplementedError("an event for signals is set once")
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set, for up to `timeout` seconds. Return True if it is set."""
+        if not self._was_set:
+            with suppress(queue.Empty):
+                self._rung.get(timeout=timeout)
+                self._rung.put(None)  # for the next thread that waits
+        return self._was_set
 
 
 class RunLock:

@@ -739,3 +739,31 @@ def test_a_drain_waits_for_the_chunks_that_an_edit_has_made_smaller(
         assert [stream.points for stream in server.streams()] == [100]
     finally:
         assert uploader.stop(10)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a process cannot send itself SIGTERM")
+@pytest.mark.parametrize(
+    "begin",
+    [
+        "from atomscale_bluesky.delivery.uploader_service import stop_on_signals; ending, _ = stop_on_signals()",
+        "from atomscale_bluesky.cli.ending import Ending; ending = Ending().__enter__().event",
+    ],
+    ids=["the service", "a command"],
+)
+def test_a_signal_to_end_is_taken_at_any_moment_of_waiting_for_one(begin: str) -> None:
+    program = f"""
+        import signal, sys
+        {begin}
+        def end(frame, event, _):
+            signal.raise_signal(signal.SIGTERM)
+            return end
+        sys.settrace(end)  # a signal at every line of the wait
+        ending.wait(0.01)
+        sys.settrace(None)
+        print(ending.wait(0.01), ending.is_set())
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=30, check=False
+    )
+
+    assert run.stdout.split() == ["True", "True"], run.stderr
