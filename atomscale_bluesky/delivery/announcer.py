@@ -281,7 +281,7 @@ class _FollowedRun:
         if self.header is None:
             return
         state = self._ledger.read_on()
-        self.endpoint = endpoint_of(self.header, self._orders.read_on())
+        self.endpoint = endpoint_of(self.header, self._orders.read_on(), self.folder)
         first = next(iter(state.streams.values()), None)
         self.name = first.opening.label if first else (state.edited and state.edited.label) or ""
         blocked = next((stream.group_parked for stream in state.streams.values() if stream.group_parked), None)

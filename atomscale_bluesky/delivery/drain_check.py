@@ -50,7 +50,7 @@ class DrainCheck:
         """Return True if a stopped run of ours will leave the spool by itself. Does not read its journal."""
         try:
             header = read_header(folder)
-            if header is None or endpoint_of(header, read_orders(folder)) != self._endpoint:
+            if header is None or endpoint_of(header, read_orders(folder), folder) != self._endpoint:
                 return False
             if self._spool.writer_alive(folder):
                 return False
@@ -66,7 +66,7 @@ class DrainCheck:
         try:
             folder = Path(run.folder)
             header = read_header(folder)
-            return header is None or endpoint_of(header, read_orders(folder)) == self._endpoint
+            return header is None or endpoint_of(header, read_orders(folder), folder) == self._endpoint
         except OSError:  # a SpoolError is one
             return True
 

@@ -78,13 +78,17 @@ class RunClaiming:
         sizes = file_sizes(folder)
         found = self._spool.find_run(folder)
         if found is not None and found.endpoint != self._endpoint:
-            self._log_other_endpoint(found)
+            self._log_other_endpoint(found, found.endpoint)
             return SetAside(Reason.OTHER_ENDPOINT, sizes)
         claim = self._spool.claim(folder, lock, found=found)
         if claim is None:
             return _why_unclaimed(folder, found, sizes)
         if claim.endpoint != self._endpoint:
             claim.close()
+            found = self._spool.find_run(folder)
+            if found is not None and found.endpoint == self._endpoint:  # the order itself is gone
+                self._log_other_endpoint(found, claim.endpoint)
+                return SetAside(Reason.OTHER_ENDPOINT, sizes)
             return Unclaimed.MOVED_JUST_NOW
         try:
             delivery = RunDelivery(
@@ -112,13 +116,13 @@ class RunClaiming:
         self._logged_undelivered.discard(folder)
         self._logged_found.discard(folder)
 
-    def _log_other_endpoint(self, found: FoundRun) -> None:
+    def _log_other_endpoint(self, found: FoundRun, endpoint: str) -> None:
         if found.folder not in self._logged_undelivered:
             self._logged_undelivered.add(found.folder)
-            spooled = found.endpoint == found.header.endpoint
+            spooled = endpoint == found.header.endpoint
             _logger.warning(
                 "run %s was %s %s and waits for an uploader with that endpoint",
-                found.header.run_uid, "spooled for" if spooled else "moved to", found.endpoint,
+                found.header.run_uid, "spooled for" if spooled else "moved to", endpoint,
             )  # fmt: skip
 
     def _log_found(self, delivery: RunDelivery) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from ..spool.ledger_format import Discarded, Edited, Obeyed, Unparked
-from ..spool.orders import Discard, Edit, Move, Retry, Settle
+from ..spool.orders import DamagedOrder, Discard, Edit, Move, Retry, Settle
 from .claimed_run import ClaimedRun
 
 _logger = logging.getLogger(__name__)
@@ -29,6 +29,13 @@ def obey_orders(run: ClaimedRun) -> None:
                 run.ledger.note(Edited(order.links, number, order.points_per_chunk, order.label))
             case Retry():
                 run.ledger.note(Unparked(number))
+            case DamagedOrder():
+                _logger.error(
+                    "run %s: order %d in its orders.jsonl is damaged and has no effect; give it again",
+                    run.header.run_uid, number,
+                )  # fmt: skip
+                run.ledger.note(Obeyed(number))
+                continue
             case Settle():
                 run.ledger.note(Obeyed(number))  # `settle_is_ordered` has the rest
             case Move():

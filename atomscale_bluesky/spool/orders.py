@@ -5,7 +5,7 @@ The process that delivers the run carries them out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ import msgspec
 from ..errors import SpoolError
 from ..model.links import Links
 from .journal_format import Header
+from .ledger import LedgerReader
 from .line_file import whole_lines
 from .lines import FileLine, payload_of
 from .own_files import open_to_read
+from .run_reader import LEDGER
 
 
 class Retry(FileLine, frozen=True, tag="retry"):
@@ -47,6 +49,13 @@ class Move(FileLine, frozen=True, tag="move"):
 
 OrderLine = Retry | Discard | Edit | Settle | Move
 
+
+class DamagedOrder:
+    """Stands for a line that cannot be read: the ledger names each order by its place in the file."""
+
+
+AnyOrder = OrderLine | DamagedOrder
+
 _order_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(OrderLine)
 
 
@@ -71,9 +80,9 @@ class Orders:
     def __init__(self, folder: Path) -> None:
         self._path = folder / ORDERS
         self._offset = 0
-        self._orders: list[OrderLine] = []
+        self._orders: list[AnyOrder] = []
 
-    def read_on(self) -> Sequence[OrderLine]:
+    def read_on(self) -> Sequence[AnyOrder]:
         """Return all orders given so far, in order. Opens the file only if it has grown.
 
         Raises:
@@ -88,19 +97,28 @@ class Orders:
         with file:
             for end, text in whole_lines(file, self._offset):
                 payload = None if text is None else payload_of(text)
-                if payload is not None:
-                    self._orders.append(decode_order(payload))
+                self._orders.append(DamagedOrder() if payload is None else decode_order(payload))
                 self._offset = end
         return self._orders
 
 
-def endpoint_of(header: Header, orders: Iterable[OrderLine]) -> str:
-    """Return the endpoint of a run's requests: where the operator moved the run last, or else the one in its header."""
-    moves = [order.endpoint for order in orders if isinstance(order, Move)]
-    return moves[-1] if moves else header.endpoint
+def endpoint_of(header: Header, orders: Sequence[AnyOrder], folder: Path) -> str:
+    """Return the endpoint of a run's requests: where the operator moved the run last, or else the one in its header.
+
+    If an order is damaged, it may have been a move, so a move that the ledger has noted counts.
+
+    Raises:
+        SpoolError: An order is damaged, and the ledger cannot be read.
+    """
+    moves = {number: order.endpoint for number, order in enumerate(orders, start=1) if isinstance(order, Move)}
+    if any(isinstance(order, DamagedOrder) for order in orders):
+        state = LedgerReader(folder / LEDGER).read_on()
+        if state.endpoint is not None and max(moves, default=0) <= state.orders_obeyed:
+            return state.endpoint
+    return moves[max(moves)] if moves else header.endpoint
 
 
-def read_orders(folder: Path) -> Sequence[OrderLine]:
+def read_orders(folder: Path) -> Sequence[AnyOrder]:
     """Return all of the operator's orders for the run in a folder, in order.
 
     Raises:

@@ -21,7 +21,7 @@ from .ledger_format import Edited, Moved, Obeyed, Parked
 from .line_file import sync_folder
 from .lines import checksummed, encode
 from .locks import WRITER_LOCK, RunLock, is_session_alive, remove_folder
-from .orders import Edit, Move, OrderLine, Orders, endpoint_of
+from .orders import AnyOrder, Edit, Move, Orders, endpoint_of
 from .own_files import refuse_links_in
 from .run_reader import HEAD, LEDGER, append_to_copy, has_stop, lines_to_copy
 from .segments import segment_path, segments
@@ -41,7 +41,7 @@ class FoundRun:
         self.folder = folder
         self.header = header
         self.orders: Orders = Orders(folder)
-        self.endpoint: str = endpoint_of(header, self.orders.read_on())  # where the run is to go
+        self.endpoint: str = endpoint_of(header, self.orders.read_on(), folder)  # where the run is to go
 
 
 class RunClaim:
@@ -109,7 +109,7 @@ class RunClaim:
         """The endpoint that the run's requests may go to."""
         state = self.ledger.state
         if state.broken is not None and state.may_have_moved:
-            return endpoint_of(self.header, self.orders())
+            return endpoint_of(self.header, self.orders(), self.folder)
         return state.endpoint or self.header.endpoint
 
     def complete_if_interrupted(self) -> bool:
@@ -136,7 +136,7 @@ class RunClaim:
             lock.release()
         return True
 
-    def orders(self) -> Sequence[OrderLine]:
+    def orders(self) -> Sequence[AnyOrder]:
         """Return all orders given so far, in order.
 
         Raises:

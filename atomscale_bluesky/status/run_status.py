@@ -11,7 +11,7 @@ import msgspec
 from ..errors import SpoolError
 from ..spool.ledger_format import NO_POINT
 from ..spool.ledger_state import LedgerState
-from ..spool.orders import Discard, Edit, OrderLine, Retry
+from ..spool.orders import AnyOrder, Discard, Edit, Retry
 from ..spool.own_files import recording_began
 from ..spool.stream_state import MetrologyStreamState
 from .account import Account, Counts
@@ -99,7 +99,7 @@ def status_of(
     *,
     writer_alive: bool = True,
     folder: str = "",
-    ordered: Sequence[OrderLine] = (),
+    ordered: Sequence[AnyOrder] = (),
     last_written: float | None = None,
 ) -> RunStatus:
     """Return the run's status for operators and programs.
@@ -189,7 +189,7 @@ def unreadable(folder: str, problem: str) -> RunStatus:
     )
 
 
-def _may_mend(order: OrderLine, cause: Cause | None) -> bool:
+def _may_mend(order: AnyOrder, cause: Cause | None) -> bool:
     """Return True if a parked run goes on, or ends, when this order is carried out."""
     return isinstance(order, Edit | Discard) or (isinstance(order, Retry) and cause != "metadata")
 

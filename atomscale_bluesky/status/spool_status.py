@@ -346,7 +346,7 @@ class _RunWatch:
         alive = self._account.stop is None and spool.writer_alive(self._folder)
         orders = self._orders.read_on()
         ordered = orders[ledger.orders_obeyed :]
-        endpoint = endpoint_of(self._account.header, orders)
+        endpoint = endpoint_of(self._account.header, orders, self._folder)
         if endpoint != (ledger.endpoint or self._account.header.endpoint) and ledger.broken is None:
             # Moved: facts about the previous endpoint no longer count, even before an uploader has noted the move.
             edited, ledger = ledger.edited, LedgerState()

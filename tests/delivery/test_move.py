@@ -254,3 +254,77 @@ def test_a_run_that_goes_on_is_for_that_endpoint_already_or_is_not_there_is_not_
     callback.close()
     assert f"is for {server.url} already" in say(new, "move", uid, "--to", server.url, "--yes")[2]
     assert "no run in the spool begins with 'nothing'" in say(new, "move", "nothing", "--to", new.url, "--yes")[2]
+
+
+def test_a_run_whose_move_is_damaged_is_delivered_where_its_ledger_says(
+    make_callback: MakeCallback, server: LocalServer, new: LocalServer, spool_dir: Path, say: Say
+) -> None:
+    with make_callback(offline=True) as callback:
+        uid = taken(callback)
+    new.misbehave(Fault(call="initialize", status=503))
+    assert say(new, "move", uid[:8], "--to", new.url, "--yes")[0] == 0
+    (folder,) = Spool(spool_dir).run_folders()
+    with make_callback(endpoint=new.url, exit_timeout_s=0) as callback:
+        wait_until(lambda: (folder / "ledger.jsonl").exists() and b'"moved"' in (folder / "ledger.jsonl").read_bytes())
+        callback.close(timeout_s=1)
+    orders = bytearray((folder / "orders.jsonl").read_bytes())
+    orders[20] ^= 1
+    (folder / "orders.jsonl").write_bytes(orders)
+    new.behave()
+
+    with make_callback() as before:
+        assert before.drain(timeout_s=10)  # nothing is left for it to do
+        assert server.streams() == []
+    assert make_callback(endpoint=new.url).drain(timeout_s=20)
+
+    assert len(held(new)["k0"]) == 35
+
+
+def test_a_run_whose_orders_were_lost_after_a_move_is_set_aside_and_named_once(
+    make_callback: MakeCallback,
+    server: LocalServer,
+    new: LocalServer,
+    spool_dir: Path,
+    say: Say,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with make_callback(offline=True) as callback:
+        uid = taken(callback)
+    new.misbehave(Fault(call="initialize", status=503))
+    assert say(new, "move", uid[:8], "--to", new.url, "--yes")[0] == 0
+    (folder,) = Spool(spool_dir).run_folders()
+    with make_callback(endpoint=new.url, exit_timeout_s=0) as callback:
+        wait_until(lambda: (folder / "ledger.jsonl").exists() and b'"moved"' in (folder / "ledger.jsonl").read_bytes())
+        callback.close(timeout_s=1)
+    (folder / "orders.jsonl").unlink()
+    caplog.clear()
+
+    callback = make_callback()
+    wait_until(lambda: f"{uid} was moved to {new.url} and waits" in caplog.text)
+    callback.drain(timeout_s=3)
+
+    assert caplog.text.count("and waits for an uploader") == 1
+    assert server.streams() == []
+
+
+def test_an_order_after_a_damaged_one_is_obeyed(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, say: Say, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.misbehave(Fault(call="initialize", status=422))
+    callback = make_callback()
+    uid = taken(callback)
+    wait_until(lambda: callback.status()[0].state == "parked")
+    assert say(server, "retry", uid[:8])[0] == 0
+    (folder,) = Spool(spool_dir).run_folders()
+    wait_until(lambda: b'"unparked"' in (folder / "ledger.jsonl").read_bytes())
+    wait_until(lambda: callback.status()[0].state == "parked")
+    callback.close(timeout_s=1)
+    orders = bytearray((folder / "orders.jsonl").read_bytes())
+    orders[20] ^= 1
+    (folder / "orders.jsonl").write_bytes(orders)
+    server.behave()
+
+    assert say(server, "retry", uid[:8])[0] == 0
+
+    assert make_callback().drain(timeout_s=20)
+    assert len(held(server)["k0"]) == 35
