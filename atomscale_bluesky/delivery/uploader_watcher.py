@@ -89,6 +89,7 @@ class UploaderWatcher:
             self._release_starting_lock()
             if self._process is not None:
                 _close_pipe(self._process)
+                _reap_later(self._process.pid)
                 self._process = None
 
     def after_fork_in_child(self) -> None:
@@ -204,6 +205,19 @@ def _close_pipe(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
     if process.poll() is None:
         process.returncode = 0  # or Python would warn that it still runs, which is intended
+
+
+def _reap_later(pid: int) -> None:
+    """Take note of a process's end in a thread, or the system keeps an entry for it until this process ends."""
+    if sys.platform == "win32":
+        return
+
+    def reap() -> None:
+        with contextlib.suppress(ChildProcessError):  # it was taken note of already
+            os.waitpid(pid, 0)
+
+    with contextlib.suppress(RuntimeError):  # the interpreter ends, and the system removes the entry
+        threading.Thread(target=reap, name=f"reap-{pid}", daemon=True).start()
 
 
 class _ChildLog:

@@ -767,3 +767,17 @@ def test_a_signal_to_end_is_taken_at_any_moment_of_waiting_for_one(begin: str) -
     )
 
     assert run.stdout.split() == ["True", "True"], run.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a process leaves nothing behind")
+def test_the_process_of_a_closed_callback_leaves_nothing_behind(
+    make_callback: MakeCallback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploader_watcher, "IDLE_S", 0.1)
+    before = {child.pid for child in psutil.Process().children()}
+    callback = make_callback(uploader="process")
+    (child,) = wait_until(lambda: [one for one in psutil.Process().children() if one.pid not in before])
+
+    callback.close(timeout_s=5)
+
+    wait_until(lambda: not psutil.pid_exists(child.pid), timeout_s=30)
