@@ -133,9 +133,8 @@ class ActiveRuns:
     def reload(self, delivery: RunDelivery) -> None:
         """Read the files of an active run again from their beginning, without releasing its lock."""
         folder = delivery.claim.folder
-        lock = self._deliveries.pop(folder).hand_over()
-        self._run_order.remove(folder)
-        self.claim(folder, lock)
+        self._remove(folder)
+        self.claim(folder, delivery.hand_over())
 
     def release(self, delivery: RunDelivery) -> None:
         """Close the files of an active run and release its lock."""

@@ -13,7 +13,8 @@ nothing. If both copies are damaged, the state is derived from the other lines a
 is not enough, the run is `broken`: it waits for the operator, who can have all of it delivered again.
 
 Confirmed chunks are kept as counts, so memory holds only the chunks still in progress, however long the run is. Facts
-survive a killed process once noted. They are synced, unless their kind can be found out again after a power cut.
+are synced when they are noted, unless their kind can be found out again after a power cut. These survive a killed
+process once `write` has returned.
 """
 
 from __future__ import annotations
