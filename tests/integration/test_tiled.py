@@ -223,7 +223,7 @@ def test_a_dry_run_tells_which_runs_are_known_and_what_the_catalogue_says_of_the
 
     assert code == 0
     assert " 3 42 GaN 17 sent before" in said
-    assert " 4 42 GaN 17 sent " in said
+    assert " 4 42 GaN 17 would be sent " in said
     assert len(server.streams()) == 1
 
 
