@@ -15,6 +15,7 @@ What a callback uses:
     uploader_service the code that runs in that process
     terminal_log     names the package before its warnings where no handler is configured
     announcer        prints a line when a run begins, and when it is delivered or has to wait
+    terminal         prints lines on standard error, so that a terminal that stands still holds up nobody
     prompt           keeps Python's prompt usable when a thread prints a line
     exit_hooks       what happens when the process ends or forks
 

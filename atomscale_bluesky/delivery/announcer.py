@@ -37,6 +37,7 @@ from ..status.run_status import RunStatus, status_of
 from ..status.run_summary import left_out_by_reason
 from ..status.spool_status import bad_ending
 from .prompt import as_line
+from .terminal import is_terminal
 
 # How long the first line waits for the stream's name, which the process that delivers the run gives it.
 NAME_PATIENCE_S = 2.0
@@ -56,12 +57,7 @@ CLOSE_PATIENCE_S = 1.0
 
 def has_operator() -> bool:
     """Return True if an operator sees what this process prints: in a notebook, or if standard error is a terminal."""
-    if _in_notebook():
-        return True
-    try:
-        return sys.stderr is not None and sys.stderr.isatty()
-    except (AttributeError, OSError, ValueError):  # another program's stream, or a closed one
-        return False
+    return _in_notebook() or is_terminal()
 
 
 class Announcer:

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Protocol
 
 from .deliverer import Deliverer
+from .terminal import print_line, wait_for_last_lines
 
 
 class OpenCallback(Protocol):
@@ -88,9 +89,12 @@ def _close_all() -> None:
             for callback in list(_callbacks):
                 callback.close(0.0)
     except KeyboardInterrupt:
-        with contextlib.suppress(OSError, ValueError, AttributeError, KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt):
             for text in sorted({callback.what_stays for callback in list(_callbacks)} | set(_deliverers.values())):
-                sys.stderr.write(f"atomscale: stopped; {text}\n")
+                print_line(f"atomscale: stopped; {text}")
+    finally:
+        with contextlib.suppress(KeyboardInterrupt):
+            wait_for_last_lines()
 
 
 @contextlib.contextmanager

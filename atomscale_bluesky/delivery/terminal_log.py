@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from .prompt import as_line
+from .terminal import print_line
 
 _NAME = "atomscale_bluesky"
 # Tells our handler from others. Its class does not: a module that is loaded again has another one.
@@ -30,11 +30,7 @@ class _TerminalLog(logging.Handler):
         """Print the record, unless another handler gets it."""
         if logging.lastResort is None or sys.stderr is None or _has_another_handler(record.name):
             return
-        try:
-            sys.stderr.write(as_line(self.format(record)))
-            sys.stderr.flush()
-        except (OSError, ValueError):  # closed, or a terminal that is gone
-            self.handleError(record)
+        print_line(self.format(record))
 
 
 def log_to_terminal() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import queue
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from ..status.outage import key_for_upload
 from .deliverer import Deliverer
 from .delivery_loop import DeliveryLoop, EndLoop, Retire, RunBegun, WriterGone
 from .drain import DrainQuestion
+from .terminal import is_terminal, print_line
 
 _logger = logging.getLogger(__name__)
 
@@ -161,8 +161,8 @@ class Uploader(Deliverer):
             if self.key_refused_s:
                 _logger.warning("the API key is refused, and this session ends; %s", key_for_upload(self._spool_option))
             if helps and limit_s > soon_s:
-                if sys.stderr is not None and sys.stderr.isatty():
-                    sys.stderr.write(f"atomscale: up to {limit_s:g} s for what is under way; the rest stays spooled\n")
+                if is_terminal():
+                    print_line(f"atomscale: up to {limit_s:g} s for what is under way; the rest stays spooled")
                 self.drain_own(limit_s - soon_s)
         self.stop(0.5)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from atomscale_bluesky.server import LocalServer
+from atomscale_bluesky.server import Fault, LocalServer
 
 GROW = """
 from runs import growth
@@ -45,6 +45,16 @@ threading.Thread(target=interrupt, daemon=True).start()
 LET_GO = GROW + "import gc; del callback; gc.collect()"  # as IPython does before the process ends
 
 CLOSED = GROW + "callback.close(60)"
+
+BAD_EVENT = """
+from runs import growth
+from atomscale_bluesky import AtomscaleCallback
+callback = AtomscaleCallback(points_per_chunk=10)
+start, descriptor, *others = growth(points=25)
+for name, doc in [start, descriptor, ("event", {"descriptor": descriptor[1]["uid"]}), *others]:
+    callback(name, doc)  # the third is logged, in the plan's thread
+print("over", flush=True)
+"""
 
 PARKED = """
 from runs import growth
@@ -93,6 +103,48 @@ def start(
         }
         | more,
     )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal")
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_terminal_that_stands_still_holds_up_neither_plan_nor_delivery_nor_exit(
+    server: LocalServer, spool_dir: Path, answers: bool
+) -> None:
+    import termios
+
+    if answers:
+        server.misbehave(Fault(call="chunk_multi", status=503, times=1))  # a warning says so
+    else:
+        server.unreachable()
+    terminal, stderr = os.openpty()
+    termios.tcflow(stderr, termios.TCOOFF)  # as Ctrl-S does
+    more = {"ATOMSCALE_BLUESKY_EXIT_TIMEOUT_S": "3", "ATOMSCALE_BLUESKY_ANNOUNCE": "off"}
+    with start(BAD_EVENT, server, spool_dir, stderr, **more) as session:
+        try:
+            printed, _ = session.communicate(timeout=30)
+        finally:
+            session.kill()
+            termios.tcflow(stderr, termios.TCOON)
+    os.close(terminal)
+    os.close(stderr)
+    assert (printed, session.returncode) == ("over\n", 0)
+    if answers:
+        assert [stream.points for stream in server.streams()] == [50]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal")
+def test_what_is_said_to_a_terminal_is_all_there_when_the_process_has_ended(
+    server: LocalServer, spool_dir: Path
+) -> None:
+    terminal, stderr = os.openpty()
+    with open(terminal, errors="replace") as shown, start(BAD_EVENT, server, spool_dir, stderr) as session:
+        os.close(stderr)
+        said = ""
+        with contextlib.suppress(OSError):  # at the end of what a terminal shows
+            for line in shown:
+                said += line
+        assert session.wait(60) == 0
+    assert said.count("atomscale: a document of kind 'event' could not be used, the run goes on") == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to a process of its own")
