@@ -13,7 +13,8 @@ Each command is in the file of its name. Two files have several: `orders` has `r
     correction   what `edit` corrects
     ending       what a command does at Ctrl-C and SIGTERM
     shown_runs   which runs `status` shows, and which of them as one
-    status_text  what `status` shows; monitoring, what `status --check` prints
+    run_text     what `status` shows of one run; status_text, what else it shows
+    monitoring   what `status --check` prints
     exposition   what `metrics` serves
     demo_display what `demo` shows while it runs
 

@@ -57,7 +57,7 @@ def show(run: str, source: str, as_json: bool, spool_dir: Path | None) -> int:
 def _facts(run: FoundRun) -> list[tuple[str, str]]:
     """Return what is to be shown of a run beside its channels. Text from outside is made harmless."""
     from ..status.run_summary import left_out_by_reason, verified_at
-    from .status_text import ordered_in_words
+    from .run_text import ordered_in_words
 
     status, entry = run.status, run.entry or {}
     facts = [("started", moment(run.started))]
