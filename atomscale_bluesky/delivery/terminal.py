@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import sys
 import threading
+from collections import deque
 
 from .prompt import as_line
 
@@ -17,50 +17,55 @@ END_PATIENCE_S = 1.0
 
 
 class _Printer:
-    """The thread that prints in one process, and the lines that wait for it."""
+    """The lines of one process that are to be printed. A thread prints them, and ends when there are no more."""
 
     def __init__(self) -> None:
         self.process = os.getpid()
-        # An event is set when everything before it was printed.
-        self._lines: queue.SimpleQueue[str | threading.Event] = queue.SimpleQueue()
-        threading.Thread(target=self._loop, name="atomscale-terminal", daemon=True).start()
+        self._lines: deque[str] = deque()
+        self._thread: threading.Thread | None = None
+        self._guard = threading.RLock()  # for memory operations only; a signal handler may come in
 
-    def add(self, line: str) -> None:
-        """Add a line to those that are to be printed. Waits for nothing."""
-        if self._lines.qsize() < MAX_WAITING:
-            self._lines.put(line)
+    def add(self, line: str) -> bool:
+        """Add a line. Waits for no terminal. Return False if no thread can be started any more to print it."""
+        with self._guard:
+            if len(self._lines) < MAX_WAITING:
+                self._lines.append(line)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name="atomscale-terminal", daemon=True)
+                try:
+                    self._thread.start()
+                except RuntimeError:  # the interpreter is ending
+                    self._thread = None
+                    self._lines.clear()
+                    return False
+        return True
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until what was added before is printed, for up to `timeout_s`."""
-        printed = threading.Event()
-        self._lines.put(printed)
-        printed.wait(timeout_s)
+        """Wait until every line is printed, for up to `timeout_s`."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(timeout_s)
 
     def _loop(self) -> None:
         while True:
-            line = self._lines.get()
-            if isinstance(line, threading.Event):
-                line.set()
-            else:
-                _write(line)
+            with self._guard:
+                if not self._lines:
+                    self._thread = None
+                    return
+                line = self._lines.popleft()
+            _write(line)
 
 
-_printer: _Printer | None = None
+_printer = _Printer()
 
 
 def print_line(text: str) -> None:
     """Print a line on standard error. Waits for it only if that is no terminal."""
     global _printer
-    if not is_terminal():
+    if _printer.process != os.getpid():  # a forked child has its parent's lines and no thread, and perhaps a taken lock
+        _printer = _Printer()
+    if not (is_terminal() and _printer.add(text)):
         _write(text)
-        return
-    if _printer is None or _printer.process != os.getpid():  # a forked child has its parent's lines, and no thread
-        try:
-            _printer = _Printer()
-        except RuntimeError:  # the interpreter is ending, and starts no thread any more
-            _write(text)
-            return
-    _printer.add(text)
 
 
 def is_terminal() -> bool:
@@ -79,5 +84,5 @@ def _write(text: str) -> None:
 
 def wait_for_last_lines() -> None:
     """Wait until the lines so far are printed, for up to `END_PATIENCE_S`. For the end of the process."""
-    if _printer is not None and _printer.process == os.getpid():
+    if _printer.process == os.getpid():
         _printer.wait(END_PATIENCE_S)
