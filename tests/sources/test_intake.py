@@ -292,7 +292,7 @@ def test_a_stop_is_taken_without_room_so_that_its_run_can_leave_the_spool(
 def test_what_is_no_event_among_early_ones_ends_no_worker(settings: Settings) -> None:
     start, descriptor, event, *_ = growth(points=1)
     early = event[1] | {"descriptor": "comes later", "uid": "early"}
-    bulk = ("bulk_events", {"comes later": [early, "garbage"], "others": 7})
+    bulk = ("bulk_events", {"comes later": [early, "garbage"]})
 
     intake = taken(settings, bus := Bus([start, descriptor, bulk, event]))
 
