@@ -7,7 +7,10 @@ Whatever came from a document, a server or a file passes `safe` before it reache
 from __future__ import annotations
 
 import logging
+import math
 import re
+import time
+from collections import OrderedDict
 from datetime import datetime
 from typing import Any, TextIO, cast
 
@@ -90,23 +93,32 @@ def moment(unix_s: float) -> str:
         return safe(repr(unix_s))
 
 
-class ConsoleLog(logging.Handler):
-    """Prints what the package logs, one line each. Prints nothing twice about a run.
+# For how long the same line about a run is not printed again, and how many lines are remembered for that.
+SAME_S, MAX_PRINTED = 60.0, 1000
 
-    A command may take up a run several times, and each time the log says the same.
+
+class ConsoleLog(logging.Handler):
+    """Prints what the package logs, one line each. Prints nothing twice within `SAME_S` about a run.
+
+    A command may take up a run several times at once, and each time the log says the same. A service prints again what
+    comes again later.
     """
 
     def __init__(self, console: Console, level: int) -> None:
         super().__init__(level)
         self._console = console
-        self._about_runs: set[str] = set()
+        self._printed_at: OrderedDict[str, float] = OrderedDict()  # the last texts about runs, monotonic
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record of the log."""
         text = record.getMessage()
         if str(record.msg).startswith("run %s"):
-            if text in self._about_runs:
+            now = time.monotonic()
+            if now - self._printed_at.get(text, -math.inf) < SAME_S:
                 return
-            self._about_runs.add(text)
+            self._printed_at[text] = now
+            self._printed_at.move_to_end(text)
+            if len(self._printed_at) > MAX_PRINTED:
+                self._printed_at.popitem(last=False)
         style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else "dim"
         self._console.print(Text(safe(text, limit=1000), style=style), soft_wrap=not self._console.is_terminal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -20,7 +21,8 @@ from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.__main__ import main
-from atomscale_bluesky.cli.formatting import age, safe
+from atomscale_bluesky.cli import formatting
+from atomscale_bluesky.cli.formatting import ConsoleLog, age, console, safe
 from atomscale_bluesky.delivery import active_runs
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.spool import Spool
@@ -607,3 +609,30 @@ def test_every_error_begins_with_the_name_of_the_program(
     assert "Error:" not in complaint
     assert complaint.splitlines()[-1].startswith(f"atomscale-bluesky: {error}")
     assert complaint.startswith("Usage: atomscale-bluesky status") == ("--last" in arguments)
+
+
+def test_a_line_about_a_run_is_not_printed_twice_in_a_minute_and_again_when_it_comes_later(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(formatting.time, "monotonic", lambda: now)
+    monkeypatch.setattr(formatting, "MAX_PRINTED", 3)
+    log = ConsoleLog(console(stderr=True), logging.INFO)
+
+    def note(text: str, *args: str) -> None:
+        log.handle(logging.makeLogRecord({"levelno": logging.INFO, "msg": text, "args": args}))
+
+    def printed(*runs: str) -> list[str]:
+        for run in runs:
+            note("run %s is parked", run)
+        return capsys.readouterr().err.split("\n")[:-1]
+
+    assert printed("a", "a", "b") == ["run a is parked", "run b is parked"]
+    now += 59.0
+    assert printed("a") == []
+    now += 1.0
+    assert printed("a", "b") == ["run a is parked", "run b is parked"]
+    assert printed("c", "d", "e", "a") == ["run c is parked", "run d is parked", "run e is parked", "run a is parked"]
+    note("the disk has room")
+    note("the disk has room")
+    assert len(printed()) == 2
