@@ -81,7 +81,7 @@ class SignalEvent(threading.Event):
         """Wait until it is set, for up to `timeout` seconds. Return True if it is set."""
         if not self._was_set:
             with suppress(queue.Empty):
-                self._rung.get(timeout=timeout)
+                self._rung.get(timeout=None if timeout is None else max(0.0, timeout))
                 self._rung.put(None)  # for the next thread that waits
         return self._was_set
 

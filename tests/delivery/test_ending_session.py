@@ -26,7 +26,11 @@ print("over", flush=True)
 WITH_HANDLER = (
     """
 import signal
-signal.signal(signal.SIGINT, lambda number, frame: print("a handler of the session", flush=True))
+class Handler:
+    __hash__ = None
+    def __call__(self, number, frame):
+        print("a handler of the session", flush=True)
+signal.signal(signal.SIGINT, Handler())
 """
     + GROW
 )
