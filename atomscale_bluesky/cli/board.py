@@ -33,7 +33,7 @@ def board(spools: tuple[Path, ...], port: int, opens: bool) -> None:
     def there() -> list[Spool]:
         return [spool for settings in chosen if (spool := open_spool(settings)) is not None]
 
-    there()  # a folder that cannot be used is said now
+    there()  # now, so that an unusable folder is reported before the page opens
 
     def ready(url: str) -> None:
         out = console()

@@ -22,8 +22,8 @@ class EarlyEvent(NamedTuple):
     descriptor: str
     name: str
     doc: Mapping[str, Any]
-    events: int  # how many it holds
-    values: int  # how many it holds
+    events: int  # how many it is
+    values: int  # how many they hold
 
 
 class EarlyEvents:

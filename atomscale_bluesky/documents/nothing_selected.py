@@ -10,7 +10,7 @@ from ..model.text import safe
 from .open_run import OpenRun
 from .selection import Selection
 
-# Up to some this many characters of patterns or names are quoted.
+# About how many characters of patterns, and of names, are quoted.
 _MAX_NAMES = 200
 
 
