@@ -19,7 +19,7 @@ import msgspec
 from ..model.text import safe
 from ..spool.journal_events import EventDigests, read_events
 from ..spool.kept_events import KeptEvents
-from ..spool.run_reader import descriptors_in, has_stop, read_header
+from ..spool.run_reader import descriptors_in, read_header
 from ..spool.spool import Spool
 from ..spool.stored_events import load_events
 
@@ -217,9 +217,13 @@ class KnownRuns:
             folder = self._spool.path / name
             if read_header(folder) is None:
                 continue
-            # The writer may have written its stop without having released the run yet.
-            written = self._spool.writer_alive(folder) and not has_stop(folder)
-            found[name] = None if written else read_events(folder)  # not read while written: that may take seconds
+            written = self._spool.writer_alive(folder)
+            events = read_events(folder)
+            # The writer may have written its stop without having released the run yet. Or an uploader has just
+            # completed the run, whose writer has died: for that it has the writer's lock for some milliseconds.
+            if written and events.stop is None and not self._spool.writer_alive(folder):
+                written, events = False, read_events(folder)
+            found[name] = events if events.stop is not None or not written else None
         return found
 
     def _kept_events(

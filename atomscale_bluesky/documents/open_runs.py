@@ -189,6 +189,9 @@ class OpenRuns:
         Raises:
             OSError: Its files cannot be read now.
         """
+        if self.peers.another_has(run_uid):  # asked first: reading a journal that is being written may take seconds
+            self.leave_to_another(run_uid)
+            return None
         known = self._known_runs.known_run(run_uid, resumed=True)
         if known is None:
             return None

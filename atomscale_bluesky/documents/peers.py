@@ -73,6 +73,12 @@ class Peers:
             self._shared.runs[uid] = self._recorder
             return True
 
+    def another_has(self, uid: str) -> bool:
+        """Return True if another recorder, with the same account, records a run now."""
+        with self._shared.lock:
+            owner = self._shared.runs.get(uid)
+            return owner is not None and owner() not in {None, self._recorder()}
+
     def has_another_account(self, uid: str) -> bool:
         """Return True if a recorder of this process with the same spool and another account records a run too."""
         everyone = list(getattr(sys, _ATTRIBUTE, {}).items())
