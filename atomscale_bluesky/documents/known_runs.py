@@ -219,8 +219,7 @@ class KnownRuns:
                 continue
             written = self._spool.writer_alive(folder)
             events = read_events(folder)
-            # The writer may have written its stop without having released the run yet. Or an uploader has just
-            # completed the run, whose writer has died: for that it has the writer's lock for some milliseconds.
+            # The writer may have written its stop without having released the run yet, or have died just now.
             if written and events.stop is None and not self._spool.writer_alive(folder):
                 written, events = False, read_events(folder)
             found[name] = events if events.stop is not None or not written else None

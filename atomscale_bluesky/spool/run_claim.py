@@ -20,7 +20,7 @@ from .ledger import Ledger
 from .ledger_format import Edited, Moved, Obeyed, Parked
 from .line_file import sync_folder
 from .lines import checksummed, encode
-from .locks import WRITER_LOCK, RunLock, is_session_alive, remove_folder
+from .locks import WRITER_LOCK, RunLock, is_held, is_session_alive, remove_folder
 from .orders import AnyOrder, Edit, Move, Orders, endpoint_of
 from .own_files import refuse_links_in
 from .run_reader import HEAD, LEDGER, append_to_copy, has_stop, lines_to_copy
@@ -117,23 +117,23 @@ class RunClaim:
 
         Return False if the writer lives or a stop is there.
         """
-        lock = RunLock(self.folder / WRITER_LOCK)
-        if not lock.acquire():
+        # The lock is tested and not taken: no writer comes back to a folder, and another process that looks for this
+        # run meanwhile has to find it interrupted, not being written.
+        if (
+            is_held(self.folder / WRITER_LOCK)
+            or is_session_alive(self.folder.parent, self.header.session)
+            or has_stop(self.folder)
+        ):
             return False
+        journal = JournalWriter(self.folder, make_room=self._make_room)
         try:
-            if has_stop(self.folder) or is_session_alive(self.folder.parent, self.header.session):
-                return False
-            journal = JournalWriter(self.folder, make_room=self._make_room)
-            try:
-                stop = Stop(time=time.time(), exit_status="", reason="no stop document", interrupted=True)
-                journal.append(checksummed(encode(stop)))
-                journal.sync()
-            finally:
-                journal.close()
-            if not (self.folder / HEAD).exists():  # killed before its writer's first sync
-                append_to_copy(self.folder, lines_to_copy(self.folder), make_room=self._make_room)
+            stop = Stop(time=time.time(), exit_status="", reason="no stop document", interrupted=True)
+            journal.append(checksummed(encode(stop)))
+            journal.sync()
         finally:
-            lock.release()
+            journal.close()
+        if not (self.folder / HEAD).exists():  # killed before its writer's first sync
+            append_to_copy(self.folder, lines_to_copy(self.folder), make_room=self._make_room)
         return True
 
     def orders(self) -> Sequence[AnyOrder]:

@@ -310,6 +310,31 @@ def test_a_run_whose_writer_is_gone_gets_the_stop_that_never_came_once(spool: Sp
     claim.close()
 
 
+def test_a_run_that_is_being_completed_does_not_look_like_one_that_is_written(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = spool.writers.create(header())
+    writer.append([row(0)])
+    claim = claimed(spool, writer.folder)
+    spool.writers.release(writer)
+    wait_until(lambda: not spool.writer_alive(writer.folder))
+    written: list[bool] = []
+    real = os.write
+
+    def noted(descriptor: int, data: bytes) -> int:
+        written.append(spool.writer_alive(writer.folder))
+        return real(descriptor, data)
+
+    monkeypatch.setattr(os, "write", noted)
+    assert claim.complete_if_interrupted()
+    monkeypatch.undo()
+
+    assert has_stop(writer.folder)
+    assert len(written) >= 1
+    assert not any(written)
+    claim.close()
+
+
 def test_a_run_that_was_stopped_keeps_its_own_stop(spool: Spool) -> None:
     writer = spool.writers.create(header())
     writer.append([encode(STOP)])
