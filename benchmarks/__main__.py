@@ -23,6 +23,7 @@ PROGRAMS = {
     "recording": "what sending a recorded run of 200 MB takes, killed and resumed too",
     "consume": "what taking documents from Kafka or NATS costs, beside their own clients",
     "worst": "how long a call can take at worst, while a backlog is delivered",
+    "scraped": "what a plan pays while the metrics of its spool are scraped every second",
 }
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = (
     "event", "plan", "drain", "memory", "outage", "latency", "link", "worst", "startup", "scale", "parts", "idle",
     "recording", "consume",
-    "connections",
+    "connections", "scraped",
 )  # fmt: skip
 
 
