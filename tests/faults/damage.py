@@ -55,7 +55,8 @@ class Damage:
                 values = pack_values([chance.random(), *[None] * (channels - 1)])
                 found.append(checksummed(encode_row(1, n, 1.7e9 + n, uid, values, {"a": "gap"})))
                 continue
-            record = encode(float(n), 1.7e9 + n, uid, [chance.choice([chance.random(), *ODD]) for _ in range(channels)])
+            values = chance.choices([chance.random(), chance.random(), *ODD], k=channels)
+            record = encode(float(n), 1.7e9 + n, uid, values)
             assert record is not None
             found.append(record)
         return found
