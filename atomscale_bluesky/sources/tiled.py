@@ -34,7 +34,7 @@ from tiled.client.auth import CannotRefreshAuthentication
 from tiled.client.container import Container
 from tiled.client.context import CannotPrompt, Context
 from tiled.client.utils import handle_error
-from tiled.queries import Comparison, Eq, Like, SpecsQuery
+from tiled.queries import Comparison, Eq, Like, NoBool, Regex, SpecsQuery
 
 from ..errors import SettingsError
 from ..model.text import safe
@@ -186,8 +186,8 @@ class TiledRuns:
 
     def _searches(self, catalogue: Container) -> list[Container]:
         """Return the searches whose results together are the runs asked for, and count these."""
-        # A catalogue of the time before Tiled kept runs itself has nothing but runs, and knows no specs.
-        runs = catalogue if _has_spec(catalogue, "CatalogOfBlueskyRuns", "2") else catalogue.search(_RUNS)
+        documents_kept = _keeps_documents(catalogue, "CatalogOfBlueskyRuns")
+        runs = catalogue if documents_kept else catalogue.search(_RUNS)  # the former has nothing else, and no specs
         if not len(runs) and (entries := list(islice(catalogue, 5))):
             names = ", ".join(map(safe, entries))
             raise SettingsError(f"there are no runs at this address; below it are {names}: add one of these to it")
@@ -195,7 +195,7 @@ class TiledRuns:
             runs = runs.search(Comparison("ge", "start.time", self._since))
         if self._until is not None:
             runs = runs.search(Comparison("lt", "start.time", self._until))
-        queries = {uid: Like("start.uid", f"{uid}%") for uid in self._run_uids}
+        queries: dict[str, NoBool] = {uid: _uid_begins_with(uid, documents_kept) for uid in self._run_uids}
         queries |= {str(scan_id): Eq("start.scan_id", scan_id) for scan_id in self._scan_ids}
         searches = {what: runs.search(query) for what, query in queries.items()} or {"": runs}
         self.total_runs = 0
@@ -204,7 +204,7 @@ class TiledRuns:
             if not count and what:
                 raise SettingsError(f"the catalogue has no run {what} in the time that is asked for")
             self.total_runs += count
-        return [search.sort(("start.time", 1)) for search in searches.values()]
+        return [search.sort(("time" if documents_kept else "start.time", 1)) for search in searches.values()]
 
     def _take(self, key: str, entry: Any) -> Iterator[Any]:
         """Yield the documents of an entry. Return 1 if it is a run that is taken, else 0."""
@@ -247,10 +247,13 @@ class TiledRuns:
             _RunError: The server cannot give this run.
             SourceError: The server does not answer any more, refuses the key, or gives no runs as documents.
         """
-        link, params = _where(run.item)
+        link, params = _where(run)
+        # Documents that were kept are given as they are. Those that are made of tables end with a stop, be it empty.
+        stop = _mapping(run.item["attributes"]["metadata"], "stop")
+        ends_with_stop = bool(stop) or not _keeps_documents(run, "BlueskyRun")
         for pause_s in (*PAUSES_S, None):
             try:
-                return self._fetched_once(run.context.http_client, link, params)
+                return self._fetched_once(run.context.http_client, link, params, ends_with_stop=ends_with_stop)
             except httpx.HTTPStatusError as error:
                 status = error.response.status_code
                 if status == 406:
@@ -272,7 +275,7 @@ class TiledRuns:
         return None
 
     def _fetched_once(
-        self, client: httpx.Client, link: str, params: Mapping[str, Any]
+        self, client: httpx.Client, link: str, params: Mapping[str, Any], *, ends_with_stop: bool
     ) -> SpooledTemporaryFile[bytes] | None:
         file = SpooledTemporaryFile[bytes](IN_MEMORY, prefix="atomscale-bluesky-")
         try:
@@ -286,7 +289,7 @@ class TiledRuns:
                     if self._ending.is_set():
                         file.close()
                         return None
-            if not _is_whole(file):
+            if ends_with_stop and not _is_whole(file):
                 raise EOFError("the answer ends before the run's stop document")
             file.seek(0)
         except BaseException:
@@ -350,12 +353,25 @@ def _full_address(address: str) -> str:
     return str(url.copy_with(path="/api/v1/metadata/" + "/".join(names)))
 
 
-def _where(item: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+def _where(run: Any) -> tuple[str, dict[str, str]]:
     """Return the address of a run's documents and the parameters of the request."""
-    links = item["links"]
-    if any(str(spec["version"]).startswith("3") for spec in _specs(item) if spec["name"] == "BlueskyRun"):
-        return links["full"], {"format": JSON_SEQ}
-    return links["self"].replace("/metadata", "/documents", 1), {"fill": "false"}
+    links = run.item["links"]
+    if _keeps_documents(run, "BlueskyRun"):
+        return links["self"].replace("/metadata", "/documents", 1), {"fill": "false"}
+    return links["full"], {"format": JSON_SEQ}
+
+
+def _keeps_documents(entry: Any, spec_name: str) -> bool:
+    """Return True for a catalogue or a run of databroker in MongoDB, which keeps each document as it came.
+
+    Tiled's own have version 3 of these specs, and tables instead of documents.
+    """
+    return any(spec["name"] == spec_name and not str(spec["version"]).startswith("3") for spec in _specs(entry))
+
+
+def _uid_begins_with(beginning: str, documents_kept: bool) -> NoBool:
+    """Return the query for runs whose uid begins so. Neither kind of catalogue knows the other's."""
+    return Regex("start.uid", f"^{beginning}") if documents_kept else Like("start.uid", f"{beginning}%")
 
 
 def _is_whole(file: SpooledTemporaryFile[bytes]) -> bool:
@@ -369,12 +385,12 @@ def _is_whole(file: SpooledTemporaryFile[bytes]) -> bool:
         return False
 
 
-def _has_spec(entry: Any, name: str, version: str = "") -> bool:
-    return any(spec["name"] == name and str(spec["version"]).startswith(version) for spec in _specs(entry.item))
+def _has_spec(entry: Any, name: str) -> bool:
+    return any(spec["name"] == name for spec in _specs(entry))
 
 
-def _specs(item: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    return item["attributes"].get("specs") or ()
+def _specs(entry: Any) -> Sequence[Mapping[str, Any]]:
+    return entry.item["attributes"].get("specs") or ()
 
 
 def _mapping(of: Any, key: str) -> Mapping[str, Any]:

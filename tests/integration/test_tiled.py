@@ -38,6 +38,7 @@ PACKAGES = (
     "bluesky-tiled-plugins>=2.0.12",
     "adbc-driver-manager",  # with it and duckdb Tiled keeps tables
     "duckdb<2",
+    "databroker[server]>=2.0.2",
     "bluesky>=1.14",
     "ophyd>=1.10",
 )
@@ -117,7 +118,7 @@ def serving(python: Path, folder: Path, *more: str) -> Iterator[int]:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("tiled")
-    python = python_with("tiled-0.2.20", PACKAGES)
+    python = python_with("tiled-0.2.20-databroker-2.0.2", PACKAGES)
     with serving(python, folder / "server") as port:
         site = Site(python, port, folder / "server", {})
         site.run("write", site.api, str(folder))
@@ -315,6 +316,89 @@ def test_a_run_that_cannot_be_read_is_named_and_the_others_go_on(site: Site, ser
     assert [stream.points for stream in server.streams()] == [6 + 3]
 
     assert say(site.address, *the_runs(site, "spectrum", "short0"))[0] == 0
+
+
+# ---- a catalogue of databroker, which keeps documents in MongoDB ----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def databroker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[list[Document]]]]:
+    """A catalogue's address, and its runs: 120, more than are asked for at a time, and one without a stop."""
+    folder = tmp_path_factory.mktemp("databroker")
+    runs = [list(growth(points={0: 60, 120: 40}.get(n, 2), start_metadata={"scan_id": n + 1})) for n in range(121)]
+    for n, documents in enumerate(runs):
+        for _, doc in documents:
+            doc["time"] = doc.get("time", 0) + n  # so their order is known
+        if n == 120:
+            documents.pop()
+        (folder / f"{n}.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    with serving(python_with("tiled-0.2.20-databroker-2.0.2", PACKAGES), folder, "databroker") as port:
+        yield f"http://127.0.0.1:{port}/", runs
+
+
+def test_runs_that_databroker_kept_in_mongodb_arrive_as_live_ones(
+    databroker: tuple[str, list[list[Document]]], server: LocalServer, say: Say, tmp_path: Path
+) -> None:
+    address, runs = databroker
+    with LocalServer(control=True) as live:
+        settings = Settings.load(environ={}, endpoint=live.url, api_key=live.api_key, spool_dir=str(tmp_path / "live"))
+        callback = AtomscaleCallback(settings=settings)
+        for documents in runs[:120]:
+            for kind, doc in documents:
+                callback(kind, doc)
+        callback.close(timeout_s=60)
+        expected = points(live)
+
+    code, said = say(address)
+
+    assert code == 1  # because of the last one
+    assert "120 runs read: 298 rows taken" in said
+    assert f"Run {uid_of(runs[120])} has no stop document yet, so it is left for another time" in said
+    assert points(server) == expected
+    assert {stream.status for stream in server.streams()} == {"success"}
+
+
+def test_a_run_that_was_recorded_in_part_is_completed_from_databroker_by_the_uids_of_its_events(
+    databroker: tuple[str, list[list[Document]]], server: LocalServer, say: Say
+) -> None:
+    address, runs = databroker
+    with DocumentRecorder(Settings.load()) as recorder:
+        for kind, doc in runs[0][:20]:
+            recorder.take(kind, doc)
+
+    code, said = say(address, "--run", uid_of(runs[0]))
+
+    assert code == 0, said
+    assert sorted(held(server)["k0"]) == [float(n) for n in range(60)]
+
+
+def test_runs_of_databroker_are_chosen_by_time_number_and_uid(
+    databroker: tuple[str, list[list[Document]]], say: Say
+) -> None:
+    address, runs = databroker
+
+    def listed(*options: object) -> list[int]:
+        code, said = say(address, "--dry-run", *options)
+        assert code == 0, said
+        return [n for n, documents in enumerate(runs) if f"{uid_of(documents)[:8]} " in said]
+
+    assert listed("--limit", 110) == [*range(110)]
+    assert listed("--run", uid_of(runs[7])[:8]) == [7]
+    assert listed("--scan-id", 4, "--scan-id", 101) == [3, 100]
+    assert listed("--since", "2100-01-01") == listed("--until", "2024-01-01") == []
+    assert say(address, "--dry-run", "--run", "00000000-0000")[0] == 2
+
+
+def test_an_unfinished_run_of_databroker_is_sent_where_that_is_asked_for(
+    databroker: tuple[str, list[list[Document]]], server: LocalServer, say: Say
+) -> None:
+    address, runs = databroker
+
+    code, said = say(address, "--run", uid_of(runs[120]), "--unfinished")
+
+    assert code == 1
+    assert f"Run {uid_of(runs[120])} has no stop document, so it counts as interrupted" in said
+    assert held(server)["k0"] == [float(n) for n in range(25)]  # databroker gives the last ones with the stop
 
 
 # ---- outages and processes that end ----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 tiled_site.py serve FOLDER PORT             the server, with the exporter that sites with Bluesky configure
 tiled_site.py serve FOLDER PORT bare        the same without that exporter
+tiled_site.py serve FOLDER PORT databroker  a catalogue of databroker with the runs of the folder's files
 tiled_site.py write ADDRESS FOLDER          runs of a RunEngine with TiledWriter, and what was emitted as a file
 tiled_site.py copy ADDRESS FILE             the documents of a file, through TiledWriter
 """
@@ -36,6 +37,22 @@ def serve(folder: Path, port: int, *, exports: bool = True) -> None:
         writable_storage=[folder / "data", f"duckdb:///{folder / 'storage.duckdb'}"],
         init_if_not_exists=True,
     )
+    app = build_app(catalogue, authentication=Authentication(single_user_api_key="secret"))
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
+
+
+def serve_databroker(folder: Path, port: int) -> None:
+    """Serve runs as sites have them that kept documents in MongoDB, which has a stand-in in memory here."""
+    import uvicorn
+    from databroker.mongo_normalized import MongoAdapter
+    from tiled.config import Authentication
+    from tiled.server.app import build_app
+
+    catalogue = MongoAdapter.from_mongomock()
+    insert = catalogue.get_serializer()
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            insert(*json.loads(line))
     app = build_app(catalogue, authentication=Authentication(single_user_api_key="secret"))
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
@@ -123,6 +140,8 @@ if __name__ == "__main__":
             serve(Path(folder), int(port))
         case ["serve", folder, port, "bare"]:
             serve(Path(folder), int(port), exports=False)
+        case ["serve", folder, port, "databroker"]:
+            serve_databroker(Path(folder), int(port))
         case ["write", address, folder]:
             write(address, Path(folder))
         case ["copy", address, file]:
