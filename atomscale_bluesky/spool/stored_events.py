@@ -67,7 +67,8 @@ def store_events(folder: Path, gil_yield: GilYield | None = None) -> tuple[str, 
         )
     )
     try:
-        replace_file(folder.parent / name, zlib.crc32(stored).to_bytes(4, "little") + stored)
+        # The run's journal is removed next, so this has to survive a power cut.
+        replace_file(folder.parent / name, zlib.crc32(stored).to_bytes(4, "little") + stored, durable=True)
     except OSError:
         return None
     with suppress(OSError):
