@@ -7,6 +7,7 @@ or its bus delivers again from an earlier position, is resumed: each event is ch
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ import msgspec
 
 from ..model.text import safe
 from ..spool.journal_events import EventDigests, read_events
-from ..spool.kept_events import KeptEvents
+from ..spool.kept_events import KeptEvents, KeptSpan
 from ..spool.run_reader import descriptors_in, read_header
 from ..spool.spool import Spool
 from ..spool.stored_events import load_events
@@ -233,16 +234,17 @@ class KnownRuns:
         *,
         uids_alone: bool = False,
     ) -> KeptEvents:
-        until: dict[str, float] = {}
+        spans: dict[str, list[KeptSpan]] = {}
         earlier: list[EventDigests] = []
         for entry in entries:
             events = load_events(self._spool.path, str(entry.get("events")))
             if events is not None:
                 earlier.append(events)
                 continue
-            for time_base, time in dict(entry.get("until") or {}).items():
-                until[time_base] = max(time, until.get(time_base, time))
-        return KeptEvents([*earlier, *parts], until, resent=resent, uids_alone=uids_alone)
+            first_times = dict(entry.get("since") or {})
+            for time_base, last in dict(entry.get("until") or {}).items():
+                spans.setdefault(time_base, []).append(KeptSpan(first_times.get(time_base, math.nan), last))
+        return KeptEvents([*earlier, *parts], spans, resent=resent, uids_alone=uids_alone)
 
 
 def _youngest(names: list[str]) -> list[str]:

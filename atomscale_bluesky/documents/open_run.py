@@ -282,8 +282,7 @@ class OpenRun:
         if self.earlier_events is not None and self.earlier_events.possibly_taken_twice:
             ignored_documents.log_later(
                 logging.WARNING,
-                "run %s: the clock was set back, and the list of earlier events is gone, so %d events may be recorded "
-                "twice",
+                "run %s: the list of the events that were recorded before is gone, so %d events may be recorded twice",
                 self.uid, self.earlier_events.possibly_taken_twice,
             )  # fmt: skip
 

@@ -16,10 +16,11 @@ unless its journal's events are recognised by uid only.
 
 from __future__ import annotations
 
+import math
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import msgspec
@@ -52,13 +53,36 @@ class KeptReadings(msgspec.Struct, frozen=True):
 PossibleRows = Callable[[Layout], Iterator[tuple[float, bytes]]]
 
 
+class KeptSpan(msgspec.Struct):
+    """The times of the first and the last row of a journal that is gone. Nothing else is known of its events.
+
+    From the event that has the first time to the last time, events count as kept, as long as the clock runs forward. So
+    a replay is recognised if it comes from the journal's beginning. The rest of a run that comes alone is new, even if
+    the clock was set back before it. In doubt an event is taken again: twice is better than lost.
+    """
+
+    first: float  # not a number if it is not known
+    last: float
+    entered: bool = False
+    left: bool = False
+    latest: float = -math.inf
+
+    def holds(self, times: Sequence[float]) -> bool:
+        """Return True if the next event of the replay counts as kept, by its own time and those of its readings."""
+        self.entered = self.entered or self.first in times
+        if self.entered:
+            at = max(times)
+            self.left = self.left or not self.latest <= at <= self.last
+            self.latest = at
+        return self.entered and not self.left
+
+
 class KeptEvents:
     """The events of a run that earlier journals hold.
 
     Args:
         parts: The events of these journals.
-        until: By event stream, the time of the last row of a journal that is gone, if nothing else is known of its
-            events.
+        spans: By event stream, what is left of journals of which only two times are known.
         resent: The events of a journal that are recognised only by uid, because the same process sends them again.
         uids_alone: Recognise events by uid only, because the source continues where it was and keeps uids. Journals
             recorded from a catalogue are still searched by time.
@@ -67,7 +91,7 @@ class KeptEvents:
     def __init__(
         self,
         parts: Iterable[EventDigests] = (),
-        until: dict[str, float] | None = None,
+        spans: Mapping[str, Sequence[KeptSpan]] | None = None,
         *,
         resent: EventDigests | None = None,
         uids_alone: bool = False,
@@ -80,9 +104,7 @@ class KeptEvents:
         self.header: Header | None = None
         # By reason and data key: readings that the journals count as left out, and that a replay brings again.
         self.left_out: Counter[tuple[str, str]] = Counter()
-        self._until = dict(until or {})
-        self._latest: dict[str, float] = {}
-        self._set_back: set[str] = set()
+        self._spans = dict(spans or {})
         # Events recognised by time, by digest of their new uid: the youngest, and those before them.
         self._recognised: dict[int, KeptReadings] = {}
         self._recognised_before: dict[int, KeptReadings] = {}
@@ -110,7 +132,7 @@ class KeptEvents:
     def events_of(self, event_stream: str) -> int | None:
         """Return how many events of an event stream the journals hold, or None if that is not known."""
         counts = [journal.events_of(event_stream) for journal in self._journals]
-        return None if self.rows_not_remembered or self._until or None in counts else sum(filter(None, counts))
+        return None if self.rows_not_remembered or self._spans or None in counts else sum(filter(None, counts))
 
     def layouts_of(self, event_stream: str) -> list[Layout]:
         """Return the layouts of an event stream, in the order in which they were written."""
@@ -132,7 +154,7 @@ class KeptEvents:
             event_stream: The event stream's name.
             uid: The event's uid.
             keys: Its data keys.
-            times: The event's own time and those of its readings. A journal of which only the times are known has one.
+            times: The event's own time and those of its readings.
             possible_rows: Gives the rows that the event may have made.
         """
         digest = digest_of(uid)
@@ -152,9 +174,12 @@ class KeptEvents:
         kept = self._recognise_by_time(event_stream, digest, times, possible_rows)
         if kept is not None:
             return self._with_parts(kept, event_stream, keys, possible_rows)
-        if self._is_before_last_row(event_stream, times):
+        spans = self._spans.get(event_stream, ()) if times else ()
+        held = [span.holds(times) for span in spans]  # each of them has to see each event
+        if any(held):
             self.recognised_by_time += 1
             return _ALL
+        self.possibly_taken_twice += any(max(times) <= span.last for span in spans)
         return None
 
     def _remembered(self, digest: int) -> KeptReadings | None:
@@ -197,23 +222,6 @@ class KeptEvents:
         if len(self._recognised) > MAX_RECOGNISED:
             self._recognised, self._recognised_before = {}, self._recognised
         return kept
-
-    def _is_before_last_row(self, event_stream: str, times: Sequence[float]) -> bool:
-        """Return True if the event is not later than the last row of a journal of which only that time is known.
-
-        The comparison means nothing once the clock was set back. From then on every event is taken.
-        """
-        until = self._until.get(event_stream)
-        if until is None or not times:
-            return False
-        at = min(times)
-        if at < self._latest.get(event_stream, at):
-            self._set_back.add(event_stream)
-        self._latest[event_stream] = at
-        if at > until:
-            return False
-        self.possibly_taken_twice += event_stream in self._set_back
-        return event_stream not in self._set_back
 
 
 class _Journal:

@@ -75,6 +75,7 @@ class Account:
         self.stop: Stop | None = None
         self.rows: Counter[int] = Counter()  # by layout
         self.next_row: dict[str, int] = {}  # by time base
+        self.first_times: dict[str, float] = {}  # by time base: the time of the first row
         self.newest_times: dict[str, float] = {}  # by time base: the latest time of a row
         self.rows_missing: Counter[int] = Counter()  # by layout: row numbers that are missing because of damage
         # Rows whose layout is not in the journal, and that no number or stop has counted yet.
@@ -188,6 +189,7 @@ class Account:
 
     def take_rows(self, rows: Rows) -> None:
         """Count consecutive rows without a gap."""
+        self.first_times.setdefault(self.layouts[rows.layout].time_base, rows.times[0])
         self._count_row(rows.layout, rows.number, max(rows.times))
         more = len(rows.times) - 1
         self.rows[rows.layout] += more
@@ -215,6 +217,7 @@ class Account:
             self.rows_missing[layout] += number - expected
             self.rows_without_layout = max(0, self.rows_without_layout - (number - expected))
         self.next_row[known.time_base] = number + 1
+        self.first_times.setdefault(known.time_base, time)
         if time > self.newest_times.get(known.time_base, -math.inf):
             self.newest_times[known.time_base] = time
         return True

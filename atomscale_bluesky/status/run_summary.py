@@ -44,6 +44,7 @@ def history_entry(
         "interrupted": bool(stop and stop.interrupted),
         "verified": state.verified is not None,
         **({"verified_at": state.verified} if state.verified is not None else {}),
+        "since": account.first_times,
         "until": account.newest_times,
         "exit_status": stop.exit_status if stop else "",
         **({"not_given": dict(status.not_given)} if status.not_given else {}),

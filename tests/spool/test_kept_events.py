@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from runs import growth
+from runs import growth, held
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.model.rows import Channel
+from atomscale_bluesky.server import LocalServer
 from atomscale_bluesky.spool.journal_events import MAX_ROWS, EventDigests, digest_of, fingerprint_of
 from atomscale_bluesky.spool.journal_format import Layout, pack_values
-from atomscale_bluesky.spool.kept_events import KeptEvents
+from atomscale_bluesky.spool.kept_events import KeptEvents, KeptSpan
 from atomscale_bluesky.spool.spool import Spool
 from atomscale_bluesky.spool.stored_events import MAX_BYTES, load_events
 
@@ -180,3 +184,82 @@ def test_files_of_events_that_are_too_large_together_go_oldest_first_and_no_othe
     assert events.header is not None
     assert list(events.descriptors) == entry["descriptors"]
     assert load_events(spool_dir, names[1]) is None  # damaged: that costs nothing but what it knew
+
+
+def test_what_is_left_of_a_journal_recognises_a_replay_from_its_beginning_alone() -> None:
+    whole, late = (KeptEvents([], {"primary": [KeptSpan(first, 13.0)]}) for first in (10.0, 12.0))
+    old_stamp = 1.0  # of a signal that has not changed for long
+
+    assert [has(whole, "primary", f"e{n}", [10.0 + n, old_stamp]) for n in range(6)] == [True] * 4 + [False] * 2
+    assert [n for n in range(6) if has(late, "primary", f"e{n}", [10.0 + n, old_stamp])] == [2, 3]
+    assert (whole.recognised_by_time, whole.possibly_taken_twice) == (4, 0)
+    assert (late.recognised_by_time, late.possibly_taken_twice) == (2, 2)
+
+
+@pytest.mark.parametrize("first", [10.0, math.nan])
+def test_the_rest_of_a_run_is_new_although_the_clock_was_set_back_or_a_stamp_is_old(first: float) -> None:
+    kept = KeptEvents([], {"primary": [KeptSpan(first, 13.0)]})
+
+    assert not any(has(kept, "primary", f"e{n}", [11.5 + n, 1.0]) for n in range(4))
+    assert kept.possibly_taken_twice == 2  # those not later than the last row
+
+
+def test_behind_a_step_back_of_the_clock_a_replay_is_new() -> None:
+    kept = KeptEvents([], {"primary": [KeptSpan(10.0, 13.0)]})
+
+    assert [has(kept, "primary", f"e{at}", [at]) for at in (10.0, 11.0, 10.5, 12.0)] == [True, True, False, False]
+    assert kept.possibly_taken_twice == 2
+
+
+@pytest.mark.parametrize("from_the_beginning", [True, False])
+def test_of_an_interrupted_run_whose_list_of_events_is_gone_nothing_is_lost(
+    make_callback: MakeCallback, spool_dir: Path, server: LocalServer, from_the_beginning: bool
+) -> None:
+    documents = list(growth(points=30, keys=1))
+    before = make_callback()
+    for name, doc in documents[:22]:
+        before(name, doc)
+    assert before.close(timeout_s=20)
+    (entry,) = Spool(spool_dir).history.entries()
+    (spool_dir / entry["events"]).unlink()
+    if not from_the_beginning:  # the clock was set back before the rest
+        for name, doc in documents[22:]:
+            doc["time"] -= 0.1
+            if name == "event":
+                doc["timestamps"] = {"k0": doc["time"]}
+
+    callback = make_callback()
+    for name, doc in documents if from_the_beginning else [*documents[:2], *documents[22:]]:
+        callback(name, doc)
+
+    assert callback.drain(timeout_s=20)
+    assert sorted(held(server)["k0"]) == [float(n) for n in range(30)]
+
+
+def test_the_list_of_events_is_on_the_disk_before_the_journal_is_removed(
+    make_callback: MakeCallback, spool_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    removed: list[tuple[str, set[int]]] = []  # each file with what was synced before
+    sync, remove = os.fdatasync, os.unlink
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def watched(path: Any, *args: Any, **more: Any) -> None:
+        removed.append((str(path), set(synced)))
+        remove(path, *args, **more)
+
+    monkeypatch.setattr(os, "fdatasync", noted)
+    monkeypatch.setattr(os, "unlink", watched)
+    callback = make_callback()
+    for name, doc in list(growth(points=5))[:-1]:
+        callback(name, doc)
+    assert callback.close(timeout_s=20)
+
+    (entry,) = Spool(spool_dir).history.entries()
+    number = (spool_dir / entry["events"]).stat().st_ino
+    of_the_run = [before for path, before in removed if path.endswith(("head.jsonl", "journal-0001.jsonl"))]
+    assert len(of_the_run) == 2
+    assert all(number in before for before in of_the_run)
