@@ -20,7 +20,7 @@ import orjson
 import requests
 
 from atomscale_bluesky import AtomscaleCallback
-from atomscale_bluesky.spool.line_file import sync_file
+from atomscale_bluesky.spool.sync import sync_file
 
 from . import documents
 from .report import Report, Table, middle, percentile

@@ -7,8 +7,8 @@ import os
 import secrets
 from pathlib import Path
 
-from .line_file import sync_file, sync_folder
 from .own_files import open_own, refuse_link
+from .sync import sync_file, sync_folder
 
 
 def replace_file(path: Path, text: bytes, *, durable: bool = False) -> None:

@@ -22,11 +22,12 @@ from .line_bounds import (
     next_begin,
     payload_in,
 )
-from .line_file import MAX_LINE_BYTES, sync_file, sync_folder
+from .line_file import MAX_LINE_BYTES
 from .lines import PREFIX_BYTES
 from .own_files import open_own
 from .row_record import MAGIC
 from .segments import START, segment_path, segments
+from .sync import sync_file, sync_folder
 
 # How much of a journal is in memory while it is read. A longer line is read whole.
 READ_BYTES = 2**18

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -12,6 +11,7 @@ from typing import BinaryIO
 from ..errors import SpoolError, SpoolFullError
 from .own_files import open_own
 from .reserve import is_full, is_limit, with_room
+from .sync import sync_file, sync_folder
 
 # How much of a file is read from its end at a time, to find the last line.
 BLOCK_BYTES = 2**20
@@ -19,35 +19,7 @@ BLOCK_BYTES = 2**20
 # written by this package and is damage, for example zeros after a power cut.
 MAX_LINE_BYTES = 64 * 2**20
 
-_O_CLOEXEC = getattr(os, "O_CLOEXEC", 0)  # a child process must not keep our files open
 _CLOSED, _CLOSED_UNTIL_NEEDED = -1, -2  # instead of a descriptor
-
-
-def sync_file(descriptor: int) -> None:
-    """Make the file's content survive a power cut, by the strongest means of the platform."""
-    if sys.platform == "darwin":
-        # On macOS fsync leaves the data in the drive's cache. Only F_FULLFSYNC writes them out.
-        import fcntl
-
-        try:
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-        except OSError:  # some network file systems do not support it
-            os.fsync(descriptor)
-    elif hasattr(os, "fdatasync"):
-        os.fdatasync(descriptor)
-    else:
-        os.fsync(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut, on platforms that can sync a folder."""
-    if os.name == "nt":
-        return  # Windows has no such call; its journaling file system keeps names on its own
-    descriptor = os.open(folder, os.O_RDONLY | _O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class LineFile:

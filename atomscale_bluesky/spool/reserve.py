@@ -15,6 +15,7 @@ import contextlib
 import errno
 import logging
 import os
+import secrets
 import stat
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .own_files import open_own
+from .sync import sync_file
 
 _logger = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ class Reserve:
     def __init__(self, spool: Path) -> None:
         self._path = spool / NAME
         self._not_before = 0.0  # monotonic
+        self._checked = False  # the file that is there is a reserve
         self._impossible = False  # it cannot be made, though the disk is not full
 
     def size(self) -> int:
@@ -102,15 +105,14 @@ class Reserve:
         goal = max(minimum, min(MAX_BYTES, disk_bytes // 8, int(used_bytes * SHARE_OF_SPOOL)))
         if self._impossible:
             return True
-        if size < minimum:
-            # Twice its size has to fit: the reserve just released must not take back the space that it was released
-            # for.
-            if free_bytes + size < 2 * minimum or time.monotonic() < self._not_before:
-                return False
-            return self._write(size, 2 * minimum, minimum)
-        if size < goal and free_bytes >= 2 * goal:
-            self._write(size, min(goal, size + STEP_BYTES), min(goal, size + STEP_BYTES))
-        return True
+        if os.path.lexists(self._path):
+            if (self._checked or self._is_ours()) and size < goal and free_bytes >= 2 * goal:
+                self._grow(size, min(goal, size + STEP_BYTES))
+            return True
+        # Twice its size has to fit: the reserve just released must not take back the space that it was released for.
+        if free_bytes < 2 * minimum or time.monotonic() < self._not_before:
+            return False
+        return self._make(2 * minimum, minimum)
 
     def release(self) -> None:
         """Remove the reserve for lines that must be written now. Any thread may call this."""
@@ -119,9 +121,7 @@ class Reserve:
         except OSError:  # it is missing, or is no file
             return
         try:
-            ours = os.read(descriptor, len(_BEGINNING)) == _BEGINNING
-        except OSError:
-            ours = False
+            ours = _begins_as_ours(descriptor)
         finally:
             os.close(descriptor)
         if ours:
@@ -132,43 +132,77 @@ class Reserve:
                     "delivered; free some space", self._path.parent,
                 )  # fmt: skip
 
-    def _write(self, present_bytes: int, write_to: int, final_bytes: int) -> bool:
-        """Write the file up to `write_to` and cut it to `final_bytes`. It has `present_bytes` now.
-
-        Return False, with the file unchanged, if the disk is full.
-        """
-        made = False
-        try:
+    def _is_ours(self) -> bool:
+        """Return True if the file in the reserve's place is one. If it is not, log that once, and make none."""
+        ours = False
+        with contextlib.suppress(OSError):  # a SpoolError is one: it is a link, or another user's
+            descriptor = open_own(self._path, os.O_RDONLY)
             try:
-                descriptor, made = open_own(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL), True
-            except FileExistsError:
-                descriptor = open_own(self._path, os.O_RDWR)
-        except OSError as error:  # a SpoolError is one: something else has this name
-            return not is_full(error)
-        full = False
+                ours = _begins_as_ours(descriptor)
+            finally:
+                os.close(descriptor)
+        self._checked, self._impossible = ours, not ours
+        if not ours:
+            _logger.warning(
+                "%s is not the file that this package makes there, so it is left alone, and the spool has no reserve: "
+                "on a full disk nothing could be delivered; if nobody needs the file, remove it", self._path,
+            )  # fmt: skip
+        return ours
+
+    def _make(self, write_to: int, final_bytes: int) -> bool:
+        """Make the file: write up to `write_to` and cut it to `final_bytes`. Return False if the disk is full.
+
+        It gets its name when its content is on the disk. So after a power cut it is whole, or missing.
+        """
+        fresh = self._path.with_name(f".{NAME}-{secrets.token_hex(4)}")
         try:
-            present_bytes = min(present_bytes, os.lseek(descriptor, 0, os.SEEK_END))
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            if not made and os.read(descriptor, len(_BEGINNING)) != _BEGINNING:
-                return True  # not ours
+            descriptor = open_own(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            try:
+                _fill(descriptor, 0, write_to)
+                os.ftruncate(descriptor, final_bytes)
+                sync_file(descriptor)
+            finally:
+                os.close(descriptor)
+            fresh.replace(self._path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                fresh.unlink()
+            self._note_failure(error)
+            return not is_full(error)
+        self._checked = True
+        return True
+
+    def _grow(self, present_bytes: int, write_to: int) -> None:
+        """Make the file larger. It keeps its size if the disk is full."""
+        try:
+            descriptor = open_own(self._path, os.O_RDWR)
+        except OSError:  # released just now
+            return
+        try:
             os.lseek(descriptor, present_bytes, os.SEEK_SET)
             try:
                 _fill(descriptor, present_bytes, write_to)
             except OSError as error:
-                final_bytes, full = present_bytes, is_full(error)
-                self._impossible = not full
-                self._not_before = time.monotonic() + AGAIN_S
-            os.ftruncate(descriptor, final_bytes)
+                self._note_failure(error)
+                os.ftruncate(descriptor, present_bytes)
         except OSError as error:
-            _logger.debug("%s cannot be written: %s", self._path, error)
-            self._impossible = True
-            return True
+            self._note_failure(error)
         finally:
             os.close(descriptor)
-        if not final_bytes:
-            with contextlib.suppress(OSError):
-                self._path.unlink()
-        return not full
+
+    def _note_failure(self, error: OSError) -> None:
+        """Try again later if the disk is full, else never."""
+        self._not_before = time.monotonic() + AGAIN_S
+        if not is_full(error):
+            _logger.debug("%s cannot be written: %s", self._path, error)
+            self._impossible = True
+
+
+def _begins_as_ours(descriptor: int) -> bool:
+    try:
+        return os.read(descriptor, len(_BEGINNING)) == _BEGINNING
+    except OSError:
+        return False
 
 
 def _fill(descriptor: int, at: int, until: int) -> None:

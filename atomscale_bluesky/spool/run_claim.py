@@ -18,7 +18,6 @@ from .journal_reader import JournalReader
 from .journal_writer import JournalWriter
 from .ledger import Ledger
 from .ledger_format import Edited, Moved, Obeyed, Parked
-from .line_file import sync_folder
 from .lines import checksummed, encode
 from .locks import WRITER_LOCK, RunLock, is_held, is_session_alive, remove_folder
 from .orders import AnyOrder, Edit, Move, Orders, endpoint_of
@@ -26,6 +25,7 @@ from .own_files import refuse_links_in
 from .run_reader import HEAD, LEDGER, append_to_copy, has_stop, lines_to_copy
 from .segments import segment_path, segments
 from .stored_events import store_events
+from .sync import sync_folder
 
 _logger = logging.getLogger(__name__)
 

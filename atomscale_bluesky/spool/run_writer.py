@@ -16,12 +16,13 @@ from ..errors import LineTooLongError, SpoolError, SpoolFullError
 from .disk_space import DiskSpace
 from .journal_format import Header
 from .journal_writer import JournalWriter
-from .line_file import MAX_LINE_BYTES, sync_folder
+from .line_file import MAX_LINE_BYTES
 from .lines import checksummed, encode
 from .locks import LOCK_TEST_S, WRITER_LOCK, RunLock
 from .reserve import is_full
 from .row_record import RECORD
 from .run_reader import append_to_copy, needs_copy
+from .sync import sync_folder
 
 # How many open runs have their journal file open.
 MAX_OPEN_JOURNALS = 56

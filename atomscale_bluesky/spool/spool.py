@@ -20,7 +20,7 @@ from pathlib import Path
 from .disk_space import DiskSpace
 from .history import History
 from .leftovers import holds_a_run, remove_leftover
-from .line_file import LineFile, sync_folder
+from .line_file import LineFile
 from .lines import checksummed, encode
 from .locks import UPLOADER_LOCK, WRITER_LOCK, RunLock, is_held, is_session_alive, locked, service_lock
 from .orders import ORDERS, Edit, OrderLine, read_orders
@@ -32,6 +32,7 @@ from .run_writers import RunWriters
 from .runs_not_kept import RunsNotKept
 from .segments import segments
 from .spool_folder import check_folder, prepare_folder
+from .sync import sync_folder
 
 # Touched with every order, so that the uploader does not have to check every run for one.
 ORDERED = "orders.touched"

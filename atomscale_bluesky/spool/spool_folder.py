@@ -16,9 +16,9 @@ from pathlib import Path
 import msgspec
 
 from ..errors import SpoolError
-from .line_file import sync_folder
 from .lines import payload_of
 from .own_files import MARKER, is_run_name, is_spool_file, open_own, open_to_read, run_files
+from .sync import sync_folder
 
 _logger = logging.getLogger(__name__)
 

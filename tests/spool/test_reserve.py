@@ -65,13 +65,41 @@ def test_it_does_not_grow_on_a_disk_that_is_nearly_full(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"somebody's own"])
-def test_a_foreign_file_of_its_name_is_left_as_it_is(folder: Path, content: bytes) -> None:
+def test_a_foreign_file_of_its_name_is_left_as_it_is_and_named_once(
+    folder: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     (folder / NAME).write_bytes(content)
     reserve = Reserve(folder)
 
-    assert reserve.maintain(0, GIB, 100 * GIB)
+    for _ in range(3):
+        assert reserve.maintain(0, GIB, 100 * GIB)
     reserve.release()
     assert (folder / NAME).read_bytes() == content
+    (record,) = caplog.records
+    assert f"{folder / NAME} is not the file that this package makes there" in record.getMessage()
+
+
+@pytest.mark.skipif(not hasattr(os, "fdatasync"), reason="this system syncs by other calls")
+def test_it_gets_its_name_when_it_is_on_the_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[int, int]] = []
+    named: list[bool] = []
+    replace = os.replace
+
+    def note(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        synced.append((found.st_ino, found.st_size))
+
+    def watched(source: Path, target: Path) -> None:
+        found = Path(source).stat()
+        named.append((found.st_ino, found.st_size) in synced)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fdatasync", note)
+    monkeypatch.setattr(os, "replace", watched)
+    assert kept(Reserve(folder), 0, GIB, 100 * GIB) == MIB
+
+    assert named == [True]
+    assert [path.name for path in folder.iterdir()] == [NAME]
 
 
 @pytest.mark.parametrize("nofollow", [True, False])  # Windows has no such flag
