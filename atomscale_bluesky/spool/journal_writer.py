@@ -7,6 +7,7 @@ anything else is written, so half a line never stands before a whole one. One pr
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,13 +57,13 @@ class JournalWriter:
     def sync(self) -> None:
         """Sync every line appended before this call, so that it survives a power cut.
 
-        Another thread may append meanwhile.
+        Other threads may append or sync meanwhile.
         """
-        while self._unsynced:
-            left_behind = self._unsynced[0]
+        for left_behind in list(self._unsynced):
             left_behind.sync()
             left_behind.close()
-            self._unsynced.pop(0)
+            with contextlib.suppress(ValueError):  # another thread that syncs has removed it
+                self._unsynced.remove(left_behind)
         self._file.sync()
 
     def close_until_needed(self) -> None:

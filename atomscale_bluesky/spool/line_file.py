@@ -50,7 +50,7 @@ class LineFile:
     ) -> None:
         self.path = path
         self._make_room = make_room
-        self._times_closed = 0  # how often it was closed in order to be opened again
+        self._times_closed = 0  # a thread that syncs meanwhile notices by it that its descriptor is no longer valid
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
         self._descriptor = with_room(lambda: open_own(path, flags), make_room or _nothing)
         try:
@@ -149,6 +149,7 @@ class LineFile:
         # Forgotten before it is closed: by a second close, the number may belong to another file.
         descriptor, self._descriptor = self._descriptor, _CLOSED
         if descriptor >= 0:
+            self._times_closed += 1
             os.close(descriptor)
 
     def __del__(self) -> None:

@@ -8,8 +8,10 @@ session's lock, which their header names, until they end.
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import LineTooLongError, SpoolError, SpoolFullError
@@ -23,6 +25,8 @@ from .reserve import is_full
 from .row_record import RECORD
 from .run_reader import append_to_copy, needs_copy
 from .sync import sync_folder
+
+_logger = logging.getLogger(__name__)
 
 # How many open runs have their journal file open.
 MAX_OPEN_JOURNALS = 56
@@ -219,7 +223,7 @@ class RunWriter:
     def close_until_needed(self) -> None:
         """Close the journal until the next line."""
         self._closed_until_needed = True
-        self._journal.close_until_needed()
+        self._attempt(self._journal.close_until_needed)
 
     def release_unsynced(self) -> None:
         """Close an ended run's files and release its lock, without waiting for the disk. `sync` opens them again.
@@ -227,7 +231,7 @@ class RunWriter:
         Another process may take the run then. It syncs the journal before it sends anything.
         """
         self.is_released = True
-        self._journal.close_until_needed()
+        self._attempt(self._journal.close_until_needed)
         self._lock.release()
         self.has_lock = False
 
@@ -273,10 +277,18 @@ class RunWriter:
         if self.dirty:
             with contextlib.suppress(OSError, ValueError):  # the disk fails, or it is already closed
                 self.sync()
-        self._journal.close()
+        self._attempt(self._journal.close)
         self._journals.remove(self)
-        self._lock.release()
+        with contextlib.suppress(OSError):  # its file is closed all the same
+            self._lock.release()
         self.has_lock = False
+
+    def _attempt(self, close: Callable[[], None]) -> None:
+        """Close the journal's files. A network disk may tell only now that it could not write; that is logged."""
+        try:
+            close()
+        except OSError as error:
+            _logger.warning("journal in %s is closed, but the disk reports an error: %s", self.folder, error)
 
 
 def _as_written(payload: bytes) -> bytes:

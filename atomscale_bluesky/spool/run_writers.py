@@ -329,9 +329,17 @@ class RunWriters:
         return not (self._stopping.is_set() or self._retired) and thread is threading.current_thread()
 
     def _sync_loop(self) -> None:
+        failed = False
         while self._may_continue(self._thread):
             self._wake.wait(SYNC_INTERVAL_S)
-            self._sync_all()
+            try:
+                self._sync_all()
+            except Exception:  # whatever it is: without this thread nothing would survive a power cut
+                if not failed:
+                    _logger.exception("syncing the spool %s failed; it is tried again", self._path)
+                failed = True
+            else:
+                failed = False
 
     def _measure_loop(self) -> None:
         """Watch the disk space in a thread of its own, so that no sync waits however long the disk takes."""
@@ -375,18 +383,26 @@ class RunWriters:
                 self._disk_space.grown_runs.append(writer.folder.name)
                 _try_to_sync(writer)
         kept: list[RunWriter] = []
-        for writer in closing:
-            ended, synced = writer.retry_ending(), not writer.dirty or _try_to_sync(writer)
-            if ended or last_time:
-                self._unended.discard(writer)
-            if (ended and synced) or last_time:
-                writer.close()
-                continue
-            kept.append(writer)
-            if not ended:
-                writer.close_until_needed()
-        with self._guard:
-            self._closing[:0] = kept
+        try:
+            while closing:
+                if not self._has_closed(closing[0], last_time=last_time):
+                    kept.append(closing[0])
+                del closing[0]
+        finally:
+            with self._guard:
+                self._closing[:0] = kept + closing
+
+    def _has_closed(self, writer: RunWriter, *, last_time: bool) -> bool:
+        """Write, sync and close what is left of an ended run. Return False if it has to be tried again."""
+        ended, synced = writer.retry_ending(), not writer.dirty or _try_to_sync(writer)
+        if ended or last_time:
+            self._unended.discard(writer)
+        if (ended and synced) or last_time:
+            writer.close()
+            return True
+        if not ended:
+            writer.close_until_needed()
+        return False
 
 
 def _try_to_sync(writer: RunWriter) -> bool:

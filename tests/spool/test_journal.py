@@ -318,6 +318,27 @@ def test_a_reader_sees_each_line_once_while_a_writer_appends(open_writer: Writer
     assert reader.damaged == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "fdatasync"), reason="this system syncs by other calls")
+def test_two_threads_that_sync_at_once_forget_no_segment(
+    tmp_path: Path, open_writer: Writers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = open_writer(segment_bytes=100)
+    for n in range(6):
+        writer.append(checksummed(payload(n, 90)))
+    real, synced, meanwhile = os.fdatasync, set[int](), iter([True])
+
+    def sync(descriptor: int) -> None:
+        if next(meanwhile, False):
+            writer.sync()  # as another thread does
+        real(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    writer.sync()
+
+    assert synced >= {path.stat().st_ino for path in tmp_path.glob("journal-*.jsonl")}
+
+
 def test_one_thread_may_sync_while_another_appends(open_writer: Writers, open_reader: Readers) -> None:
     writer = open_writer(segment_bytes=500)
     done = threading.Event()

@@ -290,6 +290,54 @@ def test_a_run_of_a_newer_version_is_left_alone_and_stays_free(spool: Spool) -> 
         assert not spool.uploader_alive(newer)
 
 
+def test_a_disk_that_reports_an_error_when_a_file_is_closed_stops_no_later_sync(
+    make_spool: MakeSpool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = make_spool()
+    first, second = (spool.writers.create(header(f"b7c2e9f1-000{n}")) for n in range(2))
+    journal = first.folder / "journal-0001.jsonl"
+    number, failures, real = journal.stat().st_ino, iter([True]), os.close
+
+    def close(descriptor: int) -> None:
+        of_the_first = os.fstat(descriptor).st_ino == number
+        real(descriptor)
+        if of_the_first and next(failures, False):
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "close", close)
+    first.append([row(0), encode(STOP)])
+    spool.writers.release(first)
+    wait_until(lambda: "the disk reports an error: [Errno" in caplog.text)
+    wait_until(lambda: not spool.writer_alive(first.folder))
+    for n in range(3):
+        second.append([row(n)])
+        wait_until(lambda: not second.dirty)
+
+    assert has_stop(first.folder)
+    assert sum("the disk reports an error" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_what_a_sync_trips_over_is_tried_again_and_logged_once(
+    make_spool: MakeSpool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = make_spool()
+    writer = spool.writers.create(header())
+    wait_until(lambda: not writer.dirty)
+    tries: list[int] = []
+    sync = "fdatasync" if hasattr(os, "fdatasync") else "fsync"
+
+    def broken(descriptor: int) -> None:
+        tries.append(descriptor)
+        raise MemoryError
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, sync, broken)
+        writer.append([row(0)])
+        wait_until(lambda: len(tries) >= 3)
+    wait_until(lambda: not writer.dirty)
+    assert sum("syncing the spool" in record.getMessage() for record in caplog.records) == 1
+
+
 def test_a_run_whose_writer_is_gone_gets_the_stop_that_never_came_once(spool: Spool) -> None:
     writer = spool.writers.create(header())
     writer.append([row(0)])
