@@ -191,7 +191,7 @@ class RunWriters:
                         path.unlink()
             name = SESSION_LOCK.format(secrets.token_hex(8))
             lock = RunLock(self._path / name)
-            if not lock.acquire():
+            if not lock.acquire(patience_s=LOCK_TEST_S):  # another session may test it just now
                 raise SpoolError(f"{self._path / name} cannot be locked")
             self._session, self._session_name = lock, name
         return self._session_name

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import subprocess
 import sys
 import textwrap
@@ -336,6 +337,27 @@ def test_what_a_sync_trips_over_is_tried_again_and_logged_once(
         wait_until(lambda: len(tries) >= 3)
     wait_until(lambda: not writer.dirty)
     assert sum("syncing the spool" in record.getMessage() for record in caplog.records) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks are others there")
+def test_a_session_lock_that_another_session_tests_just_now_is_waited_for(
+    make_spool: MakeSpool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    spool, name = make_spool(), f"writers-{'0' * 16}.lock"
+    token = secrets.token_hex
+    monkeypatch.setattr(secrets, "token_hex", lambda size=None: "0" * 16 if size == 8 else token(size))
+    with (tmp_path / "spool" / name).open("wb") as tested:
+        (tmp_path / "spool" / name).chmod(0o600)
+        fcntl.flock(tested, fcntl.LOCK_SH)
+        release = threading.Timer(0.1, fcntl.flock, (tested, fcntl.LOCK_UN))
+        release.start()
+        writers = [spool.writers.create(header(f"b7c2e9f1-{n:04}")) for n in range(MAX_OWN_LOCKS + 1)]
+        release.join()
+
+    assert all(spool.writer_alive(writer.folder) for writer in writers)
+    assert [writer.has_lock for writer in writers].count(False) == 1
 
 
 def test_a_run_whose_writer_is_gone_gets_the_stop_that_never_came_once(spool: Spool) -> None:
