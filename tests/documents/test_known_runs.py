@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from event_model import compose_run
 from runs import Document, growth, held
 from waiting import wait_until
 
@@ -312,3 +313,53 @@ def test_a_run_that_goes_to_two_accounts_or_is_sent_again_is_no_mistake(
         callback.close()
 
     assert "another process" not in caplog.text
+
+
+def channels_of(server: LocalServer) -> dict[str, tuple[str | None, list[float | None]]]:
+    """Unit and values of every channel, over all streams."""
+    found: dict[str, tuple[str | None, list[float | None]]] = {}
+    for stream in server.streams():
+        for name, series in server.points(stream.data_id).items():
+            found.setdefault(name, (series.units, []))[1].extend(series.values)
+    return found
+
+
+def test_channels_have_the_names_and_the_lengths_that_they_had_before_the_interruption(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    run = compose_run(metadata={"synth_source_id": 42})
+
+    def described(unit: str) -> Any:
+        keys = {
+            "zones": {"source": "sim", "dtype": "array", "shape": [None], "units": "K"},
+            "power": {"source": "sim", "dtype": "number", "shape": [], "units": unit},
+        }
+        return run.compose_descriptor(name="primary", data_keys=keys)
+
+    def event(described: Any, seq_num: int, zones: list[float], power: float) -> Document:
+        now = run.start_doc["time"] + seq_num
+        data = {"zones": zones, "power": power}
+        doc = described.compose_event(data=data, timestamps=dict.fromkeys(data, now), time=now, seq_num=seq_num)
+        return "event", doc
+
+    in_watts, in_kilowatts = described("W"), described("kW")
+    before = make_callback(offline=True)
+    before("start", run.start_doc)
+    before("descriptor", in_watts.descriptor_doc)
+    before(*event(in_watts, 1, [1.0, 2.0, 3.0], 500.0))
+    before.close()
+    callback = make_callback()
+    callback("start", run.start_doc)
+    callback("descriptor", in_kilowatts.descriptor_doc)
+    callback(*event(in_kilowatts, 2, [1.5, 2.5], 0.5))
+    callback(*event(in_kilowatts, 3, [1.7, 2.7, 3.7], 0.6))
+    callback("stop", run.compose_stop())
+
+    assert callback.drain(20)
+    assert channels_of(server) == {
+        "zones[0]": ("K", [1.0, 1.5, 1.7]),
+        "zones[1]": ("K", [2.0, 2.5, 2.7]),
+        "zones[2]": ("K", [3.0, 3.7]),
+        "power": ("W", [500.0]),
+        "power (kW)": ("kW", [0.5, 0.6]),
+    }
