@@ -70,6 +70,7 @@ class RunWriters:
         self._thread: threading.Thread | None = None
         self._room_thread: threading.Thread | None = None
         self._in_background: deque[Callable[[], bool]] = deque()
+        self._failing: set[str] = set()  # which steps of the threads failed the last time
         # Guards the lists, and the threads' start and end. Never held during a sync. Re-entrant for signal handlers.
         self._guard = threading.RLock()
         self._syncing = threading.RLock()  # a caller that syncs everything waits for the thread that is syncing
@@ -329,21 +330,13 @@ class RunWriters:
         return not (self._stopping.is_set() or self._retired) and thread is threading.current_thread()
 
     def _sync_loop(self) -> None:
-        failed = False
         while self._may_continue(self._thread):
             self._wake.wait(SYNC_INTERVAL_S)
-            try:
-                self._sync_all()
-            except Exception:  # whatever it is: without this thread nothing would survive a power cut
-                if not failed:
-                    _logger.exception("syncing the spool %s failed; it is tried again", self._path)
-                failed = True
-            else:
-                failed = False
+            self._attempt("syncing the journals", self._sync_all)
 
     def _measure_loop(self) -> None:
         """Watch the disk space in a thread of its own, so that no sync waits however long the disk takes."""
-        self._disk_space.update(maintain_reserve=True)
+        self._attempt("measuring the disk space", self._measure)
         kind = network_file_system(self._path)
         if kind:
             _logger.warning(
@@ -353,12 +346,29 @@ class RunWriters:
         while self._may_continue(self._room_thread):
             catching_up = self._in_background or self._disk_space.has_unmeasured_runs
             self._stopping.wait(CATCH_UP_INTERVAL_S if catching_up else ROOM_INTERVAL_S)
-            self._disk_space.update(maintain_reserve=True)
-            self._not_kept.write()
-            self._call_background_steps()
-        if self._stopping.is_set():
-            self._call_background_steps()  # those that a short session asked for while the disk space was measured
-        self._not_kept.write()
+            self._attempt("measuring the disk space", self._measure)
+            self._attempt("noting runs that found no room", self._not_kept.write)
+            self._attempt("reading its runs", self._call_background_steps)
+        if self._stopping.is_set():  # steps that a short session asked for while the disk space was measured
+            self._attempt("reading its runs", self._call_background_steps)
+        self._attempt("noting runs that found no room", self._not_kept.write)
+
+    def _measure(self) -> None:
+        self._disk_space.update(maintain_reserve=True)
+
+    def _attempt(self, what: str, step: Callable[[], object]) -> None:
+        """Take a step of a thread. Whatever goes wrong is logged once, and does not end the thread.
+
+        Without its threads the spool would sync no reading, and never notice that its disk is full or has room again.
+        """
+        try:
+            step()
+        except Exception:
+            if what not in self._failing:
+                _logger.exception("spool %s: %s failed; it is tried again", self._path, what)
+            self._failing.add(what)
+        else:
+            self._failing.discard(what)
 
     def _call_background_steps(self) -> None:
         """Call each step in `_in_background` once."""

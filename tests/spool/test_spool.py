@@ -336,7 +336,7 @@ def test_what_a_sync_trips_over_is_tried_again_and_logged_once(
         writer.append([row(0)])
         wait_until(lambda: len(tries) >= 3)
     wait_until(lambda: not writer.dirty)
-    assert sum("syncing the spool" in record.getMessage() for record in caplog.records) == 1
+    assert sum("syncing the journals failed" in record.getMessage() for record in caplog.records) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="locks are others there")
@@ -358,6 +358,20 @@ def test_a_session_lock_that_another_session_tests_just_now_is_waited_for(
 
     assert all(spool.writer_alive(writer.folder) for writer in writers)
     assert [writer.has_lock for writer in writers].count(False) == 1
+
+
+def test_a_step_in_the_background_that_fails_ends_no_thread(spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
+    spool.writers.create(header())
+    called: list[bool] = []
+
+    def broken() -> bool:
+        raise MemoryError
+
+    spool.writers.run_in_background(broken)
+    wait_until(lambda: "reading its runs failed" in caplog.text)
+    spool.writers.run_in_background(lambda: called.append(True) is not None)
+
+    wait_until(lambda: called == [True])
 
 
 def test_a_run_whose_writer_is_gone_gets_the_stop_that_never_came_once(spool: Spool) -> None:
