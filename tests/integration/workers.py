@@ -155,6 +155,9 @@ def _harmed_meanwhile(
             case "outage":
                 server.unreachable(OUTAGE_S)
             case _:
+                # A worker that was started just now is smaller. One that delivers has begun.
+                delivered = _points_in(server) + 10 * trial.points_per_chunk
+                wait_until(lambda delivered=delivered: _points_in(server) > delivered, trial.timeout_s)
                 begin = _memory(workers)
     return begin
 
