@@ -332,16 +332,25 @@ class _Journal:
     ) -> int | None:
         """Return the place of a row that an event may have made, and that was not recognised before.
 
-        Rows whose uid `is_excluded` returns True for are passed over.
+        Rows of other event streams are passed over, and those whose uid `is_excluded` returns True for.
         """
         for time, values in possible_rows(layout):
             sought = fingerprint_of(layout, time, values)
             at = bisect_left(self._fingerprints, sought)
             while at < len(self._fingerprints) and self._fingerprints[at] == sought:
-                if not self._recognised_counts[at] and not is_excluded(self._uids_by_fingerprint[at]):
+                uid = self._uids_by_fingerprint[at]
+                if not self._recognised_counts[at] and self._is_of(uid, layout.event_stream) and not is_excluded(uid):
                     return at
                 at += 1
         return None
+
+    def _is_of(self, digest: int, event_stream: str) -> bool:
+        """Return True if the event with this uid belongs to the event stream.
+
+        Fingerprints do not tell: a monitor's row and that of a plan that reads the same signal may be alike.
+        """
+        at = bisect_left(self._uids, digest)
+        return self._layouts[self._layout_places[at]].event_stream == event_stream
 
     def has_event(self, digest: int) -> bool:
         """Return True if the journal has the first row of an event with this uid."""

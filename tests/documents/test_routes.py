@@ -629,3 +629,27 @@ def test_an_external_number_is_taken_if_filled_says_nothing_about_its_key(
     assert callback.drain(20)
     assert points(server) == {"a": [(1.0, 1.0), (2.0, 2.0)], "x": [(1.0, 7.0)]}
     assert [entry["left_out"] for entry in Spool(spool_dir).history.entries()] == [{"text": 1}]
+
+
+@pytest.mark.parametrize("made_up", [False, True])
+def test_a_reading_is_taken_after_a_restart_if_a_monitor_kept_its_value_and_stamp(
+    make_callback: MakeCallback, server: LocalServer, made_up: bool
+) -> None:
+    monitor = [event("m", 2 * n + 1.001, {"T": 300.0 + n}, T0 + 2 * n + 1) for n in range(4)]
+    plan = [event("d", 2 * n + 1.2, {"T": 300.0 + n}, T0 + 2 * n + 1) for n in range(4)]
+    live = [one for pair in zip(monitor, plan, strict=True) for one in pair]
+    described = [descriptor("d", "primary", T=number()), descriptor("m", "T_monitor", T=number())]
+    documents = run_of(*described, *live)
+    first = make_callback(offline=True)
+    play(first, documents[:-2])  # all but the plan's last reading
+    first.close()
+    again = [documents[0], *documents[1:3], *documents[-2:]]  # the source goes on where it was, with its own uids
+    if made_up:  # a catalogue brings one event stream after the other
+        renewed = [(name, doc | {"uid": f"event-{doc['uid']}"}) for name, doc in [*plan, *monitor]]
+        again = [*documents[:3], *renewed, documents[-1]]
+    second = make_callback()
+    play(second, again)
+    assert second.drain(20)
+
+    of_monitor, of_plan = ([(2 * n + at, 300.0 + n) for n in range(4)] for at in (1.0, 1.2))
+    assert points(server) == {"T": sorted(of_monitor + of_plan)}
