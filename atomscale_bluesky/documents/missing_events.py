@@ -58,7 +58,9 @@ def count_missing_events(run: OpenRun, counts: Mapping[str, int], selection: Sel
         if not selection.takes_event_stream(name):
             continue
         event_stream = run.event_streams.get(name)
-        kept = 0 if run.earlier_events is None else run.earlier_events.events_of(name)
+        kept = 0
+        if run.earlier_events is not None:  # after a second start document, they are also those of this process
+            kept = run.earlier_events.events_of(name, before_part=run.first_part)
         if kept is None or (event_stream is not None and event_stream.has_external_data):
             continue
         missing = count - kept - (event_stream.events if event_stream is not None else 0)

@@ -47,6 +47,7 @@ class OpenRun:
     def __init__(self, uid: str, header: Header, earlier_events: KeptEvents | None = None) -> None:
         self.uid = uid
         self.header = header
+        self.first_part = header.part  # of the first journal that this process writes
         # What the descriptors say, by uid. The journal has it too, for a process that resumes the run.
         self.descriptions: dict[str, Description] = {}
         self.writer: RunWriter | None = None  # of the journal that is being written

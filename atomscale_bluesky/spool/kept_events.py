@@ -129,9 +129,14 @@ class KeptEvents:
         """Return True if more than the first row of an event stream stands at its readings' own times."""
         return sum(journal.rows_at_own_times(event_stream) for journal in self._journals) > 1
 
-    def events_of(self, event_stream: str) -> int | None:
-        """Return how many events of an event stream the journals hold, or None if that is not known."""
-        counts = [journal.events_of(event_stream) for journal in self._journals]
+    def events_of(self, event_stream: str, *, before_part: int) -> int | None:
+        """Return how many events of an event stream the journals hold, or None if that is not known.
+
+        Args:
+            event_stream: The event stream's name.
+            before_part: Count only journals whose header has a smaller `part`.
+        """
+        counts = [journal.events_of(event_stream) for journal in self._journals if journal.part < before_part]
         return None if self.rows_not_remembered or self._spans or None in counts else sum(filter(None, counts))
 
     def layouts_of(self, event_stream: str) -> list[Layout]:
@@ -232,6 +237,7 @@ class _Journal:
     """
 
     def __init__(self, events: EventDigests, room: int, *, only_by_uid: bool) -> None:
+        self.part = _part_number(events)
         self._keeps_uids = only_by_uid
         self._layouts = events.layouts
         self._keys = [frozenset(channel.key for channel in layout.channels) for layout in events.layouts]

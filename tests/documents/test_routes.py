@@ -349,6 +349,25 @@ def test_events_that_a_restart_has_missed_are_reported_at_the_stop(
     assert "counts events that never came: 3 of event stream 'primary'" in caplog.text
 
 
+@pytest.mark.parametrize("what_came_before", ["nothing", "a restart", "a close"])
+def test_a_second_start_document_hides_no_event_that_never_came(
+    make_callback: MakeCallback, what_came_before: str
+) -> None:
+    events = [event("d", n, {"T": float(n)}) for n in range(5)]
+    start, described, *_, stop = run_of(descriptor("d", "primary", T=number()), *events)
+    stop[1]["num_events"] = {"primary": 8}
+    callback = make_callback(offline=True)
+    play(callback, [start, described, *events[:2]])
+    if what_came_before != "nothing":
+        callback.close()
+    if what_came_before == "a restart":
+        callback = make_callback(offline=True)
+        play(callback, [start, described])
+    play(callback, [events[2], start, described, *events[3:], stop])
+
+    assert [run.not_given for run in callback.status() if run.not_given] == [{"primary": 3}]
+
+
 def test_a_complete_run_has_nothing_that_was_not_given(make_callback: MakeCallback, server: LocalServer) -> None:
     again = event("d", 4, {"T": 4.0})[1] | {"seq_num": 3}  # taken again after a pause
     frames = descriptor("f", "camera", frame=number(external="STREAM:"), T2=number())
