@@ -11,7 +11,6 @@ from ..model.text import cut_to_bytes, encodable
 from ..spool.journal_format import DataKey, Layout
 from .conversion import choice, length_of, number
 from .description import MAX_NAME, Description
-from .descriptor import is_filled
 from .selection import Selection
 from .time_base import KeySource
 
@@ -66,20 +65,24 @@ class Channels:
         length = source.outgrown_length(value)
         return source if length is None else self._elements(source.key, source.channels[0].unit, length)
 
-    def source_of(self, key: Any, value: Any, filled: Any) -> KeySource | Loss:
+    def is_external(self, key: str) -> bool:
+        """Return True if a data key's present descriptor marks it as external."""
+        return self._description.line.data_keys.get(key, _UNDESCRIBED).external
+
+    def source_of(self, key: Any, value: Any) -> KeySource | Loss:
         """Return how a data key becomes channels, by its value, or the reason why it does not."""
         if not isinstance(key, str):
             return Loss.NAMELESS
         try:
-            return self._decide(key, value, filled)
+            return self._decide(key, value)
         except Exception:  # noqa: BLE001 - a foreign object may do anything when it is asked what it is
             return Loss.NOT_NUMERIC
 
-    def _decide(self, key: str, value: Any, filled: Any) -> KeySource | Loss:
+    def _decide(self, key: str, value: Any) -> KeySource | Loss:
         described = self._description.line.data_keys.get(key, _UNDESCRIBED)
         if not self._selection.takes_key(key, key in self._description.line.hinted):
             return Loss.KEY_NOT_SELECTED
-        if described.external and (not is_filled(filled) or isinstance(value, str) or value is None):
+        if described.external and (isinstance(value, str) or value is None):
             return Loss.EXTERNAL
         if isinstance(value, str):
             return self._text(key, described)

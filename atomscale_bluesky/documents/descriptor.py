@@ -68,18 +68,13 @@ def is_flag(filled: Any) -> bool:
     return filled is None or isinstance(filled, bool | np.bool_ | int | str)
 
 
-def filled_in_page(filled: Any) -> dict[str, Any]:
-    """Return `filled` of a page as an event has it.
+def reading_of(value: Any, flag: Any) -> Any:
+    """Return a value of external data, or an empty text for a number that is not filled in.
 
-    A key counts as filled if it is filled in every row. Its column may be one flag for all rows.
+    Such a number stands for a file, as the id of a datum does. Text never becomes a number.
+
+    Args:
+        value: The value.
+        flag: As `is_filled` has it.
     """
-    found: dict[str, Any] = {}
-    for key, flags in mapping_of(filled).items():
-        if is_flag(flags):
-            found[key] = flags
-        else:
-            try:
-                found[key] = all(map(is_filled, flags))
-            except TypeError:  # neither a flag nor a column of flags
-                found[key] = False
-    return found
+    return value if value is None or issubclass(type(value), str) or is_filled(flag) else ""

@@ -21,12 +21,10 @@ class EventPage:
         uids: Sequence[str],
         times: Sequence[float],
         columns: Mapping[Any, Sequence[Any]],
-        filled: Mapping[str, Any],
     ) -> None:
         self.uids = uids
         self.times = times
         self.columns = columns
-        self.filled = filled
         self._lines: dict[str, list[bytes]] = {}  # by time base
         self._layouts_added: set[int] = set()
 

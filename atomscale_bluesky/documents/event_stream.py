@@ -24,7 +24,7 @@ from ..spool.row_record import RECORD
 from .channels import Names
 from .conversion import DATES
 from .description import Description
-from .descriptor import filled_in_page, mapping_of
+from .descriptor import is_flag, mapping_of, reading_of
 from .event_page import EventPage, as_list, stamps_of
 from .layout_chooser import LayoutChooser
 from .row_times import SAME_COLLECTION_S, OwnTimes, RowTimes, Stretch
@@ -67,6 +67,7 @@ class EventStream:
     ) -> None:
         self.name = encodable(description.line.event_stream)
         self.description = description
+        self._external = _external_keys(description)
         self.has_rows = False  # True once a row of it was written
         self.replaced_times = 0  # readings whose own time was impossible, so they got the event's time
         earlier, rule = list(earlier), selection.time_rule_of(self.name)
@@ -103,7 +104,7 @@ class EventStream:
     @property
     def has_external_data(self) -> bool:
         """Return True if some of its values are in files, which documents of other kinds name."""
-        return any(key.external for key in self.description.line.data_keys.values())
+        return bool(self._external)
 
     @property
     def rounded(self) -> list[str]:
@@ -122,7 +123,17 @@ class EventStream:
     def describe(self, description: Description) -> None:
         """Note that the documents that follow name another descriptor. Its units and choices apply to them."""
         self.chooser.describe(description)
+        self._external = _external_keys(description)
         self.description = description  # last: after an exception from a signal handler all of it is done again
+
+    def readings_of(self, doc: Mapping[str, Any]) -> Mapping[Any, Any]:
+        """Return the data of an event. An external number that is not filled in is replaced by text."""
+        data = mapping_of(doc.get("data"))
+        if not self._external:
+            return data
+        filled = mapping_of(doc.get("filled"))
+        readings = {key: reading_of(data[key], filled.get(key, True)) for key in self._external if key in data}
+        return {**data, **readings}
 
     def lines_of_event(self, doc: Mapping[str, Any]) -> list[bytes]:
         """Return the lines for one event: new layouts, then its row in each time base.
@@ -145,7 +156,7 @@ class EventStream:
             or not time - times.last_time > SAME_COLLECTION_S
             or len(data) != chooser.usual_keys
             # A channel that is missing is a gap, but a key that is left out may have made place for another one.
-            or (chooser.left_out and (chooser.watched or not chooser.has_usual_keys(data)))
+            or (chooser.left_out and (not chooser.has_usual_keys(data) or chooser.has_turned_numeric(data)))
         ):
             return self._lines_of_unusual(doc, time, None)
         out: list[bytes] = []
@@ -159,8 +170,8 @@ class EventStream:
             out.append(row)
             base.rows_if_written = base.rows + 1
         times.last_time = time  # only now: an event that cannot be used tells nothing about the next one's times
-        if gaps and chooser.add_channels_for(data, mapping_of(doc.get("filled")), None, None):
-            return self._lines(doc, time, None, None)
+        if gaps and chooser.add_channels_for(data, None, None):
+            return self._lines(data, uid, time, None, None)
         return out
 
     def lines_of_keys(self, doc: Mapping[str, Any], keys: Set[str]) -> list[bytes]:
@@ -174,7 +185,9 @@ class EventStream:
         chooser = self.chooser
         if type(data) is not dict and not isinstance(data, Mapping):
             raise ChannelError(f"the data of an event of event stream {self.name!r} are not a mapping; it is left out")
-        self._check_uids((doc["uid"],))
+        uid = doc["uid"]
+        self._check_uids((uid,))
+        data = self.readings_of(doc)
         own_times = times.next_row(time, mapping_of(doc.get("timestamps")))
         if (
             chooser.watched
@@ -184,15 +197,13 @@ class EventStream:
             or only
         ):
             chooser.late_if_written = {}
-            chooser.prepare(data, mapping_of(doc.get("filled")), own_times, only)
-        return self._lines(doc, time, own_times, only)
+            chooser.prepare(data, own_times, only)
+        return self._lines(data, uid, time, own_times, only)
 
     def _lines(
-        self, doc: Mapping[str, Any], time: float, own_times: OwnTimes | None, only: Set[str] | None
+        self, data: Mapping[Any, Any], uid: Any, time: float, own_times: OwnTimes | None, only: Set[str] | None
     ) -> list[bytes]:
         """Return the lines for an event whose rows have times of their own, or gaps, or of which a part is wanted."""
-        data = doc["data"]
-        uid = doc["uid"]
         chooser = self.chooser
         while True:
             out: list[bytes] = []
@@ -215,7 +226,7 @@ class EventStream:
                     gaps = True
                 out.append(row)
                 base.rows_if_written = base.rows + 1
-            if not gaps or not chooser.add_channels_for(data, mapping_of(doc.get("filled")), own_times, only):
+            if not gaps or not chooser.add_channels_for(data, own_times, only):
                 self.replaced_times += replaced
                 return out
 
@@ -245,7 +256,9 @@ class EventStream:
             return []
         chooser.usual_keys = -1  # its keys may be others, even if they are as many as before
         stamps = {key: stamps_of(column, len(uids)) for key, column in mapping_of(doc.get("timestamps")).items()}
-        page = EventPage(uids, times, columns, filled_in_page(doc.get("filled")))
+        filled = mapping_of(doc.get("filled"))
+        columns |= {key: _column_of(columns[key], filled.get(key, True)) for key in self._external if key in columns}
+        page = EventPage(uids, times, columns)
         for stretch in self.times.stretches(
             times, {key: column for key, column in stamps.items() if column is not None}
         ):
@@ -257,7 +270,7 @@ class EventStream:
         while row < stretch.end:
             data = {key: column[row] for key, column in page.columns.items()}
             own_times = stretch.own_times_of(row)
-            chooser.prepare(data, page.filled, own_times, None)
+            chooser.prepare(data, own_times, None)
             points = sum(len(base.layout.channels) for base in chooser.bases)
             end = min(stretch.end, row + max(1, BLOCK_POINTS // max(1, points)))
             end = chooser.alike_until(page, stretch, row, end)
@@ -360,3 +373,20 @@ class EventStream:
         if not math.isfinite(at):
             raise ChannelError(f"an event of event stream {self.name!r} has no finite time; it is left out")
         return at
+
+
+def _external_keys(description: Description) -> tuple[str, ...]:
+    return tuple(key for key, described in description.line.data_keys.items() if described.external)
+
+
+def _column_of(column: Sequence[Any], filled: Any) -> list[Any]:
+    """Return a page's column of external data, without the numbers that are not filled in.
+
+    Args:
+        column: The values.
+        filled: What the page's `filled` has for them: a flag for each, or one for all.
+    """
+    flags = None if is_flag(filled) else stamps_of(filled, len(column))
+    if flags is None:
+        flags = [is_flag(filled) and filled] * len(column)  # what is neither a flag nor a column of them is no True
+    return list(map(reading_of, column, flags))

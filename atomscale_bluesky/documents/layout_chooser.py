@@ -103,6 +103,14 @@ class LayoutChooser:
             bases.append(base if sources == base.sources else self._with_sources(base, sources))
         self.bases = bases
 
+    def has_turned_numeric(self, data: Mapping[Any, Any]) -> bool:
+        """Return True if a key that was left out because of its value may be a number in this event."""
+        for key in self.watched:
+            value = data.get(key)
+            if value is not None and not issubclass(type(value), str):
+                return True
+        return False
+
     def has_usual_keys(self, data: Mapping[Any, Any]) -> bool:
         """Return True if an event has as many keys as a usual one, and all of those that are left out.
 
@@ -110,9 +118,7 @@ class LayoutChooser:
         """
         return len(data) == self.usual_keys and (not self.left_out or data.keys() >= self.usual_left_out)
 
-    def prepare(
-        self, data: Mapping[Any, Any], filled: Mapping[str, Any], own_times: OwnTimes | None, only: Set[str] | None
-    ) -> None:
+    def prepare(self, data: Mapping[Any, Any], own_times: OwnTimes | None, only: Set[str] | None) -> None:
         """Make the channels and time bases that an event needs, or only those of the keys in `only`."""
         if (own_times is not None) != self.at_own_times:
             before, self.at_own_times = self.at_own_times, own_times is not None
@@ -123,19 +129,17 @@ class LayoutChooser:
                 self.at_own_times = before
                 raise
         if not self.bases:
-            self._choose_at_first_event(data, filled, own_times)
+            self._choose_at_first_event(data, own_times)
         if not self.has_usual_keys(data):
-            self._take_new_keys(data, filled)
+            self._take_new_keys(data)
         if self.watched:
-            self._take_keys_turned_numeric(data, filled)
+            self._take_keys_turned_numeric(data)
         self._split_where_needed(own_times, only)
 
-    def add_channels_for(
-        self, data: Mapping[Any, Any], filled: Mapping[str, Any], own_times: OwnTimes | None, only: Set[str] | None
-    ) -> bool:
+    def add_channels_for(self, data: Mapping[Any, Any], own_times: OwnTimes | None, only: Set[str] | None) -> bool:
         """Give an event with a gap the channels that it needs. Return True if there are new ones."""
         # Another key may have taken the place of a missing one.
-        any_new_keys = self.usual_keys >= 0 and self._take_new_keys(data, filled)
+        any_new_keys = self.usual_keys >= 0 and self._take_new_keys(data)
         if not (self.grow_arrays(data) or any_new_keys):
             return False
         self._split_where_needed(own_times, only)
@@ -162,7 +166,7 @@ class LayoutChooser:
                 value = column[i]
                 if value is None or issubclass(type(value), str):
                     continue
-                if not isinstance(self._channels.source_of(key, value, page.filled.get(key, True)), str):
+                if not isinstance(self._channels.source_of(key, value), str):
                     end = i
                     break
         return end
@@ -198,14 +202,12 @@ class LayoutChooser:
             self.usual_answer = found
         return found
 
-    def _choose_at_first_event(
-        self, data: Mapping[Any, Any], filled: Mapping[str, Any], own_times: OwnTimes | None
-    ) -> None:
+    def _choose_at_first_event(self, data: Mapping[Any, Any], own_times: OwnTimes | None) -> None:
         """Decide, at the first event, which keys become channels, and which of these share their times."""
         sources: list[KeySource] = []
         left_out: dict[str, str] = {encodable(kind): Loss.NAMELESS for kind in self._description.nameless}
         for key in dict.fromkeys([*self._description.line.data_keys, *data]):
-            source = self._channels.source_of(key, data.get(key), filled.get(key, True))
+            source = self._channels.source_of(key, data.get(key))
             if isinstance(source, str):
                 left_out[_left_out_name(key)] = source
             else:
@@ -225,7 +227,7 @@ class LayoutChooser:
         self.left_out, self.watched, self._known_keys = left_out, watched, {*self._description.line.data_keys, *data}
         self.bases, self.usual_answer = bases, None
 
-    def _take_new_keys(self, data: Mapping[Any, Any], filled: Mapping[str, Any]) -> bool:
+    def _take_new_keys(self, data: Mapping[Any, Any]) -> bool:
         """Take the keys that come for the first time. Return True if any did."""
         unknown = [key for key in data if key not in self._known_keys]
         if not unknown:
@@ -239,7 +241,7 @@ class LayoutChooser:
         base, *others = self.bases
         sources, left_out = list(base.sources), dict(self.left_out)
         for key in unknown:
-            source = self._channels.source_of(key, data[key], filled.get(key, True))
+            source = self._channels.source_of(key, data[key])
             if isinstance(source, str):
                 left_out[_left_out_name(key)] = source
             else:
@@ -252,19 +254,25 @@ class LayoutChooser:
         return True
 
     def _note_usual_keys(self, data: Mapping[Any, Any]) -> None:
-        """Note that an event with these keys is a usual one. All of them are known."""
+        """Note that an event with these keys is a usual one. All of them are known.
+
+        None is, if channels have external data: each event says whether their numbers are filled in.
+        """
+        if any(self._channels.is_external(key) for base in self.bases for key in base.keys):
+            self.usual_keys, self.usual_answer = -1, None
+            return
         left_out: Set[Any] = frozenset()
         if self.left_out:
             left_out = data.keys() - set().union(*[base.keys for base in self.bases])
         self.usual_keys, self.usual_left_out, self.usual_answer = len(data), left_out, None
 
-    def _take_keys_turned_numeric(self, data: Mapping[Any, Any], filled: Mapping[str, Any]) -> None:
+    def _take_keys_turned_numeric(self, data: Mapping[Any, Any]) -> None:
         """Add keys that were not numeric until now, and are numbers in this event, in a new layout."""
         for key in self.watched:
             value = data.get(key)
             if value is None or issubclass(type(value), str):
                 continue
-            source = self._channels.source_of(key, value, filled.get(key, True))
+            source = self._channels.source_of(key, value)
             if isinstance(source, str):
                 continue
             base, *others = self.bases
@@ -365,7 +373,7 @@ def _sharing(sources: Iterable[KeySource], shared_by: Mapping[str, Any]) -> list
 
 def _watched(left_out: Mapping[str, str], keys: Iterable[Any]) -> tuple[str, ...]:
     """Return the keys that are left out because of their values."""
-    may_change = {Loss.TEXT, Loss.NOT_NUMERIC, Loss.ARRAY, Loss.LONG_ARRAY}
+    may_change = {Loss.TEXT, Loss.NOT_NUMERIC, Loss.ARRAY, Loss.LONG_ARRAY, Loss.EXTERNAL}
     return tuple(dict.fromkeys(key for key in keys if left_out.get(_left_out_name(key)) in may_change))
 
 

@@ -55,7 +55,7 @@ def _possible_rows(
     event_stream: EventStream, doc: Mapping[str, Any], times: Sequence[float], stamps: Sequence[float]
 ) -> PossibleRows:
     """Return a function that gives the rows which an event may have made under a layout."""
-    data = mapping_of(doc.get("data"))
+    data = event_stream.readings_of(doc)
     candidates = dict.fromkeys([*times, *stamps, *(event_stream.times.started + stamp for stamp in stamps)])
     described = event_stream.description.line.data_keys
 

@@ -515,7 +515,25 @@ def test_external_numbers_that_were_filled_in_are_taken_from_events_and_pages(fl
     assert by_event.values() == by_page.values() == {"counts": [100.0, 101.0, 102.0], "T": [0.0, 1.0, 2.0]}
 
 
-@pytest.mark.parametrize("flags", [[False] * 2, [True, False], ["", ""], False, None, "", 7.5, [None, None]])
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 6], ids=lambda size: f"pages of {size}" if size else "events")
+def test_an_external_number_is_taken_in_each_row_that_is_filled_in(size: int) -> None:
+    keys = {"counts": {"source": "file", "dtype": "number", "shape": [], "external": "FILESTORE:"}, "T": NUMBER}
+    counts = ["datum/0", 101.0, "103", 17, 104.0, None]  # text never becomes a number, and 17 stands for a file
+    filled = [False, True, False, False, "datum/4", False]
+    told = Told(keys)
+
+    for n in range(0, 6, max(size, 1)):
+        if size:
+            data = {"counts": counts[n : n + size], "T": [float(t) for t in range(n, n + size)]}
+            told.page(data, filled={"counts": filled[n : n + size]})
+        else:
+            told.event({"counts": counts[n], "T": float(n)}, filled={"counts": filled[n]})
+
+    assert told.values() == {"counts": [101.0, 104.0], "T": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]}
+    assert [dict(layout.left_out) for layout in told.layouts] == [{"counts": Loss.EXTERNAL}, {}]
+
+
+@pytest.mark.parametrize("flags", [[False] * 2, ["", ""], False, None, "", 7.5, [None, None], [True]])
 def test_external_numbers_that_a_page_does_not_call_filled_are_left_out(flags: Any) -> None:
     keys = {"counts": {"source": "file", "dtype": "number", "shape": [], "external": "FILESTORE:"}, "T": NUMBER}
     told = Told(keys)
