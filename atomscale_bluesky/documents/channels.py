@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from ..model.loss import Loss
@@ -67,7 +67,7 @@ class Channels:
 
     def is_external(self, key: str) -> bool:
         """Return True if a data key's present descriptor marks it as external."""
-        return self._description.line.data_keys.get(key, _UNDESCRIBED).external
+        return self._description.data_keys.get(key, _UNDESCRIBED).external
 
     def source_of(self, key: Any, value: Any) -> KeySource | Loss:
         """Return how a data key becomes channels, by its value, or the reason why it does not."""
@@ -79,8 +79,8 @@ class Channels:
             return Loss.NOT_NUMERIC
 
     def _decide(self, key: str, value: Any) -> KeySource | Loss:
-        described = self._description.line.data_keys.get(key, _UNDESCRIBED)
-        if not self._selection.takes_key(key, key in self._description.line.hinted):
+        described = self._description.data_keys.get(key, _UNDESCRIBED)
+        if not self._selection.takes_key(key, key in self._description.hinted):
             return Loss.KEY_NOT_SELECTED
         if described.external and (isinstance(value, str) or value is None):
             return Loss.EXTERNAL
@@ -99,34 +99,35 @@ class Channels:
         if isinstance(first, str) and described.dtype == "string":
             return self._text(key, described)
         converts = isinstance(value, bool) or described.dtype == "boolean" or bool(described.choices)
-        return self._scalar(key, described.units, choice(described.choices) if converts else None)
+        return self._scalar(key, described.units, described.choices if converts else None)
 
     def _text(self, key: str, described: DataKey) -> KeySource | Loss:
         """Return how a data key of text becomes a channel: by the indices of its choices, if it has any."""
-        return self._scalar(key, described.units, choice(described.choices)) if described.choices else Loss.TEXT
+        return self._scalar(key, described.units, described.choices) if described.choices else Loss.TEXT
 
     def redescribed(self, source: KeySource) -> KeySource:
         """Return a key's source with the unit and the choices that its present descriptor has."""
-        described = self._description.line.data_keys.get(source.key)
+        described = self._description.data_keys.get(source.key)
         if described is None:
             return source
         if source.is_array:
             changed = described.units != source.channels[0].unit
             return self._elements(source.key, described.units, len(source.channels)) if changed else source
-        convert = choice(described.choices) if described.choices else source.convert
-        if described.units == source.channels[0].unit:
-            return source if convert is source.convert else source._replace(convert=convert)
-        return self._scalar(source.key, described.units, convert)
+        choices = described.choices or source.choices
+        if described.units == source.channels[0].unit and choices == source.choices:
+            return source
+        return self._scalar(source.key, described.units, choices)
 
-    def _scalar(self, key: str, unit: str | None, convert: Callable[[Any], float | Loss] | None) -> KeySource:
+    def _scalar(self, key: str, unit: str | None, choices: tuple[str, ...] | None) -> KeySource:
         channel = Channel(name=self._name(key, None, unit), key=encodable(key), unit=unit)
-        return KeySource(key, (channel,), convert, self._selection.max_elements)
+        convert = None if choices is None else choice(choices)
+        return KeySource(key, (channel,), choices, convert, self._selection.max_elements)
 
     def _elements(self, key: str, unit: str | None, length: int) -> KeySource:
         channels = tuple(
             Channel(name=self._name(key, i, unit), key=encodable(key), unit=unit, element=i) for i in range(length)
         )
-        return KeySource(key, channels, None, self._selection.max_elements)
+        return KeySource(key, channels, None, None, self._selection.max_elements)
 
     def _name(self, key: str, element: int | None, unit: str | None) -> str:
         """Return a name that the API takes and that no other channel of its metrology stream has, ignoring case."""

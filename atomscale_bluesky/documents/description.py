@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
 from ..model.text import cut_to_bytes, encodable
@@ -16,13 +16,20 @@ MAX_NAME = 255  # characters, and also bytes, since the API does not say which i
 
 
 class Description(NamedTuple):
-    """What a descriptor says about the data keys of its event stream."""
+    """What a descriptor says about the data keys of its event stream. Other descriptors may say the same."""
 
-    line: Described
+    event_stream: str
+    data_keys: dict[str, DataKey]
+    hinted: tuple[str, ...] = ()
     nameless: tuple[str, ...] = ()  # the types of data keys that are no text, and so cannot be kept
 
+    @property
+    def content(self) -> Hashable:
+        """All of it, as a key of a dictionary."""
+        return self.event_stream, tuple(self.data_keys.items()), self.hinted, self.nameless
 
-def description_of(descriptor: Mapping[str, Any], uid: str, name: str) -> Description:
+
+def description_of(descriptor: Mapping[str, Any], name: str) -> Description:
     """Return what is used of a descriptor. A malformed member counts as missing."""
     data_keys: dict[str, DataKey] = {}
     nameless: list[str] = []
@@ -31,20 +38,12 @@ def description_of(descriptor: Mapping[str, Any], uid: str, name: str) -> Descri
             data_keys[key] = _data_key(mapping_of(described))
         else:
             nameless.append(type(key).__name__)
-    return Description(
-        Described(
-            uid=uid,
-            event_stream=name,
-            data_keys=data_keys,
-            hinted=tuple(sorted(hinted(descriptor))),
-        ),
-        tuple(nameless),
-    )
+    return Description(name, data_keys, tuple(sorted(hinted(descriptor))), tuple(nameless))
 
 
-def descriptor_lines(description: Description) -> list[bytes]:
-    """Return the descriptor's line for a journal, twice: a run cannot be resumed without it."""
-    line = description.line
+def descriptor_lines(uid: str, description: Description) -> list[bytes]:
+    """Return the line for a journal of the descriptor with this uid, twice: a run cannot be resumed without it."""
+    line = Described(uid, description.event_stream, description.data_keys, description.hinted)
     try:
         text = encode(line)
     except UnicodeEncodeError:  # a lone surrogate, which a file cannot hold

@@ -65,7 +65,7 @@ class EventStream:
         collected: bool = False,
         all_time_base_names: Callable[[str], Set[str]] = lambda _: frozenset(),
     ) -> None:
-        self.name = encodable(description.line.event_stream)
+        self.name = encodable(description.event_stream)
         self.description = description
         self._external = _external_keys(description)
         self.has_rows = False  # True once a row of it was written
@@ -376,7 +376,7 @@ class EventStream:
 
 
 def _external_keys(description: Description) -> tuple[str, ...]:
-    return tuple(key for key, described in description.line.data_keys.items() if described.external)
+    return tuple(key for key, described in description.data_keys.items() if described.external)
 
 
 def _column_of(column: Sequence[Any], filled: Any) -> list[Any]:

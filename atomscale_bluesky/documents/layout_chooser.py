@@ -206,7 +206,7 @@ class LayoutChooser:
         """Decide, at the first event, which keys become channels, and which of these share their times."""
         sources: list[KeySource] = []
         left_out: dict[str, str] = {encodable(kind): Loss.NAMELESS for kind in self._description.nameless}
-        for key in dict.fromkeys([*self._description.line.data_keys, *data]):
+        for key in dict.fromkeys([*self._description.data_keys, *data]):
             source = self._channels.source_of(key, data.get(key))
             if isinstance(source, str):
                 left_out[_left_out_name(key)] = source
@@ -223,8 +223,8 @@ class LayoutChooser:
         name = _free_name(self._event_stream, self._all_time_base_names(self._event_stream))
         bases = self._with_further([self._base(name, first, left_out)], [*own[1:], *others])
         # `bases` last: if a signal handler raises before that, `bases` is still empty and the next event decides again.
-        watched = _watched(left_out, [*self._description.line.data_keys, *data])
-        self.left_out, self.watched, self._known_keys = left_out, watched, {*self._description.line.data_keys, *data}
+        watched = _watched(left_out, [*self._description.data_keys, *data])
+        self.left_out, self.watched, self._known_keys = left_out, watched, {*self._description.data_keys, *data}
         self.bases, self.usual_answer = bases, None
 
     def _take_new_keys(self, data: Mapping[Any, Any]) -> bool:

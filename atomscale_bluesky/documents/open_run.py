@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Hashable, Iterable, Mapping, Set
 from typing import Any
 
 from msgspec.structs import replace
@@ -50,6 +50,8 @@ class OpenRun:
         self.first_part = header.part  # of the first journal that this process writes
         # What the descriptors say, by uid. The journal has it too, for a process that resumes the run.
         self.descriptions: dict[str, Description] = {}
+        # Each of them once, by its content: a plan that configures a device again has another descriptor each time.
+        self._different_descriptions: dict[Hashable, Description] = {}
         self.writer: RunWriter | None = None  # of the journal that is being written
         # True while the run has journals of which none is being written: its next reading makes a further one.
         self.has_only_ended_journals = earlier_events is not None
@@ -77,7 +79,7 @@ class OpenRun:
 
     def describe(self, description: Description, selection: Selection) -> bool:
         """Add the first descriptor of an event stream. Return False if the event stream is not selected."""
-        name = description.line.event_stream
+        name = description.event_stream
         taken = selection.takes_event_stream(name)
         self.event_streams[name] = (
             EventStream(
@@ -94,6 +96,10 @@ class OpenRun:
             else None
         )
         return taken
+
+    def shared_description(self, description: Description) -> Description:
+        """Return the first description of the run that says the same: this one, if there is none."""
+        return self._different_descriptions.setdefault(description.content, description)
 
     def begin_journal(self, writer: RunWriter) -> None:
         """Write into this empty journal from here on: the run's first, or a further one after an interruption."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from msgspec.structs import replace
 
 from ..settings import Settings, spool_option
-from ..spool.journal_format import FORMAT, Header
+from ..spool.journal_format import FORMAT, Described, Header
 from ..spool.kept_events import KeptEvents
 from .description import Description
 from .event_stream import EventStream
@@ -100,15 +100,20 @@ class OpenRuns:
         """Log that a run is recorded, and what its account and its start document call for."""
         run.log_opened(self._ignored, self._spool_option)
 
-    def describe(self, run: OpenRun, description: Description) -> None:
+    def describe(self, run: OpenRun, uid: str, description: Description) -> None:
         """Note what a descriptor says. Events that name it belong to `run` from now on."""
-        name = description.line.event_stream
+        description = run.shared_description(description)
+        name = description.event_stream
         if name not in run.event_streams and not run.describe(description, self.selection):
             self._ignored.log_later(
                 logging.INFO, "event stream %r of run %s is left out by the settings", name, run.uid
             )
-        run.descriptions[description.line.uid] = description
-        self.by_descriptor[description.line.uid] = run, run.event_streams[name], description
+        run.descriptions[uid] = description
+        self.by_descriptor[uid] = run, run.event_streams[name], description
+
+    def _describe_again(self, run: OpenRun, line: Described) -> None:
+        """Note what a descriptor said to the process that was interrupted."""
+        self.describe(run, line.uid, Description(line.event_stream, line.data_keys, line.hinted))
 
     def remove(self, run: OpenRun) -> None:
         """Remove a run that could not be opened after all. Its start document comes again."""
@@ -179,7 +184,7 @@ class OpenRuns:
             if self._resume(run_uid) is None and self.remembered.skips(run_uid):
                 self.remembered.skip_descriptor(descriptor, run_uid)
         elif run.earlier_events is not None and descriptor in run.earlier_events.descriptors:
-            self.describe(run, Description(run.earlier_events.descriptors[descriptor]))
+            self._describe_again(run, run.earlier_events.descriptors[descriptor])
 
     def _resume(self, run_uid: str) -> OpenRun | None:
         """Resume a run that was interrupted and whose source continues where it was.
@@ -207,7 +212,7 @@ class OpenRuns:
         header = replace(earlier_events.header, format=FORMAT, session="", part=earlier_events.part)
         run = self.open(run_uid, header, earlier_events)
         for line in earlier_events.descriptors.values():
-            self.describe(run, Description(line))
+            self._describe_again(run, line)
         self.log_opened(run)
         return run
 

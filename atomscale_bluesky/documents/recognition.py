@@ -57,7 +57,7 @@ def _possible_rows(
     """Return a function that gives the rows which an event may have made under a layout."""
     data = event_stream.readings_of(doc)
     candidates = dict.fromkeys([*times, *stamps, *(event_stream.times.started + stamp for stamp in stamps)])
-    described = event_stream.description.line.data_keys
+    described = event_stream.description.data_keys
 
     def rows(layout: Layout) -> Iterator[tuple[float, bytes]]:
         values = pack_values(_values(layout, data, described))

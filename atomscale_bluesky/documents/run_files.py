@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -104,18 +104,18 @@ class RunFiles:
                 run.try_again_at = time.monotonic() + TRY_AGAIN_S
             text = f"run {run.uid} is not recorded until {until}; until then its readings are left out: {error}"
             self._ignored.log_once(f"not kept {run.uid}", text, logging.ERROR)
-        described = self.describe(run, run.descriptions.values())
+        described = self.describe(run, run.descriptions)
         self._notify_of_journal(run)
         self.change = None
         return described
 
-    def describe(self, run: OpenRun, descriptions: Iterable[Description]) -> bool:
-        """Write down what descriptors say, for a process that resumes the run. The caller then sets `change` to None.
+    def describe(self, run: OpenRun, descriptions: Mapping[str, Description]) -> bool:
+        """Write down what descriptors say, by uid, for a process that resumes the run. The caller then resets `change`.
 
         Returns:
             False if they could not be written.
         """
-        lines = [line for description in descriptions for line in descriptor_lines(description)]
+        lines = [line for uid, description in descriptions.items() for line in descriptor_lines(uid, description)]
         if run.writer is None:
             return False
         if not lines:
@@ -213,7 +213,7 @@ class RunFiles:
             return None if stop.interrupted else run
         if event_stream is None:
             if not payloads:  # the journal was being made: none of the run's descriptors is in it yet
-                self.describe(run, run.descriptions.values())
+                self.describe(run, run.descriptions)
             elif run.writer is not None and not _has_written(run.writer, payloads, before):
                 with suppress(SpoolError):  # as in `describe`
                     run.writer.append(payloads)

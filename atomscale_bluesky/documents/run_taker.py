@@ -120,16 +120,16 @@ class RunTaker:
             raise self._ignored.ignore_without_start(
                 "descriptor", f"a descriptor of run {run_uid}, whose start never came, is ignored", run_uid
             )
-        description = description_of(doc, uid, event_stream_of(doc))
+        description = description_of(doc, event_stream_of(doc))
         new = uid not in run.descriptions
-        self._runs.describe(run, description)
+        self._runs.describe(run, uid, description)
         if not new:
             return NOTHING
         if run.lacks_descriptor(uid):
             # The descriptor may come only once, and another process may have to resume the run.
             described = self._files.make_folder_if_due(run)
         else:
-            described = self._files.describe(run, [description]) or self._is_described(run, uid)
+            described = self._files.describe(run, {uid: description}) or self._is_described(run, uid)
         self._files.change = None
         if self._redelivers and not described:
             del run.descriptions[uid]  # so that it is new when it comes again

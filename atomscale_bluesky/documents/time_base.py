@@ -29,7 +29,8 @@ class KeySource(NamedTuple):
 
     key: str
     channels: tuple[Channel, ...]
-    convert: Callable[[Any], float | Loss] | None  # None: a plain number, or the elements of an array
+    choices: tuple[str, ...] | None  # None: a plain number, or the elements of an array
+    convert: Callable[[Any], float | Loss] | None  # what `choice` returns for these choices
     max_elements: int  # the largest number of elements that an array may have
 
     @property

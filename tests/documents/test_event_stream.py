@@ -23,7 +23,7 @@ from ophyd import sim as ophyd_sim
 from ophyd_async.core import StrictEnum, soft_signal_rw
 
 from atomscale_bluesky.documents.conversion import Rounded, has_no_elements, length_of, number
-from atomscale_bluesky.documents.description import description_of
+from atomscale_bluesky.documents.description import Description, description_of
 from atomscale_bluesky.documents.descriptor import event_stream_of
 from atomscale_bluesky.documents.event_stream import EventStream
 from atomscale_bluesky.documents.selection import Selection
@@ -65,7 +65,7 @@ class Told:
             configuration={},
         )
         self.stream = EventStream(
-            description_of(self.composed.descriptor_doc, "d", name),
+            description_of(self.composed.descriptor_doc, name),
             selection or Selection(),
             started=self.now - 100,
             next_layout=itertools.count().__next__,
@@ -458,7 +458,7 @@ def test_a_data_key_described_in_an_odd_way_is_taken_by_its_value(described: Any
     told = Told({"a": NUMBER, "b": NUMBER})
     descriptor = {"data_keys": {"a": NUMBER, "b": described}, "hints": {"dev": {"fields": 7}}}
     told.stream = EventStream(
-        description_of(descriptor, "d", "primary"),
+        description_of(descriptor, "primary"),
         Selection(), started=told.now, next_layout=itertools.count().__next__,
     )  # fmt: skip
     told.event({"a": 1, "b": 2})
@@ -557,7 +557,7 @@ def test_external_numbers_that_a_page_does_not_call_filled_are_left_out(flags: A
 )
 def test_a_descriptor_may_lack_nearly_everything(members: dict[str, Any]) -> None:
     descriptor = {"uid": "d", "run_start": "r", "time": 1.0, **members}
-    description = description_of(descriptor, "d", event_stream_of(descriptor))
+    description = description_of(descriptor, event_stream_of(descriptor))
     stream = EventStream(description, Selection(), started=0.0, next_layout=itertools.count().__next__)
 
     lines = stream.lines_of_event({"uid": "e", "time": 2.0, "descriptor": "d", "seq_num": 1, "data": {"T": 3.5}})
@@ -906,11 +906,30 @@ def test_names_stay_unique_over_all_time_bases_of_an_event_stream() -> None:
 def test_units_are_taken_where_they_are_text(units: Any, unit: str | None) -> None:
     told = Told({"T": NUMBER})
     descriptor = {"data_keys": {"T": NUMBER | {"units": units}}}
-    told.stream.describe(description_of(descriptor, "d", "primary"))
+    told.stream.describe(description_of(descriptor, "primary"))
 
     told.event({"T": 1})
 
     assert [channel.unit for channel in told.layouts[0].channels] == [unit]
+
+
+def test_a_descriptor_makes_a_layout_only_if_units_or_choices_change() -> None:
+    def described(*choices: str, **members: Any) -> Description:
+        keys = {"mode": TEXT_KEY | {"choices": list(choices)}, "T": NUMBER, "ready": BOOLEAN}
+        return description_of({"data_keys": keys, **members}, "primary")
+
+    told = Told({"mode": TEXT_KEY | {"choices": ["hold", "ramp"]}, "T": NUMBER, "ready": BOOLEAN})
+    for description in (
+        described("hold", "ramp"),
+        described("hold", "ramp", hints={"dev": {"fields": ["T"]}}),
+        described("idle", "hold", "ramp"),
+        described("idle", "hold", "ramp", hints={"dev": {"fields": ["T"]}}),
+    ):
+        told.stream.describe(description)
+        told.event({"mode": "ramp", "T": 1, "ready": True})
+
+    assert told.values() == {"mode": [1.0, 1.0, 2.0, 2.0], "T": [1.0] * 4, "ready": [1.0] * 4}
+    assert len(told.layouts) == 2
 
 
 def test_units_longer_than_other_names_may_be_are_cut() -> None:

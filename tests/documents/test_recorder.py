@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+import uuid
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -424,6 +426,28 @@ def test_completed_runs_take_bounded_memory(settings: Settings) -> None:
             recorder.complete_open_runs()
         gc.collect()
         assert sum(isinstance(one, OpenRun) for one in gc.get_objects()) - before < 20
+
+
+def test_a_descriptor_that_says_the_same_as_an_earlier_one_takes_little_memory(settings: Settings) -> None:
+    start, described, event = list(growth(points=1, keys=50))[:3]
+
+    def configure_and_read(recorder: DocumentRecorder, times: int) -> None:
+        for _ in range(times):
+            descriptor, uid = str(uuid.uuid4()), str(uuid.uuid4())
+            configuration = {"dev": {"data": {"exposure": uid}}}
+            recorder.take("descriptor", described[1] | {"uid": descriptor, "configuration": configuration})
+            recorder.take("event", event[1] | {"uid": uid, "descriptor": descriptor})
+
+    with DocumentRecorder(settings) as recorder:
+        recorder.take(*start)
+        configure_and_read(recorder, 100)
+        tracemalloc.start()
+        try:
+            configure_and_read(recorder, 300)
+            recorder.sync()
+            assert tracemalloc.get_traced_memory()[0] < 300 * 1000
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
