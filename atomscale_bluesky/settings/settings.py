@@ -155,7 +155,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     clock: Annotated[
         ClockOf,
         _setting("Times as Bluesky recorded them on this host, or shifted to the server's clock, by the same amount "
-                 "for the whole run."),
+                 "for the whole run. If that clock is more than a day off, times are not shifted."),
     ] = "host"  # fmt: skip
     probed: Annotated[
         bool,

@@ -182,6 +182,36 @@ def test_a_server_without_a_clock_gets_the_times_of_the_host_and_a_warning(
     assert "the server's clock cannot be measured" in caplog.text
 
 
+@pytest.mark.parametrize(("ms", "side"), [("0", "behind"), ("1e308", "ahead of")])
+def test_a_run_keeps_the_host_times_and_a_warning_names_the_offset_if_the_server_clock_cannot_be_right(
+    make_callback: MakeCallback, server: LocalServer, caplog: pytest.LogCaptureFixture, ms: str, side: str
+) -> None:
+    caplog.set_level(logging.WARNING)
+    server.misbehave(Fault(call="time", body=f'{{"receivedAtUnixMs":{ms},"transmittedAtUnixMs":{ms}}}'))
+
+    assert shift(server, stream_a_run(make_callback(clock="reference"))) == pytest.approx(0, abs=1e-3)
+    said = [one.getMessage() for one in caplog.records if "is sent with the times" in one.getMessage()]
+    assert len(said) == 1
+    assert re.search(rf"clock cannot be right: it is \S+ s {side} this host's", said[0])
+
+
+def test_a_server_clock_that_is_wrong_for_a_moment_does_not_cost_the_run_its_shift(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    server.misbehave(ahead(-86460.0, times=9))  # an uploader measures for `status` too, by four exchanges
+    server.misbehave(ahead())
+
+    assert shift(server, stream_a_run(make_callback(clock="reference"))) == pytest.approx(AHEAD_S, abs=30)
+
+
+def test_a_host_whose_clock_is_hours_off_gets_the_server_times(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    server.misbehave(ahead(-86000.0))
+
+    assert shift(server, stream_a_run(make_callback(clock="reference"))) == pytest.approx(-86000, abs=30)
+
+
 def test_a_clock_that_fails_while_all_else_works_holds_a_run_up_for_four_attempts(
     make_callback: MakeCallback, server: LocalServer
 ) -> None:
