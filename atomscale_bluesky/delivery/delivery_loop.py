@@ -126,7 +126,7 @@ class DeliveryLoop:
         self._drain_check = DrainCheck(spool, settings.endpoint)  # for runs that others deliver
         self._gil_yield = GilYield()
         family = None if settings.api == "auto" else settings.api
-        server_facts = ServerFacts(family, spool_option=spool_option(settings))
+        server_facts = ServerFacts(family, spool_option=spool_option(settings), monotonic=monotonic)
         self._make_scheduler = partial(
             RunScheduler,
             spool,

@@ -260,16 +260,42 @@ def test_a_family_without_chunk_multi_gets_channel_by_channel_from_then_on(
     for _ in range(2):
         assert sent(push(client, data_id, "abc", server_facts)).confirmed == ("a", "b", "c")
 
-    assert server_facts.families_without_multi == {"metrology"}
     assert calls(server)[1:] == ["chunk_multi"] + ["chunk"] * 6
 
 
-def test_a_stream_that_is_gone_says_nothing_about_chunk_multi(client: Client) -> None:
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_chunk_multi_that_is_missing_once_is_used_for_the_next_chunk_if_it_has_worked(
+    client: Client, server: LocalServer, status: int
+) -> None:
+    data_id, server_facts = initialize(client), ServerFacts()
+    server.misbehave(Fault(call="chunk_multi", status=status, skip=1, times=1))
+
+    for _ in range(3):
+        assert sent(push(client, data_id, "abc", server_facts)).confirmed == ("a", "b", "c")
+
+    assert calls(server)[1:] == ["chunk_multi", "chunk_multi", "chunk", "chunk", "chunk", "chunk_multi"]
+
+
+def test_a_missing_chunk_multi_is_asked_for_again_after_ten_minutes(client: Client, server: LocalServer) -> None:
+    now = [0.0]
+    data_id, server_facts = initialize(client), ServerFacts(monotonic=lambda: now[0])
+    server.misbehave(Fault(call="chunk_multi", status=404, times=2))
+
+    for now[0] in (0.0, 599.0, 601.0, 1200.0, 1202.0):
+        assert sent(push(client, data_id, "ab", server_facts)).confirmed == ("a", "b")
+
+    asked = [["chunk_multi", "chunk", "chunk"], ["chunk", "chunk"]] * 2 + [["chunk_multi"]]
+    assert calls(server)[1:] == [call for chunk in asked for call in chunk]
+
+
+def test_a_stream_that_is_gone_says_nothing_about_chunk_multi(client: Client, server: LocalServer) -> None:
     server_facts = ServerFacts()
 
     found = sent(push(client, NOBODY, "ab", server_facts))
 
-    assert (found.confirmed, set(found.refused), server_facts.families_without_multi) == ((), {"a", "b"}, set())
+    assert (found.confirmed, set(found.refused)) == ((), {"a", "b"})
+    assert sent(push(client, initialize(client), "ab", server_facts)).confirmed == ("a", "b")
+    assert calls(server)[-1] == "chunk_multi"
 
 
 def test_a_chunk_larger_than_the_limit_goes_in_parts_without_being_refused_first(server: LocalServer) -> None:

@@ -70,8 +70,7 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
         together = (
             chunk.with_channels(name for name in chunk.names if name not in self.pushed_singly) if singly else chunk
         )
-        single_only = context.server_facts.families_without_multi
-        if not together.names or self.family in single_only:
+        if not together.names or context.server_facts.lacks_multi(self.family):
             return self._send_each(client, chunk)
         if len(together.names) > 1 and push_bytes(together) > client.max_body_bytes:
             return self._send_halves(client, chunk, context)
@@ -81,7 +80,7 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
             if is_no_route(error):
                 one_by_one = self._send_each(client, chunk)
                 if one_by_one.confirmed:
-                    single_only.add(self.family)
+                    context.server_facts.note_no_multi(self.family)
                 return one_by_one
             if not self.finds_refused:
                 return Sent(refused=dict.fromkeys(chunk.names, error))
@@ -92,6 +91,7 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
                 return self._send_halves(client, chunk, context)
             sent = Sent(refused=dict.fromkeys(together.names, error))
         else:
+            context.server_facts.note_multi(self.family)
             sent = Sent(together.names)
         return sent.and_then(self._send_each(client, chunk.with_channels(singly))) if singly else sent
 

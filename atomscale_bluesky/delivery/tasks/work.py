@@ -13,6 +13,8 @@ What remains after a failure becomes a new input.
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -29,6 +31,8 @@ R = TypeVar("R")
 
 # The stream of a task that is about the whole run.
 RUN = -1
+# After how long a server without `chunk/multi` is asked for it again: a proxy may have given its answers for a while.
+ASK_FOR_MULTI_AGAIN_S = 600.0
 
 
 class Kind(Enum):
@@ -55,8 +59,24 @@ class ServerFacts(msgspec.Struct):
 
     family: str | None = None  # the one that streams are made in
     clock_measured: float = -math.inf  # when, monotonic
-    families_without_multi: set[str] = set()  # families without chunk/multi
     spool_option: str = ""  # appended to commands in the log, such as ` --spool-dir /data/spool`
+    monotonic: Callable[[], float] = time.monotonic  # a test passes its own
+    _families_with_multi: set[str] = set()  # families whose chunk/multi has taken a chunk
+    _no_multi_until: dict[str, float] = {}  # family → until when it counts as one without chunk/multi, monotonic
+
+    def note_multi(self, family: str) -> None:
+        """Note that a family's `chunk/multi` has taken a chunk. From then on it counts as there."""
+        self._families_with_multi.add(family)
+
+    def note_no_multi(self, family: str) -> None:
+        """Note that a family took the channels of a chunk one by one, but had no `chunk/multi`."""
+        if family not in self._families_with_multi:
+            self._no_multi_until[family] = self.monotonic() + ASK_FOR_MULTI_AGAIN_S
+
+    def lacks_multi(self, family: str) -> bool:
+        """Return True if a family has no `chunk/multi`, as far as is known, and is not to be asked for it again yet."""
+        until = self._no_multi_until.get(family)
+        return until is not None and self.monotonic() < until
 
 
 class WorkerContext(NamedTuple):
