@@ -1,6 +1,7 @@
 """The active runs of one uploader: claimed, with their files open. At most `MAX_ACTIVE`.
 
-If the files of a run cannot be used, only that run is released. A later scan starts again from its files.
+If the files of a run cannot be used, only that run is released. A later scan starts again from its files, after a pause
+that grows from failure to failure.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TypeVar
 from ..spool.gil_yield import GilYield
 from ..spool.locks import RunLock
 from ..spool.spool import Spool
+from .backoff import RunPauses
 from .ledger_growth import LedgerGrowth
 from .run_claiming import RunClaiming, Unclaimed
 from .run_delivery import RunDelivery
@@ -57,6 +59,7 @@ class ActiveRuns:
         self.written_here: set[Path] = set()  # runs whose writer is in this process
         self.begun_here: set[Path] = set()  # runs that began in this process and are still in the spool
         self.waiting = WaitingRuns()
+        self.broken_pauses = RunPauses(monotonic)
         self.ledger_growth = LedgerGrowth(monotonic)
         self._listing = listing
         self._gil_yield = gil_yield or GilYield()
@@ -183,6 +186,7 @@ class ActiveRuns:
     def forget(self, folder: Path) -> None:
         """Forget a run that has left the spool."""
         self.waiting.forget(folder)
+        self.broken_pauses.forget(folder)
         self._listing.forget(folder)
         self._claiming.forget(folder)
         self.written_here.discard(folder)
@@ -218,4 +222,5 @@ class ActiveRuns:
 
     def _set_broken_aside(self, folder: Path, error: Exception) -> None:
         self.waiting.set_aside(folder, SetAside(Reason.BROKEN))
+        self.broken_pauses.note_failure(folder)
         self._claiming.log_broken(folder, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Hashable
 
@@ -37,6 +38,8 @@ READ = Backoff(0.5, 30.0)
 MISSING = Backoff(60.0, 3600.0)
 # After the process that uploads died or could not be started.
 RESTART = Backoff(1.0, 60.0)
+# After the files of a run could not be used. Each attempt may read the whole run.
+FILES = Backoff(2.0, 300.0)
 
 
 class Pause:
@@ -89,3 +92,37 @@ class Patience:
             return False
         self._waits[what] = (now + MISSING.pause_s(asked + 1), asked + 1)
         return True
+
+
+class RunPauses:
+    """When to try each run again whose files could not be used: after pauses that grow from failure to failure.
+
+    Args:
+        monotonic: Returns monotonic seconds. A test passes its own.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._pauses: dict[Hashable, tuple[float, int]] = {}  # until when, and how often it failed
+
+    def note_failure(self, run: Hashable) -> None:
+        """Begin a run's next pause. If the last failure is long past, it is the first one again."""
+        now = self._monotonic()
+        until, failures = self._pauses.get(run, (now, 0))
+        if now - until > FILES.max_s:
+            failures = 0
+        self._pauses[run] = (now + FILES.pause_s(failures), failures + 1)
+
+    def is_over(self, run: Hashable) -> bool:
+        """Return True if the run may be tried."""
+        until, _ = self._pauses.get(run, (-math.inf, 0))
+        return self._monotonic() >= until
+
+    def end_all(self) -> None:
+        """Let every run be tried at once. The next pause after a failure is longer all the same."""
+        now = self._monotonic()
+        self._pauses = {run: (min(until, now), failures) for run, (until, failures) in self._pauses.items()}
+
+    def forget(self, run: Hashable) -> None:
+        """Forget a run that has left the spool."""
+        self._pauses.pop(run, None)

@@ -182,11 +182,13 @@ class RunScheduler:
         return bool(again)
 
     def _queue_where_possible(self) -> None:
-        """Queue the runs whose files have changed since they were set aside."""
+        """Queue the runs whose files have changed since they were set aside, and those whose pause is over."""
         ordered_at = self._spool.ordered_at()
         by_size = self._check_all or ordered_at != self._ordered_at
         by_opening = self._check_all
         self._check_all, self._ordered_at = False, ordered_at
+        if by_size:  # the operator may have mended what was broken
+            self.active.broken_pauses.end_all()
         for folder in self.active.waiting.find_due(self._is_due, all_by_size=by_size, all_by_opening=by_opening):
             self.active.waiting.queue(folder, live=folder in self.active.written_here)
 
@@ -202,7 +204,9 @@ class RunScheduler:
             if folder in self.active.written_here:
                 self._complete_if_settled(folder)
             return not self._spool.uploader_alive(folder)
-        if note.reason in {Reason.NO_HEADER_YET, Reason.BROKEN} or file_sizes(folder) != note.sizes:
+        if note.reason is Reason.BROKEN:
+            return self.active.broken_pauses.is_over(folder)
+        if note.reason is Reason.NO_HEADER_YET or file_sizes(folder) != note.sizes:
             return True
         return note.written_elsewhere and not self._spool.writer_alive(folder)
 

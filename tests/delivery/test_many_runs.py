@@ -288,6 +288,61 @@ def test_an_order_is_seen_at_the_next_scan_however_many_runs_are_set_aside(pile:
     ours.active.close()
 
 
+# ---- runs that fail at their end -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def failing(callback: AtomscaleCallback, spool_dir: Path) -> tuple[RunScheduler, list[float], Path]:
+    """A scheduler of a delivered run that cannot move into the history, its clock, and the file that is in the way."""
+    in_the_way = spool_dir / "history.jsonl"
+    in_the_way.unlink(missing_ok=True)
+    in_the_way.symlink_to(spool_dir / "nowhere")
+    for name, doc in growth(points=25):
+        callback(name, doc)
+    assert not callback.drain(timeout_s=20)
+    endpoint = callback.status()[0].endpoint
+    callback.close()
+    now = [0.0]
+    return RunScheduler(Spool(spool_dir), endpoint, monotonic=lambda: now[0]), now, in_the_way
+
+
+def tried_at(scheduler: RunScheduler, now: list[float], seconds: float) -> list[float]:
+    """When a scheduler that scans every two seconds for so long claims a run."""
+    tried: list[float] = []
+    for _ in range(round(seconds / 2)):
+        scheduler.scan()
+        for delivery in scheduler.active:
+            tried.append(now[0])
+            while not delivery.run.finished:
+                assert delivery.next_task(now[0]) is None  # reads on
+        scheduler.active.finish_runs()
+        now[0] += 2
+    return tried
+
+
+def test_a_run_whose_end_fails_is_tried_again_after_pauses_that_grow_up_to_five_minutes(
+    failing: tuple[RunScheduler, list[float], Path],
+) -> None:
+    scheduler, now, _ = failing
+
+    assert tried_at(scheduler, now, 1200) == [0, 2, 6, 14, 30, 62, 126, 254, 510, 810, 1110]
+    assert scheduler.needs_operator
+
+
+def test_a_run_whose_end_fails_leaves_the_spool_at_once_when_a_drain_asks_after_the_cause_is_gone(
+    failing: tuple[RunScheduler, list[float], Path], spool_dir: Path
+) -> None:
+    scheduler, now, in_the_way = failing
+    tried_at(scheduler, now, 300)
+    in_the_way.unlink()
+
+    assert tried_at(scheduler, now, 10) == []
+    scheduler.check_all()
+    assert tried_at(scheduler, now, 10) == [310]
+    assert not Spool(spool_dir).run_folders()
+    assert not scheduler.needs_operator
+
+
 # ---- runs whose stop does not come -----------------------------------------------------------------------------------
 
 OPEN_RUNS = """
