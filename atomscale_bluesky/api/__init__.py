@@ -9,6 +9,7 @@ Bounded: every request by its deadline, every answer by its size.
     wire            the API's paths and the bodies of requests. Pure.
     answers         what the API's answers say. Pure.
     connection      sends one request, and turns what came back into an answer or an error
+    lists           reads the API's lists piece by piece: catalogue entries, samples, projects, tags, instruments. Pure.
     stream_content  reads a stream's points from an answer piece by piece. Pure.
     json_parts      reads JSON that arrives in parts. Pure.
     transport       deadlines, and a fast path for chunk after chunk over one connection

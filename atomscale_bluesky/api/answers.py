@@ -23,7 +23,7 @@ _REMEMBERED_BYTES = 2**19
 CLOSED = frozenset({"success", "error", "stream_error", "stream_interrupted", "stream_finalizing"})
 
 # A `data_id` becomes part of a path, so it must look like an id. In the documentation it is a UUID.
-_DATA_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
+DATA_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 
 class AnswerError(AtomscaleBlueskyError):
@@ -135,38 +135,6 @@ def check_finalized(body: bytes, data_id: str) -> None:
         raise AnswerError("the answer does not name the stream that was to be finalized")
 
 
-def read_entries(body: bytes) -> list[Entry]:
-    """Return the entries of a catalogue answer, without those that have no id."""
-    answer = _json(body)
-    if not isinstance(answer, list):
-        raise AnswerError("the answer of the catalogue is not a list")
-    return [
-        Entry(
-            one["data_id"],
-            _text(one.get("raw_name")),
-            _text(one.get("pipeline_status")),
-            source if isinstance(source := one.get("synth_source_id"), int) else None,
-            sample if isinstance(sample := one.get("physical_sample_id"), str) else None,
-            tuple(item.id for item in _items(one.get("projects"))),
-            _tags(one.get("tags")),
-        )
-        for one in answer
-        if isinstance(one, dict) and isinstance(one.get("data_id"), str) and _DATA_ID.fullmatch(one["data_id"])
-    ]
-
-
-def read_items(body: bytes) -> list[Item]:
-    """Return the physical samples, projects or tags of an answer, without those that have no valid id.
-
-    Raises:
-        AnswerError: The answer is no list.
-    """
-    answer = _json(body)
-    if not isinstance(answer, list):
-        raise AnswerError("the answer is not a list")
-    return _items(answer)
-
-
 def read_created(body: bytes) -> str:
     """Return the id of the physical sample or tag that was created."""
     answer = _object(body)
@@ -180,18 +148,6 @@ def read_existing_sample(body: bytes) -> str | None:
         return _id(detail.get("physical_sample_id"), "physical_sample_id") if isinstance(detail, dict) else None
     except AnswerError:
         return None
-
-
-def read_instruments(body: bytes) -> dict[int, str]:
-    """Return the growth instruments of an answer: id → name."""
-    answer = _json(body)
-    if not isinstance(answer, list):
-        raise AnswerError("the answer about instruments is not a list")
-    return {
-        one["synth_source_id"]: _text(one.get("source_name"))
-        for one in answer
-        if isinstance(one, dict) and isinstance(one.get("synth_source_id"), int)
-    }
 
 
 def read_clock(body: bytes) -> tuple[float, float]:
@@ -245,27 +201,7 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 def _id(value: Any, member: str) -> str:
-    if not isinstance(value, str) or not _DATA_ID.fullmatch(value):
+    if not isinstance(value, str) or not DATA_ID.fullmatch(value):
         shown = repr(value)[:80] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
         raise AnswerError(f"the answer's {member!r} is {shown}; expected an id")
     return value
-
-
-def _text(value: Any) -> str:
-    """Return a member that should be text, or an empty text if it is neither text nor a number."""
-    return str(value) if isinstance(value, str | int | float) else ""
-
-
-def _items(answer: Any) -> list[Item]:
-    return [
-        Item(one["id"], _text(one.get("name")))
-        for one in (answer if isinstance(answer, list) else ())
-        if isinstance(one, dict) and isinstance(one.get("id"), str) and _DATA_ID.fullmatch(one["id"])
-    ]
-
-
-def _tags(answer: Any) -> tuple[str, ...]:
-    """Return the tags of a catalogue entry. It is not documented whether each is text or an object."""
-    items = answer if isinstance(answer, list) else ()
-    tags = (tag.get("name") or tag.get("id") if isinstance(tag, dict) else tag for tag in items)
-    return tuple(tag for tag in tags if isinstance(tag, str))

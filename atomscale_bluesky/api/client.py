@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
 from ..errors import ApiRefusedError, ApiTooLargeError, ApiUnavailableError
 from ..model.chunk import Chunk, Column
 from ..model.links import Links
 from ..settings import Settings
-from . import answers, stream_content, wire
+from . import answers, lists, stream_content, wire
 from .connection import MAX_ANSWER_BYTES, AnswerTooLargeError, Connection
 from .json_parts import TooMuchError
 
@@ -74,13 +74,11 @@ class Client:
 
     def find_entry(self, label: str) -> answers.Entry | None:
         """Return the catalogue's entry with exactly this label, or None if the catalogue's search does not find it."""
-        entries = self._read(self._send(wire.search(label), MAX_CATALOGUE_BYTES), answers.read_entries)
-        return next((entry for entry in entries if entry.label == label), None)
+        return self._entry(wire.search(label), lambda entry: entry.label == label)
 
     def entry_of(self, data_id: str) -> answers.Entry | None:
         """Return the catalogue's entry of a stream, or None if it has none."""
-        entries = self._read(self._send(wire.look_up(data_id), MAX_CATALOGUE_BYTES), answers.read_entries)
-        return next((entry for entry in entries if entry.data_id == data_id), None)
+        return self._entry(wire.look_up(data_id), lambda entry: entry.data_id == data_id)
 
     def push(self, family: str, data_id: str, chunk: Chunk) -> None:
         """Push all channels of a chunk in one request. Pushing it again is harmless."""
@@ -126,7 +124,7 @@ class Client:
 
     def instruments(self) -> dict[int, str]:
         """Return the organisation's growth instruments: id → name."""
-        return self._read(self._send(wire.instruments(), MAX_CATALOGUE_BYTES), answers.read_instruments)
+        return self._read_parts(wire.instruments(), lambda parts: lists.read_instruments(parts, pause=self._make_way))
 
     def samples(self, physical_sample_id: str | None = None) -> list[answers.Item]:
         """Return the organisation's physical samples, or the one with this id.
@@ -206,7 +204,25 @@ class Client:
         self.connection.close()
 
     def _items(self, request: wire.Request) -> list[answers.Item]:
-        return self._read(self._send(request, MAX_CATALOGUE_BYTES), answers.read_items)
+        return self._read_parts(request, lambda parts: lists.read_items(parts, pause=self._make_way))
+
+    def _entry(self, request: wire.Request, is_wanted: Callable[[answers.Entry], bool]) -> answers.Entry | None:
+        """Return the first entry of the catalogue's answer that is wanted, or None. Keeps no other entry."""
+
+        def read(parts: Iterator[bytes]) -> answers.Entry | None:
+            found = None
+            for entry in lists.read_entries(parts, pause=self._make_way):
+                found = entry if found is None and is_wanted(entry) else found
+            return found
+
+        return self._read_parts(request, read)
+
+    def _read_parts(self, request: wire.Request, read: Callable[[Iterator[bytes]], T]) -> T:
+        """Send a request for a list, and return what `read` makes of its answer while it comes in."""
+        try:
+            return self.connection.send_and_read(request, MAX_CATALOGUE_BYTES, read)
+        except answers.AnswerError as error:
+            raise self._not_from_the_api(error) from error
 
     def _read(self, body: bytes, read: Callable[[bytes], T]) -> T:
         try:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from .answers import AnswerError
 
@@ -32,6 +33,7 @@ _STRINGS = re.compile(rb'[^"]*(?:"[^"\\]*(?:\\.[^"\\]*)*"[^"]*)*', re.DOTALL)  #
 _IN_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 _ESCAPED = re.compile(rb"\\.", re.DOTALL)
 _QUOTE, _COMMA = ord('"'), ord(",")
+_NOWHERE = np.empty(0, dtype=np.intp)
 _DEEPER = np.zeros(256, dtype=np.int64)
 _DEEPER[list(b"[{")], _DEEPER[list(b"]}")] = 1, -1
 
@@ -103,10 +105,34 @@ class JsonParts:
                 return
             begun = True
 
+    def blocks(self, max_bytes: int) -> Iterator[bytes]:
+        """Read an array: yields the texts of its elements, several of them at a time, with the commas between them.
+
+        Args:
+            max_bytes: How large an element may be.
+        """
+        self._expect(b"[")
+        if self.peek() == b"]":
+            self._advance(1)
+            return
+        block = bytearray()
+        for piece, commas in self._inside():
+            if not commas.size:
+                block += piece
+                if len(block) > max_bytes:
+                    raise AnswerError(f"an element of the answer has more than {max_bytes} bytes")
+                continue
+            last = int(commas[-1])
+            yield _with_elements(block + piece[:last])
+            block = bytearray(piece[last + 1 :])
+        if not block.endswith(b"]"):
+            raise AnswerError("a list of the answer ends with another bracket")
+        yield _with_elements(block[:-1])
+
     def value(self, max_bytes: int) -> bytes:
         """Read one value and return its whole text."""
         taken = bytearray()
-        for piece, _ in self._value():
+        for piece in self._value():
             taken += piece
             if len(taken) > max_bytes:
                 raise AnswerError(f"a member of the answer has more than {max_bytes} bytes")
@@ -120,7 +146,7 @@ class JsonParts:
             return 0
         self._advance(1)
         empty = self.peek() == b"]"
-        commas = sum(commas for _, commas in self._inside())
+        commas = sum(commas.size for _, commas in self._inside())
         return 0 if empty else commas + 1
 
     def peek(self) -> bytes:
@@ -146,13 +172,14 @@ class JsonParts:
                 return
         raise AnswerError("the answer goes on after its end")
 
-    def _value(self) -> Iterator[tuple[bytes, int]]:
-        """Read one value: yields the pieces of its text, and how many commas at its own depth each has."""
+    def _value(self) -> Iterator[bytes]:
+        """Read one value: yields the pieces of its text."""
         first = self.peek()
         if first in b"[{":
             self._advance(1)
-            yield first, 0
-            yield from self._inside()
+            yield first
+            for piece, _ in self._inside():
+                yield piece
         elif first == b'"':
             yield from self._string()
         else:
@@ -160,43 +187,47 @@ class JsonParts:
             while (found := _SCALAR.match(self._text, self._offset, self._offset + STEP_BYTES)) and found.group():
                 empty = False
                 self._advance(len(found.group()))
-                yield found.group(), 0
+                yield found.group()
                 if self._offset < len(self._text) or not self._read_more():
                     return
             if empty:
                 raise AnswerError(f"the answer has {first!r} where a value was expected")
 
-    def _inside(self) -> Iterator[tuple[bytes, int]]:
-        """Read to the end of an array or object that has begun, however deep it is."""
+    def _inside(self) -> Iterator[tuple[bytes, NDArray[np.intp]]]:
+        """Read to the end of an array or object that has begun, however deep it is.
+
+        Yields the pieces of its text, up to its last bracket, and where in each its own commas are.
+        """
         depth = 1
         while depth:
             found = _STRINGS.match(self._text, self._offset, self._offset + STEP_BYTES)
             piece = found.group() if found else b""
             if not piece and self._offset < len(self._text):
-                yield from self._string()  # a long string, or one that is in two parts
+                for part in self._string():  # a long string, or one that is in two parts
+                    yield part, _NOWHERE
             elif piece:
                 text = np.frombuffer(_ESCAPED.sub(b"??", piece) if b"\\" in piece else piece, dtype=np.uint8)
                 outside = (np.cumsum(text == _QUOTE) & 1) == 0
                 depths = depth + np.cumsum(np.where(outside, _DEEPER[text], 0))
                 size = int(np.argmax(depths == 0)) + 1 if (depths == 0).any() else len(piece)
-                commas = np.count_nonzero(outside[:size] & (text[:size] == _COMMA) & (depths[:size] == 1))
+                commas = np.flatnonzero(outside[:size] & (text[:size] == _COMMA) & (depths[:size] == 1))
                 depth = int(depths[size - 1])
                 self._advance(size)
-                yield piece[:size], int(commas)
+                yield piece[:size], commas
             elif not self._read_more():
                 raise AnswerError("the answer ends too early")
 
-    def _string(self) -> Iterator[tuple[bytes, int]]:
+    def _string(self) -> Iterator[bytes]:
         self._advance(1)
-        yield b'"', 0
+        yield b'"'
         while True:
             found = _IN_STRING.match(self._text, self._offset, self._offset + STEP_BYTES)
             piece = found.group() if found else b""
             self._advance(len(piece))
-            yield piece, 0
+            yield piece
             if self._text[self._offset : self._offset + 1] == b'"':
                 self._advance(1)
-                yield b'"', 0
+                yield b'"'
                 return
             if not piece and not self._read_more():
                 raise AnswerError("the answer ends within a text")
@@ -222,3 +253,10 @@ class JsonParts:
             size += len(part)
         self._text, self._offset = b"".join(parts), 0
         return size > 0
+
+
+def _with_elements(block: bytearray) -> bytes:
+    """Return a block of an array's text, which must have an element."""
+    if not block.strip():
+        raise AnswerError("a list of the answer has a comma too many")
+    return bytes(block)

@@ -16,7 +16,7 @@ from chunks import chunk_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomscale_bluesky.api import answers, wire
+from atomscale_bluesky.api import answers, lists, wire
 from atomscale_bluesky.api.stream_content import read_points
 from atomscale_bluesky.model.chunk import Chunk, Column
 from atomscale_bluesky.model.links import Links
@@ -125,7 +125,7 @@ def test_samples_projects_and_tags_are_listed_as_the_reference_says() -> None:
     ):
         said = exchange(name)
         assert_spelled(request, said)
-        assert answers.read_items(answer(said)) == [answers.Item(one["id"], one["name"]) for one in said["response"]]
+        assert lists.read_items([answer(said)]) == [answers.Item(one["id"], one["name"]) for one in said["response"]]
 
 
 def test_samples_and_tags_are_created_as_the_reference_says() -> None:
@@ -169,7 +169,7 @@ def test_tags_tracking_and_names_go_out_as_the_reference_says() -> None:
     ],
 )
 def test_items_without_a_usable_id_are_skipped(body: Any, items: list[answers.Item]) -> None:
-    assert answers.read_items(json.dumps(body).encode()) == items
+    assert lists.read_items([json.dumps(body).encode()]) == items
 
 
 @pytest.mark.parametrize("tags", [["anneal"], [{"id": SAMPLE, "name": "anneal"}], [{"name": "anneal"}, None, 7]])
@@ -179,7 +179,7 @@ def test_an_entry_has_its_links_in_every_known_shape_of_tags(tags: list[Any]) ->
          "tags": tags}
     ]  # fmt: skip
 
-    (entry,) = answers.read_entries(json.dumps(body).encode())
+    (entry,) = lists.read_entries([json.dumps(body).encode()])
 
     assert entry == answers.Entry(DATA_ID, "", "", 42, SAMPLE, (SAMPLE,), ("anneal",))
 
@@ -217,7 +217,7 @@ def test_a_stream_is_looked_up_as_the_reference_says() -> None:
     (entry,) = said["response"]
 
     assert_spelled(wire.look_up(entry["data_id"]), said)
-    assert answers.read_entries(answer(said)) == [
+    assert list(lists.read_entries([answer(said)])) == [
         answers.Entry(entry["data_id"], entry["raw_name"], entry["pipeline_status"])
     ]
 
@@ -230,7 +230,7 @@ def test_the_catalogue_is_searched_whatever_the_status_of_what_is_found() -> Non
     assert (request.method, request.body) == (said["method"], None)
     assert urlsplit(request.path).path == urlsplit(said["path"]).path.lstrip("/")
     assert parse_qs(urlsplit(request.path).query) == {"keywords": ["growth & 17 · (2)?"], "status": ["all"]}
-    assert [entry.status for entry in answers.read_entries(answer(said))] == ["stream_active"]
+    assert [entry.status for entry in lists.read_entries([answer(said)])] == ["stream_active"]
 
 
 @FAMILIES
@@ -302,9 +302,9 @@ def test_an_answer_that_is_not_the_apis_confirms_nothing(body: bytes) -> None:
     with pytest.raises(answers.AnswerError):
         answers.read_initialized(body)
     with pytest.raises(answers.AnswerError):
-        answers.read_entries(body)
+        list(lists.read_entries([body]))
     with pytest.raises(answers.AnswerError):
-        answers.read_items(body)
+        lists.read_items([body])
     with pytest.raises(answers.AnswerError):
         answers.read_created(body)
 
@@ -444,7 +444,7 @@ def test_an_answer_about_another_stream_finalizes_nothing(body: Any) -> None:
 def test_catalogue_entries_without_a_usable_id_are_skipped() -> None:
     entries = [{"data_id": DATA_ID}, {"data_id": 7}, {"data_id": "../x"}, "noise", None, {"raw_name": "no id"}]
 
-    assert answers.read_entries(json.dumps(entries).encode()) == [answers.Entry(DATA_ID, "", "")]
+    assert list(lists.read_entries([json.dumps(entries).encode()])) == [answers.Entry(DATA_ID, "", "")]
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------

@@ -125,6 +125,7 @@ FOLDERS = {
         "api/clock",
         "api/connection",
         "api/json_parts",
+        "api/lists",
         "api/stream_content",
         "api/wire",
     ),
