@@ -32,11 +32,14 @@ class DrainCheck:
 
         Returns:
             True if every stopped run is finalized, and every full chunk of the others is confirmed. False if the rest
-            waits for the operator.
-
-        Raises:
-            OSError: The spool's folder cannot be read.
+            waits for the operator. None also while the spool's folder cannot be read, which is logged at each scan.
         """
+        try:
+            return self._answer()
+        except OSError:
+            return None
+
+    def _answer(self) -> bool | None:
         if any(self._is_under_way(folder) for folder in self._spool.run_folders()):
             return None
         left = [run for run in self._status.status() if self._is_ours(run)]

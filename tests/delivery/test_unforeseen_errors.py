@@ -145,3 +145,32 @@ def test_open_runs_that_become_unreadable_keep_no_other_from_being_delivered(
         finally:
             monkeypatch.undo()
             assert uploader.stop(10)
+
+
+def test_an_uploader_ends_at_once_while_a_drain_waits_for_a_spool_that_cannot_be_read(
+    settings: Settings, spool_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = Spool(spool_dir)
+    recorder = DocumentRecorder(settings, spool=spool)
+    for name, doc in growth(points=5):
+        recorder.take(name, doc)
+    recorder.close()
+    assert spool.writers.stop_threads()
+    (folder,) = spool.run_folders()
+    other = spool.claim(folder)
+    assert other is not None
+    uploader = Uploader(Spool(spool_dir), settings)
+    uploader.start()
+    wait_until(lambda: uploader.idle_since is not None)
+    question = uploader.ask_whether_drained()
+    assert question is not None
+
+    away = spool_dir.rename(spool_dir.with_name("away"))
+    wait_until(lambda: "cannot be read" in caplog.text)
+    ended = uploader.stop(5)
+
+    away.rename(spool_dir)
+    other.close()
+    assert uploader.stop(10)
+    assert ended
+    assert question.wait(1) is False
