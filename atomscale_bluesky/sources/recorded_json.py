@@ -134,10 +134,9 @@ def _begins_array(text: Text) -> bool:
             end += 1
         if end < len(text.text):
             return text.text[end] != '"'
-        text.read_more()  # what is here is not used yet, so it comes first now
-        here = 0
-        if text.ended:
+        if not text.read_more():
             return True
+        here = 0  # what is here is not used yet, so it comes first now
 
 
 def _value(decode: Any, text: Text, where: str) -> object:

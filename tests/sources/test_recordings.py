@@ -384,6 +384,22 @@ def test_a_document_that_begins_in_one_block_and_ends_in_another_is_read(tmp_pat
         assert [(name, doc) for name, doc, _ in Recordings([path])] == documents
 
 
+@pytest.mark.parametrize("kind", ["suitcase-jsonl", "lines of name and doc", "json sequence", "array"])
+def test_a_document_is_read_wherever_a_block_ends_near_its_beginning(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "run.jsonl"
+    event = next(doc for name, doc in DOCUMENTS if name == "event")
+
+    def written(padding: int) -> tuple[list[Document], str]:
+        documents: list[Document] = [DOCUMENTS[0], ("event", {**event, "note": "x" * padding}), *DOCUMENTS[1:]]
+        return documents, JSON[kind](documents)
+
+    position = len(JSON[kind]([DOCUMENTS[0], ("event", {**event, "note": ""})]))  # of the document behind it
+    for end in range(position - 4, position + 12):
+        documents, text = written((1 << 20) + 6 - end)  # the first block has the bytes that show what the file is
+        path.write_text(text)
+        assert [(name, doc) for name, doc, _ in Recordings([path])] == documents
+
+
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Standard input is a pipe; its other end."""
