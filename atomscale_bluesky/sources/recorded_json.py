@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ _BLOCK = 1 << 20
 # An error of the JSON decoder so near the end of what was read may be due to the end.
 _NEAR_THE_END = 16
 _BETWEEN = " \t\r\n,\x1e\ufeff"
+# The rest of a line before another one on which a document begins without indentation.
+_BEFORE_ANOTHER = re.compile(r"[^\n]*\n[\r\n]*[\[{\x1e]")
 
 
 class Text:
@@ -38,6 +41,11 @@ class Text:
     def begins_line(self) -> bool:
         """Return True if the next letter is the first of its line."""
         return (self.text[self.at - 1] if self.at else self._before) in "\n\x1e"
+
+    @property
+    def is_before_another(self) -> bool:
+        """Return True if a further line is in memory, and a document may begin it."""
+        return _BEFORE_ANOTHER.match(self.text, self.at) is not None
 
     def move_to(self, end: int) -> None:
         """Go on behind `end`."""
@@ -113,7 +121,11 @@ def from_json(text: Text, name: str, unusable: Callable[[str], object] | None) -
         try:
             found = _value(decode, text, where)
         except CutOffError:
-            raise
+            # What follows `["event", ` may have been taken for the missing value: the last line, up to the file's end.
+            if unusable is None or not (begins_line and text.is_before_another and text.skip_line()):
+                raise
+            unusable(f"{where} is cut off")
+            continue
         except RecordingError as error:
             if unusable is None or not (begins_line or of_lines) or not text.skip_line():
                 raise

@@ -315,6 +315,32 @@ def test_a_damaged_line_costs_no_other_and_is_named(tmp_path: Path, damage: str)
     assert len(reasons) == 1
 
 
+@pytest.mark.parametrize("kind", ["suitcase-jsonl", "lines of name and doc", "lines of one key each", "json sequence"])
+@pytest.mark.parametrize("damaged", [1, 2, 4])
+def test_lines_that_are_cut_off_anywhere_before_the_last_cost_no_other(tmp_path: Path, kind: str, damaged: int) -> None:
+    lines = JSON[kind](DOCUMENTS).splitlines(keepends=True)
+    path = tmp_path / "run.jsonl"
+    whole = [name for name, _ in DOCUMENTS[: -1 - damaged]] + ["stop"]
+    for end in range(3, len(lines[-2].rstrip())):
+        path.write_text("".join([*lines[: -1 - damaged], *[lines[-2][:end] + "\n"] * damaged, lines[-1]]))
+
+        found = list(Recordings([path]))
+
+        assert [one.name for one in found if one.name != UNREADABLE] == whole, end
+        reasons = [one.doc["reason"] for one in found if one.name == UNREADABLE]
+        assert f"{path}, line {len(lines) - damaged} " in reasons[0], end
+
+
+def test_an_indented_document_that_is_cut_off_is_reported_once(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(JSON["indented, one after the other"](DOCUMENTS)[:-20])
+
+    *documents, last = Recordings([path])
+
+    assert [one.name for one in documents] == [name for name, _ in DOCUMENTS[:-1]]
+    assert "is cut off: the file ends within this document" in last.doc["reason"]
+
+
 @pytest.mark.parametrize("events", [[1], ["text"], [None], None, 5])
 def test_the_list_of_what_a_file_holds_counts_events_that_are_none(tmp_path: Path, events: Any) -> None:
     path = tmp_path / "run.jsonl"
