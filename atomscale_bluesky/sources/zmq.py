@@ -114,6 +114,8 @@ class ZmqDocuments:
             MessageError: It has none.
         """
         if len(frames) > 1:
+            if not self._has_prefix(frames[0]):
+                return None
             name = frames[-2].decode(errors="replace").rpartition(".")[2]
             return document_in(frames[-1], name=name, trust_pickle=self._trust_pickle)
         prefix, _, rest = frames[0].partition(b" ")
@@ -128,3 +130,10 @@ class ZmqDocuments:
                     return document_in(frames[0], trust_pickle=self._trust_pickle)
                 raise
         return document_in(frames[0], trust_pickle=self._trust_pickle)
+
+    def _has_prefix(self, topic: bytes) -> bool:
+        """Return True if the first frame of several is the prefix, or the prefix and a document's name behind a dot."""
+        before, dot, name = topic.rpartition(b".")
+        if name.decode(errors="replace") in KINDS:
+            return self._prefix in {b"", topic, before, before + dot}
+        return self._prefix in {b"", topic}

@@ -218,6 +218,29 @@ def test_another_prefix_is_not_taken(proxy: tuple[str, str]) -> None:
     assert [one.doc["uid"] for one in listening.close()] == ["ours"]
 
 
+def test_of_several_frames_only_messages_with_the_prefix_are_taken() -> None:
+    with zmq.Context() as context, context.socket(zmq.PUB) as socket:
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
+
+        def publish(name: str, doc: dict[str, Any]) -> None:
+            socket.send(b" ".join([b"mbe", name.encode(), json.dumps(doc).encode()]))
+
+        listening = Listening(f"tcp://127.0.0.1:{port}", publish, prefix="mbe")
+        for prefix in (b"mbe", b"mbe2", b"mbe.b", b"mbe-2", b"other"):
+            uid = f"of {prefix.decode()}"
+            body, whole = (json.dumps(one).encode() for one in ({"uid": uid}, ["start", {"uid": uid}]))
+            for message in (
+                [prefix, b"start", body],
+                [prefix, whole],
+                [prefix + b".start", body],
+                [prefix, b"", whole],
+            ):
+                socket.send_multipart(message)
+        publish("stop", {"uid": "the last"})
+        wait_until(lambda: listening.found and listening.found[-1].name == "stop")
+        assert [one.doc["uid"] for one in listening.close()] == ["of mbe"] * 4 + ["the last"]
+
+
 # ---- the connection --------------------------------------------------------------------------------------------------
 
 
