@@ -193,6 +193,25 @@ class EventTaker:
         """
         if not isinstance(doc, Mapping):
             raise TypeError(f"expected lists of events by descriptor uid, got a {type(doc).__name__}")
+        # If it comes again because its end could not be written, its first events have to be known, however many.
+        self._runs.keep_all_uids(keep=True)
+        try:
+            taken, problem = self._take_lists(doc)
+        finally:
+            self._runs.keep_all_uids(keep=False)
+        if self._to_be_given_again(taken):
+            return taken
+        for run in self._runs:
+            run.forget_oldest_uids()
+        if problem is not None and not taken.put_off:
+            raise problem
+        return taken
+
+    def _take_lists(self, doc: Mapping[str, Any]) -> tuple[Accepted, DocumentError | None]:
+        """Take lists of events. Return the answer, and why the first of those that cannot be used is none.
+
+        It stops early if an event is to be given again.
+        """
         taken, problem = NOTHING, None
         for events in doc.values():
             try:
@@ -205,7 +224,7 @@ class EventTaker:
                 try:
                     taken += self.take_event(event)
                     if self._to_be_given_again(taken):
-                        return taken
+                        return taken, problem
                 except DocumentError as error:
                     problem = problem or error
                 except Exception as error:  # counted; it costs the other events nothing
@@ -213,9 +232,7 @@ class EventTaker:
                         raise  # the document comes again
                     unusable = self._ignored.count_unusable("bulk_events", error)
                     problem = problem or unusable
-        if problem is not None and not taken.put_off:
-            raise problem
-        return taken
+        return taken, problem
 
     def _to_be_given_again(self, taken: Accepted) -> bool:
         """Return True if the source gives the document again, because a part of it could not be written."""

@@ -25,7 +25,8 @@ from .selection import Selection
 from .start_document import text_of
 
 # The same event may come twice (two subscriptions, a bus that delivers again). At least this many uids of each run are
-# remembered, up to twice as many, and in addition those of up to two pages: a page's uids are not divided.
+# remembered, up to twice as many, and in addition those of up to two documents of several events: a document's uids are
+# not divided.
 REMEMBERED_EVENTS = 10_000
 
 # Reasons whose readings come again in each replay. Others may be kept the next time, or are counted by their rows.
@@ -68,6 +69,7 @@ class OpenRun:
         # Uids of earlier events, at least of the last `REMEMBERED_EVENTS`.
         self.seen: set[str] = set()  # the youngest
         self.seen_before: set[str] = set()  # the ones before those
+        self.keeps_all_uids = False  # True while the events of one document are taken one by one
         self._layouts = 0
         self._left_out: Counter[tuple[str, str]] = Counter()  # reason, key
         self.has_malformed_events = False  # events of it came that could not be read
@@ -129,12 +131,16 @@ class OpenRun:
         """Remember an event's uid. When there are too many, forget the oldest, many at once."""
         self.seen.add(uid)
         if len(self.seen) > REMEMBERED_EVENTS:
-            self.seen, self.seen_before = set(), self.seen
+            self.forget_oldest_uids()
 
     def remember_all(self, uids: Iterable[str]) -> None:
         """Remember the uids of a page's events."""
         self.seen.update(uids)
-        if len(self.seen) > REMEMBERED_EVENTS:
+        self.forget_oldest_uids()
+
+    def forget_oldest_uids(self) -> None:
+        """Forget the oldest uids if there are too many, unless all are to be kept for now."""
+        if len(self.seen) > REMEMBERED_EVENTS and not self.keeps_all_uids:
             self.seen, self.seen_before = set(), self.seen
 
     def leave_out(self, reason: str, keys: Iterable[Any], events: int = 1) -> None:

@@ -70,6 +70,7 @@ class OpenRuns:
         self._known_runs = known_runs
         self._ignored = ignored_documents
         self._redelivers = redelivers
+        self._keep_all_uids = False
 
     def __bool__(self) -> bool:
         """Return True if any run is open."""
@@ -94,7 +95,14 @@ class OpenRuns:
     def open(self, uid: str, header: Header, earlier_events: KeptEvents | None) -> OpenRun:
         """Open a run. If it was interrupted, `earlier_events` are those that its journals hold."""
         run = self._runs[uid] = OpenRun(uid, header, earlier_events)
+        run.keeps_all_uids = self._keep_all_uids
         return run
+
+    def keep_all_uids(self, *, keep: bool) -> None:
+        """Let the runs, also those that are opened from now on, keep the uids of all events, or forget old ones."""
+        self._keep_all_uids = keep
+        for run in self._runs.values():
+            run.keeps_all_uids = keep
 
     def log_opened(self, run: OpenRun) -> None:
         """Log that a run is recorded, and what its account and its start document call for."""

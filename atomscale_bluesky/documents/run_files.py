@@ -220,8 +220,7 @@ class RunFiles:
             self._notify_of_journal(run)
         elif run.writer is not None and _has_written(run.writer, payloads, before):
             event_stream.note_written()
-            for uid in uids:
-                run.remember(uid)
+            run.remember_all(uids)
             if self.listener is not None:
                 self.listener.wake(run.writer.folder)
         return None

@@ -37,7 +37,7 @@ from atomscale_bluesky import (
     SpoolError,
     StartMissingError,
 )
-from atomscale_bluesky.documents import known_runs, open_runs, remembered_runs
+from atomscale_bluesky.documents import known_runs, open_run, open_runs, remembered_runs
 from atomscale_bluesky.documents.open_run import OpenRun
 from atomscale_bluesky.server import LocalServer
 from atomscale_bluesky.spool.run_reader import read_header
@@ -535,6 +535,34 @@ def test_a_source_that_gives_documents_again_loses_none_for_want_of_room(
     assert callback.drain(20)
     assert callback.status().not_kept == ()
     assert held(server)["k0"] == [float(n) for _ in "12" for n in range(20)]
+
+
+def test_events_of_a_bulk_that_fills_the_spool_several_times_are_taken_once(
+    spool_dir: Path, monkeypatch: pytest.MonkeyPatch, make_callback: MakeCallback
+) -> None:
+    monkeypatch.setattr(open_run, "REMEMBERED_EVENTS", 50)
+    settings = Settings.load(environ={}, spool_dir=str(spool_dir), spool_min_free_bytes=0, spool_max_bytes=1_000_000)
+    start, descriptor, *events, stop = growth(points=2000, keys=1)
+    bulk = "bulk_events", {descriptor[1]["uid"]: [doc for _, doc in events]}
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        take_all(recorder, [start, descriptor])
+        stuffing = stuffed(spool_dir)
+        wait_until(lambda: not recorder.has_room)
+        rows = []
+        for size in (950_000, 900_000, 850_000):
+            os.truncate(stuffing, size)
+            wait_until(lambda: recorder.has_room)
+            answer = recorder.take(*bulk)
+            assert answer.try_again
+            assert answer.known == sum(rows)
+            rows.append(answer.rows)
+        assert min(rows) > 2 * 50
+        stuffing.unlink()
+        wait_until(lambda: recorder.take(*bulk).known == 2000)
+        assert recorder.take(*bulk) == Accepted(known=2000)
+        assert recorder.take(*events[0]) == Accepted(known=1)
+        recorder.take(*stop)
+    assert [run.points.seen for run in make_callback(offline=True).status()] == [2000]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the name of every file is text")
