@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from .descriptor import mapping_of
 
-# Up to this many documents wait, and up to this many values in them.
-MAX_DOCUMENTS = 10_000
+# Up to this many documents wait, for as many a source keeps its place, and up to this many values in them.
+MAX_DOCUMENTS = 100_000
 MAX_VALUES = 1_000_000
 # An event waits until this many runs have ended. Its descriptor comes before the stop of its own run, and forty
 # chambers that share a bus end a few runs in between.
@@ -48,9 +48,7 @@ class EarlyEvents:
         return self._waiting.keys()
 
     def hold(self, descriptor: str, name: str, doc: Mapping[str, Any], events: int) -> bool:
-        """Keep a copy of a document until its descriptor comes. Return False if there is no room for it, or no uid."""
-        if not isinstance(descriptor, str):
-            return False
+        """Keep a copy of a document until its descriptor comes. Return False if there is no room for it."""
         values = sum(map(_size, mapping_of(doc.get("data")).values()))
         if self._documents >= MAX_DOCUMENTS or self._values + values > MAX_VALUES:
             return False

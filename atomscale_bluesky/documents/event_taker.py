@@ -21,7 +21,7 @@ from ..spool.journal_format import is_row
 from ..spool.own_files import OUT_OF_RESOURCES
 from .accepted import KNOWN, NOTHING, PUT_OFF, Accepted
 from .descriptor import mapping_of
-from .early_events import EarlyEvents
+from .early_events import MAX_DOCUMENTS, MAX_VALUES, EarlyEvents
 from .event_page import only_rows
 from .event_stream import EventStream
 from .ignored_documents import SEEN_BEFORE, IgnoredDocuments
@@ -312,9 +312,11 @@ class EventTaker:
         if run_uid is not None and not comes_again and remembered.skips(run_uid):
             return Accepted(known=events)
         if run_uid is None or comes_again:
-            if self._runs and self._early.hold(descriptor, name, doc, events):
+            if not self._runs or not isinstance(descriptor, str):
+                raise self._ignored.count_without_descriptor(descriptor, name)
+            if self._early.hold(descriptor, name, doc, events):
                 return PUT_OFF
-            raise self._ignored.count_without_descriptor(descriptor, name)
+            return self._leave_out_early(descriptor, name, doc, events)
         self._ignored.counts[Loss.BEHIND_STOP] += events
         self._ignored.log_once(
             f"late {run_uid}",
@@ -322,6 +324,21 @@ class EventTaker:
             logging.ERROR,
         )
         return Accepted(left_out={Loss.BEHIND_STOP: events * len(mapping_of(doc.get("data")))})
+
+    def _leave_out_early(self, descriptor: str, name: str, doc: Mapping[str, Any], events: int) -> Accepted:
+        """Count a document that cannot wait for its descriptor: as ignored, and as left out of the only open run."""
+        self._ignored.counts[name] += 1
+        self._ignored.log_once(
+            f"too early {descriptor}",
+            f"events of descriptor {descriptor} are left out, because too many wait for their descriptors: "
+            f"{MAX_DOCUMENTS:,} documents or {MAX_VALUES:,} values may; have descriptors sent before their events",
+            logging.ERROR,
+        )
+        keys = list(mapping_of(doc.get("data")))
+        open_runs = [run for run in self._runs if not run.completed]
+        if len(open_runs) == 1 and descriptor not in self._early.of_any_run:
+            open_runs[0].leave_out(Loss.NO_DESCRIPTOR, keys, events)
+        return Accepted(left_out={Loss.NO_DESCRIPTOR: events * len(keys)})
 
 
 def _rows_not_seen(run: OpenRun, uids: Sequence[Any]) -> list[int]:

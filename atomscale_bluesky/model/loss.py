@@ -69,7 +69,10 @@ class Loss(StrEnum):
     DOCUMENT_TOO_LONG = "document too long", "the document's rows are longer than a line of a journal may be"
     MALFORMED = "malformed document", "the document is not what an event has to be"
     BEHIND_STOP = "event behind its run's stop", "the event came after the run's stop document"
-    NO_DESCRIPTOR = "its descriptor never came", "the run ended before the descriptor that the event names came"
+    NO_DESCRIPTOR = (
+        "its descriptor never came",
+        "the run ended before the descriptor that the event names came, or too many events were waiting for theirs",
+    )
 
     @property
     def may_be_kept_later(self) -> bool:

@@ -15,6 +15,7 @@ from runs import Document, growth, held
 from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback, DocumentRecorder, Settings
+from atomscale_bluesky.documents import early_events
 from atomscale_bluesky.server import LocalServer
 from atomscale_bluesky.sources.incoming import IDLE, UNREADABLE, Incoming, idle, unreadable
 from atomscale_bluesky.sources.intake import Intake
@@ -177,6 +178,37 @@ def test_events_before_their_descriptor_are_acknowledged_with_it(settings: Setti
         intake = Intake(recorder)
         intake.take_all(bus)
         assert intake.rows == 3
+
+
+def test_many_events_before_their_descriptor_are_all_taken_with_it(settings: Settings) -> None:
+    start, descriptor, *events, stop = growth(points=20_000, keys=1)
+    bus = Bus([start, *events, descriptor, stop])
+
+    intake = taken(settings, bus)
+
+    assert (intake.rows, intake.without_start) == (20_000, {})
+    assert len(bus.acknowledged) == len(bus.documents)
+
+
+def test_events_for_which_there_is_no_room_before_their_descriptor_are_in_the_account(
+    settings: Settings,
+    make_callback: MakeCallback,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(early_events, "MAX_DOCUMENTS", 10)
+    start, descriptor, *events, stop = growth(points=15, keys=2)
+    bus = Bus([start, *events[:14], descriptor, events[14], stop])
+
+    intake = taken(settings, bus)
+
+    assert len(bus.acknowledged) == len(bus.documents)
+    assert (intake.rows, intake.without_start) == (11, {})
+    assert intake.left_out == {"its descriptor never came": 8}
+    (run,) = make_callback(offline=True).status()
+    assert (run.points.seen, run.points.left_out) == (30, {"its descriptor never came": 8})
+    assert f"events of descriptor {descriptor[1]['uid']} are left out, because too many wait" in caplog.text
+    assert "start document" not in caplog.text
 
 
 def test_an_event_without_its_descriptor_holds_no_other_acknowledgement(settings: Settings) -> None:
