@@ -113,11 +113,10 @@ class DocumentRecorder:
             files=self._files,
             early=early,
             ignored_documents=self._ignored,
-            redelivers=redelivers,
         )
         self._events = EventTaker(self._open_runs, files=self._files, early=early, ignored_documents=self._ignored)
 
-    def take(self, name: str, doc: Mapping[str, Any]) -> Accepted:
+    def take(self, name: str, doc: Mapping[str, Any], *, leave_out: bool = False) -> Accepted:
         """Record one document. When this returns, its rows survive a killed process.
 
         If it is called from within itself, by a signal handler or a document's value, the document is taken after the
@@ -127,6 +126,8 @@ class DocumentRecorder:
             name: `start`, `descriptor`, `event`, `event_page`, `bulk_events` or `stop`. Documents of Bluesky's other
                 kinds, such as `datum`, are not recorded. Those of a kind that is not known are counted in `ignored`.
             doc: The document. It is not changed, and not needed any more afterwards.
+            leave_out: Count readings that find no disk space as left out, also if the recorder `redelivers`. For a
+                document that is not given again, because `may_get_room` is False.
 
         Returns:
             How many rows were written, what was known already, and which readings were left out for which reason.
@@ -150,6 +151,8 @@ class DocumentRecorder:
                 self._inside = True
                 try:  # around the other, so that no interruption between the two leaves `_inside` set
                     try:
+                        if leave_out:
+                            self._files.leaves_out = True
                         if self._files.change is not None:
                             self._runs.complete_change()
                         if name == "event":
@@ -158,6 +161,8 @@ class DocumentRecorder:
                             return self._runs.start(*known)
                         return self._take(name, doc)
                     finally:
+                        if leave_out:
+                            self._files.leaves_out = False
                         if self._put_off:
                             self._take_what_was_put_off()
                 finally:
@@ -195,6 +200,14 @@ class DocumentRecorder:
     def has_room(self) -> bool:
         """Return False while the spool or its disk is full, so that no document would be kept. Reads no disk."""
         return self._spool.writers.has_room
+
+    def may_get_room(self) -> bool:
+        """Return False if the runs that are being recorded here reach `spool_max_bytes`. May read the disk.
+
+        They can only leave the spool when they end. So a source that waits with its next document until there is room
+        waits for ever if their stop documents are behind it.
+        """
+        return not self._spool.writers.fill_spool()
 
     @property
     def early_descriptors(self) -> Set[str]:

@@ -81,8 +81,14 @@ class RunFiles:
         self._spool_option = spool_option
         self.listener = listener
         self._ignored = ignored_documents
-        self.redelivers = redelivers
+        self.leaves_out = False  # the present document is not given again after all
+        self._redelivers = redelivers
         self.change: _Change | None = None  # begun; still set if an exception from a signal handler ended it
+
+    @property
+    def redelivers(self) -> bool:
+        """Return True if the present document is given again if it could not be written."""
+        return self._redelivers and not self.leaves_out
 
     def make_folder(self, run: OpenRun) -> bool:
         """Make the run's folder in the spool. If that fails, the run's readings are counted as left out.
@@ -177,6 +183,9 @@ class RunFiles:
     def _reason_for(self, run: OpenRun, error: SpoolError) -> Loss:
         if isinstance(error, SpoolFullError):
             why, about, text = Loss.NO_ROOM, "no room", f"new readings of run {run.uid} are left out: {error}"
+            if self.leaves_out:
+                about = "fills the spool"
+                text += "; runs that are being recorded fill it, so delivery makes none; set a larger `spool_max_bytes`"
         elif isinstance(error, LineTooLongError):
             why, about, text = (
                 Loss.DOCUMENT_TOO_LONG,

@@ -46,7 +46,6 @@ class RunTaker:
         files: Writes the runs' journals.
         early: The events that wait for their descriptors.
         ignored_documents: Counts what is not taken, and collects log entries.
-        redelivers: A start document or descriptor that could not be written is given again, so it is not taken.
     """
 
     def __init__(
@@ -58,7 +57,6 @@ class RunTaker:
         files: RunFiles,
         early: EarlyEvents,
         ignored_documents: IgnoredDocuments,
-        redelivers: bool = False,
     ) -> None:
         self._resend = settings.resend
         self._runs = runs
@@ -66,7 +64,6 @@ class RunTaker:
         self._files = files
         self._early = early
         self._ignored = ignored_documents
-        self._redelivers = redelivers
 
     def start(self, uid: str, header: Header, known: KnownRun | None) -> Accepted:
         """Open a run, unless it is skipped. The arguments are what `RunLookup.look_up` returns.
@@ -93,7 +90,7 @@ class RunTaker:
         run = self._runs.open(uid, header, earlier_events)
         if run.earlier_events is None:
             self._files.make_folder(run)
-            if run.writer is None and self._redelivers:
+            if run.writer is None and self._files.redelivers:
                 self._runs.remove(run)
                 return TRY_AGAIN
             if run.writer is not None and not self._resend:
@@ -131,7 +128,7 @@ class RunTaker:
         else:
             described = self._files.describe(run, {uid: description}) or self._is_described(run, uid)
         self._files.change = None
-        if self._redelivers and not described:
+        if self._files.redelivers and not described:
             del run.descriptions[uid]  # so that it is new when it comes again
             return TRY_AGAIN
         return NOTHING
@@ -156,7 +153,7 @@ class RunTaker:
             )
         if run.has_only_ended_journals:  # its files say that no stop document came
             self._files.make_folder_if_due(run)
-            if run.writer is None and self._redelivers:
+            if run.writer is None and self._files.redelivers:
                 return TRY_AGAIN
         counts = counts_in(doc)
         if counts and not run.event_streams:
@@ -282,7 +279,7 @@ class RunTaker:
         self._ignored.counts[TAKEN_BEFORE] += 1
         self._runs.remembered.skip(uid)
         self._ignored.log_later(
-            logging.INFO if self._redelivers else logging.WARNING,
+            logging.INFO if self._files.redelivers else logging.WARNING,
             "run %s was recorded before and is not sent again; set `resend` to send it again. If it is another run, "
             "give it its own uid", uid,
         )  # fmt: skip
@@ -296,6 +293,6 @@ class RunTaker:
         """Return True if files of the run have a descriptor. Make them if there are none of this process."""
         if run.earlier_events is not None and descriptor in run.earlier_events.descriptors:
             return True
-        if run.writer is None and self._redelivers:
+        if run.writer is None and self._files.redelivers:
             return self._files.make_folder_if_due(run)  # writes all descriptors
         return False

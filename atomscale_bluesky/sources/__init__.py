@@ -7,7 +7,7 @@ counted with its reason and acknowledged too. One that comes again changes nothi
 came is reported by uid.
 Bounded: one batch of acknowledgements. If an event's descriptor does not come, the source keeps its place for up to
 100 000 documents more, and then the event is counted as ignored. So is an event that comes while events with a million
-values wait. While the spool is full, no document is taken and none is lost.
+values wait. While the spool is full, no document is taken and none is lost, unless the open runs alone fill it.
 Nothing here sends anything to Atomscale. Buses and Tiled need their own client libraries, imported when they are used.
 
     incoming          what a source hands over, and what a source is

@@ -171,9 +171,11 @@ class Intake:
     def _give_to_recorder(self, name: str, doc: Mapping[str, Any], source: Source) -> Accepted | None:
         """Give a document to the recorder, as often as it takes. Return None if it was told to end meanwhile."""
         while True:
-            if self._recorder.has_room or name == "stop":  # what ends a run is kept, and lets the run leave the spool
-                accepted = self._recorder.take(name, doc)
-                if not accepted.try_again:
+            has_room = self._recorder.has_room
+            leave_out = not (has_room or self._recorder.may_get_room())
+            if has_room or leave_out or name == "stop":  # what ends a run is kept, and lets the run leave the spool
+                accepted = self._recorder.take(name, doc, leave_out=leave_out)
+                if not accepted.try_again or (leave_out and accepted.left_out):
                     if self._reported_waiting:
                         self._reported_waiting = False
                         _logger.warning("documents are taken again")

@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -68,6 +68,17 @@ class DiskSpace:
             self._measure_at = time.monotonic() + ROOM_INTERVAL_S
             self.update(maintain_reserve=True)
         return self._free_enough and self.used_bytes < self._max_bytes
+
+    def is_filled_by(self, names: Collection[str]) -> bool:
+        """Return True if these runs alone reach the spool's limit.
+
+        Measures them again if they did not reach it when they were last measured.
+        """
+        if self._size_of(names) >= self._max_bytes:
+            return True
+        self.grown_runs.extend(names)
+        self.update()
+        return self._size_of(names) >= self._max_bytes
 
     @property
     def why_full(self) -> str:
@@ -177,6 +188,9 @@ class DiskSpace:
             self._sizes.move_to_end(name)
         self.has_unmeasured_runs = len(new) > NEW_PER_UPDATE
         self.used_bytes = sum(self._sizes.values())
+
+    def _size_of(self, names: Iterable[str]) -> int:
+        return sum(self._sizes.get(name, 0) for name in names)
 
     def _size_or_last(self, name: str) -> int:
         """Return the size of a run, or the last one that was known if its folder cannot be read."""

@@ -80,6 +80,12 @@ class RunWriters:
         """Return True if new readings can be kept. Reads no disk."""
         return self._disk_space.has_room
 
+    def fill_spool(self) -> bool:
+        """Return True if the runs that are being written reach the spool's limit, so that delivery makes no room."""
+        with self._guard:
+            names = [writer.folder.name for writer in self._writers]
+        return self._disk_space.is_filled_by(names)
+
     @property
     def has_unended(self) -> bool:
         """Return True if a run has ended whose stop could not be written yet. The spool keeps trying."""

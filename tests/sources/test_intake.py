@@ -297,6 +297,54 @@ def test_a_full_spool_holds_the_source_back_and_loses_nothing(
     assert held(server)["k0"] == [float(n) for n in range(20)]
 
 
+def test_a_run_larger_than_the_spool_does_not_hold_its_source_back_for_ever(
+    settings: Settings, make_callback: MakeCallback, server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = settings.replaced(spool_max_bytes=1_000_000)
+    large, small = list(growth(points=20_000, keys=1)), list(growth(points=3, keys=1))
+    bus, ending = Bus([*large, *small]), threading.Event()
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        intake = Intake(recorder, ending)
+        thread = threading.Thread(target=intake.take_all, args=(bus,))
+        thread.start()
+        try:
+            wait_until(lambda: intake.documents == len(large) and bus.rests > 2)  # at the next run's start
+            assert "what is delivered makes room" in caplog.text
+            left_out = 20_000 - intake.rows
+            (run,) = make_callback(offline=True).status()
+            assert (run.points.seen, run.points.left_out) == (20_000, {"no room in the spool": left_out})
+            assert make_callback().drain(20)
+            wait_until(lambda: not thread.is_alive())
+        finally:
+            ending.set()
+            thread.join(20)
+    assert len(bus.acknowledged) == len(bus.documents)
+    assert intake.left_out == {"no room in the spool": left_out}
+    assert make_callback().drain(20)
+    assert held(server)["k0"] == [*map(float, range(20_000 - left_out)), 0.0, 1.0, 2.0]
+    assert caplog.text.count(f"new readings of run {large[0][1]['uid']} are left out: the spool has no room") == 1
+    assert "; runs that are being recorded fill it" in caplog.text
+
+
+def test_a_run_that_begins_within_one_that_fills_the_spool_is_noted_as_not_kept(
+    settings: Settings, make_callback: MakeCallback
+) -> None:
+    settings = settings.replaced(spool_max_bytes=1_000_000)
+    large, inner = list(growth(points=20_000, keys=1)), list(growth(points=3, keys=1))
+    bus, ending = Bus([*large[:-1], *inner, large[-1]]), threading.Event()
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        thread = threading.Thread(target=Intake(recorder, ending).take_all, args=(bus,))
+        thread.start()
+        try:
+            wait_until(lambda: not thread.is_alive())
+        finally:
+            ending.set()
+            thread.join(20)
+    assert len(bus.acknowledged) == len(bus.documents)
+    (run,) = make_callback(offline=True).status().not_kept
+    assert (run.run_uid, run.readings) == (inner[0][1]["uid"], 3)
+
+
 def test_a_stop_is_taken_without_room_so_that_its_run_can_leave_the_spool(
     settings: Settings, spool_dir: Path, make_callback: MakeCallback, server: LocalServer
 ) -> None:
