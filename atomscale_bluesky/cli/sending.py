@@ -151,7 +151,7 @@ def _send(out: Console, settings: Settings, sample: str | None, begin: Begin, en
             settings, spool=spool, listener=uploader, redelivers=True, physical_sample=sample
         ) as recorder:
             origin = begin(recorder, ending.event)
-            intake = Intake(recorder, ending.event)
+            intake = Intake(recorder, ending.event, leaves_out=False)  # its runs can be read again
             with _Reading(out, origin, intake) as reading:
                 try:
                     intake.take_all(reading)

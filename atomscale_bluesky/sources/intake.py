@@ -22,7 +22,7 @@ from ..documents.accepted import Accepted
 from ..documents.recorder import DocumentRecorder
 from ..errors import DocumentError, SpoolError, StartMissingError
 from ..model.text import safe
-from .incoming import IDLE, UNREADABLE, Source
+from .incoming import IDLE, UNREADABLE, Source, SourceError
 
 _logger = logging.getLogger(__name__)
 
@@ -39,6 +39,10 @@ OTHERS = "others"
 _NO_ROOM = (
     "the spool has no room: what is delivered makes room (if no process delivers, start `atomscale-bluesky upload`), "
     "and so does free space on its disk, or a larger `spool_max_bytes`"
+)
+_NO_ROOM_FOR_RUN = (
+    "a run is larger than the spool may be: it stays in the spool until it has ended, so nothing makes room; set a "
+    "larger `spool_max_bytes` and begin again, and the run goes on where it was"
 )
 _NOT_TAKEN = "the spool cannot be read or written at present, as the log says"
 
@@ -57,6 +61,8 @@ class Intake:
     Args:
         recorder: Where the documents go. Made with `redelivers=True`.
         ending: When it is set, the document in hand is completed and the rest is left to the source.
+        leaves_out: What to do if the runs that are being recorded fill the spool by themselves: count the readings that
+            find no room as left out, or end with a `SourceError`. The latter is for a source that can be read again.
         monotonic: The clock of the batches.
     """
 
@@ -65,6 +71,7 @@ class Intake:
         recorder: DocumentRecorder,
         ending: threading.Event | None = None,
         *,
+        leaves_out: bool = True,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.documents = 0  # that were taken, whatever became of them
@@ -78,6 +85,7 @@ class Intake:
         self.open_runs: set[str] = set()  # uids of runs whose stop document did not come
         self._recorder = recorder
         self._ending = ending or threading.Event()
+        self._leaves_out = leaves_out
         self._monotonic = monotonic
         self._acks: list[Callable[[], object]] = []
         self._held_acks: list[_HeldAck] = []
@@ -89,7 +97,7 @@ class Intake:
         """Take documents until the source has no more, or `ending` is set, then close the source. Blocks.
 
         What was taken is acknowledged when this returns or raises. What could not be kept is not. Raises
-        what the source raises.
+        what the source raises, and `SourceError` as `leaves_out` says.
         """
         try:
             self._take_all(source)
@@ -173,6 +181,8 @@ class Intake:
         while True:
             has_room = self._recorder.has_room
             leave_out = not (has_room or self._recorder.may_get_room())
+            if leave_out and not self._leaves_out and name != "stop":
+                raise SourceError(_NO_ROOM_FOR_RUN)
             if has_room or leave_out or name == "stop":  # what ends a run is kept, and lets the run leave the spool
                 accepted = self._recorder.take(name, doc, leave_out=leave_out)
                 if not accepted.try_again or (leave_out and accepted.left_out):

@@ -334,6 +334,22 @@ def test_ended_by_a_signal_it_says_so_and_goes_on_the_next_time(
     assert sorted(held(server)["k0"]) == [float(n) for n in range(25)]
 
 
+def test_a_run_that_is_larger_than_the_spool_ends_with_an_error_and_goes_on_when_there_is_room(
+    say: Say, server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "larger_than_the_spool.jsonl"
+    path.write_text(lines(growth(points=20_000, keys=1)))
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_MAX_BYTES", "1000000")
+    code, said, _ = say(path)
+    assert code == 1
+    assert "a run is larger than the spool may be" in said
+    assert "set a larger `spool_max_bytes` and begin again" in said
+
+    monkeypatch.delenv("ATOMSCALE_BLUESKY_SPOOL_MAX_BYTES")
+    assert say(path)[0] == 0
+    assert sorted(held(server)["k0"]) == [float(n) for n in range(20_000)]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals to a process of its own")
 def test_ended_on_a_full_spool_it_does_not_say_that_all_was_read(tmp_path: Path, spool_dir: Path) -> None:
     path = tmp_path / "larger_than_the_spool.jsonl"
