@@ -589,7 +589,8 @@ class Server:
         return task
 
     def initializes(self) -> None:
-        self.retries.apply_outcome(self.delivery, Outcome(self.task(), "id-0"))
+        task = self.task()
+        self.retries.apply_outcome(self.delivery, Outcome(task, f"id-{task.stream}"))
 
 
 @pytest.fixture

@@ -69,8 +69,13 @@ class Initialize(Work[str], frozen=True, eq=False):
         return True
 
     def apply_result(self, run: ClaimedRun, result: str) -> None:
-        """Note the stream's id. Its chunks may leave now."""
+        """Note the stream's id. Its chunks may leave now, unless the answer has the id of another stream."""
         run.server_facts.family = run.server_facts.family or self.family
+        other = next((one.opening.label for one in run.streams.values() if one.data_id == result), None)
+        other = other or run.server_facts.note_stream(result, self.label)
+        if other is not None:  # its chunks would replace those of the other one
+            self.park(run, f"its initialize was answered with the id of another stream, {other!r}: {result}")
+            return
         if run.streams[self.stream].parked:
             run.request_reload("chunks of a stream were passed over while it was parked")
         run.ledger.note(Initialized(self.stream, result, self.family))

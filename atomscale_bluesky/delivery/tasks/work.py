@@ -33,6 +33,8 @@ R = TypeVar("R")
 RUN = -1
 # After how long a server without `chunk/multi` is asked for it again: a proxy may have given its answers for a while.
 ASK_FOR_MULTI_AGAIN_S = 600.0
+# Of how many streams that were made last the ids are remembered.
+REMEMBERED_STREAMS = 1000
 
 
 class Kind(Enum):
@@ -63,6 +65,15 @@ class ServerFacts(msgspec.Struct):
     monotonic: Callable[[], float] = time.monotonic  # a test passes its own
     _families_with_multi: set[str] = set()  # families whose chunk/multi has taken a chunk
     _no_multi_until: dict[str, float] = {}  # family → until when it counts as one without chunk/multi, monotonic
+    _labels: dict[str, str] = {}  # the streams that were made last: id → label
+
+    def note_stream(self, data_id: str, label: str) -> str | None:
+        """Note that a stream has an id. Return the label of the other stream that was given the same id, or None."""
+        if (noted := self._labels.setdefault(data_id, label)) != label:
+            return noted
+        if len(self._labels) > REMEMBERED_STREAMS:
+            del self._labels[next(iter(self._labels))]
+        return None
 
     def note_multi(self, family: str) -> None:
         """Note that a family's `chunk/multi` has taken a chunk. From then on it counts as there."""
