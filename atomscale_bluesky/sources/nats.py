@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+import time
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -39,8 +40,9 @@ T = TypeVar("T")
 ACK_WAIT_S = 10.0
 FETCH = 256
 FETCH_S = 0.5
-# How many messages may be unacknowledged: what is fetched, and what waits for a sync.
-MAX_UNACKNOWLEDGED = 5000
+# How many messages may be unacknowledged: what is fetched, what waits for a sync, and the events that wait for their
+# descriptors, for up to `MAX_DOCUMENTS_BEHIND` documents.
+MAX_UNACKNOWLEDGED = 110_000
 RETRY_S = 1.0
 POLL_S = 0.1
 _SCHEMES = ("nats", "tls", "ws", "wss")
@@ -93,6 +95,8 @@ class NatsDocuments:
         self._max_unacknowledged = MAX_UNACKNOWLEDGED  # the server gives no more until some are acknowledged
         self._next: int | None = None  # which delivery has to come next; None: any
         self._unacknowledged: set[str] = set()  # where to acknowledge what was handed over
+        self._waiting: set[str] = set()  # what was unacknowledged when `_hold_back` last ran
+        self._hold_back_at = 0.0  # monotonic
         self._acks: list[str] = []
         self._lost = False  # deliveries, or the consumer itself
         self._last_warning = ""
@@ -110,6 +114,7 @@ class NatsDocuments:
             if len(self._unacknowledged) + FETCH > self._max_unacknowledged:
                 yield idle()  # what was taken is acknowledged now, before the server waits for that
                 self._send_acks()
+            self._hold_back()
             messages = self._fetched()
             if not messages:
                 yield idle()
@@ -127,14 +132,29 @@ class NatsDocuments:
         """Wait, and let the server wait for what was not acknowledged."""
         self._send_acks()
 
-        async def wait() -> None:
+        self._prolong(self._unacknowledged, timeout_s)
+
+    def _hold_back(self) -> None:
+        """Keep messages from coming again that are unacknowledged for long, such as events without a descriptor."""
+        now = time.monotonic()
+        if now < self._hold_back_at:
+            return
+        self._hold_back_at = now + self._ack_wait_s / 4  # so that each is prolonged before it is overdue
+        waiting, self._waiting = self._waiting & self._unacknowledged, set(self._unacknowledged)
+        if waiting:
+            self._prolong(waiting)
+
+    def _prolong(self, replies: Iterable[str], wait_s: float = 0.0) -> None:
+        """Let the server wait for these acknowledgements as long as for new ones. Then wait."""
+
+        async def prolong() -> None:
             if self._connection is not None and self._connection.is_connected:
-                for reply in self._unacknowledged:
+                for reply in replies:
                     await self._connection.publish(reply, _WORKING)
-            await asyncio.sleep(timeout_s)
+            await asyncio.sleep(wait_s)
 
         try:
-            self._run(wait())
+            self._run(prolong())
         except _AWAY as error:
             self._warn_if_new(f"the server cannot be told that messages are still worked on: {error}")
 

@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,10 @@ from integration.workers import LONG, SHORT, Trial, assert_each_reading_arrives_
 from runs import Document, growth
 from waiting import wait_until
 
+from atomscale_bluesky import DocumentRecorder, Settings
 from atomscale_bluesky.server import LocalServer
 from atomscale_bluesky.sources.incoming import IDLE, UNREADABLE, Incoming
+from atomscale_bluesky.sources.intake import Intake
 
 pytestmark = pytest.mark.integration
 
@@ -187,6 +191,48 @@ def test_a_consumer_that_gives_few_messages_at_a_time_is_read_without_waiting(
             break
     source.close()
     assert [(one.name, one.doc) for one in found] == documents
+
+
+def test_thousands_of_events_before_their_descriptor_are_taken_with_it(broker: Broker, spool_dir: Path) -> None:
+    start, descriptor, *events, stop = growth(points=6000, keys=1)
+    broker.publish(messages_of([start, *events, descriptor, stop]))
+
+    with taking(broker, spool_dir) as intake:
+        wait_until(lambda: intake.documents == 6003)
+        assert intake.rows == 6000
+
+
+def test_an_event_that_waits_for_its_descriptor_does_not_come_again(broker: Broker, spool_dir: Path) -> None:
+    start, descriptor, *events, stop = growth(points=20, keys=1)
+    broker.publish(messages_of([start, *events]))
+    broker.add_consumer("atomscale", ack_wait=3)
+
+    with taking(broker, spool_dir) as intake:
+        wait_until(lambda: intake.documents == 21)
+        held_since = time.monotonic()
+        wait_until(lambda: time.monotonic() > held_since + 7)  # more than `ack_wait`, twice
+        broker.publish(messages_of([descriptor, stop]))
+        wait_until(lambda: intake.rows == 20 and not intake.open_runs)
+        assert intake.documents == 23
+
+
+@contextmanager
+def taking(broker: Broker, spool_dir: Path) -> Iterator[Intake]:
+    """Take documents in a thread."""
+    from atomscale_bluesky.sources.nats import NatsDocuments
+
+    ending = threading.Event()
+    settings = Settings.load(spool_dir=str(spool_dir), spool_min_free_bytes=0)
+    source = NatsDocuments(broker.url, stream="BLUESKY", durable="atomscale", ending=ending)
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        intake = Intake(recorder, ending)
+        thread = threading.Thread(target=intake.take_all, args=[source])
+        thread.start()
+        try:
+            yield intake
+        finally:
+            ending.set()
+            thread.join(20)
 
 
 @pytest.mark.parametrize("fetch_s", [0.0002, 0.0004, 0.0006, 0.0008, 0.001, 0.0015, 0.002])
