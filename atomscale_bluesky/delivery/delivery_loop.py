@@ -407,7 +407,7 @@ class DeliveryLoop:
         if not self._drains:
             return
         drains = self._drains.still_open()
-        if can_move or self._spool.writers.has_unended:
+        if can_move or self._spool.writers.has_unended or not self.runs.knows_runs:
             return
         delivered = not self.runs.needs_operator
         if self.runs.others_deliver:

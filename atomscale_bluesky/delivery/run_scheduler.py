@@ -67,6 +67,7 @@ class RunScheduler:
         self.turns = Turns(self.active, gil_yield, monotonic)
         self._spool = spool
         self._complete_run = complete_run
+        self.knows_runs = False  # the last scan could read the spool
         self._ordered_at = -1
         self._check_all = True
 
@@ -118,7 +119,9 @@ class RunScheduler:
             come, gone = self._listing.update()
         except OSError as error:
             _logger.warning("spool %s cannot be read: %s", self._spool.path, error)
+            self.knows_runs = False
             return
+        self.knows_runs = True
         for folder in come:
             if folder not in active and folder not in self.active.waiting:
                 self.active.waiting.queue(folder, live=folder in self.active.written_here)

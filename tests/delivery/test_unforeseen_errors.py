@@ -174,3 +174,26 @@ def test_an_uploader_ends_at_once_while_a_drain_waits_for_a_spool_that_cannot_be
     assert uploader.stop(10)
     assert ended
     assert question.wait(1) is False
+
+
+def test_a_drain_does_not_say_that_all_is_delivered_while_the_spool_cannot_be_read(
+    settings: Settings, spool_dir: Path, server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with DocumentRecorder(settings) as recorder:
+        for name, doc in growth(points=5):
+            recorder.take(name, doc)
+    uploader = Uploader(Spool(spool_dir), settings)
+    away = spool_dir.rename(spool_dir.with_name("away"))
+    uploader.start()
+    first = uploader.ask_whether_drained()
+    assert first is not None
+    wait_until(lambda: "cannot be read" in caplog.text)
+    assert not first.wait(0.5)
+    assert not first.answered.is_set()
+
+    away.rename(spool_dir)
+    second = uploader.ask_whether_drained()
+    assert second is not None
+    assert second.wait(20)
+    assert len(held(server)["k0"]) == 5
+    assert uploader.stop(10)
