@@ -353,7 +353,7 @@ def test_a_run_that_is_larger_than_the_spool_ends_with_an_error_and_goes_on_when
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals to a process of its own")
 def test_ended_on_a_full_spool_it_does_not_say_that_all_was_read(tmp_path: Path, spool_dir: Path) -> None:
     path = tmp_path / "larger_than_the_spool.jsonl"
-    path.write_text(lines(growth(points=20_000)))
+    path.write_text("".join(lines(growth(points=3000)) for _ in range(7)))
     more = {"PYTHONUNBUFFERED": "1", "ATOMSCALE_BLUESKY_SPOOL_MAX_BYTES": "1000000"}
     with subprocess.Popen(
         [*COMMAND, str(path), "--spool-only"], env=os.environ | more, stdout=subprocess.PIPE, text=True
