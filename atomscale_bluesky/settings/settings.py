@@ -11,6 +11,7 @@ import os
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 import platformdirs
@@ -313,7 +314,7 @@ def _permitted(settings: Settings) -> dict[str, Any]:
 
 def _check_together(settings: Settings) -> Settings:
     """Check what depends on several settings together."""
-    if settings.endpoint.startswith("http:") and not is_loopback(settings.endpoint) and not settings.allow_http:
+    if urlsplit(settings.endpoint).scheme == "http" and not is_loopback(settings.endpoint) and not settings.allow_http:
         raise SettingsError(
             f"setting 'endpoint' is {settings.endpoint!r}: plain http would carry the API key readable over the "
             f"network. Use https, or set allow_http if this is what you want."

@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import FieldInfo
 
 from ..errors import SettingsError
+from ..model.endpoints import normalized_endpoint
 from ..model.identifiers import tags_of, uuid_of
 from ..model.metadata_keys import checked_keys
 from ..model.text import encodable
@@ -138,7 +139,7 @@ def _endpoint(text: str) -> str:
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("expected an address without user, password, query or fragment")
     _ = parts.port  # raises ValueError for an invalid port
-    return text.strip().rstrip("/")
+    return normalized_endpoint(text)
 
 
 def _label(text: str) -> str:

@@ -27,6 +27,7 @@ import orjson
 from numpy.typing import NDArray
 
 from ..errors import SpoolError
+from ..model.endpoints import normalized_endpoint
 from ..model.links import Links
 from ..model.rows import Channel, Row, Rows
 from .lines import FileLine, table_of
@@ -62,6 +63,10 @@ class Header(FileLine, frozen=True, tag="header"):
     # With `problem`: the metadata keys that cannot be used; `atomscale` for an unknown key in that dict. `links`,
     # `label` and `points_per_chunk` have the values of all others. Earlier versions kept none of these with a problem
     unusable: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Bring the endpoint, which an earlier version kept as it was written, into the form that is compared."""
+        msgspec.structs.force_setattr(self, "endpoint", normalized_endpoint(self.endpoint))
 
 
 class DataKey(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -12,6 +12,7 @@ import msgspec
 
 from ..errors import SpoolError
 from ..model.chunk import Chunk
+from ..model.endpoints import normalized_endpoint
 from ..model.links import Links
 from .lines import FileLine
 
@@ -226,6 +227,10 @@ class Moved(Fact, frozen=True, tag="moved"):
 
     endpoint: str
     order: int
+
+    def __post_init__(self) -> None:
+        """Bring the endpoint, which an earlier version kept as it was written, into the form that is compared."""
+        msgspec.structs.force_setattr(self, "endpoint", normalized_endpoint(self.endpoint))
 
 
 class Resolved(Fact, frozen=True, tag="resolved"):

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from ..errors import SpoolError
+from ..model.endpoints import normalized_endpoint
 from ..model.links import Links
 from .journal_format import Header
 from .ledger import LedgerReader
@@ -45,6 +46,10 @@ class Move(FileLine, frozen=True, tag="move"):
     """Deliver the run to another endpoint, from its first row on. What the previous endpoint has stays there."""
 
     endpoint: str
+
+    def __post_init__(self) -> None:
+        """Bring the endpoint, which an earlier version kept as it was written, into the form that is compared."""
+        msgspec.structs.force_setattr(self, "endpoint", normalized_endpoint(self.endpoint))
 
 
 OrderLine = Retry | Discard | Edit | Settle | Move

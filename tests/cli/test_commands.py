@@ -25,6 +25,7 @@ from atomscale_bluesky.cli import formatting
 from atomscale_bluesky.cli.formatting import ConsoleLog, age, console, safe
 from atomscale_bluesky.delivery import active_runs
 from atomscale_bluesky.server import Fault, LocalServer
+from atomscale_bluesky.spool.lines import checksummed, payload_of
 from atomscale_bluesky.spool.spool import Spool
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -444,6 +445,23 @@ def test_upload_sends_nothing_that_was_spooled_for_another_endpoint(
         assert other.streams() == []
     assert code == 1
     assert f"was spooled for {server.url}" in said
+
+
+def test_upload_delivers_runs_whose_endpoint_an_earlier_version_kept_in_capitals(
+    say: Say, server: LocalServer, spooled: Callable[..., None], spool_dir: Path
+) -> None:
+    spooled(25)
+    (journal,) = spool_dir.glob("*/journal*")
+    header, _, rest = journal.read_bytes().partition(b"\n")
+    payload = payload_of(header)
+    assert payload is not None
+    capitals = payload.replace(server.url.encode(), server.url.replace("http", "HTTP").encode())
+    assert capitals != payload
+    journal.write_bytes(checksummed(capitals) + rest)
+
+    assert say("upload")[0] == 0
+    (stream,) = server.streams()
+    assert (stream.status, stream.points) == ("success", 50)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to a process of its own")

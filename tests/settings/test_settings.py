@@ -311,6 +311,27 @@ def test_plain_http_to_another_machine_has_to_be_permitted(endpoint: str) -> Non
     assert Settings.load(environ={}, endpoint=endpoint, allow_http=True).endpoint == endpoint
 
 
+@pytest.mark.parametrize("scheme", ["HTTP", "Http", "ht\ttp"])
+def test_plain_http_to_another_machine_is_refused_however_it_is_written(scheme: str) -> None:
+    with pytest.raises(SettingsError, match=r"plain http would carry the API key readable.*allow_http"):
+        Settings.load(environ={}, endpoint=f"{scheme}://api.example.org")
+    with pytest.raises(SettingsError, match="plain http"):
+        Settings().replaced(endpoint=f"{scheme}://api.example.org")
+
+
+@pytest.mark.parametrize(
+    ("written", "endpoint"),
+    [
+        ("HTTPS://API.Example.org", "https://api.example.org"),
+        ("https://API.example.org:8443/Gate/", "https://api.example.org:8443/Gate"),
+        ("HTTP://LocalHost:1", "http://localhost:1"),
+        ("https://[FE80::1%Eth0]:1", "https://[fe80::1%Eth0]:1"),
+    ],
+)
+def test_scheme_and_host_of_an_endpoint_are_in_lower_case(written: str, endpoint: str) -> None:
+    assert Settings.load(environ={}, endpoint=written).endpoint == endpoint
+
+
 def test_the_slash_at_the_end_of_an_endpoint_is_not_part_of_it() -> None:
     assert Settings.load(environ={}, endpoint=" https://host/api/ ").endpoint == "https://host/api"
 
