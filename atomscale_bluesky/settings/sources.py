@@ -21,6 +21,14 @@ APP = "atomscale-bluesky"
 
 _KEY_VARIABLES = ("ATOMSCALE_API_KEY", "AS_API_KEY")
 _ENDPOINT_VARIABLES = ("ATOMSCALE_API_ENDPOINT", "AS_API_ENDPOINT")
+# What may follow our prefix by mistake. Without these, the nearest names would be those of `api` and `keep`, and the
+# key would be shown as a wrong value of these settings.
+_WITHOUT_PREFIX = {
+    "KEY": _KEY_VARIABLES[0],
+    "API_KEY": _KEY_VARIABLES[0],
+    "ENDPOINT": _ENDPOINT_VARIABLES[0],
+    "API_ENDPOINT": _ENDPOINT_VARIABLES[0],
+}
 _VENDOR_PREFIX = "ATOMSCALE_"
 _PREFIX = _VENDOR_PREFIX + "BLUESKY_"
 _FILE_VARIABLE = _PREFIX + "SETTINGS"
@@ -117,8 +125,10 @@ def unknown_variables(fields: Fields, environ: Mapping[str, str]) -> dict[str, s
     """Return the variables that look like settings of this package and are none, each with the nearest one that is."""
     known = {_PREFIX + name.upper() for name in fields if name not in {"api_key", "endpoint"}} | {_FILE_VARIABLE}
     known |= {*_KEY_VARIABLES, *_ENDPOINT_VARIABLES}
+    meant = {name: name for name in known} | {_PREFIX + rest: variable for rest, variable in _WITHOUT_PREFIX.items()}
     ours = [name for name in environ if name.upper().startswith(_PREFIX) and not name.startswith(_TEST_PREFIX)]
-    return {name: nearest(name, known) for name in ours if name not in known}
+    found = {name: nearest(name, meant) for name in ours if name not in known}
+    return {name: None if near is None else meant[near] for name, near in found.items()}
 
 
 def setting_meant(name: str, fields: Fields) -> str | None:
@@ -127,8 +137,8 @@ def setting_meant(name: str, fields: Fields) -> str | None:
     In a file, a setting has its own name: `ATOMSCALE_API_KEY` is a variable, and `api_key` the setting.
     """
     rest = name.upper().removeprefix(_VENDOR_PREFIX).removeprefix("AS_").removeprefix("BLUESKY_")
-    meant = nearest(rest, [*fields, "api_endpoint"])
-    return "endpoint" if meant == "api_endpoint" else meant
+    meant = nearest(rest, [*fields, "key", "api_endpoint"])
+    return {"key": "api_key", "api_endpoint": "endpoint"}.get(meant or "", meant)
 
 
 def doubtful_variables(fields: Fields, environ: Mapping[str, str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -19,6 +20,10 @@ from ..model.metadata_keys import checked_keys
 from ..model.text import encodable
 
 _PATHS = frozenset({"ca_bundle", "spool_dir"})
+
+# In an endpoint: the scheme, and all that may be user and password; and what follows the beginning of its query.
+_USER = re.compile(r"^([a-z]+://)?.*@", re.IGNORECASE | re.DOTALL)
+_QUERY = re.compile(r"(?<=[?#]).+", re.DOTALL)
 
 DEFAULT_ENDPOINT = "https://api.atomscale.ai"
 # What msgspec's errors call the kinds of values.
@@ -38,7 +43,7 @@ def value_of(field: FieldInfo, value: Any, source: str) -> Any:
     Raises:
         SettingsError: The value cannot be used.
     """
-    shown = "<not shown>" if field.name == "api_key" else repr(value)
+    shown = _shown(field.name, value)
     if isinstance(value, bool) and not isinstance(field.default, bool):
         raise SettingsError(f"setting {field.name!r} ({source}) is {shown}, which is not a value for it")
     if isinstance(value, Path):
@@ -60,6 +65,19 @@ def value_of(field: FieldInfo, value: Any, source: str) -> Any:
         return _CHECKS[field.name](found) if field.name in _CHECKS else found
     except ValueError as error:
         raise SettingsError(f"setting {field.name!r} ({source}) is {shown}: {error}") from None
+
+
+def _shown(name: str, value: Any) -> str:
+    """Return a value as an error shows it, without the API key and what may be a password.
+
+    The key is easily given to the setting `api` by mistake.
+    """
+    if name == "api_key" or (name == "api" and isinstance(value, str)):
+        return "<not shown>"
+    if name == "endpoint" and isinstance(value, str):
+        value = _USER.sub(r"\1<not shown>@", value)
+        value = _QUERY.sub("<not shown>", value)
+    return repr(value)
 
 
 def _list_of(text: str) -> list[str]:
@@ -133,11 +151,14 @@ def _api_key(key: str | None) -> str | None:
 
 
 def _endpoint(text: str) -> str:
+    plain = "expected an address without user, password, query or fragment"
+    if "@" in text:  # before it is split, because the errors of `urlsplit` may show a password
+        raise ValueError(plain)
     parts = urlsplit(text.strip())
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError(f"expected an address such as {DEFAULT_ENDPOINT!r}")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("expected an address without user, password, query or fragment")
+    if parts.query or parts.fragment:
+        raise ValueError(plain)
     _ = parts.port  # raises ValueError for an invalid port
     return normalized_endpoint(text)
 

@@ -58,6 +58,7 @@ def test_every_mistake_is_found_and_the_other_settings_hold(tmp_path: Path) -> N
     ("name", "meant"),
     [
         ("ATOMSCALE_API_KEY", "api_key"),
+        ("key", "api_key"),
         ("AS_API_KEY", "api_key"),
         ("ATOMSCALE_API_ENDPOINT", "endpoint"),
         ("api_endpoint", "endpoint"),
@@ -74,6 +75,23 @@ def test_the_name_of_a_variable_in_the_file_is_named_with_the_setting(tmp_path: 
     assert KEY not in repr(mistake)
     with pytest.raises(SettingsError, match=rf"there is no setting '{name}' .* did you mean '{meant}'\?"):
         Settings.load(environ={}, file=file)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("ATOMSCALE_BLUESKY_API_KEY", "ATOMSCALE_API_KEY"),
+        ("ATOMSCALE_BLUESKY_APIKEY", "ATOMSCALE_API_KEY"),
+        ("ATOMSCALE_BLUESKY_KEY", "ATOMSCALE_API_KEY"),
+        ("ATOMSCALE_BLUESKY_ENDPOINT", "ATOMSCALE_API_ENDPOINT"),
+        ("ATOMSCALE_BLUESKY_API_ENDPOINT", "ATOMSCALE_API_ENDPOINT"),
+    ],
+)
+def test_a_variable_of_the_key_or_endpoint_with_our_prefix_is_named_with_the_right_one(name: str, meant: str) -> None:
+    (mistake,) = report_settings(environ={name: KEY}).mistakes
+
+    assert mistake.remedy == f"did you mean {meant}?"
+    assert KEY not in repr(mistake)
 
 
 def test_a_variable_of_the_packages_own_tests_is_no_mistake() -> None:
