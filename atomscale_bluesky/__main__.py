@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     Args:
         arguments: Used instead of the process's arguments.
     """
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError, ValueError):
@@ -67,6 +68,13 @@ def main(arguments: list[str] | None = None) -> int:
             f"this command needs {missing}, which is not installed; python -m pip install 'atomscale-bluesky[{extra}]'",
             NOT_BEGUN,
         )
+
+
+def _open_closed_streams() -> None:
+    """Let nothing be printed where standard output or standard error is closed, as daemons and `>&-` close them."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the process ends
 
 
 def _run(arguments: list[str] | None) -> int:

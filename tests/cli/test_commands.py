@@ -50,6 +50,49 @@ def spooled(make_callback: MakeCallback) -> Callable[..., None]:
 # ---- the whole -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("status >&-", 0),
+        ("status --check >&-", 1),
+        ("status --check <&- >&- 2>&-", 1),
+        ("upload >&-", 0),
+        ("upload --follow --timeout 1 >&- 2>&-", 0),
+        ("discard last --yes >&- <&-", 0),
+        ("show nothing >&-", 1),
+    ],
+)
+def test_a_command_does_its_work_with_closed_output(
+    server: LocalServer, spooled: Callable[..., None], command: str, code: int
+) -> None:
+    spooled(25)
+    done = subprocess.run(
+        ["sh", "-c", f"'{sys.executable}' -m atomscale_bluesky {command}"], capture_output=True, text=True
+    )
+
+    assert (done.returncode, done.stdout) == (code, "")
+    assert "Traceback" not in done.stderr
+    delivered = [(stream.status, stream.points) for stream in server.streams()]
+    assert delivered == ([("success", 50)] if command.startswith("upload") else [])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell, and sends SIGINT")
+def test_status_watch_goes_on_with_a_closed_output(spooled: Callable[..., None]) -> None:
+    spooled(25)
+    begin = f"exec '{sys.executable}' -X importtime -m atomscale_bluesky status --watch >&-"
+    with subprocess.Popen(["sh", "-c", begin], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "atomscale_bluesky.status.spool_status" in line:
+                break
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1.5)  # it has polled the spool meanwhile
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert (process.returncode, "Traceback" in rest) == (0, False)
+
+
 def test_without_a_command_it_says_what_there_is(say: Say) -> None:
     _, said, complaint = say("--help")
 
