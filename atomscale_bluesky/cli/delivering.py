@@ -49,23 +49,45 @@ def check_that_it_may_send(settings: Settings, *, as_service: bool = False) -> N
         raise SettingsError("no API key: put the key of your Atomscale account into ATOMSCALE_API_KEY")
 
 
-def check_the_key(settings: Settings) -> None:
+def check_the_key(settings: Settings, ending: threading.Event | None = None) -> None:
     """Ask the API once: a key that does not work would be waited for, but here nobody can change it.
+
+    Args:
+        settings: Of the command.
+        ending: No answer is waited for once this is set.
 
     Raises:
         ApiKeyError: The key does not work.
     """
+    answer: SimpleQueue[Exception | None] = SimpleQueue()
+    threading.Thread(target=_try_the_key, args=(settings, answer), name="key", daemon=True).start()
+    with says_that_it_waits(settings):
+        while ending is None or not ending.is_set():
+            try:
+                error = answer.get(timeout=POLL_S)
+            except Empty:
+                continue
+            if error is not None:
+                raise error
+            return
+
+
+def _try_the_key(settings: Settings, answer: SimpleQueue[Exception | None]) -> None:
     from ..api.client import Client
     from ..errors import ApiUnavailableError
 
-    client = Client(settings)
     try:
-        with says_that_it_waits(settings):
+        client = Client(settings)
+        try:
             client.find_entry("atomscale-bluesky")
+        finally:
+            client.close()
     except ApiUnavailableError:
-        pass  # the uploader goes on asking
-    finally:
-        client.close()
+        answer.put(None)  # the uploader goes on asking
+    except Exception as error:  # noqa: BLE001 - raised in the thread that waits
+        answer.put(error)
+    else:
+        answer.put(None)
 
 
 @contextmanager

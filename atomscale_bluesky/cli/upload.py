@@ -76,9 +76,11 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
         return 0
     check_that_it_may_send(settings)
     spool = open_spool(settings, read_only=False) or spool
-    check_the_key(settings)
     watch, begun = SpoolStatus(spool), time.time()
     stopping, interrupted = SignalEvent(), SignalEvent()
+    if timeout_s is not None:
+        _stop_after(timeout_s, stopping)
+    check_the_key(settings, stopping)
 
     def interrupt(_number: int, _frame: object) -> None:
         # Not as an exception: one that is raised while Python tidies up an object is lost.
@@ -86,10 +88,6 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
         stopping.set()
 
     before = signal.signal(signal.SIGINT, interrupt)
-    if timeout_s is not None:
-        timer = threading.Timer(timeout_s, stopping.set)
-        timer.daemon = True
-        timer.start()
     try:
         with logged(out):
             deliver(out, settings, spool, watch, stopping)
@@ -101,15 +99,19 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
     return report(out, settings, spool, watch, begun)
 
 
+def _stop_after(timeout_s: float, stopping: threading.Event) -> None:
+    timer = threading.Timer(timeout_s, stopping.set)
+    timer.daemon = True
+    timer.start()
+
+
 def _follow(settings: Settings, timeout_s: float | None) -> int:
     from ..delivery.uploader_service import serve, stop_on_signals
 
     check_that_it_may_send(settings, as_service=True)
     stopping, restore_handlers = stop_on_signals()
     if timeout_s is not None:
-        timer = threading.Timer(timeout_s, stopping.set)
-        timer.daemon = True
-        timer.start()
+        _stop_after(timeout_s, stopping)
     try:
         with logged_as_a_service():
             threading.Thread(target=_say_if_refused, args=(settings,), name="key", daemon=True).start()

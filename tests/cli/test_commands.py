@@ -7,8 +7,10 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -449,6 +451,20 @@ def test_upload_that_runs_out_of_time_fails_and_leaves_everything_for_the_next(
     assert say("upload")[0] == 0
     (stream,) = server.streams()
     assert (stream.status, stream.points) == ("success", 50)
+
+
+def test_upload_ends_in_time_although_the_server_never_answers(
+    say: Say, spooled: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spooled(25)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and reads nothing
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("ATOMSCALE_API_ENDPOINT", endpoint)
+        begun = time.monotonic()
+        code, said, _ = say("upload", "--timeout", "1")
+
+    assert (code, "Not all of it is delivered" in said) == (1, True)
+    assert time.monotonic() - begun < 10
 
 
 def test_upload_of_a_refused_chunk_ends_by_itself_and_fails(
