@@ -70,6 +70,8 @@ class Store:
             SettingsError: The file cannot be opened, belongs to a running server, or was not made by this package.
         """
         self.now = now
+        if path is not None and path.exists():
+            _check_that_it_is_ours(path)
         try:
             # The thread changes when a server is stopped and started again. There are never two at a time.
             self._db = sqlite3.connect(
@@ -79,24 +81,16 @@ class Store:
             raise SettingsError(f"the server's data file {str(path)!r} cannot be opened: {error}") from error
         self._db.row_factory = sqlite3.Row
         try:
-            self._prepare(path, instruments, projects)
+            self._prepare(instruments, projects)
         except sqlite3.Error as error:
             self._db.close()
-            raise SettingsError(
-                f"the server's data file {str(path)!r} cannot be used: {error}. "
-                "Another server may have it open; stop that one or give another file."
-            ) from error
-        except SettingsError:
-            self._db.close()
-            raise
+            raise _unusable(path, error) from error
 
-    def _prepare(self, path: Path | None, instruments: Iterable[Instrument], projects: Iterable[str]) -> None:
+    def _prepare(self, instruments: Iterable[Instrument], projects: Iterable[str]) -> None:
         self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=OFF")
-        version = self.one("PRAGMA user_version")[0]
-        tables = self.one("SELECT count(*) FROM sqlite_master")[0]
-        if version == 0 and tables == 0:
+        if self.one("SELECT count(*) FROM sqlite_master")[0] == 0:
             with self.transaction():
                 for statement in SCHEMA.split(";"):
                     self._db.execute(statement)
@@ -105,10 +99,6 @@ class Store:
                     self.add_instrument(instrument)
                 for name in projects:
                     self.add_project(name)
-        elif version != FORMAT:
-            raise SettingsError(
-                f"{str(path)!r} is no data file of this server (format {version}, expected {FORMAT}); give another file"
-            )
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -163,3 +153,32 @@ class Store:
         identity = str(uuid4())
         self.execute("INSERT INTO projects (id, name, updated) VALUES (?, ?, ?)", identity, name, self.now())
         return identity
+
+
+def _check_that_it_is_ours(path: Path) -> None:
+    """Refuse a file that another program or another version has made. Opens it to read only, so it stays as it is.
+
+    Raises:
+        SettingsError: It is such a file, or cannot be read.
+    """
+    try:
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=0.5)
+        try:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+        finally:
+            db.close()
+    except sqlite3.Error as error:
+        raise _unusable(path, error) from error
+    is_new = version == 0 and not tables
+    if not is_new and (version != FORMAT or not tables >= {"streams", "channels", "chunks"}):
+        raise SettingsError(
+            f"{str(path)!r} is no data file of this server (format {version}, expected {FORMAT}); give another file"
+        )
+
+
+def _unusable(path: Path | None, error: sqlite3.Error) -> SettingsError:
+    return SettingsError(
+        f"the server's data file {str(path)!r} cannot be used: {error}. "
+        "Another server may have it open; stop that one or give another file."
+    )

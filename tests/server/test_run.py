@@ -98,6 +98,48 @@ def test_a_file_that_is_no_data_file_is_left_alone(tmp_path):
         LocalServer(data=tmp_path / "no folder" / "data").start()
 
 
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+@pytest.mark.parametrize("version", [0, 1, 7])
+def test_a_database_of_another_program_is_refused_and_not_changed(tmp_path, mode, version):
+    path = tmp_path / "other.sqlite"
+    writes = f"""if True:
+        import os, sqlite3
+        database = sqlite3.connect({str(path)!r})
+        database.execute("PRAGMA journal_mode={mode}")
+        database.execute("PRAGMA user_version={version}")
+        database.execute("CREATE TABLE mine (x)")
+        database.commit()
+        os._exit(0)  # as if killed, so that a write-ahead log stays
+    """
+    subprocess.run([sys.executable, "-c", writes], check=True)
+    logs = [tmp_path / "other.sqlite-wal"] if mode == "wal" else []
+    before = [file.read_bytes() for file in [path, *logs]]
+
+    with pytest.raises(SettingsError, match="is no data file of this server"):
+        LocalServer(data=path).start()
+    assert [file.read_bytes() for file in [path, *logs]] == before
+    with sqlite3.connect(path) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == (mode,)
+    database.close()
+
+
+def test_the_data_of_a_killed_server_are_served_again(make_server, tmp_path):
+    path = tmp_path / "data.sqlite"
+    serves = f"""if True:
+        import os
+        from atomscale_bluesky.server import LocalServer
+        LocalServer(data={str(path)!r}, projects=["kept"]).start()
+        os._exit(0)
+    """
+    subprocess.run([sys.executable, "-c", serves], check=True)
+
+    for _ in range(2):
+        server = make_server(data=path)
+        found = requests.get(f"{server.url}/projects/", headers={"X-API-KEY": server.api_key}, timeout=5).json()
+        assert [one["name"] for one in found] == ["kept"]
+        server.stop()
+
+
 def test_a_port_that_is_taken_is_named_with_the_remedy(server):
     port = int(server.url.rpartition(":")[2])
     for options in ({"port": port}, {"control": True, "control_port": port}):
