@@ -107,15 +107,17 @@ def from_json(text: Text, name: str, unusable: Callable[[str], object] | None) -
             raise an error.
 
     Raises:
-        CutOffError: The file ends within a document.
+        CutOffError: The file ends within a document, or within an array of documents.
         RecordingError: It holds something else.
     """
     decode = json.JSONDecoder().raw_decode
     of_lines = True  # the last document began a line, or there is none yet; so the next one may do so too
+    arrays = 0  # how many arrays of documents have begun and not ended
     while letter := text.skip(_BETWEEN):
         where = f"{name}, line {text.line}"
         if letter == "]" or (letter == "[" and _begins_array(text)):
             text.move_to(text.at + 1)  # an array of documents ends or begins
+            arrays = max(0, arrays + (1 if letter == "[" else -1))
             continue
         begins_line = text.begins_line
         try:
@@ -135,6 +137,8 @@ def from_json(text: Text, name: str, unusable: Callable[[str], object] | None) -
         if document is not None:
             of_lines = begins_line
             yield document
+    if arrays:
+        raise CutOffError(f"{name} is cut off: the file ends within an array of documents")
 
 
 def _begins_array(text: Text) -> bool:

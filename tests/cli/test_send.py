@@ -182,6 +182,17 @@ def test_a_last_line_that_is_cut_off_is_named_and_the_run_counts_as_interrupted(
     assert held(server)["k0"] == [float(n) for n in range(25)]
 
 
+def test_an_array_that_is_cut_off_behind_a_document_is_named(say: Say, recording: Path) -> None:
+    runs = [*growth(points=5), *growth(points=5)]
+    whole = json.dumps(runs)
+    recording.write_text(whole[: whole.index('["start"', 10)])
+
+    code, said, _ = say(recording, "--dry-run")
+
+    assert code == 1
+    assert f"{recording} is cut off: the file ends within an array of documents" in said
+
+
 def test_the_rest_of_a_run_follows_when_the_file_has_grown(say: Say, server: LocalServer, recording: Path) -> None:
     whole = recording.read_text().splitlines(keepends=True)
     recording.write_text("".join(whole[:15]))

@@ -55,7 +55,7 @@ JSON: dict[str, Callable[[list[Document]], str]] = {
     "without newlines": lambda docs: "".join(texts(docs)),
     "indented, one after the other": lambda docs: "\n".join(json.dumps([n, d], indent=1) for n, d in docs),
     "byte order mark": lambda docs: "\ufeff" + "\r\n".join(texts(docs)),
-    "array that was never closed": lambda docs: "[\n" + ",\n".join(texts(docs)) + ",\n",
+    "array in lines": lambda docs: "[\n" + ",\n".join(texts(docs)) + "\n]\n",
 }
 MSGPACK: dict[str, Callable[[list[Document]], bytes]] = {
     "msgpack": lambda docs: b"".join(msgpack.packb([name, doc]) for name, doc in docs),
@@ -154,6 +154,20 @@ def test_what_a_killed_writer_left_is_read_up_to_the_document_that_is_cut_off(tm
         assert found == DOCUMENTS[:-1]
 
 
+@pytest.mark.parametrize(
+    "left", ["[\n{},\n", "[\n{}\n", "[{}", "[{}, ", "[{},\n[", "[[{}]", "[[{}],", "[", "[[[[", "[["]
+)
+def test_an_array_that_is_cut_off_behind_a_document_is_named_behind_its_documents(tmp_path: Path, left: str) -> None:
+    recording = tmp_path / "recording"
+    recording.write_text(left.format(", ".join(texts(DOCUMENTS))))
+    found = []
+
+    with pytest.raises(CutOffError, match="recording is cut off: the file ends within an array of documents"):
+        found.extend(read_documents(recording))
+
+    assert found == (DOCUMENTS if "{}" in left else [])
+
+
 def test_the_line_that_is_cut_off_is_named(tmp_path: Path) -> None:
     recording = tmp_path / "recording"
     recording.write_text("\n".join(texts(DOCUMENTS))[:-20])
@@ -210,7 +224,7 @@ def test_what_is_no_document_is_named_with_what_is_expected(tmp_path: Path, cont
 def test_a_file_that_is_not_there_is_an_error_and_an_empty_one_holds_nothing(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match="cannot be read"):
         list(read_documents(tmp_path / "nowhere"))
-    for content in (b"", b"\n \n", b"[]", b"[\n"):
+    for content in (b"", b"\n \n", b"[]", b"[\n]"):
         (tmp_path / "recording").write_bytes(content)
         assert list(read_documents(tmp_path / "recording")) == []
 
