@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from ..api.client import Client
 from ..api.clock import measure
-from ..errors import ApiError, ApiKeyError, ApiRefusedError, SpoolError
+from ..errors import ApiError, ApiKeyError, ApiRefusedError, SettingsError, SpoolError
 from ..settings import DEFAULT_ENDPOINT, Settings, is_loopback, spool_option
 from ..spool.disk_space import network_file_system
 from ..spool.spool import Spool
@@ -186,7 +186,7 @@ def _key_works(settings: Settings, client: Client) -> Iterator[Check]:
 def _spool(settings: Settings) -> Iterator[Check]:
     try:
         path = settings.spool_path
-    except SpoolError as error:
+    except (SpoolError, SettingsError) as error:
         yield _unusable(error, "choose another `spool_dir`")
         return
     if path != settings.named_folder:
@@ -213,7 +213,7 @@ def _spool(settings: Settings) -> Iterator[Check]:
     yield _leftovers(settings, spool)
 
 
-def _unusable(error: SpoolError, remedy: str) -> Check:
+def _unusable(error: SpoolError | SettingsError, remedy: str) -> Check:
     """Return the check for a spool that cannot be used. The error ends with its own remedy, which is not repeated."""
     return Check("spool", Result.FAILED, str(error).removesuffix("; choose another `spool_dir`"), remedy)
 

@@ -73,13 +73,13 @@ def _exit_code(report: SettingsReport) -> int:
 
 def _spool(report: SettingsReport) -> str | None:
     """Return the spool's folder, or None if none can be used."""
-    from ..errors import SpoolError
+    from ..errors import SettingsError, SpoolError
 
     if "spool_dir" in report.unclear:
         return None
     try:
         return str(report.settings.spool_path)
-    except SpoolError:
+    except (SpoolError, SettingsError):
         return None
 
 

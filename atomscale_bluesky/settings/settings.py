@@ -14,13 +14,21 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
-import platformdirs
 from msgspec import Meta
 
 from ..errors import SettingsError
 from ..spool.spool_folder import spool_folder, warn_if_elsewhere
 from ..status.probe_results import read_findings
-from .sources import APP, RELATIVE_REMEDY, from_arguments, from_environment, from_file, relative_spool, setting_meant
+from .sources import (
+    RELATIVE_REMEDY,
+    default_spool,
+    from_arguments,
+    from_environment,
+    from_file,
+    relative_spool,
+    setting_meant,
+    with_home,
+)
 from .values import DEFAULT_ENDPOINT, is_loopback, value_of
 
 _logger = logging.getLogger(__name__)
@@ -191,6 +199,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
         Raises:
             SpoolError: Each of the possible folders holds other files.
+            SettingsError: As for `named_folder`.
         """
         return spool_folder(self.named_folder)
 
@@ -199,6 +208,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
         Raises:
             SpoolError: As for `spool_path`.
+            SettingsError: As for `named_folder`.
         """
         path = self.spool_path
         warn_if_elsewhere(self.named_folder, path)
@@ -206,10 +216,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def named_folder(self) -> Path:
-        """The folder that is named for the spool. `spool_path` is the folder where the spool is."""
-        if self.spool_dir is not None:
-            return Path(self.spool_dir).expanduser().absolute()
-        return platformdirs.user_state_path(APP, appauthor=False) / "spool"
+        """The folder that is named for the spool. `spool_path` is the folder where the spool is.
+
+        Raises:
+            SettingsError: It is in a home folder that is not known.
+        """
+        path = default_spool() if self.spool_dir is None else with_home(Path(self.spool_dir))
+        if path is None:
+            given = "not given" if self.spool_dir is None else repr(self.spool_dir)
+            raise SettingsError(
+                f"setting 'spool_dir' is {given}, and no home folder is known: set it to the whole path of a folder"
+            )
+        return path.absolute()
 
     @classmethod
     def load(cls, *, environ: Mapping[str, str] | None = None, file: Path | None = None, **arguments: Any) -> Settings:

@@ -48,10 +48,41 @@ def from_arguments(arguments: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
 
 
 def file_to_read(file: Path | None, environ: Mapping[str, str]) -> Path:
-    """Return the settings' file: `file`, else the one that the environment names, else the user's own."""
+    """Return the settings' file: `file`, else the one that the environment names, else the user's own.
+
+    If no home folder is known, the path begins with `~`.
+    """
     if file is None and environ.get(_FILE_VARIABLE):
-        file = Path(environ[_FILE_VARIABLE]).expanduser()
-    return file or platformdirs.user_config_path(APP, appauthor=False) / "settings.toml"
+        file = Path(environ[_FILE_VARIABLE])
+        return with_home(file) or file
+    if file is not None:
+        return file
+    try:
+        return platformdirs.user_config_path(APP, appauthor=False) / "settings.toml"
+    except RuntimeError:  # older versions of platformdirs return a path with `~` then
+        return Path("~/.config", APP, "settings.toml")
+
+
+def default_spool() -> Path | None:
+    """Return the folder of the spool if none is named, or None if no home folder is known."""
+    try:
+        path = platformdirs.user_state_path(APP, appauthor=False) / "spool"
+    except RuntimeError:
+        return None
+    return None if in_unknown_home(path) else path
+
+
+def with_home(path: Path) -> Path | None:
+    """Return a path with the home folder in the place of a `~` at its beginning, or None if it is not known."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return None
+
+
+def in_unknown_home(path: Path) -> bool:
+    """Return True if a path begins with `~`, although that should have been replaced by the home folder."""
+    return str(path).startswith("~")
 
 
 def from_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
@@ -61,13 +92,21 @@ def from_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, tuple[
         SettingsError: The file cannot be read, or there is none although it is named.
     """
     path = file_to_read(file, environ)
+    named = file is not None or bool(environ.get(_FILE_VARIABLE))
+    if file is None and in_unknown_home(path):
+        if not named:
+            return {}
+        raise SettingsError(
+            f"environment variable {_FILE_VARIABLE} is {str(path)!r}: expected the whole path of a file, because no "
+            "home folder is known for it"
+        )
     try:
         text = path.read_text(encoding="utf-8")
         import tomllib  # takes a while, and few sessions have a file
 
         content = tomllib.loads(text)
     except FileNotFoundError:
-        if file is None and not environ.get(_FILE_VARIABLE):
+        if not named:
             return {}
         raise SettingsError(f"there is no settings file {str(path)!r}; make it, or do not name it") from None
     except (OSError, ValueError) as error:  # not UTF-8, or not TOML
@@ -96,8 +135,8 @@ def relative_spool(merged: Mapping[str, tuple[Any, str]]) -> str | None:
     value, source = merged.get("spool_dir", (None, ARGUMENT))
     if source == ARGUMENT or not isinstance(value, str) or not value:
         return None
-    path = Path(value).expanduser()
-    if path.is_absolute():
+    path = with_home(Path(value))
+    if path is None or path.is_absolute():
         return None
     return f"setting 'spool_dir' ({source}) is {value!r}, so it is another folder in each folder, now {path.absolute()}"
 

@@ -18,6 +18,7 @@ from ..model.endpoints import normalized_endpoint
 from ..model.identifiers import tags_of, uuid_of
 from ..model.metadata_keys import checked_keys
 from ..model.text import encodable
+from .sources import with_home
 
 _PATHS = frozenset({"ca_bundle", "spool_dir"})
 
@@ -183,6 +184,12 @@ class _AnyValue:
         return ""
 
 
+def _spool_dir(text: str | None) -> str | None:
+    if text is not None and with_home(Path(text)) is None:
+        raise ValueError("expected the whole path of a folder, because no home folder is known for it")
+    return text
+
+
 def _project_id(text: str | None) -> str | None:
     return uuid_of(text) if text and text.strip() else None
 
@@ -194,5 +201,6 @@ _CHECKS: dict[str, Any] = {
     "label": _label,
     "metadata_keys": checked_keys,
     "project_id": _project_id,
+    "spool_dir": _spool_dir,
     "tags": tags_of,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 from rich.console import Console
 
 from atomscale_bluesky import AtomscaleCallback, Settings, SettingsError
-from atomscale_bluesky.settings import is_loopback
+from atomscale_bluesky.__main__ import main
+from atomscale_bluesky.checks.settings_report import report_settings
+from atomscale_bluesky.settings import is_loopback, spool_option
 
 KEY = "k3y-that-must-not-be-seen"
 
@@ -381,6 +384,63 @@ def test_the_spool_is_in_the_users_state_folder_unless_it_is_named(
     assert Settings.load(environ={}, spool_dir=tmp_path / "x").spool_path == tmp_path / "x"
     assert Settings.load(environ={}, spool_dir="~/x").spool_path == tmp_path / "home" / "x"
     assert Settings.load(environ={}, spool_dir="x").spool_path == tmp_path / "x"
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be a user of whom the system knows no home folder, as in a container with any number for a user."""
+    for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def getpwuid(number: int) -> Any:
+        raise KeyError(number)
+
+    monkeypatch.setattr("pwd.getpwuid", getpwuid)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="home folders are POSIX's")
+@pytest.mark.usefixtures("homeless")
+def test_a_user_without_a_home_folder_needs_only_the_spools_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ATOMSCALE_API_ENDPOINT", "http://127.0.0.1:1")
+    with AtomscaleCallback(spool_dir=tmp_path / "spool") as callback:
+        assert callback.settings.spool_path == tmp_path / "spool"
+    assert main(["status", "--spool-dir", str(tmp_path / "spool")]) == 0
+
+    for spool_dir, shown in ((None, "not given"), ("~/spool", "'~/spool'")):
+        with pytest.raises(SettingsError, match=rf"'spool_dir'.* is {shown}.*no home folder is known"):
+            _ = Settings.load(environ={}, spool_dir=spool_dir).spool_path
+        with pytest.raises(SettingsError, match=r"whole path of a folder"):
+            AtomscaleCallback(spool_dir=spool_dir)
+    capsys.readouterr()
+    assert main(["status"]) == 2
+    assert capsys.readouterr().err.startswith("atomscale-bluesky: setting 'spool_dir' is not given")
+    assert main(["config", "show"]) == 0
+    assert main(["doctor"]) == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["spool"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="home folders are POSIX's")
+def test_a_path_in_the_home_folder_of_nobody_is_refused(capsys: pytest.CaptureFixture[str], toml: Any) -> None:
+    variable = {"ATOMSCALE_BLUESKY_SPOOL_DIR": "~nobody-here/spool"}
+    shown = r"is '~nobody-here/spool': expected the whole path of a folder"
+    with pytest.raises(SettingsError, match=rf"'spool_dir' \(environment variable ATOMSCALE.*SPOOL_DIR\) {shown}"):
+        Settings.load(environ=variable)
+    with pytest.raises(SettingsError, match=rf"'spool_dir' \(file .*\) {shown}"):
+        Settings.load(environ={}, file=toml("spool_dir = '~nobody-here/spool'"))
+    assert main(["config", "show", "--spool-dir", "~nobody-here/spool"]) == 1
+    assert "expected the whole path of a folder" in capsys.readouterr().out
+
+    file = {"ATOMSCALE_BLUESKY_SETTINGS": "~nobody-here/settings.toml"}
+    with pytest.raises(
+        SettingsError, match=r"ATOMSCALE_BLUESKY_SETTINGS is '~nobody.*expected the whole path of a file"
+    ):
+        Settings.load(environ=file)
+    assert spool_option(Settings(spool_dir="/data/mbe1"), file) == " --spool-dir /data/mbe1"
+    (mistake,) = report_settings(environ=file).mistakes
+    assert "expected the whole path of a file" in mistake.found
 
 
 EXAMPLES: dict[str, tuple[str, Any]] = {
