@@ -17,8 +17,11 @@ class Once(click.Option):
         """Return the value, or None if none is given.
 
         Raises:
-            click.UsageError: There are several.
+            click.UsageError: There are several, or it is empty, as from a variable of the shell that is not set.
         """
+        given = value if isinstance(value, list | tuple) else ()  # click has a sentinel for an option that is not given
+        if any(isinstance(text, str) and not text.strip() for text in given):
+            raise click.UsageError(f"{self.opts[0]} is given without a value; give one, or leave it out", ctx)
         values = super().process_value(ctx, value)
         if len(values) > 1:
             raise click.UsageError(f"{self.opts[0]} is given {len(values)} times; run the command once for each", ctx)

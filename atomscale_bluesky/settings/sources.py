@@ -133,7 +133,7 @@ def relative_spool(merged: Mapping[str, tuple[Any, str]]) -> str | None:
     would deliver what another one has left.
     """
     value, source = merged.get("spool_dir", (None, ARGUMENT))
-    if source == ARGUMENT or not isinstance(value, str) or not value:
+    if source == ARGUMENT or not isinstance(value, str) or not value.strip():
         return None
     path = with_home(Path(value))
     if path is None or path.is_absolute():

@@ -185,6 +185,8 @@ class _AnyValue:
 
 
 def _spool_dir(text: str | None) -> str | None:
+    if text is not None and not text.strip():
+        raise ValueError("expected the path of a folder; leave it out for the folder that is used by default")
     if text is not None and with_home(Path(text)) is None:
         raise ValueError("expected the whole path of a folder, because no home folder is known for it")
     return text

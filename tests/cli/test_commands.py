@@ -145,6 +145,24 @@ def test_a_spool_or_an_endpoint_given_twice_is_refused_and_does_not_win_silently
 
 
 @pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("status", "--spool-dir"),
+        ("upload", "--spool-dir"),
+        ("upload", "--endpoint"),
+        ("config show", "--spool-dir"),
+        ("doctor", "--endpoint"),
+    ],
+)
+@pytest.mark.parametrize("text", ["", " "])
+def test_an_option_with_an_empty_value_is_refused(say: Say, command: str, option: str, text: str) -> None:
+    code, _, complaint = say(*command.split(), option, text)
+
+    assert code == 2
+    assert f"{option} is given without a value; give one, or leave it out" in complaint
+
+
+@pytest.mark.parametrize(
     ("missing", "arguments", "extra"),
     [
         ("click", ["status"], "cli"),

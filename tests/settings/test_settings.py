@@ -161,6 +161,15 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         Settings.load(environ={}, file=path)
 
 
+@pytest.mark.parametrize("text", ["", " "])
+def test_an_empty_spool_dir_is_not_the_current_folder(toml: Any, text: str) -> None:
+    with pytest.raises(SettingsError, match=r"'spool_dir' \(file .*\) is '.*': expected the path of a folder"):
+        Settings.load(environ={}, file=toml(f"spool_dir = '{text}'"))
+    with pytest.raises(SettingsError, match=r"'spool_dir' \(argument\) is '.*': expected the path of a folder"):
+        Settings().replaced(spool_dir=text)
+    assert Settings.load(environ={"ATOMSCALE_BLUESKY_SPOOL_DIR": text}).spool_dir is None
+
+
 def test_a_text_without_quotes_in_the_file_is_named_with_the_remedy(toml: Any) -> None:
     with pytest.raises(SettingsError, match=r'line 2, column 12\); a text has quotes, as in keep = "verified"$'):
         Settings.load(environ={}, file=toml("points_per_chunk = 50\nuploader = none\n"))
@@ -207,6 +216,8 @@ def test_a_text_without_quotes_in_the_file_is_named_with_the_remedy(toml: Any) -
         ("label", "{0}", "names in braces"),
         ("label", "{a.b}", "names in braces"),
         ("spool_dir", 5, "expected text"),
+        ("spool_dir", "", "expected the path of a folder"),
+        ("spool_dir", " ", "expected the path of a folder"),
         ("spool_dir", "/tmp\0", "not text in UTF-8"),
         ("primary", "growth\udcff", "not text in UTF-8"),  # as a variable has it that holds a byte of Latin-1
         ("points_per_chunk", "\udcff", "not text in UTF-8"),
