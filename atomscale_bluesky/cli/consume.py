@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from ..spool.locks import RunLock
     from ..spool.spool import Spool
 
+# What a file with NATS credentials has.
+_NATS_CREDENTIALS = (b"BEGIN NATS USER JWT", b"BEGIN USER NKEY SEED")
+# The length of a CURVE key.
+_CURVE_BYTES = 32
 # How often a process that waits for its turn tries to take it.
 TURN_S = 0.2
 
@@ -88,22 +92,21 @@ def zmq_(
     in `Publisher(address, serializer=msgpack_numpy.dumps)`, or give --trust-pickle.
     """
     import zmq
-    import zmq.auth
 
     from ..errors import SettingsError
     from ..sources.zmq import ZmqDocuments
 
     if (curve_secret is None) != (curve_server is None):
         raise SettingsError("CURVE needs two files: give both --curve-secret and --curve-server")
+    ours = None if curve_secret is None else _curve_keys(curve_secret)
+    theirs = None if curve_server is None else _curve_keys(curve_server)
+    if ours is not None and ours[1] is None:
+        raise SettingsError(f"{curve_secret!r} has no secret key")
 
     def configure(socket: zmq.Socket[bytes]) -> None:
-        if curve_secret is None or curve_server is None:
-            return
-        public, secret = zmq.auth.load_certificate(curve_secret)
-        if secret is None:
-            raise SettingsError(f"{curve_secret} has no secret key")
-        socket.curve_publickey, socket.curve_secretkey = public, secret
-        socket.curve_serverkey = zmq.auth.load_certificate(curve_server)[0]
+        if ours is not None and theirs is not None:
+            socket.curve_publickey, socket.curve_secretkey = ours
+            socket.curve_serverkey = theirs[0]
 
     def source(ending: threading.Event) -> Source:
         return ZmqDocuments(address, prefix=prefix, trust_pickle=trust_pickle, ending=ending, configure=configure)
@@ -112,6 +115,29 @@ def zmq_(
         return _consume(source, spool_dir=spool_dir, endpoint=endpoint)
     except zmq.ZMQError as error:
         raise SettingsError(f"--address is {address!r}: {error}; expected such as tcp://localhost:5568") from error
+
+
+def _curve_keys(path: str) -> tuple[bytes, bytes | None]:
+    """Return the public key in a file, and its secret key if it has one.
+
+    Raises:
+        SettingsError: It holds no such key.
+    """
+    from zmq.auth import load_certificate
+    from zmq.utils import z85
+
+    from ..errors import SettingsError
+
+    try:
+        public, secret = load_certificate(path)
+        for key in (public, secret):
+            if key is not None and len(z85.decode(key)) != _CURVE_BYTES:
+                raise ValueError
+    except (ValueError, KeyError):  # not shown, because it may show a part of a key
+        raise SettingsError(
+            f"{path!r} holds no CURVE key; expected a file as zmq.auth.create_certificates writes it"
+        ) from None
+    return public, secret
 
 
 @consume.command("nats")
@@ -140,15 +166,21 @@ def nats_(
     If several of these commands run with the same durable and the same spool, only one takes documents. When it ends or
     dies, another one goes on.
     """
+    import ssl
+
+    from ..errors import SettingsError
     from ..sources.nats import NatsDocuments
 
     options: dict[str, Any] = {}
     if creds is not None:
+        if not all(part in Path(creds).read_bytes() for part in _NATS_CREDENTIALS):  # the client would read it for ever
+            raise SettingsError(f"{creds!r} holds no NATS credentials; expected a file as nsc writes it")
         options["user_credentials"] = creds
     if ca is not None:
-        import ssl
-
-        options["tls"] = ssl.create_default_context(cafile=ca)
+        try:
+            options["tls"] = ssl.create_default_context(cafile=ca)
+        except ssl.SSLError as error:
+            raise SettingsError(f"{ca!r} holds no certificate authorities: {error}") from error
 
     def source(ending: threading.Event) -> Source:
         return NatsDocuments(servers, stream=stream, durable=durable, subject=subject, ending=ending, **options)
@@ -207,7 +239,11 @@ def _properties(path: Path) -> dict[str, str]:
     from ..errors import SettingsError
 
     found: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise SettingsError(f"{str(path)!r} is no text in UTF-8; expected lines of name=value") from None
+    for number, line in enumerate(text.splitlines(), start=1):
         name, separator, value = line.partition("=")
         if not line.strip() or line.lstrip().startswith("#"):
             continue
