@@ -115,6 +115,14 @@ def edit(
     the run's first stream.
     """
     given: dict[str, Any] = {name: value for name, value in one.items() if value is not None}
+    for without, is_given, value, has_value in (
+        ("--no-sample", no_sample, "--physical-sample", "physical_sample" in given),
+        ("--no-sample", no_sample, "--physical-sample-id", "physical_sample_id" in given),
+        ("--no-project", no_project, "--project-id", "project_id" in given),
+        ("--no-tags", no_tags, "--tag", bool(tags)),
+    ):
+        if is_given and has_value:
+            raise click.UsageError(f"{without} and {value} contradict each other; give one of them")
     if no_sample or given.keys() & {"physical_sample", "physical_sample_id"}:
         given = {"physical_sample": None, "physical_sample_id": None} | given
     if no_project:

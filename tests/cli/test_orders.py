@@ -312,6 +312,26 @@ def test_an_order_for_a_finished_run_says_that_it_is_finished(say: Say, spooled:
     assert "change it in Atomscale" not in complaint
 
 
+@pytest.mark.parametrize(
+    ("without", "option", "value"),
+    [
+        ("--no-sample", "--physical-sample", "W2"),
+        ("--no-sample", "--physical-sample-id", "0b9c7c52-4a55-4d0e-9a53-2c1f4b8e7d60"),
+        ("--no-project", "--project-id", "0b9c7c52-4a55-4d0e-9a53-2c1f4b8e7d60"),
+        ("--no-tags", "--tag", "night"),
+    ],
+)
+def test_edit_refuses_options_that_contradict_each_other(
+    say: Say, spooled: Spooled, without: str, option: str, value: str
+) -> None:
+    uid = spooled()
+    code, _, complaint = say("edit", uid[:8], option, value, without)
+
+    assert code == 2
+    assert f"{without} and {option} contradict each other; give one of them" in complaint
+    assert say("edit", uid[:8], without)[0] == 0
+
+
 def test_upload_says_once_of_a_parked_run_that_it_waits_for_the_operator(say: Say, spooled: Spooled) -> None:
     parked = spooled(synth_source_id="the big one")
     other = spooled()
