@@ -221,9 +221,13 @@ def nearest(name: str, known: Iterable[str], *, likeness: float = 0.7) -> str | 
 
 
 def _from_text(field: FieldInfo, text: str) -> Any:
-    """Return a variable's text as the setting's kind of value: mappings are written as `a=b, c=d`."""
+    """Return a variable's text as the setting's kind of value: mappings are written as `a=b, c=d`.
+
+    Text that is no mapping, or gives a key twice, is returned as it is, and refused later.
+    """
     if field.default_factory is not msgspec.NODEFAULT:
         pairs = [part.partition("=") for part in text.split(",") if part.strip()]
-        if all(separator for _, separator, _ in pairs):
-            return {key.strip(): value.strip() for key, _, value in pairs}
+        found = {key.strip(): value.strip() for key, _, value in pairs}
+        if all(separator for _, separator, _ in pairs) and len(found) == len(pairs):
+            return found
     return text

@@ -60,7 +60,7 @@ def value_of(field: FieldInfo, value: Any, source: str) -> Any:
         if choices := _choices(field.type):
             expected = f"expected one of {', '.join(map(repr, choices))}"
         if isinstance(value, str) and field.default_factory is not msgspec.NODEFAULT:
-            expected = "expected pairs such as a=b, c=d"
+            expected = "expected pairs such as a=b, c=d, each name before a = once"
         raise SettingsError(f"setting {field.name!r} ({source}) is {shown}: {expected}") from None
     try:
         return _CHECKS[field.name](found) if field.name in _CHECKS else found

@@ -101,6 +101,15 @@ def test_a_variables_text_becomes_the_settings_kind_of_value() -> None:
     assert settings.durability == "event"
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("RENAME", "a=b, a=c"), ("RENAME", "a=b,a=b"), ("METADATA_KEYS", "project_id=x, project_id =y")],
+)
+def test_a_variable_that_gives_a_name_twice_is_refused(name: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=rf"ATOMSCALE_BLUESKY_{name}\) is '{text}': .* each name before a = once"):
+        Settings.load(environ={f"ATOMSCALE_BLUESKY_{name}": text})
+
+
 def test_one_pattern_may_be_given_as_text() -> None:
     assert Settings.load(environ={}, channels="hints").channels == ("hints",)
 
