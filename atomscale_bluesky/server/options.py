@@ -87,7 +87,7 @@ def options_from(
         raise SettingsError("the local server's `api_key` is empty; give the key that clients shall send")
     if max_body_bytes <= 0:
         raise SettingsError(f"`max_body_bytes` is {max_body_bytes}; give a number of bytes above 0")
-    if silence_s is not None and silence_s <= 0:
+    if silence_s is not None and not silence_s > 0:  # not a number is refused too
         raise SettingsError(f"`silence_s` is {silence_s}; give a number of seconds above 0, or None for never")
     chosen = tuple(_member(Family, name, "families") for name in families)
     if not chosen:

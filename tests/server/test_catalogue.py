@@ -80,6 +80,12 @@ def test_there_is_an_instrument_42_and_more_can_be_created_and_deleted(api):
     assert api.ask("DELETE", path).status_code == 404
 
 
+@pytest.mark.parametrize("identity", [2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 2**200])
+def test_an_instrument_with_a_number_of_any_size_is_sought(api, identity):
+    answer = api.ask("DELETE", f"/instruments/synthesis?synthesis_instrument_ids={identity}")
+    assert (answer.status_code, answer.json()) == (404, {"detail": f"there is no growth instrument {identity}"})
+
+
 def test_an_instrument_of_an_unknown_type_is_refused(api):
     assert api.ask("POST", "/instruments/synthesis", {"label": "a", "name": "b", "type": "oven"}).status_code == 422
 

@@ -156,7 +156,10 @@ def test_a_host_that_others_reach_must_be_asked_for():
     LocalServer(host="localhost")
 
 
-@pytest.mark.parametrize("options", [{"api_key": ""}, {"families": ()}, {"families": ["rheed"]}, {"max_body_bytes": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"api_key": ""}, {"families": ()}, {"families": ["rheed"]}, {"max_body_bytes": 0}, {"silence_s": float("nan")}],
+)
 def test_options_that_cannot_be_used_are_refused_before_anything_starts(options):
     with pytest.raises(SettingsError):
         LocalServer(**options)
