@@ -38,7 +38,7 @@ def find_to_verify(spool: Spool, watch: SpoolStatus, run: str) -> Path:
         SpoolError: No run or several runs match, or it has left the spool. The text then says whether it was read back.
     """
     try:
-        return Path(watch.find(run).folder)
+        return Path(watch.parts(run)[0].folder)
     except SpoolError:
         entry = spool.history.newest_beginning_with(run) if run else None
         if entry is None:

@@ -1,6 +1,7 @@
 """`retry`, `discard`, `edit`, `settle`, `move`: what the operator may ask to be done with runs.
 
-An order is a line in the run's folder. The process that delivers the run carries it out within seconds, also a living
+An order is a line in the run's folder. A run that has several folders gets one in each, because it was interrupted and
+went on, or was recorded twice. The process that delivers the run carries it out within seconds, also a living
 RunEngine's process. If no process delivers the run, the next session or `atomscale-bluesky upload` carries it out
 first.
 """
@@ -158,7 +159,7 @@ def settle(run: str, spool_dir: Path | None) -> int:
 
     def order(found: RunStatus) -> OrderLine:
         if found.state != "unreadable" and stop_of(Path(found.folder)) is not None:
-            raise click.ClickException(f"run {found.run_uid[:8]} has its stop document; there is nothing to settle")
+            raise _NothingToDo(f"run {found.run_uid[:8]} has its stop document; there is nothing to settle")
         return Settle()
 
     chosen = _choose(_spool(spool_dir), spool_dir, (run,), False)
@@ -195,12 +196,12 @@ def move(
 
     def order(run: RunStatus) -> OrderLine:
         if run.state in {"discarded", "unreadable"}:
-            raise click.ClickException(f"run {run.run_uid[:8]} is {run.state}; there is nothing to move")
+            raise _NothingToDo(f"run {run.run_uid[:8]} is {run.state}; there is nothing to move")
         folder = Path(run.folder)
         if stop_of(folder) is None and spool.writer_alive(folder):
             raise click.ClickException(f"run {run.run_uid[:8]} goes on; move it when it has stopped")
         if run.endpoint == endpoint and run.state != "parked":
-            raise click.ClickException(f"run {run.run_uid[:8]} is for {safe(endpoint)} already")
+            raise _NothingToDo(f"run {run.run_uid[:8]} is for {safe(endpoint)} already")
         return Move(endpoint)
 
     def question(found: Sequence[RunStatus]) -> str:
@@ -214,8 +215,12 @@ def move(
     return chosen.give_orders(order, f"goes to {safe(endpoint)}", dry_run=dry_run, ask=None if yes else question)
 
 
+class _NothingToDo(click.ClickException):
+    """A run needs no such order. This is an error only if no other part of the run gets it."""
+
+
 class _Chosen:
-    """The runs that are meant, and what kept others from being found."""
+    """The runs that are meant, all parts of each, and what kept others from being found."""
 
     def __init__(
         self, spool: Spool, spool_dir: Path | None, runs: Sequence[RunStatus], problems: Sequence[str],
@@ -249,20 +254,25 @@ class _Chosen:
             The exit code: 1 if something could not be ordered.
         """
         orders: list[tuple[RunStatus, OrderLine]] = []
+        needless: dict[str, str] = {}
         for run in self._runs:
             try:
                 orders.append((run, order(run)))
             except click.UsageError:
                 raise
+            except _NothingToDo as error:
+                needless[run.run_uid] = error.message
             except click.ClickException as error:
                 self._problems.append(error.message)
+        ordered = {run.run_uid for run, _ in orders}
+        self._problems += [text for uid, text in needless.items() if uid not in ordered]
         if orders and ask is not None and not dry_run:
             _confirm(ask([run for run, _ in orders]))
         out, who = console(), self._deliverers()
         for run, line in orders:
             if not dry_run:
                 self._spool.give_order(Path(run.folder), line)
-            name = f"Run {safe(run.run_uid[:8])} ({safe(run.label)})"
+            name = f"Run {safe(run.run_uid[:8])} ({safe(run.label)}){_which_part(run, [one for one, _ in orders])}"
             text = f"{name} {outcome}, {who(run, line)}" if not dry_run else f"Would be ordered: {name} {outcome}"
             out.print(Text(f"{text}: {more_about(line)}." if more_about else f"{text}."), soft_wrap=True)
         for problem in self._problems:
@@ -303,7 +313,10 @@ def _confirm(question: str) -> None:
 def _choose(
     spool: Spool, spool_dir: Path | None, names: Sequence[str], all_parked: bool, endpoint: str | None = None
 ) -> _Chosen:
-    """Return the runs that are named, all that wait for the operator, or all that are for an endpoint."""
+    """Return the runs that are named, all that wait for the operator, or all that are for an endpoint.
+
+    A name means all parts of a run that are in the spool and not finished.
+    """
     from ..errors import SpoolError
     from ..settings import Settings, spool_option
     from ..status.spool_status import SpoolStatus
@@ -325,12 +338,13 @@ def _choose(
     for name in names:
         uid = uid_meant(spool, name)
         try:
-            run = watch.find(uid)
+            parts = watch.parts(uid)
         except SpoolError as error:
             problem = with_option(safe(error), spool_option(Settings.load(spool_dir=spool_dir)))
             problems.append(problem + _where_to_edit(spool, uid))
         else:
-            found[run.folder] = run
+            left = [run for run in parts if _movable(run)] or parts
+            found |= {run.folder: run for run in left}
     return _Chosen(spool, spool_dir, list(found.values()), problems, status.delivered_to)
 
 
@@ -352,10 +366,18 @@ def _movable(run: RunStatus) -> bool:
 
 def _names_of(runs: Sequence[RunStatus]) -> str:
     """Return one run by its name, or several by their number and the beginnings of their uids."""
-    if len(runs) == 1:
-        return f"run {safe(runs[0].run_uid[:8])} ({safe(runs[0].label)})"
-    shown = ", ".join(safe(run.run_uid[:8]) for run in runs[:10])
-    return f"{len(runs)} runs ({shown}{', …' if len(runs) > 10 else ''})"
+    uids = [*dict.fromkeys(run.run_uid for run in runs)]
+    if len(uids) == 1:
+        parts = f", in {len(runs)} parts," if len(runs) > 1 else ""
+        return f"run {safe(runs[0].run_uid[:8])} ({safe(runs[0].label)}){parts}"
+    shown = ", ".join(safe(uid[:8]) for uid in uids[:10])
+    return f"{len(uids)} runs ({shown}{', …' if len(uids) > 10 else ''})"
+
+
+def _which_part(run: RunStatus, runs: Sequence[RunStatus]) -> str:
+    """Return which part of its run this is, if several parts of it are among these runs; else an empty text."""
+    parts = sorted(one.folder for one in runs if one.run_uid == run.run_uid)
+    return f", part {parts.index(run.folder) + 1} of {len(parts)}," if len(parts) > 1 else ""
 
 
 def _spool(spool_dir: Path | None) -> Spool:

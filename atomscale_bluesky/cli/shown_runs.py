@@ -34,7 +34,8 @@ class ShownRuns:
     @property
     def names(self) -> str:
         """How a command names them."""
-        return "--all-parked" if self.all_parked else " ".join(_short(run) for run in self.runs[:MAX_UIDS])
+        uids = dict.fromkeys(map(_short, self.runs))  # a run in several parts is named once
+        return "--all-parked" if self.all_parked else " ".join([*uids][:MAX_UIDS])
 
     @property
     def problem(self) -> str:

@@ -237,8 +237,11 @@ class SpoolStatus:
                 found.add(run.endpoint)
         return found
 
-    def find(self, run: str) -> RunStatus:
-        """Return the run whose uid begins with `run`.
+    def parts(self, run: str) -> tuple[RunStatus, ...]:
+        """Return the run whose uid begins with `run`, as one status for each folder that it has in the spool.
+
+        A run has several if it was interrupted and went on before the first part had left the spool, or if it was
+        recorded twice. They are in the order in which they were recorded.
 
         Raises:
             SpoolError: No run or several runs match.
@@ -254,9 +257,9 @@ class SpoolStatus:
             raise SpoolError(
                 f"run {run[:8]} is not in the spool{more}" if len(run) >= MIN_UID_LENGTH else f"{none}{more}"
             )
-        if len({status.run_uid for status in found}) > 1:
-            raise SpoolError(f"{len(found)} runs in the spool begin with {run!r}; give more of the uid")
-        return found[0]
+        if (several := len({status.run_uid for status in found})) > 1:
+            raise SpoolError(f"{several} runs in the spool begin with {run!r}; give more of the uid")
+        return tuple(sorted(found, key=lambda status: status.folder))
 
     def streams(self, run_uid: str) -> tuple[StreamStatus, ...]:
         """Return the metrology streams of a run, in progress, waiting or finished; empty for an unknown run.
