@@ -243,15 +243,17 @@ class AtomscaleCallback:
             ApiTooLargeError: An answer is far larger than its stream can be.
         """
         from .api.client import Client  # both take a while, and few sessions need them
-        from .checks.verify_run import find_to_verify, verify_run
+        from .checks.verify_run import check_in_spool, verify_parts
+        from .status.run_parts import find_parts
 
         try:
-            folder = find_to_verify(self._spool, self._watch, run_uid)
+            run = find_parts(self._spool, self._watch, run_uid)
+            check_in_spool(run)
         except SpoolError as error:
             raise SpoolError(with_option(str(error), self._spool_option)) from None
         client = Client(self.settings)
         try:
-            return verify_run(folder, client, patience_s=patience_s)
+            return verify_parts(run, client, patience_s=patience_s)
         finally:
             client.close()
 

@@ -46,6 +46,8 @@ class Verification:
     refused: int = 0
     discarded: int = 0
     lost: int = 0
+    read_before: int = 0  # points of parts of the run that were read back, were equal, and have left the spool
+    unread: int = 0  # points of parts that have left the spool and were not read back
 
     @property
     def points(self) -> int:
@@ -87,7 +89,7 @@ class Verification:
     @property
     def equal(self) -> bool:
         """Return True if the whole run is in Atomscale, and all of it is equal."""
-        return self.arrived and not (self.waiting or self.refused or self.discarded or self.lost)
+        return self.arrived and not (self.waiting or self.refused or self.discarded or self.lost or self.unread)
 
     def __repr__(self) -> str:
         """Return a line that says which run it is and how it compared."""
@@ -114,6 +116,10 @@ class Verification:
         said = "no point is confirmed"
         if self.points:
             said = f"all {_number(self.points)} points that were confirmed are equal"
+        if self.read_before:
+            said += f"; {_number(self.read_before)} were read back before and were equal"
+        if self.unread:
+            said += f"; {_number(self.unread)} of a part that has left the spool were not read back"
         return said + (f"; {left}" if left else "")
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -21,36 +22,71 @@ from ..api.client import Client
 from ..errors import SpoolError
 from ..model.text import safe
 from ..spool.segments import segments
-from ..spool.spool import Spool
 from ..spool.stream_state import MetrologyStreamState
+from ..status.run_parts import RunParts
 from ..status.run_summary import verified_at
-from ..status.spool_status import SpoolStatus
 from .comparison import Series, differences
 from .expected_points import ExpectedPoints, expected_series, is_long_enough
 from .stream_reading import PATIENCE_S, read_back
-from .verification import StreamDifference, StreamVerified, Verification, add_differences
+from .verification import MAX_DIFFERENCES, StreamDifference, StreamVerified, Verification, add_differences
 
 
-def find_to_verify(spool: Spool, watch: SpoolStatus, run: str) -> Path:
-    """Return the folder of the run whose uid begins with `run`.
+def check_in_spool(run: RunParts) -> None:
+    """Raise unless some part of the run is in the spool.
 
     Raises:
-        SpoolError: No run or several runs match, or it has left the spool. The text then says whether it was read back.
+        SpoolError: The whole run has left it. The text says whether it was read back.
     """
-    try:
-        return Path(watch.parts(run)[0].folder)
-    except SpoolError:
-        entry = spool.history.newest_beginning_with(run) if run else None
-        if entry is None:
-            raise
-        uid = safe(str(entry.get("run_uid"))[:8])
-    if (at := verified_at(entry)) is not None:
+    if run.in_spool:
+        return
+    uid = safe(run.run_uid[:8])
+    if (at := run.read_back_at) is not None:
         when = f"{datetime.fromtimestamp(at).astimezone():%Y-%m-%d %H:%M:%S}"
-        raise SpoolError(f"run {uid} was read back on {when} and was equal, and has left the spool")
+        gone = {name: sum(int(entry.get(name) or 0) for entry in run.finished) for name in ("discarded", "lost")}
+        more = "".join(f"; {count} {name}" for name, count in gone.items() if count)
+        raise SpoolError(f"run {uid} was read back on {when} and was equal, and has left the spool{more}")
     raise SpoolError(
         f"run {uid} is finished and has left the spool: compare it with its recorded documents "
         f"(`atomscale-bluesky verify {uid} --file FILE`), or look at what Atomscale has (`atomscale-bluesky show {uid} "
         f'--from api`); with the setting keep = "verified" a run is read back before it leaves the spool'
+    )
+
+
+def verify_parts(run: RunParts, client: Client, *, patience_s: float = PATIENCE_S) -> Verification:
+    """Compare what Atomscale holds of all parts of a run with what must have arrived.
+
+    Of parts that have left the spool, it is only known whether they were read back before.
+
+    Args:
+        run: The run. Some part of it is in the spool.
+        client: Sends the requests.
+        patience_s: How long to go on reading while points are missing or there is no answer.
+
+    Raises:
+        SpoolError: A part cannot be read, or has left the spool meanwhile.
+        ApiKeyError: The key may not read.
+        ApiUnavailableError: The API did not answer within `patience_s`.
+        ApiTooLargeError: An answer is far larger than its stream can be.
+    """
+    end = time.monotonic() + patience_s
+    found = [
+        verify_run(Path(status.folder), client, patience_s=max(0.0, end - time.monotonic())) for status in run.in_spool
+    ]
+    gone = Counter[str]()
+    for entry in run.finished:
+        gone["read_before" if verified_at(entry) is not None else "unread"] += int(entry.get("delivered") or 0)
+        gone.update({name: int(entry.get(name) or 0) for name in ("discarded", "lost")})
+    return Verification(
+        run_uid=run.run_uid,
+        label=found[-1].label,
+        streams=tuple(stream for one in found for stream in one.streams),
+        differences=tuple(different for one in found for different in one.differences)[:MAX_DIFFERENCES],
+        waiting=sum(one.waiting for one in found),
+        refused=sum(one.refused for one in found),
+        discarded=sum(one.discarded for one in found) + gone["discarded"],
+        lost=sum(one.lost for one in found) + gone["lost"],
+        read_before=gone["read_before"],
+        unread=gone["unread"],
     )
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..checks.verification import Verification
     from ..settings import Settings
     from ..spool.spool import Spool
+    from ..status.run_parts import RunParts
 
 MAX_NAMES = 8  # of series that the service has added; --json has all
 
@@ -82,10 +83,10 @@ def verify(
             found = _with_recording(settings, spool, uid, recording, data_ids, patience_s)
         elif spool is None:
             raise click.ClickException(no_spool(settings))
-        elif (entry := _read_back_before(spool, uid)) is not None:
-            return _show_read_back(entry, as_json)
+        elif (parts := _parts(settings, spool, uid)).read_back_at is not None:
+            return _show_read_back(parts, as_json)
         else:
-            found = _with_journal(settings, spool, uid, patience_s)
+            found = _with_journal(settings, parts, patience_s)
     except ApiUnavailableError as error:
         raise click.ClickException(f"the run could not be read back: {safe(error)}") from None
     if as_json:
@@ -95,47 +96,51 @@ def verify(
     return int(not found.equal)
 
 
-def _read_back_before(spool: Spool, run: str) -> dict[str, Any] | None:
-    """Return the history's line of a run that was read back, was equal and has left the spool; None for another run."""
-    from ..status.run_summary import verified_at
+def _parts(settings: Settings, spool: Spool, run: str) -> RunParts:
+    """Return all parts of the run that is meant.
+
+    Raises:
+        click.ClickException: There is no such run, or there are several.
+    """
+    from ..errors import SpoolError
+    from ..settings import spool_option
+    from ..status.commands import with_option
+    from ..status.run_parts import find_parts
     from ..status.spool_status import SpoolStatus
 
-    entry = spool.history.newest_beginning_with(run) if run else None
-    if entry is None or verified_at(entry) is None:
-        return None
-    return None if any(status.run_uid.startswith(run) for status in SpoolStatus(spool).status()) else entry
+    try:
+        return find_parts(spool, SpoolStatus(spool), run)
+    except SpoolError as error:
+        raise click.ClickException(with_option(safe(error, limit=1000), spool_option(settings))) from None
 
 
-def _show_read_back(entry: dict[str, Any], as_json: bool) -> int:
+def _show_read_back(run: RunParts, as_json: bool) -> int:
     """Print when a run was read back, and return the exit code: 1 if not all of the run is in Atomscale."""
-    from ..status.run_summary import verified_at
-
-    at = verified_at(entry) or 0.0
-    gone = {name: int(entry.get(name) or 0) for name in ("discarded", "lost")}
+    at = run.read_back_at or 0.0
+    gone = {name: sum(int(entry.get(name) or 0) for entry in run.finished) for name in ("discarded", "lost")}
     if as_json:
-        told = {"run_uid": entry.get("run_uid"), "label": entry.get("label"), "verified_at": at}
+        told = {"run_uid": run.run_uid, "label": run.finished[-1].get("label"), "verified_at": at}
         click.echo(json.dumps(told | {"equal": not any(gone.values())} | gone, indent=2))
     else:
         more = "".join(f"; {number(count)} {name}" for name, count in gone.items() if count)
         said = f"it was read back on {moment(at)} and was equal, and has left the spool{more}"
-        text = Text(f"Run {safe(str(entry.get('run_uid'))[:UID_SHOWN])}: {said}.", style="yellow" if more else "green")
+        text = Text(f"Run {safe(run.run_uid[:UID_SHOWN])}: {said}.", style="yellow" if more else "green")
         console().print(text, soft_wrap=True)
     return int(any(gone.values()))
 
 
-def _with_journal(settings: Settings, spool: Spool, run: str, patience_s: float) -> Verification:
+def _with_journal(settings: Settings, run: RunParts, patience_s: float) -> Verification:
     from ..api.client import Client
-    from ..checks.verify_run import find_to_verify, verify_run
+    from ..checks.verify_run import check_in_spool, verify_parts
     from ..errors import SpoolError
     from ..settings import spool_option
     from ..status.commands import with_option
-    from ..status.spool_status import SpoolStatus
 
     client = Client(settings)
     try:
-        folder = find_to_verify(spool, SpoolStatus(spool), run)
+        check_in_spool(run)
         with says_that_it_waits(settings, f", and is repeated for up to {patience_s:g} s (--patience)"):
-            return verify_run(folder, client, patience_s=patience_s)
+            return verify_parts(run, client, patience_s=patience_s)
     except SpoolError as error:
         raise click.ClickException(with_option(safe(error, limit=1000), spool_option(settings))) from None
     finally:
@@ -168,13 +173,10 @@ def _with_recording(
 
 
 def _known_streams(spool: Spool | None, uid: str) -> tuple[str, ...]:
-    """Return the ids of a run's metrology streams, from the spool or its history."""
-    from ..status.spool_status import SpoolStatus
+    """Return the ids of the metrology streams of all parts of a run, from the spool and its history."""
+    from ..status.run_parts import parts_of
 
-    if spool is None:
-        return ()
-    here = next((status.data_ids for status in SpoolStatus(spool).status() if status.run_uid == uid), ())
-    return here or next((tuple(entry["data_ids"]) for entry in spool.history.entries_of(uid)), ())
+    return parts_of(spool, uid).data_ids if spool is not None else ()
 
 
 def _show(found: Verification) -> None:
@@ -206,6 +208,9 @@ def _show(found: Verification) -> None:
             out.print(Text(f"  {safe(stream.data_id)} added by the service: {', '.join(names)}"), soft_wrap=True)
     style = "bold green" if found.equal else "yellow" if found.arrived else "bold red"
     out.print(Text(f"Run {safe(found.run_uid[:8])}: {safe(found)}.", style=style), soft_wrap=True)
+    if found.unread:
+        command = f"atomscale-bluesky verify {safe(found.run_uid[:8])} --file FILE"
+        out.print(Text(f"To compare all of it with its recorded documents: `{command}`."), soft_wrap=True)
 
 
 def _as_json(found: Verification) -> dict[str, Any]:

@@ -89,9 +89,13 @@ class History:
 
     def newest_beginning_with(self, beginning: str) -> dict[str, Any] | None:
         """Return the newest entry of a run whose uid begins with `beginning`, or None."""
-        sought = msgspec.json.encode({"run_uid": beginning})[1:-2]  # without the braces and the closing quote
-        found = [entry for entry in self._entries_containing(sought) if str(entry.get("run_uid")).startswith(beginning)]
+        found = self.entries_beginning_with(beginning)
         return found[-1] if found else None
+
+    def entries_beginning_with(self, beginning: str) -> list[dict[str, Any]]:
+        """Return the entries of the runs whose uids begin with `beginning`, oldest first."""
+        sought = msgspec.json.encode({"run_uid": beginning})[1:-2]  # without the braces and the closing quote
+        return [entry for entry in self._entries_containing(sought) if str(entry.get("run_uid")).startswith(beginning)]
 
     def entries_added(self, marks: dict[tuple[int, int], int]) -> Iterator[dict[str, Any]]:
         """Yield the entries added since the last call with the same `marks`, oldest first. The first call yields all.

@@ -248,18 +248,20 @@ class SpoolStatus:
         """
         found = [status for status in self.status() if run and status.run_uid.startswith(run)]
         if not found:
-            gone = bool(run) and self._spool.history.newest_beginning_with(run) is not None
-            more = f"; `atomscale-bluesky status` lists those of {self._spool.path}"
-            more = "; it is finished and has left the spool" if gone else more
-            if any(one.run_uid.startswith(run) for one in self._spool.not_kept.runs() if run):
-                more = "; it was not kept, because the spool had no room for it"
-            none = f"no run in the spool begins with {run!r}"
-            raise SpoolError(
-                f"run {run[:8]} is not in the spool{more}" if len(run) >= MIN_UID_LENGTH else f"{none}{more}"
-            )
+            raise self.not_found(run)
         if (several := len({status.run_uid for status in found})) > 1:
             raise SpoolError(f"{several} runs in the spool begin with {run!r}; give more of the uid")
         return tuple(sorted(found, key=lambda status: status.folder))
+
+    def not_found(self, run: str) -> SpoolError:
+        """Return the error for a run that is not in the spool, which says where it is, if that is known."""
+        gone = bool(run) and self._spool.history.newest_beginning_with(run) is not None
+        more = f"; `atomscale-bluesky status` lists those of {self._spool.path}"
+        more = "; it is finished and has left the spool" if gone else more
+        if any(one.run_uid.startswith(run) for one in self._spool.not_kept.runs() if run):
+            more = "; it was not kept, because the spool had no room for it"
+        none = f"no run in the spool begins with {run!r}"
+        return SpoolError(f"run {run[:8]} is not in the spool{more}" if len(run) >= MIN_UID_LENGTH else f"{none}{more}")
 
     def streams(self, run_uid: str) -> tuple[StreamStatus, ...]:
         """Return the metrology streams of a run, in progress, waiting or finished; empty for an unknown run.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,6 +12,7 @@ import pytest
 from runs import Document, growth, held
 
 from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky.errors import SpoolError
 from atomscale_bluesky.server import Fault, LocalServer
 
 MakeCallback = Callable[..., AtomscaleCallback]
@@ -94,3 +97,106 @@ def test_settle_completes_the_open_part_of_a_run(say: Say, make_callback: MakeCa
 
     assert (code, complaint) == (0, "")
     assert said.count("is completed as interrupted") == 1
+
+
+# ---- verify ----------------------------------------------------------------------------------------------------------
+
+
+def test_verify_counts_what_was_discarded_of_an_earlier_part(
+    say: Say, make_callback: MakeCallback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATOMSCALE_BLUESKY_KEEP", "verified")
+    documents = list(growth(25, start_metadata={"scan_id": 7}))
+    first = make_callback(offline=True, keep="verified")
+    for name, doc in documents[: 2 + 12]:
+        first(name, doc)
+    first.close()
+    say("discard", "7", "--yes")
+    assert say("upload")[0] == 0
+    second = make_callback(keep="verified")
+    for name, doc in documents:
+        second(name, doc)
+    assert second.drain(20)
+
+    code, said, _ = say("verify", "7")
+    told = json.loads(say("verify", "7", "--json")[1])
+
+    assert code == 1
+    assert "and has left the spool; 24 discarded." in said
+    assert (told["equal"], told["discarded"]) == (False, 24)
+    with pytest.raises(SpoolError, match="has left the spool; 24 discarded"):
+        second.verify(documents[0][1]["uid"])
+
+
+def test_verify_says_what_waits_of_a_later_part(say: Say, in_two_parts: InTwoParts, server: LocalServer) -> None:
+    server.misbehave(Fault(call="finalize", status=503))
+    uid = in_two_parts({"points_per_chunk": 12}, {"offline": True}, 3)[0][1]["uid"]
+
+    code, said, _ = say("verify", uid[:8], "--patience", "0")
+
+    assert code == 1
+    assert "all 24 points that were confirmed are equal; 26 waiting." in said
+
+
+@pytest.mark.parametrize("keep", ["finalized", "verified"])
+def test_verify_says_whether_a_part_that_has_left_the_spool_was_read_back(
+    say: Say, in_two_parts: InTwoParts, make_callback: MakeCallback, server: LocalServer, keep: str
+) -> None:
+    documents = in_two_parts({"keep": keep}, {"offline": True})
+    server.misbehave(Fault(call="finalize", status=503))
+    uploading = make_callback()
+    uploading.drain(3)
+
+    code, said, _ = say("verify", "7", "--patience", "0")
+    found = uploading.verify(documents[0][1]["uid"])
+
+    if keep == "verified":
+        assert (code, found.equal) == (0, True)
+        assert "all 26 points that were confirmed are equal; 24 were read back before and were equal." in said
+    else:
+        assert (code, found.equal) == (1, False)
+        assert "are equal; 24 of a part that has left the spool were not read back." in said
+        assert f"atomscale-bluesky verify {found.run_uid[:8]} --file FILE" in said
+
+
+def test_verify_refuses_the_beginning_of_several_uids_like_show(say: Say, make_callback: MakeCallback) -> None:
+    callback = make_callback(keep="verified")
+    for letter in "ab":
+        documents = list(growth(5))
+        uid = documents[0][1]["uid"]
+        for name, doc in json.loads(json.dumps(documents).replace(uid, f"7{letter}{uid[2:]}")):
+            callback(name, doc)
+    assert callback.drain(20)
+
+    for command in ("show", "verify"):
+        code, said, complaint = say(command, "7")
+        assert (code, said) == (1, "")
+        assert "2 runs begin with '7'; give more of the uid" in complaint
+    assert say("verify", "7a")[0] == 0
+
+
+def test_verify_compares_recorded_documents_with_the_streams_of_all_parts(
+    say: Say, in_two_parts: InTwoParts, tmp_path: Path
+) -> None:
+    recording = tmp_path / "run.jsonl"
+    recording.write_text("".join(json.dumps(document) + "\n" for document in in_two_parts({}, {})))
+
+    code, said, _ = say("verify", "7", "--file", str(recording), "--patience", "0")
+
+    assert code == 0
+    assert "all 50 points that were confirmed are equal." in said
+
+
+def test_verify_compares_recorded_documents_with_parts_in_the_spool_and_in_the_history(
+    say: Say, in_two_parts: InTwoParts, server: LocalServer, tmp_path: Path
+) -> None:
+    documents = in_two_parts({}, {"offline": True})
+    server.misbehave(Fault(call="finalize", status=503))
+    say("upload", "--timeout", "3")
+    recording = tmp_path / "run.jsonl"
+    recording.write_text("".join(json.dumps(document) + "\n" for document in documents))
+
+    code, said, _ = say("verify", "7", "--file", str(recording), "--patience", "0")
+
+    assert code == 0
+    assert "all 50 points that were confirmed are equal." in said
