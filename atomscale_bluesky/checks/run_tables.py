@@ -5,9 +5,11 @@ All points of the run are in memory, at 8 bytes each.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +83,35 @@ def _table_of(time_base: str, blocks: list[Block]) -> Table:
         at = end
     columns = tuple(TableColumn(name, unit, values[name]) for name, unit in units.items())
     return Table(time_base, np.concatenate([block.times for block in blocks]), columns)
+
+
+def join_tables(parts: Iterable[Iterable[Table]], key: Callable[[Table], object]) -> list[Table]:
+    """Return the tables of all parts of a run. Those of several parts that have the same key become one table.
+
+    The rows of a part that begins earlier come first. NaN is where a part does not have a channel.
+    """
+    found: dict[object, list[Table]] = {}
+    for tables in parts:
+        nth = Counter[object]()
+        for table in tables:
+            found.setdefault((key(table), nth[key(table)]), []).append(table)
+            nth[key(table)] += 1
+    return [_joined(tables) if len(tables) > 1 else tables[0] for tables in found.values()]
+
+
+def _joined(tables: Sequence[Table]) -> Table:
+    tables = sorted(tables, key=lambda table: table.times[0] if len(table.times) else math.inf)
+    channels = dict.fromkeys((column.name, column.unit) for table in tables for column in table.columns)
+    columns = [
+        TableColumn(name, unit, np.concatenate([_values_of(table, name, unit) for table in tables]))
+        for name, unit in channels
+    ]
+    return Table(tables[0].name, np.concatenate([table.times for table in tables]), tuple(columns))
+
+
+def _values_of(table: Table, name: str, unit: str | None) -> NDArray[np.float64]:
+    found = (column.values for column in table.columns if (column.name, column.unit) == (name, unit))
+    return next(found, np.full(len(table.times), np.nan))
 
 
 def api_tables(client: Client, streams: Mapping[str, str], channels: Mapping[str, int]) -> list[Table]:

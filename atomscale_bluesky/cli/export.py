@@ -14,7 +14,7 @@ from rich.text import Text
 from ..status.progress import counted
 from .formatting import console, safe
 from .plot import check_new
-from .runs import FoundRun, find_run, run_argument, source_option, spool_dir_option, tables_of
+from .runs import FoundRun, find_run, run_argument, source_option, spool_dir_option, tables_of, warn_of_missing_parts
 
 if TYPE_CHECKING:
     from ..checks.run_tables import Table
@@ -42,7 +42,8 @@ def export(
     RUN is a uid, its beginning, a scan id, or `last` for the newest run. Without a CHANNEL all are written. The first
     column is the time in Unix seconds, and each channel has a column of its own. Channels with other times,
     such as those of a monitor, get a further file, named after their event stream. No file is overwritten. Parquet
-    needs the extra `parquet`.
+    needs the extra `parquet`. A run that was interrupted and went on has several parts, and all of them are written;
+    if --from does not have the points of one, the command says so, and its exit code is 1.
     """
     from ..settings import Settings
 
@@ -66,7 +67,7 @@ def export(
             raise click.ClickException(f"{str(one)!r} cannot be written: {safe(error)}") from None
         text = f"{safe(one)}: {counted(len(table.times), 'row')} of {counted(len(table.columns), 'channel')}"
         console().print(Text(text), soft_wrap=True)
-    return 0
+    return warn_of_missing_parts(found, source)
 
 
 def _paths(path: Path, tables: list[Table]) -> list[Path]:

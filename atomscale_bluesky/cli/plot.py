@@ -11,7 +11,7 @@ import numpy as np
 from rich.text import Text
 
 from .formatting import console, moment, safe
-from .runs import FoundRun, find_run, run_argument, source_option, spool_dir_option, tables_of
+from .runs import FoundRun, find_run, run_argument, source_option, spool_dir_option, tables_of, warn_of_missing_parts
 
 if TYPE_CHECKING:
     from ..checks.run_tables import Table, TableColumn
@@ -60,9 +60,9 @@ def plot(run: str, channels: tuple[str, ...], out: Path | None, source: str, spo
     if out is not None:
         _draw(found, by_unit, out)
         console().print(Text(f"The picture is {safe(out)}."), soft_wrap=True)
-        return 0
-    _print(found, by_unit, bool(channels))
-    return 0
+    else:
+        _print(found, by_unit, bool(channels))
+    return warn_of_missing_parts(found, source)
 
 
 def check_new(path: Path, option: str) -> None:

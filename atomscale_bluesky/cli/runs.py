@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..checks.run_tables import Table
     from ..settings import Settings
     from ..spool.spool import Spool
+    from ..status.run_parts import RunPart, RunParts
     from ..status.run_status import RunStatus
 
 LAST = "last"
@@ -30,14 +31,13 @@ MAX_OFFERED = 50
 
 @dataclass(frozen=True, slots=True)
 class FoundRun:
-    """A run that is in the spool, or that has been delivered and is in the history."""
+    """A run, with all its parts, in the spool or in the history, in the order in which they were recorded."""
 
     run_uid: str
     label: str
     started: float
     scan_id: int | None
-    status: RunStatus | None  # None: it has left the spool
-    entry: dict[str, Any] | None  # of the history; None: it is in the spool
+    parts: tuple[RunPart, ...]
 
     @property
     def short(self) -> str:
@@ -83,22 +83,21 @@ source_option = click.option(
 
 def all_runs(spool: Spool) -> list[FoundRun]:
     """Return all runs of the spool and of its history, oldest first."""
+    from ..status.run_parts import group_parts
     from ..status.spool_status import SpoolStatus
 
-    found = [
-        FoundRun(
-            run_uid=str(entry.get("run_uid") or ""),
-            label=str(entry.get("label") or ""),
-            started=float(entry.get("started") or 0.0),
-            scan_id=entry.get("scan_id"),
-            status=None,
-            entry=entry,
-        )
-        for entry in spool.history.entries()
-    ]
-    for run in SpoolStatus(spool).status():
-        found.append(FoundRun(run.run_uid, run.label, run.started, run.scan_id, run, None))
-    return sorted(found, key=lambda run: run.started)
+    status = SpoolStatus(spool).status()
+    return sorted(map(_found, group_parts(status, spool.history.entries())), key=lambda run: run.started)
+
+
+def _found(run: RunParts) -> FoundRun:
+    newest = run.parts[-1]
+    if newest.status is not None:
+        about = newest.status
+        return FoundRun(run.run_uid, about.label, about.started, about.scan_id, run.parts)
+    entry = newest.entry or {}
+    label, started = str(entry.get("label") or ""), float(entry.get("started") or 0.0)
+    return FoundRun(run.run_uid, label, started, entry.get("scan_id"), run.parts)
 
 
 def find_run(settings: Settings, text: str) -> FoundRun:
@@ -118,7 +117,7 @@ def find_run(settings: Settings, text: str) -> FoundRun:
     if not runs:
         raise click.ClickException(f"there is no run in {safe(settings.spool_path)}")
     sought = _uid_meant(runs, text)
-    by_uid = {run.run_uid: run for run in runs if sought and run.run_uid.startswith(sought)}  # the newest of each uid
+    by_uid = {run.run_uid: run for run in runs if sought and run.run_uid.startswith(sought)}
     if len(by_uid) > 1:
         raise click.ClickException(f"{len(by_uid)} runs begin with {safe(repr(text))}; give more of the uid")
     if by_uid:
@@ -175,7 +174,7 @@ def _uid_meant(runs: Sequence[FoundRun], text: str) -> str:
 
 
 def tables_of(settings: Settings, run: FoundRun, source: str, names: Sequence[str] = ()) -> list[Table]:
-    """Return the points of a run: all its channels, or those named.
+    """Return the points of all parts of a run that the source has: all its channels, or those named.
 
     Raises:
         click.ClickException: They are not there, or a channel is not.
@@ -191,33 +190,71 @@ def tables_of(settings: Settings, run: FoundRun, source: str, names: Sequence[st
     return [only for table in tables if (only := table.with_channels(names)).columns]
 
 
-def _from_spool(run: FoundRun) -> list[Table]:
-    from ..checks.run_tables import spool_tables
+def warn_of_missing_parts(run: FoundRun, source: str) -> int:
+    """Print how many parts of a run the source does not have, and return the exit code: 1 if there are any."""
+    if source == "api":
+        missing = [part for part in run.parts if part.status and _is_undelivered(part.status)]
+        why, remedy = "no stream in Atomscale yet", "leave out `--from api` to read what is in the spool"
+    else:
+        missing = [part for part in run.parts if part.entry and part.entry.get("delivered")]
+        why, remedy = "left the spool", "add `--from api` to read the run from Atomscale"
+    if missing:
+        parts = f"{len(missing)} of the {len(run.parts)} parts of run {run.short}"
+        has = "has" if len(missing) == 1 else "have"
+        click.echo(f"atomscale-bluesky: {parts} {has} {why}, so their points are missing here; {remedy}", err=True)
+    return int(bool(missing))
 
-    if run.status is None:
+
+def _is_undelivered(run: RunStatus) -> bool:
+    """Return True if a part of a run has points, and no stream in Atomscale."""
+    return not run.data_ids and run.points.waiting + run.points.refused > 0
+
+
+def _from_spool(run: FoundRun) -> list[Table]:
+    from ..checks.run_tables import join_tables, spool_tables
+
+    folders = [Path(part.status.folder) for part in run.parts if part.status is not None]
+    if not folders:
         raise click.ClickException(
             f"run {run.short} is delivered and has left the spool; add `--from api` to read it from Atomscale"
         )
-    return spool_tables(Path(run.status.folder))
+    return join_tables(map(spool_tables, folders), lambda table: table.name)
 
 
 def _from_api(settings: Settings, run: FoundRun, names: Sequence[str]) -> list[Table]:
-    from ..checks.run_tables import api_tables
+    from ..checks.run_tables import api_tables, join_tables
 
-    if run.status is not None:
-        streams = {stream.data_id: stream.label for stream in run.status.streams if stream.data_id}
-        due = {name: counts.seen for name, counts in run.status.channels.items() if counts.seen}
-    else:
-        entry = run.entry or {}
-        labels = {stream.get("data_id"): stream.get("label") for stream in entry.get("streams") or ()}
-        streams = {data_id: str(labels.get(data_id) or data_id) for data_id in entry.get("data_ids") or ()}
-        due = {name: int(known["points"]) for name, known in (entry.get("channels") or {}).items()}
-        due |= {name: int(entry.get("delivered") or 0) for name in names if name not in due}
-    if not streams:
+    parts = [_in_atomscale(part, names) for part in run.parts if part.data_ids]
+    if not parts:
         raise click.ClickException(f"run {run.short} has no stream in Atomscale yet")
-    if not due:
+    if not all(due for _, due in parts):
         raise click.ClickException(
             f"an earlier version has delivered run {run.short} and did not note its channels; name them"
         )
+    event_streams = {label: event_stream for streams, _ in parts for label, event_stream in streams.values()}
     with asking(settings) as client:
-        return api_tables(client, streams, due)
+        tables = [
+            api_tables(client, {data_id: label for data_id, (label, _) in streams.items()}, due)
+            for streams, due in parts
+        ]
+    return join_tables(
+        tables, lambda table: (event_streams[table.name], frozenset((one.name, one.unit) for one in table.columns))
+    )
+
+
+def _in_atomscale(part: RunPart, names: Sequence[str]) -> tuple[dict[str, tuple[str, str]], dict[str, int]]:
+    """Return the label and the event stream of a part's streams, by data_id, and how many points each channel may have.
+
+    Args:
+        part: It has a stream in Atomscale.
+        names: Channels that are read although an earlier version has not noted them.
+    """
+    if part.status is not None:
+        streams = {one.data_id: (one.label, one.event_stream) for one in part.status.streams if one.data_id}
+        return streams, {name: counts.seen for name, counts in part.status.channels.items() if counts.seen}
+    entry = part.entry or {}
+    known = {stream.get("data_id"): stream for stream in entry.get("streams") or ()}
+    about = {data_id: known.get(data_id) or {} for data_id in part.data_ids}
+    due = {name: int(channel["points"]) for name, channel in (entry.get("channels") or {}).items()}
+    due |= {name: int(entry.get("delivered") or 0) for name in names if name not in due}
+    return {one: (str(of.get("label") or one), str(of.get("event_stream"))) for one, of in about.items()}, due

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
 from ..status.progress import counted, number
 from .formatting import console, moment, safe
-from .runs import FoundRun, find_run, run_argument, source_option, spool_dir_option, tables_of
+from .runs import FoundRun, find_run, run_argument, source_option, spool_dir_option, tables_of, warn_of_missing_parts
 
 if TYPE_CHECKING:
     from ..checks.run_tables import Table
     from ..status.linked_to import LinkedTo
+    from ..status.run_parts import RunPart
+    from ..status.run_status import RunStatus
 
 
 @click.command
@@ -28,50 +33,89 @@ def show(run: str, source: str, as_json: bool, spool_dir: Path | None) -> int:
     """Show a run: its streams, its channels, and what was left out.
 
     RUN is a uid, its beginning, a scan id, or `last` for the newest run. A run that was delivered has left the spool:
-    its channels with their first and last values are then shown with `--from api`, as Atomscale returns them.
+    its channels with their first and last values are then shown with `--from api`, as Atomscale returns them. A run
+    that was interrupted and went on has several parts, and all of them are shown.
     """
     from ..settings import Settings
 
     settings = Settings.load(spool_dir=spool_dir)
     found = find_run(settings, run)
-    tables = tables_of(settings, found, source) if found.status is not None or source == "api" else []
+    here = any(part.status is not None for part in found.parts)
+    tables = tables_of(settings, found, source) if here or source == "api" else []
+    code = warn_of_missing_parts(found, source) if source == "api" else 0
     if as_json:
         click.echo(json.dumps(_as_json(found, tables), indent=2))
-        return 0
+        return code
     out = console()
     out.print(Text.assemble((safe(found.label, limit=200), "bold"), f"  run {safe(found.run_uid)}"), soft_wrap=True)
-    out.print(_table_of_facts(_facts(found)))
+    _show_parts(out, found, with_delivered=not (tables and source == "api"))
     for table in tables:
         out.print()
         out.print(Text(f"{safe(table.name, limit=200)}: {counted(len(table.times), 'row')}", style="bold"))
         out.print(_channels(table))
-    if not tables and found.entry is not None:
-        for name, known in (found.entry.get("channels") or {}).items():
-            text = f"  {safe(name)}  {counted(int(known['points']), 'point')}  {safe(known['unit'] or '')}"
-            out.print(Text(text.rstrip()), soft_wrap=True)
-        more = "; `--from api` shows first and last values" if found.entry.get("data_ids") else ""
-        out.print(Text(f"It has left the spool{more}.", style="dim"))
-    return 0
+    return code
 
 
-def _facts(run: FoundRun) -> list[tuple[str, str]]:
-    """Return what is to be shown of a run beside its channels. Text from outside is made harmless."""
-    from ..status.run_summary import left_out_by_reason, verified_at
-    from .run_text import ordered_in_words
+def _show_parts(out: Console, run: FoundRun, *, with_delivered: bool) -> None:
+    """Print what is to be shown of a run beside its channels, or of each part of it.
 
-    status, entry = run.status, run.entry or {}
+    Args:
+        out: The terminal.
+        run: The run.
+        with_delivered: Name the channels of what has left the spool.
+    """
     facts = [("started", moment(run.started))]
     if run.scan_id is not None:
         facts.append(("scan id", str(run.scan_id)))
+    if several := len(run.parts) > 1:
+        points = sum((Counter(_counts(part)) for part in run.parts), Counter[str]())
+        out.print(_table_of_facts([*facts, ("points", _in_words(points))]))
+    for nth, part in enumerate(run.parts, start=1):
+        if several:
+            began = f", recorded from {moment(part.began)}" if part.began else ""
+            out.print(Text(f"\nPart {nth} of {len(run.parts)}{began}", style="bold"))
+        out.print(_table_of_facts(_facts(part) if several else facts + _facts(part)))
+        if part.entry is not None and with_delivered:
+            _show_delivered(out, part.entry)
+
+
+def _show_delivered(out: Console, entry: dict[str, Any]) -> None:
+    """Print the channels of a run, or a part of one, that has left the spool."""
+    for name, known in (entry.get("channels") or {}).items():
+        text = f"  {safe(name)}  {counted(int(known['points']), 'point')}  {safe(known['unit'] or '')}"
+        out.print(Text(text.rstrip()), soft_wrap=True)
+    more = "; `--from api` shows first and last values" if entry.get("data_ids") else ""
+    out.print(Text(f"It has left the spool{more}.", style="dim"))
+
+
+def _counts(part: RunPart) -> dict[str, int]:
+    """Return the points of a run, or of a part of one, by what happened to them."""
+    if part.status is None:
+        return {name: int((part.entry or {}).get(name) or 0) for name in ("delivered", "discarded", "lost")}
+    points = part.status.points
+    counts = {"delivered": points.delivered, "waiting": points.waiting, "refused": points.refused}
+    return counts | {"discarded": points.discarded, "lost": points.lost}
+
+
+def _in_words(counts: Mapping[str, int]) -> str:
+    shown = {"delivered": 0} | dict(counts)
+    return ", ".join(f"{number(n)} {name}" for name, n in shown.items() if n or name == "delivered")
+
+
+def _facts(part: RunPart) -> list[tuple[str, str]]:
+    """Return the facts of a run, or of a part of one, beside its channels. Text from outside is made harmless."""
+    from ..status.run_summary import left_out_by_reason, verified_at
+    from .run_text import ordered_in_words
+
+    status, entry = part.status, part.entry or {}
+    facts: list[tuple[str, str]] = []
     if status is not None:
-        points, streams = status.points, [(s.label, s.data_id, s.state, s.problem) for s in status.streams]
+        streams = [(s.label, s.data_id, s.state, s.problem) for s in status.streams]
         facts.append(("state", status.state))
         facts += _ended(status.exit_status, status.reason)
         if status.interrupted:
             facts.append(("ended", "interrupted: no stop document came"))
-        counts = {"delivered": points.delivered, "waiting": points.waiting, "refused": points.refused}
-        counts |= {"discarded": points.discarded, "lost": points.lost}
-        left_out = {reason: (sum(keys.values()), keys) for reason, keys in _left_out(run).items()}
+        left_out = {reason: (sum(keys.values()), keys) for reason, keys in _left_out(status).items()}
     else:
         streams = [
             (s.get("label"), s.get("data_id"), s.get("state"), s.get("problem")) for s in entry.get("streams") or ()
@@ -83,13 +127,12 @@ def _facts(run: FoundRun) -> list[tuple[str, str]]:
             facts.append(("ended", "interrupted: no stop document came"))
         else:
             facts += _ended(str(entry.get("exit_status") or ""), str(entry.get("reason") or ""))
-        counts = {name: int(entry.get(name) or 0) for name in ("delivered", "discarded", "lost")}
         left_out = left_out_by_reason(entry)
-    if linked := _linked_to(run):
+    if linked := _linked_to(part):
         facts.append(("linked to", str(linked)))
     if status is not None and status.ordered:
         facts.append(("ordered", ordered_in_words(status)))
-    facts.append(("points", ", ".join(f"{number(n)} {name}" for name, n in counts.items() if n or name == "delivered")))
+    facts.append(("points", _in_words(_counts(part))))
     for label, data_id, state, problem in streams:
         facts.append(("stream", safe(f"{label}  {data_id or 'no data_id yet'}  {state}")))
         if problem:
@@ -103,11 +146,11 @@ def _facts(run: FoundRun) -> list[tuple[str, str]]:
     return facts
 
 
-def _linked_to(run: FoundRun) -> LinkedTo | None:
+def _linked_to(part: RunPart) -> LinkedTo | None:
     """Return to what a run is linked; None if nothing is known of that, as for one that an earlier version finished."""
     from ..status.linked_to import linked_to_of_entry
 
-    return run.status.linked_to if run.status is not None else linked_to_of_entry(run.entry or {})
+    return part.status.linked_to if part.status is not None else linked_to_of_entry(part.entry or {})
 
 
 def _ended(exit_status: str, reason: str) -> list[tuple[str, str]]:
@@ -117,10 +160,10 @@ def _ended(exit_status: str, reason: str) -> list[tuple[str, str]]:
     return [("ended", safe(exit_status) + (f": {safe(reason)}" if reason and exit_status != "success" else ""))]
 
 
-def _left_out(run: FoundRun) -> dict[str, dict[str, int]]:
+def _left_out(run: RunStatus) -> dict[str, dict[str, int]]:
     """Return by reason how many readings of which data key are left out."""
     found: dict[str, dict[str, int]] = {}
-    for name, counts in (run.status.channels if run.status else {}).items():
+    for name, counts in run.channels.items():
         for reason, n in counts.left_out.items():
             found.setdefault(reason, {})[name] = n
     return found
@@ -150,13 +193,14 @@ def _channels(table: Table) -> Grid:
 def _as_json(run: FoundRun, tables: list[Table]) -> dict[str, Any]:
     import msgspec
 
+    parts = [{"status": msgspec.to_builtins(part.status), "finished": part.entry} for part in run.parts]
     return {
         "run_uid": run.run_uid,
         "label": run.label,
         "started": run.started,
         "scan_id": run.scan_id,
-        "status": msgspec.to_builtins(run.status),
-        "finished": run.entry,
+        **parts[-1],
+        "parts": parts,
         "tables": [
             {
                 "name": table.name,

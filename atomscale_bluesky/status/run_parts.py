@@ -85,7 +85,9 @@ def group_parts(statuses: Iterable[RunStatus], entries: Iterable[dict[str, Any]]
     for entry in entries:
         if entry.get("folder") not in folders:
             found.setdefault(str(entry.get("run_uid") or ""), []).append(RunPart(None, entry))
-    return [RunParts(uid, tuple(sorted(parts, key=lambda part: part.began))) for uid, parts in found.items()]
+    # A part that has left the spool is the older one of two that began in the same second.
+    in_order = {uid: sorted(parts, key=lambda part: (part.began, part.entry is None)) for uid, parts in found.items()}
+    return [RunParts(uid, tuple(parts)) for uid, parts in in_order.items()]
 
 
 def find_parts(spool: Spool, watch: SpoolStatus, run: str) -> RunParts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -200,3 +201,65 @@ def test_verify_compares_recorded_documents_with_parts_in_the_spool_and_in_the_h
 
     assert code == 0
     assert "all 50 points that were confirmed are equal." in said
+
+
+# ---- show, plot and export -------------------------------------------------------------------------------------------
+
+
+def exported(path: Path) -> list[float]:
+    """Return the values of `k0` in a CSV file."""
+    with path.open(newline="") as file:
+        return [float(row["k0 (K)"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("source", ["spool", "api"])
+def test_show_plot_and_export_give_all_parts_of_a_run(
+    say: Say, in_two_parts: InTwoParts, tmp_path: Path, source: str
+) -> None:
+    offline = {"offline": source == "spool"}
+    in_two_parts(offline, offline)
+
+    code, said, complaint = say("export", "7", "--csv", str(tmp_path / "run.csv"), "--from", source)
+    assert (code, complaint) == (0, "")
+    assert "25 rows of 2 channels" in said
+    assert exported(tmp_path / "run.csv") == [float(n) for n in range(25)]
+    code, said, _ = say("show", "7", "--from", source)
+    assert code == 0
+    assert ("points 0 delivered, 50 waiting" if source == "spool" else "points 50 delivered") in said
+    assert "Part 1 of 2" in said
+    assert "Part 2 of 2" in said
+    assert "k0 K 25 0 24" in said
+    assert len(json.loads(say("show", "7", "--json", "--from", source)[1])["parts"]) == 2
+    assert say("plot", "7", "--from", source)[0] == 0
+
+
+@pytest.mark.parametrize("source", ["spool", "api"])
+def test_export_says_which_part_of_a_run_it_does_not_have(
+    say: Say, in_two_parts: InTwoParts, tmp_path: Path, source: str
+) -> None:
+    uid = in_two_parts({}, {"offline": True})[0][1]["uid"]
+
+    code, _, complaint = say("export", "7", "--csv", str(tmp_path / "run.csv"), "--from", source)
+
+    assert code == 1
+    assert f"1 of the 2 parts of run {uid[:8]} has" in complaint
+    ours = range(12) if source == "api" else range(12, 25)
+    assert exported(tmp_path / "run.csv") == [float(n) for n in ours]
+
+
+def test_export_has_a_channel_of_one_part_without_values_in_the_other(
+    say: Say, make_callback: MakeCallback, tmp_path: Path
+) -> None:
+    documents = list(growth(25, start_metadata={"scan_id": 7}))
+    for settings, kept in (({"channels": ["k0"]}, documents[: 2 + 12]), ({}, documents)):
+        callback = make_callback(offline=True, **settings)
+        for name, doc in kept:
+            callback(name, doc)
+        callback.close()
+
+    assert say("export", "7", "--csv", str(tmp_path / "run.csv"))[0] == 0
+
+    assert exported(tmp_path / "run.csv") == [float(n) for n in range(25)]
+    with (tmp_path / "run.csv").open(newline="") as file:
+        values = [row["k1 (K)"] for row in csv.DictReader(file)]
+    assert values == [""] * 12 + [str(n + 0.1) for n in range(12, 25)]
