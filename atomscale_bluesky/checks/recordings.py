@@ -68,7 +68,7 @@ def one_run(documents: Iterable[Document], run: str = "") -> tuple[str, list[Doc
                 ours[run_uid] += [(name, doc), *held.pop(uid, ())]
             else:
                 held.pop(uid, None)
-    found = [uid for uid in uids if uid in ours]
+    found = [uid for uid in uids if uid in ours and (uid == run or run not in ours)]  # a whole uid means this run only
     if len(found) != 1:
         raise RecordingError(_not_one(run, uids, len(found)))
     # A stop that came before events which were held is no end yet.

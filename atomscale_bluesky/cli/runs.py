@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
+from ..status.uids import uids_meant
 from .asking import asking
 from .formatting import safe
 from .options import Once
@@ -117,11 +118,12 @@ def find_run(settings: Settings, text: str) -> FoundRun:
     if not runs:
         raise click.ClickException(f"there is no run in {safe(settings.spool_path)}")
     sought = _uid_meant(runs, text)
-    by_uid = {run.run_uid: run for run in runs if sought and run.run_uid.startswith(sought)}
-    if len(by_uid) > 1:
-        raise click.ClickException(f"{len(by_uid)} runs begin with {safe(repr(text))}; give more of the uid")
-    if by_uid:
-        return next(iter(by_uid.values()))
+    uids = uids_meant((run.run_uid for run in runs), sought)
+    if len(uids) > 1:
+        raise click.ClickException(f"{len(uids)} runs begin with {safe(repr(text))}; give more of the uid")
+    for run in runs:
+        if run.run_uid in uids:
+            return run
     raise click.ClickException(
         f"no run begins with {safe(repr(text))} or has it as its scan id; see `atomscale-bluesky status "
         f"--all{safe(spool_option(settings))}`"
@@ -141,8 +143,9 @@ def _check_kept(spool: Spool, runs: Sequence[FoundRun], text: str) -> None:
         newest = max((run.started for run in runs), default=0.0)
         meant = [run for run in not_kept if run.started > newest]
     else:
-        others = any(text and run.run_uid.startswith(text) for run in runs)
-        meant = [] if others else [run for run in not_kept if text and run.run_uid.startswith(text)]
+        kept = {run.run_uid for run in runs}
+        uids = uids_meant(kept | {run.run_uid for run in not_kept}, text)
+        meant = [] if uids & kept else [run for run in not_kept if run.run_uid in uids]
     if meant:
         raise click.ClickException(not_kept_text(max(meant, key=lambda run: run.started)))
 
@@ -164,9 +167,14 @@ def uid_meant(spool: Spool, text: str) -> str:
 
 
 def _uid_meant(runs: Sequence[FoundRun], text: str) -> str:
-    """Do the same among these runs, oldest first. A long number is a scan id only if no uid begins with it."""
+    """Do the same among these runs, oldest first.
+
+    A number that is a whole uid is no scan id. A long one is a scan id only if no uid begins with it.
+    """
     if text == LAST:
         return runs[-1].run_uid if runs else text
+    if any(run.run_uid == text for run in runs):
+        return text
     by_scan = [run for run in runs if text.isdecimal() and run.scan_id == int(text)]
     if by_scan and (len(text) < UID_SHOWN or not any(run.run_uid.startswith(text) for run in runs)):
         return by_scan[-1].run_uid

@@ -21,6 +21,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ..status.progress import counted
+from ..status.uids import uids_meant
 from .formatting import console, moment, safe
 from .monitoring import Duration, check_now
 from .options import Once
@@ -157,8 +158,10 @@ class _Snapshot:
         if self._spool is None:
             raise click.ClickException(no_spool(self._settings))
         sought = self._run = uid_meant(self._spool, run)
-        of_it = [one for one in self.runs if one.run_uid.startswith(sought)]
-        self.finished = [entry for entry in self.finished if str(entry.get("run_uid")).startswith(sought)]
+        known = [*(one.run_uid for one in self.runs), *(str(entry.get("run_uid")) for entry in self.finished)]
+        uids = uids_meant(known, sought)
+        of_it = [one for one in self.runs if one.run_uid in uids]
+        self.finished = [entry for entry in self.finished if str(entry.get("run_uid")) in uids]
         if not (of_it or self.finished):
             raise click.ClickException(
                 f"no run begins with {safe(repr(sought))} or has it as its scan id; `atomscale-bluesky status "

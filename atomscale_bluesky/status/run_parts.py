@@ -100,6 +100,8 @@ def find_parts(spool: Spool, watch: SpoolStatus, run: str) -> RunParts:
     gone = spool.history.entries_beginning_with(run) if run else []
     runs = {one.run_uid: one for one in group_parts(here, gone)}
     uids = uids_meant(runs, run)
+    if run not in uids and watch.was_not_kept(run):
+        raise watch.not_found(run)
     if len(uids) > 1:
         raise SpoolError(f"{len(uids)} runs begin with {run!r}; give more of the uid")
     for uid in uids:

@@ -30,6 +30,7 @@ from .account import Account, Counts
 from .notebook import html_table
 from .outage import Outage, read_outage
 from .run_status import RunStatus, StreamStatus, status_of, unreadable
+from .uids import uids_meant
 
 # A run that found no disk space is in the status for a week. Only a replay could still deliver it.
 NOT_KEPT_SHOWN_S = 7 * 86400.0
@@ -247,11 +248,20 @@ class SpoolStatus:
             SpoolError: No run or several runs match.
         """
         found = [status for status in self.status() if run and status.run_uid.startswith(run)]
-        if not found:
+        uids = uids_meant((status.run_uid for status in found), run)
+        if run not in uids and (not uids or self._has_left(run)):
             raise self.not_found(run)
-        if (several := len({status.run_uid for status in found})) > 1:
-            raise SpoolError(f"{several} runs in the spool begin with {run!r}; give more of the uid")
-        return tuple(sorted(found, key=lambda status: status.folder))
+        if len(uids) > 1:
+            raise SpoolError(f"{len(uids)} runs in the spool begin with {run!r}; give more of the uid")
+        return tuple(sorted((status for status in found if status.run_uid in uids), key=lambda status: status.folder))
+
+    def _has_left(self, uid: str) -> bool:
+        """Return True if this is the whole uid of a run that has left the spool or was not kept."""
+        return bool(self._spool.history.entries_of(uid)) or self.was_not_kept(uid)
+
+    def was_not_kept(self, uid: str) -> bool:
+        """Return True if this is the whole uid of a run for which the spool had no room."""
+        return any(one.run_uid == uid for one in self._spool.not_kept.runs())
 
     def not_found(self, run: str) -> SpoolError:
         """Return the error for a run that is not in the spool, which says where it is, if that is known."""
@@ -260,8 +270,11 @@ class SpoolStatus:
         more = "; it is finished and has left the spool" if gone else more
         if any(one.run_uid.startswith(run) for one in self._spool.not_kept.runs() if run):
             more = "; it was not kept, because the spool had no room for it"
-        none = f"no run in the spool begins with {run!r}"
-        return SpoolError(f"run {run[:8]} is not in the spool{more}" if len(run) >= MIN_UID_LENGTH else f"{none}{more}")
+        if len(run) >= MIN_UID_LENGTH:
+            return SpoolError(f"run {run[:8]} is not in the spool{more}")
+        whole = any(status.run_uid.startswith(run) for status in self.status())  # and another one begins with it
+        none = f"run {run!r} is not in the spool" if whole else f"no run in the spool begins with {run!r}"
+        return SpoolError(f"{none}{more}")
 
     def streams(self, run_uid: str) -> tuple[StreamStatus, ...]:
         """Return the metrology streams of a run, in progress, waiting or finished; empty for an unknown run.
@@ -291,9 +304,7 @@ class SpoolStatus:
         """
         uids = {run.run_uid for run in self.status()}
         uids |= {str(entry.get("run_uid")) for entry in self._spool.history.entries()}
-        found = {uid for uid in uids if uid.startswith(beginning)}
-        if beginning in found:
-            return beginning
+        found = uids_meant(uids, beginning)
         if len(found) > 1:
             raise SpoolError(f"{len(found)} runs begin with {beginning!r}; give more of the uid")
         return next(iter(found), beginning)
