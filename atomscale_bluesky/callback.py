@@ -234,6 +234,7 @@ class AtomscaleCallback:
 
         Returns:
             What was compared and what differs; `equal` says whether the whole run is in Atomscale, point by point.
+            While the run goes on, it is False.
 
         Raises:
             SpoolError: No run of the spool, or several, begin with `run_uid`; or the run has left the spool; or its

@@ -67,6 +67,7 @@ class ExpectedPoints:
         if account.header is None:
             raise SpoolError(f"{folder} holds no run")
         self.header = account.header
+        self.stopped = account.stop is not None  # also if it was completed as interrupted
         self._layouts = account.layouts
         self.counts = sum(account.channels(self.state).values(), Counts())
 

@@ -48,6 +48,7 @@ class Verification:
     lost: int = 0
     read_before: int = 0  # points of parts of the run that were read back, were equal, and have left the spool
     unread: int = 0  # points of parts that have left the spool and were not read back
+    stopped: bool = True  # False while a stop document, or the note that the run was interrupted, may still come
 
     @property
     def points(self) -> int:
@@ -88,8 +89,9 @@ class Verification:
 
     @property
     def equal(self) -> bool:
-        """Return True if the whole run is in Atomscale, and all of it is equal."""
-        return self.arrived and not (self.waiting or self.refused or self.discarded or self.lost or self.unread)
+        """Return True if the run has stopped, the whole of it is in Atomscale, and all of it is equal."""
+        left = self.waiting or self.refused or self.discarded or self.lost or self.unread
+        return self.arrived and self.stopped and not left
 
     def __repr__(self) -> str:
         """Return a line that says which run it is and how it compared."""
@@ -120,6 +122,8 @@ class Verification:
             said += f"; {_number(self.read_before)} were read back before and were equal"
         if self.unread:
             said += f"; {_number(self.unread)} of a part that has left the spool were not read back"
+        if not (left or self.stopped):
+            left = "the run still goes on, or its process has ended without a stop document"
         return said + (f"; {left}" if left else "")
 
 

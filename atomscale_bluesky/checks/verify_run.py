@@ -87,6 +87,7 @@ def verify_parts(run: RunParts, client: Client, *, patience_s: float = PATIENCE_
         lost=sum(one.lost for one in found) + gone["lost"],
         read_before=gone["read_before"],
         unread=gone["unread"],
+        stopped=all(one.stopped for one in found),
     )
 
 
@@ -138,6 +139,7 @@ def verify_run(
         refused=counts.refused,
         discarded=counts.discarded,
         lost=counts.lost,
+        stopped=run.stopped,
     )
 
 

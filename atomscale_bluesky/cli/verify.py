@@ -70,7 +70,7 @@ def verify(
     says when it was read back.
 
     The exit code is 0 only if the whole run is in Atomscale, and all of it equal. It is 1 if something differs, is
-    missing, waits, was refused or could not be compared.
+    missing, waits, was refused or could not be compared, and while the run still goes on.
     """
     from ..errors import ApiUnavailableError
     from ..settings import Settings

@@ -76,6 +76,30 @@ def test_of_a_run_under_way_what_was_confirmed_is_equal_and_the_rest_waits(callb
     assert str(replace(found, waiting=1200)).endswith("; 1 200 waiting")
 
 
+@pytest.mark.parametrize(
+    ("points", "said"), [(0, "no point is confirmed"), (20, "all 40 points that were confirmed are equal")]
+)
+def test_verify_is_not_well_until_the_run_has_stopped(
+    callback: AtomscaleCallback, server: LocalServer, spool_dir: Path, points: int, said: str
+) -> None:
+    server.misbehave(Fault(call="finalize", status=503))  # keeps the run in the spool
+    *documents, stop = growth(points=points)
+    uid = feed(callback, documents)
+    callback.drain(timeout_s=30)
+
+    found = callback.verify(uid)
+    done = run_verify(server, spool_dir, uid[:8], "--patience", "0")
+    told = json.loads(run_verify(server, spool_dir, uid[:8], "--patience", "0", "--json").stdout)
+
+    assert (found.arrived, found.equal, done.returncode) == (True, False, 1)
+    assert f"{said}; the run still goes on, or its process has ended without a stop document." in done.stdout
+    assert (told["equal"], told["stopped"]) == (False, False)
+    if points:
+        callback(*stop)
+        wait_until(lambda: callback.verify(uid).equal)
+        assert run_verify(server, spool_dir, uid[:8], "--patience", "0").returncode == 0
+
+
 def test_a_run_with_gaps_further_event_streams_and_a_continuation_is_equal(
     make_callback: MakeCallback, spool_dir: Path
 ) -> None:
@@ -545,7 +569,7 @@ def test_what_the_service_adds_is_named_and_is_no_difference(
 
     found = callback.verify(str(documents[0][1]["uid"]), patience_s=0)
 
-    assert found.equal
+    assert found.arrived
     assert (found.points, found.streams[0].channels) == (40, 2)
     assert (found.added["k0_anomaly_score"], found.added["k1_anomaly_class"]) == (20, 20)
     assert found.added["growth_quality_score"] == 1
