@@ -32,6 +32,7 @@ from ..sources.recordings import RecordingError
 from ..spool.run_claim import RunClaim
 from ..spool.segments import START
 from ..spool.spool import Spool
+from ..status.uids import shown_uid
 from .comparison import Difference, Series, same_time
 from .stream_reading import PATIENCE_S, read_back
 from .verification import StreamDifference, StreamVerified, Verification, add_differences
@@ -78,7 +79,7 @@ def one_run(documents: Iterable[Document], run: str = "") -> tuple[str, list[Doc
 
 def _not_one(run: str, uids: Sequence[str], found: int) -> str:
     """Return why it is not clear which run of a recording is meant."""
-    shown = ", ".join(uid[:8] for uid in uids[:10]) + (", …" if len(uids) > 10 else "")
+    shown = ", ".join(shown_uid(uid) for uid in uids[:10]) + (", …" if len(uids) > 10 else "")
     if not uids:
         return "the file has no run"
     if not found:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ..model.text import safe
 from ..status.notebook import html_table
+from ..status.uids import shown_uid
 from .comparison import Difference
 
 # How many differences are reported. Further ones are only counted.
@@ -95,13 +96,13 @@ class Verification:
 
     def __repr__(self) -> str:
         """Return a line that says which run it is and how it compared."""
-        return f"<Verification of run {safe(self.run_uid[:8])}: {safe(str(self))}>"
+        return f"<Verification of run {shown_uid(self.run_uid)}: {safe(str(self))}>"
 
     def _repr_html_(self) -> str:
         """Return the streams as a table for a notebook."""
         columns = ("stream", "channels", "points compared", "differences", "not compared", "problem")
         rows = ((s.data_id, s.channels, s.points, s.different, s.uncompared, s.problem) for s in self.streams)
-        return html_table(f"Run {self.run_uid[:8]} ({self.label}): {self}", columns, rows)
+        return html_table(f"Run {shown_uid(self.run_uid)} ({self.label}): {self}", columns, rows)
 
     def __str__(self) -> str:
         """Return the result as one line of text."""

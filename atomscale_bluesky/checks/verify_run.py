@@ -20,11 +20,11 @@ from pathlib import Path
 
 from ..api.client import Client
 from ..errors import SpoolError
-from ..model.text import safe
 from ..spool.segments import segments
 from ..spool.stream_state import MetrologyStreamState
 from ..status.run_parts import RunParts
 from ..status.run_summary import verified_at
+from ..status.uids import shown_uid
 from .comparison import Series, differences
 from .expected_points import ExpectedPoints, expected_series, is_long_enough
 from .stream_reading import PATIENCE_S, read_back
@@ -39,7 +39,7 @@ def check_in_spool(run: RunParts) -> None:
     """
     if run.in_spool:
         return
-    uid = safe(run.run_uid[:8])
+    uid = shown_uid(run.run_uid)
     if (at := run.read_back_at) is not None:
         when = f"{datetime.fromtimestamp(at).astimezone():%Y-%m-%d %H:%M:%S}"
         gone = {name: sum(int(entry.get(name) or 0) for entry in run.finished) for name in ("discarded", "lost")}

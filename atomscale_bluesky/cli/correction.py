@@ -18,6 +18,7 @@ from ..spool.spool import Spool
 from ..status.linked_to import ordered_edit
 from ..status.remedies import edit_options
 from ..status.run_status import RunStatus
+from ..status.uids import shown_uid
 from .formatting import safe
 
 _TRACKED = {"physical_sample", "physical_sample_id", "project_id", "track_sample"}
@@ -39,7 +40,7 @@ def corrected(spool: Spool, run: RunStatus, operator_values: Mapping[str, Any], 
     _check_not_fixed(run, operator_values)
     header = read_header(Path(run.folder))
     if header is None:
-        raise click.ClickException(f"run {run.run_uid[:8]} is unreadable: its header is damaged or gone")
+        raise click.ClickException(f"run {shown_uid(run.run_uid)} is unreadable: its header is damaged or gone")
     before = spool.last_edit(Path(run.folder))
     if before is None:
         _check_unusable(run, header, operator_values, leave_out=leave_out)
@@ -54,7 +55,7 @@ def corrected(spool: Spool, run: RunStatus, operator_values: Mapping[str, Any], 
         wrong = (
             click.UsageError if {key for key, _ in read.unusable} <= operator_values.keys() else click.ClickException
         )
-        raise wrong(f"run {run.run_uid[:8]}: {safe(read.problem)}")
+        raise wrong(f"run {shown_uid(run.run_uid)}: {safe(read.problem)}")
     return Edit(read.links, read.points_per_chunk, read.label)
 
 
@@ -62,14 +63,14 @@ def _check_not_fixed(run: RunStatus, operator_values: Mapping[str, Any]) -> None
     fixed = sorted(operator_values.keys() & {"synth_source_id", "project_id", "stream_name", "points_per_chunk"})
     if run.data_ids and fixed:
         raise click.ClickException(
-            f"run {run.run_uid[:8]} is in Atomscale already as {', '.join(run.data_ids)}, "
+            f"run {shown_uid(run.run_uid)} is in Atomscale already as {', '.join(run.data_ids)}, "
             f"and its {fixed[0]} cannot be changed from here; change it in Atomscale"
         )
     fixed_now = sorted(operator_values.keys() & {"stream_name", "points_per_chunk"})
     if run.streams and fixed_now:
         raise click.ClickException(
-            f"the first stream of run {run.run_uid[:8]} is begun, so the run's {fixed_now[0]} cannot be changed; "
-            f"leave out --{fixed_now[0].replace('_', '-')}"
+            f"the first stream of run {shown_uid(run.run_uid)} is begun, so the run's {fixed_now[0]} cannot be "
+            f"changed; leave out --{fixed_now[0].replace('_', '-')}"
         )
 
 
@@ -77,8 +78,8 @@ def _check_unusable(run: RunStatus, header: Header, operator_values: Mapping[str
     """Raise unless all that cannot be used is given or left out, and say it if nothing is known of that."""
     if header.problem and not header.unusable:
         click.echo(
-            f"Run {run.run_uid[:8]} was spooled by an earlier version, which kept nothing of metadata that it could "
-            f"not use: give all that the run needs.",
+            f"Run {shown_uid(run.run_uid)} was spooled by an earlier version, which kept nothing of metadata that it "
+            f"could not use: give all that the run needs.",
             err=True,
         )
     # A wish to track the sample is kept if it could not be met. It may be met with what is given.
@@ -86,7 +87,7 @@ def _check_unusable(run: RunStatus, header: Header, operator_values: Mapping[str
     missing = [name for name in run.unusable if name not in decided]
     if missing and not leave_out:
         raise click.ClickException(
-            f"run {run.run_uid[:8]} has metadata that cannot be used ({safe(run.problem)}). Give also "
+            f"run {shown_uid(run.run_uid)} has metadata that cannot be used ({safe(run.problem)}). Give also "
             f"{edit_options(missing)}, or leave out what cannot be used with --leave-out-unusable"
         )
 

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ..status.commands import with_option
 from ..status.progress import counted
+from ..status.uids import shown_uid
 from .formatting import console, safe
 from .options import Once
 from .runs import run_argument, runs_argument, uid_meant
@@ -159,7 +160,7 @@ def settle(run: str, spool_dir: Path | None) -> int:
 
     def order(found: RunStatus) -> OrderLine:
         if found.state != "unreadable" and stop_of(Path(found.folder)) is not None:
-            raise _NothingToDo(f"run {found.run_uid[:8]} has its stop document; there is nothing to settle")
+            raise _NothingToDo(f"run {shown_uid(found.run_uid)} has its stop document; there is nothing to settle")
         return Settle()
 
     chosen = _choose(_spool(spool_dir), spool_dir, (run,), False)
@@ -196,12 +197,12 @@ def move(
 
     def order(run: RunStatus) -> OrderLine:
         if run.state in {"discarded", "unreadable"}:
-            raise _NothingToDo(f"run {run.run_uid[:8]} is {run.state}; there is nothing to move")
+            raise _NothingToDo(f"run {shown_uid(run.run_uid)} is {run.state}; there is nothing to move")
         folder = Path(run.folder)
         if stop_of(folder) is None and spool.writer_alive(folder):
-            raise click.ClickException(f"run {run.run_uid[:8]} goes on; move it when it has stopped")
+            raise click.ClickException(f"run {shown_uid(run.run_uid)} goes on; move it when it has stopped")
         if run.endpoint == endpoint and run.state != "parked":
-            raise _NothingToDo(f"run {run.run_uid[:8]} is for {safe(endpoint)} already")
+            raise _NothingToDo(f"run {shown_uid(run.run_uid)} is for {safe(endpoint)} already")
         return Move(endpoint)
 
     def question(found: Sequence[RunStatus]) -> str:
@@ -272,7 +273,8 @@ class _Chosen:
         for run, line in orders:
             if not dry_run:
                 self._spool.give_order(Path(run.folder), line)
-            name = f"Run {safe(run.run_uid[:8])} ({safe(run.label)}){_which_part(run, [one for one, _ in orders])}"
+            part = _which_part(run, [one for one, _ in orders])
+            name = f"Run {shown_uid(run.run_uid)} ({safe(run.label)}){part}"
             text = f"{name} {outcome}, {who(run, line)}" if not dry_run else f"Would be ordered: {name} {outcome}"
             out.print(Text(f"{text}: {more_about(line)}." if more_about else f"{text}."), soft_wrap=True)
         for problem in self._problems:
@@ -369,8 +371,8 @@ def _names_of(runs: Sequence[RunStatus]) -> str:
     uids = [*dict.fromkeys(run.run_uid for run in runs)]
     if len(uids) == 1:
         parts = f", in {len(runs)} parts," if len(runs) > 1 else ""
-        return f"run {safe(runs[0].run_uid[:8])} ({safe(runs[0].label)}){parts}"
-    shown = ", ".join(safe(uid[:8]) for uid in uids[:10])
+        return f"run {shown_uid(uids[0])} ({safe(runs[0].label)}){parts}"
+    shown = ", ".join(shown_uid(uid) for uid in uids[:10])
     return f"{len(uids)} runs ({shown}{', …' if len(uids) > 10 else ''})"
 
 

@@ -13,6 +13,7 @@ from ..model.loss import count_not_kept
 from ..status.commands import with_option
 from ..status.progress import counted, number
 from ..status.remedies import remedies
+from ..status.uids import shown_uid
 from .formatting import age, moment, safe
 from .shown_runs import MAX_UIDS, ShownRuns
 
@@ -99,7 +100,7 @@ def run_text(run: RunStatus, now: float, endpoint: str, option: str, *, with_lin
     yield table
     yield from _commands(remedies(run, option, endpoint))
     if quiet_s > QUIET_S and "settle" not in run.ordered:
-        command = f"atomscale-bluesky settle {safe(run.run_uid[:8])}{option}"
+        command = f"atomscale-bluesky settle {shown_uid(run.run_uid)}{option}"
         yield Text.assemble((f"{'do':>{_NAMES}}", "dim"), f"  if its plan is over: {command}")
     yield Text()
 
@@ -112,7 +113,7 @@ def runs_alike_text(found: ShownRuns, now: float, endpoint: str, option: str) ->
         (f"for the same problem, started {moment(runs[0].started)} to {moment(newest.started)}", "dim"),
     )  # fmt: skip
     table = _table()
-    table.add_row("runs", Text(first_of([safe(run.run_uid[:8]) for run in reversed(runs)])))
+    table.add_row("runs", Text(first_of([shown_uid(run.run_uid) for run in reversed(runs)])))
     if newest.endpoint not in {"", endpoint}:
         table.add_row("endpoint", Text(f"{safe(newest.endpoint)}, not {safe(endpoint)}", style="yellow"))
     table.add_row("points", _sum_of(sum((run.points for run in runs[1:]), runs[0].points)))
@@ -194,7 +195,7 @@ def finished_text(entry: dict[str, Any], *, went_on: bool, with_links: bool) -> 
 def _headline(label: Any, state: str, uid: Any, started: float) -> Text:
     return Text.assemble(
         (safe(label, limit=200), "bold"), "  ", (safe(state), _STATES.get(state, "")), "  ",
-        (f"run {safe(str(uid)[:8])}, started {moment(started)}", "dim"),
+        (f"run {shown_uid(str(uid))}, started {moment(started)}", "dim"),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from ..status.uids import uids_meant
+from ..status.uids import UID_SHOWN, shown_uid, uids_meant
 from .asking import asking
 from .formatting import safe
 from .options import Once
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from ..status.run_status import RunStatus
 
 LAST = "last"
-# How much of a uid is shown. A shorter number that is a run's scan id means that run.
-UID_SHOWN = 8
 # How many runs a shell is offered.
 MAX_OFFERED = 50
 
@@ -43,7 +41,7 @@ class FoundRun:
     @property
     def short(self) -> str:
         """The beginning of its uid."""
-        return safe(self.run_uid[:UID_SHOWN])
+        return shown_uid(self.run_uid)
 
 
 class RunName(click.ParamType):
@@ -61,7 +59,7 @@ class RunName(click.ParamType):
             spool = open_spool(Settings.load(spool_dir=ctx.params.get("spool_dir")))
             runs = all_runs(spool) if spool is not None else []
             fitting = [run for run in runs[::-1] if run.run_uid.startswith(incomplete)][:MAX_OFFERED]
-            offered = [CompletionItem(run.run_uid[:UID_SHOWN], help=safe(run.label, limit=60)) for run in fitting]
+            offered = [CompletionItem(shown_uid(run.run_uid), help=safe(run.label, limit=60)) for run in fitting]
             return offered + [CompletionItem(LAST, help="the newest run")] * LAST.startswith(incomplete)
         return []
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..status.remedies import remedies
 from ..status.run_status import RunStatus
+from ..status.uids import shown_uid
 
 # So many runs with the same problem are shown as one.
 ALIKE_MIN = 3
@@ -103,4 +104,4 @@ def _problem_of(run: RunStatus) -> tuple[object, ...]:
 
 
 def _short(run: RunStatus) -> str:
-    return run.run_uid[:8]
+    return shown_uid(run.run_uid)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ..status.outage import NEW_KEY
 from ..status.progress import counted, number
+from ..status.uids import shown_uid
 from .formatting import age, moment, safe
 from .run_text import finished_text, first_of, run_text, runs_alike_text
 from .shown_runs import ShownRuns
@@ -170,7 +171,7 @@ class _FirstLines:
 def not_shown_text(runs: Sequence[RunStatus]) -> Text:
     """Return the line about runs that are not shown. Names the newest of those that need the operator."""
     text = f"{counted(len(runs), 'older run')} in the spool not shown"
-    if urgent := [safe(run.run_uid[:8]) for run in runs if run.needs_operator]:
+    if urgent := [shown_uid(run.run_uid) for run in runs if run.needs_operator]:
         text += f", {number(len(urgent))} of them for the operator ({first_of(urgent[::-1])})"
     return Text(f"{text}; see `--last`.")
 
@@ -182,7 +183,7 @@ def _height(out: Console, shown: RenderableType, width: int) -> int:
 def not_kept_text(run: NotKept) -> str:
     """Return what happened to a run that found no room, as a sentence without its full stop."""
     return (
-        f"Run {safe(run.run_uid[:8])} ({safe(run.label, limit=200)}), started {moment(run.started)}, was not "
+        f"Run {shown_uid(run.run_uid)} ({safe(run.label, limit=200)}), started {moment(run.started)}, was not "
         f"kept: {counted(run.readings, 'reading')} left out, {safe(run.reason)}"
     )
 

@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..status.progress import counted, number
+from ..status.uids import shown_uid
 from .asking import says_that_it_waits
 from .formatting import ConsoleLog, console, moment, safe
 from .options import Once
-from .runs import UID_SHOWN, run_argument, uid_meant
+from .runs import run_argument, uid_meant
 from .status import no_spool, open_spool
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _show_read_back(run: RunParts, as_json: bool) -> int:
     else:
         more = "".join(f"; {number(count)} {name}" for name, count in gone.items() if count)
         said = f"it was read back on {moment(at)} and was equal, and has left the spool{more}"
-        text = Text(f"Run {safe(run.run_uid[:UID_SHOWN])}: {said}.", style="yellow" if more else "green")
+        text = Text(f"Run {shown_uid(run.run_uid)}: {said}.", style="yellow" if more else "green")
         console().print(text, soft_wrap=True)
     return int(any(gone.values()))
 
@@ -207,9 +208,9 @@ def _show(found: Verification) -> None:
             names += [f"and {number(more)} more"] if (more := len(stream.added) - MAX_NAMES) > 0 else []
             out.print(Text(f"  {safe(stream.data_id)} added by the service: {', '.join(names)}"), soft_wrap=True)
     style = "bold green" if found.equal else "yellow" if found.arrived else "bold red"
-    out.print(Text(f"Run {safe(found.run_uid[:8])}: {safe(found)}.", style=style), soft_wrap=True)
+    out.print(Text(f"Run {shown_uid(found.run_uid)}: {safe(found)}.", style=style), soft_wrap=True)
     if found.unread:
-        command = f"atomscale-bluesky verify {safe(found.run_uid[:8])} --file FILE"
+        command = f"atomscale-bluesky verify {shown_uid(found.run_uid)} --file FILE"
         out.print(Text(f"To compare all of it with its recorded documents: `{command}`."), soft_wrap=True)
 
 

@@ -16,6 +16,7 @@ from ..spool.stream_state import MetrologyStreamState
 from ..status.commands import with_option
 from ..status.remedies import NO_API, move_away
 from ..status.run_status import RunStatus, status_of
+from ..status.uids import shown_uid
 from .backoff import Patience
 from .pending_links import Link, PendingLinks
 from .previews import Previews, cut_short_in_doubt
@@ -186,13 +187,13 @@ class ClaimedRun:
         """Return the commands that may mend a parked stream, for a log line."""
         if NO_API not in reason:
             return self.edit_or_retry()
-        short, option = self.header.run_uid[:8], self.server_facts.spool_option
+        short, option = shown_uid(self.header.run_uid), self.server_facts.spool_option
         move = move_away(self.state.endpoint or self.header.endpoint)
         return f"if it is wrong, `{move}{option}`, else `atomscale-bluesky retry {short}{option}` once the API is there"
 
     def edit_or_retry(self) -> str:
         """Return the commands that mend the run, or one of its streams, for a log line."""
-        short, option = self.header.run_uid[:8], self.server_facts.spool_option
+        short, option = shown_uid(self.header.run_uid), self.server_facts.spool_option
         return f"mend it with `atomscale-bluesky edit {short} …{option}` or `atomscale-bluesky retry {short}{option}`"
 
     def pop_failed(self, streams: Container[int]) -> list[Task]:

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from .run_status import RunStatus
+from .uids import shown_uid
 
 PROGRAM = "atomscale-bluesky"
-UID_SHOWN = 8
 
 # In the problem of a run whose first request was answered as by a server that has no such API.
 NO_API = "no call of the API is at this endpoint, which is perhaps wrong"
@@ -57,7 +57,7 @@ def move_away(before: str, endpoint: str = "") -> str:
 def _commands(run: RunStatus, endpoint: str) -> tuple[str, ...]:
     if run.state != "parked":
         return ()
-    uid = run.run_uid[:UID_SHOWN]
+    uid = shown_uid(run.run_uid)
     edit = f"{PROGRAM} edit {uid} {edit_options(run.unusable) or _option(run.problem or '')}"
     retry, discard = f"{PROGRAM} retry {uid}", f"{PROGRAM} discard {uid}"
     again = f"{PROGRAM} move {uid} --to {run.endpoint}"

@@ -30,7 +30,7 @@ from .account import Account, Counts
 from .notebook import html_table
 from .outage import Outage, read_outage
 from .run_status import RunStatus, StreamStatus, status_of, unreadable
-from .uids import uids_meant
+from .uids import shown_uid, uids_meant
 
 # A run that found no disk space is in the status for a week. Only a replay could still deliver it.
 NOT_KEPT_SHOWN_S = 7 * 86400.0
@@ -70,11 +70,11 @@ class Status(tuple[RunStatus, ...]):
         for run in self[-MAX_SHOWN:]:
             name = shortened(safe(run.label), 60)
             state = run.state + (f" ({ended})" if (ended := bad_ending(run.exit_status)) else "")
-            lines.append(f"  {safe(run.run_uid[:8])}  {state:11}  {_counts_in_words(run.points)}  {name}".rstrip())
+            lines.append(f"  {shown_uid(run.run_uid)}  {state:11}  {_counts_in_words(run.points)}  {name}".rstrip())
         for one in self.not_kept[-MAX_SHOWN:]:
             told = f"{one.readings} readings left out, {safe(one.reason, 200)}"
             lines.append(
-                f"  {safe(one.run_uid[:8])}  {'not kept':11}  {told}  {shortened(safe(one.label), 60)}".rstrip()
+                f"  {shown_uid(one.run_uid)}  {'not kept':11}  {told}  {shortened(safe(one.label), 60)}".rstrip()
             )
         return "\n".join(lines)
 
@@ -85,13 +85,15 @@ class Status(tuple[RunStatus, ...]):
         columns = ("run", "name", "state", "seen", "delivered", "waiting", "refused", "left out", "problem")
         rows: list[tuple[object, ...]] = [
             (
-                *(run.run_uid[:8], run.label, run.state, run.points.seen, run.points.delivered, run.points.waiting),
-                *(run.points.refused, sum(run.points.left_out.values()), run.problem),
+                *(shown_uid(run.run_uid), run.label, run.state, run.points.seen, run.points.delivered),
+                *(run.points.waiting, run.points.refused, sum(run.points.left_out.values()), run.problem),
             )
             for run in self[-MAX_SHOWN:]
         ]
         for one in self.not_kept[-MAX_SHOWN:]:
-            rows.append((one.run_uid[:8], one.label, "not kept", None, None, None, None, one.readings, one.reason))
+            rows.append(
+                (shown_uid(one.run_uid), one.label, "not kept", None, None, None, None, one.readings, one.reason)
+            )
         return html_table(self._headline(), columns, rows)
 
     def _headline(self) -> str:
@@ -271,7 +273,7 @@ class SpoolStatus:
         if any(one.run_uid.startswith(run) for one in self._spool.not_kept.runs() if run):
             more = "; it was not kept, because the spool had no room for it"
         if len(run) >= MIN_UID_LENGTH:
-            return SpoolError(f"run {run[:8]} is not in the spool{more}")
+            return SpoolError(f"run {shown_uid(run)} is not in the spool{more}")
         whole = any(status.run_uid.startswith(run) for status in self.status())  # and another one begins with it
         none = f"run {run!r} is not in the spool" if whole else f"no run in the spool begins with {run!r}"
         return SpoolError(f"{none}{more}")

@@ -115,3 +115,19 @@ def test_a_whole_uid_means_its_run_of_a_file_although_another_uid_begins_so(
 
     assert code == 0
     assert "all 10 points that were confirmed are equal" in said
+
+
+def test_a_uid_that_is_no_uuid_is_shown_whole_so_that_its_commands_can_be_pasted(
+    say: Say, make_callback: MakeCallback
+) -> None:
+    callback = make_callback(offline=True)
+    for uid in (SHORT, LONG):
+        record(callback, uid, synth_source_id="the big one")
+    callback.close()
+
+    said = say("status")[1]
+    for uid in (SHORT, LONG):
+        assert f"run {uid}, started" in said
+        assert f"discard {uid} " in f"{said} "
+        assert f"Run {uid} (" in say("retry", uid)[1]
+        assert f"Run {uid}: no point is confirmed" in say("verify", uid)[1]

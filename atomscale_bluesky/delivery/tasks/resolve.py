@@ -21,7 +21,7 @@ from ...model.identifiers import comparable, is_uuid
 from ...model.links import Links
 from ...spool.ledger_format import Resolved, Unresolved
 from ...status.commands import with_option
-from ...status.remedies import UID_SHOWN
+from ...status.uids import shown_uid
 from ..refusals import LOOK_UP_REFUSED
 from .work import RUN, Kind, Work, WorkerContext
 
@@ -70,7 +70,7 @@ class Resolve(Work[Links], frozen=True, eq=False):
 
     def park(self, run: ClaimedRun, reason: str) -> None:
         """Park the run. Its links are looked up again now and then."""
-        reason = reason.replace(_EDIT, _EDIT.replace("RUN", run.header.run_uid[:UID_SHOWN]))
+        reason = reason.replace(_EDIT, _EDIT.replace("RUN", shown_uid(run.header.run_uid)))
         if self.order != run.pending_links.edit_number or run.state.unresolved == reason:
             return
         run.ledger.note(Unresolved(reason))
