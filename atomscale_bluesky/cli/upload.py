@@ -60,6 +60,8 @@ def upload(spool_dir: Path | None, endpoint: str | None, timeout_s: float | None
     from ..status.spool_status import SpoolStatus
     from .status_text import not_kept_lines
 
+    if timeout_s is not None and not timeout_s <= threading.TIMEOUT_MAX:
+        raise click.UsageError(f"--timeout is {timeout_s:g}; give a number of seconds, or leave it out")
     settings = Settings.load(spool_dir=spool_dir, endpoint=endpoint)
     if follow:
         return _follow(settings, timeout_s)

@@ -471,6 +471,15 @@ def test_upload_that_runs_out_of_time_fails_and_leaves_everything_for_the_next(
     assert (stream.status, stream.points) == ("success", 50)
 
 
+@pytest.mark.parametrize("timeout", ["nan", "inf", "1e300"])
+@pytest.mark.parametrize("more", [(), ("--follow",)])
+def test_upload_refuses_a_timeout_that_no_timer_can_wait_for(say: Say, timeout: str, more: tuple[str, ...]) -> None:
+    code, _, complaint = say("upload", "--timeout", timeout, *more)
+
+    assert code == 2
+    assert "give a number of seconds, or leave it out" in complaint
+
+
 def test_upload_ends_in_time_although_the_server_never_answers(
     say: Say, spooled: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
