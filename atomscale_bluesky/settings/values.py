@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -139,9 +138,10 @@ def _choices(kind: Any) -> tuple[Any, ...]:
 
 
 def _ca_bundle(text: str | None) -> str | None:
-    if text and not os.path.exists(text):
+    path = with_home(Path(text)) if text else None
+    if text and (path is None or not path.exists()):
         raise ValueError("expected a file or folder that exists, of certificate authorities")
-    return text or None
+    return str(path) if path is not None else None
 
 
 def _api_key(key: str | None) -> str | None:

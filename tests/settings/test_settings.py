@@ -463,6 +463,15 @@ def test_a_path_in_the_home_folder_of_nobody_is_refused(capsys: pytest.CaptureFi
     assert "expected the whole path of a file" in mistake.found
 
 
+def test_the_certificate_authorities_may_be_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ca.pem").write_text("")
+
+    assert Settings.load(environ={}, ca_bundle="~/ca.pem").ca_bundle == str(tmp_path / "ca.pem")
+    with pytest.raises(SettingsError, match="expected a file or folder that exists"):
+        Settings.load(environ={}, ca_bundle="~nobody-here/ca.pem")
+
+
 EXAMPLES: dict[str, tuple[str, Any]] = {
     "keep": ("verified", "verified"),
     "clock": ("reference", "reference"),
