@@ -48,7 +48,7 @@ def measure(*, short: bool, rounds: int | None, with_peers: bool = True) -> Repo
             order.append(order.pop(0))
 
     table = Table(
-        f"AtomscaleCallback.__call__ with an event of {CHANNELS} keys every {1000 * PACE_S:g} ms, µs",
+        f"AtomscaleCallback, a call with an event of {CHANNELS} keys every {1000 * PACE_S:g} ms beside `metrics`, µs",
         ["", "calls", "p50", "p99", "p99.9", "max", "ratio of p50", "middle half", "ratio of p99", "middle half "],
     )
     for who, turns in took.items():
