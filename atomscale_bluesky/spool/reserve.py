@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from ..errors import SpoolError
 from .own_files import open_own
 from .sync import sync_file
 
@@ -133,10 +134,18 @@ class Reserve:
                 )  # fmt: skip
 
     def _is_ours(self) -> bool:
-        """Return True if the file in the reserve's place is one. If it is not, log that once, and make none."""
+        """Return True if the file in the reserve's place is one. If it is not, log that once, and make none.
+
+        Return False also if that cannot be found out now: it was released just now, or no file can be opened.
+        """
         ours = False
-        with contextlib.suppress(OSError):  # a SpoolError is one: it is a link, or another user's
+        try:
             descriptor = open_own(self._path, os.O_RDONLY)
+        except SpoolError:  # it is a link, or another user's
+            pass
+        except OSError:
+            return False
+        else:
             try:
                 ours = _begins_as_ours(descriptor)
             finally:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
+from refusing import refuse
 
 from atomscale_bluesky.spool import own_files
 from atomscale_bluesky.spool.reserve import NAME, Reserve, min_bytes
@@ -77,6 +79,20 @@ def test_a_foreign_file_of_its_name_is_left_as_it_is_and_named_once(
     assert (folder / NAME).read_bytes() == content
     (record,) = caplog.records
     assert f"{folder / NAME} is not the file that this package makes there" in record.getMessage()
+
+
+@pytest.mark.parametrize("failure", [errno.ENOENT, errno.EMFILE])
+def test_a_reserve_that_cannot_be_opened_just_now_is_not_taken_for_a_foreign_file(
+    folder: Path, failure: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert kept(Reserve(folder), 0, GIB, 100 * GIB) == MIB
+    reserve = Reserve(folder)
+    with monkeypatch.context() as patched:
+        refuse(patched, "open", folder / NAME, failure)
+        assert reserve.maintain(64 * MIB, GIB, 100 * GIB)
+    assert kept(reserve, 64 * MIB, GIB, 100 * GIB) == 2 * MIB
+
+    assert caplog.records == []
 
 
 @pytest.mark.skipif(not hasattr(os, "fdatasync"), reason="this system syncs by other calls")
