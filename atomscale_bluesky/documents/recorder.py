@@ -207,7 +207,7 @@ class DocumentRecorder:
         They can only leave the spool when they end. So a source that waits with its next document until there is room
         waits for ever if their stop documents are behind it.
         """
-        return not self._spool.writers.fill_spool()
+        return not self._spool.writers.reach_limit()
 
     @property
     def early_descriptors(self) -> Set[str]:

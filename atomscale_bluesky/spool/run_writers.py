@@ -80,7 +80,7 @@ class RunWriters:
         """Return True if new readings can be kept. Reads no disk."""
         return self._disk_space.has_room
 
-    def fill_spool(self) -> bool:
+    def reach_limit(self) -> bool:
         """Return True if the runs that are being written reach the spool's limit, so that delivery makes no room."""
         with self._guard:
             names = [writer.folder.name for writer in self._writers]
