@@ -57,6 +57,7 @@ MAX_BESIDE_A_PLAN = 8
 # Up to this many further tasks lie ready, and no more than there are connections.
 MAX_READY = 8
 # Up to this many tasks are begun before the first of them is given to a worker: one write then notes all their chunks.
+# Beside a plan each is given away at once, so that few threads at a time compute and make the plan's thread wait.
 MAX_TOGETHER = 8
 # A finished run's files are closed by their writer a moment after its stop.
 FINISH_S = 0.02
@@ -323,6 +324,7 @@ class DeliveryLoop:
         now = self._monotonic()
         pause = self.retries.pause
         without_task = 0
+        max_together = 1 if self._gil_yield.enabled else MAX_TOGETHER
         tasks: list[tuple[RunDelivery, Task]] = []
         while (
             self.workers.in_flight + len(tasks) < self._max_in_flight
@@ -336,7 +338,7 @@ class DeliveryLoop:
                 continue
             without_task = 0
             tasks.append((delivery, task))
-            if len(tasks) == MAX_TOGETHER:
+            if len(tasks) == max_together:
                 self._hand_over(tasks)
         self._hand_over(tasks)
         return self.workers.in_flight > 0 or self._more_to_read
