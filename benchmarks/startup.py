@@ -27,6 +27,7 @@ from .spooled import connected
 ROUNDS = 20
 SIGNALS = 10
 BEFORE = "import bluesky, bluesky.run_engine, requests, orjson"
+UNCOLLECTED = "import gc; gc.disable()"
 OURS = "import atomscale_bluesky"
 TIMED = "import time; begin = time.perf_counter(); {}; print(time.perf_counter() - begin)"
 
@@ -36,10 +37,12 @@ def measure(*, short: bool, rounds: int | None, with_peers: bool = True) -> Repo
     rounds = rounds or (1 if short else ROUNDS)
     report = Report(f"What a session pays before its first plan, {rounds} turns")
     importing = Table("Importing, ms", ["", "median", "middle half"])
-    before, with_ours = _imports(rounds)
-    more = [b - a for a, b in zip(before, with_ours, strict=True)]
-    for what, took in ((BEFORE, before), ("that and atomscale_bluesky", with_ours), ("which is more by", more)):
-        importing.rows.append([what, middle(took), spread(took, 1)])
+    for setup, how in (("pass", ""), (UNCOLLECTED, ", garbage collector off")):
+        before, with_ours = _imports(rounds, setup)
+        more = [b - a for a, b in zip(before, with_ours, strict=True)]
+        importing.rows.append([BEFORE + how, middle(before), spread(before, 1)])
+        importing.rows.append([f"that and atomscale_bluesky{how}", middle(with_ours), spread(with_ours, 1)])
+        importing.rows.append(["which is more by", middle(more), spread(more, 1)])
 
     with tempfile.TemporaryDirectory() as name, sink() as url:
         constructed, first = _constructions(rounds, Path(name), url)
@@ -65,12 +68,12 @@ def _python(code: str) -> float:
     return 1000 * float(done.stdout.split()[-1])
 
 
-def _imports(rounds: int) -> tuple[list[float], list[float]]:
+def _imports(rounds: int, setup: str) -> tuple[list[float], list[float]]:
     before: list[float] = []
     with_ours: list[float] = []
     for _ in range(rounds + 1):  # the first of each writes byte code
-        before.append(_python(TIMED.format(BEFORE)))
-        with_ours.append(_python(TIMED.format(f"{BEFORE}; {OURS}")))
+        before.append(_python(f"{setup}; {TIMED.format(BEFORE)}"))
+        with_ours.append(_python(f"{setup}; {TIMED.format(f'{BEFORE}; {OURS}')}"))
     return before[1:], with_ours[1:]
 
 

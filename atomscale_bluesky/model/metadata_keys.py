@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
 # The dict in a start document in which every key is ours.
@@ -35,6 +34,8 @@ def nearest_key(key: str) -> str | None:
     """Return the one of our keys that another one is nearly, such as `synthSourceId`; None if it is not like any."""
     if len(key) > _MAX_COMPARED:
         return None
+    import difflib  # takes a while, and is needed for unusual keys only
+
     alike = difflib.get_close_matches(_bare(key), _BARE, n=1, cutoff=_ALIKE)
     return _BARE[alike[0]] if alike else None
 

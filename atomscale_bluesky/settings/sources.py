@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import platformdirs
 from msgspec.structs import FieldInfo
 
 from ..errors import SettingsError
@@ -57,6 +56,8 @@ def file_to_read(file: Path | None, environ: Mapping[str, str]) -> Path:
         return with_home(file) or file
     if file is not None:
         return file
+    import platformdirs  # takes a while, and a session that names its folders does not need it
+
     try:
         return platformdirs.user_config_path(APP, appauthor=False) / "settings.toml"
     except RuntimeError:  # older versions of platformdirs return a path with `~` then
@@ -65,6 +66,8 @@ def file_to_read(file: Path | None, environ: Mapping[str, str]) -> Path:
 
 def default_spool() -> Path | None:
     """Return the folder of the spool if none is named, or None if no home folder is known."""
+    import platformdirs  # as above
+
     try:
         path = platformdirs.user_state_path(APP, appauthor=False) / "spool"
     except RuntimeError:

@@ -9,7 +9,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -24,8 +23,7 @@ FILE, FILE_BYTES = "not-kept.jsonl", 2**18
 MAX_IN_MEMORY = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class NotKept:
+class NotKept(msgspec.Struct, frozen=True):
     """A run that found no disk space from its start to its stop, so the spool has nothing of it."""
 
     run_uid: str

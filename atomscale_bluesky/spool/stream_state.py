@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
@@ -44,8 +43,7 @@ class RowsNotHeld(NamedTuple):
 NO_END = 2**62  # a row number that no run reaches
 
 
-@dataclass(slots=True)
-class MetrologyStreamState:
+class MetrologyStreamState(msgspec.Struct, eq=False):
     """One metrology stream, as far as the ledger describes it."""
 
     opening: Opened
@@ -54,24 +52,25 @@ class MetrologyStreamState:
     family: str | None = None
     parked: str | None = None
     ended: str | None = None  # why it takes no further chunk; NO_POINT if it was never made
-    left_at_row: dict[str, int] = field(default_factory=dict)  # channel → the row from which on it is no longer here
-    tried: dict[int, Tried] = field(default_factory=dict)  # chunks that are not wholly confirmed
-    refused: dict[int, Refusal] = field(default_factory=dict)
-    confirmed_channels: dict[int, set[str]] = field(default_factory=dict)  # of partly confirmed chunks
-    confirmed_ahead: list[Span] = field(default_factory=list)  # confirmed chunks above one that is not
+    left_at_row: dict[str, int] = {}  # channel → the row from which on it is no longer here
+    tried: dict[int, Tried] = {}  # chunks that are not wholly confirmed
+    refused: dict[int, Refusal] = {}
+    confirmed_channels: dict[int, set[str]] = {}  # of partly confirmed chunks
+    confirmed_ahead: list[Span] = []  # confirmed chunks above one that is not
     next_index: int = 0
     last_tried: Tried | None = None  # the chunk with the highest index
     last_preview: Previewed | None = None  # the last preview of the chunk that is not confirmed yet …
     last_preview_taken: Previewed | None = None  # … and the last one that Atomscale has taken
-    delivered: Counter[tuple[str, ...]] = field(default_factory=Counter)  # points, by the channels that have them
+    # Points, by the channels that have them.
+    delivered: Counter[tuple[str, ...]] = msgspec.field(default_factory=Counter)
     chunks_confirmed: int = 0
     confirmed_at: float | None = None
     finalized_at: float | None = None
-    linked: set[tuple[str, str]] = field(default_factory=set)  # the kind of each link made, and its target
-    links_refused: dict[tuple[str, str], str] = field(default_factory=dict)  # kind and target → the reason
+    linked: set[tuple[str, str]] = set()  # the kind of each link made, and its target
+    links_refused: dict[tuple[str, str], str] = {}  # kind and target → the reason
     renamed: str | None = None  # its name in Atomscale, if that was changed after it was made
     # All openings that share one metrology stream of Atomscale's. The first has initialized it and finalizes it.
-    group: list[MetrologyStreamState] = field(default_factory=list, repr=False, compare=False)
+    group: list[MetrologyStreamState] = []
 
     @property
     def is_done(self) -> bool:
