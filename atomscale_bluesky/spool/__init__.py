@@ -24,5 +24,6 @@ Bounded: the settings limit the spool's size and set its disk's free-space floor
     reserve        disk space that is held back for lines that must be written
     gil_yield      lets a plan's thread run between two steps of long work
     locks          who owns which part of a run; file_lock is the operating system's lock under it
+    session_lock   the one lock for all runs of a session that have no lock of their own
     lines, line_file, atomic_file    single lines and files; sync makes them survive a power cut
 """

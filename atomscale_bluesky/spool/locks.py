@@ -7,7 +7,6 @@ import errno
 import hashlib
 import os
 import queue
-import re
 import sys
 import threading
 import time
@@ -22,9 +21,6 @@ from .reserve import with_room
 
 WRITER_LOCK = "writer.lock"
 UPLOADER_LOCK = "uploader.lock"
-# The lock of a session that writes more runs than it may hold locks: this one lock in the spool stands for the others.
-SESSION_LOCK = "writers-{}.lock"
-_SESSION_LOCK_NAME = re.compile(r"writers-[0-9a-f]{16}\.lock")
 
 # No process owns a run that is just being made, but other processes test its lock and hold it for that moment.
 LOCK_TEST_S = 0.5
@@ -139,19 +135,6 @@ def locked(path: Path, make_room: Callable[[], object] | None = None) -> Iterato
         yield
     finally:
         lock.release()
-
-
-def is_session_alive(spool: Path, name: str) -> bool:
-    """Return True if a living process has the session lock of this name.
-
-    A name from a file may be of no lock at all.
-    """
-    return bool(_SESSION_LOCK_NAME.fullmatch(name)) and is_held(spool / name)
-
-
-def session_locks(spool: Path) -> list[Path]:
-    """Return the session locks in a spool, also those of processes that have ended."""
-    return [path for path in spool.glob(SESSION_LOCK.format("*")) if _SESSION_LOCK_NAME.fullmatch(path.name)]
 
 
 def service_lock(endpoint: str) -> str:

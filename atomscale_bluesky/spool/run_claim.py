@@ -19,11 +19,12 @@ from .journal_writer import JournalWriter
 from .ledger import Ledger
 from .ledger_format import Edited, Moved, Obeyed, Parked
 from .lines import checksummed, encode
-from .locks import WRITER_LOCK, RunLock, is_held, is_session_alive, remove_folder
+from .locks import WRITER_LOCK, RunLock, is_held, remove_folder
 from .orders import AnyOrder, Edit, Move, Orders, endpoint_of
 from .own_files import refuse_links_in
 from .run_reader import HEAD, LEDGER, append_to_copy, has_stop, lines_to_copy
 from .segments import segment_path, segments
+from .session_lock import is_session_alive
 from .stored_events import store_events
 from .sync import sync_folder
 

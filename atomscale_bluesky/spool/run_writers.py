@@ -22,12 +22,13 @@ from msgspec.structs import replace
 from ..errors import SpoolError, SpoolFullError
 from .disk_space import CATCH_UP_INTERVAL_S, ROOM_INTERVAL_S, DiskSpace, network_file_system
 from .journal_format import Header
-from .locks import LOCK_TEST_S, SESSION_LOCK, UPLOADER_LOCK, WRITER_LOCK, Bell, RunLock, is_held, session_locks
+from .locks import LOCK_TEST_S, UPLOADER_LOCK, WRITER_LOCK, Bell, RunLock
 from .reserve import is_full
 from .run_reader import HEAD
 from .run_writer import FolderTakenError, OpenJournals, RunWriter
 from .runs_not_kept import NotKept, RunsNotKept
 from .segments import segment_path
+from .session_lock import SessionLock
 
 _logger = logging.getLogger(__name__)
 
@@ -61,16 +62,14 @@ class RunWriters:
         self._unended: set[RunWriter] = set()  # the ones in `_closing` whose last lines could not be written yet
         self._with_own_lock: list[RunWriter] = []  # writers with a lock of their own
         self._journals = OpenJournals()
-        # The session's lock: runs without a lock of their own name it in their header.
-        self._session: RunLock | None = None
-        self._session_name = ""
+        self._session_lock = SessionLock(path)  # runs without a lock of their own name it in their header
         self._retired = False
         self._stopping = threading.Event()
         self._wake = Bell()
         self._thread: threading.Thread | None = None
         self._room_thread: threading.Thread | None = None
         self._in_background: deque[Callable[[], bool]] = deque()
-        self._failing: set[str] = set()  # which steps of the threads failed the last time
+        self._attempts = _Attempts(path)
         # Guards the lists, and the threads' start and end. Never held during a sync. Re-entrant for signal handlers.
         self._guard = threading.RLock()
         self._syncing = threading.RLock()  # a caller that syncs everything waits for the thread that is syncing
@@ -157,7 +156,7 @@ class RunWriters:
         self._with_own_lock = [writer for writer in self._with_own_lock if writer.has_lock]
         if len(self._with_own_lock) < MAX_OWN_LOCKS:
             return header
-        return replace(header, session=self._session_lock())
+        return replace(header, session=self._session_lock.take())
 
     def _add(self, writer: RunWriter) -> None:
         if writer.has_lock:
@@ -189,20 +188,6 @@ class RunWriters:
         with suppress(OSError):
             folder.rmdir()
 
-    def _session_lock(self) -> str:
-        """Return the name of the session's lock. Takes it on the first call."""
-        if self._session is None:
-            for path in session_locks(self._path):  # of sessions that have ended
-                with suppress(OSError):
-                    if not is_held(path) and time.time() - path.stat().st_mtime > 60:
-                        path.unlink()
-            name = SESSION_LOCK.format(secrets.token_hex(8))
-            lock = RunLock(self._path / name)
-            if not lock.acquire(patience_s=LOCK_TEST_S):  # another session may test it just now
-                raise SpoolError(f"{self._path / name} cannot be locked")
-            self._session, self._session_name = lock, name
-        return self._session_name
-
     def release(self, writer: RunWriter) -> None:
         """Sync and close an ended run's files in the spool's thread. Does not wait for the disk while that runs."""
         writer.detach()
@@ -222,7 +207,7 @@ class RunWriters:
         if running:
             self._wake.ring()
         else:
-            self._sync_all()
+            self._sync_and_close()
 
     def retire(self) -> None:
         """End the threads soon, since nothing writes any more.
@@ -239,11 +224,7 @@ class RunWriters:
         for writer in writers:
             writer.retry_ending()
             writer.close()
-        if self._session is not None:
-            self._session.release()
-            with suppress(OSError):
-                (self._path / self._session_name).unlink()
-            self._session = None
+        self._session_lock.release()
 
     def stop_threads(self, timeout_s: float = 5.0) -> bool:
         """Sync everything and stop the threads. Return True if the syncing thread has ended.
@@ -265,14 +246,14 @@ class RunWriters:
                 one.join(max(0.0, end - time.monotonic()))
         ended = thread is None or not thread.is_alive()
         if ended:
-            self._sync_all(last_time=True)
+            self._sync_and_close(last_time=True)
         return ended
 
     def after_fork_in_child(self) -> None:
         """In a forked child, leave the files and locks of the parent's runs alone: they belong to the parent."""
         self._guard, self._syncing = threading.RLock(), threading.RLock()
         self._writers, self._closing, self._with_own_lock, self._unended = [], [], [], set()
-        self._journals, self._session = OpenJournals(), None
+        self._journals, self._session_lock = OpenJournals(), SessionLock(self._path)
         self._not_kept.after_fork_in_child()
         self._thread = self._room_thread = None
         self._stopping = threading.Event()
@@ -338,11 +319,15 @@ class RunWriters:
     def _sync_loop(self) -> None:
         while self._may_continue(self._thread):
             self._wake.wait(SYNC_INTERVAL_S)
-            self._attempt("syncing the journals", self._sync_all)
+            self._attempts.make("syncing the journals", self._sync_and_close)
 
     def _measure_loop(self) -> None:
         """Watch the disk space in a thread of its own, so that no sync waits however long the disk takes."""
-        self._attempt("measuring the disk space", self._measure)
+
+        def measure() -> None:
+            self._disk_space.update(maintain_reserve=True)
+
+        self._attempts.make("measuring the disk space", measure)
         kind = network_file_system(self._path)
         if kind:
             _logger.warning(
@@ -352,29 +337,12 @@ class RunWriters:
         while self._may_continue(self._room_thread):
             catching_up = self._in_background or self._disk_space.has_unmeasured_runs
             self._stopping.wait(CATCH_UP_INTERVAL_S if catching_up else ROOM_INTERVAL_S)
-            self._attempt("measuring the disk space", self._measure)
-            self._attempt("noting runs that found no room", self._not_kept.write)
-            self._attempt("reading its runs", self._call_background_steps)
+            self._attempts.make("measuring the disk space", measure)
+            self._attempts.make("noting runs that found no room", self._not_kept.write)
+            self._attempts.make("reading its runs", self._call_background_steps)
         if self._stopping.is_set():  # steps that a short session asked for while the disk space was measured
-            self._attempt("reading its runs", self._call_background_steps)
-        self._attempt("noting runs that found no room", self._not_kept.write)
-
-    def _measure(self) -> None:
-        self._disk_space.update(maintain_reserve=True)
-
-    def _attempt(self, what: str, step: Callable[[], object]) -> None:
-        """Take a step of a thread. Whatever goes wrong is logged once, and does not end the thread.
-
-        Without its threads the spool would sync no reading, and never notice that its disk is full or has room again.
-        """
-        try:
-            step()
-        except Exception:
-            if what not in self._failing:
-                _logger.exception("spool %s: %s failed; it is tried again", self._path, what)
-            self._failing.add(what)
-        else:
-            self._failing.discard(what)
+            self._attempts.make("reading its runs", self._call_background_steps)
+        self._attempts.make("noting runs that found no room", self._not_kept.write)
 
     def _call_background_steps(self) -> None:
         """Call each step in `_in_background` once."""
@@ -386,27 +354,28 @@ class RunWriters:
             except OSError as error:
                 _logger.warning("spool %s cannot be read: %s", self._path, error)
 
-    def _sync_all(self, *, last_time: bool = False) -> None:
-        with self._syncing:
-            self._sync_and_close(last_time=last_time)
+    def _sync_and_close(self, *, last_time: bool = False) -> None:
+        """Sync all journals, and close those of ended runs.
 
-    def _sync_and_close(self, *, last_time: bool) -> None:
-        with self._guard:
-            writers, closing = list(self._writers), self._closing
-            self._closing = []
-        for writer in writers:
-            if writer.dirty:
-                self._disk_space.grown_runs.append(writer.folder.name)
-                _try_to_sync(writer)
-        kept: list[RunWriter] = []
-        try:
-            while closing:
-                if not self._has_closed(closing[0], last_time=last_time):
-                    kept.append(closing[0])
-                del closing[0]
-        finally:
+        What fails is tried again at the next call. With `last_time` ended runs are closed all the same.
+        """
+        with self._syncing:
             with self._guard:
-                self._closing[:0] = kept + closing
+                writers, closing = list(self._writers), self._closing
+                self._closing = []
+            for writer in writers:
+                if writer.dirty:
+                    self._disk_space.grown_runs.append(writer.folder.name)
+                    _try_to_sync(writer)
+            kept: list[RunWriter] = []
+            try:
+                while closing:
+                    if not self._has_closed(closing[0], last_time=last_time):
+                        kept.append(closing[0])
+                    del closing[0]
+            finally:
+                with self._guard:
+                    self._closing[:0] = kept + closing
 
     def _has_closed(self, writer: RunWriter, *, last_time: bool) -> bool:
         """Write, sync and close what is left of an ended run. Return False if it has to be tried again."""
@@ -419,6 +388,28 @@ class RunWriters:
         if not ended:
             writer.close_until_needed()
         return False
+
+
+class _Attempts:
+    """The attempts of a spool's threads. Whatever goes wrong in one is logged once, and does not end the thread.
+
+    Without its threads the spool would sync no reading, and never notice that its disk is full or has room again.
+    """
+
+    def __init__(self, spool: Path) -> None:
+        self._spool = spool
+        self._failing: set[str] = set()  # which steps failed the last time
+
+    def make(self, what: str, step: Callable[[], object]) -> None:
+        """Call `step`, which `what` names in the log."""
+        try:
+            step()
+        except Exception:
+            if what not in self._failing:
+                _logger.exception("spool %s: %s failed; it is tried again", self._spool, what)
+            self._failing.add(what)
+        else:
+            self._failing.discard(what)
 
 
 def _try_to_sync(writer: RunWriter) -> bool:

@@ -22,7 +22,7 @@ from .history import History
 from .leftovers import holds_a_run, remove_leftover
 from .line_file import LineFile
 from .lines import checksummed, encode
-from .locks import UPLOADER_LOCK, WRITER_LOCK, RunLock, is_held, is_session_alive, locked, service_lock
+from .locks import UPLOADER_LOCK, WRITER_LOCK, RunLock, is_held, locked, service_lock
 from .orders import ORDERS, Edit, OrderLine, read_orders
 from .own_files import OUT_OF_RESOURCES, is_run_name, open_own
 from .reserve import with_room
@@ -31,6 +31,7 @@ from .run_reader import has_stop, read_header
 from .run_writers import RunWriters
 from .runs_not_kept import RunsNotKept
 from .segments import segments
+from .session_lock import is_session_alive
 from .spool_folder import check_folder, prepare_folder
 from .sync import sync_folder
 

@@ -77,6 +77,7 @@ FOLDERS = {
         "spool/disk_space",
         "spool/reserve",
         "spool/locks",
+        "spool/session_lock",
         "spool/file_lock",
         "spool/stored_events",
         "spool/spool_folder",
