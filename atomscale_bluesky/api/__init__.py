@@ -8,6 +8,7 @@ Bounded: every request by its deadline, every answer by its size.
     client          one method for each call of the API
     wire            the API's paths and the bodies of requests. Pure.
     answers         what the API's answers say. Pure.
+    answer_reader   reads an answer, long ones while they come in, and turns one that is not the API's into an error
     connection      sends one request, and turns what came back into an answer or an error
     lists           reads the API's lists piece by piece: catalogue entries, samples, projects, tags, instruments. Pure.
     stream_content  reads a stream's points from an answer piece by piece. Pure.

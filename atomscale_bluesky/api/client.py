@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
-from ..errors import ApiRefusedError, ApiTooLargeError, ApiUnavailableError
+from ..errors import ApiRefusedError
 from ..model.chunk import Chunk, Column
 from ..model.links import Links
 from ..settings import Settings
-from . import answers, lists, stream_content, wire
-from .connection import MAX_ANSWER_BYTES, AnswerTooLargeError, Connection
-from .json_parts import TooMuchError
+from . import answers, stream_content, wire
+from .answer_reader import AnswerReader
+from .connection import MAX_ANSWER_BYTES, Connection
 
-MAX_CATALOGUE_BYTES = 32 * 2**20
 # What the answer to a push may have about each channel, besides its name: an id, a label, an index and such.
 MAX_CHANNEL_BYTES = 1024
 # A character of a name in JSON is at most two escapes of six bytes.
@@ -57,11 +56,11 @@ class Client:
         make_way: Callable[[], None] = lambda: None,
     ) -> None:
         self.max_body_bytes = settings.max_body_bytes
-        self._endpoint = settings.endpoint
         self._make_way = make_way
         self._usual_answers = answers.UsualAnswers()
         self.connection = Connection(settings, clock)
-        self._send = self.connection.send
+        self._reader = AnswerReader(self.connection, settings.endpoint, make_way)
+        self._send, self._read = self.connection.send, self._reader.read
 
     def initialize(self, family: str, *, label: str, points_per_chunk: int, links: Links) -> str:
         """Create a metrology stream and return its `data_id`. Not idempotent: each success makes a new stream."""
@@ -74,11 +73,11 @@ class Client:
 
     def find_entry(self, label: str) -> answers.Entry | None:
         """Return the catalogue's entry with exactly this label, or None if the catalogue's search does not find it."""
-        return self._entry(wire.search(label), lambda entry: entry.label == label)
+        return self._reader.first_entry(wire.search(label), lambda entry: entry.label == label)
 
     def entry_of(self, data_id: str) -> answers.Entry | None:
         """Return the catalogue's entry of a stream, or None if it has none."""
-        return self._entry(wire.look_up(data_id), lambda entry: entry.data_id == data_id)
+        return self._reader.first_entry(wire.look_up(data_id), lambda entry: entry.data_id == data_id)
 
     def push(self, family: str, data_id: str, chunk: Chunk) -> None:
         """Push all channels of a chunk in one request. Pushing it again is harmless."""
@@ -111,39 +110,30 @@ class Client:
         Raises:
             ApiTooLargeError: The answer is larger than such a stream can be.
         """
-        try:
-            return self.connection.send_and_read(
-                wire.read_back(family, data_id),
-                stream_content.max_bytes(due),
-                lambda parts: stream_content.read_points(parts, due, pause=self._make_way),
-            )
-        except (AnswerTooLargeError, TooMuchError) as error:
-            raise ApiTooLargeError(f"stream {data_id} cannot be read back: {error}") from error
-        except answers.AnswerError as error:
-            raise self._not_from_the_api(error) from error
+        return self._reader.points(wire.read_back(family, data_id), data_id, due)
 
     def instruments(self) -> dict[int, str]:
         """Return the organisation's growth instruments: id → name."""
-        return self._read_parts(wire.instruments(), lambda parts: lists.read_instruments(parts, pause=self._make_way))
+        return self._reader.instruments(wire.instruments())
 
     def samples(self, physical_sample_id: str | None = None) -> list[answers.Item]:
         """Return the organisation's physical samples, or the one with this id.
 
         Paging is not documented, so some samples may be missing.
         """
-        return self._items(wire.samples(physical_sample_id))
+        return self._reader.items(wire.samples(physical_sample_id))
 
     def projects(self) -> list[answers.Item]:
         """Return the organisation's projects."""
-        return self._items(wire.projects())
+        return self._reader.items(wire.projects())
 
     def project_samples(self, project_id: str) -> list[answers.Item]:
         """Return a project's physical samples."""
-        return self._items(wire.project_samples(project_id))
+        return self._reader.items(wire.project_samples(project_id))
 
     def tags(self) -> list[answers.Item]:
         """Return the organisation's tags."""
-        return self._items(wire.tags())
+        return self._reader.items(wire.tags())
 
     def create_sample(self, name: str) -> str:
         """Create a physical sample of this name and return its id, or return the id of an existing one with the name.
@@ -202,36 +192,6 @@ class Client:
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()
-
-    def _items(self, request: wire.Request) -> list[answers.Item]:
-        return self._read_parts(request, lambda parts: lists.read_items(parts, pause=self._make_way))
-
-    def _entry(self, request: wire.Request, is_wanted: Callable[[answers.Entry], bool]) -> answers.Entry | None:
-        """Return the first entry of the catalogue's answer that is wanted, or None. Keeps no other entry."""
-
-        def read(parts: Iterator[bytes]) -> answers.Entry | None:
-            found = None
-            for entry in lists.read_entries(parts, pause=self._make_way):
-                found = entry if found is None and is_wanted(entry) else found
-            return found
-
-        return self._read_parts(request, read)
-
-    def _read_parts(self, request: wire.Request, read: Callable[[Iterator[bytes]], T]) -> T:
-        """Send a request for a list, and return what `read` makes of its answer while it comes in."""
-        try:
-            return self.connection.send_and_read(request, MAX_CATALOGUE_BYTES, read)
-        except answers.AnswerError as error:
-            raise self._not_from_the_api(error) from error
-
-    def _read(self, body: bytes, read: Callable[[bytes], T]) -> T:
-        try:
-            return read(body)
-        except (answers.AnswerError, RecursionError) as error:
-            raise self._not_from_the_api(error) from error
-
-    def _not_from_the_api(self, error: Exception) -> ApiUnavailableError:
-        return ApiUnavailableError(f"{error}; is a proxy between here and {self._endpoint}?", status=200)
 
 
 def _max_answer_bytes(channels: Iterable[str]) -> int:

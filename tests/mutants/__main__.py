@@ -122,6 +122,7 @@ FOLDERS = {
     ),
     "api": (
         "api/answers",
+        "api/answer_reader",
         "api/client",
         "api/clock",
         "api/connection",
