@@ -360,22 +360,24 @@ class RunWriters:
         What fails is tried again at the next call. With `last_time` ended runs are closed all the same.
         """
         with self._syncing:
-            with self._guard:
-                writers, closing = list(self._writers), self._closing
-                self._closing = []
-            for writer in writers:
-                if writer.dirty:
-                    self._disk_space.grown_runs.append(writer.folder.name)
-                    _try_to_sync(writer)
+            closing: list[RunWriter] = []
             kept: list[RunWriter] = []
             try:
+                with self._guard:
+                    writers = list(self._writers)
+                    closing, self._closing = self._closing, closing
+                for writer in writers:
+                    if writer.dirty:
+                        self._disk_space.grown_runs.append(writer.folder.name)
+                        _try_to_sync(writer)
                 while closing:
                     if not self._has_closed(closing[0], last_time=last_time):
                         kept.append(closing[0])
                     del closing[0]
-            finally:
+            finally:  # whatever was raised, each of them is closed at a later call
                 with self._guard:
-                    self._closing[:0] = kept + closing
+                    if closing is not self._closing:
+                        self._closing[:0] = kept + closing
 
     def _has_closed(self, writer: RunWriter, *, last_time: bool) -> bool:
         """Write, sync and close what is left of an ended run. Return False if it has to be tried again."""

@@ -32,6 +32,7 @@ from atomscale_bluesky.spool.run_claim import RunClaim
 from atomscale_bluesky.spool.run_reader import has_stop, stop_of
 from atomscale_bluesky.spool.run_writer import RunWriter
 from atomscale_bluesky.spool.run_writers import MAX_OWN_LOCKS
+from atomscale_bluesky.spool.segments import segment_path
 from atomscale_bluesky.spool.spool import Spool
 
 T0 = 1_760_000_000.0
@@ -337,6 +338,34 @@ def test_what_a_sync_trips_over_is_tried_again_and_logged_once(
         wait_until(lambda: len(tries) >= 3)
     wait_until(lambda: not writer.dirty)
     assert sum("syncing the journals failed" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_run_that_has_ended_is_closed_although_another_ones_sync_fails(
+    make_spool: MakeSpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = make_spool()
+    open_run, ended_run = spool.writers.create(header()), spool.writers.create(header("the other"))
+    wait_until(lambda: not open_run.dirty and not ended_run.dirty)
+    number = segment_path(open_run.folder, 1).stat().st_ino
+    failures: list[int] = []
+    sync = "fdatasync" if hasattr(os, "fdatasync") else "fsync"
+    real = getattr(os, sync)
+
+    def broken(descriptor: int) -> None:
+        if os.fstat(descriptor).st_ino == number:
+            failures.append(descriptor)
+            raise MemoryError
+        real(descriptor)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, sync, broken)
+        open_run.append([row(0)])
+        ended_run.append([row(0), encode(STOP)])
+        spool.writers.release(ended_run)
+        wait_until(lambda: len(failures) >= 3)
+    wait_until(lambda: not spool.writer_alive(ended_run.folder))
+    assert not ended_run.dirty
+    assert has_stop(ended_run.folder)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="locks are others there")
