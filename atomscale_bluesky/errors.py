@@ -93,4 +93,4 @@ class ApiRefusedError(ApiError):
 
 
 class ApiTooLargeError(ApiRefusedError):
-    """The answer about a stream is far larger than what was sent to it."""
+    """An answer is larger than is read: about a stream, far larger than what was sent to it."""

@@ -58,8 +58,12 @@ class AnswerReader:
 
         def read(parts: Iterator[bytes]) -> Entry | None:
             found = None
-            for entry in lists.read_entries(parts, pause=self._pause):
-                found = entry if found is None and is_wanted(entry) else found
+            try:
+                for entry in lists.read_entries(parts, pause=self._pause):
+                    found = entry if found is None and is_wanted(entry) else found
+            except TooMuchError:
+                if found is None:
+                    raise
             return found
 
         return self._read_list(request, read)
@@ -87,9 +91,15 @@ class AnswerReader:
             raise self._not_from_the_api(error) from error
 
     def _read_list(self, request: wire.Request, read: Callable[[Iterator[bytes]], T]) -> T:
-        """Send a request for a list, and return what `read` makes of its answer while it comes in."""
+        """Send a request for a list, and return what `read` makes of its answer while it comes in.
+
+        Raises:
+            ApiTooLargeError: The list, or an element of it, is larger than is read.
+        """
         try:
             return self._connection.send_and_read(request, MAX_CATALOGUE_BYTES, read)
+        except (AnswerTooLargeError, TooMuchError) as error:
+            raise ApiTooLargeError(f"a list cannot be read: {error}") from error
         except AnswerError as error:
             raise self._not_from_the_api(error) from error
 

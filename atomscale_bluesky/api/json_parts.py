@@ -47,6 +47,7 @@ class JsonParts:
 
     def __init__(self, parts: Iterable[bytes], pause: Callable[[], object], max_members: int) -> None:
         self._parts = iter(parts)
+        self.left_out = 0  # elements that were too large for `blocks`
         self._members_left = max_members
         self._pause = pause
         self._text = b""
@@ -109,25 +110,33 @@ class JsonParts:
         """Read an array: yields the texts of its elements, several of them at a time, with the commas between them.
 
         Args:
-            max_bytes: How large an element may be.
+            max_bytes: How large an element may be. A larger one is left out and counted in `left_out`.
         """
         self._expect(b"[")
         if self.peek() == b"]":
             self._advance(1)
             return
-        block = bytearray()
+        block, end, too_large = bytearray(), b"", False
         for piece, commas in self._inside():
+            end = piece[-1:]
             if not commas.size:
+                too_large = too_large or len(block) + len(piece) > max_bytes
                 block += piece
-                if len(block) > max_bytes:
-                    raise AnswerError(f"an element of the answer has more than {max_bytes} bytes")
+                if too_large:
+                    block.clear()
                 continue
-            last = int(commas[-1])
-            yield _with_elements(block + piece[:last])
-            block = bytearray(piece[last + 1 :])
-        if not block.endswith(b"]"):
+            first, last = int(commas[0]), int(commas[-1])
+            if not too_large:
+                yield _with_elements(block + piece[:last])
+            elif last > first:
+                yield _with_elements(bytearray(piece[first + 1 : last]))
+            self.left_out += too_large
+            block, too_large = bytearray(piece[last + 1 :]), False
+        if end != b"]":
             raise AnswerError("a list of the answer ends with another bracket")
-        yield _with_elements(block[:-1])
+        self.left_out += too_large
+        if not too_large:
+            yield _with_elements(block[:-1])
 
     def value(self, max_bytes: int) -> bytes:
         """Read one value and return its whole text."""

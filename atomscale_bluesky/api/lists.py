@@ -30,7 +30,7 @@ def read_entries(parts: Iterable[bytes], *, pause: Pause = lambda: None) -> Iter
 
     Raises:
         AnswerError: The answer is no list.
-        TooMuchError: It has more than `MAX_ELEMENTS`.
+        TooMuchError: It has more than `MAX_ELEMENTS`, or, at its end, an element had more than `MAX_ELEMENT_BYTES`.
     """
     for one in _elements(parts, pause):
         if isinstance(one, dict) and isinstance(one.get("data_id"), str) and DATA_ID.fullmatch(one["data_id"]):
@@ -81,6 +81,8 @@ def _elements(parts: Iterable[bytes], pause: Pause) -> Iterator[Any]:
             raise TooMuchError(f"the answer is a list of more than {MAX_ELEMENTS} elements")
         yield from elements
     text.check_end()
+    if text.left_out:
+        raise TooMuchError(f"the answer has elements of more than {MAX_ELEMENT_BYTES} bytes, which were not read")
 
 
 def _text(value: Any) -> str:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomscale_bluesky import ApiUnavailableError, Settings
+from atomscale_bluesky import ApiTooLargeError, Settings
 from atomscale_bluesky.api import lists
-from atomscale_bluesky.api.answers import AnswerError, Item
+from atomscale_bluesky.api.answers import AnswerError, Entry, Item
 from atomscale_bluesky.api.client import Client
 from atomscale_bluesky.api.json_parts import STEP_BYTES, TooMuchError
 from atomscale_bluesky.server import Fault, LocalServer
@@ -71,7 +71,7 @@ def test_a_long_list_is_read_with_a_pause_after_every_step(
 def test_a_list_of_a_million_elements_is_not_read_to_its_end(make_client: MakeClient, server: LocalServer) -> None:
     server.misbehave(Fault(call="catalogue", body="[" + "{}," * 1_000_000 + "{}]"))
 
-    with pytest.raises(ApiUnavailableError, match="more than 100000 elements"):
+    with pytest.raises(ApiTooLargeError, match="more than 100000 elements"):
         make_client(lambda: None).find_entry("a label")
 
 
@@ -88,11 +88,30 @@ def test_what_is_not_kept_of_a_long_list_takes_no_memory() -> None:
     assert peak < 2**20
 
 
-def test_an_element_that_is_too_large_ends_the_answer() -> None:
-    body = b'[{"id": "a"}, {"id": "b", "x": [%b 7]}]' % (b"{}," * 2**18)
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+def test_an_element_that_is_too_large_is_passed_over_and_said(at: int) -> None:
+    small = [b'{"data_id": "a"}', b'{"data_id": "b", "x": [1, [2]]}', b'{"data_id": "c"}']
+    large = b'{"data_id": "d", "x": [%b 7], "y": "%b"}' % (b"{}," * 2**17, b"," * 2**18)
+    read: list[Entry] = []
+    body = b"[" + b" , ".join([*small[:at], large, large, *small[at:]]) + b"]"
 
-    with pytest.raises(AnswerError, match="more than 262144 bytes"):
-        lists.read_items(parts_of(body))
+    with pytest.raises(TooMuchError, match="more than 262144 bytes"):
+        read.extend(lists.read_entries(parts_of(body, 5000)))  # keeps what came before the error
+    assert [entry.data_id for entry in read] == ["a", "b", "c"]
+
+
+def test_an_entry_is_found_beside_one_that_is_too_large(make_client: MakeClient, server: LocalServer) -> None:
+    large = {"data_id": "another", "raw_name": "another label", "notes": "x" * 2**19}
+    wanted = {"data_id": "wanted", "raw_name": "a label"}
+    server.misbehave(Fault(call="catalogue", times=1, body=json.dumps([large, wanted, large])))
+    server.misbehave(Fault(call="catalogue", body=json.dumps([large])))
+    client = make_client(lambda: None)
+
+    found = client.find_entry("a label")
+    assert found is not None
+    assert found.data_id == "wanted"
+    with pytest.raises(ApiTooLargeError, match="more than 262144 bytes"):
+        client.find_entry("a label")
 
 
 # ---- what is read ----------------------------------------------------------------------------------------------------

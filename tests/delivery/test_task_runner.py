@@ -177,11 +177,18 @@ def test_a_refusal_counts_in_the_end_when_the_catalogue_never_answers(client: Cl
     assert (found.closed, set(found.refused)) == (False, {"a"})
 
 
-@pytest.mark.parametrize("status", [403, 404])
-def test_a_stream_that_may_exist_is_made_again_when_the_catalogue_is_refused(
-    client: Client, server: LocalServer, status: int, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Fault(call="catalogue", status=403),
+        Fault(call="catalogue", status=404),
+        Fault(call="catalogue", body='[{"data_id": "another", "notes": "%s"}]' % ("x" * 2**19)),
+    ],
+)
+def test_a_stream_that_may_exist_is_made_again_when_the_catalogue_does_not_tell(
+    client: Client, server: LocalServer, answer: Fault, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.misbehave(Fault(call="catalogue", status=status))
+    server.misbehave(answer)
 
     outcome = perform(client, initializing(may_exist=True), ServerFacts())
 
