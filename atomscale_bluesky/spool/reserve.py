@@ -15,6 +15,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import secrets
 import stat
 import time
@@ -40,6 +41,10 @@ MAX_BYTES = 64 * 2**20
 STEP_BYTES = 4 * 2**20
 # Where the user's quota is used up, only an attempt shows whether there is space again. Wait this long before the next.
 AGAIN_S = 10.0
+
+# A file that was not finished when its process was killed. One that is younger than this may still be written.
+_UNFINISHED = re.compile(rf"\.{re.escape(NAME)}-[0-9a-f]{{8}}")
+UNFINISHED_S = 60.0
 
 _FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 _BLOCK_BYTES = 2**18
@@ -79,6 +84,7 @@ class Reserve:
     def __init__(self, spool: Path) -> None:
         self._path = spool / NAME
         self._not_before = 0.0  # monotonic
+        self._looked_for_unfinished = False
         self._checked = False  # the file that is there is a reserve
         self._impossible = False  # it cannot be made, though the disk is not full
 
@@ -104,6 +110,9 @@ class Reserve:
         """
         size, minimum = self.size(), min_bytes(disk_bytes)
         goal = max(minimum, min(MAX_BYTES, disk_bytes // 8, int(used_bytes * SHARE_OF_SPOOL)))
+        if not self._looked_for_unfinished:
+            self._looked_for_unfinished = True
+            self._remove_unfinished()
         if self._impossible:
             return True
         if os.path.lexists(self._path):
@@ -132,6 +141,20 @@ class Reserve:
                     "spool %s: its disk is full; the spool's reserve was released, so that kept readings can be "
                     "delivered; free some space", self._path.parent,
                 )  # fmt: skip
+
+    def _remove_unfinished(self) -> None:
+        """Remove the files that killed processes were making."""
+        for path in self._path.parent.glob(f".{NAME}-*"):
+            with contextlib.suppress(OSError, SpoolError):
+                if not _UNFINISHED.fullmatch(path.name) or time.time() - path.lstat().st_mtime < UNFINISHED_S:
+                    continue
+                descriptor = open_own(path, os.O_RDONLY)
+                try:
+                    ours = _begins_as_ours(descriptor)
+                finally:
+                    os.close(descriptor)
+                if ours:
+                    path.unlink()
 
     def _is_ours(self) -> bool:
         """Return True if the file in the reserve's place is one. If it is not, log that once, and make none.

@@ -118,6 +118,24 @@ def test_it_gets_its_name_when_it_is_on_the_disk(folder: Path, monkeypatch: pyte
     assert [path.name for path in folder.iterdir()] == [NAME]
 
 
+def test_what_a_killed_process_left_half_made_is_removed_and_nothing_else(folder: Path) -> None:
+    kept(Reserve(folder), 0, GIB, GIB)
+    beginning = (folder / NAME).read_bytes()[:5000]
+    old, young = folder / f".{NAME}-0123abcd", folder / f".{NAME}-4567ef00"
+    foreign = [folder / f".{NAME}-89ab0123", folder / f".{NAME}-mine", folder / f"{NAME}-89ab0123"]
+    for path in (old, young, foreign[1], foreign[2]):
+        path.write_bytes(beginning)
+    foreign[0].write_bytes(b"a file of a person")
+    for path in (old, *foreign):
+        os.utime(path, (0, 0))
+
+    kept(Reserve(folder), 0, GIB, GIB)
+
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        path.name for path in (folder / NAME, young, *foreign)
+    )
+
+
 @pytest.mark.parametrize("nofollow", [True, False])  # Windows has no such flag
 def test_what_a_link_of_its_name_leads_to_is_left_as_it_is(
     folder: Path, nofollow: bool, monkeypatch: pytest.MonkeyPatch
