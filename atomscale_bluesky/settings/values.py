@@ -21,7 +21,11 @@ from .sources import with_home
 
 _PATHS = frozenset({"ca_bundle", "spool_dir"})
 
-# In an endpoint: the scheme, and all that may be user and password; and what follows the beginning of its query.
+# Where one of a few words or an address is expected, a longer text may be a key.
+MAX_SHOWN = 16
+# In an endpoint: what shows that it is an address, and no key; the scheme, and all that may be user and password; and
+# what follows the beginning of its query.
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|[^/]*@", re.IGNORECASE)
 _USER = re.compile(r"^([a-z]+://)?.*@", re.IGNORECASE | re.DOTALL)
 _QUERY = re.compile(r"(?<=[?#]).+", re.DOTALL)
 
@@ -43,7 +47,8 @@ def value_of(field: FieldInfo, value: Any, source: str) -> Any:
     Raises:
         SettingsError: The value cannot be used.
     """
-    shown = _shown(field.name, value)
+    choices = _choices(field.type)
+    shown = _shown(field.name, value, choices)
     if isinstance(value, bool) and not isinstance(field.default, bool):
         raise SettingsError(f"setting {field.name!r} ({source}) is {shown}, which is not a value for it")
     if isinstance(value, Path):
@@ -56,7 +61,7 @@ def value_of(field: FieldInfo, value: Any, source: str) -> Any:
         found = msgspec.convert(value, field.type, strict=False)
     except msgspec.ValidationError as error:
         expected = _in_words(str(error))
-        if choices := _choices(field.type):
+        if choices:
             expected = f"expected one of {', '.join(map(repr, choices))}"
         if isinstance(value, str) and field.default_factory is not msgspec.NODEFAULT:
             expected = "expected pairs such as a=b, c=d, each name before a = once"
@@ -67,16 +72,19 @@ def value_of(field: FieldInfo, value: Any, source: str) -> Any:
         raise SettingsError(f"setting {field.name!r} ({source}) is {shown}: {error}") from None
 
 
-def _shown(name: str, value: Any) -> str:
+def _shown(name: str, value: Any, choices: tuple[Any, ...]) -> str:
     """Return a value as an error shows it, without the API key and what may be a password.
 
-    The key is easily given to the setting `api` by mistake.
+    The key is easily given to another setting by mistake: to `api`, to the endpoint, or to one of a few words.
     """
-    if name == "api_key" or (name == "api" and isinstance(value, str)):
+    if name in {"api_key", "api"}:
         return "<not shown>"
-    if name == "endpoint" and isinstance(value, str):
-        value = _USER.sub(r"\1<not shown>@", value)
-        value = _QUERY.sub("<not shown>", value)
+    if name == "endpoint":
+        if not isinstance(value, str) or not (_ADDRESS.match(value) or len(value) <= MAX_SHOWN):
+            return "<not shown>"
+        value = _QUERY.sub("<not shown>", _USER.sub(r"\1<not shown>@", value))
+    elif choices and len(str(value)) > MAX_SHOWN:
+        return "<not shown>"
     return repr(value)
 
 

@@ -255,6 +255,15 @@ def test_a_key_that_is_given_to_the_setting_api_is_not_shown(toml: Any, key: str
         Settings.load(environ={}, file=toml(f"api = '{KEY}'"))
 
 
+@pytest.mark.parametrize("name", ["endpoint", "api", "keep", "durability", "uploader", "layout"])
+@pytest.mark.parametrize("value", [KEY, [KEY], {"url": KEY}, [f"https://user:{KEY}@host"]])
+def test_a_key_that_is_given_to_another_setting_is_not_shown(name: str, value: object) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(environ={}, **{name: value})
+
+    assert str(caught.value).startswith(f"setting {name!r} (argument) is <not shown>: expected ")
+
+
 @pytest.mark.parametrize(
     ("endpoint", "shown"),
     [
