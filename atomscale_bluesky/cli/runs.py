@@ -230,13 +230,17 @@ def _from_spool(run: FoundRun) -> list[Table]:
 def _from_api(settings: Settings, run: FoundRun, names: Sequence[str]) -> list[Table]:
     from ..checks.run_tables import api_tables, join_tables
 
-    parts = [_in_atomscale(part, names) for part in run.parts if part.data_ids]
+    parts: list[tuple[dict[str, tuple[str, str]], dict[str, int]]] = []
+    for part in run.parts:
+        streams, due = _in_atomscale(part, names)
+        if streams and due:
+            parts.append((streams, due))
+        elif streams and part.status is None:
+            raise click.ClickException(
+                f"an earlier version has delivered run {run.short} and did not note its channels; name them"
+            )
     if not parts:
-        raise click.ClickException(f"run {run.short} has no stream in Atomscale yet")
-    if not all(due for _, due in parts):
-        raise click.ClickException(
-            f"an earlier version has delivered run {run.short} and did not note its channels; name them"
-        )
+        raise click.ClickException(f"run {run.short} has no point in Atomscale yet")
     event_streams = {label: event_stream for streams, _ in parts for label, event_stream in streams.values()}
     with asking(settings) as client:
         tables = [

@@ -268,6 +268,20 @@ def test_a_run_of_an_earlier_version_is_read_from_the_api_if_its_channels_are_na
     assert "━ k0" in say("plot", "earlier-", "k0", "--from", "api")[1]
 
 
+def test_a_run_that_has_no_point_yet_is_not_taken_for_one_of_an_earlier_version(
+    say: Say, server: LocalServer, callback: AtomscaleCallback
+) -> None:
+    documents = growth(1)
+    callback(*next(documents))
+    callback(*next(documents))
+    wait_until(lambda: bool(server.streams()))
+    wait_until(lambda: "no data_id yet" not in say("status", "--all")[1])
+
+    code, _, complaint = say("show", "last", "--from", "api")
+    assert code == 1
+    assert "has no point in Atomscale yet" in complaint
+
+
 @pytest.mark.parametrize(
     ("missing", "arguments", "extra"),
     [
