@@ -26,13 +26,13 @@ from ..documents.recorder import DocumentRecorder
 from ..errors import DocumentError
 from ..model.identifiers import FAMILIES
 from ..model.points import packed_column
+from ..model.uids import shown_uid
 from ..settings import Settings
 from ..sources.forms import Document
 from ..sources.recordings import RecordingError
 from ..spool.run_claim import RunClaim
 from ..spool.segments import START
 from ..spool.spool import Spool
-from ..status.uids import shown_uid
 from .comparison import Difference, Series, same_time
 from .stream_reading import PATIENCE_S, read_back
 from .verification import StreamDifference, StreamVerified, Verification, add_differences

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..model.text import safe
+from ..model.uids import shown_uid
 from ..status.notebook import html_table
-from ..status.uids import shown_uid
 from .comparison import Difference
 
 # How many differences are reported. Further ones are only counted.

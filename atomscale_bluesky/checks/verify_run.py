@@ -20,11 +20,11 @@ from pathlib import Path
 
 from ..api.client import Client
 from ..errors import SpoolError
+from ..model.uids import shown_uid
 from ..spool.segments import segments
 from ..spool.stream_state import MetrologyStreamState
 from ..status.run_parts import RunParts
 from ..status.run_summary import verified_at
-from ..status.uids import shown_uid
 from .comparison import Series, differences
 from .expected_points import ExpectedPoints, expected_series, is_long_enough
 from .stream_reading import PATIENCE_S, read_back

@@ -11,6 +11,7 @@ import msgspec
 
 from ..documents.metadata import read_what_is_usable
 from ..model.links import Links
+from ..model.uids import shown_uid
 from ..spool.journal_format import Header
 from ..spool.orders import Edit, OrderLine
 from ..spool.run_reader import read_header
@@ -18,7 +19,6 @@ from ..spool.spool import Spool
 from ..status.linked_to import ordered_edit
 from ..status.remedies import edit_options
 from ..status.run_status import RunStatus
-from ..status.uids import shown_uid
 from .formatting import safe
 
 _TRACKED = {"physical_sample", "physical_sample_id", "project_id", "track_sample"}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from ..model.uids import shown_uid
 from ..status.commands import with_option
 from ..status.outage import NEW_KEY, read_outage
 from ..status.progress import POLL_S, Bar, counted, number
@@ -186,7 +187,7 @@ def report(out: Console, settings: Settings, spool: Spool, watch: SpoolStatus, b
         return 0
     option = spool_option(settings)
     for run in left:
-        text = f"{safe(run.label, limit=200)} (run {safe(run.run_uid[:8])}), {safe(run.state)}"
+        text = f"{safe(run.label, limit=200)} (run {shown_uid(run.run_uid)}), {safe(run.state)}"
         ended = f"its plan ended with {word}" if (word := bad_ending(run.exit_status)) else ""
         ended = "interrupted" if run.interrupted else ended
         text += f" ({ended}): " if ended else ": "

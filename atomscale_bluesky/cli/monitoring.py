@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..model.uids import shown_uid
 from ..status.progress import counted, number
 from .formatting import age, plain_blanks, safe
 
@@ -68,14 +69,14 @@ def _judge(settings: Settings, runs: Status, max_age_s: float | None, now: float
     if runs.no_room:
         grave.append(f"no room for new readings: {safe(runs.no_room)}")
     if urgent := [run for run in runs if run.needs_operator]:
-        grave.append(f"{counted(len(urgent), 'run')} for the operator, such as {safe(urgent[-1].run_uid[:8])}")
+        grave.append(f"{counted(len(urgent), 'run')} for the operator, such as {shown_uid(urgent[-1].run_uid)}")
     oldest = runs.oldest_waiting
     if oldest is not None and max_age_s is not None and now - oldest > max_age_s:
         grave.append(f"the oldest point has waited for {age(now - oldest)}, longer than {age(max_age_s)}")
     unfinished = [run for run in runs if run.unfinished]
     if max_age_s is not None and (late := _late_to_finalize(unfinished, now - max_age_s)):
         grave.append(
-            f"run {safe(late[0].run_uid[:8])} is not finalized, longer than {age(max_age_s)} after its last point"
+            f"run {shown_uid(late[0].run_uid)} is not finalized, longer than {age(max_age_s)} after its last point"
         )
     if unfinished and runs.trouble is not None and runs.key_refused:
         grave.append(f"the API key has been refused {_for_how_long(runs.trouble, now)}")

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from rich.text import Text
 
+from ..model.uids import shown_uid
 from ..status.commands import with_option
 from ..status.progress import counted
-from ..status.uids import shown_uid
 from .formatting import console, safe
 from .options import Once
 from .runs import run_argument, runs_argument, uid_meant

@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..model.loss import count_not_kept
+from ..model.uids import shown_uid
 from ..status.commands import with_option
 from ..status.progress import counted, number
 from ..status.remedies import remedies
-from ..status.uids import shown_uid
 from .formatting import age, moment, safe
 from .shown_runs import MAX_UIDS, ShownRuns
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from ..status.uids import UID_SHOWN, shown_uid, uids_meant
+from ..model.uids import UID_SHOWN, shown_uid, uids_meant
 from .asking import asking
 from .formatting import safe
 from .options import Once
@@ -256,7 +256,7 @@ def _in_atomscale(part: RunPart, names: Sequence[str]) -> tuple[dict[str, tuple[
     """Return the label and the event stream of a part's streams, by data_id, and how many points each channel may have.
 
     Args:
-        part: It has a stream in Atomscale.
+        part: The part. The result is empty if it has no stream in Atomscale.
         names: Channels that are read although an earlier version has not noted them.
     """
     if part.status is not None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..model.uids import shown_uid
 from ..status.progress import POLL_S, counted, number
 from .delivering import check_that_it_may_send, check_the_key, deliver, logged, report
 from .ending import Ending
@@ -324,7 +325,7 @@ def _print_contents(out: Console, settings: Settings, sample: str | None, begin:
         what = "would be parked" if run.problem else "would be sent" if run.stopped else without_stop
         what = known.get(run.run_uid, what)
         table.add_row(
-            Text(safe(run.run_uid[:8])),
+            Text(shown_uid(run.run_uid)),
             moment(run.started),
             Text(safe(run.label, limit=60)),
             number(sum(run.events.values())),
@@ -335,7 +336,7 @@ def _print_contents(out: Console, settings: Settings, sample: str | None, begin:
     out.print(table)
     for run in contents.runs.values():
         if run.problem:
-            out.print(Text(f"Run {safe(run.run_uid[:8])}: {safe(run.problem)}", style="red"), soft_wrap=True)
+            out.print(Text(f"Run {shown_uid(run.run_uid)}: {safe(run.problem)}", style="red"), soft_wrap=True)
     _print_counts(out, contents.unusable, *origin.unusable)
     if contents.without_start:
         text = f"{counted(contents.without_start, 'document')} of runs whose start document is not there."

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..model.uids import shown_uid
 from ..status.remedies import remedies
 from ..status.run_status import RunStatus
-from ..status.uids import shown_uid
 
 # So many runs with the same problem are shown as one.
 ALIKE_MIN = 3

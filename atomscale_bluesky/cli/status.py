@@ -20,8 +20,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from ..model.uids import uids_meant
 from ..status.progress import counted
-from ..status.uids import uids_meant
 from .formatting import console, moment, safe
 from .monitoring import Duration, check_now
 from .options import Once

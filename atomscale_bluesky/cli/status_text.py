@@ -9,9 +9,9 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.segment import Segment
 from rich.text import Text
 
+from ..model.uids import shown_uid
 from ..status.outage import NEW_KEY
 from ..status.progress import counted, number
-from ..status.uids import shown_uid
 from .formatting import age, moment, safe
 from .run_text import finished_text, first_of, run_text, runs_alike_text
 from .shown_runs import ShownRuns

@@ -11,8 +11,8 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from ..model.uids import shown_uid
 from ..status.progress import counted, number
-from ..status.uids import shown_uid
 from .asking import says_that_it_waits
 from .formatting import ConsoleLog, console, moment, safe
 from .options import Once

@@ -22,6 +22,7 @@ from ..documents.run_files import RunListener
 from ..errors import SpoolError
 from ..model.labels import join_names
 from ..model.text import safe
+from ..model.uids import shown_uid
 from ..settings import Settings, spool_option
 from ..spool.gil_yield import GilYield
 from ..spool.journal_format import Header
@@ -196,13 +197,13 @@ class Announcer:
     def _first_line(self, run: _FollowedRun, entry: dict[str, Any] | None) -> str:
         uid = run.header.run_uid if run.header else str((entry or {}).get("run_uid"))
         if not self._sends:
-            return f"run {safe(uid[:8], 40)} is kept in {self._spool.path} and not sent: {self._why_not_sent()}"
+            return f"run {shown_uid(uid)} is kept in {self._spool.path} and not sent: {self._why_not_sent()}"
         if entry is None and not run.name and self._lacks_service(run):
-            return f"run {safe(uid[:8], 40)} is kept in {self._spool.path}: {self._no_service()}"
+            return f"run {shown_uid(uid)} is kept in {self._spool.path}: {self._no_service()}"
         streams = (entry or {}).get("streams") or [{}]
         name = run.name or streams[0].get("label") or (run.header.label if run.header else "")
         endpoint = run.endpoint or str((entry or {}).get("endpoint") or self._settings.endpoint)
-        return f'run {safe(uid[:8], 40)} goes to {safe(endpoint, 200)} as "{safe(name, 300)}"'
+        return f'run {shown_uid(uid)} goes to {safe(endpoint, 200)} as "{safe(name, 300)}"'
 
     def _lacks_service(self, run: _FollowedRun) -> bool:
         """Return True if only a service may deliver a run, and none does."""
@@ -302,7 +303,7 @@ class _FollowedRun:
 def delivered_line(entry: dict[str, Any], *, earlier: bool = False) -> str:
     """Return the line about a run that has left the spool, from its entry in the history."""
     whose = " of an earlier session" if earlier else ""
-    text = f"run {safe(str(entry.get('run_uid'))[:8], 40)}{whose}{_ending(entry)}: "
+    text = f"run {shown_uid(str(entry.get('run_uid')))}{whose}{_ending(entry)}: "
     text += f"{_counted(entry.get('delivered') or 0)} delivered"
     for what in ("discarded", "lost"):
         if entry.get(what):
@@ -322,7 +323,7 @@ def _main_reason(left_out: Mapping[str, tuple[int, Mapping[str, int]]]) -> str:
 def waiting_line(run: RunStatus, why: str) -> str:
     """Return the line about a run that has stopped and is not delivered."""
     ended = f" ({status})" if (status := "interrupted" if run.interrupted else bad_ending(run.exit_status)) else ""
-    text = f"run {safe(run.run_uid[:8], 40)}{ended}: {_counted(run.points.delivered)} delivered, "
+    text = f"run {shown_uid(run.run_uid)}{ended}: {_counted(run.points.delivered)} delivered, "
     text += f"{_number(run.points.waiting)} wait"
     if run.points.refused:
         text += f", {_number(run.points.refused)} refused"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Container
 
 from ..chunking.run_chunker import RunChunker
 from ..model.chunk import Chunk
+from ..model.uids import shown_uid
 from ..spool.gil_yield import GilYield
 from ..spool.ledger_format import Parked
 from ..spool.ledger_state import LedgerState
@@ -16,7 +17,6 @@ from ..spool.stream_state import MetrologyStreamState
 from ..status.commands import with_option
 from ..status.remedies import NO_API, move_away
 from ..status.run_status import RunStatus, status_of
-from ..status.uids import shown_uid
 from .backoff import Patience
 from .pending_links import Link, PendingLinks
 from .previews import Previews, cut_short_in_doubt

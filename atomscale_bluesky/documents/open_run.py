@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from ..model.loss import Loss
 from ..model.text import safe
+from ..model.uids import shown_uid
 from ..spool.journal_format import Header, LeftOut
 from ..spool.kept_events import KeptEvents
 from ..spool.lines import encode
@@ -232,7 +233,7 @@ class OpenRun:
             ignored_documents.log_later(
                 logging.ERROR,
                 "run %s is parked, its readings are kept: %s; mend it with `atomscale-bluesky edit %s …%s`",
-                self.uid, self.header.problem, self.uid[:8], spool_option,
+                self.uid, self.header.problem, shown_uid(self.uid), spool_option,
             )  # fmt: skip
             return
         source = self.header.links.synth_source_id

@@ -10,6 +10,7 @@ Guaranteed: no file, socket, thread or clock is touched, and nothing here import
     labels       the names of runs and streams in Atomscale
     metadata_keys  which keys of a start document are read
     identifiers  UUIDs, names of samples and tags
+    uids         which runs are meant by the beginning of a uid, and how much of a uid is shown
     endpoints    the form in which an endpoint is compared
     points       columns of numbers as packed floats
     text         text from outside, made safe for a log

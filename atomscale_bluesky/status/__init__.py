@@ -11,7 +11,6 @@ Guaranteed: seen = delivered + waiting + refused + discarded + left out. Lost is
     commands       the commands that messages name, with the option for a spool. Pure.
     spool_status   the runs of a spool
     run_parts      all parts of a run, in the spool and in its history
-    uids           which runs are meant by the beginning of a uid, and how much of one is shown. Pure.
     spool_figures  the numbers of a spool for monitoring; running_totals, those that only grow
     outage         why readings cannot be delivered, noted in the spool
     clock_note     how far this host's clock is off, noted in the spool

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
+from ..model.uids import shown_uid
 from .run_status import RunStatus
-from .uids import shown_uid
 
 PROGRAM = "atomscale-bluesky"
 

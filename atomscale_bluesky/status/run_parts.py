@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SpoolError
+from ..model.uids import uids_meant
 from ..spool.own_files import recording_began
 from ..spool.spool import Spool
 from .run_status import RunStatus
 from .run_summary import verified_at
 from .spool_status import SpoolStatus
-from .uids import uids_meant
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from ..errors import SpoolError
 from ..model.labels import shortened
 from ..model.text import safe
+from ..model.uids import shown_uid, uids_meant
 from ..spool.ledger import LedgerReader, is_delivered
 from ..spool.ledger_state import LedgerState
 from ..spool.orders import Orders, endpoint_of
@@ -30,7 +31,6 @@ from .account import Account, Counts
 from .notebook import html_table
 from .outage import Outage, read_outage
 from .run_status import RunStatus, StreamStatus, status_of, unreadable
-from .uids import shown_uid, uids_meant
 
 # A run that found no disk space is in the status for a week. Only a replay could still deliver it.
 NOT_KEPT_SHOWN_S = 7 * 86400.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -192,6 +193,20 @@ def test_a_parked_run_is_announced_with_the_reason(printed: Printed) -> None:
     assert "atomscale-bluesky status" in text
     callback.close()
     assert "goes to" not in printed.rest()
+
+
+def test_a_run_whose_uid_is_no_uuid_is_named_so_that_commands_find_it(
+    printed: Printed, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = printed.callback()
+    for night in ("growth-2026-11-30-001", "growth-2026-11-30-002"):
+        uid = ""
+        for name, doc in growth(5, start_metadata={"synth_source_id": "the big one"}):
+            uid = uid or doc["uid"]
+            callback(name, json.loads(json.dumps(doc).replace(uid, night)))
+
+    assert "run growth-2026-11-30-002: 0 points delivered" in printed.until("growth-2026-11-30-002: ")
+    assert "mend it with `atomscale-bluesky edit growth-2026-11-30-002 …" in caplog.text
 
 
 def test_the_commands_that_a_session_names_find_its_spool(

@@ -19,9 +19,9 @@ from ...api.client import Client
 from ...errors import ApiKeyError, ApiRefusedError
 from ...model.identifiers import comparable, is_uuid
 from ...model.links import Links
+from ...model.uids import shown_uid
 from ...spool.ledger_format import Resolved, Unresolved
 from ...status.commands import with_option
-from ...status.uids import shown_uid
 from ..refusals import LOOK_UP_REFUSED
 from .work import RUN, Kind, Work, WorkerContext
 

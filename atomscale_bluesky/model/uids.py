@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from ..model.text import safe
+from .text import safe
 
 # How much of a UUID is shown. A shorter number that is a run's scan id means that run.
 UID_SHOWN = 8
