@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from rich.text import Text
 
+from ..model.endpoints import normalized_endpoint
 from ..model.uids import shown_uid
 from ..status.commands import with_option
 from ..status.progress import counted
@@ -333,7 +334,8 @@ def _choose(
     if all_parked:
         found = {run.folder: run for run in status if run.state == "parked" or run.points.refused}
     if endpoint is not None:
-        found = {run.folder: run for run in status if run.endpoint == endpoint.rstrip("/") and _movable(run)}
+        sought = normalized_endpoint(endpoint)
+        found = {run.folder: run for run in status if run.endpoint == sought and _movable(run)}
         if not found:
             others = ", ".join(dict.fromkeys(safe(run.endpoint) for run in status if _movable(run)))
             problems.append(f"no run waits for {safe(endpoint)}{f'; runs wait for {others}' if others else ''}")

@@ -271,7 +271,7 @@ def test_all_runs_of_a_wrong_endpoint_are_moved_as_the_status_says(
     command = f"move --from http://127.0.0.1:9 --to {server.url}"
     assert f"`atomscale-bluesky {command}" in " ".join(say("status")[1].split())
 
-    code, said, _ = say(*command.split(), "--yes")
+    code, said, _ = say(*command.replace("http:", "HTTP:").replace(":9", ":9/").split(), "--yes")
 
     assert code == 0
     assert all(f"Run {uid[:8]} " in said for uid in wrong)
